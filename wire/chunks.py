@@ -1,0 +1,83 @@
+"""Cutting what is large into chunks, and putting it together again in any order.
+
+One big PUBLISH is the wrong unit: it starts again from its first byte after each break of the link, it blocks the
+keep-alive, and brokers cap it. Chunks arrive in any order, twice or not at all; what is missing is asked for again.
+"""
+
+import hashlib
+from collections.abc import Iterator
+
+from wire.errors import WireError
+from wire.frames import Buffer
+
+
+def count(size: int, chunk: int) -> int:
+    """How many chunks of at most `chunk` bytes there are; an empty body is one empty chunk."""
+    return max(1, -(-size // chunk))
+
+
+def cut(data: Buffer, chunk: int) -> Iterator[memoryview]:
+    """The chunks, as views."""
+    view = memoryview(data)
+    for start in range(0, max(1, len(view)), chunk):
+        yield view[start : start + chunk]
+
+
+class Assembly:
+    """Collects the chunks of one body of a known size, chunk size and SHA-256."""
+
+    def __init__(self, size: int, chunk: int, sha256: bytes, *, limit: int) -> None:
+        """Reserve room.
+
+        Raises:
+            WireError: the size is over the limit.
+        """
+        if size > limit:
+            raise WireError(f"{size} bytes are over the limit of {limit}")
+        self._size, self._chunk, self._sha256 = size, chunk, sha256
+        self._data = bytearray(size)
+        self.parts = count(size, chunk)
+        self._missing = set(range(self.parts))
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def complete(self) -> bool:
+        return not self._missing
+
+    def missing(self, most: int | None = None) -> tuple[int, ...]:
+        """The lowest chunks that have not come, at most so many."""
+        return tuple(sorted(self._missing)[:most])
+
+    def add(self, part: int, data: Buffer) -> bool:
+        """Take one chunk in; False where it had come before.
+
+        Raises:
+            WireError: there is no such part, or it is of another length.
+        """
+        if not 0 <= part < self.parts:
+            raise WireError(f"part {part} of {self.parts}")
+        start = part * self._chunk
+        expected = min(self._chunk, self._size - start)
+        if len(data) != expected:
+            raise WireError(f"part {part} has {len(data)} bytes, not {expected}")
+        if part not in self._missing:
+            return False
+        self._data[start : start + expected] = data
+        self._missing.discard(part)
+        return True
+
+    def finish(self) -> memoryview:
+        """The whole body.
+
+        Raises:
+            WireError: its SHA-256 is not the one that was promised. All parts count as missing again.
+        """
+        if self._missing:
+            raise WireError(f"{len(self._missing)} parts are missing")
+        if hashlib.sha256(self._data).digest() != self._sha256:
+            self._missing = set(range(self.parts))
+            raise WireError("the checksum of the whole does not match")
+        return memoryview(self._data)

@@ -1,0 +1,82 @@
+"""A frame: a u16 length, a msgpack header of that length, a raw body.
+
+The header is small and is validated by pydantic; the body is never inside msgpack (a large one there costs many times
+the copy) and is handed on as a memoryview of the payload.
+"""
+
+import struct
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgpack
+from pydantic import BaseModel, ValidationError
+
+from wire.errors import WireError
+
+_LENGTH = struct.Struct("<H")
+MAX_HEADER = 0xFFFF
+
+Buffer = bytes | bytearray | memoryview
+M = TypeVar("M", bound=BaseModel)
+
+
+def pack(value: Any) -> bytes:
+    """Msgpack with text and bytes kept apart."""
+    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    return packed
+
+
+def unpack(data: Buffer) -> Any:
+    """Read msgpack: arrays become tuples, map keys must be text or bytes, nothing may follow the value.
+
+    Raises:
+        WireError: the bytes are not msgpack, or claim more than they hold.
+    """
+    try:
+        return msgpack.unpackb(data, raw=False, use_list=False, strict_map_key=True, max_ext_len=0)
+    except Exception as error:  # msgpack raises half a dozen unrelated types
+        raise WireError(f"not msgpack: {type(error).__name__}") from error
+
+
+def encode(header: BaseModel | Mapping[str, Any], body: Buffer = b"") -> bytes:
+    """Header and body as one payload."""
+    fields = header.model_dump(exclude_defaults=True) if isinstance(header, BaseModel) else dict(header)
+    kind = getattr(header, "kind", None)
+    if kind is not None:
+        fields["kind"] = kind
+    packed = pack(fields)
+    if len(packed) > MAX_HEADER:
+        raise ValueError(f"a header of {len(packed)} bytes is over {MAX_HEADER}")
+    return b"".join((_LENGTH.pack(len(packed)), packed, body))
+
+
+def decode(payload: Buffer) -> tuple[dict[str, Any], memoryview]:
+    """The header as a plain dict, not yet validated, and the body as a view of the payload.
+
+    Raises:
+        WireError: the payload is no frame.
+    """
+    view = memoryview(payload)
+    if len(view) < _LENGTH.size:
+        raise WireError("a frame has at least 2 bytes")
+    (length,) = _LENGTH.unpack_from(view)
+    if len(view) < _LENGTH.size + length:
+        raise WireError(f"the frame ends within its header of {length} bytes")
+    header = unpack(view[_LENGTH.size : _LENGTH.size + length])
+    if not isinstance(header, dict):
+        raise WireError("the header is no map")
+    return header, view[_LENGTH.size + length :]
+
+
+def validate(model: type[M], fields: Any) -> M:
+    """Check a header's fields against its model.
+
+    Raises:
+        WireError: naming the first field that is wrong and how.
+    """
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "header"
+        raise WireError(f"{where}: {first['msg']}") from error

@@ -1,0 +1,352 @@
+"""Every message of the protocol, as a pydantic model of its header.
+
+Rules of evolution: add fields with defaults; never reorder, rename or reuse one; what cannot be said so needs a new
+root version. Unknown fields are ignored, unknown kinds are refused, every length has a limit.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from wire import frames
+from wire.errors import WireError
+
+Id = Annotated[bytes, Field(min_length=16, max_length=16)]
+Digest = Annotated[bytes, Field(min_length=16, max_length=16)]
+"""The first 16 bytes of a SHA-256."""
+U32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
+U63 = Annotated[int, Field(ge=0, le=2**63 - 1)]
+"""Unsigned and within SQLite's integers."""
+Seq = Annotated[int, Field(ge=1, le=2**63 - 1)]
+Word = Annotated[str, Field(max_length=64)]
+Sentence = Annotated[str, Field(max_length=400)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Metrics = Annotated[dict[Word, Finite], Field(max_length=32)]
+
+OUTBOX_LIMIT = 16
+"""How many updates a device holds at most, and how many verdicts of it the aggregator remembers."""
+
+
+class Message(BaseModel):
+    """Strict about types, deaf to unknown fields, immutable."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+
+class Verdict(StrEnum):
+    """What the aggregator says of an update."""
+
+    ACCEPTED = "accepted"
+    STALE = "stale"
+    UNKNOWN_BASE = "unknown_base"
+    FOREIGN_LINEAGE = "foreign_lineage"
+    WRONG_SCHEMA = "wrong_schema"
+    UNKNOWN_CODEC = "unknown_codec"
+    BAD_ENCODING = "bad_encoding"
+    NON_FINITE = "non_finite"
+    NORM_TOO_LARGE = "norm_too_large"
+    TOO_LARGE = "too_large"
+    BUSY = "busy"
+    PAUSED = "paused"
+
+    @property
+    def final(self) -> bool:
+        """True where the device forgets the update; else it keeps it and tries again."""
+        return self not in (Verdict.BUSY, Verdict.PAUSED)
+
+
+# ---------------------------------------------------------------- from a device
+
+
+class Outgoing(Message):
+    """What every message of a device's outbox says: whose it is and what the device still holds."""
+
+    outbox: U63
+    """Random bits made with the outbox file."""
+    first: Seq
+    """The lowest seq that the device still holds; all below it are settled or gone."""
+
+
+class Update(Outgoing):
+    """A delta: trained minus base. The body is the encoded delta; of an offer, it follows in chunks."""
+
+    kind: Literal["update", "offer"] = "update"
+    seq: Seq
+    lineage: Id
+    generation: U32
+    base: U63
+    """The version that the device trained from."""
+    schema_hash: Digest
+    tensors: Annotated[tuple[U32, ...], Field(max_length=4096)] | None = None
+    """Indices of the tensors that the delta covers, ascending; None is all that are shared."""
+    codec: Word
+    size: Annotated[int, Field(ge=0, le=2**40)]
+    """Bytes of the encoded delta."""
+    sha256: Annotated[bytes, Field(min_length=32, max_length=32)]
+    """Of the encoded delta."""
+    examples: U63 = 0
+    steps: U63 = 0
+    """Local optimiser steps."""
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """How long the training took on the device."""
+    plan: U32 = 0
+    """The revision of the plan that the device followed."""
+    metrics: Metrics = {}
+    parts: Annotated[int, Field(ge=1, le=2**20)] = 1
+    """Of an offer: how many chunks will follow."""
+
+
+class Chunk(Outgoing):
+    """One chunk of an offered update. The body is its bytes."""
+
+    kind: Literal["chunk"] = "chunk"
+    seq: Seq
+    part: U32
+
+
+class Fetch(Message):
+    """A device asks for chunks of the model that the broker did not have for it."""
+
+    kind: Literal["fetch"] = "fetch"
+    lineage: Id
+    version: U63
+    span: U32
+    parts: Annotated[tuple[U32, ...], Field(min_length=1, max_length=64)]
+
+
+class Statistics(Message):
+    """Federated statistics of a device's data: named moments, each so many channels. The body holds them in turn."""
+
+    kind: Literal["statistics"] = "statistics"
+    lineage: Id
+    names: Annotated[tuple[tuple[Word, U32], ...], Field(max_length=16)]
+    missing: U63 = 0
+    """How many values were missing and left out."""
+
+
+class Report(Message):
+    """Results of an evaluation on the device's own data."""
+
+    kind: Literal["report"] = "report"
+    lineage: Id
+    version: U63
+    examples: U63
+    metrics: Metrics
+
+
+class DeviceState(StrEnum):
+    """Where a device is in its life, as its retained status tells."""
+
+    JOINING = "joining"
+    READY = "ready"
+    TRAINING = "training"
+    SLEEPING = "sleeping"
+    DISCONNECTED = "disconnected"
+    LOST = "lost"
+
+    @property
+    def live(self) -> bool:
+        return self in (DeviceState.READY, DeviceState.TRAINING)
+
+
+class Hello(Message):
+    """A device's status. READY asks the aggregator to answer with what it has of the device's outbox."""
+
+    kind: Literal["hello"] = "hello"
+    state: DeviceState
+    outbox: U63
+    first: Seq = 1
+    next: Seq = 1
+    """The seq that the next update will get."""
+    lineage: Id | None = None
+    generation: U32 = 0
+    version: U63 = 0
+    capabilities: Annotated[dict[Word, str | int | float | bool], Field(max_length=32)] = {}
+
+
+# ------------------------------------------------------------- from the aggregator
+
+
+class Settled(Message):
+    """The verdict on one update."""
+
+    seq: Seq
+    verdict: Verdict
+    why: Sentence = ""
+    retry_after: Annotated[float, Field(ge=0, le=86_400)] = 0.0
+    """Seconds to wait before trying again; for a verdict that is not final."""
+    repeat: bool = False
+    """True where the update had come before and this is the verdict of then."""
+    weight: Finite = 0.0
+    staleness: U63 = 0
+
+
+class Grant(Message):
+    """Leave to send chunks of an offered update: those that are missing, up to a window."""
+
+    seq: Seq
+    parts: Annotated[tuple[U32, ...], Field(max_length=64)]
+
+
+class Receipt(Message):
+    """The aggregator's word to one device. `hi`: every update up to it has been settled."""
+
+    kind: Literal["receipt"] = "receipt"
+    outbox: U63
+    hi: U63
+    settled: Annotated[tuple[Settled, ...], Field(max_length=64)] = ()
+    grants: Annotated[tuple[Grant, ...], Field(max_length=16)] = ()
+
+
+class AggregatorState(StrEnum):
+    """Whether there is somebody to send to."""
+
+    READY = "ready"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+    LOST = "lost"
+
+
+class AggregatorStatus(Message):
+    """The aggregator's retained status. Devices hold their outbox while it is not READY."""
+
+    kind: Literal["aggregator"] = "aggregator"
+    state: AggregatorState
+    boot: U63
+    """Random bits of this start: a new value means that devices greet again."""
+    lineage: Id
+    generation: U32 = 0
+    version: U63 = 0
+    step: U63 = 0
+    why: Sentence = ""
+
+
+class Plan(Message):
+    """What the announcement asks of a device. None leaves the choice to the device's trainer."""
+
+    revision: U32 = 0
+    codec: Word = "int8:256"
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    local_steps: Annotated[int, Field(ge=1)] | None = None
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    proximal: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """The weight ρ of FedAsync's local term (ρ/2)·|x − x_v|²; 0 is none."""
+    idle: Literal["wait", "continue"] = "wait"
+    """What a device does that has trained from the newest version: wait for another, or train on from its own model."""
+    seed: U63 = 0
+    """Chance for the trainer: set by the device for each training from its name and the version."""
+
+
+class FrameInfo(Message):
+    """One frame that leads to `version`: over `span` versions, or a snapshot where `span` is 0."""
+
+    version: U63
+    span: U32
+    size: Annotated[int, Field(ge=0, le=2**40)]
+    parts: Annotated[int, Field(ge=1, le=2**20)]
+
+
+class Moment(Message):
+    """Federated statistics that the aggregator asks for: a name and how many channels."""
+
+    name: Word
+    channels: Annotated[int, Field(ge=1, le=2**24)]
+
+
+class Announcement(Message):
+    """What there is to train from, and how to get there. Retained, small, replaced with each version."""
+
+    kind: Literal["announcement"] = "announcement"
+    federation: Word
+    lineage: Id
+    generation: U32
+    version: U63
+    step: U63
+    phase: Literal["statistics", "training"]
+    schema_hash: Digest
+    digest: Digest
+    """Of the published state at `version`."""
+    frames: Annotated[tuple[FrameInfo, ...], Field(max_length=256)] = ()
+    moments: Annotated[tuple[Moment, ...], Field(max_length=16)] = ()
+    chunk: Annotated[int, Field(ge=256, le=2**28)] = 256 * 1024
+    """Bytes of body that a chunk carries at most, both ways."""
+    plan: Plan = Plan()
+    issued: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds since 1970 at the aggregator."""
+    expires: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds since 1970; 0 is never."""
+
+
+class Envelope(Message):
+    """The announcement as it travels. Signatures cover the exact bytes of `body`."""
+
+    body: Annotated[bytes, Field(max_length=65_536)]
+    signatures: tuple[Any, ...] = ()
+
+
+class Part(Message):
+    """The header of one chunk of a model frame. The body is a slice of the frame."""
+
+    kind: Literal["part"] = "part"
+    lineage: Id
+    generation: U32
+    version: U63
+    span: U32
+    part: U32
+    parts: Annotated[int, Field(ge=1, le=2**20)]
+    sha256: Annotated[bytes, Field(min_length=32, max_length=32)]
+    """Of the whole frame."""
+
+
+ToAggregator = Update | Chunk | Fetch | Statistics
+_TO_AGGREGATOR: dict[str, type[Update] | type[Chunk] | type[Fetch] | type[Statistics]] = {
+    "update": Update,
+    "offer": Update,
+    "chunk": Chunk,
+    "fetch": Fetch,
+    "statistics": Statistics,
+}
+
+
+def decode_update(payload: frames.Buffer) -> tuple[ToAggregator, memoryview]:
+    """Read what came on an update topic: its header and its body.
+
+    Raises:
+        WireError: it is no frame, of no known kind, or a field is wrong.
+    """
+    header, body = frames.decode(payload)
+    kind = header.get("kind")
+    model = _TO_AGGREGATOR.get(kind) if isinstance(kind, str) else None
+    if model is None:
+        raise WireError(f"unknown kind {str(kind)[:40]!r}")
+    return frames.validate(model, header), body
+
+
+def decode(model: type[frames.M], payload: frames.Buffer) -> tuple[frames.M, memoryview]:
+    """Read a payload that must be of one kind.
+
+    Raises:
+        WireError: it is not.
+    """
+    header, body = frames.decode(payload)
+    expected = model.model_fields["kind"].default if "kind" in model.model_fields else None
+    if expected is not None and header.get("kind") != expected:
+        raise WireError(f"expected kind {expected!r}, not {str(header.get('kind'))[:40]!r}")
+    return frames.validate(model, header), body
+
+
+def encode_announcement(announcement: Announcement) -> bytes:
+    """An announcement in its envelope."""
+    return frames.encode(Envelope(body=frames.encode(announcement), signatures=()))
+
+
+def decode_announcement(payload: frames.Buffer) -> Announcement:
+    """Read an announcement out of its envelope.
+
+    Raises:
+        WireError: it is none.
+    """
+    envelope, _ = decode(Envelope, payload)
+    return decode(Announcement, envelope.body)[0]

@@ -1,0 +1,247 @@
+"""The schema: which tensors a model has, in which order, of which shape and role; and its flat vector.
+
+All that is learned together (`trained` and `averaged`) lies in one contiguous float32 vector, in the order of the
+schema; a tensor is a view of it. What is `frozen` travels once, in a snapshot. What is `local` never leaves a device.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from wire import frames
+from wire.errors import WireError
+
+Role = Literal["trained", "averaged", "local", "frozen"]
+ROLES: tuple[Role, ...] = ("trained", "averaged", "local", "frozen")
+Vector = npt.NDArray[np.float32]
+Parameters = Mapping[str, npt.NDArray[Any]]
+
+_DTYPES = {
+    "float32": "<f4",
+    "float64": "<f8",
+    "int64": "<i8",
+    "int32": "<i4",
+    "int8": "|i1",
+    "uint8": "|u1",
+    "bool": "|b1",
+}
+MAX_TENSORS = 4096
+MAX_PARAMETERS = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor of the schema."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    role: Role
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def shared(self) -> bool:
+        """True where devices learn it together."""
+        return self.role in ("trained", "averaged")
+
+
+class Schema:
+    """The ordered tensors of a model. Two schemas are equal where their hashes are."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        """Lay the tensors out.
+
+        Raises:
+            WireError: a name twice, an unknown dtype or role, a shared tensor that is not float32, or too many.
+        """
+        self.tensors = tuple(tensors)
+        if len(self.tensors) > MAX_TENSORS:
+            raise WireError(f"{len(self.tensors)} tensors are over {MAX_TENSORS}")
+        if len({tensor.name for tensor in self.tensors}) != len(self.tensors):
+            raise WireError("a tensor's name occurs twice")
+        for tensor in self.tensors:
+            if tensor.role not in ROLES:
+                raise WireError(f"{tensor.name}: unknown role {tensor.role!r}")
+            if tensor.dtype not in _DTYPES:
+                raise WireError(f"{tensor.name}: unknown dtype {tensor.dtype!r}")
+            if tensor.shared and tensor.dtype != "float32":
+                raise WireError(f"{tensor.name}: {tensor.role} tensors are float32, not {tensor.dtype}")
+            if any(side < 0 for side in tensor.shape):
+                raise WireError(f"{tensor.name}: a negative side in {tensor.shape}")
+        if sum(tensor.size for tensor in self.tensors) > MAX_PARAMETERS:
+            raise WireError(f"more than {MAX_PARAMETERS} parameters")
+
+    @classmethod
+    def of(cls, parameters: Parameters, roles: Mapping[str, Role] | None = None) -> "Schema":
+        """The schema of a dict of arrays; what `roles` does not name is trained where it is float, else frozen.
+
+        Raises:
+            ValueError: a role for a tensor that is not there, or an array of a dtype that cannot travel.
+        """
+        roles = roles or {}
+        if unknown := sorted(set(roles) - set(parameters)):
+            raise ValueError(f"roles are given for tensors that the model does not have: {', '.join(unknown)}")
+        tensors = []
+        for name, array in parameters.items():
+            role: Role = roles.get(name) or ("trained" if np.issubdtype(array.dtype, np.floating) else "frozen")
+            shared = role in ("trained", "averaged")
+            dtype = "float32" if shared or (array.dtype.kind == "f" and array.dtype.itemsize < 8) else array.dtype.name
+            tensors.append(Tensor(name, tuple(array.shape), dtype, role))
+        try:
+            return cls(tensors)
+        except WireError as error:
+            raise ValueError(f"this model cannot be federated: {error}") from error
+
+    # ------------------------------------------------------------------ as bytes
+
+    def packed(self) -> list[list[Any]]:
+        """For a msgpack header."""
+        return [[tensor.name, list(tensor.shape), tensor.dtype, tensor.role] for tensor in self.tensors]
+
+    @classmethod
+    def unpacked(cls, value: Any) -> "Schema":
+        """Read what `packed` made.
+
+        Raises:
+            WireError: it is no schema.
+        """
+        try:
+            return cls(
+                [
+                    Tensor(str(name), tuple(int(side) for side in shape), str(dtype), role)
+                    for name, shape, dtype, role in value
+                ]
+            )
+        except (TypeError, ValueError) as error:
+            raise WireError(f"no schema: {error}") from error
+
+    @cached_property
+    def hash(self) -> bytes:
+        """16 bytes that two equal schemas share."""
+        return hashlib.sha256(frames.pack(self.packed())).digest()[:16]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Schema) and other.hash == self.hash
+
+    def __hash__(self) -> int:
+        return hash(self.hash)
+
+    # ---------------------------------------------------------- the shared vector
+
+    @cached_property
+    def shared(self) -> tuple[tuple[int, Tensor, slice], ...]:
+        """Index, tensor and place in the flat vector of each shared tensor."""
+        places = []
+        offset = 0
+        for index, tensor in enumerate(self.tensors):
+            if tensor.shared:
+                places.append((index, tensor, slice(offset, offset + tensor.size)))
+                offset += tensor.size
+        return tuple(places)
+
+    @cached_property
+    def size(self) -> int:
+        """Length of the flat vector."""
+        return sum(tensor.size for _, tensor, _ in self.shared)
+
+    @cached_property
+    def frozen(self) -> tuple[Tensor, ...]:
+        return tuple(tensor for tensor in self.tensors if tensor.role == "frozen")
+
+    def flatten(self, parameters: Parameters) -> Vector:
+        """Copy the shared tensors into one new float32 vector of shape (size,).
+
+        Raises:
+            ValueError: a tensor is missing or of another shape; every such tensor is named.
+        """
+        self.check(parameters)
+        vector = np.empty(self.size, np.float32)
+        for _, tensor, place in self.shared:
+            vector[place] = np.asarray(parameters[tensor.name]).reshape(-1)
+        return vector
+
+    def views(self, vector: Vector) -> dict[str, npt.NDArray[Any]]:
+        """The shared tensors as views of a flat vector."""
+        return {tensor.name: vector[place].reshape(tensor.shape) for _, tensor, place in self.shared}
+
+    def check(self, parameters: Parameters) -> None:
+        """See that a dict of arrays has every tensor that travels, in its shape.
+
+        Raises:
+            ValueError: it does not; the message names each one that is missing or different.
+        """
+        wrong = []
+        for tensor in self.tensors:
+            if tensor.role == "local":
+                continue
+            if tensor.name not in parameters:
+                wrong.append(f"{tensor.name} is missing")
+            elif tuple(np.shape(parameters[tensor.name])) != tensor.shape:
+                wrong.append(f"{tensor.name} is {np.shape(parameters[tensor.name])}, not {tensor.shape}")
+        if wrong:
+            raise ValueError("the model does not fit the federation's: " + "; ".join(wrong))
+
+    def covered(self, tensors: Sequence[int] | None) -> Iterator[slice]:
+        """Places in the flat vector of the tensors with these indices, or of all.
+
+        Raises:
+            WireError: an index is not that of a shared tensor, or they do not ascend.
+        """
+        if tensors is None:
+            yield slice(0, self.size)
+            return
+        places = {index: place for index, _, place in self.shared}
+        previous = -1
+        for index in tensors:
+            if index not in places or index <= previous:
+                raise WireError(f"tensor {index} cannot be covered")
+            previous = index
+            yield places[index]
+
+    @cached_property
+    def fine(self) -> npt.NDArray[np.bool_] | None:
+        """Mask over the flat vector of what no coarse codec may touch (averaged tensors); None where there is none."""
+        if all(tensor.role == "trained" for _, tensor, _ in self.shared):
+            return None
+        mask = np.zeros(self.size, np.bool_)
+        for _, tensor, place in self.shared:
+            mask[place] = tensor.role == "averaged"
+        return mask
+
+    # ------------------------------------------------------------ frozen tensors
+
+    def freeze(self, parameters: Parameters) -> bytes:
+        """The frozen tensors' bytes, little-endian, one after the other."""
+        return b"".join(
+            np.ascontiguousarray(parameters[tensor.name], dtype=_DTYPES[tensor.dtype]).tobytes()
+            for tensor in self.frozen
+        )
+
+    def thaw(self, data: frames.Buffer) -> dict[str, npt.NDArray[Any]]:
+        """Read what `freeze` wrote, as read-only arrays.
+
+        Raises:
+            WireError: the length is not that of the schema's frozen tensors.
+        """
+        view = memoryview(data)
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        offset = 0
+        for tensor in self.frozen:
+            dtype = np.dtype(_DTYPES[tensor.dtype])
+            end = offset + tensor.size * dtype.itemsize
+            if end > len(view):
+                raise WireError("the frozen tensors are cut short")
+            arrays[tensor.name] = np.frombuffer(view[offset:end], dtype).reshape(tensor.shape)
+            offset = end
+        if offset != len(view):
+            raise WireError("bytes follow the frozen tensors")
+        return arrays

@@ -1,0 +1,112 @@
+"""The one place where topics are spelled.
+
+MQTT 3.1.1, section 4.7: levels are separated by `/`; `+` and `#` are wildcards and may not occur in a name. Ours are
+narrower still, so that a name can stand in a topic, in a file name and in an ACL line without quoting.
+"""
+
+import re
+import zlib
+from dataclasses import dataclass
+from typing import Literal
+
+from wire.errors import WireError
+
+DEFAULT_ROOT = "midge/1"
+SLOTS = 64
+"""How many slots the devices' updates are spread over, so that ingest can later be split by plain wildcards."""
+
+Channel = Literal["train", "serve"]
+FromDevice = Literal["update", "status", "report"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_ROOT_LEVEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def check_name(name: str, what: str = "name") -> str:
+    """Return `name` where it may stand in a topic.
+
+    Raises:
+        ValueError: it may not; the message says what is allowed.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} cannot be a {what}: use 1 to 64 letters, digits, '.', '_' or '-', "
+            "beginning with a letter or a digit."
+        )
+    return name
+
+
+def slot(device: str) -> int:
+    """The slot of a device: crc32 of its name modulo 64."""
+    return zlib.crc32(device.encode()) % SLOTS
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who published a message to the aggregator, and of what sort it is, as its topic tells."""
+
+    sort: FromDevice
+    device: str
+    slot: int | None = None
+
+
+class Topics:
+    """The topics of one federation under one root."""
+
+    def __init__(self, federation: str, root: str = DEFAULT_ROOT) -> None:
+        """Check both names.
+
+        Raises:
+            ValueError: the federation's name or the root cannot stand in a topic.
+        """
+        self.federation = check_name(federation, "federation")
+        levels = root.strip("/").split("/")
+        if not all(_ROOT_LEVEL.fullmatch(level) for level in levels):
+            raise ValueError(
+                f"{root!r} cannot be a topic root: use levels of letters, digits, '.', '_' or '-', separated by '/'."
+            )
+        self.root = "/".join(levels)
+        self.prefix = f"{self.root}/{self.federation}"
+        self.aggregator = f"{self.prefix}/aggregator"
+        self.everything = f"{self.prefix}/#"
+
+    def announcement(self, channel: Channel = "train") -> str:
+        return f"{self.prefix}/model/{channel}"
+
+    def part(self, version: int, span: int, index: int, channel: Channel = "train") -> str:
+        """The topic of one chunk of a frame: `span` versions up to `version`, or a snapshot where it is 0."""
+        return f"{self.prefix}/model/{channel}/{version}/{span}-{index}"
+
+    def update(self, device: str) -> str:
+        return f"{self.prefix}/update/{slot(device)}/{device}"
+
+    def receipt(self, device: str) -> str:
+        return f"{self.prefix}/receipt/{device}"
+
+    def status(self, device: str) -> str:
+        return f"{self.prefix}/status/{device}"
+
+    def report(self, device: str) -> str:
+        return f"{self.prefix}/report/{device}"
+
+    @property
+    def from_devices(self) -> tuple[str, str, str]:
+        """The filters that the aggregator subscribes to: updates, statuses, reports."""
+        return f"{self.prefix}/update/+/+", f"{self.prefix}/status/+", f"{self.prefix}/report/+"
+
+    def origin(self, topic: str) -> Origin:
+        """Read a topic that matches `from_devices`.
+
+        Raises:
+            WireError: it is none of them, or the device's name or slot is not what it must be.
+        """
+        if not topic.startswith(self.prefix + "/"):
+            raise WireError(f"{topic!r} is not under {self.prefix!r}")
+        match topic[len(self.prefix) + 1 :].split("/"):
+            case ["update", number, device] if _NAME.fullmatch(device):
+                if number != str(slot(device)):
+                    raise WireError(f"slot {number!r} is not that of {device!r}, {slot(device)}")
+                return Origin("update", device, int(number))
+            case [("status" | "report") as sort, device] if _NAME.fullmatch(device):
+                return Origin("status" if sort == "status" else "report", device)
+        raise WireError(f"{topic!r} is no topic of a device")
