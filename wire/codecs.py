@@ -70,7 +70,10 @@ class Int8:
         scales = np.max(np.abs(rows), axis=1) / np.float32(127)
         inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > np.float32(1e-37))
         integers = np.clip(np.rint(rows * inverse[:, None]), -127, 127).astype(np.int8)
-        return scales.astype("<f4").tobytes() + bytes(integers.reshape(-1)[: vector.size].data)
+        packed: bytes = np.concatenate(
+            [scales.astype("<f4").view(np.int8), integers.reshape(-1)[: vector.size]]
+        ).tobytes()
+        return packed
 
     def decode(self, data: Buffer, count: int) -> Vector:
         _expect(data, self.size(count))

@@ -154,7 +154,7 @@ class Hello(Message):
     """A device's status. READY asks the aggregator to answer with what it has of the device's outbox."""
 
     kind: Literal["hello"] = "hello"
-    state: DeviceState
+    state: Annotated[DeviceState, Field(strict=False)]
     outbox: U63
     first: Seq = 1
     next: Seq = 1
@@ -172,7 +172,7 @@ class Settled(Message):
     """The verdict on one update."""
 
     seq: Seq
-    verdict: Verdict
+    verdict: Annotated[Verdict, Field(strict=False)]
     why: Sentence = ""
     retry_after: Annotated[float, Field(ge=0, le=86_400)] = 0.0
     """Seconds to wait before trying again; for a verdict that is not final."""
@@ -212,7 +212,7 @@ class AggregatorStatus(Message):
     """The aggregator's retained status. Devices hold their outbox while it is not READY."""
 
     kind: Literal["aggregator"] = "aggregator"
-    state: AggregatorState
+    state: Annotated[AggregatorState, Field(strict=False)]
     boot: U63
     """Random bits of this start: a new value means that devices greet again."""
     lineage: Id
@@ -233,8 +233,6 @@ class Plan(Message):
     batch_size: Annotated[int, Field(ge=1)] | None = None
     proximal: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """The weight ρ of FedAsync's local term (ρ/2)·|x − x_v|²; 0 is none."""
-    idle: Literal["wait", "continue"] = "wait"
-    """What a device does that has trained from the newest version: wait for another, or train on from its own model."""
     seed: U63 = 0
     """Chance for the trainer: set by the device for each training from its name and the version."""
 

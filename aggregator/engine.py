@@ -1,0 +1,114 @@
+"""Carries journaled decisions out on the model: live, and again when a restart replays the journal."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from aggregator import records as rec
+from aggregator.core import AggregatorCore
+from aggregator.model import Contribution, Frame, Model
+from aggregator.store import Checkpoint, Store
+from wire.moments import BYTES_PER_CHANNEL, Moments, pool
+from wire.schema import Schema
+
+
+class Engine:
+    """The model, its store, and the decoded updates that wait for their step."""
+
+    def __init__(self, model: Model, store: Store) -> None:
+        self.model = model
+        self.store = store
+        self._waiting: dict[int, Contribution] = {}
+
+    def hold(self, lsn: int, contribution: Contribution) -> None:
+        """Keep a decoded update for its step."""
+        self._waiting[lsn] = contribution
+
+    def carry(self, record: rec.Record) -> list[Frame]:
+        """Do what a record decided; the frames that a release made are in the store when this returns."""
+        match record:
+            case rec.StepRecord():
+                self.model.apply(record, [self._contribution(lsn) for lsn, _ in record.updates])
+                for lsn, _ in record.updates:
+                    self._waiting.pop(lsn, None)
+            case rec.FreezeRecord():
+                self.model.freeze(self._pooled(record.statistics))
+            case rec.GenerationRecord():
+                self.model.keyframe = True
+            case rec.ReleaseRecord():
+                return self.model.release(record)
+            case _:
+                pass
+        return []
+
+    def _contribution(self, lsn: int) -> Contribution:
+        if lsn in self._waiting:
+            return self._waiting[lsn]
+        record = self.store.record(lsn)
+        assert isinstance(record, rec.UpdateRecord)
+        delta = self.model.decode_again(self.store.body(lsn), record.codec, record.tensors)
+        return Contribution(delta, record.tensors, record.base)
+
+    def _pooled(self, lsns: Sequence[int]) -> dict[str, npt.NDArray[Any]]:
+        """Frozen tensors `{name}_mean` and `{name}_scale` from devices' moments, in the shapes of the schema."""
+        devices = []
+        for lsn in lsns:
+            record = self.store.record(lsn)
+            assert isinstance(record, rec.StatisticsRecord)
+            devices.append(split_moments(memoryview(self.store.body(lsn)), record.names))
+        shapes = {tensor.name: tensor.shape for tensor in self.model.schema.frozen}
+        tensors: dict[str, npt.NDArray[Any]] = {}
+        for name in devices[0]:
+            moments = pool([device[name] for device in devices])
+            for suffix, values in (("mean", moments.mean), ("scale", moments.scale())):
+                tensor = f"{name}_{suffix}"
+                tensors[tensor] = np.asarray(values, np.float32).reshape(shapes[tensor])
+        return tensors
+
+    def checkpoint(self, core: AggregatorCore) -> None:
+        """Write a checkpoint of everything up to the last record."""
+        arrays, values = self.model.dump()
+        self.store.checkpoint(
+            Checkpoint(core.lsn, arrays, values, core.dump()),
+            oldest_body=core.oldest_needed,
+            oldest_base=core.oldest_base,
+        )
+
+
+def split_moments(body: memoryview, names: Sequence[tuple[str, int]]) -> dict[str, Moments]:
+    """A device's named moments, one after the other in the body.
+
+    Raises:
+        WireError: they do not fill it, or are no moments.
+    """
+    moments = {}
+    offset = 0
+    for name, channels in names:
+        end = offset + channels * BYTES_PER_CHANNEL
+        moments[name] = Moments.from_bytes(body[offset:end], channels)
+        offset = end
+    if offset != len(body):
+        raise ValueError("bytes follow the moments")
+    return moments
+
+
+def recover(core: AggregatorCore, store: Store, schema: Schema) -> Engine:
+    """Rebuild the model and the core from the newest checkpoint and the journal behind it.
+
+    Raises:
+        StoreError: the store is damaged.
+    """
+    checkpoint = store.newest_checkpoint()
+    model = Model.load(schema, checkpoint.arrays, checkpoint.values)
+    core.load(checkpoint.core)
+    for frame in store.published():
+        if frame.span == 1 and frame.version <= model.version:
+            model.steps[frame.version] = store.frame(frame.version, 1) or b""
+    engine = Engine(model, store)
+    for entry in store.entries(after=core.lsn):
+        core.replay(entry.record)
+        frames = engine.carry(entry.record)
+        store.add_frames((frame, 0) for frame in frames)
+    return engine

@@ -1,0 +1,140 @@
+"""What the core is told and what it asks for.
+
+Plain values without arrays: bodies are named by a key, and the shell holds what is behind it.
+"""
+
+from dataclasses import dataclass
+
+from aggregator.records import Record
+from wire.messages import Fetch, Settled, Statistics, Update, Verdict
+
+# ------------------------------------------------------------------------- events
+
+
+@dataclass(frozen=True, slots=True)
+class Greeted:
+    """A device said hello and waits to hear what we have of its outbox."""
+
+    device: str
+    outbox: int
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A device asks to send a large update in chunks."""
+
+    device: str
+    update: Update
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """An update is here with its whole body, which the shell holds under `key`."""
+
+    device: str
+    update: Update
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """The body under `key` has been decoded and is finite."""
+
+    device: str
+    update: Update
+    key: int
+    norm: float
+
+
+@dataclass(frozen=True, slots=True)
+class Undecodable:
+    """The body under `key` is not what its header says."""
+
+    device: str
+    update: Update
+    key: int
+    verdict: Verdict
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class StatisticsArrived:
+    """A device's moments are here, checked, under `key`."""
+
+    device: str
+    statistics: Statistics
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class FetchAsked:
+    """A device did not find chunks of the model at the broker."""
+
+    device: str
+    fetch: Fetch
+
+
+Event = Greeted | Offered | Arrived | Decoded | Undecodable | StatisticsArrived | FetchAsked
+
+# ------------------------------------------------------------------------ actions
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """Decode the body under `key`; answer with Decoded or Undecodable."""
+
+    device: str
+    update: Update
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """Make the record durable, with the body under `key` where there is one."""
+
+    record: Record
+    key: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The body under `key` is not needed any more, once what comes before this is done."""
+
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Tell a device what is settled: a receipt."""
+
+    device: str
+    outbox: int
+    hi: int
+    settled: tuple[Settled, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Let a device send the chunks of an update that it offered."""
+
+    device: str
+    update: Update
+    hi: int
+
+
+@dataclass(frozen=True, slots=True)
+class Carry:
+    """Carry a journaled decision out on the model: a step, a freeze or a release."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Republish:
+    """Publish chunks of a frame again."""
+
+    fetch: Fetch
+
+
+Action = Decode | Journal | Drop | Reply | Grant | Carry | Republish

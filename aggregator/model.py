@@ -1,0 +1,231 @@
+"""The global model's arithmetic: applying steps to x, releasing p.
+
+Everything here is elementwise, in float32, in a fixed order: multiplication, addition, division and scaling by powers
+of two. No BLAS, no exponentials; their last bits differ between processors and numbers of threads. So replaying the
+journal on a checkpoint gives the same bits anywhere.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from aggregator.records import ReleaseRecord, StepRecord
+from wire import codecs, lineage
+from wire.errors import WireError
+from wire.lineage import Integers, State
+from wire.messages import Update
+from wire.schema import Parameters, Schema, Vector
+
+MERGED_SPANS = (4, 16)
+SNAPSHOT_EVERY = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """One decoded update on its way into a step."""
+
+    delta: Vector
+    tensors: tuple[int, ...] | None
+    base: int
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A frame as it is stored and published."""
+
+    version: int
+    span: int
+    data: bytes
+
+
+class Model:
+    """x, the exact global model, and p, the published one."""
+
+    def __init__(self, schema: Schema, x: Vector, frozen: bytes) -> None:
+        self.schema = schema
+        self.x = x
+        self.state = lineage.on_grid(x, schema, frozen)
+        self.version = 0
+        self.keyframe = True
+        """Whether the next release is a snapshot only, because no step leads to it."""
+        self._merging: dict[int, Integers | None] = dict.fromkeys(MERGED_SPANS)
+        self.steps: dict[int, bytes] = {}
+        """Step frames by version, back to the oldest base: only where the strategy needs earlier models."""
+
+    @classmethod
+    def of(cls, parameters: Parameters, schema: Schema) -> "Model":
+        """The model of a dict of arrays."""
+        return cls(schema, schema.flatten(parameters), schema.freeze(parameters))
+
+    # -------------------------------------------------------------------- updates
+
+    def decode(self, update: Update, body: memoryview) -> tuple[Vector, float]:
+        """The delta of an update and its L2 norm.
+
+        Raises:
+            WireError: the body is not what the header says; `codecs.NonFinite` where it holds NaN or infinity.
+        """
+        if len(body) != update.size:
+            raise WireError(f"the delta has {len(body)} bytes, not the {update.size} of its header")
+        if hashlib.sha256(body).digest() != update.sha256:
+            raise WireError("the delta's checksum is not that of its header")
+        return self._decode(body, update.codec, update.tensors)
+
+    def _decode(self, body: memoryview, codec: str, tensors: tuple[int, ...] | None) -> tuple[Vector, float]:
+        delta = codecs.decode_delta(body, self.schema, codec, tensors)
+        return delta, float(np.sqrt(np.sum(np.square(delta, dtype=np.float64))))
+
+    def decode_again(self, body: bytes, codec: str, tensors: tuple[int, ...] | None) -> Vector:
+        """The delta of an update that was accepted before a restart."""
+        return self._decode(memoryview(body), codec, tensors)[0]
+
+    # ---------------------------------------------------------------------- steps
+
+    def apply(self, record: StepRecord, contributions: Sequence[Contribution]) -> None:
+        """Make one step, as the record says: `contributions` are in the order of its updates."""
+        weights = [weight for _, weight in record.updates]
+        if record.form == "mixing":
+            ((weight, item),) = zip(weights, contributions, strict=True)
+            self._mix(np.float32(weight), item)
+        elif record.normalise == "none":
+            for weight, item in zip(weights, contributions, strict=True):
+                for place in self.schema.covered(item.tensors):
+                    self.x[place] += np.float32(weight) * item.delta[place]
+        else:
+            self._combine(record, list(zip(weights, contributions, strict=True)))
+
+    def _mix(self, alpha: np.float32, item: Contribution) -> None:
+        """FedAsync as published: x ← (1 − α)·x + α·(p_v + Δ), with the very p_v that the device began from."""
+        trained = self.published(item.base) + item.delta
+        for place in self.schema.covered(item.tensors):
+            self.x[place] = (np.float32(1) - alpha) * self.x[place] + alpha * trained[place]
+
+    def _combine(self, record: StepRecord, weighted: list[tuple[float, Contribution]]) -> None:
+        """A buffered step: x ← x + rate · Σ a_i·Δ_i / divisor, per tensor; only who covers a tensor counts there."""
+        whole = all(item.tensors is None for _, item in weighted)
+        places = [(None, slice(0, self.schema.size))] if whole else [(i, place) for i, _, place in self.schema.shared]
+        for index, place in places:
+            covering = [
+                (weight, item)
+                for weight, item in weighted
+                if index is None or item.tensors is None or index in item.tensors
+            ]
+            divisor = len(covering) if record.normalise == "count" else sum(weight for weight, _ in covering)
+            if not covering or divisor <= 0:
+                continue
+            total = np.zeros(place.stop - place.start, np.float32)
+            for weight, item in covering:
+                total += np.float32(weight) * item.delta[place]
+            self.x[place] += np.float32(record.rate) * (total / np.float32(divisor))
+
+    def published(self, version: int) -> Vector:
+        """The values that were published as `version`, by stepping back from the newest.
+
+        Raises:
+            KeyError: a step in between is no longer held.
+        """
+        if version == self.version:
+            return self.state.values()
+        steps = [
+            lineage.decode_step(self.steps[number], self.schema.size)[0]
+            for number in range(version + 1, self.version + 1)
+        ]
+        return self.state.advance(-lineage.merge(steps)).values()
+
+    # ------------------------------------------------------------------- releases
+
+    def freeze(self, tensors: Parameters) -> None:
+        """Set frozen tensors by name; the next release is a snapshot."""
+        arrays = {**self.schema.thaw(self.state.frozen), **tensors}
+        self.state = lineage.on_grid(self.x, self.schema, self.schema.freeze(arrays))
+        self.keyframe = True
+
+    def release(self, record: ReleaseRecord) -> list[Frame]:
+        """Move p towards x and return the frames that lead there: a step, merged steps, now and then a snapshot."""
+        step = None if self.keyframe else lineage.compress(self.x, self.state)
+        self.version = record.version
+        if step is None:
+            self.state = lineage.on_grid(self.x, self.schema, self.state.frozen)
+            self.keyframe = False
+            self._merging = dict.fromkeys(MERGED_SPANS)
+            self.steps.clear()
+            return [self._snapshot()]
+        self.state = self.state.advance(step)
+        data = lineage.encode_step(step, self.state.exponent)
+        self.steps[record.version] = data
+        frames = [Frame(record.version, 1, data), *self._merge(step)]
+        if record.version % SNAPSHOT_EVERY == 0:
+            frames.append(self._snapshot())
+        return frames
+
+    def _snapshot(self) -> Frame:
+        # What is merged begins at a multiple of the span; a keyframe elsewhere leaves its first window unmerged.
+        for span in MERGED_SPANS:
+            if self.version % span == 0 and self._merging[span] is None:
+                self._merging[span] = np.zeros(self.schema.size, np.int32)
+        return Frame(self.version, 0, lineage.encode_snapshot(self.state))
+
+    def _merge(self, step: Integers) -> list[Frame]:
+        frames = []
+        for span in MERGED_SPANS:
+            total = self._merging[span]
+            if total is not None:
+                try:
+                    total = lineage.merge((total, step))
+                except WireError:
+                    total = None  # beyond 32 bits: this window goes without
+            if self.version % span == 0:
+                if total is not None:
+                    frames.append(Frame(self.version, span, lineage.encode_step(total, self.state.exponent)))
+                total = np.zeros(self.schema.size, np.int32)
+            self._merging[span] = total
+        return frames
+
+    def forget_steps(self, oldest: int) -> None:
+        """Drop step frames that lead to `oldest` or before: nobody's base is older."""
+        for version in [version for version in self.steps if version <= oldest]:
+            del self.steps[version]
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def dump(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+        """Arrays and plain values that `load` needs; `steps` are kept by the store."""
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "x": self.x,
+            "integers": self.state.integers,
+            "frozen": np.frombuffer(self.state.frozen, np.uint8),
+        }
+        arrays |= {f"merging.{span}": total for span, total in self._merging.items() if total is not None}
+        return arrays, {"exponent": self.state.exponent, "version": self.version, "keyframe": self.keyframe}
+
+    @classmethod
+    def load(cls, schema: Schema, arrays: Parameters, values: dict[str, Any]) -> "Model":
+        """Take up what `dump` returned."""
+        model = cls.__new__(cls)
+        model.schema = schema
+        model.x = np.array(arrays["x"], np.float32)
+        model.state = State(
+            schema, np.array(arrays["integers"], np.int32), values["exponent"], np.asarray(arrays["frozen"]).tobytes()
+        )
+        model.version = values["version"]
+        model.keyframe = values["keyframe"]
+        model._merging = {  # noqa: SLF001 - of our own class
+            span: np.array(arrays[f"merging.{span}"], np.int32) if f"merging.{span}" in arrays else None
+            for span in MERGED_SPANS
+        }
+        model.steps = {}
+        return model
+
+    def parameters(self) -> dict[str, npt.NDArray[Any]]:
+        """The exact model, all tensors that travel: for evaluation and export."""
+        return {**self.schema.views(self.x.copy()), **self.schema.thaw(self.state.frozen)}
+
+    def digest(self) -> bytes:
+        """16 bytes of the exact model, of what is published, and of what is on its way: equal after a restart."""
+        sha = hashlib.sha256(self.x.astype("<f4", copy=False).data)
+        sha.update(self.state.digest())
+        return sha.digest()[:16]

@@ -1,0 +1,38 @@
+"""What is to be said to devices after a batch, gathered into one receipt for each outbox."""
+
+from collections.abc import Iterator, Sequence
+
+from aggregator.outgoing import Post
+from wire import frames
+from wire.messages import Grant, Receipt, Settled
+from wire.topics import Topics
+
+
+class Receipts:
+    """Collects, in the order of the decisions."""
+
+    def __init__(self) -> None:
+        self._hi: dict[tuple[str, int], int] = {}
+        self._settled: dict[tuple[str, int], list[Settled]] = {}
+        self._grants: dict[tuple[str, int], list[Grant]] = {}
+
+    def settle(self, device: str, outbox: int, hi: int, settled: Sequence[Settled] = ()) -> None:
+        """All up to `hi` is settled, these among it or refused for now."""
+        self._hi[device, outbox] = hi
+        self._settled.setdefault((device, outbox), []).extend(settled)
+
+    def grant(self, device: str, outbox: int, hi: int, grant: Grant) -> None:
+        """These chunks may come."""
+        self._hi[device, outbox] = hi
+        self._grants.setdefault((device, outbox), []).append(grant)
+
+    def posts(self, topics: Topics) -> Iterator[Post]:
+        """The receipts as messages."""
+        for (device, outbox), hi in self._hi.items():
+            receipt = Receipt(
+                outbox=outbox,
+                hi=hi,
+                settled=tuple(self._settled.get((device, outbox), ()))[-64:],
+                grants=tuple(self._grants.get((device, outbox), ()))[-16:],
+            )
+            yield Post(topics.receipt(device), frames.encode(receipt), retain=False)

@@ -1,0 +1,426 @@
+"""The aggregator as a process: the processor and the store, connected to MQTT.
+
+One loop hands over what waits, and the passing of time; MQTT messages are acknowledged once the processor has them
+durable. The connection is remade with growing, jittered pauses, and after each connect everything is published anew:
+nobody knows what the broker still has.
+"""
+
+import asyncio
+import logging
+import random
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from aggregator.core import AggregatorCore
+from aggregator.engine import Engine, recover
+from aggregator.model import Model
+from aggregator.outgoing import Outgoing, Post
+from aggregator.processor import Processor
+from aggregator.shelf import Shelf
+from aggregator.store import Store, StoreError
+from aggregator.strategy import Strategy, fedasync
+from broker.connection import BrokerError, Connection, ConnectionLost, Connector, Delivery, Options, Will
+from broker.retained import read_retained
+from wire import frames, messages
+from wire.errors import WireError
+from wire.messages import AggregatorState, AggregatorStatus, Hello, Moment
+from wire.schema import Parameters, Role, Schema, Tensor
+from wire.topics import DEFAULT_ROOT, Topics
+
+log = logging.getLogger("aggregator")
+
+Evaluate = Callable[[dict[str, Any]], Mapping[str, float]]
+Listener = Callable[[dict[str, Any]], None]
+
+CHUNK = 256 * 1024
+"""Bytes of a chunk's body on a broker of one's own."""
+_OVERHEAD = 1024
+"""Bytes of topic and headers around a chunk's body, generously."""
+_CHECKPOINT_RECORDS = 1000
+_CHECKPOINT_SECONDS = 300.0
+_LONELY = 30.0
+"""Seconds after which an aggregator that waits for a second device says so."""
+
+
+class ForeignFederation(StoreError):
+    """Another lineage is announced on our topics."""
+
+
+class Aggregator:
+    """The server of one federation. `run()` serves until it is interrupted.
+
+    Args:
+        connector: how to reach the broker; `midge.Aggregator` makes it from a URL.
+        federation: the federation's name.
+        initial: the model to begin with, as a dict of arrays; a store that exists goes on from its own.
+        strategy: when and how updates become the next model; FedAsync by default.
+        store: a directory of this aggregator's own.
+        root: the topic root.
+        roles: which tensors are not trained: name to "averaged", "local" or "frozen".
+        moments: federated statistics to ask for before training: name to number of channels. They are pooled and
+            frozen into the tensors `{name}_mean` and `{name}_scale`.
+        statistics_devices: how many devices' statistics are pooled; fewer after `statistics_deadline` seconds.
+        evaluate: called with all tensors by name after a release, in a thread; returns numbers for people.
+        on_event: called with a dict for each thing of note.
+        chunk: bytes of a chunk's body; less where the broker takes less.
+        memory: bytes that updates may take which come in chunks and are not yet whole.
+        keepalive: seconds between signs of life to the broker.
+        replace: take the topics over from another lineage.
+    """
+
+    def __init__(
+        self,
+        connector: Connector,
+        *,
+        federation: str,
+        initial: Parameters,
+        store: str | Path,
+        strategy: Strategy | None = None,
+        root: str = DEFAULT_ROOT,
+        roles: Mapping[str, Role] | None = None,
+        moments: Mapping[str, int] | None = None,
+        statistics_devices: int = 5,
+        statistics_deadline: float = 10.0,
+        evaluate: Evaluate | None = None,
+        on_event: Listener | None = None,
+        chunk: int = CHUNK,
+        memory: int = 2**30,
+        keepalive: int = 30,
+        replace: bool = False,
+    ) -> None:
+        self.topics = Topics(federation, root)
+        self.strategy = strategy or fedasync()
+        self.store = Store(store)
+        self._connector = connector
+        self._initial = initial
+        self._schema = Schema.of(initial, roles)
+        self._schema.flatten(initial)
+        self._moments = _asked(self._schema, moments or {})
+        self._statistics = (statistics_devices, statistics_deadline)
+        self._evaluate = evaluate
+        self._listener = on_event
+        self._chunk = chunk
+        self._memory = memory
+        self._keepalive = keepalive
+        self._replace = replace
+        self._boot = secrets.randbits(62)
+        self._stop = asyncio.Event()
+        self._released = asyncio.Event()
+        self._lonely_since: float | None = None
+        self.bytes_in = 0
+        self.bytes_out = 0
+
+    def run(self) -> None:
+        """Serve until interrupted, then write a checkpoint and say goodbye."""
+        asyncio.run(self.serve())
+
+    def stop(self) -> None:
+        """End `serve` cleanly. To be called in its loop."""
+        self._stop.set()
+
+    def pause(self, why: str | None) -> None:
+        """Take no update in, saying why, until called with None. To be called in the loop of `serve`."""
+        self.core.paused = why
+        self._post_status()
+
+    @property
+    def devices(self) -> Mapping[str, Hello]:
+        """The newest status of each device."""
+        return self._processor.devices
+
+    # ------------------------------------------------------------------ the store
+
+    def open(self) -> None:
+        """Lock the store and rebuild what it holds, or begin a lineage in it.
+
+        Raises:
+            StoreError: it cannot be used, or holds a model of other tensors.
+        """
+        self.store.__enter__()
+        try:
+            self._recover()
+        except BaseException:
+            self.store.close()
+            raise
+
+    def _recover(self) -> None:
+        fresh = self.store.schema is None
+        if fresh:
+            self.store.create(self._schema)
+        elif self.store.schema != self._schema:
+            assert self.store.schema is not None
+            raise StoreError(
+                f"The store {self.store.directory} holds another model: "
+                f"{_difference(self.store.schema, self._schema)}. Name another store, or give the model that it was made with."
+            )
+        self.core = AggregatorCore(
+            self.strategy,
+            lineage=self.store.lineage,
+            schema_hash=self._schema.hash,
+            moments=self._moments,
+            statistics_devices=self._statistics[0],
+            statistics_deadline=self._statistics[1],
+        )
+        if fresh:
+            Engine(Model.of(self._initial, self._schema), self.store).checkpoint(self.core)
+        self._engine = recover(self.core, self.store, self._schema)
+        self._checkpointed = (self.core.lsn, time.monotonic())
+        stepping_back = self.strategy.form == "mixing"
+        self._shelf = Shelf(self._engine, self.core, self.topics, chunk=self._chunk, stepping_back=stepping_back)
+        self._outgoing = Outgoing(self._sent)
+        self._processor = Processor(
+            self.core,
+            self._engine,
+            self._shelf,
+            self.topics,
+            put=self._outgoing.put,
+            tell=self._tell,
+            memory=self._memory,
+        )
+
+    def close(self) -> None:
+        """Write a checkpoint and let the store go."""
+        if self.core.lsn > self._checkpointed[0]:
+            self._engine.checkpoint(self.core)
+        self.store.close()
+
+    @property
+    def model(self) -> Model:
+        return self._engine.model
+
+    # ------------------------------------------------------------------- serving
+
+    async def serve(self) -> None:
+        """Serve until `stop()`. After the first connection it reconnects by itself.
+
+        Raises:
+            StoreError: the store cannot be used.
+            BrokerError: the first connection failed.
+            ForeignFederation: another lineage is announced on our topics.
+        """
+        self.open()
+        try:
+            self._tell("start", lineage=self.core.lineage.hex(), version=self.core.version, step=self.core.step)
+            async with asyncio.TaskGroup() as tasks:
+                evaluating = tasks.create_task(self._evaluating(), name="evaluate")
+                await self._reconnecting()
+                evaluating.cancel()
+        except BaseExceptionGroup as group:
+            raise sole(group) from None
+        finally:
+            self.close()
+            self._tell("stop", version=self.core.version, step=self.core.step)
+
+    async def _reconnecting(self) -> None:
+        pause, begun = 0.5, False
+        while not self._stop.is_set():
+            try:
+                async with self._connector(self._options()) as connection:
+                    await self._look_around(connection)
+                    if not begun:
+                        begun = True
+                        self._begin()
+                    pause = 0.5
+                    self._tell("connected")
+                    await self._serve(connection)
+            except BrokerError as error:
+                if not begun:
+                    raise
+                log.warning("%s Trying again in about %.0f s.", error, pause)
+                self._tell("disconnected", why=str(error))
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause * random.uniform(0.5, 1.0)):  # noqa: S311 - spreads load
+                        await self._stop.wait()
+                pause = min(2 * pause, 30.0)
+
+    def _options(self) -> Options:
+        will = Will(self.topics.aggregator, frames.encode(self._status(AggregatorState.LOST)))
+        name = f"midge-{self.topics.federation}-aggregator-{self._boot:016x}"
+        return Options(client_id=name, will=will, keepalive=self._keepalive)
+
+    async def _look_around(self, connection: Connection) -> None:
+        """See who is on our topics already, before anything is published."""
+        if (largest := connection.limits.maximum_packet_size) is not None:
+            self._shelf.chunk = max(1024, min(self._chunk, largest - _OVERHEAD))
+        announced = None
+        marker = f"{self.topics.aggregator}/{self._boot:x}"
+        for delivery in await read_retained(connection, self.topics.announcement(), marker=marker):
+            try:
+                announced = messages.decode_announcement(delivery.payload)
+            except WireError as error:
+                log.warning("What was announced on our topic is no announcement (%s); it will be replaced.", error)
+        if announced is None:
+            return
+        if announced.lineage != self.core.lineage:
+            if not self._replace:
+                raise ForeignFederation(
+                    f"Another store's model, version {announced.version}, is announced as federation "
+                    f"{self.topics.federation!r} under {self.topics.root!r}. Start with that store, choose another "
+                    "federation name, or say --replace to take the topics over; its devices then begin anew."
+                )
+        elif (announced.generation, announced.version) > (self.core.generation, self.core.version):
+            log.warning(
+                "Version %d was announced and this store knows %d: it was put back. A new generation begins.",
+                announced.version,
+                self.core.version,
+            )
+            self._tell("put_back", announced=announced.version, version=self.core.version)
+            now = time.monotonic()
+            self._processor.do(self.core.begin_generation(announced.generation, announced.version, now), now)
+
+    def _begin(self) -> None:
+        """What is due at the start of the process: the first release, an overdue step."""
+        now = time.monotonic()
+        self._processor.do(self.core.note_strategy(repr(asdict(self.strategy))) + self.core.start(now), now)
+        self._released.set()
+
+    async def _serve(self, connection: Connection) -> None:
+        """Publish and read, until the connection is lost or we are to stop."""
+        self._outgoing.clear()
+        for post in self._shelf.everything():
+            self._outgoing.put(post)
+        self._post_status()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                sending = tasks.create_task(self._outgoing.send(connection), name="send")
+                await connection.subscribe(*self.topics.from_devices)
+                await self._read(connection)
+                self._outgoing.put(self._status_post(AggregatorState.STOPPED))
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(5):
+                        await self._outgoing.drained()
+                sending.cancel()
+        except BaseExceptionGroup as group:
+            raise sole(group) from None
+
+    async def _read(self, connection: Connection) -> None:
+        """Hand over batches of deliveries, and the passing of time."""
+        deliveries = aiter(connection.messages())
+        stopping = asyncio.create_task(self._stop.wait())
+        arriving: asyncio.Task[Delivery] | None = None
+        try:
+            while not self._stop.is_set():
+                arriving = arriving or asyncio.create_task(anext(deliveries))  # type: ignore[arg-type]
+                await asyncio.wait({arriving, stopping}, timeout=self._patience(), return_when="FIRST_COMPLETED")
+                batch: list[Delivery] = []
+                if arriving.done():
+                    batch = [arriving.result(), *connection.waiting()]
+                    arriving = None
+                self._process(connection, batch)
+        finally:
+            for task in (stopping, arriving):
+                if task is not None:
+                    task.cancel()
+
+    def _patience(self) -> float:
+        deadline = self.core.deadline
+        return 5.0 if deadline is None else min(5.0, max(0.0, deadline - time.monotonic()))
+
+    def _process(self, connection: Connection, batch: list[Delivery]) -> None:
+        now, version = time.monotonic(), self.core.version
+        self.bytes_in += sum(len(delivery.payload) for delivery in batch)
+        self._processor.process(batch, now)
+        for delivery in batch:
+            connection.ack(delivery)
+        if self.core.version != version:
+            self._released.set()
+        self._keep_house(now)
+
+    def _keep_house(self, now: float) -> None:
+        lsn, since = self._checkpointed
+        new = self.core.lsn - lsn
+        if new >= _CHECKPOINT_RECORDS or (new and now - since >= _CHECKPOINT_SECONDS):
+            self._engine.checkpoint(self.core)
+            self._checkpointed = (self.core.lsn, now)
+        waiting = self.core.waiting_for_company
+        if waiting is None:
+            self._lonely_since = None
+        elif self._lonely_since is None:
+            self._lonely_since = now
+        elif now - self._lonely_since > _LONELY:
+            self._lonely_since = float("inf")  # once is enough
+            log.warning("%s", waiting)
+            self._post_status(waiting)
+
+    async def _evaluating(self) -> None:
+        """Evaluate the newest version whenever there is one; versions that come meanwhile are passed over."""
+        while self._evaluate is not None:
+            await self._released.wait()
+            self._released.clear()
+            version, step = self.core.version, self.core.step
+            if version and self.core.frozen:
+                metrics = await asyncio.to_thread(self._evaluate, self._engine.model.parameters())
+                self._tell("evaluation", version=version, step=step, metrics=dict(metrics))
+
+    # -------------------------------------------------------------------- words
+
+    def _status(self, state: AggregatorState, why: str = "") -> AggregatorStatus:
+        return AggregatorStatus(
+            state=state,
+            boot=self._boot,
+            lineage=self.core.lineage,
+            generation=self.core.generation,
+            version=self.core.version,
+            step=self.core.step,
+            why=why[:400],
+        )
+
+    def _status_post(self, state: AggregatorState, why: str = "") -> Post:
+        return Post(self.topics.aggregator, frames.encode(self._status(state, why)))
+
+    def _post_status(self, why: str = "") -> None:
+        paused = self.core.paused
+        state = AggregatorState.READY if paused is None else AggregatorState.PAUSED
+        self._outgoing.put(self._status_post(state, paused or why))
+
+    def _sent(self, post: Post) -> None:
+        self.bytes_out += len(post.payload)
+        if post.withdraws is not None:
+            self._shelf.withdrawn([post.withdraws])
+
+    def _tell(self, event: str, **fields: Any) -> None:
+        if self._listener is not None:
+            self._listener({"event": event, "time": time.time(), **fields})
+
+
+def sole(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error behind a group that a TaskGroup made of it; a lost connection counts once however many saw it."""
+    leaves: list[BaseException] = []
+    stack: list[BaseException] = [group]
+    while stack:
+        error = stack.pop()
+        stack.extend(error.exceptions if isinstance(error, BaseExceptionGroup) else ())
+        leaves += [] if isinstance(error, BaseExceptionGroup) else [error]
+    others = [error for error in leaves if not isinstance(error, ConnectionLost)]
+    if not others:
+        return leaves[0]
+    return others[0] if len(others) == 1 else group
+
+
+def _asked(schema: Schema, moments: Mapping[str, int]) -> tuple[Moment, ...]:
+    frozen = {tensor.name: tensor.size for tensor in schema.frozen}
+    for name, channels in moments.items():
+        for tensor in (f"{name}_mean", f"{name}_scale"):
+            if frozen.get(tensor) != channels:
+                raise ValueError(
+                    f"statistics {name!r} of {channels} channels need a frozen tensor {tensor!r} of as many values: "
+                    "add it to the model, with the role 'frozen'."
+                )
+    return tuple(Moment(name=name, channels=channels) for name, channels in moments.items())
+
+
+def _difference(theirs: Schema, ours: Schema) -> str:
+    def described(tensor: Tensor | None) -> str:
+        return "absent" if tensor is None else f"{tensor.role} {tensor.shape} {tensor.dtype}"
+
+    there = {tensor.name: tensor for tensor in theirs.tensors}
+    here = {tensor.name: tensor for tensor in ours.tensors}
+    for name in [*there, *here]:
+        if there.get(name) != here.get(name):
+            return f"{name} is {described(there.get(name))} there and {described(here.get(name))} here"
+    return "its tensors come in another order"

@@ -1,0 +1,127 @@
+"""What the federation publishes: frames in chunks, the announcement, and what is taken back again.
+
+Which frames are on offer follows from the version alone: steps over the last 16 versions, merged steps over the last 64
+and 256, two snapshots. From any of them a device finds a cheap way to the newest version.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+from aggregator.core import AggregatorCore
+from aggregator.engine import Engine
+from aggregator.model import Frame
+from aggregator.outgoing import Post
+from wire import chunks, frames, messages
+from wire.messages import Announcement, FrameInfo, Part
+from wire.topics import Topics
+
+WINDOWS = {1: 16, 4: 64, 16: 256}
+"""Over how many versions back the frames of each span stay on offer."""
+SNAPSHOTS = 2
+
+
+class Shelf:
+    """Publishes what the engine makes."""
+
+    def __init__(
+        self, engine: Engine, core: AggregatorCore, topics: Topics, *, chunk: int, stepping_back: bool
+    ) -> None:
+        self._engine, self._core, self._topics = engine, core, topics
+        self.chunk = chunk
+        """Bytes of a chunk's body, at most: ours, or less where the broker takes less."""
+        self._stepping_back = stepping_back
+
+    def add(self, new: Sequence[Frame]) -> None:
+        """Keep new frames in the store: before they are published, so that a crash leaves none unknown."""
+        self._engine.store.add_frames((frame, chunks.count(len(frame.data), self.chunk)) for frame in new)
+
+    def release(self, new: Sequence[Frame]) -> Iterator[Post]:
+        """The posts of a release: its frames, the announcement, and the clearing of what is off the shelf."""
+        for frame in new:
+            yield from self._parts(frame)
+        yield self.announcement()
+        yield from self._clear()
+        self._engine.model.forget_steps(self._core.oldest_base if self._stepping_back else self._core.version)
+
+    def everything(self) -> Iterator[Post]:
+        """All that must stand at the broker: after a connect nobody knows what it still has."""
+        for info in self._offered():
+            data = self._engine.store.frame(info.version, info.span)
+            if data is not None:
+                yield from self._parts(Frame(info.version, info.span, data))
+        yield self.announcement()
+        yield from self._clear()
+
+    def again(self, version: int, span: int, parts: Sequence[int]) -> Iterator[Post]:
+        """Some chunks of a frame that a device missed; none where it is not on offer."""
+        data = self._engine.store.frame(version, span)
+        if data is not None and any((info.version, info.span) == (version, span) for info in self._offered()):
+            yield from (post for index, post in enumerate(self._parts(Frame(version, span, data))) if index in parts)
+
+    def announcement(self) -> Post:
+        """What there is to train from, now."""
+        core, model = self._core, self._engine.model
+        announcement = Announcement(
+            federation=self._topics.federation,
+            lineage=core.lineage,
+            generation=core.generation,
+            version=core.version,
+            step=core.step,
+            phase="training" if core.frozen else "statistics",
+            schema_hash=model.schema.hash,
+            digest=model.state.digest(),
+            frames=tuple(self._offered()),
+            moments=() if core.frozen else core.moments,
+            chunk=self.chunk,
+            plan=core.strategy.plan,
+        )
+        return Post(self._topics.announcement(), messages.encode_announcement(announcement))
+
+    def _offered(self) -> list[FrameInfo]:
+        newest = self._core.version
+        known = [frame for frame in self._engine.store.published() if frame.offered and frame.version <= newest]
+        snapshots = sorted((frame.version for frame in known if frame.span == 0), reverse=True)[:SNAPSHOTS]
+        return [
+            FrameInfo(
+                version=frame.version,
+                span=frame.span,
+                size=frame.size,
+                parts=max(frame.parts, chunks.count(frame.size, self.chunk)),
+            )
+            for frame in known
+            if (frame.version in snapshots if frame.span == 0 else frame.version > newest - WINDOWS[frame.span])
+        ]
+
+    def _parts(self, frame: Frame) -> Iterator[Post]:
+        parts = chunks.count(len(frame.data), self.chunk)
+        sha256 = hashlib.sha256(frame.data).digest()
+        for index, body in enumerate(chunks.cut(frame.data, part_size(len(frame.data), parts))):
+            header = Part(
+                lineage=self._core.lineage,
+                generation=self._core.generation,
+                version=frame.version,
+                span=frame.span,
+                part=index,
+                parts=parts,
+                sha256=sha256,
+            )
+            yield Post(self._topics.part(frame.version, frame.span, index), frames.encode(header, body))
+
+    def _clear(self) -> Iterator[Post]:
+        stay = {(info.version, info.span) for info in self._offered()}
+        for frame in self._engine.store.published():
+            name = (frame.version, frame.span)
+            if frame.offered and name not in stay and frame.version <= self._core.version:
+                for index in range(max(frame.parts, 1)):
+                    last = index == max(frame.parts, 1) - 1
+                    topic = self._topics.part(*name, index)
+                    yield Post(topic, b"", withdraws=name if last else None)
+
+    def withdrawn(self, gone: Sequence[tuple[int, int]]) -> None:
+        """These frames are off the broker."""
+        self._engine.store.withdraw(gone, keep=self._stepping_back)
+
+
+def part_size(size: int, parts: int) -> int:
+    """Bytes of each chunk but the last of a frame that was cut into so many."""
+    return max(1, -(-size // parts))

@@ -1,0 +1,314 @@
+"""The aggregator's memory on disk: a journal of decisions, the frames that were published, checkpoints.
+
+One SQLite file in WAL mode with synchronous=FULL, so that a commit survives a power cut; checkpoints beside it as
+safetensors, written to a temporary file, synced, renamed, and only then entered. A lock keeps a second aggregator out.
+
+What was accepted is in the journal before its receipt leaves, and the newest checkpoint plus the journal after it is
+the model, bit for bit.
+"""
+
+import fcntl
+import hashlib
+import os
+import secrets
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from aggregator import records as rec
+from aggregator.model import Frame
+from wire import frames
+from wire.schema import Schema
+
+FORMAT = 1
+KEEP_CHECKPOINTS = 3
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS journal (
+    lsn INTEGER PRIMARY KEY, kind TEXT NOT NULL, record BLOB NOT NULL, body BLOB, crc INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS frames (
+    version INTEGER NOT NULL, span INTEGER NOT NULL, data BLOB NOT NULL, parts INTEGER NOT NULL,
+    offered INTEGER NOT NULL DEFAULT 1, PRIMARY KEY (version, span)
+);
+CREATE TABLE IF NOT EXISTS checkpoints (
+    lsn INTEGER PRIMARY KEY, file TEXT NOT NULL, sha256 BLOB NOT NULL, oldest_body INTEGER NOT NULL,
+    oldest_base INTEGER NOT NULL
+);
+"""
+
+
+class StoreError(Exception):
+    """The store cannot be used as it is; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One record of the journal, with the body that was kept with it."""
+
+    record: rec.Record
+    body: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A frame in the store: what is offered to devices, and what is only kept to step back with."""
+
+    version: int
+    span: int
+    size: int
+    parts: int
+    offered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Everything up to `lsn`: arrays of the model, plain values of the model, state of the core."""
+
+    lsn: int
+    arrays: dict[str, npt.NDArray[Any]]
+    values: dict[str, Any]
+    core: dict[str, Any]
+
+
+class Store:
+    """A directory with one federation's lineage in it. Use it as a context manager, from one thread."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self._db: sqlite3.Connection | None = None
+        self._lock: int | None = None
+        self.lineage = b""
+        self.schema: Schema | None = None
+        """None until `create` was called, in this process or one before."""
+
+    def __enter__(self) -> Self:
+        """Lock and open.
+
+        Raises:
+            StoreError: the directory cannot be written, is in use, or is of another version of Midge.
+        """
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.directory / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        except OSError as error:
+            raise StoreError(
+                f"The store {self.directory} cannot be written ({error.strerror}): name a directory that can."
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.close()
+            raise StoreError(
+                f"The store {self.directory} is in use by another aggregator: stop it, or name another store."
+            ) from error
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _open(self) -> None:
+        path = self.directory / "store.db"
+        try:
+            self._db = sqlite3.connect(path, isolation_level="IMMEDIATE")
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.executescript(_TABLES)
+        except sqlite3.DatabaseError as error:
+            raise StoreError(f"{path} cannot be read ({error}): restore it, or begin with a new store.") from error
+        meta = dict(self._db.execute("SELECT name, value FROM meta"))
+        if not meta:
+            return
+        if meta["format"] != FORMAT:
+            raise StoreError(f"{path} has format {meta['format']}; this version of Midge reads {FORMAT}.")
+        self.lineage = meta["lineage"]
+        self.schema = Schema.unpacked(frames.unpack(meta["schema"]))
+
+    @property
+    def _open_db(self) -> sqlite3.Connection:
+        assert self._db is not None, "the store is not open"
+        return self._db
+
+    def create(self, schema: Schema) -> None:
+        """Begin a lineage in an empty store."""
+        assert self.schema is None
+        self.lineage, self.schema = secrets.token_bytes(16), schema
+        rows = [("format", FORMAT), ("lineage", self.lineage), ("schema", frames.pack(schema.packed()))]
+        with self._open_db:
+            self._open_db.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+
+    # ------------------------------------------------------------------- journal
+
+    def commit(self, entries: Iterable[Entry]) -> None:
+        """Make records durable, all or none. When this returns they survive a power cut."""
+        rows = []
+        for entry in entries:
+            record = rec.pack(entry.record)
+            crc = _crc(record, entry.body)
+            rows.append((entry.record.lsn, rec.kind(entry.record), record, entry.body, crc))
+        if rows:
+            with self._open_db:
+                self._open_db.executemany("INSERT INTO journal VALUES (?, ?, ?, ?, ?)", rows)
+
+    def entries(self, after: int) -> Iterator[Entry]:
+        """The journal's records behind an lsn, in order.
+
+        Raises:
+            StoreError: a record is damaged or missing.
+        """
+        expected = after + 1
+        rows = self._open_db.execute(
+            "SELECT lsn, kind, record, body, crc FROM journal WHERE lsn > ? ORDER BY lsn", (after,)
+        )
+        for lsn, kind, record, body, crc in rows:
+            if lsn != expected or _crc(record, body) != crc:
+                raise StoreError(
+                    f"The journal in {self.directory} is damaged at record {lsn}: what was decided from there on "
+                    "would be lost. Restore the store from a backup."
+                )
+            expected += 1
+            yield Entry(rec.unpack(kind, record), body)
+
+    def body(self, lsn: int) -> bytes:
+        """The body kept with a record.
+
+        Raises:
+            StoreError: it is not there.
+        """
+        row = self._open_db.execute("SELECT body FROM journal WHERE lsn = ?", (lsn,)).fetchone()
+        if row is None or row[0] is None:
+            raise StoreError(f"The journal in {self.directory} lacks the update of record {lsn}.")
+        return bytes(row[0])
+
+    def record(self, lsn: int) -> rec.Record:
+        """One record.
+
+        Raises:
+            StoreError: it is not there.
+        """
+        row = self._open_db.execute("SELECT kind, record FROM journal WHERE lsn = ?", (lsn,)).fetchone()
+        if row is None:
+            raise StoreError(f"The journal in {self.directory} lacks record {lsn}.")
+        return rec.unpack(*row)
+
+    # -------------------------------------------------------------------- frames
+
+    def add_frames(self, new: Iterable[tuple[Frame, int]]) -> None:
+        """Keep frames, each with its number of parts, before they are published. One that is there stays."""
+        with self._open_db:
+            self._open_db.executemany(
+                "INSERT OR IGNORE INTO frames (version, span, data, parts) VALUES (?, ?, ?, ?)",
+                [(frame.version, frame.span, frame.data, parts) for frame, parts in new],
+            )
+
+    def published(self) -> list[Published]:
+        rows = self._open_db.execute(
+            "SELECT version, span, length(data), parts, offered FROM frames ORDER BY version, span"
+        )
+        return [Published(version, span, size, parts, bool(offered)) for version, span, size, parts, offered in rows]
+
+    def frame(self, version: int, span: int) -> bytes | None:
+        """A frame's bytes, where the store has it."""
+        row = self._open_db.execute(
+            "SELECT data FROM frames WHERE version = ? AND span = ?", (version, span)
+        ).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def withdraw(self, gone: Iterable[tuple[int, int]], *, keep: bool) -> None:
+        """No longer offer frames, by version and span: after their topics were cleared. `keep` keeps their bytes."""
+        statement = "UPDATE frames SET offered = 0" if keep else "DELETE FROM frames"
+        with self._open_db:
+            self._open_db.executemany(f"{statement} WHERE version = ? AND span = ?", list(gone))
+
+    # --------------------------------------------------------------- checkpoints
+
+    def checkpoint(self, checkpoint: Checkpoint, *, oldest_body: int, oldest_base: int) -> None:
+        """Write everything up to an lsn, then forget what older ones alone needed."""
+        arrays = dict(checkpoint.arrays)
+        plain = frames.pack({"values": checkpoint.values, "core": checkpoint.core})
+        arrays["plain"] = np.frombuffer(plain, np.uint8)
+        data = save_tensors({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        name = f"checkpoint-{checkpoint.lsn:012d}.safetensors"
+        write_durably(self.directory / name, data)
+        with self._open_db:
+            self._open_db.execute(
+                "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?)",
+                (checkpoint.lsn, name, hashlib.sha256(data).digest(), oldest_body, oldest_base),
+            )
+        self._prune()
+
+    def _prune(self) -> None:
+        rows = self._open_db.execute(
+            "SELECT lsn, file, oldest_body, oldest_base FROM checkpoints ORDER BY lsn DESC"
+        ).fetchall()
+        kept, dropped = rows[:KEEP_CHECKPOINTS], rows[KEEP_CHECKPOINTS:]
+        needed = min(min(lsn + 1, body) for lsn, _, body, _ in kept)
+        oldest_base = min(base for *_, base in kept)
+        with self._open_db:
+            self._open_db.executemany("DELETE FROM checkpoints WHERE lsn = ?", [(lsn,) for lsn, *_ in dropped])
+            self._open_db.execute("DELETE FROM journal WHERE lsn < ?", (needed,))
+            self._open_db.execute("DELETE FROM frames WHERE offered = 0 AND version <= ?", (oldest_base,))
+        for _, file, _, _ in dropped:
+            (self.directory / file).unlink(missing_ok=True)
+
+    def newest_checkpoint(self) -> Checkpoint:
+        """The newest checkpoint whose bytes are what was written.
+
+        Raises:
+            StoreError: there is none.
+        """
+        rows = self._open_db.execute("SELECT lsn, file, sha256 FROM checkpoints ORDER BY lsn DESC").fetchall()
+        for lsn, file, sha256 in rows:
+            try:
+                data = (self.directory / file).read_bytes()
+            except OSError:
+                continue
+            if hashlib.sha256(data).digest() == sha256:
+                arrays = load_tensors(data)
+                plain = frames.unpack(arrays.pop("plain").tobytes())
+                return Checkpoint(lsn, arrays, plain["values"], plain["core"])
+        raise StoreError(f"No checkpoint in {self.directory} can be read: restore the store from a backup.")
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file so that after a power cut it is there whole, or as it was before."""
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _crc(record: bytes, body: bytes | None) -> int:
+    return zlib.crc32(body or b"", zlib.crc32(record))

@@ -1,0 +1,33 @@
+"""Reading what is retained on a topic, and knowing when that was all.
+
+MQTT has no word for "nothing is retained here". So a message of our own follows the subscription: once it has come
+back, the broker has sent what it had. Where it does not come back (an ACL may forbid it), a short silence must do.
+"""
+
+import asyncio
+from contextlib import suppress
+
+from broker.connection import Connection, Delivery
+
+
+async def read_retained(connection: Connection, *filters: str, marker: str, patience: float = 3.0) -> list[Delivery]:
+    """The retained messages on these filters; `marker` is a topic that we may both publish and read.
+
+    Takes the connection's messages for itself while it reads: to be called before anybody else does.
+
+    Raises:
+        ConnectionLost: the connection ended.
+    """
+    await connection.subscribe(*filters, marker)
+    await connection.publish(marker, b"", qos=1)
+    found: list[Delivery] = []
+    with suppress(TimeoutError):
+        async with asyncio.timeout(patience):
+            async for delivery in connection.messages():
+                connection.ack(delivery)
+                if delivery.topic == marker:
+                    break
+                if delivery.retain and delivery.payload:
+                    found.append(delivery)
+    await connection.unsubscribe(*filters, marker)
+    return found

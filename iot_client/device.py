@@ -1,0 +1,436 @@
+"""A device as a process: the session and the outbox, connected to MQTT and to a trainer.
+
+One loop hands events to the session and does what it asks for, in order; fetching and training run beside it and come
+back as events. What is stored is on disk before it is sent.
+"""
+
+import asyncio
+import inspect
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from broker.connection import BrokerError, Connection, ConnectionLost, Connector, Options, PublishRefused, Will
+from iot_client import session as s
+from iot_client.fetching import Fetcher, FetchError
+from iot_client.fit import Fit, Parameters, TrainingPlan
+from iot_client.outbox import Outbox
+from iot_client.training import Made, Unfit, make_update
+from wire import chunks, frames, messages
+from wire.errors import WireError
+from wire.lineage import State
+from wire.messages import AggregatorStatus, Announcement, Chunk, DeviceState, Hello, Plan, Receipt, Statistics, Update
+from wire.moments import Moments
+from wire.topics import DEFAULT_ROOT, Topics, check_name
+
+log = logging.getLogger("iot_client")
+
+Train = Callable[[Parameters, TrainingPlan], Fit | Awaitable[Fit]]
+Listener = Callable[[dict[str, Any]], None]
+
+_OVERHEAD = 1024
+"""Bytes of topic and headers around a body, generously."""
+_NAMESAKE = 3.0
+"""Seconds that a live device with our name has to say that it lives."""
+
+
+class Namesake(Exception):
+    """Another live device has this name."""
+
+
+class Device:
+    """One participant of one federation. `run()` takes part until it is interrupted.
+
+    Args:
+        connector: how to reach the broker; `midge.Device` makes it from a URL.
+        federation: the federation's name.
+        name: the device's own name in it.
+        train: called with all tensors by name and a plan, in a thread; returns a `Fit`. May be a coroutine function.
+        outbox: the file that holds updates until they are settled; None keeps them in memory, for simulations.
+        root: the topic root.
+        moments: statistics of the device's data by name, for the aggregator to pool; or a function that makes them.
+        missing: how many missing values they leave out.
+        capabilities: plain values for the status: what the device is.
+        on_event: called with a dict for each thing of note.
+        keepalive: seconds between signs of life to the broker.
+    """
+
+    def __init__(
+        self,
+        connector: Connector,
+        *,
+        federation: str,
+        name: str,
+        train: Train,
+        outbox: str | Path | None,
+        root: str = DEFAULT_ROOT,
+        moments: Mapping[str, Moments] | Callable[[], Mapping[str, Moments]] | None = None,
+        missing: int = 0,
+        capabilities: Mapping[str, str | int | float | bool] | None = None,
+        on_event: Listener | None = None,
+        keepalive: int = 30,
+    ) -> None:
+        self.name = check_name(name, "device name")
+        self.topics = Topics(federation, root)
+        self._connector = connector
+        self._train = train
+        self._outbox = Outbox(outbox)
+        self._moments = moments
+        self._missing = missing
+        self._capabilities = dict(capabilities or {})
+        self._listener = on_event
+        self._keepalive = keepalive
+        self._stop = asyncio.Event()
+        self._events: asyncio.Queue[s.Event] = asyncio.Queue()
+        self._bodies: dict[int, bytes] = {}
+        self._keys = count(1)
+        self._fetcher = Fetcher(self.topics, self.name)
+        self._state: State | None = None
+        self._connection: Connection | None = None
+        self._fetching: asyncio.Task[None] | None = None
+        self._training: asyncio.Task[None] | None = None
+        self.bytes_up = 0
+        """Payload bytes published so far."""
+        self.bytes_down = 0
+        """Payload bytes received so far."""
+
+    def run(self) -> None:
+        """Take part until interrupted."""
+        asyncio.run(self.serve())
+
+    def stop(self) -> None:
+        """End `serve` cleanly. To be called in its loop."""
+        self._stop.set()
+
+    @property
+    def holding(self) -> int:
+        """How many updates wait for their receipt."""
+        return self._session.holding
+
+    # ------------------------------------------------------------------- serving
+
+    async def serve(self) -> None:
+        """Take part until `stop()`. Reconnects by itself, with growing, jittered pauses.
+
+        Raises:
+            OutboxError: the outbox cannot be used.
+            BrokerError: the very first connection failed.
+            Namesake: another live device has our name.
+            Exception: whatever the trainer raised.
+        """
+        with self._outbox:
+            self._session = s.DeviceSession(
+                self.name, self._outbox.identity, self._outbox.held(), self._outbox.next_seq, random.random
+            )
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    self._tasks = tasks
+                    acting = tasks.create_task(self._acting(), name="act")
+                    await self._reconnecting()
+                    acting.cancel()
+                    self._cancel_fetch()
+                    if self._training is not None:
+                        self._training.cancel()
+            except BaseExceptionGroup as group:
+                raise _first(group) from None
+
+    async def _reconnecting(self) -> None:
+        pause, connected_before = 0.5, False
+        while not self._stop.is_set():
+            try:
+                async with self._connector(self._options()) as connection:
+                    await self._see_namesakes(connection)
+                    await self._serve(connection)
+                    connected_before, pause = True, 0.5
+            except BrokerError as error:
+                if not connected_before and not isinstance(error, ConnectionLost):
+                    raise
+                connected_before = True
+                log.info("%s: %s Trying again in about %.0f s.", self.name, error, pause)
+                self._tell("disconnected", why=str(error))
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause * random.uniform(0.5, 1.5)):  # noqa: S311 - spreads load
+                        await self._stop.wait()
+                pause = min(2 * pause, 60.0)
+
+    def _options(self) -> Options:
+        will = Will(self.topics.status(self.name), frames.encode(self._hello(DeviceState.LOST)))
+        identity = f"midge-{self.topics.federation}-{self.name}-{self._outbox.identity:016x}"
+        return Options(client_id=identity, will=will, keepalive=self._keepalive)
+
+    async def _see_namesakes(self, connection: Connection) -> None:
+        """End with a sentence where a live device has our name: two would take each other's receipts.
+
+        Our own JOINING comes back behind whatever is retained; a namesake that lives answers it.
+        """
+        topic = self.topics.status(self.name)
+        await connection.subscribe(topic)
+        await self._publish(connection, topic, frames.encode(self._hello(DeviceState.JOINING)))
+        suspected, patience = False, _NAMESAKE
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                async for delivery in connection.messages():
+                    connection.ack(delivery)
+                    hello = _hello_of(delivery.payload)
+                    if hello is None:
+                        continue
+                    if hello.outbox == self._outbox.identity:
+                        if hello.state is DeviceState.JOINING and not suspected:
+                            return
+                    elif hello.state.live and delivery.retain:
+                        suspected = True
+                    elif hello.state.live:
+                        raise Namesake(
+                            f"Another live device of federation {self.topics.federation!r} is named {self.name!r}: "
+                            "give each device its own name, and never copy an outbox."
+                        )
+
+    async def _serve(self, connection: Connection) -> None:
+        """Take part over one connection, until it is lost or we are to stop."""
+        reading = asyncio.create_task(self._read(connection))
+        stopping = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({reading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                await reading
+            else:
+                goodbye = frames.encode(self._hello(DeviceState.DISCONNECTED))
+                await self._publish(connection, self.topics.status(self.name), goodbye, retain=True)
+        finally:
+            self._connection = None
+            self._events.put_nowait(s.Disconnected())
+            reading.cancel()
+            stopping.cancel()
+
+    async def _read(self, connection: Connection) -> None:
+        await connection.subscribe(self.topics.aggregator, self.topics.receipt(self.name))
+        await connection.subscribe(self.topics.announcement(), qos=0)
+        largest = connection.limits.maximum_packet_size
+        self._connection = connection
+        self._events.put_nowait(s.Connected(None if largest is None else max(256, largest - _OVERHEAD)))
+        self._tell("connected")
+        async for delivery in connection.messages():
+            self.bytes_down += len(delivery.payload)
+            try:
+                self._deliver(delivery.topic, delivery.payload)
+            except WireError as error:
+                log.warning("%s: a message on %s was dropped: %s", self.name, delivery.topic, error)
+            connection.ack(delivery)
+
+    def _deliver(self, topic: str, payload: bytes) -> None:
+        if self._fetcher.expects(topic):
+            self._fetcher.deliver(topic, payload)
+        elif not payload:
+            pass  # a retained message was cleared
+        elif topic == self.topics.announcement():
+            self._events.put_nowait(s.Announced(messages.decode_announcement(payload)))
+        elif topic == self.topics.receipt(self.name):
+            self._events.put_nowait(s.Receipted(messages.decode(Receipt, payload)[0]))
+        elif topic == self.topics.aggregator:
+            self._events.put_nowait(s.AggregatorSeen(messages.decode(AggregatorStatus, payload)[0]))
+        elif topic == self.topics.status(self.name):
+            hello, _ = messages.decode(Hello, payload)
+            if hello.outbox != self._outbox.identity and hello.state is DeviceState.JOINING:
+                self._send(topic, frames.encode(self._hello(DeviceState.READY)), retain=True)  # we live
+
+    # -------------------------------------------------------------------- acting
+
+    async def _acting(self) -> None:
+        """The session's own loop: one event at a time, and the passing of time."""
+        while True:
+            deadline = self._session.deadline
+            event: s.Event | None = None
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(None if deadline is None else self._at(deadline)):
+                    event = await self._events.get()
+            now = time.monotonic()
+            self._act(self._session.tick(now) if event is None else self._session.handle(event, now))
+            if isinstance(event, s.Disconnected):
+                self._cancel_fetch()
+
+    @staticmethod
+    def _at(deadline: float) -> float:
+        return asyncio.get_running_loop().time() + max(0.0, deadline - time.monotonic())
+
+    def _act(self, actions: list[s.Action]) -> None:
+        for action in actions:
+            match action:
+                case s.Greet():
+                    status = self.topics.status(self.name)
+                    self._send(status, frames.encode(self._hello(DeviceState.READY)), retain=True)
+                case s.ReadAnnouncement():
+                    self._task(self._reread())
+                case s.SendStatistics(lineage, asked):
+                    self._send_statistics(lineage, asked)
+                case s.Fetch(announcement, way):
+                    self._fetching = self._task(self._fetch(announcement, way))
+                case s.Train(announcement, plan):
+                    self._training = self._task(self._fit(announcement, plan))
+                case s.Store(update, key):
+                    self._outbox.store(update, self._bodies.pop(key))
+                case s.Send(update):
+                    self._send(self.topics.update(self.name), frames.encode(update, self._outbox.body(update.seq)))
+                case s.Offer(update):
+                    self._send(self.topics.update(self.name), frames.encode(update))
+                case s.SendChunks(update, parts):
+                    self._send_chunks(update, parts)
+                case s.Forget(through):
+                    self._outbox.forget(through)
+                case s.Renew(keep):
+                    self._renew(keep)
+                case s.Tell(settled):
+                    self._tell("receipt", **settled.model_dump())
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return self._tasks.create_task(work)
+
+    def _cancel_fetch(self) -> None:
+        if self._fetching is not None:
+            self._fetching.cancel()
+            self._fetching = None
+
+    def _renew(self, keep: tuple[int, ...]) -> None:
+        log.warning(
+            "%s: the aggregator has settled more than this outbox ever sent: it was put back from a copy. "
+            "It goes on under a new identity.",
+            self.name,
+        )
+        self._outbox.renew(keep)
+        self._tell("renewed", kept=len(keep))
+        again = self._session.renewed(
+            self._outbox.identity, self._outbox.held(), self._outbox.next_seq, time.monotonic()
+        )
+        self._act(again)
+
+    # ---------------------------------------------------------------- publishing
+
+    def _send(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        """Publish in the order of the calls, without waiting; what is lost on the way, the session says again."""
+        if self._connection is not None:
+            self._task(self._publish(self._connection, topic, payload, retain=retain))
+
+    async def _publish(self, connection: Connection, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        self.bytes_up += len(payload)
+        try:
+            await connection.publish(topic, payload, qos=1, retain=retain)
+        except ConnectionLost:
+            pass  # the reader sees it too, and the session hears of it from there
+        except PublishRefused as error:
+            log.warning("%s: %s", self.name, error)
+            self._tell("refused", topic=topic, why=str(error))
+
+    def _send_chunks(self, update: Update, parts: tuple[int, ...]) -> None:
+        body = self._outbox.body(update.seq)
+        assert self._session.announcement is not None
+        cut = list(chunks.cut(body, self._session.part_size(update.size)))
+        for part in parts:
+            if part < len(cut):
+                header = Chunk(outbox=update.outbox, first=update.first, seq=update.seq, part=part)
+                self._send(self.topics.update(self.name), frames.encode(header, cut[part]))
+
+    def _send_statistics(self, lineage: bytes, asked: tuple[messages.Moment, ...]) -> None:
+        moments = self._moments() if callable(self._moments) else (self._moments or {})
+        self._moments = moments
+        wrong = [
+            f"{moment.name} ({moment.channels} channels)"
+            for moment in asked
+            if moment.name not in moments or moments[moment.name].count.size != moment.channels
+        ]
+        if wrong:
+            log.warning(
+                "%s: the federation asks for statistics that this device does not give: %s. Others' will be used.",
+                self.name,
+                ", ".join(wrong),
+            )
+            return
+        header = Statistics(
+            lineage=lineage,
+            names=tuple((moment.name, moment.channels) for moment in asked),
+            missing=self._missing,
+        )
+        body = b"".join(moments[moment.name].to_bytes() for moment in asked)
+        self._send(self.topics.update(self.name), frames.encode(header, body))
+
+    def _hello(self, state: DeviceState) -> Hello:
+        target = self._session.announcement
+        return Hello(
+            state=state,
+            outbox=self._session.outbox,
+            first=self._session.first,
+            next=self._session.next,
+            lineage=None if target is None else target.lineage,
+            generation=0 if target is None else target.generation,
+            version=0 if target is None else target.version,
+            capabilities=self._capabilities,
+        )
+
+    # ------------------------------------------------------------------ the work
+
+    async def _reread(self) -> None:
+        """Subscribing again makes the broker send the retained announcement again."""
+        connection = self._connection
+        if connection is not None:
+            with suppress(ConnectionLost):
+                await connection.subscribe(self.topics.announcement(), qos=0)
+
+    async def _fetch(self, announcement: Announcement, way: tuple[messages.FrameInfo, ...]) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            self._state = await self._fetcher.fetch(connection, announcement, way, self._state)
+        except ConnectionLost:
+            return  # the session hears of it from the reader
+        except FetchError as error:
+            log.info("%s: %s", self.name, error)
+            self._tell("fetch_failed", why=str(error))
+            self._events.put_nowait(s.FetchFailed(str(error), error.start_over))
+            return
+        self._events.put_nowait(s.Fetched())
+
+    async def _fit(self, announcement: Announcement, plan: Plan) -> None:
+        assert self._state is not None
+        self._tell("training", version=announcement.version)
+        started = time.monotonic()
+        state, parameters = self._state, self._state.parameters()
+        if inspect.iscoroutinefunction(self._train):
+            fit: Fit = await self._train(parameters, plan)
+        else:
+            fit = await asyncio.to_thread(self._train, parameters, plan)  # type: ignore[arg-type]
+        if not isinstance(fit, Fit):
+            raise TypeError(f"train() returned {type(fit).__name__}; it must return midge.Fit(parameters, examples=n).")
+        seconds = time.monotonic() - started
+        try:
+            made: Made = await asyncio.to_thread(make_update, fit, state, announcement, seconds)
+        except Unfit as error:
+            log.warning("%s: nothing is sent: %s", self.name, error)
+            self._tell("unfit", why=str(error))
+            self._events.put_nowait(s.NothingToSend(str(error)))
+            return
+        key = next(self._keys)
+        self._bodies[key] = made.body
+        self._tell("trained", version=announcement.version, seconds=seconds)
+        self._events.put_nowait(s.Trained(made.update, key))
+
+    def _tell(self, event: str, **fields: Any) -> None:
+        if self._listener is not None:
+            self._listener({"event": event, "device": self.name, "time": time.time(), **fields})
+
+
+def _hello_of(payload: bytes) -> Hello | None:
+    with suppress(WireError):
+        return messages.decode(Hello, payload)[0]
+    return None
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error behind a group that a TaskGroup made of it."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

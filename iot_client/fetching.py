@@ -1,0 +1,161 @@
+"""Getting a model: frames in chunks from retained topics, put together, applied, and checked against the digest.
+
+Bulk is asked for by literal chunk topics, a few at a time, never by wildcard: a wildcard on a slow or breaking link
+fills the broker's queue for us, and what does not fit there is lost without a word.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+
+from broker.connection import Connection, ConnectionLost
+from wire import frames, lineage, messages
+from wire.chunks import Assembly
+from wire.errors import WireError
+from wire.lineage import State
+from wire.messages import Announcement, FrameInfo, Part
+from wire.topics import Topics
+
+WINDOW = 8
+"""Chunks that are asked for at once."""
+PATIENCE = 5.0
+"""Seconds without any chunk before the aggregator is asked to publish what is missing."""
+
+
+class FetchError(Exception):
+    """The model could not be got; `start_over` where what we hold is of no use either."""
+
+    def __init__(self, message: str, *, start_over: bool = False) -> None:
+        super().__init__(message)
+        self.start_over = start_over
+
+
+class Fetcher:
+    """One device's fetches. `deliver` is given every message that comes on a chunk topic."""
+
+    def __init__(self, topics: Topics, device: str, *, limit: int = 2**30) -> None:
+        self._topics, self._device = topics, device
+        self._limit = limit
+        """Bytes of one frame that are taken, at most."""
+        self._expected: dict[str, tuple[FrameInfo, int]] = {}
+        self._assemblies: dict[tuple[int, int], Assembly] = {}
+        self._announcement: Announcement | None = None
+        self._news = asyncio.Event()
+
+    def expects(self, topic: str) -> bool:
+        return topic in self._expected
+
+    def deliver(self, topic: str, payload: bytes) -> None:
+        """Take a chunk in; what is wrong with it is the same as if it had not come."""
+        frame, index = self._expected.get(topic, (None, 0))
+        if frame is None or self._announcement is None or not payload:
+            return
+        with suppress(WireError):
+            part, body = messages.decode(Part, payload)
+            wanted = (self._announcement.lineage, frame.version, frame.span, index, frame.parts)
+            if (part.lineage, part.version, part.span, part.part, part.parts) != wanted:
+                return
+            assembly = self._assemblies.get((frame.version, frame.span))
+            if assembly is None:
+                size = max(1, -(-frame.size // frame.parts))
+                assembly = Assembly(frame.size, size, part.sha256, limit=self._limit)
+                self._assemblies[frame.version, frame.span] = assembly
+            assembly.add(index, body)
+            self._news.set()
+
+    async def fetch(
+        self, connection: Connection, announcement: Announcement, way: Sequence[FrameInfo], held: State | None
+    ) -> State:
+        """Go the way and return the state at its end.
+
+        Raises:
+            FetchError: a chunk does not come, or what came does not lead to the announced digest.
+            ConnectionLost: the connection ended; what came before is kept and is not asked for again.
+        """
+        if self._announcement is None or self._announcement.lineage != announcement.lineage:
+            self._assemblies.clear()
+        self._announcement = announcement
+        stay = {(frame.version, frame.span) for frame in way}
+        self._assemblies = {name: assembly for name, assembly in self._assemblies.items() if name in stay}
+        for frame in way:
+            if frame.size > self._limit:
+                raise FetchError(f"a frame of {frame.size} bytes is over this device's limit of {self._limit}")
+        await self._collect(connection, way)
+        try:
+            return await asyncio.to_thread(self._apply, announcement, way, held)
+        except WireError as error:
+            raise FetchError(f"what was fetched cannot be used: {error}", start_over=True) from error
+        finally:
+            self._assemblies.clear()
+
+    async def _collect(self, connection: Connection, way: Sequence[FrameInfo]) -> None:
+        waiting = [(frame, index) for frame in way for index in range(frame.parts) if self._misses(frame, index)]
+        waiting.reverse()
+        asked = False
+        try:
+            while waiting or self._expected:
+                new = [waiting.pop() for _ in range(min(WINDOW - len(self._expected), len(waiting)))]
+                topics = {self._topics.part(frame.version, frame.span, index): (frame, index) for frame, index in new}
+                if topics:
+                    self._expected |= topics
+                    await connection.subscribe(*topics, qos=1)
+                came = await self._some_came()
+                if came:
+                    for topic in came:
+                        del self._expected[topic]
+                    await connection.unsubscribe(*came)
+                elif asked:
+                    raise FetchError(f"{len(self._expected) + len(waiting)} chunks of the model do not come")
+                else:
+                    asked = True
+                    await self._ask(connection)
+        finally:
+            left = list(self._expected)
+            self._expected.clear()
+            if left:
+                with suppress(ConnectionLost):
+                    await connection.unsubscribe(*left)
+
+    def _misses(self, frame: FrameInfo, index: int) -> bool:
+        assembly = self._assemblies.get((frame.version, frame.span))
+        return assembly is None or index in assembly.missing()
+
+    async def _some_came(self) -> list[str]:
+        """Topics whose chunks are here; none where nothing came for a while."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                while True:
+                    came = [topic for topic, (frame, index) in self._expected.items() if not self._misses(frame, index)]
+                    if came:
+                        return came
+                    self._news.clear()
+                    await self._news.wait()
+        return []
+
+    async def _ask(self, connection: Connection) -> None:
+        """Ask the aggregator for what the broker does not have: it keeps nothing, or it was begun anew."""
+        assert self._announcement is not None
+        missing: dict[tuple[int, int], list[int]] = {}
+        for frame, index in self._expected.values():
+            missing.setdefault((frame.version, frame.span), []).append(index)
+        for (version, span), parts in missing.items():
+            asking = messages.Fetch(
+                lineage=self._announcement.lineage, version=version, span=span, parts=tuple(sorted(parts))
+            )
+            await connection.publish(self._topics.update(self._device), frames.encode(asking), qos=1)
+
+    def _apply(self, announcement: Announcement, way: Sequence[FrameInfo], state: State | None) -> State:
+        for frame in way:
+            data = self._assemblies[frame.version, frame.span].finish()
+            if frame.span == 0:
+                state = lineage.decode_snapshot(data)
+            else:
+                if state is None:
+                    raise WireError("a step without a model to start from")
+                step, exponent = lineage.decode_step(data, state.schema.size)
+                if exponent != state.exponent:
+                    raise WireError("a step on another grid")
+                state = state.advance(step)
+        if state is None or state.schema.hash != announcement.schema_hash or state.digest() != announcement.digest:
+            raise WireError("the model's digest is not the announced one")
+        return state

@@ -1,0 +1,600 @@
+"""A device's part in a federation, without I/O, without arrays and without a clock.
+
+Events in, actions out. Two small machines run side by side: the link (is there somebody to talk to?) and the work (what
+is the device doing?). Both are tables below, and the pictures in the docs are drawn from them.
+
+What the session promises: an update is stored before it is sent, it is sent with the same identity until it is settled,
+and it is forgotten only on the aggregator's receipt. MQTT's own acknowledgements do not count.
+"""
+
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from wire import chunks
+from wire.lineage import route
+from wire.messages import (
+    OUTBOX_LIMIT,
+    AggregatorState,
+    AggregatorStatus,
+    Announcement,
+    FrameInfo,
+    Moment,
+    Plan,
+    Receipt,
+    Settled,
+    Update,
+)
+
+
+class Link(Enum):
+    """Whether there is somebody to talk to."""
+
+    DOWN = auto()
+    GREETING = auto()
+    """Connected; the aggregator has not yet said what it has of our outbox."""
+    UP = auto()
+
+
+class Work(Enum):
+    """What the device is doing."""
+
+    RESTING = auto()
+    FETCHING = auto()
+    TRAINING = auto()
+
+
+LINKS: dict[tuple[Link, str], Link] = {
+    (Link.DOWN, "connected"): Link.GREETING,
+    (Link.GREETING, "receipt"): Link.UP,
+    (Link.GREETING, "disconnected"): Link.DOWN,
+    (Link.UP, "aggregator restarted"): Link.GREETING,
+    (Link.UP, "disconnected"): Link.DOWN,
+}
+WORKS: dict[tuple[Work, str], Work] = {
+    (Work.RESTING, "newer version"): Work.FETCHING,
+    (Work.FETCHING, "disconnected"): Work.RESTING,
+    (Work.FETCHING, "fetch failed"): Work.RESTING,
+    (Work.FETCHING, "fetched"): Work.TRAINING,
+    (Work.TRAINING, "trained"): Work.RESTING,
+    (Work.TRAINING, "nothing to send"): Work.RESTING,
+}
+
+# ------------------------------------------------------------------------- events
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """A connection stands and our subscriptions with it."""
+
+    chunk: int | None = None
+    """Bytes of body that fit into one packet, where the broker set a limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The connection is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """An announcement has been read."""
+
+    announcement: Announcement
+
+
+@dataclass(frozen=True, slots=True)
+class AggregatorSeen:
+    """The aggregator's status has been read."""
+
+    status: AggregatorStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Receipted:
+    """A receipt has come."""
+
+    receipt: Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """The model that was asked for is here, its digest verified."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchFailed:
+    """It is not; `start_over` where what we held before is of no use either."""
+
+    why: str
+    start_over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A training has ended: the update but for its identity, with the body under `key`."""
+
+    update: Update
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class NothingToSend:
+    """A training has ended without anything that is worth sending."""
+
+    why: str
+
+
+Event = (
+    Connected | Disconnected | Announced | AggregatorSeen | Receipted | Fetched | FetchFailed | Trained | NothingToSend
+)
+
+# ------------------------------------------------------------------------ actions
+
+
+@dataclass(frozen=True, slots=True)
+class Greet:
+    """Publish our status: READY, what we hold and what comes next."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadAnnouncement:
+    """Read the retained announcement again."""
+
+
+@dataclass(frozen=True, slots=True)
+class SendStatistics:
+    """Send the moments of our data."""
+
+    lineage: bytes
+    moments: tuple[Moment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Get frames, in order, and apply them on what we hold; the result must have the announcement's digest."""
+
+    announcement: Announcement
+    frames: tuple[FrameInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Train from the model that we hold."""
+
+    announcement: Announcement
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Make an update durable under its identity, with the body under `key`."""
+
+    update: Update
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a stored update with its body."""
+
+    update: Update
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Ask to send a stored update in chunks."""
+
+    update: Update
+
+
+@dataclass(frozen=True, slots=True)
+class SendChunks:
+    """Send chunks of an update that was offered."""
+
+    update: Update
+    parts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Remove every update up to a seq from the outbox: they are settled."""
+
+    through: int
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Begin a new outbox identity: the aggregator knows more of this one than we do, so it was put back."""
+
+    keep: tuple[int, ...]
+    """The updates that were certainly never sent; they move over, in order, numbered from 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """A verdict, for the device's log and for its owner."""
+
+    settled: Settled
+
+
+Action = (
+    Greet
+    | ReadAnnouncement
+    | SendStatistics
+    | Fetch
+    | Train
+    | Store
+    | Send
+    | Offer
+    | SendChunks
+    | Forget
+    | Renew
+    | Tell
+)
+
+IN_FLIGHT = 8
+"""Updates that may wait for their receipt at once."""
+PATIENCE = 10.0
+"""Seconds before what was not answered is said again; doubled each time up to LONGEST."""
+LONGEST = 300.0
+REREAD = 60.0
+"""Seconds after which a resting device reads the announcement again."""
+
+
+@dataclass(slots=True)
+class Held:
+    """An update in the outbox."""
+
+    update: Update
+    sent: bool = False
+    """Whether it is under way on this connection."""
+    ever_sent: bool = True
+    """Whether it may have left the device at any time."""
+
+
+@dataclass(slots=True)
+class Timer:
+    """Says something again when it is not answered, less and less often."""
+
+    first: float = PATIENCE
+    due: float | None = None
+    wait: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.wait = self.first
+
+    def start(self, now: float, jitter: float, after: float | None = None) -> None:
+        self.due = now + (self.wait if after is None else after) * (0.75 + 0.5 * jitter)
+        if after is None:
+            self.wait = min(2 * self.wait, LONGEST)
+
+    def stop(self) -> None:
+        self.due, self.wait = None, self.first
+
+
+@dataclass(slots=True)
+class Base:
+    """The model that the device holds."""
+
+    lineage: bytes
+    generation: int
+    version: int
+
+
+class DeviceSession:
+    """What a device does next.
+
+    Args:
+        device: its name.
+        outbox: the identity of its outbox.
+        held: the updates that the outbox holds from before, in order.
+        next_seq: what the next update will be numbered.
+        jitter: a number in [0, 1), new at each call: spreads what many devices would do at once.
+    """
+
+    def __init__(
+        self, device: str, outbox: int, held: Iterable[Update], next_seq: int, jitter: Callable[[], float]
+    ) -> None:
+        self.device = device
+        self.outbox = outbox
+        self.next = next_seq
+        self.link = Link.DOWN
+        self.work = Work.RESTING
+        self.announcement: Announcement | None = None
+        self._held = {update.seq: Held(update) for update in held}
+        self._jitter = jitter
+        self._aggregator: AggregatorStatus | None = None
+        self._chunk = 256 * 1024
+        self._base: Base | None = None
+        self._target: Announcement | None = None
+        """What is being fetched or trained from."""
+        self._trained: tuple[bytes, int, int] | None = None
+        self._greeting = Timer()
+        self._resend = Timer()
+        self._statistics = Timer()
+        self._refetch = Timer(1.0)
+        self._reread = Timer()
+
+    @property
+    def first(self) -> int:
+        """The lowest seq that we hold, or the next where we hold none."""
+        return min(self._held, default=self.next)
+
+    @property
+    def holding(self) -> int:
+        """How many updates wait for their receipt."""
+        return len(self._held)
+
+    def part_size(self, size: int) -> int:
+        """Bytes of each chunk but the last of an update of that size."""
+        return max(1, -(-size // chunks.count(size, self._chunk)))
+
+    # ---------------------------------------------------------------------- events
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """What to do about an event. `now` is seconds of any clock that never goes back."""
+        match event:
+            case Connected(chunk):
+                return self._connected(chunk, now)
+            case Disconnected():
+                return self._disconnected()
+            case Announced(announcement):
+                return self._announced(announcement, now)
+            case AggregatorSeen(status):
+                return self._aggregator_seen(status, now)
+            case Receipted(receipt):
+                return self._receipted(receipt, now)
+            case Fetched():
+                return self._fetched()
+            case FetchFailed(_, start_over):
+                return self._fetch_failed(start_over, now)
+            case Trained(update, key):
+                return self._trained_update(update, key, now)
+            case NothingToSend():
+                self._work("nothing to send")
+                self._note_trained()
+                return self._next_thing(now)
+
+    def tick(self, now: float) -> list[Action]:
+        """What the passing of time asks for."""
+        actions: list[Action] = []
+        if _due(self._greeting, now):
+            actions += self._greet(now)
+        if _due(self._resend, now):
+            self._resend.due = None
+            for held in self._held.values():
+                held.sent = False
+            actions += self._send(now)
+        if _due(self._statistics, now):
+            self._statistics.due = None
+        if _due(self._reread, now):
+            self._reread.start(now, self._jitter(), REREAD)
+            actions.append(ReadAnnouncement())
+        if _due(self._refetch, now):
+            self._refetch.due = None
+            actions.append(ReadAnnouncement())
+        return actions + self._next_thing(now)
+
+    @property
+    def deadline(self) -> float | None:
+        """When `tick` next has something to do."""
+        if self.link is Link.DOWN:
+            return None
+        timers = (self._greeting, self._resend, self._statistics, self._refetch, self._reread)
+        return min((timer.due for timer in timers if timer.due is not None), default=None)
+
+    # ------------------------------------------------------------------------ link
+
+    def _connected(self, chunk: int | None, now: float) -> list[Action]:
+        self._link("connected")
+        if chunk is not None:
+            self._chunk = chunk
+        for held in self._held.values():
+            held.sent = False
+        self._reread.start(now, self._jitter(), REREAD)
+        return self._greet(now)
+
+    def _disconnected(self) -> list[Action]:
+        if self.link is not Link.DOWN:
+            self._link("disconnected")
+        if self.work is Work.FETCHING:
+            self._work("disconnected")
+        self._aggregator = None
+        for timer in (self._greeting, self._resend, self._statistics, self._refetch, self._reread):
+            timer.stop()
+        return []
+
+    def _greet(self, now: float) -> list[Action]:
+        self._greeting.start(now, self._jitter())
+        return [Greet()]
+
+    def _aggregator_seen(self, status: AggregatorStatus, now: float) -> list[Action]:
+        before, self._aggregator = self._aggregator, status
+        if status.state is not AggregatorState.READY:
+            return []
+        restarted = before is None or before.boot != status.boot or before.state is AggregatorState.LOST
+        if not restarted or self.link is Link.DOWN:
+            return self._next_thing(now)
+        if self.link is Link.UP:
+            self._link("aggregator restarted")
+        elif before is None:
+            return []  # our greeting is under way already
+        self._greeting.stop()
+        return self._greet(now)
+
+    # ---------------------------------------------------------------------- outbox
+
+    def _receipted(self, receipt: Receipt, now: float) -> list[Action]:
+        if receipt.outbox != self.outbox or self.link is Link.DOWN:
+            return []
+        actions: list[Action] = [Tell(settled) for settled in receipt.settled if settled.seq in self._held]
+        greeted = self.link is Link.GREETING
+        if greeted:
+            self._link("receipt")
+            self._greeting.stop()
+        if self._put_back(receipt.hi):
+            return [*actions, self._renew()]
+        actions += self._forget(receipt.hi)
+        later = [settled.retry_after for settled in receipt.settled if not settled.verdict.final]
+        if later:
+            for held in self._held.values():
+                held.sent = False
+            self._resend.start(now, self._jitter(), max(1.0, *later))
+            return actions
+        for grant in receipt.grants:
+            if grant.seq in self._held and grant.parts:
+                actions.append(SendChunks(self._identified(self._held[grant.seq].update), grant.parts))
+                self._resend.stop()
+                self._resend.start(now, self._jitter())
+        if not self._held:
+            self._resend.stop()
+        elif not (greeted or receipt.settled or receipt.grants):
+            self._resend.start(now, self._jitter(), 1.0)  # it misses something before what we sent
+            return actions
+        return actions + self._send(now) + self._next_thing(now)
+
+    def _put_back(self, hi: int) -> bool:
+        """Whether the aggregator has settled what we never sent: then this outbox is an old copy of itself."""
+        return hi >= self.next or any(seq <= hi and not held.ever_sent for seq, held in self._held.items())
+
+    def _renew(self) -> Action:
+        return Renew(tuple(seq for seq, held in self._held.items() if not held.ever_sent))
+
+    def renewed(self, outbox: int, held: Iterable[Update], next_seq: int, now: float) -> list[Action]:
+        """Take up the new identity that a Renew has made."""
+        self.outbox, self.next = outbox, next_seq
+        self._held = {update.seq: Held(update, ever_sent=False) for update in held}
+        self._resend.stop()
+        return self._greet(now)
+
+    def _forget(self, through: int) -> list[Action]:
+        settled = [seq for seq in self._held if seq <= through]
+        for seq in settled:
+            del self._held[seq]
+        if settled:
+            self._resend.stop()
+        return [Forget(through)] if settled else []
+
+    def _identified(self, update: Update) -> Update:
+        """As it is sent now: what else we hold changes from one sending to the next."""
+        return update.model_copy(update={"outbox": self.outbox, "first": self.first})
+
+    def _send(self, now: float) -> list[Action]:
+        """Send what is held and not under way, in order; a large one goes alone and asks first."""
+        if self.link is not Link.UP or self._aggregator is None or self._aggregator.state is not AggregatorState.READY:
+            return []
+        actions: list[Action] = []
+        for seq in sorted(self._held)[:IN_FLIGHT]:
+            held = self._held[seq]
+            large = held.update.size > self._chunk
+            if held.sent:
+                if large:
+                    break
+                continue
+            if large and seq != self.first:
+                break
+            held.sent = held.ever_sent = True
+            update = self._identified(held.update)
+            if large:
+                parts = chunks.count(update.size, self._chunk)
+                actions.append(Offer(update.model_copy(update={"kind": "offer", "parts": parts})))
+                break
+            actions.append(Send(update))
+        if actions and self._resend.due is None:
+            self._resend.start(now, self._jitter())
+        return actions
+
+    # ------------------------------------------------------------------------ work
+
+    def _announced(self, announcement: Announcement, now: float) -> list[Action]:
+        known = self.announcement
+        same = known is not None and known.lineage == announcement.lineage
+        if same and known is not None and _order(announcement) < _order(known):
+            return []  # an old retained one: the aggregator will put its own in its place
+        self.announcement = announcement
+        self._chunk = min(self._chunk, announcement.chunk)
+        self._refetch.due = None
+        return self._next_thing(now)
+
+    def _next_thing(self, now: float) -> list[Action]:
+        """Begin what can be begun: statistics, a fetch, a training."""
+        announcement = self.announcement
+        if announcement is None or self.link is not Link.UP:
+            return []
+        if announcement.phase == "statistics":
+            if announcement.moments and self._statistics.due is None:
+                self._statistics.start(now, self._jitter())
+                return [SendStatistics(announcement.lineage, announcement.moments)]
+            return []
+        self._statistics.stop()
+        identity = (announcement.lineage, announcement.generation, announcement.version)
+        if self.work is not Work.RESTING or self._trained == identity or self._refetch.due is not None:
+            return []
+        if self.holding >= OUTBOX_LIMIT:
+            return []
+        return self._fetch(announcement, now)
+
+    def _fetch(self, announcement: Announcement, now: float) -> list[Action]:
+        base = self._base
+        have = base.version if base is not None and base.lineage == announcement.lineage else None
+        if base is not None and base.generation != announcement.generation:
+            have = None
+        way = route(announcement.frames, have, announcement.version)
+        if way is None:
+            self._refetch.start(now, self._jitter())
+            return []
+        self._work("newer version")
+        self._target = announcement
+        if not way:
+            return self._fetched()
+        return [Fetch(announcement, way)]
+
+    def _fetched(self) -> list[Action]:
+        if self.work is not Work.FETCHING:
+            return []  # the link broke meanwhile; it will be fetched again
+        target = self._target
+        assert target is not None
+        self._work("fetched")
+        self._refetch.stop()
+        self._base = Base(target.lineage, target.generation, target.version)
+        identity = f"{self.device}/{target.lineage.hex()}/{target.generation}/{target.version}"
+        return [Train(target, target.plan.model_copy(update={"seed": zlib.crc32(identity.encode())}))]
+
+    def _fetch_failed(self, start_over: bool, now: float) -> list[Action]:
+        if start_over:
+            self._base = None
+        if self.work is Work.FETCHING:
+            self._work("fetch failed")
+            self._refetch.start(now, self._jitter())
+        return []
+
+    def _trained_update(self, update: Update, key: int, now: float) -> list[Action]:
+        self._work("trained")
+        self._note_trained()
+        numbered = update.model_copy(update={"outbox": self.outbox, "seq": self.next, "first": self.first})
+        self._held[self.next] = Held(numbered, ever_sent=False)
+        self.next += 1
+        return [Store(numbered, key), *self._send(now), *self._next_thing(now)]
+
+    def _note_trained(self) -> None:
+        """A device trains once from each version."""
+        assert self._target is not None
+        self._trained = (self._target.lineage, self._target.generation, self._target.version)
+
+    def _link(self, event: str) -> None:
+        """Follow the table. An event that a state does not know is a mistake of ours: KeyError."""
+        self.link = LINKS[self.link, event]
+
+    def _work(self, event: str) -> None:
+        """Follow the table. An event that a state does not know is a mistake of ours: KeyError."""
+        self.work = WORKS[self.work, event]
+
+
+def _order(announcement: Announcement) -> tuple[int, int]:
+    return announcement.generation, announcement.version
+
+
+def _due(timer: Timer, now: float) -> bool:
+    return timer.due is not None and now >= timer.due

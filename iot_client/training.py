@@ -1,0 +1,60 @@
+"""From a fit to an update: what was trained minus what it was trained from, encoded as the plan says."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from iot_client.fit import Fit
+from wire import codecs
+from wire.lineage import State
+from wire.messages import Announcement, Update
+
+
+class Unfit(Exception):
+    """A training whose result is not worth sending: it did not stay finite, or nothing changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """An update but for its identity, and its body."""
+
+    update: Update
+    body: bytes
+
+
+def make_update(fit: Fit, state: State, announcement: Announcement, seconds: float) -> Made:
+    """The update of one training.
+
+    Raises:
+        Unfit: it holds NaN or infinity.
+        ValueError: the trainer returned other tensors than it was given; every such one is named.
+    """
+    schema = state.schema
+    try:
+        trained = schema.flatten(fit.parameters)
+    except ValueError as error:
+        raise ValueError(f"the trainer returned what it was not given: {error}") from error
+    delta = trained - state.values()
+    if not np.isfinite(delta).all():
+        raise Unfit("the training did not stay finite: its learning rate may be too high")
+    body = codecs.encode_delta(delta, schema, announcement.plan.codec)
+    finite = {name[:64]: float(value) for name, value in list(fit.metrics.items())[:32] if np.isfinite(value)}
+    update = Update(
+        outbox=0,
+        first=1,
+        seq=1,
+        lineage=announcement.lineage,
+        generation=announcement.generation,
+        base=announcement.version,
+        schema_hash=schema.hash,
+        codec=announcement.plan.codec,
+        size=len(body),
+        sha256=hashlib.sha256(body).digest(),
+        examples=fit.examples,
+        steps=fit.steps,
+        seconds=seconds,
+        plan=announcement.plan.revision,
+        metrics=finite,
+    )
+    return Made(update, body)
