@@ -1,7 +1,8 @@
 """Every message of the protocol, as a pydantic model of its header.
 
-Rules of evolution: add fields with defaults; never reorder, rename or reuse one; what cannot be said so needs a new
-root version. Unknown fields are ignored, unknown kinds are refused, every length has a limit.
+Rules of evolution: add fields with defaults; never reorder, rename or reuse one, and never change a default, because a
+field that equals it does not travel; what cannot be said so needs a new root version. Unknown fields are ignored,
+unknown kinds are refused, every length has a limit.
 """
 
 from enum import StrEnum
