@@ -15,6 +15,8 @@ from wire.errors import WireError
 
 _LENGTH = struct.Struct("<H")
 MAX_HEADER = 0xFFFF
+MAX_ITEMS = 4096
+"""In an array that a peer sent. Room for what an array claims is made before its items are seen, at each depth."""
 
 Buffer = bytes | bytearray | memoryview
 M = TypeVar("M", bound=BaseModel)
@@ -26,14 +28,21 @@ def pack(value: Any) -> bytes:
     return packed
 
 
-def unpack(data: Buffer) -> Any:
+def unpack(data: Buffer, *, items: int | None = None) -> Any:
     """Read msgpack: arrays become tuples, map keys must be text or bytes, nothing may follow the value.
 
     Raises:
-        WireError: the bytes are not msgpack, or claim more than they hold.
+        WireError: the bytes are not msgpack, claim more than they hold, or have an array of more than `items`.
     """
     try:
-        return msgpack.unpackb(data, raw=False, use_list=False, strict_map_key=True, max_ext_len=0)
+        return msgpack.unpackb(
+            data,
+            raw=False,
+            use_list=False,
+            strict_map_key=True,
+            max_ext_len=0,
+            max_array_len=-1 if items is None else items,  # -1: as many as there are bytes
+        )
     except Exception as error:  # msgpack raises half a dozen unrelated types
         raise WireError(f"not msgpack: {type(error).__name__}") from error
 
@@ -62,7 +71,7 @@ def decode(payload: Buffer) -> tuple[dict[str, Any], memoryview]:
     (length,) = _LENGTH.unpack_from(view)
     if len(view) < _LENGTH.size + length:
         raise WireError(f"the frame ends within its header of {length} bytes")
-    header = unpack(view[_LENGTH.size : _LENGTH.size + length])
+    header = unpack(view[_LENGTH.size : _LENGTH.size + length], items=MAX_ITEMS)
     if not isinstance(header, dict):
         raise WireError("the header is no map")
     return header, view[_LENGTH.size + length :]
