@@ -319,8 +319,13 @@ def decode_update(payload: frames.Buffer) -> tuple[ToAggregator, memoryview]:
     kind = header.get("kind")
     model = _TO_AGGREGATOR.get(kind) if isinstance(kind, str) else None
     if model is None:
-        raise WireError(f"unknown kind {str(kind)[:40]!r}")
+        raise WireError(f"unknown kind {_shown(kind)}")
     return frames.validate(model, header), body
+
+
+def _shown(kind: object) -> str:
+    """A kind that we do not know, for a message. What is nested too deep to print is named by its type."""
+    return repr(kind[:40]) if isinstance(kind, str) else type(kind).__name__
 
 
 def decode(model: type[frames.M], payload: frames.Buffer) -> tuple[frames.M, memoryview]:
@@ -332,7 +337,7 @@ def decode(model: type[frames.M], payload: frames.Buffer) -> tuple[frames.M, mem
     header, body = frames.decode(payload)
     expected = model.model_fields["kind"].default if "kind" in model.model_fields else None
     if expected is not None and header.get("kind") != expected:
-        raise WireError(f"expected kind {expected!r}, not {str(header.get('kind'))[:40]!r}")
+        raise WireError(f"expected kind {expected!r}, not {_shown(header.get('kind'))}")
     return frames.validate(model, header), body
 
 
