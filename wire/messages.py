@@ -272,9 +272,9 @@ class Announcement(Message):
     chunk: Annotated[int, Field(ge=256, le=2**28)] = 256 * 1024
     """Bytes of body that a chunk carries at most, both ways."""
     plan: Plan = Plan()
-    issued: Annotated[float, Field(ge=0)] = 0.0
+    issued: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Seconds since 1970 at the aggregator."""
-    expires: Annotated[float, Field(ge=0)] = 0.0
+    expires: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Seconds since 1970; 0 is never."""
 
 
