@@ -20,7 +20,7 @@ import numpy.typing as npt
 from wire import frames
 from wire.errors import WireError
 from wire.messages import FrameInfo
-from wire.schema import Schema, Vector
+from wire.schema import MAX_PACKED, MAX_TENSORS, Schema, Vector
 
 Integers = npt.NDArray[np.int32]
 T = TypeVar("T", bound=np.generic)
@@ -30,6 +30,8 @@ BLOCK = 256
 _LEVELS = 127
 _HEADROOM = 30
 """Bits of a grid integer; where a value outgrows them, the grid becomes coarser."""
+_LARGEST = 2**31 - 1
+"""Of a grid integer; −2³¹ is none, so that each step can be taken back."""
 _FINEST, _COARSEST = -40, 60
 _WIDTHS: tuple[npt.DTypeLike, ...] = ("<i1", "<i2", "<i4")
 
@@ -192,18 +194,18 @@ def decode_snapshot(data: frames.Buffer) -> State:
     length, frozen = header.get("schema"), header.get("frozen")
     if type(length) is not int or type(frozen) is not int or not 0 <= length <= len(body) or not frozen >= 0:
         raise WireError("the snapshot's header does not fit its body")
-    schema = Schema.unpacked(frames.unpack(body[:length]))
+    if length > MAX_PACKED:
+        raise WireError(f"a schema of {length} bytes is over {MAX_PACKED}")
+    exponent = _exponent(header.get("exponent"))
+    schema = Schema.unpacked(frames.unpack(body[:length], items=MAX_TENSORS))
     end = length + 4 * schema.size
     if end + frozen != len(body):
         raise WireError(f"the snapshot has {len(body)} bytes, not {end + frozen}")
-    state = State(
-        schema,
-        np.frombuffer(body[length:end], "<i4").astype(np.int32),
-        _exponent(header.get("exponent")),
-        bytes(body[end:]),
-    )
-    schema.thaw(state.frozen)
-    return state
+    schema.thaw(body[end:])
+    integers = np.frombuffer(body[length:end], "<i4").astype(np.int32)
+    if integers.size and int(integers.min()) < -_LARGEST:
+        raise WireError("a value of the snapshot is not on the grid")
+    return State(schema, integers, exponent, bytes(body[end:]))
 
 
 def _exponent(value: object) -> int:

@@ -31,8 +31,14 @@ _DTYPES = {
     "uint8": "|u1",
     "bool": "|b1",
 }
-MAX_TENSORS = 4096
+MAX_TENSORS = frames.MAX_ITEMS
 MAX_PARAMETERS = 2**31 - 1
+MAX_NAME = 255
+"""Bytes of a tensor's name in UTF-8."""
+MAX_SIDES = 32
+"""Dimensions of a tensor; NumPy 1.26 knows no more."""
+MAX_PACKED = 2**21
+"""Bytes of a packed schema; what the limits above allow fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,14 @@ class Tensor:
         return self.role in ("trained", "averaged")
 
 
+def _is_tensor(value: Any) -> bool:
+    """Whether a packed tensor is of the right types; the schema checks the rest."""
+    match value:
+        case (str(), (tuple() | list()) as shape, str(), str()):
+            return all(type(side) is int for side in shape)
+    return False
+
+
 class Schema:
     """The ordered tensors of a model. Two schemas are equal where their hashes are."""
 
@@ -61,7 +75,8 @@ class Schema:
         """Lay the tensors out.
 
         Raises:
-            WireError: a name twice, an unknown dtype or role, a shared tensor that is not float32, or too many.
+            WireError: a name twice, an unknown dtype or role, a shared tensor that is not float32, or too many or too
+                large in any way.
         """
         self.tensors = tuple(tensors)
         if len(self.tensors) > MAX_TENSORS:
@@ -75,8 +90,15 @@ class Schema:
                 raise WireError(f"{tensor.name}: unknown dtype {tensor.dtype!r}")
             if tensor.shared and tensor.dtype != "float32":
                 raise WireError(f"{tensor.name}: {tensor.role} tensors are float32, not {tensor.dtype}")
+            if len(tensor.name.encode()) > MAX_NAME:
+                raise WireError(f"a tensor's name is over {MAX_NAME} bytes: {tensor.name}")
+            if len(tensor.shape) > MAX_SIDES:
+                raise WireError(f"{tensor.name}: {len(tensor.shape)} sides are over {MAX_SIDES}")
             if any(side < 0 for side in tensor.shape):
                 raise WireError(f"{tensor.name}: a negative side in {tensor.shape}")
+            # Sides of 0 count as 1: an array of no values may not have endless other sides either.
+            if prod(max(1, min(side, MAX_PARAMETERS + 1)) for side in tensor.shape) > MAX_PARAMETERS:
+                raise WireError(f"{tensor.name}: more than {MAX_PARAMETERS} parameters")
         if sum(tensor.size for tensor in self.tensors) > MAX_PARAMETERS:
             raise WireError(f"more than {MAX_PARAMETERS} parameters")
 
@@ -114,15 +136,10 @@ class Schema:
         Raises:
             WireError: it is no schema.
         """
-        try:
-            return cls(
-                [
-                    Tensor(str(name), tuple(int(side) for side in shape), str(dtype), role)
-                    for name, shape, dtype, role in value
-                ]
-            )
-        except (TypeError, ValueError) as error:
-            raise WireError(f"no schema: {error}") from error
+        match value:
+            case tuple() | list() if all(map(_is_tensor, value)):
+                return cls([Tensor(name, tuple(shape), dtype, role) for name, shape, dtype, role in value])
+        raise WireError("no schema: it is a list of name, shape, dtype and role of each tensor")
 
     @cached_property
     def hash(self) -> bytes:
@@ -230,7 +247,7 @@ class Schema:
         """Read what `freeze` wrote, as read-only arrays.
 
         Raises:
-            WireError: the length is not that of the schema's frozen tensors.
+            WireError: the length is not that of the schema's frozen tensors, or a bool is neither 0 nor 1.
         """
         view = memoryview(data)
         arrays: dict[str, npt.NDArray[Any]] = {}
@@ -240,6 +257,8 @@ class Schema:
             end = offset + tensor.size * dtype.itemsize
             if end > len(view):
                 raise WireError("the frozen tensors are cut short")
+            if tensor.dtype == "bool" and np.any(np.frombuffer(view[offset:end], np.uint8) > 1):
+                raise WireError(f"{tensor.name}: a bool is neither 0 nor 1")
             arrays[tensor.name] = np.frombuffer(view[offset:end], dtype).reshape(tensor.shape)
             offset = end
         if offset != len(view):
