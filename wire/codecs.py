@@ -6,6 +6,7 @@ B values. Decoding trusts nothing: the lengths come from our schema, and what is
 An update's body is the trained part, encoded, and then the averaged part as plain float32: buffers are never coarse.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +16,8 @@ import numpy.typing as npt
 from wire.errors import WireError
 from wire.frames import Buffer
 from wire.schema import Schema, Vector
+
+_BLOCK = re.compile(r"[1-9][0-9]{1,4}")
 
 Places = npt.NDArray[np.intp] | slice
 
@@ -106,7 +109,7 @@ def parse(name: str) -> Codec:
             return Float32()
         case ["int8"]:
             return Int8()
-        case ["int8", digits] if digits.isascii() and digits.isdigit() and 16 <= int(digits[:6]) <= 65536:
+        case ["int8", digits] if _BLOCK.fullmatch(digits) and 16 <= int(digits) <= 65536:
             return Int8(int(digits))
     raise WireError(f"unknown codec {name[:40]!r}; known are float32 and int8:B")
 
