@@ -57,7 +57,9 @@ class Float32:
 class Int8:
     """Blocks of `block` values, each `scale · q` with q in −127 … 127 and scale = max|v| / 127, rounded to nearest.
 
-    The scales come first, then the integers. Scales are float32: in float16 they lose every delta below about 1e-7.
+    The scales come first, then the integers; the last block may be shorter. Scales are float32: in float16 they lose
+    every delta below about 1e-7. A block whose scale is not above 1e-37 has only zeros, because 1 / scale would leave
+    float32. A block that is not finite keeps a scale that is not, so that whoever decodes it can tell.
     """
 
     block: int = 256
@@ -71,6 +73,8 @@ class Int8:
     def encode(self, vector: Vector) -> bytes:
         rows = _rows(np.asarray(vector, np.float32), self.block)
         scales = np.max(np.abs(rows), axis=1) / np.float32(127)
+        if not (finite := np.isfinite(scales)).all():
+            rows = np.where(finite[:, None], rows, np.float32(0))
         inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > np.float32(1e-37))
         integers = np.clip(np.rint(rows * inverse[:, None]), -127, 127).astype(np.int8)
         packed: bytes = np.concatenate(
@@ -83,7 +87,8 @@ class Int8:
         blocks = self._blocks(count)
         scales = np.frombuffer(data, "<f4", blocks).astype(np.float32)
         rows = _rows(np.frombuffer(data, np.int8, count, 4 * blocks), self.block).astype(np.float32)
-        rows *= scales[:, None]
+        with np.errstate(invalid="ignore", over="ignore"):  # the caller looks for what is not finite
+            rows *= scales[:, None]
         return rows.reshape(-1)[:count]
 
 
