@@ -36,9 +36,9 @@ _FINEST, _COARSEST = -40, 60
 _WIDTHS: tuple[npt.DTypeLike, ...] = ("<i1", "<i2", "<i4")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class State:
-    """A published model: what every device at a version holds, bit for bit."""
+    """A published model: what every device at a version holds, bit for bit. Two are the same where `digest` is."""
 
     schema: Schema
     integers: Integers
@@ -76,7 +76,7 @@ class State:
 
 
 def on_grid(x: Vector, schema: Schema, frozen: bytes) -> State:
-    """Put an exact model on the finest grid that leaves it room to grow by five bits.
+    """Put an exact model on a grid that leaves its largest value, or 1 where all are less, room to grow by five bits.
 
     Raises:
         ValueError: a value is not finite, or is beyond 2^85.
@@ -103,8 +103,9 @@ def compress(x: Vector, state: State) -> Integers | None:
     integers = np.clip(np.rint(np.ldexp(rest, -shifts[:, None])), -_LEVELS, _LEVELS).astype(np.int32)
     fine = state.schema.fine
     step: Integers = (integers << shifts[:, None]).reshape(-1)[: x.size]
-    if fine is not None:  # averaged buffers go out exactly as the grid can say them
-        step[fine] = np.rint(rest.reshape(-1)[: x.size][fine]).astype(np.int32)
+    if fine is not None:  # averaged buffers go out exactly as the grid can say them; float32 would round x − p
+        exact = np.rint(np.ldexp(x[fine], -state.exponent)).astype(np.int64) - state.integers[fine]
+        step[fine] = np.clip(exact, -_LARGEST, _LARGEST).astype(np.int32)
     return step
 
 
@@ -112,12 +113,14 @@ def merge(steps: Iterable[Integers]) -> Integers:
     """Consecutive steps as one, exactly.
 
     Raises:
-        WireError: the sum leaves int32, or there is nothing to merge.
+        WireError: the sum leaves int32, the lengths differ, or there is nothing to merge.
     """
     total: npt.NDArray[np.int64] | None = None
     for step in steps:
+        if total is not None and step.shape != total.shape:
+            raise WireError(f"steps of {total.size} and of {step.size} values do not merge")
         total = step.astype(np.int64) if total is None else total + step
-    if total is None or (total.size and int(np.abs(total).max()) > 2**31 - 1):
+    if total is None or (total.size and int(np.abs(total).max()) > _LARGEST):
         raise WireError("these steps do not merge")
     return total.astype(np.int32)
 
@@ -148,7 +151,7 @@ def decode_step(data: frames.Buffer, size: int) -> tuple[Integers, int]:
         WireError: it is no step, or not of that size.
     """
     header, body = frames.decode(data)
-    if header.get("kind") != "step" or header.get("size") != size:
+    if header.get("kind") != "step" or type(header.get("size")) is not int or header["size"] != size:
         raise WireError(f"no step of {size} values")
     exponent = _exponent(header.get("exponent"))
     count = -(-size // BLOCK)
