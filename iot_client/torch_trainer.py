@@ -309,3 +309,18 @@ def fit_torch(
         losses.append(float(loss.detach()))
     mean = sum(losses) / len(losses)
     return Fit(_arrays(module), len(rows), len(losses), {"loss": mean} if isfinite(mean) else {})
+
+
+def seeded_state(make: Callable[[], nn.Module], seed: int) -> dict[str, npt.NDArray[Any]]:
+    """The state of a new module, initialised from a seed without disturbing torch's own generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _arrays(make())
+
+
+def predict(module: nn.Module, parameters: Parameters, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """What a module gives for inputs, with these parameters and in evaluation mode."""
+    load(module, parameters)
+    module.eval()
+    with torch.no_grad():
+        return np.asarray(module(torch.from_numpy(x)).numpy(), np.float32)

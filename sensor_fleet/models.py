@@ -1,0 +1,211 @@
+"""The model that a simulated fleet trains on a data set, and all that a fleet needs to know of it.
+
+Dense models run on NumPy, or on torch with the same parameters; convolutional ones need torch, which is imported only
+where one of them is made.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from iot_client.fit import Parameters, Recipe, Trainer
+from iot_client.numpy_models import FROZEN, MLP, Array
+from sensor_fleet.data import FleetData, Rows
+from sensor_fleet.features import by_channel, features, raw
+from wire.moments import Moments
+from wire.schema import Role
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from iot_client.torch_trainer import Normalised
+
+Name = Literal["linear", "mlp", "cnn"]
+Engine = Literal["numpy", "torch"]
+SMALL_INPUTS: Final = 100
+"""Up to so many features two narrow layers do; beyond, one wide one."""
+BATCH: Final = 1024
+"""Rows that are predicted at once."""
+
+
+class FleetModel(ABC):
+    """A model for one data set. `initial` holds all tensors, those of normalisation as mean 0 and scale 1."""
+
+    name: Name
+    recipe: Recipe
+    initial: dict[str, npt.NDArray[Any]]
+
+    def __init__(self, data: FleetData) -> None:
+        self.task = data.task
+        self.kind = data.kind
+        self.shape = data.shape
+        self.outputs = data.classes or 1
+        self._seen: tuple[Rows, Array] | None = None
+
+    @property
+    def roles(self) -> dict[str, Role]:
+        return {name: "frozen" if name in FROZEN else "trained" for name in self.initial}
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Names of the statistics that the model needs, and how many channels each has."""
+        means = [name for name in FROZEN if name.endswith("_mean") and name in self.initial]
+        return {name.removesuffix("_mean"): self.initial[name].size for name in means}
+
+    @abstractmethod
+    def trainer(self, rows: Rows, engine: Engine = "numpy", seed: int = 0) -> Trainer:
+        """A trainer on a device's own rows.
+
+        Raises:
+            ValueError: the model does not run on that engine, or torch is not installed.
+        """
+
+    @abstractmethod
+    def prepare(self, x: npt.NDArray[Any]) -> Array:
+        """Rows as they are stored, as the model takes them: float32, not yet standardised."""
+
+    @abstractmethod
+    def predict(self, parameters: Parameters, inputs: Array) -> Array:
+        """Logits of shape (n, outputs), or predictions of shape (n,), for inputs that `prepare` gave."""
+
+    def moments(self, rows: Rows) -> dict[str, Moments]:
+        """A device's statistics of its own rows: of the inputs, and for regression of the target."""
+        found = {"input": Moments.of(by_channel(self.prepare(rows.x), self.kind))}
+        if self.task == "regression":
+            found["target"] = Moments.of(rows.y[:, None])
+        return found
+
+    def freeze(self, pooled: Mapping[str, Moments]) -> dict[str, Array]:
+        """The frozen tensors that the fleet's pooled statistics make."""
+        frozen = {}
+        for name, moments in pooled.items():
+            frozen[f"{name}_mean"] = moments.mean.astype(np.float32)
+            frozen[f"{name}_scale"] = moments.scale().astype(np.float32)
+        return frozen
+
+    def evaluate(self, parameters: Parameters, rows: Rows) -> dict[str, float]:
+        """Accuracy, or the root mean squared error in units of y."""
+        if not len(rows):
+            raise ValueError("there are no rows to evaluate on")
+        inputs = self._prepared(rows)
+        with np.errstate(over="ignore", invalid="ignore"):  # a model that has diverged gives NaN, and is to be told so
+            outputs = np.concatenate([self.predict(parameters, inputs[batch]) for batch in _batches(len(rows))])
+            if self.task == "classification":
+                return {"accuracy": float(np.mean(outputs.argmax(axis=1) == rows.y))}
+            return {"rmse": float(np.sqrt(np.mean((outputs.astype(np.float64) - rows.y) ** 2)))}
+
+    def _prepared(self, rows: Rows) -> Array:
+        """`prepare`, remembered for the last rows: a run evaluates the same test rows again and again."""
+        if self._seen is None or self._seen[0] is not rows:
+            self._seen = rows, self.prepare(rows.x)
+        return self._seen[1]
+
+
+class DenseModel(FleetModel):
+    """A linear model or a perceptron on the features of a row, on either engine."""
+
+    def __init__(self, data: FleetData, name: Name, seed: int = 0) -> None:
+        super().__init__(data)
+        self.name = name
+        example = self.prepare(data.test.x[:1])
+        inputs = example.shape[1]
+        hidden = () if name == "linear" else (64, 32) if inputs <= SMALL_INPUTS else (128,)
+        channels = by_channel(example, self.kind).shape[1]
+        self.net = MLP(inputs, hidden, self.outputs, self.task, channels)
+        self.recipe = Recipe(local_steps=20)
+        self.initial = dict(self.net.initial(seed))
+
+    def prepare(self, x: npt.NDArray[Any]) -> Array:
+        return features(x, self.kind)
+
+    def predict(self, parameters: Parameters, inputs: Array) -> Array:
+        return self.net.predict(parameters, inputs)
+
+    def trainer(self, rows: Rows, engine: Engine = "numpy", seed: int = 0) -> Trainer:
+        inputs = self.prepare(rows.x)
+        if engine == "numpy":
+            return self.net.trainer(inputs, rows.y, seed=seed, recipe=self.recipe)
+        net = self.net
+        twin = _torch().TorchMLP(net.inputs, net.hidden, net.outputs, net.task, net.channels)
+        return _torch_trainer(twin, inputs, rows.y, seed, self.recipe)
+
+
+class ConvolutionalModel(FleetModel):
+    """A small convolutional model on images or windows as they are; torch only."""
+
+    name = "cnn"
+
+    def __init__(self, data: FleetData, seed: int = 0) -> None:
+        super().__init__(data)
+        if self.kind == "table":
+            raise ValueError("a cnn needs images or windows, and this data is a table; take mlp or linear")
+        self.recipe = Recipe(learning_rate=0.05, local_steps=20)
+        self.initial = _torch().seeded_state(self._module, seed)
+
+    def _module(self) -> "Normalised":
+        make = _torch().ImageCNN if self.kind == "image" else _torch().WindowCNN
+        module: Normalised = make(self.shape, self.outputs, self.task)
+        return module
+
+    @cached_property
+    def _evaluated(self) -> "Normalised":
+        return self._module()
+
+    def prepare(self, x: npt.NDArray[Any]) -> Array:
+        return raw(x, self.kind)
+
+    def predict(self, parameters: Parameters, inputs: Array) -> Array:
+        predicted: Array = _torch().predict(self._evaluated, parameters, inputs)
+        return predicted
+
+    def trainer(self, rows: Rows, engine: Engine = "torch", seed: int = 0) -> Trainer:
+        if engine != "torch":
+            raise ValueError("a cnn runs on torch only; take the engine torch, or the model mlp")
+        return _torch_trainer(self._module(), self.prepare(rows.x), rows.y, seed, self.recipe)
+
+
+def model_for(data: FleetData, name: Name | None = None, *, torch: bool = False, seed: int = 0) -> FleetModel:
+    """The model of that name for a data set; a perceptron where none is named. `torch` says that torch may be used.
+
+    Raises:
+        ValueError: there is no such model, or it does not suit the data, or it needs torch.
+    """
+    match name:
+        case None | "mlp":
+            return DenseModel(data, "mlp", seed)
+        case "linear":
+            return DenseModel(data, "linear", seed)
+        case "cnn" if torch:
+            return ConvolutionalModel(data, seed)
+        case "cnn":
+            raise ValueError("a cnn needs torch on every device; say that the fleet has it, or take mlp")
+    raise ValueError(f"there is no model {name!r}; take linear, mlp or cnn")
+
+
+def _batches(rows: int) -> Iterator[slice]:
+    return (slice(start, start + BATCH) for start in range(0, rows, BATCH))
+
+
+def _torch() -> "ModuleType":
+    """The torch side, imported when it is needed.
+
+    Raises:
+        ValueError: torch is not installed.
+    """
+    try:
+        import iot_client.torch_trainer as torch_side  # noqa: PLC0415 (torch is an extra)
+    except ModuleNotFoundError as error:
+        raise ValueError('this needs torch: pip install "midge[torch]"') from error
+    return torch_side
+
+
+def _torch_trainer(module: "Normalised", inputs: Array, y: npt.NDArray[Any], seed: int, recipe: Recipe) -> Trainer:
+    torch_side = _torch()
+    trainer: Trainer = torch_side.TorchTrainer(
+        module, lambda model, plan: torch_side.fit_torch(model, inputs, y, plan, seed=seed, recipe=recipe)
+    )
+    return trainer
