@@ -25,6 +25,8 @@ class Message:
     payload: bytes
     qos: int = 0
     retain: bool = False
+    properties: bytes = b""
+    """Handed on unread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class _Session:
     in_flight: dict[int, Deliver] = field(default_factory=dict)
     queued: deque[tuple[Message, bool]] = field(default_factory=deque)
     """Messages at QoS 1 that wait for the window, each with its retain flag."""
+    queued_bytes: int = 0
     last_id: int = 0
 
     def send(self, message: Message, *, retain: bool) -> Deliver:
@@ -77,15 +80,17 @@ class _Session:
 class Router:
     """All sessions of one broker."""
 
-    def __init__(self, max_queued: int = 1_000_000) -> None:
+    def __init__(self, max_queued: int = 1_000_000, max_queued_bytes: int = 1 << 30) -> None:
         """Start with nobody.
 
         Args:
             max_queued: messages that wait for one client at most; what comes on top is dropped and counted.
+            max_queued_bytes: the same for the sum of their payloads.
         """
         self.dropped = 0
         """Messages lost to a full queue."""
         self._max_queued = max_queued
+        self._max_queued_bytes = max_queued_bytes
         self._sessions: dict[str, _Session] = {}
         self._filters = FilterTree()
         self._retained: dict[str, Message] = {}
@@ -195,8 +200,10 @@ class Router:
             return [Deliver(session.client, message, 0, retain)] if session.online else []
         if session.online and len(session.in_flight) < session.window:
             return [session.send(message, retain=retain)]
-        if len(session.queued) < self._max_queued:
+        size = session.queued_bytes + len(message.payload)
+        if len(session.queued) < self._max_queued and size <= self._max_queued_bytes:
             session.queued.append((message, retain))
+            session.queued_bytes = size
         else:
             self.dropped += 1
         return []
@@ -205,6 +212,7 @@ class Router:
         actions: list[Action] = []
         while session.queued and len(session.in_flight) < session.window:
             message, retain = session.queued.popleft()
+            session.queued_bytes -= len(message.payload)
             actions.append(session.send(message, retain=retain))
         return actions
 

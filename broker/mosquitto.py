@@ -1,0 +1,86 @@
+"""Mosquitto as a child process on the loopback, with a configuration of ours."""
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from broker.connection import BrokerUnreachable
+from broker.endpoint import Tls
+
+PLACES = ("/usr/sbin", "/usr/local/sbin", "/usr/local/bin", "/opt/homebrew/sbin")
+"""Where packages put it, beside the path; Debian's is not on an ordinary user's."""
+
+MAX_QUEUED_MESSAGES = 1_000_000
+"""Messages that wait for one client. The default, 1,000, silently drops what it has acknowledged; 0 for no limit is
+broken in some versions up to 2.0.22."""
+
+
+def find_mosquitto(program: str = "mosquitto") -> Path | None:
+    """The binary, or None."""
+    found = shutil.which(program, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *PLACES]))
+    return None if found is None else Path(found)
+
+
+def mosquitto_version(binary: Path) -> str:
+    """Its version, such as `2.0.11`; empty where it does not say."""
+    answer = subprocess.run([binary, "-h"], capture_output=True, text=True, check=False, timeout=10)  # noqa: S603
+    words = (answer.stdout + answer.stderr).split()
+    return words[words.index("version") + 1].rstrip(",") if "version" in words[:3] else ""
+
+
+@dataclass(frozen=True, slots=True)
+class MosquittoSettings:
+    """What goes into `mosquitto.conf`."""
+
+    max_packet_size: int = 16 * 1024 * 1024
+    """In bytes. Versions from 2.1 on take 2 MB unless told otherwise."""
+    user: str | None = None
+    """None lets everybody in."""
+    password: str | None = None
+    tls: Tls | None = None
+    """The broker's own `certfile` and `keyfile`; with `cafile` it asks for client certificates."""
+
+
+def write_configuration(directory: Path, port: int, settings: MosquittoSettings) -> Path:
+    """Write `mosquitto.conf`, and a password file beside it where one is asked for.
+
+    Raises:
+        BrokerUnreachable: a password is asked for and `mosquitto_passwd` is not installed.
+    """
+    lines = [
+        f"listener {port} 127.0.0.1",
+        "persistence false",
+        f"max_queued_messages {MAX_QUEUED_MESSAGES}",
+        f"max_packet_size {settings.max_packet_size}",
+        "log_dest stdout",
+        "log_type error",
+        "log_type warning",
+        "log_type notice",
+        f"allow_anonymous {'true' if settings.user is None else 'false'}",
+    ]
+    if settings.user is not None:
+        lines.append(f"password_file {_write_passwords(directory, settings.user, settings.password or '')}")
+    if settings.tls is not None:
+        lines += [f"certfile {settings.tls.certfile}", f"keyfile {settings.tls.keyfile}"]
+        if settings.tls.cafile is not None:
+            lines += [f"cafile {settings.tls.cafile}", "require_certificate true"]
+    if os.geteuid() == 0:
+        lines.append("user root")  # else it changes to a user who may not read its own files
+    path = directory / "mosquitto.conf"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def _write_passwords(directory: Path, user: str, password: str) -> Path:
+    """A password file; the plain text is in it for a moment, readable by us alone, never in a command line."""
+    program = find_mosquitto("mosquitto_passwd")
+    if program is None:
+        raise BrokerUnreachable("mosquitto_passwd is not installed: install Mosquitto whole, or ask for no password.")
+    path = directory / "passwords"
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(f"{user}:{password}\n")
+    subprocess.run([program, "-U", path], check=True, capture_output=True, timeout=30)  # noqa: S603  # our own files
+    return path
