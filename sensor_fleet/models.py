@@ -116,7 +116,7 @@ class DenseModel(FleetModel):
         hidden = () if name == "linear" else (64, 32) if inputs <= SMALL_INPUTS else (128,)
         channels = by_channel(example, self.kind).shape[1]
         self.net = MLP(inputs, hidden, self.outputs, self.task, channels)
-        self.recipe = Recipe(local_steps=20)
+        self.recipe = Recipe(learning_rate=_rate(self.net), local_steps=20)
         self.initial = dict(self.net.initial(seed))
 
     def prepare(self, x: npt.NDArray[Any]) -> Array:
@@ -184,6 +184,17 @@ def model_for(data: FleetData, name: Name | None = None, *, torch: bool = False,
         case "cnn":
             raise ValueError("a cnn needs torch on every device; say that the fleet has it, or take mlp")
     raise ValueError(f"there is no model {name!r}; take linear, mlp or cnn")
+
+
+def _rate(net: MLP) -> float:
+    """A learning rate at which asynchronous training is stable.
+
+    The curvature of a squared error grows with the inputs where they are correlated, as sensors are, and nothing bounds
+    its gradient as softmax does. The constants are measured on fleets of 36 to 100 devices with 24 to 784 inputs.
+    """
+    if net.task == "classification":
+        return 0.1
+    return min(0.1, (2.4 if net.hidden else 0.24) / net.inputs)
 
 
 def _batches(rows: int) -> Iterator[slice]:

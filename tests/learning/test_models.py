@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -130,3 +131,12 @@ def test_a_model_that_diverged_is_evaluated_all_the_same(data: FleetData) -> Non
     model = model_for(data)
     broken = {name: np.full_like(array, 1e38) for name, array in model.initial.items()}
     assert set(model.evaluate(broken, data.test)) in ({"accuracy"}, {"rmse"})
+
+
+@pytest.mark.parametrize("name", ["linear", "mlp"])
+def test_regression_on_many_correlated_sensors_stays_stable(name: Literal["linear", "mlp"], tmp_path: Path) -> None:
+    cause = RNG.normal(size=(N, 1))
+    data = make(tmp_path, cause + 0.1 * RNG.normal(size=(N, 300)), 100 + 10 * cause[:, 0])
+    model = model_for(data, name)
+    start = normalised(model, data)
+    improves(model, data, start, model.trainer(data.pooled())(start, Plan(epochs=30)).parameters)
