@@ -7,7 +7,6 @@ decisions out and hands over the receipts. It knows no connection and no loop; o
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from aggregator import events as ev
 from aggregator import records as rec
@@ -141,6 +140,7 @@ class Processor:
                     self._carry(record)
                 case ev.Reply(device, outbox, hi, settled):
                     receipts.settle(device, outbox, hi, settled)
+                    self._replied(device, settled)
                 case ev.Grant(device, update, hi):
                     self._grant(receipts, device, update, hi, now)
                 case ev.Drop(key):
@@ -174,6 +174,14 @@ class Processor:
             size=record.size,
         )
 
+    def _replied(self, device: str, settled: Sequence[Settled]) -> None:
+        """What left no record: repeats, and refusals for now."""
+        for item in settled:
+            if item.repeat:
+                self._tell("repeat", device=device, seq=item.seq, verdict=item.verdict.value)
+            elif not item.verdict.final:
+                self._tell("held", device=device, seq=item.seq, verdict=item.verdict.value, why=item.why)
+
     def _carry(self, record: rec.Record) -> None:
         new = self._engine.carry(record)
         match record:
@@ -196,7 +204,3 @@ class Processor:
             receipts.settle(device, update.outbox, hi, (settled,))
         else:
             receipts.grant(device, update.outbox, hi, grant)
-
-
-def silent(*_: Any, **__: Any) -> None:
-    """A `tell` that nobody listens to."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from aggregator.core import AggregatorCore
 from aggregator.engine import Engine, recover
+from aggregator.export import write_model
 from aggregator.model import Model
 from aggregator.outgoing import Outgoing, Post
 from aggregator.processor import Processor
@@ -96,7 +97,7 @@ class Aggregator:
         self.topics = Topics(federation, root)
         self.strategy = strategy or fedasync()
         self.store = Store(store)
-        self._connector = connector
+        self.connector = connector
         self._initial = initial
         self._schema = Schema.of(initial, roles)
         self._schema.flatten(initial)
@@ -107,7 +108,7 @@ class Aggregator:
         self._chunk = chunk
         self._memory = memory
         self._keepalive = keepalive
-        self._replace = replace
+        self.replace = replace
         self._boot = secrets.randbits(62)
         self._stop = asyncio.Event()
         self._released = asyncio.Event()
@@ -127,6 +128,10 @@ class Aggregator:
         """Take no update in, saying why, until called with None. To be called in the loop of `serve`."""
         self.core.paused = why
         self._post_status()
+
+    def listen(self, listener: Listener) -> None:
+        """Call with a dict for each thing of note, from now on."""
+        self._listener = listener
 
     @property
     def devices(self) -> Mapping[str, Hello]:
@@ -156,7 +161,8 @@ class Aggregator:
             assert self.store.schema is not None
             raise StoreError(
                 f"The store {self.store.directory} holds another model: "
-                f"{_difference(self.store.schema, self._schema)}. Name another store, or give the model that it was made with."
+                f"{_difference(self.store.schema, self._schema)}. Name another store, or give the model that it "
+                "was made with."
             )
         self.core = AggregatorCore(
             self.strategy,
@@ -193,6 +199,17 @@ class Aggregator:
     def model(self) -> Model:
         return self._engine.model
 
+    def export(self, path: str | Path) -> None:
+        """Write the exact model as safetensors."""
+        about = {
+            "federation": self.topics.federation,
+            "lineage": self.core.lineage.hex(),
+            "generation": str(self.core.generation),
+            "version": str(self.core.version),
+            "step": str(self.core.step),
+        }
+        write_model(path, self._engine.model.parameters(), about)
+
     # ------------------------------------------------------------------- serving
 
     async def serve(self) -> None:
@@ -220,7 +237,7 @@ class Aggregator:
         pause, begun = 0.5, False
         while not self._stop.is_set():
             try:
-                async with self._connector(self._options()) as connection:
+                async with self.connector(self._options()) as connection:
                     await self._look_around(connection)
                     if not begun:
                         begun = True
@@ -257,7 +274,7 @@ class Aggregator:
         if announced is None:
             return
         if announced.lineage != self.core.lineage:
-            if not self._replace:
+            if not self.replace:
                 raise ForeignFederation(
                     f"Another store's model, version {announced.version}, is announced as federation "
                     f"{self.topics.federation!r} under {self.topics.root!r}. Start with that store, choose another "
@@ -354,7 +371,8 @@ class Aggregator:
             self._released.clear()
             version, step = self.core.version, self.core.step
             if version and self.core.frozen:
-                metrics = await asyncio.to_thread(self._evaluate, self._engine.model.parameters())
+                published = self._engine.model.state.parameters()
+                metrics = await asyncio.to_thread(self._evaluate, published)
                 self._tell("evaluation", version=version, step=step, metrics=dict(metrics))
 
     # -------------------------------------------------------------------- words

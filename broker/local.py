@@ -22,7 +22,14 @@ class LocalBroker:
     """A broker in a process of its own, on the loopback. `kill` and `restart` are for trying out what then happens."""
 
     def __init__(
-        self, kind: Kind, directory: Path, *, user: str | None, password: str | None, tls: Tls | None = None
+        self,
+        kind: Kind,
+        directory: Path,
+        *,
+        user: str | None,
+        password: str | None,
+        tls: Tls | None = None,
+        port: int = 0,
     ) -> None:
         """Prepare; `local_broker` starts it.
 
@@ -38,7 +45,7 @@ class LocalBroker:
         self._user = user
         self._password = password
         self._tls = tls
-        self._port = 0
+        self._port = port
         self._child: Child | None = None
 
     @property
@@ -96,7 +103,7 @@ class LocalBroker:
         if self._binary is not None:
             settings = MosquittoSettings(user=self._user, password=self._password, tls=self._tls)
             return [str(self._binary), "-c", str(write_configuration(self.directory, port, settings))]
-        command = [sys.executable, "-m", "broker.embedded", "--port", str(port)]
+        command = [sys.executable, "-P", "-m", "broker.embedded", "--port", str(port)]
         if self._user is not None:
             users = self.directory / "users.json"
             users.unlink(missing_ok=True)
@@ -114,6 +121,7 @@ async def local_broker(
     user: str | None = None,
     password: str | None = None,
     tls: Tls | None = None,
+    port: int = 0,
 ) -> AsyncGenerator[LocalBroker, None]:
     """Run a broker on a free port of the loopback for as long as the block lasts.
 
@@ -122,6 +130,7 @@ async def local_broker(
         directory: where its configuration and its log go; it must exist.
         user: whom to let in; None lets everybody in.
         password: that user's.
+        port: of the loopback; 0 takes a free one.
         tls: the listener's certificate and key, for `mosquitto` only; with `cafile` it asks for client certificates.
 
     Raises:
@@ -131,7 +140,7 @@ async def local_broker(
     chosen: Kind = ("mosquitto" if find_mosquitto() else "embedded") if kind == "auto" else kind
     if tls is not None and chosen == "embedded":
         raise ValueError("The embedded broker has no TLS: install Mosquitto.")
-    broker = LocalBroker(chosen, directory, user=user, password=password, tls=tls)
+    broker = LocalBroker(chosen, directory, user=user, password=password, tls=tls, port=port)
     try:
         await broker.start()
         yield broker

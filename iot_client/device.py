@@ -77,7 +77,7 @@ class Device:
     ) -> None:
         self.name = check_name(name, "device name")
         self.topics = Topics(federation, root)
-        self._connector = connector
+        self.connector = connector
         self._train = train
         self._outbox = Outbox(outbox)
         self._moments = moments
@@ -106,6 +106,17 @@ class Device:
     def stop(self) -> None:
         """End `serve` cleanly. To be called in its loop."""
         self._stop.set()
+
+    def listen(self, listener: Listener) -> None:
+        """Call with a dict for each thing of note, from now on."""
+        self._listener = listener
+
+    def rename(self, name: str) -> None:
+        """Take another name, and with it an outbox beside the old one; before `serve`."""
+        self.name = name
+        path = self._outbox.path
+        self._outbox = Outbox(None if path is None else path.with_name(f"{name}.outbox"))
+        self._fetcher = Fetcher(self.topics, name)
 
     @property
     def holding(self) -> int:
@@ -143,7 +154,7 @@ class Device:
         pause, connected_before = 0.5, False
         while not self._stop.is_set():
             try:
-                async with self._connector(self._options()) as connection:
+                async with self.connector(self._options()) as connection:
                     await self._see_namesakes(connection)
                     await self._serve(connection)
                     connected_before, pause = True, 0.5

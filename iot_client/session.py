@@ -239,6 +239,8 @@ IN_FLIGHT = 8
 PATIENCE = 10.0
 """Seconds before what was not answered is said again; doubled each time up to LONGEST."""
 LONGEST = 300.0
+UNHEARD = 2.0
+"""Seconds that a new connection waits for the aggregator's status before it greets whoever may be there."""
 REREAD = 60.0
 """Seconds after which a resting device reads the announcement again."""
 
@@ -394,7 +396,8 @@ class DeviceSession:
         for held in self._held.values():
             held.sent = False
         self._reread.start(now, self._jitter(), REREAD)
-        return self._greet(now)
+        self._greeting.start(now, self._jitter(), UNHEARD)
+        return []
 
     def _disconnected(self) -> list[Action]:
         if self.link is not Link.DOWN:
@@ -412,15 +415,12 @@ class DeviceSession:
 
     def _aggregator_seen(self, status: AggregatorStatus, now: float) -> list[Action]:
         before, self._aggregator = self._aggregator, status
-        if status.state is not AggregatorState.READY:
-            return []
-        restarted = before is None or before.boot != status.boot or before.state is AggregatorState.LOST
-        if not restarted or self.link is Link.DOWN:
-            return self._next_thing(now)
+        gone = (AggregatorState.LOST, AggregatorState.STOPPED)
+        back = before is None or before.boot != status.boot or (before.state in gone and status.state not in gone)
+        if self.link is Link.DOWN or not back:
+            return self._send(now) + self._next_thing(now)
         if self.link is Link.UP:
             self._link("aggregator restarted")
-        elif before is None:
-            return []  # our greeting is under way already
         self._greeting.stop()
         return self._greet(now)
 

@@ -1,0 +1,62 @@
+# Everything sets itself up: Python 3.11+ and make are all that a machine needs.
+#
+#   make demo            a federation on this machine, on real data (NumPy only)
+#   make demo TORCH=1    the same with a mixed fleet: half torch, half NumPy
+#   make test            all tests
+#   make lint            ruff, mypy, import-linter
+#   make install         .venv with everything, for work on Midge itself
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+ARGS ?= --target 0.93 --seconds 120
+
+.PHONY: demo test lint format install clean
+.DELETE_ON_ERROR:
+
+ifdef TORCH
+demo: $(VENV)/.demo $(VENV)/.torch
+	$(BIN)/midge demo --engine mixed $(ARGS)
+else
+demo: $(VENV)/.demo
+	$(BIN)/midge demo $(ARGS)
+endif
+
+test: install
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(VENV)/.dev
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Midge needs Python 3.11 or newer; this is $$($(PYTHON) --version). Say which: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "Python's venv module is missing here. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(BIN)/pip pyproject.toml
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+# torch first and from the constraints file: alone, a newer one may bring gigabytes of CUDA with it.
+$(VENV)/.torch: $(BIN)/pip constraints.txt
+	$(PIP) --constraint constraints.txt torch
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(PIP) --constraint constraints.txt --editable '.[dev]'
+	@touch $(VENV)/.demo $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

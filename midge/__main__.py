@@ -1,0 +1,49 @@
+"""The `midge` command."""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+# Small models and many devices: a thread a core for each of them would fight over the cores. Before NumPy is imported.
+for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+EPILOG = "Each command explains itself: midge demo --help"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, run the command, and turn what a person can mend into one sentence and exit code 2."""
+    from midge import __version__  # noqa: PLC0415 - after the environment is set
+    from midge.commands import COMMANDS, problems  # noqa: PLC0415
+
+    parser = argparse.ArgumentParser(
+        prog="midge",
+        description="Asynchronous federated learning for fleets of small devices, over MQTT.",
+        epilog=EPILOG,
+    )
+    parser.add_argument("--version", action="version", version=f"midge {__version__}")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say what goes on underneath")
+    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.register(subparsers)
+    parsed = parser.parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO if parsed.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+    here = str(Path.cwd())
+    if not {"", here} & set(sys.path):
+        sys.path.append(here)  # last: a file of the user's must not hide one of ours
+    try:
+        code: int = parsed.run(parsed)
+    except problems() as error:
+        sys.stderr.write(f"midge: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""`midge aggregate module:attribute`: serve a federation."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from broker import connector
+from midge.commands.parts import Problem, Subparsers, add_tls, load_app, read_endpoint
+from midge.commands.words import sentence
+from midge.running import run_until_interrupted
+
+
+def register(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "aggregate",
+        help="serve a federation: apply updates as they come, publish the model",
+        description="Serve the midge.Aggregator that module:attribute names, until interrupted.",
+    )
+    parser.add_argument("app", metavar="MODULE:ATTRIBUTE", help="a midge.Aggregator in a module of yours")
+    parser.add_argument("--broker", metavar="URL", help="another broker than the app names")
+    parser.add_argument("--replace", action="store_true", help="take the topics over from another store's model")
+    parser.add_argument("--model", metavar="FILE", help="where to write the model at the end (safetensors)")
+    parser.add_argument("--json", action="store_true", help="one JSON object for each event")
+    add_tls(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        from aggregator.service import Aggregator  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        raise Problem('The aggregator needs more than a device: pip install "midge[aggregator]"') from error
+    app = load_app(args.app, Aggregator, "a midge.Aggregator")
+    if args.broker:
+        app.connector = connector(read_endpoint(args, args.broker), "aiomqtt")
+    app.replace = app.replace or args.replace
+    app.listen(_print_json if args.json else _print_words)
+    run_until_interrupted(app)
+    path = Path(args.model) if args.model else app.store.directory / "model.safetensors"
+    app.export(path)
+    if not args.json:
+        print(f"Stopped at version {app.core.version}. The model is in {path}.")
+    return 0
+
+
+def _print_json(event: dict[str, Any]) -> None:
+    print(json.dumps(event), flush=True)
+
+
+def _print_words(event: dict[str, Any]) -> None:
+    if words := sentence(event):
+        print(words, flush=True)

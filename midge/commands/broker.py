@@ -1,0 +1,51 @@
+"""`midge broker run`: a broker in the foreground, for trying things out."""
+
+import argparse
+import asyncio
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from midge.commands.parts import Subparsers
+from midge.running import run_until_interrupted
+
+
+def register(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser("broker", help="a broker for trying things out")
+    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+    running = actions.add_parser(
+        "run",
+        help="run one until interrupted",
+        description="Run a broker on this machine's loopback address, without passwords: Mosquitto where it is "
+        "installed, else the embedded one. For trying things out; a fleet needs a Mosquitto of its own.",
+    )
+    running.add_argument("--port", type=int, default=1883, help="port on 127.0.0.1 (default: 1883; 0 takes a free one)")
+    running.add_argument("--kind", choices=["auto", "mosquitto", "embedded"], default="auto", help="which broker")
+    running.set_defaults(run=run)
+
+
+class _Broker:
+    """A local broker as a service."""
+
+    def __init__(self, kind: Literal["auto", "mosquitto", "embedded"], port: int, directory: Path) -> None:
+        self._kind, self._port, self._directory = kind, port, directory
+        self._stop = asyncio.Event()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    async def serve(self) -> None:
+        from broker.local import local_broker  # noqa: PLC0415
+
+        async with local_broker(self._kind, directory=self._directory, port=self._port) as broker:
+            print(
+                f"{broker.describe()}\nDevices and aggregators reach it at {broker.endpoint}. Ctrl-C ends it.",
+                flush=True,
+            )
+            await self._stop.wait()
+
+
+def run(args: argparse.Namespace) -> int:
+    with tempfile.TemporaryDirectory(prefix="midge-broker-") as directory:
+        run_until_interrupted(_Broker(args.kind, args.port, Path(directory)))
+    return 0

@@ -1,0 +1,49 @@
+"""`midge device module:attribute`: take part in a federation."""
+
+import argparse
+import json
+from typing import Any
+
+from broker import connector
+from iot_client.device import Device
+from midge.commands.parts import Subparsers, add_tls, load_app, mendable, read_endpoint
+from midge.commands.words import sentence
+from midge.running import run_until_interrupted
+from wire.topics import check_name
+
+
+def register(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "device",
+        help="take part in a federation: train on this device's data, send updates",
+        description="Take part with the midge.Device that module:attribute names, until interrupted.",
+    )
+    parser.add_argument("app", metavar="MODULE:ATTRIBUTE", help="a midge.Device in a module of yours")
+    parser.add_argument("--broker", metavar="URL", help="another broker than the app names")
+    parser.add_argument("--name", help="another name than the app's; its outbox is then NAME.outbox beside the app's")
+    parser.add_argument("--json", action="store_true", help="one JSON object for each event")
+    add_tls(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    app: Device = load_app(args.app, Device, "a midge.Device")
+    if args.broker:
+        app.connector = connector(read_endpoint(args, args.broker))
+    if args.name:
+        with mendable():
+            app.rename(check_name(args.name, "device name"))
+    app.listen(_print_json if args.json else _print_words)
+    run_until_interrupted(app)
+    if not args.json:
+        print(f"{app.name} has left. {app.holding} updates wait in its outbox for the next time.")
+    return 0
+
+
+def _print_json(event: dict[str, Any]) -> None:
+    print(json.dumps(event, default=str), flush=True)
+
+
+def _print_words(event: dict[str, Any]) -> None:
+    if words := sentence(event):
+        print(words, flush=True)

@@ -1,0 +1,48 @@
+"""Events of devices and aggregators in words, one line each."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def sentence(event: Mapping[str, Any]) -> str:
+    """The line for an event; empty where it is of no note."""
+    match event:
+        case {"event": "start", "version": version, "step": step}:
+            return "A new lineage begins." if not version else f"Goes on at version {version}, step {step}."
+        case {"event": "connected"}:
+            return "Connected to the broker."
+        case {"event": "disconnected", "why": why}:
+            return f"Not connected: {why}"
+        case {"event": "device", "device": device, "state": state}:
+            return f"{device}: {state}"
+        case {"event": "update", "device": device, "verdict": "accepted", "staleness": tau, "weight": weight}:
+            return f"{device}: accepted, {_steps(tau)} stale, weight {weight:.2f}"
+        case {"event": "update", "device": device, "verdict": verdict, "why": why}:
+            return f"{device}: {verdict}, for {why}"
+        case {"event": "repeat", "device": device, "seq": seq}:
+            return f"{device}: update {seq} had come before"
+        case {"event": "held", "device": device, "verdict": verdict, "why": why}:
+            return f"{device}: {verdict}, {why}"
+        case {"event": "freeze", "devices": devices}:
+            return f"Statistics of {devices} devices pooled and frozen."
+        case {"event": "release", "version": version, "devices": devices}:
+            return (
+                f"Version {version} released, with the work of {devices} devices."
+                if devices
+                else (f"Version {version} released.")
+            )
+        case {"event": "evaluation", "version": version, "metrics": metrics}:
+            return f"Version {version}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        case {"event": "dropped", "topic": topic, "why": why}:
+            return f"Dropped what came on {topic}: {why}"
+        case {"event": "training", "version": version}:
+            return f"Training from version {version}."
+        case {"event": "receipt", "seq": seq, "verdict": verdict, "why": why}:
+            return f"Update {seq}: {verdict}{', for ' + why if why else ''}"
+        case {"event": "fetch_failed" | "unfit" | "refused", "why": why}:
+            return str(why)
+    return ""
+
+
+def _steps(tau: int) -> str:
+    return "1 step" if tau == 1 else f"{tau} steps"

@@ -1,0 +1,67 @@
+"""What scripts and commands share: reading a broker's address, and running a service until it is interrupted."""
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import Protocol
+
+from broker import Endpoint, Tls
+
+File = str | Path | None
+
+
+class Service(Protocol):
+    """What runs until it is told to stop."""
+
+    async def serve(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def run_until_interrupted(service: Service) -> bool:
+    """Serve; the first Ctrl-C or SIGTERM ends it cleanly, a second one at once. Whether one came."""
+    interrupted = False
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        caught = (signal.SIGINT, signal.SIGTERM)
+
+        def stop() -> None:
+            nonlocal interrupted
+            interrupted = True
+            for number in caught:
+                loop.remove_signal_handler(number)
+            service.stop()
+
+        for number in caught:
+            loop.add_signal_handler(number, stop)
+        await service.serve()
+
+    asyncio.run(main())
+    return interrupted
+
+
+def endpoint_of(
+    url: str,
+    *,
+    user: str | None = None,
+    password: str | None = None,
+    cafile: File = None,
+    certfile: File = None,
+    keyfile: File = None,
+) -> Endpoint:
+    """A broker's address with credentials and, for `mqtts://`, the files for TLS.
+
+    Raises:
+        ValueError: the address is none, or what is given does not go together.
+    """
+    authority, certificate, key = _pem(cafile), _pem(certfile), _pem(keyfile)
+    tls = Tls(authority, certificate, key) if authority or certificate or key else None
+    return Endpoint.parse(url, user=user, password=password, tls=tls)
+
+
+def _pem(file: File) -> Path | None:
+    path = None if file is None else Path(file).expanduser()
+    if path is not None and not path.is_file():
+        raise ValueError(f"There is no file {path}: name the PEM file that the TLS connection needs.")
+    return path

@@ -1,0 +1,84 @@
+"""A run in numbers: what the events of the aggregator add up to."""
+
+import statistics
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+HELD = 5
+"""Evaluations over which a target must be held: their mean counts, not a first touch."""
+METRICS = {"accuracy": 1, "rmse": -1}
+"""The metrics that a target can be set for, and whether more (1) or less (−1) is better."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """Fold events in with `add`; read the rest."""
+
+    target: float | None = None
+    version: int = 0
+    step: int = 0
+    metric: str = "accuracy"
+    updates: Counter[str] = field(default_factory=Counter)
+    staleness: Counter[int] = field(default_factory=Counter)
+    states: dict[str, str] = field(default_factory=dict)
+    dropped: int = 0
+    seconds_to_target: float | None = None
+    began: float = 0.0
+    """When the run began, in seconds since 1970."""
+    _recent: deque[float] = field(default_factory=lambda: deque(maxlen=HELD))
+
+    def add(self, event: Mapping[str, Any]) -> None:
+        """Take one event in."""
+        match event["event"]:
+            case "update":
+                self.updates[event["verdict"]] += 1
+                if event["verdict"] == "accepted":
+                    self.staleness[event["staleness"]] += 1
+            case "release":
+                self.version, self.step = event["version"], event["step"]
+            case "evaluation":
+                self._evaluated(event)
+            case "device":
+                self.states[event["device"]] = event["state"]
+            case "dropped":
+                self.dropped += 1
+            case "repeat":
+                self.updates["duplicate"] += 1
+            case _:
+                pass
+
+    def _evaluated(self, event: Mapping[str, Any]) -> None:
+        for name, sign in METRICS.items():
+            if name in event["metrics"]:
+                self.metric = name
+                self._recent.append(event["metrics"][name])
+                reached = self.target is not None and sign * (self.value or 0.0) >= sign * self.target
+                if reached and len(self._recent) == HELD and self.seconds_to_target is None:
+                    self.seconds_to_target = event["time"] - self.began
+
+    @property
+    def value(self) -> float | None:
+        """The mean of the last evaluations; None before the first."""
+        return statistics.fmean(self._recent) if self._recent else None
+
+    @property
+    def reached(self) -> bool:
+        return self.seconds_to_target is not None
+
+    def quantiles(self) -> dict[str, int]:
+        """Staleness of the accepted updates, in steps: median, 90th percentile and the largest."""
+        total = self.staleness.total()
+        if not total:
+            return {}
+        found, seen = {}, 0
+        ordered = sorted(self.staleness.items())
+        for name, share in (("p50", 0.5), ("p90", 0.9)):
+            seen = 0
+            for tau, number in ordered:
+                seen += number
+                if seen >= share * total:
+                    found[name] = tau
+                    break
+        return {**found, "max": ordered[-1][0]}

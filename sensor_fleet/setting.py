@@ -1,0 +1,142 @@
+"""What a run of a simulated fleet is set to: plain values that travel to the aggregator's process as JSON."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from aggregator.strategy import Staleness, Strategy, constant, fedasync, fedbuff, hinge, polynomial
+from broker import Endpoint, Tls
+from sensor_fleet.data import FleetData, load
+from sensor_fleet.models import FleetModel, Name, model_for
+from sensor_fleet.world import World
+from wire.messages import Plan
+from wire.topics import DEFAULT_ROOT
+
+Engine = Literal["numpy", "mixed", "torch"]
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerAddress:
+    """A broker's URL and, for TLS, the files that go with it."""
+
+    url: str
+    cafile: str | None = None
+    certfile: str | None = None
+    keyfile: str | None = None
+
+    def endpoint(self) -> Endpoint:
+        """The address, read.
+
+        Raises:
+            ValueError: it is none; the message says what is wrong.
+        """
+        files = (self.cafile, self.certfile, self.keyfile)
+        cafile, certfile, keyfile = (None if file is None else Path(file) for file in files)
+        tls = Tls(cafile, certfile, keyfile) if any(files) else None
+        return Endpoint.parse(self.url, tls=tls)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A fleet, its data, its model and its strategy."""
+
+    data: str = "digits"
+    devices: int | None = None
+    """Take so many devices of the data; None is all of them, or 20 where rows have no owner."""
+    seed: int = 0
+    model: Name | None = None
+    app: str | None = None
+    """`module:attribute` of a model of one's own."""
+    engine: Engine = "numpy"
+    strategy: Literal["fedasync", "fedbuff"] = "fedasync"
+    alpha: float = 0.6
+    form: Literal["delta", "mixing"] = "delta"
+    buffer_size: int = 10
+    staleness: Literal["constant", "polynomial", "hinge"] = "polynomial"
+    release_interval: float = 0.0
+    codec: str = "int8:256"
+    learning_rate: float | None = None
+    local_steps: int | None = None
+    batch_size: int | None = None
+    median: float = 0.5
+    spread: float = 1.15
+    federation: str = "demo"
+    root: str = DEFAULT_ROOT
+
+    def world(self) -> World:
+        return World(self.seed, self.median, self.spread)
+
+    def weighting(self) -> Staleness:
+        return {"constant": constant, "polynomial": polynomial, "hinge": hinge}[self.staleness]()
+
+    def plan(self) -> Plan:
+        return Plan(
+            codec=self.codec,
+            learning_rate=self.learning_rate,
+            local_steps=self.local_steps,
+            batch_size=self.batch_size,
+        )
+
+    def make_strategy(self) -> Strategy:
+        """The strategy.
+
+        Raises:
+            ValueError: values that cannot work together.
+        """
+        if self.strategy == "fedasync":
+            return fedasync(
+                self.alpha, self.weighting(), self.form, release_interval=self.release_interval, plan=self.plan()
+            )
+        return fedbuff(
+            self.buffer_size, staleness=self.weighting(), release_interval=self.release_interval, plan=self.plan()
+        )
+
+    def load(self) -> tuple[FleetData, FleetModel]:
+        """The data and the model for it.
+
+        Raises:
+            ValueError: a malformed file, or a model that does not suit it.
+        """
+        data = load(self.data, devices=self.devices, seed=self.seed)
+        if self.app is not None:
+            return data, own_model(self.app, data)
+        name = self.model
+        if name is None and self.engine == "torch" and data.kind != "table":
+            name = "cnn"
+        return data, model_for(data, name, torch=self.engine == "torch", seed=self.seed)
+
+    def engine_of(self, number: int) -> Literal["numpy", "torch"]:
+        """What the device of that number trains with: in a mixed fleet every other one has torch."""
+        if self.engine == "mixed":
+            return "torch" if number % 2 else "numpy"
+        return self.engine
+
+    def packed(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def unpacked(cls, values: Mapping[str, Any]) -> Self:
+        return cls(**values)
+
+
+def own_model(app: str, data: FleetData) -> FleetModel:
+    """The model of one's own: `module:attribute` names a callable that takes the data and returns a `FleetModel`.
+
+    Raises:
+        ValueError: it cannot be imported, or returns something else.
+    """
+    module, _, attribute = app.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"--app {app!r} cannot be used ({error}): name a module and what is in it, module:attribute."
+        ) from error
+    model = make(data)
+    if not isinstance(model, FleetModel):
+        raise ValueError(  # noqa: TRY004 - one kind for all that is wrong with a setting
+            f"--app {app!r} returned {type(model).__name__}; it must return a sensor_fleet.models.FleetModel."
+        )
+    return model
