@@ -122,6 +122,7 @@ class Connection(Protocol):
         Several publishes may be under way at once; they leave in the order of the calls.
 
         Raises:
+            ValueError: the topic is none; it is empty or has a wildcard.
             PacketTooLarge: it does not fit the broker's limit; nothing was sent.
             PublishRefused: the broker answered with a reason code of 0x80 or above.
             ConnectionLost: the connection ended before the PUBACK.
@@ -131,6 +132,7 @@ class Connection(Protocol):
         """Subscribe to all filters in one packet; retained messages follow as deliveries.
 
         Raises:
+            ValueError: one of the filters is none.
             SubscribeRefused: the broker refused one of them.
             ConnectionLost: the connection ended.
         """

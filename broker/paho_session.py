@@ -29,6 +29,7 @@ from broker.connection import (
     SubscribeRefused,
 )
 from broker.endpoint import Endpoint
+from broker.filters import check_filter, check_topic
 from broker.paho_errors import (
     FAILURE,
     TAKEN_OVER,
@@ -97,6 +98,7 @@ class PahoSession:
         self._raise_if_lost()
         if isinstance(payload, memoryview):
             payload = bytes(payload)  # paho takes no views
+        check_topic(topic)
         check_packet_size(self._limits, topic, len(payload), qos)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queued.append(_Outgoing(topic, payload, qos, retain, done))
@@ -105,6 +107,8 @@ class PahoSession:
 
     async def subscribe(self, *filters: str, qos: QoS = 1) -> None:
         self._raise_if_lost()
+        for each in filters:
+            check_filter(each)
         _, mid = self.client.subscribe([(each, int(qos)) for each in filters])
         codes = await self._answer("SUBSCRIBE", mid)
         for each, code in zip(filters, codes, strict=True):

@@ -1,0 +1,259 @@
+"""What the two libraries are made to do beyond what they do themselves, against a server that is told what to say."""
+
+import asyncio
+import socket
+from typing import Literal
+
+import pytest
+
+from broker import (
+    BrokerRefused,
+    BrokerUnreachable,
+    Connection,
+    ConnectionLost,
+    Connector,
+    Endpoint,
+    PacketTooLarge,
+    PublishRefused,
+    SubscribeRefused,
+    connector,
+    packets,
+)
+from broker.child import free_port
+from broker.embedded import EmbeddedBroker
+from broker.fields import Property, PropertyValue
+from broker.packets import Packet
+from tests.broker.scripted import Answer, scripted
+from tests.broker.worlds import options, somewhere, take
+
+Library = Literal["paho", "aiomqtt"]
+
+pytestmark = pytest.mark.parametrize("library", ["paho", "aiomqtt"])
+
+
+def welcome(
+    found: dict[Property, PropertyValue] | None = None, *, puback: int | None = 0, suback: int = 1, code: int = 0
+) -> Answer:
+    """A broker that takes everybody in and answers everything as given."""
+
+    def answer(packet: Packet) -> bytes | None:
+        match packet:
+            case packets.Connect():
+                return packets.connack(packet.version, code, found=found)
+            case packets.Publish(qos=1) if puback == 0:
+                return packets.puback(packet.packet_id)
+            case packets.Publish(qos=1) if puback is not None:
+                return b"\x40\x03" + packet.packet_id.to_bytes(2, "big") + bytes([puback])
+            case packets.Subscribe():
+                return packets.suback(5, packet.packet_id, [suback] * len(packet.filters))
+            case packets.Disconnect():
+                return None
+            case _:
+                return b""
+
+    return answer
+
+
+def to(port: int, library: Library) -> Connector:
+    return connector(somewhere(port), library)
+
+
+async def test_a_refusal_in_puback_is_raised(library: Library) -> None:
+    async with scripted(welcome(puback=0x87)) as server, to(server.port, library)(options()) as connection:
+        with pytest.raises(PublishRefused, match="Not authorized") as refused:
+            await connection.publish("t", b"")
+        assert refused.value.reason == 0x87
+
+
+async def test_a_reason_below_0x80_in_puback_is_success(library: Library) -> None:
+    async with scripted(welcome(puback=0x10)) as server, to(server.port, library)(options()) as connection:
+        await connection.publish("t", b"nobody listens")
+
+
+async def test_a_refused_subscription_is_raised(library: Library) -> None:
+    async with scripted(welcome(suback=0x87)) as server, to(server.port, library)(options()) as connection:
+        with pytest.raises(SubscribeRefused, match=r"'t'.*Not authorized"):
+            await connection.subscribe("t")
+
+
+async def test_limits_are_read_from_connack(library: Library) -> None:
+    found: dict[Property, PropertyValue] = {
+        Property.MAXIMUM_PACKET_SIZE: 5000,
+        Property.RECEIVE_MAXIMUM: 7,
+        Property.RETAIN_AVAILABLE: 0,
+        Property.ASSIGNED_CLIENT_IDENTIFIER: "given",
+    }
+    async with scripted(welcome(found)) as server, to(server.port, library)(options()) as connection:
+        limits = connection.limits
+        assert (limits.protocol, limits.maximum_packet_size, limits.receive_maximum) == (5, 5000, 7)
+        assert (limits.retain_available, limits.client_id) == (False, "given")
+
+
+async def test_no_packet_is_larger_than_the_broker_takes(library: Library) -> None:
+    found: dict[Property, PropertyValue] = {Property.MAXIMUM_PACKET_SIZE: 5000}
+    async with scripted(welcome(found)) as server, to(server.port, library)(options()) as connection:
+        fits = 5000 - 3 - 2 - len("topic") - 2 - 1  # fixed header, topic's length, topic, packet id, properties
+        await connection.publish("topic", bytes(fits))
+        with pytest.raises(PacketTooLarge, match="5001 bytes"):
+            await connection.publish("topic", bytes(fits + 1))
+        await connection.publish("topic", b"still connected")
+        assert [len(each.payload) for each in server.published()] == [fits, 15]
+
+
+async def test_no_more_is_in_flight_than_the_broker_takes(library: Library) -> None:
+    held: list[int] = []
+
+    def answer(packet: Packet) -> bytes | None:
+        if isinstance(packet, packets.Publish):
+            held.append(packet.packet_id)
+            return b""
+        return welcome({Property.RECEIVE_MAXIMUM: 2})(packet)
+
+    async with scripted(answer) as server, to(server.port, library)(options()) as connection:
+        publishing = [asyncio.create_task(connection.publish("t", b"%d" % number)) for number in range(6)]
+        acknowledged = 0
+        while acknowledged < len(publishing):
+            await server.until(lambda: len(held) == min(acknowledged + 2, len(publishing)))  # noqa: B023
+            await connection.subscribe("nothing came behind those two")
+            assert len(held) == min(acknowledged + 2, len(publishing))
+            server.writers[0].write(packets.puback(held[acknowledged]))
+            await publishing[acknowledged]
+            acknowledged += 1
+        assert [each.payload for each in server.published()] == [b"%d" % number for number in range(6)]
+
+
+async def test_a_publish_is_waited_for_without_a_deadline(library: Library) -> None:
+    async with scripted(welcome(puback=None)) as server, to(server.port, library)(options(timeout=0.1)) as connection:
+        publishing = asyncio.create_task(connection.publish("t", b""))
+        await server.until(lambda: bool(server.published()))
+        done, _ = await asyncio.wait([publishing], timeout=0.3)
+        assert not done
+        server.writers[0].write(packets.puback(server.published()[0].packet_id))
+        await publishing
+
+
+async def test_an_unanswered_subscribe_ends_the_connection(library: Library) -> None:
+    def answer(packet: Packet) -> bytes | None:
+        return b"" if isinstance(packet, packets.Subscribe) else welcome()(packet)
+
+    async with scripted(answer) as server, to(server.port, library)(options(timeout=0.1)) as connection:
+        with pytest.raises(ConnectionLost, match=r"SUBSCRIBE within 0.1 s"):
+            await connection.subscribe("t")
+        with pytest.raises(ConnectionLost):
+            await take(connection, 1)
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        pytest.param(b"\xff\xff\xff\xff\xff\xff", id="no packet"),
+        pytest.param(b"\x32\x01\x00", id="a PUBLISH cut short"),
+        pytest.param(b"\x30\x05\x00\x01t\x01\x7f", id="an unknown property"),
+        pytest.param(b"\x30\x06\x00\x02\xff\xfe\x00x", id="a topic that is not UTF-8"),
+        pytest.param(b"\x40\x03\x00\x01\xfe", id="a reason that is none"),
+        pytest.param(b"\x90\x01\x00", id="a SUBACK cut short"),
+    ],
+)
+async def test_rubbish_from_the_broker_ends_the_connection_only(library: Library, rubbish: bytes) -> None:
+    def answer(packet: Packet) -> bytes | None:
+        return rubbish if isinstance(packet, packets.Publish) else welcome()(packet)
+
+    async with scripted(answer) as server, to(server.port, library)(options()) as connection:
+        with pytest.raises(ConnectionLost):
+            await connection.publish("t", b"")
+        with pytest.raises(ConnectionLost):
+            await take(connection, 1)
+
+
+async def test_an_older_broker_is_spoken_to_in_its_version(library: Library) -> None:
+    async with EmbeddedBroker(versions=[4]) as broker, to(broker.port, library)(options()) as connection:
+        assert connection.limits.protocol == 4
+        await _exchange(connection)
+
+
+async def test_a_broker_that_hangs_up_on_mqtt_5_is_tried_with_3_1_1(library: Library) -> None:
+    def answer(packet: Packet) -> bytes | None:
+        return None if isinstance(packet, packets.Connect) and packet.version == 5 else welcome()(packet)
+
+    async with scripted(answer) as server, to(server.port, library)(options()) as connection:
+        assert connection.limits.protocol == 4
+
+
+async def _exchange(connection: Connection) -> None:
+    await connection.subscribe("t")
+    await connection.publish("t", b"payload", retain=True)
+    (delivery,) = await take(connection, 1)
+    assert (delivery.payload, delivery.qos) == (b"payload", 1)
+    await connection.unsubscribe("t")
+
+
+async def test_nothing_listens(library: Library) -> None:
+    with pytest.raises(BrokerUnreachable, match="Nothing listens at mqtt://127"):
+        await _enter(to(free_port(), library))
+
+
+async def test_a_host_that_does_not_exist(library: Library) -> None:
+    with pytest.raises(BrokerUnreachable, match=r"'nowhere\.invalid' cannot be resolved"):
+        await _enter(connector(Endpoint.parse("mqtt://nowhere.invalid"), library))
+
+
+async def test_a_server_that_says_nothing(library: Library) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(BrokerUnreachable, match=r"did not answer within 0.1 s"),
+    ):
+        await _enter(to(silent.getsockname()[1], library))
+
+
+async def test_a_server_that_hangs_up(library: Library) -> None:
+    async with scripted(lambda _: None) as server:
+        with pytest.raises(BrokerUnreachable, match="hung up"):
+            await _enter(to(server.port, library))
+
+
+async def test_a_broker_that_is_busy(library: Library) -> None:
+    async with scripted(welcome(code=0x89)) as server:
+        with pytest.raises(BrokerUnreachable, match="try again later"):
+            await _enter(to(server.port, library))
+
+
+@pytest.mark.parametrize("version", [4, 5])
+async def test_a_wrong_password(library: Library, version: int) -> None:
+    async with EmbeddedBroker(users={"anna": "right"}, versions=[version]) as broker:
+        url = f"mqtt://127.0.0.1:{broker.port}"
+        async with connector(Endpoint.parse(url, user="anna", password="right"), library)(options()) as connection:
+            await _exchange(connection)
+        with pytest.raises(BrokerRefused, match=r"user 'anna'.*check user and password") as refused:
+            await _enter(connector(Endpoint.parse(url, user="anna", password="wrong"), library))
+        assert "wrong" not in str(refused.value)
+        with pytest.raises(BrokerRefused, match="anonymous"):
+            await _enter(connector(Endpoint.parse(url), library))
+
+
+async def _enter(connect: Connector) -> None:
+    async with connect(options(timeout=0.1)):
+        pytest.fail("it connected")
+
+
+async def test_cancelling_while_connecting_leaves_nothing_open(library: Library) -> None:
+    async with scripted(lambda _: b"") as server:
+        connecting = asyncio.create_task(_enter(to(server.port, library)))
+        await server.until(lambda: bool(server.received))
+        connecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
+
+
+async def test_many_connections_in_one_process(library: Library) -> None:
+    async with EmbeddedBroker() as broker:
+        connect = to(broker.port, library)
+
+        async def one(number: int) -> None:
+            async with connect(options(timeout=30)) as connection:
+                await connection.subscribe(f"own/{number}")
+                await connection.publish(f"own/{number}", b"")
+                await take(connection, 1)
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(200):
+                group.create_task(one(number))

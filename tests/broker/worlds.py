@@ -1,0 +1,113 @@
+"""What the contract suite runs in: a broker, a library, and ways to break things."""
+
+import asyncio
+import itertools
+import socket
+from contextlib import AbstractAsyncContextManager
+from typing import Literal, Protocol
+
+from broker import Connection, Delivery, Endpoint, Options, Will, connector
+from broker.local import LocalBroker
+from broker.mosquitto import find_mosquitto, mosquitto_version
+from broker.paho_session import PahoSession
+from broker.twin import Twin
+
+Library = Literal["twin", "paho", "aiomqtt"]
+
+_numbers = itertools.count()
+
+
+class World(Protocol):
+    library: Library
+    tells_takeover: bool
+    exact_window: bool
+    """Whether the window stays what it was after the first acknowledgements."""
+
+    def connect(self, options: Options) -> AbstractAsyncContextManager[Connection]: ...
+
+    def break_link(self, connection: Connection, client_id: str) -> None:
+        """End a connection without a goodbye."""
+
+    def kill(self) -> None: ...
+
+    async def restart(self) -> None: ...
+
+
+class TwinWorld:
+    library: Library = "twin"
+    tells_takeover = True
+    exact_window = True
+
+    def __init__(self) -> None:
+        self.twin = Twin()
+        self.connect = self.twin.connect
+
+    def break_link(self, connection: Connection, client_id: str) -> None:
+        self.twin.drop(client_id)
+
+    def kill(self) -> None:
+        self.twin.kill()
+
+    async def restart(self) -> None:
+        self.twin.restart()
+
+
+class RealWorld:
+    def __init__(self, broker: LocalBroker, library: Literal["paho", "aiomqtt"]) -> None:
+        self.library: Library = library
+        self.broker = broker
+        self.connect = connector(broker.endpoint, library)
+        old = broker.kind == "mosquitto" and _mosquitto_before(2, 0, 13)
+        self.tells_takeover = not old
+        self.exact_window = not old
+
+    def break_link(self, connection: Connection, client_id: str) -> None:
+        assert isinstance(connection, PahoSession)
+        sock = connection.client.socket()
+        assert isinstance(sock, socket.socket)
+        sock.shutdown(socket.SHUT_RDWR)
+
+    def kill(self) -> None:
+        self.broker.kill()
+
+    async def restart(self) -> None:
+        await self.broker.restart()
+
+
+def _mosquitto_before(*version: int) -> bool:
+    binary = find_mosquitto()
+    assert binary is not None
+    return tuple(int(part) for part in mosquitto_version(binary).split(".")) < version
+
+
+def unique(prefix: str = "t") -> str:
+    """A name for a topic or a client that no other test uses: brokers are shared between tests."""
+    return f"{prefix}{next(_numbers)}"
+
+
+def options(
+    client_id: str | None = None, *, will: Will | None = None, receive_maximum: int = 20, timeout: float = 5.0
+) -> Options:
+    return Options(client_id or unique("client"), will=will, receive_maximum=receive_maximum, timeout=timeout)
+
+
+async def take(connection: Connection, count: int, *, ack: bool = True) -> list[Delivery]:
+    """The next `count` deliveries."""
+    taken: list[Delivery] = []
+    async with asyncio.timeout(10):
+        async for delivery in connection.messages():
+            taken.append(delivery)
+            if ack:
+                connection.ack(delivery)
+            if len(taken) == count:
+                break
+    return taken
+
+
+async def settle(connection: Connection) -> None:
+    """Wait until all that the broker has sent has arrived: answers come behind it."""
+    await connection.subscribe(unique("settled"))
+
+
+def somewhere(port: int) -> Endpoint:
+    return Endpoint.parse(f"mqtt://127.0.0.1:{port}")
