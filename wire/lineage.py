@@ -97,11 +97,14 @@ def compress(x: Vector, state: State) -> Integers | None:
         raise ValueError("the exact model is not finite")
     if x.size and float(np.max(np.abs(x))) >= 2.0 ** (_HEADROOM + state.exponent):
         return None
-    rest = _rows(np.ldexp(x - state.values(), -state.exponent))
+    fine = state.schema.fine
+    left = np.ldexp(x - state.values(), -state.exponent)
+    if fine is not None:
+        left[fine] = 0  # they may be large, and have no say in their neighbours' scale
+    rest = _rows(left)
     _, shifts = np.frexp(np.max(np.abs(rest), axis=1, initial=0) / np.float32(_LEVELS))
     shifts = np.clip(shifts, 0, 24).astype(np.int32)
     integers = np.clip(np.rint(np.ldexp(rest, -shifts[:, None])), -_LEVELS, _LEVELS).astype(np.int32)
-    fine = state.schema.fine
     step: Integers = (integers << shifts[:, None]).reshape(-1)[: x.size]
     if fine is not None:  # averaged buffers go out exactly as the grid can say them; float32 would round x − p
         exact = np.rint(np.ldexp(x[fine], -state.exponent)).astype(np.int64) - state.integers[fine]
