@@ -24,6 +24,9 @@ from broker.tls import tls_context
 
 logger = logging.getLogger(__name__)
 
+_libraries = logging.getLogger(f"{__name__}.libraries")
+_libraries.setLevel(logging.CRITICAL)  # aiomqtt and paho log as errors what they also report, and what we then raise
+
 
 def connect(endpoint: Endpoint, options: Options) -> AbstractAsyncContextManager[Connection]:
     """Connect to `endpoint`; the connection ends with the block, with a proper goodbye.
@@ -60,7 +63,7 @@ class _Link:
             endpoint.port,
             username=endpoint.user,
             password=endpoint.password,
-            logger=logger,
+            logger=_libraries,
             identifier=options.client_id,
             protocol=protocol,
             will=None if will is None else aiomqtt.Will(will.topic, will.payload, will.qos, will.retain),

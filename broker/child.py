@@ -1,4 +1,7 @@
-"""A server as a child process that does not outlive us."""
+"""A server as a child process that does not outlive us.
+
+It belongs to no event loop, so that a test can start it in one and stop it in another: hence the polling.
+"""
 
 import asyncio
 import shutil
@@ -12,6 +15,8 @@ from broker.connection import BrokerUnreachable
 
 POLL = 0.02
 """Seconds between two looks whether a child serves yet."""
+SETTLED = 0.5
+"""Seconds after which a child that says nothing, and has not ended, counts as the one that serves at its port."""
 PATIENCE = 10.0
 """Seconds that a child has to begin to serve, and to end when asked to."""
 
@@ -34,16 +39,34 @@ def free_port() -> int:
         return port
 
 
+async def _accepts(host: str, port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(host, port)
+    except OSError:
+        return False
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
+    return True
+
+
 class Child:
     """One process, its output in a log file. Its standard input is a pipe that closes when we die."""
 
-    def __init__(self, command: list[str], log: Path) -> None:
+    def __init__(self, command: list[str], log: Path, ready: str) -> None:
         """Start it.
+
+        Args:
+            command: the program and its arguments.
+            log: where its output goes, behind what is there.
+            ready: what it writes once it serves.
 
         Raises:
             BrokerUnreachable: the program cannot be started.
         """
         self._log = log
+        self._ready = ready
+        self._log_start = log.stat().st_size if log.exists() else 0
         try:
             with log.open("ab") as output:
                 self._process = subprocess.Popen(  # noqa: S603  # the command is ours
@@ -56,11 +79,15 @@ class Child:
     def running(self) -> bool:
         return self._process.poll() is None
 
+    def _output(self) -> str:
+        with suppress(OSError), self._log.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode(errors="replace")
+        return ""
+
     def log_tail(self, lines: int = 3) -> str:
         """The end of what it wrote, on one line."""
-        with suppress(OSError):
-            return " / ".join(self._log.read_text(errors="replace").splitlines()[-lines:])
-        return ""
+        return " / ".join(self._output().splitlines()[-lines:])
 
     async def serves(self, host: str, port: int) -> bool:
         """Wait until it takes connections; False where it ended instead.
@@ -70,17 +97,16 @@ class Child:
         """
         try:
             async with asyncio.timeout(PATIENCE):
-                while self.running:
-                    with suppress(OSError):
-                        _, writer = await asyncio.open_connection(host, port)
-                        writer.close()
-                        with suppress(OSError):
-                            await writer.wait_closed()
-                        return self.running
+                while self.running and not await _accepts(host, port):  # noqa: ASYNC110
                     await asyncio.sleep(POLL)
+                # Whoever accepted may be another process that was faster to take the port.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(SETTLED):
+                        while self.running and self._ready not in self._output():  # noqa: ASYNC110
+                            await asyncio.sleep(POLL)
         except TimeoutError:
             raise BrokerUnreachable(f"The broker did not start within {PATIENCE:g} s: {self.log_tail()}") from None
-        return False
+        return self.running
 
     async def stop(self) -> None:
         """Ask it to end, and kill it where it does not."""
@@ -88,7 +114,7 @@ class Child:
             self._process.terminate()
             with suppress(TimeoutError):
                 async with asyncio.timeout(PATIENCE):
-                    while self.running:  # noqa: ASYNC110  # a process has no event that we could wait for here
+                    while self.running:  # noqa: ASYNC110
                         await asyncio.sleep(POLL)
         self.kill()
 

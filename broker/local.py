@@ -16,6 +16,8 @@ Kind = Literal["mosquitto", "embedded"]
 
 ATTEMPTS = 5
 """How often to take another port where somebody else was faster."""
+READY: dict[Kind, str] = {"mosquitto": " running", "embedded": '{"host"'}
+"""What they write once they serve. Mosquitto before 2.0 writes nothing."""
 
 
 class LocalBroker:
@@ -75,7 +77,7 @@ class LocalBroker:
         attempts = ATTEMPTS if self._port == 0 else 1
         for _ in range(attempts):
             port = self._port or free_port()
-            child = Child(self._command(port), self.directory / "broker.log")
+            child = Child(self._command(port), self.directory / "broker.log", ready=READY[self.kind])
             self._child = child
             if await child.serves("127.0.0.1", port):
                 self._port = port

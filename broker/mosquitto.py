@@ -1,12 +1,14 @@
 """Mosquitto as a child process on the loopback, with a configuration of ours."""
 
+import hashlib
 import os
+import secrets
 import shutil
 import subprocess
+from base64 import b64encode
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker.connection import BrokerUnreachable
 from broker.endpoint import Tls
 
 PLACES = ("/usr/sbin", "/usr/local/sbin", "/usr/local/bin", "/opt/homebrew/sbin")
@@ -15,11 +17,13 @@ PLACES = ("/usr/sbin", "/usr/local/sbin", "/usr/local/bin", "/opt/homebrew/sbin"
 MAX_QUEUED_MESSAGES = 1_000_000
 """Messages that wait for one client. The default, 1,000, silently drops what it has acknowledged; 0 for no limit is
 broken in some versions up to 2.0.22."""
+ITERATIONS = 101
+"""Of PBKDF2: the number of `mosquitto_passwd`. The file is ours and lives as long as the broker."""
 
 
-def find_mosquitto(program: str = "mosquitto") -> Path | None:
+def find_mosquitto() -> Path | None:
     """The binary, or None."""
-    found = shutil.which(program, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *PLACES]))
+    found = shutil.which("mosquitto", path=os.pathsep.join([os.environ.get("PATH", os.defpath), *PLACES]))
     return None if found is None else Path(found)
 
 
@@ -44,20 +48,18 @@ class MosquittoSettings:
 
 
 def write_configuration(directory: Path, port: int, settings: MosquittoSettings) -> Path:
-    """Write `mosquitto.conf`, and a password file beside it where one is asked for.
-
-    Raises:
-        BrokerUnreachable: a password is asked for and `mosquitto_passwd` is not installed.
-    """
+    """Write `mosquitto.conf`, and a password file beside it where one is asked for."""
     lines = [
         f"listener {port} 127.0.0.1",
         "persistence false",
         f"max_queued_messages {MAX_QUEUED_MESSAGES}",
         f"max_packet_size {settings.max_packet_size}",
-        "log_dest stdout",
+        "log_dest stderr",
         "log_type error",
         "log_type warning",
         "log_type notice",
+        "log_type information",
+        "connection_messages false",
         f"allow_anonymous {'true' if settings.user is None else 'false'}",
     ]
     if settings.user is not None:
@@ -74,13 +76,11 @@ def write_configuration(directory: Path, port: int, settings: MosquittoSettings)
 
 
 def _write_passwords(directory: Path, user: str, password: str) -> Path:
-    """A password file; the plain text is in it for a moment, readable by us alone, never in a command line."""
-    program = find_mosquitto("mosquitto_passwd")
-    if program is None:
-        raise BrokerUnreachable("mosquitto_passwd is not installed: install Mosquitto whole, or ask for no password.")
+    """A password file as `mosquitto_passwd` of 2.0 and later writes it, without the password in a command line."""
+    salt = secrets.token_bytes(12)
+    digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, ITERATIONS)
     path = directory / "passwords"
     path.unlink(missing_ok=True)
     path.touch(mode=0o600)
-    path.write_text(f"{user}:{password}\n")
-    subprocess.run([program, "-U", path], check=True, capture_output=True, timeout=30)  # noqa: S603  # our own files
+    path.write_text(f"{user}:$7${ITERATIONS}${b64encode(salt).decode()}${b64encode(digest).decode()}\n")
     return path

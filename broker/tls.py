@@ -29,9 +29,21 @@ def _files(tls: Tls) -> list[Path]:
     return [Path(file) for file in (tls.cafile, tls.certfile, tls.keyfile) if file is not None]
 
 
+class _Socket(ssl.SSLSocket):
+    """A socket that a failed handshake closes; paho forgets it open."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except OSError:
+            self.close()
+            raise
+
+
 @lru_cache(maxsize=8)
 def _context(tls: Tls, stamps: tuple[int, ...]) -> ssl.SSLContext:  # noqa: ARG001  # the stamps are part of the key
     context = ssl.create_default_context(cafile=None if tls.cafile is None else str(tls.cafile))
+    context.sslsocket_class = _Socket
     if tls.certfile is not None:
         context.load_cert_chain(tls.certfile, tls.keyfile)
     if tls.insecure:

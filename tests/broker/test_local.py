@@ -1,0 +1,158 @@
+"""Brokers as child processes."""
+
+import asyncio
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from broker import BrokerRefused, BrokerUnreachable, Tls, connector, local
+from broker.child import free_port
+from broker.local import LocalBroker, local_broker
+from broker.mosquitto import MosquittoSettings, find_mosquitto, write_configuration
+from tests.broker.conftest import NO_MOSQUITTO
+from tests.broker.worlds import options, take
+
+Kind = Literal["mosquitto", "embedded"]
+Library = Literal["paho", "aiomqtt"]
+
+needs_mosquitto = [
+    pytest.mark.mosquitto,
+    pytest.mark.skipif(find_mosquitto() is None, reason=NO_MOSQUITTO),
+]
+KINDS = ["embedded", pytest.param("mosquitto", marks=needs_mosquitto)]
+
+
+async def exchange(broker: LocalBroker, library: Library = "paho") -> None:
+    async with connector(broker.endpoint, library)(options()) as connection:
+        await connection.subscribe("t")
+        await connection.publish("t", b"x")
+        await take(connection, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_from_start_to_end(kind: Kind, tmp_path: Path) -> None:
+    async with local_broker(kind, directory=tmp_path) as broker:
+        assert broker.kind == kind
+        assert str(broker.endpoint) in broker.describe()
+        await exchange(broker)
+        before = broker.endpoint
+        broker.kill()
+        assert not broker.running
+        with pytest.raises(BrokerUnreachable):
+            await exchange(broker)
+        await broker.restart()
+        assert broker.endpoint == before
+        await exchange(broker)
+    assert not broker.running
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_password(kind: Kind, tmp_path: Path) -> None:
+    async with local_broker(kind, directory=tmp_path, user="anna", password="p:ss wörd") as broker:
+        await exchange(broker)
+        with pytest.raises(BrokerRefused):
+            async with connector(replace(broker.endpoint, password="other"))(options()):
+                pass
+        assert "wörd" not in broker.describe()
+
+
+async def test_auto_takes_our_own_where_there_is_no_mosquitto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "find_mosquitto", lambda: None)
+    async with local_broker(directory=tmp_path) as broker:
+        assert broker.kind == "embedded"
+    with pytest.raises(BrokerUnreachable, match="Mosquitto is not installed"):
+        async with local_broker("mosquitto", directory=tmp_path):
+            pass
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_another_port_where_somebody_was_faster(
+    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    async with taken:
+        free = free_port()
+        ports = iter([taken.sockets[0].getsockname()[1], free])
+        monkeypatch.setattr(local, "free_port", lambda: next(ports))
+        async with local_broker(kind, directory=tmp_path) as broker:
+            assert broker.endpoint.port == free
+            await exchange(broker)
+
+
+def test_the_configuration(tmp_path: Path) -> None:
+    lines = write_configuration(tmp_path, 1234, MosquittoSettings(max_packet_size=5000)).read_text().splitlines()
+    assert {"listener 1234 127.0.0.1", "persistence false", "max_queued_messages 1000000"} <= set(lines)
+    assert {"max_packet_size 5000", "allow_anonymous true"} <= set(lines)
+
+
+async def test_the_embedded_broker_has_no_tls(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no TLS"):
+        async with local_broker("embedded", directory=tmp_path, tls=Tls()):
+            pass
+
+
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("setpriv") is None, reason="needs Linux and setpriv")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_broker_dies_with_its_parent(kind: Kind, tmp_path: Path) -> None:
+    parent = f"""
+import asyncio, os, pathlib, signal
+from broker.local import local_broker
+async def main():
+    async with local_broker({kind!r}, directory=pathlib.Path({str(tmp_path)!r})) as broker:
+        print(broker._child._process.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(main())
+"""
+    answer = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=False, timeout=20)
+    child = int(answer.stdout)
+    for _ in range(100):
+        if not Path(f"/proc/{child}").exists() or ") Z " in Path(f"/proc/{child}/stat").read_text():
+            return
+        subprocess.run(["sleep", "0.02"], check=True)
+    pytest.fail("the broker outlived its parent")
+
+
+def certificates(directory: Path) -> Tls:
+    """An authority that signs a certificate for 127.0.0.1."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl binary on the path")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    (directory / "server.ext").write_text("subjectAltName=IP:127.0.0.1\n")
+    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=test authority", "-days", "2")
+    openssl("req", *key, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=127.0.0.1")
+    openssl(
+        *("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"),
+        *("-out", "server.pem", "-days", "2", "-extfile", "server.ext"),
+    )
+    return Tls(certfile=directory / "server.pem", keyfile=directory / "server.key")
+
+
+@pytest.mark.mosquitto
+@pytest.mark.skipif(find_mosquitto() is None, reason=NO_MOSQUITTO)
+@pytest.mark.parametrize("library", ["paho", "aiomqtt"])
+async def test_tls(library: Library, tmp_path: Path) -> None:
+    async with local_broker("mosquitto", directory=tmp_path, tls=certificates(tmp_path)) as broker:
+        trusting = replace(broker.endpoint, tls=Tls(cafile=tmp_path / "ca.pem"))
+        async with connector(trusting, library)(options()) as connection:
+            await connection.subscribe("t")
+            await connection.publish("t", bytes(1_000_000))
+            (delivery,) = await take(connection, 1)
+            assert len(delivery.payload) == 1_000_000
+        with pytest.raises(BrokerRefused, match="not trusted"):
+            async with connector(broker.endpoint, library)(options()):
+                pass
+        async with connector(replace(broker.endpoint, tls=Tls(insecure=True)), library)(options()) as connection:
+            await connection.publish("t", b"")
+        plain = replace(broker.endpoint, scheme="mqtt", tls=None)
+        with pytest.raises(BrokerUnreachable, match="TLS"):
+            async with connector(plain, library)(options(timeout=2)):
+                pass
