@@ -1,0 +1,374 @@
+"""A published model: every way of frames to a version ends in the same bits."""
+
+import hashlib
+from functools import cache
+from random import Random
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from wire import frames, lineage
+from wire.errors import WireError
+from wire.lineage import BLOCK, Integers, State
+from wire.schema import Schema, Tensor
+
+Vector = npt.NDArray[np.float32]
+SCHEMA = Schema(
+    [
+        Tensor("w", (20, 30), "float32", "trained"),
+        Tensor("mean", (11,), "float32", "averaged"),
+        Tensor("count", (2,), "int64", "frozen"),
+        Tensor("b", (), "float32", "trained"),
+    ]
+)
+FROZEN = SCHEMA.freeze({"count": np.array([3, -1])})
+FINE = SCHEMA.fine
+LARGEST = 2**31 - 1
+VERSIONS = 24
+
+
+def plain(size: int) -> Schema:
+    return Schema([Tensor("w", (size,), "float32", "trained")])
+
+
+def scattered(size: int, seed: int) -> Vector:
+    """Values in −0.5 … 0.5 that are the same in every version of NumPy: no generator, only integers and a division."""
+    hashes = (np.arange(size, dtype=np.uint64) + np.uint64(seed)) * np.uint64(2654435761) % np.uint64(2**24)
+    return (hashes.astype(np.float32) / np.float32(2**24)) - np.float32(0.5)
+
+
+@cache
+def lineage_of_releases() -> tuple[list[State], list[Integers]]:
+    """A model that drifts, as its published states and the steps between them."""
+    x = scattered(SCHEMA.size, 1)
+    states, steps = [lineage.on_grid(x, SCHEMA, FROZEN)], []
+    for version in range(1, VERSIONS + 1):
+        x = x + scattered(SCHEMA.size, 1000 * version) * np.float32(1 / 16)
+        step = lineage.compress(x, states[-1])
+        assert step is not None
+        steps.append(step)
+        states.append(states[-1].advance(step))
+    return states, steps
+
+
+def test_a_fixed_model_gives_the_same_bits_for_ever_and_everywhere() -> None:
+    states, steps = lineage_of_releases()
+    sha = hashlib.sha256()
+    for step in steps:
+        sha.update(lineage.encode_step(step, states[0].exponent))
+    assert states[0].exponent == -24
+    assert states[0].digest().hex() == "1874942cda50b734ac27590a3915c6ca"
+    assert states[-1].digest().hex() == "61d78e15f8936dbc406f64ff4b7aec05"
+    assert sha.hexdigest()[:32] == "40de7c8a3cb00db23be4c5967ea8dc7a"
+    assert hashlib.sha256(lineage.encode_snapshot(states[-1])).hexdigest()[:32] == "eebec0c032f3770656793600397a8fff"
+
+
+@given(st.integers(0, VERSIONS), st.data())
+def test_every_way_of_frames_ends_in_the_same_state(start: int, data: st.DataObject) -> None:
+    states, steps = lineage_of_releases()
+    held = lineage.decode_snapshot(lineage.encode_snapshot(states[start]))
+    version = start
+    while version < VERSIONS:
+        span = data.draw(st.integers(1, VERSIONS - version))
+        frame = lineage.encode_step(lineage.merge(steps[version : version + span]), held.exponent)
+        step, exponent = lineage.decode_step(memoryview(frame), SCHEMA.size)
+        assert exponent == held.exponent
+        held = held.advance(step)
+        version += span
+        assert held.digest() == states[version].digest()
+    back = held.advance(-lineage.merge(steps[start:])) if start < VERSIONS else held
+    assert back.digest() == states[start].digest()
+
+
+@given(st.lists(npst.arrays(np.int32, 5, elements=st.integers(-(2**27), 2**27)), min_size=1, max_size=8), st.data())
+def test_merging_is_associative_and_exact(steps: list[Integers], data: st.DataObject) -> None:
+    whole = lineage.merge(steps)
+    assert whole.dtype == np.int32
+    assert whole.tolist() == [sum(int(step[index]) for step in steps) for index in range(5)]
+    cut = data.draw(st.integers(1, len(steps)))
+    left = lineage.merge(steps[:cut])
+    assert (lineage.merge([left, *steps[cut:]]) == whole).all()
+    state = State(plain(5), np.zeros(5, np.int32), -24, b"")
+    once = state.advance(whole)
+    for step in steps:
+        state = state.advance(step)
+    assert state.digest() == once.digest()
+
+
+def test_what_leaves_the_grid_or_does_not_fit_is_refused() -> None:
+    top = np.array([LARGEST, 0, -LARGEST], np.int32)
+    state = State(plain(3), top, 0, b"")
+    assert state.advance(np.array([-LARGEST, 0, LARGEST], np.int32)).integers.tolist() == [0, 0, 0]
+    for step in ([1, 0, 0], [0, 0, -1], [LARGEST, 0, 0]):
+        array = np.array(step, np.int32)
+        with pytest.raises(WireError, match="leaves the grid"):
+            state.advance(array)
+        with pytest.raises(WireError, match="do not merge"):
+            lineage.merge([top, array])
+    one = np.ones(1, np.int32)
+    with pytest.raises(WireError, match="cannot advance"):
+        state.advance(one)
+    with pytest.raises(WireError, match="do not merge"):
+        lineage.merge([top, one])
+    with pytest.raises(WireError, match="do not merge"):
+        lineage.merge([])
+
+
+def test_the_digest_changes_with_anything() -> None:
+    state = lineage_of_releases()[0][3]
+    others = [
+        State(SCHEMA, state.integers + 1, state.exponent, FROZEN),
+        State(SCHEMA, state.integers, state.exponent + 1, FROZEN),
+        State(SCHEMA, state.integers, state.exponent, FROZEN[:-1] + b"\0"),
+        State(plain(SCHEMA.size), state.integers, state.exponent, FROZEN),
+    ]
+    assert len({state.digest(), *(other.digest() for other in others)}) == 5
+
+
+@st.composite
+def steps_by_block(draw: st.DrawFn) -> Integers:
+    """Steps whose blocks are of every width and shift."""
+    size = draw(st.integers(0, 4 * BLOCK))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    step = np.zeros(size, np.int64)
+    for start in range(0, size, BLOCK):
+        bits = draw(st.integers(0, 31))
+        shift = draw(st.integers(0, 31 - bits))
+        block = rng.integers(-(2**bits) + 1, 2**bits, min(BLOCK, size - start)) << shift
+        step[start : start + BLOCK] = block
+    return step.astype(np.int32)
+
+
+@given(steps_by_block(), st.integers(-40, 60))
+def test_a_step_comes_back(step: Integers, exponent: int) -> None:
+    back, its_exponent = lineage.decode_step(memoryview(lineage.encode_step(step, exponent)), step.size)
+    np.testing.assert_array_equal(back, step, strict=True)
+    assert its_exponent == exponent
+
+
+@pytest.mark.parametrize("width", [0, 1, 2, 3])
+@pytest.mark.parametrize("shift", range(32))
+def test_every_code_of_a_block_is_a_step_or_refused(width: int, shift: int) -> None:
+    header = {"kind": "step", "exponent": 0, "size": 2}
+    dtype = {0: None, 1: "<i1", 2: "<i2", 3: "<i4"}[width]
+    for value in (1, -1, 127, -128, -32768, LARGEST, -(2**31)):
+        if dtype is None:
+            row = b""
+        elif np.iinfo(dtype).min <= value <= np.iinfo(dtype).max:
+            row = np.full(BLOCK, value, dtype).tobytes()
+        else:
+            continue
+        expected = 0 if dtype is None else value << shift
+        payload = frames.encode(header, bytes([width << 5 | shift]) + row)
+        if abs(expected) > LARGEST:
+            with pytest.raises(WireError, match="beyond 32 bits"):
+                lineage.decode_step(payload, 2)
+            continue
+        step, exponent = lineage.decode_step(payload, 2)
+        assert step.tolist() == [expected, expected]
+        again = lineage.encode_step(step, exponent)
+        assert lineage.decode_step(again, 2)[0].tolist() == step.tolist()
+
+
+@pytest.mark.parametrize(
+    ("header", "body"),
+    [
+        ({"size": 2}, b"\x80"),
+        ({"size": 2}, b""),
+        ({"size": 2}, b"\0\0"),
+        ({"size": 2}, b"\x20" + bytes(BLOCK - 1)),
+        ({"size": 2}, b"\x20" + bytes(BLOCK + 1)),
+        ({"size": 3}, b"\0"),
+        ({"size": 2.0}, b"\0"),
+        ({"size": None}, b"\0"),
+        ({"size": 2, "exponent": 61}, b"\0"),
+        ({"size": 2, "exponent": -41}, b"\0"),
+        ({"size": 2, "exponent": 0.0}, b"\0"),
+        ({"size": 2, "exponent": False}, b"\0"),
+        ({"size": 2, "exponent": None}, b"\0"),
+        ({"size": 2, "kind": "snapshot"}, b"\0"),
+    ],
+)
+def test_what_is_no_step_is_refused(header: dict[str, object], body: bytes) -> None:
+    with pytest.raises(WireError):
+        lineage.decode_step(frames.encode({"kind": "step", "exponent": 0, **header}, body), 2)
+
+
+MODELS = npst.arrays(np.float32, 9, elements=st.floats(-1, 1, width=32))
+
+
+@given(MODELS, st.integers(-149, 84))
+def test_a_model_is_on_the_grid_to_half_a_unit_or_to_float32(x: Vector, scale: int) -> None:
+    x = np.ldexp(x, scale)
+    state = lineage.on_grid(x, plain(9), b"")
+    unit = 2.0**state.exponent
+    assert np.abs(x.astype(np.float64) - state.values()).max() <= unit / 2
+    assert unit <= 2.0**-24 * max(1.0, float(np.abs(x).max()))
+    assert np.abs(state.integers.astype(np.int64)).max() <= 2**25
+    back = lineage.decode_snapshot(lineage.encode_snapshot(state))
+    assert back.digest() == state.digest()
+    assert back.values().tobytes() == state.values().tobytes()
+
+
+def test_models_near_and_beyond_the_limit() -> None:
+    below = np.array([np.nextafter(np.float32(2.0**85), np.float32(0)), 0, -1], np.float32)
+    state = lineage.on_grid(below, plain(3), b"")
+    assert state.exponent == 60
+    assert state.values()[0] == below[0]
+    for bad in (2.0**85, -(2.0**85), np.inf, -np.inf, np.nan):
+        with pytest.raises(ValueError, match="not finite or are too large"):
+            lineage.on_grid(np.array([bad, 0, 0], np.float32), plain(3), b"")
+    with pytest.raises(ValueError, match="not finite"):
+        lineage.compress(np.array([np.nan, 0, 0], np.float32), state)
+
+
+@given(MODELS, MODELS, st.integers(-10, 5))
+def test_what_is_left_out_shrinks_to_the_grid(x: Vector, start: Vector, scale: int) -> None:
+    x = np.ldexp(x, scale)
+    state = lineage.on_grid(start, plain(9), b"")
+    unit = 2.0**state.exponent
+    floor = max(
+        unit / 2, float(np.spacing(np.abs(x).max()))
+    )  # float32 cannot say where it is within one of its own units
+    left = float(np.abs(x - state.values()).max())
+    for _ in range(7):
+        step = lineage.compress(x, state)
+        assert step is not None
+        state = state.advance(step)
+        now = float(np.abs(x - state.values()).max())
+        assert now <= max(left / 127 * 1.001, floor)
+        left = now
+    assert left <= floor
+
+
+GRID = st.one_of(
+    st.integers(-(2**30) + 64, 2**30 - 64),
+    st.sampled_from([0, 1, -1, 127, 2**24 + 1, 2**30 - 64, -(2**30) + 64, 2**29 + 33, -(2**29) - 33]),
+)
+
+
+@given(st.lists(st.lists(GRID, min_size=6, max_size=6), min_size=1, max_size=8), st.sampled_from([-40, -24, 0, 60]))
+def test_no_walk_within_the_grid_leaves_it(walk: list[list[int]], exponent: int) -> None:
+    """Half of the values are averaged: those are exact after each release, the others no further than one level."""
+    schema = Schema([Tensor("w", (3,), "float32", "trained"), Tensor("mean", (3,), "float32", "averaged")])
+    state = State(schema, np.zeros(6, np.int32), exponent, b"")
+    for place in walk:
+        x = np.ldexp(np.array(place, np.float32), exponent)
+        left = np.abs(x.astype(np.float64) - state.values())[:3].max()
+        step = lineage.compress(x, state)
+        assert step is not None
+        decoded, _ = lineage.decode_step(lineage.encode_step(step, exponent), 6)
+        state = state.advance(decoded)
+        values = state.values().astype(np.float64)
+        assert values[3:].tolist() == x[3:].tolist()
+        unit = 2.0**exponent
+        assert np.abs(x[:3] - values[:3]).max() <= max(left / 127, unit / 2) + 64 * unit
+        assert np.abs(state.integers.astype(np.int64)).max() <= 2**30 * (1 + 4 / 127)
+
+
+def test_a_value_that_outgrows_the_grid_needs_a_snapshot() -> None:
+    state = lineage.on_grid(np.zeros(3, np.float32), plain(3), b"")
+    edge = np.float32(2.0 ** (30 + state.exponent))
+    assert lineage.compress(np.array([np.nextafter(edge, np.float32(0)), 0, 0], np.float32), state) is not None
+    for value in (edge, -edge, np.float32(3e38)):
+        assert lineage.compress(np.array([0, value, 0], np.float32), state) is None
+
+
+def test_a_foreign_state_at_its_limits_still_gives_a_step() -> None:
+    """A snapshot may hold any grid integer: averaged values that far away come near in one step, and stay within it."""
+    schema = Schema([Tensor("mean", (2,), "float32", "averaged")])
+    state = State(schema, np.array([LARGEST, -LARGEST], np.int32), 0, b"")
+    x = np.array([-(2.0**30) + 64, 2.0**30 - 64], np.float32)
+    for _ in range(2):
+        step = lineage.compress(x, state)
+        assert step is not None
+        state = state.advance(step)
+    assert state.values().tolist() == x.tolist()
+
+
+@pytest.mark.parametrize("schema", [Schema([]), plain(0), Schema([Tensor("s", (), "float32", "trained")])])
+def test_models_without_values_and_scalars(schema: Schema) -> None:
+    state = lineage.decode_snapshot(
+        lineage.encode_snapshot(lineage.on_grid(np.ones(schema.size, np.float32), schema, b""))
+    )
+    step = lineage.compress(np.zeros(schema.size, np.float32), state)
+    assert step is not None
+    moved = state.advance(lineage.decode_step(lineage.encode_step(step, state.exponent), schema.size)[0])
+    assert not moved.values().any()
+    assert [array.shape for array in moved.parameters().values()] == [tensor.shape for tensor in schema.tensors]
+    assert (moved.digest() == state.digest()) == (schema.size == 0)
+
+
+def test_parameters_of_a_state() -> None:
+    parameters = lineage_of_releases()[0][0].parameters()
+    assert {name: array.shape for name, array in parameters.items()} == {
+        "w": (20, 30),
+        "mean": (11,),
+        "b": (),
+        "count": (2,),
+    }
+    assert parameters["count"].tolist() == [3, -1]
+    assert parameters["w"].flags.writeable
+    assert not parameters["count"].flags.writeable
+
+
+def test_steps_are_a_quarter_of_float32() -> None:
+    size = 256 * 100
+    x = scattered(size, 5)
+    state = lineage.on_grid(x, plain(size), b"")
+    step = lineage.compress(x + scattered(size, 6) / np.float32(64), state)
+    assert step is not None
+    assert len(lineage.encode_step(step, state.exponent)) < 1.01 * size
+
+
+def test_states_are_compared_by_digest() -> None:
+    a, b = (lineage.on_grid(scattered(9, 1), plain(9), b"") for _ in range(2))
+    assert a != b
+    assert a.digest() == b.digest()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "step"},
+        {"schema": -1},
+        {"schema": 10**6},
+        {"schema": 2**63},
+        {"schema": 1.0},
+        {"schema": None},
+        {"schema": True},
+        {"frozen": -16},
+        {"frozen": 15},
+        {"frozen": 17},
+        {"frozen": 2**63},
+        {"frozen": None},
+        {"exponent": 61},
+        {"exponent": -41},
+        {"exponent": "0"},
+    ],
+)
+def test_a_snapshot_with_a_wrong_header_is_refused(change: dict[str, object]) -> None:
+    header, body = frames.decode(lineage.encode_snapshot(lineage_of_releases()[0][0]))
+    lineage.decode_snapshot(frames.encode(header, body))
+    with pytest.raises(WireError):
+        lineage.decode_snapshot(frames.encode({**header, **change}, body))
+
+
+def test_a_snapshot_that_no_step_could_lead_away_from_is_refused() -> None:
+    state = State(plain(2), np.array([0, -(2**31)], np.int32), 0, b"")
+    with pytest.raises(WireError, match="not on the grid"):
+        lineage.decode_snapshot(lineage.encode_snapshot(state))
+
+
+@given(st.randoms(use_true_random=False))
+def test_bodies_of_the_wrong_length_are_refused(random: Random) -> None:
+    state = lineage_of_releases()[0][1]
+    step = lineage.encode_step(lineage_of_releases()[1][0], state.exponent)
+    for frame in (lineage.encode_snapshot(state), step):
+        for wrong in (frame[: random.randrange(len(frame))], frame + random.randbytes(random.randint(1, 5))):
+            with pytest.raises(WireError):
+                _ = lineage.decode_step(wrong, SCHEMA.size) if frame is step else lineage.decode_snapshot(wrong)
