@@ -1,7 +1,8 @@
 """A device: a pump that learns how its power depends on speed, pressure and temperature."""
 
-import midge
 import numpy as np
+
+import midge
 
 rng = np.random.default_rng()
 x = rng.normal(size=(200, 3)).astype(np.float32)  # this pump's own readings; they never leave it

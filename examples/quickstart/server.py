@@ -1,7 +1,8 @@
 """The aggregator: begins with zeros, applies each pump's update as it comes."""
 
-import midge
 import numpy as np
+
+import midge
 
 app = midge.Aggregator(
     "mqtt://localhost",

@@ -1,0 +1,32 @@
+"""Draws the device's state machines as Mermaid, from the tables in the code: python docs/states.py writes the page."""
+
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+
+from iot_client.session import LINKS, WORKS
+
+PAGE = Path(__file__).with_name("design.md")
+BEGIN, END = "<!-- states -->", "<!-- /states -->"
+
+
+def diagram(table: Mapping[tuple[Enum, str], Enum]) -> str:
+    """One machine."""
+    first = next(iter(table))[0].name
+    lines = [f"    {state.name} --> {after.name}: {event}" for (state, event), after in table.items()]
+    return "\n".join(["```mermaid", "stateDiagram-v2", f"    [*] --> {first}", *lines, "```"])
+
+
+def section() -> str:
+    """Both machines, as they stand in the page."""
+    return f"{BEGIN}\n\n{diagram(LINKS)}\n\n{diagram(WORKS)}\n\n{END}"
+
+
+def main() -> None:
+    """Put the drawings into the page."""
+    text = PAGE.read_text()
+    PAGE.write_text(text[: text.index(BEGIN)] + section() + text[text.index(END) + len(END) :])
+
+
+if __name__ == "__main__":
+    main()

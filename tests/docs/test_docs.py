@@ -1,0 +1,43 @@
+"""The pages say what the code does."""
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).parents[2]
+
+
+def _states() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("states", ROOT / "docs" / "states.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_drawn_state_machines_are_those_of_the_code() -> None:
+    states = _states()
+    assert states.section() in states.PAGE.read_text(), "run: python docs/states.py"
+
+
+def test_the_readme_names_every_top_level_folder() -> None:
+    tree = (ROOT / "README.md").read_text().split("## The tree")[1].split("```")[1]
+    named = set(re.findall(r"^(\w+)/", tree, re.MULTILINE))
+    present = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith((".", "_"))}
+    assert named <= present
+    assert present - named <= {"runs", "build", "midge.egg-info"}
+
+
+def test_the_protocol_page_knows_every_verdict_and_kind() -> None:
+    from wire.messages import _TO_AGGREGATOR, Verdict
+
+    page = (ROOT / "docs" / "protocol.md").read_text()
+    for word in [*Verdict, *_TO_AGGREGATOR]:
+        assert f"`{word}`" in page
+
+
+def test_every_linked_file_exists() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
