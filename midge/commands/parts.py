@@ -50,6 +50,9 @@ def add_federation(parser: Parser) -> None:
 def read_endpoint(args: argparse.Namespace, url: str) -> Endpoint:
     """The address that the options describe."""
     with mendable():
+        named = endpoint_of(url, user=args.user, cafile=args.cafile, certfile=args.certfile, keyfile=args.keyfile)
+        if named.user is None or named.password is not None:
+            return named
         return endpoint_of(
             url,
             user=args.user,
