@@ -14,6 +14,7 @@ from typing import Any, Literal, TextIO
 
 from broker import BrokerError, connector
 from broker.local import local_broker
+from sensor_fleet import record
 from sensor_fleet.data import FleetData
 from sensor_fleet.fleet import Fleet, Member
 from sensor_fleet.models import FleetModel
@@ -45,6 +46,7 @@ class Demo:
     on_event: Callable[[dict[str, Any]], None] | None = None
     progress: Progress = field(init=False)
     fleet: Fleet | None = field(init=False, default=None)
+    loaded: tuple[FleetData, FleetModel] | None = field(init=False, default=None)
     about_broker: str = field(init=False, default="")
     _stop: asyncio.Event = field(init=False, default_factory=asyncio.Event)
 
@@ -68,7 +70,11 @@ class Demo:
             DemoError: the aggregator ended by itself.
         """
         self.progress.began = time.time()
-        data, model = self.setting.load()
+        data, model = self.loaded = self.setting.load()
+        about = record.describe(
+            self.setting, data, model, target=self.target, seconds=self.seconds, began=self.progress.began
+        )
+        record.write(self.directory, about)
         members = list(self._members(data, model))
         async with AsyncExitStack() as stack:
             metrics = stack.enter_context((self.directory / "metrics.jsonl").open("w"))
@@ -183,6 +189,8 @@ class Demo:
             if event["event"] == "failed":
                 raise DemoError(event["why"])
             self.progress.add(event)
+            if event["event"] == "evaluation" and self.fleet is not None:
+                event |= {"bytes_up": self.fleet.bytes_up, "bytes_down": self.fleet.bytes_down}  # what it took
             metrics.write(json.dumps(event) + "\n")
             if self.on_event is not None:
                 self.on_event(event)

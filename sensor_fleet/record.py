@@ -1,0 +1,68 @@
+"""What a run writes down about itself at its start, so that it can be read, repeated and compared later: `run.json`."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+from sensor_fleet.data import FleetData
+from sensor_fleet.models import FleetModel
+from sensor_fleet.setting import Setting
+
+FILE: Final = "run.json"
+_PACKAGES: Final = ("midge", "numpy", "torch", "paho-mqtt", "aiomqtt")
+
+
+def describe(
+    setting: Setting, data: FleetData, model: FleetModel, *, target: float | None, seconds: float, began: float
+) -> dict[str, Any]:
+    """A run as plain values: its setting, data, model, devices and versions. It holds no address and no password."""
+    world = setting.world()
+    return {
+        "format": 1,
+        "began": began,
+        "target": target,
+        "seconds": seconds,
+        "setting": setting.packed(),
+        "data": {
+            "task": data.task,
+            "kind": data.kind,
+            "shape": list(data.shape),
+            "classes": data.classes,
+            "rows": sum(len(rows) for rows in data.devices.values()),
+            "test_rows": len(data.test),
+        },
+        "model": {
+            "name": getattr(model, "name", type(model).__name__),
+            "parameters": sum(int(array.size) for array in model.initial.values()),
+        },
+        "devices": {
+            name: {
+                "rows": len(rows),
+                "bytes": int(rows.x.nbytes),  # of x as it is stored; targets are few beside it
+                "seconds": world.seconds(name),
+                "engine": setting.engine_of(number),
+            }
+            for number, (name, rows) in enumerate(data.devices.items())
+        },
+        "versions": _versions(),
+        "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
+    }
+
+
+def write(directory: Path, about: Mapping[str, Any]) -> None:
+    """Write `run.json` into the run's directory."""
+    (directory / FILE).write_text(json.dumps(about, indent=1) + "\n")
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
