@@ -266,7 +266,8 @@ def test_no_walk_within_the_grid_leaves_it(walk: list[list[int]], exponent: int)
         values = state.values().astype(np.float64)
         assert values[3:].tolist() == x[3:].tolist()
         unit = 2.0**exponent
-        assert np.abs(x[:3] - values[:3]).max() <= max(left / 127, unit / 2) + 64 * unit
+        # x and p are up to 2^31 units apart, where float32 itself counts in steps of 256.
+        assert np.abs(x[:3].astype(np.float64) - values[:3]).max() <= max(left / 127, unit / 2) + 256 * unit
         assert np.abs(state.integers.astype(np.int64)).max() <= 2**30 * (1 + 4 / 127)
 
 
