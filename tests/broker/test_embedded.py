@@ -166,8 +166,11 @@ async def test_a_message_larger_than_a_client_takes_is_left_out_for_it() -> None
         await small.receive()
         small.send(0x82, b"\0\1\0" + text("t") + b"\1")
         await small.receive()
-        await sender.publish("t", bytes(101))
-        await sender.publish("t", b"fits")
+        for payload in (b"held", bytes(101), b"fits"):
+            await sender.publish("t", payload)
+        first, body = await small.receive()
+        assert (first, body[-4:]) == (0x32, b"held")
+        small.send(0x40, b"\0\1")
         first, body = await small.receive()
         assert (first, body[-4:]) == (0x32, b"fits")
 

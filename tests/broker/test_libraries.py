@@ -208,7 +208,8 @@ async def test_a_server_that_says_nothing(library: Library) -> None:
 async def test_a_server_that_hangs_up(library: Library) -> None:
     async with scripted(lambda _: None) as server:
         with pytest.raises(BrokerUnreachable, match="hung up"):
-            await _enter(to(server.port, library))
+            async with asyncio.timeout(5), to(server.port, library)(options(timeout=60)):  # it is seen at once
+                pytest.fail("it connected")
 
 
 async def test_a_broker_that_is_busy(library: Library) -> None:

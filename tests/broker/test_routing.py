@@ -92,7 +92,7 @@ def test_payloads_are_shared() -> None:
 def test_a_client_gets_a_message_once_with_its_highest_qos() -> None:
     router = Router()
     router.connect("a")
-    router.subscribe("a", [("t", 0), ("+", 1), ("#", 0)])
+    router.subscribe("a", [("t", 0), ("#", 1), ("+", 0)])
     (action,) = router.publish(message())
     assert isinstance(action, Deliver)
     assert action.qos == 1
@@ -140,6 +140,7 @@ def test_a_full_queue_drops_and_counts() -> None:
     assert [each.message.payload for each in router.acknowledge("a", 1) if isinstance(each, Deliver)] == [b"123"]
     router.publish(message(payload=b"678"))
     assert router.dropped == 2
+    assert [each.message.payload for each in router.acknowledge("a", 2) if isinstance(each, Deliver)] == [b"45"]
 
 
 def test_a_clean_start_forgets_the_session() -> None:
