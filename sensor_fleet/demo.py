@@ -2,10 +2,7 @@
 
 import asyncio
 import json
-import os
-import sys
 import time
-from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -13,25 +10,20 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from broker import BrokerError, connector
-from broker.local import local_broker
+from broker.local import LocalBroker, local_broker
 from sensor_fleet import record
 from sensor_fleet.data import FleetData
 from sensor_fleet.fleet import Fleet, Member
 from sensor_fleet.models import FleetModel
 from sensor_fleet.progress import Progress
 from sensor_fleet.retained import clean
+from sensor_fleet.server_process import DemoError, ServerProcess
 from sensor_fleet.setting import BrokerAddress, Setting
 from wire.topics import Topics
 
+__all__ = ["Demo", "DemoError", "Ending"]
+
 Ending = Literal["target", "time", "interrupted"]
-
-_LIBRARIES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-_GOODBYE = 20.0
-"""Seconds that the aggregator's process has to write its checkpoint."""
-
-
-class DemoError(Exception):
-    """The run cannot go on; the message says why."""
 
 
 @dataclass(slots=True)
@@ -44,11 +36,16 @@ class Demo:
     seconds: float = 60.0
     broker: Literal["auto", "mosquitto", "embedded"] | BrokerAddress = "auto"
     on_event: Callable[[dict[str, Any]], None] | None = None
+    """Called with each event of the aggregator's, and with what was killed and brought back."""
+    on_device_event: Callable[[dict[str, Any]], None] | None = None
     progress: Progress = field(init=False)
     fleet: Fleet | None = field(init=False, default=None)
     loaded: tuple[FleetData, FleetModel] | None = field(init=False, default=None)
     about_broker: str = field(init=False, default="")
     _stop: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+    _local: LocalBroker | None = field(init=False, default=None)
+    _server: ServerProcess | None = field(init=False, default=None)
+    _metrics: TextIO | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.progress = Progress(target=self.target)
@@ -70,61 +67,143 @@ class Demo:
             DemoError: the aggregator ended by itself.
         """
         self.progress.began = time.time()
-        data, model = self.loaded = self.setting.load()
+        data, model = self.loaded = await asyncio.to_thread(self.setting.load)
         about = record.describe(
             self.setting, data, model, target=self.target, seconds=self.seconds, began=self.progress.began
         )
         record.write(self.directory, about)
         members = list(self._members(data, model))
         async with AsyncExitStack() as stack:
-            metrics = stack.enter_context((self.directory / "metrics.jsonl").open("w"))
-            devices = stack.enter_context((self.directory / "devices.jsonl").open("w"))
+            self._metrics = stack.enter_context((self.directory / "metrics.jsonl").open("w", buffering=1))
+            devices = stack.enter_context((self.directory / "devices.jsonl").open("w", buffering=1))
             broker = await stack.enter_async_context(self._broker())
-            server = await stack.enter_async_context(self._server(broker))
+            task = {"setting": self.setting.packed(), "broker": asdict(broker), "directory": str(self.directory)}
+            self._server = ServerProcess(task, self._take)
+            stack.push_async_callback(self._server.stop)
+            await self._server.start()
+
+            def take(event: dict[str, Any]) -> None:
+                devices.write(json.dumps(event, default=str) + "\n")
+                if self.on_device_event is not None:
+                    self.on_device_event(event)
+
             self.fleet = Fleet(
                 connector(broker.endpoint()),
                 members,
                 federation=self.setting.federation,
                 root=self.setting.root,
-                world=self.setting.world(),
+                world=self.setting.world,
                 outboxes=self.directory / "outboxes",
-                on_event=lambda event: devices.write(json.dumps(event, default=str) + "\n"),
+                on_event=take,
             )
-            return await self._until_the_end(server, self.fleet, metrics)
+            return await self._until_the_end(self._server, self.fleet)
 
-    async def _until_the_end(self, server: Process, fleet: Fleet, metrics: TextIO) -> Ending:
-        following = asyncio.create_task(self._follow(server, metrics))
-        stopping = asyncio.create_task(self._stop.wait())
+    async def _until_the_end(self, server: ServerProcess, fleet: Fleet) -> Ending:
         serving = asyncio.create_task(fleet.serve())
-        ending: Ending = "time"
+        stopping = asyncio.create_task(self._stop.wait())
         try:
-            done, _ = await asyncio.wait(
-                {following, stopping, serving},
-                timeout=max(0.0, self.seconds - self.elapsed),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            for task in done:
-                if task is not stopping:
-                    await task  # raises what ended it
-            if stopping in done:
-                ending = "interrupted"
-            if self.progress.reached:
-                ending = "target"
+            waiting: set[asyncio.Future[Any]] = {stopping, serving, server.failure}
+            while not stopping.done() and (left := self.seconds - self.elapsed) > 0:
+                done, waiting = await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                for ended in done:
+                    ended.result()  # raises what ended it; that all devices have left ends nothing
+            ending: Ending = "target" if self.progress.reached else "interrupted" if stopping.done() else "time"
+            await self._revive()
             fleet.stop()
             await serving
+            await server.stop()
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from group
         finally:
-            serving.cancel()
-            assert server.stdin is not None
-            server.stdin.close()
-            with suppress(TimeoutError, DemoError):
-                async with asyncio.timeout(_GOODBYE):
-                    if not following.done():
-                        self._stop.clear()
-                        await following
-            stopping.cancel()
+            server.failure.cancel()
+            for task in (serving, stopping):
+                task.cancel()
+            await asyncio.wait({serving, stopping})
         return ending
+
+    def _take(self, event: dict[str, Any]) -> None:
+        """Take in an event of the aggregator's, or one of ours."""
+        self.progress.add(event)
+        if event["event"] == "evaluation" and self.fleet is not None:
+            event |= {"bytes_up": self.fleet.bytes_up, "bytes_down": self.fleet.bytes_down}  # what it took
+        if self._metrics is not None:
+            self._metrics.write(json.dumps(event) + "\n")
+        if self.on_event is not None:
+            self.on_event(event)
+        if self.progress.reached:
+            self.stop()
+
+    # ------------------------------------------------------------ breaking things
+
+    @property
+    def aggregator_running(self) -> bool:
+        return self._server is not None and self._server.running
+
+    @property
+    def broker_running(self) -> bool:
+        """Whether our broker runs; of one that is not ours we do not know, and say yes."""
+        return self._local is None or self._local.running
+
+    @property
+    def broker_is_ours(self) -> bool:
+        return self._local is not None
+
+    def kill_aggregator(self) -> bool:
+        """Kill the aggregator's process with SIGKILL. False where it does not run."""
+        if self._server is None or not self._server.running:
+            return False
+        self._server.kill()
+        self._note("killed", "the aggregator")
+        return True
+
+    async def restart_aggregator(self) -> bool:
+        """Start it again on the same store. False where it runs."""
+        if self._server is None or self._server.running:
+            return False
+        self._note("restarted", "the aggregator")
+        await self._server.start()
+        return True
+
+    def kill_broker(self) -> bool:
+        """Kill our broker with SIGKILL. False where it does not run, or is not ours."""
+        if self._local is None or not self._local.running:
+            return False
+        self._local.kill()
+        self._note("killed", "the broker")
+        return True
+
+    async def restart_broker(self) -> bool:
+        """Start it again on the same port, with nothing kept. False where it runs, or is not ours."""
+        if self._local is None or self._local.running:
+            return False
+        self._note("restarted", "the broker")
+        await self._local.start()
+        return True
+
+    def kill_device(self, name: str | None = None) -> str | None:
+        """Kill a device, or one by chance, without a goodbye. Its name; None where there is none to kill."""
+        killed = None if self.fleet is None else self.fleet.kill(name)
+        if killed is not None:
+            self._note("killed", killed)
+        return killed
+
+    def restart_device(self, name: str | None = None) -> str | None:
+        """Bring a killed device back on its outbox. Its name; None where there is none."""
+        back = None if self.fleet is None else self.fleet.bring_back(name)
+        if back is not None:
+            self._note("restarted", back)
+        return back
+
+    async def _revive(self) -> None:
+        """Without the aggregator no model would be written at the end; and it needs a broker to begin."""
+        if self._server is not None and not self._server.running:
+            await self.restart_broker()
+            await self.restart_aggregator()
+
+    def _note(self, event: str, what: str) -> None:
+        self._take({"event": event, "what": what, "time": time.time(), "version": self.progress.version})
+
+    # --------------------------------------------------------------------- parts
 
     def _members(self, data: FleetData, model: FleetModel) -> list[Member]:
         members = []
@@ -147,58 +226,25 @@ class Demo:
         directory = self.directory / "broker"
         directory.mkdir()
         async with local_broker(self.broker, directory=directory) as local:
+            self._local = local
             self.about_broker = local.describe()
             yield BrokerAddress(str(local.endpoint))
 
-    @asynccontextmanager
-    async def _server(self, broker: BrokerAddress) -> AsyncIterator[Process]:
-        server = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",  # a file of the user's in this directory must not hide ours
-            "-m",
-            "sensor_fleet.server",
-            stdin=PIPE,
-            stdout=PIPE,
-            env={**os.environ, **dict.fromkeys(_LIBRARIES, "1")},
-            limit=2**20,
-        )
-        task = {"setting": self.setting.packed(), "broker": asdict(broker), "directory": str(self.directory)}
-        assert server.stdin is not None
-        try:
-            server.stdin.write(json.dumps(task).encode() + b"\n")
-            yield server
-        finally:
-            if server.returncode is None:
-                try:
-                    async with asyncio.timeout(5):
-                        await server.wait()
-                except TimeoutError:
-                    server.kill()
-                    await server.wait()
+    @property
+    def float32_up(self) -> int:
+        """Bytes that the same updates would have taken as float32."""
+        if self.fleet is None or self.loaded is None:
+            return 0
+        model = self.loaded[1]
+        trained = sum(array.size for name, array in model.initial.items() if model.roles[name] == "trained")
+        return 4 * trained * self.fleet.updates
 
-    async def _follow(self, server: Process, metrics: TextIO) -> None:
-        """Take the aggregator's events in, until the target is held or its process ends.
-
-        Raises:
-            DemoError: it ended by itself.
-        """
-        assert server.stdout is not None
-        reached = self.progress.reached
-        async for line in server.stdout:
-            event = json.loads(line)
-            if event["event"] == "failed":
-                raise DemoError(event["why"])
-            self.progress.add(event)
-            if event["event"] == "evaluation" and self.fleet is not None:
-                event |= {"bytes_up": self.fleet.bytes_up, "bytes_down": self.fleet.bytes_down}  # what it took
-            metrics.write(json.dumps(event) + "\n")
-            if self.on_event is not None:
-                self.on_event(event)
-            if self.progress.reached and not reached:
-                reached = True
-                self.stop()
-        if server.stdin is not None and not server.stdin.is_closing():
-            raise DemoError("The aggregator's process ended by itself; its messages are above.")
+    @property
+    def float32_down(self) -> int:
+        """Bytes that the same fetches would have taken as whole models of float32."""
+        if self.fleet is None or self.loaded is None:
+            return 0
+        return 4 * sum(array.size for array in self.loaded[1].initial.values()) * self.fleet.trainings
 
     def outcome(self) -> dict[str, Any]:
         """The run in one flat object."""
@@ -213,6 +259,11 @@ class Demo:
             "dropped": progress.dropped,
             "bytes_up": fleet.bytes_up if fleet else 0,
             "bytes_down": fleet.bytes_down if fleet else 0,
+            "float32_up": self.float32_up,
+            "float32_down": self.float32_down,
+            "settled": progress.settled,
+            "receipted": fleet.receipted if fleet else 0,
+            "held": fleet.holding if fleet else 0,
             "staleness": progress.quantiles(),
             "devices": len(fleet.devices) if fleet else 0,
             "run": str(self.directory),

@@ -2,34 +2,33 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from broker.connection import Connector
+from broker.connection import Connector, Delivery
 from iot_client.device import Device
-from iot_client.fit import Fit, Parameters, Trainer, TrainingPlan
+from sensor_fleet.links import Sever, sever
+from sensor_fleet.participant import Member, Participant, Presence, Surroundings, paced
 from sensor_fleet.world import World
-from wire.moments import Moments
+from wire import messages
+from wire.errors import WireError
+from wire.messages import Announcement
+from wire.topics import Topics
+
+__all__ = ["CONNECTS_PER_SECOND", "Fleet", "Member", "paced"]
 
 CONNECTS_PER_SECOND = 50
 """How many devices connect in a second: a broker in a small process stumbles over a thousand at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """What a fleet needs to know of one device."""
-
-    name: str
-    train: Trainer
-    moments: Mapping[str, Moments]
-    missing: int = 0
-    engine: str = "numpy"
-
-
 class Fleet:
-    """Devices that take part together. Their training is real; a slow device waits until its time is over."""
+    """Devices that take part together. Their training is real; a slow device waits until its time is over.
+
+    To be made in the loop that it runs in: the times of its world count from here.
+    """
 
     def __init__(
         self,
@@ -41,58 +40,99 @@ class Fleet:
         world: World,
         outboxes: Path | None,
         on_event: Callable[[dict[str, Any]], None] | None = None,
+        sever: Sever = sever,
     ) -> None:
-        self.devices = [
-            Device(
-                connector,
-                federation=federation,
-                root=root,
-                name=member.name,
-                train=paced(member.train, world.seconds(member.name)),
-                outbox=None if outboxes is None else outboxes / f"{member.name}.outbox",
-                moments=member.moments,
-                missing=member.missing,
-                capabilities={"engine": member.engine},
-                on_event=on_event,
-            )
-            for member in members
-        ]
+        self._topics = Topics(federation, root)
+        self._announced = b""
+        around = Surroundings(
+            connector,
+            self._topics,
+            world,
+            sever,
+            asyncio.get_running_loop().time(),
+            outboxes,
+            on_event or (lambda _: None),
+            self._watch,
+        )
+        self.participants = {member.name: Participant(member, around) for member in members}
 
     async def serve(self) -> None:
         """Take part until `stop()`. What ends one device ends the fleet, visibly."""
         async with asyncio.TaskGroup() as tasks:
-            for number, device in enumerate(self.devices):
-                tasks.create_task(_after(number / CONNECTS_PER_SECOND, device), name=device.name)
+            for number, participant in enumerate(self.participants.values()):
+                delay = number / CONNECTS_PER_SECOND * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load
+                tasks.create_task(participant.live(delay), name=participant.name)
 
     def stop(self) -> None:
         """End `serve` cleanly."""
-        for device in self.devices:
-            device.stop()
+        for participant in self.participants.values():
+            participant.stop()
+
+    def kill(self, name: str | None = None) -> str | None:
+        """Kill a device, or one that runs, by chance. Its name; None where there is none to kill."""
+        running = [name for name, one in self.participants.items() if one.state is Presence.ONLINE]
+        name = name or (random.choice(running) if running else None)  # noqa: S311 - which one does not matter
+        return name if name is not None and self.participants[name].kill() else None
+
+    def bring_back(self, name: str | None = None) -> str | None:
+        """Bring a killed device back on its outbox, or the first that is killed. Its name; None where there is none."""
+        name = name or next(iter(self.killed), None)
+        return name if name is not None and self.participants[name].bring_back() else None
+
+    # ------------------------------------------------------------------- figures
+
+    @property
+    def devices(self) -> list[Device]:
+        """The devices as they are now."""
+        return [participant.device for participant in self.participants.values()]
+
+    @property
+    def killed(self) -> list[str]:
+        """The names of those who are dead now."""
+        return [name for name, one in self.participants.items() if one.presence is Presence.KILLED]
+
+    @property
+    def states(self) -> Counter[Presence]:
+        """How many devices are where."""
+        return Counter(participant.state for participant in self.participants.values())
+
+    @property
+    def announced(self) -> Announcement | None:
+        """What was announced last, as far as devices have heard."""
+        with suppress(WireError):
+            return messages.decode_announcement(self._announced) if self._announced else None
+        return None
+
+    @property
+    def trainings(self) -> int:
+        """How many times devices began to train: each time one had got the newest model."""
+        return sum(participant.trainings for participant in self.participants.values())
+
+    @property
+    def updates(self) -> int:
+        """How many updates devices made."""
+        return sum(participant.updates for participant in self.participants.values())
+
+    @property
+    def holding(self) -> int:
+        """How many updates wait in outboxes for their receipt."""
+        return sum(participant.holding for participant in self.participants.values())
+
+    @property
+    def receipted(self) -> int:
+        """How many updates the receipts that reached devices have settled."""
+        return sum(participant.receipted for participant in self.participants.values())
 
     @property
     def bytes_up(self) -> int:
         """Payload bytes that all devices published."""
-        return sum(device.bytes_up for device in self.devices)
+        return sum(participant.bytes_up for participant in self.participants.values())
 
     @property
     def bytes_down(self) -> int:
         """Payload bytes that all devices received."""
-        return sum(device.bytes_down for device in self.devices)
+        return sum(participant.bytes_down for participant in self.participants.values())
 
-
-async def _after(seconds: float, device: Device) -> None:
-    await asyncio.sleep(seconds * random.uniform(0.5, 1.5))  # noqa: S311 - spreads load
-    await device.serve()
-
-
-def paced(train: Trainer, seconds: float) -> Callable[[Parameters, TrainingPlan], Any]:
-    """The trainer, on a device so slow that a training takes at least so long."""
-
-    async def train_slowly(parameters: Parameters, plan: TrainingPlan) -> Fit:
-        loop = asyncio.get_running_loop()
-        until = loop.time() + seconds
-        fit = await asyncio.to_thread(train, parameters, plan)
-        await asyncio.sleep(until - loop.time())
-        return fit
-
-    return train_slowly
+    def _watch(self, delivery: Delivery) -> None:
+        if delivery.topic == self._topics.announcement():
+            self._announced = delivery.payload

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from wire.messages import Verdict
+
 HELD = 5
 """Evaluations over which a target must be held: their mean counts, not a first touch."""
 METRICS = {"accuracy": 1, "rmse": -1}
 """The metrics that a target can be set for, and whether more (1) or less (−1) is better."""
+_FINAL = tuple(verdict.value for verdict in Verdict if verdict.final)
 
 
 @dataclass(slots=True)
@@ -27,11 +30,17 @@ class Progress:
     seconds_to_target: float | None = None
     began: float = 0.0
     """When the run began, in seconds since 1970."""
+    curve: list[tuple[float, float]] = field(default_factory=list)
+    """Seconds since the run began, and the metric then: every evaluation."""
+    digest: str = ""
+    """Of the published model, as the aggregator had it at its last start."""
     _recent: deque[float] = field(default_factory=lambda: deque(maxlen=HELD))
 
     def add(self, event: Mapping[str, Any]) -> None:
         """Take one event in."""
         match event["event"]:
+            case "start":
+                self._started(event)
             case "update":
                 self.updates[event["verdict"]] += 1
                 if event["verdict"] == "accepted":
@@ -49,11 +58,19 @@ class Progress:
             case _:
                 pass
 
+    def _started(self, event: Mapping[str, Any]) -> None:
+        """An aggregator that was killed may have decided what it did not get to tell; its journal has it."""
+        self.version, self.step = event["version"], event["step"]
+        self.digest = event.get("digest", "")
+        counts = Counter({verdict: event.get("counts", {}).get(verdict, 0) for verdict in _FINAL})
+        self.updates |= counts  # the higher of both
+
     def _evaluated(self, event: Mapping[str, Any]) -> None:
         for name, sign in METRICS.items():
             if name in event["metrics"]:
                 self.metric = name
                 self._recent.append(event["metrics"][name])
+                self.curve.append((event["time"] - self.began, event["metrics"][name]))
                 reached = self.target is not None and sign * (self.value or 0.0) >= sign * self.target
                 if reached and len(self._recent) == HELD and self.seconds_to_target is None:
                     self.seconds_to_target = event["time"] - self.began
@@ -62,6 +79,11 @@ class Progress:
     def value(self) -> float | None:
         """The mean of the last evaluations; None before the first."""
         return statistics.fmean(self._recent) if self._recent else None
+
+    @property
+    def settled(self) -> int:
+        """How many updates have their final verdict, as far as the aggregator has told."""
+        return sum(self.updates[verdict] for verdict in _FINAL)
 
     @property
     def reached(self) -> bool:

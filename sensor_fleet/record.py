@@ -20,7 +20,7 @@ def describe(
     setting: Setting, data: FleetData, model: FleetModel, *, target: float | None, seconds: float, began: float
 ) -> dict[str, Any]:
     """A run as plain values: its setting, data, model, devices and versions. It holds no address and no password."""
-    world = setting.world()
+    world = setting.world
     return {
         "format": 1,
         "began": began,

@@ -24,7 +24,13 @@ def make(
 ) -> Aggregator:
     """The aggregator of a fleet, which evaluates on the data's test rows."""
     data, model = setting.load()
-    return Aggregator(
+
+    def tell_all(event: dict[str, Any]) -> None:
+        if event["event"] == "start":  # what a run before has decided and published, told or not
+            event |= {"counts": dict(aggregator.core.counts), "digest": aggregator.model.state.digest().hex()}
+        tell(event)
+
+    aggregator = Aggregator(
         connector(broker.endpoint(), "aiomqtt"),
         federation=setting.federation,
         root=setting.root,
@@ -36,8 +42,9 @@ def make(
         strategy=setting.make_strategy(),
         store=directory / "store",
         evaluate=lambda parameters: model.evaluate(parameters, data.test),
-        on_event=tell,
+        on_event=tell_all,
     )
+    return aggregator
 
 
 def tell(event: dict[str, Any]) -> None:
@@ -62,7 +69,10 @@ async def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who started us, who then ends our input
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    task = json.loads(await lines.readline())
+    line = await lines.readline()
+    if not line:
+        return 1  # who started us is gone already
+    task = json.loads(line)
     directory = Path(task["directory"])
     try:
         aggregator = make(Setting.unpacked(task["setting"]), BrokerAddress(**task["broker"]), directory, tell)

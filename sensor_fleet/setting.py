@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -60,13 +60,9 @@ class Setting:
     learning_rate: float | None = None
     local_steps: int | None = None
     batch_size: int | None = None
-    median: float = 0.5
-    spread: float = 1.15
+    world: World = field(default_factory=World)
     federation: str = "demo"
     root: str = DEFAULT_ROOT
-
-    def world(self) -> World:
-        return World(self.seed, self.median, self.spread)
 
     def weighting(self) -> Staleness:
         return {"constant": constant, "polynomial": polynomial, "hinge": hinge}[self.staleness]()
@@ -118,7 +114,7 @@ class Setting:
 
     @classmethod
     def unpacked(cls, values: Mapping[str, Any]) -> Self:
-        return cls(**values)
+        return cls(**{**values, "world": World(**values["world"])})
 
 
 def own_model(app: str, data: FleetData) -> FleetModel:

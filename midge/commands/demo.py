@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midge.commands.parts import Problem, Subparsers, add_tls, mendable
+from midge.commands.surroundings import add_world, read_world
 from wire.topics import DEFAULT_ROOT, check_name
 
 if TYPE_CHECKING:
@@ -60,9 +61,7 @@ def register(subparsers: Subparsers) -> None:
     learning.add_argument("--local-steps", type=int, help="of the devices (default: the model's)")
     learning.add_argument("--batch-size", type=int, help="of the devices (default: the model's)")
     learning.add_argument("--codec", default="int8:256", help="of the deltas: int8:B or float32 (default: int8:256)")
-    world = parser.add_argument_group("world")
-    world.add_argument("--median", type=float, default=0.5, metavar="S", help="seconds a training takes in the middle")
-    world.add_argument("--spread", type=float, default=1.15, metavar="SIGMA", help="of its logarithm; 0: all alike")
+    add_world(parser)
     run_options = parser.add_argument_group("where")
     run_options.add_argument(
         "--broker",
@@ -73,6 +72,7 @@ def register(subparsers: Subparsers) -> None:
     run_options.add_argument("--federation", default="demo", metavar="NAME", help="default: demo")
     run_options.add_argument("--root", default=DEFAULT_ROOT, help=f"topic root (default: {DEFAULT_ROOT})")
     run_options.add_argument("--name", help="of the run: its folder below runs/ (default: the time)")
+    run_options.add_argument("--picture", metavar="FILE.svg", help="draw the last moment of the live view as an image")
     run_options.add_argument("--json", action="store_true", help="JSON lines; the last one is the outcome")
     add_tls(parser)
     parser.set_defaults(run=run)
@@ -97,9 +97,9 @@ def _run(args: argparse.Namespace, outcome: dict[str, Any]) -> int:
         raise Problem(f'The demo needs {error.name}: pip install "midge[demo]"') from error
     with mendable():
         check_name(args.federation, "federation")
-        setting = Setting(**{name: getattr(args, name) for name in Setting.__dataclass_fields__ if hasattr(args, name)})
+        given = {name: getattr(args, name) for name in Setting.__dataclass_fields__ if hasattr(args, name)}
+        setting = Setting(**given, world=read_world(args))
         setting.make_strategy()
-        setting.world()
         broker = args.broker
         if broker not in LOCAL:
             broker = BrokerAddress(args.broker, args.cafile, args.certfile, args.keyfile)

@@ -1,0 +1,95 @@
+"""The aggregator's process, seen from the demo: started, killed, started again on the same store, ended."""
+
+import asyncio
+import json
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable, Mapping
+from typing import Any
+
+_LIBRARIES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_GOODBYE = 20.0
+"""Seconds that it has to write its checkpoint and the model."""
+_LINE = 2**20
+"""Bytes of one event, at most."""
+
+
+class DemoError(Exception):
+    """The run cannot go on; the message says why."""
+
+
+class ServerProcess:
+    """`python -m sensor_fleet.server` as a child. Its input ends when we die, and it with it."""
+
+    def __init__(self, task: Mapping[str, Any], on_event: Callable[[dict[str, Any]], None]) -> None:
+        self._task = json.dumps(dict(task)).encode() + b"\n"
+        self._on_event = on_event
+        self._process: Process | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._wanted = False
+        """False once it was killed or told to end."""
+        self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Raises a DemoError when it ended by itself."""
+
+    @property
+    def running(self) -> bool:
+        return self._wanted and self._process is not None and self._process.returncode is None
+
+    async def start(self) -> None:
+        """Start it; on the store that is there, if there is one."""
+        await self._over()
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",  # a file of the user's in this directory must not hide ours
+            "-m",
+            "sensor_fleet.server",
+            stdin=PIPE,
+            stdout=PIPE,
+            env={**os.environ, **dict.fromkeys(_LIBRARIES, "1")},
+            limit=_LINE,
+        )
+        self._wanted = True
+        assert self._process.stdin is not None
+        self._process.stdin.write(self._task)
+        self._reading = asyncio.create_task(self._read(self._process))
+
+    def kill(self) -> None:
+        """Kill it with SIGKILL, as a power cut does: it writes nothing and says no goodbye."""
+        self._wanted = False
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+    async def stop(self) -> None:
+        """Have it write a checkpoint and the model, and end; kill it where that takes too long."""
+        self._wanted = False
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            async with asyncio.timeout(_GOODBYE):
+                await self._over()
+        except TimeoutError:
+            self.kill()
+            await self._over()
+
+    async def _over(self) -> None:
+        """Wait until it has ended and all that it said was taken in."""
+        if self._process is not None and self._reading is not None:
+            await self._process.wait()
+            await asyncio.wait({self._reading})
+            self._reading.result()
+            self._reading = None
+
+    async def _read(self, process: Process) -> None:
+        assert process.stdout is not None
+        why = "The aggregator's process ended by itself; its messages are above."
+        async for line in process.stdout:
+            if not line.endswith(b"\n"):
+                break  # it was killed in the middle of an event
+            event = json.loads(line)
+            if event["event"] == "failed":
+                why = event["why"]
+            else:
+                self._on_event(event)
+        if self._wanted and not self.failure.done():
+            self.failure.set_exception(DemoError(why))
