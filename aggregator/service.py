@@ -154,8 +154,8 @@ class Aggregator:
             raise
 
     def _recover(self) -> None:
-        fresh = self.store.schema is None
-        if fresh:
+        fresh = self.store.empty
+        if self.store.schema is None:
             self.store.create(self._schema)
         elif self.store.schema != self._schema:
             assert self.store.schema is not None

@@ -154,6 +154,14 @@ class Store:
         assert self._db is not None, "the store is not open"
         return self._db
 
+    @property
+    def empty(self) -> bool:
+        """Whether no model was ever written into it: not even where `create` was called and the power went then."""
+        (count,) = self._open_db.execute(
+            "SELECT (SELECT count(*) FROM checkpoints) + (SELECT count(*) FROM journal)"
+        ).fetchone()
+        return bool(count == 0)
+
     def create(self, schema: Schema) -> None:
         """Begin a lineage in an empty store."""
         assert self.schema is None

@@ -1,0 +1,179 @@
+"""An aggregator without a network: messages go in, posts come out, and a test may stop it between any two."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from aggregator.core import AggregatorCore, Bounds
+from aggregator.engine import Engine, recover
+from aggregator.model import Model
+from aggregator.outgoing import Post
+from aggregator.processor import Processor
+from aggregator.shelf import Shelf
+from aggregator.store import Store
+from aggregator.strategy import Strategy, constant, fedasync
+from broker.connection import Delivery
+from wire import codecs, frames, messages
+from wire.messages import DeviceState, Hello, Moment, Receipt, Settled, Statistics, Update
+from wire.moments import Moments
+from wire.schema import Parameters, Schema
+from wire.topics import Topics
+
+Vector = npt.NDArray[np.float32]
+TOPICS = Topics("f")
+EVERYTHING_COUNTS = fedasync(alpha=1.0, staleness=constant(), norm_limit=None, release_floor=1)
+"""Each update is added to the model as it is."""
+
+
+class QuickStore(Store):
+    """Commits as the real one does, without waiting for the disk: a process that is killed loses nothing by it."""
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._open_db.execute("PRAGMA synchronous=OFF")
+        return self
+
+
+class Rig:
+    """One life of an aggregator over a store."""
+
+    def __init__(
+        self,
+        directory: Path,
+        strategy: Strategy = EVERYTHING_COUNTS,
+        *,
+        parameters: Parameters | None = None,
+        roles: Mapping[str, Any] | None = None,
+        moments: Sequence[Moment] = (),
+        statistics_devices: int = 2,
+        bounds: Bounds | None = None,
+        memory: int = 2**20,
+        chunk: int = 1024,
+        store: Store | None = None,
+    ) -> None:
+        parameters = parameters or {"x": np.zeros(4, np.float32)}
+        schema = Schema.of(parameters, roles)
+        self.store = (store or QuickStore(directory)).__enter__()
+        self.posts: list[Post] = []
+        self.told: list[tuple[str, dict[str, Any]]] = []
+        try:
+            fresh = self.store.empty
+            if self.store.schema is None:
+                self.store.create(schema)
+            self.core = AggregatorCore(
+                strategy,
+                lineage=self.store.lineage,
+                schema_hash=schema.hash,
+                moments=moments,
+                statistics_devices=statistics_devices,
+                bounds=bounds,
+            )
+            if fresh:
+                Engine(Model.of(parameters, schema), self.store).checkpoint(self.core)
+            self.engine = recover(self.core, self.store, schema)
+            self.shelf = Shelf(self.engine, self.core, TOPICS, chunk=chunk, stepping_back=strategy.form == "mixing")
+            self.processor = Processor(
+                self.core, self.engine, self.shelf, TOPICS, put=self.put, tell=self.tell, memory=memory
+            )
+        except BaseException:
+            self.store.close()
+            raise
+
+    def put(self, post: Post) -> None:
+        self.posts.append(post)
+
+    def tell(self, event: str, **fields: Any) -> None:
+        self.told.append((event, fields))
+
+    def start(self, now: float = 0.0) -> Self:
+        self.processor.do(self.core.start(now), now)
+        return self
+
+    def close(self) -> None:
+        """End this life as SIGKILL does: what is not in the store is gone."""
+        self.store.close()
+
+    @property
+    def model(self) -> Model:
+        return self.engine.model
+
+    @property
+    def state(self) -> tuple[bytes, dict[str, Any]]:
+        """All that a restart must bring back: the model's bits, and what the journal says of the devices."""
+        return self.model.digest(), journaled(self.core)
+
+    # ------------------------------------------------------------------- messages
+
+    def update(self, device: str, seq: int, delta: Sequence[float] | Vector, **fields: Any) -> tuple[str, bytes]:
+        """An update of a device, as topic and payload; `fields` override its header's."""
+        schema = self.model.schema
+        codec, tensors = fields.get("codec", "float32"), fields.get("tensors")
+        body = fields.pop("body", None)
+        if body is None:
+            body = codecs.encode_delta(np.asarray(delta, np.float32), schema, codec, tensors)
+        header = {
+            "outbox": 1,
+            "first": seq,
+            "seq": seq,
+            "lineage": self.core.lineage,
+            "generation": self.core.generation,
+            "base": self.core.version,
+            "schema_hash": schema.hash,
+            "codec": codec,
+            "size": len(body),
+            "sha256": hashlib.sha256(body).digest(),
+            **fields,
+        }
+        return TOPICS.update(device), frames.encode(Update(**header), b"" if "kind" in fields else body)
+
+    def hear(self, *messages_: tuple[str, bytes], now: float = 0.0, retain: bool = False) -> list[Receipt]:
+        """Take messages in as one batch; the receipts that it made."""
+        before = len(self.posts)
+        self.processor.process([Delivery(topic, payload, 1, retain) for topic, payload in messages_], now)
+        return receipts(self.posts[before:])
+
+    def send(self, device: str, seq: int, delta: Sequence[float] | Vector, now: float = 0.0, **fields: Any) -> Settled:
+        """Take one update in; its verdict."""
+        (receipt,) = self.hear(self.update(device, seq, delta, **fields), now=now)
+        (settled,) = receipt.settled
+        return settled
+
+    def tick(self, now: float) -> None:
+        self.hear(now=now)
+
+
+@contextmanager
+def rig(directory: Path, strategy: Strategy = EVERYTHING_COUNTS, **arguments: Any) -> Iterator[Rig]:
+    """A life that begins with what is due and ends without a word."""
+    life = Rig(directory, strategy, **arguments)
+    try:
+        yield life.start()
+    finally:
+        life.close()
+
+
+def hello(device: str, outbox: int = 1, first: int = 1, state: DeviceState = DeviceState.READY) -> tuple[str, bytes]:
+    return TOPICS.status(device), frames.encode(Hello(state=state, outbox=outbox, first=first))
+
+
+def statistics(device: str, lineage: bytes, **moments: Moments) -> tuple[str, bytes]:
+    header = Statistics(lineage=lineage, names=tuple((name, each.count.size) for name, each in moments.items()))
+    return TOPICS.update(device), frames.encode(header, b"".join(each.to_bytes() for each in moments.values()))
+
+
+def receipts(posts: Sequence[Post]) -> list[Receipt]:
+    return [messages.decode(Receipt, post.payload)[0] for post in posts if "/receipt/" in post.topic]
+
+
+def journaled(core: AggregatorCore) -> dict[str, Any]:
+    """What the core remembers, but for what a restart may forget: refusals for now, repeats, greetings."""
+    state = core.dump()
+    lost = {"duplicate", "busy", "paused"}
+    state["counts"] = {name: count for name, count in state["counts"].items() if name not in lost}
+    state["outboxes"] = sorted(box for box in state["outboxes"] if box[4])
+    return state
