@@ -145,7 +145,11 @@ class Model:
         self.keyframe = True
 
     def release(self, record: ReleaseRecord) -> list[Frame]:
-        """Move p towards x and return the frames that lead there: a step, merged steps, now and then a snapshot."""
+        """Move p towards x and return the frames that lead there: a step, merged steps, now and then a snapshot.
+
+        Steps go off the shelf long before snapshots do. So a window that has no merged step, because it held a keyframe
+        or its sum left 32 bits, ends with a snapshot: else nothing would lead across it.
+        """
         step = None if self.keyframe else lineage.compress(self.x, self.state)
         self.version = record.version
         if step is None:
@@ -158,7 +162,9 @@ class Model:
         data = lineage.encode_step(step, self.state.exponent)
         self.steps[record.version] = data
         frames = [Frame(record.version, 1, data), *self._merge(step)]
-        if record.version % SNAPSHOT_EVERY == 0:
+        longest = MERGED_SPANS[-1]
+        unmerged = record.version % longest == 0 and all(frame.span != longest for frame in frames)
+        if unmerged or record.version % SNAPSHOT_EVERY == 0:
             frames.append(self._snapshot())
         return frames
 

@@ -1,0 +1,53 @@
+"""From the frames on offer there is always a way to the newest version."""
+
+from pathlib import Path
+
+
+from tests.aggregator.rig import Rig, rig
+from wire import lineage
+from wire.lineage import State, route
+
+
+def fetched(life: Rig, held: tuple[int, State] | None) -> State:
+    """What a device that holds a version comes to by the way it would choose."""
+    way = route(life.shelf._offered(), None if held is None else held[0], life.core.version)
+    assert way is not None, f"no way from {held and held[0]} to {life.core.version}"
+    state = None if held is None else held[1]
+    for frame in way:
+        data = life.store.frame(frame.version, frame.span)
+        assert data is not None
+        if frame.span == 0:
+            state = lineage.decode_snapshot(data)
+        else:
+            assert state is not None
+            state = state.advance(lineage.decode_step(data, state.schema.size)[0])
+    assert state is not None
+    return state
+
+
+def test_a_new_device_and_a_late_one_always_find_a_way(tmp_path: Path) -> None:
+    past: list[tuple[int, State]] = []
+    with rig(tmp_path) as life:
+        for seq in range(1, 150):
+            life.send("a", seq, [1, 0.5, seq / 7, -seq])
+            for held in [None, *past[-70::9]]:
+                assert fetched(life, held).digest() == life.model.state.digest()
+            past.append((life.core.version, life.model.state))
+
+
+def test_a_keyframe_in_the_middle_of_a_window_leaves_no_hole(tmp_path: Path) -> None:
+    with rig(tmp_path) as life:
+        for seq in range(1, 80):
+            life.send("a", seq, [1e12 if seq == 37 else 1, 0, 0, 0])  # outgrows the grid, which becomes coarser
+            assert fetched(life, None).digest() == life.model.state.digest()
+
+
+def test_what_is_off_the_shelf_is_cleared_once(tmp_path: Path) -> None:
+    with rig(tmp_path) as life:
+        for seq in range(1, 25):
+            life.send("a", seq, [1, 1, 1, 1])
+        cleared = [post for post in life.posts if not post.payload]
+        assert {post.withdraws for post in cleared} >= {(2, 1), (3, 1)}
+        life.shelf.withdrawn([post.withdraws for post in cleared if post.withdraws is not None])
+        assert life.store.frame(2, 1) is None
+        assert not [post for post in life.shelf.everything() if not post.payload]
