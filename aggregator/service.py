@@ -190,7 +190,7 @@ class Aggregator:
         )
 
     def close(self) -> None:
-        """Write a checkpoint and let the store go."""
+        """Write a checkpoint and let the store go. Not after an error: see `serve`."""
         if self.core.lsn > self._checkpointed[0]:
             self._engine.checkpoint(self.core)
         self.store.close()
@@ -221,16 +221,22 @@ class Aggregator:
             ForeignFederation: another lineage is announced on our topics.
         """
         self.open()
+        failed = True
         try:
             self._tell("start", lineage=self.core.lineage.hex(), version=self.core.version, step=self.core.step)
             async with asyncio.TaskGroup() as tasks:
                 evaluating = tasks.create_task(self._evaluating(), name="evaluate")
                 await self._reconnecting()
                 evaluating.cancel()
+            failed = False
         except BaseExceptionGroup as group:
             raise sole(group) from None
         finally:
-            self.close()
+            if failed:
+                # The core may have decided what was not written or not carried out. The journal has what counts.
+                self.store.close()
+            else:
+                self.close()
             self._tell("stop", version=self.core.version, step=self.core.step)
 
     async def _reconnecting(self) -> None:
@@ -365,15 +371,17 @@ class Aggregator:
             self._post_status(waiting)
 
     async def _evaluating(self) -> None:
-        """Evaluate the newest version whenever there is one; versions that come meanwhile are passed over."""
+        """Evaluate the newest version, a quarter of the time at most; versions that come meanwhile are passed over."""
         while self._evaluate is not None:
             await self._released.wait()
             self._released.clear()
             version, step = self.core.version, self.core.step
             if version and self.core.frozen:
                 published = self._engine.model.state.parameters()
+                began = time.monotonic()
                 metrics = await asyncio.to_thread(self._evaluate, published)
                 self._tell("evaluation", version=version, step=step, metrics=dict(metrics))
+                await asyncio.sleep(3 * (time.monotonic() - began))
 
     # -------------------------------------------------------------------- words
 

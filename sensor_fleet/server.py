@@ -39,7 +39,7 @@ def make(
         moments=model.channels,
         statistics_devices=(len(data.devices) + 1) // 2,
         statistics_deadline=5.0,
-        strategy=setting.make_strategy(),
+        strategy=setting.make_strategy(len(data.devices)),
         store=directory / "store",
         evaluate=lambda parameters: model.evaluate(parameters, data.test),
         on_event=tell_all,

@@ -51,11 +51,13 @@ class Setting:
     """`module:attribute` of a model of one's own."""
     engine: Engine = "numpy"
     strategy: Literal["fedasync", "fedbuff"] = "fedasync"
-    alpha: float = 0.6
+    alpha: float | None = None
+    """FedAsync's rate; None is 0.6, and less where more than 20 devices take part: see `make_strategy`."""
     form: Literal["delta", "mixing"] = "delta"
     buffer_size: int = 10
     staleness: Literal["constant", "polynomial", "hinge"] = "polynomial"
-    release_interval: float = 0.0
+    release_interval: float = 0.2
+    """Seconds between two releases, at least: a version for every second update would mostly be passed over."""
     codec: str = "int8:256"
     learning_rate: float | None = None
     local_steps: int | None = None
@@ -75,15 +77,20 @@ class Setting:
             batch_size=self.batch_size,
         )
 
-    def make_strategy(self) -> Strategy:
-        """The strategy.
+    def make_strategy(self, devices: int) -> Strategy:
+        """The strategy for so many devices.
+
+        In its delta form FedAsync adds the work of all that train at once, discounted by (τ+1)^-½ with τ near their
+        number n: about α·√n of a full step. At 100 devices α = 0.6 diverges, α = 12/n does not (measured on
+        Fashion-MNIST and C-MAPSS); 20 devices get 0.6.
 
         Raises:
             ValueError: values that cannot work together.
         """
         if self.strategy == "fedasync":
+            alpha = min(0.6, 12 / devices) if self.alpha is None else self.alpha
             return fedasync(
-                self.alpha, self.weighting(), self.form, release_interval=self.release_interval, plan=self.plan()
+                alpha, self.weighting(), self.form, release_interval=self.release_interval, plan=self.plan()
             )
         return fedbuff(
             self.buffer_size, staleness=self.weighting(), release_interval=self.release_interval, plan=self.plan()

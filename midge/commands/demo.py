@@ -3,20 +3,20 @@
 import argparse
 import asyncio
 import json
-import signal
 import sys
 import time
-from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from midge.commands.moments import Happenings, Moment
 from midge.commands.parts import Problem, Subparsers, add_tls, mendable
 from midge.commands.surroundings import add_world, read_world
+from midge.commands.watching import Showing, every_second, live, print_ending, print_json, print_words, watch
 from wire.topics import DEFAULT_ROOT, check_name
 
 if TYPE_CHECKING:
-    from sensor_fleet.demo import Demo, Ending
-    from sensor_fleet.progress import Progress
+    from sensor_fleet.demo import Demo
 
 LOCAL = ("auto", "mosquitto", "embedded")
 
@@ -51,7 +51,7 @@ def register(subparsers: Subparsers) -> None:
     data.add_argument("--seed", type=int, default=0, help="of the data's split, the speeds and the model (default: 0)")
     learning = parser.add_argument_group("learning")
     learning.add_argument("--strategy", choices=["fedasync", "fedbuff"], default="fedasync", help="default: fedasync")
-    learning.add_argument("--alpha", type=float, default=0.6, help="FedAsync's rate (default: 0.6)")
+    learning.add_argument("--alpha", type=float, help="FedAsync's rate (default: 0.6, or 12 over the devices)")
     learning.add_argument(
         "--form", choices=["delta", "mixing"], default="delta", help="FedAsync's form (default: delta)"
     )
@@ -99,23 +99,34 @@ def _run(args: argparse.Namespace, outcome: dict[str, Any]) -> int:
         check_name(args.federation, "federation")
         given = {name: getattr(args, name) for name in Setting.__dataclass_fields__ if hasattr(args, name)}
         setting = Setting(**given, world=read_world(args))
-        setting.make_strategy()
+        setting.make_strategy(devices=20)  # whether it is one at all, before anything starts
         broker = args.broker
         if broker not in LOCAL:
             broker = BrokerAddress(args.broker, args.cafile, args.certfile, args.keyfile)
             broker.endpoint()
-    demo = Demo(setting, _directory(args.name), target=args.target, seconds=args.seconds, broker=broker)
+    happenings = Happenings()
+    demo = Demo(
+        setting,
+        _directory(args.name),
+        target=args.target,
+        seconds=args.seconds,
+        broker=broker,
+        on_event=happenings.take,
+        on_device_event=happenings.take_device,
+    )
     try:
-        ending = asyncio.run(_watch(demo, _print_json if args.json else _print_words))
+        ending = asyncio.run(watch(demo, _showing(args, happenings)))
     except (ValueError, DemoError) as error:
         outcome.update(demo.outcome())
         raise Problem(str(error)) from error
+    if args.picture is not None:
+        _draw(demo, happenings, args.picture)
     result = demo.outcome()
     (demo.directory / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     if args.json:
         print(json.dumps(result), flush=True)
     else:
-        _print_ending(demo, ending, result)
+        print_ending(demo, ending)
     if ending == "interrupted":
         return 130
     return 1 if demo.target is not None and not demo.progress.reached else 0
@@ -138,80 +149,19 @@ def _directory(name: str | None) -> Path:
     raise Problem(f"There are a hundred runs named {name}: give another --name.")
 
 
-async def _watch(demo: "Demo", show: Callable[["Demo"], None]) -> "Ending":
-    """Run, show a line a second, and end cleanly on Ctrl-C."""
-    loop = asyncio.get_running_loop()
-    interrupted = False
+def _showing(args: argparse.Namespace, happenings: Happenings) -> Showing:
+    """How this run is shown: live where there is a terminal to show it on."""
+    if args.json:
+        return every_second(print_json)
+    if sys.stdout.isatty() and find_spec("rich") is not None:
+        return live(happenings)
+    return every_second(print_words)
 
-    def interrupt() -> None:
-        nonlocal interrupted
-        interrupted = True
-        demo.stop()
-        loop.remove_signal_handler(signal.SIGINT)  # a second one ends it at once
 
-    loop.add_signal_handler(signal.SIGINT, interrupt)
-    loop.add_signal_handler(signal.SIGTERM, interrupt)
+def _draw(demo: "Demo", happenings: Happenings, path: str) -> None:
+    from midge.commands.live import picture  # noqa: PLC0415 - an extra
 
-    async def showing() -> None:
-        while True:
-            await asyncio.sleep(1)
-            show(demo)
-
-    shower = asyncio.create_task(showing())
     try:
-        ending = await demo.run()
-    finally:
-        shower.cancel()
-    return "interrupted" if interrupted else ending
-
-
-def _print_json(demo: "Demo") -> None:
-    print(json.dumps(demo.outcome()), flush=True)
-
-
-def _print_words(demo: "Demo") -> None:
-    progress, fleet = demo.progress, demo.fleet
-    if fleet is None:
-        print(f"{demo.elapsed:5.0f} s  starting a broker and the aggregator", flush=True)
-        return
-    if not progress.version:
-        waiting = "gathering statistics" if progress.states else "devices connect"
-        print(f"{demo.elapsed:5.0f} s  {demo.about_broker}; {waiting}", flush=True)
-        return
-    value = _value(progress)
-    verdicts = ", ".join(f"{number} {verdict}" for verdict, number in progress.updates.most_common())
-    tau = progress.quantiles()
-    print(
-        f"{demo.elapsed:5.0f} s  version {progress.version:<5} {progress.metric} {value:<6}"
-        f"  updates: {verdicts or 'none'}"
-        f"  staleness {tau.get('p50', '-')}/{tau.get('p90', '-')}/{tau.get('max', '-')}"
-        f"  up {_bytes(fleet.bytes_up)}  down {_bytes(fleet.bytes_down)}",
-        flush=True,
-    )
-
-
-def _print_ending(demo: "Demo", ending: "Ending", result: dict[str, Any]) -> None:
-    progress = demo.progress
-    what = {
-        "target": f"The target is reached and held after {result['seconds_to_target']} s",
-        "time": "The time is over",
-        "interrupted": "Interrupted",
-    }
-    print(f"{what[ending]}: {progress.metric} {_value(progress)} at version {progress.version}.")
-    if demo.target is not None and not progress.reached and ending == "time":
-        print(f"The target of {demo.target:g} was missed.", file=sys.stderr)
-    print(f"The model is in {demo.directory}/model.safetensors, every event in {demo.directory}/metrics.jsonl.")
-
-
-def _value(progress: "Progress") -> str:
-    if progress.value is None:
-        return "-"
-    return f"{progress.value:.1%}" if progress.metric == "accuracy" else f"{progress.value:.3g}"
-
-
-def _bytes(number: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} GB"
+        picture(Moment.of(demo, happenings), path)
+    except OSError as error:
+        raise Problem(f"The picture {path} cannot be written ({error.strerror}): name another file.") from error
