@@ -17,7 +17,7 @@ from typing import Any
 
 from aggregator import events as ev
 from aggregator import records as rec
-from aggregator.strategy import Strategy
+from aggregator.strategy import Form, Strategy
 from wire import codecs
 from wire.errors import WireError
 from wire.messages import OUTBOX_LIMIT, Moment, Settled, Update, Verdict
@@ -33,11 +33,13 @@ _OUTBOXES = 64
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Limits of what the core takes on, against memory that peers would fill."""
+    """Limits of what the core takes on, against peers that would fill the memory or run the model off its grid."""
 
     devices: int = 100_000
     update: int = 2**30
     """Bytes of one update's encoded delta."""
+    norm: float = 2.0**60
+    """L2 norm of an update, whatever the strategy's own limit is."""
 
 
 @dataclass(slots=True)
@@ -165,7 +167,8 @@ class AggregatorCore:
         if self._buffer:
             self._buffer_since = now
             if len(self._buffer) >= self.strategy.buffer_size:
-                actions += self._make_step(now)
+                # Only another strategy can have left so much: several updates, perhaps of bases that are gone.
+                actions += self._make_step(now, form="delta")
         if self._statistics:
             self._statistics_since = now
         if self.version == 0 and self.frozen:
@@ -176,7 +179,7 @@ class AggregatorCore:
         """Go on behind a version that devices know and this store does not: it had been put back."""
         newer = max(generation, self.generation) + 1
         record = rec.GenerationRecord(self._next(), newer, max(version, self.version))
-        return [*self._write(record), ev.Carry(record), *self._release(now)]
+        return [*self._write(record), ev.Carry(record), *self._release(now, moved=False)]
 
     def note_strategy(self, strategy: str) -> list[ev.Action]:
         """Write into the journal who decides from here on."""
@@ -222,6 +225,9 @@ class AggregatorCore:
         limit = self._norm_limit()
         if limit is not None and norm > limit:
             why = f"its norm {norm:.3g} is beyond {limit:.3g}, {self.strategy.norm_limit:g} times the median"
+            return [*self._refuse(device, update, Verdict.NORM_TOO_LARGE, why), ev.Drop(key)]
+        if norm > self.bounds.norm:
+            why = f"its norm {norm:.3g} is beyond {self.bounds.norm:.3g}"
             return [*self._refuse(device, update, Verdict.NORM_TOO_LARGE, why), ev.Drop(key)]
         tau = self._staleness(update.base)
         record = rec.UpdateRecord(
@@ -336,7 +342,7 @@ class AggregatorCore:
 
     # ---------------------------------------------------------- steps and releases
 
-    def _make_step(self, now: float) -> list[ev.Action]:
+    def _make_step(self, now: float, *, form: Form | None = None) -> list[ev.Action]:
         """Apply what is in the buffer, and what is due after it."""
         if not self._buffer:
             return []
@@ -346,7 +352,7 @@ class AggregatorCore:
             step=self.step + 1,
             updates=tuple((item.lsn, weight) for item, weight in zip(self._buffer, weights, strict=True)),
             rate=self.strategy.step_rate,
-            form=self.strategy.form,
+            form=form or self.strategy.form,
             normalise=self.strategy.normalise if self.strategy.buffer_size > 1 else "none",
         )
         self._buffer_since = None
@@ -360,8 +366,9 @@ class AggregatorCore:
         early = self._released_at is not None and now < self._released_at + self.strategy.release_interval
         return [] if early or not self._releasable else self._release(now)
 
-    def _release(self, now: float) -> list[ev.Action]:
-        record = rec.ReleaseRecord(self._next(), self.version + 1, self.step, len(self._contributors))
+    def _release(self, now: float, *, moved: bool = True) -> list[ev.Action]:
+        devices = len(self._contributors) if moved else 0
+        record = rec.ReleaseRecord(self._next(), self.version + 1, self.step, devices)
         self._released_at = now
         return [*self._write(record), ev.Carry(record)]
 
@@ -424,7 +431,8 @@ class AggregatorCore:
             case rec.ReleaseRecord():
                 self.version = record.version
                 self._steps_at[record.version] = record.step
-                self._contributors.clear()
+                if record.devices:
+                    self._contributors.clear()
                 self._forget_versions()
             case rec.StatisticsRecord():
                 self._statistics[record.device] = record.lsn
@@ -452,6 +460,11 @@ class AggregatorCore:
         for version in list(self._steps_at):  # ascending
             if self._steps_at[version] >= oldest or version == self.version:
                 break
+            del self._steps_at[version]
+
+    def forget_bases(self, before: int) -> None:
+        """Take no more updates of versions before this one: they cannot be rebuilt."""
+        for version in [version for version in self._steps_at if version < before and version != self.version]:
             del self._steps_at[version]
 
     def hi(self, device: str, outbox: int) -> int:

@@ -10,7 +10,7 @@ from aggregator import records as rec
 from aggregator.core import AggregatorCore
 from aggregator.model import Contribution, Frame, Model
 from aggregator.store import Checkpoint, Store
-from wire.moments import BYTES_PER_CHANNEL, Moments, pool
+from wire.moments import BYTES_PER_CHANNEL, MAX_VALUE, Moments, pool
 from wire.schema import Schema
 
 
@@ -64,7 +64,7 @@ class Engine:
             moments = pool([device[name] for device in devices])
             for suffix, values in (("mean", moments.mean), ("scale", moments.scale())):
                 tensor = f"{name}_{suffix}"
-                tensors[tensor] = np.asarray(values, np.float32).reshape(shapes[tensor])
+                tensors[tensor] = np.minimum(values, MAX_VALUE).astype(np.float32).reshape(shapes[tensor])
         return tensors
 
     def checkpoint(self, core: AggregatorCore) -> None:
@@ -103,12 +103,25 @@ def recover(core: AggregatorCore, store: Store, schema: Schema) -> Engine:
     checkpoint = store.newest_checkpoint()
     model = Model.load(schema, checkpoint.arrays, checkpoint.values)
     core.load(checkpoint.core)
-    for frame in store.published():
-        if frame.span == 1 and frame.version <= model.version:
-            model.steps[frame.version] = store.frame(frame.version, 1) or b""
+    if core.strategy.form == "mixing":
+        _take_past(model, store)
     engine = Engine(model, store)
     for entry in store.entries(after=core.lsn):
         core.replay(entry.record)
         frames = engine.carry(entry.record)
         store.add_frames((frame, 0) for frame in frames)
+    if core.strategy.form == "mixing":
+        core.forget_bases(model.oldest)
     return engine
+
+
+def _take_past(model: Model, store: Store) -> None:
+    """Give the model the frames that it needs to rebuild earlier versions."""
+    model.keeps_past = True
+    known = {(frame.version, frame.span) for frame in store.published() if frame.version <= model.version}
+    for version, span in known:
+        data = store.frame(version, span) or b""
+        if span == 1:
+            model.steps[version] = data
+        elif span == 0 and version < model.version and (version + 1, 1) not in known:
+            model.ends[version] = data

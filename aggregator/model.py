@@ -20,6 +20,8 @@ from wire.lineage import Integers, State
 from wire.messages import Update
 from wire.schema import Parameters, Schema, Vector
 
+LARGEST = np.float32(2.0**80)
+"""Bound of a parameter: as far as every value is within it, the model can be released."""
 MERGED_SPANS = (4, 16)
 SNAPSHOT_EVERY = 64
 
@@ -55,6 +57,10 @@ class Model:
         self._merging: dict[int, Integers | None] = dict.fromkeys(MERGED_SPANS)
         self.steps: dict[int, bytes] = {}
         """Step frames by version, back to the oldest base: only where the strategy needs earlier models."""
+        self.ends: dict[int, bytes] = {}
+        """Snapshots by version, where the next version was a keyframe: no step leads back across it."""
+        self.keeps_past = False
+        """Whether earlier models must be rebuilt: then a keyframe brings a snapshot of what was before it."""
 
     @classmethod
     def of(cls, parameters: Parameters, schema: Schema) -> "Model":
@@ -97,6 +103,7 @@ class Model:
                     self.x[place] += np.float32(weight) * item.delta[place]
         else:
             self._combine(record, list(zip(weights, contributions, strict=True)))
+        np.clip(self.x, -LARGEST, LARGEST, out=self.x)
 
     def _mix(self, alpha: np.float32, item: Contribution) -> None:
         """FedAsync as published: x ← (1 − α)·x + α·(p_v + Δ), with the very p_v that the device began from."""
@@ -123,18 +130,24 @@ class Model:
             self.x[place] += np.float32(record.rate) * (total / np.float32(divisor))
 
     def published(self, version: int) -> Vector:
-        """The values that were published as `version`, by stepping back from the newest.
+        """The values that were published as `version`, by stepping back from the newest, or from before a keyframe.
 
         Raises:
             KeyError: a step in between is no longer held.
         """
-        if version == self.version:
-            return self.state.values()
-        steps = [
-            lineage.decode_step(self.steps[number], self.schema.size)[0]
-            for number in range(version + 1, self.version + 1)
-        ]
-        return self.state.advance(-lineage.merge(steps)).values()
+        end = min((end for end in self.ends if end >= version), default=None)
+        start, state = (self.version, self.state) if end is None else (end, lineage.decode_snapshot(self.ends[end]))
+        for number in range(start, version, -1):
+            state = state.advance(-lineage.decode_step(self.steps[number], self.schema.size)[0])
+        return state.values()
+
+    @property
+    def oldest(self) -> int:
+        """The oldest version that `published` can rebuild."""
+        version = self.version
+        while version in self.steps or version - 1 in self.ends:
+            version -= 1
+        return version
 
     # ------------------------------------------------------------------- releases
 
@@ -150,14 +163,15 @@ class Model:
         Steps go off the shelf long before snapshots do. So a window that has no merged step, because it held a keyframe
         or its sum left 32 bits, ends with a snapshot: else nothing would lead across it.
         """
-        step = None if self.keyframe else lineage.compress(self.x, self.state)
-        self.version = record.version
-        if step is None:
-            self.state = lineage.on_grid(self.x, self.schema, self.state.frozen)
-            self.keyframe = False
-            self._merging = dict.fromkeys(MERGED_SPANS)
+        if self.keyframe:
+            self.version = record.version
             self.steps.clear()
-            return [self._snapshot()]
+            self.ends.clear()
+            return [self._keyframe(moved=record.devices > 0)]
+        step = lineage.compress(self.x, self.state)
+        if step is None:
+            return self._outgrow(record.version)
+        self.version = record.version
         self.state = self.state.advance(step)
         data = lineage.encode_step(step, self.state.exponent)
         self.steps[record.version] = data
@@ -167,6 +181,23 @@ class Model:
         if unmerged or record.version % SNAPSHOT_EVERY == 0:
             frames.append(self._snapshot())
         return frames
+
+    def _keyframe(self, *, moved: bool) -> Frame:
+        """Begin anew with a snapshot: of x, or of p as it is where the release may carry nobody's work."""
+        if moved:
+            self.state = lineage.on_grid(self.x, self.schema, self.state.frozen)
+        self.keyframe = False
+        self._merging = dict.fromkeys(MERGED_SPANS)
+        return self._snapshot()
+
+    def _outgrow(self, version: int) -> list[Frame]:
+        """Release on a coarser grid."""
+        frames = []
+        if self.keeps_past:
+            frames.append(Frame(self.version, 0, lineage.encode_snapshot(self.state)))
+            self.ends[self.version] = frames[0].data
+        self.version = version
+        return [*frames, self._keyframe(moved=True)]
 
     def _snapshot(self) -> Frame:
         # What is merged begins at a multiple of the span; a keyframe elsewhere leaves its first window unmerged.
@@ -192,9 +223,9 @@ class Model:
         return frames
 
     def forget_steps(self, oldest: int) -> None:
-        """Drop step frames that lead to `oldest` or before: nobody's base is older."""
-        for version in [version for version in self.steps if version <= oldest]:
-            del self.steps[version]
+        """Drop step frames that lead to `oldest` or before, and what ended before it: nobody's base is older."""
+        self.steps = {version: data for version, data in self.steps.items() if version > oldest}
+        self.ends = {version: data for version, data in self.ends.items() if version >= oldest}
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -223,7 +254,7 @@ class Model:
             span: np.array(arrays[f"merging.{span}"], np.int32) if f"merging.{span}" in arrays else None
             for span in MERGED_SPANS
         }
-        model.steps = {}
+        model.steps, model.ends, model.keeps_past = {}, {}, False
         return model
 
     def parameters(self) -> dict[str, npt.NDArray[Any]]:

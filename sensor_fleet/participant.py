@@ -37,9 +37,9 @@ class Member:
 class Presence(StrEnum):
     """Where a device is, as the world knows it; a federation learns of it from statuses and Last Wills."""
 
-    TO_COME = "to come"
     ONLINE = "online"
     OFFLINE = "offline"
+    TO_COME = "to come"
     KILLED = "killed"
     LEFT = "left"
 

@@ -6,6 +6,7 @@ import os
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 _LIBRARIES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -22,8 +23,9 @@ class DemoError(Exception):
 class ServerProcess:
     """`python -m sensor_fleet.server` as a child. Its input ends when we die, and it with it."""
 
-    def __init__(self, task: Mapping[str, Any], on_event: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, task: Mapping[str, Any], log: Path, on_event: Callable[[dict[str, Any]], None]) -> None:
         self._task = json.dumps(dict(task)).encode() + b"\n"
+        self._log = log
         self._on_event = on_event
         self._process: Process | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -39,16 +41,18 @@ class ServerProcess:
     async def start(self) -> None:
         """Start it; on the store that is there, if there is one."""
         await self._over()
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",  # a file of the user's in this directory must not hide ours
-            "-m",
-            "sensor_fleet.server",
-            stdin=PIPE,
-            stdout=PIPE,
-            env={**os.environ, **dict.fromkeys(_LIBRARIES, "1")},
-            limit=_LINE,
-        )
+        with self._log.open("ab") as log:  # not our terminal: a live view may be on it
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",  # a file of the user's in this directory must not hide ours
+                "-m",
+                "sensor_fleet.server",
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=log,
+                env={**os.environ, **dict.fromkeys(_LIBRARIES, "1")},
+                limit=_LINE,
+            )
         self._wanted = True
         assert self._process.stdin is not None
         self._process.stdin.write(self._task)
@@ -82,7 +86,7 @@ class ServerProcess:
 
     async def _read(self, process: Process) -> None:
         assert process.stdout is not None
-        why = "The aggregator's process ended by itself; its messages are above."
+        why = f"The aggregator's process ended by itself; its messages are in {self._log}."
         async for line in process.stdout:
             if not line.endswith(b"\n"):
                 break  # it was killed in the middle of an event

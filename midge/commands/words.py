@@ -7,6 +7,8 @@ from typing import Any
 def sentence(event: Mapping[str, Any]) -> str:
     """The line for an event; empty where it is of no note."""
     match event:
+        case {"event": "start", "version": version, "step": step, "digest": digest} if version:
+            return f"The aggregator goes on at version {version}, step {step}, model {digest[:8]}."
         case {"event": "start", "version": version, "step": step}:
             return "A new lineage begins." if not version else f"Goes on at version {version}, step {step}."
         case {"event": "connected"}:
@@ -39,6 +41,18 @@ def sentence(event: Mapping[str, Any]) -> str:
             return f"Training from version {version}."
         case {"event": "receipt", "seq": seq, "verdict": verdict, "why": why}:
             return f"Update {seq}: {verdict}{', for ' + why if why else ''}"
+        case {"event": "killed", "what": what, "version": version, "digest": digest} if what == "the aggregator":
+            return f"The aggregator is killed at version {version}, model {digest[:8]}."
+        case {"event": "killed", "what": what}:
+            return f"{_capital(what)} is killed, without a goodbye."
+        case {"event": "restarted", "what": what}:
+            return f"{_capital(what)} is started again."
+        case {"event": "joined", "device": device}:
+            return f"{device}: joins late"
+        case {"event": "left", "device": device}:
+            return f"{device}: leaves for good, with a goodbye"
+        case {"event": "vanished", "device": device}:
+            return f"{device}: leaves for good, without a word"
         case {"event": "fetch_failed" | "unfit" | "refused", "why": why}:
             return str(why)
     return ""
@@ -46,3 +60,8 @@ def sentence(event: Mapping[str, Any]) -> str:
 
 def _steps(tau: int) -> str:
     return "1 step" if tau == 1 else f"{tau} steps"
+
+
+def _capital(what: str) -> str:
+    """A device's name stays as it is."""
+    return what[0].upper() + what[1:] if what.startswith("the ") else what

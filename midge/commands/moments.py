@@ -1,0 +1,175 @@
+"""A demo at one moment, as plain values in words: what the live view and the plain lines show."""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from midge.commands.words import sentence
+
+if TYPE_CHECKING:
+    from sensor_fleet.demo import Demo
+    from sensor_fleet.progress import Progress
+
+LINES: Final = 40
+"""Events that are kept to be shown."""
+ROUTINE: Final = 0.4
+"""Seconds between two routine events that are shown: what is rare must stay to be read."""
+_ROUTINE = ("accepted", "ready")
+"""Dozens a second, or all at once when an aggregator comes back."""
+_DEVICES = {"renewed", "refused", "unfit", "fetch_failed", "joined", "left", "vanished"}
+"""What devices say that is of note; the rest the aggregator tells."""
+_QUIET = {"release", "evaluation", "connected", "training", "trained", "receipt"}
+"""What the figures show already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One event of note."""
+
+    at: float
+    """Seconds since 1970."""
+    text: str
+    kind: str
+    """A verdict, a state, or the event's own name: by which it is coloured."""
+
+
+class Happenings:
+    """The last events of note; of routine only a sample."""
+
+    def __init__(self) -> None:
+        self.lines: deque[Line] = deque(maxlen=LINES)
+        self._routine_at = 0.0
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        """Take in an event of the aggregator's, or of what was killed and brought back."""
+        name, kind = event["event"], str(event.get("verdict") or event.get("state") or event["event"])
+        text = sentence(event)
+        if not text or name in _QUIET:
+            return
+        if kind in _ROUTINE:
+            if event["time"] - self._routine_at < ROUTINE:
+                return
+            self._routine_at = event["time"]
+        kind = "duplicate" if name == "repeat" else kind
+        text = f"The aggregator: not connected. {event['why']}" if name == "disconnected" else text
+        self.lines.append(Line(event["time"], text, kind))
+
+    def take_device(self, event: Mapping[str, Any]) -> None:
+        """Take in an event of a device's."""
+        if event["event"] in _DEVICES and (text := sentence(event)):
+            named = text if text.startswith(event["device"]) else f"{event['device']}: {text}"
+            self.lines.append(Line(event["time"], named, event["event"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Everything that the live view shows."""
+
+    title: str
+    elapsed: float
+    left: float
+    metric: str
+    value: float | None
+    target: float | None
+    curve: tuple[tuple[float, float], ...]
+    figures: tuple[tuple[str, str], ...]
+    """A name and a line of it; further lines of the same have no name."""
+    killed: frozenset[str]
+    """Of "aggregator", "broker" and "device": what is dead and can be brought back."""
+    broker_is_ours: bool
+    lines: tuple[Line, ...]
+    began: float = 0.0
+
+    @classmethod
+    def of(cls, demo: "Demo", happenings: Happenings) -> "Moment":
+        """The demo now."""
+        setting, progress, fleet = demo.setting, demo.progress, demo.fleet
+        dead = {
+            "aggregator": fleet is not None and not demo.aggregator_running,
+            "broker": not demo.broker_running,
+            "device": fleet is not None and bool(fleet.killed),
+        }
+        devices = "" if fleet is None else f" · {len(fleet.participants)} devices"
+        return cls(
+            title=f"{setting.data}{devices} · {setting.strategy} · {setting.codec}",
+            elapsed=demo.elapsed,
+            left=max(0.0, demo.seconds - demo.elapsed),
+            metric=progress.metric,
+            value=progress.value,
+            target=demo.target,
+            curve=tuple(progress.curve),
+            figures=tuple(_figures(demo)),
+            killed=frozenset(name for name, is_dead in dead.items() if is_dead),
+            broker_is_ours=demo.broker_is_ours,
+            lines=tuple(happenings.lines),
+            began=progress.began,
+        )
+
+
+def _figures(demo: "Demo") -> list[tuple[str, str]]:
+    from sensor_fleet.participant import Presence  # noqa: PLC0415 - an extra
+
+    progress, fleet, tau = demo.progress, demo.fleet, demo.progress.quantiles()
+    updates = progress.updates
+    refused = progress.settled - updates["accepted"] - updates["stale"]
+    figures = [
+        ("version", f"{progress.version}, step {progress.step}"),
+        (
+            progress.metric,
+            shown(progress) + ("" if demo.target is None else f" of {_as_metric(progress, demo.target)}"),
+        ),
+        ("updates", f"{updates['accepted']} accepted, {refused} refused"),
+        ("", f"{updates['duplicate']} duplicate, {updates['stale']} stale"),
+        ("staleness", f"{tau['p50']} / {tau['p90']} / {tau['max']} steps" if tau else "-"),
+    ]
+    if fleet is None:
+        return figures
+    states = fleet.states
+    here = [f"{states[state]} {state}" for state in Presence if states[state]]
+    announced = fleet.announced
+    model = "-" if announced is None else f"{announced.digest.hex()[:8]} of version {announced.version}"
+    return [
+        *figures,
+        ("up", _against(fleet.bytes_up, demo.float32_up)),
+        ("down", _against(fleet.bytes_down, demo.float32_down)),
+        ("devices", ", ".join(here[:2])),
+        *[("", ", ".join(here[place : place + 2])) for place in range(2, len(here), 2)],
+        ("outboxes", f"{fleet.holding} updates held"),
+        ("receipted", _receipted(fleet.receipted, progress.settled)),
+        ("model", model),
+    ]
+
+
+def _receipted(receipted: int, settled: int) -> str:
+    """Receipts follow what is settled; what is told apart here is on its way, or resent."""
+    if receipted >= settled:
+        return f"{receipted} = {receipted} settled"
+    return f"{receipted} of {settled} settled"
+
+
+def _against(sent: float, float32: float) -> str:
+    """Bytes, and what they would have been as float32."""
+    if not float32 or not sent:
+        return in_bytes(sent)
+    return f"{in_bytes(sent)}, {float32 / sent:.1f}× less than float32"
+
+
+def _as_metric(progress: "Progress", value: float) -> str:
+    return f"{100 * value:g} %" if progress.metric == "accuracy" else f"{value:.3g}"
+
+
+def shown(progress: "Progress") -> str:
+    """The metric as people write it."""
+    if progress.value is None:
+        return "-"
+    return f"{progress.value:.1%}".replace("%", " %") if progress.metric == "accuracy" else f"{progress.value:.3g}"
+
+
+def in_bytes(number: float) -> str:
+    """Bytes as people write them."""
+    for unit in ("B", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} GB"
