@@ -78,7 +78,7 @@ class Demo:
             devices = stack.enter_context((self.directory / "devices.jsonl").open("w", buffering=1))
             broker = await stack.enter_async_context(self._broker())
             task = {"setting": self.setting.packed(), "broker": asdict(broker), "directory": str(self.directory)}
-            self._server = ServerProcess(task, self._take)
+            self._server = ServerProcess(task, self.directory / "aggregator.log", self._take)
             stack.push_async_callback(self._server.stop)
             await self._server.start()
 
@@ -201,7 +201,9 @@ class Demo:
             await self.restart_aggregator()
 
     def _note(self, event: str, what: str) -> None:
-        self._take({"event": event, "what": what, "time": time.time(), "version": self.progress.version})
+        announced = None if self.fleet is None else self.fleet.announced
+        model = {} if announced is None else {"version": announced.version, "digest": announced.digest.hex()}
+        self._take({"event": event, "what": what, "time": time.time(), **model})
 
     # --------------------------------------------------------------------- parts
 

@@ -150,9 +150,7 @@ def _receipted(receipted: int, settled: int) -> str:
 
 def _against(sent: float, float32: float) -> str:
     """Bytes, and what they would have been as float32."""
-    if not float32 or not sent:
-        return in_bytes(sent)
-    return f"{in_bytes(sent)}, {float32 / sent:.1f}× less than float32"
+    return f"{in_bytes(sent)}, as float32 {in_bytes(float32)}"
 
 
 def _as_metric(progress: "Progress", value: float) -> str:
