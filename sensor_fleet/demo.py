@@ -38,6 +38,8 @@ class Demo:
     on_event: Callable[[dict[str, Any]], None] | None = None
     """Called with each event of the aggregator's, and with what was killed and brought back."""
     on_device_event: Callable[[dict[str, Any]], None] | None = None
+    on_ending: Callable[[], None] | None = None
+    """Called when the run is over and everything still stands."""
     progress: Progress = field(init=False)
     fleet: Fleet | None = field(init=False, default=None)
     loaded: tuple[FleetData, FleetModel] | None = field(init=False, default=None)
@@ -108,6 +110,8 @@ class Demo:
                 for ended in done:
                     ended.result()  # raises what ended it; that all devices have left ends nothing
             ending: Ending = "target" if self.progress.reached else "interrupted" if stopping.done() else "time"
+            if self.on_ending is not None:
+                self.on_ending()
             await self._revive()
             fleet.stop()
             await serving

@@ -7,16 +7,13 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from midge.commands.moments import Happenings, Moment
 from midge.commands.parts import Problem, Subparsers, add_tls, mendable
 from midge.commands.surroundings import add_world, read_world
 from midge.commands.watching import Showing, every_second, live, print_ending, print_json, print_words, watch
 from wire.topics import DEFAULT_ROOT, check_name
-
-if TYPE_CHECKING:
-    from sensor_fleet.demo import Demo
 
 LOCAL = ("auto", "mosquitto", "embedded")
 
@@ -114,13 +111,18 @@ def _run(args: argparse.Namespace, outcome: dict[str, Any]) -> int:
         on_event=happenings.take,
         on_device_event=happenings.take_device,
     )
+    moments: list[Moment] = []
+    if args.picture is not None:
+        if find_spec("rich") is None:
+            raise Problem('A picture needs rich: pip install "midge[demo]"')
+        demo.on_ending = lambda: moments.append(Moment.of(demo, happenings))
     try:
         ending = asyncio.run(watch(demo, _showing(args, happenings)))
     except (ValueError, DemoError) as error:
         outcome.update(demo.outcome())
         raise Problem(str(error)) from error
-    if args.picture is not None:
-        _draw(demo, happenings, args.picture)
+    for moment in moments:
+        _draw(moment, args.picture)
     result = demo.outcome()
     (demo.directory / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     if args.json:
@@ -158,10 +160,10 @@ def _showing(args: argparse.Namespace, happenings: Happenings) -> Showing:
     return every_second(print_words)
 
 
-def _draw(demo: "Demo", happenings: Happenings, path: str) -> None:
+def _draw(moment: Moment, path: str) -> None:
     from midge.commands.live import picture  # noqa: PLC0415 - an extra
 
     try:
-        picture(Moment.of(demo, happenings), path)
+        picture(moment, path)
     except OSError as error:
         raise Problem(f"The picture {path} cannot be written ({error.strerror}): name another file.") from error
