@@ -1,8 +1,8 @@
 """The commands: arguments in, words and an exit code out. What they do is done elsewhere."""
 
-from midge.commands import aggregate, broker, clean, demo, device, status
+from midge.commands import aggregate, broker, clean, demo, device, explain, status
 
-COMMANDS = (demo, aggregate, device, broker, status, clean)
+COMMANDS = (demo, aggregate, device, broker, status, explain, clean)
 
 
 def problems() -> tuple[type[Exception], ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from broker import connector
-from midge.commands.parts import Problem, Subparsers, add_tls, load_app, read_endpoint
+from midge.commands.parts import Subparsers, add_tls, load_app, read_endpoint, server_side
 from midge.commands.words import sentence
 from midge.running import run_until_interrupted
 
@@ -27,10 +27,8 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    try:
+    with server_side():
         from aggregator.service import Aggregator  # noqa: PLC0415 - an extra
-    except ModuleNotFoundError as error:
-        raise Problem('The aggregator needs more than a device: pip install "midge[aggregator]"') from error
     app = load_app(args.app, Aggregator, "a midge.Aggregator")
     if args.broker:
         app.connector = connector(read_endpoint(args, args.broker), "aiomqtt")

@@ -31,6 +31,15 @@ def mendable() -> Iterator[None]:
         raise Problem(str(error)) from error
 
 
+@contextmanager
+def server_side() -> Iterator[None]:
+    """An import in here needs the server's libraries."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise Problem('The aggregator needs more than a device: pip install "midge[aggregator]"') from error
+
+
 def add_tls(parser: Parser) -> None:
     """Options for credentials and TLS; the password comes from the URL or the environment, not from an option."""
     parser.add_argument("--user", help="user name at the broker; the password is read from MIDGE_PASSWORD")

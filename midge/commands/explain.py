@@ -1,0 +1,58 @@
+"""`midge explain STORE DEVICE/SEQ`: the life of one update."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from midge.commands.parts import Problem, Subparsers, server_side
+
+if TYPE_CHECKING:
+    from aggregator.inspect import Life
+
+
+def register(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "explain",
+        help="the life of one update, from an aggregator's journal",
+        description="Tell what became of one update: its verdict, the step that applied it and with which weight, the "
+        "version that carried it. Reads the store beside a running aggregator; changes nothing.",
+    )
+    parser.add_argument("store", metavar="STORE", help="the aggregator's store, a directory")
+    parser.add_argument("update", metavar="DEVICE/SEQ", help="such as pump-17/42")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    device, _, seq = args.update.rpartition("/")
+    if not device or not seq.isdecimal():
+        raise Problem(f"{args.update!r} is not of the form DEVICE/SEQ, such as pump-17/42.")
+    with server_side():
+        from aggregator.inspect import explain  # noqa: PLC0415 - an extra
+    lives = explain(Path(args.store), device, int(seq))
+    if args.json:
+        print(json.dumps([life.packed() for life in lives]))
+    else:
+        print("\n".join(_words(life) for life in lives))
+    return 0
+
+
+def _words(life: "Life") -> str:
+    update = life.update
+    lines = [f"{update.device}/{update.seq} of outbox {update.outbox:016x}"]
+    lines.append(
+        f"  trained from version {update.base}, {update.examples} examples, {update.size} bytes as {update.codec}"
+    )
+    if update.verdict != "accepted":
+        lines.append(f"  refused as {update.verdict}: {update.why} (journal record {update.lsn})")
+        return "\n".join(lines)
+    lines.append(f"  accepted {update.staleness} steps stale, norm {update.norm:.4g} (journal record {update.lsn})")
+    if life.step is None:
+        lines.append("  waits in the buffer for its step")
+    else:
+        lines.append(f"  applied in step {life.step.step} with weight {life.weight:.4g}")
+        lines.append(
+            "  not yet released" if life.release is None else f"  released with version {life.release.version}"
+        )
+    return "\n".join(lines)
