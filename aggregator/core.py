@@ -20,7 +20,7 @@ from aggregator import records as rec
 from aggregator.strategy import Form, Strategy
 from wire import codecs
 from wire.errors import WireError
-from wire.messages import OUTBOX_LIMIT, Moment, Settled, Update, Verdict
+from wire.messages import OUTBOX_LIMIT, Moment, Settled, Statistics, Update, Verdict
 
 _CODES = tuple(Verdict)
 _NORMS = 128
@@ -136,7 +136,7 @@ class AggregatorCore:
             case ev.Offered(device, update):
                 return self._offered(device, update)
             case ev.StatisticsArrived(device, statistics_, key):
-                return self._statistics_arrived(device, statistics_.names, statistics_.missing, key, now)
+                return self._statistics_arrived(device, statistics_, key, now)
             case ev.FetchAsked(_, fetch):
                 return [ev.Republish(fetch)] if fetch.lineage == self.lineage else []
 
@@ -260,7 +260,7 @@ class AggregatorCore:
             why = "this aggregator knows as many devices, or as many outboxes of this device, as it can"
             settled = Settled(seq=update.seq, verdict=Verdict.BUSY, why=why, retry_after=300)
         elif self.paused is not None and update.seq > outbox.hi:
-            settled = Settled(seq=update.seq, verdict=Verdict.PAUSED, why=self.paused, retry_after=30)
+            settled = Settled(seq=update.seq, verdict=Verdict.PAUSED, why=self.paused[:400], retry_after=30)
         else:
             return []
         self.counts[settled.verdict.value] += 1
@@ -374,13 +374,12 @@ class AggregatorCore:
 
     # ------------------------------------------------------------------ statistics
 
-    def _statistics_arrived(
-        self, device: str, names: tuple[tuple[str, int], ...], missing: int, key: int, now: float
-    ) -> list[ev.Action]:
+    def _statistics_arrived(self, device: str, sent: Statistics, key: int, now: float) -> list[ev.Action]:
         asked = tuple((moment.name, moment.channels) for moment in self.moments)
-        if self.frozen or device in self._statistics or names != asked:
+        unasked = sent.lineage != self.lineage or sent.names != asked
+        if self.frozen or unasked or device in self._statistics:
             return [ev.Drop(key)]
-        record = rec.StatisticsRecord(self._next(), device, names, missing)
+        record = rec.StatisticsRecord(self._next(), device, sent.names, sent.missing)
         actions = [*self._write(record, key), ev.Drop(key)]
         if self._statistics_since is None:
             self._statistics_since = now

@@ -1,0 +1,513 @@
+"""The core's promises: once, in order, told as it is, and never one device's work alone."""
+
+import math
+
+import pytest
+from hypothesis import assume, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from aggregator import events as ev
+from aggregator import records as rec
+from aggregator.core import AggregatorCore, Bounds
+from aggregator.strategy import Strategy, constant, fedasync, fedbuff
+from wire.messages import Fetch, Moment, Settled, Statistics, Update, Verdict
+
+LINEAGE, SCHEMA = b"l" * 16, b"s" * 16
+
+
+def update(seq: int, *, outbox: int = 1, first: int | None = None, base: int = 1, size: int = 4) -> Update:
+    return Update(
+        outbox=outbox,
+        first=seq if first is None else first,
+        seq=seq,
+        lineage=LINEAGE,
+        generation=0,
+        base=base,
+        schema_hash=SCHEMA,
+        codec="float32",
+        size=size,
+        sha256=bytes(32),
+    )
+
+
+def new_core(strategy: Strategy | None = None, **arguments: object) -> AggregatorCore:
+    strategy = strategy or fedasync(1.0, constant(), norm_limit=None, release_floor=1)
+    return AggregatorCore(strategy, lineage=LINEAGE, schema_hash=SCHEMA, **arguments)  # type: ignore[arg-type]
+
+
+def started(strategy: Strategy | None = None, **arguments: object) -> AggregatorCore:
+    core = new_core(strategy, **arguments)
+    core.start(0.0)
+    return core
+
+
+def arrive(
+    core: AggregatorCore, device: str, message: Update, *, norm: float = 1.0, now: float = 0.0
+) -> list[ev.Action]:
+    """An update arrives and is decoded at once."""
+    actions: list[ev.Action] = []
+    for action in core.handle(ev.Arrived(device, message, message.seq), now):
+        if isinstance(action, ev.Decode):
+            actions += core.handle(ev.Decoded(device, message, action.key, norm), now)
+        else:
+            actions.append(action)
+    return actions
+
+
+def told(actions: list[ev.Action]) -> Settled:
+    (settled,) = [each for action in actions if isinstance(action, ev.Reply) for each in action.settled]
+    return settled
+
+
+def records(actions: list[ev.Action]) -> list[rec.Record]:
+    return [action.record for action in actions if isinstance(action, ev.Journal)]
+
+
+def due(core: AggregatorCore) -> float | None:
+    return core.deadline
+
+
+# ------------------------------------------------------------------- exactly once
+
+
+class ExactlyOnce(RuleBasedStateMachine):
+    """Devices number their updates; the network repeats, delays and loses; the core is restarted from its journal."""
+
+    @initialize(
+        strategy=st.sampled_from(
+            [
+                fedasync(1.0, constant(), norm_limit=None, release_floor=1),
+                fedasync(norm_limit=None, release_floor=3, release_interval=5),
+                fedbuff(3, deadline=7, norm_limit=2, release_floor=2),
+                fedbuff(4, deadline=None, norm_limit=None, max_staleness=2),
+            ]
+        )
+    )
+    def begin(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+        self.now = 0.0
+        self.journal: list[rec.Record] = []
+        self.sent: dict[tuple[str, int], list[Update]] = {}
+        self.verdicts: dict[tuple[str, int, int], Verdict] = {}
+        self.his: dict[tuple[str, int], int] = {}
+        self.applied: list[int] = []
+        self.accepted: list[int] = []
+        self.contributors: set[str] = set()
+        self.version = 0
+        self.core = new_core(strategy)
+        self.saved = self.core.dump()
+        self.do(self.core.start(self.now))
+
+    def do(self, actions: list[ev.Action]) -> None:
+        """Carry actions out, and see that each stands behind what it rests on."""
+        journaled: list[rec.Record] = []
+        for action in actions:
+            match action:
+                case ev.Journal(record):
+                    journaled.append(record)
+                    self.note(record)
+                case ev.Carry(record):
+                    assert record in journaled
+                case ev.Reply(device, outbox, hi, settled):
+                    self.hear(device, outbox, hi, settled)
+                case _:
+                    pass
+        self.journal += journaled
+
+    def note(self, record: rec.Record) -> None:
+        assert record.lsn == (self.journal_end + 1)
+        self.journal_end = record.lsn
+        match record:
+            case rec.UpdateRecord():
+                name = (record.device, record.outbox, record.seq)
+                assert name not in self.verdicts, "decided twice"
+                self.verdicts[name] = Verdict(record.verdict)
+                if record.verdict == Verdict.ACCEPTED:
+                    self.accepted.append(record.lsn)
+                    self.devices[record.lsn] = record.device
+            case rec.StepRecord():
+                for lsn, weight in record.updates:
+                    assert math.isfinite(weight)
+                    self.applied.append(lsn)
+                    self.contributors.add(self.devices[lsn])
+            case rec.ReleaseRecord():
+                assert record.version == self.version + 1
+                assert not record.devices or record.devices == len(self.contributors) >= self.strategy.release_floor
+                self.version = record.version
+                self.contributors.clear()
+            case _:
+                pass
+
+    journal_end = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.devices: dict[int, str] = {}
+
+    def hear(self, device: str, outbox: int, hi: int, settled: tuple[Settled, ...]) -> None:
+        known = self.his.get((device, outbox), 0)
+        for each in settled:
+            decided = self.verdicts.get((device, outbox, each.seq))
+            if each.verdict.final:
+                assert each.verdict is decided, "told other than journaled"
+                assert each.seq <= hi
+                assert each.repeat == (each.seq <= known)
+            else:
+                assert decided is None
+                assert hi < each.seq
+        assert hi >= known, "hi went back"
+        self.his[device, outbox] = hi
+
+    @precondition(lambda self: self.version)
+    @rule(
+        device=st.sampled_from("abc"),
+        outbox=st.integers(1, 2),
+        behind=st.integers(0, 4),
+        norm=st.sampled_from([1.0, 1.0, 1.5, 9.0]),
+        bad=st.sampled_from(["", "", "", "lineage", "schema_hash", "codec", "base", "undecodable"]),
+    )
+    def train(self, device: str, outbox: int, behind: int, norm: float, bad: str) -> None:
+        """A device stores a new update, and sends it."""
+        sent = self.sent.setdefault((device, outbox), [])
+        assume(len(sent) < 12)
+        message = update(len(sent) + 1, outbox=outbox, base=max(1, self.version - behind), size=int(10 * norm))
+        wrong = {"lineage": b"x" * 16, "schema_hash": b"x" * 16, "codec": "morse", "base": self.version + 9}
+        if bad in wrong:
+            message = message.model_copy(update={bad: wrong[bad]})
+        if bad == "undecodable":
+            message = message.model_copy(update={"size": 0})
+        sent.append(message)
+        self.deliver(device, message)
+
+    @rule(data=st.data())
+    def repeat(self, data: st.DataObject) -> None:
+        """Any message that was ever sent comes, again or for the first time after a loss."""
+        known = [(device, message) for (device, _), sent in self.sent.items() for message in sent]
+        assume(known)
+        device, message = data.draw(st.sampled_from(known))
+        self.deliver(device, message)
+
+    def deliver(self, device: str, message: Update) -> None:
+        first = self.his.get((device, message.outbox), 0) + 1
+        message = message.model_copy(update={"first": min(first, message.seq)})
+        for action in self.core.handle(ev.Arrived(device, message, 1), self.now):
+            if not isinstance(action, ev.Decode):
+                self.do([action])
+            elif message.size == 0:
+                self.do(self.core.handle(ev.Undecodable(device, message, 1, Verdict.BAD_ENCODING, "no"), self.now))
+            else:
+                self.do(self.core.handle(ev.Decoded(device, message, 1, message.size / 10), self.now))
+
+    @rule(device=st.sampled_from("abc"), outbox=st.integers(1, 2))
+    def greet(self, device: str, outbox: int) -> None:
+        self.do(self.core.handle(ev.Greeted(device, outbox, 1), self.now))
+
+    @rule(seconds=st.floats(0, 9))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.do(self.core.tick(self.now))
+        assert self.core.deadline is None or self.core.deadline > self.now
+
+    @rule(why=st.sampled_from([None, "for a moment"]))
+    def pause(self, why: str | None) -> None:
+        self.core.paused = why
+
+    @rule()
+    def checkpoint(self) -> None:
+        self.saved = self.core.dump()
+
+    @rule()
+    def restart(self) -> None:
+        core = new_core(self.strategy)
+        core.load(self.saved)
+        for record in self.journal:
+            if record.lsn > core.lsn:
+                core.replay(record)
+        assert core.dump()["buffer"] == self.core.dump()["buffer"]
+        assert core.dump()["steps_at"] == self.core.dump()["steps_at"]
+        self.core = core
+        self.do(core.start(self.now))
+
+    @invariant()
+    def applied_once(self) -> None:
+        if hasattr(self, "core"):
+            waiting = [lsn for lsn, *_ in self.core.dump()["buffer"]]
+            assert sorted(self.applied + waiting) == self.accepted
+
+    def teardown(self) -> None:
+        """The network heals: everything that was ever stored is settled at last, by a verdict that it keeps."""
+        if not hasattr(self, "core"):
+            return
+        self.core.paused = None
+        for (device, _), sent in self.sent.items():
+            for message in sent:
+                self.deliver(device, message)
+                assert (device, message.outbox, message.seq) in self.verdicts
+
+
+TestExactlyOnce = ExactlyOnce.TestCase
+TestExactlyOnce.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+def test_a_repeat_gets_the_verdict_of_then() -> None:
+    core = started()
+    bad = update(1).model_copy(update={"schema_hash": b"x" * 16})
+    assert told(arrive(core, "a", bad)).verdict is Verdict.WRONG_SCHEMA
+    assert told(arrive(core, "a", update(2))).verdict is Verdict.ACCEPTED
+    again = told(arrive(core, "a", bad))
+    assert (again.verdict, again.repeat) == (Verdict.WRONG_SCHEMA, True)
+
+
+def test_a_verdict_that_is_forgotten_is_still_settled() -> None:
+    core = started()
+    for seq in range(1, 20):
+        arrive(core, "a", update(seq))
+    (reply, _) = arrive(core, "a", update(1))
+    assert reply == ev.Reply("a", 1, 19, ())
+
+
+def test_the_receipt_stands_behind_the_record_and_the_step_before_its_carrying() -> None:
+    kinds = [type(action) for action in arrive(started(), "a", update(1))]
+    assert kinds == [ev.Journal, ev.Reply, ev.Journal, ev.Carry, ev.Journal, ev.Carry, ev.Drop]
+
+
+def test_an_update_that_comes_again_while_it_is_decoded_is_decoded_once() -> None:
+    core = started()
+    assert [type(action) for action in core.handle(ev.Arrived("a", update(1), 7), 0)] == [ev.Decode]
+    assert core.handle(ev.Arrived("a", update(1), 8), 0) == [ev.Drop(8)]
+    assert core.handle(ev.Offered("a", update(1)), 0) == []
+
+
+def test_an_update_beyond_a_gap_waits_for_the_one_before() -> None:
+    core = started()
+    assert arrive(core, "a", update(3, first=1)) == [ev.Reply("a", 1, 0), ev.Drop(3)]
+
+
+def test_what_the_device_gave_up_is_counted_and_passed_over() -> None:
+    core = started()
+    arrive(core, "a", update(1))
+    assert arrive(core, "a", update(5, first=4)) == [ev.Reply("a", 1, 3), ev.Drop(5)]
+    assert told(arrive(core, "a", update(4, first=4))).verdict is Verdict.ACCEPTED
+    ((_, _, hi, gaps, _),) = core.dump()["outboxes"]
+    assert (hi, gaps) == (4, 2)
+
+
+def test_outboxes_of_one_device_do_not_mix() -> None:
+    core = started()
+    assert told(arrive(core, "a", update(1, outbox=1))).verdict is Verdict.ACCEPTED
+    assert told(arrive(core, "a", update(1, outbox=2))).verdict is Verdict.ACCEPTED
+    assert (core.hi("a", 1), core.hi("a", 2), core.hi("b", 1)) == (1, 1, 0)
+
+
+# ------------------------------------------------------------------ refusals for now
+
+
+def test_paused_keeps_everything_with_the_device() -> None:
+    core = started()
+    core.paused = "w" * 1000
+    settled = told(actions := arrive(core, "a", update(1)))
+    assert settled.verdict is Verdict.PAUSED
+    assert settled.retry_after > 0
+    assert not records(actions)
+    assert core.hi("a", 1) == 0
+    assert told(core.handle(ev.Offered("a", update(1)), 0)).verdict is Verdict.PAUSED
+    core.paused = None
+    assert told(arrive(core, "a", update(1))).verdict is Verdict.ACCEPTED
+    core.paused = "again"
+    assert told(arrive(core, "a", update(1))).repeat, "what is settled is told in a pause too"
+
+
+def test_devices_and_outboxes_have_bounds() -> None:
+    core = started(bounds=Bounds(devices=2))
+    for device in "ab":
+        assert told(arrive(core, device, update(1))).verdict is Verdict.ACCEPTED
+    settled = told(actions := arrive(core, "c", update(1)))
+    assert settled.verdict is Verdict.BUSY
+    assert not records(actions)
+    assert core.handle(ev.Greeted("c", 1, 1), 0) == [ev.Reply("c", 1, 0)]
+    for outbox in range(2, 500):
+        core.handle(ev.Greeted("a", outbox, 1), 0)
+    assert len(core.dump()["outboxes"]) < 100
+    assert told(arrive(core, "a", update(2))).verdict is Verdict.ACCEPTED
+    assert told(arrive(core, "a", update(1, outbox=499))).verdict is Verdict.BUSY
+
+
+# ---------------------------------------------------------------------- verdicts
+
+
+@pytest.mark.parametrize(
+    ("fields", "verdict"),
+    [
+        ({"lineage": b"x" * 16}, Verdict.FOREIGN_LINEAGE),
+        ({"schema_hash": b"x" * 16}, Verdict.WRONG_SCHEMA),
+        ({"generation": 1}, Verdict.UNKNOWN_BASE),
+        ({"base": 1000}, Verdict.UNKNOWN_BASE),
+        ({"base": 0}, Verdict.STALE),
+        ({"base": 3}, Verdict.STALE),
+        ({"codec": "morse"}, Verdict.UNKNOWN_CODEC),
+        ({"codec": "\U0001f41d" * 64}, Verdict.UNKNOWN_CODEC),
+        ({"size": 2**40}, Verdict.TOO_LARGE),
+    ],
+)
+def test_a_refusal_is_told_and_final(fields: dict[str, object], verdict: Verdict) -> None:
+    core = started(fedasync(1.0, constant(), norm_limit=None, release_floor=1, max_staleness=5))
+    for seq in range(1, 12):
+        arrive(core, "a", update(seq, base=core.version))
+    bad = update(1, base=core.version).model_copy(update=fields)
+    for ask in (ev.Offered("b", bad), ev.Arrived("b", bad.model_copy(update={"outbox": 2}), 1)):
+        actions = core.handle(ask, 0.0)
+        settled = told(actions)
+        assert (settled.verdict, settled.verdict.final) == (verdict, True)
+        assert settled.why
+        assert [type(record) for record in records(actions)] == [rec.UpdateRecord]
+        assert not any(isinstance(action, ev.Carry | ev.Grant | ev.Decode) for action in actions)
+    assert core.hi("b", 1) == core.hi("b", 2) == 1
+
+
+def test_the_norm_limit_follows_the_median_of_what_was_accepted() -> None:
+    core = started(fedasync(1.0, constant(), norm_limit=3, release_floor=1))
+    for seq in range(1, 31):
+        assert told(arrive(core, "a", update(seq, base=core.version), norm=2)).verdict is Verdict.ACCEPTED
+    for seq, norm, verdict in [(31, 6.1, Verdict.NORM_TOO_LARGE), (32, 5.9, Verdict.ACCEPTED)]:
+        assert told(arrive(core, "a", update(seq, base=core.version), norm=norm)).verdict is verdict
+
+
+def test_a_norm_beyond_all_measure_is_refused_without_a_limit_too() -> None:
+    assert told(arrive(started(), "a", update(1), norm=1e30)).verdict is Verdict.NORM_TOO_LARGE
+
+
+def test_an_offer_is_granted_in_its_turn_only() -> None:
+    core = started()
+    second = update(2, first=1)
+    assert core.handle(ev.Offered("a", second), 0) == [ev.Reply("a", 1, 0)]
+    assert core.handle(ev.Offered("a", update(1)), 0) == [ev.Grant("a", update(1), 0)]
+    arrive(core, "a", update(1))
+    assert told(core.handle(ev.Offered("a", update(1)), 0)).repeat
+    assert core.handle(ev.Offered("a", second), 0) == [ev.Grant("a", second, 1)]
+
+
+def test_a_fetch_of_another_lineage_is_ignored() -> None:
+    core = started()
+    ours = Fetch(lineage=LINEAGE, version=1, span=0, parts=(0,))
+    assert core.handle(ev.FetchAsked("a", ours), 0) == [ev.Republish(ours)]
+    assert core.handle(ev.FetchAsked("a", ours.model_copy(update={"lineage": bytes(16)})), 0) == []
+
+
+# ---------------------------------------------------------------- steps and releases
+
+
+def test_a_buffer_is_stepped_when_it_is_full_or_its_deadline_comes() -> None:
+    core = started(fedbuff(3, deadline=10, release_floor=1))
+    assert [type(record) for record in records(arrive(core, "a", update(1), now=5))] == [rec.UpdateRecord]
+    arrive(core, "b", update(1), now=7)
+    assert due(core) == 15
+    assert core.tick(14.9) == []
+    step = records(core.tick(15))[0]
+    assert isinstance(step, rec.StepRecord)
+    assert len(step.updates) == 2
+    assert due(core) is None
+    for seq, device in [(2, "a"), (2, "b"), (3, "a")]:
+        actions = arrive(core, device, update(seq), now=16)
+    (full,) = [record for record in records(actions) if isinstance(record, rec.StepRecord)]
+    assert [weight for _, weight in full.updates] == pytest.approx([0.5 * 2**-0.5, 2**-0.5, 0.5 * 2**-0.5])
+
+
+def test_after_a_restart_the_deadline_runs_anew() -> None:
+    strategy = fedbuff(3, deadline=10, release_floor=1)
+    core = started(strategy)
+    arrive(core, "a", update(1), now=5)
+    again = new_core(strategy)
+    again.load(core.dump())
+    assert due(again) is None
+    again.start(100)
+    assert due(again) == 110
+    assert records(again.tick(110))
+
+
+def test_a_release_waits_for_company_and_says_so() -> None:
+    core = started(fedasync(1.0, constant(), norm_limit=None, release_floor=3))
+    for seq in range(1, 6):
+        actions = arrive(core, "a", update(seq)) + arrive(core, "b", update(seq))
+        assert not any(isinstance(record, rec.ReleaseRecord) for record in records(actions))
+    assert "3 distinct devices" in (core.waiting_for_company or "")
+    release = records(arrive(core, "c", update(1)))[-1]
+    assert release == rec.ReleaseRecord(release.lsn, 2, 11, 3)
+    assert core.waiting_for_company is None
+
+
+def test_releases_keep_their_interval() -> None:
+    core = started(fedasync(1.0, constant(), norm_limit=None, release_floor=1, release_interval=60))
+    arrive(core, "a", update(1), now=10)
+    arrive(core, "a", update(2), now=20)
+    assert (core.version, due(core)) == (1, 60)
+    assert core.tick(59) == []
+    (release,) = records(core.tick(60))
+    assert release == rec.ReleaseRecord(release.lsn, 2, 2, 1)
+    assert due(core) is None
+
+
+def test_a_new_generation_begins_above_all_that_was_announced_and_carries_nobody_alone() -> None:
+    core = started(fedasync(1.0, constant(), norm_limit=None, release_floor=2))
+    arrive(core, "a", update(1))
+    actions = core.begin_generation(7, 40, 0.0)
+    generation, release = records(actions)
+    assert generation == rec.GenerationRecord(generation.lsn, 8, 40)
+    assert release == rec.ReleaseRecord(release.lsn, 41, 1, 0)
+    assert told(arrive(core, "b", update(1, base=1))).verdict is Verdict.STALE
+    actions = arrive(core, "b", update(2, base=41))
+    assert records(actions)[-1] == rec.ReleaseRecord(records(actions)[-1].lsn, 42, 2, 2), "a's work counts there"
+
+
+# -------------------------------------------------------------------- statistics
+
+
+MOMENTS = (Moment(name="input", channels=2),)
+
+
+def statistics(*names: tuple[str, int], lineage: bytes = LINEAGE) -> Statistics:
+    return Statistics(lineage=lineage, names=names or (("input", 2),))
+
+
+def gathering(devices: int) -> AggregatorCore:
+    return started(moments=MOMENTS, statistics_devices=devices, statistics_deadline=10)
+
+
+def test_statistics_are_frozen_when_enough_devices_have_sent_them() -> None:
+    core = gathering(3)
+    for key, device in enumerate("aab"):
+        assert not any(isinstance(a, ev.Carry) for a in core.handle(ev.StatisticsArrived(device, statistics(), key), 0))
+    freeze, release = [r for r in records(core.handle(ev.StatisticsArrived("c", statistics(), 9), 0)) if r.lsn > 3]
+    assert isinstance(freeze, rec.FreezeRecord)
+    assert len(freeze.statistics) == 3
+    assert release == rec.ReleaseRecord(release.lsn, 1, 0, 0)
+    assert core.handle(ev.StatisticsArrived("d", statistics(), 10), 0) == [ev.Drop(10)]
+
+
+def test_one_devices_statistics_are_never_published_alone() -> None:
+    core = gathering(5)
+    core.handle(ev.StatisticsArrived("a", statistics(), 1), 0)
+    assert due(core) is None
+    assert core.tick(1000) == []
+    assert "second" in (core.waiting_for_company or "")
+    core.handle(ev.StatisticsArrived("b", statistics(), 2), 1000)
+    core.tick(1010)
+    assert core.version == 1
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [statistics(("input", 3)), statistics(("other", 2)), statistics(lineage=b"x" * 16)],
+)
+def test_statistics_that_were_not_asked_for_are_dropped(bad: Statistics) -> None:
+    assert gathering(2).handle(ev.StatisticsArrived("a", bad, 1), 0) == [ev.Drop(1)]
+
+
+def test_no_update_is_taken_before_there_is_a_model_to_train_from() -> None:
+    assert told(arrive(gathering(2), "a", update(1, base=0))).verdict is Verdict.UNKNOWN_BASE
+
+
+def test_a_journal_with_a_hole_is_not_replayed() -> None:
+    core = new_core()
+    with pytest.raises(ValueError, match="follows"):
+        core.replay(rec.ReleaseRecord(2, 1, 0, 0))
