@@ -14,6 +14,7 @@ import secrets
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,7 @@ from safetensors.numpy import save as save_tensors
 from aggregator import records as rec
 from aggregator.model import Frame
 from wire import frames
+from wire.errors import WireError
 from wire.schema import Schema
 
 FORMAT = 1
@@ -154,6 +156,22 @@ class Store:
         assert self._db is not None, "the store is not open"
         return self._db
 
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: all of it is durable when the block is left, or nothing.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        try:
+            with self._open_db:
+                yield self._open_db
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(
+                f"The store {self.directory} cannot be written any more ({error}): see to its disk and start again. "
+                "All that was receipted is in it."
+            ) from error
+
     @property
     def empty(self) -> bool:
         """Whether no model was ever written into it: not even where `create` was called and the power went then."""
@@ -180,8 +198,8 @@ class Store:
             crc = _crc(record, entry.body)
             rows.append((entry.record.lsn, rec.kind(entry.record), record, entry.body, crc))
         if rows:
-            with self._open_db:
-                self._open_db.executemany("INSERT INTO journal VALUES (?, ?, ?, ?, ?)", rows)
+            with self._writing() as db:
+                db.executemany("INSERT INTO journal VALUES (?, ?, ?, ?, ?)", rows)
 
     def entries(self, after: int) -> Iterator[Entry]:
         """The journal's records behind an lsn, in order.
@@ -194,42 +212,59 @@ class Store:
             "SELECT lsn, kind, record, body, crc FROM journal WHERE lsn > ? ORDER BY lsn", (after,)
         )
         for lsn, kind, record, body, crc in rows:
-            if lsn != expected or _crc(record, body) != crc:
-                raise StoreError(
-                    f"The journal in {self.directory} is damaged at record {lsn}: what was decided from there on "
-                    "would be lost. Restore the store from a backup."
-                )
+            if lsn != expected:
+                raise self._damaged(expected)
             expected += 1
-            yield Entry(rec.unpack(kind, record), body)
+            yield self._entry(lsn, kind, record, body, crc)
 
     def body(self, lsn: int) -> bytes:
         """The body kept with a record.
 
         Raises:
-            StoreError: it is not there.
+            StoreError: it is not there, or damaged.
         """
-        row = self._open_db.execute("SELECT body FROM journal WHERE lsn = ?", (lsn,)).fetchone()
-        if row is None or row[0] is None:
-            raise StoreError(f"The journal in {self.directory} lacks the update of record {lsn}.")
-        return bytes(row[0])
+        body = self._at(lsn).body
+        if body is None:
+            raise self._damaged(lsn)
+        return bytes(body)
 
     def record(self, lsn: int) -> rec.Record:
         """One record.
 
         Raises:
-            StoreError: it is not there.
+            StoreError: it is not there, or damaged.
         """
-        row = self._open_db.execute("SELECT kind, record FROM journal WHERE lsn = ?", (lsn,)).fetchone()
+        return self._at(lsn).record
+
+    def _at(self, lsn: int) -> Entry:
+        row = self._open_db.execute("SELECT lsn, kind, record, body, crc FROM journal WHERE lsn = ?", (lsn,)).fetchone()
         if row is None:
-            raise StoreError(f"The journal in {self.directory} lacks record {lsn}.")
-        return rec.unpack(*row)
+            raise self._damaged(lsn)
+        return self._entry(*row)
+
+    def _entry(self, lsn: int, kind: str, record: bytes, body: bytes | None, crc: int) -> Entry:
+        if _crc(record, body) != crc:
+            raise self._damaged(lsn)
+        try:
+            return Entry(rec.unpack(kind, record), body)
+        except WireError as error:
+            raise StoreError(
+                f"The journal in {self.directory} holds what this version of Midge does not know ({error}): start "
+                "with the version that wrote it."
+            ) from error
+
+    def _damaged(self, lsn: int) -> StoreError:
+        return StoreError(
+            f"The journal in {self.directory} is damaged at record {lsn}: what was decided from there on would be "
+            "lost. Restore the store from a backup."
+        )
 
     # -------------------------------------------------------------------- frames
 
     def add_frames(self, new: Iterable[tuple[Frame, int]]) -> None:
         """Keep frames, each with its number of parts, before they are published. One that is there stays."""
-        with self._open_db:
-            self._open_db.executemany(
+        with self._writing() as db:
+            db.executemany(
                 "INSERT OR IGNORE INTO frames (version, span, data, parts) VALUES (?, ?, ?, ?)",
                 [(frame.version, frame.span, frame.data, parts) for frame, parts in new],
             )
@@ -250,8 +285,8 @@ class Store:
     def withdraw(self, gone: Iterable[tuple[int, int]], *, keep: bool) -> None:
         """No longer offer frames, by version and span: after their topics were cleared. `keep` keeps their bytes."""
         statement = "UPDATE frames SET offered = 0" if keep else "DELETE FROM frames"
-        with self._open_db:
-            self._open_db.executemany(f"{statement} WHERE version = ? AND span = ?", list(gone))
+        with self._writing() as db:
+            db.executemany(f"{statement} WHERE version = ? AND span = ?", list(gone))
 
     # --------------------------------------------------------------- checkpoints
 
@@ -262,9 +297,9 @@ class Store:
         arrays["plain"] = np.frombuffer(plain, np.uint8)
         data = save_tensors({name: np.ascontiguousarray(array) for name, array in arrays.items()})
         name = f"checkpoint-{checkpoint.lsn:012d}.safetensors"
-        write_durably(self.directory / name, data)
-        with self._open_db:
-            self._open_db.execute(
+        with self._writing() as db:
+            write_durably(self.directory / name, data)
+            db.execute(
                 "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?)",
                 (checkpoint.lsn, name, hashlib.sha256(data).digest(), oldest_body, oldest_base),
             )
@@ -277,10 +312,11 @@ class Store:
         kept, dropped = rows[:KEEP_CHECKPOINTS], rows[KEEP_CHECKPOINTS:]
         needed = min(min(lsn + 1, body) for lsn, _, body, _ in kept)
         oldest_base = min(base for *_, base in kept)
-        with self._open_db:
-            self._open_db.executemany("DELETE FROM checkpoints WHERE lsn = ?", [(lsn,) for lsn, *_ in dropped])
-            self._open_db.execute("DELETE FROM journal WHERE lsn < ?", (needed,))
-            self._open_db.execute("DELETE FROM frames WHERE offered = 0 AND version <= ?", (oldest_base,))
+        with self._writing() as db:
+            db.executemany("DELETE FROM checkpoints WHERE lsn = ?", [(lsn,) for lsn, *_ in dropped])
+            db.execute("DELETE FROM journal WHERE lsn < ?", (needed,))
+            # A step leads to its version and a snapshot stands for it: of the oldest base only the latter is needed.
+            db.execute("DELETE FROM frames WHERE offered = 0 AND version < ? + (span > 0)", (oldest_base,))
         for _, file, _, _ in dropped:
             (self.directory / file).unlink(missing_ok=True)
 
