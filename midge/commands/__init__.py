@@ -1,8 +1,8 @@
 """The commands: arguments in, words and an exit code out. What they do is done elsewhere."""
 
-from midge.commands import aggregate, broker, clean, demo, device, explain, status
+from midge.commands import aggregate, broker, clean, demo, device, explain, report, status
 
-COMMANDS = (demo, aggregate, device, broker, status, explain, clean)
+COMMANDS = (demo, aggregate, device, broker, status, explain, report, clean)
 
 
 def problems() -> tuple[type[Exception], ...]:

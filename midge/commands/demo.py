@@ -89,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, outcome: dict[str, Any]) -> int:
     try:
         from sensor_fleet.demo import Demo, DemoError  # noqa: PLC0415 - heavy, and an extra
+        from sensor_fleet.report.conclusion import conclude  # noqa: PLC0415
         from sensor_fleet.setting import BrokerAddress, Setting  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise Problem(f'The demo needs {error.name}: pip install "midge[demo]"') from error
@@ -125,10 +126,10 @@ def _run(args: argparse.Namespace, outcome: dict[str, Any]) -> int:
         _draw(moment, args.picture)
     result = demo.outcome()
     (demo.directory / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-    if args.json:
-        print(json.dumps(result), flush=True)
-    else:
+    if not args.json:
         print_ending(demo, ending)
+    result = conclude(demo, result)
+    print(json.dumps(result) if args.json else f"The report is in {demo.directory}/report.html.", flush=True)
     if ending == "interrupted":
         return 130
     return 1 if demo.target is not None and not demo.progress.reached else 0

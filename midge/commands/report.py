@@ -1,0 +1,44 @@
+"""`midge report`: a run as one page."""
+
+import argparse
+from pathlib import Path
+
+from midge.commands.parts import Problem, Subparsers, mendable
+
+RUNS = Path("runs")
+
+
+def register(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "report",
+        help="a run as one HTML page",
+        description="Draw a run as one HTML page that stands by itself: runs/NAME/report.html.",
+    )
+    parser.add_argument("run_directory", metavar="RUN", nargs="?", help="folder of a run (default: the last in runs/)")
+    parser.add_argument("-o", "--output", metavar="FILE.html", help="where to write the page")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        from sensor_fleet.report.conclusion import write_report  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        raise Problem(f'The report needs {error.name}: pip install "midge[demo]"') from error
+    directory = Path(args.run_directory) if args.run_directory else newest()
+    with mendable():
+        try:
+            path = write_report(directory, Path(args.output) if args.output else None)
+        except OSError as error:
+            raise Problem(
+                f"The page cannot be written ({error.strerror}): give another place with --output."
+            ) from error
+    print(f"The report is in {path}.")
+    return 0
+
+
+def newest() -> Path:
+    """The run that was begun last."""
+    found = [path for path in RUNS.glob("*") if path.is_dir()]
+    if not found:
+        raise Problem(f"There are no runs in {RUNS.resolve()}: run midge demo first, or give the folder of a run.")
+    return max(found, key=lambda path: path.stat().st_mtime)

@@ -1,0 +1,66 @@
+"""The end of a run: its baselines are measured, and its report is written beside its other files."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from iot_client.fit import Parameters
+from sensor_fleet.baselines import Baselines
+from sensor_fleet.demo import Demo
+from sensor_fleet.report.page import report
+from sensor_fleet.report.reading import BASELINES_FILE, RESULT_FILE, read
+
+REPORT_FILE: Final = "report.html"
+
+
+def conclude(demo: Demo, outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """Measure the baselines and write everything down; the outcome with `central` and `alone`, None where unknown."""
+    found: dict[str, Any] = {}
+    if demo.loaded is not None:
+        data, model = demo.loaded
+        setting = demo.setting
+        baselines = Baselines(
+            data,
+            model,
+            setting.plan(),
+            engine="torch" if setting.engine == "torch" else "numpy",
+            seed=setting.seed,
+            trainings=demo.progress.updates["accepted"],
+        )
+        found = baselines.measure(_model(demo.directory / "model.safetensors"))
+        _write(demo.directory / BASELINES_FILE, found)
+    result = {
+        **outcome,
+        "central": found["central"]["value"] if found else None,
+        "alone": found["alone"]["mean"] if found else None,
+    }
+    _write(demo.directory / RESULT_FILE, result)
+    write_report(demo.directory)
+    return result
+
+
+def write_report(directory: Path, to: Path | None = None) -> Path:
+    """Read a run and write its page, into its directory unless told otherwise; where it is.
+
+    Raises:
+        ValueError: the directory holds no run.
+        OSError: the page cannot be written.
+    """
+    path = to or directory / REPORT_FILE
+    path.write_text(report(read(directory)), encoding="utf-8")
+    return path
+
+
+def _model(path: Path) -> Parameters | None:
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError):
+        return None
+
+
+def _write(path: Path, plain: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")

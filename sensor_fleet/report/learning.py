@@ -1,0 +1,188 @@
+"""Figures of how the model learned: its score against time and bytes, and what came of the updates."""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+from sensor_fleet.progress import HELD
+from sensor_fleet.report import scales
+from sensor_fleet.report.quantities import counted, duration, percent, score, significant, size
+from sensor_fleet.report.run import Run
+from sensor_fleet.report.scales import Scale
+from sensor_fleet.report.svg import Label, Plot, Point, thinned
+
+Size = tuple[float, float]
+LABELS: Final = 86.0
+"""Room for the labels right of a plot."""
+_POINTS: Final = 500
+"""Of a line at most: more than a drawing has pixels for."""
+_DOTS: Final = 300
+
+
+def running_mean(values: Sequence[float]) -> list[float]:
+    """At each place the mean of the last few values: what a target has to be held by."""
+    return [statistics.fmean(values[max(0, end - HELD) : end]) for end in range(1, len(values) + 1)]
+
+
+def score_scale(runs: Sequence[Run]) -> Scale:
+    """Accuracy from 0 to 100%; an error from 0 to what is worth looking at. Values beyond are drawn at the edge."""
+    if runs[0].metric == "accuracy":
+        return scales.linear(0.0, 1.0, lambda value: percent(value, 0))
+    worth: list[float] = []
+    for run in runs:
+        values = [evaluation.value for evaluation in run.evaluations if math.isfinite(evaluation.value)]
+        if values:
+            ordered = sorted(values)
+            worth += [values[0], values[-1], ordered[round(0.75 * (len(ordered) - 1))]]
+        beside = (run.central.value if run.central else None, run.alone.mean if run.alone else None, run.target)
+        worth += [value for value in beside if value is not None]
+    return scales.linear(0.0, 1.05 * max(worth, default=1.0))
+
+
+def over_time(run: Run, room: Size) -> Plot:
+    """The score against time, beside both baselines and the target."""
+    plot = Plot(
+        room,
+        f"{axis_of(run)} over {duration(run.seconds)}: {score(run.value, run.metric)} at the end.",
+        x := scales.of_time(run.seconds, count=8 if room[0] > 500 else 4),
+        score_scale([run]),
+        x_name=f"{scales.unit_of_time(x)} since the start",
+        y_name=axis_of(run),
+        right=LABELS,
+    )
+    for start, end, what in run.killed:
+        low, high = run.since(start), run.seconds if end is None else run.since(end)
+        plot.stretch(low, high, "outage", f"{what} killed at {duration(low)}")
+    labels = _baselines(plot, run)
+    if run.target is not None:
+        plot.level(run.target, "target")
+        words = f"target {score(run.target, run.metric)}"
+        if run.seconds_to_target is not None:
+            plot.mark(run.seconds_to_target, f"{words} held at {duration(run.seconds_to_target)}", "target")
+        else:
+            plot.text(plot.left + 6, plot.y(run.target) - 5, f"{words}, missed", "note target")
+    times = [run.since(evaluation.time) for evaluation in run.evaluations]
+    values = [evaluation.value for evaluation in run.evaluations]
+    plot.line(thinned(list(zip(times, values, strict=True)), _POINTS), "raw")
+    plot.line(thinned(list(zip(times, running_mean(values), strict=True)), _POINTS), "fleet")
+    if run.value is not None:
+        labels.append(Label(run.value, "federated", score(run.value, run.metric), "fleet"))
+    plot.labels(labels)
+    return plot
+
+
+def over_bytes(run: Run, room: Size) -> Plot | None:
+    """The score against the bytes that a device moved in the mean; pooling and being alone are points on it."""
+    number = len(run.names)
+    known = [evaluation for evaluation in run.evaluations if evaluation.up is not None and evaluation.down is not None]
+    if not known or not number:
+        return None
+    means = running_mean([evaluation.value for evaluation in known])
+    sent: list[Point] = [((one.up or 0.0) / number, mean) for one, mean in zip(known, means, strict=True)]
+    both: list[Point] = [
+        (((one.up or 0.0) + (one.down or 0.0)) / number, mean) for one, mean in zip(known, means, strict=True)
+    ]
+    raw = statistics.fmean(traits.bytes for traits in run.devices.values()) if run.devices else None
+    plot = Plot(
+        room,
+        f"{axis_of(run)} against bytes: {size(both[-1][0])} a device at the end.",
+        scales.of_bytes(max(both[-1][0], raw or 0.0) * 1.03, count=4 if room[0] > 400 else 3),
+        score_scale([run]),
+        x_name="sent and received, of one device in the mean",
+        y_name=axis_of(run),
+        right=LABELS,
+    )
+    labels = []
+    plot.line(thinned(sent, _POINTS), "sent")
+    plot.line(thinned(both, _POINTS), "fleet")
+    x, y = plot.x(sent[-1][0]), plot.y(sent[-1][1])
+    plot.text(x + 6, y + 20, "sent only", "note fleet")
+    if run.value is not None:
+        labels.append(Label(run.value, "federated", score(run.value, run.metric), "fleet"))
+    if run.central is not None and run.central.value is not None and raw is not None:
+        plot.point(raw, run.central.value, "central", radius=4.5, title=f"raw data sent once: {size(raw)} a device")
+        labels.append(Label(run.central.value, "pooled", score(run.central.value, run.metric), "central"))
+    if run.alone is not None and run.alone.mean is not None:
+        plot.point(0.0, run.alone.mean, "alone", radius=4.5, title="each device alone: nothing sent")
+        labels.append(Label(run.alone.mean, "alone", score(run.alone.mean, run.metric), "alone"))
+    plot.labels(labels)
+    return plot
+
+
+def staleness(run: Run, room: Size) -> Plot | None:
+    """How many accepted updates were how stale."""
+    taus = [update.staleness for update in run.accepted]
+    if not taus:
+        return None
+    width = scales.bins(taus, 30 if room[0] > 400 else 22)
+    counts = Counter(tau // width for tau in taus)
+    plot = Plot(
+        room,
+        f"Staleness of {counted(len(taus), 'accepted update')}: median {median(taus)} steps, at most {max(taus)}.",
+        scales.linear(0, (max(counts) + 1) * width, tight=True),
+        scales.linear(0, max(counts.values()) * 1.12, count=4),
+        x_name="steps stale",
+        y_name="accepted updates",
+        whole=True,
+    )
+    for place, number in sorted(counts.items()):
+        low, high = place * width, (place + 1) * width
+        about = f"{low}" if width == 1 else f"{low} to {high - 1}"
+        plot.bar(low, high, number, "fleet", f"{about} steps: {counted(number, 'update')}")
+    plot.mark(median(taus) + width / 2, f"median {median(taus)}", "mark")
+    if (ninth := quantile(taus, 0.9)) > median(taus):
+        plot.mark(ninth + width / 2, f"90% up to {ninth}", "mark", 1)
+    return plot
+
+
+def weights(run: Run, room: Size) -> Plot | None:
+    """The weight that updates were given, by their staleness."""
+    found = Counter((update.staleness, round(update.weight, 3)) for update in run.accepted)
+    if not found:
+        return None
+    top = max(weight for _, weight in found)
+    plot = Plot(
+        room,
+        f"Weight of updates by staleness: from {significant(top)} down to {significant(min(w for _, w in found))}.",
+        scales.linear(0, max(1, *(tau for tau, _ in found)), tight=True),
+        scales.linear(0, (top or 1.0) * 1.05, count=4),
+        x_name="steps stale",
+        y_name="weight in the model",
+    )
+    stride = math.ceil(len(found) / _DOTS)
+    for (tau, weight), number in sorted(found.items())[::stride]:
+        title = f"{tau} steps stale: weight {significant(weight)}, {counted(number, 'update')}"
+        plot.point(tau, weight, "fleet soft", radius=min(9.0, 2.2 + 0.6 * math.sqrt(number)), title=title)
+    return plot
+
+
+def axis_of(run: Run) -> str:
+    """What a score is called on an axis."""
+    return "accuracy on the test rows" if run.metric == "accuracy" else "RMSE on the test rows (less is better)"
+
+
+def median(values: Sequence[int]) -> int:
+    """The lower one where there are two."""
+    return quantile(values, 0.5)
+
+
+def quantile(values: Sequence[int], share: float) -> int:
+    """The least value that at least such a share of all does not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def _baselines(plot: Plot, run: Run) -> list[Label]:
+    """Draw both baselines over the whole width; their labels."""
+    labels = []
+    if (alone := run.alone) is not None and alone.mean is not None:
+        deviation = alone.deviation or 0.0
+        plot.band(alone.mean - deviation, alone.mean + deviation, "alone")
+        plot.level(alone.mean, "alone")
+        labels.append(Label(alone.mean, "alone", score(alone.mean, run.metric), "alone"))
+    if (central := run.central) is not None and central.value is not None:
+        plot.level(central.value, "central")
+        labels.append(Label(central.value, "pooled", score(central.value, run.metric), "central"))
+    return labels

@@ -1,0 +1,116 @@
+"""The life of each device as a sequence of states, from what it told of itself."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from sensor_fleet.report.run import Happening, Run
+
+State = Literal["training", "sending", "waiting", "away", "gone"]
+STATES: Final[tuple[State, ...]] = ("training", "sending", "waiting", "away", "gone")
+ENDS: Final = {"killed": "killed", "vanished": "vanished", "left": "left"}
+"""Events after which a device is gone, and what to call them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A state that lasts from `start` to `end`, in seconds since the run's start."""
+
+    state: State
+    start: float
+    end: float
+
+
+@dataclass(slots=True)
+class Life:
+    """One device's spans, ascending and without gaps from its first sign of life, and when it was ended, and how."""
+
+    device: str
+    spans: list[Span] = field(default_factory=list)
+    ends: list[tuple[float, str]] = field(default_factory=list)
+
+    def share(self, state: State) -> float:
+        """Of its whole life."""
+        whole = sum(span.end - span.start for span in self.spans)
+        return sum(span.end - span.start for span in self.spans if span.state == state) / whole if whole else 0.0
+
+
+@dataclass(slots=True)
+class _Watch:
+    """A device as its events unfold."""
+
+    life: Life
+    since: float | None = None
+    connected: bool = False
+    training: bool = False
+    gone: bool = False
+    unsettled: int = 0
+
+    @property
+    def state(self) -> State:
+        if self.gone:
+            return "gone"
+        if self.training:
+            return "training"
+        if not self.connected:
+            return "away"
+        return "sending" if self.unsettled else "waiting"
+
+    def until(self, time: float, state: State | None = None) -> None:
+        """Close the span that lasts."""
+        if self.since is not None and time > self.since:
+            state = state or self.state
+            spans = self.life.spans
+            if spans and spans[-1].state == state:
+                spans[-1] = Span(state, spans[-1].start, time)
+            else:
+                spans.append(Span(state, self.since, time))
+        self.since = time
+
+    def take(self, event: str, time: float) -> None:
+        if event == "connected" and (self.gone or (self.connected and self.since is not None)):
+            # It was ended without a word and has come back: where it was meanwhile, nobody knows but that it was away.
+            self.until(time, "gone" if self.gone else "away")
+            self.training = self.gone = False
+        else:
+            self.until(time)
+        match event:
+            case "connected":
+                self.connected = True
+            case "disconnected":
+                self.connected = False
+            case "training":
+                self.training, self.gone = True, False
+            case "trained":
+                self.training = False
+                self.unsettled += 1
+            case "unfit":
+                self.training = False
+            case "receipt":
+                self.unsettled = max(0, self.unsettled - 1)
+            case "killed" | "vanished" | "left":
+                self.life.ends.append((time, ENDS[event]))
+                self.gone, self.training, self.connected = True, False, False
+            case _:
+                pass
+
+
+def lives(run: Run) -> dict[str, Life]:
+    """Each device that gave a sign of life, by name; until the run's end."""
+    by_device: dict[str, list[Happening]] = {}
+    for told in run.happenings:
+        by_device.setdefault(told.device, []).append(told)
+    lost = {device: run.since(time) for time, device in run.lost}  # the last one counts
+    end = max(run.since(max(run.times, default=run.began)), 0.0)
+    return {name: _life(name, by_device[name], run, lost.get(name), end) for name in sorted(by_device)}
+
+
+def _life(name: str, told: Sequence[Happening], run: Run, lost: float | None, end: float) -> Life:
+    watch = _Watch(Life(name))
+    for happening in told:
+        watch.take(happening.event, run.since(happening.time))
+    if lost is not None and watch.since is not None and lost > watch.since and not watch.gone:
+        watch.until(lost)
+        watch.connected = watch.training = False
+    watch.until(end)
+    return watch.life

@@ -1,0 +1,68 @@
+"""Numbers as a person reads them."""
+
+import math
+from typing import Final
+
+MISSING: Final = "–"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """0.9387 as 93.9%."""
+    return MISSING if share is None or not math.isfinite(share) else f"{100 * share:.{digits}f}%"
+
+
+def score(value: float | None, metric: str) -> str:
+    """An accuracy in percent; an error with three digits."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return percent(value) if metric == "accuracy" else significant(value)
+
+
+def significant(value: float) -> str:
+    """Three digits, never in powers of ten below a million: 1234, 16.2, 0.0123."""
+    if not math.isfinite(value):
+        return MISSING
+    if value == 0:
+        return "0"
+    if abs(value) >= 1e6 or abs(value) < 1e-3:
+        return f"{value:.2e}"
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def size(number: float | None) -> str:
+    """Bytes in decimal units: 6674 as 6.7 kB."""
+    if number is None or not math.isfinite(number):
+        return MISSING
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(number) < 999.5 or unit == "TB":
+            digits = 0 if unit == "B" or abs(number) >= 99.95 else 1
+            return f"{number:.{digits}f}\N{NO-BREAK SPACE}{unit}"
+        number /= 1000
+    raise AssertionError("the last unit takes all")
+
+
+def duration(seconds: float | None) -> str:
+    """8.18 as 8.2 s, 200 as 3 min 20 s, 7500 as 2 h 5 min."""
+    if seconds is None or not math.isfinite(seconds):
+        return MISSING
+    if seconds < 59.95:
+        digits = 0 if seconds == round(seconds) or seconds >= 20 else 1 if seconds >= 1 else 2
+        return f"{seconds:.{digits}f}\N{NO-BREAK SPACE}s"
+    whole = round(seconds)
+    for large, small, length in (("min", "s", 60), ("h", "min", 3600), ("d", "h", 86400)):
+        below = length // (24 if large == "d" else 60)
+        if whole < length * (60 if large == "min" else 24) or large == "d":
+            first, rest = divmod(round(whole / below), length // below)
+            parts = [f"{first}\N{NO-BREAK SPACE}{large}"] + ([f"{rest}\N{NO-BREAK SPACE}{small}"] if rest else [])
+            return " ".join(parts)
+    raise AssertionError("the last unit takes all")
+
+
+def times(ratio: float) -> str:
+    """How many times as much: 0.25, 3.4, 1,200."""
+    return f"{ratio:,.0f}" if ratio >= 99.5 else significant(ratio) if ratio < 1 else f"{ratio:.1f}"
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """1 device, 20 devices."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"

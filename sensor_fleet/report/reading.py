@@ -1,0 +1,135 @@
+"""Reading a run from its directory: what its files say, checked, in types.
+
+A run may have been killed at any moment, may be of another version, and may hold what we do not know. A line that
+cannot be read is counted and left out, an unknown event is passed over, and a file that is missing leaves its part of
+the report empty.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from sensor_fleet import record
+from sensor_fleet.progress import METRICS
+from sensor_fleet.report.run import Evaluation, Happening, Run, Update, finite_number, mapping
+
+METRICS_FILE: Final = "metrics.jsonl"
+DEVICES_FILE: Final = "devices.jsonl"
+RESULT_FILE: Final = "result.json"
+BASELINES_FILE: Final = "baselines.json"
+_SERVERS: Final = ("the aggregator", "the broker")
+
+
+def read(directory: Path) -> Run:
+    """Read a run.
+
+    Raises:
+        ValueError: the directory holds no run; the message says what to give instead.
+    """
+    files = (METRICS_FILE, record.FILE, RESULT_FILE)
+    if not directory.is_dir():
+        raise ValueError(f"There is no directory {directory}: give the folder of a run, such as runs/20260131-120000.")
+    if not any((directory / name).is_file() for name in files):
+        raise ValueError(f"{directory} holds no run: there is no {METRICS_FILE} in it.")
+    run = Run(
+        directory,
+        about=_object(directory / record.FILE),
+        result=_object(directory / RESULT_FILE) or None,
+        baselines=_object(directory / BASELINES_FILE),
+    )
+    for event in _lines(directory / METRICS_FILE, run):
+        _take(run, event)
+    for event in _lines(directory / DEVICES_FILE, run):
+        _take_of_device(run, event)
+    run.happenings.sort(key=lambda told: told.time)
+    task = mapping(run.about.get("data")).get("task")
+    if task == "regression" or (task is None and run.result is not None and "rmse" in run.result):
+        run.metric = "rmse"
+    return run
+
+
+def _take(run: Run, event: Mapping[str, Any]) -> None:
+    """One event of the aggregator's."""
+    try:
+        kind = event["event"]
+        if kind == "finished":
+            return
+        time = float(event["time"])
+        match kind:
+            case "evaluation":
+                for name in METRICS:
+                    if name in event["metrics"]:
+                        run.metric = name
+                        value = float(event["metrics"][name])
+                        up, down = finite_number(event.get("bytes_up")), finite_number(event.get("bytes_down"))
+                        run.evaluations.append(Evaluation(time, int(event["version"]), value, up, down))
+            case "update":
+                run.updates.append(
+                    Update(
+                        time,
+                        str(event["device"]),
+                        str(event["verdict"]),
+                        int(event.get("staleness") or 0),
+                        float(event.get("weight") or 0.0),
+                        int(event.get("size") or 0),
+                    )
+                )
+            case "device":
+                if event["state"] == "lost":
+                    run.lost.append((time, str(event["device"])))
+            case "killed" | "restarted" if str(event["what"]) not in _SERVERS:
+                run.happenings.append(Happening(time, str(event["what"]), kind, None))
+            case "killed":
+                run.killed.append((time, None, str(event["what"])))
+            case "restarted":
+                _came_back(run, time, str(event["what"]))
+            case _:
+                run.others[str(kind)] += 1
+        run.times.append(time)
+    except (KeyError, TypeError, ValueError):
+        run.unreadable += 1
+
+
+def _came_back(run: Run, time: float, what: str) -> None:
+    for place, (start, end, which) in enumerate(run.killed):
+        if which == what and end is None:
+            run.killed[place] = (start, time, which)
+
+
+def _take_of_device(run: Run, event: Mapping[str, Any]) -> None:
+    try:
+        time = float(event["time"])
+        told = Happening(time, str(event["device"]), str(event["event"]), finite_number(event.get("seconds")))
+    except (KeyError, TypeError, ValueError):
+        run.unreadable += 1
+        return
+    run.happenings.append(told)
+    run.times.append(time)
+
+
+def _lines(path: Path, run: Run) -> Iterator[Mapping[str, Any]]:
+    """The objects of a file of JSON lines. The last line of a killed run may be cut off."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if not line.strip():
+                continue
+            try:
+                event = json.loads(line)
+            except ValueError:
+                run.unreadable += 1
+                continue
+            if isinstance(event, dict):
+                yield event
+            else:
+                run.unreadable += 1
+
+
+def _object(path: Path) -> Mapping[str, Any]:
+    """The object of a JSON file; empty where there is none, or it was cut off."""
+    try:
+        return mapping(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}

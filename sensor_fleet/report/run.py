@@ -1,0 +1,241 @@
+"""What is known of a run, in types."""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sensor_fleet.progress import HELD, METRICS
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The model on the test rows."""
+
+    time: float
+    version: int
+    value: float
+    up: float | None
+    """Bytes that all devices had sent by then; None where the run did not write it down."""
+    down: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """The aggregator's verdict on an update."""
+
+    time: float
+    device: str
+    verdict: str
+    staleness: int
+    weight: float
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """Something that a device told of itself."""
+
+    time: float
+    device: str
+    event: str
+    seconds: float | None
+    """Of a training."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What is known of a device beforehand."""
+
+    rows: int
+    bytes: int
+    """Of its inputs, as they are stored."""
+    seconds: float
+    """That one training takes at least."""
+    engine: str
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A measure of several devices."""
+
+    values: Mapping[str, float]
+    mean: float | None
+    deviation: float | None
+    of: int
+    """How many devices there are; `values` may hold fewer."""
+    steps: int | None = None
+    test_rows: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Central:
+    """The model from all rows pooled."""
+
+    value: float | None
+    steps: int
+    rows: int
+    of_rows: int
+
+
+@dataclass
+class Run:
+    """All that is known of a run. Times are seconds since 1970; `since` counts from the run's start."""
+
+    directory: Path
+    about: Mapping[str, Any]
+    result: Mapping[str, Any] | None
+    baselines: Mapping[str, Any]
+    evaluations: list[Evaluation] = field(default_factory=list)
+    updates: list[Update] = field(default_factory=list)
+    happenings: list[Happening] = field(default_factory=list)
+    lost: list[tuple[float, str]] = field(default_factory=list)
+    """When the aggregator learned from a Last Will that a device was lost."""
+    killed: list[tuple[float, float | None, str]] = field(default_factory=list)
+    """What of the server side was killed: from, until (None: it did not come back), and what."""
+    others: Counter[str] = field(default_factory=Counter)
+    """How often the aggregator told of: repeat, held, dropped, release …"""
+    times: list[float] = field(default_factory=list)
+    unreadable: int = 0
+    """Lines that were left out."""
+    metric: str = "accuracy"
+
+    @property
+    def name(self) -> str:
+        return self.directory.resolve().name
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its own end."""
+        return self.result is not None
+
+    @cached_property
+    def began(self) -> float:
+        return finite_number(self.about.get("began")) or min(self.times, default=0.0)
+
+    @cached_property
+    def seconds(self) -> float:
+        """How long it took; of a run that was killed, until its last event."""
+        told = finite_number((self.result or {}).get("seconds"))
+        return max(0.0, max(self.times, default=self.began) - self.began) if told is None else told
+
+    def since(self, time: float) -> float:
+        return max(0.0, time - self.began)
+
+    @property
+    def value(self) -> float | None:
+        """The mean of the last evaluations, as the run itself counts it."""
+        told = finite_number((self.result or {}).get(self.metric))
+        last = [evaluation.value for evaluation in self.evaluations[-HELD:]]
+        if told is not None:
+            return told
+        return statistics.fmean(last) if last and all(map(math.isfinite, last)) else None
+
+    @property
+    def target(self) -> float | None:
+        return finite_number(self.about.get("target"))
+
+    @property
+    def seconds_to_target(self) -> float | None:
+        return finite_number((self.result or {}).get("seconds_to_target"))
+
+    @property
+    def better(self) -> int:
+        """1 where more is better, −1 where less is."""
+        return METRICS[self.metric]
+
+    @cached_property
+    def devices(self) -> dict[str, Traits]:
+        return {name: traits for name, traits in self._traits() if traits is not None}
+
+    def _traits(self) -> Iterator[tuple[str, Traits | None]]:
+        for name, plain in mapping(self.about.get("devices")).items():
+            try:
+                yield name, Traits(plain["rows"], plain["bytes"], float(plain["seconds"]), plain["engine"])
+            except (KeyError, TypeError, ValueError):
+                yield name, None
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Of all devices, by name."""
+        return sorted(
+            {*self.devices, *(told.device for told in self.happenings), *(one.device for one in self.updates)}
+        )
+
+    @property
+    def accepted(self) -> list[Update]:
+        return [update for update in self.updates if update.verdict == "accepted"]
+
+    @cached_property
+    def traffic(self) -> tuple[float | None, float | None]:
+        """Payload bytes that all devices sent and received; None where it is not known."""
+        result = self.result or {}
+        up, down = finite_number(result.get("bytes_up")), finite_number(result.get("bytes_down"))
+        if up is not None:
+            return up, down
+        if self.evaluations and self.evaluations[-1].up is not None:
+            return self.evaluations[-1].up, self.evaluations[-1].down
+        return (float(sum(update.size for update in self.updates)), None) if self.updates else (None, None)
+
+    @cached_property
+    def central(self) -> Central | None:
+        plain = mapping(self.baselines.get("central"))
+        try:
+            return Central(
+                finite_number(plain["value"]), int(plain["steps"]), int(plain["rows"]), int(plain["of_rows"])
+            )
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    @cached_property
+    def alone(self) -> Spread | None:
+        return _read_spread(self.baselines.get("alone"))
+
+    @cached_property
+    def own(self) -> Spread | None:
+        """The fleet's model on each device's own rows."""
+        return _read_spread(self.baselines.get("own"))
+
+    @cached_property
+    def training_seconds(self) -> dict[str, float]:
+        """The median time that a training took on each device: measured, else as it was set."""
+        measured: dict[str, list[float]] = {}
+        for told in self.happenings:
+            if told.event == "trained" and told.seconds is not None and told.seconds > 0:
+                measured.setdefault(told.device, []).append(told.seconds)
+        set_to = {name: traits.seconds for name, traits in self.devices.items() if traits.seconds > 0}
+        return set_to | {name: statistics.median(seconds) for name, seconds in measured.items()}
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """The object; empty where it is none."""
+    return value if isinstance(value, dict) else {}
+
+
+def finite_number(value: Any) -> float | None:
+    """A finite number, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _read_spread(value: Any) -> Spread | None:
+    plain = mapping(value)
+    values = {
+        name: number for name, raw in mapping(plain.get("values")).items() if (number := finite_number(raw)) is not None
+    }
+    if not values:
+        return None
+    steps, rows, of = (finite_number(plain.get(name)) for name in ("steps", "test_rows", "of"))
+    return Spread(
+        values,
+        finite_number(plain.get("mean")),
+        finite_number(plain.get("deviation")),
+        len(values) if of is None else int(of),
+        None if steps is None else int(steps),
+        None if rows is None else int(rows),
+    )

@@ -1,0 +1,115 @@
+"""From values to places on a drawing, and the values worth a tick."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sensor_fleet.report.quantities import significant, size
+
+_TIMES: Final = (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
+"""Steps in seconds that clocks have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Maps [low, high] to [start, end], linearly or by logarithms. `text` writes a tick."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    text: Callable[[float], str]
+    log: bool = False
+    start: float = 0.0
+    end: float = 1.0
+
+    def __call__(self, value: float) -> float:
+        """The place of a value; values beyond the ends are held at the ends."""
+        value = min(max(value, self.low), self.high)
+        if self.log:
+            share = math.log(value / self.low) / math.log(self.high / self.low)
+        else:
+            share = (value - self.low) / (self.high - self.low)
+        return self.start + share * (self.end - self.start)
+
+    def over(self, start: float, end: float) -> "Scale":
+        """The same values on other places."""
+        return Scale(self.low, self.high, self.ticks, self.text, self.log, start, end)
+
+    def holds(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+def linear(
+    low: float, high: float, text: Callable[[float], str] = significant, *, count: int = 5, tight: bool = False
+) -> Scale:
+    """Round ticks, about `count` of them. The ends are widened to ticks unless the scale is to be tight."""
+    if not high > low:
+        high = low + (abs(low) or 1.0)
+    step = _round_step((high - low) / count)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    if tight:
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    else:
+        low, high = first * step, last * step
+    return Scale(low, high, tuple(number * step for number in range(first, last + 1)), text)
+
+
+def logarithmic(low: float, high: float, text: Callable[[float], str] = significant, *, count: int = 6) -> Scale:
+    """Ticks at powers of ten, and at 2 and 5 where there is room."""
+    low, high = low / 1.15, high * 1.15
+    ticks: list[float] = []
+    for digits in ((1, 2, 5), (1, 3), (1,)):
+        ticks = _decades(low, high, digits)
+        if len(ticks) <= count:
+            break
+    return Scale(low, high, tuple(ticks), text, log=True)
+
+
+def of_time(end: float, *, count: int = 6) -> Scale:
+    """From 0 to `end` seconds, with ticks as clocks have them, in the unit that suits."""
+    end = end if end > 0 else 1.0
+    if end < 6:
+        return linear(0, end, _plain, count=count, tight=True)
+    step = next((step for step in _TIMES if end / step <= count), 86400 * math.ceil(end / 86400 / count))
+    unit = 1 if step < 60 else 60 if step < 3600 else 3600 if step < 86400 else 86400
+    ticks = tuple(float(tick) for tick in range(0, math.floor(end) + 1, step))
+    return Scale(0.0, end, ticks, lambda value: _plain(value / unit))
+
+
+def unit_of_time(scale: Scale) -> str:
+    """What the ticks of `of_time` are counted in."""
+    step = scale.ticks[1] - scale.ticks[0] if len(scale.ticks) > 1 else 1
+    return "seconds" if step < 60 else "minutes" if step < 3600 else "hours" if step < 86400 else "days"
+
+
+def of_bytes(end: float, *, count: int = 5) -> Scale:
+    """From 0 to `end` bytes, with round ticks."""
+    return linear(0, end if end > 0 else 1.0, size, count=count, tight=True)
+
+
+def bins(values: Sequence[int], most: int = 30) -> int:
+    """A round width of bins for whole numbers from 0, so that there are no more than `most`."""
+    span = max(values, default=0) + 1
+    width = 1
+    while span / width > most:
+        width = next(step for step in _ladder() if step > width)
+    return width
+
+
+def _ladder() -> list[int]:
+    return [digit * 10**power for power in range(9) for digit in (1, 2, 5)]
+
+
+def _round_step(rough: float) -> float:
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= rough * (1 - 1e-9))
+
+
+def _decades(low: float, high: float, digits: Sequence[int]) -> list[float]:
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [digit * 10.0**power for power in powers for digit in digits if low <= digit * 10.0**power <= high]
+
+
+def _plain(value: float) -> str:
+    return f"{value:g}"

@@ -1,0 +1,218 @@
+"""Drawings as inline SVG: axes with few round ticks, and the marks that our figures need.
+
+A drawing carries no colours of its own: each mark has classes, and the page's style sheet gives them colour in light,
+dark and print. Places are in pixels of the drawing, from the top left; the page scales it as a whole.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Final
+
+from sensor_fleet.report.scales import Scale
+
+Point = tuple[float, float]
+LINE: Final = 15.0
+"""Height of a line of text."""
+_SMALL: Final = 6.6
+"""About the width of a letter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A direct label at the right end of a line: a name, and below it a value."""
+
+    y: float
+    name: str
+    value: str
+    classes: str
+
+
+class Drawing:
+    """One `<svg>`; marks are appended in the order they are to be painted."""
+
+    def __init__(self, width: float, height: float, description: str) -> None:
+        self.width, self.height = width, height
+        self._description = description
+        self._parts: list[str] = []
+
+    def __str__(self) -> str:
+        return (
+            f'<svg viewBox="0 0 {_n(self.width)} {_n(self.height)}" role="img" '
+            f'aria-label="{escape(self._description)}">{"".join(self._parts)}</svg>'
+        )
+
+    def text(self, x: float, y: float, words: str, classes: str = "", anchor: str = "start") -> None:
+        """Words with their base line at y."""
+        end = "" if anchor == "start" else f' text-anchor="{anchor}"'
+        self._parts.append(f'<text x="{_n(x)}" y="{_n(y)}"{_class(classes)}{end}>{escape(words)}</text>')
+
+    def path(self, data: str, classes: str, title: str = "") -> None:
+        inside = f"<title>{escape(title)}</title>" if title else ""
+        self._parts.append(f'<path d="{data}"{_class(classes)}>{inside}</path>' if data else "")
+
+    def rule(self, x1: float, y1: float, x2: float, y2: float, classes: str) -> None:
+        """A straight line."""
+        self.path(f"M{_n(x1)} {_n(y1)}L{_n(x2)} {_n(y2)}", classes)
+
+    def box(self, corner: Point, width: float, height: float, classes: str, title: str = "") -> None:
+        """A filled rectangle, from its top left corner."""
+        self.path(boxes([(*corner, width, height)]), classes, title)
+
+    def dot(self, x: float, y: float, radius: float, classes: str, title: str = "") -> None:
+        inside = f"<title>{escape(title)}</title>" if title else ""
+        self._parts.append(f'<circle cx="{_n(x)}" cy="{_n(y)}" r="{_n(radius)}"{_class(classes)}>{inside}</circle>')
+
+    def cross(self, x: float, y: float, radius: float, classes: str, title: str = "") -> None:
+        low_x, high_x, low_y, high_y = _n(x - radius), _n(x + radius), _n(y - radius), _n(y + radius)
+        self.path(f"M{low_x} {low_y}L{high_x} {high_y}M{low_x} {high_y}L{high_x} {low_y}", classes, title)
+
+
+class Plot(Drawing):
+    """A drawing with two axes. `right` is the room for direct labels."""
+
+    def __init__(
+        self,
+        size: tuple[float, float],
+        description: str,
+        x: Scale,
+        y: Scale,
+        *,
+        x_name: str,
+        y_name: str,
+        right: float = 12.0,
+        whole: bool = False,
+    ) -> None:
+        width, height = size
+        super().__init__(width, height, description)
+        ticks = [y.text(tick) for tick in y.ticks]
+        left = max([len(tick) for tick in ticks], default=0) * _SMALL + 8
+        self.left, self.right, self.top, self.bottom = left, width - right, 26.0, height - 38.0
+        self.x = x.over(self.left, self.right)
+        self.y = y.over(self.bottom, self.top)
+        for tick, words in zip(y.ticks, ticks, strict=True):
+            if whole and tick != round(tick):
+                continue
+            place = self.y(tick)
+            self.rule(self.left, place, self.right, place, "hair")
+            self.text(self.left - 6, place + 4, words, "tick", "end")
+        self.text(0, 12, y_name, "axis")
+        self.rule(self.left, self.bottom, self.right, self.bottom, "base")
+        for tick in x.ticks:
+            place = self.x(tick)
+            self.rule(place, self.bottom, place, self.bottom + 4, "base")
+            self.text(place, self.bottom + 17, x.text(tick), "tick", "middle")
+        self.text(self.right, height - 5, x_name, "axis", "end")
+
+    def line(self, points: Iterable[Point], classes: str) -> None:
+        """A line through the points that are finite."""
+        self.path(_polyline([(self.x(x), self.y(y)) for x, y in finite(points)]), f"line {classes}")
+
+    def steps(self, points: Iterable[Point], classes: str) -> None:
+        """Levels that hold until the next point."""
+        placed = [(self.x(x), self.y(y)) for x, y in finite(points)]
+        corners: list[Point] = []
+        for point in placed:
+            if corners:
+                corners.append((point[0], corners[-1][1]))
+            corners.append(point)
+        self.path(_polyline(corners), f"line {classes}")
+
+    def level(self, value: float, classes: str) -> None:
+        """A horizontal line over the whole width."""
+        self.rule(self.left, self.y(value), self.right, self.y(value), f"line {classes}")
+
+    def band(self, low: float, high: float, classes: str) -> None:
+        """A horizontal band over the whole width."""
+        top, bottom = self.y(high), self.y(low)
+        self.box((self.left, top), self.right - self.left, max(1.0, bottom - top), classes)
+
+    def stretch(self, low: float, high: float, classes: str, title: str = "") -> None:
+        """A vertical band over the whole height."""
+        left, right = self.x(low), self.x(high)
+        self.box((left, self.top), max(2.0, right - left), self.bottom - self.top, classes, title)
+
+    def mark(self, value: float, words: str, classes: str, row: int = 0) -> None:
+        """A vertical line with words at its top, on the side where there is room."""
+        place = self.x(value)
+        self.rule(place, self.top, place, self.bottom, f"line {classes}")
+        fits = place + 6 + len(words) * _SMALL < self.right
+        y = self.top + 10 + LINE * row
+        self.text(place + (5 if fits else -5), y, words, f"note {classes}", "start" if fits else "end")
+
+    def bar(self, low: float, high: float, value: float, classes: str, title: str = "") -> None:
+        """A bar from 0 up."""
+        if value <= 0:
+            return
+        left, right, top = self.x(low), self.x(high), self.y(value)
+        gap = min(1.0, (right - left) / 5)
+        self.box((left + gap / 2, top), max(0.5, right - left - gap), self.bottom - top, classes, title)
+
+    def point(self, x: float, y: float, classes: str, *, radius: float = 3.5, title: str = "") -> None:
+        if math.isfinite(x) and math.isfinite(y):
+            self.dot(self.x(x), self.y(y), radius, classes, title)
+
+    def labels(self, labels: Sequence[Label]) -> None:
+        """Direct labels right of the plot, moved apart where they would touch; `Label.y` is a value."""
+        height = 2 * LINE - 1
+        places = apart([self.y(label.y) for label in labels], height, self.top, self.bottom + 6)
+        for label, place in zip(labels, places, strict=True):
+            self.rule(self.right + 1, self.y(label.y), self.right + 7, place, f"leader {label.classes}")
+            self.text(self.right + 10, place - 2, label.name, f"label {label.classes}")
+            self.text(self.right + 10, place + LINE - 3, label.value, f"label strong {label.classes}")
+
+
+def apart(places: Sequence[float], least: float, low: float, high: float) -> list[float]:
+    """Places with `least` between neighbours, each moved as little as will do, kept within [low, high] if they fit."""
+    order = sorted(range(len(places)), key=lambda index: places[index])
+    moved = [min(max(places[index], low), high) for index in order]
+    for _ in range(60):
+        for before in range(len(moved) - 1):
+            short = least - (moved[before + 1] - moved[before])
+            if short > 0:
+                moved[before] -= short / 2
+                moved[before + 1] += short / 2
+        if moved:
+            moved[0], moved[-1] = max(moved[0], low), min(moved[-1], high)
+    found = [0.0] * len(places)
+    for index, place in zip(order, moved, strict=True):
+        found[index] = place
+    return found
+
+
+def boxes(rectangles: Iterable[tuple[float, float, float, float]]) -> str:
+    """Path data of many rectangles (x, y, width, height)."""
+    return "".join(f"M{_n(x)} {_n(y)}h{_n(w)}v{_n(h)}h{_n(-w)}z" for x, y, w, h in rectangles)
+
+
+def finite(points: Iterable[Point]) -> list[Point]:
+    """Those points that can be drawn."""
+    return [point for point in points if math.isfinite(point[0]) and math.isfinite(point[1])]
+
+
+def thinned(points: Sequence[Point], most: int) -> list[Point]:
+    """Points in ascending x, no more than about `most`: of each stretch the first, the least and the greatest."""
+    if len(points) <= most:
+        return list(points)
+    found: list[Point] = []
+    stretch = math.ceil(3 * len(points) / most)
+    for start in range(0, len(points), stretch):
+        part = range(start, min(start + stretch, len(points)))
+        kept = {part[0], min(part, key=lambda i: points[i][1]), max(part, key=lambda i: points[i][1])}
+        found += [points[index] for index in sorted(kept)]
+    return [*found, points[-1]] if found[-1] != points[-1] else found
+
+
+def _polyline(points: Sequence[Point]) -> str:
+    return "".join(f"{'L' if number else 'M'}{_n(x)} {_n(y)}" for number, (x, y) in enumerate(points))
+
+
+def _class(classes: str) -> str:
+    return f' class="{classes}"' if classes else ""
+
+
+def _n(value: float) -> str:
+    """A coordinate with one digit after the point at most."""
+    text = f"{value:.1f}"
+    return "0" if text == "-0.0" else text.removesuffix(".0")
