@@ -162,7 +162,7 @@ class Demo:
 
     async def restart_aggregator(self) -> bool:
         """Start it again on the same store. False where it runs."""
-        if self._server is None or self._server.running:
+        if self._server is None or self._server.running or self.fleet is None:
             return False
         self._note("restarted", "the aggregator")
         await self._server.start()

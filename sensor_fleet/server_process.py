@@ -31,6 +31,9 @@ class ServerProcess:
         self._reading: asyncio.Task[None] | None = None
         self._wanted = False
         """False once it was killed or told to end."""
+        self._turn = asyncio.Lock()
+        """Starting and stopping take turns: somebody may bring it back while the run ends."""
+        self._stopped = False
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Raises a DemoError when it ended by itself."""
 
@@ -39,8 +42,13 @@ class ServerProcess:
         return self._wanted and self._process is not None and self._process.returncode is None
 
     async def start(self) -> None:
-        """Start it; on the store that is there, if there is one."""
-        await self._over()
+        """Start it where it does not run and was not stopped; on the store that is there, if there is one."""
+        async with self._turn:
+            await self._over()
+            if not self._stopped and not self.running:
+                await self._spawn()
+
+    async def _spawn(self) -> None:
         with self._log.open("ab") as log:  # not our terminal: a live view may be on it
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -65,19 +73,22 @@ class ServerProcess:
             self._process.kill()
 
     async def stop(self) -> None:
-        """Have it write a checkpoint and the model, and end; kill it where that takes too long."""
-        self._wanted = False
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
-        try:
-            async with asyncio.timeout(_GOODBYE):
+        """Have it write a checkpoint and the model, and end for good; kill it where that takes too long."""
+        async with self._turn:
+            self._wanted, self._stopped = False, True
+            if self._process is not None and self._process.stdin is not None:
+                self._process.stdin.close()
+            try:
+                async with asyncio.timeout(_GOODBYE):
+                    await self._over()
+            except TimeoutError:
+                self.kill()
                 await self._over()
-        except TimeoutError:
-            self.kill()
-            await self._over()
 
     async def _over(self) -> None:
-        """Wait until it has ended and all that it said was taken in."""
+        """Where it is to end, wait until it has and all that it said was taken in."""
+        if self._wanted:
+            return
         if self._process is not None and self._reading is not None:
             await self._process.wait()
             await asyncio.wait({self._reading})

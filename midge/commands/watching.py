@@ -92,7 +92,10 @@ def live(happenings: Happenings) -> Showing:
 async def _obey(demo: "Demo", pressed: "asyncio.Queue[str]", end: Callable[[], None]) -> None:
     """Do what keys ask for: kill, and again bring back."""
     while True:
-        match (await pressed.get()).lower():
+        key = (await pressed.get()).lower()
+        if demo.fleet is None and key != "q":
+            continue  # nothing is there yet to be killed
+        match key:
             case "a":
                 if not demo.kill_aggregator():
                     await demo.restart_aggregator()

@@ -96,7 +96,7 @@ def test_an_outage_breaks_the_connection_fires_the_will_and_holds_up_the_next_on
         async with twin.connect(Options("sink")) as sink:
             await sink.subscribe("will")
             async with link(options) as device:
-                assert link.connected
+                assert link.met
                 with pytest.raises(ConnectionLost, match="broke"):
                     await take(device, 1)
             assert now() == pytest.approx(broken)
