@@ -9,7 +9,7 @@ from typing import Final
 
 from sensor_fleet.report import scales
 from sensor_fleet.report.lives import STATES, Life, State
-from sensor_fleet.report.quantities import counted, duration, percent, score, significant
+from sensor_fleet.report.quantities import counted, duration, percent, score, seconds_tick
 from sensor_fleet.report.run import Run
 from sensor_fleet.report.svg import Drawing, Plot, boxes
 
@@ -119,11 +119,10 @@ def participation(run: Run, room: Size) -> Plot | None:
     plot = Plot(
         room,
         f"Accepted updates by speed: from {min(counts[name] for name in seconds)} to {most} a device.",
-        scales.logarithmic(min(seconds.values()), max(seconds.values()), duration, count=5 if room[0] > 400 else 4),
-        scales.linear(0, most * 1.05, count=4),
+        scales.logarithmic(min(seconds.values()), max(seconds.values()), seconds_tick, count=5 if room[0] > 400 else 4),
+        scales.of_counts(most * 1.08, count=4, tight=True),
         x_name="a training takes",
         y_name="accepted updates",
-        whole=True,
     )
     _shade(plot, slowest(run))
     for name, took in sorted(seconds.items()):
@@ -145,11 +144,11 @@ def on_own_rows(run: Run, room: Size) -> Plot | None:
     if run.metric == "accuracy":
         y = scales.linear(math.floor(min(low, 0.8) * 10) / 10, 1.0, lambda value: percent(value, 0), count=4)
     else:
-        y = scales.linear(0, high * 1.05, significant, count=4)
+        y = scales.linear(0, high * 1.05, count=4, tight=True)
     plot = Plot(
         room,
         f"The model on each device's own rows: from {score(low, run.metric)} to {score(high, run.metric)}.",
-        scales.logarithmic(min(times), max(times), duration, count=5 if room[0] > 400 else 4),
+        scales.logarithmic(min(times), max(times), seconds_tick, count=5 if room[0] > 400 else 4),
         y,
         x_name="a training takes",
         y_name="accuracy on own rows" if run.metric == "accuracy" else "RMSE on own rows (less is better)",

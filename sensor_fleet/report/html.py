@@ -85,7 +85,11 @@ def facts(rows: Iterable[tuple[str, Markup, str]]) -> Markup:
 
 
 def table(
-    head: Sequence[str], rows: Iterable[Sequence[str]], *, changed: Callable[[Sequence[str]], bool] | None = None
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    changed: Callable[[Sequence[str]], bool] | None = None,
+    narrow: bool = False,
 ) -> Markup:
     """A table whose first column names the row; the others are numbers. Rows that `changed` are set off."""
     columns = "".join(f'<th scope="col"{_right(place)}>{escape(name)}</th>' for place, name in enumerate(head))
@@ -95,7 +99,9 @@ def table(
         mark = ' class="changed"' if changed is not None and changed(row) else ""
         lines.append(f'<tr{mark}><th scope="row">{escape(row[0])}</th>{cells}</tr>')
     header = f"<thead><tr>{columns}</tr></thead>" if any(head) else ""
-    return Markup(f'<div class="scroll"><table>{header}<tbody>{"".join(lines)}</tbody></table></div>')
+    return Markup(
+        f'<div class="scroll{" half" if narrow else ""}"><table>{header}<tbody>{"".join(lines)}</tbody></table></div>'
+    )
 
 
 def key(entries: Iterable[tuple[str, str]], ends: str = "") -> Markup:

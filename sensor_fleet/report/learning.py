@@ -8,7 +8,7 @@ from typing import Final
 
 from sensor_fleet.progress import HELD
 from sensor_fleet.report import scales
-from sensor_fleet.report.quantities import counted, duration, percent, score, significant, size
+from sensor_fleet.report.quantities import counted, duration, percent, plain, score, significant, size
 from sensor_fleet.report.run import Run
 from sensor_fleet.report.scales import Scale
 from sensor_fleet.report.svg import Label, Plot, Point, thinned
@@ -36,7 +36,9 @@ def score_scale(runs: Sequence[Run]) -> Scale:
         if values:
             ordered = sorted(values)
             worth += [values[0], values[-1], ordered[round(0.75 * (len(ordered) - 1))]]
-        beside = (run.central.value if run.central else None, run.alone.mean if run.alone else None, run.target)
+        beside = [run.central.value if run.central else None, run.target]
+        if run.alone is not None and run.alone.mean is not None:
+            beside.append(run.alone.mean + (run.alone.deviation or 0.0))
         worth += [value for value in beside if value is not None]
     return scales.linear(0.0, 1.05 * max(worth, default=1.0))
 
@@ -60,9 +62,11 @@ def over_time(run: Run, room: Size) -> Plot:
         plot.level(run.target, "target")
         words = f"target {score(run.target, run.metric)}"
         if run.seconds_to_target is not None:
-            plot.mark(run.seconds_to_target, f"{words} held at {duration(run.seconds_to_target)}", "target")
+            plot.drop(
+                run.seconds_to_target, run.target, f"{words}, held at {duration(run.seconds_to_target)}", "target"
+            )
         else:
-            plot.text(plot.left + 6, plot.y(run.target) - 5, f"{words}, missed", "note target")
+            plot.text(plot.right - 4, plot.y(run.target) - 5, f"{words}, missed", "note target", "end")
     times = [run.since(evaluation.time) for evaluation in run.evaluations]
     values = [evaluation.value for evaluation in run.evaluations]
     plot.line(thinned(list(zip(times, values, strict=True)), _POINTS), "raw")
@@ -90,7 +94,7 @@ def over_bytes(run: Run, room: Size) -> Plot | None:
         f"{axis_of(run)} against bytes: {size(both[-1][0])} a device at the end.",
         scales.of_bytes(max(both[-1][0], raw or 0.0) * 1.03, count=4 if room[0] > 400 else 3),
         score_scale([run]),
-        x_name="sent and received, of one device in the mean",
+        x_name="sent and received, a device",
         y_name=axis_of(run),
         right=LABELS,
     )
@@ -98,13 +102,16 @@ def over_bytes(run: Run, room: Size) -> Plot | None:
     plot.line(thinned(sent, _POINTS), "sent")
     plot.line(thinned(both, _POINTS), "fleet")
     x, y = plot.x(sent[-1][0]), plot.y(sent[-1][1])
-    plot.text(x + 6, y + 20, "sent only", "note fleet")
+    if room[0] > 500:  # on a telephone there is no place for it but in the caption
+        plot.text(x + 6, y + 20, "sent only", "note fleet")
     if run.value is not None:
         labels.append(Label(run.value, "federated", score(run.value, run.metric), "fleet"))
     if run.central is not None and run.central.value is not None and raw is not None:
+        plot.level(run.central.value, "central faint")
         plot.point(raw, run.central.value, "central", radius=4.5, title=f"raw data sent once: {size(raw)} a device")
         labels.append(Label(run.central.value, "pooled", score(run.central.value, run.metric), "central"))
     if run.alone is not None and run.alone.mean is not None:
+        plot.level(run.alone.mean, "alone faint")
         plot.point(0.0, run.alone.mean, "alone", radius=4.5, title="each device alone: nothing sent")
         labels.append(Label(run.alone.mean, "alone", score(run.alone.mean, run.metric), "alone"))
     plot.labels(labels)
@@ -121,19 +128,18 @@ def staleness(run: Run, room: Size) -> Plot | None:
     plot = Plot(
         room,
         f"Staleness of {counted(len(taus), 'accepted update')}: median {median(taus)} steps, at most {max(taus)}.",
-        scales.linear(0, (max(counts) + 1) * width, tight=True),
-        scales.linear(0, max(counts.values()) * 1.12, count=4),
+        scales.of_counts((max(counts) + 1) * width, tight=True),
+        scales.of_counts(max(counts.values()) * 1.25, tight=True),
         x_name="steps stale",
         y_name="accepted updates",
-        whole=True,
     )
     for place, number in sorted(counts.items()):
         low, high = place * width, (place + 1) * width
         about = f"{low}" if width == 1 else f"{low} to {high - 1}"
         plot.bar(low, high, number, "fleet", f"{about} steps: {counted(number, 'update')}")
-    plot.mark(median(taus) + width / 2, f"median {median(taus)}", "mark")
+    plot.mark(median(taus) + 0.5, f"median {median(taus)}", "mark")
     if (ninth := quantile(taus, 0.9)) > median(taus):
-        plot.mark(ninth + width / 2, f"90% up to {ninth}", "mark", 1)
+        plot.mark(ninth + 0.5, f"90% up to {ninth}", "mark", 1)
     return plot
 
 
@@ -146,15 +152,15 @@ def weights(run: Run, room: Size) -> Plot | None:
     plot = Plot(
         room,
         f"Weight of updates by staleness: from {significant(top)} down to {significant(min(w for _, w in found))}.",
-        scales.linear(0, max(1, *(tau for tau, _ in found)), tight=True),
-        scales.linear(0, (top or 1.0) * 1.05, count=4),
+        scales.of_counts(1.02 * max(tau for tau, _ in found), tight=True),
+        scales.linear(0, (top or 1.0) * 1.08, plain, count=4, tight=True),
         x_name="steps stale",
         y_name="weight in the model",
     )
     stride = math.ceil(len(found) / _DOTS)
     for (tau, weight), number in sorted(found.items())[::stride]:
         title = f"{tau} steps stale: weight {significant(weight)}, {counted(number, 'update')}"
-        plot.point(tau, weight, "fleet soft", radius=min(9.0, 2.2 + 0.6 * math.sqrt(number)), title=title)
+        plot.point(tau, weight, "fleet dense", radius=min(9.0, 2.2 + 0.6 * math.sqrt(number)), title=title)
     return plot
 
 

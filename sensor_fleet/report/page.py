@@ -1,20 +1,19 @@
 """The page of one run: what came of it, in words, numbers and figures."""
 
 import math
-import shlex
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from sensor_fleet.progress import HELD
 from sensor_fleet.report import devices, learning
-from sensor_fleet.report.bill import Bill, bill
-from sensor_fleet.report.html import Markup, element, facts, figure, figures, key, page, section, table, value
-from sensor_fleet.report.lives import lives
-from sensor_fleet.report.quantities import MISSING, counted, duration, percent, score, size, times
-from sensor_fleet.report.run import Run, mapping
+from sensor_fleet.report.bill import bill
+from sensor_fleet.report.html import Markup, element, facts, figure, figures, key, page, section, value
+from sensor_fleet.report.lives import Life, lives
+from sensor_fleet.report.particulars import bill_of, setting_of, updates_of
+from sensor_fleet.report.quantities import counted, duration, percent, score, size
+from sensor_fleet.report.run import Run
 from sensor_fleet.report.svg import Drawing
-from sensor_fleet.setting import Setting
 
 KEY: Final = (
     ("training", "training"),
@@ -37,9 +36,9 @@ def report(run: Run) -> str:
             _learning(run),
             _staleness(run),
             _devices(run),
-            _bill(run),
-            _updates(run),
-            _setting(run),
+            bill_of(run),
+            updates_of(run),
+            setting_of(run),
             element("footer", "Made by midge report from the files of the run. This page loads nothing from anywhere."),
         ],
     )
@@ -57,7 +56,11 @@ def headline(run: Run) -> str:
             return f"{fleet} trained for {duration(run.seconds)}, and the model did not stay finite"
         return f"{fleet} ran for {duration(run.seconds)}, and no model was evaluated"
     if run.seconds_to_target is not None:
-        target = score(run.target, run.metric)
+        target = (
+            score(run.target, run.metric) + " accuracy"
+            if run.metric == "accuracy"
+            else f"an RMSE of {score(run.target, run.metric)}"
+        )
         return f"{fleet} held {target} after {duration(run.seconds_to_target)}, and none of them sent its data"
     ending = f"{what} accuracy" if run.metric == "accuracy" else what
     if run.target is not None and run.finished:
@@ -214,7 +217,7 @@ def _devices(run: Run) -> Markup:
         "What each device did all the time, how much it took part, and how well the model suits it in the end.",
         figures(
             figure(
-                f"What {counted(len(found), 'device')} did",
+                _title_of_lives(run, found),
                 f"{some} the quickest to the slowest. On the right: the part of its life that a device spent training."
                 + (f" Over all: {gone}." if gone else ""),
                 draw,
@@ -232,6 +235,12 @@ def _devices(run: Run) -> Markup:
             ),
         ),
     )
+
+
+def _title_of_lives(run: Run, found: Mapping[str, Life]) -> str:
+    absent = len(run.names) - len(found)
+    never = f"; {absent} never came" if absent else ""
+    return f"What {counted(len(found), 'device')} did{never}"
 
 
 def _title_of_participation(run: Run) -> str:
@@ -255,124 +264,3 @@ def _left_out(run: Run) -> str:
     if run.own is None or len(run.own.values) >= run.own.of:
         return ""
     return f" {len(run.own.values)} of {run.own.of} devices."
-
-
-def _bill(run: Run) -> Markup:
-    cost = bill(run)
-    if cost is None:
-        return Markup("")
-    verdict = "".join(element("p", words) for words in cost.verdict())
-    return section(
-        "The bill",
-        "Payload bytes of one device in the mean, without the headers of MQTT, TLS and TCP. The devices of this run "
-        "trained without pause; the last rows take what an accepted update cost here for devices that train less.",
-        table(("", "sent", "received", "together", "of its raw data"), _rows_of(cost)),
-        Markup(f'<div class="verdict">{verdict}</div>') if verdict else Markup(""),
-    )
-
-
-def _rows_of(cost: Bill) -> list[tuple[str, ...]]:
-    hours, days = 30 * 24.0, 30.0
-    plain = cost.as_float32
-    month = cost.monthly
-    kinds = [
-        (f"This run, {duration(cost.seconds)}", (cost.up, cost.down, cost.total)),
-        (
-            "A month without pause",
-            tuple(None if part is None else month(part) for part in (cost.up, cost.down, cost.total)),
-        ),
-    ]
-    if plain is not None:
-        kinds.insert(1, ("The same as float32, whole models", (*plain, sum(plain))))
-    for words, number in (("A month, an update an hour", hours), ("A month, an update a day", days)):
-        parts = tuple(None if part is None else cost.at(number, part) for part in (cost.up, cost.down, cost.total))
-        kinds.append((words, parts))
-    rows = [
-        (words, *(size(part) for part in parts), f"{times(parts[2] / cost.raw)}×" if cost.raw and parts[2] else MISSING)
-        for words, parts in kinds
-    ]
-    return [*rows, ("Its raw data, sent once", size(cost.raw), MISSING, size(cost.raw), "1×" if cost.raw else MISSING)]
-
-
-def _updates(run: Run) -> Markup:
-    verdicts = Counter(update.verdict for update in run.updates)
-    rows = [(verdict.replace("_", " "), f"{number:,}") for verdict, number in verdicts.most_common()]
-    others = {
-        "repeat": "came again, and counted once",
-        "held": "refused for now, to be sent again",
-        "dropped": "messages that could not be read",
-    }
-    rows += [(words, f"{run.others[name]:,}") for name, words in others.items() if run.others[name]]
-    rows += [("trainings that gave nothing to send", f"{unfit:,}")] if (unfit := _told(run, "unfit")) else []
-    rows += [("connections lost by devices", f"{lost:,}")] if (lost := _told(run, "disconnected")) else []
-    if not rows:
-        return Markup("")
-    return section(
-        "What became of the updates",
-        f"{counted(len(run.updates), 'update')} in {counted(run.others['release'], 'release')} of the model.",
-        table(("verdict", "updates"), rows),
-    )
-
-
-def _told(run: Run, event: str) -> int:
-    return sum(told.event == event for told in run.happenings)
-
-
-# -------------------------------------------------------------------- the setting
-
-
-def _setting(run: Run) -> Markup:
-    plain = mapping(run.about.get("setting"))
-    if not plain:
-        return Markup("")
-    data, model, machine = (mapping(run.about.get(name)) for name in ("data", "model", "machine"))
-    flat = {**plain, **mapping(plain.get("world"))}
-    rows = [(name.replace("_", " "), _plain(word)) for name, word in flat.items() if name != "world"]
-    about = [
-        ("rows", f"{data.get('rows', MISSING):,} for training, {data.get('test_rows', MISSING):,} for the test")
-        if isinstance(data.get("rows"), int) and isinstance(data.get("test_rows"), int)
-        else ("rows", MISSING),
-        ("inputs", f"{data.get('kind', MISSING)} of shape {_plain(data.get('shape'))}"),
-        ("model", f"{model.get('name', MISSING)}, {_plain(model.get('parameters'))} parameters"),
-        *((name, str(version)) for name, version in mapping(run.about.get("versions")).items()),
-        ("machine", ", ".join(_plain(word) for word in machine.values()) + " cores" if machine else MISSING),
-    ]
-    return section(
-        "How to repeat it",
-        "The same seed deals the same data to the same devices at the same speeds. Which update arrives first is up to "
-        "the clock, so that two runs are alike, not equal.",
-        element("pre", command(run)),
-        figures(table(("setting", ""), rows), table(("with", ""), about)),
-    )
-
-
-def command(run: Run) -> str:
-    """The command that repeats the run, with what differs from the defaults."""
-    defaults = Setting().packed()
-    words = ["midge", "demo"]
-    setting = mapping(run.about.get("setting"))
-    world, usual = mapping(setting.get("world")), mapping(defaults.pop("world"))
-    given_world = {name: given for name, given in world.items() if name != "seed"}
-    for name, given in ({**setting, "world": None} | given_world).items():
-        if given not in (None, {**defaults, **usual}.get(name)):
-            words += [f"--{name.replace('_', '-')}", *([] if given is True else [str(given)])]
-    for name in ("target", "seconds"):
-        if run.about.get(name) is not None:
-            words += [f"--{name}", str(run.about[name])]
-    return shlex.join(words)
-
-
-def _plain(word: Any) -> str:
-    match word:
-        case None:
-            return "by default"
-        case bool():
-            return "yes" if word else "no"
-        case float():
-            return f"{word:g}"
-        case list() | tuple():
-            return " × ".join(_plain(part) for part in word)
-        case Mapping():
-            return ", ".join(f"{name} {_plain(part)}" for name, part in word.items())
-        case _:
-            return f"{word:,}" if isinstance(word, int) and word >= 10_000 else str(word)

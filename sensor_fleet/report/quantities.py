@@ -29,6 +29,16 @@ def significant(value: float) -> str:
     return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
+def plain(value: float) -> str:
+    """As short as it can be: 0.5, 20."""
+    return f"{value:,g}"
+
+
+def whole(value: float) -> str:
+    """20.0 as 20, 12000 as 12,000."""
+    return f"{value:,.0f}"
+
+
 def size(number: float | None) -> str:
     """Bytes in decimal units: 6674 as 6.7 kB."""
     if number is None or not math.isfinite(number):
@@ -58,9 +68,14 @@ def duration(seconds: float | None) -> str:
     raise AssertionError("the last unit takes all")
 
 
+def seconds_tick(seconds: float) -> str:
+    """A round duration, as short as it can be: 0.1 s, 5 min."""
+    return f"{seconds:g}\N{NO-BREAK SPACE}s" if seconds < 60 else duration(seconds)
+
+
 def times(ratio: float) -> str:
     """How many times as much: 0.25, 3.4, 1,200."""
-    return f"{ratio:,.0f}" if ratio >= 99.5 else significant(ratio) if ratio < 1 else f"{ratio:.1f}"
+    return f"{ratio:,.0f}" if ratio >= 9.95 else significant(ratio) if ratio < 1 else f"{ratio:.1f}"
 
 
 def counted(number: int, one: str, many: str = "") -> str:

@@ -155,7 +155,10 @@ class Run:
     def _traits(self) -> Iterator[tuple[str, Traits | None]]:
         for name, plain in mapping(self.about.get("devices")).items():
             try:
-                yield name, Traits(plain["rows"], plain["bytes"], float(plain["seconds"]), plain["engine"])
+                yield (
+                    name,
+                    Traits(int(plain["rows"]), int(plain["bytes"]), float(plain["seconds"]), str(plain["engine"])),
+                )
             except (KeyError, TypeError, ValueError):
                 yield name, None
 

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from sensor_fleet.report.quantities import significant, size
+from sensor_fleet.report.quantities import plain, significant, size, whole
 
 _TIMES: Final = (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
 """Steps in seconds that clocks have."""
@@ -34,14 +34,14 @@ class Scale:
 
     def over(self, start: float, end: float) -> "Scale":
         """The same values on other places."""
-        return Scale(self.low, self.high, self.ticks, self.text, self.log, start, end)
+        return replace(self, start=start, end=end)
 
     def holds(self, value: float) -> bool:
         return self.low <= value <= self.high
 
 
 def linear(
-    low: float, high: float, text: Callable[[float], str] = significant, *, count: int = 5, tight: bool = False
+    low: float, high: float, text: Callable[[float], str] = plain, *, count: int = 5, tight: bool = False
 ) -> Scale:
     """Round ticks, about `count` of them. The ends are widened to ticks unless the scale is to be tight."""
     if not high > low:
@@ -70,17 +70,23 @@ def of_time(end: float, *, count: int = 6) -> Scale:
     """From 0 to `end` seconds, with ticks as clocks have them, in the unit that suits."""
     end = end if end > 0 else 1.0
     if end < 6:
-        return linear(0, end, _plain, count=count, tight=True)
+        return linear(0, end, plain, count=count, tight=True)
     step = next((step for step in _TIMES if end / step <= count), 86400 * math.ceil(end / 86400 / count))
     unit = 1 if step < 60 else 60 if step < 3600 else 3600 if step < 86400 else 86400
     ticks = tuple(float(tick) for tick in range(0, math.floor(end) + 1, step))
-    return Scale(0.0, end, ticks, lambda value: _plain(value / unit))
+    return Scale(0.0, end, ticks, lambda value: plain(value / unit))
 
 
 def unit_of_time(scale: Scale) -> str:
     """What the ticks of `of_time` are counted in."""
     step = scale.ticks[1] - scale.ticks[0] if len(scale.ticks) > 1 else 1
     return "seconds" if step < 60 else "minutes" if step < 3600 else "hours" if step < 86400 else "days"
+
+
+def of_counts(high: float, *, count: int = 5, tight: bool = False) -> Scale:
+    """From 0, with ticks at whole numbers."""
+    scale = linear(0, max(high, 1), whole, count=count, tight=tight)
+    return replace(scale, ticks=tuple(tick for tick in scale.ticks if tick == round(tick)))
 
 
 def of_bytes(end: float, *, count: int = 5) -> Scale:
@@ -109,7 +115,3 @@ def _round_step(rough: float) -> float:
 def _decades(low: float, high: float, digits: Sequence[int]) -> list[float]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [digit * 10.0**power for power in powers for digit in digits if low <= digit * 10.0**power <= high]
-
-
-def _plain(value: float) -> str:
-    return f"{value:g}"

@@ -50,7 +50,8 @@ h3 { font-size: 16px; line-height: 1.35; font-weight: 600; }
 .fleet-ink { color: var(--fleet); } .alone-ink { color: var(--alone); }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 40px 44px;
   margin-top: 28px; }
-figure { min-width: 0; break-inside: avoid; }
+figure { min-width: 0; break-inside: avoid; display: flex; flex-direction: column; }
+figure > .wide, figure > .narrow { margin-top: auto; }
 figcaption { margin-bottom: 12px; }
 figcaption p { color: var(--soft); font-size: 14.5px; line-height: 1.5; max-width: 48em; text-wrap: pretty; }
 svg { display: block; width: 100%; height: auto; overflow: visible;
@@ -68,6 +69,7 @@ svg .line.raw { stroke: var(--fleet); stroke-width: 1; opacity: .38; }
 svg .line.sent { stroke: var(--fleet); stroke-width: 1.8; stroke-dasharray: 1 4; }
 svg .line.central { stroke: var(--pooled); stroke-dasharray: 6 4; }
 svg .line.alone { stroke: var(--alone); }
+svg .line.faint { opacity: .4; stroke-width: 1.2; }
 svg .line.target { stroke: var(--target); stroke-dasharray: 2 4; }
 svg .line.mark { stroke: var(--ink); stroke-width: 1.2; }
 svg .line.mean { stroke: var(--ink); stroke-width: 1.6; }
@@ -75,7 +77,16 @@ svg path.fleet:not(.line), svg circle.fleet { fill: var(--fleet); }
 svg path.alone:not(.line) { fill: var(--alone-band); }
 svg circle.central { fill: var(--pooled); } svg circle.alone { fill: var(--alone); }
 svg circle { stroke: var(--paper); stroke-width: 1; }
-svg circle.soft { fill-opacity: .72; }
+svg circle.soft { fill-opacity: .72; } svg circle.dense { fill-opacity: .55; stroke: none; }
+svg .line.run { stroke-width: 2.4; }
+svg .line.c0 { stroke: var(--c0); } svg text.c0 { fill: var(--c0); }
+svg .line.c1 { stroke: var(--c1); } svg text.c1 { fill: var(--c1); }
+svg .line.c2 { stroke: var(--c2); } svg text.c2 { fill: var(--c2); }
+svg .line.c3 { stroke: var(--c3); } svg text.c3 { fill: var(--c3); }
+svg .line.c4 { stroke: var(--c4); } svg text.c4 { fill: var(--c4); }
+svg .line.c5 { stroke: var(--c5); } svg text.c5 { fill: var(--c5); }
+svg .line.c6 { stroke: var(--c6); } svg text.c6 { fill: var(--c6); }
+svg .line.c7 { stroke: var(--c7); } svg text.c7 { fill: var(--c7); }
 svg text.fleet { fill: var(--fleet); } svg text.alone { fill: var(--alone); } svg text.target { fill: var(--target); }
 svg .zone { fill: var(--panel); } svg .outage { fill: var(--away); opacity: .45; }
 svg .leader { fill: none; stroke: var(--base); stroke-width: 1; }
@@ -88,7 +99,7 @@ svg .end { stroke: var(--end); stroke-width: 2.2; fill: none; stroke-linecap: ro
 .key i { display: inline-block; width: 18px; height: 10px; border-radius: 2px; margin-right: 7px; }
 .key i.line { height: 0; border-top: 2.6px solid; border-radius: 0; vertical-align: 4px; }
 .key b { color: var(--end); font-weight: 700; margin-right: 6px; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; } .scroll.half { max-width: 500px; }
 table { border-collapse: collapse; width: 100%; font-size: 15px; font-variant-numeric: tabular-nums; margin-top: 8px; }
 th, td { text-align: left; vertical-align: top; padding: 8px 14px 8px 0; border-bottom: 1px solid var(--hair); }
 th { font-weight: 500; color: var(--soft); } thead th { font-size: 13.5px; }

@@ -82,7 +82,6 @@ class Plot(Drawing):
         x_name: str,
         y_name: str,
         right: float = 12.0,
-        whole: bool = False,
     ) -> None:
         width, height = size
         super().__init__(width, height, description)
@@ -92,8 +91,6 @@ class Plot(Drawing):
         self.x = x.over(self.left, self.right)
         self.y = y.over(self.bottom, self.top)
         for tick, words in zip(y.ticks, ticks, strict=True):
-            if whole and tick != round(tick):
-                continue
             place = self.y(tick)
             self.rule(self.left, place, self.right, place, "hair")
             self.text(self.left - 6, place + 4, words, "tick", "end")
@@ -136,10 +133,17 @@ class Plot(Drawing):
     def mark(self, value: float, words: str, classes: str, row: int = 0) -> None:
         """A vertical line with words at its top, on the side where there is room."""
         place = self.x(value)
-        self.rule(place, self.top, place, self.bottom, f"line {classes}")
+        self.rule(place, self.top + LINE * row, place, self.bottom, f"line {classes}")
         fits = place + 6 + len(words) * _SMALL < self.right
         y = self.top + 10 + LINE * row
         self.text(place + (5 if fits else -5), y, words, f"note {classes}", "start" if fits else "end")
+
+    def drop(self, x: float, y: float, words: str, classes: str) -> None:
+        """A line from a point down to the axis, with words at its foot, on the side where there is room."""
+        place = self.x(x)
+        self.rule(place, self.y(y), place, self.bottom, f"line {classes}")
+        fits = place + 8 + len(words) * _SMALL < self.right
+        self.text(place + (6 if fits else -6), self.bottom - 8, words, f"note {classes}", "start" if fits else "end")
 
     def bar(self, low: float, high: float, value: float, classes: str, title: str = "") -> None:
         """A bar from 0 up."""

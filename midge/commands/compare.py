@@ -1,0 +1,36 @@
+"""`midge compare`: runs side by side on one page."""
+
+import argparse
+from pathlib import Path
+
+from midge.commands.parts import Problem, Subparsers, mendable
+
+
+def register(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "compare",
+        help="several runs side by side, as one HTML page",
+        description="Put runs side by side on one HTML page that stands by itself.",
+    )
+    parser.add_argument("run_directories", metavar="RUN", nargs="+", help="folders of runs, two at least")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE.html", default="compare.html", help="where to write it (default: %(default)s)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        from sensor_fleet.report.comparison import comparison  # noqa: PLC0415 - an extra
+        from sensor_fleet.report.reading import read  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise Problem(f'The comparison needs {error.name}: pip install "midge[demo]"') from error
+    path = Path(args.output)
+    with mendable():
+        page = comparison([read(Path(directory)) for directory in args.run_directories])
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise Problem(f"The page cannot be written ({error.strerror}): give another place with --output.") from error
+    print(f"The comparison is in {path}.")
+    return 0
