@@ -141,10 +141,11 @@ class Participant:
             self._link.close()
             self.device.stop()
             await asyncio.wait({self._serving})
-            self._serving.result()
         else:
             self._link.cut()
             await _cancelled(self._serving)
+        if not self._serving.cancelled():
+            self._serving.result()  # raises what ended it
 
     async def _brought_back(self) -> bool:
         """Wait until somebody brings it back; False where the fleet ends before."""

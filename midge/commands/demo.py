@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import os
 import sys
 import time
 from importlib.util import find_spec
@@ -156,7 +157,8 @@ def _showing(args: argparse.Namespace, happenings: Happenings) -> Showing:
     """How this run is shown: live where there is a terminal to show it on."""
     if args.json:
         return every_second(print_json)
-    if sys.stdout.isatty() and find_spec("rich") is not None:
+    drawable = os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+    if sys.stdout.isatty() and drawable and find_spec("rich") is not None:
         return live(happenings)
     return every_second(print_words)
 

@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from midge.commands.chart import curve
-from midge.commands.moments import Line, Moment
+from midge.commands.moments import Moment, latest
 
 FIGURES = 44
 """Cells of the column of figures; the curve takes what is left."""
@@ -130,9 +130,8 @@ def _chart(moment: Moment, width: int, height: int, *, ascii_only: bool) -> list
 
 
 def _lines(moment: Moment, room: int) -> list[Text]:
-    latest: list[Line] = list(moment.lines)[-room:] if room else []
     texts = []
-    for line in latest:
+    for line in latest(moment.lines, room, moment.began + moment.elapsed):
         text = Text(f"{max(0.0, line.at - moment.began):5.1f} s  ", style="dim", no_wrap=True, overflow="ellipsis")
         texts.append(text.append(line.text, f"not dim {_STYLES.get(line.kind, 'red')}"))
     return texts + [Text("")] * (room - len(texts))

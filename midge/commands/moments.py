@@ -1,7 +1,7 @@
 """A demo at one moment, as plain values in words: what the live view and the plain lines show."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,12 +11,15 @@ if TYPE_CHECKING:
     from sensor_fleet.demo import Demo
     from sensor_fleet.progress import Progress
 
-LINES: Final = 40
+LINES: Final = 200
 """Events that are kept to be shown."""
 ROUTINE: Final = 0.4
 """Seconds between two routine events that are shown: what is rare must stay to be read."""
 _ROUTINE = ("accepted", "ready")
 """Dozens a second, or all at once when an aggregator comes back."""
+_RARE = {"killed", "restarted", "start", "freeze", "joined", "left", "vanished"}
+LINGER: Final = 12.0
+"""Seconds that a rare event stays in sight while others pass by."""
 _DEVICES = {"renewed", "refused", "unfit", "fetch_failed", "joined", "left", "vanished"}
 """What devices say that is of note; the rest the aggregator tells."""
 _QUIET = {"release", "evaluation", "connected", "training", "trained", "receipt"}
@@ -60,6 +63,14 @@ class Happenings:
         if event["event"] in _DEVICES and (text := sentence(event)):
             named = text if text.startswith(event["device"]) else f"{event['device']}: {text}"
             self.lines.append(Line(event["time"], named, event["event"]))
+
+
+def latest(lines: Sequence[Line], room: int, now: float) -> list[Line]:
+    """The last lines that have room, in order of time; up to half of it is kept for what is rare and recent."""
+    rare = [line for line in lines if line.kind in _RARE and now - line.at < LINGER][-(room // 2) :] if room > 1 else []
+    left = room - len(rare)
+    others = [line for line in lines if line not in rare][-left:] if left else []
+    return sorted([*rare, *others], key=lambda line: line.at)
 
 
 @dataclass(frozen=True, slots=True)

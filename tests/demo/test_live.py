@@ -10,7 +10,7 @@ from rich.console import Console
 
 from midge.commands.chart import curve
 from midge.commands.live import draw, picture
-from midge.commands.moments import ROUTINE, Happenings, Line, Moment
+from midge.commands.moments import ROUTINE, Happenings, Line, Moment, latest
 
 MOMENT = Moment(
     title="digits · 20 devices · fedasync · int8:256",
@@ -121,6 +121,15 @@ def test_of_accepted_updates_a_sample_is_shown_and_of_refusals_all() -> None:
         happenings.take({"event": "update", "device": "d", "verdict": "stale", "why": "old", "time": at + 1})
     kinds = [line.kind for line in happenings.lines]
     assert kinds.count("stale") >= 4 * kinds.count("accepted") > 0
+
+
+def test_what_is_rare_stays_in_sight_for_a_while() -> None:
+    killed = Line(10.0, "The broker is killed, without a goodbye.", "killed")
+    others = [Line(10.0 + number, f"{number}", "accepted") for number in range(1, 20)]
+    assert latest([killed, *others], 4, now=20.0) == [killed, *others[-3:]]
+    assert latest([killed, *others], 4, now=30.0) == others[-4:]
+    assert latest([killed, *others], 0, now=20.0) == []
+    assert latest([killed], 5, now=20.0) == [killed]
 
 
 def test_devices_speak_of_what_nobody_else_tells() -> None:
