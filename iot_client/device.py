@@ -383,10 +383,11 @@ class Device:
     # ------------------------------------------------------------------ the work
 
     async def _reread(self) -> None:
-        """Subscribing again makes the broker send the retained announcement again."""
+        """Subscribing again makes the broker send what is retained again."""
         connection = self._connection
         if connection is not None:
             with suppress(ConnectionLost):
+                await connection.subscribe(self.topics.aggregator)
                 await connection.subscribe(self.topics.announcement(), qos=0)
 
     async def _fetch(self, announcement: Announcement, way: tuple[messages.FrameInfo, ...]) -> None:
@@ -402,7 +403,7 @@ class Device:
             self._tell("fetch_failed", why=str(error))
             self._events.put_nowait(s.FetchFailed(str(error), error.start_over))
             return
-        self._events.put_nowait(s.Fetched())
+        self._events.put_nowait(s.Fetched(s.Base.of(announcement)))
 
     async def _fit(self, announcement: Announcement, plan: Plan) -> None:
         assert self._state is not None

@@ -50,6 +50,7 @@ LINKS: dict[tuple[Link, str], Link] = {
     (Link.GREETING, "receipt"): Link.UP,
     (Link.GREETING, "disconnected"): Link.DOWN,
     (Link.UP, "aggregator restarted"): Link.GREETING,
+    (Link.UP, "outbox renewed"): Link.GREETING,
     (Link.UP, "disconnected"): Link.DOWN,
 }
 WORKS: dict[tuple[Work, str], Work] = {
@@ -60,6 +61,21 @@ WORKS: dict[tuple[Work, str], Work] = {
     (Work.TRAINING, "trained"): Work.RESTING,
     (Work.TRAINING, "nothing to send"): Work.RESTING,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """Which model it is that a device holds or trains from."""
+
+    lineage: bytes
+    generation: int
+    version: int
+
+    @classmethod
+    def of(cls, announcement: Announcement) -> "Base":
+        """What an announcement announces."""
+        return cls(announcement.lineage, announcement.generation, announcement.version)
+
 
 # ------------------------------------------------------------------------- events
 
@@ -100,7 +116,9 @@ class Receipted:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The model that was asked for is here, its digest verified."""
+    """A model that was asked for is here, its digest verified: the device holds it from now on."""
+
+    base: Base
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +158,7 @@ class Greet:
 
 @dataclass(frozen=True, slots=True)
 class ReadAnnouncement:
-    """Read the retained announcement again."""
+    """Read the retained announcement again, and the aggregator's status with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +252,8 @@ Action = (
     | Tell
 )
 
+CHUNK = 256 * 1024
+"""Bytes of body that are sent at once before an announcement says how many."""
 IN_FLIGHT = 8
 """Updates that may wait for their receipt at once."""
 PATIENCE = 10.0
@@ -276,15 +296,6 @@ class Timer:
         self.due, self.wait = None, self.first
 
 
-@dataclass(slots=True)
-class Base:
-    """The model that the device holds."""
-
-    lineage: bytes
-    generation: int
-    version: int
-
-
 class DeviceSession:
     """What a device does next.
 
@@ -308,11 +319,14 @@ class DeviceSession:
         self._held = {update.seq: Held(update) for update in held}
         self._jitter = jitter
         self._aggregator: AggregatorStatus | None = None
-        self._chunk = 256 * 1024
+        self._packet: int | None = None
+        """Bytes of body that fit into one packet of this connection; None where there is no limit."""
+        self._held_back = False
+        """Whether the aggregator asked to wait: nothing is sent until the resend timer is due."""
         self._base: Base | None = None
         self._target: Announcement | None = None
         """What is being fetched or trained from."""
-        self._trained: tuple[bytes, int, int] | None = None
+        self._trained: Base | None = None
         self._greeting = Timer()
         self._resend = Timer()
         self._statistics = Timer()
@@ -328,6 +342,12 @@ class DeviceSession:
     def holding(self) -> int:
         """How many updates wait for their receipt."""
         return len(self._held)
+
+    @property
+    def _chunk(self) -> int:
+        """Bytes of body that are sent at once: what the aggregator asks for, or less where the broker takes less."""
+        asked = CHUNK if self.announcement is None else self.announcement.chunk
+        return asked if self._packet is None else min(asked, self._packet)
 
     def part_size(self, size: int) -> int:
         """Bytes of each chunk but the last of an update of that size."""
@@ -348,8 +368,8 @@ class DeviceSession:
                 return self._aggregator_seen(status, now)
             case Receipted(receipt):
                 return self._receipted(receipt, now)
-            case Fetched():
-                return self._fetched()
+            case Fetched(base):
+                return self._fetched(base)
             case FetchFailed(_, start_over):
                 return self._fetch_failed(start_over, now)
             case Trained(update, key):
@@ -366,9 +386,7 @@ class DeviceSession:
             actions += self._greet(now)
         if _due(self._resend, now):
             self._resend.due = None
-            for held in self._held.values():
-                held.sent = False
-            actions += self._send(now)
+            actions += self._send_again(now)
         if _due(self._statistics, now):
             self._statistics.due = None
         if _due(self._reread, now):
@@ -391,10 +409,7 @@ class DeviceSession:
 
     def _connected(self, chunk: int | None, now: float) -> list[Action]:
         self._link("connected")
-        if chunk is not None:
-            self._chunk = chunk
-        for held in self._held.values():
-            held.sent = False
+        self._packet = chunk
         self._reread.start(now, self._jitter(), REREAD)
         self._greeting.start(now, self._jitter(), UNHEARD)
         return []
@@ -418,6 +433,8 @@ class DeviceSession:
         gone = (AggregatorState.LOST, AggregatorState.STOPPED)
         back = before is None or before.boot != status.boot or (before.state in gone and status.state not in gone)
         if self.link is Link.DOWN or not back:
+            if before is not None and before.state is not status.state:
+                self._held_back = False  # paused no longer
             return self._send(now) + self._next_thing(now)
         if self.link is Link.UP:
             self._link("aggregator restarted")
@@ -439,18 +456,17 @@ class DeviceSession:
         actions += self._forget(receipt.hi)
         later = [settled.retry_after for settled in receipt.settled if not settled.verdict.final]
         if later:
-            for held in self._held.values():
-                held.sent = False
+            self._held_back = True
             self._resend.start(now, self._jitter(), max(1.0, *later))
             return actions
+        if greeted:  # whoever it was that we sent to before may not be there any more
+            return actions + self._send_again(now) + self._next_thing(now)
         for grant in receipt.grants:
             if grant.seq in self._held and grant.parts:
                 actions.append(SendChunks(self._identified(self._held[grant.seq].update), grant.parts))
                 self._resend.stop()
                 self._resend.start(now, self._jitter())
-        if not self._held:
-            self._resend.stop()
-        elif not (greeted or receipt.settled or receipt.grants):
+        if self._held and not (receipt.settled or receipt.grants or self._held_back):
             self._resend.start(now, self._jitter(), 1.0)  # it misses something before what we sent
             return actions
         return actions + self._send(now) + self._next_thing(now)
@@ -466,6 +482,7 @@ class DeviceSession:
         """Take up the new identity that a Renew has made."""
         self.outbox, self.next = outbox, next_seq
         self._held = {update.seq: Held(update, ever_sent=False) for update in held}
+        self._link("outbox renewed")
         self._resend.stop()
         return self._greet(now)
 
@@ -473,7 +490,7 @@ class DeviceSession:
         settled = [seq for seq in self._held if seq <= through]
         for seq in settled:
             del self._held[seq]
-        if settled:
+        if settled and not self._held_back:
             self._resend.stop()
         return [Forget(through)] if settled else []
 
@@ -481,9 +498,17 @@ class DeviceSession:
         """As it is sent now: what else we hold changes from one sending to the next."""
         return update.model_copy(update={"outbox": self.outbox, "first": self.first})
 
+    def _send_again(self, now: float) -> list[Action]:
+        """Send all that is held, as if nothing had been sent."""
+        self._held_back = False
+        for held in self._held.values():
+            held.sent = False
+        return self._send(now)
+
     def _send(self, now: float) -> list[Action]:
         """Send what is held and not under way, in order; a large one goes alone and asks first."""
-        if self.link is not Link.UP or self._aggregator is None or self._aggregator.state is not AggregatorState.READY:
+        status = self._aggregator
+        if self.link is not Link.UP or self._held_back or (status and status.state is not AggregatorState.READY):
             return []
         actions: list[Action] = []
         for seq in sorted(self._held)[:IN_FLIGHT]:
@@ -502,7 +527,7 @@ class DeviceSession:
                 actions.append(Offer(update.model_copy(update={"kind": "offer", "parts": parts})))
                 break
             actions.append(Send(update))
-        if actions and self._resend.due is None:
+        if self._resend.due is None and any(held.sent for held in self._held.values()):
             self._resend.start(now, self._jitter())
         return actions
 
@@ -514,7 +539,6 @@ class DeviceSession:
         if same and known is not None and _order(announcement) < _order(known):
             return []  # an old retained one: the aggregator will put its own in its place
         self.announcement = announcement
-        self._chunk = min(self._chunk, announcement.chunk)
         self._refetch.due = None
         return self._next_thing(now)
 
@@ -529,8 +553,7 @@ class DeviceSession:
                 return [SendStatistics(announcement.lineage, announcement.moments)]
             return []
         self._statistics.stop()
-        identity = (announcement.lineage, announcement.generation, announcement.version)
-        if self.work is not Work.RESTING or self._trained == identity or self._refetch.due is not None:
+        if self.work is not Work.RESTING or self._trained == Base.of(announcement) or self._refetch.due is not None:
             return []
         if self.holding >= OUTBOX_LIMIT:
             return []
@@ -548,17 +571,16 @@ class DeviceSession:
         self._work("newer version")
         self._target = announcement
         if not way:
-            return self._fetched()
+            return self._fetched(Base.of(announcement))
         return [Fetch(announcement, way)]
 
-    def _fetched(self) -> list[Action]:
-        if self.work is not Work.FETCHING:
-            return []  # the link broke meanwhile; it will be fetched again
+    def _fetched(self, base: Base) -> list[Action]:
+        self._base = base
         target = self._target
-        assert target is not None
+        if self.work is not Work.FETCHING or target is None or Base.of(target) != base:
+            return []  # the link broke meanwhile, and perhaps another fetch has begun
         self._work("fetched")
         self._refetch.stop()
-        self._base = Base(target.lineage, target.generation, target.version)
         identity = f"{self.device}/{target.lineage.hex()}/{target.generation}/{target.version}"
         return [Train(target, target.plan.model_copy(update={"seed": zlib.crc32(identity.encode())}))]
 
@@ -581,7 +603,7 @@ class DeviceSession:
     def _note_trained(self) -> None:
         """A device trains once from each version."""
         assert self._target is not None
-        self._trained = (self._target.lineage, self._target.generation, self._target.version)
+        self._trained = Base.of(self._target)
 
     def _link(self, event: str) -> None:
         """Follow the table. An event that a state does not know is a mistake of ours: KeyError."""

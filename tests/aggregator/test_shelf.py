@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-
 from tests.aggregator.rig import Rig, rig
 from wire import lineage
 from wire.lineage import State, route

@@ -1,0 +1,188 @@
+"""Every update that a device ever stored is in the model once, whatever the network and the power did meanwhile."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aggregator import events as ev
+from aggregator import records as rec
+from aggregator.core import AggregatorCore
+from aggregator.intake import Further
+from aggregator.processor import Processor
+from aggregator.receipts import Receipts
+from aggregator.store import Store
+from aggregator.strategy import Strategy, constant
+from iot_client import session as s
+from tests.aggregator.rig import EVERYTHING_COUNTS, TOPICS
+from tests.federation.kernel import Faults, Kernel
+from tests.federation.network import Network
+from tests.federation.participant import Ledger, Participant
+from tests.federation.server import Server
+from wire.messages import Update, Verdict
+
+PLACES = 2048
+WHOLE, CHUNKED = 16_384, 1024
+"""Bytes of a chunk, with which an update goes straight, or is offered first and sent in eight."""
+IN_PAIRS = replace(EVERYTHING_COUNTS, release_floor=2)
+BUFFERED = Strategy("ledger", constant(), 1.0, buffer_size=3, normalise="none", deadline=3.0, norm_limit=None)
+ROUGH = Faults(loss=0.1, twice=0.1, delay=0.5, crash=0.004, link=0.02)
+
+
+class Federation:
+    """A server and its participants, in a world with faults until it heals."""
+
+    def __init__(
+        self,
+        directory: Path,
+        seed: int,
+        strategy: Strategy = EVERYTHING_COUNTS,
+        faults: Faults = ROUGH,
+        *,
+        devices: int = 4,
+        chunk: int = WHOLE,
+    ) -> None:
+        self.kernel = Kernel(seed, faults)
+        self.network = Network(self.kernel)
+        self.ledger = Ledger()
+        parameters = {"x": np.zeros(PLACES, np.float32)}
+        self.server = Server(self.kernel, self.network, directory, strategy, parameters, chunk=chunk)
+        self.participants = [
+            Participant(self.kernel, self.network, f"device-{number}", self.ledger) for number in range(devices)
+        ]
+
+    def run(self, seconds: float = 250.0) -> None:
+        self.kernel.run(seconds)
+        self.kernel.faults = Faults()
+        self.ledger.training = False
+        assert self.kernel.run(self.kernel.now + 2000, self.drained), f"not drained: {self.waiting}"
+        self.kernel.run(self.kernel.now + 10)
+        self.check()
+
+    def drained(self) -> bool:
+        return self.server.rig is not None and all(
+            participant.alive and participant.session.holding == 0 and participant.session.work is not s.Work.TRAINING
+            for participant in self.participants
+        )
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        return {each.name: each.session.holding for each in self.participants}
+
+    def check(self) -> None:
+        """The model counts what was stored; each was decided and applied once; and the devices were told so."""
+        assert self.server.rig is not None
+        x = self.server.rig.model.x
+        updates = [record for record in self.server.durable if isinstance(record, rec.UpdateRecord)]
+        decided = {(record.device, record.outbox, record.seq): record for record in updates}
+        assert len(decided) == len(updates), "an update was decided twice"
+        weights: Counter[int] = Counter()
+        times: Counter[int] = Counter()
+        for record in self.server.durable:
+            if isinstance(record, rec.StepRecord):
+                for lsn, weight in record.updates:
+                    times[lsn] += 1
+                    weights[lsn] += weight  # type: ignore[assignment]
+        for place, name in self.ledger.stored.items():
+            assert name in decided, f"{name} was stored, and is gone"
+            assert decided[name].verdict == Verdict.ACCEPTED
+            assert times[decided[name].lsn] == 1, f"{name} was applied {times[decided[name].lsn]} times"
+            assert x[place] == np.float32(weights[decided[name].lsn])
+            assert self.ledger.told.get(name, Verdict.ACCEPTED) is Verdict.ACCEPTED
+        assert np.count_nonzero(x) == len(self.ledger.stored)
+        assert set(self.ledger.told) <= set(self.ledger.stored.values())
+
+    def close(self) -> None:
+        if self.server.rig is not None:
+            self.server.rig.close()
+        for participant in self.participants:
+            participant.outbox.close()
+
+
+def run(directory: Path, seed: int, *arguments: Any, **named: Any) -> Federation:
+    federation = Federation(directory, seed, *arguments, **named)
+    try:
+        federation.run()
+    finally:
+        federation.close()
+    return federation
+
+
+@pytest.mark.parametrize("strategy", [EVERYTHING_COUNTS, IN_PAIRS, BUFFERED], ids=["alone", "in pairs", "buffered"])
+@pytest.mark.parametrize("chunk", [WHOLE, CHUNKED], ids=["whole", "chunked"])
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_is_lost_or_doubled(tmp_path: Path, seed: int, strategy: Strategy, chunk: int) -> None:
+    federation = run(tmp_path, seed, strategy, chunk=chunk)
+    assert len(federation.ledger.stored) > 20
+    assert federation.server.lives > 1
+    assert any(participant.lives > 1 for participant in federation.participants)
+
+
+# ----------------------------------------------------- would these tests see a bug?
+
+
+def without_dedupe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The aggregator takes whatever comes."""
+
+    def arrived(core: AggregatorCore, device: str, update: Update, key: int) -> Sequence[ev.Action]:
+        core._raise(device, update.outbox, update.first)
+        return [ev.Decode(device, update, key)]
+
+    monkeypatch.setattr(AggregatorCore, "_arrived", arrived)
+
+
+def without_journal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The aggregator remembers what it decided until it is restarted."""
+    monkeypatch.setattr(Store, "commit", lambda _store, _entries: None)
+
+
+def receipt_before_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The aggregator says that it has an update before it has."""
+    do = Processor.do
+
+    def hasty(processor: Processor, actions: Sequence[ev.Action], now: float, further: Sequence[Further] = ()) -> None:
+        receipts = Receipts()
+        for action in actions:
+            if isinstance(action, ev.Reply):
+                receipts.settle(action.device, action.outbox, action.hi, action.settled)
+        for post in receipts.posts(TOPICS):
+            processor._put(post)
+        do(processor, actions, now, further)
+
+    monkeypatch.setattr(Processor, "do", hasty)
+
+
+def forget_when_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device takes the broker's acknowledgement for the aggregator's."""
+    act = Participant.act
+
+    def careless(participant: Participant, action: s.Action) -> None:
+        act(participant, action)
+        if isinstance(action, s.Send):
+            participant.outbox.forget(action.update.seq)
+            participant.session._held.pop(action.update.seq)
+
+    monkeypatch.setattr(Participant, "act", careless)
+
+
+def sent_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device waits for a receipt for ever."""
+    monkeypatch.setattr(s.Timer, "start", lambda *_arguments: None)
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [without_dedupe, without_journal, receipt_before_commit, forget_when_sent, sent_once],
+    ids=lambda mutant: mutant.__name__,
+)
+def test_a_federation_with_a_bug_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutant: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    mutant(monkeypatch)
+    with pytest.raises(AssertionError):  # noqa: PT012 - whichever of a few worlds shows it first
+        for seed in range(20):
+            run(tmp_path / str(seed), seed)
