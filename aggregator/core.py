@@ -97,6 +97,8 @@ class AggregatorCore:
         self.schema_hash = schema_hash
         self.moments = tuple(moments)
         self.bounds = bounds or Bounds()
+        self.full: str | None = None
+        """Why nothing can be decided, where the store has no room: refused for now, and no timer does anything."""
         self.paused: str | None = None
         """Why nothing is accepted, where somebody said so."""
         self._statistics_devices = statistics_devices
@@ -142,6 +144,8 @@ class AggregatorCore:
 
     def tick(self, now: float) -> list[ev.Action]:
         """What the passing of time asks for."""
+        if self.full is not None:
+            return []
         actions: list[ev.Action] = []
         if _due(self._buffer_since, self.strategy.deadline, now):
             actions += self._make_step(now)
@@ -152,6 +156,8 @@ class AggregatorCore:
     @property
     def deadline(self) -> float | None:
         """When `tick` next has something to do; None where only an event can bring that."""
+        if self.full is not None:
+            return None
         times = []
         if self._buffer_since is not None and self.strategy.deadline is not None:
             times.append(self._buffer_since + self.strategy.deadline)
@@ -259,6 +265,8 @@ class AggregatorCore:
         if outbox is None:
             why = "this aggregator knows as many devices, or as many outboxes of this device, as it can"
             settled = Settled(seq=update.seq, verdict=Verdict.BUSY, why=why, retry_after=300)
+        elif self.full is not None and update.seq > outbox.hi:
+            settled = Settled(seq=update.seq, verdict=Verdict.BUSY, why=self.full[:400], retry_after=30)
         elif self.paused is not None and update.seq > outbox.hi:
             settled = Settled(seq=update.seq, verdict=Verdict.PAUSED, why=self.paused[:400], retry_after=30)
         else:
@@ -377,7 +385,7 @@ class AggregatorCore:
     def _statistics_arrived(self, device: str, sent: Statistics, key: int, now: float) -> list[ev.Action]:
         asked = tuple((moment.name, moment.channels) for moment in self.moments)
         unasked = sent.lineage != self.lineage or sent.names != asked
-        if self.frozen or unasked or device in self._statistics:
+        if self.frozen or unasked or device in self._statistics or self.full is not None:
             return [ev.Drop(key)]
         record = rec.StatisticsRecord(self._next(), device, sent.names, sent.missing)
         actions = [*self._write(record, key), ev.Drop(key)]
@@ -465,6 +473,11 @@ class AggregatorCore:
         """Take no more updates of versions before this one: they cannot be rebuilt."""
         for version in [version for version in self._steps_at if version < before and version != self.version]:
             del self._steps_at[version]
+
+    @property
+    def buffered(self) -> int:
+        """How many accepted updates wait for their step."""
+        return len(self._buffer)
 
     def hi(self, device: str, outbox: int) -> int:
         """Up to which seq all is settled."""

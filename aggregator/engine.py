@@ -1,6 +1,7 @@
 """Carries journaled decisions out on the model: live, and again when a restart replays the journal."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 from aggregator import records as rec
 from aggregator.core import AggregatorCore
 from aggregator.model import Contribution, Frame, Model
-from aggregator.store import Checkpoint, Store
+from aggregator.store import Checkpoint, Store, StoreFull
 from wire.moments import BYTES_PER_CHANNEL, MAX_VALUE, Moments, pool
 from wire.schema import Schema
 
@@ -21,6 +22,7 @@ class Engine:
         self.model = model
         self.store = store
         self._waiting: dict[int, Contribution] = {}
+        self._unwritten: list[Frame] = []
 
     def hold(self, lsn: int, contribution: Contribution) -> None:
         """Keep a decoded update for its step."""
@@ -42,6 +44,20 @@ class Engine:
             case _:
                 pass
         return []
+
+    def replayed(self, frames: Sequence[Frame]) -> None:
+        """Frames of a release that was replayed: the store may lack them, where the power went before they were in."""
+        self._unwritten += frames
+
+    def write_replayed(self) -> None:
+        """See that the store has the frames of every release that was replayed.
+
+        Raises:
+            StoreFull: there is no room for them now; to be tried again.
+        """
+        if self._unwritten:
+            self.store.add_frames((frame, 0) for frame in self._unwritten)
+            self._unwritten.clear()
 
     def _contribution(self, lsn: int) -> Contribution:
         if lsn in self._waiting:
@@ -94,13 +110,13 @@ def split_moments(body: memoryview, names: Sequence[tuple[str, int]]) -> dict[st
     return moments
 
 
-def recover(core: AggregatorCore, store: Store, schema: Schema) -> Engine:
-    """Rebuild the model and the core from the newest checkpoint and the journal behind it.
+def recover(core: AggregatorCore, store: Store, schema: Schema, checkpoint: Checkpoint | None = None) -> Engine:
+    """Rebuild the model and the core from a checkpoint, the newest by default, and the journal behind it.
 
     Raises:
         StoreError: the store is damaged.
     """
-    checkpoint = store.newest_checkpoint()
+    checkpoint = checkpoint or store.newest_checkpoint()
     model = Model.load(schema, checkpoint.arrays, checkpoint.values)
     core.load(checkpoint.core)
     if core.strategy.form == "mixing":
@@ -108,8 +124,9 @@ def recover(core: AggregatorCore, store: Store, schema: Schema) -> Engine:
     engine = Engine(model, store)
     for entry in store.entries(after=core.lsn):
         core.replay(entry.record)
-        frames = engine.carry(entry.record)
-        store.add_frames((frame, 0) for frame in frames)
+        engine.replayed(engine.carry(entry.record))
+    with suppress(StoreFull):
+        engine.write_replayed()
     if core.strategy.form == "mixing":
         core.forget_bases(model.oldest)
     return engine

@@ -37,7 +37,7 @@ class Further:
 class Intake:
     """Bodies that wait for a decision, and updates that come in chunks."""
 
-    def __init__(self, *, budget: int, patience: float = 120.0) -> None:
+    def __init__(self, *, budget: int, dropped: Counter[str], patience: float = 120.0) -> None:
         self._keys = count(1)
         self._bodies: dict[int, memoryview] = {}
         self._budget = budget
@@ -45,7 +45,7 @@ class Intake:
         self._patience = patience
         """Seconds after which an assembly whose device fell silent makes room for another."""
         self._assembling: dict[str, Assembling] = {}
-        self.dropped: Counter[str] = Counter()
+        self._dropped = dropped
 
     def body(self, key: int) -> memoryview:
         return self._bodies[key]
@@ -112,7 +112,7 @@ class Intake:
     def _chunk(self, device: str, chunk: Chunk, body: memoryview, now: float) -> ev.Event | Further | None:
         item = self._assembling.get(device)
         if item is None or (item.update.outbox, item.update.seq) != (chunk.outbox, chunk.seq):
-            self.dropped["chunk of nothing"] += 1
+            self._dropped["chunk of nothing"] += 1
             return None
         item.touched = now
         item.assembly.add(chunk.part, body)

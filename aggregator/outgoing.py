@@ -23,6 +23,8 @@ class Post:
     retain: bool = True
     withdraws: tuple[int, int] | None = None
     """Version and span of the frame that is off the broker once this last post of it has been acknowledged."""
+    since: float | None = None
+    """Of a receipt: when what it answers had arrived."""
 
 
 class Outgoing:

@@ -5,6 +5,7 @@ decisions out and hands over the receipts. It knows no connection and no loop; o
 """
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -13,6 +14,7 @@ from aggregator import records as rec
 from aggregator.core import AggregatorCore
 from aggregator.engine import Engine
 from aggregator.intake import Further, Intake
+from aggregator.meters import Meters
 from aggregator.model import Contribution
 from aggregator.outgoing import Post
 from aggregator.receipts import Receipts
@@ -41,18 +43,20 @@ class Processor:
         put: Callable[[Post], None],
         tell: Callable[..., None],
         memory: int,
+        meters: Meters | None = None,
     ) -> None:
         self._core, self._engine, self._shelf, self._topics = core, engine, shelf, topics
         self._put, self._tell = put, tell
-        self._intake = Intake(budget=memory)
+        self._meters = meters or Meters()
+        self._intake = Intake(budget=memory, dropped=self._meters.dropped)
         self._decoded: dict[int, Vector] = {}
         self.devices: dict[str, Hello] = {}
         """The newest status of each device."""
 
-    @property
-    def dropped(self) -> dict[str, int]:
-        """How many messages were dropped, by reason."""
-        return dict(self._intake.dropped)
+    def take_up(self, core: AggregatorCore, engine: Engine, shelf: Shelf) -> None:
+        """Go on with what was rebuilt from the store, after a batch that could not be written."""
+        self._core, self._engine, self._shelf = core, engine, shelf
+        self._decoded.clear()
 
     def process(self, deliveries: Sequence[Delivery], now: float) -> None:
         """Take a batch in. When this returns, what it decided is durable and its receipts wait to be sent."""
@@ -62,7 +66,7 @@ class Processor:
             try:
                 event = self._read(delivery, now)
             except WireError as error:
-                self._intake.dropped["malformed"] += 1
+                self._meters.dropped["malformed"] += 1
                 self._tell("dropped", topic=delivery.topic, why=str(error))
                 continue
             if isinstance(event, Further):
@@ -126,11 +130,15 @@ class Processor:
 
     def do(self, actions: Sequence[ev.Action], now: float, further: Sequence[Further] = ()) -> None:
         """Commit what is to be journaled, then do the rest in order."""
-        self._engine.store.commit(
+        entries = [
             Entry(action.record, None if action.key is None else bytes(self._intake.body(action.key)))
             for action in actions
             if isinstance(action, ev.Journal)
-        )
+        ]
+        if entries:
+            began = time.perf_counter()
+            self._engine.store.commit(entries)
+            self._meters.commit_seconds.observe(time.perf_counter() - began)
         receipts = Receipts()
         for action in actions:
             match action:
@@ -153,13 +161,15 @@ class Processor:
                     raise AssertionError("decoding is done while settling")
         for item in further:
             receipts.grant(item.device, item.outbox, self._core.hi(item.device, item.outbox), item.grant)
-        for post in receipts.posts(self._topics):
+        for post in receipts.posts(self._topics, now):
             self._put(post)
 
     def _journaled(self, record: rec.Record, key: int | None) -> None:
         if not isinstance(record, rec.UpdateRecord):
             return
+        self._meters.verdicts[record.verdict] += 1
         if record.verdict == Verdict.ACCEPTED:
+            self._meters.staleness.observe(record.staleness)
             assert key is not None
             self._engine.hold(record.lsn, Contribution(self._decoded[key], record.tensors, record.base))
         self._tell(
@@ -178,8 +188,10 @@ class Processor:
         """What left no record: repeats, and refusals for now."""
         for item in settled:
             if item.repeat:
+                self._meters.verdicts["duplicate"] += 1
                 self._tell("repeat", device=device, seq=item.seq, verdict=item.verdict.value)
             elif not item.verdict.final:
+                self._meters.verdicts[item.verdict.value] += 1
                 self._tell("held", device=device, seq=item.seq, verdict=item.verdict.value, why=item.why)
 
     def _carry(self, record: rec.Record) -> None:

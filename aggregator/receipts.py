@@ -26,7 +26,7 @@ class Receipts:
         self._hi[device, outbox] = hi
         self._grants.setdefault((device, outbox), []).append(grant)
 
-    def posts(self, topics: Topics) -> Iterator[Post]:
+    def posts(self, topics: Topics, since: float) -> Iterator[Post]:
         """The receipts as messages."""
         for (device, outbox), hi in self._hi.items():
             receipt = Receipt(
@@ -35,4 +35,4 @@ class Receipts:
                 settled=tuple(self._settled.get((device, outbox), ()))[-64:],
                 grants=tuple(self._grants.get((device, outbox), ()))[-16:],
             )
-            yield Post(topics.receipt(device), frames.encode(receipt), retain=False)
+            yield Post(topics.receipt(device), frames.encode(receipt), retain=False, since=since)

@@ -12,17 +12,14 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from aggregator.core import AggregatorCore
-from aggregator.engine import Engine, recover
-from aggregator.export import write_model
+from aggregator.keeper import Keeper
+from aggregator.meters import Meters
 from aggregator.model import Model
 from aggregator.outgoing import Outgoing, Post
-from aggregator.processor import Processor
-from aggregator.shelf import Shelf
 from aggregator.store import Store, StoreError
 from aggregator.strategy import Strategy, fedasync
 from broker.connection import BrokerError, Connection, ConnectionLost, Connector, Delivery, Options, Will
@@ -30,7 +27,7 @@ from broker.retained import read_retained
 from wire import frames, messages
 from wire.errors import WireError
 from wire.messages import AggregatorState, AggregatorStatus, Hello, Moment
-from wire.schema import Parameters, Role, Schema, Tensor
+from wire.schema import Parameters, Role, Schema
 from wire.topics import DEFAULT_ROOT, Topics
 
 log = logging.getLogger("aggregator")
@@ -42,8 +39,8 @@ CHUNK = 256 * 1024
 """Bytes of a chunk's body on a broker of one's own."""
 _OVERHEAD = 1024
 """Bytes of topic and headers around a chunk's body, generously."""
-_CHECKPOINT_RECORDS = 1000
-_CHECKPOINT_SECONDS = 300.0
+_WINDOW = 200
+"""Messages that a broker of MQTT 5 may have under way to us: they make a batch, and bound the memory that it takes."""
 _LONELY = 30.0
 """Seconds after which an aggregator that waits for a second device says so."""
 
@@ -98,23 +95,34 @@ class Aggregator:
         self.strategy = strategy or fedasync()
         self.store = Store(store)
         self.connector = connector
-        self._initial = initial
-        self._schema = Schema.of(initial, roles)
-        self._schema.flatten(initial)
-        self._moments = _asked(self._schema, moments or {})
-        self._statistics = (statistics_devices, statistics_deadline)
+        self.meters = Meters()
+        schema = Schema.of(initial, roles)
+        schema.flatten(initial)
         self._evaluate = evaluate
         self._listener = on_event
-        self._chunk = chunk
-        self._memory = memory
         self._keepalive = keepalive
         self.replace = replace
         self._boot = secrets.randbits(62)
         self._stop = asyncio.Event()
         self._released = asyncio.Event()
         self._lonely_since: float | None = None
-        self.bytes_in = 0
-        self.bytes_out = 0
+        self._connected = False
+        self._held: str | None = None
+        self._outgoing = Outgoing(self._sent)
+        self._keeper = Keeper(
+            self.store,
+            initial,
+            schema,
+            self.strategy,
+            self.topics,
+            moments=_asked(schema, moments or {}),
+            statistics=(statistics_devices, statistics_deadline),
+            chunk=chunk,
+            memory=memory,
+            put=self._outgoing.put,
+            tell=self._tell,
+            meters=self.meters,
+        )
 
     def run(self) -> None:
         """Serve until interrupted, then write a checkpoint and say goodbye."""
@@ -136,9 +144,30 @@ class Aggregator:
     @property
     def devices(self) -> Mapping[str, Hello]:
         """The newest status of each device."""
-        return self._processor.devices
+        return self._keeper.processor.devices
 
-    # ------------------------------------------------------------------ the store
+    @property
+    def core(self) -> AggregatorCore:
+        return self._keeper.core
+
+    @property
+    def model(self) -> Model:
+        return self._keeper.engine.model
+
+    @property
+    def open_now(self) -> bool:
+        """Whether the store is open, and with it the core and the model to be looked at."""
+        return hasattr(self._keeper, "processor")
+
+    @property
+    def ready(self) -> bool:
+        """Whether updates are taken in."""
+        return self._connected and self._keeper.hold is None
+
+    @property
+    def outgoing(self) -> int:
+        """How many messages wait to be published, or for the broker's acknowledgement."""
+        return len(self._outgoing)
 
     def open(self) -> None:
         """Lock the store and rebuild what it holds, or begin a lineage in it.
@@ -146,69 +175,15 @@ class Aggregator:
         Raises:
             StoreError: it cannot be used, or holds a model of other tensors.
         """
-        self.store.__enter__()
-        try:
-            self._recover()
-        except BaseException:
-            self.store.close()
-            raise
-
-    def _recover(self) -> None:
-        fresh = self.store.empty
-        if self.store.schema is None:
-            self.store.create(self._schema)
-        elif self.store.schema != self._schema:
-            assert self.store.schema is not None
-            raise StoreError(
-                f"The store {self.store.directory} holds another model: "
-                f"{_difference(self.store.schema, self._schema)}. Name another store, or give the model that it "
-                "was made with."
-            )
-        self.core = AggregatorCore(
-            self.strategy,
-            lineage=self.store.lineage,
-            schema_hash=self._schema.hash,
-            moments=self._moments,
-            statistics_devices=self._statistics[0],
-            statistics_deadline=self._statistics[1],
-        )
-        if fresh:
-            Engine(Model.of(self._initial, self._schema), self.store).checkpoint(self.core)
-        self._engine = recover(self.core, self.store, self._schema)
-        self._checkpointed = (self.core.lsn, time.monotonic())
-        stepping_back = self.strategy.form == "mixing"
-        self._shelf = Shelf(self._engine, self.core, self.topics, chunk=self._chunk, stepping_back=stepping_back)
-        self._outgoing = Outgoing(self._sent)
-        self._processor = Processor(
-            self.core,
-            self._engine,
-            self._shelf,
-            self.topics,
-            put=self._outgoing.put,
-            tell=self._tell,
-            memory=self._memory,
-        )
+        self._keeper.open(time.monotonic())
 
     def close(self) -> None:
-        """Write a checkpoint and let the store go. Not after an error: see `serve`."""
-        if self.core.lsn > self._checkpointed[0]:
-            self._engine.checkpoint(self.core)
-        self.store.close()
-
-    @property
-    def model(self) -> Model:
-        return self._engine.model
+        """Write a checkpoint and let the store go."""
+        self._keeper.close()
 
     def export(self, path: str | Path) -> None:
         """Write the exact model as safetensors."""
-        about = {
-            "federation": self.topics.federation,
-            "lineage": self.core.lineage.hex(),
-            "generation": str(self.core.generation),
-            "version": str(self.core.version),
-            "step": str(self.core.step),
-        }
-        write_model(path, self._engine.model.parameters(), about)
+        self._keeper.export(path)
 
     # ------------------------------------------------------------------- serving
 
@@ -232,11 +207,7 @@ class Aggregator:
         except BaseExceptionGroup as group:
             raise sole(group) from None
         finally:
-            if failed:
-                # The core may have decided what was not written or not carried out. The journal has what counts.
-                self.store.close()
-            else:
-                self.close()
+            self._keeper.close(failed=failed)
             self._tell("stop", version=self.core.version, step=self.core.step)
 
     async def _reconnecting(self) -> None:
@@ -249,6 +220,7 @@ class Aggregator:
                         begun = True
                         self._begin()
                     pause = 0.5
+                    self.meters.connects += 1
                     self._tell("connected")
                     await self._serve(connection)
             except BrokerError as error:
@@ -264,12 +236,12 @@ class Aggregator:
     def _options(self) -> Options:
         will = Will(self.topics.aggregator, frames.encode(self._status(AggregatorState.LOST)))
         name = f"midge-{self.topics.federation}-aggregator-{self._boot:016x}"
-        return Options(client_id=name, will=will, keepalive=self._keepalive)
+        return Options(client_id=name, will=will, keepalive=self._keepalive, receive_maximum=_WINDOW)
 
     async def _look_around(self, connection: Connection) -> None:
         """See who is on our topics already, before anything is published."""
-        if (largest := connection.limits.maximum_packet_size) is not None:
-            self._shelf.chunk = max(1024, min(self._chunk, largest - _OVERHEAD))
+        largest = connection.limits.maximum_packet_size
+        self._keeper.fit_chunks(None if largest is None else largest - _OVERHEAD)
         announced = None
         marker = f"{self.topics.aggregator}/{self._boot:x}"
         for delivery in await read_retained(connection, self.topics.announcement(), marker=marker):
@@ -294,18 +266,18 @@ class Aggregator:
             )
             self._tell("put_back", announced=announced.version, version=self.core.version)
             now = time.monotonic()
-            self._processor.do(self.core.begin_generation(announced.generation, announced.version, now), now)
+            self._keeper.begin_generation(announced.generation, announced.version, now)
 
     def _begin(self) -> None:
         """What is due at the start of the process: the first release, an overdue step."""
-        now = time.monotonic()
-        self._processor.do(self.core.note_strategy(repr(asdict(self.strategy))) + self.core.start(now), now)
+        self._keeper.begin(time.monotonic())
         self._released.set()
 
     async def _serve(self, connection: Connection) -> None:
         """Publish and read, until the connection is lost or we are to stop."""
+        self._connected = True
         self._outgoing.clear()
-        for post in self._shelf.everything():
+        for post in self._keeper.shelf.everything():
             self._outgoing.put(post)
         self._post_status()
         try:
@@ -320,6 +292,8 @@ class Aggregator:
                 sending.cancel()
         except BaseExceptionGroup as group:
             raise sole(group) from None
+        finally:
+            self._connected = False
 
     async def _read(self, connection: Connection) -> None:
         """Hand over batches of deliveries, and the passing of time."""
@@ -346,20 +320,18 @@ class Aggregator:
 
     def _process(self, connection: Connection, batch: list[Delivery]) -> None:
         now, version = time.monotonic(), self.core.version
-        self.bytes_in += sum(len(delivery.payload) for delivery in batch)
-        self._processor.process(batch, now)
+        self.meters.bytes_in += sum(len(delivery.payload) for delivery in batch)
+        self._keeper.process(batch, now)
         for delivery in batch:
             connection.ack(delivery)
         if self.core.version != version:
             self._released.set()
-        self._keep_house(now)
+        if self._keeper.hold != self._held:
+            self._post_status()
+        self._see_loneliness(now)
 
-    def _keep_house(self, now: float) -> None:
-        lsn, since = self._checkpointed
-        new = self.core.lsn - lsn
-        if new >= _CHECKPOINT_RECORDS or (new and now - since >= _CHECKPOINT_SECONDS):
-            self._engine.checkpoint(self.core)
-            self._checkpointed = (self.core.lsn, now)
+    def _see_loneliness(self, now: float) -> None:
+        """Say once where too few devices take part for anything to go on."""
         waiting = self.core.waiting_for_company
         if waiting is None:
             self._lonely_since = None
@@ -377,7 +349,7 @@ class Aggregator:
             self._released.clear()
             version, step = self.core.version, self.core.step
             if version and self.core.frozen:
-                published = self._engine.model.state.parameters()
+                published = self.model.state.parameters()
                 began = time.monotonic()
                 metrics = await asyncio.to_thread(self._evaluate, published)
                 self._tell("evaluation", version=version, step=step, metrics=dict(metrics))
@@ -400,14 +372,17 @@ class Aggregator:
         return Post(self.topics.aggregator, frames.encode(self._status(state, why)))
 
     def _post_status(self, why: str = "") -> None:
-        paused = self.core.paused
-        state = AggregatorState.READY if paused is None else AggregatorState.PAUSED
-        self._outgoing.put(self._status_post(state, paused or why))
+        self._held = self._keeper.hold
+        state = AggregatorState.READY if self._held is None else AggregatorState.PAUSED
+        self._outgoing.put(self._status_post(state, self._held or why))
 
     def _sent(self, post: Post) -> None:
-        self.bytes_out += len(post.payload)
+        now = time.monotonic()
+        self.meters.bytes_out += len(post.payload)
+        if post.since is not None:
+            self.meters.receipt_seconds.observe(now - post.since)
         if post.withdraws is not None:
-            self._shelf.withdrawn([post.withdraws])
+            self._keeper.withdrawn(post.withdraws, now)
 
     def _tell(self, event: str, **fields: Any) -> None:
         if self._listener is not None:
@@ -438,15 +413,3 @@ def _asked(schema: Schema, moments: Mapping[str, int]) -> tuple[Moment, ...]:
                     "add it to the model, with the role 'frozen'."
                 )
     return tuple(Moment(name=name, channels=channels) for name, channels in moments.items())
-
-
-def _difference(theirs: Schema, ours: Schema) -> str:
-    def described(tensor: Tensor | None) -> str:
-        return "absent" if tensor is None else f"{tensor.role} {tensor.shape} {tensor.dtype}"
-
-    there = {tensor.name: tensor for tensor in theirs.tensors}
-    here = {tensor.name: tensor for tensor in ours.tensors}
-    for name in [*there, *here]:
-        if there.get(name) != here.get(name):
-            return f"{name} is {described(there.get(name))} there and {described(here.get(name))} here"
-    return "its tensors come in another order"

@@ -7,8 +7,10 @@ What was accepted is in the journal before its receipt leaves, and the newest ch
 the model, bit for bit.
 """
 
+import errno
 import fcntl
 import hashlib
+import logging
 import os
 import secrets
 import sqlite3
@@ -31,8 +33,14 @@ from wire import frames
 from wire.errors import WireError
 from wire.schema import Schema
 
+log = logging.getLogger("aggregator")
+
 FORMAT = 1
 KEEP_CHECKPOINTS = 3
+KEEP_RECORDS = 100_000
+"""How many records stay, without their bodies, so that the life of an update can be told."""
+BALLAST = 4 * 2**20
+"""Bytes on the disk that are given up where it is full, for what must still be written."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -50,8 +58,15 @@ CREATE TABLE IF NOT EXISTS checkpoints (
 """
 
 
+_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
+
+
 class StoreError(Exception):
     """The store cannot be used as it is; the message says why and what to do."""
+
+
+class StoreFull(StoreError):
+    """There is no room on the disk. What was to be written is not; everything before it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,16 +176,37 @@ class Store:
         """One transaction: all of it is durable when the block is left, or nothing.
 
         Raises:
+            StoreFull: there is no room.
             StoreError: it cannot be written.
         """
         try:
             with self._open_db:
                 yield self._open_db
         except (sqlite3.Error, OSError) as error:
+            if _no_room(error):
+                raise StoreFull(f"The disk of the store {self.directory} is full.") from error
             raise StoreError(
                 f"The store {self.directory} cannot be written any more ({error}): see to its disk and start again. "
                 "All that was receipted is in it."
             ) from error
+
+    # ---------------------------------------------------------------------- room
+
+    def make_room(self) -> None:
+        """Give up the ballast: on a full disk SQLite refuses even to delete."""
+        (self.directory / "ballast").unlink(missing_ok=True)
+
+    def has_room(self) -> bool:
+        """Whether the disk takes the ballast, which then keeps that room for bad times."""
+        path = self.directory / "ballast"
+        try:
+            if not path.exists() or path.stat().st_size != BALLAST:
+                write_durably(path, bytes(BALLAST))
+        except OSError as error:
+            path.with_suffix(path.suffix + ".tmp").unlink(missing_ok=True)
+            log.debug("No room yet: %s", error)
+            return False
+        return True
 
     @property
     def empty(self) -> bool:
@@ -298,7 +334,11 @@ class Store:
         data = save_tensors({name: np.ascontiguousarray(array) for name, array in arrays.items()})
         name = f"checkpoint-{checkpoint.lsn:012d}.safetensors"
         with self._writing() as db:
-            write_durably(self.directory / name, data)
+            try:
+                write_durably(self.directory / name, data)
+            except OSError:
+                (self.directory / f"{name}.tmp").unlink(missing_ok=True)
+                raise
             db.execute(
                 "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?)",
                 (checkpoint.lsn, name, hashlib.sha256(data).digest(), oldest_body, oldest_base),
@@ -314,18 +354,15 @@ class Store:
         oldest_base = min(base for *_, base in kept)
         with self._writing() as db:
             db.executemany("DELETE FROM checkpoints WHERE lsn = ?", [(lsn,) for lsn, *_ in dropped])
-            db.execute("DELETE FROM journal WHERE lsn < ?", (needed,))
+            db.execute("UPDATE journal SET body = NULL WHERE lsn < ? AND body IS NOT NULL", (needed,))
+            db.execute("DELETE FROM journal WHERE lsn < ?", (needed - KEEP_RECORDS,))
             # A step leads to its version and a snapshot stands for it: of the oldest base only the latter is needed.
             db.execute("DELETE FROM frames WHERE offered = 0 AND version < ? + (span > 0)", (oldest_base,))
         for _, file, _, _ in dropped:
             (self.directory / file).unlink(missing_ok=True)
 
-    def newest_checkpoint(self) -> Checkpoint:
-        """The newest checkpoint whose bytes are what was written.
-
-        Raises:
-            StoreError: there is none.
-        """
+    def checkpoints(self) -> Iterator[Checkpoint]:
+        """The checkpoints whose bytes are what was written, newest first."""
         rows = self._open_db.execute("SELECT lsn, file, sha256 FROM checkpoints ORDER BY lsn DESC").fetchall()
         for lsn, file, sha256 in rows:
             try:
@@ -335,7 +372,16 @@ class Store:
             if hashlib.sha256(data).digest() == sha256:
                 arrays = load_tensors(data)
                 plain = frames.unpack(arrays.pop("plain").tobytes())
-                return Checkpoint(lsn, arrays, plain["values"], plain["core"])
+                yield Checkpoint(lsn, arrays, plain["values"], plain["core"])
+
+    def newest_checkpoint(self) -> Checkpoint:
+        """The newest checkpoint whose bytes are what was written.
+
+        Raises:
+            StoreError: there is none.
+        """
+        for checkpoint in self.checkpoints():
+            return checkpoint
         raise StoreError(f"No checkpoint in {self.directory} can be read: restore the store from a backup.")
 
 
@@ -356,3 +402,9 @@ def write_durably(path: Path, data: bytes) -> None:
 
 def _crc(record: bytes, body: bytes | None) -> int:
     return zlib.crc32(body or b"", zlib.crc32(record))
+
+
+def _no_room(error: Exception) -> bool:
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", None) in _FULL
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

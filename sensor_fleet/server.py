@@ -80,7 +80,7 @@ async def main() -> int:
     except (BrokerError, StoreError, ValueError) as error:
         tell({"event": "failed", "why": str(error)})
         return 1
-    tell({"event": "finished", "bytes_in": aggregator.bytes_in, "bytes_out": aggregator.bytes_out})
+    tell({"event": "finished", "bytes_in": aggregator.meters.bytes_in, "bytes_out": aggregator.meters.bytes_out})
     return 0
 
 

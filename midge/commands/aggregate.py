@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from broker import connector
-from midge.commands.parts import Subparsers, add_tls, load_app, read_endpoint, server_side
+from midge.commands.parts import Problem, Subparsers, add_tls, load_app, read_endpoint, server_side
 from midge.commands.words import sentence
 from midge.running import run_until_interrupted
 
@@ -21,6 +21,9 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("--broker", metavar="URL", help="another broker than the app names")
     parser.add_argument("--replace", action="store_true", help="take the topics over from another store's model")
     parser.add_argument("--model", metavar="FILE", help="where to write the model at the end (safetensors)")
+    parser.add_argument(
+        "--metrics", type=int, metavar="PORT", help="serve Prometheus metrics on 127.0.0.1:PORT/metrics"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object for each event")
     add_tls(parser)
     parser.set_defaults(run=run)
@@ -34,12 +37,23 @@ def run(args: argparse.Namespace) -> int:
         app.connector = connector(read_endpoint(args, args.broker), "aiomqtt")
     app.replace = app.replace or args.replace
     app.listen(_print_json if args.json else _print_words)
+    if args.metrics is not None:
+        _serve_metrics(app, args.metrics)
     run_until_interrupted(app)
     path = Path(args.model) if args.model else app.store.directory / "model.safetensors"
     app.export(path)
     if not args.json:
         print(f"Stopped at version {app.core.version}. The model is in {path}.")
     return 0
+
+
+def _serve_metrics(app: Any, port: int) -> None:
+    from aggregator.exposition import serve  # noqa: PLC0415 - who wants it
+
+    try:
+        serve(app, port)
+    except (OSError, OverflowError) as error:
+        raise Problem(f"The metrics cannot be served on port {port} ({error}): name a free one.") from error
 
 
 def _print_json(event: dict[str, Any]) -> None:

@@ -1,0 +1,250 @@
+"""Keeps one federation: its store, its core and its model, from opening to closing, and through a full disk.
+
+On a full disk nothing is decided any more. What was rebuilt from the store answers every update `busy`, so that each
+stays with its device, and goes on by itself once the disk takes the ballast again.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from aggregator.core import AggregatorCore
+from aggregator.engine import Engine, recover
+from aggregator.export import write_model
+from aggregator.meters import Meters
+from aggregator.model import Model
+from aggregator.outgoing import Post
+from aggregator.processor import Processor
+from aggregator.shelf import Shelf
+from aggregator.store import Store, StoreError, StoreFull
+from aggregator.strategy import Strategy
+from broker.connection import Delivery
+from wire.messages import Moment
+from wire.schema import Parameters, Schema, Tensor
+from wire.topics import Topics
+
+log = logging.getLogger("aggregator")
+
+CHECKPOINT_RECORDS = 1000
+CHECKPOINT_SECONDS = 300.0
+_LOOK_FOR_ROOM = 5.0
+"""Seconds between two looks whether the disk has room again."""
+
+
+class Keeper:
+    """The federation's memory and decisions. One thread calls it; it knows no connection.
+
+    Args:
+        store: not yet open.
+        initial: the model to begin with where the store is new.
+        schema: of that model.
+        strategy: decides from now on.
+        topics: of the federation.
+        moments: the statistics to ask for.
+        statistics: how many devices' statistics are pooled, and after how many seconds fewer do.
+        chunk: bytes of a chunk's body.
+        memory: bytes for updates that come in chunks.
+        put: takes what is to be published.
+        tell: called with each thing of note.
+        meters: where to count.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        initial: Parameters,
+        schema: Schema,
+        strategy: Strategy,
+        topics: Topics,
+        *,
+        moments: Sequence[Moment],
+        statistics: tuple[int, float],
+        chunk: int,
+        memory: int,
+        put: Callable[[Post], None],
+        tell: Callable[..., None],
+        meters: Meters,
+    ) -> None:
+        self.store = store
+        self._initial, self._schema, self._strategy, self._topics = initial, schema, strategy, topics
+        self._moments, self._statistics = tuple(moments), statistics
+        self._chunk, self._memory = chunk, memory
+        self._fitting = chunk
+        self._put, self._tell, self._meters = put, tell, meters
+        self._checkpointed = (0, 0.0)
+        self._looked_for_room = 0.0
+
+    # ---------------------------------------------------------- opening and closing
+
+    def open(self, now: float) -> None:
+        """Lock the store and rebuild what it holds, or begin a lineage in it.
+
+        Raises:
+            StoreError: it cannot be used, or holds a model of other tensors.
+        """
+        self.store.__enter__()
+        try:
+            self._begin_or_go_on()
+        except BaseException:
+            self.store.close()
+            raise
+        self._checkpointed = (self.core.lsn, now)
+        self.processor = Processor(
+            self.core,
+            self.engine,
+            self.shelf,
+            self._topics,
+            put=self._put,
+            tell=self._tell,
+            memory=self._memory,
+            meters=self._meters,
+        )
+
+    def _begin_or_go_on(self) -> None:
+        fresh = self.store.empty
+        if self.store.schema is None:
+            self.store.create(self._schema)
+        elif self.store.schema != self._schema:
+            raise StoreError(
+                f"The store {self.store.directory} holds another model: "
+                f"{_difference(self.store.schema, self._schema)}. Name another store, or give the model that it "
+                "was made with."
+            )
+        if fresh:
+            Engine(Model.of(self._initial, self._schema), self.store).checkpoint(self._new_core())
+        if not self.store.has_room():
+            raise StoreFull(f"The disk of the store {self.store.directory} is full: make room and start again.")
+        self._rebuild()
+        self.engine.write_replayed()
+
+    def _new_core(self) -> AggregatorCore:
+        return AggregatorCore(
+            self._strategy,
+            lineage=self.store.lineage,
+            schema_hash=self._schema.hash,
+            moments=self._moments,
+            statistics_devices=self._statistics[0],
+            statistics_deadline=self._statistics[1],
+        )
+
+    def _rebuild(self) -> None:
+        core = self._new_core()
+        engine = recover(core, self.store, self._schema)
+        stepping_back = self._strategy.form == "mixing"
+        self.core, self.engine = core, engine
+        self.shelf = Shelf(engine, core, self._topics, chunk=self._fitting, stepping_back=stepping_back)
+
+    def close(self, *, failed: bool = False) -> None:
+        """Write a checkpoint and let the store go.
+
+        Without the checkpoint where something had failed: the core may have decided what was not written or not carried
+        out, and the journal has what counts.
+        """
+        try:
+            if not failed and self.core.lsn > self._checkpointed[0]:
+                self.engine.checkpoint(self.core)
+        except StoreFull as error:
+            log.warning("%s No checkpoint was written; the journal has everything.", error)
+        finally:
+            self.store.close()
+
+    def export(self, path: str | Path) -> None:
+        """Write the exact model as safetensors."""
+        about = {
+            "federation": self._topics.federation,
+            "lineage": self.core.lineage.hex(),
+            "generation": str(self.core.generation),
+            "version": str(self.core.version),
+            "step": str(self.core.step),
+        }
+        write_model(path, self.engine.model.parameters(), about)
+
+    def fit_chunks(self, largest: int | None) -> None:
+        """Cut chunks so that they fit a broker that takes so many bytes of body; None sets no limit."""
+        self._fitting = self._chunk if largest is None else max(1024, min(self._chunk, largest))
+        self.shelf.chunk = self._fitting
+
+    # --------------------------------------------------------------------- working
+
+    def begin(self, now: float) -> None:
+        """What is due at the start of the process: the first release, an overdue step."""
+        self.processor.do(self.core.note_strategy(repr(asdict(self._strategy))) + self.core.start(now), now)
+
+    def begin_generation(self, generation: int, version: int, now: float) -> None:
+        """Go on above a version that devices know and this store does not."""
+        self.processor.do(self.core.begin_generation(generation, version, now), now)
+
+    def process(self, deliveries: Sequence[Delivery], now: float) -> None:
+        """Take a batch in. When this returns it is durable, or has been refused for now."""
+        try:
+            self.processor.process(deliveries, now)
+        except StoreFull as error:
+            self._run_full(str(error), now)
+            self.processor.process(deliveries, now)  # what was written is a repeat now, the rest is held
+        self._tend(now)
+
+    def withdrawn(self, frame: tuple[int, int], now: float) -> None:
+        """This frame is off the broker."""
+        try:
+            self.shelf.withdrawn([frame])
+        except StoreFull as error:
+            self._run_full(str(error), now)
+
+    def _tend(self, now: float) -> None:
+        """Checkpoints, and the end of a full disk."""
+        if self.core.full is not None:
+            if now - self._looked_for_room >= _LOOK_FOR_ROOM:
+                self._looked_for_room = now
+                self._look_for_room(now)
+            return
+        lsn, since = self._checkpointed
+        new = self.core.lsn - lsn
+        if new >= CHECKPOINT_RECORDS or (new and now - since >= CHECKPOINT_SECONDS):
+            try:
+                self.engine.checkpoint(self.core)
+                self._checkpointed = (self.core.lsn, now)
+            except StoreFull as error:
+                self._run_full(str(error), now)
+
+    def _run_full(self, why: str, now: float) -> None:
+        """Go back to what is on the disk, and decide nothing until there is room."""
+        log.warning("%s Updates stay with their devices until there is room.", why)
+        self.store.make_room()
+        self._rebuild()
+        self.core.full = why
+        self.processor.take_up(self.core, self.engine, self.shelf)
+        self._looked_for_room = now
+        self._tell("full", why=why)
+
+    def _look_for_room(self, now: float) -> None:
+        if not self.store.has_room():
+            return
+        try:
+            self.engine.write_replayed()
+            self.core.full = None
+            self.processor.do(self.core.start(now), now)
+        except StoreFull as error:
+            self._run_full(str(error), now)
+            return
+        log.warning("The disk has room again: updates are taken in.")
+        self._tell("room")
+        for post in self.shelf.everything():
+            self._put(post)
+
+    @property
+    def hold(self) -> str | None:
+        """Why nothing is taken in; None where everything is."""
+        return self.core.full or self.core.paused
+
+
+def _difference(theirs: Schema, ours: Schema) -> str:
+    def described(tensor: Tensor | None) -> str:
+        return "absent" if tensor is None else f"{tensor.role} {tensor.shape} {tensor.dtype}"
+
+    there = {tensor.name: tensor for tensor in theirs.tensors}
+    here = {tensor.name: tensor for tensor in ours.tensors}
+    for name in [*there, *here]:
+        if there.get(name) != here.get(name):
+            return f"{name} is {described(there.get(name))} there and {described(here.get(name))} here"
+    return "its tensors come in another order"

@@ -1,0 +1,47 @@
+"""What Prometheus sees."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+from prometheus_client import CollectorRegistry, generate_latest
+
+from aggregator.exposition import Exposition
+from aggregator.meters import Histogram
+from aggregator.service import Aggregator
+from broker.connection import Delivery
+from broker.twin import Twin
+from tests.aggregator.rig import hello
+
+
+def scrape(aggregator: Aggregator) -> str:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Exposition(aggregator))
+    return generate_latest(registry).decode()
+
+
+def test_the_page_before_and_while_the_store_is_open_has_no_label_for_a_device(tmp_path: Path) -> None:
+    aggregator = Aggregator(Twin().connect, federation="f", initial={"w": np.zeros(3, np.float32)}, store=tmp_path)
+    assert "midge_updates_total" in scrape(aggregator)
+    aggregator.open()
+    for number in range(1000):
+        name, payload = hello(f"pump-{number}")
+        aggregator._keeper.processor._greeted(f"pump-{number}", _delivery(name, payload))
+    page = scrape(aggregator)
+    aggregator.close()
+    assert 'midge_devices{state="ready"} 1000.0' in page
+    assert "midge_ready 0.0" in page
+    assert "pump-" not in page and len(page) < 10_000
+    assert not re.search(r"(?m)^midge_model_version [1-9]", page)
+
+
+def _delivery(topic: str, payload: bytes) -> Delivery:
+    return Delivery(topic, payload, 1, retain=True)
+
+
+def test_a_histogram_counts_each_observation_once_at_its_bound_and_above() -> None:
+    histogram = Histogram((1, 2, 4))
+    for value in (0.5, 1, 1.5, 4, 9):
+        histogram.observe(value)
+    assert histogram.cumulative() == [("1", 2), ("2", 3), ("4", 4), ("+Inf", 5)]
+    assert (histogram.count, histogram.total) == (5, 16)

@@ -1,0 +1,152 @@
+"""A full disk: nothing is receipted that is not written, everything stays with its device, and it goes on by itself."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aggregator.keeper import Keeper
+from aggregator.meters import Meters
+from aggregator.outgoing import Post
+from aggregator.store import BALLAST, Store, StoreFull
+from broker.connection import Delivery
+from tests.aggregator.rig import EVERYTHING_COUNTS, TOPICS, Rig, receipts
+from wire.messages import Receipt, Verdict
+from wire.schema import Schema
+
+SIZE = 4
+
+
+class Life(Rig):
+    """A keeper in place of the bare processor."""
+
+    def __init__(self, store: Store) -> None:
+        self.posts: list[Post] = []
+        self.told: list[tuple[str, dict[str, Any]]] = []
+        parameters = {"x": np.zeros(SIZE, np.float32)}
+        self.keeper = Keeper(
+            store,
+            parameters,
+            Schema.of(parameters),
+            EVERYTHING_COUNTS,
+            TOPICS,
+            moments=(),
+            statistics=(2, 10.0),
+            chunk=1024,
+            memory=2**20,
+            put=self.put,
+            tell=self.tell,
+            meters=Meters(),
+        )
+        self.keeper.open(0)
+        self.look()
+
+    def look(self) -> None:
+        self.core, self.engine, self.store = self.keeper.core, self.keeper.engine, self.keeper.store
+
+    def hear(self, *messages: tuple[str, bytes], now: float = 0.0, retain: bool = False) -> list[Receipt]:
+        before = len(self.posts)
+        self.keeper.process([Delivery(topic, payload, 1, retain) for topic, payload in messages], now)
+        self.look()
+        return receipts(self.posts[before:])
+
+
+class Filling(Store):
+    """A store whose disk is full from the n-th transaction on, for as long as a test says so."""
+
+    left = 10**9
+
+    @contextmanager
+    def _writing(self) -> Iterator[Any]:
+        self.left -= 1
+        if self.left < 0:
+            raise StoreFull("full")
+        with super()._writing() as db:
+            yield db
+
+    def has_room(self) -> bool:
+        return self.left > 0
+
+
+def one_hot(seq: int) -> list[float]:
+    return [float(place == seq % SIZE) for place in range(SIZE)]
+
+
+@pytest.mark.parametrize("good", range(12))
+def test_a_disk_that_is_full_from_any_write_on_loses_and_doubles_nothing(tmp_path: Path, good: int) -> None:
+    store = Filling(tmp_path)
+    life = Life(store)
+    life.keeper.begin(0)
+    store.left = good
+    accepted: dict[int, bool] = {}
+    now = 0.0
+    for turn in range(40):
+        if turn == 20:
+            store.left = 10**9
+        now += 3
+        seq = len(accepted) + 1
+        for receipt in life.hear(life.update("a", seq, one_hot(seq), base=1), now=now):
+            for settled in receipt.settled:
+                assert settled.verdict in (Verdict.ACCEPTED, Verdict.BUSY)
+                if settled.verdict is Verdict.ACCEPTED:
+                    assert settled.seq == seq
+                    accepted[seq] = True
+    expected = np.sum([one_hot(seq) for seq in accepted], axis=0, dtype=np.float32)
+    np.testing.assert_array_equal(life.model.x, expected)
+    assert len(accepted) >= 15, "it goes on by itself once there is room"
+    digest = life.model.digest()
+    life.keeper.close(failed=True)
+    again = Life(Store(tmp_path))
+    assert again.model.digest() == digest
+    again.keeper.close()
+
+
+@contextmanager
+def small_disk(directory: Path, size: int) -> Iterator[Path]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to mount a small disk")
+    directory.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)]
+    if subprocess.run(mounting, check=False, capture_output=True).returncode:
+        pytest.skip("this machine mounts no tmpfs")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+def test_a_really_full_disk(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", BALLAST + 2**21) as disk:
+        life = Life(Store(disk / "store"))
+        life.keeper.begin(0)
+        accepted: list[int] = []
+        with (disk / "rubbish").open("wb", buffering=0) as rubbish:  # somebody else fills it
+            while True:
+                try:
+                    rubbish.write(bytes(4096))
+                except OSError:
+                    break
+        verdicts = []
+        for turn in range(400):
+            if turn == 300:
+                (disk / "rubbish").unlink()
+            seq = len(accepted) + 1
+            (receipt,) = life.hear(life.update("a", seq, one_hot(seq), base=1), now=turn)
+            (settled,) = receipt.settled
+            verdicts.append(settled.verdict)
+            if settled.verdict is Verdict.ACCEPTED:
+                accepted.append(seq)
+        assert Verdict.BUSY in verdicts
+        assert verdicts[-1] is Verdict.ACCEPTED
+        assert ("room", {}) in life.told
+        expected = np.sum([one_hot(seq) for seq in accepted], axis=0, dtype=np.float32)
+        np.testing.assert_array_equal(life.model.x, expected)
+        life.keeper.close()
+        again = Life(Store(disk / "store"))
+        np.testing.assert_array_equal(again.model.x, expected)
+        again.keeper.close()
