@@ -53,7 +53,7 @@ async def _connect(endpoint: Endpoint, options: Options) -> AsyncGenerator[Conne
 
 
 async def _open(endpoint: Endpoint, options: Options, protocol: MQTTProtocolVersion) -> "_Driver":
-    client = _make_client(endpoint, options, protocol)
+    client = make_client(endpoint, options, protocol)
     await _open_socket(client, endpoint, options)
     driver = _Driver(client, PahoSession(client, endpoint, options))
     try:
@@ -91,11 +91,14 @@ async def _open_socket(client: Client, endpoint: Endpoint, options: Options) -> 
         raise unreachable(endpoint, options, error) from error
 
 
-def _make_client(endpoint: Endpoint, options: Options, protocol: MQTTProtocolVersion) -> Client:
+def make_client(
+    endpoint: Endpoint, options: Options, protocol: MQTTProtocolVersion, *, clean_session: bool = True
+) -> Client:
+    """A paho client for one connection, not yet connected. `clean_session` is for MQTT 3.1.1, which says it here."""
     client = Client(
         CallbackAPIVersion.VERSION2,
         client_id=options.client_id,
-        clean_session=None if protocol == MQTTProtocolVersion.MQTTv5 else True,
+        clean_session=None if protocol == MQTTProtocolVersion.MQTTv5 else clean_session,
         protocol=protocol,
         transport="websockets" if endpoint.websockets else "tcp",
         reconnect_on_failure=False,

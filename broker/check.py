@@ -1,0 +1,199 @@
+"""A look at a broker before a federation is trusted to it: what it offers, and what this user may do there.
+
+Everything is tried as this user, with messages of our own below `{root}/{federation}/check/`, or on the role's own
+topics with what everybody passes over. Nothing stays: what is retained for a moment is cleared again.
+"""
+
+import ipaddress
+import secrets
+
+from broker import connector
+from broker.connection import BrokerError, Limits
+from broker.endpoint import Endpoint
+from broker.findings import Finding, Level, Report
+from broker.ground import Ground, Prober, Role, find_ground
+from broker.handshake import Handshake, look_at_tls, shake_hands
+from broker.paho_errors import ProtocolRefused, hung_up
+from broker.probes import CHUNKS, about, chunk, last_will, latency, refusals, retained
+from broker.rights import Rights, look_at_rights
+from wire.topics import Topics
+
+__all__ = ["Finding", "Level", "Report", "Role", "check"]
+
+_WINDOW = 8
+"""Messages that a device has under way at most."""
+_KEEP = 60
+"""Seconds that a session is asked to be kept for, to see whether it is."""
+_RENEW = 14
+"""Days before its end at which a certificate should be renewed."""
+_UNTOLD = 65_535
+"""The receive maximum of a broker that tells none; MQTT 5, section 3.2.2.3.3."""
+
+
+async def check(endpoint: Endpoint, topics: Topics, role: Role | None = None, *, patience: float = 10.0) -> Report:
+    """Look at a broker as the user of `endpoint`; with a role, at its rights on the federation's topics too.
+
+    `patience` is in seconds, for each answer.
+
+    Raises:
+        BrokerUnreachable: no broker serves there.
+        BrokerRefused: it does not let this user in, or its certificate is not trusted.
+    """
+    random = secrets.token_hex(4)
+    client = f"midge-check-{random}"
+    prober = Prober(connector(endpoint), client, patience)
+    protocols, limits = await _protocols(endpoint, prober)
+    findings = [*protocols, *await _security(endpoint, patience)]
+    ground = await find_ground(prober, topics, role, random)
+    findings += await about(prober, ground)
+    findings.append(_window(limits))
+    findings.append(_largest(limits))
+    if ground is None:
+        findings.append(_no_ground(topics, role))
+    else:
+        findings += await _probed(prober, endpoint, ground, limits)
+    findings.append(await _sessions(endpoint, prober, limits))
+    findings.append(await refusals(prober, limits))
+    rights = Rights((), ())
+    if role is not None:
+        rights = await look_at_rights(prober, ground, topics, role, random=random, user=endpoint.user)
+    return Report(str(endpoint), endpoint.user, (*findings, *rights.findings), rights.acl)
+
+
+async def _protocols(endpoint: Endpoint, prober: Prober) -> tuple[list[Finding], Limits]:
+    """Which versions of MQTT it speaks, and the limits that it tells in the newest."""
+    newest = await _hand(endpoint, prober, 5)
+    older = await _hand(endpoint, prober, 4)
+    if newest is None and older is None:
+        raise hung_up(endpoint)
+    if newest is None:
+        assert older is not None
+        seen = Finding(
+            "protocol",
+            "MQTT 3.1.1",
+            "note",
+            "It is enough; with MQTT 5 a broker also tells its limits and what it refuses.",
+        )
+        return [seen], older.limits
+    return [Finding("protocol", "MQTT 5" if older is None else "MQTT 5 and 3.1.1")], newest.limits
+
+
+async def _hand(endpoint: Endpoint, prober: Prober, version: int) -> Handshake | None:
+    try:
+        return await shake_hands(endpoint, prober.options(), version=5 if version == 5 else 4)
+    except ProtocolRefused:
+        return None
+
+
+async def _security(endpoint: Endpoint, patience: float) -> list[Finding]:
+    """Who is let in, and who can listen."""
+    near = _is_loopback(endpoint.host)
+    findings = []
+    if endpoint.user is not None:
+        findings.append(Finding("user", f"{endpoint.user} is let in"))
+    elif near:
+        findings.append(Finding("user", "anybody is let in", "note", "Before others reach it: allow_anonymous false."))
+    else:
+        findings.append(
+            Finding("user", "anybody is let in", "warning", "Ask for passwords: else anybody can send updates.")
+        )
+    look = await look_at_tls(endpoint, patience)
+    if look is None:
+        level: Level = "note" if near else "warning"
+        advice = "Use mqtts:// (wss://): passwords and models are in the clear." if not near else ""
+        findings.append(Finding("TLS", "none", level, advice))
+    elif look.days_left is None:
+        findings.append(Finding("TLS", f"{look.version}, certificate not verified", "warning", "Verify it."))
+    else:
+        left = f"{look.version}, certificate for {look.days_left:.0f} more days"
+        soon = look.days_left < _RENEW
+        findings.append(
+            Finding("TLS", left, "warning" if soon else "ok", "Renew the broker's certificate now." if soon else "")
+        )
+    return findings
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _window(limits: Limits) -> Finding:
+    if limits.receive_maximum == _UNTOLD:
+        return Finding("in-flight window", "no limit told", "ok" if limits.protocol == 5 else "note")
+    seen = f"{limits.receive_maximum} messages (receive maximum)"
+    if limits.receive_maximum < _WINDOW:
+        advice = f"Large models travel faster from {_WINDOW} on (Mosquitto: max_inflight_messages)."
+        return Finding("in-flight window", seen, "note", advice)
+    return Finding("in-flight window", seen)
+
+
+def _largest(limits: Limits) -> Finding:
+    size = limits.maximum_packet_size
+    if size is None:
+        return Finding("largest packet", "no limit told", "ok" if limits.protocol == 5 else "note")
+    return Finding("largest packet", f"{size:,} bytes")
+
+
+def _no_ground(topics: Topics, role: Role | None) -> Finding:
+    seen = f"no message on {topics.prefix}/check/# comes back to this user"
+    if role is None:
+        return Finding(
+            "messages",
+            seen,
+            "warning",
+            "Say what it is there for: --federation NAME with --device NAME or --aggregator.",
+        )
+    return Finding("messages", seen, "warning", "Round trip, sizes and wills were not tried: see the rights below.")
+
+
+async def _probed(prober: Prober, endpoint: Endpoint, ground: Ground, limits: Limits) -> list[Finding]:
+    """What messages of our own come to."""
+    findings = [await latency(prober, ground, near=_is_loopback(endpoint.host))]
+    fitting = 1024
+    for size in CHUNKS:
+        found = await chunk(prober, ground, size, limits)
+        findings.append(found)
+        fitting = size if found.level == "ok" else fitting
+        if found.level != "ok":
+            break
+    if not ground.ours:
+        findings.append(
+            Finding(
+                "retained messages",
+                "not tried: this user has no topic that is nobody else's",
+                "note",
+                "Look once as the aggregator's user.",
+            )
+        )
+    elif not limits.retain_available:
+        findings.append(
+            Finding(
+                "retained messages",
+                "the broker says that it keeps none",
+                "problem",
+                "Allow them: what a federation trains from is announced in one.",
+            )
+        )
+    else:
+        findings.append(await retained(prober, ground, fitting))
+    findings.append(await last_will(prober, endpoint, ground))
+    return findings
+
+
+async def _sessions(endpoint: Endpoint, prober: Prober, limits: Limits) -> Finding:
+    """Whether sessions are kept. For information: Midge begins each connection anew."""
+    options = prober.options()
+    version = limits.protocol
+    try:
+        first = await shake_hands(endpoint, options, version=version, keep=_KEEP, clean=False)
+        second = await shake_hands(endpoint, options, version=version, keep=_KEEP, clean=False)
+        await shake_hands(endpoint, options, version=version)  # and forget it
+    except BrokerError as error:
+        return Finding("kept sessions", f"not offered: {error}", "note", "Midge does without.")
+    if not second.session_present:
+        return Finding("kept sessions", "not offered", "note", "Midge does without.")
+    limit = "" if first.session_expiry in (None, _KEEP) else f", for {first.session_expiry} s at most"
+    return Finding("kept sessions", f"offered{limit}; Midge does without")
