@@ -116,7 +116,7 @@ def _chart(moment: Moment, width: int, height: int, *, ascii_only: bool) -> list
         text = Text(f"{label:>{margin - 1}} ", style="dim", no_wrap=True)
         for cell in line:
             if cell != " ":
-                text.append(cell, "cyan")
+                text.append(cell, "not dim bright_cyan")
             elif row == goal:
                 text.append("." if ascii_only else "┈", "green")
             else:

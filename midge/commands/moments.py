@@ -156,7 +156,7 @@ def _receipted(receipted: int, settled: int) -> str:
     """Receipts follow what is settled; what is told apart here is on its way, or resent."""
     if receipted >= settled:
         return f"{receipted} = {receipted} settled"
-    return f"{receipted} of {settled} settled"
+    return f"{receipted} of {settled}, {settled - receipted} on their way"
 
 
 def _against(sent: float, float32: float) -> str:
