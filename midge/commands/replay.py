@@ -1,0 +1,42 @@
+"""`midge replay STORE`: rebuild the model from its journal, and compare."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from midge.commands.parts import Problem, Subparsers, server_side
+
+
+def register(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "replay",
+        help="rebuild the model from an aggregator's journal, and compare digests",
+        description="Rebuild the model from every checkpoint of a store and the journal behind it. All ways must lead "
+        "to the same bits. The aggregator must not be running on the store.",
+    )
+    parser.add_argument("store", metavar="STORE", help="the aggregator's store, a directory")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    with server_side():
+        from aggregator.replaying import replay  # noqa: PLC0415 - an extra
+        from aggregator.store import Store  # noqa: PLC0415
+    directory = Path(args.store)
+    if not (directory / "store.db").is_file():
+        raise Problem(f"{directory} is no store of an aggregator: there is no store.db in it.")
+    with Store(directory) as store:
+        ways = list(replay(store))
+    same = len({way.digest for way in ways}) == 1
+    if args.json:
+        print(json.dumps({"same": same, "ways": [asdict(way) for way in ways]}))
+    else:
+        for way in ways:
+            print(
+                f"checkpoint {way.checkpoint} and {way.records} records: version {way.version}, step {way.step}, "
+                f"digest {way.digest}"
+            )
+        print("All the same." if same else "They differ: the store is damaged. Restore it from a backup.")
+    return 0 if same else 1

@@ -1,0 +1,79 @@
+"""`midge explain` and `midge replay`, over stores that a rig has written."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aggregator.inspect import explain
+from aggregator.replaying import replay
+from aggregator.store import Store, StoreError
+from aggregator.strategy import constant, fedbuff
+from midge.__main__ import main
+from tests.aggregator.rig import Rig, rig
+
+PAIRS = fedbuff(2, deadline=None, norm_limit=None, release_floor=2, staleness=constant())
+
+
+def write(directory: Path) -> Rig:
+    with rig(directory, PAIRS) as life:
+        life.send("a", 1, [2, 0, 0, 0])
+        life.send("b", 1, [0, 2, 0, 0])
+        life.engine.checkpoint(life.core)
+        life.send("a", 2, [0, 0, 2, 0], base=99)
+        life.send("a", 3, [0, 0, 0, 2])
+        return life
+
+
+def test_the_life_of_an_update_that_was_released_refused_or_waits(tmp_path: Path) -> None:
+    write(tmp_path)
+    (released,) = explain(tmp_path, "a", 1)
+    assert released.update.verdict == "accepted"
+    assert released.step is not None and released.step.step == 1 and released.weight == 1.0
+    assert released.release is not None and released.release.version == 2
+    (refused,) = explain(tmp_path, "a", 2)
+    assert refused.update.verdict == "unknown_base" and refused.step is None
+    (waiting,) = explain(tmp_path, "a", 3)
+    assert waiting.update.verdict == "accepted" and waiting.step is None
+    with pytest.raises(StoreError, match="it has 1 to 3 of a"):
+        explain(tmp_path, "a", 4)
+    with pytest.raises(StoreError, match="nothing of c"):
+        explain(tmp_path, "c", 1)
+
+
+def test_explain_reads_beside_a_running_aggregator(tmp_path: Path) -> None:
+    with rig(tmp_path) as life:
+        life.send("a", 1, [1, 0, 0, 0])
+        assert explain(tmp_path, "a", 1)[0].step is not None
+
+
+def test_every_checkpoint_leads_to_the_same_bits(tmp_path: Path) -> None:
+    life = write(tmp_path)
+    with Store(tmp_path) as store:
+        ways = list(replay(store))
+    assert len(ways) == 2
+    assert {way.digest for way in ways} == {life.model.digest().hex()}
+    assert sorted(way.records for way in ways)[0] > 0
+
+
+def test_the_commands_tell_it_in_words_and_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path)
+    assert main(["explain", str(tmp_path), "a/1"]) == 0
+    assert "applied in step 1 with weight 1" in capsys.readouterr().out
+    assert main(["explain", str(tmp_path), "a/2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["verdict"] == "unknown_base"
+    assert main(["replay", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["same"] is True
+    assert main(["replay", str(tmp_path / "none")]) == 2
+    assert "no store of an aggregator" in capsys.readouterr().err
+
+
+def test_replay_says_so_where_the_bits_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with rig(tmp_path, PAIRS) as life:
+        life.send("a", 1, [2, 0, 0, 0])
+        life.send("b", 1, [0, 2, 0, 0])
+        life.model.x[0] = np.nextafter(life.model.x[0], np.float32(9))  # what a processor of other bits would write
+        life.engine.checkpoint(life.core)
+    assert main(["replay", str(tmp_path)]) == 1
+    assert "They differ" in capsys.readouterr().out
