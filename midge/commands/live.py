@@ -90,7 +90,7 @@ def _figure(name: str, value: str) -> Text:
     if name in ("accuracy", "rmse"):
         style = "bold cyan"
     elif name == "receipted":
-        style = "bold green" if "=" in value else "yellow"
+        style = "bold green" if "=" in value else ""
     text = Text.assemble((f"{name:<11}", "dim"), (value, style), no_wrap=True)
     text.overflow = "ellipsis"
     return text
