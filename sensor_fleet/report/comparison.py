@@ -18,6 +18,7 @@ MOST: Final = 8
 """Runs on a page: more colours than these cannot be told apart."""
 _LETTERS: Final = 12
 """Of a run's name beside its line; the key has it whole."""
+_TITLE: Final = 60
 Size = tuple[float, float]
 
 
@@ -28,19 +29,19 @@ def comparison(runs: Sequence[Run]) -> str:
         ValueError: fewer than two runs, or more than can be told apart.
     """
     if not 2 <= len(runs) <= MOST:
-        raise ValueError(f"{len(runs)} runs cannot be compared: give 2 to {MOST}.")
+        raise ValueError(f"{counted(len(runs), 'run')} cannot be compared: give 2 to {MOST}.")
     names = names_of(runs)
     return page(
         "Midge runs: " + ", ".join(names),
         [
             element("p", "Midge · runs side by side", "eyebrow"),
             _caution(runs),
-            element("h1", " and ".join(names) if len(names) == 2 else f"{len(names)} runs"),
+            element("h1", _title(names)),
             element("p", _lead(runs, names), "lead"),
             section(
                 "What came of them",
                 "Mean of the last evaluations; bytes are of one device in the mean.",
-                table(("", *names), _outcomes(runs)),
+                table(("", *names), _outcomes(runs), kind="even stacked"),
             ),
             *(_curves(runs, names, metric) for metric in dict.fromkeys(run.metric for run in runs)),
             section(
@@ -60,6 +61,11 @@ def names_of(runs: Sequence[Run]) -> list[str]:
     """The runs' names; where two are the same, their paths."""
     names = [run.name for run in runs]
     return [name if names.count(name) == 1 else str(run.directory) for run, name in zip(runs, names, strict=True)]
+
+
+def _title(names: Sequence[str]) -> str:
+    title = f"{', '.join(names[:-1])} and {names[-1]}"
+    return title if len(title) <= _TITLE else f"{len(names)} runs side by side"
 
 
 def _caution(runs: Sequence[Run]) -> Markup:
@@ -214,5 +220,5 @@ def _differences(runs: Sequence[Run], names: Sequence[str]) -> Markup:
     return section(
         "Where their settings differ",
         f"{counted(same, 'other setting')} {'is' if same == 1 else 'are'} the same in all of them.",
-        table(("setting", *names), different),
+        table(("setting", *names), different, kind="even stacked"),
     )

@@ -11,7 +11,7 @@ from sensor_fleet.report import scales
 from sensor_fleet.report.lives import STATES, Life, State
 from sensor_fleet.report.quantities import counted, duration, percent, score, seconds_tick
 from sensor_fleet.report.run import Run
-from sensor_fleet.report.svg import Drawing, Plot, boxes
+from sensor_fleet.report.svg import Drawing, Plot, boxes, breadth
 
 Size = tuple[float, float]
 ROWS: Final = 24
@@ -58,7 +58,7 @@ def timeline(chosen: Sequence[Life], width: float) -> Drawing | None:
     end = max((life.spans[-1].end for life in chosen if life.spans), default=0.0)
     wide = width > 500
     row, bar, top = (17.0, 11.0, 20.0) if wide else (15.0, 9.0, 20.0)
-    left = 6.7 * max(len(life.device) for life in chosen) + 8
+    left = max(breadth(life.device) for life in chosen) + 4
     right = width - (58.0 if wide else 34.0)
     axis = top + row * len(chosen) + 2
     drawing = Drawing(width, axis + 38, f"What {counted(len(chosen), 'device')} did over {duration(end)}.")

@@ -37,7 +37,9 @@ def section(heading: str, under: str, *parts: Markup) -> Markup:
     """A heading, a paragraph under it, and what follows; nothing where nothing follows."""
     if not any(parts):
         return Markup("")
-    return join(Markup("<section>"), element("h2", heading), element("p", under, "under"), *parts, Markup("</section>"))
+    first, *rest = (part for part in parts if part)
+    head = join(element("h2", heading), element("p", under, "under") if under else Markup(""), first)
+    return Markup(f'<section><div class="together">{head}</div>{"".join(rest)}</section>')
 
 
 def join(*parts: Markup) -> Markup:
@@ -89,9 +91,13 @@ def table(
     rows: Iterable[Sequence[str]],
     *,
     changed: Callable[[Sequence[str]], bool] | None = None,
-    narrow: bool = False,
+    kind: str = "",
 ) -> Markup:
-    """A table whose first column names the row; the others are numbers. Rows that `changed` are set off."""
+    """A table whose first column names the row; the others are numbers. Rows that `changed` are set off.
+
+    `kind` is "half" for one that needs no width, "stacked" for one whose rows break in two on a telephone, and "even"
+    for columns of the same width.
+    """
     columns = "".join(f'<th scope="col"{_right(place)}>{escape(name)}</th>' for place, name in enumerate(head))
     lines = []
     for row in rows:
@@ -99,9 +105,8 @@ def table(
         mark = ' class="changed"' if changed is not None and changed(row) else ""
         lines.append(f'<tr{mark}><th scope="row">{escape(row[0])}</th>{cells}</tr>')
     header = f"<thead><tr>{columns}</tr></thead>" if any(head) else ""
-    return Markup(
-        f'<div class="scroll{" half" if narrow else ""}"><table>{header}<tbody>{"".join(lines)}</tbody></table></div>'
-    )
+    body = f"<tbody>{''.join(lines)}</tbody>"
+    return Markup(f'<div class="scroll {kind}"><table style="--columns: {len(head) - 1}">{header}{body}</table></div>')
 
 
 def key(entries: Iterable[tuple[str, str]], ends: str = "") -> Markup:

@@ -63,7 +63,9 @@ def headline(run: Run) -> str:
         )
         return f"{fleet} held {target} after {duration(run.seconds_to_target)}, and none of them sent its data"
     ending = f"{what} accuracy" if run.metric == "accuracy" else what
-    if run.target is not None and run.finished:
+    if not run.finished:
+        return f"{fleet} had come to {ending} when the run was cut off after {duration(run.seconds)}"
+    if run.target is not None:
         return f"{fleet} came to {ending} in {duration(run.seconds)}, and missed {score(run.target, run.metric)}"
     return f"{fleet} came to {ending} in {duration(run.seconds)}, and none of them sent its data"
 
@@ -94,7 +96,8 @@ def _warning(run: Run) -> Markup:
             "What was written until then is here; the rest cannot be known."
         )
     if run.unreadable:
-        words.append(f"{counted(run.unreadable, 'line')} of its files could not be read and are left out.")
+        is_left_out = "is left out" if run.unreadable == 1 else "are left out"
+        words.append(f"{counted(run.unreadable, 'line')} of its files could not be read and {is_left_out}.")
     return element("p", " ".join(words), "warning") if words else Markup("")
 
 
@@ -142,8 +145,7 @@ def _learning(run: Run) -> Markup:
         figures(
             figure(
                 "Against bytes",
-                "All that a device sent and received, in the mean; dotted: what it sent. The two points are the "
-                "baselines: pooling costs the raw data once, training alone costs nothing.",
+                "All that a device sent and received, in the mean; dotted: what it sent." + _points(run),
                 lambda room: learning.over_bytes(run, room),
                 full=True,
             )
@@ -159,7 +161,15 @@ def _outages(run: Run) -> str:
     return f" Shaded: killed was {', '.join(told)}."
 
 
+def _points(run: Run) -> str:
+    if run.central is None and run.alone is None:
+        return ""
+    return " The points are the baselines: pooling costs the raw data once, training alone costs nothing."
+
+
 def _how_baselines(run: Run) -> str:
+    if run.central is None and run.alone is None:
+        return "Pooled training and devices alone were not measured: that is done when a run comes to its end."
     told = []
     if run.central is not None:
         told.append(f"Pooled: the devices' own trainer on all rows, {run.central.steps:,} steps.")

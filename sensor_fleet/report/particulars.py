@@ -22,7 +22,7 @@ def bill_of(run: Run) -> Markup:
         "The bill",
         "Payload bytes of one device in the mean, without the headers of MQTT, TLS and TCP. The devices of this run "
         "trained without pause; the last rows take what an accepted update cost here for devices that train less.",
-        table(("", "sent", "received", "together", "of its raw data"), _rows_of(cost)),
+        table(("", "sent", "received", "together", "× raw data"), _rows_of(cost), kind="stacked"),
         Markup(f'<div class="verdict">{verdict}</div>') if verdict else Markup(""),
     )
 
@@ -47,12 +47,12 @@ def _rows_of(cost: Bill) -> list[tuple[str, ...]]:
         (words, *(size(part) for part in parts), _of(parts[2], cost.raw) if cost.raw and parts[2] else MISSING)
         for words, parts in kinds
     ]
-    return [*rows, ("Its raw data, sent once", size(cost.raw), MISSING, size(cost.raw), "1×" if cost.raw else MISSING)]
+    return [*rows, ("Its raw data, sent once", size(cost.raw), MISSING, size(cost.raw), "1" if cost.raw else MISSING)]
 
 
 def _of(part: float, raw: float) -> str:
     ratio = part / raw
-    return f"{times(ratio)}×" if ratio < 1e5 else f"{ratio:,.0f}×" if ratio < 1e6 else f"{times(ratio / 1e6)} million×"
+    return times(ratio) if ratio < 1e6 else f"{times(ratio / 1e6)} million"
 
 
 def updates_of(run: Run) -> Markup:
@@ -72,7 +72,7 @@ def updates_of(run: Run) -> Markup:
     return section(
         "What became of the updates",
         f"{counted(len(run.updates), 'update')} in {counted(run.others['release'], 'release')} of the model.",
-        table(("verdict", "updates"), rows, narrow=True),
+        table(("verdict", "updates"), rows, kind="half"),
     )
 
 

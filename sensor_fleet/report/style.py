@@ -41,15 +41,16 @@ h3 { font-size: 16px; line-height: 1.35; font-weight: 600; }
 .under { color: var(--soft); max-width: 46em; margin-bottom: 22px; text-wrap: pretty; }
 .warning { border-left: 4px solid var(--end); background: var(--panel); padding: 12px 16px; margin: 0 0 28px;
   border-radius: 0 6px 6px 0; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 1px; margin-top: 34px;
-  background: var(--hair); border: 1px solid var(--hair); border-radius: 10px; overflow: hidden; }
-.facts div { background: var(--paper); padding: 14px 16px 15px; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); margin-top: 34px;
+  border: 1px solid var(--hair); border-radius: 10px; overflow: hidden; }
+.facts div { padding: 14px 16px 15px; box-shadow: 0 0 0 .5px var(--hair); }
 .facts dt { color: var(--soft); font-size: 13.5px; line-height: 1.35; }
 .facts dd { font-size: 25px; line-height: 1.3; font-weight: 620; letter-spacing: -.01em; }
 .facts dd + dd { color: var(--soft); font-size: 13.5px; line-height: 1.35; font-weight: 400; letter-spacing: 0; }
 .fleet-ink { color: var(--fleet); } .alone-ink { color: var(--alone); }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 40px 44px;
   margin-top: 28px; }
+.figures > :only-child { grid-column: 1 / -1; }
 figure { min-width: 0; break-inside: avoid; display: flex; flex-direction: column; }
 figure > .wide, figure > .narrow { margin-top: auto; }
 figcaption { margin-bottom: 12px; }
@@ -111,7 +112,14 @@ tr.changed th, tr.changed td { font-weight: 620; }
 pre { background: var(--panel); border-radius: 8px; padding: 14px 16px; margin: 12px 0 0; white-space: pre-wrap;
   overflow-wrap: anywhere; font: 13.5px/1.55 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 footer { color: var(--soft); font-size: 14px; margin-top: 56px; border-top: 1px solid var(--hair); padding-top: 14px; }
+.even table { table-layout: fixed; min-width: calc(var(--columns) * 84px); } .even th:first-child { width: 28%; }
+.even td, .even th { overflow-wrap: anywhere; }
 @media (max-width: 600px) {
+  .stacked tr { display: grid; grid-template-columns: repeat(var(--columns), 1fr); }
+  .stacked tr { border-bottom: 1px solid var(--hair); } .stacked tbody th { color: var(--soft); }
+  .stacked th, .stacked td { border: 0; padding: 2px 0 8px; }
+  .stacked tbody th:first-child { grid-column: 1 / -1; padding: 8px 0 0; width: auto; }
+  .stacked thead th:first-child { display: none; } .stacked td.number, .stacked th.number { text-align: left; }
   body { padding: 28px 16px 48px; } h2 { margin-top: 48px; font-size: 20px; } .lead { font-size: 16.5px; }
   .wide { display: none; } .narrow { display: block; }
   .facts { grid-template-columns: 1fr 1fr; } .facts dd { font-size: 21px; } .facts div { padding: 12px 12px 13px; }
@@ -125,8 +133,11 @@ footer { color: var(--soft); font-size: 14px; margin-top: 56px; border-top: 1px 
   body { padding: 0; max-width: none; font-size: 10.5pt; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   h1 { font-size: 22pt; } h2 { margin-top: 26pt; font-size: 14pt; } h2, h3, figcaption { break-after: avoid; }
   .wide { display: block; } .narrow { display: none; }
-  .figures { grid-template-columns: 1fr 1fr; gap: 22pt 20pt; } .facts dd { font-size: 15pt; }
-  figcaption p { font-size: 9pt; } table { font-size: 9.5pt; } tr, .facts, .verdict { break-inside: avoid; }
+  .figures { grid-template-columns: 1fr 1fr; gap: 16pt 20pt; margin-top: 12pt; }
+  .facts { grid-template-columns: repeat(3, 1fr); }
+  .facts dd { font-size: 14pt; } .facts dt, .facts dd + dd, .key { font-size: 9pt; }
+  .lead { font-size: 11.5pt; } .under { break-after: avoid; margin-bottom: 10pt; } h3 { font-size: 10.5pt; }
+  figcaption p { font-size: 9pt; } table { font-size: 9.5pt; } tr, .facts, .verdict, .together { break-inside: avoid; }
 }
 """
 )

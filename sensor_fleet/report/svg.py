@@ -15,8 +15,8 @@ from sensor_fleet.report.scales import Scale
 Point = tuple[float, float]
 LINE: Final = 15.0
 """Height of a line of text."""
-_SMALL: Final = 6.6
-"""About the width of a letter."""
+_WIDE: Final = frozenset("%MWmw…–")
+_SLIM: Final = frozenset(" .,:;'|()ijlt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Plot(Drawing):
         width, height = size
         super().__init__(width, height, description)
         ticks = [y.text(tick) for tick in y.ticks]
-        left = max([len(tick) for tick in ticks], default=0) * _SMALL + 8
+        left = max(map(breadth, ticks), default=0.0) + 8
         self.left, self.right, self.top, self.bottom = left, width - right, 26.0, height - 38.0
         self.x = x.over(self.left, self.right)
         self.y = y.over(self.bottom, self.top)
@@ -134,7 +134,7 @@ class Plot(Drawing):
         """A vertical line with words at its top, on the side where there is room."""
         place = self.x(value)
         self.rule(place, self.top + LINE * row, place, self.bottom, f"line {classes}")
-        fits = place + 6 + len(words) * _SMALL < self.right
+        fits = place + 6 + breadth(words) < self.right
         y = self.top + 10 + LINE * row
         self.text(place + (5 if fits else -5), y, words, f"note {classes}", "start" if fits else "end")
 
@@ -142,7 +142,7 @@ class Plot(Drawing):
         """A line from a point down to the axis, with words at its foot, on the side where there is room."""
         place = self.x(x)
         self.rule(place, self.y(y), place, self.bottom, f"line {classes}")
-        fits = place + 8 + len(words) * _SMALL < self.right
+        fits = place + 8 + breadth(words) < self.right
         self.text(place + (6 if fits else -6), self.bottom - 8, words, f"note {classes}", "start" if fits else "end")
 
     def bar(self, low: float, high: float, value: float, classes: str, title: str = "") -> None:
@@ -183,6 +183,11 @@ def apart(places: Sequence[float], least: float, low: float, high: float) -> lis
     for index, place in zip(order, moved, strict=True):
         found[index] = place
     return found
+
+
+def breadth(words: str) -> float:
+    """About how wide words are, in the widest of the fonts that a system may have."""
+    return sum(12.0 if letter in _WIDE else 5.0 if letter in _SLIM else 8.0 for letter in words)
 
 
 def boxes(rectangles: Iterable[tuple[float, float, float, float]]) -> str:
