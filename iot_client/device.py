@@ -15,11 +15,20 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from broker.connection import BrokerError, Connection, ConnectionLost, Connector, Options, PublishRefused, Will
+from broker.connection import (
+    BrokerError,
+    Connection,
+    ConnectionLost,
+    Connector,
+    Options,
+    PacketTooLarge,
+    PublishRefused,
+    Will,
+)
 from iot_client import session as s
 from iot_client.fetching import Fetcher, FetchError
 from iot_client.fit import Fit, Parameters, TrainingPlan
-from iot_client.outbox import Outbox, OutboxFull
+from iot_client.outbox import Outbox
 from iot_client.training import Made, Unfit, make_update
 from wire import chunks, frames, messages
 from wire.errors import WireError
@@ -33,10 +42,12 @@ log = logging.getLogger("iot_client")
 Train = Callable[[Parameters, TrainingPlan], Fit | Awaitable[Fit]]
 Listener = Callable[[dict[str, Any]], None]
 
-_OVERHEAD = 1024
-"""Bytes of topic and headers around a body, generously."""
+_OVERHEAD = 4096
+"""Bytes of topic and headers around a body, generously: an update's header may tell 32 metrics."""
 _NAMESAKE = 3.0
 """Seconds that a live device with our name has to say that it lives."""
+_GOODBYE = 2.0
+"""Seconds that the broker has to acknowledge our last word."""
 
 
 class Namesake(Exception):
@@ -156,10 +167,15 @@ class Device:
             try:
                 async with self.connector(self._options()) as connection:
                     await self._see_namesakes(connection)
-                    await self._serve(connection)
                     connected_before, pause = True, 0.5
+                    await self._serve(connection)
             except BrokerError as error:
-                if not connected_before and not isinstance(error, ConnectionLost):
+                if isinstance(error, ConnectionLost):
+                    if error.taken_over:
+                        raise Namesake(
+                            f"Another live device uses the outbox of {self.name!r}: never copy one to a second device."
+                        ) from error
+                elif not connected_before:
                     raise
                 connected_before = True
                 log.info("%s: %s Trying again in about %.0f s.", self.name, error, pause)
@@ -205,18 +221,27 @@ class Device:
         """Take part over one connection, until it is lost or we are to stop."""
         reading = asyncio.create_task(self._read(connection))
         stopping = asyncio.create_task(self._stop.wait())
+        last = DeviceState.LOST
         try:
             await asyncio.wait({reading, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if reading.done():
                 await reading
-            else:
-                goodbye = frames.encode(self._hello(DeviceState.DISCONNECTED))
-                await self._publish(connection, self.topics.status(self.name), goodbye, retain=True)
+            last = DeviceState.DISCONNECTED
         finally:
+            # Also where the trainer raised: an orderly end of the connection takes the Last Will back.
             self._connection = None
             self._events.put_nowait(s.Disconnected())
+            if not reading.done():
+                await self._say_goodbye(connection, last)
             reading.cancel()
             stopping.cancel()
+            await asyncio.gather(reading, stopping, return_exceptions=True)
+
+    async def _say_goodbye(self, connection: Connection, state: DeviceState) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_GOODBYE):
+                goodbye = frames.encode(self._hello(state))
+                await self._publish(connection, self.topics.status(self.name), goodbye, retain=True)
 
     async def _read(self, connection: Connection) -> None:
         await connection.subscribe(self.topics.aggregator, self.topics.receipt(self.name))
@@ -269,11 +294,8 @@ class Device:
         return asyncio.get_running_loop().time() + max(0.0, deadline - time.monotonic())
 
     def _act(self, actions: list[s.Action]) -> None:
-        lost: int | None = None
         for action in actions:
             match action:
-                case s.Send(update) | s.Offer(update) if update.seq == lost:
-                    pass  # there was no room to store it, and what is not stored is not sent
                 case s.Greet():
                     status = self.topics.status(self.name)
                     self._send(status, frames.encode(self._hello(DeviceState.READY)), retain=True)
@@ -286,7 +308,7 @@ class Device:
                 case s.Train(announcement, plan):
                     self._training = self._task(self._fit(announcement, plan))
                 case s.Store(update, key):
-                    lost = None if self._store(update, self._bodies.pop(key)) else update.seq
+                    self._outbox.store(update, self._bodies.pop(key))
                 case s.Send(update):
                     self._send(self.topics.update(self.name), frames.encode(update, self._outbox.body(update.seq)))
                 case s.Offer(update):
@@ -294,27 +316,11 @@ class Device:
                 case s.SendChunks(update, parts):
                     self._send_chunks(update, parts)
                 case s.Forget(through):
-                    self._forget(through)
+                    self._outbox.forget(through)
                 case s.Renew(keep):
                     self._renew(keep)
                 case s.Tell(settled):
                     self._tell("receipt", **settled.model_dump())
-
-    def _store(self, update: Update, body: bytes) -> bool:
-        try:
-            self._outbox.store(update, body)
-        except OutboxFull as error:
-            log.warning("%s: %s An update is lost, and none is trained for a while.", self.name, error)
-            self._tell("full", why=str(error))
-            self._session.not_stored(time.monotonic())
-            return False
-        return True
-
-    def _forget(self, through: int) -> None:
-        try:
-            self._outbox.forget(through)
-        except OutboxFull as error:
-            log.warning("%s: %s A settled update stays in it for now.", self.name, error)
 
     def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return self._tasks.create_task(work)
@@ -350,7 +356,7 @@ class Device:
             await connection.publish(topic, payload, qos=1, retain=retain)
         except ConnectionLost:
             pass  # the reader sees it too, and the session hears of it from there
-        except PublishRefused as error:
+        except (PublishRefused, PacketTooLarge) as error:
             log.warning("%s: %s", self.name, error)
             self._tell("refused", topic=topic, why=str(error))
 
@@ -460,8 +466,9 @@ def _hello_of(payload: bytes) -> Hello | None:
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error behind a group that a TaskGroup made of it."""
-    error: BaseException = group
+    """The first error behind a group that a TaskGroup made of it; one of the broker only where there is no other."""
+    _, others = group.split(BrokerError)
+    error: BaseException = others or group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

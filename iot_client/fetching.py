@@ -75,8 +75,12 @@ class Fetcher:
         if self._announcement is None or self._announcement.lineage != announcement.lineage:
             self._assemblies.clear()
         self._announcement = announcement
-        stay = {(frame.version, frame.span) for frame in way}
-        self._assemblies = {name: assembly for name, assembly in self._assemblies.items() if name in stay}
+        cut = {(frame.version, frame.span): (frame.size, frame.parts) for frame in way}
+        self._assemblies = {
+            name: assembly
+            for name, assembly in self._assemblies.items()
+            if cut.get(name) == (assembly.size, assembly.parts)  # else it is not wanted, or was cut otherwise since
+        }
         for frame in way:
             if frame.size > self._limit:
                 raise FetchError(f"a frame of {frame.size} bytes is over this device's limit of {self._limit}")
@@ -91,7 +95,7 @@ class Fetcher:
     async def _collect(self, connection: Connection, way: Sequence[FrameInfo]) -> None:
         waiting = [(frame, index) for frame in way for index in range(frame.parts) if self._misses(frame, index)]
         waiting.reverse()
-        asked = False
+        asked: set[str] = set()
         try:
             while waiting or self._expected:
                 new = [waiting.pop() for _ in range(min(WINDOW - len(self._expected), len(waiting)))]
@@ -104,10 +108,10 @@ class Fetcher:
                     for topic in came:
                         del self._expected[topic]
                     await connection.unsubscribe(*came)
-                elif asked:
+                elif asked >= self._expected.keys():
                     raise FetchError(f"{len(self._expected) + len(waiting)} chunks of the model do not come")
                 else:
-                    asked = True
+                    asked |= self._expected.keys()
                     await self._ask(connection)
         finally:
             left = list(self._expected)

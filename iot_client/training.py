@@ -12,7 +12,7 @@ from wire.messages import Announcement, Update
 
 
 class Unfit(Exception):
-    """A training whose result is not worth sending: it did not stay finite, or nothing changed."""
+    """A training whose result is not worth sending: it did not stay finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,10 @@ def make_update(fit: Fit, state: State, announcement: Announcement, seconds: flo
     """
     schema = state.schema
     try:
-        trained = schema.flatten(fit.parameters)
+        with np.errstate(over="ignore", invalid="ignore"):  # of float64, or of values far apart: looked for below
+            delta = schema.flatten(fit.parameters) - state.values()
     except ValueError as error:
         raise ValueError(f"the trainer returned what it was not given: {error}") from error
-    delta = trained - state.values()
     if not np.isfinite(delta).all():
         raise Unfit("the training did not stay finite: its learning rate may be too high")
     body = codecs.encode_delta(delta, schema, announcement.plan.codec)
@@ -51,8 +51,8 @@ def make_update(fit: Fit, state: State, announcement: Announcement, seconds: flo
         codec=announcement.plan.codec,
         size=len(body),
         sha256=hashlib.sha256(body).digest(),
-        examples=fit.examples,
-        steps=fit.steps,
+        examples=int(fit.examples),  # a NumPy integer is none for a header
+        steps=int(fit.steps),
         seconds=seconds,
         plan=announcement.plan.revision,
         metrics=finite,

@@ -1,0 +1,547 @@
+"""The session's promises: stored before sent, the same identity until it is settled, forgotten on a receipt only."""
+
+from collections.abc import Sequence
+from itertools import count
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from iot_client import session as s
+from iot_client.session import DeviceSession, Link, Work
+from wire.messages import (
+    OUTBOX_LIMIT,
+    AggregatorState,
+    AggregatorStatus,
+    Announcement,
+    FrameInfo,
+    Grant,
+    Moment,
+    Receipt,
+    Settled,
+    Update,
+    Verdict,
+)
+
+LINEAGE, OTHER = b"l" * 16, b"o" * 16
+OUTBOX = 7
+
+
+def announcement(version: int, *, lineage: bytes = LINEAGE, generation: int = 0, chunk: int = 1000) -> Announcement:
+    frames = [FrameInfo(version=version, span=0, size=1000, parts=1)]
+    frames += [FrameInfo(version=v, span=1, size=10, parts=1) for v in range(max(2, version - 3), version + 1)]
+    return Announcement(
+        federation="f",
+        lineage=lineage,
+        generation=generation,
+        version=version,
+        step=version,
+        phase="training",
+        schema_hash=bytes(16),
+        digest=bytes(16),
+        frames=tuple(frames),
+        chunk=chunk,
+    )
+
+
+def status(state: AggregatorState = AggregatorState.READY, boot: int = 1) -> AggregatorStatus:
+    return AggregatorStatus(state=state, boot=boot, lineage=LINEAGE)
+
+
+def made(size: int = 10, *, outbox: int = 0, seq: int = 1) -> Update:
+    return Update(
+        outbox=outbox,
+        first=1,
+        seq=seq,
+        lineage=LINEAGE,
+        generation=0,
+        base=1,
+        schema_hash=bytes(16),
+        codec="float32",
+        size=size,
+        sha256=bytes(32),
+    )
+
+
+def receipt(hi: int, *settled: Settled, outbox: int = OUTBOX, grants: Sequence[Grant] = ()) -> s.Receipted:
+    return s.Receipted(Receipt(outbox=outbox, hi=hi, settled=settled, grants=tuple(grants)))
+
+
+def accepted(seq: int) -> Settled:
+    return Settled(seq=seq, verdict=Verdict.ACCEPTED)
+
+
+def busy(seq: int, seconds: float = 30) -> Settled:
+    return Settled(seq=seq, verdict=Verdict.BUSY, retry_after=seconds)
+
+
+class Driver:
+    """A session with a clock, and all that it ever asked for."""
+
+    def __init__(self, held: Sequence[Update] = (), next_seq: int = 1, *, outbox: int = OUTBOX) -> None:
+        self.session = DeviceSession("d", outbox, held, next_seq, lambda: 0.5)
+        self.now = 0.0
+        self.keys = count()
+
+    def __call__(self, *events: s.Event) -> list[s.Action]:
+        actions: list[s.Action] = []
+        for event in events:
+            actions += self.session.handle(event, self.now)
+        return actions
+
+    def up(self, version: int = 1) -> list[s.Action]:
+        """Connected, greeted and answered."""
+        hi = self.session.first - 1
+        return self(s.Connected(), s.Announced(announcement(version)), s.AggregatorSeen(status()), receipt(hi))
+
+    def wait(self, seconds: float) -> list[s.Action]:
+        """Let time pass, from one deadline to the next."""
+        until, actions = self.now + seconds, []
+        while (deadline := self.session.deadline) is not None and deadline <= until:
+            self.now = max(self.now, deadline)
+            actions += self.session.tick(self.now)
+        self.now = until
+        return actions
+
+    def train(self, size: int = 10) -> list[s.Action]:
+        """Fetch what is announced, train from it, and end the training."""
+        assert self.session.work is Work.FETCHING
+        assert self.session._target is not None
+        (train,) = self(s.Fetched(s.Base.of(self.session._target)))
+        assert isinstance(train, s.Train)
+        return self(s.Trained(made(size), next(self.keys)))
+
+
+def sent(actions: Sequence[s.Action]) -> list[int]:
+    return [action.update.seq for action in actions if isinstance(action, s.Send)]
+
+
+def kinds(actions: Sequence[s.Action]) -> list[type[s.Action]]:
+    return [type(action) for action in actions]
+
+
+# ------------------------------------------------------------------------ the tables
+
+
+def test_every_state_can_be_left_and_reached() -> None:
+    for table, start in ((s.LINKS, Link.DOWN), (s.WORKS, Work.RESTING)):
+        sources = {source for source, _ in table}
+        assert sources == set(type(start)), "a state without a way out"
+        reached, grown = {start}, True
+        while grown:
+            new = {target for (source, _), target in table.items() if source in reached} - reached
+            reached, grown = reached | new, bool(new)
+        assert reached == set(type(start))
+
+
+def test_a_life() -> None:
+    driver = Driver()
+    assert kinds(driver(s.Connected())) == []
+    assert kinds(driver(s.AggregatorSeen(status()))) == [s.Greet]
+    assert kinds(driver(receipt(0))) == []
+    assert driver.session.link is Link.UP
+    (fetch,) = driver(s.Announced(announcement(5)))
+    assert isinstance(fetch, s.Fetch)
+    assert [frame.span for frame in fetch.frames] == [0]
+    (train,) = driver(s.Fetched(s.Base(LINEAGE, 0, 5)))
+    assert isinstance(train, s.Train)
+    store, send = driver(s.Trained(made(), 3))
+    assert store == s.Store(made(outbox=OUTBOX, seq=1), 3)
+    assert send == s.Send(made(outbox=OUTBOX, seq=1))
+    assert kinds(driver(s.Announced(announcement(5)))) == [], "a device trains once from each version"
+    told, forget = driver(receipt(1, accepted(1)))
+    assert (told, forget) == (s.Tell(accepted(1)), s.Forget(1))
+    (fetch,) = driver(s.Announced(announcement(7)))
+    assert isinstance(fetch, s.Fetch)
+    assert [(frame.version, frame.span) for frame in fetch.frames] == [(6, 1), (7, 1)], "the cheapest way"
+    assert driver.session.deadline is not None
+
+
+# ------------------------------------------------------------------- never forgotten
+
+
+class NeverForgotten(RuleBasedStateMachine):
+    """Any events in any order, as far as a shell can send them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.driver = Driver()
+        self.outbox: dict[int, Update] = {}
+        self.identity = OUTBOX
+        self.keys: set[int] = set()
+        self.sent: dict[tuple[int, int], Update] = {}
+        self.hi = 0
+        self.key = count()
+        self.fetching: s.Base | None = None
+        self.training = False
+        self.boot = 1
+
+    def do(self, actions: Sequence[s.Action]) -> None:
+        for action in actions:
+            match action:
+                case s.Store(update, key):
+                    self.keys.remove(key)
+                    assert update.seq == max(self.outbox, default=update.seq - 1) + 1
+                    self.outbox[update.seq] = update
+                case s.Send(update) | s.Offer(update):
+                    assert self.driver.session.link is Link.UP
+                    assert update.seq in self.outbox, "sent before it was stored"
+                    assert update.first == min(self.outbox)
+                    bare = update.model_copy(update={"first": 1, "kind": "update", "parts": 1})
+                    assert self.sent.setdefault((update.outbox, update.seq), bare) == bare, "sent with another face"
+                case s.SendChunks(update, _):
+                    assert update.seq in self.outbox
+                case s.Forget(through):
+                    assert through <= self.hi, "forgotten without a receipt"
+                    self.outbox = {seq: update for seq, update in self.outbox.items() if seq > through}
+                case s.Fetch(wanted, _):
+                    self.fetching = s.Base.of(wanted)
+                case s.Train():
+                    assert not self.training
+                    self.training = True
+                case s.Renew():
+                    raise AssertionError("this outbox was never put back")
+                case _:
+                    pass
+
+    def tell(self, event: s.Event) -> None:
+        self.do(self.driver(event))
+
+    @precondition(lambda self: self.driver.session.link is Link.DOWN)
+    @rule(chunk=st.sampled_from([None, 5, 100]))
+    def connect(self, chunk: int | None) -> None:
+        self.tell(s.Connected(chunk))
+
+    @rule()
+    def disconnect(self) -> None:
+        self.tell(s.Disconnected())
+
+    @rule(version=st.integers(1, 6), generation=st.integers(0, 1), lineage=st.sampled_from([LINEAGE, LINEAGE, OTHER]))
+    def announce(self, version: int, generation: int, lineage: bytes) -> None:
+        self.tell(s.Announced(announcement(version, lineage=lineage, generation=generation, chunk=500)))
+
+    @rule(state=st.sampled_from(AggregatorState), boot=st.integers(1, 2))
+    def see(self, state: AggregatorState, boot: int) -> None:
+        self.tell(s.AggregatorSeen(status(state, boot)))
+
+    @rule(data=st.data(), old=st.booleans())
+    def receipt(self, data: st.DataObject, old: bool) -> None:
+        known = max((seq for _, seq in self.sent), default=0)
+        hi = data.draw(st.integers(0, self.hi) if old else st.integers(self.hi, max(self.hi, known)))
+        self.hi = max(self.hi, hi)
+        settled = [accepted(hi)] if hi and data.draw(st.booleans()) else []
+        if data.draw(st.integers(0, 4)) == 0:
+            settled.append(busy(hi + 1, data.draw(st.floats(0, 100))))
+        parts = data.draw(st.lists(st.integers(0, 30), max_size=3))
+        grants = [Grant(seq=hi + 1, parts=tuple(parts))] if data.draw(st.booleans()) else []
+        self.tell(receipt(hi, *settled, grants=grants, outbox=data.draw(st.sampled_from([OUTBOX, OUTBOX, 9]))))
+
+    @precondition(lambda self: self.fetching)
+    @rule(fails=st.booleans(), start_over=st.booleans())
+    def fetched(self, fails: bool, start_over: bool) -> None:
+        base, self.fetching = self.fetching, None
+        assert base is not None
+        self.tell(s.FetchFailed("why", start_over) if fails else s.Fetched(base))
+
+    @precondition(lambda self: self.training)
+    @rule(size=st.sampled_from([3, 10, 300, 2000]))
+    def trained(self, size: int) -> None:
+        self.training = False
+        key = next(self.key)
+        self.keys.add(key)
+        self.tell(s.Trained(made(size), key))
+        assert not self.keys, "trained and not stored"
+
+    @precondition(lambda self: self.training)
+    @rule()
+    def unfit(self) -> None:
+        self.training = False
+        self.tell(s.NothingToSend("why"))
+
+    @rule(seconds=st.floats(0, 400))
+    def wait(self, seconds: float) -> None:
+        self.do(self.driver.wait(seconds))
+
+    @rule()
+    def restart(self) -> None:
+        held, seq = sorted(self.outbox.values(), key=lambda update: update.seq), self.driver.session.next
+        now = self.driver.now
+        self.driver = Driver(held, seq)
+        self.driver.now = now
+        self.fetching, self.training = None, False
+
+    @invariant()
+    def holds_what_the_outbox_holds(self) -> None:
+        assert self.driver.session.holding == len(self.outbox) <= OUTBOX_LIMIT
+        assert self.driver.session.first == min(self.outbox, default=self.driver.session.next)
+
+    def teardown(self) -> None:
+        """With a working link, everything that is held is sent within the longest patience."""
+        self.tell(s.Disconnected())
+        self.tell(s.Connected())
+        self.tell(s.AggregatorSeen(status(boot=3)))
+        while self.outbox:
+            before = self.sent
+            self.sent = {}
+            self.tell(receipt(self.hi))
+            self.do(self.driver.wait(2 * s.LONGEST))
+            assert (OUTBOX, min(self.outbox)) in self.sent, "held, and never sent again"
+            self.sent = before | self.sent
+            self.hi = max(self.hi, min(self.outbox))
+            self.tell(receipt(self.hi, accepted(self.hi)))
+
+
+TestNeverForgotten = NeverForgotten.TestCase
+TestNeverForgotten.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+# -------------------------------------------------------------------------- the link
+
+
+def test_a_silent_broker_is_greeted_after_a_while_and_again_ever_less_often() -> None:
+    driver = Driver()
+    driver(s.Connected())
+    greetings = [action for action in driver.wait(2000) if isinstance(action, s.Greet)]
+    assert 5 < len(greetings) < 15
+
+
+def test_whoever_answers_is_there_though_its_status_did_not_come() -> None:
+    driver = Driver([made(outbox=OUTBOX)], 2)
+    driver(s.Connected())
+    assert s.Greet() in driver.wait(3)
+    assert sent(driver(receipt(0))) == [1]
+
+
+@pytest.mark.parametrize("then", [status(boot=2), status()], ids=["another boot", "the same, back again"])
+def test_an_aggregator_that_is_back_is_greeted_and_sent_everything(then: AggregatorStatus) -> None:
+    driver = Driver([made(outbox=OUTBOX)], 2)
+    assert sent(driver.up()) == [1]
+    driver(s.AggregatorSeen(status(AggregatorState.LOST)))
+    assert kinds(driver(s.AggregatorSeen(then))) == [s.Greet]
+    assert sent(driver(receipt(0))) == [1]
+
+
+def test_nothing_is_sent_to_one_who_paused() -> None:
+    driver = Driver([made(outbox=OUTBOX)], 2)
+    driver(s.Connected(), s.AggregatorSeen(status(AggregatorState.PAUSED)), receipt(0))
+    assert sent(driver.wait(1000)) == []
+    assert sent(driver(s.AggregatorSeen(status()))) == [1]
+
+
+def test_a_training_may_end_without_a_link() -> None:
+    driver = Driver()
+    driver.up()
+    driver(s.Fetched(s.Base(LINEAGE, 0, 1)), s.Disconnected())
+    assert kinds(driver(s.Trained(made(), 1))) == [s.Store]
+    assert sent(driver.up()) == [1]
+
+
+def test_receipts_of_another_outbox_or_an_old_link_are_ignored() -> None:
+    driver = Driver([made(outbox=OUTBOX)], 2)
+    assert driver(receipt(1)) == []
+    driver.up()
+    assert driver(receipt(1, outbox=8)) == []
+    assert driver.session.holding == 1
+
+
+# ------------------------------------------------------------------------- resending
+
+
+def holding(number: int, size: int = 10) -> Driver:
+    return Driver([made(size, outbox=OUTBOX, seq=seq) for seq in range(1, number + 1)], number + 1)
+
+
+def test_only_so_many_are_under_way() -> None:
+    driver = holding(12)
+    assert sent(driver.up()) == list(range(1, 9))
+    assert sent(driver(receipt(2, accepted(1), accepted(2)))) == [9, 10]
+
+
+def test_what_is_behind_a_receipt_is_still_sent_again() -> None:
+    driver = holding(2)
+    driver.up()
+    driver(receipt(1, accepted(1)))
+    assert sent(driver.wait(20)) == [2]
+
+
+def test_a_gap_is_closed_soon() -> None:
+    driver = holding(3)
+    driver.up()
+    driver(receipt(0))
+    assert sent(driver.wait(2)) == [1, 2, 3]
+
+
+def test_what_is_not_answered_is_sent_less_and_less_often() -> None:
+    driver = holding(1)
+    driver.up()
+    assert 5 <= len(sent(driver.wait(3000))) <= 16
+
+
+def test_a_busy_aggregator_is_left_alone_for_as_long_as_it_says() -> None:
+    driver = holding(2)
+    driver.up()
+    driver(receipt(0, busy(1, 60)))
+    assert sent(driver(s.AggregatorSeen(status()), s.Announced(announcement(2)), receipt(0))) == []
+    assert sent(driver.train()) == []
+    assert sent(driver.wait(40)) == []
+    assert sent(driver.wait(25)) == [1, 2, 3]
+
+
+def test_a_full_outbox_trains_no_more_until_there_is_room() -> None:
+    driver = holding(OUTBOX_LIMIT)
+    assert not any(isinstance(action, s.Fetch) for action in driver.up())
+    assert s.Fetch in kinds(driver(receipt(1, accepted(1))))
+
+
+def test_verdicts_are_told_once() -> None:
+    driver = holding(2)
+    driver.up()
+    refused = Settled(seq=1, verdict=Verdict.STALE, why="old")
+    assert s.Tell(refused) in driver(receipt(1, refused))
+    assert kinds(driver(receipt(1, refused))) == []
+
+
+# ---------------------------------------------------------------------------- chunks
+
+
+def test_a_large_update_is_offered_alone_and_sent_as_it_is_granted() -> None:
+    driver = holding(2, size=2500)
+    (offer,) = [action for action in driver.up() if isinstance(action, s.Offer)]
+    assert (offer.update.kind, offer.update.seq, offer.update.parts) == ("offer", 1, 3)
+    assert driver.session.part_size(2500) == 834
+    (chunks,) = driver(receipt(0, grants=[Grant(seq=1, parts=(0, 2))]))
+    assert isinstance(chunks, s.SendChunks)
+    assert (chunks.update.seq, chunks.parts) == (1, (0, 2))
+    assert driver(receipt(0, grants=[Grant(seq=9, parts=(0,))])) == []
+    (again,) = [action for action in driver.wait(15) if isinstance(action, s.Offer)]
+    assert again.update.seq == 1
+    actions = driver(receipt(1, accepted(1)))
+    assert [action.update.seq for action in actions if isinstance(action, s.Offer)] == [2]
+
+
+def test_a_small_update_waits_for_a_large_one_before_it() -> None:
+    driver = Driver([made(2500, outbox=OUTBOX), made(10, outbox=OUTBOX, seq=2)], 3)
+    assert sent(driver.up()) == []
+    assert sent(driver(receipt(1, accepted(1)))) == [2]
+
+
+def test_chunks_fit_the_link_and_the_aggregator() -> None:
+    driver = holding(1, size=900)
+    driver(s.Connected(300), s.AggregatorSeen(status()), s.Announced(announcement(1, chunk=1000)))
+    (offer,) = [action for action in driver(receipt(0)) if isinstance(action, s.Offer)]
+    assert offer.update.parts == 3
+    driver(s.Disconnected(), s.Connected(10_000), s.AggregatorSeen(status()))
+    assert sent(driver(receipt(0))) == [1], "another link, other limits"
+    driver(s.Disconnected(), s.Connected(None), s.Announced(announcement(2, chunk=450)), s.AggregatorSeen(status()))
+    (offer,) = [action for action in driver(receipt(0)) if isinstance(action, s.Offer)]
+    assert offer.update.parts == 2
+
+
+# ------------------------------------------------------------------- a copy of itself
+
+
+def test_an_outbox_that_was_put_back_begins_anew_and_keeps_what_was_never_sent() -> None:
+    driver = holding(2)
+    driver(s.Connected(), s.Announced(announcement(1)))
+    driver.session.link = Link.UP
+    driver(s.AggregatorSeen(status(AggregatorState.PAUSED)), receipt(0))
+    driver.session.work = Work.FETCHING
+    driver.session._target = announcement(1)
+    driver.train()
+    renew = driver(receipt(3))[-1]
+    assert renew == s.Renew((3,)), "3 cannot have been settled: we never sent it"
+    assert driver.session.renewed(99, [made(outbox=99)], 2, driver.now) == [s.Greet()]
+    assert driver(receipt(3)) == [], "the old name is not ours any more"
+    driver(s.AggregatorSeen(status()))
+    actions = driver(receipt(0, outbox=99))
+    assert sent(actions) == [1]
+    driver(receipt(1, accepted(1), outbox=99))
+    assert s.Greet() not in driver.wait(1000), "it has been answered"
+
+
+def test_an_outbox_that_is_behind_begins_anew() -> None:
+    driver = Driver([made(outbox=OUTBOX, seq=4)], 5)
+    driver(s.Connected(), s.AggregatorSeen(status()))
+    assert driver(receipt(9)) == [s.Renew(())]
+
+
+def test_a_crash_between_store_and_send_is_no_copy() -> None:
+    driver = Driver([made(outbox=OUTBOX, seq=4)], 5)
+    driver(s.Connected(), s.AggregatorSeen(status()))
+    assert sent(driver(receipt(3))) == [4]
+    assert kinds(driver(receipt(4, accepted(4)))) == [s.Tell, s.Forget]
+
+
+# ------------------------------------------------------------------------------ work
+
+
+def test_a_model_of_a_broken_link_is_held_and_not_trained_from() -> None:
+    driver = Driver()
+    driver.up(1)
+    driver(s.Disconnected())
+    assert driver(s.Fetched(s.Base(LINEAGE, 0, 1))) == []
+    (fetch,) = [action for action in driver.up(3) if isinstance(action, s.Fetch)]
+    assert [frame.version for frame in fetch.frames] == [2, 3], "what came after all is of use"
+    assert driver(s.Fetched(s.Base(LINEAGE, 0, 2))) == []
+    assert driver.session.work is Work.FETCHING
+    assert kinds(driver(s.Fetched(s.Base(LINEAGE, 0, 3)))) == [s.Train]
+
+
+def test_a_failed_fetch_is_tried_again_from_a_snapshot_where_it_must() -> None:
+    driver = Driver()
+    driver.up(2)
+    driver.train()
+    driver(s.Announced(announcement(3)))
+    assert driver(s.FetchFailed("digest", start_over=True)) == []
+    (read, fetch) = driver.wait(3)
+    assert read == s.ReadAnnouncement()
+    assert isinstance(fetch, s.Fetch)
+    assert [frame.span for frame in fetch.frames] == [0]
+
+
+def test_no_way_means_to_look_again() -> None:
+    driver = Driver()
+    nowhere = announcement(3).model_copy(update={"frames": ()})
+    driver(s.Connected(), s.AggregatorSeen(status()), receipt(0), s.Announced(nowhere))
+    assert driver.session.work is Work.RESTING
+    assert s.ReadAnnouncement() in driver.wait(3)
+
+
+def test_an_old_announcement_is_ignored_and_a_new_generation_is_not() -> None:
+    driver = Driver()
+    driver.up(5)
+    driver.train()
+    assert driver(s.Announced(announcement(4))) == []
+    (fetch,) = driver(s.Announced(announcement(6, generation=1)))
+    assert isinstance(fetch, s.Fetch)
+    assert [frame.span for frame in fetch.frames] == [0], "steps do not lead across generations"
+    driver.train()
+    (fetch,) = driver(s.Announced(announcement(1, lineage=OTHER)))
+    assert isinstance(fetch, s.Fetch)
+    assert [frame.span for frame in fetch.frames] == [0]
+
+
+def test_statistics_are_sent_until_the_training_begins() -> None:
+    driver = Driver()
+    asked = Moment(name="input", channels=2)
+    gathering = announcement(1).model_copy(update={"phase": "statistics", "moments": (asked,)})
+    driver(s.Connected(), s.AggregatorSeen(status()), receipt(0))
+    assert driver(s.Announced(gathering)) == [s.SendStatistics(LINEAGE, (asked,))]
+    assert driver(s.Announced(gathering)) == []
+    assert s.SendStatistics(LINEAGE, (asked,)) in driver.wait(30)
+    assert s.Fetch in kinds(driver(s.Announced(announcement(1))))
+    assert not any(isinstance(action, s.SendStatistics) for action in driver.wait(1000))
+
+
+def test_each_training_has_a_seed_of_its_own() -> None:
+    seeds = set()
+    for name in ("d", "e"):
+        for version in (1, 2):
+            session = DeviceSession(name, OUTBOX, (), 1, lambda: 0.5)
+            for event in (s.Connected(), s.AggregatorSeen(status()), receipt(0), s.Announced(announcement(version))):
+                session.handle(event, 0)
+            (train,) = session.handle(s.Fetched(s.Base(LINEAGE, 0, version)), 0)
+            assert isinstance(train, s.Train)
+            seeds.add(train.plan.seed)
+    assert len(seeds) == 4
