@@ -58,11 +58,10 @@ def duration(seconds: float | None) -> str:
     if seconds < 59.95:
         digits = 0 if seconds == round(seconds) or seconds >= 20 else 1 if seconds >= 1 else 2
         return f"{seconds:.{digits}f}\N{NO-BREAK SPACE}s"
-    whole = round(seconds)
-    for large, small, length in (("min", "s", 60), ("h", "min", 3600), ("d", "h", 86400)):
+    for large, small, length, most in (("min", "s", 60, 60), ("h", "min", 3600, 24), ("d", "h", 86400, math.inf)):
         below = length // (24 if large == "d" else 60)
-        if whole < length * (60 if large == "min" else 24) or large == "d":
-            first, rest = divmod(round(whole / below), length // below)
+        first, rest = divmod(round(seconds / below), length // below)
+        if first < most:
             parts = [f"{first}\N{NO-BREAK SPACE}{large}"] + ([f"{rest}\N{NO-BREAK SPACE}{small}"] if rest else [])
             return " ".join(parts)
     raise AssertionError("the last unit takes all")

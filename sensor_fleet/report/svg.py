@@ -168,20 +168,24 @@ class Plot(Drawing):
 
 
 def apart(places: Sequence[float], least: float, low: float, high: float) -> list[float]:
-    """Places with `least` between neighbours, each moved as little as will do, kept within [low, high] if they fit."""
+    """Places with `least` between neighbours, moved as little as will do, and within [low, high] if they fit.
+
+    With the room that is due to those before it taken off, each place only must not lie before its neighbour: that is
+    isotonic regression by least squares, which pools neighbours that violate the order into their mean.
+    """
     order = sorted(range(len(places)), key=lambda index: places[index])
-    moved = [min(max(places[index], low), high) for index in order]
-    for _ in range(60):
-        for before in range(len(moved) - 1):
-            short = least - (moved[before + 1] - moved[before])
-            if short > 0:
-                moved[before] -= short / 2
-                moved[before + 1] += short / 2
-        if moved:
-            moved[0], moved[-1] = max(moved[0], low), min(moved[-1], high)
+    pools: list[tuple[float, int]] = []  # mean, and of how many
+    for number, index in enumerate(order):
+        mean, size = places[index] - number * least, 1
+        while pools and pools[-1][0] >= mean:
+            before, many = pools.pop()
+            mean, size = (before * many + mean * size) / (many + size), many + size
+        pools.append((mean, size))
+    means = [mean for mean, size in pools for _ in range(size)]
+    last = high - least * (len(places) - 1)
     found = [0.0] * len(places)
-    for index, place in zip(order, moved, strict=True):
-        found[index] = place
+    for number, (index, mean) in enumerate(zip(order, means, strict=True)):
+        found[index] = max(low, min(mean, last)) + number * least
     return found
 
 

@@ -1,0 +1,255 @@
+import math
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from sensor_fleet.report.comparison import comparison
+from sensor_fleet.report.learning import quantile
+from sensor_fleet.report.page import report
+from sensor_fleet.report.particulars import command
+from sensor_fleet.report.reading import read
+from sensor_fleet.setting import Setting
+from tests.report import runs
+from tests.report.pages import Page, fetches
+
+
+def page_of(directory: Path) -> Page:
+    return Page(report(read(directory)))
+
+
+def test_loads_nothing_from_anywhere(tmp_path: Path) -> None:
+    page = page_of(runs.complete(tmp_path / "one"))
+    assert fetches(page.source) == []
+    assert "default-src 'none'" in page.source
+
+
+def test_numbers_are_those_of_the_run(tmp_path: Path) -> None:
+    page = page_of(runs.complete(tmp_path / "one"))
+    exact = dict(page.numbers)
+    assert exact[0.9321] == "93.2%"
+    assert exact[0.97] == "97.0%"
+    assert exact[0.52] == "52.0%"
+    assert exact[20.0] == "20"
+    assert exact[float(quantile(range(20), 0.5))] == "9"
+    assert exact[(20_000 + 100_000) / 10] == "12.0\N{NO-BREAK SPACE}kB"
+    assert "10 devices held 90.0% accuracy after 17.2\N{NO-BREAK SPACE}s" in page.headings[0]
+    assert "4,321 steps" in page.text
+
+
+def test_drawings_are_well_formed_and_fit_both_widths(tmp_path: Path) -> None:
+    page = page_of(runs.complete(tmp_path / "one"))
+    widths = [float(drawing.get("viewBox", "").split()[2]) for drawing in page.drawings]
+    assert len(widths) == 14
+    assert widths.count(336) == 7
+    for drawing in page.drawings:
+        assert drawing.get("aria-label")
+        assert not any("nan" in (element.get("d") or "") for element in drawing.iter())
+        assert all(_inside(element, drawing) for element in drawing.iter("text"))
+
+
+def _inside(text: ET.Element, drawing: ET.Element) -> bool:
+    width, height = map(float, drawing.get("viewBox", "").split()[2:])
+    return 0 <= float(text.get("x", "nan")) <= width and 0 <= float(text.get("y", "nan")) <= height
+
+
+def test_the_baselines_stand_beside_the_run(tmp_path: Path) -> None:
+    words = page_of(runs.complete(tmp_path / "one")).words
+    for name, value in (("federated", "93.2%"), ("pooled", "97.0%"), ("alone", "52.0%")):
+        assert words[words.index(name) + 1] == value
+
+
+def test_a_killed_run_says_so_and_shows_what_there_is(tmp_path: Path) -> None:
+    directory = runs.write(
+        tmp_path / "killed", metrics_lines=runs.metrics(runs.accuracies(8)), device_lines=runs.told(), run=runs.about()
+    )
+    with (directory / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "update", "time": 17000')
+    page = page_of(directory)
+    assert "did not come to its end" in page.text
+    assert "1 line of its files could not be read and is left out" in page.text
+    assert "were not measured" in page.text
+    assert "cut off after" in page.headings[0]
+    assert page.drawings
+
+
+@pytest.mark.parametrize("kept", ["run.json", "metrics.jsonl", "result.json"])
+def test_any_one_file_is_enough_for_a_page(tmp_path: Path, kept: str) -> None:
+    directory = runs.complete(tmp_path / "one")
+    for path in directory.iterdir():
+        if path.name != kept:
+            path.unlink()
+    assert fetches(page_of(directory).source) == []
+
+
+def test_a_run_without_evaluations(tmp_path: Path) -> None:
+    lines = [event for event in runs.metrics([0.1] * 5) if event["event"] != "evaluation"]
+    page = page_of(runs.write(tmp_path / "short", metrics_lines=lines, device_lines=runs.told(), run=runs.about()))
+    assert "no model was evaluated" in page.headings[0]
+    assert "How the model learned" not in page.headings
+    assert "Staleness" in page.headings
+
+
+def test_a_run_in_which_nothing_happened(tmp_path: Path) -> None:
+    page = page_of(runs.write(tmp_path / "empty", run=runs.about()))
+    assert "did not come to its end" in page.text
+    assert page.drawings == []
+
+
+def test_regression_is_measured_by_its_error(tmp_path: Path) -> None:
+    directory = runs.write(
+        tmp_path / "engines",
+        metrics_lines=runs.metrics([70.0, 45.5, 41.25, 38.0, 37.5, 37.25], "rmse"),
+        device_lines=runs.told(),
+        run=runs.about(task="regression", target=None),
+        result=runs.result(37.9, "rmse"),
+        baselines=runs.baselines(36.5, 68.25),
+    )
+    page = page_of(directory)
+    assert "an RMSE of 37.9" in page.headings[0]
+    assert (37.9, "37.9") in page.numbers
+    assert "%" not in "".join(page.words_of(page.drawings[0]))
+
+
+def test_a_run_that_diverged(tmp_path: Path) -> None:
+    values = [70.0, 400.0, 1e30, math.inf, math.nan, math.nan]
+    directory = runs.write(
+        tmp_path / "diverged",
+        metrics_lines=runs.metrics(values, "rmse"),
+        run=runs.about(task="regression", target=None),
+        result={**runs.result(0.0, "rmse"), "rmse": None},
+    )
+    page = page_of(directory)
+    assert "did not stay finite" in page.headings[0]
+    assert page.drawings
+
+
+def test_worse_than_alone_is_said(tmp_path: Path) -> None:
+    directory = runs.complete(tmp_path / "one")
+    runs.write(directory, baselines=runs.baselines(alone=0.95))
+    assert "training alone is better" in page_of(directory).text
+
+
+def test_what_peers_wrote_is_text(tmp_path: Path) -> None:
+    directory = runs.complete(tmp_path / "one", federation="<script>alert(1)</script>")
+    lines = runs.metrics(runs.accuracies())
+    lines[1] |= {"verdict": "<img src=x>", "device": "<b>&</b>"}
+    runs.write(directory, metrics_lines=lines, device_lines=runs.told())
+    page = page_of(directory)
+    assert "<script" not in page.source
+    assert "<img" not in page.source
+    assert "<img src=x>" in page.text
+
+
+def test_what_is_unknown_is_passed_over(tmp_path: Path) -> None:
+    directory = runs.complete(tmp_path / "one")
+    before = report(read(directory))
+    for name in ("metrics", "devices"):
+        with (directory / f"{name}.jsonl").open("a") as file:
+            file.write('{"event": "from a later version", "time": 1700000010.0, "device": "sensor-01", "x": [1]}\n')
+    assert report(read(directory)) == before
+
+
+@pytest.mark.parametrize(
+    "line", ["[1]", "null", "{}", '{"event": "update"}', '{"event": "evaluation", "time": "x"}', "\x00"]
+)
+def test_what_is_malformed_is_counted(tmp_path: Path, line: str) -> None:
+    directory = runs.complete(tmp_path / "one")
+    with (directory / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    assert "1 line of its files could not be read" in page_of(directory).text
+
+
+def test_objects_of_the_wrong_form_are_as_good_as_none(tmp_path: Path) -> None:
+    directory = runs.complete(tmp_path / "one")
+    for name in ("run", "result", "baselines"):
+        (directory / f"{name}.json").write_text(
+            '{"devices": [], "setting": 3, "central": "x", "alone": {"values": 1}, "target": {}}'
+        )
+    assert page_of(directory).drawings
+
+
+def test_a_large_fleet_is_shown_in_part(tmp_path: Path) -> None:
+    directory = runs.complete(tmp_path / "one")
+    lines = [
+        {"event": event, "device": f"sensor-{number:04d}", "time": runs.BEGAN + time, "seconds": 0.01 * (number + 1)}
+        for number in range(1000)
+        for event, time in (("connected", 1), ("training", 2), ("trained", 3))
+    ]
+    runs.write(directory, metrics_lines=runs.metrics(runs.accuracies()), device_lines=lines)
+    page = page_of(directory)
+    assert "24 of 1000, evenly from the quickest to the slowest" in page.text
+    assert len(page.source) < 1_000_000
+
+
+def test_the_bill_is_honest(tmp_path: Path) -> None:
+    directory = runs.complete(tmp_path / "one")
+    assert "By bytes alone, federating was not worth it here" in page_of(directory).text
+    small = runs.about()
+    for traits in small["devices"].values():
+        traits["bytes"] = 100
+    runs.write(directory, metrics_lines=runs.metrics(runs.accuracies()), run=small)
+    assert (
+        "raw data, 100\N{NO-BREAK SPACE}B, is smaller than what one update costs, 6.0\N{NO-BREAK SPACE}kB"
+        in page_of(directory).text
+    )
+    for traits in small["devices"].values():
+        traits["bytes"] = 10**12
+    runs.write(directory, metrics_lines=runs.metrics(runs.accuracies()), run=small)
+    assert "more than a whole day of updates" in page_of(directory).text
+
+
+def test_the_command_repeats_the_run(tmp_path: Path) -> None:
+    setting = Setting(data="my data.npz", strategy="fedbuff", buffer_size=5, learning_rate=0.05).packed()
+    setting["world"]["online"] = 0.0
+    plain = {**runs.about(target=0.9), "setting": setting}
+    told = command(read(runs.write(tmp_path / "one", run=plain)))
+    assert told == (
+        "midge demo --data 'my data.npz' --strategy fedbuff --buffer-size 5 --learning-rate 0.05 --online 0.0 "
+        "--target 0.9 --seconds 30"
+    )
+
+
+# ------------------------------------------------------------------- side by side
+
+
+def test_two_runs_side_by_side(tmp_path: Path) -> None:
+    first = runs.complete(tmp_path / "first")
+    second = runs.complete(tmp_path / "second", strategy="fedbuff")
+    runs.write(second, metrics_lines=runs.metrics(runs.accuracies()), result=runs.result(0.9017))
+    page = Page(comparison([read(first), read(second)]))
+    assert fetches(page.source) == []
+    assert page.headings[0] == "first and second"
+    assert "first ends ahead, with 93.2% against 90.2% of second" in page.text
+    words = page.words
+    assert words[words.index("second") + 1] == "90.2%"
+    differences = page.text.partition("Where their settings differ")[2]
+    assert "fedbuff" in differences
+    assert "digits" not in differences
+
+
+def test_runs_that_cannot_be_compared_are_told_apart(tmp_path: Path) -> None:
+    first, second = runs.complete(tmp_path / "first"), tmp_path / "second"
+    runs.write(
+        second,
+        metrics_lines=runs.metrics([70.0, 45.5], "rmse"),
+        run=runs.about(task="regression", target=None, data="engines.npz"),
+        result=runs.result(45.5, "rmse"),
+    )
+    page = Page(comparison([read(first), read(second)]))
+    assert "measured differently" in page.text
+    assert "ends ahead" not in page.text
+    assert {"Accuracy", "RMSE, less is better"} <= set(page.headings)
+
+
+def test_runs_of_one_name_are_told_by_their_paths(tmp_path: Path) -> None:
+    paths = [runs.complete(tmp_path / place / "run") for place in "ab"]
+    page = Page(comparison([read(path) for path in paths]))
+    assert all(str(path) in page.text for path in paths)
+
+
+@pytest.mark.parametrize("number", [0, 1, 9])
+def test_too_few_or_too_many(tmp_path: Path, number: int) -> None:
+    run = read(runs.complete(tmp_path / "one"))
+    with pytest.raises(ValueError, match="give 2 to 8"):
+        comparison([run] * number)
