@@ -28,7 +28,7 @@ from broker.connection import (
 from iot_client import session as s
 from iot_client.fetching import Fetcher, FetchError
 from iot_client.fit import Fit, Parameters, TrainingPlan
-from iot_client.outbox import Outbox
+from iot_client.outbox import Outbox, OutboxFull
 from iot_client.training import Made, Unfit, make_update
 from wire import chunks, frames, messages
 from wire.errors import WireError
@@ -294,8 +294,11 @@ class Device:
         return asyncio.get_running_loop().time() + max(0.0, deadline - time.monotonic())
 
     def _act(self, actions: list[s.Action]) -> None:
+        lost: int | None = None
         for action in actions:
             match action:
+                case s.Send(update) | s.Offer(update) if update.seq == lost:
+                    pass  # there was no room to store it, and what is not stored is not sent
                 case s.Greet():
                     status = self.topics.status(self.name)
                     self._send(status, frames.encode(self._hello(DeviceState.READY)), retain=True)
@@ -308,7 +311,7 @@ class Device:
                 case s.Train(announcement, plan):
                     self._training = self._task(self._fit(announcement, plan))
                 case s.Store(update, key):
-                    self._outbox.store(update, self._bodies.pop(key))
+                    lost = None if self._store(update, self._bodies.pop(key)) else update.seq
                 case s.Send(update):
                     self._send(self.topics.update(self.name), frames.encode(update, self._outbox.body(update.seq)))
                 case s.Offer(update):
@@ -316,11 +319,27 @@ class Device:
                 case s.SendChunks(update, parts):
                     self._send_chunks(update, parts)
                 case s.Forget(through):
-                    self._outbox.forget(through)
+                    self._forget(through)
                 case s.Renew(keep):
                     self._renew(keep)
                 case s.Tell(settled):
                     self._tell("receipt", **settled.model_dump())
+
+    def _store(self, update: Update, body: bytes) -> bool:
+        try:
+            self._outbox.store(update, body)
+        except OutboxFull as error:
+            log.warning("%s: %s An update is lost, and none is trained for a while.", self.name, error)
+            self._tell("full", why=str(error))
+            self._session.not_stored(time.monotonic())
+            return False
+        return True
+
+    def _forget(self, through: int) -> None:
+        try:
+            self._outbox.forget(through)
+        except OutboxFull as error:
+            log.warning("%s: %s A settled update stays in it for now.", self.name, error)
 
     def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return self._tasks.create_task(work)

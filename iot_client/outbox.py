@@ -8,7 +8,8 @@ import fcntl
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,8 +26,16 @@ CREATE TABLE IF NOT EXISTS updates (seq INTEGER PRIMARY KEY, header BLOB NOT NUL
 """
 
 
+BALLAST = 256 * 1024
+"""Bytes on the disk, in the lock file, that are given up where it is full: SQLite then refuses even to delete."""
+
+
 class OutboxError(Exception):
     """The outbox cannot be used; the message says why and what to do."""
+
+
+class OutboxFull(OutboxError):
+    """There is no room on the disk. What was to be written is not; everything before it is."""
 
 
 class Outbox:
@@ -67,6 +76,7 @@ class Outbox:
                 self._begin(secrets.randbits(63))
         else:
             self.identity, self.next_seq = meta["identity"], meta["next"]
+        self._take_ballast()
         return self
 
     def __exit__(
@@ -99,6 +109,35 @@ class Outbox:
             self._unlock()
             raise OutboxError(f"The outbox {path} is in use by another device: give each device its own.") from error
 
+    def _take_ballast(self) -> None:
+        """Hold some room for bad times, where there is any now."""
+        if self._lock is not None and os.fstat(self._lock).st_size != BALLAST:
+            try:
+                os.pwrite(self._lock, bytes(BALLAST), 0)
+                os.fsync(self._lock)
+            except OSError:
+                os.ftruncate(self._lock, 0)
+
+    def _drop_ballast(self) -> None:
+        if self._lock is not None:
+            os.ftruncate(self._lock, 0)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One transaction: all of it survives a power cut when the block is left, or nothing.
+
+        Raises:
+            OutboxFull: there is no room.
+            OutboxError: the file cannot be written any more.
+        """
+        try:
+            with self._db:
+                yield
+        except sqlite3.Error as error:
+            if error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
+                raise OutboxFull(f"The disk of the outbox {self.path} is full.") from error
+            raise OutboxError(f"The outbox {self.path} cannot be written any more ({error}).") from error
+
     def _unlock(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
@@ -127,16 +166,32 @@ class Outbox:
         return bytes(body)
 
     def store(self, update: Update, body: bytes) -> None:
-        """Keep an update under its seq, which must be the next. When this returns it survives a power cut."""
+        """Keep an update under its seq, which must be the next. When this returns it survives a power cut.
+
+        Raises:
+            OutboxFull: there is no room for it; the seq stays free.
+        """
         assert update.seq == self.next_seq
-        with self._db:
+        with self._writing():
             self._db.execute("INSERT INTO updates VALUES (?, ?, ?)", (update.seq, _pack(update), body))
             self._db.execute("UPDATE meta SET value = ? WHERE name = 'next'", (update.seq + 1,))
         self.next_seq = update.seq + 1
+        self._take_ballast()
 
     def forget(self, through: int) -> None:
-        """Remove every update up to a seq: a receipt settled them."""
-        with self._db:
+        """Remove every update up to a seq: a receipt settled them. On a full disk the ballast makes room for it.
+
+        Raises:
+            OutboxFull: even so there is none; what stays is sent again after a restart, and settled as a repeat.
+        """
+        try:
+            self._delete(through)
+        except OutboxFull:
+            self._drop_ballast()
+            self._delete(through)
+
+    def _delete(self, through: int) -> None:
+        with self._writing():
             self._db.execute("DELETE FROM updates WHERE seq <= ?", (through,))
 
     def renew(self, keep: Iterable[int]) -> None:
@@ -144,7 +199,7 @@ class Outbox:
         kept = {update.seq: update for update in self.held()}
         moved = [(kept[seq], self.body(seq)) for seq in sorted(keep)]
         identity = secrets.randbits(63)
-        with self._db:
+        with self._writing():
             self._db.execute("DELETE FROM updates")
             self._begin(identity)
             for number, (update, body) in enumerate(moved, start=1):

@@ -331,6 +331,8 @@ class DeviceSession:
         self._resend = Timer()
         self._statistics = Timer()
         self._refetch = Timer(1.0)
+        self._room = Timer(30.0)
+        """Runs while the disk had no room for an update: no training, which would be for nothing."""
         self._reread = Timer()
 
     @property
@@ -392,6 +394,8 @@ class DeviceSession:
         if _due(self._reread, now):
             self._reread.start(now, self._jitter(), REREAD)
             actions.append(ReadAnnouncement())
+        if _due(self._room, now):
+            self._room.due = None
         if _due(self._refetch, now):
             self._refetch.due = None
             actions.append(ReadAnnouncement())
@@ -402,7 +406,7 @@ class DeviceSession:
         """When `tick` next has something to do."""
         if self.link is Link.DOWN:
             return None
-        timers = (self._greeting, self._resend, self._statistics, self._refetch, self._reread)
+        timers = (self._greeting, self._resend, self._statistics, self._refetch, self._reread, self._room)
         return min((timer.due for timer in timers if timer.due is not None), default=None)
 
     # ------------------------------------------------------------------------ link
@@ -555,7 +559,7 @@ class DeviceSession:
         self._statistics.stop()
         if self.work is not Work.RESTING or self._trained == Base.of(announcement) or self._refetch.due is not None:
             return []
-        if self.holding >= OUTBOX_LIMIT:
+        if self.holding >= OUTBOX_LIMIT or self._room.due is not None:
             return []
         return self._fetch(announcement, now)
 
@@ -599,6 +603,12 @@ class DeviceSession:
         self._held[self.next] = Held(numbered, ever_sent=False)
         self.next += 1
         return [Store(numbered, key), *self._send(now), *self._next_thing(now)]
+
+    def not_stored(self, now: float) -> None:
+        """The last update could not be stored: its work is lost, its seq is free, and training waits for a while."""
+        self.next -= 1
+        del self._held[self.next]
+        self._room.start(now, self._jitter())
 
     def _note_trained(self) -> None:
         """A device trains once from each version."""
