@@ -157,8 +157,11 @@ def _outages(run: Run) -> str:
     """What of the server side was killed and came back."""
     if not run.killed:
         return ""
-    told = [f"{what} for {duration((end or max(run.times)) - start)}" for start, end, what in run.killed]
-    return f" Shaded: killed was {', '.join(told)}."
+    told = [
+        f"{what} was killed, and {'did not come back' if end is None else 'back after ' + duration(end - start)}"
+        for start, end, what in run.killed
+    ]
+    return f" Shaded: {'; '.join(told)}."
 
 
 def _points(run: Run) -> str:
