@@ -108,7 +108,7 @@ tbody th { font-weight: 400; color: var(--ink); }
 td.number, th.number { text-align: right; padding-right: 0; padding-left: 12px; white-space: nowrap; }
 tr.changed th, tr.changed td { font-weight: 620; }
 .verdict { border-left: 4px solid var(--fleet); padding: 2px 0 2px 16px; margin: 20px 0 0; max-width: 46em; }
-.verdict p + p { margin-top: 8px; color: var(--soft); }
+.verdict p { text-wrap: pretty; } .verdict p + p { margin-top: 8px; color: var(--soft); }
 pre { background: var(--panel); border-radius: 8px; padding: 14px 16px; margin: 12px 0 0; white-space: pre-wrap;
   overflow-wrap: anywhere; font: 13.5px/1.55 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 footer { color: var(--soft); font-size: 14px; margin-top: 56px; border-top: 1px solid var(--hair); padding-top: 14px; }
