@@ -21,6 +21,7 @@ from aggregator.strategy import Form, Strategy
 from wire import codecs
 from wire.errors import WireError
 from wire.messages import OUTBOX_LIMIT, Moment, Settled, Statistics, Update, Verdict
+from wire.schema import Schema
 
 _CODES = tuple(Verdict)
 _NORMS = 128
@@ -40,6 +41,11 @@ class Bounds:
     """Bytes of one update's encoded delta."""
     norm: float = 2.0**60
     """L2 norm of an update, whatever the strategy's own limit is."""
+
+    @classmethod
+    def of(cls, schema: Schema) -> "Bounds":
+        """With an update of any codec no larger than the model's values as they are, and one scale."""
+        return cls(update=4 * schema.size + 4)
 
 
 @dataclass(slots=True)

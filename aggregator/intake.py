@@ -124,5 +124,6 @@ class Intake:
         return None if item.granted else Further(device, chunk.outbox, self._grant(item))
 
 
-def _identity(update: Update) -> tuple[int, int, bytes]:
-    return update.outbox, update.seq, update.sha256
+def _identity(update: Update) -> tuple[int, int, bytes, int]:
+    """What an offer is of, and how it is cut: over another link the device may cut it otherwise."""
+    return update.outbox, update.seq, update.sha256, update.parts

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from aggregator.core import AggregatorCore
+from aggregator.core import AggregatorCore, Bounds
 from aggregator.engine import Engine, recover
 from aggregator.export import write_model
 from aggregator.meters import Meters
@@ -126,6 +126,7 @@ class Keeper:
             moments=self._moments,
             statistics_devices=self._statistics[0],
             statistics_deadline=self._statistics[1],
+            bounds=Bounds.of(self._schema),
         )
 
     def _rebuild(self) -> None:

@@ -71,7 +71,7 @@ class Rig:
                 schema_hash=schema.hash,
                 moments=moments,
                 statistics_devices=statistics_devices,
-                bounds=bounds,
+                bounds=bounds or Bounds.of(schema),
             )
             if fresh:
                 Engine(Model.of(parameters, schema), self.store).checkpoint(self.core)

@@ -1,0 +1,142 @@
+"""Updates that come in chunks: over breaking links, from many at once, and never more than there is room for."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.aggregator.rig import TOPICS, Rig, rig
+from wire import chunks, frames, messages
+from wire.messages import Chunk, Receipt, Update, Verdict
+
+SIZE = 4000
+MODEL = {"x": np.zeros(SIZE // 4, np.float32)}
+ONES = np.ones(SIZE // 4, np.float32)
+
+
+class Sender:
+    """A device's side of an update in chunks."""
+
+    def __init__(self, life: Rig, device: str = "a", *, parts: int = 4, **fields: object) -> None:
+        self.life, self.device, self.parts = life, device, parts
+        _, whole = life.update(device, 1, ONES)
+        update, body = messages.decode_update(whole)
+        assert isinstance(update, Update)
+        self.update = update.model_copy(update={"kind": "offer", "parts": parts, **fields})
+        self.body = bytes(body)
+
+    def offer(self, now: float = 0.0) -> Receipt:
+        (receipt,) = self.life.hear((TOPICS.update(self.device), frames.encode(self.update)), now=now)
+        return receipt
+
+    def chunk(self, part: int, body: bytes | None = None) -> tuple[str, bytes]:
+        cut = list(chunks.cut(self.body, -(-SIZE // self.parts)))
+        header = Chunk(outbox=self.update.outbox, first=1, seq=self.update.seq, part=part)
+        return TOPICS.update(self.device), frames.encode(header, cut[part] if body is None else body)
+
+    def send(self, *parts: int) -> list[Receipt]:
+        return self.life.hear(*[self.chunk(part) for part in parts])
+
+
+def granted(receipt: Receipt) -> tuple[int, ...]:
+    (grant,) = receipt.grants
+    return grant.parts
+
+
+def verdict(receipts: list[Receipt]) -> Verdict:
+    ((settled,),) = [receipt.settled for receipt in receipts]
+    return settled.verdict
+
+
+def test_chunks_come_in_any_order_and_twice(tmp_path: Path) -> None:
+    with rig(tmp_path, parameters=MODEL) as life:
+        sender = Sender(life)
+        assert granted(sender.offer()) == (0, 1, 2, 3)
+        assert sender.send(3, 1, 1) == []
+        assert verdict(sender.send(0, 2, 2)) is Verdict.ACCEPTED
+        np.testing.assert_array_equal(life.model.x, ONES)
+        assert sender.offer().settled[0].repeat
+
+
+def test_what_is_missing_is_granted_again(tmp_path: Path) -> None:
+    with rig(tmp_path, parameters=MODEL) as life:
+        sender = Sender(life)
+        sender.offer()
+        sender.send(0, 2)
+        assert granted(sender.offer()) == (1, 3)
+
+
+def test_a_window_is_granted_when_the_one_before_is_here(tmp_path: Path) -> None:
+    with rig(tmp_path, parameters=MODEL) as life:
+        sender = Sender(life, parts=20)
+        assert granted(sender.offer()) == tuple(range(8))
+        assert sender.send(*range(7)) == []
+        (further,) = sender.send(7)
+        assert granted(further) == tuple(range(8, 16))
+
+
+def test_after_a_restart_in_the_middle_the_device_begins_again(tmp_path: Path) -> None:
+    with rig(tmp_path, parameters=MODEL) as life:
+        sender = Sender(life)
+        sender.offer()
+        sender.send(0, 1, 2)
+    with rig(tmp_path, parameters=MODEL) as life:
+        sender.life = life
+        assert sender.send(3) == []
+        assert granted(sender.offer()) == (0, 1, 2, 3)
+        assert verdict(sender.send(0, 1, 2, 3)) is Verdict.ACCEPTED
+        np.testing.assert_array_equal(life.model.x, ONES)
+
+
+def test_a_device_may_cut_it_otherwise_over_another_link(tmp_path: Path) -> None:
+    with rig(tmp_path, parameters=MODEL) as life:
+        first = Sender(life)
+        first.offer()
+        first.send(0)
+        then = Sender(life, parts=8)
+        assert granted(then.offer()) == tuple(range(8))
+        assert verdict(then.send(*range(8))) is Verdict.ACCEPTED
+
+
+def test_a_body_that_is_not_what_was_offered_is_refused(tmp_path: Path) -> None:
+    with rig(tmp_path, parameters=MODEL) as life:
+        sender = Sender(life, sha256=bytes(32))
+        sender.offer()
+        assert verdict(sender.send(0, 1, 2, 3)) is Verdict.BAD_ENCODING
+
+
+@pytest.mark.parametrize("parts", [2, 3999])
+def test_chunks_of_another_size_than_ours_are_told(tmp_path: Path, parts: int) -> None:
+    with rig(tmp_path, parameters=MODEL) as life:
+        receipt = Sender(life, parts=parts).offer()
+        assert [settled.verdict for settled in receipt.settled] == [Verdict.BUSY]
+        assert receipt.hi == 0
+
+
+def test_no_more_is_taken_than_there_is_room_for(tmp_path: Path) -> None:
+    with rig(tmp_path, parameters=MODEL, memory=2 * SIZE) as life:
+        senders = [Sender(life, device) for device in "abc"]
+        for sender in senders[:2]:
+            sender.offer()
+        (settled,) = senders[2].offer().settled
+        assert (settled.verdict, settled.retry_after > 0) == (Verdict.BUSY, True)
+        assert granted(senders[0].offer(now=100.0))
+        assert granted(senders[2].offer(now=130.0)), "b fell silent, and made room"
+        assert senders[1].send(0) == []
+
+
+def test_an_update_larger_than_the_model_is_refused_before_a_byte_of_it_is_kept(tmp_path: Path) -> None:
+    with rig(tmp_path, parameters=MODEL, memory=2**40) as life:
+        (settled,) = Sender(life, size=2 * SIZE, parts=8).offer().settled
+        assert settled.verdict is Verdict.TOO_LARGE
+
+
+def test_what_is_malformed_is_counted_and_harms_nobody(tmp_path: Path) -> None:
+    with rig(tmp_path, parameters=MODEL) as life:
+        sender = Sender(life)
+        sender.offer()
+        topic = TOPICS.update("a")
+        strays = [(topic, b""), (topic, b"\x00\x00"), (topic, frames.encode({"kind": "prophecy"})), ("elsewhere", b"")]
+        assert life.hear(*strays, sender.chunk(0, b"short"), ("midge/1/f/update/99/a", b"")) == []
+        assert len([event for event, _ in life.told if event == "dropped"]) == 6
+        assert verdict(sender.send(0, 1, 2, 3)) is Verdict.ACCEPTED
