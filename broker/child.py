@@ -4,6 +4,7 @@ It belongs to no event loop, so that a test can start it in one and stop it in a
 """
 
 import asyncio
+import errno
 import shutil
 import socket
 import subprocess
@@ -37,6 +38,17 @@ def free_port() -> int:
         port = probe.getsockname()[1]
         assert isinstance(port, int)
         return port
+
+
+def in_use(port: int) -> bool:
+    """Whether somebody listens at this port of the loopback."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended do not count
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+        return False
 
 
 async def _accepts(host: str, port: int) -> bool:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
-from broker.child import Child, free_port
+from broker.child import Child, free_port, in_use
 from broker.connection import BrokerUnreachable
 from broker.endpoint import Endpoint, Tls
 from broker.mosquitto import MosquittoSettings, find_mosquitto, mosquitto_version, write_configuration
@@ -74,6 +74,10 @@ class LocalBroker:
         Raises:
             BrokerUnreachable: it does not start.
         """
+        if self._port and in_use(self._port):
+            raise BrokerUnreachable(
+                f"Port {self._port} of 127.0.0.1 is in use by another program: stop it, or take another port."
+            )
         attempts = ATTEMPTS if self._port == 0 else 1
         for _ in range(attempts):
             port = self._port or free_port()
