@@ -17,6 +17,7 @@ from typing import Any
 
 from broker.connection import (
     BrokerError,
+    BrokerRefused,
     Connection,
     ConnectionLost,
     Connector,
@@ -29,7 +30,7 @@ from iot_client import session as s
 from iot_client.fetching import Fetcher, FetchError
 from iot_client.fit import Fit, Parameters, TrainingPlan
 from iot_client.outbox import Outbox, OutboxFull
-from iot_client.training import Made, Unfit, make_update
+from iot_client.training import Made, TrainerError, Unfit, make_update
 from wire import chunks, frames, messages
 from wire.errors import WireError
 from wire.lineage import State
@@ -87,6 +88,8 @@ class Device:
         keepalive: int = 30,
     ) -> None:
         self.name = check_name(name, "device name")
+        if not callable(train):
+            raise ValueError(f"train must be a function of (parameters, plan), not {type(train).__name__}.")  # noqa: TRY004
         self.topics = Topics(federation, root)
         self.connector = connector
         self._train = train
@@ -143,6 +146,7 @@ class Device:
             OutboxError: the outbox cannot be used.
             BrokerError: the very first connection failed.
             Namesake: another live device has our name.
+            TrainerError: the trainer returned what is no update.
             Exception: whatever the trainer raised.
         """
         with self._outbox:
@@ -179,7 +183,7 @@ class Device:
                     raise
                 connected_before = True
                 log.info("%s: %s Trying again in about %.0f s.", self.name, error, pause)
-                self._tell("disconnected", why=str(error))
+                self._tell("disconnected", why=str(error), refused=isinstance(error, BrokerRefused))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause * random.uniform(0.5, 1.5)):  # noqa: S311 - spreads load
                         await self._stop.wait()
@@ -454,12 +458,7 @@ class Device:
         self._tell("training", version=announcement.version)
         started = time.monotonic()
         state, parameters = self._state, self._state.parameters()
-        if inspect.iscoroutinefunction(self._train):
-            fit: Fit = await self._train(parameters, plan)
-        else:
-            fit = await asyncio.to_thread(self._train, parameters, plan)  # type: ignore[arg-type]
-        if not isinstance(fit, Fit):
-            raise TypeError(f"train() returned {type(fit).__name__}; it must return midge.Fit(parameters, examples=n).")
+        fit = await self._trained(parameters, plan)
         seconds = time.monotonic() - started
         try:
             made: Made = await asyncio.to_thread(make_update, fit, state, announcement, seconds)
@@ -468,10 +467,29 @@ class Device:
             self._tell("unfit", why=str(error))
             self._events.put_nowait(s.NothingToSend(str(error)))
             return
+        except TrainerError as error:
+            raise TrainerError(f"Device {self.name!r}: {error}") from error
         key = next(self._keys)
         self._bodies[key] = made.body
         self._tell("trained", version=announcement.version, seconds=seconds)
         self._events.put_nowait(s.Trained(made.update, key))
+
+    async def _trained(self, parameters: Parameters, plan: Plan) -> Fit:
+        """What the trainer makes of it; an error of its own is raised as it is, with the device's name."""
+        try:
+            if inspect.iscoroutinefunction(self._train):
+                fit = await self._train(parameters, plan)
+            else:
+                fit = await asyncio.to_thread(self._train, parameters, plan)
+        except Exception as error:
+            error.add_note(f"(raised by train() of device {self.name!r})")
+            raise
+        if not isinstance(fit, Fit):
+            raise TrainerError(
+                f"Device {self.name!r}: train() returned {type(fit).__name__}; "
+                "it must return midge.Fit(parameters, examples=n)."
+            )
+        return fit
 
     def _tell(self, event: str, **fields: Any) -> None:
         if self._listener is not None:
