@@ -22,7 +22,7 @@ from aggregator.model import Model
 from aggregator.outgoing import Outgoing, Post
 from aggregator.store import Store, StoreError
 from aggregator.strategy import Strategy, fedasync
-from broker.connection import BrokerError, Connection, ConnectionLost, Connector, Delivery, Options, Will
+from broker.connection import BrokerError, BrokerRefused, Connection, ConnectionLost, Connector, Delivery, Options, Will
 from broker.retained import read_retained
 from wire import frames, messages
 from wire.errors import WireError
@@ -226,8 +226,8 @@ class Aggregator:
             except BrokerError as error:
                 if not begun:
                     raise
-                log.warning("%s Trying again in about %.0f s.", error, pause)
-                self._tell("disconnected", why=str(error))
+                log.info("%s Trying again in about %.0f s.", error, pause)
+                self._tell("disconnected", why=str(error), refused=isinstance(error, BrokerRefused))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause * random.uniform(0.5, 1.0)):  # noqa: S311 - spreads load
                         await self._stop.wait()

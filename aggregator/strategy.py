@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from wire import codecs
+from wire.errors import WireError
 from wire.messages import Plan
 
 Form = Literal["delta", "mixing"]
@@ -97,6 +99,10 @@ class Strategy:
             raise ValueError("the deadline must be above 0 seconds, or None to wait for a full buffer.")
         if self.norm_limit is not None and self.norm_limit <= 1:
             raise ValueError("norm_limit must be above 1: a multiple of the median norm, or None for no limit.")
+        try:
+            codecs.parse(self.plan.codec)
+        except WireError as error:
+            raise ValueError(f"no device could follow the plan: {error}, such as int8:256.") from error
 
     def weights(self, buffered: Sequence[tuple[str, int]]) -> list[float]:
         """The weight of each update of a step, from its device and staleness; updates of one device share its weight.
