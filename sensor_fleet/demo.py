@@ -70,6 +70,8 @@ class Demo:
         """
         self.progress.began = time.time()
         data, model = self.loaded = await asyncio.to_thread(self.setting.load)
+        if data.task == "classification" and self.target is not None and self.target > 1:
+            raise ValueError(f"An accuracy of {self.target:g} cannot be reached: 1 is all of it, 0.93 is 93 %.")
         about = record.describe(
             self.setting, data, model, target=self.target, seconds=self.seconds, began=self.progress.began
         )
