@@ -310,9 +310,10 @@ class Aggregator:
                     arriving = None
                 self._process(connection, batch)
         finally:
-            for task in (stopping, arriving):
-                if task is not None:
-                    task.cancel()
+            left = [task for task in (stopping, arriving) if task is not None]
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
 
     def _patience(self) -> float:
         deadline = self.core.deadline

@@ -1,0 +1,69 @@
+"""The app of the user's that a command runs: `module:attribute`."""
+
+import importlib
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from midge.commands.parts import Problem, plainly
+from midge.extras import how_to_get
+from midge.shadowed import PACKAGES
+
+_OURS = ("midge", *PACKAGES)
+
+
+def load_app(name: str, kind: type[Any], what: str) -> Any:
+    """The object of the user's that `module:attribute` names, or what it returns where it is a function.
+
+    Raises:
+        Problem: there is none, it is of another kind, or the user's code failed; its traceback is then on stderr.
+    """
+    module_name, colon, attribute = name.partition(":")
+    if not colon or not module_name or not attribute:
+        raise Problem(f"{name!r} is not of the form module:attribute, such as pump:app.")
+    if module_name.partition(".")[0] in _OURS:
+        raise Problem(f"{module_name!r} is a package of Midge's own: give your {module_name}.py another name.")
+    module = _import(module_name)
+    try:
+        app = getattr(module, attribute)
+    except AttributeError as error:
+        raise Problem(f"The module {module_name!r} ({_home(module)}) has no {attribute!r}.") from error
+    if callable(app) and not isinstance(app, kind):
+        try:
+            app = app()
+        except Exception as error:
+            raise _failed(error, f"{name} cannot be called") from error
+    if not isinstance(app, kind):
+        raise Problem(f"{name} is of type {type(app).__name__}; it must be {what}, or a function that returns one.")
+    return app
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name == name.partition(".")[0]:
+            raise Problem(f"There is no module {name!r} in {Path.cwd()}: go to the directory of {name}.py.") from error
+        raise Problem(how_to_get(error) or f"{name!r} imports {error.name!r}, which is not installed here.") from error
+    except Exception as error:
+        raise _failed(error, f"{name!r} cannot be imported") from error
+
+
+def _failed(error: Exception, what: str) -> Problem:
+    """What to say of an error in the user's code: the sentence alone where it is one of ours, about an argument."""
+    if isinstance(error, ValueError) and _raised_by_us(error):
+        return Problem(plainly(error))
+    traceback.print_exc(file=sys.stderr)
+    return Problem(f"{what}; its error is above.")
+
+
+def _raised_by_us(error: Exception) -> bool:
+    frames = list(traceback.walk_tb(error.__traceback__))
+    packages = {str(frame.f_globals.get("__name__", "")).partition(".")[0] for frame, _ in frames[-1:]}
+    return bool(packages & {*_OURS, "pydantic"})
+
+
+def _home(module: ModuleType) -> str:
+    return getattr(module, "__file__", None) or "a folder"

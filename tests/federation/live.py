@@ -1,0 +1,93 @@
+"""Real aggregators and devices in one loop, over the broker in memory."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from aggregator.service import Aggregator
+from aggregator.strategy import constant, fedasync
+from broker.twin import Twin
+from iot_client.device import Device
+from iot_client.fit import Fit, Parameters, TrainingPlan
+from wire import messages
+from wire.messages import DeviceState, Hello, Plan
+
+INITIAL = {"w": np.zeros((4, 2), np.float32), "b": np.zeros(2, np.float32)}
+TARGETS = {"w": np.arange(8, dtype=np.float32).reshape(4, 2), "b": np.array([-1, 1], np.float32)}
+STRATEGY = fedasync(0.5, constant(), norm_limit=None, release_floor=2, plan=Plan(codec="float32"))
+
+Event = dict[str, Any]
+
+
+def approach(parameters: Parameters, plan: TrainingPlan) -> Fit:
+    """Half of the way to the target: what a training of least squares does."""
+    return Fit({name: (value + TARGETS[name]) / 2 for name, value in parameters.items()}, examples=10)
+
+
+class Log:
+    """All that was told, and a way to wait for more."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self._news = asyncio.Event()
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+        self._news.set()
+
+    def of(self, name: str, **fields: Any) -> list[Event]:
+        return [each for each in self.events if each["event"] == name and fields.items() <= each.items()]
+
+    async def until(self, done: Callable[[], object], seconds: float = 20) -> None:
+        async with asyncio.timeout(seconds):
+            while not done():
+                self._news.clear()
+                await self._news.wait()
+
+
+class Service(Protocol):
+    async def serve(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+@asynccontextmanager
+async def serving(*services: Service) -> AsyncIterator[None]:
+    """They serve for as long as the block lasts; what ends one ends all."""
+    async with asyncio.TaskGroup() as tasks:
+        for service in services:
+            tasks.create_task(service.serve())
+        try:
+            yield
+        finally:
+            for service in services:
+                service.stop()
+
+
+def aggregator(twin: Twin, store: Path, log: Log, **arguments: Any) -> Aggregator:
+    arguments = {"strategy": STRATEGY, "initial": INITIAL, **arguments}
+    return Aggregator(twin.connect, federation="f", store=store, on_event=log, **arguments)
+
+
+def device(twin: Twin, name: str, log: Log, outbox: Path | None = None, train: Any = approach) -> Device:
+    return Device(twin.connect, federation="f", name=name, train=train, outbox=outbox, on_event=log)
+
+
+def distance(parameters: Mapping[str, npt.NDArray[Any]]) -> float:
+    return max(float(np.abs(parameters[name] - TARGETS[name]).max()) for name in TARGETS)
+
+
+def clients(twin: Twin, of: str) -> list[str]:
+    """The client ids of those connected whose id has this in it."""
+    return [name for name in twin._connections if of in name]
+
+
+def status(twin: Twin, name: str) -> DeviceState:
+    """What the broker retains of a device."""
+    (message,) = twin.router._retained_on(f"midge/1/f/status/{name}")
+    return messages.decode(Hello, message.payload)[0].state
