@@ -140,7 +140,7 @@ class AggregatorCore:
             case ev.Undecodable(device, update, key, verdict, why):
                 return [*self._refuse(device, update, verdict, why), ev.Drop(key)]
             case ev.Greeted(device, outbox, first):
-                return [self._hi(device, outbox, self._raise(device, outbox, first))]
+                return [self._greeted(device, outbox, first)]
             case ev.Offered(device, update):
                 return self._offered(device, update)
             case ev.StatisticsArrived(device, statistics_, key):
@@ -324,6 +324,17 @@ class AggregatorCore:
         verdict = outbox.verdict(update.seq)
         settled = () if verdict is None else (Settled(seq=update.seq, verdict=verdict, repeat=True),)
         return ev.Reply(device, update.outbox, outbox.hi, settled)
+
+    def _greeted(self, device: str, number: int, first: int) -> ev.Action:
+        """What we have of an outbox, with the verdicts on what it still holds: their receipts were lost."""
+        outbox = self._raise(device, number, first)
+        if outbox is None:
+            return ev.Reply(device, number, 0)
+        verdicts = [
+            (seq, outbox.verdict(seq)) for seq in range(max(first, outbox.hi - OUTBOX_LIMIT + 1), outbox.hi + 1)
+        ]
+        known = [Settled(seq=seq, verdict=verdict, repeat=True) for seq, verdict in verdicts if verdict is not None]
+        return ev.Reply(device, number, outbox.hi, tuple(known))
 
     def _hi(self, device: str, number: int, outbox: Outbox | None) -> ev.Action:
         return ev.Reply(device, number, 0 if outbox is None else outbox.hi)

@@ -267,6 +267,23 @@ def test_a_verdict_that_is_forgotten_is_still_settled() -> None:
     assert reply == ev.Reply("a", 1, 19, ())
 
 
+def test_a_greeting_is_answered_with_the_verdicts_on_what_is_still_held() -> None:
+    core = started()
+    for seq in range(1, 31):
+        arrive(core, "a", update(seq) if seq % 2 else update(seq).model_copy(update={"codec": "morse"}))
+    (reply,) = core.handle(ev.Greeted("a", 1, 28), 0)
+    assert isinstance(reply, ev.Reply)
+    assert [(each.seq, each.verdict, each.repeat) for each in reply.settled] == [
+        (28, Verdict.UNKNOWN_CODEC, True),
+        (29, Verdict.ACCEPTED, True),
+        (30, Verdict.UNKNOWN_CODEC, True),
+    ]
+    (reply,) = core.handle(ev.Greeted("a", 1, 1), 0)
+    assert isinstance(reply, ev.Reply)
+    assert len(reply.settled) == 16
+    assert core.handle(ev.Greeted("a", 1, 31), 0) == [ev.Reply("a", 1, 30)]
+
+
 def test_the_receipt_stands_behind_the_record_and_the_step_before_its_carrying() -> None:
     kinds = [type(action) for action in arrive(started(), "a", update(1))]
     assert kinds == [ev.Journal, ev.Reply, ev.Journal, ev.Carry, ev.Journal, ev.Carry, ev.Drop]

@@ -1,0 +1,126 @@
+"""The same ledger with processes, disks and a real broker: a killed aggregator loses nothing and doubles nothing."""
+
+import asyncio
+import itertools
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aggregator.service import Aggregator
+from broker import connector
+from broker.local import local_broker
+from broker.mosquitto import find_mosquitto
+from broker.twin import Twin
+from iot_client.device import Device
+from iot_client.fit import Fit, Parameters, TrainingPlan
+from tests.federation.live import Log, serving
+
+PLACES = 4096
+CHILD = """
+import sys
+import numpy as np
+from dataclasses import replace
+from aggregator.service import Aggregator
+from broker import Endpoint, connector
+from tests.aggregator.rig import EVERYTHING_COUNTS
+from wire.messages import Plan
+
+def tell(event):
+    if event["event"] == "release":
+        print(event["version"], flush=True)
+
+Aggregator(
+    connector(Endpoint.parse(sys.argv[1]), "aiomqtt"),
+    federation="f",
+    initial={"x": np.zeros(int(sys.argv[3]), np.float32)},
+    strategy=replace(EVERYTHING_COUNTS, plan=Plan(codec="float32")),
+    store=sys.argv[2],
+    chunk=4096,
+    on_event=tell,
+).run()
+"""
+
+
+@asynccontextmanager
+async def aggregating(url: str, store: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """An aggregator in a process of its own, killed at the end of the block."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-c", CHILD, url, str(store), str(PLACES)),
+        stdout=asyncio.subprocess.PIPE,
+        env=environment,
+    )
+    try:
+        yield child
+    finally:
+        child.send_signal(signal.SIGKILL)
+        await child.wait()
+
+
+async def releases(child: asyncio.subprocess.Process, number: int) -> None:
+    """Wait until it has released so many versions."""
+    assert child.stdout is not None
+    async with asyncio.timeout(30):
+        for _ in range(number):
+            assert await child.stdout.readline(), "the aggregator ended by itself"
+
+
+class Ledger:
+    """Trainings that each put a one into a place of their own, until there are enough."""
+
+    def __init__(self) -> None:
+        self.places = itertools.count()
+        self.trained: list[int] = []
+        self.enough = False
+
+    async def train(self, parameters: Parameters, plan: TrainingPlan) -> Fit:
+        await asyncio.sleep(0.01)
+        if self.enough:
+            await asyncio.Event().wait()  # until the device is stopped
+        x = parameters["x"].copy()
+        self.trained.append(next(self.places))
+        x[self.trained[-1]] += 1
+        return Fit({"x": x}, examples=1)
+
+
+@pytest.mark.mosquitto
+@pytest.mark.skipif(find_mosquitto() is None, reason="no mosquitto binary on the path")
+async def test_an_aggregator_that_is_killed_in_mid_run(tmp_path: Path) -> None:
+    log, ledger = Log(), Ledger()
+    async with local_broker("mosquitto", directory=tmp_path) as broker:
+        url = str(broker.endpoint)
+        devices = [
+            Device(
+                connector(broker.endpoint),
+                federation="f",
+                name=name,
+                train=ledger.train,
+                outbox=tmp_path / f"{name}.outbox",
+                on_event=log,
+            )
+            for name in "ab"
+        ]
+        async with serving(*devices):
+            for _ in range(3):
+                async with aggregating(url, tmp_path / "store") as child:
+                    await releases(child, 25)
+            async with aggregating(url, tmp_path / "store") as child:
+                await releases(child, 5)
+                ledger.enough = True
+                await log.until(lambda: len(log.of("receipt")) == len(ledger.trained), 60)
+    settled = [(event["device"], event["seq"]) for event in log.of("receipt")]
+    assert len(settled) == len(set(settled)) == len(ledger.trained) > 50
+    assert all(device.holding == 0 for device in devices)
+    initial = {"x": np.zeros(PLACES, np.float32)}
+    server = Aggregator(Twin().connect, federation="f", initial=initial, store=tmp_path / "store")
+    server.open()
+    expected = np.zeros(PLACES, np.float32)
+    expected[ledger.trained] = 1
+    np.testing.assert_array_equal(server.model.x, expected)
+    server.close()
