@@ -6,13 +6,13 @@ version holds the same bits whatever its processor, and a state can be stepped b
 
 The aggregator keeps the exact model x beside it. `compress(x, state)` says which step to send next; what it leaves out
 stays in x − p and goes into a later step: error feedback at the server, the hidden state of QAFeL (arXiv:2308.00263).
-Bits cannot differ between processors: only scalings by powers of two, one division, rounding and integer sums.
+Bits cannot differ between processors: only scalings by powers of two, rounding, and sums of integers.
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,19 +21,27 @@ from wire import frames
 from wire.errors import WireError
 from wire.messages import FrameInfo
 from wire.schema import MAX_PACKED, MAX_TENSORS, Schema, Vector
+from wire.steps import COARSEST, FINEST, Integers, decode_step, encode_step, read_exponent
 
-Integers = npt.NDArray[np.int32]
-T = TypeVar("T", bound=np.generic)
+__all__ = [
+    "Integers",
+    "State",
+    "compress",
+    "decode_snapshot",
+    "decode_step",
+    "encode_snapshot",
+    "encode_step",
+    "merge",
+    "on_grid",
+    "route",
+]
 
-BLOCK = 256
-"""Values that share one scale in a step."""
-_LEVELS = 127
+
 _HEADROOM = 30
 """Bits of a grid integer; where a value outgrows them, the grid becomes coarser."""
+_SPREAD = 4 * math.sqrt(2)
 _LARGEST = 2**31 - 1
 """Of a grid integer; −2³¹ is none, so that each step can be taken back."""
-_FINEST, _COARSEST = -40, 60
-_WIDTHS: tuple[npt.DTypeLike, ...] = ("<i1", "<i2", "<i4")
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,14 +90,18 @@ def on_grid(x: Vector, schema: Schema, frozen: bytes) -> State:
         ValueError: a value is not finite, or is beyond 2^85.
     """
     largest = float(np.max(np.abs(x), initial=np.float32(1)))
-    if not np.isfinite(x).all() or largest >= 2.0 ** (_COARSEST + 25):
+    if not np.isfinite(x).all() or largest >= 2.0 ** (COARSEST + 25):
         raise ValueError("the model holds values that are not finite or are too large to publish")
-    exponent = max(int(np.frexp(largest)[1]) - (_HEADROOM - 5), _FINEST)
+    exponent = max(int(np.frexp(largest)[1]) - (_HEADROOM - 5), FINEST)
     return State(schema, np.rint(np.ldexp(x, -exponent)).astype(np.int32), exponent, frozen)
 
 
 def compress(x: Vector, state: State) -> Integers | None:
-    """The step that takes a state near the exact model: one int8 and one power-of-two scale for each block.
+    """The step that takes a state near the exact model: few integers that are not zero, at one scale for each tensor.
+
+    A uniform quantiser with a step of about 3 rms of the tensor, rounded to a power of two: most values become zero and
+    wait, in x − p, for a later step. Where less than a quarter of what is to be said would be said, as of a tensor
+    whose values are all alike, the scale is halved until it is; so a model that stands still is reached.
 
     None where the state would leave its grid: then the next release is a snapshot `on_grid`.
     """
@@ -97,19 +109,30 @@ def compress(x: Vector, state: State) -> Integers | None:
         raise ValueError("the exact model is not finite")
     if x.size and float(np.max(np.abs(x))) >= 2.0 ** (_HEADROOM + state.exponent):
         return None
-    fine = state.schema.fine
     left = np.ldexp(x - state.values(), -state.exponent)
-    if fine is not None:
-        left[fine] = 0  # they may be large, and have no say in their neighbours' scale
-    rest = _rows(left)
-    _, shifts = np.frexp(np.max(np.abs(rest), axis=1, initial=0) / np.float32(_LEVELS))
-    shifts = np.clip(shifts, 0, 24).astype(np.int32)
-    integers = np.clip(np.rint(np.ldexp(rest, -shifts[:, None])), -_LEVELS, _LEVELS).astype(np.int32)
-    step: Integers = (integers << shifts[:, None]).reshape(-1)[: x.size]
-    if fine is not None:  # averaged buffers go out exactly as the grid can say them; float32 would round x − p
-        exact = np.rint(np.ldexp(x[fine], -state.exponent)).astype(np.int64) - state.integers[fine]
-        step[fine] = np.clip(exact, -_LARGEST, _LARGEST).astype(np.int32)
+    step = np.zeros(x.size, np.int32)
+    for _, tensor, place in state.schema.shared:
+        if tensor.role == "averaged":  # as exactly as the grid can say it; float32 would round x − p
+            exact = np.rint(np.ldexp(x[place], -state.exponent)).astype(np.int64) - state.integers[place]
+            step[place] = np.clip(exact, -_LARGEST, _LARGEST)
+        elif tensor.size:
+            step[place] = _quantise(left[place])
     return step
+
+
+def _quantise(left: Vector) -> npt.NDArray[np.int64]:
+    """Multiples of a power of two near these values, in units of the grid. Sums are of integers: no order matters."""
+    total = int(np.abs(np.rint(left).astype(np.int64)).sum())
+    if total == 0:
+        return np.zeros(left.size, np.int64)
+    # 4·mean|v| is 3.2 rms of normal values and 2.8 rms of Laplacian ones; √2 rounds the power of two to the nearest.
+    shift = min(max(0, math.frexp(_SPREAD * total / left.size)[1] - 1), 30)
+    while True:
+        integers = np.rint(np.ldexp(left, -shift)).astype(np.int64)
+        np.clip(integers, -(_LARGEST >> shift), _LARGEST >> shift, out=integers)
+        if shift == 0 or 4 * (int(np.abs(integers).sum()) << shift) >= total:
+            return integers << shift
+        shift -= 1
 
 
 def merge(steps: Iterable[Integers]) -> Integers:
@@ -129,56 +152,6 @@ def merge(steps: Iterable[Integers]) -> Integers:
 
 
 # ------------------------------------------------------------------------ as bytes
-
-
-def encode_step(step: Integers, exponent: int) -> bytes:
-    """A step as a frame: one byte for each block (width and shift), then the blocks' integers by width.
-
-    Blocks whose integers share trailing zero bits are shifted; then one, two or four bytes a value, or none for zeros.
-    """
-    rows = _rows(step)
-    bits = np.bitwise_or.reduce(rows, axis=1)
-    shifts = np.where(bits == 0, 0, np.frexp((bits & -bits).astype(np.float64))[1] - 1).astype(np.int32)
-    rows = rows >> shifts[:, None]
-    largest = np.max(np.abs(rows.astype(np.int64)), axis=1, initial=0)
-    widths = np.select([largest == 0, largest <= 2**7 - 1, largest <= 2**15 - 1], [0, 1, 2], 3).astype(np.uint8)
-    codes = (widths << 5) | shifts.astype(np.uint8)
-    blocks = [rows[widths == number].astype(dtype).tobytes() for number, dtype in enumerate(_WIDTHS, start=1)]
-    return frames.encode({"kind": "step", "exponent": exponent, "size": step.size}, codes.tobytes() + b"".join(blocks))
-
-
-def decode_step(data: frames.Buffer, size: int) -> tuple[Integers, int]:
-    """Read a step of `size` values, and the exponent of its grid.
-
-    Raises:
-        WireError: it is no step, or not of that size.
-    """
-    header, body = frames.decode(data)
-    if header.get("kind") != "step" or type(header.get("size")) is not int or header["size"] != size:
-        raise WireError(f"no step of {size} values")
-    exponent = _exponent(header.get("exponent"))
-    count = -(-size // BLOCK)
-    if len(body) < count:
-        raise WireError("the step ends within its block codes")
-    codes = np.frombuffer(body[:count], np.uint8)
-    widths, shifts = codes >> 5, (codes & 31).astype(np.int64)
-    if widths.size and int(widths.max()) > len(_WIDTHS):
-        raise WireError("a block of unknown width")
-    rows = np.zeros((count, BLOCK), np.int64)
-    offset = count
-    for number, dtype in enumerate(_WIDTHS, start=1):
-        chosen = widths == number
-        end = offset + int(chosen.sum()) * BLOCK * np.dtype(dtype).itemsize
-        if end > len(body):
-            raise WireError("the step is cut short")
-        rows[chosen] = np.frombuffer(body[offset:end], dtype).reshape(-1, BLOCK)
-        offset = end
-    if offset != len(body):
-        raise WireError("bytes follow the step")
-    rows <<= shifts[:, None]
-    if rows.size and max(int(rows.max()), -int(rows.min())) > 2**31 - 1:
-        raise WireError("a step beyond 32 bits")
-    return rows.reshape(-1)[:size].astype(np.int32), exponent
 
 
 def encode_snapshot(state: State) -> bytes:
@@ -202,7 +175,7 @@ def decode_snapshot(data: frames.Buffer) -> State:
         raise WireError("the snapshot's header does not fit its body")
     if length > MAX_PACKED:
         raise WireError(f"a schema of {length} bytes is over {MAX_PACKED}")
-    exponent = _exponent(header.get("exponent"))
+    exponent = read_exponent(header.get("exponent"))
     schema = Schema.unpacked(frames.unpack(body[:length], items=MAX_TENSORS))
     end = length + 4 * schema.size
     if end + frozen != len(body):
@@ -212,18 +185,6 @@ def decode_snapshot(data: frames.Buffer) -> State:
     if integers.size and int(integers.min()) < -_LARGEST:
         raise WireError("a value of the snapshot is not on the grid")
     return State(schema, integers, exponent, bytes(body[end:]))
-
-
-def _exponent(value: object) -> int:
-    if type(value) is not int or not _FINEST <= value <= _COARSEST:
-        raise WireError("the grid's exponent is out of range")
-    return value
-
-
-def _rows(vector: npt.NDArray[T]) -> npt.NDArray[T]:
-    """The vector as rows of a block, the last one filled up with zeros."""
-    padding = -vector.size % BLOCK
-    return (np.concatenate([vector, np.zeros(padding, vector.dtype)]) if padding else vector).reshape(-1, BLOCK)
 
 
 # ---------------------------------------------------------------------- the way there

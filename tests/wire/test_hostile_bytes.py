@@ -18,6 +18,7 @@ from wire.errors import WireError
 from wire.messages import AggregatorStatus, Announcement, Envelope, Hello, Part, Receipt, Report
 from wire.moments import Moments
 from wire.schema import Schema, Tensor
+from wire.steps import SECTION
 
 SCHEMA = Schema(
     [
@@ -272,7 +273,7 @@ def test_claims_take_no_memory(data: bytes) -> None:
 
 def test_a_step_takes_a_small_multiple_of_its_values_whatever_its_body() -> None:
     size = 2**18
-    data = framed({"kind": "step", "exponent": 0, "size": size}, bytes(size // 256))
+    data = framed({"kind": "step", "exponent": 0, "size": size, "zeros": 0, "sizes": 0}, bytes(5 * (size // SECTION)))
     tracemalloc.start()
     try:
         lineage.decode_step(data, size)

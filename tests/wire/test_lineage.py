@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as npst
 
 from wire import frames, lineage
 from wire.errors import WireError
-from wire.lineage import BLOCK, Integers, State
+from wire.lineage import Integers, State
 from wire.schema import Schema, Tensor
 
 Vector = npt.NDArray[np.float32]
@@ -62,9 +62,9 @@ def test_a_fixed_model_gives_the_same_bits_for_ever_and_everywhere() -> None:
         sha.update(lineage.encode_step(step, states[0].exponent))
     assert states[0].exponent == -24
     assert states[0].digest().hex() == "1874942cda50b734ac27590a3915c6ca"
-    assert states[-1].digest().hex() == "61d78e15f8936dbc406f64ff4b7aec05"
-    assert sha.hexdigest()[:32] == "40de7c8a3cb00db23be4c5967ea8dc7a"
-    assert hashlib.sha256(lineage.encode_snapshot(states[-1])).hexdigest()[:32] == "eebec0c032f3770656793600397a8fff"
+    assert states[-1].digest().hex() == "a2010af65bd977194d644bb7ed3e0cc8"
+    assert sha.hexdigest()[:32] == "5e746668739384dbec333cd78fd9d86e"
+    assert hashlib.sha256(lineage.encode_snapshot(states[-1])).hexdigest()[:32] == "1aca0e44863635544be9cc9a2fc6b470"
 
 
 @given(st.integers(0, VERSIONS), st.data())
@@ -129,75 +129,6 @@ def test_the_digest_changes_with_anything() -> None:
     assert len({state.digest(), *(other.digest() for other in others)}) == 5
 
 
-@st.composite
-def steps_by_block(draw: st.DrawFn) -> Integers:
-    """Steps whose blocks are of every width and shift."""
-    size = draw(st.integers(0, 4 * BLOCK))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    step = np.zeros(size, np.int64)
-    for start in range(0, size, BLOCK):
-        bits = draw(st.integers(0, 31))
-        shift = draw(st.integers(0, 31 - bits))
-        block = rng.integers(-(2**bits) + 1, 2**bits, min(BLOCK, size - start)) << shift
-        step[start : start + BLOCK] = block
-    return step.astype(np.int32)
-
-
-@given(steps_by_block(), st.integers(-40, 60))
-def test_a_step_comes_back(step: Integers, exponent: int) -> None:
-    back, its_exponent = lineage.decode_step(memoryview(lineage.encode_step(step, exponent)), step.size)
-    np.testing.assert_array_equal(back, step, strict=True)
-    assert its_exponent == exponent
-
-
-@pytest.mark.parametrize("width", [0, 1, 2, 3])
-@pytest.mark.parametrize("shift", range(32))
-def test_every_code_of_a_block_is_a_step_or_refused(width: int, shift: int) -> None:
-    header = {"kind": "step", "exponent": 0, "size": 2}
-    dtype = {0: None, 1: "<i1", 2: "<i2", 3: "<i4"}[width]
-    for value in (1, -1, 127, -128, -32768, LARGEST, -(2**31)):
-        if dtype is None:
-            row = b""
-        elif np.iinfo(dtype).min <= value <= np.iinfo(dtype).max:
-            row = np.full(BLOCK, value, dtype).tobytes()
-        else:
-            continue
-        expected = 0 if dtype is None else value << shift
-        payload = frames.encode(header, bytes([width << 5 | shift]) + row)
-        if abs(expected) > LARGEST:
-            with pytest.raises(WireError, match="beyond 32 bits"):
-                lineage.decode_step(payload, 2)
-            continue
-        step, exponent = lineage.decode_step(payload, 2)
-        assert step.tolist() == [expected, expected]
-        again = lineage.encode_step(step, exponent)
-        assert lineage.decode_step(again, 2)[0].tolist() == step.tolist()
-
-
-@pytest.mark.parametrize(
-    ("header", "body"),
-    [
-        ({"size": 2}, b"\x80"),
-        ({"size": 2}, b""),
-        ({"size": 2}, b"\0\0"),
-        ({"size": 2}, b"\x20" + bytes(BLOCK - 1)),
-        ({"size": 2}, b"\x20" + bytes(BLOCK + 1)),
-        ({"size": 3}, b"\0"),
-        ({"size": 2.0}, b"\0"),
-        ({"size": None}, b"\0"),
-        ({"size": 2, "exponent": 61}, b"\0"),
-        ({"size": 2, "exponent": -41}, b"\0"),
-        ({"size": 2, "exponent": 0.0}, b"\0"),
-        ({"size": 2, "exponent": False}, b"\0"),
-        ({"size": 2, "exponent": None}, b"\0"),
-        ({"size": 2, "kind": "snapshot"}, b"\0"),
-    ],
-)
-def test_what_is_no_step_is_refused(header: dict[str, object], body: bytes) -> None:
-    with pytest.raises(WireError):
-        lineage.decode_step(frames.encode({"kind": "step", "exponent": 0, **header}, body), 2)
-
-
 MODELS = npst.arrays(np.float32, 9, elements=st.floats(-1, 1, width=32))
 
 
@@ -228,21 +159,33 @@ def test_models_near_and_beyond_the_limit() -> None:
 
 @given(MODELS, MODELS, st.integers(-10, 5))
 def test_what_is_left_out_shrinks_to_the_grid(x: Vector, start: Vector, scale: int) -> None:
+    """Each step says a quarter of what is left at least, rounded: a model that stands still is reached."""
     x = np.ldexp(x, scale)
     state = lineage.on_grid(start, plain(9), b"")
     unit = 2.0**state.exponent
     floor = max(
         unit / 2, float(np.spacing(np.abs(x).max()))
     )  # float32 cannot say where it is within one of its own units
-    left = float(np.abs(x - state.values()).max())
-    for _ in range(7):
+    left = float(np.abs(x.astype(np.float64) - state.values()).sum())
+    for _ in range(60):
         step = lineage.compress(x, state)
         assert step is not None
         state = state.advance(step)
-        now = float(np.abs(x - state.values()).max())
-        assert now <= left / 127 * 1.001 + floor
+        now = float(np.abs(x.astype(np.float64) - state.values()).sum())
+        assert now <= left + 9 * floor
         left = now
-    assert left <= floor
+    assert float(np.abs(x.astype(np.float64) - state.values()).max()) <= floor
+
+
+@pytest.mark.parametrize("value", [1e-3, 1.0, 7.5])
+def test_values_that_are_all_alike_are_said_too(value: float) -> None:
+    """A scale of 3 rms alone would round each of them to zero, for ever."""
+    state = lineage.on_grid(np.zeros(9, np.float32), plain(9), b"")
+    for _ in range(30):
+        step = lineage.compress(np.full(9, value, np.float32), state)
+        assert step is not None
+        state = state.advance(step)
+    assert np.allclose(state.values(), value, rtol=1e-4)
 
 
 GRID = st.one_of(
@@ -266,10 +209,9 @@ def test_no_walk_within_the_grid_leaves_it(walk: list[list[int]], exponent: int)
         values = state.values().astype(np.float64)
         assert values[3:].tolist() == x[3:].tolist()
         unit = 2.0**exponent
-        # A step is at most 127 · 2^24 units. Differences reach 2^31 units, where float32 itself counts in 256 of them.
-        bound = max(left / 127, left - 127 * 2**24 * unit, unit / 2) + 256 * unit
-        assert np.abs(x[:3].astype(np.float64) - values[:3]).max() <= bound
-        assert np.abs(state.integers.astype(np.int64)).max() <= 2**30 * (1 + 4 / 127)
+        # Differences reach 2^31 units, where float32 itself counts in 256 of them.
+        assert np.abs(x[:3].astype(np.float64) - values[:3]).max() <= max(1.5 * left, unit / 2) + 256 * unit
+        assert np.abs(state.integers.astype(np.int64)).max() <= 2**31 - 1
 
 
 def test_a_value_that_outgrows_the_grid_needs_a_snapshot() -> None:
@@ -318,13 +260,14 @@ def test_parameters_of_a_state() -> None:
     assert not parameters["count"].flags.writeable
 
 
-def test_steps_are_a_quarter_of_float32() -> None:
+def test_steps_are_a_twentieth_of_float32() -> None:
     size = 256 * 100
     x = scattered(size, 5)
     state = lineage.on_grid(x, plain(size), b"")
-    step = lineage.compress(x + scattered(size, 6) / np.float32(64), state)
+    drift = np.random.default_rng(0).laplace(size=size).astype(np.float32)
+    step = lineage.compress(x + drift / np.float32(64), state)
     assert step is not None
-    assert len(lineage.encode_step(step, state.exponent)) < 1.01 * size
+    assert len(lineage.encode_step(step, state.exponent)) < 4 * size / 20
 
 
 def test_states_are_compared_by_digest() -> None:
