@@ -97,6 +97,8 @@ class Processor:
         if hello.state is DeviceState.JOINING:
             return None
         before = self.devices.get(device)
+        if before is None and len(self.devices) >= self._core.bounds.devices:
+            raise WireError(f"more than {self._core.bounds.devices} devices have a status")
         self.devices[device] = hello
         if before is None or before.state is not hello.state:
             self._tell("device", device=device, state=hello.state.value)

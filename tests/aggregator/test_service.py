@@ -4,9 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
+from aggregator.core import Bounds
 from aggregator.service import Aggregator
 from aggregator.store import Store
 from broker.twin import Twin
+from tests.aggregator.rig import hello, rig
+from wire.messages import DeviceState
 from wire.schema import Schema
 
 INITIAL = {"x": np.zeros(4, np.float32)}
@@ -23,3 +26,16 @@ def test_a_store_whose_beginning_was_cut_short_begins_again(tmp_path: Path) -> N
     service.open()
     assert service.core.lineage == service.store.lineage
     service.close()
+
+
+def test_statuses_of_endless_devices_are_not_kept(tmp_path: Path) -> None:
+    with rig(tmp_path, bounds=Bounds(devices=3)) as life:
+        for number in range(10):
+            life.hear(hello(f"device-{number}"))
+        assert len(life.processor.devices) == 3
+        gone = hello("device-0", state=DeviceState.LOST)
+        life.hear(gone)
+        assert life.processor.devices["device-0"].state is DeviceState.LOST
+        life.hear((gone[0], b""))
+        life.hear(hello("device-9"))
+        assert set(life.processor.devices) == {"device-1", "device-2", "device-9"}

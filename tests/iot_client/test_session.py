@@ -281,10 +281,10 @@ class NeverForgotten(RuleBasedStateMachine):
         self.tell(s.Disconnected())
         self.tell(s.Connected())
         self.tell(s.AggregatorSeen(status(boot=3)))
+        self.tell(receipt(self.hi))
         while self.outbox:
             before = self.sent
             self.sent = {}
-            self.tell(receipt(self.hi))
             self.do(self.driver.wait(2 * s.LONGEST))
             assert (OUTBOX, min(self.outbox)) in self.sent, "held, and never sent again"
             self.sent = before | self.sent

@@ -1,0 +1,72 @@
+"""Places at which a test has the process killed, to see that nothing that was promised is lost with it.
+
+Between any two actions that are durable, or that somebody else sees, stands a `failpoint("name")`. It does nothing
+unless the environment variable MIDGE_CRASH_AT names it when the process starts: as `name`, or `name:3` for the third
+time that it is reached. Then the process ends there by SIGKILL, as it would if the power went. The idea is that of
+FreeBSD's fail(9).
+"""
+
+import os
+import signal
+from collections.abc import Mapping
+from types import MappingProxyType
+
+VARIABLE = "MIDGE_CRASH_AT"
+
+POINTS: Mapping[str, str] = MappingProxyType(
+    {
+        # the aggregator
+        "store.created": "the store is made, and no model is in it yet",
+        "file.synced": "a checkpoint, or the ballast, is whole on the disk, under its temporary name",
+        "checkpoint.written": "a checkpoint's file has its name, and the store does not know it yet",
+        "checkpoint.entered": "the store knows the checkpoint, and keeps what older ones needed",
+        "checkpoint.pruned": "the store has forgotten older checkpoints, and their files are still there",
+        "recovery.replayed": "the journal is replayed, and the frames that it made are not stored yet",
+        "commit.before": "a batch is decided, and none of it is written",
+        "commit.within": "a batch is written, and its transaction is open",
+        "commit.after": "a batch is durable, and nothing of it is carried out",
+        "step.applied": "a step is in the model, and not in any checkpoint",
+        "release.computed": "a version is made, and its frames are not stored",
+        "release.stored": "its frames are stored, and nothing of it is published",
+        "release.handed_over": "its frames and the announcement are on their way out",
+        "receipts.before": "everything is carried out, and no device was told",
+        "receipts.handed_over": "receipts are on their way out, and the updates are not acknowledged to the broker",
+        "updates.acknowledged": "the broker knows that the batch has come",
+        "post.acknowledged": "the broker has one more message of ours, and has acknowledged it",
+        "frame.cleared": "a frame is off the broker, and the store still offers it",
+        "frame.withdrawn": "the store no longer offers the frame",
+        # a device
+        "model.fetched": "a model is fetched, and no training has begun",
+        "update.trained": "an update is made, and not stored",
+        "outbox.storing": "an update is written to the outbox, and its transaction is open",
+        "outbox.stored": "an update is in the outbox, and was not sent",
+        "update.handed_over": "an update is on its way out",
+        "update.offered": "the offer of a large update is on its way out",
+        "chunks.handed_over": "chunks of a large update are on their way out",
+        "publish.acknowledged": "the broker has one more message of ours, and has acknowledged it",
+        "receipt.heard": "a receipt is here, and what it settles still in the outbox",
+        "receipt.followed": "what the receipt settles is forgotten",
+        "outbox.renewing": "the outbox has a new identity, and its transaction is open",
+        "outbox.renewed": "the outbox has a new identity, and nobody was told",
+    }
+)
+"""Every failpoint by name: what is done there, and what is not yet."""
+
+
+def _chosen(wish: str) -> tuple[str, int]:
+    name, _, hit = wish.partition(":")
+    if name and (name not in POINTS or not (hit or "1").isdecimal() or hit == "0"):
+        raise ValueError(f"{VARIABLE}={wish}: there is no such failpoint; broker.failpoints.POINTS has their names.")
+    return name, int(hit or "1")
+
+
+_name, _left = _chosen(os.environ.get(VARIABLE, ""))
+
+
+def failpoint(name: str) -> None:
+    """End the process here and now, where MIDGE_CRASH_AT asks for it."""
+    global _left  # noqa: PLW0603 - counts the hits of this process
+    if name == _name:
+        _left -= 1
+        if _left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
