@@ -11,6 +11,7 @@ from aggregator import records as rec
 from aggregator.core import AggregatorCore
 from aggregator.model import Contribution, Frame, Model
 from aggregator.store import Checkpoint, Store, StoreFull
+from broker.failpoints import failpoint
 from wire.moments import BYTES_PER_CHANNEL, MAX_VALUE, Moments, pool
 from wire.schema import Schema
 
@@ -125,6 +126,7 @@ def recover(core: AggregatorCore, store: Store, schema: Schema, checkpoint: Chec
     for entry in store.entries(after=core.lsn):
         core.replay(entry.record)
         engine.replayed(engine.carry(entry.record))
+    failpoint("recovery.replayed")
     with suppress(StoreFull):
         engine.write_replayed()
     if core.strategy.form == "mixing":

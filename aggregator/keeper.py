@@ -20,6 +20,7 @@ from aggregator.shelf import Shelf
 from aggregator.store import Store, StoreError, StoreFull
 from aggregator.strategy import Strategy
 from broker.connection import Delivery
+from broker.failpoints import failpoint
 from wire.messages import Moment
 from wire.schema import Parameters, Schema, Tensor
 from wire.topics import Topics
@@ -45,6 +46,7 @@ class Keeper:
         statistics: how many devices' statistics are pooled, and after how many seconds fewer do.
         chunk: bytes of a chunk's body.
         memory: bytes for updates that come in chunks.
+        checkpoint_records: records after which a checkpoint is written.
         put: takes what is to be published.
         tell: called with each thing of note.
         meters: where to count.
@@ -62,6 +64,7 @@ class Keeper:
         statistics: tuple[int, float],
         chunk: int,
         memory: int,
+        checkpoint_records: int = CHECKPOINT_RECORDS,
         put: Callable[[Post], None],
         tell: Callable[..., None],
         meters: Meters,
@@ -71,6 +74,7 @@ class Keeper:
         self._moments, self._statistics = tuple(moments), statistics
         self._chunk, self._memory = chunk, memory
         self._fitting = chunk
+        self._checkpoint_records = checkpoint_records
         self._put, self._tell, self._meters = put, tell, meters
         self._checkpointed = (0, 0.0)
         self._looked_for_room = 0.0
@@ -105,6 +109,7 @@ class Keeper:
         fresh = self.store.empty
         if self.store.schema is None:
             self.store.create(self._schema)
+            failpoint("store.created")
         elif self.store.schema != self._schema:
             raise StoreError(
                 f"The store {self.store.directory} holds another model: "
@@ -201,7 +206,7 @@ class Keeper:
             return
         lsn, since = self._checkpointed
         new = self.core.lsn - lsn
-        if new >= CHECKPOINT_RECORDS or (new and now - since >= CHECKPOINT_SECONDS):
+        if new >= self._checkpoint_records or (new and now - since >= CHECKPOINT_SECONDS):
             try:
                 self.engine.checkpoint(self.core)
                 self._checkpointed = (self.core.lsn, now)

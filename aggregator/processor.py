@@ -21,6 +21,7 @@ from aggregator.receipts import Receipts
 from aggregator.shelf import Shelf
 from aggregator.store import Entry
 from broker.connection import Delivery
+from broker.failpoints import failpoint
 from wire import codecs, messages
 from wire.errors import WireError
 from wire.messages import DeviceState, Hello, Report, Settled, Update, Verdict
@@ -163,8 +164,13 @@ class Processor:
                     raise AssertionError("decoding is done while settling")
         for item in further:
             receipts.grant(item.device, item.outbox, self._core.hi(item.device, item.outbox), item.grant)
-        for post in receipts.posts(self._topics, now):
+        told = list(receipts.posts(self._topics, now))
+        if told:
+            failpoint("receipts.before")
+        for post in told:
             self._put(post)
+        if told:
+            failpoint("receipts.handed_over")
 
     def _journaled(self, record: rec.Record, key: int | None) -> None:
         if not isinstance(record, rec.UpdateRecord):
@@ -199,10 +205,15 @@ class Processor:
     def _carry(self, record: rec.Record) -> None:
         new = self._engine.carry(record)
         match record:
+            case rec.StepRecord():
+                failpoint("step.applied")
             case rec.ReleaseRecord():
+                failpoint("release.computed")
                 self._shelf.add(new)
+                failpoint("release.stored")
                 for post in self._shelf.release(new):
                     self._put(post)
+                failpoint("release.handed_over")
                 self._tell("release", version=record.version, step=record.step, devices=record.devices)
             case rec.FreezeRecord():
                 self._tell("freeze", devices=len(record.statistics))

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from aggregator.core import AggregatorCore
-from aggregator.keeper import Keeper
+from aggregator.keeper import CHECKPOINT_RECORDS, Keeper
 from aggregator.meters import Meters
 from aggregator.model import Model
 from aggregator.outgoing import Outgoing, Post
 from aggregator.store import Store, StoreError
 from aggregator.strategy import Strategy, fedasync
 from broker.connection import BrokerError, BrokerRefused, Connection, ConnectionLost, Connector, Delivery, Options, Will
+from broker.failpoints import failpoint
 from broker.retained import read_retained
 from wire import frames, messages
 from wire.errors import WireError
@@ -68,6 +69,8 @@ class Aggregator:
         chunk: bytes of a chunk's body; less where the broker takes less.
         memory: bytes that updates may take which come in chunks and are not yet whole.
         keepalive: seconds between signs of life to the broker.
+        checkpoint_records: records of the journal after which a checkpoint is written, at the latest: each update makes
+            one, each step and each release another. A restart replays those since the last.
         replace: take the topics over from another lineage.
     """
 
@@ -89,6 +92,7 @@ class Aggregator:
         chunk: int = CHUNK,
         memory: int = 2**30,
         keepalive: int = 30,
+        checkpoint_records: int = CHECKPOINT_RECORDS,
         replace: bool = False,
     ) -> None:
         self.topics = Topics(federation, root)
@@ -119,6 +123,7 @@ class Aggregator:
             statistics=(statistics_devices, statistics_deadline),
             chunk=chunk,
             memory=memory,
+            checkpoint_records=checkpoint_records,
             put=self._outgoing.put,
             tell=self._tell,
             meters=self.meters,
@@ -325,6 +330,8 @@ class Aggregator:
         self._keeper.process(batch, now)
         for delivery in batch:
             connection.ack(delivery)
+        if batch:
+            failpoint("updates.acknowledged")
         if self.core.version != version:
             self._released.set()
         if self._keeper.hold != self._held:
@@ -378,6 +385,7 @@ class Aggregator:
         self._outgoing.put(self._status_post(state, self._held or why))
 
     def _sent(self, post: Post) -> None:
+        failpoint("post.acknowledged")
         now = time.monotonic()
         self.meters.bytes_out += len(post.payload)
         if post.since is not None:

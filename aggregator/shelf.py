@@ -11,6 +11,7 @@ from aggregator.core import AggregatorCore
 from aggregator.engine import Engine
 from aggregator.model import Frame
 from aggregator.outgoing import Post
+from broker.failpoints import failpoint
 from wire import chunks, frames, messages
 from wire.messages import Announcement, FrameInfo, Part
 from wire.topics import Topics
@@ -119,7 +120,9 @@ class Shelf:
 
     def withdrawn(self, gone: Sequence[tuple[int, int]]) -> None:
         """These frames are off the broker."""
+        failpoint("frame.cleared")
         self._engine.store.withdraw(gone, keep=self._stepping_back)
+        failpoint("frame.withdrawn")
 
 
 def part_size(size: int, parts: int) -> int:

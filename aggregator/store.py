@@ -29,6 +29,7 @@ from safetensors.numpy import save as save_tensors
 
 from aggregator import records as rec
 from aggregator.model import Frame
+from broker.failpoints import failpoint
 from wire import frames
 from wire.errors import WireError
 from wire.schema import Schema
@@ -234,8 +235,11 @@ class Store:
             crc = _crc(record, entry.body)
             rows.append((entry.record.lsn, rec.kind(entry.record), record, entry.body, crc))
         if rows:
+            failpoint("commit.before")
             with self._writing() as db:
                 db.executemany("INSERT INTO journal VALUES (?, ?, ?, ?, ?)", rows)
+                failpoint("commit.within")
+            failpoint("commit.after")
 
     def entries(self, after: int) -> Iterator[Entry]:
         """The journal's records behind an lsn, in order.
@@ -339,10 +343,12 @@ class Store:
             except OSError:
                 (self.directory / f"{name}.tmp").unlink(missing_ok=True)
                 raise
+            failpoint("checkpoint.written")
             db.execute(
                 "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?)",
                 (checkpoint.lsn, name, hashlib.sha256(data).digest(), oldest_body, oldest_base),
             )
+        failpoint("checkpoint.entered")
         self._prune()
 
     def _prune(self) -> None:
@@ -358,6 +364,7 @@ class Store:
             db.execute("DELETE FROM journal WHERE lsn < ?", (needed - KEEP_RECORDS,))
             # A step leads to its version and a snapshot stands for it: of the oldest base only the latter is needed.
             db.execute("DELETE FROM frames WHERE offered = 0 AND version < ? + (span > 0)", (oldest_base,))
+        failpoint("checkpoint.pruned")
         for _, file, _, _ in dropped:
             (self.directory / file).unlink(missing_ok=True)
 
@@ -392,6 +399,7 @@ def write_durably(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+    failpoint("file.synced")
     temporary.replace(path)
     directory = os.open(path.parent, os.O_RDONLY)
     try:

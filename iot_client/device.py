@@ -26,6 +26,7 @@ from broker.connection import (
     PublishRefused,
     Will,
 )
+from broker.failpoints import failpoint
 from iot_client import session as s
 from iot_client.fetching import Fetcher, FetchError
 from iot_client.fit import Fit, Parameters, TrainingPlan
@@ -318,8 +319,10 @@ class Device:
                     lost = None if self._store(update, self._bodies.pop(key)) else update.seq
                 case s.Send(update):
                     self._send(self.topics.update(self.name), frames.encode(update, self._outbox.body(update.seq)))
+                    failpoint("update.handed_over")
                 case s.Offer(update):
                     self._send(self.topics.update(self.name), frames.encode(update))
+                    failpoint("update.offered")
                 case s.SendChunks(update, parts):
                     self._send_chunks(update, parts)
                 case s.Forget(through):
@@ -340,10 +343,13 @@ class Device:
         return True
 
     def _forget(self, through: int) -> None:
+        self._tell("settled", outbox=self._outbox.identity, through=through)
+        failpoint("receipt.heard")
         try:
             self._outbox.forget(through)
         except OutboxFull as error:
             log.warning("%s: %s A settled update stays in it for now.", self.name, error)
+        failpoint("receipt.followed")
 
     def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return self._tasks.create_task(work)
@@ -360,6 +366,7 @@ class Device:
             self.name,
         )
         self._outbox.renew(keep)
+        failpoint("outbox.renewed")
         self._tell("renewed", kept=len(keep))
         again = self._session.renewed(
             self._outbox.identity, self._outbox.held(), self._outbox.next_seq, time.monotonic()
@@ -377,6 +384,7 @@ class Device:
         self.bytes_up += len(payload)
         try:
             await connection.publish(topic, payload, qos=1, retain=retain)
+            failpoint("publish.acknowledged")
         except ConnectionLost:
             pass  # the reader sees it too, and the session hears of it from there
         except (PublishRefused, PacketTooLarge) as error:
@@ -391,6 +399,7 @@ class Device:
             if part < len(cut):
                 header = Chunk(outbox=update.outbox, first=update.first, seq=update.seq, part=part)
                 self._send(self.topics.update(self.name), frames.encode(header, cut[part]))
+        failpoint("chunks.handed_over")
 
     def _send_statistics(self, lineage: bytes, asked: tuple[messages.Moment, ...]) -> None:
         moments = self._moments() if callable(self._moments) else (self._moments or {})
@@ -451,6 +460,7 @@ class Device:
             self._tell("fetch_failed", why=str(error))
             self._events.put_nowait(s.FetchFailed(str(error), error.start_over))
             return
+        failpoint("model.fetched")
         self._events.put_nowait(s.Fetched(s.Base.of(announcement)))
 
     async def _fit(self, announcement: Announcement, plan: Plan) -> None:
@@ -472,6 +482,7 @@ class Device:
         key = next(self._keys)
         self._bodies[key] = made.body
         self._tell("trained", version=announcement.version, seconds=seconds)
+        failpoint("update.trained")
         self._events.put_nowait(s.Trained(made.update, key))
 
     async def _trained(self, parameters: Parameters, plan: Plan) -> Fit:

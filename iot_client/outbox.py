@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from broker.failpoints import failpoint
 from wire import frames
 from wire.errors import WireError
 from wire.messages import Update
@@ -175,6 +176,8 @@ class Outbox:
         with self._writing():
             self._db.execute("INSERT INTO updates VALUES (?, ?, ?)", (update.seq, _pack(update), body))
             self._db.execute("UPDATE meta SET value = ? WHERE name = 'next'", (update.seq + 1,))
+            failpoint("outbox.storing")
+        failpoint("outbox.stored")
         self.next_seq = update.seq + 1
         self._take_ballast()
 
@@ -206,6 +209,7 @@ class Outbox:
                 again = update.model_copy(update={"outbox": identity, "seq": number, "first": 1})
                 self._db.execute("INSERT INTO updates VALUES (?, ?, ?)", (number, _pack(again), body))
             self._db.execute("UPDATE meta SET value = ? WHERE name = 'next'", (len(moved) + 1,))
+            failpoint("outbox.renewing")
         self.next_seq = len(moved) + 1
 
 
