@@ -6,7 +6,7 @@ unknown kinds are refused, every length has a limit.
 """
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -238,8 +238,11 @@ class Plan(Message):
     """Chance for the trainer: set by the device for each training from its name and the version."""
 
 
-class FrameInfo(Message):
-    """One frame that leads to `version`: over `span` versions, or a snapshot where `span` is 0."""
+class FrameInfo(NamedTuple):
+    """One frame that leads to `version`: over `span` versions, or a snapshot where `span` is 0.
+
+    On the wire an array: an announcement lists some fifty, and every device gets every announcement.
+    """
 
     version: U63
     span: U32

@@ -152,7 +152,7 @@ def _read_rice(reader: "_Reader", length: object, parameters: Parameters) -> Num
     ends = np.flatnonzero(np.unpackbits(np.frombuffer(reader.take(length), np.uint8)))
     if ends.size != parameters.size:
         raise WireError(f"a stream of the step holds {ends.size} numbers, not {parameters.size}")
-    numbers: Numbers = (np.diff(ends, prepend=-1) - 1) << parameters.astype(np.int64)
+    numbers: Numbers = np.left_shift(np.diff(ends, prepend=-1) - 1, parameters, dtype=np.int64)
     total = int(parameters.sum(dtype=np.int64))
     bits = np.unpackbits(np.frombuffer(reader.take(-(-total // 8)), np.uint8), count=total)
     at = 0

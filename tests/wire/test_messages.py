@@ -2,7 +2,7 @@
 
 from enum import Enum
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -84,6 +84,9 @@ def values(annotation: Any, metadata: tuple[Any, ...] = ()) -> st.SearchStrategy
             return st.binary(min_size=limits.get("min_length", 0), max_size=limits.get("max_length", MOST))
         case kind if issubclass(kind, Enum):
             return st.sampled_from(list(kind))
+        case kind if issubclass(kind, tuple):  # a NamedTuple
+            hints = get_type_hints(kind, include_extras=True)
+            return st.builds(kind, **{name: values(hint) for name, hint in hints.items()})
         case kind:
             return message(kind)
 
