@@ -455,6 +455,7 @@ class AggregatorCore:
             case rec.ReleaseRecord():
                 self.version = record.version
                 self._steps_at[record.version] = record.step
+                self._steps_at.pop(0, None)  # nobody can have trained from what was never released
                 if record.devices:
                     self._contributors.clear()
                 self._forget_versions()
