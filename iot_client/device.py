@@ -138,6 +138,11 @@ class Device:
         """How many updates wait for their receipt."""
         return self._session.holding
 
+    @property
+    def next_seq(self) -> int:
+        """The number that the next update will get."""
+        return self._session.next
+
     # ------------------------------------------------------------------- serving
 
     async def serve(self) -> None:
@@ -164,7 +169,7 @@ class Device:
                     if self._training is not None:
                         self._training.cancel()
             except BaseExceptionGroup as group:
-                raise _first(group) from None
+                raise first_error(group) from None
 
     async def _reconnecting(self) -> None:
         pause, connected_before = 0.5, False
@@ -330,7 +335,7 @@ class Device:
                 case s.Renew(keep):
                     self._renew(keep)
                 case s.Tell(settled):
-                    self._tell("receipt", **settled.model_dump())
+                    self._tell("receipt", outbox=self._outbox.identity, **settled.model_dump())
 
     def _store(self, update: Update, body: bytes) -> bool:
         try:
@@ -513,7 +518,7 @@ def _hello_of(payload: bytes) -> Hello | None:
     return None
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The first error behind a group that a TaskGroup made of it; one of the broker only where there is no other."""
     _, others = group.split(BrokerError)
     error: BaseException = others or group

@@ -12,6 +12,8 @@ from midge.extras import how_to_get
 from midge.shadowed import PACKAGES
 
 _OURS = ("midge", *PACKAGES)
+_BROUGHT_ALONG = ("sensor_fleet.ledger",)
+"""Modules of ours with an app to run."""
 
 
 def load_app(name: str, kind: type[Any], what: str) -> Any:
@@ -23,7 +25,7 @@ def load_app(name: str, kind: type[Any], what: str) -> Any:
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or not attribute:
         raise Problem(f"{name!r} is not of the form module:attribute, such as pump:app.")
-    if module_name.partition(".")[0] in _OURS:
+    if module_name.partition(".")[0] in _OURS and module_name not in _BROUGHT_ALONG:
         raise Problem(f"{module_name!r} is a package of Midge's own: give your {module_name}.py another name.")
     module = _import(module_name)
     try:

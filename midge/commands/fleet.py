@@ -1,0 +1,72 @@
+"""`midge fleet --ledger`: devices whose updates can be counted in the model, to see that none is lost or doubled."""
+
+import argparse
+import math
+from pathlib import Path
+
+from broker import connector
+from midge.commands.parts import Problem, Subparsers, add_tls, mendable, read_endpoint, server_side
+from midge.running import run_until_interrupted
+
+
+def register(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "fleet",
+        help="devices whose updates can be counted in the model: is any lost or doubled?",
+        description="Run devices that each put a one into a place of the model of their own with every update, and "
+        "write down every receipt; or compare those with the model. The aggregator to go with them: "
+        'MIDGE_LEDGER="devices=20 updates=500" midge aggregate sensor_fleet.ledger:app --broker URL',
+    )
+    parser.add_argument("--ledger", action="store_true", required=True, help="the one kind of fleet that there is")
+    parser.add_argument("--broker", metavar="URL", default="mqtt://localhost:1883", help="default: %(default)s")
+    parser.add_argument("--federation", default="ledger", metavar="NAME", help="default: ledger")
+    parser.add_argument("--devices", type=int, default=20, metavar="N", help="of the federation (default: 20)")
+    parser.add_argument("--updates", type=int, default=500, metavar="N", help="of each device (default: 500)")
+    parser.add_argument("--only", metavar="A-B", help="run only the devices with these numbers, such as 0-4")
+    parser.add_argument("--until", type=float, default=math.inf, metavar="TIME", help="make none after this Unix time")
+    parser.add_argument("--skip", type=int, default=0, metavar="N", help="leave out the first N places of each device")
+    parser.add_argument(
+        "--kill-rate", type=float, default=0.0, metavar="R", help="kill and revive R devices a second, by chance"
+    )
+    parser.add_argument("--directory", default="ledger", metavar="DIR", help="of outboxes and receipts: ledger")
+    parser.add_argument("--audit", metavar="MODEL", help="run nothing: compare receipts with this safetensors file")
+    add_tls(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    with server_side():
+        from sensor_fleet.ledger import Books, LedgerFleet, audit  # noqa: PLC0415 - an extra
+    directory = Path(args.directory)
+    if args.audit:
+        with mendable():
+            found = audit(Path(args.audit), directory)
+        print(f"{found.accepted} accepted, {found.lost} lost, {found.doubled} doubled")
+        return 1 if found.lost or found.doubled else 0
+    if args.devices < 1 or args.updates < 1 or args.skip < 0 or not 0 <= args.kill_rate < math.inf:
+        raise Problem("--devices and --updates must be at least 1, --skip and --kill-rate at least 0.")
+    with mendable():
+        books = Books(devices=args.devices, updates=args.updates, federation=args.federation)
+        numbers = _numbers(args.only, args.devices)
+        endpoint = read_endpoint(args, args.broker)
+        fleet = LedgerFleet(
+            connector(endpoint),
+            books,
+            numbers,
+            directory,
+            until=args.until,
+            skip=args.skip,
+            kill_rate=args.kill_rate,
+        )
+    interrupted = run_until_interrupted(fleet)
+    print(f"{len(numbers)} devices; " + ("stopped before all was settled" if interrupted else "all is settled"))
+    return 130 if interrupted else 0
+
+
+def _numbers(only: str | None, devices: int) -> range:
+    if only is None:
+        return range(devices)
+    first, _, last = only.partition("-")
+    if not (first.isdecimal() and (last or "0").isdecimal() and int(first) <= int(last or first) < devices):
+        raise ValueError(f"--only is {only!r}: it must be a number or a range below {devices}, such as 0-4.")
+    return range(int(first), int(last or first) + 1)
