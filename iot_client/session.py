@@ -25,6 +25,7 @@ from wire.messages import (
     Receipt,
     Settled,
     Update,
+    Verdict,
 )
 
 
@@ -333,6 +334,8 @@ class DeviceSession:
         self._refetch = Timer(1.0)
         self._room = Timer(30.0)
         """Runs while the disk had no room for an update: no training, which would be for nothing."""
+        self._again = Timer(30.0)
+        """Runs while the update from the newest version was refused: then it may be trained from again."""
         self._reread = Timer()
 
     @property
@@ -396,6 +399,8 @@ class DeviceSession:
             actions.append(ReadAnnouncement())
         if _due(self._room, now):
             self._room.due = None
+        if _due(self._again, now):
+            self._again.due, self._trained = None, None
         if _due(self._refetch, now):
             self._refetch.due = None
             actions.append(ReadAnnouncement())
@@ -406,7 +411,7 @@ class DeviceSession:
         """When `tick` next has something to do."""
         if self.link is Link.DOWN:
             return None
-        timers = (self._greeting, self._resend, self._statistics, self._refetch, self._reread, self._room)
+        timers = (self._greeting, self._resend, self._statistics, self._refetch, self._reread, self._room, self._again)
         return min((timer.due for timer in timers if timer.due is not None), default=None)
 
     # ------------------------------------------------------------------------ link
@@ -451,6 +456,7 @@ class DeviceSession:
         if receipt.outbox != self.outbox or self.link is Link.DOWN:
             return []
         actions: list[Action] = [Tell(settled) for settled in receipt.settled if settled.seq in self._held]
+        self._heed(receipt.settled, now)
         greeted = self.link is Link.GREETING
         if greeted:
             self._link("receipt")
@@ -474,6 +480,20 @@ class DeviceSession:
             self._resend.start(now, self._jitter(), 1.0)  # it misses something before what we sent
             return actions
         return actions + self._send(now) + self._next_thing(now)
+
+    def _heed(self, settled: Iterable[Settled], now: float) -> None:
+        """A refused update leaves its version to be trained from again, after a while and with other chance.
+
+        Otherwise a fleet could wait for ever: everybody has trained from the newest version, one was refused, and the
+        rest are too few for a step or a release.
+        """
+        for each in settled:
+            if each.seq not in self._held or not each.verdict.final:
+                continue
+            if each.verdict is Verdict.ACCEPTED:
+                self._again.stop()
+            elif not each.repeat:
+                self._again.start(now, self._jitter())
 
     def _put_back(self, hi: int) -> bool:
         """Whether the aggregator has settled what we never sent: then this outbox is an old copy of itself."""
@@ -585,7 +605,7 @@ class DeviceSession:
             return []  # the link broke meanwhile, and perhaps another fetch has begun
         self._work("fetched")
         self._refetch.stop()
-        identity = f"{self.device}/{target.lineage.hex()}/{target.generation}/{target.version}"
+        identity = f"{self.device}/{target.lineage.hex()}/{target.generation}/{target.version}/{self.next}"
         return [Train(target, target.plan.model_copy(update={"seed": zlib.crc32(identity.encode())}))]
 
     def _fetch_failed(self, start_over: bool, now: float) -> list[Action]:

@@ -545,3 +545,22 @@ def test_each_training_has_a_seed_of_its_own() -> None:
             assert isinstance(train, s.Train)
             seeds.add(train.plan.seed)
     assert len(seeds) == 4
+
+
+def test_a_refused_version_is_trained_from_again_after_a_while() -> None:
+    """Where too few others are left for a release, nobody would ever train again."""
+    driver = Driver()
+    driver.up()
+    driver.train()
+    refused = Settled(seq=1, verdict=Verdict.NORM_TOO_LARGE)
+    assert s.Train not in kinds(driver(receipt(1, refused)))
+    assert s.Train not in kinds(driver.wait(20))
+    assert s.Train in kinds(driver.wait(15))
+
+
+def test_a_newer_version_is_trained_from_at_once_though_the_last_update_was_refused() -> None:
+    driver = Driver()
+    driver.up()
+    driver.train()
+    driver(receipt(1, Settled(seq=1, verdict=Verdict.STALE)))
+    assert s.Fetch in kinds(driver(s.Announced(announcement(2))))
