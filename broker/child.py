@@ -22,7 +22,7 @@ PATIENCE = 10.0
 """Seconds that a child has to begin to serve, and to end when asked to."""
 
 
-def _dying_with_parent(command: list[str]) -> list[str]:
+def dying_with_parent(command: list[str]) -> list[str]:
     """The command so that the kernel kills it when the thread that started it ends, where Linux's setpriv is there.
 
     Setting this between fork and exec ourselves would run Python in a fork of a process with threads.
@@ -82,7 +82,7 @@ class Child:
         try:
             with log.open("ab") as output:
                 self._process = subprocess.Popen(  # noqa: S603  # the command is ours
-                    _dying_with_parent(command), stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT
+                    dying_with_parent(command), stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT
                 )
         except OSError as error:
             raise BrokerUnreachable(f"{command[0]} cannot be started: {error.strerror or error}.") from error

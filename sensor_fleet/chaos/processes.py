@@ -1,0 +1,95 @@
+"""The processes of a ledger's federation: started, killed, stopped, and never left behind."""
+
+import asyncio
+import os
+import signal
+import sys
+from asyncio.subprocess import Process
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from broker.child import dying_with_parent
+from broker.failpoints import VARIABLE as CRASH_AT
+from sensor_fleet.ledger import VARIABLE as BOOKS
+from sensor_fleet.ledger import Books
+
+MIDGE = (sys.executable, "-P", "-m", "midge")
+"""The `midge` command; -P, because a file of the user's in this directory must not hide ours."""
+MENDABLE = 2
+"""The exit code of what a person can mend, such as a broker that is not there."""
+
+
+class Actor:
+    """One part in the play: a process that is started again and again, over the same files."""
+
+    def __init__(self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+        self.name = name
+        self.log = log
+        self._command = list(command)
+        self._environment = dict(environment)
+        self._process: Process | None = None
+        self.stopped = False
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    async def start(self, crash_at: str = "") -> None:
+        """Start it; with a failpoint at which it is to be killed."""
+        environment = {**os.environ, **self._environment, CRASH_AT: crash_at}
+        with self.log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *dying_with_parent(self._command),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+            )
+        self.stopped = False
+
+    async def ended(self) -> int:
+        """Wait until it has ended; its exit code, or minus the signal."""
+        assert self._process is not None
+        return await self._process.wait()
+
+    def send(self, number: signal.Signals) -> bool:
+        """Send a signal, where it runs."""
+        if self._process is None or self._process.returncode is not None:
+            return False
+        self._process.send_signal(number)
+        if number in (signal.SIGSTOP, signal.SIGCONT):
+            self.stopped = number is signal.SIGSTOP
+        return True
+
+    async def kill(self) -> bool:
+        """Kill it and wait until it is gone. False where it did not run."""
+        killed = self.send(signal.SIGKILL)
+        if self._process is not None:
+            await self._process.wait()
+        return killed
+
+    def tail(self, lines: int = 5) -> str:
+        """The end of what it wrote."""
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return "\n".join(text.splitlines()[-lines:])
+
+
+def aggregator(books: Books, url: str, directory: Path, midge: Sequence[str] = MIDGE) -> Actor:
+    """The ledger's aggregator; its model is `model.safetensors` once it has ended in order."""
+    command = [*midge, "aggregate", "sensor_fleet.ledger:app", "--broker", url, "--json"]
+    command += ["--model", str(directory / "model.safetensors")]
+    store = directory / "store"
+    words = {**{name: getattr(books, name) for name in Books.__dataclass_fields__}, "store": store}
+    environment = {BOOKS: " ".join(f"{name}={value}" for name, value in words.items())}
+    return Actor("aggregator", command, directory / "aggregator.log", environment)
+
+
+def fleet(
+    books: Books, url: str, directory: Path, numbers: range, *options: str, midge: Sequence[str] = MIDGE
+) -> Actor:
+    """A process with some of the ledger's devices."""
+    only = f"{numbers[0]}-{numbers[-1]}"
+    command = [*midge, "fleet", "--ledger", "--broker", url, "--federation", books.federation]
+    command += ["--devices", str(books.devices), "--updates", str(books.updates), "--only", only]
+    command += ["--directory", str(directory / "devices"), *options]
+    return Actor(f"devices {only}", command, directory / f"devices-{only}.log", {})

@@ -1,0 +1,153 @@
+"""Real processes, killed at every failpoint, the first and the second time there: nothing is lost or doubled."""
+
+import asyncio
+import shutil
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from broker.failpoints import POINTS
+from broker.local import local_broker
+from iot_client.outbox import Outbox
+from sensor_fleet.chaos.processes import MIDGE, aggregator, fleet
+from sensor_fleet.ledger import Audit, Books, audit
+
+AT_ONCE = 3
+PATIENCE = 100.0
+DEVICES = 2
+UPDATES = 60
+LIVES = 7
+"""How many times one federation's process is killed: many in turn, for most of the time goes into starting them."""
+DEVICE_POINTS = tuple(POINTS)[tuple(POINTS).index("model.fetched") :]
+ONCE = ("store.created", "recovery.replayed")
+"""Points that a life comes to once."""
+MORE_HITS = {"post.acknowledged": (5, 9, 17, 33), "publish.acknowledged": (3, 5, 8), "commit.within": (11,)}
+CHUNKED = ("update.offered", "chunks.handed_over")
+RENEWING = (("outbox.renewing:1", "outbox.renewing:2", "outbox.renewed:1"), ("outbox.renewed:1", "outbox.renewed:1"))
+"""An outbox has a new identity once; the second device's time is the second one."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What kills which process: one failpoint for each of its lives, and then it is let live."""
+
+    lives: tuple[str, ...]
+    pad: int = 0
+    put_back: bool = False
+    """Whether the devices' outboxes are replaced by old copies after their first life."""
+
+    @property
+    def of_device(self) -> bool:
+        return self.lives[-1].partition(":")[0] in DEVICE_POINTS
+
+    @property
+    def updates(self) -> int:
+        """What each device makes to the end."""
+        return UPDATES // 2 if self.put_back else UPDATES
+
+
+def scenes() -> list[Scene]:
+    apart = {*CHUNKED, *(wish.partition(":")[0] for wishes in RENEWING for wish in wishes)}
+    found = [Scene(tuple(f"{point}:{hit}" for point in CHUNKED for hit in (1, 2)), pad=600)]
+    found += [Scene(("receipt.followed:9", *wishes), put_back=True) for wishes in RENEWING]
+    wishes = [
+        (point, f"{point}:{hit}")
+        for point in POINTS
+        if point not in apart
+        for hit in ((1,) if point in ONCE else (1, 2, *MORE_HITS.get(point, ())))
+    ]
+    for of_device in (False, True):
+        mine = [wish for point, wish in wishes if (point in DEVICE_POINTS) is of_device]
+        found += [Scene(tuple(mine[start : start + LIVES])) for start in range(0, len(mine), LIVES)]
+    return found
+
+
+SCENES = scenes()
+
+
+async def play(scene: Scene, url: str, directory: Path, midge: Sequence[str] = MIDGE) -> Audit:
+    """Run the scene to its end; what the books say then."""
+    directory.mkdir()  # noqa: ASYNC240 - at once
+    books = Books(
+        devices=DEVICES,
+        updates=UPDATES,
+        pad=scene.pad,
+        federation=directory.name,
+        chunk=1024,
+        checkpoint=12,
+    )
+    server = aggregator(books, url, directory, midge)
+    devices = fleet(books, url, directory, range(DEVICES), midge=midge)
+    copies = _copies(directory) if scene.put_back else None
+    victim, other = (devices, server) if scene.of_device else (server, devices)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await other.start()
+            for number, wish in enumerate(scene.lives):
+                if number == 1 and copies is not None:
+                    _put_back(copies, directory / "devices")
+                    skip = str(UPDATES - scene.updates)
+                    devices = victim = fleet(books, url, directory, range(DEVICES), "--skip", skip, midge=midge)
+                await victim.start(wish)
+                code = await victim.ended()
+                assert code == -signal.SIGKILL, f"it never came to {wish}, and ended with {code}: {victim.tail()}"
+            await victim.start()
+            assert await devices.ended() == 0, devices.tail()
+            server.send(signal.SIGTERM)
+            assert await server.ended() == 0, server.tail()
+    finally:
+        await server.kill()
+        await devices.kill()
+    return audit(directory / "model.safetensors", directory / "devices")
+
+
+def _copies(directory: Path) -> Path:
+    """Outboxes as they are when they are new."""
+    (directory / "devices").mkdir()
+    for number in range(DEVICES):
+        with Outbox(directory / "devices" / f"device-{number}.outbox"):
+            pass
+    copies: Path = shutil.copytree(directory / "devices", directory / "copies")
+    return copies
+
+
+def _put_back(copies: Path, place: Path) -> None:
+    for path in place.glob("*.outbox*"):
+        path.unlink()
+    shutil.copytree(copies, place, dirs_exist_ok=True)
+
+
+async def play_all(scenes: Sequence[Scene], directory: Path, midge: Sequence[str] = MIDGE) -> list[str]:
+    """Play the scenes, some at once, each as a federation of its own; what went wrong in words."""
+    wrong: list[str] = []
+    turns = asyncio.Semaphore(AT_ONCE)
+    async with local_broker("auto", directory=directory) as broker:
+        url = str(broker.endpoint)
+
+        async def one(number: int, scene: Scene) -> None:
+            async with turns:
+                try:
+                    found = await play(scene, url, directory / f"scene-{number}", midge)
+                except (AssertionError, TimeoutError, ValueError) as error:
+                    wrong.append(f"{scene.lives}: {type(error).__name__} {error}")
+                    return
+            if found.lost or found.doubled or found.accepted < DEVICES * scene.updates:
+                wrong.append(f"{scene.lives}: {found}")
+
+        async with asyncio.TaskGroup() as tasks:
+            for number, scene in enumerate(scenes):
+                tasks.create_task(one(number, scene))
+    return wrong
+
+
+def test_every_failpoint_has_its_scene() -> None:
+    assert {wish.partition(":")[0] for scene in SCENES for wish in scene.lives} == set(POINTS)
+
+
+@pytest.mark.parametrize("of_device", [False, True], ids=["aggregator", "device"])
+async def test_killed_at_every_failpoint(tmp_path: Path, of_device: bool) -> None:
+    wrong = await play_all([scene for scene in SCENES if scene.of_device is of_device], tmp_path)
+    assert not wrong, "\n".join(wrong)
