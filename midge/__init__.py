@@ -9,6 +9,7 @@ The names below are imported when they are first used: a device never loads what
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from midge.extras import how_to_get
 from midge.shadowed import refuse_shadows
 
 refuse_shadows()
@@ -61,4 +62,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'midge' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        home = importlib.import_module(_HOMES[name])
+    except ModuleNotFoundError as error:
+        if (how := how_to_get(error)) is None:
+            raise
+        raise ModuleNotFoundError(how, name=error.name) from error
+    return getattr(home, name)

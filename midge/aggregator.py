@@ -7,7 +7,7 @@ import numpy as np
 
 from aggregator.service import Aggregator as AggregatorService
 from broker import connector
-from midge.running import File, endpoint_of, run_until_interrupted
+from midge.running import File, endpoint_of, run_script
 
 
 class Aggregator(AggregatorService):
@@ -45,7 +45,7 @@ class Aggregator(AggregatorService):
         super().__init__(connector(endpoint, "aiomqtt"), initial=parameters, **arguments)
 
     def run(self) -> None:
-        run_until_interrupted(self)
+        run_script(self)
 
 
 def _read(initial: Any) -> tuple[dict[str, Any], dict[str, Any]]:

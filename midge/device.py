@@ -4,7 +4,7 @@ from typing import Any
 
 from broker import connector
 from iot_client.device import Device as DeviceService
-from midge.running import File, endpoint_of, run_until_interrupted
+from midge.running import File, endpoint_of, run_script
 
 
 class Device(DeviceService):
@@ -38,4 +38,4 @@ class Device(DeviceService):
         super().__init__(connector(endpoint), **arguments)
 
     def run(self) -> None:
-        run_until_interrupted(self)
+        run_script(self)

@@ -2,10 +2,11 @@
 
 import asyncio
 import signal
+import sys
 from pathlib import Path
 from typing import Protocol
 
-from broker import Endpoint, Tls
+from broker import BrokerError, Endpoint, Tls
 
 File = str | Path | None
 
@@ -39,6 +40,29 @@ def run_until_interrupted(service: Service) -> bool:
 
     asyncio.run(main())
     return interrupted
+
+
+def run_script(service: Service) -> None:
+    """Serve for a script: what a person can mend ends it with one sentence and exit code 2, without a traceback."""
+    try:
+        run_until_interrupted(service)
+    except mendable_errors() as error:
+        sys.stderr.write(f"midge: {error}\n")
+        raise SystemExit(2) from error
+
+
+def mendable_errors() -> tuple[type[Exception], ...]:
+    """What services raise that a person can mend. To be called when there is an error: a device has no store."""
+    from iot_client.device import Namesake  # noqa: PLC0415
+    from iot_client.outbox import OutboxError  # noqa: PLC0415
+    from iot_client.training import TrainerError  # noqa: PLC0415
+
+    found: tuple[type[Exception], ...] = (BrokerError, Namesake, OutboxError, TrainerError)
+    try:
+        from aggregator.store import StoreError  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError:
+        return found
+    return (*found, StoreError)
 
 
 def endpoint_of(

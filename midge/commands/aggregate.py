@@ -1,13 +1,13 @@
 """`midge aggregate module:attribute`: serve a federation."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from broker import connector
-from midge.commands.parts import Problem, Subparsers, add_tls, load_app, read_endpoint, server_side
-from midge.commands.words import sentence
+from midge.commands.apps import load_app
+from midge.commands.parts import Problem, Subparsers, add_tls, read_endpoint, server_side
+from midge.commands.telling import printer
 from midge.running import run_until_interrupted
 
 
@@ -36,12 +36,18 @@ def run(args: argparse.Namespace) -> int:
     if args.broker:
         app.connector = connector(read_endpoint(args, args.broker), "aiomqtt")
     app.replace = app.replace or args.replace
-    app.listen(_print_json if args.json else _print_words)
+    app.listen(printer(as_json=args.json))
     if args.metrics is not None:
         _serve_metrics(app, args.metrics)
     run_until_interrupted(app)
     path = Path(args.model) if args.model else app.store.directory / "model.safetensors"
-    app.export(path)
+    try:
+        app.export(path)
+    except OSError as error:
+        raise Problem(
+            f"The model cannot be written to {path} ({error.strerror or error}): it is safe in the store "
+            f"{app.store.directory}; start again with another --model."
+        ) from error
     if not args.json:
         print(f"Stopped at version {app.core.version}. The model is in {path}.")
     return 0
@@ -54,12 +60,3 @@ def _serve_metrics(app: Any, port: int) -> None:
         serve(app, port)
     except (OSError, OverflowError) as error:
         raise Problem(f"The metrics cannot be served on port {port} ({error}): name a free one.") from error
-
-
-def _print_json(event: dict[str, Any]) -> None:
-    print(json.dumps(event), flush=True)
-
-
-def _print_words(event: dict[str, Any]) -> None:
-    if words := sentence(event):
-        print(words, flush=True)

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from midge.commands import checking
-from midge.commands.parts import Subparsers
+from midge.commands.parts import Problem, Subparsers
 from midge.running import run_until_interrupted
+
+_PORTS = 65_535
 
 
 def register(subparsers: Subparsers) -> None:
@@ -48,6 +50,8 @@ class _Broker:
 
 
 def run(args: argparse.Namespace) -> int:
+    if not 0 <= args.port <= _PORTS:
+        raise Problem(f"--port is {args.port}: a port is a number from 1 to {_PORTS}, or 0 for a free one.")
     with tempfile.TemporaryDirectory(prefix="midge-broker-") as directory:
         run_until_interrupted(_Broker(args.kind, args.port, Path(directory)))
     return 0

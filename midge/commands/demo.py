@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from midge.commands.moments import Happenings, Moment
+from midge.commands.numbers import refuse_impossible
 from midge.commands.parts import Problem, Subparsers, add_tls, mendable
 from midge.commands.surroundings import add_world, read_world
 from midge.commands.watching import Showing, every_second, live, print_ending, print_json, print_words, watch
-from wire.topics import DEFAULT_ROOT, check_name
+from wire.topics import DEFAULT_ROOT, Topics, check_name
 
 LOCAL = ("auto", "mosquitto", "embedded")
 
@@ -94,8 +95,9 @@ def _run(args: argparse.Namespace, outcome: dict[str, Any]) -> int:
         from sensor_fleet.setting import BrokerAddress, Setting  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise Problem(f'The demo needs {error.name}: pip install "midge[demo]"') from error
+    refuse_impossible(args)
     with mendable():
-        check_name(args.federation, "federation")
+        Topics(args.federation, args.root)
         given = {name: getattr(args, name) for name in Setting.__dataclass_fields__ if hasattr(args, name)}
         setting = Setting(**given, world=read_world(args))
         setting.make_strategy(devices=20)  # whether it is one at all, before anything starts

@@ -1,13 +1,12 @@
 """`midge device module:attribute`: take part in a federation."""
 
 import argparse
-import json
-from typing import Any
 
 from broker import connector
 from iot_client.device import Device
-from midge.commands.parts import Subparsers, add_tls, load_app, mendable, read_endpoint
-from midge.commands.words import sentence
+from midge.commands.apps import load_app
+from midge.commands.parts import Subparsers, add_tls, mendable, read_endpoint
+from midge.commands.telling import printer
 from midge.running import run_until_interrupted
 from wire.topics import check_name
 
@@ -33,17 +32,8 @@ def run(args: argparse.Namespace) -> int:
     if args.name:
         with mendable():
             app.rename(check_name(args.name, "device name"))
-    app.listen(_print_json if args.json else _print_words)
+    app.listen(printer(as_json=args.json))
     run_until_interrupted(app)
     if not args.json:
         print(f"{app.name} has left. {app.holding} updates wait in its outbox for the next time.")
     return 0
-
-
-def _print_json(event: dict[str, Any]) -> None:
-    print(json.dumps(event, default=str), flush=True)
-
-
-def _print_words(event: dict[str, Any]) -> None:
-    if words := sentence(event):
-        print(words, flush=True)

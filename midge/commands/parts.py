@@ -1,14 +1,12 @@
-"""What several commands take: a broker's address, a federation, an app of the user's."""
+"""What several commands take: a broker's address and a federation."""
 
 import argparse
-import importlib
 import os
-import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from broker import Connector, Endpoint, connector
 from midge.running import endpoint_of
@@ -28,7 +26,16 @@ def mendable() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise Problem(str(error)) from error
+        raise Problem(plainly(error)) from error
+
+
+def plainly(error: ValueError) -> str:
+    """The error's message; of pydantic's many lines the first, with the field and the value."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or error.title
+        return f"{field} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}."
+    return str(error)
 
 
 @contextmanager
@@ -76,32 +83,3 @@ def read_federation(args: argparse.Namespace) -> tuple[Connector, Topics]:
     """What `add_federation` asked for."""
     with mendable():
         return connector(read_endpoint(args, args.url)), Topics(args.federation, args.root)
-
-
-def load_app(name: str, kind: type[Any], what: str) -> Any:
-    """The object of the user's that `module:attribute` names, or what it returns where it is a function."""
-    module_name, colon, attribute = name.partition(":")
-    if not colon or not module_name or not attribute:
-        raise Problem(f"{name!r} is not of the form module:attribute, such as pump:app.")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name == module_name.partition(".")[0]:
-            raise Problem(
-                f"There is no module {module_name!r} in {Path.cwd()}: go to the directory of {module_name}.py."
-            ) from error
-        raise Problem(f"{module_name!r} imports {error.name!r}, which is not installed here.") from error
-    except ValueError as error:
-        raise Problem(str(error)) from error
-    except Exception as error:
-        traceback.print_exc(file=sys.stderr)
-        raise Problem(f"{module_name!r} cannot be imported; its error is above.") from error
-    try:
-        app = getattr(module, attribute)
-    except AttributeError as error:
-        raise Problem(f"The module {module_name!r} has no {attribute!r}.") from error
-    if callable(app) and not isinstance(app, kind):
-        app = app()
-    if not isinstance(app, kind):
-        raise Problem(f"{name} is a {type(app).__name__}; it must be {what}, or a function that returns one.")
-    return app
