@@ -12,7 +12,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 ARGS ?= --target 0.93 --seconds 120
 
-.PHONY: demo test lint format install clean
+CHROMIUM ?= chromium --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking \
+  --disable-component-update --disable-sync --user-data-dir=$(CURDIR)/runs/.chromium --hide-scrollbars
+
+.PHONY: pictures demo test lint format install clean
 .DELETE_ON_ERROR:
 
 ifdef TORCH
@@ -57,6 +60,12 @@ $(VENV)/.torch: $(BIN)/pip constraints.txt
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) --constraint constraints.txt --editable '.[dev]'
 	@touch $(VENV)/.demo $@
+
+# The pictures of the README, from a real run.
+pictures: install
+	rm -rf runs/pictures runs/.chromium
+	$(BIN)/midge demo --name pictures --target 0.93 --seconds 60 --picture docs/pictures/terminal.svg
+	$(CHROMIUM) --screenshot=docs/pictures/report.png --window-size=1200,1180 file://$(CURDIR)/runs/pictures/report.html
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
