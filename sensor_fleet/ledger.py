@@ -105,10 +105,19 @@ class LedgerDevice:
     """One device, number `number` of the fleet. Its outbox and its page of the ledger are files in `directory`."""
 
     def __init__(
-        self, connect: Connector, books: Books, number: int, directory: Path, *, until: float = math.inf, skip: int = 0
+        self,
+        connect: Connector,
+        books: Books,
+        number: int,
+        directory: Path,
+        *,
+        until: float = math.inf,
+        pace: float = 0.0,
+        skip: int = 0,
     ) -> None:
         self._books = books
         self._until = until
+        self._pace = pace
         self._skip = skip
         self._base = number * books.updates + skip
         self._name = f"device-{number}"
@@ -150,6 +159,7 @@ class LedgerDevice:
     async def _train(self, parameters: Parameters, _: TrainingPlan) -> Fit:
         if not self._wanted:
             await asyncio.Event().wait()  # until the device is stopped
+        await asyncio.sleep(self._pace)
         x = parameters["x"].copy()
         self._last = self.device.next_seq
         x[self._base + self._last - 1] += 1
@@ -184,12 +194,14 @@ class LedgerFleet:
         directory: Path,
         *,
         until: float = math.inf,
+        pace: float = 0.0,
         skip: int = 0,
         kill_rate: float = 0.0,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._connect, self._books, self._numbers, self._directory = connect, books, numbers, directory
-        self._until, self._skip, self._kill_rate = until, skip, kill_rate
+        self._kill_rate = kill_rate
+        self._manner: dict[str, Any] = {"until": until, "pace": pace, "skip": skip}
         self._serving: dict[int, asyncio.Task[None]] = {}
         self._stop = asyncio.Event()
         self.kills = 0
@@ -226,9 +238,7 @@ class LedgerFleet:
     async def _live(self, number: int) -> None:
         """Serve, and begin anew on the same outbox each time that it is killed."""
         while True:
-            device = LedgerDevice(
-                self._connect, self._books, number, self._directory, until=self._until, skip=self._skip
-            )
+            device = LedgerDevice(self._connect, self._books, number, self._directory, **self._manner)
             serving = self._serving[number] = asyncio.create_task(device.serve())
             try:
                 await asyncio.wait({serving})
@@ -260,6 +270,8 @@ class Audit(NamedTuple):
     """Those of them that are not in the model."""
     doubled: int
     """Updates that are in it twice or more, or once though a receipt refused them."""
+    applied: int
+    """Updates that are in it at all."""
 
 
 def audit(model: Path, pages: Path) -> Audit:
@@ -286,7 +298,8 @@ def audit(model: Path, pages: Path) -> Audit:
     accepted = sorted(place for place in settled if verdicts.get(place, Verdict.ACCEPTED) == Verdict.ACCEPTED)
     refused = sorted(settled.difference(accepted))
     doubled = int(np.count_nonzero(times > 1)) + int(np.count_nonzero(times[refused] == 1))
-    return Audit(len(accepted), int(np.count_nonzero(times[accepted] == 0)), doubled)
+    lost = int(np.count_nonzero(times[accepted] == 0))
+    return Audit(len(accepted), lost, doubled, int(np.count_nonzero(times)))
 
 
 def _lines(pages: Path) -> Iterator[dict[str, Any]]:

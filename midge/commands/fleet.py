@@ -24,6 +24,9 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("--updates", type=int, default=500, metavar="N", help="of each device (default: 500)")
     parser.add_argument("--only", metavar="A-B", help="run only the devices with these numbers, such as 0-4")
     parser.add_argument("--until", type=float, default=math.inf, metavar="TIME", help="make none after this Unix time")
+    parser.add_argument(
+        "--pace", type=float, default=0.0, metavar="S", help="seconds that a training takes (default: 0)"
+    )
     parser.add_argument("--skip", type=int, default=0, metavar="N", help="leave out the first N places of each device")
     parser.add_argument(
         "--kill-rate", type=float, default=0.0, metavar="R", help="kill and revive R devices a second, by chance"
@@ -43,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
             found = audit(Path(args.audit), directory)
         print(f"{found.accepted} accepted, {found.lost} lost, {found.doubled} doubled")
         return 1 if found.lost or found.doubled else 0
-    if args.devices < 1 or args.updates < 1 or args.skip < 0 or not 0 <= args.kill_rate < math.inf:
-        raise Problem("--devices and --updates must be at least 1, --skip and --kill-rate at least 0.")
+    if args.devices < 1 or args.updates < 1 or min(args.skip, args.pace, args.kill_rate) < 0:
+        raise Problem("--devices and --updates must be at least 1, --skip, --pace and --kill-rate at least 0.")
     with mendable():
         books = Books(devices=args.devices, updates=args.updates, federation=args.federation)
         numbers = _numbers(args.only, args.devices)
@@ -55,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
             numbers,
             directory,
             until=args.until,
+            pace=args.pace,
             skip=args.skip,
             kill_rate=args.kill_rate,
         )

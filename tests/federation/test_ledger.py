@@ -28,27 +28,29 @@ def books(directory: Path, model: list[float], *lines: dict[str, Any], torn: str
 
 def test_what_is_in_order(tmp_path: Path) -> None:
     told = verdict(0), verdict(0), settled(1), verdict(1, "stale"), settled(2)
-    assert books(tmp_path, [1, 0, 1, 0], *told) == Audit(1, 0, 0)  # the third is in and was not yet told: that is fine
+    assert books(tmp_path, [1, 0, 1, 0], *told) == Audit(
+        1, 0, 0, 2
+    )  # the third is in and was not yet told: that is fine
 
 
 def test_what_was_accepted_and_is_not_there_is_lost(tmp_path: Path) -> None:
-    assert books(tmp_path, [1, 0, 0], verdict(0), verdict(1)) == Audit(2, 1, 0)
+    assert books(tmp_path, [1, 0, 0], verdict(0), verdict(1)) == Audit(2, 1, 0, 1)
 
 
 def test_what_was_settled_without_a_word_counts_as_accepted(tmp_path: Path) -> None:
-    assert books(tmp_path, [0, 0, 1, 0], settled(2, first=2)) == Audit(2, 1, 0)
+    assert books(tmp_path, [0, 0, 1, 0], settled(2, first=2)) == Audit(2, 1, 0, 1)
 
 
 def test_what_is_there_twice_is_doubled_whether_it_was_told_or_not(tmp_path: Path) -> None:
-    assert books(tmp_path, [2, 3, 1], verdict(0)) == Audit(1, 0, 2)
+    assert books(tmp_path, [2, 3, 1], verdict(0)) == Audit(1, 0, 2, 3)
 
 
 def test_what_was_refused_and_is_there_is_once_too_often(tmp_path: Path) -> None:
-    assert books(tmp_path, [1, 0], verdict(0, "stale")) == Audit(0, 0, 1)
+    assert books(tmp_path, [1, 0], verdict(0, "stale")) == Audit(0, 0, 1, 1)
 
 
 def test_a_line_that_was_cut_short_says_nothing(tmp_path: Path) -> None:
-    assert books(tmp_path, [1, 0], verdict(0), torn=json.dumps(verdict(1))) == Audit(1, 0, 0)
+    assert books(tmp_path, [1, 0], verdict(0), torn=json.dumps(verdict(1))) == Audit(1, 0, 0, 1)
 
 
 def test_two_verdicts_on_one_update_are_a_lie(tmp_path: Path) -> None:

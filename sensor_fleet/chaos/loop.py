@@ -1,0 +1,242 @@
+"""A federation of real processes in a world that kills, stops and cuts them off; then the books must balance.
+
+The broker keeps nothing on disk. Safety, that nothing is lost or doubled, must hold throughout; that everything is
+settled in the end is asked for only after the world has healed.
+"""
+
+import asyncio
+import json
+import signal
+import statistics
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Literal
+
+from broker.connection import BrokerUnreachable
+from broker.local import LocalBroker, local_broker
+from sensor_fleet.chaos.processes import MENDABLE, MIDGE, Actor, aggregator, fleet
+from sensor_fleet.chaos.proxy import Proxy, Weather
+from sensor_fleet.ledger import Audit, Books, audit
+
+PLACES = 20_000
+"""In the model at most: a long run makes updates less often."""
+PER_SECOND = 5
+"""Updates of each device, at most."""
+PAUSE = 0.3
+"""Seconds between two misfortunes, on average."""
+HAPPENINGS = {"kill devices": 8, "kill aggregator": 3, "kill broker": 1, "stop devices": 2, "stop aggregator": 1}
+WEATHER = 4
+"""What happens, and how often compared to the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Play:
+    """What is to happen."""
+
+    seconds: float = 60.0
+    seed: int = 1
+    devices: int = 8
+    processes: int = 4
+    broker: Literal["auto", "mosquitto", "embedded"] = "auto"
+    drain: float = 60.0
+    """Seconds after healing within which everything must be settled."""
+    midge: Sequence[str] = MIDGE
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What happened."""
+
+    seed: int
+    broker: str
+    kills: int = 0
+    killed: dict[str, int] = field(default_factory=dict)
+    stops: int = 0
+    weathers: int = 0
+    updates: int = 0
+    """In the model at the end."""
+    accepted: int = 0
+    lost: int = 0
+    doubled: int = 0
+    drained: bool = False
+    drain_seconds: float = 0.0
+    recovery_ms: float | None = None
+    """The median time from a start of the aggregator's process until it takes updates in again."""
+    recoveries: int = 0
+    crashes: list[str] = field(default_factory=list)
+    """Ends of a process that nobody had asked for: bugs."""
+
+    @property
+    def good(self) -> bool:
+        return self.drained and not (self.lost or self.doubled or self.crashes)
+
+
+class Chaos:
+    """One play, in a directory of its own."""
+
+    def __init__(self, play: Play, directory: Path) -> None:
+        self._play = play
+        self._directory = directory
+        self._random = Random(play.seed)  # noqa: S311 - to be repeated
+        self._healed = asyncio.Event()
+        self._over = False
+        self._starts: list[float] = []
+        per_device = min(max(1, int(PER_SECOND * play.seconds)), PLACES // play.devices)
+        self._pace = play.seconds / per_device
+        self._books = Books(
+            devices=play.devices,
+            updates=per_device,
+            federation="chaos",
+            chunk=self._random.choice((4096, 256 * 1024)),
+            checkpoint=200,
+        )
+        self.outcome = Outcome(play.seed, "")
+
+    async def run(self) -> Outcome:
+        """Play it to its end.
+
+        Raises:
+            BrokerUnreachable: there is none to be had.
+        """
+        until = time.time() + self._play.seconds
+        async with AsyncExitStack() as stack:
+            broker = await stack.enter_async_context(local_broker(self._play.broker, directory=self._directory))
+            self.outcome.broker = broker.kind
+            port = broker.endpoint.port
+            ways = [await stack.enter_async_context(Proxy(port, self._random).serving()) for _ in range(2)]
+            await stack.enter_async_context(self._cast(until, *(f"mqtt://127.0.0.1:{way.port}" for way in ways)))
+            await self._harm(broker, ways, until)
+            await self._heal(broker, ways)
+            await self._drain()
+        if (self._directory / "model.safetensors").exists():
+            found: Audit = await asyncio.to_thread(
+                audit, self._directory / "model.safetensors", self._directory / "devices"
+            )
+            self.outcome.updates = found.applied
+            self.outcome.accepted, self.outcome.lost, self.outcome.doubled = found[:3]
+        self._measure()
+        return self.outcome
+
+    # ------------------------------------------------------------------- the cast
+
+    @asynccontextmanager
+    async def _cast(self, until: float, for_server: str, for_devices: str) -> AsyncIterator[None]:
+        """All processes, kept alive until they have done their part; none is left at the end."""
+        play, books = self._play, self._books
+        self._server = aggregator(books, for_server, self._directory, play.midge)
+        each = -(-play.devices // play.processes)
+        numbers = [range(start, min(start + each, play.devices)) for start in range(0, play.devices, each)]
+        options = ("--until", str(until), "--pace", str(self._pace))
+        self._fleets = [
+            fleet(books, for_devices, self._directory, some, *options, midge=play.midge) for some in numbers
+        ]
+        cast = [self._server, *self._fleets]
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._serving = tasks.create_task(self._keep(self._server))
+                self._taking_part = [tasks.create_task(self._keep(actor)) for actor in self._fleets]
+                self._tasks = tasks
+                yield
+                for task in (self._serving, *self._taking_part):
+                    task.cancel()
+        finally:
+            for actor in cast:
+                await actor.kill()
+
+    async def _keep(self, actor: Actor) -> None:
+        """Start it again whenever it has ended, but at the end of its part."""
+        while True:
+            if actor is self._server:
+                self._starts.append(time.time())
+            await actor.start()
+            code = await actor.ended()
+            if code == 0:
+                return
+            if code not in (-signal.SIGKILL, MENDABLE):
+                self.outcome.crashes.append(f"{actor.name} ended with {code}: {actor.tail()}")
+            await asyncio.sleep(0.3 * self._random.random())
+
+    # ------------------------------------------------------------------ misfortunes
+
+    async def _harm(self, broker: LocalBroker, ways: Sequence[Proxy], until: float) -> None:
+        names = [*HAPPENINGS, "weather"]
+        weights = [*HAPPENINGS.values(), WEATHER]
+        while time.time() < until:
+            await asyncio.sleep(2 * PAUSE * self._random.random())
+            (name,) = self._random.choices(names, weights)
+            if name == "weather":
+                self._random.choice(ways).change(Weather.by_chance(self._random))
+                self.outcome.weathers += 1
+            elif name == "kill broker":
+                broker.kill()
+                self._count("broker")
+                await asyncio.sleep(0.3 * self._random.random())
+                await self._start(broker)
+            else:
+                what, _, who = name.partition(" ")
+                actor = self._server if who == "aggregator" else self._random.choice(self._fleets)
+                if what == "kill" and actor.send(signal.SIGKILL):
+                    self._count(who)
+                elif what == "stop" and not actor.stopped and actor.send(signal.SIGSTOP):
+                    self.outcome.stops += 1
+                    self._tasks.create_task(self._wake(actor))
+
+    def _count(self, who: str) -> None:
+        self.outcome.kills += 1
+        self.outcome.killed[who] = self.outcome.killed.get(who, 0) + 1
+
+    async def _wake(self, actor: Actor) -> None:
+        pause = 1.5 * self._random.random()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._healed.wait()
+        if actor.stopped:
+            actor.send(signal.SIGCONT)
+
+    async def _start(self, broker: LocalBroker) -> None:
+        """Its port may still be held for a moment by what was connected to it."""
+        for _ in range(20):
+            with suppress(BrokerUnreachable):
+                await broker.start()
+                return
+            await asyncio.sleep(0.1)
+        await broker.start()
+
+    # -------------------------------------------------------------------- the end
+
+    async def _heal(self, broker: LocalBroker, ways: Sequence[Proxy]) -> None:
+        self._healed.set()
+        for way in ways:
+            way.change(Weather())
+        if not broker.running:
+            await self._start(broker)
+
+    async def _drain(self) -> None:
+        """Wait until all devices have settled everything, then end the aggregator in order."""
+        began = time.monotonic()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._play.drain):
+                await asyncio.gather(*self._taking_part)
+                self.outcome.drain_seconds = round(time.monotonic() - began, 2)
+                while not self._serving.done():  # a start may just be under way, and miss the signal
+                    self._server.send(signal.SIGTERM)
+                    await asyncio.wait({self._serving}, timeout=5)
+                self.outcome.drained = True
+
+    def _measure(self) -> None:
+        """From the aggregator's own log: when it was connected after each start but the first."""
+        connected = []
+        for line in (self._directory / "aggregator.log").read_bytes().splitlines():
+            with suppress(ValueError):
+                event = json.loads(line)
+                if event["event"] == "connected":
+                    connected.append(event["time"])
+        took = []
+        for began, next_began in zip(self._starts[1:], [*self._starts[2:], float("inf")], strict=True):
+            took += [at - began for at in connected if began <= at < next_began][:1]
+        self.outcome.recoveries = len(took)
+        self.outcome.recovery_ms = round(1000 * statistics.median(took)) if took else None

@@ -1,0 +1,116 @@
+"""The chaos loop, for as long as a test may take, and its parts."""
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from sensor_fleet.chaos.loop import Chaos, Play
+from sensor_fleet.chaos.proxy import Proxy, Weather
+
+SECONDS = 25.0
+
+
+def processes_with(word: str) -> list[str]:
+    """Command lines of living processes that have this word in them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue  # it has just ended
+        if word in line:
+            found.append(line)
+    return found
+
+
+async def test_whatever_is_killed_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
+    outcome = await Chaos(Play(seconds=SECONDS, seed=7), tmp_path).run()
+    assert outcome.good, outcome
+    assert outcome.kills >= SECONDS / 2 and outcome.accepted >= outcome.updates > 50, outcome
+    assert outcome.recovery_ms is not None
+    assert not processes_with(str(tmp_path))
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="only setpriv has the kernel see to it")
+async def test_no_process_outlives_a_loop_that_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-m", "sensor_fleet.chaos", "--seconds", "60", "--keep", str(tmp_path)]
+    loop = await asyncio.create_subprocess_exec(*command)
+    try:
+        async with asyncio.timeout(20):
+            while len(processes_with(str(tmp_path))) < 6:  # noqa: ASYNC110 - the loop, a broker, an aggregator, and devices
+                await asyncio.sleep(0.1)
+    finally:
+        loop.send_signal(signal.SIGKILL)
+        await loop.wait()
+    async with asyncio.timeout(10):
+        while processes_with(str(tmp_path)):  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(0.05)
+
+
+# ---------------------------------------------------------------------- the network
+
+
+@asynccontextmanager
+async def through_a_proxy() -> AsyncIterator[tuple[Proxy, asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection to somebody who sends back what comes."""
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1000):
+            writer.write(data)
+        writer.close()
+
+    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    async with server, Proxy(server.sockets[0].getsockname()[1], Random(1)).serving() as proxy:
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        try:
+            yield proxy, reader, writer
+        finally:
+            writer.transport.abort()
+
+
+@pytest.mark.parametrize("weather", [Weather(), Weather(slice=7, latency=0.001), Weather(bandwidth=100_000)])
+async def test_bad_weather_changes_no_byte(weather: Weather) -> None:
+    sent = os.urandom(3000)
+    async with through_a_proxy() as (proxy, reader, writer), asyncio.timeout(10):
+        proxy.change(weather)
+        writer.write(sent)
+        assert await reader.readexactly(len(sent)) == sent
+
+
+async def test_a_connection_is_reset_in_the_middle() -> None:
+    async with through_a_proxy() as (proxy, reader, writer), asyncio.timeout(10):
+        proxy.change(Weather(reset_after=500, slice=100))
+        writer.write(bytes(5000))
+        with pytest.raises(ConnectionResetError):
+            await reader.readexactly(5000)
+
+
+async def test_silence_ends_with_other_weather() -> None:
+    async with through_a_proxy() as (proxy, reader, writer), asyncio.timeout(10):
+        proxy.change(Weather(silent=True))
+        writer.write(b"hello")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await reader.readexactly(5)
+        proxy.change(Weather())
+        assert await reader.readexactly(5) == b"hello"
+
+
+async def test_nobody_behind_the_proxy_is_a_reset() -> None:
+    async with Proxy(1, Random(1)).serving() as proxy, asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+            await reader.readexactly(1)
+        writer.transport.abort()
+
+
+def test_the_weather_of_a_seed_is_the_same_again() -> None:
+    assert [Weather.by_chance(Random(5)) for _ in range(9)] == [Weather.by_chance(Random(5)) for _ in range(9)]
