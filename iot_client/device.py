@@ -27,6 +27,7 @@ from broker.connection import (
     Will,
 )
 from broker.failpoints import failpoint
+from iot_client import events as ev
 from iot_client import session as s
 from iot_client.fetching import Fetcher, FetchError
 from iot_client.fit import Fit, Parameters, TrainingPlan
@@ -101,7 +102,7 @@ class Device:
         self._listener = on_event
         self._keepalive = keepalive
         self._stop = asyncio.Event()
-        self._events: asyncio.Queue[s.Event] = asyncio.Queue()
+        self._events: asyncio.Queue[ev.Event] = asyncio.Queue()
         self._bodies: dict[int, bytes] = {}
         self._keys = count(1)
         self._fetcher = Fetcher(self.topics, self.name)
@@ -240,7 +241,7 @@ class Device:
         finally:
             # Also where the trainer raised: an orderly end of the connection takes the Last Will back.
             self._connection = None
-            self._events.put_nowait(s.Disconnected())
+            self._events.put_nowait(ev.Disconnected())
             if not reading.done():
                 await self._say_goodbye(connection, last)
             reading.cancel()
@@ -258,7 +259,7 @@ class Device:
         await connection.subscribe(self.topics.announcement(), qos=0)
         largest = connection.limits.maximum_packet_size
         self._connection = connection
-        self._events.put_nowait(s.Connected(None if largest is None else max(256, largest - _OVERHEAD)))
+        self._events.put_nowait(ev.Connected(None if largest is None else max(256, largest - _OVERHEAD)))
         self._tell("connected")
         async for delivery in connection.messages():
             self.bytes_down += len(delivery.payload)
@@ -274,11 +275,11 @@ class Device:
         elif not payload:
             pass  # a retained message was cleared
         elif topic == self.topics.announcement():
-            self._events.put_nowait(s.Announced(messages.decode_announcement(payload)))
+            self._events.put_nowait(ev.Announced(messages.decode_announcement(payload)))
         elif topic == self.topics.receipt(self.name):
-            self._events.put_nowait(s.Receipted(messages.decode(Receipt, payload)[0]))
+            self._events.put_nowait(ev.Receipted(messages.decode(Receipt, payload)[0]))
         elif topic == self.topics.aggregator:
-            self._events.put_nowait(s.AggregatorSeen(messages.decode(AggregatorStatus, payload)[0]))
+            self._events.put_nowait(ev.AggregatorSeen(messages.decode(AggregatorStatus, payload)[0]))
         elif topic == self.topics.status(self.name):
             hello, _ = messages.decode(Hello, payload)
             if hello.outbox != self._outbox.identity and hello.state is DeviceState.JOINING:
@@ -290,51 +291,51 @@ class Device:
         """The session's own loop: one event at a time, and the passing of time."""
         while True:
             deadline = self._session.deadline
-            event: s.Event | None = None
+            event: ev.Event | None = None
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(None if deadline is None else self._at(deadline)):
                     event = await self._events.get()
             now = time.monotonic()
             self._act(self._session.tick(now) if event is None else self._session.handle(event, now))
-            if isinstance(event, s.Disconnected):
+            if isinstance(event, ev.Disconnected):
                 self._cancel_fetch()
 
     @staticmethod
     def _at(deadline: float) -> float:
         return asyncio.get_running_loop().time() + max(0.0, deadline - time.monotonic())
 
-    def _act(self, actions: list[s.Action]) -> None:
+    def _act(self, actions: list[ev.Action]) -> None:
         lost: int | None = None
         for action in actions:
             match action:
-                case s.Send(update) | s.Offer(update) if update.seq == lost:
+                case ev.Send(update) | ev.Offer(update) if update.seq == lost:
                     pass  # there was no room to store it, and what is not stored is not sent
-                case s.Greet():
+                case ev.Greet():
                     status = self.topics.status(self.name)
                     self._send(status, frames.encode(self._hello(DeviceState.READY)), retain=True)
-                case s.ReadAnnouncement():
+                case ev.ReadAnnouncement():
                     self._task(self._reread())
-                case s.SendStatistics(lineage, asked):
+                case ev.SendStatistics(lineage, asked):
                     self._send_statistics(lineage, asked)
-                case s.Fetch(announcement, way):
+                case ev.Fetch(announcement, way):
                     self._fetching = self._task(self._fetch(announcement, way))
-                case s.Train(announcement, plan):
+                case ev.Train(announcement, plan):
                     self._training = self._task(self._fit(announcement, plan))
-                case s.Store(update, key):
+                case ev.Store(update, key):
                     lost = None if self._store(update, self._bodies.pop(key)) else update.seq
-                case s.Send(update):
+                case ev.Send(update):
                     self._send(self.topics.update(self.name), frames.encode(update, self._outbox.body(update.seq)))
                     failpoint("update.handed_over")
-                case s.Offer(update):
+                case ev.Offer(update):
                     self._send(self.topics.update(self.name), frames.encode(update))
                     failpoint("update.offered")
-                case s.SendChunks(update, parts):
+                case ev.SendChunks(update, parts):
                     self._send_chunks(update, parts)
-                case s.Forget(through):
+                case ev.Forget(through):
                     self._forget(through)
-                case s.Renew(keep):
+                case ev.Renew(keep):
                     self._renew(keep)
-                case s.Tell(settled):
+                case ev.Tell(settled):
                     self._tell("receipt", outbox=self._outbox.identity, **settled.model_dump())
 
     def _store(self, update: Update, body: bytes) -> bool:
@@ -463,10 +464,10 @@ class Device:
         except FetchError as error:
             log.info("%s: %s", self.name, error)
             self._tell("fetch_failed", why=str(error))
-            self._events.put_nowait(s.FetchFailed(str(error), error.start_over))
+            self._events.put_nowait(ev.FetchFailed(str(error), error.start_over))
             return
         failpoint("model.fetched")
-        self._events.put_nowait(s.Fetched(s.Base.of(announcement)))
+        self._events.put_nowait(ev.Fetched(ev.Base.of(announcement)))
 
     async def _fit(self, announcement: Announcement, plan: Plan) -> None:
         assert self._state is not None
@@ -480,7 +481,7 @@ class Device:
         except Unfit as error:
             log.warning("%s: nothing is sent: %s", self.name, error)
             self._tell("unfit", why=str(error))
-            self._events.put_nowait(s.NothingToSend(str(error)))
+            self._events.put_nowait(ev.NothingToSend(str(error)))
             return
         except TrainerError as error:
             raise TrainerError(f"Device {self.name!r}: {error}") from error
@@ -488,7 +489,7 @@ class Device:
         self._bodies[key] = made.body
         self._tell("trained", version=announcement.version, seconds=seconds)
         failpoint("update.trained")
-        self._events.put_nowait(s.Trained(made.update, key))
+        self._events.put_nowait(ev.Trained(made.update, key))
 
     async def _trained(self, parameters: Parameters, plan: Plan) -> Fit:
         """What the trainer makes of it; an error of its own is raised as it is, with the device's name."""

@@ -9,9 +9,36 @@ and it is forgotten only on the aggregator's receipt. MQTT's own acknowledgement
 
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 
+from iot_client.events import (
+    Action,
+    AggregatorSeen,
+    Announced,
+    Base,
+    Connected,
+    Disconnected,
+    Event,
+    Fetch,
+    Fetched,
+    FetchFailed,
+    Forget,
+    Greet,
+    NothingToSend,
+    Offer,
+    ReadAnnouncement,
+    Receipted,
+    Renew,
+    Send,
+    SendChunks,
+    SendStatistics,
+    Store,
+    Tell,
+    Train,
+    Trained,
+)
+from iot_client.timers import Timer
 from wire import chunks
 from wire.lineage import route
 from wire.messages import (
@@ -19,9 +46,6 @@ from wire.messages import (
     AggregatorState,
     AggregatorStatus,
     Announcement,
-    FrameInfo,
-    Moment,
-    Plan,
     Receipt,
     Settled,
     Update,
@@ -64,202 +88,10 @@ WORKS: dict[tuple[Work, str], Work] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Base:
-    """Which model it is that a device holds or trains from."""
-
-    lineage: bytes
-    generation: int
-    version: int
-
-    @classmethod
-    def of(cls, announcement: Announcement) -> "Base":
-        """What an announcement announces."""
-        return cls(announcement.lineage, announcement.generation, announcement.version)
-
-
-# ------------------------------------------------------------------------- events
-
-
-@dataclass(frozen=True, slots=True)
-class Connected:
-    """A connection stands and our subscriptions with it."""
-
-    chunk: int | None = None
-    """Bytes of body that fit into one packet, where the broker set a limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Disconnected:
-    """The connection is gone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Announced:
-    """An announcement has been read."""
-
-    announcement: Announcement
-
-
-@dataclass(frozen=True, slots=True)
-class AggregatorSeen:
-    """The aggregator's status has been read."""
-
-    status: AggregatorStatus
-
-
-@dataclass(frozen=True, slots=True)
-class Receipted:
-    """A receipt has come."""
-
-    receipt: Receipt
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """A model that was asked for is here, its digest verified: the device holds it from now on."""
-
-    base: Base
-
-
-@dataclass(frozen=True, slots=True)
-class FetchFailed:
-    """It is not; `start_over` where what we held before is of no use either."""
-
-    why: str
-    start_over: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """A training has ended: the update but for its identity, with the body under `key`."""
-
-    update: Update
-    key: int
-
-
-@dataclass(frozen=True, slots=True)
-class NothingToSend:
-    """A training has ended without anything that is worth sending."""
-
-    why: str
-
-
-Event = (
-    Connected | Disconnected | Announced | AggregatorSeen | Receipted | Fetched | FetchFailed | Trained | NothingToSend
-)
-
-# ------------------------------------------------------------------------ actions
-
-
-@dataclass(frozen=True, slots=True)
-class Greet:
-    """Publish our status: READY, what we hold and what comes next."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReadAnnouncement:
-    """Read the retained announcement again, and the aggregator's status with it."""
-
-
-@dataclass(frozen=True, slots=True)
-class SendStatistics:
-    """Send the moments of our data."""
-
-    lineage: bytes
-    moments: tuple[Moment, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Fetch:
-    """Get frames, in order, and apply them on what we hold; the result must have the announcement's digest."""
-
-    announcement: Announcement
-    frames: tuple[FrameInfo, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Train:
-    """Train from the model that we hold."""
-
-    announcement: Announcement
-    plan: Plan
-
-
-@dataclass(frozen=True, slots=True)
-class Store:
-    """Make an update durable under its identity, with the body under `key`."""
-
-    update: Update
-    key: int
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send a stored update with its body."""
-
-    update: Update
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """Ask to send a stored update in chunks."""
-
-    update: Update
-
-
-@dataclass(frozen=True, slots=True)
-class SendChunks:
-    """Send chunks of an update that was offered."""
-
-    update: Update
-    parts: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """Remove every update up to a seq from the outbox: they are settled."""
-
-    through: int
-
-
-@dataclass(frozen=True, slots=True)
-class Renew:
-    """Begin a new outbox identity: the aggregator knows more of this one than we do, so it was put back."""
-
-    keep: tuple[int, ...]
-    """The updates that were certainly never sent; they move over, in order, numbered from 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tell:
-    """A verdict, for the device's log and for its owner."""
-
-    settled: Settled
-
-
-Action = (
-    Greet
-    | ReadAnnouncement
-    | SendStatistics
-    | Fetch
-    | Train
-    | Store
-    | Send
-    | Offer
-    | SendChunks
-    | Forget
-    | Renew
-    | Tell
-)
-
 CHUNK = 256 * 1024
 """Bytes of body that are sent at once before an announcement says how many."""
 IN_FLIGHT = 8
 """Updates that may wait for their receipt at once."""
-PATIENCE = 10.0
-"""Seconds before what was not answered is said again; doubled each time up to LONGEST."""
-LONGEST = 300.0
 UNHEARD = 2.0
 """Seconds that a new connection waits for the aggregator's status before it greets whoever may be there."""
 REREAD = 60.0
@@ -275,26 +107,6 @@ class Held:
     """Whether it is under way on this connection."""
     ever_sent: bool = True
     """Whether it may have left the device at any time."""
-
-
-@dataclass(slots=True)
-class Timer:
-    """Says something again when it is not answered, less and less often."""
-
-    first: float = PATIENCE
-    due: float | None = None
-    wait: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.wait = self.first
-
-    def start(self, now: float, jitter: float, after: float | None = None) -> None:
-        self.due = now + (self.wait if after is None else after) * (0.75 + 0.5 * jitter)
-        if after is None:
-            self.wait = min(2 * self.wait, LONGEST)
-
-    def stop(self) -> None:
-        self.due, self.wait = None, self.first
 
 
 class DeviceSession:
@@ -387,21 +199,21 @@ class DeviceSession:
     def tick(self, now: float) -> list[Action]:
         """What the passing of time asks for."""
         actions: list[Action] = []
-        if _due(self._greeting, now):
+        if self._greeting.is_due(now):
             actions += self._greet(now)
-        if _due(self._resend, now):
+        if self._resend.is_due(now):
             self._resend.due = None
             actions += self._send_again(now)
-        if _due(self._statistics, now):
+        if self._statistics.is_due(now):
             self._statistics.due = None
-        if _due(self._reread, now):
+        if self._reread.is_due(now):
             self._reread.start(now, self._jitter(), REREAD)
             actions.append(ReadAnnouncement())
-        if _due(self._room, now):
+        if self._room.is_due(now):
             self._room.due = None
-        if _due(self._again, now):
+        if self._again.is_due(now):
             self._again.due, self._trained = None, None
-        if _due(self._refetch, now):
+        if self._refetch.is_due(now):
             self._refetch.due = None
             actions.append(ReadAnnouncement())
         return actions + self._next_thing(now)
@@ -646,7 +458,3 @@ class DeviceSession:
 
 def _order(announcement: Announcement) -> tuple[int, int]:
     return announcement.generation, announcement.version
-
-
-def _due(timer: Timer, now: float) -> bool:
-    return timer.due is not None and now >= timer.due

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 
+from iot_client import events as ev
 from iot_client import session as s
 from iot_client.outbox import Outbox
 from tests.aggregator.rig import TOPICS
@@ -86,7 +87,7 @@ class Participant:
     def _connect(self) -> None:
         self.connected = True
         topics = (TOPICS.aggregator, TOPICS.receipt(self.name), TOPICS.announcement())
-        self._event(s.Connected())
+        self._event(ev.Connected())
         life = self.lives
         self.network.connect(
             self.name,
@@ -98,20 +99,20 @@ class Participant:
         if self.connected:
             self.connected = False
             self.network.disconnect(self.name)
-            self._later(0.0, partial(self._event, s.Disconnected()))
+            self._later(0.0, partial(self._event, ev.Disconnected()))
             self._later(2 * self.kernel.random.random() + 0.1, self._connect)
 
     # ----------------------------------------------------------------------- events
 
     def _deliver(self, topic: str, payload: bytes) -> None:
         if topic == TOPICS.announcement():
-            self._event(s.Announced(messages.decode_announcement(payload)))
+            self._event(ev.Announced(messages.decode_announcement(payload)))
         elif topic == TOPICS.aggregator:
-            self._event(s.AggregatorSeen(messages.decode(AggregatorStatus, payload)[0]))
+            self._event(ev.AggregatorSeen(messages.decode(AggregatorStatus, payload)[0]))
         elif topic == TOPICS.receipt(self.name):
-            self._event(s.Receipted(messages.decode(Receipt, payload)[0]))
+            self._event(ev.Receipted(messages.decode(Receipt, payload)[0]))
 
-    def _event(self, event: s.Event) -> None:
+    def _event(self, event: ev.Event) -> None:
         self._act(self.session.handle(event, self.kernel.now))
         self._wake()
 
@@ -127,41 +128,41 @@ class Participant:
 
     # ---------------------------------------------------------------------- actions
 
-    def _act(self, actions: Sequence[s.Action]) -> None:
+    def _act(self, actions: Sequence[ev.Action]) -> None:
         for action in actions:
             self.kernel.crash_point()
             self.act(action)
 
-    def act(self, action: s.Action) -> None:
+    def act(self, action: ev.Action) -> None:
         match action:
-            case s.Greet():
+            case ev.Greet():
                 session = self.session
                 hello = Hello(state=DeviceState.READY, outbox=session.outbox, first=session.first, next=session.next)
                 self._publish(TOPICS.status(self.name), frames.encode(hello), retain=True)
-            case s.ReadAnnouncement():
+            case ev.ReadAnnouncement():
                 if self.connected:
                     self.network.again(self.name, TOPICS.aggregator)
                     self.network.again(self.name, TOPICS.announcement())
-            case s.Fetch(announcement, way):
+            case ev.Fetch(announcement, way):
                 self._later(0.2 * self.kernel.random.random(), partial(self._fetch, announcement, way))
-            case s.Train(announcement, _):
+            case ev.Train(announcement, _):
                 self._later(self.kernel.random.expovariate(1.0), partial(self._train, announcement))
-            case s.Store(update, key):
+            case ev.Store(update, key):
                 place, body = self.bodies.pop(key)
                 self.outbox.store(update, body)
                 self.ledger.stored[place] = self.name, update.outbox, update.seq
-            case s.Send(update):
+            case ev.Send(update):
                 self._publish(TOPICS.update(self.name), frames.encode(update, self.outbox.body(update.seq)))
-            case s.Offer(update):
+            case ev.Offer(update):
                 self._publish(TOPICS.update(self.name), frames.encode(update))
-            case s.SendChunks(update, parts):
+            case ev.SendChunks(update, parts):
                 cut = list(chunks.cut(self.outbox.body(update.seq), self.session.part_size(update.size)))
                 for part in [part for part in parts if part < len(cut)]:
                     header = Chunk(outbox=update.outbox, first=update.first, seq=update.seq, part=part)
                     self._publish(TOPICS.update(self.name), frames.encode(header, cut[part]))
-            case s.Forget(through):
+            case ev.Forget(through):
                 self.outbox.forget(through)
-            case s.Tell(settled):
+            case ev.Tell(settled):
                 if settled.verdict.final:
                     self.ledger.told[self.name, self.session.outbox, settled.seq] = settled.verdict
             case _:
@@ -186,14 +187,14 @@ class Participant:
                     assert state is not None
                     state = state.advance(lineage.decode_step(data, state.schema.size)[0])
         except WireError as error:
-            self._event(s.FetchFailed(str(error)))
+            self._event(ev.FetchFailed(str(error)))
             return
         assert state is not None
         assert state.digest() == announcement.digest
         version = announcement.generation, announcement.version
         assert self.ledger.digests.setdefault(version, state.digest()) == state.digest()
         self.state = state
-        self._event(s.Fetched(s.Base.of(announcement)))
+        self._event(ev.Fetched(ev.Base.of(announcement)))
 
     def _collect(self, announcement: Announcement, frame: FrameInfo) -> bytes:
         bodies = []
@@ -210,7 +211,7 @@ class Participant:
 
     def _train(self, announcement: Announcement) -> None:
         if not self.ledger.training or self.state is None:
-            self._event(s.NothingToSend("the day is over"))
+            self._event(ev.NothingToSend("the day is over"))
             return
         place, delta = self.ledger.delta(self.state.schema.size)
         body = codecs.encode_delta(delta, self.state.schema, "float32")
@@ -227,4 +228,4 @@ class Participant:
             sha256=hashlib.sha256(body).digest(),
         )
         self.bodies[place] = place, body
-        self._event(s.Trained(update, place))
+        self._event(ev.Trained(update, place))

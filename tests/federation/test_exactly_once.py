@@ -17,7 +17,9 @@ from aggregator.processor import Processor
 from aggregator.receipts import Receipts
 from aggregator.store import Store
 from aggregator.strategy import Strategy, constant
-from iot_client import session as s
+from iot_client import events as client
+from iot_client import timers
+from iot_client.session import Work
 from tests.aggregator.rig import EVERYTHING_COUNTS, TOPICS
 from tests.federation.kernel import Faults, Kernel
 from tests.federation.network import Network
@@ -65,7 +67,7 @@ class Federation:
 
     def drained(self) -> bool:
         return self.server.rig is not None and all(
-            participant.alive and participant.session.holding == 0 and participant.session.work is not s.Work.TRAINING
+            participant.alive and participant.session.holding == 0 and participant.session.work is not Work.TRAINING
             for participant in self.participants
         )
 
@@ -160,9 +162,9 @@ def forget_when_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     """The device takes the broker's acknowledgement for the aggregator's."""
     act = Participant.act
 
-    def careless(participant: Participant, action: s.Action) -> None:
+    def careless(participant: Participant, action: client.Action) -> None:
         act(participant, action)
-        if isinstance(action, s.Send):
+        if isinstance(action, client.Send):
             participant.outbox.forget(action.update.seq)
             participant.session._held.pop(action.update.seq)
 
@@ -171,7 +173,7 @@ def forget_when_sent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def sent_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The device waits for a receipt for ever."""
-    monkeypatch.setattr(s.Timer, "start", lambda *_arguments: None)
+    monkeypatch.setattr(timers.Timer, "start", lambda *_arguments: None)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from iot_client import events as ev
 from iot_client import session as s
 from iot_client.outbox import BALLAST, Outbox, OutboxFull
 from tests.aggregator.test_full_disk import small_disk
@@ -54,8 +55,8 @@ def test_a_session_whose_update_was_not_stored_uses_its_seq_again_and_waits() ->
         federation="f", lineage=b"l" * 16, generation=0, version=1, step=0, phase="training",
         schema_hash=b"s" * 16, digest=b"d" * 16,
     )  # fmt: skip
-    (store,) = session.handle(s.Trained(update(1, 10), 7), 0.0)
-    assert isinstance(store, s.Store) and store.update.seq == 1
+    (store,) = session.handle(ev.Trained(update(1, 10), 7), 0.0)
+    assert isinstance(store, ev.Store) and store.update.seq == 1
     session.not_stored(0.0)
     assert (session.next, session.holding) == (1, 0)
     assert session._room.due == 30.0

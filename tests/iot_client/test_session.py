@@ -8,7 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from iot_client import events as ev
 from iot_client import session as s
+from iot_client import timers
 from iot_client.session import DeviceSession, Link, Work
 from wire.messages import (
     OUTBOX_LIMIT,
@@ -64,8 +66,8 @@ def made(size: int = 10, *, outbox: int = 0, seq: int = 1) -> Update:
     )
 
 
-def receipt(hi: int, *settled: Settled, outbox: int = OUTBOX, grants: Sequence[Grant] = ()) -> s.Receipted:
-    return s.Receipted(Receipt(outbox=outbox, hi=hi, settled=settled, grants=tuple(grants)))
+def receipt(hi: int, *settled: Settled, outbox: int = OUTBOX, grants: Sequence[Grant] = ()) -> ev.Receipted:
+    return ev.Receipted(Receipt(outbox=outbox, hi=hi, settled=settled, grants=tuple(grants)))
 
 
 def accepted(seq: int) -> Settled:
@@ -84,18 +86,18 @@ class Driver:
         self.now = 0.0
         self.keys = count()
 
-    def __call__(self, *events: s.Event) -> list[s.Action]:
-        actions: list[s.Action] = []
+    def __call__(self, *events: ev.Event) -> list[ev.Action]:
+        actions: list[ev.Action] = []
         for event in events:
             actions += self.session.handle(event, self.now)
         return actions
 
-    def up(self, version: int = 1) -> list[s.Action]:
+    def up(self, version: int = 1) -> list[ev.Action]:
         """Connected, greeted and answered."""
         hi = self.session.first - 1
-        return self(s.Connected(), s.Announced(announcement(version)), s.AggregatorSeen(status()), receipt(hi))
+        return self(ev.Connected(), ev.Announced(announcement(version)), ev.AggregatorSeen(status()), receipt(hi))
 
-    def wait(self, seconds: float) -> list[s.Action]:
+    def wait(self, seconds: float) -> list[ev.Action]:
         """Let time pass, from one deadline to the next."""
         until, actions = self.now + seconds, []
         while (deadline := self.session.deadline) is not None and deadline <= until:
@@ -104,20 +106,20 @@ class Driver:
         self.now = until
         return actions
 
-    def train(self, size: int = 10) -> list[s.Action]:
+    def train(self, size: int = 10) -> list[ev.Action]:
         """Fetch what is announced, train from it, and end the training."""
         assert self.session.work is Work.FETCHING
         assert self.session._target is not None
-        (train,) = self(s.Fetched(s.Base.of(self.session._target)))
-        assert isinstance(train, s.Train)
-        return self(s.Trained(made(size), next(self.keys)))
+        (train,) = self(ev.Fetched(ev.Base.of(self.session._target)))
+        assert isinstance(train, ev.Train)
+        return self(ev.Trained(made(size), next(self.keys)))
 
 
-def sent(actions: Sequence[s.Action]) -> list[int]:
-    return [action.update.seq for action in actions if isinstance(action, s.Send)]
+def sent(actions: Sequence[ev.Action]) -> list[int]:
+    return [action.update.seq for action in actions if isinstance(action, ev.Send)]
 
 
-def kinds(actions: Sequence[s.Action]) -> list[type[s.Action]]:
+def kinds(actions: Sequence[ev.Action]) -> list[type[ev.Action]]:
     return [type(action) for action in actions]
 
 
@@ -137,23 +139,23 @@ def test_every_state_can_be_left_and_reached() -> None:
 
 def test_a_life() -> None:
     driver = Driver()
-    assert kinds(driver(s.Connected())) == []
-    assert kinds(driver(s.AggregatorSeen(status()))) == [s.Greet]
+    assert kinds(driver(ev.Connected())) == []
+    assert kinds(driver(ev.AggregatorSeen(status()))) == [ev.Greet]
     assert kinds(driver(receipt(0))) == []
     assert driver.session.link is Link.UP
-    (fetch,) = driver(s.Announced(announcement(5)))
-    assert isinstance(fetch, s.Fetch)
+    (fetch,) = driver(ev.Announced(announcement(5)))
+    assert isinstance(fetch, ev.Fetch)
     assert [frame.span for frame in fetch.frames] == [0]
-    (train,) = driver(s.Fetched(s.Base(LINEAGE, 0, 5)))
-    assert isinstance(train, s.Train)
-    store, send = driver(s.Trained(made(), 3))
-    assert store == s.Store(made(outbox=OUTBOX, seq=1), 3)
-    assert send == s.Send(made(outbox=OUTBOX, seq=1))
-    assert kinds(driver(s.Announced(announcement(5)))) == [], "a device trains once from each version"
+    (train,) = driver(ev.Fetched(ev.Base(LINEAGE, 0, 5)))
+    assert isinstance(train, ev.Train)
+    store, send = driver(ev.Trained(made(), 3))
+    assert store == ev.Store(made(outbox=OUTBOX, seq=1), 3)
+    assert send == ev.Send(made(outbox=OUTBOX, seq=1))
+    assert kinds(driver(ev.Announced(announcement(5)))) == [], "a device trains once from each version"
     told, forget = driver(receipt(1, accepted(1)))
-    assert (told, forget) == (s.Tell(accepted(1)), s.Forget(1))
-    (fetch,) = driver(s.Announced(announcement(7)))
-    assert isinstance(fetch, s.Fetch)
+    assert (told, forget) == (ev.Tell(accepted(1)), ev.Forget(1))
+    (fetch,) = driver(ev.Announced(announcement(7)))
+    assert isinstance(fetch, ev.Fetch)
     assert [(frame.version, frame.span) for frame in fetch.frames] == [(6, 1), (7, 1)], "the cheapest way"
     assert driver.session.deadline is not None
 
@@ -173,57 +175,57 @@ class NeverForgotten(RuleBasedStateMachine):
         self.sent: dict[tuple[int, int], Update] = {}
         self.hi = 0
         self.key = count()
-        self.fetching: s.Base | None = None
+        self.fetching: ev.Base | None = None
         self.training = False
         self.boot = 1
 
-    def do(self, actions: Sequence[s.Action]) -> None:
+    def do(self, actions: Sequence[ev.Action]) -> None:
         for action in actions:
             match action:
-                case s.Store(update, key):
+                case ev.Store(update, key):
                     self.keys.remove(key)
                     assert update.seq == max(self.outbox, default=update.seq - 1) + 1
                     self.outbox[update.seq] = update
-                case s.Send(update) | s.Offer(update):
+                case ev.Send(update) | ev.Offer(update):
                     assert self.driver.session.link is Link.UP
                     assert update.seq in self.outbox, "sent before it was stored"
                     assert update.first == min(self.outbox)
                     bare = update.model_copy(update={"first": 1, "kind": "update", "parts": 1})
                     assert self.sent.setdefault((update.outbox, update.seq), bare) == bare, "sent with another face"
-                case s.SendChunks(update, _):
+                case ev.SendChunks(update, _):
                     assert update.seq in self.outbox
-                case s.Forget(through):
+                case ev.Forget(through):
                     assert through <= self.hi, "forgotten without a receipt"
                     self.outbox = {seq: update for seq, update in self.outbox.items() if seq > through}
-                case s.Fetch(wanted, _):
-                    self.fetching = s.Base.of(wanted)
-                case s.Train():
+                case ev.Fetch(wanted, _):
+                    self.fetching = ev.Base.of(wanted)
+                case ev.Train():
                     assert not self.training
                     self.training = True
-                case s.Renew():
+                case ev.Renew():
                     raise AssertionError("this outbox was never put back")
                 case _:
                     pass
 
-    def tell(self, event: s.Event) -> None:
+    def tell(self, event: ev.Event) -> None:
         self.do(self.driver(event))
 
     @precondition(lambda self: self.driver.session.link is Link.DOWN)
     @rule(chunk=st.sampled_from([None, 5, 100]))
     def connect(self, chunk: int | None) -> None:
-        self.tell(s.Connected(chunk))
+        self.tell(ev.Connected(chunk))
 
     @rule()
     def disconnect(self) -> None:
-        self.tell(s.Disconnected())
+        self.tell(ev.Disconnected())
 
     @rule(version=st.integers(1, 6), generation=st.integers(0, 1), lineage=st.sampled_from([LINEAGE, LINEAGE, OTHER]))
     def announce(self, version: int, generation: int, lineage: bytes) -> None:
-        self.tell(s.Announced(announcement(version, lineage=lineage, generation=generation, chunk=500)))
+        self.tell(ev.Announced(announcement(version, lineage=lineage, generation=generation, chunk=500)))
 
     @rule(state=st.sampled_from(AggregatorState), boot=st.integers(1, 2))
     def see(self, state: AggregatorState, boot: int) -> None:
-        self.tell(s.AggregatorSeen(status(state, boot)))
+        self.tell(ev.AggregatorSeen(status(state, boot)))
 
     @rule(data=st.data(), old=st.booleans())
     def receipt(self, data: st.DataObject, old: bool) -> None:
@@ -242,7 +244,7 @@ class NeverForgotten(RuleBasedStateMachine):
     def fetched(self, fails: bool, start_over: bool) -> None:
         base, self.fetching = self.fetching, None
         assert base is not None
-        self.tell(s.FetchFailed("why", start_over) if fails else s.Fetched(base))
+        self.tell(ev.FetchFailed("why", start_over) if fails else ev.Fetched(base))
 
     @precondition(lambda self: self.training)
     @rule(size=st.sampled_from([3, 10, 300, 2000]))
@@ -250,14 +252,14 @@ class NeverForgotten(RuleBasedStateMachine):
         self.training = False
         key = next(self.key)
         self.keys.add(key)
-        self.tell(s.Trained(made(size), key))
+        self.tell(ev.Trained(made(size), key))
         assert not self.keys, "trained and not stored"
 
     @precondition(lambda self: self.training)
     @rule()
     def unfit(self) -> None:
         self.training = False
-        self.tell(s.NothingToSend("why"))
+        self.tell(ev.NothingToSend("why"))
 
     @rule(seconds=st.floats(0, 400))
     def wait(self, seconds: float) -> None:
@@ -278,14 +280,14 @@ class NeverForgotten(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """With a working link, everything that is held is sent within the longest patience."""
-        self.tell(s.Disconnected())
-        self.tell(s.Connected())
-        self.tell(s.AggregatorSeen(status(boot=3)))
+        self.tell(ev.Disconnected())
+        self.tell(ev.Connected())
+        self.tell(ev.AggregatorSeen(status(boot=3)))
         self.tell(receipt(self.hi))
         while self.outbox:
             before = self.sent
             self.sent = {}
-            self.do(self.driver.wait(2 * s.LONGEST))
+            self.do(self.driver.wait(2 * timers.LONGEST))
             assert (OUTBOX, min(self.outbox)) in self.sent, "held, and never sent again"
             self.sent = before | self.sent
             self.hi = max(self.hi, min(self.outbox))
@@ -301,15 +303,15 @@ TestNeverForgotten.settings = settings(max_examples=100, stateful_step_count=40,
 
 def test_a_silent_broker_is_greeted_after_a_while_and_again_ever_less_often() -> None:
     driver = Driver()
-    driver(s.Connected())
-    greetings = [action for action in driver.wait(2000) if isinstance(action, s.Greet)]
+    driver(ev.Connected())
+    greetings = [action for action in driver.wait(2000) if isinstance(action, ev.Greet)]
     assert 5 < len(greetings) < 15
 
 
 def test_whoever_answers_is_there_though_its_status_did_not_come() -> None:
     driver = Driver([made(outbox=OUTBOX)], 2)
-    driver(s.Connected())
-    assert s.Greet() in driver.wait(3)
+    driver(ev.Connected())
+    assert ev.Greet() in driver.wait(3)
     assert sent(driver(receipt(0))) == [1]
 
 
@@ -317,23 +319,23 @@ def test_whoever_answers_is_there_though_its_status_did_not_come() -> None:
 def test_an_aggregator_that_is_back_is_greeted_and_sent_everything(then: AggregatorStatus) -> None:
     driver = Driver([made(outbox=OUTBOX)], 2)
     assert sent(driver.up()) == [1]
-    driver(s.AggregatorSeen(status(AggregatorState.LOST)))
-    assert kinds(driver(s.AggregatorSeen(then))) == [s.Greet]
+    driver(ev.AggregatorSeen(status(AggregatorState.LOST)))
+    assert kinds(driver(ev.AggregatorSeen(then))) == [ev.Greet]
     assert sent(driver(receipt(0))) == [1]
 
 
 def test_nothing_is_sent_to_one_who_paused() -> None:
     driver = Driver([made(outbox=OUTBOX)], 2)
-    driver(s.Connected(), s.AggregatorSeen(status(AggregatorState.PAUSED)), receipt(0))
+    driver(ev.Connected(), ev.AggregatorSeen(status(AggregatorState.PAUSED)), receipt(0))
     assert sent(driver.wait(1000)) == []
-    assert sent(driver(s.AggregatorSeen(status()))) == [1]
+    assert sent(driver(ev.AggregatorSeen(status()))) == [1]
 
 
 def test_a_training_may_end_without_a_link() -> None:
     driver = Driver()
     driver.up()
-    driver(s.Fetched(s.Base(LINEAGE, 0, 1)), s.Disconnected())
-    assert kinds(driver(s.Trained(made(), 1))) == [s.Store]
+    driver(ev.Fetched(ev.Base(LINEAGE, 0, 1)), ev.Disconnected())
+    assert kinds(driver(ev.Trained(made(), 1))) == [ev.Store]
     assert sent(driver.up()) == [1]
 
 
@@ -382,7 +384,7 @@ def test_a_busy_aggregator_is_left_alone_for_as_long_as_it_says() -> None:
     driver = holding(2)
     driver.up()
     driver(receipt(0, busy(1, 60)))
-    assert sent(driver(s.AggregatorSeen(status()), s.Announced(announcement(2)), receipt(0))) == []
+    assert sent(driver(ev.AggregatorSeen(status()), ev.Announced(announcement(2)), receipt(0))) == []
     assert sent(driver.train()) == []
     assert sent(driver.wait(40)) == []
     assert sent(driver.wait(25)) == [1, 2, 3]
@@ -390,15 +392,15 @@ def test_a_busy_aggregator_is_left_alone_for_as_long_as_it_says() -> None:
 
 def test_a_full_outbox_trains_no_more_until_there_is_room() -> None:
     driver = holding(OUTBOX_LIMIT)
-    assert not any(isinstance(action, s.Fetch) for action in driver.up())
-    assert s.Fetch in kinds(driver(receipt(1, accepted(1))))
+    assert not any(isinstance(action, ev.Fetch) for action in driver.up())
+    assert ev.Fetch in kinds(driver(receipt(1, accepted(1))))
 
 
 def test_verdicts_are_told_once() -> None:
     driver = holding(2)
     driver.up()
     refused = Settled(seq=1, verdict=Verdict.STALE, why="old")
-    assert s.Tell(refused) in driver(receipt(1, refused))
+    assert ev.Tell(refused) in driver(receipt(1, refused))
     assert kinds(driver(receipt(1, refused))) == []
 
 
@@ -407,17 +409,17 @@ def test_verdicts_are_told_once() -> None:
 
 def test_a_large_update_is_offered_alone_and_sent_as_it_is_granted() -> None:
     driver = holding(2, size=2500)
-    (offer,) = [action for action in driver.up() if isinstance(action, s.Offer)]
+    (offer,) = [action for action in driver.up() if isinstance(action, ev.Offer)]
     assert (offer.update.kind, offer.update.seq, offer.update.parts) == ("offer", 1, 3)
     assert driver.session.part_size(2500) == 834
     (chunks,) = driver(receipt(0, grants=[Grant(seq=1, parts=(0, 2))]))
-    assert isinstance(chunks, s.SendChunks)
+    assert isinstance(chunks, ev.SendChunks)
     assert (chunks.update.seq, chunks.parts) == (1, (0, 2))
     assert driver(receipt(0, grants=[Grant(seq=9, parts=(0,))])) == []
-    (again,) = [action for action in driver.wait(15) if isinstance(action, s.Offer)]
+    (again,) = [action for action in driver.wait(15) if isinstance(action, ev.Offer)]
     assert again.update.seq == 1
     actions = driver(receipt(1, accepted(1)))
-    assert [action.update.seq for action in actions if isinstance(action, s.Offer)] == [2]
+    assert [action.update.seq for action in actions if isinstance(action, ev.Offer)] == [2]
 
 
 def test_a_small_update_waits_for_a_large_one_before_it() -> None:
@@ -428,13 +430,13 @@ def test_a_small_update_waits_for_a_large_one_before_it() -> None:
 
 def test_chunks_fit_the_link_and_the_aggregator() -> None:
     driver = holding(1, size=900)
-    driver(s.Connected(300), s.AggregatorSeen(status()), s.Announced(announcement(1, chunk=1000)))
-    (offer,) = [action for action in driver(receipt(0)) if isinstance(action, s.Offer)]
+    driver(ev.Connected(300), ev.AggregatorSeen(status()), ev.Announced(announcement(1, chunk=1000)))
+    (offer,) = [action for action in driver(receipt(0)) if isinstance(action, ev.Offer)]
     assert offer.update.parts == 3
-    driver(s.Disconnected(), s.Connected(10_000), s.AggregatorSeen(status()))
+    driver(ev.Disconnected(), ev.Connected(10_000), ev.AggregatorSeen(status()))
     assert sent(driver(receipt(0))) == [1], "another link, other limits"
-    driver(s.Disconnected(), s.Connected(None), s.Announced(announcement(2, chunk=450)), s.AggregatorSeen(status()))
-    (offer,) = [action for action in driver(receipt(0)) if isinstance(action, s.Offer)]
+    driver(ev.Disconnected(), ev.Connected(None), ev.Announced(announcement(2, chunk=450)), ev.AggregatorSeen(status()))
+    (offer,) = [action for action in driver(receipt(0)) if isinstance(action, ev.Offer)]
     assert offer.update.parts == 2
 
 
@@ -443,34 +445,34 @@ def test_chunks_fit_the_link_and_the_aggregator() -> None:
 
 def test_an_outbox_that_was_put_back_begins_anew_and_keeps_what_was_never_sent() -> None:
     driver = holding(2)
-    driver(s.Connected(), s.Announced(announcement(1)))
+    driver(ev.Connected(), ev.Announced(announcement(1)))
     driver.session.link = Link.UP
-    driver(s.AggregatorSeen(status(AggregatorState.PAUSED)), receipt(0))
+    driver(ev.AggregatorSeen(status(AggregatorState.PAUSED)), receipt(0))
     driver.session.work = Work.FETCHING
     driver.session._target = announcement(1)
     driver.train()
     renew = driver(receipt(3))[-1]
-    assert renew == s.Renew((3,)), "3 cannot have been settled: we never sent it"
-    assert driver.session.renewed(99, [made(outbox=99)], 2, driver.now) == [s.Greet()]
+    assert renew == ev.Renew((3,)), "3 cannot have been settled: we never sent it"
+    assert driver.session.renewed(99, [made(outbox=99)], 2, driver.now) == [ev.Greet()]
     assert driver(receipt(3)) == [], "the old name is not ours any more"
-    driver(s.AggregatorSeen(status()))
+    driver(ev.AggregatorSeen(status()))
     actions = driver(receipt(0, outbox=99))
     assert sent(actions) == [1]
     driver(receipt(1, accepted(1), outbox=99))
-    assert s.Greet() not in driver.wait(1000), "it has been answered"
+    assert ev.Greet() not in driver.wait(1000), "it has been answered"
 
 
 def test_an_outbox_that_is_behind_begins_anew() -> None:
     driver = Driver([made(outbox=OUTBOX, seq=4)], 5)
-    driver(s.Connected(), s.AggregatorSeen(status()))
-    assert driver(receipt(9)) == [s.Renew(())]
+    driver(ev.Connected(), ev.AggregatorSeen(status()))
+    assert driver(receipt(9)) == [ev.Renew(())]
 
 
 def test_a_crash_between_store_and_send_is_no_copy() -> None:
     driver = Driver([made(outbox=OUTBOX, seq=4)], 5)
-    driver(s.Connected(), s.AggregatorSeen(status()))
+    driver(ev.Connected(), ev.AggregatorSeen(status()))
     assert sent(driver(receipt(3))) == [4]
-    assert kinds(driver(receipt(4, accepted(4)))) == [s.Tell, s.Forget]
+    assert kinds(driver(receipt(4, accepted(4)))) == [ev.Tell, ev.Forget]
 
 
 # ------------------------------------------------------------------------------ work
@@ -479,46 +481,46 @@ def test_a_crash_between_store_and_send_is_no_copy() -> None:
 def test_a_model_of_a_broken_link_is_held_and_not_trained_from() -> None:
     driver = Driver()
     driver.up(1)
-    driver(s.Disconnected())
-    assert driver(s.Fetched(s.Base(LINEAGE, 0, 1))) == []
-    (fetch,) = [action for action in driver.up(3) if isinstance(action, s.Fetch)]
+    driver(ev.Disconnected())
+    assert driver(ev.Fetched(ev.Base(LINEAGE, 0, 1))) == []
+    (fetch,) = [action for action in driver.up(3) if isinstance(action, ev.Fetch)]
     assert [frame.version for frame in fetch.frames] == [2, 3], "what came after all is of use"
-    assert driver(s.Fetched(s.Base(LINEAGE, 0, 2))) == []
+    assert driver(ev.Fetched(ev.Base(LINEAGE, 0, 2))) == []
     assert driver.session.work is Work.FETCHING
-    assert kinds(driver(s.Fetched(s.Base(LINEAGE, 0, 3)))) == [s.Train]
+    assert kinds(driver(ev.Fetched(ev.Base(LINEAGE, 0, 3)))) == [ev.Train]
 
 
 def test_a_failed_fetch_is_tried_again_from_a_snapshot_where_it_must() -> None:
     driver = Driver()
     driver.up(2)
     driver.train()
-    driver(s.Announced(announcement(3)))
-    assert driver(s.FetchFailed("digest", start_over=True)) == []
+    driver(ev.Announced(announcement(3)))
+    assert driver(ev.FetchFailed("digest", start_over=True)) == []
     (read, fetch) = driver.wait(3)
-    assert read == s.ReadAnnouncement()
-    assert isinstance(fetch, s.Fetch)
+    assert read == ev.ReadAnnouncement()
+    assert isinstance(fetch, ev.Fetch)
     assert [frame.span for frame in fetch.frames] == [0]
 
 
 def test_no_way_means_to_look_again() -> None:
     driver = Driver()
     nowhere = announcement(3).model_copy(update={"frames": ()})
-    driver(s.Connected(), s.AggregatorSeen(status()), receipt(0), s.Announced(nowhere))
+    driver(ev.Connected(), ev.AggregatorSeen(status()), receipt(0), ev.Announced(nowhere))
     assert driver.session.work is Work.RESTING
-    assert s.ReadAnnouncement() in driver.wait(3)
+    assert ev.ReadAnnouncement() in driver.wait(3)
 
 
 def test_an_old_announcement_is_ignored_and_a_new_generation_is_not() -> None:
     driver = Driver()
     driver.up(5)
     driver.train()
-    assert driver(s.Announced(announcement(4))) == []
-    (fetch,) = driver(s.Announced(announcement(6, generation=1)))
-    assert isinstance(fetch, s.Fetch)
+    assert driver(ev.Announced(announcement(4))) == []
+    (fetch,) = driver(ev.Announced(announcement(6, generation=1)))
+    assert isinstance(fetch, ev.Fetch)
     assert [frame.span for frame in fetch.frames] == [0], "steps do not lead across generations"
     driver.train()
-    (fetch,) = driver(s.Announced(announcement(1, lineage=OTHER)))
-    assert isinstance(fetch, s.Fetch)
+    (fetch,) = driver(ev.Announced(announcement(1, lineage=OTHER)))
+    assert isinstance(fetch, ev.Fetch)
     assert [frame.span for frame in fetch.frames] == [0]
 
 
@@ -526,12 +528,12 @@ def test_statistics_are_sent_until_the_training_begins() -> None:
     driver = Driver()
     asked = Moment(name="input", channels=2)
     gathering = announcement(1).model_copy(update={"phase": "statistics", "moments": (asked,)})
-    driver(s.Connected(), s.AggregatorSeen(status()), receipt(0))
-    assert driver(s.Announced(gathering)) == [s.SendStatistics(LINEAGE, (asked,))]
-    assert driver(s.Announced(gathering)) == []
-    assert s.SendStatistics(LINEAGE, (asked,)) in driver.wait(30)
-    assert s.Fetch in kinds(driver(s.Announced(announcement(1))))
-    assert not any(isinstance(action, s.SendStatistics) for action in driver.wait(1000))
+    driver(ev.Connected(), ev.AggregatorSeen(status()), receipt(0))
+    assert driver(ev.Announced(gathering)) == [ev.SendStatistics(LINEAGE, (asked,))]
+    assert driver(ev.Announced(gathering)) == []
+    assert ev.SendStatistics(LINEAGE, (asked,)) in driver.wait(30)
+    assert ev.Fetch in kinds(driver(ev.Announced(announcement(1))))
+    assert not any(isinstance(action, ev.SendStatistics) for action in driver.wait(1000))
 
 
 def test_each_training_has_a_seed_of_its_own() -> None:
@@ -539,10 +541,10 @@ def test_each_training_has_a_seed_of_its_own() -> None:
     for name in ("d", "e"):
         for version in (1, 2):
             session = DeviceSession(name, OUTBOX, (), 1, lambda: 0.5)
-            for event in (s.Connected(), s.AggregatorSeen(status()), receipt(0), s.Announced(announcement(version))):
+            for event in (ev.Connected(), ev.AggregatorSeen(status()), receipt(0), ev.Announced(announcement(version))):
                 session.handle(event, 0)
-            (train,) = session.handle(s.Fetched(s.Base(LINEAGE, 0, version)), 0)
-            assert isinstance(train, s.Train)
+            (train,) = session.handle(ev.Fetched(ev.Base(LINEAGE, 0, version)), 0)
+            assert isinstance(train, ev.Train)
             seeds.add(train.plan.seed)
     assert len(seeds) == 4
 
@@ -553,9 +555,9 @@ def test_a_refused_version_is_trained_from_again_after_a_while() -> None:
     driver.up()
     driver.train()
     refused = Settled(seq=1, verdict=Verdict.NORM_TOO_LARGE)
-    assert s.Train not in kinds(driver(receipt(1, refused)))
-    assert s.Train not in kinds(driver.wait(20))
-    assert s.Train in kinds(driver.wait(15))
+    assert ev.Train not in kinds(driver(receipt(1, refused)))
+    assert ev.Train not in kinds(driver.wait(20))
+    assert ev.Train in kinds(driver.wait(15))
 
 
 def test_a_newer_version_is_trained_from_at_once_though_the_last_update_was_refused() -> None:
@@ -563,4 +565,4 @@ def test_a_newer_version_is_trained_from_at_once_though_the_last_update_was_refu
     driver.up()
     driver.train()
     driver(receipt(1, Settled(seq=1, verdict=Verdict.STALE)))
-    assert s.Fetch in kinds(driver(s.Announced(announcement(2))))
+    assert ev.Fetch in kinds(driver(ev.Announced(announcement(2))))
