@@ -4,6 +4,8 @@
 #   make demo TORCH=1    the same with a mixed fleet: half torch, half NumPy
 #   make test            all tests
 #   make lint            ruff, mypy, import-linter
+#   make chaos           kill everything at random for SECONDS=60 from SEED=1: is any update lost or doubled?
+#   make mutants         which tests catch which bug that is put in on purpose
 #   make install         .venv with everything, for work on Midge itself
 
 PYTHON ?= python3
@@ -15,7 +17,7 @@ ARGS ?= --target 0.93 --seconds 120
 CHROMIUM ?= chromium --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking \
   --disable-component-update --disable-sync --user-data-dir=$(CURDIR)/runs/.chromium --hide-scrollbars
 
-.PHONY: pictures demo test lint format install clean
+.PHONY: pictures demo test lint format install clean chaos mutants
 .DELETE_ON_ERROR:
 
 ifdef TORCH
@@ -34,6 +36,14 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+SECONDS ?= 60
+SEED ?= 1
+chaos: $(VENV)/.demo
+	@$(BIN)/python -P -m sensor_fleet.chaos --seconds $(SECONDS) --seed $(SEED)
+
+mutants: install
+	@$(BIN)/python -m tests.mutants
 
 format: install
 	$(BIN)/ruff check --fix .
