@@ -87,7 +87,8 @@ class Processor:
                 return self._greeted(origin.device, delivery)
             case "report":
                 report, _ = messages.decode(Report, delivery.payload)
-                self._tell("report", device=origin.device, version=report.version, metrics=dict(report.metrics))
+                if report.lineage == self._core.lineage:  # another lineage's versions are not ours
+                    self._tell("report", device=origin.device, version=report.version, metrics=dict(report.metrics))
                 return None
 
     def _greeted(self, device: str, delivery: Delivery) -> ev.Event | None:
