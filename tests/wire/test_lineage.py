@@ -62,9 +62,9 @@ def test_a_fixed_model_gives_the_same_bits_for_ever_and_everywhere() -> None:
         sha.update(lineage.encode_step(step, states[0].exponent))
     assert states[0].exponent == -24
     assert states[0].digest().hex() == "1874942cda50b734ac27590a3915c6ca"
-    assert states[-1].digest().hex() == "a2010af65bd977194d644bb7ed3e0cc8"
-    assert sha.hexdigest()[:32] == "5e746668739384dbec333cd78fd9d86e"
-    assert hashlib.sha256(lineage.encode_snapshot(states[-1])).hexdigest()[:32] == "1aca0e44863635544be9cc9a2fc6b470"
+    assert states[-1].digest().hex() == "c1225cdf1b53e1df4b736bfde79d6dea"
+    assert sha.hexdigest()[:32] == "27b134f77281ab65b0308d677c91ad19"
+    assert hashlib.sha256(lineage.encode_snapshot(states[-1])).hexdigest()[:32] == "79f754da7f542e3c3f848a52e1836340"
 
 
 @given(st.integers(0, VERSIONS), st.data())
@@ -260,14 +260,14 @@ def test_parameters_of_a_state() -> None:
     assert not parameters["count"].flags.writeable
 
 
-def test_steps_are_a_twentieth_of_float32() -> None:
+def test_steps_are_a_fifteenth_of_float32_or_less() -> None:
     size = 256 * 100
     x = scattered(size, 5)
     state = lineage.on_grid(x, plain(size), b"")
     drift = np.random.default_rng(0).laplace(size=size).astype(np.float32)
     step = lineage.compress(x + drift / np.float32(64), state)
     assert step is not None
-    assert len(lineage.encode_step(step, state.exponent)) < 4 * size / 20
+    assert len(lineage.encode_step(step, state.exponent)) < 4 * size / 15
 
 
 def test_states_are_compared_by_digest() -> None:
@@ -317,3 +317,19 @@ def test_bodies_of_the_wrong_length_are_refused(random: Random) -> None:
         for wrong in (frame[: random.randrange(len(frame))], frame + random.randbytes(random.randint(1, 5))):
             with pytest.raises(WireError):
                 _ = lineage.decode_step(wrong, SCHEMA.size) if frame is step else lineage.decode_snapshot(wrong)
+
+
+@pytest.mark.parametrize("size", [3, 100, 300, 5000])
+def test_a_model_that_moves_is_followed(size: int) -> None:
+    """Devices train from p and the aggregator moves x: p comes nearer with each release, and does not swing about."""
+    rng = np.random.default_rng(size)
+    goal, x = rng.normal(size=size).astype(np.float32), np.zeros(size, np.float32)
+    state = lineage.on_grid(x, plain(size), b"")
+    for _ in range(40):
+        before = float(np.abs(goal - state.values()).mean())
+        x += np.float32(0.3) * (goal - state.values())
+        step = lineage.compress(x, state)
+        assert step is not None
+        state = state.advance(step)
+        assert float(np.abs(goal - state.values()).mean()) <= before + 1e-5
+    assert np.abs(goal - state.values()).max() < 1e-4
