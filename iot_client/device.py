@@ -32,6 +32,7 @@ from iot_client import session as s
 from iot_client.fetching import Fetcher, FetchError
 from iot_client.fit import Fit, Parameters, TrainingPlan
 from iot_client.outbox import Outbox, OutboxFull
+from iot_client.timers import PATIENCE
 from iot_client.training import Made, TrainerError, Unfit, make_update
 from wire import chunks, frames, messages
 from wire.errors import WireError
@@ -72,6 +73,7 @@ class Device:
         capabilities: plain values for the status: what the device is.
         on_event: called with a dict for each thing of note.
         keepalive: seconds between signs of life to the broker.
+        patience: seconds before an update that was not answered is sent again; less and less often after that.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Device:
         capabilities: Mapping[str, str | int | float | bool] | None = None,
         on_event: Listener | None = None,
         keepalive: int = 30,
+        patience: float = PATIENCE,
     ) -> None:
         self.name = check_name(name, "device name")
         if not callable(train):
@@ -101,6 +104,7 @@ class Device:
         self._capabilities = dict(capabilities or {})
         self._listener = on_event
         self._keepalive = keepalive
+        self._patience = patience
         self._stop = asyncio.Event()
         self._events: asyncio.Queue[ev.Event] = asyncio.Queue()
         self._bodies: dict[int, bytes] = {}
@@ -158,7 +162,12 @@ class Device:
         """
         with self._outbox:
             self._session = s.DeviceSession(
-                self.name, self._outbox.identity, self._outbox.held(), self._outbox.next_seq, random.random
+                self.name,
+                self._outbox.identity,
+                self._outbox.held(),
+                self._outbox.next_seq,
+                random.random,
+                patience=self._patience,
             )
             try:
                 async with asyncio.TaskGroup() as tasks:

@@ -38,7 +38,7 @@ from iot_client.events import (
     Train,
     Trained,
 )
-from iot_client.timers import Timer
+from iot_client.timers import PATIENCE, Timer
 from wire import chunks
 from wire.lineage import route
 from wire.messages import (
@@ -118,10 +118,18 @@ class DeviceSession:
         held: the updates that the outbox holds from before, in order.
         next_seq: what the next update will be numbered.
         jitter: a number in [0, 1), new at each call: spreads what many devices would do at once.
+        patience: seconds before an update that was not answered is sent again; less and less often after that.
     """
 
     def __init__(
-        self, device: str, outbox: int, held: Iterable[Update], next_seq: int, jitter: Callable[[], float]
+        self,
+        device: str,
+        outbox: int,
+        held: Iterable[Update],
+        next_seq: int,
+        jitter: Callable[[], float],
+        *,
+        patience: float = PATIENCE,
     ) -> None:
         self.device = device
         self.outbox = outbox
@@ -141,7 +149,7 @@ class DeviceSession:
         """What is being fetched or trained from."""
         self._trained: Base | None = None
         self._greeting = Timer()
-        self._resend = Timer()
+        self._resend = Timer(patience)
         self._statistics = Timer()
         self._refetch = Timer(1.0)
         self._room = Timer(30.0)

@@ -28,6 +28,7 @@ from aggregator.strategy import Strategy, constant, fedasync
 from broker import Connector, Endpoint, connector
 from iot_client.device import Device, first_error
 from iot_client.fit import Fit, Parameters, TrainingPlan
+from iot_client.timers import PATIENCE
 from wire.messages import Plan, Verdict
 
 VARIABLE = "MIDGE_LEDGER"
@@ -113,6 +114,7 @@ class LedgerDevice:
         *,
         until: float = math.inf,
         pace: float = 0.0,
+        patience: float = PATIENCE,
         skip: int = 0,
     ) -> None:
         self._books = books
@@ -133,6 +135,7 @@ class LedgerDevice:
             train=self._train,
             outbox=directory / f"{self._name}.outbox",
             on_event=self._hear,
+            patience=patience,
         )
 
     async def serve(self) -> None:
@@ -195,13 +198,14 @@ class LedgerFleet:
         *,
         until: float = math.inf,
         pace: float = 0.0,
+        patience: float = PATIENCE,
         skip: int = 0,
         kill_rate: float = 0.0,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._connect, self._books, self._numbers, self._directory = connect, books, numbers, directory
         self._kill_rate = kill_rate
-        self._manner: dict[str, Any] = {"until": until, "pace": pace, "skip": skip}
+        self._manner: dict[str, Any] = {"until": until, "pace": pace, "patience": patience, "skip": skip}
         self._serving: dict[int, asyncio.Task[None]] = {}
         self._stop = asyncio.Event()
         self.kills = 0

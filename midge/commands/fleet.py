@@ -27,6 +27,9 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--pace", type=float, default=0.0, metavar="S", help="seconds that a training takes (default: 0)"
     )
+    parser.add_argument(
+        "--patience", type=float, default=10.0, metavar="S", help="seconds before an update is sent again (default: 10)"
+    )
     parser.add_argument("--skip", type=int, default=0, metavar="N", help="leave out the first N places of each device")
     parser.add_argument(
         "--kill-rate", type=float, default=0.0, metavar="R", help="kill and revive R devices a second, by chance"
@@ -46,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
             found = audit(Path(args.audit), directory)
         print(f"{found.accepted} accepted, {found.lost} lost, {found.doubled} doubled")
         return 1 if found.lost or found.doubled else 0
-    if args.devices < 1 or args.updates < 1 or min(args.skip, args.pace, args.kill_rate) < 0:
-        raise Problem("--devices and --updates must be at least 1, --skip, --pace and --kill-rate at least 0.")
+    if args.devices < 1 or args.updates < 1 or min(args.skip, args.pace, args.kill_rate, args.patience) < 0:
+        raise Problem("--devices and --updates must be at least 1, --skip, --pace, --patience, --kill-rate at least 0.")
     with mendable():
         books = Books(devices=args.devices, updates=args.updates, federation=args.federation)
         numbers = _numbers(args.only, args.devices)
@@ -59,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
             directory,
             until=args.until,
             pace=args.pace,
+            patience=args.patience,
             skip=args.skip,
             kill_rate=args.kill_rate,
         )

@@ -26,6 +26,8 @@ PLACES = 20_000
 """In the model at most: a long run makes updates less often."""
 PER_SECOND = 5
 """Updates of each device, at most."""
+PATIENCE = 0.1
+"""Seconds before a device sends again what was not answered: in this world much comes twice."""
 PAUSE = 0.3
 """Seconds between two misfortunes, on average."""
 HAPPENINGS = {"kill devices": 8, "kill aggregator": 3, "kill broker": 1, "stop devices": 2, "stop aggregator": 1}
@@ -130,7 +132,7 @@ class Chaos:
         self._server = aggregator(books, for_server, self._directory, play.midge)
         each = -(-play.devices // play.processes)
         numbers = [range(start, min(start + each, play.devices)) for start in range(0, play.devices, each)]
-        options = ("--until", str(until), "--pace", str(self._pace))
+        options = ("--until", str(until), "--pace", str(self._pace), "--patience", str(PATIENCE))
         self._fleets = [
             fleet(books, for_devices, self._directory, some, *options, midge=play.midge) for some in numbers
         ]

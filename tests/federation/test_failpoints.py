@@ -68,7 +68,9 @@ def scenes() -> list[Scene]:
 SCENES = scenes()
 
 
-async def play(scene: Scene, url: str, directory: Path, midge: Sequence[str] = MIDGE) -> Audit:
+async def play(
+    scene: Scene, url: str, directory: Path, midge: Sequence[str] = MIDGE, patience: float = PATIENCE
+) -> Audit:
     """Run the scene to its end; what the books say then."""
     directory.mkdir()  # noqa: ASYNC240 - at once
     books = Books(
@@ -84,7 +86,7 @@ async def play(scene: Scene, url: str, directory: Path, midge: Sequence[str] = M
     copies = _copies(directory) if scene.put_back else None
     victim, other = (devices, server) if scene.of_device else (server, devices)
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience):
             await other.start()
             for number, wish in enumerate(scene.lives):
                 if number == 1 and copies is not None:
@@ -120,7 +122,9 @@ def _put_back(copies: Path, place: Path) -> None:
     shutil.copytree(copies, place, dirs_exist_ok=True)
 
 
-async def play_all(scenes: Sequence[Scene], directory: Path, midge: Sequence[str] = MIDGE) -> list[str]:
+async def play_all(
+    scenes: Sequence[Scene], directory: Path, midge: Sequence[str] = MIDGE, patience: float = PATIENCE
+) -> list[str]:
     """Play the scenes, some at once, each as a federation of its own; what went wrong in words."""
     wrong: list[str] = []
     turns = asyncio.Semaphore(AT_ONCE)
@@ -130,7 +134,7 @@ async def play_all(scenes: Sequence[Scene], directory: Path, midge: Sequence[str
         async def one(number: int, scene: Scene) -> None:
             async with turns:
                 try:
-                    found = await play(scene, url, directory / f"scene-{number}", midge)
+                    found = await play(scene, url, directory / f"scene-{number}", midge, patience)
                 except (AssertionError, TimeoutError, ValueError) as error:
                     wrong.append(f"{scene.lives}: {type(error).__name__} {error}")
                     return

@@ -1,0 +1,296 @@
+"""Bugs that a federation could have, to be put in on purpose: tests that miss them prove nothing.
+
+Each is planted by replacing a function of the product, in the test's own process or, through `launch.py`, in the
+processes that it starts. Product code knows nothing of them.
+"""
+
+import secrets
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from safetensors.numpy import load as load_tensors
+
+from aggregator import events as ev
+from aggregator.core import AggregatorCore
+from aggregator.engine import Engine
+from aggregator.intake import Further
+from aggregator.processor import Processor
+from aggregator.receipts import Receipts
+from aggregator.service import Aggregator
+from aggregator.store import Checkpoint, Entry, Store
+from broker.connection import Connection, Delivery
+from broker.failpoints import failpoint
+from iot_client.device import Device
+from iot_client.events import Action, Send
+from iot_client.outbox import Outbox, _pack
+from iot_client.timers import Timer
+from tests.aggregator.rig import TOPICS
+from tests.federation.participant import Participant
+from wire import frames, messages
+from wire.errors import WireError
+from wire.messages import Update
+
+Patch = Callable[[object, str, Any], None]
+"""`setattr`, or pytest's, which takes it back."""
+
+
+@dataclass(frozen=True)
+class Bug:
+    """One bug and what must see it."""
+
+    plant: Callable[[Patch], None]
+    killer: str
+    """The cheapest kind of test that catches it; empty where none can, because the design makes it harmless."""
+    wishes: tuple[str, ...] = ()
+    """Of that test, where it is one of failpoints: where to kill."""
+
+    @property
+    def name(self) -> str:
+        return self.plant.__name__
+
+    @property
+    def words(self) -> str:
+        return (self.plant.__doc__ or "").partition("\n")[0]
+
+
+# -------------------------------------------------------------------- the aggregator
+
+
+def no_deduplication(patch: Patch) -> None:
+    """The aggregator takes whatever comes."""
+
+    def arrived(core: AggregatorCore, device: str, update: Update, key: int) -> Sequence[ev.Action]:
+        core._raise(device, update.outbox, update.first)
+        return [ev.Decode(device, update, key)]
+
+    patch(AggregatorCore, "_arrived", arrived)
+
+
+def outboxes_not_in_checkpoints(patch: Patch) -> None:
+    """A restart knows the repeats since the last checkpoint only."""
+    dump = AggregatorCore.dump
+    patch(AggregatorCore, "dump", lambda core: {**dump(core), "outboxes": []})
+
+
+def no_journal(patch: Patch) -> None:
+    """The aggregator remembers what it decided until it is restarted."""
+    patch(Store, "commit", lambda _store, _entries: None)
+
+
+def commit_one_batch_late(patch: Patch) -> None:
+    """What was receipted is written with the next batch."""
+    commit = Store.commit
+    waiting: WeakKeyDictionary[Store, list[Entry]] = WeakKeyDictionary()
+
+    def lazy(store: Store, entries: Iterable[Entry]) -> None:
+        late, waiting[store] = waiting.get(store, []), list(entries)
+        commit(store, late)
+
+    patch(Store, "commit", lazy)
+
+
+def receipt_before_commit(patch: Patch) -> None:
+    """The aggregator says that it has an update before it has."""
+    do = Processor.do
+
+    def hasty(processor: Processor, actions: Sequence[ev.Action], now: float, further: Sequence[Further] = ()) -> None:
+        receipts = Receipts()
+        for action in actions:
+            if isinstance(action, ev.Reply):
+                receipts.settle(action.device, action.outbox, action.hi, action.settled)
+        for post in receipts.posts(processor._topics, now):
+            processor._put(post)
+        do(processor, actions, now, further)
+
+    patch(Processor, "do", hasty)
+
+
+def no_checkpoint_digest(patch: Patch) -> None:
+    """A damaged checkpoint is taken for a whole one."""
+
+    def trusting(store: Store) -> Iterator[Checkpoint]:
+        rows = store._open_db.execute("SELECT lsn, file FROM checkpoints ORDER BY lsn DESC").fetchall()
+        for lsn, file in rows:
+            arrays = load_tensors((store.directory / file).read_bytes())
+            plain = frames.unpack(arrays.pop("plain").tobytes())
+            yield Checkpoint(lsn, arrays, plain["values"], plain["core"])
+
+    patch(Store, "checkpoints", trusting)
+
+
+def frames_not_made_again(patch: Patch) -> None:
+    """A version whose frames were not yet stored when the process was killed can be fetched by nobody."""
+    patch(Engine, "write_replayed", lambda _engine: None)
+
+
+def acknowledge_before_commit(patch: Patch) -> None:
+    """The broker forgets a message before the aggregator has it. Harmless: the device does not."""
+    process = Aggregator._process
+
+    def hasty(server: Aggregator, connection: Connection, batch: list[Delivery]) -> None:
+        for delivery in batch:
+            connection.ack(delivery)
+        process(server, _Deaf(connection), batch)
+
+    patch(Aggregator, "_process", hasty)
+
+
+class _Deaf:
+    """A connection on which everything is acknowledged already."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def ack(self, delivery: Delivery) -> None:
+        pass
+
+
+# ------------------------------------------------------------------------ the device
+
+
+def forget_on_puback(patch: Patch) -> None:
+    """The device takes the broker's acknowledgement for the aggregator's."""
+    publish, act = Device._publish, Participant.act
+
+    async def careless(
+        device: Device, connection: Connection, topic: str, payload: bytes, *, retain: bool = False
+    ) -> None:
+        await publish(device, connection, topic, payload, retain=retain)
+        with suppress(WireError):
+            header, _ = messages.decode_update(payload)
+            if isinstance(header, Update) and header.kind == "update":
+                device._session._held.pop(header.seq, None)
+                device._forget(header.seq)
+
+    def virtually(participant: Participant, action: Action) -> None:
+        act(participant, action)
+        if isinstance(action, Send):
+            participant.outbox.forget(action.update.seq)
+            participant.session._held.pop(action.update.seq)
+
+    patch(Device, "_publish", careless)
+    patch(Participant, "act", virtually)
+
+
+def never_resend(patch: Patch) -> None:
+    """The device waits for a receipt for ever."""
+    patch(Timer, "start", lambda *_arguments: None)
+
+
+def resend_as_new(patch: Patch) -> None:
+    """What is sent again has an identity of its own."""
+    act, acts = Participant.act, Device._act
+    sent: set[tuple[int, int]] = set()
+
+    def again(action: Action) -> Update | None:
+        if not isinstance(action, Send):
+            return None
+        name = action.update.outbox, action.update.seq
+        if name not in sent:
+            sent.add(name)
+            return None
+        return action.update.model_copy(update={"outbox": secrets.randbits(62), "first": 1, "seq": 1})
+
+    def virtually(participant: Participant, action: Action) -> None:
+        if (update := again(action)) is None:
+            act(participant, action)
+        else:
+            assert isinstance(action, Send)
+            body = participant.outbox.body(action.update.seq)
+            participant._publish(TOPICS.update(participant.name), frames.encode(update, body))
+
+    def live(device: Device, actions: list[Action]) -> None:
+        for action in actions:
+            if (update := again(action)) is None:
+                acts(device, [action])
+            else:
+                assert isinstance(action, Send)
+                body = device._outbox.body(action.update.seq)
+                device._send(device.topics.update(device.name), frames.encode(update, body))
+
+    patch(Participant, "act", virtually)
+    patch(Device, "_act", live)
+
+
+def renumber_on_restart(patch: Patch) -> None:
+    """After a restart the device sends what it held under new numbers."""
+    enter, boot = Outbox.__enter__, Participant.boot
+
+    def renumbered(outbox: Outbox) -> Outbox:
+        enter(outbox)
+        _renumber(outbox)
+        return outbox
+
+    def booted(participant: Participant) -> None:
+        _renumber(participant.outbox)
+        boot(participant)
+
+    patch(Outbox, "__enter__", renumbered)
+    patch(Participant, "boot", booted)
+
+
+def _renumber(outbox: Outbox) -> None:
+    held = [(update, outbox.body(update.seq)) for update in outbox.held()]
+    with outbox._db as db:
+        db.execute("DELETE FROM updates")
+        for number, (update, body) in enumerate(held, start=outbox.next_seq):
+            again = update.model_copy(update={"seq": number, "first": outbox.next_seq})
+            db.execute("INSERT INTO updates VALUES (?, ?, ?)", (number, _pack(again), body))
+        outbox.next_seq += len(held)
+        db.execute("UPDATE meta SET value = ? WHERE name = 'next'", (outbox.next_seq,))
+
+
+def outbox_in_two_transactions(patch: Patch) -> None:
+    """An update is stored, and only then its number is taken."""
+
+    def store(outbox: Outbox, update: Update, body: bytes) -> None:
+        with outbox._db as db:
+            db.execute("INSERT INTO updates VALUES (?, ?, ?)", (update.seq, _pack(update), body))
+        failpoint("outbox.storing")
+        with outbox._db as db:
+            db.execute("UPDATE meta SET value = ? WHERE name = 'next'", (update.seq + 1,))
+        outbox.next_seq = update.seq + 1
+
+    patch(Outbox, "store", store)
+
+
+# ------------------------------------------------------------------------- both
+
+
+def no_waiting_for_the_disk(patch: Patch) -> None:
+    """What is committed is left to the operating system to write."""
+    connect = sqlite3.connect
+
+    class Hasty(sqlite3.Connection):
+        def execute(self, statement: str, *arguments: Any) -> sqlite3.Cursor:
+            return super().execute(statement.replace("synchronous=FULL", "synchronous=OFF"), *arguments)
+
+    patch(sqlite3, "connect", lambda *arguments, **named: connect(*arguments, factory=Hasty, **named))
+
+
+BUGS = {
+    bug.name: bug
+    for bug in (
+        Bug(no_deduplication, "virtual"),
+        Bug(outboxes_not_in_checkpoints, "virtual"),
+        Bug(no_journal, "virtual"),
+        Bug(commit_one_batch_late, "virtual"),
+        Bug(receipt_before_commit, "virtual"),
+        Bug(no_checkpoint_digest, "damage"),
+        Bug(frames_not_made_again, "failpoints", ("release.computed:3",)),
+        Bug(acknowledge_before_commit, ""),
+        Bug(forget_on_puback, "virtual"),
+        Bug(never_resend, "virtual"),
+        Bug(resend_as_new, "virtual"),
+        Bug(renumber_on_restart, "virtual"),
+        Bug(outbox_in_two_transactions, "failpoints", ("outbox.storing:2",)),
+        Bug(no_waiting_for_the_disk, "power cut"),
+    )
+}
