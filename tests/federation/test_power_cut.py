@@ -1,0 +1,159 @@
+"""The power goes: what was told before is on the disk after.
+
+A disk is a file with ext4 on it, which lies on XFS. Copying that file by reflink takes an instant: what reached the
+disk until then, and nothing else. The copy is mounted and looked at. It needs root, loop devices and mkfs.xfs.
+"""
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aggregator.store import Store, StoreError
+from iot_client.outbox import Outbox
+from tests.aggregator.rig import Rig
+from tests.federation import writers
+from tests.mutants.launch import VARIABLE
+
+CUTS = 3
+MUTANT_CUTS = 3
+
+
+def command(*words: object) -> None:
+    subprocess.run([str(word) for word in words], check=True, capture_output=True)
+
+
+@contextmanager
+def mounted(image: Path, place: Path) -> Iterator[Path]:
+    place.mkdir()
+    command("mount", "-o", "loop", image, place)
+    try:
+        yield place
+    finally:
+        command("umount", place)
+        place.rmdir()
+
+
+@pytest.fixture(scope="module")
+def reflinks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory in which a copy takes an instant."""
+    if os.geteuid() != 0 or shutil.which("mkfs.xfs") is None or shutil.which("mkfs.ext4") is None:
+        pytest.skip("needs root, mkfs.xfs (xfsprogs) and mkfs.ext4")
+    home = tmp_path_factory.mktemp("disk")
+    image = home / "xfs"
+    with image.open("wb") as file:
+        file.truncate(1 << 30)
+    command("mkfs.xfs", "-q", "-m", "reflink=1", image)
+    try:
+        with mounted(image, home / "mounted") as place:
+            yield place
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no loop devices here: {error.stderr.decode()}")
+
+
+class Writer:
+    """A writer in a process, and what it has told so far."""
+
+    def __init__(self, part: str, directory: Path, bug: str) -> None:
+        script = Path(writers.__file__)
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(script), part, str(directory)],
+            stdout=subprocess.PIPE,
+            env={**os.environ, VARIABLE: bug},
+        )
+        self.told: list[str] = []
+        self.begun = threading.Event()
+        self._reading = threading.Thread(target=self._read)
+        self._reading.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.told.append(line.decode().strip())
+            self.begun.set()
+        self.begun.set()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._reading.join()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
+def cut(part: str, place: Path, seconds: float, bug: str = "") -> tuple[list[str], Path]:
+    """Let a writer write for a while, and cut the power; what it had told, and the disk as it was then."""
+    disk, after = place / "disk", place / "after"
+    after.unlink(missing_ok=True)
+    with disk.open("wb") as file:
+        file.truncate(128 << 20)
+    command("mkfs.ext4", "-q", disk)
+    with mounted(disk, place / "before") as directory:
+        writer = Writer(part, directory, bug)
+        try:
+            assert writer.begun.wait(30)
+            time.sleep(seconds)
+            told = list(writer.told)
+            command("cp", "--reflink=always", disk, after)
+        finally:
+            writer.kill()
+    assert len(told) > 1
+    return told, after
+
+
+def lost_by_the_server(directory: Path, told: list[str]) -> str | None:
+    """What the store on a disk lacks of what was told; None where it has all."""
+    last = int(told[-1])
+    try:
+        life = Rig(directory, parameters={"x": np.zeros(writers.PLACES, np.float32)}, store=Store(directory))
+    except StoreError as error:
+        return str(error)
+    hi, x = life.core.hi("a", 1), life.model.x.copy()
+    life.close()
+    if hi < last:
+        return f"{last - hi} of {last} updates that were receipted"
+    assert np.array_equal(x[1 : hi + 1], np.ones(hi)) and not x[hi + 1 :].any()
+    return None
+
+
+def lost_by_the_device(directory: Path, told: list[str]) -> str | None:
+    """What the outbox on a disk lacks of what was told; None where it has all."""
+    identity, last = int(told[0].split()[1]), int(told[-1])
+    with Outbox(directory / "outbox") as outbox:
+        if outbox.identity != identity:
+            return "its identity"
+        held = {update.seq for update in outbox.held()}
+        if outbox.next_seq <= last:
+            return f"the numbers up to {last}; the next is {outbox.next_seq}"
+        due = set(range(max(1, outbox.next_seq - 3), outbox.next_seq))
+        return None if held >= due else f"updates {sorted(due - held)}"
+
+
+PARTS = {"server": lost_by_the_server, "device": lost_by_the_device}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_was_told_before_is_there_after(reflinks: Path, part: str) -> None:
+    for _ in range(CUTS):
+        told, disk = cut(part, reflinks, random.uniform(0.0, 0.8))
+        with mounted(disk, reflinks / "afterwards") as directory:
+            assert PARTS[part](directory, told) is None
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_who_does_not_wait_for_the_disk_is_caught(reflinks: Path, part: str) -> None:
+    for _ in range(MUTANT_CUTS):
+        told, disk = cut(part, reflinks, 0.5, "no_waiting_for_the_disk")
+        with mounted(disk, reflinks / "afterwards") as directory:
+            if PARTS[part](directory, told) is not None:
+                return
+    pytest.fail("nothing was lost without waiting for the disk: this test sees nothing")

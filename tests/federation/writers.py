@@ -1,0 +1,69 @@
+"""Programs that tell on standard output what they have promised, until the power goes: `writers.py server DIR`."""
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PLACES = 4096
+IDENTITY = "identity"
+
+
+def server(directory: Path) -> None:
+    """An aggregator that says of each update that its receipt is on the way."""
+    import numpy as np
+
+    from aggregator.store import Store
+    from tests.aggregator.rig import rig
+
+    parameters = {"x": np.zeros(PLACES, np.float32)}
+    with rig(directory, parameters=parameters, store=Store(directory)) as life:
+        for seq in range(1, PLACES):
+            delta = np.zeros(PLACES, np.float32)
+            delta[seq] = 1
+            life.send("a", seq, delta)
+            tell(seq)
+            if seq % 20 == 0:
+                life.engine.checkpoint(life.core)
+
+
+def device(directory: Path) -> None:
+    """An outbox that says of each update that it is stored; receipts settle all but the last three."""
+    from iot_client.outbox import Outbox
+    from wire.messages import Update
+
+    body = os.urandom(2000)
+    with Outbox(directory / "outbox") as outbox:
+        tell(IDENTITY, outbox.identity)
+        for seq in range(1, 10**6):
+            update = Update(
+                outbox=outbox.identity,
+                first=max(1, seq - 3),
+                seq=seq,
+                lineage=bytes(16),
+                generation=0,
+                base=1,
+                schema_hash=bytes(16),
+                codec="float32",
+                size=len(body),
+                sha256=hashlib.sha256(body).digest(),
+            )
+            outbox.store(update, body)
+            tell(seq)
+            outbox.forget(seq - 3)
+
+
+def tell(*words: object) -> None:
+    sys.stdout.write(" ".join(map(str, words)) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    from tests.mutants.bugs import BUGS
+    from tests.mutants.launch import VARIABLE
+
+    if name := os.environ.get(VARIABLE):
+        BUGS[name].plant(setattr)
+    {"server": server, "device": device}[sys.argv[1]](Path(sys.argv[2]))
