@@ -249,7 +249,7 @@ class LedgerFleet:
             finally:
                 del self._serving[number]
                 serving.cancel()
-                await asyncio.wait({serving})
+                await asyncio.gather(serving, return_exceptions=True)
             if not serving.cancelled():
                 serving.result()  # raises what ended it
                 return

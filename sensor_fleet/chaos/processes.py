@@ -68,7 +68,7 @@ class Actor:
             await self._process.wait()
         return killed
 
-    def tail(self, lines: int = 5) -> str:
+    def tail(self, lines: int = 15) -> str:
         """The end of what it wrote."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join(text.splitlines()[-lines:])
