@@ -284,9 +284,15 @@ def audit(model: Path, pages: Path) -> Audit:
     Raises:
         ValueError: the model is none of a ledger, or the same update was both accepted and refused.
     """
-    from safetensors.numpy import load_file  # noqa: PLC0415 - devices have none
+    from safetensors import SafetensorError  # noqa: PLC0415 - devices have none
+    from safetensors.numpy import load_file  # noqa: PLC0415
 
-    x = load_file(model)["x"]
+    try:
+        x = load_file(model)["x"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ValueError(
+            f"{model} is no model of a ledger ({error}): name the file that the aggregator wrote."
+        ) from error
     times = np.rint(x).astype(np.int64)
     if not np.allclose(x, times, atol=1e-3):
         raise ValueError(f"{model} is no model of a ledger: its values are no whole numbers.")

@@ -63,6 +63,12 @@ def test_another_model_is_none_of_a_ledger(tmp_path: Path) -> None:
         books(tmp_path, [0.5], verdict(0))
 
 
+def test_no_model_at_all_is_said_so(tmp_path: Path) -> None:
+    for model in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(ValueError, match="is no model of a ledger"):
+            audit(model, tmp_path)
+
+
 def test_books_are_read_by_name() -> None:
     assert Books.parse("devices=3 store=/tmp/s") == Books(devices=3, store="/tmp/s")
     for wrong in ("devices", "devices=x", "device=3"):

@@ -1,0 +1,280 @@
+"""What a crash costs: `python benchmarks/recovery.py` prints one JSON line. It takes about five minutes.
+
+- `replay`: seconds until a store of 1,000 parameters serves again, by the records behind its checkpoint.
+- `memory`: resident MiB of an aggregator after so many updates, with checkpoints as usual.
+- `drain_virtual`: 1,000 simulated devices with 8 updates each when the aggregator comes back after three hours.
+- `drain_live`: 200 devices with 8 updates each, over a broker on this machine.
+"""
+
+import asyncio
+import gc
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from aggregator.keeper import CHECKPOINT_RECORDS, Keeper  # noqa: E402
+from aggregator.meters import Meters  # noqa: E402
+from aggregator.outgoing import Post  # noqa: E402
+from aggregator.store import Store  # noqa: E402
+from aggregator.strategy import Strategy, constant, fedasync  # noqa: E402
+from broker.connection import Delivery  # noqa: E402
+from broker.local import local_broker  # noqa: E402
+from iot_client.outbox import Outbox  # noqa: E402
+from sensor_fleet.chaos.processes import aggregator, fleet  # noqa: E402
+from sensor_fleet.ledger import Books, audit  # noqa: E402
+from tests.federation.kernel import Faults, Kernel  # noqa: E402
+from tests.federation.network import Network  # noqa: E402
+from tests.federation.participant import Ledger, Participant  # noqa: E402
+from tests.federation.server import Server  # noqa: E402
+from wire import frames  # noqa: E402
+from wire.messages import AggregatorState, Update  # noqa: E402
+from wire.schema import Schema  # noqa: E402
+from wire.topics import Topics  # noqa: E402
+
+RECORDS = (1_000, 10_000, 100_000)
+PARAMETERS = 1000
+MEMORY_AT = (20_000, 60_000, 100_000)
+HELD = 8
+RELEASE_INTERVAL = 1.0
+"""Seconds, of a large fleet: every device hears of every release."""
+DOWN = 3 * 3600.0
+BATCH = 64
+
+
+def strategy(release_interval: float = 0.0) -> Strategy:
+    return fedasync(1.0, constant(), norm_limit=None, release_floor=1, release_interval=release_interval)
+
+
+def update(lineage: bytes, schema: Schema, *, outbox: int, seq: int, base: int, body: bytes, first: int) -> Update:
+    return Update(
+        outbox=outbox,
+        first=first,
+        seq=seq,
+        lineage=lineage,
+        generation=0,
+        base=base,
+        schema_hash=schema.hash,
+        codec="float32",
+        size=len(body),
+        sha256=hashlib.sha256(body).digest(),
+    )
+
+
+class Mill:
+    """A keeper that is fed with updates of twenty devices, as fast as it takes them."""
+
+    def __init__(self, directory: Path, *, checkpoint_records: int, release_interval: float) -> None:
+        parameters = {"x": np.zeros(PARAMETERS, np.float32)}
+        self.schema, self.topics = Schema.of(parameters), Topics("f")
+        self.withdrawn: list[tuple[int, int]] = []
+        self.seq = [0] * 20
+        self.now = 0.0
+        self.keeper = Keeper(
+            Store(directory),
+            parameters,
+            self.schema,
+            strategy(release_interval),
+            self.topics,
+            moments=(),
+            statistics=(0, 0.0),
+            chunk=256 * 1024,
+            memory=2**20,
+            checkpoint_records=checkpoint_records,
+            put=self._put,
+            tell=lambda *_, **__: None,
+            meters=Meters(),
+        )
+
+    def _put(self, post: Post) -> None:
+        if post.withdraws is not None:
+            self.withdrawn.append(post.withdraws)
+
+    def feed(self, count: int, rng: np.random.Generator) -> None:
+        deliveries = []
+        core = self.keeper.core
+        for number in range(count):
+            device = number % 20
+            self.seq[device] += 1
+            seq = self.seq[device]
+            body = rng.normal(0, 0.01, PARAMETERS).astype("<f4").tobytes()
+            header = update(core.lineage, self.schema, outbox=1, seq=seq, base=core.version, body=body, first=seq)
+            deliveries.append(Delivery(self.topics.update(f"d{device}"), frames.encode(header, body), 1, False))
+        self.now += 0.001 * count
+        self.keeper.process(deliveries, self.now)
+        gone, self.withdrawn = self.withdrawn, []
+        for frame in gone:
+            self.keeper.withdrawn(frame, self.now)
+
+
+def replay(records: str, release_interval: str) -> dict[str, float]:
+    """Fill a journal to so many records, and open it again."""
+    with tempfile.TemporaryDirectory() as directory:
+        mill = Mill(Path(directory), checkpoint_records=10**9, release_interval=float(release_interval))
+        mill.keeper.open(0.0)
+        mill.keeper.begin(0.0)
+        rng = np.random.default_rng(0)
+        began = time.perf_counter()
+        while mill.keeper.core.lsn < int(records):
+            mill.feed(min(BATCH, int(records)), rng)
+        filled = time.perf_counter() - began
+        digest, lsn = mill.keeper.engine.model.digest(), mill.keeper.core.lsn
+        mill.keeper.store.close()
+        again = Mill(Path(directory), checkpoint_records=10**9, release_interval=float(release_interval))
+        began = time.perf_counter()
+        again.keeper.open(0.0)
+        seconds = time.perf_counter() - began
+        assert again.keeper.engine.model.digest() == digest
+        again.keeper.store.close()
+    return {"records": lsn, "seconds": round(seconds, 3), "updates_per_second_before": round(sum(mill.seq) / filled)}
+
+
+def memory() -> dict[str, float]:
+    """Resident memory along the way."""
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        mill = Mill(Path(directory), checkpoint_records=CHECKPOINT_RECORDS, release_interval=0.02)
+        mill.keeper.open(0.0)
+        mill.keeper.begin(0.0)
+        rng = np.random.default_rng(0)
+        for mark in MEMORY_AT:
+            while sum(mill.seq) < mark:
+                mill.feed(BATCH, rng)
+            gc.collect()
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            found[str(mark)] = round(pages * 4096 / 2**20, 1)
+        mill.keeper.close()
+    return found
+
+
+def drain_virtual(devices: str, delay: str) -> dict[str, float]:
+    """Simulated devices, each with its outbox half full, and an aggregator that comes back.
+
+    With a delay, messages of one device overtake each other, which MQTT does not let them do, and much is sent again.
+    """
+    kernel = Kernel(0, Faults(delay=float(delay)))
+    network, ledger = Network(kernel), Ledger()
+    ledger.training = False
+    parameters = {"x": np.zeros(64, np.float32)}
+    schema = Schema.of(parameters)
+    with tempfile.TemporaryDirectory() as directory:
+        server = Server(kernel, network, Path(directory), strategy(RELEASE_INTERVAL), parameters, chunk=256 * 1024)
+        kernel.run(1.0)
+        assert server.rig is not None
+        lineage = server.rig.core.lineage
+        network.disconnect("aggregator")
+        network.publish("midge/1/f/aggregator", server._status(AggregatorState.LOST), retain=True)  # noqa: SLF001
+        server.rig.close()
+        server.rig = None
+        participants = [Participant(kernel, network, f"d{number}", ledger) for number in range(int(devices))]
+        body = np.ones(64, "<f4").tobytes()
+        for each in participants:
+            for seq in range(1, HELD + 1):
+                each.outbox.store(
+                    update(lineage, schema, outbox=each.outbox.identity, seq=seq, base=1, body=body, first=1), body
+                )
+            each.boot()
+        kernel.run(DOWN)
+        back, began = kernel.now, time.perf_counter()
+        server.boot()
+
+        def drained() -> bool:
+            return server.rig is not None and server.rig.core.step >= HELD * int(devices)
+
+        assert kernel.run(back + 3600, drained)
+        decided, seconds = kernel.now - back, time.perf_counter() - began
+        assert kernel.run(back + 7200, lambda: all(each.session.holding == 0 for each in participants))
+        assert server.rig is not None
+        assert (server.rig.model.x == HELD * int(devices)).all()
+        server.rig.close()
+    settled = kernel.now - back
+    return {
+        "devices": int(devices),
+        "updates": HELD * int(devices),
+        "virtual_seconds_until_applied": round(decided, 2),
+        "virtual_seconds_until_settled": round(settled, 2),
+        "cpu_seconds": round(seconds, 1),
+    }
+
+
+def drain_live(devices: str) -> dict[str, Any]:
+    """The same with processes and a broker."""
+    with tempfile.TemporaryDirectory() as directory:
+        return asyncio.run(_drain_live(int(devices), Path(directory)))
+
+
+async def _drain_live(devices: int, directory: Path) -> dict[str, Any]:
+    books = Books(devices=devices, updates=HELD, federation="drain")
+    async with local_broker("auto", directory=directory) as broker:
+        url = str(broker.endpoint)
+        server, members = aggregator(books, url, directory), fleet(books, url, directory, range(devices))
+        try:
+            await server.start()
+            while b'"release"' not in server.log.read_bytes():  # noqa: ASYNC110 - another process writes it
+                await asyncio.sleep(0.05)
+            await server.kill()
+            with Store(directory / "store") as store:
+                lineage, schema = store.lineage, store.schema
+            assert schema is not None
+            for number in range(devices):
+                _fill(directory / "devices" / f"device-{number}.outbox", lineage, schema, books, number)
+            await members.start()
+            await asyncio.sleep(devices / 20)  # they connect, and find nobody
+            began = time.perf_counter()
+            await server.start()
+            assert await members.ended() == 0, members.tail()
+            seconds = time.perf_counter() - began
+            server.send(15)
+            assert await server.ended() == 0
+        finally:
+            await server.kill()
+            await members.kill()
+        found = audit(directory / "model.safetensors", directory / "devices")
+        return {"broker": broker.kind, "devices": devices, "seconds": round(seconds, 2), **found._asdict()}
+
+
+def _fill(path: Path, lineage: bytes, schema: Schema, books: Books, number: int) -> None:
+    with Outbox(path) as outbox:
+        for seq in range(1, HELD + 1):
+            delta = np.zeros(books.places, "<f4")
+            delta[number * books.updates + seq - 1] = 1
+            body = delta.tobytes()
+            outbox.store(update(lineage, schema, outbox=outbox.identity, seq=seq, base=1, body=body, first=1), body)
+
+
+STAGES = {each.__name__: each for each in (replay, memory, drain_virtual, drain_live)}
+
+
+def stage(name: str, *arguments: str) -> Any:
+    """One measure in a process of its own."""
+    command = [sys.executable, __file__, name, *arguments]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def main(words: Sequence[str]) -> None:
+    if words:
+        print(json.dumps(STAGES[words[0]](*words[1:])))
+        return
+    measures = {
+        "replay": [stage("replay", str(records), "0") for records in RECORDS],
+        "replay_released_every_20_ms": [stage("replay", str(records), "0.02") for records in RECORDS],
+        "memory": stage("memory"),
+        "drain_virtual": stage("drain_virtual", "1000", "0"),
+        "drain_virtual_overtaking": stage("drain_virtual", "1000", "0.05"),
+        "drain_live": stage("drain_live", "200"),
+    }
+    print(json.dumps(measures))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
