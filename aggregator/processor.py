@@ -149,7 +149,7 @@ class Processor:
                 case ev.Journal(record, key):
                     self._journaled(record, key)
                 case ev.Carry(record):
-                    self._carry(record)
+                    self._carry(record, now)
                 case ev.Reply(device, outbox, hi, settled):
                     receipts.settle(device, outbox, hi, settled)
                     self._replied(device, settled)
@@ -203,7 +203,7 @@ class Processor:
                 self._meters.verdicts[item.verdict.value] += 1
                 self._tell("held", device=device, seq=item.seq, verdict=item.verdict.value, why=item.why)
 
-    def _carry(self, record: rec.Record) -> None:
+    def _carry(self, record: rec.Record, now: float) -> None:
         new = self._engine.carry(record)
         match record:
             case rec.StepRecord():
@@ -212,7 +212,7 @@ class Processor:
                 failpoint("release.computed")
                 self._shelf.add(new)
                 failpoint("release.stored")
-                for post in self._shelf.release(new):
+                for post in self._shelf.release(new, now):
                     self._put(post)
                 failpoint("release.handed_over")
                 self._tell("release", version=record.version, step=record.step, devices=record.devices)

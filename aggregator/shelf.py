@@ -5,6 +5,7 @@ and 256, two snapshots. From any of them a device finds a cheap way to the newes
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 
 from aggregator.core import AggregatorCore
@@ -19,6 +20,8 @@ from wire.topics import Topics
 WINDOWS = {1: 16, 4: 64, 16: 256}
 """Over how many versions back the frames of each span stay on offer."""
 SNAPSHOTS = 2
+GRACE = 10.0
+"""Seconds that a frame stays at the broker after it has left the list."""
 
 
 class Shelf:
@@ -31,17 +34,19 @@ class Shelf:
         self.chunk = chunk
         """Bytes of a chunk's body, at most: ours, or less where the broker takes less."""
         self._stepping_back = stepping_back
+        self._leaving: dict[tuple[int, int], float] = {}
+        """When each frame that has left the list is taken back."""
 
     def add(self, new: Sequence[Frame]) -> None:
         """Keep new frames in the store: before they are published, so that a crash leaves none unknown."""
         self._engine.store.add_frames((frame, chunks.count(len(frame.data), self.chunk)) for frame in new)
 
-    def release(self, new: Sequence[Frame]) -> Iterator[Post]:
+    def release(self, new: Sequence[Frame], now: float) -> Iterator[Post]:
         """The posts of a release: its frames, the announcement, and the clearing of what is off the shelf."""
         for frame in new:
             yield from self._parts(frame)
         yield self.announcement()
-        yield from self._clear()
+        yield from self._clear(now)
         self._engine.model.forget_steps(self._core.oldest_base if self._stepping_back else self._core.version)
 
     def everything(self) -> Iterator[Post]:
@@ -56,7 +61,7 @@ class Shelf:
     def again(self, version: int, span: int, parts: Sequence[int]) -> Iterator[Post]:
         """Some chunks of a frame that a device missed; none where it is not on offer."""
         data = self._engine.store.frame(version, span)
-        if data is not None and any((info.version, info.span) == (version, span) for info in self._offered()):
+        if data is not None and ((version, span) in self._leaving or (version, span) in self._listed()):
             yield from (post for index, post in enumerate(self._parts(Frame(version, span, data))) if index in parts)
 
     def announcement(self) -> Post:
@@ -93,6 +98,9 @@ class Shelf:
             if (frame.version in snapshots if frame.span == 0 else frame.version > newest - WINDOWS[frame.span])
         ]
 
+    def _listed(self) -> set[tuple[int, int]]:
+        return {(info.version, info.span) for info in self._offered()}
+
     def _parts(self, frame: Frame) -> Iterator[Post]:
         parts = chunks.count(len(frame.data), self.chunk)
         sha256 = hashlib.sha256(frame.data).digest()
@@ -108,11 +116,19 @@ class Shelf:
             )
             yield Post(self._topics.part(frame.version, frame.span, index), frames.encode(header, body))
 
-    def _clear(self) -> Iterator[Post]:
-        stay = {(info.version, info.span) for info in self._offered()}
+    def _clear(self, now: float = math.inf) -> Iterator[Post]:
+        """Take back what is no longer listed, once whoever read it in an earlier announcement has had time to fetch it.
+
+        Without that, devices of a federation with a hundred versions a second would be on their way to frames that are
+        gone, and wait for them.
+        """
+        stay = self._listed()
         for frame in self._engine.store.published():
             name = (frame.version, frame.span)
             if frame.offered and name not in stay and frame.version <= self._core.version:
+                if now < self._leaving.setdefault(name, now + GRACE):
+                    continue
+                del self._leaving[name]
                 for index in range(max(frame.parts, 1)):
                     last = index == max(frame.parts, 1) - 1
                     topic = self._topics.part(*name, index)

@@ -41,12 +41,26 @@ def test_a_keyframe_in_the_middle_of_a_window_leaves_no_hole(tmp_path: Path) -> 
             assert fetched(life, None).digest() == life.model.state.digest()
 
 
+def test_what_has_left_the_list_stays_for_who_is_on_the_way_to_it(tmp_path: Path) -> None:
+    """At a hundred versions a second, a device that has read an announcement finds its frames gone otherwise."""
+    with rig(tmp_path) as life:
+        for seq in range(1, 60):
+            life.send("a", seq, [1, 1, 1, 1], now=seq / 100)
+        assert not [post for post in life.posts if not post.payload]
+        assert list(life.shelf.again(5, 1, [0]))
+        life.send("a", 60, [1, 1, 1, 1], now=20)
+        assert {post.withdraws for post in life.posts if not post.payload} >= {(5, 1), (6, 1)}
+
+
 def test_what_is_off_the_shelf_is_cleared_once(tmp_path: Path) -> None:
     with rig(tmp_path) as life:
-        for seq in range(1, 25):
-            life.send("a", seq, [1, 1, 1, 1])
+        for seq in range(1, 45):
+            life.send("a", seq, [1, 1, 1, 1], now=seq)
         cleared = [post for post in life.posts if not post.payload]
         assert {post.withdraws for post in cleared} >= {(2, 1), (3, 1)}
         life.shelf.withdrawn([post.withdraws for post in cleared if post.withdraws is not None])
         assert life.store.frame(2, 1) is None
+        rest = [post.withdraws for post in life.shelf.everything() if post.withdraws is not None]
+        assert rest, "after a connect nobody is on the way to anything"
+        life.shelf.withdrawn(rest)
         assert not [post for post in life.shelf.everything() if not post.payload]
