@@ -202,7 +202,7 @@ def test_another_strategy_takes_over_what_waits(tmp_path: Path) -> None:
 def test_bases_that_cannot_be_rebuilt_are_stale(tmp_path: Path) -> None:
     with rig(tmp_path) as life:
         for seq in range(1, 40):
-            life.send("a", seq, [1, 0, 0, 0])
+            life.send("a", seq, [1, 0, 0, 0], now=100 * seq)
             life.shelf.withdrawn([post.withdraws for post in life.posts if post.withdraws is not None])
             life.posts.clear()
         life.engine.checkpoint(life.core)
