@@ -51,6 +51,8 @@ class Books:
     """Bytes; updates beyond it come in chunks."""
     checkpoint: int = 1000
     """Records between two checkpoints."""
+    pause: int = 0
+    """Milliseconds between two releases, at least: every device hears of every release."""
 
     @classmethod
     def parse(cls, text: str) -> "Books":
@@ -81,6 +83,7 @@ class Books:
             max_staleness=self.places,
             norm_limit=None,
             release_floor=1,
+            release_interval=self.pause / 1000,
             plan=Plan(codec="float32"),
         )
 
