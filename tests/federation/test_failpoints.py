@@ -26,6 +26,8 @@ ONCE = ("store.created", "recovery.replayed")
 """Points that a life comes to once."""
 MORE_HITS = {"post.acknowledged": (5, 9, 17, 33), "publish.acknowledged": (3, 5, 8), "commit.within": (11,)}
 CHUNKED = ("update.offered", "chunks.handed_over")
+CLEARING = ("commit.after:25", "frame.cleared:1", "frame.cleared:2", "frame.withdrawn:1", "frame.withdrawn:2")
+"""Frames that are no longer listed are taken back at the next connection; so the first life makes some to take back."""
 RENEWING = (("outbox.renewing:1", "outbox.renewing:2", "outbox.renewed:1"), ("outbox.renewed:1", "outbox.renewed:1"))
 """An outbox has a new identity once; the second device's time is the second one."""
 
@@ -50,8 +52,9 @@ class Scene:
 
 
 def scenes() -> list[Scene]:
-    apart = {*CHUNKED, *(wish.partition(":")[0] for wishes in RENEWING for wish in wishes)}
+    apart = {*CHUNKED, *(wish.partition(":")[0] for wishes in (CLEARING[1:], *RENEWING) for wish in wishes)}
     found = [Scene(tuple(f"{point}:{hit}" for point in CHUNKED for hit in (1, 2)), pad=600)]
+    found.append(Scene(CLEARING))
     found += [Scene(("receipt.followed:9", *wishes), put_back=True) for wishes in RENEWING]
     wishes = [
         (point, f"{point}:{hit}")
