@@ -204,6 +204,8 @@ class Keeper:
                 self._looked_for_room = now
                 self._look_for_room(now)
             return
+        for post in self.shelf.overdue(now):
+            self._put(post)
         lsn, since = self._checkpointed
         new = self.core.lsn - lsn
         if new >= self._checkpoint_records or (new and now - since >= CHECKPOINT_SECONDS):

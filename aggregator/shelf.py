@@ -49,6 +49,11 @@ class Shelf:
         yield from self._clear(now)
         self._engine.model.forget_steps(self._core.oldest_base if self._stepping_back else self._core.version)
 
+    def overdue(self, now: float) -> Iterator[Post]:
+        """The clearing of what left the list long enough ago, where no release comes to do it."""
+        if self._leaving and now >= min(self._leaving.values()):
+            yield from self._clear(now)
+
     def everything(self) -> Iterator[Post]:
         """All that must stand at the broker: after a connect nobody knows what it still has."""
         for info in self._offered():
