@@ -33,6 +33,10 @@ class Made(Mapping[str, Rows]):
         """The rows of the device of that number."""
         return self._make(number)
 
+    def number(self, name: str) -> int | None:
+        """A device's number; None where there is none of that name."""
+        return self._numbers.get(name)
+
 
 def numbered(devices: Mapping[str, Rows]) -> Callable[[int], Rows]:
     """The rows of devices by their numbers."""

@@ -20,14 +20,17 @@ class Learner(Protocol):
     def train(self, jobs: Sequence[Job]) -> list[Trained]:
         """What each training comes to."""
 
-    def load(self, device: int, plan: TrainingPlan) -> float:
-        """How much longer than usual a training takes for the steps that its plan asks for: 1 is as usual."""
+    def load(self, device: int, plan: TrainingPlan, seen: int = 0) -> float:
+        """How much longer than usual a training takes for the steps that its plan asks for: 1 is as usual.
+
+        `seen` is how many slots of its stream the device has seen, where its rows come while time goes on.
+        """
 
 
 class Each:
     """A trainer for each device, called one by one."""
 
-    def __init__(self, trainers: Callable[[int], Trainer], schema: Schema, frozen: Parameters) -> None:
+    def __init__(self, trainers: Callable[[int, int], Trainer], schema: Schema, frozen: Parameters) -> None:
         self._trainers, self._schema, self._frozen = trainers, schema, frozen
 
     def train(self, jobs: Sequence[Job]) -> list[Trained]:
@@ -35,12 +38,12 @@ class Each:
 
     def _train(self, job: Job) -> Trained:
         start = {**self._schema.views(job.start.copy()), **self._frozen}
-        fit = self._trainers(job.device)(start, job.plan)
+        fit = self._trainers(job.device, job.seen)(start, job.plan)
         with np.errstate(over="ignore", invalid="ignore"):
             return self._schema.flatten(fit.parameters), fit.examples, fit.steps
 
-    def load(self, device: int, plan: TrainingPlan) -> float:
-        del device, plan
+    def load(self, device: int, plan: TrainingPlan, seen: int = 0) -> float:
+        del device, plan, seen
         return 1.0
 
 
@@ -48,19 +51,26 @@ class Stacked:
     """All devices with one dense model, many at once. `rows` are their inputs as the model takes them."""
 
     def __init__(
-        self, model: DenseModel, rows: Sequence[Rows], schema: Schema, recipe: Recipe, frozen: Parameters
+        self,
+        model: DenseModel,
+        rows: Sequence[Rows],
+        schema: Schema,
+        recipe: Recipe,
+        frozen: Parameters,
+        *,
+        held: Callable[[int, int], Rows] | None = None,
     ) -> None:
-        self._stack = Stack(model.net, schema, frozen, recipe, rows)
+        self._stack = Stack(model.net, schema, frozen, recipe, rows, held=held)
         self._recipe = recipe
 
     def train(self, jobs: Sequence[Job]) -> list[Trained]:
         trained = self._stack.train(jobs)
         return [
-            (values, self._stack.count(job.device), self._stack.steps(job))
+            (values, self._stack.count(job.device, job.seen), self._stack.steps(job))
             for job, values in zip(jobs, trained, strict=True)
         ]
 
-    def load(self, device: int, plan: TrainingPlan) -> float:
+    def load(self, device: int, plan: TrainingPlan, seen: int = 0) -> float:
         recipe = self._recipe.under(plan)
-        rows = 0 if recipe.epochs is None else self._stack.count(device)
+        rows = 0 if recipe.epochs is None else self._stack.count(device, seen)
         return steps_of(recipe, rows) / self._recipe.local_steps

@@ -8,6 +8,8 @@ from zlib import crc32
 
 from iot_client import events as ev
 from iot_client import session as s
+from iot_client.conditions import enough_new
+from sensor_fleet.sensors.stream import Stream
 from sensor_fleet.simulation import headers
 from sensor_fleet.simulation.clock import Clock, Work
 from sensor_fleet.simulation.coding import Said
@@ -36,9 +38,10 @@ class Air:
         loss: float,
         jitter: float,
         seconds: Callable[[str], float],
+        stream: Stream | None = None,
     ) -> None:
         self.clock, self._server, self.pool, self.learner, self.world = clock, server, pool, learner, world
-        self.loss, self.jitter, self.seconds = loss, jitter, seconds
+        self.loss, self.jitter, self.seconds, self.stream = loss, jitter, seconds, stream
         self.up = self.down = 0.0
         """Bytes that all devices have sent, and received beside announcements."""
         self.resting: dict[str, Participant] = {}
@@ -56,9 +59,9 @@ class Air:
         now, told = self.clock.now, newest.announcement
         horizon = max(newest.at + pause, now + pause / 8)
         found = [(when, one.number, one) for one in shard if (when := one.soon(newest)) < horizon]
-        for _, _, one in sorted(found, key=lambda each: each[:2]):
+        for when, _, one in sorted(found, key=lambda each: each[:2]):
             if takes_part(one.name, told.lineage, told.generation, told.version, told.participation.share):
-                yield one.task(newest), newest.start
+                yield one.task(newest, max(now, when)), newest.start
 
     def lost(self, device: str, purpose: str, number: int) -> bool:
         """Whether a message is lost on its way."""
@@ -112,14 +115,17 @@ class Participant:
         "_bodies",
         "_connection",
         "_due",
+        "_enough",
         "_fits",
         "_heard",
+        "_hindrances",
         "_job",
         "_latest",
         "_outages",
         "_pauses",
         "_resumes",
         "_seen",
+        "_sensor",
         "_shaken",
         "air",
         "bytes_down",
@@ -170,6 +176,12 @@ class Participant:
         joins = world.joins(name)
         self._back, self._resumes = joins, 0.0
         """When it will be connected, and when it will have nothing against training."""
+        self._hindrances: dict[str, str] = {}
+        self._enough = 0.0
+        """When enough of its data will be new."""
+        stream = air.stream
+        self._sensor = None if stream is None else stream.sensor(number, lambda: clock.now)
+        self._await_enough()
         clock.at(joins, self._connect)
         self._next_pause(joins)
         if (departure := world.leaves(name)) is not None:
@@ -242,9 +254,32 @@ class Participant:
         if self.gone:
             return
         self._resumes = until
-        self._event(ev.Hindered(why))
+        self._hinder("pause", why)
         if why is None:
             self._next_pause(self.air.clock.now)
+
+    def _hinder(self, of: str, why: str | None) -> None:
+        """One of the things that keep it from training is there, or over."""
+        if why is None:
+            self._hindrances.pop(of, None)
+        else:
+            self._hindrances[of] = why
+        found = next(iter(self._hindrances.values()), None)
+        if found != self.session.hindered:
+            self._event(ev.Hindered(found))
+
+    def _await_enough(self) -> None:
+        """Train nothing until enough of its data is new."""
+        sensor, stream, clock = self._sensor, self.air.stream, self.air.clock
+        if sensor is None or stream is None or (why := enough_new(sensor, stream.fresh)()) is None:
+            return
+        self._enough = sensor.enough_at(stream.fresh)
+        self._hinder("data", why)
+        clock.at(self._enough, self._has_enough)
+
+    def _has_enough(self) -> None:
+        if not self.gone:
+            self._hinder("data", None)
 
     def _hear(self, work: Work, seconds: float = 0.0) -> None:
         """Do what a message brings, once it is here, if this connection still stands then."""
@@ -285,12 +320,13 @@ class Participant:
         session = self.session
         if self.gone or self._base is newest or session.work is not s.Work.RESTING:
             return math.inf
-        return max(self._back, self._resumes, session.pausing or 0.0)
+        return max(self._back, self._resumes, self._enough, session.pausing or 0.0)
 
-    def task(self, newest: Published) -> Task:
+    def task(self, newest: Published, when: float) -> Task:
         """What that training will be."""
         seed = training_seed(self.name, newest.announcement, self.session.next)
-        return Task(self.number, newest.number, seed, self.updates + 1)
+        seen = 0 if self.air.stream is None else self.air.stream.flow.slots(when)
+        return Task(self.number, newest.number, seed, self.updates + 1, seen)
 
     # -------------------------------------------------------------------- events
 
@@ -386,12 +422,13 @@ class Participant:
         assert base is not None
         self.trainings += 1
         self._began = now = air.clock.now
-        seconds = self.seconds * air.learner.load(self.number, plan)
+        seen = 0 if self._sensor is None else self._sensor.take()
+        seconds = self.seconds * air.learner.load(self.number, plan, seen)
         if air.jitter:
             seconds *= math.exp(
                 air.jitter * NormalDist().inv_cdf(chance(air.world.seed, self.name, "jitter", self.trainings))
             )
-        task = Task(self.number, base.number, plan.seed, self.updates + 1)
+        task = Task(self.number, base.number, plan.seed, self.updates + 1, seen)
         self._job = air.pool.begin(task, base.start, now + seconds)
         air.clock.at(now + seconds, self._trained)
 
@@ -402,6 +439,7 @@ class Participant:
         assert base is not None
         outcome = self.air.pool.end(self._job)
         self.steps += outcome.steps
+        self._await_enough()
         if (said := outcome.said) is None:
             self._event(ev.NothingToSend("the training did not stay finite"))
             return

@@ -57,6 +57,8 @@ class Task:
     seed: int
     number: int
     """Of the update that it makes, from 1."""
+    seen: int = 0
+    """Slots of the device's stream that there have been when it begins; 0 where its data stands still."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class Work:
         begun = [starts[task.key] for task in tasks]
         trained = self._learner.train(
             [
-                Job(task.device, start.values, start.plan.model_copy(update={"seed": task.seed}))
+                Job(task.device, start.values, start.plan.model_copy(update={"seed": task.seed}), task.seen)
                 for task, start in zip(tasks, begun, strict=True)
             ]
         )

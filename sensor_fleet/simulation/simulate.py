@@ -11,11 +11,12 @@ import numpy as np
 from aggregator.presets import balanced
 from aggregator.strategy import Strategy
 from iot_client.fit import Recipe, Trainer
-from sensor_fleet.data import FleetData
+from sensor_fleet.data import FleetData, Rows
 from sensor_fleet.lazily import numbered
 from sensor_fleet.models import DenseModel, FleetModel
 from sensor_fleet.profiles.population import Population
 from sensor_fleet.profiles.profile import Profile, load
+from sensor_fleet.sensors.stream import Stream
 from sensor_fleet.simulation import stacked
 from sensor_fleet.simulation.clock import Clock
 from sensor_fleet.simulation.learners import Each, Learner, Stacked
@@ -55,6 +56,8 @@ class Moment:
     """Devices that are connected."""
     evaluated: bool
     """Whether this is an evaluation."""
+    doing: str = ""
+    """What is done before it begins; empty once it has."""
 
 
 def simulate(
@@ -94,7 +97,8 @@ def simulate(
         seconds: how long to go on, in virtual time.
         initial: the model to begin with, where `train` does not bring it.
         roles: of its tensors, where they are not all trained.
-        data: who owns which rows.
+        data: who owns which rows. Those of a `sensor_fleet.sensors.Stream` come while virtual time goes on: devices
+            train when enough of them is new, and the model is evaluated under what holds at that time.
         recipe: how the model of a fleet is trained, where not as it would itself.
         world: how fast devices and their links are, who comes and goes. By default all are alike and nothing fails.
         profile: in place of a world, what devices there are, by a shipped profile's name, a file or a `Profile`.
@@ -113,6 +117,7 @@ def simulate(
     """
     began = time.perf_counter()
     names = _names(train, devices, data)
+    stream = data if isinstance(data, Stream) and isinstance(train, FleetModel) else None
     if speeds is not None and len(speeds) != len(names):
         raise ValueError(f"speeds has {len(speeds)} numbers for {len(names)} devices.")
     if workers < 1:
@@ -145,17 +150,23 @@ def simulate(
             speeds=dict(zip(names, speeds, strict=True)) if speeds is not None else None,
             loss=loss,
             jitter=jitter,
+            stream=stream,
         )
         if evaluate is None and isinstance(train, FleetModel) and data is not None:
-            evaluate = partial(_evaluate, train, data)
+            evaluate = partial(_evaluate, train, data, simulation.clock)
         found = simulation.run(seconds, evaluate or (lambda _: {}), every or seconds / 100, stop, watch)
     finally:
         carrier.close()
     return replace(found, took=time.perf_counter() - began)
 
 
-def _evaluate(model: FleetModel, data: FleetData, parameters: Parameters) -> Mapping[str, float]:
-    return model.evaluate(parameters, data.test)
+def _evaluate(model: FleetModel, data: FleetData, clock: Clock, parameters: Parameters) -> Mapping[str, float]:
+    """On the test rows; of a stream on those of now, and on each class by itself."""
+    if not isinstance(data, Stream):
+        return model.evaluate(parameters, data.test)
+    whole, *classes = data.tests(clock.now).items()
+    found = model.evaluate(parameters, whole[1])
+    return found | {name: value for name, rows in classes for value in model.evaluate(parameters, rows).values()}
 
 
 def _work(make: Callable[[], Learner], schema: Schema, names: Sequence[str]) -> Work:
@@ -177,8 +188,10 @@ class _Simulation:
         speeds: Mapping[str, float] | None,
         loss: float,
         jitter: float,
+        stream: Stream | None = None,
     ) -> None:
         self.clock = Clock()
+        self._stream = stream
         self.population = population
         shard_of = shards_of(names, world.seed)
         self._members: list[list[Participant]] = [[] for _ in range(max(shard_of, default=0) + 1)]
@@ -191,6 +204,7 @@ class _Simulation:
             loss=loss,
             jitter=jitter,
             seconds=world.seconds if speeds is None else speeds.__getitem__,
+            stream=stream,
         )
         self.server = Server(
             self.clock,
@@ -225,7 +239,7 @@ class _Simulation:
         def look() -> None:
             nonlocal seen
             newest = self.server.published[-1]
-            if seen is None or seen[0] is not newest:
+            if seen is None or seen[0] is not newest or self._stream is not None:
                 seen = newest, evaluate(self.server.serving())
             rows.append((self.clock.now, self.server.core.version, len(self.server.taken), seen[1], self._moved()))
             tell(evaluated=True)
@@ -326,11 +340,7 @@ def _initial(
     if isinstance(train, FleetModel):
         if data is None:
             raise ValueError("a fleet's model needs the fleet's data: data=…")
-        rows_of, number = numbered(data.devices), len(data.devices)
-        chosen = np.unique(np.linspace(0, number - 1, min(number, MOMENTS)).round().astype(int))
-        moments = [train.moments(rows_of(int(place))) for place in chosen]
-        pooled = {name: pool([each[name] for each in moments]) for name in train.channels}
-        return {**(initial or train.initial), **train.freeze(pooled)}, train.roles
+        return beginning(train, data, initial)
     if initial is not None:
         return {name: np.asarray(value) for name, value in initial.items()}, {}
     module = getattr(train, "module", None)
@@ -341,11 +351,23 @@ def _initial(
     raise ValueError("say what the devices begin with: initial=…, a dict of arrays by name.")
 
 
+def beginning(
+    model: FleetModel, data: FleetData, initial: Parameters | None = None
+) -> tuple[dict[str, Any], Mapping[str, Role]]:
+    """What a fleet begins with, normalised by statistics of some of its devices, and the roles of its tensors."""
+    rows_of, number = numbered(data.devices), len(data.devices)
+    chosen = np.unique(np.linspace(0, number - 1, min(number, MOMENTS)).round().astype(int))
+    moments = [model.moments(rows_of(int(place))) for place in chosen]
+    pooled = {name: pool([each[name] for each in moments]) for name in model.channels}
+    return {**(initial or model.initial), **model.freeze(pooled)}, model.roles
+
+
 class _Prepared(Sequence[stacked.Rows]):
     """Devices' rows as a model takes them, made when they are asked for."""
 
     def __init__(self, model: DenseModel, data: FleetData, seed: int) -> None:
         self._model, self._rows, self._count, self._seed = model, numbered(data.devices), len(data.devices), seed
+        self._data = data
 
     def __len__(self) -> int:
         return self._count
@@ -353,7 +375,14 @@ class _Prepared(Sequence[stacked.Rows]):
     def __getitem__(self, number: Any) -> Any:
         if number >= self._count:
             raise IndexError(number)
-        rows = self._rows(number)
+        return self._prepared(number, self._rows(number))
+
+    def held(self, number: int, seen: int) -> stacked.Rows:
+        """What a device of a stream holds after so many slots."""
+        assert isinstance(self._data, Stream)
+        return self._prepared(number, self._data.flow.rows(number, seen))
+
+    def _prepared(self, number: int, rows: Rows) -> stacked.Rows:
         return stacked.Rows(self._model.prepare(rows.x), rows.y, self._seed + number)
 
 
@@ -363,22 +392,29 @@ def _learner(
     if isinstance(train, FleetModel):
         assert data is not None
         if isinstance(train, DenseModel):
-            return Stacked(train, _Prepared(train, data, seed), schema, recipe or train.recipe, frozen)
-        rows_of = numbered(data.devices)
-        return Each(_Trainers(train, rows_of, seed), schema, frozen)
+            prepared = _Prepared(train, data, seed)
+            held = prepared.held if isinstance(data, Stream) else None
+            return Stacked(train, prepared, schema, recipe or train.recipe, frozen, held=held)
+        return Each(_Trainers(train, data, seed), schema, frozen)
     if isinstance(train, Sequence):
-        return Each(train.__getitem__, schema, frozen)
-    return Each(lambda _: train, schema, frozen)
+        return Each(lambda number, _: train[number], schema, frozen)
+    return Each(lambda _, __: train, schema, frozen)
 
 
 class _Trainers:
-    """A trainer on torch for each device, made when it first trains."""
+    """A trainer on torch for each device, made when it first trains; of a stream anew for each training."""
 
-    def __init__(self, model: FleetModel, rows_of: Callable[[int], Any], seed: int) -> None:
-        self._model, self._rows_of, self._seed = model, rows_of, seed
+    def __init__(self, model: FleetModel, data: FleetData, seed: int) -> None:
+        self._model, self._data, self._seed = model, data, seed
+        self._rows_of = numbered(data.devices)
         self._made: dict[int, Trainer] = {}
 
-    def __call__(self, number: int) -> Trainer:
+    def __call__(self, number: int, seen: int) -> Trainer:
+        if isinstance(self._data, Stream):
+            return self._trainer(number, self._data.flow.rows(number, seen))
         if number not in self._made:
-            self._made[number] = self._model.trainer(self._rows_of(number), "torch", self._seed + number)
+            self._made[number] = self._trainer(number, self._rows_of(number))
         return self._made[number]
+
+    def _trainer(self, number: int, rows: Rows) -> Trainer:
+        return self._model.trainer(rows, "torch", self._seed + number)

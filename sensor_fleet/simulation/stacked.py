@@ -6,7 +6,7 @@ holds both to the same result up to rounding.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -42,18 +42,30 @@ class Job:
     device: int
     start: Vector
     plan: TrainingPlan
+    seen: int = 0
+    """Slots of a stream that there had been when it began; 0 where data stands still."""
 
 
 class Stack:
     """The rows of all devices, to be trained on. They are asked for when a device trains, one by one.
 
+    Where rows come while time goes on, `held` says what a device holds after so many slots of its stream.
     The frozen tensors must stay as they are for as long as a stack is used.
     """
 
-    def __init__(self, net: MLP, schema: Schema, frozen: Parameters, recipe: Recipe, devices: Sequence[Rows]) -> None:
+    def __init__(
+        self,
+        net: MLP,
+        schema: Schema,
+        frozen: Parameters,
+        recipe: Recipe,
+        devices: Sequence[Rows],
+        *,
+        held: Callable[[int, int], Rows] | None = None,
+    ) -> None:
         self.net, self.schema, self.recipe = net, schema, recipe
-        self._devices, self._frozen = devices, frozen
-        self._ready: OrderedDict[int, tuple[Array, npt.NDArray[Any], int]] = OrderedDict()
+        self._devices, self._frozen, self._held = devices, frozen, held
+        self._ready: OrderedDict[int, tuple[Array, npt.NDArray[Any], int, int]] = OrderedDict()
         self._bytes = 0
         self._places: Mapping[str, slice] = {tensor.name: place for _, tensor, place in schema.shared}
 
@@ -62,29 +74,31 @@ class Stack:
         """How many rows each device has."""
         return [len(rows.y) for rows in self._devices]
 
-    def count(self, device: int) -> int:
-        """How many rows this device has."""
-        return len(self._of(device)[1])
+    def count(self, device: int, seen: int = 0) -> int:
+        """How many rows this device has, or had after so many slots of its stream."""
+        return len(self._of(device, seen)[1])
 
-    def _of(self, device: int) -> tuple[Array, npt.NDArray[Any], int]:
+    def _of(self, device: int, seen: int) -> tuple[Array, npt.NDArray[Any], int]:
         """A device's rows as the arithmetic takes them, and its trainer's seed."""
         if (ready := self._ready.get(device)) is not None:
-            self._ready.move_to_end(device)
-            return ready
-        rows = self._devices[device]
+            if ready[3] == seen:
+                self._ready.move_to_end(device)
+                return ready[:3]
+            self._bytes -= self._ready.pop(device)[0].nbytes
+        rows = self._devices[device] if self._held is None else self._held(device, seen)
         targets = rows.y
         if self.net.task == "regression":
             targets = (targets.astype(np.float32) - self._frozen["target_mean"]) / self._frozen["target_scale"]
-        ready = standardise(rows.x, self._frozen), targets, rows.seed
+        ready = standardise(rows.x, self._frozen), targets, rows.seed, seen
         self._ready[device] = ready
         self._bytes += ready[0].nbytes
         while self._bytes > KEPT and len(self._ready) > AT_ONCE:
             self._bytes -= self._ready.popitem(last=False)[1][0].nbytes
-        return ready
+        return ready[:3]
 
     def steps(self, job: Job) -> int:
         """How many optimiser steps a training takes."""
-        return steps_of(self.recipe.under(job.plan), self.count(job.device))
+        return steps_of(self.recipe.under(job.plan), self.count(job.device, job.seen))
 
     def train(self, jobs: Sequence[Job]) -> list[Vector]:
         """What each training comes to, as a flat vector; one that diverges holds what is not finite."""
@@ -96,11 +110,14 @@ class Stack:
 
     def _train(self, jobs: Sequence[Job]) -> list[Vector]:
         recipes = [self.recipe.under(job.plan) for job in jobs]
-        rows_of = {job.device: self._of(job.device) for job in jobs}
+        rows_of = {(job.device, job.seen): self._of(job.device, job.seen) for job in jobs}
         offsets = dict(zip(rows_of, np.cumsum([0, *(len(rows) for rows, _, _ in rows_of.values())]), strict=False))
         inputs = np.concatenate([rows for rows, _, _ in rows_of.values()])
         targets = np.concatenate([labels for _, labels, _ in rows_of.values()])
-        drawn = [self._drawn(job, recipe, int(offsets[job.device])) for job, recipe in zip(jobs, recipes, strict=True)]
+        drawn = [
+            self._drawn(job, recipe, int(offsets[job.device, job.seen]))
+            for job, recipe in zip(jobs, recipes, strict=True)
+        ]
         order = sorted(range(len(jobs)), key=lambda place: -len(drawn[place]))  # who has the most steps first
         lengths = [len(drawn[place]) for place in order]
         sizes = np.array([drawn[place].shape[1] for place in order])
@@ -137,7 +154,7 @@ class Stack:
 
     def _drawn(self, job: Job, recipe: Recipe, offset: int) -> npt.NDArray[np.intp]:
         """Row numbers of all batches, of shape (steps, batch): those of `Recipe.batches`, a pass after the other."""
-        _, targets, seed = self._of(job.device)
+        _, targets, seed = self._of(job.device, job.seen)
         rows = len(targets)
         size = min(recipe.batch_size, rows)
         steps = steps_of(recipe, rows)

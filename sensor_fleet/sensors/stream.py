@@ -1,0 +1,182 @@
+"""Simulated sensors as a fleet has them: data that grows while it is trained on, and a test that follows the world."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from iot_client.samples import Samples
+from sensor_fleet.data import FleetData, Rows
+from sensor_fleet.lazily import Made, names_of
+from sensor_fleet.sensors.flaws import Drift, Flaws
+from sensor_fleet.sensors.flow import Flow, Inputs, Maker, Targets
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stream(FleetData):
+    """Sensors whose rows come while time goes on. Times are seconds from the start of the fleet.
+
+    As the `FleetData` that it is, it is what there is at the start: `devices` and `test` at time 0.
+    """
+
+    flow: Flow = field(repr=False, kw_only=True)
+    fresh: int = field(kw_only=True)
+    """Rows that must have come since a device's last training before it trains again."""
+    drift: Drift | None = field(default=None, kw_only=True)
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the inputs."""
+        return self.flow.maker.features
+
+    @property
+    def label(self) -> str:
+        """The name of what is to be learned."""
+        return self.flow.maker.label
+
+    def number(self, device: int | str) -> int:
+        """A device's number, from its number or name.
+
+        Raises:
+            ValueError: there is no such device.
+        """
+        if isinstance(device, int):
+            if 0 <= device < len(self.devices):
+                return device
+        elif isinstance(self.devices, Made) and (number := self.devices.number(device)) is not None:
+            return number
+        raise ValueError(f"there is no device {device!r} among {len(self.devices)}.")
+
+    def rows(self, device: int | str, until: float) -> tuple[Inputs, Targets]:
+        """What a device holds at a time: the newest rows, oldest first; x of shape (n, features) and y of shape (n,).
+
+        Raises:
+            ValueError: there is no such device.
+        """
+        rows = self.flow.rows(self.number(device), self.flow.slots(until))
+        return rows.x, rows.y
+
+    def at(self, now: float) -> FleetData:
+        """The fleet's data as it is at a time, standing still."""
+        make = partial(_held, self.flow, self.flow.slots(now))
+        return FleetData(
+            Made(tuple(self.devices), make),
+            self.flow.maker.bench(now),
+            self.task,
+            self.classes,
+            self.names,
+            self.kind,
+            self.shape,
+            self.missing,
+        )
+
+    def tests(self, now: float) -> Mapping[str, Rows]:
+        """The held-out rows under what holds at a time: first all of them, under the name "", then class by class."""
+        bench = self.flow.maker.bench(now)
+        return {"": bench, **{name: _of_class(bench, place) for place, name in enumerate(self.names)}}
+
+    def sensor(self, device: int | str, clock: Callable[[], float]) -> "Sensor":
+        """A device's sensor, by a clock that tells seconds from the start.
+
+        Raises:
+            ValueError: there is no such device.
+        """
+        return Sensor(self.flow, self.number(device), clock)
+
+
+class Sensor:
+    """One sensor as its device has it: new rows come by the clock. To be given to `midge.conditions.enough_new`."""
+
+    __slots__ = ("_clock", "_flow", "_number", "_taken")
+
+    def __init__(self, flow: Flow, number: int, clock: Callable[[], float]) -> None:
+        self._flow, self._number, self._clock = flow, number, clock
+        self._taken = 0
+
+    @property
+    def new(self) -> int:
+        """Rows since a training last took them."""
+        return self._flow.new(self._number, self._taken, self._flow.slots(self._clock()))
+
+    def take(self) -> int:
+        """Take what there is for a training: nothing of it is new any more. How many slots there have been."""
+        self._taken = self._flow.slots(self._clock())
+        return self._taken
+
+    def arrays(self, *, take: bool = True) -> tuple[Inputs, Targets]:
+        """All rows that the device holds, oldest first, as `midge.Samples` gives them."""
+        slots = self._flow.slots(self._clock())
+        if take:
+            self._taken = slots
+        rows = self._flow.rows(self._number, slots)
+        return rows.x, rows.y
+
+    def enough_at(self, rows: int) -> float:
+        """When so many will be new."""
+        return self._flow.time(self._flow.enough(self._number, self._taken, rows))
+
+    async def follow(self, samples: Samples, *, pace: float = 1.0) -> None:
+        """Feed a device's samples for as long as it runs: a source of `midge.Device`.
+
+        What has come already is fed at once. `pace` is how many seconds of the clock go by in a second.
+        """
+        flow, number = self._flow, self._number
+        slots = flow.slots(self._clock())
+        x, y = self.arrays(take=False)
+        while True:
+            for row, label in zip(x, y, strict=True):
+                samples.observe(row, float(label))
+            await asyncio.sleep(max(0.0, flow.time(slots) - self._clock()) / pace)
+            before, slots = slots, flow.slots(self._clock())
+            count = flow.new(number, before, slots)
+            rows = flow.rows(number, slots)
+            x, y = rows.x[len(rows) - count :], rows.y[len(rows) - count :]
+
+
+def streamed(
+    maker: Maker,
+    *,
+    devices: int,
+    seed: int,
+    interval: float,
+    history: float,
+    window: int,
+    fresh: int,
+    flaws: Flaws,
+    drift: Drift | None,
+) -> Stream:
+    """A stream of what is measured.
+
+    Raises:
+        ValueError: numbers that cannot be.
+    """
+    if devices < 1:
+        raise ValueError(f"a fleet has at least 1 device, not {devices}")
+    if not 1 <= fresh <= window:
+        raise ValueError(f"fresh={fresh}: a device trains after 1 new row at least, and {window} is all that it holds.")
+    flow = Flow(maker, seed=seed, interval=interval, history=history, window=window, flaws=flaws)
+    test = maker.bench(0.0)
+    return Stream(
+        Made(names_of(devices), partial(_held, flow, flow.slots(0.0))),
+        test,
+        "classification" if maker.names else "regression",
+        len(maker.names) or None,
+        maker.names,
+        "table",
+        test.x.shape[1:],
+        0,
+        flow=flow,
+        fresh=fresh,
+        drift=drift,
+    )
+
+
+def _held(flow: Flow, slots: int, number: int) -> Rows:
+    return flow.rows(number, slots)
+
+
+def _of_class(rows: Rows, place: int) -> Rows:
+    mine = np.flatnonzero(rows.y == place)
+    return Rows(rows.x[mine], rows.y[mine])
