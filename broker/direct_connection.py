@@ -8,7 +8,7 @@ TCP and TLS; what speaks websockets is paho.
 import asyncio
 import socket
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
@@ -50,15 +50,27 @@ from broker.tls import tls_context
 
 CLOSED_HERE = "The connection was closed here."
 BUFFER = 2**20
-"""Bytes that are read at once; a packet that is larger gets a buffer of its own."""
+"""Bytes that are read at once, unless told otherwise; a packet that is larger gets a buffer of its own."""
 PIECE = 128 * 1024
 """Bytes that are handed to the transport at once, which copies what the socket does not take."""
 JOIN_BELOW = 16 * 1024
 """Pieces smaller than this are written together: one system call is worth the copy."""
 
 
-def connect(endpoint: Endpoint, options: Options) -> AbstractAsyncContextManager[Connection]:
+Line = Callable[[asyncio.BufferedProtocol], asyncio.BaseProtocol]
+"""Makes what stands between a connection and its transport: the link of a simulated device."""
+
+
+def connect(
+    endpoint: Endpoint, options: Options, *, buffer: int = BUFFER, line: Line | None = None
+) -> AbstractAsyncContextManager[Connection]:
     """Connect to `endpoint`; the connection ends with the block, with a proper goodbye. MQTT 5 where it is spoken.
+
+    Args:
+        endpoint: where to.
+        options: how.
+        buffer: bytes that are read at once: few where thousands of connections hear little.
+        line: makes what stands between the connection and its transport; nothing does by default.
 
     Raises (on entering):
         BrokerUnreachable: nothing serves MQTT there, or it does not answer within `options.timeout`.
@@ -67,16 +79,18 @@ def connect(endpoint: Endpoint, options: Options) -> AbstractAsyncContextManager
     """
     if endpoint.websockets:
         raise ValueError(f"{endpoint} speaks websockets: paho does, this does not.")
-    return _connect(endpoint, options)
+    return _connect(endpoint, options, buffer, line)
 
 
 @asynccontextmanager
-async def _connect(endpoint: Endpoint, options: Options) -> AsyncGenerator[Connection, None]:
+async def _connect(
+    endpoint: Endpoint, options: Options, buffer: int, line: Line | None
+) -> AsyncGenerator[Connection, None]:
     try:
-        session = await _open(endpoint, options, 5)
+        session = await _open(DirectConnection(endpoint, options, 5, buffer), line)
     except ProtocolRefused:
         try:
-            session = await _open(endpoint, options, 4)
+            session = await _open(DirectConnection(endpoint, options, 4, buffer), line)
         except ProtocolRefused as error:
             raise hung_up(endpoint) from error
     try:
@@ -85,13 +99,13 @@ async def _connect(endpoint: Endpoint, options: Options) -> AsyncGenerator[Conne
         await session.close()
 
 
-async def _open(endpoint: Endpoint, options: Options, version: Version) -> "DirectConnection":
-    session = DirectConnection(endpoint, options, version)
+async def _open(session: "DirectConnection", line: Line | None) -> "DirectConnection":
+    endpoint, options = session.endpoint, session.options
     context = None if endpoint.tls is None else tls_context(endpoint.tls)
     try:
         async with asyncio.timeout(options.timeout):
             await asyncio.get_running_loop().create_connection(
-                lambda: session, endpoint.host, endpoint.port, ssl=context
+                lambda: session if line is None else line(session), endpoint.host, endpoint.port, ssl=context
             )
             await session.connected
     except TimeoutError:
@@ -128,8 +142,8 @@ class _Waiter:
 class DirectConnection(asyncio.BufferedProtocol):
     """The contract of `broker.connection.Connection`."""
 
-    def __init__(self, endpoint: Endpoint, options: Options, version: Version) -> None:
-        self._endpoint, self._options, self._version = endpoint, options, version
+    def __init__(self, endpoint: Endpoint, options: Options, version: Version, buffer: int = BUFFER) -> None:
+        self.endpoint, self.options, self._version = endpoint, options, version
         self._loop = asyncio.get_running_loop()
         self.connected: asyncio.Future[None] = self._loop.create_future()
         """Done when the broker has taken us in; holds the error where it has not."""
@@ -141,7 +155,7 @@ class DirectConnection(asyncio.BufferedProtocol):
         self._closed = asyncio.Event()
         self._closing = False
         # --- reading: what has come lies in the buffer from start to end
-        self._buffer = bytearray(BUFFER)
+        self._buffer, self._usual = bytearray(buffer), buffer
         self._start = self._end = 0
         # --- writing
         self._pieces: deque[bytes | bytearray | memoryview] = deque()
@@ -165,15 +179,15 @@ class DirectConnection(asyncio.BufferedProtocol):
         raw = transport.get_extra_info("socket")
         if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        will = self._options.will
+        will = self.options.will
         greeting = Greeting(
             self._keepalive,
-            self._options.receive_maximum,
+            self.options.receive_maximum,
             None if will is None else (will.topic, will.payload, will.qos, will.retain),
-            self._endpoint.user,
-            self._endpoint.password,
+            self.endpoint.user,
+            self.endpoint.password,
         )
-        self._send(incoming.connect(self._version, self._options.client_id, greeting))
+        self._send(incoming.connect(self._version, self.options.client_id, greeting))
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio's signature
         return memoryview(self._buffer)[self._end :]
@@ -190,7 +204,7 @@ class DirectConnection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._closed.set()
         why = "" if exc is None else f" ({exc})"
-        self._lose(CLOSED_HERE if self._closing else f"The connection to {self._endpoint} is gone{why}.")
+        self._lose(CLOSED_HERE if self._closing else f"The connection to {self.endpoint} is gone{why}.")
         if self._timer is not None:
             self._timer.cancel()
 
@@ -236,16 +250,16 @@ class DirectConnection(asyncio.BufferedProtocol):
         left = self._end - self._start
         if left == 0:
             self._start = self._end = 0
-            if len(self._buffer) > 4 * BUFFER:
-                self._buffer = bytearray(BUFFER)
-        elif self._start + max(wanted, left + BUFFER // 4) > len(self._buffer):
+            if len(self._buffer) > 4 * self._usual:
+                self._buffer = bytearray(self._usual)
+        elif self._start + max(wanted, left + self._usual // 4) > len(self._buffer):
             kept = self._buffer[self._start : self._end]
             if wanted > len(self._buffer):
                 self._buffer = bytearray(wanted)
             self._buffer[:left] = kept
             self._start, self._end = 0, left
             if left == len(self._buffer):
-                self._buffer += bytes(BUFFER)
+                self._buffer += bytes(self._usual)
 
     def _on_message(self, message: Message) -> None:
         topic, payload, qos, retain, duplicate, packet_id = message
@@ -276,7 +290,7 @@ class DirectConnection(asyncio.BufferedProtocol):
                     if taken_over
                     else str(ReasonCode(PacketTypes.DISCONNECT, identifier=reason))
                 )
-                self._lose(f"{self._endpoint} ended the connection: {why}.", taken_over=taken_over)
+                self._lose(f"{self.endpoint} ended the connection: {why}.", taken_over=taken_over)
                 self.drop()
             case _:
                 pass  # a PINGRESP: that it came is all
@@ -288,12 +302,12 @@ class DirectConnection(asyncio.BufferedProtocol):
             reason = {1: 0x84, 2: 0x85, 3: 0x88, 4: 0x86, 5: 0x87}.get(reason, 0x80)
         if reason >= FAILURE:
             code = ReasonCode(PacketTypes.CONNACK, identifier=reason)
-            self.connected.set_exception(connect_refused(self._endpoint, self._options, code))
+            self.connected.set_exception(connect_refused(self.endpoint, self.options, code))
             return
         if found.get(Property.MAXIMUM_QOS, 1) == 0:
-            self.connected.set_exception(BrokerRefused(f"{self._endpoint} offers QoS 0 only; QoS 1 is needed."))
+            self.connected.set_exception(BrokerRefused(f"{self.endpoint} offers QoS 0 only; QoS 1 is needed."))
             return
-        self._limits = _limits(self._version, found, self._options)
+        self._limits = _limits(self._version, found, self.options)
         self._keepalive = _number(found, Property.SERVER_KEEPALIVE, self._keepalive)
         self.connected.set_result(None)
         self._watch()
@@ -364,7 +378,7 @@ class DirectConnection(asyncio.BufferedProtocol):
             if transport is not None and not self._closed.is_set():
                 self._send(incoming.GOODBYE)
                 self._flush()
-                async with asyncio.timeout(self._options.timeout):
+                async with asyncio.timeout(self.options.timeout):
                     await self._closed.wait()
         except TimeoutError:
             pass
@@ -456,7 +470,7 @@ class DirectConnection(asyncio.BufferedProtocol):
             return
         now = self._loop.time()
         if now - self._heard > 1.5 * self._keepalive + 1:
-            self._lose(f"The connection to {self._endpoint} is gone (nothing came for {now - self._heard:.0f} s).")
+            self._lose(f"The connection to {self.endpoint} is gone (nothing came for {now - self._heard:.0f} s).")
             self.drop()
             return
         if now - min(self._wrote, self._heard) >= 0.7 * self._keepalive:
@@ -471,10 +485,10 @@ class DirectConnection(asyncio.BufferedProtocol):
 
     async def _answered(self, what: str, packet_id: int, answer: "asyncio.Future[tuple[int, ...]]") -> tuple[int, ...]:
         try:
-            async with asyncio.timeout(self._options.timeout):
+            async with asyncio.timeout(self.options.timeout):
                 return await answer
         except TimeoutError:
-            self._lose(f"{self._endpoint} did not answer {what} within {self._options.timeout:g} s.")
+            self._lose(f"{self.endpoint} did not answer {what} within {self.options.timeout:g} s.")
             self.drop()
             raise self._inbox.lost() from None
         finally:
@@ -487,7 +501,7 @@ class DirectConnection(asyncio.BufferedProtocol):
         self._inbox.end(ConnectionLost(message, taken_over=taken_over))
         if not self.connected.done():
             self.connected.set_exception(
-                ProtocolRefused(f"{self._endpoint} closed the connection before it answered CONNECT.")
+                ProtocolRefused(f"{self.endpoint} closed the connection before it answered CONNECT.")
             )
         told = [*self._in_flight.values(), *(done for *_, done in self._queued)]
         self._queued.clear()

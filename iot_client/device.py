@@ -7,9 +7,10 @@ back as events. What is stored is on disk before it is sent.
 import asyncio
 import inspect
 import logging
+import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -21,6 +22,7 @@ from broker.connection import (
     Connection,
     ConnectionLost,
     Connector,
+    Delivery,
     Options,
     PacketTooLarge,
     PublishRefused,
@@ -38,7 +40,8 @@ from iot_client.fit import Fit, Parameters, TrainingKilled, TrainingPlan
 from iot_client.hardware import capabilities as measured
 from iot_client.hindrances import LOOK_EVERY, Condition, Hindrances
 from iot_client.identity import Identity, Key
-from iot_client.outbox import Outbox, OutboxFull
+from iot_client.memory_outbox import AnyOutbox, outbox_at
+from iot_client.outbox import OutboxFull
 from iot_client.pacing import Speed
 from iot_client.personal import Missing, Personal, Values
 from iot_client.predicting import Model, Predict, Predicting
@@ -87,7 +90,8 @@ class Device:
         federation: the federation's name.
         name: the device's own name in it.
         train: called with all tensors by name and a plan, in a thread; returns a `Fit`. May be a coroutine function.
-        outbox: the file that holds updates until they are settled; None keeps them in memory, for simulations.
+        outbox: the file that holds updates until they are settled; None keeps them in memory, for simulations, and so
+            does an outbox that is given as such.
         root: the topic root.
         moments: statistics of the device's data by name, for the aggregator to pool; or a function that makes them.
         missing: how many missing values they leave out.
@@ -112,6 +116,8 @@ class Device:
             aggregator where it says with which key. Without one the broker is believed.
         signing_key: the device's own private key, a PEM file, to sign what it sends: that of its certificate, or an
             Ed25519 key.
+        look_every: seconds between two looks at the conditions, 5 by default; infinity leaves it to who calls `look`.
+        versions: models by digest, of which devices in one process share each: it is looked at once a fetch is done.
     """
 
     def __init__(
@@ -121,7 +127,7 @@ class Device:
         federation: str,
         name: str,
         train: Train,
-        outbox: str | Path | None,
+        outbox: str | Path | AnyOutbox | None,
         root: str = DEFAULT_ROOT,
         moments: Mapping[str, Moments] | Callable[[], Mapping[str, Moments]] | None = None,
         missing: int = 0,
@@ -143,6 +149,8 @@ class Device:
         patience: float = PATIENCE,
         release_key: Key | Sequence[Key] | None = None,
         signing_key: Key | None = None,
+        look_every: float | None = None,
+        versions: MutableMapping[bytes, State] | None = None,
     ) -> None:
         self.name = check_name(name, "device name")
         if sources and samples is None:
@@ -152,7 +160,7 @@ class Device:
         self.topics = Topics(federation, root)
         self.connector = connector
         self._train = train
-        self._outbox = Outbox(outbox)
+        self._outbox = outbox_at(outbox) if outbox is None or isinstance(outbox, str | Path) else outbox
         self._identity = Identity(self.topics, release_key=release_key, signing_key=signing_key)
         self._moments = moments
         self._missing = missing
@@ -175,7 +183,11 @@ class Device:
         self._keepalive = keepalive
         self._patience = patience
         self._outbox_bytes = outbox_bytes
+        self._look_every = look_every
+        self._versions = versions
         self._stop = asyncio.Event()
+        self._parting: asyncio.Future[DeviceState] | None = None
+        """As what to part from the connection that stands; done where that is to be."""
         self._events: asyncio.Queue[ev.Event] = asyncio.Queue()
         self._made: dict[int, Made] = {}
         self._keys = count(1)
@@ -203,6 +215,15 @@ class Device:
     def stop(self) -> None:
         """End `serve` cleanly. To be called in its loop."""
         self._stop.set()
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """End the connection that stands, with a goodbye; the connector says when there is another. In its loop."""
+        self._part(DeviceState.DISCONNECTED)
+
+    def _part(self, state: DeviceState) -> None:
+        if self._parting is not None and not self._parting.done():
+            self._parting.set_result(state)
 
     def listen(self, listener: Listener) -> None:
         """Call with a dict for each thing of note, from now on."""
@@ -212,7 +233,7 @@ class Device:
         """Take another name, and with it an outbox beside the old one; before `serve`."""
         self.name = name
         path = self._outbox.path
-        self._outbox = Outbox(None if path is None else path.with_name(f"{name}.outbox"))
+        self._outbox = outbox_at(None if path is None else path.with_name(f"{name}.outbox"))
         self._fetcher = Fetcher(self.topics, name, progress=lambda done, total: self._show("down", done, total))
         self._serving = Serving(self.topics, name, self._serving.on_model)
         self._remember()
@@ -315,10 +336,12 @@ class Device:
                 async with asyncio.TaskGroup() as tasks:
                     self._tasks = tasks
                     acting = tasks.create_task(self._acting(), name="act")
-                    looking = tasks.create_task(self._looking(), name="look")
-                    feeding = self._feed(tasks)
+                    beside = self._feed(tasks)
+                    every = LOOK_EVERY if self._look_every is None else self._look_every
+                    if every < math.inf:
+                        beside.append(tasks.create_task(self._looking(every), name="look"))
                     await self._reconnecting()
-                    for task in (acting, looking, *feeding):
+                    for task in (acting, *beside):
                         task.cancel()
                     self._cancel_fetch()
                     if self._training is not None:
@@ -350,14 +373,15 @@ class Device:
         samples = 0 if self._samples is None else self._samples.written
         self._budget.wore(self._outbox.written + self._predicting.written + samples)
 
-    async def _looking(self) -> None:
+    async def _looking(self, every: float) -> None:
         """See now and then whether something of our own keeps us from training."""
         while True:
             if not self._cycle.asleep:
-                self._look()
-            await asyncio.sleep(LOOK_EVERY)
+                self.look()
+            await asyncio.sleep(every)
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """See now whether something of our own keeps us from training. While `serve` runs, and in its loop."""
         announcement = self._session.announcement
         why = self._hindrances.found(None if announcement is None else announcement.participation)
         muted = self._hindrances.muted()
@@ -411,11 +435,10 @@ class Device:
         return self._cycle.over(time.monotonic(), at_rest=at_rest, busy=busy)
 
     async def _rest(self) -> None:
-        """Return when the device may sleep; never where it has no duty."""
-        if self._cycle.duty is None:
-            await asyncio.Event().wait()
+        """Part when the device may sleep."""
         while not self._may_sleep(connected=True):  # noqa: ASYNC110 - of many things, some of them times
             await asyncio.sleep(_NAP)
+        self._part(DeviceState.SLEEPING)
 
     def _fall_asleep(self) -> float:
         """Seconds that it will sleep."""
@@ -433,7 +456,7 @@ class Device:
                 await self._stop.wait()
         if not self._stop.is_set():
             self._cycle.wake(time.monotonic())
-            self._look()
+            self.look()
             self._tell("awake")
 
     def _options(self) -> Options:
@@ -453,6 +476,7 @@ class Device:
         with suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 async for delivery in connection.messages():
+                    self._count_down(delivery)
                     connection.ack(delivery)
                     hello = _hello_of(delivery.payload)
                     if hello is None:
@@ -470,19 +494,22 @@ class Device:
 
     async def _serve(self, connection: Connection) -> None:
         """Take part over one connection, until it is lost or we are to stop."""
+        self._parting = asyncio.get_running_loop().create_future()
         reading = asyncio.create_task(self._read(connection))
-        serving = asyncio.create_task(self._serving.follow(connection))
-        stopping = asyncio.create_task(self._stop.wait())
-        resting = asyncio.create_task(self._rest())
+        beside = [asyncio.create_task(self._serving.follow(connection))] if self._serving.wanted else []
+        if self._cycle.duty is not None:
+            beside.append(asyncio.create_task(self._rest()))
+        if self._stop.is_set():
+            self.hang_up()
         last = DeviceState.LOST
         try:
-            await asyncio.wait({reading, stopping, resting}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {reading, self._parting}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if reading.done():
                 await reading
-            last = DeviceState.DISCONNECTED
-            if resting.done():
+            last = self._parting.result() if self._parting.done() else DeviceState.DISCONNECTED
+            if last is DeviceState.SLEEPING:
                 self._fall_asleep()
-                last = DeviceState.SLEEPING
         finally:
             # Also where the trainer raised: an orderly end of the connection takes the Last Will back.
             self._connection = None
@@ -491,11 +518,10 @@ class Device:
             self._events.put_nowait(ev.Disconnected())
             if not reading.done():
                 await self._say_goodbye(connection, last)
-            reading.cancel()
-            stopping.cancel()
-            serving.cancel()
-            resting.cancel()
-            await asyncio.gather(reading, stopping, serving, resting, return_exceptions=True)
+            self._parting = None
+            for task in (reading, *beside):
+                task.cancel()
+            await asyncio.gather(reading, *beside, return_exceptions=True)
 
     async def _say_goodbye(self, connection: Connection, state: DeviceState) -> None:
         with suppress(TimeoutError):
@@ -513,13 +539,16 @@ class Device:
         self._events.put_nowait(ev.Connected(None if largest is None else max(256, largest - _OVERHEAD)))
         self._tell("connected")
         async for delivery in connection.messages():
-            self.bytes_down += len(delivery.payload)
-            self._budget.spend(moved=len(delivery.payload))
+            self._count_down(delivery)
             try:
                 self._deliver(delivery.topic, delivery.payload)
             except WireError as error:
                 log.warning("%s: a message on %s was dropped: %s", self.name, delivery.topic, error)
             connection.ack(delivery)
+
+    def _count_down(self, delivery: Delivery) -> None:
+        self.bytes_down += len(delivery.payload)
+        self._budget.spend(moved=len(delivery.payload))
 
     def _deliver(self, topic: str, payload: bytes) -> None:
         if self._fetcher.expects(topic):
@@ -608,7 +637,7 @@ class Device:
                     self._tell("receipt", outbox=self._outbox.identity, **settled.model_dump())
                     if settled.verdict is Verdict.FORGOTTEN:
                         self._withdrawn = settled.why
-                        self._look()
+                        self.look()
 
     def _store(self, update: Update, made: Made) -> bool:
         try:
@@ -773,7 +802,7 @@ class Device:
         if connection is None:
             return
         try:
-            self._state = await self._fetcher.fetch(connection, announcement, way, self._state)
+            state = await self._fetcher.fetch(connection, announcement, way, self._state)
         except ConnectionLost:
             return  # the session hears of it from the reader
         except FetchError as error:
@@ -781,6 +810,7 @@ class Device:
             self._tell("fetch_failed", why=str(error))
             self._events.put_nowait(ev.FetchFailed(str(error), error.start_over))
             return
+        self._state = state if self._versions is None else self._versions.setdefault(announcement.digest, state)
         failpoint("model.fetched")
         self._events.put_nowait(ev.Fetched(ev.Base.of(announcement)))
         if self._predict is not None and self._state is not None:
@@ -817,7 +847,7 @@ class Device:
             seconds = time.monotonic() - started
             self._budget.spend(trained=seconds)
             self._cycle.trained(time.monotonic())
-            self._look()
+            self.look()
         self._task(self._turn_back(turning))
         self._speed.saw(fit.steps, fit.steps * (plan.batch_size or 1), seconds)
         self._personal.keep(fit.parameters, state.schema, started)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from iot_client.outbox import Outbox, OutboxFull
+from iot_client.memory_outbox import AnyOutbox
+from iot_client.outbox import OutboxFull
 from iot_client.training import Made, Unfit
 from iot_client.trust import Trust
 from wire import chunks, frames, sealing, signing
@@ -48,7 +49,7 @@ class Identity:
         self._name = ""
         self._trusts: dict[Channel, Trust] = {}
 
-    def begin(self, name: str, outbox: Outbox) -> None:
+    def begin(self, name: str, outbox: AnyOutbox) -> None:
         """Take up what an earlier life of this device verified. The outbox is open."""
         self._name, self._outbox = name, outbox
         federation = self._topics.federation

@@ -48,16 +48,15 @@ class OutboxFull(OutboxError):
 
 
 class Outbox:
-    """A file, or memory for simulations where nothing needs to survive. From one thread; a context manager."""
+    """A file. From one thread; a context manager. For simulations there is `iot_client.memory_outbox`."""
 
-    def __init__(self, path: str | Path | None) -> None:
-        self.path = None if path is None else Path(path)
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
         self._lock: int | None = None
         self.identity = 0
         self.next_seq = 1
         self._left = 0
         """Which file of what is left to say counts; 0 is none."""
-        self._left_in_memory: bytes | None = None
         self.pending: dict[str, bytes] = {}
         """What is to be remembered, by name. Written with the next update: a transaction of its own wears flash."""
         self.written = 0
@@ -69,10 +68,9 @@ class Outbox:
         Raises:
             OutboxError: it cannot be written, is in use by another device, or is no outbox.
         """
-        if self.path is not None:
-            self._take_lock(self.path)
+        self._take_lock(self.path)
         try:
-            self._db = sqlite3.connect(":memory:" if self.path is None else self.path, isolation_level="IMMEDIATE")
+            self._db = sqlite3.connect(self.path, isolation_level="IMMEDIATE")
         except sqlite3.Error as error:
             self._unlock()
             raise self._unusable(error) from error
@@ -201,7 +199,7 @@ class Outbox:
         assert update.seq == self.next_seq
         header, before = _pack(update), self._left
         left = 0 if residual is None else before + 1
-        if residual is not None and self.path is not None:
+        if residual is not None:
             self._write_residual(self._residual_path(left), residual)
             failpoint("residual.written")
         with self._writing():
@@ -214,9 +212,9 @@ class Outbox:
         failpoint("outbox.stored")
         self.pending.clear()
         self.next_seq = update.seq + 1
-        self._left, self._left_in_memory = left, residual if self.path is None else None
+        self._left = left
         self._count(len(header) + len(body))
-        if before and self.path is not None and before != left:
+        if before and before != left:
             self._residual_path(before).unlink(missing_ok=True)
         self._take_ballast()
 
@@ -245,15 +243,14 @@ class Outbox:
 
     def residual(self) -> bytes | None:
         """What the last update that was stored left to say; None where that is nothing, or its file is gone."""
-        if self.path is None or not self._left:
-            return self._left_in_memory
+        if not self._left:
+            return None
         try:
             return self._residual_path(self._left).read_bytes()
         except OSError:
             return None
 
     def _residual_path(self, number: int) -> Path:
-        assert self.path is not None
         return self.path.with_name(f"{self.path.name}.residual-{number}")
 
     def _write_residual(self, path: Path, residual: bytes) -> None:
@@ -277,15 +274,13 @@ class Outbox:
 
     def _clear_strays(self) -> None:
         """Remove what a kill left behind: files that were written, or no longer count."""
-        if self.path is not None:
-            for stray in self.path.parent.glob(f"{glob.escape(self.path.name)}.residual-*"):
-                if stray != self._residual_path(self._left):
-                    stray.unlink(missing_ok=True)
+        for stray in self.path.parent.glob(f"{glob.escape(self.path.name)}.residual-*"):
+            if stray != self._residual_path(self._left):
+                stray.unlink(missing_ok=True)
 
     def _count(self, size: int) -> None:
         """Count a transaction: its pages go into the log, and those that others do not change too, into the file."""
-        if self.path is not None:
-            self.written += (2 * _pages(size) + _TOUCHED) * _PAGE
+        self.written += (2 * _pages(size) + _TOUCHED) * _PAGE
 
     # ------------------------------------------------------------------- forgetting
 

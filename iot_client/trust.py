@@ -10,6 +10,7 @@ Without a pinned key everything is taken as it comes, and nothing is remembered.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 
 from wire import frames, messages, signing
 from wire.errors import WireError
@@ -114,7 +115,7 @@ class Trust:
             WireError: it is no announcement.
         """
         if not self.pinned:
-            return messages.decode_announcement(payload)
+            return _read(payload)
         envelope, _ = messages.decode(Envelope, payload)
         keys, number = self._followed(envelope)
         signer = signing.signed_by(envelope, signing.ANNOUNCEMENT, self._federation, keys)
@@ -222,3 +223,9 @@ class Trust:
     def wrote(self, now: float) -> None:
         """It is written."""
         self._written, self._written_at = self.newest, now
+
+
+@lru_cache(maxsize=4)
+def _read(payload: bytes) -> Announcement:
+    """An announcement. It comes again and again, and in a simulated fleet to thousands, who then hold one together."""
+    return messages.decode_announcement(payload)

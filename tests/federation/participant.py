@@ -9,7 +9,7 @@ import numpy as np
 
 from iot_client import events as ev
 from iot_client import session as s
-from iot_client.outbox import Outbox
+from iot_client.memory_outbox import MemoryOutbox
 from tests.aggregator.rig import TOPICS
 from tests.federation.kernel import Kernel, PowerCut
 from tests.federation.network import Network
@@ -54,7 +54,7 @@ class Participant:
 
     def __init__(self, kernel: Kernel, network: Network, name: str, ledger: Ledger) -> None:
         self.kernel, self.network, self.name, self.ledger = kernel, network, name, ledger
-        self.outbox = Outbox(None).__enter__()
+        self.outbox = MemoryOutbox().__enter__()
         self.lives = 0
         self.alive = False
         self.boot()

@@ -200,7 +200,7 @@ async def test_a_condition_of_the_owner_holds_training_back_and_lets_it_go(tmp_p
         await log.until(lambda: log.of("trained", device="a"))
         assert not log.of("training", device="b")
         allowed[0] = True
-        held._look()
+        held.look()
         await log.until(lambda: log.of("release", version=3))
 
 

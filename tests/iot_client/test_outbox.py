@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from iot_client.memory_outbox import MemoryOutbox
 from iot_client.outbox import Outbox, OutboxError
 from tests.iot_client.test_session import made
 
@@ -88,7 +89,7 @@ def test_a_new_identity_keeps_what_it_is_told_to(tmp_path: Path) -> None:
 
 
 def test_two_outboxes_are_two(tmp_path: Path) -> None:
-    with Outbox(tmp_path / "a") as a, Outbox(tmp_path / "b") as b, Outbox(None) as memory:
+    with Outbox(tmp_path / "a") as a, Outbox(tmp_path / "b") as b, MemoryOutbox() as memory:
         assert len({a.identity, b.identity, memory.identity}) == 3
 
 

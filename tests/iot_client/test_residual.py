@@ -17,6 +17,7 @@ from iot_client import events as ev
 from iot_client import residual
 from iot_client.device import Device
 from iot_client.fit import Fit
+from iot_client.memory_outbox import MemoryOutbox
 from iot_client.outbox import Outbox, OutboxFull
 from iot_client.training import Made, chosen, make_update
 from tests.aggregator.test_full_disk import small_disk
@@ -178,7 +179,7 @@ def test_a_new_identity_keeps_it_and_goes_on(tmp_path: Path) -> None:
 
 
 def test_an_outbox_in_memory_keeps_it_there() -> None:
-    with Outbox(None) as outbox:
+    with MemoryOutbox() as outbox:
         assert outbox.residual() is None
         outbox.store(made(outbox=outbox.identity, seq=1), b"", b"one")
         assert outbox.residual() == b"one"

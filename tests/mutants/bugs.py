@@ -26,6 +26,7 @@ from broker.connection import Connection, Delivery
 from broker.failpoints import failpoint
 from iot_client.device import Device
 from iot_client.events import Action, Send
+from iot_client.memory_outbox import AnyOutbox, MemoryOutbox
 from iot_client.outbox import Outbox, _pack
 from iot_client.timers import Timer
 from tests.aggregator.rig import TOPICS
@@ -238,13 +239,21 @@ def renumber_on_restart(patch: Patch) -> None:
     patch(Participant, "boot", booted)
 
 
-def _renumber(outbox: Outbox) -> None:
+def _renumber(outbox: AnyOutbox) -> None:
     held = [(update, outbox.body(update.seq)) for update in outbox.held()]
+    if isinstance(outbox, MemoryOutbox):
+        first = outbox.next_seq
+        again = [
+            update.model_copy(update={"seq": first + place, "first": first}) for place, (update, _) in enumerate(held)
+        ]
+        outbox._held = {update.seq: (update, body) for update, (_, body) in zip(again, held, strict=True)}
+        outbox.next_seq += len(held)
+        return
     with outbox._db as db:
         db.execute("DELETE FROM updates")
         for number, (update, body) in enumerate(held, start=outbox.next_seq):
-            again = update.model_copy(update={"seq": number, "first": outbox.next_seq})
-            db.execute("INSERT INTO updates VALUES (?, ?, ?)", (number, _pack(again), body))
+            row = update.model_copy(update={"seq": number, "first": outbox.next_seq})
+            db.execute("INSERT INTO updates VALUES (?, ?, ?)", (number, _pack(row), body))
         outbox.next_seq += len(held)
         db.execute("UPDATE meta SET value = ? WHERE name = 'next'", (outbox.next_seq,))
 
