@@ -70,7 +70,7 @@ class FleetData:
 
 
 def load(source: str | Path, *, devices: int | None = None, seed: int = 0) -> FleetData:
-    """Read an `.npz` file, or the bundled digits for "digits".
+    """Read an `.npz` file; or the bundled digits for "digits", or a week of simulated sensors by their name.
 
     `devices` takes the first so many devices of the file, in the order of their units; where rows have no owner, they
     are dealt to so many. `seed` is for the dealing, and for the test rows where the file does not name them.
@@ -80,6 +80,8 @@ def load(source: str | Path, *, devices: int | None = None, seed: int = 0) -> Fl
     """
     if devices is not None and devices < 1:
         raise ValueError(f"a fleet has at least 1 device, not {devices}")
+    if (sensors := _sensors(source, DEVICES if devices is None else devices, seed)) is not None:
+        return sensors
     try:
         arrays = _digits() if str(source) == DIGITS else _read(Path(source))
         return _arrange(arrays, devices, seed)
@@ -116,6 +118,12 @@ def deal(labels: Array, devices: int, rng: np.random.Generator, alpha: float = A
 # --------------------------------------------------------------------------- reading
 
 
+def _sensors(source: str | Path, devices: int, seed: int) -> FleetData | None:
+    from sensor_fleet.sensors import KINDS, a_week  # noqa: PLC0415 (they are made of what is in this file)
+
+    return a_week(str(source), devices, seed) if str(source) in KINDS else None
+
+
 def _digits() -> dict[str, Array]:
     try:
         from sklearn.datasets import load_digits  # noqa: PLC0415 (only the demo needs scikit-learn)
@@ -129,7 +137,7 @@ def _digits() -> dict[str, Array]:
 def _read(path: Path) -> dict[str, Array]:
     """The arrays of a file that we know the names of."""
     if not path.is_file():
-        raise ValueError(f"there is no such file; give the path of an .npz file, or {DIGITS}")
+        raise ValueError(f"there is no such file; give the path of an .npz file, or {DIGITS}, vibration, energy")
     with path.open("rb") as file:
         try:
             archive = np.load(file, allow_pickle=False)

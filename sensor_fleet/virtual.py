@@ -19,6 +19,7 @@ from sensor_fleet.models import FleetModel, model_for
 from sensor_fleet.profiles import profile as profiles
 from sensor_fleet.profiles.profile import Profile
 from sensor_fleet.progress import HELD, METRICS
+from sensor_fleet.sensors import KINDS, Drift, Stream
 from sensor_fleet.setting import Setting
 from sensor_fleet.simulation.cluster import OnRay
 from sensor_fleet.simulation.result import Simulated
@@ -49,6 +50,10 @@ class VirtualFleet:
     """Whether to end once the target is held."""
     interval: float | None = None
     """Seconds between two trainings of a device, in place of the profile's."""
+    drift: float | None = None
+    """Days after which the concept of sensors that stream changes; None: it never does."""
+    fresh: int | None = None
+    """Rows of such a sensor that must be new before its device trains again; None: as the sensor has it."""
 
     @property
     def seconds(self) -> float:
@@ -64,13 +69,24 @@ class VirtualFleet:
             raise ValueError(f"a fleet of {self.devices} never releases a model: it takes 2 devices at least.")
         setting = self.setting
         profile = profiles.load(self.profile)
-        data = load(setting.data, devices=None, seed=setting.seed)
-        if self.devices != len(data.devices):
-            data = shared(data, self.devices, setting.seed)
+        data = self._data()
         model = model_for(data, setting.model, torch=setting.engine == "torch", seed=setting.seed)
         if data.task == "classification" and self.target is not None and self.target > 1:
             raise ValueError(f"An accuracy of {self.target:g} cannot be reached: 1 is all of it, 0.93 is 93 %.")
         return profile, data, model, self._strategy(profile)
+
+    def _data(self) -> FleetData:
+        """The data: sensors that stream, or a set that stands still, dealt to so many devices."""
+        setting, own = self.setting, {} if self.fresh is None else {"fresh": self.fresh}
+        if (sensors := KINDS.get(setting.data)) is not None:
+            drift = None if self.drift is None else Drift(self.drift * DAY)
+            return sensors(self.devices, seed=setting.seed, drift=drift, **own)
+        if self.drift is not None or self.fresh is not None:
+            raise ValueError(
+                f"drift and fresh are of data that streams: take {' or '.join(KINDS)}, not {setting.data}."
+            )
+        data = load(setting.data, devices=None, seed=setting.seed)
+        return data if self.devices == len(data.devices) else shared(data, self.devices, setting.seed)
 
     def _strategy(self, profile: Profile) -> Strategy:
         """The chosen strategy at the profile's pace."""
@@ -92,8 +108,8 @@ class VirtualFleet:
         recent: list[tuple[float, float]] = []
 
         def stop(now: float, metrics: Mapping[str, float]) -> bool:
-            recent.append((now, _value(metrics)))
-            return self.stop_at_target and _held(recent, self.target, _sign(metrics)) is not None
+            recent.append((now, value_of(metrics)))
+            return self.stop_at_target and held(recent, self.target, sign_of(metrics)) is not None
 
         found = simulate(
             model,
@@ -108,7 +124,8 @@ class VirtualFleet:
             stop=stop,
             watch=watch,
         )
-        return Found(self, profile, data, model, found)
+        standing = data.at(float(found.times[-1])) if isinstance(data, Stream) else data
+        return Found(self, profile, standing, model, found)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,6 +137,8 @@ class Found:
     data: FleetData
     model: FleetModel
     result: Simulated
+    live: Mapping[str, Any] | None = None
+    """Of a fleet over a real broker: what is to be said of it besides."""
 
     @property
     def metric(self) -> str:
@@ -133,7 +152,7 @@ class Found:
     def seconds_to(self, target: float | None) -> float | None:
         """When the mean of the last evaluations was at a target, as a demo counts it."""
         curve = list(zip(self.result.times.tolist(), self.result.metrics[self.metric].tolist(), strict=True))
-        return _held(curve, target, METRICS[self.metric])
+        return held(curve, target, METRICS[self.metric])
 
     def own(self) -> dict[str, dict[str, Any]]:
         """The final model on devices' own rows, class by class: mean, least and greatest tenth, and of how many."""
@@ -158,7 +177,7 @@ class Found:
         result = self.result
         up, down = result.bytes_at[-1].tolist() if len(result.bytes_at) else (0, 0)
         return {
-            "virtual": True,
+            "virtual": self.live is None,
             self.metric: self.value,
             "target": self.fleet.target,
             "seconds_to_target": self.seconds_to(self.fleet.target),
@@ -177,6 +196,7 @@ class Found:
             "classes": {name: one.packed() for name, one in by_class(result).items()},
             "own": self.own(),
             "raw_bytes": self._raw(),
+            **({} if self.live is None else {"live": dict(self.live)}),
         }
 
     def _raw(self) -> float:
@@ -190,7 +210,8 @@ class Found:
         fleet, result = self.fleet, self.result
         about = {
             "format": 1,
-            "virtual": True,
+            "virtual": self.live is None,
+            "live": self.live is not None,
             "began": 0.0,
             "written": time.time(),
             "target": fleet.target,
@@ -203,6 +224,9 @@ class Found:
                 "devices": fleet.devices,
                 "days": fleet.days,
                 "interval": fleet.interval,
+                "drift": fleet.drift,
+                "fresh": fleet.fresh,
+                **{name: word for name, word in (self.live or {}).items() if name in _OF_LIVE},
             },
             "data": {
                 "task": self.data.task,
@@ -246,6 +270,7 @@ class Found:
 
 
 _SETTINGS = ("data", "seed", "model", "strategy", "buffer_size", "learning_rate", "local_steps", "batch_size", "codec")
+_OF_LIVE = ("speed_up", "federation")
 _ARRAYS = (
     "times",
     "versions",
@@ -266,18 +291,20 @@ _ARRAYS = (
 
 
 def _own_score(model: FleetModel, parameters: Parameters, rows: Any) -> float:
-    return _value(model.evaluate(parameters, rows))
+    return value_of(model.evaluate(parameters, rows))
 
 
-def _value(metrics: Mapping[str, float]) -> float:
+def value_of(metrics: Mapping[str, float]) -> float:
+    """The metric that a target can be set for; NaN where there is none."""
     return next((metrics[name] for name in METRICS if name in metrics), math.nan)
 
 
-def _sign(metrics: Mapping[str, float]) -> int:
+def sign_of(metrics: Mapping[str, float]) -> int:
+    """1 where more of it is better, −1 where less is."""
     return next((sign for name, sign in METRICS.items() if name in metrics), 1)
 
 
-def _held(curve: list[tuple[float, float]], target: float | None, sign: int) -> float | None:
+def held(curve: list[tuple[float, float]], target: float | None, sign: int) -> float | None:
     """When the mean of the last few values first was at the target."""
     if target is None:
         return None

@@ -33,7 +33,10 @@ def register(subparsers: Subparsers) -> None:
     goal.add_argument("--seconds", type=float, default=60.0, help="end after so long (default: %(default)s)")
     data = parser.add_argument_group("data and model")
     data.add_argument(
-        "--data", default="digits", metavar="FILE.npz", help="arrays x, y, and unit and split where known"
+        "--data",
+        default="digits",
+        metavar="FILE.npz",
+        help="arrays x, y, and unit and split where known; or a week of simulated sensors: vibration, energy",
     )
     data.add_argument(
         "--devices", type=int, metavar="N", help="so many devices (default: all of the data; 20 for digits)"

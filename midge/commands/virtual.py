@@ -41,7 +41,14 @@ def register(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="have them be actors of a Ray cluster (default: local)",
     )
-    group.add_argument("--data", default="digits", metavar="FILE.npz", help="arrays x and y (default: digits)")
+    group.add_argument(
+        "--data",
+        default="digits",
+        metavar="FILE.npz",
+        help="arrays x and y; or sensors that stream: vibration, energy (default: digits)",
+    )
+    group.add_argument("--drift", type=float, metavar="DAYS", help="change what these mean after so long")
+    group.add_argument("--fresh", type=int, metavar="N", help="rows of these that are new before a device trains again")
     group.add_argument("--model", choices=["linear", "mlp", "cnn"], help="default: mlp")
     group.add_argument(
         "--strategy",
@@ -80,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
         target=args.target,
         stop_at_target=args.stop,
         interval=None if args.interval is None else 3600 * args.interval,
+        drift=args.drift,
+        fresh=args.fresh,
     )
     with mendable():
         fleet.loaded()  # whether it can be simulated at all, before anything is written
@@ -116,11 +125,11 @@ def _plan(fleet: "VirtualFleet", args: argparse.Namespace) -> int:
 
 
 def _refuse_impossible(args: argparse.Namespace) -> None:
-    for name in ("days", "learning_rate", "interval", "target"):
+    for name in ("days", "learning_rate", "interval", "target", "drift"):
         given = getattr(args, name)
         if given is not None and not 0 < given < 1e6:
             raise Problem(f"--{name.replace('_', '-')} is {given:g}: it must be above 0.")
-    for name in ("workers", "seeds", "buffer_size", "local_steps", "batch_size"):
+    for name in ("workers", "seeds", "buffer_size", "local_steps", "batch_size", "fresh"):
         given = getattr(args, name)
         if given is not None and given < 1:
             raise Problem(f"--{name.replace('_', '-')} is {given}: it must be at least 1.")

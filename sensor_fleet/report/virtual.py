@@ -1,4 +1,4 @@
-"""The page of a fleet on the virtual clock: what came of it, what each hardware class gave and got, and the bill."""
+"""The page of a profile's fleet, virtual or live: what came of it, what each class gave and got, and the bill."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -40,13 +40,13 @@ def classes_of(run: Run) -> list[OfClass]:
     ]
 
 
-def virtual_report(run: Run) -> str:
+def profile_report(run: Run) -> str:
     """The page, as HTML that stands by itself."""
     found = classes_of(run)
     return page(
-        f"{run.name}: a virtual fleet",
+        f"{run.name}: a {_kind(run)} fleet",
         [
-            element("p", f"Midge · virtual fleet · {run.name}", "eyebrow"),
+            element("p", f"Midge · {_kind(run)} fleet · {run.name}", "eyebrow"),
             element("h1", _headline(run)),
             element("p", _lead(run), "lead"),
             _facts(run),
@@ -56,11 +56,7 @@ def virtual_report(run: Run) -> str:
             _fair(run, found),
             _bill(run, found),
             _setting(run),
-            element(
-                "footer",
-                "Made by midge fleet --virtual: aggregator and devices' sessions were the real ones; clock, links and "
-                "hardware were the profile's. This page loads nothing from anywhere.",
-            ),
+            element("footer", f"{_MADE[run.live]} This page loads nothing from anywhere."),
         ],
     )
 
@@ -68,15 +64,29 @@ def virtual_report(run: Run) -> str:
 # ----------------------------------------------------------------------- the top
 
 
+_MADE = {
+    False: "Made by midge fleet --virtual: aggregator and devices' sessions were the real ones; clock, links and "
+    "hardware were the profile's.",
+    True: "Made by midge fleet --live: devices, connections, broker and aggregator were real ones; links, outages and "
+    "the speed of hardware were the profile's. Times are the profile's too.",
+}
+
+
+def _kind(run: Run) -> str:
+    return "live" if run.live else "virtual"
+
+
 def _headline(run: Run) -> str:
     fleet, length = counted(run.size, "device"), duration(run.seconds)
     if run.value is None:
-        return f"{fleet} ran for {length} of virtual time, and no model came of it"
+        return f"{fleet} ran for {length} of {_kind(run)} time, and no model came of it"
     what = score(run.value, run.metric) + (" accuracy" if run.metric == "accuracy" else " RMSE")
     if run.seconds_to_target is not None:
-        return f"{counted(run.size, 'device')} would hold {score(run.target, run.metric)} after {_days(run)}"
-    missed = "" if run.target is None else f", and miss {score(run.target, run.metric)}"
-    return f"{fleet} would come to {what} in {length}{missed}"
+        held = "held" if run.live else "would hold"
+        return f"{counted(run.size, 'device')} {held} {score(run.target, run.metric)} after {_days(run)}"
+    came, miss = ("came", "missed") if run.live else ("would come", "miss")
+    missed = "" if run.target is None else f", and {miss} {score(run.target, run.metric)}"
+    return f"{fleet} {came} to {what} in {length}{missed}"
 
 
 def _days(run: Run) -> str:
@@ -324,7 +334,7 @@ def _bill(run: Run, found: Sequence[OfClass]) -> Markup:
 def command(run: Run) -> str:
     """The command that repeats the run."""
     setting = mapping(run.about.get("setting"))
-    words = ["midge", "fleet", "--virtual"]
+    words = ["midge", "fleet", "--live" if run.live else "--virtual"]
     for name in ("profile", "devices", "days", "data", "model", "strategy", "buffer_size", "learning_rate"):
         if (given := setting.get(name)) is not None and (name, given) != ("strategy", "balanced"):
             words += [f"--{name.replace('_', '-')}", f"{given:g}" if isinstance(given, float) else str(given)]
@@ -333,6 +343,11 @@ def command(run: Run) -> str:
             words += [f"--{name.replace('_', '-')}", str(given)]
     if (interval := finite_number(setting.get("interval"))) is not None:
         words += ["--interval", f"{interval / 3600:g}"]
+    for name in ("drift", "fresh"):
+        if (number := finite_number(setting.get(name))) is not None:
+            words += [f"--{name}", f"{number:g}"]
+    if (speed_up := finite_number(setting.get("speed_up"))) is not None:
+        words += ["--speed-up", f"{speed_up:g}"]
     if (target := finite_number(run.about.get("target"))) is not None:
         words += ["--target", f"{target:g}"]
     return shlex.join([*words, "--seed", str(setting.get("seed", 0))])
@@ -341,7 +356,27 @@ def command(run: Run) -> str:
 def _pace(run: Run) -> str:
     """How long the simulation took."""
     took = finite_number(mapping(run.result).get("took"))
-    return MISSING if not took else f"{duration(took)}, {times(run.seconds / took)} virtual seconds in one"
+    return MISSING if not took else f"{duration(took)}, {times(run.seconds / took)} of the profile's seconds in one"
+
+
+def _particulars(run: Run) -> list[tuple[str, str]]:
+    """What is to be said of the clock, or of real connections."""
+    result = mapping(run.result)
+    if not run.live:
+        return [("events of the clock", f"{finite_number(result.get('events')) or 0:,.0f}")]
+    live, number = mapping(result.get("live")), max(run.size, 1)
+
+    def each(name: str) -> str:
+        moved = finite_number(live.get(name))
+        return size(None if moved is None else moved / number)
+
+    lag = finite_number(mapping(live.get("lag")).get("p99"))
+    return [
+        ("sent and received with MQTT's headers, a device", f"{each('wire_up')} and {each('wire_down')}"),
+        ("Last Wills that the aggregator heard", f"{finite_number(live.get('lost')) or 0:,.0f}"),
+        ("made, and waiting for a receipt at the end", f"{live.get('made', MISSING)} and {live.get('held', MISSING)}"),
+        ("lateness of timers, 99%", MISSING if lag is None else _short(lag)),
+    ]
 
 
 def _setting(run: Run) -> Markup:
@@ -366,13 +401,15 @@ def _setting(run: Run) -> Markup:
     about = [
         ("model", f"{model.get('name', MISSING)}, {finite_number(model.get('parameters')) or 0:,.0f} values"),
         ("versions of the model", f"{finite_number(result.get('versions')) or 0:,.0f}"),
-        ("simulated in", _pace(run)),
-        ("events of the clock", f"{finite_number(result.get('events')) or 0:,.0f}"),
+        ("took", _pace(run)),
+        *_particulars(run),
         *((name, str(word)) for name, word in mapping(run.about.get("versions")).items()),
     ]
     return section(
         "How to repeat it",
-        "The same command gives the same result, bit for bit on the same machine, with any number of --workers.",
+        "The same command gives the same fleet, not the same run: real connections take their own time."
+        if run.live
+        else "The same command gives the same result, bit for bit on the same machine, with any number of --workers.",
         element("pre", command(run)),
         table(("class", "share", "trains rows", "memory", "up", "down", "loss", "there"), rows),
         figures(table(("with", ""), about, kind="half")),

@@ -28,7 +28,7 @@ BENCH: Final = 30
 """Machines of the test, none of them the fleet's."""
 EACH: Final = 4
 """Windows of each class that each of them has."""
-_SPEED, _STIFFNESS = 1.2, 0.85
+_SPEED, _STIFFNESS = 0.8, 0.85
 """What maintenance makes of speed and resonance: a new drive, a sensor that is mounted anew."""
 
 
@@ -163,7 +163,7 @@ def vibration(
         fresh: rows that must be new before it trains again.
         faulty: share of the machines that have a fault some day; fewer make it rarer.
         flaws: what is wrong with the data; the usual where it is None.
-        drift: maintenance at that time: machines turn a fifth faster than their plate says, and ring otherwise.
+        drift: maintenance at that time: machines turn a fifth slower than their plate says, and ring otherwise.
 
     Raises:
         ValueError: numbers that cannot be.
