@@ -9,7 +9,7 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,16 @@ async def serve(aggregator: Aggregator, model: Path, lines: asyncio.StreamReader
     aggregator.export(model)
 
 
-async def main() -> int:
+Finish = Callable[[], dict[str, Any]]
+"""What is to be done once an aggregator has served, and told with the last event."""
+
+
+def _of_task(task: Mapping[str, Any]) -> tuple[Aggregator, Finish]:
+    directory, broker = Path(task["directory"]), BrokerAddress(**task["broker"])
+    return make(Setting.unpacked(task["setting"]), broker, directory, tell), dict
+
+
+async def main(of_task: Callable[[Mapping[str, Any]], tuple[Aggregator, Finish]] = _of_task) -> int:
     """Read what we are told, serve, and say how it ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who started us, who then ends our input
     lines = asyncio.StreamReader()
@@ -75,12 +84,14 @@ async def main() -> int:
     task = json.loads(line)
     directory = Path(task["directory"])
     try:
-        aggregator = make(Setting.unpacked(task["setting"]), BrokerAddress(**task["broker"]), directory, tell)
+        aggregator, finish = of_task(task)
         await serve(aggregator, directory / "model.safetensors", lines)
+        found = finish()
     except (BrokerError, StoreError, ValueError) as error:
         tell({"event": "failed", "why": str(error)})
         return 1
-    tell({"event": "finished", "bytes_in": aggregator.meters.bytes_in, "bytes_out": aggregator.meters.bytes_out})
+    moved = {"bytes_in": aggregator.meters.bytes_in, "bytes_out": aggregator.meters.bytes_out}
+    tell({"event": "finished", **moved, **found})
     return 0
 
 

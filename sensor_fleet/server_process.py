@@ -21,12 +21,19 @@ class DemoError(Exception):
 
 
 class ServerProcess:
-    """`python -m sensor_fleet.server` as a child. Its input ends when we die, and it with it."""
+    """`python -m sensor_fleet.server`, or another module, as a child. Its input ends when we die, and it with it."""
 
-    def __init__(self, task: Mapping[str, Any], log: Path, on_event: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        task: Mapping[str, Any],
+        log: Path,
+        on_event: Callable[[dict[str, Any]], None],
+        module: str = "sensor_fleet.server",
+    ) -> None:
         self._task = json.dumps(dict(task)).encode() + b"\n"
         self._log = log
         self._on_event = on_event
+        self._module = module
         self._process: Process | None = None
         self._reading: asyncio.Task[None] | None = None
         self._wanted = False
@@ -54,7 +61,7 @@ class ServerProcess:
                 sys.executable,
                 "-P",  # a file of the user's in this directory must not hide ours
                 "-m",
-                "sensor_fleet.server",
+                self._module,
                 stdin=PIPE,
                 stdout=PIPE,
                 stderr=log,

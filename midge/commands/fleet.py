@@ -1,35 +1,46 @@
-"""`midge fleet`: a fleet on the virtual clock, or devices whose updates can be counted in the model."""
+"""`midge fleet`: a fleet on the virtual clock or over a broker, or devices whose updates can be counted."""
 
 import argparse
 import math
 from pathlib import Path
 
 from broker import connector
-from midge.commands import virtual
+from midge.commands import live_fleet, virtual
 from midge.commands.parts import Problem, Subparsers, add_tls, mendable, read_endpoint, server_side
 from midge.running import run_until_interrupted
+
+_USUAL = {"virtual": (1000, 7.0, "fleet"), "live": (200, 1.0, "fleet"), "ledger": (20, 7.0, "ledger")}
+"""Devices, days and the federation's name, where nothing is said."""
 
 
 def register(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "fleet",
-        help="simulate a fleet before it is bought; or run one whose updates can be counted",
+        help="simulate a fleet before it is bought, or run one of thousands of devices",
         description="Simulate a fleet of a profile on a virtual clock (--virtual), or say what it would take (--plan): "
-        "the aggregator and the devices' sessions are the real ones. Or run devices that each put a one into a place "
-        "of the model of their own with every update, and write down every receipt; or compare those with the model "
+        "the aggregator and the devices' sessions are the real ones. Or run it over a real broker (--live, or --broker "
+        "alone), with thousands of connections from this process. Or run devices that each put a one into a place of "
+        "the model of their own with every update, and write down every receipt; or compare those with the model "
         '(--ledger). The aggregator to go with them: MIDGE_LEDGER="devices=20 updates=500" '
         "midge aggregate sensor_fleet.ledger:app --broker URL",
     )
-    kind = parser.add_mutually_exclusive_group(required=True)
+    kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--virtual", action="store_true", help="simulate a fleet, and write a report of it")
     kind.add_argument("--plan", action="store_true", help="how long, how many bytes, how much energy, for which score")
+    kind.add_argument("--live", action="store_true", help="run a fleet over a broker, in scaled time")
     kind.add_argument("--ledger", action="store_true", help="devices whose updates can be counted in the model")
     parser.add_argument(
-        "--devices", type=int, metavar="N", help="of the fleet (default: 1000 virtual ones, 20 of a ledger)"
+        "--devices",
+        type=int,
+        metavar="N",
+        help="of the fleet (default: 1000 virtual ones, 200 live ones, 20 of a ledger)",
     )
     virtual.register(parser)
-    parser.add_argument("--broker", metavar="URL", default="mqtt://localhost:1883", help="default: %(default)s")
-    parser.add_argument("--federation", default="ledger", metavar="NAME", help="default: ledger")
+    live_fleet.register(parser)
+    parser.add_argument(
+        "--broker", metavar="URL", help="of a live fleet (default: one of its own), of a ledger (default: localhost)"
+    )
+    parser.add_argument("--federation", metavar="NAME", help="default: fleet, or ledger")
     parser.add_argument("--updates", type=int, default=500, metavar="N", help="of each device (default: 500)")
     parser.add_argument("--only", metavar="A-B", help="run only the devices with these numbers, such as 0-4")
     parser.add_argument("--until", type=float, default=math.inf, metavar="TIME", help="make none after this Unix time")
@@ -50,10 +61,18 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    args.live = args.live or (args.broker is not None and not (args.virtual or args.plan or args.ledger))
+    if not (args.virtual or args.plan or args.live or args.ledger):
+        raise Problem("Say how the fleet is to run: --virtual, --plan, --live, or --ledger.")
+    usual_devices, usual_days, federation = _USUAL["ledger" if args.ledger else "live" if args.live else "virtual"]
+    args.devices = usual_devices if args.devices is None else args.devices
+    args.days = usual_days if args.days is None else args.days
+    args.federation = args.federation or federation
+    if args.live:
+        return live_fleet.run(args)
     if not args.ledger:
-        args.devices = 1000 if args.devices is None else args.devices
         return virtual.run(args)
-    args.devices = 20 if args.devices is None else args.devices
+    args.broker = args.broker or "mqtt://localhost:1883"
     with server_side():
         from sensor_fleet.ledger import Books, LedgerFleet, audit  # noqa: PLC0415 - an extra
     directory = Path(args.directory)

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from midge.commands.parts import Problem, mendable
@@ -23,14 +24,14 @@ QUIET = 1.0
 
 def register(parser: argparse.ArgumentParser) -> None:
     """The options of a virtual fleet."""
-    group = parser.add_argument_group("a virtual fleet (--virtual, --plan)")
+    group = parser.add_argument_group("a fleet of a profile (--virtual, --plan, --live)")
     group.add_argument(
         "--profile",
         default="factory",
         metavar="NAME|FILE.toml",
         help="what the fleet is made of: factory, farm, city-gateways, phones, or a file of yours (default: factory)",
     )
-    group.add_argument("--days", type=float, default=7.0, help="of virtual time (default: 7)")
+    group.add_argument("--days", type=float, help="of the profile's time (default: 7; 1 of a live fleet)")
     group.add_argument("--target", type=float, help="an accuracy to hold, or an RMSE; missed: exit code 1")
     group.add_argument("--stop", action="store_true", help="end once the target is held")
     group.add_argument("--workers", type=int, default=1, metavar="N", help="processes that train (default: 1)")
@@ -70,6 +71,14 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Simulate, and tell what came of it."""
+    fleet = fleet_of(args)
+    with mendable():
+        fleet.loaded()  # whether it can be simulated at all, before anything is written
+    return _plan(fleet, args) if args.plan else _simulate(fleet, args)
+
+
+def fleet_of(args: argparse.Namespace) -> "VirtualFleet":
+    """The fleet that the options describe."""
     try:
         from sensor_fleet.setting import Setting  # noqa: PLC0415 - an extra
         from sensor_fleet.virtual import VirtualFleet  # noqa: PLC0415
@@ -77,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         raise Problem(f'A virtual fleet needs {error.name}: pip install "midge[demo]"') from error
     _refuse_impossible(args)
     names = ("data", "seed", "model", "strategy", "buffer_size", "learning_rate", "local_steps", "batch_size", "codec")
-    fleet = VirtualFleet(
+    return VirtualFleet(
         Setting(**{name: getattr(args, name) for name in names}),
         profile=args.profile,
         devices=args.devices,
@@ -90,32 +99,23 @@ def run(args: argparse.Namespace) -> int:
         drift=args.drift,
         fresh=args.fresh,
     )
-    with mendable():
-        fleet.loaded()  # whether it can be simulated at all, before anything is written
-    return _plan(fleet, args) if args.plan else _simulate(fleet, args)
 
 
 def _simulate(fleet: "VirtualFleet", args: argparse.Namespace) -> int:
     from sensor_fleet.report.conclusion import write_report  # noqa: PLC0415
 
     directory = new_run(args.name)
-    with _Shown(args, f"{args.profile}, {args.devices:,} devices") as shown, mendable():
+    with Shown(args, f"{args.profile}, {args.devices:,} devices") as shown, mendable():
         found = fleet.run(shown.tell)
     outcome = found.write(directory)
-    path = write_report(directory)
-    reached = outcome["seconds_to_target"] is not None
-    if args.json:
-        print(json.dumps(outcome), flush=True)
-    else:
-        _print_outcome(outcome, found.metric)
-        print(f"The report is in {path}.")
-    return 0 if args.target is None or reached else 1
+    show_outcome(args, outcome, found.metric, write_report(directory))
+    return 0 if args.target is None or outcome["seconds_to_target"] is not None else 1
 
 
 def _plan(fleet: "VirtualFleet", args: argparse.Namespace) -> int:
     from sensor_fleet.planning import plan  # noqa: PLC0415
 
-    with _Shown(args, f"{args.profile}, {args.devices:,} devices", runs=args.seeds) as shown, mendable():
+    with Shown(args, f"{args.profile}, {args.devices:,} devices", runs=args.seeds) as shown, mendable():
         found = plan(fleet, args.seeds, shown.tell_of)
     if args.json:
         print(json.dumps(found.packed()), flush=True)
@@ -142,7 +142,7 @@ def _refuse_impossible(args: argparse.Namespace) -> None:
 # ----------------------------------------------------------------------- showing
 
 
-class _Shown:
+class Shown:
     """Progress before somebody's eyes: a line that is rewritten in a terminal, plain or JSON lines elsewhere."""
 
     def __init__(self, args: argparse.Namespace, title: str, runs: int = 1) -> None:
@@ -198,6 +198,8 @@ class _Shown:
 def _line(moment: "Moment", done: float, left: float) -> str:
     from sensor_fleet.report.quantities import duration  # noqa: PLC0415
 
+    if moment.doing:
+        return f"  0%  {moment.doing}"
     scores = ", ".join(f"{name} {value:.4g}" for name, value in moment.metrics.items())
     return (
         f"{done:4.0%}  {duration(moment.now)} of {duration(moment.until)}, {moment.trainings:,} trainings, "
@@ -220,21 +222,31 @@ def _drawn(title: str, moment: "Moment", done: float, left: float, took: float) 
         Text.assemble((scores, "bold cyan"), f"   version {moment.version:,}   {moment.live:,} connected"),
         Text(
             f"{moment.trainings:,} trainings ({rate:,.0f} a second), {moment.events:,} events; "
-            f"about {duration(left)} left",
+            f"about {duration(left)} left" + (f"; {moment.doing}" if moment.doing else ""),
             style="dim",
         ),
     )
 
 
+def show_outcome(args: argparse.Namespace, outcome: dict[str, Any], metric: str, report: Path) -> None:
+    """Tell what came of a run, and where its report is."""
+    if args.json:
+        print(json.dumps(outcome), flush=True)
+    else:
+        _print_outcome(outcome, metric)
+        print(f"The report is in {report}.")
+
+
 def _print_outcome(outcome: dict[str, Any], metric: str) -> None:
     from sensor_fleet.report.quantities import duration, energy, score, size  # noqa: PLC0415
 
-    print(f"{metric} {score(outcome[metric], metric)} after {duration(outcome['seconds'])} of virtual time", end="")
+    kind = "virtual time" if outcome["virtual"] else "the profile's time"
+    print(f"{metric} {score(outcome[metric], metric)} after {duration(outcome['seconds'])} of {kind}", end="")
     if outcome["target"] is not None:
         held = outcome["seconds_to_target"]
         goal = score(outcome["target"], metric)
         print(f"; {goal} " + ("was missed" if held is None else f"was held after {duration(held)}"), end="")
-    print(f". Simulated in {duration(outcome['took'])}: {outcome['trainings']:,} trainings.")
+    print(f". It took {duration(outcome['took'])}: {outcome['trainings']:,} trainings.")
     head = ("", "devices", "took part", "of updates", "own rows", "up", "down", "energy")
     rows = [
         (

@@ -128,7 +128,7 @@ def _outcomes(runs: Sequence[Run]) -> list[tuple[str, ...]]:
         row("sent", lambda run: cost(run, lambda found: found.up)),
         row("received", lambda run: cost(run, lambda found: found.down)),
         row("sent and received for an update", lambda run: cost(run, lambda found: found.per_update)),
-        *([row("energy of a device", _energy)] if any(run.virtual for run in runs) else []),
+        *([row("energy of a device", _energy)] if any(run.of_profile for run in runs) else []),
     ]
 
 

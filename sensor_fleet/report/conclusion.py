@@ -13,7 +13,7 @@ from sensor_fleet.baselines import Baselines
 from sensor_fleet.demo import Demo
 from sensor_fleet.report.page import report
 from sensor_fleet.report.reading import BASELINES_FILE, RESULT_FILE, read
-from sensor_fleet.report.virtual import virtual_report
+from sensor_fleet.report.virtual import profile_report
 
 REPORT_FILE: Final = "report.html"
 
@@ -53,7 +53,7 @@ def write_report(directory: Path, to: Path | None = None) -> Path:
     """
     path = to or directory / REPORT_FILE
     run = read(directory)
-    path.write_text(virtual_report(run) if run.virtual else report(run), encoding="utf-8")
+    path.write_text(profile_report(run) if run.of_profile else report(run), encoding="utf-8")
     return path
 
 

@@ -174,9 +174,14 @@ class Run:
         return [update for update in self.updates if update.verdict == "accepted"]
 
     @property
-    def virtual(self) -> bool:
-        """Whether it was simulated on a virtual clock: then single updates and devices are not written down."""
-        return self.about.get("virtual") is True
+    def live(self) -> bool:
+        """Whether it is of a profile's fleet over a real broker."""
+        return self.about.get("live") is True
+
+    @property
+    def of_profile(self) -> bool:
+        """Whether it is of a profile's fleet, virtual or live: then single updates and devices are not written down."""
+        return self.live or self.about.get("virtual") is True
 
     @cached_property
     def size(self) -> int:
@@ -187,7 +192,7 @@ class Run:
     @cached_property
     def taus(self) -> Counter[int]:
         """How many accepted updates were how stale, in steps."""
-        if not self.virtual:
+        if not self.of_profile:
             return Counter(update.staleness for update in self.accepted)
         found: Counter[int] = Counter()
         for pairs in mapping((self.result or {}).get("staleness")).values():
@@ -203,7 +208,7 @@ class Run:
     @property
     def turned(self) -> int:
         """How many were not."""
-        if self.virtual:
+        if self.of_profile:
             return sum(int(number) for number in mapping((self.result or {}).get("refused")).values())
         return len(self.updates) - len(self.accepted)
 

@@ -1,0 +1,98 @@
+"""`midge fleet --live`: a fleet of a profile over a real broker, each device with its own connection."""
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from midge.commands import virtual
+from midge.commands.parts import Problem, mendable, read_endpoint
+from midge.commands.runs import new_run
+from midge.running import run_until_interrupted
+
+if TYPE_CHECKING:
+    from sensor_fleet.live.setting import Live
+    from sensor_fleet.setting import BrokerAddress
+
+
+def register(parser: argparse.ArgumentParser) -> None:
+    """The options of a live fleet."""
+    group = parser.add_argument_group(
+        "a live fleet (--live, or --broker alone)",
+        "Takes the options of a virtual fleet too, but for --workers, --ray and --seeds. Without --broker it starts a "
+        "broker and an aggregator itself.",
+    )
+    group.add_argument(
+        "--speed-up",
+        type=float,
+        default=600.0,
+        metavar="X",
+        help="seconds of the profile in one of ours: links, outages, trainings and pauses are so many times as fast "
+        "(default: 600, a day in 2.4 minutes)",
+    )
+    group.add_argument("--serve", action="store_true", help="start the aggregator too where --broker is given")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run it, and tell what came of it."""
+    try:
+        from sensor_fleet.live.run import LiveRun  # noqa: PLC0415 - an extra
+        from sensor_fleet.live.setting import Live  # noqa: PLC0415
+        from sensor_fleet.report.conclusion import write_report  # noqa: PLC0415
+        from sensor_fleet.server_process import DemoError  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise Problem(f'A live fleet needs {error.name}: pip install "midge[demo]"') from error
+    fleet = virtual.fleet_of(args)
+    with mendable():
+        live = Live(fleet, speed_up=args.speed_up, federation=args.federation)
+        live.loaded()  # whether it can be run at all, before anything is written
+    broker = None if args.broker is None else _address(args)
+    aggregates = broker is None or args.serve
+    directory = new_run(args.name)
+
+    def say(words: str) -> None:
+        print(json.dumps({"event": "said", "words": words}) if args.json else words, flush=True)
+
+    if not aggregates:
+        say(f"The aggregator, in another terminal: {_line(live, args)}")
+    title = f"{args.profile}, {args.devices:,} devices, live"
+    with virtual.Shown(args, title) as shown, mendable():
+        running = LiveRun(live, directory, broker=broker, aggregates=aggregates, watch=shown.tell, say=say)
+        try:
+            interrupted = run_until_interrupted(running)
+        except DemoError as error:
+            raise Problem(str(error)) from error
+    found = running.found
+    if found is None or not len(found.result.times):
+        raise Problem("It was stopped before it began.")
+    outcome = found.write(directory)
+    virtual.show_outcome(args, outcome, found.metric, write_report(directory))
+    if interrupted:
+        return 130
+    return 0 if args.target is None or outcome["seconds_to_target"] is not None else 1
+
+
+def _address(args: argparse.Namespace) -> "BrokerAddress":
+    """The address that the options describe, with its password, as it travels to the aggregator's process."""
+    from sensor_fleet.setting import BrokerAddress  # noqa: PLC0415 - an extra
+
+    endpoint = read_endpoint(args, args.broker)
+    if endpoint.websockets:
+        raise Problem(f"{endpoint} speaks websockets: a live fleet speaks mqtt:// and mqtts://.")
+    files = {name: getattr(args, name) for name in ("cafile", "certfile", "keyfile")}
+    absolute = {name: None if file is None else str(Path(file).expanduser().resolve()) for name, file in files.items()}
+    who = "" if endpoint.user is None else f"{quote(endpoint.user, safe='')}:{quote(endpoint.password or '', safe='')}@"
+    return BrokerAddress(f"{endpoint.scheme}://{who}{endpoint.address}", **absolute)
+
+
+def _line(live: "Live", args: argparse.Namespace) -> str:
+    """What starts the aggregator that goes with a fleet."""
+    endpoint = read_endpoint(args, args.broker)  # which shows no password
+    words = ["midge", "aggregate", "sensor_fleet.live.server:app", "--broker", str(endpoint)]
+    given = {"user": endpoint.user, "cafile": args.cafile, "certfile": args.certfile, "keyfile": args.keyfile}
+    for name, word in given.items():
+        if word is not None:
+            words += [f"--{name}", word]
+    return f"MIDGE_FLEET={shlex.quote(live.words())} {shlex.join(words)}"

@@ -1,0 +1,330 @@
+"""One device of a live fleet: the real one, on a line of its own, there when its profile says so."""
+
+import asyncio
+import math
+import os
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+from weakref import WeakValueDictionary
+
+from broker import direct_connection
+from broker.connection import Connection, ConnectionLost, Options
+from broker.endpoint import Endpoint
+from iot_client.device import Device
+from iot_client.fit import Fit, Parameters, TrainingPlan
+from iot_client.memory_outbox import MemoryOutbox
+from sensor_fleet.data import Rows
+from sensor_fleet.live.line import Line
+from sensor_fleet.models import FleetModel
+from sensor_fleet.simulation.stacked import steps_of
+from sensor_fleet.world import Departure, Surroundings
+from wire.lineage import State
+from wire.topics import Topics
+
+KEEPALIVE: Final = 120
+"""Seconds: thousands of signs of life say nothing more than a few."""
+PATIENCE: Final = 60.0
+"""Seconds that a connection may take: the machine has others to serve."""
+BUFFER: Final = 1024
+"""Bytes that a connection reads at once."""
+AT_ONCE: Final = 64
+"""Devices that connect at a time."""
+_NEVER: Final = (math.inf, math.inf)
+_NOT_YET: Final = "the fleet has not begun"
+_PAUSING: Final = "not now"
+
+
+@dataclass(slots=True)
+class Air:
+    """What the devices of a fleet have in common."""
+
+    endpoint: Endpoint
+    topics: Topics
+    world: Surroundings
+    model: FleetModel
+    rows_of: Callable[[int], Rows]
+    seed: int
+    tell: Callable[["Member", dict[str, Any]], None]
+    """Told of each thing of note."""
+    versions: WeakValueDictionary[bytes, State] = field(default_factory=WeakValueDictionary)
+    gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
+    origin: float | None = None
+    """When the fleet began, on the loop's clock; None before."""
+    trainers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(os.cpu_count() or 1, "train"))
+    """Threads that train, beside those that read models and encode updates: else these would wait for all trainings."""
+    late: float = 0.0
+    """Seconds by which the latest training took longer than its device would."""
+
+    def now(self) -> float:
+        """Seconds since the fleet began."""
+        return 0.0 if self.origin is None else asyncio.get_running_loop().time() - self.origin
+
+
+class Member:
+    """One device. `live` is its life; what happens to it meanwhile are timers."""
+
+    __slots__ = (
+        "_air",
+        "_away",
+        "_earlier",
+        "_goodbye",
+        "_in_gate",
+        "_line",
+        "_number",
+        "_outage",
+        "_outages",
+        "_pauses",
+        "_seconds",
+        "_task",
+        "_vanished",
+        "_why",
+        "connected",
+        "device",
+        "gone",
+        "joins",
+        "met",
+        "name",
+        "outbox",
+        "steps",
+        "trainings",
+        "updates",
+    )
+
+    def __init__(self, air: Air, number: int, name: str, *, goodbye: bool) -> None:
+        """Make it.
+
+        Args:
+            air: what all have in common.
+            number: its own.
+            name: its own.
+            goodbye: whether it says so when it goes away for a while.
+        """
+        self._air, self._number, self.name, self._goodbye = air, number, name, goodbye
+        self.joins = air.world.joins(name)
+        """Seconds behind the beginning of the fleet."""
+        self._seconds = air.world.seconds(name)
+        self._outages = iter(air.world.outages(name))
+        self._outage = next(self._outages, _NEVER)
+        """That lasts, or comes next."""
+        self._pauses = iter(air.world.pauses(name))
+        self._why: str | None = _NOT_YET
+        """What keeps it from training."""
+        self._line: Line | None = None
+        self._earlier = (0, 0)
+        """Bytes of lines before this one."""
+        self._away: asyncio.Future[None] | None = None
+        """Done when the link is whole again; None where it is."""
+        self._in_gate = self._vanished = False
+        self._task: asyncio.Task[None] | None = None
+        self.connected = self.gone = False
+        self.met = False
+        """Whether it ever was connected."""
+        self.trainings = self.updates = self.steps = 0
+        self.outbox = MemoryOutbox()
+        self.device = Device(
+            self._connector,
+            federation=air.topics.federation,
+            root=air.topics.root,
+            name=name,
+            train=self._train,
+            outbox=self.outbox,
+            conditions=(lambda: self._why,),
+            on_event=self._hear,
+            keepalive=KEEPALIVE,
+            look_every=math.inf,
+            versions=air.versions,
+        )
+
+    # ------------------------------------------------------------------------ its life
+
+    @property
+    def there_at_first(self) -> bool:
+        """Whether it is connected when the fleet begins."""
+        return not self.joins and self._outage[0] > 0
+
+    @property
+    def started(self) -> bool:
+        """Whether it lives, or has lived."""
+        return self._task is not None or self.gone
+
+    async def live(self) -> None:
+        """Take part until `stop()`, or until it leaves. What ends the device is raised."""
+        self._task = asyncio.current_task()
+        try:
+            await self.device.serve()
+        except asyncio.CancelledError:
+            if not self._vanished:
+                raise
+        finally:
+            self._leave_gate()
+
+    def begin(self) -> None:
+        """The fleet begins: from here on the profile counts."""
+        self._why = None
+        self._expect_pause()
+        self._look()
+        self._expect_outage()
+        if (departure := self._air.world.leaves(self.name)) is not None:
+            self._at(departure.at, lambda: self._leave(departure))
+
+    def stop(self) -> None:
+        """Have it say goodbye and end."""
+        self.gone = True
+        self._come_back()
+        self.device.stop()
+
+    def _at(self, seconds: float, work: Callable[[], None]) -> None:
+        """Do something so long after the fleet began."""
+        assert self._air.origin is not None
+        asyncio.get_running_loop().call_at(self._air.origin + seconds, work)
+
+    def _leave(self, departure: Departure) -> None:
+        if self.gone:
+            return
+        if departure.goodbye:
+            self.stop()
+            return
+        self.gone = self._vanished = True
+        if self._line is not None:
+            self._line.cut()
+        if self._task is not None:
+            self._task.cancel()
+
+    # --------------------------------------------------------------------------- its link
+
+    def _expect_outage(self) -> None:
+        now = self._air.now()
+        while self._outage[1] <= now:
+            self._outage = next(self._outages, _NEVER)
+        if self._outage[0] <= now:
+            self._go_away()
+        elif self._outage[0] < math.inf:
+            self._at(self._outage[0], self._go_away)
+
+    def _go_away(self) -> None:
+        """An outage begins."""
+        if self.gone:
+            return
+        self._away = asyncio.get_running_loop().create_future()
+        if self._goodbye and self.connected:
+            self.device.hang_up()
+        elif self._line is not None:
+            self._line.cut()
+        if self._outage[1] < math.inf:
+            self._at(self._outage[1], self._return)
+
+    def _return(self) -> None:
+        self._come_back()
+        if not self.gone:
+            self._expect_outage()
+
+    def _come_back(self) -> None:
+        away, self._away = self._away, None
+        if away is not None and not away.done():
+            away.set_result(None)
+
+    def _connector(self, options: Options) -> AbstractAsyncContextManager[Connection]:
+        """Connect once the link is whole and it is our turn."""
+        return self._connect(replace(options, timeout=max(options.timeout, PATIENCE)))
+
+    @asynccontextmanager
+    async def _connect(self, options: Options) -> AsyncGenerator[Connection, None]:
+        while self._away is not None:
+            await self._away
+        await self._air.gate.acquire()
+        self._in_gate = True
+        try:
+            if not self._there():  # any more: it has waited for its turn
+                raise ConnectionLost("There is no link any more.")
+            async with direct_connection.connect(
+                self._air.endpoint, options, buffer=BUFFER, line=self._lay
+            ) as connection:
+                yield connection
+        finally:
+            self._leave_gate()
+            self.connected = False
+            self._earlier, self._line = self.moved, None
+
+    def _there(self) -> bool:
+        return self._away is None and not self.gone
+
+    def _lay(self, connection: asyncio.BufferedProtocol) -> Line:
+        if self._line is not None:
+            self._earlier = self.moved
+        self._line = Line(connection, self._air.world.link(self.name))
+        return self._line
+
+    def _leave_gate(self) -> None:
+        if self._in_gate:
+            self._in_gate = False
+            self._air.gate.release()
+
+    @property
+    def moved(self) -> tuple[int, int]:
+        """Bytes sent and received over all connections, with all that MQTT adds to payloads."""
+        up, down = self._earlier
+        if self._line is None:
+            return up, down
+        return up + self._line.moved[0], down + self._line.moved[1]
+
+    # ------------------------------------------------------------------------- its work
+
+    def _look(self) -> None:
+        if self.met and not self.gone:
+            self.device.look()
+
+    def _expect_pause(self) -> None:
+        """Train nothing from the next pause on until it is over: the device has something against it."""
+        now = self._air.now()
+        start, end = next((pause for pause in self._pauses if pause[1] > now), _NEVER)
+        if start <= now:
+            self._pause(end)
+        elif start < math.inf:
+            self._at(start, lambda: self._pause(end))
+
+    def _pause(self, until: float) -> None:
+        self._why = _PAUSING
+        self._look()
+        if until < math.inf:
+            self._at(until, self._resume)
+
+    def _resume(self) -> None:
+        self._why = None
+        self._look()
+        self._expect_pause()
+
+    async def _train(self, parameters: Parameters, plan: TrainingPlan) -> Fit:
+        """Train in the pool of threads at once, and wait until a device of this kind would be done."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        fit, load = await loop.run_in_executor(self._air.trainers, self._fit, parameters, plan)
+        left = began + self._seconds * load - loop.time()
+        self._air.late = max(0.0, -left)
+        if left > 0:
+            await asyncio.sleep(left)
+        self.steps += fit.steps
+        return fit
+
+    def _fit(self, parameters: Parameters, plan: TrainingPlan) -> tuple[Fit, float]:
+        """The training, and how much longer than usual it takes: rows are made for it and not kept."""
+        model, rows = self._air.model, self._air.rows_of(self._number)
+        fit = model.trainer(rows, seed=self._air.seed + self._number)(parameters, plan)
+        return fit, steps_of(model.recipe.under(plan), len(rows)) / model.recipe.local_steps
+
+    def _hear(self, event: dict[str, Any]) -> None:
+        match event["event"]:
+            case "connected":
+                self.connected = True
+                self._leave_gate()
+                first, self.met = not self.met, True
+                self._look()
+                if first:
+                    self._air.tell(self, {**event, "event": "met"})
+            case "training":
+                self.trainings += 1
+            case "trained":
+                self.updates += 1
+        self._air.tell(self, event)

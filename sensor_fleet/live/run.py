@@ -1,0 +1,347 @@
+"""A live fleet as a run: a broker, an aggregator, thousands of devices, and what came of it as of a virtual fleet."""
+
+import asyncio
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from broker import BrokerError, connector
+from broker.local import local_broker
+from broker.mosquitto import find_mosquitto
+from sensor_fleet.live import limits
+from sensor_fleet.live.members import Members
+from sensor_fleet.live.server import SERVED
+from sensor_fleet.live.setting import Live
+from sensor_fleet.live.watching import Watching
+from sensor_fleet.profiles.population import Population
+from sensor_fleet.retained import clean
+from sensor_fleet.server_process import ServerProcess
+from sensor_fleet.setting import BrokerAddress
+from sensor_fleet.simulation.result import Simulated
+from sensor_fleet.simulation.simulate import LOOKS, Moment, beginning
+from sensor_fleet.virtual import EVALUATIONS, Found, held, sign_of, value_of
+from wire.schema import Parameters, Schema
+from wire.topics import Topics
+
+_LAG: Final = 0.2
+"""Seconds between two looks at how late timers are."""
+_GOODBYE: Final = 30.0
+"""Seconds that all devices have to say goodbye."""
+
+
+class LiveRun:
+    """One run. `serve` it; `found` is what came of it.
+
+    Args:
+        live: the fleet.
+        directory: of the run's files.
+        broker: of somebody else; None starts one here.
+        aggregates: whether to start the aggregator too; without it somebody else has to.
+        watch: told now and then where the run is.
+        say: told what a person should know.
+    """
+
+    def __init__(
+        self,
+        live: Live,
+        directory: Path,
+        *,
+        broker: BrokerAddress | None = None,
+        aggregates: bool = True,
+        watch: Callable[[Moment], None] = lambda _: None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._live, self._directory = live, directory
+        self._broker, self._aggregates = broker, aggregates
+        self._watch, self._say = watch, say
+        self._stop = asyncio.Event()
+        self.found: Found | None = None
+        self.members: Members | None = None
+        self._metrics: Mapping[str, float] = {}
+        self._version = 0
+        self._parted: Counter[str] = Counter()
+        """Devices of which the aggregator heard that they were lost, by their Last Will, or said goodbye."""
+        self._counts: Mapping[str, int] = {}
+        self._rows: list[tuple[float, int, int, Mapping[str, float], tuple[int, int]]] = []
+        self._evaluated = asyncio.Event()
+        self._lags: list[float] = []
+        self._resident = {"before": resident()}
+
+    def stop(self) -> None:
+        """End `serve` cleanly, with what there is by then. To be called in its loop."""
+        self._stop.set()
+
+    async def serve(self) -> None:
+        """Run until the time is over, the target is held where that is to end it, or `stop()`.
+
+        Raises:
+            ValueError: what cannot be run here; the message says what to change.
+            BrokerError: no broker to be had.
+            DemoError: the aggregator ended by itself.
+        """
+        began = time.time()
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(os.cpu_count() or 1, "encode"))
+        live, fleet = self._live, self._live.fleet
+        profile, data, model, _ = await asyncio.to_thread(live.loaded)
+        schema = Schema.of(beginning(model, data)[0], model.roles)
+        samples = model.recipe.local_steps * model.recipe.batch_size
+        population = Population(profile, tuple(data.devices), fleet.setting.seed, samples=samples, values=schema.size)
+        self._check(schema.size)
+        topics = Topics(live.federation)
+        async with AsyncExitStack() as stack:
+            broker = await stack.enter_async_context(self._its_broker(topics))
+            endpoint = broker.endpoint()
+            members = self.members = Members(
+                endpoint, topics, population, model, data, speed_up=live.speed_up, seed=fleet.setting.seed
+            )
+            self._resident["made"] = resident()
+            server = None
+            if self._aggregates:
+                task = {"fleet": live.words(), "broker": asdict(broker), "directory": str(self._directory)}
+                log = self._directory / "aggregator.log"
+                server = ServerProcess(task, log, self._take, "sensor_fleet.live.server")
+                stack.push_async_callback(server.stop)
+                await server.start()
+            watching = Watching(connector(endpoint, "direct"), topics)
+            evaluate = partial(model.evaluate, rows=data.test)
+            await self._until_the_end(members, server, watching, evaluate)
+            result, parted = self._result(members, population), self._parted.copy()
+            await self._part(members)
+            if server is not None:
+                await server.stop()
+            members.air.trainers.shutdown(wait=False, cancel_futures=True)
+            parameters = self._served(watching, members, beginning(model, data)[0])
+        self._resident["end"] = resident()
+        result = replace(result, parameters=parameters, took=time.time() - began)
+        self.found = Found(fleet, profile, data, model, result, self._about(members, parted))
+
+    def _check(self, values: int) -> None:
+        """Refuse what this machine does not allow.
+
+        Raises:
+            ValueError: it does not; the message says what to do.
+        """
+        near, devices = self._broker is None, self._live.fleet.devices
+        embedded = near and find_mosquitto() is None
+        found = limits.problems(limits.measured(), devices, values, embedded=embedded, near=near)
+        if found:
+            raise ValueError(" ".join(found))
+        if not near:
+            self._say(limits.advice(devices))
+
+    @asynccontextmanager
+    async def _its_broker(self, topics: Topics) -> AsyncIterator[BrokerAddress]:
+        if self._broker is not None:
+            try:
+                yield self._broker
+            finally:
+                if self._aggregates:
+                    with suppress(BrokerError):
+                        await clean(connector(self._broker.endpoint()), topics)
+            return
+        directory = self._directory / "broker"
+        directory.mkdir()
+        async with local_broker("auto", directory=directory) as local:
+            self._say(f"Over {local.describe()}.")
+            yield BrokerAddress(str(local.endpoint))
+
+    # ------------------------------------------------------------------------- running
+
+    async def _until_the_end(
+        self,
+        members: Members,
+        server: ServerProcess | None,
+        watching: Watching,
+        evaluate: Callable[[Parameters], Mapping[str, float]],
+    ) -> None:
+        async def ready() -> None:
+            if server is None:
+                self._say("Waiting for the aggregator.")
+            await watching.announced.wait()
+            if server is not None:
+                await self._evaluated.wait()
+
+        async def act() -> None:
+            """Look at it in time, and end it."""
+            while members.air.origin is None:
+                met, expected = members.gathered
+                self._tell(members, f"{met:,} of {expected:,} devices are connected")
+                await asyncio.sleep(0.5)
+            self._resident["connected"] = resident()
+            await self._look_until_the_end(members, watching, None if server is not None else evaluate)
+
+        tasks = [
+            asyncio.create_task(work) for work in (members.serve(ready), watching.serve(), act(), self._stop.wait())
+        ]
+        tasks.append(asyncio.create_task(self._see_lag()))
+        waiting: set[asyncio.Future[Any]] = set(tasks)
+        if server is not None:
+            waiting.add(server.failure)
+        self._serving = tasks[0]
+        try:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for ended in done:
+                ended.result()  # raises what ended it
+        finally:
+            if server is not None:
+                server.failure.cancel()
+            for task in tasks[1:]:
+                task.cancel()
+            await asyncio.gather(*tasks[1:], return_exceptions=True)
+
+    async def _look_until_the_end(
+        self, members: Members, watching: Watching, evaluate: Callable[[Parameters], Mapping[str, float]] | None
+    ) -> None:
+        live, fleet = self._live, self._live.fleet
+        assert members.air.origin is not None
+        loop, every = asyncio.get_running_loop(), live.seconds / EVALUATIONS
+        looks = max(1, round(LOOKS / EVALUATIONS))
+        curve: list[tuple[float, float]] = []
+        for number in range(EVALUATIONS * looks + 1):
+            await asyncio.sleep(members.air.origin + number * every / looks - loop.time())
+            evaluated = number % looks == 0
+            if evaluated:
+                if evaluate is not None:
+                    await self._evaluate(watching, members, evaluate)
+                now = min(members.air.now() * live.speed_up, fleet.seconds)
+                self._rows.append((now, self._version, len(members.taken), self._metrics, members.payloads))
+                curve.append((now, value_of(self._metrics)))
+            self._tell(members, evaluated=evaluated)
+            reached = fleet.stop_at_target and held(curve, fleet.target, sign_of(self._metrics)) is not None
+            if reached:
+                return
+
+    async def _evaluate(
+        self, watching: Watching, members: Members, evaluate: Callable[[Parameters], Mapping[str, float]]
+    ) -> None:
+        """Evaluate the newest model that a device holds: somebody else's aggregator tells us nothing but that."""
+        announcement = watching.newest
+        state = None if announcement is None else members.air.versions.get(announcement.digest)
+        if announcement is not None and state is not None:
+            self._version = announcement.version
+            self._metrics = await asyncio.to_thread(evaluate, state.parameters())
+
+    def _tell(self, members: Members, doing: str = "", *, evaluated: bool = False) -> None:
+        live = self._live
+        moment = Moment(
+            now=min(members.air.now() * live.speed_up, live.fleet.seconds),
+            until=live.fleet.seconds,
+            version=self._version,
+            trainings=members.trainings,
+            updates=len(members.taken),
+            events=members.events,
+            metrics=self._metrics,
+            live=members.connected,
+            evaluated=evaluated,
+            doing=doing,
+        )
+        self._watch(moment)
+
+    async def _see_lag(self) -> None:
+        """See how late timers are: a machine that has too much to do is late with everything."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + _LAG
+            await asyncio.sleep(_LAG)
+            self._lags.append(loop.time() - due)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        """An event of the aggregator's process."""
+        match event:
+            case {"event": "evaluation"}:
+                self._version, self._metrics = event["version"], event["metrics"]
+                self._evaluated.set()
+            case {"event": "device", "state": "lost" | "disconnected" as state}:
+                self._parted[state] += 1
+            case {"event": "finished", "counts": counts}:
+                self._counts = counts
+
+    async def _part(self, members: Members) -> None:
+        members.stop()
+        try:
+            async with asyncio.timeout(_GOODBYE):
+                await self._serving
+        except TimeoutError:
+            self._say("Some devices did not get to say goodbye.")
+
+    # ------------------------------------------------------------------------- outcome
+
+    def _served(self, watching: Watching, members: Members, initial: Parameters) -> Parameters:
+        """The model that users would get; of somebody else's aggregator the newest that a device holds."""
+        with suppress(OSError, SafetensorError):
+            return dict(load_file(self._directory / SERVED))
+        state = None if watching.newest is None else members.air.versions.get(watching.newest.digest)
+        return initial if state is None else state.parameters()
+
+    def _result(self, members: Members, population: Population) -> Simulated:
+        everybody, taken, rows = list(members.members.values()), members.taken, self._rows
+        senders = np.array(taken.device, np.int64)
+        up = np.array([one.device.bytes_up for one in everybody], np.int64)
+        down = np.array([one.device.bytes_down for one in everybody], np.int64)
+        steps = np.array([one.steps for one in everybody], np.int64)
+        names = dict.fromkeys(name for row in rows for name in row[3])
+        return Simulated(
+            times=np.array([row[0] for row in rows]),
+            metrics={name: np.array([row[3].get(name, math.nan) for row in rows]) for name in names},
+            versions=np.array([row[1] for row in rows], np.int64),
+            updates=np.array([row[2] for row in rows], np.int64),
+            staleness=np.array(taken.staleness, np.int64),
+            update_times=np.array(taken.at),
+            senders=senders,
+            weights=np.array(taken.weight),
+            devices=tuple(members.members),
+            per_device=np.bincount(senders, minlength=len(everybody)).astype(np.int64),
+            seconds=np.array([population.seconds(one.name) for one in everybody]),
+            bytes_up=up,
+            bytes_down=down,
+            trainings_of=np.array([one.trainings for one in everybody], np.int64),
+            steps_of=steps,
+            classes=population.classes,
+            class_of=population.class_of,
+            joules=population.joules(steps, (up + down).astype(np.float64)),
+            bytes_at=np.array([row[4] for row in rows], np.int64).reshape(-1, 2),
+            refused=dict(members.refused),
+            trainings=members.trainings,
+            events=members.events,
+            took=0.0,
+            parameters={},
+        )
+
+    def _about(self, members: Members, parted: Counter[str]) -> dict[str, Any]:
+        """What a live fleet has to say besides."""
+        up, down = members.moved
+        everybody, lags = members.members.values(), sorted(self._lags) or [0.0]
+        return {
+            "speed_up": self._live.speed_up,
+            "federation": self._live.federation,
+            "made": sum(one.updates for one in everybody),
+            "held": sum(len(one.outbox.held()) for one in everybody),
+            "repeated": members.repeated,
+            "decided": dict(self._counts),
+            "lost": parted["lost"],
+            "goodbyes": parted["disconnected"],
+            "wire_up": up,
+            "wire_down": down,
+            "lag": {"mean": float(np.mean(lags)), "p99": lags[int(0.99 * (len(lags) - 1))], "most": lags[-1]},
+            "resident": dict(self._resident),
+        }
+
+
+def resident() -> int:
+    """Bytes of memory that this process has now; 0 where the system does not say."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0

@@ -1,0 +1,158 @@
+"""Live fleets of some thirty devices, hurried: over the embedded broker, over Mosquitto, by the command."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker import connector
+from broker.local import local_broker
+from broker.mosquitto import find_mosquitto
+from midge.__main__ import main
+from sensor_fleet.live.run import LiveRun
+from sensor_fleet.live.server import make
+from sensor_fleet.live.setting import Live
+from sensor_fleet.report.comparison import comparison
+from sensor_fleet.report.conclusion import write_report
+from sensor_fleet.report.reading import read
+from sensor_fleet.report.virtual import command
+from sensor_fleet.setting import BrokerAddress, Setting
+from sensor_fleet.simulation.summary import by_class
+from sensor_fleet.virtual import Found, VirtualFleet
+
+PROFILE = """
+[training]
+interval = "40 min"
+release_interval = "10 min"
+
+[[class]]
+name = "steady"
+share = 0.4
+samples_per_second = 10_000
+memory = "8 MB"
+joules_per_step = 0.01
+joules_per_byte = 1e-6
+link = { up = "100 kB/s", down = "100 kB/s", latency = "50 ms" }
+
+[[class]]
+name = "fickle"
+share = 0.3
+samples_per_second = 1_000
+memory = "8 MB"
+joules_per_step = 0.01
+joules_per_byte = 1e-6
+link = { up = "20 kB/s", down = "20 kB/s", latency = "300 ms", loss = 0.01 }
+availability = { kind = "on-off", on = "2 h", off = "30 min" }
+churn = { late = 0.3, leave = 0.3, goodbye = 0.0, within = "4 h" }
+
+[[class]]
+name = "by day"
+share = 0.3
+samples_per_second = 1_000
+memory = "8 MB"
+joules_per_step = 0.01
+joules_per_byte = 1e-6
+link = { up = "20 kB/s", down = "20 kB/s" }
+availability = { kind = "diurnal", hours = [0, 4], jitter = "10 min" }
+"""
+CLASSES = ("steady", "fickle", "by day")
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Live:
+    (tmp_path / "hurry.toml").write_text(PROFILE)
+    setting = Setting(model="linear", local_steps=4, seed=5)
+    fleet = VirtualFleet(setting, profile=str(tmp_path / "hurry.toml"), devices=30, days=0.25)
+    return Live(fleet, speed_up=3600.0)
+
+
+@asynccontextmanager
+async def embedded(directory: Path) -> AsyncIterator[BrokerAddress]:
+    async with local_broker("embedded", directory=directory) as local:
+        yield BrokerAddress(str(local.endpoint))
+
+
+def run(directory: Path, live: Live, *, foreign: bool = False) -> Found:
+    """A live run over the embedded broker, with an aggregator of its own or one of somebody else."""
+
+    async def serve() -> Found:
+        async with embedded(directory) as broker:
+            running = LiveRun(live, directory, broker=broker, aggregates=not foreign)
+            if foreign:
+                aggregator = make(live, connector(broker.endpoint(), "direct"), directory / "store")
+                serving = asyncio.create_task(aggregator.serve())
+                await running.serve()
+                aggregator.stop()
+                await serving
+            else:
+                await running.serve()
+            assert running.found is not None
+            return running.found
+
+    return asyncio.run(serve())
+
+
+def told(found: Found) -> dict[str, Any]:
+    assert found.live is not None
+    return dict(found.live)
+
+
+def test_every_class_takes_part_and_nothing_is_lost(tmp_path: Path, live: Live) -> None:
+    found = run(tmp_path, live)
+    result, about = found.result, told(found)
+    classes = by_class(result)
+    assert set(classes) == set(CLASSES)
+    for one in classes.values():
+        assert one.updates and one.bytes_up and one.bytes_down and one.joules and one.staleness
+    # Every update that was made is accepted or waits for its receipt: of those that vanished it may have been accepted.
+    decided = sum(about["decided"].values())
+    assert about["made"] - about["held"] <= decided <= about["made"]
+    assert abs(decided - len(result.senders) - about["repeated"]) <= about["held"]
+    # Links that break, and devices that vanish, are told by Last Wills, the end of a day by a goodbye.
+    assert about["lost"] >= 5 and about["goodbyes"] >= 5
+    assert result.metrics["accuracy"][-1] > result.metrics["accuracy"][0] + 0.2
+    assert about["wire_up"] > result.bytes_up.sum() and about["wire_down"] > result.bytes_down.sum()
+    assert 0 <= result.times[0] < 600 and result.times[-1] == pytest.approx(0.25 * 86400, rel=0.01)
+
+
+def test_an_aggregator_of_somebody_else_serves_too(tmp_path: Path, live: Live) -> None:
+    found = run(tmp_path, live, foreign=True)
+    assert len(found.result.senders) > 30
+    assert found.result.metrics["accuracy"][-1] > 0.5  # of the newest model that devices hold
+    assert found.result.versions[-1] > 3
+    assert found.result.parameters.keys() == found.model.initial.keys()
+
+
+@pytest.mark.mosquitto
+@pytest.mark.skipif(find_mosquitto() is None, reason="Mosquitto is not installed")
+def test_command_writes_a_run_beside_a_virtual_one(
+    tmp_path: Path, live: Live, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    same = ["--profile", "hurry.toml", "--devices", "30", "--days", "0.25", "--model", "linear", "--local-steps", "4"]
+    assert main(["fleet", "--live", *same, "--speed-up", "3600", "--json", "--name", "live"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0]["event"] == "said" and "Mosquitto" in lines[0]["words"]
+    assert set(lines[-1]["classes"]) == set(CLASSES) and lines[-1]["live"]["speed_up"] == 3600
+    assert main(["fleet", "--virtual", *same, "--json", "--name", "virtual"]) == 0
+    runs = [read(Path("runs/live")), read(Path("runs/virtual"))]
+    assert runs[0].taken == sum(one["updates"] for one in lines[-1]["classes"].values())
+    assert "live" in comparison(runs)
+    page = write_report(Path("runs/live")).read_text()
+    assert "Last Wills" in page and "vanish" not in page and "steady" in page
+    assert command(runs[0]).startswith("midge fleet --live --profile hurry.toml") and "--speed-up 3600" in command(
+        runs[0]
+    )
+
+
+def test_command_refuses_what_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fleet"]) == 2
+    assert "--virtual, --plan, --live" in capsys.readouterr().err
+    assert main(["fleet", "--live", "--speed-up", "0"]) == 2
+    assert "speed-up of 0" in capsys.readouterr().err
+    assert main(["fleet", "--broker", "ws://localhost"]) == 2
+    assert "mqtt:// and mqtts://" in capsys.readouterr().err
