@@ -77,22 +77,22 @@ class Stream(FleetData):
         bench = self.flow.maker.bench(now)
         return {"": bench, **{name: _of_class(bench, place) for place, name in enumerate(self.names)}}
 
-    def sensor(self, device: int | str, clock: Callable[[], float]) -> "Sensor":
-        """A device's sensor, by a clock that tells seconds from the start.
+    def sensor(self, device: int | str, clock: Callable[[], float], *, pace: float = 1.0) -> "Sensor":
+        """A device's sensor, by a clock that tells seconds from the start, so many of them in a second.
 
         Raises:
             ValueError: there is no such device.
         """
-        return Sensor(self.flow, self.number(device), clock)
+        return Sensor(self.flow, self.number(device), clock, pace)
 
 
 class Sensor:
     """One sensor as its device has it: new rows come by the clock. To be given to `midge.conditions.enough_new`."""
 
-    __slots__ = ("_clock", "_flow", "_number", "_taken")
+    __slots__ = ("_clock", "_flow", "_number", "_pace", "_taken")
 
-    def __init__(self, flow: Flow, number: int, clock: Callable[[], float]) -> None:
-        self._flow, self._number, self._clock = flow, number, clock
+    def __init__(self, flow: Flow, number: int, clock: Callable[[], float], pace: float = 1.0) -> None:
+        self._flow, self._number, self._clock, self._pace = flow, number, clock, pace
         self._taken = 0
 
     @property
@@ -117,18 +117,15 @@ class Sensor:
         """When so many will be new."""
         return self._flow.time(self._flow.enough(self._number, self._taken, rows))
 
-    async def follow(self, samples: Samples, *, pace: float = 1.0) -> None:
-        """Feed a device's samples for as long as it runs: a source of `midge.Device`.
-
-        What has come already is fed at once. `pace` is how many seconds of the clock go by in a second.
-        """
+    async def follow(self, samples: Samples) -> None:
+        """Feed a device's samples for as long as it runs: a source of `midge.Device`. What has come is fed at once."""
         flow, number = self._flow, self._number
         slots = flow.slots(self._clock())
         x, y = self.arrays(take=False)
         while True:
             for row, label in zip(x, y, strict=True):
                 samples.observe(row, float(label))
-            await asyncio.sleep(max(0.0, flow.time(slots) - self._clock()) / pace)
+            await asyncio.sleep(max(0.0, flow.time(slots) - self._clock()) / self._pace)
             before, slots = slots, flow.slots(self._clock())
             count = flow.new(number, before, slots)
             rows = flow.rows(number, slots)

@@ -42,6 +42,7 @@ def test_orders_are_the_published_ones(place: int, outer: float, inner: float, c
     assert one.outer + one.inner == pytest.approx(one.elements)
     if spin is not None:
         assert one.spin == pytest.approx(spin, rel=1e-3)
+        assert one.order("ball") == pytest.approx(2 * spin, rel=1e-3), "it strikes both races"
 
 
 @pytest.mark.parametrize("one", BEARINGS, ids=lambda one: one.name)

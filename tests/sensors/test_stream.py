@@ -200,9 +200,9 @@ async def test_source_feeds_the_samples_of_a_live_device() -> None:
     stream = energy(2, seed=0, window=50, history=DAY)
     loop = asyncio.get_running_loop()
     origin, pace = loop.time(), 400_000.0
-    sensor = stream.sensor(1, lambda: (loop.time() - origin) * pace)
+    sensor = stream.sensor(1, lambda: (loop.time() - origin) * pace, pace=pace)
     samples = Samples(None, stream.features, stream.label, rows=50, clip=None)
-    following = asyncio.create_task(sensor.follow(samples, pace=pace))
+    following = asyncio.create_task(sensor.follow(samples))
     async with asyncio.timeout(20):
         while samples.seen < 120:  # noqa: ASYNC110 - samples tell nobody
             await asyncio.sleep(0.01)
