@@ -52,7 +52,8 @@ class Fetcher:
         self._expected: dict[str, tuple[FrameInfo, int]] = {}
         self._assemblies: dict[tuple[int, int], Assembly] = {}
         self._announcement: Announcement | None = None
-        self._news = asyncio.Event()
+        self._news: asyncio.Event | None = None
+        """Of a fetch under way: a device that rests has none."""
         self._next_at = 0.0
         """When more may be asked for, by the loop's clock."""
 
@@ -75,7 +76,8 @@ class Fetcher:
                 assembly = Assembly(frame.size, size, part.sha256, limit=self._limit)
                 self._assemblies[frame.version, frame.span] = assembly
             assembly.add(index, body)
-            self._news.set()
+            if self._news is not None:
+                self._news.set()
 
     async def fetch(
         self, connection: Connection, announcement: Announcement, way: Sequence[FrameInfo], held: State | None
@@ -110,6 +112,7 @@ class Fetcher:
         waiting = [(frame, index) for frame in way for index in range(frame.parts) if self._misses(frame, index)]
         waiting.reverse()
         asked: set[str] = set()
+        self._news = asyncio.Event()
         try:
             while waiting or self._expected:
                 new = [waiting.pop() for _ in range(min(self._window - len(self._expected), len(waiting)))]
@@ -135,6 +138,7 @@ class Fetcher:
         finally:
             left = list(self._expected)
             self._expected.clear()
+            self._news = None
             if left:
                 with suppress(ConnectionLost):
                     await connection.unsubscribe(*left)
@@ -170,6 +174,7 @@ class Fetcher:
 
     async def _some_came(self) -> list[str]:
         """Topics whose chunks are here; none where nothing came for a while."""
+        assert self._news is not None
         with suppress(TimeoutError):
             async with asyncio.timeout(self._patience):
                 while True:

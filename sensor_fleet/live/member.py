@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
-from weakref import WeakValueDictionary
 
 from broker import direct_connection
 from broker.connection import Connection, ConnectionLost, Options
@@ -18,18 +17,18 @@ from iot_client.fit import Fit, Parameters, TrainingPlan
 from iot_client.memory_outbox import MemoryOutbox
 from sensor_fleet.data import Rows
 from sensor_fleet.live.line import Line
+from sensor_fleet.live.versions import Versions
 from sensor_fleet.models import FleetModel
 from sensor_fleet.simulation.stacked import steps_of
 from sensor_fleet.world import Departure, Surroundings
-from wire.lineage import State
 from wire.topics import Topics
 
 KEEPALIVE: Final = 120
 """Seconds: thousands of signs of life say nothing more than a few."""
 PATIENCE: Final = 60.0
 """Seconds that a connection may take: the machine has others to serve."""
-BUFFER: Final = 1024
-"""Bytes that a connection reads at once."""
+BUFFER: Final = 256
+"""Bytes that a connection reads at once; a packet that is larger gets a buffer for as long as it is read."""
 AT_ONCE: Final = 64
 """Devices that connect at a time."""
 _NEVER: Final = (math.inf, math.inf)
@@ -49,7 +48,7 @@ class Air:
     seed: int
     tell: Callable[["Member", dict[str, Any]], None]
     """Told of each thing of note."""
-    versions: WeakValueDictionary[bytes, State] = field(default_factory=WeakValueDictionary)
+    versions: Versions = field(default_factory=Versions)
     gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
     origin: float | None = None
     """When the fleet began, on the loop's clock; None before."""

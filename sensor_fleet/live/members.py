@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from broker.endpoint import Endpoint
 from iot_client.device import first_error
@@ -17,6 +17,10 @@ from sensor_fleet.profiles.profile import Diurnal
 from sensor_fleet.simulation.server import Taken
 from wire.messages import Verdict
 from wire.topics import Topics
+
+
+_AT_A_TIME: Final = 50
+"""Devices that begin before the loop goes on with other things."""
 
 
 class Members:
@@ -63,7 +67,7 @@ class Members:
                     await self._gathered.wait()
                 if not self._over.is_set():
                     await ready()
-                    self._begin(lives)
+                    await self._begin(lives)
                 await self._over.wait()
         except BaseExceptionGroup as group:
             raise first_error(group) from None
@@ -76,7 +80,7 @@ class Members:
             if not member.gone:
                 member.stop()
 
-    def _begin(self, lives: asyncio.TaskGroup) -> None:
+    async def _begin(self, lives: asyncio.TaskGroup) -> None:
         loop = asyncio.get_running_loop()
         self.air.origin = loop.time()
 
@@ -84,7 +88,9 @@ class Members:
             if not member.gone:
                 lives.create_task(member.live(), name=member.name)
 
-        for member in self.members.values():
+        for number, member in enumerate(self.members.values()):
+            if number % _AT_A_TIME == 0:
+                await asyncio.sleep(0)  # let the loop do what the last ones have asked for
             member.begin()
             if member.joins:
                 loop.call_at(self.air.origin + member.joins, start, member)

@@ -1,6 +1,7 @@
 """A live fleet as a run: a broker, an aggregator, thousands of devices, and what came of it as of a virtual fleet."""
 
 import asyncio
+import gc
 import math
 import os
 import time
@@ -181,6 +182,8 @@ class LiveRun:
                 self._tell(members, f"{met:,} of {expected:,} devices are connected")
                 await asyncio.sleep(0.5)
             self._resident["connected"] = resident()
+            gc.collect()
+            gc.freeze()  # what the devices are made of stays: to look through it takes a second with thousands
             await self._look_until_the_end(members, watching, None if server is not None else evaluate)
 
         tasks = [
@@ -201,6 +204,7 @@ class LiveRun:
             for task in tasks[1:]:
                 task.cancel()
             await asyncio.gather(*tasks[1:], return_exceptions=True)
+            gc.unfreeze()
 
     async def _look_until_the_end(
         self, members: Members, watching: Watching, evaluate: Callable[[Parameters], Mapping[str, float]] | None

@@ -1,0 +1,36 @@
+"""Versions of the model that the devices of one process hold together: the same bytes, once, not to be written to."""
+
+from functools import cached_property
+from typing import Any
+from weakref import WeakValueDictionary
+
+from wire.lineage import State
+from wire.schema import Vector
+
+
+class Shared(State):
+    """A version whose tensors are unpacked once, for all who train from it."""
+
+    @cached_property
+    def _values(self) -> Vector:
+        values = super().values()
+        values.flags.writeable = False
+        return values
+
+    def values(self) -> Vector:
+        return self._values
+
+    def parameters(self) -> dict[str, Any]:
+        """All tensors that travel, by name, all read-only."""
+        return {**self.schema.views(self._values), **self.schema.thaw(self.frozen)}
+
+
+class Versions(WeakValueDictionary[bytes, State]):
+    """By digest, for as long as a device holds them. What is put in comes out shared."""
+
+    def setdefault(self, digest: bytes, default: State | None = None) -> State:
+        found = self.get(digest)
+        if found is None:
+            assert default is not None
+            found = self[digest] = Shared(default.schema, default.integers, default.exponent, default.frozen)
+        return found
