@@ -18,7 +18,6 @@ from sensor_fleet.simulation.server import Taken
 from wire.messages import Verdict
 from wire.topics import Topics
 
-
 _AT_A_TIME: Final = 50
 """Devices that begin before the loop goes on with other things."""
 
@@ -56,6 +55,8 @@ class Members:
         self._met = 0
         self._expected = [member for member in self.members.values() if member.there_at_first]
         self._gathered, self._over = asyncio.Event(), asyncio.Event()
+        self.begun = asyncio.Event()
+        """Whether the profile counts."""
 
     async def serve(self, ready: Callable[[], Awaitable[None]]) -> None:
         """Gather, wait for `ready`, begin, and take part until `stop()`. What ends one device ends all, visibly."""
@@ -83,6 +84,7 @@ class Members:
     async def _begin(self, lives: asyncio.TaskGroup) -> None:
         loop = asyncio.get_running_loop()
         self.air.origin = loop.time()
+        self.begun.set()
 
         def start(member: Member) -> None:
             if not member.gone:

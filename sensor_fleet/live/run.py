@@ -36,6 +36,8 @@ from sensor_fleet.virtual import EVALUATIONS, Found, held, sign_of, value_of
 from wire.schema import Parameters, Schema
 from wire.topics import Topics
 
+_TELLING: Final = 0.5
+"""Seconds between two words on how many are connected."""
 _LAG: Final = 0.2
 """Seconds between two looks at how late timers are."""
 _GOODBYE: Final = 30.0
@@ -174,16 +176,18 @@ class LiveRun:
             await watching.announced.wait()
             if server is not None:
                 await self._evaluated.wait()
+            self._resident["connected"] = resident()
+            gc.collect()
+            gc.freeze()  # what the devices are made of stays: to look through it takes a second with thousands
 
         async def act() -> None:
             """Look at it in time, and end it."""
             while members.air.origin is None:
                 met, expected = members.gathered
                 self._tell(members, f"{met:,} of {expected:,} devices are connected")
-                await asyncio.sleep(0.5)
-            self._resident["connected"] = resident()
-            gc.collect()
-            gc.freeze()  # what the devices are made of stays: to look through it takes a second with thousands
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_TELLING):
+                        await members.begun.wait()
             await self._look_until_the_end(members, watching, None if server is not None else evaluate)
 
         tasks = [
