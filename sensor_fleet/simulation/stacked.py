@@ -24,6 +24,8 @@ FEWEST = 2
 """Devices in a stack at least: a lone one is trained twice, for some kernels give other bits for a stack of one."""
 KEPT = 2**29
 """Bytes of rows that are kept ready, at most: those of devices that trained long ago are made again."""
+KEPT_OF_STREAMS = 2**25
+"""The same of rows that are others at the next training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class Stack:
     ) -> None:
         self.net, self.schema, self.recipe = net, schema, recipe
         self._devices, self._frozen, self._held = devices, frozen, held
+        self._room = KEPT if held is None else KEPT_OF_STREAMS
         self._ready: OrderedDict[int, tuple[Array, npt.NDArray[Any], int, int]] = OrderedDict()
         self._bytes = 0
         self._places: Mapping[str, slice] = {tensor.name: place for _, tensor, place in schema.shared}
@@ -92,7 +95,7 @@ class Stack:
         ready = standardise(rows.x, self._frozen), targets, rows.seed, seen
         self._ready[device] = ready
         self._bytes += ready[0].nbytes
-        while self._bytes > KEPT and len(self._ready) > AT_ONCE:
+        while self._bytes > self._room and len(self._ready) > AT_ONCE:
             self._bytes -= self._ready.popitem(last=False)[1][0].nbytes
         return ready[:3]
 
