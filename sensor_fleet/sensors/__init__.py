@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from sensor_fleet.data import FleetData
 from sensor_fleet.sensors.flaws import DAY, Drift, Flaws
@@ -13,10 +13,13 @@ from sensor_fleet.sensors.stream import Sensor, Stream
 KINDS: Final[Mapping[str, Callable[..., Stream]]] = {"vibration": vibration, "energy": energy}
 """By the name that `--data` takes."""
 
+_IN_A_WEEK: Final[Mapping[str, Mapping[str, Any]]] = {"vibration": {"faulty": 0.9}, "energy": {}}
+"""So that twenty machines show each fault."""
+
 __all__ = ["KINDS", "Drift", "Flaws", "Sensor", "Stream", "a_week", "energy", "vibration"]
 
 
 def a_week(kind: str, devices: int, seed: int) -> FleetData:
-    """What sensors of a kind have told after a week, standing still, as a data set to train on."""
-    standing = KINDS[kind](devices, seed=seed, window=168).at(7 * DAY)
+    """What sensors of a kind hold after a week, 168 rows each, standing still. Most machines are faulty by then."""
+    standing = KINDS[kind](devices, seed=seed, window=168, **_IN_A_WEEK[kind]).at(7 * DAY)
     return replace(standing, devices=dict(standing.devices))
