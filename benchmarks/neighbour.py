@@ -166,6 +166,7 @@ async def measured(case: str, devices: int, parameters: int, options: argparse.N
         np.savez(options.keep / f"{case}-{devices}.npz", sent=sent, came=came, **there, **stretches)
         (options.keep / f"{case}-{devices}.json").write_text(json.dumps([part.events for part in scene.parts]))
     about = {
+        **({} if options.byte_rate is None else {"byte_rate": options.byte_rate}),
         "telemetry_lost": int(np.isnan(came).sum()),
         "bytes_mb": round(sum(each.get("down", 0) + each.get("up", 0) for each in last) / 1e6, 1),
         "load": round(os.getloadavg()[0], 2),

@@ -28,6 +28,8 @@ CASES = {
 }
 Row = dict[str, Any]
 Results = dict[str, dict[str, Any]]
+BYTE_RATE = 8e6
+"""Bytes a second of a federation that is not told otherwise."""
 MISSING = ["Not measured yet: run `make bench`.", ""]
 
 
@@ -98,6 +100,7 @@ def neighbour_table(found: list[Row]) -> list[str]:
             CASES[row["case"]],
             number(row["devices"]),
             f"{row['model_mb']:g} MB",
+            f"{row.get('byte_rate', BYTE_RATE) / 1e6:g} MB/s",
             f"{row['p50_before_ms']:.2f}, {row['p50_during_ms']:.2f}",
             f"{row['p99_before_ms']:.2f}, {row['p99_during_ms']:.2f}",
             f"{row['p99_during_ms'] / row['p99_before_ms']:.2f}",
@@ -107,7 +110,7 @@ def neighbour_table(found: list[Row]) -> list[str]:
         )
         for row in found
     )
-    columns = ("while", "devices", "model", "p50, ms: before, during", "p99, ms: before, during", "times")
+    columns = ("while", "devices", "model", "at most", "p50, ms: before, during", "p99, ms: before, during", "times")
     return table((*columns, "p99 on the other broker", "s", "lost"), lines)
 
 
