@@ -120,16 +120,13 @@ class Sensor:
     async def follow(self, samples: Samples) -> None:
         """Feed a device's samples for as long as it runs: a source of `midge.Device`. What has come is fed at once."""
         flow, number = self._flow, self._number
-        slots = flow.slots(self._clock())
-        x, y = self.arrays(take=False)
+        before, slots = 0, flow.slots(self._clock())
         while True:
-            for row, label in zip(x, y, strict=True):
+            count, rows = flow.new(number, before, slots), flow.rows(number, slots)
+            for row, label in zip(rows.x[len(rows) - count :], rows.y[len(rows) - count :], strict=True):
                 samples.observe(row, float(label))
             await asyncio.sleep(max(0.0, flow.time(slots) - self._clock()) / self._pace)
             before, slots = slots, flow.slots(self._clock())
-            count = flow.new(number, before, slots)
-            rows = flow.rows(number, slots)
-            x, y = rows.x[len(rows) - count :], rows.y[len(rows) - count :]
 
 
 def streamed(
