@@ -103,7 +103,7 @@ UNHEARD = 2.0
 KILLED = 30.0
 """Seconds without a training after its process was killed; doubled each time."""
 REREAD = 60.0
-"""Seconds after which a resting device reads the announcement again."""
+"""Seconds after which a resting device reads the announcement again, at least: see `reread`."""
 
 
 @dataclass(slots=True)
@@ -270,7 +270,7 @@ class DeviceSession:
         if self._statistics.is_due(now):
             self._statistics.due = None
         if self._reread.is_due(now):
-            self._reread.start(now, self._jitter(), REREAD)
+            self._reread.start(now, self._jitter(), reread(self.announcement))
             actions.append(ReadAnnouncement())
         if self._room.is_due(now):
             self._room.due = None
@@ -327,7 +327,7 @@ class DeviceSession:
         self._link("connected")
         self._told = False
         self._packet = chunk
-        self._reread.start(now, self._jitter(), REREAD)
+        self._reread.start(now, self._jitter(), reread(self.announcement))
         self._greeting.start(now, self._jitter(), UNHEARD)
         return []
 
@@ -619,3 +619,12 @@ class DeviceSession:
 
 def _order(announcement: Announcement) -> tuple[int, int]:
     return announcement.generation, announcement.version
+
+
+def reread(announcement: Announcement | None) -> float:
+    """Seconds after which an announcement is read again, for one may have been lost on its way.
+
+    An eighth of the pause between two trainings, where that is more than a minute: nothing can be made of news before its
+    end. Read each minute, they would be most of what a device receives that trains a few times a day.
+    """
+    return REREAD if announcement is None else max(REREAD, announcement.participation.interval / 8)

@@ -20,6 +20,7 @@ from wire.messages import (
     FrameInfo,
     Grant,
     Moment,
+    Participation,
     Receipt,
     Settled,
     Update,
@@ -533,6 +534,17 @@ def test_no_way_means_to_look_again() -> None:
     driver(ev.Connected(), ev.AggregatorSeen(status()), receipt(0), ev.Announced(nowhere))
     assert driver.session.work is Work.RESTING
     assert ev.ReadAnnouncement() in driver.wait(3)
+
+
+@pytest.mark.parametrize(("hours", "reads"), [(0, 240), (8, 4)])
+def test_who_pauses_for_hours_does_not_read_the_announcement_each_minute(hours: float, reads: int) -> None:
+    """Read each minute it would be most of what such a device receives; a lost one is found within an hour even so."""
+    driver = Driver()
+    pausing = announcement(1).model_copy(update={"participation": Participation(interval=3600 * hours)})
+    driver(ev.Connected(), ev.Announced(pausing), ev.AggregatorSeen(status()), receipt(0))
+    driver.train()
+    driver(receipt(1))
+    assert driver.wait(4 * 3600).count(ev.ReadAnnouncement()) == reads
 
 
 def test_an_old_announcement_is_ignored_and_a_new_generation_is_not() -> None:
