@@ -1,10 +1,14 @@
 """Simulated fleets: trainings and events a second on the virtual clock, beside the bare training of the same models.
 
     python -m benchmarks.fleet [--quick] [--data FILE.npz] [--devices N …] [--days D] [--workers N] [--ray] [--model …]
+    python -m benchmarks.fleet --live 5000 [--days D] [--speed-up X]
 
-A row is a fleet: `devices`, `mode` (virtual, ray), `workers`, `model`, `trainings_per_s`, `events_per_s`,
+A row is a fleet: `devices`, `mode` (virtual, ray, live), `workers`, `model`, `trainings_per_s`, `events_per_s`,
 `bytes_per_device` (payload, both ways), `memory_per_device` (resident bytes beyond the program's, divided), and
-`virtual_seconds_per_s`.
+`virtual_seconds_per_s`. A ray row, the first fleet again on a local cluster of two, is made where Ray is installed. A
+live row is a fleet of the profile phones, whose devices are connected nearly always, over Mosquitto where that is
+installed: `memory_connected` is what a device takes before it trains, `lag_p99` how late timers were, in seconds, and
+events are what devices told of.
 `bare_vmap_per_s` is what torch.func.vmap does of the same trainings in this process alone, at the best of a few stack
 sizes, and `bare_stacked_per_s` what our stacked NumPy does with nothing around it. Everything is measured on one core:
 BLAS and torch get one thread. `cpu_share` says how much of a core the simulation got; on a busy machine compare
@@ -18,11 +22,15 @@ for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
 import argparse
+import asyncio
 import json
 import resource
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +38,15 @@ import numpy as np
 
 from sensor_fleet.data import FleetData, load
 from sensor_fleet.lazily import numbered, shared
+from sensor_fleet.live.run import LiveRun
+from sensor_fleet.live.setting import Live
 from sensor_fleet.models import DenseModel, model_for
 from sensor_fleet.profiles.profile import load as load_profile
+from sensor_fleet.setting import Setting
 from sensor_fleet.simulation.cluster import OnRay
 from sensor_fleet.simulation.simulate import Moment, simulate
 from sensor_fleet.simulation.stacked import Job, Rows, Stack
+from sensor_fleet.virtual import VirtualFleet
 from wire.messages import Plan
 from wire.schema import Schema
 
@@ -52,6 +64,8 @@ def main() -> None:
     parser.add_argument("--model", choices=["linear", "mlp"])
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--ray", action="store_true", help="have the workers be actors of a local Ray cluster")
+    parser.add_argument("--live", type=int, nargs="*", help="devices of live fleets; these alone")
+    parser.add_argument("--speed-up", type=float, help="of live fleets")
     args = parser.parse_args()
     data = load(source(args.data, quick=args.quick), seed=0)
     fleets: list[tuple[int, float, str]] = (
@@ -61,15 +75,32 @@ def main() -> None:
         fleets.append((100_000, 1.0, "linear"))
     if args.devices:
         fleets = [(devices, args.days or 7.0, args.model or "mlp") for devices in args.devices]
+    if args.live is not None:
+        fleets = []
+    lives = [(200, 2160.0)] if args.quick else [] if args.devices else [(1000, 180.0), (5000, 90.0)]
+    if args.live:
+        lives = [(devices, args.speed_up or 90.0) for devices in args.live]
+    measure: list[tuple[str, Callable[[], dict[str, Any]]]] = [
+        (name, partial(fleet, data, devices, days, name, profile=args.profile, workers=args.workers, ray=args.ray))
+        for devices, days, name in fleets
+    ]
+    if fleets and not args.ray:
+        if find_spec("ray") is None:
+            print("no row of ray: it is not installed (pip install 'midge[ray]')", file=sys.stderr)
+        else:
+            devices, days, name = fleets[0]
+            measure.append((name, partial(fleet, data, devices, days, name, profile=args.profile, workers=2, ray=True)))
+    where = source(args.data, quick=args.quick)
+    measure += [
+        (args.model or "mlp", partial(live, where, devices, args.days or 0.25, args.model or "mlp", speed_up=speed_up))
+        for devices, speed_up in lives
+    ]
     bare: dict[str, dict[str, float | None]] = {}
     rows = []
-    for devices, days, name in fleets:
+    for name, work in measure:
         if name not in bare:
             bare[name] = bare_rates(data, name, seconds=0.8 if args.quick else 6.0)
-        row = {
-            **fleet(data, devices, days, name, profile=args.profile, workers=args.workers, ray=args.ray),
-            **bare[name],
-        }
+        row = {**work(), **bare[name]}
         for beside in ("bare_vmap_per_s", "bare_stacked_per_s"):
             rate = row[beside]
             row[beside.replace("_per_s", "_share")] = None if not rate else row["trainings_per_cpu_s"] / rate
@@ -141,6 +172,46 @@ def fleet(
         "memory_per_device": max(0, memory) / devices,
         "memory": resident(),
         "virtual_seconds_per_s": seconds / took,
+        next(iter(found.metrics)): float(next(iter(found.metrics.values()))[-1]),
+    }
+
+
+def live(data: str, devices: int, days: float, name: Any, *, speed_up: float) -> dict[str, Any]:
+    """One fleet over a real broker."""
+    virtual = VirtualFleet(Setting(data=data, model=name), profile="phones", devices=devices, days=days)
+    cpu, began = processor(), time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="midge-fleet-") as directory:
+        running = LiveRun(
+            Live(virtual, speed_up=speed_up), Path(directory), say=lambda words: print(words, file=sys.stderr)
+        )
+        asyncio.run(running.serve())
+    took, used = time.perf_counter() - began, processor() - cpu
+    assert running.found is not None and running.found.live is not None
+    found, about = running.found.result, running.found.live
+    ran, size = float(found.times[-1]) / speed_up, about["resident"]
+    return {
+        "devices": devices,
+        "mode": "live",
+        "workers": 1,
+        "model": f"{name}, {sum(array.size for array in running.found.model.initial.values())} values",
+        "days": days,
+        "seconds": took,
+        "cpu_seconds": used,
+        "cpu_share": used / took,
+        "trainings": found.trainings,
+        "trainings_per_s": found.trainings / ran,
+        "trainings_per_cpu_s": found.trainings / used,
+        "events_per_s": found.events / ran,
+        "events_per_cpu_s": found.events / used,
+        "cpu_us_per_event": 1e6 * used / found.events,
+        "bytes_per_device": float(found.bytes_up.mean() + found.bytes_down.mean()),
+        "wire_bytes_per_device": (about["wire_up"] + about["wire_down"]) / devices,
+        "memory_per_device": max(0, size["end"] - size["before"]) / devices,
+        "memory_connected": max(0, size["connected"] - size["before"]) / devices,
+        "memory": size["end"],
+        "virtual_seconds_per_s": speed_up,
+        "lag_p99": about["lag"]["p99"],
+        "load": os.getloadavg()[0],
         next(iter(found.metrics)): float(next(iter(found.metrics.values()))[-1]),
     }
 

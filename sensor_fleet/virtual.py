@@ -48,6 +48,8 @@ class VirtualFleet:
     target: float | None = None
     stop_at_target: bool = False
     """Whether to end once the target is held."""
+    speed_up: float = 1.0
+    """Simulate it in scaled time, as a live fleet runs (`sensor_fleet.profiles.hastened`)."""
     interval: float | None = None
     """Seconds between two trainings of a device, in place of the profile's."""
     drift: float | None = None
@@ -123,6 +125,7 @@ class VirtualFleet:
             every=self.seconds / EVALUATIONS,
             stop=stop,
             watch=watch,
+            speed_up=self.speed_up,
         )
         standing = data.at(float(found.times[-1])) if isinstance(data, Stream) else data
         return Found(self, profile, standing, model, found)
@@ -224,6 +227,7 @@ class Found:
                 "devices": fleet.devices,
                 "days": fleet.days,
                 "interval": fleet.interval,
+                "speed_up": None if fleet.speed_up == 1 else fleet.speed_up,
                 "drift": fleet.drift,
                 "fresh": fleet.fresh,
                 **{name: word for name, word in (self.live or {}).items() if name in _OF_LIVE},

@@ -58,6 +58,7 @@ class Surroundings(Protocol):
     def outages(self, device: str) -> Iterator[tuple[float, float]]: ...
     def pauses(self, device: str) -> Iterator[tuple[float, float]]: ...
     def twice_sent(self, device: str, number: int) -> bool: ...
+    def says_goodbye(self, device: str) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +178,11 @@ class World:
     def twice_sent(self, device: str, number: int) -> bool:
         """Whether its message of that number reaches the broker twice."""
         return self._uniform(device, "twice", number) < self.twice
+
+    def says_goodbye(self, device: str) -> bool:
+        """Whether it says so when an outage begins. In this world links break."""
+        del device
+        return False
 
     # -------------------------------------------------------------------- chance
 

@@ -68,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     args.devices = usual_devices if args.devices is None else args.devices
     args.days = usual_days if args.days is None else args.days
     args.federation = args.federation or federation
+    if args.speed_up is not None and not 0 < args.speed_up <= 1e6:
+        raise Problem(f"--speed-up is {args.speed_up:g}: 600 makes a day of 2.4 minutes.")
     if args.live:
         return live_fleet.run(args)
     if not args.ledger:

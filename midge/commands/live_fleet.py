@@ -27,10 +27,9 @@ def register(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--speed-up",
         type=float,
-        default=600.0,
         metavar="X",
         help="seconds of the profile in one of ours: links, outages, trainings and pauses are so many times as fast "
-        "(default: 600, a day in 2.4 minutes)",
+        "(default: 600, a day in 2.4 minutes); with --virtual, simulate the fleet as a live one runs (default: 1)",
     )
     group.add_argument("--serve", action="store_true", help="start the aggregator too where --broker is given")
 
@@ -46,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         raise Problem(f'A live fleet needs {error.name}: pip install "midge[demo]"') from error
     fleet = virtual.fleet_of(args)
     with mendable():
-        live = Live(fleet, speed_up=args.speed_up, federation=args.federation)
+        live = Live(fleet, speed_up=600.0 if args.speed_up is None else args.speed_up, federation=args.federation)
         live.loaded()  # whether it can be run at all, before anything is written
     broker = None if args.broker is None else _address(args)
     aggregates = broker is None or args.serve

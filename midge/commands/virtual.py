@@ -93,6 +93,7 @@ def fleet_of(args: argparse.Namespace) -> "VirtualFleet":
         days=args.days,
         workers=args.workers,
         ray=args.ray,
+        speed_up=1.0 if args.live or args.speed_up is None else args.speed_up,
         target=args.target,
         stop_at_target=args.stop,
         interval=None if args.interval is None else 3600 * args.interval,

@@ -92,16 +92,9 @@ class Member:
         "updates",
     )
 
-    def __init__(self, air: Air, number: int, name: str, *, goodbye: bool) -> None:
-        """Make it.
-
-        Args:
-            air: what all have in common.
-            number: its own.
-            name: its own.
-            goodbye: whether it says so when it goes away for a while.
-        """
-        self._air, self._number, self.name, self._goodbye = air, number, name, goodbye
+    def __init__(self, air: Air, number: int, name: str) -> None:
+        self._air, self._number, self.name = air, number, name
+        self._goodbye = air.world.says_goodbye(name)
         self.joins = air.world.joins(name)
         """Seconds behind the beginning of the fleet."""
         self._seconds = air.world.seconds(name)

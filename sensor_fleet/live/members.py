@@ -13,7 +13,6 @@ from sensor_fleet.live.member import Air, Member
 from sensor_fleet.models import FleetModel
 from sensor_fleet.profiles.hastened import Hastened
 from sensor_fleet.profiles.population import Population
-from sensor_fleet.profiles.profile import Diurnal
 from sensor_fleet.simulation.server import Taken
 from wire.messages import Verdict
 from wire.topics import Topics
@@ -39,8 +38,7 @@ class Members:
         world = Hastened(population, speed_up)
         self.air = Air(endpoint, topics, world, model, numbered(data.devices), seed, self._hear)
         self.members: Mapping[str, Member] = {
-            name: Member(self.air, number, name, goodbye=_says_goodbye(population, name))
-            for number, name in enumerate(data.devices)
+            name: Member(self.air, number, name) for number, name in enumerate(data.devices)
         }
         self._places = {name: place for place, name in enumerate(self.members)}
         self.taken = Taken()
@@ -141,8 +139,3 @@ class Members:
         """The same with all that MQTT adds."""
         up, down = zip(*(member.moved for member in self.members.values()), strict=True)
         return sum(up), sum(down)
-
-
-def _says_goodbye(population: Population, name: str) -> bool:
-    """Whether a device says so when it goes: where a day ends, and not where a link breaks."""
-    return isinstance(population.hardware(name).availability, Diurnal)

@@ -60,6 +60,10 @@ class Hastened:
         """Whether its message of that number reaches the broker twice."""
         return self._world.twice_sent(device, number)
 
+    def says_goodbye(self, device: str) -> bool:
+        """Whether it says so when an outage begins."""
+        return self._world.says_goodbye(device)
+
 
 def hastened(strategy: Strategy, factor: float) -> Strategy:
     """A strategy whose times go with such a world."""

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sensor_fleet.profiles.presence import away, read_trace
-from sensor_fleet.profiles.profile import Churn, Hardware, Mains, Profile, Trace
+from sensor_fleet.profiles.profile import Churn, Diurnal, Hardware, Mains, Profile, Trace
 from sensor_fleet.world import Departure, Link, chance
 
 SEGMENT = 1460
@@ -110,6 +110,10 @@ class Population:
         """Whether a message reaches the broker twice: never."""
         del device, number
         return False
+
+    def says_goodbye(self, device: str) -> bool:
+        """Whether it says so when it goes for a while: where a day ends, and not where a link breaks."""
+        return isinstance(self.hardware(device).availability, Diurnal)
 
     def joules(self, steps: npt.NDArray[np.int64], moved: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """What steps and bytes of each device took, of shape (devices,): packets that were lost count again."""

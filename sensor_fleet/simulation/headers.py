@@ -5,8 +5,21 @@ from functools import cache
 import numpy as np
 
 from iot_client.fit import Recipe
+from iot_client.hardware import capabilities
+from iot_client.pacing import Speed
 from wire import chunks, frames
-from wire.messages import DeviceState, Hello, Part, Plan, Receipt, Settled, Update, Verdict
+from wire.messages import (
+    AggregatorState,
+    AggregatorStatus,
+    DeviceState,
+    Hello,
+    Part,
+    Plan,
+    Receipt,
+    Settled,
+    Update,
+    Verdict,
+)
 from wire.schema import Schema
 
 _ID, _OUTBOX = bytes(16), 2**62
@@ -36,11 +49,36 @@ def update() -> int:
 
 
 @cache
-def hello() -> int:
-    """A whole greeting."""
-    return len(
-        frames.encode(Hello(state=DeviceState.READY, outbox=_OUTBOX, first=41, next=41, lineage=_ID, version=1000))
+def hello(*, trained: bool) -> int:
+    """A whole greeting, with what a device says of itself: more, once it has trained."""
+    speed = Speed()
+    if not trained:
+        told = capabilities(speed, None)
+        return len(frames.encode(Hello(state=DeviceState.READY, outbox=_OUTBOX, first=1, next=1, capabilities=told)))
+    speed.saw(10, 160, 0.123456)
+    greeting = Hello(
+        state=DeviceState.READY,
+        outbox=_OUTBOX,
+        first=41,
+        next=41,
+        lineage=_ID,
+        version=1000,
+        capabilities=capabilities(speed, None),
     )
+    return len(frames.encode(greeting))
+
+
+@cache
+def status() -> int:
+    """A whole status of the aggregator."""
+    told = AggregatorStatus(state=AggregatorState.READY, boot=_OUTBOX, lineage=_ID, version=1000, step=4000)
+    return len(frames.encode(told))
+
+
+@cache
+def answer() -> int:
+    """A whole receipt in answer to a greeting."""
+    return len(frames.encode(Receipt(outbox=_OUTBOX, hi=40)))
 
 
 @cache

@@ -8,6 +8,7 @@ from zlib import crc32
 
 from iot_client import events as ev
 from iot_client import session as s
+from iot_client.attention import Attention
 from iot_client.conditions import enough_new
 from sensor_fleet.sensors.stream import Stream
 from sensor_fleet.simulation import headers
@@ -16,10 +17,13 @@ from sensor_fleet.simulation.coding import Said
 from sensor_fleet.simulation.learners import Learner
 from sensor_fleet.simulation.server import Published, Server
 from sensor_fleet.simulation.shards import Pool, Start, Task
-from sensor_fleet.world import Surroundings, chance
+from sensor_fleet.world import Departure, Surroundings, chance
 from wire.messages import AggregatorState, AggregatorStatus, Announcement, Plan, Receipt, Settled, Update
 from wire.participation import takes_part
 
+CONNECTING = 12
+"""Ways from the first packet until a session is told that it is connected: the handshake of TCP, CONNECT, the status of
+one's own name, the greeting that asks for namesakes, two subscriptions; each is answered before the next."""
 ROUNDING = 1e-9
 """Seconds by which a sum of times may be off."""
 
@@ -109,11 +113,13 @@ class Participant:
     """One device, from when it joins until it leaves."""
 
     __slots__ = (
+        "_attention",
         "_back",
         "_base",
         "_began",
         "_bodies",
         "_connection",
+        "_deaf",
         "_due",
         "_enough",
         "_fits",
@@ -158,7 +164,11 @@ class Participant:
         self.connected = self.gone = False
         self.trainings = self.steps = self.updates = self.messages = 0
         self.bytes_up = self.bytes_down = 0.0
-        self._connection = self._heard = 0
+        self._connection = 0
+        self._heard = 0.0
+        self._attention = Attention()
+        self._deaf = False
+        """Whether it hears of no new version, for the while of a training."""
         self._base: Published | None = None
         """What is trained from, or being fetched for that."""
         self._latest: Published | None = None
@@ -185,7 +195,7 @@ class Participant:
         clock.at(joins, self._connect)
         self._next_pause(joins)
         if (departure := world.leaves(name)) is not None:
-            clock.at(departure.at, self._leave)
+            clock.at(departure.at, partial(self._leave, departure))
 
     def _jitter(self) -> float:
         """Chance for the session."""
@@ -198,32 +208,49 @@ class Participant:
         if self.gone:
             return
         self._connection += 1
-        self.connected = True
-        self._heard = self.air.server.heard
-        self.air.server.there(1)
-        self._event(ev.Connected())
-        self._hear(self._greet_who_is_there)
+        connection = self._connection
+
+        def stand() -> None:
+            if self._connection == connection and not self.gone:
+                self._stand()
+
+        self.air.clock.after(CONNECTING * self.latency, stand)
         broken, back = next(self._outages, (math.inf, math.inf))
         while back <= self.air.clock.now:
             broken, back = next(self._outages)
         if broken < math.inf:
             self.air.clock.at(broken, lambda: self._disconnect(back))
 
-    def _greet_who_is_there(self) -> None:
-        core = self.air.server.core
+    def _stand(self) -> None:
+        """The connection stands: what is retained has come, and so has the echo of our own greeting."""
+        server = self.air.server
+        self.connected, self._deaf = True, False
+        self._heard = server.heard
+        server.there(1)
+        self._sent(self._hello)
+        before = self._connection > 1  # what we said last is retained, or our Last Will
+        self._received((1 + before) * self._hello + headers.status() + server.weighs)
+        self._event(ev.Connected())
+        core = server.core
         self._event(ev.AggregatorSeen(AggregatorStatus(state=AggregatorState.READY, boot=1, lineage=core.lineage)))
 
     def _disconnect(self, back: float) -> None:
         if self.gone:
             return
-        self.note_heard()
-        self.connected = False
+        self._connection += 1
         self._back = back
-        self.air.server.there(-1)
-        self._event(ev.Disconnected())
+        if self.connected:
+            if self.air.world.says_goodbye(self.name):
+                self._sent(self._hello)
+            self.note_heard()
+            self.connected = False
+            self.air.server.there(-1)
+            self._event(ev.Disconnected())
         self.air.clock.at(back, self._connect)
 
-    def _leave(self) -> None:
+    def _leave(self, departure: Departure) -> None:
+        if self.connected and departure.goodbye:
+            self._sent(self._hello)
         self.note_heard()
         self.air.server.there(-1 if self.connected else 0)
         self.gone, self.connected = True, False
@@ -232,10 +259,34 @@ class Participant:
 
     def note_heard(self) -> None:
         """Count the announcements that this connection has brought."""
-        if self.connected:
+        if self.connected and not self._deaf:
             heard = self.air.server.heard
             self.bytes_down += heard - self._heard
             self._heard = heard
+
+    def _turn_away(self, announcement: Announcement) -> None:
+        """Hear of no new version while training, where many would come."""
+        if self.connected and self._attention.turns_away(announcement):
+            self.note_heard()
+            self._deaf = True
+
+    def _turn_back(self) -> None:
+        """Hear of the newest version at once, for it is retained."""
+        if self._deaf and self.connected:
+            server = self.air.server
+            self._deaf = False
+            self.air.down -= server.heard - self._heard  # which was counted as heard by everybody
+            self._heard = server.heard
+            self._received(server.weighs)
+
+    @property
+    def _hello(self) -> int:
+        """Bytes of a greeting."""
+        return headers.hello(trained=self.trainings > 0)
+
+    def _sent(self, size: float) -> None:
+        self.bytes_up += size
+        self.air.up += size
 
     def _received(self, size: float) -> None:
         self.bytes_down += size
@@ -296,8 +347,7 @@ class Participant:
         if not self.connected:
             return
         self.messages += 1
-        self.bytes_up += size
-        self.air.up += size
+        self._sent(size)
         if self.air.lost(self.name, purpose, self.messages):
             return
         seconds = self.latency + size / self.up
@@ -309,7 +359,7 @@ class Participant:
         """The aggregator has something to say to us."""
         self.messages += 1
         if self.connected and not self.air.lost(self.name, "receipt", self.messages):
-            self._received(headers.receipt())
+            self._received(headers.receipt() if settled else headers.answer())
             receipt = Receipt.model_construct(outbox=outbox, hi=hi, settled=settled, grants=())
             self._hear(lambda: self._event(ev.Receipted(receipt)))
 
@@ -393,10 +443,13 @@ class Participant:
                     fetched = partial(self._event, ev.Fetched(ev.Base.of(announcement)))
                     size = sum(frame.size + headers.part() for frame in way)
                     self._received(size)
-                    self._hear(fetched, self.latency + size / self.down)
+                    # Two parts are asked for at a time, and their topics are left before the next are asked for.
+                    ways = 4 * -(-len(way) // 2)
+                    self._hear(fetched, (ways - 1) * self.latency + size / self.down)
                 case ev.Greet():
                     hello = self.name, self.session.outbox, self.session.first
-                    self._say("hello", headers.hello(), partial(self.air.server.greeted, *hello))
+                    self._say("hello", self._hello, partial(self.air.server.greeted, *hello))
+                    self._received(self._hello)  # we hear our own status
                 case ev.ReadAnnouncement():
                     self._seen = None
                     self._hear(self.look, self.latency)
@@ -428,6 +481,7 @@ class Participant:
             seconds *= math.exp(
                 air.jitter * NormalDist().inv_cdf(chance(air.world.seed, self.name, "jitter", self.trainings))
             )
+        self._turn_away(base.announcement)
         task = Task(self.number, base.number, plan.seed, self.updates + 1, seen)
         self._job = air.pool.begin(task, base.start, now + seconds)
         air.clock.at(now + seconds, self._trained)
@@ -437,6 +491,7 @@ class Participant:
             return
         base, server = self._base, self.air.server
         assert base is not None
+        self._turn_back()
         outcome = self.air.pool.end(self._job)
         self.steps += outcome.steps
         self._await_enough()

@@ -22,6 +22,8 @@ from aggregator.model import KEYFRAME_BITS, Frame, Model
 from aggregator.reducer import Contribution
 from aggregator.store import Store
 from aggregator.strategy import Strategy
+from iot_client.session import reread
+from sensor_fleet.simulation import headers
 from sensor_fleet.simulation.clock import Clock
 from sensor_fleet.simulation.coding import Said
 from sensor_fleet.simulation.shards import Start
@@ -30,6 +32,13 @@ from wire.lineage import State
 from wire.messages import Announcement, FrameInfo, Settled, Update, Verdict
 from wire.schema import Parameters, Schema, Vector
 
+_STAMPED: dict[str, Any] = {
+    "parent": b"\1" * 16,
+    "issued": 1.8e9,
+    "expires": 1.8e9 + 86_400,
+    "epoch": 1_800_000_000_000,
+}
+"""What every announcement is stamped with, for its weight: nobody here looks at it."""
 KEPT = 256
 """Versions that a device can still hear of: links are slow, and messages are lost."""
 SNAPSHOTS = 2
@@ -78,7 +87,7 @@ class Published:
     """When it was released."""
     number: int
     """From 1, over everything that was announced."""
-    heard: int
+    heard: float
     """Bytes of this announcement and all before it."""
 
     @cached_property
@@ -142,12 +151,15 @@ class Server:
         self.published: deque[Published] = deque(maxlen=KEPT)
         """The newest versions, oldest first."""
         self.taken = Taken()
-        self.told = 0
-        """Bytes of announcements that devices have heard, all together."""
+        self.told = 0.0
+        """Bytes of announcements that devices have heard, all together, and of those that they have read again."""
         self.refused: Counter[str] = Counter()
         """Refused updates, by verdict."""
         self._said: dict[int, Said] = {}
-        self._key = self._announced = self._heard = 0
+        self._key = self._announced = 0
+        self._heard = self._read = 0.0
+        self.weighs = 0
+        """Bytes of the newest announcement; 0 where nobody weighs it."""
         self._due: float | None = None
 
     def start(self) -> None:
@@ -224,8 +236,8 @@ class Server:
     # ------------------------------------------------------------------ releases
 
     @property
-    def heard(self) -> int:
-        """Bytes of all announcements so far; 0 where nobody weighs them."""
+    def heard(self) -> float:
+        """Bytes of all announcements so far, and of those read again; 0 where nobody weighs them."""
         return self._heard
 
     def serving(self) -> dict[str, Any]:
@@ -235,7 +247,7 @@ class Server:
     def _release(self, frames: Sequence[Frame] = ()) -> None:
         core, model = self.core, self.model
         self._announced += 1
-        core.told = core.devices
+        core.thrift.told = core.thrift.devices
         version = core.version
         announcement = Announcement.model_construct(
             federation="simulation",
@@ -251,13 +263,16 @@ class Server:
             plan=core.strategy.plan,
             participation=core.steering.participation(),
             byte_rate=0.0 if self._frames is None else core.strategy.byte_rate,
-            devices=core.told,
+            devices=core.thrift.told,
+            **_STAMPED,
         )
         if self._frames is not None:
-            weighs = len(messages.encode_announcement(announcement))
-            self._heard += weighs
-            self.told += weighs * self.core.steering.live
-            core.costs = weighs, min((len(frame.data) for frame in frames), default=0)
+            weighs, now = len(messages.encode_announcement(announcement)), self._clock.now
+            again = (now - self._read) / reread(announcement) * (self.weighs + headers.status())
+            self._read, self.weighs = now, weighs
+            self._heard += weighs + again
+            self.told += (weighs + again) * self.core.steering.live
+            core.thrift.costs = weighs, min((len(frame.data) for frame in frames), default=0)
         new = Published(announcement, model.state, self._clock.now, self._announced, self._heard)
         self.published.append(new)
         model.forget_steps(core.oldest_base if model.keeps_past else version)

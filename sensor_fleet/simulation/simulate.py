@@ -14,6 +14,7 @@ from iot_client.fit import Recipe, Trainer
 from sensor_fleet.data import FleetData, Rows
 from sensor_fleet.lazily import numbered
 from sensor_fleet.models import DenseModel, FleetModel
+from sensor_fleet.profiles.hastened import Hastened, hastened
 from sensor_fleet.profiles.population import Population
 from sensor_fleet.profiles.profile import Profile, load
 from sensor_fleet.sensors.stream import Stream
@@ -60,6 +61,10 @@ class Moment:
     """What is done before it begins; empty once it has."""
 
 
+Stop = Callable[[float, Mapping[str, float]], bool]
+Watch = Callable[[Moment], None]
+
+
 def simulate(
     train: Trainer | Sequence[Trainer] | FleetModel,
     *,
@@ -79,9 +84,10 @@ def simulate(
     jitter: float = 0.0,
     evaluate: Evaluate | None = None,
     every: float | None = None,
-    stop: Callable[[float, Mapping[str, float]], bool] | None = None,
-    watch: Callable[[Moment], None] | None = None,
+    stop: Stop | None = None,
+    watch: Watch | None = None,
     carry: Callable[[Callable[[], Work]], Carrier] | None = None,
+    speed_up: float = 1.0,
 ) -> Simulated:
     """Simulate a federation for so many virtual seconds.
 
@@ -111,11 +117,15 @@ def simulate(
         stop: whether to end behind an evaluation, from its time and metrics.
         watch: told now and then where the simulation is.
         carry: who carries the trainings, in place of `workers`.
+        speed_up: simulate a profile's fleet in scaled time, as a live one (`sensor_fleet.profiles.hastened`): times
+            are told in the profile's seconds all the same.
 
     Raises:
         ValueError: what is given does not go together.
     """
     began = time.perf_counter()
+    if speed_up != 1 and (profile is None or isinstance(data, Stream)):
+        raise ValueError(f"speed_up={speed_up:g}: only a profile's fleet is scaled, and no data that streams.")
     names = _names(train, devices, data)
     stream = data if isinstance(data, Stream) and isinstance(train, FleetModel) else None
     if speeds is not None and len(speeds) != len(names):
@@ -142,10 +152,10 @@ def simulate(
             names,
             make(),
             carrier,
-            strategy or (profile.strategy() if isinstance(profile, Profile) else balanced()),
+            hastened(strategy or (profile.strategy() if isinstance(profile, Profile) else balanced()), speed_up),
             initial=first,
             schema=schema,
-            world=population or replace(world or CALM, seed=seed),
+            world=replace(world or CALM, seed=seed) if population is None else Hastened(population, speed_up),
             population=population,
             speeds=dict(zip(names, speeds, strict=True)) if speeds is not None else None,
             loss=loss,
@@ -154,10 +164,28 @@ def simulate(
         )
         if evaluate is None and isinstance(train, FleetModel) and data is not None:
             evaluate = partial(_evaluate, train, data, simulation.clock)
-        found = simulation.run(seconds, evaluate or (lambda _: {}), every or seconds / 100, stop, watch)
+        if speed_up != 1:
+            stop, watch = _unscaled(stop, watch, speed_up)
+        length = seconds / speed_up
+        found = simulation.run(length, evaluate or (lambda _: {}), (every or seconds / 100) / speed_up, stop, watch)
     finally:
         carrier.close()
-    return replace(found, took=time.perf_counter() - began)
+    times = {name: getattr(found, name) * speed_up for name in ("times", "update_times", "seconds")}
+    return replace(found, took=time.perf_counter() - began, **times)
+
+
+def _unscaled(stop: Stop | None, watch: Watch | None, factor: float) -> tuple[Stop | None, Watch | None]:
+    """Both told in the profile's time."""
+
+    def tell(moment: Moment) -> None:
+        assert watch is not None
+        watch(replace(moment, now=moment.now * factor, until=moment.until * factor))
+
+    def ends(now: float, metrics: Mapping[str, float]) -> bool:
+        assert stop is not None
+        return stop(now * factor, metrics)
+
+    return None if stop is None else ends, None if watch is None else tell
 
 
 def _evaluate(model: FleetModel, data: FleetData, clock: Clock, parameters: Parameters) -> Mapping[str, float]:
@@ -220,7 +248,9 @@ class _Simulation:
         self.participants = {name: Participant(self.air, number, name) for number, name in enumerate(names)}
         for participant, shard in zip(self.participants.values(), shard_of, strict=True):
             self._members[shard].append(participant)
-        self.clock.at(0.0, self.server.start)
+        if population is not None:  # a profile's devices come to an aggregator that has been there for a while
+            self.clock.now = -self.server.core.strategy.release_interval
+        self.clock.at(self.clock.now, self.server.start)
 
     def _reply(self, device: str, outbox: int, hi: int, settled: tuple[Settled, ...]) -> None:
         self.participants[device].reply(outbox, hi, settled)

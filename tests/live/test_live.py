@@ -153,6 +153,6 @@ def test_command_refuses_what_cannot_be(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["fleet"]) == 2
     assert "--virtual, --plan, --live" in capsys.readouterr().err
     assert main(["fleet", "--live", "--speed-up", "0"]) == 2
-    assert "speed-up of 0" in capsys.readouterr().err
+    assert "--speed-up is 0" in capsys.readouterr().err
     assert main(["fleet", "--broker", "ws://localhost"]) == 2
     assert "mqtt:// and mqtts://" in capsys.readouterr().err

@@ -38,7 +38,7 @@ def test_classes_add_up_to_the_fleet(found: Found) -> None:
     assert sum(one.updates for one in classes.values()) == len(found.result.senders)
     assert sum(one.share_of_weight for one in classes.values()) == pytest.approx(1)
     moved = sum(one.devices * (one.bytes_up + one.bytes_down) for one in classes.values())
-    assert moved == pytest.approx(found.result.bytes_at[-1].sum(), rel=1e-6)
+    assert moved == pytest.approx(found.result.bytes_at[-1].sum(), abs=40)  # each device's are rounded
     nodes = classes["vibration node"]
     profile = next(one for one in found.profile.classes if one.name == "vibration node")
     mine = found.result.class_of == found.result.classes.index("vibration node")
