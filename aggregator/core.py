@@ -9,7 +9,6 @@ verdicts of the last 16. An update is decided on only where its seq is hi + 1; o
 verdict, one above is answered with hi, so that the device goes back to it.
 """
 
-import math
 import statistics
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
@@ -18,24 +17,21 @@ from typing import Any
 
 from aggregator import events as ev
 from aggregator import records as rec
-from aggregator import thrift
 from aggregator.fairness import Participations
 from aggregator.margin import Margin
 from aggregator.outboxes import Outbox, Outboxes
 from aggregator.pace import Steering
 from aggregator.strategy import Form, Strategy, Waiting
+from aggregator.thrift import Thrift
 from wire import codecs, sealing
 from wire.errors import WireError
 from wire.messages import Moment, Settled, Statistics, Update, Verdict
 from wire.schema import Schema
-from wire.sharing import spread
 
 _NORMS = 128
 """Accepted norms that the running median covers."""
 _WARM_UP = 20
 """Accepted norms before the median refuses anything."""
-_MEMORY = 600.0
-"""Seconds in which devices that are gone come to count a third."""
 _AGAIN = 1.0
 """Seconds between two announcements that only tell of more devices."""
 _ROUNDING = 1 - 1e-6
@@ -118,19 +114,11 @@ class AggregatorCore:
         self._statistics_since: float | None = None
         self._released_at: float | None = None
         self._served_at: float | None = None
-        self.costs = (0, 0)
-        """Bytes of the last announcement and of the last step: set by who publishes them."""
-        self._fetches, self._came, self._update_size = 0.0, 0, 0.0
-        self._earned_from = float("-inf")
-        """From when on the rate of bytes pays for the last release."""
-        self._were_there, self._followed_at = 0.0, 0.0
-        """How many devices were there of late, and when that was reckoned."""
-        self.told = 0
-        """How many devices share that rate, as was last announced: set by who publishes it."""
         self._told_at = float("-inf")
         self._measuring = False
         self.steering = Steering(strategy.pace)
         """Who takes part; `steering.live` is set from the devices' statuses."""
+        self.thrift = Thrift(strategy.byte_rate, self.steering)
 
     # ---------------------------------------------------------------------- events
 
@@ -158,7 +146,7 @@ class AggregatorCore:
         """What the passing of time asks for."""
         if self.full is not None:
             return []
-        self._follow_fleet(now)
+        self.thrift.follow(now)
         actions: list[ev.Action] = []
         if _due(self._buffer_since, self.strategy.deadline, now):
             actions += self._make_step(now)
@@ -166,7 +154,7 @@ class AggregatorCore:
             actions += self._freeze(now)
         if self.steering.tick(now):
             actions += [*self._write(rec.PaceRecord(self._next(), self.steering.share)), ev.Announce()]
-        if _due(self._told_at, _AGAIN, now) and self._grown:
+        if _due(self._told_at, _AGAIN, now) and self.thrift.grown:
             self._told_at = now
             actions.append(ev.Announce())
         return actions + self._maybe_release(now) + self._maybe_serve(now)
@@ -183,13 +171,13 @@ class AggregatorCore:
             times.append(self._statistics_since + self._statistics_deadline)
         if self._releasable and (due := self._release_due) is not None:
             times.append(due)
-        if self._grown:
+        if self.thrift.grown:
             times.append(self._told_at + _AGAIN)
         return min((time for time in times if time is not None), default=None)
 
     def start(self, now: float) -> list[ev.Action]:
         """Begin, after the journal has been replayed: the first release, or what is due since."""
-        self._were_there, self._followed_at = float(self._outboxes.devices), now
+        self.thrift.begin(self._outboxes.devices, now)
         actions: list[ev.Action] = []
         if self._buffer:
             self._buffer_since = now
@@ -279,8 +267,7 @@ class AggregatorCore:
         settled = Settled(seq=update.seq, verdict=Verdict.ACCEPTED, weight=told, staleness=tau)
         actions = [*self._write(record, key), ev.Reply(device, update.outbox, update.seq, (settled,))]
         self.steering.came(update.seconds)
-        self._came += 1
-        self._update_size += (update.size - self._update_size) * (0.05 if self._update_size else 1.0)
+        self.thrift.came(update.size)
         if self._buffer_since is None:
             self._buffer_since = now
         if self._filled:
@@ -486,43 +473,11 @@ class AggregatorCore:
         return self.frozen and ripe and len(self._contributors) >= self.strategy.release_floor
 
     @property
-    def devices(self) -> int:
-        """How many take part: those that are there, or were a while ago; after a start, those that the journal knows.
-
-        A fleet that has lost its broker comes back as a whole, and the first of it must not be told that they are few.
-        """
-        return max(self.steering.live, round(self._were_there))
-
-    def _follow_fleet(self, now: float) -> None:
-        gone = max(0.0, self._were_there - self.steering.live)
-        self._were_there = self.steering.live + gone * math.exp(-(now - self._followed_at) / _MEMORY)
-        self._followed_at = now
-
-    @property
-    def _grown(self) -> bool:
-        """Whether more have come than were announced, and it makes a difference to when they fetch."""
-        rate, step, devices = self.strategy.byte_rate, self.costs[1], self.devices
-        told = spread(rate, self.told, step, 2)
-        return devices > 1.5 * self.told and max(told, spread(rate, devices, step, 2)) > 0
-
-    @property
-    def _paid(self) -> float:
-        """When the rate of bytes has paid for the last release."""
-        return self._earned_from + thrift.interval(
-            announcement=self.costs[0],
-            step=self.costs[1],
-            update=self._update_size,
-            devices=max(self.steering.live, 1),
-            fetches=self._fetches,
-            rate=self.strategy.byte_rate,
-        )
-
-    @property
     def _release_due(self) -> float | None:
         """When the next release may be: as asked, and so that its bytes stay within the rate; None before the first."""
         if self._released_at is None:
             return None
-        return max(self._released_at + self.strategy.release_interval, self._paid)
+        return max(self._released_at + self.strategy.release_interval, self.thrift.paid)
 
     def _maybe_release(self, now: float) -> list[ev.Action]:
         due = self._release_due
@@ -533,10 +488,8 @@ class AggregatorCore:
         devices = len(self._contributors) if moved else 0
         decay = self.strategy.serve_decay or None
         record = rec.ReleaseRecord(self._next(), self.version + 1, self.step, devices, now, decay)
-        self._earned_from = max(self._paid, now - thrift.CREDIT)
         self._released_at = now
-        self._fetches = thrift.fetched(self._fetches, self._came)
-        self._came = 0
+        self.thrift.released(now)
         self.steering.released(now)
         return [*self._write(record), ev.Carry(record), *self._maybe_serve(now)]
 

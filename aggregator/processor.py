@@ -298,7 +298,7 @@ class Processor:
                     self._put(post)
                     announced = len(post.payload) if post.topic == self._topics.announcement() else announced
                 step = min((len(frame.data) for frame in new if frame.version == record.version), default=0)
-                self._core.costs = (announced, step)
+                self._core.thrift.costs = (announced, step)
                 failpoint("release.handed_over")
                 self._tell("release", version=record.version, step=record.step, devices=record.devices)
             case rec.ServeRecord():

@@ -98,7 +98,7 @@ class Shelf:
             frames=(FrameInfo(version, 0, len(data), self._count(len(data))),),
             chunk=self.chunk,
             byte_rate=core.strategy.byte_rate,
-            devices=core.devices,
+            devices=core.thrift.devices,
         )
         return Post(self._topics.announcement("serve"), self._encode(announcement))
 
@@ -127,7 +127,7 @@ class Shelf:
     def announcement(self) -> Post:
         """What there is to train from, as far as it is carried out: within a batch the core may be ahead of that."""
         core, model = self._core, self._engine.model
-        core.told = core.devices
+        core.thrift.told = core.thrift.devices
         announcement = Announcement(
             federation=self._topics.federation,
             lineage=core.lineage,
@@ -143,7 +143,7 @@ class Shelf:
             plan=core.strategy.plan,
             participation=core.steering.participation(),
             byte_rate=core.strategy.byte_rate,
-            devices=core.told,
+            devices=core.thrift.told,
         )
         return Post(self._topics.announcement(), self._encode(announcement))
 

@@ -87,17 +87,17 @@ def test_a_fleet_that_is_gone_for_a_moment_is_counted_as_if_it_were_there(tmp_pa
         life.tick(10.0)
         life.core.steering.live = 2
         life.tick(11.0)
-        assert life.core.devices > 290
+        assert life.core.thrift.devices > 290
         life.core.steering.live = 250
         life.tick(20.0)
         life.tick(7000.0)
-        assert life.core.devices == 250
+        assert life.core.thrift.devices == 250
         for number in range(40):
             life.send(f"device-{number}", 1, [1, 0, 0, 0], now=7000.0)
     with rig(tmp_path) as life:
         life.core.steering.live = 1
         life.tick(0.1)
-        assert life.core.devices == 40
+        assert life.core.thrift.devices == 40
 
 
 def test_a_fleet_that_has_grown_is_announced_again(tmp_path: Path) -> None:
@@ -106,10 +106,10 @@ def test_a_fleet_that_has_grown_is_announced_again(tmp_path: Path) -> None:
     with rig(tmp_path, strategy) as life:
         before = len(life.posts)
         life.core.steering.live = 1
-        life.core.costs = (400, 100)
+        life.core.thrift.costs = (400, 100)
         life.tick(9.0)
         assert len(life.posts) == before, "what is small waits for nothing, whoever has it"
-        life.core.costs = (400, 10**6)
+        life.core.thrift.costs = (400, 10**6)
         life.tick(10.0)
         announced = messages.decode_announcement(life.posts[-1].payload)
         assert announced.devices == 1, "else the only device waits as one of twenty would"
