@@ -1,6 +1,6 @@
 """Runs the benchmarks of performance one after the other and keeps what they found: `make bench`.
 
-    python -m benchmarks.suite [--quick] [--only NAME …] [--out DIR]
+    python -m benchmarks.suite [--quick] [--only NAME …] [--out DIR] [--peers DIR --flower PYTHON --appfl PYTHON]
 
 Each runs in a process of its own and its JSON line is stored as `benchmarks/results/NAME.json`, with the machine that
 it ran on and the load before it; docs/performance.md and the table in the README are then made of these files. In full
@@ -33,6 +33,8 @@ class Benchmark:
 
     full: tuple[tuple[str, ...], ...] = ((),)
     limit: float = 300.0
+    module: str | None = None
+    """Where it is not named as its module."""
 
 
 def _row(**fields: object) -> tuple[str, ...]:
@@ -45,6 +47,10 @@ INGEST = (
     *(_row(params=100_000, codec=codec, devices=100, seconds=4) for codec in ("float32", "int8:256", "uq:4|rice")),
     *(_row(params=1_000_000, codec=codec, devices=8, seconds=4) for codec in ("float32", "int8:256", "uq:4|rice")),
     _row(params=20_000, codec="int8:256", devices=100, rate=500.0, seconds=15),
+    *(
+        _row(params=10_000, codec="uq:4|rice", devices=devices, rate=500.0, seconds=8, bare=False)
+        for devices in (10, 1000, 10_000)
+    ),
 )
 """Of its rows those that the page shows; all of them take half an hour. Ten million parameters are in `apply`."""
 NEIGHBOUR = (
@@ -53,6 +59,7 @@ NEIGHBOUR = (
     ("--case", "drain"),
 )
 """At the default rate the 3 GB of the second take six minutes; it is asked for more."""
+BESIDE = "ingest_peers"
 SUITE = {
     "ingest": Benchmark(INGEST, limit=180),
     "apply": Benchmark(limit=180),
@@ -62,7 +69,15 @@ SUITE = {
     "transfer": Benchmark((("--megabytes", "10"),), limit=240),
     "recovery": Benchmark(limit=420),
 }
-"""In this order, and named as their modules are."""
+"""In this order."""
+
+
+def beside(directory: Path, flower: str | None, appfl: str | None) -> Benchmark:
+    """Other systems at the same bytes, where their environments are: benchmarks/README.md says how to make them."""
+    pythons = [("--flower", flower), ("--appfl", appfl)]
+    given = [each for name, python in pythons if python for each in (name, python)]
+    rows = [_row(params=params, codec="float32", devices=8, seconds=8) for params in (10_000, 1_000_000)]
+    return Benchmark((rows[0], (*rows[1], "--peers", str(directory), *given)), 600, "ingest")
 
 
 def machine() -> dict[str, Any]:
@@ -93,7 +108,7 @@ def run(name: str, benchmark: Benchmark, extra: list[str], *, quick: bool) -> di
     """
     load, began = os.getloadavg()[0], time.monotonic()
     arguments = [["--quick"]] if quick else [list(each) for each in benchmark.full]
-    lines = [line(name, [*each, *extra], benchmark.limit) for each in arguments]
+    lines = [line(benchmark.module or name, [*each, *extra], benchmark.limit) for each in arguments]
     found = {**lines[0], "rows": [row for each in lines for row in each["rows"]]}
     about = {"seconds": round(time.monotonic() - began, 1), "load_before": round(load, 2), "arguments": arguments}
     return {"benchmark": name, "machine": machine(), **about, "found": found}
@@ -121,7 +136,10 @@ def main() -> int:
     """Run them, and say how many failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", nargs="+", choices=SUITE, metavar="NAME", help=", ".join(SUITE))
+    parser.add_argument("--only", nargs="+", choices=[*SUITE, BESIDE], metavar="NAME", help=", ".join(SUITE))
+    parser.add_argument("--peers", type=Path, metavar="DIR", help=f"run other systems too, as {BESIDE}: their harness")
+    parser.add_argument("--flower", metavar="PYTHON")
+    parser.add_argument("--appfl", metavar="PYTHON")
     parser.add_argument("--out", type=Path, help="a directory for the results")
     parser.add_argument("--data", metavar="FILE.npz", help="handed on to each")
     options = parser.parse_args()
@@ -129,7 +147,8 @@ def main() -> int:
     extra = [] if options.data is None else ["--data", options.data]
     failed = 0
     began = time.monotonic()
-    for name, benchmark in SUITE.items():
+    others = {BESIDE: beside(options.peers.resolve(), options.flower, options.appfl)} if options.peers else {}
+    for name, benchmark in (SUITE | others).items():
         if options.only and name not in options.only:
             continue
         print(f"{name} (load {os.getloadavg()[0]:.2f})", file=sys.stderr)

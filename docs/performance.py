@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE, README = ROOT / "docs" / "performance.md", ROOT / "README.md"
 PICTURES = ROOT / "docs" / "pictures"
-NAMES = ("ingest", "apply", "neighbour", "release", "codecs", "transfer", "recovery")
+NAMES = ("ingest", "ingest_peers", "apply", "neighbour", "release", "codecs", "transfer", "recovery")
 COLOURS = ("#2a78b8", "#c4581c", "#3a8f4d", "#8550a8")
 STYLE = """<style>text{font:12px sans-serif;fill:#888}.strong{font-weight:bold}.hair,.base{stroke:#8884;fill:none}
 .leader{stroke:#8886}.line{fill:none;stroke-width:2}.even{stroke:#888;stroke-dasharray:3 3}
@@ -129,6 +129,19 @@ def transfer_table(found: list[Row]) -> list[str]:
     )
 
 
+def peers_table(found: list[Row]) -> list[str]:
+    """Other systems at the same bytes."""
+    ours = {row["params"]: row["updates_per_s"] for row in found if "ratio" in row}
+    lines = []
+    for row in found:
+        rate = row.get("updates_per_s")
+        system = row.get("system", "midge")
+        times = "" if system == "midge" or not rate else f"{ours[row['params']] / rate:.0f}"
+        shown = "" if rate is None else number(rate)
+        lines.append((number(row["params"]), system.capitalize(), row.get("mode", ""), shown, times))
+    return table(("float32 parameters", "system", "mode", "updates a second", "Midge, times that"), lines)
+
+
 def recovery_table(found: list[Row]) -> list[str]:
     """After a crash."""
     lines = []
@@ -151,6 +164,7 @@ def blocks(results: Results) -> dict[str, list[str]]:
         "rate": "asked for, a second",
         "updates_per_s": "updates a second",
         "bare_per_s": "a bare subscriber",
+        "paho_per_s": "a bare one on paho",
         "ratio": "ratio",
         "receipt_p50_ms": "receipt p50, ms",
         "receipt_p99_ms": "p99, ms",
@@ -198,6 +212,7 @@ def blocks(results: Results) -> dict[str, list[str]]:
             "",
             *pick(rows(results, "ingest"), ingest),
         ],
+        "ingest_peers": peers_table(rows(results, "ingest_peers")),
         "release": pick(rows(results, "release"), release),
         "apply": [
             *pick((row for row in rows(results, "apply") if "params" in row), apply),
@@ -209,7 +224,11 @@ def blocks(results: Results) -> dict[str, list[str]]:
         "transfer": transfer_table(rows(results, "transfer")),
         "recovery": recovery_table(rows(results, "recovery")),
     }
-    return {name: lines if name == "machine" or name in results else MISSING for name, lines in found.items()}
+    missing = {"ingest_peers": ["Not measured yet: the suite takes `--peers` and their environments.", ""]}
+    return {
+        name: lines if name == "machine" or name in results else missing.get(name, MISSING)
+        for name, lines in found.items()
+    }
 
 
 def summary(results: Results) -> list[str]:
