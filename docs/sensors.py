@@ -162,6 +162,7 @@ def tables(results: Entry) -> list[str]:
             "test": "accuracy, all classes alike" if metric == "accuracy" else "RMSE, share of the rated power",
             "pooled training before the drift: linear": scores("linear", "before"),
             "the same: perceptron": scores("mlp", "before"),
+            "that linear model under the new concept": scores("linear", "after"),
             "that perceptron under the new concept": scores("mlp", "after"),
             "federation, days to " + "the target": f"{said(fleet['target'], metric)}: "
             + span([reached(one, metric, fleet["target"]) for one in calm]),
