@@ -37,16 +37,22 @@ def test_weekends_are_quiet(kind: str) -> None:
     assert days[5] < days[:5].mean()
 
 
-def test_cold_and_heat_cost_power() -> None:
-    hours = np.arange(24 * 365 * 2)
-    outside = SITES.temperature(hours)
+def test_cold_and_heat_cost_power(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mean(degrees: float) -> float:
+        monkeypatch.setattr(Sites, "temperature", lambda _, hours: np.full(len(hours), degrees))
+        return float(np.mean([load(number).mean() for number in range(10)]))
+
+    mild = mean(18.0)
+    assert mean(0.0) > 1.05 * mild and mean(32.0) > 1.05 * mild
+
+
+def test_seasons_and_days_are_warm_and_cold_in_their_time() -> None:
+    outside = SITES.temperature(np.arange(24 * 365)).reshape(365, 24)
     assert 5 < outside.mean() < 15
-    means = np.mean([SITES.load(number, hours, np.zeros(len(hours))) for number in range(40)], axis=0)
-    day = means.reshape(-1, 24).mean(axis=1)
-    warmth = outside.reshape(-1, 24).mean(axis=1)
-    mild = day[(warmth > 14) & (warmth < 18)].mean()
-    assert day[warmth < 2].mean() > 1.05 * mild
-    assert day[warmth > 23].mean() > 1.01 * mild
+    hours = outside.mean(axis=0)
+    assert np.argmax(hours) in range(13, 18) and np.argmin(hours) in range(1, 6)
+    days = outside.mean(axis=1)
+    assert days[91:120].mean() > days[275:305].mean() + 12, "July is above January, from April on"
 
 
 def test_sites_differ_in_base_and_level() -> None:

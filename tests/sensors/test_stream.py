@@ -110,6 +110,15 @@ def test_gaps_are_as_long_and_as_many_as_said() -> None:
     assert Flaws.none().present("x", slots, times).all()
 
 
+def test_an_outage_is_the_same_whichever_hours_are_asked_for() -> None:
+    """One that began yesterday lasts into today, also for who asks for today alone."""
+    flaws = Flaws(lost=0.1, outages=0.5, outage=8 * HOUR)
+    slots = np.arange(24 * 60)
+    whole = flaws.present("x", slots, HOUR * slots.astype(np.float64))
+    days = [flaws.present("x", day, HOUR * day.astype(np.float64)) for day in slots.reshape(-1, 24)]
+    np.testing.assert_array_equal(whole, np.concatenate(days))
+
+
 def test_missing_meters_are_missing_inputs() -> None:
     assert np.isnan(energy(4, seed=0, flaws=Flaws(lost=0.2)).rows(0, 0.0)[0]).mean() > 0.1
     assert not np.isnan(energy(4, seed=0, flaws=Flaws.none()).rows(0, 0.0)[0]).any()
