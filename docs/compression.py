@@ -132,10 +132,14 @@ def picture() -> str:
     plot.level(0, "even")
     labels = []
     for number, (dataset, line) in enumerate(found.items()):
-        plot.line([(x, y) for x, y, _ in line], f"s{number}")
+        best = [(x, y) for x, y, _ in line if not any(y < above and x <= right for right, above, _ in line)]
+        plot.line(best, f"s{number}")
         for x, y, codec in line:
-            plot.point(x, y, f"s{number}", title=f"{dataset}, {codec}: {x:.1f} times fewer, {y:+.2f}")
-        labels.append(Label(line[-1][1], dataset, line[-1][2], f"s{number}"))
+            radius = 6.5 if codec == DEFAULT else 3.5
+            title = f"{dataset}, {codec}: {x:.1f} times fewer, {y:+.2f}"
+            plot.point(x, y, f"s{number}", radius=radius, title=title)
+            if codec == DEFAULT:
+                labels.append(Label(y, dataset, f"default: {x:.0f} times", f"s{number}"))
     plot.labels(labels)
     return (
         str(plot).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{STYLE}</style>", 1)
