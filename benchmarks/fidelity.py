@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--target", type=float)
     parser.add_argument("--seeds", type=int)
     args = parser.parse_args()
-    devices, days, speed_up, seeds, target = (80, 0.45, 1440.0, 1, 0.85) if args.quick else (300, 2.0, 960.0, 3, 0.9)
+    devices, days, speed_up, seeds, target = (80, 0.45, 1440.0, 1, 0.85) if args.quick else (100, 1.0, 480.0, 3, 0.9)
     fleet = VirtualFleet(
         Setting(data=source(args.data, quick=True)),  # small: both have to keep up
         profile=args.profile,

@@ -42,6 +42,8 @@ _TELLING: Final = 0.5
 """Seconds between two words on how many are connected."""
 _LAG: Final = 0.2
 """Seconds between two looks at how late timers are."""
+_SETTLING: Final = 10.0
+"""Seconds at most that a fleet waits until the aggregator may release again: its first step sets the scale of many."""
 _GOODBYE: Final = 30.0
 """Seconds that all devices have to say goodbye."""
 
@@ -100,7 +102,8 @@ class LiveRun:
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(os.cpu_count() or 1, "encode"))
         live, fleet = self._live, self._live.fleet
-        profile, data, model, _ = await asyncio.to_thread(live.loaded)
+        profile, data, model, strategy = await asyncio.to_thread(live.loaded)
+        self._settling = min(strategy.release_interval, _SETTLING)
         schema = Schema.of(beginning(model, data)[0], model.roles)
         samples = model.recipe.local_steps * model.recipe.batch_size
         population = Population(profile, tuple(data.devices), fleet.setting.seed, samples=samples, values=schema.size)
@@ -182,6 +185,7 @@ class LiveRun:
             if server is None:
                 self._say("Waiting for the aggregator.")
             await watching.announced.wait()
+            await asyncio.sleep(self._settling)  # as a virtual fleet, it comes to an aggregator that was there before
             if server is not None:
                 await self._evaluated.wait()
             self._resident["connected"] = resident()
