@@ -12,13 +12,16 @@ from typing import Any, Final
 from broker import direct_connection
 from broker.connection import Connection, ConnectionLost, Options
 from broker.endpoint import Endpoint
+from iot_client.conditions import enough_new
 from iot_client.device import Device
 from iot_client.fit import Fit, Parameters, TrainingPlan
 from iot_client.memory_outbox import MemoryOutbox
-from sensor_fleet.data import Rows
+from sensor_fleet.data import FleetData, Rows
+from sensor_fleet.lazily import numbered
 from sensor_fleet.live.line import Line
 from sensor_fleet.live.versions import Versions
 from sensor_fleet.models import FleetModel
+from sensor_fleet.sensors import Stream
 from sensor_fleet.simulation.stacked import steps_of
 from sensor_fleet.world import Departure, Surroundings
 from wire.topics import Topics
@@ -44,10 +47,13 @@ class Air:
     topics: Topics
     world: Surroundings
     model: FleetModel
-    rows_of: Callable[[int], Rows]
+    data: FleetData
+    speed_up: float
     seed: int
     tell: Callable[["Member", dict[str, Any]], None]
     """Told of each thing of note."""
+    rows_of: Callable[[int], Rows] = field(init=False)
+    """The rows of a device, by its number."""
     versions: Versions = field(default_factory=Versions)
     gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
     origin: float | None = None
@@ -57,9 +63,25 @@ class Air:
     late: float = 0.0
     """Seconds by which the latest training took longer than its device would."""
 
+    def __post_init__(self) -> None:
+        self.rows_of = numbered(self.data.devices)
+
     def now(self) -> float:
         """Seconds since the fleet began."""
         return 0.0 if self.origin is None else asyncio.get_running_loop().time() - self.origin
+
+    @property
+    def fresh(self) -> int:
+        """Rows of a sensor that streams which must be new before its device trains again."""
+        return self.data.fresh if isinstance(self.data, Stream) else 0
+
+    def rows(self, number: int, seen: int) -> Rows:
+        """What a device trains on; of a sensor that streams after so many slots."""
+        return self.data.flow.rows(number, seen) if isinstance(self.data, Stream) else self.rows_of(number)
+
+    def profile_time(self) -> float:
+        """The same by the profile's clock."""
+        return self.now() * self.speed_up
 
 
 class Member:
@@ -77,6 +99,7 @@ class Member:
         "_outages",
         "_pauses",
         "_seconds",
+        "_sensor",
         "_task",
         "_vanished",
         "_why",
@@ -115,6 +138,8 @@ class Member:
         self.met = False
         """Whether it ever was connected."""
         self.trainings = self.updates = self.steps = 0
+        self._sensor = air.data.sensor(number, air.profile_time) if isinstance(air.data, Stream) else None
+        enough = () if self._sensor is None else (enough_new(self._sensor, air.fresh),)
         self.outbox = MemoryOutbox()
         self.device = Device(
             self._connector,
@@ -123,7 +148,7 @@ class Member:
             name=name,
             train=self._train,
             outbox=self.outbox,
-            conditions=(lambda: self._why,),
+            conditions=(lambda: self._why, *enough),
             on_event=self._hear,
             keepalive=KEEPALIVE,
             look_every=math.inf,
@@ -158,6 +183,7 @@ class Member:
         self._why = None
         self._expect_pause()
         self._look()
+        self._expect_rows()
         self._expect_outage()
         if (departure := self._air.world.leaves(self.name)) is not None:
             self._at(departure.at, lambda: self._leave(departure))
@@ -292,7 +318,9 @@ class Member:
         """Train in the pool of threads at once, and wait until a device of this kind would be done."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        fit, load = await loop.run_in_executor(self._air.trainers, self._fit, parameters, plan)
+        seen = 0 if self._sensor is None else self._sensor.take()
+        self._expect_rows()
+        fit, load = await loop.run_in_executor(self._air.trainers, self._fit, parameters, plan, seen)
         left = began + self._seconds * load - loop.time()
         self._air.late = max(0.0, -left)
         if left > 0:
@@ -300,9 +328,14 @@ class Member:
         self.steps += fit.steps
         return fit
 
-    def _fit(self, parameters: Parameters, plan: TrainingPlan) -> tuple[Fit, float]:
+    def _expect_rows(self) -> None:
+        """Look again once enough of the sensor's rows are new."""
+        if self._sensor is not None:
+            self._at(self._sensor.enough_at(self._air.fresh) / self._air.speed_up, self._look)
+
+    def _fit(self, parameters: Parameters, plan: TrainingPlan, seen: int) -> tuple[Fit, float]:
         """The training, and how much longer than usual it takes: rows are made for it and not kept."""
-        model, rows = self._air.model, self._air.rows_of(self._number)
+        model, rows = self._air.model, self._air.rows(self._number, seen)
         fit = model.trainer(rows, seed=self._air.seed + self._number)(parameters, plan)
         return fit, steps_of(model.recipe.under(plan), len(rows)) / model.recipe.local_steps
 

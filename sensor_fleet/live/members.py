@@ -8,7 +8,6 @@ from typing import Any, Final
 from broker.endpoint import Endpoint
 from iot_client.device import first_error
 from sensor_fleet.data import FleetData
-from sensor_fleet.lazily import numbered
 from sensor_fleet.live.member import Air, Member
 from sensor_fleet.models import FleetModel
 from sensor_fleet.profiles.hastened import Hastened
@@ -36,7 +35,7 @@ class Members:
         seed: int,
     ) -> None:
         world = Hastened(population, speed_up)
-        self.air = Air(endpoint, topics, world, model, numbered(data.devices), seed, self._hear)
+        self.air = Air(endpoint, topics, world, model, data, speed_up, seed, self._hear)
         self.members: Mapping[str, Member] = {
             name: Member(self.air, number, name) for number, name in enumerate(data.devices)
         }
@@ -49,7 +48,6 @@ class Members:
         """Accepted ones whose first receipt was lost: a repeat says neither weight nor staleness."""
         self.events = 0
         """Things of note that devices told."""
-        self._speed_up = speed_up
         self._met = 0
         self._expected = [member for member in self.members.values() if member.there_at_first]
         self._gathered, self._over = asyncio.Event(), asyncio.Event()
@@ -110,8 +108,12 @@ class Members:
                 elif repeat:
                     self.repeated += 1
                 else:
-                    now = self.air.now() * self._speed_up
-                    self.taken.add(now, self._places[member.name], event["staleness"] or 0, event["weight"] or 0.0)
+                    self.taken.add(
+                        self.air.profile_time(),
+                        self._places[member.name],
+                        event["staleness"] or 0,
+                        event["weight"] or 0.0,
+                    )
 
     # ------------------------------------------------------------------------ figures
 

@@ -28,10 +28,11 @@ from sensor_fleet.live.setting import Live
 from sensor_fleet.live.watching import Watching
 from sensor_fleet.profiles.population import Population
 from sensor_fleet.retained import clean
+from sensor_fleet.sensors import Stream
 from sensor_fleet.server_process import ServerProcess
 from sensor_fleet.setting import BrokerAddress
 from sensor_fleet.simulation.result import Simulated
-from sensor_fleet.simulation.simulate import LOOKS, Moment, beginning
+from sensor_fleet.simulation.simulate import LOOKS, Moment, beginning, evaluate_at
 from sensor_fleet.virtual import EVALUATIONS, Found, held, sign_of, value_of
 from wire.schema import Parameters, Schema
 from wire.topics import Topics
@@ -44,6 +45,8 @@ _LAG: Final = 0.2
 """Seconds between two looks at how late timers are."""
 _SETTLING: Final = 10.0
 """Seconds at most that a fleet waits until the aggregator may release again: its first step sets the scale of many."""
+_Evaluate = Callable[[float, Parameters], Mapping[str, float]]
+"""By the profile's clock."""
 _GOODBYE: Final = 30.0
 """Seconds that all devices have to say goodbye."""
 
@@ -83,6 +86,8 @@ class LiveRun:
         self._counts: Mapping[str, int] = {}
         self._rows: list[tuple[float, int, int, Mapping[str, float], tuple[int, int]]] = []
         self._evaluated = asyncio.Event()
+        self._streams = False
+        """Whether the test follows the fleet's time, which the aggregator does not know: then it is evaluated here."""
         self._lags: list[float] = []
         self._resident = {"before": resident()}
 
@@ -103,6 +108,7 @@ class LiveRun:
         loop.set_default_executor(ThreadPoolExecutor(os.cpu_count() or 1, "encode"))
         live, fleet = self._live, self._live.fleet
         profile, data, model, strategy = await asyncio.to_thread(live.loaded)
+        self._streams = isinstance(data, Stream)
         self._settling = min(strategy.release_interval, _SETTLING)
         schema = Schema.of(beginning(model, data)[0], model.roles)
         samples = model.recipe.local_steps * model.recipe.batch_size
@@ -124,7 +130,7 @@ class LiveRun:
                 stack.push_async_callback(server.stop)
                 await server.start()
             watching = Watching(connector(endpoint, "direct"), topics)
-            evaluate = partial(model.evaluate, rows=data.test)
+            evaluate = partial(evaluate_at, model, data)
             await self._until_the_end(members, server, watching, evaluate)
             result, parted = self._result(members, population), self._parted.copy()
             await self._part(members)
@@ -179,7 +185,7 @@ class LiveRun:
         members: Members,
         server: ServerProcess | None,
         watching: Watching,
-        evaluate: Callable[[Parameters], Mapping[str, float]],
+        evaluate: _Evaluate,
     ) -> None:
         async def ready() -> None:
             if server is None:
@@ -200,7 +206,9 @@ class LiveRun:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_TELLING):
                         await members.begun.wait()
-            await self._look_until_the_end(members, watching, None if server is not None else evaluate)
+            await self._look_until_the_end(
+                members, watching, None if server is not None and not self._streams else evaluate
+            )
 
         tasks = [
             asyncio.create_task(work) for work in (members.serve(ready), watching.serve(), act(), self._stop.wait())
@@ -222,9 +230,7 @@ class LiveRun:
             await asyncio.gather(*tasks[1:], return_exceptions=True)
             gc.unfreeze()
 
-    async def _look_until_the_end(
-        self, members: Members, watching: Watching, evaluate: Callable[[Parameters], Mapping[str, float]] | None
-    ) -> None:
+    async def _look_until_the_end(self, members: Members, watching: Watching, evaluate: _Evaluate | None) -> None:
         live, fleet = self._live, self._live.fleet
         assert members.air.origin is not None
         loop, every = asyncio.get_running_loop(), live.seconds / EVALUATIONS
@@ -238,7 +244,7 @@ class LiveRun:
             if evaluated:
                 if evaluate is not None:
                     await self._evaluate(watching, members, evaluate)
-                now = min(members.air.now() * live.speed_up, fleet.seconds)
+                now = min(members.air.profile_time(), fleet.seconds)
                 self._rows.append((now, self._version, len(members.taken), self._metrics, members.payloads))
                 curve += [(now, value_of(self._metrics))] * (number // glances + 1 - len(curve))
             self._tell(members, evaluated=evaluated)
@@ -246,20 +252,19 @@ class LiveRun:
                 return
             number += 1
 
-    async def _evaluate(
-        self, watching: Watching, members: Members, evaluate: Callable[[Parameters], Mapping[str, float]]
-    ) -> None:
+    async def _evaluate(self, watching: Watching, members: Members, evaluate: _Evaluate) -> None:
         """Evaluate the newest model that a device holds: somebody else's aggregator tells us nothing but that."""
         announcement = watching.newest
         state = None if announcement is None else members.air.versions.get(announcement.digest)
         if announcement is not None and state is not None:
             self._version = announcement.version
-            self._metrics = await asyncio.to_thread(evaluate, state.parameters())
+            now = members.air.profile_time()
+            self._metrics = await asyncio.to_thread(evaluate, now, state.parameters())
 
     def _tell(self, members: Members, doing: str = "", *, evaluated: bool = False) -> None:
         live = self._live
         moment = Moment(
-            now=min(members.air.now() * live.speed_up, live.fleet.seconds),
+            now=min(members.air.profile_time(), live.fleet.seconds),
             until=live.fleet.seconds,
             version=self._version,
             trainings=members.trainings,
@@ -284,7 +289,8 @@ class LiveRun:
         """An event of the aggregator's process."""
         match event:
             case {"event": "evaluation"}:
-                self._version, self._metrics = event["version"], event["metrics"]
+                if not self._streams:
+                    self._version, self._metrics = event["version"], event["metrics"]
                 self._evaluated.set()
             case {"event": "device", "state": "lost" | "disconnected" as state}:
                 self._parted[state] += 1

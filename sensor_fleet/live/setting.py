@@ -9,7 +9,6 @@ from sensor_fleet.data import FleetData
 from sensor_fleet.models import FleetModel
 from sensor_fleet.profiles.hastened import hastened
 from sensor_fleet.profiles.profile import Profile
-from sensor_fleet.sensors import Stream
 from sensor_fleet.setting import Setting
 from sensor_fleet.virtual import VirtualFleet
 from wire.topics import check_name
@@ -26,7 +25,7 @@ _OF_SETTING: Final[Mapping[str, type]] = {
     "batch_size": int,
     "codec": str,
 }
-_OF_FLEET: Final[Mapping[str, type]] = {"profile": str, "devices": int, "interval": float}
+_OF_FLEET: Final[Mapping[str, type]] = {"profile": str, "devices": int, "interval": float, "drift": float, "fresh": int}
 _OWN: Final[Mapping[str, type]] = {"speed_up": float, "federation": str, "store": str}
 
 
@@ -63,10 +62,6 @@ class Live:
             ValueError: a profile, data, model or strategy that cannot be; the message says what to change.
         """
         profile, data, model, strategy = self.fleet.loaded()
-        if isinstance(data, Stream):
-            raise ValueError(  # noqa: TRY004 - one kind for all that is wrong with a setting
-                f"The data {self.fleet.setting.data!r} streams, which a live fleet cannot: take --virtual."
-            )
         return profile, data, model, hastened(strategy, self.speed_up)
 
     def words(self) -> str:

@@ -163,7 +163,8 @@ def simulate(
             stream=stream,
         )
         if evaluate is None and isinstance(train, FleetModel) and data is not None:
-            evaluate = partial(_evaluate, train, data, simulation.clock)
+            clock, model, rows = simulation.clock, train, data
+            evaluate = lambda parameters: evaluate_at(model, rows, clock.now, parameters)  # noqa: E731
         if speed_up != 1:
             stop, watch = _unscaled(stop, watch, speed_up)
         length = seconds / speed_up
@@ -188,11 +189,11 @@ def _unscaled(stop: Stop | None, watch: Watch | None, factor: float) -> tuple[St
     return None if stop is None else ends, None if watch is None else tell
 
 
-def _evaluate(model: FleetModel, data: FleetData, clock: Clock, parameters: Parameters) -> Mapping[str, float]:
-    """On the test rows; of a stream on those of now, and on each class by itself."""
+def evaluate_at(model: FleetModel, data: FleetData, now: float, parameters: Parameters) -> Mapping[str, float]:
+    """On the test rows; of a stream on those that hold at a time, and on each class by itself."""
     if not isinstance(data, Stream):
         return model.evaluate(parameters, data.test)
-    whole, *classes = data.tests(clock.now).items()
+    whole, *classes = data.tests(now).items()
     found = model.evaluate(parameters, whole[1])
     return found | {name: value for name, rows in classes for value in model.evaluate(parameters, rows).values()}
 

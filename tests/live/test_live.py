@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,17 @@ def test_command_refuses_what_cannot_be(capsys: pytest.CaptureFixture[str]) -> N
     assert "--speed-up is 0" in capsys.readouterr().err
     assert main(["fleet", "--broker", "ws://localhost"]) == 2
     assert "mqtt:// and mqtts://" in capsys.readouterr().err
+
+
+def test_devices_of_sensors_that_stream_train_when_enough_is_new(tmp_path: Path, live: Live) -> None:
+    """Rows come every half hour, and twelve have to be new: a device trains at the start and not much oftener."""
+    setting = Setting(model="linear", local_steps=4, seed=5, data="vibration")
+    stream = replace(live.fleet, setting=setting, devices=10, days=1.0, drift=0.5, fresh=12)
+    streaming = replace(live, fleet=stream, speed_up=14_400.0)
+    parsed = Live.parse(streaming.words()).fleet
+    assert (parsed.drift, parsed.fresh) == (0.5, 12), "an aggregator that is started by hand must know them too"
+    found = run(tmp_path, streaming)
+    trainings = found.result.trainings_of
+    assert trainings.sum() >= 10
+    assert trainings.max() <= 1 + 48 // 12
+    assert {"accuracy", "healthy", "outer race"} <= set(found.result.metrics), "each class is told"

@@ -78,8 +78,3 @@ def test_words_say_all_that_is_not_usual() -> None:
         Live.parse("devices=many")
     with pytest.raises(ValueError, match="speed-up of 0"):
         Live.parse("speed_up=0")
-
-
-def test_data_that_streams_is_refused() -> None:
-    with pytest.raises(ValueError, match="take --virtual"):
-        Live(VirtualFleet(Setting(data="vibration"), devices=4)).loaded()
