@@ -624,7 +624,7 @@ def _order(announcement: Announcement) -> tuple[int, int]:
 def reread(announcement: Announcement | None) -> float:
     """Seconds after which an announcement is read again, for one may have been lost on its way.
 
-    An eighth of the pause between two trainings, where that is more than a minute: nothing can be made of news before its
-    end. Read each minute, they would be most of what a device receives that trains a few times a day.
+    An eighth of the pause between two trainings, where that is more than a minute: nothing can be made of news before
+    its end. Read each minute, they would be most of what a device receives that trains a few times a day.
     """
     return REREAD if announcement is None else max(REREAD, announcement.participation.interval / 8)
