@@ -38,6 +38,11 @@ log = logging.getLogger("aggregator")
 
 CHECKPOINT_RECORDS = 1000
 CHECKPOINT_SECONDS = 300.0
+_QUICK = 100.0
+"""Records a second from which on checkpoints go by the clock, for all that comes waits while one is written: of 1,000
+records, one in ten seconds …"""
+_MOST = 10
+"""… while no more than so many times the records have come: they are what a restart has to go through."""
 _LOOK_FOR_REQUESTS = 2.0
 """Seconds between two looks whether somebody wants a device to be forgotten."""
 _LOOK_FOR_SILENCE = 3600.0
@@ -107,6 +112,8 @@ class Keeper:
         self._checkpointed = (0, 0.0)
         self._looked_for_room = 0.0
         self._looked_for_requests = self._looked_for_silence = -math.inf
+        self._withdrawn: list[tuple[int, int]] = []
+        """Frames that are off the broker, which the store does not know yet."""
 
     # ---------------------------------------------------------- opening and closing
 
@@ -245,18 +252,18 @@ class Keeper:
     def process(self, deliveries: Sequence[Delivery], now: float) -> None:
         """Take a batch in. When this returns it is durable, or has been refused for now."""
         try:
+            if self._withdrawn and self.core.full is None:
+                self.shelf.withdrawn(self._withdrawn)  # before a release looks what is to be cleared
+                self._withdrawn.clear()
             self.processor.process(deliveries, now)
         except StoreFull as error:
             self._run_full(str(error), now)
             self.processor.process(deliveries, now)  # what was written is a repeat now, the rest is held
         self._tend(now)
 
-    def withdrawn(self, frame: tuple[int, int], now: float) -> None:
-        """This frame is off the broker."""
-        try:
-            self.shelf.withdrawn([frame])
-        except StoreFull as error:
-            self._run_full(str(error), now)
+    def withdrawn(self, frame: tuple[int, int]) -> None:
+        """This frame is off the broker. It is written down with others: each transaction waits for the disk."""
+        self._withdrawn.append(frame)
 
     def _tend(self, now: float) -> None:
         """Announcements that grow old, checkpoints, what is to be forgotten, and the end of a full disk."""
@@ -272,7 +279,9 @@ class Keeper:
         lsn, since = self._checkpointed
         new = self.core.lsn - lsn
         try:
-            if new >= self._checkpoint_records or (new and now - since >= CHECKPOINT_SECONDS):
+            quick = now - since < self._checkpoint_records / _QUICK
+            many = new >= self._checkpoint_records * (_MOST if quick else 1)
+            if many or (new and now - since >= CHECKPOINT_SECONDS):
                 self.names.write_heard(time.time(), self.core.version)
                 self.engine.checkpoint(self.core)
                 self._checkpointed = (self.core.lsn, now)

@@ -80,8 +80,9 @@ class Aggregator:
             takes: give `wire.chunks.CLOUD`, 120 KiB, where it is a cloud service.
         memory: bytes that updates may take which come in chunks and are not yet whole.
         keepalive: seconds between signs of life to the broker.
-        checkpoint_records: records of the journal after which a checkpoint is written, at the latest: each update makes
-            one, each step and each release another. A restart replays those since the last.
+        checkpoint_records: records of the journal after which a checkpoint is written: each update makes one, each step
+            and each release another. Above a hundred a second it goes by the clock, up to ten times as many. A restart
+            replays those since the last.
         replace: take the topics over from another lineage.
         release_key: the file of the Ed25519 private key that signs announcements and receipts, PEM; with it devices may
             seal their updates to us. None signs nothing.
@@ -488,7 +489,7 @@ class Aggregator:
         if post.since is not None:
             self.meters.receipt_seconds.observe(now - post.since)
         if post.withdraws is not None:
-            self._keeper.withdrawn(post.withdraws, now)
+            self._keeper.withdrawn(post.withdraws)
 
     def _tell(self, event: str, **fields: Any) -> None:
         if self._listener is not None:
