@@ -1,6 +1,7 @@
 """What the keeper writes beside the journal, and how often: each transaction waits for the disk."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -41,9 +42,13 @@ def test_frames_that_are_off_the_broker_are_written_down_together(
     life.keeper.begin(0)
     calls: list[int] = []
     withdraw = life.store.withdraw
-    monkeypatch.setattr(
-        life.store, "withdraw", lambda gone, *, keep: (calls.append(len(gone)), withdraw(gone, keep=keep))
-    )
+
+    def counted(gone: Iterable[tuple[int, int]], *, keep: bool) -> None:
+        frames = list(gone)
+        calls.append(len(frames))
+        withdraw(frames, keep=keep)
+
+    monkeypatch.setattr(life.store, "withdraw", counted)
     cleared: list[tuple[int, int]] = []
     for seq in range(1, 60):
         before = len(life.posts)
