@@ -46,7 +46,7 @@ INGEST = (
     *(_row(params=10_000, codec="uq:4|rice", devices=devices, seconds=4) for devices in (8, 1000)),
     *(_row(params=100_000, codec=codec, devices=100, seconds=4) for codec in ("float32", "int8:256", "uq:4|rice")),
     *(_row(params=1_000_000, codec=codec, devices=8, seconds=4) for codec in ("float32", "int8:256", "uq:4|rice")),
-    _row(params=20_000, codec="int8:256", devices=100, rate=500.0, seconds=15),
+    _row(params=20_000, codec="int8:256", devices=100, rate=500.0, seconds=10, times=3),
     *(
         _row(params=10_000, codec="uq:4|rice", devices=devices, rate=500.0, seconds=8, bare=False)
         for devices in (10, 1000, 10_000)
