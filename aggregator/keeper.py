@@ -112,8 +112,6 @@ class Keeper:
         self._checkpointed = (0, 0.0)
         self._looked_for_room = 0.0
         self._looked_for_requests = self._looked_for_silence = -math.inf
-        self._withdrawn: list[tuple[int, int]] = []
-        """Frames that are off the broker, which the store does not know yet."""
 
     # ---------------------------------------------------------- opening and closing
 
@@ -252,18 +250,18 @@ class Keeper:
     def process(self, deliveries: Sequence[Delivery], now: float) -> None:
         """Take a batch in. When this returns it is durable, or has been refused for now."""
         try:
-            if self._withdrawn and self.core.full is None:
-                self.shelf.withdrawn(self._withdrawn)  # before a release looks what is to be cleared
-                self._withdrawn.clear()
             self.processor.process(deliveries, now)
         except StoreFull as error:
             self._run_full(str(error), now)
             self.processor.process(deliveries, now)  # what was written is a repeat now, the rest is held
         self._tend(now)
 
-    def withdrawn(self, frame: tuple[int, int]) -> None:
-        """This frame is off the broker. It is written down with others: each transaction waits for the disk."""
-        self._withdrawn.append(frame)
+    def withdrawn(self, frame: tuple[int, int], now: float) -> None:
+        """This frame is off the broker."""
+        try:
+            self.shelf.withdrawn([frame])
+        except StoreFull as error:
+            self._run_full(str(error), now)
 
     def _tend(self, now: float) -> None:
         """Announcements that grow old, checkpoints, what is to be forgotten, and the end of a full disk."""

@@ -489,7 +489,7 @@ class Aggregator:
         if post.since is not None:
             self.meters.receipt_seconds.observe(now - post.since)
         if post.withdraws is not None:
-            self._keeper.withdrawn(post.withdraws)
+            self._keeper.withdrawn(post.withdraws, now)
 
     def _tell(self, event: str, **fields: Any) -> None:
         if self._listener is not None:

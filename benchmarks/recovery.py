@@ -121,7 +121,7 @@ class Mill:
         self.keeper.process(deliveries, self.now)
         gone, self.withdrawn = self.withdrawn, []
         for frame in gone:
-            self.keeper.withdrawn(frame)
+            self.keeper.withdrawn(frame, self.now)
 
 
 def replay(records: str, release_interval: str) -> dict[str, float]:
