@@ -29,7 +29,7 @@ async def _run(aggregator, devices, seconds, enough, directory):
 
     def listen(event):
         nonlocal told
-        if event["event"] == "evaluation":
+        if event["event"] == "evaluation" and not reached.is_set():  # what ended it is what was found
             found.update(event["metrics"], version=event["version"])
             if loop.time() > told + EVERY:
                 told = loop.time()

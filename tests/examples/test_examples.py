@@ -34,8 +34,8 @@ def data(name: str) -> str:
 
 
 def test_pumps_hear_what_is_worn() -> None:
-    last = learns("vibration", "--pumps", "8", "--enough", "0.88")
-    assert float(re.findall(r"auc ([0-9.]+)", last)[0]) >= 0.75, "from 0.67; what comes behind the 0.88 may waver"
+    last = learns("vibration", "--pumps", "8", "--enough", "0.8")
+    assert float(re.findall(r"auc ([0-9.]+)", last)[0]) >= 0.8
 
 
 @pytest.mark.data
