@@ -1,33 +1,22 @@
 """The pages say what the code does."""
 
-import importlib.util
 import re
-from pathlib import Path
-from types import ModuleType
 
-ROOT = Path(__file__).parents[2]
-
-
-def _script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tests.docs.scripts import ROOT, script
 
 
 def test_the_drawn_state_machines_are_those_of_the_code() -> None:
-    states = _script("states")
+    states = script("states")
     assert states.section() in states.PAGE.read_text(), "run: python docs/states.py"
 
 
 def test_the_picture_of_bytes_is_of_the_results_that_are_kept() -> None:
-    compression = _script("compression")
+    compression = script("compression")
     assert compression.picture() in compression.PICTURE.read_text(), "run: python docs/compression.py"
 
 
 def test_the_tree_in_the_readme_has_a_phrase_for_every_file() -> None:
-    tree = _script("tree")
+    tree = script("tree")
     assert tree.section() in tree.PAGE.read_text(), "run: python docs/tree.py"
     lines = tree.section().split("Every file")[1].splitlines()
     assert all(len(line.split(None, 1)) == 2 for line in lines if ".py" in line), "a module without a first sentence"

@@ -1,25 +1,19 @@
 """The page on performance and the table in the README say what the stored results say."""
 
-import importlib.util
 import json
 import re
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from benchmarks.suite import BESIDE, SUITE
-
-ROOT = Path(__file__).parents[2]
+from tests.docs import scripts
+from tests.docs.scripts import ROOT
 
 
 @pytest.fixture(name="script")
 def _script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("performance", ROOT / "docs" / "performance.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
+    return scripts.script("performance")
 
 
 def test_page_table_and_pictures_are_of_the_results_that_are_kept(script: ModuleType) -> None:

@@ -1,17 +1,13 @@
 """The page on sensors says what the results say, and draws what the code makes."""
 
-import importlib.util
 import json
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.docs import scripts
+from tests.docs.scripts import ROOT
 
 
 def test_the_page_and_its_curves_are_of_the_results_that_are_kept() -> None:
-    spec = importlib.util.spec_from_file_location("sensors", ROOT / "docs" / "sensors.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = scripts.script("sensors")
     results = json.loads(script.RESULTS.read_text())
     text = script.PAGE.read_text()
     assert script.page(text, results) == text, "run: python docs/sensors.py"
