@@ -316,7 +316,6 @@ class LiveRun:
 
     def _result(self, members: Members, population: Population) -> Simulated:
         everybody, taken, rows = list(members.members.values()), members.taken, self._rows
-        senders = np.array(taken.device, np.int64)
         up = np.array([one.device.bytes_up for one in everybody], np.int64)
         down = np.array([one.device.bytes_down for one in everybody], np.int64)
         steps = np.array([one.steps for one in everybody], np.int64)
@@ -326,12 +325,8 @@ class LiveRun:
             metrics={name: np.array([row[3].get(name, math.nan) for row in rows]) for name in names},
             versions=np.array([row[1] for row in rows], np.int64),
             updates=np.array([row[2] for row in rows], np.int64),
-            staleness=np.array(taken.staleness, np.int64),
-            update_times=np.array(taken.at),
-            senders=senders,
-            weights=np.array(taken.weight),
+            **taken.arrays(len(everybody)),
             devices=tuple(members.members),
-            per_device=np.bincount(senders, minlength=len(everybody)).astype(np.int64),
             seconds=np.array([population.seconds(one.name) for one in everybody]),
             bytes_up=up,
             bytes_down=down,

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from aggregator import events as ev
 from aggregator import records as rec
@@ -109,6 +110,17 @@ class Taken:
 
     def __len__(self) -> int:
         return len(self.at)
+
+    def arrays(self, devices: int) -> dict[str, npt.NDArray[Any]]:
+        """What a result tells of them, by its names: of each update, and how many of each device."""
+        senders = np.array(self.device, np.int64)
+        return {
+            "staleness": np.array(self.staleness, np.int64),
+            "update_times": np.array(self.at),
+            "senders": senders,
+            "weights": np.array(self.weight),
+            "per_device": np.bincount(senders, minlength=devices).astype(np.int64),
+        }
 
     def add(self, at: float, device: int, staleness: int, weight: float) -> None:
         self.at.append(at)

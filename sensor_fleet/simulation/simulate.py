@@ -313,7 +313,6 @@ class _Simulation:
     def _result(self, rows: Sequence[tuple[float, int, int, Mapping[str, float], tuple[float, float]]]) -> Simulated:
         server, everybody = self.server, list(self.participants.values())
         places, taken, population = self.participants, server.taken, self.population
-        senders = np.array(taken.device, np.int64)
         for each in everybody:
             each.note_heard()
         up = np.array([each.bytes_up for each in everybody], np.float64)
@@ -326,12 +325,8 @@ class _Simulation:
             metrics={name: np.array([row[3][name] for row in rows]) for name in (rows[0][3] if rows else ())},
             versions=np.array([row[1] for row in rows], np.int64),
             updates=np.array([row[2] for row in rows], np.int64),
-            staleness=np.array(taken.staleness, np.int64),
-            update_times=np.array(taken.at),
-            senders=senders,
-            weights=np.array(taken.weight),
+            **taken.arrays(len(places)),
             devices=tuple(places),
-            per_device=np.bincount(senders, minlength=len(places)).astype(np.int64),
             seconds=np.array([each.seconds for each in everybody]),
             bytes_up=np.rint(up).astype(np.int64),
             bytes_down=np.rint(down).astype(np.int64),
