@@ -44,6 +44,7 @@ from sensor_fleet.models import DenseModel, model_for
 from sensor_fleet.profiles.profile import load as load_profile
 from sensor_fleet.setting import Setting
 from sensor_fleet.simulation.cluster import OnRay
+from sensor_fleet.simulation.result import Simulated
 from sensor_fleet.simulation.simulate import Moment, simulate
 from sensor_fleet.simulation.stacked import Job, Rows, Stack
 from sensor_fleet.virtual import VirtualFleet
@@ -159,16 +160,7 @@ def fleet(
         "workers": workers,
         "model": f"{name}, {sum(int(array.size) for array in model.initial.values())} values",
         "days": days,
-        "seconds": took,
-        "cpu_seconds": used,
-        "cpu_share": used / took,
-        "trainings": found.trainings,
-        "trainings_per_s": found.trainings / took,
-        "trainings_per_cpu_s": found.trainings / used,
-        "events_per_s": found.events / took,
-        "events_per_cpu_s": found.events / used,
-        "cpu_us_per_event": 1e6 * used / found.events,
-        "bytes_per_device": float(found.bytes_up.mean() + found.bytes_down.mean()),
+        **rates(found, took, used, took),
         "memory_per_device": max(0, memory) / devices,
         "memory": resident(),
         "virtual_seconds_per_s": seconds / took,
@@ -195,6 +187,21 @@ def live(data: str, devices: int, days: float, name: Any, *, speed_up: float) ->
         "workers": 1,
         "model": f"{name}, {sum(array.size for array in running.found.model.initial.values())} values",
         "days": days,
+        **rates(found, took, used, ran),
+        "wire_bytes_per_device": (about["wire_up"] + about["wire_down"]) / devices,
+        "memory_per_device": max(0, size["end"] - size["before"]) / devices,
+        "memory_connected": max(0, size["connected"] - size["before"]) / devices,
+        "memory": size["end"],
+        "virtual_seconds_per_s": speed_up,
+        "lag_p99": about["lag"]["p99"],
+        "load": os.getloadavg()[0],
+        next(iter(found.metrics)): float(next(iter(found.metrics.values()))[-1]),
+    }
+
+
+def rates(found: Simulated, took: float, used: float, ran: float) -> dict[str, float]:
+    """What a fleet did in `took` seconds and `used` ones of the processor, of which it ran for `ran`."""
+    return {
         "seconds": took,
         "cpu_seconds": used,
         "cpu_share": used / took,
@@ -205,14 +212,6 @@ def live(data: str, devices: int, days: float, name: Any, *, speed_up: float) ->
         "events_per_cpu_s": found.events / used,
         "cpu_us_per_event": 1e6 * used / found.events,
         "bytes_per_device": float(found.bytes_up.mean() + found.bytes_down.mean()),
-        "wire_bytes_per_device": (about["wire_up"] + about["wire_down"]) / devices,
-        "memory_per_device": max(0, size["end"] - size["before"]) / devices,
-        "memory_connected": max(0, size["connected"] - size["before"]) / devices,
-        "memory": size["end"],
-        "virtual_seconds_per_s": speed_up,
-        "lag_p99": about["lag"]["p99"],
-        "load": os.getloadavg()[0],
-        next(iter(found.metrics)): float(next(iter(found.metrics.values()))[-1]),
     }
 
 
