@@ -11,5 +11,9 @@ def test_the_page_and_its_pictures_are_of_the_results_that_are_kept() -> None:
     results = json.loads(script.RESULTS.read_text())
     text = script.PAGE.read_text()
     assert script.page(text, results) == text, "run: python docs/strategies.py"
-    drawn = (ROOT / "docs" / "pictures" / "strategies-speedup.svg").read_text()
-    assert drawn == script.speedups(results["summary"]), "run: python docs/strategies.py"
+
+
+def test_ratios_to_an_incomplete_search_are_withdrawn() -> None:
+    for name in ("README.md", "docs/strategies.md"):
+        text = (ROOT / name).read_text().partition("**Withdrawn:**")
+        assert "best synchronous" not in text[0] + text[2].partition("\n\n")[2], name
