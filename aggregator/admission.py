@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from wire.messages import Verdict
 
-OFFENCES = frozenset({Verdict.BAD_ENCODING, Verdict.NON_FINITE, Verdict.NORM_TOO_LARGE, Verdict.TOO_LARGE})
-"""Verdicts that an honest device in good health does not get again and again. A stale update is no offence."""
+OFFENCES = frozenset({Verdict.BAD_ENCODING, Verdict.NON_FINITE, Verdict.TOO_LARGE})
+"""Verdicts that an honest device in good health does not get again and again. A stale or a large update is no offence:
+a world that changes makes both."""
 _LONGEST = 86_400.0
 """Seconds of one quarantine, at most: what a receipt's `retry_after` can say."""
 _LOOK = 10.0

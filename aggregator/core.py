@@ -9,8 +9,9 @@ verdicts of the last 16. An update is decided on only where its seq is hi + 1; o
 verdict, one above is answered with hi, so that the device goes back to it.
 """
 
+import math
 import statistics
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,20 +19,30 @@ from typing import Any
 from aggregator import events as ev
 from aggregator import records as rec
 from aggregator.fairness import Participations
+from aggregator.fleet_statistics import FEWEST, FleetStatistics
+from aggregator.growth import GrowthGuard
 from aggregator.margin import Margin
 from aggregator.outboxes import Outbox, Outboxes
 from aggregator.pace import Steering
 from aggregator.strategy import Form, Strategy, Waiting
 from aggregator.thrift import Thrift
+from aggregator.versions import Versions
 from wire import codecs, sealing
 from wire.errors import WireError
 from wire.messages import Moment, Settled, Statistics, Update, Verdict
 from wire.schema import Schema
 
-_NORMS = 128
-"""Accepted norms that the running median covers."""
-_WARM_UP = 20
-"""Accepted norms before the median refuses anything."""
+_FIRST_WAIT = 30.0
+"""Seconds for which the first step waits for the norms of three devices: some devices may never train."""
+_OWN_WAITING = 16
+"""Updates of one device that wait for a step, at most: as many as its outbox holds."""
+_EXCESS = 6.0
+"""Reference norms beyond which a device that is always that far out of scale counts less: rare devices with other data
+reach five."""
+_LEAST = 0.25
+"""Of its clipped delta that such a device still moves the model by: it may be the one that sees the world change."""
+_CLAIM = 4.0
+"""Times the fleet's median that a device's own count of rows weighs at most."""
 _AGAIN = 1.0
 """Seconds between two announcements that only tell of more devices."""
 _ROUNDING = 1 - 1e-6
@@ -46,12 +57,17 @@ class Bounds:
     update: int = 2**30
     """Bytes of one update's encoded delta."""
     norm: float = 2.0**60
-    """L2 norm of an update, whatever the strategy's own limit is."""
+    """L2 norm beyond which an update is refused: the model's grid cannot follow it."""
+    step: float = 2.0**30
+    """L2 norm that an update is scaled down to from a store's first update on, before the fleet's norms are known."""
 
     @classmethod
     def of(cls, schema: Schema) -> "Bounds":
-        """With an update of any codec no larger than the model's values as they are, and one scale, and sealed."""
-        return cls(update=4 * schema.size + 4 + sealing.OVERHEAD)
+        """With an update of any codec no larger than the model's values as they are, and one scale, and sealed.
+
+        One update moves a parameter by a million in the root mean square at most: normalised models stay within tens.
+        """
+        return cls(update=4 * schema.size + 4 + sealing.OVERHEAD, step=2.0**20 * max(schema.size, 1) ** 0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,19 +111,13 @@ class AggregatorCore:
         self.counts: Counter[str] = Counter()
         self._outboxes = Outboxes(self.bounds.devices)
         self._heard = Participations()
-        self._margin = Margin()
-        self._steps_at: dict[int, int] = {0: 0}
-        self._times: dict[int, float] = {}
-        """When each version was released, by our clock."""
-        self._local_steps = 0.0
-        """Local steps of an update, a running mean."""
+        self._margin = Margin(strategy.calibration)
+        self._fleet = FleetStatistics()
+        self._versions = Versions()
         self.served = 0
         """The version that was last released for use."""
         self._buffer: list[Buffered] = []
         self._contributors: set[str] = set()
-        self._norms: deque[float] = deque(maxlen=_NORMS)
-        self._median: float | None = None
-        """Of the norms, where it was asked for since the last of them."""
         self._statistics: dict[str, int] = {}
         # --- timers, which are not replayed: a restart starts them anew
         self._buffer_since: float | None = None
@@ -116,6 +126,8 @@ class AggregatorCore:
         self._served_at: float | None = None
         self._told_at = float("-inf")
         self._measuring = False
+        self._first_heard_at: float | None = None
+        self.growth = GrowthGuard()
         self.steering = Steering(strategy.pace)
         """Who takes part; `steering.live` is set from the devices' statuses."""
         self.thrift = Thrift(strategy.byte_rate, self.steering)
@@ -127,8 +139,8 @@ class AggregatorCore:
         match event:
             case ev.Arrived(device, update, key):
                 return self._arrived(device, update, key, now)
-            case ev.Decoded(device, update, key, norm):
-                return self._decoded(device, update, key, norm, now)
+            case ev.Decoded():
+                return self._decoded(event, now)
             case ev.Undecodable(device, update, key, verdict, why):
                 return [*self._refuse(device, update, verdict, why), ev.Drop(key)]
             case ev.Greeted(device, outbox, first):
@@ -178,6 +190,7 @@ class AggregatorCore:
     def start(self, now: float) -> list[ev.Action]:
         """Begin, after the journal has been replayed: the first release, or what is due since."""
         self.thrift.begin(self._outboxes.devices, now)
+        self._versions.shift(now)
         actions: list[ev.Action] = []
         if self._buffer:
             self._buffer_since = now
@@ -237,14 +250,14 @@ class AggregatorCore:
         outbox.claimed = update.seq
         return [ev.Decode(device, update, key)]
 
-    def _decoded(self, device: str, update: Update, key: int, norm: float, now: float) -> list[ev.Action]:
-        limit = self._median_norm(self.strategy.norm_limit)
-        if limit is not None and norm > limit:
-            why = f"its norm {norm:.3g} is beyond {limit:.3g}, {self.strategy.norm_limit:g} times the median"
-            return [*self._refuse(device, update, Verdict.NORM_TOO_LARGE, why), ev.Drop(key)]
+    def _decoded(self, event: ev.Decoded, now: float) -> list[ev.Action]:
+        device, update, key, norm = event.device, event.update, event.key, event.norm
         if norm > self.bounds.norm:
-            why = f"its norm {norm:.3g} is beyond {self.bounds.norm:.3g}"
+            why = f"its norm {norm:.3g} is beyond {self.bounds.norm:.3g}, more than the model's grid can follow"
             return [*self._refuse(device, update, Verdict.NORM_TOO_LARGE, why), ev.Drop(key)]
+        self._fleet.heard(device, update.seconds, now)
+        if self._first_heard_at is None:
+            self._first_heard_at = now
         tau = self._staleness(update.base)
         record = rec.UpdateRecord(
             lsn=self._next(),
@@ -262,11 +275,12 @@ class AggregatorCore:
             examples=update.examples,
             steps=update.steps,
             size=update.size,
+            agreement=event.agreement,
         )
         told = record.weight * self._mean_rate if self.strategy.single else record.weight
         settled = Settled(seq=update.seq, verdict=Verdict.ACCEPTED, weight=told, staleness=tau)
         actions = [*self._write(record, key), ev.Reply(device, update.outbox, update.seq, (settled,))]
-        self.steering.came(update.seconds)
+        self.steering.came(self._fleet.seconds())
         self.thrift.came(update.size)
         if self._buffer_since is None:
             self._buffer_since = now
@@ -284,22 +298,22 @@ class AggregatorCore:
         return self.strategy.mean_rate(self.steering.live, self._safe_rate)
 
     def _weight(self, device: str, update: Update, tau: int, now: float) -> float:
-        """How much an update counts in its step."""
-        age = max(0.0, now - self._times.get(update.base, now))
-        weight = self.strategy.admission_weight(tau, age, update.examples)
+        """How much an update counts in its step: what a device says of itself is bounded by what others say."""
+        age = max(0.0, now - (self._versions.at(update.base) or now))
+        examples, typical = update.examples, self._fleet.examples()
+        if typical:
+            examples = min(examples, round(_CLAIM * typical))
+        weight = self.strategy.admission_weight(tau, age, examples, self._fleet.staleness(device))
         bound = self.strategy.fairness
         return weight if bound is None else weight * self._heard.correction(device, bound)
 
     def _scale(self, update: Update, norm: float) -> float:
-        """What its delta is multiplied by."""
+        """What its delta is multiplied by, whatever else is in its step."""
         scale = 1.0
-        clip = self._median_norm(self.strategy.clip)
-        if clip is not None and norm > clip:
-            scale = clip / norm
         if self.strategy.privacy is not None and norm > self.strategy.privacy.clip:
             scale *= _ROUNDING * self.strategy.privacy.clip / norm
-        if self.strategy.even_steps and update.steps and self._local_steps:
-            scale *= min(max(self._local_steps / update.steps, 1 / 16), 16.0)
+        if self.strategy.even_steps and update.steps and (typical := self._fleet.steps()):
+            scale *= min(max(typical / update.steps, 1 / 16), 16.0)
         return scale
 
     def _hold(self, device: str, update: Update, outbox: Outbox | None) -> list[ev.Action]:
@@ -314,6 +328,9 @@ class AggregatorCore:
         elif self.strategy.privacy is not None and update.seq > outbox.hi and self.waits(device):
             why = "an update of this device waits for its step, and differential privacy allows one in each"
             settled = Settled(seq=update.seq, verdict=Verdict.BUSY, why=why, retry_after=5)
+        elif update.seq > outbox.hi and self.waiting(device) >= _OWN_WAITING:
+            why = f"{_OWN_WAITING} updates of this device wait for their step"
+            settled = Settled(seq=update.seq, verdict=Verdict.BUSY, why=why, retry_after=5)
         else:
             return []
         self.counts[settled.verdict.value] += 1
@@ -327,12 +344,13 @@ class AggregatorCore:
             return Verdict.WRONG_SCHEMA, "its model has other tensors than the federation's"
         if update.generation > self.generation or update.base > self.version:
             return Verdict.UNKNOWN_BASE, f"version {update.generation}.{update.base} is not known here"
-        if update.base not in self._steps_at:
-            return Verdict.STALE, f"version {update.base} is older than {self.strategy.max_staleness} steps"
-        if (tau := self._staleness(update.base)) > self.strategy.max_staleness:
+        if update.base not in self._versions:
+            return Verdict.STALE, f"version {update.base} is not remembered here any more: train from the newest one"
+        newest = update.base == self.version
+        if (tau := self._staleness(update.base)) > self.strategy.max_staleness and not newest:
             return Verdict.STALE, f"{tau} steps old; at most {self.strategy.max_staleness} are taken"
-        limit, age = self.strategy.max_age, now - self._times.get(update.base, now)
-        if limit is not None and age > limit:
+        limit, age = self.strategy.max_age, now - (self._versions.at(update.base) or now)
+        if limit is not None and age > limit and not newest:
             return Verdict.STALE, f"its version was released {age:.0f} seconds ago; at most {limit:g} are taken"
         if not self.frozen or update.base == 0:
             return Verdict.UNKNOWN_BASE, "no model has been released to train from"
@@ -391,6 +409,8 @@ class AggregatorCore:
         self._take(record)
         self._outboxes.forget(device)
         self._heard.forget(device)
+        self._fleet.forget(device)
+        self._margin.forget(device, alias)
         self._statistics.pop(device, None)
         if device in self._contributors:
             self._contributors.discard(device)
@@ -399,40 +419,75 @@ class AggregatorCore:
 
     def waits(self, device: str) -> bool:
         """Whether an update of this device waits for its step."""
-        return any(item.device == device for item in self._buffer)
+        return self.waiting(device) > 0
+
+    def waiting(self, device: str) -> int:
+        """How many updates of this device wait for their step."""
+        return sum(item.device == device for item in self._buffer)
 
     def _staleness(self, base: int) -> int:
-        return self.step - self._steps_at.get(base, 0)
-
-    def _median_norm(self, times: float | None) -> float | None:
-        """So many times the median norm of the last accepted updates; None where too few came, or no factor is set."""
-        if times is None or len(self._norms) < _WARM_UP:
-            return None
-        if self._median is None:  # asked for twice with each update, and the same until one is accepted
-            self._median = statistics.median(self._norms)
-        return times * self._median or None
+        known = self._versions.step(base)
+        return 0 if known is None else self.step - known
 
     # ---------------------------------------------------------- steps and releases
 
     @property
     def _filled(self) -> bool:
-        """Whether a step is due: there are K updates, or one of every device that is there, and no more will come."""
+        """Whether a step is due: K devices have sent, or each that is there, so that no more will come.
+
+        Devices are counted, not updates: one that sends often must not fill a buffer alone.
+        """
         if self._measuring:
             return False
         live = self.steering.live
-        if len(self._buffer) >= self.strategy.size(live):
+        senders = {item.device for item in self._buffer}
+        devices = len(senders)
+        if self._voices(senders) >= self.strategy.size(live):
             return True
-        devices = len({item.device for item in self._buffer})
         return self.strategy.privacy is None and devices >= max(live, self.strategy.release_floor) and live > 0
+
+    def _voices(self, devices: set[str]) -> float:
+        """How many devices these count as: one that is heard more than twice as often as the mean counts in proportion.
+
+        Otherwise one that is in every buffer would leave room for fewer of the others.
+        """
+        if not self.strategy.robust or len(devices) < self.strategy.size(self.steering.live):
+            return len(devices)
+        return sum(min(1.0, 2 * self._heard.correction(device, 16.0)) for device in devices)
+
+    def _comparable(self, now: float) -> bool:
+        """Whether the norms of enough devices are known to tell a large update from an ordinary one."""
+        known = len(self._fleet) >= min(FEWEST, self.steering.live)
+        return known or self.step > 0 or _due(self._first_heard_at, _FIRST_WAIT, now)
 
     def _make_step(self, now: float, *, form: Form | None = None) -> list[ev.Action]:
         """Apply what is in the buffer, and what is due after it."""
-        if not self._buffer or self._measuring:
+        if not self._buffer or self._measuring or not self._comparable(now):
             return []
         if self.strategy.combine == "centred":
             self._measuring = True
             return [ev.Measure(tuple(item.lsn for item in self._buffer))]
-        return self._step([item.scale for item in self._buffer], self._buffer, now, form=form)
+        if not self.strategy.single or form is not None:
+            return self._step([self._bounded(item, now) for item in self._buffer], self._buffer, now, form=form)
+        actions: list[ev.Action] = []
+        while self._buffer:
+            actions += self._step([self._bounded(self._buffer[0], now)], self._buffer[:1], now)
+        return actions
+
+    def _bounded(self, item: Buffered, now: float) -> float:
+        """What a delta is multiplied by in a step now: its own scale, and what brings it within the fleet's norms."""
+        times = self.strategy.norm_bound
+        if times == math.inf:
+            return item.scale
+        length = item.norm * item.scale
+        bound = min(times * self._fleet.norm(now), self.bounds.step)
+        scale = item.scale * bound / length if length > bound else item.scale
+        if not self.strategy.robust:
+            return scale
+        if item.agreement < -(usual := self._fleet.agreement()):
+            scale *= usual / -item.agreement
+        excess = self._fleet.excess(item.device, now)
+        return scale * max((_EXCESS / excess) ** 2, _LEAST) if excess > _EXCESS else scale
 
     def _measured(self, distances: Mapping[int, float], now: float) -> list[ev.Action]:
         """Go on with a step of centred clipping: each delta is clipped at the median distance from the last one."""
@@ -452,7 +507,8 @@ class AggregatorCore:
             lsn=self._next(),
             step=self.step + 1,
             updates=tuple((item.lsn, weight) for item, weight in zip(updates, strategy.weights(updates), strict=True)),
-            rate=strategy.step_rate(max(item.staleness for item in updates), self.steering.live, self._safe_rate),
+            rate=self.growth.damping
+            * strategy.step_rate(max(item.staleness for item in updates), self.steering.live, self._safe_rate),
             form=form or strategy.form,
             normalise="none" if strategy.single else strategy.normalise,
             scales=() if all(scale == 1 for scale in scales) else tuple(scales),
@@ -464,12 +520,13 @@ class AggregatorCore:
             noise=0.0 if privacy is None else privacy.deviation,
         )
         self._take(record)
+        self.growth.saw(self._fleet.norm(now), self._fleet.taken, len(self._fleet))
         self._buffer_since = now if self._buffer else None
         return [ev.Journal(record, noise=record.noise), ev.Carry(record), *self._maybe_release(now)]
 
     @property
     def _releasable(self) -> bool:
-        ripe = self.step - self._steps_at.get(self.version, 0) >= self.strategy.release_every
+        ripe = self._staleness(self.version) >= self.strategy.release_every
         return self.frozen and ripe and len(self._contributors) >= self.strategy.release_floor
 
     @property
@@ -566,12 +623,10 @@ class AggregatorCore:
                 self._buffer = [item for item in self._buffer if item.lsn not in taken]
             case rec.ReleaseRecord():
                 self.version = record.version
-                self._steps_at[record.version] = record.step
-                self._times[record.version] = record.at
-                self._steps_at.pop(0, None)  # nobody can have trained from what was never released
+                self._versions.add(record.version, record.step, record.at)
                 if record.devices:
                     self._contributors.clear()
-                self._forget_versions()
+                self._versions.forget_steps_before(self.step - self.strategy.max_staleness)
             case rec.StatisticsRecord():
                 self._statistics[record.device] = record.lsn
             case rec.FreezeRecord():
@@ -580,7 +635,7 @@ class AggregatorCore:
             case rec.GenerationRecord():
                 self.generation = record.generation
                 self.version = record.version
-                self._steps_at = {}
+                self._versions.clear()
             case rec.ServeRecord():
                 self.served = record.version
             case rec.PaceRecord():
@@ -592,32 +647,29 @@ class AggregatorCore:
         self._outboxes.obtain(record.device, record.outbox).settle(record.seq, Verdict(record.verdict))
         self.counts[record.verdict] += 1
         if record.verdict == Verdict.ACCEPTED:
-            self._norms.append(record.norm)
-            self._median = None
             self._heard.take(record.device)
-            self._margin.saw(record.staleness, record.weight, record.base, len(self._heard))
-            if record.steps:
-                self._local_steps += (record.steps - self._local_steps) * (0.05 if self._local_steps else 1.0)
-            self._buffer.append(Buffered(record.device, record.staleness, record.weight, record.scale, lsn=record.lsn))
-
-    def _forget_versions(self) -> None:
-        """Versions too old to train from are forgotten; the newest is always kept."""
-        oldest = self.step - self.strategy.max_staleness
-        for version in list(self._steps_at):  # ascending
-            if self._steps_at[version] >= oldest or version == self.version:
-                break
-            del self._steps_at[version]
-            self._times.pop(version, None)
+            self._margin.saw(record.device, record.staleness, record.weight, record.base, len(self._heard))
+            self._fleet.take(record)
+            self._buffer.append(
+                Buffered(
+                    record.device,
+                    record.staleness,
+                    record.weight,
+                    record.scale,
+                    record.norm,
+                    record.agreement,
+                    lsn=record.lsn,
+                )
+            )
 
     def forget_bases(self, before: int) -> None:
         """Take no more updates of versions before this one: they cannot be rebuilt."""
-        for version in [version for version in self._steps_at if version < before and version != self.version]:
-            del self._steps_at[version]
-            self._times.pop(version, None)
+        self._versions.forget_before(before)
 
     def step_at(self, version: int) -> int:
         """The step at which a version was released."""
-        return self._steps_at.get(version, self.step)
+        known = self._versions.step(version)
+        return self.step if known is None else known
 
     @property
     def buffered(self) -> int:
@@ -651,7 +703,8 @@ class AggregatorCore:
     @property
     def oldest_base(self) -> int:
         """The oldest version that an update may be based on."""
-        return min(self._steps_at, default=self.version)
+        oldest = self._versions.oldest
+        return self.version if oldest is None else oldest
 
     def dump(self) -> dict[str, Any]:
         """Everything that the journal up to `lsn` had said, for a checkpoint."""
@@ -665,14 +718,15 @@ class AggregatorCore:
             "outboxes": self._outboxes.dump(),
             "heard": self._heard.dump(),
             "margin": self._margin.dump(),
-            "local_steps": self._local_steps,
+            "fleet": self._fleet.dump(),
+            "versions": self._versions.dump(),
             "served": self.served,
             "share": self.steering.share,
-            "steps_at": list(self._steps_at.items()),
-            "times": list(self._times.items()),
-            "buffer": [[item.lsn, item.device, item.staleness, item.weight, item.scale] for item in self._buffer],
+            "buffer": [
+                [item.lsn, item.device, item.staleness, item.weight, item.scale, item.norm, item.agreement]
+                for item in self._buffer
+            ],
             "contributors": sorted(self._contributors),
-            "norms": list(self._norms),
             "statistics": dict(self._statistics),
         }
 
@@ -687,17 +741,19 @@ class AggregatorCore:
         self._outboxes.load(state["outboxes"])
         self._heard.load(state["heard"])
         self._margin.load(state["margin"])
-        self._local_steps = state["local_steps"]
         self.served = state["served"]
         self.steering.share = state["share"]
-        self._times = dict(state["times"])
-        self._steps_at = dict(state["steps_at"])
+        self._fleet.load(state.get("fleet", ()))  # checkpoints of before had none: a turn of the fleet makes it again
+        if "versions" in state:
+            self._versions.load(state["versions"])
+        else:
+            times = dict(state["times"])
+            self._versions.load([number, step, times.get(number, 0.0)] for number, step in state["steps_at"])
         self._buffer = [
-            Buffered(device, staleness, weight, scale, lsn=lsn)
-            for lsn, device, staleness, weight, scale in state["buffer"]
+            Buffered(device, staleness, weight, scale, *later, lsn=lsn)
+            for lsn, device, staleness, weight, scale, *later in state["buffer"]
         ]
         self._contributors = set(state["contributors"])
-        self._norms, self._median = deque(state["norms"], maxlen=_NORMS), None
         self._statistics = dict(state["statistics"])
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aggregator import records as rec
+from aggregator.consensus import Consensus
 from aggregator.core import AggregatorCore
 from aggregator.model import Frame, Model
 from aggregator.reducer import Contribution, distances
@@ -24,6 +25,7 @@ class Engine:
     def __init__(self, model: Model, store: Store) -> None:
         self.model = model
         self.store = store
+        self.consensus = Consensus()
         self._waiting: dict[int, Contribution] = {}
         self._unwritten: list[Frame] = []
 
@@ -54,6 +56,7 @@ class Engine:
     def forget(self, device: str) -> None:
         """Remove what is kept of a device beside the model that it is part of."""
         self.model.server.forget(device)
+        self.consensus.forget(device)
 
     def replayed(self, frames: Sequence[Frame]) -> None:
         """Frames of a release that was replayed: the store may lack them, where the power went before they were in."""

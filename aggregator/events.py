@@ -45,6 +45,9 @@ class Decoded:
     update: Update
     key: int
     norm: float
+    """L2, of the delta."""
+    agreement: float = 0.0
+    """Its cosine with the direction of most devices (`aggregator.consensus`); 0 if that is not known."""
 
 
 @dataclass(frozen=True, slots=True)

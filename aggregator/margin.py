@@ -12,6 +12,7 @@ steps of K make m/K steps in the same direction, however small their staleness. 
 
 from collections import Counter, deque
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,10 @@ BURSTS = 0.8
 """The same for bursts: what is behind in p does not add to them, and where they come it is they that make it slow."""
 _FEWEST, _MOST = 32, 2048
 """Updates that must have been seen, and that are remembered."""
+_DOMINANT = 4
+"""Times its share of the window beyond which a device's updates count less: fast devices are that much faster than the
+mean in most fleets, and a liar's delays stay a fifth of the window among twenty."""
+_FIELDS = 7
 _FREQUENCIES = np.unique(np.concatenate([np.geomspace(1e-4, np.pi, 300), np.linspace(0.02, np.pi, 300)]))
 _FAR = 5.0
 """Gains beyond this one are no limit, and where the response jumps it is no crossing."""
@@ -55,41 +60,104 @@ def gain_margin(staleness: dict[int, float]) -> float:
 
 
 class Margin:
-    """Follows the staleness of accepted updates and says the largest rate that is safe."""
+    """Follows the staleness of accepted updates and says the largest rate that is safe.
 
-    def __init__(self) -> None:
-        self._seen: deque[tuple[int, float]] = deque(maxlen=_MOST)
+    A device cannot make up a delay for the fleet: an update of the same base as its last one is passed over, and beyond
+    four times its share of the window its updates count less.
+
+    Args:
+        calibration: β of the strategy: how much of a device's cached delta stands in for its next one. What is cached is
+            up to a whole turn of the fleet older than what has just come.
+    """
+
+    def __init__(self, calibration: float = 0.0) -> None:
+        self._calibration = calibration
+        self._seen: deque[tuple[str, int, float]] = deque(maxlen=_MOST)
+        self._sent: Counter[str] = Counter()
+        """Updates of each device among those."""
+        self._last_base: dict[str, int] = {}
         self._of_base: Counter[int] = Counter()
         self._burst = 1.0
-        self._margin: float | None = None
+        self._shares: dict[int, float] = {}
+        """Weights by staleness, as they were when the margin was last computed."""
         self._since = 0
+        self._devices = 1
+        self._margins: dict[int, float] = {}
+        """Gain margins of these shares, by buffer size; without calibration they are all the same."""
 
-    def saw(self, staleness: int, weight: float, base: int, devices: int) -> None:
-        """An update was accepted, of a federation of so many devices."""
-        self._seen.append((staleness, weight))
+    def saw(self, device: str, staleness: int, weight: float, base: int, devices: int) -> None:
+        """Take in an accepted update of a federation of `devices` devices."""
+        if self._last_base.get(device) == base:
+            return
+        self._last_base[device] = base
+        if len(self._seen) == _MOST:
+            self._sent[self._seen[0][0]] -= 1
+        self._sent[device] += 1
+        share = min(1.0, _DOMINANT * (len(self._seen) + 1) / max(devices, 1) / self._sent[device])
+        self._seen.append((device, staleness, weight * share))
         self._of_base[base] += 1
         if len(self._of_base) > _MOST:
             del self._of_base[min(self._of_base)]
-        self._burst += (2 * self._of_base[base] - 1 - self._burst) / max(devices, 1)
+        self._burst += share * (2 * self._of_base[base] - 1 - self._burst) / max(devices, 1)
         self._since += 1
-        if len(self._seen) >= _FEWEST and (self._margin is None or self._since >= max(16, devices // 2)):
-            self._since = 0
-            window = list(self._seen)[-max(64, 4 * devices) :]
+        if len(self._seen) >= _FEWEST and (not self._shares or self._since >= max(16, devices // 2)):
+            self._since, self._devices = 0, devices
             shares: Counter[int] = Counter()
-            for tau, share in window:
-                shares[tau] += share  # type: ignore[assignment]
-            self._margin = gain_margin(dict(shares)) if any(shares.values()) else None
+            for _, tau, mass in islice(self._seen, max(0, len(self._seen) - max(64, 4 * devices)), None):
+                shares[tau] += mass  # type: ignore[assignment]
+            self._shares = dict(shares) if any(shares.values()) else {}
+            self._margins.clear()
 
     def rate(self, buffer_size: int) -> float | None:
-        """The largest safe rate for steps of so many updates, at most 1; None where too little was seen."""
-        if self._margin is None:
+        """The largest safe rate for steps of `buffer_size` updates, at most 1; None if too little was seen."""
+        if not self._shares:
             return None
-        return min(1.0, SHARE * self._margin, BURSTS * 2 * buffer_size / max(self._burst, 1.0))
+        key = buffer_size if self._calibration else 0
+        if key not in self._margins:
+            self._margins[key] = gain_margin(self._calibrated(buffer_size))
+        return min(1.0, SHARE * self._margins[key], BURSTS * 2 * buffer_size / max(self._burst, 1.0))
+
+    def _calibrated(self, buffer_size: int) -> dict[int, float]:
+        """The shares, with what the mean of the cached deltas adds to them.
+
+        A step is Δ − β·h + β·h̄: fresh at τ, less what the same devices had said a turn before, plus all that is cached,
+        from τ to τ and a turn. A turn of the fleet is n/K steps.
+        """
+        beta, turn = self._calibration, -(-self._devices // buffer_size)
+        if not beta:
+            return self._shares
+        found: Counter[int] = Counter()
+        for tau, share in self._shares.items():
+            found[tau] += share  # type: ignore[assignment]
+            found[tau + turn] -= beta * share  # type: ignore[assignment]
+            for age in range(turn):
+                found[tau + age] += beta * share / turn  # type: ignore[assignment]
+        return dict(found)
+
+    def forget(self, device: str, alias: str) -> None:
+        """Let what was seen of a device stand under another name."""
+        self._last_base.pop(device, None)
+        self._sent[alias] += self._sent.pop(device, 0)
+        self._seen = deque(
+            ((alias if name == device else name, tau, weight) for name, tau, weight in self._seen), maxlen=_MOST
+        )
 
     def dump(self) -> list[Any]:
-        return [list(self._seen), list(self._of_base.items()), self._burst, self._margin, self._since]
+        return [
+            [list(row) for row in self._seen],
+            list(self._of_base.items()),
+            self._burst,
+            list(self._shares.items()),
+            self._since,
+            self._devices,
+            list(self._last_base.items()),
+        ]
 
     def load(self, state: list[Any]) -> None:
-        seen, of_base, self._burst, self._margin, self._since = state
-        self._of_base = Counter(dict(of_base))
-        self._seen = deque(((tau, weight) for tau, weight in seen), maxlen=_MOST)
+        if len(state) < _FIELDS:
+            return  # of before devices had one vote each: a few updates measure it again
+        seen, of_base, self._burst, shares, self._since, self._devices, last = state
+        self._of_base, self._shares, self._last_base = Counter(dict(of_base)), dict(shares), dict(last)
+        self._seen = deque(((device, tau, weight) for device, tau, weight in seen), maxlen=_MOST)
+        self._sent = Counter(device for device, _, _ in self._seen)
+        self._margins.clear()

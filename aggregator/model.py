@@ -95,14 +95,15 @@ class Model:
         self._quantiser.late(self.version - item.base for item in contributions)
         if record.form == "mixing":
             ((_, weight),) = record.updates
-            self._mix(np.float32(record.rate) * np.float32(weight), contributions[0])
+            self._mix(np.float32(record.rate) * np.float32(weight), contributions[0], *record.scales)
         else:
             make_step(self.x, self.schema, record, contributions, self.server, noise)
         np.clip(self.x, -LARGEST, LARGEST, out=self.x)
 
-    def _mix(self, alpha: np.float32, item: Contribution) -> None:
+    def _mix(self, alpha: np.float32, item: Contribution, scale: float = 1.0) -> None:
         """FedAsync as published: x ← (1 − α)·x + α·(p_v + Δ), with the very p_v that the device began from."""
-        trained = self.published(item.base) + item.delta
+        delta = item.delta if scale == 1 else np.float32(scale) * item.delta
+        trained = self.published(item.base) + delta
         for place in self.schema.covered(item.tensors):
             self.x[place] = (np.float32(1) - alpha) * self.x[place] + alpha * trained[place]
 

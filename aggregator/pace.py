@@ -80,7 +80,7 @@ class Steering:
         self._came = 0
         self._versions = 0
         self._seconds = 0.0
-        """How long a training takes, a running mean over updates."""
+        """How long a training takes, as the median of the devices has it."""
         self._gap = 0.0
         """Seconds between two versions, a running mean."""
 
@@ -94,9 +94,9 @@ class Steering:
         )
 
     def came(self, seconds: float) -> None:
-        """An update came whose training took so long."""
+        """Count an update. `seconds` is how long a training takes, the median over devices."""
         self._came += 1
-        self._seconds += (seconds - self._seconds) * (0.05 if self._seconds else 1.0)
+        self._seconds = seconds
 
     def begin(self, now: float) -> None:
         """Count from here on."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from aggregator.pace import Pace
 from aggregator.privacy import Privacy
-from aggregator.staleness import Staleness, constant, polynomial
+from aggregator.staleness import Staleness, constant, polynomial, relative
 from aggregator.strategy import Form, Normalise, Optimizer, Strategy, adam
 from wire.messages import Plan
 
@@ -24,22 +24,22 @@ def balanced(
 ) -> Strategy:
     """Midge's default: a small buffer, every device heard alike, and a moving average for use.
 
-    K follows the fleet (`Strategy.size`), the rate what is measured of its delays (`aggregator.margin`). Old updates
-    count as much as new ones: where slow devices hold other data, a discount would leave that data out. Devices that
-    are heard rarely count more, those heard often less, within a factor of `fairness` (`aggregator.fairness`); what
-    that adds in noise, the served moving average takes out. Slow devices with other data send long deltas: these are
-    clipped long before they are refused.
+    K follows the fleet (`Strategy.size`), the rate what is measured of its delays (`aggregator.margin`). An update that is
+    late for its own device counts less (`aggregator.staleness.relative`); one of a slow device does not, because a discount
+    for being slow would leave its data out. Devices that are heard rarely count more, those heard often less, within a
+    factor of `fairness` (`aggregator.fairness`); the served moving average takes out the noise that this adds. Deltas are
+    clipped at the fleet's reference norm, a median over devices, so that one in five devices may lie.
     """
     return Strategy(
         name="balanced",
-        staleness=others.pop("staleness", None) or constant(),
+        staleness=others.pop("staleness", None) or relative(),
         rate=server_rate,
         buffer_size=buffer_size,
         normalise="weight",
         fairness=fairness,
         deadline=deadline,
-        clip=others.pop("clip", 10.0),
-        norm_limit=others.pop("norm_limit", 100.0),
+        clip=others.pop("clip", 1.5),
+        robust=others.pop("robust", True),
         serve_decay=serve_decay,
         serve_interval=serve_interval,
         **_planned(others),

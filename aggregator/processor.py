@@ -194,7 +194,10 @@ class Processor:
             return ev.Undecodable(device, update, key, Verdict.NON_FINITE, str(error))
         except WireError as error:
             return ev.Undecodable(device, update, key, Verdict.BAD_ENCODING, str(error))
-        return ev.Decoded(device, update, key, norm)
+        agreement = 0.0
+        if self._core.strategy.robust:
+            agreement = self._engine.consensus.agreement(device, self._decoded[key], norm)
+        return ev.Decoded(device, update, key, norm, agreement)
 
     # -------------------------------------------------------------------- doing
 

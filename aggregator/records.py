@@ -33,6 +33,8 @@ class UpdateRecord:
     examples: int = 0
     steps: int = 0
     size: int = 0
+    agreement: float = 0.0
+    """Cosine of its delta with the direction of most devices; 0 if that was not known."""
 
 
 @dataclass(frozen=True, slots=True)

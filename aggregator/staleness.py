@@ -1,20 +1,23 @@
 """How much an update counts that was trained from an older model."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+Kind = Literal["constant", "polynomial", "hinge", "relative"]
 
 @dataclass(frozen=True, slots=True)
 class Staleness:
     """The weight s(τ) of an update that is τ steps old (FedAsync, arXiv:1903.03934, section 5.2)."""
 
-    kind: Literal["constant", "polynomial", "hinge"]
+    kind: Kind
     a: float = 0.5
     b: float = 4.0
     seconds: float | None = None
     """Where set, τ is the age of the version that the device trained from, in units of so many seconds."""
 
     def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"staleness: the kind is one of {', '.join(get_args(Kind))}, not {self.kind!r}.")
         if self.seconds is not None and self.seconds <= 0:
             raise ValueError("staleness in seconds needs a unit above 0 seconds, such as 60.")
 
@@ -23,13 +26,18 @@ class Staleness:
         match self.kind:
             case "constant":
                 return 1.0
-            case "polynomial":
+            case "polynomial" | "relative":
                 return float((tau + 1) ** -self.a)
             case "hinge":
                 return 1.0 if tau <= self.b else 1.0 / (self.a * (tau - self.b) + 1.0)
 
-    def weight(self, steps: int, age: float) -> float:
-        """The weight of an update whose base is so many steps and so many seconds old."""
+    def weight(self, steps: int, age: float, usual: float | None = None) -> float:
+        """The weight of an update whose base is `steps` steps and `age` seconds old.
+
+        `usual` is the median staleness of its device's updates in steps, None if it is not known; only `relative` uses it.
+        """
+        if self.kind == "relative":
+            return self(0.0 if usual is None else max(0.0, steps - usual) / max(usual, 1.0))
         return self(steps if self.seconds is None else age / self.seconds)
 
 
@@ -43,6 +51,16 @@ def polynomial(a: float = 0.5, *, seconds: float | None = None) -> Staleness:
     if a < 0:
         raise ValueError("polynomial(a): a must not be negative, or old updates would count more than new ones.")
     return Staleness("polynomial", a=a, seconds=seconds)
+
+
+def relative(a: float = 0.5) -> Staleness:
+    """s = (1 + e)^−a with e = max(0, τ − τ̄) / max(τ̄, 1), where τ̄ is the median staleness of the device's own updates.
+
+    An update that is late for its device counts less. A device that is always slow does not: its data would be left out.
+    """
+    if a < 0:
+        raise ValueError("relative(a): a must not be negative, or late updates would count more.")
+    return Staleness("relative", a=a)
 
 
 def hinge(a: float = 10.0, b: float = 4.0, *, seconds: float | None = None) -> Staleness:

@@ -14,7 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from aggregator.pace import Pace
 from aggregator.privacy import Privacy
@@ -26,6 +26,11 @@ from wire.messages import Plan
 Form = Literal["delta", "mixing"]
 Normalise = Literal["none", "count", "weight"]
 Combine = Literal["mean", "trimmed", "centred"]
+Kind = Literal["sgd", "adam", "amsgrad"]
+
+GUARD = 1000.0
+"""Reference norms that no update passes under any strategy: the tenfold of what a change of the world has been seen to do
+in one release, less than what a unit error does to one device's gradient."""
 
 LARGEST_BUFFER = 50
 """K, at most, where it follows the fleet."""
@@ -43,7 +48,7 @@ class Optimizer:
     without bias correction (FedAdam, arXiv:2003.00295); `amsgrad` divides by the largest w so far.
     """
 
-    kind: Literal["sgd", "adam", "amsgrad"] = "sgd"
+    kind: Kind = "sgd"
     beta1: float = 0.0
     beta2: float = 0.99
     epsilon: float = 1e-3
@@ -51,8 +56,19 @@ class Optimizer:
     """Where set, η is divided by the largest staleness in a buffer that passes it (FADAS, arXiv:2407.18365)."""
 
     def __post_init__(self) -> None:
+        one_of("the optimizer's kind", self.kind, Kind)
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.epsilon > 0):
             raise ValueError("an optimizer needs beta1 and beta2 from 0 to below 1, and an epsilon above 0.")
+
+
+def one_of(name: str, value: object, allowed: object) -> None:
+    """Refuse a value that is not one of a Literal's.
+
+    Raises:
+        ValueError: naming all of them.
+    """
+    if value not in get_args(allowed):
+        raise ValueError(f"{name} is one of {', '.join(map(repr, get_args(allowed)))}, not {value!r}.")
 
 
 def sgd(momentum: float = 0.0) -> Optimizer:
@@ -75,6 +91,10 @@ class Waiting:
     staleness: int
     weight: float
     scale: float = 1.0
+    norm: float = 0.0
+    """L2, of the delta as it was sent."""
+    agreement: float = 0.0
+    """Cosine of the delta with the direction of most devices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +105,8 @@ class Strategy:
     staleness: Staleness
     rate: float | None
     """α of FedAsync, η of the others. None follows what is measured of the fleet: see `mean_rate`."""
+    bounded: bool = True
+    """Whether the rate is lowered to what the fleet's delays allow, if it is above that. False takes it as it is given."""
     form: Form = "delta"
     buffer_size: int | None = 1
     """K: updates for each step. None follows the fleet: one for every five devices that are there, 2 to 50."""
@@ -104,7 +126,10 @@ class Strategy:
     trim: float = 0.0
     """Of `trimmed`: the part of the buffer that is left out at either end, coordinate by coordinate."""
     clip: float | None = None
-    """A delta is scaled down to so many times the median norm of the last accepted ones; None does not."""
+    """A delta is scaled down to this many times the fleet's reference norm (`aggregator.fleet_statistics`); None leaves
+    that to `norm_limit`."""
+    robust: bool = False
+    """Whether updates that go against what most devices have learned count less (`aggregator.consensus`)."""
     optimizer: Optimizer = field(default_factory=Optimizer)
     serve_decay: float = 0.0
     """Of the moving average over versions that is served for use; 0 serves the newest version as it is."""
@@ -112,12 +137,14 @@ class Strategy:
     """Seconds at least between two releases on the channel `serve`; None releases nothing there."""
     privacy: Privacy | None = None
     pace: Pace = field(default_factory=Pace)
-    max_staleness: int = 1000
-    """Steps; an update older than this is refused as stale."""
+    max_staleness: int = 1_000_000
+    """Steps; an update older than this is refused as stale, and its device trains again from the newest version."""
     max_age: float | None = None
-    """Seconds since its base was released; an update older than this is refused as stale."""
+    """Seconds since its base was released; an update older than this is refused as stale, unless it was trained from the
+    newest version: that one is never too old."""
     norm_limit: float | None = 10.0
-    """An update is refused whose norm is beyond so many times the median of the last accepted ones; None lifts it."""
+    """The bound of strategies without `clip`: a delta is scaled down to this many times the fleet's reference norm. None
+    leaves only the guard of 1,000 times it, which nothing lifts."""
     release_floor: int = 2
     """A release carries the work of at least so many distinct devices."""
     release_interval: float = 0.0
@@ -135,6 +162,11 @@ class Strategy:
         Raises:
             ValueError: naming the argument.
         """
+        if str(self.combine) == "centered":
+            object.__setattr__(self, "combine", "centred")
+        one_of("form", self.form, Form)
+        one_of("normalise", self.normalise, Normalise)
+        one_of("combine", self.combine, Combine)
         if self.rate is not None and not 0 < self.rate <= 10:
             raise ValueError(f"the server's rate must be above 0 and at most 10, not {self.rate}.")
         smallest = min(self.buffer_size or 2, self.release_floor, self.release_every)
@@ -147,9 +179,9 @@ class Strategy:
         if self.deadline is not None and self.deadline <= 0:
             raise ValueError("the deadline must be above 0 seconds, or None to wait for a full buffer.")
         if self.norm_limit is not None and self.norm_limit <= 1:
-            raise ValueError("norm_limit must be above 1: a multiple of the median norm, or None for no limit.")
+            raise ValueError("norm_limit must be above 1: a multiple of the reference norm, or None for the guard only.")
         if self.clip is not None and self.clip <= 0:
-            raise ValueError("clip must be above 0: a multiple of the median norm, or None for no clipping.")
+            raise ValueError("clip must be above 0: a multiple of the reference norm, or None.")
         if self.max_age is not None and self.max_age <= 0:
             raise ValueError("max_age must be above 0 seconds, or None for no limit.")
         if self.fairness is not None and self.fairness < 1:
@@ -173,7 +205,7 @@ class Strategy:
     def _see_parts_fit(self) -> None:
         plain = self.calibration == 0 and self.optimizer == Optimizer() and self.combine == "mean"
         if self.form == "mixing" and not (plain and self.clip is None and self.fairness is None):
-            raise ValueError("the mixing form mixes whole models: it goes with no optimizer, calibration or clipping.")
+            raise ValueError("the mixing form mixes whole models: it goes with no optimizer, calibration or clip.")
         if self.single and (self.weigh_examples or self.combine != "mean"):
             raise ValueError("weigh_examples and combine compare updates of one step: they need a buffer of 2 or more.")
         if self.combine != "mean" and self.calibration:
@@ -209,9 +241,19 @@ class Strategy:
             return self.buffer_size
         return min(max(round(live / DEVICES_PER_UPDATE), 2), LARGEST_BUFFER)
 
-    def admission_weight(self, tau: int, age: float, examples: int) -> float:
-        """The weight of an update by itself: its staleness and, where asked, its rows."""
-        weight = self.staleness.weight(tau, age)
+    @property
+    def norm_bound(self) -> float:
+        """How many reference norms a delta may be long in a step."""
+        if self.privacy is not None:
+            return math.inf  # it has a bound of its own, which does not depend on data
+        return min(self.clip or math.inf, self.norm_limit or math.inf, GUARD)
+
+    def admission_weight(self, tau: int, age: float, examples: int, usual: float | None = None) -> float:
+        """The weight of an update by itself: its staleness and, if asked, its rows.
+
+        `usual` is the median staleness of its device's updates.
+        """
+        weight = self.staleness.weight(tau, age, usual)
         return weight * max(1, examples) if self.weigh_examples else weight
 
     def weights(self, buffered: Sequence[Waiting]) -> list[float]:
@@ -232,14 +274,16 @@ class Strategy:
 
         While a device trains, the others move the model: n that train at a time, K to a step, add η·n/K full deltas
         before the first of them sees any. Beyond about two the model may swing, whatever K is. What is measured goes
-        before: devices of unlike speeds leave more room.
+        before: devices of unlike speeds leave more room. A rate that is given is bounded by the same, unless it is said to
+        be `bounded=False`.
         """
-        if self.rate is not None:
-            return self.rate
-        if safe is not None:
-            return safe
-        busy = self.pace.concurrency or self.pace.cohort or live * self.pace.share
-        return min(1.0, REACH * self.size(live) / max(busy, 1.0))
+        if self.rate is not None and not (self.bounded and self.optimizer.kind == "sgd"):
+            return self.rate  # adaptive optimizers divide by what they see: their rate is no gain of the loop
+        if safe is None:
+            busy = self.pace.concurrency or self.pace.cohort or live * self.pace.share
+            safe = min(1.0, REACH * self.size(live) / max(busy, 1.0))
+        safe *= 1 - self.optimizer.beta1  # momentum adds up to 1 / (1 − β1) steps of the same direction
+        return safe if self.rate is None else min(self.rate, safe)
 
     def divisor(self, size: int) -> float:
         """A fixed divisor of the step's sum, or 0 where it follows from the updates."""

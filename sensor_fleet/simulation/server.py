@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,16 @@ SNAPSHOTS = 2
 
 Reply = Callable[[str, int, int, tuple[Settled, ...]], None]
 """Told of a device, an outbox, its hi, and what is settled."""
+
+
+class Tamper(Protocol):
+    """Stands between devices and the aggregator: what liars send in place of what they learned, and beside it."""
+
+    def begin(self, server: "Server", clock: Clock) -> None:
+        """Look around before the first message."""
+
+    def sent(self, device: str, update: Update, said: Said) -> Said | None:
+        """Return what the aggregator gets in place of an update, None if it gets nothing."""
 
 
 class Bare(Model):
@@ -144,8 +154,10 @@ class Server:
         framed: bool,
         reply: Reply,
         released: Callable[[Published], None],
+        tamper: Tamper | None = None,
     ) -> None:
         self._clock = clock
+        self._tamper = tamper
         self._places = places
         self._reply, self._released = reply, released
         self.core = AggregatorCore(
@@ -184,6 +196,15 @@ class Server:
         self._handle(ev.Greeted(device, outbox, first))
 
     def arrived(self, device: str, update: Update, said: Said) -> None:
+        if self._tamper is not None:
+            turned = self._tamper.sent(device, update, said)
+            if turned is None:
+                return
+            said = turned
+        self.inject(device, update, said)
+
+    def inject(self, device: str, update: Update, said: Said) -> None:
+        """Take a message in as it is."""
         self._key += 1
         self._said[self._key] = said
         self._handle(ev.Arrived(device, update, self._key))
@@ -193,7 +214,11 @@ class Server:
         actions = self.core.handle(event, now)
         if actions and isinstance(actions[0], ev.Decode):
             asked = actions[0]
-            decoded = ev.Decoded(asked.device, asked.update, asked.key, self._said[asked.key].norm)
+            said = self._said[asked.key]
+            agreement = 0.0
+            if self.core.strategy.robust:
+                agreement = self.engine.consensus.agreement(asked.device, said.delta, said.norm)
+            decoded = ev.Decoded(asked.device, asked.update, asked.key, said.norm, agreement)
             actions = self.core.handle(decoded, now)
         self._carry_out(actions)
         if isinstance(event, ev.Greeted):

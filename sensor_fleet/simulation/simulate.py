@@ -23,7 +23,7 @@ from sensor_fleet.simulation.clock import Clock
 from sensor_fleet.simulation.learners import Each, Learner, Stacked
 from sensor_fleet.simulation.participant import Air, Participant
 from sensor_fleet.simulation.result import Simulated
-from sensor_fleet.simulation.server import Published, Server
+from sensor_fleet.simulation.server import Published, Server, Tamper
 from sensor_fleet.simulation.shards import Carrier, Here, Pool, Work, shards_of
 from sensor_fleet.simulation.workers import Processes
 from sensor_fleet.world import Surroundings, World
@@ -88,6 +88,7 @@ def simulate(
     watch: Watch | None = None,
     carry: Callable[[Callable[[], Work]], Carrier] | None = None,
     speed_up: float = 1.0,
+    tamper: Tamper | None = None,
 ) -> Simulated:
     """Simulate a federation for so many virtual seconds.
 
@@ -119,6 +120,7 @@ def simulate(
         carry: who carries the trainings, in place of `workers`.
         speed_up: simulate a profile's fleet in scaled time, as a live one (`sensor_fleet.profiles.hastened`): times
             are told in the profile's seconds all the same.
+        tamper: what stands between devices and the aggregator, to try what liars do.
 
     Raises:
         ValueError: what is given does not go together.
@@ -161,6 +163,7 @@ def simulate(
             loss=loss,
             jitter=jitter,
             stream=stream,
+            tamper=tamper,
         )
         if evaluate is None and isinstance(train, FleetModel) and data is not None:
             clock, model, rows = simulation.clock, train, data
@@ -218,6 +221,7 @@ class _Simulation:
         loss: float,
         jitter: float,
         stream: Stream | None = None,
+        tamper: Tamper | None = None,
     ) -> None:
         self.clock = Clock()
         self._stream = stream
@@ -245,7 +249,10 @@ class _Simulation:
             framed=population is not None,
             reply=self._reply,
             released=self.air.released,
+            tamper=tamper,
         )
+        if tamper is not None:
+            tamper.begin(self.server, self.clock)
         self.participants = {name: Participant(self.air, number, name) for number, name in enumerate(names)}
         for participant, shard in zip(self.participants.values(), shard_of, strict=True):
             self._members[shard].append(participant)

@@ -1,0 +1,106 @@
+"""At which step, and when, each version was released: exact for recent versions, thinned out for old ones.
+
+An update says which version it was trained from, and its staleness follows from the step of that version. A fast fleet
+releases thousands of versions in the minutes of an outage; remembering each for a week would fill the checkpoints.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from typing import Any
+
+_EXACT = 1024
+"""Versions that are remembered one by one."""
+_COARSER = 16
+"""Beyond them one of 16, beyond 16 times as many one of 256, and so on: at most 1024 for each power of 16."""
+_LEVELS = 4
+"""The last level spans 1024 · 16³ versions, two days at 25 a second. What is older than that is forgotten."""
+
+
+class Versions:
+    """The releases of one generation."""
+
+    def __init__(self) -> None:
+        self._numbers: list[int] = [0]
+        self._steps: list[int] = [0]
+        self._at: list[float] = [0.0]
+
+    def __contains__(self, version: int) -> bool:
+        return self._numbers[0] <= version <= self._numbers[-1] if self._numbers else False
+
+    def add(self, version: int, step: int, at: float) -> None:
+        """Note a release. What could be trained from before the first one is nothing."""
+        if self._numbers == [0]:
+            self.clear()
+        self._numbers.append(version)
+        self._steps.append(step)
+        self._at.append(at)
+        if version % _COARSER == 0:
+            self._thin(version)
+
+    def _thin(self, newest: int) -> None:
+        kept = [place for place, number in enumerate(self._numbers) if _kept(number, newest - number)]
+        self._numbers = [self._numbers[place] for place in kept]
+        self._steps = [self._steps[place] for place in kept]
+        self._at = [self._at[place] for place in kept]
+
+    def clear(self) -> None:
+        """Forget all: a new generation begins."""
+        self._numbers, self._steps, self._at = [], [], []
+
+    def _place(self, version: int) -> int | None:
+        """The newest that is remembered and not newer than a version: so an old update counts as older, not newer."""
+        place = bisect_right(self._numbers, version) - 1
+        return place if place >= 0 else None
+
+    def step(self, version: int) -> int | None:
+        """The step at which a version was released, or a little before; None if that is not known any more."""
+        place = self._place(version)
+        return None if place is None else self._steps[place]
+
+    def at(self, version: int) -> float | None:
+        """When a version was released, or a little before; None if that is not known any more."""
+        place = self._place(version)
+        return None if place is None else self._at[place]
+
+    def shift(self, now: float) -> None:
+        """Continue on another clock, on which it is `now`: after a restart, the newest version is as new as can be."""
+        if self._at:
+            later = now - self._at[-1]
+            self._at = [at + later for at in self._at]
+
+    def forget_before(self, version: int) -> None:
+        """Forget versions before this one, but never the newest."""
+        place = min(bisect_right(self._numbers, version - 1), max(len(self._numbers) - 1, 0))
+        del self._numbers[:place], self._steps[:place], self._at[:place]
+
+    def forget_steps_before(self, step: int) -> None:
+        """Forget versions that were released before this step, but never the newest."""
+        while len(self._steps) > 1 and self._steps[0] < step:
+            del self._numbers[0], self._steps[0], self._at[0]
+
+    @property
+    def oldest(self) -> int | None:
+        """The oldest version that is remembered; None if there is none."""
+        return self._numbers[0] if self._numbers else None
+
+    def dump(self) -> list[list[Any]]:
+        """Return what `load` takes."""
+        return [list(row) for row in zip(self._numbers, self._steps, self._at, strict=True)]
+
+    def load(self, rows: Iterable[Iterable[Any]]) -> None:
+        """Take up what `dump` returned."""
+        self.clear()
+        for number, step, at in rows:
+            self._numbers.append(number)
+            self._steps.append(step)
+            self._at.append(at)
+
+
+def _kept(number: int, age: int) -> bool:
+    """Whether a version of this age is remembered."""
+    span, every = _EXACT, 1
+    for _ in range(_LEVELS):
+        if age < span:
+            return number % every == 0
+        span, every = span * _COARSER, every * _COARSER
+    return False
