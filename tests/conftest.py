@@ -1,4 +1,4 @@
-"""How all tests run: coroutines in a loop of their own; and what is left out."""
+"""How all tests run: coroutines in a loop of their own, properties on the same examples each time; what is left out."""
 
 import asyncio
 import inspect
@@ -6,8 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
+from tests.demo.clock import live_virtually
 from tests.left_out import note, sentence
+
+# The same examples each time, and no limit on how long one takes: what passed does not fail on a busy machine.
+# With --hypothesis-profile=search they are new ones.
+_TIMELESS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("steady", _TIMELESS, derandomize=True)
+settings.register_profile("search", _TIMELESS)
+settings.load_profile("steady")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,7 +30,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-    asyncio.run(pyfuncitem.obj(**arguments), debug=False)
+    if pyfuncitem.get_closest_marker("virtual") is not None:
+        live_virtually(pyfuncitem.obj(**arguments))
+    else:
+        asyncio.run(pyfuncitem.obj(**arguments), debug=False)
     return True
 
 

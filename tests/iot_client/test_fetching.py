@@ -18,6 +18,8 @@ from wire import frames, messages
 from wire.lineage import State, route
 from wire.messages import Announcement, Fetch, FrameInfo, Part
 
+pytestmark = pytest.mark.virtual
+
 MODEL = {"x": np.sin(np.arange(8000, dtype=np.float32))}
 
 
