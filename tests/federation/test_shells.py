@@ -13,9 +13,9 @@ from aggregator.engine import Engine
 from aggregator.model import Frame
 from aggregator.service import ForeignFederation
 from aggregator.store import Store, StoreError
-from broker.connection import BrokerUnreachable, Options
+from broker.connection import BrokerUnreachable, Options, QoS, SubscribeRefused
 from broker.routing import Message
-from broker.twin import Twin
+from broker.twin import Twin, _TwinConnection
 from iot_client.device import Namesake
 from iot_client.fit import Fit, Parameters, TrainingPlan
 from iot_client.outbox import Outbox
@@ -323,3 +323,27 @@ async def test_updates_that_were_lost_on_the_way_come_again(tmp_path: Path) -> N
     told = [event["seq"] for event in log.of("receipt", device="a", repeat=False)]
     assert told == sorted(set(told))
     assert 1 in told
+
+
+async def test_rights_that_are_taken_away_and_given_again_end_no_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that reads its rights anew refuses what it granted before, also to who is connected."""
+    twin, log = Twin(), Log()
+    subscribe, taken = _TwinConnection.subscribe, [False]
+
+    async def guarded(self: _TwinConnection, *filters: str, qos: QoS = 1) -> None:
+        if taken[0] and any("/model/" in each for each in filters) and "-a-" in self._client_id:
+            raise SubscribeRefused(f"The broker refused the subscription to {filters[0]!r} (Not authorized).")
+        await subscribe(self, *filters, qos=qos)
+
+    monkeypatch.setattr(_TwinConnection, "subscribe", guarded)
+    server = aggregator(twin, tmp_path / "store", log)
+    async with serving(server, *[device(twin, name, log) for name in "ab"]):
+        await log.until(lambda: log.of("receipt", device="a", seq=2))
+        taken[0] = True
+        await log.until(lambda: log.of("fetch_failed", device="a"))  # and so there is no further version
+        await log.until(lambda: log.of("refused", device="a", topic="midge/1/f/model/train"))  # read anew
+        taken[0] = False
+        before = len(log.of("receipt", device="a"))
+        await log.until(lambda: len(log.of("receipt", device="a")) > before + 2)
