@@ -105,8 +105,8 @@ class TestOnMosquitto:
             assert updates_of("dev0003", home / "a") == known > 0
             assert main(["status", "--config", "fleet/operator", "--json"]) == 0
             assert json.loads(capsys.readouterr().out)["federation"] == "plant"
-            for child in (three, one, two, server):
-                assert interrupt(child) == 0
+            for child, log in ((three, "3"), (one, "1"), (two, "2"), (server, "a")):
+                assert interrupt(child) == 0, (home / log).read_text()[-1000:]
             assert main(["clean", "--config", "fleet/aggregator"]) == 0
         events = [event["event"] for name in "a12" for event in said(home / name)]
         assert not set(events) & {"dropped", "disconnected"}, "somebody was put off"

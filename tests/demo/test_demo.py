@@ -101,7 +101,8 @@ def test_a_target_that_is_missed_is_exit_code_1(tmp_path: Path) -> None:
     code, last = demo(tmp_path, "--target", "0.999", "--seconds", "3")
     assert code == 1
     assert last["seconds_to_target"] is None
-    assert {path.name for path in (tmp_path / "runs" / "it").iterdir()} >= FILES
+    files = {path.name for path in (tmp_path / "runs" / "it").iterdir()}
+    assert files >= FILES - {"outboxes"}  # where no device has begun in so short a time
 
 
 @pytest.mark.parametrize(
