@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from broker.connection import Connection, ConnectionLost, SubscribeRefused
+from broker.connection import Connection, ConnectionLost, PublishRefused, SubscribeRefused
 from wire import frames, lineage, messages, sharing
 from wire.chunks import Assembly, part_size
 from wire.errors import WireError
@@ -202,7 +202,10 @@ class Fetcher:
                 parts=tuple(sorted(parts)),
                 channel=self._channel,
             )
-            await connection.publish(self._topics.update(self._device), frames.encode(asking), qos=1)
+            try:
+                await connection.publish(self._topics.update(self._device), frames.encode(asking), qos=1)
+            except PublishRefused as error:
+                raise FetchError(str(error)) from error
 
     def _apply(self, announcement: Announcement, way: Sequence[FrameInfo], state: State | None) -> State:
         for frame in way:
