@@ -26,6 +26,8 @@ from broker.connection import (
     Options,
     PacketTooLarge,
     PublishRefused,
+    QoS,
+    SubscribeRefused,
     Will,
 )
 from broker.failpoints import failpoint
@@ -776,10 +778,9 @@ class Device:
         """Subscribing again makes the broker send what is retained again."""
         connection = self._connection
         if connection is not None:
-            with suppress(ConnectionLost):
-                await connection.subscribe(self.topics.aggregator)
-                if connection is not self._deaf:
-                    await connection.subscribe(self.topics.announcement(), qos=0)
+            await self._hear(connection, self.topics.aggregator)
+            if connection is not self._deaf:
+                await self._hear(connection, self.topics.announcement(), qos=0)
 
     async def _turn_away(self, announcement: Announcement) -> None:
         """Hear of no new version while training, where many would come."""
@@ -794,8 +795,17 @@ class Device:
         await turning
         connection, self._deaf = self._deaf, None
         if connection is not None and connection is self._connection:
-            with suppress(ConnectionLost):
-                await connection.subscribe(self.topics.announcement(), qos=0)
+            await self._hear(connection, self.topics.announcement(), qos=0)
+
+    async def _hear(self, connection: Connection, topic: str, *, qos: QoS = 1) -> None:
+        """Subscribe over a connection that stands. Rights may have been taken away, and may be given again."""
+        try:
+            await connection.subscribe(topic, qos=qos)
+        except ConnectionLost:
+            pass  # the reader sees it too
+        except SubscribeRefused as error:
+            log.warning("%s: %s", self.name, error)
+            self._tell("refused", topic=topic, why=str(error))
 
     async def _fetch(self, announcement: Announcement, way: tuple[messages.FrameInfo, ...]) -> None:
         connection = self._connection

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from broker.connection import Connection, ConnectionLost
+from broker.connection import Connection, ConnectionLost, PublishRefused, SubscribeRefused
 from wire import frames, lineage, messages, sharing
 from wire.chunks import Assembly, part_size
 from wire.errors import WireError
@@ -121,7 +121,10 @@ class Fetcher:
                     await self._keep_pace(sum(part_size(frame.size, frame.parts) for frame, _ in new))
                     self._expected |= topics
                     # A packet each: a broker with one thread copies all that one asks for before it looks at others.
-                    await asyncio.gather(*(connection.subscribe(topic, qos=1) for topic in topics))
+                    try:
+                        await asyncio.gather(*(connection.subscribe(topic, qos=1) for topic in topics))
+                    except SubscribeRefused as error:
+                        raise FetchError(str(error)) from error
                 began = asyncio.get_running_loop().time()
                 came = await self._some_came()
                 self._adapt(len(came), asyncio.get_running_loop().time() - began)
@@ -199,7 +202,10 @@ class Fetcher:
                 parts=tuple(sorted(parts)),
                 channel=self._channel,
             )
-            await connection.publish(self._topics.update(self._device), frames.encode(asking), qos=1)
+            try:
+                await connection.publish(self._topics.update(self._device), frames.encode(asking), qos=1)
+            except PublishRefused as error:
+                raise FetchError(str(error)) from error
 
     def _apply(self, announcement: Announcement, way: Sequence[FrameInfo], state: State | None) -> State:
         for frame in way:

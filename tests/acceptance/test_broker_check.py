@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from midge.__main__ import main
-from tests.acceptance.test_by_hand import MIDGE, ROOT, free_port, interrupt, listening, process, until
+from tests.acceptance.test_by_hand import MIDGE, ROOT, interrupt, listening, process
+from tests.ports import free_port
+from tests.waiting import until
 
 
 @contextmanager

@@ -7,8 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,25 +16,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from broker.mosquitto import find_mosquitto
+from tests import needs
+from tests.ports import free_port
+from tests.waiting import LAST_RESORT, until
 
 ROOT = Path(__file__).parents[2]
 MIDGE = [sys.executable, "-m", "midge"]
 PASSWORD = "s3cr:et/%"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def until(what: str, condition: Callable[[], bool], seconds: float = 40) -> None:
-    """Wait for another process to get somewhere."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.2)
 
 
 @contextmanager
@@ -55,13 +42,13 @@ def process(*command: str, cwd: Path, log: str, password: str | None = None) -> 
 
 def interrupt(child: subprocess.Popen[bytes]) -> int:
     child.send_signal(signal.SIGINT)
-    return child.wait(20)
+    return child.wait(LAST_RESORT)
 
 
 def midge(*arguments: str, cwd: Path, password: str | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, **({} if password is None else {"MIDGE_PASSWORD": password})}
     return subprocess.run(
-        [*MIDGE, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False
+        [*MIDGE, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=LAST_RESORT, check=False
     )
 
 
@@ -110,7 +97,7 @@ def take_part(cwd: Path, url: str, *options: str, users: bool = False) -> None:
             password=secret,
         ) as two,
     ):
-        until("version 10", lambda: version() >= 10)
+        until("version 30", lambda: version() >= 30)  # by then each has brought the model near
         refused = midge("clean", url, "--federation", "pumps", *who("aggregator"), cwd=cwd, password=secret)
         assert refused.returncode == 2 and "stop it first" in refused.stderr
         assert interrupt(one) == 0 and interrupt(two) == 0
@@ -158,10 +145,10 @@ def deployed_mosquitto(directory: Path, port: int) -> Path:
 
 
 @pytest.mark.mosquitto
+@needs.mosquitto
 def test_with_the_configuration_of_deploy_tls_passwords_and_acl(programs: Path) -> None:
     binary = find_mosquitto()
-    if binary is None:
-        pytest.skip("Mosquitto is not installed")
+    assert binary is not None
     port = free_port()
     home = deployed_mosquitto(programs, port)
     url, trust = f"mqtts://localhost:{port}", ("--cafile", str(home / "ca.crt"))

@@ -17,9 +17,13 @@ import pytest
 
 from broker.local import LocalBroker, local_broker
 from broker.mosquitto import find_mosquitto
+from iot_client import device as device_module
 from midge.__main__ import main
-from tests.acceptance.test_by_hand import MIDGE, ROOT, free_port, interrupt, process, until
+from tests import needs
+from tests.acceptance.test_by_hand import MIDGE, ROOT, interrupt, process
 from tests.broker.test_local import certificates
+from tests.ports import free_port
+from tests.waiting import LAST_RESORT, until
 
 PUMP, SERVER = ((ROOT / "examples" / "quickstart" / f"{name}.py").read_text() for name in ("pump", "server"))
 FIT = 'return midge.Fit({"w": w}, examples=len(x))'
@@ -180,7 +184,7 @@ def test_a_wrong_password(url: str, broker: LocalBroker, tell: Tell, monkeypatch
 
 
 @pytest.mark.mosquitto
-@pytest.mark.skipif(find_mosquitto() is None, reason="no mosquitto binary on the path")
+@needs.mosquitto
 def test_tls_on_one_side_only_and_a_stranger_s_certificate(tell: Tell, tmp_path: Path, url: str) -> None:
     tls = certificates(tmp_path)
     with running(local_broker("mosquitto", directory=tmp_path, tls=tls)) as broker:
@@ -248,7 +252,7 @@ def test_a_port_that_is_none(port: str, tell: Tell) -> None:
 @pytest.mark.parametrize("kind", ["embedded", pytest.param("mosquitto", marks=pytest.mark.mosquitto)])
 def test_a_port_in_use(kind: str, tell: Tell) -> None:
     if kind == "mosquitto" and find_mosquitto() is None:
-        pytest.skip("Mosquitto is not installed")
+        pytest.skip(needs.MOSQUITTO)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -356,7 +360,10 @@ def test_an_error_in_the_user_s_own_module_keeps_its_traceback(
 # ------------------------------------------------------------------------- in a federation
 
 
-def test_a_second_device_of_the_same_name(federation: Path, url: str, tell: Tell, tmp_path: Path) -> None:
+def test_a_second_device_of_the_same_name(
+    federation: Path, url: str, tell: Tell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_module, "_NAMESAKE", LAST_RESORT)  # for the first to say that it lives
     programs(tmp_path)
     answer = tell("device", "pump:app", "--name", "pump-0", "--broker", url)
     assert "Another live device of federation 'pumps' is named 'pump-0': give each device its own name" in answer
@@ -439,7 +446,7 @@ def midge(*arguments: str, cwd: Path, without: str = "") -> subprocess.Completed
 
 def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=LAST_RESORT, check=False
     )
 
 
@@ -499,7 +506,7 @@ def test_a_lost_broker_is_told_once_and_so_is_its_return(tmp_path: Path) -> None
             until("a training", lambda: "Training" in logs["d"].read_text())
             broker.kill()
             until("a word of it", lambda: all("Lost the broker" in log.read_text() for log in logs.values()))
-            time.sleep(2.5)  # several attempts, 0.5 and 1 s apart and more
+            time.sleep(2.5)  # several attempts, each of which would be told wrongly; however many, the end is the same
             runner.run(broker.restart())
             until("another word", lambda: all("The broker is back." in log.read_text() for log in logs.values()))
             assert interrupt(pump) == 0 and interrupt(server) == 0

@@ -15,6 +15,7 @@ from aggregator.meters import Meters
 from aggregator.outgoing import Post
 from aggregator.store import BALLAST, Store, StoreFull
 from broker.connection import Delivery
+from tests import needs
 from tests.aggregator.rig import EVERYTHING_COUNTS, TOPICS, Rig, receipts
 from wire.messages import Receipt, Verdict
 from wire.schema import Schema
@@ -109,11 +110,11 @@ def test_a_disk_that_is_full_from_any_write_on_loses_and_doubles_nothing(tmp_pat
 @contextmanager
 def small_disk(directory: Path, size: int) -> Iterator[Path]:
     if os.geteuid() != 0:
-        pytest.skip("needs root, to mount a small disk")
+        pytest.skip(needs.MOUNTS)
     directory.mkdir()
     mounting = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)]
     if subprocess.run(mounting, check=False, capture_output=True).returncode:
-        pytest.skip("this machine mounts no tmpfs")
+        pytest.skip(needs.MOUNTS)
     try:
         yield directory
     finally:

@@ -10,9 +10,8 @@ import pytest
 
 from broker.local import LocalBroker, local_broker
 from broker.mosquitto import find_mosquitto
+from tests import needs
 from tests.broker.worlds import RealWorld, TwinWorld, World
-
-NO_MOSQUITTO = "no mosquitto binary on the path"
 
 
 @contextmanager
@@ -33,7 +32,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBroker]:
 @pytest.fixture(scope="session")
 def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBroker]:
     if find_mosquitto() is None:
-        pytest.skip(NO_MOSQUITTO)
+        pytest.skip(needs.MOSQUITTO)
     with _running("mosquitto", tmp_path_factory.mktemp("mosquitto")) as broker:
         yield broker
 

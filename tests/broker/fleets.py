@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 
 from broker.bundles import Bundle, read_bundle
-from broker.child import Child, free_port
+from broker.child import Child
 from broker.installation import initialise
 from broker.mosquitto import find_mosquitto
 from broker.register import Fleet, Way, present
-from tests.broker.conftest import NO_MOSQUITTO
+from tests import needs
+from tests.ports import free_port
 
 needs_mosquitto = [
     pytest.mark.mosquitto,
-    pytest.mark.skipif(find_mosquitto() is None, reason=NO_MOSQUITTO),
+    needs.mosquitto,
 ]
 NAMES = ["dev0001", "dev0002", "dev0003"]
 

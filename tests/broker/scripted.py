@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 from broker import packets
 from broker.packets import Packet
+from tests.waiting import LAST_RESORT
 
 Answer = Callable[[Packet], bytes | None]
 """What to answer to a packet; None hangs up."""
@@ -40,7 +41,7 @@ class ScriptedServer:
         return [packet for packet in self.received if isinstance(packet, packets.Publish)]
 
     async def until(self, done: Callable[[], bool]) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LAST_RESORT):
             while not done():
                 self.arrived.clear()
                 await self.arrived.wait()

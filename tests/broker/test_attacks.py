@@ -11,11 +11,11 @@ from broker import Delivery, Endpoint
 from broker.attacks import try_attacks
 from broker.bundles import read_bundle
 from broker.check import Parties, Report, Role, Trial, check
-from broker.child import free_port
 from broker.register import ATTACKER, VICTIM
 from tests.broker.fleets import make_fleet, needs_mosquitto, running_fleet, serving
 from tests.broker.test_check import a_live_federation, is_passed_over, kept, retain, watched, write_passwords
 from tests.broker.worlds import somewhere
+from tests.ports import free_port
 from wire.topics import Topics
 
 pytestmark = needs_mosquitto

@@ -1,6 +1,5 @@
 """Certificates: who may show which, and what another implementation says of them."""
 
-import shutil
 import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,10 +18,10 @@ from broker.authority import (
     need_cryptography,
     revocation_list,
 )
+from tests import needs
 from tests.broker.fleets import openssl
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
-needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl on the path")
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +87,7 @@ def test_another_authority_is_not_trusted(authority: Authority, tmp_path: Path) 
         shake(server, foreign, authority, "mqtt.lan", tmp_path)
 
 
-@needs_openssl
+@needs.openssl
 def test_a_clock_that_stands_at_1970_trusts_them(authority: Authority, tmp_path: Path) -> None:
     leaf = issue(authority, "dev0001", NOW, use="client", days=30)
     (tmp_path / "ca").write_bytes(authority.certificate)
@@ -109,7 +108,7 @@ def test_nothing_outlives_its_authority() -> None:
     assert issue(short, "dev0001", NOW, use="client", days=100).not_after == NOW + timedelta(days=10)
 
 
-@needs_openssl
+@needs.openssl
 def test_the_revocation_list(authority: Authority, tmp_path: Path) -> None:
     good, bad = (issue(authority, name, NOW, use="client") for name in ("good", "bad"))
     crl = revocation_list(authority, {bad.serial: NOW}, 7, NOW)
@@ -128,7 +127,7 @@ def test_the_revocation_list(authority: Authority, tmp_path: Path) -> None:
     assert "CRL has expired" in verify("g", NOW + timedelta(days=6))
 
 
-@needs_openssl
+@needs.openssl
 def test_a_request_for_another_authority(tmp_path: Path) -> None:
     key, request = make_request("pump-17")
     (tmp_path / "csr").write_bytes(request)

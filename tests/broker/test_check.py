@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-import shutil
 import subprocess
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -13,14 +12,15 @@ import pytest
 
 from broker import BrokerRefused, BrokerUnreachable, Delivery, Endpoint, Tls, connector
 from broker.check import Finding, Report, Role, check
-from broker.child import Child, free_port
+from broker.child import Child
 from broker.embedded import EmbeddedBroker
 from broker.local import local_broker
 from broker.mosquitto import find_mosquitto
 from broker.probes import describe
-from tests.broker.conftest import NO_MOSQUITTO
+from tests import needs
 from tests.broker.test_local import certificates
 from tests.broker.worlds import options, somewhere
+from tests.ports import free_port
 from wire import frames, messages
 from wire.messages import (
     AggregatorState,
@@ -36,7 +36,7 @@ TOPICS = Topics("pumps")
 ACL = (Path(__file__).parents[2] / "deploy" / "mosquitto" / "acl").read_text()
 needs_mosquitto = [
     pytest.mark.mosquitto,
-    pytest.mark.skipif(find_mosquitto() is None or shutil.which("mosquitto_passwd") is None, reason=NO_MOSQUITTO),
+    needs.mosquitto,
 ]
 
 
@@ -97,6 +97,7 @@ async def watched(endpoint: Endpoint, topic_filter: str) -> AsyncIterator[list[D
             yield seen
             await connection.subscribe("settled")
             reading.cancel()
+            seen += connection.waiting()  # what came before the answer, and has not been read yet
 
 
 async def kept(endpoint: Endpoint) -> dict[str, bytes]:
@@ -212,7 +213,7 @@ def test_what_is_known_of_versions(text: str, level: str, words: str) -> None:
 
 
 @pytest.mark.mosquitto
-@pytest.mark.skipif(find_mosquitto() is None, reason=NO_MOSQUITTO)
+@needs.mosquitto
 async def test_tls_and_its_certificate(tmp_path: Path) -> None:
     async with local_broker("mosquitto", directory=tmp_path, tls=certificates(tmp_path)) as broker:
         report = await check(replace(broker.endpoint, tls=Tls(cafile=tmp_path / "ca.pem")), TOPICS)

@@ -119,4 +119,4 @@ async def test_a_broker_that_falls_silent_is_seen_by_the_keepalive() -> None:
     async with scripted(welcome()) as server, to(server.port, "direct")(brief) as connection:
         with pytest.raises(ConnectionLost, match="nothing came"):
             await take(connection, 1)
-        assert any(isinstance(each, packets.Pingreq) for each in server.received)
+        await server.until(lambda: any(isinstance(each, packets.Pingreq) for each in server.received))

@@ -183,6 +183,7 @@ async def test_a_killed_broker_is_seen_by_everybody_who_waits(world: World) -> N
             await connection.subscribe(topic)
             await connection.publish(topic, b"before")
             await settle(connection)
+            world.freeze()
             reading = asyncio.create_task(take(connection, 100, ack=False))
             publishing = [asyncio.create_task(connection.publish(topic, bytes(1000))) for _ in range(3)]
             await asyncio.sleep(0)

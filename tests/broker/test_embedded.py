@@ -16,6 +16,7 @@ from broker import Endpoint, connector, embedded_client
 from broker.embedded import EmbeddedBroker
 from broker.fields import text, varint
 from tests.broker.worlds import options, somewhere, take
+from tests.waiting import LAST_RESORT
 
 
 class Raw:
@@ -37,7 +38,7 @@ class Raw:
         )
 
     async def receive(self) -> tuple[int, bytes]:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LAST_RESORT):
             first = (await self.reader.readexactly(1))[0]
             length = shift = 0
             while True:
@@ -49,7 +50,7 @@ class Raw:
 
     async def closed(self) -> bytes:
         """What still comes until the broker hangs up."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LAST_RESORT):
             return await self.reader.read()
 
 
@@ -86,7 +87,7 @@ async def test_a_kept_session_gets_what_it_missed_and_what_it_did_not_acknowledg
 
 async def test_a_session_of_mqtt_5_expires() -> None:
     async with EmbeddedBroker() as broker:
-        for found, present in ((b"\x11\0\0\0\0", 0), (b"\x11\0\0\0\x01", 0), (b"", 1), (b"", 0)):
+        for found, present in ((b"\x11\0\0\0\0", 0), (b"\x11\0\1\0\0", 0), (b"", 1), (b"", 0)):
             async with raw(broker) as client:
                 client.connect(flags=0, version=5, found=found)
                 _, body = await client.receive()
@@ -231,7 +232,7 @@ async def test_the_process_says_where_it_serves_and_ends(end: str) -> None:
                 process.send_signal(signal.SIGTERM)
             else:
                 process.stdin.close()
-            assert process.wait(timeout=5) == 0
+            assert process.wait(timeout=LAST_RESORT) == 0
 
 
 def test_a_port_that_is_taken_is_said_in_one_sentence() -> None:

@@ -2,10 +2,10 @@
 
 import asyncio
 import shutil
+import signal
 import stat
 import subprocess
 import tarfile
-import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
@@ -20,6 +20,7 @@ from broker.membership import add, devices, renew, revoke, rotate, warnings
 from broker.register import ATTACKER, FleetError, Way, present, read_fleet, write_fleet
 from tests.broker.fleets import device, make_fleet, needs_mosquitto, openssl, running_fleet
 from tests.broker.worlds import options, take
+from tests.waiting import LAST_RESORT
 
 OUT = (BrokerRefused, BrokerUnreachable)
 
@@ -40,20 +41,19 @@ def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 async def eventually(bundle: Bundle, *, wanted: bool = True) -> bool:
     """Whether the broker comes to let somebody in, or no longer does: it hears a signal when it next looks up."""
-    for _ in range(100):
-        if await lets_in(bundle) is wanted:
-            return True
-        await asyncio.sleep(0.01)
-    return False
+    async with asyncio.timeout(LAST_RESORT):
+        while await lets_in(bundle) is not wanted:  # noqa: ASYNC110 - the broker tells nobody
+            await asyncio.sleep(0.01)
+    return True
 
 
-async def refused(connection: Connection, topic: str) -> float:
-    """Seconds until the broker refuses a message of somebody who is connected."""
-    began = time.monotonic()
+async def refused(connection: Connection, topic: str) -> bool:
+    """Whether the broker comes to refuse messages of somebody who is connected."""
     with suppress(PublishRefused, ConnectionLost):
-        while time.monotonic() < began + 5:
-            await connection.publish(topic, b"")
-    return time.monotonic() - began
+        async with asyncio.timeout(LAST_RESORT):
+            while True:
+                await connection.publish(topic, b"")
+    return True
 
 
 def kept(fleet: Path, name: str, directory: Path) -> Bundle:
@@ -167,7 +167,7 @@ class TestOnMosquitto:
             add(fleet, ["a/b"])
         assert not (fleet / "devices" / "pump-18").exists()
 
-    async def test_a_revoked_device_stops_at_once_though_connected(self, fleet: Path) -> None:
+    async def test_a_revoked_device_stops_though_connected(self, fleet: Path) -> None:
         add(fleet, ["gone", "stays"])
         gone, stays = device(fleet, "gone"), device(fleet, "stays")
         assert await eventually(gone) and await eventually(stays)
@@ -175,7 +175,7 @@ class TestOnMosquitto:
             connection = await stack.enter_async_context(connector(gone.endpoint)(options()))
             await connection.publish(gone.topics.report("gone"), b"")
             assert revoke(fleet, ["gone"]).broker
-            assert await refused(connection, gone.topics.report("gone")) < 1
+            assert await refused(connection, gone.topics.report("gone"))
         assert not await lets_in(gone)
         assert await lets_in(stays)
         assert [each.state for each in devices(fleet) if each.name == "gone"] == ["revoked"]
@@ -238,9 +238,9 @@ class TestOnMosquitto:
         with subprocess.Popen(["sleep", "60"]) as other:
             (tmp_path / "fleet" / "broker" / "mosquitto.pid").write_text(f"{other.pid}\n")
             told = revoke(tmp_path / "fleet", ["dev0001"])
-            time.sleep(0.05)
-            assert not told.broker and told.todo and other.poll() is None
-            other.kill()
+            assert not told.broker and told.todo
+            other.terminate()
+            assert other.wait() == -signal.SIGTERM, "of two signals that wait, the lower number ends it: SIGHUP"
 
 
 def test_what_runs_out_is_told(written: Path, tmp_path: Path) -> None:

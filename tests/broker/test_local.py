@@ -1,7 +1,6 @@
 """Brokers as child processes."""
 
 import asyncio
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,18 +10,19 @@ from typing import Literal
 import pytest
 
 from broker import BrokerRefused, BrokerUnreachable, Tls, connector, local
-from broker.child import free_port
 from broker.local import LocalBroker, local_broker
-from broker.mosquitto import MosquittoSettings, find_mosquitto, write_configuration
-from tests.broker.conftest import NO_MOSQUITTO
+from broker.mosquitto import MosquittoSettings, write_configuration
+from tests import needs
 from tests.broker.worlds import options, take
+from tests.ports import free_port
+from tests.waiting import LAST_RESORT, until
 
 Kind = Literal["mosquitto", "embedded"]
 Library = Literal["paho", "aiomqtt"]
 
 needs_mosquitto = [
     pytest.mark.mosquitto,
-    pytest.mark.skipif(find_mosquitto() is None, reason=NO_MOSQUITTO),
+    needs.mosquitto,
 ]
 KINDS = ["embedded", pytest.param("mosquitto", marks=needs_mosquitto)]
 
@@ -96,7 +96,7 @@ async def test_the_embedded_broker_has_no_tls(tmp_path: Path) -> None:
             pass
 
 
-@pytest.mark.skipif(sys.platform != "linux" or shutil.which("setpriv") is None, reason="needs Linux and setpriv")
+@needs.setpriv
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_broker_dies_with_its_parent(kind: Kind, tmp_path: Path) -> None:
     parent = f"""
@@ -108,19 +108,24 @@ async def main():
         os.kill(os.getpid(), signal.SIGKILL)
 asyncio.run(main())
 """
-    answer = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=False, timeout=20)
+    answer = subprocess.run(
+        [sys.executable, "-c", parent], capture_output=True, text=True, check=False, timeout=LAST_RESORT
+    )
     child = int(answer.stdout)
-    for _ in range(100):
-        if not Path(f"/proc/{child}").exists() or ") Z " in Path(f"/proc/{child}/stat").read_text():
-            return
-        subprocess.run(["sleep", "0.02"], check=True)
-    pytest.fail("the broker outlived its parent")
+    until("the broker outlived its parent", lambda: not alive(child))
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there, and is more than what its parent has not yet asked for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def certificates(directory: Path) -> Tls:
     """An authority that signs a certificate for 127.0.0.1."""
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl binary on the path")
+    needs.program("openssl", needs.OPENSSL)
 
     def openssl(*arguments: str) -> None:
         subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
@@ -137,7 +142,7 @@ def certificates(directory: Path) -> Tls:
 
 
 @pytest.mark.mosquitto
-@pytest.mark.skipif(find_mosquitto() is None, reason=NO_MOSQUITTO)
+@needs.mosquitto
 @pytest.mark.parametrize("library", ["paho", "aiomqtt"])
 async def test_tls(library: Library, tmp_path: Path) -> None:
     async with local_broker("mosquitto", directory=tmp_path, tls=certificates(tmp_path)) as broker:
@@ -154,5 +159,5 @@ async def test_tls(library: Library, tmp_path: Path) -> None:
             await connection.publish("t", b"")
         plain = replace(broker.endpoint, scheme="mqtt", tls=None)
         with pytest.raises(BrokerUnreachable, match="TLS"):
-            async with connector(plain, library)(options(timeout=2)):
+            async with connector(plain, library)(options(timeout=1)):
                 pass

@@ -10,11 +10,12 @@ from typing import Literal
 import pytest
 
 from broker import BrokerRefused, BrokerUnreachable, Endpoint, Options, Tls, Will, connector
-from broker.child import free_port
 from broker.embedded import EmbeddedBroker
 from tests.broker.fleets import device, make_fleet, needs_mosquitto, serving
 from tests.broker.websocket_bridge import bridge
 from tests.broker.worlds import options, settle, take, unique
+from tests.ports import free_port
+from tests.waiting import LAST_RESORT
 
 LIBRARIES = pytest.mark.parametrize("library", ["paho", "aiomqtt"])
 SCHEMES = pytest.mark.parametrize("scheme", ["ws", "wss"])
@@ -70,7 +71,7 @@ class TestOnMosquitto:
     ) -> None:
         endpoint = Endpoint.parse(f"{scheme}://localhost:{ports[scheme]}", tls=_tls(scheme, fleet))
         topic, will, connect = unique(), unique("will"), connector(endpoint, library)
-        leaving = Options(unique("leaving"), will=Will(will, b"gone", retain=False), timeout=5)
+        leaving = Options(unique("leaving"), will=Will(will, b"gone", retain=False), timeout=LAST_RESORT)
         async with connect(options()) as connection:
             await connection.publish(topic, b"kept", retain=True)
             await connection.subscribe(topic, will)

@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+import os
+import signal
 import socket
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol
@@ -12,6 +14,7 @@ from broker.local import LocalBroker
 from broker.mosquitto import find_mosquitto, mosquitto_version
 from broker.paho_session import PahoSession
 from broker.twin import Twin
+from tests.waiting import LAST_RESORT
 
 Library = Literal["twin", "paho", "aiomqtt", "direct"]
 
@@ -29,6 +32,9 @@ class World(Protocol):
     def break_link(self, connection: Connection, client_id: str) -> None:
         """End a connection without a goodbye."""
 
+    def freeze(self) -> None:
+        """Have the broker answer nothing more until it is killed."""
+
     def kill(self) -> None: ...
 
     async def restart(self) -> None: ...
@@ -45,6 +51,9 @@ class TwinWorld:
 
     def break_link(self, connection: Connection, client_id: str) -> None:
         self.twin.drop(client_id)
+
+    def freeze(self) -> None:
+        """It answers in the turn of the loop after the one in which it is asked, and is killed before."""
 
     def kill(self) -> None:
         self.twin.kill()
@@ -72,6 +81,10 @@ class RealWorld:
         assert isinstance(sock, socket.socket)
         sock.shutdown(socket.SHUT_RDWR)
 
+    def freeze(self) -> None:
+        assert self.broker._child is not None
+        os.kill(self.broker._child._process.pid, signal.SIGSTOP)
+
     def kill(self) -> None:
         self.broker.kill()
 
@@ -91,7 +104,7 @@ def unique(prefix: str = "t") -> str:
 
 
 def options(
-    client_id: str | None = None, *, will: Will | None = None, receive_maximum: int = 20, timeout: float = 5.0
+    client_id: str | None = None, *, will: Will | None = None, receive_maximum: int = 20, timeout: float = LAST_RESORT
 ) -> Options:
     return Options(client_id or unique("client"), will=will, receive_maximum=receive_maximum, timeout=timeout)
 
@@ -99,7 +112,7 @@ def options(
 async def take(connection: Connection, count: int, *, ack: bool = True) -> list[Delivery]:
     """The next `count` deliveries."""
     taken: list[Delivery] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LAST_RESORT):
         async for delivery in connection.messages():
             taken.append(delivery)
             if ack:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import termios
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from iot_client.outbox import Outbox
 from sensor_fleet.demo import Demo
 from sensor_fleet.setting import Setting
 from sensor_fleet.world import World
+from tests.waiting import LAST_RESORT, until
 
 pytestmark = pytest.mark.alone
 
@@ -49,18 +49,23 @@ FILES = {"metrics.jsonl", "devices.jsonl", "result.json", "run.json", "model.saf
 def demo(tmp_path: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     """Run one; its exit code and its last line."""
     done = subprocess.run(
-        [*MIDGE, *arguments, "--json"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        [*MIDGE, *arguments, "--json"], cwd=tmp_path, capture_output=True, text=True, timeout=LAST_RESORT, check=False
     )
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout.splitlines()[-1])
 
 
+def told(log: Path) -> list[dict[str, Any]]:
+    """The events in a log so far, but for a last line that is not whole yet."""
+    return [json.loads(line) for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
 def test_a_calm_demo_reaches_its_target(tmp_path: Path) -> None:
-    code, last = demo(tmp_path, *QUICK, "--calm", "--target", "0.8", "--seconds", "40")
+    code, last = demo(tmp_path, *QUICK, "--calm", "--target", "0.8", "--seconds", "150")
     assert code == 0
     assert last.keys() >= KEYS
     assert last["accuracy"] >= 0.8
-    assert 0 < last["seconds_to_target"] <= last["seconds"] < 40
+    assert 0 < last["seconds_to_target"] <= last["seconds"] < 150
     assert last["devices"] == 20
     assert last["updates"].keys() == {"accepted"}
     assert 0 < last["receipted"] <= last["settled"] == last["updates"]["accepted"]
@@ -71,13 +76,24 @@ def test_a_calm_demo_reaches_its_target(tmp_path: Path) -> None:
 
 def test_an_unkind_world_is_survived(tmp_path: Path) -> None:
     unkind = ["--online", "3", "--offline", "0.5", "--leave", "0.3", "--late", "0.3", "--turnover", "4"]
-    code, last = demo(tmp_path, *QUICK, *unkind, "--twice", "0.3", "--target", "0.7", "--seconds", "50")
-    assert code == 0
-    assert last["updates"]["duplicate"] > 0
-    events = [json.loads(line) for line in (tmp_path / "runs/it/devices.jsonl").read_text().splitlines()]
-    states = [json.loads(line).get("state") for line in (tmp_path / "runs/it/metrics.jsonl").read_text().splitlines()]
-    assert {"joined", "disconnected"} <= {event["event"] for event in events}
-    assert "lost" in states
+    run = tmp_path / "runs" / "it"
+
+    def all_happened() -> bool:
+        met = {event["event"] for event in told(run / "devices.jsonl")}
+        noted = told(run / "metrics.jsonl")
+        verdicts = Counter(event.get("verdict") for event in noted if event["event"] == "update")
+        scores = [event["metrics"]["accuracy"] for event in noted if event["event"] == "evaluation"]
+        states = {event.get("state") for event in noted}
+        return (
+            {"joined", "disconnected"} <= met and "lost" in states and verdicts["accepted"] > 100 and scores[-1] > 0.7
+        )
+
+    with started(tmp_path, *unkind, "--twice", "0.3") as process:
+        until("all that is unkind, and learning in spite of it", all_happened)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=LAST_RESORT)
+    assert process.returncode == 130
+    assert json.loads(output.splitlines()[-1])["updates"]["duplicate"] > 0  # of a hundred updates thirty come twice
     assert {path.name for path in (tmp_path / "runs" / "it").iterdir()} >= FILES
 
 
@@ -85,7 +101,8 @@ def test_a_target_that_is_missed_is_exit_code_1(tmp_path: Path) -> None:
     code, last = demo(tmp_path, "--target", "0.999", "--seconds", "3")
     assert code == 1
     assert last["seconds_to_target"] is None
-    assert {path.name for path in (tmp_path / "runs" / "it").iterdir()} >= FILES
+    files = {path.name for path in (tmp_path / "runs" / "it").iterdir()}
+    assert files >= FILES - {"outboxes"}  # where no device has begun in so short a time
 
 
 @pytest.mark.parametrize(
@@ -110,7 +127,7 @@ def test_a_world_that_cannot_be_gets_one_sentence(tmp_path: Path, arguments: lis
 def started(tmp_path: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A demo that learns, with JSON lines on its standard output."""
     with subprocess.Popen(
-        [*MIDGE, *QUICK, *arguments, "--json"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        [*MIDGE, *QUICK, "--seconds", "3600", *arguments, "--json"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -137,7 +154,7 @@ def test_ctrl_c_ends_cleanly_with_130(tmp_path: Path) -> None:
     with started(tmp_path) as process:
         born = children(process.pid)
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=20)
+        output, _ = process.communicate(timeout=LAST_RESORT)
     assert process.returncode == 130
     assert json.loads(output.splitlines()[-1])["version"] > 2
     assert {path.name for path in (tmp_path / "runs" / "it").iterdir()} >= FILES
@@ -150,15 +167,12 @@ def test_when_it_is_killed_no_orphan_stays(tmp_path: Path) -> None:
         assert len(born) == 2
         process.kill()
         process.wait()
-        deadline = time.monotonic() + 3
-        while any(alive(pid) for pid in born) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert not [pid for pid in born if alive(pid)]
+        until("their end", lambda: not any(alive(pid) for pid in born))
 
 
 async def test_on_a_broker_of_somebody_else_nothing_is_left_behind(tmp_path: Path) -> None:
     async with local_broker("embedded", directory=tmp_path) as broker:
-        command = [*MIDGE, *QUICK, "--broker", str(broker.endpoint), "--target", "0.3", "--seconds", "30"]
+        command = [*MIDGE, *QUICK, "--broker", str(broker.endpoint), "--target", "0.3", "--seconds", "150"]
         process = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, stdout=subprocess.DEVNULL)
         assert await process.wait() == 0
         async with connector(broker.endpoint)(Options("looking")) as connection:
@@ -170,25 +184,29 @@ def test_the_terminal_is_left_as_it_was_and_keys_break_things(tmp_path: Path) ->
     termios.tcsetwinsize(theirs, (24, 80))
     before = termios.tcgetattr(theirs)
     with subprocess.Popen(
-        [*MIDGE, *QUICK], cwd=tmp_path, stdin=theirs, stdout=theirs, env={**os.environ, "TERM": "xterm-256color"}
+        [*MIDGE, *QUICK, "--seconds", "3600"],
+        cwd=tmp_path,
+        stdin=theirs,
+        stdout=theirs,
+        env={**os.environ, "TERM": "xterm-256color"},
     ) as process:
         seen = b""
 
-        def until(text: bytes) -> None:
+        def shows(text: bytes) -> None:
             nonlocal seen
             place = len(seen)
             while text not in seen[place:]:
                 assert process.poll() is None or text.startswith(b"Int")
                 seen += os.read(ours, 65536)
 
-        until(b"steps stale")
+        shows(b"steps stale")
         os.write(ours, b"a")
-        until(b"bring back aggregator")
+        shows(b"bring back aggregator")
         os.write(ours, b"a")
-        until(b"goes on at version")
+        shows(b"goes on at version")
         os.write(ours, b"q")
-        until(b"Interrupted: accuracy")
-        assert process.wait(20) == 130
+        shows(b"Interrupted: accuracy")
+        assert process.wait(LAST_RESORT) == 130
     assert termios.tcgetattr(theirs) == before
     assert seen.count(b"\x1b[?1049h") == seen.count(b"\x1b[?1049l") == 1
     assert seen.rindex(b"\x1b[?25h") > seen.rindex(b"\x1b[?25l")
@@ -204,14 +222,14 @@ class Breaking:
 
     def __init__(self, directory: Path) -> None:
         world = World(median=0.1, spread=0.5, online=6.0, offline=0.3, leave=0.0, late=0.1, turnover=2.0, twice=0.2)
-        self.demo = Demo(Setting(world=world), directory, seconds=60, broker="embedded", on_event=self._take)
+        self.demo = Demo(Setting(world=world), directory, seconds=3600, broker="embedded", on_event=self._take)
         self._news = asyncio.Event()
 
     def _take(self, _: dict[str, Any]) -> None:
         self._news.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(LAST_RESORT):
             while not condition():
                 self._news.clear()
                 await self._news.wait()
@@ -273,7 +291,7 @@ async def test_nothing_is_lost_when_everything_is_killed(tmp_path: Path) -> None
             key = receipt["device"], identities[receipt["device"]], receipt["seq"]
             assert settled[key] == receipt["verdict"]
     assert demo.fleet is not None
-    assert 60 <= demo.fleet.receipted <= len(settled)
+    assert 0 < demo.fleet.receipted <= len(settled)
 
 
 def journaled(directory: Path) -> dict[tuple[str, int, int], str]:

@@ -11,6 +11,7 @@ import pytest
 
 from broker.bundles import read_bundle
 from midge.__main__ import main
+from tests import needs
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -23,7 +24,7 @@ INSTRUCTIONS = {"FROM", "COPY", "RUN", "USER", "ENV", "VOLUME", "WORKDIR", "EXPO
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
-    yaml = pytest.importorskip("yaml")
+    yaml = needs.module("yaml", "yamllint")
     return list(yaml.safe_load_all(path.read_text()))
 
 
@@ -39,8 +40,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def analyze(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    if (binary := shutil.which("systemd-analyze")) is None:
-        pytest.skip("systemd-analyze is not here")
+    binary = needs.program("systemd-analyze", needs.SYSTEMD)
     return subprocess.run([binary, *arguments], capture_output=True, text=True, check=False)
 
 
@@ -88,15 +88,15 @@ def test_a_units_command_is_one_of_midges(unit: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("path", YAML, ids=lambda path: path.name)
 def test_yaml_is_clean(path: Path) -> None:
-    linter = pytest.importorskip("yamllint.linter")
-    config = pytest.importorskip("yamllint.config").YamlLintConfig(
+    linter = needs.module("yamllint.linter", "yamllint")
+    config = needs.module("yamllint.config", "yamllint").YamlLintConfig(
         "{extends: default, rules: {line-length: {max: 120}, document-start: disable, comments: disable}}"
     )
     assert [str(problem) for problem in linter.run(path.read_text(), config)] == []
 
 
 def test_the_compose_file_fits_its_schema() -> None:
-    pytest.importorskip("check_jsonschema")
+    needs.module("check_jsonschema", "check-jsonschema")
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(COMPOSE)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
@@ -131,7 +131,7 @@ def test_a_dockerfile_is_well_formed(path: Path) -> None:
 
 
 def test_kubernetes_knows_the_manifests() -> None:
-    validate = pytest.importorskip("kubernetes_validate")
+    validate = needs.module("kubernetes_validate", "kubernetes-validate")
     kinds = []
     for document in documents(MANIFESTS):
         validate.validate(document, validate.latest_version(), strict=True)

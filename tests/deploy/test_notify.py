@@ -9,13 +9,14 @@ import pytest
 
 from midge.notify import notify, watchdog_interval
 from midge.running import run_until_interrupted
+from tests.waiting import LAST_RESORT
 
 
 @pytest.fixture
 def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(tmp_path / "notify"))
-        listener.settimeout(5)
+        listener.settimeout(LAST_RESORT)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         monkeypatch.delenv("WATCHDOG_PID", raising=False)
         monkeypatch.delenv("WATCHDOG_USEC", raising=False)
@@ -60,7 +61,7 @@ def test_the_abstract_namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     name = f"midge-test-{tmp_path.name}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind("\0" + name)
-        listener.settimeout(5)
+        listener.settimeout(LAST_RESORT)
         monkeypatch.setenv("NOTIFY_SOCKET", "@" + name)
         assert notify("READY=1")
         assert listener.recv(100) == b"READY=1"

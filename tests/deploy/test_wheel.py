@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.device import federate, install, run
-from broker.mosquitto import find_mosquitto
+from tests import needs
 
 NEEDED = {"midge", "msgpack", "numpy", "paho_mqtt", "pydantic"}
 BROUGHT = {"annotated_types", "pydantic_core", "typing_extensions", "typing_inspection"}
@@ -14,10 +14,9 @@ BROUGHT = {"annotated_types", "pydantic_core", "typing_extensions", "typing_insp
 
 
 @pytest.mark.mosquitto
+@needs.mosquitto
 def test_a_device_without_extras_federates_from_an_installed_wheel(tmp_path: Path) -> None:
     """The device itself asserts that neither torch nor anything of the server is loaded when it has trained."""
-    if find_mosquitto() is None:
-        pytest.skip("Mosquitto is not installed")
     python = install(tmp_path, compiled=False)
     (site,) = (tmp_path / "venv" / "lib").glob("*/site-packages")
     installed = {path.name.partition("-")[0] for path in site.glob("*.dist-info")}

@@ -12,9 +12,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+
+from tests.ports import free_port
+from tests.waiting import LAST_RESORT, until
 
 pytestmark = pytest.mark.alone
 
@@ -26,14 +30,16 @@ def blocks(page: Path) -> Iterator[tuple[str, str]]:
         yield found[1], found[2]
 
 
-def free_port() -> int:
+def listening(port: int) -> bool:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.mark.timeout(200)
+def released(directory: Path) -> bool:
+    """Whether one of the terminals tells of a version that has been released."""
+    return any("version" in path.read_text().lower() for path in directory.glob("terminal-*"))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page(page: Path, tmp_path: Path) -> None:
     port = free_port()
@@ -51,11 +57,14 @@ def test_a_page(page: Path, tmp_path: Path) -> None:
                 (tmp_path / name[1]).write_text(text)
             elif text.startswith("# terminal\n"):
                 with (tmp_path / f"terminal-{len(terminals)}").open("wb") as log:
-                    command = ["bash", "-c", f"sleep {len(terminals)}; exec {text.splitlines()[1]}"]
+                    command = ["bash", "-c", f"exec {text.splitlines()[1]}"]
                     terminals.append(
                         subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT)
                     )
+                until("the broker", partial(listening, port))  # a reader sees it before opening the next terminal
             else:
+                if any("midge aggregate" in str(terminal.args) for terminal in terminals):
+                    until("a model", partial(released, tmp_path))  # nor does a reader go on before
                 done = subprocess.run(
                     ["bash", "-e", "-c", text],
                     cwd=tmp_path,
@@ -70,7 +79,7 @@ def test_a_page(page: Path, tmp_path: Path) -> None:
     finally:
         for terminal in reversed(terminals):
             terminal.send_signal(signal.SIGINT)
-            code = terminal.wait(30)
+            code = terminal.wait(LAST_RESORT)
             assert code in (0, -signal.SIGINT), (terminal.args, code)
     assert ran
     logs = "".join(path.read_text() for path in tmp_path.glob("terminal-*"))

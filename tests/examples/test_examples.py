@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
+
 pytestmark = pytest.mark.alone
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -16,7 +18,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def learns(example: str, *arguments: str) -> str:
     """Run it until it is good enough; it says so long before the time is over."""
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / example / "run.py"), *arguments, "--seconds", "80"],
+        [sys.executable, str(EXAMPLES / example / "run.py"), *arguments, "--seconds", "200"],
         env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -26,13 +28,6 @@ def learns(example: str, *arguments: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
-def data(name: str) -> str:
-    path = Path(os.environ.get("MIDGE_DATA", "nowhere")) / name
-    if not path.exists():
-        pytest.skip("MIDGE_DATA names no folder with the data")
-    return str(path)
-
-
 def test_pumps_hear_what_is_worn() -> None:
     last = learns("vibration", "--pumps", "8", "--enough", "0.8")
     assert float(re.findall(r"auc ([0-9.]+)", last)[0]) >= 0.8
@@ -40,15 +35,15 @@ def test_pumps_hear_what_is_worn() -> None:
 
 @pytest.mark.data
 @pytest.mark.torch
+@needs.torch
 def test_wearables_tell_activities() -> None:
-    pytest.importorskip("torch")
-    last = learns("activity", data("spsw_har.npz"), "--enough", "0.6", "--wearables", "12")
+    last = learns("activity", str(needs.data("spsw_har.npz")), "--enough", "0.6", "--wearables", "12")
     assert float(re.findall(r"accuracy ([0-9.]+)", last)[0]) >= 0.6
 
 
 @pytest.mark.data
 def test_engines_know_their_end() -> None:
-    last = learns("engines", data("cmapss_fd001.npz"), "--enough", "35", "--engines", "20")
+    last = learns("engines", str(needs.data("cmapss_fd001.npz")), "--enough", "35", "--engines", "20")
     assert float(re.findall(r"rmse ([0-9.]+)", last)[0]) <= 35
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from aggregator.staleness import constant
 from broker.twin import Twin
 from iot_client.device import Device
 from iot_client.fit import Fit, Parameters, TrainingPlan
+from tests.waiting import LAST_RESORT
 from wire import messages
 from wire.messages import DeviceState, Hello, Plan
 
@@ -23,6 +24,7 @@ TARGETS = {"w": np.arange(8, dtype=np.float32).reshape(4, 2), "b": np.array([-1,
 STRATEGY = fedasync(0.5, constant(), norm_limit=None, release_floor=2, plan=Plan(codec="float32"))
 
 Event = dict[str, Any]
+LOOK_EVERY = 0.05
 
 
 def approach(parameters: Parameters, plan: TrainingPlan) -> Fit:
@@ -44,11 +46,14 @@ class Log:
     def of(self, name: str, **fields: Any) -> list[Event]:
         return [each for each in self.events if each["event"] == name and fields.items() <= each.items()]
 
-    async def until(self, done: Callable[[], object], seconds: float = 20) -> None:
-        async with asyncio.timeout(seconds):
+    async def until(self, done: Callable[[], object]) -> None:
+        """Wait for what must come. Not all of it is told, so it is looked for between two words, too."""
+        async with asyncio.timeout(LAST_RESORT):
             while not done():
                 self._news.clear()
-                await self._news.wait()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_EVERY):
+                        await self._news.wait()
 
 
 class Service(Protocol):

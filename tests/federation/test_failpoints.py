@@ -16,7 +16,8 @@ from sensor_fleet.chaos.processes import MIDGE, aggregator, fleet
 from sensor_fleet.ledger import Audit, Books, audit
 
 AT_ONCE = 3
-PATIENCE = 100.0
+PATIENCE = 600.0
+"""Seconds of one scene: the last resort where one hangs."""
 DEVICES = 2
 UPDATES = 60
 LIVES = 7
@@ -169,6 +170,7 @@ def test_every_failpoint_has_its_scene() -> None:
     assert {wish.partition(":")[0] for scene in SCENES for wish in scene.lives} == set(POINTS)
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("of_device", [False, True], ids=["aggregator", "device"])
 async def test_killed_at_every_failpoint(tmp_path: Path, of_device: bool) -> None:
     wrong = await play_all([scene for scene in SCENES if scene.of_device is of_device], tmp_path)

@@ -15,11 +15,12 @@ import pytest
 from aggregator.service import Aggregator
 from broker import connector
 from broker.local import local_broker
-from broker.mosquitto import find_mosquitto
 from broker.twin import Twin
 from iot_client.device import Device
 from iot_client.fit import Fit, Parameters, TrainingPlan
+from tests import needs
 from tests.federation.live import Log, serving
+from tests.waiting import LAST_RESORT
 
 PLACES = 4096
 CHILD = """
@@ -66,7 +67,7 @@ async def aggregating(url: str, store: Path) -> AsyncIterator[asyncio.subprocess
 async def releases(child: asyncio.subprocess.Process, number: int) -> None:
     """Wait until it has released so many versions."""
     assert child.stdout is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(LAST_RESORT):
         for _ in range(number):
             assert await child.stdout.readline(), "the aggregator ended by itself"
 
@@ -90,7 +91,7 @@ class Ledger:
 
 
 @pytest.mark.mosquitto
-@pytest.mark.skipif(find_mosquitto() is None, reason="no mosquitto binary on the path")
+@needs.mosquitto
 async def test_an_aggregator_that_is_killed_in_mid_run(tmp_path: Path) -> None:
     log, ledger = Log(), Ledger()
     async with local_broker("mosquitto", directory=tmp_path) as broker:
@@ -113,8 +114,8 @@ async def test_an_aggregator_that_is_killed_in_mid_run(tmp_path: Path) -> None:
             async with aggregating(url, tmp_path / "store") as child:
                 await releases(child, 5)
                 ledger.enough = True
-                await log.until(lambda: len(log.of("receipt")) == len(ledger.trained), 60)
-    settled = [(event["device"], event["seq"]) for event in log.of("receipt")]
+                await log.until(lambda: len(log.of("receipt", verdict="accepted")) == len(ledger.trained))
+    settled = [(event["device"], event["seq"]) for event in log.of("receipt", verdict="accepted")]
     assert len(settled) == len(set(settled)) == len(ledger.trained) > 50
     assert all(device.holding == 0 for device in devices)
     initial = {"x": np.zeros(PLACES, np.float32)}

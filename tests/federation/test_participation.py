@@ -1,5 +1,6 @@
 """Beyond training: who takes part, at which pace, with which tensors, at what cost; and what a device uses."""
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from aggregator.pace import Pace
 from aggregator.pausing import pause, resume
 from aggregator.presets import fedasync, fedbuff
 from aggregator.staleness import constant
+from broker.routing import Message
 from broker.twin import Twin
 from iot_client.budget import Budget, Costs
 from iot_client.device import Device
@@ -21,8 +23,11 @@ from iot_client.personal import Missing, Personal
 from iot_client.training import TrainerError
 from midge.commands.words import sentence
 from tests.federation.live import INITIAL, Log, aggregator, approach, device, serving
-from wire.messages import Announcement, FrameInfo, Participation, Plan
+from wire import messages
+from wire.messages import AggregatorState, AggregatorStatus, Announcement, FrameInfo, Participation, Plan
 from wire.schema import Schema
+
+pytestmark = pytest.mark.virtual
 
 
 def one(twin: Twin, name: str, log: Log, train: Any = approach, **arguments: Any) -> Device:
@@ -154,16 +159,32 @@ async def test_updates_that_cover_some_tensors_combine(tmp_path: Path) -> None:
 async def test_a_pause_by_the_operator_holds_across_a_restart(tmp_path: Path) -> None:
     twin, log = Twin(), Log()
     devices = [device(twin, name, log) for name in "ab"]
+
+    def said() -> AggregatorStatus:
+        (message,) = twin.router._retained_on("midge/1/f/aggregator")
+        return messages.decode(AggregatorStatus, message.payload)[0]
+
+    def copies(_client: str, message: Message) -> int:
+        """No word of the pause comes through, so that a device goes on to send what is held then."""
+        paused = message.topic == "midge/1/f/aggregator" and b"cleaned" in message.payload
+        return 0 if paused else 1
+
     async with serving(*devices):
-        async with serving(aggregator(twin, tmp_path / "store", log)):
+        server = aggregator(twin, tmp_path / "store", log)
+        async with serving(server):
             await log.until(lambda: log.of("release", version=2))
+            twin.copies = copies
             pause(tmp_path / "store", "the pumps are being cleaned")
             await log.until(lambda: log.of("held", verdict="paused"))
             assert "cleaned" in log.of("held")[-1]["why"]
+            version = server.core.version
+        twin.copies = lambda _client, _message: 1
         server = aggregator(twin, tmp_path / "store", log)
         async with serving(server):
-            await log.until(lambda: server.open_now and server.core.paused)
-            version = server.core.version
+            await log.until(lambda: said().state is AggregatorState.PAUSED)
+            assert "cleaned" in said().why
+            await asyncio.sleep(60)
+            assert server.core.version == version, "what was held was taken in"
             assert resume(tmp_path / "store")
             await log.until(lambda: log.of("release", version=version + 3))
 

@@ -5,12 +5,10 @@ disk until then, and nothing else. The copy is mounted and looked at. It needs r
 """
 
 import os
-import random
 import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,11 +18,14 @@ import pytest
 
 from aggregator.store import Store, StoreError
 from iot_client.outbox import Outbox
+from tests import needs
 from tests.aggregator.rig import Rig
 from tests.federation import writers
 from tests.mutants.launch import VARIABLE
+from tests.waiting import LAST_RESORT
 
-CUTS = 3
+CUTS = (2, 50, 300)
+"""After how many words the power goes; where just then, the writer and its disk decide."""
 MUTANT_CUTS = 3
 
 
@@ -46,8 +47,10 @@ def mounted(image: Path, place: Path) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def reflinks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory in which a copy takes an instant."""
-    if os.geteuid() != 0 or shutil.which("mkfs.xfs") is None or shutil.which("mkfs.ext4") is None:
-        pytest.skip("needs root, mkfs.xfs (xfsprogs) and mkfs.ext4")
+    if shutil.which("mkfs.xfs") is None or shutil.which("mkfs.ext4") is None:
+        pytest.skip(needs.DISKS)
+    if os.geteuid() != 0:
+        pytest.skip(needs.MOUNTS)
     home = tmp_path_factory.mktemp("disk")
     image = home / "xfs"
     with image.open("wb") as file:
@@ -56,8 +59,8 @@ def reflinks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     try:
         with mounted(image, home / "mounted") as place:
             yield place
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"no loop devices here: {error.stderr.decode()}")
+    except subprocess.CalledProcessError:
+        pytest.skip(needs.LOOPS)
 
 
 class Writer:
@@ -71,16 +74,26 @@ class Writer:
             env={**os.environ, VARIABLE: bug},
         )
         self.told: list[str] = []
-        self.begun = threading.Event()
+        self._ended = False
+        self._news = threading.Condition()
         self._reading = threading.Thread(target=self._read)
         self._reading.start()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            self.told.append(line.decode().strip())
-            self.begun.set()
-        self.begun.set()
+            with self._news:
+                self.told.append(line.decode().strip())
+                self._news.notify()
+        with self._news:
+            self._ended = True
+            self._news.notify()
+
+    def until(self, words: int) -> None:
+        """Wait until it has told so much."""
+        with self._news:
+            assert self._news.wait_for(lambda: len(self.told) >= words or self._ended, LAST_RESORT)
+        assert len(self.told) >= words, "it ended by itself"
 
     def kill(self) -> None:
         self._process.kill()
@@ -90,8 +103,8 @@ class Writer:
         self._process.stdout.close()
 
 
-def cut(part: str, place: Path, seconds: float, bug: str = "") -> tuple[list[str], Path]:
-    """Let a writer write for a while, and cut the power; what it had told, and the disk as it was then."""
+def cut(part: str, place: Path, words: int, bug: str = "") -> tuple[list[str], Path]:
+    """Let a writer tell so much, and cut the power; what it had told, and the disk as it was then."""
     disk, after = place / "disk", place / "after"
     after.unlink(missing_ok=True)
     with disk.open("wb") as file:
@@ -100,13 +113,11 @@ def cut(part: str, place: Path, seconds: float, bug: str = "") -> tuple[list[str
     with mounted(disk, place / "before") as directory:
         writer = Writer(part, directory, bug)
         try:
-            assert writer.begun.wait(30)
-            time.sleep(seconds)
+            writer.until(words)
             told = list(writer.told)
             command("cp", "--reflink=always", disk, after)
         finally:
             writer.kill()
-    assert len(told) > 1
     return told, after
 
 
@@ -143,8 +154,8 @@ PARTS = {"server": lost_by_the_server, "device": lost_by_the_device}
 
 @pytest.mark.parametrize("part", PARTS)
 def test_what_was_told_before_is_there_after(reflinks: Path, part: str) -> None:
-    for _ in range(CUTS):
-        told, disk = cut(part, reflinks, random.uniform(0.0, 0.8))
+    for words in CUTS:
+        told, disk = cut(part, reflinks, words)
         with mounted(disk, reflinks / "afterwards") as directory:
             assert PARTS[part](directory, told) is None
 
@@ -152,7 +163,7 @@ def test_what_was_told_before_is_there_after(reflinks: Path, part: str) -> None:
 @pytest.mark.parametrize("part", PARTS)
 def test_who_does_not_wait_for_the_disk_is_caught(reflinks: Path, part: str) -> None:
     for _ in range(MUTANT_CUTS):
-        told, disk = cut(part, reflinks, 0.5, "no_waiting_for_the_disk")
+        told, disk = cut(part, reflinks, 200, "no_waiting_for_the_disk")
         with mounted(disk, reflinks / "afterwards") as directory:
             if PARTS[part](directory, told) is not None:
                 return

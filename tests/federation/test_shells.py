@@ -13,9 +13,9 @@ from aggregator.engine import Engine
 from aggregator.model import Frame
 from aggregator.service import ForeignFederation
 from aggregator.store import Store, StoreError
-from broker.connection import BrokerUnreachable, Options
+from broker.connection import BrokerUnreachable, Options, QoS, SubscribeRefused
 from broker.routing import Message
-from broker.twin import Twin
+from broker.twin import Twin, _TwinConnection
 from iot_client.device import Namesake
 from iot_client.fit import Fit, Parameters, TrainingPlan
 from iot_client.outbox import Outbox
@@ -31,6 +31,8 @@ from tests.federation.live import (
     status,
 )
 from wire.messages import DeviceState
+
+pytestmark = pytest.mark.virtual
 
 # --------------------------------------------------------------------------- together
 
@@ -84,10 +86,11 @@ async def test_a_store_that_was_put_back_begins_a_new_generation(tmp_path: Path)
         server = aggregator(twin, tmp_path / "store", log)
         async with serving(server):
             await log.until(lambda: log.of("release", version=4))
+        version = server.core.version
         shutil.copytree(tmp_path / "store", tmp_path / "backup")
         server = aggregator(twin, tmp_path / "store", log)
         async with serving(server):
-            await log.until(lambda: log.of("release", version=9))
+            await log.until(lambda: log.of("release", version=version + 5))
         version = server.core.version
         server = aggregator(twin, tmp_path / "backup", log)
         async with serving(server):
@@ -115,7 +118,9 @@ async def test_a_pause_keeps_the_work_and_its_end_brings_it(tmp_path: Path) -> N
         await log.until(lambda: log.of("release", version=2))
         server.pause("maintenance")
         version = server.core.version
-        await log.until(lambda: sum(each.holding for each in devices) >= 1)
+        await asyncio.sleep(60)
+        assert server.core.version == version
+        assert sum(each.holding for each in devices) >= 1
         server.pause(None)
         await log.until(lambda: log.of("release", version=version + 3))
 
@@ -227,8 +232,7 @@ async def test_stopped_before_they_began(tmp_path: Path) -> None:
     twin, log = Twin(), Log()
     for service in (device(twin, "a", log), aggregator(twin, tmp_path / "store", log)):
         service.stop()
-        async with asyncio.timeout(1):
-            await service.serve()
+        await service.serve()
 
 
 # ----------------------------------------------------------------- ends of an aggregator
@@ -298,8 +302,7 @@ async def test_garbage_on_every_topic_stops_nobody(tmp_path: Path) -> None:
             for payload in (b"", b"\x00", b"\xff\xff\xff", b"\x01\x00\x80", b"\x01\x00\xc0" + bytes(1000)):
                 await hostile.publish(f"midge/1/f/{topic}", payload)
         version = server.core.version
-        await log.until(lambda: log.of("release", version=version + 3))
-        assert log.of("dropped")
+        await log.until(lambda: log.of("release", version=version + 3) and log.of("dropped"))
 
 
 async def test_updates_that_were_lost_on_the_way_come_again(tmp_path: Path) -> None:
@@ -320,3 +323,27 @@ async def test_updates_that_were_lost_on_the_way_come_again(tmp_path: Path) -> N
     told = [event["seq"] for event in log.of("receipt", device="a", repeat=False)]
     assert told == sorted(set(told))
     assert 1 in told
+
+
+async def test_rights_that_are_taken_away_and_given_again_end_no_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that reads its rights anew refuses what it granted before, also to who is connected."""
+    twin, log = Twin(), Log()
+    subscribe, taken = _TwinConnection.subscribe, [False]
+
+    async def guarded(self: _TwinConnection, *filters: str, qos: QoS = 1) -> None:
+        if taken[0] and any("/model/" in each for each in filters) and "-a-" in self._client_id:
+            raise SubscribeRefused(f"The broker refused the subscription to {filters[0]!r} (Not authorized).")
+        await subscribe(self, *filters, qos=qos)
+
+    monkeypatch.setattr(_TwinConnection, "subscribe", guarded)
+    server = aggregator(twin, tmp_path / "store", log)
+    async with serving(server, *[device(twin, name, log) for name in "ab"]):
+        await log.until(lambda: log.of("receipt", device="a", seq=2))
+        taken[0] = True
+        await log.until(lambda: log.of("fetch_failed", device="a"))  # and so there is no further version
+        await log.until(lambda: log.of("refused", device="a", topic="midge/1/f/model/train"))  # read anew
+        taken[0] = False
+        before = len(log.of("receipt", device="a"))
+        await log.until(lambda: len(log.of("receipt", device="a")) > before + 2)

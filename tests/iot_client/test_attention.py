@@ -6,11 +6,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from broker.connection import Connection, Delivery
 from broker.twin import Twin
 from iot_client.device import Device
 from iot_client.fit import Fit, Parameters, TrainingPlan
 from tests.federation.live import Log, aggregator, approach, device, serving
+
+pytestmark = pytest.mark.virtual
 
 PASSING = 12
 """Versions that pass while the slow device trains."""

@@ -9,6 +9,9 @@ import pytest
 from iot_client import csv_rows
 from iot_client.csv_rows import CsvError, CsvRows
 from iot_client.samples import Samples
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.virtual
 
 
 def samples(path: Path | None = None, *, kind: str = "regression") -> Samples:
@@ -118,8 +121,6 @@ async def test_it_follows_until_it_is_cancelled(tmp_path: Path, monkeypatch: pyt
     append(path, HEAD)
     for number in range(3):
         append(path, f"0,{number},1,1\n")
-        async with asyncio.timeout(10):
-            while len(into) <= number:  # noqa: ASYNC110 - samples tell nobody
-                await asyncio.sleep(0.001)
+        await eventually("the line", lambda least=number: len(into) > least)  # type: ignore[misc]
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)

@@ -21,6 +21,8 @@ from tests.iot_client.test_session import status as aggregator_status
 from wire import messages
 from wire.messages import DeviceState, Hello
 
+pytestmark = pytest.mark.virtual
+
 
 @given(every=st.floats(10, 1e6), share=st.floats(0.01, 1), at=st.floats(0, 1e6), chance=st.floats(0, 1))
 def test_a_cycle_keeps_its_length_whatever_its_waking_took(
@@ -141,7 +143,7 @@ async def test_devices_wake_train_once_wait_for_their_receipts_and_sleep(
     monkeypatch.setattr(device_module, "_NAP", 0.01)
     twin, log = Twin(), Log()
     server = aggregator(twin, tmp_path / "store", log)
-    duty = Duty(1.5, awake=1.0)
+    duty = Duty(15, awake=10)
     async with serving(server, device(twin, "b", log)):
         a = sleeper(twin, "a", log, duty)
         async with serving(a):
@@ -149,7 +151,7 @@ async def test_devices_wake_train_once_wait_for_their_receipts_and_sleep(
             assert a.holding == 0 and not clients(twin, "-a-")
             (retained,) = twin.router._retained_on("midge/1/f/status/a")
             hello, _ = messages.decode(Hello, retained.payload)
-            assert hello.state is DeviceState.SLEEPING and 0 < hello.wakes - time.time() < 2
+            assert hello.state is DeviceState.SLEEPING and 0 < hello.wakes - time.time() < 20
             await log.until(lambda: log.of("device", device="a", state="sleeping"))
             await log.until(lambda: len(log.of("sleeping", device="a")) >= 3)
     trained, slept = log.of("trained", device="a"), log.of("sleeping", device="a")
@@ -162,9 +164,9 @@ async def test_without_an_aggregator_it_is_awake_for_so_long_and_no_longer(monke
     monkeypatch.setattr(device_module, "_NAP", 0.01)
     twin, log = Twin(), Log()
     began = time.monotonic()
-    async with serving(sleeper(twin, "a", log, Duty(30, awake=0.3))):
+    async with serving(sleeper(twin, "a", log, Duty(30, awake=3))):
         await log.until(lambda: log.of("sleeping"))
-        assert 0.3 <= time.monotonic() - began < 5
+        assert time.monotonic() - began == pytest.approx(3, abs=0.5)
         assert status(twin, "a") is DeviceState.SLEEPING
 
 
@@ -174,6 +176,5 @@ async def test_once_is_once_and_a_broker_that_vanishes_does_not_keep_it_awake(mo
     serve = asyncio.create_task(sleeper(twin, "a", log, Duty(3600, awake=1, once=True)).serve())
     await log.until(lambda: log.of("connected"))
     twin.kill()
-    async with asyncio.timeout(10):
-        await serve
+    await serve
     assert 3000 < log.of("sleeping")[0]["seconds"] < 4000

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from broker.connection import Connection, ConnectionLost, Options
+from broker.connection import Connection, ConnectionLost, Options, PublishRefused, SubscribeRefused
 from broker.routing import Message
 from broker.twin import Twin
 from iot_client import fetching
@@ -17,6 +17,8 @@ from tests.aggregator.rig import TOPICS, Rig, rig
 from wire import frames, messages
 from wire.lineage import State, route
 from wire.messages import Announcement, Fetch, FrameInfo, Part
+
+pytestmark = pytest.mark.virtual
 
 MODEL = {"x": np.sin(np.arange(8000, dtype=np.float32))}
 
@@ -189,6 +191,25 @@ async def test_a_frame_beyond_the_limit_is_not_begun(tmp_path: Path) -> None:
         it.fetcher = Fetcher(TOPICS, "d", limit=1000)
         with pytest.raises(FetchError, match="over this device's limit"):
             await it.fetch()
+
+
+@pytest.mark.parametrize("what", ["subscribe", "publish"])
+async def test_what_the_broker_refuses_is_a_failed_fetch(tmp_path: Path, what: str) -> None:
+    """Its rights may be taken away, and given again: nothing else ends, and it is fetched later."""
+    refusal = {"subscribe": SubscribeRefused("refused"), "publish": PublishRefused("refused", 0x87)}[what]
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise refusal
+
+    async with reached(tmp_path) as it:
+        it.publish(but=(2,))
+        allowed = getattr(it.connection, what)
+        setattr(it.connection, what, refuse)
+        with pytest.raises(FetchError, match="refused") as error:
+            await it.fetch()
+        assert error.value.start_over is False
+        setattr(it.connection, what, allowed)
+        assert (await it.fetch()).digest() == it.life.model.state.digest()
 
 
 async def test_a_lost_connection_is_told(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """`midge device` without a program: rows that grow become a part in a federation; what was said wrongly is told."""
 
 import argparse
-import asyncio
 import json
 import time
 from pathlib import Path
@@ -28,6 +27,8 @@ from midge.commands.parts import Problem
 from tests.federation.live import Log, aggregator, approach, device, serving
 from tests.iot_client.test_session import made
 from wire.messages import Plan
+
+pytestmark = pytest.mark.virtual
 
 ROWS = ["time,speed,heat,power"]
 
@@ -79,14 +80,13 @@ async def test_two_gateways_learn_from_files_that_grow_and_predict(
         apps.append(app)
     async with serving(server, *apps):
         await log.until(lambda: log.of("trained", device="a") and log.of("trained", device="b"))
-        async with asyncio.timeout(30):
-            for number in range(100):
-                with readings.open("a") as file:
-                    file.writelines(f"{number},{50 + k},20,{3 * (50 + k) - 20 + 7}\n" for k in range(20))
-                before = len(log.of("release"))
-                await log.until(lambda seen=before: len(log.of("release")) > seen, 30)  # type: ignore[misc]
-                if abs(apps[0].predict([60.0, 25.0]) - 162) < 8:
-                    break
+        for number in range(100):
+            with readings.open("a") as file:
+                file.writelines(f"{number},{50 + k},20,{3 * (50 + k) - 20 + 7}\n" for k in range(20))
+            before = len(log.of("release"))
+            await log.until(lambda seen=before: len(log.of("release")) > seen)  # type: ignore[misc]
+            if abs(apps[0].predict([60.0, 25.0]) - 162) < 8:
+                break
     assert abs(apps[0].predict([60.0, 25.0]) - 162) < 8
     assert {each["verdict"] for each in log.of("receipt")} == {"accepted"}
     again = gateway(with_csv(readings, "a"))

@@ -6,9 +6,10 @@ import platform
 import resource
 import signal
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from broker.twin import Twin
 from iot_client import isolation, session
 from iot_client.fit import Fit, Parameters, Trainer, TrainingKilled, TrainingPlan
 from iot_client.isolation import Isolated, TrainerFailed, isolated
+from tests import needs
 from tests.federation.live import Log, aggregator, approach, device, serving
+from tests.waiting import until
 from wire.messages import Plan
 
 PARAMETERS: Parameters = {
@@ -28,7 +31,6 @@ PARAMETERS: Parameters = {
     "mask": np.array([True, False]),
     "none": np.zeros((0, 3), np.float32),
 }
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 
 
 def train(parameters: Parameters, plan: TrainingPlan) -> Fit:
@@ -39,7 +41,8 @@ def train(parameters: Parameters, plan: TrainingPlan) -> Fit:
         case 2:
             return parameters  # type: ignore[return-value]
         case 3:
-            time.sleep(600)
+            begun(os.getpid()).touch()
+            time.sleep(3600)
         case 4:
             np.ones(2**27, np.float64)
         case 5:
@@ -53,6 +56,11 @@ def train(parameters: Parameters, plan: TrainingPlan) -> Fit:
             }
             return Fit(parameters, 1, metrics={name: float(value) for name, value in found.items()})
     return Fit({**parameters, "w": parameters["w"] * 2}, examples=5, steps=3, metrics={"loss": 0.5}, tensors=("w",))
+
+
+def begun(pid: int) -> Path:
+    """A file that is there once a process has begun the training that does not end by itself."""
+    return Path(tempfile.gettempdir()) / f"midge-test-training-{pid}"
 
 
 def refuse() -> Trainer:
@@ -76,7 +84,7 @@ def test_it_gives_what_the_trainer_would_in_this_process(child: Isolated) -> Non
     assert (there.examples, there.steps, there.metrics, there.tensors) == (5, 3, {"loss": 0.5}, ("w",))
 
 
-@LINUX
+@needs.linux
 def test_it_gives_way_in_every_respect(child: Isolated) -> None:
     found = child(PARAMETERS, Plan(seed=5)).metrics
     assert found["pid"] != os.getpid()
@@ -100,23 +108,26 @@ def test_a_trainer_that_cannot_be_made_is_told() -> None:
     trainer.end_training()
 
 
-def _kill_soon(child: Isolated, how: signal.Signals) -> threading.Thread:
-    def kill() -> None:
-        while child._child is None:
-            time.sleep(0.01)
-        time.sleep(0.2)
+def _once_it_trains(child: Isolated, end: Callable[[int], None]) -> threading.Thread:
+    """End the training that does not end by itself, when it has begun; its process is given."""
+
+    def wait() -> None:
+        until("a child", lambda: child._child is not None and child._child[0].pid is not None)
+        assert child._child is not None
         pid = child._child[0].pid
         assert pid is not None
-        os.kill(pid, how)
+        until("its training", begun(pid).exists)
+        begun(pid).unlink()
+        end(pid)
 
-    thread = threading.Thread(target=kill)
+    thread = threading.Thread(target=wait)
     thread.start()
     return thread
 
 
 def test_a_kill_costs_one_training_and_is_counted(child: Isolated) -> None:
     before = child.killed
-    killing = _kill_soon(child, signal.SIGKILL)
+    killing = _once_it_trains(child, lambda pid: os.kill(pid, signal.SIGKILL))
     with pytest.raises(TrainingKilled, match="SIGKILL"):
         child(PARAMETERS, Plan(seed=3))
     killing.join()
@@ -124,7 +135,7 @@ def test_a_kill_costs_one_training_and_is_counted(child: Isolated) -> None:
     assert child(PARAMETERS, Plan()).examples == 5
 
 
-@LINUX
+@needs.linux
 def test_memory_beyond_the_limit_costs_one_training_too() -> None:
     bounded = Isolated(partial(isolation._given, train), memory=400 * 2**20)
     assert bounded(PARAMETERS, Plan()).examples == 5
@@ -155,8 +166,7 @@ async def test_a_device_goes_on_when_what_trains_is_killed(tmp_path: Path, monke
 
 def test_closing_ends_a_training_at_once(child: Isolated) -> None:
     trainer = isolated(train)
-    closing = threading.Timer(1.0, trainer.end_training)
-    closing.start()
+    closing = _once_it_trains(trainer, lambda _: trainer.end_training())
     with pytest.raises(TrainingKilled):
         trainer(PARAMETERS, Plan(seed=3))
     closing.join()

@@ -21,6 +21,8 @@ from wire.messages import AggregatorState, Announcement, Participation
 from wire.participation import takes_part
 from wire.sharing import MESSAGE
 
+pytestmark = pytest.mark.virtual
+
 SIZE, PARTS = 100_000, 2
 COST = SIZE + 2 * PARTS * MESSAGE
 

@@ -1,6 +1,5 @@
 """Loading fleets' data: who owns which rows, and one clear sentence for each file that cannot be used."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 
 from sensor_fleet.data import FleetData, deal, load
+from tests import needs
 
 N = 60
 
@@ -178,7 +178,7 @@ def test_what_is_no_npz_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("devices", [1, 20, 100, 500])
 def test_the_digits_are_dealt_unevenly_with_a_handful_for_each(devices: int) -> None:
-    pytest.importorskip("sklearn")
+    needs.module("sklearn", "scikit-learn")
     data = load("digits", devices=devices)
     counts = list(sizes(data).values())
     assert len(counts) == devices
@@ -206,8 +206,5 @@ def test_dealing_gives_each_row_to_one_device() -> None:
     [("spsw_har", 36, "window"), ("fashion_mnist", 100, "image"), ("cmapss_fd001", 100, "table")],
 )
 def test_the_real_sets_load(name: str, devices: int, kind: str) -> None:
-    folder = os.environ.get("MIDGE_DATA")
-    if not folder:
-        pytest.skip("MIDGE_DATA is not set")
-    data = load(Path(folder) / f"{name}.npz")
+    data = load(needs.data(f"{name}.npz"))
     assert (len(data.devices), data.kind, data.missing) == (devices, kind, 0)

@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from midge.initial import read_initial
+from tests import needs
 
 WEIGHTS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(2, np.float32)}
 
@@ -30,8 +31,10 @@ def test_a_file_of_weights_is_read_as_it_was_written(tmp_path: Path, kind: str) 
 
 
 @pytest.mark.torch
+@needs.torch
 def test_a_torch_state_dict_is_read_without_running_anything(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     module = torch.nn.Linear(3, 2)
     torch.save(module.state_dict(), tmp_path / "weights.pt")
     found, roles = read_initial(tmp_path / "weights.pt", like=module)

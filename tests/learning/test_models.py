@@ -10,6 +10,7 @@ import pytest
 from iot_client.fit import Parameters
 from sensor_fleet.data import FleetData, Rows, load
 from sensor_fleet.models import FleetModel, model_for
+from tests import needs
 from wire.messages import Plan
 from wire.moments import pool
 from wire.schema import Schema
@@ -78,8 +79,8 @@ def test_channels_are_those_of_the_statistics(data: FleetData) -> None:
 
 
 @pytest.mark.torch
+@needs.torch
 def test_both_engines_give_the_same_fit(data: FleetData) -> None:
-    pytest.importorskip("torch")
     model = model_for(data)
     start = normalised(model, data)
     for rows in data.devices.values():
@@ -90,8 +91,8 @@ def test_both_engines_give_the_same_fit(data: FleetData) -> None:
 
 
 @pytest.mark.torch
+@needs.torch
 def test_convolutional_models_learn(data: FleetData) -> None:
-    pytest.importorskip("torch")
     if data.kind == "table":
         with pytest.raises(ValueError, match="needs images or windows"):
             model_for(data, "cnn", torch=True)

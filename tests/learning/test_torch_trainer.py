@@ -10,9 +10,10 @@ import pytest
 from iot_client.autoencoder import Autoencoder
 from iot_client.fit import Fit, TrainingPlan
 from iot_client.numpy_models import MLP, Linear, Logistic
+from tests import needs
 from wire.messages import Plan
 
-torch = pytest.importorskip("torch")
+torch = needs.module("torch", "torch")
 nn = torch.nn
 
 from iot_client.torch_trainer import (  # noqa: E402 (after the check that there is a torch)

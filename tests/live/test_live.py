@@ -12,7 +12,6 @@ import pytest
 
 from broker import connector
 from broker.local import local_broker
-from broker.mosquitto import find_mosquitto
 from midge.__main__ import main
 from sensor_fleet.live.run import LiveRun
 from sensor_fleet.live.server import make
@@ -24,6 +23,7 @@ from sensor_fleet.report.virtual import command
 from sensor_fleet.setting import BrokerAddress, Setting
 from sensor_fleet.simulation.summary import by_class
 from sensor_fleet.virtual import Found, VirtualFleet
+from tests import needs
 
 PROFILE = """
 [training]
@@ -129,7 +129,7 @@ def test_an_aggregator_of_somebody_else_serves_too(tmp_path: Path, live: Live) -
 
 
 @pytest.mark.mosquitto
-@pytest.mark.skipif(find_mosquitto() is None, reason="Mosquitto is not installed")
+@needs.mosquitto
 def test_command_writes_a_run_beside_a_virtual_one(
     tmp_path: Path, live: Live, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

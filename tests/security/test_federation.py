@@ -1,6 +1,7 @@
 """Whole federations that trust a key: over a broker that forges, rolls back, reads along, and through successions."""
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from tests.security.keys import write_keys
 from wire import frames, messages, signing
 from wire.messages import Envelope, Receipt, Settled, Update, Verdict
 from wire.signing import KeyUnusable
+
+pytestmark = pytest.mark.virtual
 
 
 def trusting(twin: Twin, name: str, log: Log, pinned: Path, outbox: Path | None = None, **arguments: Any) -> Device:
@@ -158,15 +161,10 @@ async def test_a_fleet_follows_a_key_to_its_successor(tmp_path: Path) -> None:
 async def test_the_announcement_is_issued_anew_before_it_expires(tmp_path: Path) -> None:
     twin, log = Twin(), Log()
     private, _ = write_keys(tmp_path)
-    server = aggregator(twin, tmp_path / "store", log, release_key=private, announcement_lifetime=0.4)
+    server = aggregator(twin, tmp_path / "store", log, release_key=private, announcement_lifetime=30.0)
+    server._keeper.issuer._clock = time.time  # the virtual one
     issued: set[float] = set()
-
-    def copies(_client: str, message: Message) -> int:
-        return 1
-
-    twin.copies = copies
-    server._patience = lambda: 0.05  # type: ignore[method-assign]
-    async with serving(server), asyncio.timeout(10):
+    async with serving(server):
         while len(issued) < 3:
             await asyncio.sleep(0.05)
             with_retained = twin.router._retained_on("midge/1/f/model/train")

@@ -29,6 +29,8 @@ from wire.pseudonyms import LENGTH, pseudonym
 from wire.schema import Schema
 from wire.topics import check_name
 
+pytestmark = pytest.mark.virtual
+
 NAME = "pump-in-the-garden"
 SIZE = 64
 MODEL = {"x": np.zeros(SIZE, np.float32)}

@@ -18,6 +18,8 @@ from sensor_fleet.sensors import Stream, energy
 from tests.federation.live import Log, aggregator, serving
 from wire.messages import Plan
 
+pytestmark = pytest.mark.virtual
+
 PACE = 100_000.0
 """Seconds of the sensors' clock in one of ours."""
 

@@ -15,6 +15,9 @@ from iot_client.conditions import enough_new
 from iot_client.samples import Samples
 from sensor_fleet.sensors import Drift, Flaws, Stream, chance, energy, vibration
 from sensor_fleet.sensors.machines import GROWTH, VISIBLE, Machines
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.virtual
 
 DAY = 86400.0
 HOUR = 3600.0
@@ -212,9 +215,7 @@ async def test_source_feeds_the_samples_of_a_live_device() -> None:
     sensor = stream.sensor(1, lambda: (loop.time() - origin) * pace, pace=pace)
     samples = Samples(None, stream.features, stream.label, rows=50, clip=None)
     following = asyncio.create_task(sensor.follow(samples))
-    async with asyncio.timeout(20):
-        while samples.seen < 120:  # noqa: ASYNC110 - samples tell nobody
-            await asyncio.sleep(0.01)
+    await eventually("enough rows", lambda: samples.seen >= 120)
     following.cancel()
     x, y = samples.arrays()
     everything = energy(2, seed=0, window=10_000, history=DAY).rows(1, (loop.time() - origin) * pace)

@@ -21,6 +21,7 @@ from sensor_fleet.simulation.shards import Carrier
 from sensor_fleet.simulation.simulate import simulate
 from sensor_fleet.simulation.stacked import Job
 from sensor_fleet.simulation.workers import REMEMBERED, Make, Sent
+from tests import needs
 from wire.messages import Plan
 from wire.schema import Schema
 
@@ -54,9 +55,9 @@ def test_one_process_and_two_give_the_same_bytes(monkeypatch: pytest.MonkeyPatch
     assert alone.trainings == two.trainings > 60
 
 
+@needs.ray
 def test_actors_of_a_ray_cluster_give_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two actors of a cluster on this machine; skipped where Ray is not installed, as it is an extra."""
-    pytest.importorskip("ray", reason="needs ray")
+    """Two actors of a cluster on this machine."""
     monkeypatch.setattr(shards, "DEVICES", 12)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those of Ray's own

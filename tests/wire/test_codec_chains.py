@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests import needs
 from wire import codecs
 from wire.codecs import FALLBACK, Chain, NonFinite, decode_delta, encode_delta, followable, lossless, parse
 from wire.codecs.eden import LEVELS, hadamard
@@ -387,10 +388,9 @@ def test_no_bytes_take_memory(name: str) -> None:
         tracemalloc.stop()
 
 
-zstandard = pytest.importorskip("zstandard", reason="the extra zstd is not installed")
-
-
 def frames() -> dict[str, bytes]:
+    import zstandard
+
     compressor = zstandard.ZstdCompressor
     undeclared = compressor(write_content_size=False).compress(b"\0" * 9000)
     declared = compressor().compress(b"\0" * 2**26)
@@ -407,6 +407,7 @@ def frames() -> dict[str, bytes]:
     }
 
 
+@needs.zstandard
 @pytest.mark.parametrize("kind", ["a bomb", "undeclared", "cut", "two", "skippable", "a wide window"])
 def test_a_hostile_zstandard_frame_is_refused_before_it_unfolds(kind: str) -> None:
     data = frames()[kind]
