@@ -16,7 +16,7 @@ from aggregator.store import Checkpoint, Store, StoreFull
 from broker.failpoints import failpoint
 from wire.errors import WireError
 from wire.moments import BYTES_PER_CHANNEL, MAX_VALUE, Moments, pool
-from wire.schema import Schema
+from wire.schema import Schema, Vector
 
 
 class Engine:
@@ -29,9 +29,9 @@ class Engine:
         self._waiting: dict[int, Contribution] = {}
         self._unwritten: list[Frame] = []
 
-    def hold(self, lsn: int, contribution: Contribution) -> None:
+    def hold(self, record: rec.UpdateRecord, delta: Vector) -> None:
         """Keep a decoded update for its step."""
-        self._waiting[lsn] = contribution
+        self._waiting[record.lsn] = self._taken(record, delta)
 
     def carry(self, record: rec.Record) -> list[Frame]:
         """Do what a record decided; the frames that a release made are in the store when this returns."""
@@ -77,8 +77,10 @@ class Engine:
             return self._waiting[lsn]
         record = self.store.record(lsn)
         assert isinstance(record, rec.UpdateRecord)
-        delta = self.model.decode_again(self.store.body(lsn), record.codec, record.tensors)
-        return Contribution(delta, record.tensors, record.base, record.device)
+        return self._taken(record, self.model.decode_again(self.store.body(lsn), record.codec, record.tensors))
+
+    def _taken(self, record: rec.UpdateRecord, delta: Vector) -> Contribution:
+        return self.model.contribution(delta, record.tensors, record.base, record.device)
 
     def measure(self, lsns: Sequence[int]) -> tuple[tuple[int, float], ...]:
         """How far the deltas of these updates are from the last combined one, by lsn."""

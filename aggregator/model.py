@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from aggregator.averaging import Averaging
 from aggregator.merging import Merging
 from aggregator.quantiser import Quantiser
 from aggregator.records import ReleaseRecord, ServeRecord, StepRecord
@@ -52,6 +53,7 @@ class Model:
         self.keyframe = True
         """Whether the next release is a snapshot only, because no step leads to it."""
         self._quantiser, self._merging = Quantiser(), Merging()
+        self._averaging = Averaging(schema)
         self.steps: dict[int, bytes] = {}
         """Step frames by version, back to the oldest base: only where the strategy needs earlier models."""
         self.ends: dict[int, bytes] = {}
@@ -90,14 +92,20 @@ class Model:
 
     # ---------------------------------------------------------------------- steps
 
+    def contribution(self, delta: Vector, tensors: tuple[int, ...] | None, base: int, device: str) -> Contribution:
+        """A decoded update on its way into a step."""
+        return self._averaging.split(Contribution(delta, tensors, base, device))
+
     def apply(self, record: StepRecord, contributions: Sequence[Contribution], noise: Vector | None = None) -> None:
         """Make one step, as the record says: `contributions` are in the order of its updates."""
         self._quantiser.late(self.version - item.base for item in contributions)
+        averaged = self._averaging.values(self.x)
         if record.form == "mixing":
             ((_, weight),) = record.updates
             self._mix(np.float32(record.rate) * np.float32(weight), contributions[0], *record.scales)
         else:
             make_step(self.x, self.schema, record, contributions, self.server, noise)
+        self._averaging.step(self.x, averaged, record, contributions)
         np.clip(self.x, -LARGEST, LARGEST, out=self.x)
 
     def _mix(self, alpha: np.float32, item: Contribution, scale: float = 1.0) -> None:
@@ -141,6 +149,11 @@ class Model:
         Where a merged step leaves 32 bits, a snapshot comes with it: nothing else might lead across it.
         """
         self._average(record)
+        frames = self._release(record)
+        self._averaging.released(self.version, self.state)
+        return frames
+
+    def _release(self, record: ReleaseRecord) -> list[Frame]:
         if self.keyframe:
             self.version = record.version
             self.steps.clear()
@@ -216,7 +229,7 @@ class Model:
             "frozen": np.frombuffer(self.state.frozen, np.uint8),
         }
         left, scales = self._quantiser.dump()
-        arrays |= left | self._merging.dump()
+        arrays |= left | self._merging.dump() | self._averaging.dump()
         server, devices = self.server.dump()
         arrays |= server
         if self.serving is not None:
@@ -243,6 +256,7 @@ class Model:
         model.keyframe = values["keyframe"]
         model._quantiser = Quantiser.load(arrays, values["scales"])  # noqa: SLF001 - of our own class
         model._merging = Merging.load(arrays)  # noqa: SLF001
+        model._averaging = Averaging.load(schema, arrays)  # noqa: SLF001
         model.steps, model.ends, model.keeps_past = {}, {}, False
         model.server = ServerState.load(arrays, values.get("cached", ()), schema.size)
         model.serving = np.array(arrays["serving"], np.float32) if "serving" in arrays else None

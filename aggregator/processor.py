@@ -23,7 +23,6 @@ from aggregator.meters import Meters
 from aggregator.model import SERVED
 from aggregator.outgoing import Post
 from aggregator.receipts import Encode, Receipts
-from aggregator.reducer import Contribution
 from aggregator.shelf import Shelf
 from aggregator.store import Entry
 from broker.connection import Delivery
@@ -261,7 +260,7 @@ class Processor:
         if record.verdict == Verdict.ACCEPTED:
             self._meters.staleness.observe(record.staleness)
             assert key is not None
-            self._engine.hold(record.lsn, self._contribution(record, key))
+            self._engine.hold(record, self._decoded[key])
         self._tell(
             "update",
             device=record.device,
@@ -273,9 +272,6 @@ class Processor:
             weight=record.weight,
             size=record.size,
         )
-
-    def _contribution(self, record: rec.UpdateRecord, key: int) -> Contribution:
-        return Contribution(self._decoded[key], record.tensors, record.base, record.device)
 
     def _replied(self, device: str, settled: Sequence[Settled]) -> None:
         """What left no record: repeats, and refusals for now."""

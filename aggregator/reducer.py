@@ -35,6 +35,8 @@ class Contribution:
     tensors: tuple[int, ...] | None
     base: int
     device: str = ""
+    averaged: Vector | None = None
+    """The delta of the averaged tensors (`aggregator.averaging`); `delta` is 0 there."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

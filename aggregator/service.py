@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from aggregator.admission import Limits
+from aggregator.averaging import refuse_noise
 from aggregator.core import AggregatorCore
 from aggregator.credentials import Credentials, DeviceKeys
 from aggregator.federated import Spread
@@ -134,6 +135,7 @@ class Aggregator:
         self.meters = Meters()
         schema = Schema.of(initial, roles)
         schema.flatten(initial)
+        refuse_noise(self.strategy, schema)
         self._evaluate = evaluate
         self._listener = on_event
         self._keepalive = keepalive

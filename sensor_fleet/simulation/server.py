@@ -16,11 +16,11 @@ import numpy.typing as npt
 
 from aggregator import events as ev
 from aggregator import records as rec
+from aggregator.averaging import refuse_noise
 from aggregator.core import AggregatorCore, Bounds
 from aggregator.engine import Engine
 from aggregator.merging import listed
 from aggregator.model import KEYFRAME_BITS, Frame, Model
-from aggregator.reducer import Contribution
 from aggregator.store import Store
 from aggregator.strategy import Strategy
 from iot_client.session import reread
@@ -65,8 +65,7 @@ class Bare(Model):
         super().__init__(schema, x, frozen)
         self._past: dict[int, State] = {}
 
-    def release(self, record: rec.ReleaseRecord) -> list[Frame]:
-        self._average(record)
+    def _release(self, record: rec.ReleaseRecord) -> list[Frame]:
         step = None if self.keyframe else self._quantiser.step(self.x, self.state)
         if step is not None:
             self.state = self.state.advance(step)
@@ -156,6 +155,7 @@ class Server:
         released: Callable[[Published], None],
         tamper: Tamper | None = None,
     ) -> None:
+        refuse_noise(strategy, schema)
         self._clock = clock
         self._tamper = tamper
         self._places = places
@@ -267,7 +267,7 @@ class Server:
             self.refused[record.verdict] += 1
             return
         assert key is not None
-        self.engine.hold(record.lsn, Contribution(self._said[key].delta, record.tensors, record.base, record.device))
+        self.engine.hold(record, self._said[key].delta)
         self.taken.add(self._clock.now, self._places[record.device], record.staleness, record.weight)
 
     # ------------------------------------------------------------------ releases
