@@ -107,7 +107,7 @@ class Keeper:
         self.store = store
         self._initial, self._schema, self._strategy, self._topics = initial, schema, strategy, topics
         self._moments, self._statistics = tuple(moments), statistics
-        self._statistics_factor, self._features = statistics_factor, features
+        self._statistics_factor, self.features = statistics_factor, features
         self._chunk, self._memory = chunk, memory
         self._fitting = chunk
         self._checkpoint_records = checkpoint_records
@@ -177,7 +177,7 @@ class Keeper:
         self.issuer.epoch = self.store.constant("epoch", _milliseconds)
         if self._raise_epoch:
             self.raise_epoch(self.issuer.epoch + 1)
-        self._inputs = Inputs(self.store, self._features, inputs_of(self._schema))
+        self._inputs = Inputs(self.store, self.features, inputs_of(self._schema))
         self._rebuild()
         if not self.core.frozen and not self._moments:
             raise StoreError(

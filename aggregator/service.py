@@ -143,6 +143,7 @@ class Aggregator:
         self.meters = Meters()
         schema = Schema.of(initial, roles)
         schema.flatten(initial)
+        self._schema = schema
         _check_statistics(moments or {}, self.strategy, statistics_devices, statistics_factor)
         self._evaluate = evaluate
         self._listener = on_event
@@ -195,6 +196,14 @@ class Aggregator:
         """
         issuer, credentials = self._authorities(release_key or self._release_key)
         self._keeper.use(issuer, credentials, raise_epoch=raise_epoch)
+
+    def name_inputs(self, features: Sequence[str]) -> None:
+        """Call the model's inputs otherwise than was said at first; before `serve`.
+
+        Raises:
+            ValueError: they cannot be those of this model.
+        """
+        self._keeper.features = _named(self._schema, features)
 
     def _authorities(self, release_key: str | Path | None) -> tuple[Issuer, Credentials]:
         keys = None if release_key is None else load_release_keys(Path(release_key))

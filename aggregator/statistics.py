@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from wire.moments import CONSTANT, Moments, Values, pool
+from wire.moments import CONSTANT, SENTINEL, Moments, Values, pool
 
 LEAST: Final = 16
 """Values of a channel, over all devices, below which its mean and spread are chance."""
@@ -25,8 +25,6 @@ FACTOR: Final = 50.0
 """Times the usual spread that a device may be away from most others, or spread wider than they do."""
 MAGNITUDE: Final = 10.0
 """Where a device is that far away, its values are also at least this many times larger or smaller than the others'."""
-SENTINEL: Final = 1e30
-"""Beyond it no sensor measures: such values stand for a missing one."""
 _NAMED = 3
 """Devices or channels that a sentence names at most."""
 
