@@ -119,3 +119,13 @@ def test_an_aggregator_that_asks_for_no_statistics_does_not_wait_for_them(tmp_pa
     second = Aggregator(Twin().connect, **arguments)  # type: ignore[arg-type]
     with pytest.raises(Exception, match="the aggregator asks for none"):
         second.open()
+
+
+def test_a_command_can_name_the_inputs_of_an_app(tmp_path: Path) -> None:
+    app = Aggregator(Twin().connect, federation="f", store=tmp_path, initial=NORMALISED, roles=ROLES)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the model has 2 inputs, features names 3: a, b, c"):
+        app.name_inputs(["a", "b", "c"])
+    app.name_inputs(["a", "b"])
+    app.open()
+    assert app.core.features == ("a", "b")
+    app.close()
