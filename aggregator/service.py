@@ -153,6 +153,7 @@ class Aggregator:
         self._stop = asyncio.Event()
         self._released = asyncio.Event()
         self._lonely_since: float | None = None
+        self._lonely_told = ""
         self._connected = False
         self._held: str | None = None
         self._paused: str | None = None
@@ -466,8 +467,10 @@ class Aggregator:
             self._lonely_since = None
         elif self._lonely_since is None:
             self._lonely_since = now
-        elif now - self._lonely_since > _LONELY:
-            self._lonely_since = float("inf")  # once is enough
+        elif now - self._lonely_since > _LONELY or (
+            self._lonely_since == float("inf") and waiting != self._lonely_told
+        ):
+            self._lonely_since, self._lonely_told = float("inf"), waiting  # once is enough
             log.warning("%s", waiting)
             self._post_status(waiting)
 

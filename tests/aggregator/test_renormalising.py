@@ -94,6 +94,24 @@ def test_what_one_device_has_contributed_is_not_published_with_the_new_statistic
         assert life.core.version == 3 and life.model.state.values()[0] > 3, "a's work counts now"
 
 
+def test_a_strategy_that_steps_back_goes_on_too(tmp_path: Path) -> None:
+    strategy = fedasync(0.5, norm_limit=None, release_floor=1, form="mixing")
+    with rig(tmp_path, strategy, **ARGUMENTS) as life:
+        send(life, EARLY)
+        for number in range(1, 5):
+            assert life.send("a", number, [1, 2, 3, 4]).verdict is Verdict.ACCEPTED
+    with Store(tmp_path) as store:
+        renormalise(store)
+    with rig(tmp_path, strategy, **ARGUMENTS) as life:
+        assert life.send("b", 1, [1, 1, 1, 1], generation=0).verdict is Verdict.STALE
+        send(life)
+        for number in range(5, 9):
+            assert life.send("a", number, [1, 2, 3, 4]).verdict is Verdict.ACCEPTED
+        state = life.state
+    with rig(tmp_path, strategy, **ARGUMENTS) as life:
+        assert life.state == state
+
+
 class Dying(QuickStore):
     """Ends as the power does, where it is told to."""
 
