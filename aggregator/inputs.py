@@ -1,6 +1,6 @@
 """The names of the model's inputs: given by the operator, or learned from the first two devices that agree on them.
 
-Two columns that are swapped give a model that fits nobody, and no norm or loss says so. So the names travel: devices
+Two columns that are swapped give a model that fits no one, and no norm or loss says so. So the names travel: devices
 say theirs with their greeting, the announcement says the model's, and of a device whose names differ nothing is taken.
 """
 

@@ -77,8 +77,8 @@ class Aggregator:
             frozen into the tensors `{name}_mean` and `{name}_scale`.
         statistics_devices: how many devices' statistics are pooled, 2 or more; fewer after `statistics_deadline`
             seconds, but never one device's alone.
-        statistics_factor: devices whose values are further than so many times the usual spread from the others', or
-            spread more than so many times as wide, are left out and named; None takes them.
+        statistics_factor: devices whose values are further from the others' than this many times the usual spread, or
+            spread wider than that, are left out and named; None takes them.
         features: names of the model's inputs, in order. A device whose own differ does not train, and nothing is taken
             from it. None learns them from the first two devices that agree; an empty list compares nothing.
         evaluate: called with all tensors by name after a release, in a thread; returns numbers for people.

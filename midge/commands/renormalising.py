@@ -13,7 +13,7 @@ def register(subparsers: Subparsers) -> None:
         description="Begin a new generation of a stopped federation: at its next start the aggregator asks the devices "
         "for statistics again, makes the frozen tensors NAME_mean and NAME_scale from them, and goes on from the model "
         "that was published last. Updates that were trained with the old statistics are refused, and their devices "
-        "train anew. For a federation that was normalised with too few rows, or with a device's mistake.",
+        "train again. For a federation that was normalised with too few rows, or with a device's mistake.",
     )
     parser.add_argument("store", metavar="STORE", help="the aggregator's store, a directory")
     parser.set_defaults(run=run)

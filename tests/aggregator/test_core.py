@@ -540,7 +540,7 @@ def test_a_channel_that_never_changed_is_waited_for_for_a_minute() -> None:
     assert len(records(examined(core, core.tick(60), 60, soon="x is constant"))) == 2
 
 
-def test_a_new_generation_gathers_again_refuses_what_was_trained_before_and_carries_nobody_alone() -> None:
+def test_a_new_generation_gathers_again_refuses_what_was_trained_before_and_carries_no_device_alone() -> None:
     core = gathering(2)
     core.handle(ev.StatisticsArrived("a", statistics(), 1), 0)
     examined(core, core.handle(ev.StatisticsArrived("b", statistics(), 2), 0))
@@ -548,7 +548,7 @@ def test_a_new_generation_gathers_again_refuses_what_was_trained_before_and_carr
     assert core.renormalise() == rec.RenormaliseRecord(core.lsn, 1)
     assert (core.generation, core.frozen) == (1, False)
     settled = told(arrive(core, "b", update(1)))
-    assert settled.verdict is Verdict.STALE and "train anew" in settled.why
+    assert settled.verdict is Verdict.STALE and "train again" in settled.why
     core.handle(ev.StatisticsArrived("a", statistics(), 3), 0)
     freeze, release = records(examined(core, core.handle(ev.StatisticsArrived("b", statistics(), 4), 0)))
     assert isinstance(freeze, rec.FreezeRecord) and freeze.keep

@@ -64,7 +64,7 @@ def test_new_statistics_are_asked_for_and_the_model_goes_on(tmp_path: Path) -> N
         told = announced(life)
         assert (told.phase, told.generation, told.version, len(told.moments)) == ("statistics", 1, 6, 1)
         settled = life.send("b", 1, [9, 9, 9, 9], generation=0, base=6)
-        assert settled.verdict is Verdict.STALE and "train anew" in settled.why
+        assert settled.verdict is Verdict.STALE and "train again" in settled.why
         send(life)
         told = announced(life)
         assert (told.phase, told.generation, told.version) == ("training", 1, 7)
