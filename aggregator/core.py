@@ -376,7 +376,8 @@ class AggregatorCore:
         if update.lineage != self.lineage:
             return None  # told as such
         if update.generation < self.generation and update.base not in self._steps_at:
-            why = f"it was trained in generation {update.generation}; this is {self.generation}: train again from the newest model"
+            trained, now = update.generation, self.generation
+            why = f"it was trained in generation {trained}; this is {now}: train again from the newest model"
             return Verdict.STALE, why
         why = self.unlike.get(device, "")
         return (Verdict.WRONG_SCHEMA, why) if why else None
