@@ -24,6 +24,7 @@ from aggregator.growth import GrowthGuard
 from aggregator.margin import Margin
 from aggregator.outboxes import Outbox, Outboxes
 from aggregator.pace import Steering
+from aggregator.statistics import CAP
 from aggregator.strategy import Form, Strategy, Waiting
 from aggregator.thrift import Thrift
 from aggregator.versions import Versions
@@ -43,6 +44,10 @@ _LEAST = 0.25
 """Of its clipped delta that such a device still moves the model by: it may be the one that sees the world change."""
 _CLAIM = 4.0
 """Times the fleet's median that a device's own count of rows weighs at most."""
+_MOST_STATISTICS = 256
+"""Devices whose statistics are kept at most, unless more are asked for."""
+_STILL = 60.0
+"""Seconds that a channel which never changed is waited for."""
 _AGAIN = 1.0
 """Seconds between two announcements that only tell of more devices."""
 _ROUNDING = 1 - 1e-6
@@ -100,6 +105,10 @@ class AggregatorCore:
         """Why nothing can be decided, where the store has no room: refused for now, and no timer does anything."""
         self.paused: str | None = None
         """Why nothing is accepted, where somebody said so."""
+        self.features: tuple[str, ...] = ()
+        """Names of the model's inputs, in order; none if they are not known."""
+        self.unlike: dict[str, str] = {}
+        """Devices whose inputs are not the model's, each with why in words: nothing of theirs is taken."""
         self._statistics_devices = statistics_devices
         self._statistics_deadline = statistics_deadline
         # --- what the journal can rebuild
@@ -119,9 +128,15 @@ class AggregatorCore:
         self._buffer: list[Buffered] = []
         self._contributors: set[str] = set()
         self._statistics: dict[str, int] = {}
+        self._digests: dict[str, bytes] = {}
+        """Of each device's statistics."""
         # --- timers, which are not replayed: a restart starts them anew
         self._buffer_since: float | None = None
         self._statistics_since: float | None = None
+        self._gathering_since: float | None = None
+        self._examining = False
+        self._unfit: str | None = None
+        """Why the statistics that are here cannot be pooled, in words."""
         self._released_at: float | None = None
         self._served_at: float | None = None
         self._told_at = float("-inf")
@@ -149,8 +164,10 @@ class AggregatorCore:
                 return self._offered(device, update, now)
             case ev.Measured(distances):
                 return self._measured(dict(distances), now)
-            case ev.StatisticsArrived(device, statistics_, key):
-                return self._statistics_arrived(device, statistics_, key, now)
+            case ev.StatisticsArrived(device, statistics_, key, digest):
+                return self._statistics_arrived(device, statistics_, key, digest, now)
+            case ev.Examined():
+                return self._examined(event, now)
             case ev.FetchAsked(_, fetch):
                 return [ev.Republish(fetch)] if fetch.lineage == self.lineage else []
 
@@ -163,7 +180,7 @@ class AggregatorCore:
         if _due(self._buffer_since, self.strategy.deadline, now):
             actions += self._make_step(now)
         if not self.frozen and _due(self._statistics_since, self._statistics_deadline, now):
-            actions += self._freeze(now)
+            actions += self._freeze()
         if self.steering.tick(now):
             actions += [*self._write(rec.PaceRecord(self._next(), self.steering.share)), ev.Announce()]
         if _due(self._told_at, _AGAIN, now) and self.thrift.grown:
@@ -198,7 +215,7 @@ class AggregatorCore:
                 # Where another strategy has left several updates, perhaps of bases that are gone, they are not mixed.
                 actions += self._make_step(now, form="delta")
         if self._statistics:
-            self._statistics_since = now
+            self._statistics_since = self._gathering_since = now
         self.steering.begin(now)
         if self.version == 0 and self.frozen:
             actions += self._release(now)
@@ -209,6 +226,12 @@ class AggregatorCore:
         newer = max(generation, self.generation) + 1
         record = rec.GenerationRecord(self._next(), newer, max(version, self.version))
         return [*self._write(record), ev.Carry(record), *self._release(now, moved=False)]
+
+    def renormalise(self) -> rec.RenormaliseRecord:
+        """Begin a generation that gathers statistics again; the record is to be written."""
+        record = rec.RenormaliseRecord(self._next(), self.generation + 1)
+        self._take(record)
+        return record
 
     def note_strategy(self, strategy: str) -> list[ev.Action]:
         """Write into the journal who decides from here on."""
@@ -227,7 +250,7 @@ class AggregatorCore:
             return []
         if update.seq != outbox.hi + 1:
             return [self._hi(device, update.outbox, outbox)]
-        if (bad := self._inadmissible(device, update, now)) is not None:
+        if (bad := self._unfitting(device, update) or self._inadmissible(device, update, now)) is not None:
             return self._refuse(device, update, *bad)
         return [ev.Grant(device, update, outbox.hi)]
 
@@ -243,7 +266,7 @@ class AggregatorCore:
             return [drop]  # it is being decoded: its receipt is on the way
         if update.seq != outbox.claimed + 1:
             return [self._hi(device, update.outbox, outbox), drop]
-        if (bad := self._inadmissible(device, update, now)) is not None:
+        if (bad := self._unfitting(device, update) or self._inadmissible(device, update, now)) is not None:
             if outbox.claimed != outbox.hi:
                 return [drop]  # one before it is undecided: the device sends it again
             return [*self._refuse(device, update, *bad), drop]
@@ -366,6 +389,17 @@ class AggregatorCore:
             return Verdict.UNKNOWN_CODEC, str(error)
         return None
 
+    def _unfitting(self, device: str, update: Update) -> tuple[Verdict, str] | None:
+        """Why an update means something else than the model does: other statistics, other inputs; None if it fits."""
+        if update.lineage != self.lineage:
+            return None  # told as such
+        if update.generation < self.generation and update.base not in self._versions:
+            trained, now = update.generation, self.generation
+            why = f"it was trained in generation {trained}; this is {now}: train again from the newest model"
+            return Verdict.STALE, why
+        why = self.unlike.get(device, "")
+        return (Verdict.WRONG_SCHEMA, why) if why else None
+
     def _refuse(self, device: str, update: Update, verdict: Verdict, why: str) -> list[ev.Action]:
         why = why[:400]
         record = rec.UpdateRecord(
@@ -412,6 +446,7 @@ class AggregatorCore:
         self._fleet.forget(device)
         self._margin.forget(device, alias)
         self._statistics.pop(device, None)
+        self._digests.pop(device, None)
         if device in self._contributors:
             self._contributors.discard(device)
             self._contributors.add(alias)
@@ -568,29 +603,50 @@ class AggregatorCore:
 
     # ------------------------------------------------------------------ statistics
 
-    def _statistics_arrived(self, device: str, sent: Statistics, key: int, now: float) -> list[ev.Action]:
+    def _statistics_arrived(
+        self, device: str, sent: Statistics, key: int, digest: bytes, now: float
+    ) -> list[ev.Action]:
         asked = tuple((moment.name, moment.channels) for moment in self.moments)
         unasked = sent.lineage != self.lineage or sent.names != asked
-        if self.frozen or unasked or device in self._statistics or self.full is not None:
+        known = device in self._statistics
+        crowded = not known and len(self._statistics) >= max(_MOST_STATISTICS, self._statistics_devices)
+        same = known and self._digests.get(device) == digest
+        if self.frozen or unasked or same or crowded or self.full is not None:
             return [ev.Drop(key)]
-        record = rec.StatisticsRecord(self._next(), device, sent.names, sent.missing)
+        record = rec.StatisticsRecord(self._next(), device, sent.names, sent.missing, digest)
         actions = [*self._write(record, key), ev.Drop(key)]
         if self._statistics_since is None:
             self._statistics_since = now
-        if len(self._statistics) >= self._statistics_devices:
-            actions += self._freeze(now)
+        if self._gathering_since is None:
+            self._gathering_since = now
+        if len(self._statistics) >= self._statistics_devices and self._unfit is None:
+            actions += self._freeze()
         return actions
 
     @property
     def _freezable(self) -> bool:
         """One device's statistics would be published as they are; so they wait for a second one."""
-        return len(self._statistics) >= min(2, self._statistics_devices)
+        return len(self._statistics) >= 2 and not self._examining
 
-    def _freeze(self, now: float) -> list[ev.Action]:
+    def _freeze(self) -> list[ev.Action]:
+        """Have the statistics examined: whether they can be pooled is a question of their values."""
         if not self._freezable:
             return []
-        record = rec.FreezeRecord(self._next(), tuple(self._statistics.values()))
-        return [*self._write(record), ev.Carry(record), *self._release(now)]
+        self._examining = True
+        return [ev.Examine(tuple(self._statistics.values()))]
+
+    def _examined(self, found: ev.Examined, now: float) -> list[ev.Action]:
+        """Pool the statistics that were found fit; otherwise wait for more devices, or for newer ones of the same."""
+        self._examining = False
+        since = self._gathering_since
+        still = found.soon if since is not None and now < since + _STILL else ""
+        self._unfit = found.wait or still or None
+        if self._unfit is not None:
+            self._statistics_since = None if found.wait else now
+            return []
+        record = rec.FreezeRecord(self._next(), found.kept, cap=CAP, keep=self.version > 0)
+        self._gathering_since = None
+        return [*self._write(record), ev.Carry(record), *self._release(now, moved=not record.keep)]
 
     # ------------------------------------------------------------- what is remembered
 
@@ -629,9 +685,18 @@ class AggregatorCore:
                 self._versions.forget_steps_before(self.step - self.strategy.max_staleness)
             case rec.StatisticsRecord():
                 self._statistics[record.device] = record.lsn
+                self._digests[record.device] = record.digest
             case rec.FreezeRecord():
                 self.frozen = True
                 self._statistics.clear()
+                self._digests.clear()
+            case rec.RenormaliseRecord():
+                self.generation = record.generation
+                self.frozen = False
+                self._versions.clear()  # what was trained with the old statistics fits no more
+                self._fleet = FleetStatistics()  # and neither do its norms
+                self._statistics.clear()
+                self._digests.clear()
             case rec.GenerationRecord():
                 self.generation = record.generation
                 self.version = record.version
@@ -684,7 +749,9 @@ class AggregatorCore:
     @property
     def waiting_for_company(self) -> str | None:
         """What holds everything up where too few devices take part, in words; None where nothing does."""
-        if self._statistics and not self._freezable:
+        if not self.frozen and self._unfit is not None:
+            return f"The statistics cannot be pooled yet: {self._unfit}."
+        if len(self._statistics) == 1:
             return "Only one device has sent its statistics; training begins with those of a second one."
         if self._contributors and not self._releasable:
             return (
@@ -728,6 +795,7 @@ class AggregatorCore:
             ],
             "contributors": sorted(self._contributors),
             "statistics": dict(self._statistics),
+            "digests": dict(self._digests),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -749,12 +817,10 @@ class AggregatorCore:
         else:
             times = dict(state["times"])
             self._versions.load([number, step, times.get(number, 0.0)] for number, step in state["steps_at"])
-        self._buffer = [
-            Buffered(device, staleness, weight, scale, *later, lsn=lsn)
-            for lsn, device, staleness, weight, scale, *later in state["buffer"]
-        ]
+        self._buffer = [Buffered(*values, lsn=lsn) for lsn, *values in state["buffer"]]
         self._contributors = set(state["contributors"])
         self._statistics = dict(state["statistics"])
+        self._digests = dict(state.get("digests", {}))
 
 
 def _due(since: float | None, delay: float | None, now: float) -> bool:

@@ -7,15 +7,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from aggregator import events as ev
 from aggregator import records as rec
 from aggregator.consensus import Consensus
 from aggregator.core import AggregatorCore
 from aggregator.model import Frame, Model
 from aggregator.reducer import Contribution, distances
+from aggregator.statistics import Finding, Names, Sent, examine, pooled
 from aggregator.store import Checkpoint, Store, StoreFull
 from broker.failpoints import failpoint
 from wire.errors import WireError
-from wire.moments import BYTES_PER_CHANNEL, MAX_VALUE, Moments, pool
+from wire.messages import Moment
+from wire.moments import BYTES_PER_CHANNEL, MAX_VALUE, Moments
 from wire.schema import Schema, Vector
 
 
@@ -42,7 +45,7 @@ class Engine:
                 for lsn, _ in record.updates:
                     self._waiting.pop(lsn, None)
             case rec.FreezeRecord():
-                self.model.freeze(self._pooled(record.statistics))
+                self.model.freeze(self._pooled(record), keep=record.keep)
             case rec.GenerationRecord():
                 self.model.keyframe = True
             case rec.ReleaseRecord():
@@ -87,17 +90,32 @@ class Engine:
         contributions = [self._contribution(lsn) for lsn in lsns]
         return tuple(zip(lsns, distances(contributions, self.model.server), strict=True))
 
-    def _pooled(self, lsns: Sequence[int]) -> dict[str, npt.NDArray[Any]]:
+    def _sent(self, lsn: int) -> Sent:
+        """A device's statistics."""
+        record = self.store.record(lsn)
+        assert isinstance(record, rec.StatisticsRecord)
+        return Sent(record.device, split_moments(memoryview(self.store.body(lsn)), record.names))
+
+    def examine(
+        self, lsns: Sequence[int], asked: Sequence[Moment], *, factor: float | None, names: Names
+    ) -> tuple[ev.Examined, Finding]:
+        """Which of these statistics can be pooled, for the core, and all that was found.
+
+        Statistics of other names or channels than are asked for now are left out: the model's owner changed them.
+        """
+        channels = {moment.name: moment.channels for moment in asked}
+        sent = [(lsn, self._sent(lsn)) for lsn in lsns]
+        sent = [(lsn, each) for lsn, each in sent if {n: m.count.size for n, m in each.moments.items()} == channels]
+        found = examine([each for _, each in sent], factor=factor, names=names)
+        return ev.Examined(tuple(sent[place][0] for place in found.kept), found.wait, found.soon), found
+
+    def _pooled(self, record: rec.FreezeRecord) -> dict[str, npt.NDArray[Any]]:
         """Frozen tensors `{name}_mean` and `{name}_scale` from devices' moments, in the shapes of the schema."""
-        devices = []
-        for lsn in lsns:
-            record = self.store.record(lsn)
-            assert isinstance(record, rec.StatisticsRecord)
-            devices.append(split_moments(memoryview(self.store.body(lsn)), record.names))
+        devices = [self._sent(lsn).moments for lsn in record.statistics]
         shapes = {tensor.name: tensor.shape for tensor in self.model.schema.frozen}
         tensors: dict[str, npt.NDArray[Any]] = {}
         for name in devices[0]:
-            moments = pool([device[name] for device in devices])
+            moments = pooled([device[name] for device in devices], record.cap)
             for suffix, values in (("mean", moments.mean), ("scale", moments.scale())):
                 tensor = f"{name}_{suffix}"
                 tensors[tensor] = np.minimum(values, MAX_VALUE).astype(np.float32).reshape(shapes[tensor])

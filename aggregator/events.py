@@ -68,6 +68,8 @@ class StatisticsArrived:
     device: str
     statistics: Statistics
     key: int
+    digest: bytes = b""
+    """Of the moments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,19 @@ class Measured:
     """By lsn."""
 
 
-Event = Greeted | Offered | Arrived | Decoded | Undecodable | StatisticsArrived | FetchAsked | Measured
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What can be made of the statistics that are here."""
+
+    kept: tuple[int, ...]
+    """Those to pool, by lsn."""
+    wait: str = ""
+    """Why nothing can be pooled yet, in words; empty if it can."""
+    soon: str = ""
+    """Why more rows should be waited for, for a while only."""
+
+
+Event = Greeted | Offered | Arrived | Decoded | Undecodable | StatisticsArrived | FetchAsked | Measured | Examined
 
 # ------------------------------------------------------------------------ actions
 
@@ -113,6 +127,13 @@ class Journal:
 @dataclass(frozen=True, slots=True)
 class Measure:
     """Measure the deltas of these updates, by lsn, once they are durable; answer with Measured."""
+
+    lsns: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Examine:
+    """Find which of these statistics can be pooled, by lsn, once they are durable; answer with Examined."""
 
     lsns: tuple[int, ...]
 
@@ -162,4 +183,4 @@ class Republish:
     fetch: Fetch
 
 
-Action = Decode | Journal | Measure | Announce | Drop | Reply | Grant | Carry | Republish
+Action = Decode | Journal | Measure | Examine | Announce | Drop | Reply | Grant | Carry | Republish

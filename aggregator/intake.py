@@ -7,7 +7,7 @@ from itertools import count
 
 from aggregator import events as ev
 from aggregator.engine import split_moments
-from wire import messages
+from wire import chunks, messages
 from wire.chunks import Assembly
 from wire.errors import WireError
 from wire.messages import Chunk, Fetch, Grant, Statistics, ToAggregator, Update
@@ -103,7 +103,7 @@ class Intake:
                 return ev.FetchAsked(device, message)
             case Statistics():
                 split_moments(body, message.names)
-                return ev.StatisticsArrived(device, message, self._keep(body))
+                return ev.StatisticsArrived(device, message, self._keep(body), chunks.checksum(body))
 
     # -------------------------------------------------------------------- chunks
 

@@ -19,12 +19,14 @@ from aggregator.engine import Engine, recover
 from aggregator.export import write_model
 from aggregator.forgetting import RETENTION, Names, asked, done, forget
 from aggregator.gate import Gate
+from aggregator.inputs import Inputs
 from aggregator.issuing import Issuer
 from aggregator.meters import Meters
 from aggregator.model import Model
 from aggregator.outgoing import Post
 from aggregator.processor import Processor
 from aggregator.shelf import Shelf
+from aggregator.statistics import FACTOR
 from aggregator.store import Store, StoreError, StoreFull
 from aggregator.strategy import Strategy
 from broker.connection import Delivery
@@ -62,6 +64,8 @@ class Keeper:
         topics: of the federation.
         moments: the statistics to ask for.
         statistics: how many devices' statistics are pooled, and after how many seconds fewer do.
+        statistics_factor: how far apart devices' statistics may be: `aggregator.statistics.FACTOR`; None is any way.
+        features: names of the model's inputs; none at all: they are not compared; None: they are learned.
         chunk: bytes of a chunk's body.
         memory: bytes for updates that come in chunks.
         checkpoint_records: records after which a checkpoint is written.
@@ -97,10 +101,13 @@ class Keeper:
         limits: Limits | None = None,
         retention: float | None = RETENTION,
         raise_epoch: bool = False,
+        statistics_factor: float | None = FACTOR,
+        features: Sequence[str] | None = None,
     ) -> None:
         self.store = store
         self._initial, self._schema, self._strategy, self._topics = initial, schema, strategy, topics
         self._moments, self._statistics = tuple(moments), statistics
+        self._statistics_factor, self.features = statistics_factor, features
         self._chunk, self._memory = chunk, memory
         self._fitting = chunk
         self._checkpoint_records = checkpoint_records
@@ -147,6 +154,8 @@ class Keeper:
             meters=self._meters,
             gate=gate,
             encode_receipt=self.issuer.receipt,
+            inputs=self._inputs,
+            statistics_factor=self._statistics_factor,
         )
 
     def _begin_or_go_on(self) -> None:
@@ -168,7 +177,13 @@ class Keeper:
         self.issuer.epoch = self.store.constant("epoch", _milliseconds)
         if self._raise_epoch:
             self.raise_epoch(self.issuer.epoch + 1)
+        self._inputs = Inputs(self.store, self.features, inputs_of(self._schema))
         self._rebuild()
+        if not self.core.frozen and not self._moments:
+            raise StoreError(
+                f"The model in {self.store.directory} waits for statistics of the devices' data, and the aggregator "
+                "asks for none: give midge.Aggregator(moments=…) as before."
+            )
         self.engine.write_replayed()
 
     def _new_core(self) -> AggregatorCore:
@@ -185,6 +200,7 @@ class Keeper:
     def _rebuild(self) -> None:
         core = self._new_core()
         engine = recover(core, self.store, self._schema)
+        core.features = self._inputs.names
         stepping_back = self._strategy.form == "mixing"
         self.core, self.engine = core, engine
         self.shelf = Shelf(
@@ -352,6 +368,11 @@ class Keeper:
     def hold(self) -> str | None:
         """Why nothing is taken in; None where everything is."""
         return self.core.full or self.core.paused
+
+
+def inputs_of(schema: Schema) -> int | None:
+    """How many inputs the model has, if its normalisation says so."""
+    return next((tensor.size for tensor in schema.frozen if tensor.name == "input_mean"), None)
 
 
 def _milliseconds() -> int:

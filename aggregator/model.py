@@ -137,10 +137,16 @@ class Model:
 
     # ------------------------------------------------------------------- releases
 
-    def freeze(self, tensors: Parameters) -> None:
-        """Set frozen tensors by name; the next release is a snapshot."""
-        arrays = {**self.schema.thaw(self.state.frozen), **tensors}
-        self.state = lineage.on_grid(self.x, self.schema, self.schema.freeze(arrays), bits=FIRST_BITS)
+    def freeze(self, tensors: Parameters, *, keep: bool = False) -> None:
+        """Set frozen tensors by name; the next release is a snapshot. `keep` leaves the others as they are published.
+
+        What x has beyond them may be the work of one device, which a release on its own must not carry.
+        """
+        frozen = self.schema.freeze({**self.schema.thaw(self.state.frozen), **tensors})
+        if keep:
+            self.state = State(self.schema, self.state.integers, self.state.exponent, frozen)
+        else:
+            self.state = lineage.on_grid(self.x, self.schema, frozen, bits=FIRST_BITS)
         self.keyframe = True
 
     def release(self, record: ReleaseRecord) -> list[Frame]:

@@ -18,12 +18,14 @@ from aggregator.core import AggregatorCore
 from aggregator.engine import Engine
 from aggregator.federated import Reports
 from aggregator.gate import Gate, open_gate
+from aggregator.inputs import Inputs
 from aggregator.intake import Further, Intake
 from aggregator.meters import Meters
 from aggregator.model import SERVED
 from aggregator.outgoing import Post
 from aggregator.receipts import Encode, Receipts
 from aggregator.shelf import Shelf
+from aggregator.statistics import FACTOR
 from aggregator.store import Entry
 from broker.connection import Delivery
 from broker.failpoints import failpoint
@@ -55,6 +57,8 @@ class Processor:
         meters: Meters | None = None,
         gate: Gate | None = None,
         encode_receipt: Encode | None = None,
+        inputs: Inputs | None = None,
+        statistics_factor: float | None = FACTOR,
     ) -> None:
         self._core, self._engine, self._shelf, self._topics = core, engine, shelf, topics
         self._put, self._tell = put, tell
@@ -66,6 +70,9 @@ class Processor:
         )
         self._gate = gate or open_gate(topics, self._meters.dropped, tell)
         self._encode_receipt = encode_receipt
+        self._inputs, self._factor = inputs, statistics_factor
+        self._off: tuple[tuple[str, str], ...] = ()
+        """Devices whose statistics are off, as they were last told."""
         self._decoded: dict[int, Vector] = {}
         self.reports = Reports()
         """What devices found on their own data."""
@@ -76,6 +83,7 @@ class Processor:
         """Go on with what was rebuilt from the store, after a batch that could not be written."""
         self._core, self._engine, self._shelf = core, engine, shelf
         self._core.steering.live = sum(hello.state.live for hello in self.devices.values())
+        self._compare_inputs()
         self._decoded.clear()
 
     def process(self, deliveries: Sequence[Delivery], now: float) -> None:
@@ -140,6 +148,7 @@ class Processor:
     def _greeted(self, device: str, delivery: Delivery, now: float) -> ev.Event | ev.Reply | None:
         if not delivery.payload:
             gone = self.devices.pop(device, None)
+            self._core.unlike.pop(device, None)
             self._core.steering.live -= int(gone is not None and gone.state.live)
             return None
         hello = self._gate.status(device, delivery.payload, now)
@@ -155,15 +164,38 @@ class Processor:
         if before is None and len(self.devices) >= self._core.bounds.devices:
             raise WireError(f"more than {self._core.bounds.devices} devices have a status")
         self.devices[device] = hello
+        if before is None or before.features != hello.features:
+            self._hear_inputs(device, hello)
         alive = before is not None and before.state.live
         self._core.steering.live += int(hello.state.live) - int(alive)
         if before is None or before.state is not hello.state:
             self._tell("device", device=device, state=hello.state.value)
         return answer
 
+    def _hear_inputs(self, device: str, hello: Hello) -> None:
+        """Follow what a device calls its inputs."""
+        if self._inputs is None:
+            return
+        if self._inputs.hear(device, hello.features):
+            self._core.features = self._inputs.names
+            self._tell("features", features=list(self._core.features))
+            self._put(self._shelf.announcement())
+        before = set(self._core.unlike)
+        self._compare_inputs()
+        for other in self._core.unlike.keys() - before:
+            log.warning("Nothing is taken from %s: %s.", other, self._core.unlike[other])
+            self._tell("unlike", device=other, why=self._core.unlike[other])
+
+    def _compare_inputs(self) -> None:
+        if self._inputs is not None:
+            self._core.unlike = self._inputs.unlike(self.devices)
+
     def forget(self, device: str) -> None:
         """Drop what is here of a device, and what the broker keeps of it."""
         gone = self.devices.pop(device, None)
+        self._core.unlike.pop(device, None)
+        if self._inputs is not None:
+            self._inputs.forget(device)
         self._core.steering.live -= int(gone is not None and gone.state.live)
         self._intake.forget(device)
         self._gate.admission.forget(device)
@@ -215,6 +247,8 @@ class Processor:
                     self._journaled(record, key, now)
                 case ev.Measure(lsns):
                     measured += self._core.handle(ev.Measured(self._engine.measure(lsns)), now)
+                case ev.Examine(lsns):
+                    measured += self._core.handle(self._examine(lsns), now)
                 case ev.Announce():
                     self._put(self._shelf.announcement())
                 case ev.Carry(record):
@@ -245,6 +279,20 @@ class Processor:
             failpoint("receipts.handed_over")
         if measured:
             self.do(measured, now)
+
+    def _examine(self, lsns: Sequence[int]) -> ev.Examined:
+        """Judge statistics, and tell of devices that are not like the others."""
+        names = {"input": self._core.features}
+        event, found = self._engine.examine(lsns, self._core.moments, factor=self._factor, names=names)
+        if found.off != self._off:
+            self._off = found.off
+            for device, why in found.off:
+                log.warning("The statistics of %s are not like the others': %s", device, why)
+                self._tell("statistics_off", device=device, why=why)
+        if found.constant and not event.wait:
+            log.warning("These channels never changed, and are not scaled: %s", ", ".join(found.constant[:20]))
+            self._tell("statistics_constant", channels=list(found.constant))
+        return event
 
     def _body(self, action: ev.Journal) -> bytes | memoryview | None:
         if action.noise:

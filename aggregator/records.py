@@ -102,14 +102,20 @@ class StatisticsRecord:
     device: str
     names: tuple[tuple[str, int], ...]
     missing: int
+    digest: bytes = b""
+    """Of the moments, so that the same ones that come again make no record."""
 
 
 @dataclass(frozen=True, slots=True)
 class FreezeRecord:
-    """The statistics of these records were pooled and frozen into the model."""
+    """The statistics of these records were pooled and frozen into the model. Those that are off are not among them."""
 
     lsn: int
     statistics: tuple[int, ...]
+    cap: float = 0.0
+    """Times the median count that one device weighs at most; 0 sets no limit."""
+    keep: bool = False
+    """Whether what was published stays as it is but for the frozen tensors: a model was released before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +126,14 @@ class GenerationRecord:
     generation: int
     version: int
     """The version to go on from: above all that was ever announced."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenormaliseRecord:
+    """The operator asked for new statistics: a new generation begins by gathering them."""
+
+    lsn: int
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +162,7 @@ Record = (
     | StatisticsRecord
     | FreezeRecord
     | GenerationRecord
+    | RenormaliseRecord
     | ForgetRecord
     | StrategyRecord
 )
@@ -161,6 +176,7 @@ _KINDS: dict[str, type[Record]] = {
     "statistics": StatisticsRecord,
     "freeze": FreezeRecord,
     "generation": GenerationRecord,
+    "renormalise": RenormaliseRecord,
     "forget": ForgetRecord,
     "strategy": StrategyRecord,
 }

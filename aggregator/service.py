@@ -10,7 +10,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ from aggregator.credentials import Credentials, DeviceKeys
 from aggregator.federated import Spread
 from aggregator.forgetting import RETENTION
 from aggregator.issuing import LIFETIME, Issuer, load_release_keys
-from aggregator.keeper import CHECKPOINT_RECORDS, Keeper
+from aggregator.keeper import CHECKPOINT_RECORDS, Keeper, inputs_of
 from aggregator.meters import Meters
 from aggregator.model import Model
 from aggregator.outgoing import Outgoing, Post
 from aggregator.pausing import paused
 from aggregator.presets import balanced
+from aggregator.statistics import FACTOR
 from aggregator.store import Store, StoreError
 from aggregator.strategy import Strategy
 from broker.connection import BrokerError, BrokerRefused, Connection, ConnectionLost, Connector, Delivery, Options, Will
@@ -35,6 +36,7 @@ from broker.failpoints import failpoint
 from broker.retained import read_retained
 from wire import frames, messages
 from wire.errors import WireError
+from wire.inputs import LONGEST, MOST, listed, sayable
 from wire.messages import AggregatorState, AggregatorStatus, Hello, Moment
 from wire.schema import Parameters, Role, Schema
 from wire.signing import PublicKey
@@ -74,7 +76,12 @@ class Aggregator:
         roles: which tensors are not trained: name to "averaged", "local" or "frozen".
         moments: federated statistics to ask for before training: name to number of channels. They are pooled and
             frozen into the tensors `{name}_mean` and `{name}_scale`.
-        statistics_devices: how many devices' statistics are pooled; fewer after `statistics_deadline` seconds.
+        statistics_devices: how many devices' statistics are pooled, 2 or more; fewer after `statistics_deadline`
+            seconds, but never one device's alone.
+        statistics_factor: devices whose values are further from the others' than this many times the usual spread, or
+            spread wider than that, are left out and named; None takes them.
+        features: names of the model's inputs, in order. A device whose own differ does not train, and nothing is taken
+            from it. None learns them from the first two devices that agree; an empty list compares nothing.
         evaluate: called with all tensors by name after a release, in a thread; returns numbers for people.
         on_event: called with a dict for each thing of note.
         chunk: bytes of a chunk's body; less where the broker takes less. A broker of MQTT 3.1.1 does not say what it
@@ -112,6 +119,8 @@ class Aggregator:
         moments: Mapping[str, int] | None = None,
         statistics_devices: int = 5,
         statistics_deadline: float = 10.0,
+        statistics_factor: float | None = FACTOR,
+        features: Sequence[str] | None = None,
         evaluate: Evaluate | None = None,
         on_event: Listener | None = None,
         chunk: int = CHUNK,
@@ -136,6 +145,8 @@ class Aggregator:
         schema = Schema.of(initial, roles)
         schema.flatten(initial)
         refuse_noise(self.strategy, schema)
+        self._schema = schema
+        _check_statistics(moments or {}, self.strategy, statistics_devices, statistics_factor)
         self._evaluate = evaluate
         self._listener = on_event
         self._keepalive = keepalive
@@ -144,6 +155,7 @@ class Aggregator:
         self._stop = asyncio.Event()
         self._released = asyncio.Event()
         self._lonely_since: float | None = None
+        self._lonely_told = ""
         self._connected = False
         self._held: str | None = None
         self._paused: str | None = None
@@ -164,6 +176,8 @@ class Aggregator:
             self.topics,
             moments=_asked(schema, moments or {}),
             statistics=(statistics_devices, statistics_deadline),
+            statistics_factor=statistics_factor,
+            features=_named(schema, features),
             chunk=chunk,
             memory=memory,
             checkpoint_records=checkpoint_records,
@@ -185,6 +199,14 @@ class Aggregator:
         """
         issuer, credentials = self._authorities(release_key or self._release_key)
         self._keeper.use(issuer, credentials, raise_epoch=raise_epoch)
+
+    def name_inputs(self, features: Sequence[str]) -> None:
+        """Call the model's inputs otherwise than was said at first; before `serve`.
+
+        Raises:
+            ValueError: they cannot be those of this model.
+        """
+        self._keeper.features = _named(self._schema, features)
 
     def _authorities(self, release_key: str | Path | None) -> tuple[Issuer, Credentials]:
         keys = None if release_key is None else load_release_keys(Path(release_key))
@@ -442,11 +464,15 @@ class Aggregator:
         """Say once where too few devices take part for anything to go on."""
         waiting = self.core.waiting_for_company
         if waiting is None:
+            if self._lonely_since == float("inf"):
+                self._post_status()
             self._lonely_since = None
         elif self._lonely_since is None:
             self._lonely_since = now
-        elif now - self._lonely_since > _LONELY:
-            self._lonely_since = float("inf")  # once is enough
+        elif now - self._lonely_since > _LONELY or (
+            self._lonely_since == float("inf") and waiting != self._lonely_told
+        ):
+            self._lonely_since, self._lonely_told = float("inf"), waiting  # once is enough
             log.warning("%s", waiting)
             self._post_status(waiting)
 
@@ -522,3 +548,47 @@ def _asked(schema: Schema, moments: Mapping[str, int]) -> tuple[Moment, ...]:
                     "add it to the model, with the role 'frozen'."
                 )
     return tuple(Moment(name=name, channels=channels) for name, channels in moments.items())
+
+
+def _check_statistics(moments: Mapping[str, int], strategy: Strategy, devices: int, factor: float | None) -> None:
+    """See that statistics can be asked for as is said.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    if moments and strategy.privacy is not None:
+        raise ValueError(
+            "A private strategy takes no moments=: the pooled statistics of the devices' data would be published "
+            "without noise, and with two devices each learns the other's exactly. Freeze the constants yourself in "
+            "initial=, or normalise on the devices."
+        )
+    if moments and devices < 2:
+        raise ValueError(
+            f"statistics_devices is {devices}: it must be 2 or more, for the statistics of one device would be "
+            "published as they are."
+        )
+    if factor is not None and not factor > 1:
+        raise ValueError(
+            f"statistics_factor is {factor}: it must be above 1, or None to take devices that are far apart."
+        )
+
+
+def _named(schema: Schema, features: Sequence[str] | None) -> Sequence[str] | None:
+    """The names of the model's inputs.
+
+    Raises:
+        ValueError: they cannot be those of this model.
+    """
+    if features is None:
+        return None
+    if isinstance(features, str):
+        raise ValueError(f"features must be a list of names, such as [{features!r}], not one text.")  # noqa: TRY004
+    if features and not sayable(features):
+        raise ValueError(
+            f"features names {listed(list(map(str, features)))}: at most {MOST} different names can be given, each of "
+            f"at most {LONGEST} printable characters."
+        )
+    width = inputs_of(schema)
+    if features and width not in (None, len(features)):
+        raise ValueError(f"the model has {width} inputs, features names {len(features)}: {listed(features)}.")
+    return tuple(features)

@@ -99,6 +99,7 @@ class Shelf:
             chunk=self.chunk,
             byte_rate=core.strategy.byte_rate,
             devices=core.thrift.devices,
+            features=core.features,
         )
         return Post(self._topics.announcement("serve"), self._encode(announcement))
 
@@ -144,6 +145,7 @@ class Shelf:
             participation=core.steering.participation(),
             byte_rate=core.strategy.byte_rate,
             devices=core.thrift.told,
+            features=core.features,
         )
         return Post(self._topics.announcement(), self._encode(announcement))
 

@@ -54,6 +54,7 @@ from iot_client.training import Made, TrainerError, Unfit, make_update
 from iot_client.uplink import Uplink
 from wire import chunks, frames, messages, sharing
 from wire.errors import WireError
+from wire.inputs import sayable
 from wire.lineage import State
 from wire.messages import AggregatorStatus, Announcement, Chunk, DeviceState, Hello, Plan, Statistics, Update, Verdict
 from wire.moments import Moments
@@ -103,6 +104,9 @@ class Device:
         local: first values of the tensors that stay on the device, or a function that makes them.
         predict: called by `predict` with all tensors of the newest verified model by name, and with what it was given.
         samples: rows of the device's data as they come, for `observe` and the trainer.
+        features: what the inputs are called, in order; those of the samples by default. Where the federation's model
+            has names too and they differ, the device does not train and says so.
+        end_if_unsuited: end with an error where they differ from the first; for who named them on a command line.
         sources: what feeds the samples: each has a coroutine function `follow(samples)`.
         conditions: functions that say why the device should not train now, or None where it may.
         link_conditions: functions that say why it should not use its link for models and updates now, or None.
@@ -140,6 +144,8 @@ class Device:
         predict: Predict | None = None,
         samples: Samples | None = None,
         sources: Sequence[Source] = (),
+        features: Sequence[str] | None = None,
+        end_if_unsuited: bool = False,
         conditions: Sequence[Condition] = (),
         link_conditions: Sequence[Condition] = (),
         duty: Duty | None = None,
@@ -166,6 +172,12 @@ class Device:
         self._identity = Identity(self.topics, release_key=release_key, signing_key=signing_key)
         self._moments = moments
         self._missing = missing
+        self._features = tuple(samples.features if features is None and samples is not None else features or ())
+        self._end_if_unsuited = end_if_unsuited
+        self._waits: str | None = None
+        """What it was told last that the device waits for."""
+        self._warned: str | None = None
+        """Which statistics it was told last that the device does not give."""
         self._capabilities = dict(capabilities or {})
         self._link = link
         self._speed = Speed()
@@ -333,6 +345,8 @@ class Device:
                 random.random,
                 patience=self._patience,
                 room=self._outbox_bytes,
+                features=sayable(self._features),
+                counted=self._counts_samples,
             )
             try:
                 async with asyncio.TaskGroup() as tasks:
@@ -387,15 +401,41 @@ class Device:
         announcement = self._session.announcement
         why = self._hindrances.found(None if announcement is None else announcement.participation)
         muted = self._hindrances.muted()
+        unready = self._unready(announcement)
         self._count_wear()
-        if why != self._session.hindered:
-            self._tell("hindered" if why else "unhindered", why=why or "")
-            log.info("%s: %s", self.name, f"training waits: {why}" if why else "training goes on")
+        waits = self._session.unsuited or unready or why
+        if waits != self._waits:
+            self._waits = waits
+            self._tell("hindered" if waits else "unhindered", why=waits or "")
+            log.info("%s: %s", self.name, f"training waits: {waits}" if waits else "training goes on")
         if muted != self._session.muted:
             self._tell("muted" if muted else "unmuted", why=muted or "")
             self._serving.mute(muted is not None)
-        if (why, muted) != (self._session.hindered, self._session.muted):
-            self._events.put_nowait(ev.Hindered(why, muted))
+        if (why, muted, unready) != (self._session.hindered, self._session.muted, self._session.unready):
+            self._events.put_nowait(ev.Hindered(why, muted, unready))
+
+    @property
+    def _counts_samples(self) -> bool:
+        """Whether the statistics are those of the samples: then they have a channel for each feature."""
+        return self._samples is not None and self._moments == self._samples.moments
+
+    def _unready(self, announcement: Announcement | None) -> str | None:
+        """Why statistics that are asked for are not worth sending yet: of a few rows, they would be chance."""
+        if announcement is None or announcement.phase != "statistics" or not self._counts_samples:
+            return None
+        assert self._samples is not None
+        return self._samples.scarce
+
+    def _end_or_wait(self, why: str) -> None:
+        """Our inputs are not the model's.
+
+        Raises:
+            TrainerError: that was so from the first, and the device was told to end then.
+        """
+        if self._end_if_unsuited and not self._session.suited:
+            raise TrainerError(f"Device {self.name!r}: {why}.")
+        log.warning("%s: no training: %s.", self.name, why)
+        self.look()
 
     async def _reconnecting(self) -> None:
         pause, connected_before = 0.5, False
@@ -609,6 +649,8 @@ class Device:
             match action:
                 case ev.Send(update) | ev.Offer(update) if update.seq == lost:
                     pass  # there was no room to store it, and what is not stored is not sent
+                case ev.Unsuited(why):
+                    self._end_or_wait(why)
                 case ev.Greet():
                     status = self.topics.status(self.name)
                     self._send(status, self._identity.frame(self._hello(DeviceState.READY)), retain=True)
@@ -734,20 +776,25 @@ class Device:
             self._tell("progress", way=way, done=done, total=total)
 
     def _send_statistics(self, lineage: bytes, asked: tuple[messages.Moment, ...]) -> None:
+        if self._unready(self._session.announcement) is not None:
+            self.look()
+            return
         moments = self._moments() if callable(self._moments) else (self._moments or {})
-        if moments:  # a device whose first rows have not come yet has none now
-            self._moments = moments
+        if not moments and callable(self._moments):
+            return  # its first rows have not come yet
         wrong = [
             f"{moment.name} ({moment.channels} channels)"
             for moment in asked
             if moment.name not in moments or moments[moment.name].count.size != moment.channels
         ]
         if wrong:
-            log.warning(
-                "%s: the federation asks for statistics that this device does not give: %s. Others' will be used.",
-                self.name,
-                ", ".join(wrong),
-            )
+            if self._warned != (said := ", ".join(wrong)):
+                self._warned = said
+                log.warning(
+                    "%s: the federation asks for statistics that this device does not give: %s. Others' will be used.",
+                    self.name,
+                    said,
+                )
             return
         header = Statistics(
             lineage=lineage,
@@ -770,6 +817,7 @@ class Device:
             version=0 if target is None else target.version,
             wakes=self._cycle.wakes if state is DeviceState.SLEEPING else 0.0,
             capabilities={**measured(self._speed, self._link), **self._capabilities},
+            features=sayable(self._features),
         )
 
     # ------------------------------------------------------------------ the work

@@ -103,6 +103,8 @@ class Hindered:
     why: str | None
     muted: str | None = None
     """What keeps updates and models off its link."""
+    unready: str | None = None
+    """Why its statistics are not worth sending yet."""
 
 
 Event = (
@@ -120,6 +122,13 @@ Event = (
 )
 
 # ------------------------------------------------------------------------ actions
+
+
+@dataclass(frozen=True, slots=True)
+class Unsuited:
+    """Tell that the device's inputs are not those of the model: it does not train."""
+
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,4 +230,5 @@ Action = (
     | Forget
     | Renew
     | Tell
+    | Unsuited
 )

@@ -12,6 +12,7 @@ from iot_client.fit import Fit, Parameters, Recipe, TrainingPlan
 from iot_client.numpy_models import MLP
 from iot_client.samples import Samples
 from iot_client.training import TrainerError
+from wire.inputs import width
 
 Model = Literal["auto", "linear", "softmax", "mlp"]
 
@@ -82,8 +83,8 @@ class SampleTrainer:
         names = self.samples.features
         if net.inputs != len(names):
             raise TrainerError(
-                f"the federation's model has {net.inputs} inputs; the samples have {len(names)}: {', '.join(names)}. "
-                "Name them with --features, in the order of the model."
+                f"{width(net.inputs, names)}. Give the model's inputs in its order: --features, or "
+                "midge.Samples(features=…)."
             )
         if net.task != self.samples.kind:
             raise TrainerError(f"the federation's model is for {net.task}; the samples are for {self.samples.kind}.")

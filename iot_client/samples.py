@@ -4,6 +4,7 @@ A ring: the newest rows up to a bound, in rows and in bytes. They are written in
 enough that a flash card lives for years; what was not yet written is lost with the power, and with nothing else.
 """
 
+import ast
 import logging
 import math
 import sqlite3
@@ -17,7 +18,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from wire.moments import Moments
+from wire.moments import SENTINEL, Moments
 
 log = logging.getLogger("iot_client")
 
@@ -28,6 +29,8 @@ EVERY = 300.0
 """Seconds between two writes at least, unless a batch is full."""
 BATCH = 1024
 """Rows that are written before that."""
+LEAST = 32
+"""Rows of which statistics are worth something, at least."""
 CLIP = 10.0
 """Robust deviations from the median beyond which a value is an outlier: a normal one never is."""
 _DEVIATION = 1.4826
@@ -62,6 +65,7 @@ class Samples:
         size: bytes that they may take, in memory and about twice that on disk; the stricter of the two counts.
         clip: robust deviations from the median at which outliers are clipped when they are read; None clips nothing.
         every: seconds between two writes at least.
+        least: rows before `moments` says anything: those of a few rows are chance.
         clock: seconds of a clock that never goes back.
 
     Raises:
@@ -80,6 +84,7 @@ class Samples:
         size: int = 16 * 2**20,
         clip: float | None = CLIP,
         every: float = EVERY,
+        least: int = LEAST,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.features, self.label, self.kind = tuple(features), label, kind
@@ -88,6 +93,7 @@ class Samples:
         self.capacity = min(rows, size // (4 * self._width))
         if self.capacity < 1:
             raise ValueError(f"{rows} rows in {size} bytes leave no room for one row of {self._width} values.")
+        self._least = max(1, min(least, self.capacity))
         self.path = None if path is None else Path(path)
         self._clip, self._every, self._clock = clip, every, clock
         self._ring: Array = np.empty((self.capacity, self._width), np.float32)
@@ -102,6 +108,8 @@ class Samples:
         """Rows that were left out since the start: without a label, or with nothing else."""
         self.missing = 0
         """Values that were missing in the rows that are kept, since the start."""
+        self.sentinels: dict[str, int] = {}
+        """Values beyond all that sensors measure, by column, since the start: they count as missing."""
         self.clipped = 0
         """Outliers in the rows that were last read."""
         self.written = 0
@@ -152,6 +160,9 @@ class Samples:
         with self._lock, np.errstate(over="ignore"):
             whole_row = np.append(values, label).astype(np.float32)
             known = np.isfinite(whole_row)
+            if (beyond := known & (np.abs(whole_row) > SENTINEL)).any():
+                self._note_sentinels(np.flatnonzero(beyond), whole_row)
+                known &= ~beyond
             whole_row[~known] = np.nan
             whole = self.kind == "regression" or (label >= 0 and float(label).is_integer())
             if not known[-1] or not known[:-1].any() or not whole:
@@ -163,6 +174,13 @@ class Samples:
             if self.seen - self._stored >= min(BATCH, self.capacity) or self._clock() >= self._due:
                 self.flush()
         return True
+
+    def _note_sentinels(self, places: npt.NDArray[np.intp], row: Array) -> None:
+        for place in places:
+            name = (*self.features, self.label)[place]
+            if name not in self.sentinels:
+                log.warning("%s is %g, which no sensor measures: such values are taken for missing.", name, row[place])
+            self.sentinels[name] = self.sentinels.get(name, 0) + 1
 
     # ------------------------------------------------------------------- going out
 
@@ -186,12 +204,17 @@ class Samples:
         return rows[:, :-1], y.astype(np.int64) if self.kind == "classification" else y
 
     def moments(self) -> dict[str, Moments]:
-        """Statistics for normalisation: of `inputs`, and for regression of `targets` too; none before the first row."""
-        if not self.seen:
+        """Statistics for normalisation: of `input`, and for regression of `target`; none of fewer than `least` rows."""
+        if self.scarce is not None:
             return {}
         x, y = self.arrays(take=False)
         found = {"input": Moments.of(x)}
         return found if self.kind == "classification" else {**found, "target": Moments.of(y[:, None])}
+
+    @property
+    def scarce(self) -> str | None:
+        """Why there are no `moments` yet, in words; None once there are."""
+        return None if len(self) >= self._least else f"statistics need {self._least} rows, and there are fewer"
 
     def _rows(self) -> Array:
         """A copy of what is kept, oldest first."""
@@ -253,7 +276,8 @@ class Samples:
             columns = repr((*self.features, self.label, self.kind))
             if self.marks.setdefault(" columns", columns) != columns:
                 raise SamplesError(
-                    f"{path} holds other columns ({self.marks[' columns']}): move it away to begin anew with {columns}."
+                    f"{path} holds other columns, {_columns(self.marks[' columns'])}: move it away to begin again with "
+                    f"{_columns(columns)}."
                 )
             self._load(db)
             self._db, db = db, None
@@ -275,6 +299,14 @@ class Samples:
             self._ring[: len(kept)] = kept
             self.seen = self._stored = len(kept)
         self._taken = max(0, self.seen - int(self.marks.pop(" new", "0")))
+
+
+def _columns(mark: str) -> str:
+    """The columns that a file was made for, in words."""
+    with suppress(ValueError, SyntaxError, TypeError):
+        *features, label, kind = ast.literal_eval(mark)
+        return f"{', '.join(features)} with the label {label} ({kind})"
+    return mark
 
 
 def _number(value: Any) -> float:

@@ -8,7 +8,7 @@ and it is forgotten only on the aggregator's receipt. MQTT's own acknowledgement
 """
 
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -39,7 +39,9 @@ from iot_client.events import (
     Tell,
     Train,
     Trained,
+    Unsuited,
 )
+from iot_client.suiting import unsuited
 from iot_client.timers import PATIENCE, Timer
 from wire import chunks, sharing
 from wire.lineage import route
@@ -130,6 +132,8 @@ class DeviceSession:
         jitter: a number in [0, 1), new at each call: spreads what many devices would do at once.
         patience: seconds before an update that was not answered is sent again; less and less often after that.
         room: bytes of updates that wait, from which on none is trained; None sets no limit.
+        features: what the device calls its inputs, in order; none where it has no names.
+        counted: whether its statistics of `input` have a channel for each of these.
     """
 
     def __init__(
@@ -142,8 +146,11 @@ class DeviceSession:
         *,
         patience: float = PATIENCE,
         room: int | None = None,
+        features: Sequence[str] = (),
+        counted: bool = False,
     ) -> None:
         self.device = device
+        self._features, self._counted = tuple(features), counted
         self._most = room
         self.outbox = outbox
         self.next = next_seq
@@ -187,6 +194,12 @@ class DeviceSession:
         """What of the device's own keeps it from training."""
         self.muted: str | None = None
         """What of the device's own keeps updates and models off its link."""
+        self.unready: str | None = None
+        """Why statistics of the device's data are not worth sending yet."""
+        self.unsuited: str | None = None
+        """How the device's inputs differ from the model's."""
+        self.suited = False
+        """Whether they were once found to be the same."""
         self._told = False
         """Whether this connection has brought an announcement."""
 
@@ -256,7 +269,10 @@ class DeviceSession:
                 self._work("nothing to send")
                 self._killed.start(now, self._jitter())
                 return []
-            case Hindered(why, muted):
+            case Hindered(why, muted, unready):
+                if unready != self.unready:
+                    self.unready = unready
+                    self._statistics.stop()
                 return self._hindered(why, muted, now)
 
     def tick(self, now: float) -> list[Action]:
@@ -495,7 +511,15 @@ class DeviceSession:
             return []  # an old retained one: the aggregator will put its own in its place
         self.announcement = announcement
         self._refetch.due = None
-        return self._next_thing(now)
+        return [*self._compare_inputs(announcement), *self._next_thing(now)]
+
+    def _compare_inputs(self, announcement: Announcement) -> list[Action]:
+        """See whether our inputs are the model's; tell once where they are not."""
+        before, self.unsuited = self.unsuited, unsuited(self._features, announcement, counted=self._counted)
+        if self.unsuited is None:
+            self.suited = self.suited or bool(self._features and announcement.features)
+            return []
+        return [] if self.unsuited == before else [Unsuited(self.unsuited)]
 
     def _next_thing(self, now: float) -> list[Action]:
         """Begin what can be begun: statistics, a fetch, a training."""
@@ -503,6 +527,8 @@ class DeviceSession:
         if announcement is None or self.link is not Link.UP:
             return []
         if announcement.phase == "statistics":
+            if self.unready is not None or self.unsuited is not None:
+                return []
             if announcement.moments and self._statistics.due is None:
                 self._statistics.start(now, self._jitter())
                 return [SendStatistics(announcement.lineage, announcement.moments)]
@@ -518,7 +544,12 @@ class DeviceSession:
 
     def _may_train(self, announcement: Announcement) -> bool:
         """Whether the federation asks this device to train from this version, and nothing of its own is against it."""
-        if self.hindered is not None or self._interval.due is not None or self._killed.due is not None:
+        if (
+            self.unsuited is not None
+            or self.hindered is not None
+            or self._interval.due is not None
+            or self._killed.due is not None
+        ):
             return False
         if self._aggregator is not None and self._aggregator.state is AggregatorState.PAUSED:
             return False

@@ -37,7 +37,7 @@ def make(
         initial=model.initial,
         roles=model.roles,
         moments=model.channels,
-        statistics_devices=(len(data.devices) + 1) // 2,
+        statistics_devices=max(2, (len(data.devices) + 1) // 2),
         statistics_deadline=5.0,
         strategy=setting.make_strategy(len(data.devices)),
         store=directory / "store",

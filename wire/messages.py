@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
-from wire import frames, offers
+from wire import frames, inputs, offers
 from wire.errors import WireError
 
 Id = Annotated[bytes, Field(min_length=16, max_length=16)]
@@ -26,6 +26,7 @@ Word = Annotated[str, Field(max_length=64)]
 Sentence = Annotated[str, Field(max_length=400)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Metrics = Annotated[dict[Word, Finite], Field(max_length=32)]
+Names = Annotated[tuple[Word, ...], Field(max_length=inputs.MOST)]
 
 OUTBOX_LIMIT = 16
 """How many updates a device holds at most, and how many verdicts of it the aggregator remembers."""
@@ -186,6 +187,8 @@ class Hello(Message):
     wakes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Seconds since 1970 by the device's clock at which a device that sleeps wakes next; 0 where it does not say."""
     capabilities: Annotated[dict[Word, Sentence | int | float | bool], Field(max_length=32)] = {}
+    features: Names = ()
+    """What the device calls its inputs, in order; none where it has no names."""
 
 
 # ------------------------------------------------------------- from the aggregator
@@ -338,6 +341,8 @@ class Announcement(Message):
     """Bytes a second that all devices together move, both ways; 0 sets no limit. See `wire.sharing`."""
     devices: U32 = 0
     """How many share it, about; 0 where that is not known."""
+    features: Names = ()
+    """Names of the model's inputs, in order; none if they are not known. A device whose own differ does not train."""
 
     @field_validator("frames", mode="before")
     @classmethod

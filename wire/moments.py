@@ -22,6 +22,8 @@ BYTES_PER_CHANNEL: Final = 24
 MAX_COUNT: Final = 2**40
 """Values of one channel that one device can claim; eight million such claims still add up within int64."""
 MAX_VALUE: Final = float(np.finfo(np.float32).max)
+SENTINEL: Final = 1e30
+"""Beyond it no sensor measures: such values, ±3.4e38 for one, stand for a missing one."""
 CONSTANT: Final = float(np.finfo(np.float32).eps)
 """A spread below this part of the mean is lost in float32: the channel counts as constant."""
 

@@ -27,6 +27,12 @@ def register(subparsers: Subparsers) -> None:
         action="store_true",
         help="let devices follow to this store where it is older than what they have seen, or another one",
     )
+    parser.add_argument(
+        "--features",
+        metavar="A,B,C",
+        help="names of the model's inputs, in order: devices whose own differ do not train (default: the app's, or "
+        "what the first two devices agree on; '' compares nothing)",
+    )
     parser.add_argument("--model", metavar="FILE", help="where to write the model at the end (safetensors)")
     parser.add_argument(
         "--metrics",
@@ -47,6 +53,9 @@ def run(args: argparse.Namespace) -> int:
     if key or args.raise_epoch:
         with mendable():
             app.sign(key, raise_epoch=args.raise_epoch)
+    if args.features is not None:
+        with mendable():
+            app.name_inputs([name.strip() for name in args.features.split(",") if name.strip()])
     app.replace = app.replace or args.replace
     app.listen(printer(as_json=args.json))
     if args.metrics is not None:

@@ -54,8 +54,6 @@ def gateway(args: argparse.Namespace) -> Device:
     Raises:
         Problem: something is missing, or cannot be used.
     """
-    from iot_client.conditions import enough_new  # noqa: PLC0415
-
     name, federation = _who(args)
     features = _columns(args)
     classes = _names(args.classes)
@@ -70,35 +68,54 @@ def gateway(args: argparse.Namespace) -> Device:
                 args.label,
                 kind="classification" if classes else "regression",
                 rows=args.keep_rows,
+                least=args.train_after,
             )
         except SamplesError as error:
             raise Problem(str(error)) from error
-        trainer = SampleTrainer(samples, model=args.model)
+        try:
+            return _device(args, samples, name=name, federation=federation, outbox=outbox, classes=classes)
+        except BaseException:
+            samples.close()
+            raise
 
-        def _wherever(options: Options) -> AbstractAsyncContextManager[Connection]:
-            return app.connector(options)
 
-        sources: list[Source] = []
-        if args.csv is not None:
-            sources.append(CsvRows(Path(args.csv).expanduser(), classes=classes))
-        elif args.sensor_broker is not None:
-            sources.append(SensorTopic(connector(endpoint_of(args.sensor_broker)), args.sensor_topic, classes=classes))
-        else:  # the federation's broker, wherever the device is moved to
-            sources.append(SensorTopic(_wherever, args.sensor_topic, classes=classes))
-        app = Device(
-            connector(endpoint_of("mqtt://localhost")),
-            federation=federation,
-            name=name,
-            root=args.root,
-            train=trainer,
-            predict=trainer.predict,
-            outbox=outbox,
-            samples=samples,
-            sources=sources,
-            moments=samples.moments,
-            conditions=[enough_new(samples, args.train_after)],
-        )
-        return app
+def _device(
+    args: argparse.Namespace, samples: Samples, *, name: str, federation: str, outbox: Path, classes: list[str]
+) -> Device:
+    """The device that trains on these samples.
+
+    Raises:
+        ValueError: an option says what cannot be.
+    """
+    from iot_client.conditions import enough_new  # noqa: PLC0415
+
+    trainer = SampleTrainer(samples, model=args.model)
+
+    def _wherever(options: Options) -> AbstractAsyncContextManager[Connection]:
+        return app.connector(options)
+
+    sources: list[Source] = []
+    if args.csv is not None:
+        sources.append(CsvRows(Path(args.csv).expanduser(), classes=classes))
+    elif args.sensor_broker is not None:
+        sources.append(SensorTopic(connector(endpoint_of(args.sensor_broker)), args.sensor_topic, classes=classes))
+    else:  # the federation's broker, wherever the device is moved to
+        sources.append(SensorTopic(_wherever, args.sensor_topic, classes=classes))
+    app = Device(
+        connector(endpoint_of("mqtt://localhost")),
+        federation=federation,
+        name=name,
+        root=args.root,
+        train=trainer,
+        predict=trainer.predict,
+        outbox=outbox,
+        samples=samples,
+        sources=sources,
+        moments=samples.moments,
+        end_if_unsuited=True,
+        conditions=[enough_new(samples, args.train_after)],
+    )
+    return app
 
 
 def _who(args: argparse.Namespace) -> tuple[str, str]:

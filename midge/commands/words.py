@@ -27,6 +27,14 @@ def sentence(event: Mapping[str, Any]) -> str:
             return f"{device}: {verdict}, {why}"
         case {"event": "freeze", "devices": devices}:
             return f"Statistics of {devices} devices pooled and frozen."
+        case {"event": "statistics_off", "device": device, "why": why}:
+            return f"{device}: its statistics are not like the others', {why}"
+        case {"event": "statistics_constant", "channels": channels}:
+            return f"Never changed, and not scaled: {', '.join(channels[:20])}."
+        case {"event": "features", "features": features}:
+            return f"The model's inputs are {', '.join(features)}: two devices agree."
+        case {"event": "unlike", "device": device, "why": why}:
+            return f"{device}: nothing is taken from it, {why}"
         case {"event": "release", "version": version, "devices": devices}:
             return (
                 f"Version {version} released, with the work of {devices} devices."

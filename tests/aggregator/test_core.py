@@ -492,15 +492,78 @@ def gathering(devices: int) -> AggregatorCore:
     return started(moments=MOMENTS, statistics_devices=devices, statistics_deadline=10)
 
 
+def examined(core: AggregatorCore, actions: list[ev.Action], now: float = 0.0, **found: str) -> list[ev.Action]:
+    """The statistics are examined at once, and all of them are kept unless `found` says what is wrong."""
+    (lsns,) = [action.lsns for action in actions if isinstance(action, ev.Examine)]
+    return core.handle(ev.Examined(lsns, **found), now)
+
+
 def test_statistics_are_frozen_when_enough_devices_have_sent_them() -> None:
     core = gathering(3)
     for key, device in enumerate("aab"):
-        assert not any(isinstance(a, ev.Carry) for a in core.handle(ev.StatisticsArrived(device, statistics(), key), 0))
-    freeze, release = [r for r in records(core.handle(ev.StatisticsArrived("c", statistics(), 9), 0)) if r.lsn > 3]
+        actions = core.handle(ev.StatisticsArrived(device, statistics(), key), 0)
+        assert not any(isinstance(each, ev.Examine) for each in actions)
+    freeze, release = records(examined(core, core.handle(ev.StatisticsArrived("c", statistics(), 9), 0)))
     assert isinstance(freeze, rec.FreezeRecord)
-    assert len(freeze.statistics) == 3
+    assert len(freeze.statistics) == 3 and freeze.cap > 1 and not freeze.keep
     assert release == rec.ReleaseRecord(release.lsn, 1, 0, 0)
     assert core.handle(ev.StatisticsArrived("d", statistics(), 10), 0) == [ev.Drop(10)]
+
+
+def test_newer_statistics_of_a_device_take_the_place_of_its_older_ones_and_the_same_make_no_record() -> None:
+    core = gathering(2)
+    core.handle(ev.StatisticsArrived("a", statistics(), 1, b"old"), 0)
+    assert core.handle(ev.StatisticsArrived("a", statistics(), 2, b"old"), 0) == [ev.Drop(2)]
+    (newer,) = records(core.handle(ev.StatisticsArrived("a", statistics(), 3, b"new"), 0))
+    (freeze, _) = records(examined(core, core.handle(ev.StatisticsArrived("b", statistics(), 4), 0)))
+    assert isinstance(freeze, rec.FreezeRecord) and freeze.statistics == (newer.lsn, newer.lsn + 1)
+
+
+def test_statistics_that_cannot_be_pooled_are_waited_for_and_the_reason_is_told() -> None:
+    core = gathering(2)
+    core.handle(ev.StatisticsArrived("a", statistics(), 1), 0)
+    actions = core.handle(ev.StatisticsArrived("b", statistics(), 2), 0)
+    assert examined(core, actions, wait="b is in Pa") == []
+    assert "b is in Pa" in (core.waiting_for_company or "")
+    assert due(core) is None and core.tick(1000) == [], "nothing is looked at again before something new has come"
+    assert not any(isinstance(a, ev.Examine) for a in core.handle(ev.StatisticsArrived("c", statistics(), 3), 1000))
+    freeze, _ = records(examined(core, core.tick(1010), 1010))
+    assert isinstance(freeze, rec.FreezeRecord) and core.waiting_for_company is None
+
+
+def test_a_channel_that_never_changed_is_waited_for_for_a_minute() -> None:
+    core = gathering(2)
+    core.handle(ev.StatisticsArrived("a", statistics(), 1), 0)
+    assert examined(core, core.handle(ev.StatisticsArrived("b", statistics(), 2), 0), soon="x is constant") == []
+    assert due(core) == 10
+    assert examined(core, core.tick(10), 10, soon="x is constant") == []
+    assert len(records(examined(core, core.tick(60), 60, soon="x is constant"))) == 2
+
+
+def test_a_new_generation_gathers_again_refuses_what_was_trained_before_and_carries_no_device_alone() -> None:
+    core = gathering(2)
+    core.handle(ev.StatisticsArrived("a", statistics(), 1), 0)
+    examined(core, core.handle(ev.StatisticsArrived("b", statistics(), 2), 0))
+    assert told(arrive(core, "a", update(1))).verdict is Verdict.ACCEPTED
+    assert core.renormalise() == rec.RenormaliseRecord(core.lsn, 1)
+    assert (core.generation, core.frozen) == (1, False)
+    settled = told(arrive(core, "b", update(1)))
+    assert settled.verdict is Verdict.STALE and "train again" in settled.why
+    core.handle(ev.StatisticsArrived("a", statistics(), 3), 0)
+    freeze, release = records(examined(core, core.handle(ev.StatisticsArrived("b", statistics(), 4), 0)))
+    assert isinstance(freeze, rec.FreezeRecord) and freeze.keep
+    assert isinstance(release, rec.ReleaseRecord) and release.devices == 0
+    assert told(arrive(core, "b", update(2))).verdict is Verdict.STALE
+    assert told(arrive(core, "b", update(3, base=core.version))).verdict is Verdict.ACCEPTED
+
+
+def test_nothing_is_taken_from_a_device_whose_inputs_are_not_the_models() -> None:
+    core = started()
+    core.unlike = {"a": "the model's inputs are speed, heat; this device gives heat, speed"}
+    settled = told(arrive(core, "a", update(1)))
+    assert (settled.verdict, settled.why) == (Verdict.WRONG_SCHEMA, core.unlike["a"])
+    core.unlike = {}
+    assert told(arrive(core, "a", update(2))).verdict is Verdict.ACCEPTED
 
 
 def test_one_devices_statistics_are_never_published_alone() -> None:
@@ -510,7 +573,7 @@ def test_one_devices_statistics_are_never_published_alone() -> None:
     assert core.tick(1000) == []
     assert "second" in (core.waiting_for_company or "")
     core.handle(ev.StatisticsArrived("b", statistics(), 2), 1000)
-    core.tick(1010)
+    examined(core, core.tick(1010), 1010)
     assert core.version == 1
 
 

@@ -133,7 +133,7 @@ def test_what_does_not_fit_is_told_in_words() -> None:
     plan = Plan()
     for parameters, match in [
         ({"w": X}, r"none of midge's own.*it has w"),
-        (Linear(3, outputs=1, task="regression").initial(), r"3 inputs; the samples have 2: a, b"),
+        (Linear(3, outputs=1, task="regression").initial(), r"the model has 3 inputs, this device gives 2: a, b"),
         (MLP(2, (), 2).initial(), "is for classification"),
         (MLP(2, (4,), 1, "regression").initial(), "no linear model"),
     ]:

@@ -139,13 +139,28 @@ def test_classes_are_whole_numbers_and_come_back_as_such() -> None:
 
 
 def test_statistics_are_those_of_the_rows_and_none_without_any() -> None:
-    samples = numbered(None)
+    samples = Samples(None, ["a", "b"], "c", least=4)
     assert samples.moments() == {}
     for number in range(4):
+        assert samples.moments() == {} and samples.scarce == "statistics need 4 rows, and there are fewer"
         samples.observe([number, None], 2 * number)
     found = samples.moments()
     assert found["input"].count.tolist() == [4, 0] and found["target"].mean.tolist() == [3]
-    assert samples.new == 4
+    assert samples.new == 4 and samples.scarce is None
+
+
+def test_a_ring_that_is_smaller_than_what_statistics_need_gives_them_when_it_is_full() -> None:
+    samples = Samples(None, ["a"], "b", rows=3)
+    assert [samples.observe([number], 0) and bool(samples.moments()) for number in range(3)] == [False, False, True]
+
+
+@pytest.mark.parametrize("value", [3.4028e38, -3.4028e38, 1e38, -1e38])
+def test_a_sentinel_is_missing_and_told_once(value: float, caplog: pytest.LogCaptureFixture) -> None:
+    samples = Samples(None, ["a", "b"], "c")
+    assert samples.observe([value, 1], 2) and samples.observe([value, 1], 2)
+    assert not samples.observe([1, 1], value), "a label that is missing"
+    assert np.isnan(samples.arrays()[0][:, 0]).all() and samples.sentinels == {"a": 2, "c": 1}
+    assert len([each for each in caplog.records if each.message.startswith("a is ")]) == 1
 
 
 def test_how_far_a_source_was_read_is_as_durable_as_what_was_read(tmp_path: Path) -> None:
@@ -166,7 +181,9 @@ def test_other_columns_and_other_files_are_told(tmp_path: Path) -> None:
     samples = numbered(tmp_path / "s")
     samples.observe([1, 2], 3)
     samples.close()
-    with pytest.raises(SamplesError, match="other columns"):
+    with pytest.raises(
+        SamplesError, match=r"other columns, a, b with the label c \(regression\): move it .* with a, x with"
+    ):
         Samples(tmp_path / "s", ["a", "x"], "c")
     (tmp_path / "t").write_text("no database at all, but long enough to be taken for one" * 100)
     with pytest.raises(SamplesError, match="move the file away"):

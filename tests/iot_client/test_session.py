@@ -573,6 +573,53 @@ def test_statistics_are_sent_until_the_training_begins() -> None:
     assert not any(isinstance(action, ev.SendStatistics) for action in driver.wait(1000))
 
 
+def test_statistics_are_sent_as_soon_as_there_is_enough_to_make_them_of() -> None:
+    driver = Driver()
+    gathering = announcement(1).model_copy(update={"phase": "statistics", "moments": (Moment(name="i", channels=2),)})
+    driver(ev.Connected(), ev.AggregatorSeen(status()), receipt(0), ev.Hindered(None, unready="too few rows"))
+    assert driver(ev.Announced(gathering)) == []
+    assert not any(isinstance(action, ev.SendStatistics) for action in driver.wait(1000))
+    assert kinds(driver(ev.Hindered("fewer than 32 rows are new"))) == [ev.SendStatistics]
+
+
+def test_a_device_whose_inputs_are_not_the_models_says_so_once_and_does_nothing() -> None:
+    driver = Driver()
+    driver.session = DeviceSession("d", OUTBOX, (), 1, lambda: 0.5, features=("heat", "speed"))
+    named = announcement(1).model_copy(update={"features": ("speed", "heat")})
+    actions = driver(ev.Connected(), ev.AggregatorSeen(status()), receipt(0), ev.Announced(named))
+    (told,) = [action for action in actions if isinstance(action, ev.Unsuited)]
+    assert "inputs are speed, heat; this device gives them in another order, heat, speed" in told.why
+    assert "--features speed,heat" in told.why
+    newer = announcement(2).model_copy(update={"features": ("speed", "heat")})
+    assert driver(ev.Announced(newer)) == [] and not {ev.Train, ev.Fetch} & set(kinds(driver.wait(1000)))
+    gathering = newer.model_copy(
+        update={"generation": 1, "phase": "statistics", "moments": (Moment(name="input", channels=2),)}
+    )
+    assert driver(ev.Announced(gathering)) == []
+    mended = announcement(3, generation=1).model_copy(update={"features": ("heat", "speed")})
+    assert ev.Fetch in kinds(driver(ev.Announced(mended))) and driver.session.suited
+
+
+@pytest.mark.parametrize("ours", [(), ("a",)])
+def test_a_device_or_a_model_without_names_goes_on_as_before(ours: tuple[str, ...]) -> None:
+    driver = Driver()
+    driver.session = DeviceSession("d", OUTBOX, (), 1, lambda: 0.5, features=ours)
+    names = ("a", "b") if not ours else ()
+    named = announcement(1).model_copy(update={"features": names})
+    assert ev.Fetch in kinds(driver(ev.Connected(), ev.AggregatorSeen(status()), receipt(0), ev.Announced(named)))
+
+
+def test_a_model_of_another_width_is_told_in_numbers() -> None:
+    driver = Driver()
+    driver.session = DeviceSession("d", OUTBOX, (), 1, lambda: 0.5, features=("time", "speed", "heat"), counted=True)
+    asked = (Moment(name="input", channels=2),)
+    gathering = announcement(1).model_copy(update={"phase": "statistics", "moments": asked})
+    actions = driver(ev.Connected(), ev.AggregatorSeen(status()), receipt(0), ev.Announced(gathering))
+    (told,) = [action for action in actions if isinstance(action, ev.Unsuited)]
+    assert told.why.startswith("the model has 2 inputs, this device gives 3: time, speed, heat. ")
+    assert ev.SendStatistics not in kinds(actions)
+
+
 def test_each_training_has_a_seed_of_its_own() -> None:
     seeds = set()
     for name in ("d", "e"):

@@ -1,0 +1,38 @@
+"""`midge renormalise STORE`: ask the devices for new statistics, and go on from the present model."""
+
+import argparse
+from pathlib import Path
+
+from midge.commands.parts import Problem, Subparsers, server_side
+
+
+def register(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "renormalise",
+        help="ask the devices for new statistics of their data, and go on from the present model",
+        description="Begin a new generation of a stopped federation: at its next start the aggregator asks the devices "
+        "for statistics again, makes the frozen tensors NAME_mean and NAME_scale from them, and goes on from the model "
+        "that was published last. Updates that were trained with the old statistics are refused, and their devices "
+        "train again. For a federation that was normalised with too few rows, or with a device's mistake.",
+    )
+    parser.add_argument("store", metavar="STORE", help="the aggregator's store, a directory")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    with server_side():
+        from aggregator.renormalising import renormalise  # noqa: PLC0415 - an extra
+        from aggregator.store import Store, StoreInUse  # noqa: PLC0415
+    path = Path(args.store)
+    if not (path / "store.db").is_file():
+        raise Problem(f"{path} is no store of an aggregator: there is no store.db in it.")
+    try:
+        with Store(path) as store:
+            generation, version = renormalise(store)
+    except StoreInUse as error:
+        raise Problem(f"The store {path} is in use: stop its aggregator, say this again, and start it.") from error
+    print(
+        f"Generation {generation} begins above version {version}: start the aggregator, and it asks the devices for "
+        "statistics. Updates that were trained with the old ones are refused."
+    )
+    return 0

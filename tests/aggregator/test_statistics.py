@@ -1,0 +1,139 @@
+"""Which devices' statistics are pooled: one's lie, unit or sentinel decides nothing, and honest devices may differ."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aggregator.statistics import CAP, FEW, LEAST, Finding, Sent, examine, pooled
+from wire.moments import MAX_COUNT, Moments, pool
+
+RNG = np.random.default_rng(0)
+
+
+def sent(*rows: np.ndarray) -> list[Sent]:
+    return [Sent(f"d{number}", {"input": Moments.of(each)}) for number, each in enumerate(rows)]
+
+
+def normal(mean: float = 20.0, spread: float = 2.0, rows: int = 200) -> np.ndarray:
+    return RNG.normal(mean, spread, (rows, 1))
+
+
+def off(found: Finding) -> list[str]:
+    return [device for device, _ in found.off]
+
+
+def test_one_device_in_pascal_among_nine_in_hectopascal_is_named_and_left_out() -> None:
+    parts = [normal(1013, 8) * (100 if number == 3 else 1) for number in range(10)]
+    found = examine(sent(*parts), names={"input": ["pressure"]})
+    assert (found.wait, off(found)) == ("", ["d3"])
+    assert "input 'pressure'" in found.off[0][1] and "another unit" in found.off[0][1]
+    whole = pooled([each.moments["input"] for each in sent(*parts)][:3] + [Moments.of(part) for part in parts[4:]], CAP)
+    assert 7 < whole.scale()[0] < 9
+
+
+def test_a_lie_of_many_rows_far_away_is_left_out() -> None:
+    lie = Sent("evil", {"input": Moments(np.array([2**40]), np.array([1e29]), np.array([1e58 * 2.0**40]))})
+    found = examine([lie, *sent(*(normal() for _ in range(4)))])
+    assert (found.wait, off(found), found.kept) == ("", ["evil"], (1, 2, 3, 4))
+
+
+@pytest.mark.parametrize("value", [3.4028e38, -3.4028e38, 1e38, -1e38, 1e35])
+def test_a_sentinel_among_good_values_is_named(value: float) -> None:
+    bad = normal()
+    bad[7] = value
+    found = examine(sent(bad, *(normal() for _ in range(4))))
+    assert off(found) == ["d0"] and "missing value" in found.off[0][1]
+
+
+def test_of_two_devices_nothing_says_which_is_right() -> None:
+    found = examine(sent(normal(1013, 8), normal(101_300, 800)))
+    assert not found.kept and "2 of 2 devices" in found.wait and "statistics_factor=None" in found.wait
+    assert examine(sent(normal(1013, 8), normal(101_300, 800)), factor=None).kept == (0, 1)
+    third = examine(sent(normal(1013, 8), normal(101_300, 800), normal(1010, 9)))
+    assert (third.wait, off(third)) == ("", ["d1"])
+
+
+def test_more_than_a_third_that_are_off_are_not_outvoted_but_told() -> None:
+    parts = [normal(1013, 8)] * 3 + [normal(101_300, 800)] * 2
+    found = examine(sent(*parts))
+    assert found.wait.startswith("2 of 5 devices are not like the others")
+
+
+@pytest.mark.parametrize(
+    "means",
+    [(20, 21, 22, 80), (1500, 3000), (-5, 0.5, 25, 3, 60), (0.001, 0.02, 0.5)],
+)
+def test_devices_with_operating_points_of_their_own_are_pooled_exactly(means: tuple[float, ...]) -> None:
+    parts = sent(*(normal(mean, 1.0) for mean in means))
+    found = examine(parts)
+    assert (found.wait, found.off, len(found.kept)) == ("", (), len(means))
+    moments = [each.moments["input"] for each in parts]
+    assert pooled(moments, CAP).scale() == pool(moments).scale(), "the variance between devices belongs to it"
+
+
+@pytest.mark.parametrize("flags", [(0, 0, 0, 1), (0, 0, 1, 1, 0), (1013, 1013, 1013)])
+def test_what_is_constant_on_each_device_is_no_outlier(flags: tuple[float, ...]) -> None:
+    found = examine(sent(*(np.full((100, 1), float(flag)) for flag in flags)))
+    assert (found.wait, found.off) == ("", ())
+
+
+def test_a_channel_of_one_device_is_not_published() -> None:
+    both = [np.hstack([normal(), normal()]) for _ in range(3)]
+    for part in both[1:]:
+        part[:, 1] = np.nan
+    assert "fewer than two devices have values of input 1" in examine(sent(*both)).wait
+    both[0][:, 1] = np.nan
+    assert "input 1" in examine(sent(*both)).wait
+
+
+def test_too_few_values_are_waited_for_whatever_one_device_claims() -> None:
+    assert "fewer than 16 values of input 0" in examine(sent(normal(rows=1), normal(rows=1))).wait
+    lie = Sent("evil", {"input": Moments(np.array([MAX_COUNT]), np.array([20.0]), np.array([4.0 * MAX_COUNT]))})
+    assert f"fewer than {LEAST}" in examine([lie, *sent(normal(rows=2))]).wait
+
+
+def test_a_channel_that_never_changes_is_named_and_waited_for_only_while_there_are_few_values() -> None:
+    found = examine(sent(*(np.full((20, 1), 3.0) for _ in range(3))))
+    assert (found.constant, found.wait) == (("input 0",), "") and "never changed" in found.soon
+    found = examine(sent(*(np.full((FEW, 1), 3.0) for _ in range(2))))
+    assert (found.constant, found.soon) == (("input 0",), "")
+
+
+def test_no_device_weighs_more_than_a_few_times_the_median() -> None:
+    parts = [Moments.of(normal(20, 2, 100)) for _ in range(4)]
+    lie = Moments(np.array([2**40]), np.array([30.0]), np.array([4.0 * 2**40]))
+    whole = pooled([lie, *parts], CAP)
+    assert whole.count[0] == 800 and 24 < whole.mean[0] < 26
+    assert pooled([lie, parts[0]], CAP).count[0] == 500
+    assert pooled([lie, *parts], 0).count[0] == 2**40 + 400, "as journals of before had it"
+
+
+moments = st.builds(
+    lambda count, mean, spread: Moments(
+        np.array([count]), np.array([mean if count else 0.0]), np.array([spread**2 * count])
+    ),
+    st.integers(0, MAX_COUNT),
+    st.floats(-1e38, 1e38),
+    st.floats(0, 1e38),
+)
+
+
+@given(st.lists(moments, min_size=1, max_size=7), st.sampled_from([None, 50.0]))
+def test_any_moments_are_judged_without_an_error(parts: list[Moments], factor: float | None) -> None:
+    found = examine([Sent(str(place), {"a": part}) for place, part in enumerate(parts)], factor=factor)
+    assert found.wait or len(found.kept) >= max(2, len(parts) - len(parts) // 3)
+    whole = pooled(parts, CAP)
+    assert np.isfinite(whole.mean).all() and np.isfinite(whole.scale()).all()
+
+
+@given(st.floats(-100, 100), st.floats(0.5, 5), st.floats(-1e37, 1e37), st.floats(0, 1e37), st.integers(1, MAX_COUNT))
+def test_one_device_of_five_moves_mean_and_scale_by_a_bounded_amount(
+    mean: float, spread: float, lie: float, wide: float, count: int
+) -> None:
+    honest = [Moments(np.array([200]), np.array([mean]), np.array([spread**2 * 200])) for _ in range(4)]
+    evil = Moments(np.array([count]), np.array([lie]), np.array([wide**2 * count]))
+    found = examine([Sent(str(place), {"a": part}) for place, part in enumerate([evil, *honest])])
+    whole = pooled([[evil, *honest][place] for place in found.kept], CAP)
+    most = 50 * max(spread, 10 * (abs(mean) + spread))
+    assert not found.wait and abs(whole.mean[0]) <= most and spread / 3 <= whole.scale()[0] <= most

@@ -1,0 +1,45 @@
+"""The names of a model's inputs, in order: what binds a column of a device's data to a place in the model."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+MOST = 256
+"""Names that travel; a model with more inputs goes without."""
+LONGEST = 64
+"""Characters of a name."""
+_SHOWN = 120
+"""Characters of a list in a sentence."""
+
+
+def sayable(names: Sequence[str]) -> tuple[str, ...]:
+    """The names as they travel; none if there are too many, one is too long or unprintable, or two are the same."""
+    said = tuple(names)
+    fits = len(said) <= MOST and len(set(said)) == len(said)
+    return said if fits and all(0 < len(name) <= LONGEST and name.isprintable() for name in said) else ()
+
+
+def difference(announced: Sequence[str], ours: Sequence[str]) -> str:
+    """How a device's inputs differ from the model's, in words; empty if they do not, or one side has no names."""
+    if not announced or not ours or tuple(announced) == tuple(ours):
+        return ""
+    if len(announced) != len(ours):
+        return f"{width(len(announced), ours)}. The model's are {listed(announced)}"
+    if Counter(announced) == Counter(ours):
+        said = f"the model's inputs are {listed(announced)}; this device gives them in another order, {listed(ours)}"
+    else:
+        said = f"the model's inputs are {listed(announced)}; this device gives {listed(ours)}"
+    place = next(place for place, name in enumerate(announced) if name != ours[place])
+    if len(", ".join(announced[: place + 1])) > _SHOWN:
+        said += f". Number {place + 1} is {announced[place]!r} there and {ours[place]!r} here"
+    return said
+
+
+def width(inputs: int, ours: Sequence[str]) -> str:
+    """That the model has another number of inputs than a device gives."""
+    return f"the model has {inputs} inputs, this device gives {len(ours)}: {listed(ours)}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names, as many as a sentence bears."""
+    text = ", ".join(names)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
