@@ -1,13 +1,13 @@
 """In which direction most devices want to move the model, and how far an update agrees with that.
 
-Norms bound how much a liar can push, not where: several that push the same way, against what all others have learned, add
-up, while honest deltas of unlike data mostly cancel. Of the newest delta of each device a sketch is kept: random signs, and
-sums over interleaved coordinates, which keep angles to 1/√1024 (Charikar, Chen and Farach-Colton, "Finding frequent items
-in data streams", 2002). The median of the directions, value by value, is a direction that fewer than half of the devices
-cannot turn around.
+Norms bound how much a liar can push, not where: several that push the same way, against what all others have learned,
+add up, while honest deltas of unlike data mostly cancel. Of the newest delta of each device a sketch is kept: random
+signs, and sums over interleaved coordinates, which keep angles to 1/√1024 (Charikar, Chen and Farach-Colton, "Finding
+frequent items in data streams", 2002). The median of the directions, value by value, is a direction that fewer than half
+of the devices cannot turn around.
 
-Nothing of it is durable. What it says of an update is journaled with it; after a restart the devices that are heard make
-it again.
+Nothing of it is durable. What it says of an update is journaled with it; after a restart the devices that are heard
+make it again.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ class Consensus:
         self._changed = 0
 
     def agreement(self, device: str, delta: Vector, norm: float) -> float:
-        """The cosine of a device's delta with the direction of most devices; 0 if too few were heard. Take it in, too."""
+        """Take a delta in; its cosine with the direction of most devices, 0 if too few were heard."""
         if not norm > 0:
             return 0.0
         sketch = self._sketch(delta)

@@ -94,7 +94,9 @@ class FleetStatistics:
         if 2 * len(gaps) < len(self._devices) or len(self._devices) <= FEWEST:
             return list(self._devices)
         since = now - INTERVALS * median(gaps)
-        found = [name for name, known in self._devices.items() if known.heard_at is not None and known.heard_at >= since]
+        found = [
+            name for name, known in self._devices.items() if known.heard_at is not None and known.heard_at >= since
+        ]
         if len(found) < FEWEST:
             order = sorted(self._devices, key=lambda name: self._devices[name].heard_at or 0.0)
             found = order[-FEWEST:]

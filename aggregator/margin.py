@@ -11,6 +11,7 @@ steps of K make m/K steps in the same direction, however small their staleness. 
 """
 
 from collections import Counter, deque
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -59,6 +60,18 @@ def gain_margin(staleness: dict[int, float]) -> float:
     return best
 
 
+def _by_staleness(seen: Sequence[tuple[str, int, float]]) -> dict[int, float]:
+    """Weights by staleness, in which no device has more than four times its share; empty if all weights are 0."""
+    by_device: Counter[str] = Counter()
+    for device, _, weight in seen:
+        by_device[device] += weight  # type: ignore[assignment]
+    bound = _DOMINANT * sum(by_device.values()) / len(by_device)
+    shares: Counter[int] = Counter()
+    for device, tau, weight in seen:
+        shares[tau] += weight * min(1.0, bound / by_device[device]) if weight else 0.0  # type: ignore[assignment]
+    return dict(shares) if any(shares.values()) else {}
+
+
 class Margin:
     """Follows the staleness of accepted updates and says the largest rate that is safe.
 
@@ -66,8 +79,8 @@ class Margin:
     four times its share of the window its updates count less.
 
     Args:
-        calibration: β of the strategy: how much of a device's cached delta stands in for its next one. What is cached is
-            up to a whole turn of the fleet older than what has just come.
+        calibration: β of the strategy: how much of a device's cached delta stands in for its next one. What is cached
+            is up to a whole turn of the fleet older than what has just come.
     """
 
     def __init__(self, calibration: float = 0.0) -> None:
@@ -94,7 +107,7 @@ class Margin:
             self._sent[self._seen[0][0]] -= 1
         self._sent[device] += 1
         share = min(1.0, _DOMINANT * (len(self._seen) + 1) / max(devices, 1) / self._sent[device])
-        self._seen.append((device, staleness, weight * share))
+        self._seen.append((device, staleness, weight))
         self._of_base[base] += 1
         if len(self._of_base) > _MOST:
             del self._of_base[min(self._of_base)]
@@ -102,10 +115,7 @@ class Margin:
         self._since += 1
         if len(self._seen) >= _FEWEST and (not self._shares or self._since >= max(16, devices // 2)):
             self._since, self._devices = 0, devices
-            shares: Counter[int] = Counter()
-            for _, tau, mass in islice(self._seen, max(0, len(self._seen) - max(64, 4 * devices)), None):
-                shares[tau] += mass  # type: ignore[assignment]
-            self._shares = dict(shares) if any(shares.values()) else {}
+            self._shares = _by_staleness(list(islice(self._seen, max(0, len(self._seen) - max(64, 4 * devices)), None)))
             self._margins.clear()
 
     def rate(self, buffer_size: int) -> float | None:

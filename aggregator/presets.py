@@ -24,11 +24,13 @@ def balanced(
 ) -> Strategy:
     """Midge's default: a small buffer, every device heard alike, and a moving average for use.
 
-    K follows the fleet (`Strategy.size`), the rate what is measured of its delays (`aggregator.margin`). An update that is
-    late for its own device counts less (`aggregator.staleness.relative`); one of a slow device does not, because a discount
-    for being slow would leave its data out. Devices that are heard rarely count more, those heard often less, within a
-    factor of `fairness` (`aggregator.fairness`); the served moving average takes out the noise that this adds. Deltas are
-    clipped at the fleet's reference norm, a median over devices, so that one in five devices may lie.
+    K follows the fleet (`Strategy.size`), the rate what is measured of its delays (`aggregator.margin`). An update
+    that is late for its own device counts less (`aggregator.staleness.relative`); one of a slow device does not,
+    because a discount for being slow would leave its data out. Devices that are heard rarely count more, those heard
+    often less, within a factor of `fairness` (`aggregator.fairness`); the served moving average takes out the noise
+    that this adds. In a step, a delta is scaled down to twice the fleet's reference norm, a median over devices, and
+    further if it goes against what most devices have learned (`aggregator.consensus`) or if its device is always out
+    of scale.
     """
     return Strategy(
         name="balanced",
@@ -38,7 +40,7 @@ def balanced(
         normalise="weight",
         fairness=fairness,
         deadline=deadline,
-        clip=others.pop("clip", 1.5),
+        clip=others.pop("clip", 2.0),
         robust=others.pop("robust", True),
         serve_decay=serve_decay,
         serve_interval=serve_interval,
@@ -47,20 +49,30 @@ def balanced(
 
 
 def fedasync(
-    alpha: float | None = 0.6, staleness: Staleness | None = None, form: Form = "delta", **others: Any
+    alpha: float | None = 0.6,
+    staleness: Staleness | None = None,
+    form: Form = "mixing",
+    *,
+    rho: float = 0.0,
+    **others: Any,
 ) -> Strategy:
     """Every update is a step (FedAsync, Xie, Koyejo, Gupta, arXiv:1903.03934).
 
-    With α_τ = α·s(τ), the form `delta` is x ← x + α_τ·Δ; the published form, `mixing`, is
-    x ← (1 − α_τ)·x + α_τ·(p_v + Δ), which also pulls x back towards the version that the device began from. The delta
-    form at α = 0.6 swings where some fifty devices or more train at a time; α = None follows their number.
+    As published (Algorithm 1): x ← (1 − α_τ)·x + α_τ·(p_v + Δ) with α_τ = α·s(τ), and the local term (ρ/2)·|x − x_v|²
+    of the devices' training. There is no clip, no correction for rare devices and no average. The form `delta` is x ←
+    x + α_τ·Δ, which does not pull x back towards the version that the device began from.
+
+    While a device trains, n − 1 others mix in theirs: if α_τ·n is beyond about 2.5, each of them is a large part of the
+    model, and it swings with whoever came last. So α is bounded by the number of devices, unless `bounded=False`. With
+    the polynomial s(τ) that begins at some 20 devices.
     """
     return Strategy(
         name="fedasync",
         staleness=staleness or polynomial(0.5),
         rate=alpha,
         form=form,
-        **_planned(others),
+        norm_limit=others.pop("norm_limit", None),
+        **_planned(others if rho == 0 else {**others, "plan": _proximal(others.get("plan"), rho)}),
     )
 
 
@@ -181,6 +193,11 @@ def private(
         plan=plan,
         **others,
     )
+
+
+def _proximal(plan: Plan | None, rho: float) -> Plan:
+    """A plan with FedAsync's local term."""
+    return (plan or Plan()).model_copy(update={"proximal": Plan(proximal=rho).proximal})
 
 
 def _planned(others: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 Kind = Literal["constant", "polynomial", "hinge", "relative"]
 
+
 @dataclass(frozen=True, slots=True)
 class Staleness:
     """The weight s(τ) of an update that is τ steps old (FedAsync, arXiv:1903.03934, section 5.2)."""
@@ -34,7 +35,7 @@ class Staleness:
     def weight(self, steps: int, age: float, usual: float | None = None) -> float:
         """The weight of an update whose base is `steps` steps and `age` seconds old.
 
-        `usual` is the median staleness of its device's updates in steps, None if it is not known; only `relative` uses it.
+        `usual` is the median staleness of its device's updates in steps, None if that is not known; of use to `relative`.
         """
         if self.kind == "relative":
             return self(0.0 if usual is None else max(0.0, steps - usual) / max(usual, 1.0))
@@ -54,9 +55,10 @@ def polynomial(a: float = 0.5, *, seconds: float | None = None) -> Staleness:
 
 
 def relative(a: float = 0.5) -> Staleness:
-    """s = (1 + e)^−a with e = max(0, τ − τ̄) / max(τ̄, 1), where τ̄ is the median staleness of the device's own updates.
+    """Weigh by s = (1 + e)^−a with e = max(0, τ − τ̄) / max(τ̄, 1), τ̄ being the device's own median staleness.
 
-    An update that is late for its device counts less. A device that is always slow does not: its data would be left out.
+    An update that is late for its device counts less. A device that is always slow does not: its data would be left
+    out.
     """
     if a < 0:
         raise ValueError("relative(a): a must not be negative, or late updates would count more.")

@@ -23,6 +23,9 @@ class Versions:
         self._numbers: list[int] = [0]
         self._steps: list[int] = [0]
         self._at: list[float] = [0.0]
+        """By the clock of the process that released it: as it is journaled."""
+        self._here: list[float] = [0.0]
+        """By the clock of this process."""
 
     def __contains__(self, version: int) -> bool:
         return self._numbers[0] <= version <= self._numbers[-1] if self._numbers else False
@@ -34,6 +37,7 @@ class Versions:
         self._numbers.append(version)
         self._steps.append(step)
         self._at.append(at)
+        self._here.append(at)
         if version % _COARSER == 0:
             self._thin(version)
 
@@ -42,10 +46,11 @@ class Versions:
         self._numbers = [self._numbers[place] for place in kept]
         self._steps = [self._steps[place] for place in kept]
         self._at = [self._at[place] for place in kept]
+        self._here = [self._here[place] for place in kept]
 
     def clear(self) -> None:
         """Forget all: a new generation begins."""
-        self._numbers, self._steps, self._at = [], [], []
+        self._numbers, self._steps, self._at, self._here = [], [], [], []
 
     def _place(self, version: int) -> int | None:
         """The newest that is remembered and not newer than a version: so an old update counts as older, not newer."""
@@ -57,26 +62,31 @@ class Versions:
         place = self._place(version)
         return None if place is None else self._steps[place]
 
-    def at(self, version: int) -> float | None:
-        """When a version was released, or a little before; None if that is not known any more."""
+    def age(self, version: int, now: float) -> float:
+        """Seconds since a version was released, or a little before; 0 if that is not known any more."""
         place = self._place(version)
-        return None if place is None else self._at[place]
+        return 0.0 if place is None else max(0.0, now - self._here[place])
 
     def shift(self, now: float) -> None:
-        """Continue on another clock, on which it is `now`: after a restart, the newest version is as new as can be."""
-        if self._at:
-            later = now - self._at[-1]
-            self._at = [at + later for at in self._at]
+        """Continue on another clock, on which it is `now`: after a restart, the newest version is as new as can be.
+
+        A clock that begins again, as after a reboot, leaves no gap.
+        """
+        here = now
+        for place in range(len(self._at) - 1, -1, -1):
+            self._here[place] = here
+            if place:
+                here -= max(0.0, self._at[place] - self._at[place - 1])
 
     def forget_before(self, version: int) -> None:
         """Forget versions before this one, but never the newest."""
         place = min(bisect_right(self._numbers, version - 1), max(len(self._numbers) - 1, 0))
-        del self._numbers[:place], self._steps[:place], self._at[:place]
+        del self._numbers[:place], self._steps[:place], self._at[:place], self._here[:place]
 
     def forget_steps_before(self, step: int) -> None:
         """Forget versions that were released before this step, but never the newest."""
         while len(self._steps) > 1 and self._steps[0] < step:
-            del self._numbers[0], self._steps[0], self._at[0]
+            del self._numbers[0], self._steps[0], self._at[0], self._here[0]
 
     @property
     def oldest(self) -> int | None:
@@ -94,6 +104,7 @@ class Versions:
             self._numbers.append(number)
             self._steps.append(step)
             self._at.append(at)
+            self._here.append(at)
 
 
 def _kept(number: int, age: int) -> bool:

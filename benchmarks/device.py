@@ -117,7 +117,7 @@ async def federate(python: Path, directory: Path) -> float:
             federation="cost",
             initial=model.initial(),
             roles={"input_mean": "frozen", "input_scale": "frozen"},
-            strategy=midge.fedasync(),
+            strategy=midge.fedasync(form="delta", bounded=False),
             store=directory / "store",
         )
         serving = asyncio.create_task(server.serve())

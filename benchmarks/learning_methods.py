@@ -61,7 +61,7 @@ METHODS = {
             lambda n, rate: presets.fedbuff(buffer_of(n), rate, constant(), "weight", serve_decay=0.9),
             (0.4, 1.0),
         ),
-        Method("fedasync delta", lambda _, rate: presets.fedasync(rate), (0.1, 0.6)),
+        Method("fedasync delta", lambda _, rate: presets.fedasync(rate, form="delta", bounded=False), (0.1, 0.6)),
         Method("fedasync mixing", lambda _, rate: presets.fedasync(rate, form="mixing"), (0.1, 0.6)),
         Method("ca2fl", lambda n, rate: presets.ca2fl(buffer_of(n), rate), (0.4, 1.0)),
         Method("fadas", lambda _, rate: presets.fadas(5, rate), (1e-3, 1e-2)),

@@ -138,7 +138,7 @@ def main() -> None:
     limit = 40.0 if args.quick else args.limit
     rows = [asyncio.run(midge(task, balanced(), args.target, limit))]
     if not args.quick:
-        rows.append(asyncio.run(midge(task, fedasync(), args.target, limit)))
+        rows.append(asyncio.run(midge(task, fedasync(form="delta", bounded=False), args.target, limit)))
         if args.flower:
             rows.append(peer("flower", args.flower, args.peers, "--mode", "thin", limit=limit))
         if args.appfl:

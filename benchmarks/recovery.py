@@ -59,7 +59,14 @@ BATCH = 64
 def strategy(release_interval: float = 0.0) -> Strategy:
     """Nothing is too stale: by default the last of 1,000 devices to come back would be."""
     return fedasync(
-        1.0, constant(), max_staleness=10**6, norm_limit=None, release_floor=1, release_interval=release_interval
+        1.0,
+        constant(),
+        max_staleness=10**6,
+        norm_limit=None,
+        release_floor=1,
+        release_interval=release_interval,
+        form="delta",
+        bounded=False,
     )
 
 

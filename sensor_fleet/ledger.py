@@ -84,6 +84,8 @@ class Books:
         return fedasync(
             1.0,
             constant(),
+            form="delta",
+            bounded=False,
             max_staleness=self.places,
             norm_limit=None,
             release_floor=1,

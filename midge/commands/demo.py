@@ -59,7 +59,7 @@ def register(subparsers: Subparsers) -> None:
     )
     learning.add_argument("--alpha", type=float, help="FedAsync's rate (default: 0.6, or 12 over the devices)")
     learning.add_argument(
-        "--form", choices=["delta", "mixing"], default="delta", help="FedAsync's form (default: delta)"
+        "--form", choices=["delta", "mixing"], default="mixing", help="FedAsync's form (default: mixing, as published)"
     )
     learning.add_argument("--staleness", choices=["constant", "polynomial", "hinge"], default="polynomial")
     learning.add_argument(

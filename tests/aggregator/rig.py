@@ -28,7 +28,9 @@ from wire.topics import Topics
 
 Vector = npt.NDArray[np.float32]
 TOPICS = Topics("f")
-EVERYTHING_COUNTS = fedasync(alpha=1.0, staleness=constant(), norm_limit=None, release_floor=1)
+EVERYTHING_COUNTS = fedasync(
+    alpha=1.0, staleness=constant(), norm_limit=None, release_floor=1, form="delta", bounded=False
+)
 """Each update is added to the model as it is."""
 
 

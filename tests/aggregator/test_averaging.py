@@ -51,19 +51,21 @@ FREE: dict[str, Any] = {"norm_limit": None, "deadline": None}
 STRATEGIES: dict[str, Callable[[Plan], Strategy]] = {
     "balanced": lambda plan: balanced(2, plan=plan),
     "balanced, rate 10": lambda plan: balanced(2, 10.0, even_steps=True, clip=1.1, plan=plan),
-    "fedasync": lambda plan: fedasync(1.0, norm_limit=None, plan=plan),
-    "fedasync, rate 10": lambda plan: fedasync(10.0, constant(), norm_limit=None, plan=plan),
+    "fedasync": lambda plan: fedasync(1.0, norm_limit=None, plan=plan, form="delta", bounded=False),
+    "fedasync, rate 10": lambda plan: fedasync(
+        10.0, constant(), norm_limit=None, plan=plan, form="delta", bounded=False
+    ),
     "fedasync, mixing": lambda plan: fedasync(1.0, form="mixing", norm_limit=None, plan=plan),
-    "fedbuff": lambda plan: fedbuff(3, plan=plan, **FREE),
-    "fedbuff, by rows": lambda plan: fedbuff(2, 2.0, hinge(), weigh_examples=True, plan=plan, **FREE),
-    "fedavg": lambda plan: fedavg(3, 2, max_staleness=3, plan=plan),
-    "ca2fl": lambda plan: ca2fl(2, plan=plan, norm_limit=None),
-    "ca2fl, half": lambda plan: ca2fl(2, calibration=0.5, plan=plan, serve_decay=0.5),
-    "fadas": lambda plan: fadas(2, 0.1, plan=plan),
-    "adam": lambda plan: fedbuff(2, 0.1, optimizer=adam(), plan=plan, **FREE),
-    "momentum": lambda plan: fedbuff(2, optimizer=sgd(0.9), plan=plan, serve_decay=0.9, **FREE),
-    "trimmed": lambda plan: fedbuff(4, combine="trimmed", trim=0.3, plan=plan, **FREE),
-    "centred": lambda plan: fedbuff(3, 2.0, combine="centred", plan=plan, **FREE),
+    "fedbuff": lambda plan: fedbuff(3, plan=plan, **FREE, bounded=False),
+    "fedbuff, by rows": lambda plan: fedbuff(2, 2.0, hinge(), weigh_examples=True, plan=plan, **FREE, bounded=False),
+    "fedavg": lambda plan: fedavg(3, 2, max_staleness=3, plan=plan, bounded=False),
+    "ca2fl": lambda plan: ca2fl(2, plan=plan, norm_limit=None, bounded=False),
+    "ca2fl, half": lambda plan: ca2fl(2, calibration=0.5, plan=plan, serve_decay=0.5, bounded=False),
+    "fadas": lambda plan: fadas(2, 0.1, plan=plan, bounded=False),
+    "adam": lambda plan: fedbuff(2, 0.1, optimizer=adam(), plan=plan, **FREE, bounded=False),
+    "momentum": lambda plan: fedbuff(2, optimizer=sgd(0.9), plan=plan, serve_decay=0.9, **FREE, bounded=False),
+    "trimmed": lambda plan: fedbuff(4, combine="trimmed", trim=0.3, plan=plan, **FREE, bounded=False),
+    "centred": lambda plan: fedbuff(3, 2.0, combine="centred", plan=plan, **FREE, bounded=False),
 }
 CODECS = [
     "uq:4|rice",
@@ -281,7 +283,12 @@ def test_a_model_without_averaged_tensors_keeps_nothing_and_copies_nothing() -> 
 
 def test_no_release_has_the_values_of_the_last_device_alone(tmp_path: Path) -> None:
     """Each update is a step at the highest rate, and a release has two of them: it must tell of both."""
-    life = Rig(tmp_path, fedasync(10.0, constant(), norm_limit=None), parameters=START, roles=ROLES).start()
+    life = Rig(
+        tmp_path,
+        fedasync(10.0, constant(), norm_limit=None, form="delta", bounded=False),
+        parameters=START,
+        roles=ROLES,
+    ).start()
     delta = np.zeros(SCHEMA.size, np.float32)
     try:
         for device, value in (("p", 3.0), ("q", 5.0)):

@@ -40,8 +40,8 @@ def test_below_the_margin_a_loop_settles_and_above_it_does_not(staleness: dict[i
 def test_equal_devices_are_braked_and_wild_ones_are_not() -> None:
     equal, wild, rng = Margin(), Margin(), np.random.default_rng(0)
     for number in range(500):
-        equal.saw(5, 1.0, number, 50)
-        wild.saw(int(rng.lognormal(1.0, 1.2)), 1.0, number, 50)
+        equal.saw(f"d{number % 50}", 5, 1.0, number, 50)
+        wild.saw(f"d{number % 50}", int(rng.lognormal(1.0, 1.2)), 1.0, number, 50)
     assert equal.rate(10) == pytest.approx(SHARE * 2 * math.sin(math.pi / 22), rel=0.02)
     assert (wild.rate(10) or 0) > 2 * (equal.rate(10) or 1)
 
@@ -50,9 +50,23 @@ def test_a_burst_from_one_base_is_braked_however_fresh_it_is() -> None:
     margin = Margin()
     assert margin.rate(4) is None, "nothing is known at first"
     for base in range(100):
-        for _ in range(20):
-            margin.saw(0, 1.0, base, 20)
+        for device in range(20):
+            margin.saw(f"d{device}", 0, 1.0, base, 20)
     assert (margin.rate(4) or 1) < 0.5
     again = Margin()
     again.load(margin.dump())
     assert again.rate(4) == margin.rate(4)
+
+
+def test_no_device_makes_up_a_delay_for_the_fleet() -> None:
+    def after(lies: int, *, one_base: bool) -> float:
+        margin = Margin()
+        for number in range(200):
+            margin.saw(f"d{number % 20}", 4, 1.0, number, 20)
+        for number in range(lies):
+            margin.saw("d0", 1000, 1.0, 1 if one_base else number, 20)
+        return margin.rate(4) or 0.0
+
+    honest = after(0, one_base=True)
+    assert after(1000, one_base=True) == pytest.approx(honest, rel=0.05)
+    assert after(60, one_base=False) > honest / 4

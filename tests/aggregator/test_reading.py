@@ -14,7 +14,7 @@ from aggregator.store import Store, StoreError
 from midge.__main__ import main
 from tests.aggregator.rig import Rig, rig
 
-PAIRS = fedbuff(2, deadline=None, norm_limit=None, release_floor=2, staleness=constant())
+PAIRS = fedbuff(2, deadline=None, norm_limit=None, release_floor=2, staleness=constant(), bounded=False)
 
 
 def write(directory: Path) -> Rig:

@@ -80,7 +80,7 @@ def test_new_statistics_are_asked_for_and_the_model_goes_on(tmp_path: Path) -> N
 
 
 def test_what_one_device_has_contributed_is_not_published_with_the_new_statistics(tmp_path: Path) -> None:
-    strategy = fedasync(1.0, norm_limit=None, release_floor=2)
+    strategy = fedasync(1.0, norm_limit=None, release_floor=2, form="delta", bounded=False)
     with rig(tmp_path, strategy, **ARGUMENTS) as life:
         send(life, EARLY)
         assert life.send("a", 1, [5, 5, 5, 5]).verdict is Verdict.ACCEPTED

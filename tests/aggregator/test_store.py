@@ -26,15 +26,17 @@ from wire.messages import Moment, Verdict
 from wire.moments import Moments
 
 STRATEGIES = [
-    fedasync(0.6, norm_limit=None, release_floor=2),
+    fedasync(0.6, norm_limit=None, release_floor=2, form="delta", bounded=False),
     fedasync(0.5, form="mixing", max_staleness=6, norm_limit=None, release_floor=1),
-    fedbuff(3, deadline=20, norm_limit=None, release_floor=1),
+    fedbuff(3, deadline=20, norm_limit=None, release_floor=1, bounded=False),
     balanced(fairness=3.0, serve_interval=7, norm_limit=None, release_floor=1),
     balanced(3, clip=1.5, combine="trimmed", trim=0.2, optimizer=sgd(0.5), release_every=2),
     balanced(3, combine="centred", staleness=polynomial(0.5, seconds=60), max_age=50, serve_decay=0.0),
-    ca2fl(2, calibration=0.5, optimizer=adam(), even_steps=True),
+    ca2fl(2, calibration=0.5, optimizer=adam(), even_steps=True, bounded=False),
     private(Privacy(clip=0.5, noise=4.0, epsilon=50.0), 3, deadline=20),
-    fedbuff(3, 0.7, normalise="weight", deadline=None, norm_limit=3, release_floor=2, release_interval=9),
+    fedbuff(
+        3, 0.7, normalise="weight", deadline=None, norm_limit=3, release_floor=2, release_interval=9, bounded=False
+    ),
 ]
 
 
@@ -168,7 +170,7 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
 
 
 def test_updates_in_the_buffer_outlive_many_checkpoints(tmp_path: Path) -> None:
-    strategy = fedbuff(4, deadline=None, norm_limit=None, release_floor=1, staleness=constant())
+    strategy = fedbuff(4, deadline=None, norm_limit=None, release_floor=1, staleness=constant(), bounded=False)
     with rig(tmp_path, strategy) as life:
         for seq in range(1, 4):
             life.send("a", seq, [4, 0, 0, 0])
@@ -246,7 +248,7 @@ def test_a_missing_record_is_not_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_damaged_update_of_before_the_checkpoint_is_not_applied(tmp_path: Path) -> None:
-    strategy = fedbuff(2, deadline=None, release_floor=1)
+    strategy = fedbuff(2, deadline=None, release_floor=1, bounded=False)
     with rig(tmp_path, strategy) as life:
         life.send("a", 1, [1, 0, 0, 0])
         life.engine.checkpoint(life.core)

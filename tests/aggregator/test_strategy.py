@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from aggregator.core import Bounds
 from aggregator.presets import fedasync, fedbuff
 from aggregator.staleness import Staleness, constant, hinge, polynomial
 from aggregator.strategy import Normalise, Strategy
@@ -129,7 +130,7 @@ def test_fedasync(history: list[Sent], alpha: float, staleness: Staleness, mixin
 @settings(max_examples=60, deadline=None)
 @given(HISTORY, st.integers(2, 5), st.floats(0.1, 2), STALENESS, st.sampled_from(["count", "weight"]))
 def test_fedbuff(history: list[Sent], k: int, rate: float, staleness: Staleness, normalise: Normalise) -> None:
-    strategy = fedbuff(k, rate, staleness, normalise, deadline=None, norm_limit=None, release_floor=1)
+    strategy = fedbuff(k, rate, staleness, normalise, deadline=None, norm_limit=None, release_floor=1, bounded=False)
     x = np.array([1, -2, 3, 0.5, 8])
     buffer: list[tuple[Sent, int, Vector]] = []
     with tempfile.TemporaryDirectory() as directory:
@@ -175,7 +176,7 @@ def test_the_published_form_is_exact_across_a_coarser_grid(tmp_path: Path) -> No
     published: dict[int, Vector] = {}
     x = np.zeros(4)
     for number in range(3):  # lives: each goes on where the one before was killed
-        with rig(tmp_path, strategy) as life:
+        with rig(tmp_path, strategy, bounds=Bounds(step=1e30)) as life:
             for turn in range(6):
                 version, seq = life.core.version, 6 * number + turn + 1
                 published[version] = life.model.state.values().astype(np.float64)
@@ -190,7 +191,7 @@ def test_the_published_form_is_exact_across_a_coarser_grid(tmp_path: Path) -> No
 
 def test_another_strategy_takes_over_what_waits(tmp_path: Path) -> None:
     """What was accepted is applied, though the new strategy would take it one by one and mix whole models."""
-    with rig(tmp_path, fedbuff(10, deadline=None, release_floor=1)) as life:
+    with rig(tmp_path, fedbuff(10, deadline=None, release_floor=1, bounded=False)) as life:
         for seq in range(1, 6):
             assert life.send("a", seq, [1, 0, 0, 0]).verdict is Verdict.ACCEPTED
     with rig(tmp_path, fedasync(1.0, constant(), "mixing", release_floor=1)) as life:

@@ -54,9 +54,13 @@ def test_releases_keep_to_a_rate_of_bytes(tmp_path: Path) -> None:
     """Ten devices are there, an update comes each second: releases cost no more than allowed, and go on."""
     sent = {}
     for rate in (0.0, 80_000.0, 40_000.0):
-        strategy = fedasync(1.0, constant(), norm_limit=None, release_floor=1, byte_rate=rate)
+        strategy = fedasync(
+            1.0, constant(), norm_limit=None, release_floor=1, byte_rate=rate, form="delta", bounded=False
+        )
         with rig(tmp_path / str(rate), strategy) as life:
             life.core.steering.live = 10
+            for device in "bc":  # the first step waits until the norms of three devices are known
+                life.send(device, 1, [1, 0, 0, 0], now=0.5)
             for second in range(1, 301):
                 life.send("a", second, [1, 0, 0, 0], now=float(second))
             posts = [post for post in life.posts if post.topic == TOPICS.announcement()]
@@ -72,9 +76,11 @@ def test_releases_keep_to_a_rate_of_bytes(tmp_path: Path) -> None:
 
 
 def test_a_few_releases_after_a_rest_do_not_wait(tmp_path: Path) -> None:
-    strategy = fedasync(1.0, constant(), norm_limit=None, release_floor=1, byte_rate=1e6)
+    strategy = fedasync(1.0, constant(), norm_limit=None, release_floor=1, byte_rate=1e6, form="delta", bounded=False)
     with rig(tmp_path, strategy) as life:
         life.core.steering.live = 10
+        for device in "bc":
+            life.send(device, 1, [1, 0, 0, 0], now=50.0)
         for seq in range(1, 21):
             life.send("a", seq, [1, 0, 0, 0], now=50.0)
         assert 3 < life.core.version < 20, "a second's worth, and no more"
@@ -102,7 +108,7 @@ def test_a_fleet_that_is_gone_for_a_moment_is_counted_as_if_it_were_there(tmp_pa
 
 def test_a_fleet_that_has_grown_is_announced_again(tmp_path: Path) -> None:
     """Devices that wait for the first release learn how many they are, where that makes a difference."""
-    strategy = fedasync(1.0, constant(), norm_limit=None, release_floor=1, byte_rate=8e6)
+    strategy = fedasync(1.0, constant(), norm_limit=None, release_floor=1, byte_rate=8e6, form="delta", bounded=False)
     with rig(tmp_path, strategy) as life:
         before = len(life.posts)
         life.core.steering.live = 1

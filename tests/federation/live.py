@@ -21,7 +21,9 @@ from wire.messages import DeviceState, Hello, Plan
 
 INITIAL = {"w": np.zeros((4, 2), np.float32), "b": np.zeros(2, np.float32)}
 TARGETS = {"w": np.arange(8, dtype=np.float32).reshape(4, 2), "b": np.array([-1, 1], np.float32)}
-STRATEGY = fedasync(0.5, constant(), norm_limit=None, release_floor=2, plan=Plan(codec="float32"))
+STRATEGY = fedasync(
+    0.5, constant(), norm_limit=None, release_floor=2, plan=Plan(codec="float32"), form="delta", bounded=False
+)
 
 Event = dict[str, Any]
 LOOK_EVERY = 0.05

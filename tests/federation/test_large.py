@@ -54,7 +54,7 @@ async def test_what_came_before_a_break_is_not_sent_again(tmp_path: Path) -> Non
             federation="f",
             initial={"x": model},
             roles={"x": "averaged"},  # said exactly, so that it hardly compresses
-            strategy=fedbuff(1, release_floor=1, plan=Plan(codec="float32", feedback=False)),
+            strategy=fedbuff(1, release_floor=1, plan=Plan(codec="float32", feedback=False), bounded=False),
             store=tmp_path / "store",
             chunk=32 * 1024,
             on_event=log,

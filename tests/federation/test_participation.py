@@ -69,7 +69,14 @@ async def test_the_model_for_use_reaches_devices_that_want_it(tmp_path: Path) ->
     twin, log = Twin(), Log()
     used: list[tuple[Parameters, int]] = []
     strategy = fedasync(
-        0.5, constant(), norm_limit=None, serve_decay=0.5, serve_interval=0.0, plan=Plan(codec="float32")
+        0.5,
+        constant(),
+        norm_limit=None,
+        serve_decay=0.5,
+        serve_interval=0.0,
+        plan=Plan(codec="float32"),
+        form="delta",
+        bounded=False,
     )
     server = aggregator(twin, tmp_path / "store", log, strategy=strategy)
     devices = [
@@ -144,7 +151,7 @@ async def test_updates_that_cover_some_tensors_combine(tmp_path: Path) -> None:
 
         return train
 
-    strategy = fedbuff(2, staleness=constant(), norm_limit=None, plan=Plan(codec="float32"))
+    strategy = fedbuff(2, staleness=constant(), norm_limit=None, plan=Plan(codec="float32"), bounded=False)
     server = aggregator(twin, tmp_path / "store", log, strategy=strategy)
     async with serving(server, one(twin, "a", log, only("w")), one(twin, "b", log, only("b"))):
         await log.until(lambda: log.of("release", version=2))
@@ -200,7 +207,14 @@ async def test_a_share_of_the_devices_trains_from_each_version(tmp_path: Path, m
 
     monkeypatch.setattr(Device, "_fetch", counted)
     strategy = fedasync(
-        0.5, constant(), norm_limit=None, release_floor=1, pace=Pace(share=0.3), plan=Plan(codec="float32")
+        0.5,
+        constant(),
+        norm_limit=None,
+        release_floor=1,
+        pace=Pace(share=0.3),
+        plan=Plan(codec="float32"),
+        form="delta",
+        bounded=False,
     )
     devices = [device(twin, f"d{number}", log) for number in range(10)]
     async with serving(aggregator(twin, tmp_path / "store", log, strategy=strategy), *devices):

@@ -70,7 +70,13 @@ async def test_two_gateways_learn_from_files_that_grow_and_predict(
         initial=Linear(2, outputs=1, task="regression").initial(),
         roles=dict.fromkeys(FROZEN, "frozen"),
         moments={"input": 2, "target": 1},
-        strategy=fedasync(0.6, norm_limit=None, plan=Plan(local_steps=50, learning_rate=0.1, codec="float32")),
+        strategy=fedasync(
+            0.6,
+            norm_limit=None,
+            plan=Plan(local_steps=50, learning_rate=0.1, codec="float32"),
+            form="delta",
+            bounded=False,
+        ),
     )
     apps: list[Device] = []
     for name in "ab":

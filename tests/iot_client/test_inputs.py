@@ -56,7 +56,13 @@ def server(twin: Twin, folder: Path, log: Log, **arguments: Any) -> Aggregator:
         moments={"input": 2, "target": 1},
         statistics_devices=2,
         statistics_deadline=0.5,
-        strategy=fedasync(0.6, norm_limit=None, plan=Plan(local_steps=20, learning_rate=0.1, codec="float32")),
+        strategy=fedasync(
+            0.6,
+            norm_limit=None,
+            plan=Plan(local_steps=20, learning_rate=0.1, codec="float32"),
+            form="delta",
+            bounded=False,
+        ),
         **arguments,
     )
 

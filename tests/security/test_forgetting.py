@@ -141,7 +141,7 @@ def test_a_running_aggregator_forgets_within_seconds_and_nothing_of_it_is_left(t
 
 
 def test_an_accepted_update_is_applied_before_it_is_erased(tmp_path: Path) -> None:
-    life = Keeping(tmp_path, fedbuff(buffer_size=2, release_floor=1, norm_limit=None))
+    life = Keeping(tmp_path, fedbuff(buffer_size=2, release_floor=1, norm_limit=None, bounded=False))
     assert life.send(NAME, 1).verdict is Verdict.ACCEPTED
     forgetting.ask(tmp_path, NAME)
     life.hear(later=3.0)

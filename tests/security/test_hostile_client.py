@@ -40,7 +40,7 @@ server = Aggregator(
     federation="f",
     initial={"x": np.zeros(int(sys.argv[3]), np.float32)},
     # A thousand devices that are none make releases rare where a rate of bytes is kept: that is not what is tried here.
-    strategy=fedasync(0.5, release_floor=2, plan=Plan(codec="float32"), byte_rate=0.0),
+    strategy=fedasync(0.5, release_floor=2, plan=Plan(codec="float32"), byte_rate=0.0, form="delta", bounded=False),
     store=sys.argv[2],
     memory=8 * 2**20,
 )

@@ -59,7 +59,9 @@ async def test_devices_learn_from_what_comes_and_wait_for_enough_of_it(
         roles=dict.fromkeys(FROZEN, "frozen"),
         moments={"input": len(stream.features), "target": 1},
         statistics_devices=2,
-        strategy=fedasync(0.5, release_floor=2, norm_limit=None, plan=Plan(codec="float32")),
+        strategy=fedasync(
+            0.5, release_floor=2, norm_limit=None, plan=Plan(codec="float32"), form="delta", bounded=False
+        ),
     )
     devices, samples = zip(*(site(stream, number, twin, log) for number in range(2)), strict=True)
     async with serving(server, *devices):

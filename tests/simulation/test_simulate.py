@@ -25,11 +25,21 @@ def add_one(parameters: Parameters, plan: TrainingPlan) -> Fit:
 
 
 def everything() -> Strategy:
-    return midge.fedasync(1.0, midge.constant(), norm_limit=None, plan=Plan(codec="float32"))
+    return midge.fedasync(
+        1.0, midge.constant(), norm_limit=None, plan=Plan(codec="float32"), form="delta", bounded=False
+    )
 
 
 def test_design_example_runs() -> None:
-    found = midge.simulate(add_one, devices=30, strategy=midge.fedasync(), loss=0.1, seed=0, initial=START, seconds=30)
+    found = midge.simulate(
+        add_one,
+        devices=30,
+        strategy=midge.fedasync(form="delta", bounded=False),
+        loss=0.1,
+        seed=0,
+        initial=START,
+        seconds=30,
+    )
     assert len(found.staleness) > 300
     assert found.versions[-1] > 100
 
