@@ -45,6 +45,8 @@ _LEAST = 0.25
 _OFTEN = 6.0
 """Times the mean rate of updates beyond which a device counts less in filling a buffer: the fastest of twenty devices
 with log-normal speeds (σ = 1.2) reaches five."""
+_TRAININGS = 5.0
+"""Median trainings for which a round waits at most."""
 _CLAIM = 4.0
 """Times the fleet's median that a device's own count of rows weighs at most."""
 _MOST_STATISTICS = 256
@@ -123,7 +125,7 @@ class AggregatorCore:
         self.counts: Counter[str] = Counter()
         self._outboxes = Outboxes(self.bounds.devices)
         self._heard = Participations()
-        self._margin = Margin(strategy.calibration)
+        self._margin = Margin(strategy.calibration, strategy.momentum)
         self._fleet = FleetStatistics()
         self._versions = Versions()
         self.served = 0
@@ -180,7 +182,7 @@ class AggregatorCore:
             return []
         self.thrift.follow(now)
         actions: list[ev.Action] = []
-        if _due(self._buffer_since, self.strategy.deadline, now):
+        if _due(self._buffer_since, self._patience, now):
             actions += self._make_step(now)
         if not self.frozen and _due(self._statistics_since, self._statistics_deadline, now):
             actions += self._freeze()
@@ -197,8 +199,8 @@ class AggregatorCore:
         if self.full is not None:
             return None
         times = [self.steering.due, self._serve_due]
-        if self._buffer_since is not None and self.strategy.deadline is not None:
-            times.append(self._buffer_since + self.strategy.deadline)
+        if self._buffer_since is not None and (patience := self._patience) is not None:
+            times.append(self._buffer_since + patience)
         if not self.frozen and self._statistics_since is not None and self._freezable:
             times.append(self._statistics_since + self._statistics_deadline)
         if self._releasable and (due := self._release_due) is not None:
@@ -493,6 +495,17 @@ class AggregatorCore:
             return len(devices)
         return sum(min(1.0, _OFTEN * self._heard.correction(device, 16.0)) for device in devices)
 
+    @property
+    def _patience(self) -> float | None:
+        """Seconds for which a step waits for a full buffer.
+
+        Of a cohort, chance may ask fewer than make a buffer: once most have had the time to train, no more will come.
+        """
+        deadline, seconds = self.strategy.deadline, self._fleet.seconds()
+        if deadline is None or self.strategy.pace.cohort is None or not seconds:
+            return deadline
+        return min(deadline, _TRAININGS * seconds)
+
     def _comparable(self, now: float) -> bool:
         """Whether the norms of enough devices are known to tell a large update from an ordinary one."""
         known = len(self._fleet) >= min(FEWEST, self.steering.live)
@@ -756,6 +769,12 @@ class AggregatorCore:
             return f"The statistics cannot be pooled yet: {self._unfit}."
         if len(self._statistics) == 1:
             return "Only one device has sent its statistics; training begins with those of a second one."
+        strategy, live = self.strategy, self.steering.live
+        if self._buffer and strategy.privacy is not None and strategy.deadline is None and live < strategy.size(live):
+            return (
+                f"A step takes the updates of {strategy.size(live)} distinct devices, and {live} are there: "
+                "nothing is released before (buffer_size of the private strategy)."
+            )
         if self._contributors and not self._releasable:
             return (
                 f"Only {len(self._contributors)} of at least {self.strategy.release_floor} distinct devices have "

@@ -28,7 +28,7 @@ _FEWEST, _MOST = 32, 2048
 _DOMINANT = 4
 """Times its share of the window beyond which a device's updates count less: fast devices are that much faster than the
 mean in most fleets, and a liar's delays stay a fifth of the window among twenty."""
-_FIELDS = 7
+_FIELDS = 6
 _FREQUENCIES = np.unique(np.concatenate([np.geomspace(1e-4, np.pi, 300), np.linspace(0.02, np.pi, 300)]))
 _FAR = 5.0
 """Gains beyond this one are no limit, and where the response jumps it is no crossing."""
@@ -40,14 +40,14 @@ def _turned(tau: int) -> npt.NDArray[np.complex128]:
     return np.exp(-1j * tau * _FREQUENCIES)
 
 
-def gain_margin(staleness: dict[int, float]) -> float:
-    """M for weights by staleness in steps."""
+def gain_margin(staleness: dict[int, float], momentum: float = 0.0) -> float:
+    """M for weights by staleness in steps; with momentum β the loop has 1 / (1 − β·z⁻¹) in it as well."""
     total = sum(staleness.values())
     delayed = np.zeros(_FREQUENCIES.size, np.complex128)
     for tau, share in staleness.items():  # not by a matrix product: its threads would take the other cores
         delayed += (share / total) * _turned(tau)
     with np.errstate(divide="ignore", invalid="ignore"):
-        gains = -(np.exp(1j * _FREQUENCIES) - 1) / delayed
+        gains = -(np.exp(1j * _FREQUENCIES) - 1) * (1 - momentum * np.exp(-1j * _FREQUENCIES)) / delayed
     imaginary, real = gains.imag, gains.real
     best = float(real[-1]) if real[-1] > 0 and abs(imaginary[-1]) < 1e-6 else np.inf
     near = np.abs(imaginary) < _FAR
@@ -72,6 +72,26 @@ def _by_staleness(seen: Sequence[tuple[str, int, float]]) -> dict[int, float]:
     return dict(shares) if any(shares.values()) else {}
 
 
+def _calibrated(shares: dict[int, float], seen: Sequence[tuple[str, int, float]], beta: float) -> dict[int, float]:
+    """The shares, with what the mean of the cached deltas adds to them.
+
+    A step is Δ − β·h + β·h̄: fresh at τ, less what the same device had said a training before, plus the mean over
+    devices of what each has said last. That is as old as its training, and grows by as much until its next one comes.
+    """
+    total = sum(shares.values())
+    found: Counter[int] = Counter({tau: share / total for tau, share in shares.items()})
+    sent: dict[str, list[int]] = {}
+    for device, tau, _ in seen:
+        sent.setdefault(device, []).append(tau)
+    for taus in sent.values():
+        tau = round(sum(taus) / len(taus))
+        for age in range(tau + 1):
+            found[tau + age] += beta / len(sent) / (tau + 1)  # type: ignore[assignment]
+    for tau, share in shares.items():
+        found[2 * tau + 1] -= beta * share / total  # type: ignore[assignment]
+    return dict(found)
+
+
 class Margin:
     """Follows the staleness of accepted updates and says the largest rate that is safe.
 
@@ -80,11 +100,12 @@ class Margin:
 
     Args:
         calibration: β of the strategy: how much of a device's cached delta stands in for its next one. What is cached
-            is up to a whole turn of the fleet older than what has just come.
+            is up to a training of its device older than what has just come.
+        momentum: β1 of the server's optimiser.
     """
 
-    def __init__(self, calibration: float = 0.0) -> None:
-        self._calibration = calibration
+    def __init__(self, calibration: float = 0.0, momentum: float = 0.0) -> None:
+        self._calibration, self._momentum = calibration, momentum
         self._seen: deque[tuple[str, int, float]] = deque(maxlen=_MOST)
         self._sent: Counter[str] = Counter()
         """Updates of each device among those."""
@@ -94,9 +115,8 @@ class Margin:
         self._shares: dict[int, float] = {}
         """Weights by staleness, as they were when the margin was last computed."""
         self._since = 0
-        self._devices = 1
-        self._margins: dict[int, float] = {}
-        """Gain margins of these shares, by buffer size; without calibration they are all the same."""
+        self._margin: float | None = None
+        """Of these shares, once it was asked for."""
 
     def saw(self, device: str, staleness: int, weight: float, base: int, devices: int) -> None:
         """Take in an accepted update of a federation of `devices` devices."""
@@ -114,35 +134,22 @@ class Margin:
         self._burst += share * (2 * self._of_base[base] - 1 - self._burst) / max(devices, 1)
         self._since += 1
         if len(self._seen) >= _FEWEST and (not self._shares or self._since >= max(16, devices // 2)):
-            self._since, self._devices = 0, devices
-            self._shares = _by_staleness(list(islice(self._seen, max(0, len(self._seen) - max(64, 4 * devices)), None)))
-            self._margins.clear()
+            self._since, self._margin = 0, None
+            window = list(islice(self._seen, max(0, len(self._seen) - max(64, 4 * devices)), None))
+            self._shares = _by_staleness(window)
+            if self._calibration and self._shares:
+                self._shares = _calibrated(self._shares, window, self._calibration)
 
     def rate(self, buffer_size: int) -> float | None:
-        """The largest safe rate for steps of `buffer_size` updates, at most 1; None if too little was seen."""
+        """The largest safe rate for steps of `buffer_size` updates; None if too little was seen.
+
+        At most 1 − β1: a rate of 1 goes all the way, and momentum multiplies it by 1 / (1 − β1) in the end.
+        """
         if not self._shares:
             return None
-        key = buffer_size if self._calibration else 0
-        if key not in self._margins:
-            self._margins[key] = gain_margin(self._calibrated(buffer_size))
-        return min(1.0, SHARE * self._margins[key], BURSTS * 2 * buffer_size / max(self._burst, 1.0))
-
-    def _calibrated(self, buffer_size: int) -> dict[int, float]:
-        """The shares, with what the mean of the cached deltas adds to them.
-
-        A step is Δ − β·h + β·h̄: fresh at τ, less what the same devices had said a turn before, plus all that is cached,
-        from τ to τ and a turn. A turn of the fleet is n/K steps.
-        """
-        beta, turn = self._calibration, -(-self._devices // buffer_size)
-        if not beta:
-            return self._shares
-        found: Counter[int] = Counter()
-        for tau, share in self._shares.items():
-            found[tau] += share  # type: ignore[assignment]
-            found[tau + turn] -= beta * share  # type: ignore[assignment]
-            for age in range(turn):
-                found[tau + age] += beta * share / turn  # type: ignore[assignment]
-        return dict(found)
+        if self._margin is None:
+            self._margin = gain_margin(self._shares, self._momentum)
+        return min(1.0 - self._momentum, SHARE * self._margin, BURSTS * 2 * buffer_size / max(self._burst, 1.0))
 
     def forget(self, device: str, alias: str) -> None:
         """Let what was seen of a device stand under another name."""
@@ -159,15 +166,14 @@ class Margin:
             self._burst,
             list(self._shares.items()),
             self._since,
-            self._devices,
             list(self._last_base.items()),
         ]
 
     def load(self, state: list[Any]) -> None:
         if len(state) < _FIELDS:
             return  # of before devices had one vote each: a few updates measure it again
-        seen, of_base, self._burst, shares, self._since, self._devices, last = state
+        seen, of_base, self._burst, shares, self._since, last = state
         self._of_base, self._shares, self._last_base = Counter(dict(of_base)), dict(shares), dict(last)
         self._seen = deque(((device, tau, weight) for device, tau, weight in seen), maxlen=_MOST)
         self._sent = Counter(device for device, _, _ in self._seen)
-        self._margins.clear()
+        self._margin = None

@@ -238,6 +238,11 @@ class Strategy:
         return [name for name, is_so in parts.items() if is_so]
 
     @property
+    def momentum(self) -> float:
+        """What the server's optimiser keeps of the last step, of those whose rate is a gain of the loop; 0 if none."""
+        return self.optimizer.beta1 if self.optimizer.kind == "sgd" else 0.0
+
+    @property
     def single(self) -> bool:
         """Whether every update is a step."""
         return self.buffer_size == 1
@@ -291,8 +296,7 @@ class Strategy:
             return min(self.rate or 1.0, MIXED / (max(live, 1) * self.staleness(max(live - 1, 0))))
         if safe is None:
             busy = self.pace.concurrency or self.pace.cohort or live * self.pace.share
-            safe = min(1.0, REACH * self.size(live) / max(busy, 1.0))
-        safe *= 1 - self.optimizer.beta1  # momentum adds up to 1 / (1 − β1) steps of the same direction
+            safe = min(1.0, REACH * self.size(live) / max(busy, 1.0)) * (1 - self.momentum)
         return safe if self.rate is None else min(self.rate, GIVEN * safe)
 
     def divisor(self, size: int) -> float:

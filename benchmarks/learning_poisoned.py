@@ -1,58 +1,177 @@
-"""Devices that lie: one in ten sends −10 times what it learned."""
+"""Devices that lie: one in ten sends what an attack says (`benchmarks.liars`), under the default and under other rules.
 
-import numpy as np
+    python -m benchmarks.learning_poisoned [--quick] [--seeds N] [--devices 10,20,50] [--kinds …] [--rules …]
+
+Digits by Dirichlet(0.3), speeds with σ = 1.2, 30 virtual seconds. Every run of one seed has the same fleet, so that the
+column `alone`, the honest devices by themselves, is what an attack is compared with. What has run is kept in
+`benchmarks/results/poisoned.json`.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
 
 from aggregator.presets import balanced
+from aggregator.staleness import constant
 from aggregator.strategy import Strategy
-from benchmarks.learning_methods import EVERY, Course, Run
-from iot_client.fit import Fit, Parameters, Trainer, TrainingPlan
+from benchmarks.learning_methods import EVERY, TAIL, Run
+from benchmarks.learning_problems import digits
+from benchmarks.learning_worlds import WORLDS
+from benchmarks.liars import ATTACKS, Liars, flipped
 from sensor_fleet.simulation.simulate import simulate
-from wire.moments import pool
 
+RESULTS = Path(__file__).parent / "results" / "poisoned.json"
 LIARS = 0.1
-FACTOR = np.float32(-10)
-BUFFER = 10
+SECONDS = 30.0
+FIRST_SEED = 700
+ALONE, HONEST = "alone", "honest"
+"""No attack: the honest devices by themselves, and all devices, all of them honest."""
+KINDS = (*ATTACKS, ALONE, HONEST)
+HARD = ("-10 times", "sign flip", "IPM 10", "Min-Max", "full rate", ALONE)
+"""What the rules are compared on: each of them turns at least one rule."""
 
-RULES: dict[str, Strategy] = {
-    "mean": balanced(BUFFER, clip=None, norm_limit=None),
-    "norm clip": balanced(BUFFER, clip=1.0, norm_limit=None),
-    "trimmed": balanced(BUFFER, clip=None, norm_limit=None, combine="trimmed", trim=0.2),
-    "centred": balanced(BUFFER, clip=None, norm_limit=None, combine="centred"),
-    "balanced": balanced(),
+RULES: dict[str, Callable[[], Strategy]] = {
+    "balanced": balanced,
+    "as before": lambda: balanced(clip=10.0, robust=False, staleness=constant()),
+    "clip at the median": lambda: balanced(clip=1.0, robust=False),
+    "trimmed mean": lambda: balanced(10, clip=None, robust=False, combine="trimmed", trim=0.2),
+    "centred clipping": lambda: balanced(10, clip=None, robust=False, combine="centred"),
+    "no history": lambda: balanced(robust=False),
 }
+"""The default is `balanced`. `as before` is the default of before it was robust; `no history` is the default without
+what it knows of devices over time."""
+
+Row = dict[str, Any]
 
 
-def course(name: str, run: Run) -> Course:
-    """One run in which the first tenth of the devices lies."""
-    problem = run.problem
-    model, data = problem.model, problem.data
-    moments = [model.moments(rows) for rows in data.devices.values()]
-    frozen = model.freeze({channel: pool([each[channel] for each in moments]) for channel in model.channels})
-    trainers = [model.trainer(rows, seed=run.seed + place) for place, rows in enumerate(data.devices.values())]
-    for place in range(round(LIARS * len(trainers))):
-        trainers[place] = _lying(trainers[place])
+def run(case: tuple[str, str, int, int]) -> Row:
+    """Simulate one federation: a rule, a kind of attack, a number of devices and a seed."""
+    rule, kind, devices, seed = case
+    made = Run(digits(seed, correlated=False, devices=devices), WORLDS["uneven"], seed, SECONDS)
+    data, speeds = made.problem.data, list(made.speeds)
+    names = list(data.devices)
+    count = max(1, round(LIARS * devices))
+    liars = frozenset(names[:count])
+    tamper = None
+    if kind == ALONE:
+        data = replace(data, devices={name: rows for name, rows in data.devices.items() if name not in liars})
+        speeds = speeds[count:]
+    elif kind != HONEST:
+        tamper = Liars(kind, liars, seed)
+        if kind == "label flip":
+            data = flipped(data, liars)
     found = simulate(
-        trainers,
-        strategy=RULES[name],
-        seed=run.seed,
-        seconds=run.horizon,
-        initial={**model.initial, **frozen},
-        roles=model.roles,
-        speeds=list(run.speeds),
-        world=run.conditions.world(run.seed),
-        evaluate=problem.evaluate,
+        made.problem.model,
+        data=data,
+        strategy=RULES[rule](),
+        seed=seed,
+        seconds=SECONDS,
+        speeds=speeds,
+        world=made.conditions.world(seed),
+        evaluate=made.problem.evaluate,
         every=EVERY,
+        tamper=tamper,
     )
-    each = found.metrics
-    return Course(found.times, each[problem.metric], each["worst"], each["slow"], problem.lower)
+    tail = found.times >= (1 - TAIL) * found.times[-1]
+    ends = {name: float(found.metrics[name][tail].mean()) for name in ("accuracy", "worst", "slow")}
+    return {
+        "dataset": "digits",
+        "world": "poisoned",
+        "kind": kind,
+        "rule": rule,
+        "default": rule == "balanced",
+        "devices": devices,
+        "liars": count,
+        "seed": seed,
+        "final": round(ends["accuracy"], 4) if math.isfinite(ends["accuracy"]) else None,
+        "worst_class": round(ends["worst"], 4),
+        "slow_class": round(ends["slow"], 4),
+    }
 
 
-def _lying(honest: Trainer) -> Trainer:
-    def train(parameters: Parameters, plan: TrainingPlan) -> Fit:
-        fit = honest(parameters, plan)
-        turned = {
-            name: parameters[name] + FACTOR * (value - parameters[name]) for name, value in fit.parameters.items()
+def rows(cases: Sequence[tuple[str, str, int, int]], kept: Path | None) -> list[Row]:
+    """The rows of all cases, those that are kept first; the others are run on both cores and kept."""
+    known = {_case(row): row for row in json.loads(kept.read_text())["rows"]} if kept and kept.exists() else {}
+    missing = [case for case in cases if case not in known]
+    with ProcessPoolExecutor(2) as pool:
+        for number, row in enumerate(pool.map(run, missing), 1):
+            known[_case(row)] = row
+            if kept and (number % 20 == 0 or number == len(missing)):
+                kept.write_text(json.dumps(report(known.values()), indent=1) + "\n")
+    return [known[case] for case in cases]
+
+
+def _case(row: Row) -> tuple[str, str, int, int]:
+    return row["rule"], row["kind"], row["devices"], row["seed"]
+
+
+def report(found: Iterable[Row]) -> dict[str, Any]:
+    """The rows in a fixed order, with medians, least and greatest over seeds."""
+    ordered = sorted(found, key=lambda row: (row["devices"], _place(row), row["seed"]))
+    return {"benchmark": "learning_poisoned", "quick": False, "summary": list(summary(ordered)), "rows": ordered}
+
+
+def _place(row: Row) -> tuple[int, int]:
+    return list(RULES).index(row["rule"]), KINDS.index(row["kind"])
+
+
+def summary(found: Iterable[Row]) -> Iterator[Row]:
+    """Each rule under each kind of attack."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in found:
+        groups.setdefault((row["devices"], row["rule"], row["kind"]), []).append(row)
+    for (devices, rule, kind), group in groups.items():
+        finals = [row["final"] or 0.0 for row in group]
+        yield {
+            "devices": devices,
+            "rule": rule,
+            "kind": kind,
+            "default": rule == "balanced",
+            "seeds": len(group),
+            "final": [round(median(finals), 4), min(finals), max(finals)],
+            "worst_class": round(median(row["worst_class"] for row in group), 4),
         }
-        return Fit(turned, fit.examples, fit.steps)
 
-    return train
+
+def cases(seeds: int, devices: Sequence[int], kinds: Sequence[str], rules: Sequence[str]) -> Iterator[Any]:
+    """The default under every kind asked for, the other rules under the hard ones."""
+    for count in devices:
+        for rule in rules:
+            for kind in kinds if rule == "balanced" else [kind for kind in kinds if kind in HARD]:
+                yield from ((rule, kind, count, FIRST_SEED + seed) for seed in range(seeds))
+
+
+def main() -> None:
+    """Run what is asked for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.learning_poisoned", description=__doc__)
+    parser.add_argument(
+        "--quick", action="store_true", help="twenty devices, two seeds, the hard kinds; nothing is kept"
+    )
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--devices", default="10,20,50")
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--rules", default=",".join(RULES))
+    given = parser.parse_args()
+    if given.quick:
+        found = rows(list(cases(2, [20], HARD, ["balanced"])), None)
+    else:
+        devices = [int(count) for count in given.devices.split(",")]
+        found = rows(list(cases(given.seeds, devices, given.kinds.split(","), given.rules.split(","))), RESULTS)
+    for entry in summary(found):
+        middle, low, high = entry["final"]
+        sys.stderr.write(
+            f"{entry['devices']:3} {entry['rule']:20} {entry['kind']:18} {middle:.4f} ({low:.4f} to {high:.4f})"
+            f"  worst class {entry['worst_class']:.3f}\n"
+        )
+    sys.stdout.write(json.dumps({"benchmark": "learning_poisoned", "quick": given.quick, "rows": found}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -36,7 +36,6 @@ WORLDS = {
     "correlated": "σ = 1.2, slow ones hold other data",
     "gaps": "the same, with gaps of 5 s",
     "half-normal": "|N(0, 1)|, as in FedBuff's experiments",
-    "poisoned": "σ = 1.2, one in ten lies",
 }
 Entry = dict[str, Any]
 
@@ -123,14 +122,43 @@ def default_table(summary: list[Entry]) -> list[str]:
 _SIZED = ("lockstep", "jittered", "wild", "correlated")
 
 
-def poisoned_table(summary: list[Entry]) -> list[str]:
-    """What liars do."""
-    lines = ["| rule | at the end, median (least to greatest) | worst class |", "|---|---|---|"]
-    for entry in of(summary, dataset="digits", world="poisoned", target=0.93):
-        low, high = entry["final"][1:]
-        final = f"{share(entry['final'], 'accuracy')} ({100 * low:.1f} to {100 * high:.1f})"
-        lines.append(f"| {entry['strategy']} | {final} | {share(entry['worst_class'], 'accuracy')} |")
+POISONED = RESULTS.with_name("poisoned.json")
+
+
+def poisoned_table() -> list[str]:
+    """The default under each kind of attack, by size of fleet."""
+    found = of(json.loads(POISONED.read_text())["summary"], rule=DEFAULT)
+    sizes = sorted({entry["devices"] for entry in found})
+    lines = [
+        "| one in ten sends | " + " | ".join(f"{size} devices" for size in sizes) + " |",
+        "|---" * (1 + len(sizes)) + "|",
+    ]
+    for kind in dict.fromkeys(entry["kind"] for entry in found):
+        cells = [_final(of(found, kind=kind, devices=size)) for size in sizes]
+        lines.append(f"| {KIND_WORDS.get(kind, kind)} | " + " | ".join(cells) + " |")
     return [*lines, ""]
+
+
+def rules_table() -> list[str]:
+    """Rules beside each other, under the kinds that turn at least one of them; twenty devices."""
+    found = of(json.loads(POISONED.read_text())["summary"], devices=20)
+    rules = list(dict.fromkeys(entry["rule"] for entry in found))
+    lines = ["| one in ten sends | " + " | ".join(rules) + " |", "|---" * (1 + len(rules)) + "|"]
+    for kind in dict.fromkeys(entry["kind"] for entry in found if entry["rule"] != DEFAULT):
+        cells = [_final(of(found, kind=kind, rule=rule)) for rule in rules]
+        lines.append(f"| {KIND_WORDS.get(kind, kind)} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+KIND_WORDS = {"alone": "(only the honest devices)", "honest": "(all honest)", "-10 times": "−10 times what it learned"}
+
+
+def _final(entries: list[Entry]) -> str:
+    """Median, least and greatest accuracy over seeds."""
+    if not entries:
+        return ""
+    middle, low, high = entries[0]["final"]
+    return f"{100 * middle:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
 PUBLISHED = (("fedasync delta", "FedAsync", "up to 2.5"),)
@@ -206,7 +234,8 @@ def blocks(results: dict[str, Any]) -> dict[str, list[str]]:
             found["digits"] += digits_table(summary, world, entry["devices"])
     found["sets"] = sets_table(summary)
     found["default"] = default_table(summary)
-    found["poisoned"] = poisoned_table(summary)
+    found["poisoned"] = poisoned_table()
+    found["rules"] = rules_table()
     found["peers"] = peers_table()
     found["published"] = published_table(parts)
     found["settings"] = settings_table({key: part for key, part in parts.items() if key != "references"})

@@ -132,6 +132,7 @@ def simulate(
     stream = data if isinstance(data, Stream) and isinstance(train, FleetModel) else None
     if speeds is not None and len(speeds) != len(names):
         raise ValueError(f"speeds has {len(speeds)} numbers for {len(names)} devices.")
+    _refuse_idle(strategy, len(names))
     if workers < 1:
         raise ValueError(f"workers={workers}: at least 1 process trains.")
     first, known = _initial(train, initial, data)
@@ -348,6 +349,17 @@ class _Simulation:
             events=self.clock.events,
             took=0.0,
             parameters=server.serving(),
+        )
+
+
+def _refuse_idle(strategy: Strategy | None, devices: int) -> None:
+    """Refuse a strategy under which no step is ever made with so few devices."""
+    if strategy is None or strategy.privacy is None or strategy.deadline is not None:
+        return
+    if (needed := strategy.size(devices)) > devices:
+        raise ValueError(
+            f"a private step takes the updates of {needed} distinct devices, and there are {devices}: no step would "
+            "ever be made. Give a smaller buffer_size, or more devices."
         )
 
 
