@@ -141,10 +141,10 @@ ATTACKS: dict[str, Attack] = {
     "tiny": _times(1e-9),
     "zeros": _times(0),
     "huge": lambda known: _unit(known.own) * np.float32(1e15),
-    "huge, turned": lambda known: _unit(known.own) * np.float32(-1e15),
+    "huge turned": lambda known: _unit(known.own) * np.float32(-1e15),
     "sign flip": _times(-1),
     "scaled up": _scaled(3, 100, 1),
-    "scaled, turned": _scaled(3, 100, -1),
+    "scaled turned": _scaled(3, 100, -1),
     "random": _random,
     "replay": _replay,
     "label flip": _times(1),
@@ -158,7 +158,7 @@ ATTACKS: dict[str, Attack] = {
     "adaptive": _adaptive,
     "rare": _rare,
     "full rate": _times(-1),
-    "full rate, tiny": _times(1e-9),
+    "full rate tiny": _times(1e-9),
 }
 FULL_RATE = 50.0
 """Messages a second that a device may send by default."""

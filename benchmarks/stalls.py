@@ -2,10 +2,10 @@
 
     python -m benchmarks.stalls --worlds 1000 --seed 1 [--quick]
 
-A world has a preset, 2 to 100 devices with unlike speeds, rows that are partly noise, and some of: a change of the world
-(labels scaled by 0.01 to 1,000, or moved), devices that join late or leave, links that break, and, under the default, up
-to one device in five that lies at up to its full rate. The problem is a linear regression in three inputs, whose answer
-is known.
+A world has a preset, 2 to 100 devices with unlike speeds, rows that are partly noise, and some of: a change of the
+world (labels scaled by 0.01 to 1,000, or moved), devices that join late or leave, links that break, and, under the
+default, up to one device in five that lies at up to its full rate. The problem is a linear regression in three inputs,
+whose answer is known.
 
 - *Stalled*: for three training intervals (and the strategy's own deadline) with enough honest devices there, no honest
   update was accepted.

@@ -1,0 +1,120 @@
+"""Robust scales over devices: one vote each, however often a device sends."""
+
+from statistics import median_low
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aggregator.fleet_statistics import FleetStatistics
+from aggregator.growth import GrowthGuard
+from aggregator.records import UpdateRecord
+from aggregator.versions import Versions
+
+NORMS = st.floats(1e-6, 1e6)
+
+
+def report(fleet: FleetStatistics, device: str, norm: float, now: float = 0.0, **fields: int) -> None:
+    fleet.heard(device, float(fields.pop("seconds", 0)), now)
+    fleet.take(UpdateRecord(1, device, 1, 1, "accepted", norm=norm, **fields))  # type: ignore[arg-type]
+
+
+@given(st.lists(NORMS, min_size=3, max_size=30), st.integers(1, 200), st.sampled_from([0.0, 1e-9, 1e17]))
+def test_a_device_that_sends_often_has_one_vote(norms: list[float], often: int, lie: float) -> None:
+    fleet = FleetStatistics()
+    for number, norm in enumerate(norms):
+        report(fleet, f"d{number}", norm)
+    for _ in range(often):
+        report(fleet, "liar", lie)
+    assert fleet.norm(0.0) >= median_low([*norms, lie]) * (1 - 1e-9)
+    assert fleet.norm(0.0) <= max(norms)
+
+
+def test_of_two_devices_the_smaller_norm_is_the_reference() -> None:
+    fleet = FleetStatistics()
+    report(fleet, "a", 1.0)
+    report(fleet, "b", 1e9)
+    assert fleet.norm(0.0) == 1.0
+
+
+def test_a_fleet_at_rest_does_not_clip_the_first_news_to_nothing() -> None:
+    fleet = FleetStatistics()
+    for turn in range(5):
+        for device in "abcd":
+            report(fleet, device, 8.0 if turn == 0 else 0.0, float(turn))
+    assert 0 < fleet.norm(5.0) <= 8 / 64
+
+
+def test_devices_that_have_gone_have_no_vote_after_three_intervals() -> None:
+    fleet = FleetStatistics()
+    for turn in range(5):
+        for device in "abcdefghij":
+            report(fleet, device, 1.0, float(turn))
+    for turn in range(5, 12):
+        for device in "abc":
+            report(fleet, device, 100.0, float(turn))
+    assert fleet.norm(12.0) == 100.0
+
+
+def test_what_a_device_says_of_itself_weighs_as_the_middle_of_what_others_say() -> None:
+    fleet = FleetStatistics()
+    for number in range(9):
+        report(fleet, f"d{number}", 1.0, examples=100 + number, steps=20, seconds=2)
+    report(fleet, "liar", 1.0, examples=2**63 - 1, steps=2**62, seconds=10**9)
+    assert 100 <= fleet.examples() <= 108
+    assert (fleet.steps(), fleet.seconds()) == (20, 2)
+
+
+def test_a_copy_from_a_checkpoint_says_the_same() -> None:
+    fleet, again = FleetStatistics(), FleetStatistics()
+    for number in range(7):
+        report(fleet, f"d{number % 4}", float(number), staleness=number, examples=3, steps=2)
+    again.load(fleet.dump())
+    assert again.dump() == fleet.dump()
+    assert again.staleness("d0") == fleet.staleness("d0") == 2
+
+
+# ------------------------------------------------------------------------------ growth
+
+
+def test_growth_is_damped_and_a_change_of_the_world_is_not() -> None:
+    guard = GrowthGuard()
+    for turn in range(1, 10):
+        guard.saw(1.0 if turn < 5 else 1000.0 * 0.8**turn, 10 * turn, 10)
+    assert guard.damping == 1
+    for turn in range(10, 20):
+        guard.saw(2.0**turn, 10 * turn, 10)
+    assert guard.damping < 0.1
+    for turn in range(20, 60):
+        guard.saw(1.0, 10 * turn, 10)
+    assert guard.damping == 1
+
+
+# ---------------------------------------------------------------------------- versions
+
+
+def test_old_versions_are_remembered_as_a_little_older() -> None:
+    versions, last = Versions(), 40_000
+    for number in range(1, last + 1):
+        versions.add(number, 3 * number, float(number))
+    for back in range(0, 20_000, 7):
+        version = last - back
+        step = versions.step(version)
+        assert step is not None
+        assert 3 * version - 3 * (0 if back < 1000 else 16 if back < 16_000 else 256) <= step <= 3 * version
+    assert len(versions.dump()) < 3000
+
+
+@pytest.mark.parametrize("reboot", [True, False])
+def test_after_a_restart_the_newest_version_is_as_new_as_can_be(reboot: bool) -> None:
+    versions, again = Versions(), Versions()
+    for number in range(1, 5):
+        versions.add(number, number, 1000.0 + 10 * number)
+    if reboot:
+        versions.add(5, 5, 3.0)
+    again.load(versions.dump())
+    again.shift(7.0)
+    newest = 5 if reboot else 4
+    assert again.age(newest, 7.0) == 0
+    assert again.age(1, 8.0) == pytest.approx(31)
+    assert again.dump() == versions.dump()
