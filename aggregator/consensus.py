@@ -3,8 +3,8 @@
 Norms bound how much a liar can push, not where: several that push the same way, against what all others have learned,
 add up, while honest deltas of unlike data mostly cancel. Of the newest delta of each device a sketch is kept: random
 signs, and sums over interleaved coordinates, which keep angles to 1/√1024 (Charikar, Chen and Farach-Colton, "Finding
-frequent items in data streams", 2002). The median of the directions, value by value, is a direction that fewer than half
-of the devices cannot turn around.
+frequent items in data streams", 2002). The median of the directions, value by value, is a direction that fewer than
+half of the devices cannot turn around.
 
 Nothing of it is durable. What it says of an update is journaled with it; after a restart the devices that are heard
 make it again.
