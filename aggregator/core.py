@@ -33,7 +33,7 @@ from wire.errors import WireError
 from wire.messages import Moment, Settled, Statistics, Update, Verdict
 from wire.schema import Schema
 
-_FIRST_WAIT = 30.0
+_FIRST_WAIT = 10.0
 """Seconds for which the first step waits for the norms of three devices: some devices may never train."""
 _OWN_WAITING = 16
 """Updates of one device that wait for a step, at most: as many as its outbox holds."""
@@ -182,7 +182,7 @@ class AggregatorCore:
             return []
         self.thrift.follow(now)
         actions: list[ev.Action] = []
-        if _due(self._buffer_since, self._patience, now):
+        if (due := self._step_due) is not None and now >= due:
             actions += self._make_step(now)
         if not self.frozen and _due(self._statistics_since, self._statistics_deadline, now):
             actions += self._freeze()
@@ -198,9 +198,7 @@ class AggregatorCore:
         """When `tick` next has something to do; None where only an event can bring that."""
         if self.full is not None:
             return None
-        times = [self.steering.due, self._serve_due]
-        if self._buffer_since is not None and (patience := self._patience) is not None:
-            times.append(self._buffer_since + patience)
+        times = [self.steering.due, self._serve_due, self._step_due]
         if not self.frozen and self._statistics_since is not None and self._freezable:
             times.append(self._statistics_since + self._statistics_deadline)
         if self._releasable and (due := self._release_due) is not None:
@@ -215,7 +213,7 @@ class AggregatorCore:
         self._versions.shift(now)
         actions: list[ev.Action] = []
         if self._buffer:
-            self._buffer_since = now
+            self._buffer_since = self._first_heard_at = now
             if self._filled:
                 # Where another strategy has left several updates, perhaps of bases that are gone, they are not mixed.
                 actions += self._make_step(now, form="delta")
@@ -506,14 +504,27 @@ class AggregatorCore:
             return deadline
         return min(deadline, _TRAININGS * seconds)
 
-    def _comparable(self, now: float) -> bool:
-        """Whether the norms of enough devices are known to tell a large update from an ordinary one."""
+    @property
+    def _comparable_from(self) -> float:
+        """From when on a first step is made although the norms of too few devices tell which update is a large one."""
         known = len(self._fleet) >= min(FEWEST, self.steering.live)
-        return known or self.step > 0 or _due(self._first_heard_at, _FIRST_WAIT, now)
+        if known or self.step > 0 or self.strategy.norm_bound == math.inf or self._first_heard_at is None:
+            return -math.inf
+        return self._first_heard_at + _FIRST_WAIT
+
+    @property
+    def _step_due(self) -> float | None:
+        """When `tick` makes a step of what is in the buffer; None if only another update can bring that."""
+        since, deadline, opens = self._buffer_since, self._patience, self._comparable_from
+        if since is None or self._measuring:
+            return None
+        if self.step == 0 and self._filled:
+            return max(since, opens)  # it would have been made, but for the norms
+        return None if deadline is None else max(since + deadline, opens)
 
     def _make_step(self, now: float, *, form: Form | None = None) -> list[ev.Action]:
         """Apply what is in the buffer, and what is due after it."""
-        if not self._buffer or self._measuring or not self._comparable(now):
+        if not self._buffer or self._measuring or now < self._comparable_from:
             return []
         if self.strategy.combine == "centred":
             self._measuring = True

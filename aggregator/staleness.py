@@ -35,7 +35,7 @@ class Staleness:
     def weight(self, steps: int, age: float, usual: float | None = None) -> float:
         """The weight of an update whose base is `steps` steps and `age` seconds old.
 
-        `usual` is the median staleness of its device's updates in steps, None if that is unknown; for `relative`.
+        `usual`, which `relative` needs, is the median staleness of its device's updates in steps, None if not known.
         """
         if self.kind == "relative":
             return self(0.0 if usual is None else max(0.0, steps - usual) / max(usual, 1.0))

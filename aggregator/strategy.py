@@ -232,7 +232,7 @@ class Strategy:
             "calibration (a cache of earlier deltas)": self.calibration > 0,
             f"combine={self.combine!r} (its sensitivity is not the clip norm)": self.combine != "mean",
             "clip (a bound that depends on data; privacy has its own)": self.clip is not None,
-            "norm_limit (refusals that depend on data)": self.norm_limit is not None,
+            "norm_limit (a bound that depends on data)": self.norm_limit is not None,
             "plan.feedback (error feedback carries a delta into the next update)": self.plan.feedback,
         }
         return [name for name, is_so in parts.items() if is_so]

@@ -636,3 +636,39 @@ def test_a_journal_with_a_hole_is_not_replayed() -> None:
     core = new_core()
     with pytest.raises(ValueError, match="follows"):
         core.replay(rec.ReleaseRecord(2, 1, 0, 0))
+
+
+@pytest.mark.parametrize("strategy", [fedasync(release_floor=1), fedbuff(1, release_floor=1, deadline=10.0)])
+def test_the_first_step_waits_for_a_third_device_that_never_trains_for_half_a_minute(strategy: Strategy) -> None:
+    core = started(strategy)
+    core.steering.live = 3
+    for device in "ab":
+        actions = arrive(core, device, update(1), now=1.0)
+        assert not any(isinstance(record, rec.StepRecord) for record in records(actions))
+    assert core.deadline == 31.0, "not again and again from the deadline of the buffer on"
+    assert core.tick(30.9) == []
+    assert any(isinstance(record, rec.StepRecord) for record in records(core.tick(31.0)))
+    assert core.buffered == 0
+
+
+def test_the_first_step_waits_no_longer_for_a_device_that_has_gone() -> None:
+    core = started(fedasync(release_floor=1))
+    core.steering.live = 3
+    arrive(core, "a", update(1), now=1.0)
+    arrive(core, "b", update(1), now=2.0)
+    core.steering.live = 2
+    assert core.deadline is not None and core.deadline <= 2.0
+    assert any(isinstance(record, rec.StepRecord) for record in records(core.tick(3.0)))
+
+
+def test_a_restart_waits_for_a_third_device_anew_and_then_goes_on() -> None:
+    strategy = fedasync(release_floor=1)
+    before = started(strategy)
+    before.steering.live = 3
+    arrive(before, "a", update(1), now=1.0)
+    core = new_core(strategy)
+    core.load(before.dump())
+    core.steering.live = 3
+    assert not any(isinstance(record, rec.StepRecord) for record in records(core.start(100.0)))
+    assert core.deadline == 130.0
+    assert any(isinstance(record, rec.StepRecord) for record in records(core.tick(130.0)))

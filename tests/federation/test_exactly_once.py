@@ -23,7 +23,9 @@ PLACES = 2048
 WHOLE, CHUNKED = 16_384, 1024
 """Bytes of a chunk, with which an update goes straight, or is offered first and sent in eight."""
 IN_PAIRS = replace(EVERYTHING_COUNTS, release_floor=2)
-BUFFERED = Strategy("ledger", constant(), 1.0, buffer_size=3, normalise="none", deadline=3.0, norm_limit=None)
+BUFFERED = Strategy(
+    "ledger", constant(), 1.0, buffer_size=3, normalise="none", deadline=3.0, norm_limit=None, bounded=False
+)
 ROUGH = Faults(loss=0.1, twice=0.1, delay=0.5, crash=0.012, link=0.02)
 
 
