@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from aggregator.privacy import Privacy
     from aggregator.staleness import Staleness, constant, hinge, polynomial
     from aggregator.strategy import Strategy, adam, sgd
+    from aggregator.strategy import StrictPlan as Plan
     from iot_client import conditions
     from iot_client.autoencoder import Autoencoder
     from iot_client.budget import Costs
@@ -36,12 +37,13 @@ if TYPE_CHECKING:
     from midge.aggregator import Aggregator
     from midge.device import Device
     from sensor_fleet.simulation.simulate import simulate
-    from wire.messages import Plan
     from wire.moments import Moments
 
 __version__ = "0.1.0"
 
 _MODULES = {"conditions": "iot_client.conditions"}
+_RENAMED = {"Plan": "StrictPlan"}
+"""Names under which a home has them, if they differ."""
 _HOMES = {
     "CsvRows": "iot_client.csv_rows",
     "Duty": "iot_client.duty",
@@ -61,7 +63,7 @@ _HOMES = {
     "Fit": "iot_client.fit",
     "Moments": "wire.moments",
     "Pace": "aggregator.pace",
-    "Plan": "wire.messages",
+    "Plan": "aggregator.strategy",
     "Privacy": "aggregator.privacy",
     "Staleness": "aggregator.staleness",
     "Strategy": "aggregator.strategy",
@@ -134,4 +136,4 @@ def __getattr__(name: str) -> Any:
         if (how := how_to_get(error)) is None:
             raise
         raise ModuleNotFoundError(how, name=error.name) from error
-    return getattr(home, name)
+    return getattr(home, _RENAMED.get(name, name))

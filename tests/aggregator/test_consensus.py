@@ -6,7 +6,7 @@ import pytest
 from aggregator.consensus import Consensus
 
 
-@pytest.mark.parametrize("size", [3, 500, 5_000, 100_000])
+@pytest.mark.parametrize("size", [50, 500, 5_000, 100_000])
 def test_pushing_against_what_most_have_learned_is_seen(size: int) -> None:
     rng = np.random.default_rng(0)
     direction = rng.standard_normal(size).astype(np.float32)

@@ -42,6 +42,7 @@ def test_a_fleet_at_rest_does_not_clip_the_first_news_to_nothing() -> None:
     for turn in range(5):
         for device in "abcd":
             report(fleet, device, 8.0 if turn == 0 else 0.0, float(turn))
+        fleet.norm(float(turn))  # as with each step
     assert 0 < fleet.norm(5.0) <= 8 / 64
 
 

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from aggregator.presets import balanced, ca2fl, fadas, fedasync, fedavg, fedbuff
 from aggregator.privacy import Privacy, spent
 from aggregator.records import StepRecord
 from aggregator.reducer import Cached
-from aggregator.staleness import constant, polynomial
-from aggregator.strategy import Strategy, adam, sgd, trimmed_count
+from aggregator.staleness import Staleness, constant, polynomial
+from aggregator.strategy import Optimizer, Strategy, StrictPlan, adam, sgd, trimmed_count
 from tests.aggregator.rig import Rig, rig
 from wire.messages import Verdict
 
@@ -387,3 +388,40 @@ def test_a_release_waits_for_so_many_steps(tmp_path: Path) -> None:
             life.send("a", seq, [1, 0, 0, 0])
             versions.append(life.core.version)
         assert versions == [1, 1, 2, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda: balanced(10, combine="median"), "combine is one of 'mean', 'trimmed', 'centred'"),
+        (lambda: fedbuff(3, normalise="foo"), "normalise is one of"),  # type: ignore[arg-type]
+        (lambda: fedasync(form="mixed"), "form is one of"),  # type: ignore[arg-type]
+        (lambda: Staleness("cubic"), "constant, polynomial, hinge, relative, not 'cubic'"),  # type: ignore[arg-type]
+        (lambda: Optimizer("adagrad"), "optimizer's kind is one of"),  # type: ignore[arg-type]
+        (lambda: StrictPlan(lr=0.1), "lr"),  # type: ignore[call-arg]
+    ],
+)
+def test_what_a_user_misspells_is_an_error(wrong: Callable[[], object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        wrong()
+
+
+def test_centred_clipping_may_be_spelt_as_in_america() -> None:
+    assert balanced(10, combine="centered").combine == "centred"
+
+
+@pytest.mark.parametrize(("live", "rate"), [(1, 0.6), (20, 0.545), (50, 0.354), (200, 0.177)])
+def test_fedasync_bounds_its_rate_by_the_number_of_devices(live: int, rate: float) -> None:
+    assert fedasync().mean_rate(live) == pytest.approx(rate, rel=0.01)
+    assert fedasync(bounded=False).mean_rate(live) == 0.6
+
+
+def test_the_newest_version_is_never_too_old(tmp_path: Path) -> None:
+    """After a night without devices the only version there is must still be one to train from."""
+    strategy = fedasync(1.0, constant(), form="delta", release_floor=1, max_age=100.0, bounded=False)
+    with rig(tmp_path, strategy) as life:
+        assert life.send("a", 1, [1, 0, 0, 0], base=1, now=50_000.0).verdict is Verdict.ACCEPTED
+        assert life.send("b", 1, [1, 0, 0, 0], base=1, now=50_001.0).verdict is Verdict.STALE
+    with rig(tmp_path, strategy) as life:
+        newest = life.core.version
+        assert life.send("b", 2, [1, 0, 0, 0], base=newest, now=9e6).verdict is Verdict.ACCEPTED
