@@ -36,6 +36,10 @@ class Engine:
         """Keep a decoded update for its step."""
         self._waiting[record.lsn] = self._taken(record, delta)
 
+    def senders(self, record: rec.StepRecord) -> list[str]:
+        """The devices of a step's updates, in its order; empty names for what was decoded before a restart."""
+        return [self._waiting[lsn].device if lsn in self._waiting else "" for lsn, _ in record.updates]
+
     def carry(self, record: rec.Record) -> list[Frame]:
         """Do what a record decided; the frames that a release made are in the store when this returns."""
         match record:

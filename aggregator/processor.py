@@ -26,6 +26,7 @@ from aggregator.outgoing import Post
 from aggregator.receipts import Encode, Receipts
 from aggregator.shelf import Shelf
 from aggregator.statistics import FACTOR
+from aggregator.step_notices import StepNotices
 from aggregator.store import Entry
 from broker.connection import Delivery
 from broker.failpoints import failpoint
@@ -73,6 +74,7 @@ class Processor:
         self._inputs, self._factor = inputs, statistics_factor
         self._off: tuple[tuple[str, str], ...] = ()
         """Devices whose statistics are off, as they were last told."""
+        self._notices = StepNotices(tell)
         self._decoded: dict[int, Vector] = {}
         self.reports = Reports()
         """What devices found on their own data."""
@@ -332,9 +334,11 @@ class Processor:
                 self._tell("held", device=device, seq=item.seq, verdict=item.verdict.value, why=item.why)
 
     def _carry(self, record: rec.Record, now: float) -> None:
+        senders = self._engine.senders(record) if isinstance(record, rec.StepRecord) else ()
         new = self._engine.carry(record)
         match record:
             case rec.StepRecord():
+                self._notices.step(record, senders, self._core.growth.damping, now)
                 failpoint("step.applied")
             case rec.ReleaseRecord():
                 failpoint("release.computed")

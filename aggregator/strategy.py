@@ -32,11 +32,6 @@ GUARD = 1000.0
 """Reference norms that no update is longer than in a step, under any strategy: ordinary training stays within ten,
 and a change of the world by that factor is still followed at once."""
 
-
-class StrictPlan(Plan, extra="forbid"):
-    """A plan as a user writes it: an unknown name is an error. On the wire, unknown names are passed over."""
-
-
 LARGEST_BUFFER = 50
 """K, at most, where it follows the fleet."""
 REACH = 1.25

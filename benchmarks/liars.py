@@ -53,7 +53,8 @@ def _norm(vector: Vector) -> float:
 
 
 def _unit(vector: Vector) -> Vector:
-    return vector / np.float32(max(_norm(vector), 1e-30))
+    unit: Vector = vector / np.float32(max(_norm(vector), 1e-30))
+    return unit
 
 
 def _scaled(low: float, high: float, sign: float) -> Attack:
@@ -90,7 +91,8 @@ def _alie(known: Knowledge) -> Vector:
     total = len(known.honest) + known.liars
     supporters = total // 2 + 1 - known.liars
     z = NormalDist().inv_cdf(min(max((len(known.honest) - supporters) / len(known.honest), 0.5), 0.999))
-    return (known.mean - np.float32(max(z, 0.3)) * np.std(known.honest, axis=0)).astype(np.float32)
+    hidden: Vector = (known.mean - np.float32(max(z, 0.3)) * np.std(known.honest, axis=0)).astype(np.float32)
+    return hidden
 
 
 def _ipm(epsilon: float) -> Attack:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from aggregator.privacy import Privacy
     from aggregator.staleness import Staleness, constant, hinge, polynomial
     from aggregator.strategy import Strategy, adam, sgd
-    from aggregator.strategy import StrictPlan as Plan
     from iot_client import conditions
     from iot_client.autoencoder import Autoencoder
     from iot_client.budget import Costs
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from midge.aggregator import Aggregator
     from midge.device import Device
     from sensor_fleet.simulation.simulate import simulate
+    from wire.messages import StrictPlan as Plan
     from wire.moments import Moments
 
 __version__ = "0.1.0"
@@ -63,7 +63,7 @@ _HOMES = {
     "Fit": "iot_client.fit",
     "Moments": "wire.moments",
     "Pace": "aggregator.pace",
-    "Plan": "aggregator.strategy",
+    "Plan": "wire.messages",
     "Privacy": "aggregator.privacy",
     "Staleness": "aggregator.staleness",
     "Strategy": "aggregator.strategy",

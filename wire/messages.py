@@ -274,6 +274,10 @@ class Plan(Message):
     """Chance for the trainer: set by the device for each training from its name and the version."""
 
 
+class StrictPlan(Plan, extra="forbid"):
+    """A plan as a user writes it: an unknown name is an error. On the wire, unknown names are passed over."""
+
+
 class FrameInfo(NamedTuple):
     """One frame that leads to `version`: over `span` versions, or a snapshot where `span` is 0."""
 

@@ -25,6 +25,12 @@ def sentence(event: Mapping[str, Any]) -> str:
             return f"{device}: update {seq} had come before"
         case {"event": "held", "device": device, "verdict": verdict, "why": why}:
             return f"{device}: {verdict}, {why}"
+        case {"event": "clipped", "device": device, "scale": scale}:
+            return f"{device}: its update is out of scale beside the others', {scale:.1g} of it is applied"
+        case {"event": "damped", "damping": damping}:
+            return f"Updates grow from turn to turn: the server's rate is damped to {damping:.3g} of what it was."
+        case {"event": "undamped", "damping": damping}:
+            return f"Updates grow no more: the server's rate is at {damping:.3g} of what it was."
         case {"event": "freeze", "devices": devices}:
             return f"Statistics of {devices} devices pooled and frozen."
         case {"event": "statistics_off", "device": device, "why": why}:

@@ -37,7 +37,7 @@ class Regression:
 
     def __call__(self, parameters: Parameters, _: TrainingPlan) -> midge.Fit:
         w = parameters["w"].astype(np.float64)
-        for _ in range(10):
+        for _step in range(10):
             w = w - 0.2 * self.x.T @ (self.x @ w - self.y) / len(self.y)
         return midge.Fit({"w": w.astype(np.float32)}, len(self.y), 10)
 
