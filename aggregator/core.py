@@ -35,8 +35,6 @@ from wire.schema import Schema
 
 _FIRST_WAIT = 10.0
 """Seconds for which the first step waits for the norms of three devices: some devices may never train."""
-_OWN_WAITING = 16
-"""Updates of one device that wait for a step, at most: as many as its outbox holds."""
 _EXCESS = 6.0
 """Reference norms beyond which a device that is always that far out of scale counts less: rare devices with other data
 reach five."""
@@ -354,8 +352,8 @@ class AggregatorCore:
         elif self.strategy.privacy is not None and update.seq > outbox.hi and self.waits(device):
             why = "an update of this device waits for its step, and differential privacy allows one in each"
             settled = Settled(seq=update.seq, verdict=Verdict.BUSY, why=why, retry_after=5)
-        elif update.seq > outbox.hi and self.waiting(device) >= _OWN_WAITING:
-            why = f"{_OWN_WAITING} updates of this device wait for their step"
+        elif update.seq > outbox.hi and self.waiting(device) >= self.strategy.most_waiting:
+            why = "as many updates of this device as a step takes wait for it"
             settled = Settled(seq=update.seq, verdict=Verdict.BUSY, why=why, retry_after=5)
         else:
             return []
@@ -480,7 +478,7 @@ class AggregatorCore:
         live = self.steering.live
         senders = {item.device for item in self._buffer}
         devices = len(senders)
-        if (self._voices(senders) if self.strategy.robust else len(self._buffer)) >= self.strategy.size(live):
+        if (self._voices(senders) if self.strategy.by_device else len(self._buffer)) >= self.strategy.size(live):
             return True
         return self.strategy.privacy is None and devices >= max(live, self.strategy.release_floor) and live > 0
 

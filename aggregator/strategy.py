@@ -21,7 +21,7 @@ from aggregator.privacy import Privacy
 from aggregator.staleness import Staleness
 from wire import codecs
 from wire.errors import WireError
-from wire.messages import Plan
+from wire.messages import OUTBOX_LIMIT, Plan
 
 Form = Literal["delta", "mixing"]
 Normalise = Literal["none", "count", "weight"]
@@ -236,6 +236,19 @@ class Strategy:
             "plan.feedback (error feedback carries a delta into the next update)": self.plan.feedback,
         }
         return [name for name, is_so in parts.items() if is_so]
+
+    @property
+    def by_device(self) -> bool:
+        """Whether a buffer counts devices rather than updates: one that sends often must not fill it alone."""
+        return self.robust or self.combine != "mean"
+
+    @property
+    def most_waiting(self) -> int:
+        """How many updates of one device may wait for a step; a further one is kept by its device until then.
+
+        Trimming and centring have no weights that updates of one device could share, so each device has one there.
+        """
+        return OUTBOX_LIMIT if self.combine == "mean" else 1
 
     @property
     def momentum(self) -> float:
