@@ -40,9 +40,9 @@ _EXCESS = 6.0
 reach five."""
 _LEAST = 0.25
 """Of its clipped delta that such a device still moves the model by: it may be the one that sees the world change."""
-_OFTEN = 6.0
-"""Times the mean rate of updates beyond which a device counts less in filling a buffer: the fastest of twenty devices
-with log-normal speeds (σ = 1.2) reaches five."""
+_OFTEN = 10.0
+"""Times the rate of updates of the device in the middle beyond which a device counts less in filling a buffer: the
+fastest of twenty devices with log-normal speeds (σ = 1.2) reaches ten."""
 _TRAININGS = 5.0
 """Median trainings for which a round waits at most."""
 _CLAIM = 4.0
@@ -483,13 +483,13 @@ class AggregatorCore:
         return self.strategy.privacy is None and devices >= max(live, self.strategy.release_floor) and live > 0
 
     def _voices(self, devices: set[str]) -> float:
-        """How many devices these count as: one that is heard far more often than the mean counts in proportion.
+        """How many devices these count as: one that is heard far more often than the middle counts in proportion.
 
         Otherwise one that is in every buffer would leave room for fewer of the others.
         """
         if len(devices) < self.strategy.size(self.steering.live):
             return len(devices)
-        return sum(min(1.0, _OFTEN * self._heard.correction(device, 16.0)) for device in devices)
+        return sum(min(1.0, _OFTEN / self._heard.often(device)) for device in devices)
 
     @property
     def _patience(self) -> float | None:
@@ -580,7 +580,7 @@ class AggregatorCore:
             noise=0.0 if privacy is None else privacy.deviation,
         )
         self._take(record)
-        self.growth.saw(self._fleet.norm(now), self._fleet.taken, len(self._fleet))
+        self.growth.saw(self._fleet.norm(now), self._fleet.turn)
         self._buffer_since = now if self._buffer else None
         return [ev.Journal(record, noise=record.noise), ev.Carry(record), *self._maybe_release(now)]
 

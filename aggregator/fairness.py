@@ -7,6 +7,7 @@ assume known, estimated as it goes.
 """
 
 from collections.abc import Iterable
+from statistics import median
 from typing import Any
 
 HALF_LIFE = 20
@@ -21,6 +22,8 @@ class Participations:
         """Of each device: all updates, the decayed count, and the number of updates in all when that was true."""
         self._all = 0
         self._recent = 0.0
+        self._middle: tuple[int, float] | None = None
+        """The median count, and the number of updates when it was computed."""
 
     def __len__(self) -> int:
         return len(self._devices)
@@ -41,13 +44,23 @@ class Participations:
 
     def correction(self, device: str, bound: float) -> float:
         """r_i, within 1/bound and bound."""
-        count = 0.0
-        if device in self._devices:
-            _, recent, at = self._devices[device]
-            count = recent * self._decay(self._all - at)
+        count = self._count(device)
         devices = max(1, len(self._devices))
         ratio = (self._recent + devices) / (devices * (count + 1))
         return min(max(ratio, 1 / bound), bound)
+
+    def often(self, device: str) -> float:
+        """How many times as often a device is heard as the device in the middle, both counts raised by one."""
+        if self._middle is None or self._all - self._middle[0] > len(self._devices) // 16:
+            self._middle = self._all, median(self._count(each) for each in self._devices) if self._devices else 0.0
+        return (self._count(device) + 1) / (self._middle[1] + 1)
+
+    def _count(self, device: str) -> float:
+        """The decayed count of a device's updates, as of now."""
+        if device not in self._devices:
+            return 0.0
+        _, recent, at = self._devices[device]
+        return float(recent * self._decay(self._all - at))
 
     def forget(self, device: str) -> None:
         """Remove what is known of a device."""
@@ -66,3 +79,4 @@ class Participations:
     def load(self, state: Iterable[Any]) -> None:
         self._all, self._recent, devices = state
         self._devices = {device: list(known) for device, *known in devices}
+        self._middle = None

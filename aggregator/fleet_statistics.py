@@ -18,9 +18,9 @@ INTERVALS = 3.0
 FEWEST = 3
 """Devices from which a median outvotes one liar."""
 _MEMORY = 64.0
-"""The reference falls to at most this part of its recent peak: a fleet at rest must not clip the first news to zero."""
-_HALF_LIFE = 16
-"""Updates of each device, on average, after which the peak has halved: a scale that is gone for good is forgotten."""
+"""The reference falls to at most this part of what it was of late: a fleet at rest must hear its first news."""
+_TURNS = 9
+"""Turns of the fleet whose references are remembered, those above zero: their median is what it was of late."""
 _OWN = 9
 """Updates of one device that its own medians cover."""
 _GAP = 0.3
@@ -50,10 +50,14 @@ class FleetStatistics:
 
     def __init__(self) -> None:
         self._devices: dict[str, _Device] = {}
-        self._peak = 0.0
-        """The largest reference of late. A restart begins with that of the norms that it finds."""
+        self._references: deque[tuple[int, float]] = deque(maxlen=_TURNS)
+        """References above zero with their turns. A restart begins with that of the norms that it finds."""
         self.taken = 0
         """Updates taken in."""
+        self.turn = 0
+        """How often half of all devices have been heard since the last time: one that floods does not turn it."""
+        self._heard: set[str] = set()
+        """Devices heard in this turn."""
         self._computed: dict[str, tuple[int, float]] = {}
         """Medians by name, each with `taken` when it was computed: computing one takes a pass over all devices."""
 
@@ -74,8 +78,11 @@ class FleetStatistics:
         known.norms.append(record.norm)
         known.examples, known.steps, known.agreement = record.examples, record.steps, record.agreement
         known.staleness.append(record.staleness)
-        self._peak *= 0.5 ** (1 / (_HALF_LIFE * len(self._devices)))
         self.taken += 1
+        self._heard.add(record.device)
+        if 2 * len(self._heard) > len(self._devices):
+            self.turn += 1
+            self._heard.clear()
 
     def forget(self, device: str) -> None:
         """Remove what is known of a device."""
@@ -105,15 +112,19 @@ class FleetStatistics:
     def norm(self, now: float) -> float:
         """The typical L2 norm of an update: the lower median over devices heard recently; 0 if nothing was heard.
 
-        Of two devices it is the smaller norm. It does not fall below 1/64 of its recent peak.
+        Of two devices it is the smaller norm. It does not fall below 1/64 of what it was of late.
         """
         if self._due("norm"):
             norms = [known.norms[-1] for name in self.recent(now) if (known := self._devices[name]).norms]
-            some = [norm for norm in norms if norm > 0]
-            # If most devices have nothing to say, the others must still be heard: zeros say nothing about the scale.
             middle = median_low(norms) if norms else 0.0
-            self._peak = max(self._peak, middle or (median_low(some) if some and not self._peak else 0.0))
-            self._computed["norm"] = self.taken, max(middle, self._peak / _MEMORY)
+            # If most devices have nothing to say, the others must still be heard: zeros say nothing about the scale.
+            some = middle or median_low([norm for norm in norms if norm > 0] or [0.0])
+            if middle or (some and not self._references):
+                if self._references and self._references[-1][0] == self.turn:
+                    self._references.pop()
+                self._references.append((self.turn, some))
+            lately = median_low([norm for _, norm in self._references] or [0.0])
+            self._computed["norm"] = self.taken, max(middle, lately / _MEMORY)
         return self._computed["norm"][1]
 
     def excess(self, device: str, now: float) -> float:

@@ -8,6 +8,8 @@ without growth.
 
 _TURNS = 3
 """Turns in a row that make it growth: a change of the world takes one or two until every device has seen it."""
+_LENGTH = 2
+"""Turns of half the fleet that make one here: in it, most devices have seen what the one before has done."""
 _GROWS = 1.3
 """Factor of the reference norm from turn to turn: training noise stays below it."""
 _LEAST = 2.0**-10
@@ -15,19 +17,19 @@ _LEAST = 2.0**-10
 
 
 class GrowthGuard:
-    """Follows the reference norm over turns: as many updates as there are devices."""
+    """Follows the reference norm over turns of the fleet (`FleetStatistics.turn`)."""
 
     def __init__(self) -> None:
         self.damping = 1.0
         """What the rate is multiplied by."""
-        self._turn_at, self._before = 0, 0.0
+        self._turn, self._before = 0, 0.0
         self._grew = self._rested = 0
 
-    def saw(self, norm: float, taken: int, devices: int) -> None:
-        """Look at the reference norm after `taken` updates of `devices` devices."""
-        if taken - self._turn_at < max(devices, 2):
+    def saw(self, norm: float, turn: int) -> None:
+        """Look at the reference norm in a turn."""
+        if turn < self._turn + _LENGTH:
             return
-        self._turn_at = taken
+        self._turn = turn
         grows = self._before > 0 and norm > _GROWS * self._before
         self._before = norm
         self._grew, self._rested = (self._grew + 1, 0) if grows else (0, self._rested + 1)

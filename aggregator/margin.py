@@ -25,9 +25,9 @@ BURSTS = 0.8
 """The same for bursts: what is behind in p does not add to them, and where they come it is they that make it slow."""
 _FEWEST, _MOST = 32, 2048
 """Updates that must have been seen, and that are remembered."""
-_DOMINANT = 4
-"""Times its share of the window beyond which a device's updates count less: fast devices are that much faster than the
-mean in most fleets, and a liar's delays stay a fifth of the window among twenty."""
+_DOMINANT = 1.5
+"""Times its share of the window beyond which a device's updates count less: several liars that send all the time, and
+always from the newest version, would otherwise hide the delays of the others, and the rate would let these swing."""
 _FIELDS = 6
 _FREQUENCIES = np.unique(np.concatenate([np.geomspace(1e-4, np.pi, 300), np.linspace(0.02, np.pi, 300)]))
 _FAR = 5.0
@@ -61,7 +61,7 @@ def gain_margin(staleness: dict[int, float], momentum: float = 0.0) -> float:
 
 
 def _by_staleness(seen: Sequence[tuple[str, int, float]]) -> dict[int, float]:
-    """Weights by staleness, in which no device has more than four times its share; empty if all weights are 0."""
+    """Weights by staleness, in which no device has more than 1.5 times its share; empty if all weights are 0."""
     by_device: Counter[str] = Counter()
     for device, _, weight in seen:
         by_device[device] += weight  # type: ignore[assignment]
@@ -96,7 +96,7 @@ class Margin:
     """Follows the staleness of accepted updates and says the largest rate that is safe.
 
     A device cannot make up a delay for the fleet: an update of the same base as its last one is passed over, and beyond
-    four times its share of the window its updates count less.
+    1.5 times its share of the window its updates count less.
 
     Args:
         calibration: β of the strategy: how much of a device's cached delta stands in for its next one. What is cached
