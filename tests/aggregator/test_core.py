@@ -672,3 +672,27 @@ def test_a_restart_waits_for_a_third_device_anew_and_then_goes_on() -> None:
     assert not any(isinstance(record, rec.StepRecord) for record in records(core.start(100.0)))
     assert core.deadline == 110.0
     assert any(isinstance(record, rec.StepRecord) for record in records(core.tick(110.0)))
+
+
+def test_a_checkpoint_of_before_norms_were_over_devices_is_taken_up() -> None:
+    core = started(fedbuff(3, deadline=None, release_floor=1, bounded=False))
+    for device in "abcab":
+        arrive(core, device, update(core.hi(device, 1) + 1, base=core.version), norm=2.0)
+    state = core.dump()
+    versions, buffer = state.pop("versions"), state.pop("buffer")
+    del state["fleet"]
+    state |= {
+        "margin": [[], [], 1.0, None, 0],
+        "local_steps": 20.0,
+        "norms": [2.0] * 5,
+        "steps_at": [[number, step] for number, step, _ in versions],
+        "times": [[number, at] for number, _, at in versions],
+        "buffer": [row[:5] for row in buffer],
+    }
+    again = new_core(core.strategy)
+    again.load(state)
+    assert again.dump()["versions"] == versions
+    assert (again.buffered, again.version, again.step) == (core.buffered, core.version, core.step)
+    again.start(50.0)
+    assert told(arrive(again, "c", update(2, base=again.version), norm=2.0, now=51.0)).verdict is Verdict.ACCEPTED
+    assert again.buffered == 0
