@@ -132,7 +132,6 @@ def simulate(
     stream = data if isinstance(data, Stream) and isinstance(train, FleetModel) else None
     if speeds is not None and len(speeds) != len(names):
         raise ValueError(f"speeds has {len(speeds)} numbers for {len(names)} devices.")
-    _refuse_idle(strategy, len(names))
     if workers < 1:
         raise ValueError(f"workers={workers}: at least 1 process trains.")
     first, known = _initial(train, initial, data)
@@ -166,6 +165,7 @@ def simulate(
             stream=stream,
             tamper=tamper,
         )
+        _refuse_idle(strategy, len(names))
         if evaluate is None and isinstance(train, FleetModel) and data is not None:
             clock, model, rows = simulation.clock, train, data
             evaluate = lambda parameters: evaluate_at(model, rows, clock.now, parameters)  # noqa: E731
