@@ -301,7 +301,7 @@ def test_no_release_has_the_values_of_the_last_device_alone(tmp_path: Path) -> N
 
 
 def test_differential_privacy_refuses_averaged_tensors(tmp_path: Path) -> None:
-    strategy = private(Privacy(1.0, 1.0, 8.0))
+    strategy = private(Privacy(1.0, 1.0, 8.0), 3)
     with pytest.raises(ValueError, match=r"averaged tensors \(var, large\.var\)"):
         midge.Aggregator(
             "mqtt://127.0.0.1", federation="f", initial=START, roles=ROLES, strategy=strategy, store=tmp_path
