@@ -842,7 +842,7 @@ class AggregatorCore:
         self._margin.load(state["margin"])
         self.served = state["served"]
         self.steering.share = state["share"]
-        self._fleet.load(state.get("fleet", ()))  # checkpoints of before had none: a turn of the fleet makes it again
+        self._fleet.load(state.get("fleet", ()))  # older checkpoints have none: the fleet's next updates rebuild it
         if "versions" in state:
             self._versions.load(state["versions"])
         else:

@@ -15,6 +15,7 @@ from aggregator.model import Frame, Model
 from aggregator.reducer import Contribution, distances
 from aggregator.statistics import Finding, Names, Sent, examine, pooled
 from aggregator.store import Checkpoint, Store, StoreFull
+from aggregator.strategy import Strategy
 from broker.failpoints import failpoint
 from wire.errors import WireError
 from wire.messages import Moment
@@ -28,13 +29,17 @@ class Engine:
     def __init__(self, model: Model, store: Store) -> None:
         self.model = model
         self.store = store
-        self.consensus = Consensus()
+        self._consensus = Consensus()
         self._waiting: dict[int, Contribution] = {}
         self._unwritten: list[Frame] = []
 
     def hold(self, record: rec.UpdateRecord, delta: Vector) -> None:
         """Keep a decoded update for its step."""
         self._waiting[record.lsn] = self._taken(record, delta)
+
+    def agreement(self, strategy: Strategy, device: str, delta: Vector, norm: float) -> float:
+        """The cosine of a delta with the direction of most devices; 0 under a strategy that does not ask for it."""
+        return self._consensus.agreement(device, delta, norm) if strategy.robust else 0.0
 
     def senders(self, record: rec.StepRecord) -> list[str]:
         """The devices of a step's updates, in its order; empty names for what was decoded before a restart."""
@@ -63,7 +68,7 @@ class Engine:
     def forget(self, device: str) -> None:
         """Remove what is kept of a device beside the model that it is part of."""
         self.model.server.forget(device)
-        self.consensus.forget(device)
+        self._consensus.forget(device)
 
     def replayed(self, frames: Sequence[Frame]) -> None:
         """Frames of a release that was replayed: the store may lack them, where the power went before they were in."""

@@ -171,7 +171,7 @@ class Margin:
 
     def load(self, state: list[Any]) -> None:
         if len(state) < _FIELDS:
-            return  # of before devices had one vote each: a few updates measure it again
+            return  # an older format, without devices: the next updates measure it again
         seen, of_base, self._burst, shares, self._since, last = state
         self._of_base, self._shares, self._last_base = Counter(dict(of_base)), dict(shares), dict(last)
         self._seen = deque(((device, tau, weight) for device, tau, weight in seen), maxlen=_MOST)

@@ -227,9 +227,7 @@ class Processor:
             return ev.Undecodable(device, update, key, Verdict.NON_FINITE, str(error))
         except WireError as error:
             return ev.Undecodable(device, update, key, Verdict.BAD_ENCODING, str(error))
-        agreement = 0.0
-        if self._core.strategy.robust:
-            agreement = self._engine.consensus.agreement(device, self._decoded[key], norm)
+        agreement = self._engine.agreement(self._core.strategy, device, self._decoded[key], norm)
         return ev.Decoded(device, update, key, norm, agreement)
 
     # -------------------------------------------------------------------- doing

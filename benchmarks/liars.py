@@ -32,7 +32,6 @@ class Knowledge:
     liars: int
     memory: dict[str, Vector]
     """The attack's own, of this device."""
-    now: float
 
     @property
     def mean(self) -> Vector:
@@ -175,7 +174,6 @@ class Liars:
         self._newest: dict[str, Vector] = {}
         self._memory: dict[str, dict[str, Vector]] = {name: {} for name in names}
         self._flood: dict[str, tuple[Update, Said]] = {}
-        self._seq: dict[str, int] = {}
 
     def begin(self, server: Server, clock: Clock) -> None:
         self._server, self._clock = server, clock
@@ -186,10 +184,7 @@ class Liars:
         if device not in self._names:
             self._newest[device] = said.delta
             return said
-        shared = len(self._names)
-        known = Knowledge(
-            said.delta, list(self._newest.values()), self._rng, shared, self._memory[device], self._clock.now
-        )
+        known = Knowledge(said.delta, list(self._newest.values()), self._rng, len(self._names), self._memory[device])
         turned = self._attack(known)
         if turned is None:
             return None
@@ -202,8 +197,8 @@ class Liars:
         """Send the newest lie again, as if it were trained from the newest version, in an outbox of its own."""
         core: AggregatorCore = self._server.core
         for device, (update, said) in list(self._flood.items()):
-            self._seq[device] = core.hi(device, 666) + 1
-            again = update.model_copy(update={"outbox": 666, "seq": self._seq[device], "base": core.version})
+            seq = core.hi(device, 666) + 1
+            again = update.model_copy(update={"outbox": 666, "seq": seq, "base": core.version})
             self._server.inject(device, again, said)
         self._clock.after(1 / FULL_RATE, self._send)
 

@@ -215,9 +215,7 @@ class Server:
         if actions and isinstance(actions[0], ev.Decode):
             asked = actions[0]
             said = self._said[asked.key]
-            agreement = 0.0
-            if self.core.strategy.robust:
-                agreement = self.engine.consensus.agreement(asked.device, said.delta, said.norm)
+            agreement = self.engine.agreement(self.core.strategy, asked.device, said.delta, said.norm)
             decoded = ev.Decoded(asked.device, asked.update, asked.key, said.norm, agreement)
             actions = self.core.handle(decoded, now)
         self._carry_out(actions)
