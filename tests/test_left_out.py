@@ -1,5 +1,6 @@
 """What is left out is told in one line, is counted once with several workers, and fails where all must run."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -63,11 +64,25 @@ def test_it_is_told_at_the_end_and_fails_where_all_must_run(workers: tuple[str, 
     assert len(named) == 4 and "LEFT OUT test_it.py::test_with_a_broker[1]: " + MOSQUITTO in named
 
 
-def test_two_runs_are_told_of_together(inner: pytest.Pytester) -> None:
+def test_two_runs_write_to_one_file(inner: pytest.Pytester) -> None:
+    """Each run as `make test` starts it; the file of the first one is no path of tests for the second."""
+    tests, file = inner.mkdir("tests"), inner.mkdir("elsewhere") / "file"
+    for name in ("conftest.py", "test_it.py"):
+        (inner.path / name).rename(tests / name)
+    inner.makeini("[pytest]\ntestpaths = tests")
+    option = _option_of_make_test(file)
     for _ in range(2):
-        done = inner.runpytest_subprocess("--left-out", "file")
+        done = inner.runpytest_subprocess(*option)
+        assert done.ret == 0
         assert not [line for line in done.outlines if "were left out" in line]
-    assert len(noted(inner.path / "file")) == 8
+    assert len(noted(file)) == 8
+
+
+def _option_of_make_test(file: Path) -> list[str]:
+    """The option by which the Makefile's pytest runs name their file."""
+    recipe = (Path(__file__).parents[1] / "Makefile").read_text()
+    (option,) = set(re.findall(r"--left-out[ =]\$\(LEFT_OUT\)", recipe))
+    return option.replace("$(LEFT_OUT)", str(file)).split()
 
 
 @pytest.mark.parametrize(("why", "code"), [("", 1), ("reason='a bug elsewhere'", 0)])
