@@ -24,6 +24,7 @@ from aggregator.growth import GrowthGuard
 from aggregator.margin import Margin
 from aggregator.outboxes import Outbox, Outboxes
 from aggregator.pace import Steering
+from aggregator.standing import Standings
 from aggregator.statistics import CAP
 from aggregator.strategy import Form, Strategy, Waiting
 from aggregator.thrift import Thrift
@@ -35,11 +36,6 @@ from wire.schema import Schema
 
 _FIRST_WAIT = 10.0
 """Seconds for which the first step waits for the norms of three devices: some devices may never train."""
-_EXCESS = 6.0
-"""Reference norms beyond which a device that is always that far out of scale counts less: rare devices with other data
-reach five."""
-_LEAST = 0.25
-"""Of its clipped delta that such a device still moves the model by: it may be the one that sees the world change."""
 _OFTEN = 10.0
 """Times the rate of updates of the device in the middle beyond which a device counts less in filling a buffer: the
 fastest of twenty devices with log-normal speeds (σ = 1.2) reaches ten."""
@@ -125,6 +121,7 @@ class AggregatorCore:
         self._heard = Participations()
         self._margin = Margin(strategy.calibration, strategy.momentum)
         self._fleet = FleetStatistics()
+        self._standings = Standings()
         self._versions = Versions()
         self.served = 0
         """The version that was last released for use."""
@@ -300,6 +297,7 @@ class AggregatorCore:
             steps=update.steps,
             size=update.size,
             agreement=event.agreement,
+            reference=self._fleet.norm(now),
         )
         told = record.weight * self._mean_rate if self.strategy.single else record.weight
         settled = Settled(seq=update.seq, verdict=Verdict.ACCEPTED, weight=told, staleness=tau)
@@ -445,6 +443,7 @@ class AggregatorCore:
         self._outboxes.forget(device)
         self._heard.forget(device)
         self._fleet.forget(device)
+        self._standings.forget(device)
         self._margin.forget(device, alias)
         self._statistics.pop(device, None)
         self._digests.pop(device, None)
@@ -471,25 +470,27 @@ class AggregatorCore:
     def _filled(self) -> bool:
         """Whether a step is due: K updates are there, or one of each device, so that no more will come.
 
-        A robust strategy counts devices, not updates: one that sends often must not fill a buffer alone.
+        One device fills at most half of a robust strategy's buffer, however often it sends.
         """
         if self._measuring:
             return False
         live = self.steering.live
-        senders = {item.device for item in self._buffer}
-        devices = len(senders)
-        if (self._voices(senders) if self.strategy.by_device else len(self._buffer)) >= self.strategy.size(live):
+        shares = Counter(item.device for item in self._buffer)
+        if (self._voices(shares) if self.strategy.by_device else len(self._buffer)) >= self.strategy.size(live):
             return True
-        return self.strategy.privacy is None and devices >= max(live, self.strategy.release_floor) and live > 0
+        return self.strategy.privacy is None and len(shares) >= max(live, self.strategy.release_floor) and live > 0
 
-    def _voices(self, devices: set[str]) -> float:
-        """How many devices these count as: one that is heard far more often than the middle counts in proportion.
+    def _voices(self, shares: Mapping[str, int]) -> float:
+        """How many updates those of the buffer, counted by device, fill it like.
 
-        Otherwise one that is in every buffer would leave room for fewer of the others.
+        A device that is heard far more often than the middle counts in proportion: one that is in every buffer would
+        leave room for fewer of the others.
         """
-        if len(devices) < self.strategy.size(self.steering.live):
-            return len(devices)
-        return sum(min(1.0, _OFTEN / self._heard.often(device)) for device in devices)
+        size = self.strategy.size(self.steering.live)
+        if sum(shares.values()) < size:
+            return 0.0
+        half = max(size / 2, 1.0)
+        return sum(min(count, half) * min(1.0, _OFTEN / self._heard.often(device)) for device, count in shares.items())
 
     @property
     def _patience(self) -> float | None:
@@ -539,15 +540,16 @@ class AggregatorCore:
         times = self.strategy.norm_bound
         if times == math.inf:
             return item.scale
-        length = item.norm * item.scale
-        bound = min(times * self._fleet.norm(now), self.bounds.step)
+        length, reference = item.norm * item.scale, self._fleet.norm(now)
+        bound, robust = times * reference, self.strategy.robust
+        if robust:
+            bound = self._standings.longest(item.device, bound, reference)
+        bound = min(bound, self.bounds.step)
         scale = item.scale * bound / length if length > bound else item.scale
-        if not self.strategy.robust:
+        if not robust:
             return scale
-        if item.agreement < -(usual := self._fleet.agreement()):
-            scale *= usual / -item.agreement
-        excess = self._fleet.excess(item.device, now)
-        return scale * max((_EXCESS / excess) ** 2, _LEAST) if excess > _EXCESS else scale
+        usual, typical = self._fleet.agreement(), self._fleet.typical(item.device)
+        return scale * self._standings.factor(item.device, item.agreement, usual, typical, reference)
 
     def _measured(self, distances: Mapping[int, float], now: float) -> list[ev.Action]:
         """Go on with a step of centred clipping: each delta is clipped at the median distance from the last one."""
@@ -719,7 +721,7 @@ class AggregatorCore:
                 self.generation = record.generation
                 self.frozen = False
                 self._versions.clear()  # what was trained with the old statistics fits no more
-                self._fleet = FleetStatistics()  # and neither do its norms
+                self._fleet, self._standings = FleetStatistics(), Standings()  # and neither do its norms
                 self._statistics.clear()
                 self._digests.clear()
             case rec.GenerationRecord():
@@ -740,6 +742,7 @@ class AggregatorCore:
             self._heard.take(record.device)
             self._margin.saw(record.device, record.staleness, record.weight, record.base, len(self._heard))
             self._fleet.take(record)
+            self._standings.take(record.device, record.agreement, record.norm, record.reference)
             self._buffer.append(
                 Buffered(
                     record.device,
@@ -817,6 +820,7 @@ class AggregatorCore:
             "heard": self._heard.dump(),
             "margin": self._margin.dump(),
             "fleet": self._fleet.dump(),
+            "standings": self._standings.dump(),
             "versions": self._versions.dump(),
             "served": self.served,
             "share": self.steering.share,
@@ -843,6 +847,7 @@ class AggregatorCore:
         self.served = state["served"]
         self.steering.share = state["share"]
         self._fleet.load(state.get("fleet", ()))  # older checkpoints have none: the fleet's next updates rebuild it
+        self._standings.load(state.get("standings", ()))
         if "versions" in state:
             self._versions.load(state["versions"])
         else:

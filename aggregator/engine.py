@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from aggregator import events as ev
 from aggregator import records as rec
-from aggregator.consensus import Consensus
+from aggregator.consensus import Consensus, sketch
 from aggregator.core import AggregatorCore
 from aggregator.model import Frame, Model
 from aggregator.reducer import Contribution, distances
@@ -18,28 +18,49 @@ from aggregator.store import Checkpoint, Store, StoreFull
 from aggregator.strategy import Strategy
 from broker.failpoints import failpoint
 from wire.errors import WireError
-from wire.messages import Moment
+from wire.messages import Moment, Verdict
 from wire.moments import BYTES_PER_CHANNEL, MAX_VALUE, Moments
 from wire.schema import Schema, Vector
+
+_CONSENSUS = "consensus"
 
 
 class Engine:
     """The model, its store, and the decoded updates that wait for their step."""
 
-    def __init__(self, model: Model, store: Store) -> None:
+    def __init__(self, model: Model, store: Store, consensus: Consensus | None = None) -> None:
         self.model = model
         self.store = store
-        self._consensus = Consensus()
+        self._consensus = consensus or Consensus()
         self._waiting: dict[int, Contribution] = {}
         self._unwritten: list[Frame] = []
 
-    def hold(self, record: rec.UpdateRecord, delta: Vector) -> None:
-        """Keep a decoded update for its step."""
-        self._waiting[record.lsn] = self._taken(record, delta)
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, schema: Schema, store: Store) -> "Engine":
+        """With what a checkpoint holds."""
+        arrays, values = checkpoint.arrays, checkpoint.values
+        model = Model.load(schema, arrays, values)
+        return cls(model, store, Consensus.load(arrays, values.get(_CONSENSUS, ())))
 
-    def agreement(self, strategy: Strategy, device: str, delta: Vector, norm: float) -> float:
-        """The cosine of a delta with the direction of most devices; 0 under a strategy that does not ask for it."""
-        return self._consensus.agreement(device, delta, norm) if strategy.robust else 0.0
+    def direction(self, strategy: Strategy, delta: Vector, norm: float) -> Vector | None:
+        """The sketch of a delta's direction; None under a strategy that does not ask for it."""
+        return sketch(delta, norm) if strategy.robust else None
+
+    def agreement(self, direction: Vector | None) -> float:
+        """The cosine of a sketch with the direction of most devices; 0 if it is not known."""
+        return self._consensus.agreement(direction)
+
+    def hold(self, record: rec.UpdateRecord, delta: Vector, direction: Vector | None) -> None:
+        """Keep a decoded update for its step, and the sketch of its direction."""
+        self._waiting[record.lsn] = self._taken(record, delta)
+        if direction is not None:
+            self._consensus.take(record.device, direction)
+
+    def hold_again(self, record: rec.UpdateRecord, strategy: Strategy) -> None:
+        """Do the same for an update that was accepted before a restart; one without a sketch is decoded when needed."""
+        if strategy.robust and record.verdict == Verdict.ACCEPTED:
+            delta = self._decode_again(record)
+            self.hold(record, delta, self.direction(strategy, delta, record.norm))
 
     def senders(self, record: rec.StepRecord) -> list[str]:
         """The devices of a step's updates, in its order; empty names for what was decoded before a restart."""
@@ -57,6 +78,8 @@ class Engine:
                 self.model.freeze(self._pooled(record), keep=record.keep)
             case rec.GenerationRecord():
                 self.model.keyframe = True
+            case rec.RenormaliseRecord():
+                self._consensus = Consensus()
             case rec.ReleaseRecord():
                 return self.model.release(record)
             case rec.ServeRecord():
@@ -89,7 +112,10 @@ class Engine:
             return self._waiting[lsn]
         record = self.store.record(lsn)
         assert isinstance(record, rec.UpdateRecord)
-        return self._taken(record, self.model.decode_again(self.store.body(lsn), record.codec, record.tensors))
+        return self._taken(record, self._decode_again(record))
+
+    def _decode_again(self, record: rec.UpdateRecord) -> Vector:
+        return self.model.decode_again(self.store.body(record.lsn), record.codec, record.tensors)
 
     def _taken(self, record: rec.UpdateRecord, delta: Vector) -> Contribution:
         return self.model.contribution(delta, record.tensors, record.base, record.device)
@@ -133,8 +159,9 @@ class Engine:
     def checkpoint(self, core: AggregatorCore) -> None:
         """Write a checkpoint of everything up to the last record."""
         arrays, values = self.model.dump()
+        sketches, devices = self._consensus.dump()
         self.store.checkpoint(
-            Checkpoint(core.lsn, arrays, values, core.dump()),
+            Checkpoint(core.lsn, arrays | sketches, values | {_CONSENSUS: devices}, core.dump()),
             oldest_body=core.oldest_needed,
             oldest_base=core.oldest_base,
         )
@@ -164,13 +191,15 @@ def recover(core: AggregatorCore, store: Store, schema: Schema, checkpoint: Chec
         StoreError: the store is damaged.
     """
     checkpoint = checkpoint or store.newest_checkpoint()
-    model = Model.load(schema, checkpoint.arrays, checkpoint.values)
+    engine = Engine.of(checkpoint, schema, store)
+    model = engine.model
     core.load(checkpoint.core)
     if core.strategy.form == "mixing":
         _take_past(model, store)
-    engine = Engine(model, store)
     for entry in store.entries(after=core.lsn):
         core.replay(entry.record)
+        if isinstance(entry.record, rec.UpdateRecord):
+            engine.hold_again(entry.record, core.strategy)
         engine.replayed(engine.carry(entry.record))
     failpoint("recovery.replayed")
     with suppress(StoreFull):

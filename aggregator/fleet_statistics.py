@@ -51,7 +51,7 @@ class FleetStatistics:
     def __init__(self) -> None:
         self._devices: dict[str, _Device] = {}
         self._references: deque[tuple[int, float]] = deque(maxlen=_TURNS)
-        """References above zero with their turns. A restart begins with that of the norms that it finds."""
+        """References above zero with the turns in which they were computed."""
         self.taken = 0
         """Updates taken in."""
         self.turn = 0
@@ -78,6 +78,8 @@ class FleetStatistics:
         known.norms.append(record.norm)
         known.examples, known.steps, known.agreement = record.examples, record.steps, record.agreement
         known.staleness.append(record.staleness)
+        if record.reference > 0 and (not self._references or self._references[-1][0] != self.turn):
+            self._references.append((self.turn, record.reference))  # replayed: it was computed before a restart
         self.taken += 1
         self._heard.add(record.device)
         if 2 * len(self._heard) > len(self._devices):
@@ -127,10 +129,10 @@ class FleetStatistics:
             self._computed["norm"] = self.taken, max(middle, lately / _MEMORY)
         return self._computed["norm"][1]
 
-    def excess(self, device: str, now: float) -> float:
-        """The median norm of a device's own last updates, in reference norms: high if it is always out of scale."""
-        known, reference = self._devices.get(device), self.norm(now)
-        return median(known.norms) / reference if known is not None and known.norms and reference else 1.0
+    def typical(self, device: str) -> float:
+        """The median L2 norm of a device's own last updates; 0 before its first."""
+        known = self._devices.get(device)
+        return median(known.norms) if known is not None and known.norms else 0.0
 
     def staleness(self, device: str) -> float | None:
         """The median staleness of a device's own updates, in steps; None before its first."""

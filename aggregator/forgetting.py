@@ -23,7 +23,6 @@ from pathlib import Path
 from aggregator import records as rec
 from aggregator.core import AggregatorCore
 from aggregator.engine import Engine
-from aggregator.model import Model
 from aggregator.presets import fedasync
 from aggregator.store import Entry, Store, StoreError, write_durably
 from wire.pseudonyms import keyed_hash, pseudonym
@@ -222,7 +221,7 @@ def forget_in_stopped(store: Store, device: str, by: str) -> Counter[str] | None
     core.load(checkpoint.core)
     if core.waits(device):
         return None
-    engine = Engine(Model.load(store.schema, checkpoint.arrays, checkpoint.values), store)
+    engine = Engine.of(checkpoint, store.schema, store)
     counted = forget(engine, core, names, [device])
     names.audit("erased", device, by, **counted)
     return counted

@@ -28,9 +28,9 @@ def balanced(
     that is late for its own device counts less (`aggregator.staleness.relative`); one of a slow device does not,
     because a discount for being slow would leave its data out. Devices that are heard rarely count more, those heard
     often less, within a factor of `fairness` (`aggregator.fairness`); the served moving average takes out the noise
-    that this adds. In a step, a delta is scaled down to twice the fleet's reference norm, a median over devices, and
-    further if it goes against what most devices have learned (`aggregator.consensus`) or if its device is always out
-    of scale.
+    that this adds. In a step, a delta is scaled down to three times the fleet's reference norm, a median over devices.
+    One of a device that has agreed with most devices may be as long as those with which it did; one of a device that
+    was always against them, or always out of scale, counts less (`aggregator.standing`).
     """
     return Strategy(
         name="balanced",
@@ -40,7 +40,7 @@ def balanced(
         normalise="weight",
         fairness=fairness,
         deadline=deadline,
-        clip=others.pop("clip", 2.0),
+        clip=others.pop("clip", 3.0),
         robust=others.pop("robust", True),
         serve_decay=serve_decay,
         serve_interval=serve_interval,

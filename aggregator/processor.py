@@ -75,7 +75,8 @@ class Processor:
         self._off: tuple[tuple[str, str], ...] = ()
         """Devices whose statistics are off, as they were last told."""
         self._notices = StepNotices(tell)
-        self._decoded: dict[int, Vector] = {}
+        self._decoded: dict[int, tuple[Vector, Vector | None]] = {}
+        """The deltas of updates, each with the sketch of its direction."""
         self.reports = Reports()
         """What devices found on their own data."""
         self.devices: dict[str, Hello] = {}
@@ -222,13 +223,14 @@ class Processor:
         try:
             update, body = self._gate.opened(device, update, self._intake.body(key))
             self._intake.replace(key, body)  # the journal keeps what can be decoded again without a key
-            self._decoded[key], norm = self._engine.model.decode(update, body)
+            delta, norm = self._engine.model.decode(update, body)
         except codecs.NonFinite as error:
             return ev.Undecodable(device, update, key, Verdict.NON_FINITE, str(error))
         except WireError as error:
             return ev.Undecodable(device, update, key, Verdict.BAD_ENCODING, str(error))
-        agreement = self._engine.agreement(self._core.strategy, device, self._decoded[key], norm)
-        return ev.Decoded(device, update, key, norm, agreement)
+        direction = self._engine.direction(self._core.strategy, delta, norm)
+        self._decoded[key] = delta, direction
+        return ev.Decoded(device, update, key, norm, self._engine.agreement(direction))
 
     # -------------------------------------------------------------------- doing
 
@@ -308,7 +310,7 @@ class Processor:
         if record.verdict == Verdict.ACCEPTED:
             self._meters.staleness.observe(record.staleness)
             assert key is not None
-            self._engine.hold(record, self._decoded[key])
+            self._engine.hold(record, *self._decoded[key])
         self._tell(
             "update",
             device=record.device,

@@ -35,6 +35,8 @@ class UpdateRecord:
     size: int = 0
     agreement: float = 0.0
     """Cosine of its delta with the direction of most devices; 0 if that was not known."""
+    reference: float = 0.0
+    """The fleet's reference norm when it came; 0 if there was none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -239,7 +239,7 @@ class Strategy:
 
     @property
     def by_device(self) -> bool:
-        """Whether a buffer counts devices rather than updates: one that sends often must not fill it alone."""
+        """Whether one device fills at most half of a buffer: one that sends often must not fill it alone."""
         return self.robust or self.combine != "mean"
 
     @property

@@ -131,8 +131,10 @@ class Run:
     def speeds(self) -> npt.NDArray[np.float64]:
         return self.conditions.speeds(self.seed, self.problem.slow)
 
-    def asynchronous(self, strategy: Strategy, local: float, limit: float = math.inf, stop_at: float = 0) -> Course:
-        """A simulated federation; ends at the limit, or as soon as a target (where it is given) is held."""
+    def asynchronous(
+        self, strategy: Strategy, local: float, limit: float = math.inf, stop_at: float = 0, every: float = EVERY
+    ) -> Course:
+        """A simulated federation; ends at the limit, or as soon as a target, if there is one, is held."""
         problem = self.problem
         if local != 1:
             rate = local * problem.model.recipe.learning_rate
@@ -158,7 +160,7 @@ class Run:
             world=self.conditions.world(self.seed),
             jitter=self.conditions.jitter,
             evaluate=problem.evaluate,
-            every=EVERY,
+            every=every,
             stop=stop if stop_at else None,
         )
         each = found.metrics

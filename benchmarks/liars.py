@@ -133,6 +133,17 @@ def _rare(known: Knowledge) -> Vector | None:
     return np.float32(-10) * known.own if count[0] % 10 == 1 else None
 
 
+def _turncoat(factor: float) -> Attack:
+    """Honest for its first five updates, so that it is known as such, and a liar from then on."""
+
+    def attack(known: Knowledge) -> Vector:
+        count = known.memory.setdefault("count", np.zeros(1, np.float32))
+        count += 1
+        return known.own if count[0] <= 5 else known.own * np.float32(factor)
+
+    return attack
+
+
 def _times(factor: float) -> Attack:
     return lambda known: np.float32(factor) * known.own
 
@@ -158,6 +169,8 @@ ATTACKS: dict[str, Attack] = {
     "collusion": _collusion,
     "adaptive": _adaptive,
     "rare": _rare,
+    "turncoat": _turncoat(-1),
+    "turncoat -10 times": _turncoat(-10),
     "full rate": _times(-1),
     "full rate tiny": _times(1e-9),
 }

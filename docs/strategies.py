@@ -161,6 +161,23 @@ def _final(entries: list[Entry]) -> str:
     return f"{100 * middle:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
+HONEST = RESULTS.with_name("honest.json")
+
+
+def honest_table() -> list[str]:
+    """What robustness costs where nobody lies, each with its bound."""
+    lines = ["| fleet | time to 93 % | end | worst class | slow half |", "|---|---|---|---|---|"]
+    for entry in json.loads(HONEST.read_text())["summary"]:
+        points = [f"{mean:+.2f} (≥ {bound:+.2f})" for mean, bound in (entry[name] for name in HONEST_COLUMNS)]
+        mean, bound = entry["time"]
+        time = f"{100 * mean:+.1f} % (≤ {100 * bound:+.1f} %)"
+        lines.append(f"| {entry['devices']} devices, {WORLDS[entry['world']]} | {time} | {' | '.join(points)} |")
+    return [*(line.replace("-", "−") if line.count("---") == 0 else line for line in lines), ""]
+
+
+HONEST_COLUMNS = ("final", "worst_class", "slow_half")
+
+
 PUBLISHED = (("fedasync delta", "FedAsync", "up to 2.5"),)
 """What FedBuff's authors found it to be times better than (arXiv:2106.06639, abstract of version 1)."""
 
@@ -236,6 +253,7 @@ def blocks(results: dict[str, Any]) -> dict[str, list[str]]:
     found["default"] = default_table(summary)
     found["poisoned"] = poisoned_table()
     found["rules"] = rules_table()
+    found["honest"] = honest_table()
     found["peers"] = peers_table()
     found["published"] = published_table(parts)
     found["settings"] = settings_table({key: part for key, part in parts.items() if key != "references"})

@@ -82,7 +82,7 @@ def _option_of_make_test(file: Path) -> list[str]:
     """The option by which the Makefile's pytest runs name their file."""
     recipe = (Path(__file__).parents[1] / "Makefile").read_text()
     (option,) = set(re.findall(r"--left-out[ =]\$\(LEFT_OUT\)", recipe))
-    return option.replace("$(LEFT_OUT)", str(file)).split()
+    return str(option).replace("$(LEFT_OUT)", str(file)).split()
 
 
 @pytest.mark.parametrize(("why", "code"), [("", 1), ("reason='a bug elsewhere'", 0)])

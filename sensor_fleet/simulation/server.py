@@ -215,7 +215,8 @@ class Server:
         if actions and isinstance(actions[0], ev.Decode):
             asked = actions[0]
             said = self._said[asked.key]
-            agreement = self.engine.agreement(self.core.strategy, asked.device, said.delta, said.norm)
+            self._direction = self.engine.direction(self.core.strategy, said.delta, said.norm)
+            agreement = self.engine.agreement(self._direction)
             decoded = ev.Decoded(asked.device, asked.update, asked.key, said.norm, agreement)
             actions = self.core.handle(decoded, now)
         self._carry_out(actions)
@@ -265,7 +266,7 @@ class Server:
             self.refused[record.verdict] += 1
             return
         assert key is not None
-        self.engine.hold(record, self._said[key].delta)
+        self.engine.hold(record, self._said[key].delta, self._direction)
         self.taken.add(self._clock.now, self._places[record.device], record.staleness, record.weight)
 
     # ------------------------------------------------------------------ releases

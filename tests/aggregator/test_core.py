@@ -433,6 +433,32 @@ def test_one_device_at_its_full_rate_does_not_move_the_reference(norm: float) ->
                     assert all(each * norm <= 1.5 + 1e-6 for each in scale.values() if each != 1)
 
 
+@pytest.mark.parametrize(("robust", "steps"), [(True, [1, 1, 1, 1, 2]), (False, [1, 1, 2, 2, 2])])
+def test_one_device_fills_at_most_half_of_a_robust_buffer(robust: bool, steps: list[int]) -> None:
+    core = started(fedbuff(4, release_floor=1, robust=robust, bounded=False))
+    core.steering.live = 10
+    for device in "bcde":
+        arrive(core, device, update(1, base=core.version))
+    arrive(core, "b", update(2, base=core.version))
+    for (device, seq), done in zip([("a", 1), ("a", 2), ("a", 3), ("a", 4), ("c", 2)], steps, strict=True):
+        arrive(core, device, update(seq, base=core.version))
+        assert core.step == done
+
+
+def test_a_device_that_always_opposes_the_others_counts_a_tenth() -> None:
+    core = started(fedbuff(4, clip=3, release_floor=1, robust=True, bounded=False))
+    found: list[float] = []
+    for turn in range(1, 6):
+        for device in "abcd":
+            event = ev.Arrived(device, update(turn, base=core.version), key := 10 * turn + ord(device))
+            (decode,) = core.handle(event, 0.0)
+            assert isinstance(decode, ev.Decode)
+            agreement = 0.0 if turn == 1 else -0.3 if device == "d" else 0.3
+            found = scales(core.handle(ev.Decoded(device, decode.update, key, 1.0, agreement), 0.0)) or found
+    assert found[:3] == [1, 1, 1]
+    assert found[3] == pytest.approx(0.1)
+
+
 def test_a_norm_beyond_all_measure_is_refused_without_a_limit_too() -> None:
     assert told(arrive(started(), "a", update(1), norm=1e30)).verdict is Verdict.NORM_TOO_LARGE
 
