@@ -71,7 +71,7 @@ class Child:
         Args:
             command: the program and its arguments.
             log: where its output goes, behind what is there.
-            ready: what it writes once it serves.
+            ready: what it writes once it serves; empty if it writes nothing.
 
         Raises:
             BrokerUnreachable: the program cannot be started.
@@ -112,10 +112,11 @@ class Child:
                 while self.running and not await _accepts(host, port):  # noqa: ASYNC110
                     await asyncio.sleep(POLL)
                 # Whoever accepted may be another process that was faster to take the port.
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(SETTLED):
-                        while self.running and self._ready not in self._output():  # noqa: ASYNC110
-                            await asyncio.sleep(POLL)
+                if self._ready:
+                    while self.running and self._ready not in self._output():  # noqa: ASYNC110
+                        await asyncio.sleep(POLL)
+                else:
+                    await asyncio.sleep(SETTLED)
         except TimeoutError:
             raise BrokerUnreachable(f"The broker did not start within {PATIENCE:g} s: {self.log_tail()}") from None
         return self.running

@@ -17,7 +17,9 @@ Kind = Literal["mosquitto", "embedded"]
 ATTEMPTS = 5
 """How often to take another port where somebody else was faster."""
 READY: dict[Kind, str] = {"mosquitto": " running", "embedded": '{"host"'}
-"""What they write once they serve. Mosquitto before 2.0 writes nothing."""
+"""What they write once they serve."""
+SILENT = ("0.", "1.")
+"""How versions of Mosquitto begin that write nothing."""
 
 
 class LocalBroker:
@@ -49,6 +51,8 @@ class LocalBroker:
         self._tls = tls
         self._port = port
         self._child: Child | None = None
+        silent = binary is not None and mosquitto_version(binary).startswith(SILENT)
+        self._ready = "" if silent else READY[kind]
 
     @property
     def endpoint(self) -> Endpoint:
@@ -81,7 +85,7 @@ class LocalBroker:
         attempts = ATTEMPTS if self._port == 0 else 1
         for _ in range(attempts):
             port = self._port or free_port()
-            child = Child(self._command(port), self.directory / "broker.log", ready=READY[self.kind])
+            child = Child(self._command(port), self.directory / "broker.log", ready=self._ready)
             self._child = child
             if await child.serves("127.0.0.1", port):
                 self._port = port

@@ -10,6 +10,7 @@ from typing import Literal
 import pytest
 
 from broker import BrokerRefused, BrokerUnreachable, Tls, connector, local
+from broker.child import SETTLED, Child
 from broker.local import LocalBroker, local_broker
 from broker.mosquitto import MosquittoSettings, write_configuration
 from tests import needs
@@ -82,6 +83,16 @@ async def test_another_port_where_somebody_was_faster(
         async with local_broker(kind, directory=tmp_path) as broker:
             assert broker.endpoint.port == free
             await exchange(broker)
+
+
+async def test_a_slow_start_is_not_taken_for_the_server_that_has_its_port(tmp_path: Path) -> None:
+    """Another server accepts at the port; the child finds that out late, as on a busy machine, and ends."""
+    taken = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    async with taken:
+        late = [sys.executable, "-c", f"import time; time.sleep({2 * SETTLED}); raise SystemExit('in use')"]
+        child = Child(late, tmp_path / "log", ready="serving")
+        assert not await child.serves("127.0.0.1", taken.sockets[0].getsockname()[1])
+        child.kill()
 
 
 def test_the_configuration(tmp_path: Path) -> None:
