@@ -483,14 +483,16 @@ class AggregatorCore:
     def _voices(self, shares: Mapping[str, int]) -> float:
         """How many updates those of the buffer, counted by device, fill it like.
 
-        A device that is heard far more often than the middle counts in proportion: one that is in every buffer would
-        leave room for fewer of the others.
+        A device that floods counts for less than one update: if it is in every buffer, it leaves room for the others.
         """
         size = self.strategy.size(self.steering.live)
         if sum(shares.values()) < size:
             return 0.0
-        half = max(size / 2, 1.0)
-        return sum(min(count, half) * min(1.0, _OFTEN / self._heard.often(device)) for device, count in shares.items())
+        half, voices = max(size / 2, 1.0), 0.0
+        for device, count in shares.items():
+            often = self._heard.often(device)
+            voices += min(count, half) if often <= _OFTEN else _OFTEN / often
+        return voices
 
     @property
     def _patience(self) -> float | None:

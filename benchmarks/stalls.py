@@ -225,8 +225,12 @@ def _stalled(  # noqa: PLR0917 - what there is to look at
 
 
 def judge(seed: int) -> dict[str, Any]:
+    """The verdict on the world of a seed."""
+    return verdict(Drawn.of(seed))
+
+
+def verdict(drawn: Drawn) -> dict[str, Any]:
     """One world, played once, and once more without its liars if it has any."""
-    drawn = Drawn.of(seed)
     end, nothing, stalled = play(drawn)
     before = drawn.noise + float(np.linalg.norm(TRUE))
     bound = 1.05 * max(nothing, before)
@@ -235,7 +239,7 @@ def judge(seed: int) -> dict[str, Any]:
         bound = honest + SLACK * nothing
     broken = "" if end <= bound else f"ends at {end:.3g}, beyond {bound:.3g}"
     return {
-        "seed": seed,
+        "seed": drawn.seed,
         "stalled": stalled,
         "broken": broken,
         "over": end / bound if bound else 0.0,
