@@ -133,8 +133,8 @@ class Sensors:
         self._world, self._liars = world, liars
         self._clock: Clock | None = None
         rng = np.random.default_rng((world.seed, 6))
-        self.x = rng.standard_normal((world.devices, ROWS, 3))
-        self.y = self.x @ TRUE + world.noise * rng.standard_normal((world.devices, ROWS))
+        self.x: npt.NDArray[np.float64] = rng.standard_normal((world.devices, ROWS, 3))
+        self.y: npt.NDArray[np.float64] = self.x @ TRUE + world.noise * rng.standard_normal((world.devices, ROWS))
 
     def begin(self, server: Server, clock: Clock) -> None:
         self._clock = clock
@@ -154,7 +154,7 @@ class Sensors:
             assert self._clock is not None
             x, y = self.x[place], self.labels(self._clock.now)[place]
             w, b = parameters["w"].astype(np.float64), float(parameters["b"][0])
-            for _ in range(STEPS):
+            for _step in range(STEPS):
                 error = x @ w + b - y
                 w, b = w - RATE * (x.T @ error) / ROWS, b - RATE * error.mean()
             return Fit({"w": w.astype(np.float32), "b": np.array([b], np.float32)}, ROWS, STEPS)

@@ -20,8 +20,9 @@ WORLDS = {
     "flood across a change": Drawn(
         700483, "balanced", 40, 0.6, 0.7952, 0.0, "scale", 216.33, 9.9852, 0.3, 0.0, 15.0, 6, "full rate"
     ),
-    # Seven of 56 turn their updates: each by itself looks like honest disagreement.
-    "turned updates": Drawn(
+    # Seven of 56 turn their updates: they kept a swing of the slow devices going, and it grew.
+    "turned updates": Drawn(4, "balanced", 56, 1.2, 0.3246, 0.0, "none", 2.2889, 12.683, 0.0, 0.0, 0.0, 7, "sign flip"),
+    "turned updates, again": Drawn(
         700211, "balanced", 56, 1.2, 0.3246, 0.0, "none", 2.2889, 12.683, 0.0, 0.0, 0.0, 7, "sign flip"
     ),
 }
