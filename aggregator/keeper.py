@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from aggregator import events as ev
 from aggregator.admission import Admission, Limits
 from aggregator.core import AggregatorCore, Bounds
 from aggregator.credentials import Credentials
@@ -200,7 +201,7 @@ class Keeper:
     def _rebuild(self) -> None:
         core = self._new_core()
         engine = recover(core, self.store, self._schema)
-        core.features = self._inputs.names
+        core.handle(ev.InputsCompared(self._inputs.names), 0.0)
         stepping_back = self._strategy.form == "mixing"
         self.core, self.engine = core, engine
         self.shelf = Shelf(
@@ -313,7 +314,7 @@ class Keeper:
         for request in asked(self.store.directory):
             if self.names.withdraw(request.device):
                 self.names.audit("withdrawn", request.device, request.by)
-                self.processor.forget(request.device)
+                self.processor.forget(request.device, now)
                 self._tell("withdrawn", device=request.device)
             if not self.core.waits(request.device):
                 counted = self._forget([request.device], now)
@@ -336,7 +337,7 @@ class Keeper:
         counted = forget(self.engine, self.core, self.names, devices)
         self._checkpointed = (self.core.lsn, now)
         for device in devices:
-            self.processor.forget(device)
+            self.processor.forget(device, now)
         return counted
 
     def _run_full(self, why: str, now: float) -> None:
@@ -344,7 +345,7 @@ class Keeper:
         log.warning("%s Updates stay with their devices until there is room.", why)
         self.store.make_room()
         self._rebuild()
-        self.core.full = why
+        self.core.handle(ev.StoreFull(why), now)
         self.processor.take_up(self.core, self.engine, self.shelf)
         self._looked_for_room = now
         self._tell("full", why=why)
@@ -354,7 +355,7 @@ class Keeper:
             return
         try:
             self.engine.write_replayed()
-            self.core.full = None
+            self.core.handle(ev.StoreWritable(), now)
             self.processor.do(self.core.start(now), now)
         except StoreFull as error:
             self._run_full(str(error), now)

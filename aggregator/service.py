@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from aggregator import events as ev
 from aggregator.admission import Limits
 from aggregator.averaging import refuse_noise
 from aggregator.core import AggregatorCore
@@ -231,7 +232,7 @@ class Aggregator:
 
     def pause(self, why: str | None) -> None:
         """Take no update in, saying why, until called with None. To be called in the loop of `serve`."""
-        self.core.paused = why
+        self.core.handle(ev.OperatorPaused(why), time.monotonic())
         self._post_status()
 
     def listen(self, listener: Listener) -> None:

@@ -29,9 +29,9 @@ class Thrift:
     def __init__(self, rate: float, steering: Steering) -> None:
         self._rate, self._steering = rate, steering
         self.costs = (0, 0)
-        """Bytes of the last announcement and of the last step: set by who publishes them."""
-        self.told = 0
-        """How many devices share the rate, as was last announced: set by who publishes it."""
+        """Bytes of the last announcement and of the last step."""
+        self._told = 0
+        """How many devices share the rate, as was last announced."""
         self._fetches, self._came, self._update_size = 0.0, 0, 0.0
         self._earned_from = float("-inf")
         """From when on the rate pays for the last release."""
@@ -61,6 +61,10 @@ class Thrift:
         self._came += 1
         self._update_size += (size - self._update_size) * (0.05 if self._update_size else 1.0)
 
+    def announced(self) -> None:
+        """An announcement tells how many devices share the rate."""
+        self._told = self.devices
+
     def released(self, now: float) -> None:
         """A version was released."""
         self._earned_from = max(self.paid, now - CREDIT)
@@ -84,8 +88,8 @@ class Thrift:
     def grown(self) -> bool:
         """Whether more have come than were announced, and it makes a difference to when they fetch."""
         step, devices = self.costs[1], self.devices
-        told = spread(self._rate, self.told, step, 2)
-        return devices > _GROWN * self.told and max(told, spread(self._rate, devices, step, 2)) > 0
+        told = spread(self._rate, self._told, step, 2)
+        return devices > _GROWN * self._told and max(told, spread(self._rate, devices, step, 2)) > 0
 
 
 def interval(*, announcement: int, step: int, update: float, devices: int, fetches: float, rate: float) -> float:

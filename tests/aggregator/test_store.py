@@ -83,7 +83,7 @@ def test_a_restart_anywhere_changes_no_bit(
                 life.core._buffer_since, life.core._released_at = twin.core._buffer_since, twin.core._released_at
                 life.core._served_at = twin.core._served_at
                 life.processor.devices |= twin.processor.devices  # statuses are retained, and come again
-                life.core.steering.live = twin.core.steering.live
+                life.processor.take_up(life.core, life.engine, life.shelf)
             play(twin, number)
             play(life, number)
         assert life.state == twin.state
