@@ -556,7 +556,7 @@ class Device:
             # Also where the trainer raised: an orderly end of the connection takes the Last Will back.
             self._connection = None
             self._uplink.lost()
-            self._session.narrow = self._uplink.chunk
+            self._session.handle(ev.LinkMeasured(self._uplink.chunk), time.monotonic())
             self._events.put_nowait(ev.Disconnected())
             if not reading.done():
                 await self._say_goodbye(connection, last)
@@ -764,7 +764,7 @@ class Device:
         if await self._publish(connection, self.topics.update(self.name), payload):
             now = time.monotonic()
             self._uplink.acknowledged(part, now)
-            self._session.narrow = self._uplink.chunk
+            self._session.handle(ev.LinkMeasured(self._uplink.chunk), now)
             self._session.moved(now)
             done = min(update.size, (part + 1) * chunks.part_size(update.size, update.parts))
             self._show("up", done, update.size)

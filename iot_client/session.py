@@ -27,6 +27,7 @@ from iot_client.events import (
     Greet,
     Hindered,
     Killed,
+    LinkMeasured,
     NothingToSend,
     Offer,
     ReadAnnouncement,
@@ -162,7 +163,7 @@ class DeviceSession:
         self._aggregator: AggregatorStatus | None = None
         self._packet: int | None = None
         """Bytes of body that fit into one packet of this connection; None where there is no limit."""
-        self.narrow: int | None = None
+        self._link_chunk: int | None = None
         """Bytes of a chunk that the link bears, as far as is known; `iot_client.uplink`."""
         self._held_back = False
         """Whether the aggregator asked to wait: nothing is sent until the resend timer is due."""
@@ -221,7 +222,7 @@ class DeviceSession:
     def _chunk(self) -> int:
         """Bytes of body that are sent at once: what the aggregator asks for, or less where broker or link take less."""
         asked = CHUNK if self.announcement is None else self.announcement.chunk
-        return min(bound for bound in (asked, self._packet, self.narrow) if bound is not None)
+        return min(bound for bound in (asked, self._packet, self._link_chunk) if bound is not None)
 
     def _cut(self, held: Held) -> int:
         """Into how many parts an update goes: as it went before, as long as a part is not twice what is right now."""
@@ -268,6 +269,9 @@ class DeviceSession:
             case Killed():
                 self._work("nothing to send")
                 self._killed.start(now, self._jitter())
+                return []
+            case LinkMeasured(chunk):
+                self._link_chunk = chunk
                 return []
             case Hindered(why, muted, unready):
                 if unready != self.unready:
