@@ -29,6 +29,17 @@ def test_a_device_loads_neither_torch_nor_the_server(program: str) -> None:
     assert loaded(program).isdisjoint(HEAVY)
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import iot_client.device, iot_client.identity, wire.sealing, wire.signing",
+        "import midge, iot_client.identity as i, wire.topics as t; midge.Device; i.Identity(t.Topics('f'))",
+    ],
+)
+def test_a_device_without_keys_loads_no_cryptography(program: str) -> None:
+    assert "cryptography" not in loaded(program)
+
+
 def test_the_names_of_the_package_are_all_there() -> None:
     import midge
 
