@@ -31,7 +31,7 @@ from safetensors.numpy import save as save_tensors
 from aggregator import records as rec
 from aggregator.model import Frame
 from aggregator.segments import Segments
-from broker.failpoints import failpoint
+from storage.failpoints import failpoint
 from wire import frames
 from wire.errors import WireError
 from wire.schema import Schema

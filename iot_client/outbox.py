@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from broker.failpoints import failpoint
+from storage.failpoints import failpoint
 from wire import frames
 from wire.errors import WireError
 from wire.messages import Update

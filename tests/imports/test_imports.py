@@ -50,7 +50,7 @@ def test_the_names_of_the_package_are_all_there() -> None:
         midge.Client  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["aggregator.py", "wire.py", "broker/__init__.py"])
+@pytest.mark.parametrize("name", ["aggregator.py", "wire.py", "storage.py", "broker/__init__.py"])
 def test_a_file_of_the_users_that_hides_ours_is_named_in_one_sentence(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)

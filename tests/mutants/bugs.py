@@ -23,12 +23,12 @@ from aggregator.receipts import Receipts
 from aggregator.service import Aggregator
 from aggregator.store import Checkpoint, Entry, Store
 from broker.connection import Connection, Delivery
-from broker.failpoints import failpoint
 from iot_client.device import Device
 from iot_client.events import Action, Send
 from iot_client.memory_outbox import AnyOutbox, MemoryOutbox
 from iot_client.outbox import Outbox, _pack
 from iot_client.timers import Timer
+from storage.failpoints import failpoint
 from tests.aggregator.rig import TOPICS
 from tests.federation.participant import Participant
 from wire import frames, messages
