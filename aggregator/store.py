@@ -32,6 +32,7 @@ from aggregator import records as rec
 from aggregator.model import Frame
 from aggregator.segments import Segments
 from storage.failpoints import failpoint
+from storage.files import atomic_write, make_folder
 from wire import frames
 from wire.errors import WireError
 from wire.schema import Schema
@@ -131,7 +132,7 @@ class Store:
             StoreError: the directory cannot be written, is in use, or is of another version of Midge.
         """
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            make_folder(self.directory)
             self._lock = os.open(self.directory / "lock", os.O_CREAT | os.O_RDWR, 0o600)
         except OSError as error:
             raise StoreError(
@@ -182,6 +183,8 @@ class Store:
             return
         if meta["format"] != FORMAT:
             raise StoreError(f"{path} has format {meta['format']}; this version of Midge reads {FORMAT}.")
+        for stray in self.directory.glob("*checkpoint-*.safetensors*.tmp"):  # of a checkpoint that a kill cut short
+            stray.unlink(missing_ok=True)
         ends = "SELECT segment, max(place + size) FROM journal WHERE segment IS NOT NULL GROUP BY segment"
         self._segments.recover(dict(self._db.execute(ends)))
         self.lineage = meta["lineage"]
@@ -248,9 +251,8 @@ class Store:
         path = self.directory / "ballast"
         try:
             if not path.exists() or path.stat().st_size != BALLAST:
-                write_durably(path, bytes(BALLAST))
+                atomic_write(path, bytes(BALLAST))
         except OSError as error:
-            path.with_suffix(path.suffix + ".tmp").unlink(missing_ok=True)
             log.debug("No room yet: %s", error)
             return False
         return True
@@ -443,11 +445,7 @@ class Store:
         data = save_tensors({name: np.ascontiguousarray(array) for name, array in arrays.items()})
         name = f"checkpoint-{checkpoint.lsn:012d}.safetensors"
         with self._writing() as db:
-            try:
-                write_durably(self.directory / name, data)
-            except OSError:
-                (self.directory / f"{name}.tmp").unlink(missing_ok=True)
-                raise
+            atomic_write(self.directory / name, data)
             failpoint("checkpoint.written")
             db.execute(
                 "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?)",
@@ -484,8 +482,8 @@ class Store:
         with self._writing() as db:
             db.executemany("DELETE FROM checkpoints WHERE lsn = ?", [(lsn,) for lsn, _ in rows[1:]])
         newest = {file for _, file in rows[:1]}
-        for path in self.directory.glob("checkpoint-*.safetensors*"):
-            if path.name not in newest:
+        for path in self.directory.glob("*checkpoint-*.safetensors*"):
+            if path.name not in newest:  # among them what was being written when the power went
                 path.unlink(missing_ok=True)
         return max(0, len(rows) - 1)
 
@@ -511,22 +509,6 @@ class Store:
         for checkpoint in self.checkpoints():
             return checkpoint
         raise StoreError(f"No checkpoint in {self.directory} can be read: restore the store from a backup.")
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file so that after a power cut it is there whole, or as it was before."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    failpoint("file.synced")
-    temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _crc(record: bytes, body: bytes | memoryview | None) -> int:

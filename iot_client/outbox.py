@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from storage.failpoints import failpoint
+from storage.files import atomic_write
 from wire import frames
 from wire.errors import WireError
 from wire.messages import Update
@@ -256,17 +257,8 @@ class Outbox:
     def _write_residual(self, path: Path, residual: bytes) -> None:
         """Have it on the disk under its name, where nothing refers to it yet."""
         try:
-            with path.open("wb") as file:
-                file.write(residual)
-                file.flush()
-                os.fsync(file.fileno())
-            directory = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            atomic_write(path, residual)
         except OSError as error:
-            path.unlink(missing_ok=True)
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise OutboxFull(f"The disk of the outbox {self.path} is full.") from error
             raise OutboxError(f"The outbox {self.path} cannot be written any more ({error.strerror}).") from error
@@ -274,9 +266,11 @@ class Outbox:
 
     def _clear_strays(self) -> None:
         """Remove what a kill left behind: files that were written, or no longer count."""
-        for stray in self.path.parent.glob(f"{glob.escape(self.path.name)}.residual-*"):
-            if stray != self._residual_path(self._left):
-                stray.unlink(missing_ok=True)
+        name = glob.escape(self.path.name)
+        for pattern in (f"{name}.residual-*", f".{name}.residual-*.tmp"):
+            for stray in self.path.parent.glob(pattern):
+                if stray != self._residual_path(self._left):
+                    stray.unlink(missing_ok=True)
 
     def _count(self, size: int) -> None:
         """Count a transaction: its pages go into the log, and those that others do not change too, into the file."""

@@ -4,6 +4,7 @@ Each is planted by replacing a function of the product, in the test's own proces
 processes that it starts. Product code knows nothing of them.
 """
 
+import os
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -276,7 +277,7 @@ def outbox_in_two_transactions(patch: Patch) -> None:
 
 
 def no_waiting_for_the_disk(patch: Patch) -> None:
-    """What is committed is left to the operating system to write."""
+    """What is committed, and each file, is left to the operating system to write."""
     connect = sqlite3.connect
 
     class Hasty(sqlite3.Connection):
@@ -284,6 +285,7 @@ def no_waiting_for_the_disk(patch: Patch) -> None:
             return super().execute(statement.replace("synchronous=FULL", "synchronous=OFF"), *arguments)
 
     patch(sqlite3, "connect", lambda *arguments, **named: connect(*arguments, factory=Hasty, **named))
+    patch(os, "fsync", lambda _descriptor: None)
 
 
 BUGS = {
