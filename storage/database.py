@@ -93,6 +93,8 @@ class Database:
             if self._lock_path is not None:
                 self._lock = os.open(self._lock_path, os.O_CREAT | os.O_RDWR, PRIVATE)
         except OSError as error:
+            if no_room(error):
+                raise DiskFull(str(error)) from error
             raise Unwritable(error.strerror or str(error)) from error
         try:
             self._take_lock()
