@@ -31,7 +31,7 @@ from aggregator.statistics import FACTOR
 from aggregator.store import Store, StoreError, StoreFull
 from aggregator.strategy import Strategy
 from broker.connection import Delivery
-from broker.failpoints import failpoint
+from storage.failpoints import failpoint
 from wire import chunks
 from wire.messages import Moment
 from wire.schema import Parameters, Schema, Tensor

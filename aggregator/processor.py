@@ -29,7 +29,7 @@ from aggregator.statistics import FACTOR
 from aggregator.step_notices import StepNotices
 from aggregator.store import Entry
 from broker.connection import Delivery
-from broker.failpoints import failpoint
+from storage.failpoints import failpoint
 from wire import codecs
 from wire.errors import WireError
 from wire.messages import Chunk, DeviceState, Hello, Settled, Update, Verdict

@@ -33,8 +33,8 @@ from aggregator.statistics import FACTOR
 from aggregator.store import Store, StoreError
 from aggregator.strategy import Strategy
 from broker.connection import BrokerError, BrokerRefused, Connection, ConnectionLost, Connector, Delivery, Options, Will
-from broker.failpoints import failpoint
 from broker.retained import read_retained
+from storage.failpoints import failpoint
 from wire import frames, messages
 from wire.errors import WireError
 from wire.inputs import LONGEST, MOST, listed, sayable

@@ -13,7 +13,7 @@ from aggregator.merging import listed
 from aggregator.model import SERVED, Frame
 from aggregator.outgoing import Post
 from aggregator.store import Published
-from broker.failpoints import failpoint
+from storage.failpoints import failpoint
 from wire import chunks, frames, lineage, messages
 from wire.messages import Announcement, FrameInfo, Part
 from wire.topics import Topics

@@ -8,6 +8,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- tree -->", "<!-- /tree -->"
 PACKAGES = {
     "wire": "the contract between a device and the aggregator. Pure",
+    "storage": "what must survive a power cut: files, databases, failpoints",
     "broker": "the MQTT side",
     "iot_client": "the device",
     "aggregator": "the server",

@@ -30,7 +30,6 @@ from broker.connection import (
     SubscribeRefused,
     Will,
 )
-from broker.failpoints import failpoint
 from iot_client import events as ev
 from iot_client import session as s
 from iot_client.attention import Attention
@@ -52,6 +51,7 @@ from iot_client.serving import OnModel, Serving
 from iot_client.timers import PATIENCE
 from iot_client.training import Made, TrainerError, Unfit, make_update
 from iot_client.uplink import Uplink
+from storage.failpoints import failpoint
 from wire import chunks, frames, messages, sharing
 from wire.errors import WireError
 from wire.inputs import sayable

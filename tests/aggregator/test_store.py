@@ -169,6 +169,19 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    "name", [".checkpoint-000000000099.safetensors.tmp", "checkpoint-000000000099.safetensors.tmp"]
+)
+def test_a_checkpoint_that_was_cut_short_is_removed_at_the_next_start(tmp_path: Path, name: str) -> None:
+    with rig(tmp_path) as life:
+        grow(life, 5)
+        state = life.state
+    (tmp_path / name).write_bytes(b"half a checkpoint")
+    with rig(tmp_path) as life:
+        assert life.state == state
+        assert not (tmp_path / name).exists()
+
+
 def test_updates_in_the_buffer_outlive_many_checkpoints(tmp_path: Path) -> None:
     strategy = fedbuff(4, deadline=None, norm_limit=None, release_floor=1, staleness=constant(), bounded=False)
     with rig(tmp_path, strategy) as life:
