@@ -130,7 +130,7 @@ class AggregatorCore:
         self._statistics: dict[str, int] = {}
         self._digests: dict[str, bytes] = {}
         """Of each device's statistics."""
-        # --- timers, which are not replayed: a restart starts them anew
+        # --- timers, which are not replayed: a restart restarts them
         self._buffer_since: float | None = None
         self._statistics_since: float | None = None
         self._gathering_since: float | None = None

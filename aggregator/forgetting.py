@@ -4,7 +4,7 @@ What is asked for is a file in the store's directory, so that it can be asked fo
 not lost where there is none. The refused are kept as keyed hashes of their names. An update of the device that was
 accepted is applied first: it had its receipt, and what was promised to count once must count. Then the core forgets the
 device, a checkpoint is written that does not know it, older ones are deleted, its records in the journal get another
-name and lose their bodies, and the database is written anew, so that no freed page holds what was erased.
+name and lose their bodies, and the database is rewritten, so that no freed page holds what was erased.
 
 What it has contributed to the published model stays in it: a sum cannot be unlearned by deleting a summand.
 """

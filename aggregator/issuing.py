@@ -20,7 +20,7 @@ from wire.topics import Topics
 LIFETIME = 86_400.0
 """Seconds that an announcement is good for: so long can a broker hold newer ones back unseen."""
 _AGAIN = 0.25
-"""After this share of the lifetime the announcement is issued anew."""
+"""After this share of the lifetime the announcement is reissued."""
 _LINKS = 16
 
 
@@ -185,7 +185,7 @@ class Issuer:
 
     @property
     def overdue(self) -> bool:
-        """Whether the announcement should be issued anew: it grows old, or another key signs by now."""
+        """Whether the announcement should be reissued: it grows old, or another key signs by now."""
         if self._issued is None:
             return False
         now = self._clock()

@@ -45,7 +45,7 @@ _QUICK = 100.0
 """Records a second from which on checkpoints go by the clock, for all that comes waits while one is written: of 1,000
 records, one in ten seconds …"""
 _MOST = 10
-"""… while no more than so many times the records have come: they are what a restart has to go through."""
+"""… while at most this many times the records have come: a restart has to go through them."""
 _LOOK_FOR_REQUESTS = 2.0
 """Seconds between two looks whether somebody wants a device to be forgotten."""
 _LOOK_FOR_SILENCE = 3600.0
@@ -71,7 +71,7 @@ class Keeper:
         memory: bytes for updates that come in chunks.
         checkpoint_records: records after which a checkpoint is written.
         put: takes what is to be published.
-        tell: called with each thing of note.
+        tell: called with each event.
         meters: where to count.
         issuer: signs what is published.
         credentials: whose message a message is.
@@ -250,7 +250,7 @@ class Keeper:
         write_model(path, self.engine.model.parameters(), about)
 
     def fit_chunks(self, largest: int | None) -> None:
-        """Cut chunks so that they fit a broker that takes so many bytes of body; None sets no limit."""
+        """Cut chunks so that they fit a broker that takes at most this many bytes of body; None sets no limit."""
         self._fitting = chunks.fitting(self._chunk, largest)
         self.shelf.chunk = self._fitting
 

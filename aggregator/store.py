@@ -172,7 +172,7 @@ class Store:
         db, path = self._open_db, self._database.path
         try:
             if not any(name == "segment" for _, name, *_ in db.execute("PRAGMA table_info(journal)")):
-                for column in ("segment", "place", "size"):  # a store of before there were segments
+                for column in ("segment", "place", "size"):  # an older store has no segments
                     db.execute(f"ALTER TABLE journal ADD COLUMN {column} INTEGER")
         except sqlite3.DatabaseError as error:
             raise self._unreadable(error) from error
@@ -387,7 +387,7 @@ class Store:
         return bool(inline) or cleared
 
     def vacuum(self) -> None:
-        """Write the database anew, so that nothing that was deleted is left in a free page or in the log.
+        """Rewrite the database, so that nothing that was deleted is left in a free page or in the log.
 
         Raises:
             StoreFull: there is no room for a second copy of it.

@@ -24,7 +24,7 @@ _GROWN = 1.5
 
 
 class Thrift:
-    """Of one federation. Nothing of it is durable: a restart begins anew."""
+    """Of one federation. Nothing of it is durable: a restart starts over."""
 
     def __init__(self, rate: float, steering: Steering) -> None:
         self._rate, self._steering = rate, steering
@@ -47,7 +47,7 @@ class Thrift:
         return max(self._steering.live, round(self._were_there))
 
     def begin(self, devices: int, now: float) -> None:
-        """So many had taken part before."""
+        """Begin with the number of devices that had taken part before."""
         self._were_there, self._followed_at = float(devices), now
 
     def follow(self, now: float) -> None:
@@ -57,7 +57,7 @@ class Thrift:
         self._followed_at = now
 
     def came(self, size: int) -> None:
-        """An update of so many bytes was accepted."""
+        """Count an accepted update of `size` bytes."""
         self._came += 1
         self._update_size += (size - self._update_size) * (0.05 if self._update_size else 1.0)
 
@@ -110,6 +110,6 @@ def interval(*, announcement: int, step: int, update: float, devices: int, fetch
 
 
 def fetched(before: float, trained: int) -> float:
-    """The mean number of fetches of a release, after one from which so many devices' updates have come."""
+    """The mean number of fetches of a release, after one from which `trained` updates have come."""
     mean = 0.8 * before + 0.2 * trained
     return mean if math.isfinite(mean) else 0.0

@@ -10,7 +10,7 @@ whose answer is known.
 - *Stalled*: for three training intervals (and the strategy's own deadline) with enough honest devices there, no honest
   update was accepted.
 - *Broken*: the model ends not finite, or further off than `SLACK` of what knowing nothing costs, beside the same world
-  in which nobody lies. Without liars it must end no worse than a model that knows nothing, of before the change or
+  in which nobody lies. Without liars it must end no worse than a model that knows nothing, before the change or
   after it: slow presets and federations of two have not learned everything new by the end.
 
 Presets other than the default promise nothing against liars, and get none.

@@ -65,7 +65,7 @@ class Budget:
             self.save()
 
     def wore(self, total: int) -> None:
-        """So many bytes went to the disk since the start, in all."""
+        """Take the number of bytes that went to the disk since the start."""
         self.written += total - self._seen
         self._seen = total
 

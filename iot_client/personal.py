@@ -96,7 +96,7 @@ class Personal:
             with np.load(self.path, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
         except (OSError, ValueError, zipfile.BadZipFile) as error:
-            log.warning("The device's own tensors in %s cannot be read (%s); they begin anew.", self.path, error)
+            log.warning("The device's own tensors in %s cannot be read (%s); they start over.", self.path, error)
             return {}
 
     def _first(self) -> Mapping[str, np.ndarray]:

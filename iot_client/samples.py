@@ -247,7 +247,7 @@ class Samples:
             self.written += 2 * (-(-new.nbytes // _PAGE) + 3) * _PAGE  # into the log, and from there into the file
 
     def _outdated(self, new: int) -> list[int]:
-        """Numbers of the segments that are over the bound once so many rows are added: the others fill the ring."""
+        """Numbers of the segments that are over the bound once `rows` are added: the others fill the ring."""
         left, old = new + sum(rows for _, rows in self._segments), []
         for number, rows in self._segments:
             left -= rows

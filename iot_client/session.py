@@ -119,7 +119,7 @@ class Held:
     ever_sent: bool = True
     """Whether it may have left the device at any time."""
     parts: int = 1
-    """Of a large one: how it was cut when it was offered. It stays so, or the aggregator would begin it anew."""
+    """Of a large one: how it was cut when it was offered. It stays so, or the aggregator would start it over."""
 
 
 class DeviceSession:
@@ -383,7 +383,7 @@ class DeviceSession:
         return self._greet(now)
 
     def _spread(self, size: int, messages: int, share: float = 1.0) -> float:
-        """Seconds over which devices are to begin what all of them do, each so many bytes in so many messages."""
+        """Seconds over which devices begin what all of them do, each with the given bytes and messages."""
         told = self.announcement
         return 0.0 if told is None else sharing.spread(told.byte_rate, told.devices * share, size, messages)
 
@@ -463,7 +463,7 @@ class DeviceSession:
         return update.model_copy(update={"outbox": self.outbox, "first": self.first})
 
     def _wait_to_send(self, now: float) -> bool:
-        """Whether what is held waits for a while by chance, where all devices may be about to send as much."""
+        """Whether what is held waits for a random time, because all devices may be about to send as much."""
         spread = self._spread(sum(held.update.size for held in self._held.values()), 2 * len(self._held))
         if spread:
             self._resend.due = now + self._jitter() * spread

@@ -50,7 +50,7 @@ def _suite() -> "Suite":
 
 
 def about(federation: str, device: str, message: Update | Statistics) -> bytes:
-    """What a sealed body belongs to. Not its seq: an outbox that takes a new identity numbers anew what it holds."""
+    """What a sealed body belongs to. Not its seq: an outbox that takes a new identity numbers again what it holds."""
     match message:
         case Update():
             tensors = None if message.tensors is None else list(message.tensors)

@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from midge.commands.parts import Problem, Subparsers, mendable, server_side
+from midge.commands.parts import Problem, Subparsers, server_side, user_errors
 from storage.files import atomic_write
 
 _DAY = 86_400.0
@@ -50,7 +50,7 @@ def succeed(args: argparse.Namespace) -> int:
     with server_side():
         from aggregator import issuing  # noqa: PLC0415 - an extra
     path = Path(args.file)
-    with mendable():
+    with user_errors():
         keys = issuing.succeed(path, args.federation, time.time() + _DAY * args.days)
         atomic_write(path.with_name(path.name + ".pub"), keys.keys[-1][1].public_pem())
     print(

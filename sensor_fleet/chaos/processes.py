@@ -16,7 +16,7 @@ from storage.failpoints import VARIABLE as CRASH_AT
 
 MIDGE = (sys.executable, "-P", "-m", "midge")
 """The `midge` command; -P, because a file of the user's in this directory must not hide ours."""
-MENDABLE = 2
+USER_ERROR = 2
 """The exit code of what a person can mend, such as a broker that is not there."""
 
 

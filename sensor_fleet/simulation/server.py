@@ -231,7 +231,7 @@ class Server:
             waiting.extend(self._do(self.core.handle(waiting.popleft(), self._clock.now)))
 
     def there(self, change: int) -> None:
-        """So many more devices have a status that says they are there."""
+        """Count devices that have come online, or gone if it is negative."""
         self.core.handle(ev.DevicesOnline(self.core.steering.live + change), self._clock.now)
 
     def _do(self, actions: list[ev.Action]) -> list[ev.Event]:

@@ -79,7 +79,7 @@ def test_a_restart_anywhere_changes_no_bit(
                 life.engine.checkpoint(life.core)
             if number in restarts:
                 life.close()
-                life = Rig(Path(here), strategy)  # not started: its timers are the one thing that begins anew
+                life = Rig(Path(here), strategy)  # not started: its timers are the one thing that starts over
                 life.core._buffer_since, life.core._released_at = twin.core._buffer_since, twin.core._released_at
                 life.core._served_at = twin.core._served_at
                 life.processor.devices |= twin.processor.devices  # statuses are retained, and come again
