@@ -32,4 +32,4 @@ WORLDS = {
 def test_it_learns_in_a_world_that_once_stopped_it(name: str) -> None:
     found = verdict(WORLDS[name])
     assert not found["stalled"]
-    assert not found["broken"]
+    assert not found["late"]
