@@ -174,7 +174,7 @@ class PahoSession:
         """Take the broker's answer to CONNECT."""
         if self.connected.done():
             return
-        if reason.value >= FAILURE:
+        if reason.value != 0:
             self.connected.set_exception(connect_refused(self._endpoint, self.options, reason))
             return
         self._limits = read_limits(client, properties, self.options)
