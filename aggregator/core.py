@@ -101,12 +101,12 @@ class AggregatorCore:
         self.moments = tuple(moments)
         self.bounds = bounds or Bounds()
         self.full: str | None = None
-        """Why nothing can be decided, where the store has no room: refused for now, and no timer does anything."""
+        """Why nothing can be decided if the store has no room: all is refused for now, and no timer does anything."""
         self.paused: str | None = None
-        """Why nothing is accepted, where somebody said so."""
+        """Why nothing is accepted if the operator has paused."""
         self.features: tuple[str, ...] = ()
-        """Names of the model's inputs, in order; none if they are not known."""
-        self.unlike: dict[str, str] = {}
+        """Names of the model's inputs, in order; empty if they are not known."""
+        self.unlike: Mapping[str, str] = {}
         """Devices whose inputs are not the model's, each with why in words: nothing of theirs is taken."""
         self._statistics_devices = statistics_devices
         self._statistics_deadline = statistics_deadline
@@ -130,7 +130,7 @@ class AggregatorCore:
         self._statistics: dict[str, int] = {}
         self._digests: dict[str, bytes] = {}
         """Of each device's statistics."""
-        # --- timers, which are not replayed: a restart starts them anew
+        # --- timers, which are not replayed: a restart restarts them
         self._buffer_since: float | None = None
         self._statistics_since: float | None = None
         self._gathering_since: float | None = None
@@ -144,7 +144,7 @@ class AggregatorCore:
         self._first_heard_at: float | None = None
         self.growth = GrowthGuard()
         self.steering = Steering(strategy.pace)
-        """Who takes part; `steering.live` is set from the devices' statuses."""
+        """Who takes part."""
         self.thrift = Thrift(strategy.byte_rate, self.steering)
 
     # ---------------------------------------------------------------------- events
@@ -170,6 +170,25 @@ class AggregatorCore:
                 return self._examined(event, now)
             case ev.FetchAsked(_, fetch):
                 return [ev.Republish(fetch)] if fetch.lineage == self.lineage else []
+            case _:
+                self._note(event)
+                return []
+
+    def _note(self, event: ev.Event) -> None:
+        """Follow a condition around the core; what it changes is done at the next event or tick."""
+        match event:
+            case ev.DevicesOnline(count):
+                self.steering.live = count
+            case ev.StoreFull(why):
+                self.full = why
+            case ev.StoreWritable():
+                self.full = None
+            case ev.OperatorPaused(why):
+                self.paused = why
+            case ev.InputsCompared(names, unlike):
+                self.features, self.unlike = names, unlike
+            case ev.ReleasePublished(announcement, step):
+                self.thrift.costs = announcement, step
 
     def tick(self, now: float) -> list[ev.Action]:
         """What the passing of time asks for."""
@@ -185,6 +204,7 @@ class AggregatorCore:
             actions += [*self._write(rec.PaceRecord(self._next(), self.steering.share)), ev.Announce()]
         if _due(self._told_at, _AGAIN, now) and self.thrift.grown:
             self._told_at = now
+            self.thrift.announced()
             actions.append(ev.Announce())
         return actions + self._maybe_release(now) + self._maybe_serve(now)
 
@@ -483,14 +503,16 @@ class AggregatorCore:
     def _voices(self, shares: Mapping[str, int]) -> float:
         """How many updates those of the buffer, counted by device, fill it like.
 
-        A device that is heard far more often than the middle counts in proportion: one that is in every buffer would
-        leave room for fewer of the others.
+        A device that floods counts for less than one update: if it is in every buffer, it leaves room for the others.
         """
         size = self.strategy.size(self.steering.live)
         if sum(shares.values()) < size:
             return 0.0
-        half = max(size / 2, 1.0)
-        return sum(min(count, half) * min(1.0, _OFTEN / self._heard.often(device)) for device, count in shares.items())
+        half, voices = max(size / 2, 1.0), 0.0
+        for device, count in shares.items():
+            often = self._heard.often(device)
+            voices += min(count, half) if often <= _OFTEN else _OFTEN / often
+        return voices
 
     @property
     def _patience(self) -> float | None:
@@ -609,6 +631,7 @@ class AggregatorCore:
         record = rec.ReleaseRecord(self._next(), self.version + 1, self.step, devices, now, decay)
         self._released_at = now
         self.thrift.released(now)
+        self.thrift.announced()
         self.steering.released(now)
         return [*self._write(record), ev.Carry(record), *self._maybe_serve(now)]
 

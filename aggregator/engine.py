@@ -16,7 +16,7 @@ from aggregator.reducer import Contribution, distances
 from aggregator.statistics import Finding, Names, Sent, examine, pooled
 from aggregator.store import Checkpoint, Store, StoreFull
 from aggregator.strategy import Strategy
-from broker.failpoints import failpoint
+from storage.failpoints import failpoint
 from wire.errors import WireError
 from wire.messages import Moment, Verdict
 from wire.moments import BYTES_PER_CHANNEL, MAX_VALUE, Moments

@@ -3,7 +3,8 @@
 Plain values without arrays: bodies are named by a key, and the shell holds what is behind it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from aggregator.records import Record
 from wire.messages import Fetch, Settled, Statistics, Update, Verdict
@@ -100,7 +101,69 @@ class Examined:
     """Why more rows should be waited for, for a while only."""
 
 
-Event = Greeted | Offered | Arrived | Decoded | Undecodable | StatisticsArrived | FetchAsked | Measured | Examined
+@dataclass(frozen=True, slots=True)
+class DevicesOnline:
+    """How many devices are there has changed, as their statuses tell."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFull:
+    """The store has no room: nothing can be decided until `StoreWritable`."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreWritable:
+    """The store has room again."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorPaused:
+    """The operator holds updates off, or with None lets them in again."""
+
+    why: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class InputsCompared:
+    """What devices call their inputs was compared with the model's."""
+
+    names: tuple[str, ...]
+    """Of the model's inputs, in order; empty if they are not known."""
+    unlike: Mapping[str, str] = field(default_factory=dict)
+    """Devices whose inputs are not the model's, each with why in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasePublished:
+    """A release is on its way: what it costs."""
+
+    announcement: int
+    """Bytes of its announcement."""
+    step: int
+    """Bytes of the frame that leads over from the last version; 0 if there is none."""
+
+
+Event = (
+    Greeted
+    | Offered
+    | Arrived
+    | Decoded
+    | Undecodable
+    | StatisticsArrived
+    | FetchAsked
+    | Measured
+    | Examined
+    | DevicesOnline
+    | StoreFull
+    | StoreWritable
+    | OperatorPaused
+    | InputsCompared
+    | ReleasePublished
+)
 
 # ------------------------------------------------------------------------ actions
 

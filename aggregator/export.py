@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from aggregator.store import write_durably
+from storage.files import atomic_write
 from wire.schema import Parameters
 
 
 def write_model(path: str | Path, parameters: Parameters, about: Mapping[str, str]) -> None:
     """Write all tensors by name as safetensors, with plain text about them; whole, or not at all."""
     arrays = {name: np.ascontiguousarray(array) for name, array in parameters.items()}
-    write_durably(Path(path), save(arrays, metadata=dict(about)))
+    atomic_write(Path(path), save(arrays, metadata=dict(about)))

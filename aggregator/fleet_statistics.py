@@ -96,7 +96,7 @@ class FleetStatistics:
     def recent(self, now: float) -> list[str]:
         """Devices heard within the last three typical intervals, at least the three that were heard last.
 
-        A device of before a restart counts as heard until the typical interval is known again.
+        A device that was heard before a restart counts as heard until the typical interval is known again.
         """
         gaps = [known.gap for known in self._devices.values() if known.gap is not None]
         # Until half of the devices have been heard twice, the interval is not known, and everything counts as recent.

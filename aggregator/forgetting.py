@@ -4,7 +4,7 @@ What is asked for is a file in the store's directory, so that it can be asked fo
 not lost where there is none. The refused are kept as keyed hashes of their names. An update of the device that was
 accepted is applied first: it had its receipt, and what was promised to count once must count. Then the core forgets the
 device, a checkpoint is written that does not know it, older ones are deleted, its records in the journal get another
-name and lose their bodies, and the database is written anew, so that no freed page holds what was erased.
+name and lose their bodies, and the database is rewritten, so that no freed page holds what was erased.
 
 What it has contributed to the published model stays in it: a sum cannot be unlearned by deleting a summand.
 """
@@ -24,7 +24,8 @@ from aggregator import records as rec
 from aggregator.core import AggregatorCore
 from aggregator.engine import Engine
 from aggregator.presets import fedasync
-from aggregator.store import Entry, Store, StoreError, write_durably
+from aggregator.store import Entry, Store, StoreError
+from storage.files import PRIVATE, atomic_write, make_folder, sync_folder
 from wire.pseudonyms import keyed_hash, pseudonym
 from wire.topics import check_name
 
@@ -58,12 +59,9 @@ def ask(directory: Path, device: str) -> Path:
         OSError: it cannot be written.
     """
     folder = directory / FOLDER
-    folder.mkdir(exist_ok=True, mode=0o700)
+    make_folder(folder, 0o700)
     path = folder / check_name(device, "device name")
-    with suppress(FileExistsError):  # a name may be "x.tmp": the file is written under one that no device can have
-        temporary = folder / ".new"
-        write_durably(temporary, json.dumps({"by": _user(), "at": time.time()}).encode())
-        temporary.replace(path)
+    atomic_write(path, json.dumps({"by": _user(), "at": time.time()}).encode())
     return path
 
 
@@ -162,12 +160,14 @@ class Names:
             **about,
             "before": hashlib.sha256(before[-1]).hexdigest() if before else "",
         }
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, PRIVATE)
         try:
             os.write(file, json.dumps(line).encode() + b"\n")
             os.fsync(file)
         finally:
             os.close(file)
+        if not before:
+            sync_folder(path.parent)
 
     # ------------------------------------------------------------------- retention
 

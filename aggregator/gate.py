@@ -46,7 +46,7 @@ class Gate:
         withdrawn: whether a device was withdrawn from the federation.
         heard: told of each device whose message was let in.
         dropped: where to count what is turned away without a word.
-        tell: called with each thing of note.
+        tell: called with each event.
     """
 
     def __init__(

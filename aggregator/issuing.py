@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from storage.files import PRIVATE, atomic_rename, atomic_write
 from wire import frames, messages, sealing, signing
 from wire.errors import WireError
 from wire.messages import Announcement, Envelope, Receipt, Succession
@@ -19,7 +20,7 @@ from wire.topics import Topics
 LIFETIME = 86_400.0
 """Seconds that an announcement is good for: so long can a broker hold newer ones back unseen."""
 _AGAIN = 0.25
-"""After this share of the lifetime the announcement is issued anew."""
+"""After this share of the lifetime the announcement is reissued."""
 _LINKS = 16
 
 
@@ -73,7 +74,7 @@ def load_release_keys(path: Path) -> ReleaseKeys:
             raise KeyUnusable(f"{earlier} is missing, and signs until its successor does: restore it.")
     following = path.with_name(path.name + ".new")
     if links[-1].key != newest.public.raw and following.exists():
-        following.replace(path)  # where the power went while it was made
+        atomic_rename(following, path)  # the power went while the successor was made
         newest = _read_key(path)
     if links[-1].key != newest.public.raw:
         raise KeyUnusable(f"{chain_file} leads to another key than {path}: restore the one that belongs to it.")
@@ -111,17 +112,17 @@ def succeed(path: Path, federation: str, since: float) -> ReleaseKeys:
     write_secret(path.with_name(f"{path.name}.{number}"), old.pem())
     write_secret(path.with_name(path.name + ".new"), new.pem())
     write_secret(path.with_name(path.name + ".chain"), frames.pack(list(chain)))
-    path.with_name(path.name + ".new").replace(path)
+    atomic_rename(path.with_name(path.name + ".new"), path)
     return load_release_keys(path)
 
 
 def write_secret(path: Path, data: bytes) -> None:
-    """Write a file that only its owner can read."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.touch(mode=0o600)
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    """Write a file that only its owner can read. When this returns it survives a power cut.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    atomic_write(path, data, mode=PRIVATE)
 
 
 class Issuer:
@@ -184,7 +185,7 @@ class Issuer:
 
     @property
     def overdue(self) -> bool:
-        """Whether the announcement should be issued anew: it grows old, or another key signs by now."""
+        """Whether the announcement should be reissued: it grows old, or another key signs by now."""
         if self._issued is None:
             return False
         now = self._clock()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from aggregator import events as ev
 from aggregator.admission import Admission, Limits
 from aggregator.core import AggregatorCore, Bounds
 from aggregator.credentials import Credentials
@@ -30,7 +31,7 @@ from aggregator.statistics import FACTOR
 from aggregator.store import Store, StoreError, StoreFull
 from aggregator.strategy import Strategy
 from broker.connection import Delivery
-from broker.failpoints import failpoint
+from storage.failpoints import failpoint
 from wire import chunks
 from wire.messages import Moment
 from wire.schema import Parameters, Schema, Tensor
@@ -44,7 +45,7 @@ _QUICK = 100.0
 """Records a second from which on checkpoints go by the clock, for all that comes waits while one is written: of 1,000
 records, one in ten seconds …"""
 _MOST = 10
-"""… while no more than so many times the records have come: they are what a restart has to go through."""
+"""… while at most this many times the records have come: a restart has to go through them."""
 _LOOK_FOR_REQUESTS = 2.0
 """Seconds between two looks whether somebody wants a device to be forgotten."""
 _LOOK_FOR_SILENCE = 3600.0
@@ -70,7 +71,7 @@ class Keeper:
         memory: bytes for updates that come in chunks.
         checkpoint_records: records after which a checkpoint is written.
         put: takes what is to be published.
-        tell: called with each thing of note.
+        tell: called with each event.
         meters: where to count.
         issuer: signs what is published.
         credentials: whose message a message is.
@@ -200,7 +201,7 @@ class Keeper:
     def _rebuild(self) -> None:
         core = self._new_core()
         engine = recover(core, self.store, self._schema)
-        core.features = self._inputs.names
+        core.handle(ev.InputsCompared(self._inputs.names), 0.0)
         stepping_back = self._strategy.form == "mixing"
         self.core, self.engine = core, engine
         self.shelf = Shelf(
@@ -249,7 +250,7 @@ class Keeper:
         write_model(path, self.engine.model.parameters(), about)
 
     def fit_chunks(self, largest: int | None) -> None:
-        """Cut chunks so that they fit a broker that takes so many bytes of body; None sets no limit."""
+        """Cut chunks so that they fit a broker that takes at most this many bytes of body; None sets no limit."""
         self._fitting = chunks.fitting(self._chunk, largest)
         self.shelf.chunk = self._fitting
 
@@ -313,7 +314,7 @@ class Keeper:
         for request in asked(self.store.directory):
             if self.names.withdraw(request.device):
                 self.names.audit("withdrawn", request.device, request.by)
-                self.processor.forget(request.device)
+                self.processor.forget(request.device, now)
                 self._tell("withdrawn", device=request.device)
             if not self.core.waits(request.device):
                 counted = self._forget([request.device], now)
@@ -336,7 +337,7 @@ class Keeper:
         counted = forget(self.engine, self.core, self.names, devices)
         self._checkpointed = (self.core.lsn, now)
         for device in devices:
-            self.processor.forget(device)
+            self.processor.forget(device, now)
         return counted
 
     def _run_full(self, why: str, now: float) -> None:
@@ -344,7 +345,7 @@ class Keeper:
         log.warning("%s Updates stay with their devices until there is room.", why)
         self.store.make_room()
         self._rebuild()
-        self.core.full = why
+        self.core.handle(ev.StoreFull(why), now)
         self.processor.take_up(self.core, self.engine, self.shelf)
         self._looked_for_room = now
         self._tell("full", why=why)
@@ -354,7 +355,7 @@ class Keeper:
             return
         try:
             self.engine.write_replayed()
-            self.core.full = None
+            self.core.handle(ev.StoreWritable(), now)
             self.processor.do(self.core.start(now), now)
         except StoreFull as error:
             self._run_full(str(error), now)

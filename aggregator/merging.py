@@ -42,7 +42,7 @@ class Merging:
         """What some of them say, in as few bytes a value as hold it."""
 
     def clear(self) -> None:
-        """Begin anew behind a keyframe: no step leads across it."""
+        """Start over behind a keyframe: no step leads across it."""
         self._recent.clear()
         self._read.clear()
 

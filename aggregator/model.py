@@ -179,7 +179,7 @@ class Model:
         return frames
 
     def _keyframe(self, *, moved: bool) -> Frame:
-        """Begin anew with a snapshot: of x, or of p as it is where the release may carry nobody's work."""
+        """Start over with a snapshot: of x, or of p as it is where the release may carry nobody's work."""
         if moved:
             self.state = lineage.on_grid(self.x, self.schema, self.state.frozen, bits=KEYFRAME_BITS)
         self.keyframe = False

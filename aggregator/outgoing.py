@@ -30,7 +30,7 @@ class Post:
 
 
 class Outgoing:
-    """A queue that outlives connections. After a reconnect it is cleared: then everything is published anew."""
+    """A queue that outlives connections. After a reconnect it is cleared: then everything is published again."""
 
     def __init__(self, sent: Callable[[Post], None]) -> None:
         self._waiting: deque[Post] = deque()

@@ -104,7 +104,7 @@ class Steering:
         self._came = self._versions = 0
 
     def released(self, now: float) -> None:
-        """A version was released: who takes part is drawn anew."""
+        """A version was released: who takes part is drawn again."""
         if self._since is None:
             self.begin(now)
         if self._released_at is not None:

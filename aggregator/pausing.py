@@ -6,7 +6,7 @@ A file, so that it holds across restarts and needs no port, no topic and no righ
 from contextlib import suppress
 from pathlib import Path
 
-from aggregator.store import write_durably
+from storage.files import atomic_write
 
 _FILE = "paused"
 _LONGEST = 300
@@ -18,7 +18,7 @@ def pause(directory: Path, why: str) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    write_durably(directory / _FILE, why.strip()[:_LONGEST].encode())
+    atomic_write(directory / _FILE, why.strip()[:_LONGEST].encode())
 
 
 def resume(directory: Path) -> bool:

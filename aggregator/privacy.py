@@ -56,7 +56,7 @@ class Privacy:
         object.__setattr__(self, "contributions", most)
 
     def spent(self, contributions: int) -> float:
-        """ε after so many contributions of one device."""
+        """ε after a number of contributions of one device."""
         return spent(self.noise, self.delta, contributions)
 
     @property
@@ -67,7 +67,7 @@ class Privacy:
 
 @cache
 def spent(noise: float, delta: float, contributions: int) -> float:
-    """ε of so many uses of the Gaussian mechanism at this noise multiplier: that of one use at z/√k."""
+    """ε of k uses of the Gaussian mechanism at noise multiplier z: that of one use at z/√k."""
     if contributions == 0:
         return 0.0
     try:

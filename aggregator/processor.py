@@ -29,7 +29,7 @@ from aggregator.statistics import FACTOR
 from aggregator.step_notices import StepNotices
 from aggregator.store import Entry
 from broker.connection import Delivery
-from broker.failpoints import failpoint
+from storage.failpoints import failpoint
 from wire import codecs
 from wire.errors import WireError
 from wire.messages import Chunk, DeviceState, Hello, Settled, Update, Verdict
@@ -81,12 +81,14 @@ class Processor:
         """What devices found on their own data."""
         self.devices: dict[str, Hello] = {}
         """The newest status of each device."""
+        self._online = 0
+        """How many of them are there."""
 
     def take_up(self, core: AggregatorCore, engine: Engine, shelf: Shelf) -> None:
         """Go on with what was rebuilt from the store, after a batch that could not be written."""
         self._core, self._engine, self._shelf = core, engine, shelf
-        self._core.steering.live = sum(hello.state.live for hello in self.devices.values())
-        self._compare_inputs()
+        self._come_online(sum(hello.state.live for hello in self.devices.values()) - self._online, 0.0)
+        self._compare_inputs(0.0)
         self._decoded.clear()
 
     def process(self, deliveries: Sequence[Delivery], now: float) -> None:
@@ -150,9 +152,7 @@ class Processor:
 
     def _greeted(self, device: str, delivery: Delivery, now: float) -> ev.Event | ev.Reply | None:
         if not delivery.payload:
-            gone = self.devices.pop(device, None)
-            self._core.unlike.pop(device, None)
-            self._core.steering.live -= int(gone is not None and gone.state.live)
+            self._leave(device, now)
             return None
         hello = self._gate.status(device, delivery.payload, now)
         if hello is None or hello.state is DeviceState.JOINING:
@@ -168,38 +168,49 @@ class Processor:
             raise WireError(f"more than {self._core.bounds.devices} devices have a status")
         self.devices[device] = hello
         if before is None or before.features != hello.features:
-            self._hear_inputs(device, hello)
+            self._hear_inputs(device, hello, now)
         alive = before is not None and before.state.live
-        self._core.steering.live += int(hello.state.live) - int(alive)
+        self._come_online(int(hello.state.live) - int(alive), now)
         if before is None or before.state is not hello.state:
             self._tell("device", device=device, state=hello.state.value)
         return answer
 
-    def _hear_inputs(self, device: str, hello: Hello) -> None:
+    def _leave(self, device: str, now: float) -> None:
+        """Forget the status of a device."""
+        gone = self.devices.pop(device, None)
+        if gone is not None and gone.state.live:
+            self._come_online(-1, now)
+        if device in self._core.unlike:
+            self._compare_inputs(now)
+
+    def _come_online(self, devices: int, now: float) -> None:
+        """Count devices that have come, or gone if it is negative."""
+        self._online += devices
+        self._core.handle(ev.DevicesOnline(self._online), now)
+
+    def _hear_inputs(self, device: str, hello: Hello, now: float) -> None:
         """Follow what a device calls its inputs."""
         if self._inputs is None:
             return
-        if self._inputs.hear(device, hello.features):
-            self._core.features = self._inputs.names
+        first = self._inputs.hear(device, hello.features)
+        before = set(self._core.unlike)
+        self._compare_inputs(now)
+        if first:
             self._tell("features", features=list(self._core.features))
             self._put(self._shelf.announcement())
-        before = set(self._core.unlike)
-        self._compare_inputs()
         for other in self._core.unlike.keys() - before:
             log.warning("Nothing is taken from %s: %s.", other, self._core.unlike[other])
             self._tell("unlike", device=other, why=self._core.unlike[other])
 
-    def _compare_inputs(self) -> None:
+    def _compare_inputs(self, now: float) -> None:
         if self._inputs is not None:
-            self._core.unlike = self._inputs.unlike(self.devices)
+            self._core.handle(ev.InputsCompared(self._inputs.names, self._inputs.unlike(self.devices)), now)
 
-    def forget(self, device: str) -> None:
+    def forget(self, device: str, now: float) -> None:
         """Drop what is here of a device, and what the broker keeps of it."""
-        gone = self.devices.pop(device, None)
-        self._core.unlike.pop(device, None)
         if self._inputs is not None:
             self._inputs.forget(device)
-        self._core.steering.live -= int(gone is not None and gone.state.live)
+        self._leave(device, now)
         self._intake.forget(device)
         self._gate.admission.forget(device)
         self.reports.forget(device)
@@ -349,7 +360,7 @@ class Processor:
                     self._put(post)
                     announced = len(post.payload) if post.topic == self._topics.announcement() else announced
                 step = min((len(frame.data) for frame in new if frame.version == record.version), default=0)
-                self._core.thrift.costs = (announced, step)
+                self._core.handle(ev.ReleasePublished(announced, step), now)
                 failpoint("release.handed_over")
                 self._tell("release", version=record.version, step=record.step, devices=record.devices)
             case rec.ServeRecord():

@@ -29,7 +29,7 @@ from wire.lineage import HEADROOM, LARGEST, Integers, State
 from wire.schema import Vector
 
 _SPREAD, _LATEST = 3.5, 2
-"""Times the mean movement, for each version that updates are late, of which so many count; √2 rounds to the nearest."""
+"""Times the mean movement, for each version that updates are late, up to this number; √2 rounds to the nearest."""
 _LAGS = 64
 """Updates that the mean lateness covers, about."""
 _MEMORY = 16
@@ -62,7 +62,7 @@ class Quantiser:
         """How many versions updates are late, on the mean, times `_LAGS`."""
 
     def late(self, versions: Iterable[int]) -> None:
-        """Updates were applied whose bases lay so many versions back."""
+        """Take note of how many versions back the bases of applied updates were."""
         for lag in versions:
             self._lag += min(max(lag, 0), 2 * _LATEST) - self._lag // _LAGS
 

@@ -64,7 +64,7 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseRecord:
-    """One version, released at a step, with the work of so many distinct devices since the one before.
+    """One version, released at a step, with the work of `devices` distinct devices since the one before.
 
     With none, what was published stays as it is and only its number is new.
     """

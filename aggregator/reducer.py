@@ -171,7 +171,7 @@ def _plain(record: StepRecord) -> bool:
 
 
 def _mean_step(x: Vector, record: StepRecord, items: Sequence[_Item], place: slice, noise: Vector | None) -> None:
-    """Add η·(Σ a·f·Δ) / N to one part of x, so many values at a time that what is in between stays in near memory.
+    """Add η·(Σ a·f·Δ) / N to one part of x, in portions whose intermediate values fit the processor's cache.
 
     Value by value these are the operations of `_combined` and `_optimised`, in their order: it gives the same bits.
     """

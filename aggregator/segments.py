@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from storage.files import PRIVATE, sync_folder
+
 LONGEST = 64 * 2**20
 """Bytes after which another file is begun."""
 _PIECES = 512
@@ -66,9 +68,9 @@ class Segments:
     def _begin(self, lsn: int) -> None:
         self.close()
         flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_APPEND
-        self._file = os.open(self._path(lsn), flags, 0o600)
+        self._file = os.open(self._path(lsn), flags, PRIVATE)
         self._first, self._size = lsn, 0
-        _sync(self._directory)
+        sync_folder(self._directory)
 
     @property
     def mark(self) -> tuple[int, int]:
@@ -135,11 +137,3 @@ class Segments:
 
     def _path(self, first: int) -> Path:
         return self._directory / f"{_NAME}{first:012d}"
-
-
-def _sync(directory: Path) -> None:
-    file = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

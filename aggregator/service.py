@@ -1,7 +1,7 @@
 """The aggregator as a process: the processor and the store, connected to MQTT.
 
 One loop hands over what waits, and the passing of time; MQTT messages are acknowledged once the processor has them
-durable. The connection is remade with growing, jittered pauses, and after each connect everything is published anew:
+durable. The connection is remade with growing, jittered pauses, and after each connect everything is published again:
 nobody knows what the broker still has.
 """
 
@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from aggregator import events as ev
 from aggregator.admission import Limits
 from aggregator.averaging import refuse_noise
 from aggregator.core import AggregatorCore
@@ -32,8 +33,8 @@ from aggregator.statistics import FACTOR
 from aggregator.store import Store, StoreError
 from aggregator.strategy import Strategy
 from broker.connection import BrokerError, BrokerRefused, Connection, ConnectionLost, Connector, Delivery, Options, Will
-from broker.failpoints import failpoint
 from broker.retained import read_retained
+from storage.failpoints import failpoint
 from wire import frames, messages
 from wire.errors import WireError
 from wire.inputs import LONGEST, MOST, listed, sayable
@@ -83,7 +84,7 @@ class Aggregator:
         features: names of the model's inputs, in order. A device whose own differ does not train, and nothing is taken
             from it. None learns them from the first two devices that agree; an empty list compares nothing.
         evaluate: called with all tensors by name after a release, in a thread; returns numbers for people.
-        on_event: called with a dict for each thing of note.
+        on_event: called with a dict for each event.
         chunk: bytes of a chunk's body; less where the broker takes less. A broker of MQTT 3.1.1 does not say what it
             takes: give `wire.chunks.CLOUD`, 120 KiB, where it is a cloud service.
         memory: bytes that updates may take which come in chunks and are not yet whole.
@@ -95,7 +96,7 @@ class Aggregator:
         release_key: the file of the Ed25519 private key that signs announcements and receipts, PEM; with it devices may
             seal their updates to us. None signs nothing.
         announcement_lifetime: seconds that an announcement is good for on a device that pins the key: so long a broker
-            can hold back newer ones unseen. It is issued anew after a quarter of them.
+            can hold back newer ones unseen. It is reissued after a quarter of them.
         raise_epoch: let devices follow to a lower version, or to this store after another one, once.
         device_keys: the devices' public keys by name, or a directory of `NAME.pub` or `NAME.crt` files; a device whose
             key is there must sign what it sends.
@@ -231,11 +232,11 @@ class Aggregator:
 
     def pause(self, why: str | None) -> None:
         """Take no update in, saying why, until called with None. To be called in the loop of `serve`."""
-        self.core.paused = why
+        self.core.handle(ev.OperatorPaused(why), time.monotonic())
         self._post_status()
 
     def listen(self, listener: Listener) -> None:
-        """Call with a dict for each thing of note, from now on."""
+        """Call a listener with a dict for each event, from now on."""
         self._listener = listener
 
     @property
@@ -354,7 +355,7 @@ class Aggregator:
                 raise ForeignFederation(
                     f"Another store's model, version {announced.version}, is announced as federation "
                     f"{self.topics.federation!r} under {self.topics.root!r}. Start with that store, choose another "
-                    "federation name, or say --replace to take the topics over; its devices then begin anew."
+                    "federation name, or say --replace to take the topics over; its devices then start over."
                 )
             if ours and announced.epoch >= self._keeper.issuer.epoch:
                 self._keeper.raise_epoch(announced.epoch + 1)

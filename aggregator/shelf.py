@@ -13,7 +13,7 @@ from aggregator.merging import listed
 from aggregator.model import SERVED, Frame
 from aggregator.outgoing import Post
 from aggregator.store import Published
-from broker.failpoints import failpoint
+from storage.failpoints import failpoint
 from wire import chunks, frames, lineage, messages
 from wire.messages import Announcement, FrameInfo, Part
 from wire.topics import Topics
@@ -128,7 +128,6 @@ class Shelf:
     def announcement(self) -> Post:
         """What there is to train from, as far as it is carried out: within a batch the core may be ahead of that."""
         core, model = self._core, self._engine.model
-        core.thrift.told = core.thrift.devices
         announcement = Announcement(
             federation=self._topics.federation,
             lineage=core.lineage,
@@ -144,7 +143,7 @@ class Shelf:
             plan=core.strategy.plan,
             participation=core.steering.participation(),
             byte_rate=core.strategy.byte_rate,
-            devices=core.thrift.told,
+            devices=core.thrift.devices,
             features=core.features,
         )
         return Post(self._topics.announcement(), self._encode(announcement))

@@ -14,7 +14,7 @@ class Staleness:
     a: float = 0.5
     b: float = 4.0
     seconds: float | None = None
-    """Where set, τ is the age of the version that the device trained from, in units of so many seconds."""
+    """Where set, τ is the age of the version that the device trained from, in units of this many seconds."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -48,7 +48,7 @@ def constant() -> Staleness:
 
 
 def polynomial(a: float = 0.5, *, seconds: float | None = None) -> Staleness:
-    """s(τ) = (τ + 1)^−a; τ in steps, or in units of so many `seconds`."""
+    """s(τ) = (τ + 1)^−a; τ in steps, or in units of `seconds`."""
     if a < 0:
         raise ValueError("polynomial(a): a must not be negative, or old updates would count more than new ones.")
     return Staleness("polynomial", a=a, seconds=seconds)
@@ -66,7 +66,7 @@ def relative(a: float = 0.5) -> Staleness:
 
 
 def hinge(a: float = 10.0, b: float = 4.0, *, seconds: float | None = None) -> Staleness:
-    """s(τ) = 1 where τ ≤ b, else 1 / (a·(τ − b) + 1); τ in steps, or in units of so many `seconds`."""
+    """s(τ) = 1 where τ ≤ b, else 1 / (a·(τ − b) + 1); τ in steps, or in units of `seconds`."""
     if a < 0 or b < 0:
         raise ValueError("hinge(a, b): neither may be negative.")
     return Staleness("hinge", a=a, b=b, seconds=seconds)

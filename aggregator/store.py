@@ -8,11 +8,8 @@ What was accepted is in the journal before its receipt leaves, and the newest ch
 the model, bit for bit.
 """
 
-import errno
-import fcntl
 import hashlib
 import logging
-import os
 import secrets
 import sqlite3
 import zlib
@@ -31,7 +28,9 @@ from safetensors.numpy import save as save_tensors
 from aggregator import records as rec
 from aggregator.model import Frame
 from aggregator.segments import Segments
-from broker.failpoints import failpoint
+from storage.database import Database, DatabaseError, DiskFull, InUse, ReservedSpace, Unwritable
+from storage.failpoints import failpoint
+from storage.files import atomic_write
 from wire import frames
 from wire.errors import WireError
 from wire.schema import Schema
@@ -66,7 +65,6 @@ CREATE TABLE IF NOT EXISTS checkpoints (
 
 
 _ROWS = "SELECT lsn, kind, record, body, crc, segment, place, size FROM journal"
-_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
 
 
 class StoreError(Exception):
@@ -77,7 +75,7 @@ class StoreInUse(StoreError):
     """An aggregator has it open."""
 
 
-class StoreFull(StoreError):
+class StoreFull(StoreError, DiskFull):
     """There is no room on the disk. What was to be written is not; everything before it is."""
 
 
@@ -115,8 +113,8 @@ class Store:
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
-        self._db: sqlite3.Connection | None = None
-        self._lock: int | None = None
+        self._database = Database(self.directory / "store.db", lock=self.directory / "lock")
+        self._ballast = ReservedSpace(self.directory / "ballast", BALLAST)
         self._segments = Segments(self.directory)
         self._pruned = 0
         """Up to which lsn no row has a body any more."""
@@ -128,28 +126,37 @@ class Store:
         """Lock and open.
 
         Raises:
-            StoreError: the directory cannot be written, is in use, or is of another version of Midge.
+            StoreInUse: another aggregator has it open.
+            StoreFull: there is no room to make it.
+            StoreError: the directory cannot be written, or is of another version of Midge.
         """
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.directory / "lock", os.O_CREAT | os.O_RDWR, 0o600)
-        except OSError as error:
+            self._database.open(_TABLES)
+        except Unwritable as error:
             raise StoreError(
-                f"The store {self.directory} cannot be written ({error.strerror}): name a directory that can."
+                f"The store {self.directory} cannot be written ({error}): name a directory that can."
             ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self.close()
+        except InUse as error:
             raise StoreInUse(
                 f"The store {self.directory} is in use by another aggregator: stop it, or name another store."
             ) from error
+        except DiskFull as error:
+            raise self._full from error
+        except DatabaseError as error:
+            raise self._unreadable(error) from error
         try:
-            self._open()
+            self._take_up()
         except BaseException:
             self.close()
             raise
         return self
+
+    @property
+    def _full(self) -> StoreFull:
+        return StoreFull(f"The disk of the store {self.directory} is full.")
+
+    def _unreadable(self, error: Exception) -> StoreError:
+        return StoreError(f"{self._database.path} cannot be read ({error}): restore it, or begin with a new store.")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -157,40 +164,33 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        if self._db is not None:
-            self._db.close()
-            self._db = None
         self._segments.close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._database.close()
 
-    def _open(self) -> None:
-        path = self.directory / "store.db"
+    def _take_up(self) -> None:
+        """Read what an open store is of."""
+        db, path = self._open_db, self._database.path
         try:
-            self._db = sqlite3.connect(path, isolation_level="IMMEDIATE")
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(_TABLES)
-            if not any(name == "segment" for _, name, *_ in self._db.execute("PRAGMA table_info(journal)")):
-                for column in ("segment", "place", "size"):  # a store of before there were segments
-                    self._db.execute(f"ALTER TABLE journal ADD COLUMN {column} INTEGER")
+            if not any(name == "segment" for _, name, *_ in db.execute("PRAGMA table_info(journal)")):
+                for column in ("segment", "place", "size"):  # an older store has no segments
+                    db.execute(f"ALTER TABLE journal ADD COLUMN {column} INTEGER")
         except sqlite3.DatabaseError as error:
-            raise StoreError(f"{path} cannot be read ({error}): restore it, or begin with a new store.") from error
-        meta = dict(self._db.execute("SELECT name, value FROM meta"))
+            raise self._unreadable(error) from error
+        meta = dict(db.execute("SELECT name, value FROM meta"))
         if not meta:
             return
         if meta["format"] != FORMAT:
             raise StoreError(f"{path} has format {meta['format']}; this version of Midge reads {FORMAT}.")
+        for stray in self.directory.glob("*checkpoint-*.safetensors*.tmp"):  # of a checkpoint that a kill cut short
+            stray.unlink(missing_ok=True)
         ends = "SELECT segment, max(place + size) FROM journal WHERE segment IS NOT NULL GROUP BY segment"
-        self._segments.recover(dict(self._db.execute(ends)))
+        self._segments.recover(dict(db.execute(ends)))
         self.lineage = meta["lineage"]
         self.schema = Schema.unpacked(frames.unpack(meta["schema"]))
 
     @property
     def _open_db(self) -> sqlite3.Connection:
-        assert self._db is not None, "the store is not open"
-        return self._db
+        return self._database.connection
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -201,11 +201,11 @@ class Store:
             StoreError: it cannot be written.
         """
         try:
-            with self._open_db:
-                yield self._open_db
-        except (sqlite3.Error, OSError) as error:
-            if _no_room(error):
-                raise StoreFull(f"The disk of the store {self.directory} is full.") from error
+            with self._database.transaction() as db:
+                yield db
+        except DiskFull as error:
+            raise self._full from error
+        except DatabaseError as error:
             raise StoreError(
                 f"The store {self.directory} cannot be written any more ({error}): see to its disk and start again. "
                 "All that was receipted is in it."
@@ -241,19 +241,11 @@ class Store:
 
     def make_room(self) -> None:
         """Give up the ballast: on a full disk SQLite refuses even to delete."""
-        (self.directory / "ballast").unlink(missing_ok=True)
+        self._ballast.release()
 
     def has_room(self) -> bool:
         """Whether the disk takes the ballast, which then keeps that room for bad times."""
-        path = self.directory / "ballast"
-        try:
-            if not path.exists() or path.stat().st_size != BALLAST:
-                write_durably(path, bytes(BALLAST))
-        except OSError as error:
-            path.with_suffix(path.suffix + ".tmp").unlink(missing_ok=True)
-            log.debug("No room yet: %s", error)
-            return False
-        return True
+        return self._ballast.take()
 
     @property
     def empty(self) -> bool:
@@ -268,8 +260,8 @@ class Store:
         assert self.schema is None
         self.lineage, self.schema = secrets.token_bytes(16), schema
         rows = [("format", FORMAT), ("lineage", self.lineage), ("schema", frames.pack(schema.packed()))]
-        with self._open_db:
-            self._open_db.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+        with self._writing() as db:
+            db.executemany("INSERT INTO meta VALUES (?, ?)", rows)
 
     # ------------------------------------------------------------------- journal
 
@@ -395,7 +387,7 @@ class Store:
         return bool(inline) or cleared
 
     def vacuum(self) -> None:
-        """Write the database anew, so that nothing that was deleted is left in a free page or in the log.
+        """Rewrite the database, so that nothing that was deleted is left in a free page or in the log.
 
         Raises:
             StoreFull: there is no room for a second copy of it.
@@ -443,11 +435,7 @@ class Store:
         data = save_tensors({name: np.ascontiguousarray(array) for name, array in arrays.items()})
         name = f"checkpoint-{checkpoint.lsn:012d}.safetensors"
         with self._writing() as db:
-            try:
-                write_durably(self.directory / name, data)
-            except OSError:
-                (self.directory / f"{name}.tmp").unlink(missing_ok=True)
-                raise
+            atomic_write(self.directory / name, data)
             failpoint("checkpoint.written")
             db.execute(
                 "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?)",
@@ -484,8 +472,8 @@ class Store:
         with self._writing() as db:
             db.executemany("DELETE FROM checkpoints WHERE lsn = ?", [(lsn,) for lsn, _ in rows[1:]])
         newest = {file for _, file in rows[:1]}
-        for path in self.directory.glob("checkpoint-*.safetensors*"):
-            if path.name not in newest:
+        for path in self.directory.glob("*checkpoint-*.safetensors*"):
+            if path.name not in newest:  # among them what was being written when the power went
                 path.unlink(missing_ok=True)
         return max(0, len(rows) - 1)
 
@@ -513,27 +501,5 @@ class Store:
         raise StoreError(f"No checkpoint in {self.directory} can be read: restore the store from a backup.")
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file so that after a power cut it is there whole, or as it was before."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    failpoint("file.synced")
-    temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
 def _crc(record: bytes, body: bytes | memoryview | None) -> int:
     return zlib.crc32(body or b"", zlib.crc32(record))
-
-
-def _no_room(error: Exception) -> bool:
-    if isinstance(error, sqlite3.Error):
-        return getattr(error, "sqlite_errorcode", None) in _FULL
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -151,7 +151,7 @@ class Strategy:
     """The bound of strategies without `clip`: a delta is scaled down to this many times the fleet's reference norm.
     None leaves only the guard of 1,000 times it, which nothing lifts."""
     release_floor: int = 2
-    """A release carries the work of at least so many distinct devices."""
+    """The least number of distinct devices whose work a release carries."""
     release_interval: float = 0.0
     """Seconds between two releases, at least."""
     byte_rate: float = 8e6
@@ -261,7 +261,7 @@ class Strategy:
         return self.buffer_size == 1
 
     def size(self, live: int) -> int:
-        """K, where so many devices are there."""
+        """K for a fleet in which `live` devices are online."""
         if self.buffer_size is not None:
             return self.buffer_size
         return min(max(round(live / DEVICES_PER_UPDATE), 2), LARGEST_BUFFER)
@@ -289,13 +289,13 @@ class Strategy:
         return [item.weight / shares[item.device] for item in buffered]
 
     def step_rate(self, largest: int, live: int, safe: float | None) -> float:
-        """What multiplies u, where the stalest update of a step is so many steps old and so many devices are there."""
+        """What multiplies u if a step's stalest update is `largest` steps old and `live` devices are online."""
         limit = self.optimizer.delay_limit
         rate = self.mean_rate(live, safe)
         return rate / largest if limit is not None and largest > max(limit, 1) else rate
 
     def mean_rate(self, live: int, safe: float | None = None) -> float:
-        """The server's rate, where so many devices are there, and `safe` is what `aggregator.margin` has measured.
+        """The server's rate if `live` devices are online and `safe` is what `aggregator.margin` has measured.
 
         While a device trains, the others move the model: n that train at a time, K to a step, add η·n/K full deltas
         before the first of them sees any. Beyond about two the model may swing, whatever K is. What is measured goes

@@ -24,14 +24,14 @@ _GROWN = 1.5
 
 
 class Thrift:
-    """Of one federation. Nothing of it is durable: a restart begins anew."""
+    """Of one federation. Nothing of it is durable: a restart starts over."""
 
     def __init__(self, rate: float, steering: Steering) -> None:
         self._rate, self._steering = rate, steering
         self.costs = (0, 0)
-        """Bytes of the last announcement and of the last step: set by who publishes them."""
-        self.told = 0
-        """How many devices share the rate, as was last announced: set by who publishes it."""
+        """Bytes of the last announcement and of the last step."""
+        self._told = 0
+        """How many devices share the rate, as was last announced."""
         self._fetches, self._came, self._update_size = 0.0, 0, 0.0
         self._earned_from = float("-inf")
         """From when on the rate pays for the last release."""
@@ -47,7 +47,7 @@ class Thrift:
         return max(self._steering.live, round(self._were_there))
 
     def begin(self, devices: int, now: float) -> None:
-        """So many had taken part before."""
+        """Begin with the number of devices that had taken part before."""
         self._were_there, self._followed_at = float(devices), now
 
     def follow(self, now: float) -> None:
@@ -57,9 +57,13 @@ class Thrift:
         self._followed_at = now
 
     def came(self, size: int) -> None:
-        """An update of so many bytes was accepted."""
+        """Count an accepted update of `size` bytes."""
         self._came += 1
         self._update_size += (size - self._update_size) * (0.05 if self._update_size else 1.0)
+
+    def announced(self) -> None:
+        """An announcement tells how many devices share the rate."""
+        self._told = self.devices
 
     def released(self, now: float) -> None:
         """A version was released."""
@@ -84,8 +88,8 @@ class Thrift:
     def grown(self) -> bool:
         """Whether more have come than were announced, and it makes a difference to when they fetch."""
         step, devices = self.costs[1], self.devices
-        told = spread(self._rate, self.told, step, 2)
-        return devices > _GROWN * self.told and max(told, spread(self._rate, devices, step, 2)) > 0
+        told = spread(self._rate, self._told, step, 2)
+        return devices > _GROWN * self._told and max(told, spread(self._rate, devices, step, 2)) > 0
 
 
 def interval(*, announcement: int, step: int, update: float, devices: int, fetches: float, rate: float) -> float:
@@ -106,6 +110,6 @@ def interval(*, announcement: int, step: int, update: float, devices: int, fetch
 
 
 def fetched(before: float, trained: int) -> float:
-    """The mean number of fetches of a release, after one from which so many devices' updates have come."""
+    """The mean number of fetches of a release, after one from which `trained` updates have come."""
     mean = 0.8 * before + 0.2 * trained
     return mean if math.isfinite(mean) else 0.0

@@ -28,7 +28,7 @@ import midge
 from broker.local import local_broker
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("wire", "broker", "iot_client", "aggregator", "sensor_fleet", "midge")
+PACKAGES = ("wire", "storage", "broker", "iot_client", "aggregator", "sensor_fleet", "midge")
 FLOOR = "import numpy, msgpack, paho.mqtt.client\nfrom pydantic import BaseModel\nclass M(BaseModel):\n    a: int\n"
 OURS = "import midge\nmidge.Device\nimport broker.paho_connection\n"
 RESIDENT = "print([int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmRSS')][0] / 1024)"

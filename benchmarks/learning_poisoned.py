@@ -51,7 +51,7 @@ RULES: dict[str, Callable[[], Strategy]] = {
     "centred clipping": lambda: balanced(10, clip=None, robust=False, combine="centred"),
     "no history": lambda: balanced(robust=False),
 }
-"""The default is `balanced`. `as before` is the default of before it was robust; `no history` is the default without
+"""The default is `balanced`. `as before` is the default that was not robust; `no history` is the default without
 what it knows of devices over time."""
 
 Row = dict[str, Any]

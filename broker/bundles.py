@@ -16,9 +16,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from broker.endpoint import Endpoint, Tls
+from storage.files import PRIVATE, atomic_write, atomic_write_all, make_folder
 from wire.topics import DEFAULT_ROOT, Topics, check_name
-
-_PRIVATE = 0o600
 
 
 class BundleError(Exception):
@@ -118,8 +117,7 @@ def write_bundle(
     make_private(folder)
     # JSON's strings are TOML's.
     lines = [f"# {why}", *(f"{name} = {json.dumps(value)}" for name, value in fields.items() if value is not None)]
-    for name, content in {**files, file: "\n".join([*lines, ""]).encode()}.items():
-        write_private(folder / name, content)
+    atomic_write_all(folder, {**files, file: "\n".join([*lines, ""]).encode()}, mode=PRIVATE)
 
 
 def pack(folder: Path) -> Path:
@@ -130,7 +128,7 @@ def pack(folder: Path) -> Path:
         for file in sorted(folder.iterdir()):
             content = file.read_bytes()
             member = tarfile.TarInfo(f"{folder.name}/{file.name}")
-            member.size, member.mode, member.mtime = len(content), _PRIVATE, int(file.stat().st_mtime)
+            member.size, member.mode, member.mtime = len(content), PRIVATE, int(file.stat().st_mtime)
             archive.addfile(member, io.BytesIO(content))
     write_private(path, packed.getvalue())
     return path
@@ -138,17 +136,16 @@ def pack(folder: Path) -> Path:
 
 def make_private(folder: Path) -> None:
     """Make a folder that only its owner enters."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     folder.chmod(0o700)
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Write a file that only its owner reads, whole or not at all: a broker may read it at any moment."""
-    beside = path.with_name(f".{path.name}.new")
-    beside.unlink(missing_ok=True)
-    beside.touch(mode=_PRIVATE)
-    beside.write_bytes(content)
-    beside.replace(path)
+    """Write a file that only its owner reads, whole or not at all: a broker may read it at any moment.
+
+    When this returns it survives a power cut: a release key or an authority's key cannot be made a second time.
+    """
+    atomic_write(path, content, mode=PRIVATE)
 
 
 def as_json(value: Any) -> bytes:

@@ -222,7 +222,7 @@ async def _probed(
 
 
 async def _sessions(endpoint: Endpoint, prober: Prober, limits: Limits) -> Finding:
-    """Whether sessions are kept. For information: Midge begins each connection anew."""
+    """Whether sessions are kept. For information: Midge begins each connection as a new session."""
     options = prober.options()
     version = limits.protocol
     try:

@@ -170,6 +170,6 @@ class Posting(Protocol):
 
 
 class Connector(Protocol):
-    """Makes connections: what a shell is given instead of an address. Called anew for each reconnect."""
+    """Makes connections: what a shell is given instead of an address. Called again for each reconnect."""
 
     def __call__(self, options: Options) -> AbstractAsyncContextManager[Connection]: ...

@@ -70,7 +70,7 @@ async def shake_hands(
         options: the client id, the will and more.
         version: 4 is MQTT 3.1.1.
         keep: seconds to keep the session for after us; 3.1.1 knows no number and keeps it where `clean` is false.
-        clean: whether to begin without what a session of before has left.
+        clean: whether to begin without what an earlier session has left.
         vanish: leave without a goodbye, so that the broker publishes the will.
 
     Raises:

@@ -8,7 +8,7 @@
     probes/         bundles for `midge broker check`, which tries the attacks with them
     devices/        a bundle for each device, and each as a tar archive
 
-Whatever changes later (`broker.membership`) is written anew from the register by `publish`.
+Whatever changes later (`broker.membership`) is rewritten from the register by `publish`.
 """
 
 import secrets
@@ -66,7 +66,7 @@ class Signing:
 
 
 def device_names(count: int) -> list[str]:
-    """Names for so many devices: dev0001 and so on."""
+    """Names for a number of devices: dev0001 and so on."""
     width = max(4, len(str(count)))
     return [f"dev{number:0{width}}" for number in range(1, count + 1)]
 

@@ -73,7 +73,7 @@ class LocalBroker:
         return f"Mosquitto {mosquitto_version(self._binary)} at {self.endpoint}"
 
     async def start(self) -> None:
-        """Start it, on the port of before where there is one.
+        """Start it, on its earlier port if it had one.
 
         Raises:
             BrokerUnreachable: it does not start.

@@ -91,7 +91,7 @@ def revoke(directory: Path, names: list[str]) -> Told:
 def rotate(directory: Path, names: list[str], *, now: bool = False, finish: bool = False) -> Told:
     """New keys for devices.
 
-    The certificates of before stay good until `finish`, so that a device takes part until its new bundle has reached
+    The earlier certificates stay good until `finish`, so that a device takes part until its new bundle has reached
     it. A password has no before: it changes at once.
 
     Args:
@@ -143,7 +143,7 @@ def warnings(directory: Path, now: datetime) -> list[str]:
         if left < NEAR:
             said.append(
                 f"The revocation list runs out in {left} days, and with it everybody's access: "
-                "write it anew with `midge device-list --renew`."
+                "write it again with `midge device-list --renew`."
             )
     for name, member in fleet.members.items():
         if member.ends is not None and member.revoked is None and (left := (member.ends - now).days) < NEAR:
@@ -153,7 +153,7 @@ def warnings(directory: Path, now: datetime) -> list[str]:
 
 
 def renew(directory: Path) -> Told:
-    """Write anew what the broker reads, and tell it."""
+    """Rewrite what the broker reads, and tell it."""
     with _changing(directory) as (_, signing):
         return _changed(signing)
 

@@ -56,7 +56,7 @@ persistent_client_expiration 1d
 set_tcp_nodelay true
 
 # Off: outboxes and the aggregator's store hold everything, and a broker's disk that comes back older than they are
-# could only serve an old model. An aggregator publishes anew what a restarted broker has forgotten.
+# could only serve an old model. An aggregator publishes again what a restarted broker has forgotten.
 persistence false
 
 # No addresses of devices in the log.
@@ -75,7 +75,7 @@ user {fleet.broker_user}
 def access(fleet: Fleet) -> str:
     """The ACL file of a fleet's own broker, or what another broker's lacks."""
     gone = sorted(name for name, member in fleet.members.items() if member.revoked is not None)
-    head = ["# Written by Midge, anew at each change of the fleet."]
+    head = ["# Written by Midge, again at each change of the fleet."]
     if fleet.way == "join":
         head = [
             "# To add to the ACL of a broker whose users have the participants' names. 'pattern' lines hold for all."

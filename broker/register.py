@@ -1,7 +1,7 @@
 """The register of a fleet: who belongs to it, with which certificates, and which of these are no longer good.
 
 It is the file `fleet.json` in the fleet's directory. What a broker reads (ACL, revocation list, passwords) is always
-written anew from it, so that a command that was interrupted is mended by giving it again.
+rewritten from it, so that a command that was interrupted is mended by giving it again.
 """
 
 import fcntl

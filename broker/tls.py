@@ -9,7 +9,7 @@ from broker.endpoint import Tls
 
 
 def tls_context(tls: Tls) -> ssl.SSLContext:
-    """A client's context, made anew where one of the files has changed on disk.
+    """A client's context, made again where one of the files has changed on disk.
 
     The system's certificate authorities take about 1 MB and 30 ms to load, which a fleet in one process should pay
     once; a certificate that was renewed should be seen by the next connection all the same.

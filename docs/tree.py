@@ -1,13 +1,14 @@
-"""Writes the README's tree, a phrase a file, from the first lines of the modules: python docs/tree.py."""
+"""Writes the tree of docs/architecture.md, a phrase a file, from the modules' first lines: python docs/tree.py."""
 
 import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "README.md"
+PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- tree -->", "<!-- /tree -->"
 PACKAGES = {
     "wire": "the contract between a device and the aggregator. Pure",
+    "storage": "what must survive a power cut: files, databases, failpoints",
     "broker": "the MQTT side",
     "iot_client": "the device",
     "aggregator": "the server",
@@ -19,6 +20,7 @@ OTHERS = {
     "benchmarks": "what is fast, measured",
     "examples": "short programs that run",
     "docs": "design, protocol, tutorial",
+    "tools": "figures of the code's structure",
     "deploy": "for installing it: Mosquitto, systemd, Docker, Kubernetes; what of it was tried",
 }
 
@@ -44,7 +46,7 @@ def listing(folder: Path, depth: int = 1) -> list[str]:
 
 
 def section() -> str:
-    """The tree, as it stands in the README."""
+    """The tree, as it stands on the page."""
     short = [f"{name}/".ljust(16) + text for name, text in {**PACKAGES, **OTHERS}.items()]
     long = [line for name in PACKAGES for line in (f"{name}/", *listing(ROOT / name))]
     fold = ["<details><summary>Every file, a phrase each</summary>", "", "```", *long, "```", "", "</details>"]
@@ -52,7 +54,7 @@ def section() -> str:
 
 
 def main() -> None:
-    """Put the tree into the README."""
+    """Put the tree into the page."""
     text = PAGE.read_text()
     PAGE.write_text(text[: text.index(BEGIN)] + section() + text[text.index(END) + len(END) :])
 

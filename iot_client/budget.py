@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from storage.files import atomic_write
 from wire.messages import Participation
 
 log = logging.getLogger("iot_client")
@@ -64,7 +65,7 @@ class Budget:
             self.save()
 
     def wore(self, total: int) -> None:
-        """So many bytes went to the disk since the start, in all."""
+        """Take the number of bytes that went to the disk since the start."""
         self.written += total - self._seen
         self._seen = total
 
@@ -83,10 +84,8 @@ class Budget:
         """Write what was spent."""
         if self.path is None:
             return
-        temporary = self.path.with_suffix(".tmp")
         try:
-            temporary.write_text(json.dumps(self.packed()))
-            temporary.replace(self.path)
+            atomic_write(self.path, json.dumps(self.packed()).encode())
             self.written += _SAVE_WRITES
         except OSError as error:
             log.warning("What this month has cost cannot be written to %s (%s).", self.path, error.strerror)

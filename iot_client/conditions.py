@@ -297,7 +297,7 @@ def _network_manager_says() -> bool:
 
 
 def enough_new(samples: Fresh, rows: int) -> Condition:
-    """Only once so many rows have come since the last training began.
+    """Only once enough rows have come since the last training began.
 
     Raises:
         ValueError: it is no number of rows.

@@ -116,7 +116,7 @@ class CsvRows:
         assert self._file is not None
         self._file.seek(self._offset - len(self._tail))
         if self._file.read(len(self._tail)) != self._tail:
-            self._begin(self._file)  # cut and written anew
+            self._begin(self._file)  # cut and rewritten
         block = self._file.read(_BLOCK)
         whole = block.rfind(b"\n") + 1
         if whole:
@@ -169,7 +169,7 @@ class CsvRows:
         lines = block.decode(errors="replace").splitlines()
         for row in csv.reader(lines, delimiter=self._delimiter):
             if row == self._columns or not row:
-                continue  # a program that begins anew writes its first line again
+                continue  # a program that starts over writes its first line again
             if len(row) != len(self._columns):
                 self.broken += 1
                 continue

@@ -30,7 +30,6 @@ from broker.connection import (
     SubscribeRefused,
     Will,
 )
-from broker.failpoints import failpoint
 from iot_client import events as ev
 from iot_client import session as s
 from iot_client.attention import Attention
@@ -52,6 +51,7 @@ from iot_client.serving import OnModel, Serving
 from iot_client.timers import PATIENCE
 from iot_client.training import Made, TrainerError, Unfit, make_update
 from iot_client.uplink import Uplink
+from storage.failpoints import failpoint
 from wire import chunks, frames, messages, sharing
 from wire.errors import WireError
 from wire.inputs import sayable
@@ -114,7 +114,7 @@ class Device:
         outbox_bytes: of updates that wait, from which on nothing is trained until one is settled; None sets no limit.
         costs: limits of what a month may cost, and what the device's work costs it.
         link: "narrow" where bytes are dear: the plan may have another codec for that.
-        on_event: called with a dict for each thing of note.
+        on_event: called with a dict for each event.
         keepalive: seconds between signs of life to the broker.
         patience: seconds before an update that was not answered is sent again; less and less often after that.
         release_key: the public key, a PEM file, that signs what the federation releases; or several. Then only what is
@@ -240,7 +240,7 @@ class Device:
             self._parting.set_result(state)
 
     def listen(self, listener: Listener) -> None:
-        """Call with a dict for each thing of note, from now on."""
+        """Call a listener with a dict for each event, from now on."""
         self._listener = listener
 
     def rename(self, name: str) -> None:
@@ -466,7 +466,7 @@ class Device:
                 pause = 0.5
 
     def _away(self, pause: float) -> float:
-        """Seconds before the next attempt to connect, by chance: more in a large fleet, which may all have lost it."""
+        """Seconds before the next attempt to connect, random: more in a large fleet, all of which may have lost it."""
         told = self._session.announcement
         spread = 0.0 if told is None else sharing.spread(told.byte_rate, told.devices, 0, _CONNECTING)
         return max(pause * random.uniform(0.5, 1.5), spread * random.random())  # noqa: S311 - spreads load
@@ -556,7 +556,7 @@ class Device:
             # Also where the trainer raised: an orderly end of the connection takes the Last Will back.
             self._connection = None
             self._uplink.lost()
-            self._session.narrow = self._uplink.chunk
+            self._session.handle(ev.LinkMeasured(self._uplink.chunk), time.monotonic())
             self._events.put_nowait(ev.Disconnected())
             if not reading.done():
                 await self._say_goodbye(connection, last)
@@ -764,7 +764,7 @@ class Device:
         if await self._publish(connection, self.topics.update(self.name), payload):
             now = time.monotonic()
             self._uplink.acknowledged(part, now)
-            self._session.narrow = self._uplink.chunk
+            self._session.handle(ev.LinkMeasured(self._uplink.chunk), now)
             self._session.moved(now)
             done = min(update.size, (part + 1) * chunks.part_size(update.size, update.parts))
             self._show("up", done, update.size)

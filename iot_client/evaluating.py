@@ -11,7 +11,7 @@ from wire.schema import Parameters
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What an evaluation found: finite numbers by name, over so many rows."""
+    """What an evaluation found: finite numbers by name, and the number of rows."""
 
     examples: int
     metrics: Mapping[str, float] = field(default_factory=dict)

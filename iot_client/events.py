@@ -107,6 +107,14 @@ class Hindered:
     """Why its statistics are not worth sending yet."""
 
 
+@dataclass(frozen=True, slots=True)
+class LinkMeasured:
+    """How much the link up carries has become known, or is not known any more."""
+
+    chunk: int | None
+    """Bytes that a chunk should have at most; None sets no limit."""
+
+
 Event = (
     Connected
     | Disconnected
@@ -119,6 +127,7 @@ Event = (
     | NothingToSend
     | Killed
     | Hindered
+    | LinkMeasured
 )
 
 # ------------------------------------------------------------------------ actions

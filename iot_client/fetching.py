@@ -147,7 +147,7 @@ class Fetcher:
                     await connection.unsubscribe(*left)
 
     async def _keep_pace(self, size: int) -> None:
-        """Wait until it is time to ask for so many bytes more: a device alone must not take what is for all."""
+        """Wait until it is time to ask for `size` more bytes: one device must not take what is for all."""
         assert self._announcement is not None
         loop = asyncio.get_running_loop()
         began = max(self._next_at, loop.time())
@@ -189,7 +189,7 @@ class Fetcher:
         return []
 
     async def _ask(self, connection: Connection) -> None:
-        """Ask the aggregator for what the broker does not have: it keeps nothing, or it was begun anew."""
+        """Ask the aggregator for what the broker does not have: it keeps nothing, or it was started over."""
         assert self._announcement is not None
         missing: dict[tuple[int, int], list[int]] = {}
         for frame, index in self._expected.values():

@@ -1,6 +1,5 @@
 """Whom a device believes, and how it says who it is: pinned keys, its own key, and the seal on what it sends."""
 
-import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -34,7 +33,7 @@ class Identity:
 
     Raises:
         KeyUnusable: a key cannot be read.
-        ModuleNotFoundError: there are keys and `cryptography` is not installed.
+        ModuleNotFoundError: there are keys and `cryptography` is not installed, or too old to seal.
     """
 
     def __init__(
@@ -43,6 +42,8 @@ class Identity:
         given = [release_key] if isinstance(release_key, str | Path | bytes) else list(release_key or ())
         self._topics = topics
         self._pinned: list[PublicKey] = [signing.read_public(*_read(key)) for key in given]
+        if self._pinned:
+            sealing.required()  # said at the start, and not once a first update is trained
         for key in self._pinned:
             assert key.raw  # raises where it is no Ed25519 key
         self._key: PrivateKey | None = None if signing_key is None else signing.read_private(*_read(signing_key))
@@ -140,7 +141,7 @@ class Identity:
 
     @staticmethod
     def _sealed(body: bytes, announcement: Announcement, about: bytes) -> bytes:
-        return sealing.seal(body, announcement.seal_key, about, secrets.token_bytes(32))
+        return sealing.seal(body, announcement.seal_key, about)
 
 
 def _read(key: Key) -> tuple[bytes, str]:

@@ -7,10 +7,7 @@ What an update leaves to say lies in a file beside it: inside, SQLite would writ
 transaction that stores the update, and that transaction says which file counts. So the two change together.
 """
 
-import errno
-import fcntl
 import glob
-import os
 import secrets
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -19,7 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from broker.failpoints import failpoint
+from storage.database import Database, DatabaseError, DiskFull, InUse, ReservedSpace, Unwritable, no_room
+from storage.failpoints import failpoint
+from storage.files import atomic_write
 from wire import frames
 from wire.errors import WireError
 from wire.messages import Update
@@ -36,14 +35,14 @@ _PAGE = 4096
 _TOUCHED = 2
 """Pages that a transaction changes beside those of the update: the table's and the counters'."""
 BALLAST = 256 * 1024
-"""Bytes on the disk, in the lock file, that are given up where it is full: SQLite then refuses even to delete."""
+"""Bytes on the disk, in the lock file, that are given up when it is full: SQLite then refuses even to delete."""
 
 
 class OutboxError(Exception):
     """The outbox cannot be used; the message says why and what to do."""
 
 
-class OutboxFull(OutboxError):
+class OutboxFull(OutboxError, DiskFull):
     """There is no room on the disk. What was to be written is not; everything before it is."""
 
 
@@ -52,53 +51,72 @@ class Outbox:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._lock: int | None = None
+        lock = self.path.with_name(self.path.name + ".lock")
+        self._database = Database(self.path, lock=lock)
+        self._ballast = ReservedSpace(lock, BALLAST)
         self.identity = 0
         self.next_seq = 1
         self._left = 0
         """Which file of what is left to say counts; 0 is none."""
         self.pending: dict[str, bytes] = {}
         """What is to be remembered, by name. Written with the next update: a transaction of its own wears flash."""
-        self.written = 0
+        self._written = 0
+
+    @property
+    def written(self) -> int:
         """Bytes that went to the disk since it was opened, counted as whole pages: what wears a flash card."""
+        return self._written + self._ballast.written
 
     def __enter__(self) -> Self:
         """Open or make it.
 
         Raises:
+            OutboxFull: there is no room to make it.
             OutboxError: it cannot be written, is in use by another device, or is no outbox.
         """
-        self._take_lock(self.path)
         try:
-            self._db = sqlite3.connect(self.path, isolation_level="IMMEDIATE")
-        except sqlite3.Error as error:
-            self._unlock()
+            self._database.open(_TABLES)
+        except Unwritable as error:
+            raise OutboxError(f"The outbox {self.path} cannot be written ({error}): name a place that can.") from error
+        except InUse as error:
+            raise OutboxError(
+                f"The outbox {self.path} is in use by another device: give each device its own."
+            ) from error
+        except DiskFull as error:
+            raise self._full from error
+        except DatabaseError as error:
             raise self._unusable(error) from error
         try:
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(_TABLES)
+            self._take_up()
+        except BaseException:
+            self.close()
+            raise
+        self._clear_strays()
+        self._ballast.take()
+        return self
+
+    def _take_up(self) -> None:
+        try:
             meta = dict(self._db.execute("SELECT name, value FROM meta"))
         except sqlite3.Error as error:
-            self.close()
             raise self._unusable(error) from error
         if meta.get("format", FORMAT) != FORMAT:
-            self.close()
             raise OutboxError(f"The outbox {self.path} has format {meta['format']}; this Midge reads {FORMAT}.")
         if not meta:
-            with self._db:
+            with self._writing():
                 self._begin(secrets.randbits(63))
         else:
             self.identity, self.next_seq = meta["identity"], meta["next"]
             self._left = meta.get("residual", 0)
-        self._clear_strays()
-        self._take_ballast()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def _full(self) -> OutboxFull:
+        return OutboxFull(f"The disk of the outbox {self.path} is full.")
 
     def _unusable(self, error: Exception) -> OutboxError:
         return OutboxError(
@@ -107,37 +125,11 @@ class Outbox:
         )
 
     def close(self) -> None:
-        self._db.close()
-        self._unlock()
+        self._database.close()
 
-    def _take_lock(self, path: Path) -> None:
-        lock = path.with_name(path.name + ".lock")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(lock, os.O_CREAT | os.O_RDWR, 0o600)
-        except OSError as error:
-            raise OutboxError(
-                f"The outbox {path} cannot be written ({error.strerror}): name a place that can."
-            ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._unlock()
-            raise OutboxError(f"The outbox {path} is in use by another device: give each device its own.") from error
-
-    def _take_ballast(self) -> None:
-        """Hold some room for bad times, where there is any now."""
-        if self._lock is not None and os.fstat(self._lock).st_size != BALLAST:
-            try:
-                os.pwrite(self._lock, bytes(BALLAST), 0)
-                os.fsync(self._lock)
-                self.written += BALLAST
-            except OSError:
-                os.ftruncate(self._lock, 0)
-
-    def _drop_ballast(self) -> None:
-        if self._lock is not None:
-            os.ftruncate(self._lock, 0)
+    @property
+    def _db(self) -> sqlite3.Connection:
+        return self._database.connection
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -148,17 +140,12 @@ class Outbox:
             OutboxError: the file cannot be written any more.
         """
         try:
-            with self._db:
+            with self._database.transaction():
                 yield
-        except sqlite3.Error as error:
-            if error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
-                raise OutboxFull(f"The disk of the outbox {self.path} is full.") from error
+        except DiskFull as error:
+            raise self._full from error
+        except DatabaseError as error:
             raise OutboxError(f"The outbox {self.path} cannot be written any more ({error}).") from error
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
 
     def _begin(self, identity: int) -> None:
         self.identity, self.next_seq = identity, 1
@@ -216,7 +203,7 @@ class Outbox:
         self._count(len(header) + len(body))
         if before and before != left:
             self._residual_path(before).unlink(missing_ok=True)
-        self._take_ballast()
+        self._ballast.take()
 
     # ------------------------------------------------------------ what was verified
 
@@ -256,31 +243,24 @@ class Outbox:
     def _write_residual(self, path: Path, residual: bytes) -> None:
         """Have it on the disk under its name, where nothing refers to it yet."""
         try:
-            with path.open("wb") as file:
-                file.write(residual)
-                file.flush()
-                os.fsync(file.fileno())
-            directory = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            atomic_write(path, residual)
         except OSError as error:
-            path.unlink(missing_ok=True)
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise OutboxFull(f"The disk of the outbox {self.path} is full.") from error
+            if no_room(error):
+                raise self._full from error
             raise OutboxError(f"The outbox {self.path} cannot be written any more ({error.strerror}).") from error
-        self.written += _pages(len(residual)) * _PAGE
+        self._written += _pages(len(residual)) * _PAGE
 
     def _clear_strays(self) -> None:
         """Remove what a kill left behind: files that were written, or no longer count."""
-        for stray in self.path.parent.glob(f"{glob.escape(self.path.name)}.residual-*"):
-            if stray != self._residual_path(self._left):
-                stray.unlink(missing_ok=True)
+        name = glob.escape(self.path.name)
+        for pattern in (f"{name}.residual-*", f".{name}.residual-*.tmp"):
+            for stray in self.path.parent.glob(pattern):
+                if stray != self._residual_path(self._left):
+                    stray.unlink(missing_ok=True)
 
     def _count(self, size: int) -> None:
         """Count a transaction: its pages go into the log, and those that others do not change too, into the file."""
-        self.written += (2 * _pages(size) + _TOUCHED) * _PAGE
+        self._written += (2 * _pages(size) + _TOUCHED) * _PAGE
 
     # ------------------------------------------------------------------- forgetting
 
@@ -293,7 +273,7 @@ class Outbox:
         try:
             self._delete(through)
         except OutboxFull:
-            self._drop_ballast()
+            self._ballast.release()
             self._delete(through)
 
     def _delete(self, through: int) -> None:

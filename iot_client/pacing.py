@@ -14,7 +14,7 @@ class Speed:
         self.rows = 0.0
 
     def saw(self, steps: int, rows: int, seconds: float) -> None:
-        """A training did so many steps over so many rows in all, in so many seconds."""
+        """Record a training: its steps, its rows in all, and its seconds."""
         if seconds > 0:
             self.steps = _followed(self.steps, steps / seconds)
             self.rows = _followed(self.rows, rows / seconds)

@@ -2,13 +2,13 @@
 
 import io
 import logging
-import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from storage.files import atomic_write
 from wire.schema import Parameters, Schema
 
 log = logging.getLogger("iot_client")
@@ -83,13 +83,8 @@ class Personal:
             return
         data = io.BytesIO()
         np.savez(data, **self._tensors)  # type: ignore[arg-type]
-        temporary = self.path.with_suffix(".tmp")
         try:
-            with temporary.open("wb") as file:
-                file.write(data.getvalue())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
+            atomic_write(self.path, data.getbuffer())
             self._unsaved = False
         except OSError as error:
             log.warning("The device's own tensors cannot be written to %s (%s).", self.path, error.strerror)
@@ -101,7 +96,7 @@ class Personal:
             with np.load(self.path, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
         except (OSError, ValueError, zipfile.BadZipFile) as error:
-            log.warning("The device's own tensors in %s cannot be read (%s); they begin anew.", self.path, error)
+            log.warning("The device's own tensors in %s cannot be read (%s); they start over.", self.path, error)
             return {}
 
     def _first(self) -> Mapping[str, np.ndarray]:

@@ -7,7 +7,6 @@ from. A new one takes the place of the old between two predictions. It is kept i
 import hashlib
 import logging
 import math
-import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from iot_client.personal import Missing
+from storage.files import atomic_write
 from wire import frames, lineage
 from wire.errors import WireError
 from wire.lineage import State
@@ -129,13 +129,8 @@ class Predicting:
         if self.path is None or self.model is None or not self._unsaved:
             return
         data = packed(self.model)
-        temporary = self.path.with_name(self.path.name + ".tmp")
         try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
+            atomic_write(self.path, data)
         except OSError as error:
             log.warning("The model cannot be kept in %s (%s).", self.path, error.strerror)
             return

@@ -7,7 +7,7 @@ nothing is lost for good: it is only late. The rules:
 - e changes when an update is stored, in the same transaction; a resend sends what is stored. Whether the aggregator
   accepts, refuses or loses the update makes no difference to e: of what was tried, nothing was measurably better.
 - |e| is at most twice the median |Δ| of late: where little gets through, it would grow old and large.
-- A codec whose errors are by chance, or are small, keeps none; what one left before is then said, and gone.
+- A codec whose errors are random, or small, keeps none; what another has left is sent, and gone.
 
 It is kept as bfloat16, half of what float32 would wear the flash: what that rounds off is a thousandth of it.
 """

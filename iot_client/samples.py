@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from storage.database import Database, DatabaseError, DiskFull
 from wire.moments import SENTINEL, Moments
 
 log = logging.getLogger("iot_client")
@@ -119,7 +120,7 @@ class Samples:
         self._due = clock() + every
         self._segments: list[tuple[int, int]] = []
         """Number and rows of each segment on disk, oldest first."""
-        self._db: sqlite3.Connection | None = None
+        self._db: Database | None = None
         if self.path is not None:
             self._open(self.path)
 
@@ -233,11 +234,11 @@ class Samples:
             old = self._outdated(len(new))
             marks = {**self.marks, " new": str(self.new)}
             try:
-                with self._db:
-                    number = self._db.execute("INSERT INTO segments (data) VALUES (?)", (new.tobytes(),)).lastrowid
-                    self._db.executemany("DELETE FROM segments WHERE number = ?", [(each,) for each in old])
-                    self._db.executemany("INSERT OR REPLACE INTO marks VALUES (?, ?)", list(marks.items()))
-            except sqlite3.Error as error:
+                with self._db.transaction() as db:
+                    number = db.execute("INSERT INTO segments (data) VALUES (?)", (new.tobytes(),)).lastrowid
+                    db.executemany("DELETE FROM segments WHERE number = ?", [(each,) for each in old])
+                    db.executemany("INSERT OR REPLACE INTO marks VALUES (?, ?)", list(marks.items()))
+            except (DiskFull, DatabaseError) as error:
                 log.warning("Samples cannot be written to %s (%s): they stay in memory.", self.path, error)
                 return
             assert number is not None
@@ -246,7 +247,7 @@ class Samples:
             self.written += 2 * (-(-new.nbytes // _PAGE) + 3) * _PAGE  # into the log, and from there into the file
 
     def _outdated(self, new: int) -> list[int]:
-        """Numbers of the segments that are over the bound once so many rows are added: the others fill the ring."""
+        """Numbers of the segments that are over the bound once `rows` are added: the others fill the ring."""
         left, old = new + sum(rows for _, rows in self._segments), []
         for number, rows in self._segments:
             left -= rows
@@ -264,14 +265,12 @@ class Samples:
                 self._db = None
 
     def _open(self, path: Path) -> None:
-        db: sqlite3.Connection | None = None
+        # The newest segments may be lost with the power: no promise rests on them. The log is kept short, for the card.
+        pragmas = ("wal_autocheckpoint=64", "journal_size_limit=0")
+        database = Database(path, synchronous="NORMAL", pragmas=pragmas, threads=True)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            db = sqlite3.connect(path, check_same_thread=False)
-            # The newest segments may be lost with the power: no promise rests on them. The file stays whole.
-            for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "wal_autocheckpoint=64", "journal_size_limit=0"):
-                db.execute(f"PRAGMA {pragma}")
-            db.executescript(_TABLES)
+            database.open(_TABLES)
+            db = database.connection
             self.marks = dict(db.execute("SELECT name, value FROM marks"))
             columns = repr((*self.features, self.label, self.kind))
             if self.marks.setdefault(" columns", columns) != columns:
@@ -280,12 +279,12 @@ class Samples:
                     f"{_columns(columns)}."
                 )
             self._load(db)
-            self._db, db = db, None
-        except (OSError, sqlite3.Error) as error:
+            self._db = database
+        except (sqlite3.Error, DiskFull, DatabaseError) as error:
             raise SamplesError(f"The samples {path} cannot be used ({error}): move the file away.") from error
         finally:
-            if db is not None:
-                db.close()
+            if self._db is None:
+                database.close()
 
     def _load(self, db: sqlite3.Connection) -> None:
         parts = []

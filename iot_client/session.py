@@ -27,6 +27,7 @@ from iot_client.events import (
     Greet,
     Hindered,
     Killed,
+    LinkMeasured,
     NothingToSend,
     Offer,
     ReadAnnouncement,
@@ -118,7 +119,7 @@ class Held:
     ever_sent: bool = True
     """Whether it may have left the device at any time."""
     parts: int = 1
-    """Of a large one: how it was cut when it was offered. It stays so, or the aggregator would begin it anew."""
+    """Of a large one: how it was cut when it was offered. It stays so, or the aggregator would start it over."""
 
 
 class DeviceSession:
@@ -162,7 +163,7 @@ class DeviceSession:
         self._aggregator: AggregatorStatus | None = None
         self._packet: int | None = None
         """Bytes of body that fit into one packet of this connection; None where there is no limit."""
-        self.narrow: int | None = None
+        self._link_chunk: int | None = None
         """Bytes of a chunk that the link bears, as far as is known; `iot_client.uplink`."""
         self._held_back = False
         """Whether the aggregator asked to wait: nothing is sent until the resend timer is due."""
@@ -221,7 +222,7 @@ class DeviceSession:
     def _chunk(self) -> int:
         """Bytes of body that are sent at once: what the aggregator asks for, or less where broker or link take less."""
         asked = CHUNK if self.announcement is None else self.announcement.chunk
-        return min(bound for bound in (asked, self._packet, self.narrow) if bound is not None)
+        return min(bound for bound in (asked, self._packet, self._link_chunk) if bound is not None)
 
     def _cut(self, held: Held) -> int:
         """Into how many parts an update goes: as it went before, as long as a part is not twice what is right now."""
@@ -268,6 +269,9 @@ class DeviceSession:
             case Killed():
                 self._work("nothing to send")
                 self._killed.start(now, self._jitter())
+                return []
+            case LinkMeasured(chunk):
+                self._link_chunk = chunk
                 return []
             case Hindered(why, muted, unready):
                 if unready != self.unready:
@@ -379,7 +383,7 @@ class DeviceSession:
         return self._greet(now)
 
     def _spread(self, size: int, messages: int, share: float = 1.0) -> float:
-        """Seconds over which devices are to begin what all of them do, each so many bytes in so many messages."""
+        """Seconds over which devices begin what all of them do, each with the given bytes and messages."""
         told = self.announcement
         return 0.0 if told is None else sharing.spread(told.byte_rate, told.devices * share, size, messages)
 
@@ -459,7 +463,7 @@ class DeviceSession:
         return update.model_copy(update={"outbox": self.outbox, "first": self.first})
 
     def _wait_to_send(self, now: float) -> bool:
-        """Whether what is held waits for a while by chance, where all devices may be about to send as much."""
+        """Whether what is held waits for a random time, because all devices may be about to send as much."""
         spread = self._spread(sum(held.update.size for held in self._held.values()), 2 * len(self._held))
         if spread:
             self._resend.due = now + self._jitter() * spread

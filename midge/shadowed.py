@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-PACKAGES = ("wire", "broker", "iot_client", "aggregator", "sensor_fleet")
+PACKAGES = ("wire", "storage", "broker", "iot_client", "aggregator", "sensor_fleet")
 
 
 def refuse_shadows() -> None:

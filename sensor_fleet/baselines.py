@@ -27,11 +27,11 @@ POOLED_STEPS: Final = (2_000, 20_000)
 ALONE_STEPS: Final = (500, 2_000)
 POOLED_ROWS: Final = 20_000
 DEVICES: Final = 20
-"""How many devices train alone; of a larger fleet, so many drawn by the seed."""
+"""How many devices train alone; a larger fleet has this many drawn by the seed."""
 TEST_ROWS: Final = 2_000
 """What the models of single devices are evaluated on at most, drawn by the seed."""
 _STRETCHES: Final = 25
-"""Into so many trainings the pooled one is cut, for a look at the clock between."""
+"""Number of trainings that the pooled one is cut into, to look at the clock in between."""
 
 Engine = Literal["numpy", "torch"]
 
@@ -141,7 +141,7 @@ class Baselines:
         return Rows(rows.x[chosen], rows.y[chosen])
 
     def _drawn(self, number: int) -> list[str]:
-        """All devices in an order drawn by the seed: whoever is left out is left out by chance."""
+        """All devices in an order drawn by the seed: which are left out is random."""
         names = list(self.data.devices)
         return [names[place] for place in np.random.default_rng(self.seed).permutation(number)]
 

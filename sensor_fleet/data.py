@@ -72,8 +72,8 @@ class FleetData:
 def load(source: str | Path, *, devices: int | None = None, seed: int = 0) -> FleetData:
     """Read an `.npz` file; or the bundled digits for "digits", or a week of simulated sensors by their name.
 
-    `devices` takes the first so many devices of the file, in the order of their units; where rows have no owner, they
-    are dealt to so many. `seed` is for the dealing, and for the test rows where the file does not name them.
+    `devices` takes that many devices of the file, in the order of their units; where rows have no owner, they
+    are dealt to that many. `seed` is for the dealing, and for the test rows where the file does not name them.
 
     Raises:
         ValueError: there is no such file, or it is not of that form. The message says what to change.
@@ -155,7 +155,7 @@ def _member(archive: Any, name: str) -> Array:
     except _UNREADABLE as error:
         if "allow_pickle" in str(error):
             raise ValueError(f"{name} holds Python objects; save it as numbers") from error
-        raise ValueError(f"{name} cannot be read: the file is damaged; write it anew") from error
+        raise ValueError(f"{name} cannot be read: the file is damaged; write it again") from error
     return array
 
 
@@ -232,7 +232,7 @@ def _targets(y: Array, class_names: Array | None) -> tuple[Array, tuple[str, ...
 
 
 def _test_rows(split: Array | None, rows: int, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
-    """Mask of the test rows: as the file says, or a fifth by chance."""
+    """Mask of the test rows: as the file says, or a random fifth."""
     if split is not None:
         if split.dtype.kind not in "iubf" or not np.isin(split, (0, 1)).all():
             raise ValueError("split holds something other than 0 (train) and 1 (test)")

@@ -187,7 +187,7 @@ class Demo:
         return True
 
     def kill_device(self, name: str | None = None) -> str | None:
-        """Kill a device, or one by chance, without a goodbye. Its name; None where there is none to kill."""
+        """Kill a device, or a random one, without a goodbye. Its name; None if there is none to kill."""
         killed = None if self.fleet is None else self.fleet.kill(name)
         if killed is not None:
             self._note("killed", killed)

@@ -69,7 +69,7 @@ class Fleet:
             participant.stop()
 
     def kill(self, name: str | None = None) -> str | None:
-        """Kill a device, or one that runs, by chance. Its name; None where there is none to kill."""
+        """Kill a device, or a random one of those that run. Its name; None if there is none to kill."""
         running = [name for name, one in self.participants.items() if one.state is Presence.ONLINE]
         name = name or (random.choice(running) if running else None)  # noqa: S311 - which one does not matter
         return name if name is not None and self.participants[name].kill() else None

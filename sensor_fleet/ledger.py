@@ -250,7 +250,7 @@ class LedgerFleet:
         self._stop.set()
 
     async def _live(self, number: int) -> None:
-        """Serve, and begin anew on the same outbox each time that it is killed."""
+        """Serve, and start over on the same outbox each time that it is killed."""
         while True:
             device = LedgerDevice(self._connect, self._books, number, self._directory, **self._manner)
             serving = self._serving[number] = asyncio.create_task(device.serve())

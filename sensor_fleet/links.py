@@ -160,7 +160,7 @@ class _Lane:
         self._free = -math.inf
 
     def enter(self, size: int) -> float:
-        """When so many bytes that enter now are at the other end."""
+        """When `size` bytes that enter now are at the other end."""
         self._free = max(asyncio.get_running_loop().time(), self._free) + size / self._bandwidth
         return self._free + self._latency
 

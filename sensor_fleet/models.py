@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Name = Literal["linear", "mlp", "cnn"]
 Engine = Literal["numpy", "torch"]
 SMALL_INPUTS: Final = 100
-"""Up to so many features two narrow layers do; beyond, one wide one."""
+"""Most features for which two narrow layers do; beyond, one wide layer."""
 BATCH: Final = 1024
 """Rows that are predicted at once."""
 

@@ -81,7 +81,7 @@ class Participant:
         self._begin()
 
     def _begin(self) -> None:
-        """A new device on the outbox of before."""
+        """A new device on the earlier outbox."""
         around, member = self._around, self._member
         self._link = DeviceLink(
             around.connector,

@@ -47,7 +47,7 @@ class Setting:
 
     data: str = "digits"
     devices: int | None = None
-    """Take so many devices of the data; None is all of them, or 20 where rows have no owner."""
+    """Number of devices of the data; None is all of them, or 20 if rows have no owner."""
     seed: int = 0
     model: Name | None = None
     app: str | None = None

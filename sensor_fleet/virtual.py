@@ -78,7 +78,7 @@ class VirtualFleet:
         return profile, data, model, self._strategy(profile)
 
     def _data(self) -> FleetData:
-        """The data: sensors that stream, or a set that stands still, dealt to so many devices."""
+        """The data: sensors that stream, or a fixed set, dealt to the devices."""
         setting, own = self.setting, {} if self.fresh is None else {"fresh": self.fresh}
         if (sensors := KINDS.get(setting.data)) is not None:
             drift = None if self.drift is None else Drift(self.drift * DAY)

@@ -18,7 +18,7 @@ def count(size: int, chunk: int) -> int:
 
 
 def part_size(size: int, parts: int) -> int:
-    """Bytes of each chunk but the last of a body that is cut into so many."""
+    """Bytes of each chunk but the last of a body that is cut into `parts`."""
     return max(1, -(-size // parts))
 
 
@@ -32,7 +32,7 @@ def fitting(wanted: int, largest: int | None) -> int:
     """Bytes of a chunk's body for a broker that names the largest body that it takes, or None.
 
     A service may close at less than it names: AWS IoT Core names packets of 149,504 bytes and closes the connection at
-    131,073, again and again where the message is sent anew (aws/aws-iot-device-sdk-js-v2#535). So one that names less
+    131,073, again and again where the message is sent again (aws/aws-iot-device-sdk-js-v2#535). So one that names less
     than 256 KiB gets at most `CLOUD`.
     """
     if largest is None:
@@ -90,7 +90,7 @@ class Assembly:
         return part in self._missing
 
     def missing(self, most: int | None = None) -> tuple[int, ...]:
-        """The lowest chunks that have not come, at most so many."""
+        """The lowest chunks that have not come, at most `most`."""
         return tuple(sorted(self._missing) if most is None else nsmallest(most, self._missing))
 
     def add(self, part: int, data: Buffer) -> bool:

@@ -46,9 +46,9 @@ __all__ = [
 HEADROOM = 30
 """Bits of a grid integer; where a value outgrows them, the grid becomes coarser."""
 _SMALL = 1024
-"""Models of at most so many values begin exactly."""
+"""Values up to which a model begins exactly."""
 _PLAIN = 2
-"""A snapshot has at least a byte for so many values: what a reader makes room for follows from what has come."""
+"""Values for which a snapshot has at least a byte: what a reader makes room for follows from what has come."""
 LARGEST = 2**31 - 1
 """Of a grid integer; −2³¹ is none, so that each step can be taken back."""
 
@@ -95,8 +95,8 @@ class State:
 def on_grid(x: Vector, schema: Schema, frozen: bytes, *, bits: int = HEADROOM) -> State:
     """Put an exact model on a grid that leaves its largest value, or 1 where all are less, room to grow by five bits.
 
-    With fewer `bits`, each trained tensor is rounded to so many of its largest value: a state of few bytes, near x,
-    from which steps lead on. Models of up to a thousand values are not.
+    With fewer `bits`, each trained tensor is rounded to that many bits of its largest value: a small state from
+    which steps lead on. Models of up to a thousand values are not.
 
     Raises:
         ValueError: a value is not finite, or is beyond 2^85.

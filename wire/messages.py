@@ -134,7 +134,7 @@ class Fetch(Message):
 
 
 class Statistics(Message):
-    """Federated statistics of a device's data: named moments, each so many channels. The body holds them in turn."""
+    """Federated statistics of a device's data: named moments with their numbers of channels; the body holds them."""
 
     kind: Literal["statistics"] = "statistics"
     lineage: Id

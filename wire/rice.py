@@ -59,7 +59,7 @@ def read(reader: "Reader", length: object, parameters: Parameters) -> Numbers:
     """The inverse of `encode`, for as many numbers as there are parameters; `length` is that of the unary parts.
 
     Raises:
-        WireError: there are not so many, one is beyond 32 bits, or `length` is no length.
+        WireError: there are fewer, one is beyond 32 bits, or `length` is no length.
     """
     if type(length) is not int or length < 0:
         raise WireError("the length of a stream is missing")
@@ -95,7 +95,7 @@ def _add_remainders(numbers: Numbers, parameters: Parameters, data: memoryview) 
 
 
 def _portions(parameters: Parameters) -> Iterator[tuple[slice, Numbers]]:
-    """The widths of the remainders, so many at a time that what is made of their bits stays small."""
+    """The widths of the remainders, in portions whose unpacked bits stay small."""
     for start in range(0, parameters.size, _AT_ONCE):
         some = slice(start, start + _AT_ONCE)
         yield some, parameters[some].astype(np.int64)

@@ -2,11 +2,11 @@
 
 The announcement tells a rate for the whole federation, both ways, and about how many devices share it. What many
 devices would do at once, such as fetch a release or greet an aggregator that is back, each of them begins at a time
-by chance within as many seconds as all of it takes at that rate. What is small waits for nothing.
+at a random time within as many seconds as all of it takes at that rate. What is small waits for nothing.
 
 A broker with one thread takes about 1.4 ms of processor time for a megabyte and 0.01 ms for a small message
-(Mosquitto 2.0.11, measured), whatever the message holds. So a message counts as so many bytes more, and the default
-rate keeps such a broker busy for about a hundredth of the time: then the 99th percentile of others' delays stays.
+(Mosquitto 2.0.11, measured), whatever the message holds. So a message counts as some more bytes. The default rate
+keeps such a broker busy for about a hundredth of the time: then the 99th percentile of others' delays stays.
 """
 
 MESSAGE = 8192
@@ -20,18 +20,18 @@ AT_A_TIME = 4
 
 
 def cost(size: int, messages: int) -> int:
-    """Bytes that count for so many messages with so many bytes in all."""
+    """Bytes that `messages` with `size` bytes in all count as."""
     return size + MESSAGE * messages
 
 
 def spread(rate: float, devices: float, size: int, messages: int) -> float:
-    """Seconds over which devices begin what each of them does, at times by chance; 0 where it is small.
+    """Seconds over which devices begin what each of them does, at random times; 0 if it is small.
 
     Args:
         rate: bytes a second for all of them; 0 sets no limit.
         devices: how many do it; 0 where that is not known.
         size: bytes that each of them moves.
-        messages: in so many messages.
+        messages: number of messages that this takes.
     """
     if rate <= 0:
         return 0.0

@@ -57,7 +57,7 @@ def encode_integers(values: Integers) -> bytes:
 
 
 def decode_integers(body: memoryview, size: int) -> Integers:
-    """Read so many integers, which must fill the body.
+    """Read a number of integers, which must fill the body.
 
     Raises:
         WireError: they do not, or are not within 32 bits.
@@ -115,7 +115,7 @@ def _decode_block(reader: rice.Reader, block: Integers) -> None:
 
 
 def _places(zeros: Numbers, section: Numbers, counts: Numbers, size: int) -> Numbers:
-    """Where the values lie that have so many zeros before them, each within its section."""
+    """Where the values lie that have these numbers of zeros before them, each within its section."""
     ends = np.cumsum(zeros + 1)
     before = np.concatenate([[0], ends])[np.cumsum(counts) - counts]  # what the sections before a section add up to
     local = ends - before[section] - 1

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from midge.commands.apps import load_app
-from midge.commands.parts import Problem, Subparsers, mendable, server_side
+from midge.commands.parts import Problem, Subparsers, server_side, user_errors
 from midge.commands.places import add_place, move
 from midge.commands.telling import printer
 from midge.running import run_until_interrupted
@@ -51,10 +51,10 @@ def run(args: argparse.Namespace) -> int:
     bundle = move(app, args, "direct")
     key = args.release_key or (None if bundle is None else bundle.release_private_key)
     if key or args.raise_epoch:
-        with mendable():
+        with user_errors():
             app.sign(key, raise_epoch=args.raise_epoch)
     if args.features is not None:
-        with mendable():
+        with user_errors():
             app.name_inputs([name.strip() for name in args.features.split(",") if name.strip()])
     app.replace = app.replace or args.replace
     app.listen(printer(as_json=args.json))

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from midge.commands.parts import Problem, Subparsers, add_tls, mendable, read_config, read_endpoint
+from midge.commands.parts import Problem, Subparsers, add_tls, read_config, read_endpoint, user_errors
 from wire.topics import DEFAULT_ROOT, Topics, check_name
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _of_options(args: argparse.Namespace) -> "tuple[Endpoint, Topics, Role | Non
     if (args.device or args.aggregator) and args.federation is None:
         raise Problem("Rights are those on a federation's topics: name it with --federation.")
     role = None
-    with mendable():
+    with user_errors():
         topics = Topics(args.federation or _NOBODYS, args.root)
         if args.aggregator:
             role = Role()

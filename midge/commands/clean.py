@@ -11,7 +11,7 @@ def register(subparsers: Subparsers) -> None:
         "clean",
         help="remove a federation's retained messages from a broker",
         description="Remove every retained message of a federation. Stores and outboxes are not touched: an aggregator "
-        "that starts again publishes anew.",
+        "that starts again publishes again.",
     )
     add_federation(parser)
     parser.add_argument("--force", action="store_true", help="even while its aggregator is running")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from midge.commands.parts import Problem, Subparsers, mendable
+from midge.commands.parts import Problem, Subparsers, user_errors
 
 
 def register(subparsers: Subparsers) -> None:
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise Problem(f'The comparison needs {error.name}: pip install "midge[demo]"') from error
     path = Path(args.output)
-    with mendable():
+    with user_errors():
         page = comparison([read(Path(directory)) for directory in args.run_directories])
     try:
         path.write_text(page, encoding="utf-8")

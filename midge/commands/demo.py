@@ -10,7 +10,7 @@ from typing import Any
 
 from midge.commands.moments import Happenings, Moment
 from midge.commands.numbers import refuse_impossible
-from midge.commands.parts import Problem, Subparsers, add_tls, mendable
+from midge.commands.parts import Problem, Subparsers, add_tls, user_errors
 from midge.commands.runs import new_run
 from midge.commands.surroundings import add_world, read_world
 from midge.commands.watching import Showing, every_second, live, print_ending, print_json, print_words, watch
@@ -39,7 +39,7 @@ def register(subparsers: Subparsers) -> None:
         help="arrays x, y, and unit and split where known; or a week of simulated sensors: vibration, energy",
     )
     data.add_argument(
-        "--devices", type=int, metavar="N", help="so many devices (default: all of the data; 20 for digits)"
+        "--devices", type=int, metavar="N", help="number of devices (default: all of the data; 20 for digits)"
     )
     data.add_argument("--model", choices=["linear", "mlp", "cnn"], help="default: by the data's shape")
     data.add_argument("--app", metavar="MODULE:ATTRIBUTE", help="a model of your own: called with the data")
@@ -105,7 +105,7 @@ def _run(args: argparse.Namespace, outcome: dict[str, Any]) -> int:
     except ModuleNotFoundError as error:
         raise Problem(f'The demo needs {error.name}: pip install "midge[demo]"') from error
     refuse_impossible(args)
-    with mendable():
+    with user_errors():
         Topics(args.federation, args.root)
         given = {name: getattr(args, name) for name in Setting.__dataclass_fields__ if hasattr(args, name)}
         setting = Setting(**given, world=read_world(args))

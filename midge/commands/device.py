@@ -8,7 +8,7 @@ from iot_client.device import Device
 from midge.commands.apps import load_app
 from midge.commands.gateway import add_gateway, gateway
 from midge.commands.guest import add_guest, make_guest
-from midge.commands.parts import Problem, Subparsers, mendable
+from midge.commands.parts import Problem, Subparsers, user_errors
 from midge.commands.places import add_place, move
 from midge.commands.telling import printer
 from midge.running import run_until_interrupted
@@ -74,7 +74,7 @@ def take_part(args: argparse.Namespace, app: Device) -> int:
     bundle = move(app, args, "paho")
     name = args.name or (bundle and bundle.name)
     if name and (name != app.name or (args.name and args.app)):
-        with mendable():
+        with user_errors():
             app.rename(check_name(name, "device name"))
     _trust(app, args, bundle)
     make_guest(app, args)
@@ -95,7 +95,7 @@ def _trust(app: Device, args: argparse.Namespace, bundle: Bundle | None) -> None
     signing = args.signing_key or own
     if release or signing:
         try:
-            with mendable():
+            with user_errors():
                 app.trust(release, signing)
         except ModuleNotFoundError as error:
             raise Problem(str(error)) from error

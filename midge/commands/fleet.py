@@ -6,7 +6,7 @@ from pathlib import Path
 
 from broker import connector
 from midge.commands import live_fleet, virtual
-from midge.commands.parts import Problem, Subparsers, add_tls, mendable, read_endpoint, server_side
+from midge.commands.parts import Problem, Subparsers, add_tls, read_endpoint, server_side, user_errors
 from midge.running import run_until_interrupted
 
 _USUAL = {"virtual": (1000, 7.0, "fleet"), "live": (200, 1.0, "fleet"), "ledger": (20, 7.0, "ledger")}
@@ -52,7 +52,7 @@ def register(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--skip", type=int, default=0, metavar="N", help="leave out the first N places of each device")
     parser.add_argument(
-        "--kill-rate", type=float, default=0.0, metavar="R", help="kill and revive R devices a second, by chance"
+        "--kill-rate", type=float, default=0.0, metavar="R", help="kill and revive R devices a second, at random"
     )
     parser.add_argument("--directory", default="ledger", metavar="DIR", help="of outboxes and receipts: ledger")
     parser.add_argument("--audit", metavar="MODEL", help="run nothing: compare receipts with this safetensors file")
@@ -79,13 +79,13 @@ def run(args: argparse.Namespace) -> int:
         from sensor_fleet.ledger import Books, LedgerFleet, audit  # noqa: PLC0415 - an extra
     directory = Path(args.directory)
     if args.audit:
-        with mendable():
+        with user_errors():
             found = audit(Path(args.audit), directory)
         print(f"{found.accepted} accepted, {found.lost} lost, {found.doubled} doubled")
         return 1 if found.lost or found.doubled else 0
     if args.devices < 1 or args.updates < 1 or min(args.skip, args.pace, args.kill_rate, args.patience) < 0:
         raise Problem("--devices and --updates must be at least 1, --skip, --pace, --patience, --kill-rate at least 0.")
-    with mendable():
+    with user_errors():
         books = Books(devices=args.devices, updates=args.updates, federation=args.federation)
         numbers = _numbers(args.only, args.devices)
         endpoint = read_endpoint(args, args.broker)

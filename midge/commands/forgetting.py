@@ -5,7 +5,7 @@ import getpass
 import time
 from pathlib import Path
 
-from midge.commands.parts import Problem, Subparsers, mendable, server_side
+from midge.commands.parts import Problem, Subparsers, server_side, user_errors
 
 
 def register(subparsers: Subparsers) -> None:
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     directory = Path(args.store)
     if not (directory / "store.db").is_file():
         raise Problem(f"{directory} is no store of an aggregator: there is no store.db in it.")
-    with mendable():
+    with user_errors():
         path = forgetting.ask(directory, args.name)
     try:
         with Store(directory) as store:

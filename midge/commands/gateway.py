@@ -14,7 +14,7 @@ from iot_client.device import Device
 from iot_client.sample_trainer import SampleTrainer
 from iot_client.samples import Samples, SamplesError, Source
 from iot_client.sensor_topic import SensorTopic
-from midge.commands.parts import Parser, Problem, mendable, read_config
+from midge.commands.parts import Parser, Problem, read_config, user_errors
 from midge.running import endpoint_of
 from wire.topics import DEFAULT_ROOT, check_name
 
@@ -60,7 +60,7 @@ def gateway(args: argparse.Namespace) -> Device:
     if args.model == "softmax" and not classes:
         raise Problem("A softmax model predicts classes: name them with --classes, in the order of the model.")
     outbox = Path(args.outbox or f"{name}.outbox").expanduser()
-    with mendable():
+    with user_errors():
         try:
             samples = Samples(
                 outbox.with_name(f"{outbox.name}.samples"),
@@ -127,7 +127,7 @@ def _who(args: argparse.Namespace) -> tuple[str, str]:
     if federation is None:
         raise Problem("Say which federation: --federation NAME, or --config with a bundle.")
     host = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname()) or "device"
-    with mendable():
+    with user_errors():
         return check_name(args.name or (bundle.name if bundle is not None else host), "device name"), federation
 
 
@@ -141,7 +141,7 @@ def _columns(args: argparse.Namespace) -> Sequence[str]:
         raise Problem(
             "Say with --features which fields it is predicted from, in the order of the model: --features a,b."
         )
-    with mendable():
+    with user_errors():
         columns = header(Path(args.csv).expanduser())
     if args.label not in columns:
         raise Problem(f"{args.csv} has no column {args.label!r}; its first line names {', '.join(columns)}.")

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from midge.commands.apps import load_app
-from midge.commands.parts import Parser, Problem, mendable
+from midge.commands.parts import Parser, Problem, user_errors
 
 if TYPE_CHECKING:
     from iot_client.device import Device
@@ -74,7 +74,7 @@ def conditions_of(args: argparse.Namespace) -> "tuple[list[Condition], list[Cond
     from iot_client import conditions  # noqa: PLC0415 - for those who want one
 
     found: list[Condition] = []
-    with mendable():
+    with user_errors():
         if args.on_mains:
             found.append(conditions.on_mains())
         if args.battery_above is not None:
@@ -124,7 +124,7 @@ def _duty(args: argparse.Namespace) -> Any:
         if args.awake is not None or args.once:
             raise Problem("--awake and --once go with --wake-every: say how long it sleeps, such as 6h.")
         return None
-    with mendable():
+    with user_errors():
         return Duty(args.wake_every, awake=args.awake or min(300.0, args.wake_every / 2), once=args.once)
 
 

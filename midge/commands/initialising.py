@@ -7,7 +7,7 @@ import re
 import time
 from pathlib import Path
 
-from midge.commands.parts import Problem, Subparsers, mendable
+from midge.commands.parts import Problem, Subparsers, user_errors
 from wire.topics import DEFAULT_ROOT, check_name
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
@@ -23,7 +23,7 @@ def register(actions: Subparsers) -> None:
         "configuration and rights, the aggregator's bundle and one for each device. Its README.md says what is next.",
     )
     parser.add_argument("--name", required=True, help="the federation's name")
-    parser.add_argument("--devices", type=int, default=0, metavar="N", help="so many devices, dev0001 and on")
+    parser.add_argument("--devices", type=int, default=0, metavar="N", help="number of devices, dev0001 and on")
     parser.add_argument("--device", action="append", default=[], metavar="NAME", help="a device of this name; repeated")
     parser.add_argument("--out", required=True, metavar="DIR", help="a new directory")
     parser.add_argument(
@@ -64,13 +64,13 @@ def run(args: argparse.Namespace) -> int:
         raise Problem("--cafile goes with --join: otherwise the fleet gets an authority of its own.")
     directory = Path(args.out).expanduser()
     names = [*device_names(args.devices), *args.device]
-    with mendable():
+    with user_errors():
         for name in names:
             check_name(name, "device name")
     if (double := {name for name in names if names.count(name) > 1 or name in RESERVED}) != set():
         raise Problem(f"The device name {min(double)!r} is taken: choose another.")
     hosts, broker = _broker(args)
-    with mendable():
+    with user_errors():
         fleet = Fleet(
             name=check_name(args.name, "federation"),
             root=args.root,
@@ -99,7 +99,7 @@ def _broker(args: argparse.Namespace) -> tuple[list[str], str]:
     if args.join:
         if args.host:
             raise Problem("--host and --join do not go together: the address of --join says where the broker is.")
-        with mendable():
+        with user_errors():
             endpoint = Endpoint.parse(args.join)
         if endpoint.tls is None:
             raise Problem("A fleet joins a broker over TLS: write mqtts:// or wss://.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from midge.commands import virtual
-from midge.commands.parts import Problem, mendable, read_endpoint
+from midge.commands.parts import Problem, read_endpoint, user_errors
 from midge.commands.runs import new_run
 from midge.running import run_until_interrupted
 
@@ -28,7 +28,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--speed-up",
         type=float,
         metavar="X",
-        help="seconds of the profile in one of ours: links, outages, trainings and pauses are so many times as fast "
+        help="seconds of the profile in one of ours: links, outages, trainings and pauses are that much faster "
         "(default: 600, a day in 2.4 minutes); with --virtual, simulate the fleet as a live one runs (default: 1)",
     )
     group.add_argument("--serve", action="store_true", help="start the aggregator too where --broker is given")
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise Problem(f'A live fleet needs {error.name}: pip install "midge[demo]"') from error
     fleet = virtual.fleet_of(args)
-    with mendable():
+    with user_errors():
         live = Live(fleet, speed_up=600.0 if args.speed_up is None else args.speed_up, federation=args.federation)
         live.loaded()  # whether it can be run at all, before anything is written
     broker = None if args.broker is None else _address(args)
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if not aggregates:
         say(f"The aggregator, in another terminal: {_line(live, args)}")
     title = f"{args.profile}, {args.devices:,} devices, live"
-    with virtual.Shown(args, title) as shown, mendable():
+    with virtual.Shown(args, title) as shown, user_errors():
         running = LiveRun(live, directory, broker=broker, aggregates=aggregates, watch=shown.tell, say=say)
         try:
             interrupted = run_until_interrupted(running)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from midge.commands.parts import Problem, Subparsers, mendable
+from midge.commands.parts import Problem, Subparsers, user_errors
 
 if TYPE_CHECKING:
     from broker.membership import Told
@@ -30,7 +30,7 @@ def register(subparsers: Subparsers) -> None:
     listing.add_argument("directory", nargs="?", metavar="FLEET", help="as --fleet")
     _add_fleet(listing)
     listing.add_argument("--json", action="store_true", help="as one JSON object")
-    listing.add_argument("--renew", action="store_true", help="write the revocation list and the ACL anew first")
+    listing.add_argument("--renew", action="store_true", help="rewrite the revocation list and the ACL first")
     listing.set_defaults(run=show)
 
 
@@ -122,7 +122,7 @@ def _do(what: Callable[[], T]) -> T:
     from broker.register import FleetError  # noqa: PLC0415
 
     try:
-        with mendable():
+        with user_errors():
             return what()
     except (FleetError, SecurityMissing, AuthorityError) as error:
         raise Problem(str(error)) from error

@@ -21,14 +21,14 @@ _RARE = {"killed", "restarted", "start", "freeze", "joined", "left", "vanished"}
 LINGER: Final = 12.0
 """Seconds that a rare event stays in sight while others pass by."""
 _DEVICES = {"renewed", "refused", "unfit", "fetch_failed", "joined", "left", "vanished"}
-"""What devices say that is of note; the rest the aggregator tells."""
+"""Events of devices that are shown; the rest the aggregator tells."""
 _QUIET = {"release", "evaluation", "connected", "training", "trained", "receipt"}
 """What the figures show already."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One event of note."""
+    """One event that is shown."""
 
     at: float
     """Seconds since 1970."""
@@ -38,7 +38,7 @@ class Line:
 
 
 class Happenings:
-    """The last events of note; of routine only a sample."""
+    """The last events that are shown; of routine ones only a sample."""
 
     def __init__(self) -> None:
         self.lines: deque[Line] = deque(maxlen=LINES)

@@ -23,7 +23,7 @@ class Problem(Exception):
 
 
 @contextmanager
-def mendable() -> Iterator[None]:
+def user_errors() -> Iterator[None]:
     """A ValueError in here is about what the person gave."""
     try:
         yield
@@ -85,7 +85,7 @@ def read_config(config: str, broker: str | None = None) -> Bundle:
 
 def read_endpoint(args: argparse.Namespace, url: str) -> Endpoint:
     """The address that the options describe."""
-    with mendable():
+    with user_errors():
         named = endpoint_of(url, user=args.user, cafile=args.cafile, certfile=args.certfile, keyfile=args.keyfile)
         if named.user is None or named.password is not None:
             return named
@@ -106,5 +106,5 @@ def read_federation(args: argparse.Namespace) -> tuple[Connector, Topics]:
         return connector(bundle.endpoint), bundle.topics
     if args.url is None or args.federation is None:
         raise Problem("Say where and what: the broker's address and --federation NAME, or --config with a bundle.")
-    with mendable():
+    with user_errors():
         return connector(read_endpoint(args, args.url)), Topics(args.federation, args.root)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from midge.commands.parts import Problem, Subparsers, mendable
+from midge.commands.parts import Problem, Subparsers, user_errors
 
 RUNS = Path("runs")
 
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise Problem(f'The report needs {error.name}: pip install "midge[demo]"') from error
     directory = Path(args.run_directory) if args.run_directory else newest()
-    with mendable():
+    with user_errors():
         try:
             path = write_report(directory, Path(args.output) if args.output else None)
         except OSError as error:

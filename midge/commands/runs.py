@@ -3,13 +3,13 @@
 import time
 from pathlib import Path
 
-from midge.commands.parts import Problem, mendable
+from midge.commands.parts import Problem, user_errors
 from wire.topics import check_name
 
 
 def new_run(name: str | None) -> Path:
     """A new folder below runs/, of this name or of the time."""
-    with mendable():
+    with user_errors():
         name = check_name(name or time.strftime("%Y%m%d-%H%M%S"), "run")
     for number in range(100):
         directory = Path("runs") / (name if number == 0 else f"{name}-{number}")

@@ -4,7 +4,8 @@ import argparse
 import time
 from pathlib import Path
 
-from midge.commands.parts import Problem, Subparsers, mendable, server_side
+from midge.commands.parts import Problem, Subparsers, server_side, user_errors
+from storage.files import atomic_write
 
 _DAY = 86_400.0
 
@@ -38,7 +39,7 @@ def new(args: argparse.Namespace) -> int:
     try:
         write_secret(path, key.pem())
         public = path.with_name(path.name + ".pub")
-        public.write_bytes(key.public_pem())
+        atomic_write(public, key.public_pem())
     except OSError as error:
         raise Problem(f"{path} cannot be written ({error.strerror}): name a place that can.") from error
     print(f'{path} signs: midge.Aggregator(…, release_key="{path}"). Devices pin {public}.')
@@ -49,9 +50,9 @@ def succeed(args: argparse.Namespace) -> int:
     with server_side():
         from aggregator import issuing  # noqa: PLC0415 - an extra
     path = Path(args.file)
-    with mendable():
+    with user_errors():
         keys = issuing.succeed(path, args.federation, time.time() + _DAY * args.days)
-    path.with_name(path.name + ".pub").write_bytes(keys.keys[-1][1].public_pem())
+        atomic_write(path.with_name(path.name + ".pub"), keys.keys[-1][1].public_pem())
     print(
         f"{path} is the successor, number {len(keys.chain)}. Devices that pin an earlier key follow; new ones pin this."
     )

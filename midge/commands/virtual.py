@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from midge.commands.parts import Problem, mendable
+from midge.commands.parts import Problem, user_errors
 from midge.commands.runs import new_run
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def register(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Simulate, and tell what came of it."""
     fleet = fleet_of(args)
-    with mendable():
+    with user_errors():
         fleet.loaded()  # whether it can be simulated at all, before anything is written
     return _plan(fleet, args) if args.plan else _simulate(fleet, args)
 
@@ -106,7 +106,7 @@ def _simulate(fleet: "VirtualFleet", args: argparse.Namespace) -> int:
     from sensor_fleet.report.conclusion import write_report  # noqa: PLC0415
 
     directory = new_run(args.name)
-    with Shown(args, f"{args.profile}, {args.devices:,} devices") as shown, mendable():
+    with Shown(args, f"{args.profile}, {args.devices:,} devices") as shown, user_errors():
         found = fleet.run(shown.tell)
     outcome = found.write(directory)
     show_outcome(args, outcome, found.metric, write_report(directory))
@@ -116,7 +116,7 @@ def _simulate(fleet: "VirtualFleet", args: argparse.Namespace) -> int:
 def _plan(fleet: "VirtualFleet", args: argparse.Namespace) -> int:
     from sensor_fleet.planning import plan  # noqa: PLC0415
 
-    with Shown(args, f"{args.profile}, {args.devices:,} devices", runs=args.seeds) as shown, mendable():
+    with Shown(args, f"{args.profile}, {args.devices:,} devices", runs=args.seeds) as shown, user_errors():
         found = plan(fleet, args.seeds, shown.tell_of)
     if args.json:
         print(json.dumps(found.packed()), flush=True)

@@ -18,7 +18,7 @@ from typing import Literal
 
 from broker.connection import BrokerUnreachable
 from broker.local import LocalBroker, local_broker
-from sensor_fleet.chaos.processes import MENDABLE, MIDGE, Actor, aggregator, fleet
+from sensor_fleet.chaos.processes import MIDGE, USER_ERROR, Actor, aggregator, fleet
 from sensor_fleet.chaos.proxy import Proxy, Weather
 from sensor_fleet.ledger import Audit, Books, audit
 
@@ -174,7 +174,7 @@ class Chaos:
             code = await actor.ended()
             if code == 0:
                 return
-            if code not in (-signal.SIGKILL, MENDABLE):
+            if code not in (-signal.SIGKILL, USER_ERROR):
                 self.outcome.crashes.append(f"{actor.name} ended with {code}: {actor.tail()}")
             await asyncio.sleep(0.3 * self._random.random())
 

@@ -10,13 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from broker.child import dying_with_parent
-from broker.failpoints import VARIABLE as CRASH_AT
 from sensor_fleet.ledger import VARIABLE as BOOKS
 from sensor_fleet.ledger import Books
+from storage.failpoints import VARIABLE as CRASH_AT
 
 MIDGE = (sys.executable, "-P", "-m", "midge")
 """The `midge` command; -P, because a file of the user's in this directory must not hide ours."""
-MENDABLE = 2
+USER_ERROR = 2
 """The exit code of what a person can mend, such as a broker that is not there."""
 
 

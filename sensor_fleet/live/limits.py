@@ -30,7 +30,7 @@ class Limits:
 
 
 def problems(limits: Limits, devices: int, values: int, *, embedded: bool = False, near: bool = True) -> list[str]:
-    """What keeps so many devices with a model of so many values from living here, in sentences that say what to do.
+    """What keeps a fleet of this size with a model of this size from running here, in sentences that say what to do.
 
     Args:
         limits: what there is.

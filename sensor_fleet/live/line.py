@@ -24,7 +24,7 @@ class Lane:
         """Bytes that have entered."""
 
     def enter(self, size: int, now: float) -> float:
-        """When so many bytes that enter now are at the other end: later than all before them."""
+        """When bytes that enter now are at the other end: later than all before them."""
         self.moved += size
         self.free = max(now, self.free) + size / self._bandwidth
         self._there = max(self.free + self._latency, math.nextafter(self._there, math.inf))

@@ -51,7 +51,7 @@ class Air:
     speed_up: float
     seed: int
     tell: Callable[["Member", dict[str, Any]], None]
-    """Told of each thing of note."""
+    """Called with each event."""
     rows_of: Callable[[int], Rows] = field(init=False)
     """The rows of a device, by its number."""
     versions: Versions = field(default_factory=Versions)
@@ -76,7 +76,7 @@ class Air:
         return self.data.fresh if isinstance(self.data, Stream) else 0
 
     def rows(self, number: int, seen: int) -> Rows:
-        """What a device trains on; of a sensor that streams after so many slots."""
+        """What a device trains on; of a sensor that streams, after a number of slots."""
         return self.data.flow.rows(number, seen) if isinstance(self.data, Stream) else self.rows_of(number)
 
     def profile_time(self) -> float:

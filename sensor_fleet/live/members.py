@@ -47,7 +47,7 @@ class Members:
         self.repeated = 0
         """Accepted ones whose first receipt was lost: a repeat says neither weight nor staleness."""
         self.events = 0
-        """Things of note that devices told."""
+        """Events of devices."""
         self._met = 0
         self._expected = [member for member in self.members.values() if member.there_at_first]
         self._gathered, self._over = asyncio.Event(), asyncio.Event()

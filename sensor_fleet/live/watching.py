@@ -11,7 +11,7 @@ from wire.messages import Announcement
 from wire.topics import Topics
 
 _AGAIN = 1.0
-"""Seconds before a connection that was lost is made anew."""
+"""Seconds before a connection that was lost is made again."""
 
 
 class Watching:

@@ -1,7 +1,7 @@
-"""A fleet in scaled time: the same devices, links, outages and pauses, so many times as fast.
+"""A fleet in scaled time: the same devices, links, outages and pauses, faster by a factor.
 
 What a profile says of seconds is divided, what it says of rates multiplied. What Midge itself waits for stays: how long
-a session has patience, how soon a device connects again, how often it reads an announcement anew. So a hastened fleet
+a session has patience, how soon a device connects again, how often it reads an announcement again. So a hastened fleet
 is one of its own, and a virtual run of it has to be asked for as such to be compared with a live one.
 """
 
@@ -17,7 +17,7 @@ FASTEST_RATE: Final = 64e6
 
 
 class Hastened:
-    """A world, so many times as fast."""
+    """A world in scaled time."""
 
     def __init__(self, world: Surroundings, factor: float) -> None:
         self._world, self._factor = world, factor

@@ -74,7 +74,7 @@ class Mains(_Part):
 
 
 class OnOff(_Part):
-    """Comes and goes by chance: both times are exponential."""
+    """Comes and goes at random: both times are exponential."""
 
     kind: Literal["on-off"]
     on: Annotated[Seconds, Field(gt=0)]
@@ -86,9 +86,9 @@ class Trace(_Part):
 
     kind: Literal["trace"]
     file: str
-    """Beside the profile, or an absolute path. Devices of the file are given out by chance, again and again."""
+    """Beside the profile, or an absolute path. Devices of the file are drawn at random, with repetition."""
     repeat: Seconds = 0.0
-    """After so long the file begins anew; 0: it does not, and whoever is past its last line stays away."""
+    """After so long the file starts over; 0: it does not, and whoever is past its last line stays away."""
 
 
 Availability = Annotated[Always | Diurnal | Mains | OnOff | Trace, Field(discriminator="kind")]

@@ -37,11 +37,11 @@ class Bill:
         return self.total / self.updates if self.updates else None
 
     def monthly(self, value: float) -> float | None:
-        """What took so many bytes in the run takes so many in a month at the same pace."""
+        """Bytes of a month at the pace of the run."""
         return value / self.seconds * MONTH if self.seconds else None
 
     def at(self, updates: float, value: float) -> float | None:
-        """The same at so many updates in a month."""
+        """The same at a number of updates in a month."""
         return value / self.updates * updates if self.updates else None
 
     def verdict(self) -> list[str]:

@@ -12,7 +12,7 @@ Markup = NewType("Markup", str)
 FULL: Final = (900.0, 340.0)
 HALF: Final = (440.0, 284.0)
 NARROW: Final = (336.0, 264.0)
-"""For a telephone: drawn anew at its width, for letters that are scaled down cannot be read."""
+"""For a telephone: drawn again at its width, for letters that are scaled down cannot be read."""
 
 
 def page(title: str, body: Iterable[Markup]) -> str:

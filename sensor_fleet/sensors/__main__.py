@@ -18,7 +18,7 @@ HOUR = 3600.0
 
 
 def write(stream: Stream, seconds: float, path: Path) -> tuple[int, int]:
-    """Write all rows that come within so many seconds, and the test; how many rows of training and of test."""
+    """Write all rows that come within `seconds`, and the test; how many rows of training and of test."""
     parts: list[Rows] = []
     units: list[np.ndarray[tuple[int, ...], np.dtype[np.int64]]] = []
     for number in range(len(stream.devices)):

@@ -55,7 +55,7 @@ def draw(*words: Any) -> float:
 
 
 def smooth(of: int, times: npt.ArrayLike, period: float) -> Floats:
-    """A standard normal number that wanders: drawn anew about every period, and smooth between."""
+    """A standard normal number that wanders: drawn again about every period, and smooth between."""
     at = np.asarray(times, np.float64) / period
     before = np.floor(at)
     share = at - before

@@ -73,7 +73,7 @@ class Flow:
         return min(self.window, int(np.count_nonzero(self.present(device, first, slots)))) if first < slots else 0
 
     def enough(self, device: int, taken: int, rows: int) -> int:
-        """The slot with which so many rows will have come since."""
+        """The slot by which a number of rows will have come since."""
         first, found = taken, 0
         while True:
             last = first + 2 * rows
@@ -83,7 +83,7 @@ class Flow:
             first, found = last, found + len(there)
 
     def kept(self, device: int, slots: int) -> Places:
-        """The slots whose rows a device holds after so many: the newest with a row, up to the window."""
+        """The slots whose rows a device holds after a number of slots: the newest with a row, up to the window."""
         first, found = slots, np.empty(0, np.int64)
         while first > 0 and len(found) < self.window:
             last, first = first, max(0, first - self.window - self.window // 8)
@@ -91,7 +91,7 @@ class Flow:
         return found[-self.window :]
 
     def rows(self, device: int, slots: int) -> Rows:
-        """The rows that a device holds after so many slots, oldest first, as it has them."""
+        """The rows that a device holds after a number of slots, oldest first, as it has them."""
         kept = self.kept(device, slots)
         if not len(kept):
             x, y = self._block(device, 0)

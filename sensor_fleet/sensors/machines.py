@@ -29,7 +29,7 @@ BENCH: Final = 30
 EACH: Final = 4
 """Windows of each class that each of them has."""
 _SPEED, _STIFFNESS = 0.8, 0.85
-"""What maintenance makes of speed and resonance: a new drive, a sensor that is mounted anew."""
+"""What maintenance makes of speed and resonance: a new drive, a sensor that is mounted again."""
 
 
 @dataclass(frozen=True, slots=True)

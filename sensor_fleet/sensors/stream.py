@@ -78,7 +78,7 @@ class Stream(FleetData):
         return {"": bench, **{name: _of_class(bench, place) for place, name in enumerate(self.names)}}
 
     def sensor(self, device: int | str, clock: Callable[[], float], *, pace: float = 1.0) -> "Sensor":
-        """A device's sensor, by a clock that tells seconds from the start, so many of them in a second.
+        """A device's sensor, by a clock that tells seconds from the start, faster by a factor.
 
         Raises:
             ValueError: there is no such device.
@@ -114,7 +114,7 @@ class Sensor:
         return rows.x, rows.y
 
     def enough_at(self, rows: int) -> float:
-        """When so many will be new."""
+        """When that number of rows will be new."""
         return self._flow.time(self._flow.enough(self._number, self._taken, rows))
 
     async def follow(self, samples: Samples) -> None:

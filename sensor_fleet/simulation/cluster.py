@@ -27,7 +27,7 @@ def _ray() -> Any:
 
 
 class OnRay:
-    """Carries shards in so many actors of a Ray cluster.
+    """Carries shards in actors of a Ray cluster.
 
     Args:
         make: what an actor does its work with; it is sent to each.

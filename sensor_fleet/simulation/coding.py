@@ -25,7 +25,7 @@ from wire.messages import Plan
 from wire.schema import Schema, Vector
 
 SAMPLED = 8
-"""Of a device's updates in a codec that is not done for many at once, one in so many is encoded in full."""
+"""Of a device's updates in a codec that is not done for many at once, one in this number is encoded in full."""
 MEASURED = 32
 """Of all updates in one that is, and the first ones besides."""
 FIRST = 4
@@ -35,7 +35,7 @@ _BYTE = 127
 
 @lru_cache(maxsize=64)
 def without_lossless(codec: str, largest: int) -> str:
-    """A codec that says the same values of tensors of at most so many values, and that is quicker, if there is one.
+    """A quicker codec with the same values for tensors of at most `size` values, if there is one.
 
     No value is beyond √n root mean squares of its tensor, so that steps of k of them can all be said in a byte up to
     (127·k)² values.

@@ -86,10 +86,18 @@ def training_seed(device: str, told: Announcement, number: int) -> int:
 
 
 class Session(s.DeviceSession):
-    """A device's session, of which a simulation knows when nothing but a newer version can wake it."""
+    """A device's session, of which a simulation knows when nothing but a newer version can wake it.
 
-    reliable = True
-    """Whether every announcement comes: then reading it again every minute brings nothing, and is left out."""
+    Args:
+        name: of the device.
+        outbox: its number; nothing is in it.
+        jitter: as `DeviceSession` takes it.
+        reliable: whether every announcement arrives: reading it again every minute brings nothing then.
+    """
+
+    def __init__(self, name: str, outbox: int, jitter: Callable[[], float], *, reliable: bool) -> None:
+        super().__init__(name, outbox, (), 1, jitter)
+        self._reliable = reliable
 
     @property
     def waits(self) -> bool:
@@ -104,7 +112,7 @@ class Session(s.DeviceSession):
 
     def _connected(self, chunk: int | None, now: float) -> list[ev.Action]:
         actions = super()._connected(chunk, now)
-        if self.reliable:
+        if self._reliable:
             self._reread.stop()
         return actions
 
@@ -159,8 +167,7 @@ class Participant:
         self.down = link.down or link.bandwidth
         self.seconds = air.seconds(name)
         self._shaken = 0
-        self.session = Session(name, number, (), 1, self._jitter)
-        self.session.reliable = not air.loss
+        self.session = Session(name, number, self._jitter, reliable=not air.loss)
         self.connected = self.gone = False
         self.trainings = self.steps = self.updates = self.messages = 0
         self.bytes_up = self.bytes_down = 0.0

@@ -71,7 +71,7 @@ class Simulated:
     """The model at the end, all tensors by name."""
 
     def seconds_to(self, target: float, metric: str | None = None, *, held: float = 0.0) -> float | None:
-        """When the metric first was at the target and stayed there for so many seconds; None where it never did.
+        """When the metric first was at the target and stayed there for `seconds`; None if it never did.
 
         A metric whose name is `rmse` or `loss` is at the target from below, any other from above.
         """

@@ -231,8 +231,8 @@ class Server:
             waiting.extend(self._do(self.core.handle(waiting.popleft(), self._clock.now)))
 
     def there(self, change: int) -> None:
-        """So many more devices have a status that says they are there."""
-        self.core.steering.live += change
+        """Count devices that have come online, or gone if it is negative."""
+        self.core.handle(ev.DevicesOnline(self.core.steering.live + change), self._clock.now)
 
     def _do(self, actions: list[ev.Action]) -> list[ev.Event]:
         """Carry actions out; the events that answer them."""
@@ -283,7 +283,6 @@ class Server:
     def _release(self, frames: Sequence[Frame] = ()) -> None:
         core, model = self.core, self.model
         self._announced += 1
-        core.thrift.told = core.thrift.devices
         version = core.version
         announcement = Announcement.model_construct(
             federation="simulation",
@@ -299,7 +298,7 @@ class Server:
             plan=core.strategy.plan,
             participation=core.steering.participation(),
             byte_rate=0.0 if self._frames is None else core.strategy.byte_rate,
-            devices=core.thrift.told,
+            devices=core.thrift.devices,
             **_STAMPED,
         )
         if self._frames is not None:
@@ -308,7 +307,8 @@ class Server:
             self._read, self.weighs = now, weighs
             self._heard += weighs + again
             self.told += (weighs + again) * self.core.steering.live
-            core.thrift.costs = weighs, min((len(frame.data) for frame in frames), default=0)
+            step = min((len(frame.data) for frame in frames), default=0)
+            core.handle(ev.ReleasePublished(weighs, step), now)
         new = Published(announcement, model.state, self._clock.now, self._announced, self._heard)
         self.published.append(new)
         model.forget_steps(core.oldest_base if model.keeps_past else version)

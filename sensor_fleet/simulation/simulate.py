@@ -90,7 +90,7 @@ def simulate(
     speed_up: float = 1.0,
     tamper: Tamper | None = None,
 ) -> Simulated:
-    """Simulate a federation for so many virtual seconds.
+    """Simulate a federation for a number of virtual seconds.
 
     The aggregator's decisions and arithmetic and the devices' sessions are the real ones. A device trains from the
     published model bit for bit and its delta goes through the plan's codec. Only what does not bear on learning is left
@@ -112,7 +112,7 @@ def simulate(
         workers: how many processes train; the result does not depend on it. 1 is this process alone.
         speeds: seconds that one training takes on each device, in place of the world's.
         loss: the chance that a message is lost on its way.
-        jitter: σ of the logarithm of what a training takes, anew for each.
+        jitter: σ of the logarithm of what a training takes, again for each.
         evaluate: metrics of a model; of the fleet's model on the test rows by default.
         every: virtual seconds between two evaluations; a hundredth of all by default.
         stop: whether to end behind an evaluation, from its time and metrics.
@@ -367,7 +367,7 @@ def _names(train: Any, devices: int | None, data: FleetData | None) -> list[str]
     if data is not None:
         names = list(data.devices)
         if devices is not None and devices != len(names):
-            raise ValueError(f"the data has {len(names)} devices, not {devices}: load it for so many.")
+            raise ValueError(f"the data has {len(names)} devices, not {devices}: load it for that number.")
         return names
     count = len(train) if devices is None and isinstance(train, Sequence) else devices
     if count is None or count < 1:
@@ -423,7 +423,7 @@ class _Prepared(Sequence[stacked.Rows]):
         return self._prepared(number, self._rows(number))
 
     def held(self, number: int, seen: int) -> stacked.Rows:
-        """What a device of a stream holds after so many slots."""
+        """What a device of a stream holds after a number of slots."""
         assert isinstance(self._data, Stream)
         return self._prepared(number, self._data.flow.rows(number, seen))
 
@@ -447,7 +447,7 @@ def _learner(
 
 
 class _Trainers:
-    """A trainer on torch for each device, made when it first trains; of a stream anew for each training."""
+    """A trainer on torch for each device, made when it first trains; of a stream again for each training."""
 
     def __init__(self, model: FleetModel, data: FleetData, seed: int) -> None:
         self._model, self._data, self._seed = model, data, seed

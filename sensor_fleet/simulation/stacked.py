@@ -51,7 +51,7 @@ class Job:
 class Stack:
     """The rows of all devices, to be trained on. They are asked for when a device trains, one by one.
 
-    Where rows come while time goes on, `held` says what a device holds after so many slots of its stream.
+    If rows come while time goes on, `held` says what a device holds after a number of slots of its stream.
     The frozen tensors must stay as they are for as long as a stack is used.
     """
 
@@ -78,7 +78,7 @@ class Stack:
         return [len(rows.y) for rows in self._devices]
 
     def count(self, device: int, seen: int = 0) -> int:
-        """How many rows this device has, or had after so many slots of its stream."""
+        """How many rows this device has, or had after a number of slots of its stream."""
         return len(self._of(device, seen)[1])
 
     def _of(self, device: int, seen: int) -> tuple[Array, npt.NDArray[Any], int]:
@@ -203,7 +203,7 @@ class Stack:
 
 
 def steps_of(recipe: Recipe, rows: int) -> int:
-    """Optimiser steps of a training on so many rows."""
+    """Optimiser steps of a training on a number of rows."""
     if recipe.epochs is None:
         return recipe.local_steps
     return -(-recipe.epochs * rows // min(recipe.batch_size, rows))

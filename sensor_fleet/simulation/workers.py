@@ -42,7 +42,7 @@ class Sent:
 
 
 class Processes:
-    """Carries shards in so many processes of this machine."""
+    """Carries shards in processes of this machine."""
 
     def __init__(self, make: Make, count: int) -> None:
         """Start them.

@@ -51,7 +51,7 @@ def tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 
 def forget_programs() -> None:
-    """Have the modules of the tests imported anew: each belongs to one directory and to one event loop."""
+    """Have the modules of the tests imported again: each belongs to one directory and to one event loop."""
     here = Path.cwd()
     for name, module in list(sys.modules.items()):
         if Path(getattr(module, "__file__", None) or "/").parent == here:

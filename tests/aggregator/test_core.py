@@ -213,7 +213,7 @@ class ExactlyOnce(RuleBasedStateMachine):
 
     @rule(why=st.sampled_from([None, "for a moment"]))
     def pause(self, why: str | None) -> None:
-        self.core.paused = why
+        self.core.handle(ev.OperatorPaused(why), 0.0)
 
     @rule()
     def checkpoint(self) -> None:
@@ -241,7 +241,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         """The network heals: everything that was ever stored is settled at last, by a verdict that it keeps."""
         if not hasattr(self, "core"):
             return
-        self.core.paused = None
+        self.core.handle(ev.OperatorPaused(None), 0.0)
         for (device, _), sent in self.sent.items():
             for message in sent:
                 self.deliver(device, message)
@@ -324,16 +324,16 @@ def test_outboxes_of_one_device_do_not_mix() -> None:
 
 def test_paused_keeps_everything_with_the_device() -> None:
     core = started()
-    core.paused = "w" * 1000
+    core.handle(ev.OperatorPaused("w" * 1000), 0.0)
     settled = told(actions := arrive(core, "a", update(1)))
     assert settled.verdict is Verdict.PAUSED
     assert settled.retry_after > 0
     assert not records(actions)
     assert core.hi("a", 1) == 0
     assert told(core.handle(ev.Offered("a", update(1)), 0)).verdict is Verdict.PAUSED
-    core.paused = None
+    core.handle(ev.OperatorPaused(None), 0.0)
     assert told(arrive(core, "a", update(1))).verdict is Verdict.ACCEPTED
-    core.paused = "again"
+    core.handle(ev.OperatorPaused("again"), 0.0)
     assert told(arrive(core, "a", update(1))).repeat, "what is settled is told in a pause too"
 
 
@@ -417,7 +417,7 @@ def test_a_change_of_the_world_is_followed_from_one_release_to_the_next(factor: 
 @pytest.mark.parametrize("norm", [0.0, 1e-9, 1e17])
 def test_one_device_at_its_full_rate_does_not_move_the_reference(norm: float) -> None:
     core = started(fedbuff(3, clip=1.5, release_floor=1, robust=True, bounded=False))
-    core.steering.live = 10
+    core.handle(ev.DevicesOnline(10), 0.0)
     lies = 0
     for turn in range(1, 20):
         for device in "abcdefghi":
@@ -436,7 +436,7 @@ def test_one_device_at_its_full_rate_does_not_move_the_reference(norm: float) ->
 @pytest.mark.parametrize(("robust", "steps"), [(True, [1, 1, 1, 1, 2]), (False, [1, 1, 2, 2, 2])])
 def test_one_device_fills_at_most_half_of_a_robust_buffer(robust: bool, steps: list[int]) -> None:
     core = started(fedbuff(4, release_floor=1, robust=robust, bounded=False))
-    core.steering.live = 10
+    core.handle(ev.DevicesOnline(10), 0.0)
     for device in "bcde":
         arrive(core, device, update(1, base=core.version))
     arrive(core, "b", update(2, base=core.version))
@@ -628,10 +628,10 @@ def test_a_new_generation_gathers_again_refuses_what_was_trained_before_and_carr
 
 def test_nothing_is_taken_from_a_device_whose_inputs_are_not_the_models() -> None:
     core = started()
-    core.unlike = {"a": "the model's inputs are speed, heat; this device gives heat, speed"}
+    core.handle(ev.InputsCompared((), {"a": "the model's inputs are speed, heat; this device gives heat, speed"}), 0.0)
     settled = told(arrive(core, "a", update(1)))
     assert (settled.verdict, settled.why) == (Verdict.WRONG_SCHEMA, core.unlike["a"])
-    core.unlike = {}
+    core.handle(ev.InputsCompared((), {}), 0.0)
     assert told(arrive(core, "a", update(2))).verdict is Verdict.ACCEPTED
 
 
@@ -667,7 +667,7 @@ def test_a_journal_with_a_hole_is_not_replayed() -> None:
 @pytest.mark.parametrize("strategy", [fedasync(release_floor=1), fedbuff(1, release_floor=1, deadline=10.0)])
 def test_the_first_step_waits_for_a_third_device_that_never_trains_for_ten_seconds(strategy: Strategy) -> None:
     core = started(strategy)
-    core.steering.live = 3
+    core.handle(ev.DevicesOnline(3), 0.0)
     for device in "ab":
         actions = arrive(core, device, update(1), now=1.0)
         assert not any(isinstance(record, rec.StepRecord) for record in records(actions))
@@ -679,10 +679,10 @@ def test_the_first_step_waits_for_a_third_device_that_never_trains_for_ten_secon
 
 def test_the_first_step_waits_no_longer_for_a_device_that_has_gone() -> None:
     core = started(fedasync(release_floor=1))
-    core.steering.live = 3
+    core.handle(ev.DevicesOnline(3), 0.0)
     arrive(core, "a", update(1), now=1.0)
     arrive(core, "b", update(1), now=2.0)
-    core.steering.live = 2
+    core.handle(ev.DevicesOnline(2), 0.0)
     assert core.deadline is not None and core.deadline <= 2.0
     assert any(isinstance(record, rec.StepRecord) for record in records(core.tick(3.0)))
 
@@ -690,11 +690,11 @@ def test_the_first_step_waits_no_longer_for_a_device_that_has_gone() -> None:
 def test_a_restart_waits_for_a_third_device_anew_and_then_goes_on() -> None:
     strategy = fedasync(release_floor=1)
     before = started(strategy)
-    before.steering.live = 3
+    before.handle(ev.DevicesOnline(3), 0.0)
     arrive(before, "a", update(1), now=1.0)
     core = new_core(strategy)
     core.load(before.dump())
-    core.steering.live = 3
+    core.handle(ev.DevicesOnline(3), 0.0)
     assert not any(isinstance(record, rec.StepRecord) for record in records(core.start(100.0)))
     assert core.deadline == 110.0
     assert any(isinstance(record, rec.StepRecord) for record in records(core.tick(110.0)))

@@ -91,6 +91,13 @@ def test_growth_is_damped_and_a_change_of_the_world_is_not() -> None:
     assert guard.damping == 1
 
 
+def test_a_swing_that_grows_by_a_tenth_in_a_turn_is_damped() -> None:
+    guard = GrowthGuard()
+    for turn in range(1, 20):
+        guard.saw(1.1**turn * (1 + 0.2 * (turn % 2)), 2 * turn)
+    assert guard.damping <= 1 / 8
+
+
 # ---------------------------------------------------------------------------- versions
 
 

@@ -3,7 +3,7 @@
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +151,13 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
         again = Life(Store(disk / "store"))
         np.testing.assert_array_equal(again.model.x, expected)
         again.keeper.close()
+
+
+def test_a_store_that_is_first_opened_on_a_full_disk_says_so(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 2**16) as disk:
+        store = Store(disk)
+        with (disk / "rubbish").open("wb", buffering=0) as rubbish, suppress(OSError):
+            while True:
+                rubbish.write(bytes(4096))
+        with pytest.raises(StoreFull, match="is full"), store:
+            pass

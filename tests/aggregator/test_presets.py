@@ -14,6 +14,7 @@ from dp_accounting.pld import PLDAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aggregator import events as ev
 from aggregator.fairness import Participations
 from aggregator.presets import balanced, ca2fl, fadas, fedasync, fedavg, fedbuff, private
 from aggregator.privacy import Privacy, spent
@@ -216,7 +217,7 @@ def test_a_round_ends_at_its_deadline(tmp_path: Path) -> None:
 def test_a_buffer_does_not_wait_for_more_than_there_are(tmp_path: Path) -> None:
     """Each device trains once from a version: when all that are there have sent, nothing more will come."""
     with rig(tmp_path, fedbuff(10, deadline=None, norm_limit=None, bounded=False)) as life:
-        life.core.steering.live = 3
+        life.core.handle(ev.DevicesOnline(3), 0.0)
         for device in "abc":
             assert life.core.version == 1
             life.send(device, 1, [1, 0, 0, 0])

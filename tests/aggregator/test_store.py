@@ -79,11 +79,11 @@ def test_a_restart_anywhere_changes_no_bit(
                 life.engine.checkpoint(life.core)
             if number in restarts:
                 life.close()
-                life = Rig(Path(here), strategy)  # not started: its timers are the one thing that begins anew
+                life = Rig(Path(here), strategy)  # not started: its timers are the one thing that starts over
                 life.core._buffer_since, life.core._released_at = twin.core._buffer_since, twin.core._released_at
                 life.core._served_at = twin.core._served_at
                 life.processor.devices |= twin.processor.devices  # statuses are retained, and come again
-                life.core.steering.live = twin.core.steering.live
+                life.processor.take_up(life.core, life.engine, life.shelf)
             play(twin, number)
             play(life, number)
         assert life.state == twin.state
@@ -167,6 +167,19 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
     checkpoints[0].write_bytes(b"")
     with pytest.raises(StoreError, match="No checkpoint"), rig(tmp_path):
         pass
+
+
+@pytest.mark.parametrize(
+    "name", [".checkpoint-000000000099.safetensors.tmp", "checkpoint-000000000099.safetensors.tmp"]
+)
+def test_a_checkpoint_that_was_cut_short_is_removed_at_the_next_start(tmp_path: Path, name: str) -> None:
+    with rig(tmp_path) as life:
+        grow(life, 5)
+        state = life.state
+    (tmp_path / name).write_bytes(b"half a checkpoint")
+    with rig(tmp_path) as life:
+        assert life.state == state
+        assert not (tmp_path / name).exists()
 
 
 def test_updates_in_the_buffer_outlive_many_checkpoints(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aggregator import events as ev
 from aggregator.presets import fedasync
 from aggregator.staleness import constant
 from aggregator.thrift import AT_ONCE, fetched, interval
@@ -58,7 +59,7 @@ def test_releases_keep_to_a_rate_of_bytes(tmp_path: Path) -> None:
             1.0, constant(), norm_limit=None, release_floor=1, byte_rate=rate, form="delta", bounded=False
         )
         with rig(tmp_path / str(rate), strategy) as life:
-            life.core.steering.live = 10
+            life.core.handle(ev.DevicesOnline(10), 0.0)
             for device in "bc":  # the first step waits until the norms of three devices are known
                 life.send(device, 1, [1, 0, 0, 0], now=0.5)
             for second in range(1, 301):
@@ -78,7 +79,7 @@ def test_releases_keep_to_a_rate_of_bytes(tmp_path: Path) -> None:
 def test_a_few_releases_after_a_rest_do_not_wait(tmp_path: Path) -> None:
     strategy = fedasync(1.0, constant(), norm_limit=None, release_floor=1, byte_rate=1e6, form="delta", bounded=False)
     with rig(tmp_path, strategy) as life:
-        life.core.steering.live = 10
+        life.core.handle(ev.DevicesOnline(10), 0.0)
         for device in "bc":
             life.send(device, 1, [1, 0, 0, 0], now=50.0)
         for seq in range(1, 21):
@@ -89,19 +90,19 @@ def test_a_few_releases_after_a_rest_do_not_wait(tmp_path: Path) -> None:
 def test_a_fleet_that_is_gone_for_a_moment_is_counted_as_if_it_were_there(tmp_path: Path) -> None:
     """It comes back as a whole: the first ones must not take the rate for theirs alone. Also after a restart."""
     with rig(tmp_path) as life:
-        life.core.steering.live = 300
+        life.core.handle(ev.DevicesOnline(300), 0.0)
         life.tick(10.0)
-        life.core.steering.live = 2
+        life.core.handle(ev.DevicesOnline(2), 0.0)
         life.tick(11.0)
         assert life.core.thrift.devices > 290
-        life.core.steering.live = 250
+        life.core.handle(ev.DevicesOnline(250), 0.0)
         life.tick(20.0)
         life.tick(7000.0)
         assert life.core.thrift.devices == 250
         for number in range(40):
             life.send(f"device-{number}", 1, [1, 0, 0, 0], now=7000.0)
     with rig(tmp_path) as life:
-        life.core.steering.live = 1
+        life.core.handle(ev.DevicesOnline(1), 0.0)
         life.tick(0.1)
         assert life.core.thrift.devices == 40
 
@@ -111,25 +112,25 @@ def test_a_fleet_that_has_grown_is_announced_again(tmp_path: Path) -> None:
     strategy = fedasync(1.0, constant(), norm_limit=None, release_floor=1, byte_rate=8e6, form="delta", bounded=False)
     with rig(tmp_path, strategy) as life:
         before = len(life.posts)
-        life.core.steering.live = 1
-        life.core.thrift.costs = (400, 100)
+        life.core.handle(ev.DevicesOnline(1), 0.0)
+        life.core.handle(ev.ReleasePublished(400, 100), 0.0)
         life.tick(9.0)
         assert len(life.posts) == before, "what is small waits for nothing, whoever has it"
-        life.core.thrift.costs = (400, 10**6)
+        life.core.handle(ev.ReleasePublished(400, 10**6), 0.0)
         life.tick(10.0)
         announced = messages.decode_announcement(life.posts[-1].payload)
         assert announced.devices == 1, "else the only device waits as one of twenty would"
-        life.core.steering.live = 300
+        life.core.handle(ev.DevicesOnline(300), 0.0)
         life.tick(12.0)
         announced = messages.decode_announcement(life.posts[-1].payload)
         assert (announced.devices, announced.byte_rate, announced.version) == (300, 8e6, life.core.version)
         told = len(life.posts)
-        life.core.steering.live = 310
+        life.core.handle(ev.DevicesOnline(310), 0.0)
         life.tick(20.0)
         assert len(life.posts) == told, "not so many more"
-        life.core.steering.live = 3000
+        life.core.handle(ev.DevicesOnline(3000), 0.0)
         life.tick(20.5)
         assert len(life.posts) == told + 1
-        life.core.steering.live = 9000
+        life.core.handle(ev.DevicesOnline(9000), 0.0)
         life.tick(20.9)
         assert len(life.posts) == told + 1, "once a second"

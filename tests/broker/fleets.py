@@ -44,7 +44,9 @@ def serving(configuration: Path, port: int) -> Iterator[Child]:
     """A Mosquitto with this configuration."""
     binary = find_mosquitto()
     assert binary is not None
-    child = Child([str(binary), "-c", str(configuration)], configuration.with_name("log"), " running")
+    child = Child(
+        [str(binary), "-c", str(configuration)], configuration.with_name("log"), ready=""
+    )  # it logs errors and warnings only
     with asyncio.Runner() as runner:
         assert runner.run(child.serves("127.0.0.1", port)), child.log_tail()
         try:

@@ -15,15 +15,15 @@ def test_the_picture_of_bytes_is_of_the_results_that_are_kept() -> None:
     assert compression.picture() in compression.PICTURE.read_text(), "run: python docs/compression.py"
 
 
-def test_the_tree_in_the_readme_has_a_phrase_for_every_file() -> None:
+def test_the_tree_has_a_phrase_for_every_file() -> None:
     tree = script("tree")
     assert tree.section() in tree.PAGE.read_text(), "run: python docs/tree.py"
     lines = tree.section().split("Every file")[1].splitlines()
     assert all(len(line.split(None, 1)) == 2 for line in lines if ".py" in line), "a module without a first sentence"
 
 
-def test_the_readme_names_every_top_level_folder() -> None:
-    tree = (ROOT / "README.md").read_text().split("## The tree")[1].split("```")[1]
+def test_the_tree_names_every_top_level_folder() -> None:
+    tree = (ROOT / "docs" / "architecture.md").read_text().split("## The tree")[1].split("```")[1]
     named = set(re.findall(r"^(\w+)/", tree, re.MULTILINE))
     present = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith((".", "_"))}
     assert named <= present

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from broker.failpoints import POINTS
 from broker.local import local_broker
 from iot_client.outbox import Outbox
 from sensor_fleet.chaos.processes import MIDGE, aggregator, fleet
 from sensor_fleet.ledger import Audit, Books, audit
+from storage.failpoints import POINTS
 
 AT_ONCE = 3
 PATIENCE = 600.0

@@ -64,7 +64,7 @@ async def test_what_came_before_a_break_is_not_sent_again(tmp_path: Path) -> Non
             breaks = proxy.breaks
             await log.until(lambda: log.of("receipt"))
             np.testing.assert_allclose(server.model.x, model + 0.25, atol=1e-6)  # a mean with the model itself
-    # Each way is longer than a connection lives: if anything began anew with each, it would never end.
+    # Each way is longer than a connection lives: if anything started over with each, it would never end.
     assert breaks >= 2
     assert proxy.breaks - breaks >= 3
     for way, bytes_ in (("down", 1e6), ("up", 4 * SIZE)):

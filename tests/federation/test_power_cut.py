@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aggregator.issuing import load_release_keys
 from aggregator.store import Store, StoreError
 from iot_client.outbox import Outbox
 from tests import needs
@@ -23,6 +24,7 @@ from tests.aggregator.rig import Rig
 from tests.federation import writers
 from tests.mutants.launch import VARIABLE
 from tests.waiting import LAST_RESORT
+from wire.signing import KeyUnusable
 
 CUTS = (2, 50, 300)
 """After how many words the power goes; where just then, the writer and its disk decide."""
@@ -149,7 +151,20 @@ def lost_by_the_device(directory: Path, told: list[str]) -> str | None:
         return None if held >= due else f"updates {sorted(due - held)}"
 
 
-PARTS = {"server": lost_by_the_server, "device": lost_by_the_device}
+def lost_of_the_keys(directory: Path, told: list[str]) -> str | None:
+    """What of the release keys and their chains is not on a disk; None if all of it is."""
+    newest = {int(fleet): int(links) for fleet, links in (line.split() for line in told)}  # the last that was told
+    for fleet, links in newest.items():
+        try:
+            found = load_release_keys(directory / str(fleet) / "release.key")
+        except KeyUnusable as error:
+            return str(error)
+        if len(found.chain) < links:
+            return f"{links - len(found.chain)} of {links} successors of a release key"
+    return None
+
+
+PARTS = {"server": lost_by_the_server, "device": lost_by_the_device, "keys": lost_of_the_keys}
 
 
 @pytest.mark.parametrize("part", PARTS)

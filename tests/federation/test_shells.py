@@ -328,7 +328,7 @@ async def test_updates_that_were_lost_on_the_way_come_again(tmp_path: Path) -> N
 async def test_rights_that_are_taken_away_and_given_again_end_no_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A broker that reads its rights anew refuses what it granted before, also to who is connected."""
+    """A broker that reads its rights again refuses what it granted before, also to who is connected."""
     twin, log = Twin(), Log()
     subscribe, taken = _TwinConnection.subscribe, [False]
 
@@ -343,7 +343,7 @@ async def test_rights_that_are_taken_away_and_given_again_end_no_device(
         await log.until(lambda: log.of("receipt", device="a", seq=2))
         taken[0] = True
         await log.until(lambda: log.of("fetch_failed", device="a"))  # and so there is no further version
-        await log.until(lambda: log.of("refused", device="a", topic="midge/1/f/model/train"))  # read anew
+        await log.until(lambda: log.of("refused", device="a", topic="midge/1/f/model/train"))  # read again
         taken[0] = False
         before = len(log.of("receipt", device="a"))
         await log.until(lambda: len(log.of("receipt", device="a")) > before + 2)

@@ -55,6 +55,21 @@ def device(directory: Path) -> None:
             outbox.forget(seq - 3)
 
 
+def keys(directory: Path) -> None:
+    """Release keys with their successors, one fleet after another, that say of each that it is written."""
+    from aggregator.issuing import succeed, write_secret
+    from wire import signing
+
+    for fleet in range(10**6):
+        folder = directory / str(fleet)
+        folder.mkdir()
+        write_secret(folder / "release.key", signing.new_key().pem())
+        tell(fleet, 0)
+        for link in range(1, 6):
+            succeed(folder / "release.key", "f", float(link))
+            tell(fleet, link)
+
+
 def tell(*words: object) -> None:
     sys.stdout.write(" ".join(map(str, words)) + "\n")
     sys.stdout.flush()
@@ -67,4 +82,4 @@ if __name__ == "__main__":
 
     if name := os.environ.get(VARIABLE):
         BUGS[name].plant(setattr)
-    {"server": server, "device": device}[sys.argv[1]](Path(sys.argv[2]))
+    {"server": server, "device": device, "keys": keys}[sys.argv[1]](Path(sys.argv[2]))

@@ -29,6 +29,17 @@ def test_a_device_loads_neither_torch_nor_the_server(program: str) -> None:
     assert loaded(program).isdisjoint(HEAVY)
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import iot_client.device, iot_client.identity, wire.sealing, wire.signing",
+        "import midge, iot_client.identity as i, wire.topics as t; midge.Device; i.Identity(t.Topics('f'))",
+    ],
+)
+def test_a_device_without_keys_loads_no_cryptography(program: str) -> None:
+    assert "cryptography" not in loaded(program)
+
+
 def test_the_names_of_the_package_are_all_there() -> None:
     import midge
 
@@ -39,7 +50,7 @@ def test_the_names_of_the_package_are_all_there() -> None:
         midge.Client  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["aggregator.py", "wire.py", "broker/__init__.py"])
+@pytest.mark.parametrize("name", ["aggregator.py", "wire.py", "storage.py", "broker/__init__.py"])
 def test_a_file_of_the_users_that_hides_ours_is_named_in_one_sentence(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)

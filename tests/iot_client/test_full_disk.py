@@ -48,6 +48,16 @@ def test_an_outbox_on_a_full_disk_refuses_forgets_and_goes_on(tmp_path: Path) ->
             assert (disk / "a.outbox.lock").stat().st_size == BALLAST
 
 
+def test_an_outbox_that_is_first_opened_on_a_full_disk_says_so_and_opens_later(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 2**18) as disk:
+        fill(disk / "rubbish")
+        with pytest.raises(OutboxFull, match="is full"), Outbox(disk / "a.outbox"):
+            pass
+        (disk / "rubbish").unlink()
+        with Outbox(disk / "a.outbox") as outbox:
+            assert outbox.next_seq == 1
+
+
 def test_a_session_whose_update_was_not_stored_uses_its_seq_again_and_waits() -> None:
     session = s.DeviceSession("a", 1, [], 1, lambda: 0.5)
     session.work = s.Work.TRAINING

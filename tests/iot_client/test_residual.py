@@ -157,6 +157,13 @@ def files(path: Path) -> list[str]:
     return sorted(each.name for each in path.parent.glob("*.residual-*"))
 
 
+def test_one_that_was_cut_short_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    path, short = tmp_path / "a[1].outbox", tmp_path / ".a[1].outbox.residual-1.tmp"
+    short.write_bytes(b"half of it")
+    with Outbox(path) as outbox:
+        assert outbox.residual() is None and not short.exists()
+
+
 def test_it_is_there_after_a_restart_and_only_the_newest(tmp_path: Path) -> None:
     path = tmp_path / "a[1].outbox"  # brackets mean something to glob
     for seq, left in enumerate([b"one", b"two", None, b"four", b"five"], start=1):

@@ -1,6 +1,5 @@
 """The ring of samples: bounded, alive after a reboot, sparing with the flash, and robust against what sensors say."""
 
-import sqlite3
 import tempfile
 from pathlib import Path
 
@@ -190,22 +189,18 @@ def test_other_columns_and_other_files_are_told(tmp_path: Path) -> None:
         numbered(tmp_path / "t")
 
 
-def test_a_disk_that_takes_nothing_costs_no_row_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    samples = numbered(tmp_path / "s")
-
-    class Full:
-        def __enter__(self) -> None:
-            raise sqlite3.OperationalError("database or disk is full")
-
-        def __exit__(self, *_: object) -> None: ...
-
-    real, samples._db = samples._db, Full()  # type: ignore[assignment]
-    samples.observe([1, 2], 3)
+def test_a_disk_that_takes_nothing_costs_no_row_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    samples = numbered(tmp_path / "s", rows=500)
+    assert samples._db is not None
+    samples._db.connection.execute("PRAGMA max_page_count=1")  # SQLite then says that the disk is full
+    for row in range(500):
+        samples.observe([1, 2], row)
     samples.flush()
-    assert labels(samples) == [3]
-    samples._db = real
+    assert "is full" in caplog.text
+    assert labels(samples) == list(range(500))
+    samples._db.connection.execute(f"PRAGMA max_page_count={2**31}")
     samples.close()
-    assert labels(numbered(tmp_path / "s")) == [3]
+    assert labels(numbered(tmp_path / "s", rows=500)) == list(range(500))
 
 
 @pytest.mark.parametrize("features", [[], ["a", "a"], ["a", "y"]])

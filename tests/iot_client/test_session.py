@@ -441,13 +441,13 @@ def test_chunks_fit_the_link_and_the_aggregator() -> None:
 
 
 def test_a_narrow_link_cuts_smaller_but_what_has_begun_stays_as_it_was_cut() -> None:
-    """Cut otherwise, the aggregator would begin it anew; cut far too large, no chunk of it would ever come through."""
+    """Cut otherwise, the aggregator would start it over; cut far too large, no chunk of it would ever come through."""
     driver = holding(1, size=10_000)
-    driver.session.narrow = 500
+    driver(ev.LinkMeasured(500))
     (offer,) = [action for action in driver.up() if isinstance(action, ev.Offer)]
     assert offer.update.parts == 20
     for narrow, parts in ((900, 20), (None, 20), (300, 20), (249, 41)):
-        driver.session.narrow = narrow
+        driver(ev.LinkMeasured(narrow))
         driver(ev.Disconnected(), ev.Connected(), ev.AggregatorSeen(status()))
         (offer,) = [action for action in driver(receipt(0)) if isinstance(action, ev.Offer)]
         assert offer.update.parts == parts

@@ -4,6 +4,7 @@ Each is planted by replacing a function of the product, in the test's own proces
 processes that it starts. Product code knows nothing of them.
 """
 
+import os
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,12 +24,12 @@ from aggregator.receipts import Receipts
 from aggregator.service import Aggregator
 from aggregator.store import Checkpoint, Entry, Store
 from broker.connection import Connection, Delivery
-from broker.failpoints import failpoint
 from iot_client.device import Device
 from iot_client.events import Action, Send
 from iot_client.memory_outbox import AnyOutbox, MemoryOutbox
 from iot_client.outbox import Outbox, _pack
 from iot_client.timers import Timer
+from storage.failpoints import failpoint
 from tests.aggregator.rig import TOPICS
 from tests.federation.participant import Participant
 from wire import frames, messages
@@ -276,7 +277,7 @@ def outbox_in_two_transactions(patch: Patch) -> None:
 
 
 def no_waiting_for_the_disk(patch: Patch) -> None:
-    """What is committed is left to the operating system to write."""
+    """What is committed, and each file, is left to the operating system to write."""
     connect = sqlite3.connect
 
     class Hasty(sqlite3.Connection):
@@ -284,6 +285,7 @@ def no_waiting_for_the_disk(patch: Patch) -> None:
             return super().execute(statement.replace("synchronous=FULL", "synchronous=OFF"), *arguments)
 
     patch(sqlite3, "connect", lambda *arguments, **named: connect(*arguments, factory=Hasty, **named))
+    patch(os, "fsync", lambda _descriptor: None)
 
 
 BUGS = {

@@ -253,7 +253,7 @@ def test_who_is_silent_for_long_is_forgotten_only_where_nothing_could_count_twic
     assert "silent" in life.told
     assert found(tmp_path, NAME.encode()) == []
     stale = life.send(NAME, 2)
-    assert stale.verdict is Verdict.ACCEPTED  # it is not refused, and begins anew
+    assert stale.verdict is Verdict.ACCEPTED  # it is not refused, and starts over
     life.keeper.close()
 
 

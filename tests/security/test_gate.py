@@ -170,7 +170,7 @@ def sealed(message: tuple[str, bytes], device: str = "a", to: bytes | None = Non
     assert isinstance(update, Update)
     update = update.model_copy(update={"sealed": sealing.NAME})
     about = sealing.about("f", device, update)
-    data = sealing.seal(body, to or sealing.public(PRIVATE), about, hashlib.sha256(payload).digest())
+    data = sealing.seal(body, to or sealing.public(PRIVATE), about)
     update = update.model_copy(update={"size": len(data), "sha256": hashlib.sha256(data).digest()})
     return topic, frames.encode(update, data)
 

@@ -1,19 +1,24 @@
 """Signatures and seals: what they cover, what they do not open for, and that other libraries read them."""
 
+import json
 import secrets
+from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import needs
+from iot_client.identity import Identity
+from tests.security import reference_hpke
 from wire import frames, messages, sealing, signing
 from wire.errors import WireError
 from wire.messages import Chunk, Hello, Receipt, Statistics, Update
 from wire.signing import BadSignature, KeyUnusable
+from wire.topics import Topics
 
 KEY, OTHER = signing.new_key(), signing.new_key()
 UPDATE: dict[str, Any] = {
@@ -123,7 +128,7 @@ PUBLIC = sealing.public(PRIVATE)
 @given(st.binary(max_size=300), st.binary(max_size=60))
 @settings(max_examples=20, deadline=None)
 def test_what_was_sealed_is_opened_by_its_key_as_what_it_was_alone(body: bytes, info: bytes) -> None:
-    sealed = sealing.seal(body, PUBLIC, info, secrets.token_bytes(32))
+    sealed = sealing.seal(body, PUBLIC, info)
     assert len(sealed) == len(body) + sealing.OVERHEAD
     assert sealing.unseal(sealed, PRIVATE, info) == body
     wrong = bytearray(sealed)
@@ -139,22 +144,52 @@ def test_what_was_sealed_is_opened_by_its_key_as_what_it_was_alone(body: bytes, 
             sealing.unseal(data, private, about)
 
 
-def test_the_seal_is_hpke_as_others_have_it() -> None:
-    """RFC 9180, by the implementation in `cryptography`: both ways."""
-    hpke = needs.module("cryptography.hazmat.primitives.hpke", "'cryptography>=47'")
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+VECTORS = [
+    {name: bytes.fromhex(value) for name, value in vector.items()}
+    for vector in json.loads(Path(__file__).with_name("golden").joinpath("sealed.json").read_text())
+]
+"""Made by the sealing that Midge had before `cryptography` had HPKE."""
 
-    suite = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.CHACHA20_POLY1305)
-    sealed = sealing.seal(b"a delta", PUBLIC, b"about", secrets.token_bytes(32))
-    assert suite.decrypt(sealed, X25519PrivateKey.from_private_bytes(PRIVATE), b"about") == b"a delta"
-    theirs = suite.encrypt(b"another", X25519PublicKey.from_public_bytes(PUBLIC), b"about")
-    assert sealing.unseal(theirs, PRIVATE, b"about") == b"another"
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: f"{len(vector['body'])} bytes")
+def test_what_earlier_versions_sealed_is_opened(vector: dict[str, bytes]) -> None:
+    pem = Ed25519PrivateKey.from_private_bytes(vector["seed"]).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    )
+    private = sealing.derive(signing.read_private(pem))
+    assert (private, sealing.public(private)) == (vector["private"], vector["public"])
+    assert sealing.unseal(vector["sealed"], private, vector["info"]) == vector["body"]
+    again = reference_hpke.seal(vector["body"], vector["public"], vector["info"], vector["ephemeral"])
+    assert again == vector["sealed"], "the reference is not what made the vectors"
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: f"{len(vector['body'])} bytes")
+def test_what_is_sealed_earlier_versions_open(vector: dict[str, bytes]) -> None:
+    sealed = sealing.seal(memoryview(vector["body"]), vector["public"], vector["info"])
+    assert len(sealed) == len(vector["sealed"])
+    assert reference_hpke.unseal(sealed, vector["private"], vector["info"]) == vector["body"]
+
+
+def test_a_library_without_hpke_is_named_with_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    from cryptography.hazmat import primitives
+
+    monkeypatch.delattr(primitives, "hpke", raising=False)
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.hpke", None)
+    for sealing_at_all in (
+        sealing.required,
+        lambda: sealing.seal(b"x", PUBLIC, b""),
+        lambda: Identity(Topics("f"), release_key=KEY.public_pem()),
+    ):
+        with pytest.raises(ModuleNotFoundError, match=r"47 or newer.* is installed here.*midge\[security\]"):
+            sealing_at_all()
 
 
 def test_a_key_of_zeros_seals_nothing() -> None:
     """With such a point the shared secret would be known to everybody (RFC 7748, section 6.1)."""
     with pytest.raises(WireError):
-        sealing.seal(b"x", bytes(32), b"", secrets.token_bytes(32))
+        sealing.seal(b"x", bytes(32), b"")
     with pytest.raises(WireError):
         sealing.unseal(bytes(32) + bytes(30), PRIVATE, b"")
 

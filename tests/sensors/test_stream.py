@@ -137,7 +137,7 @@ def test_drift_changes_what_holds_from_then_on_and_nothing_before(kind: Callable
         assert changed.all()
     np.testing.assert_array_equal(calm.at(3 * DAY - 1).test.x, drifting.at(3 * DAY - 1).test.x)
     assert not np.array_equal(calm.at(4 * DAY).test.x, drifting.at(4 * DAY).test.x)
-    assert drifting.at(4 * DAY).test is drifting.at(4 * DAY + 60).test, "made anew though nothing has changed"
+    assert drifting.at(4 * DAY).test is drifting.at(4 * DAY + 60).test, "made again though nothing has changed"
 
 
 def test_drift_comes_to_each_device_at_its_own_time() -> None:

@@ -37,7 +37,7 @@ class Float32:
         """A new vector of `count` values.
 
         Raises:
-            WireError: there are not so many.
+            WireError: there are fewer.
         """
         _expect(data, self.size(count))
         vector = np.empty(count, "<f4")  # a copy of bytes: they need not lie where float32 are read fast
@@ -99,7 +99,7 @@ class Int8:
         """A new vector of `count` values.
 
         Raises:
-            WireError: the bytes are not of so many.
+            WireError: the bytes are not of that number.
         """
         _expect(data, self.size(count))
         return self.read(Reader(memoryview(data)), (count,))
@@ -209,7 +209,7 @@ def _times(rows: Vector, scales: Vector, count: int) -> Vector:
 
 
 def _scaled(integers: npt.NDArray[np.int8], scales: Vector, block: int) -> Vector:
-    """Integers times the scale of their block, so many at a time that they are widened and scaled in near memory."""
+    """Integers times the scale of their block, in portions that fit the processor's cache."""
     vector = np.empty(integers.size, np.float32)
     whole = integers.size // block
     rows, wide = integers[: whole * block].reshape(-1, block), vector[: whole * block].reshape(-1, block)

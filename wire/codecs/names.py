@@ -1,7 +1,7 @@
 """The names of codecs, and the table of their stages.
 
 float32                as it is                          bf16              upper halves
-int8:B  int4:B         blocks of B; `:random` behind it rounds by chance, unbiased
+int8:B  int4:B         blocks of B; `:random` behind it rounds at random, unbiased
 sign:B                 signs, a mean for each B          eden:b            rotated, 1, 2 or 4 bits; `:least`
 topk:p|…  randk:p|…    a share p of the values, and then any of the above for them
 stc:p                  the same as topk:p|sign:65536
@@ -41,7 +41,7 @@ class Chain:
 
     @property
     def feedback(self) -> bool:
-        """Whether error feedback helps: what is left out is not left out by chance."""
+        """Whether error feedback helps: what is left out is not random."""
         if self.selection is None:
             return self.quantiser.biased
         return self.selection.biased

@@ -19,7 +19,7 @@ from wire.schema import Vector
 GROUP = 256
 """Numbers that share a Rice parameter."""
 SAMPLED = 2**18
-"""Vectors beyond so many values have their threshold estimated from a sample of 2^16."""
+"""Values beyond which a vector's threshold is estimated from a sample of 2^16."""
 _U32 = struct.Struct("<I")
 
 
@@ -41,7 +41,7 @@ def read_numbers(reader: Reader, count: int) -> Numbers:
     """The inverse of `encode_numbers`.
 
     Raises:
-        WireError: they are not so many.
+        WireError: there are fewer.
     """
     parameters = np.frombuffer(reader.take(-(-count // GROUP)), np.uint8)
     if (parameters > rice.WIDEST).any():

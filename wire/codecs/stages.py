@@ -58,7 +58,7 @@ class Quantiser(Protocol):
         """The inverse.
 
         Raises:
-            WireError: the bytes are not what `encode` makes of so many values.
+            WireError: the bytes are not what `encode` makes of that number of values.
         """
 
 
@@ -116,7 +116,7 @@ def unpack(reader: Reader, count: int, width: int) -> Bytes:
 
 
 def take_floats(reader: Reader, count: int) -> Vector:
-    """Read so many float32.
+    """Read a number of float32.
 
     Raises:
         WireError: the body is too short.

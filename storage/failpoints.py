@@ -17,7 +17,7 @@ POINTS: Mapping[str, str] = MappingProxyType(
     {
         # the aggregator
         "store.created": "the store is made, and no model is in it yet",
-        "file.synced": "a checkpoint, or the ballast, is whole on the disk, under its temporary name",
+        "file.synced": "a file, such as a checkpoint, is whole on the disk, under its temporary name",
         "checkpoint.written": "a checkpoint's file has its name, and the store does not know it yet",
         "checkpoint.entered": "the store knows the checkpoint, and keeps what older ones needed",
         "checkpoint.pruned": "the store has forgotten older checkpoints, and their files are still there",
@@ -59,7 +59,7 @@ POINTS: Mapping[str, str] = MappingProxyType(
 def _chosen(wish: str) -> tuple[str, int]:
     name, _, hit = wish.partition(":")
     if name and (name not in POINTS or not (hit or "1").isdecimal() or hit == "0"):
-        raise ValueError(f"{VARIABLE}={wish}: there is no such failpoint; broker.failpoints.POINTS has their names.")
+        raise ValueError(f"{VARIABLE}={wish}: there is no such failpoint; storage.failpoints.POINTS has their names.")
     return name, int(hit or "1")
 
 

@@ -1,0 +1,99 @@
+"""Files that survive a power cut: written beside their place, synced, renamed over it, and the folder synced.
+
+A rename without the sync of the file may be on the disk before the file's content: after a power cut the name then
+leads to an empty file. A rename without the sync of the folder may not be on the disk at all.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from storage.failpoints import failpoint
+
+Content = bytes | bytearray | memoryview
+PRIVATE = 0o600
+"""The mode of a file that only its owner reads."""
+
+
+def atomic_write(path: Path, data: Content, *, mode: int = 0o666) -> None:
+    """Replace a file. When this returns, the new content survives a power cut; otherwise the file is as it was.
+
+    At any moment the path leads to the old content or to the new one, each of them whole. A path has one writer at a
+    time: the temporary name is made from it.
+
+    Args:
+        path: the file. Its folder is there.
+        data: its content.
+        mode: its permissions, from the first moment on; the process's umask narrows them, as for any new file.
+
+    Raises:
+        OSError: it cannot be written, and nothing is left of the attempt.
+    """
+    atomic_write_all(path.parent, {path.name: data}, mode=mode)
+
+
+def atomic_write_all(folder: Path, contents: Mapping[str, Content], *, mode: int = 0o666) -> None:
+    """Replace files of one folder, by name, with one sync of the folder for all: a sync takes milliseconds.
+
+    Each file is replaced as by `atomic_write`. A power cut before this returns may leave some of them new and some old.
+
+    Raises:
+        OSError: one cannot be written; it and those after it are as they were.
+    """
+    temporaries = {folder / f".{name}.tmp": folder / name for name in contents}  # no glob for a name finds these
+    try:
+        for temporary, data in zip(temporaries, contents.values(), strict=True):
+            temporary.unlink(missing_ok=True)  # what a power cut left behind has the mode that it had then
+            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
+            with open(descriptor, "wb") as file:  # noqa: PTH123 - of a descriptor
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        failpoint("file.synced")
+        for temporary, path in temporaries.items():
+            temporary.replace(path)
+        sync_folder(folder)
+    except OSError:
+        for temporary in temporaries:  # on a full disk they would keep the room that is left
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def atomic_rename(source: Path, target: Path) -> None:
+    """Put a file that is on the disk in the place of another in its folder; when this returns, that survives too.
+
+    Raises:
+        OSError: it cannot be done.
+    """
+    source.replace(target)
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have a folder's entries on the disk: the names of new files, renames, and what was removed.
+
+    Raises:
+        OSError: it cannot be done.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path, mode: int = 0o777) -> None:
+    """Make a folder, and those above it, so that a power cut does not take it away with all that is in it.
+
+    Args:
+        folder: which; nothing happens if it is there.
+        mode: the permissions of those that are made.
+
+    Raises:
+        OSError: it cannot be made, or is no folder.
+    """
+    if folder.is_dir():
+        return
+    make_folder(folder.parent, mode)
+    folder.mkdir(mode, exist_ok=True)
+    sync_folder(folder.parent)

@@ -1,0 +1,35 @@
+"""Worlds in which `benchmarks.stalls` once found a federation that stopped or was ruined, as they were drawn."""
+
+import pytest
+
+from benchmarks.stalls import Drawn, verdict
+
+WORLDS = {
+    # One in five floods with tiny updates: their delays hid those of the others, and the rate let these swing.
+    "flood of tiny updates": Drawn(
+        700128, "balanced", 96, 0.0, 0.3865, 0.0, "scale", 0.2687, 11.188, 0.0, 0.0, 0.0, 19, "full rate tiny"
+    ),
+    # The first devices that were heard lied, and the reference remembered their norms.
+    "huge from the first update on": Drawn(
+        700404, "balanced", 97, 0.0, 0.9115, 0.0, "shift", 4.4906, 6.7484, 0.3, 0.2, 0.0, 13, "huge turned"
+    ),
+    # Six of 32 flood: half of each buffer was theirs.
+    "flood of turned updates": Drawn(
+        700455, "balanced", 32, 1.2, 0.0167, 0.3, "none", -4.9212, 6.7544, 0.0, 0.2, 0.0, 6, "full rate"
+    ),
+    "flood across a change": Drawn(
+        700483, "balanced", 40, 0.6, 0.7952, 0.0, "scale", 216.33, 9.9852, 0.3, 0.0, 15.0, 6, "full rate"
+    ),
+    # Seven of 56 turn their updates: they kept a swing of the slow devices going, and it grew.
+    "turned updates": Drawn(4, "balanced", 56, 1.2, 0.3246, 0.0, "none", 2.2889, 12.683, 0.0, 0.0, 0.0, 7, "sign flip"),
+    "turned updates, again": Drawn(
+        700211, "balanced", 56, 1.2, 0.3246, 0.0, "none", 2.2889, 12.683, 0.0, 0.0, 0.0, 7, "sign flip"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_it_learns_in_a_world_that_once_stopped_it(name: str) -> None:
+    found = verdict(WORLDS[name])
+    assert not found["stalled"]
+    assert not found["late"]
