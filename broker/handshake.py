@@ -19,7 +19,6 @@ from broker.connection import BrokerUnreachable, Limits, Options
 from broker.endpoint import Endpoint
 from broker.paho_connection import make_client
 from broker.paho_errors import (
-    FAILURE,
     ProtocolRefused,
     connect_properties,
     connect_refused,
@@ -105,7 +104,7 @@ def _shake_hands(
                 raise silent(endpoint, options)
             raise ProtocolRefused(str(hung_up(endpoint)))
         flags, reason, properties = answers[0]
-        if reason.value >= FAILURE:
+        if reason.value != 0:
             raise connect_refused(endpoint, options, reason)
         if not vanish:
             client.disconnect()

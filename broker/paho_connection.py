@@ -18,11 +18,15 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from broker.connection import Connection, Options
 from broker.endpoint import Endpoint
 from broker.paho_errors import ProtocolRefused, clean_start, connect_properties, hung_up, silent, unreachable
+from broker.paho_reason_codes import name_all_codes
 from broker.paho_session import CLOSED_HERE, PahoSession
 from broker.tls import tls_context
 
 logger = logging.getLogger(__name__)
+name_all_codes()
 
+PACKETS_AT_ONCE = 32
+"""Packets of one connection that are read before the loop turns to others."""
 MISC_PER_KEEPALIVE = 5
 """How often within a keepalive period paho looks whether a ping is due: it is then late by a fifth at most, and
 brokers wait one and a half periods."""
@@ -150,12 +154,13 @@ class _Driver:
         self._open = True
         if isinstance(sock, socket.socket):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        client.on_socket_register_write = self._start_writing
-        client.on_socket_unregister_write = self._stop_writing
+        client.on_socket_register_write = self._write_soon
         client.on_socket_close = self._forget_socket
         self._loop.add_reader(self._descriptor, self._read)
+        self._writing = False
+        """Whether the loop watches for room in the socket's buffer."""
         if client.want_write():  # a CONNECT larger than the socket's buffer, for its will
-            self._start_writing()
+            self._watch_for_room()
         self._timer = self._loop.call_later(self._interval, self._misc)
 
     @property
@@ -190,12 +195,29 @@ class _Driver:
             self._loop.remove_writer(self._descriptor)
 
     def _read(self) -> None:
+        """Read what has arrived. paho reads one packet a call: a turn of the loop for each would cost more than it."""
         pending = getattr(self._socket, "pending", None)
-        while self._run(self.client.loop_read) and pending is not None and pending() > 0:
-            pass  # TLS has decrypted more than was read, so the loop would not call again for it
+        for _ in range(PACKETS_AT_ONCE):
+            before = self.session.reports
+            if not self._run(self.client.loop_read):
+                return
+            if self.session.reports == before:
+                break
+        else:
+            return  # the loop calls again for what is left in the socket
+        while pending is not None and pending() > 0:  # decrypted by TLS: the loop would not call again for it
+            if not self._run(self.client.loop_read):
+                return
 
     def _write(self) -> None:
-        self._run(self.client.loop_write)
+        """Send what paho has queued, and watch the socket only where that does not fit into its buffer."""
+        if not self._open or not self._run(self.client.loop_write):
+            return
+        if self.client.want_write():
+            self._watch_for_room()
+        elif self._writing:
+            self._writing = False
+            self._loop.remove_writer(self._descriptor)
 
     def _misc(self) -> None:
         if self._run(self.client.loop_misc):
@@ -212,10 +234,12 @@ class _Driver:
             self.drop()
         return self._open
 
-    def _start_writing(self, *_: object) -> None:
+    def _write_soon(self, *_: object) -> None:
+        """Send in this turn of the loop, with all else that is queued until then."""
         if self._open:
-            self._loop.add_writer(self._descriptor, self._write)
+            self._loop.call_soon(self._write)
 
-    def _stop_writing(self, *_: object) -> None:
-        if self._open:
-            self._loop.remove_writer(self._descriptor)
+    def _watch_for_room(self) -> None:
+        if not self._writing:
+            self._writing = True
+            self._loop.add_writer(self._descriptor, self._write)

@@ -18,6 +18,8 @@ FAILURE = 0x80
 TAKEN_OVER = 0x8E
 
 _UNSUPPORTED_PROTOCOL = 0x84
+_OF_3_1_1 = {1: 0x84, 2: 0x85, 3: 0x88, 4: 0x86, 5: 0x87}
+"""Return codes of 3.1.1 and the reason codes that they mean. An older broker may answer MQTT 5 with one too."""
 _COME_BACK_LATER = frozenset({0x88, 0x89, 0x97, 0x9F})
 """Server unavailable, server busy, quota exceeded, connection rate exceeded."""
 _BAD_CREDENTIALS = frozenset({0x86, 0x87})
@@ -73,7 +75,8 @@ def check_packet_size(limits: Limits, topic: str, payload: int, qos: QoS) -> Non
 
 
 def connect_refused(endpoint: Endpoint, options: Options, reason: ReasonCode) -> BrokerError:
-    """The error that a negative CONNACK stands for. paho translates 3.1.1's return codes to those of 5."""
+    """The error that a CONNACK other than success stands for."""
+    reason = ReasonCode(PacketTypes.CONNACK, identifier=_OF_3_1_1.get(reason.value, reason.value))
     if reason.value == _UNSUPPORTED_PROTOCOL:
         return ProtocolRefused(f"{endpoint} refuses this version of MQTT ({reason}).")
     if reason.value in _COME_BACK_LATER:

@@ -68,6 +68,8 @@ class PahoSession:
         """Set when the connection is over, for whatever reason."""
         self.closing = False
         """True from our own goodbye on."""
+        self.reports = 0
+        """Messages and acknowledgements that paho has reported: what moves it has read a packet, and may have more."""
         self._endpoint = endpoint
         self.options = options
         self._limits = Limits(client_id=options.client_id)
@@ -172,7 +174,7 @@ class PahoSession:
         """Take the broker's answer to CONNECT."""
         if self.connected.done():
             return
-        if reason.value >= FAILURE:
+        if reason.value != 0:
             self.connected.set_exception(connect_refused(self._endpoint, self.options, reason))
             return
         self._limits = read_limits(client, properties, self.options)
@@ -195,11 +197,13 @@ class PahoSession:
             self.lose(f"The connection to {self._endpoint} is gone ({reason}).")
 
     def _on_message(self, client: Client, userdata: Any, message: MQTTMessage) -> None:
+        self.reports += 1
         token = self._inbox.expect_ack(message.mid) if message.qos == 1 else None
         payload = message.payload if isinstance(message.payload, bytes) else bytes(message.payload)
         self._inbox.put(Delivery(message.topic, payload, message.qos, message.retain, message.dup, token))
 
     def _on_publish(self, client: Client, userdata: Any, mid: int, reason: ReasonCode, properties: Properties) -> None:
+        self.reports += 1
         future = self._in_flight.pop(mid, None)
         if future is None:
             return

@@ -162,7 +162,6 @@ async def test_an_unanswered_subscribe_ends_the_connection(library: Library) -> 
         pytest.param(b"\x32\x01\x00", id="a PUBLISH cut short"),
         pytest.param(b"\x30\x05\x00\x01t\x01\x7f", id="an unknown property"),
         pytest.param(b"\x30\x06\x00\x02\xff\xfe\x00x", id="a topic that is not UTF-8"),
-        pytest.param(b"\x40\x03\x00\x01\xfe", id="a reason that is none"),
         pytest.param(b"\x90\x01\x00", id="a SUBACK cut short"),
     ],
 )
