@@ -18,12 +18,10 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from broker.connection import Connection, Options
 from broker.endpoint import Endpoint
 from broker.paho_errors import ProtocolRefused, clean_start, connect_properties, hung_up, silent, unreachable
-from broker.paho_reason_codes import name_all_codes
 from broker.paho_session import CLOSED_HERE, PahoSession
 from broker.tls import tls_context
 
 logger = logging.getLogger(__name__)
-name_all_codes()
 
 PACKETS_AT_ONCE = 32
 """Packets of one connection that are read before the loop turns to others."""

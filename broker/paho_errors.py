@@ -12,6 +12,9 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from broker.connection import BrokerError, BrokerRefused, BrokerUnreachable, Limits, Options, PacketTooLarge, QoS
 from broker.endpoint import Endpoint
+from broker.paho_reason_codes import name_all_codes
+
+name_all_codes()
 
 FAILURE = 0x80
 """Reason codes from here on say no; MQTT 5, section 2.4."""
