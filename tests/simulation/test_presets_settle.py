@@ -1,45 +1,14 @@
 """Every preset, as it ships, reaches the answer of a regression, whatever the number of devices and their speeds."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
 import midge
-from aggregator.strategy import Strategy
 from benchmarks.liars import Liars
-from iot_client.fit import Parameters, TrainingPlan
+from benchmarks.presets import PRESETS, TRUE, Regression
 from sensor_fleet.data import load
 from sensor_fleet.models import model_for
 from sensor_fleet.simulation.simulate import simulate
-
-TRUE = np.array([0.6, -0.6, 0.5])
-PRESETS: dict[str, Callable[[], Strategy]] = {
-    "balanced": midge.balanced,
-    "fedasync": midge.fedasync,
-    "fedasync, constant": lambda: midge.fedasync(staleness=midge.constant()),
-    "fedasync, delta": lambda: midge.fedasync(form="delta"),
-    "fedbuff": midge.fedbuff,
-    "fedbuff of 2": lambda: midge.fedbuff(2),
-    "ca2fl": midge.ca2fl,
-    "fadas": midge.fadas,
-    "fedavg": lambda: midge.fedavg(5),
-}
-
-
-class Regression:
-    """A trainer of one device: ten passes of gradient descent over rows of its own."""
-
-    def __init__(self, seed: int) -> None:
-        rng = np.random.default_rng(seed)
-        self.x = rng.standard_normal((100, 3))
-        self.y = self.x @ TRUE + 0.1 * rng.standard_normal(100)
-
-    def __call__(self, parameters: Parameters, _: TrainingPlan) -> midge.Fit:
-        w = parameters["w"].astype(np.float64)
-        for _step in range(10):
-            w = w - 0.2 * self.x.T @ (self.x @ w - self.y) / len(self.y)
-        return midge.Fit({"w": w.astype(np.float32)}, len(self.y), 10)
 
 
 # Seen to fail: fedasync's delta form from 20 devices on (2e6), fedbuff(2) and ca2fl() from 10 (212, 33), fadas() always
@@ -50,7 +19,7 @@ class Regression:
 def test_each_preset_settles_at_the_answer(name: str, devices: int, spread: float) -> None:
     speeds = np.exp(spread * np.random.default_rng(devices).standard_normal(devices))
     found = simulate(
-        [Regression(number) for number in range(devices)],
+        [Regression(number, logistic=False) for number in range(devices)],
         strategy=PRESETS[name](),
         seconds=60,
         speeds=list(speeds / np.median(speeds)),
@@ -67,7 +36,7 @@ def test_each_preset_settles_at_the_answer(name: str, devices: int, spread: floa
 def test_a_private_strategy_that_could_never_make_a_step_is_refused() -> None:
     strategy = midge.private(midge.Privacy(clip=1.0, noise=1.0, epsilon=8.0))
     with pytest.raises(ValueError, match="20 distinct devices, and there are 10"):
-        simulate([Regression(0)] * 10, strategy=strategy, initial={"w": np.zeros(3, np.float32)})
+        simulate([Regression(0, logistic=False)] * 10, strategy=strategy, initial={"w": np.zeros(3, np.float32)})
 
 
 # "-10 times" ended at 12 % before norms were over devices, "IPM 10" at 84 % before directions were known.
