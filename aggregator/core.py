@@ -130,7 +130,7 @@ class AggregatorCore:
         self._statistics: dict[str, int] = {}
         self._digests: dict[str, bytes] = {}
         """Of each device's statistics."""
-        # --- timers, which are not replayed: a restart restarts them
+        # --- timers, which are not replayed: they start over with the process
         self._buffer_since: float | None = None
         self._statistics_since: float | None = None
         self._gathering_since: float | None = None
@@ -179,7 +179,7 @@ class AggregatorCore:
         match event:
             case ev.DevicesOnline(count):
                 self.steering.live = count
-            case ev.StoreFull(why):
+            case ev.StoreFilled(why):
                 self.full = why
             case ev.StoreWritable():
                 self.full = None
@@ -201,12 +201,15 @@ class AggregatorCore:
         if not self.frozen and _due(self._statistics_since, self._statistics_deadline, now):
             actions += self._freeze()
         if self.steering.tick(now):
-            actions += [*self._write(rec.PaceRecord(self._next(), self.steering.share)), ev.Announce()]
+            actions += [*self._write(rec.PaceRecord(self._next(), self.steering.share)), self._announce()]
         if _due(self._told_at, _AGAIN, now) and self.thrift.grown:
             self._told_at = now
-            self.thrift.announced()
-            actions.append(ev.Announce())
+            actions.append(self._announce())
         return actions + self._maybe_release(now) + self._maybe_serve(now)
+
+    def _announce(self) -> ev.Announce:
+        self.thrift.announced()
+        return ev.Announce()
 
     @property
     def deadline(self) -> float | None:
@@ -631,7 +634,6 @@ class AggregatorCore:
         record = rec.ReleaseRecord(self._next(), self.version + 1, self.step, devices, now, decay)
         self._released_at = now
         self.thrift.released(now)
-        self.thrift.announced()
         self.steering.released(now)
         return [*self._write(record), ev.Carry(record), *self._maybe_serve(now)]
 

@@ -109,7 +109,7 @@ class DevicesOnline:
 
 
 @dataclass(frozen=True, slots=True)
-class StoreFull:
+class StoreFilled:
     """The store has no room: nothing can be decided until `StoreWritable`."""
 
     why: str
@@ -158,7 +158,7 @@ Event = (
     | Measured
     | Examined
     | DevicesOnline
-    | StoreFull
+    | StoreFilled
     | StoreWritable
     | OperatorPaused
     | InputsCompared

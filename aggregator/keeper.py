@@ -345,7 +345,7 @@ class Keeper:
         log.warning("%s Updates stay with their devices until there is room.", why)
         self.store.make_room()
         self._rebuild()
-        self.core.handle(ev.StoreFull(why), now)
+        self.core.handle(ev.StoreFilled(why), now)
         self.processor.take_up(self.core, self.engine, self.shelf)
         self._looked_for_room = now
         self._tell("full", why=why)

@@ -66,7 +66,8 @@ class Thrift:
         self._told = self.devices
 
     def released(self, now: float) -> None:
-        """A version was released."""
+        """A version was released, and is announced."""
+        self.announced()
         self._earned_from = max(self.paid, now - CREDIT)
         self._fetches = fetched(self._fetches, self._came)
         self._came = 0

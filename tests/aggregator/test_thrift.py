@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator import events as ev
+from aggregator.pace import Pace
 from aggregator.presets import fedasync
 from aggregator.staleness import constant
 from aggregator.thrift import AT_ONCE, fetched, interval
@@ -134,3 +135,14 @@ def test_a_fleet_that_has_grown_is_announced_again(tmp_path: Path) -> None:
         life.core.handle(ev.DevicesOnline(9000), 0.0)
         life.tick(20.9)
         assert len(life.posts) == told + 1, "once a second"
+
+
+def test_who_takes_part_and_how_many_they_are_is_told_in_one_announcement(tmp_path: Path) -> None:
+    strategy = fedasync(1.0, constant(), release_floor=1, byte_rate=8e6, pace=Pace(updates_per_second=5, share=0.1))
+    with rig(tmp_path, strategy) as life:
+        life.core.handle(ev.ReleasePublished(400, 10**6), 0.0)
+        life.core.handle(ev.DevicesOnline(300), 0.0)
+        life.core.steering.begin(0.0)
+        actions = life.core.tick(60.0)
+        assert actions.count(ev.Announce()) == 1
+        assert life.core.tick(62.0).count(ev.Announce()) == 0
