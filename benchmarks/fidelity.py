@@ -10,16 +10,14 @@ Midge itself waits for is the same in both. A row is one figure: `what`, `virtua
 figures of each seed. Times are in the profile's seconds.
 """
 
-# ruff: noqa: E402 - threads are counted when NumPy is loaded
-import os
+import benchmarks.one_thread  # noqa: F401 - before NumPy
 
-for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
-
+# isort: split
 import argparse
 import asyncio
 import json
 import math
+import os
 import sys
 import tempfile
 import time

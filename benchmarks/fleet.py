@@ -15,15 +15,13 @@ BLAS and torch get one thread. `cpu_share` says how much of a core the simulatio
 `trainings_per_cpu_s`, and the bare rates, which are by processor time too.
 """
 
-# ruff: noqa: E402 - threads are counted when NumPy is loaded
-import os
+import benchmarks.one_thread  # noqa: F401 - before NumPy
 
-for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
-
+# isort: split
 import argparse
 import asyncio
 import json
+import os
 import resource
 import sys
 import tempfile

@@ -6,12 +6,9 @@ Differences are paired by seed. The bound is that of a bootstrap over seeds: 95 
 93 % are on a grid of 0.05 virtual seconds. What has run is kept in `benchmarks/results/honest.json`.
 """
 
-# ruff: noqa: E402 - threads are counted when NumPy is loaded
-import os
+import benchmarks.one_thread  # noqa: F401 - before NumPy
 
-for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
-
+# isort: split
 import argparse
 import json
 import sys

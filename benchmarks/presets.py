@@ -7,12 +7,9 @@ regression are to come within 0.1 of the pooled answer in each weight, digits to
 A preset is stuck if it does not within the horizon, and wild if it is ever further off than where it began, by twice.
 """
 
-# ruff: noqa: E402 - threads are counted when NumPy is loaded
-import os
+import benchmarks.one_thread  # noqa: F401 - before NumPy
 
-for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
-
+# isort: split
 import argparse
 import json
 import sys

@@ -17,12 +17,9 @@ whose answer is known.
 Presets other than the default promise nothing against liars, and get none.
 """
 
-# ruff: noqa: E402 - threads are counted when NumPy is loaded
-import os
+import benchmarks.one_thread  # noqa: F401 - before NumPy
 
-for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
-
+# isort: split
 import argparse
 import json
 import math
