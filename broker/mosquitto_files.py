@@ -75,7 +75,7 @@ user {fleet.broker_user}
 def access(fleet: Fleet) -> str:
     """The ACL file of a fleet's own broker, or what another broker's lacks."""
     gone = sorted(name for name, member in fleet.members.items() if member.revoked is not None)
-    head = ["# Written by Midge, again at each change of the fleet."]
+    head = ["# Written by Midge, and rewritten at each change of the fleet."]
     if fleet.way == "join":
         head = [
             "# To add to the ACL of a broker whose users have the participants' names. 'pattern' lines hold for all."

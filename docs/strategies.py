@@ -167,15 +167,14 @@ HONEST = RESULTS.with_name("honest.json")
 def honest_table() -> list[str]:
     """What robustness costs where nobody lies, each with its bound."""
     lines = ["| fleet | time to 93 % | end | worst class | slow half |", "|---|---|---|---|---|"]
+    columns = ("final", "worst_class", "slow_half")
     for entry in json.loads(HONEST.read_text())["summary"]:
-        points = [f"{mean:+.2f} (≥ {bound:+.2f})" for mean, bound in (entry[name] for name in HONEST_COLUMNS)]
+        points = [f"{mean:+.2f} (≥ {bound:+.2f})" for mean, bound in (entry[name] for name in columns)]
         mean, bound = entry["time"]
         time = f"{100 * mean:+.1f} % (≤ {100 * bound:+.1f} %)"
-        lines.append(f"| {entry['devices']} devices, {WORLDS[entry['world']]} | {time} | {' | '.join(points)} |")
-    return [*(line.replace("-", "−") if line.count("---") == 0 else line for line in lines), ""]
-
-
-HONEST_COLUMNS = ("final", "worst_class", "slow_half")
+        row = f"| {entry['devices']} devices, {WORLDS[entry['world']]} | {time} | {' | '.join(points)} |"
+        lines.append(row.replace("-", "−"))
+    return [*lines, ""]
 
 
 PUBLISHED = (("fedasync delta", "FedAsync", "up to 2.5"),)
