@@ -83,7 +83,7 @@ def test_credentials_are_percent_decoded_and_the_password_stays_hidden(user: str
         return
     endpoint = Endpoint.parse(url)
     assert (endpoint.user, endpoint.password) == (user, password)
-    assert "password" not in repr(endpoint)
+    assert "password" not in repr(endpoint).replace(repr(user), "")  # a user may have that name
     assert str(endpoint) == "mqtt://localhost:1883"
 
 
