@@ -5,10 +5,8 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import NoReturn
 
-from broker.connection import BrokerError, Connection, PacketTooLarge, Posting, PublishRefused
+from broker.connection import Connection, PacketTooLarge, PublishRefused
 
 log = logging.getLogger("aggregator")
 
@@ -62,8 +60,6 @@ class Outgoing:
         Raises:
             ConnectionLost: it ended.
         """
-        if isinstance(connection, Posting):
-            await self._post_all(connection)
         window = asyncio.Semaphore(WINDOW)
         async with asyncio.TaskGroup() as tasks:
             while True:
@@ -73,37 +69,6 @@ class Outgoing:
                     tasks.create_task(self._publish(connection, self._waiting.popleft(), window))
                 self._news.clear()
                 await self._news.wait()
-
-    async def _post_all(self, connection: Posting) -> NoReturn:
-        """The same without a task for each message. What comes back is looked at here: an error in it must be seen."""
-        came: deque[tuple[Post, BrokerError | None]] = deque()
-
-        def done(post: Post, error: BrokerError | None) -> None:
-            came.append((post, error))
-            self._news.set()
-
-        while True:
-            while self._waiting and self._under_way < WINDOW:
-                post = self._waiting.popleft()
-                self._under_way += 1
-                try:
-                    connection.post(post.topic, post.payload, retain=post.retain, done=partial(done, post))
-                except PacketTooLarge as refused:
-                    done(post, refused)
-            self._news.clear()
-            if not came:
-                await self._news.wait()
-            while came:
-                post, error = came.popleft()
-                self._under_way -= 1
-                if isinstance(error, PublishRefused | PacketTooLarge):
-                    log.warning("%s", error)  # the others may still pass; what this one carried is asked for again
-                elif error is not None:
-                    raise error
-                else:
-                    self._sent(post)
-                if not len(self):
-                    self._idle.set()
 
     async def _publish(self, connection: Connection, post: Post, window: asyncio.Semaphore) -> None:
         try:

@@ -3,8 +3,8 @@
     python -m benchmarks.ingest [--quick] [--json PATH] [--peers DIR [--flower PYTHON] [--appfl PYTHON]]
 
 A real Mosquitto, the real aggregator with its store on disk in a process of its own, and publishers in another one that
-replay prepared updates over real connections and wait for the receipts. In the same run: a bare subscriber of the same
-client library that is sent the same messages by the same publishers and only counts them (`bare_per_s`, `ratio`), the
+replay prepared updates over real connections and wait for the receipts. In the same run: a bare subscriber on the same
+connection that is sent the same messages by the same publishers and only counts them (`bare_per_s`, `ratio`), the
 machine's limits, and other systems where their environments are given, at float32 and the same number of parameters.
 
 The default strategy and its limits are on; releases are spaced by `release_interval_s`, as a busy federation spaces
@@ -34,8 +34,6 @@ import numpy as np
 from broker.local import LocalBroker, local_broker
 
 DEFAULT = "uq:4|rice"
-LIBRARY = "direct"
-"""The client library that the aggregator uses unless told otherwise."""
 _ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -102,8 +100,8 @@ async def running(module: str, what: dict[str, Any]) -> AsyncIterator[Process]:
 class Ground:
     """A broker and a directory, and the settings that all rows share."""
 
-    def __init__(self, broker: LocalBroker, directory: Path, library: str, warm: float) -> None:
-        self.broker, self.directory, self.library, self.warm = broker, directory, library, warm
+    def __init__(self, broker: LocalBroker, directory: Path, warm: float) -> None:
+        self.broker, self.directory, self.warm = broker, directory, warm
 
     def _what(self, row: dict[str, Any], **more: Any) -> dict[str, Any]:
         params = row["params"]
@@ -123,7 +121,6 @@ class Ground:
             "warm": self.warm,
             "counter": str(self.directory / "counter"),
             "release_interval": max(1.0, params / 1e5),
-            "library": self.library,
             **more,
         }
 
@@ -235,13 +232,13 @@ async def measured(arguments: argparse.Namespace, wanted: Iterable[dict[str, Any
         row = {"seconds": 2.5, **each}
         with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
             async with local_broker("mosquitto", directory=Path(name)) as broker:
-                ground = Ground(broker, Path(name), arguments.library, 0.7 if arguments.quick else 2.0)
-                found: dict[str, Any] = {"library": arguments.library, "load1": round(os.getloadavg()[0], 1)}
+                ground = Ground(broker, Path(name), 0.7 if arguments.quick else 2.0)
+                found: dict[str, Any] = {"connection": "paho", "load1": round(os.getloadavg()[0], 1)}
                 others = [] if arguments.quick or row["params"] >= 10**7 else ["paho"]
-                for role in [arguments.library, *others]:
+                for role in ["counter", *others]:
                     if row.get("bare", True) and "rate" not in row:
                         bare = await ground.bare({**row, "seconds": min(row["seconds"], 5.0)}, role)
-                        found["bare_per_s" if role == arguments.library else "paho_per_s"] = round(bare, 1)
+                        found["bare_per_s" if role == "counter" else "paho_per_s"] = round(bare, 1)
                 runs = [await ground.midge(row) for _ in range(row.get("times", 1))]
                 found |= sorted(runs, key=lambda run: float(run["receipt_p99_ms"]))[len(runs) // 2]
                 if len(runs) > 1:
@@ -281,7 +278,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="three rows, in less than a minute")
     parser.add_argument("--data", help="not used: a delta's values make no difference here")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the line there too")
-    parser.add_argument("--library", default=LIBRARY, help="behind broker.Connection")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each row that has no number of its own")
     parser.add_argument("--directory", type=Path, help="where stores go: a disk, not memory; the temporary directory")
     parser.add_argument("--only", metavar="ROW", help='one row instead, as JSON: {"params": 10000, ...}')

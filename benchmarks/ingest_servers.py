@@ -39,7 +39,7 @@ async def aggregate(what: dict[str, Any]) -> dict[str, Any]:
         release_interval=what["release_interval"], max_staleness=10**6, plan=Plan(codec=what["codec"], feedback=False)
     )
     server = Aggregator(
-        connector(Endpoint.parse(what["url"]), what["library"]),
+        connector(Endpoint.parse(what["url"])),
         federation=what["federation"],
         initial={"w": np.random.default_rng(0).normal(size=what["params"]).astype(np.float32)},
         store=what["store"],
@@ -69,7 +69,7 @@ class Seen:
 
 async def count_by_connection(what: dict[str, Any], topic: str, seen: Seen) -> None:
     """On `broker.Connection`, acknowledging what it takes."""
-    connect = connector(Endpoint.parse(what["url"]), what["library"])
+    connect = connector(Endpoint.parse(what["url"]))
     async with connect(Options("counter", receive_maximum=200)) as connection:
         await connection.subscribe(topic)
         print('"ready"', flush=True)
@@ -78,18 +78,6 @@ async def count_by_connection(what: dict[str, Any], topic: str, seen: Seen) -> N
             for each in taken:
                 connection.ack(each)
             seen.add(len(taken))
-
-
-async def count_by_aiomqtt(what: dict[str, Any], topic: str, seen: Seen) -> None:
-    """As aiomqtt's documentation shows it."""
-    import aiomqtt  # noqa: PLC0415
-
-    port = Endpoint.parse(what["url"]).port
-    async with aiomqtt.Client("127.0.0.1", port, identifier="counter") as client:
-        await client.subscribe(topic, qos=1)
-        print('"ready"', flush=True)
-        async for _ in client.messages:
-            seen.add()
 
 
 def count_by_paho(what: dict[str, Any], topic: str, seen: Seen) -> None:
@@ -120,8 +108,6 @@ def main() -> None:
             print(json.dumps(asyncio.run(aggregate(what))), flush=True)
         case "paho":
             count_by_paho(what, topic, Seen(what["counter"]))
-        case "aiomqtt":
-            asyncio.run(until_ended(count_by_aiomqtt(what, topic, Seen(what["counter"]))))
         case _:
             asyncio.run(until_ended(count_by_connection(what, topic, Seen(what["counter"]))))
 

@@ -1,9 +1,8 @@
 """Many devices in one process, for benchmarks of the broker: real devices but for their work and their disks.
 
-Each is an `iot_client.Device` with its own session, connection, fetcher and outbox. Light are four things: a frame is
-checked by its SHA-256 and decoded once for all of them, nothing is trained (an update is random numbers), the outbox is
-in memory, and the connection is the aggregator's kind, which takes less processor time than paho's; for a device has a
-processor and a disk of its own, and these share those of the broker.
+Each is an `iot_client.Device` with its own session, connection, fetcher and outbox. Light are three things: a frame is
+checked by its SHA-256 and decoded once for all of them, nothing is trained (an update is random numbers), and the
+outbox is in memory; for a device has a processor and a disk of its own, and these share those of the broker.
 
 Commands come as lines on standard input, events leave as lines of JSON on standard output:
 
@@ -31,6 +30,7 @@ from iot_client.device import Device
 from iot_client.fetching import Fetcher
 from iot_client.fit import Fit, Parameters, TrainingPlan
 from iot_client.training import Made, update_of
+from sensor_fleet.links import sever
 from wire.codecs import encode_delta
 from wire.errors import WireError
 from wire.lineage import State
@@ -70,7 +70,7 @@ class LightDevice(Device):
 
     def __init__(self, url: str, name: str, federation: str) -> None:
         super().__init__(
-            connector(Endpoint.parse(url), "direct"),
+            connector(Endpoint.parse(url)),
             federation=federation,
             name=name,
             train=_never,
@@ -114,9 +114,8 @@ class LightDevice(Device):
 
     def cut(self) -> None:
         """Break the connection, as the network does."""
-        transport = getattr(self._connection, "_transport", None)
-        if transport is not None:
-            transport.abort()
+        if self._connection is not None:
+            sever(self._connection, self.name)
 
 
 def _never(_parameters: Parameters, _plan: TrainingPlan) -> Fit:

@@ -63,7 +63,7 @@ def main() -> None:
     if arguments.byte_rate is not None:
         strategy = replace(strategy, byte_rate=arguments.byte_rate)
     server = Aggregator(
-        connector(Endpoint.parse(arguments.url), "aiomqtt"),
+        connector(Endpoint.parse(arguments.url)),
         federation=arguments.federation,
         initial={"w": rng.normal(size=arguments.parameters).astype(np.float32)},
         roles={"w": "trained"},

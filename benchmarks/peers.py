@@ -66,7 +66,7 @@ async def midge(task: ModuleType, strategy: Strategy, target: float, limit: floa
     with tempfile.TemporaryDirectory() as directory:
         async with local_broker(directory=Path(directory)) as broker:
             server = Aggregator(
-                connector(broker.endpoint, "aiomqtt"),
+                connector(broker.endpoint),
                 federation="peers",
                 initial=dict(zip(NAMES, task.init_mlp(), strict=True)),
                 store=Path(directory) / "store",

@@ -47,7 +47,7 @@ if role == "aggregator":
     rng = np.random.default_rng(0)
     model = {"w": rng.normal(size=size).astype(np.float32)}
     strategy = replace(fedbuff(1), release_floor=1, plan=Plan(codec="float32", feedback=False))
-    Aggregator(connector(Endpoint.parse(url), "aiomqtt"), federation="f", initial=model, strategy=strategy,
+    Aggregator(connector(Endpoint.parse(url)), federation="f", initial=model, strategy=strategy,
                roles={"w": "averaged"}, store=path, on_event=tell).run()
 else:
     async def train(parameters, plan):

@@ -1,10 +1,9 @@
 """The MQTT side: connections, an in-memory twin of a broker, the embedded broker, and Mosquitto as a child process.
 
-Importing this package imports no MQTT library; `connector` does, for the library that it is asked for.
+Importing this package imports no MQTT library; `connector` does.
 """
 
 from contextlib import AbstractAsyncContextManager
-from typing import Literal
 
 from broker.connection import (
     BrokerError,
@@ -43,17 +42,9 @@ __all__ = [
 ]
 
 
-def connector(endpoint: Endpoint, library: Literal["paho", "aiomqtt", "direct"] = "paho") -> Connector:
-    """What makes connections to `endpoint`: through one of two libraries, or `direct`, which needs none and is fastest.
-
-    What speaks websockets is left to paho where `direct` is asked for.
-    """
-    if library == "paho" or (library == "direct" and endpoint.websockets):
-        from broker.paho_connection import connect  # noqa: PLC0415
-    elif library == "aiomqtt":
-        from broker.aiomqtt_connection import connect  # noqa: PLC0415
-    else:
-        from broker.direct_connection import connect  # noqa: PLC0415
+def connector(endpoint: Endpoint) -> Connector:
+    """What makes connections to `endpoint`."""
+    from broker.paho_connection import connect  # noqa: PLC0415
 
     def make(options: Options) -> AbstractAsyncContextManager[Connection]:
         return connect(endpoint, options)

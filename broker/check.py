@@ -14,7 +14,7 @@ from broker.endpoint import Endpoint, is_loopback
 from broker.findings import Finding, Level, Report, Trial
 from broker.ground import Ground, Prober, Role, find_ground, joining
 from broker.handshake import Handshake, look_at_tls, shake_hands
-from broker.paho_errors import ProtocolRefused, hung_up
+from broker.paho_errors import ProtocolRefused, Unanswered, hung_up
 from broker.probes import CHUNKS, about, chunk, last_will, latency, refusals, retained
 from broker.rights import Rights, look_at_rights
 from broker.trials import Parties
@@ -103,10 +103,9 @@ async def _protocols(endpoint: Endpoint, prober: Prober) -> tuple[list[Finding],
     """Which versions of MQTT it speaks, and the limits that it tells in the newest."""
     newest = await _hand(endpoint, prober, 5)
     older = await _hand(endpoint, prober, 4)
-    if newest is None and older is None:
-        raise hung_up(endpoint)
-    if newest is None:
-        assert older is not None
+    if isinstance(newest, ProtocolRefused):
+        if isinstance(older, ProtocolRefused):
+            raise older if isinstance(older, Unanswered) else hung_up(endpoint)
         seen = Finding(
             "protocol",
             "MQTT 3.1.1",
@@ -114,14 +113,14 @@ async def _protocols(endpoint: Endpoint, prober: Prober) -> tuple[list[Finding],
             "It is enough; with MQTT 5 a broker also tells its limits and what it refuses.",
         )
         return [seen], older.limits
-    return [Finding("protocol", "MQTT 5" if older is None else "MQTT 5 and 3.1.1")], newest.limits
+    return [Finding("protocol", "MQTT 5" if isinstance(older, ProtocolRefused) else "MQTT 5 and 3.1.1")], newest.limits
 
 
-async def _hand(endpoint: Endpoint, prober: Prober, version: int) -> Handshake | None:
+async def _hand(endpoint: Endpoint, prober: Prober, version: int) -> Handshake | ProtocolRefused:
     try:
         return await shake_hands(endpoint, prober.options(), version=5 if version == 5 else 4)
-    except ProtocolRefused:
-        return None
+    except ProtocolRefused as refused:
+        return refused
 
 
 async def _security(endpoint: Endpoint, patience: float) -> list[Finding]:

@@ -1,7 +1,7 @@
 """One MQTT connection, as the rest of Midge sees it.
 
-`Connection` is what the shells of the device and of the aggregator hold. Each MQTT library hides behind it in a file
-of its own, and so does the in-memory twin; one contract suite holds them all to the same behaviour.
+`Connection` is what the shells of the device and of the aggregator hold. paho-mqtt is behind it, or the in-memory twin;
+one contract suite holds both to the same behaviour.
 
 The rules:
 
@@ -14,10 +14,10 @@ The rules:
   waits. A connection never reconnects by itself; the shells do, with back-off and jitter.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol
 
 Payload = bytes | bytearray | memoryview
 QoS = Literal[0, 1]
@@ -151,22 +151,6 @@ class Connection(Protocol):
 
     def ack(self, delivery: Delivery) -> None:
         """Acknowledge a QoS 1 delivery of this connection. One of another connection, or of QoS 0, is ignored."""
-
-
-Done = Callable[[BrokerError | None], None]
-"""Told how a message fared: nothing where its PUBACK has come, else why not."""
-
-
-@runtime_checkable
-class Posting(Protocol):
-    """What a connection may offer beside `publish`: the same without anybody who waits, for who sends many."""
-
-    def post(self, topic: str, payload: Payload, *, retain: bool, done: Done) -> None:
-        """Send one message at QoS 1; `done` is called once, later, and must not raise.
-
-        Raises:
-            ValueError, PacketTooLarge, ConnectionLost: as `publish`; `done` is not called then.
-        """
 
 
 class Connector(Protocol):

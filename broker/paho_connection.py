@@ -17,7 +17,15 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from broker.connection import Connection, Options
 from broker.endpoint import Endpoint
-from broker.paho_errors import ProtocolRefused, clean_start, connect_properties, hung_up, silent, unreachable
+from broker.paho_errors import (
+    ProtocolRefused,
+    Unanswered,
+    clean_start,
+    connect_properties,
+    hung_up,
+    silent,
+    unreachable,
+)
 from broker.paho_session import CLOSED_HERE, PahoSession
 from broker.tls import tls_context
 
@@ -33,8 +41,11 @@ brokers wait one and a half periods."""
 def connect(endpoint: Endpoint, options: Options) -> AbstractAsyncContextManager[Connection]:
     """Connect to `endpoint`; the connection ends with the block, with a proper goodbye. MQTT 5 where it is spoken.
 
+    MQTT 3.1.1 is tried where the broker refuses MQTT 5, hangs up, or does not answer within `options.timeout`. A busy
+    broker would answer late, so each version has all of that time.
+
     Raises (on entering):
-        BrokerUnreachable: nothing serves MQTT there, or it does not answer within `options.timeout`.
+        BrokerUnreachable: nothing serves MQTT there, or it answers neither version within `options.timeout`.
         BrokerRefused: the broker, or our check of its certificate, said no.
     """
     return _connect(endpoint, options)
@@ -63,6 +74,8 @@ async def _connect(endpoint: Endpoint, options: Options) -> AsyncGenerator[Conne
     except ProtocolRefused:
         try:
             driver = await _open(endpoint, options, MQTTProtocolVersion.MQTTv311)
+        except Unanswered:
+            raise
         except ProtocolRefused as error:
             raise hung_up(endpoint) from error
     try:

@@ -35,6 +35,10 @@ class ProtocolRefused(BrokerError):
     """The broker does not speak this version of MQTT, or hung up when it heard it: try the older one."""
 
 
+class Unanswered(ProtocolRefused, BrokerUnreachable):
+    """The broker takes connections and does not answer CONNECT: it may know the older version only."""
+
+
 def clean_start(protocol: MQTTProtocolVersion) -> bool | Literal[3]:
     """Always clean. For 3.1.1 paho takes its default only, which is 3, and `clean_session` says the same."""
     return True if protocol == MQTTProtocolVersion.MQTTv5 else MQTT_CLEAN_START_FIRST_ONLY
@@ -96,9 +100,9 @@ def hung_up(endpoint: Endpoint) -> BrokerError:
     return BrokerUnreachable(f"{endpoint} hung up before answering: is it an MQTT broker, and does it want {want}?")
 
 
-def silent(endpoint: Endpoint, options: Options) -> BrokerError:
+def silent(endpoint: Endpoint, options: Options) -> Unanswered:
     """The error for a server that takes a connection and says nothing."""
-    return BrokerUnreachable(
+    return Unanswered(
         f"{endpoint} took the connection and did not answer within {options.timeout:g} s: is it an MQTT broker?"
     )
 

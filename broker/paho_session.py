@@ -1,8 +1,7 @@
 """A `Connection` on top of a paho client, whoever moves its bytes.
 
-aiomqtt is a paho client inside, so both library files share everything but the socket: `paho_connection` drives it
-itself, `aiomqtt_connection` lets aiomqtt do so. What paho lacks is added here: a negative PUBACK is raised, and the
-broker's Maximum Packet Size and Receive Maximum are heeded.
+What paho lacks is added here: a negative PUBACK is raised, and the broker's Maximum Packet Size and Receive Maximum are
+heeded.
 """
 # ruff: noqa: ARG002  # paho says what its callbacks are called with
 

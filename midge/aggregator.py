@@ -44,7 +44,7 @@ class Aggregator(AggregatorService):
         parameters, roles = read_initial(initial, like)
         arguments["roles"] = {**roles, **(arguments.get("roles") or {})}
         self.endpoint = endpoint
-        super().__init__(connector(endpoint, "direct"), initial=parameters, **arguments)
+        super().__init__(connector(endpoint), initial=parameters, **arguments)
 
     def run(self) -> None:
         run_script(self)

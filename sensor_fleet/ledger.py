@@ -99,7 +99,7 @@ def app() -> Aggregator:
     """The aggregator, as MIDGE_LEDGER describes it; at localhost unless `midge aggregate --broker` names another."""
     books = Books.parse(os.environ.get(VARIABLE, ""))
     return Aggregator(
-        connector(Endpoint.parse("mqtt://localhost:1883"), "direct"),
+        connector(Endpoint.parse("mqtt://localhost:1883")),
         federation=books.federation,
         initial={"x": np.zeros(books.places, np.float32)},
         strategy=books.strategy,

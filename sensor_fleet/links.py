@@ -1,8 +1,9 @@
 """A device's link to the broker as its world has it: slow, breaking, and doubling messages.
 
-A `DeviceLink` is a `Connector` around another one, so that the device on it is the real one, unchanged. It delays and
-throttles both directions, sends some messages twice, breaks the connection when the world says so, and holds a new
-one up until the link is back. It reads the loop's clock only and so runs on a virtual one as well.
+A `LinkedConnection` is a connection around another one: it delays and throttles both directions, and can be cut. A
+`DeviceLink` is a `Connector` that makes them, so that the device on it is the real one, unchanged. It sends some
+messages twice, breaks the connection when the world says so, and holds a new one up until the link is back. Both read
+the loop's clock only and so run on a virtual one as well.
 """
 
 import asyncio
@@ -27,8 +28,12 @@ from broker.connection import (
 from broker.paho_session import PahoSession
 from sensor_fleet.world import World
 
-SUBSCRIBE = 64
-"""Bytes that a subscription takes on the link, about."""
+SUBSCRIBE = 8
+"""Bytes that MQTT adds to a filter in a subscription, about."""
+PUBLISH, PUBACK = 9, 4
+"""Bytes that MQTT adds to a message, and that it takes for an acknowledgement, about."""
+HANDSHAKE = 90
+"""Bytes of a CONNECT with a Last Will, about."""
 
 Sever = Callable[[Connection, str], None]
 """Ends a connection of a client id without a goodbye, so that the broker publishes its Last Will."""
@@ -70,7 +75,7 @@ class DeviceLink:
         self._origin = origin
         self._sever = sever
         self._outage: tuple[float, float] | None = next(self._outages, None)
-        self._open: _LinkedConnection | None = None
+        self._open: LinkedConnection | None = None
         self._closing = asyncio.Event()
         self._sent = 0
 
@@ -104,8 +109,15 @@ class DeviceLink:
         try:
             async with self._connector(options) as inner:
                 self.met = True
-                connection = _LinkedConnection(inner, self, self._speed.bandwidth, self._speed.latency)
-                connection.break_off = lambda: self._sever(inner, options.client_id)
+                up, down = (Lane(self._speed.bandwidth, self._speed.latency) for _ in range(2))
+                connection = LinkedConnection(
+                    inner,
+                    up,
+                    down,
+                    break_off=lambda: self._sever(inner, options.client_id),
+                    twice=self.twice,
+                    watch=self.watch,
+                )
                 self._open, self.connected = connection, True
                 breaking = asyncio.create_task(self._break())
                 try:
@@ -152,27 +164,54 @@ class DeviceLink:
         return asyncio.get_running_loop().time() - self._origin
 
 
-class _Lane:
+class Lane:
     """One direction of a link: what enters leaves in order, after its time on the line and the way."""
+
+    __slots__ = ("_bandwidth", "_free", "_latency", "moved")
 
     def __init__(self, bandwidth: float, latency: float) -> None:
         self._bandwidth, self._latency = bandwidth, latency
         self._free = -math.inf
+        self.moved = 0
+        """Bytes that have entered."""
 
-    def enter(self, size: int) -> float:
-        """When `size` bytes that enter now are at the other end."""
-        self._free = max(asyncio.get_running_loop().time(), self._free) + size / self._bandwidth
+    def enter(self, size: int, now: float) -> float:
+        """When `size` bytes that enter now are at the other end: not before what entered earlier."""
+        self.moved += size
+        self._free = max(now, self._free) + size / self._bandwidth
         return self._free + self._latency
 
 
-class _LinkedConnection:
-    """The contract of `broker.connection.Connection`, over a connection inside."""
+class LinkedConnection:
+    """The contract of `broker.connection.Connection`, over a connection inside.
 
-    def __init__(self, inner: Connection, link: DeviceLink, bandwidth: float, latency: float) -> None:
-        self.break_off: Callable[[], None] = lambda: None
+    Args:
+        inner: the connection.
+        up: the way to the broker.
+        down: the way back.
+        break_off: ends the connection inside without a goodbye.
+        twice: whether the next message of QoS 1 reaches the broker twice.
+        watch: called with each message as the device gets it.
+        framed: whether what MQTT adds travels too: headers, and acknowledgements, for which `publish` and `subscribe`
+            then wait. Pings are too few to matter.
+    """
+
+    def __init__(
+        self,
+        inner: Connection,
+        up: Lane,
+        down: Lane,
+        *,
+        break_off: Callable[[], None],
+        twice: Callable[[], bool] = lambda: False,
+        watch: Callable[[Delivery], None] = lambda _: None,
+        framed: bool = False,
+    ) -> None:
         self._inner = inner
-        self._link = link
-        self._up, self._down = _Lane(bandwidth, latency), _Lane(bandwidth, latency)
+        self._up, self._down = up, down
+        self._break_off, self._twice, self._watch = break_off, twice, watch
+        self._framed = framed
+        self._loop = asyncio.get_running_loop()
         self._turn = asyncio.Lock()
         self._loss: ConnectionLost | None = None
         self._arriving: deque[tuple[float, Delivery]] = deque()
@@ -186,20 +225,24 @@ class _LinkedConnection:
         return self._inner.limits
 
     async def publish(self, topic: str, payload: Payload, *, qos: QoS = 1, retain: bool = False) -> None:
-        twice = qos == 1 and self._link.twice()
-        await self._pass(len(topic) + len(payload))
-        await self._inner.publish(topic, payload, qos=qos, retain=retain)
-        if twice:
-            await self._pass(len(topic) + len(payload))
+        for _ in range(1 + (qos == 1 and self._twice())):
+            await self._pass(self._size(topic, payload))
             await self._inner.publish(topic, payload, qos=qos, retain=retain)
+            if qos == 1:
+                await self._acknowledged()
 
     async def subscribe(self, *filters: str, qos: QoS = 1) -> None:
-        await self._pass(SUBSCRIBE * len(filters))
+        await self._pass(sum(len(each) + SUBSCRIBE for each in filters))
         await self._inner.subscribe(*filters, qos=qos)
+        await self._acknowledged()
 
     async def unsubscribe(self, *filters: str) -> None:
-        await self._pass(SUBSCRIBE * len(filters))
+        await self._pass(sum(len(each) + SUBSCRIBE for each in filters))
         await self._inner.unsubscribe(*filters)
+        await self._acknowledged()
+
+    def _size(self, topic: str, payload: Payload) -> int:
+        return len(topic) + len(payload) + PUBLISH * self._framed
 
     async def _pass(self, size: int) -> None:
         """Take the way up, in the order of the calls: the lock's queue is fair, and its holder goes on at once.
@@ -208,15 +251,25 @@ class _LinkedConnection:
             ConnectionLost: the link broke on the way.
         """
         self._raise_if_cut()
-        there = self._up.enter(size)
+        there = self._up.enter(size, self._loop.time())
         async with self._turn:
             await self._until(there)
         self._raise_if_cut()
 
+    async def _acknowledged(self) -> None:
+        """Wait until the broker's answer has come down.
+
+        Raises:
+            ConnectionLost: the link broke on the way.
+        """
+        if self._framed:
+            await self._until(self._down.enter(PUBACK, self._loop.time()))
+            self._raise_if_cut()
+
     async def _read(self) -> None:
         """Take in what comes, stamped with when it will be here."""
         async for delivery in self._inner.messages():
-            there = self._down.enter(len(delivery.topic) + len(delivery.payload))
+            there = self._down.enter(self._size(delivery.topic, delivery.payload), self._loop.time())
             self._arriving.append((there, delivery))
             self._news.set()
 
@@ -225,11 +278,11 @@ class _LinkedConnection:
             self._raise_if_cut()
             if self._arriving:
                 there, delivery = self._arriving[0]
-                if asyncio.get_running_loop().time() < there:
+                if self._loop.time() < there:
                     await self._until(there)
                     continue
                 self._arriving.popleft()
-                self._link.watch(delivery)
+                self._watch(delivery)
                 yield delivery
             elif self._reading.done():
                 self._reading.result()  # raises what ended it
@@ -239,13 +292,15 @@ class _LinkedConnection:
                 await self._news.wait()
 
     def waiting(self) -> Sequence[Delivery]:
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         taken = []
         while self._arriving and self._arriving[0][0] <= now:
             taken.append(self._arriving.popleft()[1])
         return taken
 
     def ack(self, delivery: Delivery) -> None:
+        if self._framed and delivery.qos:
+            self._up.enter(PUBACK, self._loop.time())
         self._inner.ack(delivery)
 
     def cut(self, why: str) -> None:
@@ -254,7 +309,7 @@ class _LinkedConnection:
             self._loss = ConnectionLost(why)
             self._cut.set()
             self._news.set()
-            self.break_off()
+            self._break_off()
 
     async def close(self) -> None:
         await _ended(self._reading)

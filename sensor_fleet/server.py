@@ -31,7 +31,7 @@ def make(
         tell(event)
 
     aggregator = Aggregator(
-        connector(broker.endpoint(), "direct"),
+        connector(broker.endpoint()),
         federation=setting.federation,
         root=setting.root,
         initial=model.initial,

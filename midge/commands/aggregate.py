@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     with server_side():
         from aggregator.service import Aggregator  # noqa: PLC0415 - an extra
     app = load_app(args.app, Aggregator, "a midge.Aggregator")
-    bundle = move(app, args, "direct")
+    bundle = move(app, args)
     key = args.release_key or (None if bundle is None else bundle.release_private_key)
     if key or args.raise_epoch:
         with user_errors():

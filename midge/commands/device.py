@@ -71,7 +71,7 @@ def _app(args: argparse.Namespace) -> Device:
 
 def take_part(args: argparse.Namespace, app: Device) -> int:
     """Move the device to where the options say, and run it until interrupted."""
-    bundle = move(app, args, "paho")
+    bundle = move(app, args)
     name = args.name or (bundle and bundle.name)
     if name and (name != app.name or (args.name and args.app)):
         with user_errors():

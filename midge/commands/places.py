@@ -1,7 +1,7 @@
 """Where an app of the user's takes part: as its program says, at another broker, or as a bundle says."""
 
 import argparse
-from typing import Any, Literal
+from typing import Any
 
 from broker import Endpoint, connector
 from broker.bundles import Bundle
@@ -19,7 +19,7 @@ def add_place(parser: Parser) -> None:
     )
 
 
-def move(app: Any, args: argparse.Namespace, library: Literal["paho", "direct"]) -> Bundle | None:
+def move(app: Any, args: argparse.Namespace) -> Bundle | None:
     """Put the app where the options say, and see that it is a safe place.
 
     Raises:
@@ -45,5 +45,5 @@ def move(app: Any, args: argparse.Namespace, library: Literal["paho", "direct"])
         where = "another machine" if endpoint.exposed else "this machine only"
         print(f"Without TLS, to {endpoint}: for trying things out on {where}.", flush=True)
     if args.config is not None or args.broker:
-        app.connector = connector(endpoint, library)
+        app.connector = connector(endpoint)
     return bundle

@@ -8,7 +8,7 @@ from typing import Final
 
 SPARE: Final = 128
 """Descriptors that a process has open beside those of its devices: generously."""
-PER_DEVICE: Final = 60_000
+PER_DEVICE: Final = 70_000
 """Bytes of memory that a connected device takes here, and its connection in a broker of ours, about."""
 PER_VALUE: Final = 4
 """Bytes of each of the model's values that a device holds besides: what is left to say, and an update under way."""

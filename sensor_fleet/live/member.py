@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from broker import direct_connection
+from broker import connector
 from broker.connection import Connection, ConnectionLost, Options
 from broker.endpoint import Endpoint
 from iot_client.conditions import enough_new
@@ -18,7 +18,7 @@ from iot_client.fit import Fit, Parameters, TrainingPlan
 from iot_client.memory_outbox import MemoryOutbox
 from sensor_fleet.data import FleetData, Rows
 from sensor_fleet.lazily import numbered
-from sensor_fleet.live.line import Line
+from sensor_fleet.links import HANDSHAKE, PUBACK, Lane, LinkedConnection, sever
 from sensor_fleet.live.versions import Versions
 from sensor_fleet.models import FleetModel
 from sensor_fleet.sensors import Stream
@@ -30,8 +30,6 @@ KEEPALIVE: Final = 120
 """Seconds: thousands of signs of life say nothing more than a few."""
 PATIENCE: Final = 60.0
 """Seconds that a connection may take: the machine has others to serve."""
-BUFFER: Final = 256
-"""Bytes that a connection reads at once; a packet that is larger gets a buffer for as long as it is read."""
 AT_ONCE: Final = 64
 """Devices that connect at a time."""
 _NEVER: Final = (math.inf, math.inf)
@@ -90,10 +88,11 @@ class Member:
     __slots__ = (
         "_air",
         "_away",
+        "_down",
         "_earlier",
         "_goodbye",
         "_in_gate",
-        "_line",
+        "_linked",
         "_number",
         "_outage",
         "_outages",
@@ -101,6 +100,7 @@ class Member:
         "_seconds",
         "_sensor",
         "_task",
+        "_up",
         "_vanished",
         "_why",
         "connected",
@@ -127,9 +127,10 @@ class Member:
         self._pauses = iter(air.world.pauses(name))
         self._why: str | None = _NOT_YET
         """What keeps it from training."""
-        self._line: Line | None = None
+        self._linked: LinkedConnection | None = None
+        self._up, self._down = self._lanes()
         self._earlier = (0, 0)
-        """Bytes of lines before this one."""
+        """Bytes of connections before this one."""
         self._away: asyncio.Future[None] | None = None
         """Done when the link is whole again; None where it is."""
         self._in_gate = self._vanished = False
@@ -206,8 +207,7 @@ class Member:
             self.stop()
             return
         self.gone = self._vanished = True
-        if self._line is not None:
-            self._line.cut()
+        self._cut()
         if self._task is not None:
             self._task.cancel()
 
@@ -229,8 +229,8 @@ class Member:
         self._away = asyncio.get_running_loop().create_future()
         if self._goodbye and self.connected:
             self.device.hang_up()
-        elif self._line is not None:
-            self._line.cut()
+        else:
+            self._cut()
         if self._outage[1] < math.inf:
             self._at(self._outage[1], self._return)
 
@@ -257,23 +257,42 @@ class Member:
         try:
             if not self._there():  # any more: it has waited for its turn
                 raise ConnectionLost("There is no link any more.")
-            async with direct_connection.connect(
-                self._air.endpoint, options, buffer=BUFFER, line=self._lay
-            ) as connection:
-                yield connection
+            await self._shake_hands()
+            async with connector(self._air.endpoint)(options) as inner:
+                if not self._there():  # any more: the link broke meanwhile
+                    sever(inner, options.client_id)
+                    raise ConnectionLost("There is no link any more.")
+                self._linked = LinkedConnection(
+                    inner, self._up, self._down, break_off=lambda: sever(inner, options.client_id), framed=True
+                )
+                try:
+                    yield self._linked
+                finally:
+                    linked, self._linked = self._linked, None
+                    await linked.close()
         finally:
             self._leave_gate()
             self.connected = False
-            self._earlier, self._line = self.moved, None
+
+    async def _shake_hands(self) -> None:
+        """Wait as long as the handshakes of TCP and MQTT take on this link, whose lanes are free again."""
+        self._earlier = self.moved
+        self._up, self._down = self._lanes()
+        now, link = asyncio.get_running_loop().time(), self._air.world.link(self.name)
+        there = self._up.enter(HANDSHAKE, now + 2 * link.latency)
+        await asyncio.sleep(self._down.enter(PUBACK, there) - now)
 
     def _there(self) -> bool:
         return self._away is None and not self.gone
 
-    def _lay(self, connection: asyncio.BufferedProtocol) -> Line:
-        if self._line is not None:
-            self._earlier = self.moved
-        self._line = Line(connection, self._air.world.link(self.name))
-        return self._line
+    def _lanes(self) -> tuple[Lane, Lane]:
+        link = self._air.world.link(self.name)
+        return Lane(link.bandwidth, link.latency), Lane(link.down or link.bandwidth, link.latency)
+
+    def _cut(self) -> None:
+        """Break the link: what is on the way is lost, and the broker has to find out by itself."""
+        if self._linked is not None:
+            self._linked.cut("The link broke.")
 
     def _leave_gate(self) -> None:
         if self._in_gate:
@@ -284,9 +303,7 @@ class Member:
     def moved(self) -> tuple[int, int]:
         """Bytes sent and received over all connections, with all that MQTT adds to payloads."""
         up, down = self._earlier
-        if self._line is None:
-            return up, down
-        return up + self._line.moved[0], down + self._line.moved[1]
+        return up + self._up.moved, down + self._down.moved
 
     # ------------------------------------------------------------------------- its work
 

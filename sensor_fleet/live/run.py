@@ -129,7 +129,7 @@ class LiveRun:
                 server = ServerProcess(task, log, self._take, "sensor_fleet.live.server")
                 stack.push_async_callback(server.stop)
                 await server.start()
-            watching = Watching(connector(endpoint, "direct"), topics)
+            watching = Watching(endpoint, topics)
             evaluate = partial(evaluate_at, model, data)
             await self._until_the_end(members, server, watching, evaluate)
             result, parted = self._result(members, population), self._parted.copy()

@@ -43,7 +43,7 @@ def make(live: Live, connect: Connector, store: Path, listener: Listener | None 
 def app() -> Aggregator:
     """The aggregator as MIDGE_FLEET describes it; at localhost unless `midge aggregate --broker` names another."""
     live = Live.parse(os.environ.get(VARIABLE, ""))
-    return make(live, connector(Endpoint.parse("mqtt://localhost:1883"), "direct"), Path(live.store))
+    return make(live, connector(Endpoint.parse("mqtt://localhost:1883")), Path(live.store))
 
 
 def _of_task(task: Mapping[str, Any]) -> tuple[Aggregator, Callable[[], dict[str, Any]]]:
@@ -56,7 +56,7 @@ def _of_task(task: Mapping[str, Any]) -> tuple[Aggregator, Callable[[], dict[str
             tell(event)
 
     live = Live.parse(task["fleet"])
-    aggregator = make(live, connector(endpoint, "direct"), directory / "store", some)
+    aggregator = make(live, connector(endpoint), directory / "store", some)
 
     def finish() -> dict[str, Any]:
         used = aggregator.model.used()

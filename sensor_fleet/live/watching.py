@@ -1,10 +1,12 @@
 """What is announced, heard over a connection of one's own."""
 
 import asyncio
-import secrets
 from contextlib import suppress
 
-from broker import ConnectionLost, Connector, Options
+import aiomqtt
+
+from broker.aiomqtt_client import listener
+from broker.endpoint import Endpoint
 from wire import messages
 from wire.errors import WireError
 from wire.messages import Announcement
@@ -17,24 +19,24 @@ _AGAIN = 1.0
 class Watching:
     """Keeps the newest announcement of a federation."""
 
-    def __init__(self, connect: Connector, topics: Topics) -> None:
-        self._connect, self._topics = connect, topics
+    def __init__(self, endpoint: Endpoint, topics: Topics) -> None:
+        self._endpoint, self._topics = endpoint, topics
         self.newest: Announcement | None = None
         self.announced = asyncio.Event()
         """Whether there is one."""
 
     async def serve(self) -> None:
-        """Listen, for ever.
-
-        Raises:
-            BrokerError: the broker is not to be reached.
-        """
+        """Listen, for ever. Why a broker is not to be reached is told by the devices, which need it too."""
         while True:
-            with suppress(ConnectionLost):
-                async with self._connect(Options(client_id=f"midge-watch-{secrets.token_hex(6)}")) as connection:
-                    await connection.subscribe(self._topics.announcement(), qos=0)
-                    async for delivery in connection.messages():
-                        with suppress(WireError):
-                            self.newest = messages.decode_announcement(delivery.payload)
-                            self.announced.set()
+            with suppress(aiomqtt.MqttError):
+                async with listener(self._endpoint, "watch") as client:
+                    await client.subscribe(self._topics.announcement())
+                    async for message in client.messages:
+                        self._take(message.payload)
             await asyncio.sleep(_AGAIN)
+
+    def _take(self, payload: object) -> None:
+        if isinstance(payload, bytes | bytearray):
+            with suppress(WireError):
+                self.newest = messages.decode_announcement(bytes(payload))
+                self.announced.set()

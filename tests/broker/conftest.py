@@ -41,13 +41,9 @@ def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBroker]
     params=[
         "twin-twin",
         "paho-embedded",
-        "aiomqtt-embedded",
-        "direct-embedded",
         pytest.param("paho-mosquitto", marks=pytest.mark.mosquitto),
-        pytest.param("aiomqtt-mosquitto", marks=pytest.mark.mosquitto),
-        pytest.param("direct-mosquitto", marks=pytest.mark.mosquitto),
     ]
 )
 def world(request: pytest.FixtureRequest) -> World:
     library, broker = request.param.split("-")
-    return TwinWorld() if library == "twin" else RealWorld(request.getfixturevalue(broker), library)
+    return TwinWorld() if library == "twin" else RealWorld(request.getfixturevalue(broker))

@@ -19,7 +19,6 @@ from tests.ports import free_port
 from tests.waiting import LAST_RESORT, until
 
 Kind = Literal["mosquitto", "embedded"]
-Library = Literal["paho", "aiomqtt"]
 
 needs_mosquitto = [
     pytest.mark.mosquitto,
@@ -28,8 +27,8 @@ needs_mosquitto = [
 KINDS = ["embedded", pytest.param("mosquitto", marks=needs_mosquitto)]
 
 
-async def exchange(broker: LocalBroker, library: Library = "paho") -> None:
-    async with connector(broker.endpoint, library)(options()) as connection:
+async def exchange(broker: LocalBroker) -> None:
+    async with connector(broker.endpoint)(options()) as connection:
         await connection.subscribe("t")
         await connection.publish("t", b"x")
         await take(connection, 1)
@@ -154,21 +153,20 @@ def certificates(directory: Path) -> Tls:
 
 @pytest.mark.mosquitto
 @needs.mosquitto
-@pytest.mark.parametrize("library", ["paho", "aiomqtt"])
-async def test_tls(library: Library, tmp_path: Path) -> None:
+async def test_tls(tmp_path: Path) -> None:
     async with local_broker("mosquitto", directory=tmp_path, tls=certificates(tmp_path)) as broker:
         trusting = replace(broker.endpoint, tls=Tls(cafile=tmp_path / "ca.pem"))
-        async with connector(trusting, library)(options()) as connection:
+        async with connector(trusting)(options()) as connection:
             await connection.subscribe("t")
             await connection.publish("t", bytes(1_000_000))
             (delivery,) = await take(connection, 1)
             assert len(delivery.payload) == 1_000_000
         with pytest.raises(BrokerRefused, match="not trusted"):
-            async with connector(broker.endpoint, library)(options()):
+            async with connector(broker.endpoint)(options()):
                 pass
-        async with connector(replace(broker.endpoint, tls=Tls(insecure=True)), library)(options()) as connection:
+        async with connector(replace(broker.endpoint, tls=Tls(insecure=True)))(options()) as connection:
             await connection.publish("t", b"")
         plain = replace(broker.endpoint, scheme="mqtt", tls=None)
         with pytest.raises(BrokerUnreachable, match="TLS"):
-            async with connector(plain, library)(options(timeout=1)):
+            async with connector(plain)(options(timeout=1)):
                 pass

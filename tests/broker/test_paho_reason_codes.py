@@ -8,11 +8,10 @@ from broker import BrokerError, ConnectionLost, PublishRefused, SubscribeRefused
 from broker.packets import Packet
 from broker.paho_reason_codes import CARRIERS, name_all_codes
 from tests.broker.scripted import Answer, scripted
-from tests.broker.test_libraries import welcome
-from tests.broker.worlds import Library, options, somewhere, take
+from tests.broker.test_paho_connection import welcome
+from tests.broker.worlds import options, somewhere, take
 
 CODES = range(256)
-CONNECTIONS = pytest.mark.parametrize("library", ["paho", "direct"])
 UNKNOWN = 0x95
 """In PUBACK and SUBACK; MQTT 5 has it, "Packet too large", in CONNACK and DISCONNECT only."""
 
@@ -45,8 +44,7 @@ def name_of(packet: int, code: int) -> str:
     return str(ReasonCode(packet, identifier=code))
 
 
-@CONNECTIONS
-async def test_puback(library: Library) -> None:
+async def test_puback() -> None:
     broker = answering(packets.Publish, PacketTypes.PUBACK)
     async with scripted(broker) as server, connector(somewhere(server.port))(options()) as connection:
         for code in CODES:
@@ -61,8 +59,7 @@ async def test_puback(library: Library) -> None:
                 assert str(refused.value) == "The broker refused the message: reason 0x95."
 
 
-@CONNECTIONS
-async def test_suback(library: Library) -> None:
+async def test_suback() -> None:
     broker = answering(packets.Subscribe, PacketTypes.SUBACK)
     async with scripted(broker) as server, connector(somewhere(server.port))(options()) as connection:
         for code in CODES:
@@ -107,8 +104,7 @@ async def test_connack() -> None:
             )
 
 
-@CONNECTIONS
-async def test_disconnect(library: Library) -> None:
+async def test_disconnect() -> None:
     async with scripted(welcome()) as server:
         for code in CODES:
             async with connector(somewhere(server.port))(options()) as connection:

@@ -5,7 +5,6 @@ import os
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
@@ -17,9 +16,7 @@ from tests.broker.worlds import options, settle, take, unique
 from tests.ports import free_port
 from tests.waiting import LAST_RESORT
 
-LIBRARIES = pytest.mark.parametrize("library", ["paho", "aiomqtt"])
 SCHEMES = pytest.mark.parametrize("scheme", ["ws", "wss"])
-Library = Literal["paho", "aiomqtt"]
 
 
 @pytest.fixture(scope="module")
@@ -51,26 +48,20 @@ def ports(fleet: Path) -> Iterator[dict[str, int]]:
 class TestOnMosquitto:
     pytestmark = needs_mosquitto
 
-    @LIBRARIES
     @SCHEMES
-    async def test_messages_there_and_back(
-        self, scheme: str, library: Library, ports: dict[str, int], fleet: Path
-    ) -> None:
+    async def test_messages_there_and_back(self, scheme: str, ports: dict[str, int], fleet: Path) -> None:
         endpoint = Endpoint.parse(f"{scheme}://localhost:{ports[scheme]}", tls=_tls(scheme, fleet))
         topic, bodies = unique(), [b"", b"small", os.urandom(130), os.urandom(16_000)]
-        async with connector(endpoint, library)(options()) as connection:
+        async with connector(endpoint)(options()) as connection:
             assert connection.limits.protocol == 5
             await connection.subscribe(topic)
             await asyncio.gather(*(connection.publish(topic, body) for body in bodies))
             assert [each.payload for each in await take(connection, len(bodies))] == bodies
 
-    @LIBRARIES
     @SCHEMES
-    async def test_retained_messages_and_the_last_will(
-        self, scheme: str, library: Library, ports: dict[str, int], fleet: Path
-    ) -> None:
+    async def test_retained_messages_and_the_last_will(self, scheme: str, ports: dict[str, int], fleet: Path) -> None:
         endpoint = Endpoint.parse(f"{scheme}://localhost:{ports[scheme]}", tls=_tls(scheme, fleet))
-        topic, will, connect = unique(), unique("will"), connector(endpoint, library)
+        topic, will, connect = unique(), unique("will"), connector(endpoint)
         leaving = Options(unique("leaving"), will=Will(will, b"gone", retain=False), timeout=LAST_RESORT)
         async with connect(options()) as connection:
             await connection.publish(topic, b"kept", retain=True)
@@ -83,21 +74,17 @@ class TestOnMosquitto:
             assert not connection.waiting()
             await connection.publish(topic, b"", retain=True)
 
-    @LIBRARIES
-    async def test_a_certificate_of_the_fleet_is_asked_for(
-        self, library: Library, ports: dict[str, int], fleet: Path
-    ) -> None:
+    async def test_a_certificate_of_the_fleet_is_asked_for(self, ports: dict[str, int], fleet: Path) -> None:
         url = f"wss://localhost:{ports['certificates']}"
-        async with connector(Endpoint.parse(url, tls=device(fleet, "dev0001").endpoint.tls), library)(options()):
+        async with connector(Endpoint.parse(url, tls=device(fleet, "dev0001").endpoint.tls))(options()):
             pass
         with pytest.raises((BrokerRefused, BrokerUnreachable)):
-            async with connector(Endpoint.parse(url, tls=trusting(fleet)), library)(options()):
+            async with connector(Endpoint.parse(url, tls=trusting(fleet)))(options()):
                 pass
 
-    @LIBRARIES
-    async def test_a_broker_that_is_not_trusted(self, library: Library, ports: dict[str, int]) -> None:
+    async def test_a_broker_that_is_not_trusted(self, ports: dict[str, int]) -> None:
         with pytest.raises(BrokerRefused, match="not trusted"):
-            async with connector(Endpoint.parse(f"wss://localhost:{ports['wss']}"), library)(options()):
+            async with connector(Endpoint.parse(f"wss://localhost:{ports['wss']}"))(options()):
                 pass
 
 
@@ -105,10 +92,9 @@ def _tls(scheme: str, fleet: Path) -> Tls | None:
     return trusting(fleet) if scheme == "wss" else None
 
 
-@LIBRARIES
 @SCHEMES
 @pytest.mark.parametrize("frame", [100, 4096, 1 << 20])
-async def test_large_messages_in_frames_of_any_size(frame: int, scheme: str, library: Library, fleet: Path) -> None:
+async def test_large_messages_in_frames_of_any_size(frame: int, scheme: str, fleet: Path) -> None:
     """Mosquitto 2.0.11 stalls on them by itself: to one who reads as they come it sends a piece an event."""
     tls = None
     if scheme == "wss":
@@ -117,7 +103,7 @@ async def test_large_messages_in_frames_of_any_size(frame: int, scheme: str, lib
     bodies = [os.urandom(size) for size in (1, 70_000, 256 * 1024)]
     async with EmbeddedBroker() as broker, bridge(broker.port, frame=frame, tls=tls) as port:
         endpoint = Endpoint.parse(f"{scheme}://localhost:{port}", tls=_tls(scheme, fleet))
-        async with connector(endpoint, library)(options()) as connection:
+        async with connector(endpoint)(options()) as connection:
             await connection.subscribe("t")
             await asyncio.gather(*(connection.publish("t", body) for body in bodies))
             assert [each.payload for each in await take(connection, len(bodies))] == bodies

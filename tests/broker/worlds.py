@@ -6,23 +6,19 @@ import os
 import signal
 import socket
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, Protocol
+from typing import Protocol
 
 from broker import Connection, Delivery, Endpoint, Options, Will, connector
-from broker.direct_connection import DirectConnection
 from broker.local import LocalBroker
 from broker.mosquitto import find_mosquitto, mosquitto_version
 from broker.paho_session import PahoSession
 from broker.twin import Twin
 from tests.waiting import LAST_RESORT
 
-Library = Literal["twin", "paho", "aiomqtt", "direct"]
-
 _numbers = itertools.count()
 
 
 class World(Protocol):
-    library: Library
     tells_takeover: bool
     exact_window: bool
     """Whether the window stays what it was after the first acknowledgements."""
@@ -41,7 +37,6 @@ class World(Protocol):
 
 
 class TwinWorld:
-    library: Library = "twin"
     tells_takeover = True
     exact_window = True
 
@@ -63,19 +58,14 @@ class TwinWorld:
 
 
 class RealWorld:
-    def __init__(self, broker: LocalBroker, library: Literal["paho", "aiomqtt", "direct"]) -> None:
-        self.library: Library = library
+    def __init__(self, broker: LocalBroker) -> None:
         self.broker = broker
-        self.connect = connector(broker.endpoint, library)
+        self.connect = connector(broker.endpoint)
         old = broker.kind == "mosquitto" and _mosquitto_before(2, 0, 13)
         self.tells_takeover = not old
         self.exact_window = not old
 
     def break_link(self, connection: Connection, client_id: str) -> None:
-        if isinstance(connection, DirectConnection):
-            assert connection._transport is not None
-            connection._transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
-            return
         assert isinstance(connection, PahoSession)
         sock = connection.client.socket()
         assert isinstance(sock, socket.socket)

@@ -8,7 +8,7 @@ house = script("house", folder="tools")
 AT_MOST = {
     "readme_lines": 250,
     "import_cycles": 3,
-    "broker_rooms": 40,
+    "broker_rooms": 38,
     "device_interpreters": 4,
     "aggregator_interpreters": 3,
     "atomic_writers": 1,

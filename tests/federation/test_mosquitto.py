@@ -37,7 +37,7 @@ def tell(event):
         print(event["version"], flush=True)
 
 Aggregator(
-    connector(Endpoint.parse(sys.argv[1]), "aiomqtt"),
+    connector(Endpoint.parse(sys.argv[1])),
     federation="f",
     initial={"x": np.zeros(int(sys.argv[3]), np.float32)},
     strategy=replace(EVERYTHING_COUNTS, plan=Plan(codec="float32")),

@@ -19,7 +19,7 @@ def test_nothing_is_said_where_all_is_enough() -> None:
     [
         (Limits(descriptors=1024), ["5,128 open files", "1,024", "--nofile=8192", f"--devices {1024 - SPARE}"]),
         (Limits(ports=3000), ["3,000 are free", "ip_local_port_range", "--devices 3000"]),
-        (Limits(memory=100_000_000), ["440 MB", "100 MB", "--devices 1136", "--model"]),
+        (Limits(memory=100_000_000), ["490 MB", "100 MB", "--devices 1020", "--model"]),
     ],
 )
 def test_each_limit_is_told_with_what_to_do(limits: Limits, words: list[str]) -> None:

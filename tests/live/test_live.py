@@ -84,7 +84,7 @@ def run(directory: Path, live: Live, *, foreign: bool = False) -> Found:
         async with embedded(directory) as broker:
             running = LiveRun(live, directory, broker=broker, aggregates=not foreign)
             if foreign:
-                aggregator = make(live, connector(broker.endpoint(), "direct"), directory / "store")
+                aggregator = make(live, connector(broker.endpoint()), directory / "store")
                 serving = asyncio.create_task(aggregator.serve())
                 await running.serve()
                 aggregator.stop()

@@ -36,7 +36,7 @@ from broker import Endpoint, connector
 from wire.messages import Plan
 
 server = Aggregator(
-    connector(Endpoint.parse(sys.argv[1]), "aiomqtt"),
+    connector(Endpoint.parse(sys.argv[1])),
     federation="f",
     initial={"x": np.zeros(int(sys.argv[3]), np.float32)},
     # A thousand devices that are none make releases rare where a rate of bytes is kept: that is not what is tried here.
