@@ -83,8 +83,9 @@ class DeviceLink:
         """Connect through the link.
 
         Raises (on entering):
-            ConnectionLost: the link is broken for longer than `options.timeout`; or the broker, which was there
-                before, is not to be reached.
+            ConnectionLost: the link is broken for longer than `options.timeout`; or the broker cannot be reached.
+                A fleet starts after the aggregator has reached it, so it is down and will be back: a device retries,
+                even if it never was connected before.
             BrokerError: what the connector inside raised.
         """
         return self._connect(options)
@@ -127,9 +128,7 @@ class DeviceLink:
                     await _ended(breaking)
                     await connection.close()
         except BrokerUnreachable as error:
-            if not self.met:
-                raise
-            raise ConnectionLost(str(error)) from error  # it will be back: a device tries again then
+            raise ConnectionLost(str(error)) from error
 
     async def _link_up(self, patience: float) -> None:
         """Wait until the link is whole.
