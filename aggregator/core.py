@@ -45,6 +45,8 @@ _CLAIM = 4.0
 """Times the fleet's median that a device's own count of rows weighs at most."""
 _MOST_STATISTICS = 256
 """Devices whose statistics are kept at most, unless more are asked for."""
+_TURNS_LEAST = 0.1
+"""Of what all devices learned in one training: a model that moves by less takes more than ten times as long."""
 _STILL = 60.0
 """Seconds that a channel which never changed is waited for."""
 _AGAIN = 1.0
@@ -119,7 +121,7 @@ class AggregatorCore:
         self.counts: Counter[str] = Counter()
         self._outboxes = Outboxes(self.bounds.devices)
         self._heard = Participations()
-        self._margin = Margin(strategy.calibration, strategy.momentum)
+        self._margin = Margin(strategy.calibration, strategy.momentum, normalised=strategy.normalise == "weight")
         self._fleet = FleetStatistics()
         self._standings = Standings()
         self._versions = Versions()
@@ -800,8 +802,8 @@ class AggregatorCore:
         return 0 if known is None else known.hi
 
     @property
-    def waiting_for_company(self) -> str | None:
-        """What holds everything up where too few devices take part, in words; None where nothing does."""
+    def obstacle(self) -> str | None:
+        """What keeps the model from moving, in words: too few devices, or weights near zero. None if nothing does."""
         if not self.frozen and self._unfit is not None:
             return f"The statistics cannot be pooled yet: {self._unfit}."
         if len(self._statistics) == 1:
@@ -818,7 +820,25 @@ class AggregatorCore:
                 f"contributed since version {self.version}; a release never carries the work of fewer "
                 "(release_floor of the strategy)."
             )
+        gain = self._turn_gain
+        if gain is not None and gain < _TURNS_LEAST:
+            return (
+                f"One training of all {live} devices moves the model by about 1/{2 ** round(-math.log2(gain))} of what "
+                f"they learned: with {strategy.staleness.kind} staleness weights, updates as stale as theirs count "
+                "almost nothing. Use a larger rate, or weights that fall more slowly (polynomial, relative)."
+            )
         return None
+
+    @property
+    def _turn_gain(self) -> float | None:
+        """How far one training of all devices moves the model, of what they learned; None if it is not known.
+
+        An adaptive optimizer divides by what it sees: there, no rate says how far a step goes.
+        """
+        if self._safe_rate is None or self.strategy.optimizer.kind != "sgd":
+            return None
+        live = self.steering.live
+        return self._mean_rate * self._margin.mean_weight * live / self.strategy.size(live)
 
     @property
     def oldest_needed(self) -> int:

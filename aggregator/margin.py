@@ -29,6 +29,7 @@ _DOMINANT = 1.5
 """Times its share of the window beyond which a device's updates count less: several liars that send all the time, and
 always from the newest version, would otherwise hide the delays of the others, and the rate would let these swing."""
 _FIELDS = 6
+"""Of a dump of the oldest format that is still read."""
 _FREQUENCIES = np.unique(np.concatenate([np.geomspace(1e-4, np.pi, 300), np.linspace(0.02, np.pi, 300)]))
 _FAR = 5.0
 """Gains beyond this one are no limit, and where the response jumps it is no crossing."""
@@ -102,10 +103,12 @@ class Margin:
         calibration: β of the strategy: how much of a device's cached delta stands in for its next one. What is cached
             is up to a training of its device older than what has just come.
         momentum: β1 of the server's optimiser.
+        normalised: whether a step divides by its weights. Otherwise the loop's gain is the rate times their mean: 200
+            devices in lock-step weigh 0.07 each by FedBuff's s(τ), and the rate may be 14 times as large.
     """
 
-    def __init__(self, calibration: float = 0.0, momentum: float = 0.0) -> None:
-        self._calibration, self._momentum = calibration, momentum
+    def __init__(self, calibration: float = 0.0, momentum: float = 0.0, *, normalised: bool = True) -> None:
+        self._calibration, self._momentum, self._normalised = calibration, momentum, normalised
         self._seen: deque[tuple[str, int, float]] = deque(maxlen=_MOST)
         self._sent: Counter[str] = Counter()
         """Updates of each device among those."""
@@ -114,6 +117,8 @@ class Margin:
         self._burst = 1.0
         self._shares: dict[int, float] = {}
         """Weights by staleness, as they were when the margin was last computed."""
+        self.mean_weight = 1.0
+        """Of the updates that the shares are of, if the strategy's steps do not divide by it; otherwise 1."""
         self._since = 0
         self._margin: float | None = None
         """Of these shares, once it was asked for."""
@@ -137,6 +142,8 @@ class Margin:
             self._since, self._margin = 0, None
             window = list(islice(self._seen, max(0, len(self._seen) - max(64, 4 * devices)), None))
             self._shares = _by_staleness(window)
+            if self._shares and not self._normalised:
+                self.mean_weight = sum(weight for _, _, weight in window) / len(window)
             if self._calibration and self._shares:
                 self._shares = _calibrated(self._shares, window, self._calibration)
 
@@ -149,7 +156,8 @@ class Margin:
             return None
         if self._margin is None:
             self._margin = gain_margin(self._shares, self._momentum)
-        return min(1.0 - self._momentum, SHARE * self._margin, BURSTS * 2 * buffer_size / max(self._burst, 1.0))
+        gain = min(1.0 - self._momentum, SHARE * self._margin, BURSTS * 2 * buffer_size / max(self._burst, 1.0))
+        return gain / self.mean_weight
 
     def forget(self, device: str, alias: str) -> None:
         """Let what was seen of a device stand under another name."""
@@ -167,12 +175,14 @@ class Margin:
             list(self._shares.items()),
             self._since,
             list(self._last_base.items()),
+            self.mean_weight,
         ]
 
     def load(self, state: list[Any]) -> None:
         if len(state) < _FIELDS:
             return  # an older format, without devices: the next updates measure it again
-        seen, of_base, self._burst, shares, self._since, last = state
+        seen, of_base, self._burst, shares, self._since, last, *added = state
+        self.mean_weight = added[0] if added else 1.0  # an older format: the next turn of the fleet measures it
         self._of_base, self._shares, self._last_base = Counter(dict(of_base)), dict(shares), dict(last)
         self._seen = deque(((device, tau, weight) for device, tau, weight in seen), maxlen=_MOST)
         self._sent = Counter(device for device, _, _ in self._seen)

@@ -56,8 +56,8 @@ _WINDOW = 200
 """Messages that a broker of MQTT 5 may have under way to us: they make a batch, and bound the memory that it takes."""
 _REPORTS_EVERY = 2.0
 """Seconds at least between two tellings of what devices found on their own data."""
-_LONELY = 30.0
-"""Seconds after which an aggregator that waits for a second device says so."""
+_OBSTACLE_AFTER = 30.0
+"""Seconds after which what keeps the model from moving is told: a fleet that starts is often through it by then."""
 
 
 class ForeignFederation(StoreError):
@@ -155,8 +155,8 @@ class Aggregator:
         self._boot = secrets.randbits(62)
         self._stop = asyncio.Event()
         self._released = asyncio.Event()
-        self._lonely_since: float | None = None
-        self._lonely_told = ""
+        self._obstacle_since: float | None = None
+        self._obstacle_told = ""
         self._connected = False
         self._held: str | None = None
         self._paused: str | None = None
@@ -439,7 +439,7 @@ class Aggregator:
             self._released.set()
         if self._keeper.hold != self._held:
             self._post_status()
-        self._see_loneliness(now)
+        self._see_obstacle(now)
         self._tell_reports(now)
 
     def _tell_reports(self, now: float) -> None:
@@ -461,21 +461,19 @@ class Aggregator:
             self._paused = why
             self.pause(why)
 
-    def _see_loneliness(self, now: float) -> None:
-        """Say once where too few devices take part for anything to go on."""
-        waiting = self.core.waiting_for_company
-        if waiting is None:
-            if self._lonely_since == float("inf"):
+    def _see_obstacle(self, now: float) -> None:
+        """Tell what has kept the model from moving for a while, once, and that it is over."""
+        obstacle = self.core.obstacle
+        if obstacle is None:
+            if self._obstacle_told:
                 self._post_status()
-            self._lonely_since = None
-        elif self._lonely_since is None:
-            self._lonely_since = now
-        elif now - self._lonely_since > _LONELY or (
-            self._lonely_since == float("inf") and waiting != self._lonely_told
-        ):
-            self._lonely_since, self._lonely_told = float("inf"), waiting  # once is enough
-            log.warning("%s", waiting)
-            self._post_status(waiting)
+            self._obstacle_since, self._obstacle_told = None, ""
+        elif self._obstacle_since is None:
+            self._obstacle_since = now
+        elif now - self._obstacle_since > _OBSTACLE_AFTER and obstacle != self._obstacle_told:
+            self._obstacle_told = obstacle
+            log.warning("%s", obstacle)
+            self._post_status(obstacle)
 
     async def _evaluating(self) -> None:
         """Evaluate what would be released for use now, a quarter of the time at most; others are passed over."""

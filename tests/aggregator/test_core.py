@@ -11,7 +11,7 @@ from aggregator import events as ev
 from aggregator import records as rec
 from aggregator.core import AggregatorCore, Bounds
 from aggregator.presets import fedasync, fedbuff
-from aggregator.staleness import constant
+from aggregator.staleness import Staleness, constant, hinge, polynomial
 from aggregator.strategy import Strategy
 from wire.messages import Fetch, Moment, Settled, Statistics, Update, Verdict
 
@@ -516,10 +516,25 @@ def test_a_release_waits_for_company_and_says_so() -> None:
     for seq in range(1, 6):
         actions = arrive(core, "a", update(seq)) + arrive(core, "b", update(seq))
         assert not any(isinstance(record, rec.ReleaseRecord) for record in records(actions))
-    assert "3 distinct devices" in (core.waiting_for_company or "")
+    assert "3 distinct devices" in (core.obstacle or "")
     release = records(arrive(core, "c", update(1)))[-1]
     assert release == rec.ReleaseRecord(release.lsn, 2, 11, 3)
-    assert core.waiting_for_company is None
+    assert core.obstacle is None
+
+
+@pytest.mark.parametrize(("staleness", "told"), [(hinge(), True), (polynomial(), False)])
+def test_weights_near_zero_are_told(staleness: Staleness, told: bool) -> None:
+    """Seen to fail: 200 devices under the hinge took 20 times as long as the default, and nothing said why."""
+    core = started(fedasync(staleness=staleness, release_floor=1, max_staleness=10**6))
+    core.handle(ev.DevicesOnline(100), 0)
+    bases = [core.version, core.version]
+    for seq in range(1, 8):
+        for number in range(100):  # each has trained from what was newest a round ago
+            arrive(core, f"d{number}", update(seq, base=bases[-2]), now=seq)
+        bases.append(core.version)
+    assert (core.obstacle is not None) == told
+    if told:
+        assert "about 1/32 of what they learned: with hinge staleness" in str(core.obstacle)
 
 
 def test_releases_keep_their_interval() -> None:
@@ -593,11 +608,11 @@ def test_statistics_that_cannot_be_pooled_are_waited_for_and_the_reason_is_told(
     core.handle(ev.StatisticsArrived("a", statistics(), 1), 0)
     actions = core.handle(ev.StatisticsArrived("b", statistics(), 2), 0)
     assert examined(core, actions, wait="b is in Pa") == []
-    assert "b is in Pa" in (core.waiting_for_company or "")
+    assert "b is in Pa" in (core.obstacle or "")
     assert due(core) is None and core.tick(1000) == [], "nothing is looked at again before something new has come"
     assert not any(isinstance(a, ev.Examine) for a in core.handle(ev.StatisticsArrived("c", statistics(), 3), 1000))
     freeze, _ = records(examined(core, core.tick(1010), 1010))
-    assert isinstance(freeze, rec.FreezeRecord) and core.waiting_for_company is None
+    assert isinstance(freeze, rec.FreezeRecord) and core.obstacle is None
 
 
 def test_a_channel_that_never_changed_is_waited_for_for_a_minute() -> None:
@@ -640,7 +655,7 @@ def test_one_devices_statistics_are_never_published_alone() -> None:
     core.handle(ev.StatisticsArrived("a", statistics(), 1), 0)
     assert due(core) is None
     assert core.tick(1000) == []
-    assert "second" in (core.waiting_for_company or "")
+    assert "second" in (core.obstacle or "")
     core.handle(ev.StatisticsArrived("b", statistics(), 2), 1000)
     examined(core, core.tick(1010), 1010)
     assert core.version == 1

@@ -58,6 +58,20 @@ def test_a_burst_from_one_base_is_braked_however_fresh_it_is() -> None:
     assert again.rate(4) == margin.rate(4)
 
 
+def test_small_weights_leave_room_for_a_rate_that_is_as_much_larger() -> None:
+    """Seen to fail: 200 devices in lock-step took 58 s with fedbuff(2), and 2.5 s since."""
+    normalised, summed = Margin(), Margin(normalised=False)
+    for number in range(500):
+        for margin in (normalised, summed):
+            margin.saw(f"d{number % 50}", 49, 0.1, number, 50)
+    assert summed.rate(1) == pytest.approx(10 * (normalised.rate(1) or 0))
+    again = Margin(normalised=False)
+    again.load(summed.dump())
+    assert again.rate(1) == summed.rate(1)
+    again.load(summed.dump()[:-1])  # as it was written before weights were measured
+    assert again.rate(1) == normalised.rate(1)
+
+
 def test_no_device_makes_up_a_delay_for_the_fleet() -> None:
     def after(lies: int, *, one_base: bool) -> float:
         margin = Margin()
