@@ -821,7 +821,7 @@ class AggregatorCore:
                 "(release_floor of the strategy)."
             )
         gain = self._turn_gain
-        if gain is not None and gain < _TURNS_LEAST:
+        if gain is not None and 0 < gain < _TURNS_LEAST:  # 0 if no device is there
             return (
                 f"One training of all {live} devices moves the model by about 1/{2 ** round(-math.log2(gain))} of what "
                 f"they learned: with {strategy.staleness.kind} staleness weights, updates as stale as theirs count "
