@@ -37,8 +37,6 @@ import sys, asyncio, numpy as np, midge
 model = midge.MLP(64, (64, 32), 10)
 rng = np.random.default_rng(int(sys.argv[2]))
 x, y = rng.normal(size=(200, 64)).astype("f4"), rng.integers(0, 10, 200)
-device = midge.Device(sys.argv[1], federation="cost", name="device-" + sys.argv[2], train=model.trainer(x, y),
-                      outbox=sys.argv[3])
 trained = 0
 def listen(event):
     global trained
@@ -49,7 +47,8 @@ def listen(event):
         rss = [int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmRSS")][0] / 1024
         print(rss, flush=True)
         device.stop()
-device.listen(listen)
+device = midge.Device(sys.argv[1], federation="cost", name="device-" + sys.argv[2], train=model.trainer(x, y),
+                      outbox=sys.argv[3], on_event=listen)
 asyncio.run(device.serve())
 """
 PREDICT = """

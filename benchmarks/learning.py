@@ -9,7 +9,7 @@ for each strategy, seed and target:
 - `final`, `worst_class`, `slow_class`: the metric over the last fifth of the run, of the worst class, and as the slow
   half's data weighs it. Runs of synchronous rules go on twice as long.
   Of synchronous rules the five best of the tuning are run, and each seed is given the one that suits it best: more
-  than anybody could know before.
+  than could be known before.
 - `central`, `local_only`: the same model on all rows pooled, and the mean of devices that train alone.
 - `metric`: accuracy, or rmse: then less is better, of targets too.
 

@@ -1,4 +1,4 @@
-"""What robustness costs where nobody lies: the default beside the one that it replaced, on the same fleets.
+"""What robustness costs if no device lies: the default beside the one that it replaced, on the same fleets.
 
     python -m benchmarks.learning_honest [--quick] [--seeds N]
 

@@ -74,7 +74,7 @@ class Scene:
 
 
 async def fetched(scene: Scene, devices: int, parameters: int) -> dict[str, Outcome]:
-    """A model that nobody holds, to devices that wait; then all lose their connections, and the next comes out."""
+    """A model that no device holds, to devices that wait; then all lose their connections, and the next comes out."""
     fleet = await scene.fleet(devices)
     await fleet.until(lambda part: part.last("count").get("connects", 0) >= devices, 120, "fleet that is connected")
     before = await scene.quiet()

@@ -7,7 +7,7 @@ outbox is in memory; for a device has a processor and a disk of its own, and the
 Commands come as lines on standard input, events leave as lines of JSON on standard output:
 
 - `contribute N`: the first N devices that wait send an update of the version that they hold; the others go on to rest;
-- `rest`: nobody trains any more;
+- `rest`: no device trains any more;
 - `cut`: every connection breaks, at once.
 """
 
@@ -26,9 +26,13 @@ import numpy as np
 
 from broker import Endpoint, connector
 from iot_client import events as ev
+from iot_client.config import DeviceConfig
 from iot_client.device import Device
 from iot_client.fetching import Fetcher
 from iot_client.fit import Fit, Parameters, TrainingPlan
+from iot_client.parts import DeviceParts
+from iot_client.runtime import DeviceRuntime
+from iot_client.states import Link
 from iot_client.training import Made, update_of
 from sensor_fleet.links import sever
 from wire.codecs import encode_delta
@@ -37,8 +41,8 @@ from wire.lineage import State
 from wire.messages import Announcement, FrameInfo, Plan
 
 NICE = 5
-"""Below the broker and the telemetry: in the field these devices take nobody else's processor. Much more of it would
-starve them where others are at work, and then the broker has it easy."""
+"""Below the broker and the telemetry: in the field these devices do not share the broker's processor. Much more of it
+would starve them on a busy machine, and then the broker has it easy."""
 _lock = threading.Lock()
 _decoded: dict[bytes, State] = {}
 
@@ -65,26 +69,57 @@ class LightFetcher(Fetcher):
         return found
 
 
-class LightDevice(Device):
+class LightRuntime(DeviceRuntime):
     """Tells when it holds a version, and waits to be told what then."""
+
+    def __init__(self, parts: DeviceParts) -> None:
+        super().__init__(parts, fetcher=LightFetcher(parts.topics, parts.config.name))
+        self.told: asyncio.Future[bool] | None = None
+        self.version = 0
+
+    def train(self, announcement: Announcement, plan: Plan) -> None:  # noqa: ARG002 - trains nothing
+        self.start(self._stand_in(announcement))
+
+    async def _stand_in(self, announcement: Announcement) -> None:
+        name = self.parts.config.name
+        self.version = announcement.version
+        say("holds", device=name, version=announcement.version)
+        self.told = asyncio.get_running_loop().create_future()
+        if not await self.told:
+            self.put(ev.NothingToSend("a stand-in"))
+            return
+        self.trained(await asyncio.to_thread(_made, announcement, self.state, name))
+
+
+class LightDevice(Device):
+    """A device that is told when to send, and what it does is counted."""
 
     def __init__(self, url: str, name: str, federation: str) -> None:
         super().__init__(
-            connector(Endpoint.parse(url)),
-            federation=federation,
-            name=name,
-            train=_never,
-            outbox=None,
-            on_event=self._hear,
-            keepalive=300,
-            conditions=(lambda: self.rests,),
+            DeviceConfig(
+                connector=connector(Endpoint.parse(url)),
+                federation=federation,
+                name=name,
+                train=_never,
+                outbox=None,
+                on_event=self._hear,
+                keepalive=300,
+                conditions=(lambda: self.rests,),
+            )
         )
-        self._fetcher = LightFetcher(self.topics, self.name)
-        self._told: asyncio.Future[bool] | None = None
-        self.version = 0
+        self.runtime: LightRuntime | None = None
         self.rests: str | None = None
         """Why it trains no more, and so fetches nothing."""
         self.accepted = self.refused = self.connects = 0
+
+    def _begin(self, parts: DeviceParts) -> LightRuntime:
+        self.runtime = LightRuntime(parts)
+        return self.runtime
+
+    @property
+    def up(self) -> bool:
+        """Whether the aggregator has answered it."""
+        return self.runtime is not None and self.runtime.session.link is Link.UP
 
     def _hear(self, event: dict[str, Any]) -> None:
         self.connects += event["event"] == "connected"
@@ -93,29 +128,19 @@ class LightDevice(Device):
             self.accepted += final
             self.refused += not final and event["verdict"] not in ("busy", "paused")
 
-    async def _fit(self, announcement: Announcement, plan: Plan) -> None:  # noqa: ARG002 - trains nothing
-        self.version = announcement.version
-        say("holds", device=self.name, version=announcement.version)
-        self._told = asyncio.get_running_loop().create_future()
-        if not await self._told:
-            self._events.put_nowait(ev.NothingToSend("a stand-in"))
-            return
-        made = await asyncio.to_thread(_made, announcement, self._state, self.name)
-        key = next(self._keys)
-        self._made[key] = made
-        self._events.put_nowait(ev.Trained(made.update, key))
-
     def go_on(self, *, contribute: bool) -> bool:
         """Whether it had waited."""
-        if self._told is None or self._told.done():
+        told = None if self.runtime is None else self.runtime.told
+        if told is None or told.done():
             return False
-        self._told.set_result(contribute)
+        told.set_result(contribute)
         return True
 
     def cut(self) -> None:
         """Break the connection, as the network does."""
-        if self._connection is not None:
-            sever(self._connection, self.name)
+        connection = None if self.runtime is None else self.runtime.publisher.connection
+        if connection is not None:
+            sever(connection, self.name)
 
 
 def _never(_parameters: Parameters, _plan: TrainingPlan) -> Fit:
@@ -168,10 +193,10 @@ async def _count(devices: list[LightDevice]) -> None:
     before: dict[str, int] = {}
     while True:
         found = {
-            "up": sum(device._session.link.name == "UP" for device in devices if hasattr(device, "_session")),  # noqa: SLF001
+            "up": sum(device.up for device in devices),
             "accepted": sum(device.accepted for device in devices),
             "refused": sum(device.refused for device in devices),
-            "holding": sum(device.holding for device in devices if hasattr(device, "_session")),
+            "holding": sum(device.holding for device in devices),
             "connects": sum(device.connects for device in devices),
             "bytes_down": sum(device.bytes_down for device in devices),
         }

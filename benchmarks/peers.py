@@ -25,6 +25,7 @@ from aggregator.service import Aggregator
 from aggregator.strategy import Strategy
 from broker import connector
 from broker.local import local_broker
+from iot_client.config import DeviceConfig
 from iot_client.device import Device
 from iot_client.fit import Fit, Parameters, TrainingPlan
 
@@ -76,11 +77,13 @@ async def midge(task: ModuleType, strategy: Strategy, target: float, limit: floa
             )
             devices = [
                 Device(
-                    connector(broker.endpoint),
-                    federation="peers",
-                    name=f"client-{client}",
-                    train=trainer(task, client, parts[client]),
-                    outbox=Path(directory) / f"{client}.outbox",
+                    DeviceConfig(
+                        connector=connector(broker.endpoint),
+                        federation="peers",
+                        name=f"client-{client}",
+                        train=trainer(task, client, parts[client]),
+                        outbox=Path(directory) / f"{client}.outbox",
+                    )
                 )
                 for client in range(CLIENTS)
             ]

@@ -243,7 +243,7 @@ async def _drain_live(devices: int, directory: Path) -> dict[str, Any]:
             for number in range(devices):
                 _fill(directory / "devices" / f"device-{number}.outbox", lineage, schema, books, number)
             await members.start()
-            await asyncio.sleep(devices / 20)  # they connect, and find nobody
+            await asyncio.sleep(devices / 20)  # they connect, and find no aggregator
             began = time.perf_counter()
             await server.start()
             assert await members.ended() == 0, members.tail()

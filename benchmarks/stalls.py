@@ -10,7 +10,7 @@ whose answer is known.
 - *Stalled*: for three training intervals (and the strategy's own deadline) with enough honest devices there, no honest
   update was accepted.
 - *Late*: the model ends not finite, or further off than `SLACK` of what knowing nothing costs, beside the same world in
-  which nobody lies. Without liars it must end no worse than a model that knows nothing, before the change or after it:
+  which no device lies. Without liars it must end no worse than a model that knows nothing, before or after the change:
   slow presets and federations of two have not learned everything new by the end.
 - *Broken*: it still is after three times as long.
 

@@ -30,6 +30,7 @@ from dataclasses import replace
 from aggregator.service import Aggregator
 from aggregator.presets import fedbuff
 from broker import Endpoint, connector
+from iot_client.config import DeviceConfig
 from iot_client.device import Device
 from iot_client.fit import Fit
 from wire.messages import Plan
@@ -56,8 +57,8 @@ else:
         train.done = True
         return Fit({"w": parameters["w"] + np.float32(1e-3)}, examples=1)
     train.done = False
-    Device(connector(Endpoint.parse(url)), federation="f", name="d", train=train, outbox=path, on_event=tell,
-           keepalive=20).run()
+    Device(DeviceConfig(connector=connector(Endpoint.parse(url)), federation="f", name="d", train=train, outbox=path,
+                        on_event=tell, keepalive=20)).run()
 """
 
 

@@ -27,7 +27,7 @@ def of_devices(topics: Topics) -> list[str]:
 
 
 def of_operator(topics: Topics, user: str, victim: str) -> list[str]:
-    """Looking on: for `midge status` and `midge broker check`. What may be written is ground that nobody else uses."""
+    """Reading only, for `midge status` and `midge broker check`; they write to a topic that no other client uses."""
     return [
         f"user {user}",
         f"topic read {topics.everything}",

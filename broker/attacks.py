@@ -1,7 +1,7 @@
 """The attacks that a device of a federation could try, tried: under MQTT 3.1.1 and under 5.
 
-Everything is done in the names of the parties, who are nobody at work, and with what everybody passes over: an empty
-message, a status of somebody who is joining, a wish for a chunk of a lineage that no store has. What should have been
+Everything is done in the names of test identities that do no work, with messages that every client ignores: an empty
+one, a status of a device that is joining, a request for a chunk of a lineage that no store has. What should have been
 refused and was kept is cleared again. That a message was refused is told by a negative PUBACK (MQTT 5) or by a lost
 connection; that it went nowhere, by a witness to whom the broker sends everything in order.
 """
@@ -76,7 +76,7 @@ def _wire(parties: Parties) -> Trial:
 
 
 class _Attempt:
-    """The attacks of somebody who is let in, with one version of MQTT."""
+    """The attacks of a client that is let in, with one version of MQTT."""
 
     def __init__(self, parties: Parties, topics: Topics, visitor: Visitor, refused: set[str]) -> None:
         self._parties, self._topics, self._visitor = parties, topics, visitor
@@ -156,11 +156,11 @@ class _Attempt:
             return self._trial(name, expected, "went nowhere, as the witness saw", True)
         if name in self._refused:
             return self._trial(name, expected, "refused under MQTT 5; 3.1.1 has no word for it", True)
-        return self._trial(name, expected, "MQTT 3.1.1 does not tell, and nobody could watch", None)
+        return self._trial(name, expected, "MQTT 3.1.1 does not tell, and no witness could watch", None)
 
     async def _as_another(self, watch: Watch | None) -> Trial:
         """Our own credentials, and another's user name."""
-        name, expected = "another's user name", "not let in, or nobody but oneself"
+        name, expected = "another's user name", "not let in, or only as oneself"
         parties = self._parties
         borrowed = replace(parties.attacker, user=parties.victim_name, password=parties.attacker.password or "guess")
         forgery = Forgery(name, self._topics.status(parties.victim_name), joining())
@@ -207,7 +207,7 @@ class _Attempt:
         if refused == len(others) + 1:
             return self._trial(name, expected, "all subscriptions refused", True)
         if alone or found is None:
-            return self._trial(name, expected, "nothing came, and nobody could be made to speak", None)
+            return self._trial(name, expected, "nothing came, and no client could be made to send", None)
         return self._trial(name, expected, "subscribed, and nothing came", True)
 
     async def _talk(self, watch: Watch | None) -> None:
@@ -284,7 +284,7 @@ async def _publish(session: PahoSession, forgery: Forgery) -> str | None:
 
 
 async def _arrived(watch: Watch | None, forgery: Forgery) -> bool | None:
-    """Whether the witness has seen it, whatever else happens there; None where nobody watches."""
+    """Whether the witness has seen it, whatever else happens there; None if there is no witness."""
     seen = None if watch is None else await watch.seen()
     return (
         None if seen is None else any((each.topic, each.payload) == (forgery.topic, forgery.payload) for each in seen)

@@ -10,9 +10,7 @@ from broker.endpoint import Endpoint, Tls
 from broker.findings import Trial, Version
 from broker.trials import Parties, Visitor
 
-_ANONYMOUS = (
-    "Let nobody in without a certificate or a password (Mosquitto: allow_anonymous false, require_certificate)."
-)
+_ANONYMOUS = "Require a certificate or a password (Mosquitto: allow_anonymous false, require_certificate)."
 
 
 async def break_in(parties: Parties, visitor: Visitor) -> list[Trial]:
@@ -33,7 +31,7 @@ async def break_in(parties: Parties, visitor: Visitor) -> list[Trial]:
 
 
 def stranger(endpoint: Endpoint) -> Endpoint:
-    """The same broker, for somebody who has been given nothing."""
+    """The same broker, for a client without credentials."""
     tls = None if endpoint.tls is None else replace(endpoint.tls, certfile=None, keyfile=None)
     return replace(endpoint, user=None, password=None, tls=tls)
 
@@ -76,7 +74,7 @@ async def _revoked(parties: Parties, visitor: Visitor, version: Version) -> Tria
         return Trial(
             name,
             expected,
-            "anybody is let in, so nobody can be shut out",
+            "anonymous clients are let in, so none can be shut out",
             passed=False,
             advice=_ANONYMOUS,
             version=version,

@@ -92,7 +92,7 @@ async def _rights(
     user: str | None,
     parties: Parties | None,
 ) -> Rights:
-    """The rights of our own user, or of the attacker where somebody else looks."""
+    """The rights of our own user, or of the attacker if another user looks."""
     if parties is not None and role.device == parties.name:
         prober, user = prober.of(connector(parties.attacker)), parties.name
         ground = Ground(topics.status(parties.name), joining(), ours=False)
@@ -132,10 +132,17 @@ async def _security(endpoint: Endpoint, patience: float) -> list[Finding]:
     elif endpoint.tls is not None and endpoint.tls.certfile is not None:
         findings.append(Finding("user", "let in with a certificate"))
     elif near:
-        findings.append(Finding("user", "anybody is let in", "note", "Before others reach it: allow_anonymous false."))
+        findings.append(
+            Finding("user", "anonymous clients are let in", "note", "Before others reach it: allow_anonymous false.")
+        )
     else:
         findings.append(
-            Finding("user", "anybody is let in", "warning", "Ask for passwords: else anybody can send updates.")
+            Finding(
+                "user",
+                "anonymous clients are let in",
+                "warning",
+                "Ask for passwords: otherwise any client can send updates.",
+            )
         )
     look = await look_at_tls(endpoint, patience)
     if look is None:
@@ -198,7 +205,7 @@ async def _probed(
         findings.append(
             Finding(
                 "retained messages",
-                "not tried: this user has no topic that is nobody else's",
+                "not tried: this user has no topic of its own",
                 "note",
                 "Look once as the aggregator's user.",
             )

@@ -41,7 +41,7 @@ def free_port() -> int:
 
 
 def in_use(port: int) -> bool:
-    """Whether somebody listens at this port of the loopback."""
+    """Whether a process listens at this port of the loopback."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended do not count
         try:

@@ -77,7 +77,7 @@ class FilterTree:
         node.subscribers[client] = qos
 
     def discard(self, topic_filter: str, client: str) -> None:
-        """Unsubscribe `client`, and forget the branch where nobody is left on it."""
+        """Unsubscribe `client`, and forget the branch if no client is left on it."""
         path = [(self._root, "")]
         for level in topic_filter.split("/"):
             child = path[-1][0].children.get(level)

@@ -1,4 +1,4 @@
-"""The ground that a broker is probed on: a topic that this user may both publish and read, and disturbs nobody on.
+"""The topic that a broker is probed with: this user may both publish and read it, and no other client uses it.
 
 That is a topic below `check/` of the federation, where the user may; a device whose rights are narrow has its own
 status topic, where a JOINING status is passed over by aggregators whatever its body holds.
@@ -38,11 +38,11 @@ class Prober:
         self._number = 0
 
     def of(self, connector: Connector) -> "Prober":
-        """Another that reaches the broker as somebody else."""
+        """Another that reaches the broker as another user."""
         return Prober(connector, f"{self._client_id}-o", self._timeout)
 
     def options(self) -> Options:
-        """With a client id that nobody has."""
+        """With an unused client id."""
         self._number += 1
         return Options(f"{self._client_id}-{self._number}", timeout=self._timeout)
 
@@ -65,7 +65,7 @@ class Ground:
     head: bytes = b""
     """What each payload begins with, so that it is passed over."""
     ours: bool = True
-    """Whether nobody else uses the topic, so that retained messages may be tried on it."""
+    """Whether no other client uses the topic, so that retained messages may be tried on it."""
 
     def payload(self, body: bytes) -> bytes:
         return self.head + body

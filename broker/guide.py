@@ -10,7 +10,7 @@ _FOLDERS = """\
 |---|---|---|
 | `broker/` | the broker's machine | `mosquitto.conf`, ACL, its certificate, who is revoked |
 | `aggregator/` | the aggregator's machine | its bundle, and `release.key`, which signs what devices trust |
-| `devices/NAME/`, `NAME.tar` | that device, and nobody else | its bundle |
+| `devices/NAME/`, `NAME.tar` | that device only | its bundle |
 | `operator/` | you | a bundle that may look on: `midge status`, the doctor |
 | `probes/` | you | the doctor's own identities |
 | `authority/` | you; best kept off every network | the key that makes certificates |
@@ -53,7 +53,7 @@ Devices reach the broker at {fleet.broker} and show {how}.
 commands where it runs elsewhere.
 
 One identity has one connection: a second one with the same credentials puts the first off the broker. So a copied
-bundle shows, as two devices that take turns, and nobody can take another's connection.
+bundle shows, as two devices that take turns, and no device can take another's connection.
 """
 
 
@@ -62,7 +62,7 @@ def joining_guide(fleet: Fleet) -> str:
     return f"""\
 # The fleet of federation {fleet.name!r}, at {fleet.broker}
 
-The broker and its authority are somebody else's. Ask them for this, then look whether it is so:
+The broker and its authority belong to another team. Ask them for this, then look whether it is so:
 
 1. **Certificates.** Each bundle (`devices/NAME/`, `{AGGREGATOR}/`, `operator/`, `probes/*/`) holds a key and a request,
    `*.csr`. Have each signed as a client's certificate whose common name stays the participant's name, and put it beside
@@ -81,6 +81,6 @@ Midge**: each of the two would put the other off the broker, for ever. The ways 
 - a certificate of Midge's own, which is what these requests are: another common name than the telemetry's;
 - one connection for both: Midge behind a broker on the gateway itself, bridged;
 - a listener without `use_username_as_clientid` for Midge, whose client ids are unlike all others. Then, however,
-  anybody who is let in there may take another's session.
+  any client that is let in there may take another's session.
 
 {_FOLDERS}"""

@@ -1,4 +1,4 @@
-"""One CONNECT and its answer, seen in full: what `Connection` does not show because nobody needs it to take part.
+"""One CONNECT and its answer, seen in full: what `Connection` does not show because taking part does not need it.
 
 For `broker.check`: either version of MQTT by name, a session that is kept, a client that vanishes, TLS.
 """

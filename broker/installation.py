@@ -142,7 +142,7 @@ def _equip_broker(directory: Path, fleet: Fleet, authority: Authority, now: date
 
 
 def enrol(signing: Signing, name: str, folder: Path) -> None:
-    """Give somebody new credentials, and write them as a bundle; the register is the caller's to write."""
+    """Make new credentials for a member, and write them as a bundle; the register is the caller's to write."""
     fleet = signing.fleet
     member = fleet.members.setdefault(name, Member())
     kind = "aggregator" if name == AGGREGATOR else "operator" if name == OPERATOR else "device"

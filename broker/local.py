@@ -15,7 +15,7 @@ from broker.mosquitto import MosquittoSettings, find_mosquitto, mosquitto_versio
 Kind = Literal["mosquitto", "embedded"]
 
 ATTEMPTS = 5
-"""How often to take another port where somebody else was faster."""
+"""How often to take another port if another process took the first."""
 READY: dict[Kind, str] = {"mosquitto": " running", "embedded": '{"host"'}
 """What they write once they serve."""
 SILENT = ("0.", "1.")

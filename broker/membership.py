@@ -159,7 +159,7 @@ def renew(directory: Path) -> Told:
 
 
 class _changing:  # noqa: N801 - read as a verb
-    """The fleet and what its bundles are made with, with nobody else changing it."""
+    """The fleet and what its bundles are made with, locked against changes by others."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

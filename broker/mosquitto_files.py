@@ -36,7 +36,7 @@ tls_version tlsv1.2
 certfile {here}/broker.crt
 keyfile {here}/broker.key
 {who.format(here=here)}
-# And the name is the client id, so that nobody can put another off the broker by taking its id. The price is one
+# And the name is the client id, so that no client can disconnect another by taking its id. The price is one
 # connection for each identity: a copied one shows as two that take turns.
 use_username_as_clientid true
 
@@ -67,7 +67,7 @@ log_type warning
 
 # For `midge device-revoke`, which tells a running broker by SIGHUP.
 pid_file {here}/{PID_FILE}
-# Whom Mosquitto becomes where root starts it: somebody who may read the files above.
+# The user that Mosquitto becomes if root starts it: one that may read the files above.
 user {fleet.broker_user}
 """
 

@@ -145,7 +145,7 @@ async def last_will(prober: Prober, endpoint: Endpoint, ground: Ground) -> Findi
 
 
 async def refusals(prober: Prober, limits: Limits) -> Finding:
-    """Whether a message that nobody may publish is refused in words."""
+    """Whether a message that no client may publish is refused in words."""
     name = "refusals"
     if limits.protocol == 4:
         return Finding(

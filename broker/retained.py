@@ -13,7 +13,7 @@ from broker.connection import Connection, Delivery
 async def read_retained(connection: Connection, *filters: str, marker: str, patience: float = 3.0) -> list[Delivery]:
     """The retained messages on these filters; `marker` is a topic that we may both publish and read.
 
-    Takes the connection's messages for itself while it reads: to be called before anybody else does.
+    Takes the connection's messages for itself while it reads: call it before any other reader.
 
     Raises:
         ConnectionLost: the connection ended.

@@ -74,7 +74,7 @@ class Rights:
 async def look_at_rights(
     prober: Prober, ground: Ground | None, topics: Topics, role: Role, *, random: str, user: str | None
 ) -> Rights:
-    """Try each topic of the role; nothing that is sent is retained or heeded by anybody.
+    """Try each topic of the role; nothing that is sent is retained, or followed by any client.
 
     Raises:
         BrokerUnreachable: the broker is gone.

@@ -81,7 +81,7 @@ class Router:
     """All sessions of one broker."""
 
     def __init__(self, max_queued: int = 1_000_000, max_queued_bytes: int = 1 << 30) -> None:
-        """Start with nobody.
+        """Start without clients.
 
         Args:
             max_queued: messages that wait for one client at most; what comes on top is dropped and counted.

@@ -25,7 +25,7 @@ class Parties:
     """Another device's credentials, or the attacker's where there are no others."""
     victim_name: str
     witness: Endpoint | None = None
-    """Somebody who may read the whole federation; None where nobody is known to."""
+    """A user that may read the whole federation; None if none is known."""
     revoked: Endpoint | None = None
     """Credentials that are no longer good."""
 
@@ -36,7 +36,7 @@ class Parties:
 
 
 class Visitor:
-    """Makes connections with one version of MQTT, under client ids that nobody has."""
+    """Makes connections with one version of MQTT, under unused client ids."""
 
     def __init__(self, version: Version, patience: float) -> None:
         self.version: Version = version
@@ -76,7 +76,7 @@ class Watch:
     """What each marker begins with, so that others pass it over."""
 
     async def seen(self) -> list[Delivery] | None:
-        """What has come so far; None where the marker does not come back, so that nobody can say what was all."""
+        """What has come so far; None if the marker does not come back: then the end is not known."""
         nonce = self.head + secrets.token_bytes(8)
         found: list[Delivery] = []
         try:

@@ -37,7 +37,7 @@ class Twin:
     """A broker in memory. `connect` is a `Connector`."""
 
     def __init__(self, *, maximum_packet_size: int | None = None, max_queued: int = 1_000_000) -> None:
-        """Start a broker that nobody uses yet.
+        """Start a broker without clients.
 
         Args:
             maximum_packet_size: what it says in CONNACK, in bytes.

@@ -165,7 +165,7 @@ HONEST = RESULTS.with_name("honest.json")
 
 
 def honest_table() -> list[str]:
-    """What robustness costs where nobody lies, each with its bound."""
+    """What robustness costs if no device lies, each with its bound."""
     lines = ["| fleet | time to 93 % | end | worst class | slow half |", "|---|---|---|---|---|"]
     columns = ("final", "worst_class", "slow_half")
     for entry in json.loads(HONEST.read_text())["summary"]:

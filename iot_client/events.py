@@ -115,6 +115,25 @@ class LinkMeasured:
     """Bytes that a chunk should have at most; None sets no limit."""
 
 
+@dataclass(frozen=True, slots=True)
+class ChunkDelivered:
+    """The broker has acknowledged a chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotStored:
+    """There was no room to store the last update that was trained: it is lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """The outbox has a new identity and holds these updates; the next is numbered `next_seq`."""
+
+    outbox: int
+    held: tuple[Update, ...]
+    next_seq: int
+
+
 Event = (
     Connected
     | Disconnected
@@ -128,6 +147,9 @@ Event = (
     | Killed
     | Hindered
     | LinkMeasured
+    | ChunkDelivered
+    | NotStored
+    | Renewed
 )
 
 # ------------------------------------------------------------------------ actions

@@ -136,7 +136,7 @@ class Identity:
         return message, self._sealed(body, announcement, sealing.about(self._topics.federation, self._name, message))
 
     def seals(self, announcement: Announcement) -> bool:
-        """Whether what is sent under this announcement is sealed. A key from nobody in particular is no use."""
+        """Whether what is sent under this announcement is sealed. An unsigned announcement's key is no use."""
         return self.pinned and len(announcement.seal_key) == 32
 
     @staticmethod

@@ -1,7 +1,7 @@
 """Training in a process of its own: meek, bounded, and killed without harm.
 
 The device's process holds the outbox and what was promised; it is small and is not the one that the kernel kills when
-memory runs out. The other one trains at a low priority, does I/O only where nobody else does, and may use so much
+memory runs out. The other one trains at a low priority, does I/O only when no other process does, and may use so much
 memory and no more. Parameters go through a pipe as a header in msgpack and raw bytes behind it.
 """
 

@@ -1,7 +1,7 @@
 """An outbox in memory, for simulated devices: thousands of them in one process, where nothing needs to survive it.
 
 It keeps what `iot_client.outbox.Outbox` promises but for the disk, and holds nothing but the updates that wait and what
-was left to say. It survives the device that used it for as long as somebody holds it.
+was left to say. It survives the device that used it for as long as it is referenced.
 """
 
 import secrets

@@ -35,7 +35,7 @@ class Serving:
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody uses it."""
+        """Whether the device uses it."""
         return self.on_model is not None
 
     @property

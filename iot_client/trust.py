@@ -110,7 +110,7 @@ class Trust:
             now: seconds of a clock that never goes back.
 
         Raises:
-            BadSignature: nobody whom we trust has signed it.
+            BadSignature: no key that we trust has signed it.
             Untrusted: it is another federation's, expired, older than what we know, or another one of the same version.
             WireError: it is no announcement.
         """
@@ -185,7 +185,7 @@ class Trust:
         """Read a receipt: a forged one would make us forget an update.
 
         Raises:
-            BadSignature: nobody whom we trust has signed it.
+            BadSignature: no key that we trust has signed it.
             WireError: it is no receipt.
         """
         receipt, body = messages.decode(Receipt, payload)

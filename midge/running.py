@@ -59,11 +59,11 @@ def run_script(service: Service) -> None:
 
 def mendable_errors() -> tuple[type[Exception], ...]:
     """What services raise that a person can mend. To be called when there is an error: a device has no store."""
-    from iot_client.device import Namesake  # noqa: PLC0415
+    from iot_client.connection_loop import DuplicateDeviceName  # noqa: PLC0415
     from iot_client.outbox import OutboxError  # noqa: PLC0415
     from iot_client.training import TrainerError  # noqa: PLC0415
 
-    found: tuple[type[Exception], ...] = (BrokerError, Namesake, OutboxError, TrainerError)
+    found: tuple[type[Exception], ...] = (BrokerError, DuplicateDeviceName, OutboxError, TrainerError)
     try:
         from aggregator.store import StoreError  # noqa: PLC0415 - an extra
     except ModuleNotFoundError:

@@ -28,8 +28,10 @@ from aggregator.service import Aggregator
 from aggregator.staleness import constant
 from aggregator.strategy import Strategy
 from broker import Connector, Endpoint, connector
-from iot_client.device import Device, first_error
+from iot_client.config import DeviceConfig
+from iot_client.device import Device
 from iot_client.fit import Fit, Parameters, TrainingPlan
+from iot_client.runtime import first_error
 from iot_client.timers import PATIENCE
 from wire.messages import Plan, Verdict
 
@@ -139,13 +141,15 @@ class LedgerDevice:
         """The seq of the update that was trained last."""
         self._news = asyncio.Event()
         self.device = Device(
-            connect,
-            federation=books.federation,
-            name=self._name,
-            train=self._train,
-            outbox=directory / f"{self._name}.outbox",
-            on_event=self._hear,
-            patience=patience,
+            DeviceConfig(
+                connector=connect,
+                federation=books.federation,
+                name=self._name,
+                train=self._train,
+                outbox=directory / f"{self._name}.outbox",
+                on_event=self._hear,
+                patience=patience,
+            )
         )
 
     async def serve(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.connection import Connector, Delivery
+from iot_client.config import DeviceConfig
 from iot_client.device import Device
 from iot_client.fit import Fit, Parameters, Trainer, TrainingPlan
 from sensor_fleet.links import DeviceLink, Sever
@@ -92,16 +93,18 @@ class Participant:
             watch=self._watch,
         )
         self.device = Device(
-            self._link,
-            federation=around.topics.federation,
-            root=around.topics.root,
-            name=member.name,
-            train=paced(member.train, self._seconds),
-            outbox=None if around.outboxes is None else around.outboxes / f"{member.name}.outbox",
-            moments=member.moments,
-            missing=member.missing,
-            capabilities={"engine": member.engine},
-            on_event=self._tell,
+            DeviceConfig(
+                connector=self._link,
+                federation=around.topics.federation,
+                root=around.topics.root,
+                name=member.name,
+                train=paced(member.train, self._seconds),
+                outbox=None if around.outboxes is None else around.outboxes / f"{member.name}.outbox",
+                moments=member.moments,
+                missing=member.missing,
+                capabilities={"engine": member.engine},
+                on_event=self._tell,
+            )
         )
         self._serving: asyncio.Task[None] | None = None
 

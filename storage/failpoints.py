@@ -1,6 +1,6 @@
 """Places at which a test has the process killed, to see that nothing that was promised is lost with it.
 
-Between any two actions that are durable, or that somebody else sees, stands a `failpoint("name")`. It does nothing
+Between any two actions that are durable, or that another process sees, stands a `failpoint("name")`. It does nothing
 unless the environment variable MIDGE_CRASH_AT names it when the process starts: as `name`, or `name:3` for the third
 time that it is reached. Then the process ends there by SIGKILL, as it would if the power went. The idea is that of
 FreeBSD's fail(9).
@@ -50,7 +50,7 @@ POINTS: Mapping[str, str] = MappingProxyType(
         "receipt.heard": "a receipt is here, and what it settles still in the outbox",
         "receipt.followed": "what the receipt settles is forgotten",
         "outbox.renewing": "the outbox has a new identity, and its transaction is open",
-        "outbox.renewed": "the outbox has a new identity, and nobody was told",
+        "outbox.renewed": "the outbox has a new identity, and the session does not know it",
     }
 )
 """Every failpoint by name: what is done there, and what is not yet."""

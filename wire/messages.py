@@ -57,7 +57,7 @@ class Verdict(StrEnum):
     QUOTA = "quota"
     """The device has given as much as the federation's privacy budget allows of one."""
     BAD_SIGNATURE = "bad_signature"
-    """Somebody else may have sent it in the device's name, so it settles nothing."""
+    """Another client may have sent it in the device's name, so it settles nothing."""
     QUARANTINED = "quarantined"
     """For now, after many refusals."""
     FORGOTTEN = "forgotten"
@@ -226,7 +226,7 @@ class Receipt(Message):
 
 
 class AggregatorState(StrEnum):
-    """Whether there is somebody to send to."""
+    """Whether the aggregator takes what is sent."""
 
     READY = "ready"
     PAUSED = "paused"

@@ -1,4 +1,4 @@
-"""Whether a device trains from a version: decided by a hash, so that nobody has to be asked one by one."""
+"""Whether a device trains from a version: decided by a hash, so that no device has to be asked."""
 
 import hashlib
 

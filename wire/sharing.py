@@ -14,7 +14,7 @@ MESSAGE = 8192
 UNKNOWN = 20
 """Devices where the aggregator cannot say yet how many there are."""
 LEAST = 0.1
-"""Seconds below which nobody waits."""
+"""Seconds below which no device waits."""
 AT_A_TIME = 4
 """Devices that fetch at a time, about: each takes that part of the rate, so that breaks and slow links leave no gap."""
 

@@ -1,6 +1,7 @@
 """`midge device`: take part in a federation with a program or a ready-made model; see how a device does."""
 
 import argparse
+from dataclasses import replace
 
 from broker.bundles import Bundle
 from iot_client.csv_rows import CsvError
@@ -75,10 +76,10 @@ def take_part(args: argparse.Namespace, app: Device) -> int:
     name = args.name or (bundle and bundle.name)
     if name and (name != app.name or (args.name and args.app)):
         with user_errors():
-            app.rename(check_name(name, "device name"))
+            app.config = app.config.renamed(check_name(name, "device name"))
     _trust(app, args, bundle)
     make_guest(app, args)
-    app.listen(printer(as_json=args.json))
+    app.config = replace(app.config, on_event=printer(as_json=args.json))
     try:
         run_until_interrupted(app)
     except CsvError as error:
@@ -96,6 +97,6 @@ def _trust(app: Device, args: argparse.Namespace, bundle: Bundle | None) -> None
     if release or signing:
         try:
             with user_errors():
-                app.trust(release, signing)
+                app.config = replace(app.config, release_key=release, signing_key=signing)
         except ModuleNotFoundError as error:
             raise Problem(str(error)) from error

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from broker import connector
 from broker.connection import Connection, Options
+from iot_client.config import DeviceConfig
 from iot_client.csv_rows import CsvRows, header
 from iot_client.device import Device
 from iot_client.sample_trainer import SampleTrainer
@@ -92,7 +93,7 @@ def _device(
     trainer = SampleTrainer(samples, model=args.model)
 
     def _wherever(options: Options) -> AbstractAsyncContextManager[Connection]:
-        return app.connector(options)
+        return app.config.connector(options)
 
     sources: list[Source] = []
     if args.csv is not None:
@@ -102,18 +103,20 @@ def _device(
     else:  # the federation's broker, wherever the device is moved to
         sources.append(SensorTopic(_wherever, args.sensor_topic, classes=classes))
     app = Device(
-        connector(endpoint_of("mqtt://localhost")),
-        federation=federation,
-        name=name,
-        root=args.root,
-        train=trainer,
-        predict=trainer.predict,
-        outbox=outbox,
-        samples=samples,
-        sources=sources,
-        moments=samples.moments,
-        end_if_unsuited=True,
-        conditions=[enough_new(samples, args.train_after)],
+        DeviceConfig(
+            connector=connector(endpoint_of("mqtt://localhost")),
+            federation=federation,
+            name=name,
+            root=args.root,
+            train=trainer,
+            predict=trainer.predict,
+            outbox=outbox,
+            samples=samples,
+            sources=sources,
+            moments=samples.moments,
+            end_if_unsuited=True,
+            conditions=[enough_new(samples, args.train_after)],
+        )
     )
     return app
 

@@ -3,6 +3,7 @@
 import argparse
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +96,14 @@ def make_guest(app: "Device", args: argparse.Namespace) -> None:
         Problem: one of them cannot be, or does not go with another.
     """
     training, link = conditions_of(args)
-    app.restrict(conditions=training, link_conditions=link, costs=_costs(args), duty=_duty(args))
+    config = app.config
+    app.config = replace(
+        config,
+        conditions=(*config.conditions, *training),
+        link_conditions=(*config.link_conditions, *link),
+        costs=_costs(args) or config.costs,
+        duty=_duty(args) or config.duty,
+    )
     if args.memory is not None and not args.isolate:
         raise Problem("--memory bounds the process that --isolate trains in: say both.")
     if args.isolate:
@@ -133,9 +141,10 @@ def _isolate(app: "Device", args: argparse.Namespace) -> None:
 
     if not args.app:
         raise Problem("--isolate is for a MODULE:ATTRIBUTE: what trains on samples is small, and needs them at hand.")
-    if inspect.iscoroutinefunction(app.trainer):
+    if inspect.iscoroutinefunction(app.config.train):
         raise Problem("--isolate is for a train() that is an ordinary function.")
-    app.train_with(Isolated(partial(trainer_of, args.app[0]), memory=None if args.memory is None else int(args.memory)))
+    memory = None if args.memory is None else int(args.memory)
+    app.config = replace(app.config, train=Isolated(partial(trainer_of, args.app[0]), memory=memory))
 
 
 def trainer_of(name: str) -> "Trainer":
@@ -143,5 +152,5 @@ def trainer_of(name: str) -> "Trainer":
     from iot_client.device import Device  # noqa: PLC0415
 
     app: Device = load_app(name, Device, "a midge.Device")
-    trainer: Any = app.trainer
+    trainer: Any = app.config.train
     return trainer  # type: ignore[no-any-return]

@@ -1,11 +1,12 @@
 """Where an app of the user's takes part: as its program says, at another broker, or as a bundle says."""
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 from broker import Endpoint, connector
 from broker.bundles import Bundle
-from midge.commands.parts import Parser, Problem, add_bundle, add_tls, read_config, read_endpoint
+from midge.commands.parts import Parser, Problem, add_bundle, add_tls, read_config, read_endpoint, user_errors
 from wire.topics import Topics
 
 
@@ -30,8 +31,6 @@ def move(app: Any, args: argparse.Namespace) -> Bundle | None:
     if args.config is not None:
         bundle = read_config(args.config, args.broker)
         endpoint = bundle.endpoint
-        # Every part of the app holds this very object.
-        Topics.__init__(app.topics, bundle.topics.federation, bundle.topics.root)
     elif args.broker:
         endpoint = read_endpoint(args, args.broker)
     if endpoint is None:
@@ -45,5 +44,18 @@ def move(app: Any, args: argparse.Namespace) -> Bundle | None:
         where = "another machine" if endpoint.exposed else "this machine only"
         print(f"Without TLS, to {endpoint}: for trying things out on {where}.", flush=True)
     if args.config is not None or args.broker:
-        app.connector = connector(endpoint)
+        _move_to(app, endpoint, None if bundle is None else bundle.topics)
     return bundle
+
+
+def _move_to(app: Any, endpoint: Endpoint, topics: Topics | None) -> None:
+    changes: dict[str, Any] = {"connector": connector(endpoint)}
+    if topics is not None:
+        changes |= {"federation": topics.federation, "root": topics.root}
+    if hasattr(app, "config"):
+        with user_errors():
+            app.config = replace(app.config, **changes)
+        return
+    app.connector = changes["connector"]
+    if topics is not None:
+        Topics.__init__(app.topics, topics.federation, topics.root)

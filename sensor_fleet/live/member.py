@@ -13,6 +13,7 @@ from broker import connector
 from broker.connection import Connection, ConnectionLost, Options
 from broker.endpoint import Endpoint
 from iot_client.conditions import enough_new
+from iot_client.config import DeviceConfig
 from iot_client.device import Device
 from iot_client.fit import Fit, Parameters, TrainingPlan
 from iot_client.memory_outbox import MemoryOutbox
@@ -143,17 +144,19 @@ class Member:
         enough = () if self._sensor is None else (enough_new(self._sensor, air.fresh),)
         self.outbox = MemoryOutbox()
         self.device = Device(
-            self._connector,
-            federation=air.topics.federation,
-            root=air.topics.root,
-            name=name,
-            train=self._train,
-            outbox=self.outbox,
-            conditions=(lambda: self._why, *enough),
-            on_event=self._hear,
-            keepalive=KEEPALIVE,
-            look_every=math.inf,
-            versions=air.versions,
+            DeviceConfig(
+                connector=self._connector,
+                federation=air.topics.federation,
+                root=air.topics.root,
+                name=name,
+                train=self._train,
+                outbox=self.outbox,
+                conditions=(lambda: self._why, *enough),
+                on_event=self._hear,
+                keepalive=KEEPALIVE,
+                look_every=math.inf,
+                versions=air.versions,
+            )
         )
 
     # ------------------------------------------------------------------------ its life

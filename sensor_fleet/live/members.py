@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from broker.endpoint import Endpoint
-from iot_client.device import first_error
+from iot_client.runtime import first_error
 from sensor_fleet.data import FleetData
 from sensor_fleet.live.member import Air, Member
 from sensor_fleet.models import FleetModel

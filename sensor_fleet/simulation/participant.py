@@ -4,21 +4,34 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from statistics import NormalDist
-from zlib import crc32
 
 from iot_client import events as ev
-from iot_client import session as s
 from iot_client.attention import Attention
 from iot_client.conditions import enough_new
+from iot_client.session import DeviceSession, SessionSettings
+from iot_client.shell import DeviceShell, OutboxContents
+from iot_client.states import Work
+from iot_client.training_cycle import training_seed
 from sensor_fleet.sensors.stream import Stream
 from sensor_fleet.simulation import headers
-from sensor_fleet.simulation.clock import Clock, Work
+from sensor_fleet.simulation.clock import Clock
+from sensor_fleet.simulation.clock import Work as Errand
 from sensor_fleet.simulation.coding import Said
 from sensor_fleet.simulation.learners import Learner
 from sensor_fleet.simulation.server import Published, Server
 from sensor_fleet.simulation.shards import Pool, Start, Task
 from sensor_fleet.world import Departure, Surroundings, chance
-from wire.messages import AggregatorState, AggregatorStatus, Announcement, Plan, Receipt, Settled, Update
+from wire.messages import (
+    AggregatorState,
+    AggregatorStatus,
+    Announcement,
+    FrameInfo,
+    Moment,
+    Plan,
+    Receipt,
+    Settled,
+    Update,
+)
 from wire.participation import takes_part
 
 CONNECTING = 12
@@ -80,43 +93,6 @@ class Air:
                 self.clock.at(published.at + participant.latency, participant.look)
 
 
-def training_seed(device: str, told: Announcement, number: int) -> int:
-    """What the session will draw for a training, so that it can be done before it is asked for."""
-    return crc32(f"{device}/{told.lineage.hex()}/{told.generation}/{told.version}/{number}".encode())
-
-
-class Session(s.DeviceSession):
-    """A device's session, of which a simulation knows when nothing but a newer version can wake it.
-
-    Args:
-        name: of the device.
-        outbox: its number; nothing is in it.
-        jitter: as `DeviceSession` takes it.
-        reliable: whether every announcement arrives: reading it again every minute brings nothing then.
-    """
-
-    def __init__(self, name: str, outbox: int, jitter: Callable[[], float], *, reliable: bool) -> None:
-        super().__init__(name, outbox, (), 1, jitter)
-        self._reliable = reliable
-
-    @property
-    def waits(self) -> bool:
-        """Whether it has nothing to do, and would begin something if there were a newer version."""
-        resting = self.work is s.Work.RESTING and self.link is not s.Link.DOWN
-        return resting and self._interval.due is None and self.hindered is None
-
-    @property
-    def pausing(self) -> float | None:
-        """Until when it waits between two trainings."""
-        return self._interval.due
-
-    def _connected(self, chunk: int | None, now: float) -> list[ev.Action]:
-        actions = super()._connected(chunk, now)
-        if self._reliable:
-            self._reread.stop()
-        return actions
-
-
 class Participant:
     """One device, from when it joins until it leaves."""
 
@@ -153,6 +129,7 @@ class Participant:
         "number",
         "seconds",
         "session",
+        "shell",
         "steps",
         "trainings",
         "up",
@@ -167,7 +144,10 @@ class Participant:
         self.down = link.down or link.bandwidth
         self.seconds = air.seconds(name)
         self._shaken = 0
-        self.session = Session(name, number, self._jitter, reliable=not air.loss)
+        self.session = DeviceSession(
+            name, number, (), 1, self._jitter, settings=SessionSettings(rereads=bool(air.loss))
+        )
+        self.shell = DeviceShell(self.session, self)
         self.connected = self.gone = False
         self.trainings = self.steps = self.updates = self.messages = 0
         self.bytes_up = self.bytes_down = 0.0
@@ -339,7 +319,7 @@ class Participant:
         if not self.gone:
             self._hinder("data", None)
 
-    def _hear(self, work: Work, seconds: float = 0.0) -> None:
+    def _hear(self, work: Errand, seconds: float = 0.0) -> None:
         """Do what a message brings, once it is here, if this connection still stands then."""
         connection = self._connection
 
@@ -349,7 +329,7 @@ class Participant:
 
         self.air.clock.after(self.latency + seconds, heard)
 
-    def _say(self, purpose: str, size: int, work: Work) -> None:
+    def _say(self, purpose: str, size: int, work: Errand) -> None:
         """Do what a message brings, once the aggregator has it. The uplink carries one byte after the other."""
         if not self.connected:
             return
@@ -375,9 +355,9 @@ class Participant:
     def soon(self, newest: Published) -> float:
         """When it will probably train from the newest version; infinite where that is not to be expected."""
         session = self.session
-        if self.gone or self._base is newest or session.work is not s.Work.RESTING:
+        if self.gone or self._base is newest or session.work is not Work.RESTING:
             return math.inf
-        return max(self._back, self._resumes, self._enough, session.pausing or 0.0)
+        return max(self._back, self._resumes, self._enough, session.pausing_until or 0.0)
 
     def task(self, newest: Published, when: float) -> Task:
         """What that training will be."""
@@ -405,13 +385,13 @@ class Participant:
         self._handle(event)
 
     def _handle(self, event: ev.Event) -> None:
-        self._act(self.session.handle(event, self.air.clock.now))
+        self.shell.handle(event, self.air.clock.now)
         self._settle()
 
     def _settle(self) -> None:
         """Note whether a new version would wake us, and when time itself will."""
         session, air = self.session, self.air
-        if session.waits:
+        if session.waits_for_version:
             air.resting[self.name] = self
         else:
             air.resting.pop(self.name, None)
@@ -427,47 +407,62 @@ class Participant:
         deadline = self.session.deadline
         if deadline is not None and deadline <= self.air.clock.now:
             self.look()
-            self._act(self.session.tick(self.air.clock.now))
+            self.shell.tick(self.air.clock.now)
         self._settle()
 
-    # ------------------------------------------------------------------- actions
+    # ---------------------------------------------------------------------- hooks
 
-    def _act(self, actions: Sequence[ev.Action]) -> None:
-        for action in actions:
-            match action:
-                case ev.Train(announcement, plan):
-                    self._begin(announcement)
-                    self._train(plan)
-                case ev.Store(update, key):
-                    self._bodies[update.seq] = self._fits.pop(key)
-                case ev.Send(update):
-                    self._send(update)
-                case ev.Forget(through):
-                    for seq in [seq for seq in self._bodies if seq <= through]:
-                        del self._bodies[seq]
-                case ev.Fetch(announcement, way):
-                    self._begin(announcement)
-                    fetched = partial(self._event, ev.Fetched(ev.Base.of(announcement)))
-                    size = sum(frame.size + headers.part() for frame in way)
-                    self._received(size)
-                    # Two parts are asked for at a time, and their topics are left before the next are asked for.
-                    ways = 4 * -(-len(way) // 2)
-                    self._hear(fetched, (ways - 1) * self.latency + size / self.down)
-                case ev.Greet():
-                    hello = self.name, self.session.outbox, self.session.first
-                    self._say("hello", self._hello, partial(self.air.server.greeted, *hello))
-                    self._received(self._hello)  # we hear our own status
-                case ev.ReadAnnouncement():
-                    self._seen = None
-                    self._hear(self.look, self.latency)
-                case ev.Tell():
-                    pass
-                case _:
-                    raise AssertionError(f"nothing in this world asks for {action}")
+    def train(self, announcement: Announcement, plan: Plan) -> None:
+        self._begin(announcement)
+        self._train(plan)
 
-    def _send(self, update: Update) -> None:
+    def store(self, update: Update, key: int) -> bool:
+        self._bodies[update.seq] = self._fits.pop(key)
+        return True
+
+    def send(self, update: Update) -> None:
         said = self._bodies[update.seq]
         self._say("update", said.size + headers.update(), partial(self.air.server.arrived, self.name, update, said))
+
+    def forget(self, through: int) -> None:
+        for seq in [seq for seq in self._bodies if seq <= through]:
+            del self._bodies[seq]
+
+    def fetch(self, announcement: Announcement, frames: tuple[FrameInfo, ...]) -> None:
+        self._begin(announcement)
+        fetched = partial(self._event, ev.Fetched(ev.Base.of(announcement)))
+        size = sum(frame.size + headers.part() for frame in frames)
+        self._received(size)
+        # Two parts are asked for at a time, and their topics are left before the next are asked for.
+        ways = 4 * -(-len(frames) // 2)
+        self._hear(fetched, (ways - 1) * self.latency + size / self.down)
+
+    def greet(self) -> None:
+        hello = self.name, self.session.outbox, self.session.first
+        self._say("hello", self._hello, partial(self.air.server.greeted, *hello))
+        self._received(self._hello)  # we hear our own status
+
+    def read_announcement(self) -> None:
+        self._seen = None
+        self._hear(self.look, self.latency)
+
+    def tell_settled(self, settled: Settled) -> None:
+        pass
+
+    def offer(self, update: Update) -> None:
+        raise AssertionError(f"nothing in this world asks to offer {update.seq}")
+
+    def send_chunks(self, update: Update, parts: tuple[int, ...]) -> None:
+        raise AssertionError(f"nothing in this world asks for {parts} of {update.seq}")
+
+    def renew(self, keep: tuple[int, ...]) -> OutboxContents:
+        raise AssertionError(f"no outbox is put back in this world, and {keep} were to move")
+
+    def send_statistics(self, lineage: bytes, moments: tuple[Moment, ...]) -> None:
+        raise AssertionError(f"nothing in this world asks for {moments} of {lineage.hex()}")
+
+    def tell_unsuited(self, why: str) -> None:
+        raise AssertionError(why)
 
     def _begin(self, announcement: Announcement) -> None:
         """Hold on to the version that is fetched or trained from."""

@@ -9,10 +9,10 @@ AT_MOST = {
     "readme_lines": 250,
     "import_cycles": 3,
     "broker_rooms": 38,
-    "device_interpreters": 4,
+    "device_interpreters": 1,
     "aggregator_interpreters": 3,
     "atomic_writers": 1,
-    "banned_words": 190,
+    "banned_words": 56,
 }
 
 

@@ -13,6 +13,7 @@ from aggregator.presets import fedasync
 from aggregator.service import Aggregator
 from aggregator.staleness import constant
 from broker.twin import Twin
+from iot_client.config import DeviceConfig
 from iot_client.device import Device
 from iot_client.fit import Fit, Parameters, TrainingPlan
 from tests.waiting import LAST_RESORT
@@ -83,7 +84,9 @@ def aggregator(twin: Twin, store: Path, log: Log, **arguments: Any) -> Aggregato
 
 
 def device(twin: Twin, name: str, log: Log, outbox: Path | None = None, train: Any = approach) -> Device:
-    return Device(twin.connect, federation="f", name=name, train=train, outbox=outbox, on_event=log)
+    return Device(
+        DeviceConfig(connector=twin.connect, federation="f", name=name, train=train, outbox=outbox, on_event=log)
+    )
 
 
 def distance(parameters: Mapping[str, npt.NDArray[Any]]) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 from iot_client import events as ev
 from iot_client import session as s
 from iot_client.memory_outbox import MemoryOutbox
+from iot_client.shell import DeviceShell, OutboxContents
 from tests.aggregator.rig import TOPICS
 from tests.federation.kernel import Kernel, PowerCut
 from tests.federation.network import Network
@@ -23,8 +24,11 @@ from wire.messages import (
     DeviceState,
     FrameInfo,
     Hello,
+    Moment,
     Part,
+    Plan,
     Receipt,
+    Settled,
     Update,
     Verdict,
 )
@@ -69,6 +73,7 @@ class Participant:
         self.session = s.DeviceSession(
             self.name, self.outbox.identity, self.outbox.held(), self.outbox.next_seq, self.kernel.random.random
         )
+        self.shell = DeviceShell(self.session, self, before=self.kernel.crash_point)
         self._later(self.kernel.random.random(), self._connect)
 
     def _later(self, seconds: float, work: Callable[[], None]) -> None:
@@ -113,60 +118,70 @@ class Participant:
             self._event(ev.Receipted(messages.decode(Receipt, payload)[0]))
 
     def _event(self, event: ev.Event) -> None:
-        self._act(self.session.handle(event, self.kernel.now))
+        self.shell.handle(event, self.kernel.now)
         self._wake()
 
     def _tick(self) -> None:
         deadline = self.session.deadline
         if deadline is not None and deadline <= self.kernel.now:
-            self._act(self.session.tick(self.kernel.now))
+            self.shell.tick(self.kernel.now)
             self._wake()
 
     def _wake(self) -> None:
         if (deadline := self.session.deadline) is not None:
             self._later(deadline - self.kernel.now, self._tick)
 
-    # ---------------------------------------------------------------------- actions
+    # ------------------------------------------------------------------------ hooks
 
-    def _act(self, actions: Sequence[ev.Action]) -> None:
-        for action in actions:
-            self.kernel.crash_point()
-            self.act(action)
+    def greet(self) -> None:
+        session = self.session
+        hello = Hello(state=DeviceState.READY, outbox=session.outbox, first=session.first, next=session.next)
+        self._publish(TOPICS.status(self.name), frames.encode(hello), retain=True)
 
-    def act(self, action: ev.Action) -> None:
-        match action:
-            case ev.Greet():
-                session = self.session
-                hello = Hello(state=DeviceState.READY, outbox=session.outbox, first=session.first, next=session.next)
-                self._publish(TOPICS.status(self.name), frames.encode(hello), retain=True)
-            case ev.ReadAnnouncement():
-                if self.connected:
-                    self.network.again(self.name, TOPICS.aggregator)
-                    self.network.again(self.name, TOPICS.announcement())
-            case ev.Fetch(announcement, way):
-                self._later(0.2 * self.kernel.random.random(), partial(self._fetch, announcement, way))
-            case ev.Train(announcement, _):
-                self._later(self.kernel.random.expovariate(1.0), partial(self._train, announcement))
-            case ev.Store(update, key):
-                place, body = self.bodies.pop(key)
-                self.outbox.store(update, body)
-                self.ledger.stored[place] = self.name, update.outbox, update.seq
-            case ev.Send(update):
-                self._publish(TOPICS.update(self.name), frames.encode(update, self.outbox.body(update.seq)))
-            case ev.Offer(update):
-                self._publish(TOPICS.update(self.name), frames.encode(update))
-            case ev.SendChunks(update, parts):
-                cut = list(chunks.cut(self.outbox.body(update.seq), chunks.part_size(update.size, update.parts)))
-                for part in [part for part in parts if part < len(cut)]:
-                    header = Chunk(outbox=update.outbox, first=update.first, seq=update.seq, part=part)
-                    self._publish(TOPICS.update(self.name), frames.encode(header, cut[part]))
-            case ev.Forget(through):
-                self.outbox.forget(through)
-            case ev.Tell(settled):
-                if settled.verdict.final:
-                    self.ledger.told[self.name, self.session.outbox, settled.seq] = settled.verdict
-            case _:
-                raise AssertionError(f"nothing in this world asks for {action}")
+    def read_announcement(self) -> None:
+        if self.connected:
+            self.network.again(self.name, TOPICS.aggregator)
+            self.network.again(self.name, TOPICS.announcement())
+
+    def fetch(self, announcement: Announcement, frames: tuple[FrameInfo, ...]) -> None:
+        self._later(0.2 * self.kernel.random.random(), partial(self._fetch, announcement, frames))
+
+    def train(self, announcement: Announcement, plan: Plan) -> None:
+        self._later(self.kernel.random.expovariate(1.0), partial(self._train, announcement))
+
+    def store(self, update: Update, key: int) -> bool:
+        place, body = self.bodies.pop(key)
+        self.outbox.store(update, body)
+        self.ledger.stored[place] = self.name, update.outbox, update.seq
+        return True
+
+    def send(self, update: Update) -> None:
+        self._publish(TOPICS.update(self.name), frames.encode(update, self.outbox.body(update.seq)))
+
+    def offer(self, update: Update) -> None:
+        self._publish(TOPICS.update(self.name), frames.encode(update))
+
+    def send_chunks(self, update: Update, parts: tuple[int, ...]) -> None:
+        cut = list(chunks.cut(self.outbox.body(update.seq), chunks.part_size(update.size, update.parts)))
+        for part in [part for part in parts if part < len(cut)]:
+            header = Chunk(outbox=update.outbox, first=update.first, seq=update.seq, part=part)
+            self._publish(TOPICS.update(self.name), frames.encode(header, cut[part]))
+
+    def forget(self, through: int) -> None:
+        self.outbox.forget(through)
+
+    def tell_settled(self, settled: Settled) -> None:
+        if settled.verdict.final:
+            self.ledger.told[self.name, self.session.outbox, settled.seq] = settled.verdict
+
+    def send_statistics(self, lineage: bytes, moments: tuple[Moment, ...]) -> None:
+        raise AssertionError(f"{lineage.hex()} asks for {moments}; this model has none")
+
+    def renew(self, keep: tuple[int, ...]) -> OutboxContents:
+        raise AssertionError(f"no outbox is put back here, and {keep} were to move")
+
+    def tell_unsuited(self, why: str) -> None:
+        raise AssertionError(why)
 
     def _publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         if self.connected:

@@ -12,6 +12,7 @@ from aggregator.presets import fedbuff
 from aggregator.service import Aggregator
 from broker import Endpoint, connector
 from broker.local import local_broker
+from iot_client.config import DeviceConfig
 from iot_client.device import Device
 from iot_client.fit import Fit, Parameters, TrainingPlan
 from midge.commands.words import sentence
@@ -42,12 +43,14 @@ async def test_what_came_before_a_break_is_not_sent_again(tmp_path: Path) -> Non
     ):
         proxy.change(Weather(bandwidth=4e6, reset_after=500_000))
         device = Device(
-            connector(Endpoint.parse(f"mqtt://127.0.0.1:{proxy.port}")),
-            federation="f",
-            name="d",
-            train=train,
-            outbox=tmp_path / "outbox",
-            on_event=log,
+            DeviceConfig(
+                connector=connector(Endpoint.parse(f"mqtt://127.0.0.1:{proxy.port}")),
+                federation="f",
+                name="d",
+                train=train,
+                outbox=tmp_path / "outbox",
+                on_event=log,
+            )
         )
         server = Aggregator(
             connector(broker.endpoint),

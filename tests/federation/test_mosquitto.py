@@ -16,6 +16,7 @@ from aggregator.service import Aggregator
 from broker import connector
 from broker.local import local_broker
 from broker.twin import Twin
+from iot_client.config import DeviceConfig
 from iot_client.device import Device
 from iot_client.fit import Fit, Parameters, TrainingPlan
 from tests import needs
@@ -98,12 +99,14 @@ async def test_an_aggregator_that_is_killed_in_mid_run(tmp_path: Path) -> None:
         url = str(broker.endpoint)
         devices = [
             Device(
-                connector(broker.endpoint),
-                federation="f",
-                name=name,
-                train=ledger.train,
-                outbox=tmp_path / f"{name}.outbox",
-                on_event=log,
+                DeviceConfig(
+                    connector=connector(broker.endpoint),
+                    federation="f",
+                    name=name,
+                    train=ledger.train,
+                    outbox=tmp_path / f"{name}.outbox",
+                    on_event=log,
+                )
             )
             for name in "ab"
         ]

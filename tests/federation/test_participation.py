@@ -15,11 +15,13 @@ from aggregator.staleness import constant
 from broker.routing import Message
 from broker.twin import Twin
 from iot_client.budget import Budget, Costs
+from iot_client.config import DeviceConfig
 from iot_client.device import Device
 from iot_client.evaluating import Scores
 from iot_client.fit import Fit, Parameters, TrainingPlan
 from iot_client.pacing import Speed
 from iot_client.personal import Missing, Personal
+from iot_client.runtime import DeviceRuntime
 from iot_client.training import TrainerError
 from midge.commands.words import sentence
 from tests.federation.live import INITIAL, Log, aggregator, approach, device, serving
@@ -32,13 +34,15 @@ pytestmark = pytest.mark.virtual
 
 def one(twin: Twin, name: str, log: Log, train: Any = approach, **arguments: Any) -> Device:
     return Device(
-        twin.connect,
-        federation="f",
-        name=name,
-        train=train,
-        outbox=arguments.pop("outbox", None),
-        on_event=log,
-        **arguments,
+        DeviceConfig(
+            connector=twin.connect,
+            federation="f",
+            name=name,
+            train=train,
+            outbox=arguments.pop("outbox", None),
+            on_event=log,
+            **arguments,
+        )
     )
 
 
@@ -122,7 +126,7 @@ async def test_tensors_of_its_own_stay_on_the_device_and_survive_it(tmp_path: Pa
         await log.until(lambda: log.of("release", version=20))
     assert "b" not in server.model.parameters()
     (again, _) = fleet()
-    kept = again._personal.join({"w": INITIAL["w"]}, server.model.schema)["b"]
+    kept = again._parts.personal.join({"w": INITIAL["w"]}, server.model.schema)["b"]
     assert kept == pytest.approx(100, abs=1)
     async with serving(aggregator(twin, tmp_path / "store", log, roles={"b*": "local"})):
         with pytest.raises(TrainerError, match=r"leaves these tensors to each device.*b \(2,\).*Device\(local="):
@@ -199,13 +203,13 @@ async def test_a_pause_by_the_operator_holds_across_a_restart(tmp_path: Path) ->
 async def test_a_share_of_the_devices_trains_from_each_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     twin, log = Twin(), Log()
     fetched: list[tuple[str, int]] = []
-    fetch = Device._fetch
+    fetch = DeviceRuntime._fetch
 
-    async def counted(self: Device, announcement: Announcement, way: tuple[FrameInfo, ...]) -> None:
-        fetched.append((self.name, announcement.version))
+    async def counted(self: DeviceRuntime, announcement: Announcement, way: tuple[FrameInfo, ...]) -> None:
+        fetched.append((self.parts.config.name, announcement.version))
         await fetch(self, announcement, way)
 
-    monkeypatch.setattr(Device, "_fetch", counted)
+    monkeypatch.setattr(DeviceRuntime, "_fetch", counted)
     strategy = fedasync(
         0.5,
         constant(),

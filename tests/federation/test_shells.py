@@ -16,7 +16,7 @@ from aggregator.store import Store, StoreError
 from broker.connection import BrokerUnreachable, Options, QoS, SubscribeRefused
 from broker.routing import Message
 from broker.twin import Twin, _TwinConnection
-from iot_client.device import Namesake
+from iot_client.connection_loop import DuplicateDeviceName
 from iot_client.fit import Fit, Parameters, TrainingPlan
 from iot_client.outbox import Outbox
 from tests.federation.live import (
@@ -177,7 +177,7 @@ async def test_a_namesake_ends_with_one_sentence_and_the_first_goes_on(tmp_path:
     server, first = aggregator(twin, tmp_path / "store", log), device(twin, "a", log)
     async with serving(server, first, device(twin, "b", log)):
         await log.until(lambda: log.of("receipt", device="a"))
-        with pytest.raises(Namesake, match="give each device its own name"):
+        with pytest.raises(DuplicateDeviceName, match="give each device its own name"):
             await device(twin, "a", Log()).serve()
         version = server.core.version
         await log.until(lambda: log.of("release", version=version + 3))
@@ -193,7 +193,7 @@ async def test_of_two_devices_on_copies_of_one_outbox_one_goes_on(tmp_path: Path
         first = asyncio.create_task(device(twin, "a", log, tmp_path / "one").serve())
         await log.until(lambda: log.of("receipt", device="a"))
         async with serving(device(twin, "a", log, tmp_path / "two")):
-            with pytest.raises(Namesake, match="never copy"):
+            with pytest.raises(DuplicateDeviceName, match="never copy"):
                 await first
             version = server.core.version
             await log.until(lambda: log.of("release", version=version + 3))

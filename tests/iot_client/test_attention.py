@@ -10,6 +10,7 @@ import pytest
 
 from broker.connection import Connection, Delivery
 from broker.twin import Twin
+from iot_client.config import DeviceConfig
 from iot_client.device import Device
 from iot_client.fit import Fit, Parameters, TrainingPlan
 from tests.federation.live import Log, aggregator, approach, device, serving
@@ -64,7 +65,7 @@ async def test_it_turns_away_while_it_trains_and_goes_on_from_the_newest(tmp_pat
         return approach(parameters, plan)
 
     server = aggregator(twin, tmp_path / "store", log)
-    one = Device(heard, federation="f", name="slow", train=slow, outbox=None, on_event=log)
+    one = Device(DeviceConfig(connector=heard, federation="f", name="slow", train=slow, outbox=None, on_event=log))
     async with serving(server, device(twin, "a", log), device(twin, "b", log), one):
         await log.until(lambda: len(trainings) == 4)
         await log.until(lambda: log.of("receipt", device="slow", seq=4))

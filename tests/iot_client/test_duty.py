@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.twin import Twin
-from iot_client import device as device_module
+from iot_client import connection_loop
 from iot_client import events as ev
+from iot_client.config import DeviceConfig
 from iot_client.device import Device
 from iot_client.duty import SPREAD, Cycle, Duty
-from iot_client.session import DeviceSession, Work
+from iot_client.session import DeviceSession, SessionSettings, Work
 from tests.federation.live import Log, aggregator, approach, clients, device, serving, status
 from tests.iot_client.test_session import Driver, accepted, announcement, made, receipt
 from tests.iot_client.test_session import status as aggregator_status
@@ -90,8 +91,8 @@ def test_a_killed_training_is_tried_again_after_a_while_and_less_and_less_often(
     pauses = []
     for _ in range(4):
         if driver.session.work is Work.FETCHING:
-            assert driver.session._target is not None
-            driver(ev.Fetched(ev.Base.of(driver.session._target)))
+            assert driver.session._cycle.target is not None
+            driver(ev.Fetched(ev.Base.of(driver.session._cycle.target)))
         assert driver(ev.Killed("SIGKILL")) == []
         driver(ev.Announced(announcement(2)))
         began = driver.now
@@ -100,7 +101,7 @@ def test_a_killed_training_is_tried_again_after_a_while_and_less_and_less_often(
         pauses.append(round(driver.now - began))
     assert pauses == [30, 60, 120, 240]
     driver(ev.Trained(made(), 1))
-    assert driver.session._killed.wait == 30
+    assert driver.session._cycle.killed.wait == 30
 
 
 def test_a_muted_device_trains_from_what_it_has_and_sends_nothing_until_it_may() -> None:
@@ -119,7 +120,9 @@ def test_a_muted_device_trains_from_what_it_has_and_sends_nothing_until_it_may()
 
 def test_an_outbox_that_is_full_in_bytes_holds_training_back_until_something_is_settled() -> None:
     driver = Driver()
-    driver.session = DeviceSession("d", driver.session.outbox, [], 1, lambda: 0.5, room=100)
+    driver.session = DeviceSession(
+        "d", driver.session.outbox, [], 1, lambda: 0.5, settings=SessionSettings(outbox_bytes=100)
+    )
     driver.up(1)
     driver.train(60)
     driver(ev.Announced(announcement(2)))
@@ -133,14 +136,23 @@ def test_an_outbox_that_is_full_in_bytes_holds_training_back_until_something_is_
 
 def sleeper(twin: Twin, name: str, log: Log, duty: Duty, **options: Any) -> Device:
     return Device(
-        twin.connect, federation="f", name=name, train=approach, outbox=None, on_event=log, duty=duty, **options
+        DeviceConfig(
+            connector=twin.connect,
+            federation="f",
+            name=name,
+            train=approach,
+            outbox=None,
+            on_event=log,
+            duty=duty,
+            **options,
+        )
     )
 
 
 async def test_devices_wake_train_once_wait_for_their_receipts_and_sleep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_module, "_NAP", 0.01)
+    monkeypatch.setattr(connection_loop, "_POLL", 0.01)
     twin, log = Twin(), Log()
     server = aggregator(twin, tmp_path / "store", log)
     duty = Duty(15, awake=10)
@@ -161,7 +173,7 @@ async def test_devices_wake_train_once_wait_for_their_receipts_and_sleep(
 
 
 async def test_without_an_aggregator_it_is_awake_for_so_long_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_module, "_NAP", 0.01)
+    monkeypatch.setattr(connection_loop, "_POLL", 0.01)
     twin, log = Twin(), Log()
     began = time.monotonic()
     async with serving(sleeper(twin, "a", log, Duty(30, awake=3))):
@@ -171,7 +183,7 @@ async def test_without_an_aggregator_it_is_awake_for_so_long_and_no_longer(monke
 
 
 async def test_once_is_once_and_a_broker_that_vanishes_does_not_keep_it_awake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_module, "_NAP", 0.01)
+    monkeypatch.setattr(connection_loop, "_POLL", 0.01)
     twin, log = Twin(), Log()
     serve = asyncio.create_task(sleeper(twin, "a", log, Duty(3600, awake=1, once=True)).serve())
     await log.until(lambda: log.of("connected"))

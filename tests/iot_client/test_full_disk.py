@@ -60,15 +60,15 @@ def test_an_outbox_that_is_first_opened_on_a_full_disk_says_so_and_opens_later(t
 
 def test_a_session_whose_update_was_not_stored_uses_its_seq_again_and_waits() -> None:
     session = s.DeviceSession("a", 1, [], 1, lambda: 0.5)
-    session.work = s.Work.TRAINING
-    session._target = Announcement(
+    session._cycle.work = s.Work.TRAINING
+    session._cycle.target = Announcement(
         federation="f", lineage=b"l" * 16, generation=0, version=1, step=0, phase="training",
         schema_hash=b"s" * 16, digest=b"d" * 16,
     )  # fmt: skip
     (store,) = session.handle(ev.Trained(update(1, 10), 7), 0.0)
     assert isinstance(store, ev.Store) and store.update.seq == 1
-    session.not_stored(0.0)
+    session.handle(ev.NotStored(), 0.0)
     assert (session.next, session.holding) == (1, 0)
-    assert session._room.due == 30.0
+    assert session._cycle.disk_full.due == 30.0
     session.tick(31.0)
-    assert session._room.due is None
+    assert session._cycle.disk_full.due is None

@@ -3,6 +3,7 @@
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from aggregator.presets import fedasync
 from broker.twin import Twin
 from iot_client import csv_rows
-from iot_client import device as device_module
+from iot_client.config import DeviceConfig
 from iot_client.device import Device
 from iot_client.isolation import Isolated
 from iot_client.numpy_models import FROZEN, Linear
@@ -61,7 +62,6 @@ async def test_two_gateways_learn_from_files_that_grow_and_predict(
     tmp_path: Path, readings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(csv_rows, "EVERY", 0.05)
-    monkeypatch.setattr(device_module, "LOOK_EVERY", 0.05)
     twin, log = Twin(), Log()
     server = aggregator(
         twin,
@@ -81,8 +81,7 @@ async def test_two_gateways_learn_from_files_that_grow_and_predict(
     apps: list[Device] = []
     for name in "ab":
         app = gateway(with_csv(readings, name, "--train-after", "20"))
-        app.connector = twin.connect
-        app.listen(log)
+        app.config = replace(app.config, connector=twin.connect, on_event=log, look_every=0.05)
         apps.append(app)
     async with serving(server, *apps):
         await log.until(lambda: log.of("trained", device="a") and log.of("trained", device="b"))
@@ -125,13 +124,13 @@ def test_the_columns_of_a_csv_are_its_features_unless_some_are_named(
     monkeypatch.chdir(readings.parent)
     where = ["--broker", "mqtt://localhost", "--federation", "f"]
     app = gateway(parse("--csv", str(readings), "--label", "power", *where))
-    assert app._samples is not None
-    assert app._samples.features == ("time", "speed", "heat")
+    assert app.config.samples is not None
+    assert app.config.samples.features == ("time", "speed", "heat")
     assert (readings.parent / f"{app.name}.outbox.samples").exists()
 
 
 def options(*words: str) -> Any:
-    app = Device(Twin().connect, federation="f", name="a", train=approach, outbox=None)
+    app = Device(DeviceConfig(connector=Twin().connect, federation="f", name="a", train=approach, outbox=None))
     make_guest(app, parse("tests.examples:app", *words))
     return app
 
@@ -142,14 +141,15 @@ def test_options_become_conditions_costs_and_a_duty() -> None:
         "--hours", "12:00-13:00", "--unmetered", "--bytes-per-month", "50M", "--watts", "4", "--wake-every", "6h",
         "--joules-per-month", "9e4",
     )  # fmt: skip
-    names = [each.__name__ for each in app._conditions]
+    names = [each.__name__ for each in app.config.conditions]
     assert names == ["on_mains", "battery_above", "cooler_than", "cpu_idle", "hours"]
-    assert [each.__name__ for each in app._link_conditions] == ["unmetered"]
-    assert (app._costs.bytes_per_month, app._costs.watts, app._costs.joules_per_month) == (50_000_000, 4, 90_000)
-    assert (app._cycle.duty.every, app._cycle.duty.awake) == (21_600, 300)
+    assert [each.__name__ for each in app.config.link_conditions] == ["unmetered"]
+    costs, duty = app.config.costs, app.config.duty
+    assert (costs.bytes_per_month, costs.watts, costs.joules_per_month) == (50_000_000, 4, 90_000)
+    assert (duty.every, duty.awake) == (21_600, 300)
     isolated = options("--isolate", "--memory", "200M")
-    assert isinstance(isolated.trainer, Isolated)
-    assert options()._cycle.duty is None
+    assert isinstance(isolated.config.train, Isolated)
+    assert options().config.duty is None
 
 
 @pytest.mark.parametrize(

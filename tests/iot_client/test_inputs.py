@@ -1,6 +1,7 @@
 """Devices whose rows are too few or whose columns are others': nothing of theirs spoils what the fleet is made of."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from aggregator.presets import fedasync
 from aggregator.service import Aggregator
 from broker.twin import Twin
 from iot_client import csv_rows
-from iot_client import device as device_module
 from iot_client.conditions import enough_new
+from iot_client.config import DeviceConfig
 from iot_client.device import Device
 from iot_client.numpy_models import FROZEN, Linear
 from iot_client.sample_trainer import SampleTrainer
@@ -31,7 +32,6 @@ from wire.messages import DeviceState, Hello, Plan, Verdict
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(csv_rows, "EVERY", 0.05)
-    monkeypatch.setattr(device_module, "LOOK_EVERY", 0.05)
 
 
 def rows(path: Path, number: int, seed: int = 3) -> None:
@@ -71,8 +71,7 @@ def from_csv(twin: Twin, path: Path, name: str, log: Log, *words: str) -> Device
     what = ["--csv", str(path), "--label", "power", "--train-after", "20", *words]
     where = ["--broker", "mqtt://localhost", "--federation", "f", "--name", name]
     app = gateway(parse(*what, *where, "--outbox", str(path.parent / f"{name}.box")))
-    app.connector = twin.connect
-    app.listen(log)
+    app.config = replace(app.config, connector=twin.connect, on_event=log, look_every=0.05)
     return app
 
 
@@ -124,15 +123,17 @@ async def test_a_program_whose_columns_are_swapped_waits_and_says_so(tmp_path: P
     right = [from_csv(twin, tmp_path / "a.csv", name, log, "--features", "speed,heat") for name in "ab"]
     samples = Samples(None, ["heat", "speed"], "power")
     wrong = Device(
-        twin.connect,
-        federation="f",
-        name="c",
-        train=SampleTrainer(samples),
-        outbox=None,
-        samples=samples,
-        moments=samples.moments,
-        conditions=[enough_new(samples, 20)],
-        on_event=log,
+        DeviceConfig(
+            connector=twin.connect,
+            federation="f",
+            name="c",
+            train=SampleTrainer(samples),
+            outbox=None,
+            samples=samples,
+            moments=samples.moments,
+            conditions=[enough_new(samples, 20)],
+            on_event=log,
+        )
     )
     for number in range(60):
         wrong.observe([20.0 + number % 7, 50.0 + number % 9], number)

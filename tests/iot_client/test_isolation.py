@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from broker.twin import Twin
-from iot_client import isolation, session
+from iot_client import isolation, training_cycle
 from iot_client.fit import Fit, Parameters, Trainer, TrainingKilled, TrainingPlan
 from iot_client.isolation import Isolated, TrainerFailed, isolated
 from tests import needs
@@ -146,7 +146,7 @@ def test_memory_beyond_the_limit_costs_one_training_too() -> None:
 
 
 async def test_a_device_goes_on_when_what_trains_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "KILLED", 0.1)
+    monkeypatch.setattr(training_cycle, "KILLED", 0.1)
     twin, log = Twin(), Log()
     trainer = isolated(approach)
     a = device(twin, "a", log, tmp_path / "a", train=trainer)

@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iot_client import events as ev
 from iot_client import residual
+from iot_client.config import DeviceConfig
 from iot_client.device import Device
 from iot_client.fit import Fit
 from iot_client.memory_outbox import MemoryOutbox
 from iot_client.outbox import Outbox, OutboxFull
+from iot_client.runtime import DeviceRuntime
 from iot_client.training import Made, chosen, make_update
 from tests import needs
 from tests.aggregator.test_full_disk import small_disk
@@ -282,23 +283,24 @@ def test_bytes_that_wear_the_flash_are_counted(tmp_path: Path) -> None:
 def test_what_is_sent_again_was_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left changes with each training; bytes that were stored do not."""
     monkeypatch.setattr(codecs, "encode_delta", _CountedEncoder())
-    device = Device(None, federation="f", name="d", train=lambda p, _: Fit(p, 1), outbox=None)  # type: ignore[arg-type]
+    device = Device(DeviceConfig(connector=None, federation="f", name="d", train=lambda p, _: Fit(p, 1), outbox=None))  # type: ignore[arg-type]
     went: list[tuple[int, bytes]] = []
 
     def note(_: str, payload: bytes, **__: Any) -> None:
         header, body = frames.decode(payload)
         went.append((header["seq"], bytes(body)))
 
-    monkeypatch.setattr(device, "_send", note)
-    with device._outbox as outbox:
+    with device._parts.outbox as outbox:
+        runtime = DeviceRuntime(device._parts)
+        monkeypatch.setattr(runtime.publisher, "send", note)
         updates: list[Update] = []
         for seq, delta in enumerate(DELTAS[:3], start=1):
             result = update_of(delta, Plan(codec="uq:3|rice"), outbox.residual())
             updates.append(result.update.model_copy(update={"outbox": outbox.identity, "seq": seq}))
-            device._made[seq] = result
-            device._act([ev.Store(updates[-1], seq)])
+            runtime._made[seq] = result
+            assert runtime.store(updates[-1], seq)
             for update in updates:
-                device._act([ev.Send(update)])
+                runtime.send(update)
         assert outbox.residual() == result.residual
     assert len(went) == 6
     assert len(set(went)) == 3

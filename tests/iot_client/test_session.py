@@ -1,6 +1,6 @@
 """The session's promises: stored before sent, the same identity until it is settled, forgotten on a receipt only."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 
 import pytest
@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from iot_client import events as ev
 from iot_client import session as s
 from iot_client import timers
-from iot_client.session import DeviceSession, Link, Work
+from iot_client.session import DeviceSession, Link, SessionSettings, Work
+from iot_client.shell import DeviceShell, OutboxContents
 from wire.messages import (
     OUTBOX_LIMIT,
     AggregatorState,
@@ -21,6 +22,7 @@ from wire.messages import (
     Grant,
     Moment,
     Participation,
+    Plan,
     Receipt,
     Settled,
     Update,
@@ -83,9 +85,14 @@ class Driver:
     """A session with a clock, and all that it ever asked for."""
 
     def __init__(self, held: Sequence[Update] = (), next_seq: int = 1, *, outbox: int = OUTBOX) -> None:
-        self.session = DeviceSession("d", outbox, held, next_seq, lambda: 0.5)
+        self.jitter: Callable[[], float] = lambda: 0.5
+        """May be replaced at any time."""
+        self.session = DeviceSession("d", outbox, held, next_seq, self._jitter)
         self.now = 0.0
         self.keys = count()
+
+    def _jitter(self) -> float:
+        return self.jitter()
 
     def __call__(self, *events: ev.Event) -> list[ev.Action]:
         actions: list[ev.Action] = []
@@ -110,8 +117,8 @@ class Driver:
     def train(self, size: int = 10) -> list[ev.Action]:
         """Fetch what is announced, train from it, and end the training."""
         assert self.session.work is Work.FETCHING
-        assert self.session._target is not None
-        (train,) = self(ev.Fetched(ev.Base.of(self.session._target)))
+        assert self.session._cycle.target is not None
+        (train,) = self(ev.Fetched(ev.Base.of(self.session._cycle.target)))
         assert isinstance(train, ev.Train)
         return self(ev.Trained(made(size), next(self.keys)))
 
@@ -180,36 +187,62 @@ class NeverForgotten(RuleBasedStateMachine):
         self.training = False
         self.boot = 1
 
-    def do(self, actions: Sequence[ev.Action]) -> None:
-        for action in actions:
-            match action:
-                case ev.Store(update, key):
-                    self.keys.remove(key)
-                    assert update.seq == max(self.outbox, default=update.seq - 1) + 1
-                    self.outbox[update.seq] = update
-                case ev.Send(update) | ev.Offer(update):
-                    assert self.driver.session.link is Link.UP
-                    assert update.seq in self.outbox, "sent before it was stored"
-                    assert update.first == min(self.outbox)
-                    bare = update.model_copy(update={"first": 1, "kind": "update", "parts": 1})
-                    assert self.sent.setdefault((update.outbox, update.seq), bare) == bare, "sent with another face"
-                case ev.SendChunks(update, _):
-                    assert update.seq in self.outbox
-                case ev.Forget(through):
-                    assert through <= self.hi, "forgotten without a receipt"
-                    self.outbox = {seq: update for seq, update in self.outbox.items() if seq > through}
-                case ev.Fetch(wanted, _):
-                    self.fetching = ev.Base.of(wanted)
-                case ev.Train():
-                    assert not self.training
-                    self.training = True
-                case ev.Renew():
-                    raise AssertionError("this outbox was never put back")
-                case _:
-                    pass
+    # ------------------------------------------------------------ hooks, each with what must hold
+
+    def store(self, update: Update, key: int) -> bool:
+        self.keys.remove(key)
+        assert update.seq == max(self.outbox, default=update.seq - 1) + 1
+        self.outbox[update.seq] = update
+        return True
+
+    def send(self, update: Update) -> None:
+        assert self.driver.session.link is Link.UP
+        assert update.seq in self.outbox, "sent before it was stored"
+        assert update.first == min(self.outbox)
+        bare = update.model_copy(update={"first": 1, "kind": "update", "parts": 1})
+        assert self.sent.setdefault((update.outbox, update.seq), bare) == bare, "sent with another face"
+
+    offer = send
+
+    def send_chunks(self, update: Update, parts: tuple[int, ...]) -> None:
+        assert parts and update.seq in self.outbox
+
+    def forget(self, through: int) -> None:
+        assert through <= self.hi, "forgotten without a receipt"
+        self.outbox = {seq: update for seq, update in self.outbox.items() if seq > through}
+
+    def fetch(self, announcement: Announcement, frames: tuple[FrameInfo, ...]) -> None:
+        assert frames
+        self.fetching = ev.Base.of(announcement)
+
+    def train(self, announcement: Announcement, plan: Plan) -> None:
+        assert plan.codec == announcement.plan.codec and not self.training
+        self.training = True
+
+    def renew(self, keep: tuple[int, ...]) -> OutboxContents:
+        raise AssertionError(f"this outbox was never put back, and {keep} were to move")
+
+    def greet(self) -> None:
+        assert self.driver.session.link is not Link.DOWN
+
+    def read_announcement(self) -> None: ...
+
+    def send_statistics(self, lineage: bytes, moments: tuple[Moment, ...]) -> None: ...
+
+    def tell_settled(self, settled: Settled) -> None: ...
+
+    def tell_unsuited(self, why: str) -> None: ...
 
     def tell(self, event: ev.Event) -> None:
-        self.do(self.driver(event))
+        DeviceShell(self.driver.session, self).handle(event, self.driver.now)
+
+    def pass_time(self, seconds: float) -> None:
+        """From one deadline to the next."""
+        driver, until = self.driver, self.driver.now + seconds
+        while (deadline := driver.session.deadline) is not None and deadline <= until:
+            driver.now = max(driver.now, deadline)
+            DeviceShell(driver.session, self).tick(driver.now)
+        driver.now = until
 
     @precondition(lambda self: self.driver.session.link is Link.DOWN)
     @rule(chunk=st.sampled_from([None, 5, 100]))
@@ -264,7 +297,7 @@ class NeverForgotten(RuleBasedStateMachine):
 
     @rule(seconds=st.floats(0, 400))
     def wait(self, seconds: float) -> None:
-        self.do(self.driver.wait(seconds))
+        self.pass_time(seconds)
 
     @rule()
     def restart(self) -> None:
@@ -288,7 +321,7 @@ class NeverForgotten(RuleBasedStateMachine):
         while self.outbox:
             before = self.sent
             self.sent = {}
-            self.do(self.driver.wait(2 * timers.LONGEST))
+            self.pass_time(2 * timers.LONGEST)
             assert (OUTBOX, min(self.outbox)) in self.sent, "held, and never sent again"
             self.sent = before | self.sent
             self.hi = max(self.hi, min(self.outbox))
@@ -462,7 +495,7 @@ def test_an_update_whose_chunks_come_through_is_not_offered_again() -> None:
     driver(receipt(0, grants=[Grant(seq=1, parts=(0, 1, 2))]))
     for _ in range(10):
         assert not [action for action in driver.wait(4) if isinstance(action, ev.Offer)]
-        driver.session.moved(driver.now)
+        driver(ev.ChunkDelivered())
     assert [action for action in driver.wait(30) if isinstance(action, ev.Offer)]
 
 
@@ -472,14 +505,14 @@ def test_an_update_whose_chunks_come_through_is_not_offered_again() -> None:
 def test_an_outbox_that_was_put_back_begins_anew_and_keeps_what_was_never_sent() -> None:
     driver = holding(2)
     driver(ev.Connected(), ev.Announced(announcement(1)))
-    driver.session.link = Link.UP
+    driver.session._situation.link = Link.UP
     driver(ev.AggregatorSeen(status(AggregatorState.PAUSED)), receipt(0))
-    driver.session.work = Work.FETCHING
-    driver.session._target = announcement(1)
+    driver.session._cycle.work = Work.FETCHING
+    driver.session._cycle.target = announcement(1)
     driver.train()
     renew = driver(receipt(3))[-1]
     assert renew == ev.Renew((3,)), "3 cannot have been settled: we never sent it"
-    assert driver.session.renewed(99, [made(outbox=99)], 2, driver.now) == [ev.Greet()]
+    assert driver(ev.Renewed(99, (made(outbox=99),), 2)) == [ev.Greet()]
     assert driver(receipt(3)) == [], "the old name is not ours any more"
     driver(ev.AggregatorSeen(status()))
     actions = driver(receipt(0, outbox=99))
@@ -584,7 +617,9 @@ def test_statistics_are_sent_as_soon_as_there_is_enough_to_make_them_of() -> Non
 
 def test_a_device_whose_inputs_are_not_the_models_says_so_once_and_does_nothing() -> None:
     driver = Driver()
-    driver.session = DeviceSession("d", OUTBOX, (), 1, lambda: 0.5, features=("heat", "speed"))
+    driver.session = DeviceSession(
+        "d", OUTBOX, (), 1, lambda: 0.5, settings=SessionSettings(features=("heat", "speed"))
+    )
     named = announcement(1).model_copy(update={"features": ("speed", "heat")})
     actions = driver(ev.Connected(), ev.AggregatorSeen(status()), receipt(0), ev.Announced(named))
     (told,) = [action for action in actions if isinstance(action, ev.Unsuited)]
@@ -603,7 +638,7 @@ def test_a_device_whose_inputs_are_not_the_models_says_so_once_and_does_nothing(
 @pytest.mark.parametrize("ours", [(), ("a",)])
 def test_a_device_or_a_model_without_names_goes_on_as_before(ours: tuple[str, ...]) -> None:
     driver = Driver()
-    driver.session = DeviceSession("d", OUTBOX, (), 1, lambda: 0.5, features=ours)
+    driver.session = DeviceSession("d", OUTBOX, (), 1, lambda: 0.5, settings=SessionSettings(features=ours))
     names = ("a", "b") if not ours else ()
     named = announcement(1).model_copy(update={"features": names})
     assert ev.Fetch in kinds(driver(ev.Connected(), ev.AggregatorSeen(status()), receipt(0), ev.Announced(named)))
@@ -611,7 +646,14 @@ def test_a_device_or_a_model_without_names_goes_on_as_before(ours: tuple[str, ..
 
 def test_a_model_of_another_width_is_told_in_numbers() -> None:
     driver = Driver()
-    driver.session = DeviceSession("d", OUTBOX, (), 1, lambda: 0.5, features=("time", "speed", "heat"), counted=True)
+    driver.session = DeviceSession(
+        "d",
+        OUTBOX,
+        (),
+        1,
+        lambda: 0.5,
+        settings=SessionSettings(features=("time", "speed", "heat"), statistics_by_feature=True),
+    )
     asked = (Moment(name="input", channels=2),)
     gathering = announcement(1).model_copy(update={"phase": "statistics", "moments": asked})
     actions = driver(ev.Connected(), ev.AggregatorSeen(status()), receipt(0), ev.Announced(gathering))

@@ -9,10 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.twin import Twin
 from iot_client import events as ev
-from iot_client.device import Device
-from iot_client.fit import Fit
+from iot_client.connection_loop import reconnect_delay
 from iot_client.session import Work
 from tests.iot_client.test_fetching import MODEL, reached
 from tests.iot_client.test_session import Driver, accepted, announcement, made, receipt, sent, status
@@ -43,7 +41,7 @@ def shared(version: int, *, devices: int, rate: float = 1e6, share: float = 1.0)
 
 def driver(seed: int = 0, held: int = 0) -> Driver:
     it = Driver([made(50_000, outbox=7, seq=seq) for seq in range(1, held + 1)], held + 1)
-    it.session._jitter = random.Random(seed).random
+    it.jitter = random.Random(seed).random
     return it
 
 
@@ -118,11 +116,11 @@ def test_a_small_fleet_or_a_small_model_waits_for_nothing() -> None:
 
 def test_who_is_asked_counts_not_who_is_there() -> None:
     it = driver()
-    it.session.device = next(
+    it.session._cycle._device = next(
         name for name in map(str, range(1000)) if _takes_part(name, shared(1, devices=1000, share=0.01))
     )
     up(it, shared(1, devices=1000, share=0.01))
-    assert fetch_begins(it) - it.session._fetch_began == 0
+    assert fetch_begins(it) - it.session._cycle._fetch_began == 0
     assert it.now < 10 * COST / 1e6 + 40
 
 
@@ -132,17 +130,17 @@ def _takes_part(name: str, told: Announcement) -> bool:
 
 def test_a_turn_is_kept_while_versions_go_by_and_grows_with_the_fleet() -> None:
     it = driver(3)
-    it.session._jitter = lambda: 0.5
+    it.jitter = lambda: 0.5
     up(it, shared(1, devices=101))
     since = it.now
     half = 0.5 * 100 * COST / 1e6
     it.wait(half / 2)
     it(ev.Announced(shared(2, devices=101)))
-    assert it.session._turning.due == pytest.approx(since + half)
+    assert it.session._cycle.turn.due == pytest.approx(since + half)
     it(ev.Announced(shared(3, devices=201)))
-    assert it.session._turning.due == pytest.approx(since + 2 * half)
+    assert it.session._cycle.turn.due == pytest.approx(since + 2 * half)
     assert fetch_begins(it) == pytest.approx(since + 2 * half)
-    assert it.session._target is not None and it.session._target.version == 3
+    assert it.session._cycle.target is not None and it.session._cycle.target.version == 3
 
 
 def test_who_trains_for_long_fetches_at_once_and_who_is_quick_waits_for_its_part() -> None:
@@ -162,14 +160,14 @@ def test_who_trains_for_long_fetches_at_once_and_who_is_quick_waits_for_its_part
 def test_a_turn_to_fetch_is_one_to_send_as_well() -> None:
     """Small steps and large updates: whoever fetches soon after another sends soon after it, too."""
     it = driver()
-    it.session._jitter = lambda: 0.5
+    it.jitter = lambda: 0.5
     up(it, shared(1, devices=101))
     fetch_begins(it)
     it(ev.Fetched(ev.Base.of(shared(1, devices=101))))
     it(ev.Trained(made(200_000), next(it.keys)))
     it.wait(5)
     it(ev.Announced(shared(2, devices=101)))
-    assert it.session._turning.due == pytest.approx(it.now + 0.5 * 100 * (COST + 200_000 + 2 * MESSAGE) / 1e6)
+    assert it.session._cycle.turn.due == pytest.approx(it.now + 0.5 * 100 * (COST + 200_000 + 2 * MESSAGE) / 1e6)
 
 
 def test_a_turn_ends_with_the_connection() -> None:
@@ -209,7 +207,7 @@ def test_a_fleet_greets_and_sends_in_turn_what_it_holds() -> None:
 
 def test_a_pause_ends_for_everybody_and_so_they_go_on_in_turn() -> None:
     it = driver(1, held=1)
-    it.session._jitter = lambda: 0.5
+    it.jitter = lambda: 0.5
     up(it, shared(1, devices=1000, rate=8e6))
     it(ev.AggregatorSeen(status(AggregatorState.PAUSED)))
     it.wait(1000)
@@ -238,15 +236,12 @@ async def test_one_device_does_not_take_what_is_for_all(tmp_path: Path) -> None:
         assert took[8.0 * size] > 0.5 * sharing.AT_A_TIME / 8, MODEL.keys()
 
 
-async def test_a_large_fleet_that_lost_its_broker_comes_back_in_turn(tmp_path: Path) -> None:
+def test_a_large_fleet_that_lost_its_broker_comes_back_in_turn() -> None:
     """And a small one as soon as ever."""
-    device = Device(Twin().connect, federation="f", name="d", train=lambda *_: Fit({}, 1), outbox=tmp_path / "outbox")
-    device._session = driver().session
-    assert all(0.25 <= device._away(0.5) <= 0.75 for _ in range(100)), "nothing is known yet"
-    device._session.announcement = shared(1, devices=20, rate=8e6)
-    assert all(0.25 <= device._away(0.5) <= 0.75 for _ in range(100))
-    device._session.announcement = shared(1, devices=3000, rate=8e6)
-    pauses = [device._away(0.5) for _ in range(1000)]
+    assert all(0.25 <= reconnect_delay(0.5, None) <= 0.75 for _ in range(100)), "nothing is known yet"
+    small, large = shared(1, devices=20, rate=8e6), shared(1, devices=3000, rate=8e6)
+    assert all(0.25 <= reconnect_delay(0.5, small) <= 0.75 for _ in range(100))
+    pauses = [reconnect_delay(0.5, large) for _ in range(1000)]
     whole = 2999 * 12 * MESSAGE / 8e6
     assert 0.9 * whole < max(pauses) <= whole
     assert 0.4 * whole < np.median(pauses) < 0.6 * whole

@@ -24,10 +24,10 @@ from aggregator.receipts import Receipts
 from aggregator.service import Aggregator
 from aggregator.store import Checkpoint, Entry, Store
 from broker.connection import Connection, Delivery
-from iot_client.device import Device
-from iot_client.events import Action, Send
 from iot_client.memory_outbox import AnyOutbox, MemoryOutbox
 from iot_client.outbox import Outbox, _pack
+from iot_client.publisher import Publisher
+from iot_client.runtime import DeviceRuntime
 from iot_client.timers import Timer
 from storage.failpoints import failpoint
 from tests.aggregator.rig import TOPICS
@@ -161,26 +161,30 @@ class _Deaf:
 
 def forget_on_puback(patch: Patch) -> None:
     """The device takes the broker's acknowledgement for the aggregator's."""
-    publish, act = Device._publish, Participant.act
+    publish, sends = Publisher.publish, Participant.send
 
     async def careless(
-        device: Device, connection: Connection, topic: str, payload: bytes, *, retain: bool = False
-    ) -> None:
-        await publish(device, connection, topic, payload, retain=retain)
+        publisher: Publisher, connection: Connection, topic: str, payload: bytes, *, retain: bool = False
+    ) -> bool:
+        done = await publish(publisher, connection, topic, payload, retain=retain)
         with suppress(WireError):
             header, _ = messages.decode_update(payload)
             if isinstance(header, Update) and header.kind == "update":
-                device._session._held.pop(header.seq, None)
-                device._forget(header.seq)
+                runtime = publisher._put.__self__.__self__  # type: ignore[attr-defined]
+                _forget(runtime, header.seq)
+        return done
 
-    def virtually(participant: Participant, action: Action) -> None:
-        act(participant, action)
-        if isinstance(action, Send):
-            participant.outbox.forget(action.update.seq)
-            participant.session._held.pop(action.update.seq)
+    def virtually(participant: Participant, update: Update) -> None:
+        sends(participant, update)
+        _forget(participant, update.seq)
 
-    patch(Device, "_publish", careless)
-    patch(Participant, "act", virtually)
+    patch(Publisher, "publish", careless)
+    patch(Participant, "send", virtually)
+
+
+def _forget(hooks: Any, seq: int) -> None:
+    hooks.session._sending.held.pop(seq, None)
+    hooks.forget(seq)
 
 
 def never_resend(patch: Patch) -> None:
@@ -190,37 +194,28 @@ def never_resend(patch: Patch) -> None:
 
 def resend_as_new(patch: Patch) -> None:
     """What is sent again has an identity of its own."""
-    act, acts = Participant.act, Device._act
     sent: set[tuple[int, int]] = set()
 
-    def again(action: Action) -> Update | None:
-        if not isinstance(action, Send):
-            return None
-        name = action.update.outbox, action.update.seq
-        if name not in sent:
-            sent.add(name)
-            return None
-        return action.update.model_copy(update={"outbox": secrets.randbits(62), "first": 1, "seq": 1})
+    def planted(hooks: type[Any]) -> None:
+        send = hooks.send
 
-    def virtually(participant: Participant, action: Action) -> None:
-        if (update := again(action)) is None:
-            act(participant, action)
-        else:
-            assert isinstance(action, Send)
-            body = participant.outbox.body(action.update.seq)
-            participant._publish(TOPICS.update(participant.name), frames.encode(update, body))
-
-    def live(device: Device, actions: list[Action]) -> None:
-        for action in actions:
-            if (update := again(action)) is None:
-                acts(device, [action])
+        def again(self: Any, update: Update) -> None:
+            name = update.outbox, update.seq
+            if name not in sent:
+                sent.add(name)
+                send(self, update)
+                return
+            body = self.outbox.body(update.seq) if isinstance(self, Participant) else self.parts.outbox.body(update.seq)
+            new = update.model_copy(update={"outbox": secrets.randbits(62), "first": 1, "seq": 1})
+            if isinstance(self, Participant):
+                self._publish(TOPICS.update(self.name), frames.encode(new, body))
             else:
-                assert isinstance(action, Send)
-                body = device._outbox.body(action.update.seq)
-                device._send(device.topics.update(device.name), frames.encode(update, body))
+                self.publisher.send(self.parts.topics.update(self.parts.config.name), frames.encode(new, body))
 
-    patch(Participant, "act", virtually)
-    patch(Device, "_act", live)
+        patch(hooks, "send", again)
+
+    planted(Participant)
+    planted(DeviceRuntime)
 
 
 def renumber_on_restart(patch: Patch) -> None:

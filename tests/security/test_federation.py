@@ -12,6 +12,7 @@ from aggregator.service import Aggregator
 from broker.connection import Options
 from broker.routing import Message
 from broker.twin import Twin
+from iot_client.config import DeviceConfig
 from iot_client.device import Device
 from iot_client.outbox import Outbox
 from iot_client.trust import Trust
@@ -26,14 +27,16 @@ pytestmark = pytest.mark.virtual
 
 def trusting(twin: Twin, name: str, log: Log, pinned: Path, outbox: Path | None = None, **arguments: Any) -> Device:
     return Device(
-        twin.connect,
-        federation="f",
-        name=name,
-        train=approach,
-        outbox=outbox,
-        on_event=log,
-        release_key=pinned,
-        **arguments,
+        DeviceConfig(
+            connector=twin.connect,
+            federation="f",
+            name=name,
+            train=approach,
+            outbox=outbox,
+            on_event=log,
+            release_key=pinned,
+            **arguments,
+        )
     )
 
 
@@ -100,7 +103,7 @@ async def test_a_broker_that_forges_and_rolls_back_gets_nowhere(tmp_path: Path) 
             )
             for device in devices:
                 settled = Settled(seq=device.next_seq - 1, verdict=Verdict.ACCEPTED)
-                lie = Receipt(outbox=device._outbox.identity, hi=device.next_seq - 1, settled=(settled,))
+                lie = Receipt(outbox=device._parts.outbox.identity, hi=device.next_seq - 1, settled=(settled,))
                 await evil.publish(f"midge/1/f/receipt/{device.name}", frames.encode(lie))
         version = server.core.version
         await log.until(lambda: log.of("release", version=version + 4))
@@ -147,7 +150,7 @@ async def test_a_fleet_follows_a_key_to_its_successor(tmp_path: Path) -> None:
         async with serving(server):
             await log.until(lambda: log.of("release", version=6))
         newest = server.core.version
-        assert {device._identity._trusts["train"].newest.number for device in devices} == {1}
+        assert {device._parts.identity._trusts["train"].newest.number for device in devices} == {1}
         private.write_bytes(private.with_name("release.key.1").read_bytes())  # a thief has the old key
         private.with_name("release.key.chain").unlink()
         log.events.clear()

@@ -13,6 +13,7 @@ import pytest
 from broker import connector
 from broker.connection import Connection, Options
 from broker.local import local_broker
+from iot_client.config import DeviceConfig
 from iot_client.device import Device
 from iot_client.fit import Fit, Parameters, TrainingPlan
 from tests import needs
@@ -117,7 +118,16 @@ async def test_a_hostile_client_stops_nobody(tmp_path: Path) -> None:
         assert child.stdout is not None
         try:
             devices = [
-                Device(connector(broker.endpoint), federation="f", name=name, train=approach, outbox=None, on_event=log)
+                Device(
+                    DeviceConfig(
+                        connector=connector(broker.endpoint),
+                        federation="f",
+                        name=name,
+                        train=approach,
+                        outbox=None,
+                        on_event=log,
+                    )
+                )
                 for name in "abc"
             ]
             async with (

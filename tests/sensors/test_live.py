@@ -7,8 +7,8 @@ import pytest
 
 from aggregator.presets import fedasync
 from broker.twin import Twin
-from iot_client import device as device_module
 from iot_client.conditions import enough_new
+from iot_client.config import DeviceConfig
 from iot_client.device import Device
 from iot_client.fit import Recipe
 from iot_client.numpy_models import FROZEN, MLP
@@ -30,25 +30,25 @@ def site(stream: Stream, number: int, twin: Twin, log: Log) -> tuple[Device, Sam
     sensor = stream.sensor(number, lambda: (loop.time() - origin) * PACE, pace=PACE)
     samples = Samples(None, stream.features, stream.label, rows=stream.flow.window)
     device = Device(
-        twin.connect,
-        federation="f",
-        name=f"site-{number}",
-        train=SampleTrainer(samples, recipe=Recipe(learning_rate=0.02, local_steps=20)),
-        outbox=None,
-        samples=samples,
-        sources=[sensor],
-        conditions=[enough_new(samples, stream.fresh)],
-        moments=samples.moments,
-        on_event=log,
+        DeviceConfig(
+            connector=twin.connect,
+            federation="f",
+            name=f"site-{number}",
+            train=SampleTrainer(samples, recipe=Recipe(learning_rate=0.02, local_steps=20)),
+            outbox=None,
+            samples=samples,
+            sources=[sensor],
+            conditions=[enough_new(samples, stream.fresh)],
+            moments=samples.moments,
+            on_event=log,
+            look_every=0.02,
+        )
     )
     return device, samples
 
 
-async def test_devices_learn_from_what_comes_and_wait_for_enough_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_devices_learn_from_what_comes_and_wait_for_enough_of_it(tmp_path: Path) -> None:
     """Each trains once for what it had at the start, and once for each `fresh` rows behind it; never more often."""
-    monkeypatch.setattr(device_module, "LOOK_EVERY", 0.02)
     stream = energy(2, seed=0, window=200, fresh=12)
     twin, log = Twin(), Log()
     server = aggregator(

@@ -1,0 +1,121 @@
+"""What a device is, as one frozen value: a program makes it, and the command line replaces some of it."""
+
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from broker.connection import Connector
+from iot_client.budget import Costs
+from iot_client.duty import Duty
+from iot_client.evaluating import Evaluate
+from iot_client.fit import Fit, Parameters, TrainingPlan
+from iot_client.hindrances import LOOK_EVERY, Condition
+from iot_client.identity import Key
+from iot_client.memory_outbox import AnyOutbox
+from iot_client.personal import Values
+from iot_client.predicting import Predict
+from iot_client.samples import Samples, Source
+from iot_client.serving import OnModel
+from iot_client.timers import PATIENCE
+from wire.lineage import State
+from wire.moments import Moments
+from wire.topics import DEFAULT_ROOT, Topics, check_name
+
+Train = Callable[[Parameters, TrainingPlan], Fit | Awaitable[Fit]]
+Listener = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceConfig:
+    """One participant of one federation.
+
+    Raises:
+        ValueError: a name that cannot be one, sources without samples, or a `train` that is no function.
+    """
+
+    connector: Connector
+    """How to reach the broker; `midge.Device` makes it from a URL."""
+    federation: str
+    """The federation's name."""
+    name: str
+    """The device's own name in it."""
+    train: Train
+    """Called with all tensors by name and a plan, in a thread; returns a `Fit`. May be a coroutine function."""
+    outbox: str | Path | AnyOutbox | None
+    """The file that holds updates until they are settled; None keeps them in memory, for simulations, and so does an
+    outbox that is given as such."""
+    root: str = DEFAULT_ROOT
+    """The topic root."""
+    moments: Mapping[str, Moments] | Callable[[], Mapping[str, Moments]] | None = None
+    """Statistics of the device's data by name, for the aggregator to pool; or a function that makes them."""
+    missing: int = 0
+    """How many missing values they leave out."""
+    capabilities: Mapping[str, str | int | float | bool] | None = None
+    """Plain values for the status: what the device is, beside its cores, memory and speed."""
+    evaluate: Evaluate | None = None
+    """Called with all tensors by name, in a thread; returns `Scores` of the device's own held-out data."""
+    on_model: OnModel | None = None
+    """Called with each model that is released for use, all tensors by name and its version, in a thread."""
+    local: Values | None = None
+    """First values of the tensors that stay on the device, or a function that makes them."""
+    predict: Predict | None = None
+    """Called by `predict` with all tensors of the newest verified model by name, and with what it was given."""
+    samples: Samples | None = None
+    """Rows of the device's data as they come, for `observe` and the trainer."""
+    sources: Sequence[Source] = ()
+    """What feeds the samples: each has a coroutine function `follow(samples)`."""
+    features: Sequence[str] | None = None
+    """What the inputs are called, in order; those of the samples by default. If the federation's model has names too
+    and they differ, the device does not train and says so."""
+    end_if_unsuited: bool = False
+    """End with an error if they differ from the first; for a person who named them on a command line."""
+    conditions: Sequence[Condition] = ()
+    """Functions that say why the device should not train now, or None if it may."""
+    link_conditions: Sequence[Condition] = ()
+    """Functions that say why it should not use its link for models and updates now, or None."""
+    duty: Duty | None = None
+    """When the device wakes, if it sleeps most of the time."""
+    costs: Costs | None = None
+    """Limits of what a month may cost, and what the device's work costs it."""
+    outbox_bytes: int | None = None
+    """Bytes of waiting updates at which training stops until one is settled; None sets no limit."""
+    link: str | None = None
+    """"narrow" if bytes are dear: the plan may have another codec for that."""
+    on_event: Listener | None = None
+    """Called with a dict for each event."""
+    keepalive: int = 30
+    """Seconds between signs of life to the broker."""
+    patience: float = PATIENCE
+    """Seconds before an update that was not answered is sent again; doubled each time."""
+    release_key: Key | Sequence[Key] | None = None
+    """The public key, a PEM file, that signs what the federation releases; or several. Then only what is signed, newer
+    than what was seen before and not expired is believed, and updates are sealed to the aggregator if it announces a
+    key for that. Without one the broker is believed."""
+    signing_key: Key | None = None
+    """The device's own private key, a PEM file, to sign what it sends: that of its certificate, or an Ed25519 key."""
+    look_every: float | None = LOOK_EVERY
+    """Seconds between two looks at the conditions; infinity leaves it to the caller of `look`."""
+    versions: MutableMapping[bytes, State] | None = None
+    """Models by digest, which devices in one process share: looked up after a fetch."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "device name")
+        Topics(self.federation, self.root)  # raises for names that cannot be in a topic
+        if self.sources and self.samples is None:
+            raise ValueError("Sources feed samples: give Device(samples=midge.Samples(…)) too.")
+        if not callable(self.train):
+            raise ValueError(f"train must be a function of (parameters, plan), not {type(self.train).__name__}.")  # noqa: TRY004
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """What the inputs are called; empty if they have no names."""
+        if self.features is None and self.samples is not None:
+            return tuple(self.samples.features)
+        return tuple(self.features or ())
+
+    def renamed(self, name: str) -> "DeviceConfig":
+        """The same under another name, with an outbox of that name beside the old one."""
+        outbox = self.outbox
+        path = Path(outbox) if isinstance(outbox, str | Path) else None if outbox is None else outbox.path
+        return replace(self, name=name, outbox=None if path is None else path.with_name(f"{name}.outbox"))

@@ -1,0 +1,144 @@
+"""What the parts of one device share: made from its config, before it serves."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from iot_client.budget import Budget, Costs
+from iot_client.config import DeviceConfig, Listener
+from iot_client.duty import Cycle
+from iot_client.hindrances import Hindrances
+from iot_client.identity import Identity
+from iot_client.memory_outbox import AnyOutbox, outbox_at
+from iot_client.pacing import Speed
+from iot_client.personal import Personal
+from iot_client.predicting import Model, Predicting
+from iot_client.serving import Serving
+from wire.schema import Parameters
+from wire.topics import Topics
+
+_LARGE = 2**20
+"""Bytes from which on progress is told."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a device has moved and lost so far."""
+
+    bytes_up: int = 0
+    """Payload bytes published."""
+    bytes_down: int = 0
+    """Payload bytes received."""
+    killed: int = 0
+    """Trainings whose process was killed."""
+
+
+@dataclass(slots=True)
+class EventLog:
+    """Tells the owner's listener what happens, as dicts."""
+
+    name: str
+    listener: Listener | None
+    _progress: tuple[str, int, int] | None = None
+
+    def __call__(self, event: str, **fields: Any) -> None:
+        """Tell an event."""
+        if self.listener is not None:
+            self.listener({"event": event, "device": self.name, "time": time.time(), **fields})
+
+    def progress(self, way: str, done: int, total: int) -> None:
+        """Tell how far a large transfer is, at most twenty times for each."""
+        if total > _LARGE and (step := (way, total, 20 * done // total)) != self._progress:
+            self._progress = step
+            self("progress", way=way, done=done, total=total)
+
+
+@dataclass(slots=True)
+class DeviceParts:
+    """The parts, each of which knows only what it is for."""
+
+    config: DeviceConfig
+    topics: Topics
+    outbox: AnyOutbox
+    identity: Identity
+    duty: Cycle
+    budget: Budget
+    hindrances: Hindrances
+    personal: Personal
+    predicting: Predicting
+    tell: EventLog
+    serving: Serving = field(init=False)
+    speed: Speed = field(default_factory=Speed)
+    counters: Counters = field(default_factory=Counters)
+    withdrawn: str | None = None
+    """What the aggregator said when it withdrew the device: from then on nothing is trained."""
+
+    def __post_init__(self) -> None:
+        used = self.config.on_model is not None or self.config.predict is not None
+        self.serving = Serving(self.topics, self.config.name, self._serve if used else None)
+
+    @classmethod
+    def of(cls, config: DeviceConfig) -> Self:
+        """Make them. Files beside the outbox are read: local tensors, the month's costs, the model in use.
+
+        Raises:
+            KeyUnusable: a key cannot be read.
+        """
+        topics = Topics(config.federation, config.root)
+        given = config.outbox
+        outbox = outbox_at(given) if given is None or isinstance(given, str | Path) else given
+        path = outbox.path
+
+        def beside(suffix: str) -> Path | None:
+            return None if path is None else path.with_name(f"{path.name}.{suffix}")
+
+        local = config.local if config.local is not None else getattr(config.train, "local", None)
+        personal = Personal(beside("local.npz"), local)
+        budget = Budget(beside("usage.json"), config.costs or Costs())
+        duty = Cycle(config.duty)
+        predicting = Predicting(beside("model"), config.predict, personal.join)
+        predicting.restore()
+        parts = cls(
+            config=config,
+            topics=topics,
+            outbox=outbox,
+            identity=Identity(topics, release_key=config.release_key, signing_key=config.signing_key),
+            duty=duty,
+            budget=budget,
+            hindrances=Hindrances(
+                (duty.condition, *config.conditions, lambda: parts.withdrawn),
+                budget,
+                link_conditions=config.link_conditions,
+            ),
+            personal=personal,
+            predicting=predicting,
+            tell=EventLog(config.name, config.on_event),
+        )
+        return parts
+
+    def _serve(self, parameters: Parameters, version: int) -> None:
+        """Take a model that was released for use; in a thread."""
+        if self.config.predict is not None and self.serving.state is not None:
+            model = Model("serve", self.serving.lineage, version, self.serving.state)
+            self.predicting.take(model, time.monotonic())
+        if self.config.on_model is not None:
+            self.config.on_model(parameters, version)
+
+    def spent(self, moved: int) -> None:
+        """Count bytes that the link has moved, either way."""
+        self.budget.spend(moved=moved)
+
+    def flush(self) -> None:
+        """Write what was put off: the power may go."""
+        self.personal.save()
+        self.predicting.close()
+        if self.config.samples is not None:
+            self.config.samples.flush()
+        self.count_wear()
+        self.budget.save()
+
+    def count_wear(self) -> None:
+        """Count the bytes that have gone to the flash memory."""
+        samples = 0 if self.config.samples is None else self.config.samples.written
+        self.budget.wore(self.outbox.written + self.predicting.written + samples)

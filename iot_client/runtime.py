@@ -1,0 +1,303 @@
+"""One life of a device: the session's actions on MQTT, a disk and a trainer.
+
+One loop hands events to the session and has its actions done, in order; fetching and training run beside it and come
+back as events. What is stored is on disk before it is sent.
+"""
+
+import asyncio
+import logging
+import math
+import random
+import time
+from collections.abc import Coroutine
+from contextlib import suppress
+from itertools import count
+from typing import Any, TypeVar
+
+from broker.connection import BrokerError, ConnectionLost
+from iot_client import events as ev
+from iot_client.connection_loop import ConnectionLoop
+from iot_client.fetching import Fetcher, FetchError
+from iot_client.fit import TrainingKilled
+from iot_client.hello import hello_frame
+from iot_client.outbox import OutboxFull
+from iot_client.parts import DeviceParts
+from iot_client.personal import Missing
+from iot_client.predicting import Model
+from iot_client.publisher import Publisher
+from iot_client.session import DeviceSession, SessionSettings
+from iot_client.shell import DeviceShell, OutboxContents
+from iot_client.statistics_message import StatisticsSource
+from iot_client.training import Made, TrainerError, Unfit
+from iot_client.training_task import TrainingTask
+from storage.failpoints import failpoint
+from wire.inputs import sayable
+from wire.lineage import State
+from wire.messages import Announcement, DeviceState, FrameInfo, Moment, Plan, Settled, Update, Verdict
+
+log = logging.getLogger("iot_client")
+
+T = TypeVar("T")
+
+
+class DeviceRuntime:
+    """What runs while a device serves; the hooks of its shell.
+
+    Args:
+        parts: of the device; the outbox is open.
+        fetcher: collects the model's chunks; for benchmarks that share what they decode.
+    """
+
+    def __init__(self, parts: DeviceParts, *, fetcher: Fetcher | None = None) -> None:
+        config = parts.config
+        self.parts = parts
+        self._statistics = StatisticsSource(parts)
+        self.session = DeviceSession(
+            config.name,
+            parts.outbox.identity,
+            parts.outbox.held(),
+            parts.outbox.next_seq,
+            random.random,
+            settings=SessionSettings(
+                patience=config.patience,
+                outbox_bytes=config.outbox_bytes,
+                features=sayable(config.feature_names),
+                statistics_by_feature=self._statistics.of_samples,
+            ),
+        )
+        self.shell = DeviceShell(self.session, self)
+        self._events: asyncio.Queue[ev.Event] = asyncio.Queue()
+        self.put = self._events.put_nowait
+        self.publisher = Publisher(parts, self.start, self.put)
+        self._fetcher = fetcher or Fetcher(
+            parts.topics, config.name, progress=lambda done, total: parts.tell.progress("down", done, total)
+        )
+        self.connections = ConnectionLoop(
+            parts, self.session, self.publisher, self._fetcher, put=self.put, look=self.look
+        )
+        self._training_task = TrainingTask(parts, self.publisher, self.start, self.look)
+        self.state: State | None = None
+        """The newest model that was fetched."""
+        self._made: dict[int, Made] = {}
+        """Updates that were trained and are not stored yet."""
+        self._keys = count(1)
+        self._fetching: asyncio.Task[None] | None = None
+        self._training: asyncio.Task[None] | None = None
+        self._blocked: str | None = None
+        """Why the device does not train, as it was told last."""
+
+    async def run(self) -> None:
+        """Take part until `connections.stop()`.
+
+        Raises:
+            BrokerError: the very first connection failed.
+            DuplicateDeviceName: another live device has our name.
+            TrainerError: the trainer returned what is no update.
+            Exception: whatever the trainer raised.
+        """
+        samples, every = self.parts.config.samples, self.parts.config.look_every
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                beside = [tasks.create_task(self._act(), name="act")]
+                if samples is not None:
+                    beside += [tasks.create_task(source.follow(samples)) for source in self.parts.config.sources]
+                if every is not None and every < math.inf:
+                    beside.append(tasks.create_task(self._look_regularly(every), name="look"))
+                await self.connections.run()
+                for task in (*beside, self._fetching, self._training):
+                    if task is not None:
+                        task.cancel()
+        except BaseExceptionGroup as group:
+            raise first_error(group) from None
+
+    def start(self, work: Coroutine[Any, Any, T], /) -> asyncio.Task[T]:
+        """Start a task whose error ends the device."""
+        return self._tasks.create_task(work)
+
+    async def _act(self) -> None:
+        """The session's own loop: one event at a time, and the passing of time."""
+        loop = asyncio.get_running_loop()
+        while True:
+            deadline = self.session.deadline
+            wait = None if deadline is None else loop.time() + max(0.0, deadline - time.monotonic())
+            event: ev.Event | None = None
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(wait):
+                    event = await self._events.get()
+            if event is None:
+                self.shell.tick(time.monotonic())
+            else:
+                self.shell.handle(event, time.monotonic())
+            if isinstance(event, ev.Disconnected) and self._fetching is not None:
+                self._fetching.cancel()
+                self._fetching = None
+
+    # -------------------------------------------------------------- what keeps it from work
+
+    async def _look_regularly(self, every: float) -> None:
+        while True:
+            if not self.parts.duty.asleep:
+                self.look()
+            await asyncio.sleep(every)
+
+    def look(self) -> None:
+        """See whether something of the device's own keeps it from training, or off its link. In the loop of `run`."""
+        parts, session = self.parts, self.session
+        announcement = session.announcement
+        why = parts.hindrances.found(None if announcement is None else announcement.participation)
+        muted = parts.hindrances.muted()
+        unready = self._statistics.unready(announcement)
+        parts.count_wear()
+        blocked = session.unsuited or unready or why
+        if blocked != self._blocked:
+            self._blocked = blocked
+            parts.tell("hindered" if blocked else "unhindered", why=blocked or "")
+            log.info("%s: %s", parts.config.name, f"training waits: {blocked}" if blocked else "training goes on")
+        if muted != session.muted:
+            parts.tell("muted" if muted else "unmuted", why=muted or "")
+            parts.serving.mute(muted is not None)
+        if (why, muted, unready) != (session.hindered, session.muted, session.unready):
+            self.put(ev.Hindered(why, muted, unready))
+
+    # ----------------------------------------------------------------------- hooks: words
+
+    def tell_unsuited(self, why: str) -> None:
+        name = self.parts.config.name
+        if self.parts.config.end_if_unsuited and not self.session.suited:
+            raise TrainerError(f"Device {name!r}: {why}.")
+        log.warning("%s: no training: %s.", name, why)
+        self.look()
+
+    def greet(self) -> None:
+        status = self.parts.topics.status(self.parts.config.name)
+        self.publisher.send(status, hello_frame(self.parts, self.session, DeviceState.READY), retain=True)
+
+    def read_announcement(self) -> None:
+        self.start(self.publisher.read_again())
+
+    def send_statistics(self, lineage: bytes, moments: tuple[Moment, ...]) -> None:
+        announcement = self.session.announcement
+        if self._statistics.unready(announcement) is not None:
+            self.look()
+        elif (message := self._statistics.message(lineage, moments, announcement)) is not None:
+            self.publisher.send(self.parts.topics.update(self.parts.config.name), message)
+
+    def tell_settled(self, settled: Settled) -> None:
+        self.parts.tell("receipt", outbox=self.parts.outbox.identity, **settled.model_dump())
+        if settled.verdict is Verdict.FORGOTTEN:
+            self.parts.withdrawn = settled.why
+            self.look()
+
+    # ---------------------------------------------------------------------- hooks: updates
+
+    def store(self, update: Update, key: int) -> bool:
+        parts, made = self.parts, self._made.pop(key)
+        try:
+            parts.outbox.store(update, made.body, made.residual)
+            parts.identity.stored(time.monotonic())
+        except OutboxFull as error:
+            log.warning("%s: %s An update is lost, and none is trained for a while.", parts.config.name, error)
+            parts.tell("full", why=str(error))
+            return False
+        left = 0 if made.residual is None else len(made.residual)
+        parts.tell("stored", seq=update.seq, size=update.size, residual=left, written=parts.outbox.written)
+        return True
+
+    def send(self, update: Update) -> None:
+        self._publish_update(self.parts.identity.frame(update, self.parts.outbox.body(update.seq)))
+        failpoint("update.handed_over")
+
+    def offer(self, update: Update) -> None:
+        self._publish_update(self.parts.identity.frame(update))
+        failpoint("update.offered")
+
+    def _publish_update(self, payload: bytes) -> None:
+        self.publisher.send(self.parts.topics.update(self.parts.config.name), payload)
+
+    def send_chunks(self, update: Update, parts: tuple[int, ...]) -> None:
+        self.publisher.send_chunks(update, parts)
+
+    def forget(self, through: int) -> None:
+        parts = self.parts
+        parts.tell("settled", outbox=parts.outbox.identity, through=through)
+        failpoint("receipt.heard")
+        try:
+            parts.outbox.forget(through)
+        except OutboxFull as error:
+            log.warning("%s: %s A settled update stays in it for now.", parts.config.name, error)
+        failpoint("receipt.followed")
+
+    def renew(self, keep: tuple[int, ...]) -> OutboxContents:
+        outbox = self.parts.outbox
+        log.warning(
+            "%s: the aggregator has settled more than this outbox ever sent: it was put back from a copy. "
+            "It goes on under a new identity.",
+            self.parts.config.name,
+        )
+        outbox.renew(keep)
+        failpoint("outbox.renewed")
+        self.parts.tell("renewed", kept=len(keep))
+        return OutboxContents(outbox.identity, outbox.held(), outbox.next_seq)
+
+    # ------------------------------------------------------------------------- hooks: work
+
+    def fetch(self, announcement: Announcement, frames: tuple[FrameInfo, ...]) -> None:
+        self._fetching = self.start(self._fetch(announcement, frames))
+
+    async def _fetch(self, announcement: Announcement, frames: tuple[FrameInfo, ...]) -> None:
+        connection, shared = self.publisher.connection, self.parts.config.versions
+        if connection is None:
+            return
+        try:
+            state = await self._fetcher.fetch(connection, announcement, frames, self.state)
+        except ConnectionLost:
+            return  # the session hears of it from the reader
+        except FetchError as error:
+            log.info("%s: %s", self.parts.config.name, error)
+            self.parts.tell("fetch_failed", why=str(error))
+            self.put(ev.FetchFailed(str(error), error.start_over))
+            return
+        self.state = state = state if shared is None else shared.setdefault(announcement.digest, state)
+        failpoint("model.fetched")
+        self.put(ev.Fetched(ev.Base.of(announcement)))
+        if self.parts.config.predict is not None:
+            model = Model("train", announcement.lineage, announcement.version, state)
+            with suppress(Missing):  # the training says so, in more words
+                await asyncio.to_thread(self.parts.predicting.take, model, time.monotonic())
+
+    def train(self, announcement: Announcement, plan: Plan) -> None:
+        self._training = self.start(self._train(announcement, plan))
+
+    async def _train(self, announcement: Announcement, plan: Plan) -> None:
+        assert self.state is not None
+        parts = self.parts
+        try:
+            made = await self._training_task.train(self.state, announcement, plan)
+        except TrainingKilled as error:
+            parts.counters.killed += 1
+            log.warning("%s: %s; it is tried again after a while.", parts.config.name, error)
+            parts.tell("killed_training", why=str(error), killed=parts.counters.killed)
+            self.put(ev.Killed(str(error)))
+        except Unfit as error:
+            log.warning("%s: nothing is sent: %s", parts.config.name, error)
+            parts.tell("unfit", why=str(error))
+            self.put(ev.NothingToSend(str(error)))
+        else:
+            self.trained(made)
+
+    def trained(self, made: Made) -> None:
+        """Hand a trained update to the session."""
+        key = next(self._keys)
+        self._made[key] = made
+        failpoint("update.trained")
+        self.put(ev.Trained(made.update, key))
+
+
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error behind a group that a TaskGroup made of it; one of the broker only if there is no other."""
+    _, others = group.split(BrokerError)
+    error: BaseException = others or group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

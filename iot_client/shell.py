@@ -1,0 +1,127 @@
+"""The only interpreter of what a device's session asks for.
+
+The session decides, the shell has it done in order, and its hooks do it: on MQTT and a disk, on a virtual clock, or in
+a test that ends the process between any two actions. So the order of durable effects is written once: an update that
+could not be stored is not sent.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from iot_client import events as ev
+from iot_client.session import DeviceSession
+from wire.messages import Announcement, FrameInfo, Moment, Plan, Settled, Update
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxContents:
+    """What an outbox holds: its identity, its updates in order, and the number of the next one."""
+
+    identity: int
+    held: Iterable[Update]
+    next_seq: int
+
+
+class DeviceHooks(Protocol):
+    """The effects of a device. None waits: what takes time begins here and comes back as an event."""
+
+    def tell_unsuited(self, why: str) -> None:
+        """Tell that the device's inputs are not those of the model."""
+
+    def greet(self) -> None:
+        """Publish the status READY."""
+
+    def read_announcement(self) -> None:
+        """Read again what is retained: the aggregator's status and the announcement."""
+
+    def send_statistics(self, lineage: bytes, moments: tuple[Moment, ...]) -> None:
+        """Send the moments of the device's data."""
+
+    def fetch(self, announcement: Announcement, frames: tuple[FrameInfo, ...]) -> None:
+        """Get frames and apply them; `Fetched` or `FetchFailed` follows."""
+
+    def train(self, announcement: Announcement, plan: Plan) -> None:
+        """Train from the model that is held; `Trained`, `NothingToSend` or `Killed` follows."""
+
+    def store(self, update: Update, key: int) -> bool:
+        """Make an update durable with the body under `key`. False if there is no room."""
+
+    def send(self, update: Update) -> None:
+        """Send a stored update with its body."""
+
+    def offer(self, update: Update) -> None:
+        """Send a stored update's header, to ask which chunks are wanted."""
+
+    def send_chunks(self, update: Update, parts: tuple[int, ...]) -> None:
+        """Send chunks of a stored update; `ChunkDelivered` follows each."""
+
+    def forget(self, through: int) -> None:
+        """Remove every update up to a number from the outbox."""
+
+    def renew(self, keep: tuple[int, ...]) -> OutboxContents:
+        """Begin a new outbox identity that holds these updates, numbered from 1."""
+
+    def tell_settled(self, settled: Settled) -> None:
+        """Tell the owner a verdict."""
+
+
+class DeviceShell:
+    """A session and the hooks that carry out what it asks for.
+
+    Args:
+        session: decides.
+        hooks: carry out.
+        before: called before each action, for tests that end the device there.
+    """
+
+    __slots__ = ("_before", "hooks", "session")
+
+    def __init__(self, session: DeviceSession, hooks: DeviceHooks, *, before: Callable[[], None] | None = None) -> None:
+        self.session, self.hooks, self._before = session, hooks, before
+
+    def handle(self, event: ev.Event, now: float) -> None:
+        """Do what an event asks for."""
+        self._perform(self.session.handle(event, now), now)
+
+    def tick(self, now: float) -> None:
+        """Do what the passing of time asks for."""
+        self._perform(self.session.tick(now), now)
+
+    def _perform(self, actions: Iterable[ev.Action], now: float) -> None:
+        hooks, not_stored = self.hooks, None
+        for action in actions:
+            if self._before is not None:
+                self._before()
+            match action:
+                case ev.Send(update) | ev.Offer(update) if update.seq == not_stored:
+                    pass  # what is not stored is not sent
+                case ev.Store(update, key):
+                    if not hooks.store(update, key):
+                        not_stored = update.seq
+                        self.handle(ev.NotStored(), now)
+                case ev.Send(update):
+                    hooks.send(update)
+                case ev.Offer(update):
+                    hooks.offer(update)
+                case ev.SendChunks(update, parts):
+                    hooks.send_chunks(update, parts)
+                case ev.Forget(through):
+                    hooks.forget(through)
+                case ev.Renew(keep):
+                    found = hooks.renew(keep)
+                    self.handle(ev.Renewed(found.identity, tuple(found.held), found.next_seq), now)
+                case ev.Fetch(announcement, frames):
+                    hooks.fetch(announcement, frames)
+                case ev.Train(announcement, plan):
+                    hooks.train(announcement, plan)
+                case ev.Greet():
+                    hooks.greet()
+                case ev.ReadAnnouncement():
+                    hooks.read_announcement()
+                case ev.SendStatistics(lineage, moments):
+                    hooks.send_statistics(lineage, moments)
+                case ev.Tell(settled):
+                    hooks.tell_settled(settled)
+                case ev.Unsuited(why):
+                    hooks.tell_unsuited(why)
