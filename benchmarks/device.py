@@ -30,6 +30,7 @@ from broker.local import local_broker
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("wire", "storage", "broker", "iot_client", "aggregator", "sensor_fleet", "midge")
 FLOOR = "import numpy, msgpack, paho.mqtt.client\nfrom pydantic import BaseModel\nclass M(BaseModel):\n    a: int\n"
+PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 OURS = "import midge\nmidge.Device\nimport broker.paho_connection\n"
 RESIDENT = "print([int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmRSS')][0] / 1024)"
 DEVICE = """
@@ -70,11 +71,8 @@ def environment() -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
-def install(directory: Path, *, compiled: bool = True) -> Path:
-    """A wheel of this tree, installed without extras into an empty environment; its interpreter.
-
-    The wheel is built from a copy: `build/` in the tree could hold files that are gone.
-    """
+def build(directory: Path) -> Path:
+    """A wheel of this tree, built from a copy: `build/` in the tree could hold files that are gone."""
     copy = directory / "source"
     copy.mkdir()
     for name in (*PACKAGES, "pyproject.toml", "README.md", "LICENSE"):
@@ -82,13 +80,18 @@ def install(directory: Path, *, compiled: bool = True) -> Path:
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(ROOT / name, copy)
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(directory), str(copy))
+    run(*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(directory), str(copy))
     (wheel,) = directory.glob("*.whl")
+    return wheel
+
+
+def install(directory: Path, *, compiled: bool = True) -> Path:
+    """A wheel of this tree, installed without extras into an empty environment; its interpreter."""
+    wheel = build(directory)
     run(sys.executable, "-m", "venv", "--without-pip", str(directory / "venv"))
     python = directory / "venv" / "bin" / "python"
     run(
-        *pip, "--python", str(python), "install", "--prefer-binary", *([] if compiled else ["--no-compile"]), str(wheel)
+        *PIP, "--python", str(python), "install", "--prefer-binary", *([] if compiled else ["--no-compile"]), str(wheel)
     )
     return python
 

@@ -3,6 +3,7 @@
 _BRINGS = {
     "aiomqtt": "aggregator",
     "cryptography": "security",
+    "jinja2": "demo",
     "matplotlib": "plot",
     "safetensors": "aggregator",
     "ray": "ray",

@@ -1,15 +1,15 @@
 """The page of several runs side by side."""
 
-from collections.abc import Callable, Sequence
-from html import escape
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 from sensor_fleet.progress import HELD
 from sensor_fleet.report import learning, scales
 from sensor_fleet.report.bill import bill
-from sensor_fleet.report.html import Markup, element, figure, figures, page, section, table
-from sensor_fleet.report.particulars import flat_setting
+from sensor_fleet.report.html import FULL, Section, Size, drawn, page
 from sensor_fleet.report.quantities import MISSING, counted, duration, energy, score, size
+from sensor_fleet.report.repeat import flat_setting
 from sensor_fleet.report.run import Evaluation, Run, finite_number
 from sensor_fleet.report.svg import Label, Plot, Point, thinned
 
@@ -18,7 +18,7 @@ MOST: Final = 8
 _LETTERS: Final = 12
 """Of a run's name beside its line; the key has it whole."""
 _TITLE: Final = 60
-Size = tuple[float, float]
+_MADE: Final = "Made by midge compare from the files of the runs."
 
 
 def comparison(runs: Sequence[Run]) -> str:
@@ -29,31 +29,17 @@ def comparison(runs: Sequence[Run]) -> str:
     """
     if not 2 <= len(runs) <= MOST:
         raise ValueError(f"{counted(len(runs), 'run')} cannot be compared: give 2 to {MOST}.")
+    return page("Midge runs: " + ", ".join(names_of(runs)), _sections(runs), _MADE)
+
+
+def _sections(runs: Sequence[Run]) -> Iterator[Section | None]:
     names = names_of(runs)
-    return page(
-        "Midge runs: " + ", ".join(names),
-        [
-            element("p", "Midge · runs side by side", "eyebrow"),
-            _caution(runs),
-            element("h1", _title(names)),
-            element("p", _lead(runs, names), "lead"),
-            section(
-                "What came of them",
-                "Mean of the last evaluations; bytes are of one device in the mean.",
-                table(("", *names), _outcomes(runs), kind="even stacked"),
-            ),
-            *(_curves(runs, names, metric) for metric in dict.fromkeys(run.metric for run in runs)),
-            section(
-                "Staleness",
-                "Steps of the model between the version that was trained from and the update's arrival.",
-                figures(*(_staleness(run, name) for run, name in zip(runs, names, strict=True))),
-            ),
-            _differences(runs, names),
-            element(
-                "footer", "Made by midge compare from the files of the runs. This page loads nothing from anywhere."
-            ),
-        ],
-    )
+    yield _head(runs, names)
+    yield Section("comparison_outcomes", {"names": names, "rows": _outcomes(runs)})
+    for metric in dict.fromkeys(run.metric for run in runs):
+        yield _curves(runs, names, metric)
+    yield _staleness(runs, names)
+    yield _differences(runs, names)
 
 
 def names_of(runs: Sequence[Run]) -> list[str]:
@@ -62,35 +48,21 @@ def names_of(runs: Sequence[Run]) -> list[str]:
     return [name if names.count(name) == 1 else str(run.directory) for run, name in zip(runs, names, strict=True)]
 
 
-def _title(names: Sequence[str]) -> str:
+def _head(runs: Sequence[Run], names: Sequence[str]) -> Section:
     title = f"{', '.join(names[:-1])} and {names[-1]}"
-    return title if len(title) <= _TITLE else f"{len(names)} runs side by side"
-
-
-def _caution(runs: Sequence[Run]) -> Markup:
-    words = []
-    if len({run.metric for run in runs}) > 1:
-        words.append("These runs are measured differently, by accuracy and by error: each kind has its own figures.")
-    elif len({str(flat_setting(run).get("data")) for run in runs}) > 1:
-        words.append("These runs learned from different data: their scores cannot be compared.")
-    if unfinished := [name for run, name in zip(runs, names_of(runs), strict=True) if not run.finished]:
-        words.append(f"Not come to its end: {', '.join(unfinished)}.")
-    return element("p", " ".join(words), "warning") if words else Markup("")
-
-
-def _lead(runs: Sequence[Run], names: Sequence[str]) -> str:
-    """Which is ahead, where that can be said."""
-    if len({run.metric for run in runs}) > 1 or len({str(flat_setting(run).get("data")) for run in runs}) > 1:
-        return ""
     known = [
         (run.value * run.better, run, name) for run, name in zip(runs, names, strict=True) if run.value is not None
     ]
-    if len(known) < 2:
-        return ""
-    known.sort(key=lambda one: one[0], reverse=True)
-    (_, best, first), (_, next_best, second) = known[:2]
-    told = f"{first} ends ahead, with {score(best.value, best.metric)} against {score(next_best.value, best.metric)}"
-    return f"{told} of {second}. One run of each is an observation, no proof: repeat them with other seeds."
+    return Section(
+        "comparison_head",
+        {
+            "headline": title if len(title) <= _TITLE else f"{len(names)} runs side by side",
+            "kinds": len({run.metric for run in runs}) > 1,
+            "data": len({str(flat_setting(run).get("data")) for run in runs}) > 1,
+            "unfinished": [name for run, name in zip(runs, names, strict=True) if not run.finished],
+            "ranked": sorted(known, key=lambda one: one[0], reverse=True),
+        },
+    )
 
 
 def _outcomes(runs: Sequence[Run]) -> list[tuple[str, ...]]:
@@ -140,21 +112,20 @@ def _energy(run: Run) -> str:
 # ------------------------------------------------------------------------ figures
 
 
-def _curves(runs: Sequence[Run], names: Sequence[str], metric: str) -> Markup:
+def _curves(runs: Sequence[Run], names: Sequence[str], metric: str) -> Section | None:
     chosen = [(place, run, name) for place, (run, name) in enumerate(zip(runs, names, strict=True)) if run.evaluations]
     chosen = [one for one in chosen if one[1].metric == metric]
     if not chosen:
-        return Markup("")
-    title = "Accuracy" if metric == "accuracy" else "RMSE, less is better"
-    entries = "".join(
-        f'<li><i class="line" style="color: var(--c{place})"></i>{escape(name)}</li>' for place, _, name in chosen
-    )
-    key = Markup(f'<ul class="key">{entries}</ul>')
-    return section(
-        title,
-        f"The mean of the last {HELD} evaluations, on the test rows.",
-        figures(figure("Against time", "", lambda room: _over_time(chosen, room), full=True, key=key)),
-        figures(figure("Against bytes", "", lambda room: _over_bytes(chosen, room), full=True, key=key)),
+        return None
+    return Section(
+        "comparison_curves",
+        {
+            "metric": metric,
+            "held": HELD,
+            "lines": [(place, name) for place, _, name in chosen],
+            "over_time": drawn(partial(_over_time, chosen), FULL),
+            "over_bytes": drawn(partial(_over_bytes, chosen), FULL),
+        },
     )
 
 
@@ -204,27 +175,26 @@ def _plot(lines: Sequence[tuple[int, Run, str, list[float]]], room: Size, x: sca
     return plot
 
 
-def _staleness(run: Run, name: str) -> Markup:
-    taus = run.taus
-    if not taus:
-        return Markup("")
-    mean = sum(tau * number for tau, number in taus.items()) / taus.total()
-    words = f"In the mean {mean:.1f} steps, at most {max(taus)}."
-    return figure(name, words, lambda room: learning.staleness(run, room))
+def _staleness(runs: Sequence[Run], names: Sequence[str]) -> Section | None:
+    found = [
+        (
+            name,
+            sum(tau * number for tau, number in run.taus.items()) / run.taken,
+            max(run.taus),
+            drawn(partial(learning.staleness, run)),
+        )
+        for run, name in zip(runs, names, strict=True)
+        if run.taus
+    ]
+    return Section("comparison_staleness", {"found": found}) if found else None
 
 
-def _differences(runs: Sequence[Run], names: Sequence[str]) -> Markup:
+def _differences(runs: Sequence[Run], names: Sequence[str]) -> Section | None:
     settings = [flat_setting(run) for run in runs]
+    if not all(settings):
+        return None
     everything = list(dict.fromkeys(name for setting in settings for name in setting))
     rows = [(name, *(setting.get(name, MISSING) for setting in settings)) for name in everything]
     different = [row for row in rows if len(set(row[1:])) > 1]
-    if not all(settings):
-        return Markup("")
     same = len(rows) - len(different)
-    if not different:
-        return section("Settings", "", element("p", "All settings are the same."))
-    return section(
-        "Where their settings differ",
-        f"{counted(same, 'other setting')} {'is' if same == 1 else 'are'} the same in all of them.",
-        table(("setting", *names), different, kind="even stacked"),
-    )
+    return Section("comparison_settings", {"names": names, "different": different, "same": same})

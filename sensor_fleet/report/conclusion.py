@@ -13,7 +13,6 @@ from sensor_fleet.baselines import Baselines
 from sensor_fleet.demo import Demo
 from sensor_fleet.report.page import report
 from sensor_fleet.report.reading import BASELINES_FILE, RESULT_FILE, read
-from sensor_fleet.report.virtual import profile_report
 
 REPORT_FILE: Final = "report.html"
 
@@ -52,8 +51,7 @@ def write_report(directory: Path, to: Path | None = None) -> Path:
         OSError: the page cannot be written.
     """
     path = to or directory / REPORT_FILE
-    run = read(directory)
-    path.write_text(profile_report(run) if run.of_profile else report(run), encoding="utf-8")
+    path.write_text(report(read(directory)), encoding="utf-8")
     return path
 
 

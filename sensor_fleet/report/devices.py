@@ -163,6 +163,15 @@ def on_own_rows(run: Run, room: Size) -> Plot | None:
     return plot
 
 
+def share_of_slow(run: Run) -> float | None:
+    """The part of the accepted updates that the slowest quarter gave; None if there is no such quarter or update."""
+    apart = slowest(run)
+    if apart is None or not run.accepted:
+        return None
+    slow = set(apart.slow)
+    return sum(update.device in slow for update in run.accepted) / len(run.accepted)
+
+
 def means_of_groups(run: Run) -> tuple[float, float] | None:
     """The mean score on their own rows of the slowest quarter, and of the others."""
     apart, own = slowest(run), run.own

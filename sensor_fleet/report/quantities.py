@@ -18,6 +18,11 @@ def score(value: float | None, metric: str) -> str:
     return percent(value) if metric == "accuracy" else significant(value)
 
 
+def measured(value: float | None, metric: str) -> str:
+    """A score with what it is: 93.9% accuracy, an RMSE of 16.2."""
+    return f"{score(value, metric)} accuracy" if metric == "accuracy" else f"an RMSE of {score(value, metric)}"
+
+
 def significant(value: float) -> str:
     """Three digits, never in powers of ten below a million: 1234, 16.2, 0.0123."""
     if not math.isfinite(value):
@@ -80,13 +85,20 @@ def duration(seconds: float | None) -> str:
     raise AssertionError("the last unit takes all")
 
 
+def brief(seconds: float) -> str:
+    """A duration that may be of milliseconds."""
+    return duration(seconds) if seconds >= 1 else f"{1000 * seconds:.3g}\N{NO-BREAK SPACE}ms"
+
+
 def seconds_tick(seconds: float) -> str:
     """A round duration, as short as it can be: 0.1 s, 5 min."""
     return f"{seconds:g}\N{NO-BREAK SPACE}s" if seconds < 60 else duration(seconds)
 
 
 def times(ratio: float) -> str:
-    """How many times as much: 0.25, 3.4, 1,200."""
+    """How many times as much: 0.25, 3.4, 1,200, 3.1 million."""
+    if ratio >= 1e6:
+        return f"{times(ratio / 1e6)} million"
     return f"{ratio:,.0f}" if ratio >= 9.95 else significant(ratio) if ratio < 1 else f"{ratio:.1f}"
 
 

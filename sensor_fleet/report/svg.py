@@ -45,6 +45,9 @@ class Drawing:
             f'aria-label="{escape(self._description)}">{"".join(self._parts)}</svg>'
         )
 
+    __html__ = __str__
+    """What a template with autoescape inserts as it is: all text in it has been escaped."""
+
     def text(self, x: float, y: float, words: str, classes: str = "", anchor: str = "start") -> None:
         """Words with their base line at y."""
         end = "" if anchor == "start" else f' text-anchor="{anchor}"'

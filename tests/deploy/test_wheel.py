@@ -1,16 +1,25 @@
-"""What `pip install midge` brings to a device: no torch, no server, and it federates."""
+"""What a wheel carries, and what `pip install midge` brings to a device: no torch, no server, and it federates."""
 
 import asyncio
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from benchmarks.device import federate, install, run
+from benchmarks.device import ROOT, build, federate, install, run
 from tests import needs
 
 NEEDED = {"midge", "msgpack", "numpy", "paho_mqtt", "pydantic"}
 BROUGHT = {"annotated_types", "pydantic_core", "typing_extensions", "typing_inspection"}
 """By pydantic."""
+
+
+def test_a_wheel_carries_what_is_read_beside_the_code(tmp_path: Path) -> None:
+    """A page without its template, or a fleet without its profile, would fail only where Midge is installed."""
+    packed = set(zipfile.ZipFile(build(tmp_path)).namelist())
+    needed = [*(ROOT / "sensor_fleet").rglob("*.j2"), *(ROOT / "sensor_fleet").rglob("*.toml")]
+    assert len(needed) > 20
+    assert {path.relative_to(ROOT).as_posix() for path in needed} <= packed
 
 
 @pytest.mark.mosquitto

@@ -19,7 +19,7 @@ from sensor_fleet.live.setting import Live
 from sensor_fleet.report.comparison import comparison
 from sensor_fleet.report.conclusion import write_report
 from sensor_fleet.report.reading import read
-from sensor_fleet.report.virtual import command
+from sensor_fleet.report.repeat import command
 from sensor_fleet.setting import BrokerAddress, Setting
 from sensor_fleet.simulation.summary import by_class
 from sensor_fleet.virtual import Found, VirtualFleet

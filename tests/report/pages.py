@@ -34,11 +34,12 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if "style" in self.open:
             return
+        data = re.sub(r"[ \n]+", " ", data)  # as a browser shows it
         self.text += data
         if self.open and self.open[-1] == "data" and self._value is not None:
             self.numbers.append((self._value, data))
         if self.open and self.open[-1] in {"h1", "h2", "h3"}:
-            self.headings.append(data)
+            self.headings.append(data.strip())
 
     @property
     def drawings(self) -> list[ET.Element]:

@@ -127,3 +127,34 @@ def complete(directory: Path, **setting: Any) -> Path:
         result=result(0.9321, seconds_to_target=17.25),
         baselines=baselines(),
     )
+
+
+def fleet(directory: Path, word: str = "gateway") -> Path:
+    """A virtual fleet of one class that came to its end; `word` stands wherever its files have a name."""
+    kind = {"devices": 4, "trainings": 9, "training_seconds": 0.5, "bytes_up": 900, "bytes_down": 5000, "joules": 2.5}
+    month = {"monthly_bytes": 5e6, "monthly_joules": 9000, "share_of_updates": 1.0, "share_of_weight": 1.0}
+    own = {"mean": 0.91, "low": 0.84, "high": 0.97}
+    link = {"up": 3e5, "down": 1e6, "loss": 0.01}
+    described = {"name": word, "share": 1.0, "samples_per_second": 16000.0, "memory": 2.56e8, "link": link}
+    return write(
+        directory,
+        metrics_lines=metrics(accuracies()),
+        run={
+            "virtual": True,
+            "began": BEGAN,
+            "number_of_devices": 4,
+            "profile": {"name": word, "about": word, "classes": [{**described, "availability": {"kind": word}}]},
+            "setting": {"data": word, "profile": word},
+            "model": {"name": word, "parameters": 650},
+            "versions": {word: word},
+        },
+        result=result(
+            0.9321,
+            staleness={word: [[0, 5], [3, 4]]},
+            classes={word: {**kind, **month, "took_part": 1.0}},
+            own={word: own},
+            joules=10.0,
+            raw_bytes=3740.0,
+            took=2.0,
+        ),
+    )

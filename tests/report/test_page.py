@@ -1,4 +1,5 @@
 import math
+import re
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -7,8 +8,8 @@ import pytest
 from sensor_fleet.report.comparison import comparison
 from sensor_fleet.report.learning import quantile
 from sensor_fleet.report.page import report
-from sensor_fleet.report.particulars import command
 from sensor_fleet.report.reading import read
+from sensor_fleet.report.repeat import command
 from sensor_fleet.setting import Setting
 from tests.report import runs
 from tests.report.pages import Page, fetches
@@ -139,6 +140,58 @@ def test_what_peers_wrote_is_text(tmp_path: Path) -> None:
     assert "<script" not in page.source
     assert "<img" not in page.source
     assert "<img src=x>" in page.text
+
+
+HOSTILE = "<script>alert('1')</script>\"&amp;<img src=x>{{ 7 * 7 }}"
+
+
+def _only_text(page: Page) -> None:
+    assert not {"<script", "<img"} & set(re.findall(r"<\w+", page.source))
+    assert HOSTILE in page.text  # as it was given, and not run as a template either
+    assert page.drawings
+
+
+def test_every_name_in_the_files_of_a_run_is_text(tmp_path: Path) -> None:
+    lines, told = runs.metrics(runs.accuracies()), runs.told()
+    for line in [*lines, *told]:
+        line |= {name: HOSTILE for name in ("device", "verdict", "what") if name in line}
+    lines += [{"event": "update", "time": runs.BEGAN + 2, "device": HOSTILE, "verdict": "accepted", "weight": 1.0}]
+    lines += [{"event": "killed", "time": runs.BEGAN + 3, "what": HOSTILE}]
+    about = runs.about(data=HOSTILE, federation=HOSTILE, form=HOSTILE)
+    about |= {"versions": {HOSTILE: HOSTILE}, "machine": {"system": HOSTILE}, "model": {"name": HOSTILE}}
+    about["devices"] = {HOSTILE: {"rows": 9, "bytes": 99, "seconds": 0.1, "engine": HOSTILE}}
+    directory = runs.write(
+        tmp_path / "<img src=x>", metrics_lines=lines, device_lines=told, run=about, result=runs.result(0.9)
+    )
+    _only_text(page_of(directory))
+    _only_text(Page(comparison([read(directory), read(runs.complete(tmp_path / "other"))])))
+
+
+def test_every_name_in_the_files_of_a_fleet_is_text(tmp_path: Path) -> None:
+    directory = runs.fleet(tmp_path / "<img src=x>", HOSTILE)
+    _only_text(page_of(directory))
+    _only_text(Page(comparison([read(directory), read(runs.complete(tmp_path / "other"))])))
+
+
+def test_a_fleet_has_its_own_sections_on_the_same_page(tmp_path: Path) -> None:
+    page = page_of(runs.fleet(tmp_path / "farm"))
+    assert fetches(page.source) == []
+    assert page.headings[0] == "4 devices would come to 93.2% accuracy in 22\N{NO-BREAK SPACE}s"
+    assert page.headings[1:] == [
+        "How the model learned",
+        "Against time",
+        "Against bytes",
+        "Energy and bytes by hardware",
+        "Energy of a device",
+        "Bytes of a device",
+        "Staleness",
+        "All updates",
+        "By hardware",
+        "Fairness",
+        "The monthly bill",
+        "How to repeat it",
+    ]
+    assert dict(page.numbers)[2.5] == "2.50\N{NO-BREAK SPACE}J"
 
 
 def test_what_is_unknown_is_passed_over(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from midge.__main__ import main
 from sensor_fleet.planning import answer
 from sensor_fleet.report.comparison import comparison
 from sensor_fleet.report.conclusion import write_report
+from sensor_fleet.report.fleet_sections import classes_of
 from sensor_fleet.report.reading import read
-from sensor_fleet.report.virtual import classes_of, command
+from sensor_fleet.report.repeat import command
 from sensor_fleet.setting import Setting
 from sensor_fleet.simulation.summary import by_class
 from sensor_fleet.virtual import Found, VirtualFleet

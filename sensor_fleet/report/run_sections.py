@@ -1,0 +1,107 @@
+"""The sections of a run's page whose single updates and devices are written down, as the demo's are."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+
+from sensor_fleet.progress import HELD
+from sensor_fleet.report import devices, learning
+from sensor_fleet.report.bill import bill
+from sensor_fleet.report.html import FULL, Section, drawn
+from sensor_fleet.report.lives import lives
+from sensor_fleet.report.repeat import command, setting
+from sensor_fleet.report.run import Run
+
+_OTHERS = {
+    "repeat": "came again, and counted once",
+    "held": "refused for now, to be sent again",
+    "dropped": "messages that could not be read",
+}
+_OF_DEVICES = {"unfit": "trainings that gave nothing to send", "disconnected": "connections lost by devices"}
+
+
+def sections(run: Run) -> Iterator[Section | None]:
+    """All sections, from the top."""
+    central = run.central.value if run.central else None
+    yield Section("run_head", {"run": run, "central": central, "alone": run.alone.mean if run.alone else None})
+    yield _facts(run)
+    yield learned(run)
+    yield _staleness(run)
+    yield _devices(run)
+    cost = bill(run)
+    yield None if cost is None else Section("run_bill", {"cost": cost})
+    yield _updates(run)
+    repeated = setting(run)
+    yield None if repeated is None else Section("run_setting", {"command": command(run), **repeated})
+
+
+def _facts(run: Run) -> Section:
+    taus = [update.staleness for update in run.accepted]
+    values = {"run": run, "cost": bill(run), "accepted": len(taus), "turned": len(run.updates) - len(taus)}
+    if taus:
+        values |= {"median": learning.median(taus), "ninth": learning.quantile(taus, 0.9), "most": max(taus)}
+    return Section("run_facts", values)
+
+
+def learned(run: Run) -> Section | None:
+    """How the model learned, against time and bytes; None if it was never evaluated."""
+    if not run.evaluations:
+        return None
+    over_time = drawn(partial(learning.over_time, run), FULL)
+    over_bytes = drawn(partial(learning.over_bytes, run), FULL)
+    return Section("learning", {"run": run, "held": HELD, "over_time": over_time, "over_bytes": over_bytes})
+
+
+def _staleness(run: Run) -> Section | None:
+    taus = [update.staleness for update in run.accepted]
+    if not taus:
+        return None
+    median = learning.median(taus)
+    fresh = [update.weight for update in run.accepted if update.staleness <= median]
+    return Section(
+        "run_staleness",
+        {
+            "median": median,
+            "most": max(taus),
+            "accepted": len(taus),
+            "fresh_updates": len(fresh),
+            "fresh_weight": math.fsum(fresh),
+            "total": math.fsum(update.weight for update in run.accepted),
+            "staleness": drawn(partial(learning.staleness, run)),
+            "weights": drawn(partial(learning.weights, run)),
+        },
+    )
+
+
+def _devices(run: Run) -> Section | None:
+    found = lives(run)
+    chosen = devices.shown(run, found)
+    ends = Counter(how for life in found.values() for _, how in life.ends)
+    drawings = {
+        "timeline": drawn(lambda room: devices.timeline(chosen, room[0]), FULL),
+        "participation": drawn(partial(devices.participation, run)),
+        "on_own_rows": drawn(partial(devices.on_own_rows, run)),
+    }
+    if not any(drawings.values()):
+        return None
+    return Section(
+        "run_devices",
+        {
+            "run": run,
+            "lives": len(found),
+            "chosen": len(chosen),
+            "ends": sorted(ends.items()),
+            "slow_share": devices.share_of_slow(run),
+            "means": devices.means_of_groups(run),
+            **drawings,
+        },
+    )
+
+
+def _updates(run: Run) -> Section | None:
+    verdicts = Counter(update.verdict for update in run.updates).most_common()
+    told = Counter(happening.event for happening in run.happenings)
+    others = [(words, run.others[name]) for name, words in _OTHERS.items() if run.others[name]]
+    others += [(words, told[name]) for name, words in _OF_DEVICES.items() if told[name]]
+    return Section("run_updates", {"run": run, "verdicts": verdicts, "others": others}) if verdicts or others else None
