@@ -258,11 +258,12 @@ class Keeper:
 
     def begin(self, now: float) -> None:
         """What is due at the start of the process: the first release, an overdue step."""
-        self.processor.do(self.core.note_strategy(repr(asdict(self._strategy))) + self.core.start(now), now)
+        strategy = self.core.note_strategy(repr(asdict(self._strategy)))
+        self.processor.shell.carry_out(strategy + self.core.start(now), now)
 
     def begin_generation(self, generation: int, version: int, now: float) -> None:
         """Go on above a version that devices know and this store does not."""
-        self.processor.do(self.core.begin_generation(generation, version, now), now)
+        self.processor.shell.carry_out(self.core.begin_generation(generation, version, now), now)
 
     def process(self, deliveries: Sequence[Delivery], now: float) -> None:
         """Take a batch in. When this returns it is durable, or has been refused for now."""
@@ -356,7 +357,7 @@ class Keeper:
         try:
             self.engine.write_replayed()
             self.core.handle(ev.StoreWritable(), now)
-            self.processor.do(self.core.start(now), now)
+            self.processor.shell.carry_out(self.core.start(now), now)
         except StoreFull as error:
             self._run_full(str(error), now)
             return

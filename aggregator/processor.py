@@ -1,13 +1,12 @@
 """Deliveries in, durable decisions and outgoing messages out: what happens between two looks at the network.
 
-`process` reads what came, asks the core, commits every journal record in one transaction, and only then carries the
-decisions out and hands over the receipts. It knows no connection and no loop; one thread calls it.
+`process` reads what came and has the shell (`aggregator.shell`) ask the core, commit and carry out, for which it is the
+host: store, model and queue. It knows no connection and no loop; one thread calls it.
 """
 
 import logging
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -19,12 +18,14 @@ from aggregator.engine import Engine
 from aggregator.federated import Reports
 from aggregator.gate import Gate, open_gate
 from aggregator.inputs import Inputs
-from aggregator.intake import Further, Intake
+from aggregator.intake import Intake
 from aggregator.meters import Meters
 from aggregator.model import SERVED
 from aggregator.outgoing import Post
+from aggregator.reassembly import UpdateReassembler
 from aggregator.receipts import Encode, Receipts
 from aggregator.shelf import Shelf
+from aggregator.shell import Shell
 from aggregator.statistics import FACTOR
 from aggregator.step_notices import StepNotices
 from aggregator.store import Entry
@@ -32,7 +33,7 @@ from broker.connection import Delivery
 from storage.failpoints import failpoint
 from wire import codecs
 from wire.errors import WireError
-from wire.messages import Chunk, DeviceState, Hello, Settled, Update, Verdict
+from wire.messages import Chunk, DeviceState, Fetch, Hello, Settled, Update, Verdict
 from wire.schema import Vector
 from wire.topics import Topics
 
@@ -65,9 +66,11 @@ class Processor:
         self._put, self._tell = put, tell
         self._meters = meters or Meters()
         self._intake = Intake(
-            budget=memory,
-            dropped=self._meters.dropped,
-            progress=lambda device, done, total: tell("progress", device=device, way="up", done=done, total=total),
+            UpdateReassembler(
+                budget=memory,
+                dropped=self._meters.dropped,
+                progress=lambda device, done, total: tell("progress", device=device, way="up", done=done, total=total),
+            )
         )
         self._gate = gate or open_gate(topics, self._meters.dropped, tell)
         self._encode_receipt = encode_receipt
@@ -77,6 +80,10 @@ class Processor:
         self._notices = StepNotices(tell)
         self._decoded: dict[int, tuple[Vector, Vector | None]] = {}
         """The deltas of updates, each with the sketch of its direction."""
+        self._receipts = Receipts()
+        """What the batch under way tells devices."""
+        self.shell = Shell(core, self)
+        """Asks the core, and carries out what it decides on this host."""
         self.reports = Reports()
         """What devices found on their own data."""
         self.devices: dict[str, Hello] = {}
@@ -87,6 +94,7 @@ class Processor:
     def take_up(self, core: AggregatorCore, engine: Engine, shelf: Shelf) -> None:
         """Go on with what was rebuilt from the store, after a batch that could not be written."""
         self._core, self._engine, self._shelf = core, engine, shelf
+        self.shell, self._receipts = Shell(core, self), Receipts()
         self._come_online(sum(hello.state.live for hello in self.devices.values()) - self._online, 0.0)
         self._compare_inputs(0.0)
         self._decoded.clear()
@@ -97,29 +105,26 @@ class Processor:
         It is done in portions where its updates together would be large: a few bytes can be a vector of megabytes.
         """
         actions: list[ev.Action] = []
-        further: list[Further] = []
         portion = max(1, _AT_ONCE // max(1, 4 * self._engine.model.schema.size))
         for delivery in deliveries:
             if len(self._decoded) >= portion:
-                self.do(actions, now, further)
-                actions, further = [], []
+                self.shell.carry_out(actions, now)
+                actions = []
             try:
-                event = self._read(delivery, now)
+                read = self._read(delivery, now)
             except WireError as error:
                 self._meters.dropped["malformed"] += 1
                 self._tell("dropped", topic=delivery.topic, why=str(error))
                 continue
-            if isinstance(event, Further):
-                further.append(event)
-            elif isinstance(event, ev.Reply):
-                actions.append(event)
-            elif event is not None:
-                actions += self._settle(event, now)
-        self.do([*actions, *self._core.tick(now)], now, further)
+            if isinstance(read, ev.Reply | ev.Grant):
+                actions.append(read)  # decided on the way in: nothing is to be asked of the core
+            elif read is not None:
+                actions += self.shell.settle(read, now)
+        self.shell.carry_out([*actions, *self._core.tick(now)], now)
 
     # ------------------------------------------------------------------- reading
 
-    def _read(self, delivery: Delivery, now: float) -> ev.Event | ev.Reply | Further | None:
+    def _read(self, delivery: Delivery, now: float) -> ev.Event | ev.Reply | ev.Grant | None:
         origin = self._topics.origin(delivery.topic)
         try:
             match origin.sort:
@@ -137,12 +142,14 @@ class Processor:
             self._gate.malformed(origin.device, now)
             raise
 
-    def _update(self, device: str, payload: bytes, now: float) -> ev.Event | ev.Reply | Further | None:
+    def _update(self, device: str, payload: bytes, now: float) -> ev.Event | ev.Reply | ev.Grant | None:
         admitted = self._gate.update(device, payload, now, self._core.hi)
         if admitted is None or isinstance(admitted, ev.Reply):
             return admitted
         message, body = admitted
         event = self._intake.take(device, message, body, now)
+        if isinstance(event, Update):
+            return ev.Grant(device, event, self._core.hi(device, event.outbox))
         if isinstance(event, ev.Arrived) and isinstance(message, Chunk):
             reply = self._gate.whole(device, event.update, self._intake.body(event.key), self._core.hi)
             if reply is not None:
@@ -211,24 +218,13 @@ class Processor:
         if self._inputs is not None:
             self._inputs.forget(device)
         self._leave(device, now)
-        self._intake.forget(device)
+        self._intake.reassembler.forget(device)
         self._gate.admission.forget(device)
         self.reports.forget(device)
         self._put(Post(self._topics.status(device), b""))
 
-    def _settle(self, event: ev.Event, now: float) -> list[ev.Action]:
-        """What an event comes to, with its decoding done on the way."""
-        waiting: deque[ev.Event] = deque([event])
-        actions: list[ev.Action] = []
-        while waiting:
-            for action in self._core.handle(waiting.popleft(), now):
-                if isinstance(action, ev.Decode):
-                    waiting.appendleft(self._decode(action))
-                else:
-                    actions.append(action)
-        return actions
-
-    def _decode(self, action: ev.Decode) -> ev.Event:
+    def decode(self, action: ev.Decode, now: float) -> ev.Decoded | ev.Undecodable:  # noqa: ARG002 - of the shell's hook
+        """Open an update's seal and decode it."""
         device, update, key = action.device, action.update, action.key
         self.reports.trained(device, update.seconds)
         try:
@@ -243,57 +239,44 @@ class Processor:
         self._decoded[key] = delta, direction
         return ev.Decoded(device, update, key, norm, self._engine.agreement(direction))
 
-    # -------------------------------------------------------------------- doing
+    # ------------------------------------------------------------ carrying out: the shell's host
 
-    def do(self, actions: Sequence[ev.Action], now: float, further: Sequence[Further] = ()) -> None:
-        """Commit what is to be journaled, then do the rest in order."""
-        entries = [Entry(action.record, self._body(action)) for action in actions if isinstance(action, ev.Journal)]
-        if entries:
-            began = time.perf_counter()
-            self._engine.store.commit(entries)
-            self._meters.commit_seconds.observe(time.perf_counter() - began)
-        receipts = Receipts()
-        measured: list[ev.Action] = []
-        for action in actions:
-            match action:
-                case ev.Journal(record, key):
-                    self._journaled(record, key, now)
-                case ev.Measure(lsns):
-                    measured += self._core.handle(ev.Measured(self._engine.measure(lsns)), now)
-                case ev.Examine(lsns):
-                    measured += self._core.handle(self._examine(lsns), now)
-                case ev.Announce():
-                    self._put(self._shelf.announcement())
-                case ev.Carry(record):
-                    self._carry(record, now)
-                case ev.Reply(device, outbox, hi, settled):
-                    receipts.settle(device, outbox, hi, settled)
-                    self._replied(device, settled)
-                case ev.Grant(device, update, hi):
-                    self._grant(receipts, device, update, hi, now)
-                case ev.Drop(key):
-                    self._intake.drop(key)
-                    self._decoded.pop(key, None)
-                case ev.Republish(fetch):
-                    for post in self._shelf.again(
-                        fetch.version, SERVED if fetch.channel == "serve" else fetch.span, fetch.parts
-                    ):
-                        self._put(post)
-                case ev.Decode():
-                    raise AssertionError("decoding is done while settling")
-        for item in further:
-            receipts.grant(item.device, item.outbox, self._core.hi(item.device, item.outbox), item.grant)
-        told = list(receipts.posts(self._topics, now, self._encode_receipt))
-        if told:
-            failpoint("receipts.before")
+    def commit(self, entries: Sequence[ev.Journal]) -> None:
+        """Write records into the journal."""
+        began = time.perf_counter()
+        self._engine.store.commit([Entry(action.record, self._body(action)) for action in entries])
+        self._meters.commit_seconds.observe(time.perf_counter() - began)
+
+    def measure(self, lsns: Sequence[int]) -> ev.Measured:
+        """Measure deltas on the model."""
+        return ev.Measured(self._engine.measure(lsns))
+
+    def announce(self) -> None:
+        """Announce the newest version again."""
+        self._put(self._shelf.announcement())
+
+    def republish(self, fetch: Fetch) -> None:
+        """Publish chunks of a frame again."""
+        span = SERVED if fetch.channel == "serve" else fetch.span
+        for post in self._shelf.again(fetch.version, span, fetch.parts):
+            self._put(post)
+
+    def drop(self, key: int) -> None:
+        """Forget a body and what was decoded from it."""
+        self._intake.drop(key)
+        self._decoded.pop(key, None)
+
+    def flush(self, now: float) -> None:
+        """Put the receipts of the batch into the queue."""
+        told, self._receipts = list(self._receipts.posts(self._topics, now, self._encode_receipt)), Receipts()
+        if not told:
+            return
+        failpoint("receipts.before")
         for post in told:
             self._put(post)
-        if told:
-            failpoint("receipts.handed_over")
-        if measured:
-            self.do(measured, now)
+        failpoint("receipts.handed_over")
 
-    def _examine(self, lsns: Sequence[int]) -> ev.Examined:
+    def examine(self, lsns: Sequence[int]) -> ev.Examined:
         """Judge statistics, and tell of devices that are not like the others."""
         names = {"input": self._core.features}
         event, found = self._engine.examine(lsns, self._core.moments, factor=self._factor, names=names)
@@ -313,7 +296,8 @@ class Processor:
             return (action.noise * drawn).astype("<f4").tobytes()
         return None if action.key is None else self._intake.body(action.key)
 
-    def _journaled(self, record: rec.Record, key: int | None, now: float) -> None:
+    def journaled(self, record: rec.Record, key: int | None, now: float) -> None:
+        """Count and tell an update, and hold it for its step if it was accepted."""
         if not isinstance(record, rec.UpdateRecord):
             return
         self._gate.judged(record.device, record.verdict, now)
@@ -334,8 +318,9 @@ class Processor:
             size=record.size,
         )
 
-    def _replied(self, device: str, settled: Sequence[Settled]) -> None:
-        """What left no record: repeats, and refusals for now."""
+    def reply(self, device: str, outbox: int, hi: int, settled: Sequence[Settled]) -> None:
+        """Add to a receipt; what left no record, repeats and refusals for now, is told here."""
+        self._receipts.settle(device, outbox, hi, settled)
         for item in settled:
             if item.repeat:
                 self._meters.verdicts["duplicate"] += 1
@@ -344,7 +329,8 @@ class Processor:
                 self._meters.verdicts[item.verdict.value] += 1
                 self._tell("held", device=device, seq=item.seq, verdict=item.verdict.value, why=item.why)
 
-    def _carry(self, record: rec.Record, now: float) -> None:
+    def carry(self, record: rec.Record, now: float) -> None:
+        """Carry a decision out on the model, store what it made, and publish it."""
         senders = self._engine.senders(record) if isinstance(record, rec.StepRecord) else ()
         new = self._engine.carry(record)
         match record:
@@ -372,14 +358,10 @@ class Processor:
             case rec.FreezeRecord():
                 self._tell("freeze", devices=len(record.statistics))
 
-    def _grant(self, receipts: Receipts, device: str, update: Update, hi: int, now: float) -> None:
-        try:
-            grant = self._intake.open(device, update, self._shelf.chunk, now)
-            why, again = "no room for it just now", 5.0
-        except WireError as error:
-            grant, why, again = None, str(error)[:400], 60.0
-        if grant is None:
-            settled = Settled(seq=update.seq, verdict=Verdict.BUSY, why=why, retry_after=again)
-            receipts.settle(device, update.outbox, hi, (settled,))
+    def grant(self, device: str, update: Update, hi: int, now: float) -> None:
+        """Grant chunks of an update, or say why there is no room."""
+        answer = self._intake.reassembler.grant(device, update, self._shelf.chunk, now)
+        if isinstance(answer, Settled):
+            self._receipts.settle(device, update.outbox, hi, (answer,))
         else:
-            receipts.grant(device, update.outbox, hi, grant)
+            self._receipts.grant(device, update.outbox, hi, answer)

@@ -1,7 +1,7 @@
 """An aggregator without a network: messages go in, posts come out, and a test may stop it between any two."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -59,11 +59,13 @@ class Rig:
         memory: int = 2**20,
         chunk: int = 1024,
         store: Store | None = None,
+        put: Callable[[Post], None] | None = None,
     ) -> None:
         parameters = parameters or {"x": np.zeros(4, np.float32)}
         schema = Schema.of(parameters, roles)
         self.store = (store or QuickStore(directory)).__enter__()
         self.posts: list[Post] = []
+        self.put = put or self.posts.append
         self.told: list[tuple[str, dict[str, Any]]] = []
         try:
             fresh = self.store.empty
@@ -88,14 +90,11 @@ class Rig:
             self.store.close()
             raise
 
-    def put(self, post: Post) -> None:
-        self.posts.append(post)
-
     def tell(self, event: str, **fields: Any) -> None:
         self.told.append((event, fields))
 
     def start(self, now: float = 0.0) -> Self:
-        self.processor.do(self.core.start(now), now)
+        self.processor.shell.carry_out(self.core.start(now), now)
         return self
 
     def close(self) -> None:

@@ -28,6 +28,7 @@ class Life(Rig):
 
     def __init__(self, store: Store) -> None:
         self.posts: list[Post] = []
+        self.put = self.posts.append
         self.told: list[tuple[str, dict[str, Any]]] = []
         parameters = {"x": np.zeros(SIZE, np.float32)}
         self.keeper = Keeper(

@@ -306,7 +306,7 @@ def test_any_bytes_on_any_topic_come_to_one_answer_or_one_count(
     """Whatever comes: no error, one verdict or one counted drop, and the model is as it was unless one was accepted."""
     required: list[dict[str, Any]] = [{}, KNOWN, {"seal_keys": (PRIVATE,), "require_sealed": True}]
     life = guard(long_life, Limits(strikes=3 if choice == 2 else None), **required[choice])
-    life.processor._intake._assembling.clear()
+    life.processor._intake.reassembler._assembling.clear()
     for topic, payload, retain in sent:
         actual = _meant_for(life, payload)
         model, before, told = life.model.digest(), sum(dropped(life).values()), len(life.posts)
