@@ -20,22 +20,44 @@ def add_place(parser: Parser) -> None:
 
 
 def move(app: Any, args: argparse.Namespace) -> Bundle | None:
-    """Put the app where the options say, and see that it is a safe place.
+    """Put a device where the options say, and see that it is a safe place.
 
     Raises:
         Problem: nothing secures what would leave this machine.
     """
+    bundle, endpoint = _place(app, args)
+    if bundle is not None:
+        # Every part of the device holds this very object.
+        Topics.__init__(app.topics, bundle.topics.federation, bundle.topics.root)
+    if endpoint is not None:
+        app.connector = connector(endpoint)
+    return bundle
+
+
+def moved(app: Any, args: argparse.Namespace) -> tuple[dict[str, Any], Bundle | None]:
+    """What the options say of where an aggregator serves, as fields of its config, if it is a safe place.
+
+    Raises:
+        Problem: nothing secures what would leave this machine.
+    """
+    bundle, endpoint = _place(app, args)
+    fields: dict[str, Any] = {} if endpoint is None else {"connector": connector(endpoint)}
+    if bundle is not None:
+        fields |= {"federation": bundle.topics.federation, "root": bundle.topics.root}
+    return fields, bundle
+
+
+def _place(app: Any, args: argparse.Namespace) -> tuple[Bundle | None, Endpoint | None]:
+    """The bundle that is named, and the broker's address if it is another than the app's."""
     bundle = None
     endpoint: Endpoint | None = getattr(app, "endpoint", None)  # an app may have a connector of its own
     if args.config is not None:
         bundle = read_config(args.config, args.broker)
         endpoint = bundle.endpoint
-        # Every part of the app holds this very object.
-        Topics.__init__(app.topics, bundle.topics.federation, bundle.topics.root)
     elif args.broker:
         endpoint = read_endpoint(args, args.broker)
     if endpoint is None:
-        return None
+        return None, None
     if endpoint.exposed and not args.insecure:
         raise Problem(
             f"{endpoint} is another machine, and without TLS whoever is in between reads and changes everything: use "
@@ -44,6 +66,4 @@ def move(app: Any, args: argparse.Namespace) -> Bundle | None:
     if endpoint.tls is None and not args.json:
         where = "another machine" if endpoint.exposed else "this machine only"
         print(f"Without TLS, to {endpoint}: for trying things out on {where}.", flush=True)
-    if args.config is not None or args.broker:
-        app.connector = connector(endpoint)
-    return bundle
+    return bundle, endpoint if args.config is not None or args.broker else None

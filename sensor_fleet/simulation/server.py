@@ -23,7 +23,6 @@ from aggregator.merging import listed
 from aggregator.model import KEYFRAME_BITS, Frame, Model
 from aggregator.reassembly import UpdateReassembler, Whole
 from aggregator.shell import Shell
-from aggregator.statistics import FACTOR
 from aggregator.store import Store
 from aggregator.strategy import Strategy
 from iot_client.session import reread
@@ -324,7 +323,7 @@ class Server:
         return ev.Measured(self.engine.measure(lsns))
 
     def examine(self, lsns: Sequence[int]) -> ev.Examined:
-        event, _ = self.engine.examine(lsns, self.core.moments, factor=FACTOR, names={})
+        event, _ = self.engine.examine(lsns, self.core.moments, factor=self.core.statistics_factor, names={})
         return event
 
     def announce(self) -> None:

@@ -9,12 +9,18 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from aggregator.admission import Admission, Limits
 from aggregator.core import AggregatorCore, Bounds
+from aggregator.credentials import Credentials
 from aggregator.engine import Engine, recover
+from aggregator.ingress import Bodies, Everybody, IngressFilter
 from aggregator.model import Model
 from aggregator.outgoing import Post
+from aggregator.outlet import Outlet
 from aggregator.presets import fedasync
 from aggregator.processor import Processor
+from aggregator.reassembly import UpdateReassembler
+from aggregator.roster import Roster
 from aggregator.shelf import Shelf
 from aggregator.staleness import constant
 from aggregator.store import Store
@@ -28,6 +34,8 @@ from wire.topics import Topics
 
 Vector = npt.NDArray[np.float32]
 TOPICS = Topics("f")
+OPEN = Limits(rate=None, fleet_rate=None, strikes=None)
+"""Everything is taken in."""
 EVERYTHING_COUNTS = fedasync(
     alpha=1.0, staleness=constant(), norm_limit=None, release_floor=1, form="delta", bounded=False
 )
@@ -83,12 +91,25 @@ class Rig:
                 Engine(Model.of(parameters, schema), self.store).checkpoint(self.core)
             self.engine = recover(self.core, self.store, schema)
             self.shelf = Shelf(self.engine, self.core, TOPICS, chunk=chunk, stepping_back=strategy.form == "mixing")
-            self.processor = Processor(
-                self.core, self.engine, self.shelf, TOPICS, put=self.put, tell=self.tell, memory=memory
+            self.outlet = Outlet(self.put, self.tell)
+            dropped = self.outlet.meters.dropped
+            self.ingress = IngressFilter(
+                Admission(OPEN),
+                Credentials(TOPICS),
+                Everybody(),
+                reassembler=UpdateReassembler(budget=memory, dropped=dropped),
+                bodies=Bodies(),
+                outlet=self.outlet,
             )
+            self.roster = Roster(None, self.outlet, self.core.bounds.devices)
+            self.processor = self.process_again()
         except BaseException:
             self.store.close()
             raise
+
+    def process_again(self) -> Processor:
+        """A processor of what the devices have said so far."""
+        return Processor(self.engine, self.shelf, TOPICS, ingress=self.ingress, roster=self.roster, outlet=self.outlet)
 
     def tell(self, event: str, **fields: Any) -> None:
         self.told.append((event, fields))

@@ -552,6 +552,9 @@ def test_weights_near_zero_are_told(staleness: Staleness, told: bool) -> None:
             arrive(core, f"d{number}", update(seq, base=bases[-2]), now=seq)
         bases.append(core.version)
     assert (core.obstacle is not None) == told
+    core.handle(ev.DevicesOnline(0), 9)
+    assert core.obstacle is None
+    core.handle(ev.DevicesOnline(100), 9)
     if told:
         assert "about 1/32 of what they learned: with hinge staleness" in str(core.obstacle)
 

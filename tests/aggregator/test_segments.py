@@ -135,7 +135,7 @@ def test_a_batch_of_large_updates_is_taken_in_portions(tmp_path: Path, monkeypat
         decode, waiting = life.processor.decode, []
 
         def watched(action: Decode, now: float) -> Event:
-            waiting.append(len(life.processor._decoded))
+            waiting.append(life.ingress.bodies.decoded)
             return decode(action, now)
 
         monkeypatch.setattr(life.processor, "decode", watched)
