@@ -25,7 +25,7 @@ from aggregator.margin import Margin
 from aggregator.outboxes import Outbox, Outboxes
 from aggregator.pace import Steering
 from aggregator.standing import Standings
-from aggregator.statistics import CAP
+from aggregator.statistics import CAP, FACTOR
 from aggregator.strategy import Form, Strategy, Waiting
 from aggregator.thrift import Thrift
 from aggregator.versions import Versions
@@ -95,6 +95,7 @@ class AggregatorCore:
         moments: Sequence[Moment] = (),
         statistics_devices: int = 0,
         statistics_deadline: float = 10.0,
+        statistics_factor: float | None = FACTOR,
         bounds: Bounds | None = None,
     ) -> None:
         self.strategy = strategy
@@ -110,6 +111,8 @@ class AggregatorCore:
         """Names of the model's inputs, in order; empty if they are not known."""
         self.unlike: Mapping[str, str] = {}
         """Devices whose inputs are not the model's, each with why in words: nothing of theirs is taken."""
+        self.statistics_factor = statistics_factor
+        """How far apart devices' statistics may be, for whoever examines them; None is any way."""
         self._statistics_devices = statistics_devices
         self._statistics_deadline = statistics_deadline
         # --- what the journal can rebuild

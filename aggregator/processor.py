@@ -1,13 +1,12 @@
 """Deliveries in, durable decisions and outgoing messages out: what happens between two looks at the network.
 
-`process` reads what came, asks the core, commits every journal record in one transaction, and only then carries the
-decisions out and hands over the receipts. It knows no connection and no loop; one thread calls it.
+`process` reads what came and has the shell (`aggregator.shell`) ask the core, commit and carry out, for which it is the
+host: store, model and queue. It knows no connection and no loop; one thread calls it.
 """
 
 import logging
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,24 +16,22 @@ from aggregator import records as rec
 from aggregator.core import AggregatorCore
 from aggregator.engine import Engine
 from aggregator.federated import Reports
-from aggregator.gate import Gate, open_gate
-from aggregator.inputs import Inputs
-from aggregator.intake import Further, Intake
-from aggregator.meters import Meters
+from aggregator.ingress import IngressFilter
 from aggregator.model import SERVED
 from aggregator.outgoing import Post
+from aggregator.outlet import Outlet
 from aggregator.receipts import Encode, Receipts
+from aggregator.roster import Roster
 from aggregator.shelf import Shelf
-from aggregator.statistics import FACTOR
+from aggregator.shell import Shell
 from aggregator.step_notices import StepNotices
 from aggregator.store import Entry
 from broker.connection import Delivery
 from storage.failpoints import failpoint
 from wire import codecs
 from wire.errors import WireError
-from wire.messages import Chunk, DeviceState, Hello, Settled, Update, Verdict
-from wire.schema import Vector
-from wire.topics import Topics
+from wire.messages import DeviceState, Fetch, Settled, Update, Verdict
+from wire.topics import Origin, Topics
 
 log = logging.getLogger("aggregator")
 
@@ -42,287 +39,181 @@ _AT_ONCE = 64 * 2**20
 """Bytes of decoded updates that wait for one commit; one update may be more. Behind it, up to K wait for their step."""
 
 
+class Witness:
+    """What outlives a processor, since it is of the devices and of people: reports, and what has been told already."""
+
+    def __init__(self, tell: Callable[..., None]) -> None:
+        self.reports = Reports()
+        """What devices found on their own data."""
+        self.notices = StepNotices(tell)
+        self.off: tuple[tuple[str, str], ...] = ()
+        """Devices whose statistics are off, as they were last told."""
+
+
 class Processor:
-    """One federation's decisions, made durable and carried out."""
+    """One federation's decisions, made durable and carried out.
+
+    Args:
+        engine: the model and its store.
+        shelf: publishes what the engine makes; it is of the core that decides.
+        topics: of the federation.
+        ingress: checks what comes.
+        roster: the devices' statuses.
+        outlet: takes what is published and told.
+        encode_receipt: signs receipts; None leaves them unsigned.
+        witness: what an earlier processor of the same process has told; None if there was none.
+    """
 
     def __init__(
         self,
-        core: AggregatorCore,
         engine: Engine,
         shelf: Shelf,
         topics: Topics,
         *,
-        put: Callable[[Post], None],
-        tell: Callable[..., None],
-        memory: int,
-        meters: Meters | None = None,
-        gate: Gate | None = None,
+        ingress: IngressFilter,
+        roster: Roster,
+        outlet: Outlet,
         encode_receipt: Encode | None = None,
-        inputs: Inputs | None = None,
-        statistics_factor: float | None = FACTOR,
+        witness: Witness | None = None,
     ) -> None:
-        self._core, self._engine, self._shelf, self._topics = core, engine, shelf, topics
-        self._put, self._tell = put, tell
-        self._meters = meters or Meters()
-        self._intake = Intake(
-            budget=memory,
-            dropped=self._meters.dropped,
-            progress=lambda device, done, total: tell("progress", device=device, way="up", done=done, total=total),
-        )
-        self._gate = gate or open_gate(topics, self._meters.dropped, tell)
+        self._engine, self._shelf, self._topics = engine, shelf, topics
+        self._ingress, self._roster, self._outlet = ingress, roster, outlet
+        self._bodies = ingress.bodies
         self._encode_receipt = encode_receipt
-        self._inputs, self._factor = inputs, statistics_factor
-        self._off: tuple[tuple[str, str], ...] = ()
-        """Devices whose statistics are off, as they were last told."""
-        self._notices = StepNotices(tell)
-        self._decoded: dict[int, tuple[Vector, Vector | None]] = {}
-        """The deltas of updates, each with the sketch of its direction."""
-        self.reports = Reports()
-        """What devices found on their own data."""
-        self.devices: dict[str, Hello] = {}
-        """The newest status of each device."""
-        self._online = 0
-        """How many of them are there."""
-
-    def take_up(self, core: AggregatorCore, engine: Engine, shelf: Shelf) -> None:
-        """Go on with what was rebuilt from the store, after a batch that could not be written."""
-        self._core, self._engine, self._shelf = core, engine, shelf
-        self._come_online(sum(hello.state.live for hello in self.devices.values()) - self._online, 0.0)
-        self._compare_inputs(0.0)
-        self._decoded.clear()
+        self._witness = witness or Witness(outlet.tell)
+        self._core: AggregatorCore = shelf.core
+        self._receipts = Receipts()
+        """What the batch under way tells devices."""
+        self.shell = Shell(self._core, self)
+        """Asks the core, and carries out what it decides on this host."""
+        self._portion = max(1, _AT_ONCE // max(1, 4 * engine.model.schema.size))
+        """Updates whose deltas may wait for one commit."""
+        self._bodies.clear()
+        for event in roster.conditions():
+            self._core.handle(event, 0.0)
 
     def process(self, deliveries: Sequence[Delivery], now: float) -> None:
         """Take a batch in. When this returns, what it decided is durable and its receipts wait to be sent.
 
-        It is done in portions where its updates together would be large: a few bytes can be a vector of megabytes.
+        It is done in portions if its updates together would be large: a few bytes can be a vector of megabytes.
         """
         actions: list[ev.Action] = []
-        further: list[Further] = []
-        portion = max(1, _AT_ONCE // max(1, 4 * self._engine.model.schema.size))
         for delivery in deliveries:
-            if len(self._decoded) >= portion:
-                self.do(actions, now, further)
-                actions, further = [], []
+            if self._bodies.decoded >= self._portion:
+                self.shell.carry_out(actions, now)
+                actions = []
             try:
-                event = self._read(delivery, now)
+                read = self._read(delivery, now)
             except WireError as error:
-                self._meters.dropped["malformed"] += 1
-                self._tell("dropped", topic=delivery.topic, why=str(error))
+                self._outlet.meters.dropped["malformed"] += 1
+                self._outlet.tell("dropped", topic=delivery.topic, why=str(error))
                 continue
-            if isinstance(event, Further):
-                further.append(event)
-            elif isinstance(event, ev.Reply):
-                actions.append(event)
-            elif event is not None:
-                actions += self._settle(event, now)
-        self.do([*actions, *self._core.tick(now)], now, further)
+            if isinstance(read, ev.Reply | ev.Grant):
+                actions.append(read)  # decided on the way in: nothing is to be asked of the core
+            elif read is not None:
+                actions += self.shell.settle(read, now)
+        self.shell.carry_out([*actions, *self._core.tick(now)], now)
 
     # ------------------------------------------------------------------- reading
 
-    def _read(self, delivery: Delivery, now: float) -> ev.Event | ev.Reply | Further | None:
+    def _read(self, delivery: Delivery, now: float) -> ev.Event | ev.Reply | ev.Grant | None:
         origin = self._topics.origin(delivery.topic)
         try:
             match origin.sort:
                 case "update":
-                    return self._update(origin.device, delivery.payload, now)
+                    return self._ingress.update(origin.device, delivery.payload, now, self._core.hi)
                 case "status":
-                    return self._greeted(origin.device, delivery, now)
+                    return self._status(origin, delivery, now)
                 case "report":
-                    report = self._gate.report(origin.device, delivery.payload, now)
-                    if report is not None and report.lineage == self._core.lineage:  # another's versions are not ours
-                        self.reports.take(origin.device, report)
-                        self._tell("report", device=origin.device, version=report.version, metrics=dict(report.metrics))
+                    self._report(origin.device, delivery.payload, now)
                     return None
         except WireError:
-            self._gate.malformed(origin.device, now)
+            self._ingress.malformed(origin.device, now)
             raise
 
-    def _update(self, device: str, payload: bytes, now: float) -> ev.Event | ev.Reply | Further | None:
-        admitted = self._gate.update(device, payload, now, self._core.hi)
-        if admitted is None or isinstance(admitted, ev.Reply):
-            return admitted
-        message, body = admitted
-        event = self._intake.take(device, message, body, now)
-        if isinstance(event, ev.Arrived) and isinstance(message, Chunk):
-            reply = self._gate.whole(device, event.update, self._intake.body(event.key), self._core.hi)
-            if reply is not None:
-                self._intake.drop(event.key)
-                return reply
-        return event
+    def _report(self, device: str, payload: bytes, now: float) -> None:
+        report = self._ingress.report(device, payload, now)
+        if report is not None and report.lineage == self._core.lineage:  # another's versions are not ours
+            self._witness.reports.take(device, report)
+            self._outlet.tell("report", device=device, version=report.version, metrics=dict(report.metrics))
 
-    def _greeted(self, device: str, delivery: Delivery, now: float) -> ev.Event | ev.Reply | None:
+    def _status(self, origin: Origin, delivery: Delivery, now: float) -> ev.Event | ev.Reply | None:
+        device = origin.device
         if not delivery.payload:
-            self._leave(device, now)
+            self._follow(self._roster.leave(device), now)
             return None
-        hello = self._gate.status(device, delivery.payload, now)
+        hello = self._ingress.status(device, delivery.payload, now)
         if hello is None or hello.state is DeviceState.JOINING:
             return None
+        # A retained greeting is what the device said before: nothing waits for its answer.
         greets = hello.state is DeviceState.READY and not delivery.retain
-        answer = self._gate.greeting(device, hello, now) if greets else None
-        if self._gate.withdrawn(device):
-            if delivery.retain:
-                self._put(Post(delivery.topic, b""))  # its name must not stay at the broker
-            return answer
-        before = self.devices.get(device)
-        if before is None and len(self.devices) >= self._core.bounds.devices:
-            raise WireError(f"more than {self._core.bounds.devices} devices have a status")
-        self.devices[device] = hello
-        if before is None or before.features != hello.features:
-            self._hear_inputs(device, hello, now)
-        alive = before is not None and before.state.live
-        self._come_online(int(hello.state.live) - int(alive), now)
-        if before is None or before.state is not hello.state:
-            self._tell("device", device=device, state=hello.state.value)
+        answer = self._ingress.greeting(device, hello, now) if greets else None
+        if not self._ingress.known.withdrawn(device):
+            self._follow(self._roster.take(device, hello), now)
+        elif delivery.retain:
+            self._outlet.put(Post(delivery.topic, b""))  # its name must not stay at the broker
         return answer
 
-    def _leave(self, device: str, now: float) -> None:
-        """Forget the status of a device."""
-        gone = self.devices.pop(device, None)
-        if gone is not None and gone.state.live:
-            self._come_online(-1, now)
-        if device in self._core.unlike:
-            self._compare_inputs(now)
-
-    def _come_online(self, devices: int, now: float) -> None:
-        """Count devices that have come, or gone if it is negative."""
-        self._online += devices
-        self._core.handle(ev.DevicesOnline(self._online), now)
-
-    def _hear_inputs(self, device: str, hello: Hello, now: float) -> None:
-        """Follow what a device calls its inputs."""
-        if self._inputs is None:
-            return
-        first = self._inputs.hear(device, hello.features)
-        before = set(self._core.unlike)
-        self._compare_inputs(now)
-        if first:
-            self._tell("features", features=list(self._core.features))
-            self._put(self._shelf.announcement())
-        for other in self._core.unlike.keys() - before:
-            log.warning("Nothing is taken from %s: %s.", other, self._core.unlike[other])
-            self._tell("unlike", device=other, why=self._core.unlike[other])
-
-    def _compare_inputs(self, now: float) -> None:
-        if self._inputs is not None:
-            self._core.handle(ev.InputsCompared(self._inputs.names, self._inputs.unlike(self.devices)), now)
+    def _follow(self, found: Sequence[ev.Event | ev.Announce], now: float) -> None:
+        """Let the core know of the devices. None of it brings an action."""
+        for each in found:
+            if isinstance(each, ev.Announce):
+                self.announce()
+            else:
+                self._core.handle(each, now)
 
     def forget(self, device: str, now: float) -> None:
         """Drop what is here of a device, and what the broker keeps of it."""
-        if self._inputs is not None:
-            self._inputs.forget(device)
-        self._leave(device, now)
-        self._intake.forget(device)
-        self._gate.admission.forget(device)
-        self.reports.forget(device)
-        self._put(Post(self._topics.status(device), b""))
+        self._follow(self._roster.forget(device), now)
+        self._ingress.forget(device)
+        self._witness.reports.forget(device)
+        self._outlet.put(Post(self._topics.status(device), b""))
 
-    def _settle(self, event: ev.Event, now: float) -> list[ev.Action]:
-        """What an event comes to, with its decoding done on the way."""
-        waiting: deque[ev.Event] = deque([event])
-        actions: list[ev.Action] = []
-        while waiting:
-            for action in self._core.handle(waiting.popleft(), now):
-                if isinstance(action, ev.Decode):
-                    waiting.appendleft(self._decode(action))
-                else:
-                    actions.append(action)
-        return actions
+    # --------------------------------------------------------------- the shell's host
 
-    def _decode(self, action: ev.Decode) -> ev.Event:
+    def decode(self, action: ev.Decode, now: float) -> ev.Decoded | ev.Undecodable:  # noqa: ARG002 - of the shell's hook
+        """Open an update's seal and decode it."""
         device, update, key = action.device, action.update, action.key
-        self.reports.trained(device, update.seconds)
+        self._witness.reports.trained(device, update.seconds)
+        body = self._bodies[key]
         try:
-            update, body = self._gate.opened(device, update, self._intake.body(key))
-            self._intake.replace(key, body)  # the journal keeps what can be decoded again without a key
-            delta, norm = self._engine.model.decode(update, body)
+            update = self._ingress.unseal(device, update, body)
+            delta, norm = self._engine.model.decode(update, body.raw)
         except codecs.NonFinite as error:
             return ev.Undecodable(device, update, key, Verdict.NON_FINITE, str(error))
         except WireError as error:
             return ev.Undecodable(device, update, key, Verdict.BAD_ENCODING, str(error))
         direction = self._engine.direction(self._core.strategy, delta, norm)
-        self._decoded[key] = delta, direction
+        self._bodies.decode(key, delta, direction)
         return ev.Decoded(device, update, key, norm, self._engine.agreement(direction))
 
-    # -------------------------------------------------------------------- doing
+    def commit(self, entries: Sequence[ev.Journal]) -> None:
+        """Write records into the journal."""
+        began = time.perf_counter()
+        self._engine.store.commit([Entry(entry.record, self._body(entry)) for entry in entries])
+        self._outlet.meters.commit_seconds.observe(time.perf_counter() - began)
 
-    def do(self, actions: Sequence[ev.Action], now: float, further: Sequence[Further] = ()) -> None:
-        """Commit what is to be journaled, then do the rest in order."""
-        entries = [Entry(action.record, self._body(action)) for action in actions if isinstance(action, ev.Journal)]
-        if entries:
-            began = time.perf_counter()
-            self._engine.store.commit(entries)
-            self._meters.commit_seconds.observe(time.perf_counter() - began)
-        receipts = Receipts()
-        measured: list[ev.Action] = []
-        for action in actions:
-            match action:
-                case ev.Journal(record, key):
-                    self._journaled(record, key, now)
-                case ev.Measure(lsns):
-                    measured += self._core.handle(ev.Measured(self._engine.measure(lsns)), now)
-                case ev.Examine(lsns):
-                    measured += self._core.handle(self._examine(lsns), now)
-                case ev.Announce():
-                    self._put(self._shelf.announcement())
-                case ev.Carry(record):
-                    self._carry(record, now)
-                case ev.Reply(device, outbox, hi, settled):
-                    receipts.settle(device, outbox, hi, settled)
-                    self._replied(device, settled)
-                case ev.Grant(device, update, hi):
-                    self._grant(receipts, device, update, hi, now)
-                case ev.Drop(key):
-                    self._intake.drop(key)
-                    self._decoded.pop(key, None)
-                case ev.Republish(fetch):
-                    for post in self._shelf.again(
-                        fetch.version, SERVED if fetch.channel == "serve" else fetch.span, fetch.parts
-                    ):
-                        self._put(post)
-                case ev.Decode():
-                    raise AssertionError("decoding is done while settling")
-        for item in further:
-            receipts.grant(item.device, item.outbox, self._core.hi(item.device, item.outbox), item.grant)
-        told = list(receipts.posts(self._topics, now, self._encode_receipt))
-        if told:
-            failpoint("receipts.before")
-        for post in told:
-            self._put(post)
-        if told:
-            failpoint("receipts.handed_over")
-        if measured:
-            self.do(measured, now)
-
-    def _examine(self, lsns: Sequence[int]) -> ev.Examined:
-        """Judge statistics, and tell of devices that are not like the others."""
-        names = {"input": self._core.features}
-        event, found = self._engine.examine(lsns, self._core.moments, factor=self._factor, names=names)
-        if found.off != self._off:
-            self._off = found.off
-            for device, why in found.off:
-                log.warning("The statistics of %s are not like the others': %s", device, why)
-                self._tell("statistics_off", device=device, why=why)
-        if found.constant and not event.wait:
-            log.warning("These channels never changed, and are not scaled: %s", ", ".join(found.constant[:20]))
-            self._tell("statistics_constant", channels=list(found.constant))
-        return event
-
-    def _body(self, action: ev.Journal) -> bytes | memoryview | None:
-        if action.noise:
+    def _body(self, entry: ev.Journal) -> bytes | memoryview | None:
+        if entry.noise:
+            # Drawn from the system's generator: who could foresee the noise could take it off again.
             drawn = np.random.default_rng(secrets.randbits(256)).standard_normal(self._engine.model.schema.size)
-            return (action.noise * drawn).astype("<f4").tobytes()
-        return None if action.key is None else self._intake.body(action.key)
+            return (entry.noise * drawn).astype("<f4").tobytes()
+        return None if entry.key is None else self._bodies[entry.key].raw
 
-    def _journaled(self, record: rec.Record, key: int | None, now: float) -> None:
+    def journaled(self, record: rec.Record, key: int | None, now: float) -> None:
+        """Count and tell an update, and hold it for its step if it was accepted."""
         if not isinstance(record, rec.UpdateRecord):
             return
-        self._gate.judged(record.device, record.verdict, now)
-        self._meters.verdicts[record.verdict] += 1
+        meters = self._outlet.meters
+        self._ingress.judged(record.device, record.verdict, now)
+        meters.verdicts[record.verdict] += 1
         if record.verdict == Verdict.ACCEPTED:
-            self._meters.staleness.observe(record.staleness)
+            meters.staleness.observe(record.staleness)
             assert key is not None
-            self._engine.hold(record, *self._decoded[key])
-        self._tell(
+            body = self._bodies[key]
+            assert body.delta is not None
+            self._engine.hold(record, body.delta, body.direction)
+        self._outlet.tell(
             "update",
             device=record.device,
             seq=record.seq,
@@ -334,52 +225,95 @@ class Processor:
             size=record.size,
         )
 
-    def _replied(self, device: str, settled: Sequence[Settled]) -> None:
-        """What left no record: repeats, and refusals for now."""
-        for item in settled:
-            if item.repeat:
-                self._meters.verdicts["duplicate"] += 1
-                self._tell("repeat", device=device, seq=item.seq, verdict=item.verdict.value)
-            elif not item.verdict.final or item.verdict is Verdict.FORGOTTEN:
-                self._meters.verdicts[item.verdict.value] += 1
-                self._tell("held", device=device, seq=item.seq, verdict=item.verdict.value, why=item.why)
-
-    def _carry(self, record: rec.Record, now: float) -> None:
+    def carry(self, record: rec.Record, now: float) -> None:
+        """Carry a decision out on the model, store what it made, and publish it."""
         senders = self._engine.senders(record) if isinstance(record, rec.StepRecord) else ()
         new = self._engine.carry(record)
+        put, tell = self._outlet.put, self._outlet.tell
         match record:
             case rec.StepRecord():
-                self._notices.step(record, senders, self._core.growth.damping, now)
+                self._witness.notices.step(record, senders, self._core.growth.damping, now)
                 failpoint("step.applied")
             case rec.ReleaseRecord():
                 failpoint("release.computed")
+                # In the store before at the broker: a frame that only the broker knows could never be withdrawn.
                 self._shelf.add(new)
                 failpoint("release.stored")
                 announced = 0
                 for post in self._shelf.release(new, now):
-                    self._put(post)
+                    put(post)
                     announced = len(post.payload) if post.topic == self._topics.announcement() else announced
                 step = min((len(frame.data) for frame in new if frame.version == record.version), default=0)
                 self._core.handle(ev.ReleasePublished(announced, step), now)
                 failpoint("release.handed_over")
-                self._tell("release", version=record.version, step=record.step, devices=record.devices)
+                tell("release", version=record.version, step=record.step, devices=record.devices)
             case rec.ServeRecord():
                 self._shelf.add(new)
                 failpoint("serve.stored")
                 for post in self._shelf.serve(now):
-                    self._put(post)
-                self._tell("serve", version=record.version, step=record.step)
+                    put(post)
+                tell("serve", version=record.version, step=record.step)
             case rec.FreezeRecord():
-                self._tell("freeze", devices=len(record.statistics))
+                tell("freeze", devices=len(record.statistics))
 
-    def _grant(self, receipts: Receipts, device: str, update: Update, hi: int, now: float) -> None:
-        try:
-            grant = self._intake.open(device, update, self._shelf.chunk, now)
-            why, again = "no room for it just now", 5.0
-        except WireError as error:
-            grant, why, again = None, str(error)[:400], 60.0
-        if grant is None:
-            settled = Settled(seq=update.seq, verdict=Verdict.BUSY, why=why, retry_after=again)
-            receipts.settle(device, update.outbox, hi, (settled,))
+    def measure(self, lsns: Sequence[int]) -> ev.Measured:
+        """Measure deltas on the model."""
+        return ev.Measured(self._engine.measure(lsns))
+
+    def examine(self, lsns: Sequence[int]) -> ev.Examined:
+        """Judge statistics, and tell of devices that are not like the others."""
+        tell, names = self._outlet.tell, {"input": self._core.features}
+        event, found = self._engine.examine(lsns, self._core.moments, factor=self._core.statistics_factor, names=names)
+        if found.off != self._witness.off:
+            self._witness.off = found.off
+            for device, why in found.off:
+                log.warning("The statistics of %s are not like the others': %s", device, why)
+                tell("statistics_off", device=device, why=why)
+        if found.constant and not event.wait:
+            log.warning("These channels never changed, and are not scaled: %s", ", ".join(found.constant[:20]))
+            tell("statistics_constant", channels=list(found.constant))
+        return event
+
+    def announce(self) -> None:
+        """Announce the newest version again."""
+        self._outlet.put(self._shelf.announcement())
+
+    def republish(self, fetch: Fetch) -> None:
+        """Publish chunks of a frame again."""
+        span = SERVED if fetch.channel == "serve" else fetch.span
+        for post in self._shelf.again(fetch.version, span, fetch.parts):
+            self._outlet.put(post)
+
+    def reply(self, device: str, outbox: int, hi: int, settled: Sequence[Settled]) -> None:
+        """Add to a receipt; what left no record, repeats and refusals for now, is told here."""
+        self._receipts.settle(device, outbox, hi, settled)
+        verdicts = self._outlet.meters.verdicts
+        for item in settled:
+            if item.repeat:
+                verdicts["duplicate"] += 1
+                self._outlet.tell("repeat", device=device, seq=item.seq, verdict=item.verdict.value)
+            elif not item.verdict.final or item.verdict is Verdict.FORGOTTEN:
+                verdicts[item.verdict.value] += 1
+                self._outlet.tell("held", device=device, seq=item.seq, verdict=item.verdict.value, why=item.why)
+
+    def grant(self, device: str, update: Update, hi: int, now: float) -> None:
+        """Grant chunks of an update, or say why there is no room."""
+        answer = self._ingress.reassembler.grant(device, update, self._shelf.chunk, now)
+        if isinstance(answer, Settled):
+            self._receipts.settle(device, update.outbox, hi, (answer,))
         else:
-            receipts.grant(device, update.outbox, hi, grant)
+            self._receipts.grant(device, update.outbox, hi, answer)
+
+    def drop(self, key: int) -> None:
+        """Forget a body and what was decoded from it."""
+        self._bodies.drop(key)
+
+    def flush(self, now: float) -> None:
+        """Put the receipts of the batch into the queue."""
+        told, self._receipts = list(self._receipts.posts(self._topics, now, self._encode_receipt)), Receipts()
+        if not told:
+            return
+        failpoint("receipts.before")
+        for post in told:
+            self._outlet.put(post)
+        failpoint("receipts.handed_over")

@@ -39,7 +39,7 @@ class Shelf:
         stepping_back: bool,
         encode: Callable[[Announcement], bytes] = messages.encode_announcement,
     ) -> None:
-        self._engine, self._core, self._topics = engine, core, topics
+        self._engine, self.core, self._topics = engine, core, topics
         self._encode = encode
         self.chunk = chunk
         """Bytes of a chunk's body, at most: ours, or less where the broker takes less."""
@@ -69,7 +69,7 @@ class Shelf:
             yield from self._parts(frame)
         yield self.announcement()
         yield from self._clear(now)
-        self._engine.model.forget_steps(self._core.oldest_base if self._stepping_back else self._engine.model.version)
+        self._engine.model.forget_steps(self.core.oldest_base if self._stepping_back else self._engine.model.version)
 
     def serve(self, now: float) -> Iterator[Post]:
         """The posts of a release for use: its snapshot, its announcement, and the clearing of the one before."""
@@ -77,14 +77,14 @@ class Shelf:
         yield from self._clear(now)
 
     def _served(self) -> Iterator[Post]:
-        version = self._core.served
+        version = self.core.served
         data = self._engine.store.frame(version, SERVED) if version else None
         if data is not None:
             yield from self._parts(Frame(version, SERVED, data))
             yield self._serve_announcement(version, data)
 
     def _serve_announcement(self, version: int, data: bytes) -> Post:
-        core, model = self._core, self._engine.model
+        core, model = self.core, self._engine.model
         announcement = Announcement(
             channel="serve",
             federation=self._topics.federation,
@@ -127,7 +127,7 @@ class Shelf:
 
     def announcement(self) -> Post:
         """What there is to train from, as far as it is carried out: within a batch the core may be ahead of that."""
-        core, model = self._core, self._engine.model
+        core, model = self.core, self._engine.model
         announcement = Announcement(
             federation=self._topics.federation,
             lineage=core.lineage,
@@ -164,15 +164,15 @@ class Shelf:
         ]
 
     def _listed(self) -> set[tuple[int, int]]:
-        return {(info.version, info.span) for info in self._offered()} | {(self._core.served, SERVED)}
+        return {(info.version, info.span) for info in self._offered()} | {(self.core.served, SERVED)}
 
     def _parts(self, frame: Frame) -> Iterator[Post]:
         parts = self._count(len(frame.data))
         sha256 = chunks.checksum(frame.data)
         for index, body in enumerate(chunks.cut(frame.data, chunks.part_size(len(frame.data), parts))):
             header = Part(
-                lineage=self._core.lineage,
-                generation=self._core.generation,
+                lineage=self.core.lineage,
+                generation=self.core.generation,
                 version=frame.version,
                 span=max(frame.span, 0),
                 part=index,

@@ -31,13 +31,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from aggregator.admission import Limits
-from aggregator.keeper import Keeper
-from aggregator.meters import Meters
+from aggregator.config import AggregatorConfig
+from aggregator.federation import FederationRuntime
 from aggregator.model import Model
+from aggregator.outlet import Outlet
 from aggregator.presets import balanced
 from aggregator.records import StepRecord
 from aggregator.reducer import Contribution
-from aggregator.store import Store
+from broker import Endpoint, connector
 from broker.connection import Delivery
 from wire import codecs, frames
 from wire.messages import DeviceState, Hello, Plan
@@ -118,32 +119,25 @@ def applied(size: int, codec: str, times: int, copy_ns: float, pass_ns: float) -
 
 
 def receipts(codec: str, batch: int, rounds: int) -> dict[str, Any]:
-    """The whole of `Keeper.process` for small updates on a real disk, without a network."""
+    """The whole of `FederationRuntime.process` for small updates on a real disk, without a network."""
     initial = {"w": np.zeros(10, np.float32)}
     schema, topics = Schema.of(initial), Topics("apply")
     with tempfile.TemporaryDirectory() as directory:
-        keeper = Keeper(
-            Store(directory),
-            initial,
-            schema,
-            balanced(release_interval=1.0, max_staleness=10**6, plan=Plan(codec=codec, feedback=False)),
-            topics,
-            moments=(),
-            statistics=(1, 10.0),
-            chunk=2**18,
-            memory=2**30,
-            put=lambda _: None,
-            tell=lambda *_, **__: None,
-            meters=Meters(),
+        config = AggregatorConfig(
+            connector=connector(Endpoint.parse("mqtt://localhost")),  # never connected
+            federation="apply",
+            initial=initial,
+            store=directory,
+            strategy=balanced(release_interval=1.0, max_staleness=10**6, plan=Plan(codec=codec, feedback=False)),
             limits=Limits(rate=1e6, burst=1e6, fleet_rate=1e6, fleet_burst=1e6),
         )
-        keeper.open(time.monotonic())
-        keeper.begin(time.monotonic())
+        federation = FederationRuntime(config, Outlet(lambda _: None, lambda *_, **__: None), time.monotonic())
+        federation.begin(time.monotonic())
         body = codecs.encode_delta(np.full(10, 1e-3, np.float32), schema, codec, seed=1)
         names = [f"d{number}" for number in range(batch)]
         for number, name in enumerate(names):
             status = frames.encode(Hello(state=DeviceState.TRAINING, outbox=number + 1))
-            keeper.process([Delivery(topics.status(name), status, 1, retain=False)], time.monotonic())
+            federation.process([Delivery(topics.status(name), status, 1, retain=False)], time.monotonic())
         spans, walls = [], []
         for seq in range(1, rounds + 1):
             deliveries = []
@@ -153,9 +147,9 @@ def receipts(codec: str, batch: int, rounds: int) -> dict[str, Any]:
                     "outbox": number + 1,
                     "first": seq,
                     "seq": seq,
-                    "lineage": keeper.core.lineage,
+                    "lineage": federation.core.lineage,
                     "generation": 0,
-                    "base": keeper.core.version,
+                    "base": federation.core.version,
                     "schema_hash": schema.hash,
                     "codec": codec,
                     "size": len(body),
@@ -165,11 +159,11 @@ def receipts(codec: str, batch: int, rounds: int) -> dict[str, Any]:
                 }
                 deliveries.append(Delivery(topics.update(name), frames.encode(header, body), 1, retain=False))
             began, wall = time.process_time_ns(), time.perf_counter_ns()
-            keeper.process(deliveries, time.monotonic())
+            federation.process(deliveries, time.monotonic())
             spans.append((time.process_time_ns() - began) / batch)
             walls.append((time.perf_counter_ns() - wall) / batch)
-        accepted = keeper.core.counts["accepted"]
-        keeper.close()
+        accepted = federation.core.counts["accepted"]
+        federation.close()
     if accepted != batch * rounds:
         raise RuntimeError(f"{accepted} of {batch * rounds} updates were accepted")
     about = {"codec": codec, "batch": batch, "cpu_us": round(median(spans) / 1e3, 1)}

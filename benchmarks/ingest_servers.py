@@ -31,6 +31,7 @@ async def aggregate(what: dict[str, Any]) -> dict[str, Any]:
     import numpy as np  # noqa: PLC0415 - each role loads what it needs
 
     from aggregator.admission import Limits  # noqa: PLC0415
+    from aggregator.config import AggregatorConfig  # noqa: PLC0415
     from aggregator.presets import balanced  # noqa: PLC0415
     from aggregator.service import Aggregator  # noqa: PLC0415
     from wire.messages import Plan  # noqa: PLC0415
@@ -39,12 +40,14 @@ async def aggregate(what: dict[str, Any]) -> dict[str, Any]:
         release_interval=what["release_interval"], max_staleness=10**6, plan=Plan(codec=what["codec"], feedback=False)
     )
     server = Aggregator(
-        connector(Endpoint.parse(what["url"])),
-        federation=what["federation"],
-        initial={"w": np.random.default_rng(0).normal(size=what["params"]).astype(np.float32)},
-        store=what["store"],
-        strategy=strategy,
-        limits=Limits(rate=1e6, burst=1e6, fleet_rate=1e6, fleet_burst=1e6),
+        AggregatorConfig(
+            connector=connector(Endpoint.parse(what["url"])),
+            federation=what["federation"],
+            initial={"w": np.random.default_rng(0).normal(size=what["params"]).astype(np.float32)},
+            store=what["store"],
+            strategy=strategy,
+            limits=Limits(rate=1e6, burst=1e6, fleet_rate=1e6, fleet_burst=1e6),
+        )
     )
     serving = asyncio.create_task(server.serve())
     stopping = asyncio.create_task(ended())

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from aggregator.config import AggregatorConfig
 from aggregator.presets import fedbuff
 from aggregator.service import Aggregator
 from broker import Endpoint, connector
@@ -63,13 +64,15 @@ def main() -> None:
     if arguments.byte_rate is not None:
         strategy = replace(strategy, byte_rate=arguments.byte_rate)
     server = Aggregator(
-        connector(Endpoint.parse(arguments.url)),
-        federation=arguments.federation,
-        initial={"w": rng.normal(size=arguments.parameters).astype(np.float32)},
-        roles={"w": "trained"},
-        strategy=strategy,
-        store=arguments.store,
-        on_event=tell,
+        AggregatorConfig(
+            connector=connector(Endpoint.parse(arguments.url)),
+            federation=arguments.federation,
+            initial={"w": rng.normal(size=arguments.parameters).astype(np.float32)},
+            roles={"w": "trained"},
+            strategy=strategy,
+            store=arguments.store,
+            on_event=tell,
+        )
     )
     asyncio.run(serve(server))
 

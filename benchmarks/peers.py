@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from aggregator.config import AggregatorConfig
 from aggregator.presets import balanced, fedasync
 from aggregator.service import Aggregator
 from aggregator.strategy import Strategy
@@ -67,13 +68,15 @@ async def midge(task: ModuleType, strategy: Strategy, target: float, limit: floa
     with tempfile.TemporaryDirectory() as directory:
         async with local_broker(directory=Path(directory)) as broker:
             server = Aggregator(
-                connector(broker.endpoint),
-                federation="peers",
-                initial=dict(zip(NAMES, task.init_mlp(), strict=True)),
-                store=Path(directory) / "store",
-                strategy=strategy,
-                evaluate=evaluate,
-                on_event=listen,
+                AggregatorConfig(
+                    connector=connector(broker.endpoint),
+                    federation="peers",
+                    initial=dict(zip(NAMES, task.init_mlp(), strict=True)),
+                    store=Path(directory) / "store",
+                    strategy=strategy,
+                    evaluate=evaluate,
+                    on_event=listen,
+                )
             )
             devices = [
                 Device(

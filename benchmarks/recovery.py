@@ -25,13 +25,15 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from aggregator.keeper import CHECKPOINT_RECORDS, Keeper  # noqa: E402
-from aggregator.meters import Meters  # noqa: E402
+from aggregator.config import CHECKPOINT_RECORDS, AggregatorConfig  # noqa: E402
+from aggregator.federation import FederationRuntime  # noqa: E402
 from aggregator.outgoing import Post  # noqa: E402
+from aggregator.outlet import Outlet  # noqa: E402
 from aggregator.presets import fedasync  # noqa: E402
 from aggregator.staleness import constant  # noqa: E402
 from aggregator.store import Store  # noqa: E402
 from aggregator.strategy import Strategy  # noqa: E402
+from broker import Endpoint, connector  # noqa: E402
 from broker.connection import Delivery  # noqa: E402
 from broker.local import local_broker  # noqa: E402
 from iot_client.outbox import Outbox  # noqa: E402
@@ -86,7 +88,7 @@ def update(lineage: bytes, schema: Schema, *, outbox: int, seq: int, base: int, 
 
 
 class Mill:
-    """A keeper that is fed with updates of twenty devices, as fast as it takes them."""
+    """A federation that is fed with updates of twenty devices, as fast as it takes them."""
 
     def __init__(self, directory: Path, *, checkpoint_records: int, release_interval: float) -> None:
         parameters = {"x": np.zeros(PARAMETERS, np.float32)}
@@ -94,21 +96,19 @@ class Mill:
         self.withdrawn: list[tuple[int, int]] = []
         self.seq = [0] * 20
         self.now = 0.0
-        self.keeper = Keeper(
-            Store(directory),
-            parameters,
-            self.schema,
-            replace(strategy(release_interval), byte_rate=0.0),
-            self.topics,
-            moments=(),
-            statistics=(0, 0.0),
-            chunk=256 * 1024,
+        self.config = AggregatorConfig(
+            connector=connector(Endpoint.parse("mqtt://localhost")),  # never connected
+            federation="f",
+            initial=parameters,
+            store=directory,
+            strategy=replace(strategy(release_interval), byte_rate=0.0),
             memory=2**20,
             checkpoint_records=checkpoint_records,
-            put=self._put,
-            tell=lambda *_, **__: None,
-            meters=Meters(),
         )
+
+    def open(self) -> None:
+        """Rebuild what the store holds."""
+        self.federation = FederationRuntime(self.config, Outlet(self._put, lambda *_, **__: None), 0.0)
 
     def _put(self, post: Post) -> None:
         if post.withdraws is not None:
@@ -116,7 +116,7 @@ class Mill:
 
     def feed(self, count: int, rng: np.random.Generator) -> None:
         deliveries = []
-        core = self.keeper.core
+        core = self.federation.core
         for number in range(count):
             device = number % 20
             self.seq[device] += 1
@@ -125,31 +125,31 @@ class Mill:
             header = update(core.lineage, self.schema, outbox=1, seq=seq, base=core.version, body=body, first=seq)
             deliveries.append(Delivery(self.topics.update(f"d{device}"), frames.encode(header, body), 1, False))
         self.now += 0.001 * count
-        self.keeper.process(deliveries, self.now)
+        self.federation.process(deliveries, self.now)
         gone, self.withdrawn = self.withdrawn, []
         for frame in gone:
-            self.keeper.withdrawn(frame, self.now)
+            self.federation.withdrawn(frame, self.now)
 
 
 def replay(records: str, release_interval: str) -> dict[str, float]:
     """Fill a journal to so many records, and open it again."""
     with tempfile.TemporaryDirectory() as directory:
         mill = Mill(Path(directory), checkpoint_records=10**9, release_interval=float(release_interval))
-        mill.keeper.open(0.0)
-        mill.keeper.begin(0.0)
+        mill.open()
+        mill.federation.begin(0.0)
         rng = np.random.default_rng(0)
         began = time.perf_counter()
-        while mill.keeper.core.lsn < int(records):
+        while mill.federation.core.lsn < int(records):
             mill.feed(min(BATCH, int(records)), rng)
         filled = time.perf_counter() - began
-        digest, lsn = mill.keeper.engine.model.digest(), mill.keeper.core.lsn
-        mill.keeper.store.close()
+        digest, lsn = mill.federation.engine.model.digest(), mill.federation.core.lsn
+        mill.federation.store.close()
         again = Mill(Path(directory), checkpoint_records=10**9, release_interval=float(release_interval))
         began = time.perf_counter()
-        again.keeper.open(0.0)
+        again.open()
         seconds = time.perf_counter() - began
-        assert again.keeper.engine.model.digest() == digest
-        again.keeper.store.close()
+        assert again.federation.engine.model.digest() == digest
+        again.federation.store.close()
     return {"records": lsn, "seconds": round(seconds, 3), "updates_per_second_before": round(sum(mill.seq) / filled)}
 
 
@@ -158,8 +158,8 @@ def memory() -> dict[str, float]:
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as directory:
         mill = Mill(Path(directory), checkpoint_records=CHECKPOINT_RECORDS, release_interval=0.02)
-        mill.keeper.open(0.0)
-        mill.keeper.begin(0.0)
+        mill.open()
+        mill.federation.begin(0.0)
         rng = np.random.default_rng(0)
         for mark in MEMORY_AT:
             while sum(mill.seq) < mark:
@@ -167,7 +167,7 @@ def memory() -> dict[str, float]:
             gc.collect()
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             found[str(mark)] = round(pages * 4096 / 2**20, 1)
-        mill.keeper.close()
+        mill.federation.close()
     return found
 
 

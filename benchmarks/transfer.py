@@ -27,6 +27,7 @@ CHILD = """
 import asyncio, json, resource, sys
 import numpy as np
 from dataclasses import replace
+from aggregator.config import AggregatorConfig
 from aggregator.service import Aggregator
 from aggregator.presets import fedbuff
 from broker import Endpoint, connector
@@ -48,8 +49,9 @@ if role == "aggregator":
     rng = np.random.default_rng(0)
     model = {"w": rng.normal(size=size).astype(np.float32)}
     strategy = replace(fedbuff(1), release_floor=1, plan=Plan(codec="float32", feedback=False))
-    Aggregator(connector(Endpoint.parse(url)), federation="f", initial=model, strategy=strategy,
-               roles={"w": "averaged"}, store=path, on_event=tell).run()
+    config = AggregatorConfig(connector=connector(Endpoint.parse(url)), federation="f", initial=model,
+                              strategy=strategy, roles={"w": "averaged"}, store=path, on_event=tell)
+    Aggregator(config).run()
 else:
     async def train(parameters, plan):
         if train.done:

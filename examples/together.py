@@ -3,6 +3,7 @@
 import asyncio
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import midge
@@ -40,7 +41,7 @@ async def _run(aggregator, devices, seconds, enough, directory):
     async with local_broker(directory=directory) as broker:
         url = f"mqtt://127.0.0.1:{broker.endpoint.port}"
         server = aggregator(url, directory / "store")
-        server.listen(listen)
+        server.config = replace(server.config, on_event=listen)
         serving = asyncio.create_task(server.serve())
         fleet = devices(url)
         training = [asyncio.create_task(device.serve()) for device in fleet]

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from aggregator.config import AggregatorConfig
 from aggregator.presets import fedasync
 from aggregator.service import Aggregator
 from aggregator.staleness import constant
@@ -100,8 +101,8 @@ class Books:
 def app() -> Aggregator:
     """The aggregator, as MIDGE_LEDGER describes it; at localhost unless `midge aggregate --broker` names another."""
     books = Books.parse(os.environ.get(VARIABLE, ""))
-    return Aggregator(
-        connector(Endpoint.parse("mqtt://localhost:1883")),
+    config = AggregatorConfig(
+        connector=connector(Endpoint.parse("mqtt://localhost:1883")),
         federation=books.federation,
         initial={"x": np.zeros(books.places, np.float32)},
         strategy=books.strategy,
@@ -109,6 +110,7 @@ def app() -> Aggregator:
         chunk=books.chunk,
         checkpoint_records=books.checkpoint,
     )
+    return Aggregator(config)
 
 
 # ------------------------------------------------------------------------ devices

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from aggregator.config import AggregatorConfig
 from aggregator.service import Aggregator
 from aggregator.store import StoreError
 from broker import BrokerError, connector
@@ -30,8 +31,8 @@ def make(
             event |= {"counts": dict(aggregator.core.counts), "digest": aggregator.model.state.digest().hex()}
         tell(event)
 
-    aggregator = Aggregator(
-        connector(broker.endpoint()),
+    config = AggregatorConfig(
+        connector=connector(broker.endpoint()),
         federation=setting.federation,
         root=setting.root,
         initial=model.initial,
@@ -44,6 +45,7 @@ def make(
         evaluate=lambda parameters: model.evaluate(parameters, data.test),
         on_event=tell_all,
     )
+    aggregator = Aggregator(config)
     return aggregator
 
 

@@ -1,12 +1,13 @@
 """`midge aggregate module:attribute`: serve a federation."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from midge.commands.apps import load_app
 from midge.commands.parts import Problem, Subparsers, server_side, user_errors
-from midge.commands.places import add_place, move
+from midge.commands.places import add_place, moved
 from midge.commands.telling import printer
 from midge.running import run_until_interrupted
 
@@ -48,26 +49,27 @@ def run(args: argparse.Namespace) -> int:
     with server_side():
         from aggregator.service import Aggregator  # noqa: PLC0415 - an extra
     app = load_app(args.app, Aggregator, "a midge.Aggregator")
-    bundle = move(app, args)
-    key = args.release_key or (None if bundle is None else bundle.release_private_key)
-    if key or args.raise_epoch:
-        with user_errors():
-            app.sign(key, raise_epoch=args.raise_epoch)
+    fields, bundle = moved(app, args)
+    if key := args.release_key or (None if bundle is None else bundle.release_private_key):
+        fields["release_key"] = key
+    if args.raise_epoch:
+        fields["raise_epoch"] = True
+    if args.replace:
+        fields["replace"] = True
     if args.features is not None:
-        with user_errors():
-            app.name_inputs([name.strip() for name in args.features.split(",") if name.strip()])
-    app.replace = app.replace or args.replace
-    app.listen(printer(as_json=args.json))
+        fields["features"] = [name.strip() for name in args.features.split(",") if name.strip()]
+    with user_errors():
+        app.config = replace(app.config, **fields, on_event=printer(as_json=args.json))
     if args.metrics is not None:
         _serve_metrics(app, args.metrics)
     run_until_interrupted(app)
-    path = Path(args.model) if args.model else app.store.directory / "model.safetensors"
+    path = Path(args.model) if args.model else app.config.directory / "model.safetensors"
     try:
         app.export(path)
     except OSError as error:
         raise Problem(
             f"The model cannot be written to {path} ({error.strerror or error}): it is safe in the store "
-            f"{app.store.directory}; start again with another --model."
+            f"{app.config.directory}; start again with another --model."
         ) from error
     if not args.json:
         print(f"Stopped at version {app.core.version}. The model is in {path}.")

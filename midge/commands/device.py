@@ -10,7 +10,7 @@ from midge.commands.apps import load_app
 from midge.commands.gateway import add_gateway, gateway
 from midge.commands.guest import add_guest, make_guest
 from midge.commands.parts import Problem, Subparsers, user_errors
-from midge.commands.places import add_place, move
+from midge.commands.places import add_place, moved
 from midge.commands.telling import printer
 from midge.running import run_until_interrupted
 from wire.topics import check_name
@@ -72,7 +72,9 @@ def _app(args: argparse.Namespace) -> Device:
 
 def take_part(args: argparse.Namespace, app: Device) -> int:
     """Move the device to where the options say, and run it until interrupted."""
-    bundle = move(app, args)
+    fields, bundle = moved(app, args)
+    with user_errors():
+        app.config = replace(app.config, **fields)
     name = args.name or (bundle and bundle.name)
     if name and (name != app.name or (args.name and args.app)):
         with user_errors():

@@ -1,13 +1,11 @@
 """Where an app of the user's takes part: as its program says, at another broker, or as a bundle says."""
 
 import argparse
-from dataclasses import replace
 from typing import Any
 
 from broker import Endpoint, connector
 from broker.bundles import Bundle
-from midge.commands.parts import Parser, Problem, add_bundle, add_tls, read_config, read_endpoint, user_errors
-from wire.topics import Topics
+from midge.commands.parts import Parser, Problem, add_bundle, add_tls, read_config, read_endpoint
 
 
 def add_place(parser: Parser) -> None:
@@ -20,12 +18,21 @@ def add_place(parser: Parser) -> None:
     )
 
 
-def move(app: Any, args: argparse.Namespace) -> Bundle | None:
-    """Put the app where the options say, and see that it is a safe place.
+def moved(app: Any, args: argparse.Namespace) -> tuple[dict[str, Any], Bundle | None]:
+    """What the options say of where an app takes part, as fields of its config, if it is a safe place.
 
     Raises:
         Problem: nothing secures what would leave this machine.
     """
+    bundle, endpoint = _place(app, args)
+    fields: dict[str, Any] = {} if endpoint is None else {"connector": connector(endpoint)}
+    if bundle is not None:
+        fields |= {"federation": bundle.topics.federation, "root": bundle.topics.root}
+    return fields, bundle
+
+
+def _place(app: Any, args: argparse.Namespace) -> tuple[Bundle | None, Endpoint | None]:
+    """The bundle that is named, and the broker's address if it is another than the app's."""
     bundle = None
     endpoint: Endpoint | None = getattr(app, "endpoint", None)  # an app may have a connector of its own
     if args.config is not None:
@@ -34,7 +41,7 @@ def move(app: Any, args: argparse.Namespace) -> Bundle | None:
     elif args.broker:
         endpoint = read_endpoint(args, args.broker)
     if endpoint is None:
-        return None
+        return None, None
     if endpoint.exposed and not args.insecure:
         raise Problem(
             f"{endpoint} is another machine, and without TLS whoever is in between reads and changes everything: use "
@@ -43,19 +50,4 @@ def move(app: Any, args: argparse.Namespace) -> Bundle | None:
     if endpoint.tls is None and not args.json:
         where = "another machine" if endpoint.exposed else "this machine only"
         print(f"Without TLS, to {endpoint}: for trying things out on {where}.", flush=True)
-    if args.config is not None or args.broker:
-        _move_to(app, endpoint, None if bundle is None else bundle.topics)
-    return bundle
-
-
-def _move_to(app: Any, endpoint: Endpoint, topics: Topics | None) -> None:
-    changes: dict[str, Any] = {"connector": connector(endpoint)}
-    if topics is not None:
-        changes |= {"federation": topics.federation, "root": topics.root}
-    if hasattr(app, "config"):
-        with user_errors():
-            app.config = replace(app.config, **changes)
-        return
-    app.connector = changes["connector"]
-    if topics is not None:
-        Topics.__init__(app.topics, topics.federation, topics.root)
+    return bundle, endpoint if args.config is not None or args.broker else None

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from aggregator.config import AggregatorConfig, Listener
 from aggregator.export import write_model
-from aggregator.service import Aggregator, Listener
+from aggregator.service import Aggregator
 from broker import Connector, Endpoint, connector
 from sensor_fleet.live.setting import VARIABLE, Live
 from sensor_fleet.server import main, tell
@@ -28,8 +29,8 @@ def make(live: Live, connect: Connector, store: Path, listener: Listener | None 
     """The aggregator of a fleet in scaled time. Statistics are pooled beforehand, as for a virtual fleet."""
     _, data, model, strategy = live.loaded()
     initial, roles = beginning(model, data)
-    return Aggregator(
-        connect,
+    config = AggregatorConfig(
+        connector=connect,
         federation=live.federation,
         initial=initial,
         roles=roles,
@@ -38,6 +39,7 @@ def make(live: Live, connect: Connector, store: Path, listener: Listener | None 
         evaluate=lambda parameters: model.evaluate(parameters, data.test),
         on_event=listener,
     )
+    return Aggregator(config)
 
 
 def app() -> Aggregator:

@@ -21,6 +21,8 @@ from aggregator.core import AggregatorCore, Bounds
 from aggregator.engine import Engine
 from aggregator.merging import listed
 from aggregator.model import KEYFRAME_BITS, Frame, Model
+from aggregator.reassembly import UpdateReassembler, Whole
+from aggregator.shell import Shell
 from aggregator.store import Store
 from aggregator.strategy import Strategy
 from iot_client.session import reread
@@ -28,9 +30,10 @@ from sensor_fleet.simulation import headers
 from sensor_fleet.simulation.clock import Clock
 from sensor_fleet.simulation.coding import Said
 from sensor_fleet.simulation.shards import Start
-from wire import lineage, messages
+from wire import chunks, lineage, messages
+from wire.chunks import Assembly
 from wire.lineage import State
-from wire.messages import Announcement, FrameInfo, Settled, Update, Verdict
+from wire.messages import Announcement, Chunk, Fetch, FrameInfo, Grant, Moment, Settled, Statistics, Update, Verdict
 from wire.schema import Parameters, Schema, Vector
 
 _STAMPED: dict[str, Any] = {
@@ -46,6 +49,10 @@ SNAPSHOTS = 2
 
 Reply = Callable[[str, int, int, tuple[Settled, ...]], None]
 """Told of a device, an outbox, its hi, and what is settled."""
+Granted = Callable[[str, int, int, Grant], None]
+"""Told of a device, an outbox, its hi, and the chunks that it may send."""
+ONE_CHUNK = 2**28
+"""Bytes of a chunk by which every update goes in one message."""
 
 
 class Tamper(Protocol):
@@ -138,8 +145,24 @@ class Taken:
         self.weight.append(weight)
 
 
+class _Counted(Assembly):
+    """Chunks that have come of an update, without their bytes: a fleet's would not fit into the memory."""
+
+    def add(self, part: int, data: object) -> bool:  # noqa: ARG002 - nothing to keep
+        if not self.misses(part):
+            return False
+        self._missing.discard(part)
+        return True
+
+    def whole(self) -> memoryview:
+        return memoryview(b"")
+
+
 class Server:
-    """One aggregator on virtual time."""
+    """One aggregator on virtual time: the host of the shell, as `aggregator.processor` is in a process.
+
+    What a device says comes by `greeted`, `arrived`, `offered` and then `chunk`, `statistics` and `fetch_asked`.
+    """
 
     def __init__(
         self,
@@ -154,24 +177,35 @@ class Server:
         reply: Reply,
         released: Callable[[Published], None],
         tamper: Tamper | None = None,
+        granted: Granted | None = None,
+        republished: Callable[[Fetch], None] | None = None,
+        chunk: int = ONE_CHUNK,
+        memory: int = 2**30,
+        moments: Sequence[Moment] = (),
+        statistics_devices: int = 5,
     ) -> None:
         refuse_noise(strategy, schema)
         self._clock = clock
         self._tamper = tamper
         self._places = places
         self._reply, self._released = reply, released
+        self._granted, self._republished = granted, republished
+        self._chunk = chunk
         self.core = AggregatorCore(
             strategy,
             lineage=hashlib.sha256(f"simulation/{seed}".encode()).digest()[:16],
             schema_hash=schema.hash,
+            moments=moments,
+            statistics_devices=statistics_devices,
             bounds=Bounds.of(schema),
         )
+        self.shell = Shell(self.core, self)
         self.model: Model = (Model if framed else Bare).of(initial, schema)
         self.model.keeps_past = strategy.form == "mixing"
         self._frames: dict[tuple[int, int], int] | None = {} if framed else None
         """Bytes of each frame that is on offer, by version and span."""
-        self._noise = _Noise(schema.size, seed)
-        self.engine = Engine(self.model, cast("Store", self._noise))
+        self._journal = _Journal(schema.size, seed)
+        self.engine = Engine(self.model, cast("Store", self._journal))
         self.published: deque[Published] = deque(maxlen=KEPT)
         """The newest versions, oldest first."""
         self.taken = Taken()
@@ -179,7 +213,11 @@ class Server:
         """Bytes of announcements that devices have heard, all together, and of those that they have read again."""
         self.refused: Counter[str] = Counter()
         """Refused updates, by verdict."""
-        self._said: dict[int, Said] = {}
+        self._bodies: dict[int, _Body] = {}
+        """What an update or statistics hold, until they are decided on."""
+        self._offers: dict[str, Said] = {}
+        """What devices have offered to send in chunks."""
+        self._reassembler = UpdateReassembler(budget=memory, dropped=Counter(), assembly=_Counted)
         self._key = self._announced = 0
         self._heard = self._read = 0.0
         self.weighs = 0
@@ -187,13 +225,13 @@ class Server:
         self._due: float | None = None
 
     def start(self) -> None:
-        self._carry_out(self.core.start(self._clock.now))
+        self.shell.carry_out(self.core.start(self._clock.now), self._clock.now)
         self._wake()
 
     # ------------------------------------------------------------------ messages
 
     def greeted(self, device: str, outbox: int, first: int) -> None:
-        self._handle(ev.Greeted(device, outbox, first))
+        self.shell.handle(ev.Greeted(device, outbox, first), self._clock.now)  # it moves no timer
 
     def arrived(self, device: str, update: Update, said: Said) -> None:
         if self._tamper is not None:
@@ -205,69 +243,111 @@ class Server:
 
     def inject(self, device: str, update: Update, said: Said) -> None:
         """Take a message in as it is."""
+        self._handle(ev.Arrived(device, update, self._keep(_Body(said))))
+
+    def offered(self, device: str, update: Update, said: Said) -> None:
+        """Take the header of an update that is to come in chunks; `granted` is called with those to send."""
+        self._offers[device] = said
+        self._handle(ev.Offered(device, update))
+
+    def chunk(self, device: str, chunk: Chunk) -> None:
+        """Take one chunk of what was offered; the last one is the update's arrival."""
+        come = self._reassembler.add(device, chunk, memoryview(b""), self._clock.now)
+        if isinstance(come, Whole):
+            self.arrived(device, come.update, self._offers.pop(device))
+        elif come is not None:
+            hi = self.core.hi(device, come.outbox)
+            self.shell.carry_out([ev.Grant(device, come, hi)], self._clock.now)
+
+    def statistics(self, device: str, statistics: Statistics, body: bytes) -> None:
+        """Take a device's moments in."""
+        key = self._keep(_Body(packed=body))
+        self._handle(ev.StatisticsArrived(device, statistics, key, chunks.checksum(body)))
+
+    def fetch_asked(self, device: str, fetch: Fetch) -> None:
+        """A device did not find a frame: `republished` is called with what is on offer."""
+        self.shell.handle(ev.FetchAsked(device, fetch), self._clock.now)
+
+    def _keep(self, body: "_Body") -> int:
         self._key += 1
-        self._said[self._key] = said
-        self._handle(ev.Arrived(device, update, self._key))
+        self._bodies[self._key] = body
+        return self._key
 
     def _handle(self, event: ev.Event) -> None:
-        now = self._clock.now
-        actions = self.core.handle(event, now)
-        if actions and isinstance(actions[0], ev.Decode):
-            asked = actions[0]
-            said = self._said[asked.key]
-            self._direction = self.engine.direction(self.core.strategy, said.delta, said.norm)
-            agreement = self.engine.agreement(self._direction)
-            decoded = ev.Decoded(asked.device, asked.update, asked.key, said.norm, agreement)
-            actions = self.core.handle(decoded, now)
-        self._carry_out(actions)
-        if isinstance(event, ev.Greeted):
-            return  # it moves no timer
-        self._carry_out(self.core.tick(now))
+        self.shell.handle(event, self._clock.now)
+        self.shell.tick(self._clock.now)
         self._wake()
-
-    def _carry_out(self, actions: list[ev.Action]) -> None:
-        waiting = deque(self._do(actions))
-        while waiting:
-            waiting.extend(self._do(self.core.handle(waiting.popleft(), self._clock.now)))
 
     def there(self, change: int) -> None:
         """Count devices that have come online, or gone if it is negative."""
         self.core.handle(ev.DevicesOnline(self.core.steering.live + change), self._clock.now)
 
-    def _do(self, actions: list[ev.Action]) -> list[ev.Event]:
-        """Carry actions out; the events that answer them."""
-        answers: list[ev.Event] = []
-        for action in actions:
-            match action:
-                case ev.Journal(record, _, noise) if noise:
-                    self._noise.draw(record.lsn, noise)
-                case ev.Measure(lsns):
-                    answers.append(ev.Measured(self.engine.measure(lsns)))
-                case ev.Announce():
-                    self._release()
-                case ev.Journal(rec.UpdateRecord() as record, key):
-                    self._journaled(record, key)
-                case ev.Carry(rec.ServeRecord()):
-                    pass  # whoever evaluates looks for itself
-                case ev.Carry(record):
-                    frames = self.engine.carry(record)
-                    if isinstance(record, rec.ReleaseRecord):
-                        self._release(frames)
-                case ev.Reply(device, outbox, hi, settled):
-                    self._reply(device, outbox, hi, settled)
-                case ev.Drop(key):
-                    self._said.pop(key, None)
-                case _:
-                    pass
-        return answers
+    # ------------------------------------------------------------- the shell's host
 
-    def _journaled(self, record: rec.UpdateRecord, key: int | None) -> None:
+    def decode(self, action: ev.Decode, now: float) -> ev.Decoded:  # noqa: ARG002 - of the shell's hook
+        body = self._bodies[action.key]
+        said = body.said
+        assert said is not None
+        body.direction = self.engine.direction(self.core.strategy, said.delta, said.norm)
+        return ev.Decoded(action.device, action.update, action.key, said.norm, self.engine.agreement(body.direction))
+
+    def commit(self, entries: Sequence[ev.Journal]) -> None:
+        """Nothing is written, and a simulation replays nothing: only what a live engine reads again is kept."""
+        for entry in entries:
+            if entry.noise:
+                self._journal.draw(entry.record.lsn, entry.noise)
+            elif isinstance(entry.record, rec.StatisticsRecord):
+                assert entry.key is not None
+                self._journal.keep(entry.record, self._bodies[entry.key].packed)
+
+    def journaled(self, record: rec.Record, key: int | None, now: float) -> None:
+        if not isinstance(record, rec.UpdateRecord):
+            return
         if record.verdict != Verdict.ACCEPTED:
             self.refused[record.verdict] += 1
             return
         assert key is not None
-        self.engine.hold(record, self._said[key].delta, self._direction)
-        self.taken.add(self._clock.now, self._places[record.device], record.staleness, record.weight)
+        body = self._bodies[key]
+        assert body.said is not None
+        self.engine.hold(record, body.said.delta, body.direction)
+        self.taken.add(now, self._places[record.device], record.staleness, record.weight)
+
+    def carry(self, record: rec.Record, now: float) -> None:  # noqa: ARG002 - of the shell's hook
+        if isinstance(record, rec.ServeRecord):
+            return  # whoever evaluates looks for itself
+        frames = self.engine.carry(record)
+        if isinstance(record, rec.ReleaseRecord):
+            self._release(frames)
+
+    def measure(self, lsns: Sequence[int]) -> ev.Measured:
+        return ev.Measured(self.engine.measure(lsns))
+
+    def examine(self, lsns: Sequence[int]) -> ev.Examined:
+        event, _ = self.engine.examine(lsns, self.core.moments, factor=self.core.statistics_factor, names={})
+        return event
+
+    def announce(self) -> None:
+        self._release()
+
+    def republish(self, fetch: Fetch) -> None:
+        if self._republished is not None:
+            self._republished(fetch)
+
+    def reply(self, device: str, outbox: int, hi: int, settled: Sequence[Settled]) -> None:
+        self._reply(device, outbox, hi, tuple(settled))
+
+    def grant(self, device: str, update: Update, hi: int, now: float) -> None:
+        answer = self._reassembler.grant(device, update, self._chunk, now)
+        if isinstance(answer, Settled):
+            self._reply(device, update.outbox, hi, (answer,))
+        elif self._granted is not None:
+            self._granted(device, update.outbox, hi, answer)
+
+    def drop(self, key: int) -> None:
+        self._bodies.pop(key, None)
+
+    def flush(self, now: float) -> None:
+        """Nothing waits: each reply is on its way already."""
 
     # ------------------------------------------------------------------ releases
 
@@ -290,11 +370,12 @@ class Server:
             generation=core.generation,
             version=version,
             step=core.step,
-            phase="training",
+            phase="training" if core.frozen else "statistics",
             schema_hash=core.schema_hash,
             digest=bytes(16),
             frames=self._offered(version, frames),
-            chunk=2**28,
+            moments=() if core.frozen else core.moments,
+            chunk=self._chunk,
             plan=core.strategy.plan,
             participation=core.steering.participation(),
             byte_rate=0.0 if self._frames is None else core.strategy.byte_rate,
@@ -333,19 +414,37 @@ class Server:
 
     def _tick(self) -> None:
         self._due = None
-        self._carry_out(self.core.tick(self._clock.now))
+        self.shell.tick(self._clock.now)
         self._wake()
 
 
-class _Noise:
-    """In place of a store, of which a live engine reads noise only: a simulation replays nothing."""
+@dataclass(slots=True)
+class _Body:
+    """What the shell holds under one key."""
+
+    said: Said | None = None
+    """Of an update."""
+    packed: bytes = b""
+    """Of statistics."""
+    direction: Vector | None = None
+
+
+class _Journal:
+    """In place of a store: of its journal a live engine reads noise and statistics again, and nothing else."""
 
     def __init__(self, size: int, seed: int) -> None:
         self._size, self._rng = size, np.random.default_rng((seed, 3))
-        self._bodies: dict[int, bytes] = {}
+        self._noise: dict[int, bytes] = {}
+        self._statistics: dict[int, tuple[rec.StatisticsRecord, bytes]] = {}
 
     def draw(self, lsn: int, deviation: float) -> None:
-        self._bodies[lsn] = (deviation * self._rng.standard_normal(self._size)).astype("<f4").tobytes()
+        self._noise[lsn] = (deviation * self._rng.standard_normal(self._size)).astype("<f4").tobytes()
+
+    def keep(self, record: rec.StatisticsRecord, body: bytes) -> None:
+        self._statistics[record.lsn] = record, body
+
+    def record(self, lsn: int) -> rec.Record:
+        return self._statistics[lsn][0]
 
     def body(self, lsn: int) -> bytes:
-        return self._bodies.pop(lsn)
+        return self._statistics[lsn][1] if lsn in self._statistics else self._noise.pop(lsn)

@@ -1,7 +1,7 @@
 """An aggregator without a network: messages go in, posts come out, and a test may stop it between any two."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -9,12 +9,18 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from aggregator.admission import Admission, Limits
 from aggregator.core import AggregatorCore, Bounds
+from aggregator.credentials import Credentials
 from aggregator.engine import Engine, recover
+from aggregator.ingress import Bodies, Everybody, IngressFilter
 from aggregator.model import Model
 from aggregator.outgoing import Post
+from aggregator.outlet import Outlet
 from aggregator.presets import fedasync
 from aggregator.processor import Processor
+from aggregator.reassembly import UpdateReassembler
+from aggregator.roster import Roster
 from aggregator.shelf import Shelf
 from aggregator.staleness import constant
 from aggregator.store import Store
@@ -28,6 +34,8 @@ from wire.topics import Topics
 
 Vector = npt.NDArray[np.float32]
 TOPICS = Topics("f")
+OPEN = Limits(rate=None, fleet_rate=None, strikes=None)
+"""Everything is taken in."""
 EVERYTHING_COUNTS = fedasync(
     alpha=1.0, staleness=constant(), norm_limit=None, release_floor=1, form="delta", bounded=False
 )
@@ -59,11 +67,13 @@ class Rig:
         memory: int = 2**20,
         chunk: int = 1024,
         store: Store | None = None,
+        put: Callable[[Post], None] | None = None,
     ) -> None:
         parameters = parameters or {"x": np.zeros(4, np.float32)}
         schema = Schema.of(parameters, roles)
         self.store = (store or QuickStore(directory)).__enter__()
         self.posts: list[Post] = []
+        self.put = put or self.posts.append
         self.told: list[tuple[str, dict[str, Any]]] = []
         try:
             fresh = self.store.empty
@@ -81,21 +91,31 @@ class Rig:
                 Engine(Model.of(parameters, schema), self.store).checkpoint(self.core)
             self.engine = recover(self.core, self.store, schema)
             self.shelf = Shelf(self.engine, self.core, TOPICS, chunk=chunk, stepping_back=strategy.form == "mixing")
-            self.processor = Processor(
-                self.core, self.engine, self.shelf, TOPICS, put=self.put, tell=self.tell, memory=memory
+            self.outlet = Outlet(self.put, self.tell)
+            dropped = self.outlet.meters.dropped
+            self.ingress = IngressFilter(
+                Admission(OPEN),
+                Credentials(TOPICS),
+                Everybody(),
+                reassembler=UpdateReassembler(budget=memory, dropped=dropped),
+                bodies=Bodies(),
+                outlet=self.outlet,
             )
+            self.roster = Roster(None, self.outlet, self.core.bounds.devices)
+            self.processor = self.process_again()
         except BaseException:
             self.store.close()
             raise
 
-    def put(self, post: Post) -> None:
-        self.posts.append(post)
+    def process_again(self) -> Processor:
+        """A processor of what the devices have said so far."""
+        return Processor(self.engine, self.shelf, TOPICS, ingress=self.ingress, roster=self.roster, outlet=self.outlet)
 
     def tell(self, event: str, **fields: Any) -> None:
         self.told.append((event, fields))
 
     def start(self, now: float = 0.0) -> Self:
-        self.processor.do(self.core.start(now), now)
+        self.processor.shell.carry_out(self.core.start(now), now)
         return self
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """The core's promises: once, in order, told as it is, and never one device's work alone."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import assume, settings
@@ -11,6 +12,7 @@ from aggregator import events as ev
 from aggregator import records as rec
 from aggregator.core import AggregatorCore, Bounds
 from aggregator.presets import fedasync, fedbuff
+from aggregator.shell import Shell
 from aggregator.staleness import Staleness, constant, hinge, polynomial
 from aggregator.strategy import Strategy
 from wire.messages import Fetch, Moment, Settled, Statistics, Update, Verdict
@@ -99,27 +101,49 @@ class ExactlyOnce(RuleBasedStateMachine):
         self.version = 0
         self.core = new_core(strategy)
         self.saved = self.core.dump()
-        self.do(self.core.start(self.now))
+        self.shell = Shell(self.core, self)
+        self.shell.carry_out(self.core.start(self.now), self.now)
 
-    def do(self, actions: list[ev.Action]) -> None:
-        """Carry actions out, and see that each stands behind what it rests on."""
-        journaled: list[rec.Record] = []
-        for action in actions:
-            match action:
-                case ev.Journal(record):
-                    journaled.append(record)
-                    self.note(record)
-                case ev.Carry(record):
-                    assert record in journaled
-                case ev.Reply(device, outbox, hi, settled):
-                    self.hear(device, outbox, hi, settled)
-                case _:
-                    pass
-        self.journal += journaled
+    # The host of the shell: sees that each action stands behind what it rests on.
 
-    def note(self, record: rec.Record) -> None:
+    def commit(self, entries: Sequence[ev.Journal]) -> None:
+        self.journal += [entry.record for entry in entries]
+
+    def carry(self, record: rec.Record, now: float) -> None:
+        assert record in self.followed, "carried out before its record"
+
+    def decode(self, action: ev.Decode, now: float) -> ev.Decoded | ev.Undecodable:
+        device, update = action.device, action.update
+        if update.size == 0:
+            return ev.Undecodable(device, update, action.key, Verdict.BAD_ENCODING, "no")
+        return ev.Decoded(device, update, action.key, update.size / 10)
+
+    def flush(self, now: float) -> None:
+        self.followed.clear()
+
+    def drop(self, key: int) -> None:
+        pass
+
+    def announce(self) -> None:
+        pass
+
+    def measure(self, lsns: Sequence[int]) -> ev.Measured:
+        raise AssertionError("none of these strategies asks for it")
+
+    def examine(self, lsns: Sequence[int]) -> ev.Examined:
+        raise AssertionError("no statistics are sent")
+
+    def republish(self, fetch: Fetch) -> None:
+        raise AssertionError("nothing is fetched")
+
+    def grant(self, device: str, update: Update, hi: int, now: float) -> None:
+        raise AssertionError("nothing is offered")
+
+    def journaled(self, record: rec.Record, key: int | None, now: float) -> None:
         assert record.lsn == (self.journal_end + 1)
+        assert record in self.journal
         self.journal_end = record.lsn
+        self.followed.append(record)
         match record:
             case rec.UpdateRecord():
                 name = (record.device, record.outbox, record.seq)
@@ -146,8 +170,9 @@ class ExactlyOnce(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.devices: dict[int, str] = {}
+        self.followed: list[rec.Record] = []
 
-    def hear(self, device: str, outbox: int, hi: int, settled: tuple[Settled, ...]) -> None:
+    def reply(self, device: str, outbox: int, hi: int, settled: Sequence[Settled]) -> None:
         known = self.his.get((device, outbox), 0)
         for each in settled:
             decided = self.verdicts.get((device, outbox, each.seq))
@@ -193,22 +218,16 @@ class ExactlyOnce(RuleBasedStateMachine):
     def deliver(self, device: str, message: Update) -> None:
         first = self.his.get((device, message.outbox), 0) + 1
         message = message.model_copy(update={"first": min(first, message.seq)})
-        for action in self.core.handle(ev.Arrived(device, message, 1), self.now):
-            if not isinstance(action, ev.Decode):
-                self.do([action])
-            elif message.size == 0:
-                self.do(self.core.handle(ev.Undecodable(device, message, 1, Verdict.BAD_ENCODING, "no"), self.now))
-            else:
-                self.do(self.core.handle(ev.Decoded(device, message, 1, message.size / 10), self.now))
+        self.shell.handle(ev.Arrived(device, message, 1), self.now)
 
     @rule(device=st.sampled_from("abc"), outbox=st.integers(1, 2))
     def greet(self, device: str, outbox: int) -> None:
-        self.do(self.core.handle(ev.Greeted(device, outbox, 1), self.now))
+        self.shell.handle(ev.Greeted(device, outbox, 1), self.now)
 
     @rule(seconds=st.floats(0, 9))
     def wait(self, seconds: float) -> None:
         self.now += seconds
-        self.do(self.core.tick(self.now))
+        self.shell.tick(self.now)
         assert self.core.deadline is None or self.core.deadline > self.now
 
     @rule(why=st.sampled_from([None, "for a moment"]))
@@ -228,8 +247,8 @@ class ExactlyOnce(RuleBasedStateMachine):
                 core.replay(record)
         assert core.dump()["buffer"] == self.core.dump()["buffer"]
         assert core.dump()["versions"] == self.core.dump()["versions"]
-        self.core = core
-        self.do(core.start(self.now))
+        self.core, self.shell = core, Shell(core, self)
+        self.shell.carry_out(core.start(self.now), self.now)
 
     @invariant()
     def applied_once(self) -> None:

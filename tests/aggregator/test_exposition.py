@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from prometheus_client import CollectorRegistry, generate_latest
 
+from aggregator.config import AggregatorConfig
 from aggregator.exposition import Exposition
 from aggregator.meters import Histogram
 from aggregator.service import Aggregator
@@ -21,12 +22,16 @@ def scrape(aggregator: Aggregator) -> str:
 
 
 def test_the_page_before_and_while_the_store_is_open_has_no_label_for_a_device(tmp_path: Path) -> None:
-    aggregator = Aggregator(Twin().connect, federation="f", initial={"w": np.zeros(3, np.float32)}, store=tmp_path)
+    aggregator = Aggregator(
+        AggregatorConfig(
+            connector=Twin().connect, federation="f", initial={"w": np.zeros(3, np.float32)}, store=tmp_path
+        )
+    )
     assert "midge_updates_total" in scrape(aggregator)
     aggregator.open()
     for number in range(1000):
         name, payload = hello(f"pump-{number}")
-        aggregator._keeper.processor._greeted(f"pump-{number}", _delivery(name, payload), 0.0)
+        aggregator.federation.processor.process([_delivery(name, payload)], 0.0)
     page = scrape(aggregator)
     aggregator.close()
     assert 'midge_devices{state="ready"} 1000.0' in page

@@ -10,49 +10,47 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aggregator.keeper import Keeper
-from aggregator.meters import Meters
+from aggregator.config import CHECKPOINT_RECORDS, AggregatorConfig
+from aggregator.federation import FederationRuntime
 from aggregator.outgoing import Post
+from aggregator.outlet import Outlet
 from aggregator.store import BALLAST, Store, StoreFull
 from broker.connection import Delivery
+from broker.twin import Twin
 from tests import needs
 from tests.aggregator.rig import EVERYTHING_COUNTS, TOPICS, Rig, receipts
 from wire.messages import Receipt, Verdict
-from wire.schema import Schema
 
 SIZE = 4
 
 
 class Life(Rig):
-    """A keeper in place of the bare processor."""
+    """A whole federation in place of the bare processor."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, records: int = CHECKPOINT_RECORDS) -> None:
         self.posts: list[Post] = []
+        self.put = self.posts.append
         self.told: list[tuple[str, dict[str, Any]]] = []
-        parameters = {"x": np.zeros(SIZE, np.float32)}
-        self.keeper = Keeper(
-            store,
-            parameters,
-            Schema.of(parameters),
-            EVERYTHING_COUNTS,
-            TOPICS,
-            moments=(),
-            statistics=(2, 10.0),
+        config = AggregatorConfig(
+            connector=Twin().connect,
+            federation=TOPICS.federation,
+            initial={"x": np.zeros(SIZE, np.float32)},
+            store=store.directory,
+            strategy=EVERYTHING_COUNTS,
             chunk=1024,
             memory=2**20,
-            put=self.put,
-            tell=self.tell,
-            meters=Meters(),
+            checkpoint_records=records,
         )
-        self.keeper.open(0)
+        self.federation = FederationRuntime(config, Outlet(self.put, self.tell), 0, store=store)
         self.look()
 
     def look(self) -> None:
-        self.core, self.engine, self.store = self.keeper.core, self.keeper.engine, self.keeper.store
+        found = self.federation
+        self.core, self.engine, self.store = found.core, found.engine, found.store
 
     def hear(self, *messages: tuple[str, bytes], now: float = 0.0, retain: bool = False) -> list[Receipt]:
         before = len(self.posts)
-        self.keeper.process([Delivery(topic, payload, 1, retain) for topic, payload in messages], now)
+        self.federation.process([Delivery(topic, payload, 1, retain) for topic, payload in messages], now)
         self.look()
         return receipts(self.posts[before:])
 
@@ -82,7 +80,7 @@ def one_hot(seq: int) -> list[float]:
 def test_a_disk_that_is_full_from_any_write_on_loses_and_doubles_nothing(tmp_path: Path, good: int) -> None:
     store = Filling(tmp_path)
     life = Life(store)
-    life.keeper.begin(0)
+    life.federation.begin(0)
     store.left = good
     accepted: dict[int, bool] = {}
     now = 0.0
@@ -101,10 +99,10 @@ def test_a_disk_that_is_full_from_any_write_on_loses_and_doubles_nothing(tmp_pat
     np.testing.assert_array_equal(life.model.x, expected)
     assert len(accepted) >= 15, "it goes on by itself once there is room"
     digest = life.model.digest()
-    life.keeper.close(failed=True)
+    life.federation.close(failed=True)
     again = Life(Store(tmp_path))
     assert again.model.digest() == digest
-    again.keeper.close()
+    again.federation.close()
 
 
 @contextmanager
@@ -124,7 +122,7 @@ def small_disk(directory: Path, size: int) -> Iterator[Path]:
 def test_a_really_full_disk(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", BALLAST + 2**21) as disk:
         life = Life(Store(disk / "store"))
-        life.keeper.begin(0)
+        life.federation.begin(0)
         accepted: list[int] = []
         with (disk / "rubbish").open("wb", buffering=0) as rubbish:  # somebody else fills it
             while True:
@@ -147,10 +145,10 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
         assert ("room", {}) in life.told
         expected = np.sum([one_hot(seq) for seq in accepted], axis=0, dtype=np.float32)
         np.testing.assert_array_equal(life.model.x, expected)
-        life.keeper.close()
+        life.federation.close()
         again = Life(Store(disk / "store"))
         np.testing.assert_array_equal(again.model.x, expected)
-        again.keeper.close()
+        again.federation.close()
 
 
 def test_a_store_that_is_first_opened_on_a_full_disk_says_so(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """What the model's inputs are called: as the operator says, or as the first two devices agree."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from aggregator.config import AggregatorConfig
 from aggregator.inputs import Inputs
 from aggregator.presets import private
 from aggregator.privacy import Privacy
@@ -102,30 +104,35 @@ def test_what_cannot_be_is_said_where_the_federation_is_made(
 ) -> None:
     with pytest.raises(ValueError, match=match):
         Aggregator(
-            Twin().connect,
-            federation="f",
-            store=tmp_path,
-            initial=NORMALISED,
-            roles=ROLES,  # type: ignore[arg-type]
-            **arguments,  # type: ignore[arg-type]
+            AggregatorConfig(
+                connector=Twin().connect,
+                federation="f",
+                store=tmp_path,
+                initial=NORMALISED,
+                roles=ROLES,  # type: ignore[arg-type]
+                **arguments,  # type: ignore[arg-type]
+            )
         )
 
 
 def test_an_aggregator_that_asks_for_no_statistics_does_not_wait_for_them(tmp_path: Path) -> None:
     arguments = {"federation": "f", "store": tmp_path, "initial": NORMALISED, "roles": ROLES}
-    first = Aggregator(Twin().connect, moments={"input": 2}, **arguments)  # type: ignore[arg-type]
+    first = Aggregator(AggregatorConfig(connector=Twin().connect, moments={"input": 2}, **arguments))  # type: ignore[arg-type]
     first.open()
     first.close()
-    second = Aggregator(Twin().connect, **arguments)  # type: ignore[arg-type]
+    second = Aggregator(AggregatorConfig(connector=Twin().connect, **arguments))  # type: ignore[arg-type]
     with pytest.raises(Exception, match="the aggregator asks for none"):
         second.open()
 
 
 def test_a_command_can_name_the_inputs_of_an_app(tmp_path: Path) -> None:
-    app = Aggregator(Twin().connect, federation="f", store=tmp_path, initial=NORMALISED, roles=ROLES)  # type: ignore[arg-type]
+    where = {"connector": Twin().connect, "federation": "f", "store": tmp_path}
+    app = Aggregator(AggregatorConfig(**where, initial=NORMALISED, roles=ROLES))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the model has 2 inputs, features names 3: a, b, c"):
-        app.name_inputs(["a", "b", "c"])
-    app.name_inputs(["a", "b"])
+        app.config = replace(app.config, features=["a", "b", "c"])
+    app.config = replace(app.config, features=["a", "b"])
     app.open()
     assert app.core.features == ("a", "b")
+    with pytest.raises(RuntimeError, match="while it serves"):
+        app.config = replace(app.config, features=[])
     app.close()

@@ -132,13 +132,13 @@ def test_the_threshold_is_of_all_bodies_together(tmp_path: Path) -> None:
 def test_a_batch_of_large_updates_is_taken_in_portions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aggregator.processor._AT_ONCE", 2 * 4 * SIZE)
     with rig(tmp_path, parameters=MODEL) as life:
-        decode, waiting = life.processor._decode, []
+        decode, waiting = life.processor.decode, []
 
-        def watched(action: Decode) -> Event:
-            waiting.append(len(life.processor._decoded))
-            return decode(action)
+        def watched(action: Decode, now: float) -> Event:
+            waiting.append(life.ingress.bodies.decoded)
+            return decode(action, now)
 
-        monkeypatch.setattr(life.processor, "_decode", watched)
+        monkeypatch.setattr(life.processor, "decode", watched)
         batch = [life.update("a", seq, np.full(SIZE, seq, np.float32), base=1) for seq in range(1, 8)]
         (*_, last) = life.hear(*batch)
         assert last.hi == 7

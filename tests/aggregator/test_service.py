@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from aggregator.config import AggregatorConfig
 from aggregator.core import Bounds
 from aggregator.service import Aggregator
 from aggregator.store import Store
@@ -16,7 +17,9 @@ INITIAL = {"x": np.zeros(4, np.float32)}
 
 
 def aggregator(store: Path, twin: Twin | None = None) -> Aggregator:
-    return Aggregator((twin or Twin()).connect, federation="f", initial=INITIAL, store=store)
+    return Aggregator(
+        AggregatorConfig(connector=(twin or Twin()).connect, federation="f", initial=INITIAL, store=store)
+    )
 
 
 def test_a_store_whose_beginning_was_cut_short_begins_again(tmp_path: Path) -> None:
@@ -24,7 +27,7 @@ def test_a_store_whose_beginning_was_cut_short_begins_again(tmp_path: Path) -> N
         store.create(Schema.of(INITIAL))  # and here the power goes, before the first checkpoint
     service = aggregator(tmp_path)
     service.open()
-    assert service.core.lineage == service.store.lineage
+    assert service.core.lineage == service.federation.store.lineage
     service.close()
 
 
@@ -32,10 +35,10 @@ def test_statuses_of_endless_devices_are_not_kept(tmp_path: Path) -> None:
     with rig(tmp_path, bounds=Bounds(devices=3)) as life:
         for number in range(10):
             life.hear(hello(f"device-{number}"))
-        assert len(life.processor.devices) == 3
+        assert len(life.roster.devices) == 3
         gone = hello("device-0", state=DeviceState.LOST)
         life.hear(gone)
-        assert life.processor.devices["device-0"].state is DeviceState.LOST
+        assert life.roster.devices["device-0"].state is DeviceState.LOST
         life.hear((gone[0], b""))
         life.hear(hello("device-9"))
-        assert set(life.processor.devices) == {"device-1", "device-2", "device-9"}
+        assert set(life.roster.devices) == {"device-1", "device-2", "device-9"}

@@ -82,8 +82,8 @@ def test_a_restart_anywhere_changes_no_bit(
                 life = Rig(Path(here), strategy)  # not started: its timers are the one thing that starts over
                 life.core._buffer_since, life.core._released_at = twin.core._buffer_since, twin.core._released_at
                 life.core._served_at = twin.core._served_at
-                life.processor.devices |= twin.processor.devices  # statuses are retained, and come again
-                life.processor.take_up(life.core, life.engine, life.shelf)
+                life.roster.devices |= twin.roster.devices  # statuses are retained, and come again
+                life.processor = life.process_again()
             play(twin, number)
             play(life, number)
         assert life.state == twin.state

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aggregator.config import AggregatorConfig
 from aggregator.exposition import pages
 from aggregator.service import Aggregator
 from broker.twin import Twin
@@ -25,7 +26,11 @@ def get(aggregator: Aggregator, path: str) -> tuple[str, str]:
 def test_ready_while_updates_are_taken_in_and_alive_all_the_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    aggregator = Aggregator(Twin().connect, federation="f", initial={"w": np.zeros(3, np.float32)}, store=tmp_path)
+    aggregator = Aggregator(
+        AggregatorConfig(
+            connector=Twin().connect, federation="f", initial={"w": np.zeros(3, np.float32)}, store=tmp_path
+        )
+    )
     assert get(aggregator, "/alive") == ("200 OK", "alive\n")
     assert get(aggregator, "/ready")[0].startswith("503")  # the store is not open
     aggregator.open()

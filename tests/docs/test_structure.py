@@ -10,7 +10,7 @@ AT_MOST = {
     "import_cycles": 3,
     "broker_rooms": 38,
     "device_interpreters": 1,
-    "aggregator_interpreters": 3,
+    "aggregator_interpreters": 1,
     "atomic_writers": 1,
     "banned_words": 56,
 }

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from aggregator.config import AggregatorConfig
 from aggregator.presets import fedasync
 from aggregator.service import Aggregator
 from aggregator.staleness import constant
@@ -80,7 +81,7 @@ async def serving(*services: Service) -> AsyncIterator[None]:
 
 def aggregator(twin: Twin, store: Path, log: Log, **arguments: Any) -> Aggregator:
     arguments = {"strategy": STRATEGY, "initial": INITIAL, **arguments}
-    return Aggregator(twin.connect, federation="f", store=store, on_event=log, **arguments)
+    return Aggregator(AggregatorConfig(connector=twin.connect, federation="f", store=store, on_event=log, **arguments))
 
 
 def device(twin: Twin, name: str, log: Log, outbox: Path | None = None, train: Any = approach) -> Device:

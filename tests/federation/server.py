@@ -75,12 +75,17 @@ class Server:
     def _begin(self) -> None:
         store = MortalStore(self.directory, self.kernel, self.durable)
         try:
-            self.rig = Rig(self.directory, self.strategy, parameters=self.parameters, store=store, chunk=self.chunk)
+            self.rig = Rig(
+                self.directory,
+                self.strategy,
+                parameters=self.parameters,
+                store=store,
+                chunk=self.chunk,
+                put=self._put,
+            )
         except PowerCut:
             store.close()
             raise
-        self.rig.put = self._put  # type: ignore[method-assign]
-        self.rig.processor._put = self._put
         self.rig.start(self.kernel.now)
         for post in self.rig.shelf.everything():
             self._put(post)

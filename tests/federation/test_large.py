@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aggregator.config import AggregatorConfig
 from aggregator.presets import fedbuff
 from aggregator.service import Aggregator
 from broker import Endpoint, connector
@@ -53,14 +54,16 @@ async def test_what_came_before_a_break_is_not_sent_again(tmp_path: Path) -> Non
             )
         )
         server = Aggregator(
-            connector(broker.endpoint),
-            federation="f",
-            initial={"x": model},
-            roles={"x": "averaged"},  # said exactly, so that it hardly compresses
-            strategy=fedbuff(1, release_floor=1, plan=Plan(codec="float32", feedback=False), bounded=False),
-            store=tmp_path / "store",
-            chunk=32 * 1024,
-            on_event=log,
+            AggregatorConfig(
+                connector=connector(broker.endpoint),
+                federation="f",
+                initial={"x": model},
+                roles={"x": "averaged"},  # said exactly, so that it hardly compresses
+                strategy=fedbuff(1, release_floor=1, plan=Plan(codec="float32", feedback=False), bounded=False),
+                store=tmp_path / "store",
+                chunk=32 * 1024,
+                on_event=log,
+            )
         )
         async with serving(server, device):
             await log.until(lambda: log.of("training"))

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aggregator.config import AggregatorConfig
 from aggregator.service import Aggregator
 from broker import connector
 from broker.local import local_broker
@@ -37,15 +38,15 @@ def tell(event):
     if event["event"] == "release":
         print(event["version"], flush=True)
 
-Aggregator(
-    connector(Endpoint.parse(sys.argv[1])),
+Aggregator(AggregatorConfig(
+    connector=connector(Endpoint.parse(sys.argv[1])),
     federation="f",
     initial={"x": np.zeros(int(sys.argv[3]), np.float32)},
     strategy=replace(EVERYTHING_COUNTS, plan=Plan(codec="float32")),
     store=sys.argv[2],
     chunk=4096,
     on_event=tell,
-).run()
+)).run()
 """
 
 
@@ -122,7 +123,9 @@ async def test_an_aggregator_that_is_killed_in_mid_run(tmp_path: Path) -> None:
     assert len(settled) == len(set(settled)) == len(ledger.trained) > 50
     assert all(device.holding == 0 for device in devices)
     initial = {"x": np.zeros(PLACES, np.float32)}
-    server = Aggregator(Twin().connect, federation="f", initial=initial, store=tmp_path / "store")
+    server = Aggregator(
+        AggregatorConfig(connector=Twin().connect, federation="f", initial=initial, store=tmp_path / "store")
+    )
     server.open()
     expected = np.zeros(PLACES, np.float32)
     expected[ledger.trained] = 1

@@ -159,7 +159,7 @@ def test_an_update_of_a_device_whose_names_differ_is_refused_until_it_says_other
         return TOPICS.status("a"), frames.encode(Hello(state=DeviceState.READY, outbox=1, features=names))
 
     with rig(tmp_path) as life:
-        life.processor._inputs = Inputs(life.store, ("speed", "heat"), None)
+        life.roster._inputs = Inputs(life.store, ("speed", "heat"), None)
         life.hear(greeting("heat", "speed"))
         settled = life.send("a", 1, [1, 0, 0, 0])
         assert settled.verdict is Verdict.WRONG_SCHEMA and "in another order, heat, speed" in settled.why

@@ -18,10 +18,8 @@ from safetensors.numpy import load as load_tensors
 from aggregator import events as ev
 from aggregator.core import AggregatorCore
 from aggregator.engine import Engine
-from aggregator.intake import Further
-from aggregator.processor import Processor
-from aggregator.receipts import Receipts
 from aggregator.service import Aggregator
+from aggregator.shell import Shell
 from aggregator.store import Checkpoint, Entry, Store
 from broker.connection import Connection, Delivery
 from iot_client.memory_outbox import AnyOutbox, MemoryOutbox
@@ -99,18 +97,16 @@ def commit_one_batch_late(patch: Patch) -> None:
 
 def receipt_before_commit(patch: Patch) -> None:
     """The aggregator says that it has an update before it has."""
-    do = Processor.do
+    carry_out = Shell.carry_out
 
-    def hasty(processor: Processor, actions: Sequence[ev.Action], now: float, further: Sequence[Further] = ()) -> None:
-        receipts = Receipts()
+    def hasty(shell: Shell, actions: Sequence[ev.Action], now: float) -> None:
         for action in actions:
             if isinstance(action, ev.Reply):
-                receipts.settle(action.device, action.outbox, action.hi, action.settled)
-        for post in receipts.posts(processor._topics, now):
-            processor._put(post)
-        do(processor, actions, now, further)
+                shell.host.reply(action.device, action.outbox, action.hi, action.settled)
+        shell.host.flush(now)
+        carry_out(shell, actions, now)
 
-    patch(Processor, "do", hasty)
+    patch(Shell, "carry_out", hasty)
 
 
 def no_checkpoint_digest(patch: Patch) -> None:

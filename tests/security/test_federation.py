@@ -129,7 +129,7 @@ async def test_a_store_that_was_put_back_is_not_followed_down_and_a_raised_epoch
     log.events.clear()
     later = aggregator(twin, tmp_path / "two", log, release_key=private)
     later.open()
-    later._keeper.store.set_constant("epoch", 1)  # as if it had been made long before
+    later.federation.store.set_constant("epoch", 1)  # as if it had been made long before
     later.close()
     async with serving(aggregator(twin, tmp_path / "two", log, release_key=private), *fleet()):
         await log.until(lambda: len(log.of("untrusted")) >= 2)
@@ -165,7 +165,7 @@ async def test_the_announcement_is_issued_anew_before_it_expires(tmp_path: Path)
     twin, log = Twin(), Log()
     private, _ = write_keys(tmp_path)
     server = aggregator(twin, tmp_path / "store", log, release_key=private, announcement_lifetime=30.0)
-    server._keeper.issuer._clock = time.time  # the virtual one
+    server._issuer._clock = time.time  # the virtual one
     issued: set[float] = set()
     async with serving(server):
         while len(issued) < 3:

@@ -12,9 +12,10 @@ import pytest
 
 from aggregator import forgetting
 from aggregator.admission import Limits
-from aggregator.keeper import Keeper
-from aggregator.meters import Meters
+from aggregator.config import AggregatorConfig
+from aggregator.federation import FederationRuntime
 from aggregator.outgoing import Post
+from aggregator.outlet import Outlet
 from aggregator.presets import fedbuff
 from aggregator.replaying import replay
 from aggregator.store import Store
@@ -26,7 +27,6 @@ from tests.federation.live import Log, aggregator, device, serving
 from wire import codecs, frames
 from wire.messages import Receipt, Settled, Update, Verdict
 from wire.pseudonyms import LENGTH, pseudonym
-from wire.schema import Schema
 from wire.topics import check_name
 
 pytestmark = pytest.mark.virtual
@@ -39,41 +39,36 @@ MARK = np.frombuffer(b"SECRETBODY! " * (4 * SIZE // 12 + 1), np.float32, SIZE).c
 
 
 class Keeping:
-    """A keeper over a store, as a process has it."""
+    """A federation over a store, as a process has it."""
 
     def __init__(self, directory: Path, strategy: Any = EVERYTHING_COUNTS, **arguments: Any) -> None:
         self.posts: list[Post] = []
         self.told: list[str] = []
         self.now = 0.0
-        schema = Schema.of(MODEL)
-        self.keeper = Keeper(
-            QuickStore(directory),
-            MODEL,
-            schema,
-            strategy,
-            TOPICS,
-            moments=(),
-            statistics=(2, 1.0),
+        config = AggregatorConfig(
+            connector=Twin().connect,
+            federation=TOPICS.federation,
+            initial=MODEL,
+            store=directory,
+            strategy=strategy,
             chunk=1024,
             memory=2**20,
-            put=self.posts.append,
-            tell=lambda event, **_: self.told.append(event),
-            meters=Meters(),
             limits=Limits(rate=None),
             **arguments,
         )
-        self.keeper.open(0.0)
-        self.keeper.begin(0.0)
+        outlet = Outlet(self.posts.append, lambda event, **_: self.told.append(event))
+        self.federation = FederationRuntime(config, outlet, 0.0, store=QuickStore(directory))
+        self.federation.begin(0.0)
 
     def hear(self, *messages_: tuple[str, bytes], later: float = 0.01) -> list[Receipt]:
         self.now += later
         before = len(self.posts)
-        self.keeper.process([Delivery(topic, payload, 1, retain=False) for topic, payload in messages_], self.now)
+        self.federation.process([Delivery(topic, payload, 1, retain=False) for topic, payload in messages_], self.now)
         return receipts(self.posts[before:])
 
     def update(self, name: str, seq: int, delta: Any = MARK) -> tuple[str, bytes]:
-        core = self.keeper.core
-        body = codecs.encode_delta(np.asarray(delta, np.float32), self.keeper.engine.model.schema, "float32")
+        core = self.federation.core
+        body = codecs.encode_delta(np.asarray(delta, np.float32), self.federation.engine.model.schema, "float32")
         header = Update(
             outbox=7,
             first=seq,
@@ -115,26 +110,26 @@ def test_a_running_aggregator_forgets_within_seconds_and_nothing_of_it_is_left(t
         with_others.send(NAME, seq)
         with_others.send("other", seq, ones)
     with_others.hear(hello(NAME))
-    with_others.keeper.names.write_heard(1.0, 1)
-    model = with_others.keeper.engine.model.digest()
+    with_others.federation.names.write_heard(1.0, 1)
+    model = with_others.federation.engine.model.digest()
     assert found(tmp_path, NAME.encode())
     assert found(tmp_path, BODY)
     forgetting.ask(tmp_path, NAME)
     with_others.hear(later=3.0)
     assert found(tmp_path, NAME.encode(), BODY) == []
-    assert with_others.keeper.engine.model.digest() == model
+    assert with_others.federation.engine.model.digest() == model
     assert {"withdrawn", "erased"} <= set(with_others.told)
     assert Post(TOPICS.status(NAME), b"") in with_others.posts
     assert with_others.send(NAME, 6).verdict is Verdict.FORGOTTEN
     assert with_others.send("other", 5, ones).repeat  # exactly once, as before
     assert with_others.send("other", 6, ones).verdict is Verdict.ACCEPTED
-    model = with_others.keeper.engine.model.digest()
-    with_others.keeper.store.close()  # as SIGKILL does
+    model = with_others.federation.engine.model.digest()
+    with_others.federation.store.close()  # as SIGKILL does
     again = Keeping(tmp_path)
-    assert again.keeper.engine.model.digest() == model
+    assert again.federation.engine.model.digest() == model
     assert again.send(NAME, 1).verdict is Verdict.FORGOTTEN
     assert again.send("other", 6, ones).repeat
-    again.keeper.close()
+    again.federation.close()
     with Store(tmp_path) as store:
         assert len({way.digest for way in replay(store)}) == 1
     assert found(tmp_path, NAME.encode(), BODY) == []
@@ -147,12 +142,12 @@ def test_an_accepted_update_is_applied_before_it_is_erased(tmp_path: Path) -> No
     life.hear(later=3.0)
     assert life.send(NAME, 2).verdict is Verdict.FORGOTTEN  # at once
     assert found(tmp_path, BODY)
-    before = life.keeper.engine.model.digest()
+    before = life.federation.engine.model.digest()
     life.send("other", 1, np.ones(SIZE, np.float32))
-    assert life.keeper.engine.model.digest() != before
+    assert life.federation.engine.model.digest() != before
     life.hear(later=3.0)
     assert found(tmp_path, NAME.encode(), BODY) == []
-    life.keeper.close()
+    life.federation.close()
 
 
 def test_a_stopped_store_is_done_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,32 +155,32 @@ def test_a_stopped_store_is_done_at_once(tmp_path: Path, capsys: pytest.CaptureF
     for seq in range(1, 4):
         life.send(NAME, seq)
         life.send("other", seq)
-    model = life.keeper.engine.model.digest()
-    life.keeper.close()
+    model = life.federation.engine.model.digest()
+    life.federation.close()
     assert main(["device-forget", NAME, "--store", str(tmp_path)]) == 0
     assert "3 records" in capsys.readouterr().out
     assert found(tmp_path, NAME.encode()) == []
     again = Keeping(tmp_path)
-    assert again.keeper.engine.model.digest() == model
+    assert again.federation.engine.model.digest() == model
     assert again.send(NAME, 4).verdict is Verdict.FORGOTTEN
     assert again.send("other", 4).verdict is Verdict.ACCEPTED
-    again.keeper.close()
+    again.federation.close()
 
 
 def test_where_it_was_killed_the_next_start_does_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     life = Keeping(tmp_path)
     for seq in range(1, 4):
         life.send(NAME, seq)
-    model = life.keeper.engine.model.digest()
-    life.keeper.store.close()
+    model = life.federation.engine.model.digest()
+    life.federation.store.close()
     assert main(["device-forget", NAME, "--store", str(tmp_path)]) == 0
     assert "next start" in capsys.readouterr().out
     again = Keeping(tmp_path)
-    assert again.keeper.engine.model.digest() == model
+    assert again.federation.engine.model.digest() == model
     assert again.send(NAME, 4).verdict is Verdict.FORGOTTEN
     again.hear(later=3.0)
     assert found(tmp_path, NAME.encode()) == []
-    again.keeper.close()
+    again.federation.close()
 
 
 class Cut(BaseException):
@@ -213,19 +208,19 @@ def test_it_survives_a_power_cut_before_and_after_each_of_its_writes(
     for seq in range(1, 4):
         life.send(NAME, seq)
         life.send("other", seq)
-    model = life.keeper.engine.model.digest()
+    model = life.federation.engine.model.digest()
     forgetting.ask(tmp_path, NAME)
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, _cutting(getattr(owner, name), after=after))
         with pytest.raises(Cut):
             life.hear(later=3.0)
-    life.keeper.store.close()
+    life.federation.store.close()
     again = Keeping(tmp_path)
-    assert again.keeper.engine.model.digest() == model
+    assert again.federation.engine.model.digest() == model
     assert again.send("other", 3).repeat
     assert again.send(NAME, 4).verdict is Verdict.FORGOTTEN
     assert found(tmp_path, NAME.encode()) == []
-    again.keeper.close()
+    again.federation.close()
 
 
 def _cutting(work: Callable[..., Any], *, after: bool) -> Callable[..., Any]:
@@ -241,20 +236,20 @@ def test_who_is_silent_for_long_is_forgotten_only_where_nothing_could_count_twic
     life = Keeping(tmp_path, replace(EVERYTHING_COUNTS, max_staleness=5), retention=1000.0)
     life.send(NAME, 1)
     life.send("other", 1)
-    names, core = life.keeper.names, life.keeper.core
+    names, core = life.federation.names, life.federation.core
     names.write_heard(0.0, core.version)  # long ago
-    life.keeper._looked_for_silence = -1e9
+    life.federation._upkeep.looked_for_silence = -1e9
     life.hear(later=1.0)
     assert "silent" not in life.told  # its version can still be trained from
     for seq in range(2, 12):
         life.send("other", seq, np.ones(SIZE, np.float32))
-    life.keeper._looked_for_silence = -1e9
+    life.federation._upkeep.looked_for_silence = -1e9
     life.hear(later=1.0)
     assert "silent" in life.told
     assert found(tmp_path, NAME.encode()) == []
     stale = life.send(NAME, 2)
     assert stale.verdict is Verdict.ACCEPTED  # it is not refused, and starts over
-    life.keeper.close()
+    life.federation.close()
 
 
 def test_the_audit_log_is_a_chain_without_names(tmp_path: Path) -> None:
@@ -263,7 +258,7 @@ def test_the_audit_log_is_a_chain_without_names(tmp_path: Path) -> None:
         life.send(name, 1)
         forgetting.ask(tmp_path, name)
     life.hear(later=3.0)
-    life.keeper.close()
+    life.federation.close()
     raw = (tmp_path / forgetting.AUDIT).read_bytes().splitlines()
     lines = [json.loads(line) for line in raw]
     assert [line["what"] for line in lines] == ["withdrawn", "erased", "withdrawn", "erased"]
@@ -291,7 +286,7 @@ async def test_a_device_of_a_running_federation_is_withdrawn_and_the_others_go_o
 
 
 def test_names_that_can_be_no_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Keeping(tmp_path).keeper.close()
+    Keeping(tmp_path).federation.close()
     assert main(["device-forget", "../store.db", "--store", str(tmp_path)]) == 2
     assert "device name" in capsys.readouterr().err
     assert main(["device-forget", "a", "--store", str(tmp_path / "none")]) == 2

@@ -1,4 +1,4 @@
-"""The gate and the processor: who is answered what, and that what anybody sends in another's name settles nothing."""
+"""The ingress checks: who is answered what, and that what anybody sends in another's name settles nothing."""
 
 import hashlib
 import tracemalloc
@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from aggregator.admission import Admission, Limits
 from aggregator.credentials import Credentials, DeviceKeys
-from aggregator.gate import Gate
-from tests.aggregator.rig import TOPICS, Rig, hello, receipts
+from aggregator.ingress import Everybody
+from tests.aggregator.rig import OPEN, TOPICS, Rig, hello, receipts
 from tests.aggregator.rig import rig as plain_rig
 from tests.fuzz.payloads import MESSAGES
 from wire import chunks, frames, messages, sealing, signing
@@ -24,22 +24,25 @@ from wire.messages import Chunk, Receipt, Settled, Statistics, Update, Verdict
 
 KEY, STRANGER, RELEASE = signing.new_key(), signing.new_key(), signing.new_key()
 PRIVATE = sealing.derive(RELEASE)
-OPEN = Limits(rate=None, fleet_rate=None, strikes=None)
 ONES = np.ones(4, np.float32)
 
 
 def guard(life: Rig, limits: Limits = OPEN, *, withdrawn: tuple[str, ...] = (), **required: Any) -> Rig:
-    """Put a gate before an aggregator."""
-    processor = life.processor
-    processor._gate = Gate(
-        Admission(limits),
-        Credentials(TOPICS, **required),
-        withdrawn=lambda device: device in withdrawn,
-        heard=lambda _device: None,
-        dropped=processor._meters.dropped,
-        tell=life.tell,
-    )
+    """Say what an aggregator lets in."""
+    life.ingress.admission = Admission(limits)
+    life.ingress.credentials = Credentials(TOPICS, **required)
+    life.ingress.known = Withdrawn(withdrawn)
     return life
+
+
+class Withdrawn(Everybody):
+    """These take no part any more."""
+
+    def __init__(self, devices: tuple[str, ...]) -> None:
+        self.devices = devices
+
+    def withdrawn(self, device: str) -> bool:
+        return device in self.devices
 
 
 @contextmanager
@@ -64,7 +67,7 @@ def sole(found: list[Receipt]) -> Settled:
 
 
 def dropped(life: Rig) -> dict[str, int]:
-    return dict(life.processor._meters.dropped)
+    return dict(life.outlet.meters.dropped)
 
 
 KNOWN: dict[str, Any] = {"device_keys": DeviceKeys({"a": KEY.public})}
@@ -91,7 +94,7 @@ def test_where_all_must_sign_a_device_without_a_key_takes_no_part(tmp_path: Path
     with guarded(tmp_path, **KNOWN, require_signed=True) as life:
         assert sole(life.hear(life.update("b", 1, ONES))).verdict is Verdict.BAD_SIGNATURE
         assert life.hear(hello("b")) == []
-        assert "b" not in life.processor.devices
+        assert "b" not in life.roster.devices
         assert dropped(life) == {"bad signature": 2}
 
 
@@ -270,7 +273,7 @@ def test_a_withdrawn_device_is_told_so_for_good_and_leaves_no_trace(tmp_path: Pa
         assert life.posts[-1].topic == TOPICS.status("a")
         assert (life.posts[-1].payload, life.posts[-1].retain) == (b"", True)
         assert life.state == before
-        assert not life.processor.devices
+        assert not life.roster.devices
 
 
 # ----------------------------------------------------------------- any bytes at all
@@ -306,7 +309,7 @@ def test_any_bytes_on_any_topic_come_to_one_answer_or_one_count(
     """Whatever comes: no error, one verdict or one counted drop, and the model is as it was unless one was accepted."""
     required: list[dict[str, Any]] = [{}, KNOWN, {"seal_keys": (PRIVATE,), "require_sealed": True}]
     life = guard(long_life, Limits(strikes=3 if choice == 2 else None), **required[choice])
-    life.processor._intake._assembling.clear()
+    life.ingress.reassembler._assembling.clear()
     for topic, payload, retain in sent:
         actual = _meant_for(life, payload)
         model, before, told = life.model.digest(), sum(dropped(life).values()), len(life.posts)
@@ -365,7 +368,7 @@ def test_a_flood_takes_no_memory_that_stays(tmp_path: Path) -> None:
     limits = Limits(tracked=50)
     with guarded(tmp_path, limits) as life:
         life.core.bounds = life.core.bounds.__class__(devices=50, update=life.core.bounds.update)
-        life.core._outboxes._devices = 50
+        life.core._outboxes._devices = life.roster._most = 50
 
         def flood(start: int) -> None:
             for number in range(start, start + 300):
@@ -384,4 +387,4 @@ def test_a_flood_takes_no_memory_that_stays(tmp_path: Path) -> None:
             assert tracemalloc.get_traced_memory()[0] < 500_000
         finally:
             tracemalloc.stop()
-        assert len(life.processor.devices) <= 50
+        assert len(life.roster.devices) <= 50

@@ -32,19 +32,10 @@ CHILD = """
 import resource, sys
 import numpy as np
 from aggregator.presets import fedasync
+from aggregator.config import AggregatorConfig
 from aggregator.service import Aggregator
 from broker import Endpoint, connector
 from wire.messages import Plan
-
-server = Aggregator(
-    connector(Endpoint.parse(sys.argv[1])),
-    federation="f",
-    initial={"x": np.zeros(int(sys.argv[3]), np.float32)},
-    # A thousand devices that are none make releases rare where a rate of bytes is kept: that is not what is tried here.
-    strategy=fedasync(0.5, release_floor=2, plan=Plan(codec="float32"), byte_rate=0.0, form="delta", bounded=False),
-    store=sys.argv[2],
-    memory=8 * 2**20,
-)
 
 def tell(event):
     if event["event"] == "release":
@@ -53,7 +44,17 @@ def tell(event):
         rss = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
         print(event["version"], float(np.abs(x - 1).max()), rss, flush=True)
 
-server.listen(tell)
+server = Aggregator(AggregatorConfig(
+    connector=connector(Endpoint.parse(sys.argv[1])),
+    federation="f",
+    initial={"x": np.zeros(int(sys.argv[3]), np.float32)},
+    # A thousand devices that are none make releases rare where a rate of bytes is kept: that is not what is tried here.
+    strategy=fedasync(0.5, release_floor=2, plan=Plan(codec="float32"), byte_rate=0.0, form="delta", bounded=False),
+    store=sys.argv[2],
+    memory=8 * 2**20,
+    on_event=tell,
+))
+
 server.run()
 """
 TOPICS = Topics("f")

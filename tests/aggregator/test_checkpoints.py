@@ -1,4 +1,4 @@
-"""How often the keeper writes a checkpoint: all that comes meanwhile waits for it."""
+"""How often a federation writes a checkpoint: all that comes meanwhile waits for it."""
 
 import math
 from pathlib import Path
@@ -14,9 +14,8 @@ def test_checkpoints_go_by_records_and_of_a_busy_federation_by_the_clock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float, records: int
 ) -> None:
     """Of ten records each, at most one in a tenth of a second, and at most a hundred records behind."""
-    life = Life(Store(tmp_path))
-    monkeypatch.setattr(life.keeper, "_checkpoint_records", 10)
-    life.keeper.begin(0)
+    life = Life(Store(tmp_path), records=10)
+    life.federation.begin(0)
     written = []
     checkpoint = life.engine.checkpoint
 
@@ -30,4 +29,4 @@ def test_checkpoints_go_by_records_and_of_a_busy_federation_by_the_clock(
         life.hear(life.update("a", seq, one_hot(seq), base=1), now=3 * seq / rate)
     apart = (life.core.lsn - lsn) / len(written)
     assert math.isclose(apart, records, rel_tol=0.25)
-    life.keeper.close()
+    life.federation.close()

@@ -1,0 +1,193 @@
+"""What an aggregator is set to: a value that is checked when it is made, and never changes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from aggregator.admission import Limits
+from aggregator.averaging import refuse_noise
+from aggregator.forgetting import RETENTION
+from aggregator.issuing import LIFETIME
+from aggregator.presets import balanced
+from aggregator.statistics import FACTOR
+from aggregator.strategy import Strategy
+from broker.connection import Connector
+from wire.inputs import LONGEST, MOST, listed, sayable
+from wire.messages import Moment
+from wire.schema import Parameters, Role, Schema
+from wire.signing import PublicKey
+from wire.topics import DEFAULT_ROOT, Topics
+
+Evaluate = Callable[[dict[str, Any]], Mapping[str, float]]
+Listener = Callable[[dict[str, Any]], None]
+
+CHUNK = 256 * 1024
+"""Bytes of a chunk's body on a broker of one's own."""
+CHECKPOINT_RECORDS = 1000
+"""A restart replays as many in about a second."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AggregatorConfig:
+    """One federation and how it is served. `dataclasses.replace` makes another that is checked as well.
+
+    Args:
+        connector: how to reach the broker; `midge.Aggregator` makes it from a URL.
+        federation: the federation's name.
+        initial: the model to begin with, as a dict of arrays; a store that exists goes on from its own.
+        store: a directory of this aggregator's own.
+        strategy: when and how updates become the next model; `balanced()` by default.
+        root: the topic root.
+        roles: which tensors are not trained: name to "averaged", "local" or "frozen".
+        moments: federated statistics to ask for before training: name to number of channels. They are pooled and
+            frozen into the tensors `{name}_mean` and `{name}_scale`.
+        statistics_devices: how many devices' statistics are pooled, 2 or more; fewer after `statistics_deadline`
+            seconds, but never one device's alone.
+        statistics_deadline: seconds after which the statistics of fewer devices do.
+        statistics_factor: devices whose values are further from the others' than this many times the usual spread, or
+            spread wider than that, are left out and named; None takes them.
+        features: names of the model's inputs, in order. A device whose own differ does not train, and nothing is taken
+            from it. None learns them from the first two devices that agree; an empty list compares nothing.
+        evaluate: called with all tensors by name after a release, in a thread; returns numbers for people.
+        on_event: called with a dict for each event.
+        chunk: bytes of a chunk's body; less where the broker takes less. A broker of MQTT 3.1.1 does not say what it
+            takes: give `wire.chunks.CLOUD`, 120 KiB, where it is a cloud service.
+        memory: bytes that updates may take which come in chunks and are not yet whole.
+        keepalive: seconds between signs of life to the broker.
+        checkpoint_records: records of the journal after which a checkpoint is written: each update makes one, each step
+            and each release another. Above a hundred a second it goes by the clock, up to ten times as many. A restart
+            replays those since the last.
+        replace: take the topics over from another lineage.
+        release_key: the file of the Ed25519 private key that signs announcements and receipts, PEM; with it devices may
+            seal their updates to us. None signs nothing.
+        announcement_lifetime: seconds that an announcement is good for on a device that pins the key: so long a broker
+            can hold back newer ones unseen. It is reissued after a quarter of them.
+        raise_epoch: let devices follow to a lower version, or to this store after another one, once.
+        device_keys: the devices' public keys by name, or a directory of `NAME.pub` or `NAME.crt` files; a device whose
+            key is there must sign what it sends.
+        require_signed: take nothing from a device whose key is not there.
+        require_sealed: take no update that is not sealed.
+        limits: how much devices may send, and when one is in quarantine.
+        retention: seconds without a word after which what names a device is erased, where none of its updates could be
+            counted a second time if it came again; None keeps it.
+
+    Raises:
+        ValueError: what is given cannot be, or does not go together.
+    """
+
+    connector: Connector
+    federation: str
+    initial: Parameters = field(repr=False)
+    store: str | Path
+    strategy: Strategy = field(default_factory=balanced)
+    root: str = DEFAULT_ROOT
+    roles: Mapping[str, Role] | None = None
+    moments: Mapping[str, int] | None = None
+    statistics_devices: int = 5
+    statistics_deadline: float = 10.0
+    statistics_factor: float | None = FACTOR
+    features: Sequence[str] | None = None
+    evaluate: Evaluate | None = None
+    on_event: Listener | None = None
+    chunk: int = CHUNK
+    memory: int = 2**30
+    keepalive: int = 30
+    checkpoint_records: int = CHECKPOINT_RECORDS
+    replace: bool = False
+    release_key: str | Path | None = None
+    announcement_lifetime: float = LIFETIME
+    raise_epoch: bool = False
+    device_keys: Mapping[str, bytes | PublicKey] | str | Path | None = None
+    require_signed: bool = False
+    require_sealed: bool = False
+    limits: Limits = field(default_factory=Limits)
+    retention: float | None = RETENTION
+
+    def __post_init__(self) -> None:
+        _ = self.topics  # its names are checked
+        self.schema.flatten(self.initial)
+        refuse_noise(self.strategy, self.schema)
+        self._check_statistics()
+        _ = self.asked
+        self._check_features()
+        if not self.announcement_lifetime > 0:
+            raise ValueError(
+                f"announcement_lifetime is {self.announcement_lifetime}: it must be a number of seconds above 0."
+            )
+
+    @cached_property
+    def topics(self) -> Topics:
+        """Of the federation."""
+        return Topics(self.federation, self.root)
+
+    @cached_property
+    def schema(self) -> Schema:
+        """Of the model."""
+        return Schema.of(self.initial, self.roles)
+
+    @cached_property
+    def directory(self) -> Path:
+        """Of the store."""
+        return Path(self.store)
+
+    @cached_property
+    def asked(self) -> tuple[Moment, ...]:
+        """The statistics to ask for.
+
+        Raises:
+            ValueError: the model has no tensors for them.
+        """
+        frozen = {tensor.name: tensor.size for tensor in self.schema.frozen}
+        moments = self.moments or {}
+        for name, channels in moments.items():
+            for tensor in (f"{name}_mean", f"{name}_scale"):
+                if frozen.get(tensor) != channels:
+                    raise ValueError(
+                        f"statistics {name!r} of {channels} channels need a frozen tensor {tensor!r} of as many "
+                        "values: add it to the model, with the role 'frozen'."
+                    )
+        return tuple(Moment(name=name, channels=channels) for name, channels in moments.items())
+
+    @cached_property
+    def inputs(self) -> int | None:
+        """How many inputs the model has, if its normalisation says so."""
+        return inputs_of(self.schema)
+
+    def _check_statistics(self) -> None:
+        if self.moments and self.strategy.privacy is not None:
+            raise ValueError(
+                "A private strategy takes no moments=: the pooled statistics of the devices' data would be published "
+                "without noise, and with two devices each learns the other's exactly. Freeze the constants yourself in "
+                "initial=, or normalise on the devices."
+            )
+        if self.moments and self.statistics_devices < 2:
+            raise ValueError(
+                f"statistics_devices is {self.statistics_devices}: it must be 2 or more, for the statistics of one "
+                "device would be published as they are."
+            )
+        if self.statistics_factor is not None and not self.statistics_factor > 1:
+            raise ValueError(
+                f"statistics_factor is {self.statistics_factor}: it must be above 1, or None to take devices that are "
+                "far apart."
+            )
+
+    def _check_features(self) -> None:
+        names = self.features
+        if names is None:
+            return
+        if isinstance(names, str):
+            raise ValueError(f"features must be a list of names, such as [{names!r}], not one text.")  # noqa: TRY004
+        if names and not sayable(names):
+            raise ValueError(
+                f"features names {listed(list(map(str, names)))}: at most {MOST} different names can be given, each of "
+                f"at most {LONGEST} printable characters."
+            )
+        if names and self.inputs not in (None, len(names)):
+            raise ValueError(f"the model has {self.inputs} inputs, features names {len(names)}: {listed(names)}.")
+
+
+def inputs_of(schema: Schema) -> int | None:
+    """How many inputs the model has, if its normalisation says so."""
+    return next((tensor.size for tensor in schema.frozen if tensor.name == "input_mean"), None)

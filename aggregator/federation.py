@@ -1,0 +1,306 @@
+"""One federation at work: its store, its core, its model and the checks before them, through a full disk as well.
+
+On a full disk nothing is decided any more. What was rebuilt from the store answers every update `busy`, so that each
+stays with its device, and goes on by itself once the disk takes the reserved space again.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from aggregator import events as ev
+from aggregator.admission import Admission
+from aggregator.config import AggregatorConfig
+from aggregator.core import AggregatorCore, Bounds
+from aggregator.credentials import Credentials
+from aggregator.engine import Engine, recover
+from aggregator.export import write_model
+from aggregator.federated import Reports
+from aggregator.forgetting import Names
+from aggregator.ingress import Bodies, IngressFilter
+from aggregator.inputs import Inputs
+from aggregator.issuing import Issuer
+from aggregator.model import Model
+from aggregator.outgoing import Post
+from aggregator.outlet import Outlet
+from aggregator.processor import Processor, Witness
+from aggregator.reassembly import UpdateReassembler
+from aggregator.roster import Roster
+from aggregator.shelf import Shelf
+from aggregator.store import Store, StoreError, StoreFull
+from aggregator.upkeep import Upkeep
+from broker.connection import Delivery
+from storage.failpoints import failpoint
+from wire import chunks
+from wire.messages import Hello
+from wire.schema import Schema, Tensor
+
+log = logging.getLogger("aggregator")
+
+_LOOK_FOR_ROOM = 5.0
+"""Seconds between two looks whether the disk has room again."""
+
+
+class FederationRuntime:
+    """A federation from opening its store to closing it. One thread calls it; it knows no connection.
+
+    What the store rebuilds (core, engine, shelf, processor) is made whole, here and again after a full disk; what is of
+    the devices (ingress, roster, witness) stays.
+
+    Args:
+        config: what the federation is.
+        outlet: takes what is published and told.
+        now: seconds of any clock that never goes back.
+        issuer: signs what is published; None signs nothing.
+        credentials: whose message a message is; None believes every name.
+        store: another one than the config names, not yet open.
+
+    Raises:
+        StoreError: the store cannot be used, or holds a model of other tensors.
+    """
+
+    def __init__(
+        self,
+        config: AggregatorConfig,
+        outlet: Outlet,
+        now: float,
+        *,
+        issuer: Issuer | None = None,
+        credentials: Credentials | None = None,
+        store: Store | None = None,
+    ) -> None:
+        self.config, self._outlet = config, outlet
+        self.issuer = issuer or Issuer(config.topics)
+        self._chunk = config.chunk
+        self._looked_for_room = 0.0
+        self.store = (store or Store(config.directory)).__enter__()
+        try:
+            self._begin_or_go_on()
+            self.names = Names(self.store)
+            self.issuer.epoch = self.store.constant("epoch", _milliseconds)
+            if config.raise_epoch:
+                self.raise_epoch(self.issuer.epoch + 1)
+            inputs = Inputs(self.store, config.features, config.inputs)
+            self._roster = Roster(inputs, outlet, Bounds().devices)
+            self._witness = Witness(outlet.tell)
+            self._ingress = IngressFilter(
+                Admission(config.limits),
+                credentials or Credentials(config.topics),
+                self.names,
+                reassembler=UpdateReassembler(
+                    budget=config.memory, dropped=outlet.meters.dropped, progress=self._progress
+                ),
+                bodies=Bodies(),
+                outlet=outlet,
+            )
+            self.core, self.engine, self.shelf, self.processor = self._rebuilt()
+            if not self.core.frozen and not config.asked:
+                raise StoreError(  # noqa: TRY301
+                    f"The model in {self.store.directory} waits for statistics of the devices' data, and the "
+                    "aggregator asks for none: give midge.Aggregator(moments=…) as before."
+                )
+            self.engine.write_replayed()
+        except BaseException:
+            self.store.close()
+            raise
+        self._upkeep = Upkeep(self.names, outlet, self.core.lsn, now, config)
+
+    # ------------------------------------------------------------ opening and closing
+
+    def _begin_or_go_on(self) -> None:
+        """Begin a lineage in an empty store, or see that this is a store of the same model."""
+        config, store, schema = self.config, self.store, self.config.schema
+        fresh = store.empty
+        if store.schema is None:
+            store.create(schema)
+            failpoint("store.created")
+        elif store.schema != schema:
+            raise StoreError(
+                f"The store {store.directory} holds another model: {_difference(store.schema, schema)}. Name another "
+                "store, or give the model that it was made with."
+            )
+        if fresh:
+            Engine(Model.of(config.initial, schema), store).checkpoint(self._new_core())
+        if not store.has_room():
+            raise StoreFull(f"The disk of the store {store.directory} is full: make room and start again.")
+
+    def _new_core(self) -> AggregatorCore:
+        config = self.config
+        return AggregatorCore(
+            config.strategy,
+            lineage=self.store.lineage,
+            schema_hash=config.schema.hash,
+            moments=config.asked,
+            statistics_devices=config.statistics_devices,
+            statistics_deadline=config.statistics_deadline,
+            statistics_factor=config.statistics_factor,
+            bounds=Bounds.of(config.schema),
+        )
+
+    def _rebuilt(self) -> tuple[AggregatorCore, Engine, Shelf, Processor]:
+        """What the store says, whole: nothing of it goes on from what was in memory."""
+        config, core = self.config, self._new_core()
+        engine = recover(core, self.store, config.schema)
+        shelf = Shelf(
+            engine,
+            core,
+            config.topics,
+            chunk=self._chunk,
+            stepping_back=config.strategy.form == "mixing",
+            encode=self.issuer.announcement,
+        )
+        processor = Processor(
+            engine,
+            shelf,
+            config.topics,
+            ingress=self._ingress,
+            roster=self._roster,
+            outlet=self._outlet,
+            encode_receipt=self.issuer.receipt,
+            witness=self._witness,
+        )
+        return core, engine, shelf, processor
+
+    def close(self, *, failed: bool = False) -> None:
+        """Write a checkpoint and let the store go.
+
+        Without the checkpoint if something had failed: the core may have decided what was not written or not carried
+        out, and the journal has what counts.
+        """
+        try:
+            if not failed:
+                self._upkeep.close(self.core, self.engine)
+        except StoreFull as error:
+            log.warning("%s No checkpoint was written; the journal has everything.", error)
+        finally:
+            self.store.close()
+
+    def raise_epoch(self, least: int) -> None:
+        """Announce in this epoch, or a higher one, from now on: the time, which only grows."""
+        self.issuer.epoch = max(least, _milliseconds())
+        self.store.set_constant("epoch", self.issuer.epoch)
+
+    def export(self, path: str | Path) -> None:
+        """Write the exact model as safetensors."""
+        about = {
+            "federation": self.config.federation,
+            "lineage": self.core.lineage.hex(),
+            "generation": str(self.core.generation),
+            "version": str(self.core.version),
+            "step": str(self.core.step),
+        }
+        write_model(path, self.engine.model.parameters(), about)
+
+    def fit_chunks(self, largest: int | None) -> None:
+        """Cut chunks so that they fit a broker that takes at most this many bytes of body; None sets no limit."""
+        self._chunk = self.shelf.chunk = chunks.fitting(self.config.chunk, largest)
+
+    # --------------------------------------------------------------------- working
+
+    def begin(self, now: float) -> None:
+        """What is due at the start of the process: the first release, an overdue step."""
+        strategy = self.core.note_strategy(repr(asdict(self.config.strategy)))
+        self.processor.shell.carry_out(strategy + self.core.start(now), now)
+
+    def begin_generation(self, generation: int, version: int, now: float) -> None:
+        """Go on above a version that devices know and this store does not."""
+        self.processor.shell.carry_out(self.core.begin_generation(generation, version, now), now)
+
+    def process(self, deliveries: Sequence[Delivery], now: float) -> None:
+        """Take a batch in. When this returns it is durable, or has been refused for now."""
+        try:
+            self.processor.process(deliveries, now)
+        except StoreFull as error:
+            self._run_full(str(error), now)
+            self.processor.process(deliveries, now)  # what was written is a repeat now, the rest is held
+        self._tend(now)
+
+    def withdrawn(self, frame: tuple[int, int], now: float) -> None:
+        """This frame is off the broker."""
+        try:
+            self.shelf.withdrawn([frame])
+        except StoreFull as error:
+            self._run_full(str(error), now)
+
+    def _tend(self, now: float) -> None:
+        """Announcements that grow old, checkpoints, what is to be forgotten, and the end of a full disk."""
+        if self.issuer.overdue:
+            self._outlet.put(self.shelf.announcement())
+        if self.core.full is not None:
+            if now - self._looked_for_room >= _LOOK_FOR_ROOM:
+                self._looked_for_room = now
+                self._look_for_room(now)
+            return
+        for post in self.shelf.overdue(now):
+            self._outlet.put(post)
+        try:
+            self._upkeep.tend(self.core, self.engine, self.processor, now)
+        except StoreFull as error:
+            self._run_full(str(error), now)
+
+    def _run_full(self, why: str, now: float) -> None:
+        """Go back to what is on the disk, and decide nothing until there is room."""
+        log.warning("%s Updates stay with their devices until there is room.", why)
+        self.store.make_room()
+        self.core, self.engine, self.shelf, self.processor = self._rebuilt()
+        self.core.handle(ev.StoreFilled(why), now)
+        self._looked_for_room = now
+        self._outlet.tell("full", why=why)
+
+    def _look_for_room(self, now: float) -> None:
+        if not self.store.has_room():
+            return
+        try:
+            self.engine.write_replayed()
+            self.core.handle(ev.StoreWritable(), now)
+            self.processor.shell.carry_out(self.core.start(now), now)
+        except StoreFull as error:
+            self._run_full(str(error), now)
+            return
+        log.warning("The disk has room again: updates are taken in.")
+        self._outlet.tell("room")
+        for post in self.shelf.everything():
+            self._outlet.put(post)
+
+    def _progress(self, device: str, done: int, total: int) -> None:
+        self._outlet.tell("progress", device=device, way="up", done=done, total=total)
+
+    # --------------------------------------------------------------- to be looked at
+
+    @property
+    def hold(self) -> str | None:
+        """Why nothing is taken in; None if everything is."""
+        return self.core.full or self.core.paused
+
+    @property
+    def devices(self) -> Mapping[str, Hello]:
+        """The newest status of each device."""
+        return self._roster.devices
+
+    @property
+    def reports(self) -> Reports:
+        """What devices found on their own data."""
+        return self._witness.reports
+
+    def everything(self) -> Iterator[Post]:
+        """All that must stand at the broker."""
+        return self.shelf.everything()
+
+
+def _milliseconds() -> int:
+    """Since 1970."""
+    return int(1000 * time.time())
+
+
+def _difference(theirs: Schema, ours: Schema) -> str:
+    def described(tensor: Tensor | None) -> str:
+        return "absent" if tensor is None else f"{tensor.role} {tensor.shape} {tensor.dtype}"
+
+    there = {tensor.name: tensor for tensor in theirs.tensors}
+    here = {tensor.name: tensor for tensor in ours.tensors}
+    for name in [*there, *here]:
+        if there.get(name) != here.get(name):
+            return f"{name} is {described(there.get(name))} there and {described(here.get(name))} here"
+    return "its tensors come in another order"

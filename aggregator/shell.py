@@ -1,0 +1,129 @@
+"""Carries out what the core asks for: in a process, on virtual time and in tests, the one interpreter of its actions.
+
+Rules that hold for every host:
+
+1. All records of a batch are committed, in one transaction, before any other action of the batch is done. So nothing is
+   told, applied or published that a power cut could take back.
+2. The other actions are done in the core's order, which puts each behind the record that it rests on.
+3. Receipts leave at the end of the batch, and before what an answer to the core brings: they never wait for a step.
+4. What answers an action (`Decoded`, `Measured`, `Examined`) goes back to the core here and nowhere else.
+
+A host says how each action is done where it runs; it decides nothing.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+from aggregator import events as ev
+from aggregator import records as rec
+from aggregator.core import AggregatorCore
+from wire.messages import Fetch, Settled, Update
+
+
+class Host(Protocol):
+    """What an aggregator runs on: a store and a broker, a virtual clock, or the lists of a test."""
+
+    def decode(self, action: ev.Decode, now: float) -> ev.Decoded | ev.Undecodable:
+        """Decode a body. Its delta is kept under the key until `journaled` or `drop`."""
+
+    def commit(self, entries: Sequence[ev.Journal]) -> None:
+        """Make records durable, all or none, with their bodies."""
+
+    def journaled(self, record: rec.Record, key: int | None, now: float) -> None:
+        """Follow a record that is durable: hold an accepted update for its step, count, tell."""
+
+    def carry(self, record: rec.Record, now: float) -> None:
+        """Carry a decision out on the model, and publish what it made."""
+
+    def measure(self, lsns: Sequence[int]) -> ev.Measured:
+        """Measure the deltas of durable updates."""
+
+    def examine(self, lsns: Sequence[int]) -> ev.Examined:
+        """Judge durable statistics by their values."""
+
+    def announce(self) -> None:
+        """Publish the announcement again."""
+
+    def republish(self, fetch: Fetch) -> None:
+        """Publish chunks of a frame again."""
+
+    def reply(self, device: str, outbox: int, hi: int, settled: Sequence[Settled]) -> None:
+        """Tell a device what is settled."""
+
+    def grant(self, device: str, update: Update, hi: int, now: float) -> None:
+        """Let a device send chunks of an update, or say why not now."""
+
+    def drop(self, key: int) -> None:
+        """Forget a body."""
+
+    def flush(self, now: float) -> None:
+        """Hand over the receipts of the batch."""
+
+
+class Shell:
+    """Drives one core on one host. Nothing of it outlives a call."""
+
+    def __init__(self, core: AggregatorCore, host: Host) -> None:
+        self.core = core
+        self.host = host
+
+    def handle(self, event: ev.Event, now: float) -> None:
+        """Take one event in, and carry out what it comes to."""
+        self.carry_out(self.settle(event, now), now)
+
+    def tick(self, now: float) -> None:
+        """Carry out what the passing of time asks for."""
+        self.carry_out(self.core.tick(now), now)
+
+    def settle(self, event: ev.Event, now: float) -> list[ev.Action]:
+        """Decide on an event, with its decoding done on the way: the actions may wait for others of the same batch."""
+        waiting: deque[ev.Event] = deque([event])
+        actions: list[ev.Action] = []
+        while waiting:
+            for action in self.core.handle(waiting.popleft(), now):
+                if isinstance(action, ev.Decode):
+                    # Decoded at once: the core refuses the next update of this outbox until it knows of this one.
+                    waiting.appendleft(self.host.decode(action, now))
+                else:
+                    actions.append(action)
+        return actions
+
+    def carry_out(self, actions: Sequence[ev.Action], now: float) -> None:
+        """Commit what is to be journaled, do the rest in order, and go on with what answers it."""
+        while True:
+            answers = self._do(actions, now)
+            self.host.flush(now)
+            if not answers:
+                return
+            actions = [action for answer in answers for action in self.core.handle(answer, now)]
+
+    def _do(self, actions: Sequence[ev.Action], now: float) -> list[ev.Event]:
+        host = self.host
+        entries = [action for action in actions if isinstance(action, ev.Journal)]
+        if entries:
+            host.commit(entries)
+        answers: list[ev.Event] = []
+        for action in actions:
+            match action:
+                case ev.Journal(record, key):
+                    host.journaled(record, key, now)
+                case ev.Reply(device, outbox, hi, settled):
+                    host.reply(device, outbox, hi, settled)
+                case ev.Drop(key):
+                    host.drop(key)
+                case ev.Carry(record):
+                    host.carry(record, now)
+                case ev.Announce():
+                    host.announce()
+                case ev.Grant(device, update, hi):
+                    host.grant(device, update, hi, now)
+                case ev.Measure(lsns):
+                    answers.append(host.measure(lsns))
+                case ev.Examine(lsns):
+                    answers.append(host.examine(lsns))
+                case ev.Republish(fetch):
+                    host.republish(fetch)
+                case ev.Decode():
+                    raise AssertionError("decoding is done while settling")
+        return answers

@@ -1,0 +1,117 @@
+"""What a federation does for its store beside its updates: checkpoints, withdrawals, and names that grow old."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol
+
+from aggregator.config import AggregatorConfig
+from aggregator.core import AggregatorCore
+from aggregator.engine import Engine
+from aggregator.forgetting import Names, asked, done, forget
+from aggregator.outlet import Outlet
+
+CHECKPOINT_SECONDS = 300.0
+_QUICK = 100.0
+"""Records a second from which on checkpoints go by the clock, for all that comes waits while one is written: of 1,000
+records, one in ten seconds …"""
+_MOST = 10
+"""… while at most this many times the records have come: a restart has to go through them."""
+_LOOK_FOR_REQUESTS = 2.0
+"""Seconds between two looks whether the operator wants a device to be forgotten."""
+_LOOK_FOR_SILENCE = 3600.0
+"""Seconds between two looks whether a device has been silent for as long as names are kept."""
+
+
+class Forgetful(Protocol):
+    """What holds more of a device than the store does."""
+
+    def forget(self, device: str, now: float) -> None:
+        """Drop it."""
+
+
+class Upkeep:
+    """Of one open store.
+
+    Args:
+        names: of the devices in the store.
+        outlet: what is done is told there.
+        lsn: of the newest checkpoint.
+        now: seconds of any clock that never goes back.
+        config: says how often and how long.
+    """
+
+    def __init__(self, names: Names, outlet: Outlet, lsn: int, now: float, config: AggregatorConfig) -> None:
+        self._names, self._outlet = names, outlet
+        self.checkpoint_records, self._retention = config.checkpoint_records, config.retention
+        self._checkpointed = lsn, now
+        self._looked_for_requests = self.looked_for_silence = -math.inf
+
+    def tend(self, core: AggregatorCore, engine: Engine, forgetful: Forgetful, now: float) -> None:
+        """Do what is due.
+
+        Raises:
+            StoreFull: there is no room for it.
+        """
+        if self._due(core.lsn, now):
+            self._write(core, engine)
+            self._checkpointed = core.lsn, now
+        if now - self._looked_for_requests >= _LOOK_FOR_REQUESTS:
+            self._looked_for_requests = now
+            self._forget_asked(core, engine, forgetful, now)
+        if now - self.looked_for_silence >= _LOOK_FOR_SILENCE:
+            self.looked_for_silence = now
+            self._forget_silent(core, engine, forgetful, now)
+
+    def close(self, core: AggregatorCore, engine: Engine) -> None:
+        """Leave a store that opens without a replay."""
+        self._names.write_heard(time.time(), core.version)
+        if core.lsn > self._checkpointed[0]:
+            engine.checkpoint(core)
+
+    def _due(self, lsn: int, now: float) -> bool:
+        before, since = self._checkpointed
+        new = lsn - before
+        quick = now - since < self.checkpoint_records / _QUICK
+        many = new >= self.checkpoint_records * (_MOST if quick else 1)
+        return many or (new > 0 and now - since >= CHECKPOINT_SECONDS)
+
+    def _write(self, core: AggregatorCore, engine: Engine) -> None:
+        self._names.write_heard(time.time(), core.version)
+        engine.checkpoint(core)
+
+    def _forget_asked(self, core: AggregatorCore, engine: Engine, forgetful: Forgetful, now: float) -> None:
+        """Take up what was asked for in the store's directory: refuse at once, erase when no update waits any more."""
+        directory = engine.store.directory
+        for request in asked(directory):
+            if self._names.withdraw(request.device):
+                self._names.audit("withdrawn", request.device, request.by)
+                forgetful.forget(request.device, now)
+                self._outlet.tell("withdrawn", device=request.device)
+            # An update that had its receipt is applied first: what was promised to count once must count.
+            if not core.waits(request.device):
+                counted = self._forget([request.device], core, engine, forgetful, now)
+                self._names.audit("erased", request.device, request.by, **counted)
+                done(directory, request.device)
+                self._outlet.tell("erased", device=self._names.alias(request.device), **counted)
+
+    def _forget_silent(self, core: AggregatorCore, engine: Engine, forgetful: Forgetful, now: float) -> None:
+        if self._retention is None or core.strategy.privacy is not None:
+            return  # a private budget is spent for ever, so who spent it is known for ever
+        silent = self._names.silent(time.time() - self._retention, core.oldest_base)
+        silent = [device for device in silent if not core.waits(device)]
+        if silent:
+            counted = self._forget(silent, core, engine, forgetful, now)
+            for device in silent:
+                self._names.audit("erased after silence", device, "retention")
+            self._outlet.tell("silent", devices=len(silent), **counted)
+
+    def _forget(
+        self, devices: Sequence[str], core: AggregatorCore, engine: Engine, forgetful: Forgetful, now: float
+    ) -> Counter[str]:
+        counted = forget(engine, core, self._names, devices)
+        self._checkpointed = core.lsn, now
+        for device in devices:
+            forgetful.forget(device, now)
+        return counted
