@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
-from sensor_fleet.report.scales import Scale
+from sensor_fleet.report.scales import AxisScale
 
 Point = tuple[float, float]
 LINE: Final = 15.0
@@ -101,8 +101,8 @@ class Plot(Drawing):
         self,
         size: tuple[float, float],
         description: str,
-        x: Scale,
-        y: Scale,
+        x: AxisScale,
+        y: AxisScale,
         *,
         x_name: str,
         y_name: str,
@@ -196,7 +196,7 @@ class Ladder(Drawing):
     """A drawing with a named row for each entry, bars from left to right, and a word at the end of each."""
 
     def __init__(
-        self, width: float, description: str, rows: Sequence[tuple[str, str]], x: Scale, *, x_name: str
+        self, width: float, description: str, rows: Sequence[tuple[str, str]], x: AxisScale, *, x_name: str
     ) -> None:
         """`rows` are name and word of each."""
         super().__init__(width, RUNG * len(rows) + 46.0, description)
