@@ -22,7 +22,7 @@ NAMES = {
 }
 Row = dict[str, Any]
 COLOURS = ("#2a78b8", "#c4581c", "#3a8f4d", "#8550a8")
-STYLE = """<style>text{font:12px sans-serif;fill:#888}.label{font-size:12px}.strong{font-weight:bold}
+STYLE = """text{font:12px sans-serif;fill:#888}.label{font-size:12px}.strong{font-weight:bold}
 .hair,.base{stroke:#8884;fill:none}.leader{stroke:#8886}.line{fill:none;stroke-width:1.5;stroke-opacity:.4}
 .even{stroke:#888;stroke-dasharray:3 3}""" + "".join(
     f".s{number}{{stroke:{colour};fill:{colour}}}path.s{number}{{fill:none}}text.s{number}{{stroke:none}}"
@@ -141,9 +141,7 @@ def picture() -> str:
             if codec == DEFAULT:
                 labels.append(Label(y, dataset, f"default: {x:.0f} times", f"s{number}"))
     plot.labels(labels)
-    return (
-        str(plot).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{STYLE}</style>", 1)
-    )
+    return plot.file(STYLE)
 
 
 def main() -> None:

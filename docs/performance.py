@@ -15,7 +15,7 @@ PAGE, README = ROOT / "docs" / "performance.md", ROOT / "README.md"
 PICTURES = ROOT / "docs" / "pictures"
 NAMES = ("ingest", "ingest_peers", "apply", "neighbour", "release", "codecs", "transfer", "recovery")
 COLOURS = ("#2a78b8", "#c4581c", "#3a8f4d", "#8550a8")
-STYLE = """<style>text{font:12px sans-serif;fill:#888}.strong{font-weight:bold}.hair,.base{stroke:#8884;fill:none}
+STYLE = """text{font:12px sans-serif;fill:#888}.strong{font-weight:bold}.hair,.base{stroke:#8884;fill:none}
 .leader{stroke:#8886}.line{fill:none;stroke-width:2}.even{stroke:#888;stroke-dasharray:3 3}
 .grey{fill:#888}""" + "".join(
     f".s{number}{{stroke:{colour};fill:{colour}}}path.s{number}{{fill:none;stroke-width:2}}text.s{number}{{stroke:none}}"
@@ -290,7 +290,7 @@ def felt(found: list[Row]) -> str:
         drawing.dot(scale(before), y, 4, "grey", f"before: {before} ms")
         drawing.dot(scale(during), y, 5, "s0", f"during: {during} ms")
     drawing.text(width - 24, bottom + 34, "p99 of telemetry, ms: grey alone, blue beside it", "axis", "end")
-    return framed(drawing)
+    return drawing.file(STYLE) + "\n"
 
 
 def taken_in(found: list[Row]) -> str:
@@ -322,13 +322,7 @@ def taken_in(found: list[Row]) -> str:
         last = line[-1][1]["updates_per_s"]
         labels.append(Label(last, codec, f"{number(last)} a second", f"s{place}"))
     plot.labels(labels)
-    return framed(plot)
-
-
-def framed(drawing: Drawing) -> str:
-    """As a file of its own."""
-    text = str(drawing).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    return text.replace(">", f">{STYLE}</style>", 1) + "\n"
+    return plot.file(STYLE) + "\n"
 
 
 def pictures(results: Results) -> dict[str, str]:

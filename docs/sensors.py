@@ -181,13 +181,11 @@ def tables(results: Entry) -> list[str]:
 # -------------------------------------------------------------------------- pictures
 
 COLOURS = ("#2a78b8", "#c4581c", "#3a8f4d", "#8550a8")
-STYLE = """<style>text{font:12px sans-serif;fill:#888}.strong{font-weight:bold}.hair,.base{stroke:#8884;fill:none}
+STYLE = """text{font:12px sans-serif;fill:#888}.strong{font-weight:bold}.hair,.base{stroke:#8884;fill:none}
 .leader{stroke:#8886}.line{fill:none;stroke-width:1.5}.thin{stroke-width:.6}.even{stroke:#888;stroke-dasharray:3 3}
 """ + "".join(f".s{number}{{stroke:{colour};fill:none}}" for number, colour in enumerate(COLOURS))
-STYLE += (
-    "text.even{stroke:none}"
-    + "".join(f"text.s{number}{{stroke:none;fill:{colour}}}" for number, colour in enumerate(COLOURS))
-    + "</style>"
+STYLE += "text.even{stroke:none}" + "".join(
+    f"text.s{number}{{stroke:none;fill:{colour}}}" for number, colour in enumerate(COLOURS)
 )
 SEEN = bearing.Machine(bearing.BEARINGS[0], speed=29.0, resonance=3300.0, damping=0.03, gain=1.0, shaft=1.0)
 """The machine of the pictures."""
@@ -305,10 +303,8 @@ def curves(results: Entry, kind: str) -> str:
 
 def framed(drawing: Drawing, also: str = "") -> str:
     """As a file of its own."""
-    text = str(drawing).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    if also:
-        text = text.replace('class="line ', f'class="line {also} ')
-    return text.replace(">", f">{STYLE}", 1) + "\n"
+    text = drawing.file(STYLE) + "\n"
+    return text.replace('class="line ', f'class="line {also} ') if also else text
 
 
 def pictures(results: Entry) -> Iterable[tuple[str, str]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sensor_fleet.report.quantities import plain
 from sensor_fleet.report.scales import linear
-from sensor_fleet.report.svg import Drawing, Label, Plot
+from sensor_fleet.report.svg import Label, Plot
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "learning.json"
@@ -22,7 +22,7 @@ SHOWN = {
 }
 """The stored names claim more than was searched: the number of local steps and server momentum were left out."""
 COLOURS = ("#2a78b8", "#c4581c", "#3a8f4d", "#8550a8")
-STYLE = """<style>text{font:12px sans-serif;fill:#888}.strong{font-weight:bold}.hair,.base{stroke:#8884;fill:none}
+STYLE = """text{font:12px sans-serif;fill:#888}.strong{font-weight:bold}.hair,.base{stroke:#8884;fill:none}
 .leader{stroke:#8886}.line{fill:none;stroke-width:2}.even{stroke:#888;stroke-dasharray:3 3}""" + "".join(
     f".s{number}{{stroke:{colour};fill:{colour}}}path.s{number}{{fill:none;stroke-width:2}}text.s{number}{{stroke:none}}"
     for number, colour in enumerate(COLOURS)
@@ -287,13 +287,7 @@ def curves(parts: dict[str, Any], world: str, devices: int) -> str:
         plot.line([(x, max(y, 0.5)) for x, y in points], f"s{number}")
         labels.append(Label(points[-1][1], SHOWN.get(name, name), f"{100 * points[-1][1]:.1f} %", f"s{number}"))
     plot.labels(labels)
-    return framed(plot)
-
-
-def framed(drawing: Drawing) -> str:
-    """As a file of its own."""
-    text = str(drawing).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    return text.replace(">", f">{STYLE}</style>", 1) + "\n"
+    return plot.file(STYLE) + "\n"
 
 
 def page(text: str, results: dict[str, Any]) -> str:

@@ -4,7 +4,6 @@ _BRINGS = {
     "aiomqtt": "aggregator",
     "cryptography": "security",
     "jinja2": "demo",
-    "matplotlib": "plot",
     "safetensors": "aggregator",
     "ray": "ray",
     "rich": "demo",

@@ -152,7 +152,7 @@ def _moved(evaluation: Evaluation) -> float | None:
     return None if evaluation.up is None or evaluation.down is None else evaluation.up + evaluation.down
 
 
-def _plot(lines: Sequence[tuple[int, Run, str, list[float]]], room: Size, x: scales.Scale, x_name: str) -> Plot:
+def _plot(lines: Sequence[tuple[int, Run, str, list[float]]], room: Size, x: scales.AxisScale, x_name: str) -> Plot:
     runs = [run for _, run, _, _ in lines]
     plot = Plot(
         room,

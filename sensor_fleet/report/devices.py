@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sensor_fleet.report import scales
-from sensor_fleet.report.lives import STATES, Life, State
+from sensor_fleet.report.lives import STATES, State, Timeline
 from sensor_fleet.report.quantities import counted, duration, percent, score, seconds_tick
 from sensor_fleet.report.run import Run
 from sensor_fleet.report.svg import Drawing, Plot, boxes, breadth
@@ -42,7 +42,7 @@ def slowest(run: Run) -> Slow | None:
     return Slow(names[cut:], names[:cut], seconds[names[cut]])
 
 
-def shown(run: Run, found: Mapping[str, Life]) -> list[Life]:
+def shown(run: Run, found: Mapping[str, Timeline]) -> list[Timeline]:
     """The lives to draw, from the quickest device to the slowest; of a large fleet, evenly chosen."""
     seconds = run.training_seconds
     ordered = sorted(found.values(), key=lambda life: (seconds.get(life.device, math.inf), life.device))
@@ -51,7 +51,7 @@ def shown(run: Run, found: Mapping[str, Life]) -> list[Life]:
     return [ordered[round(place * (len(ordered) - 1) / (ROWS - 1))] for place in range(ROWS)]
 
 
-def timeline(chosen: Sequence[Life], width: float) -> Drawing | None:
+def timeline(chosen: Sequence[Timeline], width: float) -> Drawing | None:
     """A row a device, in the colours of its states; ends are marked."""
     if not chosen:
         return None
@@ -86,7 +86,7 @@ def timeline(chosen: Sequence[Life], width: float) -> Drawing | None:
     return drawing
 
 
-def _columns(life: Life, end: float, left: float, right: float) -> list[tuple[State, float, float]]:
+def _columns(life: Timeline, end: float, left: float, right: float) -> list[tuple[State, float, float]]:
     """A life in columns of pixels, neighbours of one state put together: (state, from, to)."""
     number = max(1, math.floor((right - left) / _COLUMN))
     lasting: list[dict[State, float]] = [{} for _ in range(number)]

@@ -123,7 +123,7 @@ def _rows(
     rows: Sequence[tuple[str, str]],
     bars: Sequence[Sequence[tuple[float, float, str]]],
     room: Size,
-    x: scales.Scale,
+    x: scales.AxisScale,
     *,
     x_name: str,
 ) -> Ladder:

@@ -10,7 +10,7 @@ from sensor_fleet.progress import HELD
 from sensor_fleet.report import scales
 from sensor_fleet.report.quantities import counted, duration, percent, plain, score, significant, size
 from sensor_fleet.report.run import Run
-from sensor_fleet.report.scales import Scale
+from sensor_fleet.report.scales import AxisScale
 from sensor_fleet.report.svg import Label, Plot, Point, thinned
 
 Size = tuple[float, float]
@@ -26,7 +26,7 @@ def running_mean(values: Sequence[float]) -> list[float]:
     return [statistics.fmean(values[max(0, end - HELD) : end]) for end in range(1, len(values) + 1)]
 
 
-def score_scale(runs: Sequence[Run]) -> Scale:
+def score_scale(runs: Sequence[Run]) -> AxisScale:
     """Accuracy from 0 to 100%; an error from 0 to what is worth looking at. Values beyond are drawn at the edge."""
     if runs[0].metric == "accuracy":
         return scales.linear(0.0, 1.0, lambda value: percent(value, 0))

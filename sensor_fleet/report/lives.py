@@ -22,7 +22,7 @@ class Span:
 
 
 @dataclass(slots=True)
-class Life:
+class Timeline:
     """One device's spans, ascending and without gaps from its first sign of life, and when it was ended, and how."""
 
     device: str
@@ -39,7 +39,7 @@ class Life:
 class _Watch:
     """A device as its events unfold."""
 
-    life: Life
+    life: Timeline
     since: float | None = None
     connected: bool = False
     training: bool = False
@@ -95,7 +95,7 @@ class _Watch:
                 pass
 
 
-def lives(run: Run) -> dict[str, Life]:
+def lives(run: Run) -> dict[str, Timeline]:
     """Each device that gave a sign of life, by name; until the run's end."""
     by_device: dict[str, list[Happening]] = {}
     for told in run.happenings:
@@ -105,8 +105,8 @@ def lives(run: Run) -> dict[str, Life]:
     return {name: _life(name, by_device[name], run, lost.get(name), end) for name in sorted(by_device)}
 
 
-def _life(name: str, told: Sequence[Happening], run: Run, lost: float | None, end: float) -> Life:
-    watch = _Watch(Life(name))
+def _life(name: str, told: Sequence[Happening], run: Run, lost: float | None, end: float) -> Timeline:
+    watch = _Watch(Timeline(name))
     for happening in told:
         watch.take(happening.event, run.since(happening.time))
     if lost is not None and watch.since is not None and lost > watch.since and not watch.gone:

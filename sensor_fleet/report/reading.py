@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from sensor_fleet import record
 from sensor_fleet.progress import METRICS
-from sensor_fleet.report.run import Evaluation, Happening, Run, Update, finite_number, mapping
+from sensor_fleet.report.run import Evaluation, Happening, Run, UpdateVerdict, finite_number, mapping
 
 METRICS_FILE: Final = "metrics.jsonl"
 DEVICES_FILE: Final = "devices.jsonl"
@@ -66,7 +66,7 @@ def _take(run: Run, event: Mapping[str, Any]) -> None:
                         run.evaluations.append(Evaluation(time, int(event["version"]), value, up, down))
             case "update":
                 run.updates.append(
-                    Update(
+                    UpdateVerdict(
                         time,
                         str(event["device"]),
                         str(event["verdict"]),

@@ -25,7 +25,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
-class Update:
+class UpdateVerdict:
     """The aggregator's verdict on an update."""
 
     time: float
@@ -60,7 +60,7 @@ class Traits:
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class DeviceScores:
     """A measure of several devices."""
 
     values: Mapping[str, float]
@@ -91,7 +91,7 @@ class Run:
     result: Mapping[str, Any] | None
     baselines: Mapping[str, Any]
     evaluations: list[Evaluation] = field(default_factory=list)
-    updates: list[Update] = field(default_factory=list)
+    updates: list[UpdateVerdict] = field(default_factory=list)
     happenings: list[Happening] = field(default_factory=list)
     lost: list[tuple[float, str]] = field(default_factory=list)
     """When the aggregator learned from a Last Will that a device was lost."""
@@ -170,7 +170,7 @@ class Run:
         )
 
     @property
-    def accepted(self) -> list[Update]:
+    def accepted(self) -> list[UpdateVerdict]:
         return [update for update in self.updates if update.verdict == "accepted"]
 
     @property
@@ -234,13 +234,13 @@ class Run:
             return None
 
     @cached_property
-    def alone(self) -> Spread | None:
-        return _read_spread(self.baselines.get("alone"))
+    def alone(self) -> DeviceScores | None:
+        return _read_scores(self.baselines.get("alone"))
 
     @cached_property
-    def own(self) -> Spread | None:
+    def own(self) -> DeviceScores | None:
         """The fleet's model on each device's own rows."""
-        return _read_spread(self.baselines.get("own"))
+        return _read_scores(self.baselines.get("own"))
 
     @cached_property
     def training_seconds(self) -> dict[str, float]:
@@ -265,7 +265,7 @@ def finite_number(value: Any) -> float | None:
     return float(value)
 
 
-def _read_spread(value: Any) -> Spread | None:
+def _read_scores(value: Any) -> DeviceScores | None:
     plain = mapping(value)
     values = {
         name: number for name, raw in mapping(plain.get("values")).items() if (number := finite_number(raw)) is not None
@@ -273,7 +273,7 @@ def _read_spread(value: Any) -> Spread | None:
     if not values:
         return None
     steps, rows, of = (finite_number(plain.get(name)) for name in ("steps", "test_rows", "of"))
-    return Spread(
+    return DeviceScores(
         values,
         finite_number(plain.get("mean")),
         finite_number(plain.get("deviation")),

@@ -12,7 +12,7 @@ _TIMES: Final = (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 72
 
 
 @dataclass(frozen=True, slots=True)
-class Scale:
+class AxisScale:
     """Maps [low, high] to [start, end], linearly or by logarithms. `text` writes a tick."""
 
     low: float
@@ -32,7 +32,7 @@ class Scale:
             share = (value - self.low) / (self.high - self.low)
         return self.start + share * (self.end - self.start)
 
-    def over(self, start: float, end: float) -> "Scale":
+    def over(self, start: float, end: float) -> "AxisScale":
         """The same values on other places."""
         return replace(self, start=start, end=end)
 
@@ -42,7 +42,7 @@ class Scale:
 
 def linear(
     low: float, high: float, text: Callable[[float], str] = plain, *, count: int = 5, tight: bool = False
-) -> Scale:
+) -> AxisScale:
     """Round ticks, about `count` of them. The ends are widened to ticks unless the scale is to be tight."""
     if not high > low:
         high = low + (abs(low) or 1.0)
@@ -52,10 +52,10 @@ def linear(
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     else:
         low, high = first * step, last * step
-    return Scale(low, high, tuple(number * step for number in range(first, last + 1)), text)
+    return AxisScale(low, high, tuple(number * step for number in range(first, last + 1)), text)
 
 
-def logarithmic(low: float, high: float, text: Callable[[float], str] = significant, *, count: int = 6) -> Scale:
+def logarithmic(low: float, high: float, text: Callable[[float], str] = significant, *, count: int = 6) -> AxisScale:
     """Ticks at powers of ten, and at 2 and 5 where there is room."""
     low, high = low / 1.15, high * 1.15
     ticks: list[float] = []
@@ -63,10 +63,10 @@ def logarithmic(low: float, high: float, text: Callable[[float], str] = signific
         ticks = _decades(low, high, digits)
         if len(ticks) <= count:
             break
-    return Scale(low, high, tuple(ticks), text, log=True)
+    return AxisScale(low, high, tuple(ticks), text, log=True)
 
 
-def of_time(end: float, *, count: int = 6) -> Scale:
+def of_time(end: float, *, count: int = 6) -> AxisScale:
     """From 0 to `end` seconds, with ticks as clocks have them, in the unit that suits."""
     end = end if end > 0 else 1.0
     if end < 6:
@@ -74,22 +74,22 @@ def of_time(end: float, *, count: int = 6) -> Scale:
     step = next((step for step in _TIMES if end / step <= count), 86400 * math.ceil(end / 86400 / count))
     unit = 1 if step < 60 else 60 if step < 3600 else 3600 if step < 86400 else 86400
     ticks = tuple(float(tick) for tick in range(0, math.floor(end) + 1, step))
-    return Scale(0.0, end, ticks, lambda value: plain(value / unit))
+    return AxisScale(0.0, end, ticks, lambda value: plain(value / unit))
 
 
-def unit_of_time(scale: Scale) -> str:
+def unit_of_time(scale: AxisScale) -> str:
     """What the ticks of `of_time` are counted in."""
     step = scale.ticks[1] - scale.ticks[0] if len(scale.ticks) > 1 else 1
     return "seconds" if step < 60 else "minutes" if step < 3600 else "hours" if step < 86400 else "days"
 
 
-def of_counts(high: float, *, count: int = 5, tight: bool = False) -> Scale:
+def of_counts(high: float, *, count: int = 5, tight: bool = False) -> AxisScale:
     """From 0, with ticks at whole numbers."""
     scale = linear(0, max(high, 1), whole, count=count, tight=tight)
     return replace(scale, ticks=tuple(tick for tick in scale.ticks if tick == round(tick)))
 
 
-def of_bytes(end: float, *, count: int = 5) -> Scale:
+def of_bytes(end: float, *, count: int = 5) -> AxisScale:
     """From 0 to `end` bytes, with round ticks."""
     return linear(0, end if end > 0 else 1.0, size, count=count, tight=True)
 

@@ -10,13 +10,19 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
-from sensor_fleet.report.scales import Scale
+from sensor_fleet.report.scales import AxisScale
 
 Point = tuple[float, float]
 LINE: Final = 15.0
 """Height of a line of text."""
 RUNG: Final = 34.0
 """Height of a row of a `Ladder`."""
+_NOTEBOOK: Final = (
+    ".midge{font:12px sans-serif}.midge text{fill:#888}.midge .strong{font-weight:bold}"
+    ".midge .hair,.midge .base,.midge .leader{stroke:#8884;fill:none}"
+    ".midge .line{stroke:#2a78b8;stroke-width:2;fill:none}.midge text.fleet{fill:#2a78b8}"
+)
+"""Below a class, since a style sheet inside a drawing holds for the whole page that it is in."""
 _WIDE: Final = frozenset("%MWmw…–")
 _SLIM: Final = frozenset(" .,:;'|()ijlt")
 
@@ -47,6 +53,20 @@ class Drawing:
 
     __html__ = __str__
     """What a template with autoescape inserts as it is: all text in it has been escaped."""
+
+    def file(self, style: str) -> str:
+        """As a file of its own, with a style sheet of its own."""
+        return (
+            str(self)
+            .replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+            .replace(">", f"><style>{style}</style>", 1)
+        )
+
+    def in_notebook(self) -> str:
+        """What a notebook shows, on a light page and on a dark one."""
+        return self.file(_NOTEBOOK).replace("<svg ", '<svg class="midge" ', 1)
+
+    _repr_svg_ = in_notebook
 
     def text(self, x: float, y: float, words: str, classes: str = "", anchor: str = "start") -> None:
         """Words with their base line at y."""
@@ -81,8 +101,8 @@ class Plot(Drawing):
         self,
         size: tuple[float, float],
         description: str,
-        x: Scale,
-        y: Scale,
+        x: AxisScale,
+        y: AxisScale,
         *,
         x_name: str,
         y_name: str,
@@ -176,7 +196,7 @@ class Ladder(Drawing):
     """A drawing with a named row for each entry, bars from left to right, and a word at the end of each."""
 
     def __init__(
-        self, width: float, description: str, rows: Sequence[tuple[str, str]], x: Scale, *, x_name: str
+        self, width: float, description: str, rows: Sequence[tuple[str, str]], x: AxisScale, *, x_name: str
     ) -> None:
         """`rows` are name and word of each."""
         super().__init__(width, RUNG * len(rows) + 46.0, description)

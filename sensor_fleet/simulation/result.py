@@ -1,16 +1,15 @@
 """What a simulation found, as arrays."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from wire.schema import Parameters
 
+from sensor_fleet.report.svg import Plot
 from sensor_fleet.simulation import notebook
 from sensor_fleet.simulation.summary import OfClass, by_class
 
@@ -95,27 +94,9 @@ class Simulated:
         """What a notebook shows: the curve, and the classes."""
         return notebook.shown(self)
 
-    def plot(self, axes: "Axes | None" = None, metric: str | None = None) -> "Axes":
-        """Draw a metric over virtual time.
-
-        Raises:
-            ModuleNotFoundError: matplotlib is not installed.
-        """
-        if axes is None:
-            try:
-                from matplotlib import pyplot as plt  # noqa: PLC0415 - an extra
-            except ModuleNotFoundError as error:
-                raise ModuleNotFoundError(
-                    'plot() draws with matplotlib, which is not installed here: pip install "midge[plot]"',
-                    name=error.name,
-                ) from error
-            axes = plt.subplots()[1]
-        name = metric or next(iter(self.metrics))
-        drawn: Any = axes
-        drawn.plot(self.times, self.metrics[name])
-        drawn.set_xlabel("virtual seconds")
-        drawn.set_ylabel(name)
-        return axes
+    def plot(self, metric: str | None = None) -> Plot:
+        """Draw a metric over virtual time: an SVG that a notebook shows, as text by `str()`."""
+        return notebook.curve(self, metric or next(iter(self.metrics)))
 
 
 LOWER = ("rmse", "loss")

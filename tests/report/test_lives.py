@@ -2,14 +2,14 @@ from pathlib import Path
 from typing import Any
 
 from sensor_fleet.report.devices import shown, timeline
-from sensor_fleet.report.lives import Life, Span, lives
+from sensor_fleet.report.lives import Span, Timeline, lives
 from sensor_fleet.report.reading import read
 from tests.report import runs
 
 
 def life_of(
     tmp_path: Path, told: list[tuple[float, str]], noted: list[dict[str, Any]] | None = None, end: float = 10
-) -> Life:
+) -> Timeline:
     lines = [{"event": event, "device": "pump", "time": runs.BEGAN + time} for time, event in told]
     stop = [*(noted or []), {"event": "stop", "time": runs.BEGAN + end}]
     run = read(runs.write(tmp_path / "run", metrics_lines=stop, device_lines=lines, run={"began": runs.BEGAN}))

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -109,7 +110,11 @@ def test_ends_at_the_target_where_it_is_asked_to() -> None:
 
 def test_notebook_shows_curve_and_classes(found: Found) -> None:
     shown = found.result._repr_html_()
-    assert shown.count("<polyline") == 1 and "vibration node" in shown
+    assert shown.count("<svg ") == 1 and "vibration node" in shown
+    curve = found.result.plot()
+    assert curve._repr_svg_() in shown
+    drawing = ET.fromstring(curve._repr_svg_())
+    assert [part.get("class") for part in drawing.iter() if "line" in (part.get("class") or "")] == ["line fleet"]
 
 
 def test_command_writes_a_run(
