@@ -11,6 +11,7 @@ from wire import chunks, frames
 from wire.messages import (
     AggregatorState,
     AggregatorStatus,
+    Chunk,
     DeviceState,
     Hello,
     Part,
@@ -46,6 +47,12 @@ def update() -> int:
         metrics={},
     )
     return len(frames.encode(header))
+
+
+@cache
+def chunk() -> int:
+    """Of a chunk of an update."""
+    return len(frames.encode(Chunk(outbox=_OUTBOX, first=41, seq=41, part=41)))
 
 
 @cache

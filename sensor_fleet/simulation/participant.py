@@ -21,11 +21,14 @@ from sensor_fleet.simulation.learners import Learner
 from sensor_fleet.simulation.server import Published, Server
 from sensor_fleet.simulation.shards import Pool, Start, Task
 from sensor_fleet.world import Departure, Surroundings, chance
+from wire import chunks
 from wire.messages import (
     AggregatorState,
     AggregatorStatus,
     Announcement,
+    Chunk,
     FrameInfo,
+    Grant,
     Moment,
     Plan,
     Receipt,
@@ -329,25 +332,32 @@ class Participant:
 
         self.air.clock.after(self.latency + seconds, heard)
 
-    def _say(self, purpose: str, size: int, work: Errand) -> None:
-        """Do what a message brings, once the aggregator has it. The uplink carries one byte after the other."""
+    def _say(self, purpose: str, size: int, work: Errand, *, ahead: float = 0.0) -> None:
+        """Do what a message brings, once the aggregator has it, behind so many seconds of other bytes on the uplink."""
         if not self.connected:
             return
         self.messages += 1
         self._sent(size)
         if self.air.lost(self.name, purpose, self.messages):
             return
-        seconds = self.latency + size / self.up
+        seconds = self.latency + ahead + size / self.up
         self.air.clock.after(seconds, work)
         if self.air.world.twice and self.air.world.twice_sent(self.name, self.messages):
             self.air.clock.after(2 * seconds, work)
 
     def reply(self, outbox: int, hi: int, settled: tuple[Settled, ...]) -> None:
         """The aggregator has something to say to us."""
+        receipt = Receipt.model_construct(outbox=outbox, hi=hi, settled=settled, grants=())
+        self._answered(receipt, headers.receipt() if settled else headers.answer())
+
+    def grant(self, outbox: int, hi: int, grant: Grant) -> None:
+        """The aggregator asks for chunks of what we offered."""
+        self._answered(Receipt.model_construct(outbox=outbox, hi=hi, settled=(), grants=(grant,)), headers.answer())
+
+    def _answered(self, receipt: Receipt, size: int) -> None:
         self.messages += 1
         if self.connected and not self.air.lost(self.name, "receipt", self.messages):
-            self._received(headers.receipt() if settled else headers.answer())
-            receipt = Receipt.model_construct(outbox=outbox, hi=hi, settled=settled, grants=())
+            self._received(size)
             self._hear(lambda: self._event(ev.Receipted(receipt)))
 
     # ---------------------------------------------------------------- expectations
@@ -431,10 +441,10 @@ class Participant:
     def fetch(self, announcement: Announcement, frames: tuple[FrameInfo, ...]) -> None:
         self._begin(announcement)
         fetched = partial(self._event, ev.Fetched(ev.Base.of(announcement)))
-        size = sum(frame.size + headers.part() for frame in frames)
+        size = sum(frame.size + frame.parts * headers.part() for frame in frames)
         self._received(size)
         # Two parts are asked for at a time, and their topics are left before the next are asked for.
-        ways = 4 * -(-len(frames) // 2)
+        ways = 4 * -(-sum(frame.parts for frame in frames) // 2)
         self._hear(fetched, (ways - 1) * self.latency + size / self.down)
 
     def greet(self) -> None:
@@ -450,10 +460,19 @@ class Participant:
         pass
 
     def offer(self, update: Update) -> None:
-        raise AssertionError(f"nothing in this world asks to offer {update.seq}")
+        said = self._bodies[update.seq]
+        self._say("update", headers.update(), partial(self.air.server.offered, self.name, update, said))
 
     def send_chunks(self, update: Update, parts: tuple[int, ...]) -> None:
-        raise AssertionError(f"nothing in this world asks for {parts} of {update.seq}")
+        size = chunks.part_size(update.size, update.parts)
+        ahead = 0.0
+        for part in parts:
+            if part < update.parts:
+                length = min(size, update.size - part * size) + headers.chunk()
+                header = Chunk(outbox=update.outbox, first=update.first, seq=update.seq, part=part)
+                self._say("chunk", length, partial(self.air.server.chunk, self.name, header), ahead=ahead)
+                ahead += length / self.up
+                self._hear(partial(self._event, ev.ChunkDelivered()), ahead + self.latency)
 
     def renew(self, keep: tuple[int, ...]) -> OutboxContents:
         raise AssertionError(f"no outbox is put back in this world, and {keep} were to move")

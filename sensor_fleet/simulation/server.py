@@ -22,6 +22,7 @@ from aggregator.engine import Engine
 from aggregator.merging import listed
 from aggregator.model import KEYFRAME_BITS, Frame, Model
 from aggregator.reassembly import UpdateReassembler, Whole
+from aggregator.shelf import PART
 from aggregator.shell import Shell
 from aggregator.store import Store
 from aggregator.strategy import Strategy
@@ -399,12 +400,15 @@ class Server:
         """What leads to a version: as `aggregator.shelf` has it, or a snapshot that nobody weighs."""
         if self._frames is None:
             return (FrameInfo(version, 0, 4 * self.model.schema.size, 1),)
+        part = min(self._chunk, PART)
         self._frames.update({(frame.version, frame.span): len(frame.data) for frame in frames})
         snapshots = sorted((known for known, span in self._frames if span == 0), reverse=True)[:SNAPSHOTS]
         for known, span in list(self._frames):
             if not (known in snapshots if span == 0 else listed(known, span, version)):
                 del self._frames[known, span]
-        return tuple(FrameInfo(known, span, size, 1) for (known, span), size in self._frames.items())
+        return tuple(
+            FrameInfo(known, span, size, chunks.count(size, part)) for (known, span), size in self._frames.items()
+        )
 
     def _wake(self) -> None:
         due = self.core.deadline

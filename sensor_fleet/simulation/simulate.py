@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from aggregator.config import CHUNK
 from aggregator.presets import balanced
 from aggregator.strategy import Strategy
 from iot_client.fit import Recipe, Trainer
@@ -23,11 +24,11 @@ from sensor_fleet.simulation.clock import Clock
 from sensor_fleet.simulation.learners import Each, Learner, Stacked
 from sensor_fleet.simulation.participant import Air, Participant
 from sensor_fleet.simulation.result import Simulated
-from sensor_fleet.simulation.server import Published, Server, Tamper
+from sensor_fleet.simulation.server import ONE_CHUNK, Published, Server, Tamper
 from sensor_fleet.simulation.shards import Carrier, Here, Pool, Work, shards_of
 from sensor_fleet.simulation.workers import Processes
 from sensor_fleet.world import Surroundings, World
-from wire.messages import Settled
+from wire.messages import Grant, Settled
 from wire.moments import pool
 from wire.schema import Parameters, Role, Schema
 
@@ -249,7 +250,9 @@ class _Simulation:
             places=dict(zip(names, range(len(names)), strict=True)),
             framed=population is not None,
             reply=self._reply,
+            granted=self._grant,
             released=self.air.released,
+            chunk=ONE_CHUNK if population is None else CHUNK,
             tamper=tamper,
         )
         if tamper is not None:
@@ -260,6 +263,9 @@ class _Simulation:
         if population is not None:  # a profile's devices come to an aggregator that has been there for a while
             self.clock.now = -self.server.core.strategy.release_interval
         self.clock.at(self.clock.now, self.server.start)
+
+    def _grant(self, device: str, outbox: int, hi: int, grant: Grant) -> None:
+        self.participants[device].grant(outbox, hi, grant)
 
     def _reply(self, device: str, outbox: int, hi: int, settled: tuple[Settled, ...]) -> None:
         self.participants[device].reply(outbox, hi, settled)
