@@ -6,14 +6,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from wire.codecs.stages import Chance, Sizes, pack, starts, take_floats, unpack
+from wire.codecs.stages import Chance, Quantised, Sizes, inverse, pack, spread, starts, take_floats, unpack
 from wire.errors import WireError
 from wire.frames import Buffer
 from wire.rice import Reader
-from wire.schema import Vector
+from wire.schema import Rows, Vector
 
-_SMALLEST = np.float32(1e-37)
-"""A scale that is not above it stands for zeros: 1 / scale would leave float32."""
 _AT_ONCE = 2**15
 """Values that are widened at a time."""
 _LARGEST_BFLOAT16 = np.uint16(0x7F7F)
@@ -90,7 +88,7 @@ class Int8:
         scales = np.max(np.abs(rows), axis=1) / np.float32(127)
         if not (finite := np.isfinite(scales)).all():
             rows = np.where(finite[:, None], rows, np.float32(0))
-        integers = np.rint(rows * _inverse(scales)[:, None])
+        integers = np.rint(rows * inverse(scales)[:, None])
         np.clip(integers, -127, 127, out=integers)
         integers = integers.astype(np.int8).reshape(-1)[: vector.size]
         return _bytes(scales) + integers.tobytes()
@@ -133,7 +131,7 @@ class Integers:
     def encode(self, vector: Vector, sizes: Sizes, chance: Chance) -> bytes:
         rows = _rows(vector, self.block)
         scales = np.max(np.abs(rows), axis=1) / np.float32(self._top)
-        values = (rows * _inverse(scales)[:, None]).reshape(-1)[: vector.size]
+        values = (rows * inverse(scales)[:, None]).reshape(-1)[: vector.size]
         if self.stochastic:  # 24 bits of chance: what float32 can hold below 1
             values += (chance.words(vector.size) >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
             np.floor(values, out=values)
@@ -172,18 +170,23 @@ class Sign:
         return _times(_rows(signs, self.block), scales, count)
 
 
-def encode_each(vector: Vector, sizes: Sizes) -> bytes:
+@np.errstate(invalid="ignore", over="ignore")  # of rows that are not finite, whose bytes are not asked for
+def quantise_each(rows: Rows, sizes: Sizes) -> Quantised:
     """Each tensor as a block of `Int8`, whatever its size: what is said of small tensors."""
     if not sizes:
-        return b""
-    largest: Vector = np.maximum.reduceat(np.abs(vector), starts(sizes)).astype(np.float32, copy=False)
-    scales = largest / np.float32(127)
-    integers = np.clip(np.rint(vector * np.repeat(_inverse(scales), sizes)), -127, 127).astype(np.int8)
-    return _bytes(scales) + integers.tobytes()
+        return Quantised(rows, rows, sizes)
+    scales = np.maximum.reduceat(np.abs(rows), starts(sizes), axis=1).astype(np.float32, copy=False) / np.float32(127)
+    return Quantised(np.clip(np.rint(rows * spread(inverse(scales), sizes)), -127, 127), scales, sizes)
+
+
+def pack_each(quantised: Quantised, row: int) -> bytes:
+    """One row of `quantise_each` as bytes."""
+    integers: npt.NDArray[np.int8] = quantised.integers[row].astype(np.int8)
+    return _bytes(quantised.steps[row]) + integers.tobytes()
 
 
 def read_each(reader: Reader, sizes: Sizes) -> Vector:
-    """The inverse of `encode_each`.
+    """The inverse of `pack_each`.
 
     Raises:
         WireError: the body is too short.
@@ -196,10 +199,6 @@ def read_each(reader: Reader, sizes: Sizes) -> Vector:
 
 def _bytes(scales: npt.NDArray[Any]) -> bytes:
     return np.ascontiguousarray(scales, "<f4").tobytes()
-
-
-def _inverse(scales: Vector) -> Vector:
-    return np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > _SMALLEST)
 
 
 def _times(rows: Vector, scales: Vector, count: int) -> Vector:

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from wire import rice
-from wire.codecs.stages import Chance, Sizes, pack, starts, take_floats, unpack
+from wire.codecs.stages import Chance, Quantised, Sizes, inverse, pack, spread, starts, take_floats, unpack
 from wire.errors import WireError
 from wire.rice import Numbers, Reader
-from wire.schema import Vector
+from wire.schema import Rows, Vector
 
 GROUP = 256
 """Numbers that share a Rice parameter."""
@@ -153,22 +153,40 @@ class Uniform:
     biased = True
     seeded = False
 
-    def encode(self, vector: Vector, sizes: Sizes, chance: Chance) -> bytes:
-        energy = _energy(vector, sizes)
+    @np.errstate(invalid="ignore", over="ignore")  # of rows that are not finite, whose bytes are not asked for
+    def quantise(self, rows: Rows, sizes: Sizes) -> Quantised:
+        """The integers and steps of each row; those of one that is not finite mean nothing."""
+        energy = _energy(rows, sizes)
         steps = np.minimum(self.k * np.sqrt(energy / sizes), _LARGEST).astype(np.float32)
-        top = np.float32(2**15 - 1 if self.rice else 127)
-        values = _integers(vector, steps, sizes, top)
+        integers = self._integers(rows, steps, sizes)
+        some: slice | npt.NDArray[np.intp] = slice(None)
         for _ in range(_HALVINGS):
-            with np.errstate(over="ignore"):
-                poor = _energy(vector - values * np.repeat(steps, sizes), sizes) > (1 - _LEAST) * energy
+            missing = rows[some] - integers[some] * spread(steps[some], sizes)
+            poor = _energy(missing, sizes) > (1 - _LEAST) * energy[some]
             if not poor.any():
                 break
-            steps[poor] *= np.float32(0.5)
-            values = _integers(vector, steps, sizes, top)
-        integers = values.astype(np.int32)
-        header = steps.astype("<f4").tobytes()
+            steps[some] *= np.where(poor, np.float32(0.5), np.float32(1))
+            if not (still := poor.any(axis=1)).all():  # a row of which every step does is finished
+                some = np.arange(len(rows))[some][still]
+            integers[some] = self._integers(rows[some], steps[some], sizes)
+        return Quantised(integers, steps, sizes)
+
+    def _integers(self, rows: Rows, steps: Rows, sizes: Sizes) -> Rows:
+        top = np.float32(2**15 - 1 if self.rice else 127)
+        values: Rows = rows * spread(inverse(steps), sizes)
+        np.rint(values, out=values)
+        return np.clip(values, -top, top, out=values)
+
+    def encode(self, vector: Vector, sizes: Sizes, chance: Chance) -> bytes:
+        return self.pack(self.quantise(vector[None], sizes), 0)
+
+    def pack(self, quantised: Quantised, row: int) -> bytes:
+        """One row as bytes."""
+        integers = quantised.integers[row].astype(np.int32)
+        header: bytes = quantised.steps[row].astype("<f4").tobytes()
         if not self.rice:
-            return header + integers.astype(np.int8).tobytes()
+            plain: bytes = integers.astype(np.int8).tobytes()
+            return header + plain
         places = np.flatnonzero(integers)
         kept = integers[places].astype(np.int64)
         return b"".join(
@@ -193,13 +211,6 @@ class Uniform:
         return vector
 
 
-def _energy(vector: Vector, sizes: Sizes) -> npt.NDArray[np.float64]:
-    energy: npt.NDArray[np.float64] = np.add.reduceat(np.square(vector, dtype=np.float64), starts(sizes))
+def _energy(rows: Rows, sizes: Sizes) -> npt.NDArray[np.float64]:
+    energy: npt.NDArray[np.float64] = np.add.reduceat(np.square(rows, dtype=np.float64), starts(sizes), axis=1)
     return energy
-
-
-def _integers(vector: Vector, steps: Vector, sizes: Sizes, top: np.float32) -> Vector:
-    inverse = np.divide(np.float32(1), steps, out=np.zeros_like(steps), where=steps > np.float32(1e-37))
-    values: Vector = vector * np.repeat(inverse, sizes)
-    np.rint(values, out=values)
-    return np.clip(values, -top, top, out=values)

@@ -1,5 +1,6 @@
 """What a stage is, and what stages share: where chance comes from, and integers of a few bits."""
 
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
@@ -7,11 +8,30 @@ import numpy as np
 import numpy.typing as npt
 
 from wire.rice import Reader
-from wire.schema import Vector
+from wire.schema import Rows, Vector
 
+_SMALLEST = np.float32(1e-37)
+"""A step that is not above it stands for zeros: 1 / step would leave float32."""
 Bytes = npt.NDArray[np.uint8]
 Sizes = tuple[int, ...]
 """How many values of the vector belong to each tensor, none of them 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """Values of several devices, a row each, as whole numbers of steps: a step for each row and tensor."""
+
+    integers: Rows
+    """Of shape (rows, values), as float32."""
+    steps: Rows
+    """Of shape (rows, tensors)."""
+    sizes: Sizes
+
+    @property
+    def values(self) -> Rows:
+        """What a reader makes of them."""
+        with np.errstate(invalid="ignore", over="ignore"):  # the caller looks for what is not finite
+            return self.integers * spread(self.steps, self.sizes)
 
 
 class Chance:
@@ -87,6 +107,16 @@ class Selection(Protocol):
 def starts(sizes: Sizes) -> npt.NDArray[np.intp]:
     """Where each tensor begins."""
     return np.concatenate([[0], np.cumsum(sizes[:-1], dtype=np.intp)]).astype(np.intp)
+
+
+def spread(steps: Rows, sizes: Sizes) -> Rows:
+    """The step of each value, from those of its row's tensors."""
+    return steps if len(sizes) == 1 else np.repeat(steps, sizes, axis=1)
+
+
+def inverse(steps: Vector) -> Vector:
+    """1 / step, and 0 where that would leave float32: values of so small a step are all zero."""
+    return np.divide(np.float32(1), steps, out=np.zeros_like(steps), where=steps > _SMALLEST)
 
 
 def pack(integers: Bytes, width: int) -> bytes:
