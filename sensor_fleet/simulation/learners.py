@@ -7,7 +7,7 @@ import numpy as np
 
 from iot_client.fit import Recipe, Trainer, TrainingPlan
 from sensor_fleet.models import DenseModel
-from sensor_fleet.simulation.stacked import Job, Rows, Stack, steps_of
+from sensor_fleet.simulation.stacked import Job, Rows, Stack
 from wire.schema import Parameters, Schema, Vector
 
 Trained = tuple[Vector, int, int]
@@ -73,4 +73,4 @@ class Stacked:
     def load(self, device: int, plan: TrainingPlan, seen: int = 0) -> float:
         recipe = self._recipe.under(plan)
         rows = 0 if recipe.epochs is None else self._stack.count(device, seen)
-        return steps_of(recipe, rows) / self._recipe.local_steps
+        return recipe.steps(rows) / self._recipe.local_steps

@@ -125,6 +125,23 @@ def test_it_is_no_larger_than_twice_the_median_delta(norms: list[float], size: f
     assert again is not None and again.norms == kept.norms and len(again.norms) == len(norms[-9:])
 
 
+@given(
+    st.lists(st.tuples(st.floats(1e-3, 1e3), st.floats(0, 1e4), st.lists(st.floats(0, 1e3), max_size=11)), min_size=1)
+)
+@settings(deadline=None)
+def test_a_stack_of_devices_keeps_what_each_of_them_would(devices: list[tuple[float, float, list[float]]]) -> None:
+    """Seen to fail where all were clipped at the limit of the first, and where one that is over clipped all."""
+    deltas = np.stack([DELTAS[0] * np.float32(size) for size, _, _ in devices])
+    left = np.stack([DELTAS[1] * np.float32(size) for _, size, _ in devices])
+    norms = [past for _, _, past in devices]
+    together = residual.keep(left.copy(), deltas, b"l" * 16, SCHEMA, norms=norms)
+    for row, kept in enumerate(together):
+        (alone,) = residual.keep(
+            left[row : row + 1].copy(), deltas[row : row + 1], b"l" * 16, SCHEMA, norms=[norms[row]]
+        )
+        assert kept.pack() == alone.pack()
+
+
 def test_averaged_tensors_leave_nothing() -> None:
     schema = Schema.of(MODEL, {"b": "averaged"})
     state = lineage.on_grid(schema.flatten(MODEL), schema, b"")
