@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iot_client.fit import Fit, Parameters, Recipe, TrainingPlan
-from wire.schema import Rows
+from wire.schema import Vectors
 
 Task = Literal["classification", "binary", "regression", "reconstruction"]
 Array = npt.NDArray[np.float32]
@@ -158,7 +158,7 @@ class MLP:
         column = y.astype(np.float32)[:, None]
         return column if self.task == "binary" else (column - parameters["target_mean"]) / parameters["target_scale"]
 
-    def views(self, values: Rows, places: Mapping[str, slice]) -> dict[str, Array]:
+    def views(self, values: Vectors, places: Mapping[str, slice]) -> dict[str, Array]:
         """Weights and biases of a stack of devices, of shape (devices, …), as views of its flat values."""
         found = {}
         for weight, bias, fan_in, fan_out in self.layers:
@@ -168,7 +168,7 @@ class MLP:
 
     def descend(
         self,
-        values: Rows,
+        values: Vectors,
         places: Mapping[str, slice],
         recipes: Sequence[Recipe],
         sizes: Sequence[int],

@@ -23,8 +23,8 @@ import numpy.typing as npt
 from wire import frames
 from wire.codecs import BFloat16
 from wire.errors import WireError
-from wire.rice import Reader
-from wire.schema import Rows, Schema, Vector
+from wire.rice import BodyReader
+from wire.schema import Schema, Vector, Vectors
 
 LIMIT = 2.0
 """Norm of the residual, in median norms of the deltas."""
@@ -63,7 +63,7 @@ def unpack(data: bytes, lineage: bytes, schema: Schema) -> Residual | None:
             _crc(body, header["norms"]),
         ):
             return None
-        values = BFloat16().read(Reader(body), (schema.size,))
+        values = BFloat16().read(BodyReader(body), (schema.size,))
         return Residual(lineage, schema.hash, values, tuple(float(norm) for norm in header["norms"]))
     except (WireError, KeyError, TypeError, ValueError):
         return None
@@ -74,7 +74,7 @@ def _crc(body: frames.Buffer, norms: Sequence[float]) -> int:
 
 
 def keep(
-    left: Rows, deltas: Rows, lineage: bytes, schema: Schema, *, norms: Sequence[Sequence[float]]
+    left: Vectors, deltas: Vectors, lineage: bytes, schema: Schema, *, norms: Sequence[Sequence[float]]
 ) -> list[Residual]:
     """The residuals of several devices, a row each, of which v − C(v) is `left`; it is clipped in place.
 
@@ -87,7 +87,7 @@ def keep(
     return [Residual(lineage, schema.hash, values, each) for values, each in zip(left, of_each, strict=True)]
 
 
-def norms_of(rows: Rows) -> npt.NDArray[np.float64]:
+def norms_of(rows: Vectors) -> npt.NDArray[np.float64]:
     """The L2 norm of each row; not finite where one of its values is not."""
     norms: npt.NDArray[np.float64] = np.sqrt(np.sum(np.square(rows, dtype=np.float64), axis=1))
     return norms

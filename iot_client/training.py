@@ -12,7 +12,7 @@ from wire import chunks, codecs
 from wire.errors import WireError
 from wire.lineage import State
 from wire.messages import Announcement, Plan, Update
-from wire.schema import Rows, Schema
+from wire.schema import Schema, Vectors
 
 
 class Unfit(Exception):
@@ -113,7 +113,7 @@ def update_of(announcement: Announcement, codec: str, body: bytes, **about: Any)
 
 
 def encode(
-    deltas: Rows,
+    deltas: Vectors,
     codec: str,
     lineage: bytes,
     schema: Schema,

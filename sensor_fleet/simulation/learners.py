@@ -7,7 +7,7 @@ import numpy as np
 
 from iot_client.fit import Recipe, Trainer, TrainingPlan
 from sensor_fleet.models import DenseModel
-from sensor_fleet.simulation.stacked import Job, Rows, Stack
+from sensor_fleet.simulation.stacked import Job, Stack, TrainingRows
 from wire.schema import Parameters, Schema, Vector
 
 Trained = tuple[Vector, int, int]
@@ -53,12 +53,12 @@ class Stacked:
     def __init__(
         self,
         model: DenseModel,
-        rows: Sequence[Rows],
+        rows: Sequence[TrainingRows],
         schema: Schema,
         recipe: Recipe,
         frozen: Parameters,
         *,
-        held: Callable[[int, int], Rows] | None = None,
+        held: Callable[[int, int], TrainingRows] | None = None,
     ) -> None:
         self._stack = Stack(model.net, schema, frozen, recipe, rows, held=held)
         self._recipe = recipe

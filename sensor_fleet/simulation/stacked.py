@@ -28,7 +28,7 @@ KEPT_OF_STREAMS = 2**25
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class TrainingRows:
     """A device's rows: inputs of shape (n, inputs), targets of shape (n,), and the seed of its trainer."""
 
     x: npt.NDArray[np.generic]
@@ -60,9 +60,9 @@ class Stack:
         schema: Schema,
         frozen: Parameters,
         recipe: Recipe,
-        devices: Sequence[Rows],
+        devices: Sequence[TrainingRows],
         *,
-        held: Callable[[int, int], Rows] | None = None,
+        held: Callable[[int, int], TrainingRows] | None = None,
     ) -> None:
         self.net, self.schema, self.recipe = net, schema, recipe
         self._devices, self._frozen, self._held = devices, frozen, held

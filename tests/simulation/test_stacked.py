@@ -6,7 +6,7 @@ import pytest
 from iot_client.fit import Recipe
 from iot_client.numpy_models import MLP, Task
 from sensor_fleet.simulation import stacked
-from sensor_fleet.simulation.stacked import Job, Rows, Stack
+from sensor_fleet.simulation.stacked import Job, Stack, TrainingRows
 from wire.messages import Plan
 from wire.schema import Role, Schema
 
@@ -49,7 +49,7 @@ def test_stack_trains_as_each_device_does(
             "binary": rng.integers(0, 2, count),
             "reconstruction": x,
         }
-        devices.append(Rows(x, targets[task], number))
+        devices.append(TrainingRows(x, targets[task], number))
     recipe = Recipe(local_steps=6)
     plans = [
         Plan(
@@ -76,7 +76,7 @@ def test_diverging_device_takes_no_other_with_it() -> None:
     parameters = net.initial(0)
     schema = Schema.of(parameters, {"input_mean": "frozen", "input_scale": "frozen"})
     rng = np.random.default_rng(0)
-    devices = [Rows(rng.normal(size=(9, 4)).astype(np.float32), rng.integers(0, 2, 9), n) for n in range(2)]
+    devices = [TrainingRows(rng.normal(size=(9, 4)).astype(np.float32), rng.integers(0, 2, 9), n) for n in range(2)]
     stack = Stack(net, schema, parameters, Recipe(), devices)
     start = schema.flatten(parameters)
     wild, calm = stack.train([Job(0, start, Plan(learning_rate=1e30)), Job(1, start, Plan())])

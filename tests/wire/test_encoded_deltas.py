@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.wire.test_codec_chains import NAMES, SCHEMA
 from wire import codecs
 from wire.codecs import EncodedDeltas, NonFinite, decode_delta, encode_delta
-from wire.schema import Rows, Schema, Tensor
+from wire.schema import Schema, Tensor, Vectors
 
 SHAPES = {
     "of all kinds": SCHEMA,
@@ -24,7 +24,7 @@ SHAPES = {
 NOT_FINITE = ("nan", "inf", "beyond float32")
 
 
-def drawn(kind: str, size: int, rng: np.random.Generator) -> Rows:
+def drawn(kind: str, size: int, rng: np.random.Generator) -> Vectors:
     """One row. A step is halved seldom for some kinds, once for others, and to the last for `alike`."""
     match kind:
         case "normal":

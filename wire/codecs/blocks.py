@@ -9,8 +9,8 @@ import numpy.typing as npt
 from wire.codecs.stages import Chance, Quantised, Sizes, inverse, pack, spread, starts, take_floats, unpack
 from wire.errors import WireError
 from wire.frames import Buffer
-from wire.rice import Reader
-from wire.schema import Rows, Vector
+from wire.rice import BodyReader
+from wire.schema import Vector, Vectors
 
 _AT_ONCE = 2**15
 """Values that are widened at a time."""
@@ -43,7 +43,7 @@ class Float32:
             vector.view(np.uint8)[:] = np.frombuffer(data, np.uint8)
         return vector.astype(np.float32, copy=False)
 
-    def read(self, reader: Reader, sizes: Sizes, chance: Chance) -> Vector:
+    def read(self, reader: BodyReader, sizes: Sizes, chance: Chance) -> Vector:
         return take_floats(reader, sum(sizes))
 
 
@@ -61,7 +61,7 @@ class BFloat16:
         kept: bytes = (sign | np.minimum(halves & np.uint16(0x7FFF), _LARGEST_BFLOAT16)).astype("<u2").tobytes()
         return kept
 
-    def read(self, reader: Reader, sizes: Sizes, chance: Chance | None = None) -> Vector:
+    def read(self, reader: BodyReader, sizes: Sizes, chance: Chance | None = None) -> Vector:
         halves = np.frombuffer(reader.take(2 * sum(sizes)), "<u2").astype(np.uint32)
         return (halves << np.uint32(16)).view(np.float32)
 
@@ -100,9 +100,9 @@ class Int8:
             WireError: the bytes are not of that number.
         """
         _expect(data, self.size(count))
-        return self.read(Reader(memoryview(data)), (count,))
+        return self.read(BodyReader(memoryview(data)), (count,))
 
-    def read(self, reader: Reader, sizes: Sizes, chance: Chance | None = None) -> Vector:
+    def read(self, reader: BodyReader, sizes: Sizes, chance: Chance | None = None) -> Vector:
         count = sum(sizes)
         scales = take_floats(reader, -(-count // self.block))
         return _scaled(np.frombuffer(reader.take(count), np.int8), scales, self.block)
@@ -141,7 +141,7 @@ class Integers:
         values += np.float32(self._top)
         return _bytes(scales) + pack(values.astype(np.uint8), self.bits)
 
-    def read(self, reader: Reader, sizes: Sizes, chance: Chance) -> Vector:
+    def read(self, reader: BodyReader, sizes: Sizes, chance: Chance) -> Vector:
         count = sum(sizes)
         scales = take_floats(reader, -(-count // self.block))
         values = unpack(reader, count, self.bits).astype(np.float32)
@@ -163,7 +163,7 @@ class Sign:
         counts[-1] = vector.size - self.block * (len(rows) - 1)
         return _bytes(rows.sum(axis=1, dtype=np.float64) / counts) + pack((vector < 0).view(np.uint8), 1)
 
-    def read(self, reader: Reader, sizes: Sizes, chance: Chance) -> Vector:
+    def read(self, reader: BodyReader, sizes: Sizes, chance: Chance) -> Vector:
         count = sum(sizes)
         scales = take_floats(reader, -(-count // self.block))
         signs = np.float32(1) - np.float32(2) * unpack(reader, count, 1)
@@ -171,7 +171,7 @@ class Sign:
 
 
 @np.errstate(invalid="ignore", over="ignore")  # of rows that are not finite, whose bytes are not asked for
-def quantise_each(rows: Rows, sizes: Sizes) -> Quantised:
+def quantise_each(rows: Vectors, sizes: Sizes) -> Quantised:
     """Each tensor as a block of `Int8`, whatever its size: what is said of small tensors."""
     if not sizes:
         return Quantised(rows, rows, sizes)
@@ -185,7 +185,7 @@ def pack_each(quantised: Quantised, row: int) -> bytes:
     return _bytes(quantised.steps[row]) + integers.tobytes()
 
 
-def read_each(reader: Reader, sizes: Sizes) -> Vector:
+def read_each(reader: BodyReader, sizes: Sizes) -> Vector:
     """The inverse of `pack_each`.
 
     Raises:

@@ -21,8 +21,8 @@ from wire.codecs.sparse import Uniform
 from wire.codecs.stages import Chance, Quantised, Sizes
 from wire.errors import WireError
 from wire.frames import Buffer
-from wire.rice import Reader
-from wire.schema import Rows, Schema, Vector
+from wire.rice import BodyReader
+from wire.schema import Schema, Vector, Vectors
 
 _AT_ONCE = 8192
 """Values that are squared at a time: what they are widened to stays in the processor's nearest memory."""
@@ -98,14 +98,14 @@ def _sizes(places: tuple[slice, ...]) -> Sizes:
     return tuple(place.stop - place.start for place in places)
 
 
-def _gather(values: Rows, places: tuple[slice, ...]) -> Rows:
+def _gather(values: Vectors, places: tuple[slice, ...]) -> Vectors:
     """The values of these tensors, of a flat vector or of rows of them."""
     if len(places) == 1:
         return values[..., places[0]]
     return np.concatenate([values[..., :0], *(values[..., place] for place in places)], axis=-1)
 
 
-def _scatter(values: Rows, places: tuple[slice, ...], found: Rows) -> None:
+def _scatter(values: Vectors, places: tuple[slice, ...], found: Vectors) -> None:
     at = 0
     for place in places:
         size = place.stop - place.start
@@ -133,7 +133,7 @@ class EncodedDeltas:
     """
 
     def __init__(
-        self, rows: Rows, schema: Schema, codec: str, tensors: tuple[int, ...] | None = None, *, seeds: Sequence[int]
+        self, rows: Vectors, schema: Schema, codec: str, tensors: tuple[int, ...] | None = None, *, seeds: Sequence[int]
     ) -> None:
         """`rows` are flat vectors, of shape (devices, schema.size); `seeds` are theirs, as `encode_delta` takes them.
 
@@ -151,7 +151,7 @@ class EncodedDeltas:
         return self._uniform is not None and self._uniform.rice and self._parts.always_coded
 
     @cached_property
-    def values(self) -> Rows:
+    def values(self) -> Vectors:
         """What `decode_delta` reads of each body; of one that it refuses, something that is not finite.
 
         Raises:
@@ -296,7 +296,7 @@ def _decode(body: memoryview, parts: _Parts, chain: Chain) -> Vector:
         return _laid_out(Float32().decode(body, trained), parts.trained, parts)
     if flag != _CODED or len(body) >= 4 * trained:
         raise WireError("a delta that is neither coded nor as it is")
-    reader = Reader(memoryview(lossless.decompress(body, parts.room)) if chain.squeezed else body)
+    reader = BodyReader(memoryview(lossless.decompress(body, parts.room)) if chain.squeezed else body)
     seed = _SEED.unpack(reader.take(_SEED.size))[0] if chain.seeded else 0
     small = read_each(reader, _sizes(parts.small)) if parts.small else np.empty(0, np.float32)
     if parts.large:
@@ -308,7 +308,7 @@ def _decode(body: memoryview, parts: _Parts, chain: Chain) -> Vector:
     return vector
 
 
-def _read_large(reader: Reader, chain: Chain, sizes: Sizes, seed: int) -> Vector:
+def _read_large(reader: BodyReader, chain: Chain, sizes: Sizes, seed: int) -> Vector:
     chance = Chance(seed, 1)
     if chain.selection is None:
         return chain.quantiser.read(reader, sizes, chance)

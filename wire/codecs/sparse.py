@@ -13,8 +13,8 @@ import numpy.typing as npt
 from wire import rice
 from wire.codecs.stages import Chance, Quantised, Sizes, inverse, pack, spread, starts, take_floats, unpack
 from wire.errors import WireError
-from wire.rice import Numbers, Reader
-from wire.schema import Rows, Vector
+from wire.rice import BodyReader, Numbers
+from wire.schema import Vector, Vectors
 
 GROUP = 256
 """Numbers that share a Rice parameter."""
@@ -37,7 +37,7 @@ def encode_numbers(numbers: Numbers) -> bytes:
     return b"".join((parameters.tobytes(), _U32.pack(len(high)), high, low))
 
 
-def read_numbers(reader: Reader, count: int) -> Numbers:
+def read_numbers(reader: BodyReader, count: int) -> Numbers:
     """The inverse of `encode_numbers`.
 
     Raises:
@@ -55,7 +55,7 @@ def encode_places(places: npt.NDArray[np.intp]) -> bytes:
     return _U32.pack(places.size) + encode_numbers(np.diff(places, prepend=-1) - 1)
 
 
-def read_places(reader: Reader, size: int) -> npt.NDArray[np.intp]:
+def read_places(reader: BodyReader, size: int) -> npt.NDArray[np.intp]:
     """Ascending places within `size`.
 
     Raises:
@@ -98,7 +98,7 @@ class TopK:
         places = places[sizes[places] > 0]
         return encode_places(places), vector[places]
 
-    def read(self, reader: Reader, count: int, chance: Chance) -> npt.NDArray[np.intp]:
+    def read(self, reader: BodyReader, count: int, chance: Chance) -> npt.NDArray[np.intp]:
         return read_places(reader, count)
 
     def scale(self, values: Vector) -> Vector:
@@ -120,7 +120,7 @@ class RandomK:
     def encode(self, vector: Vector, chance: Chance) -> tuple[bytes, Vector]:
         return b"", vector[self._places(vector.size, chance)]
 
-    def read(self, reader: Reader, count: int, chance: Chance) -> npt.NDArray[np.intp]:
+    def read(self, reader: BodyReader, count: int, chance: Chance) -> npt.NDArray[np.intp]:
         return self._places(count, chance)
 
     def scale(self, values: Vector) -> Vector:
@@ -154,7 +154,7 @@ class Uniform:
     seeded = False
 
     @np.errstate(invalid="ignore", over="ignore")  # of rows that are not finite, whose bytes are not asked for
-    def quantise(self, rows: Rows, sizes: Sizes) -> Quantised:
+    def quantise(self, rows: Vectors, sizes: Sizes) -> Quantised:
         """The integers and steps of each row; those of one that is not finite mean nothing."""
         energy = _energy(rows, sizes)
         steps = np.minimum(self.k * np.sqrt(energy / sizes), _LARGEST).astype(np.float32)
@@ -171,9 +171,9 @@ class Uniform:
             integers[some] = self._integers(rows[some], steps[some], sizes)
         return Quantised(integers, steps, sizes)
 
-    def _integers(self, rows: Rows, steps: Rows, sizes: Sizes) -> Rows:
+    def _integers(self, rows: Vectors, steps: Vectors, sizes: Sizes) -> Vectors:
         top = np.float32(2**15 - 1 if self.rice else 127)
-        values: Rows = rows * spread(inverse(steps), sizes)
+        values: Vectors = rows * spread(inverse(steps), sizes)
         np.rint(values, out=values)
         return np.clip(values, -top, top, out=values)
 
@@ -193,7 +193,7 @@ class Uniform:
             (header, encode_places(places), pack((kept < 0).view(np.uint8), 1), encode_numbers(abs(kept) - 1))
         )
 
-    def read(self, reader: Reader, sizes: Sizes, chance: Chance) -> Vector:
+    def read(self, reader: BodyReader, sizes: Sizes, chance: Chance) -> Vector:
         count = sum(sizes)
         steps = take_floats(reader, len(sizes))
         if not self.rice:
@@ -211,6 +211,6 @@ class Uniform:
         return vector
 
 
-def _energy(rows: Rows, sizes: Sizes) -> npt.NDArray[np.float64]:
+def _energy(rows: Vectors, sizes: Sizes) -> npt.NDArray[np.float64]:
     energy: npt.NDArray[np.float64] = np.add.reduceat(np.square(rows, dtype=np.float64), starts(sizes), axis=1)
     return energy
