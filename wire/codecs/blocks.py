@@ -176,7 +176,9 @@ def quantise_each(rows: Vectors, sizes: Sizes) -> Quantised:
     if not sizes:
         return Quantised(rows, rows, sizes)
     scales = np.maximum.reduceat(np.abs(rows), starts(sizes), axis=1).astype(np.float32, copy=False) / np.float32(127)
-    return Quantised(np.clip(np.rint(rows * spread(inverse(scales), sizes)), -127, 127), scales, sizes)
+    integers: Vectors = rows * spread(inverse(scales), sizes)
+    np.rint(integers, out=integers)
+    return Quantised(np.clip(integers, -127, 127, out=integers), scales, sizes)
 
 
 def pack_each(quantised: Quantised, row: int) -> bytes:

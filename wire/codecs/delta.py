@@ -143,6 +143,11 @@ class EncodedDeltas:
         self._rows, self._seeds = rows, seeds
         self._reading = schema, codec, tensors
         self._parts, self._found = _Parts.of(schema, tensors), parse(codec)
+        self._uniform: Uniform | None = None
+        """The stage that says the large tensors in steps, if that is all that is done to them."""
+        if isinstance(self._found, Chain) and self._found.selection is None:
+            quantiser = self._found.quantiser
+            self._uniform = quantiser if isinstance(quantiser, Uniform) else None
         self._bodies: dict[int, bytes] = {}
 
     @cached_property
@@ -211,14 +216,6 @@ class EncodedDeltas:
         if not chain.squeezed:
             return coded
         return lossless.compress(coded) if len(coded) <= parts.room else b""
-
-    @property
-    def _uniform(self) -> Uniform | None:
-        """The stage that says the large tensors in steps, if that is all that is done to them."""
-        chain = self._found
-        if isinstance(chain, Chain) and chain.selection is None and isinstance(chain.quantiser, Uniform):
-            return chain.quantiser
-        return None
 
     @cached_property
     def _small(self) -> Quantised:

@@ -1,7 +1,7 @@
 """What a stage is, and what stages share: where chance comes from, and integers of a few bits."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -104,8 +104,9 @@ class Selection(Protocol):
         """What the values that were sent stand for."""
 
 
+@lru_cache(maxsize=64)
 def starts(sizes: Sizes) -> npt.NDArray[np.intp]:
-    """Where each tensor begins."""
+    """Where each tensor begins; not to be written to."""
     return np.concatenate([[0], np.cumsum(sizes[:-1], dtype=np.intp)]).astype(np.intp)
 
 
