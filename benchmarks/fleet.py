@@ -44,7 +44,7 @@ from sensor_fleet.setting import Setting
 from sensor_fleet.simulation.cluster import OnRay
 from sensor_fleet.simulation.result import Simulated
 from sensor_fleet.simulation.simulate import Moment, simulate
-from sensor_fleet.simulation.stacked import Job, Rows, Stack
+from sensor_fleet.simulation.stacked import Job, Stack, TrainingRows
 from sensor_fleet.virtual import VirtualFleet
 from wire.messages import Plan
 from wire.schema import Schema
@@ -249,7 +249,7 @@ def bare_stacked(model: DenseModel, data: FleetData, seconds: float) -> float:
     schema = Schema.of(parameters, model.roles)
     frozen = schema.thaw(schema.freeze(parameters))
     rows_of = numbered(data.devices)
-    rows = [Rows(model.prepare(rows_of(n).x), rows_of(n).y, n) for n in range(len(data.devices))]
+    rows = [TrainingRows(model.prepare(rows_of(n).x), rows_of(n).y, n) for n in range(len(data.devices))]
     stack = Stack(model.net, schema, frozen, model.recipe, rows)
     start = schema.flatten(parameters)
     jobs = [Job(number, start, Plan(seed=number)) for number in range(64)]

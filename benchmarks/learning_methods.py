@@ -16,7 +16,7 @@ from benchmarks.learning_problems import Problem
 from benchmarks.learning_synchronous import Rounds, evaluated, run
 from benchmarks.learning_worlds import Conditions
 from sensor_fleet.simulation.simulate import simulate
-from sensor_fleet.simulation.stacked import Job, Rows, Stack
+from sensor_fleet.simulation.stacked import Job, Stack, TrainingRows
 from wire.messages import Plan
 from wire.moments import pool
 from wire.schema import Schema, Vector
@@ -193,7 +193,9 @@ class Run:
         frozen = model.freeze({name: pool([each[name] for each in moments]) for name in model.channels})
         first = {**model.initial, **frozen}
         schema = Schema.of(first, model.roles)
-        rows = [Rows(model.prepare(part.x), part.y, self.seed + n) for n, part in enumerate(data.devices.values())]
+        rows = [
+            TrainingRows(model.prepare(part.x), part.y, self.seed + n) for n, part in enumerate(data.devices.values())
+        ]
         return Stack(model.net, schema, frozen, model.recipe, rows), schema, schema.flatten(first), frozen
 
 
@@ -206,7 +208,7 @@ def references(run: Run, steps: int) -> tuple[float, float]:
     problem = run.problem
     _, schema, first, frozen = run.stacked
     model, pooled = problem.model, problem.data.pooled()
-    whole = Stack(model.net, schema, frozen, model.recipe, [Rows(model.prepare(pooled.x), pooled.y, run.seed)])
+    whole = Stack(model.net, schema, frozen, model.recipe, [TrainingRows(model.prepare(pooled.x), pooled.y, run.seed)])
     values, x = [], first
     for number in range(_STRETCHES):
         (x,) = whole.train([Job(0, x, Plan(local_steps=steps // _STRETCHES, seed=number))])

@@ -84,6 +84,10 @@ class Recipe:
             epochs=None if plan.local_steps else plan.epochs or self.epochs,
         )
 
+    def steps(self, rows: int) -> int:
+        """Optimiser steps of a training on a number of rows."""
+        return self.local_steps if self.epochs is None else -(-self.epochs * rows // min(self.batch_size, rows))
+
     def batches(self, rows: int, rng: "np.random.Generator") -> Iterator[npt.NDArray[np.int64]]:
         """Row numbers of one mini-batch after the other, drawn without replacement pass by pass.
 
@@ -91,9 +95,8 @@ class Recipe:
         a row more than a batch takes no step on that row alone.
         """
         size = min(self.batch_size, rows)
-        steps = self.local_steps if self.epochs is None else -(-self.epochs * rows // size)
         waiting = np.empty(0, np.int64)
-        for _ in range(steps):
+        for _ in range(self.steps(rows)):
             if len(waiting) < size:
                 waiting = np.concatenate([waiting, rng.permutation(rows)])
             yield waiting[:size]

@@ -4,10 +4,10 @@ Names, shapes, order, loss and gradients are those of `TorchMLP` in `iot_client.
 without torch train one model together. All arithmetic is float32.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import isfinite, sqrt
 from typing import Any, Final, Literal
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iot_client.fit import Fit, Parameters, Recipe, TrainingPlan
+from wire.schema import Vectors
 
 Task = Literal["classification", "binary", "regression", "reconstruction"]
 Array = npt.NDArray[np.float32]
@@ -28,6 +29,11 @@ def standardise(x: npt.ArrayLike, parameters: Parameters) -> Array:
         z = np.asarray((np.asarray(x, np.float32) - parameters["input_mean"]) / parameters["input_scale"], np.float32)
     z[~np.isfinite(z)] = 0
     return z
+
+
+Batch = tuple[Array, npt.NDArray[Any]]
+"""What the devices of a stack take one step on, a row each: inputs, standardised and of shape (devices, batch, inputs),
+and targets as `MLP.targets` gives them, of shape (devices, batch) or (devices, batch, outputs)."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,13 @@ class MLP:
             (f"layers.{2 * i}.weight", f"layers.{2 * i}.bias", fan_in, fan_out)
             for i, (fan_in, fan_out) in enumerate(pairwise(sizes))
         )
+
+    @cached_property
+    def places(self) -> Mapping[str, slice]:
+        """Where each weight and bias lies in a flat vector of them, layer by layer."""
+        sizes = {name: size for weight, bias, n, m in self.layers for name, size in ((weight, n * m), (bias, m))}
+        ends = accumulate(sizes.values())
+        return {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
 
     def initial(self, seed: int = 0) -> dict[str, Array]:
         """New parameters: weights and biases uniform within ±1/√inputs, as torch's; no normalisation yet."""
@@ -98,7 +111,10 @@ class MLP:
         self, parameters: Parameters, x: npt.ArrayLike, y: npt.NDArray[Any]
     ) -> tuple[float, dict[str, Array]]:
         """Mean loss over the rows, and its gradient by each trained tensor."""
-        return self._loss_and_gradients(parameters, standardise(x, parameters), self._target(parameters, y))
+        gradients = {name: np.empty_like(parameters[name]) for name in self.places}
+        z, target = standardise(x, parameters), self.targets(parameters, y)
+        losses = self._gradients(parameters, z, target, np.array(len(z), np.float32), gradients)
+        return float(np.mean(losses)), gradients
 
     def trainer(
         self, x: npt.ArrayLike, y: npt.ArrayLike, *, seed: int = 0, recipe: Recipe | None = None
@@ -119,25 +135,22 @@ class MLP:
         def train(parameters: Parameters, plan: TrainingPlan) -> Fit:
             follow = defaults.under(plan)
             rng = np.random.default_rng((seed, plan.seed))
-            trained = {name: np.array(array) for name, array in parameters.items()}
-            rate, pull = np.float32(follow.learning_rate), np.float32(follow.proximal)
-            losses = []
-            with np.errstate(over="ignore", invalid="ignore"):
-                for batch in follow.batches(len(rows), rng):
-                    target = self._target(parameters, targets[batch])
-                    loss, gradients = self._loss_and_gradients(trained, standardise(rows[batch], parameters), target)
-                    losses.append(loss)
-                    for name, gradient in gradients.items():
-                        if pull:
-                            gradient += pull * (trained[name] - parameters[name])  # noqa: PLW2901 (in place)
-                        trained[name] -= rate * gradient
+            batches = (
+                (standardise(rows[batch], parameters)[None], self.targets(parameters, targets[batch])[None])
+                for batch in follow.batches(len(rows), rng)
+            )
+            values = np.concatenate([np.ravel(parameters[name]) for name in self.places], dtype=np.float32)[None]
+            sizes = [min(follow.batch_size, len(rows))]
+            losses = [float(each.mean()) for each in self.descend(values, self.places, [follow], sizes, batches)]
+            own = self.views(values, self.places)
+            trained = {name: own[name][0] if name in own else np.array(array) for name, array in parameters.items()}
             loss = sum(losses) / len(losses)
             return Fit(trained, len(rows), len(losses), {"loss": loss} if isfinite(loss) else {})
 
         return train
 
-    def _target(self, parameters: Parameters, y: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Labels as they are; else float32 with mean 0 and deviation 1, of the outputs' shape."""
+    def targets(self, parameters: Parameters, y: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Labels as they are; otherwise float32 with mean 0 and deviation 1, of the outputs' shape."""
         if self.task == "classification":
             return y
         if self.task == "reconstruction":
@@ -145,27 +158,88 @@ class MLP:
         column = y.astype(np.float32)[:, None]
         return column if self.task == "binary" else (column - parameters["target_mean"]) / parameters["target_scale"]
 
+    def views(self, values: Vectors, places: Mapping[str, slice]) -> dict[str, Array]:
+        """Weights and biases of a stack of devices, of shape (devices, …), as views of its flat values."""
+        found = {}
+        for weight, bias, fan_in, fan_out in self.layers:
+            found[weight] = values[:, places[weight]].reshape(-1, fan_out, fan_in)
+            found[bias] = values[:, places[bias]]
+        return found
+
+    def descend(
+        self,
+        values: Vectors,
+        places: Mapping[str, slice],
+        recipes: Sequence[Recipe],
+        sizes: Sequence[int],
+        batches: Iterable[Batch],
+    ) -> list[Array]:
+        """Train a stack of devices in place, a step for each of `batches`; the losses of each step.
+
+        Args:
+            values: of shape (devices, size), a flat vector for each device.
+            places: where each weight and bias lies in them.
+            recipes: a learning rate and a proximal weight for each device.
+            sizes: how many rows there are in each device's batches; of a smaller batch the rest counts for nothing.
+            batches: of all devices, or of the first ones once the others have done all their steps.
+        """
+        rates = np.array([recipe.learning_rate for recipe in recipes], np.float32)[:, None]
+        pulls = np.array([recipe.proximal for recipe in recipes], np.float32)[:, None]
+        counts = np.array(sizes, np.float32)[:, None, None]
+        padded = None if min(sizes) == max(sizes) else np.arange(max(sizes)) >= np.array(sizes)[:, None]
+        pulled, slopes, losses = pulls.any(), np.empty_like(values), []
+        start, moved = (values.copy(), np.empty_like(values)) if pulled else (values, slopes)
+        own, gradients = self.views(values, places), self.views(slopes, places)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            for inputs, targets in batches:
+                if (active := len(inputs)) < len(values):
+                    values, slopes, start, moved = (each[:active] for each in (values, slopes, start, moved))
+                    rates, pulls, counts = rates[:active], pulls[:active], counts[:active]
+                    padded = None if padded is None else padded[:active]
+                    own, gradients = self.views(values, places), self.views(slopes, places)
+                losses.append(self._gradients(own, inputs, targets, counts, gradients, padded=padded))
+                if pulled:
+                    np.subtract(values, start, out=moved)
+                    moved *= pulls
+                    slopes += moved
+                slopes *= rates
+                values -= slopes
+        return losses
+
     def _forward(self, parameters: Mapping[str, Array], z: Array) -> list[Array]:
-        """The input of each layer, and last the output."""
+        """The input of each layer, and last the output, of one device or a stack of them."""
         values = [z]
         for index, (weight, bias, _, _) in enumerate(self.layers):
             if index:
-                values[-1] = np.maximum(values[-1], 0)
-            values.append(values[-1] @ parameters[weight].T + parameters[bias])
+                np.maximum(values[-1], 0, out=values[-1])
+            output = np.matmul(values[-1], parameters[weight].swapaxes(-1, -2))
+            output += parameters[bias][..., None, :]
+            values.append(output)
         return values
 
-    def _loss_and_gradients(
-        self, parameters: Mapping[str, Array], z: Array, target: npt.NDArray[Any]
-    ) -> tuple[float, dict[str, Array]]:
+    def _gradients(
+        self,
+        parameters: Mapping[str, Array],
+        z: Array,
+        targets: npt.NDArray[Any],
+        sizes: Array,
+        gradients: Mapping[str, Array],
+        *,
+        padded: npt.NDArray[np.bool_] | None = None,
+    ) -> Array:
+        """Write the gradient of each device's mean loss by each trained tensor; the losses, row by row."""
         *inputs, output = self._forward(parameters, z)
-        loss, slope = _LOSSES[self.task](output, target)
-        gradients: dict[str, Array] = {}
+        losses, slope = _LOSSES[self.task](output, targets, sizes)
+        if padded is not None:
+            slope[padded] = 0
         for index in reversed(range(len(self.layers))):
             weight, bias, _, _ = self.layers[index]
-            gradients[weight], gradients[bias] = slope.T @ inputs[index], slope.sum(axis=0)
+            np.matmul(slope.swapaxes(-1, -2), inputs[index], out=gradients[weight])
+            slope.sum(axis=-2, out=gradients[bias])
             if index:
-                slope = (slope @ parameters[weight]) * (inputs[index] > 0)
-        return loss, gradients
+                slope = np.matmul(slope, parameters[weight])
+                slope *= inputs[index] > 0
+        return losses
 
 
 @dataclass(frozen=True)
@@ -191,34 +265,36 @@ def normalisation(channels: int, task: Task) -> dict[str, Array]:
     return tensors
 
 
-def _cross_entropy(logits: Array, labels: npt.NDArray[Any]) -> tuple[float, Array]:
-    """Mean cross-entropy of softmax, and its gradient by the logits."""
-    rows = np.arange(len(labels))
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    exponentials = np.exp(shifted)
-    sums = exponentials.sum(axis=1, keepdims=True)
-    loss = float(np.mean(np.log(sums[:, 0]) - shifted[rows, labels]))
-    slope = exponentials / sums
-    slope[rows, labels] -= 1
-    slope /= np.float32(len(labels))
-    return loss, slope
+def _cross_entropy(logits: Array, labels: npt.NDArray[Any], sizes: Array) -> tuple[Array, Array]:
+    """Cross-entropy of softmax, and the gradient of its mean by the logits, which it takes the place of."""
+    logits -= logits.max(axis=-1, keepdims=True)
+    flat, places = logits.reshape(-1, logits.shape[-1]), (np.arange(labels.size), labels.reshape(-1))
+    told = flat[places].reshape(labels.shape)
+    np.exp(logits, out=logits)
+    sums = logits.sum(axis=-1, keepdims=True)
+    logits /= sums
+    flat[places] -= 1
+    logits /= sizes
+    return np.log(sums[..., 0]) - told, logits
 
 
-def _squared_error(output: Array, target: npt.NDArray[Any]) -> tuple[float, Array]:
-    """Mean squared error over all outputs, and its gradient by them."""
-    error = output - target
-    return float(np.mean(error * error)), error * np.float32(2 / target.size)
+def _squared_error(output: Array, target: npt.NDArray[Any], sizes: Array) -> tuple[Array, Array]:
+    """Squared error of each output, and the gradient of its mean, which takes the place of the outputs."""
+    output -= target
+    losses = output * output
+    output *= np.float32(2) / (sizes * np.float32(output.shape[-1]))
+    return losses, output
 
 
-def _logistic(logits: Array, labels: npt.NDArray[Any]) -> tuple[float, Array]:
-    """Mean cross-entropy of the logistic function, and its gradient by the logits; neither overflows."""
+def _logistic(logits: Array, labels: npt.NDArray[Any], sizes: Array) -> tuple[Array, Array]:
+    """Cross-entropy of the logistic function, and the gradient of its mean by the logits; neither overflows."""
     small = np.exp(-np.abs(logits))
-    loss = np.maximum(logits, 0) - logits * labels + np.log1p(small)
+    losses = np.maximum(logits, 0) - logits * labels + np.log1p(small)
     slope = np.where(logits >= 0, 1 / (1 + small), small / (1 + small)) - labels
-    return float(np.mean(loss)), slope / np.float32(len(labels))
+    return losses, slope / sizes
 
 
-_LOSSES: Final[Mapping[Task, Callable[[Array, npt.NDArray[Any]], tuple[float, Array]]]] = {
+_LOSSES: Final[Mapping[Task, Callable[[Array, npt.NDArray[Any], Array], tuple[Array, Array]]]] = {
     "classification": _cross_entropy,
     "binary": _logistic,
     "regression": _squared_error,

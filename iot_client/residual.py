@@ -15,14 +15,16 @@ It is kept as bfloat16, half of what float32 would wear the flash: what that rou
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
+import numpy.typing as npt
 
 from wire import frames
 from wire.codecs import BFloat16
 from wire.errors import WireError
-from wire.rice import Reader
-from wire.schema import Schema, Vector
+from wire.rice import BodyReader
+from wire.schema import Schema, Vector, Vectors
 
 LIMIT = 2.0
 """Norm of the residual, in median norms of the deltas."""
@@ -61,7 +63,7 @@ def unpack(data: bytes, lineage: bytes, schema: Schema) -> Residual | None:
             _crc(body, header["norms"]),
         ):
             return None
-        values = BFloat16().read(Reader(body), (schema.size,))
+        values = BFloat16().read(BodyReader(body), (schema.size,))
         return Residual(lineage, schema.hash, values, tuple(float(norm) for norm in header["norms"]))
     except (WireError, KeyError, TypeError, ValueError):
         return None
@@ -71,14 +73,21 @@ def _crc(body: frames.Buffer, norms: Sequence[float]) -> int:
     return zlib.crc32(body, zlib.crc32(frames.pack(norms)))
 
 
-def keep(left: Vector, delta: Vector, lineage: bytes, schema: Schema, *, norms: Sequence[float]) -> Residual:
-    """The residual of which v − C(v) is `left`; `norms` are those of the deltas before this one."""
-    norms = (*norms, _norm(delta))[-NORMS:]
-    size, limit = _norm(left), LIMIT * float(np.median(norms))
-    if size > limit:
-        left = left * np.float32(limit / size)
-    return Residual(lineage, schema.hash, left, norms)
+def keep(
+    left: Vectors, deltas: Vectors, lineage: bytes, schema: Schema, *, norms: Sequence[Sequence[float]]
+) -> list[Residual]:
+    """The residuals of several devices, a row each, of which v − C(v) is `left`; it is clipped in place.
+
+    `norms` are those of each device's deltas before this one.
+    """
+    of_each = [(*past, float(norm))[-NORMS:] for past, norm in zip(norms, norms_of(deltas), strict=True)]
+    sizes, limits = norms_of(left), LIMIT * np.array([median(each) for each in of_each])
+    for row in np.flatnonzero(sizes > limits):
+        left[row] *= np.float32(limits[row] / sizes[row])
+    return [Residual(lineage, schema.hash, values, each) for values, each in zip(left, of_each, strict=True)]
 
 
-def _norm(vector: Vector) -> float:
-    return float(np.sqrt(np.sum(np.square(vector, dtype=np.float64))))
+def norms_of(rows: Vectors) -> npt.NDArray[np.float64]:
+    """The L2 norm of each row; not finite where one of its values is not."""
+    norms: npt.NDArray[np.float64] = np.sqrt(np.sum(np.square(rows, dtype=np.float64), axis=1))
+    return norms

@@ -1,6 +1,6 @@
 """From a fit to an update: what was trained minus what it was trained from, encoded as the plan says."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,12 +8,11 @@ import numpy as np
 
 from iot_client import residual
 from iot_client.fit import Fit
-from iot_client.residual import Residual
 from wire import chunks, codecs
 from wire.errors import WireError
 from wire.lineage import State
 from wire.messages import Announcement, Plan, Update
-from wire.schema import Schema, Vector
+from wire.schema import Schema, Vectors
 
 
 class Unfit(Exception):
@@ -72,18 +71,16 @@ def make_update(
         for place in schema.covered(tensors):
             trained[place] = True
         delta[~trained] = 0
-    lineage = announcement.lineage
-    coded = encode(
-        delta,
-        announcement.plan,
-        lineage,
-        schema,
-        tensors,
-        left=residual.unpack(left, lineage, schema) if left else None,
-        seed=seed,
-        narrow=narrow,
-    )
-    codec, body, after = coded.codec, coded.body, coded.residual
+    codec, feedback = chosen(announcement.plan, narrow=narrow), announcement.plan.feedback
+    try:
+        coded, (after,) = encode(
+            delta[None], codec, announcement.lineage, schema, tensors, feedback=feedback, left=[left], seeds=[seed]
+        )
+        body = coded.body(0)
+        if after is not None and not np.isfinite(coded.values).all():
+            raise codecs.NonFinite("it is too large")
+    except WireError as error:
+        raise Unfit(f"what was trained cannot be encoded as {codec}: {error}") from error
     finite = {name[:64]: float(value) for name, value in list(fit.metrics.items())[:32] if np.isfinite(value)}
     update = update_of(
         announcement,
@@ -95,7 +92,7 @@ def make_update(
         seconds=seconds,
         metrics=finite,
     )
-    return Made(update, body, None if after is None else after.pack())
+    return Made(update, body, after)
 
 
 def update_of(announcement: Announcement, codec: str, body: bytes, **about: Any) -> Update:
@@ -115,44 +112,46 @@ def update_of(announcement: Announcement, codec: str, body: bytes, **about: Any)
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Coded:
-    """A delta as it is sent, and what is left to say of it."""
-
-    codec: str
-    body: bytes
-    residual: Residual | None
-
-
 def encode(
-    delta: Vector,
-    plan: Plan,
+    deltas: Vectors,
+    codec: str,
     lineage: bytes,
     schema: Schema,
     tensors: tuple[int, ...] | None = None,
     *,
-    left: Residual | None = None,
-    seed: int = 0,
-    narrow: bool = False,
-) -> Coded:
-    """A delta as the plan asks for it, with what was left before, where it asks for that too.
+    feedback: bool,
+    left: Sequence[bytes | None],
+    seeds: Sequence[int],
+) -> tuple[codecs.EncodedDeltas, list[bytes | None]]:
+    """The deltas of several devices, a row each, and what each of them is to say with its next.
 
-    What was left of tensors that this update does not cover stays left.
+    Args:
+        deltas: flat vectors, of shape (devices, schema.size).
+        codec: in which they are said, by its name.
+        lineage: the federation's.
+        schema: the model's.
+        tensors: indices of those that are covered; None is all. What was left of the others stays left.
+        feedback: whether what was left before is said with them, and what is left now is kept.
+        left: what the update before has left, device by device, as it is returned here.
+        seeds: chance for the codec, another for each device and update.
 
     Raises:
-        Unfit: it holds values so large that the codec cannot say them.
+        WireError: the codec is none, or cannot be had here.
     """
-    codec = chosen(plan, narrow=narrow)
-    v = delta if left is None or not plan.feedback else delta + left.values
-    try:
-        body = codecs.encode_delta(v, schema, codec, tensors, seed=seed)
-        if not (plan.feedback and codecs.parse(codec).feedback):
-            return Coded(codec, body, None)
-        missing = v - codecs.decode_delta(body, schema, codec, tensors)
-    except WireError as error:
-        raise Unfit(f"what was trained cannot be encoded as {codec}: {error}") from error
-    norms = left.norms if left is not None else ()
-    return Coded(codec, body, residual.keep(missing, delta, lineage, schema, norms=norms))
+    before = [residual.unpack(each, lineage, schema) if each and feedback else None for each in left]
+    wanted = deltas
+    if any(before):
+        wanted = deltas.copy()
+        for row, each in enumerate(before):
+            if each is not None:
+                wanted[row] += each.values
+    coded = codecs.EncodedDeltas(wanted, schema, codec, tensors, seeds=seeds)
+    if not (feedback and codecs.parse(codec).feedback):
+        return coded, [None] * len(deltas)
+    with np.errstate(invalid="ignore"):  # who encodes looks for what is not finite
+        missing = wanted - coded.values
+    norms = [() if each is None else each.norms for each in before]
+    return coded, [each.pack() for each in residual.keep(missing, deltas, lineage, schema, norms=norms)]
 
 
 def chosen(plan: Plan, *, narrow: bool = False) -> str:

@@ -55,7 +55,7 @@ def encode(numbers: Numbers, parameters: Parameters) -> tuple[bytes, bytes]:
     return np.packbits(unary).tobytes(), np.packbits(np.concatenate([np.empty(0, np.uint8), *bits])).tobytes()
 
 
-def read(reader: "Reader", length: object, parameters: Parameters) -> Numbers:
+def read(reader: "BodyReader", length: object, parameters: Parameters) -> Numbers:
     """The inverse of `encode`, for as many numbers as there are parameters; `length` is that of the unary parts.
 
     Raises:
@@ -107,7 +107,7 @@ def _places_of_bits(widths: Numbers) -> Numbers:
     return stops - np.arange(stops.size) - 1
 
 
-class Reader:
+class BodyReader:
     """Takes one piece of a body after the other."""
 
     def __init__(self, data: memoryview) -> None:

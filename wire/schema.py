@@ -21,6 +21,8 @@ from wire.errors import WireError
 Role = Literal["trained", "averaged", "local", "frozen"]
 ROLES: tuple[Role, ...] = ("trained", "averaged", "local", "frozen")
 Vector = npt.NDArray[np.float32]
+Vectors = npt.NDArray[np.float32]
+"""Flat vectors of several devices, of shape (devices, size)."""
 Parameters = Mapping[str, npt.NDArray[Any]]
 
 _DTYPES = {

@@ -64,7 +64,7 @@ def decode_integers(body: memoryview, size: int) -> Integers:
     """
     if -(-size // SECTION) * _TABLE.itemsize > len(body):  # before there is room made for them
         raise WireError("the body is cut short")
-    reader = rice.Reader(body)
+    reader = rice.BodyReader(body)
     values = np.zeros(size, np.int32)
     for start in range(0, size, BLOCK):
         _decode_block(reader, values[start : start + BLOCK])
@@ -92,7 +92,7 @@ def _encode_block(block: Integers) -> bytes:
     return b"".join((lengths, table.tobytes(), zeros_high, zeros_low, signs, sizes_high, sizes_low))
 
 
-def _decode_block(reader: rice.Reader, block: Integers) -> None:
+def _decode_block(reader: rice.BodyReader, block: Integers) -> None:
     """Read a block into zeros."""
     zeros_length, sizes_length = _LENGTHS.unpack(reader.take(_LENGTHS.size))
     table = np.frombuffer(reader.take(-(-block.size // SECTION) * _TABLE.itemsize), _TABLE)

@@ -23,7 +23,6 @@ from sensor_fleet.links import HANDSHAKE, PUBACK, Lane, LinkedConnection, sever
 from sensor_fleet.live.versions import Versions
 from sensor_fleet.models import FleetModel
 from sensor_fleet.sensors import Stream
-from sensor_fleet.simulation.stacked import steps_of
 from sensor_fleet.world import Departure, Surroundings
 from wire.topics import Topics
 
@@ -357,7 +356,7 @@ class Member:
         """The training, and how much longer than usual it takes: rows are made for it and not kept."""
         model, rows = self._air.model, self._air.rows(self._number, seen)
         fit = model.trainer(rows, seed=self._air.seed + self._number)(parameters, plan)
-        return fit, steps_of(model.recipe.under(plan), len(rows)) / model.recipe.local_steps
+        return fit, model.recipe.under(plan).steps(len(rows)) / model.recipe.local_steps
 
     def _hear(self, event: dict[str, Any]) -> None:
         match event["event"]:

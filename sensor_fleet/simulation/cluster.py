@@ -7,7 +7,7 @@ processor: the last bits of a matrix product are its own.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sensor_fleet.simulation.shards import Outcome, Start, Task, Work
+from sensor_fleet.simulation.shards import Outcome, ShardWorker, Start, Task
 from sensor_fleet.simulation.workers import Make, Sent
 
 LOCAL = "local"
@@ -73,7 +73,7 @@ class _Actor:
     """One worker. Its calls are done in the order in which they are made."""
 
     def __init__(self, make: Make) -> None:
-        self._work: Work = make()
+        self._work: ShardWorker = make()
         self._sent = Sent()
 
     def do(self, shard: int, tasks: Sequence[Task], keys: Sequence[int], new: Mapping[int, Start]) -> Sequence[Outcome]:

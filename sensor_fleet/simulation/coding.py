@@ -1,52 +1,25 @@
-"""What updates become on their way, without the work that only makes them few bytes.
+"""What updates become on their way: encoded as devices do, without the work that only makes them few bytes.
 
-Entropy coding changes no value, and takes a device longer than its training here. So updates go in the same codec
-without that stage. What the plan's usual codec makes of values is done for many devices at once
-(`sensor_fleet.simulation.uniform`), and one update of 32 is encoded in full, from which the weight of the others is
-reckoned by how many values they send; of other codecs every eighth of a device is, for what the next ones weigh.
+Rice coding changes no value, and takes a device longer than its training here. So of updates that are Rice coded only
+one in 32 is made into bytes, from which the weight of the others is reckoned by how many values they send.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from statistics import median
+from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
-import numpy.typing as npt
 
-from iot_client import residual
-from iot_client.residual import Residual
-from iot_client.training import Unfit, chosen, encode
-from sensor_fleet.simulation.uniform import Uniformly, halved, restored, uniformly
-from wire import codecs
-from wire.errors import WireError
+from iot_client.residual import norms_of
+from iot_client.training import chosen, encode
+from wire.codecs import EncodedDeltas
 from wire.messages import Plan
 from wire.schema import Schema, Vector
 
-SAMPLED = 8
-"""Of a device's updates in a codec that is not done for many at once, one in this number is encoded in full."""
 MEASURED = 32
-"""Of all updates in one that is, and the first ones besides."""
+"""Of Rice coded updates one in this number is made into bytes, and the first ones besides."""
 FIRST = 4
-_BYTE = 127
-"""Steps that `uq:k` can say without Rice coding."""
-
-
-@lru_cache(maxsize=64)
-def without_lossless(codec: str, largest: int) -> str:
-    """A quicker codec with the same values for tensors of at most `size` values, if there is one.
-
-    No value is beyond √n root mean squares of its tensor, so that steps of k of them can all be said in a byte up to
-    (127·k)² values.
-    """
-    name = codec.removesuffix("|zstd")
-    if not isinstance(codecs.parse(name), codecs.Chain):
-        name = codec  # small tensors are another matter there
-    quick = name.removesuffix("|rice")
-    if quick != name and largest > (_BYTE * float(quick.removeprefix("uq:"))) ** 2:
-        return name
-    return quick
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +36,15 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class _Left:
-    """What is kept of one device behind an update."""
+class _Behind:
+    """What a device keeps behind an update: its number, the lineage, and the packed residual, if there is one."""
 
     number: int = 0
-    """Of that update."""
-    size: int = 0
-    """Of the last one that was encoded in full."""
-    codec: str = ""
     lineage: bytes = b""
-    values: npt.NDArray[np.uint16] | None = None
-    """What is left to say, in the upper halves of float32: as a device keeps it."""
-    norms: tuple[float, ...] = ()
+    residual: bytes | None = None
 
 
-_NOTHING = _Left()
+_NOTHING = _Behind()
 
 
 class Coding:
@@ -88,11 +55,12 @@ class Coding:
 
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
-        self._largest = max(place.stop - place.start for _, _, place in schema.shared)
-        self._left: dict[str, tuple[_Left, _Left]] = {}
-        """Behind the last update of each device, and behind the one before."""
-        self._together_said = 0
+        self._behind: dict[str, tuple[_Behind, _Behind]] = {}
+        """The last update of each device, and the one before."""
+        self._encoded = 0
+        """Rice coded updates."""
         self._ratio = 1.0
+        """Of the bytes that they took to those that were reckoned."""
 
     def encode(
         self, updates: Sequence[tuple[str, int]], deltas: Sequence[Vector], plan: Plan, lineage: bytes
@@ -101,103 +69,54 @@ class Coding:
 
         What an update leaves to say goes into the device's next.
         """
-        codec = chosen(plan)
-        many = uniformly(codec, self._schema) if plan.feedback else None
         found: list[Said | None] = [None] * len(updates)
         fine = [place for place, delta in enumerate(deltas) if np.isfinite(delta).all()]
-        if many is None:
-            for place in fine:
-                found[place] = self._alone(updates[place], deltas[place], plan, lineage)
-        elif fine:
-            said = self._together(many, [updates[n] for n in fine], np.stack([deltas[n] for n in fine]), codec, lineage)
-            for place, each in zip(fine, said, strict=True):
-                found[place] = each
+        if not fine:
+            return found
+        codec, updates = chosen(plan), [updates[place] for place in fine]
+        coded, left = encode(
+            np.stack([deltas[place] for place in fine]),
+            codec,
+            lineage,
+            self._schema,
+            feedback=plan.feedback,
+            left=[self._before(*update, lineage) for update in updates],
+            seeds=[crc32(f"{name}/{number}".encode()) for name, number in updates],
+        )
+        sizes = self._sizes(coded)
+        for row, norm in enumerate(norms_of(coded.values)):
+            if math.isfinite(norm):
+                self._keep(*updates[row], lineage, left[row])
+                found[fine[row]] = Said(codec, sizes[row], coded.values[row], float(norm))
         return found
 
-    def _before(self, update: tuple[str, int], codec: str, lineage: bytes) -> _Left:
+    def _before(self, name: str, number: int, lineage: bytes) -> bytes | None:
         """What the update before this one has left."""
-        name, number = update
-        last, earlier = self._left.get(name, (_NOTHING, _NOTHING))
-        left = last if last.number < number else earlier
-        if left.lineage != lineage:
-            return _NOTHING
-        return left if left.codec == codec else replace(left, size=0)
+        last, earlier = self._behind.get(name, (_NOTHING, _NOTHING))
+        before = last if last.number < number else earlier
+        return before.residual if before.lineage == lineage else None
 
-    def _keep(self, update: tuple[str, int], left: _Left) -> None:
-        name, number = update
-        last, earlier = self._left.get(name, (_NOTHING, _NOTHING))
-        self._left[name] = left, last if last.number < number else earlier
+    def _keep(self, name: str, number: int, lineage: bytes, residual: bytes | None) -> None:
+        last, earlier = self._behind.get(name, (_NOTHING, _NOTHING))
+        before = last if last.number < number else earlier
+        self._behind[name] = _Behind(number, lineage, residual), before
 
-    def _together(
-        self,
-        many: Uniformly,
-        updates: Sequence[tuple[str, int]],
-        deltas: npt.NDArray[np.float32],
-        codec: str,
-        lineage: bytes,
-    ) -> list[Said]:
-        before = [self._before(update, codec, lineage) for update in updates]
-        wanted = deltas.copy()
-        for row, left in enumerate(before):
-            if left.values is not None:
-                wanted[row] += restored(left.values)
-        decoded = many.decoded(wanted)
-        norms = [
-            (*left.norms, float(length))[-residual.NORMS :] for left, length in zip(before, _norms(deltas), strict=True)
-        ]
-        weighs = self._weights(many, wanted, decoded, codec)
-        missing = wanted - decoded
-        limits = residual.LIMIT * np.array([median(each) for each in norms])
-        sizes = _norms(missing)
-        beyond = np.flatnonzero(sizes > limits)
-        missing[beyond] *= (limits[beyond] / sizes[beyond]).astype(np.float32)[:, None]
-        for row, update in enumerate(updates):
-            self._keep(update, _Left(update[1], 0, codec, lineage, halved(missing[row]), norms[row]))
-        quick = without_lossless(codec, self._largest)
-        return [Said(quick, weighs[row], decoded[row], float(norm)) for row, norm in enumerate(_norms(decoded))]
+    def _sizes(self, coded: EncodedDeltas) -> list[int]:
+        """Bytes of each body; of Rice coded ones measured of some, of the others by how many values they send.
 
-    def _weights(
-        self, many: Uniformly, wanted: npt.NDArray[np.float32], decoded: npt.NDArray[np.float32], codec: str
-    ) -> list[int]:
-        """Bytes of each body: measured of some, of the others by how many values they send."""
-        sizes: list[int] = []
-        for row, reckoned in zip(wanted, many.weights(decoded), strict=True):
-            if self._together_said < FIRST or self._together_said % MEASURED == 0:
-                whole = len(codecs.encode_delta(row, self._schema, codec))
-                ratio = (whole - many.fixed) / reckoned if reckoned else 1.0
-                self._ratio = ratio if not self._together_said else self._ratio + 0.2 * (ratio - self._ratio)
-                sizes.append(whole)
+        Of k values among n, each place takes log2(n / k) bits and a little, sign and size two more.
+        """
+        rows, many = coded.values.shape
+        if not coded.rice_coded:
+            return [len(coded.body(row)) for row in range(rows)]
+        sent = np.maximum(np.count_nonzero(coded.values, axis=1), 1)
+        sizes = []
+        for row, reckoned in enumerate(sent * (np.log2(many / sent) + 3.5) / 8):
+            if self._encoded < FIRST or self._encoded % MEASURED == 0:
+                ratio = len(coded.body(row)) / reckoned
+                self._ratio += (0.2 if self._encoded else 1.0) * (ratio - self._ratio)
+                sizes.append(len(coded.body(row)))
             else:
-                sizes.append(round(many.fixed + self._ratio * reckoned))
-            self._together_said += 1
+                sizes.append(round(self._ratio * reckoned))
+            self._encoded += 1
         return sizes
-
-    def _alone(self, update: tuple[str, int], delta: Vector, plan: Plan, lineage: bytes) -> Said | None:
-        schema, codec = self._schema, chosen(plan)
-        quick = plan.model_copy(update={"codec": without_lossless(codec, self._largest), "narrow_codec": ""})
-        name, number = update
-        seed = crc32(f"{name}/{number}".encode())
-        before = self._before(update, codec, lineage)
-        left = None
-        if before.values is not None:
-            left = Residual(lineage, schema.hash, restored(before.values), before.norms)
-        size = before.size
-        try:
-            coded = encode(delta, quick, lineage, schema, left=left, seed=seed)
-            if quick.codec == codec:
-                size = len(coded.body)
-            elif not size or number % SAMPLED == 0:
-                size = len(encode(delta, plan, lineage, schema, left=left, seed=seed).body)
-            decoded = codecs.decode_delta(coded.body, schema, coded.codec)
-        except (Unfit, WireError):
-            return None
-        after = coded.residual
-        values, norms = (None, ()) if after is None else (halved(after.values), after.norms)
-        self._keep(update, _Left(number, size, codec, lineage, values, norms))
-        return Said(coded.codec, size, decoded, float(_norms(decoded[None])[0]))
-
-
-def _norms(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """L2 norms of rows."""
-    norms: npt.NDArray[np.float64] = np.sqrt(np.sum(np.square(rows, dtype=np.float64), axis=1))
-    return norms

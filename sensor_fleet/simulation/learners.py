@@ -7,7 +7,7 @@ import numpy as np
 
 from iot_client.fit import Recipe, Trainer, TrainingPlan
 from sensor_fleet.models import DenseModel
-from sensor_fleet.simulation.stacked import Job, Rows, Stack, steps_of
+from sensor_fleet.simulation.stacked import Job, Stack, TrainingRows
 from wire.schema import Parameters, Schema, Vector
 
 Trained = tuple[Vector, int, int]
@@ -53,12 +53,12 @@ class Stacked:
     def __init__(
         self,
         model: DenseModel,
-        rows: Sequence[Rows],
+        rows: Sequence[TrainingRows],
         schema: Schema,
         recipe: Recipe,
         frozen: Parameters,
         *,
-        held: Callable[[int, int], Rows] | None = None,
+        held: Callable[[int, int], TrainingRows] | None = None,
     ) -> None:
         self._stack = Stack(model.net, schema, frozen, recipe, rows, held=held)
         self._recipe = recipe
@@ -73,4 +73,4 @@ class Stacked:
     def load(self, device: int, plan: TrainingPlan, seen: int = 0) -> float:
         recipe = self._recipe.under(plan)
         rows = 0 if recipe.epochs is None else self._stack.count(device, seen)
-        return steps_of(recipe, rows) / self._recipe.local_steps
+        return recipe.steps(rows) / self._recipe.local_steps

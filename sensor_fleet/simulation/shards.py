@@ -70,7 +70,7 @@ class Outcome:
     steps: int
 
 
-class Work:
+class ShardWorker:
     """Does the trainings of the shards that one process carries, and encodes what comes of them."""
 
     def __init__(self, learner: Learner, schema: Schema, names: Sequence[str]) -> None:
@@ -126,7 +126,7 @@ class Carrier(Protocol):
 class Here:
     """Carries all shards in this process, when results are asked for."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: ShardWorker) -> None:
         self._work = work
 
     def submit(self, shard: int, tasks: Sequence[Task], starts: Mapping[int, Start]) -> Callable[[], Sequence[Outcome]]:

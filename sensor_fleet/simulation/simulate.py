@@ -25,7 +25,7 @@ from sensor_fleet.simulation.learners import Each, Learner, Stacked
 from sensor_fleet.simulation.participant import Air, Participant
 from sensor_fleet.simulation.result import Simulated
 from sensor_fleet.simulation.server import ONE_CHUNK, Published, Server, Tamper
-from sensor_fleet.simulation.shards import Carrier, Here, Pool, Work, shards_of
+from sensor_fleet.simulation.shards import Carrier, Here, Pool, ShardWorker, shards_of
 from sensor_fleet.simulation.workers import Processes
 from sensor_fleet.world import Surroundings, World
 from wire.messages import Grant, Settled
@@ -87,7 +87,7 @@ def simulate(
     every: float | None = None,
     stop: Stop | None = None,
     watch: Watch | None = None,
-    carry: Callable[[Callable[[], Work]], Carrier] | None = None,
+    carry: Callable[[Callable[[], ShardWorker]], Carrier] | None = None,
     speed_up: float = 1.0,
     tamper: Tamper | None = None,
 ) -> Simulated:
@@ -203,8 +203,8 @@ def evaluate_at(model: FleetModel, data: FleetData, now: float, parameters: Para
     return found | {name: value for name, rows in classes for value in model.evaluate(parameters, rows).values()}
 
 
-def _work(make: Callable[[], Learner], schema: Schema, names: Sequence[str]) -> Work:
-    return Work(make(), schema, names)
+def _work(make: Callable[[], Learner], schema: Schema, names: Sequence[str]) -> ShardWorker:
+    return ShardWorker(make(), schema, names)
 
 
 class _Simulation:
@@ -413,7 +413,7 @@ def beginning(
     return {**(initial or model.initial), **model.freeze(pooled)}, model.roles
 
 
-class _Prepared(Sequence[stacked.Rows]):
+class _Prepared(Sequence[stacked.TrainingRows]):
     """Devices' rows as a model takes them, made when they are asked for."""
 
     def __init__(self, model: DenseModel, data: FleetData, seed: int) -> None:
@@ -428,13 +428,13 @@ class _Prepared(Sequence[stacked.Rows]):
             raise IndexError(number)
         return self._prepared(number, self._rows(number))
 
-    def held(self, number: int, seen: int) -> stacked.Rows:
+    def held(self, number: int, seen: int) -> stacked.TrainingRows:
         """What a device of a stream holds after a number of slots."""
         assert isinstance(self._data, Stream)
         return self._prepared(number, self._data.flow.rows(number, seen))
 
-    def _prepared(self, number: int, rows: Rows) -> stacked.Rows:
-        return stacked.Rows(self._model.prepare(rows.x), rows.y, self._seed + number)
+    def _prepared(self, number: int, rows: Rows) -> stacked.TrainingRows:
+        return stacked.TrainingRows(self._model.prepare(rows.x), rows.y, self._seed + number)
 
 
 def _learner(

@@ -6,13 +6,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
-from sensor_fleet.simulation.shards import Outcome, Start, Task, Work
+from sensor_fleet.simulation.shards import Outcome, ShardWorker, Start, Task
 
 REMEMBERED = 256
 """Starts that a worker keeps, so that a version is sent to it once; as many as a batch may need, and more."""
 _PROBLEM = "another process cannot have the trainers, model or data ({error}): put them in a module, or use workers=1."
 
-Make = Callable[[], Work]
+Make = Callable[[], ShardWorker]
 
 
 class Sent:
@@ -68,7 +68,7 @@ class Processes:
             worker.shutdown(wait=True, cancel_futures=True)
 
 
-_here: list[tuple[Work, Sent]] = []
+_here: list[tuple[ShardWorker, Sent]] = []
 """In a worker: what it does its work with."""
 
 

@@ -73,7 +73,7 @@ class Rig:
         schema = Schema.of(parameters, roles)
         self.store = (store or QuickStore(directory)).__enter__()
         self.posts: list[Post] = []
-        self.put = put or self.posts.append
+        self.put = put or self._keep
         self.told: list[tuple[str, dict[str, Any]]] = []
         try:
             fresh = self.store.empty
@@ -110,6 +110,9 @@ class Rig:
     def process_again(self) -> Processor:
         """A processor of what the devices have said so far."""
         return Processor(self.engine, self.shelf, TOPICS, ingress=self.ingress, roster=self.roster, outlet=self.outlet)
+
+    def _keep(self, post: Post) -> None:
+        self.posts.append(post)
 
     def tell(self, event: str, **fields: Any) -> None:
         self.told.append((event, fields))

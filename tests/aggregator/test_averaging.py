@@ -26,8 +26,7 @@ from aggregator.reducer import Contribution
 from aggregator.staleness import constant, hinge
 from aggregator.strategy import Strategy, adam, sgd
 from iot_client.fit import Fit, Parameters, TrainingPlan
-from iot_client.residual import Residual
-from iot_client.training import encode
+from iot_client.training import chosen, encode
 from tests.aggregator.rig import Rig
 from wire import lineage
 from wire.lineage import State
@@ -111,7 +110,7 @@ class Fleet:
     directory: Path
     strategy: Strategy
     states: dict[int, State] = field(default_factory=dict)
-    left: dict[str, Residual | None] = field(default_factory=dict)
+    left: dict[str, bytes | None] = field(default_factory=dict)
     seqs: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -154,12 +153,20 @@ class Fleet:
             for place in SCHEMA.covered(training.tensors):
                 covered[place] = True
             delta[~covered] = 0
-        left = self.left.get(device)
-        coded = encode(delta, plan, bytes(16), SCHEMA, training.tensors, left=left, seed=training.seed)
-        self.left[device] = coded.residual
+        codec = chosen(plan)
+        coded, (self.left[device],) = encode(
+            delta[None],
+            codec,
+            bytes(16),
+            SCHEMA,
+            training.tensors,
+            feedback=plan.feedback,
+            left=[self.left.get(device)],
+            seeds=[training.seed],
+        )
         self.seqs[device] = seq = self.seqs.get(device, 0) + 1
         fields: dict[str, Any] = {"examples": 1 + training.seed % 99, "steps": training.steps}
-        life.send(device, seq, delta, base=base, body=coded.body, codec=coded.codec, tensors=training.tensors, **fields)
+        life.send(device, seq, delta, base=base, body=coded.body(0), codec=codec, tensors=training.tensors, **fields)
 
 
 def held(model: Model) -> dict[str, bytes]:

@@ -119,11 +119,28 @@ def test_it_is_dropped_on_another_lineage_or_schema_and_where_it_is_damaged() ->
 def test_it_is_no_larger_than_twice_the_median_delta(norms: list[float], size: float) -> None:
     delta, left = np.zeros(SCHEMA.size, np.float32), np.zeros(SCHEMA.size, np.float32)
     delta[0], left[1] = norms[-1], size
-    kept = residual.keep(left, delta, b"l" * 16, SCHEMA, norms=norms[:-1])
+    (kept,) = residual.keep(left[None], delta[None], b"l" * 16, SCHEMA, norms=[norms[:-1]])
     limit = 2 * float(np.median(norms[-9:]))
     assert kept.values[1] == pytest.approx(min(size, limit), rel=1e-5)
     again = residual.unpack(kept.pack(), b"l" * 16, SCHEMA)
     assert again is not None and again.norms == kept.norms and len(again.norms) == len(norms[-9:])
+
+
+@given(
+    st.lists(st.tuples(st.floats(1e-3, 1e3), st.floats(0, 1e4), st.lists(st.floats(0, 1e3), max_size=11)), min_size=1)
+)
+@settings(deadline=None)
+def test_a_stack_of_devices_keeps_what_each_of_them_would(devices: list[tuple[float, float, list[float]]]) -> None:
+    """Seen to fail where all were clipped at the limit of the first, and where one that is over clipped all."""
+    deltas = np.stack([DELTAS[0] * np.float32(size) for size, _, _ in devices])
+    left = np.stack([DELTAS[1] * np.float32(size) for _, size, _ in devices])
+    norms = [past for _, _, past in devices]
+    together = residual.keep(left.copy(), deltas, b"l" * 16, SCHEMA, norms=norms)
+    for row, kept in enumerate(together):
+        (alone,) = residual.keep(
+            left[row : row + 1].copy(), deltas[row : row + 1], b"l" * 16, SCHEMA, norms=[norms[row]]
+        )
+        assert kept.pack() == alone.pack()
 
 
 def test_averaged_tensors_leave_nothing() -> None:
@@ -282,7 +299,7 @@ def test_bytes_that_wear_the_flash_are_counted(tmp_path: Path) -> None:
 
 def test_what_is_sent_again_was_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left changes with each training; bytes that were stored do not."""
-    monkeypatch.setattr(codecs, "encode_delta", _CountedEncoder())
+    monkeypatch.setattr(codecs, "EncodedDeltas", _CountedEncoder())
     device = Device(DeviceConfig(connector=None, federation="f", name="d", train=lambda p, _: Fit(p, 1), outbox=None))  # type: ignore[arg-type]
     went: list[tuple[int, bytes]] = []
 
@@ -309,8 +326,8 @@ def test_what_is_sent_again_was_not_made_again(monkeypatch: pytest.MonkeyPatch) 
 
 class _CountedEncoder:
     calls = 0
-    real = staticmethod(codecs.encode_delta)
+    real = codecs.EncodedDeltas
 
-    def __call__(self, *arguments: Any, **named: Any) -> bytes:
+    def __call__(self, *arguments: Any, **named: Any) -> codecs.EncodedDeltas:
         type(self).calls += 1
         return self.real(*arguments, **named)

@@ -5,9 +5,8 @@ from zlib import crc32
 import numpy as np
 import pytest
 
-from iot_client import residual
 from iot_client.training import encode
-from sensor_fleet.simulation.coding import SAMPLED, Coding, without_lossless
+from sensor_fleet.simulation.coding import MEASURED, Coding
 from wire import codecs
 from wire.messages import Plan
 from wire.schema import Schema
@@ -22,19 +21,19 @@ def test_values_are_those_of_the_whole_codec_and_what_is_left_to_say_too(codec: 
     rng = np.random.default_rng(0)
     plan, coding = Plan(codec=codec), Coding(SCHEMA)
     left: list[bytes | None] = [None] * 3
-    for number in range(1, 2 * SAMPLED):
+    for number in range(1, MEASURED // 2):
         deltas = [(rng.standard_t(2, SCHEMA.size) * 0.01).astype(np.float32) for _ in left]
         found = coding.encode([(f"d{n}", number) for n in range(3)], deltas, plan, LINEAGE)
         for place, (delta, said) in enumerate(zip(deltas, found, strict=True)):
             before = left[place]
             seed = crc32(f"d{place}/{number}".encode())
-            kept = residual.unpack(before, LINEAGE, SCHEMA) if before else None
-            whole = encode(delta, plan, LINEAGE, SCHEMA, left=kept, seed=seed)
-            left[place] = whole.residual.pack() if whole.residual else None
+            whole, (left[place],) = encode(
+                delta[None], codec, LINEAGE, SCHEMA, feedback=True, left=[before], seeds=[seed]
+            )
             assert said is not None
-            np.testing.assert_array_equal(said.delta, codecs.decode_delta(whole.body, SCHEMA, whole.codec))
+            np.testing.assert_array_equal(said.delta, codecs.decode_delta(whole.body(0), SCHEMA, codec))
             assert said.norm == pytest.approx(float(np.linalg.norm(said.delta)))
-            assert said.size == pytest.approx(len(whole.body), rel=0.1)
+            assert said.size == pytest.approx(len(whole.body(0)), rel=0.1)
 
 
 def test_an_update_that_is_encoded_again_starts_from_what_was_left_before_it() -> None:
@@ -58,8 +57,3 @@ def test_delta_that_is_not_finite_is_told_and_leaves_others_alone() -> None:
     (alone,) = Coding(SCHEMA).encode([("b", 1)], [fine], Plan(), LINEAGE)
     assert found[0] is None and found[1] is not None and alone is not None
     np.testing.assert_array_equal(found[1].delta, alone.delta)
-
-
-def test_steps_too_fine_for_a_byte_keep_their_codec() -> None:
-    assert without_lossless("uq:0.5|rice", 1920) == "uq:0.5"
-    assert without_lossless("uq:0.1|rice", 1920) == "uq:0.1|rice"

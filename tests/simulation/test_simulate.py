@@ -107,7 +107,7 @@ def test_trainings_are_done_when_the_first_result_is_needed() -> None:
             return super().train(jobs)
 
     schema = Schema.of(START)
-    work = shards.Work(Counting(lambda _, __: add_one, schema, {}), schema, [f"d{n}" for n in range(5)])
+    work = shards.ShardWorker(Counting(lambda _, __: add_one, schema, {}), schema, [f"d{n}" for n in range(5)])
     pool = shards.Pool(shards.Here(work), [0] * 5)
     start = shards.Start(1, START["x"], Plan(codec="float32"), bytes(16))
     numbers = [pool.begin(shards.Task(n, 1, n, 1), start, due=float(n)) for n in range(5)]

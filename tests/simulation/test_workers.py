@@ -104,7 +104,7 @@ def test_training_that_turns_out_otherwise_than_expected_is_done_again() -> None
     plan = Plan(codec="float32")
     old, new = (shards.Start(key, np.full(4, 10 * key, np.float32), plan, b"") for key in (1, 2))
     expected = [(shards.Task(1, 1, 7, 1), old), (shards.Task(2, 1, 8, 1), old)]
-    work = shards.Work(Marking(), schema, ["a", "b", "c"])
+    work = shards.ShardWorker(Marking(), schema, ["a", "b", "c"])
     pool = shards.Pool(shards.Here(work), [0, 0, 0], lambda shard: iter(expected))
     pool.end(pool.begin(shards.Task(0, 1, 6, 1), old, due=1.0))
     expected.clear()

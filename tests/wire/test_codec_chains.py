@@ -17,7 +17,7 @@ from wire.codecs.eden import LEVELS, hadamard
 from wire.codecs.sparse import encode_numbers, read_numbers
 from wire.codecs.stages import Chance, pack, unpack
 from wire.errors import WireError
-from wire.rice import Reader
+from wire.rice import BodyReader
 from wire.schema import Schema, Tensor
 
 Vector = npt.NDArray[np.float32]
@@ -85,7 +85,7 @@ def test_numbers_come_back_as_a_reader_of_single_bits_reads_them(numbers: list[i
         ones, high = high.index("1"), high[high.index("1") + 1 :]
         rest, low = low[:parameter], low[parameter:]
         assert (ones << parameter) + int(rest or "0", 2) == number
-    reader = Reader(memoryview(data))
+    reader = BodyReader(memoryview(data))
     assert read_numbers(reader, len(numbers)).tolist() == numbers
     reader.end()
 
@@ -95,7 +95,7 @@ def test_integers_of_few_bits(width: int, data: st.DataObject) -> None:
     integers = data.draw(st.lists(st.integers(0, 2**width - 1), max_size=40))
     packed = pack(np.array(integers, np.uint8), width)
     assert int.from_bytes(packed, "little") == sum(value << (width * place) for place, value in enumerate(integers))
-    assert unpack(Reader(memoryview(packed)), len(integers), width).tolist() == integers
+    assert unpack(BodyReader(memoryview(packed)), len(integers), width).tolist() == integers
 
 
 def test_chance_is_the_same_for_ever() -> None:

@@ -6,7 +6,7 @@ is refused. It is elementwise float32 in a fixed order, so that it gives the sam
 """
 
 from wire.codecs.blocks import BFloat16, Float32, Int8
-from wire.codecs.delta import NonFinite, decode_delta, decode_measured, encode_delta
+from wire.codecs.delta import EncodedDeltas, NonFinite, decode_delta, decode_measured, encode_delta
 from wire.codecs.names import FALLBACK, Chain, Codec, followable, parse
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "BFloat16",
     "Chain",
     "Codec",
+    "EncodedDeltas",
     "Float32",
     "Int8",
     "NonFinite",

@@ -6,14 +6,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from wire.codecs.stages import Chance, Sizes, pack, starts, take_floats, unpack
+from wire.codecs.stages import Chance, Quantised, Sizes, inverse, pack, spread, starts, take_floats, unpack
 from wire.errors import WireError
 from wire.frames import Buffer
-from wire.rice import Reader
-from wire.schema import Vector
+from wire.rice import BodyReader
+from wire.schema import Vector, Vectors
 
-_SMALLEST = np.float32(1e-37)
-"""A scale that is not above it stands for zeros: 1 / scale would leave float32."""
 _AT_ONCE = 2**15
 """Values that are widened at a time."""
 _LARGEST_BFLOAT16 = np.uint16(0x7F7F)
@@ -45,7 +43,7 @@ class Float32:
             vector.view(np.uint8)[:] = np.frombuffer(data, np.uint8)
         return vector.astype(np.float32, copy=False)
 
-    def read(self, reader: Reader, sizes: Sizes, chance: Chance) -> Vector:
+    def read(self, reader: BodyReader, sizes: Sizes, chance: Chance) -> Vector:
         return take_floats(reader, sum(sizes))
 
 
@@ -63,7 +61,7 @@ class BFloat16:
         kept: bytes = (sign | np.minimum(halves & np.uint16(0x7FFF), _LARGEST_BFLOAT16)).astype("<u2").tobytes()
         return kept
 
-    def read(self, reader: Reader, sizes: Sizes, chance: Chance | None = None) -> Vector:
+    def read(self, reader: BodyReader, sizes: Sizes, chance: Chance | None = None) -> Vector:
         halves = np.frombuffer(reader.take(2 * sum(sizes)), "<u2").astype(np.uint32)
         return (halves << np.uint32(16)).view(np.float32)
 
@@ -90,7 +88,7 @@ class Int8:
         scales = np.max(np.abs(rows), axis=1) / np.float32(127)
         if not (finite := np.isfinite(scales)).all():
             rows = np.where(finite[:, None], rows, np.float32(0))
-        integers = np.rint(rows * _inverse(scales)[:, None])
+        integers = np.rint(rows * inverse(scales)[:, None])
         np.clip(integers, -127, 127, out=integers)
         integers = integers.astype(np.int8).reshape(-1)[: vector.size]
         return _bytes(scales) + integers.tobytes()
@@ -102,9 +100,9 @@ class Int8:
             WireError: the bytes are not of that number.
         """
         _expect(data, self.size(count))
-        return self.read(Reader(memoryview(data)), (count,))
+        return self.read(BodyReader(memoryview(data)), (count,))
 
-    def read(self, reader: Reader, sizes: Sizes, chance: Chance | None = None) -> Vector:
+    def read(self, reader: BodyReader, sizes: Sizes, chance: Chance | None = None) -> Vector:
         count = sum(sizes)
         scales = take_floats(reader, -(-count // self.block))
         return _scaled(np.frombuffer(reader.take(count), np.int8), scales, self.block)
@@ -133,7 +131,7 @@ class Integers:
     def encode(self, vector: Vector, sizes: Sizes, chance: Chance) -> bytes:
         rows = _rows(vector, self.block)
         scales = np.max(np.abs(rows), axis=1) / np.float32(self._top)
-        values = (rows * _inverse(scales)[:, None]).reshape(-1)[: vector.size]
+        values = (rows * inverse(scales)[:, None]).reshape(-1)[: vector.size]
         if self.stochastic:  # 24 bits of chance: what float32 can hold below 1
             values += (chance.words(vector.size) >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
             np.floor(values, out=values)
@@ -143,7 +141,7 @@ class Integers:
         values += np.float32(self._top)
         return _bytes(scales) + pack(values.astype(np.uint8), self.bits)
 
-    def read(self, reader: Reader, sizes: Sizes, chance: Chance) -> Vector:
+    def read(self, reader: BodyReader, sizes: Sizes, chance: Chance) -> Vector:
         count = sum(sizes)
         scales = take_floats(reader, -(-count // self.block))
         values = unpack(reader, count, self.bits).astype(np.float32)
@@ -165,25 +163,32 @@ class Sign:
         counts[-1] = vector.size - self.block * (len(rows) - 1)
         return _bytes(rows.sum(axis=1, dtype=np.float64) / counts) + pack((vector < 0).view(np.uint8), 1)
 
-    def read(self, reader: Reader, sizes: Sizes, chance: Chance) -> Vector:
+    def read(self, reader: BodyReader, sizes: Sizes, chance: Chance) -> Vector:
         count = sum(sizes)
         scales = take_floats(reader, -(-count // self.block))
         signs = np.float32(1) - np.float32(2) * unpack(reader, count, 1)
         return _times(_rows(signs, self.block), scales, count)
 
 
-def encode_each(vector: Vector, sizes: Sizes) -> bytes:
+@np.errstate(invalid="ignore", over="ignore")  # of rows that are not finite, whose bytes are not asked for
+def quantise_each(rows: Vectors, sizes: Sizes) -> Quantised:
     """Each tensor as a block of `Int8`, whatever its size: what is said of small tensors."""
     if not sizes:
-        return b""
-    largest: Vector = np.maximum.reduceat(np.abs(vector), starts(sizes)).astype(np.float32, copy=False)
-    scales = largest / np.float32(127)
-    integers = np.clip(np.rint(vector * np.repeat(_inverse(scales), sizes)), -127, 127).astype(np.int8)
-    return _bytes(scales) + integers.tobytes()
+        return Quantised(rows, rows, sizes)
+    scales = np.maximum.reduceat(np.abs(rows), starts(sizes), axis=1).astype(np.float32, copy=False) / np.float32(127)
+    integers: Vectors = rows * spread(inverse(scales), sizes)
+    np.rint(integers, out=integers)
+    return Quantised(np.clip(integers, -127, 127, out=integers), scales, sizes)
 
 
-def read_each(reader: Reader, sizes: Sizes) -> Vector:
-    """The inverse of `encode_each`.
+def pack_each(quantised: Quantised, row: int) -> bytes:
+    """One row of `quantise_each` as bytes."""
+    integers: npt.NDArray[np.int8] = quantised.integers[row].astype(np.int8)
+    return _bytes(quantised.steps[row]) + integers.tobytes()
+
+
+def read_each(reader: BodyReader, sizes: Sizes) -> Vector:
+    """The inverse of `pack_each`.
 
     Raises:
         WireError: the body is too short.
@@ -196,10 +201,6 @@ def read_each(reader: Reader, sizes: Sizes) -> Vector:
 
 def _bytes(scales: npt.NDArray[Any]) -> bytes:
     return np.ascontiguousarray(scales, "<f4").tobytes()
-
-
-def _inverse(scales: Vector) -> Vector:
-    return np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > _SMALLEST)
 
 
 def _times(rows: Vector, scales: Vector, count: int) -> Vector:

@@ -8,19 +8,21 @@ the codec has them. Behind that, always, the averaged tensors as plain float32: 
 
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
 
 from wire.codecs import lossless
-from wire.codecs.blocks import Float32, encode_each, read_each
+from wire.codecs.blocks import Float32, pack_each, quantise_each, read_each
 from wire.codecs.names import Chain, parse
-from wire.codecs.stages import Chance, Sizes
+from wire.codecs.sparse import Uniform
+from wire.codecs.stages import Chance, Quantised, Sizes
 from wire.errors import WireError
 from wire.frames import Buffer
-from wire.rice import Reader
-from wire.schema import Schema, Vector
+from wire.rice import BodyReader
+from wire.schema import Schema, Vector, Vectors
 
 _AT_ONCE = 8192
 """Values that are squared at a time: what they are widened to stays in the processor's nearest memory."""
@@ -68,6 +70,21 @@ class _Parts:
         """Whether these are the whole vector in one piece: then what is decoded need not be copied into another."""
         return places == (slice(0, self.size),)
 
+    @property
+    def room(self) -> int:
+        """Bytes that a reader makes room for behind Zstandard; what takes more goes as it is."""
+        return 4 * self.counts[0] + 64
+
+    @cached_property
+    def always_coded(self) -> bool:
+        """Whether Rice coded steps are fewer bytes than float32, whatever the values.
+
+        Of a large tensor's value they take at most 19 bits: a place and a sign in two, a size in 17. Of a small tensor
+        they take its scale besides. Parameters and lengths, and what Zstandard may add, are within the rest.
+        """
+        small, large = sum(_sizes(self.small)), sum(_sizes(self.large))
+        return small + 2.5 * large + 4 * (len(self.small) + len(self.large)) + 128 < 4 * (small + large)
+
     @cached_property
     def small(self) -> tuple[slice, ...]:
         return tuple(place for place in self.trained if place.stop - place.start <= SMALL)
@@ -81,17 +98,18 @@ def _sizes(places: tuple[slice, ...]) -> Sizes:
     return tuple(place.stop - place.start for place in places)
 
 
-def _gather(vector: Vector, places: tuple[slice, ...]) -> Vector:
+def _gather(values: Vectors, places: tuple[slice, ...]) -> Vectors:
+    """The values of these tensors, of a flat vector or of rows of them."""
     if len(places) == 1:
-        return vector[places[0]]
-    return np.concatenate([np.empty(0, np.float32), *(vector[place] for place in places)])
+        return values[..., places[0]]
+    return np.concatenate([values[..., :0], *(values[..., place] for place in places)], axis=-1)
 
 
-def _scatter(values: Vector, places: tuple[slice, ...], vector: Vector) -> None:
+def _scatter(values: Vectors, places: tuple[slice, ...], found: Vectors) -> None:
     at = 0
     for place in places:
         size = place.stop - place.start
-        vector[place] = values[at : at + size]
+        found[..., place] = values[..., at : at + size]
         at += size
 
 
@@ -105,33 +123,108 @@ def encode_delta(
     Raises:
         WireError: an unknown codec, one that this process cannot do, or a tensor that cannot be covered.
     """
-    delta = np.asarray(delta, np.float32)
-    parts, found = _Parts.of(schema, tensors), parse(codec)
-    averaged = Float32().encode(_gather(delta, parts.averaged))
-    if not isinstance(found, Chain):
-        return found.encode(_gather(delta, parts.trained)) + averaged
-    trained = sum(_sizes(parts.trained))
-    coded = (
-        _encode(delta, parts, found, seed) if all(np.isfinite(delta[place]).all() for place in parts.trained) else b""
-    )
-    if coded and len(coded) < 4 * trained:
-        return b"".join((_CODED, coded, averaged))
-    return b"".join((_AS_IT_IS, Float32().encode(_gather(delta, parts.trained)), averaged))
+    return EncodedDeltas(np.asarray(delta, np.float32)[None], schema, codec, tensors, seeds=(seed,)).body(0)
 
 
-def _encode(delta: Vector, parts: _Parts, chain: Chain, seed: int) -> bytes:
-    pieces = [_SEED.pack(seed % 2**64)] if chain.seeded else []
-    pieces.append(encode_each(_gather(delta, parts.small), _sizes(parts.small)))
-    if parts.large:
-        values, sizes = _gather(delta, parts.large), _sizes(parts.large)
-        if chain.selection is not None:
-            which, values = chain.selection.encode(values, Chance(seed, 0))
-            pieces.append(which)
-            sizes = (values.size,)
-        if values.size:
-            pieces.append(chain.quantiser.encode(values, sizes, Chance(seed, 1)))
-    coded = b"".join(pieces)
-    return lossless.compress(coded) if chain.squeezed else coded
+class EncodedDeltas:
+    """Updates of several devices in one codec, a row each: the body of each, and what a reader finds in it.
+
+    Entropy coding changes no value. So if a codec is Rice coded, `values` are those of all rows at once, without bytes.
+    """
+
+    def __init__(
+        self, rows: Vectors, schema: Schema, codec: str, tensors: tuple[int, ...] | None = None, *, seeds: Sequence[int]
+    ) -> None:
+        """`rows` are flat vectors, of shape (devices, schema.size); `seeds` are theirs, as `encode_delta` takes them.
+
+        Raises:
+            WireError: as `encode_delta`.
+        """
+        self._rows, self._seeds = rows, seeds
+        self._reading = schema, codec, tensors
+        self._parts, self._found = _Parts.of(schema, tensors), parse(codec)
+        self._uniform: Uniform | None = None
+        """The stage that says the large tensors in steps, if that is all that is done to them."""
+        if isinstance(self._found, Chain) and self._found.selection is None:
+            quantiser = self._found.quantiser
+            self._uniform = quantiser if isinstance(quantiser, Uniform) else None
+        self._bodies: dict[int, bytes] = {}
+
+    @cached_property
+    def rice_coded(self) -> bool:
+        """Whether `values` are had without bytes, which are the costly part: `body` makes those of one row."""
+        return self._uniform is not None and self._uniform.rice and self._parts.always_coded
+
+    @cached_property
+    def values(self) -> Vectors:
+        """What `decode_delta` reads of each body; of one that it refuses, something that is not finite.
+
+        Raises:
+            WireError: as `encode_delta`.
+        """
+        if not self.rice_coded:
+            return np.stack([self._read(row) for row in range(len(self._rows))])
+        values, parts = np.zeros_like(self._rows), self._parts
+        _scatter(self._small.values, parts.small, values)
+        if parts.large:
+            _scatter(self._large.values, parts.large, values)
+        _scatter(_gather(self._rows, parts.averaged), parts.averaged, values)
+        return values
+
+    def _read(self, row: int) -> Vector:
+        try:
+            return decode_delta(self.body(row), *self._reading)
+        except NonFinite:
+            return np.full(self._parts.size, np.nan, np.float32)
+
+    def body(self, row: int) -> bytes:
+        """The body of one update.
+
+        Raises:
+            WireError: as `encode_delta`.
+        """
+        if row not in self._bodies:
+            self._bodies[row] = self._body(self._rows[row], row)
+        return self._bodies[row]
+
+    def _body(self, delta: Vector, row: int) -> bytes:
+        parts, found = self._parts, self._found
+        averaged = Float32().encode(_gather(delta, parts.averaged))
+        if not isinstance(found, Chain):
+            return found.encode(_gather(delta, parts.trained)) + averaged
+        finite = all(np.isfinite(delta[place]).all() for place in parts.trained)
+        coded = self._coded(delta, row, found) if finite else b""
+        if coded and len(coded) < 4 * parts.counts[0]:
+            return b"".join((_CODED, coded, averaged))
+        return b"".join((_AS_IT_IS, Float32().encode(_gather(delta, parts.trained)), averaged))
+
+    def _coded(self, delta: Vector, row: int, chain: Chain) -> bytes:
+        parts, seed = self._parts, self._seeds[row]
+        pieces = [_SEED.pack(seed % 2**64)] if chain.seeded else []
+        pieces.append(pack_each(self._small, row))
+        if parts.large and self._uniform is not None:
+            pieces.append(self._uniform.pack(self._large, row))
+        elif parts.large:
+            values, sizes = _gather(delta, parts.large), _sizes(parts.large)
+            if chain.selection is not None:
+                which, values = chain.selection.encode(values, Chance(seed, 0))
+                pieces.append(which)
+                sizes = (values.size,)
+            if values.size:
+                pieces.append(chain.quantiser.encode(values, sizes, Chance(seed, 1)))
+        coded = b"".join(pieces)
+        if not chain.squeezed:
+            return coded
+        return lossless.compress(coded) if len(coded) <= parts.room else b""
+
+    @cached_property
+    def _small(self) -> Quantised:
+        return quantise_each(_gather(self._rows, self._parts.small), _sizes(self._parts.small))
+
+    @cached_property
+    def _large(self) -> Quantised:
+        assert self._uniform is not None
+        return self._uniform.quantise(_gather(self._rows, self._parts.large), _sizes(self._parts.large))
 
 
 def decode_delta(data: Buffer, schema: Schema, codec: str, tensors: tuple[int, ...] | None = None) -> Vector:
@@ -200,7 +293,7 @@ def _decode(body: memoryview, parts: _Parts, chain: Chain) -> Vector:
         return _laid_out(Float32().decode(body, trained), parts.trained, parts)
     if flag != _CODED or len(body) >= 4 * trained:
         raise WireError("a delta that is neither coded nor as it is")
-    reader = Reader(memoryview(lossless.decompress(body, 4 * trained + 64)) if chain.squeezed else body)
+    reader = BodyReader(memoryview(lossless.decompress(body, parts.room)) if chain.squeezed else body)
     seed = _SEED.unpack(reader.take(_SEED.size))[0] if chain.seeded else 0
     small = read_each(reader, _sizes(parts.small)) if parts.small else np.empty(0, np.float32)
     if parts.large:
@@ -212,7 +305,7 @@ def _decode(body: memoryview, parts: _Parts, chain: Chain) -> Vector:
     return vector
 
 
-def _read_large(reader: Reader, chain: Chain, sizes: Sizes, seed: int) -> Vector:
+def _read_large(reader: BodyReader, chain: Chain, sizes: Sizes, seed: int) -> Vector:
     chance = Chance(seed, 1)
     if chain.selection is None:
         return chain.quantiser.read(reader, sizes, chance)

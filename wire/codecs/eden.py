@@ -12,7 +12,7 @@ from typing import Final, Literal
 import numpy as np
 
 from wire.codecs.stages import Chance, Sizes, pack, take_floats, unpack
-from wire.rice import Reader
+from wire.rice import BodyReader
 from wire.schema import Vector
 
 BLOCK: Final = 1024
@@ -67,7 +67,7 @@ class Eden:
             pieces.append(scales.astype("<f4").tobytes() + pack(index, self.bits))
         return b"".join(pieces)
 
-    def read(self, reader: Reader, sizes: Sizes, chance: Chance) -> Vector:
+    def read(self, reader: BodyReader, sizes: Sizes, chance: Chance) -> Vector:
         count = sum(sizes)
         levels = _levels(self.bits)
         vector = np.empty(count, np.float32)

@@ -18,7 +18,7 @@ from wire.codecs import lossless
 from wire.codecs.blocks import BFloat16, Float32, Int8, Integers, Sign
 from wire.codecs.eden import Eden
 from wire.codecs.sparse import RandomK, TopK, Uniform
-from wire.codecs.stages import Quantiser, Selection
+from wire.codecs.stages import Selection, ValueQuantiser
 from wire.errors import WireError
 
 FALLBACK = "int8:256"
@@ -31,7 +31,7 @@ class Chain:
     """Stages one after the other: a selection or none, a quantiser, and Zstandard or not."""
 
     selection: Selection | None
-    quantiser: Quantiser
+    quantiser: ValueQuantiser
     squeezed: bool = False
 
     @property
@@ -64,7 +64,7 @@ def _steps(text: str) -> float | None:
     return float(text) if re.fullmatch(r"[0-9]{1,2}(\.[0-9]{1,2})?", text) and float(text) > 0 else None
 
 
-def _quantiser(words: list[str]) -> Quantiser | None:
+def _quantiser(words: list[str]) -> ValueQuantiser | None:
     match words:
         case ["float32"]:
             return Float32()

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from wire import rice
-from wire.codecs.stages import Chance, Sizes, pack, starts, take_floats, unpack
+from wire.codecs.stages import Chance, Quantised, Sizes, inverse, pack, spread, starts, take_floats, unpack
 from wire.errors import WireError
-from wire.rice import Numbers, Reader
-from wire.schema import Vector
+from wire.rice import BodyReader, Numbers
+from wire.schema import Vector, Vectors
 
 GROUP = 256
 """Numbers that share a Rice parameter."""
@@ -37,7 +37,7 @@ def encode_numbers(numbers: Numbers) -> bytes:
     return b"".join((parameters.tobytes(), _U32.pack(len(high)), high, low))
 
 
-def read_numbers(reader: Reader, count: int) -> Numbers:
+def read_numbers(reader: BodyReader, count: int) -> Numbers:
     """The inverse of `encode_numbers`.
 
     Raises:
@@ -55,7 +55,7 @@ def encode_places(places: npt.NDArray[np.intp]) -> bytes:
     return _U32.pack(places.size) + encode_numbers(np.diff(places, prepend=-1) - 1)
 
 
-def read_places(reader: Reader, size: int) -> npt.NDArray[np.intp]:
+def read_places(reader: BodyReader, size: int) -> npt.NDArray[np.intp]:
     """Ascending places within `size`.
 
     Raises:
@@ -98,7 +98,7 @@ class TopK:
         places = places[sizes[places] > 0]
         return encode_places(places), vector[places]
 
-    def read(self, reader: Reader, count: int, chance: Chance) -> npt.NDArray[np.intp]:
+    def read(self, reader: BodyReader, count: int, chance: Chance) -> npt.NDArray[np.intp]:
         return read_places(reader, count)
 
     def scale(self, values: Vector) -> Vector:
@@ -120,7 +120,7 @@ class RandomK:
     def encode(self, vector: Vector, chance: Chance) -> tuple[bytes, Vector]:
         return b"", vector[self._places(vector.size, chance)]
 
-    def read(self, reader: Reader, count: int, chance: Chance) -> npt.NDArray[np.intp]:
+    def read(self, reader: BodyReader, count: int, chance: Chance) -> npt.NDArray[np.intp]:
         return self._places(count, chance)
 
     def scale(self, values: Vector) -> Vector:
@@ -153,29 +153,47 @@ class Uniform:
     biased = True
     seeded = False
 
-    def encode(self, vector: Vector, sizes: Sizes, chance: Chance) -> bytes:
-        energy = _energy(vector, sizes)
+    @np.errstate(invalid="ignore", over="ignore")  # of rows that are not finite, whose bytes are not asked for
+    def quantise(self, rows: Vectors, sizes: Sizes) -> Quantised:
+        """The integers and steps of each row; those of one that is not finite mean nothing."""
+        energy = _energy(rows, sizes)
         steps = np.minimum(self.k * np.sqrt(energy / sizes), _LARGEST).astype(np.float32)
-        top = np.float32(2**15 - 1 if self.rice else 127)
-        values = _integers(vector, steps, sizes, top)
+        integers = self._integers(rows, steps, sizes)
+        some: slice | npt.NDArray[np.intp] = slice(None)
         for _ in range(_HALVINGS):
-            with np.errstate(over="ignore"):
-                poor = _energy(vector - values * np.repeat(steps, sizes), sizes) > (1 - _LEAST) * energy
+            missing = rows[some] - integers[some] * spread(steps[some], sizes)
+            poor = _energy(missing, sizes) > (1 - _LEAST) * energy[some]
             if not poor.any():
                 break
-            steps[poor] *= np.float32(0.5)
-            values = _integers(vector, steps, sizes, top)
-        integers = values.astype(np.int32)
-        header = steps.astype("<f4").tobytes()
+            steps[some] *= np.where(poor, np.float32(0.5), np.float32(1))
+            if not (still := poor.any(axis=1)).all():  # a row of which every step does is finished
+                some = np.arange(len(rows))[some][still]
+            integers[some] = self._integers(rows[some], steps[some], sizes)
+        return Quantised(integers, steps, sizes)
+
+    def _integers(self, rows: Vectors, steps: Vectors, sizes: Sizes) -> Vectors:
+        top = np.float32(2**15 - 1 if self.rice else 127)
+        values: Vectors = rows * spread(inverse(steps), sizes)
+        np.rint(values, out=values)
+        return np.clip(values, -top, top, out=values)
+
+    def encode(self, vector: Vector, sizes: Sizes, chance: Chance) -> bytes:
+        return self.pack(self.quantise(vector[None], sizes), 0)
+
+    def pack(self, quantised: Quantised, row: int) -> bytes:
+        """One row as bytes."""
+        integers = quantised.integers[row].astype(np.int32)
+        header: bytes = quantised.steps[row].astype("<f4").tobytes()
         if not self.rice:
-            return header + integers.astype(np.int8).tobytes()
+            plain: bytes = integers.astype(np.int8).tobytes()
+            return header + plain
         places = np.flatnonzero(integers)
         kept = integers[places].astype(np.int64)
         return b"".join(
             (header, encode_places(places), pack((kept < 0).view(np.uint8), 1), encode_numbers(abs(kept) - 1))
         )
 
-    def read(self, reader: Reader, sizes: Sizes, chance: Chance) -> Vector:
+    def read(self, reader: BodyReader, sizes: Sizes, chance: Chance) -> Vector:
         count = sum(sizes)
         steps = take_floats(reader, len(sizes))
         if not self.rice:
@@ -193,13 +211,6 @@ class Uniform:
         return vector
 
 
-def _energy(vector: Vector, sizes: Sizes) -> npt.NDArray[np.float64]:
-    energy: npt.NDArray[np.float64] = np.add.reduceat(np.square(vector, dtype=np.float64), starts(sizes))
+def _energy(rows: Vectors, sizes: Sizes) -> npt.NDArray[np.float64]:
+    energy: npt.NDArray[np.float64] = np.add.reduceat(np.square(rows, dtype=np.float64), starts(sizes), axis=1)
     return energy
-
-
-def _integers(vector: Vector, steps: Vector, sizes: Sizes, top: np.float32) -> Vector:
-    inverse = np.divide(np.float32(1), steps, out=np.zeros_like(steps), where=steps > np.float32(1e-37))
-    values: Vector = vector * np.repeat(inverse, sizes)
-    np.rint(values, out=values)
-    return np.clip(values, -top, top, out=values)

@@ -1,17 +1,37 @@
 """What a stage is, and what stages share: where chance comes from, and integers of a few bits."""
 
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from wire.rice import Reader
-from wire.schema import Vector
+from wire.rice import BodyReader
+from wire.schema import Vector, Vectors
 
+_SMALLEST = np.float32(1e-37)
+"""A step that is not above it stands for zeros: 1 / step would leave float32."""
 Bytes = npt.NDArray[np.uint8]
 Sizes = tuple[int, ...]
 """How many values of the vector belong to each tensor, none of them 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """Values of several devices, a row each, as whole numbers of steps: a step for each row and tensor."""
+
+    integers: Vectors
+    """Of shape (rows, values), as float32."""
+    steps: Vectors
+    """Of shape (rows, tensors)."""
+    sizes: Sizes
+
+    @property
+    def values(self) -> Vectors:
+        """What a reader makes of them."""
+        with np.errstate(invalid="ignore", over="ignore"):  # the caller looks for what is not finite
+            return self.integers * spread(self.steps, self.sizes)
 
 
 class Chance:
@@ -40,7 +60,7 @@ class Chance:
         return self._philox.random_raw(count).astype("<u8", copy=False)
 
 
-class Quantiser(Protocol):
+class ValueQuantiser(Protocol):
     """A last stage: values to bytes. What it decodes to may be coarse."""
 
     @property
@@ -54,7 +74,7 @@ class Quantiser(Protocol):
     def encode(self, vector: Vector, sizes: Sizes, chance: Chance) -> bytes:
         """`vector` is finite, and not empty."""
 
-    def read(self, reader: Reader, sizes: Sizes, chance: Chance) -> Vector:
+    def read(self, reader: BodyReader, sizes: Sizes, chance: Chance) -> Vector:
         """The inverse.
 
         Raises:
@@ -73,7 +93,7 @@ class Selection(Protocol):
     def encode(self, vector: Vector, chance: Chance) -> tuple[bytes, Vector]:
         """Which values are sent, as bytes, and those values."""
 
-    def read(self, reader: Reader, count: int, chance: Chance) -> npt.NDArray[np.intp]:
+    def read(self, reader: BodyReader, count: int, chance: Chance) -> npt.NDArray[np.intp]:
         """The places of the values that are sent, ascending, within `count`.
 
         Raises:
@@ -84,9 +104,20 @@ class Selection(Protocol):
         """What the values that were sent stand for."""
 
 
+@lru_cache(maxsize=64)
 def starts(sizes: Sizes) -> npt.NDArray[np.intp]:
-    """Where each tensor begins."""
+    """Where each tensor begins; not to be written to."""
     return np.concatenate([[0], np.cumsum(sizes[:-1], dtype=np.intp)]).astype(np.intp)
+
+
+def spread(steps: Vectors, sizes: Sizes) -> Vectors:
+    """The step of each value, from those of its row's tensors."""
+    return steps if len(sizes) == 1 else np.repeat(steps, sizes, axis=1)
+
+
+def inverse(steps: Vector) -> Vector:
+    """1 / step, and 0 where that would leave float32: values of so small a step are all zero."""
+    return np.divide(np.float32(1), steps, out=np.zeros_like(steps), where=steps > _SMALLEST)
 
 
 def pack(integers: Bytes, width: int) -> bytes:
@@ -100,7 +131,7 @@ def pack(integers: Bytes, width: int) -> bytes:
     return packed.tobytes()
 
 
-def unpack(reader: Reader, count: int, width: int) -> Bytes:
+def unpack(reader: BodyReader, count: int, width: int) -> Bytes:
     """The inverse of `pack`.
 
     Raises:
@@ -115,7 +146,7 @@ def unpack(reader: Reader, count: int, width: int) -> Bytes:
     return rows.reshape(-1)[:count]
 
 
-def take_floats(reader: Reader, count: int) -> Vector:
+def take_floats(reader: BodyReader, count: int) -> Vector:
     """Read a number of float32.
 
     Raises:
