@@ -131,13 +131,13 @@ class AggregatorCore(CoreView):
 
     def tick(self, now: float) -> list[ev.Action]:
         """What the passing of time asks for."""
-        if self.full is not None:
+        if self._conditions.full is not None:
             return []
         self.thrift.follow(now)
         actions: list[ev.Action] = []
         if _past(self._steps.due, now):
             actions += self._make_step(now)
-        if _past(self._gathering.due, now):
+        if not self._state.frozen and _past(self._gathering.due, now):
             actions += self._gathering.examine()
         if self.steering.tick(now):
             actions += [*self._write(rec.PaceRecord(self._state.next, self.steering.share)), self._announce()]
