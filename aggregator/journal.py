@@ -28,7 +28,7 @@ class Entry:
     body: bytes | memoryview | None
 
 
-class Journal:
+class JournalTable:
     """Of one store's directory and open database."""
 
     def __init__(self, directory: Path, database: Database) -> None:

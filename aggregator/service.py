@@ -2,7 +2,7 @@
 
 One loop hands over what waits, and the passing of time; MQTT messages are acknowledged once the processor has them
 durable. The connection is remade with growing, jittered pauses, and after each connect everything is published again:
-nobody knows what the broker still has.
+what the broker still has is not known.
 """
 
 import asyncio

@@ -25,7 +25,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from aggregator import records as rec
-from aggregator.journal import Entry, Journal
+from aggregator.journal import Entry, JournalTable
 from aggregator.model import Frame
 from aggregator.store_errors import StoreError, StoreFull, StoreInUse
 from storage.database import Database, DatabaseError, DiskFull, InUse, ReservedSpace, Unwritable
@@ -89,7 +89,7 @@ class Store:
         self.directory = Path(directory)
         self._database = Database(self.directory / "store.db", lock=self.directory / "lock")
         self._ballast = ReservedSpace(self.directory / "ballast", BALLAST)
-        self._journal = Journal(self.directory, self._database)
+        self._journal = JournalTable(self.directory, self._database)
         self.lineage = b""
         self.schema: Schema | None = None
         """None until `create` was called, in this process or one before."""
