@@ -302,6 +302,9 @@ class Processor:
 
     def grant(self, device: str, update: Update, hi: int, now: float) -> None:
         """Grant chunks of an update, or say why there is no room."""
+        # Its last chunks may have come in the same batch: room for an update that is settled would never be used.
+        if self._core.hi(device, update.outbox) >= update.seq:
+            return
         answer = self._ingress.reassembler.grant(device, update, self._shelf.chunk, now)
         if isinstance(answer, Settled):
             self._receipts.settle(device, update.outbox, hi, (answer,))
