@@ -43,6 +43,11 @@ class Outbox:
         place = len(self.codes) - 1 - (self.hi - seq)
         return _CODES[self.codes[place]] if 0 <= place < len(self.codes) else None
 
+    def repeat(self, seq: int) -> tuple[Settled, ...]:
+        """What a settled seq is answered with when it comes again; nothing if its verdict is forgotten: hi says it."""
+        verdict = self.verdict(seq)
+        return () if verdict is None else (Settled(seq=seq, verdict=verdict, repeat=True),)
+
     def verdicts(self, first: int) -> tuple[Settled, ...]:
         """The verdicts that are remembered from a seq on, as repeats."""
         known = ((seq, self.verdict(seq)) for seq in range(max(first, self.hi - OUTBOX_LIMIT + 1), self.hi + 1))

@@ -88,6 +88,7 @@ class Processor:
         """Asks the core, and carries out what it decides on this host."""
         self._portion = max(1, _AT_ONCE // max(1, 4 * engine.model.schema.size))
         """Updates whose deltas may wait for one commit."""
+        # What was read for an earlier core was not decided on: it is read again, or comes again.
         self._bodies.clear()
         for event in roster.conditions():
             self._core.handle(event, 0.0)
@@ -183,6 +184,7 @@ class Processor:
             return ev.Undecodable(device, update, key, Verdict.NON_FINITE, str(error))
         except WireError as error:
             return ev.Undecodable(device, update, key, Verdict.BAD_ENCODING, str(error))
+        # Compared with what most devices had sent before it: held for its step, it will be one of them.
         direction = self._engine.direction(self._core.strategy, delta, norm)
         self._bodies.decode(key, delta, direction)
         return ev.Decoded(device, update, key, norm, self._engine.agreement(direction))
@@ -227,6 +229,7 @@ class Processor:
 
     def carry(self, record: rec.Record, now: float) -> None:
         """Carry a decision out on the model, store what it made, and publish it."""
+        # Read before the step lets its updates go.
         senders = self._engine.senders(record) if isinstance(record, rec.StepRecord) else ()
         new = self._engine.carry(record)
         put, tell = self._outlet.put, self._outlet.tell
@@ -243,6 +246,7 @@ class Processor:
                 for post in self._shelf.release(new, now):
                     put(post)
                     announced = len(post.payload) if post.topic == self._topics.announcement() else announced
+                # The cheapest frame of the version is what most devices fetch; the pacing reckons with that.
                 step = min((len(frame.data) for frame in new if frame.version == record.version), default=0)
                 self._core.handle(ev.ReleasePublished(announced, step), now)
                 failpoint("release.handed_over")
@@ -298,6 +302,9 @@ class Processor:
 
     def grant(self, device: str, update: Update, hi: int, now: float) -> None:
         """Grant chunks of an update, or say why there is no room."""
+        # Its last chunks may have come in the same batch: room for an update that is settled would never be used.
+        if self._core.hi(device, update.outbox) >= update.seq:
+            return
         answer = self._ingress.reassembler.grant(device, update, self._shelf.chunk, now)
         if isinstance(answer, Settled):
             self._receipts.settle(device, update.outbox, hi, (answer,))

@@ -2,7 +2,7 @@
 
 One loop hands over what waits, and the passing of time; MQTT messages are acknowledged once the processor has them
 durable. The connection is remade with growing, jittered pauses, and after each connect everything is published again:
-nobody knows what the broker still has.
+what the broker still has is not known.
 """
 
 import asyncio
@@ -27,13 +27,14 @@ from aggregator.model import Model
 from aggregator.outgoing import Outgoing, Post
 from aggregator.outlet import Outlet
 from aggregator.pausing import paused
-from aggregator.store import StoreError
+from aggregator.takeover import ForeignFederation, take_over
 from broker.connection import BrokerError, BrokerRefused, Connection, ConnectionLost, Delivery, Options, Will
 from broker.retained import read_retained
 from storage.failpoints import failpoint
-from wire import frames, messages
-from wire.errors import WireError
+from wire import frames
 from wire.messages import AggregatorState, AggregatorStatus, Hello
+
+__all__ = ["Aggregator", "ForeignFederation", "NotOpen"]
 
 log = logging.getLogger("aggregator")
 
@@ -45,10 +46,6 @@ _REPORTS_EVERY = 2.0
 """Seconds at least between two tellings of what devices found on their own data."""
 _OBSTACLE_AFTER = 30.0
 """Seconds after which what keeps the model from moving is told: a fleet that starts is often through it by then."""
-
-
-class ForeignFederation(StoreError):
-    """Another lineage is announced on our topics."""
 
 
 class NotOpen(RuntimeError):
@@ -235,40 +232,9 @@ class Aggregator:
         """See who is on our topics already, before anything is published."""
         largest = connection.limits.maximum_packet_size
         self.federation.fit_chunks(None if largest is None else largest - _OVERHEAD)
-        announced, ours = None, False
         marker = f"{self._config.topics.aggregator}/{self._boot:x}"
-        for delivery in await read_retained(connection, self._config.topics.announcement(), marker=marker):
-            try:
-                announced = messages.decode_announcement(delivery.payload)
-                ours = self._issuer.is_ours(delivery.payload)
-            except WireError as error:
-                log.warning("What was announced on our topic is no announcement (%s); it will be replaced.", error)
-        if announced is None:
-            return
-        if announced.lineage != self.core.lineage:
-            if not self._config.replace:
-                raise ForeignFederation(
-                    f"Another store's model, version {announced.version}, is announced as federation "
-                    f"{self._config.federation!r} under {self._config.root!r}. Start with that store, choose another "
-                    "federation name, or say --replace to take the topics over; its devices then start over."
-                )
-            if ours and announced.epoch >= self._issuer.epoch:
-                self.federation.raise_epoch(announced.epoch + 1)
-            return
-        if not ours:
-            log.warning("What is announced on our topic is not signed by our key; it will be replaced.")
-            return
-        if announced.epoch > self._issuer.epoch:  # raised since this store was copied
-            self.federation.raise_epoch(announced.epoch)
-        if (announced.generation, announced.version) > (self.core.generation, self.core.version):
-            log.warning(
-                "Version %d was announced and this store knows %d: it was put back. A new generation begins.",
-                announced.version,
-                self.core.version,
-            )
-            self._tell("put_back", announced=announced.version, version=self.core.version)
-            now = time.monotonic()
-            self.federation.begin_generation(announced.generation, announced.version, now)
+        found = await read_retained(connection, self._config.topics.announcement(), marker=marker)
+        take_over(self.federation, [delivery.payload for delivery in found], time.monotonic(), self._tell)
 
     def _begin(self) -> None:
         """What is due at the start of the process: the first release, an overdue step."""

@@ -93,6 +93,7 @@ class Shell:
         """Commit what is to be journaled, do the rest in order, and go on with what answers it."""
         while True:
             answers = self._do(actions, now)
+            # Before the answers are decided on: a step of centred clipping is not what a device waits for.
             self.host.flush(now)
             if not answers:
                 return
@@ -100,6 +101,8 @@ class Shell:
 
     def _do(self, actions: Sequence[ev.Action], now: float) -> list[ev.Event]:
         host = self.host
+        # One transaction for the batch: a sync of the disk costs a hundred times what deciding on an update does, and
+        # actions of the batch may rest on records of any place in it.
         entries = [action for action in actions if isinstance(action, ev.Journal)]
         if entries:
             host.commit(entries)
@@ -118,6 +121,8 @@ class Shell:
                     host.announce()
                 case ev.Grant(device, update, hi):
                     host.grant(device, update, hi, now)
+                # Measured where it stands, so behind the commit; decided on when all else of the batch is done, for no
+                # decision may be made on a model that is still being carried forward.
                 case ev.Measure(lsns):
                     answers.append(host.measure(lsns))
                 case ev.Examine(lsns):

@@ -12,8 +12,7 @@ import hashlib
 import logging
 import secrets
 import sqlite3
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,16 +25,18 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from aggregator import records as rec
+from aggregator.journal import Entry, JournalTable
 from aggregator.model import Frame
-from aggregator.segments import Segments
+from aggregator.store_errors import StoreError, StoreFull, StoreInUse
 from storage.database import Database, DatabaseError, DiskFull, InUse, ReservedSpace, Unwritable
 from storage.failpoints import failpoint
 from storage.files import atomic_write
 from wire import frames
-from wire.errors import WireError
 from wire.schema import Schema
 
 log = logging.getLogger("aggregator")
+
+__all__ = ["Entry", "Store", "StoreError", "StoreFull", "StoreInUse"]
 
 FORMAT = 1
 KEEP_CHECKPOINTS = 3
@@ -43,10 +44,6 @@ KEEP_RECORDS = 100_000
 """How many records stay, without their bodies, so that the life of an update can be told."""
 BALLAST = 4 * 2**20
 """Bytes on the disk that are given up where it is full, for what must still be written."""
-INLINE, INLINE_TOGETHER = 4096, 32 * 1024
-"""Bytes of a body that stays in its row, and of all bodies of a transaction: one sync is better than two where they are
-few and small."""
-
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS journal (
@@ -62,29 +59,6 @@ CREATE TABLE IF NOT EXISTS checkpoints (
     oldest_base INTEGER NOT NULL
 );
 """
-
-
-_ROWS = "SELECT lsn, kind, record, body, crc, segment, place, size FROM journal"
-
-
-class StoreError(Exception):
-    """The store cannot be used as it is; the message says why and what to do."""
-
-
-class StoreInUse(StoreError):
-    """An aggregator has it open."""
-
-
-class StoreFull(StoreError, DiskFull):
-    """There is no room on the disk. What was to be written is not; everything before it is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One record of the journal, with the body that was kept with it."""
-
-    record: rec.Record
-    body: bytes | memoryview | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +89,7 @@ class Store:
         self.directory = Path(directory)
         self._database = Database(self.directory / "store.db", lock=self.directory / "lock")
         self._ballast = ReservedSpace(self.directory / "ballast", BALLAST)
-        self._segments = Segments(self.directory)
-        self._pruned = 0
-        """Up to which lsn no row has a body any more."""
+        self._journal = JournalTable(self.directory, self._database)
         self.lineage = b""
         self.schema: Schema | None = None
         """None until `create` was called, in this process or one before."""
@@ -164,7 +136,7 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        self._segments.close()
+        self._journal.close()
         self._database.close()
 
     def _take_up(self) -> None:
@@ -183,8 +155,7 @@ class Store:
             raise StoreError(f"{path} has format {meta['format']}; this version of Midge reads {FORMAT}.")
         for stray in self.directory.glob("*checkpoint-*.safetensors*.tmp"):  # of a checkpoint that a kill cut short
             stray.unlink(missing_ok=True)
-        ends = "SELECT segment, max(place + size) FROM journal WHERE segment IS NOT NULL GROUP BY segment"
-        self._segments.recover(dict(db.execute(ends)))
+        self._journal.recover()
         self.lineage = meta["lineage"]
         self.schema = Schema.unpacked(frames.unpack(meta["schema"]))
 
@@ -258,6 +229,7 @@ class Store:
     def create(self, schema: Schema) -> None:
         """Begin a lineage in an empty store."""
         assert self.schema is None
+        # At random, so that a store that is made again is never taken for the one whose updates devices still hold.
         self.lineage, self.schema = secrets.token_bytes(16), schema
         rows = [("format", FORMAT), ("lineage", self.lineage), ("schema", frames.pack(schema.packed()))]
         with self._writing() as db:
@@ -267,37 +239,19 @@ class Store:
 
     def commit(self, entries: Iterable[Entry]) -> None:
         """Make records durable, all or none. When this returns they survive a power cut."""
-        rows: list[tuple[Any, ...]] = []
-        together = 0
-        for entry in entries:
-            record = rec.pack(entry.record)
-            crc = _crc(record, entry.body)
-            rows.append((entry.record.lsn, rec.kind(entry.record), record, entry.body, crc, None, None, None))
-            together += 0 if entry.body is None else len(entry.body)
-        if not rows:
+        entries = list(entries)
+        if not entries:
             return
         failpoint("commit.before")
-        mark = self._segments.mark
+        mark = self._journal.mark
         try:
             with self._writing() as db:
-                if together > INLINE_TOGETHER:
-                    rows = self._set_down(rows)
-                    failpoint("commit.bodies")
-                db.executemany("INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+                self._journal.insert(db, entries)
                 failpoint("commit.within")
         except BaseException:
-            self._segments.cut(mark)
+            self._journal.cut(mark)
             raise
         failpoint("commit.after")
-
-    def _set_down(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-        """The rows with their larger bodies put into a segment, durably."""
-        large = [row for row in rows if row[3] is not None and len(row[3]) > INLINE]
-        places = iter(self._segments.write(large[0][0], [row[3] for row in large]) if large else ())
-        return [
-            (*row[:3], None, row[4], *next(places), len(row[3])) if row[3] is not None and len(row[3]) > INLINE else row
-            for row in rows
-        ]
 
     def entries(self, after: int) -> Iterator[Entry]:
         """The journal's records behind an lsn, in order.
@@ -305,12 +259,7 @@ class Store:
         Raises:
             StoreError: a record is damaged or missing.
         """
-        expected = after + 1
-        for row in self._open_db.execute(f"{_ROWS} WHERE lsn > ? ORDER BY lsn", (after,)):
-            if row[0] != expected:
-                raise self._damaged(expected)
-            expected += 1
-            yield self._entry(*row)
+        return self._journal.entries(after)
 
     def body(self, lsn: int) -> bytes:
         """The body kept with a record.
@@ -318,9 +267,9 @@ class Store:
         Raises:
             StoreError: it is not there, or damaged.
         """
-        body = self._at(lsn).body
+        body = self._journal.at(lsn).body
         if body is None:
-            raise self._damaged(lsn)
+            raise self._journal.damaged(lsn)
         return bytes(body)
 
     def record(self, lsn: int) -> rec.Record:
@@ -329,42 +278,7 @@ class Store:
         Raises:
             StoreError: it is not there, or damaged.
         """
-        return self._at(lsn).record
-
-    def _at(self, lsn: int) -> Entry:
-        row = self._open_db.execute(f"{_ROWS} WHERE lsn = ?", (lsn,)).fetchone()
-        if row is None:
-            raise self._damaged(lsn)
-        return self._entry(*row)
-
-    def _entry(  # noqa: PLR0917 - a row
-        self,
-        lsn: int,
-        kind: str,
-        record: bytes,
-        body: bytes | None,
-        crc: int,
-        segment: int | None,
-        place: int,
-        size: int,
-    ) -> Entry:
-        if segment is not None:
-            body = self._segments.read(segment, place, size)
-        if _crc(record, body) != crc:
-            raise self._damaged(lsn)
-        try:
-            return Entry(rec.unpack(kind, record), body)
-        except WireError as error:
-            raise StoreError(
-                f"The journal in {self.directory} holds what this version of Midge does not know ({error}): start "
-                "with the version that wrote it."
-            ) from error
-
-    def _damaged(self, lsn: int) -> StoreError:
-        return StoreError(
-            f"The journal in {self.directory} is damaged at record {lsn}: what was decided from there on would be "
-            "lost. Restore the store from a backup."
-        )
+        return self._journal.at(lsn).record
 
     def newest_lsn(self) -> int:
         """The last record's lsn, or that of the newest checkpoint where the journal is empty."""
@@ -375,16 +289,7 @@ class Store:
 
     def rewrite(self, db: sqlite3.Connection, record: rec.Record) -> bool:
         """Put another record in the place of one of the same lsn, without its body; whether that was still there."""
-        packed = rec.pack(record)
-        (inline, segment, place, size) = db.execute(
-            "SELECT body IS NOT NULL, segment, place, size FROM journal WHERE lsn = ?", (record.lsn,)
-        ).fetchone()
-        cleared = segment is not None and self._segments.clear(segment, place, size)
-        db.execute(
-            "UPDATE journal SET record = ?, body = NULL, segment = NULL, crc = ? WHERE lsn = ?",
-            (packed, _crc(packed, None), record.lsn),
-        )
-        return bool(inline) or cleared
+        return self._journal.rewrite(db, record)
 
     def vacuum(self) -> None:
         """Rewrite the database, so that nothing that was deleted is left in a free page or in the log.
@@ -392,6 +297,7 @@ class Store:
         Raises:
             StoreFull: there is no room for a second copy of it.
         """
+        # Deleting alone leaves the bytes in free pages of the file, and in the log until it is written over.
         with self._writing() as db:
             db.execute("VACUUM")
         self._open_db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -400,6 +306,7 @@ class Store:
 
     def add_frames(self, new: Iterable[tuple[Frame, int]]) -> None:
         """Keep frames, each with its number of parts, before they are published. One that is there stays."""
+        # A replay makes frames again that are here; the number of parts that they were announced with stays.
         with self._writing() as db:
             db.executemany(
                 "INSERT OR IGNORE INTO frames (version, span, data, parts) VALUES (?, ?, ?, ?)",
@@ -421,6 +328,7 @@ class Store:
 
     def withdraw(self, gone: Iterable[tuple[int, int]], *, keep: bool) -> None:
         """No longer offer frames, by version and span: after their topics were cleared. `keep` keeps their bytes."""
+        # Kept where earlier versions are stepped back to: they are needed for as long as updates may come of them.
         statement = "UPDATE frames SET offered = 0" if keep else "DELETE FROM frames"
         with self._writing() as db:
             db.executemany(f"{statement} WHERE version = ? AND span = ?", list(gone))
@@ -434,6 +342,8 @@ class Store:
         arrays["plain"] = np.frombuffer(plain, np.uint8)
         data = save_tensors({name: np.ascontiguousarray(array) for name, array in arrays.items()})
         name = f"checkpoint-{checkpoint.lsn:012d}.safetensors"
+        # The file before its row is durable: a row without its file would stand for a checkpoint that is none, a file
+        # without its row is only a stray one.
         with self._writing() as db:
             atomic_write(self.directory / name, data)
             failpoint("checkpoint.written")
@@ -448,21 +358,18 @@ class Store:
         rows = self._open_db.execute(
             "SELECT lsn, file, oldest_body, oldest_base FROM checkpoints ORDER BY lsn DESC"
         ).fetchall()
+        # Bodies stay for as long as any checkpoint that is kept may need them: the newest one may be damaged.
         kept, dropped = rows[:KEEP_CHECKPOINTS], rows[KEEP_CHECKPOINTS:]
         needed = min(min(lsn + 1, body) for lsn, _, body, _ in kept)
         oldest_base = min(base for *_, base in kept)
         with self._writing() as db:
             db.executemany("DELETE FROM checkpoints WHERE lsn = ?", [(lsn,) for lsn, *_ in dropped])
-            # Only of what became needless since the last time: the rows that stay are many.
-            # Where a body lies in a segment stays told: until the file goes, it can be asked to be erased.
-            some = (self._pruned, needed)
-            db.execute("UPDATE journal SET body = NULL WHERE lsn >= ? AND lsn < ? AND body IS NOT NULL", some)
-            db.execute("DELETE FROM journal WHERE lsn < ?", (needed - KEEP_RECORDS,))
+            self._journal.prune(db, needed, KEEP_RECORDS)
             # A step leads to its version and a snapshot stands for it: of the oldest base only the latter is needed.
             db.execute("DELETE FROM frames WHERE offered = 0 AND version < ? + (span > 0)", (oldest_base,))
-        self._pruned = needed
-        self._segments.drop(before=needed)
+        self._journal.pruned(needed)
         failpoint("checkpoint.pruned")
+        # Last of all: until here, a restart may find them in the table.
         for _, file, _, _ in dropped:
             (self.directory / file).unlink(missing_ok=True)
 
@@ -485,6 +392,7 @@ class Store:
                 data = (self.directory / file).read_bytes()
             except OSError:
                 continue
+            # A damaged one is passed over, not refused: an older one and the journal give the same model.
             if hashlib.sha256(data).digest() == sha256:
                 arrays = load_tensors(data)
                 plain = frames.unpack(arrays.pop("plain").tobytes())
@@ -499,7 +407,3 @@ class Store:
         for checkpoint in self.checkpoints():
             return checkpoint
         raise StoreError(f"No checkpoint in {self.directory} can be read: restore the store from a backup.")
-
-
-def _crc(record: bytes, body: bytes | memoryview | None) -> int:
-    return zlib.crc32(body or b"", zlib.crc32(record))

@@ -89,8 +89,10 @@ class Thrift:
     def grown(self) -> bool:
         """Whether more have come than were announced, and it makes a difference to when they fetch."""
         step, devices = self.costs[1], self.devices
+        if devices <= _GROWN * self._told:
+            return False
         told = spread(self._rate, self._told, step, 2)
-        return devices > _GROWN * self._told and max(told, spread(self._rate, devices, step, 2)) > 0
+        return max(told, spread(self._rate, devices, step, 2)) > 0
 
 
 def interval(*, announcement: int, step: int, update: float, devices: int, fetches: float, rate: float) -> float:

@@ -1,6 +1,6 @@
 """The aggregator in a simulation: the real core, engine and arithmetic, with nothing written.
 
-Frames are made and weighed where somebody asks what devices receive; else a version is its state and nothing more.
+Frames are made and weighed if a run counts what devices receive; otherwise a version is its state and nothing more.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ _STAMPED: dict[str, Any] = {
     "expires": 1.8e9 + 86_400,
     "epoch": 1_800_000_000_000,
 }
-"""What every announcement is stamped with, for its weight: nobody here looks at it."""
+"""What every announcement is stamped with, for its weight: no device here reads it."""
 KEPT = 256
 """Versions that a device can still hear of: links are slow, and messages are lost."""
 SNAPSHOTS = 2
@@ -222,7 +222,7 @@ class Server:
         self._key = self._announced = 0
         self._heard = self._read = 0.0
         self.weighs = 0
-        """Bytes of the newest announcement; 0 where nobody weighs it."""
+        """Bytes of the newest announcement; 0 if a run does not count bytes."""
         self._due: float | None = None
 
     def start(self) -> None:
@@ -354,7 +354,7 @@ class Server:
 
     @property
     def heard(self) -> float:
-        """Bytes of all announcements so far, and of those read again; 0 where nobody weighs them."""
+        """Bytes of all announcements so far, and of those read again; 0 if a run does not count bytes."""
         return self._heard
 
     def serving(self) -> dict[str, Any]:
@@ -397,7 +397,7 @@ class Server:
         self._released(new)
 
     def _offered(self, version: int, frames: Sequence[Frame]) -> tuple[FrameInfo, ...]:
-        """What leads to a version: as `aggregator.shelf` has it, or a snapshot that nobody weighs."""
+        """What leads to a version: as `aggregator.shelf` has it, or a snapshot of no weight."""
         if self._frames is None:
             return (FrameInfo(version, 0, 4 * self.model.schema.size, 1),)
         part = min(self._chunk, PART)

@@ -80,8 +80,9 @@ def test_a_restart_anywhere_changes_no_bit(
             if number in restarts:
                 life.close()
                 life = Rig(Path(here), strategy)  # not started: its timers are the one thing that starts over
-                life.core._buffer_since, life.core._released_at = twin.core._buffer_since, twin.core._released_at
-                life.core._served_at = twin.core._served_at
+                life.core._steps.since = twin.core._steps.since
+                life.core._releases.released_at = twin.core._releases.released_at
+                life.core._releases.served_at = twin.core._releases.served_at
                 life.roster.devices |= twin.roster.devices  # statuses are retained, and come again
                 life.processor = life.process_again()
             play(twin, number)

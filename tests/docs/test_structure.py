@@ -21,6 +21,16 @@ def test_no_figure_is_worse_than_it_was() -> None:
     assert {name: found[name] for name in AT_MOST if found[name] > AT_MOST[name]} == {}
 
 
+def test_no_class_of_the_aggregator_is_a_drawer() -> None:
+    """At most 350 lines and 8 arguments; what is set has a value of its own, `AggregatorConfig`."""
+    found = {
+        f"{place}: {node.name}": (lines, house.arguments(node))
+        for place, node in house.classes(house.sources("aggregator"))
+        if (lines := (node.end_lineno or 0) - node.lineno + 1) > 350 or house.arguments(node) > 8
+    }
+    assert not found
+
+
 GONE = re.compile(r"\b(so many|by chance|anew|of note|of before|mendable)\b", re.IGNORECASE)
 """Words for which the field has its own: a number or a name, at random, again, an event, earlier."""
 

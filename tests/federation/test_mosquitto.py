@@ -29,6 +29,7 @@ CHILD = """
 import sys
 import numpy as np
 from dataclasses import replace
+from aggregator.config import AggregatorConfig
 from aggregator.service import Aggregator
 from broker import Endpoint, connector
 from tests.aggregator.rig import EVERYTHING_COUNTS

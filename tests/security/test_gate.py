@@ -355,10 +355,10 @@ def test_statistics_of_any_length_end_nothing(tmp_path: Path, size: int) -> None
 
 def test_new_outboxes_do_not_fill_the_memory(tmp_path: Path) -> None:
     with guarded(tmp_path) as life:
-        life.core._outboxes._devices = 5
+        life.core._state.outboxes._devices = 5
         for number in range(200):
             life.hear(hello(f"n{number % 5}", outbox=number))
-        assert len(life.core._outboxes.dump()) == 20
+        assert len(life.core._state.outboxes.dump()) == 20
         assert sole(life.hear(life.update("n1", 1, ONES, outbox=10**6))).verdict is Verdict.BUSY
         assert sole(life.hear(life.update("n1", 1, ONES, outbox=1))).verdict is Verdict.ACCEPTED
 
@@ -367,8 +367,7 @@ def test_a_flood_takes_no_memory_that_stays(tmp_path: Path) -> None:
     """Statuses, offers, statistics and garbage under names that are made up as it goes."""
     limits = Limits(tracked=50)
     with guarded(tmp_path, limits) as life:
-        life.core.bounds = life.core.bounds.__class__(devices=50, update=life.core.bounds.update)
-        life.core._outboxes._devices = life.roster._most = 50
+        life.core._state.outboxes._devices = life.roster._most = 50
 
         def flood(start: int) -> None:
             for number in range(start, start + 300):

@@ -75,6 +75,17 @@ def test_a_window_is_granted_when_the_one_before_is_here(tmp_path: Path) -> None
         assert granted(further) == tuple(range(8, 16))
 
 
+def test_what_came_whole_within_a_batch_is_not_granted_again(tmp_path: Path) -> None:
+    """Seen to fail: the window that was due made room a second time, and held it until the device's patience ended."""
+    with rig(tmp_path, parameters=MODEL) as life:
+        sender = Sender(life, parts=9)
+        assert granted(sender.offer()) == tuple(range(8))
+        (receipt,) = sender.send(*range(9))
+        assert [settled.verdict for settled in receipt.settled] == [Verdict.ACCEPTED]
+        assert receipt.grants == ()
+        assert not life.ingress.reassembler._assembling
+
+
 def test_after_a_restart_in_the_middle_the_device_begins_again(tmp_path: Path) -> None:
     with rig(tmp_path, parameters=MODEL) as life:
         sender = Sender(life)
