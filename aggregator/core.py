@@ -831,13 +831,13 @@ class AggregatorCore:
 
     @property
     def _turn_gain(self) -> float | None:
-        """How far one training of all devices moves the model, of what they learned; None if it is not known.
+        """How far one training of all devices moves the model, of what they learned; None without a bound or devices.
 
         An adaptive optimizer divides by what it sees: there, no rate says how far a step goes.
         """
-        if self._safe_rate is None or self.strategy.optimizer.kind != "sgd":
-            return None
         live = self.steering.live
+        if not live or self._safe_rate is None or self.strategy.optimizer.kind != "sgd":
+            return None
         return self._mean_rate * self._margin.mean_weight * live / self.strategy.size(live)
 
     @property
