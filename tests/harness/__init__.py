@@ -1,1 +1,1 @@
-"""Faults on purpose: processes that are killed and stopped, connections that break, and books that must balance."""
+"""Real processes that are killed, stopped and cut off, and a model that shows which updates are in it."""
