@@ -11,12 +11,12 @@ from typing import Any, Literal, TextIO
 
 from broker import BrokerError, connector
 from broker.local import LocalBroker, local_broker
+from broker.retained import clear_federation
 from sensor_fleet import record
 from sensor_fleet.data import FleetData
 from sensor_fleet.fleet import Fleet, Member
 from sensor_fleet.models import FleetModel
 from sensor_fleet.progress import Progress
-from sensor_fleet.retained import clean
 from sensor_fleet.server_process import DemoError, ServerProcess
 from sensor_fleet.setting import BrokerAddress, Setting
 from wire.topics import Topics
@@ -229,7 +229,9 @@ class Demo:
                 yield self.broker
             finally:
                 with suppress(BrokerError):
-                    await clean(connector(self.broker.endpoint()), Topics(self.setting.federation, self.setting.root))
+                    await clear_federation(
+                        connector(self.broker.endpoint()), Topics(self.setting.federation, self.setting.root)
+                    )
             return
         directory = self.directory / "broker"
         directory.mkdir()

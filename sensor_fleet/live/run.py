@@ -21,13 +21,13 @@ from safetensors.numpy import load_file
 from broker import BrokerError, connector
 from broker.local import local_broker
 from broker.mosquitto import find_mosquitto
+from broker.retained import clear_federation
 from sensor_fleet.live import limits
 from sensor_fleet.live.members import Members
 from sensor_fleet.live.server import SERVED
 from sensor_fleet.live.setting import Live
 from sensor_fleet.live.watching import Watching
 from sensor_fleet.profiles.population import Population
-from sensor_fleet.retained import clean
 from sensor_fleet.sensors import Stream
 from sensor_fleet.server_process import ServerProcess
 from sensor_fleet.setting import BrokerAddress
@@ -170,7 +170,7 @@ class LiveRun:
             finally:
                 if self._aggregates:
                     with suppress(BrokerError):
-                        await clean(connector(self._broker.endpoint()), topics)
+                        await clear_federation(connector(self._broker.endpoint()), topics)
             return
         directory = self._directory / "broker"
         directory.mkdir()
