@@ -47,7 +47,7 @@ class Fleet:
         around = Surroundings(
             connector,
             self._topics,
-            world,
+            world.population([member.name for member in members]),
             sever,
             asyncio.get_running_loop().time(),
             outboxes,

@@ -26,7 +26,7 @@ from broker.connection import (
     QoS,
 )
 from broker.paho_session import PahoSession
-from sensor_fleet.world import World
+from sensor_fleet.profiles.population import Population
 
 SUBSCRIBE = 8
 """Bytes that MQTT adds to a filter in a subscription, about."""
@@ -54,7 +54,7 @@ class DeviceLink:
     def __init__(
         self,
         connector: Connector,
-        world: World,
+        world: Population,
         device: str,
         *,
         origin: float,
@@ -110,7 +110,8 @@ class DeviceLink:
         try:
             async with self._connector(options) as inner:
                 self.met = True
-                up, down = (Lane(self._speed.bandwidth, self._speed.latency) for _ in range(2))
+                up = Lane(self._speed.bandwidth, self._speed.latency)
+                down = Lane(self._speed.down, self._speed.latency)
                 connection = LinkedConnection(
                     inner,
                     up,

@@ -13,7 +13,7 @@ from broker.connection import Connector, Delivery
 from iot_client.device import Device
 from iot_client.fit import Fit, Parameters, Trainer, TrainingPlan
 from sensor_fleet.links import DeviceLink, Sever
-from sensor_fleet.world import World
+from sensor_fleet.profiles.population import Population
 from wire import messages
 from wire.errors import WireError
 from wire.messages import Receipt
@@ -50,7 +50,7 @@ class Surroundings:
 
     connector: Connector
     topics: Topics
-    world: World
+    world: Population
     sever: Sever
     origin: float
     """When the fleet began, on the loop's clock."""

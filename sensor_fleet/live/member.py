@@ -21,9 +21,9 @@ from sensor_fleet.lazily import numbered
 from sensor_fleet.links import HANDSHAKE, PUBACK, Lane, LinkedConnection, sever
 from sensor_fleet.live.versions import Versions
 from sensor_fleet.models import FleetModel
+from sensor_fleet.profiles.population import Departure, Population
 from sensor_fleet.sensors import Stream
 from sensor_fleet.simulation.stacked import steps_of
-from sensor_fleet.world import Departure, Surroundings
 from wire.topics import Topics
 
 KEEPALIVE: Final = 120
@@ -43,7 +43,7 @@ class Air:
 
     endpoint: Endpoint
     topics: Topics
-    world: Surroundings
+    world: Population
     model: FleetModel
     data: FleetData
     speed_up: float
@@ -287,7 +287,7 @@ class Member:
 
     def _lanes(self) -> tuple[Lane, Lane]:
         link = self._air.world.link(self.name)
-        return Lane(link.bandwidth, link.latency), Lane(link.down or link.bandwidth, link.latency)
+        return Lane(link.bandwidth, link.latency), Lane(link.down, link.latency)
 
     def _cut(self) -> None:
         """Break the link: what is on the way is lost, and the broker has to find out by itself."""

@@ -10,7 +10,6 @@ from iot_client.device import first_error
 from sensor_fleet.data import FleetData
 from sensor_fleet.live.member import Air, Member
 from sensor_fleet.models import FleetModel
-from sensor_fleet.profiles.hastened import Hastened
 from sensor_fleet.profiles.population import Population
 from sensor_fleet.simulation.server import Taken
 from wire.messages import Verdict
@@ -34,7 +33,7 @@ class Members:
         speed_up: float,
         seed: int,
     ) -> None:
-        world = Hastened(population, speed_up)
+        world = population.scaled(speed_up)
         self.air = Air(endpoint, topics, world, model, data, speed_up, seed, self._hear)
         self.members: Mapping[str, Member] = {
             name: Member(self.air, number, name) for number, name in enumerate(data.devices)

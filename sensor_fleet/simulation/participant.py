@@ -10,6 +10,8 @@ from iot_client import events as ev
 from iot_client import session as s
 from iot_client.attention import Attention
 from iot_client.conditions import enough_new
+from sensor_fleet.profiles.population import Departure, Population
+from sensor_fleet.profiles.presence import chance
 from sensor_fleet.sensors.stream import Stream
 from sensor_fleet.simulation import headers
 from sensor_fleet.simulation.clock import Clock, Work
@@ -17,7 +19,6 @@ from sensor_fleet.simulation.coding import Said
 from sensor_fleet.simulation.learners import Learner
 from sensor_fleet.simulation.server import Published, Server
 from sensor_fleet.simulation.shards import Pool, Start, Task
-from sensor_fleet.world import Departure, Surroundings, chance
 from wire.messages import AggregatorState, AggregatorStatus, Announcement, Plan, Receipt, Settled, Update
 from wire.participation import takes_part
 
@@ -37,7 +38,7 @@ class Air:
         server: Callable[[], Server],
         pool: Pool,
         learner: Learner,
-        world: Surroundings,
+        world: Population,
         *,
         loss: float,
         jitter: float,
@@ -164,7 +165,7 @@ class Participant:
         world = air.world
         link = world.link(name)
         self.latency, self.up = link.latency, link.bandwidth
-        self.down = link.down or link.bandwidth
+        self.down = link.down
         self.seconds = air.seconds(name)
         self._shaken = 0
         self.session = Session(name, number, self._jitter, reliable=not air.loss)

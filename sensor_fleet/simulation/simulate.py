@@ -14,7 +14,7 @@ from iot_client.fit import Recipe, Trainer
 from sensor_fleet.data import FleetData, Rows
 from sensor_fleet.lazily import numbered
 from sensor_fleet.models import DenseModel, FleetModel
-from sensor_fleet.profiles.hastened import Hastened, hastened
+from sensor_fleet.profiles.hastened import hastened
 from sensor_fleet.profiles.population import Population
 from sensor_fleet.profiles.profile import Profile, load
 from sensor_fleet.sensors.stream import Stream
@@ -26,7 +26,7 @@ from sensor_fleet.simulation.result import Simulated
 from sensor_fleet.simulation.server import Published, Server, Tamper
 from sensor_fleet.simulation.shards import Carrier, Here, Pool, Work, shards_of
 from sensor_fleet.simulation.workers import Processes
-from sensor_fleet.world import Surroundings, World
+from sensor_fleet.world import World
 from wire.messages import Settled
 from wire.moments import pool
 from wire.schema import Parameters, Role, Schema
@@ -157,7 +157,7 @@ def simulate(
             hastened(strategy or (profile.strategy() if isinstance(profile, Profile) else balanced()), speed_up),
             initial=first,
             schema=schema,
-            world=replace(world or CALM, seed=seed) if population is None else Hastened(population, speed_up),
+            world=(population or replace(world or CALM, seed=seed).population(names)).scaled(speed_up),
             population=population,
             speeds=dict(zip(names, speeds, strict=True)) if speeds is not None else None,
             loss=loss,
@@ -216,7 +216,7 @@ class _Simulation:
         *,
         initial: Parameters,
         schema: Schema,
-        world: Surroundings,
+        world: Population,
         population: Population | None,
         speeds: Mapping[str, float] | None,
         loss: float,

@@ -18,7 +18,12 @@ NAME = "sensor-01"
 
 def link_to(twin: Twin, world: World, watch: Callable[[Delivery], None] = lambda _: None) -> DeviceLink:
     return DeviceLink(
-        twin.connect, world, NAME, origin=now(), sever=lambda _, client_id: twin.drop(client_id), watch=watch
+        twin.connect,
+        world.population([NAME]),
+        NAME,
+        origin=now(),
+        sever=lambda _, client_id: twin.drop(client_id),
+        watch=watch,
     )
 
 
@@ -87,7 +92,7 @@ def test_messages_of_qos_1_come_twice_and_the_device_does_not_know() -> None:
 
 def test_an_outage_breaks_the_connection_fires_the_will_and_holds_up_the_next_one() -> None:
     world = replace(CALM, online=20.0, offline=5.0)
-    broken, whole = next(world.outages(NAME))
+    broken, whole = next(world.population([NAME]).outages(NAME))
     options = Options(NAME, will=Will("will", b"lost"), timeout=100)
 
     async def work() -> None:
@@ -145,7 +150,7 @@ def test_a_goodbye_fires_no_will() -> None:
 
 def test_an_outage_longer_than_the_patience_is_a_lost_connection() -> None:
     world = replace(CALM, online=1.0, offline=1000.0)
-    broken, whole = next(world.outages(NAME))
+    broken, whole = next(world.population([NAME]).outages(NAME))
     assert whole - broken > 20
 
     async def work() -> None:
@@ -164,7 +169,7 @@ def test_a_device_that_is_to_end_does_not_wait_for_its_link() -> None:
 
     async def work() -> None:
         link = link_to(Twin(), world)
-        at = next(world.outages(NAME))[0] + 0.1
+        at = next(world.population([NAME]).outages(NAME))[0] + 0.1
         await asyncio.sleep(at)
         link.close()
         with pytest.raises(ConnectionLost):

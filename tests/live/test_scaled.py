@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from aggregator.presets import balanced
 from sensor_fleet.links import Lane
 from sensor_fleet.live.setting import Live
-from sensor_fleet.profiles.hastened import FASTEST_RATE, Hastened, hastened
+from sensor_fleet.profiles.hastened import FASTEST_RATE, hastened
 from sensor_fleet.profiles.population import Population
 from sensor_fleet.profiles.profile import load
 from sensor_fleet.setting import Setting
@@ -46,7 +46,7 @@ def test_a_lane_without_limits_delays_nothing() -> None:
 @pytest.mark.parametrize("profile", ["farm", "phones"])
 def test_a_hastened_world_is_the_same_one_faster(profile: str) -> None:
     world = Population(load(profile), NAMES, 3, samples=320, values=1000)
-    fast = Hastened(world, 60)
+    fast = world.scaled(60)
     for name in NAMES:
         assert fast.seconds(name) * 60 == pytest.approx(world.seconds(name))
         assert fast.joins(name) * 60 == pytest.approx(world.joins(name))
