@@ -37,10 +37,10 @@ def register(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run it, and tell what came of it."""
     try:
+        from sensor_fleet.live.aggregator_process import DemoError  # noqa: PLC0415
         from sensor_fleet.live.run import LiveRun  # noqa: PLC0415 - an extra
         from sensor_fleet.live.setting import Live  # noqa: PLC0415
         from sensor_fleet.report.conclusion import write_report  # noqa: PLC0415
-        from sensor_fleet.server_process import DemoError  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise Problem(f'A live fleet needs {error.name}: pip install "midge[demo]"') from error
     fleet = virtual.fleet_of(args)

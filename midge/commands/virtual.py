@@ -29,7 +29,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--profile",
         default="factory",
         metavar="NAME|FILE.toml",
-        help="what the fleet is made of: factory, farm, city-gateways, phones, demo, or a file of yours (default: factory)",
+        help="what the fleet is made of: factory, farm, city-gateways, phones, demo, or a file (default: factory)",
     )
     group.add_argument("--days", type=float, help="of the profile's time (default: 7; 1 of a live fleet)")
     group.add_argument("--target", type=float, help="an accuracy to hold, or an RMSE; missed: exit code 1")

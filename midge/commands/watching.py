@@ -141,12 +141,12 @@ def print_words(demo: "Demo") -> None:
         print(f"{demo.elapsed:5.0f} s  {demo.about_broker}; {waiting}", flush=True)
         return
     verdicts = ", ".join(f"{number} {verdict}" for verdict, number in progress.updates.most_common())
-    tau = progress.quantiles()
+    tau, (up, down) = progress.quantiles(), fleet.payloads
     print(
         f"{demo.elapsed:5.0f} s  version {progress.version:<5} {progress.metric} {shown(progress):<7}"
         f"  updates: {verdicts or 'none'}"
         f"  staleness {tau.get('p50', '-')}/{tau.get('p90', '-')}/{tau.get('max', '-')}"
-        f"  up {in_bytes(fleet.bytes_up)}  down {in_bytes(fleet.bytes_down)}",
+        f"  up {in_bytes(up)}  down {in_bytes(down)}",
         flush=True,
     )
 

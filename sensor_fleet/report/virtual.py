@@ -389,10 +389,12 @@ def _setting(run: Run) -> Markup:
             (
                 str(one.get("name")),
                 percent(finite_number(one.get("share")), 0),
-                f"{one.get('samples_per_second'):,.0f}/s",
+                MISSING if one.get("samples_per_second") is None else f"{one['samples_per_second']:,.0f}/s",
                 size(finite_number(one.get("memory"))),
-                f"{size(finite_number(link.get('up')))}/s",
-                f"{size(finite_number(link.get('down')))}/s",
+                *(
+                    MISSING if link.get(way) is None else f"{size(finite_number(link[way]))}/s"
+                    for way in ("up", "down")
+                ),
                 percent(finite_number(link.get("loss"))),
                 str(there.get("kind")),
             )
