@@ -33,8 +33,8 @@ from benchmarks.fleet import source
 from sensor_fleet.live.run import LiveRun
 from sensor_fleet.live.setting import Live
 from sensor_fleet.setting import Setting
-from sensor_fleet.simulation.summary import by_class
-from sensor_fleet.virtual import Found, VirtualFleet
+from sensor_fleet.simulation.result import by_class
+from sensor_fleet.virtual import FleetRun, VirtualFleet
 
 WITHIN = 0.1
 STEPS = 0.5
@@ -83,7 +83,7 @@ def both(live: Live, seed: int) -> dict[str, Any]:
     return {**told, **moved, "lag": found.live["lag"]["p99"]}
 
 
-def run(live: Live) -> Found:
+def run(live: Live) -> FleetRun:
     """The live run."""
     with tempfile.TemporaryDirectory(prefix="midge-fidelity-") as directory:
         running = LiveRun(live, Path(directory), say=lambda words: print(words, file=sys.stderr))
@@ -92,7 +92,7 @@ def run(live: Live) -> Found:
     return running.found
 
 
-def figures(found: Found) -> dict[str, float | None]:
+def figures(found: FleetRun) -> dict[str, float | None]:
     """What is compared. Bytes are payload bytes."""
     result = found.result
     accepted = max(len(result.senders), 1)

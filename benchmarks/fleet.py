@@ -43,7 +43,7 @@ from sensor_fleet.profiles.profile import load as load_profile
 from sensor_fleet.setting import Setting
 from sensor_fleet.simulation.cluster import OnRay
 from sensor_fleet.simulation.result import Simulated
-from sensor_fleet.simulation.simulate import Moment, simulate
+from sensor_fleet.simulation.simulate import FleetProgress, simulate
 from sensor_fleet.simulation.stacked import Job, Rows, Stack
 from sensor_fleet.virtual import VirtualFleet
 from wire.messages import Plan
@@ -130,7 +130,7 @@ def fleet(
     began = time.perf_counter()
     said = [began]
 
-    def watch(moment: Moment) -> None:
+    def watch(moment: FleetProgress) -> None:
         if time.perf_counter() - said[0] > 20:
             said[0] = time.perf_counter()
             done = moment.now / moment.until

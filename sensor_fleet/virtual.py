@@ -22,9 +22,8 @@ from sensor_fleet.progress import HELD, METRICS
 from sensor_fleet.sensors import KINDS, Drift, Stream
 from sensor_fleet.setting import Setting
 from sensor_fleet.simulation.cluster import OnRay
-from sensor_fleet.simulation.result import Simulated
-from sensor_fleet.simulation.simulate import Moment, simulate
-from sensor_fleet.simulation.summary import by_class, histogram
+from sensor_fleet.simulation.result import Simulated, by_class, histogram
+from sensor_fleet.simulation.simulate import FleetProgress, simulate
 from wire.schema import Parameters
 
 OWN: Final = 40
@@ -100,7 +99,7 @@ class VirtualFleet:
         kept = chosen.pace if chosen.pace.steered else pace
         return replace(chosen, pace=kept, release_interval=usual.release_interval)
 
-    def run(self, watch: Callable[[Moment], None] | None = None) -> "Found":
+    def run(self, watch: Callable[[FleetProgress], None] | None = None) -> "FleetRun":
         """Simulate.
 
         Raises:
@@ -128,11 +127,11 @@ class VirtualFleet:
             speed_up=self.speed_up,
         )
         standing = data.at(float(found.times[-1])) if isinstance(data, Stream) else data
-        return Found(self, profile, standing, model, found)
+        return FleetRun(self, profile, standing, model, found)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Found:
+class FleetRun:
     """What a simulation found, and of what."""
 
     fleet: VirtualFleet

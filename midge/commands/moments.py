@@ -74,7 +74,7 @@ def latest(lines: Sequence[Line], room: int, now: float) -> list[Line]:
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class DemoMoment:
     """Everything that the live view shows."""
 
     title: str
@@ -93,7 +93,7 @@ class Moment:
     began: float = 0.0
 
     @classmethod
-    def of(cls, demo: "Demo", happenings: Happenings) -> "Moment":
+    def of(cls, demo: "Demo", happenings: Happenings) -> "DemoMoment":
         """The demo now."""
         setting, progress, fleet = demo.setting, demo.progress, demo.fleet
         dead = {

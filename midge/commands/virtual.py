@@ -14,8 +14,8 @@ from midge.commands.parts import Problem, user_errors
 from midge.commands.runs import new_run
 
 if TYPE_CHECKING:
-    from sensor_fleet.planning import Plan
-    from sensor_fleet.simulation.simulate import Moment
+    from sensor_fleet.planning import FleetPlan
+    from sensor_fleet.simulation.simulate import FleetProgress
     from sensor_fleet.virtual import VirtualFleet
 
 QUIET = 1.0
@@ -164,11 +164,11 @@ class Shown:
         if self._live is not None:
             self._live.stop()
 
-    def tell(self, moment: "Moment") -> None:
+    def tell(self, moment: "FleetProgress") -> None:
         """Where the only run is."""
         self.tell_of(0, moment)
 
-    def tell_of(self, number: int, moment: "Moment") -> None:
+    def tell_of(self, number: int, moment: "FleetProgress") -> None:
         """Where one of the runs is."""
         now = time.monotonic()
         done = (number + moment.now / moment.until) / self._runs
@@ -181,7 +181,7 @@ class Shown:
             self._last = now
             print(_line(moment, done, left), flush=True)
 
-    def _object(self, number: int, moment: "Moment", left: float) -> dict[str, Any]:
+    def _object(self, number: int, moment: "FleetProgress", left: float) -> dict[str, Any]:
         return {
             "event": "evaluation",
             "run": number,
@@ -196,7 +196,7 @@ class Shown:
         }
 
 
-def _line(moment: "Moment", done: float, left: float) -> str:
+def _line(moment: "FleetProgress", done: float, left: float) -> str:
     from sensor_fleet.report.quantities import duration  # noqa: PLC0415
 
     if moment.doing:
@@ -208,7 +208,7 @@ def _line(moment: "Moment", done: float, left: float) -> str:
     )
 
 
-def _drawn(title: str, moment: "Moment", done: float, left: float, took: float) -> Any:
+def _drawn(title: str, moment: "FleetProgress", done: float, left: float, took: float) -> Any:
     from rich.console import Group  # noqa: PLC0415 - an extra
     from rich.progress_bar import ProgressBar  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
@@ -265,7 +265,7 @@ def _print_outcome(outcome: dict[str, Any], metric: str) -> None:
     _print_table(head, rows)
 
 
-def _print_plan(found: "Plan", args: argparse.Namespace) -> None:
+def _print_plan(found: "FleetPlan", args: argparse.Namespace) -> None:
     from sensor_fleet.report.quantities import duration, energy, score, size  # noqa: PLC0415
 
     def span(of: tuple[float, float] | None, words: Callable[[float], str]) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from midge.commands.moments import Happenings, Moment, in_bytes, shown
+from midge.commands.moments import DemoMoment, Happenings, in_bytes, shown
 
 if TYPE_CHECKING:
     from sensor_fleet.demo import Demo, Ending
@@ -82,7 +82,7 @@ def live(happenings: Happenings) -> Showing:
                 tasks.create_task(_obey(demo, pressed, end))
                 while True:
                     width, height = console.size
-                    moment = Moment.of(demo, happenings)
+                    moment = DemoMoment.of(demo, happenings)
                     screen.update(draw(moment, width, height, ascii_only=console.options.ascii_only), refresh=True)
                     await asyncio.sleep(1 / FRAMES_PER_SECOND)
 

@@ -17,7 +17,7 @@ from iot_client.device import Device
 from iot_client.fit import Fit, Parameters, TrainingPlan
 from iot_client.memory_outbox import MemoryOutbox
 from sensor_fleet.links import DeviceLink, Sever, sever
-from sensor_fleet.live.versions import Versions
+from sensor_fleet.live.versions import SharedVersions
 from sensor_fleet.profiles.population import Departure, Population
 from sensor_fleet.sensors.stream import Stream
 from wire.topics import Topics
@@ -65,7 +65,7 @@ class FleetContext:
     patient: bool = False
     """Of the links (`sensor_fleet.links`)."""
     sever: Sever = sever
-    versions: Versions | None = field(default_factory=Versions)
+    versions: SharedVersions | None = field(default_factory=SharedVersions)
     """Of the model, shared by devices whose trainers write to none."""
     gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
     origin: float | None = None

@@ -34,9 +34,9 @@ from sensor_fleet.profiles.population import Population
 from sensor_fleet.sensors.stream import Stream
 from sensor_fleet.setting import BrokerAddress
 from sensor_fleet.simulation.result import Simulated
-from sensor_fleet.simulation.simulate import LOOKS, Moment, beginning, evaluate_at
+from sensor_fleet.simulation.simulate import LOOKS, FleetProgress, beginning, evaluate_at
 from sensor_fleet.simulation.stacked import steps_of
-from sensor_fleet.virtual import EVALUATIONS, Found, held, sign_of, value_of
+from sensor_fleet.virtual import EVALUATIONS, FleetRun, held, sign_of, value_of
 from wire.schema import Parameters, Schema
 from wire.topics import Topics
 
@@ -96,14 +96,14 @@ class LiveRun:
         *,
         broker: BrokerAddress | None = None,
         aggregates: bool = True,
-        watch: Callable[[Moment], None] = lambda _: None,
+        watch: Callable[[FleetProgress], None] = lambda _: None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._live, self._directory = live, directory
         self._broker, self._aggregates = broker, aggregates
         self._watch, self._say = watch, say
         self._stop = asyncio.Event()
-        self.found: Found | None = None
+        self.found: FleetRun | None = None
         self.members: LiveFleet | None = None
         self._metrics: Mapping[str, float] = {}
         self._version = 0
@@ -155,7 +155,7 @@ class LiveRun:
         self._resident["end"] = resident()
         result = replace(result, parameters=parameters, took=time.time() - began)
         about = self._about(members, parted)
-        self.found = Found(fleet, profile, data, model, result, about)
+        self.found = FleetRun(fleet, profile, data, model, result, about)
         if (late := about["lag"]["p99"]) > _BEHIND:
             self._say(
                 f"This machine was behind: one timer in a hundred was {late:.1f} s late or more, and the fleet slower "
@@ -244,7 +244,7 @@ class LiveRun:
 
     def _tell(self, members: LiveFleet, doing: str = "", *, evaluated: bool = False) -> None:
         live = self._live
-        moment = Moment(
+        moment = FleetProgress(
             now=min(members.context.profile_time(), live.fleet.seconds),
             until=live.fleet.seconds,
             version=self._version,

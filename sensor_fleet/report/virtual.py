@@ -11,7 +11,7 @@ from sensor_fleet.report.html import Markup, element, facts, figure, figures, pa
 from sensor_fleet.report.quantities import MISSING, counted, duration, energy, percent, score, size, times
 from sensor_fleet.report.run import Run, finite_number, mapping
 from sensor_fleet.report.svg import Ladder
-from sensor_fleet.simulation.summary import MONTH
+from sensor_fleet.simulation.result import MONTH
 
 Size = tuple[float, float]
 

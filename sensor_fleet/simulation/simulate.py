@@ -41,7 +41,7 @@ LOOKS = 400
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class FleetProgress:
     """Where a simulation is."""
 
     now: float
@@ -62,7 +62,7 @@ class Moment:
 
 
 Stop = Callable[[float, Mapping[str, float]], bool]
-Watch = Callable[[Moment], None]
+Watch = Callable[[FleetProgress], None]
 
 
 def simulate(
@@ -182,7 +182,7 @@ def simulate(
 def _unscaled(stop: Stop | None, watch: Watch | None, factor: float) -> tuple[Stop | None, Watch | None]:
     """Both told in the profile's time."""
 
-    def tell(moment: Moment) -> None:
+    def tell(moment: FleetProgress) -> None:
         assert watch is not None
         watch(replace(moment, now=moment.now * factor, until=moment.until * factor))
 
@@ -270,7 +270,7 @@ class _Simulation:
         evaluate: Evaluate,
         every: float,
         stop: Callable[[float, Mapping[str, float]], bool] | None,
-        watch: Callable[[Moment], None] | None,
+        watch: Callable[[FleetProgress], None] | None,
     ) -> Simulated:
         rows: list[tuple[float, int, int, Mapping[str, float], tuple[float, float]]] = []
         seen: tuple[Published, Mapping[str, float]] | None = None
@@ -301,8 +301,8 @@ class _Simulation:
         self.clock.run(seconds)
         return self._result(rows)
 
-    def _moment(self, until: float, metrics: Mapping[str, float], *, evaluated: bool) -> Moment:
-        return Moment(
+    def _moment(self, until: float, metrics: Mapping[str, float], *, evaluated: bool) -> FleetProgress:
+        return FleetProgress(
             now=self.clock.now,
             until=until,
             version=self.server.core.version,

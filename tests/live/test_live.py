@@ -21,8 +21,8 @@ from sensor_fleet.report.conclusion import write_report
 from sensor_fleet.report.reading import read
 from sensor_fleet.report.virtual import command
 from sensor_fleet.setting import BrokerAddress, Setting
-from sensor_fleet.simulation.summary import by_class
-from sensor_fleet.virtual import Found, VirtualFleet
+from sensor_fleet.simulation.result import by_class
+from sensor_fleet.virtual import FleetRun, VirtualFleet
 from tests import needs
 
 PROFILE = """
@@ -77,10 +77,10 @@ async def embedded(directory: Path) -> AsyncIterator[BrokerAddress]:
         yield BrokerAddress(str(local.endpoint))
 
 
-def run(directory: Path, live: Live, *, foreign: bool = False) -> Found:
+def run(directory: Path, live: Live, *, foreign: bool = False) -> FleetRun:
     """A live run over the embedded broker, with an aggregator of its own or one of somebody else."""
 
-    async def serve() -> Found:
+    async def serve() -> FleetRun:
         async with embedded(directory) as broker:
             running = LiveRun(live, directory, broker=broker, aggregates=not foreign)
             if foreign:
@@ -97,7 +97,7 @@ def run(directory: Path, live: Live, *, foreign: bool = False) -> Found:
     return asyncio.run(serve())
 
 
-def told(found: Found) -> dict[str, Any]:
+def told(found: FleetRun) -> dict[str, Any]:
     assert found.live is not None
     return dict(found.live)
 
