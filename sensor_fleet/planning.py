@@ -12,7 +12,7 @@ import numpy as np
 
 from sensor_fleet.progress import HELD, METRICS
 from sensor_fleet.simulation.simulate import FleetProgress
-from sensor_fleet.virtual import FleetRun, VirtualFleet
+from sensor_fleet.virtual import FleetRun, ProfileFleet
 
 MONTH = 30 * 86400.0
 _SHARES = (0.5, 0.8, 0.9, 0.95, 0.98, 1.0)
@@ -74,7 +74,7 @@ class _Curve:
     joules: list[float]
 
 
-def plan(fleet: VirtualFleet, seeds: int = 3, watch: Callable[[int, FleetProgress], None] | None = None) -> FleetPlan:
+def plan(fleet: ProfileFleet, seeds: int = 3, watch: Callable[[int, FleetProgress], None] | None = None) -> FleetPlan:
     """Simulate a fleet with several seeds and say what it takes.
 
     Raises:

@@ -16,7 +16,7 @@ from midge.commands.runs import new_run
 if TYPE_CHECKING:
     from sensor_fleet.planning import FleetPlan
     from sensor_fleet.simulation.simulate import FleetProgress
-    from sensor_fleet.virtual import VirtualFleet
+    from sensor_fleet.virtual import ProfileFleet
 
 QUIET = 1.0
 """Seconds between two lines where there is no terminal."""
@@ -71,29 +71,30 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Simulate, and tell what came of it."""
-    fleet = fleet_of(args)
     with user_errors():
+        fleet = fleet_of(args)
         fleet.loaded()  # whether it can be simulated at all, before anything is written
     return _plan(fleet, args) if args.plan else _simulate(fleet, args)
 
 
-def fleet_of(args: argparse.Namespace) -> "VirtualFleet":
+def fleet_of(args: argparse.Namespace) -> "ProfileFleet":
     """The fleet that the options describe."""
     try:
         from sensor_fleet.setting import Setting  # noqa: PLC0415 - an extra
-        from sensor_fleet.virtual import VirtualFleet  # noqa: PLC0415
+        from sensor_fleet.virtual import LIVE_SPEED_UP, ProfileFleet  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise Problem(f'A virtual fleet needs {error.name}: pip install "midge[demo]"') from error
     _refuse_impossible(args)
     names = ("data", "seed", "model", "strategy", "buffer_size", "learning_rate", "local_steps", "batch_size", "codec")
-    return VirtualFleet(
+    return ProfileFleet(
         Setting(**{name: getattr(args, name) for name in names}),
         profile=args.profile,
         devices=args.devices,
         days=args.days,
         workers=args.workers,
         ray=args.ray,
-        speed_up=1.0 if args.live or args.speed_up is None else args.speed_up,
+        speed_up=args.speed_up or (LIVE_SPEED_UP if args.live else 1.0),
+        federation=args.federation,
         target=args.target,
         stop_at_target=args.stop,
         interval=None if args.interval is None else 3600 * args.interval,
@@ -102,7 +103,7 @@ def fleet_of(args: argparse.Namespace) -> "VirtualFleet":
     )
 
 
-def _simulate(fleet: "VirtualFleet", args: argparse.Namespace) -> int:
+def _simulate(fleet: "ProfileFleet", args: argparse.Namespace) -> int:
     from sensor_fleet.report.conclusion import write_report  # noqa: PLC0415
 
     directory = new_run(args.name)
@@ -113,7 +114,7 @@ def _simulate(fleet: "VirtualFleet", args: argparse.Namespace) -> int:
     return 0 if args.target is None or outcome["seconds_to_target"] is not None else 1
 
 
-def _plan(fleet: "VirtualFleet", args: argparse.Namespace) -> int:
+def _plan(fleet: "ProfileFleet", args: argparse.Namespace) -> int:
     from sensor_fleet.planning import plan  # noqa: PLC0415
 
     with Shown(args, f"{args.profile}, {args.devices:,} devices", runs=args.seeds) as shown, user_errors():

@@ -28,15 +28,15 @@ from sensor_fleet.live.device import FleetContext
 from sensor_fleet.live.federation import LocalFederation
 from sensor_fleet.live.fleet import LiveFleet
 from sensor_fleet.live.server import SERVED
-from sensor_fleet.live.setting import Live
 from sensor_fleet.models import FleetModel
+from sensor_fleet.profiles.hastened import hastened
 from sensor_fleet.profiles.population import Population
 from sensor_fleet.sensors.stream import Stream
 from sensor_fleet.setting import BrokerAddress
 from sensor_fleet.simulation.result import Simulated
 from sensor_fleet.simulation.simulate import LOOKS, FleetProgress, beginning, evaluate_at
 from sensor_fleet.simulation.stacked import steps_of
-from sensor_fleet.virtual import EVALUATIONS, FleetRun, held, sign_of, value_of
+from sensor_fleet.virtual import EVALUATIONS, FleetRun, ProfileFleet, held, sign_of, value_of
 from wire.schema import Parameters, Schema
 from wire.topics import Topics
 
@@ -55,11 +55,11 @@ _GOODBYE: Final = 30.0
 
 
 def profile_fleet(
-    live: Live, data: FleetData, model: FleetModel, population: Population, endpoint: Endpoint
+    fleet: ProfileFleet, data: FleetData, model: FleetModel, population: Population, endpoint: Endpoint
 ) -> LiveFleet:
     """The fleet of a profile: rows and trainers are made for each training and not kept."""
     stream = data if isinstance(data, Stream) else None
-    rows_of, seed = numbered(data.devices), live.fleet.setting.seed
+    rows_of, seed = numbered(data.devices), fleet.setting.seed
 
     def train(number: int, parameters: Parameters, plan: TrainingPlan, seen: int) -> tuple[Fit, float]:
         rows = rows_of(number) if stream is None else stream.flow.rows(number, seen)
@@ -68,11 +68,11 @@ def profile_fleet(
 
     context = FleetContext(
         connector=connector(endpoint),
-        topics=Topics(live.federation),
-        population=population.scaled(live.speed_up),
+        topics=Topics(fleet.federation),
+        population=population.scaled(fleet.speed_up),
         train=train,
         stream=stream,
-        speed_up=live.speed_up,
+        speed_up=fleet.speed_up,
     )
     return LiveFleet(context, tuple(data.devices))
 
@@ -81,7 +81,7 @@ class LiveRun:
     """One run. `serve` it; `found` is what came of it.
 
     Args:
-        live: the fleet.
+        fleet: what runs.
         directory: of the run's files.
         broker: of somebody else; None starts one here.
         aggregates: whether to start the aggregator too; without it somebody else has to.
@@ -91,7 +91,7 @@ class LiveRun:
 
     def __init__(
         self,
-        live: Live,
+        fleet: ProfileFleet,
         directory: Path,
         *,
         broker: BrokerAddress | None = None,
@@ -99,7 +99,7 @@ class LiveRun:
         watch: Callable[[FleetProgress], None] = lambda _: None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._live, self._directory = live, directory
+        self._fleet, self._directory = fleet, directory
         self._broker, self._aggregates = broker, aggregates
         self._watch, self._say = watch, say
         self._stop = asyncio.Event()
@@ -132,20 +132,22 @@ class LiveRun:
         began = time.time()
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(os.cpu_count() or 1, "encode"))
-        live, fleet = self._live, self._live.fleet
-        profile, data, model, strategy = await asyncio.to_thread(live.loaded)
+        fleet = self._fleet
+        profile, data, model, strategy = await asyncio.to_thread(fleet.loaded)
         self._streams = isinstance(data, Stream)
-        self._settling = min(strategy.release_interval, _SETTLING)
+        self._settling = min(hastened(strategy, fleet.speed_up).release_interval, _SETTLING)
         schema = Schema.of(beginning(model, data)[0], model.roles)
         samples = model.recipe.local_steps * model.recipe.batch_size
         population = Population(profile, tuple(data.devices), fleet.setting.seed, samples=samples, values=schema.size)
         self._check(schema.size)
-        task = {"fleet": live.words()} if self._aggregates else None
-        federation = LocalFederation(Topics(live.federation), self._directory, self._broker or "auto", task, self._take)
+        task = {"fleet": fleet.words()} if self._aggregates else None
+        federation = LocalFederation(
+            Topics(fleet.federation), self._directory, self._broker or "auto", task, self._take
+        )
         async with federation.reach_broker() as broker:
             if federation.local is not None:
                 self._say(f"Over {federation.local.describe()}.")
-            members = self.members = profile_fleet(live, data, model, population, broker.endpoint())
+            members = self.members = profile_fleet(fleet, data, model, population, broker.endpoint())
             self._resident["made"] = resident()
             async with federation.start_aggregator(broker):
                 await self._until_the_end(federation, members, partial(evaluate_at, model, data))
@@ -168,7 +170,7 @@ class LiveRun:
         Raises:
             ValueError: it does not; the message says what to do.
         """
-        near, devices = self._broker is None, self._live.fleet.devices
+        near, devices = self._broker is None, self._fleet.devices
         embedded = near and find_mosquitto() is None
         found = limits.problems(limits.measured(), devices, values, embedded=embedded, near=near)
         if found:
@@ -212,10 +214,10 @@ class LiveRun:
             gc.unfreeze()
 
     async def _look_until_the_end(self, members: LiveFleet, evaluate: _Evaluate | None) -> None:
-        live, fleet = self._live, self._live.fleet
+        fleet = self._fleet
         origin = members.context.origin
         assert origin is not None
-        loop, every = asyncio.get_running_loop(), live.seconds / EVALUATIONS
+        loop, every = asyncio.get_running_loop(), fleet.seconds / fleet.speed_up / EVALUATIONS
         curve: list[tuple[float, float]] = []
         number, glances = 0, max(1, round(LOOKS / EVALUATIONS))
         while number <= EVALUATIONS * glances:
@@ -243,10 +245,9 @@ class LiveRun:
             self._metrics = await asyncio.to_thread(evaluate, now, state.parameters())
 
     def _tell(self, members: LiveFleet, doing: str = "", *, evaluated: bool = False) -> None:
-        live = self._live
         moment = FleetProgress(
-            now=min(members.context.profile_time(), live.fleet.seconds),
-            until=live.fleet.seconds,
+            now=min(members.context.profile_time(), self._fleet.seconds),
+            until=self._fleet.seconds,
             version=self._version,
             trainings=members.trainings,
             updates=len(members.taken),
@@ -328,8 +329,8 @@ class LiveRun:
         up, down = members.moved
         everybody, lags = members.devices.values(), sorted(self._lags) or [0.0]
         return {
-            "speed_up": self._live.speed_up,
-            "federation": self._live.federation,
+            "speed_up": self._fleet.speed_up,
+            "federation": self._fleet.federation,
             "made": sum(one.updates for one in everybody),
             "held": sum(one.holding for one in everybody),
             "repeated": members.repeated,

@@ -5,7 +5,7 @@ password stands in a command line; the end of the input is the sign to stop, so 
 as JSON lines on standard output, the last one being `finished` or `failed`.
 
 `app` reads the environment variable MIDGE_FLEET, such as `profile=farm devices=1000 speed_up=600`, by the names of
-`sensor_fleet.live.setting.Live`.
+`sensor_fleet.virtual.ProfileFleet`.
 """
 
 import asyncio
@@ -21,9 +21,10 @@ from aggregator.export import write_model
 from aggregator.service import Aggregator, Listener
 from aggregator.store import StoreError
 from broker import BrokerError, Connector, Endpoint, connector
-from sensor_fleet.live.setting import VARIABLE, Live
+from sensor_fleet.profiles.hastened import hastened
 from sensor_fleet.setting import BrokerAddress, Setting
 from sensor_fleet.simulation.simulate import beginning
+from sensor_fleet.virtual import VARIABLE, ProfileFleet
 
 MODEL: Final = "model.safetensors"
 """The exact model, at the end."""
@@ -33,22 +34,25 @@ _TOLD: Final = ("start", "stop", "evaluation", "release", "device", "failed", "f
 """Events of the aggregator of a profile's fleet that are told: its devices know the rest from their receipts."""
 
 
-def make(live: Live | Setting, connect: Connector, store: Path, listener: Listener | None = None) -> Aggregator:
+def make(
+    fleet: ProfileFleet | Setting, connect: Connector, store: Path, listener: Listener | None = None
+) -> Aggregator:
     """The aggregator of a fleet, which evaluates on the data's test rows.
 
     Statistics of a profile's fleet are pooled beforehand, as for a virtual one; those of a demo come from its devices.
     """
     options: dict[str, Any]
-    if isinstance(live, Live):
-        _, data, model, strategy = live.loaded()
+    if isinstance(fleet, ProfileFleet):
+        _, data, model, strategy = fleet.loaded()
+        strategy = hastened(strategy, fleet.speed_up)
         initial, roles = beginning(model, data)
-        options = {"federation": live.federation}
+        options = {"federation": fleet.federation}
     else:
-        data, model = live.load()
-        strategy, initial, roles = live.make_strategy(len(data.devices)), model.initial, model.roles
+        data, model = fleet.load()
+        strategy, initial, roles = fleet.make_strategy(len(data.devices)), model.initial, model.roles
         options = {
-            "federation": live.federation,
-            "root": live.root,
+            "federation": fleet.federation,
+            "root": fleet.root,
             "moments": model.channels,
             "statistics_devices": max(2, (len(data.devices) + 1) // 2),
             "statistics_deadline": 5.0,
@@ -67,8 +71,8 @@ def make(live: Live | Setting, connect: Connector, store: Path, listener: Listen
 
 def app() -> Aggregator:
     """The aggregator as MIDGE_FLEET describes it; at localhost unless `midge aggregate --broker` names another."""
-    live = Live.parse(os.environ.get(VARIABLE, ""))
-    return make(live, connector(Endpoint.parse("mqtt://localhost:1883")), Path(live.store))
+    fleet = ProfileFleet.parse(os.environ.get(VARIABLE, ""))
+    return make(fleet, connector(Endpoint.parse("mqtt://localhost:1883")), Path(fleet.store))
 
 
 # ------------------------------------------------------------------------ the process
@@ -82,16 +86,16 @@ def tell(event: dict[str, Any]) -> None:
 
 def of_task(task: Mapping[str, Any]) -> Aggregator:
     """The aggregator that a task describes: of a demo by its setting, of a profile's fleet by its words."""
-    live = Setting.unpacked(task["setting"]) if "setting" in task else Live.parse(task["fleet"])
+    fleet = Setting.unpacked(task["setting"]) if "setting" in task else ProfileFleet.parse(task["fleet"])
 
     def some(event: dict[str, Any]) -> None:
         if event["event"] == "start":  # what a run before has decided and published, told or not
             event |= {"counts": dict(aggregator.core.counts), "digest": aggregator.model.state.digest().hex()}
-        if isinstance(live, Setting) or event["event"] in _TOLD:
+        if isinstance(fleet, Setting) or event["event"] in _TOLD:
             tell(event)
 
     connect = connector(BrokerAddress(**task["broker"]).endpoint())
-    aggregator = make(live, connect, Path(task["directory"]) / "store", some)
+    aggregator = make(fleet, connect, Path(task["directory"]) / "store", some)
     return aggregator
 
 

@@ -16,9 +16,9 @@ from sensor_fleet.report.reading import read
 from sensor_fleet.report.virtual import classes_of, command
 from sensor_fleet.setting import Setting
 from sensor_fleet.simulation.result import by_class
-from sensor_fleet.virtual import FleetRun, VirtualFleet
+from sensor_fleet.virtual import FleetRun, ProfileFleet
 
-FLEET = VirtualFleet(Setting(local_steps=8, model="linear"), profile="factory", devices=40, days=1.5, target=0.8)
+FLEET = ProfileFleet(Setting(local_steps=8, model="linear"), profile="factory", devices=40, days=1.5, target=0.8)
 
 
 @pytest.fixture(scope="module")
