@@ -13,7 +13,6 @@ from sensor_fleet.live.device import FleetContext, LiveDevice, Presence
 from sensor_fleet.simulation.server import Taken
 from wire import messages
 from wire.errors import WireError
-from wire.lineage import State
 from wire.messages import Announcement, Verdict
 
 _AT_A_TIME: Final = 50
@@ -40,8 +39,6 @@ class LiveFleet:
         self._places = {name: place for place, name in enumerate(self.devices)}
         self._announcement_topic = context.topics.announcement()
         self._announced = b""
-        self.heard = asyncio.Event()
-        """Whether a device has heard an announcement."""
         self.taken = Taken()
         """The accepted updates of which a receipt was heard."""
         self.refused: Counter[str] = Counter()
@@ -120,7 +117,6 @@ class LiveFleet:
     def _watch(self, delivery: Delivery) -> None:
         if delivery.topic == self._announcement_topic:
             self._announced = delivery.payload
-            self.heard.set()
 
     def _hear(self, device: LiveDevice, event: dict[str, Any]) -> None:
         self.events += 1
@@ -149,12 +145,6 @@ class LiveFleet:
         with suppress(WireError):
             return messages.decode_announcement(self._announced) if self._announced else None
         return None
-
-    @property
-    def newest(self) -> State | None:
-        """The model that was announced last, if a device holds it."""
-        announced, versions = self.announced, self.context.versions
-        return None if announced is None or versions is None else versions.get(announced.digest)
 
     @property
     def gathered(self) -> tuple[int, int]:

@@ -28,6 +28,7 @@ from sensor_fleet.live.device import FleetContext
 from sensor_fleet.live.federation import LocalFederation
 from sensor_fleet.live.fleet import LiveFleet
 from sensor_fleet.live.server import SERVED
+from sensor_fleet.live.watching import Watching
 from sensor_fleet.models import FleetModel
 from sensor_fleet.profiles.hastened import hastened
 from sensor_fleet.profiles.population import Population
@@ -37,6 +38,7 @@ from sensor_fleet.simulation.result import Simulated
 from sensor_fleet.simulation.simulate import LOOKS, FleetProgress, beginning, evaluate_at
 from sensor_fleet.simulation.stacked import steps_of
 from sensor_fleet.virtual import EVALUATIONS, FleetRun, ProfileFleet, held, sign_of, value_of
+from wire.lineage import State
 from wire.schema import Parameters, Schema
 from wire.topics import Topics
 
@@ -141,19 +143,19 @@ class LiveRun:
         population = Population(profile, tuple(data.devices), fleet.setting.seed, samples=samples, values=schema.size)
         self._check(schema.size)
         task = {"fleet": fleet.words()} if self._aggregates else None
-        federation = LocalFederation(
-            Topics(fleet.federation), self._directory, self._broker or "auto", task, self._take
-        )
+        topics = Topics(fleet.federation)
+        federation = LocalFederation(topics, self._directory, self._broker or "auto", task, self._take)
         async with federation.reach_broker() as broker:
             if federation.local is not None:
                 self._say(f"Over {federation.local.describe()}.")
             members = self.members = profile_fleet(fleet, data, model, population, broker.endpoint())
             self._resident["made"] = resident()
+            watching = Watching(broker.endpoint(), topics)
             async with federation.start_aggregator(broker):
-                await self._until_the_end(federation, members, partial(evaluate_at, model, data))
+                await self._until_the_end(federation, members, watching, partial(evaluate_at, model, data))
                 result, parted = self._result(members, population), self._parted.copy()
                 await self._part(members)
-            parameters = self._served(members, beginning(model, data)[0])
+            parameters = self._served(members, watching, beginning(model, data)[0])
         self._resident["end"] = resident()
         result = replace(result, parameters=parameters, took=time.time() - began)
         about = self._about(members, parted)
@@ -180,12 +182,13 @@ class LiveRun:
 
     # ------------------------------------------------------------------------- running
 
-    async def _until_the_end(self, federation: LocalFederation, members: LiveFleet, evaluate: _Evaluate) -> None:
+    async def _until_the_end(
+        self, federation: LocalFederation, members: LiveFleet, watching: Watching, evaluate: _Evaluate
+    ) -> None:
         async def ready() -> None:
             if not self._aggregates:
                 self._say("Waiting for the aggregator.")
-            if members.connected:  # else no device hears of it
-                await members.heard.wait()
+            await watching.announced.wait()
             await asyncio.sleep(self._settling)  # as a virtual fleet, it comes to an aggregator that was there before
             if self._aggregates:
                 await self._evaluated.wait()
@@ -201,10 +204,12 @@ class LiveRun:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_TELLING):
                         await members.begun.wait()
-            await self._look_until_the_end(members, None if self._aggregates and not self._streams else evaluate)
+            await self._look_until_the_end(
+                members, watching, None if self._aggregates and not self._streams else evaluate
+            )
 
         self._serving = asyncio.create_task(members.serve(ready))
-        tasks = [asyncio.create_task(work) for work in (act(), self._stop.wait(), self._see_lag())]
+        tasks = [asyncio.create_task(work) for work in (act(), watching.serve(), self._stop.wait(), self._see_lag())]
         try:
             await federation.run_beside(self._serving, *tasks)
         finally:
@@ -213,7 +218,7 @@ class LiveRun:
             await asyncio.gather(*tasks, return_exceptions=True)
             gc.unfreeze()
 
-    async def _look_until_the_end(self, members: LiveFleet, evaluate: _Evaluate | None) -> None:
+    async def _look_until_the_end(self, members: LiveFleet, watching: Watching, evaluate: _Evaluate | None) -> None:
         fleet = self._fleet
         origin = members.context.origin
         assert origin is not None
@@ -227,7 +232,7 @@ class LiveRun:
             evaluated = number // glances >= len(curve)
             if evaluated:
                 if evaluate is not None:
-                    await self._evaluate(members, evaluate)
+                    await self._evaluate(members, watching, evaluate)
                 now = min(members.context.profile_time(), fleet.seconds)
                 self._rows.append((now, self._version, len(members.taken), self._metrics, members.payloads))
                 curve += [(now, value_of(self._metrics))] * (number // glances + 1 - len(curve))
@@ -236,9 +241,15 @@ class LiveRun:
                 return
             number += 1
 
-    async def _evaluate(self, members: LiveFleet, evaluate: _Evaluate) -> None:
+    @staticmethod
+    def _newest(members: LiveFleet, watching: Watching) -> State | None:
+        """The model that was announced last, if a device holds it."""
+        announcement, versions = watching.newest, members.context.versions
+        return None if announcement is None or versions is None else versions.get(announcement.digest)
+
+    async def _evaluate(self, members: LiveFleet, watching: Watching, evaluate: _Evaluate) -> None:
         """Evaluate the newest model that a device holds: somebody else's aggregator tells us nothing but that."""
-        announcement, state = members.announced, members.newest
+        announcement, state = watching.newest, self._newest(members, watching)
         if announcement is not None and state is not None:
             self._version = announcement.version
             now = members.context.profile_time()
@@ -289,11 +300,12 @@ class LiveRun:
 
     # ------------------------------------------------------------------------- outcome
 
-    def _served(self, members: LiveFleet, initial: Parameters) -> Parameters:
+    def _served(self, members: LiveFleet, watching: Watching, initial: Parameters) -> Parameters:
         """The model that users would get; of somebody else's aggregator the newest that a device holds."""
         with suppress(OSError, SafetensorError):
             return dict(load_file(self._directory / SERVED))
-        return initial if members.newest is None else members.newest.parameters()
+        state = self._newest(members, watching)
+        return initial if state is None else state.parameters()
 
     def _result(self, members: LiveFleet, population: Population) -> Simulated:
         everybody, taken, rows = list(members.devices.values()), members.taken, self._rows

@@ -1,0 +1,42 @@
+"""What is announced, heard over a connection of one's own."""
+
+import asyncio
+from contextlib import suppress
+
+import aiomqtt
+
+from broker.aiomqtt_client import listener
+from broker.endpoint import Endpoint
+from wire import messages
+from wire.errors import WireError
+from wire.messages import Announcement
+from wire.topics import Topics
+
+_AGAIN = 1.0
+"""Seconds before a connection that was lost is made again."""
+
+
+class Watching:
+    """Keeps the newest announcement of a federation."""
+
+    def __init__(self, endpoint: Endpoint, topics: Topics) -> None:
+        self._endpoint, self._topics = endpoint, topics
+        self.newest: Announcement | None = None
+        self.announced = asyncio.Event()
+        """Whether there is one."""
+
+    async def serve(self) -> None:
+        """Listen, for ever. Why a broker is not to be reached is told by the devices, which need it too."""
+        while True:
+            with suppress(aiomqtt.MqttError):
+                async with listener(self._endpoint, "watch") as client:
+                    await client.subscribe(self._topics.announcement())
+                    async for message in client.messages:
+                        self._take(message.payload)
+            await asyncio.sleep(_AGAIN)
+
+    def _take(self, payload: object) -> None:
+        if isinstance(payload, bytes | bytearray):
+            with suppress(WireError):
+                self.newest = messages.decode_announcement(bytes(payload))
+                self.announced.set()
