@@ -22,7 +22,7 @@ __all__ = ["FleetData", "Kind", "Rows", "deal", "load"]
 
 DIGITS: Final = "digits"
 DEVICES: Final = 20
-"""How many devices such rows are dealt to, where nobody says."""
+"""The number of devices that such rows are dealt to by default."""
 HANDFUL: Final = 8
 """Rows that each such device gets at least."""
 TEST_SHARE: Final = 0.2

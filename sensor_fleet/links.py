@@ -45,7 +45,7 @@ Sever = Callable[[Connection, str], None]
 
 
 def sever(connection: Connection, _client_id: str) -> None:
-    """End a connection through paho as a dead link does: its socket is shut, and nobody says goodbye."""
+    """End a connection through paho as a dead link does: its socket is shut without a DISCONNECT."""
     assert isinstance(connection, PahoSession)
     watched = connection.client.socket()
     if watched is not None:

@@ -83,7 +83,7 @@ class World:
             raise ValueError(f"{path}: {error}") from error
 
     def calm(self) -> Self:
-        """The same devices at the same speeds, with links that never fail and nobody who comes or goes."""
+        """The same devices at the same speeds, with links that never fail and no device that comes or goes."""
         return replace(self, online=0.0, late=0.0, leave=0.0, twice=0.0, bandwidth=0.0, latency=0.0)
 
     def profile(self) -> Profile:

@@ -28,7 +28,7 @@ _OPTIONS = {
 def add_world(parser: argparse.ArgumentParser) -> None:
     """One option for each number of the world, one for a file of them, and one for no trouble at all."""
     group = parser.add_argument_group("world", "What is said here goes before the file, and the file before --calm.")
-    group.add_argument("--calm", action="store_true", help="nothing fails and nobody leaves; only the speeds stay")
+    group.add_argument("--calm", action="store_true", help="nothing fails and no device leaves; only the speeds stay")
     group.add_argument("--world", dest="world_file", type=Path, metavar="FILE.toml", help="these numbers, by name")
     for name, (metavar, what) in _OPTIONS.items():
         group.add_argument(f"--{name}", type=float, metavar=metavar, help=what)

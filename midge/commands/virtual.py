@@ -145,7 +145,7 @@ def _refuse_impossible(args: argparse.Namespace) -> None:
 
 
 class Shown:
-    """Progress before somebody's eyes: a line that is rewritten in a terminal, plain or JSON lines elsewhere."""
+    """Progress: a line that is rewritten in a terminal, plain or JSON lines elsewhere."""
 
     def __init__(self, args: argparse.Namespace, title: str, runs: int = 1) -> None:
         self._json, self._title, self._runs = args.json, title, runs

@@ -1,4 +1,4 @@
-"""Running a demo before somebody's eyes: live in a terminal, plain lines or JSON elsewhere."""
+"""Run a demo and show it: live in a terminal, plain lines or JSON elsewhere."""
 
 import asyncio
 import json

@@ -43,7 +43,7 @@ from wire.schema import Parameters, Schema
 from wire.topics import Topics
 
 _BEHIND: Final = 0.5
-"""Seconds by which one timer in a hundred may be late before somebody is told."""
+"""Lateness in seconds of one timer in a hundred from which on the user is told."""
 _TELLING: Final = 0.5
 """Seconds between two words on how many are connected."""
 _LAG: Final = 0.2
@@ -85,8 +85,8 @@ class LiveRun:
     Args:
         fleet: what runs.
         directory: of the run's files.
-        broker: of somebody else; None starts one here.
-        aggregates: whether to start the aggregator too; without it somebody else has to.
+        broker: one that runs already; None starts one here.
+        aggregates: whether to start the aggregator too; without it another process has to.
         watch: told now and then where the run is.
         say: told what a person should know.
     """
@@ -248,7 +248,7 @@ class LiveRun:
         return None if announcement is None or versions is None else versions.get(announcement.digest)
 
     async def _evaluate(self, members: LiveFleet, watching: Watching, evaluate: _Evaluate) -> None:
-        """Evaluate the newest model that a device holds: somebody else's aggregator tells us nothing but that."""
+        """Evaluate the newest model that a device holds: another process's aggregator tells us nothing but that."""
         announcement, state = watching.newest, self._newest(members, watching)
         if announcement is not None and state is not None:
             self._version = announcement.version
@@ -301,7 +301,7 @@ class LiveRun:
     # ------------------------------------------------------------------------- outcome
 
     def _served(self, members: LiveFleet, watching: Watching, initial: Parameters) -> Parameters:
-        """The model that users would get; of somebody else's aggregator the newest that a device holds."""
+        """The model that users would get; of another process's aggregator the newest that a device holds."""
         with suppress(OSError, SafetensorError):
             return dict(load_file(self._directory / SERVED))
         state = self._newest(members, watching)

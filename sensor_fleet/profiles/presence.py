@@ -16,7 +16,7 @@ _HOUR = 3600.0
 _BITS = 53
 """Random bits in a number: as many as a float holds."""
 _NEVER = 100_000
-"""Days without a visit, after which nobody waits for another."""
+"""Days without a visit, after which a device stays away."""
 
 
 def away(kind: Availability, seed: int, device: str, folder: str = "") -> Iterator[Interval]:

@@ -58,7 +58,7 @@ class Flaws:
         return there
 
     def mislabelled(self, of: Any, y: npt.NDArray[Any], slots: Places, classes: int | None) -> npt.NDArray[Any]:
-        """Labels of shape (n,) as somebody wrote them down."""
+        """Labels of shape (n,), some of them wrong."""
         if not self.labels:
             return y
         wrong = uniform(key(of, "wrong"), slots) < self.labels

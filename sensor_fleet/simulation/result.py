@@ -76,7 +76,7 @@ class Simulated:
     bytes_up: Counts
     """Payload bytes that each device sent."""
     bytes_down: Counts
-    """Payload bytes that each device received: 0 where no profile asked for them, for then nobody weighs frames."""
+    """Payload bytes that each device received: 0 without a profile, for then frames are not weighed."""
     trainings_of: Counts
     """How many trainings each device began."""
     steps_of: Counts

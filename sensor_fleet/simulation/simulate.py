@@ -37,7 +37,7 @@ CALM = World(spread=0.0, median=1.0).calm()
 MOMENTS = 256
 """Devices whose statistics are pooled, at most: evenly from all."""
 LOOKS = 400
-"""How often somebody who watches is told."""
+"""Calls of `watch` in one run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +150,13 @@ def simulate(
     work = partial(_work, make, schema, names)
     carrier = carry(work) if carry is not None else Here(work()) if workers == 1 else Processes(work, workers)
     try:
-        simulation = _Simulation(
-            names,
-            make(),
-            carrier,
-            hastened(strategy or (profile.strategy() if isinstance(profile, Profile) else balanced()), speed_up),
+        setup = _Setup(
+            names=names,
+            learner=make(),
+            carrier=carrier,
+            strategy=hastened(
+                strategy or (profile.strategy() if isinstance(profile, Profile) else balanced()), speed_up
+            ),
             initial=first,
             schema=schema,
             world=(population or replace(world or CALM, seed=seed).population(names)).scaled(speed_up),
@@ -165,6 +167,7 @@ def simulate(
             stream=stream,
             tamper=tamper,
         )
+        simulation = _Simulation(setup)
         _refuse_idle(strategy, len(names))
         if evaluate is None and isinstance(train, FleetModel) and data is not None:
             clock, model, rows = simulation.clock, train, data
@@ -206,54 +209,59 @@ def _work(make: Callable[[], Learner], schema: Schema, names: Sequence[str]) -> 
     return Work(make(), schema, names)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Setup:
+    """What a simulation is of, once all is known to go together."""
+
+    names: Sequence[str]
+    learner: Learner
+    carrier: Carrier
+    strategy: Strategy
+    initial: Parameters
+    schema: Schema
+    world: Population
+    population: Population | None
+    """The same unscaled, if a profile describes it."""
+    speeds: Mapping[str, float] | None
+    loss: float
+    jitter: float
+    stream: Stream | None
+    tamper: Tamper | None
+
+
 class _Simulation:
-    def __init__(
-        self,
-        names: Sequence[str],
-        learner: Learner,
-        carrier: Carrier,
-        strategy: Strategy,
-        *,
-        initial: Parameters,
-        schema: Schema,
-        world: Population,
-        population: Population | None,
-        speeds: Mapping[str, float] | None,
-        loss: float,
-        jitter: float,
-        stream: Stream | None = None,
-        tamper: Tamper | None = None,
-    ) -> None:
+    def __init__(self, setup: _Setup) -> None:
+        names, world, population = setup.names, setup.world, setup.population
         self.clock = Clock()
-        self._stream = stream
+        self._stream = setup.stream
         self.population = population
         shard_of = shards_of(names, world.seed)
         self._members: list[list[Participant]] = [[] for _ in range(max(shard_of, default=0) + 1)]
         self.air = Air(
             self.clock,
             lambda: self.server,
-            Pool(carrier, shard_of, lambda shard: self.air.expected(self._members[shard])),
-            learner,
+            Pool(setup.carrier, shard_of, lambda shard: self.air.expected(self._members[shard])),
+            setup.learner,
             world,
-            loss=loss,
-            jitter=jitter,
-            seconds=world.seconds if speeds is None else speeds.__getitem__,
-            stream=stream,
+            loss=setup.loss,
+            jitter=setup.jitter,
+            seconds=world.seconds if setup.speeds is None else setup.speeds.__getitem__,
+            stream=setup.stream,
         )
         self.server = Server(
             self.clock,
-            strategy,
-            initial,
-            schema,
+            setup.strategy,
+            setup.initial,
+            setup.schema,
             world.seed,
             places=dict(zip(names, range(len(names)), strict=True)),
             framed=population is not None,
             reply=self._reply,
             released=self.air.released,
-            tamper=tamper,
+            tamper=setup.tamper,
         )
-        if tamper is not None:
-            tamper.begin(self.server, self.clock)
+        if setup.tamper is not None:
+            setup.tamper.begin(self.server, self.clock)
         self.participants = {name: Participant(self.air, number, name) for number, name in enumerate(names)}
         for participant, shard in zip(self.participants.values(), shard_of, strict=True):
             self._members[shard].append(participant)

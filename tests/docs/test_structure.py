@@ -12,7 +12,7 @@ AT_MOST = {
     "device_interpreters": 4,
     "aggregator_interpreters": 3,
     "atomic_writers": 1,
-    "banned_words": 126,
+    "banned_words": 109,
 }
 
 
