@@ -64,6 +64,28 @@ def test_page_of_a_run_shows_each_class_and_loads_nothing(found: FleetRun, tmp_p
     assert "nan" not in page.lower().replace("finance", "")
 
 
+def test_a_fleet_without_limits_has_a_page_too(tmp_path: Path) -> None:
+    """Of the demo's devices a training takes seconds, whatever the model: there is no rate of samples to show."""
+    (tmp_path / "wide.toml").write_text(
+        """[[class]]
+name = "unlimited"
+share = 1
+seconds = "2 s"
+memory = "1 MB"
+joules_per_step = 0
+joules_per_byte = 0
+link = { latency = "0 s", twice = 0.1 }
+availability = { kind = "breaking", online = "20 s", offline = "1 s" }
+"""
+    )
+    setting = Setting(local_steps=2, model="linear")
+    for profile in ("demo", str(tmp_path / "wide.toml")):
+        fleet = ProfileFleet(setting, profile=profile, devices=6, days=60 / 86400, interval=1.0)
+        assert (
+            "unlimited" in (page := write_report(written(fleet.run(), tmp_path / "a")).read_text()) or "device" in page
+        )
+
+
 def test_command_on_the_page_is_the_one_that_was_given(found: FleetRun, tmp_path: Path) -> None:
     words = command(read(written(found, tmp_path / "a")))
     expected = "--profile factory --devices 40 --days 1.5 --data digits --model linear --local-steps 8 --target 0.8"
