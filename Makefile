@@ -48,7 +48,7 @@ lint: install
 SECONDS ?= 60
 SEED ?= 1
 chaos: $(VENV)/.demo
-	@$(BIN)/python -P -m sensor_fleet.chaos --seconds $(SECONDS) --seed $(SEED)
+	@$(BIN)/python -m tests.harness --seconds $(SECONDS) --seed $(SEED)
 
 fuzz: install
 	$(PIP) atheris

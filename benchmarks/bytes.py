@@ -39,10 +39,11 @@ import numpy as np
 from broker import connector
 from broker.local import local_broker
 from sensor_fleet.data import FleetData, load
-from sensor_fleet.fleet import Fleet, Member
+from sensor_fleet.demo import demo_fleet
+from sensor_fleet.live.aggregator_process import AggregatorProcess
+from sensor_fleet.live.fleet import LiveFleet
 from sensor_fleet.models import FleetModel, model_for
 from sensor_fleet.progress import Progress
-from sensor_fleet.server_process import ServerProcess
 from sensor_fleet.setting import BrokerAddress, Setting
 from sensor_fleet.simulation.simulate import simulate
 from sensor_fleet.world import World
@@ -125,16 +126,10 @@ async def live(setting: Setting, data: FleetData, model: FleetModel, updates: in
             address = BrokerAddress(str(broker.endpoint))
             async with Counter(broker.endpoint.port).serving() as counter:
                 task = {"setting": setting.packed(), "broker": asdict(address), "directory": str(directory)}
-                server = ServerProcess(task, directory / "log", progress.add)
+                server = AggregatorProcess(task, directory / "log", progress.add)
                 await server.start()
-                fleet = Fleet(
-                    connector(replace(broker.endpoint, port=counter.port)),
-                    list(_members(setting, data, model)),
-                    federation=setting.federation,
-                    root=setting.root,
-                    world=setting.world,
-                    outboxes=None,
-                )
+                connect = connector(replace(broker.endpoint, port=counter.port))
+                fleet = demo_fleet(setting, data, model, connect)
                 serving = asyncio.create_task(fleet.serve())
                 began = await _accepted(progress, settled * len(data.devices), fleet, counter)
                 ended = await _accepted(progress, began.accepted + updates, fleet, counter)
@@ -145,19 +140,13 @@ async def live(setting: Setting, data: FleetData, model: FleetModel, updates: in
                 return Wire(*(there - here for here, there in zip(astuple(began), astuple(ended), strict=True)))
 
 
-async def _accepted(progress: Progress, updates: int, fleet: Fleet, counter: Counter) -> Wire:
+async def _accepted(progress: Progress, updates: int, fleet: LiveFleet, counter: Counter) -> Wire:
     """What was carried when so many updates are accepted, or time is over."""
     with suppress(TimeoutError):
         async with asyncio.timeout(PATIENCE):
             while progress.updates["accepted"] < updates:  # noqa: ASYNC110 - it comes from another process
                 await asyncio.sleep(0.05)
     return Wire(progress.updates["accepted"], fleet.trainings, counter.up, counter.down)
-
-
-def _members(setting: Setting, data: FleetData, model: FleetModel) -> Iterator[Member]:
-    for number, (name, rows) in enumerate(data.devices.items()):
-        engine = setting.engine_of(number)
-        yield Member(name, model.trainer(rows, engine, seed=number), model.moments(rows), engine=engine)
 
 
 def quality(data: FleetData, model: FleetModel, codec: str, seed: int, seconds: float) -> tuple[str, float]:

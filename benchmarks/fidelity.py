@@ -31,10 +31,9 @@ import numpy as np
 
 from benchmarks.fleet import source
 from sensor_fleet.live.run import LiveRun
-from sensor_fleet.live.setting import Live
 from sensor_fleet.setting import Setting
-from sensor_fleet.simulation.summary import by_class
-from sensor_fleet.virtual import Found, VirtualFleet
+from sensor_fleet.simulation.result import by_class
+from sensor_fleet.virtual import FleetRun, ProfileFleet
 
 WITHIN = 0.1
 STEPS = 0.5
@@ -53,29 +52,29 @@ def main() -> None:
     parser.add_argument("--seeds", type=int)
     args = parser.parse_args()
     devices, days, speed_up, seeds, target = (80, 0.45, 1440.0, 1, 0.85) if args.quick else (100, 1.0, 480.0, 3, 0.9)
-    fleet = VirtualFleet(
+    fleet = ProfileFleet(
         Setting(data=source(args.data, quick=True)),  # small: both have to keep up
         profile=args.profile,
         devices=args.devices or devices,
         days=args.days or days,
         target=args.target or target,
+        speed_up=args.speed_up or speed_up,
     )
-    live = Live(fleet, speed_up=args.speed_up or speed_up)
-    told = [both(live, seed) for seed in range(args.seeds or seeds)]
+    told = [both(fleet, seed) for seed in range(args.seeds or seeds)]
     rows = [row(what, told) for what in told[0]["virtual"]]
     rows = [{name: round(word, 4) if isinstance(word, float) else word for name, word in each.items()} for each in rows]
-    about = {"profile": args.profile, "devices": fleet.devices, "days": fleet.days, "speed_up": live.speed_up}
+    about = {"profile": args.profile, "devices": fleet.devices, "days": fleet.days, "speed_up": fleet.speed_up}
     load = {"load": os.getloadavg()[0], "lag_p99": max(one["lag"] for one in told)}
     print(json.dumps({"benchmark": "fidelity", "quick": args.quick, **about, **load, "rows": rows, "seeds": told}))
 
 
-def both(live: Live, seed: int) -> dict[str, Any]:
+def both(fleet: ProfileFleet, seed: int) -> dict[str, Any]:
     """One seed: the figures of the virtual run in scaled time, of the live run, and of the virtual one unscaled."""
-    fleet = replace(live.fleet, setting=replace(live.fleet.setting, seed=seed))
+    fleet = replace(fleet, setting=replace(fleet.setting, seed=seed))
     began = time.perf_counter()
-    virtual, unscaled = replace(fleet, speed_up=live.speed_up).run(), fleet.run()
+    virtual, unscaled = fleet.run(), replace(fleet, speed_up=1.0).run()
     print(f"seed {seed}: virtual twice in {time.perf_counter() - began:.1f} s", file=sys.stderr)
-    found = run(replace(live, fleet=fleet))
+    found = run(fleet)
     assert found.live is not None
     print(f"seed {seed}: live in {found.result.took:.1f} s; {found.live}", file=sys.stderr)
     told = {"virtual": figures(virtual), "live": figures(found), "unscaled": figures(unscaled)}
@@ -83,7 +82,7 @@ def both(live: Live, seed: int) -> dict[str, Any]:
     return {**told, **moved, "lag": found.live["lag"]["p99"]}
 
 
-def run(live: Live) -> Found:
+def run(live: ProfileFleet) -> FleetRun:
     """The live run."""
     with tempfile.TemporaryDirectory(prefix="midge-fidelity-") as directory:
         running = LiveRun(live, Path(directory), say=lambda words: print(words, file=sys.stderr))
@@ -92,7 +91,7 @@ def run(live: Live) -> Found:
     return running.found
 
 
-def figures(found: Found) -> dict[str, float | None]:
+def figures(found: FleetRun) -> dict[str, float | None]:
     """What is compared. Bytes are payload bytes."""
     result = found.result
     accepted = max(len(result.senders), 1)

@@ -37,15 +37,14 @@ import numpy as np
 from sensor_fleet.data import FleetData, load
 from sensor_fleet.lazily import numbered, shared
 from sensor_fleet.live.run import LiveRun
-from sensor_fleet.live.setting import Live
 from sensor_fleet.models import DenseModel, model_for
 from sensor_fleet.profiles.profile import load as load_profile
 from sensor_fleet.setting import Setting
 from sensor_fleet.simulation.cluster import OnRay
 from sensor_fleet.simulation.result import Simulated
-from sensor_fleet.simulation.simulate import Moment, simulate
+from sensor_fleet.simulation.simulate import FleetProgress, simulate
 from sensor_fleet.simulation.stacked import Job, Stack, TrainingRows
-from sensor_fleet.virtual import VirtualFleet
+from sensor_fleet.virtual import ProfileFleet
 from wire.messages import Plan
 from wire.schema import Schema
 
@@ -130,7 +129,7 @@ def fleet(
     began = time.perf_counter()
     said = [began]
 
-    def watch(moment: Moment) -> None:
+    def watch(moment: FleetProgress) -> None:
         if time.perf_counter() - said[0] > 20:
             said[0] = time.perf_counter()
             done = moment.now / moment.until
@@ -168,12 +167,12 @@ def fleet(
 
 def live(data: str, devices: int, days: float, name: Any, *, speed_up: float) -> dict[str, Any]:
     """One fleet over a real broker."""
-    virtual = VirtualFleet(Setting(data=data, model=name), profile="phones", devices=devices, days=days)
+    virtual = ProfileFleet(
+        Setting(data=data, model=name), profile="phones", devices=devices, days=days, speed_up=speed_up
+    )
     cpu, began = processor(), time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="midge-fleet-") as directory:
-        running = LiveRun(
-            Live(virtual, speed_up=speed_up), Path(directory), say=lambda words: print(words, file=sys.stderr)
-        )
+        running = LiveRun(virtual, Path(directory), say=lambda words: print(words, file=sys.stderr))
         asyncio.run(running.serve())
     took, used = time.perf_counter() - began, processor() - cpu
     assert running.found is not None and running.found.live is not None

@@ -45,7 +45,8 @@ def run(
 ) -> Iterator[tuple[float, Vector, int]]:
     """Time, model and updates after each round."""
     now, number = 0.0, 0
-    links = [_Link(world.outages(name)) for name in names]
+    population = world.population(names)
+    links = [_Link(population.outages(name)) for name in names]
     m = max(1, round(rule.share * len(names)))
     yield now, x, 0
     while now < until:

@@ -37,12 +37,12 @@ from broker import Endpoint, connector  # noqa: E402
 from broker.connection import Delivery  # noqa: E402
 from broker.local import local_broker  # noqa: E402
 from iot_client.outbox import Outbox  # noqa: E402
-from sensor_fleet.chaos.processes import aggregator, fleet  # noqa: E402
-from sensor_fleet.ledger import Books, audit  # noqa: E402
 from tests.federation.kernel import Faults, Kernel  # noqa: E402
 from tests.federation.network import Network  # noqa: E402
 from tests.federation.participant import Ledger, Participant  # noqa: E402
 from tests.federation.server import Server  # noqa: E402
+from tests.harness.ledger import Books, audit  # noqa: E402
+from tests.harness.processes import aggregator, fleet  # noqa: E402
 from wire import frames  # noqa: E402
 from wire.messages import AggregatorState, Update  # noqa: E402
 from wire.schema import Schema  # noqa: E402

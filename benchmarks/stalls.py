@@ -39,6 +39,7 @@ from aggregator.staleness import constant, hinge
 from aggregator.strategy import Strategy, sgd
 from benchmarks.liars import ATTACKS, Liars
 from iot_client.fit import Fit, Parameters, TrainingPlan
+from sensor_fleet.profiles.population import Population
 from sensor_fleet.simulation.clock import Clock
 from sensor_fleet.simulation.coding import Said
 from sensor_fleet.simulation.server import Server
@@ -197,7 +198,11 @@ def play(drawn: Drawn) -> tuple[float, float, str]:
         every=drawn.seconds / 4,
     )
     nothing = sensors.rmse({"w": np.zeros(3), "b": np.zeros(1)}, drawn.seconds)
-    return float(found.metrics["rmse"][-1]), nothing, _stalled(drawn, strategy, found, liars, speeds, world, names)
+    return (
+        float(found.metrics["rmse"][-1]),
+        nothing,
+        _stalled(drawn, strategy, found, liars, speeds, world.population(names), names),
+    )
 
 
 def _stalled(  # noqa: PLR0917 - what there is to look at
@@ -206,17 +211,17 @@ def _stalled(  # noqa: PLR0917 - what there is to look at
     found: Any,
     liars: frozenset[str],
     speeds: npt.NDArray[np.float64],
-    world: World,
+    population: Population,
     names: list[str],
 ) -> str:
     honest = [place for place, name in enumerate(names) if name not in liars]
-    leaves = {place: (gone.at if (gone := world.leaves(names[place])) else math.inf) for place in honest}
+    leaves = {place: (gone.at if (gone := population.leaves(names[place])) else math.inf) for place in honest}
     interval = float(np.quantile(speeds[honest], 0.75 if len(honest) >= 10 else 1.0)) * math.exp(2 * drawn.jitter)
     broken = 3.0 if drawn.online else 0.0
     limit = INTERVALS * (interval + broken) + (strategy.deadline or 0.0)
     times = [float(at) for at, place in zip(found.update_times, found.senders, strict=True) if int(place) in leaves]
     enough = max(strategy.release_floor, 3 if len(honest) > 2 else 2)
-    since = max((world.joins(names[place]) for place in honest), default=0.0)
+    since = max((population.joins(names[place]) for place in honest), default=0.0)
     for begin, end in zip([since, *times], [*times, drawn.seconds], strict=True):
         there = sum(leaves[place] > end for place in honest)
         if end - max(begin, since) > limit and there >= enough:

@@ -20,8 +20,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from broker.local import local_broker
-from sensor_fleet.chaos.proxy import Proxy, Weather
+from tests.harness.proxy import Proxy, Weather
 
 CHILD = """
 import asyncio, json, resource, sys

@@ -2,7 +2,7 @@
 
 Both use the devices' own trainer and recipe, and no more training than is said in the result. Pooling is what the
 federation avoids, and alone is what each device has without it: the run should end near the one and above the other.
-Everything here is bounded, in steps and in seconds, so that a run's end does not keep anybody waiting.
+Everything here is bounded, in steps and in seconds, so that the end of a run is not delayed.
 """
 
 import math

@@ -7,22 +7,22 @@ are: each device gets its own mixture of classes (Hsu, Qi and Brown, arXiv:1909.
 
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from iot_client.numpy_models import Task
+from sensor_fleet.dataset import ALPHA, Array, FleetData, Kind, Rows
+from sensor_fleet.sensors import KINDS, a_week
 
-Kind = Literal["table", "image", "window"]
+__all__ = ["FleetData", "Kind", "Rows", "deal", "load"]
+
 DIGITS: Final = "digits"
-ALPHA: Final = 0.3
-"""Concentration of the Dirichlet distribution that rows without an owner are dealt by: small is uneven."""
 DEVICES: Final = 20
-"""How many devices such rows are dealt to, where nobody says."""
+"""The number of devices that such rows are dealt to by default."""
 HANDFUL: Final = 8
 """Rows that each such device gets at least."""
 TEST_SHARE: Final = 0.2
@@ -30,43 +30,7 @@ MAX_CLASSES: Final = 1000
 _ARRAYS: Final[Sequence[str]] = ("x", "y", "unit", "split", "class_names")
 _UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
-Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.intp]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Rows:
-    """Inputs of shape (n, *shape), as they are stored, and targets of shape (n,)."""
-
-    x: Array
-    y: Array
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class FleetData:
-    """A data set as a fleet has it."""
-
-    devices: Mapping[str, Rows]
-    """The training rows of each device, by its name; perhaps made when they are asked for (`sensor_fleet.lazily`)."""
-    test: Rows
-    task: Task
-    classes: int | None
-    """How many; None for regression. Labels are 0 to classes - 1."""
-    names: tuple[str, ...]
-    """Of the classes; empty for regression."""
-    kind: Kind
-    shape: tuple[int, ...]
-    """Of one x: (features,), (height, width), (height, width, colours) or (time, channels)."""
-    missing: int
-    """How many values of x are NaN or infinite, test rows included."""
-
-    def pooled(self) -> Rows:
-        """All training rows together: what no device ever sees, to compare with."""
-        rows = self.devices.values()
-        return Rows(np.concatenate([part.x for part in rows]), np.concatenate([part.y for part in rows]))
 
 
 def load(source: str | Path, *, devices: int | None = None, seed: int = 0) -> FleetData:
@@ -119,8 +83,6 @@ def deal(labels: Array, devices: int, rng: np.random.Generator, alpha: float = A
 
 
 def _sensors(source: str | Path, devices: int, seed: int) -> FleetData | None:
-    from sensor_fleet.sensors import KINDS, a_week  # noqa: PLC0415 (they are made of what is in this file)
-
     return a_week(str(source), devices, seed) if str(source) in KINDS else None
 
 

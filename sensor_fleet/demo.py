@@ -3,27 +3,70 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from broker import BrokerError, connector
-from broker.local import LocalBroker, local_broker
+from broker import Connector, connector
+from iot_client.fit import Fit, Parameters, TrainingPlan
 from sensor_fleet import record
 from sensor_fleet.data import FleetData
-from sensor_fleet.fleet import Fleet, Member
+from sensor_fleet.live.aggregator_process import DemoError
+from sensor_fleet.live.device import FleetContext
+from sensor_fleet.live.federation import LocalFederation, Which
+from sensor_fleet.live.fleet import LiveFleet
 from sensor_fleet.models import FleetModel
 from sensor_fleet.progress import Progress
-from sensor_fleet.retained import clean
-from sensor_fleet.server_process import DemoError, ServerProcess
 from sensor_fleet.setting import BrokerAddress, Setting
 from wire.topics import Topics
 
-__all__ = ["Demo", "DemoError", "Ending"]
+__all__ = ["Demo", "DemoError", "Ending", "demo_fleet"]
 
 Ending = Literal["target", "time", "interrupted"]
+
+
+def demo_fleet(
+    setting: Setting,
+    data: FleetData,
+    model: FleetModel,
+    connect: Connector,
+    *,
+    outboxes: Path | None = None,
+    on_event: Callable[[dict[str, Any]], None] | None = None,
+) -> LiveFleet:
+    """The fleet of a demo: each device keeps its trainer, and tells its own statistics.
+
+    Raises:
+        ValueError: the model does not run on an engine.
+    """
+    names, rows = tuple(data.devices), list(data.devices.values())
+    engines = [setting.engine_of(number) for number in range(len(names))]
+    trainers = [
+        model.trainer(mine, engine, seed=setting.seed + number)
+        for number, (mine, engine) in enumerate(zip(rows, engines, strict=True))
+    ]
+
+    def train(number: int, parameters: Parameters, plan: TrainingPlan, _: int) -> tuple[Fit, float]:
+        return trainers[number](parameters, plan), 1.0
+
+    def traits(number: int) -> Mapping[str, Any]:
+        return {"moments": partial(model.moments, rows[number]), "capabilities": {"engine": engines[number]}}
+
+    context = FleetContext(
+        connector=connect,
+        topics=Topics(setting.federation, setting.root),
+        population=setting.world.population(names),
+        train=train,
+        traits=traits,
+        outboxes=outboxes,
+        framed=False,
+        patient=True,  # the aggregator has reached the broker before: a device tries again until it is back
+        versions=None,  # a model of the user's may write to what it trains from
+    )
+    return LiveFleet(context, names, on_event)
 
 
 @dataclass(slots=True)
@@ -34,23 +77,24 @@ class Demo:
     directory: Path
     target: float | None = None
     seconds: float = 60.0
-    broker: Literal["auto", "mosquitto", "embedded"] | BrokerAddress = "auto"
+    broker: Which | BrokerAddress = "auto"
     on_event: Callable[[dict[str, Any]], None] | None = None
     """Called with each event of the aggregator's, and with what was killed and brought back."""
     on_device_event: Callable[[dict[str, Any]], None] | None = None
     on_ending: Callable[[], None] | None = None
     """Called when the run is over and everything still stands."""
     progress: Progress = field(init=False)
-    fleet: Fleet | None = field(init=False, default=None)
+    fleet: LiveFleet | None = field(init=False, default=None)
     loaded: tuple[FleetData, FleetModel] | None = field(init=False, default=None)
-    about_broker: str = field(init=False, default="")
+    _federation: LocalFederation = field(init=False)
     _stop: asyncio.Event = field(init=False, default_factory=asyncio.Event)
-    _local: LocalBroker | None = field(init=False, default=None)
-    _server: ServerProcess | None = field(init=False, default=None)
     _metrics: TextIO | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.progress = Progress(target=self.target)
+        topics = Topics(self.setting.federation, self.setting.root)
+        task = {"setting": self.setting.packed()}
+        self._federation = LocalFederation(topics, self.directory, self.broker, task, self._take)
 
     def stop(self) -> None:
         """End the run cleanly, as Ctrl-C does. To be called in its loop."""
@@ -76,52 +120,33 @@ class Demo:
             self.setting, data, model, target=self.target, seconds=self.seconds, began=self.progress.began
         )
         record.write(self.directory, about)
-        members = list(self._members(data, model))
         async with AsyncExitStack() as stack:
             self._metrics = stack.enter_context((self.directory / "metrics.jsonl").open("w", buffering=1))
             devices = stack.enter_context((self.directory / "devices.jsonl").open("w", buffering=1))
-            broker = await stack.enter_async_context(self._broker())
-            task = {"setting": self.setting.packed(), "broker": asdict(broker), "directory": str(self.directory)}
-            self._server = ServerProcess(task, self.directory / "aggregator.log", self._take)
-            stack.push_async_callback(self._server.stop)
-            await self._server.start()
+            broker = await stack.enter_async_context(self._federation.reach_broker())
 
             def take(event: dict[str, Any]) -> None:
                 devices.write(json.dumps(event, default=str) + "\n")
                 if self.on_device_event is not None:
                     self.on_device_event(event)
 
-            self.fleet = Fleet(
-                connector(broker.endpoint()),
-                members,
-                federation=self.setting.federation,
-                root=self.setting.root,
-                world=self.setting.world,
-                outboxes=self.directory / "outboxes",
-                on_event=take,
-            )
-            return await self._until_the_end(self._server, self.fleet)
+            connect, outboxes = connector(broker.endpoint()), self.directory / "outboxes"
+            fleet = demo_fleet(self.setting, data, model, connect, outboxes=outboxes, on_event=take)
+            await stack.enter_async_context(self._federation.start_aggregator(broker))
+            self.fleet = fleet
+            return await self._until_the_end(fleet)
 
-    async def _until_the_end(self, server: ServerProcess, fleet: Fleet) -> Ending:
-        serving = asyncio.create_task(fleet.serve())
-        stopping = asyncio.create_task(self._stop.wait())
+    async def _until_the_end(self, fleet: LiveFleet) -> Ending:
+        serving, stopping = asyncio.create_task(fleet.serve()), asyncio.create_task(self._stop.wait())
         try:
-            waiting: set[asyncio.Future[Any]] = {stopping, serving, server.failure}
-            while not stopping.done() and (left := self.seconds - self.elapsed) > 0:
-                done, waiting = await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-                for ended in done:
-                    ended.result()  # raises what ended it; that all devices have left ends nothing
+            await self._federation.run_beside(serving, stopping, within=max(0.0, self.seconds - self.elapsed))
             ending: Ending = "target" if self.progress.reached else "interrupted" if stopping.done() else "time"
             if self.on_ending is not None:
                 self.on_ending()
             await self._revive()
             fleet.stop()
             await serving
-            await server.stop()
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from group
         finally:
-            server.failure.cancel()
             for task in (serving, stopping):
                 task.cancel()
             await asyncio.wait({serving, stopping})
@@ -131,7 +156,8 @@ class Demo:
         """Take in an event of the aggregator's, or one of ours."""
         self.progress.add(event)
         if event["event"] == "evaluation" and self.fleet is not None:
-            event |= {"bytes_up": self.fleet.bytes_up, "bytes_down": self.fleet.bytes_down}  # what it took
+            up, down = self.fleet.payloads
+            event |= {"bytes_up": up, "bytes_down": down}  # what it took
         if self._metrics is not None:
             self._metrics.write(json.dumps(event) + "\n")
         if self.on_event is not None:
@@ -143,47 +169,55 @@ class Demo:
 
     @property
     def aggregator_running(self) -> bool:
-        return self._server is not None and self._server.running
+        return self._federation.aggregator_running
 
     @property
     def broker_running(self) -> bool:
         """Whether our broker runs; of one that is not ours we do not know, and say yes."""
-        return self._local is None or self._local.running
+        return self._federation.broker_running
+
+    @property
+    def about_broker(self) -> str:
+        """Which broker it is, in words; empty before there is one."""
+        if isinstance(self.broker, BrokerAddress):
+            return str(self.broker.endpoint())
+        local = self._federation.local
+        return "" if local is None else local.describe()
 
     @property
     def broker_is_ours(self) -> bool:
-        return self._local is not None
+        return self._federation.local is not None
 
     def kill_aggregator(self) -> bool:
-        """Kill the aggregator's process with SIGKILL. False where it does not run."""
-        if self._server is None or not self._server.running:
-            return False
-        self._server.kill()
-        self._note("killed", "the aggregator")
-        return True
+        """Kill the aggregator's process with SIGKILL. False if it does not run."""
+        killed = self._federation.kill_aggregator()
+        if killed:
+            self._note("killed", "the aggregator")
+        return killed
 
     async def restart_aggregator(self) -> bool:
-        """Start it again on the same store. False where it runs."""
-        if self._server is None or self._server.running or self.fleet is None:
+        """Start it again on the same store. False if it runs."""
+        aggregator = self._federation.aggregator
+        if aggregator is None or aggregator.running or self.fleet is None:
             return False
         self._note("restarted", "the aggregator")
-        await self._server.start()
+        await aggregator.start()
         return True
 
     def kill_broker(self) -> bool:
-        """Kill our broker with SIGKILL. False where it does not run, or is not ours."""
-        if self._local is None or not self._local.running:
-            return False
-        self._local.kill()
-        self._note("killed", "the broker")
-        return True
+        """Kill our broker with SIGKILL. False if it does not run, or is not ours."""
+        killed = self._federation.kill_broker()
+        if killed:
+            self._note("killed", "the broker")
+        return killed
 
     async def restart_broker(self) -> bool:
-        """Start it again on the same port, with nothing kept. False where it runs, or is not ours."""
-        if self._local is None or self._local.running:
+        """Start it again on the same port, with nothing kept. False if it runs, or is not ours."""
+        local = self._federation.local
+        if local is None or local.running:
             return False
         self._note("restarted", "the broker")
-        await self._local.start()
+        await local.start()
         return True
 
     def kill_device(self, name: str | None = None) -> str | None:
@@ -194,15 +228,15 @@ class Demo:
         return killed
 
     def restart_device(self, name: str | None = None) -> str | None:
-        """Bring a killed device back on its outbox. Its name; None where there is none."""
+        """Bring a killed device back on its outbox. Its name; None if there is none."""
         back = None if self.fleet is None else self.fleet.bring_back(name)
         if back is not None:
             self._note("restarted", back)
         return back
 
     async def _revive(self) -> None:
-        """Without the aggregator no model would be written at the end; and it needs a broker to begin."""
-        if self._server is not None and not self._server.running:
+        """Start what is dead: without the aggregator no model would be written, and it needs a broker to begin."""
+        if not self.aggregator_running:
             await self.restart_broker()
             await self.restart_aggregator()
 
@@ -211,32 +245,7 @@ class Demo:
         model = {} if announced is None else {"version": announced.version, "digest": announced.digest.hex()}
         self._take({"event": event, "what": what, "time": time.time(), **model})
 
-    # --------------------------------------------------------------------- parts
-
-    def _members(self, data: FleetData, model: FleetModel) -> list[Member]:
-        members = []
-        for number, (name, rows) in enumerate(data.devices.items()):
-            engine = self.setting.engine_of(number)
-            trainer = model.trainer(rows, engine, seed=self.setting.seed + number)
-            members.append(Member(name, trainer, model.moments(rows), engine=engine))
-        return members
-
-    @asynccontextmanager
-    async def _broker(self) -> AsyncIterator[BrokerAddress]:
-        if isinstance(self.broker, BrokerAddress):
-            self.about_broker = str(self.broker.endpoint())
-            try:
-                yield self.broker
-            finally:
-                with suppress(BrokerError):
-                    await clean(connector(self.broker.endpoint()), Topics(self.setting.federation, self.setting.root))
-            return
-        directory = self.directory / "broker"
-        directory.mkdir()
-        async with local_broker(self.broker, directory=directory) as local:
-            self._local = local
-            self.about_broker = local.describe()
-            yield BrokerAddress(str(local.endpoint))
+    # ------------------------------------------------------------------------ figures
 
     @property
     def float32_up(self) -> int:
@@ -257,6 +266,7 @@ class Demo:
     def outcome(self) -> dict[str, Any]:
         """The run in one flat object."""
         progress, fleet = self.progress, self.fleet
+        up, down = fleet.payloads if fleet else (0, 0)
         return {
             "version": progress.version,
             "step": progress.step,
@@ -265,8 +275,8 @@ class Demo:
             "seconds_to_target": None if progress.seconds_to_target is None else round(progress.seconds_to_target, 2),
             "updates": dict(progress.updates),
             "dropped": progress.dropped,
-            "bytes_up": fleet.bytes_up if fleet else 0,
-            "bytes_down": fleet.bytes_down if fleet else 0,
+            "bytes_up": up,
+            "bytes_down": down,
             "float32_up": self.float32_up,
             "float32_down": self.float32_down,
             "settled": progress.settled,

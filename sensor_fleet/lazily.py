@@ -7,13 +7,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sensor_fleet.data import ALPHA, FleetData, Rows
+from sensor_fleet.dataset import ALPHA, FleetData, Rows
 
 ROWS: Final = (16, 96)
 """Rows of a device that draws its own from a set that many share: at least and at most."""
 
 
-class Made(Mapping[str, Rows]):
+class LazyRows(Mapping[str, Rows]):
     """Devices' rows by name, made by number: the same number gives the same rows, in any process, at any time."""
 
     def __init__(self, names: tuple[str, ...], make: Callable[[int], Rows]) -> None:
@@ -40,7 +40,7 @@ class Made(Mapping[str, Rows]):
 
 def numbered(devices: Mapping[str, Rows]) -> Callable[[int], Rows]:
     """The rows of devices by their numbers."""
-    return devices.numbered if isinstance(devices, Made) else list(devices.values()).__getitem__
+    return devices.numbered if isinstance(devices, LazyRows) else list(devices.values()).__getitem__
 
 
 def names_of(devices: int) -> tuple[str, ...]:
@@ -85,4 +85,4 @@ def shared(data: FleetData, devices: int, seed: int) -> FleetData:
         labels = np.searchsorted(np.quantile(labels, np.linspace(0.1, 0.9, 9)), labels)
     _, counts = np.unique(labels, return_counts=True)
     ordered = np.argsort(labels, kind="stable")
-    return replace(data, devices=Made(names_of(devices), _Draws(pooled.x, pooled.y, ordered, counts, seed)))
+    return replace(data, devices=LazyRows(names_of(devices), _Draws(pooled.x, pooled.y, ordered, counts, seed)))

@@ -1,9 +1,9 @@
-"""A device's link to the broker as its world has it: slow, breaking, and doubling messages.
+"""A device's link to the broker as its population has it: slow, breaking, and doubling messages.
 
 A `LinkedConnection` is a connection around another one: it delays and throttles both directions, and can be cut. A
 `DeviceLink` is a `Connector` that makes them, so that the device on it is the real one, unchanged. It sends some
-messages twice, breaks the connection when the world says so, and holds a new one up until the link is back. Both read
-the loop's clock only and so run on a virtual one as well.
+messages twice, breaks the connection when an outage begins, and holds a new one up until the link is back. Outages are
+timers, since a fleet has thousands of links. Both read the loop's clock only and so run on a virtual one as well.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ import socket
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import replace
 
 from broker.connection import (
     BrokerUnreachable,
@@ -26,7 +27,7 @@ from broker.connection import (
     QoS,
 )
 from broker.paho_session import PahoSession
-from sensor_fleet.world import World
+from sensor_fleet.profiles.population import Population
 
 SUBSCRIBE = 8
 """Bytes that MQTT adds to a filter in a subscription, about."""
@@ -35,12 +36,16 @@ PUBLISH, PUBACK = 9, 4
 HANDSHAKE = 90
 """Bytes of a CONNECT with a Last Will, about."""
 
+PATIENCE = 60.0
+"""Seconds that a connection may take: the machine has others to serve."""
+_NEVER = (math.inf, math.inf)
+
 Sever = Callable[[Connection, str], None]
 """Ends a connection of a client id without a goodbye, so that the broker publishes its Last Will."""
 
 
 def sever(connection: Connection, _client_id: str) -> None:
-    """End a connection through paho as a dead link does: its socket is shut, and nobody says goodbye."""
+    """End a connection through paho as a dead link does: its socket is shut without a DISCONNECT."""
     assert isinstance(connection, PahoSession)
     watched = connection.client.socket()
     if watched is not None:
@@ -49,118 +54,216 @@ def sever(connection: Connection, _client_id: str) -> None:
 
 
 class DeviceLink:
-    """The link of one device; a `Connector`. Times of its world count from `origin`, on the loop's clock."""
+    """The link of one device; a `Connector`. It carries from the start, and has outages from `begin` on.
+
+    Args:
+        connector: what makes connections to the broker.
+        population: what says how fast the link is, when it breaks, and what it doubles.
+        device: the device's name.
+        sever: ends a connection without a goodbye.
+        watch: called with each message as the device gets it.
+        gate: held from an attempt to connect until `establish`, so that not all connect at once.
+        framed: whether handshakes, headers and acknowledgements travel too.
+        patient: whether a broker that cannot be reached is a lost connection even before the first one, which a device
+            tries again: for a fleet whose aggregator has reached the broker.
+    """
+
+    __slots__ = (
+        "_away",
+        "_closed",
+        "_connector",
+        "_device",
+        "_down",
+        "_earlier",
+        "_framed",
+        "_gate",
+        "_in_gate",
+        "_open",
+        "_origin",
+        "_outage",
+        "_outages",
+        "_patient",
+        "_population",
+        "_sent",
+        "_sever",
+        "_up",
+        "_watch",
+        "connected",
+        "established",
+        "on_outage",
+    )
 
     def __init__(
         self,
         connector: Connector,
-        world: World,
+        population: Population,
         device: str,
         *,
-        origin: float,
         sever: Sever = sever,
         watch: Callable[[Delivery], None] = lambda _: None,
+        gate: asyncio.Semaphore | None = None,
+        framed: bool = False,
+        patient: bool = False,
     ) -> None:
-        self.device = device
-        self.watch = watch
-        """Called with each message as the device gets it."""
-        self.connected = False
-        """Whether a connection stands now."""
-        self.met = False
-        """Whether one ever stood."""
-        self._connector = connector
-        self._world = world
-        self._speed = world.link(device)
-        self._outages = world.outages(device)
-        self._origin = origin
-        self._sever = sever
-        self._outage: tuple[float, float] | None = next(self._outages, None)
+        self._connector, self._population, self._device = connector, population, device
+        self._sever, self._watch, self._gate = sever, watch, gate
+        self._framed, self._patient = framed, patient
+        self.on_outage: Callable[[], None] = self.cut
+        """Called when an outage begins, to end the connection."""
+        self.connected = self.established = False
+        """Whether a connection stands now, and whether the device has greeted over it."""
+        self._outages = population.outages(device)
+        self._outage = next(self._outages, _NEVER)
+        """That lasts, or comes next."""
+        self._away: asyncio.Future[None] | None = None
+        """Done once the link is whole again; None while it is."""
+        self._origin = 0.0
         self._open: LinkedConnection | None = None
-        self._closing = asyncio.Event()
+        self._up, self._down = self._lanes()
+        self._earlier = (0, 0)
+        """Bytes of connections before this one."""
         self._sent = 0
+        self._in_gate = self._closed = False
 
-    def __call__(self, options: Options) -> AbstractAsyncContextManager[Connection]:
-        """Connect through the link.
+    @property
+    def whole_at_first(self) -> bool:
+        """Whether it is whole when the fleet begins."""
+        return self._outage[0] > 0
 
-        Raises (on entering):
-            ConnectionLost: the link is broken for longer than `options.timeout`; or the broker cannot be reached.
-                A fleet starts after the aggregator has reached it, so it is down and will be back: a device retries,
-                even if it never was connected before.
-            BrokerError: what the connector inside raised.
-        """
-        return self._connect(options)
+    @property
+    def moved(self) -> tuple[int, int]:
+        """Bytes sent and received over all connections, with what MQTT adds if that travels."""
+        up, down = self._earlier
+        return up + self._up.moved, down + self._down.moved
+
+    def begin(self, origin: float) -> None:
+        """Break when the population says so from now on, in seconds since `origin` on the loop's clock."""
+        self._origin = origin
+        self._expect_outage()
 
     def cut(self) -> None:
-        """Break the connection that stands now, without a goodbye."""
+        """Break the connection that stands now: what is on the way is lost, and the broker is not told."""
         if self._open is not None:
             self._open.cut("The link broke.")
 
     def close(self) -> None:
-        """Wait for no broken link any more: the device is to end."""
-        self._closing.set()
+        """Wait for no broken link any more, and break no more: the device is to end."""
+        self._closed = True
+        self._come_back()
 
-    def twice(self) -> bool:
-        """Whether the next message reaches the broker twice."""
-        self._sent += 1
-        return self._world.twice_sent(self.device, self._sent)
+    def establish(self) -> None:
+        """Let the next device connect: this one has greeted."""
+        self.established = self.connected
+        if self._in_gate and self._gate is not None:
+            self._in_gate = False
+            self._gate.release()
+
+    # ------------------------------------------------------------------------- outages
+
+    def _expect_outage(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time() - self._origin
+        while self._outage[1] <= now:
+            self._outage = next(self._outages, _NEVER)
+        if self._outage[0] <= now:
+            self._break()
+        elif self._outage[0] < math.inf:
+            loop.call_at(self._origin + self._outage[0], self._break)
+
+    def _break(self) -> None:
+        if self._closed:
+            return
+        loop = asyncio.get_running_loop()
+        self._away = loop.create_future()
+        self.on_outage()
+        if self._outage[1] < math.inf:
+            loop.call_at(self._origin + self._outage[1], self._heal)
+
+    def _heal(self) -> None:
+        self._come_back()
+        if not self._closed:
+            self._expect_outage()
+
+    def _come_back(self) -> None:
+        away, self._away = self._away, None
+        if away is not None and not away.done():
+            away.set_result(None)
+
+    # ---------------------------------------------------------------------- connecting
+
+    def __call__(self, options: Options) -> AbstractAsyncContextManager[Connection]:
+        """Connect through the link, once it is whole and it is our turn.
+
+        Raises (on entering):
+            ConnectionLost: the link broke meanwhile, or is closed; or the broker cannot be reached, if it is patient.
+            BrokerError: what the connector inside raised.
+        """
+        return self._connect(replace(options, timeout=max(options.timeout, PATIENCE)))
 
     @asynccontextmanager
     async def _connect(self, options: Options) -> AsyncGenerator[Connection, None]:
-        await self._link_up(options.timeout)
+        while self._away is not None:
+            await self._away
+        if self._gate is not None:
+            await self._gate.acquire()
+            self._in_gate = True
         try:
+            self._raise_if_gone()  # it has waited for its turn
+            await self._shake_hands()
             async with self._connector(options) as inner:
-                self.met = True
-                up, down = (Lane(self._speed.bandwidth, self._speed.latency) for _ in range(2))
-                connection = LinkedConnection(
-                    inner,
-                    up,
-                    down,
-                    break_off=lambda: self._sever(inner, options.client_id),
-                    twice=self.twice,
-                    watch=self.watch,
-                )
-                self._open, self.connected = connection, True
-                breaking = asyncio.create_task(self._break())
+                if self._gone:
+                    self._sever(inner, options.client_id)
+                    self._raise_if_gone()
+                connection = self._open = self._around(inner, options.client_id)
+                self.connected = True
                 try:
                     yield connection
                 finally:
-                    self._open, self.connected = None, False
-                    await _ended(breaking)
+                    self._open, self.connected, self.established = None, False, False
                     await connection.close()
         except BrokerUnreachable as error:
-            raise ConnectionLost(str(error)) from error
+            if self._patient:
+                raise ConnectionLost(str(error)) from error
+            raise
+        finally:
+            self.establish()
 
-    async def _link_up(self, patience: float) -> None:
-        """Wait until the link is whole.
+    async def _shake_hands(self) -> None:
+        """Wait as long as the handshakes of TCP and MQTT take on this link, whose lanes are free again."""
+        self._earlier = self.moved
+        self._up, self._down = self._lanes()
+        if self._framed:
+            now, latency = asyncio.get_running_loop().time(), self._population.link(self._device).latency
+            there = self._up.enter(HANDSHAKE, now + 2 * latency)
+            await asyncio.sleep(self._down.enter(PUBACK, there) - now)
 
-        Raises:
-            ConnectionLost: that takes too long, or there is nothing to wait for any more.
-        """
-        broken, whole = self._next_outage()
-        now = self._now()
-        if now < broken:
-            return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(min(patience, whole - now)):
-                await self._closing.wait()
-        if self._closing.is_set() or self._now() < whole:
-            raise ConnectionLost(f"The link of {self.device} is broken.")
+    def _around(self, inner: Connection, client_id: str) -> "LinkedConnection":
+        return LinkedConnection(
+            inner,
+            self._up,
+            self._down,
+            break_off=lambda: self._sever(inner, client_id),
+            twice=self._twice,
+            watch=self._watch,
+            framed=self._framed,
+        )
 
-    async def _break(self) -> None:
-        """Break the connection when the next outage begins."""
-        broken, _ = self._next_outage()
-        if broken < math.inf:
-            await asyncio.sleep(broken - self._now())
-            self.cut()
+    def _twice(self) -> bool:
+        """Whether the next message reaches the broker twice."""
+        self._sent += 1
+        return self._population.twice > 0 and self._population.twice_sent(self._device, self._sent)
 
-    def _next_outage(self) -> tuple[float, float]:
-        """The outage that lasts or comes next."""
-        while self._outage is not None and self._outage[1] <= self._now():
-            self._outage = next(self._outages, None)
-        return self._outage or (math.inf, math.inf)
+    @property
+    def _gone(self) -> bool:
+        return self._closed or self._away is not None
 
-    def _now(self) -> float:
-        return asyncio.get_running_loop().time() - self._origin
+    def _raise_if_gone(self) -> None:
+        if self._gone:
+            raise ConnectionLost(f"The link of {self._device} is broken.")
+
+    def _lanes(self) -> "tuple[Lane, Lane]":
+        link = self._population.link(self._device)
+        return Lane(link.bandwidth, link.latency), Lane(link.down, link.latency)
 
 
 class Lane:
@@ -295,6 +398,7 @@ class LinkedConnection:
         taken = []
         while self._arriving and self._arriving[0][0] <= now:
             taken.append(self._arriving.popleft()[1])
+            self._watch(taken[-1])
         return taken
 
     def ack(self, delivery: Delivery) -> None:

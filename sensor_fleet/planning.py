@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from sensor_fleet.progress import HELD, METRICS
-from sensor_fleet.simulation.simulate import Moment
-from sensor_fleet.virtual import Found, VirtualFleet
+from sensor_fleet.simulation.simulate import FleetProgress
+from sensor_fleet.virtual import FleetRun, ProfileFleet
 
 MONTH = 30 * 86400.0
 _SHARES = (0.5, 0.8, 0.9, 0.95, 0.98, 1.0)
@@ -42,7 +42,7 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class FleetPlan:
     """The answer."""
 
     metric: str
@@ -74,13 +74,13 @@ class _Curve:
     joules: list[float]
 
 
-def plan(fleet: VirtualFleet, seeds: int = 3, watch: Callable[[int, Moment], None] | None = None) -> Plan:
+def plan(fleet: ProfileFleet, seeds: int = 3, watch: Callable[[int, FleetProgress], None] | None = None) -> FleetPlan:
     """Simulate a fleet with several seeds and say what it takes.
 
     Raises:
         ValueError: what cannot be simulated.
     """
-    found: list[Found] = []
+    found: list[FleetRun] = []
     for number in range(seeds):
         setting = replace(fleet.setting, seed=fleet.setting.seed + number)
         told = None if watch is None else lambda moment, number=number: watch(number, moment)
@@ -88,7 +88,7 @@ def plan(fleet: VirtualFleet, seeds: int = 3, watch: Callable[[int, Moment], Non
     return answer(found, fleet.target)
 
 
-def answer(found: Sequence[Found], target: float | None) -> Plan:
+def answer(found: Sequence[FleetRun], target: float | None) -> FleetPlan:
     """What simulations of one fleet say together."""
     metric = found[0].metric
     sign = METRICS[metric]
@@ -97,12 +97,12 @@ def answer(found: Sequence[Found], target: float | None) -> Plan:
     scores = [target] if target is not None else _scores([curve.means[0] for curve in curves], ends, sign)
     finals = [one.value for one in found]
     best, worst = max(finals, key=lambda value: sign * value), min(finals, key=lambda value: sign * value)
-    return Plan(
+    return FleetPlan(
         metric, len(found), tuple(_level(curves, score, sign) for score in scores), _monthly(found), (best, worst)
     )
 
 
-def _curve(found: Found) -> _Curve:
+def _curve(found: FleetRun) -> _Curve:
     result = found.result
     values = result.metrics[found.metric]
     devices = len(result.devices)
@@ -135,7 +135,7 @@ def _level(curves: Sequence[_Curve], score: float, sign: int) -> Level:
     return Level(score, len(places), span("seconds"), span("sent"), span("received"), span("joules"))
 
 
-def _monthly(found: Sequence[Found]) -> dict[str, tuple[float, float, float]]:
+def _monthly(found: Sequence[FleetRun]) -> dict[str, tuple[float, float, float]]:
     """The dearest of the seeds, class by class."""
     costs: dict[str, tuple[float, float, float]] = {}
     for one in found:

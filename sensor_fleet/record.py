@@ -20,7 +20,7 @@ def describe(
     setting: Setting, data: FleetData, model: FleetModel, *, target: float | None, seconds: float, began: float
 ) -> dict[str, Any]:
     """A run as plain values: its setting, data, model, devices and versions. It holds no address and no password."""
-    world = setting.world
+    population = setting.world.population(list(data.devices))
     return {
         "format": 1,
         "began": began,
@@ -43,7 +43,7 @@ def describe(
             name: {
                 "rows": len(rows),
                 "bytes": int(rows.x.nbytes),  # of x as it is stored; targets are few beside it
-                "seconds": world.seconds(name),
+                "seconds": population.seconds(name),
                 "engine": setting.engine_of(number),
             }
             for number, (name, rows) in enumerate(data.devices.items())

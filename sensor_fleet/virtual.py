@@ -1,4 +1,4 @@
-"""A fleet of a profile on the virtual clock, as a run: its files in a folder, and its report."""
+"""A fleet of a profile: what it is set to, its run on the virtual clock, and the files of a run, virtual or live."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 
@@ -22,21 +22,46 @@ from sensor_fleet.progress import HELD, METRICS
 from sensor_fleet.sensors import KINDS, Drift, Stream
 from sensor_fleet.setting import Setting
 from sensor_fleet.simulation.cluster import OnRay
-from sensor_fleet.simulation.result import Simulated
-from sensor_fleet.simulation.simulate import Moment, simulate
-from sensor_fleet.simulation.summary import by_class, histogram
+from sensor_fleet.simulation.result import Simulated, by_class, histogram
+from sensor_fleet.simulation.simulate import FleetProgress, simulate
 from wire.schema import Parameters
+from wire.topics import check_name
 
 OWN: Final = 40
 """Devices of each class on whose own rows the final model is evaluated, at most."""
 EVALUATIONS: Final = 150
 ARRAYS: Final = "arrays.npz"
 DAY: Final = 86400.0
+LIVE_SPEED_UP: Final = 600.0
+"""Of a live fleet unless another is given: a day in 2.4 minutes."""
+VARIABLE: Final = "MIDGE_FLEET"
+"""The environment variable that has the words of `ProfileFleet.words`."""
+_OF_SETTING: Final[Mapping[str, type]] = {
+    "data": str,
+    "seed": int,
+    "model": str,
+    "strategy": str,
+    "buffer_size": int,
+    "learning_rate": float,
+    "local_steps": int,
+    "batch_size": int,
+    "codec": str,
+}
+_OWN: Final[Mapping[str, type]] = {
+    "profile": str,
+    "devices": int,
+    "interval": float,
+    "drift": float,
+    "fresh": int,
+    "speed_up": float,
+    "federation": str,
+    "store": str,
+}
 
 
 @dataclass(frozen=True, slots=True)
-class VirtualFleet:
-    """What is simulated."""
+class ProfileFleet:
+    """A fleet of a profile, virtual or live."""
 
     setting: Setting
     profile: str = "factory"
@@ -49,17 +74,58 @@ class VirtualFleet:
     stop_at_target: bool = False
     """Whether to end once the target is held."""
     speed_up: float = 1.0
-    """Simulate it in scaled time, as a live fleet runs (`sensor_fleet.profiles.hastened`)."""
+    """Seconds of the profile in one of the clock: a live fleet runs in scaled time, as may a virtual one."""
     interval: float | None = None
     """Seconds between two trainings of a device, in place of the profile's."""
     drift: float | None = None
     """Days after which the concept of sensors that stream changes; None: it never does."""
     fresh: int | None = None
     """Rows of such a sensor that must be new before its device trains again; None: as the sensor has it."""
+    federation: str = "fleet"
+    """Of a live fleet."""
+    store: str = "fleet/store"
+    """Of an aggregator that is started by hand."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            ValueError: naming what to change.
+        """
+        if not 0 < self.speed_up <= 1e6:
+            raise ValueError(f"a speed-up of {self.speed_up:g} cannot be: 600 makes a day of 2.4 minutes.")
+        check_name(self.federation, "federation")
 
     @property
     def seconds(self) -> float:
+        """How long it runs, by the profile's clock."""
         return self.days * DAY
+
+    def words(self) -> str:
+        """What a live fleet and its aggregator must agree on, as far as it is not as usual: name=value, for `parse`."""
+        usual = type(self)(Setting(), speed_up=LIVE_SPEED_UP)
+        pairs = [(name, getattr(self.setting, name), getattr(usual.setting, name)) for name in _OF_SETTING]
+        pairs += [(name, getattr(self, name), getattr(usual, name)) for name in _OWN]
+        return " ".join(f"{name}={value}" for name, value, before in pairs if value != before)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read what `words` wrote.
+
+        Raises:
+            ValueError: a word is none, or there is no such name.
+        """
+        kinds = {**_OF_SETTING, **_OWN}
+        given: dict[str, Any] = {"speed_up": LIVE_SPEED_UP}
+        for word in text.split():
+            name, _, value = word.partition("=")
+            try:
+                given[name] = kinds[name](value)
+            except (KeyError, ValueError) as error:
+                names = ", ".join(kinds)
+                raise ValueError(f"{word!r} in {VARIABLE} is not of the form name=value; names are {names}.") from error
+        setting = Setting(**{name: value for name, value in given.items() if name in _OF_SETTING})
+        return cls(setting, **{name: value for name, value in given.items() if name in _OWN})
 
     def loaded(self) -> tuple[Profile, FleetData, FleetModel, Strategy]:
         """All that a simulation needs.
@@ -100,7 +166,7 @@ class VirtualFleet:
         kept = chosen.pace if chosen.pace.steered else pace
         return replace(chosen, pace=kept, release_interval=usual.release_interval)
 
-    def run(self, watch: Callable[[Moment], None] | None = None) -> "Found":
+    def run(self, watch: Callable[[FleetProgress], None] | None = None) -> "FleetRun":
         """Simulate.
 
         Raises:
@@ -128,14 +194,14 @@ class VirtualFleet:
             speed_up=self.speed_up,
         )
         standing = data.at(float(found.times[-1])) if isinstance(data, Stream) else data
-        return Found(self, profile, standing, model, found)
+        return FleetRun(self, profile, standing, model, found)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Found:
+class FleetRun:
     """What a simulation found, and of what."""
 
-    fleet: VirtualFleet
+    fleet: ProfileFleet
     profile: Profile
     data: FleetData
     model: FleetModel

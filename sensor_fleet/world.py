@@ -1,69 +1,21 @@
-"""The world that a simulated fleet lives in: how fast devices are, how their links fail, who comes and who goes.
+"""The world of a demo in a dozen numbers, as its options and its files give them: what makes a profile of them."""
 
-A world is one plain value and no process: it answers questions about a device, in seconds since the fleet began, and
-reads no clock. Live fleets and simulations on a virtual clock ask the same questions and get the same answers, in
-whichever order they ask: every number is drawn by itself from (seed, device, purpose, number), none from a stream.
-"""
-
-import hashlib
 import math
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
 from pathlib import Path
-from statistics import NormalDist
-from typing import Any, Protocol, Self
+from typing import Any, Self
+
+from sensor_fleet.profiles.population import Population
+from sensor_fleet.profiles.profile import Always, Breaking, Profile, load
 
 _SHARES = ("late", "leave", "goodbye", "twice")
-_BITS = 53
-"""Of chance in a number: as many as a float holds."""
-_EARLIEST = 0.2
-"""The part of the turnover that every device which leaves is there for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A device's way to the broker."""
-
-    bandwidth: float
-    """Bytes per second, each way; infinite where there is no limit."""
-    latency: float
-    """Seconds, each way."""
-    down: float | None = None
-    """Bytes per second towards the device, where they are others."""
-
-
-@dataclass(frozen=True, slots=True)
-class Departure:
-    """A device that leaves for good."""
-
-    at: float
-    """Seconds since the fleet began."""
-    goodbye: bool
-    """False where it vanishes, so that its Last Will has to tell."""
-
-
-class Surroundings(Protocol):
-    """What a simulation asks of a world."""
-
-    @property
-    def seed(self) -> int: ...
-    @property
-    def twice(self) -> float: ...
-    def seconds(self, device: str) -> float: ...
-    def joins(self, device: str) -> float: ...
-    def leaves(self, device: str) -> Departure | None: ...
-    def link(self, device: str) -> Link: ...
-    def outages(self, device: str) -> Iterator[tuple[float, float]]: ...
-    def pauses(self, device: str) -> Iterator[tuple[float, float]]: ...
-    def twice_sent(self, device: str, number: int) -> bool: ...
-    def says_goodbye(self, device: str) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """One seeded value. Seconds are counted from the start of the fleet; 0 turns off what can be turned off."""
+    """One seeded value; the defaults are those of the profile `demo`. 0 turns off what can be turned off."""
 
     seed: int = 0
     median: float = 0.5
@@ -131,74 +83,28 @@ class World:
             raise ValueError(f"{path}: {error}") from error
 
     def calm(self) -> Self:
-        """The same devices at the same speeds, with links that never fail and nobody who comes or goes."""
+        """The same devices at the same speeds, with links that never fail and no device that comes or goes."""
         return replace(self, online=0.0, late=0.0, leave=0.0, twice=0.0, bandwidth=0.0, latency=0.0)
 
-    # ------------------------------------------------------------------- devices
+    def profile(self) -> Profile:
+        """The profile `demo` with these numbers."""
+        demo = load("demo")
+        (device,) = demo.classes
+        rate = self.bandwidth or None
+        breaks = self.online and self.offline
+        link = {"up": rate, "down": rate, "latency": self.latency, "spread": self.link_spread, "twice": self.twice}
+        churn = {"late": self.late, "leave": self.leave, "goodbye": self.goodbye, "within": self.turnover}
+        parts = {
+            "seconds": self.median,
+            "spread": self.spread,
+            "link": device.link.model_copy(update=link),
+            "churn": device.churn.model_copy(update=churn),
+            "availability": (
+                Breaking(kind="breaking", online=self.online, offline=self.offline) if breaks else Always()
+            ),
+        }
+        return demo.model_copy(update={"classes": (device.model_copy(update=parts),)})
 
-    def seconds(self, device: str) -> float:
-        """How long one training takes on this device, at least. A device keeps its speed."""
-        return self.median * math.exp(self.spread * self._normal(device, "training"))
-
-    def joins(self, device: str) -> float:
-        """When it first connects; 0 for those that are there from the start."""
-        if self._uniform(device, "late") >= self.late:
-            return 0.0
-        return self.turnover * self._uniform(device, "joins")
-
-    def leaves(self, device: str) -> Departure | None:
-        """When it leaves for good; None for those that stay."""
-        if self._uniform(device, "leave") >= self.leave:
-            return None
-        there = self.turnover * (_EARLIEST + (1 - _EARLIEST) * self._uniform(device, "leaves"))
-        return Departure(self.joins(device) + there, self._uniform(device, "goodbye") < self.goodbye)
-
-    # --------------------------------------------------------------------- links
-
-    def link(self, device: str) -> Link:
-        """How fast its link is. A device keeps its link."""
-        bandwidth = self.bandwidth * math.exp(self.link_spread * self._normal(device, "bandwidth"))
-        latency = self.latency * math.exp(self.link_spread * self._normal(device, "latency"))
-        return Link(bandwidth or math.inf, latency)
-
-    def outages(self, device: str) -> Iterator[tuple[float, float]]:
-        """When its link is broken: from and until, ascending, without end. Both lengths are exponential."""
-        now, number = 0.0, 0
-        while self.online and self.offline:
-            broken = now + self.online * self._exponential(device, "online", number)
-            now = broken + self.offline * self._exponential(device, "offline", number)
-            number += 1
-            yield broken, now
-
-    def pauses(self, device: str) -> Iterator[tuple[float, float]]:
-        """When it is there and does not train: from and until, ascending. Never, in this world."""
-        del device
-        return iter(())
-
-    def twice_sent(self, device: str, number: int) -> bool:
-        """Whether its message of that number reaches the broker twice."""
-        return self._uniform(device, "twice", number) < self.twice
-
-    def says_goodbye(self, device: str) -> bool:
-        """Whether it says so when an outage begins. In this world links break."""
-        del device
-        return False
-
-    # -------------------------------------------------------------------- chance
-
-    def _uniform(self, device: str, purpose: str, number: int = 0) -> float:
-        """In (0, 1)."""
-        return chance(self.seed, device, purpose, number)
-
-    def _normal(self, device: str, purpose: str) -> float:
-        return NormalDist().inv_cdf(self._uniform(device, purpose))
-
-    def _exponential(self, device: str, purpose: str, number: int) -> float:
-        return -math.log(self._uniform(device, purpose, number))
-
-
-@lru_cache(maxsize=1 << 16)
-def chance(seed: int, device: str, purpose: str, number: int) -> float:
-    """A number in (0, 1) that belongs to exactly these four: the hash of their names."""
-    digest = hashlib.blake2b(f"{seed}/{device}/{purpose}/{number}".encode(), digest_size=8).digest()
-    return ((int.from_bytes(digest) >> (64 - _BITS)) + 0.5) / float(1 << _BITS)
+    def population(self, names: Sequence[str]) -> Population:
+        """These devices."""
+        return Population(self.profile(), names, self.seed, samples=1, values=0)

@@ -12,7 +12,7 @@ from midge.extras import how_to_get
 from midge.shadowed import PACKAGES
 
 _OURS = ("midge", *PACKAGES)
-_BROUGHT_ALONG = ("sensor_fleet.ledger", "sensor_fleet.live.server")
+_BROUGHT_ALONG = ("sensor_fleet.live.server",)
 """Modules of ours with an app to run."""
 
 

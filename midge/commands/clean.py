@@ -19,14 +19,14 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sensor_fleet.retained import clean, running  # noqa: PLC0415
+    from broker.retained import clear_federation, is_served  # noqa: PLC0415
 
     connect, topics = read_federation(args)
-    if not args.force and asyncio.run(running(connect, topics)):
+    if not args.force and asyncio.run(is_served(connect, topics)):
         raise Problem(
             f"The aggregator of {topics.federation!r} is running and would publish again: "
             "stop it first, or say --force."
         )
-    removed = asyncio.run(clean(connect, topics))
+    removed = asyncio.run(clear_federation(connect, topics))
     print(f"{removed} retained messages of federation {topics.federation!r} removed.")
     return 0

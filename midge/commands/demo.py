@@ -8,7 +8,7 @@ import sys
 from importlib.util import find_spec
 from typing import Any
 
-from midge.commands.moments import Happenings, Moment
+from midge.commands.moments import DemoMoment, Happenings
 from midge.commands.numbers import refuse_impossible
 from midge.commands.parts import Problem, Subparsers, add_tls, user_errors
 from midge.commands.runs import new_run
@@ -124,11 +124,11 @@ def _run(args: argparse.Namespace, outcome: dict[str, Any]) -> int:
         on_event=happenings.take,
         on_device_event=happenings.take_device,
     )
-    moments: list[Moment] = []
+    moments: list[DemoMoment] = []
     if args.picture is not None:
         if find_spec("rich") is None:
             raise Problem('A picture needs rich: pip install "midge[demo]"')
-        demo.on_ending = lambda: moments.append(Moment.of(demo, happenings))
+        demo.on_ending = lambda: moments.append(DemoMoment.of(demo, happenings))
     try:
         ending = asyncio.run(watch(demo, _showing(args, happenings)))
     except (ValueError, DemoError) as error:
@@ -157,7 +157,7 @@ def _showing(args: argparse.Namespace, happenings: Happenings) -> Showing:
     return every_second(print_words)
 
 
-def _draw(moment: Moment, path: str) -> None:
+def _draw(moment: DemoMoment, path: str) -> None:
     from midge.commands.live import picture  # noqa: PLC0415 - an extra
 
     try:

@@ -1,11 +1,11 @@
-"""The live view of a demo: drawn by rich from a `Moment`, at any size from 80 by 24 on."""
+"""The live view of a demo: drawn by rich from a `DemoMoment`, at any size from 80 by 24 on."""
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from midge.commands.chart import curve
-from midge.commands.moments import Moment, latest
+from midge.commands.moments import DemoMoment, latest
 
 FIGURES = 44
 """Cells of the column of figures; the curve takes what is left."""
@@ -36,7 +36,7 @@ _STYLES = {
 """By the kind of a line; any other is a refusal or a fault."""
 
 
-def draw(moment: Moment, width: int, height: int, *, ascii_only: bool = False) -> RenderableType:
+def draw(moment: DemoMoment, width: int, height: int, *, ascii_only: bool = False) -> RenderableType:
     """The view in `height` lines of `width` cells."""
     top = max(len(moment.figures), min(height // 2, height - 4 - FEWEST_LINES))
     room = max(0, height - 3 - top)
@@ -50,7 +50,7 @@ def draw(moment: Moment, width: int, height: int, *, ascii_only: bool = False) -
     return Group(*parts)
 
 
-def picture(moment: Moment, path: str) -> None:
+def picture(moment: DemoMoment, path: str) -> None:
     """Write the view as an SVG image that needs no font or file from elsewhere."""
     import io  # noqa: PLC0415
     import re  # noqa: PLC0415
@@ -64,7 +64,7 @@ def picture(moment: Moment, path: str) -> None:
     console.save_svg(path, title="midge demo", code_format=plain)
 
 
-def _title(moment: Moment, width: int) -> Text:
+def _title(moment: DemoMoment, width: int) -> Text:
     time = f"{moment.elapsed:.0f} s, {moment.left:.0f} s left"
     text = Text.assemble(("midge demo ", "bold"), (moment.title, ""), no_wrap=True)
     text.truncate(max(0, width - len(time) - 1), overflow="ellipsis")
@@ -72,7 +72,7 @@ def _title(moment: Moment, width: int) -> Text:
     return text.append(time, "bold")
 
 
-def _top(moment: Moment, width: int, height: int, *, ascii_only: bool) -> Table:
+def _top(moment: DemoMoment, width: int, height: int, *, ascii_only: bool) -> Table:
     grid = Table.grid(padding=0)
     column = min(FIGURES, width // 2 + 4)
     grid.add_column(width=width - column - 2, no_wrap=True)
@@ -96,7 +96,7 @@ def _figure(name: str, value: str) -> Text:
     return text
 
 
-def _chart(moment: Moment, width: int, height: int, *, ascii_only: bool) -> list[Text]:
+def _chart(moment: DemoMoment, width: int, height: int, *, ascii_only: bool) -> list[Text]:
     """The curve with its axes: a line of time below, numbers at the left."""
     shares = moment.metric == "accuracy"
     values = [value for _, value in moment.curve]
@@ -129,7 +129,7 @@ def _chart(moment: Moment, width: int, height: int, *, ascii_only: bool) -> list
     return texts
 
 
-def _lines(moment: Moment, room: int) -> list[Text]:
+def _lines(moment: DemoMoment, room: int) -> list[Text]:
     texts = []
     for line in latest(moment.lines, room, moment.began + moment.elapsed):
         text = Text(f"{max(0.0, line.at - moment.began):5.1f} s  ", style="dim", no_wrap=True, overflow="ellipsis")
@@ -137,7 +137,7 @@ def _lines(moment: Moment, room: int) -> list[Text]:
     return texts + [Text("")] * (room - len(texts))
 
 
-def _keys(moment: Moment) -> Text:
+def _keys(moment: DemoMoment) -> Text:
     text = Text(no_wrap=True, overflow="ellipsis")
     for key, name in (("a", "aggregator"), ("b", "broker"), ("d", "device")):
         if name == "broker" and not moment.broker_is_ours:

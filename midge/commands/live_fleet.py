@@ -13,8 +13,8 @@ from midge.commands.runs import new_run
 from midge.running import run_until_interrupted
 
 if TYPE_CHECKING:
-    from sensor_fleet.live.setting import Live
     from sensor_fleet.setting import BrokerAddress
+    from sensor_fleet.virtual import ProfileFleet
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -37,16 +37,14 @@ def register(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run it, and tell what came of it."""
     try:
+        from sensor_fleet.live.aggregator_process import DemoError  # noqa: PLC0415
         from sensor_fleet.live.run import LiveRun  # noqa: PLC0415 - an extra
-        from sensor_fleet.live.setting import Live  # noqa: PLC0415
         from sensor_fleet.report.conclusion import write_report  # noqa: PLC0415
-        from sensor_fleet.server_process import DemoError  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise Problem(f'A live fleet needs {error.name}: pip install "midge[demo]"') from error
-    fleet = virtual.fleet_of(args)
     with user_errors():
-        live = Live(fleet, speed_up=600.0 if args.speed_up is None else args.speed_up, federation=args.federation)
-        live.loaded()  # whether it can be run at all, before anything is written
+        fleet = virtual.fleet_of(args)
+        fleet.loaded()  # whether it can be run at all, before anything is written
     broker = None if args.broker is None else _address(args)
     aggregates = broker is None or args.serve
     directory = new_run(args.name)
@@ -55,10 +53,10 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"event": "said", "words": words}) if args.json else words, flush=True)
 
     if not aggregates:
-        say(f"The aggregator, in another terminal: {_line(live, args)}")
+        say(f"The aggregator, in another terminal: {_line(fleet, args)}")
     title = f"{args.profile}, {args.devices:,} devices, live"
     with virtual.Shown(args, title) as shown, user_errors():
-        running = LiveRun(live, directory, broker=broker, aggregates=aggregates, watch=shown.tell, say=say)
+        running = LiveRun(fleet, directory, broker=broker, aggregates=aggregates, watch=shown.tell, say=say)
         try:
             interrupted = run_until_interrupted(running)
         except DemoError as error:
@@ -86,7 +84,7 @@ def _address(args: argparse.Namespace) -> "BrokerAddress":
     return BrokerAddress(f"{endpoint.scheme}://{who}{endpoint.address}", **absolute)
 
 
-def _line(live: "Live", args: argparse.Namespace) -> str:
+def _line(fleet: "ProfileFleet", args: argparse.Namespace) -> str:
     """What starts the aggregator that goes with a fleet."""
     endpoint = read_endpoint(args, args.broker)  # which shows no password
     words = ["midge", "aggregate", "sensor_fleet.live.server:app", "--broker", str(endpoint)]
@@ -94,4 +92,4 @@ def _line(live: "Live", args: argparse.Namespace) -> str:
     for name, word in given.items():
         if word is not None:
             words += [f"--{name}", word]
-    return f"MIDGE_FLEET={shlex.quote(live.words())} {shlex.join(words)}"
+    return f"MIDGE_FLEET={shlex.quote(fleet.words())} {shlex.join(words)}"

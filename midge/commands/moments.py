@@ -74,7 +74,7 @@ def latest(lines: Sequence[Line], room: int, now: float) -> list[Line]:
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class DemoMoment:
     """Everything that the live view shows."""
 
     title: str
@@ -93,7 +93,7 @@ class Moment:
     began: float = 0.0
 
     @classmethod
-    def of(cls, demo: "Demo", happenings: Happenings) -> "Moment":
+    def of(cls, demo: "Demo", happenings: Happenings) -> "DemoMoment":
         """The demo now."""
         setting, progress, fleet = demo.setting, demo.progress, demo.fleet
         dead = {
@@ -101,7 +101,7 @@ class Moment:
             "broker": not demo.broker_running,
             "device": fleet is not None and bool(fleet.killed),
         }
-        devices = "" if fleet is None else f" · {len(fleet.participants)} devices"
+        devices = "" if fleet is None else f" · {len(fleet.devices)} devices"
         return cls(
             title=f"{setting.data}{devices} · {setting.strategy} · {setting.codec}",
             elapsed=demo.elapsed,
@@ -119,7 +119,7 @@ class Moment:
 
 
 def _figures(demo: "Demo") -> list[tuple[str, str]]:
-    from sensor_fleet.participant import Presence  # noqa: PLC0415 - an extra
+    from sensor_fleet.live.device import Presence  # noqa: PLC0415 - an extra
 
     progress, fleet, tau = demo.progress, demo.fleet, demo.progress.quantiles()
     updates = progress.updates
@@ -136,14 +136,14 @@ def _figures(demo: "Demo") -> list[tuple[str, str]]:
     ]
     if fleet is None:
         return figures
-    states = fleet.states
+    states, (up, down) = fleet.states, fleet.payloads
     here = [f"{states[state]} {state}" for state in Presence if states[state]]
     announced = fleet.announced
     model = "-" if announced is None else f"{announced.digest.hex()[:8]} of version {announced.version}"
     return [
         *figures,
-        ("up", _against(fleet.bytes_up, demo.float32_up)),
-        ("down", _against(fleet.bytes_down, demo.float32_down)),
+        ("up", _against(up, demo.float32_up)),
+        ("down", _against(down, demo.float32_down)),
         ("devices", ", ".join(here[:2])),
         *[("", ", ".join(here[place : place + 2])) for place in range(2, len(here), 2)],
         ("outboxes", f"{fleet.holding} updates held"),

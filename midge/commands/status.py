@@ -22,10 +22,10 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sensor_fleet.retained import look  # noqa: PLC0415
+    from broker.retained import describe_federation  # noqa: PLC0415
 
     connect, topics = read_federation(args)
-    found = asyncio.run(look(connect, topics))
+    found = asyncio.run(describe_federation(connect, topics))
     if args.json:
         print(json.dumps(found))
     else:

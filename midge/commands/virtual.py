@@ -14,9 +14,9 @@ from midge.commands.parts import Problem, user_errors
 from midge.commands.runs import new_run
 
 if TYPE_CHECKING:
-    from sensor_fleet.planning import Plan
-    from sensor_fleet.simulation.simulate import Moment
-    from sensor_fleet.virtual import VirtualFleet
+    from sensor_fleet.planning import FleetPlan
+    from sensor_fleet.simulation.simulate import FleetProgress
+    from sensor_fleet.virtual import ProfileFleet
 
 QUIET = 1.0
 """Seconds between two lines where there is no terminal."""
@@ -29,7 +29,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--profile",
         default="factory",
         metavar="NAME|FILE.toml",
-        help="what the fleet is made of: factory, farm, city-gateways, phones, or a file of yours (default: factory)",
+        help="what the fleet is made of: factory, farm, city-gateways, phones, demo, or a file (default: factory)",
     )
     group.add_argument("--days", type=float, help="of the profile's time (default: 7; 1 of a live fleet)")
     group.add_argument("--target", type=float, help="an accuracy to hold, or an RMSE; missed: exit code 1")
@@ -71,29 +71,30 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Simulate, and tell what came of it."""
-    fleet = fleet_of(args)
     with user_errors():
+        fleet = fleet_of(args)
         fleet.loaded()  # whether it can be simulated at all, before anything is written
     return _plan(fleet, args) if args.plan else _simulate(fleet, args)
 
 
-def fleet_of(args: argparse.Namespace) -> "VirtualFleet":
+def fleet_of(args: argparse.Namespace) -> "ProfileFleet":
     """The fleet that the options describe."""
     try:
         from sensor_fleet.setting import Setting  # noqa: PLC0415 - an extra
-        from sensor_fleet.virtual import VirtualFleet  # noqa: PLC0415
+        from sensor_fleet.virtual import LIVE_SPEED_UP, ProfileFleet  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise Problem(f'A virtual fleet needs {error.name}: pip install "midge[demo]"') from error
     _refuse_impossible(args)
     names = ("data", "seed", "model", "strategy", "buffer_size", "learning_rate", "local_steps", "batch_size", "codec")
-    return VirtualFleet(
+    return ProfileFleet(
         Setting(**{name: getattr(args, name) for name in names}),
         profile=args.profile,
         devices=args.devices,
         days=args.days,
         workers=args.workers,
         ray=args.ray,
-        speed_up=1.0 if args.live or args.speed_up is None else args.speed_up,
+        speed_up=args.speed_up or (LIVE_SPEED_UP if args.live else 1.0),
+        federation=args.federation,
         target=args.target,
         stop_at_target=args.stop,
         interval=None if args.interval is None else 3600 * args.interval,
@@ -102,7 +103,7 @@ def fleet_of(args: argparse.Namespace) -> "VirtualFleet":
     )
 
 
-def _simulate(fleet: "VirtualFleet", args: argparse.Namespace) -> int:
+def _simulate(fleet: "ProfileFleet", args: argparse.Namespace) -> int:
     from sensor_fleet.report.conclusion import write_report  # noqa: PLC0415
 
     directory = new_run(args.name)
@@ -113,7 +114,7 @@ def _simulate(fleet: "VirtualFleet", args: argparse.Namespace) -> int:
     return 0 if args.target is None or outcome["seconds_to_target"] is not None else 1
 
 
-def _plan(fleet: "VirtualFleet", args: argparse.Namespace) -> int:
+def _plan(fleet: "ProfileFleet", args: argparse.Namespace) -> int:
     from sensor_fleet.planning import plan  # noqa: PLC0415
 
     with Shown(args, f"{args.profile}, {args.devices:,} devices", runs=args.seeds) as shown, user_errors():
@@ -144,7 +145,7 @@ def _refuse_impossible(args: argparse.Namespace) -> None:
 
 
 class Shown:
-    """Progress before somebody's eyes: a line that is rewritten in a terminal, plain or JSON lines elsewhere."""
+    """Progress: a line that is rewritten in a terminal, plain or JSON lines elsewhere."""
 
     def __init__(self, args: argparse.Namespace, title: str, runs: int = 1) -> None:
         self._json, self._title, self._runs = args.json, title, runs
@@ -164,11 +165,11 @@ class Shown:
         if self._live is not None:
             self._live.stop()
 
-    def tell(self, moment: "Moment") -> None:
+    def tell(self, moment: "FleetProgress") -> None:
         """Where the only run is."""
         self.tell_of(0, moment)
 
-    def tell_of(self, number: int, moment: "Moment") -> None:
+    def tell_of(self, number: int, moment: "FleetProgress") -> None:
         """Where one of the runs is."""
         now = time.monotonic()
         done = (number + moment.now / moment.until) / self._runs
@@ -181,7 +182,7 @@ class Shown:
             self._last = now
             print(_line(moment, done, left), flush=True)
 
-    def _object(self, number: int, moment: "Moment", left: float) -> dict[str, Any]:
+    def _object(self, number: int, moment: "FleetProgress", left: float) -> dict[str, Any]:
         return {
             "event": "evaluation",
             "run": number,
@@ -196,7 +197,7 @@ class Shown:
         }
 
 
-def _line(moment: "Moment", done: float, left: float) -> str:
+def _line(moment: "FleetProgress", done: float, left: float) -> str:
     from sensor_fleet.report.quantities import duration  # noqa: PLC0415
 
     if moment.doing:
@@ -208,7 +209,7 @@ def _line(moment: "Moment", done: float, left: float) -> str:
     )
 
 
-def _drawn(title: str, moment: "Moment", done: float, left: float, took: float) -> Any:
+def _drawn(title: str, moment: "FleetProgress", done: float, left: float, took: float) -> Any:
     from rich.console import Group  # noqa: PLC0415 - an extra
     from rich.progress_bar import ProgressBar  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
@@ -265,7 +266,7 @@ def _print_outcome(outcome: dict[str, Any], metric: str) -> None:
     _print_table(head, rows)
 
 
-def _print_plan(found: "Plan", args: argparse.Namespace) -> None:
+def _print_plan(found: "FleetPlan", args: argparse.Namespace) -> None:
     from sensor_fleet.report.quantities import duration, energy, score, size  # noqa: PLC0415
 
     def span(of: tuple[float, float] | None, words: Callable[[float], str]) -> str:

@@ -1,4 +1,4 @@
-"""Running a demo before somebody's eyes: live in a terminal, plain lines or JSON elsewhere."""
+"""Run a demo and show it: live in a terminal, plain lines or JSON elsewhere."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from midge.commands.moments import Happenings, Moment, in_bytes, shown
+from midge.commands.moments import DemoMoment, Happenings, in_bytes, shown
 
 if TYPE_CHECKING:
     from sensor_fleet.demo import Demo, Ending
@@ -82,7 +82,7 @@ def live(happenings: Happenings) -> Showing:
                 tasks.create_task(_obey(demo, pressed, end))
                 while True:
                     width, height = console.size
-                    moment = Moment.of(demo, happenings)
+                    moment = DemoMoment.of(demo, happenings)
                     screen.update(draw(moment, width, height, ascii_only=console.options.ascii_only), refresh=True)
                     await asyncio.sleep(1 / FRAMES_PER_SECOND)
 
@@ -141,12 +141,12 @@ def print_words(demo: "Demo") -> None:
         print(f"{demo.elapsed:5.0f} s  {demo.about_broker}; {waiting}", flush=True)
         return
     verdicts = ", ".join(f"{number} {verdict}" for verdict, number in progress.updates.most_common())
-    tau = progress.quantiles()
+    tau, (up, down) = progress.quantiles(), fleet.payloads
     print(
         f"{demo.elapsed:5.0f} s  version {progress.version:<5} {progress.metric} {shown(progress):<7}"
         f"  updates: {verdicts or 'none'}"
         f"  staleness {tau.get('p50', '-')}/{tau.get('p90', '-')}/{tau.get('max', '-')}"
-        f"  up {in_bytes(fleet.bytes_up)}  down {in_bytes(fleet.bytes_down)}",
+        f"  up {in_bytes(up)}  down {in_bytes(down)}",
         flush=True,
     )
 

@@ -18,7 +18,7 @@ ROOT: Final = Path("/")
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class SystemLimits:
     """What there is. None is not known, or without end."""
 
     descriptors: int | None = None
@@ -29,7 +29,9 @@ class Limits:
     """Bytes."""
 
 
-def problems(limits: Limits, devices: int, values: int, *, embedded: bool = False, near: bool = True) -> list[str]:
+def problems(
+    limits: SystemLimits, devices: int, values: int, *, embedded: bool = False, near: bool = True
+) -> list[str]:
     """What keeps a fleet of this size with a model of this size from running here, in sentences that say what to do.
 
     Args:
@@ -78,9 +80,9 @@ def advice(devices: int) -> str:
     )
 
 
-def measured(root: Path = ROOT) -> Limits:
+def measured(root: Path = ROOT) -> SystemLimits:
     """What there is now, once the soft limit of open files is raised to the hard one."""
-    return Limits(_descriptors(), _ports(root), _memory(root))
+    return SystemLimits(_descriptors(), _ports(root), _memory(root))
 
 
 def _descriptors() -> int | None:

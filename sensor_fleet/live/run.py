@@ -6,10 +6,10 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import asdict, replace
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -18,27 +18,31 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from broker import BrokerError, connector
-from broker.local import local_broker
+from broker import Endpoint, connector
 from broker.mosquitto import find_mosquitto
+from iot_client.fit import Fit, TrainingPlan
+from sensor_fleet.data import FleetData
+from sensor_fleet.lazily import numbered
 from sensor_fleet.live import limits
-from sensor_fleet.live.members import Members
+from sensor_fleet.live.device import FleetContext
+from sensor_fleet.live.federation import LocalFederation
+from sensor_fleet.live.fleet import LiveFleet
 from sensor_fleet.live.server import SERVED
-from sensor_fleet.live.setting import Live
 from sensor_fleet.live.watching import Watching
+from sensor_fleet.models import FleetModel
+from sensor_fleet.profiles.hastened import hastened
 from sensor_fleet.profiles.population import Population
-from sensor_fleet.retained import clean
-from sensor_fleet.sensors import Stream
-from sensor_fleet.server_process import ServerProcess
+from sensor_fleet.sensors.stream import Stream
 from sensor_fleet.setting import BrokerAddress
 from sensor_fleet.simulation.result import Simulated
-from sensor_fleet.simulation.simulate import LOOKS, Moment, beginning, evaluate_at
-from sensor_fleet.virtual import EVALUATIONS, Found, held, sign_of, value_of
+from sensor_fleet.simulation.simulate import LOOKS, FleetProgress, beginning, evaluate_at
+from sensor_fleet.virtual import EVALUATIONS, FleetRun, ProfileFleet, held, sign_of, value_of
+from wire.lineage import State
 from wire.schema import Parameters, Schema
 from wire.topics import Topics
 
 _BEHIND: Final = 0.5
-"""Seconds by which one timer in a hundred may be late before somebody is told."""
+"""Lateness in seconds of one timer in a hundred from which on the user is told."""
 _TELLING: Final = 0.5
 """Seconds between two words on how many are connected."""
 _LAG: Final = 0.2
@@ -51,34 +55,57 @@ _GOODBYE: Final = 30.0
 """Seconds that all devices have to say goodbye."""
 
 
+def profile_fleet(
+    fleet: ProfileFleet, data: FleetData, model: FleetModel, population: Population, endpoint: Endpoint
+) -> LiveFleet:
+    """The fleet of a profile: rows and trainers are made for each training and not kept."""
+    stream = data if isinstance(data, Stream) else None
+    rows_of, seed = numbered(data.devices), fleet.setting.seed
+
+    def train(number: int, parameters: Parameters, plan: TrainingPlan, seen: int) -> tuple[Fit, float]:
+        rows = rows_of(number) if stream is None else stream.flow.rows(number, seen)
+        fit = model.trainer(rows, seed=seed + number)(parameters, plan)
+        return fit, model.recipe.under(plan).steps(len(rows)) / model.recipe.local_steps
+
+    context = FleetContext(
+        connector=connector(endpoint),
+        topics=Topics(fleet.federation),
+        population=population.scaled(fleet.speed_up),
+        train=train,
+        stream=stream,
+        speed_up=fleet.speed_up,
+    )
+    return LiveFleet(context, tuple(data.devices))
+
+
 class LiveRun:
     """One run. `serve` it; `found` is what came of it.
 
     Args:
-        live: the fleet.
+        fleet: what runs.
         directory: of the run's files.
-        broker: of somebody else; None starts one here.
-        aggregates: whether to start the aggregator too; without it somebody else has to.
+        broker: one that runs already; None starts one here.
+        aggregates: whether to start the aggregator too; without it another process has to.
         watch: told now and then where the run is.
         say: told what a person should know.
     """
 
     def __init__(
         self,
-        live: Live,
+        fleet: ProfileFleet,
         directory: Path,
         *,
         broker: BrokerAddress | None = None,
         aggregates: bool = True,
-        watch: Callable[[Moment], None] = lambda _: None,
+        watch: Callable[[FleetProgress], None] = lambda _: None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._live, self._directory = live, directory
+        self._fleet, self._directory = fleet, directory
         self._broker, self._aggregates = broker, aggregates
         self._watch, self._say = watch, say
         self._stop = asyncio.Event()
-        self.found: Found | None = None
-        self.members: Members | None = None
+        self.found: FleetRun | None = None
+        self.members: LiveFleet | None = None
         self._metrics: Mapping[str, float] = {}
         self._version = 0
         self._parted: Counter[str] = Counter()
@@ -106,42 +133,32 @@ class LiveRun:
         began = time.time()
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(os.cpu_count() or 1, "encode"))
-        live, fleet = self._live, self._live.fleet
-        profile, data, model, strategy = await asyncio.to_thread(live.loaded)
+        fleet = self._fleet
+        profile, data, model, strategy = await asyncio.to_thread(fleet.loaded)
         self._streams = isinstance(data, Stream)
-        self._settling = min(strategy.release_interval, _SETTLING)
+        self._settling = min(hastened(strategy, fleet.speed_up).release_interval, _SETTLING)
         schema = Schema.of(beginning(model, data)[0], model.roles)
         samples = model.recipe.local_steps * model.recipe.batch_size
         population = Population(profile, tuple(data.devices), fleet.setting.seed, samples=samples, values=schema.size)
         self._check(schema.size)
-        topics = Topics(live.federation)
-        async with AsyncExitStack() as stack:
-            broker = await stack.enter_async_context(self._its_broker(topics))
-            endpoint = broker.endpoint()
-            members = self.members = Members(
-                endpoint, topics, population, model, data, speed_up=live.speed_up, seed=fleet.setting.seed
-            )
+        task = {"fleet": fleet.words()} if self._aggregates else None
+        topics = Topics(fleet.federation)
+        federation = LocalFederation(topics, self._directory, self._broker or "auto", task, self._take)
+        async with federation.reach_broker() as broker:
+            if federation.local is not None:
+                self._say(f"Over {federation.local.describe()}.")
+            members = self.members = profile_fleet(fleet, data, model, population, broker.endpoint())
             self._resident["made"] = resident()
-            server = None
-            if self._aggregates:
-                task = {"fleet": live.words(), "broker": asdict(broker), "directory": str(self._directory)}
-                log = self._directory / "aggregator.log"
-                server = ServerProcess(task, log, self._take, "sensor_fleet.live.server")
-                stack.push_async_callback(server.stop)
-                await server.start()
-            watching = Watching(endpoint, topics)
-            evaluate = partial(evaluate_at, model, data)
-            await self._until_the_end(members, server, watching, evaluate)
-            result, parted = self._result(members, population), self._parted.copy()
-            await self._part(members)
-            if server is not None:
-                await server.stop()
-            members.air.trainers.shutdown(wait=False, cancel_futures=True)
-            parameters = self._served(watching, members, beginning(model, data)[0])
+            watching = Watching(broker.endpoint(), topics)
+            async with federation.start_aggregator(broker):
+                await self._until_the_end(federation, members, watching, partial(evaluate_at, model, data))
+                result, parted = self._result(members, population), self._parted.copy()
+                await self._part(members)
+            parameters = self._served(members, watching, beginning(model, data)[0])
         self._resident["end"] = resident()
         result = replace(result, parameters=parameters, took=time.time() - began)
         about = self._about(members, parted)
-        self.found = Found(fleet, profile, data, model, result, about)
+        self.found = FleetRun(fleet, profile, data, model, result, about)
         if (late := about["lag"]["p99"]) > _BEHIND:
             self._say(
                 f"This machine was behind: one timer in a hundred was {late:.1f} s late or more, and the fleet slower "
@@ -154,7 +171,7 @@ class LiveRun:
         Raises:
             ValueError: it does not; the message says what to do.
         """
-        near, devices = self._broker is None, self._live.fleet.devices
+        near, devices = self._broker is None, self._fleet.devices
         embedded = near and find_mosquitto() is None
         found = limits.problems(limits.measured(), devices, values, embedded=embedded, near=near)
         if found:
@@ -162,37 +179,17 @@ class LiveRun:
         if not near:
             self._say(limits.advice(devices))
 
-    @asynccontextmanager
-    async def _its_broker(self, topics: Topics) -> AsyncIterator[BrokerAddress]:
-        if self._broker is not None:
-            try:
-                yield self._broker
-            finally:
-                if self._aggregates:
-                    with suppress(BrokerError):
-                        await clean(connector(self._broker.endpoint()), topics)
-            return
-        directory = self._directory / "broker"
-        directory.mkdir()
-        async with local_broker("auto", directory=directory) as local:
-            self._say(f"Over {local.describe()}.")
-            yield BrokerAddress(str(local.endpoint))
-
     # ------------------------------------------------------------------------- running
 
     async def _until_the_end(
-        self,
-        members: Members,
-        server: ServerProcess | None,
-        watching: Watching,
-        evaluate: _Evaluate,
+        self, federation: LocalFederation, members: LiveFleet, watching: Watching, evaluate: _Evaluate
     ) -> None:
         async def ready() -> None:
-            if server is None:
+            if not self._aggregates:
                 self._say("Waiting for the aggregator.")
             await watching.announced.wait()
             await asyncio.sleep(self._settling)  # as a virtual fleet, it comes to an aggregator that was there before
-            if server is not None:
+            if self._aggregates:
                 await self._evaluated.wait()
             self._resident["connected"] = resident()
             gc.collect()
@@ -200,51 +197,42 @@ class LiveRun:
 
         async def act() -> None:
             """Look at it in time, and end it."""
-            while members.air.origin is None:
+            while members.context.origin is None:
                 met, expected = members.gathered
                 self._tell(members, f"{met:,} of {expected:,} devices are connected")
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_TELLING):
                         await members.begun.wait()
             await self._look_until_the_end(
-                members, watching, None if server is not None and not self._streams else evaluate
+                members, watching, None if self._aggregates and not self._streams else evaluate
             )
 
-        tasks = [
-            asyncio.create_task(work) for work in (members.serve(ready), watching.serve(), act(), self._stop.wait())
-        ]
-        tasks.append(asyncio.create_task(self._see_lag()))
-        waiting: set[asyncio.Future[Any]] = set(tasks)
-        if server is not None:
-            waiting.add(server.failure)
-        self._serving = tasks[0]
+        self._serving = asyncio.create_task(members.serve(ready))
+        tasks = [asyncio.create_task(work) for work in (act(), watching.serve(), self._stop.wait(), self._see_lag())]
         try:
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for ended in done:
-                ended.result()  # raises what ended it
+            await federation.run_beside(self._serving, *tasks)
         finally:
-            if server is not None:
-                server.failure.cancel()
-            for task in tasks[1:]:
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks[1:], return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             gc.unfreeze()
 
-    async def _look_until_the_end(self, members: Members, watching: Watching, evaluate: _Evaluate | None) -> None:
-        live, fleet = self._live, self._live.fleet
-        assert members.air.origin is not None
-        loop, every = asyncio.get_running_loop(), live.seconds / EVALUATIONS
+    async def _look_until_the_end(self, members: LiveFleet, watching: Watching, evaluate: _Evaluate | None) -> None:
+        fleet = self._fleet
+        origin = members.context.origin
+        assert origin is not None
+        loop, every = asyncio.get_running_loop(), fleet.seconds / fleet.speed_up / EVALUATIONS
         curve: list[tuple[float, float]] = []
         number, glances = 0, max(1, round(LOOKS / EVALUATIONS))
         while number <= EVALUATIONS * glances:
-            await asyncio.sleep(members.air.origin + number * every / glances - loop.time())
+            await asyncio.sleep(origin + number * every / glances - loop.time())
             # A machine that is behind passes over some looks, and ends in time all the same.
-            number = max(number, min(int((loop.time() - members.air.origin) * glances / every), EVALUATIONS * glances))
+            number = max(number, min(int((loop.time() - origin) * glances / every), EVALUATIONS * glances))
             evaluated = number // glances >= len(curve)
             if evaluated:
                 if evaluate is not None:
-                    await self._evaluate(watching, members, evaluate)
-                now = min(members.air.profile_time(), fleet.seconds)
+                    await self._evaluate(members, watching, evaluate)
+                now = min(members.context.profile_time(), fleet.seconds)
                 self._rows.append((now, self._version, len(members.taken), self._metrics, members.payloads))
                 curve += [(now, value_of(self._metrics))] * (number // glances + 1 - len(curve))
             self._tell(members, evaluated=evaluated)
@@ -252,20 +240,24 @@ class LiveRun:
                 return
             number += 1
 
-    async def _evaluate(self, watching: Watching, members: Members, evaluate: _Evaluate) -> None:
-        """Evaluate the newest model that a device holds: somebody else's aggregator tells us nothing but that."""
-        announcement = watching.newest
-        state = None if announcement is None else members.air.versions.get(announcement.digest)
+    @staticmethod
+    def _newest(members: LiveFleet, watching: Watching) -> State | None:
+        """The model that was announced last, if a device holds it."""
+        announcement, versions = watching.newest, members.context.versions
+        return None if announcement is None or versions is None else versions.get(announcement.digest)
+
+    async def _evaluate(self, members: LiveFleet, watching: Watching, evaluate: _Evaluate) -> None:
+        """Evaluate the newest model that a device holds: another process's aggregator tells us nothing but that."""
+        announcement, state = watching.newest, self._newest(members, watching)
         if announcement is not None and state is not None:
             self._version = announcement.version
-            now = members.air.profile_time()
+            now = members.context.profile_time()
             self._metrics = await asyncio.to_thread(evaluate, now, state.parameters())
 
-    def _tell(self, members: Members, doing: str = "", *, evaluated: bool = False) -> None:
-        live = self._live
-        moment = Moment(
-            now=min(members.air.profile_time(), live.fleet.seconds),
-            until=live.fleet.seconds,
+    def _tell(self, members: LiveFleet, doing: str = "", *, evaluated: bool = False) -> None:
+        moment = FleetProgress(
+            now=min(members.context.profile_time(), self._fleet.seconds),
+            until=self._fleet.seconds,
             version=self._version,
             trainings=members.trainings,
             updates=len(members.taken),
@@ -297,7 +289,7 @@ class LiveRun:
             case {"event": "finished", "counts": counts}:
                 self._counts = counts
 
-    async def _part(self, members: Members) -> None:
+    async def _part(self, members: LiveFleet) -> None:
         members.stop()
         try:
             async with asyncio.timeout(_GOODBYE):
@@ -307,17 +299,17 @@ class LiveRun:
 
     # ------------------------------------------------------------------------- outcome
 
-    def _served(self, watching: Watching, members: Members, initial: Parameters) -> Parameters:
-        """The model that users would get; of somebody else's aggregator the newest that a device holds."""
+    def _served(self, members: LiveFleet, watching: Watching, initial: Parameters) -> Parameters:
+        """The model that users would get; of another process's aggregator the newest that a device holds."""
         with suppress(OSError, SafetensorError):
             return dict(load_file(self._directory / SERVED))
-        state = None if watching.newest is None else members.air.versions.get(watching.newest.digest)
+        state = self._newest(members, watching)
         return initial if state is None else state.parameters()
 
-    def _result(self, members: Members, population: Population) -> Simulated:
-        everybody, taken, rows = list(members.members.values()), members.taken, self._rows
-        up = np.array([one.device.bytes_up for one in everybody], np.int64)
-        down = np.array([one.device.bytes_down for one in everybody], np.int64)
+    def _result(self, members: LiveFleet, population: Population) -> Simulated:
+        everybody, taken, rows = list(members.devices.values()), members.taken, self._rows
+        up = np.array([one.payloads[0] for one in everybody], np.int64)
+        down = np.array([one.payloads[1] for one in everybody], np.int64)
         steps = np.array([one.steps for one in everybody], np.int64)
         names = dict.fromkeys(name for row in rows for name in row[3])
         return Simulated(
@@ -326,7 +318,7 @@ class LiveRun:
             versions=np.array([row[1] for row in rows], np.int64),
             updates=np.array([row[2] for row in rows], np.int64),
             **taken.arrays(len(everybody)),
-            devices=tuple(members.members),
+            devices=tuple(members.devices),
             seconds=np.array([population.seconds(one.name) for one in everybody]),
             bytes_up=up,
             bytes_down=down,
@@ -343,15 +335,15 @@ class LiveRun:
             parameters={},
         )
 
-    def _about(self, members: Members, parted: Counter[str]) -> dict[str, Any]:
+    def _about(self, members: LiveFleet, parted: Counter[str]) -> dict[str, Any]:
         """What a live fleet has to say besides."""
         up, down = members.moved
-        everybody, lags = members.members.values(), sorted(self._lags) or [0.0]
+        everybody, lags = members.devices.values(), sorted(self._lags) or [0.0]
         return {
-            "speed_up": self._live.speed_up,
-            "federation": self._live.federation,
+            "speed_up": self._fleet.speed_up,
+            "federation": self._fleet.federation,
             "made": sum(one.updates for one in everybody),
-            "held": sum(len(one.outbox.held()) for one in everybody),
+            "held": sum(one.holding for one in everybody),
             "repeated": members.repeated,
             "decided": dict(self._counts),
             "lost": parted["lost"],

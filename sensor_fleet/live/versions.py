@@ -25,7 +25,7 @@ class Shared(State):
         return {**self.schema.views(self._values), **self.schema.thaw(self.frozen)}
 
 
-class Versions(WeakValueDictionary[bytes, State]):
+class SharedVersions(WeakValueDictionary[bytes, State]):
     """By digest, for as long as a device holds them. What is put in comes out shared."""
 
     def setdefault(self, digest: bytes, default: State | None = None) -> State:

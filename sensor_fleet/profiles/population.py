@@ -1,23 +1,26 @@
-"""A fleet that a profile describes, as a world: which class a device is of, how fast, how linked, and when there.
+"""The devices that a profile describes: of which class each is, how fast, how linked, and when it is there.
 
-It is asked as `sensor_fleet.world.World` is, and answers from (seed, device) alone.
+Every answer is drawn by itself from (seed, device, purpose, number), none from a stream, in seconds since the fleet
+began: live fleets and simulations on a virtual clock get the same ones, in whichever order they ask.
 
 Loss on a link is loss of packets, which MQTT does not see: TCP sends them again. What remains of it is bytes that are
 sent twice, and that TCP goes at most at (MSS / RTT)·√(3 / 2p) (Mathis, Semke, Mahdavi and Ott, "The macroscopic
 behavior of the TCP congestion avoidance algorithm", 1997).
 """
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from sensor_fleet.profiles.presence import away, read_trace
+from sensor_fleet.profiles.presence import Interval, away, chance, read_trace
 from sensor_fleet.profiles.profile import Churn, Diurnal, Hardware, Mains, Profile, Trace
-from sensor_fleet.world import Departure, Link, chance
 
 SEGMENT = 1460
 """Bytes of a TCP segment over Ethernet."""
@@ -27,18 +30,38 @@ _EARLIEST = 0.2
 """The part of the churn's time that every device which leaves is there for."""
 
 
+@dataclass(frozen=True, slots=True)
+class LinkSpeed:
+    """A device's way to the broker."""
+
+    bandwidth: float
+    """Bytes per second from the device; infinite without a limit."""
+    latency: float
+    """Seconds, each way."""
+    down: float
+    """Bytes per second towards the device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """A device that leaves for good."""
+
+    at: float
+    """Seconds since the fleet began."""
+    goodbye: bool
+    """False if it vanishes, so that its Last Will has to tell."""
+
+
 class Population:
     """Devices of a profile.
 
     Args:
         profile: what they are.
         names: of the devices.
-        seed: of all chance.
+        seed: of all that is drawn.
         samples: rows that a usual training takes: its steps times its batch.
         values: of the model.
     """
-
-    twice = 0.0
 
     def __init__(self, profile: Profile, names: Sequence[str], seed: int, *, samples: int, values: int) -> None:
         self.profile, self.seed = profile, seed
@@ -50,6 +73,7 @@ class Population:
         ).astype(np.int64)
         self._places: dict[str, int] = dict(zip(names, self.class_of.tolist(), strict=True))
         self._samples = samples
+        self._factor = 1.0
         self.too_small = tuple(one.name for one in profile.classes if one.memory < COPIES * 4 * values)
         """Classes in whose memory the model does not fit: they never train."""
         if len(self.too_small) == len(self.classes):
@@ -59,6 +83,16 @@ class Population:
             if isinstance(one.availability, Trace):
                 read_trace(Path(profile.folder) / one.availability.file)
 
+    def scaled(self, factor: float) -> Self:
+        """The same devices in scaled time: their trainings, links, outages and pauses are faster by a factor.
+
+        What Midge itself waits for stays: a session's patience, the pause before a device connects again. So a scaled
+        fleet is one of its own, and only a virtual run that is scaled as well compares with a live one.
+        """
+        fast = copy.copy(self)
+        fast._factor = self._factor * factor  # noqa: SLF001 - of our own class
+        return fast
+
     def hardware(self, device: str) -> Hardware:
         """The class of a device."""
         return self.profile.classes[self._places[device]]
@@ -66,9 +100,11 @@ class Population:
     def seconds(self, device: str) -> float:
         """How long a usual training takes. A device keeps its speed."""
         one = self.hardware(device)
-        return self._samples / one.samples_per_second * math.exp(one.spread * self._normal(device, "training"))
+        usual = one.seconds if one.samples_per_second is None else self._samples / one.samples_per_second
+        assert usual is not None  # a profile gives one of both
+        return usual * math.exp(one.spread * self._normal(device, "training")) / self._factor
 
-    def link(self, device: str) -> Link:
+    def link(self, device: str) -> LinkSpeed:
         """How fast its link is. A device keeps its link."""
         link = self.hardware(device).link
         factor = math.exp(link.spread * self._normal(device, "bandwidth"))
@@ -76,15 +112,17 @@ class Population:
         most = math.inf
         if link.loss and latency:
             most = SEGMENT / (2 * latency) * math.sqrt(1.5 / link.loss)
-        goodput = 1 - link.loss
-        return Link(min(link.up * factor, most) * goodput, latency, min(link.down * factor, most) * goodput)
+        up, down = (
+            math.inf if rate is None else min(rate * factor, most) * (1 - link.loss) for rate in (link.up, link.down)
+        )
+        return LinkSpeed(up * self._factor, latency / self._factor, down * self._factor)
 
     def joins(self, device: str) -> float:
         """When it first connects; 0 for those that are there from the start."""
         churn = self._churn(device)
         if chance(self.seed, device, "late", 0) >= churn.late:
             return 0.0
-        return churn.within * chance(self.seed, device, "joins", 0)
+        return churn.within * chance(self.seed, device, "joins", 0) / self._factor
 
     def leaves(self, device: str) -> Departure | None:
         """When it leaves for good; None for those that stay."""
@@ -92,24 +130,33 @@ class Population:
         if chance(self.seed, device, "leave", 0) >= churn.leave:
             return None
         there = churn.within * (_EARLIEST + (1 - _EARLIEST) * chance(self.seed, device, "leaves", 0))
-        return Departure(self.joins(device) + there, chance(self.seed, device, "goodbye", 0) < churn.goodbye)
+        goodbye = chance(self.seed, device, "goodbye", 0) < churn.goodbye
+        return Departure(self.joins(device) + there / self._factor, goodbye)
 
-    def outages(self, device: str) -> Iterator[tuple[float, float]]:
+    def outages(self, device: str) -> Iterator[Interval]:
         """When it has no connection."""
         kind = self.hardware(device).availability
-        return iter(()) if isinstance(kind, Mains) else away(kind, self.seed, device, self.profile.folder)
+        return iter(()) if isinstance(kind, Mains) else self._faster(away(kind, self.seed, device, self.profile.folder))
 
-    def pauses(self, device: str) -> Iterator[tuple[float, float]]:
+    def pauses(self, device: str) -> Iterator[Interval]:
         """When it is connected and does not train."""
         one = self.hardware(device)
         if one.name in self.too_small:
             return iter(((0.0, math.inf),))
-        return away(one.availability, self.seed, device) if isinstance(one.availability, Mains) else iter(())
+        kind = one.availability
+        return self._faster(away(kind, self.seed, device)) if isinstance(kind, Mains) else iter(())
+
+    def _faster(self, intervals: Iterator[Interval]) -> Iterator[Interval]:
+        return ((start / self._factor, end / self._factor) for start, end in intervals)
+
+    @property
+    def twice(self) -> float:
+        """The largest probability that a message of a device reaches the broker twice."""
+        return max(one.link.twice for one in self.profile.classes)
 
     def twice_sent(self, device: str, number: int) -> bool:
-        """Whether a message reaches the broker twice: never."""
-        del device, number
-        return False
+        """Whether its message of that number reaches the broker twice."""
+        return chance(self.seed, device, "twice", number) < self.hardware(device).link.twice
 
     def says_goodbye(self, device: str) -> bool:
         """Whether it says so when it goes for a while: where a day ends, and not where a link breaks."""

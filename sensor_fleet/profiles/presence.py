@@ -1,20 +1,22 @@
 """When a device is there: intervals that follow from the seed and the device's name, one after the other, for ever."""
 
 import csv
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from statistics import NormalDist
 
-from sensor_fleet.profiles.profile import Always, Availability, Diurnal, Mains, OnOff, Trace
-from sensor_fleet.world import chance
+from sensor_fleet.profiles.profile import Always, Availability, Breaking, Diurnal, Mains, OnOff, Trace
 
 Interval = tuple[float, float]
 DAY = 86400.0
 _HOUR = 3600.0
+_BITS = 53
+"""Random bits in a number: as many as a float holds."""
 _NEVER = 100_000
-"""Days without a visit, after which nobody waits for another."""
+"""Days without a visit, after which a device stays away."""
 
 
 def away(kind: Availability, seed: int, device: str, folder: str = "") -> Iterator[Interval]:
@@ -26,6 +28,8 @@ def away(kind: Availability, seed: int, device: str, folder: str = "") -> Iterat
             return _between(_days(kind, seed, device))
         case OnOff():
             return _on_off(kind, seed, device)
+        case Breaking():
+            return _breaking(kind, seed, device)
         case Trace():
             return _between(_traced(kind, seed, device, folder))
 
@@ -74,6 +78,22 @@ def _on_off(kind: OnOff, seed: int, device: str) -> Iterator[Interval]:
         if not there:
             yield now, now + stays
         now, there, number = now + stays, not there, number + 1
+
+
+def _breaking(kind: Breaking, seed: int, device: str) -> Iterator[Interval]:
+    now, number = 0.0, 0
+    while True:
+        broken = now - kind.online * math.log(chance(seed, device, "online", number))
+        now = broken - kind.offline * math.log(chance(seed, device, "offline", number))
+        number += 1
+        yield broken, now
+
+
+@lru_cache(maxsize=1 << 16)
+def chance(seed: int, device: str, purpose: str, number: int) -> float:
+    """A number in (0, 1) that belongs to exactly these four: the hash of their names."""
+    digest = hashlib.blake2b(f"{seed}/{device}/{purpose}/{number}".encode(), digest_size=8).digest()
+    return ((int.from_bytes(digest) >> (64 - _BITS)) + 0.5) / float(1 << _BITS)
 
 
 # -------------------------------------------------------------------------- traces

@@ -16,7 +16,7 @@ from aggregator.presets import balanced
 from aggregator.strategy import Strategy
 from sensor_fleet.profiles.units import Bytes, Rate, Seconds
 
-SHIPPED: Final = ("city-gateways", "factory", "farm", "phones")
+SHIPPED: Final = ("city-gateways", "factory", "farm", "phones", "demo")
 _SUM_OFF: Final = 1e-6
 Share = Annotated[float, Field(ge=0, le=1)]
 Hour = Annotated[float, Field(ge=0, le=24)]
@@ -31,15 +31,17 @@ class _Part(BaseModel):
 class LinkPart(_Part):
     """A class's way to the broker."""
 
-    up: Rate
-    """Bytes per second from the device, on the link in the middle."""
-    down: Rate
+    up: Rate | None = None
+    """Bytes per second from the device, on the link in the middle; without a limit unless it is given."""
+    down: Rate | None = None
     latency: Seconds = 0.04
     """Each way."""
     loss: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """The share of packets that are lost: TCP sends them again, and slower (`sensor_fleet.profiles.population`)."""
     spread: Spread = 0.0
     """σ of the logarithms of bandwidth and latency within the class."""
+    twice: Share = 0.0
+    """The probability that a message reaches the broker twice."""
 
 
 class Always(_Part):
@@ -81,6 +83,14 @@ class OnOff(_Part):
     off: Annotated[Seconds, Field(gt=0)]
 
 
+class Breaking(_Part):
+    """Connected from the start; the link breaks at random: both times are exponential."""
+
+    kind: Literal["breaking"]
+    online: Annotated[Seconds, Field(gt=0)]
+    offline: Annotated[Seconds, Field(gt=0)]
+
+
 class Trace(_Part):
     """There when a file says so: CSV with the columns start and end in seconds, and device where there are several."""
 
@@ -91,7 +101,7 @@ class Trace(_Part):
     """After so long the file starts over; 0: it does not, and whoever is past its last line stays away."""
 
 
-Availability = Annotated[Always | Diurnal | Mains | OnOff | Trace, Field(discriminator="kind")]
+Availability = Annotated[Always | Diurnal | Mains | OnOff | Breaking | Trace, Field(discriminator="kind")]
 
 
 class Churn(_Part):
@@ -111,8 +121,10 @@ class Hardware(_Part):
     name: Annotated[str, Field(min_length=1, max_length=40)]
     share: Annotated[float, Field(gt=0, le=1)]
     """Of the fleet."""
-    samples_per_second: Positive
+    samples_per_second: Positive | None = None
     """Rows that training takes in a second, on the device in the middle."""
+    seconds: Seconds | None = None
+    """In place of that: how long a usual training takes on it, whatever the model."""
     spread: Spread = 0.0
     """σ of the logarithm of its speed within the class."""
     memory: Bytes
@@ -124,6 +136,12 @@ class Hardware(_Part):
     link: LinkPart
     availability: Availability = Always()
     churn: Churn = Churn()
+
+    @model_validator(mode="after")
+    def _speed(self) -> "Hardware":
+        if (self.samples_per_second is None) == (self.seconds is None):
+            raise ValueError("give one of samples_per_second and seconds, the time of a usual training")
+        return self
 
 
 class Training(_Part):
@@ -205,7 +223,7 @@ def _checked(text: str, where: str, folder: str) -> Profile:
 
 def _in_words(error: Any) -> str:
     """One mistake: its key, and what to write."""
-    kinds = ("always", "diurnal", "mains", "on-off", "trace")
+    kinds = ("always", "diurnal", "mains", "on-off", "breaking", "trace")
     key = ".".join(str(part) for part in error["loc"] if part not in kinds)
     key = key.replace("classes", "class", 1)
     match error["type"]:

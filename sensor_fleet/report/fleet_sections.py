@@ -12,7 +12,7 @@ from sensor_fleet.report.repeat import command
 from sensor_fleet.report.run import Run, finite_number, mapping
 from sensor_fleet.report.run_sections import learned
 from sensor_fleet.report.svg import Ladder
-from sensor_fleet.simulation.summary import MONTH
+from sensor_fleet.simulation.result import MONTH
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from sensor_fleet.data import FleetData
+from sensor_fleet.dataset import FleetData
 from sensor_fleet.sensors.flaws import DAY, Drift, Flaws
 from sensor_fleet.sensors.machines import vibration
 from sensor_fleet.sensors.sites import energy

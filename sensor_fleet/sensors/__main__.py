@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sensor_fleet.data import Rows
+from sensor_fleet.dataset import Rows
 from sensor_fleet.sensors import KINDS, Drift, Flaws, Stream
 
 HOUR = 3600.0

@@ -6,8 +6,7 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from sensor_fleet.sensors import chance
-from sensor_fleet.sensors.chance import Floats, Places
+from sensor_fleet.sensors.chance import Floats, Places, draw, key, uniform
 
 DAY: Final = 86400.0
 
@@ -47,11 +46,11 @@ class Flaws:
         """Which rows of a device there are, from their numbers and times; `of` is what its chance hangs on."""
         there = np.ones(len(slots), np.bool_)
         if self.lost:
-            there &= chance.uniform(chance.key(of, "lost"), slots) >= self.lost
+            there &= uniform(key(of, "lost"), slots) >= self.lost
         if self.outages and self.outage:
             today = np.floor(times / DAY).astype(np.int64)
             days = np.arange(today.min() - 1, today.max() + 1) if len(today) else today  # one may last into the next
-            silent, begins, lasts = (chance.uniform(chance.key(of, word), days) for word in ("out", "begins", "lasts"))
+            silent, begins, lasts = (uniform(key(of, word), days) for word in ("out", "begins", "lasts"))
             for day in np.flatnonzero(silent < self.outages):
                 begin = DAY * (days[day] + begins[day])
                 length = min(-self.outage * float(np.log1p(-lasts[day])), DAY)
@@ -59,11 +58,11 @@ class Flaws:
         return there
 
     def mislabelled(self, of: Any, y: npt.NDArray[Any], slots: Places, classes: int | None) -> npt.NDArray[Any]:
-        """Labels of shape (n,) as somebody wrote them down."""
+        """Labels of shape (n,), some of them wrong."""
         if not self.labels:
             return y
-        wrong = chance.uniform(chance.key(of, "wrong"), slots) < self.labels
-        how = chance.uniform(chance.key(of, "how"), slots)
+        wrong = uniform(key(of, "wrong"), slots) < self.labels
+        how = uniform(key(of, "how"), slots)
         if classes is None:
             return np.where(wrong, y * (0.5 + how), y).astype(y.dtype)
         return np.where(wrong, (y + 1 + (how * (classes - 1)).astype(y.dtype)) % classes, y)
@@ -88,4 +87,4 @@ class Drift:
 
     def of(self, whom: Any) -> float:
         """When this device changes."""
-        return self.at + self.over * chance.draw(whom, "drift")
+        return self.at + self.over * draw(whom, "drift")

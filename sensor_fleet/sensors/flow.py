@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sensor_fleet.data import Rows
+from sensor_fleet.dataset import Rows
 from sensor_fleet.sensors.chance import Places
 from sensor_fleet.sensors.flaws import Flaws
 

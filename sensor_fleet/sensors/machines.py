@@ -7,11 +7,13 @@ from typing import Final
 
 import numpy as np
 
-from sensor_fleet.data import Rows
-from sensor_fleet.sensors import bearing, chance, spectra
-from sensor_fleet.sensors.chance import Floats, Places
+from sensor_fleet.dataset import Rows
+from sensor_fleet.sensors.bearing import BEARINGS, FAULTS, Fault, Machine, Signals, acceleration
+from sensor_fleet.sensors.chance import Floats, Places, draw, key, normal, uniform
 from sensor_fleet.sensors.flaws import DAY, Drift, Flaws
 from sensor_fleet.sensors.flow import Inputs, Targets
+from sensor_fleet.sensors.spectra import FEATURES
+from sensor_fleet.sensors.spectra import features as features_of
 from sensor_fleet.sensors.stream import Stream, streamed
 
 VISIBLE: Final = 0.25
@@ -33,10 +35,10 @@ _SPEED, _STIFFNESS = 0.8, 0.85
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
+class BearingLife:
     """What becomes of a machine."""
 
-    fault: bearing.Fault | None
+    fault: Fault | None
     onset: float
 
     def severity(self, times: Floats) -> Floats:
@@ -50,9 +52,9 @@ class Life:
 class Machines:
     """All machines, by number; those of the test have negative ones. Devices compute what `spectra.features` says."""
 
-    features = spectra.FEATURES
+    features = FEATURES
     label = "condition"
-    names = ("healthy", *bearing.FAULTS)
+    names = ("healthy", *FAULTS)
     at_once = 8  # more do not fit into a processor's cache
 
     def __init__(self, seed: int, interval: float, history: float, faulty: float, drift: Drift | None) -> None:
@@ -61,42 +63,42 @@ class Machines:
         self._windows: dict[tuple[int, bool], Inputs] = {}
         self._bench: tuple[tuple[bool, ...], Rows] | None = None
 
-    def machine(self, number: int, *, changed: bool = False) -> bearing.Machine:
+    def machine(self, number: int, *, changed: bool = False) -> Machine:
         """How a machine is built, before or behind its maintenance."""
         of = self._seed, number
-        wide = [NormalDist().inv_cdf(chance.draw(*of, word) or 0.5) for word in ("gain", "imbalance", "mounting")]
-        speed, resonance = 22 + 10 * chance.draw(*of, "speed"), 2200 + 2300 * chance.draw(*of, "resonance")
+        wide = [NormalDist().inv_cdf(draw(*of, word) or 0.5) for word in ("gain", "imbalance", "mounting")]
+        speed, resonance = 22 + 10 * draw(*of, "speed"), 2200 + 2300 * draw(*of, "resonance")
         gain = math.exp(0.4 * wide[0])
         if changed:
             speed, resonance, gain = speed * _SPEED, resonance * _STIFFNESS, gain * math.exp(0.3 * wide[2])
-        return bearing.Machine(
-            bearing.BEARINGS[int(chance.draw(*of, "bearing") * len(bearing.BEARINGS))],
+        return Machine(
+            BEARINGS[int(draw(*of, "bearing") * len(BEARINGS))],
             speed,
             resonance,
-            0.02 + 0.03 * chance.draw(*of, "damping"),
+            0.02 + 0.03 * draw(*of, "damping"),
             gain,
             math.exp(0.3 * wide[1]),
         )
 
-    def life(self, number: int) -> Life:
+    def life(self, number: int) -> BearingLife:
         """What becomes of it."""
         of = self._seed, number
-        if chance.draw(*of, "faulty") >= self._faulty:
-            return Life(None, 0.0)
-        kind = int(np.searchsorted(np.cumsum(SHARES), chance.draw(*of, "fault"), side="right"))
+        if draw(*of, "faulty") >= self._faulty:
+            return BearingLife(None, 0.0)
+        kind = int(np.searchsorted(np.cumsum(SHARES), draw(*of, "fault"), side="right"))
         first, last = ONSET
-        return Life(bearing.FAULTS[min(kind, len(SHARES) - 1)], first + (last - first) * chance.draw(*of, "onset"))
+        return BearingLife(FAULTS[min(kind, len(SHARES) - 1)], first + (last - first) * draw(*of, "onset"))
 
     def signal(
-        self, number: int, slots: Places, *, changed: bool = False, fault: bearing.Fault | None, severity: Floats
-    ) -> bearing.Signals:
+        self, number: int, slots: Places, *, changed: bool = False, fault: Fault | None, severity: Floats
+    ) -> Signals:
         """What the sensor of a machine measures in slots in a row, of shape (n, SAMPLES), in m/s²."""
         of = self._seed, number
         machine = self.machine(number, changed=changed)
-        speeds = machine.speed * (1 + 0.01 * chance.normal(chance.key(*of, "turning"), slots))
-        loads = np.exp(0.2 * chance.normal(chance.key(*of, "load"), slots))
-        rng = np.random.default_rng(chance.key(*of, int(slots[0])))
-        return bearing.acceleration(machine, rng, speeds=speeds, loads=loads, severity=severity, fault=fault)
+        speeds = machine.speed * (1 + 0.01 * normal(key(*of, "turning"), slots))
+        loads = np.exp(0.2 * normal(key(*of, "load"), slots))
+        rng = np.random.default_rng(key(*of, int(slots[0])))
+        return acceleration(machine, rng, speeds=speeds, loads=loads, severity=severity, fault=fault)
 
     def block(self, device: int, slots: Places) -> tuple[Inputs, Targets]:
         times = slots.astype(np.float64) * self._interval - self._history
@@ -110,9 +112,9 @@ class Machines:
         kind = 0 if life.fault is None else self.names.index(life.fault)
         return x, np.where(severity >= VISIBLE, kind, 0).astype(np.int64)
 
-    def _seen(self, number: int, signals: bearing.Signals) -> Inputs:
+    def _seen(self, number: int, signals: Signals) -> Inputs:
         """What the device computes: it knows the speed on the machine's plate, and not that it was changed."""
-        return spectra.features(signals, self.machine(number).speed)
+        return features_of(signals, self.machine(number).speed)
 
     def bench(self, now: float) -> Rows:
         """As many windows of each class, of machines that are not the fleet's, at severities from VISIBLE to 1."""
@@ -131,8 +133,8 @@ class Machines:
             parts = []
             for kind in range(len(self.names)):
                 slots = np.arange(kind * EACH, (kind + 1) * EACH)
-                severity = VISIBLE + (1 - VISIBLE) * chance.uniform(chance.key(self._seed, number, "severity"), slots)
-                fault = bearing.FAULTS[kind - 1] if kind else None
+                severity = VISIBLE + (1 - VISIBLE) * uniform(key(self._seed, number, "severity"), slots)
+                fault = FAULTS[kind - 1] if kind else None
                 parts.append(self.signal(number, slots, changed=changed, fault=fault, severity=severity))
             self._windows[number, changed] = self._seen(number, np.concatenate(parts))
         return self._windows[number, changed]

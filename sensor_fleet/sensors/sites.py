@@ -4,9 +4,8 @@ from typing import Final
 
 import numpy as np
 
-from sensor_fleet.data import Rows
-from sensor_fleet.sensors import chance
-from sensor_fleet.sensors.chance import Floats, Places
+from sensor_fleet.dataset import Rows
+from sensor_fleet.sensors.chance import Floats, Places, draw, key, normal, smooth, uniform
 from sensor_fleet.sensors.flaws import DAY, Drift, Flaws
 from sensor_fleet.sensors.flow import Inputs, Targets
 from sensor_fleet.sensors.stream import Stream, streamed
@@ -52,34 +51,34 @@ class Sites:
 
     def kind(self, number: int) -> str:
         """What a site is."""
-        return KINDS[int(chance.draw(self._seed, number, "kind") * len(KINDS))]
+        return KINDS[int(draw(self._seed, number, "kind") * len(KINDS))]
 
     def temperature(self, hours: Places) -> Floats:
         """°C outside, of the whole region: seasons from a January on, days, and weather that comes and goes."""
         day, year = hours / 24, hours / (24 * 365.25)
         seasons = 10 - 10 * np.cos(2 * np.pi * (year + 0.25))  # hour 0 is in April
-        weather = 3.5 * chance.smooth(chance.key(self._seed, "weather"), hours, 60.0)
+        weather = 3.5 * smooth(key(self._seed, "weather"), hours, 60.0)
         found: Floats = seasons - 4 * np.cos(2 * np.pi * (day - 3 / 24)) + weather
         return found
 
     def load(self, number: int, hours: Places, changed: Floats) -> Floats:
         """Share of the rated power over each hour. `changed` is 1 where the new pattern holds, 0 before."""
         of = self._seed, number
-        some = chance.uniform(chance.key(*of, "site"), np.arange(6))
+        some = uniform(key(*of, "site"), np.arange(6))
         base, level = 0.1 + 0.2 * some[0], 0.3 + 0.25 * some[1]
         occupied = (1 - changed) * self._occupied(number, hours) + changed * self._occupied(number, hours, new=True)
         outside = self.temperature(hours)
         thermal = 0.012 * some[2] * np.maximum(0, HEATING - outside) + 0.02 * some[3] * np.maximum(0, outside - COOLING)
-        drift = 0.06 * chance.smooth(chance.key(*of, "drift"), hours, 24.0 * 45) + 0.05 * (some[4] - 0.5) * hours / 8766
-        restless = 0.08 * chance.smooth(chance.key(*of, "days"), hours, 30.0)
-        noise = 0.02 * chance.normal(chance.key(*of, "noise"), hours)
+        drift = 0.06 * smooth(key(*of, "drift"), hours, 24.0 * 45) + 0.05 * (some[4] - 0.5) * hours / 8766
+        restless = 0.08 * smooth(key(*of, "days"), hours, 30.0)
+        noise = 0.02 * normal(key(*of, "noise"), hours)
         whole = base + level * occupied * (1 + restless) + thermal * (0.4 + 0.6 * occupied) + drift
         found: Floats = np.maximum(0.01, whole) * (1 + noise)
         return found
 
     def _occupied(self, number: int, hours: Places, *, new: bool = False) -> Floats:
         """How busy a site is, from 0 to 1, by the hour of the day and the day of the week."""
-        some = chance.uniform(chance.key(self._seed, number, "habits"), np.arange(3))
+        some = uniform(key(self._seed, number, "habits"), np.arange(3))
         hour, weekday = hours % 24, hours // 24 % 7
         early = 1.5 * (some[0] - 0.5)
         weekend, sunday = weekday >= 5, weekday == 6

@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 
 from iot_client.samples import Samples
-from sensor_fleet.data import FleetData, Rows
-from sensor_fleet.lazily import Made, names_of
+from sensor_fleet.dataset import FleetData, Rows
+from sensor_fleet.lazily import LazyRows, names_of
 from sensor_fleet.sensors.flaws import Drift, Flaws
 from sensor_fleet.sensors.flow import Flow, Inputs, Maker, Targets
 
@@ -45,7 +45,7 @@ class Stream(FleetData):
         if isinstance(device, int):
             if 0 <= device < len(self.devices):
                 return device
-        elif isinstance(self.devices, Made) and (number := self.devices.number(device)) is not None:
+        elif isinstance(self.devices, LazyRows) and (number := self.devices.number(device)) is not None:
             return number
         raise ValueError(f"there is no device {device!r} among {len(self.devices)}.")
 
@@ -62,7 +62,7 @@ class Stream(FleetData):
         """The fleet's data as it is at a time, standing still."""
         make = partial(_held, self.flow, self.flow.slots(now))
         return FleetData(
-            Made(tuple(self.devices), make),
+            LazyRows(tuple(self.devices), make),
             self.flow.maker.bench(now),
             self.task,
             self.classes,
@@ -153,7 +153,7 @@ def streamed(
     flow = Flow(maker, seed=seed, interval=interval, history=history, window=window, flaws=flaws)
     test = maker.bench(0.0)
     return Stream(
-        Made(names_of(devices), partial(_held, flow, flow.slots(0.0))),
+        LazyRows(names_of(devices), partial(_held, flow, flow.slots(0.0))),
         test,
         "classification" if maker.names else "regression",
         len(maker.names) or None,

@@ -12,6 +12,8 @@ from iot_client.session import DeviceSession, SessionSettings
 from iot_client.shell import DeviceShell, OutboxContents
 from iot_client.states import Work
 from iot_client.training_cycle import training_seed
+from sensor_fleet.profiles.population import Departure, Population
+from sensor_fleet.profiles.presence import chance
 from sensor_fleet.sensors.stream import Stream
 from sensor_fleet.simulation import headers
 from sensor_fleet.simulation.clock import Clock
@@ -20,7 +22,6 @@ from sensor_fleet.simulation.coding import Said
 from sensor_fleet.simulation.learners import Learner
 from sensor_fleet.simulation.server import Published, Server
 from sensor_fleet.simulation.shards import Pool, Start, Task
-from sensor_fleet.world import Departure, Surroundings, chance
 from wire import chunks
 from wire.messages import (
     AggregatorState,
@@ -53,7 +54,7 @@ class Air:
         server: Callable[[], Server],
         pool: Pool,
         learner: Learner,
-        world: Surroundings,
+        world: Population,
         *,
         loss: float,
         jitter: float,
@@ -144,7 +145,7 @@ class Participant:
         world = air.world
         link = world.link(name)
         self.latency, self.up = link.latency, link.bandwidth
-        self.down = link.down or link.bandwidth
+        self.down = link.down
         self.seconds = air.seconds(name)
         self._shaken = 0
         self.session = DeviceSession(

@@ -1,7 +1,8 @@
-"""What a simulation found, as arrays."""
+"""What a simulation found, as arrays, and by hardware class: who took part how much, how stale, at which cost."""
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +12,39 @@ if TYPE_CHECKING:
 
 from sensor_fleet.report.svg import Plot
 from sensor_fleet.simulation import notebook
-from sensor_fleet.simulation.summary import OfClass, by_class
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
+MONTH = 30 * 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClassSummary:
+    """One class. Bytes and joules are of one device in the mean, over the whole run."""
+
+    name: str
+    devices: int
+    took_part: float
+    """The share of its devices of which an update was accepted."""
+    trainings: int
+    updates: int
+    """Accepted."""
+    share_of_updates: float
+    share_of_weight: float
+    """Of all that moved the model."""
+    training_seconds: float
+    """What one training takes, in the median."""
+    bytes_up: float
+    bytes_down: float
+    joules: float
+    staleness: tuple[int, int, int] | None
+    """Of its updates, in steps: median, 90th percentile, largest."""
+    monthly_bytes: float
+    monthly_joules: float
+
+    def packed(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +75,7 @@ class Simulated:
     bytes_up: Counts
     """Payload bytes that each device sent."""
     bytes_down: Counts
-    """Payload bytes that each device received: 0 where no profile asked for them, for then nobody weighs frames."""
+    """Payload bytes that each device received: 0 without a profile, for then frames are not weighed."""
     trainings_of: Counts
     """How many trainings each device began."""
     steps_of: Counts
@@ -86,18 +116,86 @@ class Simulated:
                 return since
         return None
 
-    def by_class(self) -> dict[str, OfClass]:
+    def by_class(self) -> dict[str, ClassSummary]:
         """Each hardware class: who took part how much, how stale, and at which cost in bytes and joules."""
         return by_class(self)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the curve, and the classes."""
-        return notebook.shown(self)
+        title = (
+            f"{self.times[-1] / 3600:,.1f} virtual hours: {self.trainings:,} trainings, {len(self.senders):,} updates "
+            f"accepted, {int(self.versions[-1]):,} versions ({self.took:,.1f} s)"
+        )
+        rows = [
+            (
+                one.name,
+                f"{one.devices:,}",
+                f"{one.took_part:.0%}",
+                f"{one.updates:,}",
+                f"{one.bytes_up / 1e3:,.1f}",
+                f"{one.bytes_down / 1e3:,.1f}",
+                f"{one.joules:,.3g}",
+                "–" if one.staleness is None else " / ".join(map(str, one.staleness)),
+            )
+            for one in (self.by_class().values() if self.classes else ())
+        ]
+        return notebook.shown(len(self.devices), title, self.times, self.metrics, rows)
 
     def plot(self, metric: str | None = None) -> Plot:
         """Draw a metric over virtual time: an SVG that a notebook shows, as text by `str()`."""
-        return notebook.curve(self, metric or next(iter(self.metrics)))
+        name = metric or next(iter(self.metrics))
+        return notebook.curve(name, self.times, self.metrics[name])
 
 
 LOWER = ("rmse", "loss")
 """Metrics that are better where they are lower."""
+
+
+def by_class(found: Simulated, seconds: float | None = None) -> dict[str, ClassSummary]:
+    """Each class of a result; all devices are one class where no profile had any. `seconds` is the run's length."""
+    length = float(found.times[-1]) if seconds is None else seconds
+    names = found.classes or ("all",)
+    weight = float(found.weights.sum()) or 1.0
+    owner = found.class_of[found.senders]
+    summaries: dict[str, ClassSummary] = {}
+    for place, name in enumerate(names):
+        mine = found.class_of == place
+        number = int(mine.sum())
+        if not number:
+            continue
+        theirs = owner == place
+        taus = np.sort(found.staleness[theirs])
+        up, down = float(found.bytes_up[mine].mean()), float(found.bytes_down[mine].mean())
+        joules = float(found.joules[mine].mean())
+        month = MONTH / length if length else 0.0
+        summaries[name] = ClassSummary(
+            name,
+            number,
+            float(np.mean(found.per_device[mine] > 0)),
+            int(found.trainings_of[mine].sum()),
+            int(theirs.sum()),
+            float(theirs.sum() / max(len(owner), 1)),
+            float(found.weights[theirs].sum()) / weight,
+            float(np.median(found.seconds[mine])),
+            up,
+            down,
+            joules,
+            None if not len(taus) else (int(_at(taus, 0.5)), int(_at(taus, 0.9)), int(taus[-1])),
+            (up + down) * month,
+            joules * month,
+        )
+    return summaries
+
+
+def _at(ordered: Any, share: float) -> Any:
+    return ordered[max(0, int(np.ceil(share * len(ordered))) - 1)]
+
+
+def histogram(found: Simulated) -> Mapping[str, list[list[int]]]:
+    """How many accepted updates were how stale, class by class: [steps, number]."""
+    owner = found.class_of[found.senders]
+    told = {}
+    for place, name in enumerate(found.classes or ("all",)):
+        steps, counts = np.unique(found.staleness[owner == place], return_counts=True)
+        told[name] = [[int(step), int(count)] for step, count in zip(steps, counts, strict=True)]
+    return told

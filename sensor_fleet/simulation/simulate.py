@@ -15,7 +15,7 @@ from iot_client.fit import Recipe, Trainer
 from sensor_fleet.data import FleetData, Rows
 from sensor_fleet.lazily import numbered
 from sensor_fleet.models import DenseModel, FleetModel
-from sensor_fleet.profiles.hastened import Hastened, hastened
+from sensor_fleet.profiles.hastened import hastened
 from sensor_fleet.profiles.population import Population
 from sensor_fleet.profiles.profile import Profile, load
 from sensor_fleet.sensors.stream import Stream
@@ -27,7 +27,7 @@ from sensor_fleet.simulation.result import Simulated
 from sensor_fleet.simulation.server import ONE_CHUNK, Published, Server, Tamper
 from sensor_fleet.simulation.shards import Carrier, Here, Pool, ShardWorker, shards_of
 from sensor_fleet.simulation.workers import Processes
-from sensor_fleet.world import Surroundings, World
+from sensor_fleet.world import World
 from wire.messages import Grant, Settled
 from wire.moments import pool
 from wire.schema import Parameters, Role, Schema
@@ -38,11 +38,11 @@ CALM = World(spread=0.0, median=1.0).calm()
 MOMENTS = 256
 """Devices whose statistics are pooled, at most: evenly from all."""
 LOOKS = 400
-"""How often somebody who watches is told."""
+"""Calls of `watch` in one run."""
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class FleetProgress:
     """Where a simulation is."""
 
     now: float
@@ -63,7 +63,7 @@ class Moment:
 
 
 Stop = Callable[[float, Mapping[str, float]], bool]
-Watch = Callable[[Moment], None]
+Watch = Callable[[FleetProgress], None]
 
 
 def simulate(
@@ -151,14 +151,16 @@ def simulate(
     work = partial(_work, make, schema, names)
     carrier = carry(work) if carry is not None else Here(work()) if workers == 1 else Processes(work, workers)
     try:
-        simulation = _Simulation(
-            names,
-            make(),
-            carrier,
-            hastened(strategy or (profile.strategy() if isinstance(profile, Profile) else balanced()), speed_up),
+        setup = _Setup(
+            names=names,
+            learner=make(),
+            carrier=carrier,
+            strategy=hastened(
+                strategy or (profile.strategy() if isinstance(profile, Profile) else balanced()), speed_up
+            ),
             initial=first,
             schema=schema,
-            world=replace(world or CALM, seed=seed) if population is None else Hastened(population, speed_up),
+            world=(population or replace(world or CALM, seed=seed).population(names)).scaled(speed_up),
             population=population,
             speeds=dict(zip(names, speeds, strict=True)) if speeds is not None else None,
             loss=loss,
@@ -166,6 +168,7 @@ def simulate(
             stream=stream,
             tamper=tamper,
         )
+        simulation = _Simulation(setup)
         _refuse_idle(strategy, len(names))
         if evaluate is None and isinstance(train, FleetModel) and data is not None:
             clock, model, rows = simulation.clock, train, data
@@ -183,7 +186,7 @@ def simulate(
 def _unscaled(stop: Stop | None, watch: Watch | None, factor: float) -> tuple[Stop | None, Watch | None]:
     """Both told in the profile's time."""
 
-    def tell(moment: Moment) -> None:
+    def tell(moment: FleetProgress) -> None:
         assert watch is not None
         watch(replace(moment, now=moment.now * factor, until=moment.until * factor))
 
@@ -207,45 +210,50 @@ def _work(make: Callable[[], Learner], schema: Schema, names: Sequence[str]) -> 
     return ShardWorker(make(), schema, names)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Setup:
+    """What a simulation is of, once all is known to go together."""
+
+    names: Sequence[str]
+    learner: Learner
+    carrier: Carrier
+    strategy: Strategy
+    initial: Parameters
+    schema: Schema
+    world: Population
+    population: Population | None
+    """The same unscaled, if a profile describes it."""
+    speeds: Mapping[str, float] | None
+    loss: float
+    jitter: float
+    stream: Stream | None
+    tamper: Tamper | None
+
+
 class _Simulation:
-    def __init__(
-        self,
-        names: Sequence[str],
-        learner: Learner,
-        carrier: Carrier,
-        strategy: Strategy,
-        *,
-        initial: Parameters,
-        schema: Schema,
-        world: Surroundings,
-        population: Population | None,
-        speeds: Mapping[str, float] | None,
-        loss: float,
-        jitter: float,
-        stream: Stream | None = None,
-        tamper: Tamper | None = None,
-    ) -> None:
+    def __init__(self, setup: _Setup) -> None:
+        names, world, population = setup.names, setup.world, setup.population
         self.clock = Clock()
-        self._stream = stream
+        self._stream = setup.stream
         self.population = population
         shard_of = shards_of(names, world.seed)
         self._members: list[list[Participant]] = [[] for _ in range(max(shard_of, default=0) + 1)]
         self.air = Air(
             self.clock,
             lambda: self.server,
-            Pool(carrier, shard_of, lambda shard: self.air.expected(self._members[shard])),
-            learner,
+            Pool(setup.carrier, shard_of, lambda shard: self.air.expected(self._members[shard])),
+            setup.learner,
             world,
-            loss=loss,
-            jitter=jitter,
-            seconds=world.seconds if speeds is None else speeds.__getitem__,
-            stream=stream,
+            loss=setup.loss,
+            jitter=setup.jitter,
+            seconds=world.seconds if setup.speeds is None else setup.speeds.__getitem__,
+            stream=setup.stream,
         )
         self.server = Server(
             self.clock,
-            strategy,
-            initial,
-            schema,
+            setup.strategy,
+            setup.initial,
+            setup.schema,
             world.seed,
             places=dict(zip(names, range(len(names)), strict=True)),
             framed=population is not None,
@@ -253,10 +261,10 @@ class _Simulation:
             granted=self._grant,
             released=self.air.released,
             chunk=ONE_CHUNK if population is None else CHUNK,
-            tamper=tamper,
+            tamper=setup.tamper,
         )
-        if tamper is not None:
-            tamper.begin(self.server, self.clock)
+        if setup.tamper is not None:
+            setup.tamper.begin(self.server, self.clock)
         self.participants = {name: Participant(self.air, number, name) for number, name in enumerate(names)}
         for participant, shard in zip(self.participants.values(), shard_of, strict=True):
             self._members[shard].append(participant)
@@ -276,7 +284,7 @@ class _Simulation:
         evaluate: Evaluate,
         every: float,
         stop: Callable[[float, Mapping[str, float]], bool] | None,
-        watch: Callable[[Moment], None] | None,
+        watch: Callable[[FleetProgress], None] | None,
     ) -> Simulated:
         rows: list[tuple[float, int, int, Mapping[str, float], tuple[float, float]]] = []
         seen: tuple[Published, Mapping[str, float]] | None = None
@@ -307,8 +315,8 @@ class _Simulation:
         self.clock.run(seconds)
         return self._result(rows)
 
-    def _moment(self, until: float, metrics: Mapping[str, float], *, evaluated: bool) -> Moment:
-        return Moment(
+    def _moment(self, until: float, metrics: Mapping[str, float], *, evaluated: bool) -> FleetProgress:
+        return FleetProgress(
             now=self.clock.now,
             until=until,
             version=self.server.core.version,

@@ -17,9 +17,14 @@ NAME = "sensor-01"
 
 
 def link_to(twin: Twin, world: World, watch: Callable[[Delivery], None] = lambda _: None) -> DeviceLink:
-    return DeviceLink(
-        twin.connect, world, NAME, origin=now(), sever=lambda _, client_id: twin.drop(client_id), watch=watch
-    )
+    population = world.population([NAME])
+
+    def sever(_: Connection, client_id: str) -> None:
+        twin.drop(client_id)
+
+    link = DeviceLink(twin.connect, population, NAME, sever=sever, watch=watch, patient=True)
+    link.begin(now())
+    return link
 
 
 def now() -> float:
@@ -87,7 +92,7 @@ def test_messages_of_qos_1_come_twice_and_the_device_does_not_know() -> None:
 
 def test_an_outage_breaks_the_connection_fires_the_will_and_holds_up_the_next_one() -> None:
     world = replace(CALM, online=20.0, offline=5.0)
-    broken, whole = next(world.outages(NAME))
+    broken, whole = next(world.population([NAME]).outages(NAME))
     options = Options(NAME, will=Will("will", b"lost"), timeout=100)
 
     async def work() -> None:
@@ -96,11 +101,11 @@ def test_an_outage_breaks_the_connection_fires_the_will_and_holds_up_the_next_on
         async with twin.connect(Options("sink")) as sink:
             await sink.subscribe("will")
             async with link(options) as device:
-                assert link.met
+                stood = link.connected
                 with pytest.raises(ConnectionLost, match="broke"):
                     await take(device, 1)
             assert now() == pytest.approx(broken)
-            assert not link.connected
+            assert stood and not link.connected
             assert [payload for _, payload in await take(sink, 1)] == [b"lost"]
             async with link(options):
                 assert now() == pytest.approx(whole)
@@ -143,18 +148,36 @@ def test_a_goodbye_fires_no_will() -> None:
     run_virtually(work())
 
 
-def test_an_outage_longer_than_the_patience_is_a_lost_connection() -> None:
+def test_a_connection_waits_for_as_long_as_an_outage_lasts() -> None:
     world = replace(CALM, online=1.0, offline=1000.0)
-    broken, whole = next(world.outages(NAME))
+    broken, whole = next(world.population([NAME]).outages(NAME))
     assert whole - broken > 20
 
     async def work() -> None:
         link = link_to(Twin(), world)
         await asyncio.sleep(broken + 0.1)
-        with pytest.raises(ConnectionLost, match="link of sensor-01 is broken"):
-            async with link(Options(NAME, timeout=10)):
-                pass
-        assert now() == pytest.approx(broken + 10.1)
+        async with link(Options(NAME, timeout=10)):
+            assert now() == pytest.approx(whole)
+
+    run_virtually(work())
+
+
+def test_devices_connect_by_turns_and_make_room_once_they_have_greeted() -> None:
+    async def work() -> None:
+        twin, gate = Twin(), asyncio.Semaphore(1)
+        population = CALM.population(["a", "b"])
+        one, other = (DeviceLink(twin.connect, population, name, gate=gate) for name in "ab")
+
+        async def connect() -> None:
+            async with other(Options("b")):
+                assert one.established
+
+        async with one(Options("a")):
+            connecting = asyncio.create_task(connect())
+            await asyncio.sleep(1)
+            assert not one.established and not connecting.done()
+            one.establish()
+            await connecting
 
     run_virtually(work())
 
@@ -164,13 +187,13 @@ def test_a_device_that_is_to_end_does_not_wait_for_its_link() -> None:
 
     async def work() -> None:
         link = link_to(Twin(), world)
-        at = next(world.outages(NAME))[0] + 0.1
+        at = next(world.population([NAME]).outages(NAME))[0] + 0.1
         await asyncio.sleep(at)
-        link.close()
+        closing = asyncio.get_running_loop().call_later(1, link.close)
         with pytest.raises(ConnectionLost):
             async with link(Options(NAME)):
                 pass
-        assert now() == pytest.approx(at)
+        assert now() == pytest.approx(closing.when())
 
     run_virtually(work())
 
@@ -186,7 +209,7 @@ def test_an_unreachable_broker_is_a_lost_connection_even_before_the_first() -> N
                     pass
             twin.reachable = True
             async with link(Options(NAME)):
-                assert link.met
+                assert link.connected
             twin.kill()
 
     run_virtually(work())

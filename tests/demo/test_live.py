@@ -10,9 +10,9 @@ from rich.console import Console
 
 from midge.commands.chart import curve
 from midge.commands.live import draw, picture
-from midge.commands.moments import ROUTINE, Happenings, Line, Moment, latest
+from midge.commands.moments import ROUTINE, DemoMoment, Happenings, Line, latest
 
-MOMENT = Moment(
+MOMENT = DemoMoment(
     title="digits · 20 devices · fedasync · int8:256",
     elapsed=23.4,
     left=36.6,
@@ -42,7 +42,7 @@ MOMENT = Moment(
 )
 
 
-def rendered(moment: Moment, width: int, height: int, *, ascii_only: bool = False) -> list[str]:
+def rendered(moment: DemoMoment, width: int, height: int, *, ascii_only: bool = False) -> list[str]:
     console = Console(record=True, width=width, height=height, file=io.StringIO(), force_terminal=True)
     console.print(draw(moment, width, height, ascii_only=ascii_only))
     return console.export_text().rstrip("\n").split("\n")

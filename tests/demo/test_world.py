@@ -1,4 +1,4 @@
-"""A world is one value: determined by its seed, independent of the order of questions, within its ranges."""
+"""A demo's world is a profile: determined by its seed, independent of the order of questions, within its ranges."""
 
 import itertools
 import math
@@ -10,12 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sensor_fleet.world import Departure, World
+from sensor_fleet.profiles.population import Departure, Population
+from sensor_fleet.profiles.profile import load
+from sensor_fleet.world import World
 
 NAMES = [f"sensor-{number:04d}" for number in range(2000)]
 
 
-def answers(world: World, device: str) -> tuple[object, ...]:
+def people(seed: int = 0, **numbers: float) -> Population:
+    return World(seed, **numbers).population(NAMES)
+
+
+def answers(world: Population, device: str) -> tuple[object, ...]:
     return (
         world.seconds(device),
         world.joins(device),
@@ -28,35 +34,36 @@ def answers(world: World, device: str) -> tuple[object, ...]:
 
 @given(seed=st.integers(0, 2**32), order=st.permutations(range(8)))
 def test_the_same_seed_gives_the_same_world_whatever_is_asked_in_which_order(seed: int, order: list[int]) -> None:
-    first = {device: answers(World(seed), device) for device in NAMES[:8]}
-    world = World(seed)
+    first = {device: answers(people(seed), device) for device in NAMES[:8]}
+    world = people(seed)
     second = {NAMES[number]: answers(world, NAMES[number]) for number in order}
     assert first == second
 
 
 def test_another_seed_gives_another_world() -> None:
-    assert [answers(World(1), device) for device in NAMES[:4]] != [answers(World(2), device) for device in NAMES[:4]]
+    one, other = people(1), people(2)
+    assert [answers(one, device) for device in NAMES[:4]] != [answers(other, device) for device in NAMES[:4]]
 
 
 def test_purposes_are_independent_of_each_other() -> None:
-    world = World(7)
+    world = people(7)
     pairs = [(math.log(world.seconds(name)), math.log(world.link(name).bandwidth)) for name in NAMES]
     assert abs(statistics.correlation(*zip(*pairs, strict=True))) < 0.06
 
 
 def test_training_seconds_are_log_normal() -> None:
-    world = World(3, median=0.5, spread=1.15)
+    world = people(3, median=0.5, spread=1.15)
     logs = [math.log(world.seconds(name)) for name in NAMES]
     assert statistics.fmean(logs) == pytest.approx(math.log(0.5), abs=0.08)
     assert statistics.stdev(logs) == pytest.approx(1.15, rel=0.05)
 
 
 def test_devices_are_alike_without_spread() -> None:
-    assert {World(spread=0).seconds(name) for name in NAMES[:20]} == {0.5}
+    assert {people(spread=0).seconds(name) for name in NAMES[:20]} == {0.5}
 
 
 def test_outages_alternate_with_exponential_lengths() -> None:
-    world = World(5, online=10, offline=2)
+    world = people(5, online=10, offline=2)
     up, down = [], []
     for name in NAMES[:100]:
         whole = 0.0
@@ -71,7 +78,7 @@ def test_outages_alternate_with_exponential_lengths() -> None:
 
 
 def test_shares_are_what_they_say() -> None:
-    world = World(11, late=0.3, leave=0.2, goodbye=0.25, turnover=20)
+    world = people(11, late=0.3, leave=0.2, goodbye=0.25, turnover=20, twice=0.05)
     joins = [world.joins(name) for name in NAMES]
     late = [at for at in joins if at]
     assert len(late) / len(NAMES) == pytest.approx(0.3, abs=0.03)
@@ -79,12 +86,12 @@ def test_shares_are_what_they_say() -> None:
     departures = [gone for name in NAMES if (gone := world.leaves(name)) is not None]
     assert len(departures) / len(NAMES) == pytest.approx(0.2, abs=0.03)
     assert sum(gone.goodbye for gone in departures) / len(departures) == pytest.approx(0.25, abs=0.07)
-    doubled = sum(World(11, twice=0.05).twice_sent(NAMES[0], number) for number in range(10_000))
+    doubled = sum(world.twice_sent(NAMES[0], number) for number in range(10_000))
     assert doubled == pytest.approx(500, rel=0.15)
 
 
 def test_nobody_leaves_before_joining() -> None:
-    world = World(2, late=1, leave=1)
+    world = people(2, late=1, leave=1)
     for name in NAMES[:200]:
         gone = world.leaves(name)
         assert isinstance(gone, Departure)
@@ -92,7 +99,7 @@ def test_nobody_leaves_before_joining() -> None:
 
 
 def test_calm_keeps_the_speeds_and_nothing_else() -> None:
-    wild, calm = World(4), World(4).calm()
+    wild, calm = people(4), World(4).calm().population(NAMES)
     for name in NAMES[:100]:
         assert calm.seconds(name) == wild.seconds(name)
         assert calm.joins(name) == 0
@@ -100,6 +107,10 @@ def test_calm_keeps_the_speeds_and_nothing_else() -> None:
         assert list(calm.outages(name)) == []
         assert not calm.twice_sent(name, 1)
         assert (calm.link(name).bandwidth, calm.link(name).latency) == (math.inf, 0)
+
+
+def test_defaults_are_those_of_the_shipped_profile() -> None:
+    assert World().profile() == load("demo")
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(World) if field.name != "seed"])

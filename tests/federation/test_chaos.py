@@ -11,9 +11,10 @@ from random import Random
 
 import pytest
 
-from sensor_fleet.chaos.loop import Chaos, Play
-from sensor_fleet.chaos.proxy import Proxy, Weather
 from tests import needs
+from tests.harness.chaos import Chaos, Play
+from tests.harness.processes import ROOT
+from tests.harness.proxy import Proxy, Weather
 from tests.waiting import LAST_RESORT, eventually
 
 pytestmark = pytest.mark.alone
@@ -44,8 +45,8 @@ async def test_whatever_is_killed_nothing_is_lost_or_doubled(tmp_path: Path) -> 
 
 @needs.setpriv
 async def test_no_process_outlives_a_loop_that_is_killed(tmp_path: Path) -> None:
-    command = [sys.executable, "-P", "-m", "sensor_fleet.chaos", "--seconds", "600", "--keep", str(tmp_path)]
-    loop = await asyncio.create_subprocess_exec(*command)
+    command = [sys.executable, "-m", "tests.harness", "--seconds", "600", "--keep", str(tmp_path)]
+    loop = await asyncio.create_subprocess_exec(*command, cwd=ROOT)
     try:
         # The loop, a broker, an aggregator, and devices.
         await eventually("all processes", lambda: len(processes_with(str(tmp_path))) >= 6)

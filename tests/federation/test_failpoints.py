@@ -11,9 +11,9 @@ import pytest
 
 from broker.local import local_broker
 from iot_client.outbox import Outbox
-from sensor_fleet.chaos.processes import MIDGE, aggregator, fleet
-from sensor_fleet.ledger import Audit, Books, audit
 from storage.failpoints import POINTS
+from tests.harness.ledger import Audit, Books, audit
+from tests.harness.processes import PROGRAM, aggregator, fleet
 
 AT_ONCE = 3
 PATIENCE = 600.0
@@ -87,7 +87,7 @@ SCENES = scenes()
 
 
 async def play(
-    scene: Scene, url: str, directory: Path, midge: Sequence[str] = MIDGE, patience: float = PATIENCE
+    scene: Scene, url: str, directory: Path, program: Sequence[str] = PROGRAM, patience: float = PATIENCE
 ) -> Audit:
     """Run the scene to its end; what the books say then."""
     directory.mkdir()  # noqa: ASYNC240 - at once
@@ -100,8 +100,8 @@ async def play(
         chunk=scene.chunk,
         checkpoint=12,
     )
-    server = aggregator(books, url, directory, midge)
-    devices = fleet(books, url, directory, range(scene.devices), midge=midge)
+    server = aggregator(books, url, directory, program)
+    devices = fleet(books, url, directory, range(scene.devices), program=program)
     copies = _copies(directory) if scene.put_back else None
     victim, other = (devices, server) if scene.of_device else (server, devices)
     try:
@@ -111,7 +111,9 @@ async def play(
                 if number == 1 and copies is not None:
                     _put_back(copies, directory / "devices")
                     skip = str(UPDATES - scene.updates)
-                    devices = victim = fleet(books, url, directory, range(scene.devices), "--skip", skip, midge=midge)
+                    devices = victim = fleet(
+                        books, url, directory, range(scene.devices), "--skip", skip, program=program
+                    )
                 await victim.start(wish)
                 code = await victim.ended()
                 assert code == -signal.SIGKILL, f"it never came to {wish}, and ended with {code}: {victim.tail()}"
@@ -142,7 +144,7 @@ def _put_back(copies: Path, place: Path) -> None:
 
 
 async def play_all(
-    scenes: Sequence[Scene], directory: Path, midge: Sequence[str] = MIDGE, patience: float = PATIENCE
+    scenes: Sequence[Scene], directory: Path, program: Sequence[str] = PROGRAM, patience: float = PATIENCE
 ) -> list[str]:
     """Play the scenes, some at once, each as a federation of its own; what went wrong in words."""
     wrong: list[str] = []
@@ -153,7 +155,7 @@ async def play_all(
         async def one(number: int, scene: Scene) -> None:
             async with turns:
                 try:
-                    found = await play(scene, url, directory / f"scene-{number}", midge, patience)
+                    found = await play(scene, url, directory / f"scene-{number}", program, patience)
                 except (AssertionError, TimeoutError, ValueError) as error:
                     wrong.append(f"{scene.lives}: {type(error).__name__} {error}")
                     return

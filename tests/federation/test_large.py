@@ -17,9 +17,9 @@ from iot_client.config import DeviceConfig
 from iot_client.device import Device
 from iot_client.fit import Fit, Parameters, TrainingPlan
 from midge.commands.words import sentence
-from sensor_fleet.chaos.proxy import Proxy, Weather
 from tests import needs
 from tests.federation.live import Log, serving
+from tests.harness.proxy import Proxy, Weather
 from wire.messages import Plan
 
 SIZE = 500_000

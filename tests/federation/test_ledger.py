@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sensor_fleet.ledger import Audit, Books, audit
+from tests.harness.ledger import Audit, Books, audit
 
 
 def verdict(place: int, word: str = "accepted") -> dict[str, Any]:

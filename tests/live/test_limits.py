@@ -4,39 +4,39 @@ from pathlib import Path
 
 import pytest
 
-from sensor_fleet.live.limits import SPARE, Limits, advice, measured, problems
+from sensor_fleet.live.limits import SPARE, SystemLimits, advice, measured, problems
 
-ENOUGH = Limits(descriptors=6000, ports=28_232, memory=10**9)
+ENOUGH = SystemLimits(descriptors=6000, ports=28_232, memory=10**9)
 
 
 def test_nothing_is_said_where_all_is_enough() -> None:
     assert problems(ENOUGH, 5000, 7000) == []
-    assert problems(Limits(), 10**6, 10**6) == []  # nothing is known, so nothing is refused
+    assert problems(SystemLimits(), 10**6, 10**6) == []  # nothing is known, so nothing is refused
 
 
 @pytest.mark.parametrize(
     ("limits", "words"),
     [
-        (Limits(descriptors=1024), ["5,128 open files", "1,024", "--nofile=8192", f"--devices {1024 - SPARE}"]),
-        (Limits(ports=3000), ["3,000 are free", "ip_local_port_range", "--devices 3000"]),
-        (Limits(memory=100_000_000), ["490 MB", "100 MB", "--devices 1020", "--model"]),
+        (SystemLimits(descriptors=1024), ["5,128 open files", "1,024", "--nofile=8192", f"--devices {1024 - SPARE}"]),
+        (SystemLimits(ports=3000), ["3,000 are free", "ip_local_port_range", "--devices 3000"]),
+        (SystemLimits(memory=100_000_000), ["490 MB", "100 MB", "--devices 1020", "--model"]),
     ],
 )
-def test_each_limit_is_told_with_what_to_do(limits: Limits, words: list[str]) -> None:
+def test_each_limit_is_told_with_what_to_do(limits: SystemLimits, words: list[str]) -> None:
     (told,) = problems(limits, 5000, 7000)
     for word in words:
         assert word in told
 
 
 def test_as_many_devices_as_it_names_do_fit() -> None:
-    for limits in (Limits(descriptors=1024), Limits(ports=3000), Limits(memory=100_000_000)):
+    for limits in (SystemLimits(descriptors=1024), SystemLimits(ports=3000), SystemLimits(memory=100_000_000)):
         (told,) = problems(limits, 5000, 7000)
         most = int(told.split("--devices ")[1].split(",")[0].rstrip("."))
         assert problems(limits, most, 7000) == [] and problems(limits, most + 1, 7000)
 
 
 def test_a_broker_of_somebody_else_is_only_advised_on() -> None:
-    (told,) = problems(Limits(descriptors=100), 500, 10, near=False)
+    (told,) = problems(SystemLimits(descriptors=100), 500, 10, near=False)
     assert "the broker that it starts" not in told
     assert "max_connections" in advice(5000) and "LimitNOFILE=8192" in advice(5000)
     assert "install Mosquitto" in problems(ENOUGH, 500, 10, embedded=True)[0]

@@ -15,14 +15,13 @@ from broker.local import local_broker
 from midge.__main__ import main
 from sensor_fleet.live.run import LiveRun
 from sensor_fleet.live.server import make
-from sensor_fleet.live.setting import Live
 from sensor_fleet.report.comparison import comparison
 from sensor_fleet.report.conclusion import write_report
 from sensor_fleet.report.reading import read
 from sensor_fleet.report.repeat import command
 from sensor_fleet.setting import BrokerAddress, Setting
-from sensor_fleet.simulation.summary import by_class
-from sensor_fleet.virtual import Found, VirtualFleet
+from sensor_fleet.simulation.result import by_class
+from sensor_fleet.virtual import FleetRun, ProfileFleet
 from tests import needs
 
 PROFILE = """
@@ -64,11 +63,10 @@ CLASSES = ("steady", "fickle", "by day")
 
 
 @pytest.fixture
-def live(tmp_path: Path) -> Live:
+def live(tmp_path: Path) -> ProfileFleet:
     (tmp_path / "hurry.toml").write_text(PROFILE)
     setting = Setting(model="linear", local_steps=4, seed=5)
-    fleet = VirtualFleet(setting, profile=str(tmp_path / "hurry.toml"), devices=30, days=0.25)
-    return Live(fleet, speed_up=3600.0)
+    return ProfileFleet(setting, profile=str(tmp_path / "hurry.toml"), devices=30, days=0.25, speed_up=3600.0)
 
 
 @asynccontextmanager
@@ -77,10 +75,10 @@ async def embedded(directory: Path) -> AsyncIterator[BrokerAddress]:
         yield BrokerAddress(str(local.endpoint))
 
 
-def run(directory: Path, live: Live, *, foreign: bool = False) -> Found:
+def run(directory: Path, live: ProfileFleet, *, foreign: bool = False) -> FleetRun:
     """A live run over the embedded broker, with an aggregator of its own or one of somebody else."""
 
-    async def serve() -> Found:
+    async def serve() -> FleetRun:
         async with embedded(directory) as broker:
             running = LiveRun(live, directory, broker=broker, aggregates=not foreign)
             if foreign:
@@ -97,12 +95,12 @@ def run(directory: Path, live: Live, *, foreign: bool = False) -> Found:
     return asyncio.run(serve())
 
 
-def told(found: Found) -> dict[str, Any]:
+def told(found: FleetRun) -> dict[str, Any]:
     assert found.live is not None
     return dict(found.live)
 
 
-def test_every_class_takes_part_and_nothing_is_lost(tmp_path: Path, live: Live) -> None:
+def test_every_class_takes_part_and_nothing_is_lost(tmp_path: Path, live: ProfileFleet) -> None:
     found = run(tmp_path, live)
     result, about = found.result, told(found)
     classes = by_class(result)
@@ -120,7 +118,7 @@ def test_every_class_takes_part_and_nothing_is_lost(tmp_path: Path, live: Live) 
     assert 0 <= result.times[0] < 1800 and result.times[-1] == pytest.approx(0.25 * 86400, rel=0.01)
 
 
-def test_an_aggregator_of_somebody_else_serves_too(tmp_path: Path, live: Live) -> None:
+def test_an_aggregator_of_somebody_else_serves_too(tmp_path: Path, live: ProfileFleet) -> None:
     found = run(tmp_path, live, foreign=True)
     assert len(found.result.senders) > 30
     assert found.result.metrics["accuracy"][-1] > 0.5  # of the newest model that devices hold
@@ -131,7 +129,7 @@ def test_an_aggregator_of_somebody_else_serves_too(tmp_path: Path, live: Live) -
 @pytest.mark.mosquitto
 @needs.mosquitto
 def test_command_writes_a_run_beside_a_virtual_one(
-    tmp_path: Path, live: Live, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, live: ProfileFleet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     same = ["--profile", "hurry.toml", "--devices", "30", "--days", "0.25", "--model", "linear", "--local-steps", "4"]
@@ -159,12 +157,11 @@ def test_command_refuses_what_cannot_be(capsys: pytest.CaptureFixture[str]) -> N
     assert "mqtt:// and mqtts://" in capsys.readouterr().err
 
 
-def test_devices_of_sensors_that_stream_train_when_enough_is_new(tmp_path: Path, live: Live) -> None:
+def test_devices_of_sensors_that_stream_train_when_enough_is_new(tmp_path: Path, live: ProfileFleet) -> None:
     """Rows come every half hour, and twelve have to be new: a device trains at the start and not much oftener."""
     setting = Setting(model="linear", local_steps=4, seed=5, data="vibration")
-    stream = replace(live.fleet, setting=setting, devices=10, days=1.0, drift=0.5, fresh=12)
-    streaming = replace(live, fleet=stream, speed_up=14_400.0)
-    parsed = Live.parse(streaming.words()).fleet
+    streaming = replace(live, setting=setting, devices=10, days=1.0, drift=0.5, fresh=12, speed_up=14_400.0)
+    parsed = ProfileFleet.parse(streaming.words())
     assert (parsed.drift, parsed.fresh) == (0.5, 12), "an aggregator that is started by hand must know them too"
     found = run(tmp_path, streaming)
     trainings = found.result.trainings_of

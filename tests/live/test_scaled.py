@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 
 from aggregator.presets import balanced
 from sensor_fleet.links import Lane
-from sensor_fleet.live.setting import Live
-from sensor_fleet.profiles.hastened import FASTEST_RATE, Hastened, hastened
+from sensor_fleet.profiles.hastened import FASTEST_RATE, hastened
 from sensor_fleet.profiles.population import Population
 from sensor_fleet.profiles.profile import load
 from sensor_fleet.setting import Setting
-from sensor_fleet.virtual import VirtualFleet
+from sensor_fleet.virtual import LIVE_SPEED_UP, ProfileFleet
 
 NAMES = tuple(f"device-{number}" for number in range(40))
 
@@ -46,7 +45,7 @@ def test_a_lane_without_limits_delays_nothing() -> None:
 @pytest.mark.parametrize("profile", ["farm", "phones"])
 def test_a_hastened_world_is_the_same_one_faster(profile: str) -> None:
     world = Population(load(profile), NAMES, 3, samples=320, values=1000)
-    fast = Hastened(world, 60)
+    fast = world.scaled(60)
     for name in NAMES:
         assert fast.seconds(name) * 60 == pytest.approx(world.seconds(name))
         assert fast.joins(name) * 60 == pytest.approx(world.joins(name))
@@ -71,10 +70,10 @@ def test_a_hastened_strategy_goes_with_it() -> None:
 
 def test_words_say_all_that_is_not_usual() -> None:
     setting = Setting(data="x.npz", seed=4, model="linear", learning_rate=0.05, local_steps=3)
-    live = Live(VirtualFleet(setting, profile="farm", devices=77, interval=1800.0), speed_up=50.0, federation="f")
-    assert Live.parse(live.words()) == live
-    assert Live(VirtualFleet(Setting())).words() == ""
+    live = ProfileFleet(setting, profile="farm", devices=77, interval=1800.0, speed_up=50.0, federation="f")
+    assert ProfileFleet.parse(live.words()) == live
+    assert ProfileFleet(Setting(), speed_up=LIVE_SPEED_UP).words() == ""
     with pytest.raises(ValueError, match="form name=value; names are"):
-        Live.parse("devices=many")
+        ProfileFleet.parse("devices=many")
     with pytest.raises(ValueError, match="speed-up of 0"):
-        Live.parse("speed_up=0")
+        ProfileFleet.parse("speed_up=0")

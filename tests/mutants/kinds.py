@@ -10,10 +10,10 @@ import pytest
 
 from aggregator.store import StoreError
 from iot_client.outbox import OutboxError
-from sensor_fleet.chaos.loop import Chaos, Play
 from tests.aggregator.rig import Rig, rig
 from tests.federation.test_exactly_once import run
 from tests.federation.test_failpoints import Scene, play_all
+from tests.harness.chaos import Chaos, Play
 from tests.mutants.bugs import BUGS
 from tests.mutants.launch import COMMAND, VARIABLE
 
@@ -76,7 +76,7 @@ def chaos(name: str, directory: Path) -> str | None:
     """Real processes, broken at random."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, name)
-        play = Play(seconds=CHAOS_SECONDS, seed=3, drain=20.0, midge=COMMAND)
+        play = Play(seconds=CHAOS_SECONDS, seed=3, drain=20.0, program=COMMAND)
         outcome = asyncio.run(Chaos(play, directory).run())
     if outcome.good:
         return None

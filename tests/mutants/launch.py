@@ -1,4 +1,4 @@
-"""The `midge` command with a bug in it, which the environment variable MIDGE_MUTANT names."""
+"""The harness's program with a bug in it, which the environment variable MIDGE_MUTANT names."""
 
 import os
 import sys
@@ -10,12 +10,12 @@ COMMAND = (sys.executable, "-P", str(Path(__file__)))
 
 
 def main() -> int:
-    """Plant it, and go on as `midge`."""
-    from midge.__main__ import main as midge
+    """Plant it, and go on as the program."""
+    from tests.harness import program
     from tests.mutants.bugs import BUGS
 
     BUGS[os.environ[VARIABLE]].plant(setattr)
-    return midge()
+    return program.main()
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ def test_shipped_profiles_hold_what_they_say(name: str) -> None:
             r"class\.0\.memory: '1 MiB' is none: write a number and one of B, kB",
         ),
         (("samples_per_second = 100", "samples_per_second = -1"), r"samples_per_second: .* greater than 0, not -1"),
+        (("samples_per_second = 100", ""), "give one of samples_per_second and seconds"),
+        (("samples_per_second = 100", 'samples_per_second = 100\nseconds = "1 s"'), "give one of samples_per_second"),
         (("joules_per_step = 0.5", "joule_per_step = 0.5"), r"joules_per_step is missing.*joule_per_step is not known"),
         (("[[class]]", "[[klass]]"), r"has no class of devices: add a \[\[class\]\]"),
         (("share = 1", "share = "), "is no TOML"),

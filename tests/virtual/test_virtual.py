@@ -17,24 +17,24 @@ from sensor_fleet.report.fleet_sections import classes_of
 from sensor_fleet.report.reading import read
 from sensor_fleet.report.repeat import command
 from sensor_fleet.setting import Setting
-from sensor_fleet.simulation.summary import by_class
-from sensor_fleet.virtual import Found, VirtualFleet
+from sensor_fleet.simulation.result import by_class
+from sensor_fleet.virtual import FleetRun, ProfileFleet
 
-FLEET = VirtualFleet(Setting(local_steps=8, model="linear"), profile="factory", devices=40, days=1.5, target=0.8)
+FLEET = ProfileFleet(Setting(local_steps=8, model="linear"), profile="factory", devices=40, days=1.5, target=0.8)
 
 
 @pytest.fixture(scope="module")
-def found() -> Found:
+def found() -> FleetRun:
     return FLEET.run()
 
 
-def written(found: Found, directory: Path) -> Path:
+def written(found: FleetRun, directory: Path) -> Path:
     directory.mkdir(exist_ok=True)
     found.write(directory)
     return directory
 
 
-def test_classes_add_up_to_the_fleet(found: Found) -> None:
+def test_classes_add_up_to_the_fleet(found: FleetRun) -> None:
     classes = by_class(found.result)
     assert sum(one.devices for one in classes.values()) == 40
     assert sum(one.updates for one in classes.values()) == len(found.result.senders)
@@ -50,7 +50,7 @@ def test_classes_add_up_to_the_fleet(found: Found) -> None:
     assert nodes.joules == pytest.approx(expected + byte * (nodes.bytes_up + nodes.bytes_down), abs=byte)
 
 
-def test_bytes_are_those_of_the_messages(found: Found) -> None:
+def test_bytes_are_those_of_the_messages(found: FleetRun) -> None:
     """Each device greets, and each update has a header and a body; models come down once for each training at least."""
     result = found.result
     assert (result.bytes_up >= 100 * result.per_device).all()
@@ -58,7 +58,7 @@ def test_bytes_are_those_of_the_messages(found: Found) -> None:
     assert (np.diff(result.bytes_at, axis=0) >= 0).all()
 
 
-def test_page_of_a_run_shows_each_class_and_loads_nothing(found: Found, tmp_path: Path) -> None:
+def test_page_of_a_run_shows_each_class_and_loads_nothing(found: FleetRun, tmp_path: Path) -> None:
     page = write_report(written(found, tmp_path / "a")).read_text()
     for words in ("Energy and bytes by hardware", "Fairness", "The monthly bill", "vibration node", "industrial PC"):
         assert words in page
@@ -66,13 +66,35 @@ def test_page_of_a_run_shows_each_class_and_loads_nothing(found: Found, tmp_path
     assert "nan" not in page.lower().replace("finance", "")
 
 
-def test_command_on_the_page_is_the_one_that_was_given(found: Found, tmp_path: Path) -> None:
+def test_a_fleet_without_limits_has_a_page_too(tmp_path: Path) -> None:
+    """Of the demo's devices a training takes seconds, whatever the model: there is no rate of samples to show."""
+    (tmp_path / "wide.toml").write_text(
+        """[[class]]
+name = "unlimited"
+share = 1
+seconds = "2 s"
+memory = "1 MB"
+joules_per_step = 0
+joules_per_byte = 0
+link = { latency = "0 s", twice = 0.1 }
+availability = { kind = "breaking", online = "20 s", offline = "1 s" }
+"""
+    )
+    setting = Setting(local_steps=2, model="linear")
+    for profile in ("demo", str(tmp_path / "wide.toml")):
+        fleet = ProfileFleet(setting, profile=profile, devices=6, days=60 / 86400, interval=1.0)
+        assert (
+            "unlimited" in (page := write_report(written(fleet.run(), tmp_path / "a")).read_text()) or "device" in page
+        )
+
+
+def test_command_on_the_page_is_the_one_that_was_given(found: FleetRun, tmp_path: Path) -> None:
     words = command(read(written(found, tmp_path / "a")))
     expected = "--profile factory --devices 40 --days 1.5 --data digits --model linear --local-steps 8 --target 0.8"
     assert words == f"midge fleet --virtual {expected} --seed 0"
 
 
-def test_runs_are_compared_side_by_side(found: Found, tmp_path: Path) -> None:
+def test_runs_are_compared_side_by_side(found: FleetRun, tmp_path: Path) -> None:
     runs = [read(written(found, tmp_path / name)) for name in "ab"]
     page = comparison(runs)
     assert "energy of a device" in page and f"{len(found.result.senders):,}" in page
@@ -80,7 +102,7 @@ def test_runs_are_compared_side_by_side(found: Found, tmp_path: Path) -> None:
     assert [one.name for one in classes_of(runs[0])] == list(found.result.classes)
 
 
-def test_plan_tells_the_worst_and_the_best_seed(found: Found) -> None:
+def test_plan_tells_the_worst_and_the_best_seed(found: FleetRun) -> None:
     worse = replace(found, result=replace(found.result, times=2 * found.result.times))
     plan = answer([found, worse], 0.8)
     (level,) = plan.levels
@@ -94,7 +116,7 @@ def test_plan_tells_the_worst_and_the_best_seed(found: Found) -> None:
     assert level.sent is not None and 0 < level.sent[0] <= found.result.bytes_at[-1, 0] / 40
 
 
-def test_plan_without_a_target_climbs_and_says_what_nobody_reached(found: Found) -> None:
+def test_plan_without_a_target_climbs_and_says_what_nobody_reached(found: FleetRun) -> None:
     levels = answer([found], None).levels
     scores = [level.score for level in levels]
     assert scores == sorted(scores) and all(level.reached for level in levels)
@@ -108,7 +130,7 @@ def test_ends_at_the_target_where_it_is_asked_to() -> None:
     assert found.seconds_to(0.8) == pytest.approx(found.result.times[-1])
 
 
-def test_notebook_shows_curve_and_classes(found: Found) -> None:
+def test_notebook_shows_curve_and_classes(found: FleetRun) -> None:
     shown = found.result._repr_html_()
     assert shown.count("<svg ") == 1 and "vibration node" in shown
     curve = found.result.plot()

@@ -1,4 +1,4 @@
-"""`python -m sensor_fleet.chaos`: one JSON line at the end, and exit code 1 where the books do not balance."""
+"""`python -m tests.harness`: one JSON line at the end, and exit code 1 where the books do not balance."""
 
 import argparse
 import asyncio
@@ -8,13 +8,12 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from sensor_fleet.chaos.loop import Chaos, Outcome, Play
-from sensor_fleet.chaos.processes import MIDGE
+from tests.harness.chaos import Chaos, Outcome, Play
 
 
-def main(midge: tuple[str, ...] = MIDGE) -> int:
+def main() -> int:
     """Read the options, play, and say how it ended."""
-    parser = argparse.ArgumentParser(prog="python -m sensor_fleet.chaos", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.harness", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="of misfortunes (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of all chance (default: %(default)s)")
     parser.add_argument("--devices", type=int, default=8, help="default: %(default)s")
@@ -24,7 +23,7 @@ def main(midge: tuple[str, ...] = MIDGE) -> int:
     args = parser.parse_args()
     if not 0 < args.seconds < 1e6 or args.devices < 1 or args.processes < 1:
         parser.error("--seconds must be above 0, --devices and --processes at least 1")
-    play = Play(args.seconds, args.seed, args.devices, args.processes, args.broker, midge=midge)
+    play = Play(args.seconds, args.seed, args.devices, args.processes, args.broker)
     outcome = _run(play, args.keep)
     sys.stdout.write(json.dumps(asdict(outcome)) + "\n")
     return 0 if outcome.good else 1

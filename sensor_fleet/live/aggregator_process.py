@@ -1,4 +1,4 @@
-"""The aggregator's process, seen from the demo: started, killed, started again on the same store, ended."""
+"""The aggregator's process, seen from a fleet: started, killed, started again on the same store, ended."""
 
 import asyncio
 import json
@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+MODULE = "sensor_fleet.live.server"
 _LIBRARIES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _GOODBYE = 20.0
 """Seconds that it has to write its checkpoint and the model."""
@@ -20,26 +21,19 @@ class DemoError(Exception):
     """The run cannot go on; the message says why."""
 
 
-class ServerProcess:
-    """`python -m sensor_fleet.server`, or another module, as a child. Its input ends when we die, and it with it."""
+class AggregatorProcess:
+    """`python -m sensor_fleet.live.server` as a child. Its input ends when we die, and it with it."""
 
-    def __init__(
-        self,
-        task: Mapping[str, Any],
-        log: Path,
-        on_event: Callable[[dict[str, Any]], None],
-        module: str = "sensor_fleet.server",
-    ) -> None:
+    def __init__(self, task: Mapping[str, Any], log: Path, on_event: Callable[[dict[str, Any]], None]) -> None:
         self._task = json.dumps(dict(task)).encode() + b"\n"
         self._log = log
         self._on_event = on_event
-        self._module = module
         self._process: Process | None = None
         self._reading: asyncio.Task[None] | None = None
         self._wanted = False
         """False once it was killed or told to end."""
         self._turn = asyncio.Lock()
-        """Starting and stopping take turns: somebody may bring it back while the run ends."""
+        """Starting and stopping take turns: a key may bring it back while the run ends."""
         self._stopped = False
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Raises a DemoError when it ended by itself."""
@@ -61,7 +55,7 @@ class ServerProcess:
                 sys.executable,
                 "-P",  # a file of the user's in this directory must not hide ours
                 "-m",
-                self._module,
+                MODULE,
                 stdin=PIPE,
                 stdout=PIPE,
                 stderr=log,

@@ -4,8 +4,8 @@ Each update adds a one at a place of its own, so the model itself shows which up
 doubled. Each device writes down what receipts tell it, durably, before it forgets the update. `audit` compares the two
 and asks nobody else.
 
-`sensor_fleet.ledger:app` is the aggregator of such a federation, for `midge aggregate`; it reads the environment
-variable MIDGE_LEDGER, such as `devices=20 updates=500`, by the names of `Books`. `midge fleet --ledger` runs its
+`tests.harness.ledger:app` is the aggregator of such a federation, for `midge aggregate`; it reads the environment
+variable MIDGE_LEDGER, such as `devices=20 updates=500`, by the names of `Books`. `tests.harness.program` runs its
 devices.
 """
 
@@ -13,7 +13,6 @@ import asyncio
 import json
 import math
 import os
-import random
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -203,28 +202,12 @@ class LedgerDevice:
 
 
 class LedgerFleet:
-    """Devices `numbers` of a ledger, in one loop."""
+    """Devices `numbers` of a ledger, in one loop. What remains is each device's."""
 
-    def __init__(
-        self,
-        connect: Connector,
-        books: Books,
-        numbers: range,
-        directory: Path,
-        *,
-        until: float = math.inf,
-        pace: float = 0.0,
-        patience: float = PATIENCE,
-        skip: int = 0,
-        kill_rate: float = 0.0,
-    ) -> None:
+    def __init__(self, connect: Connector, books: Books, numbers: range, directory: Path, **manner: Any) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self._connect, self._books, self._numbers, self._directory = connect, books, numbers, directory
-        self._kill_rate = kill_rate
-        self._manner: dict[str, Any] = {"until": until, "pace": pace, "patience": patience, "skip": skip}
-        self._serving: dict[int, asyncio.Task[None]] = {}
+        self._devices = [LedgerDevice(connect, books, number, directory, **manner) for number in numbers]
         self._stop = asyncio.Event()
-        self.kills = 0
 
     async def serve(self) -> None:
         """Take part until every device is done, or `stop()`.
@@ -244,38 +227,13 @@ class LedgerFleet:
             raise first_error(error) if isinstance(error, BaseExceptionGroup) else error
 
     async def _everybody(self) -> None:
-        async with asyncio.TaskGroup() as others:
-            killing = others.create_task(self._kill())
-            async with asyncio.TaskGroup() as lives:
-                for number in self._numbers:
-                    lives.create_task(self._live(number))
-            killing.cancel()
+        async with asyncio.TaskGroup() as lives:
+            for device in self._devices:
+                lives.create_task(device.serve())
 
     def stop(self) -> None:
         """End `serve`; what is not settled waits in the outboxes."""
         self._stop.set()
-
-    async def _live(self, number: int) -> None:
-        """Serve, and start over on the same outbox each time that it is killed."""
-        while True:
-            device = LedgerDevice(self._connect, self._books, number, self._directory, **self._manner)
-            serving = self._serving[number] = asyncio.create_task(device.serve())
-            try:
-                await asyncio.wait({serving})
-            finally:
-                del self._serving[number]
-                serving.cancel()
-                await asyncio.gather(serving, return_exceptions=True)
-            if not serving.cancelled():
-                serving.result()  # raises what ended it
-                return
-
-    async def _kill(self) -> None:
-        while self._kill_rate > 0:
-            await asyncio.sleep(random.expovariate(self._kill_rate))
-            if self._serving:
-                self._serving[random.choice(list(self._serving))].cancel()  # noqa: S311 - no secret
-                self.kills += 1
 
 
 # -------------------------------------------------------------------------- audit
@@ -300,8 +258,8 @@ def audit(model: Path, pages: Path) -> Audit:
     Raises:
         ValueError: the model is none of a ledger, or the same update was both accepted and refused.
     """
-    from safetensors import SafetensorError  # noqa: PLC0415 - devices have none
-    from safetensors.numpy import load_file  # noqa: PLC0415
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
 
     try:
         x = load_file(model)["x"]

@@ -18,9 +18,9 @@ from typing import Literal
 
 from broker.connection import BrokerUnreachable
 from broker.local import LocalBroker, local_broker
-from sensor_fleet.chaos.processes import MIDGE, USER_ERROR, Actor, aggregator, fleet
-from sensor_fleet.chaos.proxy import Proxy, Weather
-from sensor_fleet.ledger import Audit, Books, audit
+from tests.harness.ledger import Audit, Books, audit
+from tests.harness.processes import PROGRAM, USER_ERROR, Actor, aggregator, fleet
+from tests.harness.proxy import Proxy, Weather
 
 PLACES = 20_000
 """In the model at most: a long run makes updates less often."""
@@ -50,7 +50,7 @@ class Play:
     broker: Literal["auto", "mosquitto", "embedded"] = "auto"
     drain: float = 60.0
     """Seconds after healing within which everything must be settled."""
-    midge: Sequence[str] = MIDGE
+    program: Sequence[str] = PROGRAM
 
 
 @dataclass(slots=True)
@@ -87,7 +87,7 @@ class Chaos:
     def __init__(self, play: Play, directory: Path) -> None:
         self._play = play
         self._directory = directory
-        self._random = Random(play.seed)  # noqa: S311 - to be repeated
+        self._random = Random(play.seed)
         self._healed = asyncio.Event()
         self._over = False
         self._starts: list[float] = []
@@ -134,7 +134,7 @@ class Chaos:
     async def _cast(self, for_server: str, for_devices: str) -> AsyncIterator[float]:
         """All processes, kept alive until they have done their part; none is left at the end. Gives when that is."""
         play, books = self._play, self._books
-        self._server = aggregator(books, for_server, self._directory, play.midge)
+        self._server = aggregator(books, for_server, self._directory, play.program)
         each = -(-play.devices // play.processes)
         numbers = [range(start, min(start + each, play.devices)) for start in range(0, play.devices, each)]
         self._fleets: list[Actor] = []
@@ -145,7 +145,7 @@ class Chaos:
                 until = time.time() + play.seconds
                 options = ("--until", str(until), "--pace", str(self._pace_of_devices), "--patience", str(PATIENCE))
                 self._fleets += [
-                    fleet(books, for_devices, self._directory, some, *options, midge=play.midge) for some in numbers
+                    fleet(books, for_devices, self._directory, some, *options, program=play.program) for some in numbers
                 ]
                 self._taking_part = [tasks.create_task(self._keep(actor)) for actor in self._fleets]
                 self._tasks = tasks

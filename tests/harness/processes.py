@@ -10,14 +10,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from broker.child import dying_with_parent
-from sensor_fleet.ledger import VARIABLE as BOOKS
-from sensor_fleet.ledger import Books
 from storage.failpoints import VARIABLE as CRASH_AT
+from tests.harness.ledger import VARIABLE as BOOKS
+from tests.harness.ledger import Books
 
-MIDGE = (sys.executable, "-P", "-m", "midge")
-"""The `midge` command; -P, because a file of the user's in this directory must not hide ours."""
+ROOT = Path(__file__).parents[2]
+PROGRAM = (sys.executable, "-P", "-m", "tests.harness.program")
+"""What runs either part; -P, because a file in the working directory must not hide ours."""
 USER_ERROR = 2
-"""The exit code of what a person can mend, such as a broker that is not there."""
+"""The exit code of an error that the user can correct, such as a broker that is not there."""
 
 
 class Actor:
@@ -37,7 +38,7 @@ class Actor:
 
     async def start(self, crash_at: str = "") -> None:
         """Start it; with a failpoint at which it is to be killed."""
-        environment = {**os.environ, **self._environment, CRASH_AT: crash_at}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **self._environment, CRASH_AT: crash_at}
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *dying_with_parent(self._command),
@@ -78,9 +79,9 @@ class Actor:
         return "\n".join(text.splitlines()[-lines:])
 
 
-def aggregator(books: Books, url: str, directory: Path, midge: Sequence[str] = MIDGE) -> Actor:
+def aggregator(books: Books, url: str, directory: Path, program: Sequence[str] = PROGRAM) -> Actor:
     """The ledger's aggregator; its model is `model.safetensors` once it has ended in order."""
-    command = [*midge, "aggregate", "sensor_fleet.ledger:app", "--broker", url, "--json"]
+    command = [*program, "aggregate", "tests.harness.ledger:app", "--broker", url, "--json"]
     command += ["--model", str(directory / "model.safetensors")]
     store = directory / "store"
     words = {**{name: getattr(books, name) for name in Books.__dataclass_fields__}, "store": store}
@@ -89,11 +90,11 @@ def aggregator(books: Books, url: str, directory: Path, midge: Sequence[str] = M
 
 
 def fleet(
-    books: Books, url: str, directory: Path, numbers: range, *options: str, midge: Sequence[str] = MIDGE
+    books: Books, url: str, directory: Path, numbers: range, *options: str, program: Sequence[str] = PROGRAM
 ) -> Actor:
     """A process with some of the ledger's devices."""
     only = f"{numbers[0]}-{numbers[-1]}"
-    command = [*midge, "fleet", "--ledger", "--broker", url, "--federation", books.federation]
+    command = [*program, "devices", "--broker", url, "--federation", books.federation]
     command += ["--devices", str(books.devices), "--updates", str(books.updates), "--only", only]
     command += ["--directory", str(directory / "devices"), *options]
     return Actor(f"devices {only}", command, directory / f"devices-{only}.log", {})

@@ -1,0 +1,112 @@
+"""A federation for a live fleet: a broker, and the aggregator as a process; each can be killed and comes back."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from broker import BrokerError, connector
+from broker.local import LocalBroker, local_broker
+from broker.retained import clear_federation
+from sensor_fleet.live.aggregator_process import AggregatorProcess
+from sensor_fleet.setting import BrokerAddress
+from wire.topics import Topics
+
+Which = Literal["auto", "mosquitto", "embedded"]
+
+
+class LocalFederation:
+    """The parts of a run beside its devices.
+
+    Args:
+        topics: of the federation.
+        directory: of the run's files.
+        broker: one that runs already, or which kind to start here.
+        task: what the aggregator's process is told (`sensor_fleet.live.server`); None starts none.
+        on_event: called with each event of the aggregator's.
+    """
+
+    def __init__(
+        self,
+        topics: Topics,
+        directory: Path,
+        broker: Which | BrokerAddress,
+        task: Mapping[str, Any] | None,
+        on_event: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._topics, self._directory, self._task, self._on_event = topics, directory, task, on_event
+        self._broker = broker
+        self.local: LocalBroker | None = None
+        """Our broker; None if it is not ours."""
+        self.aggregator: AggregatorProcess | None = None
+
+    @asynccontextmanager
+    async def reach_broker(self) -> AsyncIterator[BrokerAddress]:
+        """The broker for as long as the block lasts. On one that is not ours nothing is left behind."""
+        if isinstance(self._broker, BrokerAddress):
+            try:
+                yield self._broker
+            finally:
+                if self._task is not None:
+                    with suppress(BrokerError):
+                        await clear_federation(connector(self._broker.endpoint()), self._topics)
+            return
+        directory = self._directory / "broker"
+        directory.mkdir()
+        async with local_broker(self._broker, directory=directory) as self.local:
+            yield BrokerAddress(str(self.local.endpoint))
+
+    @asynccontextmanager
+    async def start_aggregator(self, broker: BrokerAddress) -> AsyncIterator[None]:
+        """The aggregator for as long as the block lasts, if there is to be one."""
+        if self._task is None:
+            yield
+            return
+        task = {**self._task, "broker": asdict(broker), "directory": str(self._directory)}
+        self.aggregator = AggregatorProcess(task, self._directory / "aggregator.log", self._on_event)
+        try:
+            await self.aggregator.start()
+            yield
+        finally:
+            self.aggregator.failure.cancel()
+            await self.aggregator.stop()
+
+    async def run_beside(self, *works: "asyncio.Future[Any]", within: float | None = None) -> bool:
+        """Wait until the first of these has ended; False if the time is over before.
+
+        Raises:
+            Exception: what ended it.
+            DemoError: the aggregator ended by itself.
+        """
+        failure = () if self.aggregator is None else (self.aggregator.failure,)
+        done, _ = await asyncio.wait({*works, *failure}, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+        for ended in done:
+            ended.result()
+        return bool(done)
+
+    # ------------------------------------------------------------------------- breaking things
+
+    @property
+    def aggregator_running(self) -> bool:
+        return self.aggregator is not None and self.aggregator.running
+
+    @property
+    def broker_running(self) -> bool:
+        """Whether our broker runs; of one that is not ours we do not know, and say yes."""
+        return self.local is None or self.local.running
+
+    def kill_aggregator(self) -> bool:
+        """Kill the aggregator's process with SIGKILL. False if it does not run."""
+        if self.aggregator is None or not self.aggregator.running:
+            return False
+        self.aggregator.kill()
+        return True
+
+    def kill_broker(self) -> bool:
+        """Kill our broker with SIGKILL. False if it does not run, or is not ours."""
+        if self.local is None or not self.local.running:
+            return False
+        self.local.kill()
+        return True
