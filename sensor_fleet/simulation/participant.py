@@ -334,7 +334,7 @@ class Participant:
         self.air.clock.after(self.latency + seconds, heard)
 
     def _say(self, purpose: str, size: int, work: Errand, *, ahead: float = 0.0) -> None:
-        """Do what a message brings, once the aggregator has it, behind so many seconds of other bytes on the uplink."""
+        """Do what a message brings, once the aggregator has it, `ahead` seconds after other bytes on the uplink."""
         if not self.connected:
             return
         self.messages += 1

@@ -12,7 +12,7 @@ AT_MOST = {
     "device_interpreters": 1,
     "aggregator_interpreters": 1,
     "atomic_writers": 1,
-    "banned_words": 56,
+    "banned_words": 23,
 }
 
 
