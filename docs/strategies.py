@@ -177,6 +177,19 @@ def honest_table() -> list[str]:
     return [*lines, ""]
 
 
+def presets_table() -> list[str]:
+    """Every preset as it ships, on small problems: how many fleets it got there in, and its time over the default's."""
+    rows = json.loads(RESULTS.with_name("presets.json").read_text())["rows"]
+    lines = ["| preset | arrives | time over the default's, median | largest | overshoots |", "|---|---|---|---|---|"]
+    for name in dict.fromkeys(row["preset"] for row in rows):
+        mine = of(rows, preset=name)
+        times = sorted(row["multiple"] for row in mine if row["multiple"] is not None)
+        reached = sum(row["seconds"] is not None for row in mine)
+        wild = sum(row["wild"] for row in mine) or "–"
+        lines.append(f"| {name} | {reached} of {len(mine)} | {median(times):.2g} | {times[-1]:.3g} | {wild} |")
+    return [*lines, ""]
+
+
 PUBLISHED = (("fedasync delta", "FedAsync", "up to 2.5"),)
 """What FedBuff's authors found it to be times better than (arXiv:2106.06639, abstract of version 1)."""
 
@@ -253,6 +266,7 @@ def blocks(results: dict[str, Any]) -> dict[str, list[str]]:
     found["poisoned"] = poisoned_table()
     found["rules"] = rules_table()
     found["honest"] = honest_table()
+    found["presets"] = presets_table()
     found["peers"] = peers_table()
     found["published"] = published_table(parts)
     found["settings"] = settings_table({key: part for key, part in parts.items() if key != "references"})
