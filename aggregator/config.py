@@ -6,19 +6,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from aggregator.admission import Limits
-from aggregator.averaging import refuse_noise
-from aggregator.forgetting import RETENTION
-from aggregator.issuing import LIFETIME
-from aggregator.presets import balanced
-from aggregator.statistics import FACTOR
-from aggregator.strategy import Strategy
-from broker.connection import Connector
-from wire.inputs import LONGEST, MOST, listed, sayable
-from wire.messages import Moment
-from wire.schema import Parameters, Role, Schema
-from wire.signing import PublicKey
-from wire.topics import DEFAULT_ROOT, Topics
+from midge.aggregator.core.presets import balanced
+from midge.aggregator.core.strategy import Strategy
+from midge.aggregator.ingress.rate_limits import Limits
+from midge.aggregator.model.averaging import refuse_noise
+from midge.aggregator.model.statistics import FACTOR
+from midge.aggregator.publish.announcement_signer import LIFETIME
+from midge.aggregator.store.device_erasure import RETENTION
+from midge.broker.mqtt.connection import Connector
+from midge.wire.inputs import LONGEST, MOST, listed, sayable
+from midge.wire.messages import Moment
+from midge.wire.schema import Parameters, Role, Schema
+from midge.wire.signing import PublicKey
+from midge.wire.topics import DEFAULT_ROOT, Topics
 
 Evaluate = Callable[[dict[str, Any]], Mapping[str, float]]
 Listener = Callable[[dict[str, Any]], None]

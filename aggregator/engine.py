@@ -7,20 +7,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aggregator import events as ev
-from aggregator import records as rec
-from aggregator.consensus import Consensus, sketch
-from aggregator.core import AggregatorCore
-from aggregator.model import Frame, Model
-from aggregator.reducer import Contribution, distances
-from aggregator.statistics import Finding, Names, Sent, examine, pooled
-from aggregator.store import Checkpoint, Store, StoreFull
-from aggregator.strategy import Strategy
-from storage.failpoints import failpoint
-from wire.errors import WireError
-from wire.messages import Moment, Verdict
-from wire.moments import BYTES_PER_CHANNEL, MAX_VALUE, Moments
-from wire.schema import Schema, Vector
+from midge.aggregator.core import events as ev
+from midge.aggregator.core import records as rec
+from midge.aggregator.core.core import AggregatorCore
+from midge.aggregator.core.strategy import Strategy
+from midge.aggregator.model.consensus import Consensus, sketch
+from midge.aggregator.model.model import Frame, Model
+from midge.aggregator.model.reducer import Contribution, distances
+from midge.aggregator.model.statistics import Finding, Names, Sent, examine, pooled
+from midge.aggregator.store.store import Checkpoint, Store, StoreFull
+from midge.storage.failpoints import failpoint
+from midge.wire.errors import WireError
+from midge.wire.messages import Moment, Verdict
+from midge.wire.moments import BYTES_PER_CHANNEL, MAX_VALUE, Moments
+from midge.wire.schema import Schema, Vector
 
 _CONSENSUS = "consensus"
 

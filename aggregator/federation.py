@@ -10,32 +10,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from aggregator import events as ev
-from aggregator.admission import Admission
-from aggregator.config import AggregatorConfig
-from aggregator.core import AggregatorCore, Bounds
-from aggregator.credentials import Credentials
-from aggregator.engine import Engine, recover
-from aggregator.export import write_model
-from aggregator.federated import Reports
-from aggregator.forgetting import Names
-from aggregator.ingress import Bodies, IngressFilter
-from aggregator.inputs import Inputs
-from aggregator.issuing import Issuer
-from aggregator.model import Model
-from aggregator.outgoing import Post
-from aggregator.outlet import Outlet
-from aggregator.processor import Processor, Witness
-from aggregator.reassembly import UpdateReassembler
-from aggregator.roster import Roster
-from aggregator.shelf import Shelf
-from aggregator.store import Store, StoreError, StoreFull
-from aggregator.upkeep import Upkeep
-from broker.connection import Delivery
-from storage.failpoints import failpoint
-from wire import chunks
-from wire.messages import Hello
-from wire.schema import Schema, Tensor
+from midge.aggregator.config import AggregatorConfig
+from midge.aggregator.core import events as ev
+from midge.aggregator.core.core import AggregatorCore, Bounds
+from midge.aggregator.core.inputs import Inputs
+from midge.aggregator.engine import Engine, recover
+from midge.aggregator.ingress.authentication import Credentials
+from midge.aggregator.ingress.filter import Bodies, IngressFilter
+from midge.aggregator.ingress.rate_limits import Admission
+from midge.aggregator.ingress.reassembly import UpdateReassembler
+from midge.aggregator.ingress.roster import Roster
+from midge.aggregator.metrics.device_metrics import Reports
+from midge.aggregator.model.export import write_model
+from midge.aggregator.model.model import Model
+from midge.aggregator.processor import Processor, Witness
+from midge.aggregator.publish.announcement_signer import Issuer
+from midge.aggregator.publish.model_publisher import Shelf
+from midge.aggregator.publish.outlet import Outlet
+from midge.aggregator.publish.publish_queue import Post
+from midge.aggregator.store.device_erasure import Names
+from midge.aggregator.store.store import Store, StoreError, StoreFull
+from midge.aggregator.upkeep import Upkeep
+from midge.broker.mqtt.connection import Delivery
+from midge.storage.failpoints import failpoint
+from midge.wire import chunks
+from midge.wire.messages import Hello
+from midge.wire.schema import Schema, Tensor
 
 log = logging.getLogger("aggregator")
 

@@ -11,27 +11,27 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from aggregator import events as ev
-from aggregator import records as rec
-from aggregator.core import AggregatorCore
-from aggregator.engine import Engine
-from aggregator.federated import Reports
-from aggregator.ingress import IngressFilter
-from aggregator.model import SERVED
-from aggregator.outgoing import Post
-from aggregator.outlet import Outlet
-from aggregator.receipts import Encode, Receipts
-from aggregator.roster import Roster
-from aggregator.shelf import Shelf
-from aggregator.shell import Shell
-from aggregator.step_notices import StepNotices
-from aggregator.store import Entry
-from broker.connection import Delivery
-from storage.failpoints import failpoint
-from wire import codecs
-from wire.errors import WireError
-from wire.messages import DeviceState, Fetch, Settled, Update, Verdict
-from wire.topics import Origin, Topics
+from midge.aggregator.core import events as ev
+from midge.aggregator.core import records as rec
+from midge.aggregator.core.core import AggregatorCore
+from midge.aggregator.engine import Engine
+from midge.aggregator.ingress.filter import IngressFilter
+from midge.aggregator.ingress.roster import Roster
+from midge.aggregator.metrics.device_metrics import Reports
+from midge.aggregator.model.model import SERVED
+from midge.aggregator.publish.model_publisher import Shelf
+from midge.aggregator.publish.outlet import Outlet
+from midge.aggregator.publish.publish_queue import Post
+from midge.aggregator.publish.receipts import Encode, Receipts
+from midge.aggregator.publish.step_notices import StepNotices
+from midge.aggregator.shell import Shell
+from midge.aggregator.store.store import Entry
+from midge.broker.mqtt.connection import Delivery
+from midge.storage.failpoints import failpoint
+from midge.wire import codecs
+from midge.wire.errors import WireError
+from midge.wire.messages import DeviceState, Fetch, Settled, Update, Verdict
+from midge.wire.topics import Origin, Topics
 
 log = logging.getLogger("aggregator")
 

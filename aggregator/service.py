@@ -15,24 +15,24 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from aggregator import events as ev
-from aggregator.config import AggregatorConfig
-from aggregator.core import AggregatorCore
-from aggregator.credentials import Credentials, DeviceKeys
-from aggregator.federated import Spread
-from aggregator.federation import FederationRuntime
-from aggregator.issuing import Issuer, load_release_keys
-from aggregator.meters import Meters
-from aggregator.model import Model
-from aggregator.outgoing import Outgoing, Post
-from aggregator.outlet import Outlet
-from aggregator.pausing import paused
-from aggregator.takeover import ForeignFederation, take_over
-from broker.connection import BrokerError, BrokerRefused, Connection, ConnectionLost, Delivery, Options, Will
-from broker.retained import read_retained
-from storage.failpoints import failpoint
-from wire import frames
-from wire.messages import AggregatorState, AggregatorStatus, Hello
+from midge.aggregator.config import AggregatorConfig
+from midge.aggregator.core import events as ev
+from midge.aggregator.core.core import AggregatorCore
+from midge.aggregator.federation import FederationRuntime
+from midge.aggregator.ingress.authentication import Credentials, DeviceKeys
+from midge.aggregator.metrics.counters import Meters
+from midge.aggregator.metrics.device_metrics import Spread
+from midge.aggregator.model.model import Model
+from midge.aggregator.publish.announcement_signer import Issuer, load_release_keys
+from midge.aggregator.publish.outlet import Outlet
+from midge.aggregator.publish.publish_queue import Outgoing, Post
+from midge.aggregator.store.pausing import paused
+from midge.aggregator.takeover import ForeignFederation, take_over
+from midge.broker.mqtt.connection import BrokerError, BrokerRefused, Connection, ConnectionLost, Delivery, Options, Will
+from midge.broker.mqtt.retained import read_retained
+from midge.storage.failpoints import failpoint
+from midge.wire import frames
+from midge.wire.messages import AggregatorState, AggregatorStatus, Hello
 
 __all__ = ["Aggregator", "ForeignFederation", "NotOpen"]
 
@@ -313,7 +313,7 @@ class Aggregator:
             self._tell("federated_evaluation", version=self.core.version, devices=len(reports), metrics=found)
 
     def _see_pause(self, now: float) -> None:
-        """Follow what the operator has said by the store (`aggregator.pausing`)."""
+        """Follow what the operator has said by the store (`aggregator.store.pausing`)."""
         if now < self._pause_seen + 1:
             return
         self._pause_seen = now

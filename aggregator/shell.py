@@ -15,10 +15,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
-from aggregator import events as ev
-from aggregator import records as rec
-from aggregator.core import AggregatorCore
-from wire.messages import Fetch, Settled, Update
+from midge.aggregator.core import events as ev
+from midge.aggregator.core import records as rec
+from midge.aggregator.core.core import AggregatorCore
+from midge.wire.messages import Fetch, Settled, Update
 
 
 class Host(Protocol):

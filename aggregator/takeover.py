@@ -3,11 +3,11 @@
 import logging
 from collections.abc import Callable, Sequence
 
-from aggregator.federation import FederationRuntime
-from aggregator.store import StoreError
-from wire import messages
-from wire.errors import WireError
-from wire.messages import Announcement
+from midge.aggregator.federation import FederationRuntime
+from midge.aggregator.store.store import StoreError
+from midge.wire import messages
+from midge.wire.errors import WireError
+from midge.wire.messages import Announcement
 
 log = logging.getLogger("aggregator")
 

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
-from aggregator.config import AggregatorConfig
-from aggregator.core import AggregatorCore
-from aggregator.engine import Engine
-from aggregator.forgetting import Names, asked, done, forget
-from aggregator.outlet import Outlet
+from midge.aggregator.config import AggregatorConfig
+from midge.aggregator.core.core import AggregatorCore
+from midge.aggregator.engine import Engine
+from midge.aggregator.publish.outlet import Outlet
+from midge.aggregator.store.device_erasure import Names, asked, done, forget
 
 CHECKPOINT_SECONDS = 300.0
 _QUICK = 100.0

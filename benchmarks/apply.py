@@ -30,20 +30,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from aggregator.admission import Limits
-from aggregator.config import AggregatorConfig
-from aggregator.federation import FederationRuntime
-from aggregator.model import Model
-from aggregator.outlet import Outlet
-from aggregator.presets import balanced
-from aggregator.records import StepRecord
-from aggregator.reducer import Contribution
-from broker import Endpoint, connector
-from broker.connection import Delivery
-from wire import codecs, frames
-from wire.messages import DeviceState, Hello, Plan
-from wire.schema import Schema
-from wire.topics import Topics
+from midge.aggregator.config import AggregatorConfig
+from midge.aggregator.core.presets import balanced
+from midge.aggregator.core.records import StepRecord
+from midge.aggregator.federation import FederationRuntime
+from midge.aggregator.ingress.rate_limits import Limits
+from midge.aggregator.model.model import Model
+from midge.aggregator.model.reducer import Contribution
+from midge.aggregator.publish.outlet import Outlet
+from midge.broker import Endpoint, connector
+from midge.broker.mqtt.connection import Delivery
+from midge.wire import codecs, frames
+from midge.wire.messages import DeviceState, Hello, Plan
+from midge.wire.schema import Schema
+from midge.wire.topics import Topics
 
 CODECS = ("float32", "bf16", "int8:256", "int4:128", "uq:4|rice", "topk:0.01|int8:256", "stc:0.01", "eden:1")
 K = 10

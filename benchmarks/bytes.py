@@ -36,18 +36,18 @@ from typing import Any
 
 import numpy as np
 
-from broker import connector
-from broker.local import local_broker
-from sensor_fleet.data import FleetData, load
-from sensor_fleet.demo import demo_fleet
-from sensor_fleet.live.aggregator_process import AggregatorProcess
-from sensor_fleet.live.fleet import LiveFleet
-from sensor_fleet.models import FleetModel, model_for
-from sensor_fleet.progress import Progress
-from sensor_fleet.setting import BrokerAddress, Setting
-from sensor_fleet.simulation.simulate import simulate
-from sensor_fleet.world import World
-from wire.messages import Plan
+from midge.broker import connector
+from midge.broker.local.local_broker import local_broker
+from midge.sensor_fleet.data import FleetData, load
+from midge.sensor_fleet.demo import demo_fleet
+from midge.sensor_fleet.live.aggregator_process import AggregatorProcess
+from midge.sensor_fleet.live.fleet import LiveFleet
+from midge.sensor_fleet.models import FleetModel, model_for
+from midge.sensor_fleet.progress import Progress
+from midge.sensor_fleet.setting import BrokerAddress, Setting
+from midge.sensor_fleet.simulation.simulate import simulate
+from midge.sensor_fleet.world import World
+from midge.wire.messages import Plan
 
 DEFAULT = Plan().codec
 EXTREME = "uq:5|rice"

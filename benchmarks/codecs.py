@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wire import codecs
-from wire.errors import WireError
-from wire.schema import Schema, Tensor
+from midge.wire import codecs
+from midge.wire.errors import WireError
+from midge.wire.schema import Schema, Tensor
 
 NAMES = (
     "float32", "bf16", "int8:256", "int8:256:random", "int4:128", "int4:128:random", "sign:1024", "eden:1", "eden:2",

@@ -25,13 +25,13 @@ from pathlib import Path
 import numpy as np
 
 import midge
-from broker.local import local_broker
+from midge.broker.local.local_broker import local_broker
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("wire", "storage", "broker", "iot_client", "aggregator", "sensor_fleet", "midge")
 FLOOR = "import numpy, msgpack, paho.mqtt.client\nfrom pydantic import BaseModel\nclass M(BaseModel):\n    a: int\n"
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-OURS = "import midge\nmidge.Device\nimport broker.paho_connection\n"
+OURS = "import midge\nmidge.Device\nimport midge.broker.mqtt.paho_connection\n"
 RESIDENT = "print([int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmRSS')][0] / 1024)"
 DEVICE = """
 import sys, asyncio, numpy as np, midge
@@ -43,7 +43,7 @@ def listen(event):
     global trained
     trained += event["event"] == "trained"
     if trained == 5 and event["event"] == "trained":
-        foreign = {"torch", "aiomqtt", "safetensors", "sklearn", "cryptography", "aggregator"} & set(sys.modules)
+        foreign = {"torch", "aiomqtt", "safetensors", "sklearn", "cryptography", "midge.aggregator"} & set(sys.modules)
         assert not foreign, foreign
         rss = [int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmRSS")][0] / 1024
         print(rss, flush=True)
@@ -77,7 +77,7 @@ def build(directory: Path) -> Path:
     copy.mkdir()
     for name in (*PACKAGES, "pyproject.toml", "README.md", "LICENSE"):
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(ROOT / name, copy)
     run(*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(directory), str(copy))
@@ -163,7 +163,7 @@ def measure(*, quick: bool) -> dict[str, object]:
             "rss_mb": round(asyncio.run(federate(python, directory)), 1),
             "floor_rss_mb": round(float(run(str(python), "-I", "-c", FLOOR + RESIDENT)), 1),
             "installed_mb": round(sum(sizes.values()) / 2**20, 1),
-            "midge_mb": round(sum(sizes[package] for package in PACKAGES) / 2**20, 2),
+            "midge_mb": round(sizes["midge"] / 2**20, 2),
             "packages": sorted(path.name.partition("-")[0] for path in site.glob("*.dist-info")),
             "predict_us": round(float(run(str(python), "-I", "-c", PREDICT)), 1),
             "python": ".".join(map(str, sys.version_info[:3])),

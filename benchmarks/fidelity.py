@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.fleet import source
-from sensor_fleet.live.run import LiveRun
-from sensor_fleet.setting import Setting
-from sensor_fleet.simulation.result import by_class
-from sensor_fleet.virtual import FleetRun, ProfileFleet
+from midge.sensor_fleet.live.run import LiveRun
+from midge.sensor_fleet.setting import Setting
+from midge.sensor_fleet.simulation.result import by_class
+from midge.sensor_fleet.virtual import FleetRun, ProfileFleet
 
 WITHIN = 0.1
 STEPS = 0.5

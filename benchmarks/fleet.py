@@ -34,19 +34,19 @@ from typing import Any
 
 import numpy as np
 
-from sensor_fleet.data import FleetData, load
-from sensor_fleet.lazily import numbered, shared
-from sensor_fleet.live.run import LiveRun
-from sensor_fleet.models import DenseModel, model_for
-from sensor_fleet.profiles.profile import load as load_profile
-from sensor_fleet.setting import Setting
-from sensor_fleet.simulation.cluster import OnRay
-from sensor_fleet.simulation.result import Simulated
-from sensor_fleet.simulation.simulate import FleetProgress, simulate
-from sensor_fleet.simulation.stacked import Job, Stack, TrainingRows
-from sensor_fleet.virtual import ProfileFleet
-from wire.messages import Plan
-from wire.schema import Schema
+from midge.sensor_fleet.data import FleetData, load
+from midge.sensor_fleet.lazily import numbered, shared
+from midge.sensor_fleet.live.run import LiveRun
+from midge.sensor_fleet.models import DenseModel, model_for
+from midge.sensor_fleet.profiles.profile import load as load_profile
+from midge.sensor_fleet.setting import Setting
+from midge.sensor_fleet.simulation.cluster import OnRay
+from midge.sensor_fleet.simulation.result import Simulated
+from midge.sensor_fleet.simulation.simulate import FleetProgress, simulate
+from midge.sensor_fleet.simulation.stacked import Job, Stack, TrainingRows
+from midge.sensor_fleet.virtual import ProfileFleet
+from midge.wire.messages import Plan
+from midge.wire.schema import Schema
 
 STACKS = (16, 64, 128)
 """Devices that vmap trains at once."""

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from broker.local import LocalBroker, local_broker
+from midge.broker.local.local_broker import LocalBroker, local_broker
 
 DEFAULT = "uq:4|rice"
 _ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}

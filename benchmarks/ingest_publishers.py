@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from wire import chunks, codecs, frames, messages
-from wire.messages import Announcement, DeviceState, Hello
-from wire.schema import Schema, Tensor
-from wire.topics import Topics
+from midge.wire import chunks, codecs, frames, messages
+from midge.wire.messages import Announcement, DeviceState, Hello
+from midge.wire.schema import Schema, Tensor
+from midge.wire.topics import Topics
 
 BODIES = 8
 """Distinct bodies, at most; fewer of large ones."""

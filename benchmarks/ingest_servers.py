@@ -11,8 +11,8 @@ import struct
 import sys
 from typing import Any
 
-from broker import Endpoint, Options, connector
-from wire.topics import Topics
+from midge.broker import Endpoint, Options, connector
+from midge.wire.topics import Topics
 
 
 async def ended() -> None:
@@ -30,11 +30,11 @@ async def aggregate(what: dict[str, Any]) -> dict[str, Any]:
     """
     import numpy as np  # noqa: PLC0415 - each role loads what it needs
 
-    from aggregator.admission import Limits  # noqa: PLC0415
-    from aggregator.config import AggregatorConfig  # noqa: PLC0415
-    from aggregator.presets import balanced  # noqa: PLC0415
-    from aggregator.service import Aggregator  # noqa: PLC0415
-    from wire.messages import Plan  # noqa: PLC0415
+    from midge.aggregator.config import AggregatorConfig  # noqa: PLC0415
+    from midge.aggregator.core.presets import balanced  # noqa: PLC0415
+    from midge.aggregator.ingress.rate_limits import Limits  # noqa: PLC0415
+    from midge.aggregator.service import Aggregator  # noqa: PLC0415
+    from midge.wire.messages import Plan  # noqa: PLC0415
 
     strategy = balanced(
         release_interval=what["release_interval"], max_staleness=10**6, plan=Plan(codec=what["codec"], feedback=False)

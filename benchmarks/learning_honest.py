@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aggregator.presets import balanced
-from aggregator.strategy import Strategy
 from benchmarks.learning_methods import Run
 from benchmarks.learning_poisoned import RULES
 from benchmarks.learning_problems import digits
 from benchmarks.learning_worlds import WORLDS
+from midge.aggregator.core.presets import balanced
+from midge.aggregator.core.strategy import Strategy
 
 RESULTS = Path(__file__).parent / "results" / "honest.json"
 SECONDS = 30.0

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aggregator import presets
-from aggregator.staleness import constant
-from aggregator.strategy import Strategy, sgd
 from benchmarks.learning_problems import Problem
 from benchmarks.learning_synchronous import Rounds, evaluated, run
 from benchmarks.learning_worlds import Conditions
-from sensor_fleet.simulation.simulate import simulate
-from sensor_fleet.simulation.stacked import Job, Stack, TrainingRows
-from wire.messages import Plan
-from wire.moments import pool
-from wire.schema import Schema, Vector
+from midge.aggregator.core import presets
+from midge.aggregator.core.staleness import constant
+from midge.aggregator.core.strategy import Strategy, sgd
+from midge.sensor_fleet.simulation.simulate import simulate
+from midge.sensor_fleet.simulation.stacked import Job, Stack, TrainingRows
+from midge.wire.messages import Plan
+from midge.wire.moments import pool
+from midge.wire.schema import Schema, Vector
 
 HELD = 2.0
 """Virtual seconds for which a target must be held: two trainings of the device in the middle."""

@@ -21,14 +21,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from aggregator.presets import balanced
-from aggregator.staleness import constant
-from aggregator.strategy import Strategy
 from benchmarks.learning_methods import EVERY, TAIL, Run
 from benchmarks.learning_problems import digits
 from benchmarks.learning_worlds import WORLDS
 from benchmarks.liars import ATTACKS, Liars, flipped
-from sensor_fleet.simulation.simulate import simulate
+from midge.aggregator.core.presets import balanced
+from midge.aggregator.core.staleness import constant
+from midge.aggregator.core.strategy import Strategy
+from midge.sensor_fleet.simulation.simulate import simulate
 
 RESULTS = Path(__file__).parent / "results" / "poisoned.json"
 LIARS = 0.1

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from iot_client.fit import Parameters
-from iot_client.numpy_models import Array
-from sensor_fleet.data import FleetData, Rows, deal, load
-from sensor_fleet.models import DenseModel, Name, model_for
+from midge.iot_client.training.fit import Parameters
+from midge.iot_client.training.numpy_models import Array
+from midge.sensor_fleet.data import FleetData, Rows, deal, load
+from midge.sensor_fleet.models import DenseModel, Name, model_for
 
 DIGITS_DEVICES = 50
 MOST = 50

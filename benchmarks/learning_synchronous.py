@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sensor_fleet.simulation.stacked import Job, Stack
-from sensor_fleet.world import World
-from wire.messages import Plan
-from wire.schema import Vector
+from midge.sensor_fleet.simulation.stacked import Job, Stack
+from midge.sensor_fleet.world import World
+from midge.wire.messages import Plan
+from midge.wire.schema import Vector
 
 
 @dataclass(frozen=True, slots=True)

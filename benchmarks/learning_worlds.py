@@ -7,7 +7,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from sensor_fleet.world import World
+from midge.sensor_fleet.world import World
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,13 @@ from statistics import NormalDist
 
 import numpy as np
 
-from aggregator.core import AggregatorCore
-from sensor_fleet.data import FleetData, Rows
-from sensor_fleet.simulation.clock import Clock
-from sensor_fleet.simulation.coding import Said
-from sensor_fleet.simulation.server import Server
-from wire.messages import Update
-from wire.schema import Vector
+from midge.aggregator.core.core import AggregatorCore
+from midge.sensor_fleet.data import FleetData, Rows
+from midge.sensor_fleet.simulation.clock import Clock
+from midge.sensor_fleet.simulation.coding import Said
+from midge.sensor_fleet.simulation.server import Server
+from midge.wire.messages import Update
+from midge.wire.schema import Vector
 
 
 @dataclass(slots=True)

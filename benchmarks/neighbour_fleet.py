@@ -24,21 +24,21 @@ from typing import Any
 
 import numpy as np
 
-from broker import Endpoint, connector
-from iot_client import events as ev
-from iot_client.config import DeviceConfig
-from iot_client.device import Device
-from iot_client.fetching import Fetcher
-from iot_client.fit import Fit, Parameters, TrainingPlan
-from iot_client.parts import DeviceParts
-from iot_client.runtime import DeviceRuntime
-from iot_client.states import Link
-from iot_client.training import Made, update_of
-from sensor_fleet.links import sever
-from wire.codecs import encode_delta
-from wire.errors import WireError
-from wire.lineage import State
-from wire.messages import Announcement, FrameInfo, Plan
+from midge.broker import Endpoint, connector
+from midge.iot_client.config import DeviceConfig
+from midge.iot_client.connection.model_fetcher import Fetcher
+from midge.iot_client.device import Device
+from midge.iot_client.parts import DeviceParts
+from midge.iot_client.runtime import DeviceRuntime
+from midge.iot_client.session import events as ev
+from midge.iot_client.session.states import Link
+from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
+from midge.iot_client.training.update_encoder import Made, update_of
+from midge.sensor_fleet.links import sever
+from midge.wire.codecs import encode_delta
+from midge.wire.errors import WireError
+from midge.wire.lineage import State
+from midge.wire.messages import Announcement, FrameInfo, Plan
 
 NICE = 5
 """Below the broker and the telemetry: in the field these devices do not share the broker's processor. Much more of it

@@ -12,9 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from broker.child import Child, dying_with_parent, free_port
-from broker.connection import BrokerUnreachable
-from broker.mosquitto import find_mosquitto
+from midge.broker.local.mosquitto import find_mosquitto
+from midge.broker.local.process import Child, dying_with_parent, free_port
+from midge.broker.mqtt.connection import BrokerUnreachable
 
 ROOT = Path(__file__).parents[1]
 Event = dict[str, Any]

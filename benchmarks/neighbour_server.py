@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from aggregator.config import AggregatorConfig
-from aggregator.presets import fedbuff
-from aggregator.service import Aggregator
-from broker import Endpoint, connector
-from wire.messages import Plan
+from midge.aggregator.config import AggregatorConfig
+from midge.aggregator.core.presets import fedbuff
+from midge.aggregator.service import Aggregator
+from midge.broker import Endpoint, connector
+from midge.wire.messages import Plan
 
 TOLD = {"start", "connected", "disconnected", "release", "update", "repeat", "held", "dropped", "stop"}
 

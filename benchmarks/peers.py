@@ -20,15 +20,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from aggregator.config import AggregatorConfig
-from aggregator.presets import balanced, fedasync
-from aggregator.service import Aggregator
-from aggregator.strategy import Strategy
-from broker import connector
-from broker.local import local_broker
-from iot_client.config import DeviceConfig
-from iot_client.device import Device
-from iot_client.fit import Fit, Parameters, TrainingPlan
+from midge.aggregator.config import AggregatorConfig
+from midge.aggregator.core.presets import balanced, fedasync
+from midge.aggregator.core.strategy import Strategy
+from midge.aggregator.service import Aggregator
+from midge.broker import connector
+from midge.broker.local.local_broker import local_broker
+from midge.iot_client.config import DeviceConfig
+from midge.iot_client.device import Device
+from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
 
 CLIENTS = 20
 NAMES = ("w1", "b1", "w2", "b2")

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from iot_client.numpy_models import MLP
-from iot_client.predicting import Model, Predicting
-from iot_client.sample_trainer import SampleTrainer
-from iot_client.samples import Samples
-from wire.lineage import on_grid
-from wire.schema import Schema
+from midge.iot_client.data.samples import Samples
+from midge.iot_client.state.prediction import Model, Predicting
+from midge.iot_client.training.numpy_models import MLP
+from midge.iot_client.training.sample_trainer import SampleTrainer
+from midge.wire.lineage import on_grid
+from midge.wire.schema import Schema
 
 MODELS = {
     "linear 8": MLP(8, (), 1, "regression"),

@@ -23,11 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 import midge
-from aggregator.strategy import Strategy
 from benchmarks.learning_methods import HELD
 from benchmarks.learning_problems import digits
-from iot_client.fit import Parameters, TrainingPlan
-from sensor_fleet.simulation.simulate import simulate
+from midge.aggregator.core.strategy import Strategy
+from midge.iot_client.training.fit import Parameters, TrainingPlan
+from midge.sensor_fleet.simulation.simulate import simulate
 
 RESULTS = Path(__file__).parent / "results" / "presets.json"
 HORIZON = 120.0

@@ -25,28 +25,28 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from aggregator.config import CHECKPOINT_RECORDS, AggregatorConfig  # noqa: E402
-from aggregator.federation import FederationRuntime  # noqa: E402
-from aggregator.outgoing import Post  # noqa: E402
-from aggregator.outlet import Outlet  # noqa: E402
-from aggregator.presets import fedasync  # noqa: E402
-from aggregator.staleness import constant  # noqa: E402
-from aggregator.store import Store  # noqa: E402
-from aggregator.strategy import Strategy  # noqa: E402
-from broker import Endpoint, connector  # noqa: E402
-from broker.connection import Delivery  # noqa: E402
-from broker.local import local_broker  # noqa: E402
-from iot_client.outbox import Outbox  # noqa: E402
+from midge.aggregator.config import CHECKPOINT_RECORDS, AggregatorConfig  # noqa: E402
+from midge.aggregator.core.presets import fedasync  # noqa: E402
+from midge.aggregator.core.staleness import constant  # noqa: E402
+from midge.aggregator.core.strategy import Strategy  # noqa: E402
+from midge.aggregator.federation import FederationRuntime  # noqa: E402
+from midge.aggregator.publish.outlet import Outlet  # noqa: E402
+from midge.aggregator.publish.publish_queue import Post  # noqa: E402
+from midge.aggregator.store.store import Store  # noqa: E402
+from midge.broker import Endpoint, connector  # noqa: E402
+from midge.broker.local.local_broker import local_broker  # noqa: E402
+from midge.broker.mqtt.connection import Delivery  # noqa: E402
+from midge.iot_client.state.outbox import Outbox  # noqa: E402
+from midge.wire import frames  # noqa: E402
+from midge.wire.messages import AggregatorState, Update  # noqa: E402
+from midge.wire.schema import Schema  # noqa: E402
+from midge.wire.topics import Topics  # noqa: E402
 from tests.federation.kernel import Faults, Kernel  # noqa: E402
 from tests.federation.network import Network  # noqa: E402
 from tests.federation.participant import Ledger, Participant  # noqa: E402
 from tests.federation.server import Server  # noqa: E402
 from tests.harness.ledger import Books, audit  # noqa: E402
 from tests.harness.processes import aggregator, fleet  # noqa: E402
-from wire import frames  # noqa: E402
-from wire.messages import AggregatorState, Update  # noqa: E402
-from wire.schema import Schema  # noqa: E402
-from wire.topics import Topics  # noqa: E402
 
 RECORDS = (1_000, 10_000, 100_000)
 PARAMETERS = 1000

@@ -34,18 +34,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aggregator import presets
-from aggregator.staleness import constant, hinge
-from aggregator.strategy import Strategy, sgd
 from benchmarks.liars import ATTACKS, Liars
-from iot_client.fit import Fit, Parameters, TrainingPlan
-from sensor_fleet.profiles.population import Population
-from sensor_fleet.simulation.clock import Clock
-from sensor_fleet.simulation.coding import Said
-from sensor_fleet.simulation.server import Server
-from sensor_fleet.simulation.simulate import simulate
-from sensor_fleet.world import World
-from wire.messages import Update
+from midge.aggregator.core import presets
+from midge.aggregator.core.staleness import constant, hinge
+from midge.aggregator.core.strategy import Strategy, sgd
+from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
+from midge.sensor_fleet.profiles.population import Population
+from midge.sensor_fleet.simulation.clock import Clock
+from midge.sensor_fleet.simulation.coding import Said
+from midge.sensor_fleet.simulation.server import Server
+from midge.sensor_fleet.simulation.simulate import simulate
+from midge.sensor_fleet.world import World
+from midge.wire.messages import Update
 
 INTERVALS = 3.0
 SLACK = 0.25

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from broker.mosquitto import find_mosquitto, mosquitto_version
+from midge.broker.local.mosquitto import find_mosquitto, mosquitto_version
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

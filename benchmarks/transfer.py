@@ -22,21 +22,21 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from broker.local import local_broker
+from midge.broker.local.local_broker import local_broker
 from tests.harness.proxy import Proxy, Weather
 
 CHILD = """
 import asyncio, json, resource, sys
 import numpy as np
 from dataclasses import replace
-from aggregator.config import AggregatorConfig
-from aggregator.service import Aggregator
-from aggregator.presets import fedbuff
-from broker import Endpoint, connector
-from iot_client.config import DeviceConfig
-from iot_client.device import Device
-from iot_client.fit import Fit
-from wire.messages import Plan
+from midge.aggregator.config import AggregatorConfig
+from midge.aggregator.service import Aggregator
+from midge.aggregator.core.presets import fedbuff
+from midge.broker import Endpoint, connector
+from midge.iot_client.config import DeviceConfig
+from midge.iot_client.device import Device
+from midge.iot_client.training.fit import Fit
+from midge.wire.messages import Plan
 
 role, url, path, size = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 

@@ -5,7 +5,7 @@ Importing this package imports no MQTT library; `connector` does.
 
 from contextlib import AbstractAsyncContextManager
 
-from broker.connection import (
+from midge.broker.mqtt.connection import (
     BrokerError,
     BrokerRefused,
     BrokerUnreachable,
@@ -20,7 +20,7 @@ from broker.connection import (
     SubscribeRefused,
     Will,
 )
-from broker.endpoint import Endpoint, Tls
+from midge.broker.mqtt.endpoint import Endpoint, Tls
 
 __all__ = [
     "BrokerError",
@@ -44,7 +44,7 @@ __all__ = [
 
 def connector(endpoint: Endpoint) -> Connector:
     """What makes connections to `endpoint`."""
-    from broker.paho_connection import connect  # noqa: PLC0415
+    from midge.broker.mqtt.paho_connection import connect  # noqa: PLC0415
 
     def make(options: Options) -> AbstractAsyncContextManager[Connection]:
         return connect(endpoint, options)

@@ -6,8 +6,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from sensor_fleet.report.scales import linear, logarithmic
-from sensor_fleet.report.svg import Label, Plot
+from midge.sensor_fleet.report.scales import linear, logarithmic
+from midge.sensor_fleet.report.svg import Label, Plot
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "bytes.json"

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sensor_fleet.report.quantities import plain
-from sensor_fleet.report.scales import logarithmic
-from sensor_fleet.report.svg import Drawing, Label, Plot
+from midge.sensor_fleet.report.quantities import plain
+from midge.sensor_fleet.report.scales import logarithmic
+from midge.sensor_fleet.report.svg import Drawing, Label, Plot
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from midge import simulate
-from sensor_fleet.data import FleetData
-from sensor_fleet.models import FleetModel, model_for
-from sensor_fleet.report.scales import linear
-from sensor_fleet.report.svg import Drawing, Label, Plot
-from sensor_fleet.sensors import KINDS, Drift, Stream, bearing, energy, spectra
-from sensor_fleet.sensors.flaws import DAY
-from sensor_fleet.sensors.sites import Sites
-from wire.messages import Plan
+from midge.sensor_fleet.data import FleetData
+from midge.sensor_fleet.models import FleetModel, model_for
+from midge.sensor_fleet.report.scales import linear
+from midge.sensor_fleet.report.svg import Drawing, Label, Plot
+from midge.sensor_fleet.sensors import KINDS, Drift, Stream, bearing, energy, spectra
+from midge.sensor_fleet.sensors.flaws import DAY
+from midge.sensor_fleet.sensors.sites import Sites
+from midge.wire.messages import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "sensors.json"

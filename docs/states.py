@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 
-from iot_client.session import LINKS, WORKS
+from midge.iot_client.session.session import LINKS, WORKS
 
 PAGE = Path(__file__).with_name("design.md")
 BEGIN, END = "<!-- states -->", "<!-- /states -->"

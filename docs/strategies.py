@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sensor_fleet.report.quantities import plain
-from sensor_fleet.report.scales import linear
-from sensor_fleet.report.svg import Label, Plot
+from midge.sensor_fleet.report.quantities import plain
+from midge.sensor_fleet.report.scales import linear
+from midge.sensor_fleet.report.svg import Label, Plot
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "learning.json"

@@ -38,6 +38,8 @@ def listing(folder: Path, depth: int = 1) -> list[str]:
     lines = []
     for path in sorted(folder.iterdir(), key=lambda path: (path.is_dir(), path.name)):
         name = "    " * depth + path.name
+        if path.is_symlink():
+            continue  # a package that lies beside `midge`
         if path.is_dir() and (path / "__init__.py").exists():
             lines += [f"{name}/".ljust(34) + phrase(path / "__init__.py"), *listing(path, depth + 1)]
         elif path.suffix == ".py" and path.name != "__init__.py":

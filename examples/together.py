@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import midge
-from broker.local import local_broker
+from midge.broker.local.local_broker import local_broker
 
 EVERY = 2.0
 """Seconds between two lines."""

@@ -5,22 +5,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from broker.connection import Connector
-from iot_client.budget import Costs
-from iot_client.duty import Duty
-from iot_client.evaluating import Evaluate
-from iot_client.fit import Fit, Parameters, TrainingPlan
-from iot_client.hindrances import LOOK_EVERY, Condition
-from iot_client.identity import Key
-from iot_client.memory_outbox import AnyOutbox
-from iot_client.personal import Values
-from iot_client.predicting import Predict
-from iot_client.samples import Samples, Source
-from iot_client.serving import OnModel
-from iot_client.timers import PATIENCE
-from wire.lineage import State
-from wire.moments import Moments
-from wire.topics import DEFAULT_ROOT, Topics, check_name
+from midge.broker.mqtt.connection import Connector
+from midge.iot_client.board.duty_cycle import Duty
+from midge.iot_client.board.training_constraints import LOOK_EVERY, Condition
+from midge.iot_client.board.usage_budget import Costs
+from midge.iot_client.connection.identity import Key
+from midge.iot_client.connection.serve_channel import OnModel
+from midge.iot_client.data.samples import Samples, Source
+from midge.iot_client.session.timers import PATIENCE
+from midge.iot_client.state.local_tensors import Values
+from midge.iot_client.state.memory_outbox import AnyOutbox
+from midge.iot_client.state.prediction import Predict
+from midge.iot_client.training.evaluation import Evaluate
+from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
+from midge.wire.lineage import State
+from midge.wire.moments import Moments
+from midge.wire.topics import DEFAULT_ROOT, Topics, check_name
 
 Train = Callable[[Parameters, TrainingPlan], Fit | Awaitable[Fit]]
 Listener = Callable[[dict[str, Any]], None]

@@ -3,11 +3,11 @@
 import asyncio
 from typing import Any
 
-from iot_client.config import DeviceConfig
-from iot_client.parts import DeviceParts
-from iot_client.runtime import DeviceRuntime
-from wire.messages import DeviceState
-from wire.topics import Topics
+from midge.iot_client.config import DeviceConfig
+from midge.iot_client.parts import DeviceParts
+from midge.iot_client.runtime import DeviceRuntime
+from midge.wire.messages import DeviceState
+from midge.wire.topics import Topics
 
 
 class Device:

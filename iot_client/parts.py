@@ -5,18 +5,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from iot_client.budget import Budget, Costs
-from iot_client.config import DeviceConfig, Listener
-from iot_client.duty import Cycle
-from iot_client.hindrances import Hindrances
-from iot_client.identity import Identity
-from iot_client.memory_outbox import AnyOutbox, outbox_at
-from iot_client.pacing import Speed
-from iot_client.personal import Personal
-from iot_client.predicting import Model, Predicting
-from iot_client.serving import Serving
-from wire.schema import Parameters
-from wire.topics import Topics
+from midge.iot_client.board.duty_cycle import Cycle
+from midge.iot_client.board.training_constraints import Hindrances
+from midge.iot_client.board.usage_budget import Budget, Costs
+from midge.iot_client.config import DeviceConfig, Listener
+from midge.iot_client.connection.identity import Identity
+from midge.iot_client.connection.serve_channel import Serving
+from midge.iot_client.state.local_tensors import Personal
+from midge.iot_client.state.memory_outbox import AnyOutbox, outbox_at
+from midge.iot_client.state.prediction import Model, Predicting
+from midge.iot_client.training.throughput import Speed
+from midge.wire.schema import Parameters
+from midge.wire.topics import Topics
 
 _LARGE = 2**20
 """Bytes from which on progress is told."""

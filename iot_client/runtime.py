@@ -14,26 +14,26 @@ from contextlib import suppress
 from itertools import count
 from typing import Any, TypeVar
 
-from broker.connection import BrokerError, ConnectionLost
-from iot_client import events as ev
-from iot_client.connection_loop import ConnectionLoop
-from iot_client.fetching import Fetcher, FetchError
-from iot_client.fit import TrainingKilled
-from iot_client.hello import hello_frame
-from iot_client.outbox import OutboxFull
-from iot_client.parts import DeviceParts
-from iot_client.personal import Missing
-from iot_client.predicting import Model
-from iot_client.publisher import Publisher
-from iot_client.session import DeviceSession, SessionSettings
-from iot_client.shell import DeviceShell, OutboxContents
-from iot_client.statistics_message import StatisticsSource
-from iot_client.training import Made, TrainerError, Unfit
-from iot_client.training_task import TrainingTask
-from storage.failpoints import failpoint
-from wire.inputs import sayable
-from wire.lineage import State
-from wire.messages import Announcement, DeviceState, FrameInfo, Moment, Plan, Settled, Update, Verdict
+from midge.broker.mqtt.connection import BrokerError, ConnectionLost
+from midge.iot_client.connection.connection_loop import ConnectionLoop
+from midge.iot_client.connection.hello import hello_frame
+from midge.iot_client.connection.model_fetcher import Fetcher, FetchError
+from midge.iot_client.connection.publisher import Publisher
+from midge.iot_client.connection.statistics_message import StatisticsSource
+from midge.iot_client.parts import DeviceParts
+from midge.iot_client.session import events as ev
+from midge.iot_client.session.session import DeviceSession, SessionSettings
+from midge.iot_client.shell import DeviceShell, OutboxContents
+from midge.iot_client.state.local_tensors import Missing
+from midge.iot_client.state.outbox import OutboxFull
+from midge.iot_client.state.prediction import Model
+from midge.iot_client.training.fit import TrainingKilled
+from midge.iot_client.training.training_task import TrainingTask
+from midge.iot_client.training.update_encoder import Made, TrainerError, Unfit
+from midge.storage.failpoints import failpoint
+from midge.wire.inputs import sayable
+from midge.wire.lineage import State
+from midge.wire.messages import Announcement, DeviceState, FrameInfo, Moment, Plan, Settled, Update, Verdict
 
 log = logging.getLogger("iot_client")
 

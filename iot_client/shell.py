@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from iot_client import events as ev
-from iot_client.session import DeviceSession
-from wire.messages import Announcement, FrameInfo, Moment, Plan, Settled, Update
+from midge.iot_client.session import events as ev
+from midge.iot_client.session.session import DeviceSession
+from midge.wire.messages import Announcement, FrameInfo, Moment, Plan, Settled, Update
 
 
 @dataclass(frozen=True, slots=True)

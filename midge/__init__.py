@@ -10,77 +10,74 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from midge.extras import how_to_get
-from midge.shadowed import refuse_shadows
-
-refuse_shadows()
 
 if TYPE_CHECKING:
-    from aggregator.pace import Pace
-    from aggregator.presets import balanced, ca2fl, fadas, fedasync, fedavg, fedbuff, private
-    from aggregator.privacy import Privacy
-    from aggregator.staleness import Staleness, constant, hinge, polynomial
-    from aggregator.strategy import Strategy, adam, sgd
-    from iot_client import conditions
-    from iot_client.autoencoder import Autoencoder
-    from iot_client.budget import Costs
-    from iot_client.csv_rows import CsvRows
-    from iot_client.duty import Duty
-    from iot_client.evaluating import Scores
-    from iot_client.fit import Fit, Recipe
-    from iot_client.isolation import isolated
-    from iot_client.numpy_models import MLP, Linear, Logistic
-    from iot_client.sample_trainer import SampleTrainer
-    from iot_client.samples import Samples
-    from iot_client.sensor_topic import SensorTopic
-    from iot_client.torch_trainer import torch_trainer
-    from midge.aggregator import Aggregator
-    from midge.device import Device
-    from sensor_fleet.simulation.simulate import simulate
-    from wire.messages import StrictPlan as Plan
-    from wire.moments import Moments
+    from midge.aggregator.core.participation_controller import Pace
+    from midge.aggregator.core.presets import balanced, ca2fl, fadas, fedasync, fedavg, fedbuff, private
+    from midge.aggregator.core.privacy import Privacy
+    from midge.aggregator.core.staleness import Staleness, constant, hinge, polynomial
+    from midge.aggregator.core.strategy import Strategy, adam, sgd
+    from midge.iot_client.board import conditions
+    from midge.iot_client.board.duty_cycle import Duty
+    from midge.iot_client.board.usage_budget import Costs
+    from midge.iot_client.data.csv_source import CsvRows
+    from midge.iot_client.data.mqtt_source import SensorTopic
+    from midge.iot_client.data.samples import Samples
+    from midge.iot_client.training.autoencoder import Autoencoder
+    from midge.iot_client.training.evaluation import Scores
+    from midge.iot_client.training.fit import Fit, Recipe
+    from midge.iot_client.training.numpy_models import MLP, Linear, Logistic
+    from midge.iot_client.training.sample_trainer import SampleTrainer
+    from midge.iot_client.training.subprocess_trainer import isolated
+    from midge.iot_client.training.torch_trainer import torch_trainer
+    from midge.public_aggregator import Aggregator
+    from midge.public_device import Device
+    from midge.sensor_fleet.simulation.simulate import simulate
+    from midge.wire.messages import StrictPlan as Plan
+    from midge.wire.moments import Moments
 
 __version__ = "0.1.0"
 
-_MODULES = {"conditions": "iot_client.conditions"}
+_MODULES = {"conditions": "midge.iot_client.board.conditions"}
 _RENAMED = {"Plan": "StrictPlan"}
 """Names under which a home has them, if they differ."""
 _HOMES = {
-    "CsvRows": "iot_client.csv_rows",
-    "Duty": "iot_client.duty",
-    "SampleTrainer": "iot_client.sample_trainer",
-    "Samples": "iot_client.samples",
-    "SensorTopic": "iot_client.sensor_topic",
-    "isolated": "iot_client.isolation",
-    "Autoencoder": "iot_client.autoencoder",
-    "Costs": "iot_client.budget",
-    "Linear": "iot_client.numpy_models",
-    "Logistic": "iot_client.numpy_models",
-    "MLP": "iot_client.numpy_models",
-    "Recipe": "iot_client.fit",
-    "Scores": "iot_client.evaluating",
-    "Aggregator": "midge.aggregator",
-    "Device": "midge.device",
-    "Fit": "iot_client.fit",
-    "Moments": "wire.moments",
-    "Pace": "aggregator.pace",
-    "Plan": "wire.messages",
-    "Privacy": "aggregator.privacy",
-    "Staleness": "aggregator.staleness",
-    "Strategy": "aggregator.strategy",
-    "adam": "aggregator.strategy",
-    "balanced": "aggregator.presets",
-    "ca2fl": "aggregator.presets",
-    "constant": "aggregator.staleness",
-    "fadas": "aggregator.presets",
-    "fedasync": "aggregator.presets",
-    "fedavg": "aggregator.presets",
-    "fedbuff": "aggregator.presets",
-    "hinge": "aggregator.staleness",
-    "polynomial": "aggregator.staleness",
-    "private": "aggregator.presets",
-    "sgd": "aggregator.strategy",
-    "simulate": "sensor_fleet.simulation.simulate",
-    "torch_trainer": "iot_client.torch_trainer",
+    "CsvRows": "midge.iot_client.data.csv_source",
+    "Duty": "midge.iot_client.board.duty_cycle",
+    "SampleTrainer": "midge.iot_client.training.sample_trainer",
+    "Samples": "midge.iot_client.data.samples",
+    "SensorTopic": "midge.iot_client.data.mqtt_source",
+    "isolated": "midge.iot_client.training.subprocess_trainer",
+    "Autoencoder": "midge.iot_client.training.autoencoder",
+    "Costs": "midge.iot_client.board.usage_budget",
+    "Linear": "midge.iot_client.training.numpy_models",
+    "Logistic": "midge.iot_client.training.numpy_models",
+    "MLP": "midge.iot_client.training.numpy_models",
+    "Recipe": "midge.iot_client.training.fit",
+    "Scores": "midge.iot_client.training.evaluation",
+    "Aggregator": "midge.public_aggregator",
+    "Device": "midge.public_device",
+    "Fit": "midge.iot_client.training.fit",
+    "Moments": "midge.wire.moments",
+    "Pace": "midge.aggregator.core.participation_controller",
+    "Plan": "midge.wire.messages",
+    "Privacy": "midge.aggregator.core.privacy",
+    "Staleness": "midge.aggregator.core.staleness",
+    "Strategy": "midge.aggregator.core.strategy",
+    "adam": "midge.aggregator.core.strategy",
+    "balanced": "midge.aggregator.core.presets",
+    "ca2fl": "midge.aggregator.core.presets",
+    "constant": "midge.aggregator.core.staleness",
+    "fadas": "midge.aggregator.core.presets",
+    "fedasync": "midge.aggregator.core.presets",
+    "fedavg": "midge.aggregator.core.presets",
+    "fedbuff": "midge.aggregator.core.presets",
+    "hinge": "midge.aggregator.core.staleness",
+    "polynomial": "midge.aggregator.core.staleness",
+    "private": "midge.aggregator.core.presets",
+    "sgd": "midge.aggregator.core.strategy",
+    "simulate": "midge.sensor_fleet.simulation.simulate",
+    "torch_trainer": "midge.iot_client.training.torch_trainer",
 }
 
 __all__ = [

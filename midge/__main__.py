@@ -1,7 +1,6 @@
 """The `midge` command."""
 
 import argparse
-import importlib
 import logging
 import os
 import sys
@@ -18,7 +17,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse, run the command, and turn what a person can mend into one sentence and exit code 2."""
     from midge import __version__  # noqa: PLC0415 - after the environment is set
     from midge.commands import COMMANDS, problems  # noqa: PLC0415
-    from midge.shadowed import PACKAGES  # noqa: PLC0415
 
     parser = argparse.ArgumentParser(
         prog="midge",
@@ -34,8 +32,6 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO if parsed.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )
-    for package in PACKAGES:  # held before the user's directory is looked into, wherever ours are installed
-        importlib.import_module(package)
     here = str(Path.cwd())
     if not {"", here} & set(sys.path):
         sys.path.append(here)  # last: a file of the user's must not hide one of ours

@@ -27,7 +27,7 @@ def read_initial(initial: Any, like: Any = None) -> tuple[dict[str, Any], dict[s
         _see_it_fits(found, parameters, initial)
         return {name: np.asarray(found[name], dtype=parameters[name].dtype) for name in parameters}, roles
     if hasattr(initial, "state_dict"):
-        from iot_client.torch_trainer import state  # noqa: PLC0415 - torch is here, for there is a module
+        from midge.iot_client.training.torch_trainer import state  # noqa: PLC0415 - torch is here, for there is a module
 
         return state(initial)
     if isinstance(initial, str | Path):
@@ -60,7 +60,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 
                 return dict(load_file(path))
             case ".pt" | ".pth":
-                from iot_client.torch_trainer import read_state  # noqa: PLC0415 - an extra, and the file is of it
+                from midge.iot_client.training.torch_trainer import read_state  # noqa: PLC0415 - an extra, and the file is of it
 
                 return {name: _array(value) for name, value in read_state(path).items()}
     except ModuleNotFoundError as error:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Protocol
 
-from broker import BrokerError, Endpoint, Tls
+from midge.broker import BrokerError, Endpoint, Tls
 from midge.notify import keep_notifying
 
 File = str | Path | None
@@ -59,13 +59,13 @@ def run_script(service: Service) -> None:
 
 def mendable_errors() -> tuple[type[Exception], ...]:
     """What services raise that a person can mend. To be called when there is an error: a device has no store."""
-    from iot_client.connection_loop import DuplicateDeviceName  # noqa: PLC0415
-    from iot_client.outbox import OutboxError  # noqa: PLC0415
-    from iot_client.training import TrainerError  # noqa: PLC0415
+    from midge.iot_client.connection.connection_loop import DuplicateDeviceName  # noqa: PLC0415
+    from midge.iot_client.state.outbox import OutboxError  # noqa: PLC0415
+    from midge.iot_client.training.update_encoder import TrainerError  # noqa: PLC0415
 
     found: tuple[type[Exception], ...] = (BrokerError, DuplicateDeviceName, OutboxError, TrainerError)
     try:
-        from aggregator.store import StoreError  # noqa: PLC0415 - an extra
+        from midge.aggregator.store.store import StoreError  # noqa: PLC0415 - an extra
     except ModuleNotFoundError:
         return found
     return (*found, StoreError)

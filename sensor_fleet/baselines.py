@@ -14,11 +14,11 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from iot_client.fit import Parameters, Trainer
-from sensor_fleet.data import FleetData, Rows
-from sensor_fleet.models import FleetModel
-from sensor_fleet.progress import HELD, METRICS
-from wire.messages import Plan
+from midge.iot_client.training.fit import Parameters, Trainer
+from midge.sensor_fleet.data import FleetData, Rows
+from midge.sensor_fleet.models import FleetModel
+from midge.sensor_fleet.progress import HELD, METRICS
+from midge.wire.messages import Plan
 
 SECONDS: Final = 2.5
 """For each of the three measurements, about."""

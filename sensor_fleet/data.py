@@ -14,9 +14,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from iot_client.numpy_models import Task
-from sensor_fleet.dataset import ALPHA, Array, FleetData, Kind, Rows
-from sensor_fleet.sensors import KINDS, a_week
+from midge.iot_client.training.numpy_models import Task
+from midge.sensor_fleet.dataset import ALPHA, Array, FleetData, Kind, Rows
+from midge.sensor_fleet.sensors import KINDS, a_week
 
 __all__ = ["FleetData", "Kind", "Rows", "deal", "load"]
 

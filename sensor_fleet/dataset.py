@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from iot_client.numpy_models import Task
+from midge.iot_client.training.numpy_models import Task
 
 Kind = Literal["table", "image", "window"]
 Array = npt.NDArray[Any]

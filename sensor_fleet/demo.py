@@ -10,18 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from broker import Connector, connector
-from iot_client.fit import Fit, Parameters, TrainingPlan
-from sensor_fleet import record
-from sensor_fleet.data import FleetData
-from sensor_fleet.live.aggregator_process import DemoError
-from sensor_fleet.live.device import FleetContext
-from sensor_fleet.live.federation import LocalFederation, Which
-from sensor_fleet.live.fleet import LiveFleet
-from sensor_fleet.models import FleetModel
-from sensor_fleet.progress import Progress
-from sensor_fleet.setting import BrokerAddress, Setting
-from wire.topics import Topics
+from midge.broker import Connector, connector
+from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
+from midge.sensor_fleet import record
+from midge.sensor_fleet.data import FleetData
+from midge.sensor_fleet.live.aggregator_process import DemoError
+from midge.sensor_fleet.live.device import FleetContext
+from midge.sensor_fleet.live.federation import LocalFederation, Which
+from midge.sensor_fleet.live.fleet import LiveFleet
+from midge.sensor_fleet.models import FleetModel
+from midge.sensor_fleet.progress import Progress
+from midge.sensor_fleet.setting import BrokerAddress, Setting
+from midge.wire.topics import Topics
 
 __all__ = ["Demo", "DemoError", "Ending", "demo_fleet"]
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from sensor_fleet.data import Kind
+from midge.sensor_fleet.data import Kind
 
 Array = npt.NDArray[np.float32]
 QUANTILES: Final = (0.1, 0.25, 0.5, 0.75, 0.9)

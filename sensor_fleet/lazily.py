@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sensor_fleet.dataset import ALPHA, FleetData, Rows
+from midge.sensor_fleet.dataset import ALPHA, FleetData, Rows
 
 ROWS: Final = (16, 96)
 """Rows of a device that draws its own from a set that many share: at least and at most."""

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import replace
 
-from broker.connection import (
+from midge.broker.mqtt.connection import (
     BrokerUnreachable,
     Connection,
     ConnectionLost,
@@ -26,8 +26,8 @@ from broker.connection import (
     Payload,
     QoS,
 )
-from broker.paho_session import PahoSession
-from sensor_fleet.profiles.population import Population
+from midge.broker.mqtt.paho_session import PahoSession
+from midge.sensor_fleet.profiles.population import Population
 
 SUBSCRIBE = 8
 """Bytes that MQTT adds to a filter in a subscription, about."""
@@ -285,7 +285,7 @@ class Lane:
 
 
 class LinkedConnection:
-    """The contract of `broker.connection.Connection`, over a connection inside.
+    """The contract of `broker.mqtt.connection.Connection`, over a connection inside.
 
     Args:
         inner: the connection.

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from iot_client.fit import Parameters, Recipe, Trainer
-from iot_client.numpy_models import FROZEN, MLP, Array
-from sensor_fleet.data import FleetData, Kind, Rows
-from sensor_fleet.features import by_channel, features, raw
-from wire.moments import Moments
-from wire.schema import Role
+from midge.iot_client.training.fit import Parameters, Recipe, Trainer
+from midge.iot_client.training.numpy_models import FROZEN, MLP, Array
+from midge.sensor_fleet.data import FleetData, Kind, Rows
+from midge.sensor_fleet.features import by_channel, features, raw
+from midge.wire.moments import Moments
+from midge.wire.schema import Role
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from iot_client.torch_trainer import Normalised
+    from midge.iot_client.training.torch_trainer import Normalised
 
 Name = Literal["linear", "mlp", "cnn"]
 Engine = Literal["numpy", "torch"]
@@ -208,7 +208,7 @@ def _torch() -> "ModuleType":
         ValueError: torch is not installed.
     """
     try:
-        import iot_client.torch_trainer as torch_side  # noqa: PLC0415 (torch is an extra)
+        import midge.iot_client.training.torch_trainer as torch_side  # noqa: PLC0415 (torch is an extra)
     except ModuleNotFoundError as error:
         raise ValueError('this needs torch: pip install "midge[torch]"') from error
     return torch_side

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from sensor_fleet.progress import HELD, METRICS
-from sensor_fleet.simulation.simulate import FleetProgress
-from sensor_fleet.virtual import FleetRun, ProfileFleet
+from midge.sensor_fleet.progress import HELD, METRICS
+from midge.sensor_fleet.simulation.simulate import FleetProgress
+from midge.sensor_fleet.virtual import FleetRun, ProfileFleet
 
 MONTH = 30 * 86400.0
 _SHARES = (0.5, 0.8, 0.9, 0.95, 0.98, 1.0)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from wire.messages import Verdict
+from midge.wire.messages import Verdict
 
 HELD = 5
 """Evaluations over which a target must be held: their mean counts, not a first touch."""

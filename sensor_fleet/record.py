@@ -8,9 +8,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from sensor_fleet.data import FleetData
-from sensor_fleet.models import FleetModel
-from sensor_fleet.setting import Setting
+from midge.sensor_fleet.data import FleetData
+from midge.sensor_fleet.models import FleetModel
+from midge.sensor_fleet.setting import Setting
 
 FILE: Final = "run.json"
 _PACKAGES: Final = ("midge", "numpy", "torch", "paho-mqtt", "aiomqtt")

@@ -6,15 +6,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from aggregator.presets import balanced, ca2fl, fedasync, fedavg, fedbuff
-from aggregator.staleness import Staleness, constant, hinge, polynomial
-from aggregator.strategy import Strategy
-from broker import Endpoint, Tls
-from sensor_fleet.data import FleetData, load
-from sensor_fleet.models import FleetModel, Name, model_for
-from sensor_fleet.world import World
-from wire.messages import Plan
-from wire.topics import DEFAULT_ROOT
+from midge.aggregator.core.presets import balanced, ca2fl, fedasync, fedavg, fedbuff
+from midge.aggregator.core.staleness import Staleness, constant, hinge, polynomial
+from midge.aggregator.core.strategy import Strategy
+from midge.broker import Endpoint, Tls
+from midge.sensor_fleet.data import FleetData, load
+from midge.sensor_fleet.models import FleetModel, Name, model_for
+from midge.sensor_fleet.world import World
+from midge.wire.messages import Plan
+from midge.wire.topics import DEFAULT_ROOT
 
 Engine = Literal["numpy", "mixed", "torch"]
 Preset = Literal["balanced", "fedasync", "fedbuff", "ca2fl", "fedavg"]

@@ -11,21 +11,21 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from aggregator.strategy import Strategy
-from sensor_fleet import record
-from sensor_fleet.data import FleetData, load
-from sensor_fleet.lazily import numbered, shared
-from sensor_fleet.models import FleetModel, model_for
-from sensor_fleet.profiles import profile as profiles
-from sensor_fleet.profiles.profile import Profile
-from sensor_fleet.progress import HELD, METRICS
-from sensor_fleet.sensors import KINDS, Drift, Stream
-from sensor_fleet.setting import Setting
-from sensor_fleet.simulation.cluster import OnRay
-from sensor_fleet.simulation.result import Simulated, by_class, histogram
-from sensor_fleet.simulation.simulate import FleetProgress, simulate
-from wire.schema import Parameters
-from wire.topics import check_name
+from midge.aggregator.core.strategy import Strategy
+from midge.sensor_fleet import record
+from midge.sensor_fleet.data import FleetData, load
+from midge.sensor_fleet.lazily import numbered, shared
+from midge.sensor_fleet.models import FleetModel, model_for
+from midge.sensor_fleet.profiles import profile as profiles
+from midge.sensor_fleet.profiles.profile import Profile
+from midge.sensor_fleet.progress import HELD, METRICS
+from midge.sensor_fleet.sensors import KINDS, Drift, Stream
+from midge.sensor_fleet.setting import Setting
+from midge.sensor_fleet.simulation.cluster import OnRay
+from midge.sensor_fleet.simulation.result import Simulated, by_class, histogram
+from midge.sensor_fleet.simulation.simulate import FleetProgress, simulate
+from midge.wire.schema import Parameters
+from midge.wire.topics import check_name
 
 OWN: Final = 40
 """Devices of each class on whose own rows the final model is evaluated, at most."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
-from sensor_fleet.profiles.population import Population
-from sensor_fleet.profiles.profile import Always, Breaking, Profile, load
+from midge.sensor_fleet.profiles.population import Population
+from midge.sensor_fleet.profiles.profile import Always, Breaking, Profile, load
 
 _SHARES = ("late", "leave", "goodbye", "twice")
 

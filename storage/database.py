@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from storage.files import PRIVATE, make_folder
+from midge.storage.files import PRIVATE, make_folder
 
 log = logging.getLogger("storage")
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from storage.failpoints import failpoint
+from midge.storage.failpoints import failpoint
 
 Content = bytes | bytearray | memoryview
 PRIVATE = 0o600

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from broker.mosquitto import find_mosquitto
+from midge.broker.local.mosquitto import find_mosquitto
 
 MOSQUITTO = "needs Mosquitto (apt-get install mosquitto mosquitto-clients)"
 OPENSSL = "needs openssl (apt-get install openssl)"

@@ -17,16 +17,16 @@ PRODUCT = ("wire", "storage", "broker", "iot_client", "aggregator", "sensor_flee
 BANNED = r"so many|by chance|anew|of note|of before|somebody|nobody|anybody|mendable"
 """Words that an engineer has to translate; the field has its own."""
 COMMENTED = (
-    "aggregator/core.py",
-    "aggregator/core_state.py",
-    "aggregator/journal.py",
+    "aggregator/core/core.py",
+    "aggregator/core/state.py",
+    "aggregator/store/journal.py",
     "aggregator/processor.py",
     "aggregator/shell.py",
-    "aggregator/step_planner.py",
-    "aggregator/store.py",
-    "aggregator/update_admission.py",
-    "iot_client/session.py",
-    "iot_client/outbox.py",
+    "aggregator/core/step_planner.py",
+    "aggregator/store/store.py",
+    "aggregator/core/update_admission.py",
+    "iot_client/session/session.py",
+    "iot_client/state/outbox.py",
 )
 """Files whose decisions need reasons beside them."""
 
@@ -51,6 +51,12 @@ def arguments(node: ast.ClassDef) -> int:
     return 0
 
 
+def _place(module: str) -> str:
+    """A module by its place: `midge.wire` is the folder `wire`."""
+    inside = module.removeprefix("midge.")
+    return inside if inside.split(".")[0] in PRODUCT else module
+
+
 def imports(files: dict[str, str]) -> dict[str, set[str]]:
     """Which modules of these packages each imports at its top level, `TYPE_CHECKING` blocks left out."""
     modules = {place.removesuffix(".py").removesuffix("/__init__").replace("/", "."): place for place in files}
@@ -59,9 +65,10 @@ def imports(files: dict[str, str]) -> dict[str, set[str]]:
         names: set[str] = set()
         for node in ast.parse(files[place]).body:
             if isinstance(node, ast.Import):
-                names |= {alias.name for alias in node.names}
+                names |= {_place(alias.name) for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
-                names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+                named = {_place(f"{node.module}.{alias.name}") for alias in node.names}
+                names |= named if named <= modules.keys() else named | {_place(node.module)}  # modules, or their names
         found[module] = {name for name in names if name in modules} - {module}
     return found
 

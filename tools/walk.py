@@ -17,15 +17,15 @@ from types import FrameType
 
 import numpy as np
 
-from aggregator.config import AggregatorConfig
-from aggregator.federation import FederationRuntime
-from aggregator.outgoing import Post
-from aggregator.outlet import Outlet
-from aggregator.presets import balanced
-from broker.connection import Delivery
-from broker.twin import Twin
-from wire import chunks, codecs, frames
-from wire.messages import DeviceState, Hello, Update
+from midge.aggregator.config import AggregatorConfig
+from midge.aggregator.core.presets import balanced
+from midge.aggregator.federation import FederationRuntime
+from midge.aggregator.publish.outlet import Outlet
+from midge.aggregator.publish.publish_queue import Post
+from midge.broker.embedded.in_memory import Twin
+from midge.broker.mqtt.connection import Delivery
+from midge.wire import chunks, codecs, frames
+from midge.wire.messages import DeviceState, Hello, Update
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("wire", "storage", "broker", "aggregator")

@@ -4,6 +4,6 @@ Everything here is pure: bytes and arrays in, bytes and arrays out, no clock, no
 says the same in words, for people who write a device in another language.
 """
 
-from wire.errors import WireError
+from midge.wire.errors import WireError
 
 __all__ = ["WireError"]

@@ -8,8 +8,8 @@ import hashlib
 from collections.abc import Iterator
 from heapq import nsmallest
 
-from wire.errors import WireError
-from wire.frames import Buffer
+from midge.wire.errors import WireError
+from midge.wire.frames import Buffer
 
 
 def count(size: int, chunk: int) -> int:

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import msgpack
 from pydantic import BaseModel, ValidationError
 
-from wire import names
-from wire.errors import WireError
+from midge.wire import names
+from midge.wire.errors import WireError
 
 _LENGTH = struct.Struct("<H")
 MAX_HEADER = 0xFFFF

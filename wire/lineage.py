@@ -4,8 +4,8 @@ A published state is a vector of int32 `n` and an exponent `e`; its values are f
 vector, and an advance is `n + step`. So consecutive steps merge by exact integer addition, every device that holds a
 version holds the same bits whatever its processor, and a state can be stepped back as exactly as forward.
 
-The aggregator keeps the exact model x beside it and decides which step to send next (`aggregator/quantiser.py`). Bits
-cannot differ between processors: only scalings by powers of two, rounding, and sums of integers.
+The aggregator keeps the exact model x beside it and decides which step to send next (`aggregator/model/quantiser.py`).
+Bits cannot differ between processors: only scalings by powers of two, rounding, and sums of integers.
 """
 
 import hashlib
@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from wire import frames
-from wire.errors import WireError
-from wire.messages import FrameInfo
-from wire.schema import MAX_PACKED, MAX_TENSORS, Schema, Vector
-from wire.steps import (
+from midge.wire import frames
+from midge.wire.errors import WireError
+from midge.wire.messages import FrameInfo
+from midge.wire.schema import MAX_PACKED, MAX_TENSORS, Schema, Vector
+from midge.wire.steps import (
     COARSEST,
     FINEST,
     Integers,

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
-from wire import frames, inputs, offers
-from wire.errors import WireError
+from midge.wire import frames, inputs, offers
+from midge.wire.errors import WireError
 
 Id = Annotated[bytes, Field(min_length=16, max_length=16)]
 Digest = Annotated[bytes, Field(min_length=16, max_length=16)]

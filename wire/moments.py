@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from wire.errors import WireError
-from wire.frames import Buffer
+from midge.wire.errors import WireError
+from midge.wire.frames import Buffer
 
 BYTES_PER_CHANNEL: Final = 24
 """An int64 count, a float64 mean, a float64 sum of squares."""

@@ -7,7 +7,7 @@ either. The header of an update of a small model is half of what is sent; names 
 from collections.abc import Sequence
 from typing import Any
 
-from wire.errors import WireError
+from midge.wire.errors import WireError
 
 NAMES = (
     *("kind", "update", "offer", "chunk", "fetch", "statistics", "report", "hello", "receipt", "aggregator"),

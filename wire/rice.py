@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from wire.errors import WireError
+from midge.wire.errors import WireError
 
 Numbers = npt.NDArray[np.int64]
 Parameters = npt.NDArray[np.uint8]

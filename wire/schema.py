@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from wire import frames
-from wire.errors import WireError
+from midge.wire import frames
+from midge.wire.errors import WireError
 
 Role = Literal["trained", "averaged", "local", "frozen"]
 ROLES: tuple[Role, ...] = ("trained", "averaged", "local", "frozen")

@@ -11,10 +11,10 @@ guard and a succession changes both.
 
 from typing import TYPE_CHECKING, Final
 
-from wire import frames, signing
-from wire.errors import WireError
-from wire.messages import Statistics, Update
-from wire.signing import PrivateKey
+from midge.wire import frames, signing
+from midge.wire.errors import WireError
+from midge.wire.messages import Statistics, Update
+from midge.wire.signing import PrivateKey
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.hpke import Suite

@@ -12,10 +12,10 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from wire import frames
-from wire.errors import WireError
-from wire.messages import Announcement, Envelope, Statistics, Succession, Update, decode
-from wire.moments import BYTES_PER_CHANNEL
+from midge.wire import frames
+from midge.wire.errors import WireError
+from midge.wire.messages import Announcement, Envelope, Statistics, Succession, Update, decode
+from midge.wire.moments import BYTES_PER_CHANNEL
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey

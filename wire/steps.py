@@ -16,8 +16,8 @@ import struct
 import numpy as np
 import numpy.typing as npt
 
-from wire import frames, rice
-from wire.errors import WireError
+from midge.wire import frames, rice
+from midge.wire.errors import WireError
 
 Integers = npt.NDArray[np.int32]
 Numbers = npt.NDArray[np.int64]

@@ -9,7 +9,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Literal
 
-from wire.errors import WireError
+from midge.wire.errors import WireError
 
 DEFAULT_ROOT = "midge/1"
 SLOTS = 64

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import midge
-from sensor_fleet.features import of_windows
+from midge.sensor_fleet.features import of_windows
 
 INPUTS, ACTIVITIES = 153, 5
 torch.set_num_threads(1)  # many devices on one machine, and small models

@@ -47,7 +47,7 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     with server_side():
-        from aggregator.service import Aggregator  # noqa: PLC0415 - an extra
+        from midge.aggregator.service import Aggregator  # noqa: PLC0415 - an extra
     app = load_app(args.app, Aggregator, "a midge.Aggregator")
     fields, bundle = moved(app, args)
     if key := args.release_key or (None if bundle is None else bundle.release_private_key):
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _serve_metrics(app: Any, place: str) -> None:
-    from aggregator.exposition import serve  # noqa: PLC0415 - who wants it
+    from midge.aggregator.metrics.prometheus import serve  # noqa: PLC0415 - who wants it
 
     host, _, port = place.rpartition(":")
     if not port.isdecimal():

@@ -9,11 +9,11 @@ from typing import Any
 
 from midge.commands.parts import Problem, plainly
 from midge.extras import how_to_get
-from midge.shadowed import PACKAGES
 
-_OURS = ("midge", *PACKAGES)
-_BROUGHT_ALONG = ("sensor_fleet.live.server",)
-"""Modules of ours with an app to run."""
+_FLEET = "midge.sensor_fleet.live.server"
+"""The module of ours with an app to run."""
+_EARLIER = {"sensor_fleet.live.server": _FLEET}
+"""Names that modules of ours had, under which scripts may still run them."""
 
 
 def load_app(name: str, kind: type[Any], what: str) -> Any:
@@ -25,7 +25,8 @@ def load_app(name: str, kind: type[Any], what: str) -> Any:
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or not attribute:
         raise Problem(f"{name!r} is not of the form module:attribute, such as pump:app.")
-    if module_name.partition(".")[0] in _OURS and module_name not in _BROUGHT_ALONG:
+    module_name = _EARLIER.get(module_name, module_name)
+    if module_name.partition(".")[0] == "midge" and module_name != _FLEET:
         raise Problem(f"{module_name!r} is a package of Midge's own: give your {module_name}.py another name.")
     module = _import(module_name)
     try:
@@ -64,7 +65,7 @@ def _failed(error: Exception, what: str) -> Problem:
 def _raised_by_us(error: Exception) -> bool:
     frames = list(traceback.walk_tb(error.__traceback__))
     packages = {str(frame.f_globals.get("__name__", "")).partition(".")[0] for frame, _ in frames[-1:]}
-    return bool(packages & {*_OURS, "pydantic"})
+    return bool(packages & {"midge", "pydantic"})
 
 
 def _home(module: ModuleType) -> str:

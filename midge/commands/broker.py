@@ -40,7 +40,7 @@ class _Broker:
         self._stop.set()
 
     async def serve(self) -> None:
-        from broker.local import local_broker  # noqa: PLC0415
+        from midge.broker.local.local_broker import local_broker  # noqa: PLC0415
 
         async with local_broker(self._kind, directory=self._directory, port=self._port) as broker:
             print(

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midge.commands.parts import Problem, Subparsers, add_tls, read_config, read_endpoint, user_errors
-from wire.topics import DEFAULT_ROOT, Topics, check_name
+from midge.wire.topics import DEFAULT_ROOT, Topics, check_name
 
 if TYPE_CHECKING:
-    from broker import Endpoint
-    from broker.check import Parties, Report, Role, Trial
+    from midge.broker import Endpoint
+    from midge.broker.audit.check import Parties, Report, Role, Trial
 
 _NOBODYS = "midge-check"
 """The federation whose topics are tried where none is named."""
@@ -33,7 +33,9 @@ def register(actions: Subparsers) -> None:
         "Nothing is changed that stays, and no live federation is disturbed; but name a device that is not at work: "
         "some brokers put it off meanwhile. Exit code 1: there is a problem, or an attack succeeded.",
     )
-    parser.add_argument("url", metavar="URL", nargs="?", help="the broker, such as mqtts://user@broker.local:8883")
+    parser.add_argument(
+        "url", metavar="URL", nargs="?", help="the broker, such as mqtts://user@midge.broker.local.local_broker:8883"
+    )
     parser.add_argument(
         "--fleet", metavar="DIR", help="what `midge broker init` made: says all the rest, and tries most"
     )
@@ -51,7 +53,7 @@ def register(actions: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from broker.check import check  # noqa: PLC0415 - not for those who only run a broker
+    from midge.broker.audit.check import check  # noqa: PLC0415 - not for those who only run a broker
 
     endpoint, topics, role, parties = _of_fleet(args) if args.fleet is not None else _of_options(args)
     looking = check(endpoint, topics, role, parties=parties, read_only=args.read_only)
@@ -82,8 +84,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _of_options(args: argparse.Namespace) -> "tuple[Endpoint, Topics, Role | None, Parties | None]":
     """What the options say, with one identity for all parties."""
-    from broker.check import Parties, Role  # noqa: PLC0415
-    from broker.register import ATTACKER, VICTIM  # noqa: PLC0415
+    from midge.broker.audit.check import Parties, Role  # noqa: PLC0415
+    from midge.broker.provisioning.fleet_registry import ATTACKER, VICTIM  # noqa: PLC0415
 
     if args.url is None:
         raise Problem("Say which broker: its address, or --fleet with a directory of `midge broker init`.")
@@ -106,8 +108,8 @@ def _of_options(args: argparse.Namespace) -> "tuple[Endpoint, Topics, Role | Non
 
 def _of_fleet(args: argparse.Namespace) -> "tuple[Endpoint, Topics, Role | None, Parties | None]":
     """The identities that a fleet has for this: the operator looks, and the doctor's own devices attack."""
-    from broker.check import Parties, Role  # noqa: PLC0415
-    from broker.register import REVOKED  # noqa: PLC0415
+    from midge.broker.audit.check import Parties, Role  # noqa: PLC0415
+    from midge.broker.provisioning.fleet_registry import REVOKED  # noqa: PLC0415
 
     if args.federation or args.device or args.aggregator:
         raise Problem("--fleet says the federation and who attacks: leave --federation, --device and --aggregator out.")

@@ -21,8 +21,8 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     try:
-        from sensor_fleet.report.comparison import comparison  # noqa: PLC0415 - an extra
-        from sensor_fleet.report.reading import read  # noqa: PLC0415
+        from midge.sensor_fleet.report.comparison import comparison  # noqa: PLC0415 - an extra
+        from midge.sensor_fleet.report.reading import read  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise Problem(f'The comparison needs {error.name}: pip install "midge[demo]"') from error
     path = Path(args.output)

@@ -14,7 +14,7 @@ from midge.commands.parts import Problem, Subparsers, add_tls, user_errors
 from midge.commands.runs import new_run
 from midge.commands.surroundings import add_world, read_world
 from midge.commands.watching import Showing, every_second, live, print_ending, print_json, print_words, watch
-from wire.topics import DEFAULT_ROOT, Topics
+from midge.wire.topics import DEFAULT_ROOT, Topics
 
 LOCAL = ("auto", "mosquitto", "embedded")
 
@@ -99,9 +99,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, outcome: dict[str, Any]) -> int:
     try:
-        from sensor_fleet.demo import Demo, DemoError  # noqa: PLC0415 - heavy, and an extra
-        from sensor_fleet.report.conclusion import conclude  # noqa: PLC0415
-        from sensor_fleet.setting import BrokerAddress, Setting  # noqa: PLC0415
+        from midge.sensor_fleet.demo import Demo, DemoError  # noqa: PLC0415 - heavy, and an extra
+        from midge.sensor_fleet.report.conclusion import conclude  # noqa: PLC0415
+        from midge.sensor_fleet.setting import BrokerAddress, Setting  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise Problem(f'The demo needs {error.name}: pip install "midge[demo]"') from error
     refuse_impossible(args)

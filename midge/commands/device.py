@@ -3,17 +3,17 @@
 import argparse
 from dataclasses import replace
 
-from broker.bundles import Bundle
-from iot_client.csv_rows import CsvError
-from iot_client.device import Device
+from midge.broker.provisioning.bundles import Bundle
 from midge.commands.apps import load_app
 from midge.commands.gateway import add_gateway, gateway
 from midge.commands.guest import add_guest, make_guest
 from midge.commands.parts import Problem, Subparsers, user_errors
 from midge.commands.places import add_place, moved
 from midge.commands.telling import printer
+from midge.iot_client.data.csv_source import CsvError
+from midge.iot_client.device import Device
 from midge.running import run_until_interrupted
-from wire.topics import check_name
+from midge.wire.topics import check_name
 
 
 def register(subparsers: Subparsers) -> None:

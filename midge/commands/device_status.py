@@ -77,15 +77,15 @@ def usage(path: Path) -> dict[str, Any] | None:
 
 
 def _base(header: bytes) -> int:
-    from wire import frames  # noqa: PLC0415
-    from wire.messages import Update  # noqa: PLC0415
+    from midge.wire import frames  # noqa: PLC0415
+    from midge.wire.messages import Update  # noqa: PLC0415
 
     return frames.validate(Update, frames.unpack(header)).base
 
 
 def _verified(packed: bytes) -> dict[str, Any]:
-    """The newest announcement that was verified; `iot_client.trust.Newest`."""
-    from wire import frames  # noqa: PLC0415
+    """The newest announcement that was verified; `iot_client.session.trust.Newest`."""
+    from midge.wire import frames  # noqa: PLC0415
 
     fields: Mapping[str, Any] = frames.unpack(packed)
     return {
@@ -95,8 +95,8 @@ def _verified(packed: bytes) -> dict[str, Any]:
 
 
 def _model(path: Path) -> dict[str, Any] | None:
-    from iot_client.predicting import read  # noqa: PLC0415
-    from wire.errors import WireError  # noqa: PLC0415
+    from midge.iot_client.state.prediction import read  # noqa: PLC0415
+    from midge.wire.errors import WireError  # noqa: PLC0415
 
     with suppress(OSError, WireError):
         model = read(path)

@@ -14,8 +14,8 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
-from broker import BrokerError, Endpoint
-from broker.findings import Finding, Level
+from midge.broker import BrokerError, Endpoint
+from midge.broker.audit.results import Finding, Level
 from midge.commands.device_status import day, hindered, look
 from midge.commands.parts import Problem, read_config, read_endpoint
 
@@ -131,9 +131,9 @@ def power(args: argparse.Namespace) -> Iterator[Finding]:
 
 async def broker(endpoint: Endpoint) -> list[Finding]:
     """Whether the broker answers, over TLS with a certificate that is good, and lets us in. Publishes nothing."""
-    from broker import connector  # noqa: PLC0415
-    from broker.connection import Options  # noqa: PLC0415
-    from broker.handshake import look_at_tls  # noqa: PLC0415
+    from midge.broker import connector  # noqa: PLC0415
+    from midge.broker.audit.handshake import look_at_tls  # noqa: PLC0415
+    from midge.broker.mqtt.connection import Options  # noqa: PLC0415
 
     found = []
     try:

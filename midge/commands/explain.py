@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from midge.commands.parts import Problem, Subparsers, server_side
 
 if TYPE_CHECKING:
-    from aggregator.inspect import Life
+    from midge.aggregator.store.inspection import Life
 
 
 def register(subparsers: Subparsers) -> None:
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     if not device or not seq.isdecimal():
         raise Problem(f"{args.update!r} is not of the form DEVICE/SEQ, such as pump-17/42.")
     with server_side():
-        from aggregator.inspect import explain  # noqa: PLC0415 - an extra
+        from midge.aggregator.store.inspection import explain  # noqa: PLC0415 - an extra
     lives = explain(Path(args.store), device, int(seq))
     if args.json:
         print(json.dumps([life.packed() for life in lives]))

@@ -26,8 +26,8 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     with server_side():
-        from aggregator import forgetting  # noqa: PLC0415 - an extra
-        from aggregator.store import Store, StoreInUse  # noqa: PLC0415
+        from midge.aggregator.store import device_erasure as forgetting  # noqa: PLC0415 - an extra
+        from midge.aggregator.store.store import Store, StoreInUse  # noqa: PLC0415
     directory = Path(args.store)
     if not (directory / "store.db").is_file():
         raise Problem(f"{directory} is no store of an aggregator: there is no store.db in it.")

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-from broker import connector
-from broker.connection import Connection, Options
-from iot_client.config import DeviceConfig
-from iot_client.csv_rows import CsvRows, header
-from iot_client.device import Device
-from iot_client.sample_trainer import SampleTrainer
-from iot_client.samples import Samples, SamplesError, Source
-from iot_client.sensor_topic import SensorTopic
+from midge.broker import connector
+from midge.broker.mqtt.connection import Connection, Options
 from midge.commands.parts import Parser, Problem, read_config, user_errors
+from midge.iot_client.config import DeviceConfig
+from midge.iot_client.data.csv_source import CsvRows, header
+from midge.iot_client.data.mqtt_source import SensorTopic
+from midge.iot_client.data.samples import Samples, SamplesError, Source
+from midge.iot_client.device import Device
+from midge.iot_client.training.sample_trainer import SampleTrainer
 from midge.running import endpoint_of
-from wire.topics import DEFAULT_ROOT, check_name
+from midge.wire.topics import DEFAULT_ROOT, check_name
 
 
 def add_gateway(parser: Parser) -> None:
@@ -88,7 +88,7 @@ def _device(
     Raises:
         ValueError: an option says what cannot be.
     """
-    from iot_client.conditions import enough_new  # noqa: PLC0415
+    from midge.iot_client.board.conditions import enough_new  # noqa: PLC0415
 
     trainer = SampleTrainer(samples, model=args.model)
 

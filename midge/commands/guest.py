@@ -11,9 +11,9 @@ from midge.commands.apps import load_app
 from midge.commands.parts import Parser, Problem, user_errors
 
 if TYPE_CHECKING:
-    from iot_client.device import Device
-    from iot_client.fit import Trainer
-    from iot_client.hindrances import Condition
+    from midge.iot_client.board.training_constraints import Condition
+    from midge.iot_client.device import Device
+    from midge.iot_client.training.fit import Trainer
 
 _BYTES = {"": 1, "k": 1000, "K": 1000, "M": 10**6, "G": 10**9}
 _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
@@ -72,7 +72,7 @@ def conditions_of(args: argparse.Namespace) -> "tuple[list[Condition], list[Cond
     Raises:
         Problem: one of them cannot be.
     """
-    from iot_client import conditions  # noqa: PLC0415 - for those who want one
+    from midge.iot_client.board import conditions  # noqa: PLC0415 - for those who want one
 
     found: list[Condition] = []
     with user_errors():
@@ -111,7 +111,7 @@ def make_guest(app: "Device", args: argparse.Namespace) -> None:
 
 
 def _costs(args: argparse.Namespace) -> Any:
-    from iot_client.budget import Costs  # noqa: PLC0415
+    from midge.iot_client.board.usage_budget import Costs  # noqa: PLC0415
 
     given = {
         "bytes_per_month": None if args.bytes_per_month is None else int(args.bytes_per_month),
@@ -126,7 +126,7 @@ def _costs(args: argparse.Namespace) -> Any:
 
 
 def _duty(args: argparse.Namespace) -> Any:
-    from iot_client.duty import Duty  # noqa: PLC0415
+    from midge.iot_client.board.duty_cycle import Duty  # noqa: PLC0415
 
     if args.wake_every is None:
         if args.awake is not None or args.once:
@@ -137,7 +137,7 @@ def _duty(args: argparse.Namespace) -> Any:
 
 
 def _isolate(app: "Device", args: argparse.Namespace) -> None:
-    from iot_client.isolation import Isolated  # noqa: PLC0415
+    from midge.iot_client.training.subprocess_trainer import Isolated  # noqa: PLC0415
 
     if not args.app:
         raise Problem("--isolate is for a MODULE:ATTRIBUTE: what trains on samples is small, and needs them at hand.")
@@ -149,7 +149,7 @@ def _isolate(app: "Device", args: argparse.Namespace) -> None:
 
 def trainer_of(name: str) -> "Trainer":
     """The trainer of the device that `module:attribute` names; called in the process that trains."""
-    from iot_client.device import Device  # noqa: PLC0415
+    from midge.iot_client.device import Device  # noqa: PLC0415
 
     app: Device = load_app(name, Device, "a midge.Device")
     trainer: Any = app.config.train

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from midge.commands.parts import Problem, Subparsers, user_errors
-from wire.topics import DEFAULT_ROOT, check_name
+from midge.wire.topics import DEFAULT_ROOT, check_name
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _PORTS = 65_535
@@ -48,9 +48,9 @@ def register(actions: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from broker.authority import SecurityMissing  # noqa: PLC0415 - not for those who only run a broker
-    from broker.installation import device_names, initialise  # noqa: PLC0415
-    from broker.register import RESERVED, Fleet, FleetError, present  # noqa: PLC0415
+    from midge.broker.provisioning.certificates import SecurityMissing  # noqa: PLC0415 - not for those who only run a broker
+    from midge.broker.provisioning.create_fleet import device_names, initialise  # noqa: PLC0415
+    from midge.broker.provisioning.fleet_registry import RESERVED, Fleet, FleetError, present  # noqa: PLC0415
 
     began = time.perf_counter()
     if not 0 <= args.devices <= _MOST:
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _broker(args: argparse.Namespace) -> tuple[list[str], str]:
     """Hosts, and the address in the bundles."""
-    from broker.endpoint import Endpoint  # noqa: PLC0415
+    from midge.broker.mqtt.endpoint import Endpoint  # noqa: PLC0415
 
     if args.join:
         if args.host:

@@ -13,8 +13,8 @@ from midge.commands.runs import new_run
 from midge.running import run_until_interrupted
 
 if TYPE_CHECKING:
-    from sensor_fleet.setting import BrokerAddress
-    from sensor_fleet.virtual import ProfileFleet
+    from midge.sensor_fleet.setting import BrokerAddress
+    from midge.sensor_fleet.virtual import ProfileFleet
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +37,9 @@ def register(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run it, and tell what came of it."""
     try:
-        from sensor_fleet.live.aggregator_process import DemoError  # noqa: PLC0415
-        from sensor_fleet.live.run import LiveRun  # noqa: PLC0415 - an extra
-        from sensor_fleet.report.conclusion import write_report  # noqa: PLC0415
+        from midge.sensor_fleet.live.aggregator_process import DemoError  # noqa: PLC0415
+        from midge.sensor_fleet.live.run import LiveRun  # noqa: PLC0415 - an extra
+        from midge.sensor_fleet.report.conclusion import write_report  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise Problem(f'A live fleet needs {error.name}: pip install "midge[demo]"') from error
     with user_errors():
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _address(args: argparse.Namespace) -> "BrokerAddress":
     """The address that the options describe, with its password, as it travels to the aggregator's process."""
-    from sensor_fleet.setting import BrokerAddress  # noqa: PLC0415 - an extra
+    from midge.sensor_fleet.setting import BrokerAddress  # noqa: PLC0415 - an extra
 
     endpoint = read_endpoint(args, args.broker)
     if endpoint.websockets:
@@ -87,7 +87,7 @@ def _address(args: argparse.Namespace) -> "BrokerAddress":
 def _line(fleet: "ProfileFleet", args: argparse.Namespace) -> str:
     """What starts the aggregator that goes with a fleet."""
     endpoint = read_endpoint(args, args.broker)  # which shows no password
-    words = ["midge", "aggregate", "sensor_fleet.live.server:app", "--broker", str(endpoint)]
+    words = ["midge", "aggregate", "midge.sensor_fleet.live.server:app", "--broker", str(endpoint)]
     given = {"user": endpoint.user, "cafile": args.cafile, "certfile": args.certfile, "keyfile": args.keyfile}
     for name, word in given.items():
         if word is not None:

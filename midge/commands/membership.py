@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from midge.commands.parts import Problem, Subparsers, user_errors
 
 if TYPE_CHECKING:
-    from broker.membership import Told
+    from midge.broker.provisioning.manage_devices import Told
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ def _add_fleet(parser: argparse.ArgumentParser) -> None:
 
 def _fleet(args: argparse.Namespace) -> Path:
     """The fleet's directory; taken from the names where it stands there."""
-    from broker.register import REGISTER  # noqa: PLC0415
+    from midge.broker.provisioning.fleet_registry import REGISTER  # noqa: PLC0415
 
     if args.fleet is None and len(args.names) > 1 and (Path(args.names[0]) / REGISTER).is_file():
         return Path(args.names.pop(0))
@@ -57,7 +57,7 @@ def _fleet(args: argparse.Namespace) -> Path:
 
 
 def add(args: argparse.Namespace) -> int:
-    from broker import membership  # noqa: PLC0415 - an extra
+    from midge.broker.provisioning import manage_devices as membership  # noqa: PLC0415 - an extra
 
     directory = _fleet(args)
     told = _do(lambda: membership.add(directory, args.names))
@@ -67,7 +67,7 @@ def add(args: argparse.Namespace) -> int:
 
 
 def revoke(args: argparse.Namespace) -> int:
-    from broker import membership  # noqa: PLC0415
+    from midge.broker.provisioning import manage_devices as membership  # noqa: PLC0415
 
     directory = _fleet(args)
     told = _do(lambda: membership.revoke(directory, args.names))
@@ -75,7 +75,7 @@ def revoke(args: argparse.Namespace) -> int:
 
 
 def rotate(args: argparse.Namespace) -> int:
-    from broker import membership  # noqa: PLC0415
+    from midge.broker.provisioning import manage_devices as membership  # noqa: PLC0415
 
     directory = _fleet(args)
     told = _do(lambda: membership.rotate(directory, args.names, now=args.now, finish=args.finish))
@@ -89,8 +89,8 @@ def rotate(args: argparse.Namespace) -> int:
 
 
 def show(args: argparse.Namespace) -> int:
-    from broker import membership  # noqa: PLC0415
-    from broker.register import present  # noqa: PLC0415
+    from midge.broker.provisioning import manage_devices as membership  # noqa: PLC0415
+    from midge.broker.provisioning.fleet_registry import present  # noqa: PLC0415
 
     directory = Path(args.fleet or args.directory or _HERE)
     if args.renew:
@@ -118,8 +118,8 @@ def show(args: argparse.Namespace) -> int:
 
 
 def _do(what: Callable[[], T]) -> T:
-    from broker.authority import AuthorityError, SecurityMissing  # noqa: PLC0415
-    from broker.register import FleetError  # noqa: PLC0415
+    from midge.broker.provisioning.certificates import AuthorityError, SecurityMissing  # noqa: PLC0415
+    from midge.broker.provisioning.fleet_registry import FleetError  # noqa: PLC0415
 
     try:
         with user_errors():

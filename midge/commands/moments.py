@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 from midge.commands.words import sentence
 
 if TYPE_CHECKING:
-    from sensor_fleet.demo import Demo
-    from sensor_fleet.progress import Progress
+    from midge.sensor_fleet.demo import Demo
+    from midge.sensor_fleet.progress import Progress
 
 LINES: Final = 200
 """Events that are kept to be shown."""
@@ -119,7 +119,7 @@ class DemoMoment:
 
 
 def _figures(demo: "Demo") -> list[tuple[str, str]]:
-    from sensor_fleet.live.device import Presence  # noqa: PLC0415 - an extra
+    from midge.sensor_fleet.live.device import Presence  # noqa: PLC0415 - an extra
 
     progress, fleet, tau = demo.progress, demo.fleet, demo.progress.quantiles()
     updates = progress.updates

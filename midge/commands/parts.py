@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from broker import Connector, Endpoint, connector
-from broker.bundles import Bundle, BundleError, read_bundle
+from midge.broker import Connector, Endpoint, connector
+from midge.broker.provisioning.bundles import Bundle, BundleError, read_bundle
 from midge.running import endpoint_of
-from wire.topics import DEFAULT_ROOT, Topics
+from midge.wire.topics import DEFAULT_ROOT, Topics
 
 Parser = argparse.ArgumentParser
 Subparsers = Any

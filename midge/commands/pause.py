@@ -25,7 +25,7 @@ def register(subparsers: Subparsers) -> None:
 
 def run_pause(args: argparse.Namespace) -> int:
     with server_side():
-        from aggregator.pausing import pause  # noqa: PLC0415 - an extra
+        from midge.aggregator.store.pausing import pause  # noqa: PLC0415 - an extra
     pause(_store(args.store), args.why)
     print(f"Paused: {args.why}. To go on: midge resume {args.store}")
     return 0
@@ -33,7 +33,7 @@ def run_pause(args: argparse.Namespace) -> int:
 
 def run_resume(args: argparse.Namespace) -> int:
     with server_side():
-        from aggregator.pausing import resume  # noqa: PLC0415 - an extra
+        from midge.aggregator.store.pausing import resume  # noqa: PLC0415 - an extra
     print("The federation goes on." if resume(_store(args.store)) else "It was not paused.")
     return 0
 

@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
-from broker import Endpoint, connector
-from broker.bundles import Bundle
+from midge.broker import Endpoint, connector
+from midge.broker.provisioning.bundles import Bundle
 from midge.commands.parts import Parser, Problem, add_bundle, add_tls, read_config, read_endpoint
 
 

@@ -21,8 +21,8 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     with server_side():
-        from aggregator.renormalising import renormalise  # noqa: PLC0415 - an extra
-        from aggregator.store import Store, StoreInUse  # noqa: PLC0415
+        from midge.aggregator.store.renormalising import renormalise  # noqa: PLC0415 - an extra
+        from midge.aggregator.store.store import Store, StoreInUse  # noqa: PLC0415
     path = Path(args.store)
     if not (path / "store.db").is_file():
         raise Problem(f"{path} is no store of an aggregator: there is no store.db in it.")

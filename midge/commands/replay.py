@@ -22,8 +22,8 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     with server_side():
-        from aggregator.replaying import replay  # noqa: PLC0415 - an extra
-        from aggregator.store import Store  # noqa: PLC0415
+        from midge.aggregator.store.replaying import replay  # noqa: PLC0415 - an extra
+        from midge.aggregator.store.store import Store  # noqa: PLC0415
     directory = Path(args.store)
     if not (directory / "store.db").is_file():
         raise Problem(f"{directory} is no store of an aggregator: there is no store.db in it.")

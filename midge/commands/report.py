@@ -21,7 +21,7 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     try:
-        from sensor_fleet.report.conclusion import write_report  # noqa: PLC0415 - an extra
+        from midge.sensor_fleet.report.conclusion import write_report  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
         raise Problem(f'The report needs {error.name}: pip install "midge[demo]"') from error
     directory = Path(args.run_directory) if args.run_directory else newest()

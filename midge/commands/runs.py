@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from midge.commands.parts import Problem, user_errors
-from wire.topics import check_name
+from midge.wire.topics import check_name
 
 
 def new_run(name: str | None) -> Path:

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from midge.commands.parts import Problem, Subparsers, server_side, user_errors
-from storage.files import atomic_write
+from midge.storage.files import atomic_write
 
 _DAY = 86_400.0
 
@@ -30,8 +30,8 @@ def register(subparsers: Subparsers) -> None:
 
 def new(args: argparse.Namespace) -> int:
     with server_side():
-        from aggregator.issuing import write_secret  # noqa: PLC0415 - an extra
-        from wire import signing  # noqa: PLC0415
+        from midge.aggregator.publish.announcement_signer import write_secret  # noqa: PLC0415 - an extra
+        from midge.wire import signing  # noqa: PLC0415
     path = Path(args.file)
     if path.exists():
         raise Problem(f"{path} is there already: name another file, or give it a successor with release-key succeed.")
@@ -48,7 +48,7 @@ def new(args: argparse.Namespace) -> int:
 
 def succeed(args: argparse.Namespace) -> int:
     with server_side():
-        from aggregator import issuing  # noqa: PLC0415 - an extra
+        from midge.aggregator.publish import announcement_signer as issuing  # noqa: PLC0415 - an extra
     path = Path(args.file)
     with user_errors():
         keys = issuing.succeed(path, args.federation, time.time() + _DAY * args.days)

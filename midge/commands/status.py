@@ -22,7 +22,7 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from broker.retained import describe_federation  # noqa: PLC0415
+    from midge.broker.mqtt.retained import describe_federation  # noqa: PLC0415
 
     connect, topics = read_federation(args)
     found = asyncio.run(describe_federation(connect, topics))

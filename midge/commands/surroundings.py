@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sensor_fleet.world import World
+    from midge.sensor_fleet.world import World
 
 _OPTIONS = {
     "median": ("S", "seconds that a training takes in the middle (default: 0.5)"),
@@ -40,7 +40,7 @@ def read_world(args: argparse.Namespace) -> "World":
     Raises:
         ValueError: a number that cannot be, or a file that says what a world does not have.
     """
-    from sensor_fleet.world import World  # noqa: PLC0415 - an extra
+    from midge.sensor_fleet.world import World  # noqa: PLC0415 - an extra
 
     world = World(seed=args.seed)
     if args.calm:

@@ -14,9 +14,9 @@ from midge.commands.parts import Problem, user_errors
 from midge.commands.runs import new_run
 
 if TYPE_CHECKING:
-    from sensor_fleet.planning import FleetPlan
-    from sensor_fleet.simulation.simulate import FleetProgress
-    from sensor_fleet.virtual import ProfileFleet
+    from midge.sensor_fleet.planning import FleetPlan
+    from midge.sensor_fleet.simulation.simulate import FleetProgress
+    from midge.sensor_fleet.virtual import ProfileFleet
 
 QUIET = 1.0
 """Seconds between two lines where there is no terminal."""
@@ -80,8 +80,8 @@ def run(args: argparse.Namespace) -> int:
 def fleet_of(args: argparse.Namespace) -> "ProfileFleet":
     """The fleet that the options describe."""
     try:
-        from sensor_fleet.setting import Setting  # noqa: PLC0415 - an extra
-        from sensor_fleet.virtual import LIVE_SPEED_UP, ProfileFleet  # noqa: PLC0415
+        from midge.sensor_fleet.setting import Setting  # noqa: PLC0415 - an extra
+        from midge.sensor_fleet.virtual import LIVE_SPEED_UP, ProfileFleet  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise Problem(f'A virtual fleet needs {error.name}: pip install "midge[demo]"') from error
     _refuse_impossible(args)
@@ -104,7 +104,7 @@ def fleet_of(args: argparse.Namespace) -> "ProfileFleet":
 
 
 def _simulate(fleet: "ProfileFleet", args: argparse.Namespace) -> int:
-    from sensor_fleet.report.conclusion import write_report  # noqa: PLC0415
+    from midge.sensor_fleet.report.conclusion import write_report  # noqa: PLC0415
 
     directory = new_run(args.name)
     with Shown(args, f"{args.profile}, {args.devices:,} devices") as shown, user_errors():
@@ -115,7 +115,7 @@ def _simulate(fleet: "ProfileFleet", args: argparse.Namespace) -> int:
 
 
 def _plan(fleet: "ProfileFleet", args: argparse.Namespace) -> int:
-    from sensor_fleet.planning import plan  # noqa: PLC0415
+    from midge.sensor_fleet.planning import plan  # noqa: PLC0415
 
     with Shown(args, f"{args.profile}, {args.devices:,} devices", runs=args.seeds) as shown, user_errors():
         found = plan(fleet, args.seeds, shown.tell_of)
@@ -198,7 +198,7 @@ class Shown:
 
 
 def _line(moment: "FleetProgress", done: float, left: float) -> str:
-    from sensor_fleet.report.quantities import duration  # noqa: PLC0415
+    from midge.sensor_fleet.report.quantities import duration  # noqa: PLC0415
 
     if moment.doing:
         return f"  0%  {moment.doing}"
@@ -214,7 +214,7 @@ def _drawn(title: str, moment: "FleetProgress", done: float, left: float, took: 
     from rich.progress_bar import ProgressBar  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    from sensor_fleet.report.quantities import duration  # noqa: PLC0415
+    from midge.sensor_fleet.report.quantities import duration  # noqa: PLC0415
 
     scores = "   ".join(f"{name} {value:.4g}" for name, value in moment.metrics.items())
     rate = moment.trainings / took if took else 0.0
@@ -240,7 +240,7 @@ def show_outcome(args: argparse.Namespace, outcome: dict[str, Any], metric: str,
 
 
 def _print_outcome(outcome: dict[str, Any], metric: str) -> None:
-    from sensor_fleet.report.quantities import duration, energy, score, size  # noqa: PLC0415
+    from midge.sensor_fleet.report.quantities import duration, energy, score, size  # noqa: PLC0415
 
     kind = "virtual time" if outcome["virtual"] else "the profile's time"
     print(f"{metric} {score(outcome[metric], metric)} after {duration(outcome['seconds'])} of {kind}", end="")
@@ -267,7 +267,7 @@ def _print_outcome(outcome: dict[str, Any], metric: str) -> None:
 
 
 def _print_plan(found: "FleetPlan", args: argparse.Namespace) -> None:
-    from sensor_fleet.report.quantities import duration, energy, score, size  # noqa: PLC0415
+    from midge.sensor_fleet.report.quantities import duration, energy, score, size  # noqa: PLC0415
 
     def span(of: tuple[float, float] | None, words: Callable[[float], str]) -> str:
         if of is None:

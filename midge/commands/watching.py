@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from midge.commands.moments import DemoMoment, Happenings, in_bytes, shown
 
 if TYPE_CHECKING:
-    from sensor_fleet.demo import Demo, Ending
+    from midge.sensor_fleet.demo import Demo, Ending
 
 FRAMES_PER_SECOND = 4
 Show = Callable[["Demo"], None]

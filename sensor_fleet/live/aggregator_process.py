@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-MODULE = "sensor_fleet.live.server"
+MODULE = "midge.sensor_fleet.live.server"
 _LIBRARIES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _GOODBYE = 20.0
 """Seconds that it has to write its checkpoint and the model."""
@@ -22,7 +22,7 @@ class DemoError(Exception):
 
 
 class AggregatorProcess:
-    """`python -m sensor_fleet.live.server` as a child. Its input ends when we die, and it with it."""
+    """`python -m midge.sensor_fleet.live.server` as a child. Its input ends when we die, and it with it."""
 
     def __init__(self, task: Mapping[str, Any], log: Path, on_event: Callable[[dict[str, Any]], None]) -> None:
         self._task = json.dumps(dict(task)).encode() + b"\n"

@@ -11,17 +11,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from broker.connection import Connector, Delivery
-from iot_client.conditions import enough_new
-from iot_client.config import DeviceConfig
-from iot_client.device import Device
-from iot_client.fit import Fit, Parameters, TrainingPlan
-from iot_client.memory_outbox import MemoryOutbox
-from sensor_fleet.links import DeviceLink, Sever, sever
-from sensor_fleet.live.versions import SharedVersions
-from sensor_fleet.profiles.population import Departure, Population
-from sensor_fleet.sensors.stream import Stream
-from wire.topics import Topics
+from midge.broker.mqtt.connection import Connector, Delivery
+from midge.iot_client.board.conditions import enough_new
+from midge.iot_client.config import DeviceConfig
+from midge.iot_client.device import Device
+from midge.iot_client.state.memory_outbox import MemoryOutbox
+from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
+from midge.sensor_fleet.links import DeviceLink, Sever, sever
+from midge.sensor_fleet.live.versions import SharedVersions
+from midge.sensor_fleet.profiles.population import Departure, Population
+from midge.sensor_fleet.sensors.stream import Stream
+from midge.wire.topics import Topics
 
 KEEPALIVE: Final = 120
 """Seconds: thousands of signs of life say nothing more than a few."""

@@ -7,12 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from broker import BrokerError, connector
-from broker.local import LocalBroker, local_broker
-from broker.retained import clear_federation
-from sensor_fleet.live.aggregator_process import AggregatorProcess
-from sensor_fleet.setting import BrokerAddress
-from wire.topics import Topics
+from midge.broker import BrokerError, connector
+from midge.broker.local.local_broker import LocalBroker, local_broker
+from midge.broker.mqtt.retained import clear_federation
+from midge.sensor_fleet.live.aggregator_process import AggregatorProcess
+from midge.sensor_fleet.setting import BrokerAddress
+from midge.wire.topics import Topics
 
 Which = Literal["auto", "mosquitto", "embedded"]
 

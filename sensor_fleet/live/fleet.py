@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from broker.connection import Delivery
-from iot_client.runtime import first_error
-from sensor_fleet.live.device import FleetContext, LiveDevice, Presence
-from sensor_fleet.simulation.server import Taken
-from wire import messages
-from wire.errors import WireError
-from wire.messages import Announcement, Verdict
+from midge.broker.mqtt.connection import Delivery
+from midge.iot_client.runtime import first_error
+from midge.sensor_fleet.live.device import FleetContext, LiveDevice, Presence
+from midge.sensor_fleet.simulation.server import Taken
+from midge.wire import messages
+from midge.wire.errors import WireError
+from midge.wire.messages import Announcement, Verdict
 
 _AT_A_TIME: Final = 50
 """Devices that begin before the loop goes on with other things."""

@@ -18,28 +18,28 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from broker import Endpoint, connector
-from broker.mosquitto import find_mosquitto
-from iot_client.fit import Fit, TrainingPlan
-from sensor_fleet.data import FleetData
-from sensor_fleet.lazily import numbered
-from sensor_fleet.live import limits
-from sensor_fleet.live.device import FleetContext
-from sensor_fleet.live.federation import LocalFederation
-from sensor_fleet.live.fleet import LiveFleet
-from sensor_fleet.live.server import SERVED
-from sensor_fleet.live.watching import Watching
-from sensor_fleet.models import FleetModel
-from sensor_fleet.profiles.hastened import hastened
-from sensor_fleet.profiles.population import Population
-from sensor_fleet.sensors.stream import Stream
-from sensor_fleet.setting import BrokerAddress
-from sensor_fleet.simulation.result import Simulated
-from sensor_fleet.simulation.simulate import LOOKS, FleetProgress, beginning, evaluate_at
-from sensor_fleet.virtual import EVALUATIONS, FleetRun, ProfileFleet, held, sign_of, value_of
-from wire.lineage import State
-from wire.schema import Parameters, Schema
-from wire.topics import Topics
+from midge.broker import Endpoint, connector
+from midge.broker.local.mosquitto import find_mosquitto
+from midge.iot_client.training.fit import Fit, TrainingPlan
+from midge.sensor_fleet.data import FleetData
+from midge.sensor_fleet.lazily import numbered
+from midge.sensor_fleet.live import limits
+from midge.sensor_fleet.live.device import FleetContext
+from midge.sensor_fleet.live.federation import LocalFederation
+from midge.sensor_fleet.live.fleet import LiveFleet
+from midge.sensor_fleet.live.server import SERVED
+from midge.sensor_fleet.live.watching import Watching
+from midge.sensor_fleet.models import FleetModel
+from midge.sensor_fleet.profiles.hastened import hastened
+from midge.sensor_fleet.profiles.population import Population
+from midge.sensor_fleet.sensors.stream import Stream
+from midge.sensor_fleet.setting import BrokerAddress
+from midge.sensor_fleet.simulation.result import Simulated
+from midge.sensor_fleet.simulation.simulate import LOOKS, FleetProgress, beginning, evaluate_at
+from midge.sensor_fleet.virtual import EVALUATIONS, FleetRun, ProfileFleet, held, sign_of, value_of
+from midge.wire.lineage import State
+from midge.wire.schema import Parameters, Schema
+from midge.wire.topics import Topics
 
 _BEHIND: Final = 0.5
 """Lateness in seconds of one timer in a hundred from which on the user is told."""

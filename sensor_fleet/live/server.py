@@ -1,8 +1,8 @@
 """The aggregator of a simulated fleet: a process of its own, or `app` for `midge aggregate`.
 
-The process, `python -m sensor_fleet.live.server`, is told what to serve as one JSON line on standard input, so that no
-password stands in a command line; the end of the input is the sign to stop, so that no orphan stays. Its events leave
-as JSON lines on standard output, the last one being `finished` or `failed`.
+The process, `python -m midge.sensor_fleet.live.server`, is told what to serve as one JSON line on standard input, so
+that no password stands in a command line; the end of the input is the sign to stop, so that no orphan stays. Its events
+leave as JSON lines on standard output, the last one being `finished` or `failed`.
 
 `app` reads the environment variable MIDGE_FLEET, such as `profile=farm devices=1000 speed_up=600`, by the names of
 `sensor_fleet.virtual.ProfileFleet`.
@@ -17,15 +17,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from aggregator.config import AggregatorConfig, Listener
-from aggregator.export import write_model
-from aggregator.service import Aggregator
-from aggregator.store import StoreError
-from broker import BrokerError, Connector, Endpoint, connector
-from sensor_fleet.profiles.hastened import hastened
-from sensor_fleet.setting import BrokerAddress, Setting
-from sensor_fleet.simulation.simulate import beginning
-from sensor_fleet.virtual import VARIABLE, ProfileFleet
+from midge.aggregator.config import AggregatorConfig, Listener
+from midge.aggregator.model.export import write_model
+from midge.aggregator.service import Aggregator
+from midge.aggregator.store.store import StoreError
+from midge.broker import BrokerError, Connector, Endpoint, connector
+from midge.sensor_fleet.profiles.hastened import hastened
+from midge.sensor_fleet.setting import BrokerAddress, Setting
+from midge.sensor_fleet.simulation.simulate import beginning
+from midge.sensor_fleet.virtual import VARIABLE, ProfileFleet
 
 MODEL: Final = "model.safetensors"
 """The exact model, at the end."""

@@ -4,8 +4,8 @@ from functools import cached_property
 from typing import Any
 from weakref import WeakValueDictionary
 
-from wire.lineage import State
-from wire.schema import Vector
+from midge.wire.lineage import State
+from midge.wire.schema import Vector
 
 
 class Shared(State):

@@ -5,12 +5,12 @@ from contextlib import suppress
 
 import aiomqtt
 
-from broker.aiomqtt_client import listener
-from broker.endpoint import Endpoint
-from wire import messages
-from wire.errors import WireError
-from wire.messages import Announcement
-from wire.topics import Topics
+from midge.broker.mqtt.aiomqtt_client import listener
+from midge.broker.mqtt.endpoint import Endpoint
+from midge.wire import messages
+from midge.wire.errors import WireError
+from midge.wire.messages import Announcement
+from midge.wire.topics import Topics
 
 _AGAIN = 1.0
 """Seconds before a connection that was lost is made again."""

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Final
 
-from aggregator.strategy import Strategy
+from midge.aggregator.core.strategy import Strategy
 
 FASTEST_RATE: Final = 64e6
 """Bytes a second that a hastened strategy allows at most: the broker and the devices of a live fleet are real."""

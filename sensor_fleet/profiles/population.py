@@ -19,8 +19,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from sensor_fleet.profiles.presence import Interval, away, chance, read_trace
-from sensor_fleet.profiles.profile import Churn, Diurnal, Hardware, Mains, Profile, Trace
+from midge.sensor_fleet.profiles.presence import Interval, away, chance, read_trace
+from midge.sensor_fleet.profiles.profile import Churn, Diurnal, Hardware, Mains, Profile, Trace
 
 SEGMENT = 1460
 """Bytes of a TCP segment over Ethernet."""

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from statistics import NormalDist
 
-from sensor_fleet.profiles.profile import Always, Availability, Breaking, Diurnal, Mains, OnOff, Trace
+from midge.sensor_fleet.profiles.profile import Always, Availability, Breaking, Diurnal, Mains, OnOff, Trace
 
 Interval = tuple[float, float]
 DAY = 86400.0

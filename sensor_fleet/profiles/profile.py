@@ -11,10 +11,10 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from aggregator.pace import Pace
-from aggregator.presets import balanced
-from aggregator.strategy import Strategy
-from sensor_fleet.profiles.units import Bytes, Rate, Seconds
+from midge.aggregator.core.participation_controller import Pace
+from midge.aggregator.core.presets import balanced
+from midge.aggregator.core.strategy import Strategy
+from midge.sensor_fleet.profiles.units import Bytes, Rate, Seconds
 
 SHIPPED: Final = ("city-gateways", "factory", "farm", "phones", "demo")
 _SUM_OFF: Final = 1e-6
@@ -189,7 +189,7 @@ def load(source: str | Path) -> Profile:
         ValueError: there is none, or it cannot be; the message names the file, the key and what to write.
     """
     if str(source) in SHIPPED:
-        text = (resources.files("sensor_fleet.profiles") / f"{source}.toml").read_text(encoding="utf-8")
+        text = (resources.files("midge.sensor_fleet.profiles") / f"{source}.toml").read_text(encoding="utf-8")
         return _checked(text, f"profile {source}", "")
     path = Path(source)
     try:

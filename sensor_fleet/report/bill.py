@@ -4,7 +4,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Final
 
-from sensor_fleet.report.run import Run, finite_number
+from midge.sensor_fleet.report.run import Run, finite_number
 
 MONTH: Final = 30 * 86400.0
 DAY: Final = 86400.0

@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Final
 
-from sensor_fleet.progress import HELD
-from sensor_fleet.report import learning, scales
-from sensor_fleet.report.bill import bill
-from sensor_fleet.report.html import FULL, Section, Size, drawn, page
-from sensor_fleet.report.quantities import MISSING, counted, duration, energy, score, size
-from sensor_fleet.report.repeat import flat_setting
-from sensor_fleet.report.run import Evaluation, Run, finite_number
-from sensor_fleet.report.svg import Label, Plot, Point, thinned
+from midge.sensor_fleet.progress import HELD
+from midge.sensor_fleet.report import learning, scales
+from midge.sensor_fleet.report.bill import bill
+from midge.sensor_fleet.report.html import FULL, Section, Size, drawn, page
+from midge.sensor_fleet.report.quantities import MISSING, counted, duration, energy, score, size
+from midge.sensor_fleet.report.repeat import flat_setting
+from midge.sensor_fleet.report.run import Evaluation, Run, finite_number
+from midge.sensor_fleet.report.svg import Label, Plot, Point, thinned
 
 MOST: Final = 8
 """Runs on a page: more colours than these cannot be told apart."""

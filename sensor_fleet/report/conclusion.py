@@ -8,11 +8,11 @@ from typing import Any, Final
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from iot_client.fit import Parameters
-from sensor_fleet.baselines import Baselines
-from sensor_fleet.demo import Demo
-from sensor_fleet.report.page import report
-from sensor_fleet.report.reading import BASELINES_FILE, RESULT_FILE, read
+from midge.iot_client.training.fit import Parameters
+from midge.sensor_fleet.baselines import Baselines
+from midge.sensor_fleet.demo import Demo
+from midge.sensor_fleet.report.page import report
+from midge.sensor_fleet.report.reading import BASELINES_FILE, RESULT_FILE, read
 
 REPORT_FILE: Final = "report.html"
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sensor_fleet.report import scales
-from sensor_fleet.report.lives import STATES, State, Timeline
-from sensor_fleet.report.quantities import counted, duration, percent, score, seconds_tick
-from sensor_fleet.report.run import Run
-from sensor_fleet.report.svg import Drawing, Plot, boxes, breadth
+from midge.sensor_fleet.report import scales
+from midge.sensor_fleet.report.lives import STATES, State, Timeline
+from midge.sensor_fleet.report.quantities import counted, duration, percent, score, seconds_tick
+from midge.sensor_fleet.report.run import Run
+from midge.sensor_fleet.report.svg import Drawing, Plot, boxes, breadth
 
 Size = tuple[float, float]
 ROWS: Final = 24

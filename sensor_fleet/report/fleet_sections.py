@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sensor_fleet.report import learning, scales
-from sensor_fleet.report.html import Section, Size, drawn
-from sensor_fleet.report.quantities import energy, size
-from sensor_fleet.report.repeat import command
-from sensor_fleet.report.run import Run, finite_number, mapping
-from sensor_fleet.report.run_sections import learned
-from sensor_fleet.report.svg import Ladder
-from sensor_fleet.simulation.result import MONTH
+from midge.sensor_fleet.report import learning, scales
+from midge.sensor_fleet.report.html import Section, Size, drawn
+from midge.sensor_fleet.report.quantities import energy, size
+from midge.sensor_fleet.report.repeat import command
+from midge.sensor_fleet.report.run import Run, finite_number, mapping
+from midge.sensor_fleet.report.run_sections import learned
+from midge.sensor_fleet.report.svg import Ladder
+from midge.sensor_fleet.simulation.result import MONTH
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ from typing import Any, Final, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from sensor_fleet.report import quantities
-from sensor_fleet.report.run import finite_number, mapping
-from sensor_fleet.report.svg import Drawing
+from midge.sensor_fleet.report import quantities
+from midge.sensor_fleet.report.run import finite_number, mapping
+from midge.sensor_fleet.report.svg import Drawing
 
 Size = tuple[float, float]
 FULL: Final = (900.0, 340.0)
@@ -57,7 +57,7 @@ def page(title: str, sections: Iterable[Section | None], made: str) -> str:
 @cache
 def _templates() -> Environment:
     found = Environment(
-        loader=PackageLoader("sensor_fleet.report"),
+        loader=PackageLoader("midge.sensor_fleet.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from sensor_fleet.progress import HELD
-from sensor_fleet.report import scales
-from sensor_fleet.report.quantities import counted, duration, percent, plain, score, significant, size
-from sensor_fleet.report.run import Run
-from sensor_fleet.report.scales import AxisScale
-from sensor_fleet.report.svg import Label, Plot, Point, thinned
+from midge.sensor_fleet.progress import HELD
+from midge.sensor_fleet.report import scales
+from midge.sensor_fleet.report.quantities import counted, duration, percent, plain, score, significant, size
+from midge.sensor_fleet.report.run import Run
+from midge.sensor_fleet.report.scales import AxisScale
+from midge.sensor_fleet.report.svg import Label, Plot, Point, thinned
 
 Size = tuple[float, float]
 LABELS: Final = 86.0

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from sensor_fleet.report.run import Happening, Run
+from midge.sensor_fleet.report.run import Happening, Run
 
 State = Literal["training", "sending", "waiting", "away", "gone"]
 STATES: Final[tuple[State, ...]] = ("training", "sending", "waiting", "away", "gone")

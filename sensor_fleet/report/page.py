@@ -2,9 +2,9 @@
 
 from typing import Final
 
-from sensor_fleet.report import fleet_sections, run_sections
-from sensor_fleet.report.html import page
-from sensor_fleet.report.run import Run
+from midge.sensor_fleet.report import fleet_sections, run_sections
+from midge.sensor_fleet.report.html import page
+from midge.sensor_fleet.report.run import Run
 
 _OF_RUN: Final = "Made by midge report from the files of the run."
 _VIRTUAL: Final = (

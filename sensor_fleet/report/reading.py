@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from sensor_fleet import record
-from sensor_fleet.progress import METRICS
-from sensor_fleet.report.run import Evaluation, Happening, Run, UpdateVerdict, finite_number, mapping
+from midge.sensor_fleet import record
+from midge.sensor_fleet.progress import METRICS
+from midge.sensor_fleet.report.run import Evaluation, Happening, Run, UpdateVerdict, finite_number, mapping
 
 METRICS_FILE: Final = "metrics.jsonl"
 DEVICES_FILE: Final = "devices.jsonl"

@@ -4,9 +4,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from sensor_fleet.report.quantities import MISSING
-from sensor_fleet.report.run import Run, finite_number, mapping
-from sensor_fleet.setting import Setting
+from midge.sensor_fleet.report.quantities import MISSING
+from midge.sensor_fleet.report.run import Run, finite_number, mapping
+from midge.sensor_fleet.setting import Setting
 
 
 def command(run: Run) -> str:

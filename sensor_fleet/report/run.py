@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sensor_fleet.progress import HELD, METRICS
+from midge.sensor_fleet.progress import HELD, METRICS
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,13 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 
-from sensor_fleet.progress import HELD
-from sensor_fleet.report import devices, learning
-from sensor_fleet.report.bill import bill
-from sensor_fleet.report.html import FULL, Section, drawn
-from sensor_fleet.report.lives import lives
-from sensor_fleet.report.repeat import command, setting
-from sensor_fleet.report.run import Run
+from midge.sensor_fleet.progress import HELD
+from midge.sensor_fleet.report import devices, learning
+from midge.sensor_fleet.report.bill import bill
+from midge.sensor_fleet.report.html import FULL, Section, drawn
+from midge.sensor_fleet.report.lives import lives
+from midge.sensor_fleet.report.repeat import command, setting
+from midge.sensor_fleet.report.run import Run
 
 _OTHERS = {
     "repeat": "came again, and counted once",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from sensor_fleet.report.quantities import plain, significant, size, whole
+from midge.sensor_fleet.report.quantities import plain, significant, size, whole
 
 _TIMES: Final = (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
 """Steps in seconds that clocks have."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
-from sensor_fleet.report.scales import AxisScale
+from midge.sensor_fleet.report.scales import AxisScale
 
 Point = tuple[float, float]
 LINE: Final = 15.0

@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from sensor_fleet.dataset import FleetData
-from sensor_fleet.sensors.flaws import DAY, Drift, Flaws
-from sensor_fleet.sensors.machines import vibration
-from sensor_fleet.sensors.sites import energy
-from sensor_fleet.sensors.stream import Sensor, Stream
+from midge.sensor_fleet.dataset import FleetData
+from midge.sensor_fleet.sensors.flaws import DAY, Drift, Flaws
+from midge.sensor_fleet.sensors.machines import vibration
+from midge.sensor_fleet.sensors.sites import energy
+from midge.sensor_fleet.sensors.stream import Sensor, Stream
 
 KINDS: Final[Mapping[str, Callable[..., Stream]]] = {"vibration": vibration, "energy": energy}
 """By the name that `--data` takes."""

@@ -1,4 +1,4 @@
-"""Simulated sensors as a file: `python -m sensor_fleet.sensors vibration --devices 50 --hours 24 --out vib.npz`.
+"""Simulated sensors as a file: `python -m midge.sensor_fleet.sensors vibration --devices 50 --hours 24 --out vib.npz`.
 
 The file is what `--data` takes: `x`, `y`, `unit` (the device's number), `split` (0 train, 1 test), `columns` (names of
 the inputs), and of classes `class_names`. Test rows are those that hold at the end.
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sensor_fleet.dataset import Rows
-from sensor_fleet.sensors import KINDS, Drift, Flaws, Stream
+from midge.sensor_fleet.dataset import Rows
+from midge.sensor_fleet.sensors import KINDS, Drift, Flaws, Stream
 
 HOUR = 3600.0
 
@@ -43,7 +43,9 @@ def write(stream: Stream, seconds: float, path: Path) -> tuple[int, int]:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Write a file."""
-    parser = argparse.ArgumentParser(prog="python -m sensor_fleet.sensors", description="Simulated sensors as a file.")
+    parser = argparse.ArgumentParser(
+        prog="python -m midge.sensor_fleet.sensors", description="Simulated sensors as a file."
+    )
     parser.add_argument("kind", choices=list(KINDS))
     parser.add_argument("--devices", type=int, default=50, help="default: 50")
     parser.add_argument("--hours", type=float, default=168.0, help="of measuring (default: 168, a week)")

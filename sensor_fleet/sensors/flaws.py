@@ -6,7 +6,7 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from sensor_fleet.sensors.chance import Floats, Places, draw, key, uniform
+from midge.sensor_fleet.sensors.chance import Floats, Places, draw, key, uniform
 
 DAY: Final = 86400.0
 

@@ -11,9 +11,9 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sensor_fleet.dataset import Rows
-from sensor_fleet.sensors.chance import Places
-from sensor_fleet.sensors.flaws import Flaws
+from midge.sensor_fleet.dataset import Rows
+from midge.sensor_fleet.sensors.chance import Places
+from midge.sensor_fleet.sensors.flaws import Flaws
 
 KEPT: Final = 2**28
 """Bytes of blocks that are kept, at most."""

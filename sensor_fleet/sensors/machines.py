@@ -7,14 +7,14 @@ from typing import Final
 
 import numpy as np
 
-from sensor_fleet.dataset import Rows
-from sensor_fleet.sensors.bearing import BEARINGS, FAULTS, Fault, Machine, Signals, acceleration
-from sensor_fleet.sensors.chance import Floats, Places, draw, key, normal, uniform
-from sensor_fleet.sensors.flaws import DAY, Drift, Flaws
-from sensor_fleet.sensors.flow import Inputs, Targets
-from sensor_fleet.sensors.spectra import FEATURES
-from sensor_fleet.sensors.spectra import features as features_of
-from sensor_fleet.sensors.stream import Stream, streamed
+from midge.sensor_fleet.dataset import Rows
+from midge.sensor_fleet.sensors.bearing import BEARINGS, FAULTS, Fault, Machine, Signals, acceleration
+from midge.sensor_fleet.sensors.chance import Floats, Places, draw, key, normal, uniform
+from midge.sensor_fleet.sensors.flaws import DAY, Drift, Flaws
+from midge.sensor_fleet.sensors.flow import Inputs, Targets
+from midge.sensor_fleet.sensors.spectra import FEATURES
+from midge.sensor_fleet.sensors.spectra import features as features_of
+from midge.sensor_fleet.sensors.stream import Stream, streamed
 
 VISIBLE: Final = 0.25
 """The severity from which on an inspection finds the fault, and labels say so."""

@@ -4,11 +4,11 @@ from typing import Final
 
 import numpy as np
 
-from sensor_fleet.dataset import Rows
-from sensor_fleet.sensors.chance import Floats, Places, draw, key, normal, smooth, uniform
-from sensor_fleet.sensors.flaws import DAY, Drift, Flaws
-from sensor_fleet.sensors.flow import Inputs, Targets
-from sensor_fleet.sensors.stream import Stream, streamed
+from midge.sensor_fleet.dataset import Rows
+from midge.sensor_fleet.sensors.chance import Floats, Places, draw, key, normal, smooth, uniform
+from midge.sensor_fleet.sensors.flaws import DAY, Drift, Flaws
+from midge.sensor_fleet.sensors.flow import Inputs, Targets
+from midge.sensor_fleet.sensors.stream import Stream, streamed
 
 HOUR: Final = 3600.0
 WEEK: Final = 168

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sensor_fleet.sensors.bearing import RATE, SAMPLES, Signals
+from midge.sensor_fleet.sensors.bearing import RATE, SAMPLES, Signals
 
 Floats = npt.NDArray[np.float64]
 LOW, HIGH = 1500.0, 5500.0

@@ -7,11 +7,11 @@ from functools import partial
 
 import numpy as np
 
-from iot_client.samples import Samples
-from sensor_fleet.dataset import FleetData, Rows
-from sensor_fleet.lazily import LazyRows, names_of
-from sensor_fleet.sensors.flaws import Drift, Flaws
-from sensor_fleet.sensors.flow import Flow, Inputs, Maker, Targets
+from midge.iot_client.data.samples import Samples
+from midge.sensor_fleet.dataset import FleetData, Rows
+from midge.sensor_fleet.lazily import LazyRows, names_of
+from midge.sensor_fleet.sensors.flaws import Drift, Flaws
+from midge.sensor_fleet.sensors.flow import Flow, Inputs, Maker, Targets
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,8 +7,8 @@ processor: the last bits of a matrix product are its own.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sensor_fleet.simulation.shards import Outcome, ShardWorker, Start, Task
-from sensor_fleet.simulation.workers import Make, Sent
+from midge.sensor_fleet.simulation.shards import Outcome, ShardWorker, Start, Task
+from midge.sensor_fleet.simulation.workers import Make, Sent
 
 LOCAL = "local"
 

@@ -11,11 +11,11 @@ from zlib import crc32
 
 import numpy as np
 
-from iot_client.residual import norms_of
-from iot_client.training import chosen, encode
-from wire.codecs import EncodedDeltas
-from wire.messages import Plan
-from wire.schema import Schema, Vector
+from midge.iot_client.training.residual import norms_of
+from midge.iot_client.training.update_encoder import chosen, encode
+from midge.wire.codecs import EncodedDeltas
+from midge.wire.messages import Plan
+from midge.wire.schema import Schema, Vector
 
 MEASURED = 32
 """Of Rice coded updates one in this number is made into bytes, and the first ones besides."""

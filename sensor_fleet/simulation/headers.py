@@ -4,11 +4,11 @@ from functools import cache
 
 import numpy as np
 
-from iot_client.fit import Recipe
-from iot_client.hardware import capabilities
-from iot_client.pacing import Speed
-from wire import chunks, frames
-from wire.messages import (
+from midge.iot_client.board.hardware import capabilities
+from midge.iot_client.training.fit import Recipe
+from midge.iot_client.training.throughput import Speed
+from midge.wire import chunks, frames
+from midge.wire.messages import (
     AggregatorState,
     AggregatorStatus,
     Chunk,
@@ -21,7 +21,7 @@ from wire.messages import (
     Update,
     Verdict,
 )
-from wire.schema import Schema
+from midge.wire.schema import Schema
 
 _ID, _OUTBOX = bytes(16), 2**62
 

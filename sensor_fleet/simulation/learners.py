@@ -5,10 +5,10 @@ from typing import Protocol
 
 import numpy as np
 
-from iot_client.fit import Recipe, Trainer, TrainingPlan
-from sensor_fleet.models import DenseModel
-from sensor_fleet.simulation.stacked import Job, Stack, TrainingRows
-from wire.schema import Parameters, Schema, Vector
+from midge.iot_client.training.fit import Recipe, Trainer, TrainingPlan
+from midge.sensor_fleet.models import DenseModel
+from midge.sensor_fleet.simulation.stacked import Job, Stack, TrainingRows
+from midge.wire.schema import Parameters, Schema, Vector
 
 Trained = tuple[Vector, int, int]
 """Values after a training, rows, optimiser steps."""

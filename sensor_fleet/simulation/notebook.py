@@ -6,8 +6,8 @@ from html import escape
 import numpy as np
 import numpy.typing as npt
 
-from sensor_fleet.report import scales
-from sensor_fleet.report.svg import Label, Plot, thinned
+from midge.sensor_fleet.report import scales
+from midge.sensor_fleet.report.svg import Label, Plot, thinned
 
 SIZE = (560.0, 220.0)
 _HEAD = ("class", "devices", "took part", "updates", "kB up", "kB down", "J", "staleness 50 / 90 / most")

@@ -5,25 +5,25 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from statistics import NormalDist
 
-from iot_client import events as ev
-from iot_client.attention import Attention
-from iot_client.conditions import enough_new
-from iot_client.session import DeviceSession, SessionSettings
-from iot_client.shell import DeviceShell, OutboxContents
-from iot_client.states import Work
-from iot_client.training_cycle import training_seed
-from sensor_fleet.profiles.population import Departure, Population
-from sensor_fleet.profiles.presence import chance
-from sensor_fleet.sensors.stream import Stream
-from sensor_fleet.simulation import headers
-from sensor_fleet.simulation.clock import Clock
-from sensor_fleet.simulation.clock import Work as Errand
-from sensor_fleet.simulation.coding import Said
-from sensor_fleet.simulation.learners import Learner
-from sensor_fleet.simulation.server import Published, Server
-from sensor_fleet.simulation.shards import Pool, Start, Task
-from wire import chunks
-from wire.messages import (
+from midge.iot_client.board.conditions import enough_new
+from midge.iot_client.connection.announcement_policy import Attention
+from midge.iot_client.session import events as ev
+from midge.iot_client.session.session import DeviceSession, SessionSettings
+from midge.iot_client.session.states import Work
+from midge.iot_client.session.training_cycle import training_seed
+from midge.iot_client.shell import DeviceShell, OutboxContents
+from midge.sensor_fleet.profiles.population import Departure, Population
+from midge.sensor_fleet.profiles.presence import chance
+from midge.sensor_fleet.sensors.stream import Stream
+from midge.sensor_fleet.simulation import headers
+from midge.sensor_fleet.simulation.clock import Clock
+from midge.sensor_fleet.simulation.clock import Work as Errand
+from midge.sensor_fleet.simulation.coding import Said
+from midge.sensor_fleet.simulation.learners import Learner
+from midge.sensor_fleet.simulation.server import Published, Server
+from midge.sensor_fleet.simulation.shards import Pool, Start, Task
+from midge.wire import chunks
+from midge.wire.messages import (
     AggregatorState,
     AggregatorStatus,
     Announcement,
@@ -36,7 +36,7 @@ from wire.messages import (
     Settled,
     Update,
 )
-from wire.participation import takes_part
+from midge.wire.participation import takes_part
 
 CONNECTING = 12
 """Ways from the first packet until a session is told that it is connected: the handshake of TCP, CONNECT, the status of

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from wire.schema import Parameters
+    from midge.wire.schema import Parameters
 
-from sensor_fleet.report.svg import Plot
-from sensor_fleet.simulation import notebook
+from midge.sensor_fleet.report.svg import Plot
+from midge.sensor_fleet.simulation import notebook
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]

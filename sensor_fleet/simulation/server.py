@@ -14,28 +14,39 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from aggregator import events as ev
-from aggregator import records as rec
-from aggregator.averaging import refuse_noise
-from aggregator.core import AggregatorCore, Bounds
-from aggregator.engine import Engine
-from aggregator.merging import listed
-from aggregator.model import KEYFRAME_BITS, Frame, Model
-from aggregator.reassembly import UpdateReassembler, Whole
-from aggregator.shelf import PART
-from aggregator.shell import Shell
-from aggregator.store import Store
-from aggregator.strategy import Strategy
-from iot_client.session import reread
-from sensor_fleet.simulation import headers
-from sensor_fleet.simulation.clock import Clock
-from sensor_fleet.simulation.coding import Said
-from sensor_fleet.simulation.shards import Start
-from wire import chunks, lineage, messages
-from wire.chunks import Assembly
-from wire.lineage import State
-from wire.messages import Announcement, Chunk, Fetch, FrameInfo, Grant, Moment, Settled, Statistics, Update, Verdict
-from wire.schema import Parameters, Schema, Vector
+from midge.aggregator.core import events as ev
+from midge.aggregator.core import records as rec
+from midge.aggregator.core.core import AggregatorCore, Bounds
+from midge.aggregator.core.strategy import Strategy
+from midge.aggregator.engine import Engine
+from midge.aggregator.ingress.reassembly import UpdateReassembler, Whole
+from midge.aggregator.model.averaging import refuse_noise
+from midge.aggregator.model.model import KEYFRAME_BITS, Frame, Model
+from midge.aggregator.model.step_merging import listed
+from midge.aggregator.publish.model_publisher import PART
+from midge.aggregator.shell import Shell
+from midge.aggregator.store.store import Store
+from midge.iot_client.session.session import reread
+from midge.sensor_fleet.simulation import headers
+from midge.sensor_fleet.simulation.clock import Clock
+from midge.sensor_fleet.simulation.coding import Said
+from midge.sensor_fleet.simulation.shards import Start
+from midge.wire import chunks, lineage, messages
+from midge.wire.chunks import Assembly
+from midge.wire.lineage import State
+from midge.wire.messages import (
+    Announcement,
+    Chunk,
+    Fetch,
+    FrameInfo,
+    Grant,
+    Moment,
+    Settled,
+    Statistics,
+    Update,
+    Verdict,
+)
+from midge.wire.schema import Parameters, Schema, Vector
 
 _STAMPED: dict[str, Any] = {
     "parent": b"\1" * 16,
@@ -397,7 +408,7 @@ class Server:
         self._released(new)
 
     def _offered(self, version: int, frames: Sequence[Frame]) -> tuple[FrameInfo, ...]:
-        """What leads to a version: as `aggregator.shelf` has it, or a snapshot of no weight."""
+        """What leads to a version: as `aggregator.publish.model_publisher` has it, or a snapshot of no weight."""
         if self._frames is None:
             return (FrameInfo(version, 0, 4 * self.model.schema.size, 1),)
         part = min(self._chunk, PART)

@@ -16,12 +16,12 @@ from zlib import crc32
 
 import numpy as np
 
-from sensor_fleet.simulation import stacked
-from sensor_fleet.simulation.coding import Coding, Said
-from sensor_fleet.simulation.learners import Learner
-from sensor_fleet.simulation.stacked import Job
-from wire.messages import Plan
-from wire.schema import Schema, Vector
+from midge.sensor_fleet.simulation import stacked
+from midge.sensor_fleet.simulation.coding import Coding, Said
+from midge.sensor_fleet.simulation.learners import Learner
+from midge.sensor_fleet.simulation.stacked import Job
+from midge.wire.messages import Plan
+from midge.wire.schema import Schema, Vector
 
 DEVICES = 1024
 """Devices of a shard, about."""

@@ -8,29 +8,29 @@ from typing import Any
 
 import numpy as np
 
-from aggregator.config import CHUNK
-from aggregator.presets import balanced
-from aggregator.strategy import Strategy
-from iot_client.fit import Recipe, Trainer
-from sensor_fleet.data import FleetData, Rows
-from sensor_fleet.lazily import numbered
-from sensor_fleet.models import DenseModel, FleetModel
-from sensor_fleet.profiles.hastened import hastened
-from sensor_fleet.profiles.population import Population
-from sensor_fleet.profiles.profile import Profile, load
-from sensor_fleet.sensors.stream import Stream
-from sensor_fleet.simulation import stacked
-from sensor_fleet.simulation.clock import Clock
-from sensor_fleet.simulation.learners import Each, Learner, Stacked
-from sensor_fleet.simulation.participant import Air, Participant
-from sensor_fleet.simulation.result import Simulated
-from sensor_fleet.simulation.server import ONE_CHUNK, Published, Server, Tamper
-from sensor_fleet.simulation.shards import Carrier, Here, Pool, ShardWorker, shards_of
-from sensor_fleet.simulation.workers import Processes
-from sensor_fleet.world import World
-from wire.messages import Grant, Settled
-from wire.moments import pool
-from wire.schema import Parameters, Role, Schema
+from midge.aggregator.config import CHUNK
+from midge.aggregator.core.presets import balanced
+from midge.aggregator.core.strategy import Strategy
+from midge.iot_client.training.fit import Recipe, Trainer
+from midge.sensor_fleet.data import FleetData, Rows
+from midge.sensor_fleet.lazily import numbered
+from midge.sensor_fleet.models import DenseModel, FleetModel
+from midge.sensor_fleet.profiles.hastened import hastened
+from midge.sensor_fleet.profiles.population import Population
+from midge.sensor_fleet.profiles.profile import Profile, load
+from midge.sensor_fleet.sensors.stream import Stream
+from midge.sensor_fleet.simulation import stacked
+from midge.sensor_fleet.simulation.clock import Clock
+from midge.sensor_fleet.simulation.learners import Each, Learner, Stacked
+from midge.sensor_fleet.simulation.participant import Air, Participant
+from midge.sensor_fleet.simulation.result import Simulated
+from midge.sensor_fleet.simulation.server import ONE_CHUNK, Published, Server, Tamper
+from midge.sensor_fleet.simulation.shards import Carrier, Here, Pool, ShardWorker, shards_of
+from midge.sensor_fleet.simulation.workers import Processes
+from midge.sensor_fleet.world import World
+from midge.wire.messages import Grant, Settled
+from midge.wire.moments import pool
+from midge.wire.schema import Parameters, Role, Schema
 
 Evaluate = Callable[[Parameters], Mapping[str, float]]
 CALM = World(spread=0.0, median=1.0).calm()
@@ -404,7 +404,7 @@ def _initial(
         return {name: np.asarray(value) for name, value in initial.items()}, {}
     module = getattr(train, "module", None)
     if module is not None:
-        from iot_client.torch_trainer import state  # noqa: PLC0415 - torch is here, for there is a module
+        from midge.iot_client.training.torch_trainer import state  # noqa: PLC0415 - torch is here, for there is a module
 
         return state(module)
     raise ValueError("say what the devices begin with: initial=…, a dict of arrays by name.")

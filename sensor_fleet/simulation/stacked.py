@@ -1,4 +1,4 @@
-"""Trainings of many devices cut into stacks, which `iot_client.numpy_models` trains as it trains one device.
+"""Trainings of many devices cut into stacks, which `iot_client.training.numpy_models` trains as it trains one device.
 
 A training of five thousand parameters is a few hundred NumPy calls that each do next to nothing; done for a stack of
 devices, the same calls do the work of all.
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from iot_client.fit import Parameters, Recipe, TrainingPlan
-from iot_client.numpy_models import MLP, Array, Batch, standardise
-from wire.schema import Schema, Vector
+from midge.iot_client.training.fit import Parameters, Recipe, TrainingPlan
+from midge.iot_client.training.numpy_models import MLP, Array, Batch, standardise
+from midge.wire.schema import Schema, Vector
 
 AT_ONCE = 16
 """Devices in a stack at most: with five thousand parameters each, a stack then stays in a processor's cache."""

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
-from sensor_fleet.simulation.shards import Outcome, ShardWorker, Start, Task
+from midge.sensor_fleet.simulation.shards import Outcome, ShardWorker, Start, Task
 
 REMEMBERED = 256
 """Starts that a worker keeps, so that a version is sent to it once; as many as a batch may need, and more."""

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from broker.mosquitto import find_mosquitto
+from midge.broker.local.mosquitto import find_mosquitto
 from tests import needs
 from tests.ports import free_port
 from tests.waiting import LAST_RESORT, until

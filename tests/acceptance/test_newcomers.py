@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from broker.local import LocalBroker, local_broker
-from broker.mosquitto import find_mosquitto
-from iot_client import device as device_module
 from midge.__main__ import main
+from midge.broker.local.local_broker import LocalBroker, local_broker
+from midge.broker.local.mosquitto import find_mosquitto
+from midge.iot_client import device as device_module
 from tests import needs
 from tests.acceptance.test_by_hand import MIDGE, ROOT, interrupt, process
 from tests.broker.test_local import certificates

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from broker import BrokerRefused, BrokerUnreachable, connector
-from broker.bundles import Bundle, read_bundle
 from midge.__main__ import main
+from midge.broker import BrokerRefused, BrokerUnreachable, connector
+from midge.broker.provisioning.bundles import Bundle, read_bundle
 from tests import needs
 from tests.acceptance.test_by_hand import MIDGE, ROOT, interrupt, process
 from tests.broker.fleets import serving

@@ -9,28 +9,28 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from aggregator.admission import Admission, Limits
-from aggregator.core import AggregatorCore, Bounds
-from aggregator.credentials import Credentials
-from aggregator.engine import Engine, recover
-from aggregator.ingress import Bodies, Everybody, IngressFilter
-from aggregator.model import Model
-from aggregator.outgoing import Post
-from aggregator.outlet import Outlet
-from aggregator.presets import fedasync
-from aggregator.processor import Processor
-from aggregator.reassembly import UpdateReassembler
-from aggregator.roster import Roster
-from aggregator.shelf import Shelf
-from aggregator.staleness import constant
-from aggregator.store import Store
-from aggregator.strategy import Strategy
-from broker.connection import Delivery
-from wire import codecs, frames, messages
-from wire.messages import DeviceState, Hello, Moment, Receipt, Settled, Statistics, Update
-from wire.moments import Moments
-from wire.schema import Parameters, Schema
-from wire.topics import Topics
+from midge.aggregator.core.core import AggregatorCore, Bounds
+from midge.aggregator.core.presets import fedasync
+from midge.aggregator.core.staleness import constant
+from midge.aggregator.core.strategy import Strategy
+from midge.aggregator.engine import Engine, recover
+from midge.aggregator.ingress.authentication import Credentials
+from midge.aggregator.ingress.filter import Bodies, Everybody, IngressFilter
+from midge.aggregator.ingress.rate_limits import Admission, Limits
+from midge.aggregator.ingress.reassembly import UpdateReassembler
+from midge.aggregator.ingress.roster import Roster
+from midge.aggregator.model.model import Model
+from midge.aggregator.processor import Processor
+from midge.aggregator.publish.model_publisher import Shelf
+from midge.aggregator.publish.outlet import Outlet
+from midge.aggregator.publish.publish_queue import Post
+from midge.aggregator.store.store import Store
+from midge.broker.mqtt.connection import Delivery
+from midge.wire import codecs, frames, messages
+from midge.wire.messages import DeviceState, Hello, Moment, Receipt, Settled, Statistics, Update
+from midge.wire.moments import Moments
+from midge.wire.schema import Parameters, Schema
+from midge.wire.topics import Topics
 
 Vector = npt.NDArray[np.float32]
 TOPICS = Topics("f")

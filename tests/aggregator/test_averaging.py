@@ -16,22 +16,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import midge
-from aggregator import averaging
-from aggregator.averaging import Averaging
-from aggregator.model import Model
-from aggregator.presets import balanced, ca2fl, fadas, fedasync, fedavg, fedbuff, private
-from aggregator.privacy import Privacy
-from aggregator.records import StepRecord
-from aggregator.reducer import Contribution
-from aggregator.staleness import constant, hinge
-from aggregator.strategy import Strategy, adam, sgd
-from iot_client.fit import Fit, Parameters, TrainingPlan
-from iot_client.training import chosen, encode
+from midge.aggregator.core.presets import balanced, ca2fl, fadas, fedasync, fedavg, fedbuff, private
+from midge.aggregator.core.privacy import Privacy
+from midge.aggregator.core.records import StepRecord
+from midge.aggregator.core.staleness import constant, hinge
+from midge.aggregator.core.strategy import Strategy, adam, sgd
+from midge.aggregator.model import averaging
+from midge.aggregator.model.averaging import Averaging
+from midge.aggregator.model.model import Model
+from midge.aggregator.model.reducer import Contribution
+from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
+from midge.iot_client.training.update_encoder import chosen, encode
+from midge.wire import lineage
+from midge.wire.lineage import State
+from midge.wire.messages import Plan
+from midge.wire.schema import Schema
 from tests.aggregator.rig import Rig
-from wire import lineage
-from wire.lineage import State
-from wire.messages import Plan
-from wire.schema import Schema
 
 RNG = np.random.default_rng(0)
 START: dict[str, Any] = {

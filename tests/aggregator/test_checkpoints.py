@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from aggregator.store import Store
+from midge.aggregator.store.store import Store
 from tests.aggregator.test_full_disk import Life, one_hot
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from aggregator.consensus import Consensus, sketch
-from wire.schema import Vector
+from midge.aggregator.model.consensus import Consensus, sketch
+from midge.wire.schema import Vector
 
 
 def heard(consensus: Consensus, device: str, delta: Vector) -> float:

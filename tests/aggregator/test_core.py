@@ -8,14 +8,14 @@ from hypothesis import assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from aggregator import events as ev
-from aggregator import records as rec
-from aggregator.core import AggregatorCore, Bounds
-from aggregator.presets import fedasync, fedbuff
-from aggregator.shell import Shell
-from aggregator.staleness import Staleness, constant, hinge, polynomial
-from aggregator.strategy import Strategy
-from wire.messages import Fetch, Moment, Settled, Statistics, Update, Verdict
+from midge.aggregator.core import events as ev
+from midge.aggregator.core import records as rec
+from midge.aggregator.core.core import AggregatorCore, Bounds
+from midge.aggregator.core.presets import fedasync, fedbuff
+from midge.aggregator.core.staleness import Staleness, constant, hinge, polynomial
+from midge.aggregator.core.strategy import Strategy
+from midge.aggregator.shell import Shell
+from midge.wire.messages import Fetch, Moment, Settled, Statistics, Update, Verdict
 
 LINEAGE, SCHEMA = b"l" * 16, b"s" * 16
 

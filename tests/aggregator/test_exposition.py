@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 from prometheus_client import CollectorRegistry, generate_latest
 
-from aggregator.config import AggregatorConfig
-from aggregator.exposition import Exposition
-from aggregator.meters import Histogram
-from aggregator.service import Aggregator
-from broker.connection import Delivery
-from broker.twin import Twin
+from midge.aggregator.config import AggregatorConfig
+from midge.aggregator.metrics.counters import Histogram
+from midge.aggregator.metrics.prometheus import Exposition
+from midge.aggregator.service import Aggregator
+from midge.broker.embedded.in_memory import Twin
+from midge.broker.mqtt.connection import Delivery
 from tests.aggregator.rig import hello
 
 

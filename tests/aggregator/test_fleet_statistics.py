@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator.fleet_statistics import FleetStatistics
-from aggregator.growth import GrowthGuard
-from aggregator.records import UpdateRecord
-from aggregator.versions import Versions
+from midge.aggregator.core.fleet_statistics import FleetStatistics
+from midge.aggregator.core.growth_guard import GrowthGuard
+from midge.aggregator.core.records import UpdateRecord
+from midge.aggregator.core.versions import Versions
 
 NORMS = st.floats(1e-6, 1e6)
 

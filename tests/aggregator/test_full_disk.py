@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aggregator.config import CHECKPOINT_RECORDS, AggregatorConfig
-from aggregator.federation import FederationRuntime
-from aggregator.outgoing import Post
-from aggregator.outlet import Outlet
-from aggregator.store import BALLAST, Store, StoreFull
-from broker.connection import Delivery
-from broker.twin import Twin
+from midge.aggregator.config import CHECKPOINT_RECORDS, AggregatorConfig
+from midge.aggregator.federation import FederationRuntime
+from midge.aggregator.publish.outlet import Outlet
+from midge.aggregator.publish.publish_queue import Post
+from midge.aggregator.store.store import BALLAST, Store, StoreFull
+from midge.broker.embedded.in_memory import Twin
+from midge.broker.mqtt.connection import Delivery
+from midge.wire.messages import Receipt, Verdict
 from tests import needs
 from tests.aggregator.rig import EVERYTHING_COUNTS, TOPICS, Rig, receipts
-from wire.messages import Receipt, Verdict
 
 SIZE = 4
 

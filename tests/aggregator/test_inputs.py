@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aggregator.config import AggregatorConfig
-from aggregator.inputs import Inputs
-from aggregator.presets import private
-from aggregator.privacy import Privacy
-from aggregator.service import Aggregator
-from broker.twin import Twin
+from midge.aggregator.config import AggregatorConfig
+from midge.aggregator.core.inputs import Inputs
+from midge.aggregator.core.presets import private
+from midge.aggregator.core.privacy import Privacy
+from midge.aggregator.service import Aggregator
+from midge.broker.embedded.in_memory import Twin
+from midge.wire.messages import DeviceState, Hello
+from midge.wire.schema import Schema
 from tests.aggregator.rig import QuickStore
-from wire.messages import DeviceState, Hello
-from wire.schema import Schema
 
 RIGHT, SWAPPED = ("speed", "heat"), ("heat", "speed")
 SCHEMA = Schema.of({"x": np.zeros(2, np.float32)}, {})

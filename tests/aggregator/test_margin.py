@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregator.margin import SHARE, Margin, gain_margin
+from midge.aggregator.core.gain_margin import SHARE, Margin, gain_margin
 
 
 @pytest.mark.parametrize("tau", [1, 2, 5, 9, 40])

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator import merging as merging_module
-from aggregator.merging import Merging, listed, narrowed
-from wire import lineage
-from wire.lineage import Integers, route
-from wire.messages import FrameInfo
+from midge.aggregator.model import step_merging as merging_module
+from midge.aggregator.model.step_merging import Merging, listed, narrowed
+from midge.wire import lineage
+from midge.wire.lineage import Integers, route
+from midge.wire.messages import FrameInfo
 
 LARGEST = 2**31 - 1
 

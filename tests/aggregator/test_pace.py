@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregator.pace import Pace, Steering
-from wire.participation import takes_part
+from midge.aggregator.core.participation_controller import Pace, Steering
+from midge.wire.participation import takes_part
 
 LINEAGE = bytes(16)
 

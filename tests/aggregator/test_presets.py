@@ -14,16 +14,16 @@ from dp_accounting.pld import PLDAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregator import events as ev
-from aggregator.fairness import Participations
-from aggregator.presets import balanced, ca2fl, fadas, fedasync, fedavg, fedbuff, private
-from aggregator.privacy import Privacy, spent
-from aggregator.records import StepRecord
-from aggregator.reducer import Cached
-from aggregator.staleness import Staleness, constant, polynomial
-from aggregator.strategy import Optimizer, Strategy, adam, sgd, trimmed_count
+from midge.aggregator.core import events as ev
+from midge.aggregator.core.participation_counts import Participations
+from midge.aggregator.core.presets import balanced, ca2fl, fadas, fedasync, fedavg, fedbuff, private
+from midge.aggregator.core.privacy import Privacy, spent
+from midge.aggregator.core.records import StepRecord
+from midge.aggregator.core.staleness import Staleness, constant, polynomial
+from midge.aggregator.core.strategy import Optimizer, Strategy, adam, sgd, trimmed_count
+from midge.aggregator.model.reducer import Cached
+from midge.wire.messages import StrictPlan, Verdict
 from tests.aggregator.rig import Rig, rig
-from wire.messages import StrictPlan, Verdict
 
 Vector = npt.NDArray[np.float64]
 DELTAS = st.tuples(*[st.floats(-4, 4, width=32)] * 4)

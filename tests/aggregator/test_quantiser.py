@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator.quantiser import Quantiser
-from wire import lineage
-from wire.lineage import State
-from wire.schema import Schema, Tensor
+from midge.aggregator.model.quantiser import Quantiser
+from midge.wire import lineage
+from midge.wire.lineage import State
+from midge.wire.schema import Schema, Tensor
 
 Vector = npt.NDArray[np.float32]
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aggregator.inspect import explain
-from aggregator.presets import fedbuff
-from aggregator.replaying import replay
-from aggregator.staleness import constant
-from aggregator.store import Store, StoreError
 from midge.__main__ import main
+from midge.aggregator.core.presets import fedbuff
+from midge.aggregator.core.staleness import constant
+from midge.aggregator.store.inspection import explain
+from midge.aggregator.store.replaying import replay
+from midge.aggregator.store.store import Store, StoreError
 from tests.aggregator.rig import Rig, rig
 
 PAIRS = fedbuff(2, deadline=None, norm_limit=None, release_floor=2, staleness=constant(), bounded=False)

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from midge.wire import chunks, frames, messages
+from midge.wire.messages import Chunk, Receipt, Update, Verdict
 from tests.aggregator.rig import TOPICS, Rig, rig
-from wire import chunks, frames, messages
-from wire.messages import Chunk, Receipt, Update, Verdict
 
 SIZE = 4000
 MODEL = {"x": np.zeros(SIZE // 4, np.float32)}

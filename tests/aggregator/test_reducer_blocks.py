@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregator import reducer
-from aggregator.records import StepRecord
-from aggregator.reducer import Contribution, ServerState, make_step
-from wire.schema import Schema, Tensor
+from midge.aggregator.core.records import StepRecord
+from midge.aggregator.model import reducer
+from midge.aggregator.model.reducer import Contribution, ServerState, make_step
+from midge.wire.schema import Schema, Tensor
 
 SCHEMA = Schema([Tensor("a", (70,), "float32", "trained"), Tensor("b", (31,), "float32", "averaged")])
 

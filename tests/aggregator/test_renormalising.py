@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aggregator import records as rec
-from aggregator.model import Frame
-from aggregator.presets import fedasync
-from aggregator.renormalising import renormalise, statistics_of
-from aggregator.store import Store, StoreError, StoreFull
 from midge.__main__ import main
+from midge.aggregator.core import records as rec
+from midge.aggregator.core.presets import fedasync
+from midge.aggregator.model.model import Frame
+from midge.aggregator.store.renormalising import renormalise, statistics_of
+from midge.aggregator.store.store import Store, StoreError, StoreFull
+from midge.wire import frames, messages
+from midge.wire.messages import Announcement, Moment, Verdict
+from midge.wire.moments import Moments, pool
+from midge.wire.schema import Schema
 from tests.aggregator.rig import EVERYTHING_COUNTS, QuickStore, Rig, rig, statistics
-from wire import frames, messages
-from wire.messages import Announcement, Moment, Verdict
-from wire.moments import Moments, pool
-from wire.schema import Schema
 
 MODEL = {"x": np.zeros(4, np.float32), "i_mean": np.zeros(1, np.float32), "i_scale": np.ones(1, np.float32)}
 ARGUMENTS: dict[str, Any] = {

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aggregator import segments
-from aggregator import store as stores
-from aggregator.events import Decode, Event
-from aggregator.segments import Segments
-from aggregator.store import Store, StoreError
+from midge.aggregator.core.events import Decode, Event
+from midge.aggregator.store import segments
+from midge.aggregator.store import store as stores
+from midge.aggregator.store.segments import Segments
+from midge.aggregator.store.store import Store, StoreError
+from midge.wire.messages import Verdict
 from tests.aggregator.rig import Rig, rig
 from tests.aggregator.test_store import play
-from wire.messages import Verdict
 
 SIZE = 20_000
 MODEL = {"x": np.zeros(SIZE, np.float32)}
@@ -130,7 +130,7 @@ def test_the_threshold_is_of_all_bodies_together(tmp_path: Path) -> None:
 
 
 def test_a_batch_of_large_updates_is_taken_in_portions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aggregator.processor._AT_ONCE", 2 * 4 * SIZE)
+    monkeypatch.setattr("midge.aggregator.processor._AT_ONCE", 2 * 4 * SIZE)
     with rig(tmp_path, parameters=MODEL) as life:
         decode, waiting = life.processor.decode, []
 

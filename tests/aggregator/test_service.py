@@ -4,14 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
-from aggregator.config import AggregatorConfig
-from aggregator.core import Bounds
-from aggregator.service import Aggregator
-from aggregator.store import Store
-from broker.twin import Twin
+from midge.aggregator.config import AggregatorConfig
+from midge.aggregator.core.core import Bounds
+from midge.aggregator.service import Aggregator
+from midge.aggregator.store.store import Store
+from midge.broker.embedded.in_memory import Twin
+from midge.wire.messages import DeviceState
+from midge.wire.schema import Schema
 from tests.aggregator.rig import hello, rig
-from wire.messages import DeviceState
-from wire.schema import Schema
 
 INITIAL = {"x": np.zeros(4, np.float32)}
 

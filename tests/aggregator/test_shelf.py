@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aggregator.shelf import PART
+from midge.aggregator.publish.model_publisher import PART
+from midge.wire import lineage, messages
+from midge.wire.lineage import State, route
 from tests.aggregator.rig import TOPICS, Rig, rig
-from wire import lineage, messages
-from wire.lineage import State, route
 
 
 def fetched(life: Rig, held: tuple[int, State] | None) -> State:

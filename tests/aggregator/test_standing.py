@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator.standing import Standings
+from midge.aggregator.core.standings import Standings
 
 COSINES = st.lists(st.floats(-1, 1), max_size=60)
 

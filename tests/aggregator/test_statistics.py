@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator.statistics import CAP, FEW, LEAST, Finding, Sent, examine, pooled
-from wire.moments import MAX_COUNT, Moments, pool
+from midge.aggregator.model.statistics import CAP, FEW, LEAST, Finding, Sent, examine, pooled
+from midge.wire.moments import MAX_COUNT, Moments, pool
 
 RNG = np.random.default_rng(0)
 

@@ -15,15 +15,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aggregator.model import Frame
-from aggregator.presets import balanced, ca2fl, fedasync, fedbuff, private
-from aggregator.privacy import Privacy
-from aggregator.staleness import constant, polynomial
-from aggregator.store import Store, StoreError
-from aggregator.strategy import Strategy, adam, sgd
+from midge.aggregator.core.presets import balanced, ca2fl, fedasync, fedbuff, private
+from midge.aggregator.core.privacy import Privacy
+from midge.aggregator.core.staleness import constant, polynomial
+from midge.aggregator.core.strategy import Strategy, adam, sgd
+from midge.aggregator.model.model import Frame
+from midge.aggregator.store.store import Store, StoreError
+from midge.wire.messages import Moment, Verdict
+from midge.wire.moments import Moments
 from tests.aggregator.rig import QuickStore, Rig, hello, journaled, rig, statistics
-from wire.messages import Moment, Verdict
-from wire.moments import Moments
 
 STRATEGIES = [
     fedasync(0.6, norm_limit=None, release_floor=2, form="delta", bounded=False),
@@ -69,7 +69,7 @@ def test_a_restart_anywhere_changes_no_bit(
 ) -> None:
     """The twin is never restarted and never writes a checkpoint after its first; both draw the same noise."""
     with (
-        patch("aggregator.processor.secrets.randbits", lambda _: 7),
+        patch("midge.aggregator.processor.secrets.randbits", lambda _: 7),
         tempfile.TemporaryDirectory() as there,
         tempfile.TemporaryDirectory() as here,
     ):
@@ -207,7 +207,7 @@ def test_the_journal_is_pruned(tmp_path: Path) -> None:
 
 
 def test_records_stay_for_a_while_without_their_bodies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aggregator.store.KEEP_RECORDS", 50)
+    monkeypatch.setattr("midge.aggregator.store.store.KEEP_RECORDS", 50)
     with rig(tmp_path) as life:
         for since in range(0, 200, 20):
             grow(life, 20, since)

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aggregator.core import Bounds
-from aggregator.presets import fedasync, fedbuff
-from aggregator.staleness import Staleness, constant, hinge, polynomial
-from aggregator.strategy import Normalise, Strategy
+from midge.aggregator.core.core import Bounds
+from midge.aggregator.core.presets import fedasync, fedbuff
+from midge.aggregator.core.staleness import Staleness, constant, hinge, polynomial
+from midge.aggregator.core.strategy import Normalise, Strategy
+from midge.wire.messages import Verdict
 from tests.aggregator.rig import EVERYTHING_COUNTS, Rig, rig
-from wire.messages import Verdict
 
 PARAMETERS = {"a": np.array([1, -2, 3], np.float32), "b": np.array([[0.5, 8]], np.float32)}
 PLACES = {0: slice(0, 3), 1: slice(3, 5)}

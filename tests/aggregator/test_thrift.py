@@ -5,14 +5,14 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator import events as ev
-from aggregator.pace import Pace
-from aggregator.presets import fedasync
-from aggregator.staleness import constant
-from aggregator.thrift import AT_ONCE, fetched, interval
+from midge.aggregator.core import events as ev
+from midge.aggregator.core.participation_controller import Pace
+from midge.aggregator.core.presets import fedasync
+from midge.aggregator.core.release_pacer import AT_ONCE, fetched, interval
+from midge.aggregator.core.staleness import constant
+from midge.wire import messages
+from midge.wire.sharing import MESSAGE
 from tests.aggregator.rig import TOPICS, rig
-from wire import messages
-from wire.sharing import MESSAGE
 
 
 def seconds(**changed: float) -> float:

@@ -8,8 +8,8 @@ from typing import Literal
 
 import pytest
 
-from broker.local import LocalBroker, local_broker
-from broker.mosquitto import find_mosquitto
+from midge.broker.local.local_broker import LocalBroker, local_broker
+from midge.broker.local.mosquitto import find_mosquitto
 from tests import needs
 from tests.broker.worlds import RealWorld, TwinWorld, World
 

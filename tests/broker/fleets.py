@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from broker.bundles import Bundle, read_bundle
-from broker.child import Child
-from broker.installation import initialise
-from broker.mosquitto import find_mosquitto
-from broker.register import Fleet, Way, present
+from midge.broker.local.mosquitto import find_mosquitto
+from midge.broker.local.process import Child
+from midge.broker.provisioning.bundles import Bundle, read_bundle
+from midge.broker.provisioning.create_fleet import initialise
+from midge.broker.provisioning.fleet_registry import Fleet, Way, present
 from tests import needs
 from tests.ports import free_port
 

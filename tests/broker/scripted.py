@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
-from broker import packets
-from broker.packets import Packet
+from midge.broker.embedded import packets
+from midge.broker.embedded.packets import Packet
 from tests.waiting import LAST_RESORT
 
 Answer = Callable[[Packet], bytes | None]

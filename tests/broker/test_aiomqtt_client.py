@@ -7,10 +7,10 @@ from pathlib import Path
 import aiomqtt
 import pytest
 
-from broker import Endpoint, Options, Tls, connector
-from broker.aiomqtt_client import listener
-from broker.embedded import EmbeddedBroker
-from broker.local import local_broker
+from midge.broker import Endpoint, Options, Tls, connector
+from midge.broker.embedded.server import EmbeddedBroker
+from midge.broker.local.local_broker import local_broker
+from midge.broker.mqtt.aiomqtt_client import listener
 from tests import needs
 from tests.broker.test_local import certificates
 from tests.broker.websocket_bridge import bridge

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from broker import Delivery, Endpoint
-from broker.attacks import try_attacks
-from broker.bundles import read_bundle
-from broker.check import Parties, Report, Role, Trial, check
-from broker.register import ATTACKER, VICTIM
+from midge.broker import Delivery, Endpoint
+from midge.broker.audit.attacks import try_attacks
+from midge.broker.audit.check import Parties, Report, Role, Trial, check
+from midge.broker.provisioning.bundles import read_bundle
+from midge.broker.provisioning.fleet_registry import ATTACKER, VICTIM
+from midge.wire.topics import Topics
 from tests.broker.fleets import make_fleet, needs_mosquitto, running_fleet, serving
 from tests.broker.test_check import a_live_federation, is_passed_over, kept, retain, watched, write_passwords
 from tests.broker.worlds import somewhere
 from tests.ports import free_port
-from wire.topics import Topics
 
 pytestmark = needs_mosquitto
 

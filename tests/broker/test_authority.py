@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.authority import (
+from midge.broker.provisioning.certificates import (
     Authority,
     Issued,
     SecurityMissing,

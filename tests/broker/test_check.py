@@ -10,19 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from broker import BrokerRefused, BrokerUnreachable, Delivery, Endpoint, Tls, connector
-from broker.check import Finding, Report, Role, check
-from broker.child import Child
-from broker.embedded import EmbeddedBroker
-from broker.local import local_broker
-from broker.mosquitto import find_mosquitto
-from broker.probes import describe
-from tests import needs
-from tests.broker.test_local import certificates
-from tests.broker.worlds import options, somewhere
-from tests.ports import free_port
-from wire import frames, messages
-from wire.messages import (
+from midge.broker import BrokerRefused, BrokerUnreachable, Delivery, Endpoint, Tls, connector
+from midge.broker.audit.check import Finding, Report, Role, check
+from midge.broker.audit.probes import describe
+from midge.broker.embedded.server import EmbeddedBroker
+from midge.broker.local.local_broker import local_broker
+from midge.broker.local.mosquitto import find_mosquitto
+from midge.broker.local.process import Child
+from midge.wire import frames, messages
+from midge.wire.messages import (
     AggregatorState,
     AggregatorStatus,
     Announcement,
@@ -30,7 +26,11 @@ from wire.messages import (
     FrameInfo,
     Hello,
 )
-from wire.topics import Topics
+from midge.wire.topics import Topics
+from tests import needs
+from tests.broker.test_local import certificates
+from tests.broker.worlds import options, somewhere
+from tests.ports import free_port
 
 TOPICS = Topics("pumps")
 ACL = (Path(__file__).parents[2] / "deploy" / "mosquitto" / "acl").read_text()

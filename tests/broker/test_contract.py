@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from broker import ConnectionLost, Delivery, Will
+from midge.broker import ConnectionLost, Delivery, Will
 from tests.broker.worlds import World, options, settle, take, unique
 
 

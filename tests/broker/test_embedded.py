@@ -12,9 +12,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from broker import Endpoint, connector, embedded_client
-from broker.embedded import EmbeddedBroker
-from broker.fields import text, varint
+from midge.broker import Endpoint, connector
+from midge.broker.embedded import client as embedded_client
+from midge.broker.embedded.mqtt_types import text, varint
+from midge.broker.embedded.server import EmbeddedBroker
 from tests.broker.worlds import options, somewhere, take
 from tests.waiting import LAST_RESORT
 
@@ -213,7 +214,7 @@ async def test_a_client_that_reads_nothing_costs_bounded_memory() -> None:
 
 def start(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "broker.embedded", "--port", "0", *arguments],
+        [sys.executable, "-m", "midge.broker.embedded.server", "--port", "0", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -239,7 +240,10 @@ def test_a_port_that_is_taken_is_said_in_one_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         answer = subprocess.run(
-            [sys.executable, "-m", "broker.embedded", "--port", str(port)], capture_output=True, text=True, check=False
+            [sys.executable, "-m", "midge.broker.embedded.server", "--port", str(port)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
     assert answer.returncode == 1
     assert answer.stderr.startswith(f"The broker cannot listen at 127.0.0.1:{port}: ")

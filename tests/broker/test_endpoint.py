@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker import BrokerRefused, Endpoint, Tls
-from broker.tls import tls_context
+from midge.broker import BrokerRefused, Endpoint, Tls
+from midge.broker.mqtt.tls import tls_context
 
 
 @pytest.mark.parametrize(
@@ -114,6 +114,6 @@ def test_a_context_is_shared_until_its_files_change() -> None:
 
 
 def test_importing_the_package_imports_no_mqtt_library() -> None:
-    check = "import sys, broker; print(*sorted({'paho', 'aiomqtt', 'numpy', 'ssl'} & set(sys.modules)))"
+    check = "import sys, midge.broker; print(*sorted({'paho', 'aiomqtt', 'numpy', 'ssl'} & set(sys.modules)))"
     answer = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert answer.stdout.split() in ([], ["ssl"])

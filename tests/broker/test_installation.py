@@ -14,10 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from broker import BrokerRefused, BrokerUnreachable, Connection, ConnectionLost, Delivery, PublishRefused, connector
-from broker.bundles import Bundle, BundleError, read_bundle
-from broker.membership import add, devices, renew, revoke, rotate, warnings
-from broker.register import ATTACKER, FleetError, Way, present, read_fleet, write_fleet
+from midge.broker import (
+    BrokerRefused,
+    BrokerUnreachable,
+    Connection,
+    ConnectionLost,
+    Delivery,
+    PublishRefused,
+    connector,
+)
+from midge.broker.provisioning.bundles import Bundle, BundleError, read_bundle
+from midge.broker.provisioning.fleet_registry import ATTACKER, FleetError, Way, present, read_fleet, write_fleet
+from midge.broker.provisioning.manage_devices import add, devices, renew, revoke, rotate, warnings
 from tests.broker.fleets import device, make_fleet, needs_mosquitto, openssl, running_fleet
 from tests.broker.worlds import options, take
 from tests.waiting import LAST_RESORT

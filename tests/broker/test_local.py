@@ -9,10 +9,11 @@ from typing import Literal
 
 import pytest
 
-from broker import BrokerRefused, BrokerUnreachable, Tls, connector, local
-from broker.child import SETTLED, Child
-from broker.local import LocalBroker, local_broker
-from broker.mosquitto import MosquittoSettings, write_configuration
+from midge.broker import BrokerRefused, BrokerUnreachable, Tls, connector
+from midge.broker.local import local_broker as local
+from midge.broker.local.local_broker import LocalBroker, local_broker
+from midge.broker.local.mosquitto import MosquittoSettings, write_configuration
+from midge.broker.local.process import SETTLED, Child
 from tests import needs
 from tests.broker.worlds import options, take
 from tests.ports import free_port
@@ -111,7 +112,7 @@ async def test_the_embedded_broker_has_no_tls(tmp_path: Path) -> None:
 def test_a_broker_dies_with_its_parent(kind: Kind, tmp_path: Path) -> None:
     parent = f"""
 import asyncio, os, pathlib, signal
-from broker.local import local_broker
+from midge.broker.local.local_broker import local_broker
 async def main():
     async with local_broker({kind!r}, directory=pathlib.Path({str(tmp_path)!r})) as broker:
         print(broker._child._process.pid, flush=True)

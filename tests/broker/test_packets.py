@@ -4,9 +4,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from broker import packets
-from broker.fields import MAX_VARINT, Property, PropertyValue, ProtocolError, Reader, Reason, properties, text, varint
-from broker.packets import (
+from midge.broker.embedded import packets
+from midge.broker.embedded.mqtt_types import (
+    MAX_VARINT,
+    Property,
+    PropertyValue,
+    ProtocolError,
+    Reader,
+    Reason,
+    properties,
+    text,
+    varint,
+)
+from midge.broker.embedded.packets import (
     Connect,
     Disconnect,
     Packet,

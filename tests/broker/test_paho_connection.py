@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from broker import (
+from midge.broker import (
     BrokerRefused,
     BrokerUnreachable,
     Connection,
@@ -17,13 +17,13 @@ from broker import (
     PublishRefused,
     SubscribeRefused,
     connector,
-    packets,
 )
-from broker.embedded import EmbeddedBroker
-from broker.fields import Property, PropertyValue
-from broker.packets import Packet
-from broker.paho_connection import PACKETS_AT_ONCE
-from broker.paho_session import PahoSession
+from midge.broker.embedded import packets
+from midge.broker.embedded.mqtt_types import Property, PropertyValue
+from midge.broker.embedded.packets import Packet
+from midge.broker.embedded.server import EmbeddedBroker
+from midge.broker.mqtt.paho_connection import PACKETS_AT_ONCE
+from midge.broker.mqtt.paho_session import PahoSession
 from tests.broker.scripted import Answer, scripted
 from tests.broker.worlds import options, somewhere, take
 from tests.ports import free_port

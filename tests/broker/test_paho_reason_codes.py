@@ -4,9 +4,10 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
-from broker import BrokerError, ConnectionLost, PublishRefused, SubscribeRefused, connector, packets
-from broker.packets import Packet
-from broker.paho_reason_codes import CARRIERS, name_all_codes
+from midge.broker import BrokerError, ConnectionLost, PublishRefused, SubscribeRefused, connector
+from midge.broker.embedded import packets
+from midge.broker.embedded.packets import Packet
+from midge.broker.mqtt.paho_reason_codes import CARRIERS, name_all_codes
 from tests.broker.scripted import Answer, scripted
 from tests.broker.test_paho_connection import welcome
 from tests.broker.worlds import options, somewhere, take

@@ -3,8 +3,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from broker.filters import FilterTree, check_filter, check_topic, matches
-from broker.routing import Action, Close, Deliver, Message, Router
+from midge.broker.embedded.routing import Action, Close, Deliver, Message, Router
+from midge.broker.mqtt.topic_filters import FilterTree, check_filter, check_topic, matches
 
 LEVELS = st.sampled_from(["a", "b", "", "$SYS"])
 TOPICS = st.lists(LEVELS, min_size=1, max_size=4).map("/".join).filter(bool)

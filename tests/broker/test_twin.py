@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from broker import BrokerUnreachable, ConnectionLost, PacketTooLarge, Will
-from broker.twin import Twin
+from midge.broker import BrokerUnreachable, ConnectionLost, PacketTooLarge, Will
+from midge.broker.embedded.in_memory import Twin
 from tests.broker.worlds import options, take
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from broker import BrokerRefused, BrokerUnreachable, Endpoint, Options, Tls, Will, connector
-from broker.embedded import EmbeddedBroker
+from midge.broker import BrokerRefused, BrokerUnreachable, Endpoint, Options, Tls, Will, connector
+from midge.broker.embedded.server import EmbeddedBroker
 from tests.broker.fleets import device, make_fleet, needs_mosquitto, serving
 from tests.broker.websocket_bridge import bridge
 from tests.broker.worlds import options, settle, take, unique

@@ -8,11 +8,11 @@ import socket
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from broker import Connection, Delivery, Endpoint, Options, Will, connector
-from broker.local import LocalBroker
-from broker.mosquitto import find_mosquitto, mosquitto_version
-from broker.paho_session import PahoSession
-from broker.twin import Twin
+from midge.broker import Connection, Delivery, Endpoint, Options, Will, connector
+from midge.broker.embedded.in_memory import Twin
+from midge.broker.local.local_broker import LocalBroker
+from midge.broker.local.mosquitto import find_mosquitto, mosquitto_version
+from midge.broker.mqtt.paho_session import PahoSession
 from tests.waiting import LAST_RESORT
 
 _numbers = itertools.count()

@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 
-from aggregator.records import StepRecord, UpdateRecord
-from aggregator.store import Store
-from broker import Options, connector
-from broker.local import local_broker
-from broker.retained import read_retained
-from iot_client.outbox import Outbox
-from sensor_fleet.demo import Demo
-from sensor_fleet.setting import Setting
-from sensor_fleet.world import World
+from midge.aggregator.core.records import StepRecord, UpdateRecord
+from midge.aggregator.store.store import Store
+from midge.broker import Options, connector
+from midge.broker.local.local_broker import local_broker
+from midge.broker.mqtt.retained import read_retained
+from midge.iot_client.state.outbox import Outbox
+from midge.sensor_fleet.demo import Demo
+from midge.sensor_fleet.setting import Setting
+from midge.sensor_fleet.world import World
 from tests.waiting import LAST_RESORT, until
 
 pytestmark = pytest.mark.alone

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from broker import Connection, ConnectionLost, Delivery, Options, Will
-from broker.twin import Twin
-from sensor_fleet.links import DeviceLink
-from sensor_fleet.world import World
+from midge.broker import Connection, ConnectionLost, Delivery, Options, Will
+from midge.broker.embedded.in_memory import Twin
+from midge.sensor_fleet.links import DeviceLink
+from midge.sensor_fleet.world import World
 from tests.demo.clock import run_virtually
 
 CALM = World().calm()

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sensor_fleet.profiles.population import Departure, Population
-from sensor_fleet.profiles.profile import load
-from sensor_fleet.world import World
+from midge.sensor_fleet.profiles.population import Departure, Population
+from midge.sensor_fleet.profiles.profile import load
+from midge.sensor_fleet.world import World
 
 NAMES = [f"sensor-{number:04d}" for number in range(2000)]
 

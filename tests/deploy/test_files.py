@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from broker.bundles import read_bundle
 from midge.__main__ import main
+from midge.broker.provisioning.bundles import read_bundle
 from tests import needs
 
 ROOT = Path(__file__).parents[2]

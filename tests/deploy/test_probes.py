@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aggregator.config import AggregatorConfig
-from aggregator.exposition import pages
-from aggregator.service import Aggregator
-from broker.twin import Twin
+from midge.aggregator.config import AggregatorConfig
+from midge.aggregator.metrics.prometheus import pages
+from midge.aggregator.service import Aggregator
+from midge.broker.embedded.in_memory import Twin
 
 
 def get(aggregator: Aggregator, path: str) -> tuple[str, str]:

@@ -9,17 +9,17 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from aggregator.config import AggregatorConfig
-from aggregator.presets import fedasync
-from aggregator.service import Aggregator
-from aggregator.staleness import constant
-from broker.twin import Twin
-from iot_client.config import DeviceConfig
-from iot_client.device import Device
-from iot_client.fit import Fit, Parameters, TrainingPlan
+from midge.aggregator.config import AggregatorConfig
+from midge.aggregator.core.presets import fedasync
+from midge.aggregator.core.staleness import constant
+from midge.aggregator.service import Aggregator
+from midge.broker.embedded.in_memory import Twin
+from midge.iot_client.config import DeviceConfig
+from midge.iot_client.device import Device
+from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
+from midge.wire import messages
+from midge.wire.messages import DeviceState, Hello, Plan
 from tests.waiting import LAST_RESORT
-from wire import messages
-from wire.messages import DeviceState, Hello, Plan
 
 INITIAL = {"w": np.zeros((4, 2), np.float32), "b": np.zeros(2, np.float32)}
 TARGETS = {"w": np.arange(8, dtype=np.float32).reshape(4, 2), "b": np.array([-1, 1], np.float32)}

@@ -7,17 +7,14 @@ from functools import partial
 
 import numpy as np
 
-from iot_client import events as ev
-from iot_client import session as s
-from iot_client.memory_outbox import MemoryOutbox
-from iot_client.shell import DeviceShell, OutboxContents
-from tests.aggregator.rig import TOPICS
-from tests.federation.kernel import Kernel, PowerCut
-from tests.federation.network import Network
-from wire import chunks, codecs, frames, lineage, messages
-from wire.errors import WireError
-from wire.lineage import State
-from wire.messages import (
+from midge.iot_client.session import events as ev
+from midge.iot_client.session import session as s
+from midge.iot_client.shell import DeviceShell, OutboxContents
+from midge.iot_client.state.memory_outbox import MemoryOutbox
+from midge.wire import chunks, codecs, frames, lineage, messages
+from midge.wire.errors import WireError
+from midge.wire.lineage import State
+from midge.wire.messages import (
     AggregatorStatus,
     Announcement,
     Chunk,
@@ -32,6 +29,9 @@ from wire.messages import (
     Update,
     Verdict,
 )
+from tests.aggregator.rig import TOPICS
+from tests.federation.kernel import Kernel, PowerCut
+from tests.federation.network import Network
 
 
 class Ledger:

@@ -5,18 +5,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from aggregator import records as rec
-from aggregator.model import Frame
-from aggregator.outgoing import Post
-from aggregator.store import Entry
-from aggregator.strategy import Strategy
-from broker.connection import Delivery
+from midge.aggregator.core import records as rec
+from midge.aggregator.core.strategy import Strategy
+from midge.aggregator.model.model import Frame
+from midge.aggregator.publish.publish_queue import Post
+from midge.aggregator.store.store import Entry
+from midge.broker.mqtt.connection import Delivery
+from midge.wire import frames
+from midge.wire.messages import AggregatorState, AggregatorStatus
+from midge.wire.schema import Parameters
 from tests.aggregator.rig import TOPICS, QuickStore, Rig
 from tests.federation.kernel import Kernel, PowerCut
 from tests.federation.network import Network
-from wire import frames
-from wire.messages import AggregatorState, AggregatorStatus
-from wire.schema import Parameters
 
 
 class MortalStore(QuickStore):

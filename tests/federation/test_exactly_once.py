@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aggregator import records as rec
-from aggregator.staleness import constant
-from aggregator.strategy import Strategy
-from iot_client.session import Work
+from midge.aggregator.core import records as rec
+from midge.aggregator.core.staleness import constant
+from midge.aggregator.core.strategy import Strategy
+from midge.iot_client.session.session import Work
+from midge.wire.messages import Verdict
 from tests.aggregator.rig import EVERYTHING_COUNTS
 from tests.federation.kernel import Faults, Kernel
 from tests.federation.network import Network
 from tests.federation.participant import Ledger, Participant
 from tests.federation.server import Server
-from wire.messages import Verdict
 
 PLACES = 2048
 WHOLE, CHUNKED = 16_384, 1024

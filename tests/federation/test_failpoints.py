@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from broker.local import local_broker
-from iot_client.outbox import Outbox
-from storage.failpoints import POINTS
+from midge.broker.local.local_broker import local_broker
+from midge.iot_client.state.outbox import Outbox
+from midge.storage.failpoints import POINTS
 from tests.harness.ledger import Audit, Books, audit
 from tests.harness.processes import PROGRAM, aggregator, fleet
 

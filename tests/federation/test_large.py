@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aggregator.config import AggregatorConfig
-from aggregator.presets import fedbuff
-from aggregator.service import Aggregator
-from broker import Endpoint, connector
-from broker.local import local_broker
-from iot_client.config import DeviceConfig
-from iot_client.device import Device
-from iot_client.fit import Fit, Parameters, TrainingPlan
+from midge.aggregator.config import AggregatorConfig
+from midge.aggregator.core.presets import fedbuff
+from midge.aggregator.service import Aggregator
+from midge.broker import Endpoint, connector
+from midge.broker.local.local_broker import local_broker
 from midge.commands.words import sentence
+from midge.iot_client.config import DeviceConfig
+from midge.iot_client.device import Device
+from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
+from midge.wire.messages import Plan
 from tests import needs
 from tests.federation.live import Log, serving
 from tests.harness.proxy import Proxy, Weather
-from wire.messages import Plan
 
 SIZE = 500_000
 """Values: two megabytes each way, over a link that breaks after each half of one."""

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aggregator.config import AggregatorConfig
-from aggregator.service import Aggregator
-from broker import connector
-from broker.local import local_broker
-from broker.twin import Twin
-from iot_client.config import DeviceConfig
-from iot_client.device import Device
-from iot_client.fit import Fit, Parameters, TrainingPlan
+from midge.aggregator.config import AggregatorConfig
+from midge.aggregator.service import Aggregator
+from midge.broker import connector
+from midge.broker.embedded.in_memory import Twin
+from midge.broker.local.local_broker import local_broker
+from midge.iot_client.config import DeviceConfig
+from midge.iot_client.device import Device
+from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
 from tests import needs
 from tests.federation.live import Log, serving
 from tests.waiting import LAST_RESORT
@@ -29,11 +29,11 @@ CHILD = """
 import sys
 import numpy as np
 from dataclasses import replace
-from aggregator.config import AggregatorConfig
-from aggregator.service import Aggregator
-from broker import Endpoint, connector
+from midge.aggregator.config import AggregatorConfig
+from midge.aggregator.service import Aggregator
+from midge.broker import Endpoint, connector
 from tests.aggregator.rig import EVERYTHING_COUNTS
-from wire.messages import Plan
+from midge.wire.messages import Plan
 
 def tell(event):
     if event["event"] == "release":

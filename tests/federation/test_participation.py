@@ -8,26 +8,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aggregator.pace import Pace
-from aggregator.pausing import pause, resume
-from aggregator.presets import fedasync, fedbuff
-from aggregator.staleness import constant
-from broker.routing import Message
-from broker.twin import Twin
-from iot_client.budget import Budget, Costs
-from iot_client.config import DeviceConfig
-from iot_client.device import Device
-from iot_client.evaluating import Scores
-from iot_client.fit import Fit, Parameters, TrainingPlan
-from iot_client.pacing import Speed
-from iot_client.personal import Missing, Personal
-from iot_client.runtime import DeviceRuntime
-from iot_client.training import TrainerError
+from midge.aggregator.core.participation_controller import Pace
+from midge.aggregator.core.presets import fedasync, fedbuff
+from midge.aggregator.core.staleness import constant
+from midge.aggregator.store.pausing import pause, resume
+from midge.broker.embedded.in_memory import Twin
+from midge.broker.embedded.routing import Message
 from midge.commands.words import sentence
+from midge.iot_client.board.usage_budget import Budget, Costs
+from midge.iot_client.config import DeviceConfig
+from midge.iot_client.device import Device
+from midge.iot_client.runtime import DeviceRuntime
+from midge.iot_client.state.local_tensors import Missing, Personal
+from midge.iot_client.training.evaluation import Scores
+from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
+from midge.iot_client.training.throughput import Speed
+from midge.iot_client.training.update_encoder import TrainerError
+from midge.wire import messages
+from midge.wire.messages import AggregatorState, AggregatorStatus, Announcement, FrameInfo, Participation, Plan
+from midge.wire.schema import Schema
 from tests.federation.live import INITIAL, Log, aggregator, approach, device, serving
-from wire import messages
-from wire.messages import AggregatorState, AggregatorStatus, Announcement, FrameInfo, Participation, Plan
-from wire.schema import Schema
 
 pytestmark = pytest.mark.virtual
 

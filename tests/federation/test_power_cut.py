@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aggregator.issuing import load_release_keys
-from aggregator.store import Store, StoreError
-from iot_client.outbox import Outbox
+from midge.aggregator.publish.announcement_signer import load_release_keys
+from midge.aggregator.store.store import Store, StoreError
+from midge.iot_client.state.outbox import Outbox
+from midge.wire.signing import KeyUnusable
 from tests import needs
 from tests.aggregator.rig import Rig
 from tests.federation import writers
 from tests.mutants.launch import VARIABLE
 from tests.waiting import LAST_RESORT
-from wire.signing import KeyUnusable
 
 CUTS = (2, 50, 300)
 """After how many words the power goes; where just then, the writer and its disk decide."""

@@ -8,17 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aggregator import records as rec
-from aggregator.engine import Engine
-from aggregator.model import Frame
-from aggregator.service import ForeignFederation
-from aggregator.store import Store, StoreError
-from broker.connection import BrokerUnreachable, Options, QoS, SubscribeRefused
-from broker.routing import Message
-from broker.twin import Twin, _TwinConnection
-from iot_client.connection_loop import DuplicateDeviceName
-from iot_client.fit import Fit, Parameters, TrainingPlan
-from iot_client.outbox import Outbox
+from midge.aggregator.core import records as rec
+from midge.aggregator.engine import Engine
+from midge.aggregator.model.model import Frame
+from midge.aggregator.service import ForeignFederation
+from midge.aggregator.store.store import Store, StoreError
+from midge.broker.embedded.in_memory import Twin, _TwinConnection
+from midge.broker.embedded.routing import Message
+from midge.broker.mqtt.connection import BrokerUnreachable, Options, QoS, SubscribeRefused
+from midge.iot_client.connection.connection_loop import DuplicateDeviceName
+from midge.iot_client.state.outbox import Outbox
+from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
+from midge.wire.messages import DeviceState
 from tests.federation.live import (
     INITIAL,
     Log,
@@ -30,7 +31,6 @@ from tests.federation.live import (
     serving,
     status,
 )
-from wire.messages import DeviceState
 
 pytestmark = pytest.mark.virtual
 

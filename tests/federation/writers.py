@@ -15,7 +15,7 @@ def server(directory: Path) -> None:
     """An aggregator that says of each update that its receipt is on the way."""
     import numpy as np
 
-    from aggregator.store import Store
+    from midge.aggregator.store.store import Store
     from tests.aggregator.rig import rig
 
     parameters = {"x": np.zeros(PLACES, np.float32)}
@@ -31,8 +31,8 @@ def server(directory: Path) -> None:
 
 def device(directory: Path) -> None:
     """An outbox that says of each update that it is stored; receipts settle all but the last three."""
-    from iot_client.outbox import Outbox
-    from wire.messages import Update
+    from midge.iot_client.state.outbox import Outbox
+    from midge.wire.messages import Update
 
     body = os.urandom(2000)
     with Outbox(directory / "outbox") as outbox:
@@ -57,8 +57,8 @@ def device(directory: Path) -> None:
 
 def keys(directory: Path) -> None:
     """Release keys with their successors, one fleet after another, that say of each that it is written."""
-    from aggregator.issuing import succeed, write_secret
-    from wire import signing
+    from midge.aggregator.publish.announcement_signer import succeed, write_secret
+    from midge.wire import signing
 
     for fleet in range(10**6):
         folder = directory / str(fleet)

@@ -7,8 +7,8 @@ from typing import Any
 import msgpack
 from hypothesis import strategies as st
 
-from wire import messages
-from wire.signing import SIGNATURE
+from midge.wire import messages
+from midge.wire.signing import SIGNATURE
 
 GOLDEN = [path.read_bytes() for path in sorted((Path(__file__).parents[1] / "wire" / "golden").glob("*.bin"))]
 NUMBERS = st.integers(-(2**63), 2**64 - 1) | st.sampled_from([0, 1, -1, 2**31 - 1, 2**32, 2**63, 2**64 - 1])

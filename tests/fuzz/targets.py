@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from iot_client.trust import Trust
+from midge.iot_client.session.trust import Trust
+from midge.wire import codecs, frames, messages, sealing, signing
+from midge.wire.errors import WireError
 from tests.aggregator.rig import TOPICS, Rig
 from tests.wire.test_hostile_bytes import DECODERS, SCHEMA
-from wire import codecs, frames, messages, sealing, signing
-from wire.errors import WireError
 
 Target = Callable[[bytes], None]
 CODECS = (

@@ -16,8 +16,8 @@ from pathlib import Path
 from random import Random
 from typing import Literal
 
-from broker.connection import BrokerUnreachable
-from broker.local import LocalBroker, local_broker
+from midge.broker.local.local_broker import LocalBroker, local_broker
+from midge.broker.mqtt.connection import BrokerUnreachable
 from tests.harness.ledger import Audit, Books, audit
 from tests.harness.processes import PROGRAM, USER_ERROR, Actor, aggregator, fleet
 from tests.harness.proxy import Proxy, Weather

@@ -22,18 +22,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aggregator.config import AggregatorConfig
-from aggregator.presets import fedasync
-from aggregator.service import Aggregator
-from aggregator.staleness import constant
-from aggregator.strategy import Strategy
-from broker import Connector, Endpoint, connector
-from iot_client.config import DeviceConfig
-from iot_client.device import Device
-from iot_client.fit import Fit, Parameters, TrainingPlan
-from iot_client.runtime import first_error
-from iot_client.timers import PATIENCE
-from wire.messages import Plan, Verdict
+from midge.aggregator.config import AggregatorConfig
+from midge.aggregator.core.presets import fedasync
+from midge.aggregator.core.staleness import constant
+from midge.aggregator.core.strategy import Strategy
+from midge.aggregator.service import Aggregator
+from midge.broker import Connector, Endpoint, connector
+from midge.iot_client.config import DeviceConfig
+from midge.iot_client.device import Device
+from midge.iot_client.runtime import first_error
+from midge.iot_client.session.timers import PATIENCE
+from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
+from midge.wire.messages import Plan, Verdict
 
 VARIABLE = "MIDGE_LEDGER"
 _LOOK = 0.2

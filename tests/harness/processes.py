@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from broker.child import dying_with_parent
-from storage.failpoints import VARIABLE as CRASH_AT
+from midge.broker.local.process import dying_with_parent
+from midge.storage.failpoints import VARIABLE as CRASH_AT
 from tests.harness.ledger import VARIABLE as BOOKS
 from tests.harness.ledger import Books
 

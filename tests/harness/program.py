@@ -5,8 +5,8 @@ import math
 import sys
 from pathlib import Path
 
-from broker import Endpoint, connector
 from midge.__main__ import main as midge
+from midge.broker import Endpoint, connector
 from midge.commands import problems
 from midge.running import run_until_interrupted
 from tests.harness.ledger import Books, LedgerFleet

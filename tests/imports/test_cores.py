@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PRODUCT = ("aggregator", "iot_client", "sensor_fleet", "midge", "benchmarks", "broker")
-OWN = {"aggregator/core.py", "iot_client/session.py"}
+OWN = {"aggregator/core/core.py", "iot_client/session/session.py"}
 CORES = ("core", "_core")
 SESSIONS = ("session", "_session")
 """Of a device; a broker's sessions are another thing."""

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from broker.connection import Connection, Delivery
-from broker.twin import Twin
-from iot_client.config import DeviceConfig
-from iot_client.device import Device
-from iot_client.fit import Fit, Parameters, TrainingPlan
+from midge.broker.embedded.in_memory import Twin
+from midge.broker.mqtt.connection import Connection, Delivery
+from midge.iot_client.config import DeviceConfig
+from midge.iot_client.device import Device
+from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
 from tests.federation.live import Log, aggregator, approach, device, serving
 
 pytestmark = pytest.mark.virtual

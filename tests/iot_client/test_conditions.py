@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from iot_client import conditions
-from iot_client.hindrances import Condition
+from midge.iot_client.board import conditions
+from midge.iot_client.board.training_constraints import Condition
 
 
 def files(root: Path, **contents: str) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import midge
-from broker.twin import Twin
-from iot_client.config import DeviceConfig
-from iot_client.device import Device
-from iot_client.fit import Fit
+from midge.broker.embedded.in_memory import Twin
+from midge.iot_client.config import DeviceConfig
+from midge.iot_client.device import Device
+from midge.iot_client.training.fit import Fit
 from tests.federation.live import Log, aggregator, serving
 
 PLACE = {"url", "user", "password", "cafile", "certfile", "keyfile"}

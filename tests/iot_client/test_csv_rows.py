@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from iot_client import csv_rows
-from iot_client.csv_rows import CsvError, CsvRows
-from iot_client.samples import Samples
+from midge.iot_client.data import csv_source as csv_rows
+from midge.iot_client.data.csv_source import CsvError, CsvRows
+from midge.iot_client.data.samples import Samples
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.virtual

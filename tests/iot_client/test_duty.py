@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.twin import Twin
-from iot_client import connection_loop
-from iot_client import events as ev
-from iot_client.config import DeviceConfig
-from iot_client.device import Device
-from iot_client.duty import SPREAD, Cycle, Duty
-from iot_client.session import DeviceSession, SessionSettings, Work
+from midge.broker.embedded.in_memory import Twin
+from midge.iot_client.board.duty_cycle import SPREAD, Cycle, Duty
+from midge.iot_client.config import DeviceConfig
+from midge.iot_client.connection import connection_loop
+from midge.iot_client.device import Device
+from midge.iot_client.session import events as ev
+from midge.iot_client.session.session import DeviceSession, SessionSettings, Work
+from midge.wire import messages
+from midge.wire.messages import DeviceState, Hello
 from tests.federation.live import Log, aggregator, approach, clients, device, serving, status
 from tests.iot_client.test_session import Driver, accepted, announcement, made, receipt
 from tests.iot_client.test_session import status as aggregator_status
-from wire import messages
-from wire.messages import DeviceState, Hello
 
 pytestmark = pytest.mark.virtual
 

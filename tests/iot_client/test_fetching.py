@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from broker.connection import Connection, ConnectionLost, Options, PublishRefused, SubscribeRefused
-from broker.routing import Message
-from broker.twin import Twin
-from iot_client import fetching
-from iot_client.fetching import Fetcher, FetchError
+from midge.broker.embedded.in_memory import Twin
+from midge.broker.embedded.routing import Message
+from midge.broker.mqtt.connection import Connection, ConnectionLost, Options, PublishRefused, SubscribeRefused
+from midge.iot_client.connection import model_fetcher as fetching
+from midge.iot_client.connection.model_fetcher import Fetcher, FetchError
+from midge.wire import frames, messages
+from midge.wire.lineage import State, route
+from midge.wire.messages import Announcement, Fetch, FrameInfo, Part
 from tests.aggregator.rig import TOPICS, Rig, rig
-from wire import frames, messages
-from wire.lineage import State, route
-from wire.messages import Announcement, Fetch, FrameInfo, Part
 
 pytestmark = pytest.mark.virtual
 

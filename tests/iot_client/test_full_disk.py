@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from iot_client import events as ev
-from iot_client import session as s
-from iot_client.outbox import BALLAST, Outbox, OutboxFull
+from midge.iot_client.session import events as ev
+from midge.iot_client.session import session as s
+from midge.iot_client.state.outbox import BALLAST, Outbox, OutboxFull
+from midge.wire.messages import Announcement, Update
 from tests.aggregator.test_full_disk import small_disk
-from wire.messages import Announcement, Update
 
 
 def update(seq: int, size: int) -> Update:

@@ -10,24 +10,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aggregator.presets import fedasync
-from broker.twin import Twin
-from iot_client import csv_rows
-from iot_client.config import DeviceConfig
-from iot_client.device import Device
-from iot_client.isolation import Isolated
-from iot_client.numpy_models import FROZEN, Linear
-from iot_client.outbox import Outbox
 from midge.__main__ import main
+from midge.aggregator.core.presets import fedasync
+from midge.broker.embedded.in_memory import Twin
 from midge.commands import device as command
 from midge.commands import doctor
 from midge.commands.device import _app
 from midge.commands.gateway import gateway
 from midge.commands.guest import make_guest
 from midge.commands.parts import Problem
+from midge.iot_client.config import DeviceConfig
+from midge.iot_client.data import csv_source as csv_rows
+from midge.iot_client.device import Device
+from midge.iot_client.state.outbox import Outbox
+from midge.iot_client.training.numpy_models import FROZEN, Linear
+from midge.iot_client.training.subprocess_trainer import Isolated
+from midge.wire.messages import Plan
 from tests.federation.live import Log, aggregator, approach, device, serving
 from tests.iot_client.test_session import made
-from wire.messages import Plan
 
 pytestmark = pytest.mark.virtual
 

@@ -8,25 +8,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aggregator.inputs import Inputs
-from aggregator.presets import fedasync
-from aggregator.service import Aggregator
-from broker.twin import Twin
-from iot_client import csv_rows
-from iot_client.conditions import enough_new
-from iot_client.config import DeviceConfig
-from iot_client.device import Device
-from iot_client.numpy_models import FROZEN, Linear
-from iot_client.sample_trainer import SampleTrainer
-from iot_client.samples import Samples
-from iot_client.training import TrainerError
+from midge.aggregator.core.inputs import Inputs
+from midge.aggregator.core.presets import fedasync
+from midge.aggregator.service import Aggregator
+from midge.broker.embedded.in_memory import Twin
 from midge.commands.gateway import gateway
+from midge.iot_client.board.conditions import enough_new
+from midge.iot_client.config import DeviceConfig
+from midge.iot_client.data import csv_source as csv_rows
+from midge.iot_client.data.samples import Samples
+from midge.iot_client.device import Device
+from midge.iot_client.training.numpy_models import FROZEN, Linear
+from midge.iot_client.training.sample_trainer import SampleTrainer
+from midge.iot_client.training.update_encoder import TrainerError
 from midge.running import mendable_errors
+from midge.wire import frames
+from midge.wire.messages import DeviceState, Hello, Plan, Verdict
 from tests.aggregator.rig import TOPICS, rig
 from tests.federation.live import Log, aggregator, serving
 from tests.iot_client.test_gateway import parse
-from wire import frames
-from wire.messages import DeviceState, Hello, Plan, Verdict
 
 
 @pytest.fixture(autouse=True)
@@ -172,8 +172,8 @@ def test_an_update_of_a_device_whose_names_differ_is_refused_until_it_says_other
 
 async def test_the_fleet_is_asked_again_after_renormalise(tmp_path: Path) -> None:
     """A whole life: statistics of a wrong unit's time, a new generation, and training that goes on from the model."""
-    from aggregator.renormalising import renormalise
-    from aggregator.store import Store
+    from midge.aggregator.store.renormalising import renormalise
+    from midge.aggregator.store.store import Store
 
     twin, log = Twin(), Log()
     for name in "ab":

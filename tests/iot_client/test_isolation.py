@@ -16,14 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from broker.twin import Twin
-from iot_client import isolation, training_cycle
-from iot_client.fit import Fit, Parameters, Trainer, TrainingKilled, TrainingPlan
-from iot_client.isolation import Isolated, TrainerFailed, isolated
+from midge.broker.embedded.in_memory import Twin
+from midge.iot_client.session import training_cycle
+from midge.iot_client.training import subprocess_trainer as isolation
+from midge.iot_client.training.fit import Fit, Parameters, Trainer, TrainingKilled, TrainingPlan
+from midge.iot_client.training.subprocess_trainer import Isolated, TrainerFailed, isolated
+from midge.wire.messages import Plan
 from tests import needs
 from tests.federation.live import Log, aggregator, approach, device, serving
 from tests.waiting import until
-from wire.messages import Plan
 
 PARAMETERS: Parameters = {
     "w": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -7,10 +7,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iot_client.memory_outbox import AnyOutbox, MemoryOutbox, outbox_at
-from iot_client.outbox import Outbox
-from wire import chunks
-from wire.messages import Update
+from midge.iot_client.state.memory_outbox import AnyOutbox, MemoryOutbox, outbox_at
+from midge.iot_client.state.outbox import Outbox
+from midge.wire import chunks
+from midge.wire.messages import Update
 
 DEEDS = st.one_of(
     st.tuples(st.just("store"), st.binary(max_size=20), st.none() | st.binary(max_size=5)),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from iot_client.memory_outbox import MemoryOutbox
-from iot_client.outbox import Outbox, OutboxError
+from midge.iot_client.state.memory_outbox import MemoryOutbox
+from midge.iot_client.state.outbox import Outbox, OutboxError
 from tests.iot_client.test_session import made
 
 
@@ -31,7 +31,7 @@ def test_what_is_stored_is_there_again(tmp_path: Path) -> None:
 CHILD = """
 import sys
 from pathlib import Path
-from iot_client.outbox import Outbox
+from midge.iot_client.state.outbox import Outbox
 from tests.iot_client.test_session import made
 with Outbox(Path(sys.argv[1])) as outbox:
     while True:

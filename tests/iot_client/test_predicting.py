@@ -6,16 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from iot_client.fit import Recipe
-from iot_client.numpy_models import MLP, Linear
-from iot_client.predicting import Model, NoModel, Predicting
-from iot_client.sample_trainer import SampleTrainer, model_of
-from iot_client.samples import Samples
-from iot_client.training import TrainerError
-from wire.lineage import on_grid
-from wire.messages import Plan
-from wire.schema import Schema, Tensor
-from wire.topics import Channel
+from midge.iot_client.data.samples import Samples
+from midge.iot_client.state.prediction import Model, NoModel, Predicting
+from midge.iot_client.training.fit import Recipe
+from midge.iot_client.training.numpy_models import MLP, Linear
+from midge.iot_client.training.sample_trainer import SampleTrainer, model_of
+from midge.iot_client.training.update_encoder import TrainerError
+from midge.wire.lineage import on_grid
+from midge.wire.messages import Plan
+from midge.wire.schema import Schema, Tensor
+from midge.wire.topics import Channel
 
 ONE, OTHER = b"1" * 16, b"2" * 16
 

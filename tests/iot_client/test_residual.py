@@ -14,22 +14,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iot_client import residual
-from iot_client.config import DeviceConfig
-from iot_client.device import Device
-from iot_client.fit import Fit
-from iot_client.memory_outbox import MemoryOutbox
-from iot_client.outbox import Outbox, OutboxFull
-from iot_client.runtime import DeviceRuntime
-from iot_client.training import Made, chosen, make_update
+from midge.iot_client.config import DeviceConfig
+from midge.iot_client.device import Device
+from midge.iot_client.runtime import DeviceRuntime
+from midge.iot_client.state.memory_outbox import MemoryOutbox
+from midge.iot_client.state.outbox import Outbox, OutboxFull
+from midge.iot_client.training import residual
+from midge.iot_client.training.fit import Fit
+from midge.iot_client.training.update_encoder import Made, chosen, make_update
+from midge.wire import codecs, frames, lineage
+from midge.wire.codecs import lossless
+from midge.wire.messages import Plan, Update
+from midge.wire.schema import Schema
 from tests import needs
 from tests.aggregator.test_full_disk import small_disk
 from tests.iot_client.test_full_disk import fill
 from tests.iot_client.test_session import announcement, made
-from wire import codecs, frames, lineage
-from wire.codecs import lossless
-from wire.messages import Plan, Update
-from wire.schema import Schema
 
 Vector = npt.NDArray[np.float32]
 MODEL = {"w": np.zeros((40, 50), np.float32), "b": np.zeros(50, np.float32)}
@@ -229,7 +229,7 @@ CHILD = """
 import sys
 import tempfile
 from pathlib import Path
-from iot_client.outbox import Outbox
+from midge.iot_client.state.outbox import Outbox
 from tests.iot_client.test_session import made
 with Outbox(Path(sys.argv[1])) as outbox:
     for seq in range(outbox.next_seq, outbox.next_seq + 3):

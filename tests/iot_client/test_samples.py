@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iot_client.samples import Samples, SamplesError
+from midge.iot_client.data.samples import Samples, SamplesError
 
 
 def numbered(path: Path | None, **options: object) -> Samples:

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.connection import Delivery, Options
-from broker.twin import Twin
-from iot_client.samples import Samples
-from iot_client.sensor_topic import SensorTopic, fields_of
+from midge.broker.embedded.in_memory import Twin
+from midge.broker.mqtt.connection import Delivery, Options
+from midge.iot_client.data.mqtt_source import SensorTopic, fields_of
+from midge.iot_client.data.samples import Samples
 
 pytestmark = pytest.mark.virtual
 

@@ -8,12 +8,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from iot_client import events as ev
-from iot_client import session as s
-from iot_client import timers
-from iot_client.session import DeviceSession, Link, SessionSettings, Work
-from iot_client.shell import DeviceShell, OutboxContents
-from wire.messages import (
+from midge.iot_client.session import events as ev
+from midge.iot_client.session import session as s
+from midge.iot_client.session import timers
+from midge.iot_client.session.session import DeviceSession, Link, SessionSettings, Work
+from midge.iot_client.shell import DeviceShell, OutboxContents
+from midge.wire.messages import (
     OUTBOX_LIMIT,
     AggregatorState,
     AggregatorStatus,

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iot_client import events as ev
-from iot_client.connection_loop import reconnect_delay
-from iot_client.session import Work
+from midge.iot_client.connection.connection_loop import reconnect_delay
+from midge.iot_client.session import events as ev
+from midge.iot_client.session.session import Work
+from midge.wire import sharing
+from midge.wire.messages import AggregatorState, Announcement, Participation
+from midge.wire.participation import takes_part
+from midge.wire.sharing import MESSAGE
 from tests.iot_client.test_fetching import MODEL, reached
 from tests.iot_client.test_session import Driver, accepted, announcement, made, receipt, sent, status
-from wire import sharing
-from wire.messages import AggregatorState, Announcement, Participation
-from wire.participation import takes_part
-from wire.sharing import MESSAGE
 
 pytestmark = pytest.mark.virtual
 

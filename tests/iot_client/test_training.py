@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from iot_client.fit import Fit
-from iot_client.training import Unfit, make_update
+from midge.iot_client.training.fit import Fit
+from midge.iot_client.training.update_encoder import Unfit, make_update
+from midge.wire import chunks, codecs, frames, lineage
+from midge.wire.messages import Plan
+from midge.wire.schema import Schema
 from tests.iot_client.test_session import announcement
-from wire import chunks, codecs, frames, lineage
-from wire.messages import Plan
-from wire.schema import Schema
 
 MODEL = {"w": np.array([[1, 2], [3, 4]], np.float32), "b": np.array([0.5], np.float32)}
 SCHEMA = Schema.of(MODEL)

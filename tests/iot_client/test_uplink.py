@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iot_client.uplink import SMALLEST, Uplink
+from midge.iot_client.connection.chunk_sizer import SMALLEST, Uplink
 
 
 @given(st.floats(2_000, 1e7), st.integers(1, 8))

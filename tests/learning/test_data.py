@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sensor_fleet.data import FleetData, deal, load
+from midge.sensor_fleet.data import FleetData, deal, load
 from tests import needs
 
 N = 60

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sensor_fleet.features import by_channel, features, of_windows, raw
+from midge.sensor_fleet.features import by_channel, features, of_windows, raw
 
 RNG = np.random.default_rng(3)
 

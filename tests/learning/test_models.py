@@ -7,13 +7,13 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from iot_client.fit import Parameters
-from sensor_fleet.data import FleetData, Rows, load
-from sensor_fleet.models import FleetModel, model_for
+from midge.iot_client.training.fit import Parameters
+from midge.sensor_fleet.data import FleetData, Rows, load
+from midge.sensor_fleet.models import FleetModel, model_for
+from midge.wire.messages import Plan
+from midge.wire.moments import pool
+from midge.wire.schema import Schema
 from tests import needs
-from wire.messages import Plan
-from wire.moments import pool
-from wire.schema import Schema
 
 RNG = np.random.default_rng(0)
 N = 240
@@ -121,7 +121,7 @@ def test_without_torch_the_dense_models_work_and_say_what_does_not(
     data: FleetData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "iot_client.torch_trainer", raising=False)
+    monkeypatch.delitem(sys.modules, "midge.iot_client.training.torch_trainer", raising=False)
     model = model_for(data)
     model.trainer(data.test)(model.initial, Plan())
     with pytest.raises(ValueError, match=r"pip install .*torch"):

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from wire.errors import WireError
-from wire.moments import BYTES_PER_CHANNEL, MAX_COUNT, Moments, pool
+from midge.wire.errors import WireError
+from midge.wire.moments import BYTES_PER_CHANNEL, MAX_COUNT, Moments, pool
 
 Rows = npt.NDArray[np.float64]
 CHANNELS = 3

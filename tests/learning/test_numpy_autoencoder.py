@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from iot_client.autoencoder import Autoencoder
-from iot_client.numpy_models import MLP, Linear, Logistic
-from wire.messages import Plan
-from wire.moments import Moments
+from midge.iot_client.training.autoencoder import Autoencoder
+from midge.iot_client.training.numpy_models import MLP, Linear, Logistic
+from midge.wire.messages import Plan
+from midge.wire.moments import Moments
 
 MODEL = Autoencoder(8, (3,))
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from iot_client.fit import Fit, Recipe
-from iot_client.numpy_models import FROZEN, MLP, Linear, Task, standardise
-from wire.messages import Plan
+from midge.iot_client.training.fit import Fit, Recipe
+from midge.iot_client.training.numpy_models import FROZEN, MLP, Linear, Task, standardise
+from midge.wire.messages import Plan
 
 ROWS = 40
 

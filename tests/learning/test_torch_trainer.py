@@ -7,16 +7,16 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
-from iot_client.autoencoder import Autoencoder
-from iot_client.fit import Fit, TrainingPlan
-from iot_client.numpy_models import MLP, Linear, Logistic
+from midge.iot_client.training.autoencoder import Autoencoder
+from midge.iot_client.training.fit import Fit, TrainingPlan
+from midge.iot_client.training.numpy_models import MLP, Linear, Logistic
+from midge.wire.messages import Plan
 from tests import needs
-from wire.messages import Plan
 
 torch = needs.module("torch", "torch")
 nn = torch.nn
 
-from iot_client.torch_trainer import (  # noqa: E402 (after the check that there is a torch)
+from midge.iot_client.training.torch_trainer import (  # noqa: E402 (after the check that there is a torch)
     ImageCNN,
     Normalised,
     TorchMLP,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sensor_fleet.live.limits import SPARE, SystemLimits, advice, measured, problems
+from midge.sensor_fleet.live.limits import SPARE, SystemLimits, advice, measured, problems
 
 ENOUGH = SystemLimits(descriptors=6000, ports=28_232, memory=10**9)
 

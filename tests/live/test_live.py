@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from broker import connector
-from broker.local import local_broker
 from midge.__main__ import main
-from sensor_fleet.live.run import LiveRun
-from sensor_fleet.live.server import make
-from sensor_fleet.report.comparison import comparison
-from sensor_fleet.report.conclusion import write_report
-from sensor_fleet.report.reading import read
-from sensor_fleet.report.repeat import command
-from sensor_fleet.setting import BrokerAddress, Setting
-from sensor_fleet.simulation.result import by_class
-from sensor_fleet.virtual import FleetRun, ProfileFleet
+from midge.broker import connector
+from midge.broker.local.local_broker import local_broker
+from midge.sensor_fleet.live.run import LiveRun
+from midge.sensor_fleet.live.server import make
+from midge.sensor_fleet.report.comparison import comparison
+from midge.sensor_fleet.report.conclusion import write_report
+from midge.sensor_fleet.report.reading import read
+from midge.sensor_fleet.report.repeat import command
+from midge.sensor_fleet.setting import BrokerAddress, Setting
+from midge.sensor_fleet.simulation.result import by_class
+from midge.sensor_fleet.virtual import FleetRun, ProfileFleet
 from tests import needs
 
 PROFILE = """

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator.presets import balanced
-from sensor_fleet.links import Lane
-from sensor_fleet.profiles.hastened import FASTEST_RATE, hastened
-from sensor_fleet.profiles.population import Population
-from sensor_fleet.profiles.profile import load
-from sensor_fleet.setting import Setting
-from sensor_fleet.virtual import LIVE_SPEED_UP, ProfileFleet
+from midge.aggregator.core.presets import balanced
+from midge.sensor_fleet.links import Lane
+from midge.sensor_fleet.profiles.hastened import FASTEST_RATE, hastened
+from midge.sensor_fleet.profiles.population import Population
+from midge.sensor_fleet.profiles.profile import load
+from midge.sensor_fleet.setting import Setting
+from midge.sensor_fleet.virtual import LIVE_SPEED_UP, ProfileFleet
 
 NAMES = tuple(f"device-{number}" for number in range(40))
 

@@ -15,24 +15,24 @@ from weakref import WeakKeyDictionary
 
 from safetensors.numpy import load as load_tensors
 
-from aggregator import events as ev
-from aggregator.core import AggregatorCore
-from aggregator.engine import Engine
-from aggregator.service import Aggregator
-from aggregator.shell import Shell
-from aggregator.store import Checkpoint, Entry, Store
-from broker.connection import Connection, Delivery
-from iot_client.memory_outbox import AnyOutbox, MemoryOutbox
-from iot_client.outbox import Outbox, _pack
-from iot_client.publisher import Publisher
-from iot_client.runtime import DeviceRuntime
-from iot_client.timers import Timer
-from storage.failpoints import failpoint
+from midge.aggregator.core import events as ev
+from midge.aggregator.core.core import AggregatorCore
+from midge.aggregator.engine import Engine
+from midge.aggregator.service import Aggregator
+from midge.aggregator.shell import Shell
+from midge.aggregator.store.store import Checkpoint, Entry, Store
+from midge.broker.mqtt.connection import Connection, Delivery
+from midge.iot_client.connection.publisher import Publisher
+from midge.iot_client.runtime import DeviceRuntime
+from midge.iot_client.session.timers import Timer
+from midge.iot_client.state.memory_outbox import AnyOutbox, MemoryOutbox
+from midge.iot_client.state.outbox import Outbox, _pack
+from midge.storage.failpoints import failpoint
+from midge.wire import frames, messages
+from midge.wire.errors import WireError
+from midge.wire.messages import Update
 from tests.aggregator.rig import TOPICS
 from tests.federation.participant import Participant
-from wire import frames, messages
-from wire.errors import WireError
-from wire.messages import Update
 
 Patch = Callable[[object, str, Any], None]
 """`setattr`, or pytest's, which takes it back."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aggregator.store import StoreError
-from iot_client.outbox import OutboxError
+from midge.aggregator.store.store import StoreError
+from midge.iot_client.state.outbox import OutboxError
 from tests.aggregator.rig import Rig, rig
 from tests.federation.test_exactly_once import run
 from tests.federation.test_failpoints import Scene, play_all

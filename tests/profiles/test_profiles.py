@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from sensor_fleet.profiles.population import Population
-from sensor_fleet.profiles.presence import DAY, away
-from sensor_fleet.profiles.profile import SHIPPED, Availability, Profile, load
-from sensor_fleet.profiles.units import Rate, Seconds
+from midge.sensor_fleet.profiles.population import Population
+from midge.sensor_fleet.profiles.presence import DAY, away
+from midge.sensor_fleet.profiles.profile import SHIPPED, Availability, Profile, load
+from midge.sensor_fleet.profiles.units import Rate, Seconds
 
 NAMES = [f"device-{number:03}" for number in range(400)]
 PLAIN = """

@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sensor_fleet.baselines import DEVICES, Baselines
-from sensor_fleet.models import FleetModel
-from sensor_fleet.setting import Setting
+from midge.sensor_fleet.baselines import DEVICES, Baselines
+from midge.sensor_fleet.models import FleetModel
+from midge.sensor_fleet.setting import Setting
 
 
 @pytest.fixture(scope="module")

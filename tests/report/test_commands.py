@@ -6,9 +6,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from midge.__main__ import main
-from sensor_fleet.demo import Demo
-from sensor_fleet.report.conclusion import conclude
-from sensor_fleet.setting import Setting
+from midge.sensor_fleet.demo import Demo
+from midge.sensor_fleet.report.conclusion import conclude
+from midge.sensor_fleet.setting import Setting
 from tests.report import runs
 from tests.report.pages import Page
 

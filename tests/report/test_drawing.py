@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sensor_fleet.report import scales
-from sensor_fleet.report.quantities import counted, duration, percent, score, significant, size, times
-from sensor_fleet.report.svg import Label, Plot, apart, thinned
+from midge.sensor_fleet.report import scales
+from midge.sensor_fleet.report.quantities import counted, duration, percent, score, significant, size, times
+from midge.sensor_fleet.report.svg import Label, Plot, apart, thinned
 
 positive = st.floats(1e-3, 1e9)
 

@@ -1,9 +1,9 @@
 from pathlib import Path
 from typing import Any
 
-from sensor_fleet.report.devices import shown, timeline
-from sensor_fleet.report.lives import Span, Timeline, lives
-from sensor_fleet.report.reading import read
+from midge.sensor_fleet.report.devices import shown, timeline
+from midge.sensor_fleet.report.lives import Span, Timeline, lives
+from midge.sensor_fleet.report.reading import read
 from tests.report import runs
 
 

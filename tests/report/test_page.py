@@ -5,12 +5,12 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from sensor_fleet.report.comparison import comparison
-from sensor_fleet.report.learning import quantile
-from sensor_fleet.report.page import report
-from sensor_fleet.report.reading import read
-from sensor_fleet.report.repeat import command
-from sensor_fleet.setting import Setting
+from midge.sensor_fleet.report.comparison import comparison
+from midge.sensor_fleet.report.learning import quantile
+from midge.sensor_fleet.report.page import report
+from midge.sensor_fleet.report.reading import read
+from midge.sensor_fleet.report.repeat import command
+from midge.sensor_fleet.setting import Setting
 from tests.report import runs
 from tests.report.pages import Page, fetches
 

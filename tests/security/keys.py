@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from aggregator.issuing import Issuer, ReleaseKeys
-from wire import signing
-from wire.messages import Announcement
-from wire.topics import Topics
+from midge.aggregator.publish.announcement_signer import Issuer, ReleaseKeys
+from midge.wire import signing
+from midge.wire.messages import Announcement
+from midge.wire.topics import Topics
 
 ID, SCHEMA = bytes(range(16)), bytes(range(50, 66))
 

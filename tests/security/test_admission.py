@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator.admission import Admission, Limits
-from wire.messages import Verdict
+from midge.aggregator.ingress.rate_limits import Admission, Limits
+from midge.wire.messages import Verdict
 
 QUIET = Limits(rate=None, fleet_rate=None)
 

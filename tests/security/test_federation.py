@@ -7,20 +7,20 @@ from typing import Any
 
 import pytest
 
-from aggregator.issuing import load_release_keys, succeed, write_secret
-from aggregator.service import Aggregator
-from broker.connection import Options
-from broker.routing import Message
-from broker.twin import Twin
-from iot_client.config import DeviceConfig
-from iot_client.device import Device
-from iot_client.outbox import Outbox
-from iot_client.trust import Trust
+from midge.aggregator.publish.announcement_signer import load_release_keys, succeed, write_secret
+from midge.aggregator.service import Aggregator
+from midge.broker.embedded.in_memory import Twin
+from midge.broker.embedded.routing import Message
+from midge.broker.mqtt.connection import Options
+from midge.iot_client.config import DeviceConfig
+from midge.iot_client.device import Device
+from midge.iot_client.session.trust import Trust
+from midge.iot_client.state.outbox import Outbox
+from midge.wire import frames, messages, signing
+from midge.wire.messages import Envelope, Receipt, Settled, Update, Verdict
+from midge.wire.signing import KeyUnusable
 from tests.federation.live import Log, aggregator, approach, distance, serving
 from tests.security.keys import write_keys
-from wire import frames, messages, signing
-from wire.messages import Envelope, Receipt, Settled, Update, Verdict
-from wire.signing import KeyUnusable
 
 pytestmark = pytest.mark.virtual
 

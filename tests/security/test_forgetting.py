@@ -10,24 +10,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aggregator import forgetting
-from aggregator.admission import Limits
-from aggregator.config import AggregatorConfig
-from aggregator.federation import FederationRuntime
-from aggregator.outgoing import Post
-from aggregator.outlet import Outlet
-from aggregator.presets import fedbuff
-from aggregator.replaying import replay
-from aggregator.store import Store
-from broker.connection import Delivery
-from broker.twin import Twin
 from midge.__main__ import main
+from midge.aggregator.config import AggregatorConfig
+from midge.aggregator.core.presets import fedbuff
+from midge.aggregator.federation import FederationRuntime
+from midge.aggregator.ingress.rate_limits import Limits
+from midge.aggregator.publish.outlet import Outlet
+from midge.aggregator.publish.publish_queue import Post
+from midge.aggregator.store import device_erasure as forgetting
+from midge.aggregator.store.replaying import replay
+from midge.aggregator.store.store import Store
+from midge.broker.embedded.in_memory import Twin
+from midge.broker.mqtt.connection import Delivery
+from midge.wire import codecs, frames
+from midge.wire.messages import Receipt, Settled, Update, Verdict
+from midge.wire.pseudonyms import LENGTH, pseudonym
+from midge.wire.topics import check_name
 from tests.aggregator.rig import EVERYTHING_COUNTS, TOPICS, QuickStore, hello, receipts
 from tests.federation.live import Log, aggregator, device, serving
-from wire import codecs, frames
-from wire.messages import Receipt, Settled, Update, Verdict
-from wire.pseudonyms import LENGTH, pseudonym
-from wire.topics import check_name
 
 pytestmark = pytest.mark.virtual
 

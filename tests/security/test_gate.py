@@ -12,15 +12,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aggregator.admission import Admission, Limits
-from aggregator.credentials import Credentials, DeviceKeys
-from aggregator.ingress import Everybody
+from midge.aggregator.ingress.authentication import Credentials, DeviceKeys
+from midge.aggregator.ingress.filter import Everybody
+from midge.aggregator.ingress.rate_limits import Admission, Limits
+from midge.wire import chunks, frames, messages, sealing, signing
+from midge.wire.errors import WireError
+from midge.wire.messages import Chunk, Receipt, Settled, Statistics, Update, Verdict
 from tests.aggregator.rig import OPEN, TOPICS, Rig, hello, receipts
 from tests.aggregator.rig import rig as plain_rig
 from tests.fuzz.payloads import MESSAGES
-from wire import chunks, frames, messages, sealing, signing
-from wire.errors import WireError
-from wire.messages import Chunk, Receipt, Settled, Statistics, Update, Verdict
 
 KEY, STRANGER, RELEASE = signing.new_key(), signing.new_key(), signing.new_key()
 PRIVATE = sealing.derive(RELEASE)

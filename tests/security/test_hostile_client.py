@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker import connector
-from broker.connection import Connection, Options
-from broker.local import local_broker
-from iot_client.config import DeviceConfig
-from iot_client.device import Device
-from iot_client.fit import Fit, Parameters, TrainingPlan
+from midge.broker import connector
+from midge.broker.local.local_broker import local_broker
+from midge.broker.mqtt.connection import Connection, Options
+from midge.iot_client.config import DeviceConfig
+from midge.iot_client.device import Device
+from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
+from midge.wire import frames, messages
+from midge.wire.messages import Chunk, DeviceState, Hello, Statistics, Update
+from midge.wire.topics import Topics
 from tests import needs
 from tests.federation.live import Log, serving
 from tests.fuzz.payloads import GOLDEN
 from tests.waiting import LAST_RESORT
-from wire import frames, messages
-from wire.messages import Chunk, DeviceState, Hello, Statistics, Update
-from wire.topics import Topics
 
 pytestmark = pytest.mark.alone
 
@@ -31,11 +31,11 @@ SIZE = 20_000
 CHILD = """
 import resource, sys
 import numpy as np
-from aggregator.presets import fedasync
-from aggregator.config import AggregatorConfig
-from aggregator.service import Aggregator
-from broker import Endpoint, connector
-from wire.messages import Plan
+from midge.aggregator.core.presets import fedasync
+from midge.aggregator.config import AggregatorConfig
+from midge.aggregator.service import Aggregator
+from midge.broker import Endpoint, connector
+from midge.wire.messages import Plan
 
 def tell(event):
     if event["event"] == "release":

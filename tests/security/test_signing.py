@@ -12,13 +12,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iot_client.identity import Identity
+from midge.iot_client.connection.identity import Identity
+from midge.wire import frames, messages, sealing, signing
+from midge.wire.errors import WireError
+from midge.wire.messages import Chunk, Hello, Receipt, Statistics, Update
+from midge.wire.signing import BadSignature, KeyUnusable
+from midge.wire.topics import Topics
 from tests.security import reference_hpke
-from wire import frames, messages, sealing, signing
-from wire.errors import WireError
-from wire.messages import Chunk, Hello, Receipt, Statistics, Update
-from wire.signing import BadSignature, KeyUnusable
-from wire.topics import Topics
 
 KEY, OTHER = signing.new_key(), signing.new_key()
 UPDATE: dict[str, Any] = {

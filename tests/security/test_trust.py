@@ -7,14 +7,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aggregator.issuing import Issuer, ReleaseKeys
-from iot_client.trust import EVERY, Trust, Untrusted
+from midge.aggregator.publish.announcement_signer import Issuer, ReleaseKeys
+from midge.iot_client.session.trust import EVERY, Trust, Untrusted
+from midge.wire import frames, messages, signing
+from midge.wire.errors import WireError
+from midge.wire.messages import Envelope, Receipt, Settled, Succession, Verdict
+from midge.wire.signing import BadSignature
+from midge.wire.topics import Topics
 from tests.security.keys import Clock, announced, issuer
-from wire import frames, messages, signing
-from wire.errors import WireError
-from wire.messages import Envelope, Receipt, Settled, Succession, Verdict
-from wire.signing import BadSignature
-from wire.topics import Topics
 
 KEY, OTHER = signing.new_key(), signing.new_key()
 NOW = 1_000_000.0

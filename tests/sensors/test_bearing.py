@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sensor_fleet.sensors import bearing, spectra
-from sensor_fleet.sensors.bearing import BEARINGS, FAULTS, Bearing, Fault, Machine
+from midge.sensor_fleet.sensors import bearing, spectra
+from midge.sensor_fleet.sensors.bearing import BEARINGS, FAULTS, Bearing, Fault, Machine
 
 MACHINE = Machine(BEARINGS[0], speed=29.5, resonance=3200.0, damping=0.03, gain=1.0, shaft=1.0)
 

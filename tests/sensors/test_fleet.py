@@ -9,13 +9,13 @@ import pytest
 
 import midge
 from midge.__main__ import main
-from sensor_fleet.data import load
-from sensor_fleet.models import model_for
-from sensor_fleet.sensors import Drift, Flaws, Stream, a_week, energy, vibration
-from sensor_fleet.sensors.__main__ import main as write
-from sensor_fleet.simulation.result import Simulated
-from sensor_fleet.simulation.stacked import Job, Stack
-from wire.schema import Vector
+from midge.sensor_fleet.data import load
+from midge.sensor_fleet.models import model_for
+from midge.sensor_fleet.sensors import Drift, Flaws, Stream, a_week, energy, vibration
+from midge.sensor_fleet.sensors.__main__ import main as write
+from midge.sensor_fleet.simulation.result import Simulated
+from midge.sensor_fleet.simulation.stacked import Job, Stack
+from midge.wire.schema import Vector
 
 HOUR, DAY = 3600.0, 86400.0
 

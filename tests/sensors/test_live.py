@@ -5,18 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from aggregator.presets import fedasync
-from broker.twin import Twin
-from iot_client.conditions import enough_new
-from iot_client.config import DeviceConfig
-from iot_client.device import Device
-from iot_client.fit import Recipe
-from iot_client.numpy_models import FROZEN, MLP
-from iot_client.sample_trainer import SampleTrainer
-from iot_client.samples import Samples
-from sensor_fleet.sensors import Stream, energy
+from midge.aggregator.core.presets import fedasync
+from midge.broker.embedded.in_memory import Twin
+from midge.iot_client.board.conditions import enough_new
+from midge.iot_client.config import DeviceConfig
+from midge.iot_client.data.samples import Samples
+from midge.iot_client.device import Device
+from midge.iot_client.training.fit import Recipe
+from midge.iot_client.training.numpy_models import FROZEN, MLP
+from midge.iot_client.training.sample_trainer import SampleTrainer
+from midge.sensor_fleet.sensors import Stream, energy
+from midge.wire.messages import Plan
 from tests.federation.live import Log, aggregator, serving
-from wire.messages import Plan
 
 pytestmark = pytest.mark.virtual
 

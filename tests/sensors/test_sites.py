@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sensor_fleet.sensors import Drift, Flaws, energy
-from sensor_fleet.sensors.sites import FEATURES, KINDS, LAGS, WEEK, Sites
+from midge.sensor_fleet.sensors import Drift, Flaws, energy
+from midge.sensor_fleet.sensors.sites import FEATURES, KINDS, LAGS, WEEK, Sites
 
 SITES = Sites(0, 0.0, Flaws.none(), None)
 HOURS = np.arange(24 * 7 * 8)

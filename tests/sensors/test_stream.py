@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iot_client.conditions import enough_new
-from iot_client.samples import Samples
-from sensor_fleet.sensors import Drift, Flaws, Stream, chance, energy, vibration
-from sensor_fleet.sensors.machines import GROWTH, VISIBLE, Machines
+from midge.iot_client.board.conditions import enough_new
+from midge.iot_client.data.samples import Samples
+from midge.sensor_fleet.sensors import Drift, Flaws, Stream, chance, energy, vibration
+from midge.sensor_fleet.sensors.machines import GROWTH, VISIBLE, Machines
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.virtual
@@ -42,7 +42,7 @@ def test_same_rows_in_any_order_and_process(kind: Callable[..., Stream]) -> None
 def test_same_rows_in_another_process() -> None:
     """Nothing may hang on the interpreter's hash seed."""
     program = (
-        "from sensor_fleet.sensors import vibration\n"
+        "from midge.sensor_fleet.sensors import vibration\n"
         "import hashlib\n"
         "x, y = vibration(3, seed=1, window=16).rows(2, 90000.0)\n"
         "print(hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest())"

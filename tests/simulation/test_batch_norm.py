@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 import midge
-from aggregator.strategy import Strategy, adam, sgd
-from iot_client.fit import Parameters, Trainer, TrainingPlan
+from midge.aggregator.core.strategy import Strategy, adam, sgd
+from midge.iot_client.training.fit import Parameters, Trainer, TrainingPlan
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
 
-from iot_client.torch_trainer import load, seeded_state, state, torch_trainer  # noqa: E402 (behind the check for torch)
+from midge.iot_client.training.torch_trainer import load, seeded_state, state, torch_trainer  # noqa: E402 (behind the check for torch)
 
 pytestmark = [
     pytest.mark.torch,

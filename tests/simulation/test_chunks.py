@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 import midge
-from iot_client.fit import Fit, Parameters, TrainingPlan
-from sensor_fleet.simulation.participant import Participant
-from sensor_fleet.simulation.result import Simulated
-from sensor_fleet.simulation.server import Server
-from sensor_fleet.simulation.simulate import simulate
-from wire.messages import Chunk, Update
+from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
+from midge.sensor_fleet.simulation.participant import Participant
+from midge.sensor_fleet.simulation.result import Simulated
+from midge.sensor_fleet.simulation.server import Server
+from midge.sensor_fleet.simulation.simulate import simulate
+from midge.wire.messages import Chunk, Update
 
 SIZE = 300_000
 PARTS = -(-4 * SIZE // (256 * 1024))

@@ -5,11 +5,11 @@ from zlib import crc32
 import numpy as np
 import pytest
 
-from iot_client.training import encode
-from sensor_fleet.simulation.coding import MEASURED, Coding
-from wire import codecs
-from wire.messages import Plan
-from wire.schema import Schema
+from midge.iot_client.training.update_encoder import encode
+from midge.sensor_fleet.simulation.coding import MEASURED, Coding
+from midge.wire import codecs
+from midge.wire.messages import Plan
+from midge.wire.schema import Schema
 
 SCHEMA = Schema.of({"a": np.zeros((64, 30), np.float32), "b": np.zeros(30, np.float32)})
 LINEAGE = bytes(16)

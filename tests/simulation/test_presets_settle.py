@@ -6,9 +6,9 @@ import pytest
 import midge
 from benchmarks.liars import Liars
 from benchmarks.presets import PRESETS, TRUE, Regression, pooled
-from sensor_fleet.data import load
-from sensor_fleet.models import model_for
-from sensor_fleet.simulation.simulate import simulate
+from midge.sensor_fleet.data import load
+from midge.sensor_fleet.models import model_for
+from midge.sensor_fleet.simulation.simulate import simulate
 
 
 # Seen to fail: fedasync's delta form from 20 devices on (2e6), fedbuff(2) and ca2fl() from 10 (212, 33), fadas() always

@@ -4,14 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from aggregator.presets import fedasync
-from aggregator.staleness import constant
-from sensor_fleet.simulation.clock import Clock
-from sensor_fleet.simulation.coding import Said
-from sensor_fleet.simulation.server import Published, Server
-from wire.messages import Chunk, Fetch, Grant, Moment, Settled, Statistics, Update, Verdict
-from wire.moments import Moments
-from wire.schema import Schema
+from midge.aggregator.core.presets import fedasync
+from midge.aggregator.core.staleness import constant
+from midge.sensor_fleet.simulation.clock import Clock
+from midge.sensor_fleet.simulation.coding import Said
+from midge.sensor_fleet.simulation.server import Published, Server
+from midge.wire.messages import Chunk, Fetch, Grant, Moment, Settled, Statistics, Update, Verdict
+from midge.wire.moments import Moments
+from midge.wire.schema import Schema
 
 CHUNK = 8
 STRATEGY = fedasync(1.0, constant(), norm_limit=None, release_floor=1, form="delta", bounded=False, byte_rate=0.0)

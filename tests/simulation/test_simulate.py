@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 import midge
-from aggregator.strategy import Strategy
-from iot_client.fit import Fit, Parameters, Recipe, TrainingPlan
-from sensor_fleet.data import load
-from sensor_fleet.models import model_for
-from sensor_fleet.simulation import learners, shards, stacked
-from sensor_fleet.simulation.simulate import CALM, simulate
-from sensor_fleet.world import World
-from wire.messages import Plan
-from wire.schema import Schema
+from midge.aggregator.core.strategy import Strategy
+from midge.iot_client.training.fit import Fit, Parameters, Recipe, TrainingPlan
+from midge.sensor_fleet.data import load
+from midge.sensor_fleet.models import model_for
+from midge.sensor_fleet.simulation import learners, shards, stacked
+from midge.sensor_fleet.simulation.simulate import CALM, simulate
+from midge.sensor_fleet.world import World
+from midge.wire.messages import Plan
+from midge.wire.schema import Schema
 
 START = {"x": np.zeros(4, np.float32)}
 

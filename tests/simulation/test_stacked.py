@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from iot_client.fit import Recipe
-from iot_client.numpy_models import MLP, Task
-from sensor_fleet.simulation import stacked
-from sensor_fleet.simulation.stacked import Job, Stack, TrainingRows
-from wire.messages import Plan
-from wire.schema import Role, Schema
+from midge.iot_client.training.fit import Recipe
+from midge.iot_client.training.numpy_models import MLP, Task
+from midge.sensor_fleet.simulation import stacked
+from midge.sensor_fleet.simulation.stacked import Job, Stack, TrainingRows
+from midge.wire.messages import Plan
+from midge.wire.schema import Role, Schema
 
 
 @pytest.mark.parametrize(

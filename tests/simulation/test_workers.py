@@ -8,22 +8,22 @@ from functools import partial
 import numpy as np
 import pytest
 
-from aggregator.presets import balanced
-from iot_client.fit import Recipe, TrainingPlan
-from sensor_fleet.data import load
-from sensor_fleet.lazily import shared
-from sensor_fleet.models import model_for
-from sensor_fleet.simulation import shards
-from sensor_fleet.simulation.cluster import OnRay
-from sensor_fleet.simulation.learners import Trained
-from sensor_fleet.simulation.result import Simulated
-from sensor_fleet.simulation.shards import Carrier
-from sensor_fleet.simulation.simulate import simulate
-from sensor_fleet.simulation.stacked import Job
-from sensor_fleet.simulation.workers import REMEMBERED, Make, Sent
+from midge.aggregator.core.presets import balanced
+from midge.iot_client.training.fit import Recipe, TrainingPlan
+from midge.sensor_fleet.data import load
+from midge.sensor_fleet.lazily import shared
+from midge.sensor_fleet.models import model_for
+from midge.sensor_fleet.simulation import shards
+from midge.sensor_fleet.simulation.cluster import OnRay
+from midge.sensor_fleet.simulation.learners import Trained
+from midge.sensor_fleet.simulation.result import Simulated
+from midge.sensor_fleet.simulation.shards import Carrier
+from midge.sensor_fleet.simulation.simulate import simulate
+from midge.sensor_fleet.simulation.stacked import Job
+from midge.sensor_fleet.simulation.workers import REMEMBERED, Make, Sent
+from midge.wire.messages import Plan
+from midge.wire.schema import Schema
 from tests import needs
-from wire.messages import Plan
-from wire.schema import Schema
 
 DATA = shared(load("digits", seed=0), 60, 0)
 

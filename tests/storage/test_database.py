@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.database import Database, DatabaseError, DiskFull, InUse, ReservedSpace, Unwritable
+from midge.storage.database import Database, DatabaseError, DiskFull, InUse, ReservedSpace, Unwritable
 from tests.aggregator.test_full_disk import small_disk
 
 TABLES = "CREATE TABLE IF NOT EXISTS t (x BLOB)"
@@ -26,7 +26,7 @@ def rows(base: Database) -> int:
 CHILD = """
 import sys
 from pathlib import Path
-from storage.database import Database
+from midge.storage.database import Database
 base = Database(Path(sys.argv[1]) / "d", lock=Path(sys.argv[1]) / "d.lock")
 base.open("CREATE TABLE IF NOT EXISTS t (x BLOB)")
 print("open", flush=True)

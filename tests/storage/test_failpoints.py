@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.failpoints import POINTS, VARIABLE, failpoint
+from midge.storage.failpoints import POINTS, VARIABLE, failpoint
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("wire", "storage", "broker", "iot_client", "aggregator", "sensor_fleet", "midge")
@@ -25,7 +25,7 @@ def test_every_failpoint_is_registered_and_stands_in_one_place() -> None:
 
 
 def program(wish: str, calls: int) -> subprocess.CompletedProcess[bytes]:
-    lines = f"from storage.failpoints import failpoint\nfor _ in range({calls}): failpoint('commit.after')"
+    lines = f"from midge.storage.failpoints import failpoint\nfor _ in range({calls}): failpoint('commit.after')"
     environment = {**os.environ, VARIABLE: wish}
     return subprocess.run([sys.executable, "-c", lines], env=environment, capture_output=True, check=False)
 

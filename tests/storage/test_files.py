@@ -9,19 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aggregator import export, pausing
-from aggregator.forgetting import ask
-from aggregator.issuing import load_release_keys, succeed, write_secret
-from broker.bundles import pack, write_bundle, write_private
-from iot_client.budget import Budget, Costs
-from iot_client.outbox import Outbox
-from iot_client.personal import Personal
 from midge.__main__ import main
-from storage.files import atomic_write, make_folder
+from midge.aggregator.model import export
+from midge.aggregator.publish.announcement_signer import load_release_keys, succeed, write_secret
+from midge.aggregator.store import pausing
+from midge.aggregator.store.device_erasure import ask
+from midge.broker.provisioning.bundles import pack, write_bundle, write_private
+from midge.iot_client.board.usage_budget import Budget, Costs
+from midge.iot_client.state.local_tensors import Personal
+from midge.iot_client.state.outbox import Outbox
+from midge.storage.files import atomic_write, make_folder
+from midge.wire import signing
+from midge.wire.schema import Schema, Tensor
 from tests.aggregator.rig import rig
 from tests.iot_client.test_session import made
-from wire import signing
-from wire.schema import Schema, Tensor
 
 
 class Recording:

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from midge.__main__ import main
-from sensor_fleet.planning import answer
-from sensor_fleet.report.comparison import comparison
-from sensor_fleet.report.conclusion import write_report
-from sensor_fleet.report.fleet_sections import classes_of
-from sensor_fleet.report.reading import read
-from sensor_fleet.report.repeat import command
-from sensor_fleet.setting import Setting
-from sensor_fleet.simulation.result import by_class
-from sensor_fleet.virtual import FleetRun, ProfileFleet
+from midge.sensor_fleet.planning import answer
+from midge.sensor_fleet.report.comparison import comparison
+from midge.sensor_fleet.report.conclusion import write_report
+from midge.sensor_fleet.report.fleet_sections import classes_of
+from midge.sensor_fleet.report.reading import read
+from midge.sensor_fleet.report.repeat import command
+from midge.sensor_fleet.setting import Setting
+from midge.sensor_fleet.simulation.result import by_class
+from midge.sensor_fleet.virtual import FleetRun, ProfileFleet
 
 FLEET = ProfileFleet(Setting(local_steps=8, model="linear"), profile="factory", devices=40, days=1.5, target=0.8)
 

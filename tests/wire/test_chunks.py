@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire import chunks
-from wire.chunks import Assembly
-from wire.errors import WireError
+from midge.wire import chunks
+from midge.wire.chunks import Assembly
+from midge.wire.errors import WireError
 
 LIMIT = 1 << 20
 DATA = st.binary(max_size=200)

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from midge.wire import codecs
+from midge.wire.codecs import FALLBACK, Chain, NonFinite, decode_delta, encode_delta, followable, lossless, parse
+from midge.wire.codecs.eden import LEVELS, hadamard
+from midge.wire.codecs.sparse import encode_numbers, read_numbers
+from midge.wire.codecs.stages import Chance, pack, unpack
+from midge.wire.errors import WireError
+from midge.wire.rice import BodyReader
+from midge.wire.schema import Schema, Tensor
 from tests import needs
-from wire import codecs
-from wire.codecs import FALLBACK, Chain, NonFinite, decode_delta, encode_delta, followable, lossless, parse
-from wire.codecs.eden import LEVELS, hadamard
-from wire.codecs.sparse import encode_numbers, read_numbers
-from wire.codecs.stages import Chance, pack, unpack
-from wire.errors import WireError
-from wire.rice import BodyReader
-from wire.schema import Schema, Tensor
 
 Vector = npt.NDArray[np.float32]
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from wire.codecs import Float32, Int8, NonFinite, decode_delta, encode_delta, parse
-from wire.errors import WireError
-from wire.schema import Schema, Tensor
+from midge.wire.codecs import Float32, Int8, NonFinite, decode_delta, encode_delta, parse
+from midge.wire.errors import WireError
+from midge.wire.schema import Schema, Tensor
 
 Vector = npt.NDArray[np.float32]
 LARGEST = float(np.finfo(np.float32).max)

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from midge.wire import codecs
+from midge.wire.codecs import EncodedDeltas, NonFinite, decode_delta, encode_delta
+from midge.wire.schema import Schema, Tensor, Vectors
 from tests.wire.test_codec_chains import NAMES, SCHEMA
-from wire import codecs
-from wire.codecs import EncodedDeltas, NonFinite, decode_delta, encode_delta
-from wire.schema import Schema, Tensor, Vectors
 
 SHAPES = {
     "of all kinds": SCHEMA,

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from wire import codecs, frames, lineage, messages
-from wire.lineage import State
-from wire.messages import (
+from midge.wire import codecs, frames, lineage, messages
+from midge.wire.lineage import State
+from midge.wire.messages import (
     AggregatorState,
     AggregatorStatus,
     Announcement,
@@ -40,7 +40,7 @@ from wire.messages import (
     Update,
     Verdict,
 )
-from wire.schema import Schema, Tensor
+from midge.wire.schema import Schema, Tensor
 
 FOLDER = Path(__file__).with_name("golden")
 ID, DIGEST, SHA = bytes(range(16)), bytes(range(100, 116)), bytes(range(200, 232))

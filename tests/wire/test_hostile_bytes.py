@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire import codecs, frames, lineage, messages
-from wire.errors import WireError
-from wire.messages import AggregatorStatus, Announcement, Envelope, Hello, Part, Receipt, Report
-from wire.moments import Moments
-from wire.schema import Schema, Tensor
-from wire.steps import BLOCK, SECTION
+from midge.wire import codecs, frames, lineage, messages
+from midge.wire.errors import WireError
+from midge.wire.messages import AggregatorStatus, Announcement, Envelope, Hello, Part, Receipt, Report
+from midge.wire.moments import Moments
+from midge.wire.schema import Schema, Tensor
+from midge.wire.steps import BLOCK, SECTION
 
 SCHEMA = Schema(
     [

@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire import frames, messages
-from wire.inputs import LONGEST, MOST, difference, sayable
-from wire.messages import DeviceState, Hello
+from midge.wire import frames, messages
+from midge.wire.inputs import LONGEST, MOST, difference, sayable
+from midge.wire.messages import DeviceState, Hello
 
 names = st.lists(st.text(max_size=80), max_size=300)
 

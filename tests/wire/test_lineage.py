@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from wire import frames, lineage
-from wire.errors import WireError
-from wire.lineage import Integers, State
-from wire.schema import Schema, Tensor
+from midge.wire import frames, lineage
+from midge.wire.errors import WireError
+from midge.wire.lineage import Integers, State
+from midge.wire.schema import Schema, Tensor
 
 Vector = npt.NDArray[np.float32]
 SCHEMA = Schema(

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from wire import frames, messages
-from wire.errors import WireError
-from wire.messages import (
+from midge.wire import frames, messages
+from midge.wire.errors import WireError
+from midge.wire.messages import (
     AggregatorState,
     AggregatorStatus,
     Announcement,

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire import frames, messages
-from wire.errors import WireError
-from wire.messages import Message
-from wire.names import NAMES
+from midge.wire import frames, messages
+from midge.wire.errors import WireError
+from midge.wire.messages import Message
+from midge.wire.names import NAMES
 
 MODELS = [model for _, model in inspect.getmembers(messages, inspect.isclass) if issubclass(model, Message)]
 PLAIN: st.SearchStrategy[Any] = st.recursive(

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator.merging import SPANS, listed
-from wire import frames, messages
-from wire.errors import WireError
-from wire.messages import Announcement, FrameInfo
+from midge.aggregator.model.step_merging import SPANS, listed
+from midge.wire import frames, messages
+from midge.wire.errors import WireError
+from midge.wire.messages import Announcement, FrameInfo
 
 FRAMES = st.builds(
     FrameInfo,

@@ -5,8 +5,8 @@ from itertools import permutations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire.lineage import route
-from wire.messages import FrameInfo
+from midge.wire.lineage import route
+from midge.wire.messages import FrameInfo
 
 FRAMES = st.builds(
     FrameInfo, version=st.integers(0, 5), span=st.integers(0, 5), size=st.integers(0, 400), parts=st.integers(1, 3)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire import frames
-from wire.errors import WireError
-from wire.schema import MAX_NAME, MAX_PACKED, MAX_PARAMETERS, MAX_SIDES, MAX_TENSORS, ROLES, Role, Schema, Tensor
+from midge.wire import frames
+from midge.wire.errors import WireError
+from midge.wire.schema import MAX_NAME, MAX_PACKED, MAX_PARAMETERS, MAX_SIDES, MAX_TENSORS, ROLES, Role, Schema, Tensor
 
 DTYPES = ["float32", "float64", "int64", "int32", "int8", "uint8", "bool"]
 SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire import frames
-from wire.errors import WireError
-from wire.steps import BLOCK, SECTION, Integers, decode_step, encode_integers, encode_step
+from midge.wire import frames
+from midge.wire.errors import WireError
+from midge.wire.steps import BLOCK, SECTION, Integers, decode_step, encode_integers, encode_step
 
 LARGEST = 2**31 - 1
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire.errors import WireError
-from wire.topics import SLOTS, Origin, Topics, check_name, slot
+from midge.wire.errors import WireError
+from midge.wire.topics import SLOTS, Origin, Topics, check_name, slot
 
 NAMES = st.from_regex(re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII), fullmatch=True)
 TOPICS = Topics("pumps")

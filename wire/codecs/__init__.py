@@ -5,9 +5,9 @@ of pure functions on flat float32 vectors. Decoding trusts nothing: lengths come
 is refused. It is elementwise float32 in a fixed order, so that it gives the same bits on every processor.
 """
 
-from wire.codecs.blocks import BFloat16, Float32, Int8
-from wire.codecs.delta import EncodedDeltas, NonFinite, decode_delta, decode_measured, encode_delta
-from wire.codecs.names import FALLBACK, Chain, Codec, followable, parse
+from midge.wire.codecs.blocks import BFloat16, Float32, Int8
+from midge.wire.codecs.delta import EncodedDeltas, NonFinite, decode_delta, decode_measured, encode_delta
+from midge.wire.codecs.names import FALLBACK, Chain, Codec, followable, parse
 
 __all__ = [
     "FALLBACK",

@@ -6,11 +6,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from wire.codecs.stages import Chance, Quantised, Sizes, inverse, pack, spread, starts, take_floats, unpack
-from wire.errors import WireError
-from wire.frames import Buffer
-from wire.rice import BodyReader
-from wire.schema import Vector, Vectors
+from midge.wire.codecs.stages import Chance, Quantised, Sizes, inverse, pack, spread, starts, take_floats, unpack
+from midge.wire.errors import WireError
+from midge.wire.frames import Buffer
+from midge.wire.rice import BodyReader
+from midge.wire.schema import Vector, Vectors
 
 _AT_ONCE = 2**15
 """Values that are widened at a time."""

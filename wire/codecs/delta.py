@@ -14,15 +14,15 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from wire.codecs import lossless
-from wire.codecs.blocks import Float32, pack_each, quantise_each, read_each
-from wire.codecs.names import Chain, parse
-from wire.codecs.sparse import Uniform
-from wire.codecs.stages import Chance, Quantised, Sizes
-from wire.errors import WireError
-from wire.frames import Buffer
-from wire.rice import BodyReader
-from wire.schema import Schema, Vector, Vectors
+from midge.wire.codecs import lossless
+from midge.wire.codecs.blocks import Float32, pack_each, quantise_each, read_each
+from midge.wire.codecs.names import Chain, parse
+from midge.wire.codecs.sparse import Uniform
+from midge.wire.codecs.stages import Chance, Quantised, Sizes
+from midge.wire.errors import WireError
+from midge.wire.frames import Buffer
+from midge.wire.rice import BodyReader
+from midge.wire.schema import Schema, Vector, Vectors
 
 _AT_ONCE = 8192
 """Values that are squared at a time: what they are widened to stays in the processor's nearest memory."""

@@ -11,9 +11,9 @@ from typing import Final, Literal
 
 import numpy as np
 
-from wire.codecs.stages import Chance, Sizes, pack, take_floats, unpack
-from wire.rice import BodyReader
-from wire.schema import Vector
+from midge.wire.codecs.stages import Chance, Sizes, pack, take_floats, unpack
+from midge.wire.rice import BodyReader
+from midge.wire.schema import Vector
 
 BLOCK: Final = 1024
 _AT_ONCE: Final = 64

@@ -6,8 +6,8 @@ is looked at first, the window is bounded, and no more is read than the codec ca
 
 from typing import Any
 
-from wire.errors import WireError
-from wire.frames import Buffer
+from midge.wire.errors import WireError
+from midge.wire.frames import Buffer
 
 LEVEL = 3
 WINDOW = 2**23

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from wire.codecs import lossless
-from wire.codecs.blocks import BFloat16, Float32, Int8, Integers, Sign
-from wire.codecs.eden import Eden
-from wire.codecs.sparse import RandomK, TopK, Uniform
-from wire.codecs.stages import Selection, ValueQuantiser
-from wire.errors import WireError
+from midge.wire.codecs import lossless
+from midge.wire.codecs.blocks import BFloat16, Float32, Int8, Integers, Sign
+from midge.wire.codecs.eden import Eden
+from midge.wire.codecs.sparse import RandomK, TopK, Uniform
+from midge.wire.codecs.stages import Selection, ValueQuantiser
+from midge.wire.errors import WireError
 
 FALLBACK = "int8:256"
 """What every device and every aggregator can do."""

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from wire import rice
-from wire.codecs.stages import Chance, Quantised, Sizes, inverse, pack, spread, starts, take_floats, unpack
-from wire.errors import WireError
-from wire.rice import BodyReader, Numbers
-from wire.schema import Vector, Vectors
+from midge.wire import rice
+from midge.wire.codecs.stages import Chance, Quantised, Sizes, inverse, pack, spread, starts, take_floats, unpack
+from midge.wire.errors import WireError
+from midge.wire.rice import BodyReader, Numbers
+from midge.wire.schema import Vector, Vectors
 
 GROUP = 256
 """Numbers that share a Rice parameter."""

@@ -7,8 +7,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from wire.rice import BodyReader
-from wire.schema import Vector, Vectors
+from midge.wire.rice import BodyReader
+from midge.wire.schema import Vector, Vectors
 
 _SMALLEST = np.float32(1e-37)
 """A step that is not above it stands for zeros: 1 / step would leave float32."""

@@ -1,0 +1,1 @@
+"""The aggregator's decisions: pure, without I/O, arrays and a clock."""

@@ -1,0 +1,186 @@
+"""What each device last reported, and robust scales over devices: one device has one vote, however often it sends.
+
+A reference that moves only with accepted updates locks: once every device is refused, it can never follow. A reference
+over messages belongs to whoever sends the most of them. So this one is a median over the devices heard recently, of the
+latest value of each. Fewer than half of them cannot move it beyond what the others report.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from statistics import median, median_low
+from typing import Any
+
+from midge.aggregator.core.records import UpdateRecord
+
+INTERVALS = 3.0
+"""Typical intervals between two updates of a device within which a device counts as heard recently."""
+FEWEST = 3
+"""Devices from which a median outvotes one liar."""
+_MEMORY = 64.0
+"""The reference falls to at most this part of what it was of late: a fleet at rest must hear its first news."""
+_TURNS = 9
+"""Turns of the fleet whose references are remembered, those above zero: their median is what it was of late."""
+_OWN = 9
+"""Updates of one device that its own medians cover."""
+_GAP = 0.3
+"""Smoothing of a device's interval between updates: a few updates settle it, one outage does not set it."""
+
+
+@dataclass(slots=True)
+class _Device:
+    """The latest of one device. All but the times are durable."""
+
+    norms: deque[float] = field(default_factory=lambda: deque(maxlen=_OWN))
+    examples: int = 0
+    steps: int = 0
+    agreement: float = 0.0
+    staleness: deque[int] = field(default_factory=lambda: deque(maxlen=_OWN))
+    seconds: float = 0.0
+    heard_at: float | None = None
+    gap: float | None = None
+    """Seconds between its updates, smoothed; None before the second."""
+
+
+class FleetStatistics:
+    """Follow the devices of one federation.
+
+    What the journal can rebuild enters by `take`; times enter by `heard`, which a restart begins again.
+    """
+
+    def __init__(self) -> None:
+        self._devices: dict[str, _Device] = {}
+        self._references: deque[tuple[int, float]] = deque(maxlen=_TURNS)
+        """References above zero with the turns in which they were computed."""
+        self.taken = 0
+        """Updates taken in."""
+        self.turn = 0
+        """How often half of all devices have been heard since the last time: one that floods does not turn it."""
+        self._heard: set[str] = set()
+        """Devices heard in this turn."""
+        self._computed: dict[str, tuple[int, float]] = {}
+        """Medians by name, each with `taken` when it was computed: computing one takes a pass over all devices."""
+
+    def __len__(self) -> int:
+        return len(self._devices)
+
+    def heard(self, device: str, seconds: float, now: float) -> None:
+        """Note when a device's update arrived, and how long its training took by its own account."""
+        known = self._devices.setdefault(device, _Device())
+        if known.heard_at is not None:
+            gap = max(now - known.heard_at, 0.0)
+            known.gap = gap if known.gap is None else known.gap + _GAP * (gap - known.gap)
+        known.heard_at, known.seconds = now, seconds
+
+    def take(self, record: UpdateRecord) -> None:
+        """Take in an accepted update."""
+        known = self._devices.setdefault(record.device, _Device())
+        known.norms.append(record.norm)
+        known.examples, known.steps, known.agreement = record.examples, record.steps, record.agreement
+        known.staleness.append(record.staleness)
+        if record.reference > 0 and (not self._references or self._references[-1][0] != self.turn):
+            self._references.append((self.turn, record.reference))  # replayed: it was computed before a restart
+        self.taken += 1
+        self._heard.add(record.device)
+        if 2 * len(self._heard) > len(self._devices):
+            self.turn += 1
+            self._heard.clear()
+
+    def forget(self, device: str) -> None:
+        """Remove what is known of a device."""
+        self._devices.pop(device, None)
+        self._computed.clear()
+
+    # ------------------------------------------------------------------ robust scales
+
+    def recent(self, now: float) -> list[str]:
+        """Devices heard within the last three typical intervals, at least the three that were heard last.
+
+        A device that was heard before a restart counts as heard until the typical interval is known again.
+        """
+        gaps = [known.gap for known in self._devices.values() if known.gap is not None]
+        # Until half of the devices have been heard twice, the interval is not known, and everything counts as recent.
+        if 2 * len(gaps) < len(self._devices) or len(self._devices) <= FEWEST:
+            return list(self._devices)
+        since = now - INTERVALS * median(gaps)
+        found = [
+            name for name, known in self._devices.items() if known.heard_at is not None and known.heard_at >= since
+        ]
+        if len(found) < FEWEST:
+            order = sorted(self._devices, key=lambda name: self._devices[name].heard_at or 0.0)
+            found = order[-FEWEST:]
+        return found
+
+    def norm(self, now: float) -> float:
+        """The typical L2 norm of an update: the lower median over devices heard recently; 0 if nothing was heard.
+
+        Of two devices it is the smaller norm. It does not fall below 1/64 of what it was of late.
+        """
+        if self._due("norm"):
+            norms = [known.norms[-1] for name in self.recent(now) if (known := self._devices[name]).norms]
+            middle = median_low(norms) if norms else 0.0
+            # If most devices have nothing to say, the others must still be heard: zeros say nothing about the scale.
+            some = middle or median_low([norm for norm in norms if norm > 0] or [0.0])
+            if middle or (some and not self._references):
+                if self._references and self._references[-1][0] == self.turn:
+                    self._references.pop()
+                self._references.append((self.turn, some))
+            lately = median_low([norm for _, norm in self._references] or [0.0])
+            self._computed["norm"] = self.taken, max(middle, lately / _MEMORY)
+        return self._computed["norm"][1]
+
+    def typical(self, device: str) -> float:
+        """The median L2 norm of a device's own last updates; 0 before its first."""
+        known = self._devices.get(device)
+        return median(known.norms) if known is not None and known.norms else 0.0
+
+    def staleness(self, device: str) -> float | None:
+        """The median staleness of a device's own updates, in steps; None before its first."""
+        known = self._devices.get(device)
+        return median(known.staleness) if known is not None and known.staleness else None
+
+    def agreement(self) -> float:
+        """How far the deltas of devices usually are along or against the direction of most: the median |cosine|."""
+        if self._due("agreement"):
+            sizes = [abs(known.agreement) for known in self._devices.values() if known.agreement]
+            self._computed["agreement"] = self.taken, float(median_low(sizes)) if sizes else 0.0
+        return self._computed["agreement"][1]
+
+    def examples(self) -> float:
+        """The median number of rows that devices report, of those that report any; 0 if none does."""
+        return self._middle("examples")
+
+    def steps(self) -> float:
+        """The median number of local steps that devices report, of those that report any; 0 if none does."""
+        return self._middle("steps")
+
+    def seconds(self) -> float:
+        """The median time of a training as devices report it, of those that report any; 0 if none does."""
+        return self._middle("seconds")
+
+    def _middle(self, name: str) -> float:
+        if self._due(name):
+            reported = [value for known in self._devices.values() if (value := getattr(known, name)) > 0]
+            self._computed[name] = self.taken, float(median_low(reported)) if reported else 0.0
+        return self._computed[name][1]
+
+    def _due(self, name: str) -> bool:
+        """Whether a sixteenth of the devices has reported since a median was computed."""
+        return name not in self._computed or self.taken - self._computed[name][0] > len(self._devices) // 16
+
+    # ---------------------------------------------------------------------- checkpoints
+
+    def dump(self) -> list[Any]:
+        """Return what `load` takes."""
+        return [
+            [name, list(known.norms), known.examples, known.steps, known.agreement, list(known.staleness)]
+            for name, known in self._devices.items()
+        ]
+
+    def load(self, state: Iterable[Any]) -> None:
+        """Take up what `dump` returned."""
+        self._devices = {
+            name: _Device(deque(norms, _OWN), examples, steps, agreement, deque(staleness, _OWN))
+            for name, norms, examples, steps, agreement, staleness in state
+        }
+        self._computed.clear()

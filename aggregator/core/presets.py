@@ -1,0 +1,206 @@
+"""Strategies by name: functions that return a `Strategy`.
+
+Each takes the arguments of its paper; every other part of a `Strategy` can be given by name.
+"""
+
+from typing import Any
+
+from midge.aggregator.core.participation_controller import Pace
+from midge.aggregator.core.privacy import Privacy
+from midge.aggregator.core.staleness import Staleness, constant, polynomial, relative
+from midge.aggregator.core.strategy import Form, Normalise, Optimizer, Strategy, adam
+from midge.wire.messages import Plan
+
+
+def balanced(
+    buffer_size: int | None = None,
+    server_rate: float | None = None,
+    fairness: float | None = 4.0,
+    *,
+    deadline: float | None = 10.0,
+    serve_decay: float = 0.9,
+    serve_interval: float | None = 60.0,
+    **others: Any,
+) -> Strategy:
+    """Midge's default: a small buffer, every device heard alike, and a moving average for use.
+
+    K follows the fleet (`Strategy.size`), the rate what is measured of its delays (`aggregator.core.gain_margin`). An
+    update that is late for its own device counts less (`aggregator.core.staleness.relative`); one of a slow device does
+    not, because a discount for being slow would leave its data out. Devices that are heard rarely count more, those
+    heard often less, within a factor of `fairness` (`aggregator.core.participation_counts`); the served moving average
+    takes out the noise that this adds. In a step, a delta is scaled down to three times the fleet's reference norm, a
+    median over devices. One of a device that has agreed with most devices may be as long as those with which it did;
+    one of a device that was always against them, or always out of scale, counts less (`aggregator.core.standings`).
+    """
+    return Strategy(
+        name="balanced",
+        staleness=others.pop("staleness", None) or relative(),
+        rate=server_rate,
+        buffer_size=buffer_size,
+        normalise="weight",
+        fairness=fairness,
+        deadline=deadline,
+        clip=others.pop("clip", 3.0),
+        robust=others.pop("robust", True),
+        serve_decay=serve_decay,
+        serve_interval=serve_interval,
+        **_planned(others),
+    )
+
+
+def fedasync(
+    alpha: float | None = 0.6,
+    staleness: Staleness | None = None,
+    form: Form = "mixing",
+    *,
+    rho: float = 0.0,
+    **others: Any,
+) -> Strategy:
+    """Every update is a step (FedAsync, Xie, Koyejo, Gupta, arXiv:1903.03934).
+
+    As published (Algorithm 1): x ← (1 − α_τ)·x + α_τ·(p_v + Δ) with α_τ = α·s(τ), and the local term (ρ/2)·|x − x_v|²
+    of the devices' training. There is no clip, no correction for rare devices and no average. The form `delta` is x ←
+    x + α_τ·Δ, which does not pull x back towards the version that the device began from.
+
+    While a device trains, n − 1 others mix in theirs: if α_τ·n is beyond about 2.5, each of them is a large part of the
+    model, and it swings with whoever came last. So α is bounded by the number of devices, unless `bounded=False`. With
+    the polynomial s(τ) that begins at some 20 devices.
+    """
+    return Strategy(
+        name="fedasync",
+        staleness=staleness or polynomial(0.5),
+        rate=alpha,
+        form=form,
+        norm_limit=others.pop("norm_limit", None),
+        **_planned(others if rho == 0 else {**others, "plan": _proximal(others.get("plan"), rho)}),
+    )
+
+
+def fedbuff(
+    buffer_size: int = 10,
+    server_rate: float = 1.0,
+    staleness: Staleness | None = None,
+    normalise: Normalise = "count",
+    *,
+    deadline: float | None = 10.0,
+    **others: Any,
+) -> Strategy:
+    """K updates are a step (FedBuff, Nguyen et al., AISTATS 2022, arXiv:2106.06639).
+
+    x ← x + η · Σ s(τ_i)·Δ_i / K with s(τ) = 1/√(1+τ), as published; `normalise="weight"` divides by Σ s(τ_i)
+    instead, which keeps the discounts relative within a buffer. A device that is in the buffer twice shares its weight.
+    """
+    if normalise == "none":
+        raise ValueError('fedbuff(normalise=...) is "count", as published, or "weight".')
+    return Strategy(
+        name="fedbuff",
+        staleness=staleness or polynomial(0.5),
+        rate=server_rate,
+        buffer_size=buffer_size,
+        normalise=normalise if buffer_size > 1 else "none",
+        deadline=deadline,
+        **_planned(others),
+    )
+
+
+def fedavg(
+    cohort: int = 10,
+    buffer_size: int | None = None,
+    server_rate: float = 1.0,
+    *,
+    deadline: float | None = 60.0,
+    **others: Any,
+) -> Strategy:
+    """Synchronous federated averaging (McMahan et al., arXiv:1602.05629), with over-selection and a deadline.
+
+    About `cohort` devices are asked for each version; the first `buffer_size` of them make the step, or what came
+    within `deadline` seconds of the first (Bonawitz et al., arXiv:1902.01046). Updates of older versions are refused:
+    the work of those who come later is lost. Updates count by their rows.
+    """
+    pace = others.pop("pace", None) or Pace(cohort=cohort)
+    return Strategy(
+        name="fedavg",
+        staleness=constant(),
+        rate=server_rate,
+        buffer_size=cohort if buffer_size is None else buffer_size,
+        normalise="weight",
+        deadline=deadline,
+        weigh_examples=others.pop("weigh_examples", True),
+        max_staleness=others.pop("max_staleness", 0),
+        pace=pace,
+        **_planned(others),
+    )
+
+
+def ca2fl(
+    buffer_size: int | None = None, server_rate: float = 1.0, calibration: float = 1.0, **others: Any
+) -> Strategy:
+    """FedBuff with cached calibration (CA2FL, Wang et al., ICLR 2024): x ← x + η·(h̄ + Σ (Δ_i − h_i) / K).
+
+    The aggregator keeps each device's last delta h_i, as int8, and their mean h̄: a step stands for all devices, not
+    only for those of the buffer. For fleets that can be counted: memory and checkpoints hold one delta a device.
+    `calibration` below 1 is FedStale's interpolation (arXiv:2405.04171), without its known participation rates.
+    """
+    return Strategy(
+        name="ca2fl",
+        staleness=others.pop("staleness", None) or constant(),
+        rate=server_rate,
+        buffer_size=buffer_size,
+        normalise="weight",
+        deadline=others.pop("deadline", 10.0),
+        calibration=calibration,
+        **_planned(others),
+    )
+
+
+def fadas(buffer_size: int = 5, server_rate: float = 0.02, *, delay: int = 1, **others: Any) -> Strategy:
+    """Adaptive steps with a rate that falls with delay (FADAS, Wang et al., ICML 2024, arXiv:2407.18365).
+
+    x ← x + η_t·m / (√ŵ + ε) with AMSGrad's ŵ, and η_t = η / τ_max where the buffer's largest staleness τ_max is
+    beyond `delay`. The rate is the length of a step in each coordinate: 0.02 crosses a unit in some twenty seconds in
+    fleets of 2 to 50 devices that train in one.
+    """
+    optimizer: Optimizer = adam(0.9, 0.99, 1e-8, amsgrad=True, delay=delay)
+    return Strategy(
+        name="fadas",
+        staleness=constant(),
+        rate=server_rate,
+        buffer_size=buffer_size,
+        normalise="count",
+        deadline=others.pop("deadline", 10.0),
+        optimizer=others.pop("optimizer", optimizer),
+        **_planned(others),
+    )
+
+
+def private(
+    privacy: Privacy, buffer_size: int = 20, server_rate: float = 1.0, *, deadline: float | None = None, **others: Any
+) -> Strategy:
+    """FedBuff with central differential privacy: deltas are clipped, and each step adds Gaussian noise.
+
+    x ← x + η · (Σ s(τ_i)·Δ̄_i + N(0, (z·C)²·I)) / K with |Δ̄_i| ≤ C. A device that has spent its budget is told so and
+    refused from then on. Large buffers hide more in the same noise. The plan's codec must keep no residual.
+    """
+    plan = others.pop("plan", None) or Plan(codec="int8:256", feedback=False)
+    return Strategy(
+        name="private",
+        staleness=others.pop("staleness", None) or constant(),
+        rate=server_rate,
+        buffer_size=buffer_size,
+        normalise="count",
+        deadline=deadline,
+        norm_limit=None,
+        privacy=privacy,
+        plan=plan,
+        **others,
+    )
+
+
+def _proximal(plan: Plan | None, rho: float) -> Plan:
+    """A plan with FedAsync's local term."""
+    return (plan or Plan()).model_copy(update={"proximal": Plan(proximal=rho).proximal})
+
+
+def _planned(others: dict[str, Any]) -> dict[str, Any]:
+    """Without a plan of None."""
+    return {name: value for name, value in others.items() if name != "plan" or value is not None}

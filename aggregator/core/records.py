@@ -1,0 +1,209 @@
+"""What the journal holds: decisions, each in the form in which it was taken.
+
+A record is enough to take the decision again without a clock, a network or a configuration: the weight of an update,
+which updates made a step, what a release was made of. `pack` and `unpack` are the form on disk.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from midge.wire import frames
+from midge.wire.errors import WireError
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRecord:
+    """The verdict on one update. An accepted one is kept with its body until the checkpoint has it."""
+
+    lsn: int
+    device: str
+    outbox: int
+    seq: int
+    verdict: str
+    why: str = ""
+    base: int = 0
+    staleness: int = 0
+    weight: float = 0.0
+    """How much it counts in its step: its staleness, its rows, how often its device was heard."""
+    scale: float = 1.0
+    """What its delta is multiplied by: clipping, unequal local steps."""
+    norm: float = 0.0
+    codec: str = ""
+    tensors: tuple[int, ...] | None = None
+    examples: int = 0
+    steps: int = 0
+    size: int = 0
+    agreement: float = 0.0
+    """Cosine of its delta with the direction of most devices; 0 if that was not known."""
+    reference: float = 0.0
+    """The fleet's reference norm when it came; 0 if there was none."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One application to the model: which updates, by lsn, each with its weight."""
+
+    lsn: int
+    step: int
+    updates: tuple[tuple[int, float], ...]
+    rate: float
+    form: str
+    normalise: str
+    scales: tuple[float, ...] = ()
+    """What each delta is multiplied by; none: 1."""
+    divisor: float = 0.0
+    """A fixed divisor of the sum; 0: as `normalise` says."""
+    combine: str = "mean"
+    trim: float = 0.0
+    calibration: float = 0.0
+    optimizer: tuple[str, float, float, float] = ("sgd", 0.0, 0.0, 0.0)
+    """Its kind, β1, β2 and ε."""
+    noise: float = 0.0
+    """Standard deviation of the noise on the sum; the noise itself is the record's body, float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseRecord:
+    """One version, released at a step, with the work of `devices` distinct devices since the one before.
+
+    With none, what was published stays as it is and only its number is new.
+    """
+
+    lsn: int
+    version: int
+    step: int
+    devices: int
+    at: float = 0.0
+    """Seconds of the aggregator's clock."""
+    decay: float | None = None
+    """Of the moving average that is served; None keeps none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServeRecord:
+    """The moving average, or the newest version where there is none, was released for use under a version's number."""
+
+    lsn: int
+    version: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class PaceRecord:
+    """From here on, so large a share of the devices takes part in each version."""
+
+    lsn: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class StatisticsRecord:
+    """A device's federated statistics have been taken in; the moments are kept as the record's body."""
+
+    lsn: int
+    device: str
+    names: tuple[tuple[str, int], ...]
+    missing: int
+    digest: bytes = b""
+    """Of the moments, so that the same ones that come again make no record."""
+
+
+@dataclass(frozen=True, slots=True)
+class FreezeRecord:
+    """The statistics of these records were pooled and frozen into the model. Those that are off are not among them."""
+
+    lsn: int
+    statistics: tuple[int, ...]
+    cap: float = 0.0
+    """Times the median count that one device weighs at most; 0 sets no limit."""
+    keep: bool = False
+    """Whether what was published stays as it is but for the frozen tensors: a model was released before."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRecord:
+    """A new generation of the lineage began: the store had been put back behind what devices know."""
+
+    lsn: int
+    generation: int
+    version: int
+    """The version to go on from: above all that was ever announced."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenormaliseRecord:
+    """The operator asked for new statistics: a new generation begins by gathering them."""
+
+    lsn: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetRecord:
+    """What was known of a device is erased with the checkpoint that follows. Replay needs no more than its number."""
+
+    lsn: int
+    device: str
+    """An alias."""
+
+
+@dataclass(frozen=True, slots=True)
+class StrategyRecord:
+    """From here on, this strategy decided. For people who read the journal; replay does not need it."""
+
+    lsn: int
+    strategy: str
+
+
+Record = (
+    UpdateRecord
+    | StepRecord
+    | ReleaseRecord
+    | ServeRecord
+    | PaceRecord
+    | StatisticsRecord
+    | FreezeRecord
+    | GenerationRecord
+    | RenormaliseRecord
+    | ForgetRecord
+    | StrategyRecord
+)
+
+_KINDS: dict[str, type[Record]] = {
+    "update": UpdateRecord,
+    "step": StepRecord,
+    "release": ReleaseRecord,
+    "serve": ServeRecord,
+    "pace": PaceRecord,
+    "statistics": StatisticsRecord,
+    "freeze": FreezeRecord,
+    "generation": GenerationRecord,
+    "renormalise": RenormaliseRecord,
+    "forget": ForgetRecord,
+    "strategy": StrategyRecord,
+}
+_NAMES = {model: name for name, model in _KINDS.items()}
+_FIELDS = {model: tuple(field.name for field in fields(model)) for model in _NAMES}  # `asdict` copies all that it meets
+
+
+def kind(record: Record) -> str:
+    """The record's name in the journal."""
+    return _NAMES[type(record)]
+
+
+def pack(record: Record) -> bytes:
+    """The record's fields as msgpack."""
+    return frames.pack({name: getattr(record, name) for name in _FIELDS[type(record)]})
+
+
+def unpack(name: str, data: bytes) -> Record:
+    """Read a record back.
+
+    Raises:
+        WireError: the journal holds what this version of Midge does not know.
+    """
+    fields: Any = frames.unpack(data)
+    try:
+        return _KINDS[name](**fields)
+    except (KeyError, TypeError) as error:
+        raise WireError(f"unknown journal record {name!r}") from error

@@ -1,0 +1,150 @@
+"""Whose message it is, and what was sealed to us: the devices' keys, their signatures, and the opening of seals."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from midge.wire import chunks, sealing, signing
+from midge.wire.errors import WireError
+from midge.wire.messages import Chunk, Fetch, Hello, Report, Statistics, Update
+from midge.wire.signing import BadSignature, KeyUnusable, PublicKey
+from midge.wire.topics import Topics
+
+FromDevice = Update | Chunk | Fetch | Statistics | Hello | Report
+_FILES = ("{}.pub", "{}.crt", "{}/device.crt")
+
+
+class DeviceKeys:
+    """The devices' public keys by name: given, or files `NAME.pub`, `NAME.crt` or `NAME/device.crt` of a directory.
+
+    A file that is put there, exchanged or removed counts from then on.
+    """
+
+    def __init__(self, keys: Mapping[str, bytes | PublicKey] | str | Path) -> None:
+        """Read those that are given.
+
+        Raises:
+            KeyUnusable: one is no key, or there is no such directory.
+        """
+        self._directory = None if isinstance(keys, Mapping) else Path(keys)
+        self._keys: dict[str, PublicKey] = {}
+        self._read: dict[str, tuple[tuple[str, int], PublicKey]] = {}
+        if isinstance(keys, Mapping):
+            for name, key in keys.items():
+                self._keys[name] = key if isinstance(key, PublicKey) else signing.read_public(key, f"the key of {name}")
+        elif not Path(keys).is_dir():
+            raise KeyUnusable(f"device_keys is {str(keys)!r}: it must be a directory with NAME.pub or NAME.crt in it.")
+
+    def of(self, device: str) -> PublicKey | None:
+        """A device's key; None where it has none. The name must be one that may stand in a topic."""
+        if self._directory is None:
+            return self._keys.get(device)
+        for pattern in _FILES:
+            path = self._directory / pattern.format(device)
+            try:
+                stamp = pattern, path.stat().st_mtime_ns
+                known = self._read.get(device)
+                if known is not None and known[0] == stamp:
+                    return known[1]
+                key = signing.read_public(path.read_bytes(), str(path))
+            except OSError:
+                continue
+            except KeyUnusable:
+                return None
+            self._read[device] = stamp, key
+            return key
+        self._read.pop(device, None)
+        return None
+
+
+class Credentials:
+    """What is required of a message before it is believed.
+
+    A device whose key is known must sign. `require_signed` refuses those whose key is not known as well.
+    """
+
+    def __init__(
+        self,
+        topics: Topics,
+        *,
+        device_keys: DeviceKeys | None = None,
+        require_signed: bool = False,
+        require_sealed: bool = False,
+        seal_keys: tuple[bytes, ...] = (),
+    ) -> None:
+        if require_signed and device_keys is None:
+            raise ValueError("require_signed needs device_keys: a directory of the devices' public keys by name.")
+        if require_sealed and not seal_keys:
+            raise ValueError("require_sealed needs a release_key: from it the key is made that devices seal to.")
+        self._topics = topics
+        self._device_keys = device_keys
+        self._require_signed, self._require_sealed = require_signed, require_sealed
+        self._seal_keys = seal_keys
+
+    def authenticated(self, device: str) -> bool:
+        """Whether what passes `own_body` is surely by this device."""
+        return self._require_signed or (self._device_keys is not None and self._device_keys.of(device) is not None)
+
+    def own_body(self, device: str, message: FromDevice, body: memoryview, payload: bytes) -> memoryview:
+        """A message's body without the signature behind it, which was looked at.
+
+        Chunks are not signed: the offer's signature covers the checksum of the whole. Neither is what asks for a model.
+
+        Raises:
+            BadSignature: it is not signed by this device, and must be.
+        """
+        own, signature = signing.split(message, body)
+        if isinstance(message, Chunk | Fetch) or self._device_keys is None:
+            return own
+        key = self._device_keys.of(device)
+        if key is None:
+            if self._require_signed:
+                raise BadSignature("the aggregator has no key of this device")
+            return own
+        context = signing.of_device(self._topics.federation, device)
+        if not key.verifies(signature, signing.DEVICE, context, signing.head_of(payload, body)):
+            raise BadSignature("it is not signed by the key that the aggregator has of this device")
+        if isinstance(message, Statistics) or (isinstance(message, Update) and message.kind == "update"):
+            self.check_whole(device, message, own)
+        return own
+
+    def check_whole(self, device: str, message: Update | Statistics, body: memoryview) -> None:
+        """See that a whole body is the one that was signed: else somebody else exchanged it, and it settles nothing.
+
+        Raises:
+            BadSignature: it is not.
+        """
+        if self.authenticated(device) and not chunks.fits(body, message.sha256):
+            raise BadSignature("its body is not the one that was signed")
+
+    def must_be_sealed(self, message: Update | Statistics) -> str | None:
+        """Why a message cannot be taken as it is sealed, or not sealed; None where it can."""
+        if message.sealed not in ("", sealing.NAME):
+            return f"it is sealed as {message.sealed!r}, which is not known here"
+        if message.sealed and not self._seal_keys:
+            return "it is sealed, and this aggregator has no key to open it with"
+        if self._require_sealed and not message.sealed:
+            return "this federation takes in only what is sealed"
+        return None
+
+    def opened(self, device: str, message: Update | Statistics, body: memoryview) -> memoryview:
+        """A body with its seal opened.
+
+        Raises:
+            WireError: it is not sealed to a key of ours, or is not what was sealed.
+        """
+        if not message.sealed:
+            return body
+        if not chunks.fits(body, message.sha256) and isinstance(message, Update):
+            raise WireError("the checksum of the sealed delta does not match")
+        info = sealing.about(self._topics.federation, device, message)
+        for private in self._seal_keys[:-1]:
+            try:
+                return memoryview(sealing.unseal(body, private, info))
+            except WireError:
+                continue
+        return memoryview(sealing.unseal(body, self._seal_keys[-1], info))
+
+
+def plain(update: Update, body: memoryview) -> Update:
+    """The header as it would be of an update that was never sealed."""
+    return update.model_copy(update={"size": len(body), "sha256": chunks.checksum(body), "sealed": ""})

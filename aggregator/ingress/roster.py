@@ -1,0 +1,85 @@
+"""The newest status of each device: how many are online, and what they call the model's inputs."""
+
+import logging
+from collections.abc import Mapping
+
+from midge.aggregator.core import events as ev
+from midge.aggregator.core.inputs import Inputs
+from midge.aggregator.publish.outlet import Outlet
+from midge.wire.errors import WireError
+from midge.wire.messages import Hello
+
+log = logging.getLogger("aggregator")
+
+
+class Roster:
+    """What the core is told of devices, beside their updates.
+
+    Args:
+        inputs: what the model's inputs are called; None compares nothing.
+        outlet: changes are told there.
+        most: devices whose status is kept.
+    """
+
+    def __init__(self, inputs: Inputs | None, outlet: Outlet, most: int) -> None:
+        self._inputs, self._outlet, self._most = inputs, outlet, most
+        self.devices: dict[str, Hello] = {}
+        self._online = 0
+        self._unlike: Mapping[str, str] = {}
+
+    def conditions(self) -> list[ev.Event]:
+        """All that a core must know of the devices: for one that was rebuilt."""
+        # Counted again: a test, or a restart, may have put statuses in.
+        self._online = sum(hello.state.live for hello in self.devices.values())
+        return [ev.DevicesOnline(self._online), *self._compared()]
+
+    def take(self, device: str, hello: Hello) -> list[ev.Event | ev.Announce]:
+        """Take a status in; what of it the core must know.
+
+        Raises:
+            WireError: more devices have a status than are kept.
+        """
+        before = self.devices.get(device)
+        if before is None and len(self.devices) >= self._most:
+            raise WireError(f"more than {self._most} devices have a status")
+        self.devices[device] = hello
+        found: list[ev.Event | ev.Announce] = []
+        if before is None or before.features != hello.features:
+            found += self._named(device, hello)
+        self._online += int(hello.state.live) - int(before is not None and before.state.live)
+        if before is None or before.state is not hello.state:
+            self._outlet.tell("device", device=device, state=hello.state.value)
+        return [*found, ev.DevicesOnline(self._online)]
+
+    def _named(self, device: str, hello: Hello) -> list[ev.Event | ev.Announce]:
+        """Follow what a device calls its inputs."""
+        if self._inputs is None:
+            return []
+        first, before = self._inputs.hear(device, hello.features), self._unlike
+        found: list[ev.Event | ev.Announce] = [*self._compared()]
+        if first:
+            self._outlet.tell("features", features=list(self._inputs.names))
+            found.append(ev.Announce())
+        for other in self._unlike.keys() - before.keys():
+            log.warning("Nothing is taken from %s: %s.", other, self._unlike[other])
+            self._outlet.tell("unlike", device=other, why=self._unlike[other])
+        return found
+
+    def _compared(self) -> list[ev.Event]:
+        if self._inputs is None:
+            return []
+        self._unlike = self._inputs.unlike(self.devices)
+        return [ev.InputsCompared(self._inputs.names, self._unlike)]
+
+    def leave(self, device: str) -> list[ev.Event]:
+        """Forget the status of a device."""
+        gone = self.devices.pop(device, None)
+        self._online -= gone is not None and gone.state.live
+        compared = self._compared() if device in self._unlike else []
+        return [ev.DevicesOnline(self._online), *compared]
+
+    def forget(self, device: str) -> list[ev.Event]:
+        """Forget all that a device has said."""
+        if self._inputs is not None:
+            self._inputs.forget(device)
+        return self.leave(device)

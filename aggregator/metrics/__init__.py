@@ -1,0 +1,1 @@
+"""Counters, Prometheus, and what devices report of their own data."""

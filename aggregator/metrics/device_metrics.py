@@ -1,0 +1,113 @@
+"""Federated evaluation: what devices found on their own data, combined, with its spread over devices and speeds.
+
+Devices send numbers and counts of rows. The mean of a metric is weighted by rows; the spread is over devices, each
+counted once, because a mean hides the few for whom the model does not work. Speed classes are thirds of the devices by
+the time of their trainings: an asynchronous federation must not leave the slow third behind.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from midge.wire.messages import Report
+
+CLASSES = ("fast", "middle", "slow")
+_MOST = 100_000
+"""Devices whose newest report is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """One metric over the devices that reported it."""
+
+    mean: float
+    """Over all rows."""
+    lowest: float
+    low: float
+    """The tenth percentile of devices."""
+    median: float
+    high: float
+    """The ninetieth."""
+    highest: float
+    classes: Mapping[str, float]
+    """The mean over devices of each speed class."""
+
+    def packed(self) -> dict[str, object]:
+        """As plain values."""
+        return {
+            "mean": self.mean,
+            "lowest": self.lowest,
+            "low": self.low,
+            "median": self.median,
+            "high": self.high,
+            "highest": self.highest,
+            "classes": dict(self.classes),
+        }
+
+
+class Reports:
+    """The newest report of each device, and how long its trainings take."""
+
+    def __init__(self) -> None:
+        self._newest: dict[str, Report] = {}
+        self._seconds: dict[str, float] = {}
+        self.new = 0
+        """Reports since the last look."""
+
+    def __len__(self) -> int:
+        return len(self._newest)
+
+    def take(self, device: str, report: Report) -> None:
+        """A device reported; an older version than it had reported does not count."""
+        before = self._newest.get(device)
+        if (before is None or before.version <= report.version) and (before is not None or len(self._newest) < _MOST):
+            self._newest[device] = report
+            self.new += 1
+
+    def trained(self, device: str, seconds: float) -> None:
+        """A device's training took so long."""
+        if device in self._newest and seconds > 0:
+            before = self._seconds.get(device, seconds)
+            self._seconds[device] = before + 0.3 * (seconds - before)
+
+    def forget(self, device: str) -> None:
+        """Leave a device out."""
+        self._newest.pop(device, None)
+        self._seconds.pop(device, None)
+
+    def combined(self) -> dict[str, Spread]:
+        """Each metric by name, over the newest reports of all devices."""
+        self.new = 0
+        classes = self._classes()
+        values: dict[str, list[tuple[float, int, str]]] = {}
+        for device, report in self._newest.items():
+            for name, value in report.metrics.items():
+                values.setdefault(name, []).append((value, report.examples, classes.get(device, "")))
+        return {name: _spread(found) for name, found in sorted(values.items())}
+
+    def _classes(self) -> dict[str, str]:
+        order = sorted(self._seconds, key=lambda device: (self._seconds[device], device))
+        return {device: CLASSES[3 * place // len(order)] for place, device in enumerate(order)}
+
+
+def _spread(found: Sequence[tuple[float, int, str]]) -> Spread:
+    rows = sum(examples for _, examples, _ in found)
+    weighted = sum(value * examples for value, examples, _ in found)
+    each = sorted(value for value, _, _ in found)
+    by_class = {name: [value for value, _, its in found if its == name] for name in CLASSES}
+    return Spread(
+        mean=weighted / rows if rows else sum(each) / len(each),
+        lowest=each[0],
+        low=_quantile(each, 0.1),
+        median=_quantile(each, 0.5),
+        high=_quantile(each, 0.9),
+        highest=each[-1],
+        classes={name: sum(values) / len(values) for name, values in by_class.items() if values},
+    )
+
+
+def _quantile(each: Sequence[float], part: float) -> float:
+    """Between the two nearest of sorted values."""
+    place = part * (len(each) - 1)
+    below = int(place)
+    above = min(below + 1, len(each) - 1)
+    return each[below] + (place - below) * (each[above] - each[below])

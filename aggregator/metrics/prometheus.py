@@ -1,0 +1,115 @@
+"""The meters of an aggregator for Prometheus: `midge aggregate --metrics PORT` serves them on the loopback.
+
+Beside them `/alive`, which answers while the process does, and `/ready`, which says 503 while no update is taken in.
+"""
+
+from collections.abc import Callable, Iterable
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from midge.aggregator.metrics.counters import Histogram
+
+if TYPE_CHECKING:
+    from midge.aggregator.service import Aggregator
+
+
+class Exposition:
+    """Reads an aggregator's meters when it is scraped; between scrapes it costs nothing."""
+
+    def __init__(self, aggregator: "Aggregator") -> None:
+        self._aggregator = aggregator
+
+    def collect(self) -> Iterable[Metric]:
+        """All metrics, as they are now."""
+        aggregator = self._aggregator
+        meters = aggregator.meters
+        yield _counts("midge_updates", "Updates by verdict", "verdict", meters.verdicts)
+        yield _counts("midge_dropped", "Messages that were not understood", "reason", meters.dropped)
+        yield _histogram("midge_staleness_steps", "Staleness of accepted updates", meters.staleness)
+        yield _histogram("midge_journal_commit_seconds", "Journal transactions", meters.commit_seconds)
+        yield _histogram("midge_receipt_seconds", "From an update's arrival to its receipt", meters.receipt_seconds)
+        yield _counts("midge_bytes", "Payload bytes", "direction", {"in": meters.bytes_in, "out": meters.bytes_out})
+        yield CounterMetricFamily("midge_connects", "Connections made to the broker", value=meters.connects)
+        if not aggregator.open_now:
+            return  # scraped before it has begun
+        core = aggregator.core
+        states: dict[str, int] = {}
+        held = 0
+        for hello in list(aggregator.devices.values()):
+            states[hello.state.value] = states.get(hello.state.value, 0) + 1
+            held += hello.next - hello.first
+        devices = GaugeMetricFamily("midge_devices", "Devices by the state they told", labels=["state"])
+        for state, number in states.items():
+            devices.add_metric([state], number)
+        yield devices
+        found = GaugeMetricFamily("midge_federated", "Metrics on devices' own data", labels=["metric", "of"])
+        for name, spread in aggregator.federated.items():
+            values = {"mean": spread.mean, "low": spread.low, "median": spread.median, **spread.classes}
+            for of, value in values.items():
+                found.add_metric([name, of], value)
+        yield found
+        for name, text, value in (
+            ("midge_model_version", "Version released last", core.version),
+            ("midge_model_step", "Steps applied", core.step),
+            ("midge_buffered_updates", "Accepted updates that wait for their step", core.buffered),
+            ("midge_outgoing_messages", "Messages that wait to be published", aggregator.outgoing),
+            ("midge_outbox_updates", "Updates in the devices' outboxes, as they told", held),
+            ("midge_share", "Share of the devices that train from a version", core.steering.share),
+            ("midge_ready", "1 where updates are taken in", float(aggregator.ready)),
+        ):
+            yield GaugeMetricFamily(name, text, value=value)
+
+
+def serve(aggregator: "Aggregator", port: int, host: str = "127.0.0.1") -> None:
+    """Serve `/metrics`, `/alive` and `/ready` from a thread of its own, for as long as the process lives.
+
+    Raises:
+        OSError: the port is in use.
+    """
+    server = make_server(host, port, pages(aggregator), handler_class=_Silent)
+    Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+
+
+def pages(aggregator: "Aggregator") -> Callable[..., Iterable[bytes]]:
+    """What `serve` serves, as a WSGI application (PEP 3333)."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Exposition(aggregator))
+    metrics = make_wsgi_app(registry)
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        match environ.get("PATH_INFO"):
+            case "/alive":
+                good, words = True, b"alive"
+            case "/ready":
+                good = aggregator.open_now and aggregator.ready
+                words = b"ready" if good else b"not ready"
+            case _:
+                page: Iterable[bytes] = metrics(environ, start_response)
+                return page
+        start_response("200 OK" if good else "503 Service Unavailable", [("Content-Type", "text/plain")])
+        return [words + b"\n"]
+
+    return answer
+
+
+class _Silent(WSGIRequestHandler):
+    """Writes no log line for each request."""
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name in the standard library
+        """Nothing."""
+
+
+def _counts(name: str, text: str, label: str, counts: "dict[str, int]") -> Metric:
+    family = CounterMetricFamily(name, text, labels=[label])
+    for value, number in list(counts.items()):
+        family.add_metric([value], number)
+    return family
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
+    return HistogramMetricFamily(name, text, buckets=histogram.cumulative(), sum_value=histogram.total)

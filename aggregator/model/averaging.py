@@ -1,0 +1,163 @@
+"""Averaged tensors: a weighted mean of the values that devices have, whatever optimises the trained ones.
+
+A device keeps the variance of a BatchNorm above 0, but a sum of deltas need not: each Δ_i is relative to p_v, the
+version that its device began from, and x has moved since. Momentum, Adam, cached deltas and scales push further. So
+these tensors go to values, not along deltas. With v_i = p_v + Δ_i the value that device i has,
+
+    m = Σ a_i·v_i / Σ a_i        x ← x + ρ·(m − x)        ρ = min(η·Σ a_i / N, k / (k + 1))
+
+for the k updates that cover a tensor; the weights a_i, η and N are those of the step (`aggregator.core.strategy`).
+
+- On updates of the newest version this is what a plain step does: x + η·Σ a_i·Δ_i / N.
+- Momentum multiplies η by 1 / (1 − β1) in the long run, so ρ has it too. The rate of Adam is a length and no share: 1
+  stands for it.
+- x counts as at least one more update, so that ρ < 1. Otherwise the last step before a release could put all earlier
+  devices' work out of it, and publish what a single device has.
+- A scale f_i (clipping, unequal local steps) belongs to a delta, and does nothing here.
+
+Where all v_i and x are at least 0, so is every result in between: rounding is monotone, and each operation is a move
+towards a value by a factor of at most 1. Every operation is elementwise float32 in a fixed order, as all of the model's
+arithmetic.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from midge.aggregator.core.records import StepRecord
+from midge.aggregator.core.strategy import Strategy
+from midge.aggregator.model.reducer import Contribution
+from midge.wire.lineage import State
+from midge.wire.schema import Schema, Vector
+
+KEPT_BYTES = 2**24
+"""Bytes of published values that are kept, at most, unless FEWEST versions take more."""
+FEWEST, MOST = 8, 1024
+"""Versions that are kept. Updates of older ones leave averaged tensors as they are: their v_i is not known."""
+
+
+def refuse_noise(strategy: Strategy, schema: Schema) -> None:
+    """See that differential privacy and averaged tensors do not meet.
+
+    Noise has no place in a variance, and what is published without noise is not private.
+
+    Raises:
+        ValueError: they do; the tensors are named.
+    """
+    names = [tensor.name for _, tensor, _ in schema.shared if tensor.role == "averaged"]
+    if strategy.privacy is not None and names:
+        raise ValueError(
+            f"differential privacy cannot protect averaged tensors ({', '.join(names[:5])}"
+            f"{', …' if len(names) > 5 else ''}): noise would make variances negative. Use GroupNorm in place of "
+            'BatchNorm, or give these tensors the role "local" or "frozen".'
+        )
+
+
+class Averaging:
+    """The averaged tensors of a model: their places, and their values in each version that updates may be based on."""
+
+    def __init__(self, schema: Schema) -> None:
+        of = np.concatenate(
+            [np.empty(0, np.intp), *(np.full(tensor.size, index, np.intp) for index, tensor, _ in schema.shared)]
+        )
+        self._places = np.empty(0, np.intp) if schema.fine is None else np.flatnonzero(schema.fine)
+        self._tensors = of[self._places]
+        """Which tensor each of the values belongs to."""
+        self._published: dict[int, Vector] = {}
+        self._most = min(max(KEPT_BYTES // max(4 * self._places.size, 1), FEWEST), MOST)
+
+    def __bool__(self) -> bool:
+        """Whether the model has averaged values."""
+        return self._places.size > 0
+
+    def released(self, version: int, state: State) -> None:
+        """Keep what was published as a version. Which ones are kept follows from the releases alone, for replay."""
+        if not self:
+            return
+        self._published[version] = np.ldexp(state.integers[self._places].astype(np.float32), state.exponent)
+        while len(self._published) > self._most:
+            del self._published[next(iter(self._published))]
+
+    # ---------------------------------------------------------------------- steps
+
+    def split(self, item: Contribution) -> Contribution:
+        """Take the averaged part out of a delta, so that no norm, cache or optimiser sees it."""
+        if not self:
+            return item
+        delta = item.delta.copy()
+        delta[self._places] = 0
+        return replace(item, delta=delta, averaged=item.delta[self._places])
+
+    def values(self, x: Vector) -> Vector:
+        """A copy of the averaged values of a model."""
+        return x[self._places]
+
+    def step(self, x: Vector, before: Vector, record: StepRecord, items: Sequence[Contribution]) -> None:
+        """Move the averaged values of x from `before` towards the mean of what devices have."""
+        if not self:
+            return
+        weight, count, mean = (np.zeros(self._places.size, np.float32) for _ in range(3))
+        for (_, a), item in zip(record.updates, items, strict=True):
+            base = self._published.get(item.base)
+            if base is None or item.averaged is None:
+                continue
+            covered = self._covered(item)
+            own = np.float32(a) * covered
+            weight += own
+            count += covered
+            mean += _quotient(own, weight) * ((base + item.averaged) - mean)
+        share = np.minimum(_share(record) * _normalised(record, weight, count), count / (count + np.float32(1)))
+        x[self._places] = before + share * (mean - before)
+
+    def _covered(self, item: Contribution) -> Vector:
+        """1 for each value that an update covers, 0 for the others."""
+        if item.tensors is None:
+            return np.ones(self._places.size, np.float32)
+        return np.isin(self._tensors, item.tensors).astype(np.float32)
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def dump(self) -> dict[str, npt.NDArray[Any]]:
+        """Arrays that `load` needs."""
+        if not self._published:
+            return {}
+        return {
+            "averaged.versions": np.array(list(self._published), np.int64),
+            "averaged.values": np.stack(list(self._published.values())),
+        }
+
+    @classmethod
+    def load(cls, schema: Schema, arrays: Mapping[str, npt.NDArray[Any]]) -> "Averaging":
+        """Take up what `dump` returned."""
+        averaging = cls(schema)
+        if "averaged.versions" in arrays:
+            values = np.array(arrays["averaged.values"], np.float32)
+            averaging._published = dict(zip(np.asarray(arrays["averaged.versions"]).tolist(), values, strict=True))
+        return averaging
+
+
+def _share(record: StepRecord) -> np.float32:
+    """What a lasting delta is multiplied by in the end, as a share."""
+    kind, beta1, _, _ = record.optimizer
+    return np.float32(record.rate / (1 - beta1)) if kind == "sgd" else np.float32(1)
+
+
+def _normalised(record: StepRecord, weight: Vector, count: Vector) -> Vector:
+    """Σ a_i / N of each value."""
+    if record.divisor:
+        return weight / np.float32(record.divisor)
+    match record.normalise:
+        case "weight":
+            return (weight > 0).astype(np.float32)
+        case "count":
+            return _quotient(weight, count)
+        case _:
+            return weight
+
+
+def _quotient(dividend: Vector, divisor: Vector) -> Vector:
+    """The quotient, 0 where the divisor is."""
+    return np.divide(dividend, divisor, out=np.zeros_like(dividend), where=divisor > 0)

@@ -1,0 +1,1 @@
+"""What the aggregator says: models, announcements, receipts."""

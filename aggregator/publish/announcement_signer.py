@@ -1,0 +1,218 @@
+"""What the aggregator says in its own name: announcements and receipts, with their times and signatures.
+
+Not signed are the chunks of the model, because the announced digest covers them, and the aggregator's status: one who
+forges it can make a device hold its updates back or greet again, which whoever can forge it can also do by dropping
+messages.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from midge.storage.files import PRIVATE, atomic_rename, atomic_write
+from midge.wire import frames, messages, sealing, signing
+from midge.wire.errors import WireError
+from midge.wire.messages import Announcement, Envelope, Receipt, Succession
+from midge.wire.signing import KeyUnusable, PrivateKey
+from midge.wire.topics import Topics
+
+LIFETIME = 86_400.0
+"""Seconds that an announcement is good for: so long can a broker hold newer ones back unseen."""
+_AGAIN = 0.25
+"""After this share of the lifetime the announcement is reissued."""
+_LINKS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseKeys:
+    """The keys that sign, each from some time on, and the chain that leads from the first to the last."""
+
+    keys: tuple[tuple[float, PrivateKey], ...]
+    chain: tuple[bytes, ...] = ()
+    links: tuple[float, ...] = ()
+    """From when on each link of the chain is in force."""
+
+    def at(self, when: float) -> PrivateKey:
+        """The key in force."""
+        in_force = self.keys[0][1]
+        for since, key in self.keys:
+            if since <= when:
+                in_force = key
+        return in_force
+
+    def chain_at(self, when: float) -> tuple[bytes, ...]:
+        """The links up to the key in force: those before it were signed by keys before it."""
+        return self.chain[: sum(since <= when for since in self.links)]
+
+
+def load_release_keys(path: Path) -> ReleaseKeys:
+    """Read `release.key`, and beside it `release.key.chain` and the earlier `release.key.1`, `.2` … where there are.
+
+    Raises:
+        KeyUnusable: a file is missing, or is not what it must be.
+    """
+    newest = _read_key(path)
+    chain_file = path.with_name(path.name + ".chain")
+    if not chain_file.exists():
+        return ReleaseKeys(((0.0, newest),))
+    try:
+        chain: tuple[bytes, ...] = tuple(frames.unpack(chain_file.read_bytes(), items=_LINKS))
+        links = [messages.decode(Succession, messages.decode(Envelope, bytes(link))[0].body)[0] for link in chain]
+        if not links:
+            raise WireError("it is empty")  # noqa: TRY301
+    except (OSError, TypeError, WireError) as error:
+        raise KeyUnusable(
+            f"{chain_file} cannot be read ({error}): restore it, devices follow it to the key."
+        ) from error
+    keys: list[tuple[float, PrivateKey]] = []
+    for number, link in enumerate(links, start=1):
+        earlier = path.with_name(f"{path.name}.{number}")
+        if earlier.exists():  # else it is out of force, and what was sealed to it can no longer be read
+            keys.append((links[number - 2].since if number > 1 else 0.0, _read_key(earlier)))
+        elif link.since > time.time():
+            raise KeyUnusable(f"{earlier} is missing, and signs until its successor does: restore it.")
+    following = path.with_name(path.name + ".new")
+    if links[-1].key != newest.public.raw and following.exists():
+        atomic_rename(following, path)  # the power went while the successor was made
+        newest = _read_key(path)
+    if links[-1].key != newest.public.raw:
+        raise KeyUnusable(f"{chain_file} leads to another key than {path}: restore the one that belongs to it.")
+    return ReleaseKeys((*keys, (links[-1].since, newest)), chain, tuple(link.since for link in links))
+
+
+def _read_key(path: Path) -> PrivateKey:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise KeyUnusable(
+            f"The release key {path} cannot be read ({error.strerror}): make one with midge release-key new {path}."
+        ) from error
+    key = signing.read_private(data, str(path))
+    assert key.seed  # raises where it is no Ed25519 key
+    return key
+
+
+def succeed(path: Path, federation: str, since: float) -> ReleaseKeys:
+    """Make a new key that signs from some time on; the old one vouches for it and is kept as `release.key.1` and on.
+
+    Raises:
+        KeyUnusable: the key of now cannot be read, or has had 16 successors.
+        OSError: a file cannot be written.
+    """
+    now = load_release_keys(path)
+    if len(now.chain) >= _LINKS:
+        raise KeyUnusable(f"{path} has had {_LINKS} successors: begin with a new key, and pin it on every device.")
+    if since < now.keys[-1][0]:
+        raise KeyUnusable("A successor cannot sign before the key that vouches for it does: name a later time.")
+    old, new = now.keys[-1][1], signing.new_key()
+    number = len(now.chain) + 1
+    succession = Succession(federation=federation, number=number, key=new.public.raw, since=since)
+    chain = (*now.chain, signing.sign_succession(old, succession))
+    write_secret(path.with_name(f"{path.name}.{number}"), old.pem())
+    write_secret(path.with_name(path.name + ".new"), new.pem())
+    write_secret(path.with_name(path.name + ".chain"), frames.pack(list(chain)))
+    atomic_rename(path.with_name(path.name + ".new"), path)
+    return load_release_keys(path)
+
+
+def write_secret(path: Path, data: bytes) -> None:
+    """Write a file that only its owner can read. When this returns it survives a power cut.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    atomic_write(path, data, mode=PRIVATE)
+
+
+class Issuer:
+    """Signs where there is a key, and says when all was issued and until when it is good."""
+
+    def __init__(
+        self,
+        topics: Topics,
+        keys: ReleaseKeys | None = None,
+        *,
+        lifetime: float = LIFETIME,
+        sealed: bool = True,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if not lifetime > 0:
+            raise ValueError(f"announcement_lifetime is {lifetime}: it must be a number of seconds above 0.")
+        self._topics, self._keys = topics, keys
+        self._lifetime, self._clock = lifetime, clock
+        self._sealed = sealed
+        self.epoch = 0
+        """Set from the store."""
+        self._issued: float | None = None
+        self._signer: PrivateKey | None = None
+        self._last: Announcement | None = None
+        self._parent = b""
+
+    @property
+    def signs(self) -> bool:
+        return self._keys is not None
+
+    @property
+    def seal_keys(self) -> tuple[bytes, ...]:
+        """The private keys that devices may have sealed to, the newest first."""
+        return () if self._keys is None else tuple(sealing.derive(key) for _, key in reversed(self._keys.keys))
+
+    def announcement(self, announcement: Announcement) -> bytes:
+        """An announcement as it is published: issued now, good for the lifetime."""
+        issued = self._clock()
+        dated = announcement.model_copy(
+            update={"issued": issued, "expires": issued + self._lifetime, "epoch": self.epoch}
+        )
+        train = announcement.channel == "train"
+        if train:
+            dated = dated.model_copy(update={"parent": self._follow(announcement)})
+            self._issued = issued
+        if self._keys is None:
+            return messages.encode_announcement(dated)
+        self._signer = self._keys.at(issued)
+        if train and self._sealed:
+            dated = dated.model_copy(update={"seal_key": sealing.public(sealing.derive(self._signer))})
+        return signing.sign_announcement(self._signer, self._topics.federation, dated, self._keys.chain_at(issued))
+
+    def _follow(self, announcement: Announcement) -> bytes:
+        """The digest that this version follows on, where it is known."""
+        last, self._last = self._last, announcement
+        if last is not None and _order(last) != _order(announcement):
+            follows = _order(announcement) == (last.lineage, last.generation, last.version + 1)
+            self._parent = last.digest if follows else b""
+        return self._parent
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the announcement should be reissued: it grows old, or another key signs by now."""
+        if self._issued is None:
+            return False
+        now = self._clock()
+        old = not 0 <= now - self._issued < _AGAIN * self._lifetime
+        return old or (self._keys is not None and self._keys.at(now) is not self._signer)
+
+    def receipt(self, device: str, receipt: Receipt) -> bytes:
+        """A receipt as it is published."""
+        head = frames.encode(receipt)
+        if self._keys is None:
+            return head
+        # The key of the announcement: a device knows it from there.
+        key = self._signer or self._keys.at(self._clock())
+        return signing.sign_frame(key, signing.RECEIPT, signing.of_device(self._topics.federation, device), head)
+
+    def is_ours(self, payload: bytes) -> bool:
+        """Whether an announcement was signed by one of our keys; any is where we sign nothing.
+
+        Raises:
+            WireError: it is no announcement.
+        """
+        if self._keys is None:
+            return True
+        envelope, _ = messages.decode(Envelope, payload)
+        public = [key.public for _, key in self._keys.keys]
+        return signing.signed_by(envelope, signing.ANNOUNCEMENT, self._topics.federation, public) is not None
+
+
+def _order(announcement: Announcement) -> tuple[bytes, int, int]:
+    return announcement.lineage, announcement.generation, announcement.version

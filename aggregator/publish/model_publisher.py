@@ -1,0 +1,212 @@
+"""What the federation publishes: frames in chunks, the announcement, and what is taken back again.
+
+Which frames are on offer follows from the version alone: steps, merged steps (`aggregator/model/step_merging.py`), two
+snapshots. From any of the last 32 versions a device finds a cheap way to the newest, and from nothing another.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+from midge.aggregator.core.core import AggregatorCore
+from midge.aggregator.engine import Engine
+from midge.aggregator.model.model import SERVED, Frame
+from midge.aggregator.model.step_merging import listed
+from midge.aggregator.publish.publish_queue import Post
+from midge.aggregator.store.store import Published
+from midge.storage.failpoints import failpoint
+from midge.wire import chunks, frames, lineage, messages
+from midge.wire.messages import Announcement, FrameInfo, Part
+from midge.wire.topics import Topics
+
+SNAPSHOTS = 2
+GRACE = 10.0
+"""Seconds that a frame stays at the broker after it has left the list."""
+PART = 64 * 1024
+"""Bytes of a frame's chunk, at most. A broker with one thread does nothing else while it copies one to a device, so
+that large ones are what others' messages wait for; on the way up, each device has one at a time."""
+
+
+class Shelf:
+    """Publishes what the engine makes."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        core: AggregatorCore,
+        topics: Topics,
+        *,
+        chunk: int,
+        stepping_back: bool,
+        encode: Callable[[Announcement], bytes] = messages.encode_announcement,
+    ) -> None:
+        self._engine, self.core, self._topics = engine, core, topics
+        self._encode = encode
+        self.chunk = chunk
+        """Bytes of a chunk's body, at most: ours, or less where the broker takes less."""
+        self._stepping_back = stepping_back
+        self._on_offer: list[Published] | None = None
+        """What the store says of the frames at the broker, read once: a release asks several times."""
+        self._leaving: dict[tuple[int, int], float] = {}
+        """When each frame that has left the list is taken back."""
+
+    def add(self, new: Sequence[Frame]) -> None:
+        """Keep new frames in the store: before they are published, so that a crash leaves none unknown."""
+        self._engine.store.add_frames((frame, self._count(len(frame.data))) for frame in new)
+        self._on_offer = None
+
+    def _count(self, size: int) -> int:
+        """Into how many chunks a frame is cut."""
+        return chunks.count(size, min(self.chunk, PART))
+
+    def _published(self) -> list[Published]:
+        if self._on_offer is None:
+            self._on_offer = [frame for frame in self._engine.store.published() if frame.offered]
+        return self._on_offer
+
+    def release(self, new: Sequence[Frame], now: float) -> Iterator[Post]:
+        """The posts of a release: its frames, the announcement, and the clearing of what is off the shelf."""
+        for frame in new:
+            yield from self._parts(frame)
+        yield self.announcement()
+        yield from self._clear(now)
+        self._engine.model.forget_steps(self.core.oldest_base if self._stepping_back else self._engine.model.version)
+
+    def serve(self, now: float) -> Iterator[Post]:
+        """The posts of a release for use: its snapshot, its announcement, and the clearing of the one before."""
+        yield from self._served()
+        yield from self._clear(now)
+
+    def _served(self) -> Iterator[Post]:
+        version = self.core.served
+        data = self._engine.store.frame(version, SERVED) if version else None
+        if data is not None:
+            yield from self._parts(Frame(version, SERVED, data))
+            yield self._serve_announcement(version, data)
+
+    def _serve_announcement(self, version: int, data: bytes) -> Post:
+        core, model = self.core, self._engine.model
+        announcement = Announcement(
+            channel="serve",
+            federation=self._topics.federation,
+            lineage=core.lineage,
+            generation=core.generation,
+            version=version,
+            step=core.step,
+            phase="training",
+            schema_hash=model.schema.hash,
+            digest=lineage.decode_snapshot(data).digest(),
+            frames=(FrameInfo(version, 0, len(data), self._count(len(data))),),
+            chunk=self.chunk,
+            byte_rate=core.strategy.byte_rate,
+            devices=core.thrift.devices,
+            features=core.features,
+        )
+        return Post(self._topics.announcement("serve"), self._encode(announcement))
+
+    def overdue(self, now: float) -> Iterator[Post]:
+        """The clearing of what left the list long enough ago, where no release comes to do it."""
+        if self._leaving and now >= min(self._leaving.values()):
+            yield from self._clear(now)
+
+    def everything(self) -> Iterator[Post]:
+        """All that must stand at the broker: after a connect nobody knows what it still has."""
+        self._on_offer = None
+        for info in self._offered():
+            data = self._engine.store.frame(info.version, info.span)
+            if data is not None:
+                yield from self._parts(Frame(info.version, info.span, data))
+        yield self.announcement()
+        yield from self._served()
+        yield from self._clear()
+
+    def again(self, version: int, span: int, parts: Sequence[int]) -> Iterator[Post]:
+        """Some chunks of a frame that a device missed; none where it is not on offer."""
+        data = self._engine.store.frame(version, span)
+        if data is not None and ((version, span) in self._leaving or (version, span) in self._listed()):
+            yield from (post for index, post in enumerate(self._parts(Frame(version, span, data))) if index in parts)
+
+    def announcement(self) -> Post:
+        """What there is to train from, as far as it is carried out: within a batch the core may be ahead of that."""
+        core, model = self.core, self._engine.model
+        announcement = Announcement(
+            federation=self._topics.federation,
+            lineage=core.lineage,
+            generation=core.generation,
+            version=model.version,
+            step=core.step_at(model.version),
+            phase="training" if core.frozen else "statistics",
+            schema_hash=model.schema.hash,
+            digest=model.state.digest(),
+            frames=tuple(self._offered()),
+            moments=() if core.frozen else core.moments,
+            chunk=self.chunk,
+            plan=core.strategy.plan,
+            participation=core.steering.participation(),
+            byte_rate=core.strategy.byte_rate,
+            devices=core.thrift.devices,
+            features=core.features,
+        )
+        return Post(self._topics.announcement(), self._encode(announcement))
+
+    def _offered(self) -> list[FrameInfo]:
+        newest = self._engine.model.version
+        known = [frame for frame in self._published() if frame.version <= newest and frame.span != SERVED]
+        snapshots = sorted((frame.version for frame in known if frame.span == 0), reverse=True)[:SNAPSHOTS]
+        return [
+            FrameInfo(
+                version=frame.version,
+                span=frame.span,
+                size=frame.size,
+                parts=max(frame.parts, self._count(frame.size)),
+            )
+            for frame in known
+            if (frame.version in snapshots if frame.span == 0 else listed(frame.version, frame.span, newest))
+        ]
+
+    def _listed(self) -> set[tuple[int, int]]:
+        return {(info.version, info.span) for info in self._offered()} | {(self.core.served, SERVED)}
+
+    def _parts(self, frame: Frame) -> Iterator[Post]:
+        parts = self._count(len(frame.data))
+        sha256 = chunks.checksum(frame.data)
+        for index, body in enumerate(chunks.cut(frame.data, chunks.part_size(len(frame.data), parts))):
+            header = Part(
+                lineage=self.core.lineage,
+                generation=self.core.generation,
+                version=frame.version,
+                span=max(frame.span, 0),
+                part=index,
+                parts=parts,
+                sha256=sha256,
+            )
+            yield Post(self._topic(frame.version, frame.span, index), frames.encode(header, body))
+
+    def _topic(self, version: int, span: int, index: int) -> str:
+        if span == SERVED:
+            return self._topics.part(version, 0, index, "serve")
+        return self._topics.part(version, span, index)
+
+    def _clear(self, now: float = math.inf) -> Iterator[Post]:
+        """Take back what is no longer listed, once whoever read it in an earlier announcement has had time to fetch it.
+
+        Without that, devices of a federation with a hundred versions a second would be on their way to frames that are
+        gone, and wait for them.
+        """
+        stay = self._listed()
+        for frame in self._published():
+            name = (frame.version, frame.span)
+            if name not in stay and frame.version <= self._engine.model.version:
+                if now < self._leaving.setdefault(name, now + GRACE):
+                    continue
+                del self._leaving[name]
+                for index in range(max(frame.parts, 1)):
+                    last = index == max(frame.parts, 1) - 1
+                    topic = self._topic(*name, index)
+                    yield Post(topic, b"", withdraws=name if last else None)
+
+    def withdrawn(self, gone: Sequence[tuple[int, int]]) -> None:
+        """These frames are off the broker."""
+        failpoint("frame.cleared")
+        self._engine.store.withdraw(gone, keep=self._stepping_back)
+        self._on_offer = None
+        failpoint("frame.withdrawn")

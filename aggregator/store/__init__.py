@@ -1,0 +1,1 @@
+"""What is durable: journal, bodies, checkpoints, and operations on a store."""

@@ -1,0 +1,241 @@
+"""Withdrawing a device from a federation: it is refused from then on, and what the store has of it is erased.
+
+What is asked for is a file in the store's directory, so that it can be asked for beside a running aggregator, and is
+not lost where there is none. The refused are kept as keyed hashes of their names. An update of the device that was
+accepted is applied first: it had its receipt, and what was promised to count once must count. Then the core forgets the
+device, a checkpoint is written that does not know it, older ones are deleted, its records in the journal get another
+name and lose their bodies, and the database is rewritten, so that no freed page holds what was erased.
+
+What it has contributed to the published model stays in it: a sum cannot be unlearned by deleting a summand.
+"""
+
+import getpass
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from midge.aggregator.core import records as rec
+from midge.aggregator.core.core import AggregatorCore
+from midge.aggregator.core.presets import fedasync
+from midge.aggregator.engine import Engine
+from midge.aggregator.store.store import Entry, Store, StoreError
+from midge.storage.files import PRIVATE, atomic_write, make_folder, sync_folder
+from midge.wire.pseudonyms import keyed_hash, pseudonym
+from midge.wire.topics import check_name
+
+FOLDER = "forget"
+"""Of a store: a file for each device that is to be forgotten, by its name, until it is."""
+AUDIT = "audit.log"
+RETENTION = 180 * 86_400.0
+"""Seconds without a word after which what names a device is erased, where it cannot be needed any more."""
+
+_FORGOTTEN = "CREATE TABLE IF NOT EXISTS forgotten (hash BLOB PRIMARY KEY) WITHOUT ROWID"
+_SEEN = """
+CREATE TABLE IF NOT EXISTS seen (device TEXT PRIMARY KEY, at INTEGER NOT NULL, version INTEGER NOT NULL) WITHOUT ROWID
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Somebody wants a device to be forgotten."""
+
+    device: str
+    by: str
+    at: float
+    """Seconds since 1970."""
+
+
+def ask(directory: Path, device: str) -> Path:
+    """Ask for a device to be forgotten; the file that says so is gone once it is done.
+
+    Raises:
+        ValueError: that can be no device's name.
+        OSError: it cannot be written.
+    """
+    folder = directory / FOLDER
+    make_folder(folder, 0o700)
+    path = folder / check_name(device, "device name")
+    atomic_write(path, json.dumps({"by": _user(), "at": time.time()}).encode())
+    return path
+
+
+def asked(directory: Path) -> Iterator[Request]:
+    """What was asked for and not yet done."""
+    folder = directory / FOLDER
+    with suppress(FileNotFoundError):
+        for path in sorted(folder.iterdir()):
+            with suppress(ValueError, OSError, TypeError, KeyError):
+                said = json.loads(path.read_bytes())
+                yield Request(check_name(path.name), str(said["by"]), float(said["at"]))
+
+
+def done(directory: Path, device: str) -> None:
+    """It was done: the file that asked for it goes."""
+    (directory / FOLDER / device).unlink(missing_ok=True)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return f"uid {os.getuid()}"
+
+
+class Names:
+    """What a store remembers of devices besides the core's own: who was withdrawn, and who was last heard when."""
+
+    def __init__(self, store: Store) -> None:
+        """Read it from an open store.
+
+        Raises:
+            StoreError: it cannot be.
+        """
+        self._store = store
+        with store.transaction() as db:
+            db.execute(_FORGOTTEN)
+            db.execute(_SEEN)
+        self._key = store.constant("name_key", lambda: os.urandom(32))
+        with store.transaction() as db:
+            self._hashes = {row[0] for row in db.execute("SELECT hash FROM forgotten")}
+        self._heard: set[str] = set()
+
+    # ----------------------------------------------------------------- withdrawals
+
+    def withdrawn(self, device: str) -> bool:
+        """Whether a device was withdrawn from the federation."""
+        return bool(self._hashes) and keyed_hash(device, self._key) in self._hashes
+
+    def alias(self, device: str) -> str:
+        """What stands where a count needs the device and its name is gone."""
+        return "gone-" + pseudonym(device, self._key)
+
+    def withdraw(self, device: str) -> bool:
+        """Refuse a device from now on, durably; whether that is new."""
+        if self.withdrawn(device):
+            return False
+        name = keyed_hash(device, self._key)
+        with self._store.transaction() as db:
+            db.execute("INSERT OR IGNORE INTO forgotten VALUES (?)", (name,))
+        self._hashes.add(name)
+        return True
+
+    def erase(self, devices: Sequence[str]) -> Counter[str]:
+        """Take devices' names and bodies out of the journal, and every checkpoint but the newest with them.
+
+        The newest must not know the devices any more, and no record behind it may.
+        """
+        counted: Counter[str] = Counter()
+        for device in devices:
+            alias = self.alias(device)
+            with self._store.transaction() as db:
+                rows = db.execute(
+                    "SELECT kind, record FROM journal WHERE instr(record, ?)", (device.encode(),)
+                ).fetchall()
+                for kind, packed in rows:
+                    record = rec.unpack(kind, packed)
+                    if isinstance(record, rec.UpdateRecord | rec.StatisticsRecord) and record.device == device:
+                        counted["records"] += 1
+                        counted["bodies"] += self._store.rewrite(db, replace(record, device=alias))
+                db.execute("DELETE FROM seen WHERE device = ?", (device,))
+            self._heard.discard(device)
+        counted["checkpoints"] = self._store.keep_newest_checkpoint()
+        self._store.vacuum()
+        return counted
+
+    def audit(self, what: str, device: str, by: str, **about: object) -> None:
+        """Add a line to the audit log. Each holds the hash of the one before, so that none can be taken out unseen."""
+        path = self._store.directory / AUDIT
+        before = path.read_bytes().splitlines() if path.exists() else []
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "what": what,
+            "device": pseudonym(device, self._key),
+            "by": by,
+            **about,
+            "before": hashlib.sha256(before[-1]).hexdigest() if before else "",
+        }
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, PRIVATE)
+        try:
+            os.write(file, json.dumps(line).encode() + b"\n")
+            os.fsync(file)
+        finally:
+            os.close(file)
+        if not before:
+            sync_folder(path.parent)
+
+    # ------------------------------------------------------------------- retention
+
+    def heard(self, device: str) -> None:
+        """A device has said something."""
+        self._heard.add(device)
+
+    def write_heard(self, now: float, version: int) -> None:
+        """Write down who was heard since the last time.
+
+        Args:
+            now: seconds since 1970.
+            version: the newest one now.
+        """
+        if self._heard:
+            with self._store.transaction() as db:
+                db.executemany(
+                    "INSERT OR REPLACE INTO seen VALUES (?, ?, ?)",
+                    [(device, int(now), version) for device in self._heard],
+                )
+            self._heard.clear()
+
+    def silent(self, before: float, oldest_base: int) -> list[str]:
+        """Devices that were last heard before a time, and of which nothing could be counted twice if they came again.
+
+        What such a device had sent was trained from versions up to the one of then. Where all of these are too old by
+        now to train from, it would be refused as stale, even if nobody knew any more that it had come.
+        """
+        rows = self._store.query("SELECT device FROM seen WHERE at < ? AND version < ?", (int(before), oldest_base))
+        return [device for (device,) in rows if device not in self._heard]
+
+
+def forget_in_stopped(store: Store, device: str, by: str) -> Counter[str] | None:
+    """Forget a device in a store that no aggregator has open, and that was closed in order.
+
+    Returns None where it was not, or an update of the device still waits for its step: the aggregator's next start
+    does the rest.
+
+    Raises:
+        StoreError: the store cannot be used.
+    """
+    if store.schema is None or store.empty:
+        raise StoreError(f"The store {store.directory} is empty: it knows no device.")
+    names = Names(store)
+    if names.withdraw(device):
+        names.audit("withdrawn", device, by)
+    checkpoint = store.newest_checkpoint()
+    if checkpoint.lsn != store.newest_lsn():
+        return None
+    core = AggregatorCore(fedasync(), lineage=store.lineage, schema_hash=store.schema.hash)
+    core.load(checkpoint.core)
+    if core.waits(device):
+        return None
+    engine = Engine.of(checkpoint, store.schema, store)
+    counted = forget(engine, core, names, [device])
+    names.audit("erased", device, by, **counted)
+    return counted
+
+
+def forget(engine: Engine, core: AggregatorCore, names: Names, devices: Sequence[str]) -> Counter[str]:
+    """Erase what is known of devices of which no update waits for a step.
+
+    Raises:
+        StoreFull: there is no room; what the core still knows then is in the journal, and it can be asked for again.
+    """
+    actions = [core.forget(device, names.alias(device)) for device in devices]
+    engine.store.commit([Entry(action.record, None) for action in actions])
+    for device in devices:
+        engine.forget(device)
+    engine.checkpoint(core)
+    return names.erase(devices)

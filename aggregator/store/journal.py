@@ -1,0 +1,168 @@
+"""The journal of decisions: one row for each record, its body in the row or in a segment beside the database."""
+
+import sqlite3
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from midge.aggregator.core import records as rec
+from midge.aggregator.store.errors import StoreError
+from midge.aggregator.store.segments import Segments
+from midge.storage.database import Database
+from midge.storage.failpoints import failpoint
+from midge.wire.errors import WireError
+
+INLINE, INLINE_TOGETHER = 4096, 32 * 1024
+"""Bytes of a body that stays in its row, and of all bodies of a transaction: one sync is better than two where they are
+few and small."""
+_ROWS = "SELECT lsn, kind, record, body, crc, segment, place, size FROM journal"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One record of the journal, with the body that was kept with it."""
+
+    record: rec.Record
+    body: bytes | memoryview | None
+
+
+class JournalTable:
+    """Of one store's directory and open database."""
+
+    def __init__(self, directory: Path, database: Database) -> None:
+        self._directory, self._database = directory, database
+        self._segments = Segments(directory)
+        self._pruned = 0
+        """Up to which lsn no row has a body any more."""
+
+    def recover(self) -> None:
+        """Cut off bodies that no row speaks of: the power went between the two."""
+        db = self._database.connection
+        ends = "SELECT segment, max(place + size) FROM journal WHERE segment IS NOT NULL GROUP BY segment"
+        self._segments.recover(dict(db.execute(ends)))
+
+    def close(self) -> None:
+        self._segments.close()
+
+    # --------------------------------------------------------------------- writing
+
+    @property
+    def mark(self) -> tuple[int, int]:
+        """Where the next body goes."""
+        return self._segments.mark
+
+    def cut(self, mark: tuple[int, int]) -> None:
+        """Take back the bodies of a transaction that failed: otherwise the next one's would lie behind a gap."""
+        self._segments.cut(mark)
+
+    def insert(self, db: sqlite3.Connection, entries: Sequence[Entry]) -> None:
+        """Enter records, their larger bodies first: a row may speak only of a body that is durable."""
+        rows: list[tuple[Any, ...]] = []
+        together = 0
+        for entry in entries:
+            record = rec.pack(entry.record)
+            # Over record and body: a body that lies in the place of another one is damage as well.
+            crc = _crc(record, entry.body)
+            rows.append((entry.record.lsn, rec.kind(entry.record), record, entry.body, crc, None, None, None))
+            together += 0 if entry.body is None else len(entry.body)
+        if together > INLINE_TOGETHER:
+            rows = self._set_down(rows)
+            failpoint("commit.bodies")
+        db.executemany("INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def _set_down(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """The rows with their larger bodies put into a segment, durably."""
+        large = [row for row in rows if row[3] is not None and len(row[3]) > INLINE]
+        places = iter(self._segments.write(large[0][0], [row[3] for row in large]) if large else ())
+        return [
+            (*row[:3], None, row[4], *next(places), len(row[3])) if row[3] is not None and len(row[3]) > INLINE else row
+            for row in rows
+        ]
+
+    def rewrite(self, db: sqlite3.Connection, record: rec.Record) -> bool:
+        """Put another record in the place of one of the same lsn, without its body; whether that was still there."""
+        packed = rec.pack(record)
+        (inline, segment, place, size) = db.execute(
+            "SELECT body IS NOT NULL, segment, place, size FROM journal WHERE lsn = ?", (record.lsn,)
+        ).fetchone()
+        cleared = segment is not None and self._segments.clear(segment, place, size)
+        db.execute(
+            "UPDATE journal SET record = ?, body = NULL, segment = NULL, crc = ? WHERE lsn = ?",
+            (packed, _crc(packed, None), record.lsn),
+        )
+        return bool(inline) or cleared
+
+    def prune(self, db: sqlite3.Connection, needed: int, keep: int) -> None:
+        """Let bodies before an lsn go, and records that are `keep` older than that."""
+        # Only of what became needless since the last time: the rows that stay are many.
+        # Where a body lies in a segment stays told: until the file goes, it can be asked to be erased.
+        some = (self._pruned, needed)
+        db.execute("UPDATE journal SET body = NULL WHERE lsn >= ? AND lsn < ? AND body IS NOT NULL", some)
+        db.execute("DELETE FROM journal WHERE lsn < ?", (needed - keep,))
+
+    def pruned(self, needed: int) -> None:
+        """The transaction of `prune` is durable: the files go that only older rows speak of."""
+        self._pruned = needed
+        self._segments.drop(before=needed)
+
+    # --------------------------------------------------------------------- reading
+
+    def entries(self, after: int) -> Iterator[Entry]:
+        """The records behind an lsn, in order.
+
+        Raises:
+            StoreError: a record is damaged or missing.
+        """
+        expected = after + 1
+        for row in self._database.connection.execute(f"{_ROWS} WHERE lsn > ? ORDER BY lsn", (after,)):
+            # A gap is damage, even if each row is whole: what stood there was promised to a device.
+            if row[0] != expected:
+                raise self.damaged(expected)
+            expected += 1
+            yield self._entry(*row)
+
+    def at(self, lsn: int) -> Entry:
+        """One record.
+
+        Raises:
+            StoreError: it is not there, or damaged.
+        """
+        row = self._database.connection.execute(f"{_ROWS} WHERE lsn = ?", (lsn,)).fetchone()
+        if row is None:
+            raise self.damaged(lsn)
+        return self._entry(*row)
+
+    def _entry(  # noqa: PLR0917 - a row
+        self,
+        lsn: int,
+        kind: str,
+        record: bytes,
+        body: bytes | None,
+        crc: int,
+        segment: int | None,
+        place: int,
+        size: int,
+    ) -> Entry:
+        if segment is not None:
+            body = self._segments.read(segment, place, size)
+        if _crc(record, body) != crc:
+            raise self.damaged(lsn)
+        try:
+            return Entry(rec.unpack(kind, record), body)
+        except WireError as error:
+            raise StoreError(
+                f"The journal in {self._directory} holds what this version of Midge does not know ({error}): start "
+                "with the version that wrote it."
+            ) from error
+
+    def damaged(self, lsn: int) -> StoreError:
+        return StoreError(
+            f"The journal in {self._directory} is damaged at record {lsn}: what was decided from there on would be "
+            "lost. Restore the store from a backup."
+        )
+
+
+def _crc(record: bytes, body: bytes | memoryview | None) -> int:
+    return zlib.crc32(body or b"", zlib.crc32(record))

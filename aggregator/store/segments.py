@@ -1,0 +1,139 @@
+"""Bodies of updates on disk, beside the journal: files that are only appended to, and deleted whole.
+
+A database is a poor place for them. In SQLite's log and then in its file each byte is written twice, in pages of 4 kB,
+and cleared a third time once it is not needed any more: 330 µs of processor time for a body of 40 kB, where appending
+it takes 32. A row of the journal says where its body is; it is entered once the body is durable. What no row speaks of,
+as after a crash in between, is cut off when the store is opened.
+
+Each file is named by the first lsn in it, and holds those up to the name of the next.
+"""
+
+import os
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from midge.storage.files import PRIVATE, sync_folder
+
+LONGEST = 64 * 2**20
+"""Bytes after which another file is begun."""
+_PIECES = 512
+"""Buffers that are written at once; the system takes 1,024."""
+_NAME = "bodies-"
+
+
+class Segments:
+    """The files of one store. One process has them open."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._file: int | None = None
+        self._first = 0
+        self._size = 0
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def write(self, lsn: int, bodies: Sequence[bytes | memoryview]) -> list[tuple[int, int]]:
+        """Append bodies, of this lsn and later ones. When this returns they survive a power cut.
+
+        Returns where each is: its file and its first byte in it.
+
+        Raises:
+            OSError: they cannot be written; `cut` takes back what was.
+        """
+        if self._file is None or self._size >= LONGEST:
+            self._begin(lsn)
+        assert self._file is not None
+        places = []
+        for body in bodies:
+            places.append((self._first, self._size))
+            self._size += len(body)
+        for start in range(0, len(bodies), _PIECES):
+            self._append(list(bodies[start : start + _PIECES]))
+        os.fdatasync(self._file)
+        return places
+
+    def _append(self, pieces: list[bytes | memoryview]) -> None:
+        assert self._file is not None
+        while pieces:
+            written = os.writev(self._file, pieces)
+            while pieces and written >= len(pieces[0]):
+                written -= len(pieces.pop(0))
+            if pieces:
+                pieces[0] = memoryview(pieces[0])[written:]
+
+    def _begin(self, lsn: int) -> None:
+        self.close()
+        flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_APPEND
+        self._file = os.open(self._path(lsn), flags, PRIVATE)
+        self._first, self._size = lsn, 0
+        sync_folder(self._directory)
+
+    @property
+    def mark(self) -> tuple[int, int]:
+        """Where the next body goes."""
+        return self._first, self._size if self._file is not None else 0
+
+    def cut(self, mark: tuple[int, int]) -> None:
+        """Take back what was appended since; a file that was begun since goes with it."""
+        if self._file is None:
+            return
+        if self._first == mark[0]:
+            os.ftruncate(self._file, mark[1])
+            self._size = mark[1]
+        else:
+            self.close()
+            self._path(self._first).unlink(missing_ok=True)
+
+    def recover(self, ends: dict[int, int]) -> None:
+        """Cut off what the journal does not speak of; `ends` is, by file, where the last body that it knows ends."""
+        for first in self._all():
+            path = self._path(first)
+            if first not in ends:
+                path.unlink()
+            elif path.stat().st_size > ends[first]:
+                os.truncate(path, ends[first])
+
+    def read(self, first: int, offset: int, size: int) -> bytes | None:
+        """A body; None where its file is not there, or ends before it does."""
+        try:
+            file = os.open(self._path(first), os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            body = os.pread(file, size, offset)
+            while 0 < len(body) < size and (more := os.pread(file, size - len(body), offset + len(body))):
+                body += more
+        finally:
+            os.close(file)
+        return body if len(body) == size else None
+
+    def clear(self, first: int, offset: int, size: int) -> bool:
+        """Overwrite a body with zeros, durably; False where its file is gone already."""
+        try:
+            file = os.open(self._path(first), os.O_WRONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            os.pwrite(file, bytes(size), offset)
+            os.fdatasync(file)
+        finally:
+            os.close(file)
+        return True
+
+    def drop(self, before: int) -> None:
+        """Delete the files that hold only bodies of lsns before this one."""
+        names = self._all()
+        for first, following in pairwise(names):
+            if following <= before:
+                self._path(first).unlink(missing_ok=True)
+
+    def _all(self) -> list[int]:
+        found = (path.name.removeprefix(_NAME) for path in self._directory.glob(f"{_NAME}*"))
+        return sorted(int(number) for number in found if number.isdecimal())
+
+    def _path(self, first: int) -> Path:
+        return self._directory / f"{_NAME}{first:012d}"

@@ -1,0 +1,243 @@
+"""A look at a broker before a federation is trusted to it: what it offers, and what this user may do there.
+
+Everything is tried as this user, with messages of our own below `{root}/{federation}/check/`, or on the role's own
+topics with what everybody passes over. Nothing stays: what is retained for a moment is cleared again.
+"""
+
+import secrets
+
+from midge.broker import connector
+from midge.broker.audit import limits as bounds
+from midge.broker.audit.attacks import try_attacks
+from midge.broker.audit.handshake import Handshake, look_at_tls, shake_hands
+from midge.broker.audit.identities import Parties
+from midge.broker.audit.permissions import Rights, look_at_rights
+from midge.broker.audit.probe_topic import Ground, Prober, Role, find_ground, joining
+from midge.broker.audit.probes import CHUNKS, about, chunk, last_will, latency, refusals, retained
+from midge.broker.audit.results import Finding, Level, Report, Trial
+from midge.broker.mqtt.connection import BrokerError, Limits
+from midge.broker.mqtt.endpoint import Endpoint, is_loopback
+from midge.broker.mqtt.paho_errors import ProtocolRefused, Unanswered, hung_up
+from midge.wire.topics import Topics
+
+__all__ = ["Finding", "Level", "Parties", "Report", "Role", "Trial", "check"]
+
+_KEEP = 60
+"""Seconds that a session is asked to be kept for, to see whether it is."""
+_RENEW = 14
+"""Days before its end at which a certificate should be renewed."""
+_UNTOLD = 65_535
+"""The receive maximum of a broker that tells none; MQTT 5, section 3.2.2.3.3."""
+
+
+async def check(
+    endpoint: Endpoint,
+    topics: Topics,
+    role: Role | None = None,
+    *,
+    patience: float = 10.0,
+    parties: Parties | None = None,
+    read_only: bool = False,
+) -> Report:
+    """Look at a broker as the user of `endpoint`; with a role, at its rights on the federation's topics too.
+
+    Args:
+        endpoint: the broker, and as whom.
+        topics: of the federation.
+        role: whose rights are looked at: of the user of `endpoint`, or of the attacker where there are parties.
+        patience: seconds for each answer.
+        parties: who tries the attacks; None tries none.
+        read_only: publish nothing, and take nothing over.
+
+    Raises:
+        BrokerUnreachable: no broker serves there.
+        BrokerRefused: it does not let this user in, or its certificate is not trusted.
+    """
+    random = secrets.token_hex(4)
+    client = f"midge-check-{random}"
+    prober = Prober(connector(endpoint), client, patience)
+    protocols, limits = await _protocols(endpoint, prober)
+    findings = [*protocols, *await _security(endpoint, patience)]
+    tried = [] if parties is None else bounds.told(limits)
+    ground = None if read_only else await find_ground(prober, topics, role, random)
+    findings += await about(prober, ground)
+    findings.append(_window(limits))
+    findings.append(_largest(limits))
+    rights = Rights((), ())
+    if not read_only:
+        if ground is None:
+            findings.append(_no_ground(topics, role))
+        else:
+            findings += await _probed(prober, endpoint, ground, limits, topics, parties=parties)
+            if parties is not None and ground.ours:
+                tried += [bounds.kept(each) for each in findings if each.name == bounds.RETAINED]
+                tried.append(await bounds.queue(prober, ground))
+        findings.append(await _sessions(endpoint, prober, limits))
+        findings.append(await refusals(prober, limits))
+        if role is not None:
+            rights = await _rights(prober, ground, topics, role, random=random, user=endpoint.user, parties=parties)
+    attacks: tuple[Trial, ...] = ()
+    if parties is not None:
+        attacks = await try_attacks(parties, topics, patience=patience, read_only=read_only)
+    return Report(str(endpoint), endpoint.user, (*findings, *rights.findings), rights.acl, attacks, tuple(tried))
+
+
+async def _rights(
+    prober: Prober,
+    ground: Ground | None,
+    topics: Topics,
+    role: Role,
+    *,
+    random: str,
+    user: str | None,
+    parties: Parties | None,
+) -> Rights:
+    """The rights of our own user, or of the attacker if another user looks."""
+    if parties is not None and role.device == parties.name:
+        prober, user = prober.of(connector(parties.attacker)), parties.name
+        ground = Ground(topics.status(parties.name), joining(), ours=False)
+    return await look_at_rights(prober, ground, topics, role, random=random, user=user)
+
+
+async def _protocols(endpoint: Endpoint, prober: Prober) -> tuple[list[Finding], Limits]:
+    """Which versions of MQTT it speaks, and the limits that it tells in the newest."""
+    newest = await _hand(endpoint, prober, 5)
+    older = await _hand(endpoint, prober, 4)
+    if isinstance(newest, ProtocolRefused):
+        if isinstance(older, ProtocolRefused):
+            raise older if isinstance(older, Unanswered) else hung_up(endpoint)
+        seen = Finding(
+            "protocol",
+            "MQTT 3.1.1",
+            "note",
+            "It is enough; with MQTT 5 a broker also tells its limits and what it refuses.",
+        )
+        return [seen], older.limits
+    return [Finding("protocol", "MQTT 5" if isinstance(older, ProtocolRefused) else "MQTT 5 and 3.1.1")], newest.limits
+
+
+async def _hand(endpoint: Endpoint, prober: Prober, version: int) -> Handshake | ProtocolRefused:
+    try:
+        return await shake_hands(endpoint, prober.options(), version=5 if version == 5 else 4)
+    except ProtocolRefused as refused:
+        return refused
+
+
+async def _security(endpoint: Endpoint, patience: float) -> list[Finding]:
+    """Who is let in, and who can listen."""
+    near = is_loopback(endpoint.host)
+    findings = []
+    if endpoint.user is not None:
+        findings.append(Finding("user", f"{endpoint.user} is let in"))
+    elif endpoint.tls is not None and endpoint.tls.certfile is not None:
+        findings.append(Finding("user", "let in with a certificate"))
+    elif near:
+        findings.append(
+            Finding("user", "anonymous clients are let in", "note", "Before others reach it: allow_anonymous false.")
+        )
+    else:
+        findings.append(
+            Finding(
+                "user",
+                "anonymous clients are let in",
+                "warning",
+                "Ask for passwords: otherwise any client can send updates.",
+            )
+        )
+    look = await look_at_tls(endpoint, patience)
+    if look is None:
+        level: Level = "note" if near else "warning"
+        advice = "Use mqtts:// (wss://): passwords and models are in the clear." if not near else ""
+        findings.append(Finding("TLS", "none", level, advice))
+    elif look.days_left is None:
+        findings.append(Finding("TLS", f"{look.version}, certificate not verified", "warning", "Verify it."))
+    else:
+        left = f"{look.version}, certificate for {look.days_left:.0f} more days"
+        soon = look.days_left < _RENEW
+        findings.append(
+            Finding("TLS", left, "warning" if soon else "ok", "Renew the broker's certificate now." if soon else "")
+        )
+    return findings
+
+
+def _window(limits: Limits) -> Finding:
+    if limits.receive_maximum == _UNTOLD:
+        return Finding("in-flight window", "no limit told", "ok" if limits.protocol == 5 else "note")
+    seen = f"{limits.receive_maximum} messages (receive maximum)"
+    if limits.receive_maximum < bounds.WINDOW:
+        advice = f"Large models travel faster from {bounds.WINDOW} on (Mosquitto: max_inflight_messages)."
+        return Finding("in-flight window", seen, "note", advice)
+    return Finding("in-flight window", seen)
+
+
+def _largest(limits: Limits) -> Finding:
+    size = limits.maximum_packet_size
+    if size is None:
+        return Finding("largest packet", "no limit told", "ok" if limits.protocol == 5 else "note")
+    return Finding("largest packet", f"{size:,} bytes")
+
+
+def _no_ground(topics: Topics, role: Role | None) -> Finding:
+    seen = f"no message on {topics.prefix}/check/# comes back to this user"
+    if role is None:
+        return Finding(
+            "messages",
+            seen,
+            "warning",
+            "Say what it is there for: --federation NAME with --device NAME or --aggregator.",
+        )
+    return Finding("messages", seen, "warning", "Round trip, sizes and wills were not tried: see the rights below.")
+
+
+async def _probed(
+    prober: Prober, endpoint: Endpoint, ground: Ground, limits: Limits, topics: Topics, *, parties: Parties | None
+) -> list[Finding]:
+    """What messages of our own come to."""
+    findings = [await latency(prober, ground, near=is_loopback(endpoint.host))]
+    fitting = 1024
+    for size in CHUNKS:
+        found = await chunk(prober, ground, size, limits)
+        findings.append(found)
+        fitting = size if found.level == "ok" else fitting
+        if found.level != "ok":
+            break
+    if not ground.ours:
+        findings.append(
+            Finding(
+                "retained messages",
+                "not tried: this user has no topic of its own",
+                "note",
+                "Look once as the aggregator's user.",
+            )
+        )
+    elif not limits.retain_available:
+        findings.append(
+            Finding(
+                "retained messages",
+                "the broker says that it keeps none",
+                "problem",
+                "Allow them: what a federation trains from is announced in one.",
+            )
+        )
+    else:
+        findings.append(await retained(prober, ground, fitting))
+    if parties is not None and parties.witness == endpoint:  # one identity may have one connection only
+        endpoint, ground = parties.attacker, Ground(topics.status(parties.name), joining(), ours=False)
+    findings.append(await last_will(prober, endpoint, ground))
+    return findings
+
+
+async def _sessions(endpoint: Endpoint, prober: Prober, limits: Limits) -> Finding:
+    """Whether sessions are kept. For information: Midge begins each connection as a new session."""
+    options = prober.options()
+    version = limits.protocol
+    try:
+        first = await shake_hands(endpoint, options, version=version, keep=_KEEP, clean=False)
+        second = await shake_hands(endpoint, options, version=version, keep=_KEEP, clean=False)
+        await shake_hands(endpoint, options, version=version)  # and forget it
+    except BrokerError as error:
+        return Finding("kept sessions", f"not offered: {error}", "note", "Midge does without.")
+    if not second.session_present:
+        return Finding("kept sessions", "not offered", "note", "Midge does without.")
+    limit = "" if first.session_expiry in (None, _KEEP) else f", for {first.session_expiry} s at most"
+    return Finding("kept sessions", f"offered{limit}; Midge does without")

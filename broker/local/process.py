@@ -1,0 +1,139 @@
+"""A server as a child process that does not outlive us.
+
+It belongs to no event loop, so that a test can start it in one and stop it in another: hence the polling.
+"""
+
+import asyncio
+import errno
+import shutil
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from midge.broker.mqtt.connection import BrokerUnreachable
+
+POLL = 0.02
+"""Seconds between two looks whether a child serves yet."""
+SETTLED = 0.5
+"""Seconds after which a child that says nothing, and has not ended, counts as the one that serves at its port."""
+PATIENCE = 10.0
+"""Seconds that a child has to begin to serve, and to end when asked to."""
+
+
+def dying_with_parent(command: list[str]) -> list[str]:
+    """The command so that the kernel kills it when the thread that started it ends, where Linux's setpriv is there.
+
+    Setting this between fork and exec ourselves would run Python in a fork of a process with threads.
+    """
+    setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
+    return command if setpriv is None else [setpriv, "--pdeathsig", "KILL", "--", *command]
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that is free now; another process may take it before we do."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        assert isinstance(port, int)
+        return port
+
+
+def in_use(port: int) -> bool:
+    """Whether a process listens at this port of the loopback."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended do not count
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+        return False
+
+
+async def _accepts(host: str, port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(host, port)
+    except OSError:
+        return False
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
+    return True
+
+
+class Child:
+    """One process, its output in a log file. Its standard input is a pipe that closes when we die."""
+
+    def __init__(self, command: list[str], log: Path, ready: str) -> None:
+        """Start it.
+
+        Args:
+            command: the program and its arguments.
+            log: where its output goes, behind what is there.
+            ready: what it writes once it serves; empty if it writes nothing.
+
+        Raises:
+            BrokerUnreachable: the program cannot be started.
+        """
+        self._log = log
+        self._ready = ready
+        self._log_start = log.stat().st_size if log.exists() else 0
+        try:
+            with log.open("ab") as output:
+                self._process = subprocess.Popen(  # noqa: S603  # the command is ours
+                    dying_with_parent(command), stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT
+                )
+        except OSError as error:
+            raise BrokerUnreachable(f"{command[0]} cannot be started: {error.strerror or error}.") from error
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def _output(self) -> str:
+        with suppress(OSError), self._log.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode(errors="replace")
+        return ""
+
+    def log_tail(self, lines: int = 3) -> str:
+        """The end of what it wrote, on one line."""
+        return " / ".join(self._output().splitlines()[-lines:])
+
+    async def serves(self, host: str, port: int) -> bool:
+        """Wait until it takes connections; False where it ended instead.
+
+        Raises:
+            BrokerUnreachable: it does neither for too long.
+        """
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while self.running and not await _accepts(host, port):  # noqa: ASYNC110
+                    await asyncio.sleep(POLL)
+                # Whoever accepted may be another process that was faster to take the port.
+                if self._ready:
+                    while self.running and self._ready not in self._output():  # noqa: ASYNC110
+                        await asyncio.sleep(POLL)
+                else:
+                    await asyncio.sleep(SETTLED)
+        except TimeoutError:
+            raise BrokerUnreachable(f"The broker did not start within {PATIENCE:g} s: {self.log_tail()}") from None
+        return self.running
+
+    async def stop(self) -> None:
+        """Ask it to end, and kill it where it does not."""
+        if self.running:
+            self._process.terminate()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE):
+                    while self.running:  # noqa: ASYNC110
+                        await asyncio.sleep(POLL)
+        self.kill()
+
+    def kill(self) -> None:
+        """End it at once, with SIGKILL."""
+        self._process.kill()
+        self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()

@@ -1,0 +1,1 @@
+"""MQTT connections: the contract, paho behind it, and what is retained."""

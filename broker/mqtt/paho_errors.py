@@ -1,0 +1,141 @@
+"""What paho reports, in our words: the errors of connecting, the limits in CONNACK, the size of a packet."""
+
+import socket
+import ssl
+from typing import Literal
+
+from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY, Client, WebsocketConnectionError
+from paho.mqtt.enums import MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from midge.broker.mqtt.connection import (
+    BrokerError,
+    BrokerRefused,
+    BrokerUnreachable,
+    Limits,
+    Options,
+    PacketTooLarge,
+    QoS,
+)
+from midge.broker.mqtt.endpoint import Endpoint
+from midge.broker.mqtt.paho_reason_codes import name_all_codes
+
+name_all_codes()
+
+FAILURE = 0x80
+"""Reason codes from here on say no; MQTT 5, section 2.4."""
+TAKEN_OVER = 0x8E
+
+_UNSUPPORTED_PROTOCOL = 0x84
+_OF_3_1_1 = {1: 0x84, 2: 0x85, 3: 0x88, 4: 0x86, 5: 0x87}
+"""Return codes of 3.1.1 and the reason codes that they mean. An older broker may answer MQTT 5 with one too."""
+_COME_BACK_LATER = frozenset({0x88, 0x89, 0x97, 0x9F})
+"""Server unavailable, server busy, quota exceeded, connection rate exceeded."""
+_BAD_CREDENTIALS = frozenset({0x86, 0x87})
+
+_MAX_REMAINING_LENGTH = 268_435_455
+"""The largest packet that MQTT can spell, without its fixed header; MQTT 5, section 1.5.5."""
+
+
+class ProtocolRefused(BrokerError):
+    """The broker does not speak this version of MQTT, or hung up when it heard it: try the older one."""
+
+
+class Unanswered(ProtocolRefused, BrokerUnreachable):
+    """The broker takes connections and does not answer CONNECT: it may know the older version only."""
+
+
+def clean_start(protocol: MQTTProtocolVersion) -> bool | Literal[3]:
+    """Always clean. For 3.1.1 paho takes its default only, which is 3, and `clean_session` says the same."""
+    return True if protocol == MQTTProtocolVersion.MQTTv5 else MQTT_CLEAN_START_FIRST_ONLY
+
+
+def connect_properties(options: Options, protocol: MQTTProtocolVersion) -> Properties | None:
+    """The properties of CONNECT; MQTT 3.1.1 has none. No session expiry means that the session ends with us."""
+    if protocol != MQTTProtocolVersion.MQTTv5:
+        return None
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    properties.ReceiveMaximum = options.receive_maximum
+    return properties
+
+
+def read_limits(client: Client, properties: Properties | None, options: Options) -> Limits:
+    """What a CONNACK says of the broker."""
+    return Limits(
+        protocol=5 if client.protocol == MQTTProtocolVersion.MQTTv5 else 4,
+        maximum_packet_size=getattr(properties, "MaximumPacketSize", None),
+        receive_maximum=getattr(properties, "ReceiveMaximum", 65535),
+        retain_available=bool(getattr(properties, "RetainAvailable", True)),
+        client_id=getattr(properties, "AssignedClientIdentifier", options.client_id),
+    )
+
+
+def check_packet_size(limits: Limits, topic: str, payload: int, qos: QoS) -> None:
+    """Make sure that a PUBLISH with `payload` bytes fits.
+
+    Raises:
+        PacketTooLarge: it does not.
+    """
+    remaining = 2 + len(topic.encode()) + (2 if qos else 0) + (1 if limits.protocol == 5 else 0) + payload
+    length_bytes = 1 + (remaining > 127) + (remaining > 16_383) + (remaining > 2_097_151)
+    size = 1 + length_bytes + remaining
+    limit = limits.maximum_packet_size
+    if remaining > _MAX_REMAINING_LENGTH or (limit is not None and size > limit):
+        most = _MAX_REMAINING_LENGTH if limit is None else limit
+        raise PacketTooLarge(
+            f"A packet of {size} bytes is more than the broker takes ({most} bytes): send smaller chunks."
+        )
+
+
+def connect_refused(endpoint: Endpoint, options: Options, reason: ReasonCode) -> BrokerError:
+    """The error that a CONNACK other than success stands for."""
+    reason = ReasonCode(PacketTypes.CONNACK, identifier=_OF_3_1_1.get(reason.value, reason.value))
+    if reason.value == _UNSUPPORTED_PROTOCOL:
+        return ProtocolRefused(f"{endpoint} refuses this version of MQTT ({reason}).")
+    if reason.value in _COME_BACK_LATER:
+        return BrokerUnreachable(f"{endpoint} takes no connections at present ({reason}): try again later.")
+    if reason.value in _BAD_CREDENTIALS:
+        who = "an anonymous client" if endpoint.user is None else f"user {endpoint.user!r}"
+        return BrokerRefused(f"{endpoint} refused {who} ({reason}): check user and password.")
+    return BrokerRefused(f"{endpoint} refused client {options.client_id!r} ({reason}).")
+
+
+def hung_up(endpoint: Endpoint) -> BrokerError:
+    """The error for a broker that answers no version of CONNECT."""
+    want = "a client certificate" if endpoint.tls else "TLS (mqtts://)"
+    return BrokerUnreachable(f"{endpoint} hung up before answering: is it an MQTT broker, and does it want {want}?")
+
+
+def silent(endpoint: Endpoint, options: Options) -> Unanswered:
+    """The error for a server that takes a connection and says nothing."""
+    return Unanswered(
+        f"{endpoint} took the connection and did not answer within {options.timeout:g} s: is it an MQTT broker?"
+    )
+
+
+def unreachable(endpoint: Endpoint, options: Options, error: BaseException) -> BrokerError:
+    """The error that an exception while opening the socket stands for."""
+    match error:
+        case ssl.SSLCertVerificationError():
+            return BrokerRefused(
+                f"The certificate of {endpoint} is not trusted ({error.verify_message}): "
+                "give the authority that signed it as cafile, and use the host name it was made for."
+            )
+        case ssl.SSLError():
+            return BrokerUnreachable(
+                f"{endpoint} does not agree on TLS ({error.reason or error}): check that this port serves TLS."
+            )
+        case socket.gaierror():
+            return BrokerUnreachable(f"The host name {endpoint.host!r} cannot be resolved: check its spelling.")
+        case ConnectionRefusedError():
+            return BrokerUnreachable(f"Nothing listens at {endpoint}: start the broker or correct the address.")
+        case TimeoutError():
+            return BrokerUnreachable(
+                f"{endpoint} does not answer within {options.timeout:g} s: check the address and the firewall."
+            )
+        case WebsocketConnectionError():
+            return BrokerUnreachable(f"{endpoint} does not speak MQTT over websockets ({error}): check port and path.")
+        case _:
+            return BrokerUnreachable(f"{endpoint} cannot be reached: {error}.")

@@ -1,0 +1,1 @@
+"""Certificates, bundles and rights: what `midge broker init` makes for a fleet."""

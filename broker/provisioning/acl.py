@@ -1,0 +1,43 @@
+"""Who may do what on a federation's topics, as lines of Mosquitto's ACL file."""
+
+from collections.abc import Iterable
+
+from midge.wire.topics import Topics
+
+
+def of_aggregator(topics: Topics, user: str) -> list[str]:
+    """The aggregator's rights: everything in its federation, nothing beside it."""
+    return [f"user {user}", f"topic readwrite {topics.everything}"]
+
+
+def of_devices(topics: Topics) -> list[str]:
+    """Every device's rights, by the name that the broker knows it by: write as itself, read what is for it or for all.
+
+    The slot of an update cannot be told in a pattern; the aggregator checks it.
+    """
+    prefix = topics.prefix
+    return [
+        f"pattern write {prefix}/update/+/%u",
+        f"pattern write {prefix}/report/%u",
+        f"pattern readwrite {prefix}/status/%u",
+        f"pattern read {prefix}/receipt/%u",
+        f"pattern read {topics.aggregator}",
+        f"pattern read {prefix}/model/#",
+    ]
+
+
+def of_operator(topics: Topics, user: str, victim: str) -> list[str]:
+    """Reading only, for `midge status` and `midge broker check`; they write to a topic that no other client uses."""
+    return [
+        f"user {user}",
+        f"topic read {topics.everything}",
+        "topic read $SYS/broker/version",
+        f"topic readwrite {topics.prefix}/check/#",
+        f"topic readwrite {topics.aggregator}/+",
+        f"topic write {topics.receipt(victim)}",
+    ]
+
+
+def denied(users: Iterable[str]) -> list[str]:
+    """Nothing at all, for users who are connected too: a certificate is looked at when a connection begins only."""
+    return [line for user in users for line in (f"user {user}", "topic deny #")]

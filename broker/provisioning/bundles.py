@@ -1,0 +1,153 @@
+"""Bundles: all that one participant needs to reach its federation, in a folder that can be carried to it.
+
+A bundle is a TOML file that names the broker, the federation and the participant, with the files for TLS beside it;
+their names are relative to it. Written by `broker.provisioning.create_fleet`, read by the commands for `--config`.
+"""
+
+import io
+import json
+import tarfile
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from midge.broker.mqtt.endpoint import Endpoint, Tls
+from midge.storage.files import PRIVATE, atomic_write, atomic_write_all, make_folder
+from midge.wire.topics import DEFAULT_ROOT, Topics, check_name
+
+
+class BundleError(Exception):
+    """A bundle cannot be used; the message says why."""
+
+
+class _Fields(BaseModel):
+    """What a bundle's TOML file may say."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    federation: str
+    broker: str
+    name: str
+    root: str = DEFAULT_ROOT
+    cafile: str | None = None
+    certfile: str | None = None
+    keyfile: str | None = None
+    user: str | None = None
+    password_file: str | None = None
+    release_key: str | None = None
+    release_private_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """One participant's place in a federation."""
+
+    topics: Topics
+    name: str
+    endpoint: Endpoint
+    release_key: Path | None = None
+    """The Ed25519 public key, PEM, whose signature a device is to ask for."""
+    release_private_key: Path | None = None
+    """The key that makes them; at the aggregator only."""
+
+
+def read_bundle(path: Path, *, broker: str | None = None) -> Bundle:
+    """Read a bundle by its TOML file, or by its folder where there is one only.
+
+    Args:
+        path: the file, such as `fleet/devices/dev0001/device.toml`.
+        broker: another address than the bundle names; without TLS its certificate is not shown.
+
+    Raises:
+        BundleError: it is none, or a file that it names is not there.
+    """
+    if path.is_dir():
+        found = sorted(path.glob("*.toml"))
+        if len(found) != 1:
+            raise BundleError(f"{path} holds {len(found)} TOML files: name the one that is meant.")
+        path = found[0]
+    try:
+        fields = _Fields.model_validate(tomllib.loads(path.read_text()))
+        topics = Topics(fields.federation, fields.root)
+        check_name(fields.name)
+        url = broker or fields.broker
+        secure = Endpoint.parse(url).tls is not None
+        tls = Tls(_beside(path, fields.cafile), _beside(path, fields.certfile), _beside(path, fields.keyfile))
+        secret = _beside(path, fields.password_file)
+        password = None if secret is None else secret.read_text().strip()
+        endpoint = Endpoint.parse(url, user=fields.user, password=password, tls=tls if secure else None)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror or error}).") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{path} is no bundle of Midge's: {field}: {first['msg'].lower()}.") from error
+    except ValueError as error:  # TOML's errors too
+        raise BundleError(f"{path} is no bundle of Midge's: {error}") from error
+    public, private = (_beside(path, name) for name in (fields.release_key, fields.release_private_key))
+    return Bundle(topics, fields.name, endpoint, public, private)
+
+
+def _beside(path: Path, name: str | None) -> Path | None:
+    if name is None:
+        return None
+    file = path.parent / name
+    if not file.is_file():
+        raise BundleError(f"{path} names {name}, which is not beside it: carry the whole folder.")
+    return file
+
+
+def write_bundle(
+    folder: Path, file: str, fields: Mapping[str, str | None], files: Mapping[str, bytes], *, why: str
+) -> None:
+    """Write a bundle's TOML file and what it names, readable by their owner only.
+
+    Args:
+        folder: where to; it is made.
+        file: the TOML file's name.
+        fields: what it says; None is left out.
+        files: what lies beside it.
+        why: a comment at its head.
+    """
+    _Fields.model_validate(fields)
+    make_private(folder)
+    # JSON's strings are TOML's.
+    lines = [f"# {why}", *(f"{name} = {json.dumps(value)}" for name, value in fields.items() if value is not None)]
+    atomic_write_all(folder, {**files, file: "\n".join([*lines, ""]).encode()}, mode=PRIVATE)
+
+
+def pack(folder: Path) -> Path:
+    """A tar archive of a bundle, beside its folder, to carry to the device."""
+    path = folder.with_name(f"{folder.name}.tar")
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for file in sorted(folder.iterdir()):
+            content = file.read_bytes()
+            member = tarfile.TarInfo(f"{folder.name}/{file.name}")
+            member.size, member.mode, member.mtime = len(content), PRIVATE, int(file.stat().st_mtime)
+            archive.addfile(member, io.BytesIO(content))
+    write_private(path, packed.getvalue())
+    return path
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that only its owner enters."""
+    make_folder(folder)
+    folder.chmod(0o700)
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file that only its owner reads, whole or not at all: a broker may read it at any moment.
+
+    When this returns it survives a power cut: a release key or an authority's key cannot be made a second time.
+    """
+    atomic_write(path, content, mode=PRIVATE)
+
+
+def as_json(value: Any) -> bytes:
+    """For people's eyes too."""
+    return (json.dumps(value, indent=2) + "\n").encode()

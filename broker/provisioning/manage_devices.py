@@ -1,0 +1,248 @@
+"""Devices that come, go, and get new keys, while the broker runs.
+
+A certificate is looked at when a connection begins, so a revocation list alone leaves a connected device its say. Hence
+both: the list, and a line of the ACL that takes every right; and SIGHUP, upon which Mosquitto reads both.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from midge.broker.provisioning.bundles import pack
+from midge.broker.provisioning.certificates import Authority, list_ends, need_cryptography
+from midge.broker.provisioning.create_fleet import Signing, enrol, publish
+from midge.broker.provisioning.fleet_registry import (
+    AGGREGATOR,
+    RESERVED,
+    Fleet,
+    FleetError,
+    Member,
+    locked,
+    present,
+    read_fleet,
+    write_fleet,
+)
+from midge.broker.provisioning.mosquitto_config import PID_FILE
+from midge.wire.topics import check_name
+
+State = Literal["active", "rotating", "revoked"]
+
+NEAR = 60
+"""Days before the end of a certificate or a list from which on it is worth a warning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Whether the broker was told of a change."""
+
+    broker: bool
+    """True where a broker on this machine was sent SIGHUP."""
+    todo: tuple[str, ...]
+    """Commands for the broker's machine; empty where nothing is to be done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One device, as a table shows it."""
+
+    name: str
+    state: State
+    ends: datetime | None
+    """When its newest certificate runs out; None for passwords."""
+    since: datetime | None
+    """When it was revoked."""
+
+
+def add(directory: Path, names: list[str]) -> Told:
+    """New devices, each with a bundle.
+
+    Raises:
+        FleetError: one of the names is taken.
+        ValueError: one of them cannot be a device's.
+    """
+    with _changing(directory) as (fleet, signing):
+        for name in names:
+            check_name(name, "device name")
+            if name in RESERVED:
+                raise FleetError(f"{name!r} is a name of Midge's own: choose another for the device.")
+            if (member := fleet.members.get(name)) is not None:
+                what = "was revoked: choose another name" if member.revoked else "is there already"
+                raise FleetError(f"The device {name!r} {what}.")
+        for name in names:
+            enrol(signing, name, directory / "devices" / name)
+            pack(directory / "devices" / name)
+        if fleet.way != "passwords":  # then a broker need not be told: it trusts the authority
+            write_fleet(directory, fleet)
+            return Told(broker=False, todo=())
+        return _changed(signing)
+
+
+def revoke(directory: Path, names: list[str]) -> Told:
+    """Shut devices out, connected or not.
+
+    Raises:
+        FleetError: there is no such device.
+    """
+    with _changing(directory) as (fleet, signing):
+        members = [_member(fleet, name) for name in names]
+        for member in members:
+            member.revoked = member.revoked or signing.now
+            fleet.lapse(member.serials, signing.now)
+            member.serials = []
+        return _changed(signing)
+
+
+def rotate(directory: Path, names: list[str], *, now: bool = False, finish: bool = False) -> Told:
+    """New keys for devices.
+
+    The earlier certificates stay good until `finish`, so that a device takes part until its new bundle has reached
+    it. A password has no before: it changes at once.
+
+    Args:
+        directory: the fleet's.
+        names: the devices.
+        now: revoke what they had before at once.
+        finish: make nothing new, only revoke what they had before.
+
+    Raises:
+        FleetError: there is no such device, or it is revoked.
+    """
+    with _changing(directory) as (fleet, signing):
+        for name in names:
+            member = _member(fleet, name, reserved=True)
+            if member.revoked is not None:
+                raise FleetError(f"The device {name!r} is revoked: add a device of another name.")
+        for name in names:
+            if not finish:
+                folder = directory / AGGREGATOR if name == AGGREGATOR else directory / "devices" / name
+                enrol(signing, name, folder)
+                if name != AGGREGATOR:
+                    pack(folder)
+            member = fleet.members[name]
+            if now or finish:
+                fleet.lapse(member.serials[:-1], signing.now)
+                member.serials = member.serials[-1:]
+        if fleet.way == "certificates" and not (now or finish):
+            write_fleet(directory, fleet)
+            return Told(broker=False, todo=())
+        return _changed(signing)
+
+
+def devices(directory: Path) -> list[Listed]:
+    """All devices that there are or were."""
+    listed = []
+    for name, member in sorted(read_fleet(directory).devices.items()):
+        state: State = "active" if len(member.serials) < 2 else "rotating"
+        listed.append(Listed(name, "revoked" if member.revoked else state, member.ends, member.revoked))
+    return listed
+
+
+def warnings(directory: Path, now: datetime) -> list[str]:
+    """What runs out soon, and what to do."""
+    fleet, said = read_fleet(directory), []
+    crl = directory / "broker" / "crl.pem"
+    if crl.is_file():
+        need_cryptography()
+        left = (list_ends(crl.read_bytes()) - now).days
+        if left < NEAR:
+            said.append(
+                f"The revocation list runs out in {left} days, and with it everybody's access: "
+                "write it again with `midge device-list --renew`."
+            )
+    for name, member in fleet.members.items():
+        if member.ends is not None and member.revoked is None and (left := (member.ends - now).days) < NEAR:
+            how = f"midge device-rotate {name}" if name not in RESERVED or name == AGGREGATOR else "a new fleet"
+            said.append(f"The certificate of {name} runs out in {left} days: {how}.")
+    return said
+
+
+def renew(directory: Path) -> Told:
+    """Rewrite what the broker reads, and tell it."""
+    with _changing(directory) as (_, signing):
+        return _changed(signing)
+
+
+class _changing:  # noqa: N801 - read as a verb
+    """The fleet and what its bundles are made with, locked against changes by others."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._lock = locked(directory)
+
+    def __enter__(self) -> tuple[Fleet, Signing]:
+        need_cryptography()
+        self._lock.__enter__()
+        try:
+            fleet = read_fleet(self._directory)
+            return fleet, _signing(self._directory, fleet)
+        except BaseException:
+            self._lock.__exit__(*sys.exc_info())
+            raise
+
+    def __exit__(self, *problem: object) -> None:
+        self._lock.__exit__(None, None, None)
+
+
+def _signing(directory: Path, fleet: Fleet) -> Signing:
+    authority, trust = None, None
+    try:
+        if fleet.way != "join":
+            home = directory / "authority"
+            authority = Authority((home / "ca.key").read_bytes(), (home / "ca.crt").read_bytes())
+            trust = authority.certificate
+        elif (own := directory / AGGREGATOR / "ca.crt").is_file():
+            trust = own.read_bytes()
+        release = (directory / AGGREGATOR / "release.pub").read_bytes()
+    except OSError as error:
+        raise FleetError(
+            f"{error.filename} cannot be read ({error.strerror}): devices are managed where the fleet's authority is."
+        ) from error
+    return Signing(directory, fleet, authority, trust, release, present())
+
+
+def _member(fleet: Fleet, name: str, *, reserved: bool = False) -> Member:
+    known = {**fleet.devices, **({AGGREGATOR: fleet.members[AGGREGATOR]} if reserved else {})}
+    if name not in known:
+        raise FleetError(f"There is no device {name!r} in this fleet: `midge device-list` names them.")
+    return known[name]
+
+
+def _changed(signing: Signing) -> Told:
+    """Register first, then what is made from it, then the broker's ear."""
+    fleet, directory = signing.fleet, signing.directory
+    write_fleet(directory, fleet)
+    publish(directory, fleet, signing.authority, signing.now)
+    if fleet.way == "join":
+        lines = directory / "broker" / "acl-to-add"
+        return Told(broker=False, todo=(f"bring {lines} into the broker's ACL", "ask its authority to revoke or sign"))
+    here = directory / "broker"
+    if here.resolve() == Path(fleet.broker_directory) and _hang_up(here / PID_FILE):
+        return Told(broker=True, todo=())
+    files = " ".join(str(here / name) for name in ("acl", "crl.pem", "passwords") if (here / name).exists())
+    copy = () if here.resolve() == Path(fleet.broker_directory) else (f"scp {files} BROKER:{fleet.broker_directory}/",)
+    pid = f"{fleet.broker_directory}/{PID_FILE}"
+    return Told(broker=False, todo=(*copy, f"kill -HUP $(cat {pid})    # on the broker's machine, where it runs"))
+
+
+def _hang_up(pid_file: Path) -> bool:
+    """Send SIGHUP to the Mosquitto that wrote this file; False where there is none any more."""
+    with suppress(OSError, ValueError):
+        pid = int(pid_file.read_text())
+        if pid > 1 and "mosquitto" in _program(pid):  # the number may be another's by now
+            os.kill(pid, signal.SIGHUP)
+            return True
+    return False
+
+
+def _program(pid: int) -> str:
+    """The name of the program that a process runs; empty where there is no such process."""
+    if (proc := Path("/proc")).is_dir() and (proc / "self").exists():  # else, on a Mac, ps knows
+        return (proc / str(pid) / "comm").read_text()
+    asked = ["ps", "-o", "comm=", "-p", str(pid)]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout  # noqa: S603

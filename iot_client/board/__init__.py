@@ -1,0 +1,1 @@
+"""What the board and its owner allow: conditions, budgets, duty cycles."""

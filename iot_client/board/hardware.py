@@ -1,0 +1,23 @@
+"""What a device is, for its status: plain values, read once, without a library."""
+
+import os
+import platform
+from contextlib import suppress
+
+from midge.iot_client.training.throughput import Speed
+
+
+def capabilities(speed: Speed, link: str | None) -> dict[str, str | int | float | bool]:
+    """Cores, memory in MiB, architecture, the speed that was measured, the link where the owner said one."""
+    found: dict[str, str | int | float | bool] = {
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "machine": platform.machine(),
+    }
+    with suppress(ValueError, OSError, AttributeError):
+        found["memory_mib"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    if speed.rows:
+        found["rows_per_second"] = round(speed.rows, 3)
+        found["steps_per_second"] = round(speed.steps, 3)
+    if link is not None:
+        found["link"] = link
+    return found

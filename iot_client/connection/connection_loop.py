@@ -1,0 +1,310 @@
+"""Keeps a device connected: reconnects with back-off, sleeps between duty cycles, and turns messages into events."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from midge.broker.mqtt.connection import (
+    BrokerError,
+    BrokerRefused,
+    Connection,
+    ConnectionLost,
+    Delivery,
+    Options,
+    Will,
+)
+from midge.iot_client.connection.hello import hello_frame
+from midge.iot_client.connection.model_fetcher import Fetcher
+from midge.iot_client.connection.publisher import Publisher
+from midge.iot_client.parts import DeviceParts
+from midge.iot_client.session import events as ev
+from midge.iot_client.session.session import DeviceSession, Work
+from midge.wire import messages, sharing
+from midge.wire.errors import WireError
+from midge.wire.messages import AggregatorStatus, Announcement, DeviceState, Hello
+from midge.wire.topics import Channel
+
+log = logging.getLogger("iot_client")
+
+_OVERHEAD = 4096
+"""Bytes of topic and headers around a body, generously: an update's header may tell 32 metrics."""
+_DUPLICATE_WAIT = 3.0
+"""Seconds that a live device of our name has to say that it lives."""
+_POLL = 0.2
+"""Seconds between two looks whether a device on duty may sleep."""
+_HANDSHAKE_MESSAGES = 12
+"""Messages that a connection begins with, both ways."""
+_GOODBYE_WAIT = 2.0
+"""Seconds that the broker has to acknowledge our last status."""
+_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
+"""Seconds of the back-off between two attempts to connect: the first, doubled each time up to the last."""
+
+
+class DuplicateDeviceName(Exception):
+    """Another live device has this name."""
+
+
+def reconnect_delay(pause: float, told: Announcement | None) -> float:
+    """Seconds before the next attempt to connect, random: more in a large fleet, all of which may have lost the broker.
+
+    Args:
+        pause: of the back-off, seconds.
+        told: the newest announcement, which says how large the fleet is.
+    """
+    spread = 0.0 if told is None else sharing.spread(told.byte_rate, told.devices, 0, _HANDSHAKE_MESSAGES)
+    return max(pause * random.uniform(0.5, 1.5), spread * random.random())  # noqa: S311 - spreads load
+
+
+class ConnectionLoop:
+    """The device's connections, one after the other, until it is stopped.
+
+    Args:
+        parts: of the device.
+        session: what it knows; only read here.
+        publisher: publishes over the connection that stands.
+        fetcher: collects the model's chunks.
+        put: hands an event to the session.
+        look: called after a sleep: conditions may have changed.
+    """
+
+    def __init__(
+        self,
+        parts: DeviceParts,
+        session: DeviceSession,
+        publisher: Publisher,
+        fetcher: Fetcher,
+        *,
+        put: Callable[[ev.Event], None],
+        look: Callable[[], None],
+    ) -> None:
+        self._parts, self._session, self._publisher, self._fetcher = parts, session, publisher, fetcher
+        self._put, self._look = put, look
+        self._stop = asyncio.Event()
+        self._parting: asyncio.Future[DeviceState] | None = None
+        """As what to part from the connection that stands."""
+
+    def stop(self) -> None:
+        """End cleanly, with a goodbye."""
+        self._stop.set()
+        self.part(DeviceState.DISCONNECTED)
+
+    def part(self, state: DeviceState) -> None:
+        """End the connection that stands with this status; the connector says when there is another."""
+        if self._parting is not None and not self._parting.done():
+            self._parting.set_result(state)
+
+    async def run(self) -> None:
+        """Connect, and connect again, until `stop`.
+
+        Raises:
+            BrokerError: the very first connection failed.
+            DuplicateDeviceName: another live device has our name.
+        """
+        config, duty = self._parts.config, self._parts.duty
+        pause, connected_before = _PAUSE, False
+        duty.wake(time.monotonic())
+        while not self._stop.is_set():
+            try:
+                async with config.connector(self._options()) as connection:
+                    await self._see_duplicates(connection)
+                    connected_before, pause = True, _PAUSE
+                    await self._use(connection)
+            except BrokerError as error:
+                if isinstance(error, ConnectionLost):
+                    if error.taken_over:
+                        raise DuplicateDeviceName(
+                            f"Another live device uses the outbox of {config.name!r}: "
+                            "never copy one to a second device."
+                        ) from error
+                elif not connected_before:
+                    raise
+                connected_before = True
+                log.info("%s: %s Trying again in about %.0f s.", config.name, error, pause)
+                self._parts.tell("disconnected", why=str(error), refused=isinstance(error, BrokerRefused))
+                await self._wait(reconnect_delay(pause, self._session.announcement))
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            if not self._stop.is_set() and (duty.asleep or self._may_sleep(connected=False)):
+                await self._sleep()
+                pause = _PAUSE
+
+    async def _wait(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
+
+    # -------------------------------------------------------------------- duty cycle
+
+    def _may_sleep(self, *, connected: bool) -> bool:
+        busy = self._session.work is Work.TRAINING
+        at_rest = connected and self._session.at_rest and not self._parts.serving.busy
+        return self._parts.duty.over(time.monotonic(), at_rest=at_rest, busy=busy)
+
+    async def _sleep_when_idle(self) -> None:
+        while not self._may_sleep(connected=True):  # noqa: ASYNC110 - of many things, some of them times
+            await asyncio.sleep(_POLL)
+        self.part(DeviceState.SLEEPING)
+
+    def _fall_asleep(self) -> float:
+        """Begin to sleep; seconds until the next waking."""
+        return self._parts.duty.sleep(time.monotonic(), time.time(), random.random())  # noqa: S311 - spreads load
+
+    async def _sleep(self) -> None:
+        """Sleep until the next waking; end if the duty is to wake once."""
+        duty = self._parts.duty
+        seconds = max(0.0, duty.wakes - time.time()) if duty.asleep else self._fall_asleep()
+        self._parts.flush()
+        self._parts.tell("sleeping", wakes=duty.wakes, seconds=seconds)
+        if duty.duty is not None and duty.duty.once:
+            self.stop()
+        await self._wait(seconds)
+        if not self._stop.is_set():
+            duty.wake(time.monotonic())
+            self._look()
+            self._parts.tell("awake")
+
+    # ---------------------------------------------------------------- one connection
+
+    def _options(self) -> Options:
+        topics, config = self._parts.topics, self._parts.config
+        will = Will(topics.status(config.name), self._hello(DeviceState.LOST))
+        identity = f"midge-{topics.federation}-{config.name}-{self._parts.outbox.identity:016x}"
+        return Options(client_id=identity, will=will, keepalive=config.keepalive)
+
+    def _hello(self, state: DeviceState) -> bytes:
+        return hello_frame(self._parts, self._session, state)
+
+    async def _see_duplicates(self, connection: Connection) -> None:
+        """End if a live device has our name: two would take each other's receipts.
+
+        Our own JOINING comes back behind whatever is retained; a duplicate that lives answers it.
+        """
+        topics, name = self._parts.topics, self._parts.config.name
+        topic = topics.status(name)
+        await connection.subscribe(topic)
+        await self._publisher.publish(connection, topic, self._hello(DeviceState.JOINING))
+        suspected = False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DUPLICATE_WAIT):
+                async for delivery in connection.messages():
+                    self._count(delivery)
+                    connection.ack(delivery)
+                    hello = _hello_of(delivery.payload)
+                    if hello is None:
+                        continue
+                    if hello.outbox == self._parts.outbox.identity:
+                        if hello.state is DeviceState.JOINING and not suspected:
+                            return
+                    elif hello.state.live and delivery.retain:
+                        suspected = True
+                    elif hello.state.live:
+                        raise DuplicateDeviceName(
+                            f"Another live device of federation {topics.federation!r} is named {name!r}: "
+                            "give each device its own name, and never copy an outbox."
+                        )
+
+    async def _use(self, connection: Connection) -> None:
+        """Take part over one connection, until it is lost or is to end."""
+        serving = self._parts.serving
+        self._parting = asyncio.get_running_loop().create_future()
+        reading = asyncio.create_task(self._read(connection))
+        beside = [asyncio.create_task(serving.follow(connection))] if serving.wanted else []
+        if self._parts.duty.duty is not None:
+            beside.append(asyncio.create_task(self._sleep_when_idle()))
+        if self._stop.is_set():
+            self.part(DeviceState.DISCONNECTED)
+        last = DeviceState.LOST
+        try:
+            either: set[asyncio.Future[Any]] = {reading, self._parting}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                await reading
+            last = self._parting.result() if self._parting.done() else DeviceState.DISCONNECTED
+            if last is DeviceState.SLEEPING:
+                self._fall_asleep()
+        finally:
+            # Also if the trainer raised: an orderly end of the connection takes the Last Will back.
+            self._publisher.disconnected()
+            self._put(ev.Disconnected())
+            if not reading.done():
+                await self._say_goodbye(connection, last)
+            self._parting = None
+            for task in (reading, *beside):
+                task.cancel()
+            await asyncio.gather(reading, *beside, return_exceptions=True)
+
+    async def _say_goodbye(self, connection: Connection, state: DeviceState) -> None:
+        status = self._parts.topics.status(self._parts.config.name)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_GOODBYE_WAIT):
+                await self._publisher.publish(connection, status, self._hello(state), retain=True)
+
+    async def _read(self, connection: Connection) -> None:
+        topics, name = self._parts.topics, self._parts.config.name
+        await connection.subscribe(topics.aggregator, topics.receipt(name))
+        await connection.subscribe(topics.announcement(), qos=0)
+        if self._parts.serving.wanted:
+            await connection.subscribe(topics.announcement("serve"), qos=0)
+        largest = connection.limits.maximum_packet_size
+        self._publisher.connected(connection)
+        self._put(ev.Connected(None if largest is None else max(256, largest - _OVERHEAD)))
+        self._parts.tell("connected")
+        async for delivery in connection.messages():
+            self._count(delivery)
+            try:
+                self._deliver(delivery.topic, delivery.payload)
+            except WireError as error:
+                log.warning("%s: a message on %s was dropped: %s", name, delivery.topic, error)
+            connection.ack(delivery)
+
+    def _count(self, delivery: Delivery) -> None:
+        self._parts.counters.bytes_down += len(delivery.payload)
+        self._parts.spent(len(delivery.payload))
+
+    def _deliver(self, topic: str, payload: bytes) -> None:
+        """Turn a message into an event.
+
+        Raises:
+            WireError: it cannot be read, or is not to be believed.
+        """
+        parts = self._parts
+        topics, name = parts.topics, parts.config.name
+        if self._fetcher.expects(topic):
+            self._fetcher.deliver(topic, payload)
+        elif parts.serving.fetcher.expects(topic):
+            parts.serving.fetcher.deliver(topic, payload)
+        elif not payload:
+            pass  # a retained message was cleared
+        elif topic == topics.announcement():
+            self._put(ev.Announced(self._announcement(payload, "train")))
+        elif topic == topics.announcement("serve"):
+            parts.serving.announced(self._announcement(payload, "serve"))
+        elif topic == topics.receipt(name):
+            self._put(ev.Receipted(parts.identity.receipt(payload)))
+        elif topic == topics.aggregator:
+            self._put(ev.AggregatorSeen(messages.decode(AggregatorStatus, payload)[0]))
+        elif topic == topics.status(name):
+            hello, _ = messages.decode(Hello, payload)
+            if hello.outbox != parts.outbox.identity and hello.state is DeviceState.JOINING:
+                self._publisher.send(topic, self._hello(DeviceState.READY), retain=True)  # we live
+
+    def _announcement(self, payload: bytes, channel: Channel) -> Announcement:
+        """Read an announcement, and tell if it is not to be believed.
+
+        Raises:
+            WireError: it is not.
+        """
+        try:
+            return self._parts.identity.announcement(payload, channel, time.time(), time.monotonic())
+        except WireError as error:
+            self._parts.tell("untrusted", channel=channel, why=str(error))
+            raise
+
+
+def _hello_of(payload: bytes) -> Hello | None:
+    with suppress(WireError):
+        return messages.decode(Hello, payload)[0]
+    return None

@@ -1,0 +1,25 @@
+"""A device's status: who it is, what it holds, and from which model it trains."""
+
+from midge.iot_client.board.hardware import capabilities
+from midge.iot_client.parts import DeviceParts
+from midge.iot_client.session.session import DeviceSession
+from midge.wire.inputs import sayable
+from midge.wire.messages import DeviceState, Hello
+
+
+def hello_frame(parts: DeviceParts, session: DeviceSession, state: DeviceState) -> bytes:
+    """The status as it is published, signed if the device has a key."""
+    config, target = parts.config, session.announcement
+    message = Hello(
+        state=state,
+        outbox=session.outbox,
+        first=session.first,
+        next=session.next,
+        lineage=None if target is None else target.lineage,
+        generation=0 if target is None else target.generation,
+        version=0 if target is None else target.version,
+        wakes=parts.duty.wakes if state is DeviceState.SLEEPING else 0.0,
+        capabilities={**capabilities(parts.speed, config.link), **(config.capabilities or {})},
+        features=sayable(config.feature_names),
+    )
+    return parts.identity.frame(message)

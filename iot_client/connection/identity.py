@@ -1,0 +1,154 @@
+"""Whom a device believes, and how it says who it is: pinned keys, its own key, and the seal on what it sends."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from midge.iot_client.session.trust import Trust
+from midge.iot_client.state.memory_outbox import AnyOutbox
+from midge.iot_client.state.outbox import OutboxFull
+from midge.iot_client.training.update_encoder import Made, Unfit
+from midge.wire import chunks, frames, sealing, signing
+from midge.wire.errors import WireError
+from midge.wire.messages import Announcement, Receipt, Statistics
+from midge.wire.signing import KeyUnusable, PrivateKey, PublicKey
+from midge.wire.topics import Channel, Topics
+
+Key = str | Path | bytes
+"""A file that holds a key, or its bytes."""
+_CHANNELS: tuple[Channel, Channel] = ("train", "serve")
+
+
+class Identity:
+    """One device in one federation.
+
+    Args:
+        topics: the federation's.
+        release_key: the public key, or keys, that sign what the federation releases: pinned, so that nothing else is
+            believed. None believes whatever the broker hands out.
+        signing_key: the device's own private key, to sign what it sends.
+
+    Raises:
+        KeyUnusable: a key cannot be read.
+        ModuleNotFoundError: there are keys and `cryptography` is not installed, or too old to seal.
+    """
+
+    def __init__(
+        self, topics: Topics, *, release_key: Key | Sequence[Key] | None = None, signing_key: Key | None = None
+    ) -> None:
+        given = [release_key] if isinstance(release_key, str | Path | bytes) else list(release_key or ())
+        self._topics = topics
+        self._pinned: list[PublicKey] = [signing.read_public(*_read(key)) for key in given]
+        if self._pinned:
+            sealing.required()  # said at the start, and not once a first update is trained
+        for key in self._pinned:
+            assert key.raw  # raises where it is no Ed25519 key
+        self._key: PrivateKey | None = None if signing_key is None else signing.read_private(*_read(signing_key))
+        self._name = ""
+        self._trusts: dict[Channel, Trust] = {}
+
+    def begin(self, name: str, outbox: AnyOutbox) -> None:
+        """Take up what an earlier life of this device verified. The outbox is open."""
+        self._name, self._outbox = name, outbox
+        federation = self._topics.federation
+        self._trusts = {
+            channel: Trust(self._pinned, federation, name, outbox.remembered(f"trust.{channel}"), channel=channel)
+            for channel in _CHANNELS
+        }
+
+    @property
+    def pinned(self) -> bool:
+        """Whether only what is signed is believed."""
+        return bool(self._pinned)
+
+    # --------------------------------------------------------------------- hearing
+
+    def announcement(self, payload: bytes, channel: Channel, wall: float, now: float) -> Announcement:
+        """Read an announcement; where a key is pinned, only one that is signed, newer than what is known, and good.
+
+        Raises:
+            WireError: it is not to be followed.
+        """
+        trust = self._trusts[channel]
+        announcement = trust.announcement(payload, wall, now)
+        if announcement.channel != channel:
+            raise WireError(f"an announcement of the channel {announcement.channel!r} on that of {channel!r}")
+        if trust.unwritten:
+            self._outbox.pending[f"trust.{channel}"] = trust.packed()
+        if trust.urgent(now):
+            with suppress(OutboxFull):  # it stays in memory, and is written once there is room
+                self._outbox.write_pending()
+                self.stored(now)
+        return announcement
+
+    def receipt(self, payload: bytes) -> Receipt:
+        """Read a receipt; where a key is pinned, only a signed one.
+
+        Raises:
+            WireError: it is not to be followed.
+        """
+        return self._trusts["train"].receipt(payload)
+
+    def stored(self, now: float) -> None:
+        """What was pending has been written, with an update or alone."""
+        for trust in self._trusts.values():
+            trust.wrote(now)
+
+    # --------------------------------------------------------------------- saying
+
+    def frame(self, message: BaseModel, body: frames.Buffer = b"") -> bytes:
+        """A message as it is published: signed where there is a key."""
+        if self._key is None:
+            return frames.encode(message, body)
+        if isinstance(message, Statistics):
+            message = message.model_copy(update={"sha256": chunks.checksum(body)})
+        context = signing.of_device(self._topics.federation, self._name)
+        return signing.sign_frame(self._key, signing.DEVICE, context, frames.encode(message), body)
+
+    def seal(self, made: Made, announcement: Announcement) -> Made:
+        """An update sealed to the aggregator, where the announcement has a key for that and it is to be believed.
+
+        Once, before it is stored: what is sent again is the same bytes.
+
+        Raises:
+            Unfit: what is announced is no key.
+        """
+        if not self.seals(announcement):
+            return made
+        update = made.update.model_copy(update={"sealed": sealing.NAME})
+        try:
+            body = self._sealed(made.body, announcement, sealing.about(self._topics.federation, self._name, update))
+        except WireError as error:
+            raise Unfit(f"it cannot be sealed: {error}") from error
+        update = update.model_copy(update={"size": len(body), "sha256": chunks.checksum(body)})
+        return replace(made, update=update, body=body)
+
+    def seal_statistics(
+        self, message: Statistics, body: bytes, announcement: Announcement | None
+    ) -> tuple[Statistics, bytes]:
+        """The same of statistics."""
+        if announcement is None or not self.seals(announcement):
+            return message, body
+        message = message.model_copy(update={"sealed": sealing.NAME})
+        return message, self._sealed(body, announcement, sealing.about(self._topics.federation, self._name, message))
+
+    def seals(self, announcement: Announcement) -> bool:
+        """Whether what is sent under this announcement is sealed. An unsigned announcement's key is no use."""
+        return self.pinned and len(announcement.seal_key) == 32
+
+    @staticmethod
+    def _sealed(body: bytes, announcement: Announcement, about: bytes) -> bytes:
+        return sealing.seal(body, announcement.seal_key, about)
+
+
+def _read(key: Key) -> tuple[bytes, str]:
+    """A key's bytes, and what to call it."""
+    if isinstance(key, bytes):
+        return key, "the key"
+    try:
+        return Path(key).read_bytes(), str(key)
+    except OSError as error:
+        raise KeyUnusable(f"The key {key} cannot be read: {error.strerror}.") from error

@@ -1,0 +1,224 @@
+"""Getting a model: frames in chunks from retained topics, put together, applied, and checked against the digest.
+
+Bulk is asked for by literal chunk topics, a few at a time, never by wildcard: a wildcard on a slow or breaking link
+fills the broker's queue for us, and what does not fit there is lost without a word.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from midge.broker.mqtt.connection import Connection, ConnectionLost, PublishRefused, SubscribeRefused
+from midge.wire import frames, lineage, messages, sharing
+from midge.wire.chunks import Assembly, part_size
+from midge.wire.errors import WireError
+from midge.wire.lineage import State
+from midge.wire.messages import Announcement, FrameInfo, Part
+from midge.wire.topics import Channel, Topics
+
+WINDOW = 8
+"""Chunks that are asked for at once, at most; two at first, and as many as come within `PATIENCE`."""
+PATIENCE = 5.0
+"""Seconds without any chunk before the aggregator is asked for what is missing; up to `LONGEST` where they are slow."""
+LONGEST = 120.0
+
+
+class FetchError(Exception):
+    """The model could not be got; `start_over` where what we hold is of no use either."""
+
+    def __init__(self, message: str, *, start_over: bool = False) -> None:
+        super().__init__(message)
+        self.start_over = start_over
+
+
+class Fetcher:
+    """One device's fetches. `deliver` is given every message that comes on a chunk topic."""
+
+    def __init__(
+        self,
+        topics: Topics,
+        device: str,
+        *,
+        channel: Channel = "train",
+        limit: int = 2**30,
+        progress: Callable[[int, int], None] = lambda _done, _total: None,
+    ) -> None:
+        self._topics, self._device, self._channel = topics, device, channel
+        self._progress = progress
+        """Called with bytes that are here, and all that were asked for."""
+        self._window, self._patience = 2, PATIENCE
+        self._limit = limit
+        """Bytes of one frame that are taken, at most."""
+        self._expected: dict[str, tuple[FrameInfo, int]] = {}
+        self._assemblies: dict[tuple[int, int], Assembly] = {}
+        self._announcement: Announcement | None = None
+        self._news: asyncio.Event | None = None
+        """Of a fetch under way: a device that rests has none."""
+        self._next_at = 0.0
+        """When more may be asked for, by the loop's clock."""
+
+    def expects(self, topic: str) -> bool:
+        return topic in self._expected
+
+    def deliver(self, topic: str, payload: bytes) -> None:
+        """Take a chunk in; what is wrong with it is the same as if it had not come."""
+        frame, index = self._expected.get(topic, (None, 0))
+        if frame is None or self._announcement is None or not payload:
+            return
+        with suppress(WireError):
+            part, body = messages.decode(Part, payload)
+            wanted = (self._announcement.lineage, frame.version, frame.span, index, frame.parts)
+            if (part.lineage, part.version, part.span, part.part, part.parts) != wanted:
+                return
+            assembly = self._assemblies.get((frame.version, frame.span))
+            if assembly is None:
+                size = part_size(frame.size, frame.parts)
+                assembly = Assembly(frame.size, size, part.sha256, limit=self._limit)
+                self._assemblies[frame.version, frame.span] = assembly
+            assembly.add(index, body)
+            if self._news is not None:
+                self._news.set()
+
+    async def fetch(
+        self, connection: Connection, announcement: Announcement, way: Sequence[FrameInfo], held: State | None
+    ) -> State:
+        """Go the way and return the state at its end.
+
+        Raises:
+            FetchError: a chunk does not come, or what came does not lead to the announced digest.
+            ConnectionLost: the connection ended; what came before is kept and is not asked for again.
+        """
+        if self._announcement is None or self._announcement.lineage != announcement.lineage:
+            self._assemblies.clear()
+        self._announcement = announcement
+        cut = {(frame.version, frame.span): (frame.size, frame.parts) for frame in way}
+        self._assemblies = {
+            name: assembly
+            for name, assembly in self._assemblies.items()
+            if cut.get(name) == (assembly.size, assembly.parts)  # else it is not wanted, or was cut otherwise since
+        }
+        for frame in way:
+            if frame.size > self._limit:
+                raise FetchError(f"a frame of {frame.size} bytes is over this device's limit of {self._limit}")
+        await self._collect(connection, way)
+        try:
+            return await asyncio.to_thread(self._apply, announcement, way, held)
+        except WireError as error:
+            raise FetchError(f"what was fetched cannot be used: {error}", start_over=True) from error
+        finally:
+            self._assemblies.clear()
+
+    async def _collect(self, connection: Connection, way: Sequence[FrameInfo]) -> None:
+        waiting = [(frame, index) for frame in way for index in range(frame.parts) if self._misses(frame, index)]
+        waiting.reverse()
+        asked: set[str] = set()
+        self._news = asyncio.Event()
+        try:
+            while waiting or self._expected:
+                new = [waiting.pop() for _ in range(min(self._window - len(self._expected), len(waiting)))]
+                topics = {self._topic(frame, index): (frame, index) for frame, index in new}
+                if topics:
+                    await self._keep_pace(sum(part_size(frame.size, frame.parts) for frame, _ in new))
+                    self._expected |= topics
+                    # A packet each: a broker with one thread copies all that one asks for before it looks at others.
+                    try:
+                        await asyncio.gather(*(connection.subscribe(topic, qos=1) for topic in topics))
+                    except SubscribeRefused as error:
+                        raise FetchError(str(error)) from error
+                began = asyncio.get_running_loop().time()
+                came = await self._some_came()
+                self._adapt(len(came), asyncio.get_running_loop().time() - began)
+                if came:
+                    self._progress(sum(map(self._here, way)), sum(frame.size for frame in way))
+                    for topic in came:
+                        del self._expected[topic]
+                    await connection.unsubscribe(*came)
+                elif asked >= self._expected.keys():
+                    raise FetchError(f"{len(self._expected) + len(waiting)} chunks of the model do not come")
+                else:
+                    asked |= self._expected.keys()
+                    await self._ask(connection)
+        finally:
+            left = list(self._expected)
+            self._expected.clear()
+            self._news = None
+            if left:
+                with suppress(ConnectionLost):
+                    await connection.unsubscribe(*left)
+
+    async def _keep_pace(self, size: int) -> None:
+        """Wait until it is time to ask for `size` more bytes: one device must not take what is for all."""
+        assert self._announcement is not None
+        loop = asyncio.get_running_loop()
+        began = max(self._next_at, loop.time())
+        self._next_at = began + size / sharing.pace(self._announcement.byte_rate, self._announcement.devices)
+        if began > loop.time():
+            await asyncio.sleep(began - loop.time())
+
+    def _topic(self, frame: FrameInfo, index: int) -> str:
+        return self._topics.part(frame.version, frame.span, index, self._channel)
+
+    def _misses(self, frame: FrameInfo, index: int) -> bool:
+        assembly = self._assemblies.get((frame.version, frame.span))
+        return assembly is None or assembly.misses(index)
+
+    def _here(self, frame: FrameInfo) -> int:
+        assembly = self._assemblies.get((frame.version, frame.span))
+        return 0 if assembly is None else assembly.here
+
+    def _adapt(self, came: int, seconds: float) -> None:
+        """Ask for as much as comes in a while, and wait longer where little does: what is asked for twice comes so."""
+        if not came:
+            self._window, self._patience = max(1, self._window // 2), min(2 * self._patience, LONGEST)
+            return
+        each = seconds / came
+        self._window = min(WINDOW, self._window + came) if self._window * each < PATIENCE else max(1, self._window - 1)
+        self._patience = min(max(PATIENCE, 4 * each * self._window), LONGEST)
+
+    async def _some_came(self) -> list[str]:
+        """Topics whose chunks are here; none where nothing came for a while."""
+        assert self._news is not None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._patience):
+                while True:
+                    came = [topic for topic, (frame, index) in self._expected.items() if not self._misses(frame, index)]
+                    if came:
+                        return came
+                    self._news.clear()
+                    await self._news.wait()
+        return []
+
+    async def _ask(self, connection: Connection) -> None:
+        """Ask the aggregator for what the broker does not have: it keeps nothing, or it was started over."""
+        assert self._announcement is not None
+        missing: dict[tuple[int, int], list[int]] = {}
+        for frame, index in self._expected.values():
+            missing.setdefault((frame.version, frame.span), []).append(index)
+        for (version, span), parts in missing.items():
+            asking = messages.Fetch(
+                lineage=self._announcement.lineage,
+                version=version,
+                span=span,
+                parts=tuple(sorted(parts)),
+                channel=self._channel,
+            )
+            try:
+                await connection.publish(self._topics.update(self._device), frames.encode(asking), qos=1)
+            except PublishRefused as error:
+                raise FetchError(str(error)) from error
+
+    def _apply(self, announcement: Announcement, way: Sequence[FrameInfo], state: State | None) -> State:
+        for frame in way:
+            data = self._assemblies[frame.version, frame.span].finish()
+            if frame.span == 0:
+                state = lineage.decode_snapshot(data)
+            else:
+                if state is None:
+                    raise WireError("a step without a model to start from")
+                step, exponent = lineage.decode_step(data, state.schema.size)
+                if exponent != state.exponent:
+                    raise WireError("a step on another grid")
+                state = state.advance(step)
+        if state is None or state.schema.hash != announcement.schema_hash or state.digest() != announcement.digest:
+            raise WireError("the model's digest is not the announced one")
+        return state

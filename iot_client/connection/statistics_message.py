@@ -1,0 +1,62 @@
+"""The statistics of a device's data, as the aggregator asks for them."""
+
+import logging
+
+from midge.iot_client.parts import DeviceParts
+from midge.wire.messages import Announcement, Moment, Statistics
+
+log = logging.getLogger("iot_client")
+
+
+class StatisticsSource:
+    """Makes the message, once enough rows are there."""
+
+    def __init__(self, parts: DeviceParts) -> None:
+        self._parts = parts
+        self._warned: str | None = None
+        """Which statistics it was told last that the device does not give."""
+
+    @property
+    def of_samples(self) -> bool:
+        """Whether they are those of the samples: then they have a channel for each feature."""
+        config = self._parts.config
+        return config.samples is not None and config.moments == config.samples.moments
+
+    def unready(self, announcement: Announcement | None) -> str | None:
+        """Why statistics that are asked for are not worth sending yet: of a few rows, they would be noise."""
+        samples = self._parts.config.samples
+        if announcement is None or announcement.phase != "statistics" or samples is None or not self.of_samples:
+            return None
+        return samples.scarce
+
+    def message(self, lineage: bytes, asked: tuple[Moment, ...], announcement: Announcement | None) -> bytes | None:
+        """The message, sealed and signed as the device's other ones; None if it cannot be given now."""
+        given = self._parts.config.moments
+        moments = given() if callable(given) else (given or {})
+        if not moments and callable(given):
+            return None  # its first rows have not come yet
+        wrong = [
+            f"{moment.name} ({moment.channels} channels)"
+            for moment in asked
+            if moment.name not in moments or moments[moment.name].count.size != moment.channels
+        ]
+        if wrong:
+            self._warn(", ".join(wrong))
+            return None
+        header = Statistics(
+            lineage=lineage,
+            names=tuple((moment.name, moment.channels) for moment in asked),
+            missing=self._parts.config.missing,
+        )
+        body = b"".join(moments[moment.name].to_bytes() for moment in asked)
+        header, body = self._parts.identity.seal_statistics(header, body, announcement)
+        return self._parts.identity.frame(header, body)
+
+    def _warn(self, missing: str) -> None:
+        if missing != self._warned:
+            self._warned = missing
+            log.warning(
+                "%s: the federation asks for statistics that this device does not give: %s. Others' will be used.",
+                self._parts.config.name,
+                missing,
+            )

@@ -1,0 +1,332 @@
+"""Recent rows of a device's own data: in memory to train on, on disk to outlive a reboot. They never leave the device.
+
+A ring: the newest rows up to a bound, in rows and in bytes. They are written in batches, one segment each, seldom
+enough that a flash card lives for years; what was not yet written is lost with the power, and with nothing else.
+"""
+
+import ast
+import logging
+import math
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from midge.storage.database import Database, DatabaseError, DiskFull
+from midge.wire.moments import SENTINEL, Moments
+
+log = logging.getLogger("iot_client")
+
+Kind = Literal["regression", "classification"]
+Array = npt.NDArray[np.float32]
+
+EVERY = 300.0
+"""Seconds between two writes at least, unless a batch is full."""
+BATCH = 1024
+"""Rows that are written before that."""
+LEAST = 32
+"""Rows of which statistics are worth something, at least."""
+CLIP = 10.0
+"""Robust deviations from the median beyond which a value is an outlier: a normal one never is."""
+_DEVIATION = 1.4826
+"""The standard deviation of a normal distribution in units of its median absolute deviation."""
+_PAGE = 4096
+_TABLES = """
+CREATE TABLE IF NOT EXISTS segments (number INTEGER PRIMARY KEY AUTOINCREMENT, data BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS marks (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+class Source(Protocol):
+    """Where rows come from."""
+
+    async def follow(self, samples: "Samples") -> None:
+        """Feed them for as long as it runs."""
+
+
+class SamplesError(Exception):
+    """The samples' file cannot be used; the message says why and what to do."""
+
+
+class Samples:
+    """The newest rows. `observe` and `arrays` may be called from any thread.
+
+    Args:
+        path: the file; None keeps them in memory.
+        features: names of the inputs, in order.
+        label: the name of what is to be learned from them.
+        kind: whether the label is a value or the number of a class, from 0.
+        rows: how many are kept at most.
+        size: bytes that they may take, in memory and about twice that on disk; the stricter of the two counts.
+        clip: robust deviations from the median at which outliers are clipped when they are read; None clips nothing.
+        every: seconds between two writes at least.
+        least: rows before `moments` says anything: those of a few rows are chance.
+        clock: seconds of a clock that never goes back.
+
+    Raises:
+        ValueError: there are no features, or one has two names.
+        SamplesError: the file cannot be used, or holds other columns.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        features: Sequence[str],
+        label: str,
+        *,
+        kind: Kind = "regression",
+        rows: int = 10_000,
+        size: int = 16 * 2**20,
+        clip: float | None = CLIP,
+        every: float = EVERY,
+        least: int = LEAST,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.features, self.label, self.kind = tuple(features), label, kind
+        if not self.features or len({*self.features, label}) <= len(self.features):
+            raise ValueError("Samples have features and one label, each with a name of its own.")
+        self.capacity = min(rows, size // (4 * self._width))
+        if self.capacity < 1:
+            raise ValueError(f"{rows} rows in {size} bytes leave no room for one row of {self._width} values.")
+        self._least = max(1, min(least, self.capacity))
+        self.path = None if path is None else Path(path)
+        self._clip, self._every, self._clock = clip, every, clock
+        self._ring: Array = np.empty((self.capacity, self._width), np.float32)
+        self._lock = threading.RLock()
+        self.seen = 0
+        """Rows that were kept since the start, and those that were there then."""
+        self._taken = 0
+        """How many had been seen when a training last took them."""
+        self._stored = 0
+        """How many of them are on disk, or have been."""
+        self.unlabelled = 0
+        """Rows that were left out since the start: without a label, or with nothing else."""
+        self.missing = 0
+        """Values that were missing in the rows that are kept, since the start."""
+        self.sentinels: dict[str, int] = {}
+        """Values beyond all that sensors measure, by column, since the start: they count as missing."""
+        self.clipped = 0
+        """Outliers in the rows that were last read."""
+        self.written = 0
+        """Bytes that went to the disk since the start, as whole pages."""
+        self.marks: dict[str, str] = {}
+        """How far each source was read; written in one transaction with what was read."""
+        self._due = clock() + every
+        self._segments: list[tuple[int, int]] = []
+        """Number and rows of each segment on disk, oldest first."""
+        self._db: Database | None = None
+        if self.path is not None:
+            self._open(self.path)
+
+    @property
+    def _width(self) -> int:
+        return len(self.features) + 1
+
+    def __len__(self) -> int:
+        return min(self.seen, self.capacity)
+
+    @property
+    def new(self) -> int:
+        """Rows since a training last took them."""
+        return self.seen - self._taken
+
+    # -------------------------------------------------------------------- coming in
+
+    def observe(self, x: npt.ArrayLike | Sequence[Any] | Mapping[str, Any], y: float | None = None) -> bool:
+        """Keep a row; whether it is worth keeping.
+
+        Args:
+            x: values in the order of `features`, NaN or None where one is missing; or values by name, with the label
+                among them.
+            y: the label, where x is no mapping.
+
+        Raises:
+            ValueError: there are more or fewer values than features.
+        """
+        if isinstance(x, Mapping):
+            y = x.get(self.label) if y is None else y
+            row: Any = [x.get(name) for name in self.features]
+        else:
+            row = x
+        values = np.array([_number(each) for each in np.ravel(np.asarray(row, object))], np.float64)
+        if len(values) != len(self.features):
+            raise ValueError(f"a row has {len(self.features)} values ({', '.join(self.features)}), not {len(values)}")
+        label = _number(y)
+        with self._lock, np.errstate(over="ignore"):
+            whole_row = np.append(values, label).astype(np.float32)
+            known = np.isfinite(whole_row)
+            if (beyond := known & (np.abs(whole_row) > SENTINEL)).any():
+                self._note_sentinels(np.flatnonzero(beyond), whole_row)
+                known &= ~beyond
+            whole_row[~known] = np.nan
+            whole = self.kind == "regression" or (label >= 0 and float(label).is_integer())
+            if not known[-1] or not known[:-1].any() or not whole:
+                self.unlabelled += 1
+                return False
+            self.missing += int(np.count_nonzero(~known))
+            self._ring[self.seen % self.capacity] = whole_row
+            self.seen += 1
+            if self.seen - self._stored >= min(BATCH, self.capacity) or self._clock() >= self._due:
+                self.flush()
+        return True
+
+    def _note_sentinels(self, places: npt.NDArray[np.intp], row: Array) -> None:
+        for place in places:
+            name = (*self.features, self.label)[place]
+            if name not in self.sentinels:
+                log.warning("%s is %g, which no sensor measures: such values are taken for missing.", name, row[place])
+            self.sentinels[name] = self.sentinels.get(name, 0) + 1
+
+    # ------------------------------------------------------------------- going out
+
+    def arrays(self, *, take: bool = True) -> tuple[Array, npt.NDArray[Any]]:
+        """All rows, oldest first: x of shape (n, features), NaN where a value is missing, and y of shape (n,).
+
+        Values far from their channel's median are clipped to `clip` robust deviations from it, and counted in
+        `clipped`; labels of a regression too. A channel more than half of which is one value is left alone.
+
+        Args:
+            take: whether these rows are no longer new.
+        """
+        with self._lock:
+            rows = self._rows()
+            if take:
+                self._taken = self.seen
+        self.clipped = 0
+        if self._clip is not None and len(rows):
+            self.clipped = _clip(rows if self.kind == "regression" else rows[:, :-1], self._clip)
+        y: npt.NDArray[Any] = rows[:, -1]
+        return rows[:, :-1], y.astype(np.int64) if self.kind == "classification" else y
+
+    def moments(self) -> dict[str, Moments]:
+        """Statistics for normalisation: of `input`, and for regression of `target`; none of fewer than `least` rows."""
+        if self.scarce is not None:
+            return {}
+        x, y = self.arrays(take=False)
+        found = {"input": Moments.of(x)}
+        return found if self.kind == "classification" else {**found, "target": Moments.of(y[:, None])}
+
+    @property
+    def scarce(self) -> str | None:
+        """Why there are no `moments` yet, in words; None once there are."""
+        return None if len(self) >= self._least else f"statistics need {self._least} rows, and there are fewer"
+
+    def _rows(self) -> Array:
+        """A copy of what is kept, oldest first."""
+        at = self.seen % self.capacity
+        return self._ring[:at].copy() if self.seen < self.capacity else np.roll(self._ring, -at, axis=0)
+
+    # --------------------------------------------------------------------- the disk
+
+    def flush(self) -> None:
+        """Write what is not yet written; where it cannot be, it stays in memory and is tried again."""
+        with self._lock:
+            self._due = self._clock() + self._every
+            if self._db is None or self._stored == self.seen:
+                return
+            new = self._rows()[-min(self.seen - self._stored, len(self)) :]
+            old = self._outdated(len(new))
+            marks = {**self.marks, " new": str(self.new)}
+            try:
+                with self._db.transaction() as db:
+                    number = db.execute("INSERT INTO segments (data) VALUES (?)", (new.tobytes(),)).lastrowid
+                    db.executemany("DELETE FROM segments WHERE number = ?", [(each,) for each in old])
+                    db.executemany("INSERT OR REPLACE INTO marks VALUES (?, ?)", list(marks.items()))
+            except (DiskFull, DatabaseError) as error:
+                log.warning("Samples cannot be written to %s (%s): they stay in memory.", self.path, error)
+                return
+            assert number is not None
+            self._segments = [*self._segments[len(old) :], (number, len(new))]
+            self._stored = self.seen
+            self.written += 2 * (-(-new.nbytes // _PAGE) + 3) * _PAGE  # into the log, and from there into the file
+
+    def _outdated(self, new: int) -> list[int]:
+        """Numbers of the segments that are over the bound once `rows` are added: the others fill the ring."""
+        left, old = new + sum(rows for _, rows in self._segments), []
+        for number, rows in self._segments:
+            left -= rows
+            if left < self.capacity:
+                break
+            old.append(number)
+        return old
+
+    def close(self) -> None:
+        """Write what is left and let the file go; rows that come later stay in memory."""
+        with self._lock:
+            self.flush()
+            if self._db is not None:
+                self._db.close()
+                self._db = None
+
+    def _open(self, path: Path) -> None:
+        # The newest segments may be lost with the power: no promise rests on them. The log is kept short, for the card.
+        pragmas = ("wal_autocheckpoint=64", "journal_size_limit=0")
+        database = Database(path, synchronous="NORMAL", pragmas=pragmas, threads=True)
+        try:
+            database.open(_TABLES)
+            db = database.connection
+            self.marks = dict(db.execute("SELECT name, value FROM marks"))
+            columns = repr((*self.features, self.label, self.kind))
+            if self.marks.setdefault(" columns", columns) != columns:
+                raise SamplesError(
+                    f"{path} holds other columns, {_columns(self.marks[' columns'])}: move it away to begin again with "
+                    f"{_columns(columns)}."
+                )
+            self._load(db)
+            self._db = database
+        except (sqlite3.Error, DiskFull, DatabaseError) as error:
+            raise SamplesError(f"The samples {path} cannot be used ({error}): move the file away.") from error
+        finally:
+            if self._db is None:
+                database.close()
+
+    def _load(self, db: sqlite3.Connection) -> None:
+        parts = []
+        for number, data in db.execute("SELECT number, data FROM segments ORDER BY number"):
+            rows = np.frombuffer(data, np.float32)
+            if rows.size % self._width == 0:
+                parts.append(rows.reshape(-1, self._width))
+                self._segments.append((number, len(parts[-1])))
+        if parts:
+            kept = np.concatenate(parts)[-self.capacity :]
+            self._ring[: len(kept)] = kept
+            self.seen = self._stored = len(kept)
+        self._taken = max(0, self.seen - int(self.marks.pop(" new", "0")))
+
+
+def _columns(mark: str) -> str:
+    """The columns that a file was made for, in words."""
+    with suppress(ValueError, SyntaxError, TypeError):
+        *features, label, kind = ast.literal_eval(mark)
+        return f"{', '.join(features)} with the label {label} ({kind})"
+    return mark
+
+
+def _number(value: Any) -> float:
+    """A number, NaN where it is none: text that says one is."""
+    with suppress(TypeError, ValueError):
+        number = float(value)
+        return number if math.isfinite(number) else math.nan
+    return math.nan
+
+
+def _clip(rows: Array, deviations: float) -> int:
+    """Clip each channel in place; how many values were beyond."""
+    clipped = 0
+    for channel in rows.T:
+        present = channel[np.isfinite(channel)]
+        if not present.size:
+            continue
+        middle = np.median(present)
+        reach = np.float32(deviations * _DEVIATION) * np.median(np.abs(present - middle))
+        if reach > 0:
+            beyond = np.abs(channel - middle) > reach  # NaN is not
+            clipped += int(np.count_nonzero(beyond))
+            channel[beyond] = np.clip(channel[beyond], middle - reach, middle + reach)
+    return clipped

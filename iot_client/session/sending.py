@@ -1,0 +1,190 @@
+"""The updates in the outbox: sent in order, again until they are settled, in chunks on request if large."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from midge.iot_client.session.events import Action, Forget, Offer, Renew, Send, SendChunks
+from midge.iot_client.session.situation import Situation
+from midge.iot_client.session.states import Link
+from midge.iot_client.session.timers import Timer
+from midge.wire import chunks
+from midge.wire.messages import Grant, Update
+
+IN_FLIGHT = 8
+"""Updates that may wait for their receipt at once: as many as an aggregator keeps out of order for a device."""
+
+
+@dataclass(slots=True)
+class Held:
+    """An update in the outbox."""
+
+    update: Update
+    sent: bool = False
+    """Whether it is under way on this connection."""
+    ever_sent: bool = True
+    """Whether it may have left the device at any time."""
+    parts: int = 1
+    """Of a large one: how it was cut when it was offered. It stays so, or the aggregator would start it over."""
+
+
+class Sending:
+    """The updates of one outbox.
+
+    Args:
+        situation: of the device.
+        outbox: the identity of the outbox.
+        held: what it holds from before, in order.
+        next_seq: what the next update will be numbered.
+        jitter: a number in [0, 1), new at each call.
+        patience: seconds before an update that was not answered is sent again; doubled each time.
+    """
+
+    def __init__(
+        self,
+        situation: Situation,
+        outbox: int,
+        held: Iterable[Update],
+        next_seq: int,
+        *,
+        jitter: Callable[[], float],
+        patience: float,
+    ) -> None:
+        self._situation, self._jitter = situation, jitter
+        self.outbox, self.next = outbox, next_seq
+        self.held = {update.seq: Held(update) for update in held}
+        self.held_back = False
+        """Whether the aggregator asked to wait: nothing is sent until the resend timer is due."""
+        self.resend = Timer(patience)
+
+    @property
+    def first(self) -> int:
+        """The lowest seq that is held, or the next one if none is."""
+        return min(self.held, default=self.next)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all bodies that are held."""
+        return sum(held.update.size for held in self.held.values())
+
+    # -------------------------------------------------------------------- what is held
+
+    def add(self, update: Update) -> Update:
+        """Number a new update and hold it."""
+        numbered = update.model_copy(update={"outbox": self.outbox, "seq": self.next, "first": self.first})
+        self.held[self.next] = Held(numbered, ever_sent=False)
+        self.next += 1
+        return numbered
+
+    def drop_last(self) -> None:
+        """Give up the last update, which could not be stored. Its seq is free again: it was never sent."""
+        self.next -= 1
+        del self.held[self.next]
+
+    def forget(self, through: int) -> list[Action]:
+        """Let go of what is settled."""
+        settled = [seq for seq in self.held if seq <= through]
+        for seq in settled:
+            del self.held[seq]
+        if settled and not self.held_back:
+            self.resend.stop()
+        return [Forget(through)] if settled else []
+
+    def was_restored(self, hi: int) -> bool:
+        """Whether the aggregator has settled what was never sent: then this outbox is an old copy of itself."""
+        return hi >= self.next or any(seq <= hi and not held.ever_sent for seq, held in self.held.items())
+
+    def renew(self) -> Renew:
+        """Ask for a new identity. What was certainly never sent moves over; the rest may have been settled."""
+        return Renew(tuple(seq for seq, held in self.held.items() if not held.ever_sent))
+
+    def renewed(self, outbox: int, held: Iterable[Update], next_seq: int) -> None:
+        """Take up the new identity."""
+        self.outbox, self.next = outbox, next_seq
+        self.held = {update.seq: Held(update, ever_sent=False) for update in held}
+        self.resend.stop()
+
+    # ------------------------------------------------------------------------ sending
+
+    def send(self, now: float) -> list[Action]:
+        """Send what is held and not under way, in order; a large one goes alone and asks first."""
+        situation = self._situation
+        if situation.link is not Link.UP or self.held_back or not situation.aggregator_ready:
+            return []
+        if situation.muted is not None:
+            return []
+        actions: list[Action] = []
+        for seq in sorted(self.held)[:IN_FLIGHT]:
+            held = self.held[seq]
+            large = held.update.size > situation.chunk
+            if held.sent:
+                if large:
+                    break
+                continue
+            if large and seq != self.first:
+                break
+            held.sent = held.ever_sent = True
+            update = self._identified(held.update)
+            if large:
+                held.parts = self._cut(held)
+                actions.append(Offer(update.model_copy(update={"kind": "offer", "parts": held.parts})))
+                break
+            held.parts = 1
+            actions.append(Send(update))
+        if self.resend.due is None and any(held.sent for held in self.held.values()):
+            self.resend.start(now, self._jitter())
+        return actions
+
+    def send_again(self, now: float) -> list[Action]:
+        """Send all that is held, as if nothing had been sent."""
+        self.held_back = False
+        for held in self.held.values():
+            held.sent = False
+        return self.send(now)
+
+    def wait_for_turn(self, now: float) -> None:
+        """Send after a random time if all devices may be about to send as much."""
+        spread = self._situation.spread(self.size, 2 * len(self.held))
+        if spread:
+            self.resend.due = now + self._jitter() * spread
+        self.held_back = spread > 0
+
+    def hold_back(self, now: float, seconds: float) -> None:
+        """Send nothing for so long: the aggregator asks for that."""
+        self.held_back = True
+        self.resend.start(now, self._jitter(), max(1.0, seconds))
+
+    def send_again_soon(self, now: float) -> None:
+        """Send all again in a second: the aggregator misses something before what was sent."""
+        self.resend.start(now, self._jitter(), 1.0)
+
+    def postpone(self, now: float) -> None:
+        """Begin the patience again: a chunk has arrived, or is on its way."""
+        self.resend.stop()
+        self.resend.start(now, self._jitter())
+
+    def grant(self, grants: Iterable[Grant], now: float) -> list[Action]:
+        """Send the chunks that the aggregator asks for."""
+        actions: list[Action] = []
+        for grant in grants:
+            if grant.seq in self.held and grant.parts and self._situation.muted is None:
+                held = self.held[grant.seq]
+                update = self._identified(held.update).model_copy(update={"parts": held.parts})
+                actions.append(SendChunks(update, grant.parts))
+                self.postpone(now)
+        return actions
+
+    def _identified(self, update: Update) -> Update:
+        """As it is sent now: what else is held changes from one sending to the next."""
+        return update.model_copy(update={"outbox": self.outbox, "first": self.first})
+
+    def _cut(self, held: Held) -> int:
+        """Into how many parts an update goes: as it went before, if a part is not twice what is right now."""
+        size, wanted = held.update.size, self._situation.chunk
+        if held.parts > 1 and chunks.part_size(size, held.parts) < 2 * wanted and self._fits(held):
+            return held.parts
+        return chunks.count(size, wanted)
+
+    def _fits(self, held: Held) -> bool:
+        """Whether a part is within what the aggregator and the broker take."""
+        asked = self._situation.asked_chunk
+        return chunks.part_size(held.update.size, held.parts) <= min(asked, self._situation.packet or asked)

@@ -1,0 +1,349 @@
+"""A device's part in a federation, without I/O, without arrays and without a clock.
+
+Events in, actions out; `iot_client.shell` carries the actions out. Two state machines run side by side: the link to the
+aggregator and the work (`iot_client.session.states`).
+
+What the session promises: an update is stored before it is sent, it is sent with the same identity until it is settled,
+and it is forgotten only on the aggregator's receipt. MQTT's own acknowledgements do not count.
+"""
+
+from collections.abc import Callable, Iterable
+
+from midge.iot_client.session.events import (
+    Action,
+    AggregatorSeen,
+    Announced,
+    Base,
+    ChunkDelivered,
+    Connected,
+    Disconnected,
+    Event,
+    Fetched,
+    FetchFailed,
+    Greet,
+    Hindered,
+    Killed,
+    LinkMeasured,
+    NothingToSend,
+    NotStored,
+    ReadAnnouncement,
+    Receipted,
+    Renewed,
+    Store,
+    Tell,
+    Trained,
+)
+from midge.iot_client.session.sending import Sending
+from midge.iot_client.session.situation import Situation
+from midge.iot_client.session.states import LINKS, WORKS, Link, Work
+from midge.iot_client.session.timers import Timer
+from midge.iot_client.session.training_cycle import SessionSettings, TrainingCycle
+from midge.wire.messages import AggregatorState, AggregatorStatus, Announcement, Receipt, Update
+
+__all__ = ["LINKS", "WORKS", "DeviceSession", "Link", "SessionSettings", "Work", "reread"]
+
+GREETING = 400
+"""Bytes of a greeting and its answer, about."""
+UNHEARD = 2.0
+"""Seconds that a new connection waits for the aggregator's status before it greets whoever may be there."""
+REREAD = 60.0
+"""Seconds after which a resting device reads the announcement again, at least: see `reread`."""
+_GONE = (AggregatorState.LOST, AggregatorState.STOPPED)
+
+
+class DeviceSession:
+    """What a device does next.
+
+    Args:
+        device: its name.
+        outbox: the identity of its outbox.
+        held: the updates that the outbox holds from before, in order.
+        next_seq: what the next update will be numbered.
+        jitter: a number in [0, 1), new at each call: spreads what many devices would do at once.
+        settings: what its owner decides.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        outbox: int,
+        held: Iterable[Update],
+        next_seq: int,
+        jitter: Callable[[], float],
+        *,
+        settings: SessionSettings | None = None,
+    ) -> None:
+        self._settings = settings or SessionSettings()
+        self._jitter = jitter
+        self._situation = Situation()
+        self._sending = Sending(
+            self._situation, outbox, held, next_seq, jitter=jitter, patience=self._settings.patience
+        )
+        self._cycle = TrainingCycle(device, self._situation, self._sending, self._settings, jitter)
+        self._greeting = Timer()
+        self._reread = Timer()
+        self._told = False
+        """Whether this connection has brought an announcement."""
+
+    # -------------------------------------------------------------------- what it knows
+
+    @property
+    def link(self) -> Link:
+        """Whether the aggregator can be talked to."""
+        return self._situation.link
+
+    @property
+    def work(self) -> Work:
+        """What the device is doing."""
+        return self._cycle.work
+
+    @property
+    def announcement(self) -> Announcement | None:
+        """The newest that was heard."""
+        return self._situation.announcement
+
+    @property
+    def outbox(self) -> int:
+        """The identity of its outbox."""
+        return self._sending.outbox
+
+    @property
+    def first(self) -> int:
+        """The lowest seq that it holds, or the next one if it holds none."""
+        return self._sending.first
+
+    @property
+    def next(self) -> int:
+        """What the next update will be numbered."""
+        return self._sending.next
+
+    @property
+    def holding(self) -> int:
+        """How many updates wait for their receipt."""
+        return len(self._sending.held)
+
+    @property
+    def hindered(self) -> str | None:
+        """What of the device's own keeps it from training."""
+        return self._cycle.hindered
+
+    @property
+    def muted(self) -> str | None:
+        """What of the device's own keeps updates and models off its link."""
+        return self._situation.muted
+
+    @property
+    def unready(self) -> str | None:
+        """Why statistics of the device's data are not worth sending yet."""
+        return self._cycle.unready
+
+    @property
+    def unsuited(self) -> str | None:
+        """How the device's inputs differ from the model's."""
+        return self._cycle.unsuited
+
+    @property
+    def suited(self) -> bool:
+        """Whether its inputs were once found to be the model's."""
+        return self._cycle.suited
+
+    @property
+    def pausing_until(self) -> float | None:
+        """Until when it waits between two trainings; None if it does not."""
+        return self._cycle.interval.due
+
+    @property
+    def waits_for_version(self) -> bool:
+        """Whether it has nothing to do, and would begin something if there were a newer version."""
+        resting = self.work is Work.RESTING and self.link is not Link.DOWN
+        return resting and self.pausing_until is None and self.hindered is None
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing is left to settle, fetch or train from what this connection has brought."""
+        announcement = self.announcement
+        if self.link is not Link.UP or self.work is not Work.RESTING or self.holding or not self._told:
+            return False
+        if announcement is None or announcement.phase == "statistics":
+            return False
+        done = self._cycle.trained == Base.of(announcement)
+        return done or self.muted is not None or not self._cycle.may_train(announcement)
+
+    @property
+    def deadline(self) -> float | None:
+        """When `tick` next has something to do."""
+        if self.link is Link.DOWN:
+            return None
+        timers = (self._greeting, self._sending.resend, self._reread, *self._cycle.timers)
+        return min((timer.due for timer in timers if timer.due is not None), default=None)
+
+    # ---------------------------------------------------------------------- events
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """What to do about an event. `now` is seconds of any clock that never goes back."""
+        cycle = self._cycle
+        match event:
+            case Connected(chunk):
+                return self._connected(chunk, now)
+            case Disconnected():
+                return self._disconnected()
+            case Announced(announcement):
+                return self._announced(announcement, now)
+            case AggregatorSeen(status):
+                return self._aggregator_seen(status, now)
+            case Receipted(receipt):
+                return self._receipted(receipt, now)
+            case Fetched(base):
+                return cycle.fetched(base, now)
+            case FetchFailed(_, start_over):
+                cycle.fetch_failed(start_over, now)
+            case Trained(update, key):
+                return self._trained(update, key, now)
+            case NothingToSend():
+                cycle.training_ended(None)
+                return cycle.next_thing(now)
+            case Killed():
+                cycle.training_killed(now)
+            case LinkMeasured(chunk):
+                self._situation.link_chunk = chunk
+            case ChunkDelivered():
+                if self._sending.resend.due is not None:
+                    self._sending.postpone(now)
+            case NotStored():
+                self._sending.drop_last()
+                cycle.not_stored(now)
+            case Renewed(outbox, held, next_seq):
+                return self._renewed(outbox, held, next_seq, now)
+            case Hindered(why, muted, unready):
+                return self._hindered(why, muted, unready, now)
+        return []
+
+    def tick(self, now: float) -> list[Action]:
+        """What the passing of time asks for."""
+        actions: list[Action] = []
+        if self._greeting.is_due(now):
+            actions += self._greet(now)
+        if self._sending.resend.is_due(now):
+            self._sending.resend.due = None
+            actions += self._sending.send_again(now)
+        if self._reread.is_due(now):
+            self._reread.start(now, self._jitter(), reread(self.announcement))
+            actions.append(ReadAnnouncement())
+        if self._cycle.tick(now):
+            actions.append(ReadAnnouncement())
+        return actions + self._cycle.next_thing(now)
+
+    def _hindered(self, why: str | None, muted: str | None, unready: str | None, now: float) -> list[Action]:
+        cycle, situation = self._cycle, self._situation
+        if unready != cycle.unready:
+            cycle.unready = unready
+            cycle.statistics.stop()
+        unmuted = situation.muted is not None and muted is None
+        cycle.hindered, situation.muted = why, muted
+        again = self._sending.send_again(now) if unmuted and self.holding else []
+        return again + cycle.next_thing(now)
+
+    # ------------------------------------------------------------------------ link
+
+    def _connected(self, chunk: int | None, now: float) -> list[Action]:
+        self._situation.follow("connected")
+        self._told = False
+        self._situation.packet = chunk
+        after = self._jitter()
+        if self._settings.rereads:
+            self._reread.start(now, after, reread(self.announcement))
+        self._greeting.start(now, self._jitter(), UNHEARD)
+        return []
+
+    def _disconnected(self) -> list[Action]:
+        if self.link is not Link.DOWN:
+            self._situation.follow("disconnected")
+        self._situation.aggregator = None
+        self._cycle.disconnected()
+        for timer in (self._greeting, self._sending.resend, self._reread):
+            timer.stop()
+        return []
+
+    def _greet(self, now: float) -> list[Action]:
+        self._greeting.start(now, self._jitter())
+        return [Greet()]
+
+    def _aggregator_seen(self, status: AggregatorStatus, now: float) -> list[Action]:
+        before, self._situation.aggregator = self._situation.aggregator, status
+        back = before is None or before.boot != status.boot or (before.state in _GONE and status.state not in _GONE)
+        if self.link is Link.DOWN or not back:
+            if before is not None and before.state is not status.state:
+                self._sending.wait_for_turn(now)  # paused no longer, for all devices at once
+            return self._sending.send(now) + self._cycle.next_thing(now)
+        if self.link is Link.UP:
+            self._situation.follow("aggregator restarted")
+        self._greeting.stop()
+        if spread := self._situation.spread(GREETING, 2):
+            self._greeting.due = now + self._jitter() * spread
+            return []
+        return self._greet(now)
+
+    # ---------------------------------------------------------------------- outbox
+
+    def _receipted(self, receipt: Receipt, now: float) -> list[Action]:
+        sending = self._sending
+        if receipt.outbox != sending.outbox or self.link is Link.DOWN:
+            return []
+        ours = [settled for settled in receipt.settled if settled.seq in sending.held]
+        actions: list[Action] = [Tell(settled) for settled in ours]
+        self._cycle.settled(ours, now)
+        greeted = self.link is Link.GREETING
+        if greeted:
+            self._situation.follow("receipt")
+            self._greeting.stop()
+        if sending.was_restored(receipt.hi):
+            return [*actions, sending.renew()]
+        actions += sending.forget(receipt.hi)
+        later = [settled.retry_after for settled in receipt.settled if not settled.verdict.final]
+        if later:
+            sending.hold_back(now, max(later))
+            return actions
+        if greeted:  # the aggregator may be another one than what we sent to before
+            sending.wait_for_turn(now)
+            again = [] if sending.held_back else sending.send_again(now)
+            return actions + again + self._cycle.next_thing(now)
+        actions += sending.grant(receipt.grants, now)
+        if sending.held and not (receipt.settled or receipt.grants or sending.held_back):
+            sending.send_again_soon(now)
+            return actions
+        return actions + sending.send(now) + self._cycle.next_thing(now)
+
+    def _renewed(self, outbox: int, held: Iterable[Update], next_seq: int, now: float) -> list[Action]:
+        self._sending.renewed(outbox, held, next_seq)
+        self._situation.follow("outbox renewed")
+        return self._greet(now)
+
+    # ------------------------------------------------------------------------ work
+
+    def _announced(self, announcement: Announcement, now: float) -> list[Action]:
+        self._told = True
+        known = self.announcement
+        same = known is not None and known.lineage == announcement.lineage
+        if same and known is not None and _order(announcement) < _order(known):
+            return []  # an old retained one: the aggregator will put its own in its place
+        self._situation.announcement = announcement
+        self._cycle.refetch.due = None
+        return [*self._cycle.compare_inputs(announcement), *self._cycle.next_thing(now)]
+
+    def _trained(self, update: Update, key: int, now: float) -> list[Action]:
+        self._cycle.training_ended(update)
+        numbered = self._sending.add(update)
+        return [Store(numbered, key), *self._sending.send(now), *self._cycle.next_thing(now)]
+
+
+def _order(announcement: Announcement) -> tuple[int, int]:
+    return announcement.generation, announcement.version
+
+
+def reread(announcement: Announcement | None) -> float:
+    """Seconds after which an announcement is read again, for one may have been lost on its way.
+
+    An eighth of the pause between two trainings, if that is more than a minute: nothing can be made of news before its
+    end. Read each minute, they would be most of what a device receives that trains a few times a day.
+    """
+    return REREAD if announcement is None else max(REREAD, announcement.participation.interval / 8)

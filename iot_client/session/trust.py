@@ -1,0 +1,231 @@
+"""What a device has verified, and what it takes from then on: nothing forged, older, expired or mixed.
+
+A signature alone does not stop a broker from handing out an old model for ever, or one version's announcement after
+another's: those are rollback, freeze and mix-and-match in the words of The Update Framework (TUF specification, section
+1.5.2). So the newest verified state is remembered on the device, beside its outbox.
+
+Without a pinned key everything is taken as it comes, and nothing is remembered.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+
+from midge.wire import frames, messages, signing
+from midge.wire.errors import WireError
+from midge.wire.messages import Announcement, Envelope, Receipt
+from midge.wire.signing import BadSignature, PublicKey
+from midge.wire.topics import Channel
+
+EVERY = 600.0
+"""Seconds after which what was verified is written, where no update is stored meanwhile that takes it along."""
+FORMAT = 1
+
+
+class Untrusted(WireError):
+    """A message that is signed, and still is not to be followed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Newest:
+    """The newest announcement that was verified, and the keys that may sign the next."""
+
+    lineage: bytes = b""
+    epoch: int = 0
+    generation: int = 0
+    version: int = 0
+    digest: bytes = b""
+    issued: float = 0.0
+    """Seconds since 1970 at the aggregator: it is not earlier than that."""
+    number: int = 0
+    """How many successions of keys were followed."""
+    keys: tuple[bytes, ...] = ()
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        return self.epoch, self.generation, self.version
+
+
+class Trust:
+    """One device's trust in one federation.
+
+    Args:
+        pinned: the keys that may sign at first; none takes everything.
+        federation: its name.
+        device: its own name.
+        remembered: what `packed` returned in an earlier life.
+        channel: whose announcements these are; each channel has a trust of its own.
+    """
+
+    def __init__(
+        self,
+        pinned: Sequence[PublicKey],
+        federation: str,
+        device: str,
+        remembered: bytes | None = None,
+        *,
+        channel: Channel = "train",
+    ) -> None:
+        self._federation, self._channel = federation, channel
+        self._context = signing.of_device(federation, device)
+        self._pins = hashlib.sha256(b"".join(sorted(key.encoded for key in pinned))).digest()[:16]
+        self.pinned = bool(pinned)
+        self.newest = Newest(keys=tuple(key.raw for key in pinned))
+        if remembered is not None and self.pinned:
+            self._recall(remembered)
+        self._keys = [signing.read_public(key) for key in self.newest.keys]
+        self._written, self._written_at = self.newest, 0.0
+        self._floor = self.newest.issued
+        self._floor_at: float | None = None
+
+    def _recall(self, remembered: bytes) -> None:
+        fields = frames.unpack(remembered)
+        if fields.pop("format") == FORMAT and fields.pop("pins") == self._pins:  # else other keys were pinned by hand
+            self.newest = Newest(**fields)
+
+    def packed(self) -> bytes:
+        """To be kept, and given back in the next life."""
+        return frames.pack({"format": FORMAT, "pins": self._pins, **asdict(self.newest)})
+
+    # ----------------------------------------------------------------------- time
+
+    def time(self, wall: float, now: float) -> float:
+        """Seconds since 1970: the clock's, or what must have passed at least where that is behind.
+
+        A board without a battery begins in 1970. Then what was verified last is the earliest that it can be.
+        """
+        if self._floor_at is None:
+            self._floor_at = now
+        return max(wall, self._floor + (now - self._floor_at))
+
+    # ------------------------------------------------------------------- messages
+
+    def announcement(self, payload: bytes, wall: float, now: float) -> Announcement:
+        """Read an announcement, and remember it as the newest.
+
+        Args:
+            payload: as it came.
+            wall: the clock's seconds since 1970.
+            now: seconds of a clock that never goes back.
+
+        Raises:
+            BadSignature: no key that we trust has signed it.
+            Untrusted: it is another federation's, expired, older than what we know, or another one of the same version.
+            WireError: it is no announcement.
+        """
+        if not self.pinned:
+            return _read(payload)
+        envelope, _ = messages.decode(Envelope, payload)
+        keys, number = self._followed(envelope)
+        signer = signing.signed_by(envelope, signing.ANNOUNCEMENT, self._federation, keys)
+        if signer is None:
+            raise BadSignature("the announcement is not signed by a key that this device trusts")
+        announcement, _ = messages.decode(Announcement, envelope.body)
+        self._check(announcement, self.time(wall, now))
+        self._take(announcement, keys, number, now)
+        return announcement
+
+    def _followed(self, envelope: Envelope) -> tuple[list[PublicKey], int]:
+        """The keys in force when the announcement was issued, as the chain says from those we trust."""
+        keys, number = self._keys, self.newest.number
+        if envelope.chain:
+            announcement, _ = messages.decode(Announcement, envelope.body)  # not yet believed
+            for count, link in enumerate(envelope.chain, start=1):
+                if count > number:
+                    succession = signing.read_succession(link, self._federation, keys)
+                    if succession.number != count:
+                        raise Untrusted(f"link {count} of the chain of keys says that it is number {succession.number}")
+                    if succession.since > announcement.issued:
+                        break
+                    keys, number = [signing.read_public(succession.key)], count
+        return keys, number
+
+    def _check(self, announcement: Announcement, time: float) -> None:
+        newest = self.newest
+        if announcement.federation != self._federation or announcement.channel != self._channel:
+            raise Untrusted(f"the announcement is of {announcement.federation!r}, channel {announcement.channel!r}")
+        if announcement.expires and time > announcement.expires:
+            raise Untrusted(
+                f"the announcement of version {announcement.version} expired {time - announcement.expires:.0f} s ago: "
+                "the broker holds newer ones back, the aggregator is away, or this device's clock is ahead"
+            )
+        if not newest.lineage or announcement.epoch > newest.epoch:
+            return
+        if announcement.lineage != newest.lineage:
+            raise Untrusted(
+                "the announcement is of another lineage in the same epoch: an old store's, or a new one whose operator "
+                "must raise the epoch (midge aggregate --raise-epoch)"
+            )
+        order = announcement.epoch, announcement.generation, announcement.version
+        if order < newest.order:
+            raise Untrusted(f"version {announcement.version} is older than {newest.version}, which was verified before")
+        if order == newest.order and announcement.digest != newest.digest:
+            raise Untrusted(f"version {announcement.version} was verified before with another digest")
+        follows = order == (newest.epoch, newest.generation, newest.version + 1)
+        if follows and announcement.parent and announcement.parent != newest.digest:
+            raise Untrusted(f"version {announcement.version} does not follow on version {newest.version} as known here")
+
+    def _take(self, announcement: Announcement, keys: list[PublicKey], number: int, now: float) -> None:
+        if announcement.issued > self._floor:
+            self._floor, self._floor_at = announcement.issued, now
+        self._keys = keys
+        self.newest = Newest(
+            lineage=announcement.lineage,
+            epoch=announcement.epoch,
+            generation=announcement.generation,
+            version=announcement.version,
+            digest=announcement.digest,
+            issued=max(announcement.issued, self.newest.issued),
+            number=number,
+            keys=tuple(key.raw for key in keys),
+        )
+
+    def receipt(self, payload: bytes) -> Receipt:
+        """Read a receipt: a forged one would make us forget an update.
+
+        Raises:
+            BadSignature: no key that we trust has signed it.
+            WireError: it is no receipt.
+        """
+        receipt, body = messages.decode(Receipt, payload)
+        if self.pinned:
+            _, signature = signing.split(receipt, body)
+            head = signing.head_of(payload, body)
+            if not any(key.verifies(signature, signing.RECEIPT, self._context, head) for key in self._keys):
+                raise BadSignature("the receipt is not signed by a key that this device trusts")
+        return receipt
+
+    # --------------------------------------------------------------------- memory
+
+    @property
+    def unwritten(self) -> bool:
+        """Whether something was verified since it was last written."""
+        return self.pinned and self.newest != self._written
+
+    def urgent(self, now: float) -> bool:
+        """Whether it must be written before anything is done with it.
+
+        What only a new version changes is written with the next update that is stored, in the same transaction, or
+        after ten minutes: a device that loses its power before can be led back to a version from which it had stored
+        nothing, ten minutes old at most. Other keys, epochs, generations and lineages are written at once.
+        """
+        if not self.unwritten:
+            return False
+        same = replace(
+            self.newest,
+            version=self._written.version,
+            digest=self._written.digest,
+            issued=self._written.issued,
+        )
+        return same != self._written or now - self._written_at >= EVERY
+
+    def wrote(self, now: float) -> None:
+        """It is written."""
+        self._written, self._written_at = self.newest, now
+
+
+@lru_cache(maxsize=4)
+def _read(payload: bytes) -> Announcement:
+    """An announcement. It comes again and again, and in a simulated fleet to thousands, who then hold one together."""
+    return messages.decode_announcement(payload)

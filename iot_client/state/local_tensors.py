@@ -1,0 +1,103 @@
+"""Tensors that stay on the device: a head of its own, say. The federation knows their names and shapes, no more."""
+
+import io
+import logging
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from midge.storage.files import atomic_write
+from midge.wire.schema import Parameters, Schema
+
+log = logging.getLogger("iot_client")
+
+Values = Mapping[str, np.ndarray] | Callable[[], Mapping[str, np.ndarray]]
+_SAVE_EVERY = 60.0
+"""Seconds between two writes: a flash memory wears, and a power cut costs what was trained since."""
+
+
+class Missing(ValueError):
+    """The model has private tensors of which this device has no values."""
+
+
+class Personal:
+    """A device's private tensors, kept in a file of its own.
+
+    Args:
+        path: the file; None keeps them in memory.
+        initial: their first values by name, or a function that makes them.
+    """
+
+    def __init__(self, path: Path | None, initial: Values | None) -> None:
+        self.path = path
+        self._initial = initial
+        self._tensors: dict[str, np.ndarray] | None = None
+        self._saved_at: float | None = None
+        self._unsaved = False
+
+    def join(self, parameters: dict[str, np.ndarray], schema: Schema) -> dict[str, np.ndarray]:
+        """All tensors of the model: those of the federation, and our own.
+
+        Raises:
+            Missing: there are no values for one of them, or of another shape.
+        """
+        private = [tensor for tensor in schema.tensors if tensor.role == "local"]
+        if not private:
+            return parameters
+        if self._tensors is None:
+            self._tensors = self._load()
+        first: Mapping[str, np.ndarray] | None = None
+        for tensor in private:
+            known = self._tensors.get(tensor.name)
+            if known is None or known.shape != tensor.shape:
+                first = self._first() if first is None else first
+                value = first.get(tensor.name)
+                if value is None or np.shape(value) != tensor.shape:
+                    names = ", ".join(f"{each.name} {each.shape}" for each in private)
+                    raise Missing(
+                        f"The federation leaves these tensors to each device, and this one has no first values for "
+                        f"{tensor.name} in its shape: {names}. Give them as Device(local={{name: array}})."
+                    )
+                self._tensors[tensor.name] = np.array(value, dtype=tensor.dtype)
+        own = {tensor.name: self._tensors[tensor.name].copy() for tensor in private}
+        return {
+            tensor.name: own[tensor.name] if tensor.name in own else parameters[tensor.name]
+            for tensor in schema.tensors
+        }
+
+    def keep(self, parameters: Parameters, schema: Schema, now: float) -> None:
+        """Keep what a training made of them."""
+        for tensor in schema.tensors:
+            if tensor.role == "local" and tensor.name in parameters and self._tensors is not None:
+                self._tensors[tensor.name] = np.array(parameters[tensor.name], dtype=tensor.dtype)
+                self._unsaved = True
+        if self._unsaved and (self._saved_at is None or now - self._saved_at >= _SAVE_EVERY):
+            self._saved_at = now
+            self.save()
+
+    def save(self) -> None:
+        """Write them, where they changed; what cannot be written stays in memory."""
+        if self.path is None or not self._unsaved or self._tensors is None:
+            return
+        data = io.BytesIO()
+        np.savez(data, **self._tensors)  # type: ignore[arg-type]
+        try:
+            atomic_write(self.path, data.getbuffer())
+            self._unsaved = False
+        except OSError as error:
+            log.warning("The device's own tensors cannot be written to %s (%s).", self.path, error.strerror)
+
+    def _load(self) -> dict[str, np.ndarray]:
+        if self.path is None or not self.path.exists():
+            return {}
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            log.warning("The device's own tensors in %s cannot be read (%s); they start over.", self.path, error)
+            return {}
+
+    def _first(self) -> Mapping[str, np.ndarray]:
+        return (self._initial() if callable(self._initial) else self._initial) or {}

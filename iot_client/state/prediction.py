@@ -1,0 +1,168 @@
+"""Predicting with the newest verified model, from the first moment after a restart on.
+
+Which is the newest: what is released for use (the channel `serve`), and where nothing is, what was fetched to train
+from. A new one takes the place of the old between two predictions. It is kept in a file beside the outbox.
+"""
+
+import hashlib
+import logging
+import math
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from midge.iot_client.state.local_tensors import Missing
+from midge.storage.files import atomic_write
+from midge.wire import frames, lineage
+from midge.wire.errors import WireError
+from midge.wire.lineage import State
+from midge.wire.schema import Parameters, Schema
+from midge.wire.topics import Channel
+
+log = logging.getLogger("iot_client")
+
+Predict = Callable[[Parameters, Any], Any]
+"""Called with all tensors by name and whatever `Device.predict` was called with."""
+Join = Callable[[dict[str, Any], Schema], Parameters]
+
+EVERY = 600.0
+"""Seconds between two writes of a model at least: flash memory wears."""
+FORMAT = 1
+_PAGE = 4096
+
+
+class NoModel(RuntimeError):
+    """There is nothing to predict with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that was verified."""
+
+    channel: Channel
+    lineage: bytes
+    version: int
+    state: State
+
+
+class Predicting:
+    """The model in use.
+
+    Args:
+        path: the file that keeps it; None keeps it in memory.
+        predict: what predicts with it; None keeps no model.
+        join: adds the device's own tensors.
+    """
+
+    def __init__(self, path: Path | None, predict: Predict | None, join: Join) -> None:
+        self.path, self.predict, self._join = path, predict, join
+        self.model: Model | None = None
+        """What is in use."""
+        self.written = 0
+        """Bytes that went to the disk, as whole pages."""
+        self._parameters: Parameters | None = None
+        self._lock = threading.Lock()
+        self._saved_at = -math.inf
+        self._unsaved = False
+
+    def __call__(self, x: Any) -> Any:
+        """Predict with the model in use.
+
+        Raises:
+            NoModel: there is none yet, or nothing to predict with it.
+            Exception: whatever the function raised.
+        """
+        parameters = self._parameters
+        if self.predict is None:
+            raise NoModel("Say how to predict: Device(predict=…), a function of the parameters and of x.")
+        if parameters is None:
+            raise NoModel("No model has been fetched and verified yet.")
+        return self.predict(parameters, x)
+
+    def restore(self) -> None:
+        """Take up the model of an earlier life; a file that is broken is as none."""
+        if self.path is None or self.predict is None:
+            return
+        with suppress(OSError):
+            try:
+                self.model = read(self.path)
+                self._parameters = self._joined(self.model)
+            except (WireError, Missing) as error:
+                log.warning("The model in %s is not used: %s.", self.path, error)
+
+    def take(self, model: Model, now: float) -> None:
+        """Use a model, unless one that is released for use goes before it. Takes as long as writing it.
+
+        Raises:
+            Missing: it has tensors of the device's own that the device does not have.
+        """
+        if self.predict is None:
+            return
+        with self._lock:
+            held = self.model
+            if held is not None and held.lineage == model.lineage and held.channel == "serve" != model.channel:
+                return
+            self._parameters = self._joined(model)
+            self.model, self._unsaved = model, True
+            if now - self._saved_at >= EVERY:
+                self._saved_at = now
+                self._save()
+
+    def refresh(self) -> None:
+        """The device's own tensors have changed."""
+        with self._lock:
+            if self.model is not None and any(tensor.role == "local" for tensor in self.model.state.schema.tensors):
+                self._parameters = self._joined(self.model)
+
+    def close(self) -> None:
+        """Write the model where that was put off."""
+        with self._lock:
+            self._save()
+
+    def _joined(self, model: Model) -> Parameters:
+        return self._join(model.state.parameters(), model.state.schema)
+
+    def _save(self) -> None:
+        if self.path is None or self.model is None or not self._unsaved:
+            return
+        data = packed(self.model)
+        try:
+            atomic_write(self.path, data)
+        except OSError as error:
+            log.warning("The model cannot be kept in %s (%s).", self.path, error.strerror)
+            return
+        self._unsaved = False
+        self.written += -(-len(data) // _PAGE) * _PAGE
+
+
+def packed(model: Model) -> bytes:
+    """A model as the bytes of its file."""
+    snapshot = lineage.encode_snapshot(model.state)
+    header = {
+        "format": FORMAT,
+        "channel": model.channel,
+        "lineage": model.lineage,
+        "version": model.version,
+        "sha256": hashlib.sha256(snapshot).digest(),
+    }
+    return frames.encode(header, snapshot)
+
+
+def read(path: Path) -> Model:
+    """The model in a file.
+
+    Raises:
+        OSError: there is none.
+        WireError: it is broken, or of another format.
+    """
+    header, body = frames.decode(path.read_bytes())
+    if header.get("format") != FORMAT or header.get("sha256") != hashlib.sha256(body).digest():
+        raise WireError("the file is broken, or of another version of Midge")
+    channel: Channel = "serve" if header.get("channel") == "serve" else "train"
+    try:
+        return Model(channel, bytes(header["lineage"]), int(header["version"]), lineage.decode_snapshot(body))
+    except (KeyError, TypeError, ValueError) as error:
+        raise WireError("the file is broken") from error

@@ -1,0 +1,1 @@
+"""Training, and the encoding of what it found."""

@@ -1,0 +1,103 @@
+"""What a trainer is: a callable that takes parameters and a plan, and gives back a fit.
+
+Any function of that form can be a device's trainer; those of this package differ in the engine only. They share how a
+plan is followed, so that two engines with the same seed see the same rows in the same order.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from midge.wire.schema import Parameters
+
+__all__ = ["Fit", "Parameters", "Recipe", "Trainer", "TrainingKilled", "TrainingPlan"]
+
+
+class TrainingPlan(Protocol):
+    """What the announcement asks of a training. None leaves the choice to the trainer."""
+
+    @property
+    def learning_rate(self) -> float | None: ...
+    @property
+    def local_steps(self) -> int | None: ...
+    @property
+    def epochs(self) -> int | None: ...
+    @property
+    def batch_size(self) -> int | None: ...
+    @property
+    def proximal(self) -> float:
+        """The weight ρ of the local term (ρ/2)·|x − x_v|², where x_v is what the training started from."""
+
+    @property
+    def seed(self) -> int:
+        """Another one for each training, so that each sees other batches."""
+
+
+class TrainingKilled(Exception):
+    """The process that trained is gone, or ran out of memory: what it was at is lost, and nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What a training gives back."""
+
+    parameters: Parameters
+    """All tensors of the model after the training, by name."""
+    examples: int
+    """Rows of the device's data set: the weight of the update where the strategy asks for it."""
+    steps: int = 0
+    """Optimiser steps done; 0 where the trainer does not count."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Finite numbers by name, for the log."""
+    tensors: Collection[str] | None = None
+    """Names of the tensors that were trained; None is all. Of the others nothing is sent."""
+
+    def __post_init__(self) -> None:
+        if self.examples < 0 or self.steps < 0:
+            raise ValueError(f"a fit has {self.examples} examples and {self.steps} steps; neither can be negative")
+
+
+Trainer = Callable[[Parameters, TrainingPlan], Fit]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How mini-batch SGD goes about it: the trainer's defaults, and over them the plan's word."""
+
+    learning_rate: float = 0.1
+    batch_size: int = 16
+    local_steps: int = 10
+    proximal: float = 0.0
+    epochs: int | None = None
+    """Passes over the device's rows, in place of `local_steps`."""
+
+    def under(self, plan: TrainingPlan) -> "Recipe":
+        """This recipe with all that the plan asks for; local steps go before epochs where it asks for both."""
+        return Recipe(
+            learning_rate=plan.learning_rate or self.learning_rate,
+            batch_size=plan.batch_size or self.batch_size,
+            local_steps=plan.local_steps or self.local_steps,
+            proximal=plan.proximal or self.proximal,
+            epochs=None if plan.local_steps else plan.epochs or self.epochs,
+        )
+
+    def steps(self, rows: int) -> int:
+        """Optimiser steps of a training on a number of rows."""
+        return self.local_steps if self.epochs is None else -(-self.epochs * rows // min(self.batch_size, rows))
+
+    def batches(self, rows: int, rng: "np.random.Generator") -> Iterator[npt.NDArray[np.int64]]:
+        """Row numbers of one mini-batch after the other, drawn without replacement pass by pass.
+
+        All batches are equally large: one begun at the end of a pass is filled from the next, so that a device with
+        a row more than a batch takes no step on that row alone.
+        """
+        size = min(self.batch_size, rows)
+        waiting = np.empty(0, np.int64)
+        for _ in range(self.steps(rows)):
+            if len(waiting) < size:
+                waiting = np.concatenate([waiting, rng.permutation(rows)])
+            yield waiting[:size]
+            waiting = waiting[size:]

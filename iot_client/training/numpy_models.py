@@ -1,0 +1,302 @@
+"""Models in plain NumPy, for devices on which torch does not fit: linear, logistic, softmax and a perceptron.
+
+Names, shapes, order, loss and gradients are those of `TorchMLP` in `iot_client.training.torch_trainer`, so that devices
+with and without torch train one model together. All arithmetic is float32.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
+from math import isfinite, sqrt
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from midge.iot_client.training.fit import Fit, Parameters, Recipe, TrainingPlan
+from midge.wire.schema import Vectors
+
+Task = Literal["classification", "binary", "regression", "reconstruction"]
+Array = npt.NDArray[np.float32]
+FROZEN: Final = ("input_mean", "input_scale", "target_mean", "target_scale")
+"""Tensors of normalisation: given by the federation, used by the model, changed by no training."""
+
+
+def standardise(x: npt.ArrayLike, parameters: Parameters) -> Array:
+    """Inputs with mean 0 and deviation 1 on each channel (the last axis), and 0 where a value is missing."""
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite, or beyond float32: missing, as NaN is
+        z = np.asarray((np.asarray(x, np.float32) - parameters["input_mean"]) / parameters["input_scale"], np.float32)
+    z[~np.isfinite(z)] = 0
+    return z
+
+
+Batch = tuple[Array, npt.NDArray[Any]]
+"""What the devices of a stack take one step on, a row each: inputs, standardised and of shape (devices, batch, inputs),
+and targets as `MLP.targets` gives them, of shape (devices, batch) or (devices, batch, outputs)."""
+
+
+@dataclass(frozen=True)
+class MLP:
+    """A perceptron with ReLU between its layers; without hidden layers it is linear.
+
+    Classification ends in softmax and cross-entropy, with integer labels from 0. Two classes may do with one output:
+    binary ends in the logistic function and cross-entropy, with labels 0 and 1. Regression has one output and the mean
+    squared error of the normalised target; reconstruction has as many outputs as inputs, and theirs.
+    """
+
+    inputs: int = 64
+    hidden: tuple[int, ...] = (64, 32)
+    outputs: int = 10
+    task: Task = "classification"
+    channels: int | None = None
+    """Channels of the normalisation: `inputs` unless given, or 1 where all inputs share mean and scale."""
+
+    def __post_init__(self) -> None:
+        if self.task in ("binary", "regression") and self.outputs != 1:
+            raise ValueError(f"a model of task {self.task} has 1 output, not {self.outputs}")
+        if self.task == "reconstruction" and self.outputs != self.inputs:
+            raise ValueError(f"a model that reconstructs {self.inputs} inputs has as many outputs, not {self.outputs}")
+        if self.channels not in (None, 1, self.inputs):
+            raise ValueError(f"{self.inputs} inputs have {self.inputs} channels or share 1, not {self.channels}")
+
+    @cached_property
+    def layers(self) -> tuple[tuple[str, str, int, int], ...]:
+        """Name of the weight, name of the bias, inputs and outputs of each layer; odd places hold the ReLUs."""
+        sizes = (self.inputs, *self.hidden, self.outputs)
+        return tuple(
+            (f"layers.{2 * i}.weight", f"layers.{2 * i}.bias", fan_in, fan_out)
+            for i, (fan_in, fan_out) in enumerate(pairwise(sizes))
+        )
+
+    @cached_property
+    def places(self) -> Mapping[str, slice]:
+        """Where each weight and bias lies in a flat vector of them, layer by layer."""
+        sizes = {name: size for weight, bias, n, m in self.layers for name, size in ((weight, n * m), (bias, m))}
+        ends = accumulate(sizes.values())
+        return {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
+
+    def initial(self, seed: int = 0) -> dict[str, Array]:
+        """New parameters: weights and biases uniform within ±1/√inputs, as torch's; no normalisation yet."""
+        rng = np.random.default_rng(seed)
+        parameters = normalisation(self.channels or self.inputs, self.task)
+        for weight, bias, fan_in, fan_out in self.layers:
+            bound = 1 / sqrt(fan_in)
+            parameters[weight] = rng.uniform(-bound, bound, (fan_out, fan_in)).astype(np.float32)
+            parameters[bias] = rng.uniform(-bound, bound, fan_out).astype(np.float32)
+        return parameters
+
+    def predict(self, parameters: Parameters, x: npt.ArrayLike) -> Array:
+        """What the model gives: for regression predictions of shape (n,) in units of y.
+
+        For classification logits of shape (n, outputs), for binary of shape (n,); for reconstruction inputs of shape
+        (n, inputs), in units of x.
+        """
+        output = self.output(parameters, x)
+        match self.task:
+            case "classification":
+                return output
+            case "binary":
+                return output[:, 0]
+            case "reconstruction":
+                return np.asarray(output * parameters["input_scale"] + parameters["input_mean"], np.float32)
+        prediction: Array = output[:, 0] * parameters["target_scale"] + parameters["target_mean"]
+        return prediction
+
+    def output(self, parameters: Parameters, x: npt.ArrayLike) -> Array:
+        """What the last layer gives, of shape (n, outputs): for regression and reconstruction still normalised."""
+        return self._forward(parameters, standardise(x, parameters))[-1]
+
+    def loss_and_gradients(
+        self, parameters: Parameters, x: npt.ArrayLike, y: npt.NDArray[Any]
+    ) -> tuple[float, dict[str, Array]]:
+        """Mean loss over the rows, and its gradient by each trained tensor."""
+        gradients = {name: np.empty_like(parameters[name]) for name in self.places}
+        z, target = standardise(x, parameters), self.targets(parameters, y)
+        losses = self._gradients(parameters, z, target, np.array(len(z), np.float32), gradients)
+        return float(np.mean(losses)), gradients
+
+    def trainer(
+        self, x: npt.ArrayLike, y: npt.ArrayLike, *, seed: int = 0, recipe: Recipe | None = None
+    ) -> Callable[[Parameters, TrainingPlan], Fit]:
+        """Mini-batch SGD on a device's rows: x of shape (n, inputs), y of shape (n,), or for reconstruction x again.
+
+        The same seed, plan and parameters give the same fit. A training that diverges gives what it came to, without
+        the loss among its metrics: whoever sends an update has to look for NaN anyway, whatever trained.
+
+        Raises:
+            ValueError: there are no rows, or x and y do not fit.
+        """
+        rows, targets = np.asarray(x), np.asarray(y)
+        if rows.shape != (len(targets), self.inputs) or not len(targets):
+            raise ValueError(f"x has shape {rows.shape}, not ({len(targets)}, {self.inputs}) with at least one row")
+        defaults = recipe or Recipe()
+
+        def train(parameters: Parameters, plan: TrainingPlan) -> Fit:
+            follow = defaults.under(plan)
+            rng = np.random.default_rng((seed, plan.seed))
+            batches = (
+                (standardise(rows[batch], parameters)[None], self.targets(parameters, targets[batch])[None])
+                for batch in follow.batches(len(rows), rng)
+            )
+            values = np.concatenate([np.ravel(parameters[name]) for name in self.places], dtype=np.float32)[None]
+            sizes = [min(follow.batch_size, len(rows))]
+            losses = [float(each.mean()) for each in self.descend(values, self.places, [follow], sizes, batches)]
+            own = self.views(values, self.places)
+            trained = {name: own[name][0] if name in own else np.array(array) for name, array in parameters.items()}
+            loss = sum(losses) / len(losses)
+            return Fit(trained, len(rows), len(losses), {"loss": loss} if isfinite(loss) else {})
+
+        return train
+
+    def targets(self, parameters: Parameters, y: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Labels as they are; otherwise float32 with mean 0 and deviation 1, of the outputs' shape."""
+        if self.task == "classification":
+            return y
+        if self.task == "reconstruction":
+            return standardise(y, parameters)
+        column = y.astype(np.float32)[:, None]
+        return column if self.task == "binary" else (column - parameters["target_mean"]) / parameters["target_scale"]
+
+    def views(self, values: Vectors, places: Mapping[str, slice]) -> dict[str, Array]:
+        """Weights and biases of a stack of devices, of shape (devices, …), as views of its flat values."""
+        found = {}
+        for weight, bias, fan_in, fan_out in self.layers:
+            found[weight] = values[:, places[weight]].reshape(-1, fan_out, fan_in)
+            found[bias] = values[:, places[bias]]
+        return found
+
+    def descend(
+        self,
+        values: Vectors,
+        places: Mapping[str, slice],
+        recipes: Sequence[Recipe],
+        sizes: Sequence[int],
+        batches: Iterable[Batch],
+    ) -> list[Array]:
+        """Train a stack of devices in place, a step for each of `batches`; the losses of each step.
+
+        Args:
+            values: of shape (devices, size), a flat vector for each device.
+            places: where each weight and bias lies in them.
+            recipes: a learning rate and a proximal weight for each device.
+            sizes: how many rows there are in each device's batches; of a smaller batch the rest counts for nothing.
+            batches: of all devices, or of the first ones once the others have done all their steps.
+        """
+        rates = np.array([recipe.learning_rate for recipe in recipes], np.float32)[:, None]
+        pulls = np.array([recipe.proximal for recipe in recipes], np.float32)[:, None]
+        counts = np.array(sizes, np.float32)[:, None, None]
+        padded = None if min(sizes) == max(sizes) else np.arange(max(sizes)) >= np.array(sizes)[:, None]
+        pulled, slopes, losses = pulls.any(), np.empty_like(values), []
+        start, moved = (values.copy(), np.empty_like(values)) if pulled else (values, slopes)
+        own, gradients = self.views(values, places), self.views(slopes, places)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            for inputs, targets in batches:
+                if (active := len(inputs)) < len(values):
+                    values, slopes, start, moved = (each[:active] for each in (values, slopes, start, moved))
+                    rates, pulls, counts = rates[:active], pulls[:active], counts[:active]
+                    padded = None if padded is None else padded[:active]
+                    own, gradients = self.views(values, places), self.views(slopes, places)
+                losses.append(self._gradients(own, inputs, targets, counts, gradients, padded=padded))
+                if pulled:
+                    np.subtract(values, start, out=moved)
+                    moved *= pulls
+                    slopes += moved
+                slopes *= rates
+                values -= slopes
+        return losses
+
+    def _forward(self, parameters: Mapping[str, Array], z: Array) -> list[Array]:
+        """The input of each layer, and last the output, of one device or a stack of them."""
+        values = [z]
+        for index, (weight, bias, _, _) in enumerate(self.layers):
+            if index:
+                np.maximum(values[-1], 0, out=values[-1])
+            output = np.matmul(values[-1], parameters[weight].swapaxes(-1, -2))
+            output += parameters[bias][..., None, :]
+            values.append(output)
+        return values
+
+    def _gradients(
+        self,
+        parameters: Mapping[str, Array],
+        z: Array,
+        targets: npt.NDArray[Any],
+        sizes: Array,
+        gradients: Mapping[str, Array],
+        *,
+        padded: npt.NDArray[np.bool_] | None = None,
+    ) -> Array:
+        """Write the gradient of each device's mean loss by each trained tensor; the losses, row by row."""
+        *inputs, output = self._forward(parameters, z)
+        losses, slope = _LOSSES[self.task](output, targets, sizes)
+        if padded is not None:
+            slope[padded] = 0
+        for index in reversed(range(len(self.layers))):
+            weight, bias, _, _ = self.layers[index]
+            np.matmul(slope.swapaxes(-1, -2), inputs[index], out=gradients[weight])
+            slope.sum(axis=-2, out=gradients[bias])
+            if index:
+                slope = np.matmul(slope, parameters[weight])
+                slope *= inputs[index] > 0
+        return losses
+
+
+@dataclass(frozen=True)
+class Linear(MLP):
+    """Softmax or linear regression: the perceptron without hidden layers."""
+
+    hidden: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Logistic(Linear):
+    """Logistic regression: two classes, labels 0 and 1, and one logit."""
+
+    outputs: int = 1
+    task: Task = "binary"
+
+
+def normalisation(channels: int, task: Task) -> dict[str, Array]:
+    """The frozen tensors before the federation's statistics are known: mean 0 and scale 1."""
+    tensors = {"input_mean": np.zeros(channels, np.float32), "input_scale": np.ones(channels, np.float32)}
+    if task == "regression":
+        tensors |= {"target_mean": np.zeros(1, np.float32), "target_scale": np.ones(1, np.float32)}
+    return tensors
+
+
+def _cross_entropy(logits: Array, labels: npt.NDArray[Any], sizes: Array) -> tuple[Array, Array]:
+    """Cross-entropy of softmax, and the gradient of its mean by the logits, which it takes the place of."""
+    logits -= logits.max(axis=-1, keepdims=True)
+    flat, places = logits.reshape(-1, logits.shape[-1]), (np.arange(labels.size), labels.reshape(-1))
+    told = flat[places].reshape(labels.shape)
+    np.exp(logits, out=logits)
+    sums = logits.sum(axis=-1, keepdims=True)
+    logits /= sums
+    flat[places] -= 1
+    logits /= sizes
+    return np.log(sums[..., 0]) - told, logits
+
+
+def _squared_error(output: Array, target: npt.NDArray[Any], sizes: Array) -> tuple[Array, Array]:
+    """Squared error of each output, and the gradient of its mean, which takes the place of the outputs."""
+    output -= target
+    losses = output * output
+    output *= np.float32(2) / (sizes * np.float32(output.shape[-1]))
+    return losses, output
+
+
+def _logistic(logits: Array, labels: npt.NDArray[Any], sizes: Array) -> tuple[Array, Array]:
+    """Cross-entropy of the logistic function, and the gradient of its mean by the logits; neither overflows."""
+    small = np.exp(-np.abs(logits))
+    losses = np.maximum(logits, 0) - logits * labels + np.log1p(small)
+    slope = np.where(logits >= 0, 1 / (1 + small), small / (1 + small)) - labels
+    return losses, slope / sizes
+
+
+_LOSSES: Final[Mapping[Task, Callable[[Array, npt.NDArray[Any], Array], tuple[Array, Array]]]] = {
+    "classification": _cross_entropy,
+    "binary": _logistic,
+    "regression": _squared_error,
+    "reconstruction": _squared_error,
+}

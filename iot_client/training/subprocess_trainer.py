@@ -1,0 +1,237 @@
+"""Training in a process of its own: meek, bounded, and killed without harm.
+
+The device's process holds the outbox and what was promised; it is small and is not the one that the kernel kills when
+memory runs out. The other one trains at a low priority, does I/O only when no other process does, and may use so much
+memory and no more. Parameters go through a pipe as a header in msgpack and raw bytes behind it.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import platform
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from midge.iot_client.training.fit import Fit, Parameters, Trainer, TrainingKilled, TrainingPlan
+from midge.wire import frames
+from midge.wire.messages import Plan
+
+Load = Callable[[], Trainer]
+"""Makes the trainer, in the process that trains. It is pickled: a function of a module, or a `partial` of one."""
+
+NICE = 10
+OOM_SCORE = 800
+"""Added to how readily the kernel kills the process, of 1000: it goes before anything else of ours."""
+_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "armv6l": 314, "armv7l": 314, "i686": 289}
+"""Numbers of the system call by machine: the C library has no function for it."""
+_IDLE_CLASS = 3 << 13
+"""IOPRIO_CLASS_IDLE; ioprio_set(2)."""
+_PR_SET_PDEATHSIG = 1
+_PATIENCE = 5.0
+
+
+class TrainerFailed(RuntimeError):
+    """The trainer raised; its traceback is the message."""
+
+
+class Isolated:
+    """A trainer that runs in a child process; what `Device(train=…)` takes. The child lives from training to training.
+
+    Args:
+        load: makes the trainer there.
+        memory: bytes of data that the child may have, its libraries' included; None sets no limit.
+        nice: how far its priority is lowered.
+    """
+
+    def __init__(self, load: Load, *, memory: int | None = None, nice: int = NICE) -> None:
+        self._load, self._memory, self._nice = load, memory, nice
+        self._child: tuple[multiprocessing.process.BaseProcess, Connection] | None = None
+        self._lock = threading.Lock()
+        self.killed = 0
+        """Trainings that were lost so far."""
+        self._closed = False
+
+    def __call__(self, parameters: Parameters, plan: TrainingPlan) -> Fit:
+        """Train there, and wait for it.
+
+        Raises:
+            TrainingKilled: the process was killed, or ran out of memory.
+            TrainerFailed: the trainer raised.
+        """
+        try:
+            answer, arrays = self._ask(parameters, plan)
+        except (EOFError, OSError) as error:
+            raise self._gone() from error
+        match answer:
+            case {"fit": fit}:
+                tensors = fit.pop("tensors")
+                return Fit(arrays, tensors=None if tensors is None else tuple(tensors), **fit)
+            case {"memory": words}:
+                self._end()
+                self.killed += 1
+                raise TrainingKilled(f"the training ran out of memory: {words}")
+        raise TrainerFailed(str(answer.get("error", answer)).rstrip())
+
+    def end_training(self) -> None:
+        """End the child, at once. A training that runs ends with `TrainingKilled`."""
+        self._closed = True
+        self._end()
+
+    def _ask(self, parameters: Parameters, plan: TrainingPlan) -> tuple[dict[str, Any], Parameters]:
+        with self._lock:
+            if self._closed:
+                raise EOFError
+            if self._child is None or not self._child[0].is_alive():
+                self._child = self._begin()
+            _, pipe = self._child
+        asked = plan.model_dump() if isinstance(plan, Plan) else Plan().model_dump()
+        _send(pipe, {"plan": asked}, parameters)
+        return _receive(pipe)
+
+    def _begin(self) -> tuple[multiprocessing.process.BaseProcess, Connection]:
+        # Spawned: a fork of a process with threads and an event loop can hang, and would hold its memory.
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        child = context.Process(
+            target=_serve, args=(theirs, self._load, self._memory, self._nice), name="midge training", daemon=True
+        )
+        child.start()
+        theirs.close()
+        return child, ours
+
+    def _gone(self) -> TrainingKilled:
+        code = None
+        with self._lock:
+            if self._child is not None:
+                child, pipe = self._child
+                child.join(_PATIENCE)
+                code, self._child = child.exitcode, None
+                pipe.close()
+        if not self._closed:
+            self.killed += 1
+        if code is not None and code < 0:
+            with suppress(ValueError):
+                return TrainingKilled(f"the process that trained was killed by {signal.Signals(-code).name}")
+        return TrainingKilled(f"the process that trained ended with code {code}")
+
+    def _end(self) -> None:
+        with self._lock:
+            child = self._child
+        if child is not None:
+            child[0].kill()
+            child[0].join(_PATIENCE)
+
+
+def isolated(train: Trainer, *, memory: int | None = None, nice: int = NICE) -> Isolated:
+    """A trainer of a module, in a process of its own. In a script, `run()` stands below `if __name__ == "__main__"`.
+
+    Args:
+        train: a function that is found by its module and name, or what else can be pickled.
+        memory: bytes of data that the process may have; None sets no limit.
+        nice: how far its priority is lowered.
+    """
+    return Isolated(partial(_given, train), memory=memory, nice=nice)
+
+
+def _given(train: Trainer) -> Trainer:
+    return train
+
+
+# ---------------------------------------------------------------------- over the pipe
+
+
+def _send(pipe: Connection, header: dict[str, Any], arrays: Parameters) -> None:
+    """A header, and each array as its raw bytes behind it."""
+    plain = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    about = [(name, array.dtype.str, array.shape) for name, array in plain.items()]
+    pipe.send_bytes(frames.pack({**header, "arrays": about}))
+    for array in plain.values():
+        if array.size:
+            pipe.send_bytes(array.reshape(-1).view(np.uint8).data)
+
+
+def _receive(pipe: Connection) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What `_send` sent.
+
+    Raises:
+        EOFError: the other side is gone.
+    """
+    header: dict[str, Any] = frames.unpack(pipe.recv_bytes())
+    arrays = {}
+    for name, dtype, shape in header.pop("arrays"):
+        array = np.empty(shape, np.dtype(dtype))
+        if array.size:
+            pipe.recv_bytes_into(array.reshape(-1).view(np.uint8).data)
+        arrays[name] = array
+    return header, arrays
+
+
+# ------------------------------------------------------------------------ the child
+
+
+def _serve(pipe: Connection, load: Load, memory: int | None, nice: int) -> None:
+    """Train whenever asked, until the other side is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the device's to hear
+    step_back(nice)
+    try:
+        train = load()
+        limit_memory(memory)
+    except Exception:  # noqa: BLE001 - told where the training was asked for
+        with suppress(EOFError, OSError):
+            pipe.recv_bytes()
+            _send(pipe, {"error": traceback.format_exc()}, {})
+        return
+    with suppress(EOFError, OSError):
+        while True:
+            asked, parameters = _receive(pipe)
+            _send(pipe, *_answer(train, parameters, Plan.model_validate(asked["plan"])))
+
+
+def _answer(train: Trainer, parameters: Parameters, plan: Plan) -> tuple[dict[str, Any], Parameters]:
+    try:
+        fit: Any = train(parameters, plan)
+        if not isinstance(fit, Fit):
+            words = f"train() returned {type(fit).__name__}; it must return midge.Fit(parameters, examples=n)."
+            return {"error": words}, {}
+        plain = {
+            "examples": int(fit.examples),
+            "steps": int(fit.steps),
+            "metrics": {str(name): float(value) for name, value in fit.metrics.items()},
+            "tensors": None if fit.tensors is None else list(fit.tensors),
+        }
+    except MemoryError as error:
+        return {"memory": str(error) or "no more is allowed"}, {}
+    except Exception:  # noqa: BLE001 - told where the training was asked for
+        return {"error": traceback.format_exc()}, {}
+    return {"fit": plain}, fit.parameters
+
+
+def step_back(nice: int) -> None:
+    """Give way to everybody else: processor, disk, memory; and end with the device. What is not allowed is left."""
+    with suppress(OSError):
+        os.nice(nice)
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
+        file.write(str(OOM_SCORE))
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            libc = ctypes.CDLL(None)
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if (number := _IOPRIO_SET.get(platform.machine())) is not None:
+                libc.syscall(number, 1, 0, _IDLE_CLASS)
+
+
+def limit_memory(memory: int | None) -> None:
+    """Bound private memory: beyond it an allocation fails. Address space that is only reserved does not count."""
+    if memory is not None:
+        import resource  # noqa: PLC0415 - not on every system
+
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))

@@ -1,0 +1,35 @@
+"""How much work one training is: scaled to what this device was seen to do in a second."""
+
+from midge.wire.messages import Plan
+
+_FORGETS = 0.3
+"""The weight of the newest training in the running speed."""
+
+
+class Speed:
+    """Optimiser steps a second and rows a second, running means over trainings."""
+
+    def __init__(self) -> None:
+        self.steps = 0.0
+        self.rows = 0.0
+
+    def saw(self, steps: int, rows: int, seconds: float) -> None:
+        """Record a training: its steps, its rows in all, and its seconds."""
+        if seconds > 0:
+            self.steps = _followed(self.steps, steps / seconds)
+            self.rows = _followed(self.rows, rows / seconds)
+
+    def paced(self, plan: Plan) -> Plan:
+        """The plan with as many local steps as fit into the seconds that it asks for; as it is before the first one.
+
+        As in FedCompass (arXiv:2309.14675), fast and slow devices then answer at about the same time, each with as much
+        work as it can do; the strategy's `even_steps` weighs what comes of it.
+        """
+        if plan.seconds is None or self.steps == 0:
+            return plan
+        steps = min(max(round(self.steps * plan.seconds), plan.fewest_steps), plan.most_steps)
+        return plan.model_copy(update={"local_steps": max(steps, 1), "epochs": None})
+
+
+def _followed(mean: float, value: float) -> float:
+    return value if mean == 0 else mean + _FORGETS * (value - mean)

@@ -1,0 +1,351 @@
+"""Training with torch: any module and an ordinary loop as a trainer. The only file that imports torch.
+
+    @torch_trainer(Net())
+    def train(model: Net, plan: TrainingPlan) -> int:
+        ...                     # your loop
+        return len(dataset)
+
+Beside it the torch twins of `iot_client.training.numpy_models`, two small convolutional models, and the loop that
+trains them.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from itertools import pairwise
+from math import isfinite
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from midge.iot_client.training.fit import Fit, Parameters, Recipe, TrainingPlan
+from midge.iot_client.training.numpy_models import FROZEN, Task, normalisation
+from midge.wire.schema import Role
+
+M = TypeVar("M", bound=nn.Module)
+Outcome = int | tuple[int, Mapping[str, float]] | Fit
+"""What a user's training function may return: examples, examples and metrics, or a fit."""
+
+
+# ------------------------------------------------------------- a module as parameters
+
+
+def roles(module: nn.Module, frozen: Sequence[str] = FROZEN) -> dict[str, Role]:
+    """The role of each tensor of a module's state.
+
+    Parameters are trained, float buffers averaged, integer buffers frozen; and frozen is what needs no gradient or has
+    a name, whole or after its last dot, that one of the patterns `frozen` fits (as of file names).
+
+    Raises:
+        TypeError: the state holds something other than tensors, which cannot travel.
+    """
+    found: dict[str, Role] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} of the module's state is no tensor, and only tensors can be federated")
+        if any(fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[2], pattern) for pattern in frozen):
+            found[name] = "frozen"
+        elif isinstance(tensor, nn.Parameter):
+            found[name] = "trained" if tensor.requires_grad else "frozen"
+        else:
+            found[name] = "averaged" if tensor.is_floating_point() else "frozen"
+    return found
+
+
+def state(module: nn.Module, frozen: Sequence[str] = FROZEN) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Role]]:
+    """A copy of a module's state as arrays, and the role of each.
+
+    Warns where the module has a BatchNorm layer.
+    """
+    _warn_of_batch_norm(module)
+    return _arrays(module), roles(module, frozen)
+
+
+def load(module: nn.Module, parameters: Parameters) -> None:
+    """Copy parameters into a module.
+
+    Raises:
+        ValueError: they are not those of the module; each missing, unexpected and differently shaped one is named.
+    """
+    own = module.state_dict()
+    wrong = [f"{name} is missing" for name in own if name not in parameters]
+    wrong += [f"{name} is unexpected" for name in parameters if name not in own]
+    wrong += [
+        f"{name} is {np.shape(parameters[name])}, not {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in parameters and np.shape(parameters[name]) != tuple(tensor.shape)
+    ]
+    if wrong:
+        raise ValueError("the parameters do not fit the module: " + "; ".join(wrong))
+    with torch.no_grad():
+        for name, tensor in own.items():
+            # A copy, as arrays from the wire are read-only and torch knows no such thing.
+            tensor.copy_(torch.from_numpy(np.array(parameters[name])))
+
+
+def _arrays(module: nn.Module) -> dict[str, npt.NDArray[Any]]:
+    """Copies of all tensors; half precision becomes float32, in which models are averaged."""
+    arrays = {}
+    for name, tensor in module.state_dict().items():
+        wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+        arrays[name] = np.array(wide.detach().cpu().numpy())
+    return arrays
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """A state dict of one's own that `torch.save` wrote; nothing in the file is run."""
+    return dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _warn_of_batch_norm(module: nn.Module) -> None:
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm):
+            warnings.warn(
+                f"layer {name!r} is a BatchNorm: its running statistics are those of one device's data, and averaged "
+                "over devices and versions they fit no model; use GroupNorm or LayerNorm",
+                stacklevel=3,
+            )
+            return
+
+
+# ------------------------------------------------------------------------- the trainer
+
+
+class TorchTrainer(Generic[M]):
+    """A user's training function as a trainer: `trainer(parameters, plan)` gives a fit."""
+
+    def __init__(self, module: M, train: Callable[[M, TrainingPlan], Outcome], frozen: Sequence[str] = FROZEN) -> None:
+        self.module = module
+        self.roles = roles(module, frozen)
+        self._train = train
+
+    def local(self) -> dict[str, npt.NDArray[Any]]:
+        """The module's own values: a federation may leave some of its tensors to each device."""
+        return dict(_arrays(self.module))
+
+    def __call__(self, parameters: Parameters, plan: TrainingPlan) -> Fit:
+        """Load, train, read back. Frozen tensors come back as they were given.
+
+        Raises:
+            ValueError: the parameters are not those of the module.
+            TypeError: the function returned something other than examples, examples and metrics, or a fit.
+        """
+        load(self.module, parameters)
+        self.module.train()
+        outcome = self._train(self.module, plan)
+        after = {
+            name: np.array(parameters[name]) if self.roles[name] == "frozen" else array
+            for name, array in _arrays(self.module).items()
+        }
+        match outcome:
+            case Fit():
+                return replace(outcome, parameters=after)
+            case int(examples) if not isinstance(examples, bool):
+                return Fit(after, examples)
+            case (int(examples), Mapping() as metrics):
+                return Fit(after, examples, metrics={name: float(value) for name, value in metrics.items()})
+        raise TypeError(
+            f"the training function returned {type(outcome).__name__}; "
+            "return the number of examples, or that and a dict of metrics"
+        )
+
+
+def torch_trainer(
+    module: M, *, frozen: Sequence[str] = FROZEN
+) -> Callable[[Callable[[M, TrainingPlan], Outcome]], TorchTrainer[M]]:
+    """Make a function that trains this module in place into a trainer.
+
+    The function gets the module, loaded and in training mode, and the plan. Parameters that one of the patterns
+    `frozen` fits get no gradient. Warns where the module has a BatchNorm layer.
+    """
+    _warn_of_batch_norm(module)
+    fixed = {name for name, role in roles(module, frozen).items() if role == "frozen"}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if name in fixed:
+            parameter.requires_grad_(False)
+
+    def decorate(train: Callable[[M, TrainingPlan], Outcome]) -> TorchTrainer[M]:
+        return TorchTrainer(module, train, frozen)
+
+    return decorate
+
+
+# -------------------------------------------------------------------------- the models
+
+
+class Normalised(nn.Module):
+    """A module that standardises its inputs itself, with tensors that the federation gives it.
+
+    A subclass has `layers` and may say in `arrange` how they want their input. Inputs have their channels last.
+    """
+
+    layers: nn.Module
+    input_mean: Tensor
+    input_scale: Tensor
+    target_mean: Tensor
+    target_scale: Tensor
+
+    def __init__(self, channels: int, task: Task) -> None:
+        super().__init__()
+        self.task = task
+        for name, array in normalisation(channels, task).items():
+            self.register_buffer(name, torch.from_numpy(array))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What `iot_client.training.numpy_models.MLP.predict` gives: logits, predictions, or inputs reconstructed."""
+        output = self.normalised(x)
+        match self.task:
+            case "classification":
+                return output
+            case "binary":
+                return output[:, 0]
+            case "reconstruction":
+                return output * self.input_scale + self.input_mean
+        return output[:, 0] * self.target_scale + self.target_mean
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """The output of the layers."""
+        output: Tensor = self.layers(self.arrange(self.standardised(x)))
+        return output
+
+    def standardised(self, x: Tensor) -> Tensor:
+        """Mean 0 and deviation 1 on each channel; missing inputs count as the mean of theirs."""
+        z = (x - self.input_mean) / self.input_scale
+        return torch.where(torch.isfinite(z), z, 0.0)
+
+    def arrange(self, z: Tensor) -> Tensor:
+        return z
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Cross-entropy, or mean squared error of the normalised target."""
+        output = self.normalised(x)
+        match self.task:
+            case "classification":
+                return functional.cross_entropy(output, y)
+            case "binary":
+                return functional.binary_cross_entropy_with_logits(output[:, 0], y)
+            case "reconstruction":
+                return functional.mse_loss(output, self.standardised(y))
+        return functional.mse_loss(output[:, 0], (y - self.target_mean) / self.target_scale)
+
+
+class TorchMLP(Normalised):
+    """The twin of `iot_client.training.numpy_models.MLP`."""
+
+    def __init__(
+        self,
+        inputs: int = 64,
+        hidden: Sequence[int] = (64, 32),
+        outputs: int = 10,
+        task: Task = "classification",
+        channels: int | None = None,
+    ) -> None:
+        super().__init__(channels or inputs, task)
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in pairwise((inputs, *hidden, outputs)):
+            layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+        self.layers = nn.Sequential(*layers[:-1])
+
+
+class ImageCNN(Normalised):
+    """Two convolutions with GroupNorm and pooling, then one dense layer; images (n, h, w) or (n, h, w, colours)."""
+
+    def __init__(
+        self, shape: tuple[int, ...] = (28, 28), outputs: int = 10, task: Task = "classification", width: int = 16
+    ) -> None:
+        super().__init__(1, task)
+        height, breadth, colours = (*shape, 1)[:3]
+        if min(height, breadth) < 4:
+            raise ValueError(f"a convolutional model needs images of at least 4 × 4 pixels, not {height} × {breadth}")
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(colours, width, 3, padding=1), nn.GroupNorm(4, width), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(width, 2 * width, 3, padding=1), nn.GroupNorm(4, 2 * width), nn.ReLU(), nn.MaxPool2d(2)),
+            nn.Flatten(),
+            nn.Linear(2 * width * (height // 4) * (breadth // 4), outputs),
+        )
+
+    def arrange(self, z: Tensor) -> Tensor:
+        return z[:, None] if z.ndim == 3 else z.permute(0, 3, 1, 2)
+
+
+class WindowCNN(Normalised):
+    """Two convolutions over time with GroupNorm, the mean over time, one dense layer; windows (n, time, channels)."""
+
+    def __init__(
+        self, shape: tuple[int, int] = (100, 6), outputs: int = 5, task: Task = "classification", width: int = 32
+    ) -> None:
+        time, channels = shape
+        super().__init__(channels, task)
+        if time < 4:
+            raise ValueError(f"a convolutional model needs windows of at least 4 time steps, not {time}")
+        self.layers = nn.Sequential(
+            *(nn.Conv1d(channels, width, 5, padding=2), nn.GroupNorm(4, width), nn.ReLU(), nn.MaxPool1d(2)),
+            *(nn.Conv1d(width, 2 * width, 5, padding=2), nn.GroupNorm(4, 2 * width), nn.ReLU()),
+            nn.AdaptiveAvgPool1d(1),
+            nn.Flatten(),
+            nn.Linear(2 * width, outputs),
+        )
+
+    def arrange(self, z: Tensor) -> Tensor:
+        return z.transpose(1, 2)
+
+
+def fit_torch(
+    module: Normalised,
+    x: npt.ArrayLike,
+    y: npt.ArrayLike,
+    plan: TrainingPlan,
+    *,
+    seed: int = 0,
+    recipe: Recipe | None = None,
+) -> Fit:
+    """Mini-batch SGD from where the module stands; the twin of `MLP.trainer`, batch for batch.
+
+    A training that diverges gives what it came to, without the loss among its metrics.
+
+    Raises:
+        ValueError: there are no rows, or x and y differ in length.
+    """
+    rows, targets = np.asarray(x, np.float32), np.asarray(y)
+    if len(rows) != len(targets) or not len(rows):
+        raise ValueError(f"x has {len(rows)} rows and y {len(targets)}; both need the same number, at least 1")
+    follow = (recipe or Recipe()).under(plan)
+    rng = np.random.default_rng((seed, plan.seed))
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    start = [parameter.detach().clone() for parameter in trained]
+    optimiser = torch.optim.SGD(trained, lr=follow.learning_rate)
+    losses = []
+    for batch in follow.batches(len(rows), rng):
+        optimiser.zero_grad()
+        target = targets[batch].astype(np.int64 if module.task == "classification" else np.float32)
+        loss = module.loss(torch.from_numpy(rows[batch]), torch.from_numpy(target))
+        loss.backward()  # type: ignore[no-untyped-call]
+        if follow.proximal:
+            for parameter, origin in zip(trained, start, strict=True):
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter.detach() - origin, alpha=follow.proximal)
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    mean = sum(losses) / len(losses)
+    return Fit(_arrays(module), len(rows), len(losses), {"loss": mean} if isfinite(mean) else {})
+
+
+def seeded_state(make: Callable[[], nn.Module], seed: int) -> dict[str, npt.NDArray[Any]]:
+    """The state of a new module, initialised from a seed without disturbing torch's own generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _arrays(make())
+
+
+def predict(module: nn.Module, parameters: Parameters, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """What a module gives for inputs, with these parameters and in evaluation mode."""
+    load(module, parameters)
+    module.eval()
+    with torch.no_grad():
+        return np.asarray(module(torch.from_numpy(x)).numpy(), np.float32)

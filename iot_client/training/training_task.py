@@ -1,0 +1,121 @@
+"""One training: from the model that is held to an encoded update, or the reason why there is none."""
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import Callable
+
+from midge.iot_client.config import DeviceConfig
+from midge.iot_client.connection.publisher import Publisher, StartTask
+from midge.iot_client.parts import DeviceParts
+from midge.iot_client.state.local_tensors import Missing
+from midge.iot_client.training.evaluation import Evaluating
+from midge.iot_client.training.fit import Fit, Parameters, TrainingKilled, TrainingPlan
+from midge.iot_client.training.update_encoder import Made, TrainerError, make_update
+from midge.wire.lineage import State
+from midge.wire.messages import Announcement, Plan
+
+log = logging.getLogger("iot_client")
+
+
+class TrainingTask:
+    """Trains, and encodes what comes of it.
+
+    Args:
+        parts: of the device.
+        publisher: publishes evaluations, and hears of no new version during a training.
+        start: starts what runs beside a training.
+        look: called once a training has ended: it may have used up a budget.
+    """
+
+    def __init__(self, parts: DeviceParts, publisher: Publisher, start: StartTask, look: Callable[[], None]) -> None:
+        self._parts, self._publisher, self._start, self._look = parts, publisher, start, look
+        self._evaluating = Evaluating(parts.config.evaluate)
+
+    async def train(self, state: State, announcement: Announcement, plan: Plan) -> Made:
+        """Train from a state.
+
+        Raises:
+            TrainingKilled: the process that trained was killed.
+            Unfit: what came of it is not worth sending.
+            TrainerError: the trainer returned no update, or the model needs tensors that the device does not have.
+            Exception: whatever the trainer raised.
+        """
+        parts = self._parts
+        name = parts.config.name
+        parts.tell("training", version=announcement.version)
+        try:
+            parameters = parts.personal.join(state.parameters(), state.schema)
+        except Missing as error:
+            raise TrainerError(f"Device {name!r}: {error}") from error
+        await self._evaluate(parameters, announcement)
+        ignoring = self._start(self._publisher.ignore_versions(announcement))
+        started = time.monotonic()
+        try:
+            fit = await fitted(parts.config, parameters, parts.speed.paced(plan))
+        except TrainingKilled:
+            self._start(self._publisher.follow_versions(ignoring))
+            raise
+        finally:
+            seconds = time.monotonic() - started
+            parts.budget.spend(trained=seconds)
+            parts.duty.trained(time.monotonic())
+            self._look()
+        self._start(self._publisher.follow_versions(ignoring))
+        parts.speed.saw(fit.steps, fit.steps * (plan.batch_size or 1), seconds)
+        parts.personal.keep(fit.parameters, state.schema, started)
+        parts.predicting.refresh()
+        try:
+            made = await asyncio.to_thread(
+                make_update,
+                fit,
+                state,
+                announcement,
+                seconds,
+                left=parts.outbox.residual(),
+                seed=plan.seed,
+                narrow=parts.config.link == "narrow",
+            )
+            if parts.identity.seals(announcement):
+                made = await asyncio.to_thread(parts.identity.seal, made, announcement)
+        except TrainerError as error:
+            raise TrainerError(f"Device {name!r}: {error}") from error
+        parts.tell("trained", version=announcement.version, seconds=seconds)
+        return made
+
+    async def _evaluate(self, parameters: Parameters, announcement: Announcement) -> None:
+        """Evaluate on the device's own data if it is time for that, and publish the numbers."""
+        parts = self._parts
+        name = parts.config.name
+        try:
+            report = await self._evaluating.report(parameters, announcement, time.monotonic())
+        except Exception as error:
+            error.add_note(f"(raised by evaluate() of device {name!r})")
+            raise
+        if report is not None:
+            parts.tell("evaluated", version=report.version, examples=report.examples, metrics=dict(report.metrics))
+            self._publisher.send(parts.topics.report(name), parts.identity.frame(report))
+
+
+async def fitted(config: DeviceConfig, parameters: Parameters, plan: TrainingPlan) -> Fit:
+    """Call the user's `train`, in a thread unless it is a coroutine function.
+
+    Raises:
+        TrainerError: it returned something other than a `Fit`.
+        Exception: whatever it raised, with the device's name as a note.
+    """
+    try:
+        if inspect.iscoroutinefunction(config.train):
+            fit = await config.train(parameters, plan)
+        else:
+            fit = await asyncio.to_thread(config.train, parameters, plan)
+    except Exception as error:
+        error.add_note(f"(raised by train() of device {config.name!r})")
+        raise
+    if not isinstance(fit, Fit):
+        raise TrainerError(
+            f"Device {config.name!r}: train() returned {type(fit).__name__}; "
+            "it must return midge.Fit(parameters, examples=n)."
+        )
+    return fit

@@ -1,0 +1,119 @@
+"""An aggregator at a broker's URL."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from midge.aggregator.config import CHECKPOINT_RECORDS, CHUNK, AggregatorConfig, Evaluate, Listener
+from midge.aggregator.core.presets import balanced
+from midge.aggregator.core.strategy import Strategy
+from midge.aggregator.ingress.rate_limits import Limits
+from midge.aggregator.model.statistics import FACTOR
+from midge.aggregator.publish.announcement_signer import LIFETIME
+from midge.aggregator.service import Aggregator as AggregatorService
+from midge.aggregator.store.device_erasure import RETENTION
+from midge.broker import connector
+from midge.initial import read_initial
+from midge.running import File, endpoint_of, run_script
+from midge.wire.schema import Role
+from midge.wire.signing import PublicKey
+from midge.wire.topics import DEFAULT_ROOT
+
+
+class Aggregator(AggregatorService):
+    """An aggregator at a broker's URL; `run()` serves until it is interrupted.
+
+    Args:
+        url: the broker's address, such as `mqtts://aggregator:secret@midge.broker.local.local_broker:8883`.
+        federation: the federation's name.
+        initial: the model to begin with: a dict of arrays, a torch state dict, a torch module, or a file of
+            pre-trained weights (.safetensors, .npz, a torch state dict as .pt).
+        store: a directory of this aggregator's own.
+        like: the model that such a file must fit, as a module or a dict of arrays.
+        user: of the broker, where it is not in the URL.
+        password: of that user.
+        cafile: the certificate authority to trust, PEM; the system's where it is None.
+        certfile: our own certificate, PEM, for a broker that wants one.
+        keyfile: the key of that certificate.
+        strategy: when and how updates become the next model; `balanced()` by default.
+        root: the topic root; this and all other arguments are those of `aggregator.config.AggregatorConfig`.
+
+    Raises:
+        ValueError: an address, a name, a model or a strategy that cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        federation: str,
+        initial: Any,
+        store: str | Path,
+        like: Any = None,
+        user: str | None = None,
+        password: str | None = None,
+        cafile: File = None,
+        certfile: File = None,
+        keyfile: File = None,
+        strategy: Strategy | None = None,
+        root: str = DEFAULT_ROOT,
+        roles: Mapping[str, Role] | None = None,
+        moments: Mapping[str, int] | None = None,
+        statistics_devices: int = 5,
+        statistics_deadline: float = 10.0,
+        statistics_factor: float | None = FACTOR,
+        features: Sequence[str] | None = None,
+        evaluate: Evaluate | None = None,
+        on_event: Listener | None = None,
+        chunk: int = CHUNK,
+        memory: int = 2**30,
+        keepalive: int = 30,
+        checkpoint_records: int = CHECKPOINT_RECORDS,
+        replace: bool = False,
+        release_key: str | Path | None = None,
+        announcement_lifetime: float = LIFETIME,
+        raise_epoch: bool = False,
+        device_keys: Mapping[str, bytes | PublicKey] | str | Path | None = None,
+        require_signed: bool = False,
+        require_sealed: bool = False,
+        limits: Limits | None = None,
+        retention: float | None = RETENTION,
+    ) -> None:
+        self.endpoint = endpoint_of(
+            url, user=user, password=password, cafile=cafile, certfile=certfile, keyfile=keyfile
+        )
+        parameters, told = read_initial(initial, like)
+        super().__init__(
+            AggregatorConfig(
+                connector=connector(self.endpoint),
+                federation=federation,
+                initial=parameters,
+                store=store,
+                strategy=strategy or balanced(),
+                root=root,
+                roles={**told, **(roles or {})},
+                moments=moments,
+                statistics_devices=statistics_devices,
+                statistics_deadline=statistics_deadline,
+                statistics_factor=statistics_factor,
+                features=features,
+                evaluate=evaluate,
+                on_event=on_event,
+                chunk=chunk,
+                memory=memory,
+                keepalive=keepalive,
+                checkpoint_records=checkpoint_records,
+                replace=replace,
+                release_key=release_key,
+                announcement_lifetime=announcement_lifetime,
+                raise_epoch=raise_epoch,
+                device_keys=device_keys,
+                require_signed=require_signed,
+                require_sealed=require_sealed,
+                limits=limits or Limits(),
+                retention=retention,
+            )
+        )
+
+    def run(self) -> None:
+        run_script(self)

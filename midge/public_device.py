@@ -1,0 +1,122 @@
+"""A device at a broker's URL."""
+
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from pathlib import Path
+
+from midge.broker import connector
+from midge.iot_client.board.duty_cycle import Duty
+from midge.iot_client.board.training_constraints import LOOK_EVERY, Condition
+from midge.iot_client.board.usage_budget import Costs
+from midge.iot_client.config import DeviceConfig, Listener, Train
+from midge.iot_client.connection.identity import Key
+from midge.iot_client.connection.serve_channel import OnModel
+from midge.iot_client.data.samples import Samples, Source
+from midge.iot_client.device import Device as DeviceService
+from midge.iot_client.session.timers import PATIENCE
+from midge.iot_client.state.local_tensors import Values
+from midge.iot_client.state.memory_outbox import AnyOutbox
+from midge.iot_client.state.prediction import Predict
+from midge.iot_client.training.evaluation import Evaluate
+from midge.running import File, endpoint_of, run_script
+from midge.wire.lineage import State
+from midge.wire.moments import Moments
+from midge.wire.topics import DEFAULT_ROOT
+
+
+class Device(DeviceService):
+    """A device at a broker's URL; `run()` takes part until it is interrupted.
+
+    Args:
+        url: the broker's address, such as `mqtts://pump-17:secret@midge.broker.local.local_broker:8883`.
+        user: of the broker, if it is not in the URL.
+        password: of that user.
+        cafile: the certificate authority to trust, PEM; the system's if it is None.
+        certfile: our own certificate, PEM, for a broker that wants one.
+        keyfile: the key of that certificate.
+
+    All other arguments are the fields of `iot_client.config.DeviceConfig`, which describes them.
+
+    Raises:
+        ValueError: an address or a name that cannot be used.
+        KeyUnusable: a key cannot be read.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        federation: str,
+        name: str,
+        train: Train,
+        outbox: str | Path | AnyOutbox | None,
+        user: str | None = None,
+        password: str | None = None,
+        cafile: File = None,
+        certfile: File = None,
+        keyfile: File = None,
+        root: str = DEFAULT_ROOT,
+        moments: Mapping[str, Moments] | Callable[[], Mapping[str, Moments]] | None = None,
+        missing: int = 0,
+        capabilities: Mapping[str, str | int | float | bool] | None = None,
+        evaluate: Evaluate | None = None,
+        on_model: OnModel | None = None,
+        local: Values | None = None,
+        predict: Predict | None = None,
+        samples: Samples | None = None,
+        sources: Sequence[Source] = (),
+        features: Sequence[str] | None = None,
+        end_if_unsuited: bool = False,
+        conditions: Sequence[Condition] = (),
+        link_conditions: Sequence[Condition] = (),
+        duty: Duty | None = None,
+        costs: Costs | None = None,
+        outbox_bytes: int | None = None,
+        link: str | None = None,
+        on_event: Listener | None = None,
+        keepalive: int = 30,
+        patience: float = PATIENCE,
+        release_key: Key | Sequence[Key] | None = None,
+        signing_key: Key | None = None,
+        look_every: float | None = LOOK_EVERY,
+        versions: MutableMapping[bytes, State] | None = None,
+    ) -> None:
+        self.endpoint = endpoint_of(
+            url, user=user, password=password, cafile=cafile, certfile=certfile, keyfile=keyfile
+        )
+        super().__init__(
+            DeviceConfig(
+                connector=connector(self.endpoint),
+                federation=federation,
+                name=name,
+                train=train,
+                outbox=outbox,
+                root=root,
+                moments=moments,
+                missing=missing,
+                capabilities=capabilities,
+                evaluate=evaluate,
+                on_model=on_model,
+                local=local,
+                predict=predict,
+                samples=samples,
+                sources=sources,
+                features=features,
+                end_if_unsuited=end_if_unsuited,
+                conditions=conditions,
+                link_conditions=link_conditions,
+                duty=duty,
+                costs=costs,
+                outbox_bytes=outbox_bytes,
+                link=link,
+                on_event=on_event,
+                keepalive=keepalive,
+                patience=patience,
+                release_key=release_key,
+                signing_key=signing_key,
+                look_every=look_every,
+                versions=versions,
+            )
+        )
+
+    def run(self) -> None:
+        run_script(self)
