@@ -18,7 +18,7 @@ import pytest
 from midge.__main__ import main
 from midge.broker.local.local_broker import LocalBroker, local_broker
 from midge.broker.local.mosquitto import find_mosquitto
-from midge.iot_client import device as device_module
+from midge.iot_client.connection import connection_loop
 from tests import needs
 from tests.acceptance.test_by_hand import MIDGE, ROOT, interrupt, process
 from tests.broker.test_local import certificates
@@ -363,7 +363,7 @@ def test_an_error_in_the_user_s_own_module_keeps_its_traceback(
 def test_a_second_device_of_the_same_name(
     federation: Path, url: str, tell: Tell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_module, "_NAMESAKE", LAST_RESORT)  # for the first to say that it lives
+    monkeypatch.setattr(connection_loop, "_DUPLICATE_WAIT", LAST_RESORT)  # for the first to say that it lives
     programs(tmp_path)
     answer = tell("device", "pump:app", "--name", "pump-0", "--broker", url)
     assert "Another live device of federation 'pumps' is named 'pump-0': give each device its own name" in answer
