@@ -52,12 +52,12 @@ def run_script(service: Service) -> None:
     """Serve for a script: what a person can mend ends it with one sentence and exit code 2, without a traceback."""
     try:
         run_until_interrupted(service)
-    except mendable_errors() as error:
+    except user_facing_errors() as error:
         sys.stderr.write(f"midge: {error}\n")
         raise SystemExit(2) from error
 
 
-def mendable_errors() -> tuple[type[Exception], ...]:
+def user_facing_errors() -> tuple[type[Exception], ...]:
     """What services raise that a person can mend. To be called when there is an error: a device has no store."""
     from midge.iot_client.connection.connection_loop import DuplicateDeviceName  # noqa: PLC0415
     from midge.iot_client.state.outbox import OutboxError  # noqa: PLC0415

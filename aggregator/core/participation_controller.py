@@ -2,8 +2,8 @@
 
 The announcement tells a share; a device takes part in a version where a hash of its name and the version falls below it
 (`wire.participation`). The controller raises and lowers the share so that a rate of updates, a number of trainings at
-once or a cohort for each version is met. A share that asks nobody is doubled until somebody answers. It holds no slots
-for anybody: a device that never answers costs nothing.
+once or a cohort for each version is met. A share that asks no device is doubled until one answers. It holds no slots:
+a device that never answers costs nothing.
 """
 
 from dataclasses import dataclass
@@ -131,7 +131,7 @@ class Steering:
         self._looked = now
         elapsed = now - self._since
         if self._came == 0 and elapsed >= max(PERIOD, 3 * self._seconds, 3 * self._gap):
-            return self._change(2 * self.share, now)  # nobody that was asked is there
+            return self._change(2 * self.share, now)  # no device that was asked is there
         if self._target is None or self._versions < _VERSIONS or elapsed < PERIOD:
             return False
         ratio = self._target * elapsed / max(self._came, 1)

@@ -108,7 +108,7 @@ class Credentials:
         return own
 
     def check_whole(self, device: str, message: Update | Statistics, body: memoryview) -> None:
-        """See that a whole body is the one that was signed: else somebody else exchanged it, and it settles nothing.
+        """See that a whole body is the one that was signed: otherwise it was exchanged on its way, and settles nothing.
 
         Raises:
             BadSignature: it is not.

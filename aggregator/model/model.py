@@ -179,7 +179,7 @@ class Model:
         return frames
 
     def _keyframe(self, *, moved: bool) -> Frame:
-        """Start over with a snapshot: of x, or of p as it is where the release may carry nobody's work."""
+        """Start over with a snapshot: of x, or of p as it is if the release may carry no device's work."""
         if moved:
             self.state = lineage.on_grid(self.x, self.schema, self.state.frozen, bits=KEYFRAME_BITS)
         self.keyframe = False
@@ -221,7 +221,7 @@ class Model:
         return Frame(record.version, SERVED, lineage.encode_snapshot(self.used()))
 
     def forget_steps(self, oldest: int) -> None:
-        """Drop step frames that lead to `oldest` or before, and what ended before it: nobody's base is older."""
+        """Drop step frames that lead to `oldest` or before, and what ended before it: no device's base is older."""
         self.steps = {version: data for version, data in self.steps.items() if version > oldest}
         self.ends = {version: data for version, data in self.ends.items() if version >= oldest}
 

@@ -109,7 +109,7 @@ class Shelf:
             yield from self._clear(now)
 
     def everything(self) -> Iterator[Post]:
-        """All that must stand at the broker: after a connect nobody knows what it still has."""
+        """All that must stand at the broker: after a connect it is not known what it still has."""
         self._on_offer = None
         for info in self._offered():
             data = self._engine.store.frame(info.version, info.span)

@@ -43,7 +43,7 @@ CREATE TABLE IF NOT EXISTS seen (device TEXT PRIMARY KEY, at INTEGER NOT NULL, v
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Somebody wants a device to be forgotten."""
+    """A request to forget a device."""
 
     device: str
     by: str
@@ -194,7 +194,7 @@ class Names:
         """Devices that were last heard before a time, and of which nothing could be counted twice if they came again.
 
         What such a device had sent was trained from versions up to the one of then. Where all of these are too old by
-        now to train from, it would be refused as stale, even if nobody knew any more that it had come.
+        now to train from, it would be refused as stale, even if it were not known any more that it had come.
         """
         rows = self._store.query("SELECT device FROM seen WHERE at < ? AND version < ?", (int(before), oldest_base))
         return [device for (device,) in rows if device not in self._heard]

@@ -20,7 +20,7 @@ from midge.wire.errors import WireError
 from midge.wire.messages import Fetch, Report
 from midge.wire.topics import Topics
 
-_NOBODY = bytes(16)
+_NO_LINEAGE = bytes(16)
 """A lineage that no store ever has."""
 
 
@@ -137,12 +137,12 @@ async def _of_device(prober: Prober, ground: Ground | None, topics: Topics, name
 
 def passed_over_fetch() -> bytes:
     """A wish for a chunk of a lineage that no store has: the aggregator passes it over."""
-    return frames.encode(Fetch(lineage=_NOBODY, version=0, span=0, parts=(0,)))
+    return frames.encode(Fetch(lineage=_NO_LINEAGE, version=0, span=0, parts=(0,)))
 
 
 def passed_over_report() -> bytes:
     """A report on that lineage, without a number: passed over too."""
-    return frames.encode(Report(lineage=_NOBODY, version=0, examples=0, metrics={}))
+    return frames.encode(Report(lineage=_NO_LINEAGE, version=0, examples=0, metrics={}))
 
 
 async def _announced(prober: Prober, ground: Ground | None, topics: Topics) -> tuple[bool, str]:

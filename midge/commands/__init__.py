@@ -42,6 +42,6 @@ COMMANDS = (
 def problems() -> tuple[type[Exception], ...]:
     """What a person can mend: shown as one sentence, without a traceback."""
     from midge.commands.parts import Problem  # noqa: PLC0415
-    from midge.running import mendable_errors  # noqa: PLC0415
+    from midge.running import user_facing_errors  # noqa: PLC0415
 
-    return (*mendable_errors(), Problem)
+    return (*user_facing_errors(), Problem)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from midge.broker import Endpoint
     from midge.broker.audit.check import Parties, Report, Role, Trial
 
-_NOBODYS = "midge-check"
+_UNUSED_FEDERATION = "midge-check"
 """The federation whose topics are tried where none is named."""
 _NAMES, _LEVELS = 40, 9
 """Columns of the table's first two parts."""
@@ -93,7 +93,7 @@ def _of_options(args: argparse.Namespace) -> "tuple[Endpoint, Topics, Role | Non
         raise Problem("Rights are those on a federation's topics: name it with --federation.")
     role = None
     with user_errors():
-        topics = Topics(args.federation or _NOBODYS, args.root)
+        topics = Topics(args.federation or _UNUSED_FEDERATION, args.root)
         if args.aggregator:
             role = Role()
         elif args.device is not None:

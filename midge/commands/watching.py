@@ -162,4 +162,8 @@ def print_ending(demo: "Demo", ending: "Ending") -> None:
     print(f"{what[ending]}: {progress.metric} {shown(progress)} at version {progress.version}.")
     if demo.target is not None and not progress.reached and ending == "time":
         print(f"The target of {demo.target:g} was missed.", file=sys.stderr)
-    print(f"The model is in {demo.directory}/model.safetensors, every event in {demo.directory}/metrics.jsonl.")
+    model = demo.directory / "model.safetensors"
+    if model.exists():
+        print(f"The model is in {model}, every event in {demo.directory}/metrics.jsonl.")
+    else:  # the machine was so busy that the aggregator had to be killed
+        print(f"The aggregator did not end in time and wrote no model; it is safe in {demo.directory}/store.")

@@ -11,7 +11,7 @@ from typing import Any
 
 MODULE = "midge.sensor_fleet.live.server"
 _LIBRARIES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-_GOODBYE = 20.0
+_GOODBYE = 60.0
 """Seconds that it has to write its checkpoint and the model."""
 _LINE = 2**20
 """Bytes of one event, at most."""

@@ -69,7 +69,7 @@ class _Watch:
 
     def take(self, event: str, time: float) -> None:
         if event == "connected" and (self.gone or (self.connected and self.since is not None)):
-            # It was ended without a word and has come back: where it was meanwhile, nobody knows but that it was away.
+            # It was ended without a word and has come back: it was away meanwhile, and more is not known.
             self.until(time, "gone" if self.gone else "away")
             self.training = self.gone = False
         else:

@@ -40,7 +40,8 @@ from midge.wire.participation import takes_part
 
 CONNECTING = 12
 """Ways from the first packet until a session is told that it is connected: the handshake of TCP, CONNECT, the status of
-one's own name, the greeting that asks for namesakes, two subscriptions; each is answered before the next."""
+one's own name, the greeting that asks for duplicates of the name, two subscriptions; each is answered before the
+next."""
 ROUNDING = 1e-9
 """Seconds by which a sum of times may be off."""
 

@@ -13,7 +13,7 @@ AT_MOST = {
     "device_interpreters": 1,
     "aggregator_interpreters": 1,
     "atomic_writers": 1,
-    "banned_words": 22,
+    "banned_words": 0,
 }
 
 
@@ -32,7 +32,9 @@ def test_no_class_of_the_aggregator_is_a_drawer() -> None:
     assert not found
 
 
-GONE = re.compile(r"\b(so many|by chance|anew|of note|of before|mendable)\b", re.IGNORECASE)
+GONE = re.compile(
+    r"\b(so many|by chance|anew|of note|of before|mendable|somebody|nobody|anybody|namesake)\b", re.IGNORECASE
+)
 """Words for which the field has its own: a number or a name, at random, again, an event, earlier."""
 
 

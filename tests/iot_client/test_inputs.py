@@ -21,7 +21,7 @@ from midge.iot_client.device import Device
 from midge.iot_client.training.numpy_models import FROZEN, Linear
 from midge.iot_client.training.sample_trainer import SampleTrainer
 from midge.iot_client.training.update_encoder import TrainerError
-from midge.running import mendable_errors
+from midge.running import user_facing_errors
 from midge.wire import frames
 from midge.wire.messages import DeviceState, Hello, Plan, Verdict
 from tests.aggregator.rig import TOPICS, rig
@@ -108,7 +108,7 @@ async def test_a_gateway_whose_columns_are_swapped_ends_with_a_sentence_before_i
         with pytest.raises(TrainerError, match=r"in another order, heat, speed.*--features speed,heat") as caught:
             async with asyncio.timeout(20):
                 await wrong.serve()
-    assert isinstance(caught.value, mendable_errors()), "told in one sentence, with exit code 2"
+    assert isinstance(caught.value, user_facing_errors()), "told in one sentence, with exit code 2"
     assert not log.of("update", device="c") and not log.of("training", device="c")
     assert log.of("update", device="a", verdict="accepted")
     again = server(twin, tmp_path, log)
