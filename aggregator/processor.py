@@ -24,7 +24,7 @@ from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.publish_queue import Post
 from midge.aggregator.publish.receipts import Encode, Receipts
 from midge.aggregator.publish.step_notices import StepNotices
-from midge.aggregator.shell import Shell
+from midge.aggregator.shell import AggregatorShell
 from midge.aggregator.store.store import Entry
 from midge.broker.mqtt.connection import Delivery
 from midge.storage.failpoints import failpoint
@@ -84,7 +84,7 @@ class Processor:
         self._core: AggregatorCore = shelf.core
         self._receipts = Receipts()
         """What the batch under way tells devices."""
-        self.shell = Shell(self._core, self)
+        self.shell = AggregatorShell(self._core, self)
         """Asks the core, and carries out what it decides on this host."""
         self._portion = max(1, _AT_ONCE // max(1, 4 * engine.model.schema.size))
         """Updates whose deltas may wait for one commit."""

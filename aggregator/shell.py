@@ -21,7 +21,7 @@ from midge.aggregator.core.core import AggregatorCore
 from midge.wire.messages import Fetch, Settled, Update
 
 
-class Host(Protocol):
+class AggregatorHooks(Protocol):
     """What an aggregator runs on: a store and a broker, a virtual clock, or the lists of a test."""
 
     def decode(self, action: ev.Decode, now: float) -> ev.Decoded | ev.Undecodable:
@@ -61,10 +61,10 @@ class Host(Protocol):
         """Hand over the receipts of the batch."""
 
 
-class Shell:
+class AggregatorShell:
     """Drives one core on one host. Nothing of it outlives a call."""
 
-    def __init__(self, core: AggregatorCore, host: Host) -> None:
+    def __init__(self, core: AggregatorCore, host: AggregatorHooks) -> None:
         self.core = core
         self.host = host
 

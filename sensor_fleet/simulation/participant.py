@@ -1,27 +1,24 @@
 """A device in a simulation: the real session, on virtual time."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from statistics import NormalDist
 
-from midge.iot_client.board.conditions import enough_new
-from midge.iot_client.connection.announcement_policy import Attention
 from midge.iot_client.session import events as ev
 from midge.iot_client.session.session import DeviceSession, SessionSettings
 from midge.iot_client.session.states import Work
 from midge.iot_client.session.training_cycle import training_seed
 from midge.iot_client.shell import DeviceShell, OutboxContents
-from midge.sensor_fleet.profiles.population import Departure, Population
+from midge.sensor_fleet.profiles.population import Departure
 from midge.sensor_fleet.profiles.presence import chance
-from midge.sensor_fleet.sensors.stream import Stream
 from midge.sensor_fleet.simulation import headers
-from midge.sensor_fleet.simulation.clock import Clock
-from midge.sensor_fleet.simulation.clock import Work as Errand
+from midge.sensor_fleet.simulation.air import Air
 from midge.sensor_fleet.simulation.coding import Said
-from midge.sensor_fleet.simulation.learners import Learner
-from midge.sensor_fleet.simulation.server import Published, Server
-from midge.sensor_fleet.simulation.shards import Pool, Start, Task
+from midge.sensor_fleet.simulation.server import Published
+from midge.sensor_fleet.simulation.shards import Task
+from midge.sensor_fleet.simulation.virtual_constraints import VirtualConstraints
+from midge.sensor_fleet.simulation.virtual_link import VirtualLink
 from midge.wire import chunks
 from midge.wire.messages import (
     AggregatorState,
@@ -36,7 +33,6 @@ from midge.wire.messages import (
     Settled,
     Update,
 )
-from midge.wire.participation import takes_part
 
 CONNECTING = 12
 """Ways from the first packet until a session is told that it is connected: the handshake of TCP, CONNECT, the status of
@@ -46,90 +42,25 @@ ROUNDING = 1e-9
 """Seconds by which a sum of times may be off."""
 
 
-class Air:
-    """What lies between all devices and the aggregator: the clock, chance, and the versions that are on offer."""
-
-    def __init__(
-        self,
-        clock: Clock,
-        server: Callable[[], Server],
-        pool: Pool,
-        learner: Learner,
-        world: Population,
-        *,
-        loss: float,
-        jitter: float,
-        seconds: Callable[[str], float],
-        stream: Stream | None = None,
-    ) -> None:
-        self.clock, self._server, self.pool, self.learner, self.world = clock, server, pool, learner, world
-        self.loss, self.jitter, self.seconds, self.stream = loss, jitter, seconds, stream
-        self.up = self.down = 0.0
-        """Bytes that all devices have sent, and received beside announcements."""
-        self.resting: dict[str, Participant] = {}
-        """Devices that would begin something if there were a newer version, in the order in which they came to rest."""
-
-    @property
-    def server(self) -> Server:
-        return self._server()
-
-    def expected(self, shard: Sequence["Participant"]) -> Iterator[tuple[Task, Start]]:
-        """The trainings that these devices will probably begin from the newest version before there is another."""
-        newest, pause = self.server.published[-1], self.server.core.strategy.release_interval
-        if not pause:
-            return
-        now, told = self.clock.now, newest.announcement
-        horizon = max(newest.at + pause, now + pause / 8)
-        found = [(when, one.number, one) for one in shard if (when := one.soon(newest)) < horizon]
-        for when, _, one in sorted(found, key=lambda each: each[:2]):
-            if takes_part(one.name, told.lineage, told.generation, told.version, told.participation.share):
-                yield one.task(newest, max(now, when)), newest.start
-
-    def lost(self, device: str, purpose: str, number: int) -> bool:
-        """Whether a message is lost on its way."""
-        return self.loss > 0 and chance(self.world.seed, device, f"lost/{purpose}", number) < self.loss
-
-    def released(self, published: Published) -> None:
-        """Tell those who wait for it and take part; all others look for themselves when they have something to do."""
-        told = published.announcement
-        share = told.participation.share
-        for name, participant in list(self.resting.items()):
-            if takes_part(name, told.lineage, told.generation, told.version, share):
-                self.clock.at(published.at + participant.latency, participant.look)
-
-
 class Participant:
     """One device, from when it joins until it leaves."""
 
     __slots__ = (
-        "_attention",
         "_back",
         "_base",
         "_began",
         "_bodies",
-        "_connection",
-        "_deaf",
+        "_constraints",
         "_due",
-        "_enough",
         "_fits",
-        "_heard",
-        "_hindrances",
         "_job",
         "_latest",
         "_outages",
-        "_pauses",
-        "_resumes",
         "_seen",
-        "_sensor",
         "_shaken",
         "air",
-        "bytes_down",
-        "bytes_up",
-        "connected",
-        "down",
         "gone",
-        "latency",
-        "messages",
+        "link",
         "name",
         "number",
         "seconds",
@@ -137,30 +68,21 @@ class Participant:
         "shell",
         "steps",
         "trainings",
-        "up",
         "updates",
     )
 
     def __init__(self, air: Air, number: int, name: str) -> None:
         self.air, self.number, self.name = air, number, name
         world = air.world
-        link = world.link(name)
-        self.latency, self.up = link.latency, link.bandwidth
-        self.down = link.down
+        self.link = VirtualLink(air, name)
         self.seconds = air.seconds(name)
         self._shaken = 0
         self.session = DeviceSession(
             name, number, (), 1, self._jitter, settings=SessionSettings(rereads=bool(air.loss))
         )
         self.shell = DeviceShell(self.session, self)
-        self.connected = self.gone = False
-        self.trainings = self.steps = self.updates = self.messages = 0
-        self.bytes_up = self.bytes_down = 0.0
-        self._connection = 0
-        self._heard = 0.0
-        self._attention = Attention()
-        self._deaf = False
-        """Whether it hears of no new version, for the while of a training."""
+        self.gone = False
+        self.trainings = self.steps = self.updates = 0
         self._base: Published | None = None
         """What is trained from, or being fetched for that."""
         self._latest: Published | None = None
@@ -173,19 +95,13 @@ class Participant:
         self._bodies: dict[int, Said] = {}
         self._due: float | None = None
         self._outages: Iterator[tuple[float, float]] = iter(world.outages(name))
-        self._pauses: Iterator[tuple[float, float]] = iter(world.pauses(name))
         clock = air.clock
         joins = world.joins(name)
-        self._back, self._resumes = joins, 0.0
-        """When it will be connected, and when it will have nothing against training."""
-        self._hindrances: dict[str, str] = {}
-        self._enough = 0.0
-        """When enough of its data will be new."""
-        stream = air.stream
-        self._sensor = None if stream is None else stream.sensor(number, lambda: clock.now)
-        self._await_enough()
+        self._back = joins
+        """When it will be connected."""
+        self._constraints = VirtualConstraints(air, number, name, self._constrained)
         clock.at(joins, self._connect)
-        self._next_pause(joins)
+        self._constraints.expect_pause(joins)
         if (departure := world.leaves(name)) is not None:
             clock.at(departure.at, partial(self._leave, departure))
 
@@ -199,14 +115,15 @@ class Participant:
     def _connect(self) -> None:
         if self.gone:
             return
-        self._connection += 1
-        connection = self._connection
+        link = self.link
+        link.connection += 1
+        connection = link.connection
 
         def stand() -> None:
-            if self._connection == connection and not self.gone:
+            if link.connection == connection and not self.gone:
                 self._stand()
 
-        self.air.clock.after(CONNECTING * self.latency, stand)
+        self.air.clock.after(CONNECTING * link.latency, stand)
         broken, back = next(self._outages, (math.inf, math.inf))
         while back <= self.air.clock.now:
             broken, back = next(self._outages)
@@ -215,13 +132,12 @@ class Participant:
 
     def _stand(self) -> None:
         """The connection stands: what is retained has come, and so has the echo of our own greeting."""
-        server = self.air.server
-        self.connected, self._deaf = True, False
-        self._heard = server.heard
+        server, link = self.air.server, self.link
+        link.connect()
         server.there(1)
-        self._sent(self._hello)
-        before = self._connection > 1  # what we said last is retained, or our Last Will
-        self._received((1 + before) * self._hello + headers.status() + server.weighs)
+        link.sent(self._hello)
+        before = link.connection > 1  # what we said last is retained, or our Last Will
+        link.received((1 + before) * self._hello + headers.status() + server.weighs)
         self._event(ev.Connected())
         core = server.core
         self._event(ev.AggregatorSeen(AggregatorStatus(state=AggregatorState.READY, boot=1, lineage=core.lineage)))
@@ -229,123 +145,37 @@ class Participant:
     def _disconnect(self, back: float) -> None:
         if self.gone:
             return
-        self._connection += 1
+        link = self.link
+        link.connection += 1
         self._back = back
-        if self.connected:
+        if link.stands:
             if self.air.world.says_goodbye(self.name):
-                self._sent(self._hello)
-            self.note_heard()
-            self.connected = False
+                link.sent(self._hello)
+            link.disconnect()
             self.air.server.there(-1)
             self._event(ev.Disconnected())
         self.air.clock.at(back, self._connect)
 
     def _leave(self, departure: Departure) -> None:
-        if self.connected and departure.goodbye:
-            self._sent(self._hello)
-        self.note_heard()
-        self.air.server.there(-1 if self.connected else 0)
-        self.gone, self.connected = True, False
+        link = self.link
+        if link.stands and departure.goodbye:
+            link.sent(self._hello)
+        self.air.server.there(-1 if link.stands else 0)
+        link.disconnect()
+        self.gone = True
+        self._constraints.end()
         self.air.resting.pop(self.name, None)
         self.air.pool.forget(self._job)
-
-    def note_heard(self) -> None:
-        """Count the announcements that this connection has brought."""
-        if self.connected and not self._deaf:
-            heard = self.air.server.heard
-            self.bytes_down += heard - self._heard
-            self._heard = heard
-
-    def _turn_away(self, announcement: Announcement) -> None:
-        """Hear of no new version while training, where many would come."""
-        if self.connected and self._attention.turns_away(announcement):
-            self.note_heard()
-            self._deaf = True
-
-    def _turn_back(self) -> None:
-        """Hear of the newest version at once, for it is retained."""
-        if self._deaf and self.connected:
-            server = self.air.server
-            self._deaf = False
-            self.air.down -= server.heard - self._heard  # which was counted as heard by everybody
-            self._heard = server.heard
-            self._received(server.weighs)
 
     @property
     def _hello(self) -> int:
         """Bytes of a greeting."""
         return headers.hello(trained=self.trainings > 0)
 
-    def _sent(self, size: float) -> None:
-        self.bytes_up += size
-        self.air.up += size
-
-    def _received(self, size: float) -> None:
-        self.bytes_down += size
-        self.air.down += size
-
-    def _next_pause(self, now: float) -> None:
-        """Train nothing from the next pause on until it is over: the device has something against it."""
-        for start, end in self._pauses:
-            if end > now:
-                self.air.clock.at(start, partial(self._pause, "not now", end))
-                if end < math.inf:
-                    self.air.clock.at(end, partial(self._pause, None, end))
-                return
-
-    def _pause(self, why: str | None, until: float) -> None:
-        if self.gone:
-            return
-        self._resumes = until
-        self._hinder("pause", why)
-        if why is None:
-            self._next_pause(self.air.clock.now)
-
-    def _hinder(self, of: str, why: str | None) -> None:
-        """One of the things that keep it from training is there, or over."""
-        if why is None:
-            self._hindrances.pop(of, None)
-        else:
-            self._hindrances[of] = why
-        found = next(iter(self._hindrances.values()), None)
-        if found != self.session.hindered:
-            self._event(ev.Hindered(found))
-
-    def _await_enough(self) -> None:
-        """Train nothing until enough of its data is new."""
-        sensor, stream, clock = self._sensor, self.air.stream, self.air.clock
-        if sensor is None or stream is None or (why := enough_new(sensor, stream.fresh)()) is None:
-            return
-        self._enough = sensor.enough_at(stream.fresh)
-        self._hinder("data", why)
-        clock.at(self._enough, self._has_enough)
-
-    def _has_enough(self) -> None:
-        if not self.gone:
-            self._hinder("data", None)
-
-    def _hear(self, work: Errand, seconds: float = 0.0) -> None:
-        """Do what a message brings, once it is here, if this connection still stands then."""
-        connection = self._connection
-
-        def heard() -> None:
-            if self.connected and self._connection == connection:
-                work()
-
-        self.air.clock.after(self.latency + seconds, heard)
-
-    def _say(self, purpose: str, size: int, work: Errand, *, ahead: float = 0.0) -> None:
-        """Do what a message brings, once the aggregator has it, `ahead` seconds after other bytes on the uplink."""
-        if not self.connected:
-            return
-        self.messages += 1
-        self._sent(size)
-        if self.air.lost(self.name, purpose, self.messages):
-            return
-        seconds = self.latency + ahead + size / self.up
-        self.air.clock.after(seconds, work)
-        if self.air.world.twice and self.air.world.twice_sent(self.name, self.messages):
-            self.air.clock.after(2 * seconds, work)
+    def _constrained(self, why: str | None) -> None:
+        """Something keeps it from training, or nothing any more."""
+        if why != self.session.hindered:
+            self._event(ev.Hindered(why))
 
     def reply(self, outbox: int, hi: int, settled: tuple[Settled, ...]) -> None:
         """The aggregator has something to say to us."""
@@ -357,10 +187,7 @@ class Participant:
         self._answered(Receipt.model_construct(outbox=outbox, hi=hi, settled=(), grants=(grant,)), headers.answer())
 
     def _answered(self, receipt: Receipt, size: int) -> None:
-        self.messages += 1
-        if self.connected and not self.air.lost(self.name, "receipt", self.messages):
-            self._received(size)
-            self._hear(lambda: self._event(ev.Receipted(receipt)))
+        self.link.answered(size, lambda: self._event(ev.Receipted(receipt)))
 
     # ---------------------------------------------------------------- expectations
 
@@ -369,7 +196,7 @@ class Participant:
         session = self.session
         if self.gone or self._base is newest or session.work is not Work.RESTING:
             return math.inf
-        return max(self._back, self._resumes, self._enough, session.pausing_until or 0.0)
+        return max(self._back, self._constraints.until, session.pausing_until or 0.0)
 
     def task(self, newest: Published, when: float) -> Task:
         """What that training will be."""
@@ -381,9 +208,9 @@ class Participant:
 
     def look(self) -> None:
         """Read the newest announcement that has come, as a subscriber would have by now."""
-        if not self.connected:
+        if not self.link.stands:
             return
-        until = self.air.clock.now - self.latency + ROUNDING
+        until = self.air.clock.now - self.link.latency + ROUNDING
         for published in reversed(self.air.server.published):
             if published is self._seen:
                 return
@@ -434,7 +261,7 @@ class Participant:
 
     def send(self, update: Update) -> None:
         said = self._bodies[update.seq]
-        self._say("update", said.size + headers.update(), partial(self.air.server.arrived, self.name, update, said))
+        self.link.say("update", said.size + headers.update(), partial(self.air.server.arrived, self.name, update, said))
 
     def forget(self, through: int) -> None:
         for seq in [seq for seq in self._bodies if seq <= through]:
@@ -444,26 +271,26 @@ class Participant:
         self._begin(announcement)
         fetched = partial(self._event, ev.Fetched(ev.Base.of(announcement)))
         size = sum(frame.size + frame.parts * headers.part() for frame in frames)
-        self._received(size)
+        self.link.received(size)
         # Two parts are asked for at a time, and their topics are left before the next are asked for.
         ways = 4 * -(-sum(frame.parts for frame in frames) // 2)
-        self._hear(fetched, (ways - 1) * self.latency + size / self.down)
+        self.link.hear(fetched, (ways - 1) * self.link.latency + size / self.link.down)
 
     def greet(self) -> None:
         hello = self.name, self.session.outbox, self.session.first
-        self._say("hello", self._hello, partial(self.air.server.greeted, *hello))
-        self._received(self._hello)  # we hear our own status
+        self.link.say("hello", self._hello, partial(self.air.server.greeted, *hello))
+        self.link.received(self._hello)  # we hear our own status
 
     def read_announcement(self) -> None:
         self._seen = None
-        self._hear(self.look, self.latency)
+        self.link.hear(self.look, self.link.latency)
 
     def tell_settled(self, settled: Settled) -> None:
         pass
 
     def offer(self, update: Update) -> None:
         said = self._bodies[update.seq]
-        self._say("update", headers.update(), partial(self.air.server.offered, self.name, update, said))
+        self.link.say("update", headers.update(), partial(self.air.server.offered, self.name, update, said))
 
     def send_chunks(self, update: Update, parts: tuple[int, ...]) -> None:
         size = chunks.part_size(update.size, update.parts)
@@ -472,9 +299,9 @@ class Participant:
             if part < update.parts:
                 length = min(size, update.size - part * size) + headers.chunk()
                 header = Chunk(outbox=update.outbox, first=update.first, seq=update.seq, part=part)
-                self._say("chunk", length, partial(self.air.server.chunk, self.name, header), ahead=ahead)
-                ahead += length / self.up
-                self._hear(partial(self._event, ev.ChunkDelivered()), ahead + self.latency)
+                self.link.say("chunk", length, partial(self.air.server.chunk, self.name, header), ahead=ahead)
+                ahead += length / self.link.up
+                self.link.hear(partial(self._event, ev.ChunkDelivered()), ahead + self.link.latency)
 
     def renew(self, keep: tuple[int, ...]) -> OutboxContents:
         raise AssertionError(f"no outbox is put back in this world, and {keep} were to move")
@@ -498,13 +325,13 @@ class Participant:
         assert base is not None
         self.trainings += 1
         self._began = now = air.clock.now
-        seen = 0 if self._sensor is None else self._sensor.take()
+        seen = self._constraints.take()
         seconds = self.seconds * air.learner.load(self.number, plan, seen)
         if air.jitter:
             seconds *= math.exp(
                 air.jitter * NormalDist().inv_cdf(chance(air.world.seed, self.name, "jitter", self.trainings))
             )
-        self._turn_away(base.announcement)
+        self.link.ignore_versions(base.announcement)
         task = Task(self.number, base.number, plan.seed, self.updates + 1, seen)
         self._job = air.pool.begin(task, base.start, now + seconds)
         air.clock.at(now + seconds, self._trained)
@@ -514,10 +341,10 @@ class Participant:
             return
         base, server = self._base, self.air.server
         assert base is not None
-        self._turn_back()
+        self.link.follow_versions()
         outcome = self.air.pool.end(self._job)
         self.steps += outcome.steps
-        self._await_enough()
+        self._constraints.expect_rows()
         if (said := outcome.said) is None:
             self._event(ev.NothingToSend("the training did not stay finite"))
             return

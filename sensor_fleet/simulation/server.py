@@ -24,7 +24,7 @@ from midge.aggregator.model.averaging import refuse_noise
 from midge.aggregator.model.model import KEYFRAME_BITS, Frame, Model
 from midge.aggregator.model.step_merging import listed
 from midge.aggregator.publish.model_publisher import PART
-from midge.aggregator.shell import Shell
+from midge.aggregator.shell import AggregatorShell
 from midge.aggregator.store.store import Store
 from midge.iot_client.session.session import reread
 from midge.sensor_fleet.simulation import headers
@@ -170,51 +170,59 @@ class _Counted(Assembly):
         return memoryview(b"")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSetup:
+    """What a virtual aggregator serves."""
+
+    strategy: Strategy
+    initial: Parameters
+    schema: Schema
+    seed: int
+    places: Mapping[str, int]
+    """The place of each device among all, by its name."""
+    framed: bool
+    """Whether versions are made into frames, whose bytes count."""
+    chunk: int = ONE_CHUNK
+    """Bytes of a chunk's body, at most."""
+    memory: int = 2**30
+    """Bytes that updates may take which come in chunks."""
+    moments: Sequence[Moment] = ()
+    statistics_devices: int = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceCalls:
+    """How the virtual aggregator reaches its devices."""
+
+    reply: Reply
+    released: Callable[[Published], None]
+    granted: Granted | None = None
+    republished: Callable[[Fetch], None] | None = None
+
+
 class Server:
     """One aggregator on virtual time: the host of the shell, as `aggregator.processor` is in a process.
 
     What a device says comes by `greeted`, `arrived`, `offered` and then `chunk`, `statistics` and `fetch_asked`.
     """
 
-    def __init__(
-        self,
-        clock: Clock,
-        strategy: Strategy,
-        initial: Parameters,
-        schema: Schema,
-        seed: int,
-        *,
-        places: Mapping[str, int],
-        framed: bool,
-        reply: Reply,
-        released: Callable[[Published], None],
-        tamper: Tamper | None = None,
-        granted: Granted | None = None,
-        republished: Callable[[Fetch], None] | None = None,
-        chunk: int = ONE_CHUNK,
-        memory: int = 2**30,
-        moments: Sequence[Moment] = (),
-        statistics_devices: int = 5,
-    ) -> None:
+    def __init__(self, clock: Clock, setup: ServerSetup, calls: DeviceCalls, tamper: Tamper | None = None) -> None:
+        strategy, schema, seed = setup.strategy, setup.schema, setup.seed
         refuse_noise(strategy, schema)
-        self._clock = clock
-        self._tamper = tamper
-        self._places = places
-        self._reply, self._released = reply, released
-        self._granted, self._republished = granted, republished
-        self._chunk = chunk
+        self._clock, self._tamper = clock, tamper
+        self._places, self._chunk, self._calls = setup.places, setup.chunk, calls
         self.core = AggregatorCore(
             strategy,
             lineage=hashlib.sha256(f"simulation/{seed}".encode()).digest()[:16],
             schema_hash=schema.hash,
-            moments=moments,
-            statistics_devices=statistics_devices,
+            moments=setup.moments,
+            statistics_devices=setup.statistics_devices,
             bounds=Bounds.of(schema),
         )
-        self.shell = Shell(self.core, self)
-        self.model: Model = (Model if framed else Bare).of(initial, schema)
+        self.shell = AggregatorShell(self.core, self)
+        self.model: Model = (Model if setup.framed else Bare).of(setup.initial, schema)
         self.model.keeps_past = strategy.form == "mixing"
-        self._frames: dict[tuple[int, int], int] | None = {} if framed else None
+        self._frames: dict[tuple[int, int], int] | None = {} if setup.framed else None
         """Bytes of each frame that is on offer, by version and span."""
         self._journal = _Journal(schema.size, seed)
         self.engine = Engine(self.model, cast("Store", self._journal))
@@ -229,7 +237,7 @@ class Server:
         """What an update or statistics hold, until they are decided on."""
         self._offers: dict[str, Said] = {}
         """What devices have offered to send in chunks."""
-        self._reassembler = UpdateReassembler(budget=memory, dropped=Counter(), assembly=_Counted)
+        self._reassembler = UpdateReassembler(budget=setup.memory, dropped=Counter(), assembly=_Counted)
         self._key = self._announced = 0
         self._heard = self._read = 0.0
         self.weighs = 0
@@ -342,18 +350,18 @@ class Server:
         self._release()
 
     def republish(self, fetch: Fetch) -> None:
-        if self._republished is not None:
-            self._republished(fetch)
+        if self._calls.republished is not None:
+            self._calls.republished(fetch)
 
     def reply(self, device: str, outbox: int, hi: int, settled: Sequence[Settled]) -> None:
-        self._reply(device, outbox, hi, tuple(settled))
+        self._calls.reply(device, outbox, hi, tuple(settled))
 
     def grant(self, device: str, update: Update, hi: int, now: float) -> None:
         answer = self._reassembler.grant(device, update, self._chunk, now)
         if isinstance(answer, Settled):
-            self._reply(device, update.outbox, hi, (answer,))
-        elif self._granted is not None:
-            self._granted(device, update.outbox, hi, answer)
+            self._calls.reply(device, update.outbox, hi, (answer,))
+        elif self._calls.granted is not None:
+            self._calls.granted(device, update.outbox, hi, answer)
 
     def drop(self, key: int) -> None:
         self._bodies.pop(key, None)
@@ -405,7 +413,7 @@ class Server:
         new = Published(announcement, model.state, self._clock.now, self._announced, self._heard)
         self.published.append(new)
         model.forget_steps(core.oldest_base if model.keeps_past else version)
-        self._released(new)
+        self._calls.released(new)
 
     def _offered(self, version: int, frames: Sequence[Frame]) -> tuple[FrameInfo, ...]:
         """What leads to a version: as `aggregator.publish.model_publisher` has it, or a snapshot of no weight."""

@@ -20,11 +20,12 @@ from midge.sensor_fleet.profiles.population import Population
 from midge.sensor_fleet.profiles.profile import Profile, load
 from midge.sensor_fleet.sensors.stream import Stream
 from midge.sensor_fleet.simulation import stacked
+from midge.sensor_fleet.simulation.air import Air, Noise
 from midge.sensor_fleet.simulation.clock import Clock
 from midge.sensor_fleet.simulation.learners import Each, Learner, Stacked
-from midge.sensor_fleet.simulation.participant import Air, Participant
+from midge.sensor_fleet.simulation.participant import Participant
 from midge.sensor_fleet.simulation.result import Simulated
-from midge.sensor_fleet.simulation.server import ONE_CHUNK, Published, Server, Tamper
+from midge.sensor_fleet.simulation.server import ONE_CHUNK, DeviceCalls, Published, Server, ServerSetup, Tamper
 from midge.sensor_fleet.simulation.shards import Carrier, Here, Pool, ShardWorker, shards_of
 from midge.sensor_fleet.simulation.workers import Processes
 from midge.sensor_fleet.world import World
@@ -244,24 +245,22 @@ class _Simulation:
             Pool(setup.carrier, shard_of, lambda shard: self.air.expected(self._members[shard])),
             setup.learner,
             world,
-            loss=setup.loss,
-            jitter=setup.jitter,
-            seconds=world.seconds if setup.speeds is None else setup.speeds.__getitem__,
+            noise=Noise(setup.loss, setup.jitter, world.seconds if setup.speeds is None else setup.speeds.__getitem__),
             stream=setup.stream,
         )
         self.server = Server(
             self.clock,
-            setup.strategy,
-            setup.initial,
-            setup.schema,
-            world.seed,
-            places=dict(zip(names, range(len(names)), strict=True)),
-            framed=population is not None,
-            reply=self._reply,
-            granted=self._grant,
-            released=self.air.released,
-            chunk=ONE_CHUNK if population is None else CHUNK,
-            tamper=setup.tamper,
+            ServerSetup(
+                strategy=setup.strategy,
+                initial=setup.initial,
+                schema=setup.schema,
+                seed=world.seed,
+                places=dict(zip(names, range(len(names)), strict=True)),
+                framed=population is not None,
+                chunk=ONE_CHUNK if population is None else CHUNK,
+            ),
+            DeviceCalls(reply=self._reply, granted=self._grant, released=self.air.released),
+            setup.tamper,
         )
         if setup.tamper is not None:
             setup.tamper.begin(self.server, self.clock)
@@ -336,9 +335,9 @@ class _Simulation:
         server, everybody = self.server, list(self.participants.values())
         places, taken, population = self.participants, server.taken, self.population
         for each in everybody:
-            each.note_heard()
-        up = np.array([each.bytes_up for each in everybody], np.float64)
-        down = np.array([each.bytes_down for each in everybody], np.float64)
+            each.link.count_heard()
+        up = np.array([each.link.bytes_up for each in everybody], np.float64)
+        down = np.array([each.link.bytes_down for each in everybody], np.float64)
         steps = np.array([each.steps for each in everybody], np.int64)
         if population is None:
             down = np.zeros_like(down)

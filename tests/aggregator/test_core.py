@@ -14,7 +14,7 @@ from midge.aggregator.core.core import AggregatorCore, Bounds
 from midge.aggregator.core.presets import fedasync, fedbuff
 from midge.aggregator.core.staleness import Staleness, constant, hinge, polynomial
 from midge.aggregator.core.strategy import Strategy
-from midge.aggregator.shell import Shell
+from midge.aggregator.shell import AggregatorShell
 from midge.wire.messages import Fetch, Moment, Settled, Statistics, Update, Verdict
 
 LINEAGE, SCHEMA = b"l" * 16, b"s" * 16
@@ -101,7 +101,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         self.version = 0
         self.core = new_core(strategy)
         self.saved = self.core.dump()
-        self.shell = Shell(self.core, self)
+        self.shell = AggregatorShell(self.core, self)
         self.shell.carry_out(self.core.start(self.now), self.now)
 
     # The host of the shell: sees that each action stands behind what it rests on.
@@ -247,7 +247,7 @@ class ExactlyOnce(RuleBasedStateMachine):
                 core.replay(record)
         assert core.dump()["buffer"] == self.core.dump()["buffer"]
         assert core.dump()["versions"] == self.core.dump()["versions"]
-        self.core, self.shell = core, Shell(core, self)
+        self.core, self.shell = core, AggregatorShell(core, self)
         self.shell.carry_out(core.start(self.now), self.now)
 
     @invariant()

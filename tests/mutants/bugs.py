@@ -19,7 +19,7 @@ from midge.aggregator.core import events as ev
 from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.engine import Engine
 from midge.aggregator.service import Aggregator
-from midge.aggregator.shell import Shell
+from midge.aggregator.shell import AggregatorShell
 from midge.aggregator.store.store import Checkpoint, Entry, Store
 from midge.broker.mqtt.connection import Connection, Delivery
 from midge.iot_client.connection.publisher import Publisher
@@ -97,16 +97,16 @@ def commit_one_batch_late(patch: Patch) -> None:
 
 def receipt_before_commit(patch: Patch) -> None:
     """The aggregator says that it has an update before it has."""
-    carry_out = Shell.carry_out
+    carry_out = AggregatorShell.carry_out
 
-    def hasty(shell: Shell, actions: Sequence[ev.Action], now: float) -> None:
+    def hasty(shell: AggregatorShell, actions: Sequence[ev.Action], now: float) -> None:
         for action in actions:
             if isinstance(action, ev.Reply):
                 shell.host.reply(action.device, action.outbox, action.hi, action.settled)
         shell.host.flush(now)
         carry_out(shell, actions, now)
 
-    patch(Shell, "carry_out", hasty)
+    patch(AggregatorShell, "carry_out", hasty)
 
 
 def no_checkpoint_digest(patch: Patch) -> None:

@@ -8,7 +8,7 @@ from midge.aggregator.core.presets import fedasync
 from midge.aggregator.core.staleness import constant
 from midge.sensor_fleet.simulation.clock import Clock
 from midge.sensor_fleet.simulation.coding import Said
-from midge.sensor_fleet.simulation.server import Published, Server
+from midge.sensor_fleet.simulation.server import DeviceCalls, Published, Server, ServerSetup
 from midge.wire.messages import Chunk, Fetch, Grant, Moment, Settled, Statistics, Update, Verdict
 from midge.wire.moments import Moments
 from midge.wire.schema import Schema
@@ -28,17 +28,21 @@ class Fleet:
         schema = Schema.of(initial, arguments.pop("roles", None))
         self.server = Server(
             Clock(),
-            STRATEGY,
-            initial,
-            schema,
-            0,
-            places={"a": 0, "b": 1},
-            framed=True,
-            reply=lambda device, _, hi, settled: self.replies.append((device, hi, settled)),
-            released=self.versions.append,
-            granted=lambda _device, _outbox, _hi, grant: self.grants.append(grant),
-            republished=self.fetched.append,
-            **arguments,
+            ServerSetup(
+                strategy=STRATEGY,
+                initial=initial,
+                schema=schema,
+                seed=0,
+                places={"a": 0, "b": 1},
+                framed=True,
+                **arguments,
+            ),
+            DeviceCalls(
+                reply=lambda device, _, hi, settled: self.replies.append((device, hi, settled)),
+                released=self.versions.append,
+                granted=lambda _device, _outbox, _hi, grant: self.grants.append(grant),
+                republished=self.fetched.append,
+            ),
         )
         self.server.start()
 

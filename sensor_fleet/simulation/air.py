@@ -1,0 +1,79 @@
+"""What lies between the devices of a simulation and its aggregator: the clock, chance, and the versions on offer."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from midge.sensor_fleet.profiles.population import Population
+from midge.sensor_fleet.profiles.presence import chance
+from midge.sensor_fleet.sensors.stream import Stream
+from midge.sensor_fleet.simulation.clock import Clock
+from midge.sensor_fleet.simulation.learners import Learner
+from midge.sensor_fleet.simulation.server import Published, Server
+from midge.sensor_fleet.simulation.shards import Pool, Start, Task
+from midge.wire.participation import takes_part
+
+if TYPE_CHECKING:
+    from midge.sensor_fleet.simulation.participant import Participant
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """What differs from device to device and from time to time, beside what the world draws."""
+
+    loss: float
+    """Share of the messages that are lost."""
+    jitter: float
+    """Spread of the seconds of a device's trainings, log-normal."""
+    seconds: Callable[[str], float]
+    """Seconds of a training of the device of this name."""
+
+
+class Air:
+    """What lies between all devices and the aggregator: the clock, chance, and the versions that are on offer."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        server: Callable[[], Server],
+        pool: Pool,
+        learner: Learner,
+        world: Population,
+        *,
+        noise: Noise,
+        stream: Stream | None = None,
+    ) -> None:
+        self.clock, self._server, self.pool, self.learner, self.world = clock, server, pool, learner, world
+        self.loss, self.jitter, self.seconds, self.stream = noise.loss, noise.jitter, noise.seconds, stream
+        self.up = self.down = 0.0
+        """Bytes that all devices have sent, and received beside announcements."""
+        self.resting: dict[str, Participant] = {}
+        """Devices that would begin something if there were a newer version, in the order in which they came to rest."""
+
+    @property
+    def server(self) -> Server:
+        return self._server()
+
+    def expected(self, shard: Sequence["Participant"]) -> Iterator[tuple[Task, Start]]:
+        """The trainings that these devices will probably begin from the newest version before there is another."""
+        newest, pause = self.server.published[-1], self.server.core.strategy.release_interval
+        if not pause:
+            return
+        now, told = self.clock.now, newest.announcement
+        horizon = max(newest.at + pause, now + pause / 8)
+        found = [(when, one.number, one) for one in shard if (when := one.soon(newest)) < horizon]
+        for when, _, one in sorted(found, key=lambda each: each[:2]):
+            if takes_part(one.name, told.lineage, told.generation, told.version, told.participation.share):
+                yield one.task(newest, max(now, when)), newest.start
+
+    def lost(self, device: str, purpose: str, number: int) -> bool:
+        """Whether a message is lost on its way."""
+        return self.loss > 0 and chance(self.world.seed, device, f"lost/{purpose}", number) < self.loss
+
+    def released(self, published: Published) -> None:
+        """Tell those who wait for it and take part; all others look for themselves when they have something to do."""
+        told = published.announcement
+        share = told.participation.share
+        for name, participant in list(self.resting.items()):
+            if takes_part(name, told.lineage, told.generation, told.version, share):
+                self.clock.at(published.at + participant.link.latency, participant.look)

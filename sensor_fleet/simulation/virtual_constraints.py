@@ -1,0 +1,82 @@
+"""What keeps a simulated device from training: pauses of its owner, and a sensor that has too few new rows."""
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from midge.iot_client.board.conditions import enough_new
+from midge.sensor_fleet.simulation.air import Air
+
+
+class VirtualConstraints:
+    """Tells when a device may not train, and when it may again.
+
+    Args:
+        air: what all devices share.
+        number: of the device.
+        name: of the device.
+        tell: called with the first reason against training, or None.
+    """
+
+    __slots__ = ("_air", "_ended", "_enough", "_pauses", "_reasons", "_resumes", "_sensor", "_tell")
+
+    def __init__(self, air: Air, number: int, name: str, tell: Callable[[str | None], None]) -> None:
+        self._air, self._tell = air, tell
+        self._reasons: dict[str, str] = {}
+        self._pauses: Iterator[tuple[float, float]] = iter(air.world.pauses(name))
+        self._resumes = self._enough = 0.0
+        """When a pause ends, and when enough rows will be new."""
+        self._ended = False
+        stream, clock = air.stream, air.clock
+        self._sensor = None if stream is None else stream.sensor(number, lambda: clock.now)
+        self.expect_rows()
+
+    @property
+    def until(self) -> float:
+        """When nothing will be against training, as far as is known."""
+        return max(self._resumes, self._enough)
+
+    def end(self) -> None:
+        """The device has left."""
+        self._ended = True
+
+    def take(self) -> int:
+        """Take the new rows for a training; how many slots of its stream the device has seen."""
+        return 0 if self._sensor is None else self._sensor.take()
+
+    def expect_pause(self, now: float) -> None:
+        """Train nothing from the next pause on until it is over."""
+        for start, end in self._pauses:
+            if end > now:
+                self._air.clock.at(start, partial(self._pause, "not now", end))
+                if end < math.inf:
+                    self._air.clock.at(end, partial(self._pause, None, end))
+                return
+
+    def _pause(self, why: str | None, until: float) -> None:
+        if self._ended:
+            return
+        self._resumes = until
+        self._set("pause", why)
+        if why is None:
+            self.expect_pause(self._air.clock.now)
+
+    def expect_rows(self) -> None:
+        """Train nothing until enough rows are new."""
+        sensor, stream = self._sensor, self._air.stream
+        if sensor is None or stream is None or (why := enough_new(sensor, stream.fresh)()) is None:
+            return
+        self._enough = sensor.enough_at(stream.fresh)
+        self._set("data", why)
+        self._air.clock.at(self._enough, self._has_rows)
+
+    def _has_rows(self) -> None:
+        if not self._ended:
+            self._set("data", None)
+
+    def _set(self, cause: str, why: str | None) -> None:
+        if why is None:
+            self._reasons.pop(cause, None)
+        else:
+            self._reasons[cause] = why
+        self._tell(next(iter(self._reasons.values()), None))
