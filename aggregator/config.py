@@ -8,7 +8,7 @@ from typing import Any
 
 from midge.aggregator.core.presets import balanced
 from midge.aggregator.core.strategy import Strategy
-from midge.aggregator.ingress.rate_limits import Limits
+from midge.aggregator.ingress.rate_limits import IngressLimits
 from midge.aggregator.model.averaging import refuse_noise
 from midge.aggregator.model.statistics import FACTOR
 from midge.aggregator.publish.announcement_signer import LIFETIME
@@ -102,7 +102,7 @@ class AggregatorConfig:
     device_keys: Mapping[str, bytes | PublicKey] | str | Path | None = None
     require_signed: bool = False
     require_sealed: bool = False
-    limits: Limits = field(default_factory=Limits)
+    limits: IngressLimits = field(default_factory=IngressLimits)
     retention: float | None = RETENTION
 
     def __post_init__(self) -> None:

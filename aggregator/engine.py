@@ -14,7 +14,7 @@ from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.model.consensus import Consensus, sketch
 from midge.aggregator.model.model import Frame, Model
 from midge.aggregator.model.reducer import Contribution, distances
-from midge.aggregator.model.statistics import Finding, Names, Sent, examine, pooled
+from midge.aggregator.model.statistics import ChannelFinding, Names, Sent, examine, pooled
 from midge.aggregator.store.store import Checkpoint, Store, StoreFull
 from midge.storage.failpoints import failpoint
 from midge.wire.errors import WireError
@@ -133,7 +133,7 @@ class Engine:
 
     def examine(
         self, lsns: Sequence[int], asked: Sequence[Moment], *, factor: float | None, names: Names
-    ) -> tuple[ev.Examined, Finding]:
+    ) -> tuple[ev.Examined, ChannelFinding]:
         """Which of these statistics can be pooled, for the core, and all that was found.
 
         Statistics of other names or channels than are asked for now are left out: the model's owner changed them.

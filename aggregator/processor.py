@@ -109,7 +109,7 @@ class Processor:
                 self._outlet.meters.dropped["malformed"] += 1
                 self._outlet.tell("dropped", topic=delivery.topic, why=str(error))
                 continue
-            if isinstance(read, ev.Reply | ev.Grant):
+            if isinstance(read, ev.Reply | ev.GrantChunks):
                 actions.append(read)  # decided on the way in: nothing is to be asked of the core
             elif read is not None:
                 actions += self.shell.settle(read, now)
@@ -117,7 +117,7 @@ class Processor:
 
     # ------------------------------------------------------------------- reading
 
-    def _read(self, delivery: Delivery, now: float) -> ev.Event | ev.Reply | ev.Grant | None:
+    def _read(self, delivery: Delivery, now: float) -> ev.Event | ev.Reply | ev.GrantChunks | None:
         origin = self._topics.origin(delivery.topic)
         try:
             match origin.sort:

@@ -25,7 +25,7 @@ from midge.aggregator.metrics.device_metrics import Spread
 from midge.aggregator.model.model import Model
 from midge.aggregator.publish.announcement_signer import Issuer, load_release_keys
 from midge.aggregator.publish.outlet import Outlet
-from midge.aggregator.publish.publish_queue import Outgoing, Post
+from midge.aggregator.publish.publish_queue import Post, PublishQueue
 from midge.aggregator.store.pausing import paused
 from midge.aggregator.takeover import ForeignFederation, take_over
 from midge.broker.mqtt.connection import BrokerError, BrokerRefused, Connection, ConnectionLost, Delivery, Options, Will
@@ -81,7 +81,7 @@ class Aggregator:
         self._reports_told = float("-inf")
         self.federated: dict[str, Spread] = {}
         """What devices found on their own data when it was last combined."""
-        self._outgoing = Outgoing(self._sent)
+        self._outgoing = PublishQueue(self._sent)
 
     @property
     def config(self) -> AggregatorConfig:

@@ -119,7 +119,7 @@ class AggregatorShell:
                     host.carry(record, now)
                 case ev.Announce():
                     host.announce()
-                case ev.Grant(device, update, hi):
+                case ev.GrantChunks(device, update, hi):
                     host.grant(device, update, hi, now)
                 # Measured where it stands, so behind the commit; decided on when all else of the batch is done, for no
                 # decision may be made on a model that is still being carried forward.

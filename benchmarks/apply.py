@@ -34,7 +34,7 @@ from midge.aggregator.config import AggregatorConfig
 from midge.aggregator.core.presets import balanced
 from midge.aggregator.core.records import StepRecord
 from midge.aggregator.federation import FederationRuntime
-from midge.aggregator.ingress.rate_limits import Limits
+from midge.aggregator.ingress.rate_limits import IngressLimits
 from midge.aggregator.model.model import Model
 from midge.aggregator.model.reducer import Contribution
 from midge.aggregator.publish.outlet import Outlet
@@ -129,7 +129,7 @@ def receipts(codec: str, batch: int, rounds: int) -> dict[str, Any]:
             initial=initial,
             store=directory,
             strategy=balanced(release_interval=1.0, max_staleness=10**6, plan=Plan(codec=codec, feedback=False)),
-            limits=Limits(rate=1e6, burst=1e6, fleet_rate=1e6, fleet_burst=1e6),
+            limits=IngressLimits(rate=1e6, burst=1e6, fleet_rate=1e6, fleet_burst=1e6),
         )
         federation = FederationRuntime(config, Outlet(lambda _: None, lambda *_, **__: None), time.monotonic())
         federation.begin(time.monotonic())

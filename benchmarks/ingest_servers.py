@@ -32,7 +32,7 @@ async def aggregate(what: dict[str, Any]) -> dict[str, Any]:
 
     from midge.aggregator.config import AggregatorConfig  # noqa: PLC0415
     from midge.aggregator.core.presets import balanced  # noqa: PLC0415
-    from midge.aggregator.ingress.rate_limits import Limits  # noqa: PLC0415
+    from midge.aggregator.ingress.rate_limits import IngressLimits  # noqa: PLC0415
     from midge.aggregator.service import Aggregator  # noqa: PLC0415
     from midge.wire.messages import Plan  # noqa: PLC0415
 
@@ -46,7 +46,7 @@ async def aggregate(what: dict[str, Any]) -> dict[str, Any]:
             initial={"w": np.random.default_rng(0).normal(size=what["params"]).astype(np.float32)},
             store=what["store"],
             strategy=strategy,
-            limits=Limits(rate=1e6, burst=1e6, fleet_rate=1e6, fleet_burst=1e6),
+            limits=IngressLimits(rate=1e6, burst=1e6, fleet_rate=1e6, fleet_burst=1e6),
         )
     )
     serving = asyncio.create_task(server.serve())

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from midge.iot_client.data.samples import Samples
-from midge.iot_client.state.prediction import Model, Predicting
+from midge.iot_client.state.prediction import Predicting, VerifiedModel
 from midge.iot_client.training.numpy_models import MLP
 from midge.iot_client.training.sample_trainer import SampleTrainer
 from midge.wire.lineage import on_grid
@@ -26,7 +26,7 @@ def using(net: MLP) -> tuple[Predicting, np.ndarray]:
     initial = net.initial()
     schema = Schema.of(initial, None)
     predicting = Predicting(None, SampleTrainer(samples).predict, lambda found, _schema: found)
-    predicting.take(Model("serve", bytes(16), 1, on_grid(schema.flatten(initial), schema, b"")), 0.0)
+    predicting.take(VerifiedModel("serve", bytes(16), 1, on_grid(schema.flatten(initial), schema, b"")), 0.0)
     return predicting, np.linspace(-1, 1, net.inputs, dtype=np.float32)
 
 

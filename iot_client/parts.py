@@ -13,7 +13,7 @@ from midge.iot_client.connection.identity import Identity
 from midge.iot_client.connection.serve_channel import Serving
 from midge.iot_client.state.local_tensors import Personal
 from midge.iot_client.state.memory_outbox import AnyOutbox, outbox_at
-from midge.iot_client.state.prediction import Model, Predicting
+from midge.iot_client.state.prediction import Predicting, VerifiedModel
 from midge.iot_client.training.throughput import Speed
 from midge.wire.schema import Parameters
 from midge.wire.topics import Topics
@@ -120,7 +120,7 @@ class DeviceParts:
     def _serve(self, parameters: Parameters, version: int) -> None:
         """Take a model that was released for use; in a thread."""
         if self.config.predict is not None and self.serving.state is not None:
-            model = Model("serve", self.serving.lineage, version, self.serving.state)
+            model = VerifiedModel("serve", self.serving.lineage, version, self.serving.state)
             self.predicting.take(model, time.monotonic())
         if self.config.on_model is not None:
             self.config.on_model(parameters, version)

@@ -26,7 +26,7 @@ from midge.iot_client.session.session import DeviceSession, SessionSettings
 from midge.iot_client.shell import DeviceShell, OutboxContents
 from midge.iot_client.state.local_tensors import Missing
 from midge.iot_client.state.outbox import OutboxFull
-from midge.iot_client.state.prediction import Model
+from midge.iot_client.state.prediction import VerifiedModel
 from midge.iot_client.training.fit import TrainingKilled
 from midge.iot_client.training.training_task import TrainingTask
 from midge.iot_client.training.update_encoder import Made, TrainerError, Unfit
@@ -262,7 +262,7 @@ class DeviceRuntime:
         failpoint("model.fetched")
         self.put(ev.Fetched(ev.Base.of(announcement)))
         if self.parts.config.predict is not None:
-            model = Model("train", announcement.lineage, announcement.version, state)
+            model = VerifiedModel("train", announcement.lineage, announcement.version, state)
             with suppress(Missing):  # the training says so, in more words
                 await asyncio.to_thread(self.parts.predicting.take, model, time.monotonic())
 

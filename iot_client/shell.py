@@ -96,7 +96,7 @@ class DeviceShell:
             match action:
                 case ev.Send(update) | ev.Offer(update) if update.seq == not_stored:
                     pass  # what is not stored is not sent
-                case ev.Store(update, key):
+                case ev.StoreUpdate(update, key):
                     if not hooks.store(update, key):
                         not_stored = update.seq
                         self.handle(ev.NotStored(), now)
@@ -111,7 +111,7 @@ class DeviceShell:
                 case ev.Renew(keep):
                     found = hooks.renew(keep)
                     self.handle(ev.Renewed(found.identity, tuple(found.held), found.next_seq), now)
-                case ev.Fetch(announcement, frames):
+                case ev.FetchModel(announcement, frames):
                     hooks.fetch(announcement, frames)
                 case ev.Train(announcement, plan):
                     hooks.train(announcement, plan)

@@ -7,7 +7,7 @@ from typing import Any
 from midge.aggregator.config import CHECKPOINT_RECORDS, CHUNK, AggregatorConfig, Evaluate, Listener
 from midge.aggregator.core.presets import balanced
 from midge.aggregator.core.strategy import Strategy
-from midge.aggregator.ingress.rate_limits import Limits
+from midge.aggregator.ingress.rate_limits import IngressLimits
 from midge.aggregator.model.statistics import FACTOR
 from midge.aggregator.publish.announcement_signer import LIFETIME
 from midge.aggregator.service import Aggregator as AggregatorService
@@ -76,7 +76,7 @@ class Aggregator(AggregatorService):
         device_keys: Mapping[str, bytes | PublicKey] | str | Path | None = None,
         require_signed: bool = False,
         require_sealed: bool = False,
-        limits: Limits | None = None,
+        limits: IngressLimits | None = None,
         retention: float | None = RETENTION,
     ) -> None:
         self.endpoint = endpoint_of(
@@ -110,7 +110,7 @@ class Aggregator(AggregatorService):
                 device_keys=device_keys,
                 require_signed=require_signed,
                 require_sealed=require_sealed,
-                limits=limits or Limits(),
+                limits=limits or IngressLimits(),
                 retention=retention,
             )
         )

@@ -21,7 +21,7 @@ from midge.aggregator.core import records as rec
 from midge.aggregator.core.participation_controller import Steering
 from midge.aggregator.core.release_pacer import Thrift
 from midge.aggregator.core.release_schedule import ReleaseSchedule
-from midge.aggregator.core.sequence_tracker import Outbox
+from midge.aggregator.core.sequence_tracker import TrackedOutbox
 from midge.aggregator.core.state import Buffered, CoreState
 from midge.aggregator.core.statistics_phase import StatisticsPhase
 from midge.aggregator.core.step_planner import StepPlanner
@@ -214,7 +214,7 @@ class AggregatorCore(CoreView):
         # Refused by its header, before a byte of a large body is sent.
         if (bad := self._admission.refusal(device, update, now)) is not None:
             return self._refuse(device, update, *bad)
-        return [ev.Grant(device, update, outbox.hi)]
+        return [ev.GrantChunks(device, update, outbox.hi)]
 
     def _arrived(self, device: str, update: Update, key: int, now: float) -> list[ev.Action]:
         outbox = self._state.outboxes.raised(device, update.outbox, update.first)
@@ -258,7 +258,7 @@ class AggregatorCore(CoreView):
         # Dropped behind the step: the body is read from there until then.
         return [*actions, ev.Drop(key), *self._maybe_release(now)]
 
-    def _held(self, device: str, update: Update, outbox: Outbox | None, settled: Settled) -> ev.Reply:
+    def _held(self, device: str, update: Update, outbox: TrackedOutbox | None, settled: Settled) -> ev.Reply:
         """Refuse for now. It leaves no record: nothing is settled."""
         self._state.counts[settled.verdict.value] += 1
         return ev.Reply(device, update.outbox, 0 if outbox is None else outbox.hi, (settled,))
@@ -269,7 +269,7 @@ class AggregatorCore(CoreView):
         settled = Settled(seq=update.seq, verdict=verdict, why=record.why)
         return [*self._write(record), ev.Reply(device, update.outbox, update.seq, (settled,))]
 
-    def _repeat(self, device: str, update: Update, outbox: Outbox) -> ev.Reply:
+    def _repeat(self, device: str, update: Update, outbox: TrackedOutbox) -> ev.Reply:
         self._state.counts["duplicate"] += 1
         return ev.Reply(device, update.outbox, outbox.hi, outbox.repeat(update.seq))
 

@@ -224,7 +224,7 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
+class GrantChunks:
     """Let a device send the chunks of an update that it offered."""
 
     device: str
@@ -246,4 +246,4 @@ class Republish:
     fetch: Fetch
 
 
-Action = Decode | Journal | Measure | Examine | Announce | Drop | Reply | Grant | Carry | Republish
+Action = Decode | Journal | Measure | Examine | Announce | Drop | Reply | GrantChunks | Carry | Republish

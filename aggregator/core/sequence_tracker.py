@@ -18,7 +18,7 @@ EACH = 4
 
 
 @dataclass(slots=True)
-class Outbox:
+class TrackedOutbox:
     """What is known of one outbox of one device."""
 
     hi: int = 0
@@ -59,7 +59,7 @@ class Outboxes:
 
     def __init__(self, devices: int) -> None:
         self._devices = devices
-        self._known: dict[tuple[str, int], Outbox] = {}
+        self._known: dict[tuple[str, int], TrackedOutbox] = {}
         self._of: Counter[str] = Counter()
 
     @property
@@ -67,18 +67,18 @@ class Outboxes:
         """How many devices they are of."""
         return len(self._of)
 
-    def get(self, device: str, number: int) -> Outbox | None:
+    def get(self, device: str, number: int) -> TrackedOutbox | None:
         return self._known.get((device, number))
 
-    def obtain(self, device: str, number: int) -> Outbox:
+    def obtain(self, device: str, number: int) -> TrackedOutbox:
         """The outbox, new where it was not known: for what is in the journal."""
         known = self._known.get((device, number))
         if known is None:
             self._of[device] += 1
-            known = self._known[device, number] = Outbox()
+            known = self._known[device, number] = TrackedOutbox()
         return known
 
-    def raised(self, device: str, number: int, first: int) -> Outbox | None:
+    def raised(self, device: str, number: int, first: int) -> TrackedOutbox | None:
         """The outbox, with all that the device no longer holds counted as settled; None where there is no room."""
         outbox = self.get(device, number)
         if outbox is None:
@@ -106,5 +106,5 @@ class Outboxes:
         self._known.clear()
         self._of.clear()
         for device, number, hi, gaps, codes in state:
-            self._known[device, number] = Outbox(hi, hi, gaps, bytearray(codes))
+            self._known[device, number] = TrackedOutbox(hi, hi, gaps, bytearray(codes))
             self._of[device] += 1

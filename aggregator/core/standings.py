@@ -34,7 +34,7 @@ _OPPOSED = 0.1
 
 
 @dataclass(slots=True)
-class _Device:
+class _DeviceStanding:
     agreed: float = 0.0
     """Σ c·|c|."""
     evidence: float = 0.0
@@ -49,7 +49,7 @@ class Standings:
     """The standing of each device. All of it follows from the journal."""
 
     def __init__(self) -> None:
-        self._devices: dict[str, _Device] = {}
+        self._devices: dict[str, _DeviceStanding] = {}
 
     def take(self, device: str, agreement: float, norm: float, reference: float) -> None:
         """Take in an accepted delta: its cosine with the direction of most, its L2 norm, the fleet's reference norm.
@@ -58,7 +58,7 @@ class Standings:
         """
         if agreement == 0:
             return
-        known = self._devices.setdefault(device, _Device())
+        known = self._devices.setdefault(device, _DeviceStanding())
         square = agreement * agreement
         if agreement > 0:
             part = min(1.0, _LONG * reference / norm) if reference > 0 and norm > 0 else 1.0
@@ -117,4 +117,4 @@ class Standings:
 
     def load(self, state: Iterable[Any]) -> None:
         """Take up what `dump` returned."""
-        self._devices = {name: _Device(*values) for name, *values in state}
+        self._devices = {name: _DeviceStanding(*values) for name, *values in state}

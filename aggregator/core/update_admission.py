@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from midge.aggregator.core import events as ev
 from midge.aggregator.core import records as rec
-from midge.aggregator.core.sequence_tracker import Outbox
+from midge.aggregator.core.sequence_tracker import TrackedOutbox
 from midge.aggregator.core.state import CoreState
 from midge.aggregator.core.strategy import Strategy
 from midge.wire import codecs, sealing
@@ -91,7 +91,7 @@ class UpdateAdmission:
         self._lineage, self._schema_hash = lineage, schema_hash
         self.bounds = bounds
 
-    def hold(self, device: str, update: Update, outbox: Outbox | None) -> Settled | None:
+    def hold(self, device: str, update: Update, outbox: TrackedOutbox | None) -> Settled | None:
         """What an update is refused with for now: the device keeps it and comes again; None if it need not be."""
         if outbox is None:
             why = "this aggregator knows as many devices, or as many outboxes of this device, as it can"

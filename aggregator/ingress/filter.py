@@ -121,7 +121,9 @@ class IngressFilter:
         self.reassembler, self.bodies = reassembler, bodies
         self._outlet, self._dropped = outlet, outlet.meters.dropped
 
-    def update(self, device: str, payload: bytes, now: float, hi: HighWater) -> ev.Event | ev.Reply | ev.Grant | None:
+    def update(
+        self, device: str, payload: bytes, now: float, hi: HighWater
+    ) -> ev.Event | ev.Reply | ev.GrantChunks | None:
         """A message from an update topic: an event, the answer to one that is decided on here, or nothing.
 
         Raises:
@@ -159,10 +161,10 @@ class IngressFilter:
 
     def _chunk(
         self, device: str, chunk: Chunk, body: memoryview, now: float, hi: HighWater
-    ) -> ev.Arrived | ev.Reply | ev.Grant | None:
+    ) -> ev.Arrived | ev.Reply | ev.GrantChunks | None:
         come = self.reassembler.add(device, chunk, body, now)
         if isinstance(come, Update):
-            return ev.Grant(device, come, hi(device, come.outbox))
+            return ev.GrantChunks(device, come, hi(device, come.outbox))
         if not isinstance(come, Whole):
             return None
         try:

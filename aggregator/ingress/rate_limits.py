@@ -21,7 +21,7 @@ _MESSAGES = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class IngressLimits:
     """What is taken in at most. None takes everything."""
 
     rate: float | None = 50.0
@@ -111,7 +111,7 @@ class Refusal:
 class Admission:
     """Decides on messages before anything is done with them."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: IngressLimits) -> None:
         self._limits = limits
         self._devices: dict[str, Conduct] = {}
         self._looked = -_LOOK

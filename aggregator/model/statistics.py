@@ -42,7 +42,7 @@ class Sent:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ChannelFinding:
     """What can be made of the statistics that are here."""
 
     kept: tuple[int, ...] = ()
@@ -57,7 +57,7 @@ class Finding:
     """Channels that never change."""
 
 
-def examine(sent: Sequence[Sent], *, factor: float | None = FACTOR, names: Names | None = None) -> Finding:
+def examine(sent: Sequence[Sent], *, factor: float | None = FACTOR, names: Names | None = None) -> ChannelFinding:
     """Find the devices to pool, and what is wrong with the others.
 
     Args:
@@ -74,8 +74,8 @@ def examine(sent: Sequence[Sent], *, factor: float | None = FACTOR, names: Names
     off = tuple((sent[place].device, words) for place, words in sorted(why.items()))
     kept = tuple(place for place in range(len(sent)) if place not in why)
     if len(sent) < 2 or len(kept) < 2 or len(why) > len(sent) // 3:
-        return Finding(off=off, wait=_disagreement(len(sent), off))
-    return _enough([sent[place].moments for place in kept], Finding(kept, off), called)
+        return ChannelFinding(off=off, wait=_disagreement(len(sent), off))
+    return _enough([sent[place].moments for place in kept], ChannelFinding(kept, off), called)
 
 
 def pooled(parts: Sequence[Moments], cap: float) -> Moments:
@@ -197,7 +197,7 @@ def _ratio(one: Values, other: Values) -> Values:
 # ------------------------------------------------------------------------------- channels
 
 
-def _enough(kept: Sequence[Mapping[str, Moments]], found: Finding, called: "_Called") -> Finding:
+def _enough(kept: Sequence[Mapping[str, Moments]], found: ChannelFinding, called: "_Called") -> ChannelFinding:
     """Whether the devices that are kept have enough of each channel."""
     lonely, scarce, constant, soon = [], [], [], []
     for name in kept[0]:
@@ -215,7 +215,7 @@ def _enough(kept: Sequence[Mapping[str, Moments]], found: Finding, called: "_Cal
     elif scarce:
         wait = f"there are fewer than {LEAST} values of {_listed(scarce)}"
     few = f"{_listed(soon)} never changed, and there are fewer than {FEW} values of it" if soon else ""
-    return Finding(found.kept, found.off, wait, few, tuple(constant))
+    return ChannelFinding(found.kept, found.off, wait, few, tuple(constant))
 
 
 def _disagreement(devices: int, off: Sequence[tuple[str, str]]) -> str:

@@ -27,7 +27,7 @@ class Post:
     """Of a receipt: when what it answers had arrived."""
 
 
-class Outgoing:
+class PublishQueue:
     """A queue that outlives connections. After a reconnect it is cleared: then everything is published again."""
 
     def __init__(self, sent: Callable[[Post], None]) -> None:

@@ -14,13 +14,13 @@ from midge.broker.audit.identities import Parties
 from midge.broker.audit.permissions import Rights, look_at_rights
 from midge.broker.audit.probe_topic import Ground, Prober, Role, find_ground, joining
 from midge.broker.audit.probes import CHUNKS, about, chunk, last_will, latency, refusals, retained
-from midge.broker.audit.results import Finding, Level, Report, Trial
+from midge.broker.audit.results import AuditReport, Finding, Level, Trial
 from midge.broker.mqtt.connection import BrokerError, Limits
 from midge.broker.mqtt.endpoint import Endpoint, is_loopback
 from midge.broker.mqtt.paho_errors import ProtocolRefused, Unanswered, hung_up
 from midge.wire.topics import Topics
 
-__all__ = ["Finding", "Level", "Parties", "Report", "Role", "Trial", "check"]
+__all__ = ["AuditReport", "Finding", "Level", "Parties", "Role", "Trial", "check"]
 
 _KEEP = 60
 """Seconds that a session is asked to be kept for, to see whether it is."""
@@ -38,7 +38,7 @@ async def check(
     patience: float = 10.0,
     parties: Parties | None = None,
     read_only: bool = False,
-) -> Report:
+) -> AuditReport:
     """Look at a broker as the user of `endpoint`; with a role, at its rights on the federation's topics too.
 
     Args:
@@ -79,7 +79,7 @@ async def check(
     attacks: tuple[Trial, ...] = ()
     if parties is not None:
         attacks = await try_attacks(parties, topics, patience=patience, read_only=read_only)
-    return Report(str(endpoint), endpoint.user, (*findings, *rights.findings), rights.acl, attacks, tuple(tried))
+    return AuditReport(str(endpoint), endpoint.user, (*findings, *rights.findings), rights.acl, attacks, tuple(tried))
 
 
 async def _rights(

@@ -37,7 +37,7 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class AuditReport:
     """All that was looked at."""
 
     broker: str

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from midge.broker.embedded.routing import Action, Close, Deliver, Message, Router
+from midge.broker.embedded.routing import Action, Close, Deliver, RoutedMessage, Router
 from midge.broker.mqtt.connection import (
     BrokerUnreachable,
     Connection,
@@ -27,7 +27,7 @@ from midge.broker.mqtt.topic_filters import check_topic
 PUBLISH_OVERHEAD = 10
 """Bytes of a PUBLISH beside topic and payload, at most: fixed header 5, topic length 2, packet id 2, properties 1."""
 
-Copies = Callable[[str, Message], int]
+Copies = Callable[[str, RoutedMessage], int]
 """How often a message of a client (its id comes first) reaches the broker: 1 is a network without faults, 0 loses
 the message, 2 doubles it. The publisher gets its acknowledgement in any case: a stock Mosquitto does not tell either.
 """
@@ -63,7 +63,7 @@ class Twin:
         actions = self.router.connect(
             options.client_id,
             window=options.receive_maximum,
-            will=None if will is None else Message(will.topic, will.payload, will.qos, will.retain),
+            will=None if will is None else RoutedMessage(will.topic, will.payload, will.qos, will.retain),
         )
         self.perform(actions)
         limits = Limits(5, self._maximum_packet_size, client_id=options.client_id)
@@ -96,7 +96,7 @@ class Twin:
         """Take connections again."""
         self.reachable = True
 
-    def publish(self, client_id: str, message: Message) -> None:
+    def publish(self, client_id: str, message: RoutedMessage) -> None:
         """Take a client's message in, as often as the network lets it through."""
         for _ in range(self.copies(client_id, message)):
             self.perform(self.router.publish(message))
@@ -135,7 +135,7 @@ class _TwinConnection:
             raise PacketTooLarge(
                 f"A packet of {size} bytes is more than the broker takes ({most} bytes): send smaller chunks."
             )
-        self._twin.publish(self._client_id, Message(topic, bytes(payload), qos, retain))
+        self._twin.publish(self._client_id, RoutedMessage(topic, bytes(payload), qos, retain))
         await asyncio.sleep(0)  # as a socket does, let others run; the connection may end meanwhile
         if qos == 1:
             self._inbox.raise_if_lost()

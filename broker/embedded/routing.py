@@ -18,7 +18,7 @@ MAX_PACKET_ID = 65_535
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class RoutedMessage:
     """An application message, as it was published."""
 
     topic: str
@@ -34,7 +34,7 @@ class Deliver:
     """Send a PUBLISH to a client that is connected."""
 
     client: str
-    message: Message
+    message: RoutedMessage
     qos: int
     retain: bool
     packet_id: int = 0
@@ -57,16 +57,16 @@ class _Session:
     client: str
     persistent: bool
     window: int
-    will: Message | None
+    will: RoutedMessage | None
     online: bool = True
     filters: set[str] = field(default_factory=set)
     in_flight: dict[int, Deliver] = field(default_factory=dict)
-    queued: deque[tuple[Message, bool]] = field(default_factory=deque)
+    queued: deque[tuple[RoutedMessage, bool]] = field(default_factory=deque)
     """Messages at QoS 1 that wait for the window, each with its retain flag."""
     queued_bytes: int = 0
     last_id: int = 0
 
-    def send(self, message: Message, *, retain: bool) -> Deliver:
+    def send(self, message: RoutedMessage, *, retain: bool) -> Deliver:
         """Put a message in flight at QoS 1."""
         while True:
             self.last_id = self.last_id % MAX_PACKET_ID + 1
@@ -93,7 +93,7 @@ class Router:
         self._max_queued_bytes = max_queued_bytes
         self._sessions: dict[str, _Session] = {}
         self._filters = FilterTree()
-        self._retained: dict[str, Message] = {}
+        self._retained: dict[str, RoutedMessage] = {}
 
     def present(self, client: str) -> bool:
         """Whether a session of this client is kept."""
@@ -106,7 +106,7 @@ class Router:
         clean: bool = True,
         persistent: bool = False,
         window: int = DEFAULT_WINDOW,
-        will: Message | None = None,
+        will: RoutedMessage | None = None,
     ) -> list[Action]:
         """A client connected; whoever had its id is closed.
 
@@ -148,7 +148,7 @@ class Router:
         if session is not None and not session.online:
             self._forget(client)
 
-    def publish(self, message: Message) -> list[Action]:
+    def publish(self, message: RoutedMessage) -> list[Action]:
         """A client published.
 
         Raises:
@@ -195,7 +195,7 @@ class Router:
             return []
         return self._fill(session)
 
-    def _offer(self, session: _Session, message: Message, qos: int, *, retain: bool) -> list[Action]:
+    def _offer(self, session: _Session, message: RoutedMessage, qos: int, *, retain: bool) -> list[Action]:
         if qos == 0:
             return [Deliver(session.client, message, 0, retain)] if session.online else []
         if session.online and len(session.in_flight) < session.window:
@@ -216,7 +216,7 @@ class Router:
             actions.append(session.send(message, retain=retain))
         return actions
 
-    def _retained_on(self, topic_filter: str) -> list[Message]:
+    def _retained_on(self, topic_filter: str) -> list[RoutedMessage]:
         if "+" not in topic_filter and "#" not in topic_filter:
             message = self._retained.get(topic_filter)
             return [] if message is None else [message]

@@ -25,7 +25,7 @@ from typing import Self
 from midge.broker.embedded import packets
 from midge.broker.embedded.client import EmbeddedClient
 from midge.broker.embedded.mqtt_types import Property, PropertyValue, ProtocolError, Reason
-from midge.broker.embedded.routing import DEFAULT_WINDOW, Action, Close, Deliver, Message, Router
+from midge.broker.embedded.routing import DEFAULT_WINDOW, Action, Close, Deliver, RoutedMessage, Router
 
 DEFAULT_MAXIMUM_PACKET_SIZE = 16 * 1024 * 1024
 NO_EXPIRY = 0xFFFFFFFF
@@ -106,7 +106,7 @@ class EmbeddedBroker:
             case packets.Connect():
                 self._connect(client, packet)
             case packets.Publish():
-                message = Message(packet.topic, packet.payload, packet.qos, packet.retain, packet.properties)
+                message = RoutedMessage(packet.topic, packet.payload, packet.qos, packet.retain, packet.properties)
                 self._perform(self._router.publish(message))
                 if packet.qos:
                     client.send(packets.puback(packet.packet_id))
@@ -164,7 +164,7 @@ class EmbeddedBroker:
             clean=packet.clean,
             persistent=expiry > 0,
             window=_number(found, Property.RECEIVE_MAXIMUM, DEFAULT_WINDOW),
-            will=None if will is None else Message(will.topic, will.payload, will.qos, will.retain),
+            will=None if will is None else RoutedMessage(will.topic, will.payload, will.qos, will.retain),
         )
         to_others, redelivered = _partition(actions, client_id)
         self._perform(to_others)

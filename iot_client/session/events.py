@@ -181,7 +181,7 @@ class SendStatistics:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetch:
+class FetchModel:
     """Get frames, in order, and apply them on what we hold; the result must have the announcement's digest."""
 
     announcement: Announcement
@@ -197,7 +197,7 @@ class Train:
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
+class StoreUpdate:
     """Make an update durable under its identity, with the body under `key`."""
 
     update: Update
@@ -252,9 +252,9 @@ Action = (
     Greet
     | ReadAnnouncement
     | SendStatistics
-    | Fetch
+    | FetchModel
     | Train
-    | Store
+    | StoreUpdate
     | Send
     | Offer
     | SendChunks

@@ -29,7 +29,7 @@ from midge.iot_client.session.events import (
     ReadAnnouncement,
     Receipted,
     Renewed,
-    Store,
+    StoreUpdate,
     Tell,
     Trained,
 )
@@ -333,7 +333,7 @@ class DeviceSession:
     def _trained(self, update: Update, key: int, now: float) -> list[Action]:
         self._cycle.training_ended(update)
         numbered = self._sending.add(update)
-        return [Store(numbered, key), *self._sending.send(now), *self._cycle.next_thing(now)]
+        return [StoreUpdate(numbered, key), *self._sending.send(now), *self._cycle.next_thing(now)]
 
 
 def _order(announcement: Announcement) -> tuple[int, int]:

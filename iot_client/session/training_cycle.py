@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from midge.iot_client.session.events import Action, Base, Fetch, SendStatistics, Train, Unsuited
+from midge.iot_client.session.events import Action, Base, FetchModel, SendStatistics, Train, Unsuited
 from midge.iot_client.session.sending import Sending
 from midge.iot_client.session.situation import Situation
 from midge.iot_client.session.states import WORKS, Link, Work
@@ -184,7 +184,7 @@ class TrainingCycle:
         self.target = announcement
         if not way:
             return self.fetched(Base.of(announcement), now)
-        return [Fetch(announcement, way)]
+        return [FetchModel(announcement, way)]
 
     def _is_our_turn(self, announcement: Announcement, way: Iterable[FrameInfo], now: float) -> bool:
         """Whether to fetch now: all devices hear of a release, and all that fetch it share the rate.

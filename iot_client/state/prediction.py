@@ -39,7 +39,7 @@ class NoModel(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class VerifiedModel:
     """A model that was verified."""
 
     channel: Channel
@@ -59,7 +59,7 @@ class Predicting:
 
     def __init__(self, path: Path | None, predict: Predict | None, join: Join) -> None:
         self.path, self.predict, self._join = path, predict, join
-        self.model: Model | None = None
+        self.model: VerifiedModel | None = None
         """What is in use."""
         self.written = 0
         """Bytes that went to the disk, as whole pages."""
@@ -93,7 +93,7 @@ class Predicting:
             except (WireError, Missing) as error:
                 log.warning("The model in %s is not used: %s.", self.path, error)
 
-    def take(self, model: Model, now: float) -> None:
+    def take(self, model: VerifiedModel, now: float) -> None:
         """Use a model, unless one that is released for use goes before it. Takes as long as writing it.
 
         Raises:
@@ -122,7 +122,7 @@ class Predicting:
         with self._lock:
             self._save()
 
-    def _joined(self, model: Model) -> Parameters:
+    def _joined(self, model: VerifiedModel) -> Parameters:
         return self._join(model.state.parameters(), model.state.schema)
 
     def _save(self) -> None:
@@ -138,7 +138,7 @@ class Predicting:
         self.written += -(-len(data) // _PAGE) * _PAGE
 
 
-def packed(model: Model) -> bytes:
+def packed(model: VerifiedModel) -> bytes:
     """A model as the bytes of its file."""
     snapshot = lineage.encode_snapshot(model.state)
     header = {
@@ -151,7 +151,7 @@ def packed(model: Model) -> bytes:
     return frames.encode(header, snapshot)
 
 
-def read(path: Path) -> Model:
+def read(path: Path) -> VerifiedModel:
     """The model in a file.
 
     Raises:
@@ -163,6 +163,6 @@ def read(path: Path) -> Model:
         raise WireError("the file is broken, or of another version of Midge")
     channel: Channel = "serve" if header.get("channel") == "serve" else "train"
     try:
-        return Model(channel, bytes(header["lineage"]), int(header["version"]), lineage.decode_snapshot(body))
+        return VerifiedModel(channel, bytes(header["lineage"]), int(header["version"]), lineage.decode_snapshot(body))
     except (KeyError, TypeError, ValueError) as error:
         raise WireError("the file is broken") from error

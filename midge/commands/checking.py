@@ -14,7 +14,7 @@ from midge.wire.topics import DEFAULT_ROOT, Topics, check_name
 
 if TYPE_CHECKING:
     from midge.broker import Endpoint
-    from midge.broker.audit.check import Parties, Report, Role, Trial
+    from midge.broker.audit.check import AuditReport, Parties, Role, Trial
 
 _UNUSED_FEDERATION = "midge-check"
 """The federation whose topics are tried where none is named."""
@@ -132,7 +132,7 @@ def _of_fleet(args: argparse.Namespace) -> "tuple[Endpoint, Topics, Role | None,
     return operator.endpoint, operator.topics, Role(attacker.name), parties
 
 
-def _trials(report: "Report") -> dict[str, list[dict[str, Any]]]:
+def _trials(report: "AuditReport") -> dict[str, list[dict[str, Any]]]:
     """Rows as scripts read them."""
 
     def row(trial: "Trial") -> dict[str, Any]:

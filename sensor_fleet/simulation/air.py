@@ -9,7 +9,7 @@ from midge.sensor_fleet.profiles.presence import chance
 from midge.sensor_fleet.sensors.stream import Stream
 from midge.sensor_fleet.simulation.clock import Clock
 from midge.sensor_fleet.simulation.learners import Learner
-from midge.sensor_fleet.simulation.server import Published, Server
+from midge.sensor_fleet.simulation.server import PublishedVersion, Server
 from midge.sensor_fleet.simulation.shards import Pool, Start, Task
 from midge.wire.participation import takes_part
 
@@ -70,7 +70,7 @@ class Air:
         """Whether a message is lost on its way."""
         return self.loss > 0 and chance(self.world.seed, device, f"lost/{purpose}", number) < self.loss
 
-    def released(self, published: Published) -> None:
+    def released(self, published: PublishedVersion) -> None:
         """Tell those who wait for it and take part; all others look for themselves when they have something to do."""
         told = published.announcement
         share = told.participation.share

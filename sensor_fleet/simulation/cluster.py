@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from midge.sensor_fleet.simulation.shards import Outcome, ShardWorker, Start, Task
-from midge.sensor_fleet.simulation.workers import Make, Sent
+from midge.sensor_fleet.simulation.workers import Make, SentShard
 
 LOCAL = "local"
 
@@ -50,7 +50,7 @@ class OnRay:
                 ) from error
         actor = ray.remote(num_cpus=1)(_Actor)
         self._actors = [actor.remote(make) for _ in range(count)]
-        self._sent = [Sent() for _ in range(count)]
+        self._sent = [SentShard() for _ in range(count)]
 
     def submit(self, shard: int, tasks: Sequence[Task], starts: Mapping[int, Start]) -> Callable[[], Sequence[Outcome]]:
         place = shard % len(self._actors)
@@ -74,7 +74,7 @@ class _Actor:
 
     def __init__(self, make: Make) -> None:
         self._work: ShardWorker = make()
-        self._sent = Sent()
+        self._sent = SentShard()
 
     def do(self, shard: int, tasks: Sequence[Task], keys: Sequence[int], new: Mapping[int, Start]) -> Sequence[Outcome]:
         return self._work.do(shard, tasks, self._sent.whole(keys, new))

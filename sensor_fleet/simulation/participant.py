@@ -15,7 +15,7 @@ from midge.sensor_fleet.profiles.presence import chance
 from midge.sensor_fleet.simulation import headers
 from midge.sensor_fleet.simulation.air import Air
 from midge.sensor_fleet.simulation.coding import Said
-from midge.sensor_fleet.simulation.server import Published
+from midge.sensor_fleet.simulation.server import PublishedVersion
 from midge.sensor_fleet.simulation.shards import Task
 from midge.sensor_fleet.simulation.virtual_constraints import VirtualConstraints
 from midge.sensor_fleet.simulation.virtual_link import VirtualLink
@@ -83,11 +83,11 @@ class Participant:
         self.shell = DeviceShell(self.session, self)
         self.gone = False
         self.trainings = self.steps = self.updates = 0
-        self._base: Published | None = None
+        self._base: PublishedVersion | None = None
         """What is trained from, or being fetched for that."""
-        self._latest: Published | None = None
+        self._latest: PublishedVersion | None = None
         """What the session was told of last."""
-        self._seen: Published | None = None
+        self._seen: PublishedVersion | None = None
         """The same, or None where it is to be told again."""
         self._job = 0
         self._began = 0.0
@@ -191,14 +191,14 @@ class Participant:
 
     # ---------------------------------------------------------------- expectations
 
-    def soon(self, newest: Published) -> float:
+    def soon(self, newest: PublishedVersion) -> float:
         """When it will probably train from the newest version; infinite where that is not to be expected."""
         session = self.session
         if self.gone or self._base is newest or session.work is not Work.RESTING:
             return math.inf
         return max(self._back, self._constraints.until, session.pausing_until or 0.0)
 
-    def task(self, newest: Published, when: float) -> Task:
+    def task(self, newest: PublishedVersion, when: float) -> Task:
         """What that training will be."""
         seed = training_seed(self.name, newest.announcement, self.session.next)
         seen = 0 if self.air.stream is None else self.air.stream.flow.slots(when)

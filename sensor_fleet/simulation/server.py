@@ -107,7 +107,7 @@ class Bare(Model):
 
 
 @dataclass(frozen=True, eq=False)
-class Published:
+class PublishedVersion:
     """A version as devices get it."""
 
     announcement: Announcement
@@ -195,7 +195,7 @@ class DeviceCalls:
     """How the virtual aggregator reaches its devices."""
 
     reply: Reply
-    released: Callable[[Published], None]
+    released: Callable[[PublishedVersion], None]
     granted: Granted | None = None
     republished: Callable[[Fetch], None] | None = None
 
@@ -226,7 +226,7 @@ class Server:
         """Bytes of each frame that is on offer, by version and span."""
         self._journal = _Journal(schema.size, seed)
         self.engine = Engine(self.model, cast("Store", self._journal))
-        self.published: deque[Published] = deque(maxlen=KEPT)
+        self.published: deque[PublishedVersion] = deque(maxlen=KEPT)
         """The newest versions, oldest first."""
         self.taken = Taken()
         self.told = 0.0
@@ -277,7 +277,7 @@ class Server:
             self.arrived(device, come.update, self._offers.pop(device))
         elif come is not None:
             hi = self.core.hi(device, come.outbox)
-            self.shell.carry_out([ev.Grant(device, come, hi)], self._clock.now)
+            self.shell.carry_out([ev.GrantChunks(device, come, hi)], self._clock.now)
 
     def statistics(self, device: str, statistics: Statistics, body: bytes) -> None:
         """Take a device's moments in."""
@@ -410,7 +410,7 @@ class Server:
             self.told += (weighs + again) * self.core.steering.live
             step = min((len(frame.data) for frame in frames), default=0)
             core.handle(ev.ReleasePublished(weighs, step), now)
-        new = Published(announcement, model.state, self._clock.now, self._announced, self._heard)
+        new = PublishedVersion(announcement, model.state, self._clock.now, self._announced, self._heard)
         self.published.append(new)
         model.forget_steps(core.oldest_base if model.keeps_past else version)
         self._calls.released(new)

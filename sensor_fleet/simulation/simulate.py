@@ -25,7 +25,7 @@ from midge.sensor_fleet.simulation.clock import Clock
 from midge.sensor_fleet.simulation.learners import Each, Learner, Stacked
 from midge.sensor_fleet.simulation.participant import Participant
 from midge.sensor_fleet.simulation.result import Simulated
-from midge.sensor_fleet.simulation.server import ONE_CHUNK, DeviceCalls, Published, Server, ServerSetup, Tamper
+from midge.sensor_fleet.simulation.server import ONE_CHUNK, DeviceCalls, PublishedVersion, Server, ServerSetup, Tamper
 from midge.sensor_fleet.simulation.shards import Carrier, Here, Pool, ShardWorker, shards_of
 from midge.sensor_fleet.simulation.workers import Processes
 from midge.sensor_fleet.world import World
@@ -286,7 +286,7 @@ class _Simulation:
         watch: Callable[[FleetProgress], None] | None,
     ) -> Simulated:
         rows: list[tuple[float, int, int, Mapping[str, float], tuple[float, float]]] = []
-        seen: tuple[Published, Mapping[str, float]] | None = None
+        seen: tuple[PublishedVersion, Mapping[str, float]] | None = None
 
         def look() -> None:
             nonlocal seen

@@ -15,7 +15,7 @@ _PROBLEM = "another process cannot have the trainers, model or data ({error}): p
 Make = Callable[[], ShardWorker]
 
 
-class Sent:
+class SentShard:
     """Which starts a worker has: both ends follow the same rule, so that nothing is asked back."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Processes:
             raise ValueError(_PROBLEM.format(error=error)) from error
         context = multiprocessing.get_context("spawn")
         self._workers = [ProcessPoolExecutor(1, context, _begin, (packed,)) for _ in range(count)]
-        self._sent = [Sent() for _ in range(count)]
+        self._sent = [SentShard() for _ in range(count)]
 
     def submit(self, shard: int, tasks: Sequence[Task], starts: Mapping[int, Start]) -> Callable[[], Sequence[Outcome]]:
         place = shard % len(self._workers)
@@ -68,12 +68,12 @@ class Processes:
             worker.shutdown(wait=True, cancel_futures=True)
 
 
-_here: list[tuple[ShardWorker, Sent]] = []
+_here: list[tuple[ShardWorker, SentShard]] = []
 """In a worker: what it does its work with."""
 
 
 def _begin(packed: bytes) -> None:
-    _here.append((pickle.loads(packed)(), Sent()))  # noqa: S301 - from the process that started this one
+    _here.append((pickle.loads(packed)(), SentShard()))  # noqa: S301 - from the process that started this one
 
 
 def _do(shard: int, tasks: Sequence[Task], keys: Sequence[int], new: Mapping[int, Start]) -> list[Outcome]:

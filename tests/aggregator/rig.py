@@ -16,7 +16,7 @@ from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.engine import Engine, recover
 from midge.aggregator.ingress.authentication import Credentials
 from midge.aggregator.ingress.filter import Bodies, Everybody, IngressFilter
-from midge.aggregator.ingress.rate_limits import Admission, Limits
+from midge.aggregator.ingress.rate_limits import Admission, IngressLimits
 from midge.aggregator.ingress.reassembly import UpdateReassembler
 from midge.aggregator.ingress.roster import Roster
 from midge.aggregator.model.model import Model
@@ -34,7 +34,7 @@ from midge.wire.topics import Topics
 
 Vector = npt.NDArray[np.float32]
 TOPICS = Topics("f")
-OPEN = Limits(rate=None, fleet_rate=None, strikes=None)
+OPEN = IngressLimits(rate=None, fleet_rate=None, strikes=None)
 """Everything is taken in."""
 EVERYTHING_COUNTS = fedasync(
     alpha=1.0, staleness=constant(), norm_limit=None, release_floor=1, form="delta", bounded=False

@@ -401,7 +401,7 @@ def test_a_refusal_is_told_and_final(fields: dict[str, object], verdict: Verdict
         assert (settled.verdict, settled.verdict.final) == (verdict, True)
         assert settled.why
         assert [type(record) for record in records(actions)] == [rec.UpdateRecord]
-        assert not any(isinstance(action, ev.Carry | ev.Grant | ev.Decode) for action in actions)
+        assert not any(isinstance(action, ev.Carry | ev.GrantChunks | ev.Decode) for action in actions)
     assert core.hi("b", 1) == core.hi("b", 2) == 1
 
 
@@ -486,10 +486,10 @@ def test_an_offer_is_granted_in_its_turn_only() -> None:
     core = started()
     second = update(2, first=1)
     assert core.handle(ev.Offered("a", second), 0) == [ev.Reply("a", 1, 0)]
-    assert core.handle(ev.Offered("a", update(1)), 0) == [ev.Grant("a", update(1), 0)]
+    assert core.handle(ev.Offered("a", update(1)), 0) == [ev.GrantChunks("a", update(1), 0)]
     arrive(core, "a", update(1))
     assert told(core.handle(ev.Offered("a", update(1)), 0)).repeat
-    assert core.handle(ev.Offered("a", second), 0) == [ev.Grant("a", second, 1)]
+    assert core.handle(ev.Offered("a", second), 0) == [ev.GrantChunks("a", second, 1)]
 
 
 def test_a_fetch_of_another_lineage_is_ignored() -> None:

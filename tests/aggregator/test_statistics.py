@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midge.aggregator.model.statistics import CAP, FEW, LEAST, Finding, Sent, examine, pooled
+from midge.aggregator.model.statistics import CAP, FEW, LEAST, ChannelFinding, Sent, examine, pooled
 from midge.wire.moments import MAX_COUNT, Moments, pool
 
 RNG = np.random.default_rng(0)
@@ -19,7 +19,7 @@ def normal(mean: float = 20.0, spread: float = 2.0, rows: int = 200) -> np.ndarr
     return RNG.normal(mean, spread, (rows, 1))
 
 
-def off(found: Finding) -> list[str]:
+def off(found: ChannelFinding) -> list[str]:
     return [device for device, _ in found.off]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from midge.broker import Delivery, Endpoint
 from midge.broker.audit.attacks import try_attacks
-from midge.broker.audit.check import Parties, Report, Role, Trial, check
+from midge.broker.audit.check import AuditReport, Parties, Role, Trial, check
 from midge.broker.provisioning.bundles import read_bundle
 from midge.broker.provisioning.fleet_registry import ATTACKER, VICTIM
 from midge.wire.topics import Topics
@@ -50,18 +50,18 @@ def parties_of(fleet: Path, url: str | None = None) -> tuple[Endpoint, Topics, P
     return operator.endpoint, operator.topics, parties
 
 
-def look(fleet: Path, url: str | None = None) -> Report:
+def look(fleet: Path, url: str | None = None) -> AuditReport:
     endpoint, topics, parties = parties_of(fleet, url)
     return asyncio.run(check(endpoint, topics, Role(ATTACKER), parties=parties))
 
 
-def row(report: Report, name: str, version: int) -> Trial:
+def row(report: AuditReport, name: str, version: int) -> Trial:
     (found,) = (each for each in report.attacks if (each.name, each.version) == (name, version))
     return found
 
 
 @pytest.fixture(scope="module", params=["certificates", "passwords"])
-def safe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
+def safe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuditReport]:
     with running_fleet(tmp_path_factory.mktemp(request.param) / "fleet", request.param) as fleet:
         yield look(fleet)
 
@@ -76,7 +76,9 @@ def open_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
 
 
 @pytest.fixture(scope="module", params=["fleet", "alone"])
-def unsafe(request: pytest.FixtureRequest, open_broker: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> Report:
+def unsafe(
+    request: pytest.FixtureRequest, open_broker: Endpoint, tmp_path_factory: pytest.TempPathFactory
+) -> AuditReport:
     if request.param == "alone":
         parties = Parties(open_broker, "pump-1", open_broker, VICTIM)
         return asyncio.run(check(open_broker, TOPICS, Role("pump-1"), parties=parties))
@@ -86,19 +88,19 @@ def unsafe(request: pytest.FixtureRequest, open_broker: Endpoint, tmp_path_facto
 
 @BOTH
 @ALL
-def test_the_attack_fails_on_a_broker_of_init(name: str, version: int, safe: Report) -> None:
+def test_the_attack_fails_on_a_broker_of_init(name: str, version: int, safe: AuditReport) -> None:
     tried = row(safe, name, version)
     assert tried.passed, tried
 
 
 @BOTH
 @ALL
-def test_the_attack_succeeds_on_an_open_broker_and_is_told(name: str, version: int, unsafe: Report) -> None:
+def test_the_attack_succeeds_on_an_open_broker_and_is_told(name: str, version: int, unsafe: AuditReport) -> None:
     tried = row(unsafe, name, version)
     assert tried.passed is False and tried.advice, tried
 
 
-def test_all_is_well_with_a_broker_of_init(safe: Report) -> None:
+def test_all_is_well_with_a_broker_of_init(safe: AuditReport) -> None:
     assert safe.ok and not safe.acl
     assert [each for each in (*safe.attacks, *safe.limits) if not each.passed] == []
     assert {each.name for each in safe.limits} == {"largest packet", "in-flight window", "retained messages", "queue"}
@@ -106,7 +108,7 @@ def test_all_is_well_with_a_broker_of_init(safe: Report) -> None:
     assert len(safe.attacks) == 1 + 2 * len([*ENTRIES, *FORGERIES, *OTHERS])
 
 
-def test_an_open_broker_is_not_well(unsafe: Report) -> None:
+def test_an_open_broker_is_not_well(unsafe: AuditReport) -> None:
     assert not unsafe.ok
     assert unsafe.attacks[0].name == "listen on the wire" and unsafe.attacks[0].passed is False
     assert {each.name: each.passed for each in unsafe.limits} == {
@@ -146,7 +148,7 @@ async def test_reading_only_publishes_nothing(open_broker: Endpoint) -> None:
 
 
 @pytest.fixture(scope="module")
-def common(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
+def common(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuditReport]:
     """A broker as many have it: users and an ACL, and nothing that binds client ids or bounds packets."""
     directory, port = tmp_path_factory.mktemp("users"), free_port()
     acl = Path(__file__).parents[2] / "deploy" / "mosquitto" / "acl"
@@ -162,15 +164,15 @@ def common(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
 
 @BOTH
 @pytest.mark.parametrize("name", ["no credentials", "guessed password", *FORGERIES])
-def test_what_users_and_rights_prevent(name: str, version: int, common: Report) -> None:
+def test_what_users_and_rights_prevent(name: str, version: int, common: AuditReport) -> None:
     assert row(common, name, version).passed, row(common, name, version)
 
 
 @BOTH
 @pytest.mark.parametrize("name", ["take over a session", "oversized packet"])
-def test_what_they_do_not_prevent(name: str, version: int, common: Report) -> None:
+def test_what_they_do_not_prevent(name: str, version: int, common: AuditReport) -> None:
     assert row(common, name, version).passed is False
 
 
-def test_what_cannot_be_told_there(common: Report) -> None:
+def test_what_cannot_be_told_there(common: AuditReport) -> None:
     assert row(common, "revoked identity", 5).passed is None

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from midge.broker import BrokerRefused, BrokerUnreachable, Delivery, Endpoint, Tls, connector
-from midge.broker.audit.check import Finding, Report, Role, check
+from midge.broker.audit.check import AuditReport, Finding, Role, check
 from midge.broker.audit.probes import describe
 from midge.broker.embedded.server import EmbeddedBroker
 from midge.broker.local.local_broker import local_broker
@@ -40,11 +40,11 @@ needs_mosquitto = [
 ]
 
 
-def found(report: Report, name: str) -> Finding:
+def found(report: AuditReport, name: str) -> Finding:
     return next(finding for finding in report.findings if finding.name == name)
 
 
-def levels(report: Report, *names: str) -> set[str]:
+def levels(report: AuditReport, *names: str) -> set[str]:
     return {found(report, name).level for name in names}
 
 

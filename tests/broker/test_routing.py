@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from midge.broker.embedded.routing import Action, Close, Deliver, Message, Router
+from midge.broker.embedded.routing import Action, Close, Deliver, RoutedMessage, Router
 from midge.broker.mqtt.topic_filters import FilterTree, check_filter, check_topic, matches
 
 LEVELS = st.sampled_from(["a", "b", "", "$SYS"])
@@ -74,8 +74,8 @@ def test_a_topic_is_a_filter_without_wildcards(text: str) -> None:
     assert passes(check_topic) == (passes(check_filter) and not {"+", "#"} & set(text))
 
 
-def message(topic: str = "t", payload: bytes = b"x", qos: int = 1, *, retain: bool = False) -> Message:
-    return Message(topic, payload, qos, retain)
+def message(topic: str = "t", payload: bytes = b"x", qos: int = 1, *, retain: bool = False) -> RoutedMessage:
+    return RoutedMessage(topic, payload, qos, retain)
 
 
 def test_payloads_are_shared() -> None:
@@ -191,7 +191,7 @@ class RoutingMachine(RuleBasedStateMachine):
     @rule(client=CLIENTS, window=st.integers(1, 3), clean=st.booleans(), persistent=st.booleans(), topic=TOPICS)
     def connect(self, client: str, window: int, clean: bool, persistent: bool, topic: str) -> None:
         actions = self.router.connect(
-            client, clean=clean, persistent=persistent, window=window, will=Message(topic, b"will", 1)
+            client, clean=clean, persistent=persistent, window=window, will=RoutedMessage(topic, b"will", 1)
         )
         split = next((i for i, each in enumerate(actions) if isinstance(each, Deliver) and each.client == client), None)
         self.perform(actions if split is None else actions[:split])
@@ -217,7 +217,7 @@ class RoutingMachine(RuleBasedStateMachine):
 
     @rule(topic=TOPICS, qos=st.integers(0, 1), retain=st.booleans(), payload=st.sampled_from([b"", b"x"]))
     def publish(self, topic: str, qos: int, retain: bool, payload: bytes) -> None:
-        self.perform(self.router.publish(Message(topic, payload, qos, retain)))
+        self.perform(self.router.publish(RoutedMessage(topic, payload, qos, retain)))
 
     @rule(client=CLIENTS, data=st.data())
     def acknowledge(self, client: str, data: st.DataObject) -> None:

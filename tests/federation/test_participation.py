@@ -13,7 +13,7 @@ from midge.aggregator.core.presets import fedasync, fedbuff
 from midge.aggregator.core.staleness import constant
 from midge.aggregator.store.pausing import pause, resume
 from midge.broker.embedded.in_memory import Twin
-from midge.broker.embedded.routing import Message
+from midge.broker.embedded.routing import RoutedMessage
 from midge.commands.words import sentence
 from midge.iot_client.board.usage_budget import Budget, Costs
 from midge.iot_client.config import DeviceConfig
@@ -175,7 +175,7 @@ async def test_a_pause_by_the_operator_holds_across_a_restart(tmp_path: Path) ->
         (message,) = twin.router._retained_on("midge/1/f/aggregator")
         return messages.decode(AggregatorStatus, message.payload)[0]
 
-    def copies(_client: str, message: Message) -> int:
+    def copies(_client: str, message: RoutedMessage) -> int:
         """No word of the pause comes through, so that a device goes on to send what is held then."""
         paused = message.topic == "midge/1/f/aggregator" and b"cleaned" in message.payload
         return 0 if paused else 1

@@ -14,7 +14,7 @@ from midge.aggregator.model.model import Frame
 from midge.aggregator.service import ForeignFederation
 from midge.aggregator.store.store import Store, StoreError
 from midge.broker.embedded.in_memory import Twin, _TwinConnection
-from midge.broker.embedded.routing import Message
+from midge.broker.embedded.routing import RoutedMessage
 from midge.broker.mqtt.connection import BrokerUnreachable, Options, QoS, SubscribeRefused
 from midge.iot_client.connection.connection_loop import DuplicateDeviceName
 from midge.iot_client.state.outbox import Outbox
@@ -214,7 +214,7 @@ async def test_a_broker_that_vanishes_at_once_is_waited_for(tmp_path: Path) -> N
     twin, log = Twin(), Log()
     came = asyncio.Event()
 
-    def copies(client: str, message: Message) -> int:
+    def copies(client: str, message: RoutedMessage) -> int:
         came.set()
         return 0
 
@@ -308,9 +308,9 @@ async def test_garbage_on_every_topic_stops_nobody(tmp_path: Path) -> None:
 async def test_updates_that_were_lost_on_the_way_come_again(tmp_path: Path) -> None:
     """The broker acknowledges and drops one; a later receipt of the aggregator shows the gap."""
     twin, log = Twin(), Log()
-    lost: list[Message] = []
+    lost: list[RoutedMessage] = []
 
-    def copies(client: str, message: Message) -> int:
+    def copies(client: str, message: RoutedMessage) -> int:
         if "-a-" in client and "/update/" in message.topic and len(lost) < 1:
             lost.append(message)
             return 0

@@ -109,13 +109,13 @@ def test_a_muted_device_trains_from_what_it_has_and_sends_nothing_until_it_may()
     driver.up(1)
     driver(ev.Hindered(None, "metered"))
     actions = driver.train()  # what was under way goes on
-    assert any(isinstance(action, ev.Store) for action in actions)
+    assert any(isinstance(action, ev.StoreUpdate) for action in actions)
     assert not any(isinstance(action, ev.Send | ev.Offer) for action in actions)
-    assert not any(isinstance(action, ev.Fetch) for action in driver(ev.Announced(announcement(2))))
+    assert not any(isinstance(action, ev.FetchModel) for action in driver(ev.Announced(announcement(2))))
     assert driver.wait(1000) is not None and driver.session.work is Work.RESTING
     free = driver(ev.Hindered(None, None))
     assert any(isinstance(action, ev.Send) for action in free)
-    assert any(isinstance(action, ev.Fetch) for action in free)
+    assert any(isinstance(action, ev.FetchModel) for action in free)
 
 
 def test_an_outbox_that_is_full_in_bytes_holds_training_back_until_something_is_settled() -> None:
@@ -128,7 +128,7 @@ def test_an_outbox_that_is_full_in_bytes_holds_training_back_until_something_is_
     driver(ev.Announced(announcement(2)))
     driver.train(60)
     assert driver(ev.Announced(announcement(3))) == [] and driver.wait(5) == []
-    assert any(isinstance(action, ev.Fetch) for action in driver(receipt(1, accepted(1))))
+    assert any(isinstance(action, ev.FetchModel) for action in driver(receipt(1, accepted(1))))
 
 
 # ------------------------------------------------------------------------- real devices

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from midge.broker.embedded.in_memory import Twin
-from midge.broker.embedded.routing import Message
+from midge.broker.embedded.routing import RoutedMessage
 from midge.broker.mqtt.connection import Connection, ConnectionLost, Options, PublishRefused, SubscribeRefused
 from midge.iot_client.connection import model_fetcher as fetching
 from midge.iot_client.connection.model_fetcher import Fetcher, FetchError
@@ -36,7 +36,7 @@ class Reached:
         """Bring to the broker what the aggregator has for it, but for some chunks of snapshots."""
         for post in self.life.posts[self.published :]:
             if not any(post.topic.endswith(f"/0-{index}") for index in but):
-                self.twin.publish("aggregator", Message(post.topic, post.payload, 1, post.retain))
+                self.twin.publish("aggregator", RoutedMessage(post.topic, post.payload, 1, post.retain))
         self.published = len(self.life.posts)
 
     @property
@@ -181,7 +181,7 @@ async def test_chunks_that_lie_do_no_harm(tmp_path: Path) -> None:
             frames.encode(part.model_copy(update={"parts": 2**20}), body),
         ]
         for lie in lies:
-            it.twin.publish("liar", Message(topic, lie, 1, retain=True))
+            it.twin.publish("liar", RoutedMessage(topic, lie, 1, retain=True))
             assert (await it.fetch()).digest() == it.life.model.state.digest()
             assert it.asked.pop().parts == (1,)
 

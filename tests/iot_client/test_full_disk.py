@@ -66,7 +66,7 @@ def test_a_session_whose_update_was_not_stored_uses_its_seq_again_and_waits() ->
         schema_hash=b"s" * 16, digest=b"d" * 16,
     )  # fmt: skip
     (store,) = session.handle(ev.Trained(update(1, 10), 7), 0.0)
-    assert isinstance(store, ev.Store) and store.update.seq == 1
+    assert isinstance(store, ev.StoreUpdate) and store.update.seq == 1
     session.handle(ev.NotStored(), 0.0)
     assert (session.next, session.holding) == (1, 0)
     assert session._cycle.disk_full.due == 30.0

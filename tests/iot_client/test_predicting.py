@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from midge.iot_client.data.samples import Samples
-from midge.iot_client.state.prediction import Model, NoModel, Predicting
+from midge.iot_client.state.prediction import NoModel, Predicting, VerifiedModel
 from midge.iot_client.training.fit import Recipe
 from midge.iot_client.training.numpy_models import MLP, Linear
 from midge.iot_client.training.sample_trainer import SampleTrainer, model_of
@@ -20,9 +20,9 @@ from midge.wire.topics import Channel
 ONE, OTHER = b"1" * 16, b"2" * 16
 
 
-def model(value: float, channel: Channel = "train", lineage: bytes = ONE, role: Any = "trained") -> Model:
+def model(value: float, channel: Channel = "train", lineage: bytes = ONE, role: Any = "trained") -> VerifiedModel:
     schema = Schema([Tensor("w", (2,), "float32", "trained"), Tensor("own", (2,), "float32", role)])
-    return Model(channel, lineage, int(value), on_grid(np.full(schema.size, value, np.float32), schema, b""))
+    return VerifiedModel(channel, lineage, int(value), on_grid(np.full(schema.size, value, np.float32), schema, b""))
 
 
 def predicting(path: Path | None = None) -> Predicting:

@@ -152,18 +152,18 @@ def test_a_life() -> None:
     assert kinds(driver(receipt(0))) == []
     assert driver.session.link is Link.UP
     (fetch,) = driver(ev.Announced(announcement(5)))
-    assert isinstance(fetch, ev.Fetch)
+    assert isinstance(fetch, ev.FetchModel)
     assert [frame.span for frame in fetch.frames] == [0]
     (train,) = driver(ev.Fetched(ev.Base(LINEAGE, 0, 5)))
     assert isinstance(train, ev.Train)
     store, send = driver(ev.Trained(made(), 3))
-    assert store == ev.Store(made(outbox=OUTBOX, seq=1), 3)
+    assert store == ev.StoreUpdate(made(outbox=OUTBOX, seq=1), 3)
     assert send == ev.Send(made(outbox=OUTBOX, seq=1))
     assert kinds(driver(ev.Announced(announcement(5)))) == [], "a device trains once from each version"
     told, forget = driver(receipt(1, accepted(1)))
     assert (told, forget) == (ev.Tell(accepted(1)), ev.Forget(1))
     (fetch,) = driver(ev.Announced(announcement(7)))
-    assert isinstance(fetch, ev.Fetch)
+    assert isinstance(fetch, ev.FetchModel)
     assert [(frame.version, frame.span) for frame in fetch.frames] == [(6, 1), (7, 1)], "the cheapest way"
     assert driver.session.deadline is not None
 
@@ -369,7 +369,7 @@ def test_a_training_may_end_without_a_link() -> None:
     driver = Driver()
     driver.up()
     driver(ev.Fetched(ev.Base(LINEAGE, 0, 1)), ev.Disconnected())
-    assert kinds(driver(ev.Trained(made(), 1))) == [ev.Store]
+    assert kinds(driver(ev.Trained(made(), 1))) == [ev.StoreUpdate]
     assert sent(driver.up()) == [1]
 
 
@@ -426,8 +426,8 @@ def test_a_busy_aggregator_is_left_alone_for_as_long_as_it_says() -> None:
 
 def test_a_full_outbox_trains_no_more_until_there_is_room() -> None:
     driver = holding(OUTBOX_LIMIT)
-    assert not any(isinstance(action, ev.Fetch) for action in driver.up())
-    assert ev.Fetch in kinds(driver(receipt(1, accepted(1))))
+    assert not any(isinstance(action, ev.FetchModel) for action in driver.up())
+    assert ev.FetchModel in kinds(driver(receipt(1, accepted(1))))
 
 
 def test_verdicts_are_told_once() -> None:
@@ -542,7 +542,7 @@ def test_a_model_of_a_broken_link_is_held_and_not_trained_from() -> None:
     driver.up(1)
     driver(ev.Disconnected())
     assert driver(ev.Fetched(ev.Base(LINEAGE, 0, 1))) == []
-    (fetch,) = [action for action in driver.up(3) if isinstance(action, ev.Fetch)]
+    (fetch,) = [action for action in driver.up(3) if isinstance(action, ev.FetchModel)]
     assert [frame.version for frame in fetch.frames] == [2, 3], "what came after all is of use"
     assert driver(ev.Fetched(ev.Base(LINEAGE, 0, 2))) == []
     assert driver.session.work is Work.FETCHING
@@ -557,7 +557,7 @@ def test_a_failed_fetch_is_tried_again_from_a_snapshot_where_it_must() -> None:
     assert driver(ev.FetchFailed("digest", start_over=True)) == []
     (read, fetch) = driver.wait(3)
     assert read == ev.ReadAnnouncement()
-    assert isinstance(fetch, ev.Fetch)
+    assert isinstance(fetch, ev.FetchModel)
     assert [frame.span for frame in fetch.frames] == [0]
 
 
@@ -586,11 +586,11 @@ def test_an_old_announcement_is_ignored_and_a_new_generation_is_not() -> None:
     driver.train()
     assert driver(ev.Announced(announcement(4))) == []
     (fetch,) = driver(ev.Announced(announcement(6, generation=1)))
-    assert isinstance(fetch, ev.Fetch)
+    assert isinstance(fetch, ev.FetchModel)
     assert [frame.span for frame in fetch.frames] == [0], "steps do not lead across generations"
     driver.train()
     (fetch,) = driver(ev.Announced(announcement(1, lineage=OTHER)))
-    assert isinstance(fetch, ev.Fetch)
+    assert isinstance(fetch, ev.FetchModel)
     assert [frame.span for frame in fetch.frames] == [0]
 
 
@@ -602,7 +602,7 @@ def test_statistics_are_sent_until_the_training_begins() -> None:
     assert driver(ev.Announced(gathering)) == [ev.SendStatistics(LINEAGE, (asked,))]
     assert driver(ev.Announced(gathering)) == []
     assert ev.SendStatistics(LINEAGE, (asked,)) in driver.wait(30)
-    assert ev.Fetch in kinds(driver(ev.Announced(announcement(1))))
+    assert ev.FetchModel in kinds(driver(ev.Announced(announcement(1))))
     assert not any(isinstance(action, ev.SendStatistics) for action in driver.wait(1000))
 
 
@@ -626,13 +626,13 @@ def test_a_device_whose_inputs_are_not_the_models_says_so_once_and_does_nothing(
     assert "inputs are speed, heat; this device gives them in another order, heat, speed" in told.why
     assert "--features speed,heat" in told.why
     newer = announcement(2).model_copy(update={"features": ("speed", "heat")})
-    assert driver(ev.Announced(newer)) == [] and not {ev.Train, ev.Fetch} & set(kinds(driver.wait(1000)))
+    assert driver(ev.Announced(newer)) == [] and not {ev.Train, ev.FetchModel} & set(kinds(driver.wait(1000)))
     gathering = newer.model_copy(
         update={"generation": 1, "phase": "statistics", "moments": (Moment(name="input", channels=2),)}
     )
     assert driver(ev.Announced(gathering)) == []
     mended = announcement(3, generation=1).model_copy(update={"features": ("heat", "speed")})
-    assert ev.Fetch in kinds(driver(ev.Announced(mended))) and driver.session.suited
+    assert ev.FetchModel in kinds(driver(ev.Announced(mended))) and driver.session.suited
 
 
 @pytest.mark.parametrize("ours", [(), ("a",)])
@@ -641,7 +641,7 @@ def test_a_device_or_a_model_without_names_goes_on_as_before(ours: tuple[str, ..
     driver.session = DeviceSession("d", OUTBOX, (), 1, lambda: 0.5, settings=SessionSettings(features=ours))
     names = ("a", "b") if not ours else ()
     named = announcement(1).model_copy(update={"features": names})
-    assert ev.Fetch in kinds(driver(ev.Connected(), ev.AggregatorSeen(status()), receipt(0), ev.Announced(named)))
+    assert ev.FetchModel in kinds(driver(ev.Connected(), ev.AggregatorSeen(status()), receipt(0), ev.Announced(named)))
 
 
 def test_a_model_of_another_width_is_told_in_numbers() -> None:
@@ -691,4 +691,4 @@ def test_a_newer_version_is_trained_from_at_once_though_the_last_update_was_refu
     driver.up()
     driver.train()
     driver(receipt(1, Settled(seq=1, verdict=Verdict.STALE)))
-    assert ev.Fetch in kinds(driver(ev.Announced(announcement(2))))
+    assert ev.FetchModel in kinds(driver(ev.Announced(announcement(2))))

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midge.aggregator.ingress.rate_limits import Admission, Limits
+from midge.aggregator.ingress.rate_limits import Admission, IngressLimits
 from midge.wire.messages import Verdict
 
-QUIET = Limits(rate=None, fleet_rate=None)
+QUIET = IngressLimits(rate=None, fleet_rate=None)
 
 
 def taken(admission: Admission, device: str, times: int, now: float) -> int:
@@ -16,7 +16,7 @@ def taken(admission: Admission, device: str, times: int, now: float) -> int:
 
 @given(st.lists(st.floats(0, 5), max_size=60), st.floats(0.5, 20), st.integers(1, 20))
 def test_never_more_is_taken_than_the_burst_and_the_rate_allow(pauses: list[float], rate: float, burst: int) -> None:
-    admission = Admission(Limits(rate=rate, burst=burst, fleet_rate=None))
+    admission = Admission(IngressLimits(rate=rate, burst=burst, fleet_rate=None))
     now, let_in = 0.0, 0
     for pause in pauses:
         now += pause
@@ -26,7 +26,7 @@ def test_never_more_is_taken_than_the_burst_and_the_rate_allow(pauses: list[floa
 
 @given(st.floats(0.5, 20), st.integers(1, 20))
 def test_who_comes_when_told_to_is_let_in(rate: float, burst: int) -> None:
-    admission = Admission(Limits(rate=rate, burst=burst, fleet_rate=None))
+    admission = Admission(IngressLimits(rate=rate, burst=burst, fleet_rate=None))
     now = 0.0
     for _ in range(50):
         refusal = admission.refuses("a", now)
@@ -37,7 +37,7 @@ def test_who_comes_when_told_to_is_let_in(rate: float, burst: int) -> None:
 
 
 def test_one_device_does_not_use_up_anothers_share_but_the_fleets() -> None:
-    admission = Admission(Limits(rate=1, burst=5, fleet_rate=1, fleet_burst=8))
+    admission = Admission(IngressLimits(rate=1, burst=5, fleet_rate=1, fleet_burst=8))
     assert taken(admission, "a", 20, 0.0) == 5
     assert taken(admission, "b", 20, 0.0) == 3
     assert taken(admission, "c", 20, 2.0) == 2
@@ -48,14 +48,14 @@ def test_without_limits_everything_is_taken() -> None:
 
 
 def test_a_flood_is_not_looked_at_and_not_answered_each_time() -> None:
-    admission = Admission(Limits(rate=10, burst=10, fleet_rate=None))
+    admission = Admission(IngressLimits(rate=10, burst=10, fleet_rate=None))
     assert sum(admission.hears("a", 0.0) for _ in range(5000)) == 200
     told = [refusal.told for _ in range(200) if (refusal := admission.refuses("b", 0.0)) is not None]
     assert 1 <= sum(told) <= 3
 
 
 def test_repeated_offences_bring_a_quarantine_that_doubles_and_halves() -> None:
-    admission = Admission(Limits(rate=None, fleet_rate=None, strikes=4, quarantine=60))
+    admission = Admission(IngressLimits(rate=None, fleet_rate=None, strikes=4, quarantine=60))
 
     def offend(now: float, times: int) -> float:
         return max(admission.offended("a", now) for _ in range(times))
@@ -75,7 +75,7 @@ def test_repeated_offences_bring_a_quarantine_that_doubles_and_halves() -> None:
 
 
 def test_a_quarantine_never_lasts_longer_than_a_receipt_can_say() -> None:
-    admission = Admission(Limits(rate=None, fleet_rate=None, strikes=1, quarantine=60))
+    admission = Admission(IngressLimits(rate=None, fleet_rate=None, strikes=1, quarantine=60))
     now = 0.0
     for _ in range(20):
         now += admission.offended("a", now)
@@ -88,12 +88,12 @@ def test_a_quarantine_never_lasts_longer_than_a_receipt_can_say() -> None:
 
 def test_offences_within_a_quarantine_do_not_lengthen_it() -> None:
     """What was on its way when it began says nothing new; and nobody is to be kept out for ever by what is old."""
-    admission = Admission(Limits(rate=None, fleet_rate=None, strikes=2, quarantine=60))
+    admission = Admission(IngressLimits(rate=None, fleet_rate=None, strikes=2, quarantine=60))
     assert [admission.offended("a", 1.0) for _ in range(9)] == [0, 60, 0, 0, 0, 0, 0, 0, 0]
 
 
 def test_only_so_many_devices_are_remembered_and_the_silent_make_room() -> None:
-    admission = Admission(Limits(rate=1, burst=2, fleet_rate=None, tracked=100))
+    admission = Admission(IngressLimits(rate=1, burst=2, fleet_rate=None, tracked=100))
     heard = sum(admission.hears(f"n{number}", 0.0) for number in range(10_000))
     assert heard == 100
     assert len(admission._devices) == 100
@@ -102,7 +102,7 @@ def test_only_so_many_devices_are_remembered_and_the_silent_make_room() -> None:
 
 
 def test_one_who_is_in_quarantine_is_not_forgotten_to_make_room() -> None:
-    admission = Admission(Limits(rate=1, burst=2, fleet_rate=None, strikes=1, quarantine=1000, tracked=3))
+    admission = Admission(IngressLimits(rate=1, burst=2, fleet_rate=None, strikes=1, quarantine=1000, tracked=3))
     admission.offended("bad", 0.0)
     for name in ("a", "b", "c", "d"):
         admission.hears(name, 500.0)
@@ -116,4 +116,4 @@ def test_one_who_is_in_quarantine_is_not_forgotten_to_make_room() -> None:
 )
 def test_limits_that_make_no_sense_are_refused_by_name(fields: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(fields))):
-        Limits(**fields)  # type: ignore[arg-type]
+        IngressLimits(**fields)  # type: ignore[arg-type]

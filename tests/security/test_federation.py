@@ -10,7 +10,7 @@ import pytest
 from midge.aggregator.publish.announcement_signer import load_release_keys, succeed, write_secret
 from midge.aggregator.service import Aggregator
 from midge.broker.embedded.in_memory import Twin
-from midge.broker.embedded.routing import Message
+from midge.broker.embedded.routing import RoutedMessage
 from midge.broker.mqtt.connection import Options
 from midge.iot_client.config import DeviceConfig
 from midge.iot_client.device import Device
@@ -53,9 +53,9 @@ async def test_a_fleet_that_signs_and_seals_learns_and_the_broker_reads_nothing(
     for name in "ab":
         _, own = write_keys(tmp_path, name)
         (keys / f"{name}.pub").write_bytes(own.read_bytes())
-    seen: list[Message] = []
+    seen: list[RoutedMessage] = []
 
-    def copies(_client: str, message: Message) -> int:
+    def copies(_client: str, message: RoutedMessage) -> int:
         seen.append(message)
         return 1
 

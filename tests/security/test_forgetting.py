@@ -14,7 +14,7 @@ from midge.__main__ import main
 from midge.aggregator.config import AggregatorConfig
 from midge.aggregator.core.presets import fedbuff
 from midge.aggregator.federation import FederationRuntime
-from midge.aggregator.ingress.rate_limits import Limits
+from midge.aggregator.ingress.rate_limits import IngressLimits
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.publish_queue import Post
 from midge.aggregator.store import device_erasure as forgetting
@@ -53,7 +53,7 @@ class Keeping:
             strategy=strategy,
             chunk=1024,
             memory=2**20,
-            limits=Limits(rate=None),
+            limits=IngressLimits(rate=None),
             **arguments,
         )
         outlet = Outlet(self.posts.append, lambda event, **_: self.told.append(event))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from midge.aggregator.ingress.authentication import Credentials, DeviceKeys
 from midge.aggregator.ingress.filter import Everybody
-from midge.aggregator.ingress.rate_limits import Admission, Limits
+from midge.aggregator.ingress.rate_limits import Admission, IngressLimits
 from midge.wire import chunks, frames, messages, sealing, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import Chunk, Receipt, Settled, Statistics, Update, Verdict
@@ -27,7 +27,7 @@ PRIVATE = sealing.derive(RELEASE)
 ONES = np.ones(4, np.float32)
 
 
-def guard(life: Rig, limits: Limits = OPEN, *, withdrawn: tuple[str, ...] = (), **required: Any) -> Rig:
+def guard(life: Rig, limits: IngressLimits = OPEN, *, withdrawn: tuple[str, ...] = (), **required: Any) -> Rig:
     """Say what an aggregator lets in."""
     life.ingress.admission = Admission(limits)
     life.ingress.credentials = Credentials(TOPICS, **required)
@@ -46,7 +46,7 @@ class Withdrawn(Everybody):
 
 
 @contextmanager
-def guarded(directory: Path, limits: Limits = OPEN, **required: Any) -> Iterator[Rig]:
+def guarded(directory: Path, limits: IngressLimits = OPEN, **required: Any) -> Iterator[Rig]:
     """An aggregator behind a gate."""
     with plain_rig(directory) as life:
         yield guard(life, limits, **required)
@@ -139,7 +139,7 @@ def test_a_forged_greeting_does_not_settle_what_was_never_sent(tmp_path: Path) -
 
 
 def test_forgeries_in_a_devices_name_do_not_bring_it_into_quarantine(tmp_path: Path) -> None:
-    limits = Limits(rate=None, fleet_rate=None, strikes=3)
+    limits = IngressLimits(rate=None, fleet_rate=None, strikes=3)
     with guarded(tmp_path, limits, **KNOWN) as life:
         for _ in range(10):
             life.hear(life.update("a", 1, ONES), (TOPICS.update("a"), b"garbage"))
@@ -225,7 +225,7 @@ def test_the_largest_update_fits_sealed(tmp_path: Path) -> None:
 
 
 def test_what_is_over_the_rate_is_told_to_come_again_and_is_not_lost(tmp_path: Path) -> None:
-    with guarded(tmp_path, Limits(rate=1, burst=3, fleet_rate=None)) as life:
+    with guarded(tmp_path, IngressLimits(rate=1, burst=3, fleet_rate=None)) as life:
         verdicts = [sole(life.hear(life.update("a", seq, ONES))).verdict for seq in (1, 2, 3)]
         assert verdicts == [Verdict.ACCEPTED] * 3
         (receipt,) = life.hear(life.update("a", 4, ONES))
@@ -236,7 +236,7 @@ def test_what_is_over_the_rate_is_told_to_come_again_and_is_not_lost(tmp_path: P
 
 
 def test_repeated_refusals_bring_a_quarantine_and_a_way_back(tmp_path: Path) -> None:
-    limits = Limits(rate=None, fleet_rate=None, strikes=3, quarantine=60)
+    limits = IngressLimits(rate=None, fleet_rate=None, strikes=3, quarantine=60)
     with guarded(tmp_path, limits) as life:
         for seq in (1, 2, 3):
             assert sole(life.hear(life.update("a", seq, ONES, body=b"xx"))).verdict is Verdict.BAD_ENCODING
@@ -248,7 +248,7 @@ def test_repeated_refusals_bring_a_quarantine_and_a_way_back(tmp_path: Path) -> 
 
 
 def test_chunks_that_were_granted_are_not_counted_against_the_rate(tmp_path: Path) -> None:
-    with guarded(tmp_path, Limits(rate=1, burst=1, fleet_rate=None)) as life:
+    with guarded(tmp_path, IngressLimits(rate=1, burst=1, fleet_rate=None)) as life:
         topic, whole = life.update("a", 1, ONES)
         update, body = messages.decode_update(whole)
         assert isinstance(update, Update)
@@ -308,7 +308,7 @@ def test_any_bytes_on_any_topic_come_to_one_answer_or_one_count(
 ) -> None:
     """Whatever comes: no error, one verdict or one counted drop, and the model is as it was unless one was accepted."""
     required: list[dict[str, Any]] = [{}, KNOWN, {"seal_keys": (PRIVATE,), "require_sealed": True}]
-    life = guard(long_life, Limits(strikes=3 if choice == 2 else None), **required[choice])
+    life = guard(long_life, IngressLimits(strikes=3 if choice == 2 else None), **required[choice])
     life.ingress.reassembler._assembling.clear()
     for topic, payload, retain in sent:
         actual = _meant_for(life, payload)
@@ -365,7 +365,7 @@ def test_new_outboxes_do_not_fill_the_memory(tmp_path: Path) -> None:
 
 def test_a_flood_takes_no_memory_that_stays(tmp_path: Path) -> None:
     """Statuses, offers, statistics and garbage under names that are made up as it goes."""
-    limits = Limits(tracked=50)
+    limits = IngressLimits(tracked=50)
     with guarded(tmp_path, limits) as life:
         life.core._state.outboxes._devices = life.roster._most = 50
 

@@ -8,7 +8,7 @@ from midge.aggregator.core.presets import fedasync
 from midge.aggregator.core.staleness import constant
 from midge.sensor_fleet.simulation.clock import Clock
 from midge.sensor_fleet.simulation.coding import Said
-from midge.sensor_fleet.simulation.server import DeviceCalls, Published, Server, ServerSetup
+from midge.sensor_fleet.simulation.server import DeviceCalls, PublishedVersion, Server, ServerSetup
 from midge.wire.messages import Chunk, Fetch, Grant, Moment, Settled, Statistics, Update, Verdict
 from midge.wire.moments import Moments
 from midge.wire.schema import Schema
@@ -24,7 +24,7 @@ class Fleet:
         self.replies: list[tuple[str, int, tuple[Settled, ...]]] = []
         self.grants: list[Grant] = []
         self.fetched: list[Fetch] = []
-        self.versions: list[Published] = []
+        self.versions: list[PublishedVersion] = []
         schema = Schema.of(initial, arguments.pop("roles", None))
         self.server = Server(
             Clock(),

@@ -20,7 +20,7 @@ from midge.sensor_fleet.simulation.result import Simulated
 from midge.sensor_fleet.simulation.shards import Carrier
 from midge.sensor_fleet.simulation.simulate import simulate
 from midge.sensor_fleet.simulation.stacked import Job
-from midge.sensor_fleet.simulation.workers import REMEMBERED, Make, Sent
+from midge.sensor_fleet.simulation.workers import REMEMBERED, Make, SentShard
 from midge.wire.messages import Plan
 from midge.wire.schema import Schema
 from tests import needs
@@ -135,7 +135,7 @@ def test_trainers_that_cannot_travel_are_told() -> None:
 
 def test_starts_are_sent_once_and_known_at_both_ends() -> None:
     rng = np.random.default_rng(0)
-    sender, worker = Sent(), Sent()
+    sender, worker = SentShard(), SentShard()
     sent = 0
     for step in range(400):
         keys = {int(key) for key in step + rng.integers(0, 200, 30)}
