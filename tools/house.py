@@ -26,6 +26,9 @@ COMMENTED = (
     "aggregator/store/store.py",
     "aggregator/core/update_admission.py",
     "iot_client/session/session.py",
+    "iot_client/session/sending.py",
+    "iot_client/session/training_cycle.py",
+    "iot_client/shell.py",
     "iot_client/state/outbox.py",
 )
 """Files whose decisions need reasons beside them."""

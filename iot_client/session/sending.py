@@ -86,7 +86,7 @@ class Sending:
         for seq in settled:
             del self.held[seq]
         if settled and not self.held_back:
-            self.resend.stop()
+            self.resend.stop()  # and with it the back-off: the aggregator answers
         return [Forget(through)] if settled else []
 
     def was_restored(self, hi: int) -> bool:
@@ -121,14 +121,14 @@ class Sending:
                     break
                 continue
             if large and seq != self.first:
-                break
+                break  # its chunks would stand in the aggregator's memory until those before it are settled
             held.sent = held.ever_sent = True
             update = self._identified(held.update)
             if large:
                 held.parts = self._cut(held)
                 actions.append(Offer(update.model_copy(update={"kind": "offer", "parts": held.parts})))
                 break
-            held.parts = 1
+            held.parts = 1  # it may have been offered before, over a narrower link
             actions.append(Send(update))
         if self.resend.due is None and any(held.sent for held in self.held.values()):
             self.resend.start(now, self._jitter())

@@ -174,6 +174,7 @@ class DeviceSession:
         """When `tick` next has something to do."""
         if self.link is Link.DOWN:
             return None
+        # Timers of the work count only while the link is there: nothing can be fetched or sent before.
         timers = (self._greeting, self._sending.resend, self._reread, *self._cycle.timers)
         return min((timer.due for timer in timers if timer.due is not None), default=None)
 
@@ -205,9 +206,9 @@ class DeviceSession:
             case Killed():
                 cycle.training_killed(now)
             case LinkMeasured(chunk):
-                self._situation.link_chunk = chunk
+                self._situation.link_chunk = chunk  # what is under way goes on as it was cut
             case ChunkDelivered():
-                if self._sending.resend.due is not None:
+                if self._sending.resend.due is not None:  # a slow link is no reason to offer the update again
                     self._sending.postpone(now)
             case NotStored():
                 self._sending.drop_last()
@@ -221,6 +222,7 @@ class DeviceSession:
     def tick(self, now: float) -> list[Action]:
         """What the passing of time asks for."""
         actions: list[Action] = []
+        # Greet first: the answer says what the aggregator has, and so what is to be sent again.
         if self._greeting.is_due(now):
             actions += self._greet(now)
         if self._sending.resend.is_due(now):
@@ -258,6 +260,7 @@ class DeviceSession:
     def _disconnected(self) -> list[Action]:
         if self.link is not Link.DOWN:
             self._situation.follow("disconnected")
+        # Its status is retained, and comes again with the next connection: it may have changed by then.
         self._situation.aggregator = None
         self._cycle.disconnected()
         for timer in (self._greeting, self._sending.resend, self._reread):
@@ -278,6 +281,7 @@ class DeviceSession:
         if self.link is Link.UP:
             self._situation.follow("aggregator restarted")
         self._greeting.stop()
+        # All devices hear of a restart in the same moment: each greets at a random time of what the rate allows.
         if spread := self._situation.spread(GREETING, 2):
             self._greeting.due = now + self._jitter() * spread
             return []
@@ -288,7 +292,7 @@ class DeviceSession:
     def _receipted(self, receipt: Receipt, now: float) -> list[Action]:
         sending = self._sending
         if receipt.outbox != sending.outbox or self.link is Link.DOWN:
-            return []
+            return []  # of an identity before a renewal, or one that overtook the end of its connection
         ours = [settled for settled in receipt.settled if settled.seq in sending.held]
         actions: list[Action] = [Tell(settled) for settled in ours]
         self._cycle.settled(ours, now)
@@ -296,6 +300,7 @@ class DeviceSession:
         if greeted:
             self._situation.follow("receipt")
             self._greeting.stop()
+        # Before anything is forgotten: what a restored copy holds under settled numbers was never sent.
         if sending.was_restored(receipt.hi):
             return [*actions, sending.renew()]
         actions += sending.forget(receipt.hi)

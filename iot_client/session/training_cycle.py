@@ -123,7 +123,7 @@ class TrainingCycle:
             return []
         if announcement.phase == "statistics":
             return self._send_statistics(announcement, now)
-        self.statistics.stop()
+        self.statistics.stop()  # they are pooled: the next generation asks from the start
         if self.work is not Work.RESTING or self.trained == Base.of(announcement) or self.refetch.due is not None:
             return []
         if self._outbox_full or self.disk_full.due is not None:
@@ -212,6 +212,7 @@ class TrainingCycle:
         self._follow("fetched")
         self.refetch.stop()
         if target.participation.interval:
+            # Without jitter: devices that began at different times stay apart, and the announced pause is kept.
             self.interval.start(now, 0.5, target.participation.interval)
         seed = training_seed(self._device, target, self._sending.next)
         return [Train(target, target.plan.model_copy(update={"seed": seed}))]
@@ -219,7 +220,7 @@ class TrainingCycle:
     def fetch_failed(self, start_over: bool, now: float) -> None:
         """Try again after a while."""
         if start_over:
-            self.base = None
+            self.base = None  # steps on it led to another digest: only a snapshot helps
         if self.work is Work.FETCHING:
             self._follow("fetch failed")
             self.refetch.start(now, self._jitter())

@@ -104,6 +104,7 @@ class Outbox:
             raise OutboxError(f"The outbox {self.path} has format {meta['format']}; this Midge reads {FORMAT}.")
         if not meta:
             with self._writing():
+                # Random rather than counted: a file that is made again must never be taken for the one that was lost.
                 self._begin(secrets.randbits(63))
         else:
             self.identity, self.next_seq = meta["identity"], meta["next"]
@@ -185,6 +186,7 @@ class Outbox:
         """
         assert update.seq == self.next_seq
         header, before = _pack(update), self._left
+        # Under a new name each time: whichever file the transaction names is whole, whenever the power goes.
         left = 0 if residual is None else before + 1
         if residual is not None:
             self._write_residual(self._residual_path(left), residual)
@@ -197,11 +199,12 @@ class Outbox:
             self._remember()
             failpoint("outbox.storing")
         failpoint("outbox.stored")
+        # Only now: an exception above must leave this object as the disk is.
         self.pending.clear()
         self.next_seq = update.seq + 1
         self._left = left
         self._count(len(header) + len(body))
-        if before and before != left:
+        if before and before != left:  # after the commit: until then the old one is what counts
             self._residual_path(before).unlink(missing_ok=True)
         self._ballast.take()
 
@@ -235,7 +238,7 @@ class Outbox:
         try:
             return self._residual_path(self._left).read_bytes()
         except OSError:
-            return None
+            return None  # it only makes the next update a little worse; the updates themselves are whole
 
     def _residual_path(self, number: int) -> Path:
         return self.path.with_name(f"{self.path.name}.residual-{number}")
@@ -273,6 +276,7 @@ class Outbox:
         try:
             self._delete(through)
         except OutboxFull:
+            # SQLite needs room even to delete, and deleting is what makes room.
             self._ballast.release()
             self._delete(through)
 
@@ -283,6 +287,7 @@ class Outbox:
 
     def renew(self, keep: Iterable[int]) -> None:
         """Take a new identity; only these updates move over, numbered from 1."""
+        # Those that may have been sent stay behind: under the new identity they would count a second time.
         kept = {update.seq: update for update in self.held()}
         moved = [(kept[seq], self.body(seq)) for seq in sorted(keep)]
         identity = secrets.randbits(63)
