@@ -37,7 +37,7 @@ def walked(work: Callable[[], None]) -> list[str]:
     found: list[str] = []
 
     def called(frame: FrameType, event: str, _: object) -> None:
-        path = Path(frame.f_code.co_filename)
+        path = Path(frame.f_code.co_filename).resolve()  # below `midge` are links
         if event == "call" and path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in PACKAGES:
             found.append(path.relative_to(ROOT).as_posix())
 
