@@ -154,8 +154,8 @@ async def test_a_device_goes_on_when_what_trains_is_killed(tmp_path: Path, monke
     async with serving(aggregator(twin, tmp_path / "store", log), a, device(twin, "b", log)):
         await log.until(lambda: log.of("receipt", device="a"))
         while not a.killed:
-            if trainer._child is not None and trainer._child[0].pid is not None:
-                os.kill(trainer._child[0].pid, signal.SIGKILL)
+            if trainer._child is not None:
+                trainer._child[0].kill()  # SIGKILL, unless it has ended and was reaped: killed before it trained
             more = len(log.events) + 5
             await log.until(lambda least=more: len(log.events) >= least)  # type: ignore[misc]
         before = len(log.of("receipt", device="a"))
