@@ -23,7 +23,7 @@ from midge.iot_client.connection.statistics_message import StatisticsSource
 from midge.iot_client.parts import DeviceParts
 from midge.iot_client.session import events as ev
 from midge.iot_client.session.session import DeviceSession, SessionSettings
-from midge.iot_client.shell import DeviceShell, OutboxContents
+from midge.iot_client.shell import DeviceShell
 from midge.iot_client.state.local_tensors import Missing
 from midge.iot_client.state.outbox import OutboxFull
 from midge.iot_client.state.prediction import VerifiedModel
@@ -228,7 +228,7 @@ class DeviceRuntime:
             log.warning("%s: %s A settled update stays in it for now.", parts.config.name, error)
         failpoint("receipt.followed")
 
-    def renew(self, keep: tuple[int, ...]) -> OutboxContents:
+    def renew(self, keep: tuple[int, ...]) -> ev.Renewed:
         outbox = self.parts.outbox
         log.warning(
             "%s: the aggregator has settled more than this outbox ever sent: it was put back from a copy. "
@@ -238,7 +238,7 @@ class DeviceRuntime:
         outbox.renew(keep)
         failpoint("outbox.renewed")
         self.parts.tell("renewed", kept=len(keep))
-        return OutboxContents(outbox.identity, outbox.held(), outbox.next_seq)
+        return ev.Renewed(outbox.identity, tuple(outbox.held()), outbox.next_seq)
 
     # ------------------------------------------------------------------------- hooks: work
 

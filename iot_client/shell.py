@@ -6,21 +6,11 @@ could not be stored is not sent.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Protocol
 
 from midge.iot_client.session import events as ev
 from midge.iot_client.session.session import DeviceSession
 from midge.wire.messages import Announcement, FrameInfo, Moment, Plan, Settled, Update
-
-
-@dataclass(frozen=True, slots=True)
-class OutboxContents:
-    """What an outbox holds: its identity, its updates in order, and the number of the next one."""
-
-    identity: int
-    held: Iterable[Update]
-    next_seq: int
 
 
 class DeviceHooks(Protocol):
@@ -59,7 +49,7 @@ class DeviceHooks(Protocol):
     def forget(self, through: int) -> None:
         """Remove every update up to a number from the outbox."""
 
-    def renew(self, keep: tuple[int, ...]) -> OutboxContents:
+    def renew(self, keep: tuple[int, ...]) -> ev.Renewed:
         """Begin a new outbox identity that holds these updates, numbered from 1."""
 
     def tell_settled(self, settled: Settled) -> None:
@@ -109,8 +99,7 @@ class DeviceShell:
                 case ev.Forget(through):
                     hooks.forget(through)
                 case ev.Renew(keep):
-                    found = hooks.renew(keep)
-                    self.handle(ev.Renewed(found.identity, tuple(found.held), found.next_seq), now)
+                    self.handle(hooks.renew(keep), now)
                 case ev.FetchModel(announcement, frames):
                     hooks.fetch(announcement, frames)
                 case ev.Train(announcement, plan):

@@ -9,7 +9,7 @@ from midge.iot_client.session import events as ev
 from midge.iot_client.session.session import DeviceSession, SessionSettings
 from midge.iot_client.session.states import Work
 from midge.iot_client.session.training_cycle import training_seed
-from midge.iot_client.shell import DeviceShell, OutboxContents
+from midge.iot_client.shell import DeviceShell
 from midge.sensor_fleet.profiles.population import Departure
 from midge.sensor_fleet.profiles.presence import chance
 from midge.sensor_fleet.simulation import headers
@@ -303,7 +303,7 @@ class Participant:
                 ahead += length / self.link.up
                 self.link.hear(partial(self._event, ev.ChunkDelivered()), ahead + self.link.latency)
 
-    def renew(self, keep: tuple[int, ...]) -> OutboxContents:
+    def renew(self, keep: tuple[int, ...]) -> ev.Renewed:
         raise AssertionError(f"no outbox is put back in this world, and {keep} were to move")
 
     def send_statistics(self, lineage: bytes, moments: tuple[Moment, ...]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from midge.iot_client.session import events as ev
 from midge.iot_client.session import session as s
-from midge.iot_client.shell import DeviceShell, OutboxContents
+from midge.iot_client.shell import DeviceShell
 from midge.iot_client.state.memory_outbox import MemoryOutbox
 from midge.wire import chunks, codecs, frames, lineage, messages
 from midge.wire.errors import WireError
@@ -177,7 +177,7 @@ class Participant:
     def send_statistics(self, lineage: bytes, moments: tuple[Moment, ...]) -> None:
         raise AssertionError(f"{lineage.hex()} asks for {moments}; this model has none")
 
-    def renew(self, keep: tuple[int, ...]) -> OutboxContents:
+    def renew(self, keep: tuple[int, ...]) -> ev.Renewed:
         raise AssertionError(f"no outbox is put back here, and {keep} were to move")
 
     def tell_unsuited(self, why: str) -> None:

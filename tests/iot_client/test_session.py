@@ -12,7 +12,7 @@ from midge.iot_client.session import events as ev
 from midge.iot_client.session import session as s
 from midge.iot_client.session import timers
 from midge.iot_client.session.session import DeviceSession, Link, SessionSettings, Work
-from midge.iot_client.shell import DeviceShell, OutboxContents
+from midge.iot_client.shell import DeviceShell
 from midge.wire.messages import (
     OUTBOX_LIMIT,
     AggregatorState,
@@ -219,7 +219,7 @@ class NeverForgotten(RuleBasedStateMachine):
         assert plan.codec == announcement.plan.codec and not self.training
         self.training = True
 
-    def renew(self, keep: tuple[int, ...]) -> OutboxContents:
+    def renew(self, keep: tuple[int, ...]) -> ev.Renewed:
         raise AssertionError(f"this outbox was never put back, and {keep} were to move")
 
     def greet(self) -> None:
