@@ -20,7 +20,9 @@ from midge.aggregator.ingress.filter import Bodies, IngressFilter
 from midge.aggregator.ingress.rate_limits import Admission
 from midge.aggregator.ingress.reassembly import UpdateReassembler
 from midge.aggregator.ingress.roster import Roster
+from midge.aggregator.metrics.device_activity import DeviceActivity
 from midge.aggregator.metrics.device_metrics import Reports
+from midge.aggregator.metrics.watchdog import FleetSituation, Watchdog
 from midge.aggregator.model.export import write_model
 from midge.aggregator.model.model import Model
 from midge.aggregator.processor import Processor, Witness
@@ -84,7 +86,8 @@ class FederationRuntime:
                 self.raise_epoch(self.issuer.epoch + 1)
             inputs = Inputs(self.store, config.features, config.inputs)
             self._roster = Roster(inputs, outlet, Bounds().devices)
-            self._witness = Witness(outlet.tell)
+            self._witness = Witness(outlet.tell, Bounds().devices)
+            self.watchdog = Watchdog(self._witness.activity, now)
             self._ingress = IngressFilter(
                 Admission(config.limits),
                 credentials or Credentials(config.topics),
@@ -283,6 +286,34 @@ class FederationRuntime:
     def reports(self) -> Reports:
         """What devices found on their own data."""
         return self._witness.reports
+
+    @property
+    def activity(self) -> DeviceActivity:
+        """What came of each device."""
+        return self._witness.activity
+
+    @property
+    def waits(self) -> Mapping[str, str]:
+        """What devices wait for that are there and do not train."""
+        return self._roster.waits
+
+    @property
+    def situation(self) -> FleetSituation:
+        """What the watchdog judges by."""
+        core, waits = self.core, self._roster.waits
+        there = [name for name, hello in self._roster.devices.items() if hello.state.live]
+        able = [name for name in there if name not in waits]
+        return FleetSituation(
+            full=core.full,
+            paused=core.paused,
+            frozen=core.frozen,
+            obstacle=core.obstacle,
+            able=len(able),
+            waiting=next(iter(waits.values()), ""),
+            there=len(there),
+            interval=core.interval(able),
+            unlike=core.unlike,
+        )
 
     def everything(self) -> Iterator[Post]:
         """All that must stand at the broker."""

@@ -13,10 +13,11 @@ import numpy as np
 
 from midge.aggregator.core import events as ev
 from midge.aggregator.core import records as rec
-from midge.aggregator.core.core import AggregatorCore
+from midge.aggregator.core.core import AggregatorCore, Bounds
 from midge.aggregator.engine import Engine
 from midge.aggregator.ingress.filter import IngressFilter
 from midge.aggregator.ingress.roster import Roster
+from midge.aggregator.metrics.device_activity import ALWAYS, DeviceActivity
 from midge.aggregator.metrics.device_metrics import Reports
 from midge.aggregator.model.model import SERVED
 from midge.aggregator.publish.model_publisher import Shelf
@@ -40,14 +41,33 @@ _AT_ONCE = 64 * 2**20
 
 
 class Witness:
-    """What outlives a processor, since it is of the devices and of people: reports, and what has been told already."""
+    """What outlives a processor, since it is of the devices and of people: reports, and what has been told already.
 
-    def __init__(self, tell: Callable[..., None]) -> None:
+    Args:
+        tell: takes events.
+        devices: that are followed, at most.
+    """
+
+    def __init__(self, tell: Callable[..., None], devices: int = Bounds().devices) -> None:
+        self._tell = tell
         self.reports = Reports()
         """What devices found on their own data."""
+        self.activity = DeviceActivity(devices)
         self.notices = StepNotices(tell)
         self.off: tuple[tuple[str, str], ...] = ()
         """Devices whose statistics are off, as they were last told."""
+
+    def settled(self, device: str, verdict: str, why: str, now: float, base: int = 0) -> None:
+        """An update got its verdict; a device that is refused every time is told, once."""
+        if self.activity.settled(device, verdict, why, now, base=base):
+            refused = ALWAYS
+            log.warning("The last %d updates of %s were all refused, this one as %s: %s", refused, device, verdict, why)
+            self._tell("refused_always", device=device, verdict=verdict, why=why, refused=refused)
+
+    def forget(self, device: str) -> None:
+        """Drop all that is known of a device."""
+        self.reports.forget(device)
+        self.activity.forget(device)
 
 
 class Processor:
@@ -81,6 +101,8 @@ class Processor:
         self._bodies = ingress.bodies
         self._encode_receipt = encode_receipt
         self._witness = witness or Witness(outlet.tell)
+        self._now = 0.0
+        """When the batch under way came."""
         self._core: AggregatorCore = shelf.core
         self._receipts = Receipts()
         """What the batch under way tells devices."""
@@ -99,6 +121,7 @@ class Processor:
         It is done in portions if its updates together would be large: a few bytes can be a vector of megabytes.
         """
         actions: list[ev.Action] = []
+        self._now = now
         for delivery in deliveries:
             if self._bodies.decoded >= self._portion:
                 self.shell.carry_out(actions, now)
@@ -119,9 +142,12 @@ class Processor:
 
     def _read(self, delivery: Delivery, now: float) -> ev.Event | ev.Reply | ev.GrantChunks | None:
         origin = self._topics.origin(delivery.topic)
+        if not delivery.retain:
+            self._witness.activity.heard(origin.device, now)
         try:
             match origin.sort:
                 case "update":
+                    self._roster.waits.pop(origin.device, None)
                     return self._ingress.update(origin.device, delivery.payload, now, self._core.hi)
                 case "status":
                     return self._status(origin, delivery, now)
@@ -141,6 +167,7 @@ class Processor:
     def _status(self, origin: Origin, delivery: Delivery, now: float) -> ev.Event | ev.Reply | None:
         device = origin.device
         if not delivery.payload:
+            self._witness.activity.leave(device)
             self._follow(self._roster.leave(device), now)
             return None
         hello = self._ingress.status(device, delivery.payload, now)
@@ -149,6 +176,8 @@ class Processor:
         # A retained greeting is what the device said before: nothing waits for its answer.
         greets = hello.state is DeviceState.READY and not delivery.retain
         answer = self._ingress.greeting(device, hello, now) if greets else None
+        if not hello.state.live and hello.state is not DeviceState.SLEEPING:
+            self._witness.activity.leave(device)
         if not self._ingress.known.withdrawn(device):
             self._follow(self._roster.take(device, hello), now)
         elif delivery.retain:
@@ -167,7 +196,7 @@ class Processor:
         """Drop what is here of a device, and what the broker keeps of it."""
         self._follow(self._roster.forget(device), now)
         self._ingress.forget(device)
-        self._witness.reports.forget(device)
+        self._witness.forget(device)
         self._outlet.put(Post(self._topics.status(device), b""))
 
     # --------------------------------------------------------------- the shell's host
@@ -209,6 +238,7 @@ class Processor:
         meters = self._outlet.meters
         self._ingress.judged(record.device, record.verdict, now)
         meters.verdicts[record.verdict] += 1
+        self._witness.settled(record.device, record.verdict, record.why, now, record.base)
         if record.verdict == Verdict.ACCEPTED:
             meters.staleness.observe(record.staleness)
             assert key is not None
@@ -298,6 +328,7 @@ class Processor:
                 self._outlet.tell("repeat", device=device, seq=item.seq, verdict=item.verdict.value)
             elif not item.verdict.final or item.verdict is Verdict.FORGOTTEN:
                 verdicts[item.verdict.value] += 1
+                self._witness.settled(device, item.verdict.value, item.why, self._now)
                 self._outlet.tell("held", device=device, seq=item.seq, verdict=item.verdict.value, why=item.why)
 
     def grant(self, device: str, update: Update, hi: int, now: float) -> None:

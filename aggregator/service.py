@@ -7,6 +7,7 @@ what the broker still has is not known.
 
 import asyncio
 import logging
+import math
 import random
 import secrets
 import time
@@ -18,21 +19,31 @@ from typing import Any
 from midge.aggregator.config import AggregatorConfig
 from midge.aggregator.core import events as ev
 from midge.aggregator.core.core import AggregatorCore
+from midge.aggregator.evaluation import VersionEvaluator
 from midge.aggregator.federation import FederationRuntime
+from midge.aggregator.health import HealthReporter
 from midge.aggregator.ingress.authentication import Credentials, DeviceKeys
 from midge.aggregator.metrics.counters import Meters
-from midge.aggregator.metrics.device_metrics import Spread
 from midge.aggregator.model.model import Model
 from midge.aggregator.publish.announcement_signer import Issuer, load_release_keys
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.publish_queue import Post, PublishQueue
 from midge.aggregator.store.pausing import paused
 from midge.aggregator.takeover import ForeignFederation, take_over
-from midge.broker.mqtt.connection import BrokerError, BrokerRefused, Connection, ConnectionLost, Delivery, Options, Will
+from midge.broker.mqtt.connection import (
+    BrokerError,
+    BrokerRefused,
+    Connection,
+    ConnectionLost,
+    Delivery,
+    Options,
+    SubscribeRefused,
+    Will,
+)
 from midge.broker.mqtt.retained import read_retained
 from midge.storage.failpoints import failpoint
 from midge.wire import frames
-from midge.wire.messages import AggregatorState, AggregatorStatus, Hello
+from midge.wire.messages import AggregatorState, AggregatorStatus, Health, HealthState, Hello
 
 __all__ = ["Aggregator", "ForeignFederation", "NotOpen"]
 
@@ -42,10 +53,8 @@ _OVERHEAD = 1024
 """Bytes of topic and headers around a chunk's body, generously."""
 _WINDOW = 200
 """Messages that a broker of MQTT 5 may have under way to us: they make a batch, and bound the memory that it takes."""
-_REPORTS_EVERY = 2.0
-"""Seconds at least between two tellings of what devices found on their own data."""
-_OBSTACLE_AFTER = 30.0
-"""Seconds after which what keeps the model from moving is told: a fleet that starts is often through it by then."""
+_GOODBYE = 2.0
+"""Seconds for the last words of an aggregator that is cancelled."""
 
 
 class NotOpen(RuntimeError):
@@ -71,16 +80,12 @@ class Aggregator:
         self._serving = False
         self._boot = secrets.randbits(62)
         self._stop = asyncio.Event()
-        self._released = asyncio.Event()
-        self._obstacle_since: float | None = None
-        self._obstacle_told = ""
+        self._health: HealthReporter | None = None
         self._connected = False
         self._held: str | None = None
         self._paused: str | None = None
         self._pause_seen = float("-inf")
-        self._reports_told = float("-inf")
-        self.federated: dict[str, Spread] = {}
-        """What devices found on their own data when it was last combined."""
+        self.evaluation = VersionEvaluator(config.evaluate, self._tell)
         self._outgoing = PublishQueue(self._sent)
 
     @property
@@ -98,6 +103,7 @@ class Aggregator:
             raise RuntimeError("The config of an aggregator cannot change while it serves: stop it first.")
         self._issuer, self._credentials = _authorities(config)
         self._config = config
+        self.evaluation = VersionEvaluator(config.evaluate, self._tell)
 
     def run(self) -> None:
         """Serve until interrupted, then write a checkpoint and say goodbye."""
@@ -147,6 +153,12 @@ class Aggregator:
         return self._connected and self.federation.hold is None
 
     @property
+    def health(self) -> Health:
+        """Whether the federation learns, and what is wrong."""
+        assert self._health is not None
+        return self._health.health(time.monotonic())
+
+    @property
     def outgoing(self) -> int:
         """How many messages wait to be published, or for the broker's acknowledgement."""
         return len(self._outgoing)
@@ -165,6 +177,7 @@ class Aggregator:
             credentials=self._credentials,
         )
         self._serving = True
+        self._health = HealthReporter(self._federation, self._tell, self._post_status)
 
     def close(self, *, failed: bool = False) -> None:
         """Let the store go, with a checkpoint unless something had failed."""
@@ -190,7 +203,7 @@ class Aggregator:
         try:
             self._tell("start", lineage=self.core.lineage.hex(), version=self.core.version, step=self.core.step)
             async with asyncio.TaskGroup() as tasks:
-                evaluating = tasks.create_task(self._evaluating(), name="evaluate")
+                evaluating = tasks.create_task(self.evaluation.run(self.federation), name="evaluate")
                 await self._reconnecting()
                 evaluating.cancel()
             failed = False
@@ -239,7 +252,7 @@ class Aggregator:
     def _begin(self) -> None:
         """What is due at the start of the process: the first release, an overdue step."""
         self.federation.begin(time.monotonic())
-        self._released.set()
+        self.evaluation.released()
 
     async def _serve(self, connection: Connection) -> None:
         """Publish and read, until the connection is lost or we are to stop."""
@@ -252,6 +265,7 @@ class Aggregator:
             async with asyncio.TaskGroup() as tasks:
                 sending = tasks.create_task(self._outgoing.send(connection), name="send")
                 await connection.subscribe(*self._config.topics.from_devices)
+                await self._listen_to_operators(connection)
                 await self._read(connection)
                 self._outgoing.put(self._status_post(AggregatorState.STOPPED))
                 with suppress(TimeoutError):
@@ -260,8 +274,25 @@ class Aggregator:
                 sending.cancel()
         except BaseExceptionGroup as group:
             raise sole(group) from None
+        except asyncio.CancelledError:
+            await self._say_goodbye(connection)
+            raise
         finally:
             self._connected = False
+            self.federation.watchdog.pause()
+
+    async def _listen_to_operators(self, connection: Connection) -> None:
+        try:
+            await connection.subscribe(self._config.topics.ask, qos=0)
+        except SubscribeRefused as error:
+            log.warning("%s `midge status` shows only what is retained then.", error)
+
+    async def _say_goodbye(self, connection: Connection) -> None:
+        """Say that we stopped, although our task is cancelled: the broker publishes no will for who disconnects."""
+        post = self._status_post(AggregatorState.STOPPED)
+        with suppress(BrokerError, TimeoutError):
+            async with asyncio.timeout(_GOODBYE):
+                await connection.publish(post.topic, post.payload, qos=1, retain=True)
 
     async def _read(self, connection: Connection) -> None:
         """Hand over batches of deliveries, and the passing of time."""
@@ -284,12 +315,14 @@ class Aggregator:
             await asyncio.gather(*left, return_exceptions=True)
 
     def _patience(self) -> float:
-        deadline = self.core.deadline
-        return 5.0 if deadline is None else min(5.0, max(0.0, deadline - time.monotonic()))
+        due = [self.core.deadline, None if self._health is None else self._health.due]
+        deadline = min((each for each in due if each is not None), default=math.inf)
+        return min(5.0, max(0.0, deadline - time.monotonic()))
 
     def _process(self, connection: Connection, batch: list[Delivery]) -> None:
         now, version = time.monotonic(), self.core.version
         self._see_pause(now)
+        batch = self._asked(connection, batch)
         self.meters.bytes_in += sum(len(delivery.payload) for delivery in batch)
         self.federation.process(batch, now)
         for delivery in batch:
@@ -297,20 +330,29 @@ class Aggregator:
         if batch:
             failpoint("updates.acknowledged")
         if self.core.version != version:
-            self._released.set()
+            self.evaluation.released()
         if self.federation.hold != self._held:
             self._post_status()
-        self._see_obstacle(now)
-        self._tell_reports(now)
+        self._see_health(now)
+        self.evaluation.combine(self.federation.reports, self.core.version, now)
 
-    def _tell_reports(self, now: float) -> None:
-        """What devices found on their own data, combined; now and then."""
-        reports = self.federation.reports
-        if reports.new and now >= self._reports_told + _REPORTS_EVERY:
-            self._reports_told = now
-            self.federated = reports.combined()
-            found = {name: spread.packed() for name, spread in self.federated.items()}
-            self._tell("federated_evaluation", version=self.core.version, devices=len(reports), metrics=found)
+    def _asked(self, connection: Connection, batch: list[Delivery]) -> list[Delivery]:
+        """Take out of a batch what asks for an overview; the rest is of devices."""
+        assert self._health is not None
+        asking = [delivery for delivery in batch if delivery.topic == self._config.topics.ask]
+        if not asking:
+            return batch
+        for delivery in asking:
+            connection.ack(delivery)
+        self._health.ask()
+        return [delivery for delivery in batch if delivery.topic != self._config.topics.ask]
+
+    def _see_health(self, now: float) -> None:
+        """Have the watchdog look, and answer whoever has asked for an overview."""
+        assert self._health is not None
+        self._health.look(now)
+        for post in self._health.answers(self._status(self._state), self._config.topics.overview, now):
+            self._outgoing.put(post)
 
     def _see_pause(self, now: float) -> None:
         """Follow what the operator has said by the store (`aggregator.store.pausing`)."""
@@ -321,33 +363,6 @@ class Aggregator:
         if why != self._paused:
             self._paused = why
             self.pause(why)
-
-    def _see_obstacle(self, now: float) -> None:
-        """Tell what has kept the model from moving for a while, once, and that it is over."""
-        obstacle = self.core.obstacle
-        if obstacle is None:
-            if self._obstacle_told:
-                self._post_status()
-            self._obstacle_since, self._obstacle_told = None, ""
-        elif self._obstacle_since is None:
-            self._obstacle_since = now
-        elif now - self._obstacle_since > _OBSTACLE_AFTER and obstacle != self._obstacle_told:
-            self._obstacle_told = obstacle
-            log.warning("%s", obstacle)
-            self._post_status(obstacle)
-
-    async def _evaluating(self) -> None:
-        """Evaluate what would be released for use now, a quarter of the time at most; others are passed over."""
-        while (evaluate := self._config.evaluate) is not None:
-            await self._released.wait()
-            self._released.clear()
-            version, step = self.core.version, self.core.step
-            if version and self.core.frozen:
-                published = self.model.used().parameters()
-                began = time.monotonic()
-                metrics = await asyncio.to_thread(evaluate, published)
-                self._tell("evaluation", version=version, step=step, metrics=dict(metrics))
-                await asyncio.sleep(3 * (time.monotonic() - began))
 
     # -------------------------------------------------------------------- words
 
@@ -360,15 +375,20 @@ class Aggregator:
             version=self.core.version,
             step=self.core.step,
             why=why[:400],
+            health=self._health.health(time.monotonic()) if self._health is not None and state.serves else None,
         )
+
+    @property
+    def _state(self) -> AggregatorState:
+        return AggregatorState.READY if self.federation.hold is None else AggregatorState.PAUSED
 
     def _status_post(self, state: AggregatorState, why: str = "") -> Post:
         return Post(self._config.topics.aggregator, frames.encode(self._status(state, why)))
 
-    def _post_status(self, why: str = "") -> None:
-        self._held = self.federation.hold
-        state = AggregatorState.READY if self._held is None else AggregatorState.PAUSED
-        self._outgoing.put(self._status_post(state, self._held or why))
+    def _post_status(self) -> None:
+        self._held, finding = self.federation.hold, self.federation.watchdog.finding
+        why = "" if finding.state is HealthState.LEARNING else finding.why
+        self._outgoing.put(self._status_post(self._state, self._held or why))
 
     def _sent(self, post: Post) -> None:
         failpoint("post.acknowledged")

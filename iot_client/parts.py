@@ -71,6 +71,8 @@ class DeviceParts:
     serving: Serving = field(init=False)
     speed: Speed = field(default_factory=Speed)
     counters: Counters = field(default_factory=Counters)
+    waits: str = ""
+    """Why the device does not train now; empty if it does. Its status says so."""
     withdrawn: str | None = None
     """What the aggregator said when it withdrew the device: from then on nothing is trained."""
 

@@ -39,6 +39,9 @@ log = logging.getLogger("iot_client")
 
 T = TypeVar("T")
 
+_SAY_WAITING = 30.0
+"""Seconds without training after which the status says why: who watches the federation must not call that a stall."""
+
 
 class DeviceRuntime:
     """What runs while a device serves; the hooks of its shell.
@@ -85,6 +88,9 @@ class DeviceRuntime:
         self._training: asyncio.Task[None] | None = None
         self._blocked: str | None = None
         """Why the device does not train, as it was told last."""
+        self._blocked_since = 0.0
+        self._said_waiting = False
+        """Whether the status says so."""
 
     async def run(self) -> None:
         """Take part until `connections.stop()`.
@@ -150,6 +156,12 @@ class DeviceRuntime:
         unready = self._statistics.unready(announcement)
         parts.count_wear()
         blocked = session.unsuited or unready or why
+        now, parts.waits = time.monotonic(), blocked or ""
+        if bool(blocked) != bool(self._blocked):
+            self._blocked_since, self._said_waiting = now, False
+        if blocked and not self._said_waiting and now >= self._blocked_since + _SAY_WAITING:
+            self._said_waiting = True
+            self.greet()
         if blocked != self._blocked:
             self._blocked = blocked
             parts.tell("hindered" if blocked else "unhindered", why=blocked or "")
@@ -170,6 +182,7 @@ class DeviceRuntime:
         self.look()
 
     def greet(self) -> None:
+        self._said_waiting = bool(self.parts.waits)
         status = self.parts.topics.status(self.parts.config.name)
         self.publisher.send(status, hello_frame(self.parts, self.session, DeviceState.READY), retain=True)
 

@@ -30,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
         command.register(subparsers)
     parsed = parser.parse_args(arguments)
     logging.basicConfig(
-        level=logging.INFO if parsed.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+        level=logging.INFO if parsed.verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     here = str(Path.cwd())
     if not {"", here} & set(sys.path):

@@ -189,6 +189,8 @@ class Hello(Message):
     capabilities: Annotated[dict[Word, Sentence | int | float | bool], Field(max_length=32)] = {}
     features: Names = ()
     """What the device calls its inputs, in order; none where it has no names."""
+    waits: Sentence = ""
+    """Why the device has not trained for a while although it is there, such as too few new rows; empty if it trains."""
 
 
 # ------------------------------------------------------------- from the aggregator
@@ -233,6 +235,48 @@ class AggregatorState(StrEnum):
     STOPPED = "stopped"
     LOST = "lost"
 
+    @property
+    def serves(self) -> bool:
+        """Whether its process is there."""
+        return self in (AggregatorState.READY, AggregatorState.PAUSED)
+
+
+class HealthState(StrEnum):
+    """Whether a federation learns."""
+
+    LEARNING = "learning"
+    WAITING = "waiting"
+    """Nothing is wrong, and nothing comes: no device is there, or those that are there have nothing to train on."""
+    STALLED = "stalled"
+    """Devices are there, and for three of their usual intervals no update was accepted."""
+    HELD = "held"
+    """Updates are accepted, and a step or a release is held back."""
+    PAUSED = "paused"
+    FULL = "full"
+    """The store's disk has no room."""
+
+
+class Health(Message):
+    """Whether the federation learns, as its aggregator finds; sent if the state or the alarms change, and if asked."""
+
+    state: Annotated[HealthState, Field(strict=False)]
+    since: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Seconds since 1970 at which the state began."""
+    accepted: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Seconds since 1970 of the last update that was accepted; 0 is none since the aggregator started."""
+    why: Sentence = ""
+    verdicts: Annotated[dict[Word, U63], Field(max_length=32)] = {}
+    """How often each verdict was given in the last minutes."""
+    devices: Annotated[dict[Word, U63], Field(max_length=32)] = {}
+    """How many distinct devices got each."""
+    alarms: Annotated[tuple[Sentence, ...], Field(max_length=16)] = ()
+    """What the operator has to look at while others learn, such as a device that is refused every time."""
+
+    @property
+    def alarming(self) -> bool:
+        """Whether a monitor is to raise an alarm."""
+        return bool(self.alarms) or self.state in (HealthState.STALLED, HealthState.HELD, HealthState.FULL)
+
 
 class AggregatorStatus(Message):
     """The aggregator's retained status. Devices hold their outbox while it is not READY."""
@@ -246,6 +290,8 @@ class AggregatorStatus(Message):
     version: U63 = 0
     step: U63 = 0
     why: Sentence = ""
+    health: Health | None = None
+    """None if the aggregator is older than this field."""
 
 
 class Plan(Message):

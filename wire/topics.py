@@ -68,6 +68,10 @@ class Topics:
         self.root = "/".join(levels)
         self.prefix = f"{self.root}/{self.federation}"
         self.aggregator = f"{self.prefix}/aggregator"
+        self.ask = f"{self.aggregator}/ask"
+        """Whoever publishes here asks the aggregator for an overview of the federation …"""
+        self.overview = f"{self.aggregator}/overview"
+        """… which comes here."""
         self.everything = f"{self.prefix}/#"
 
     def announcement(self, channel: Channel = "train") -> str:

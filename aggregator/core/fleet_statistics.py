@@ -91,6 +91,12 @@ class FleetStatistics:
         self._devices.pop(device, None)
         self._computed.clear()
 
+    def interval(self, devices: Iterable[str]) -> float | None:
+        """The median seconds between two updates of these devices; None if most of them were not heard twice."""
+        known = [self._devices[device].gap for device in devices if device in self._devices]
+        gaps = [gap for gap in known if gap is not None]
+        return median(gaps) if gaps and 2 * len(gaps) >= len(known) else None
+
     # ------------------------------------------------------------------ robust scales
 
     def recent(self, now: float) -> list[str]:

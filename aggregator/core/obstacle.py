@@ -1,6 +1,8 @@
 """What keeps a federation's model from moving, in words for its operator."""
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 from midge.aggregator.core.release_schedule import ReleaseSchedule
 from midge.aggregator.core.state import CoreState
@@ -12,6 +14,16 @@ _TURNS_LEAST = 0.3
 other shipped rules stay above 0.36 with 2 to 200 devices."""
 
 
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """What is in the way, of one of three kinds: `held` and `statistics` stop the model, `slow` does not."""
+
+    kind: Literal["statistics", "held", "slow"]
+    why: str
+    needs: int = 0
+    """Of one that holds: distinct devices without which it does not go away."""
+
+
 def obstacle(
     state: CoreState,
     steps: StepPlanner,
@@ -20,7 +32,7 @@ def obstacle(
     strategy: Strategy,
     live: int,
     unfit: str | None,
-) -> str | None:
+) -> Obstacle | None:
     """Too few devices, statistics that cannot be pooled, or weights near zero; None if nothing is in the way.
 
     Args:
@@ -32,25 +44,32 @@ def obstacle(
         unfit: why the statistics that are here cannot be pooled; None if that is not so.
     """
     if unfit is not None:
-        return f"The statistics cannot be pooled yet: {unfit}."
+        return Obstacle("statistics", f"The statistics cannot be pooled yet: {unfit}.")
     if len(state.statistics) == 1:
-        return "Only one device has sent its statistics; training begins with those of a second one."
+        return Obstacle(
+            "statistics", "Only one device has sent its statistics; training begins with those of a second one."
+        )
     if state.buffer and strategy.privacy is not None and strategy.deadline is None and live < strategy.size(live):
-        return (
+        return Obstacle(
+            "held",
             f"A step takes the updates of {strategy.size(live)} distinct devices, and {live} are there: "
-            "nothing is released before (buffer_size of the private strategy)."
+            "nothing is released before (buffer_size of the private strategy).",
+            needs=strategy.size(live),
         )
     if state.contributors and not releases.releasable:
-        return (
+        return Obstacle(
+            "held",
             f"Only {len(state.contributors)} of at least {strategy.release_floor} distinct devices have "
             f"contributed since version {state.version}; a release never carries the work of fewer "
-            "(release_floor of the strategy)."
+            "(release_floor of the strategy).",
+            needs=strategy.release_floor,
         )
     gain = steps.turn_gain
     if gain is not None and 0 < gain < _TURNS_LEAST:  # 0 if no device is there
-        return (
+        return Obstacle(
+            "slow",
             f"One training of all {live} devices moves the model by about 1/{2 ** round(-math.log2(gain))} of what "
             f"they learned, under {strategy.staleness.kind} staleness weights and this rate: it learns slowly. Use a "
-            "larger rate, or weights that fall more slowly (polynomial, relative)."
+            "larger rate, or weights that fall more slowly (polynomial, relative).",
         )
     return None

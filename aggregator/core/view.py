@@ -1,10 +1,10 @@
 """What may be read of the core: by its shells, by metrics and by tests. It decides nothing and changes nothing."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from midge.aggregator.core.growth_guard import GrowthGuard
-from midge.aggregator.core.obstacle import obstacle
+from midge.aggregator.core.obstacle import Obstacle, obstacle
 from midge.aggregator.core.participation_controller import Steering
 from midge.aggregator.core.release_schedule import ReleaseSchedule
 from midge.aggregator.core.state import CoreState
@@ -96,6 +96,10 @@ class CoreView:
         """The oldest version that an update may be based on."""
         return self._state.oldest_base
 
+    def interval(self, devices: Iterable[str]) -> float | None:
+        """The usual seconds between two updates of these devices: the median over them; None if it is not known."""
+        return self._state.fleet.interval(devices)
+
     def step_at(self, version: int) -> int:
         """The step at which a version was released."""
         known = self._state.versions.step(version)
@@ -111,8 +115,8 @@ class CoreView:
         return self._state.waiting(device) > 0
 
     @property
-    def obstacle(self) -> str | None:
-        """What keeps the model from moving, in words; None if nothing does."""
+    def obstacle(self) -> Obstacle | None:
+        """What keeps the model from moving; None if nothing does."""
         unfit = None if self._state.frozen else self._gathering.unfit
         strategy, live = self.strategy, self.steering.live
         return obstacle(self._state, self._steps, self._releases, strategy=strategy, live=live, unfit=unfit)

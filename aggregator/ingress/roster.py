@@ -24,6 +24,8 @@ class Roster:
     def __init__(self, inputs: Inputs | None, outlet: Outlet, most: int) -> None:
         self._inputs, self._outlet, self._most = inputs, outlet, most
         self.devices: dict[str, Hello] = {}
+        self.waits: dict[str, str] = {}
+        """What devices wait for that are there, by their own word; an update of theirs ends it."""
         self._online = 0
         self._unlike: Mapping[str, str] = {}
 
@@ -43,6 +45,10 @@ class Roster:
         if before is None and len(self.devices) >= self._most:
             raise WireError(f"more than {self._most} devices have a status")
         self.devices[device] = hello
+        if hello.waits and hello.state.live:
+            self.waits[device] = hello.waits
+        else:
+            self.waits.pop(device, None)
         found: list[ev.Event | ev.Announce] = []
         if before is None or before.features != hello.features:
             found += self._named(device, hello)
@@ -74,6 +80,7 @@ class Roster:
     def leave(self, device: str) -> list[ev.Event]:
         """Forget the status of a device."""
         gone = self.devices.pop(device, None)
+        self.waits.pop(device, None)
         self._online -= gone is not None and gone.state.live
         compared = self._compared() if device in self._unlike else []
         return [ev.DevicesOnline(self._online), *compared]

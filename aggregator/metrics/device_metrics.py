@@ -56,6 +56,10 @@ class Reports:
     def __len__(self) -> int:
         return len(self._newest)
 
+    def newest(self, device: str) -> Report | None:
+        """What a device reported last."""
+        return self._newest.get(device)
+
     def take(self, device: str, report: Report) -> None:
         """A device reported; an older version than it had reported does not count."""
         before = self._newest.get(device)

@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 
 from midge.aggregator.metrics.counters import Histogram
+from midge.wire.messages import HealthState
 
 if TYPE_CHECKING:
     from midge.aggregator.service import Aggregator
@@ -48,11 +49,12 @@ class Exposition:
             devices.add_metric([state], number)
         yield devices
         found = GaugeMetricFamily("midge_federated", "Metrics on devices' own data", labels=["metric", "of"])
-        for name, spread in aggregator.federated.items():
+        for name, spread in aggregator.evaluation.federated.items():
             values = {"mean": spread.mean, "low": spread.low, "median": spread.median, **spread.classes}
             for of, value in values.items():
                 found.add_metric([name, of], value)
         yield found
+        yield from self._health()
         for name, text, value in (
             ("midge_model_version", "Version released last", core.version),
             ("midge_model_step", "Steps applied", core.step),
@@ -61,6 +63,30 @@ class Exposition:
             ("midge_outbox_updates", "Updates in the devices' outboxes, as they told", held),
             ("midge_share", "Share of the devices that train from a version", core.steering.share),
             ("midge_ready", "1 where updates are taken in", float(aggregator.ready)),
+        ):
+            yield GaugeMetricFamily(name, text, value=value)
+
+    def _health(self) -> Iterable[Metric]:
+        """Whether it learns, and what is wrong."""
+        aggregator = self._aggregator
+        health = aggregator.health
+        states = GaugeMetricFamily("midge_health", "1 for the state that the federation is in", labels=["state"])
+        for state in HealthState:
+            states.add_metric([state.value], float(health.state is state))
+        yield states
+        recent = GaugeMetricFamily("midge_recent_devices", "Devices by verdict in 5 minutes", labels=["verdict"])
+        for verdict, devices in health.devices.items():
+            recent.add_metric([verdict], devices)
+        yield recent
+        found = GaugeMetricFamily("midge_evaluation", "What evaluate() found last", labels=["metric"])
+        for name, number in list(aggregator.evaluation.metrics.items()):
+            found.add_metric([name], number)
+        yield found
+        activity = aggregator.federation.activity
+        for name, text, value in (
+            ("midge_alarming", "1 if the operator has to look", float(health.alarming)),
+            ("midge_refused_devices", "Devices whose updates are all refused", len(activity.refused_always)),
+            ("midge_last_accepted_timestamp_seconds", "When an update was last accepted", health.accepted),
         ):
             yield GaugeMetricFamily(name, text, value=value)
 

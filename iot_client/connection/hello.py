@@ -21,5 +21,6 @@ def hello_frame(parts: DeviceParts, session: DeviceSession, state: DeviceState) 
         wakes=parts.duty.wakes if state is DeviceState.SLEEPING else 0.0,
         capabilities={**capabilities(parts.speed, config.link), **(config.capabilities or {})},
         features=sayable(config.feature_names),
+        waits=parts.waits[:400] if state.live else "",
     )
     return parts.identity.frame(message)

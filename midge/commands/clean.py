@@ -19,7 +19,7 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from midge.broker.mqtt.retained import clear_federation, is_served  # noqa: PLC0415
+    from midge.broker.mqtt.federation_view import clear_federation, is_served  # noqa: PLC0415
 
     connect, topics = read_federation(args)
     if not args.force and asyncio.run(is_served(connect, topics)):

@@ -17,7 +17,7 @@ ROUTINE: Final = 0.4
 """Seconds between two routine events that are shown: what is rare must stay to be read."""
 _ROUTINE = ("accepted", "ready")
 """Dozens a second, or all at once when an aggregator comes back."""
-_RARE = {"killed", "restarted", "start", "freeze", "joined", "left", "vanished"}
+_RARE = {"killed", "restarted", "start", "freeze", "joined", "left", "vanished", "alarm", "stalled", "held", "full"}
 LINGER: Final = 12.0
 """Seconds that a rare event stays in sight while others pass by."""
 _DEVICES = {"renewed", "refused", "unfit", "fetch_failed", "joined", "left", "vanished"}

@@ -1,59 +1,174 @@
-"""`midge status`: a federation as the broker's retained messages tell it."""
+"""`midge status`: a federation as its aggregator answers, or as the broker's retained messages tell it."""
 
 import argparse
 import asyncio
 import json
 import time
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from midge.commands.parts import Subparsers, add_federation, read_federation
+from midge.broker import BrokerError, Connector, connector
+from midge.commands.parts import Problem, Subparsers, add_federation, read_endpoint, read_federation
+from midge.wire.topics import Topics
 
 
 def register(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "status",
-        help="a federation's aggregator, model and devices",
-        description="Show a federation as its retained messages tell it.",
+        help="a federation's aggregator, health, model and devices",
+        description="Show a federation: its aggregator is asked, and what is retained at the broker fills in. Without "
+        "--federation, the federations that there are.",
     )
     add_federation(parser)
     parser.add_argument("--json", action="store_true", help="as one JSON object")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="exit 1 if it does not learn or answer, or a device is refused every time: for cron and monitors",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    from midge.broker.mqtt.retained import describe_federation  # noqa: PLC0415
+    try:
+        if args.config is None and args.url is not None and args.federation is None:
+            return _list(args)
+        return _show(*read_federation(args), args)
+    except BrokerError as error:
+        if not args.check:
+            raise
+        print(json.dumps({"alarm": str(error)}) if args.json else f"ALARM  {error}")
+        return 1
 
-    connect, topics = read_federation(args)
-    found = asyncio.run(describe_federation(connect, topics))
+
+def _list(args: argparse.Namespace) -> int:
+    """The federations there are; the only one is shown whole."""
+    from midge.broker.mqtt.federation_view import list_federations  # noqa: PLC0415
+
+    connect = connector(read_endpoint(args, args.url))
+    found = asyncio.run(list_federations(connect, args.root))
+    if not found:
+        raise Problem(f"No aggregator has announced itself under {args.root!r} on this broker.")
+    if len(found) == 1:
+        return _show(connect, Topics(next(iter(found)), args.root), args)
+    if args.check:
+        return max(_show(connect, Topics(name, args.root), args) for name in sorted(found))
     if args.json:
-        print(json.dumps(found))
+        print(json.dumps({"federations": {name: status.state.value for name, status in sorted(found.items())}}))
+        return 0
+    for name, status in sorted(found.items()):
+        health = "" if status.health is None else f", {status.health.state.value}"
+        print(f"{name:<24} {status.state.value}{health}, version {status.version} when it said so last")
+    print("Say which one: --federation NAME.")
+    return 0
+
+
+def _show(connect: Connector, topics: Topics, args: argparse.Namespace) -> int:
+    from midge.broker.mqtt.federation_view import describe_federation  # noqa: PLC0415
+
+    found = asyncio.run(describe_federation(connect, topics))
+    alarm = alarm_of(found)
+    if args.json:
+        print(json.dumps({**found, "alarm": alarm}))
     else:
-        _print(found)
+        for line in lines(found):
+            print(line)
+        if args.check and alarm:
+            print(f"ALARM       {alarm}")
+    if args.check:
+        return int(bool(alarm))
     return 0 if found["aggregator"] is not None else 1
 
 
-def _print(found: dict[str, Any]) -> None:
+def alarm_of(found: Mapping[str, Any]) -> str:
+    """What a monitor is to raise an alarm for, in words; empty if nothing is wrong."""
+    aggregator, health = found["aggregator"], found["health"]
+    if aggregator is None:
+        return f"No aggregator has announced itself for {found['federation']!r}."
+    if aggregator["state"] in ("lost", "stopped"):
+        return f"The aggregator is {aggregator['state']}."
+    if not found["answered"] and not found["unasked"]:
+        return "The aggregator does not answer."
+    if health is None or not health["alarming"]:
+        return ""
+    alarms = health["alarms"] if health["state"] in ("learning", "waiting", "paused") else [health["why"]]
+    return f"{health['state']}: {'; '.join(alarms)}"
+
+
+def lines(found: Mapping[str, Any], now: float | None = None) -> Iterator[str]:
+    """The same for people."""
+    now = time.time() if now is None else now
     aggregator, model, devices = found["aggregator"], found["model"], found["devices"]
     if aggregator is None:
-        print(f"No aggregator has announced itself for {found['federation']!r} under {found['root']!r} on this broker.")
+        yield f"No aggregator has announced itself for {found['federation']!r} under {found['root']!r} on this broker."
     else:
-        why = f": {aggregator['why']}" if aggregator["why"] else ""
-        print(f"aggregator  {aggregator['state']}{why}")
+        yield from _aggregator_lines(found, now)
     if model is not None:
-        print(
+        yield (
             f"model       version {model['version']}, step {model['step']}, generation {model['generation']}, "
             f"lineage {model['lineage'][:8]}, {model['phase']}"
         )
     states = Counter(device["state"] for device in devices.values())
-    print(f"devices     {len(devices)}", *(f"{number} {state}" for state, number in states.most_common()), sep="  ")
+    yield "  ".join([f"devices     {len(devices)}", *(f"{number} {state}" for state, number in states.most_common())])
     for name, device in sorted(devices.items()):
-        held = device["next"] - device["first"]
-        wakes = f", wakes {_when(device['wakes'])}" if device["state"] == "sleeping" and device["wakes"] else ""
-        print(f"  {name:<24} {device['state']:<13} version {device['version']:<7} holds {held}{wakes}")
+        yield _device_line(name, device, now)
 
 
-def _when(moment: float) -> str:
+def _aggregator_lines(found: Mapping[str, Any], now: float) -> Iterator[str]:
+    aggregator, health = found["aggregator"], found["health"]
+    yield f"aggregator  {aggregator['state']}"
+    if not found["answered"] and aggregator["state"] in ("ready", "paused"):
+        why = found["unasked"] or "it hangs, or is older than this command"
+        yield f"            It did not answer ({why}): what follows is as old as its last change."
+    if health is None:
+        if aggregator["why"]:
+            yield f"            {aggregator['why']}"
+        return
+    yield f"health      {health['state']} for {_spell(now - health['since'])}" + (
+        f": {health['why']}" if health["why"] else ""
+    )
+    for alarm in health["alarms"]:
+        yield f"ALARM       {alarm}"
+    counts = ", ".join(
+        f"{number} {verdict} of {health['devices'].get(verdict, 0)} devices"
+        for verdict, number in sorted(health["verdicts"].items(), key=lambda item: -item[1])
+    )
+    last = f"the last accepted {_spell(now - health['accepted'])} ago" if health["accepted"] else "none accepted"
+    yield f"updates     {last}; in the last 5 min: {counts or 'none'}"
+
+
+def _device_line(name: str, device: Mapping[str, Any], now: float) -> str:
+    held = device.get("holds", device.get("next", 1) - device.get("first", 1))
+    said = [f"  {name:<24} {device['state']:<13} version {device['version']:<7}"]
+    if device.get("behind"):
+        said.append(f"{device['behind']} behind")
+    said.append(f"holds {held}")
+    if device.get("heard") is not None:
+        said.append(f"heard {_spell(device['heard'])} ago")
+    if "updates" in device:
+        last = "" if device["accepted"] is None else f", the last {_spell(device['accepted'])} ago"
+        said.append(f"{device['updates']} accepted{last}")
+    if device.get("refused"):
+        said.append(f"REFUSED {device['refused']} times, {device['verdict']}")
+    if device.get("metrics"):
+        scores = ", ".join(f"{metric} {value:.4g}" for metric, value in device["metrics"].items())
+        said.append(f"{scores} at version {device['metrics_version']}")
+    if device.get("why") or device.get("waits"):
+        said.append(device.get("why") or device["waits"])
+    if device["state"] == "sleeping" and device.get("wakes"):
+        said.append(f"wakes {_when(device['wakes'] - now)}")
+    return "  ".join(said)
+
+
+def _when(left: float) -> str:
     """A time to come, as the device says it; its clock may be off."""
-    left = moment - time.time()
     return f"in {left / 60:.0f} min" if left > 0 else f"{-left / 60:.0f} min ago: it is late"
+
+
+def _spell(seconds: float) -> str:
+    """A time in words, roughly."""
+    for unit, name in ((86_400.0, "d"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{max(0.0, seconds):.0f} s"

@@ -1,6 +1,7 @@
 """Events of a device or an aggregator on standard output, as they come."""
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ def print_json(event: Mapping[str, Any]) -> None:
 
 
 class InWords:
-    """One sentence a line. A broker that is away is told once, however often it is tried again."""
+    """One sentence a line, with the time of day. A broker that is away is told once, not at each try."""
 
     def __init__(self) -> None:
         self._away: set[bool] = set()
@@ -31,7 +32,7 @@ class InWords:
             case _:
                 words = sentence(event)
         if words:
-            print(words, flush=True)
+            print(f"{time.strftime('%H:%M:%S')} {words}", flush=True)
 
 
 def printer(*, as_json: bool) -> Callable[[Mapping[str, Any]], None]:

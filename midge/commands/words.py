@@ -31,6 +31,14 @@ def sentence(event: Mapping[str, Any]) -> str:
             return f"Updates grow from turn to turn: the server's rate is damped to {damping:.3g} of what it was."
         case {"event": "undamped", "damping": damping}:
             return f"Updates grow no more: the server's rate is at {damping:.3g} of what it was."
+        case {"event": "health", "state": state, "why": why, "before": before}:
+            return f"Health: {state}{', ' + why if why else ''} (was {before})."
+        case {"event": "alarm", "why": why}:
+            return f"ALARM: {why}"
+        case {"event": "refused_always", "device": device, "refused": refused, "verdict": verdict, "why": why}:
+            return f"{device}: its last {refused} updates were all refused, this one as {verdict}, {why}"
+        case {"event": "evaluation_failed", "version": version, "why": why}:
+            return f"Version {version} could not be evaluated: {why}"
         case {"event": "freeze", "devices": devices}:
             return f"Statistics of {devices} devices pooled and frozen."
         case {"event": "statistics_off", "device": device, "why": why}:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from midge.broker import BrokerError, connector
 from midge.broker.local.local_broker import LocalBroker, local_broker
-from midge.broker.mqtt.retained import clear_federation
+from midge.broker.mqtt.federation_view import clear_federation
 from midge.sensor_fleet.live.aggregator_process import AggregatorProcess
 from midge.sensor_fleet.setting import BrokerAddress
 from midge.wire.topics import Topics

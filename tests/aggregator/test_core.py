@@ -535,7 +535,7 @@ def test_a_release_waits_for_company_and_says_so() -> None:
     for seq in range(1, 6):
         actions = arrive(core, "a", update(seq)) + arrive(core, "b", update(seq))
         assert not any(isinstance(record, rec.ReleaseRecord) for record in records(actions))
-    assert "3 distinct devices" in (core.obstacle or "")
+    assert "3 distinct devices" in str(core.obstacle)
     release = records(arrive(core, "c", update(1)))[-1]
     assert release == rec.ReleaseRecord(release.lsn, 2, 11, 3)
     assert core.obstacle is None
@@ -632,7 +632,7 @@ def test_statistics_that_cannot_be_pooled_are_waited_for_and_the_reason_is_told(
     core.handle(ev.StatisticsArrived("a", statistics(), 1), 0)
     actions = core.handle(ev.StatisticsArrived("b", statistics(), 2), 0)
     assert examined(core, actions, wait="b is in Pa") == []
-    assert "b is in Pa" in (core.obstacle or "")
+    assert "b is in Pa" in str(core.obstacle)
     assert due(core) is None and core.tick(1000) == [], "nothing is looked at again before something new has come"
     assert not any(isinstance(a, ev.Examine) for a in core.handle(ev.StatisticsArrived("c", statistics(), 3), 1000))
     freeze, _ = records(examined(core, core.tick(1010), 1010))
@@ -679,7 +679,7 @@ def test_one_devices_statistics_are_never_published_alone() -> None:
     core.handle(ev.StatisticsArrived("a", statistics(), 1), 0)
     assert due(core) is None
     assert core.tick(1000) == []
-    assert "second" in (core.obstacle or "")
+    assert "second" in str(core.obstacle)
     core.handle(ev.StatisticsArrived("b", statistics(), 2), 1000)
     examined(core, core.tick(1010), 1010)
     assert core.version == 1

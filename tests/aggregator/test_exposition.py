@@ -36,6 +36,8 @@ def test_the_page_before_and_while_the_store_is_open_has_no_label_for_a_device(t
     aggregator.close()
     assert 'midge_devices{state="ready"} 1000.0' in page
     assert "midge_ready 0.0" in page
+    assert 'midge_health{state="waiting"} 1.0' in page and 'midge_health{state="stalled"} 0.0' in page
+    assert "midge_alarming 0.0" in page and "midge_last_accepted_timestamp_seconds 0.0" in page
     assert "pump-" not in page and len(page) < 10_000
     assert not re.search(r"(?m)^midge_model_version [1-9]", page)
 

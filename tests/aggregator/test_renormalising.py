@@ -259,7 +259,7 @@ def test_two_devices_that_contradict_each_other_wait_for_a_third(tmp_path: Path)
             life.hear(statistics(name, life.core.lineage, i=Moments.of(rows)))
         life.tick(100.0)
         assert announced(life).phase == "statistics"
-        assert "a has i 0" in (life.core.obstacle or "")
+        assert "a has i 0" in str(life.core.obstacle)
         rows = rng.normal(1010, 8, (200, 1))
         life.hear(statistics("c", life.core.lineage, i=Moments.of(rows)), now=101.0)
         life.tick(200.0)

@@ -1,0 +1,156 @@
+"""Tells whether the federation learns: by events and log lines if that changes, by an overview to whoever asks."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+from midge.aggregator.federation import FederationRuntime
+from midge.aggregator.metrics.watchdog import HealthFinding
+from midge.aggregator.publish.publish_queue import Post
+from midge.wire import overview
+from midge.wire.messages import AggregatorStatus, Health, HealthState
+from midge.wire.overview import DeviceRow
+
+log = logging.getLogger("aggregator")
+
+_LOOK = 1.0
+"""Seconds between two looks of the watchdog."""
+_ANSWER = 1.0
+"""Seconds between two answers to whoever asks: one is for all who ask, however often they do."""
+_SHARE = 50.0
+"""Looks and answers take at most one part in this many of the time: both pass over all devices."""
+_SILENT = 3.0
+"""Of its own usual intervals, after which a device that says it is ready counts as silent …"""
+_SILENT_LEAST = 60.0
+"""… and seconds at least."""
+
+
+class HealthReporter:
+    """Of one aggregator.
+
+    Args:
+        federation: what is looked at, now: after a full disk it is rebuilt in place.
+        tell: takes events.
+        changed: called if the retained status is to say something else.
+    """
+
+    def __init__(self, federation: FederationRuntime, tell: Callable[..., None], changed: Callable[[], None]) -> None:
+        self._federation, self._tell, self._changed = federation, tell, changed
+        self._look_at = self._answer_at = float("-inf")
+        self._asked = False
+
+    # -------------------------------------------------------------------- the watchdog
+
+    def look(self, now: float) -> None:
+        """Have the watchdog look, if it is time, and tell what has changed."""
+        if now < self._look_at:
+            return
+        began = time.perf_counter()
+        watchdog = self._federation.watchdog
+        before, found = watchdog.finding, watchdog.look(now, self._federation.situation)
+        self._look_at = now + max(_LOOK, _SHARE * (time.perf_counter() - began))
+        if found.state is not before.state:
+            self._tell_state(before, found)
+        for alarm in found.alarms:
+            if alarm not in before.alarms:
+                log.warning("%s", alarm)
+                self._tell("alarm", why=alarm)
+        if (found.state, found.alarms) != (before.state, before.alarms):
+            self._changed()
+
+    def _tell_state(self, before: HealthFinding, found: HealthFinding) -> None:
+        ill = found.state in (HealthState.STALLED, HealthState.HELD, HealthState.FULL)
+        was_ill = before.state in (HealthState.STALLED, HealthState.HELD, HealthState.FULL)
+        if ill:
+            log.warning("%s: %s", found.state.value, found.why)
+        elif was_ill:
+            log.warning("It is over (%s): the federation is %s.", before.state.value, found.state.value)
+        self._tell("health", state=found.state.value, why=found.why, before=before.state.value)
+
+    def health(self, now: float) -> Health:
+        """The newest finding, as it is sent."""
+        found, activity = self._federation.watchdog.finding, self._federation.activity
+        return Health(
+            state=found.state,
+            since=_wall(found.since, now),
+            accepted=0.0 if activity.accepted is None else _wall(activity.accepted, now),
+            why=found.why[:400],
+            verdicts=dict(activity.verdicts(now)),
+            devices=dict(activity.devices(now)),
+            alarms=tuple(alarm[:400] for alarm in found.alarms),
+        )
+
+    # -------------------------------------------------------------------- the overview
+
+    def ask(self) -> None:
+        """Answer with an overview as soon as one is due."""
+        self._asked = True
+
+    def answers(self, status: AggregatorStatus, topic: str, now: float) -> Iterator[Post]:
+        """The pages of an overview if one was asked for and it is time; they are not retained."""
+        if not self._asked or now < self._answer_at:
+            return
+        began = time.perf_counter()
+        self._asked = False
+        for page in overview.encode_pages(status, list(self._rows(now))):
+            yield Post(topic, page, retain=False)
+        self._answer_at = now + max(_ANSWER, _SHARE * (time.perf_counter() - began))
+
+    @property
+    def due(self) -> float | None:
+        """When an answer is due; None if none was asked for."""
+        return self._answer_at if self._asked else None
+
+    def _rows(self, now: float) -> Iterator[DeviceRow]:
+        federation = self._federation
+        names = dict.fromkeys([*federation.devices, *federation.activity.names()])
+        for name in names:
+            yield self._row(name, now)
+
+    def _row(self, name: str, now: float) -> DeviceRow:
+        federation = self._federation
+        hello, known, core = federation.devices.get(name), federation.activity[name], federation.core
+        report = federation.reports.newest(name)
+        version = max(
+            hello.version if hello is not None and hello.lineage == core.lineage else 0,
+            0 if known is None else known.version,
+            0 if report is None else report.version,
+        )
+        return DeviceRow(
+            name=name,
+            state=self._state(name, now),
+            heard=None if known is None else now - known.heard,
+            accepted=None if known is None or known.accepted is None else now - known.accepted,
+            updates=0 if known is None else known.updates,
+            refused=0 if known is None else known.refused,
+            verdict="" if known is None else known.verdict,
+            why=(
+                core.unlike.get(name)
+                or federation.waits.get(name)
+                or ("" if known is None or not known.refused else known.why)
+            )[:400],
+            version=version,
+            behind=max(0, core.version - version),
+            holds=0 if hello is None else max(0, hello.next - hello.first),
+            wakes=0.0 if hello is None else hello.wakes,
+            metrics={} if report is None else dict(report.metrics),
+            metrics_version=0 if report is None else report.version,
+        )
+
+    def _state(self, name: str, now: float) -> str:
+        """What the device said last, or what the aggregator knows better."""
+        federation = self._federation
+        if federation.names.withdrawn(name):
+            return "withdrawn"
+        hello, known = federation.devices.get(name), federation.activity[name]
+        if hello is None:
+            return "unknown"
+        gap = federation.core.interval([name])
+        if gap is None or known is None or not hello.state.live or name in federation.waits:
+            return hello.state.value
+        return "silent" if now - known.heard > max(_SILENT_LEAST, _SILENT * gap) else hello.state.value
+
+
+def _wall(moment: float, now: float) -> float:
+    """Seconds since 1970 of a moment of the monotonic clock."""
+    return max(0.0, time.time() - (now - moment))

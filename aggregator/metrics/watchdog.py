@@ -1,0 +1,191 @@
+"""Whether the federation learns, and why not: one state with a reason, and alarms beside it.
+
+Silence is judged by the fleet's own pace. Three usual intervals without an accepted update are a stall if devices are
+there that have something to train on; so a fleet that trains once a day is not called stalled at noon.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from midge.aggregator.core.obstacle import Obstacle
+from midge.aggregator.metrics.device_activity import DeviceActivity
+from midge.wire.messages import HealthState
+
+INTERVALS = 3.0
+"""Usual intervals between two updates of a device without any that is accepted."""
+SOONEST = 30.0
+"""Seconds before anything is called a stall: a fleet that starts or reconnects is often through it by then."""
+STATISTICS = 60.0
+"""Seconds in which the statistics of devices that are there are to come."""
+FIRST = 3600.0
+"""Seconds in which devices that are there are to send a first update, while their pace is not known."""
+_NAMED = 5
+"""Devices that an alarm names."""
+_ALARMS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSituation:
+    """What is so around the updates."""
+
+    full: str | None = None
+    paused: str | None = None
+    frozen: bool = True
+    """Whether the model trains: no statistics are waited for."""
+    obstacle: Obstacle | None = None
+    able: int = 0
+    """Devices that are there and do not say that they wait for something of their own."""
+    waiting: str = ""
+    """What one of the others waits for."""
+    there: int = 0
+    interval: float | None = None
+    """The usual seconds between two updates of a device that is there; None if it is not known."""
+    unlike: Mapping[str, str] | None = None
+    """Devices from which nothing is taken, each with why."""
+
+
+@dataclass(frozen=True, slots=True)
+class HealthFinding:
+    """What the watchdog says."""
+
+    state: HealthState
+    why: str = ""
+    alarms: tuple[str, ...] = ()
+    since: float = 0.0
+    """When the state began, by the monotonic clock."""
+
+
+class Watchdog:
+    """Of one federation, from `began` on (seconds of the monotonic clock)."""
+
+    def __init__(self, activity: DeviceActivity, began: float) -> None:
+        self._activity = activity
+        self._obstacle_since: float | None = None
+        self._able_since: float | None = None
+        """Since when devices have been there without a break that have something to train on."""
+        self.finding = HealthFinding(HealthState.WAITING, "it begins", since=began)
+
+    def look(self, now: float, situation: FleetSituation) -> HealthFinding:
+        """Judge; the finding keeps its `since` while the state stays."""
+        if situation.obstacle is None or situation.obstacle.kind == "statistics":
+            self._obstacle_since = None
+        elif self._obstacle_since is None:
+            self._obstacle_since = now
+        if situation.able == 0 or situation.full is not None or situation.paused is not None:
+            self._able_since = None
+        elif self._able_since is None:
+            self._able_since = now
+        found = self._judged(now, situation)
+        before = self.finding
+        since = before.since if before.state is found.state else now
+        self.finding = replace(found, alarms=tuple(self._alarms(now, situation))[:_ALARMS], since=since)
+        return self.finding
+
+    def pause(self) -> None:
+        """The connection is lost: silence says nothing about the devices, until some have been there for a while."""
+        self._able_since = self._obstacle_since = None
+
+    def _judged(self, now: float, so: FleetSituation) -> HealthFinding:
+        if so.full is not None:
+            return HealthFinding(HealthState.FULL, so.full)
+        if so.paused is not None:
+            return HealthFinding(HealthState.PAUSED, so.paused)
+        able = 0.0 if self._able_since is None else now - self._able_since
+        if not so.frozen:
+            why = "No device has sent statistics of its data yet." if so.obstacle is None else so.obstacle.why
+            late = so.able > 0 and able > STATISTICS
+            return HealthFinding(HealthState.STALLED if late else HealthState.WAITING, why)
+        if so.obstacle is not None and so.obstacle.kind == "held":
+            # With enough devices there, the next update may free it: it has the fleet's usual time.
+            lacking = so.there < so.obstacle.needs
+            if self._obstacle_lasts(now, SOONEST if lacking else _patience(so.interval)):
+                return HealthFinding(HealthState.HELD, so.obstacle.why)
+            if lacking:
+                return HealthFinding(HealthState.WAITING, so.obstacle.why)
+        return self._silence(now, able, so)
+
+    def _obstacle_lasts(self, now: float, patience: float = SOONEST) -> bool:
+        return self._obstacle_since is not None and now - self._obstacle_since >= patience
+
+    def _silence(self, now: float, able: float, so: FleetSituation) -> HealthFinding:
+        """Whether updates come, and are accepted."""
+        accepted = self._activity.accepted
+        # Not before the devices had the time: an aggregator or a fleet that was away begins again.
+        silent = able if accepted is None else min(able, now - accepted)
+        if so.able == 0:
+            if so.there:
+                return HealthFinding(HealthState.WAITING, f"{_devices(so.there)} there; training waits: {so.waiting}")
+            return HealthFinding(HealthState.WAITING, "No device is there.")
+        if silent <= SOONEST:
+            if accepted is None:
+                return HealthFinding(HealthState.WAITING, "No update has been accepted since the aggregator started.")
+            return HealthFinding(HealthState.LEARNING)
+        refused = self._activity.refused_since
+        if 2 * refused > so.able:
+            return HealthFinding(
+                HealthState.STALLED,
+                f"No update was accepted for {_spell(silent)}: those of {_number(refused)} were refused, "
+                f"{self._counts(now)}.",
+            )
+        if silent <= _patience(so.interval):
+            if accepted is None:
+                return HealthFinding(
+                    HealthState.WAITING, f"No update has been accepted yet; {_devices(so.able)} there."
+                )
+            return HealthFinding(HealthState.LEARNING)
+        usual = "" if so.interval is None else f" (one of them sends one every {_spell(so.interval)} usually)"
+        return HealthFinding(
+            HealthState.STALLED,
+            f"No update was accepted for {_spell(silent)} although {_devices(so.able)} there{usual}: "
+            f"{self._counts(now)}.",
+        )
+
+    def _counts(self, now: float) -> str:
+        counts = sorted(self._activity.verdicts(now).items(), key=lambda item: -item[1])
+        return ", ".join(f"{number} {verdict}" for verdict, number in counts) or "none came in the last minutes"
+
+    def _alarms(self, now: float, so: FleetSituation) -> Sequence[str]:
+        alarms = []
+        if so.obstacle is not None and so.obstacle.kind == "slow" and self._obstacle_lasts(now):
+            alarms.append(so.obstacle.why)
+        by_verdict: dict[str, list[str]] = {}
+        for device, known in self._activity.refused_always.items():
+            by_verdict.setdefault(known.verdict, []).append(device)
+        for verdict, devices in sorted(by_verdict.items()):
+            known = self._activity.refused_always[devices[0]]
+            alarms.append(
+                f"Refused every time as {verdict}: {_names(devices)}"
+                + (f" ({known.why})" if len(devices) == 1 and known.why else "")
+            )
+        if so.unlike:
+            why = next(iter(so.unlike.values()))
+            alarms.append(
+                f"Nothing is taken from {_names(list(so.unlike))}" + (f": {why}" if len(so.unlike) == 1 else "")
+            )
+        return alarms
+
+
+def _patience(interval: float | None) -> float:
+    """Seconds for which silence is nothing unusual."""
+    return FIRST if interval is None else max(SOONEST, INTERVALS * interval)
+
+
+def _names(devices: Sequence[str]) -> str:
+    more = len(devices) - _NAMED
+    return ", ".join(devices[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _number(devices: int) -> str:
+    return "1 device" if devices == 1 else f"{devices} devices"
+
+
+def _devices(number: int) -> str:
+    return f"{_number(number)} {'is' if number == 1 else 'are'}"
+
+
+def _spell(seconds: float) -> str:
+    """A time in words, roughly."""
+    for unit, name in ((86_400.0, "d"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,142 @@
+"""A federation as it looks from its broker: what is retained, and what its aggregator answers when it is asked.
+
+What is retained is as old as its last change, and a process that hangs says nothing of it. So the aggregator is asked
+for an overview, which it answers within about a second; without an answer, the retained messages are shown as such.
+"""
+
+import asyncio
+import secrets
+from contextlib import suppress
+from typing import Any
+
+from midge.broker.mqtt.connection import Connection, Connector, Options, PublishRefused, SubscribeRefused
+from midge.broker.mqtt.retained import clear_retained, read_retained
+from midge.wire import messages, overview
+from midge.wire.errors import WireError
+from midge.wire.messages import AggregatorState, AggregatorStatus, Health, Hello
+from midge.wire.overview import DeviceRow
+from midge.wire.topics import DEFAULT_ROOT, Topics
+
+PATIENCE = 3.0
+"""Seconds for an answer: aggregators give one a second."""
+_TIMEOUT = 4.0
+"""Seconds for the broker's answer to CONNECT and SUBSCRIBE: a monitor waits for all of this together."""
+
+
+def _options() -> Options:
+    return Options(client_id=f"midge-look-{secrets.token_hex(6)}", timeout=_TIMEOUT)
+
+
+def _marker(topics: Topics) -> str:
+    return f"{topics.aggregator}/look-{secrets.token_hex(6)}"
+
+
+async def list_federations(connect: Connector, root: str = DEFAULT_ROOT) -> dict[str, AggregatorStatus]:
+    """The federations whose aggregators have announced themselves under a topic root, by name."""
+    root = Topics("any", root).root
+    async with connect(_options()) as connection:
+        marker = f"{root}/midge-look-{secrets.token_hex(6)}/aggregator"
+        deliveries = await read_retained(connection, f"{root}/+/aggregator", marker=marker, patience=1.5)
+    found = {}
+    for delivery in deliveries:
+        with suppress(WireError):
+            name = delivery.topic[len(root) + 1 :].partition("/")[0]
+            found[name] = messages.decode(AggregatorStatus, delivery.payload)[0]
+    return found
+
+
+async def describe_federation(connect: Connector, topics: Topics, *, ask: bool = True) -> dict[str, Any]:
+    """The aggregator's status and health, the announced model and a row for each device, as plain values.
+
+    `answered` says whether the aggregator did: otherwise all is as it was retained, and `unasked` says why it was not
+    asked.
+    """
+    filters = (topics.aggregator, topics.announcement(), f"{topics.prefix}/status/+")
+    found: dict[str, Any] = {
+        "federation": topics.federation,
+        "root": topics.root,
+        "aggregator": None,
+        "health": None,
+        "answered": False,
+        "unasked": "",
+        "model": None,
+        "devices": {},
+    }
+    async with connect(_options()) as connection:
+        for delivery in await read_retained(connection, *filters, marker=_marker(topics)):
+            with suppress(WireError):
+                if delivery.topic == topics.aggregator:
+                    _set_status(found, messages.decode(AggregatorStatus, delivery.payload)[0])
+                elif delivery.topic == topics.announcement():
+                    found["model"] = _model(messages.decode_announcement(delivery.payload))
+                else:
+                    hello, _ = messages.decode(Hello, delivery.payload)
+                    name = delivery.topic.rsplit("/", 1)[1]
+                    found["devices"][name] = hello.model_dump(mode="json", exclude={"lineage", "kind"})
+        if ask and _serves(found):
+            try:
+                await _ask(connection, topics, found)
+            except (PublishRefused, SubscribeRefused) as error:
+                found["unasked"] = str(error)
+    return found
+
+
+async def _ask(connection: Connection, topics: Topics, found: dict[str, Any]) -> None:
+    """Ask the aggregator, and take its answer in; without one, `found` stays as it is."""
+    await connection.subscribe(topics.overview, qos=0)
+    await connection.publish(topics.ask, b"\0", qos=1)
+    pages: dict[int, list[DeviceRow]] = {}
+    with suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE):
+            async for delivery in connection.messages():
+                connection.ack(delivery)
+                if delivery.topic != topics.overview:
+                    continue
+                with suppress(WireError):
+                    header, rows = overview.decode_page(delivery.payload)
+                    if header.page == 0:
+                        pages.clear()  # of an answer that had begun before we asked
+                    pages[header.page] = rows
+                    if len(pages) == header.pages:
+                        _set_status(found, header.status)
+                        found["answered"] = True
+                        break
+    if found["answered"]:
+        if found["model"] is not None:
+            found["model"] |= {name: found["aggregator"][name] for name in ("version", "step", "generation")}
+        for row in (row for page in pages.values() for row in page):
+            fields = row.model_dump(mode="json", exclude={"name"})
+            found["devices"][row.name] = {**found["devices"].get(row.name, {}), "waits": "", **fields}
+
+
+def _set_status(found: dict[str, Any], status: AggregatorStatus) -> None:
+    plain = status.model_dump(mode="json", exclude={"lineage", "kind", "health"})
+    found["aggregator"] = {**plain, "lineage": status.lineage.hex()}
+    found["health"] = None if status.health is None else _health(status.health)
+    found["aggregator"]["health"] = found["health"]
+
+
+def _health(health: Health) -> dict[str, Any]:
+    return {**health.model_dump(mode="json"), "alarming": health.alarming}
+
+
+def _model(announcement: messages.Announcement) -> dict[str, Any]:
+    plain = announcement.model_dump(
+        mode="json", include={"generation", "version", "step", "phase", "chunk", "plan", "issued"}
+    )
+    return {**plain, "lineage": announcement.lineage.hex(), "digest": announcement.digest.hex()}
+
+
+def _serves(found: dict[str, Any]) -> bool:
+    return found["aggregator"] is not None and AggregatorState(found["aggregator"]["state"]).serves
+
+
+async def is_served(connect: Connector, topics: Topics) -> bool:
+    """Whether the federation's aggregator says that it serves."""
+    return _serves(await describe_federation(connect, topics, ask=False))
+
+
+async def clear_federation(connect: Connector, topics: Topics) -> int:
+    """Remove every retained message of a federation from a broker; how many there were."""
+    async with connect(_options()) as connection:
+        return await clear_retained(connection, topics.everything, marker=_marker(topics))

@@ -1,0 +1,250 @@
+"""`midge status` is true: what an operator sees of a federation is what is so."""
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from midge.aggregator.core.participation_controller import Pace
+from midge.aggregator.metrics.watchdog import SOONEST
+from midge.aggregator.service import Aggregator
+from midge.aggregator.store.pausing import pause, resume
+from midge.broker.embedded.in_memory import Twin
+from midge.broker.mqtt.connection import Options
+from midge.broker.mqtt.federation_view import describe_federation, list_federations
+from midge.commands.status import alarm_of, lines
+from midge.iot_client.config import DeviceConfig
+from midge.iot_client.device import Device
+from midge.iot_client.training.evaluation import Scores
+from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
+from midge.wire import frames, messages
+from midge.wire.messages import AggregatorState, AggregatorStatus, DeviceState, Hello
+from midge.wire.topics import Topics
+from tests.federation.live import STRATEGY, Log, aggregator, approach, clients, device, serving
+
+pytestmark = pytest.mark.virtual
+TOPICS = Topics("f")
+PACED = replace(STRATEGY, pace=Pace(interval=1.0))
+
+
+def absurd(parameters: Parameters, plan: TrainingPlan) -> Fit:
+    return Fit({name: np.full_like(value, 3e38) for name, value in parameters.items()}, examples=10)
+
+
+async def look(twin: Twin) -> dict[str, Any]:
+    return json.loads(json.dumps(await describe_federation(twin.connect, TOPICS)))  # type: ignore[no-any-return]
+
+
+def retained(twin: Twin) -> AggregatorStatus:
+    (message,) = twin.router._retained_on(TOPICS.aggregator)
+    return messages.decode(AggregatorStatus, message.payload)[0]
+
+
+def served(twin: Twin, store: Path, log: Log, **arguments: Any) -> Aggregator:
+    """An aggregator whose devices train once a second."""
+    return aggregator(twin, store, log, **{"strategy": PACED, **arguments})
+
+
+async def test_status_tells_versions_times_counts_and_scores_of_now(tmp_path: Path) -> None:
+    twin, log = Twin(), Log()
+
+    def scored(name: str) -> Device:
+        def evaluate(parameters: Parameters) -> Scores:
+            return Scores(10, {"rmse": 0.25})
+
+        return Device(
+            DeviceConfig(
+                connector=twin.connect,
+                federation="f",
+                name=name,
+                train=approach,
+                evaluate=evaluate,
+                outbox=None,
+                on_event=log,
+            )
+        )
+
+    async with serving(served(twin, tmp_path / "store", log), scored("a"), scored("b")):
+        await log.until(lambda: len(log.of("update", verdict="accepted")) >= 20)
+        found = await look(twin)
+        newest = log.of("release")[-1]["version"]
+    assert found["answered"] and newest - 2 <= found["model"]["version"] == found["aggregator"]["version"]
+    assert found["health"]["state"] == "learning" and not found["health"]["alarming"] and alarm_of(found) == ""
+    assert found["health"]["verdicts"]["accepted"] >= 20 and found["health"]["devices"]["accepted"] == 2
+    for row in (found["devices"]["a"], found["devices"]["b"]):
+        assert row["state"] == "ready" and row["behind"] <= 3 and row["updates"] >= 8
+        assert 0 <= row["heard"] < 5 and 0 <= row["accepted"] < 5 and row["refused"] == 0
+        assert row["metrics"] == {"rmse": 0.25} and row["outbox"] > 0
+    words = "\n".join(lines(found))
+    assert "health      learning" in words and "rmse 0.25 at version" in words and "2 ready" in words
+
+
+async def test_a_device_whose_updates_are_all_refused_raises_the_alarm_and_the_others_learn(tmp_path: Path) -> None:
+    twin, log = Twin(), Log()
+
+    devices = [device(twin, name, log) for name in ("a", "b")]
+    async with serving(served(twin, tmp_path / "store", log), *devices, device(twin, "odd", log, train=absurd)):
+        await log.until(lambda: log.of("alarm"))
+        (told,) = log.of("refused_always")
+        found = await look(twin)
+        kept = retained(twin)
+    assert told["device"] == "odd" and "odd" in log.of("alarm")[0]["why"]
+    assert found["health"]["state"] == "learning" and "odd" in alarm_of(found)
+    assert found["devices"]["odd"]["refused"] >= 5 and found["devices"]["odd"]["why"]
+    assert kept.health is not None and kept.health.alarming, "a monitor that reads the retained status sees nothing"
+
+
+async def test_a_federation_that_takes_nothing_is_stalled_and_says_so_by_itself(tmp_path: Path) -> None:
+    twin, log = Twin(), Log()
+    odd = [device(twin, name, log, train=absurd) for name in ("a", "b")]
+    async with serving(served(twin, tmp_path / "store", log), *odd):
+        await log.until(lambda: log.of("health", state="stalled"))
+        found, kept = await look(twin), retained(twin)
+    assert "those of 2 devices were refused" in found["health"]["why"] and alarm_of(found).startswith("stalled: ")
+    assert kept.health is not None and kept.health.state == "stalled" and "2 devices" in kept.why
+
+
+async def test_pause_is_seen_within_two_seconds_and_so_is_its_end(tmp_path: Path) -> None:
+    twin, log = Twin(), Log()
+    store = tmp_path / "store"
+    async with serving(served(twin, store, log), device(twin, "a", log), device(twin, "b", log)):
+        await log.until(lambda: len(log.of("update", verdict="accepted")) >= 4)
+        pause(store, "the winter")
+        await asyncio.sleep(2)
+        found = await look(twin)
+        assert (found["aggregator"]["state"], found["health"]["state"]) == ("paused", "paused")
+        assert "the winter" in found["health"]["why"] and alarm_of(found) == ""
+        resume(store)
+        await asyncio.sleep(2)
+        found = await look(twin)
+        assert found["aggregator"]["state"] == "ready" and found["health"]["state"] != "paused"
+
+
+async def test_a_device_that_waits_says_for_what_and_is_no_stall(tmp_path: Path) -> None:
+    twin, log = Twin(), Log()
+    empty: list[str] = []
+
+    def resting(name: str) -> Device:
+        return Device(
+            DeviceConfig(
+                connector=twin.connect,
+                federation="f",
+                name=name,
+                train=approach,
+                outbox=None,
+                on_event=log,
+                conditions=[lambda: empty[0] if empty else None],
+                look_every=1.0,
+            )
+        )
+
+    async with serving(served(twin, tmp_path / "store", log), resting("a"), resting("b")):
+        await log.until(lambda: len(log.of("update", verdict="accepted")) >= 8)
+        empty.append("fewer than 32 rows are new")
+        await asyncio.sleep(3600)
+        found = await look(twin)
+        assert found["health"]["state"] == "waiting" and "32 rows" in found["health"]["why"]
+        assert found["devices"]["a"]["why"] == "fewer than 32 rows are new" and not log.of("health", state="stalled")
+        empty.clear()
+        before = len(log.of("update", verdict="accepted"))
+        await log.until(lambda: len(log.of("update", verdict="accepted")) > before + 2)
+        await asyncio.sleep(2)
+        found = await look(twin)
+        assert found["health"]["state"] == "learning" and not found["devices"]["a"]["why"]
+
+
+async def test_a_cancelled_aggregator_says_goodbye(tmp_path: Path) -> None:
+    twin, log = Twin(), Log()
+    serve = asyncio.create_task(served(twin, tmp_path / "store", log).serve())
+    await log.until(lambda: log.of("release"))
+    serve.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serve
+    assert retained(twin).state is AggregatorState.STOPPED
+    assert alarm_of(await look(twin)) == "The aggregator is stopped."
+
+
+async def test_an_aggregator_that_hangs_does_not_look_ready(tmp_path: Path) -> None:
+    twin, log = Twin(), Log()
+    async with serving(served(twin, tmp_path / "store", log)):
+        await log.until(lambda: log.of("release"))
+        await asyncio.sleep(1)
+        status = retained(twin)
+    async with twin.connect(_options("forger")) as connection:
+        await connection.publish(TOPICS.aggregator, frames.encode(status), retain=True)  # it says ready, and is gone
+        found = await look(twin)
+    assert not found["answered"] and alarm_of(found) == "The aggregator does not answer."
+    assert any("did not answer" in line for line in lines(found))
+
+
+def _options(name: str) -> Options:
+    return Options(client_id=name)
+
+
+async def test_an_evaluation_that_raises_ends_nothing(tmp_path: Path) -> None:
+    twin, log = Twin(), Log()
+    returns: list[Any] = [ZeroDivisionError("no rows"), 1 / 3, {"rmse": "high"}, {"rmse": 0.5}]
+
+    def evaluate(parameters: Any) -> Any:
+        found = returns.pop(0) if len(returns) > 1 else returns[0]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async with serving(
+        served(twin, tmp_path / "store", log, evaluate=evaluate),
+        device(twin, "a", log),
+        device(twin, "b", log),
+    ):
+        await log.until(lambda: log.of("evaluation"))
+    assert log.of("evaluation")[0]["metrics"] == {"rmse": 0.5}
+    whys = [event["why"] for event in log.of("evaluation_failed")]
+    assert whys[0] == "ZeroDivisionError: no rows" and "return a dict of numbers" in whys[1] and len(whys) == 3
+
+
+async def test_the_federations_that_there_are_are_named(tmp_path: Path) -> None:
+    twin, log = Twin(), Log()
+    other = served(twin, tmp_path / "g", log)
+    other.config = replace(other.config, federation="g")
+    async with serving(served(twin, tmp_path / "f", log), other):
+        await log.until(lambda: len(log.of("release")) == 2)
+        await asyncio.sleep(1)
+        assert set(await list_federations(twin.connect)) == {"f", "g"}
+
+
+async def test_many_who_ask_get_one_answer_a_second(tmp_path: Path) -> None:
+    twin, log = Twin(), Log()
+    async with serving(served(twin, tmp_path / "store", log)):
+        await log.until(lambda: log.of("release"))
+        async with twin.connect(_options("asker")) as connection:
+            await connection.subscribe(TOPICS.overview)
+            for _ in range(50):
+                for _ in range(20):
+                    await connection.publish(TOPICS.ask, b"x")
+                await asyncio.sleep(0.1)
+            answers = connection.waiting()
+    assert 3 <= len(answers) <= 8
+
+
+async def test_the_row_of_a_lost_device_and_of_one_that_left(tmp_path: Path) -> None:
+    twin, log = Twin(), Log()
+    async with serving(served(twin, tmp_path / "store", log)):
+        async with serving(device(twin, "a", log), device(twin, "b", log)):
+            await log.until(lambda: len(log.of("update", verdict="accepted")) >= 4)
+            (lost,) = clients(twin, "-a-") or clients(twin, "a")[:1]
+            assert lost
+        await asyncio.sleep(SOONEST)
+        found = await look(twin)
+        assert found["devices"]["a"]["state"] == DeviceState.DISCONNECTED.value
+        assert found["health"]["state"] == "waiting" and found["health"]["why"] == "No device is there."
+        async with twin.connect(_options("cleaner")) as connection:
+            await connection.publish(TOPICS.status("a"), b"", retain=True)
+            hello = Hello(state=DeviceState.LOST, outbox=7)
+            await connection.publish(TOPICS.status("b"), frames.encode(hello), retain=True)
+        await asyncio.sleep(1)
+        found = await look(twin)
+        assert found["devices"]["b"]["state"] == "lost" and found["devices"]["a"]["state"] == "unknown"

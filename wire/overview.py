@@ -1,0 +1,85 @@
+"""What an aggregator answers to a look at its federation: its status, and a row for each device, in pages."""
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from midge.wire import frames
+from midge.wire.errors import WireError
+from midge.wire.messages import U32, U63, AggregatorStatus, Message, Metrics, Sentence, Word
+
+ROWS = 200
+"""Rows of a page: about 32 KiB, which every broker takes."""
+
+Age = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""Seconds ago, by the aggregator's monotonic clock: whoever asks needs no clock that agrees with it."""
+
+
+class DeviceRow(Message):
+    """One device, as its aggregator knows it since it was started."""
+
+    name: Word
+    state: Word
+    """What the device said last, or `unknown`; `withdrawn` and `silent` are the aggregator's words."""
+    heard: Age | None = None
+    """Since its last message."""
+    accepted: Age | None = None
+    """Since its last update that was accepted."""
+    updates: U63 = 0
+    """Updates accepted."""
+    refused: U63 = 0
+    """Updates refused since the last one that was accepted."""
+    verdict: Word = ""
+    """Of the last one of these."""
+    why: Sentence = ""
+    """Why it was refused, why nothing is taken from the device, or what the device waits for."""
+    version: U63 = 0
+    """The newest version that the device is known to have."""
+    behind: U63 = 0
+    """Versions between it and the newest."""
+    holds: U63 = 0
+    """Updates in its outbox, as it said last."""
+    wakes: Age = 0.0
+    """Seconds since 1970, by the device's clock, at which one that sleeps wakes."""
+    metrics: Metrics = {}  # noqa: RUF012 - pydantic copies it
+    """What it found last on its own data."""
+    metrics_version: U63 = 0
+    """With which version."""
+
+
+class Overview(Message):
+    """One page of the answer. The body holds the rows."""
+
+    kind: Literal["overview"] = "overview"
+    status: AggregatorStatus
+    page: U32 = 0
+    pages: Annotated[int, Field(ge=1, le=2**20)] = 1
+    """A page that is lost is one of the next answer."""
+    devices: U32 = 0
+    """Rows in all pages."""
+
+
+def encode_pages(status: AggregatorStatus, rows: Sequence[DeviceRow]) -> Iterator[bytes]:
+    """The answer as messages, of at most `ROWS` rows each."""
+    pages = max(1, -(-len(rows) // ROWS))
+    for page in range(pages):
+        some = rows[page * ROWS : (page + 1) * ROWS]
+        header = Overview(status=status, page=page, pages=pages, devices=len(rows))
+        yield frames.encode(header, frames.pack([row.model_dump(exclude_defaults=True) for row in some]))
+
+
+def decode_page(payload: frames.Buffer) -> tuple[Overview, list[DeviceRow]]:
+    """Read one page.
+
+    Raises:
+        WireError: it is none.
+    """
+    fields, body = frames.decode(payload)
+    if fields.get("kind") != "overview":
+        raise WireError("no overview")
+    header = frames.validate(Overview, fields)
+    rows: Any = frames.unpack(body, items=frames.MAX_ITEMS)
+    if not isinstance(rows, tuple) or not all(isinstance(row, dict) for row in rows):
+        raise WireError("an overview's body is no list of rows")
+    return header, [frames.validate(DeviceRow, row) for row in rows]
