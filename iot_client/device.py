@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+from midge.iot_client.board.local_status import answering
 from midge.iot_client.config import DeviceConfig
 from midge.iot_client.parts import DeviceParts
 from midge.iot_client.runtime import DeviceRuntime
@@ -74,7 +75,8 @@ class Device:
             if self._stopped:
                 runtime.connections.stop()
             try:
-                await runtime.run()
+                async with answering(parts.outbox.path, runtime.figures):
+                    await runtime.run()
             finally:
                 if (end := getattr(parts.config.train, "end_training", None)) is not None:
                     end()

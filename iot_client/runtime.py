@@ -7,6 +7,7 @@ back as events. What is stored is on disk before it is sent.
 import asyncio
 import logging
 import math
+import os
 import random
 import time
 from collections.abc import Coroutine
@@ -89,6 +90,7 @@ class DeviceRuntime:
         self._blocked: str | None = None
         """Why the device does not train, as it was told last."""
         self._blocked_since = 0.0
+        self._began, self._written_before = time.monotonic(), parts.budget.written
         self._said_waiting = False
         """Whether the status says so."""
 
@@ -171,6 +173,26 @@ class DeviceRuntime:
             parts.serving.mute(muted is not None)
         if (why, muted, unready) != (session.hindered, session.muted, session.unready):
             self.put(ev.Hindered(why, muted, unready))
+
+    def figures(self) -> dict[str, Any]:
+        """What there is to tell of the device now, as plain values (`iot_client.board.local_status`)."""
+        parts, session = self.parts, self.session
+        parts.count_wear()
+        announced = session.announcement
+        return {
+            "pid": os.getpid(),
+            "seconds": time.monotonic() - self._began,
+            "link": session.link.name.lower(),
+            "work": session.work.name.lower(),
+            "waits": parts.waits,
+            "version": 0 if announced is None else announced.version,
+            "holds": session.holding,
+            "next": session.next,
+            "bytes_up": parts.counters.bytes_up,
+            "bytes_down": parts.counters.bytes_down,
+            "written": parts.budget.written - self._written_before,
+            "month": parts.budget.packed(),
+        }
 
     # ----------------------------------------------------------------------- hooks: words
 

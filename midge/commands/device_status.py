@@ -11,8 +11,9 @@ from typing import Any
 
 from midge.commands.guest import conditions_of
 from midge.commands.parts import Problem
+from midge.iot_client.board.local_status import ask
 
-_DAY = 86_400.0
+_MINUTE, _DAY = 60.0, 86_400.0
 
 
 def run(args: argparse.Namespace, outbox: str) -> int:
@@ -44,8 +45,10 @@ def look(path: Path) -> dict[str, Any]:
             rows = db.execute("SELECT seq, header, LENGTH(body) FROM updates ORDER BY seq").fetchall()
     except sqlite3.Error as error:
         raise Problem(f"{path} cannot be read ({error}): is it an outbox?") from error
+    running = ask(path)
     return {
         "outbox": str(path),
+        "running": running,
         "identity": f"{meta.get('identity', 0):016x}",
         "next": meta.get("next", 1),
         "held": [{"seq": seq, "base": _base(header), "bytes": size} for seq, header, size in rows],
@@ -54,7 +57,7 @@ def look(path: Path) -> dict[str, Any]:
         },
         "predicts": _model(path.with_name(f"{path.name}.model")),
         "samples": _samples(path.with_name(f"{path.name}.samples")),
-        "month": usage(path),
+        "month": usage(path, running),
         "disk": sum(each.stat().st_size for each in path.parent.glob(f"{path.name}*") if each.is_file()),
     }
 
@@ -65,14 +68,22 @@ def _open(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if unused else ''}", uri=True)
 
 
-def usage(path: Path) -> dict[str, Any] | None:
-    """What this month has cost; None where nothing was written down."""
+def usage(path: Path, running: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+    """What this month has cost, of the running device or as it was written down; None if neither is there.
+
+    `as_of` is seconds since 1970. A day's wear is extrapolated from the seconds that it was counted in.
+    """
+    place, now = path.with_name(f"{path.name}.usage.json"), time.time()
     with suppress(OSError, ValueError):
-        spent = json.loads(path.with_name(f"{path.name}.usage.json").read_text())
+        spent = running["month"] if running is not None else json.loads(place.read_text())
+        as_of = now if running is not None else place.stat().st_mtime
         if isinstance(spent, dict):
-            days = max(1.0, (time.time() - float(spent.get("since", 0))) / _DAY) if spent.get("since") else None
-            per_day = None if days is None else int(int(spent.get("written", 0)) / days)
-            return {**spent, "written_per_day": per_day}
+            since = float(spent.get("since", 0))
+            written, seconds = int(spent.get("written", 0)), as_of - since if since else 0.0
+            if running is not None and running["seconds"] >= _MINUTE:
+                written, seconds = running["written"], running["seconds"]  # a month may have been spent off
+            per_day = int(written / seconds * _DAY) if seconds > 0 else None
+            return {**spent, "as_of": as_of, "seconds": seconds, "written_per_day": per_day}
     return None
 
 
@@ -124,6 +135,15 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         + (f", trained from version {', '.join(map(str, bases))}" if bases else "")
         + f"; the next is {found['next']}",
     ]
+    if (running := found["running"]) is not None:
+        waits = f", waits: {running['waits']}" if running["waits"] else ""
+        said.append(
+            f"running   process {running['pid']} for {running['seconds']:.0f} s, link {running['link']}, "
+            f"{running['work']}{waits}, version {running['version']}; "
+            f"{running['bytes_up']:,} bytes up and {running['bytes_down']:,} down"
+        )
+    else:
+        said.append("running   no: what follows was written down last")
     for channel, newest in found["verified"].items():
         said.append(
             f"verified  {channel}: version {newest['version']}, generation {newest['generation']}, "
@@ -136,13 +156,21 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     if (samples := found["samples"]) is not None:
         said.append(f"samples   {samples['bytes']:,} bytes of rows on disk, {samples['new']} rows new when written")
     if (month := found["month"]) is not None:
-        wear = month["written_per_day"]
         said.append(
             f"{month.get('month', ''):<9} {month.get('bytes', 0):,} bytes on the link, {month.get('joules', 0):,.0f} J"
-            + ("" if wear is None else f"; {wear:,} bytes a day written to the flash")
+            + wear(month)
+            + ("" if found["running"] is not None else f"; as of {day(month['as_of'])}")
         )
     said += [f"hindered  {why}" for why in found["hindered"]]
     return said
+
+
+def wear(month: Mapping[str, Any]) -> str:
+    """What goes to the flash in a day, and from how long that is known."""
+    if month["written_per_day"] is None:
+        return ""
+    known = f", by {month['seconds']:.0f} s" if month["seconds"] < _DAY else ""
+    return f"; {month['written_per_day']:,} bytes a day written to the flash{known}"
 
 
 def day(seconds: float | None) -> str:

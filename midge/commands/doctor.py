@@ -16,13 +16,15 @@ from pathlib import Path
 
 from midge.broker import BrokerError, Endpoint
 from midge.broker.audit.results import Finding, Level
-from midge.commands.device_status import day, hindered, look
+from midge.commands.device_status import day, hindered, look, wear
 from midge.commands.parts import Problem, read_config, read_endpoint
 
 _SYNCHRONISED = (Path("/run/systemd/timesync/synchronized"), Path("/var/lib/systemd/timesync/clock"))
 _NEEDED = {"numpy": "1.26", "msgpack": "1.0.8", "pydantic": "2.7", "paho-mqtt": "2.2"}
 _EXTRAS = {"cryptography": "midge[security]", "psutil": "", "torch": "midge[torch]", "zstandard": "midge[zstd]"}
 _ROOM, _LITTLE = 64 * 2**20, 512 * 2**20
+_WEAR = 10**9
+"""Bytes written a day that are too many for a memory card."""
 _SKEW = 300.0
 _TOO_EARLY = 1_704_067_200.0
 """Seconds since 1970 at the start of 2024, before which no Midge was made."""
@@ -95,9 +97,13 @@ def disk(outbox: Path | None) -> Iterator[Finding]:
     yield Finding("disk", f"{free // 2**20:,} MiB free in {place}", level, advice)
     if outbox is not None and outbox.is_file():
         found = look(outbox)
-        wear = (found["month"] or {}).get("written_per_day")
-        seen = f"{len(found['held'])} updates wait" + ("" if wear is None else f"; {wear:,} bytes a day are written")
-        yield Finding("outbox", seen)
+        month = found["month"]
+        hard = month is not None and (month["written_per_day"] or 0) > _WEAR
+        seen = f"{len(found['held'])} updates wait" + ("" if month is None else wear(month))
+        if month is not None and found["running"] is None:
+            seen += f", as of {day(month['as_of'])}"
+        advice = "More than 1 GB a day wears a card out: train less often, by Pace(interval=…) or --train-after."
+        yield Finding("outbox", seen, "warning" if hard else "ok", advice if hard else "")
     elif outbox is not None:
         yield Finding("outbox", f"{outbox} is not there yet; it is made when the device first runs", "note")
 

@@ -248,3 +248,15 @@ async def test_the_row_of_a_lost_device_and_of_one_that_left(tmp_path: Path) -> 
         await asyncio.sleep(1)
         found = await look(twin)
         assert found["devices"]["b"]["state"] == "lost" and found["devices"]["a"]["state"] == "unknown"
+
+
+async def test_an_hour_without_the_broker_is_no_stall(tmp_path: Path) -> None:
+    twin, log = Twin(), Log()
+    async with serving(served(twin, tmp_path / "store", log), device(twin, "a", log), device(twin, "b", log)):
+        await log.until(lambda: len(log.of("update", verdict="accepted")) >= 8)
+        twin.kill()
+        await asyncio.sleep(3600)
+        twin.restart()
+        before = len(log.of("update", verdict="accepted"))
+        await log.until(lambda: len(log.of("update", verdict="accepted")) > before + 4)
+    assert not log.of("health", state="stalled")
