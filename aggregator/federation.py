@@ -7,7 +7,7 @@ stays with its device, and goes on by itself once the disk takes the reserved sp
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from midge.aggregator.config import AggregatorConfig
@@ -28,6 +28,7 @@ from midge.aggregator.model.model import Model
 from midge.aggregator.processor import Processor, Witness
 from midge.aggregator.publish.announcement_signer import Issuer
 from midge.aggregator.publish.model_publisher import Shelf
+from midge.aggregator.publish.notices import StrangerEvents
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.publish_queue import Post
 from midge.aggregator.store.device_erasure import Names
@@ -73,6 +74,9 @@ class FederationRuntime:
         credentials: Credentials | None = None,
         store: Store | None = None,
     ) -> None:
+        # Events of who was never of use are told now and then; who is known is known below.
+        events = StrangerEvents(outlet.tell)
+        outlet = replace(outlet, tell=events)
         self.config, self._outlet = config, outlet
         self.issuer = issuer or Issuer(config.topics)
         self._chunk = config.chunk
@@ -99,6 +103,7 @@ class FederationRuntime:
                 outlet=outlet,
             )
             self.core, self.engine, self.shelf, self.processor = self._rebuilt()
+            events.known = self._ingress.admission.knows
             if not self.core.frozen and not config.asked:
                 raise StoreError(  # noqa: TRY301
                     f"The model in {self.store.directory} waits for statistics of the devices' data, and the "

@@ -21,6 +21,7 @@ from midge.aggregator.metrics.device_activity import ALWAYS, DeviceActivity
 from midge.aggregator.metrics.device_metrics import Reports
 from midge.aggregator.model.model import SERVED
 from midge.aggregator.publish.model_publisher import Shelf
+from midge.aggregator.publish.notices import DropNotices
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.publish_queue import Post
 from midge.aggregator.publish.receipts import Encode, Receipts
@@ -53,6 +54,7 @@ class Witness:
         self.reports = Reports()
         """What devices found on their own data."""
         self.activity = DeviceActivity(devices)
+        self.drops = DropNotices(tell)
         self.notices = StepNotices(tell)
         self.off: tuple[tuple[str, str], ...] = ()
         """Devices whose statistics are off, as they were last told."""
@@ -104,6 +106,7 @@ class Processor:
         self._now = 0.0
         """When the batch under way came."""
         self._core: AggregatorCore = shelf.core
+        ingress.admission.proven = roster.proven = self._core.contributed
         self._receipts = Receipts()
         """What the batch under way tells devices."""
         self.shell = AggregatorShell(self._core, self)
@@ -126,22 +129,47 @@ class Processor:
             if self._bodies.decoded >= self._portion:
                 self.shell.carry_out(actions, now)
                 actions = []
-            try:
-                read = self._read(delivery, now)
-            except WireError as error:
-                self._outlet.meters.dropped["malformed"] += 1
-                self._outlet.tell("dropped", topic=delivery.topic, why=str(error))
-                continue
-            if isinstance(read, ev.Reply | ev.GrantChunks):
-                actions.append(read)  # decided on the way in: nothing is to be asked of the core
-            elif read is not None:
-                actions += self.shell.settle(read, now)
+            began = time.thread_time()
+            actions += self._take(delivery, now)
+            device = delivery.topic.rsplit("/", 1)[-1]
+            self._ingress.admission.worked(device, time.thread_time() - began, now)
         self.shell.carry_out([*actions, *self._core.tick(now)], now)
+
+    def _take(self, delivery: Delivery, now: float) -> Sequence[ev.Action]:
+        """What one delivery comes to."""
+        try:
+            read = self._read(delivery, now)
+        except WireError as error:
+            self._outlet.meters.dropped["malformed"] += 1
+            self._witness.drops.dropped(delivery.topic, str(error), now)
+            return ()
+        if isinstance(read, ev.FetchAsked):
+            read = self._paid(read, now)
+        if isinstance(read, ev.Reply | ev.GrantChunks):
+            return (read,)  # decided on the way in: nothing is to be asked of the core
+        return () if read is None else self.shell.settle(read, now)
+
+    def _paid(self, asked: ev.FetchAsked, now: float) -> ev.FetchAsked | None:
+        """What of a fetch is to be published: what is on its way is free, the rest is the device's to pay for."""
+        fetch, admission, parts = asked.fetch, self._ingress.admission, []
+        name = fetch.version, _span(fetch)
+        for index, size in self._shelf.missed(*name, fetch.parts, now):
+            if not admission.publishes(asked.device, size, now):
+                self._outlet.meters.dropped["over rate"] += 1
+                break
+            self._shelf.repeat(*name, index, size, now)
+            parts.append(index)
+        return ev.FetchAsked(asked.device, fetch.model_copy(update={"parts": tuple(parts)})) if parts else None
 
     # ------------------------------------------------------------------- reading
 
     def _read(self, delivery: Delivery, now: float) -> ev.Event | ev.Reply | ev.GrantChunks | None:
-        origin = self._topics.origin(delivery.topic)
+        try:
+            origin = self._topics.origin(delivery.topic)
+        except WireError:
+            if not self._ingress.stray(delivery.topic, now, len(delivery.payload)):
+                return None  # counted as a flood
+            raise
         if not delivery.retain:
             self._witness.activity.heard(origin.device, now)
         try:
@@ -233,6 +261,8 @@ class Processor:
 
     def journaled(self, record: rec.Record, key: int | None, now: float) -> None:
         """Count and tell an update, and hold it for its step if it was accepted."""
+        if isinstance(record, rec.StatisticsRecord):
+            self._ingress.known.heard(record.device)
         if not isinstance(record, rec.UpdateRecord):
             return
         meters = self._outlet.meters
@@ -314,8 +344,7 @@ class Processor:
 
     def republish(self, fetch: Fetch) -> None:
         """Publish chunks of a frame again."""
-        span = SERVED if fetch.channel == "serve" else fetch.span
-        for post in self._shelf.again(fetch.version, span, fetch.parts):
+        for post in self._shelf.again(fetch.version, _span(fetch), fetch.parts):
             self._outlet.put(post)
 
     def reply(self, device: str, outbox: int, hi: int, settled: Sequence[Settled]) -> None:
@@ -355,3 +384,8 @@ class Processor:
         for post in told:
             self._outlet.put(post)
         failpoint("receipts.handed_over")
+
+
+def _span(fetch: Fetch) -> int:
+    """Of the frame that is asked for, as the store has it."""
+    return SERVED if fetch.channel == "serve" else fetch.span

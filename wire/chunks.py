@@ -8,6 +8,8 @@ import hashlib
 from collections.abc import Iterator
 from heapq import nsmallest
 
+import numpy as np
+
 from midge.wire.errors import WireError
 from midge.wire.frames import Buffer
 
@@ -69,7 +71,7 @@ class Assembly:
         if size > limit:
             raise WireError(f"{size} bytes are over the limit of {limit}")
         self._size, self._chunk, self._sha256 = size, chunk, sha256
-        self._data = bytearray(size)
+        self._data: memoryview | None = None
         self.parts = count(size, chunk)
         self._missing = set(range(self.parts))
 
@@ -107,6 +109,9 @@ class Assembly:
             raise WireError(f"part {part} has {len(data)} bytes, not {expected}")
         if part not in self._missing:
             return False
+        if self._data is None:
+            # Pages that nothing was written to take no memory: a body that is begun costs what has come of it.
+            self._data = np.zeros(self._size, np.uint8).data
         self._data[start : start + expected] = data
         self._missing.discard(part)
         return True
@@ -114,7 +119,8 @@ class Assembly:
     def whole(self) -> memoryview:
         """The whole body, its checksum not looked at."""
         assert not self._missing
-        return memoryview(self._data)
+        assert self._data is not None
+        return self._data
 
     def finish(self) -> memoryview:
         """The whole body.
@@ -124,7 +130,7 @@ class Assembly:
         """
         if self._missing:
             raise WireError(f"{len(self._missing)} parts are missing")
-        if not fits(self._data, self._sha256):
+        if not fits(self.whole(), self._sha256):
             self._missing = set(range(self.parts))
             raise WireError("the checksum of the whole does not match")
-        return memoryview(self._data)
+        return self.whole()

@@ -28,8 +28,6 @@ BLOCK = 64 * SECTION
 _TABLE = np.dtype([("count", "<u2"), ("shift", "u1"), ("zeros", "u1"), ("size", "u1")])
 _LENGTHS = struct.Struct("<II")
 """Bytes of the unary parts of a block: of its numbers of zeros, and of its sizes."""
-_UNARY = 2**20
-"""Bytes of unary parts in one block, at most."""
 FINEST, COARSEST = -40, 60
 """Exponents that a grid may have."""
 
@@ -102,12 +100,10 @@ def _decode_block(reader: rice.BodyReader, block: Integers) -> None:
         raise WireError("a section of the step claims what it cannot hold")
     if (table["zeros"] > rice.WIDEST).any() or (table["size"] > rice.WIDEST).any():
         raise WireError("a section of the step has an unknown parameter")
-    if max(zeros_length, sizes_length) > _UNARY:
-        raise WireError("a block of the step claims what it cannot hold")
     section = np.repeat(np.arange(table.size), counts)
-    zeros = rice.read(reader, zeros_length, table["zeros"][section])
+    zeros = rice.read(reader, zeros_length, table["zeros"][section], section.size + block.size)
     signs = np.unpackbits(np.frombuffer(reader.take(-(-section.size // 8)), np.uint8), count=section.size)
-    sizes = rice.read(reader, sizes_length, table["size"][section])
+    sizes = rice.read(reader, sizes_length, table["size"][section], rice.most_bits(section.size))
     values = (sizes + 1) << table["shift"][section].astype(np.int64)
     if values.size and int(values.max()) > rice.LARGEST:
         raise WireError("a step beyond 32 bits")

@@ -201,7 +201,7 @@ class AggregatorCore(CoreView):
     # --------------------------------------------------------------------- updates
 
     def _offered(self, device: str, update: Update, now: float) -> list[ev.Action]:
-        outbox = self._state.outboxes.raised(device, update.outbox, update.first)
+        outbox = self._raised(device, update.outbox, update.first)
         if (settled := self._admission.hold(device, update, outbox)) is not None:
             return [self._held(device, update, outbox, settled)]
         assert outbox is not None
@@ -217,7 +217,7 @@ class AggregatorCore(CoreView):
         return [ev.GrantChunks(device, update, outbox.hi)]
 
     def _arrived(self, device: str, update: Update, key: int, now: float) -> list[ev.Action]:
-        outbox = self._state.outboxes.raised(device, update.outbox, update.first)
+        outbox = self._raised(device, update.outbox, update.first)
         drop = ev.Drop(key)
         if (settled := self._admission.hold(device, update, outbox)) is not None:
             return [self._held(device, update, outbox, settled), drop]
@@ -275,10 +275,14 @@ class AggregatorCore(CoreView):
 
     def _greeted(self, device: str, number: int, first: int) -> ev.Reply:
         """What we have of an outbox, with the verdicts on what it still holds: their receipts were lost."""
-        outbox = self._state.outboxes.raised(device, number, first)
-        if outbox is None:
-            return ev.Reply(device, number, 0)
+        if self._state.outboxes.get(device, number) is None:
+            return ev.Reply(device, number, first - 1)  # what it says of itself is not remembered before it sends
+        outbox = self._raised(device, number, first)
+        assert outbox is not None
         return ev.Reply(device, number, outbox.hi, outbox.verdicts(first))
+
+    def _raised(self, device: str, number: int, first: int) -> TrackedOutbox | None:
+        return self._state.outboxes.raised(device, number, first, self._state.oldest_base)
 
     def forget(self, device: str, alias: str) -> ev.Journal:
         """Remove what is known of a device.

@@ -3,18 +3,20 @@
 A seq at or below `hi` is settled for good. The verdicts of the last 16 are kept, so that a repeat gets its old one.
 """
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from midge.wire.messages import OUTBOX_LIMIT, Settled, Verdict
 
 _CODES = tuple(Verdict)
 MOST = 64
-"""Outboxes that one device may have had; a broken or hostile one must not fill the memory with new ones."""
+"""Outboxes of one device that are remembered; a broken or hostile one must not fill the memory with new ones."""
 EACH = 4
-"""Outboxes that all devices together may have had, times how many devices there may be."""
+"""Outboxes of all devices together, times how many devices there may be."""
+_LOOKED_AT = 64
+"""Outboxes that are looked at, longest silent first, for one that can be forgotten."""
 
 
 @dataclass(slots=True)
@@ -28,6 +30,18 @@ class TrackedOutbox:
     """Updates that the device gave up or lost, as its own `first` tells."""
     codes: bytearray = field(default_factory=bytearray)
     """The verdicts of the last 16, newest last, as indices of Verdict."""
+    base: int = 0
+    """The newest version of which an update was accepted; 0 if none was. What comes again is of no newer one."""
+
+    @property
+    def decided(self) -> bool:
+        """Whether anything was decided on, and not only said by its device."""
+        return self.hi > self.gaps
+
+    @property
+    def busy(self) -> bool:
+        """Whether an update is being decoded."""
+        return self.claimed != self.hi
 
     def settle(self, seq: int, verdict: Verdict) -> None:
         self.gaps += seq - self.hi - 1
@@ -55,12 +69,20 @@ class TrackedOutbox:
 
 
 class Outboxes:
-    """All of them, by device and identity."""
+    """All of them, by device and identity, those that were decided on longest ago first.
+
+    What is full forgets. First an outbox of which nothing was accepted: what comes of it again is refused again, or
+    taken for the first time. Then one whose accepted updates are all of versions that are gone: again, they are stale.
+    So names that cost nothing never keep a device out.
+    """
 
     def __init__(self, devices: int) -> None:
         self._devices = devices
         self._known: dict[tuple[str, int], TrackedOutbox] = {}
-        self._of: Counter[str] = Counter()
+        self._barren: dict[tuple[str, int], None] = {}
+        """Those of which nothing was accepted, the oldest first."""
+        self._of: dict[str, dict[int, None]] = {}
+        """The numbers of each device's."""
 
     @property
     def devices(self) -> int:
@@ -70,41 +92,101 @@ class Outboxes:
     def get(self, device: str, number: int) -> TrackedOutbox | None:
         return self._known.get((device, number))
 
-    def obtain(self, device: str, number: int) -> TrackedOutbox:
-        """The outbox, new where it was not known: for what is in the journal."""
-        known = self._known.get((device, number))
-        if known is None:
-            self._of[device] += 1
-            known = self._known[device, number] = TrackedOutbox()
-        return known
+    def settle(self, device: str, number: int, seq: int, verdict: Verdict, base: int) -> None:
+        """Take a verdict of the journal."""
+        outbox = self._obtain(device, number)
+        outbox.settle(seq, verdict)
+        if verdict is Verdict.ACCEPTED:
+            outbox.base = max(outbox.base, base)
+            self._barren.pop((device, number), None)
+        # The longest silent are at the beginning.
+        self._known[device, number] = self._known.pop((device, number))
+        self._of[device][number] = self._of[device].pop(number)
 
-    def raised(self, device: str, number: int, first: int) -> TrackedOutbox | None:
-        """The outbox, with all that the device no longer holds counted as settled; None where there is no room."""
+    def _obtain(self, device: str, number: int) -> TrackedOutbox:
+        known = self._known.get((device, number))
+        return known or self._add(device, number, TrackedOutbox())
+
+    def _add(self, device: str, number: int, outbox: TrackedOutbox) -> TrackedOutbox:
+        self._known[device, number] = outbox
+        self._of.setdefault(device, {})[number] = None
+        if not outbox.base:
+            self._barren[device, number] = None
+        return outbox
+
+    def raised(self, device: str, number: int, first: int, oldest_base: int = 0) -> TrackedOutbox | None:
+        """The outbox, with all that the device no longer holds counted as settled; None where there is no room.
+
+        `oldest_base` is the oldest version of which an update may still be taken.
+        """
         outbox = self.get(device, number)
         if outbox is None:
-            new = device not in self._of
-            full = len(self._known) >= EACH * self._devices
-            if full or (new and len(self._of) >= self._devices) or self._of[device] >= MOST:
+            if not self._make_room(device, oldest_base):
                 return None
-            outbox = self.obtain(device, number)
-        if outbox.claimed == outbox.hi and first - 1 > outbox.hi:
+            outbox = self._obtain(device, number)
+        if not outbox.busy and first - 1 > outbox.hi:
             outbox.gaps += first - 1 - outbox.hi
             outbox.hi = outbox.claimed = first - 1
             outbox.codes.clear()
         return outbox
 
+    def _make_room(self, device: str, oldest_base: int) -> bool:
+        """Forget what must be forgotten for one more outbox of this device; whether there is room for it then."""
+        mine = [(device, number) for number in self._of.get(device, ())]
+        while (alone := len(mine) >= MOST) or self._full(new=not mine):
+            name = None if alone else self._first(self._barren, oldest_base) or self._first(self._known, oldest_base)
+            # A board without a disk begins an outbox at each start. The one that was silent longest is gone: no board
+            # that has it was heard through all the starts since.
+            name = (
+                name or self._first(mine, oldest_base) or next((one for one in mine if not self._known[one].busy), None)
+            )
+            if name is None:
+                return False
+            self._drop(name)
+            if name in mine:
+                mine.remove(name)
+        return True
+
+    def _full(self, *, new: bool) -> bool:
+        return len(self._known) >= EACH * self._devices or (new and len(self._of) >= self._devices)
+
+    def _first(self, names: Iterable[tuple[str, int]], oldest_base: int) -> tuple[str, int] | None:
+        """The first of a few that nothing is lost with."""
+        return next(
+            (
+                name
+                for name in islice(names, _LOOKED_AT)
+                if not self._known[name].busy and self._known[name].base < max(1, oldest_base)
+            ),
+            None,
+        )
+
+    def _drop(self, name: tuple[str, int]) -> None:
+        del self._known[name]
+        self._barren.pop(name, None)
+        numbers = self._of[name[0]]
+        del numbers[name[1]]
+        if not numbers:
+            del self._of[name[0]]
+
     def forget(self, device: str) -> None:
         """Remove all outboxes of a device."""
-        for name in [name for name in self._known if name[0] == device]:
-            del self._known[name]
-        self._of.pop(device, None)
+        for number in list(self._of.get(device, ())):
+            self._drop((device, number))
 
     def dump(self) -> list[list[Any]]:
-        return [[*name, box.hi, box.gaps, bytes(box.codes)] for name, box in self._known.items()]
+        """Those that were decided on: what a device only said of itself is not remembered for it."""
+        return [[*name, box.hi, box.gaps, bytes(box.codes)] for name, box in self._known.items() if box.decided]
 
-    def load(self, state: Iterable[Any]) -> None:
+    def bases(self) -> list[int]:
+        """The newest version that each of those has an update of, in their order."""
+        return [box.base for box in self._known.values() if box.decided]
+
+    def load(self, state: Iterable[Any], bases: Iterable[int]) -> None:
+        """Take up what was dumped."""
         self._known.clear()
+        self._barren.clear()
         self._of.clear()
-        for device, number, hi, gaps, codes in state:
-            self._known[device, number] = TrackedOutbox(hi, hi, gaps, bytearray(codes))
-            self._of[device] += 1
+        for (device, number, hi, gaps, codes), base in zip(state, bases, strict=False):
+            if hi > gaps:  # earlier checkpoints have some that were never decided on
+                self._add(device, number, TrackedOutbox(hi, hi, gaps, bytearray(codes), base))

@@ -123,7 +123,7 @@ class CoreState:
                 pass
 
     def _take_update(self, record: rec.UpdateRecord) -> None:
-        self.outboxes.obtain(record.device, record.outbox).settle(record.seq, Verdict(record.verdict))
+        self.outboxes.settle(record.device, record.outbox, record.seq, Verdict(record.verdict), record.base)
         self.counts[record.verdict] += 1
         # A refused update teaches nothing: otherwise what is turned away would still move the fleet's medians.
         if record.verdict == Verdict.ACCEPTED:
@@ -194,6 +194,7 @@ class CoreState:
             "frozen": self.frozen,
             "counts": dict(self.counts),
             "outboxes": self.outboxes.dump(),
+            "bases": self.outboxes.bases(),
             "heard": self.heard.dump(),
             "margin": self.margin.dump(),
             "fleet": self.fleet.dump(),
@@ -218,7 +219,8 @@ class CoreState:
         self.step = state["step"]
         self.frozen = state["frozen"]
         self.counts = Counter(state["counts"])
-        self.outboxes.load(state["outboxes"])
+        # Earlier checkpoints do not say of which version the last update was: then it is of the newest.
+        self.outboxes.load(state["outboxes"], state.get("bases", [self.version] * len(state["outboxes"])))
         self.heard.load(state["heard"])
         self.margin.load(state["margin"])
         self.served = state["served"]

@@ -110,6 +110,10 @@ class CoreView:
         known = self._state.outboxes.get(device, outbox)
         return 0 if known is None else known.hi
 
+    def contributed(self, device: str) -> bool:
+        """Whether an update of this device was ever accepted."""
+        return self._state.heard.given(device) > 0
+
     def waits(self, device: str) -> bool:
         """Whether an update of this device waits for its step."""
         return self._state.waiting(device) > 0

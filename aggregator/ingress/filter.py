@@ -119,6 +119,7 @@ class IngressFilter:
     ) -> None:
         self.admission, self.credentials, self.known = admission, credentials, known
         self.reassembler, self.bodies = reassembler, bodies
+        reassembler.known = self._knows
         self._outlet, self._dropped = outlet, outlet.meters.dropped
 
     def update(
@@ -129,7 +130,7 @@ class IngressFilter:
         Raises:
             WireError: it does not keep the protocol.
         """
-        if self._floods(device, now):
+        if self._floods(device, now, len(payload)):
             return None
         message, body = messages.decode_update(payload)
         if self.known.withdrawn(device):
@@ -145,7 +146,7 @@ class IngressFilter:
                 body = self.credentials.opened(device, message, body)
         except BadSignature as error:
             return self._unsigned(device, message, str(error), hi)
-        self.known.heard(device)
+        self._heard(device)
         match message:
             case Update(kind="update"):
                 return ev.Arrived(device, message, self.bodies.keep(body))
@@ -180,7 +181,7 @@ class IngressFilter:
         Raises:
             WireError: it is none.
         """
-        if self._floods(device, now):
+        if self._floods(device, now, len(payload)):
             return None
         hello, body = messages.decode(Hello, payload)
         return hello if self._believed(device, hello, body, payload) else None
@@ -191,7 +192,7 @@ class IngressFilter:
         Raises:
             WireError: it is none.
         """
-        if self._floods(device, now):
+        if self._floods(device, now, len(payload)):
             return None
         if self.known.withdrawn(device):
             self._dropped["forgotten"] += 1
@@ -211,7 +212,7 @@ class IngressFilter:
             return None
         if self.known.withdrawn(device):
             return ev.Reply(device, hello.outbox, 0, (_withdrawal(hello.first),))
-        self.known.heard(device)
+        self._heard(device)
         return ev.Greeted(device, hello.outbox, hello.first)
 
     def unseal(self, device: str, update: Update, body: Body) -> Update:
@@ -231,6 +232,7 @@ class IngressFilter:
 
     def judged(self, device: str, verdict: str, now: float) -> None:
         """An update of this device has been decided on."""
+        self.known.heard(device)
         if verdict == Verdict.ACCEPTED:
             self.admission.pleased(device)
         elif verdict in OFFENCES:
@@ -247,12 +249,24 @@ class IngressFilter:
         self.reassembler.forget(device)
         self.admission.forget(device)
 
+    def _knows(self, device: str) -> bool:
+        return self.admission.knows(device)
+
+    def _heard(self, device: str) -> None:
+        """Note who was heard, for the names that grow old: those of which something is kept, or any name would be."""
+        if self._knows(device):
+            self.known.heard(device)
+
     def _offended(self, device: str, now: float) -> None:
         if term := self.admission.offended(device, now):
             self._outlet.tell("quarantine", device=device, seconds=term)
 
-    def _floods(self, device: str, now: float) -> bool:
-        if self.admission.hears(device, now):
+    def stray(self, topic: str, now: float, size: int) -> bool:
+        """Whether a message on a topic that is no device's is looked at: whose it is, the topic's end says at most."""
+        return not self._floods(topic.rsplit("/", 1)[-1][:64], now, size)
+
+    def _floods(self, device: str, now: float, size: int) -> bool:
+        if self.admission.hears(device, now, size):
             return False
         self._dropped["flood"] += 1
         return True

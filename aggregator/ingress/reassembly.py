@@ -1,4 +1,9 @@
-"""Puts updates together that come in chunks, under a budget of memory."""
+"""Puts updates together that come in chunks, under a budget of memory.
+
+An offer reserves a window of chunks, and all of its update once a window has come: so who only offers holds little,
+and who sends is not interrupted for want of room. If there is none, the slowest makes room, if it is slower than a link
+that is in use should be; and for a device of which an update was accepted, whoever is not known.
+"""
 
 from collections import Counter
 from collections.abc import Callable
@@ -12,9 +17,10 @@ WINDOW = 8
 """Chunks that a device may have under way."""
 LARGE = 2**20
 """Bytes above which it is told how far an update is."""
-PATIENCE = 120.0
-"""Seconds after which an assembly whose device fell silent makes room for another: a link that comes back within two
-minutes goes on with what is here."""
+YOUNG = 10.0
+"""Seconds for which an assembly makes no room for another, whatever has come."""
+SLOW = 600.0
+"""Seconds within which an update must be on its way to be here, or it makes room for another that needs it."""
 _NO_ROOM, _WRONG = 5.0, 60.0
 """Seconds after which a device offers again: room may be made at any time, a wrong offer needs another program."""
 
@@ -27,6 +33,12 @@ class Assembling:
     assembly: Assembly
     granted: set[int]
     touched: float
+    opened: float
+    reserved: int = 0
+
+    def pace(self, now: float) -> float:
+        """Share of it that has come, for each second."""
+        return self.assembly.here / max(1, self.assembly.size) / max(1e-9, now - self.opened)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +64,8 @@ class UpdateReassembler:
         self._progress = progress
         """Called with a device, and how many bytes of its update are here, twenty times for a large one."""
         self._assembling: dict[str, Assembling] = {}
+        self.known: Callable[[str], bool] = lambda _device: False
+        """Whether an update of a device was ever accepted."""
 
     def grant(self, device: str, update: Update, chunk: int, now: float) -> Grant | Settled:
         """Make room for an offered update and say which chunks to send, or why not now.
@@ -73,26 +87,42 @@ class UpdateReassembler:
         current = self._assembling.get(device)
         if current is None or _identity(current.update) != _identity(update):
             self._assembling.pop(device, None)
-            # Reserved before the first byte comes: otherwise many half updates could fill the memory, and none end.
-            if not self._has_room(update.size, now):
-                return None
             size = part_size(update.size, update.parts)
             if size > chunk:
                 raise WireError(f"chunks of {size} bytes; at most {chunk} are taken")
             assembly = self._assembly(update.size, size, update.sha256, limit=self._budget)
             if assembly.parts != update.parts:
                 raise WireError(f"{update.size} bytes do not make {update.parts} parts")
-            current = self._assembling[device] = Assembling(update, assembly, set(), now)
-        current.touched = now
+            current = Assembling(update, assembly, set(), now, now)
         parts = current.assembly.missing(WINDOW)
-        current.granted = set(parts)
+        # Reserved before the first byte comes: otherwise many half updates could fill the memory, and none end.
+        begun = current.assembly.here >= WINDOW * part_size(update.size, update.parts)
+        wanted = update.size if begun else min(update.size, WINDOW * part_size(update.size, update.parts))
+        if not self._has_room(device, wanted, now):
+            return None
+        self._assembling[device] = current
+        current.touched, current.granted, current.reserved = now, set(parts), wanted
         return Grant(seq=current.update.seq, parts=parts)
 
-    def _has_room(self, size: int, now: float) -> bool:
-        for device, item in list(self._assembling.items()):
-            if now - item.touched > PATIENCE:
-                del self._assembling[device]
-        return size + sum(item.assembly.size for item in self._assembling.values()) <= self._budget
+    def _has_room(self, device: str, wanted: int, now: float) -> bool:
+        """Whether there is so much room for a device's update, that of others made if it must be."""
+        others = {name: item for name, item in self._assembling.items() if name != device}
+        room = self._budget - sum(item.reserved for item in others.values())
+        if room >= wanted:
+            return True
+        known = self.known(device)
+        slow = [
+            name
+            for name, item in others.items()
+            if (now - item.opened > YOUNG and item.pace(now) < 1 / SLOW) or (known and not self.known(name))
+        ]
+        slow.sort(key=lambda name: (self.known(name), others[name].pace(now), others[name].touched))
+        for name in slow:
+            self._dropped["half an update, for another"] += 1
+            room += self._assembling.pop(name).reserved
+            if room >= wanted:
+                return True
+        return False
 
     def add(self, device: str, chunk: Chunk, body: memoryview, now: float) -> Whole | Update | None:
         """Take a chunk in. Returns the update if it is whole, its header if more chunks may come, or nothing yet.

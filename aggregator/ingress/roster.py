@@ -1,7 +1,8 @@
 """The newest status of each device: how many are online, and what they call the model's inputs."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import islice
 
 from midge.aggregator.core import events as ev
 from midge.aggregator.core.inputs import Inputs
@@ -10,6 +11,9 @@ from midge.wire.errors import WireError
 from midge.wire.messages import Hello
 
 log = logging.getLogger("aggregator")
+
+_LOOKED_AT = 64
+"""Statuses that are looked at for one to be forgotten."""
 
 
 class Roster:
@@ -26,6 +30,8 @@ class Roster:
         self.devices: dict[str, Hello] = {}
         self.waits: dict[str, str] = {}
         """What devices wait for that are there, by their own word; an update of theirs ends it."""
+        self.proven: Callable[[str], bool] = lambda _device: False
+        """Whether an update of a device was ever accepted."""
         self._online = 0
         self._unlike: Mapping[str, str] = {}
 
@@ -41,21 +47,32 @@ class Roster:
         Raises:
             WireError: more devices have a status than are kept.
         """
+        found: list[ev.Event | ev.Announce] = []
         before = self.devices.get(device)
         if before is None and len(self.devices) >= self._most:
-            raise WireError(f"more than {self._most} devices have a status")
+            found += self._make_room()
         self.devices[device] = hello
         if hello.waits and hello.state.live:
             self.waits[device] = hello.waits
         else:
             self.waits.pop(device, None)
-        found: list[ev.Event | ev.Announce] = []
         if before is None or before.features != hello.features:
             found += self._named(device, hello)
         self._online += int(hello.state.live) - int(before is not None and before.state.live)
         if before is None or before.state is not hello.state:
             self._outlet.tell("device", device=device, state=hello.state.value)
         return [*found, ev.DevicesOnline(self._online)]
+
+    def _make_room(self) -> list[ev.Event]:
+        """Forget the status of one of the first that never contributed: names cost nothing, and anyone can make some.
+
+        Raises:
+            WireError: all of them have.
+        """
+        for name in islice(self.devices, _LOOKED_AT):
+            if not self.proven(name):
+                return self.leave(name)
+        raise WireError(f"more than {self._most} devices have a status")
 
     def _named(self, device: str, hello: Hello) -> list[ev.Event | ev.Announce]:
         """Follow what a device calls its inputs."""

@@ -3,6 +3,7 @@
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 from midge.wire.messages import Verdict
 
@@ -10,6 +11,8 @@ WINDOW = 300.0
 """Seconds that "the last minutes" are."""
 _SLICE = 15.0
 """Seconds in which verdicts are counted together."""
+_LOOKED_AT = 64
+"""Names that are looked at for one to be forgotten."""
 ALWAYS = 5
 """Refusals in a row from which a device counts as refused every time."""
 _NOT_OF_THE_DEVICE = frozenset({Verdict.ACCEPTED, Verdict.BUSY, Verdict.PAUSED, Verdict.FORGOTTEN})
@@ -68,7 +71,7 @@ class DeviceActivity:
         known = self._devices.get(device)
         if known is not None:
             known.heard = now
-        elif len(self._devices) < self._most:
+        elif len(self._devices) < self._most or self._make_room():
             self._devices[device] = Activity(now)
 
     def settled(self, device: str, verdict: str, why: str, now: float, *, base: int = 0) -> bool:
@@ -120,6 +123,14 @@ class DeviceActivity:
             verdict for known in self._devices.values() for verdict, at in known.verdicts.items() if at >= now - WINDOW
         )
         return Counter(recent)
+
+    def _make_room(self) -> bool:
+        """Forget a name of which nothing was accepted, of those that came first: names cost nothing."""
+        for name in islice(self._devices, _LOOKED_AT):
+            if not self._devices[name].updates:
+                self.forget(name)
+                return True
+        return False
 
     def _count(self, verdict: str, now: float) -> None:
         if not self._slices or now >= self._slices[-1][0] + _SLICE:

@@ -5,10 +5,12 @@ snapshots. From any of the last 32 versions a device finds a cheap way to the ne
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 
 from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.engine import Engine
+from midge.aggregator.ingress.rate_limits import Bucket
 from midge.aggregator.model.model import SERVED, Frame
 from midge.aggregator.model.step_merging import listed
 from midge.aggregator.publish.publish_queue import Post
@@ -24,6 +26,13 @@ GRACE = 10.0
 PART = 64 * 1024
 """Bytes of a frame's chunk, at most. A broker with one thread does nothing else while it copies one to a device, so
 that large ones are what others' messages wait for; on the way up, each device has one at a time."""
+_FRESH = 3.0
+"""Seconds for which a chunk that was published is not published again: it is on its way to whoever asks, who wait
+longer than that before they do."""
+_REMEMBERED = 10_000
+"""Chunks after which those that were published longer ago are forgotten."""
+_CACHED = 2**25
+"""Bytes of frames that are at hand for who asks for chunks of them, or one frame if it is larger."""
 
 
 class Shelf:
@@ -48,6 +57,14 @@ class Shelf:
         """What the store says of the frames at the broker, read once: a release asks several times."""
         self._leaving: dict[tuple[int, int], float] = {}
         """When each frame that has left the list is taken back."""
+        self._said: dict[tuple[int, int, int], float] = {}
+        """When each chunk, by version, span and number, was published last, of the last seconds."""
+        self._cached: OrderedDict[tuple[int, int], tuple[bytes, bytes]] = OrderedDict()
+        """Frames that were asked for, with their checksums."""
+        rate = core.strategy.byte_rate
+        self._again = Bucket(rate, max(rate, PART), max(rate, PART), 0.0) if rate else None
+        """What is published again is within the federation's rate, whoever asks."""
+        self._now = 0.0
 
     def add(self, new: Sequence[Frame]) -> None:
         """Keep new frames in the store: before they are published, so that a crash leaves none unknown."""
@@ -65,6 +82,9 @@ class Shelf:
 
     def release(self, new: Sequence[Frame], now: float) -> Iterator[Post]:
         """The posts of a release: its frames, the announcement, and the clearing of what is off the shelf."""
+        self._now = now
+        if len(self._said) > _REMEMBERED:
+            self._said = {chunk: at for chunk, at in self._said.items() if now < at + _FRESH}
         for frame in new:
             yield from self._parts(frame)
         yield self.announcement()
@@ -119,11 +139,49 @@ class Shelf:
         yield from self._served()
         yield from self._clear()
 
+    def missed(self, version: int, span: int, parts: Sequence[int], now: float) -> Iterator[tuple[int, int]]:
+        """Those of the chunks that a device missed that may be published again, each with its bytes.
+
+        None where the frame is not on offer, where the chunk was just published, and where others have used up what
+        the federation publishes again. Nothing is read for this. What is taken up is published by `again`.
+        """
+        name = version, span
+        frame = next((each for each in self._published() if (each.version, each.span) == name), None)
+        if frame is None or not (name in self._leaving or name in self._listed()):
+            return
+        count = self._count(frame.size)
+        size = chunks.part_size(frame.size, count)
+        for index in sorted(set(parts)):
+            if self._again is not None and self._again.fill(now) < 0:
+                return
+            if index < count and now >= self._said.get((version, span, index), -_FRESH) + _FRESH:
+                yield index, size
+
+    def repeat(self, version: int, span: int, index: int, size: int, now: float) -> None:
+        """Charge the federation for a chunk that is published again."""
+        self._said[version, span, index] = now
+        if self._again is not None:
+            self._again.tokens -= size
+
     def again(self, version: int, span: int, parts: Sequence[int]) -> Iterator[Post]:
         """Some chunks of a frame that a device missed; none where it is not on offer."""
-        data = self._engine.store.frame(version, span)
-        if data is not None and ((version, span) in self._leaving or (version, span) in self._listed()):
-            yield from (post for index, post in enumerate(self._parts(Frame(version, span, data))) if index in parts)
+        if (version, span) in self._leaving or (version, span) in self._listed():
+            data, sha256 = self._frame(version, span)
+            if sha256:
+                yield from self._parts(Frame(version, span, data), sha256, parts, again=True)
+
+    def _frame(self, version: int, span: int) -> tuple[bytes, bytes]:
+        """A frame of the store and its checksum; nothing where there is none."""
+        name = version, span
+        if name not in self._cached:
+            data = self._engine.store.frame(version, span)
+            if data is None:
+                return b"", b""
+            self._cached[name] = data, chunks.checksum(data)
+            while len(self._cached) > 1 and sum(len(data) for data, _ in self._cached.values()) > _CACHED:
+                self._cached.popitem(last=False)
+        self._cached.move_to_end(name)
+        return self._cached[name]
 
     def announcement(self) -> Post:
         """What there is to train from, as far as it is carried out: within a batch the core may be ahead of that."""
@@ -166,10 +224,17 @@ class Shelf:
     def _listed(self) -> set[tuple[int, int]]:
         return {(info.version, info.span) for info in self._offered()} | {(self.core.served, SERVED)}
 
-    def _parts(self, frame: Frame) -> Iterator[Post]:
+    def _parts(
+        self, frame: Frame, sha256: bytes = b"", wanted: Sequence[int] | None = None, *, again: bool = False
+    ) -> Iterator[Post]:
+        """The chunks of a frame, or those that are wanted."""
         parts = self._count(len(frame.data))
-        sha256 = chunks.checksum(frame.data)
-        for index, body in enumerate(chunks.cut(frame.data, chunks.part_size(len(frame.data), parts))):
+        size = chunks.part_size(len(frame.data), parts)
+        sha256 = sha256 or chunks.checksum(frame.data)
+        view = memoryview(frame.data)
+        for index in range(parts) if wanted is None else sorted(set(wanted)):
+            if index >= parts:
+                return
             header = Part(
                 lineage=self.core.lineage,
                 generation=self.core.generation,
@@ -179,7 +244,9 @@ class Shelf:
                 parts=parts,
                 sha256=sha256,
             )
-            yield Post(self._topic(frame.version, frame.span, index), frames.encode(header, body))
+            self._said[frame.version, frame.span, index] = self._now
+            topic = self._topic(frame.version, frame.span, index)
+            yield Post(topic, frames.encode(header, view[index * size : (index + 1) * size]), again=again)
 
     def _topic(self, version: int, span: int, index: int) -> str:
         if span == SERVED:
@@ -207,6 +274,8 @@ class Shelf:
     def withdrawn(self, gone: Sequence[tuple[int, int]]) -> None:
         """These frames are off the broker."""
         failpoint("frame.cleared")
+        for name in gone:
+            self._cached.pop(name, None)
         self._engine.store.withdraw(gone, keep=self._stepping_back)
         self._on_offer = None
         failpoint("frame.withdrawn")

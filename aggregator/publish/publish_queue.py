@@ -1,4 +1,9 @@
-"""What waits to be published, sent in order with a window of unacknowledged messages."""
+"""What waits to be published, sent with a window of unacknowledged messages and of bytes.
+
+What is retained stands for its topic, so that a newer message takes the place of one that still waits: what a slow link
+has not carried yet is never more than what stands at the broker, and the receipts. Receipts go first, for devices wait
+for them; then releases, each announcement behind the frames that it names; last what is published again on request.
+"""
 
 import asyncio
 import logging
@@ -12,6 +17,10 @@ log = logging.getLogger("aggregator")
 
 WINDOW = 64
 """Messages that wait for the broker's acknowledgement at once."""
+WINDOW_BYTES = 2**19
+"""Bytes of retained messages that do: what a receipt waits for on a slow link, and yet 10 MB/s at 50 ms."""
+MOST_RECEIPTS = 2**24
+"""Bytes of receipts that wait. The oldest go: their devices send again, and are told again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,29 +34,60 @@ class Post:
     """Version and span of the frame that is off the broker once this last post of it has been acknowledged."""
     since: float | None = None
     """Of a receipt: when what it answers had arrived."""
+    again: bool = False
+    """Whether it stands at the broker already, or should: a device asked for it."""
+
+
+_NEWER = "\0"
+"""Behind a topic: the key of the newest message on it, if an older one waits. No topic has it."""
 
 
 class PublishQueue:
     """A queue that outlives connections. After a reconnect it is cleared: then everything is published again."""
 
     def __init__(self, sent: Callable[[Post], None]) -> None:
-        self._waiting: deque[Post] = deque()
+        self._receipts: deque[Post] = deque()
+        self._retained: dict[str, Post] = {}
+        self._again: dict[str, Post] = {}
         self._sent = sent
         self._news = asyncio.Event()
         self._idle = asyncio.Event()
         self._under_way = 0
+        self._bytes_under_way = self._receipt_bytes = 0
 
     def put(self, post: Post) -> None:
-        self._waiting.append(post)
+        if not post.retain:
+            self._receipts.append(post)
+            self._receipt_bytes += len(post.payload)
+            while self._receipt_bytes > MOST_RECEIPTS:
+                self._receipt_bytes -= len(self._receipts.popleft().payload)
+        elif post.again:
+            if post.topic not in self._retained:
+                self._again.setdefault(post.topic, post)
+        else:
+            self._stand(post)
         self._idle.clear()
         self._news.set()
 
+    def _stand(self, post: Post) -> None:
+        """Queue what is retained, at the end: an announcement must not overtake the frames that it names."""
+        waiting, topic = self._retained, post.topic
+        self._again.pop(topic, None)
+        if not post.payload:
+            waiting.pop(topic, None)
+        elif topic in waiting:
+            # The one that waits keeps its place, or announcements that come faster than they go would never go.
+            topic += _NEWER
+        waiting.pop(topic, None)
+        waiting[topic] = post
+
     def clear(self) -> None:
-        self._waiting.clear()
-        self._under_way = 0
+        for waiting in (self._receipts, self._retained, self._again):
+            waiting.clear()
+        self._under_way = self._bytes_under_way = self._receipt_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._waiting) + self._under_way
+        return len(self._receipts) + len(self._retained) + len(self._again) + self._under_way
 
     async def drained(self) -> None:
         """Wait until nothing waits and everything has been acknowledged."""
@@ -60,17 +100,29 @@ class PublishQueue:
         Raises:
             ConnectionLost: it ended.
         """
-        window = asyncio.Semaphore(WINDOW)
         async with asyncio.TaskGroup() as tasks:
             while True:
-                while self._waiting:
-                    await window.acquire()
+                while (post := self._next()) is not None:
                     self._under_way += 1
-                    tasks.create_task(self._publish(connection, self._waiting.popleft(), window))
+                    self._bytes_under_way += len(post.payload) if post.retain else 0
+                    tasks.create_task(self._publish(connection, post))
                 self._news.clear()
                 await self._news.wait()
 
-    async def _publish(self, connection: Connection, post: Post, window: asyncio.Semaphore) -> None:
+    def _next(self) -> Post | None:
+        """Take the next message out that may go now."""
+        if self._under_way >= WINDOW:
+            return None
+        if self._receipts:
+            post = self._receipts.popleft()
+            self._receipt_bytes -= len(post.payload)
+            return post
+        waiting = self._retained or self._again
+        if not waiting or self._bytes_under_way >= WINDOW_BYTES:
+            return None
+        return waiting.pop(next(iter(waiting)))
+
+    async def _publish(self, connection: Connection, post: Post) -> None:
         try:
             await connection.publish(post.topic, post.payload, qos=1, retain=post.retain)
         except (PublishRefused, PacketTooLarge) as error:
@@ -78,7 +130,8 @@ class PublishQueue:
         else:
             self._sent(post)
         finally:
-            window.release()
             self._under_way -= 1
+            self._bytes_under_way -= len(post.payload) if post.retain else 0
+            self._news.set()
             if not len(self):
                 self._idle.set()

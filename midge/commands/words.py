@@ -61,6 +61,10 @@ def sentence(event: Mapping[str, Any]) -> str:
             return f"On the data of {devices} devices: " + "; ".join(_spread(*item) for item in metrics.items())
         case {"event": "serve", "version": version}:
             return f"Version {version} released for use."
+        case {"event": "dropped", "topic": topic, "why": why, "untold": untold}:
+            return f"Dropped what came on {topic}: {why} ({untold} others before it were not told)"
+        case {"event": "untold", "events": events}:
+            return f"{events} events of devices that never sent an update were not told."
         case {"event": "dropped", "topic": topic, "why": why}:
             return f"Dropped what came on {topic}: {why}"
         case {"event": "training", "version": version}:

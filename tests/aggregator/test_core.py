@@ -366,9 +366,49 @@ def test_devices_and_outboxes_have_bounds() -> None:
     assert core.handle(ev.Greeted("c", 1, 1), 0) == [ev.Reply("c", 1, 0)]
     for outbox in range(2, 500):
         core.handle(ev.Greeted("a", outbox, 1), 0)
-    assert len(core.dump()["outboxes"]) < 100
+    assert len(core.dump()["outboxes"]) == 2, "a greeting makes nothing durable"
     assert told(arrive(core, "a", update(2))).verdict is Verdict.ACCEPTED
-    assert told(arrive(core, "a", update(1, outbox=499))).verdict is Verdict.BUSY
+
+
+def test_the_start_of_a_board_without_a_disk_is_served_however_many_came_before() -> None:
+    """Seen to fail at the 65th: `busy`, for ever, and the way out withdrew the name."""
+    core = started(bounds=Bounds(devices=2))
+    for start in range(200):
+        core.handle(ev.Greeted("a", 1000 + start, 1), 0)
+        assert told(arrive(core, "a", update(1, outbox=1000 + start))).verdict is Verdict.ACCEPTED
+        core.load(core.dump())
+    known = [number for device, number, *_ in core.dump()["outboxes"] if device == "a"]
+    assert len(known) <= 8
+    assert core.hi("a", 1199) == 1
+
+
+def foreign() -> Update:
+    return update(1).model_copy(update={"lineage": bytes(16)})
+
+
+def test_names_that_cost_nothing_do_not_keep_out_who_comes_later() -> None:
+    """Seen to fail: names that only ever greeted, or were refused, had all the room, after a restart too."""
+    core = started(bounds=Bounds(devices=10))
+    assert told(arrive(core, "known", update(1))).verdict is Verdict.ACCEPTED
+    for number in range(100):
+        core.handle(ev.Greeted(f"greets{number}", number, 1), 0)
+        arrive(core, f"junk{number}", foreign())
+        core.handle(ev.Offered(f"offers{number}", update(1).model_copy(update={"kind": "offer"})), 0)
+        assert told(arrive(core, f"junk{number}", foreign())).repeat
+    core.load(core.dump())
+    assert told(arrive(core, "newcomer", update(1))).verdict is Verdict.ACCEPTED
+    assert told(arrive(core, "known", update(1))).repeat
+
+
+def test_what_was_accepted_is_not_forgotten_for_another_while_it_could_count_twice() -> None:
+    core = started(bounds=Bounds(devices=2))
+    for device in "ab":
+        assert told(arrive(core, device, update(1))).verdict is Verdict.ACCEPTED
+    assert told(arrive(core, "c", update(1))).verdict is Verdict.BUSY
+    core.forget_bases(core.version + 1)
+    core.handle(ev.Offered("c", update(1).model_copy(update={"kind": "offer"})), 0)
+    assert core.hi("a", 1) == 0, "its version is gone: what comes again is stale"
+    assert told(arrive(core, "a", update(1))).verdict is Verdict.STALE
 
 
 # ---------------------------------------------------------------------- verdicts

@@ -1,5 +1,6 @@
 """Updates that come in chunks: over breaking links, from many at once, and never more than there is room for."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,64 @@ def test_no_more_is_taken_than_there_is_room_for(tmp_path: Path) -> None:
         assert granted(senders[0].offer(now=100.0))
         assert granted(senders[2].offer(now=130.0)), "b fell silent, and made room"
         assert senders[1].send(0) == []
+
+
+def begun(life: Rig, names: str, parts: int = 16) -> list[Sender]:
+    """Devices of which a chunk has come."""
+    senders = [Sender(life, device, parts=parts) for device in names]
+    for sender in senders:
+        if sender.offer().grants:
+            sender.send(0)
+    return senders
+
+
+def test_who_keeps_half_an_update_alive_makes_room_for_who_sends(tmp_path: Path) -> None:
+    """Seen to fail: a chunk a minute, the same one, held a body's room for ever, and an honest device was `busy`."""
+    with rig(tmp_path, parameters=MODEL, memory=2 * SIZE) as life:
+        idle = begun(life, "abcdefgh")
+        honest = Sender(life, "honest", parts=16)
+        assert honest.offer(now=1.0).settled[0].verdict is Verdict.BUSY
+        for minute in (60.0, 120.0):
+            for sender in idle:
+                life.hear(sender.chunk(0), now=minute)
+        assert granted(honest.offer(now=121.0)) == tuple(range(8))
+        (receipt,) = life.hear(*map(honest.chunk, range(8)), now=122.0)
+        assert granted(receipt) == tuple(range(8, 16))
+        assert verdict(life.hear(*map(honest.chunk, range(8, 16)), now=123.0)) is Verdict.ACCEPTED
+
+
+def test_what_is_coming_is_not_given_up_for_another(tmp_path: Path) -> None:
+    with rig(tmp_path, parameters=MODEL, memory=2 * SIZE) as life:
+        fast = begun(life, "ab")
+        for sender in fast:
+            life.hear(*map(sender.chunk, range(8)), now=5.0)  # now all of the room is theirs
+        assert Sender(life, "c").offer(now=20.0).settled[0].verdict is Verdict.BUSY
+        for sender in fast:
+            assert verdict(life.hear(*map(sender.chunk, range(8, 16)), now=30.0)) is Verdict.ACCEPTED
+
+
+def test_a_device_that_is_known_has_room_whoever_else_begins(tmp_path: Path) -> None:
+    with rig(tmp_path, parameters=MODEL, memory=2 * SIZE) as life:
+        known = Sender(life, "known", parts=16)
+        known.offer()
+        life.hear(*map(known.chunk, range(8)))
+        assert verdict(life.hear(*map(known.chunk, range(8, 16)))) is Verdict.ACCEPTED
+        known.update = known.update.model_copy(update={"seq": 2})
+        begun(life, "abcdefgh")
+        assert granted(known.offer(now=1.0)) == tuple(range(8))
+
+
+def test_an_offer_takes_memory_for_what_has_come(tmp_path: Path) -> None:
+    """Seen to fail: 36 offers with a chunk each took a gigabyte."""
+    size = 2**24
+    assembly = chunks.Assembly(size, size // 16, bytes(16), limit=size)
+    before = resident()
+    assembly.add(3, bytes(size // 16))
+    assert resident() - before < size // 4
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_an_update_larger_than_the_model_is_refused_before_a_byte_of_it_is_kept(tmp_path: Path) -> None:

@@ -31,14 +31,15 @@ def test_a_store_whose_beginning_was_cut_short_begins_again(tmp_path: Path) -> N
     service.close()
 
 
-def test_statuses_of_endless_devices_are_not_kept(tmp_path: Path) -> None:
+def test_statuses_of_endless_names_are_not_kept_and_put_no_device_out(tmp_path: Path) -> None:
     with rig(tmp_path, bounds=Bounds(devices=3)) as life:
+        life.hear(hello("honest"))
+        life.send("honest", 1, np.ones(4, np.float32))
         for number in range(10):
-            life.hear(hello(f"device-{number}"))
-        assert len(life.roster.devices) == 3
-        gone = hello("device-0", state=DeviceState.LOST)
+            life.hear(hello(f"stranger-{number}"))
+        assert set(life.roster.devices) == {"honest", "stranger-8", "stranger-9"}
+        gone = hello("honest", state=DeviceState.LOST)
         life.hear(gone)
-        assert life.roster.devices["device-0"].state is DeviceState.LOST
+        assert life.roster.devices["honest"].state is DeviceState.LOST
         life.hear((gone[0], b""))
-        life.hear(hello("device-9"))
-        assert set(life.roster.devices) == {"device-1", "device-2", "device-9"}
+        assert set(life.roster.devices) == {"stranger-8", "stranger-9"}

@@ -19,13 +19,17 @@ from tests.wire.test_hostile_bytes import DECODERS, SCHEMA
 Target = Callable[[bytes], None]
 CODECS = (
     "float32",
-    "bfloat16",
+    "bf16",
     "int8:16",
     "eden:4",
     "eden:1",
-    "uniform:4",
+    "uq:4|rice",
     "topk:0.1|int8",
     "topk:0.1|eden:4",
+    "randk:0.3|sign:16",
+    "int4:16:random",
+    "stc:0.1",
+    "uq:4|rice|zstd",
 )
 KEY = signing.new_key()
 PRIVATE = sealing.derive(KEY)

@@ -63,7 +63,8 @@ class Reached:
             assert isinstance(asked, Fetch)
             self.asked.append(asked)
             if willing:
-                self.life.hear((delivery.topic, delivery.payload))
+                # Who asks has waited for longer than a chunk is on its way.
+                self.life.hear((delivery.topic, delivery.payload), now=10.0 * len(self.asked))
                 self.publish()
 
 

@@ -6,8 +6,9 @@ is refused. It is elementwise float32 in a fixed order, so that it gives the sam
 """
 
 from midge.wire.codecs.blocks import BFloat16, Float32, Int8
-from midge.wire.codecs.delta import EncodedDeltas, NonFinite, decode_delta, decode_measured, encode_delta
+from midge.wire.codecs.delta import EncodedDeltas, decode_delta, decode_measured, encode_delta
 from midge.wire.codecs.names import FALLBACK, Chain, Codec, followable, parse
+from midge.wire.codecs.stages import NonFinite
 
 __all__ = [
     "FALLBACK",

@@ -18,7 +18,7 @@ from midge.wire.codecs import lossless
 from midge.wire.codecs.blocks import Float32, pack_each, quantise_each, read_each
 from midge.wire.codecs.names import Chain, parse
 from midge.wire.codecs.sparse import Uniform
-from midge.wire.codecs.stages import Chance, Quantised, Sizes
+from midge.wire.codecs.stages import Chance, NonFinite, Quantised, Sizes
 from midge.wire.errors import WireError
 from midge.wire.frames import Buffer
 from midge.wire.rice import BodyReader
@@ -30,10 +30,6 @@ SMALL = 256
 """Values of a small tensor, at most."""
 _SEED = struct.Struct("<Q")
 _AS_IT_IS, _CODED = b"\0", b"\1"
-
-
-class NonFinite(WireError):
-    """A delta with NaN or infinity in it."""
 
 
 @dataclass(frozen=True)
@@ -310,7 +306,7 @@ def _read_large(reader: BodyReader, chain: Chain, sizes: Sizes, seed: int) -> Ve
     if chain.selection is None:
         return chain.quantiser.read(reader, sizes, chance)
     values = np.zeros(sum(sizes), np.float32)
-    places = chain.selection.read(reader, values.size, Chance(seed, 0))
-    if places.size:
-        values[places] = chain.selection.scale(chain.quantiser.read(reader, (places.size,), chance))
+    mask = chain.selection.read(reader, values.size, Chance(seed, 0))
+    if sent := int(np.count_nonzero(mask)):
+        values[mask] = chain.selection.scale(chain.quantiser.read(reader, (sent,), chance))
     return values

@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from midge.wire.codecs.stages import Chance, Sizes, pack, take_floats, unpack
+from midge.wire.codecs.stages import Chance, NonFinite, Sizes, pack, take_floats, unpack
 from midge.wire.rice import BodyReader
 from midge.wire.schema import Vector
 
@@ -70,15 +70,26 @@ class Eden:
     def read(self, reader: BodyReader, sizes: Sizes, chance: Chance) -> Vector:
         count = sum(sizes)
         levels = _levels(self.bits)
+        fields = 8 // self.bits
+        pieces = [
+            (start, width, take_floats(reader, rows), reader.take(-(-rows * width // fields)))
+            for start, rows, width in _cut(count)
+        ]
+        # Rotations are dear: what is too long, or cannot be finite, is refused before the first.
+        reader.end()
+        if not all(np.isfinite(scales).all() for _, _, scales, _ in pieces):
+            raise NonFinite("a scale of the delta is NaN or infinite")
         vector = np.empty(count, np.float32)
-        for start, rows, width in _cut(count):
-            scales = take_floats(reader, rows)
-            matrix = hadamard(levels[unpack(reader, rows * width, self.bits)].reshape(rows, width))
-            with np.errstate(invalid="ignore", over="ignore"):  # the caller looks for what is not finite
-                matrix *= scales[:, None]
-            matrix *= _signs(chance, matrix.shape)
-            place = vector[start : start + rows * width]
-            place[:] = matrix.reshape(-1)[: place.size]
+        for start, width, scales, packed in pieces:
+            for row in range(0, scales.size, _AT_ONCE):
+                some = scales[row : row + _AT_ONCE]
+                fields_of = BodyReader(packed[row * width // fields :])
+                matrix = hadamard(levels[unpack(fields_of, some.size * width, self.bits)].reshape(-1, width))
+                with np.errstate(invalid="ignore", over="ignore"):  # the caller looks for what is not finite
+                    matrix *= some[:, None]
+                matrix *= _signs(chance, matrix.shape)
+                place = vector[start + row * width : start + (row + some.size) * width]
+                place[:] = matrix.reshape(-1)[: place.size]
         return vector
 
 

@@ -5,13 +5,14 @@ parameter for each 256 of them, so that dense and sparse tensors both have their
 """
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from midge.wire import rice
-from midge.wire.codecs.stages import Chance, Quantised, Sizes, inverse, pack, spread, starts, take_floats, unpack
+from midge.wire.codecs.stages import Chance, Mask, Quantised, Sizes, inverse, pack, spread, starts, take_floats, unpack
 from midge.wire.errors import WireError
 from midge.wire.rice import BodyReader, Numbers
 from midge.wire.schema import Vector, Vectors
@@ -20,6 +21,8 @@ GROUP = 256
 """Numbers that share a Rice parameter."""
 SAMPLED = 2**18
 """Values beyond which a vector's threshold is estimated from a sample of 2^16."""
+_AT_ONCE = 2**16
+"""Values for which chance is drawn at a time."""
 _U32 = struct.Struct("<I")
 
 
@@ -37,8 +40,8 @@ def encode_numbers(numbers: Numbers) -> bytes:
     return b"".join((parameters.tobytes(), _U32.pack(len(high)), high, low))
 
 
-def read_numbers(reader: BodyReader, count: int) -> Numbers:
-    """The inverse of `encode_numbers`.
+def read_numbers(reader: BodyReader, count: int, most: int | None = None) -> Iterator[Numbers]:
+    """The inverse of `encode_numbers`, in portions; `most` is what their unary parts add up to at most.
 
     Raises:
         WireError: there are fewer.
@@ -47,7 +50,8 @@ def read_numbers(reader: BodyReader, count: int) -> Numbers:
     if (parameters > rice.WIDEST).any():
         raise WireError("a group of numbers has an unknown parameter")
     (length,) = _U32.unpack(reader.take(_U32.size))
-    return rice.read(reader, length, np.repeat(parameters, GROUP)[:count])
+    bits = rice.most_bits(count) if most is None else count + most
+    return rice.read_portions(reader, length, np.repeat(parameters, GROUP)[:count], bits)
 
 
 def encode_places(places: npt.NDArray[np.intp]) -> bytes:
@@ -55,19 +59,39 @@ def encode_places(places: npt.NDArray[np.intp]) -> bytes:
     return _U32.pack(places.size) + encode_numbers(np.diff(places, prepend=-1) - 1)
 
 
-def read_places(reader: BodyReader, size: int) -> npt.NDArray[np.intp]:
-    """Ascending places within `size`.
+def read_places(reader: BodyReader, size: int, most: int | None = None) -> tuple[int, Iterator[Numbers]]:
+    """How many places there are within `size`, and those, ascending, in portions; `most` is how many may be.
 
     Raises:
         WireError: they are none.
     """
     (count,) = _U32.unpack(reader.take(_U32.size))
-    if count > size:
+    if count > min(size, size if most is None else most):
         raise WireError(f"{count} places among {size}")
-    places = np.cumsum(read_numbers(reader, count) + 1) - 1
-    if count and int(places[-1]) >= size:
-        raise WireError("a value lies outside the tensor")
-    return places.astype(np.intp, copy=False)
+    return count, _placed(read_numbers(reader, count, size), size)
+
+
+def _placed(passed_over: Iterator[Numbers], size: int) -> Iterator[Numbers]:
+    last = -1
+    for numbers in passed_over:
+        places = np.cumsum(numbers + 1)
+        places += last
+        last = int(places[-1])
+        if last >= size:
+            raise WireError("a value lies outside the tensor")
+        yield places
+
+
+def _together(places: Iterator[Numbers], numbers: Iterator[Numbers]) -> Iterator[tuple[Numbers, Numbers]]:
+    """As many of the one as of the other at a time: their portions are of other lengths."""
+    others = np.empty(0, np.int64)
+    for some in places:
+        while some.size:
+            if not others.size:
+                others = next(numbers)
+            count = min(some.size, others.size)
+            yield some[:count], others[:count]
+            some, others = some[count:], others[count:]  # noqa: PLW2901 - what is left of it
 
 
 # ---------------------------------------------------------------- which are sent
@@ -98,8 +122,11 @@ class TopK:
         places = places[sizes[places] > 0]
         return encode_places(places), vector[places]
 
-    def read(self, reader: BodyReader, count: int, chance: Chance) -> npt.NDArray[np.intp]:
-        return read_places(reader, count)
+    def read(self, reader: BodyReader, count: int, chance: Chance) -> Mask:
+        mask = np.zeros(count, np.bool_)
+        for places in read_places(reader, count, 2 * max(1, int(self.part * count)))[1]:
+            mask[places] = True
+        return mask
 
     def scale(self, values: Vector) -> Vector:
         return values
@@ -118,17 +145,21 @@ class RandomK:
     seeded = True
 
     def encode(self, vector: Vector, chance: Chance) -> tuple[bytes, Vector]:
-        return b"", vector[self._places(vector.size, chance)]
+        return b"", vector[self._mask(vector.size, chance)]
 
-    def read(self, reader: BodyReader, count: int, chance: Chance) -> npt.NDArray[np.intp]:
-        return self._places(count, chance)
+    def read(self, reader: BodyReader, count: int, chance: Chance) -> Mask:
+        return self._mask(count, chance)
 
     def scale(self, values: Vector) -> Vector:
         with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for what is not finite
             return values / np.float32(self.part)
 
-    def _places(self, size: int, chance: Chance) -> npt.NDArray[np.intp]:
-        return np.flatnonzero(chance.words(size) < np.uint32(self.part * 2**32))
+    def _mask(self, size: int, chance: Chance) -> Mask:
+        mask, limit = np.empty(size, np.bool_), np.uint32(self.part * 2**32)
+        for start in range(0, size, _AT_ONCE):
+            part = mask[start : start + _AT_ONCE]
+            np.less(chance.words(part.size), limit, out=part)
+        return mask
 
 
 # -------------------------------------------------------------- a step per tensor
@@ -200,14 +231,19 @@ class Uniform:
             values = np.frombuffer(reader.take(count), np.int8).astype(np.float32)
             with np.errstate(invalid="ignore", over="ignore"):
                 return values * np.repeat(steps, sizes)
-        places = read_places(reader, count)
-        signs = unpack(reader, places.size, 1)
-        kept = (read_numbers(reader, places.size) + 1).astype(np.float32)
-        vector = np.zeros(count, np.float32)
-        with np.errstate(invalid="ignore", over="ignore"):  # the caller looks for what is not finite
-            kept *= np.where(signs == 1, np.float32(-1), np.float32(1))
-            of = steps[0] if len(sizes) == 1 else steps[np.searchsorted(np.cumsum(sizes), places, side="right")]
-            vector[places] = kept * of
+        found, places = read_places(reader, count)
+        signs = unpack(reader, found, 1)
+        sizes_sent = read_numbers(reader, found)
+        reader.end()  # before anything is unpacked: what is too long is refused for nothing
+        vector, at = np.zeros(count, np.float32), 0
+        ends = np.cumsum(sizes) if len(sizes) > 1 else None
+        for where, sent in _together(places, sizes_sent):
+            kept = (sent + 1).astype(np.float32)
+            with np.errstate(invalid="ignore", over="ignore"):  # the caller looks for what is not finite
+                kept *= np.where(signs[at : at + kept.size] == 1, np.float32(-1), np.float32(1))
+                kept *= steps[0] if ends is None else steps[np.searchsorted(ends, where, side="right")]
+            vector[where] = kept
+            at += kept.size
         return vector
 
 

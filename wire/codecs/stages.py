@@ -7,14 +7,20 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from midge.wire.errors import WireError
 from midge.wire.rice import BodyReader
 from midge.wire.schema import Vector, Vectors
 
 _SMALLEST = np.float32(1e-37)
 """A step that is not above it stands for zeros: 1 / step would leave float32."""
 Bytes = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
 Sizes = tuple[int, ...]
 """How many values of the vector belong to each tensor, none of them 0."""
+
+
+class NonFinite(WireError):
+    """A delta with NaN or infinity in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +99,8 @@ class Selection(Protocol):
     def encode(self, vector: Vector, chance: Chance) -> tuple[bytes, Vector]:
         """Which values are sent, as bytes, and those values."""
 
-    def read(self, reader: BodyReader, count: int, chance: Chance) -> npt.NDArray[np.intp]:
-        """The places of the values that are sent, ascending, within `count`.
+    def read(self, reader: BodyReader, count: int, chance: Chance) -> Mask:
+        """Which of `count` values are sent.
 
         Raises:
             WireError: the bytes are not what `encode` makes.
@@ -139,6 +145,8 @@ def unpack(reader: BodyReader, count: int, width: int) -> Bytes:
     """
     fields = 8 // width
     packed = np.frombuffer(reader.take(-(-count // fields)), np.uint8)
+    if width == 1:
+        return np.unpackbits(packed, count=count, bitorder="little")
     rows = np.empty((packed.size, fields), np.uint8)
     for field in range(fields):
         np.right_shift(packed, np.uint8(field * width), out=rows[:, field])
