@@ -39,6 +39,8 @@ from midge.wire.schema import Schema, Tensor
 
 log = logging.getLogger("aggregator")
 
+MOST_EPOCH = 2**52
+"""Milliseconds since 1970: an epoch beyond it is a lie, and there must be a higher one."""
 _LOOK_FOR_ROOM = 5.0
 """Seconds between two looks whether the disk has room again."""
 
@@ -179,7 +181,7 @@ class FederationRuntime:
 
     def raise_epoch(self, least: int) -> None:
         """Announce in this epoch, or a higher one, from now on: the time, which only grows."""
-        self.issuer.epoch = max(least, _milliseconds())
+        self.issuer.epoch = min(max(least, _milliseconds()), 2 * MOST_EPOCH)
         self.store.set_constant("epoch", self.issuer.epoch)
 
     def export(self, path: str | Path) -> None:

@@ -205,7 +205,7 @@ class Aggregator:
         while not self._stop.is_set():
             try:
                 async with self._config.connector(self._options()) as connection:
-                    await self._look_around(connection)
+                    await self._look_around(connection, begun=begun)
                     if not begun:
                         begun = True
                         self._begin()
@@ -228,13 +228,14 @@ class Aggregator:
         name = f"midge-{self._config.topics.federation}-aggregator-{self._boot:016x}"
         return Options(client_id=name, will=will, keepalive=self._config.keepalive, receive_maximum=_WINDOW)
 
-    async def _look_around(self, connection: Connection) -> None:
+    async def _look_around(self, connection: Connection, *, begun: bool) -> None:
         """See who is on our topics already, before anything is published."""
         largest = connection.limits.maximum_packet_size
         self.federation.fit_chunks(None if largest is None else largest - _OVERHEAD)
         marker = f"{self._config.topics.aggregator}/{self._boot:x}"
         found = await read_retained(connection, self._config.topics.announcement(), marker=marker)
-        take_over(self.federation, [delivery.payload for delivery in found], time.monotonic(), self._tell)
+        payloads = [delivery.payload for delivery in found]
+        take_over(self.federation, payloads, time.monotonic(), self._tell, begun=begun)
 
     def _begin(self) -> None:
         """What is due at the start of the process: the first release, an overdue step."""

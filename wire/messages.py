@@ -28,6 +28,10 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Metrics = Annotated[dict[Word, Finite], Field(max_length=32)]
 Names = Annotated[tuple[Word, ...], Field(max_length=inputs.MOST)]
 
+MOST_VERSION, MOST_GENERATION = 2**52, 2**31
+"""Numbers that a federation never reaches, and far from the ends of their types: what claims more is wrong or a lie. An
+aggregator goes on behind one that is announced up to these; so readers take twice as much."""
+
 OUTBOX_LIMIT = 16
 """How many updates a device holds at most, and how many verdicts of it the aggregator remembers."""
 
@@ -440,6 +444,11 @@ def decode(model: type[frames.M], payload: frames.Buffer) -> tuple[frames.M, mem
     if expected is not None and header.get("kind") != expected:
         raise WireError(f"expected kind {expected!r}, not {_shown(header.get('kind'))}")
     return frames.validate(model, header), body
+
+
+def possible(generation: int, version: int) -> bool:
+    """Whether a federation can have come that far."""
+    return generation < 2 * MOST_GENERATION and version < 2 * MOST_VERSION
 
 
 def encode_announcement(announcement: Announcement) -> bytes:

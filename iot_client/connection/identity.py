@@ -11,7 +11,7 @@ from midge.iot_client.session.trust import Trust
 from midge.iot_client.state.memory_outbox import AnyOutbox
 from midge.iot_client.state.outbox import OutboxFull
 from midge.iot_client.training.update_encoder import Made, Unfit
-from midge.wire import chunks, frames, sealing, signing
+from midge.wire import chunks, frames, messages, sealing, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import Announcement, Receipt, Statistics
 from midge.wire.signing import KeyUnusable, PrivateKey, PublicKey
@@ -76,6 +76,8 @@ class Identity:
         announcement = trust.announcement(payload, wall, now)
         if announcement.channel != channel:
             raise WireError(f"an announcement of the channel {announcement.channel!r} on that of {channel!r}")
+        if not messages.possible(announcement.generation, announcement.version):
+            raise WireError(f"version {announcement.generation}.{announcement.version} cannot be")
         if trust.unwritten:
             self._outbox.pending[f"trust.{channel}"] = trust.packed()
         if trust.urgent(now):

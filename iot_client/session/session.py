@@ -329,8 +329,10 @@ class DeviceSession:
         self._told = True
         known = self.announcement
         same = known is not None and known.lineage == announcement.lineage
-        if same and known is not None and _order(announcement) < _order(known):
-            return []  # an old retained one: the aggregator will put its own in its place
+        # An old retained one, in whose place the aggregator will put its own. One that was issued later is no old one:
+        # then what is known was forged, or the store was put back.
+        if same and known is not None and _order(announcement) < _order(known) and announcement.issued <= known.issued:
+            return []
         self._situation.announcement = announcement
         self._cycle.refetch.due = None
         return [*self._cycle.compare_inputs(announcement), *self._cycle.next_thing(now)]
@@ -341,8 +343,8 @@ class DeviceSession:
         return [StoreUpdate(numbered, key), *self._sending.send(now), *self._cycle.next_thing(now)]
 
 
-def _order(announcement: Announcement) -> tuple[int, int]:
-    return announcement.generation, announcement.version
+def _order(announcement: Announcement) -> tuple[int, int, int]:
+    return announcement.epoch, announcement.generation, announcement.version
 
 
 def reread(announcement: Announcement | None) -> float:
