@@ -52,6 +52,8 @@ def take_over(
         if announced.epoch >= issuer.epoch:
             federation.raise_epoch(announced.epoch + 1)
         return
+    if issuer.signs:
+        issuer.dating.resume(announced.issued)  # later than the store says, if it was put back
     if announced.epoch > issuer.epoch:  # raised since this store was copied
         federation.raise_epoch(announced.epoch)
     if (announced.generation, announced.version) > (core.generation, core.version):

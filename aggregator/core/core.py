@@ -126,6 +126,8 @@ class AggregatorCore(CoreView):
                 self._conditions.paused = why
             case ev.InputsCompared(names, unlike):
                 self._conditions.features, self._conditions.unlike = names, unlike
+            case ev.ClockCompared(ahead):
+                self._state.versions.ahead = ahead
             case ev.ReleasePublished(announcement, step):
                 self.thrift.costs = announcement, step
 
@@ -325,7 +327,8 @@ class AggregatorCore(CoreView):
         state = self._state
         devices = len(state.contributors) if moved else 0
         decay = self.strategy.serve_decay or None
-        record = rec.ReleaseRecord(state.next, state.version + 1, state.step, devices, now, decay)
+        at = now + state.versions.ahead
+        record = rec.ReleaseRecord(state.next, state.version + 1, state.step, devices, at, decay)
         self._releases.released_at = now
         self.thrift.released(now)
         self.steering.released(now)

@@ -75,7 +75,7 @@ class ReleaseRecord:
     step: int
     devices: int
     at: float = 0.0
-    """Seconds of the aggregator's clock."""
+    """Seconds since 1970. Of an older store: of a clock that begins with the machine."""
     decay: float | None = None
     """Of the moving average that is served; None keeps none."""
 

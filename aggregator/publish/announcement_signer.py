@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from midge.aggregator.publish.dating import Dating
 from midge.storage.files import PRIVATE, atomic_rename, atomic_write
 from midge.wire import frames, messages, sealing, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import Announcement, Envelope, Receipt, Succession
 from midge.wire.signing import KeyUnusable, PrivateKey
-from midge.wire.topics import Topics
+from midge.wire.topics import Channel, Topics
 
 LIFETIME = 86_400.0
 """Seconds that an announcement is good for: so long can a broker hold newer ones back unseen."""
@@ -141,10 +142,11 @@ class Issuer:
             raise ValueError(f"announcement_lifetime is {lifetime}: it must be a number of seconds above 0.")
         self._topics, self._keys = topics, keys
         self._lifetime, self._clock = lifetime, clock
+        self.dating = Dating(lambda: self._clock())  # noqa: PLW0108 - a test may set another
         self._sealed = sealed
         self.epoch = 0
         """Set from the store."""
-        self._issued: float | None = None
+        self._issued: dict[Channel, float] = {}
         self._signer: PrivateKey | None = None
         self._last: Announcement | None = None
         self._parent = b""
@@ -160,14 +162,14 @@ class Issuer:
 
     def announcement(self, announcement: Announcement) -> bytes:
         """An announcement as it is published: issued now, good for the lifetime."""
-        issued = self._clock()
+        issued = self.dating.issue()
         dated = announcement.model_copy(
             update={"issued": issued, "expires": issued + self._lifetime, "epoch": self.epoch}
         )
+        self._issued[announcement.channel] = issued
         train = announcement.channel == "train"
         if train:
             dated = dated.model_copy(update={"parent": self._follow(announcement)})
-            self._issued = issued
         if self._keys is None:
             return messages.encode_announcement(dated)
         self._signer = self._keys.at(issued)
@@ -184,13 +186,12 @@ class Issuer:
         return self._parent
 
     @property
-    def overdue(self) -> bool:
-        """Whether the announcement should be reissued: it grows old, or another key signs by now."""
-        if self._issued is None:
-            return False
-        now = self._clock()
-        old = not 0 <= now - self._issued < _AGAIN * self._lifetime
-        return old or (self._keys is not None and self._keys.at(now) is not self._signer)
+    def overdue(self) -> list[Channel]:
+        """Whose announcements should be reissued: they grow old, or another key signs by now."""
+        now = self.dating.now()
+        if self._keys is not None and self._signer is not None and self._keys.at(now) is not self._signer:
+            return list(self._issued)
+        return [name for name, issued in self._issued.items() if not 0 <= now - issued < _AGAIN * self._lifetime]
 
     def receipt(self, device: str, receipt: Receipt) -> bytes:
         """A receipt as it is published."""
@@ -198,7 +199,7 @@ class Issuer:
         if self._keys is None:
             return head
         # The key of the announcement: a device knows it from there.
-        key = self._signer or self._keys.at(self._clock())
+        key = self._signer or self._keys.at(self.dating.now())
         return signing.sign_frame(key, signing.RECEIPT, signing.of_device(self._topics.federation, device), head)
 
     def is_ours(self, payload: bytes) -> bool:

@@ -11,7 +11,7 @@ from midge.iot_client.session.trust import Trust
 from midge.iot_client.state.memory_outbox import AnyOutbox
 from midge.iot_client.state.outbox import OutboxFull
 from midge.iot_client.training.update_encoder import Made, Unfit
-from midge.wire import chunks, frames, messages, sealing, signing
+from midge.wire import chunks, clocks, frames, messages, sealing, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import Announcement, Receipt, Statistics
 from midge.wire.signing import KeyUnusable, PrivateKey, PublicKey
@@ -60,6 +60,11 @@ class Identity:
         }
 
     @property
+    def doubt(self) -> str:
+        """Why a clock is wrong, the device's or the aggregator's; empty if they agree."""
+        return self._trusts["train"].doubt
+
+    @property
     def pinned(self) -> bool:
         """Whether only what is signed is believed."""
         return bool(self._pinned)
@@ -76,6 +81,8 @@ class Identity:
         announcement = trust.announcement(payload, wall, now)
         if announcement.channel != channel:
             raise WireError(f"an announcement of the channel {announcement.channel!r} on that of {channel!r}")
+        if not self.pinned and announcement.issued > wall + clocks.DAY >= clocks.SANE:
+            announcement = announcement.model_copy(update={"issued": 0.0})  # says nothing of what is newer
         if not messages.possible(announcement.generation, announcement.version):
             raise WireError(f"version {announcement.generation}.{announcement.version} cannot be")
         if trust.unwritten:

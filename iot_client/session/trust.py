@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 
-from midge.wire import frames, messages, signing
+from midge.wire import clocks, frames, messages, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import Announcement, Envelope, Receipt
 from midge.wire.signing import BadSignature, PublicKey
@@ -37,7 +37,7 @@ class Newest:
     version: int = 0
     digest: bytes = b""
     issued: float = 0.0
-    """Seconds since 1970 at the aggregator: it is not earlier than that."""
+    """Seconds since 1970 at the aggregator: it is not earlier than that, if no clock that was set says so."""
     number: int = 0
     """How many successions of keys were followed."""
     keys: tuple[bytes, ...] = ()
@@ -78,6 +78,8 @@ class Trust:
         self._written, self._written_at = self.newest, 0.0
         self._floor = self.newest.issued
         self._floor_at: float | None = None
+        self.doubt = ""
+        """Why the clock here or the aggregator's is wrong, in words; empty if they agree."""
 
     def _recall(self, remembered: bytes) -> None:
         fields = frames.unpack(remembered)
@@ -97,7 +99,9 @@ class Trust:
         """
         if self._floor_at is None:
             self._floor_at = now
-        return max(wall, self._floor + (now - self._floor_at))
+        least = self._floor + (now - self._floor_at)
+        # A clock that was set knows better than one announcement of an aggregator whose own was a year ahead.
+        return wall if _ahead(least, wall) else max(wall, least)
 
     # ------------------------------------------------------------------- messages
 
@@ -122,8 +126,10 @@ class Trust:
         if signer is None:
             raise BadSignature("the announcement is not signed by a key that this device trusts")
         announcement, _ = messages.decode(Announcement, envelope.body)
-        self._check(announcement, self.time(wall, now))
-        self._take(announcement, keys, number, now)
+        raised = announcement.epoch > self.newest.epoch
+        # The operator's word clears what one wrong date had said.
+        self._check(announcement, wall if raised else self.time(wall, now))
+        self._take(announcement, keys, number, wall, now)
         return announcement
 
     def _followed(self, envelope: Envelope) -> tuple[list[PublicKey], int]:
@@ -148,7 +154,9 @@ class Trust:
         if announcement.expires and time > announcement.expires:
             raise Untrusted(
                 f"the announcement of version {announcement.version} expired {time - announcement.expires:.0f} s ago: "
-                "the broker holds newer ones back, the aggregator is away, or this device's clock is ahead"
+                f"the broker holds newer ones back, the aggregator is away, or this device's clock, which says "
+                f"{clocks.said(time)}, is ahead: see that it is right. If the aggregator's was wrong, start that once "
+                "with --raise-epoch"
             )
         if not newest.lineage or announcement.epoch > newest.epoch:
             return
@@ -166,9 +174,20 @@ class Trust:
         if follows and announcement.parent and announcement.parent != newest.digest:
             raise Untrusted(f"version {announcement.version} does not follow on version {newest.version} as known here")
 
-    def _take(self, announcement: Announcement, keys: list[PublicKey], number: int, now: float) -> None:
-        if announcement.issued > self._floor:
-            self._floor, self._floor_at = announcement.issued, now
+    def _take(self, announcement: Announcement, keys: list[PublicKey], number: int, wall: float, now: float) -> None:
+        issued, known = announcement.issued, self.newest.issued
+        self.doubt = ""
+        if announcement.epoch > self.newest.epoch:
+            self._floor = known = 0.0
+        if _ahead(issued, wall):
+            self.doubt = (
+                f"version {announcement.version} was issued on {clocks.said(issued)}, and this device's clock says "
+                f"{clocks.said(wall)}: one of the two clocks is wrong, see to both"
+            )
+            issued = known  # followed, but no floor: what is right would be refused for as long as the clock was off
+        elif issued > self._floor or _ahead(self._floor, wall):
+            self._floor, self._floor_at = issued, now
+            known = min(known, issued) if _ahead(known, wall) else known
         self._keys = keys
         self.newest = Newest(
             lineage=announcement.lineage,
@@ -176,7 +195,7 @@ class Trust:
             generation=announcement.generation,
             version=announcement.version,
             digest=announcement.digest,
-            issued=max(announcement.issued, self.newest.issued),
+            issued=max(issued, known),
             number=number,
             keys=tuple(key.raw for key in keys),
         )
@@ -223,6 +242,11 @@ class Trust:
     def wrote(self, now: float) -> None:
         """It is written."""
         self._written, self._written_at = self.newest, now
+
+
+def _ahead(when: float, wall: float) -> bool:
+    """Whether a time is further ahead than two right clocks can be apart; a clock that was never set cannot tell."""
+    return wall >= clocks.SANE and when > wall + clocks.DAY
 
 
 @lru_cache(maxsize=4)
