@@ -7,6 +7,7 @@ stays with its device, and goes on by itself once the disk takes the reserved sp
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from midge.aggregator.upkeep import Upkeep
 from midge.broker.mqtt.connection import Delivery
 from midge.storage.failpoints import failpoint
 from midge.wire import chunks
-from midge.wire.messages import Hello
+from midge.wire.messages import MOST_TOKEN, Hello
 from midge.wire.schema import Schema, Tensor
 
 log = logging.getLogger("aggregator")
@@ -89,6 +90,8 @@ class FederationRuntime:
             if config.raise_epoch:
                 self.issuer.dating.believe()
                 self.raise_epoch(self.issuer.epoch + 1)
+            self.issuer.token = 0
+            self.raise_token(0)
             self._doubt = ""
             # Once for the whole process: what is journaled then never goes back while it lasts.
             self._ahead = self.issuer.dating.now() - now
@@ -193,6 +196,15 @@ class FederationRuntime:
         """Announce in this epoch, or a higher one, from now on: the time, which only grows."""
         self.issuer.epoch = min(max(least, _milliseconds()), 2 * MOST_EPOCH)
         self.store.set_constant("epoch", self.issuer.epoch)
+
+    def raise_token(self, seen: int) -> None:
+        """Begin with a fencing token above that of every start before, or have it above one that was seen."""
+        if not self.issuer.token:
+            seen = max(seen, int(self.store.constant("token", lambda: 0)), int(1000 * self.issuer.dating.now()))
+        if self.issuer.token <= seen:
+            self.issuer.token = min(seen + 1, MOST_TOKEN)
+            with suppress(StoreFull):  # the next start has the time, which is higher
+                self.store.set_constant("token", self.issuer.token)
 
     def export(self, path: str | Path) -> None:
         """Write the exact model as safetensors."""

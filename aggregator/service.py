@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from midge.aggregator.config import AggregatorConfig
+from midge.aggregator.contention import AnotherAggregator, Contention
 from midge.aggregator.core import events as ev
 from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.federation import FederationRuntime
@@ -31,10 +32,9 @@ from midge.aggregator.takeover import ForeignFederation, take_over
 from midge.broker.mqtt.connection import BrokerError, BrokerRefused, Connection, ConnectionLost, Delivery, Options, Will
 from midge.broker.mqtt.retained import read_retained
 from midge.storage.failpoints import failpoint
-from midge.wire import frames
 from midge.wire.messages import AggregatorState, AggregatorStatus, Hello
 
-__all__ = ["Aggregator", "ForeignFederation", "NotOpen"]
+__all__ = ["Aggregator", "AnotherAggregator", "ForeignFederation", "NotOpen"]
 
 log = logging.getLogger("aggregator")
 
@@ -42,6 +42,8 @@ _OVERHEAD = 1024
 """Bytes of topic and headers around a chunk's body, generously."""
 _WINDOW = 200
 """Messages that a broker of MQTT 5 may have under way to us: they make a batch, and bound the memory that it takes."""
+_STOPPED = 15.0
+"""Seconds beyond what was to be waited for after which the process must have been stopped, or its machine asleep."""
 _REPORTS_EVERY = 2.0
 """Seconds at least between two tellings of what devices found on their own data."""
 _OBSTACLE_AFTER = 30.0
@@ -164,6 +166,7 @@ class Aggregator:
             issuer=self._issuer,
             credentials=self._credentials,
         )
+        self._contention = Contention(self._federation, self._boot, self._post_status)
         self._serving = True
 
     def close(self, *, failed: bool = False) -> None:
@@ -184,6 +187,7 @@ class Aggregator:
             StoreError: the store cannot be used.
             BrokerError: the first connection failed.
             ForeignFederation: another lineage is announced on our topics.
+            AnotherAggregator: another aggregator serves the federation, or has taken it over.
         """
         self.open()
         failed = True
@@ -224,7 +228,7 @@ class Aggregator:
                 pause = min(2 * pause, 30.0)
 
     def _options(self) -> Options:
-        will = Will(self._config.topics.aggregator, frames.encode(self._status(AggregatorState.LOST)))
+        will = Will(self._config.topics.aggregator, self._issuer.said(self._status(AggregatorState.LOST)))
         name = f"midge-{self._config.topics.federation}-aggregator-{self._boot:016x}"
         return Options(client_id=name, will=will, keepalive=self._config.keepalive, receive_maximum=_WINDOW)
 
@@ -233,12 +237,14 @@ class Aggregator:
         largest = connection.limits.maximum_packet_size
         self.federation.fit_chunks(None if largest is None else largest - _OVERHEAD)
         marker = f"{self._config.topics.aggregator}/{self._boot:x}"
-        found = await read_retained(connection, self._config.topics.announcement(), marker=marker)
-        payloads = [delivery.payload for delivery in found]
-        take_over(self.federation, payloads, time.monotonic(), self._tell, begun=begun)
+        topics = self._config.topics
+        found = await read_retained(connection, topics.announcement(), topics.aggregator, marker=marker)
+        await self._contention.contend(connection, found)
+        take_over(self.federation, found, time.monotonic(), self._tell, begun=begun)
 
     def _begin(self) -> None:
         """What is due at the start of the process: the first release, an overdue step."""
+        self._contention.serving = True
         self.federation.begin(time.monotonic())
         self._released.set()
 
@@ -271,13 +277,18 @@ class Aggregator:
         arriving: asyncio.Task[Delivery] | None = None
         try:
             while not self._stop.is_set():
+                patience, since = self._patience(), time.monotonic()
                 arriving = arriving or asyncio.create_task(anext(deliveries))  # type: ignore[arg-type]
-                await asyncio.wait({arriving, stopping}, timeout=self._patience(), return_when="FIRST_COMPLETED")
+                await asyncio.wait({arriving, stopping}, timeout=patience, return_when="FIRST_COMPLETED")
                 batch: list[Delivery] = []
                 if arriving.done():
                     batch = [arriving.result(), *connection.waiting()]
                     arriving = None
-                self._process(connection, batch)
+                if (stopped := time.monotonic() - since - patience) > _STOPPED:
+                    # Others may have taken over: see before anything is decided.
+                    raise ConnectionLost(f"This process stood still for {stopped:.0f} s.")
+                if (sifted := await self._contention.sift(connection, batch, time.monotonic())) is not None:
+                    self._process(connection, sifted)
         finally:
             left = [task for task in (stopping, arriving) if task is not None]
             for task in left:
@@ -285,7 +296,7 @@ class Aggregator:
             await asyncio.gather(*left, return_exceptions=True)
 
     def _patience(self) -> float:
-        deadline = self.core.deadline
+        deadline = self._contention.due or self.core.deadline
         return 5.0 if deadline is None else min(5.0, max(0.0, deadline - time.monotonic()))
 
     def _process(self, connection: Connection, batch: list[Delivery]) -> None:
@@ -361,10 +372,11 @@ class Aggregator:
             version=self.core.version,
             step=self.core.step,
             why=why[:400],
+            token=self._issuer.token,
         )
 
     def _status_post(self, state: AggregatorState, why: str = "") -> Post:
-        return Post(self._config.topics.aggregator, frames.encode(self._status(state, why)))
+        return Post(self._config.topics.aggregator, self._issuer.said(self._status(state, why)))
 
     def _post_status(self, why: str = "") -> None:
         self._held = self.federation.hold

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from midge.aggregator.federation import MOST_EPOCH, FederationRuntime
 from midge.aggregator.store.store import StoreError
+from midge.broker.mqtt.connection import Delivery
 from midge.wire import messages
 from midge.wire.errors import WireError
 from midge.wire.messages import MOST_GENERATION, MOST_VERSION, Announcement
@@ -17,7 +18,7 @@ class ForeignFederation(StoreError):
 
 
 def take_over(
-    federation: FederationRuntime, payloads: Sequence[bytes], now: float, tell: Callable[..., None], *, begun: bool
+    federation: FederationRuntime, retained: Sequence[Delivery], now: float, tell: Callable[..., None], *, begun: bool
 ) -> None:
     """Compare the retained announcement with the store.
 
@@ -30,7 +31,7 @@ def take_over(
     """
     config, core, issuer = federation.config, federation.core, federation.issuer
     try:
-        announced = _read(federation, payloads)
+        announced = _read(federation, retained)
     except WireError as error:
         # Whoever may publish on the topic could have put it there: it must neither stop nor move us.
         log.warning("What is announced on our topic is not followed, for %s; it will be replaced.", error)
@@ -66,14 +67,15 @@ def take_over(
         federation.begin_generation(announced.generation, announced.version, now)
 
 
-def _read(federation: FederationRuntime, payloads: Sequence[bytes]) -> Announcement | None:
+def _read(federation: FederationRuntime, retained: Sequence[Delivery]) -> Announcement | None:
     """The announcement that is retained; None if there is none.
 
     Raises:
         WireError: it is none, is not signed by our key where we have one, or says what cannot be.
     """
     announced = None
-    for payload in payloads:
+    topic = federation.config.topics.announcement()
+    for payload in (delivery.payload for delivery in retained if delivery.topic == topic):
         announced = messages.decode_announcement(payload)
         if not federation.issuer.is_ours(payload):
             raise WireError("it is not signed by our key")

@@ -21,6 +21,7 @@ NAMES = (
     *("issued", "expires", "parent", "epoch", "seal_key", "byte_rate", "devices", "body", "signatures", "chain"),
     *("number", "key", "since", "loss", "accuracy", "cores", "machine", "memory_mib", "rows_per_second"),
     *("steps_per_second", "link", "features"),
+    *("token", "claim", "to", "base_digest", "log"),
 )
 """Append; never remove, reorder or insert. Up to 127 travel in one byte."""
 _NUMBERS = {name: number for number, name in enumerate(NAMES)}

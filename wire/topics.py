@@ -68,6 +68,7 @@ class Topics:
         self.root = "/".join(levels)
         self.prefix = f"{self.root}/{self.federation}"
         self.aggregator = f"{self.prefix}/aggregator"
+        self.claim = f"{self.prefix}/claim"
         self.everything = f"{self.prefix}/#"
 
     def announcement(self, channel: Channel = "train") -> str:

@@ -1,8 +1,8 @@
 """What the aggregator says in its own name: announcements and receipts, with their times and signatures.
 
-Not signed are the chunks of the model, because the announced digest covers them, and the aggregator's status: one who
-forges it can make a device hold its updates back or greet again, which whoever can forge it can also do by dropping
-messages.
+Not signed are the chunks of the model, because the announced digest covers them. The aggregator's status is signed for
+its token; a device follows the state of an unsigned one as well. One who forges it can make the device hold its updates
+back or greet again, which whoever can forge it can also do by dropping messages.
 """
 
 import time
@@ -14,7 +14,7 @@ from midge.aggregator.publish.dating import Dating
 from midge.storage.files import PRIVATE, atomic_rename, atomic_write
 from midge.wire import frames, messages, sealing, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import Announcement, Envelope, Receipt, Succession
+from midge.wire.messages import AggregatorStatus, Announcement, Claim, Envelope, Receipt, Succession
 from midge.wire.signing import KeyUnusable, PrivateKey
 from midge.wire.topics import Channel, Topics
 
@@ -146,6 +146,8 @@ class Issuer:
         self._sealed = sealed
         self.epoch = 0
         """Set from the store."""
+        self.token = 0
+        """The fencing token of this start."""
         self._issued: dict[Channel, float] = {}
         self._signer: PrivateKey | None = None
         self._last: Announcement | None = None
@@ -195,12 +197,32 @@ class Issuer:
 
     def receipt(self, device: str, receipt: Receipt) -> bytes:
         """A receipt as it is published."""
-        head = frames.encode(receipt)
+        head = frames.encode(receipt.model_copy(update={"token": self.token}) if self.token else receipt)
         if self._keys is None:
             return head
         # The key of the announcement: a device knows it from there.
         key = self._signer or self._keys.at(self.dating.now())
         return signing.sign_frame(key, signing.RECEIPT, signing.of_device(self._topics.federation, device), head)
+
+    def said(self, message: AggregatorStatus | Claim) -> bytes:
+        """What the aggregator says of itself, as it is published."""
+        head = frames.encode(message)
+        if self._keys is None:
+            return head
+        key = self._signer or self._keys.at(self.dating.now())
+        return signing.sign_frame(key, signing.AGGREGATOR, self._topics.federation, head)
+
+    def said_by_us(self, payload: bytes) -> bool:
+        """Whether such a message was signed by one of our keys; any is where we sign nothing.
+
+        Raises:
+            WireError: it is no frame.
+        """
+        if self._keys is None:
+            return True
+        return signing.signs_for_aggregator(
+            (key.public for _, key in self._keys.keys), self._topics.federation, payload
+        )
 
     def is_ours(self, payload: bytes) -> bool:
         """Whether an announcement was signed by one of our keys; any is where we sign nothing.

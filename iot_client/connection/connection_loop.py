@@ -25,7 +25,7 @@ from midge.iot_client.session import events as ev
 from midge.iot_client.session.session import DeviceSession, Work
 from midge.wire import messages, sharing
 from midge.wire.errors import WireError
-from midge.wire.messages import AggregatorStatus, Announcement, DeviceState, Hello
+from midge.wire.messages import Announcement, DeviceState, Hello
 from midge.wire.topics import Channel
 
 log = logging.getLogger("iot_client")
@@ -287,9 +287,9 @@ class ConnectionLoop:
         elif topic == topics.announcement("serve"):
             parts.serving.announced(self._announcement(payload, "serve"))
         elif topic == topics.receipt(name):
-            self._put(ev.Receipted(parts.identity.receipt(payload)))
+            self._put(ev.Receipted(parts.identity.receipt(payload, time.monotonic())))
         elif topic == topics.aggregator:
-            self._put(ev.AggregatorSeen(messages.decode(AggregatorStatus, payload)[0]))
+            self._put(ev.AggregatorSeen(parts.identity.status(payload, time.monotonic())))
         elif topic == topics.status(name):
             hello, _ = messages.decode(Hello, payload)
             if hello.outbox != parts.outbox.identity and hello.state is DeviceState.JOINING:

@@ -13,7 +13,7 @@ from midge.iot_client.state.outbox import OutboxFull
 from midge.iot_client.training.update_encoder import Made, Unfit
 from midge.wire import chunks, clocks, frames, messages, sealing, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import Announcement, Receipt, Statistics
+from midge.wire.messages import AggregatorStatus, Announcement, Receipt, Statistics
 from midge.wire.signing import KeyUnusable, PrivateKey, PublicKey
 from midge.wire.topics import Channel, Topics
 
@@ -85,21 +85,38 @@ class Identity:
             announcement = announcement.model_copy(update={"issued": 0.0})  # says nothing of what is newer
         if not messages.possible(announcement.generation, announcement.version):
             raise WireError(f"version {announcement.generation}.{announcement.version} cannot be")
+        self._remember(channel, now)
+        return announcement
+
+    def receipt(self, payload: bytes, now: float = 0.0) -> Receipt:
+        """Read a receipt; where a key is pinned, only a signed one.
+
+        Raises:
+            WireError: it is not to be followed.
+        """
+        receipt = self._trusts["train"].receipt(payload)
+        self._remember("train", now)
+        return receipt
+
+    def status(self, payload: bytes, now: float = 0.0) -> AggregatorStatus:
+        """Read the aggregator's status.
+
+        Raises:
+            WireError: it is none.
+        """
+        status = self._trusts["train"].status(payload)
+        self._remember("train", now)
+        return status
+
+    def _remember(self, channel: Channel, now: float) -> None:
+        """Have what was verified written, now or with the next update."""
+        trust = self._trusts[channel]
         if trust.unwritten:
             self._outbox.pending[f"trust.{channel}"] = trust.packed()
         if trust.urgent(now):
             with suppress(OutboxFull):  # it stays in memory, and is written once there is room
                 self._outbox.write_pending()
                 self.stored(now)
-        return announcement
-
-    def receipt(self, payload: bytes) -> Receipt:
-        """Read a receipt; where a key is pinned, only a signed one.
-
-        Raises:
-            WireError: it is not to be followed.
-        """
-        return self._trusts["train"].receipt(payload)
 
     def stored(self, now: float) -> None:
         """What was pending has been written, with an update or alone."""

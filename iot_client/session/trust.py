@@ -10,11 +10,12 @@ Without a pinned key everything is taken as it comes, and nothing is remembered.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from dataclasses import fields as dataclass_fields
 from functools import lru_cache
 
 from midge.wire import clocks, frames, messages, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import Announcement, Envelope, Receipt
+from midge.wire.messages import MOST_TOKEN, AggregatorStatus, Announcement, Envelope, Receipt
 from midge.wire.signing import BadSignature, PublicKey
 from midge.wire.topics import Channel
 
@@ -41,6 +42,8 @@ class Newest:
     number: int = 0
     """How many successions of keys were followed."""
     keys: tuple[bytes, ...] = ()
+    token: int = 0
+    """The highest fencing token of an aggregator: one with a lower one has been replaced."""
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -84,7 +87,8 @@ class Trust:
     def _recall(self, remembered: bytes) -> None:
         fields = frames.unpack(remembered)
         if fields.pop("format") == FORMAT and fields.pop("pins") == self._pins:  # else other keys were pinned by hand
-            self.newest = Newest(**fields)
+            known = {field.name for field in dataclass_fields(Newest)}  # a later version may have written more
+            self.newest = Newest(**{name: value for name, value in fields.items() if name in known})
 
     def packed(self) -> bytes:
         """To be kept, and given back in the next life."""
@@ -175,10 +179,10 @@ class Trust:
             raise Untrusted(f"version {announcement.version} does not follow on version {newest.version} as known here")
 
     def _take(self, announcement: Announcement, keys: list[PublicKey], number: int, wall: float, now: float) -> None:
-        issued, known = announcement.issued, self.newest.issued
+        issued, known, token = announcement.issued, self.newest.issued, self.newest.token
         self.doubt = ""
         if announcement.epoch > self.newest.epoch:
-            self._floor = known = 0.0
+            self._floor, known, token = 0.0, 0.0, 0
         if _ahead(issued, wall):
             self.doubt = (
                 f"version {announcement.version} was issued on {clocks.said(issued)}, and this device's clock says "
@@ -198,6 +202,7 @@ class Trust:
             issued=max(issued, known),
             number=number,
             keys=tuple(key.raw for key in keys),
+            token=token,
         )
 
     def receipt(self, payload: bytes) -> Receipt:
@@ -205,6 +210,7 @@ class Trust:
 
         Raises:
             BadSignature: no key that we trust has signed it.
+            Untrusted: its aggregator has been replaced by another.
             WireError: it is no receipt.
         """
         receipt, body = messages.decode(Receipt, payload)
@@ -213,7 +219,28 @@ class Trust:
             head = signing.head_of(payload, body)
             if not any(key.verifies(signature, signing.RECEIPT, self._context, head) for key in self._keys):
                 raise BadSignature("the receipt is not signed by a key that this device trusts")
+            if 0 < receipt.token < self.newest.token:
+                raise Untrusted("the receipt is of an aggregator that another one has replaced")
+            self._fence(receipt.token)
         return receipt
+
+    def status(self, payload: bytes) -> AggregatorStatus:
+        """Read the aggregator's status. An unsigned one says nothing of its token.
+
+        Raises:
+            WireError: it is none.
+        """
+        status, _ = messages.decode(AggregatorStatus, payload)
+        if not self.pinned:
+            return status
+        if not signing.signs_for_aggregator(self._keys, self._federation, payload):
+            return status.model_copy(update={"token": 0})
+        self._fence(status.token)
+        return status
+
+    def _fence(self, token: int) -> None:
+        if self.newest.token < token <= MOST_TOKEN:
+            self.newest = replace(self.newest, token=token)
 
     # --------------------------------------------------------------------- memory
 
