@@ -1,5 +1,6 @@
 """Carries journaled decisions out on the model: live, and again when a restart replays the journal."""
 
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -21,6 +22,8 @@ from midge.wire.errors import WireError
 from midge.wire.messages import Moment, Verdict
 from midge.wire.moments import BYTES_PER_CHANNEL, MAX_VALUE, Moments
 from midge.wire.schema import Schema, Vector
+
+log = logging.getLogger("aggregator")
 
 _CONSENSUS = "consensus"
 
@@ -197,10 +200,13 @@ def recover(core: AggregatorCore, store: Store, schema: Schema, checkpoint: Chec
     if core.strategy.form == "mixing":
         _take_past(model, store)
     for entry in store.entries(after=core.lsn):
-        core.replay(entry.record)
-        if isinstance(entry.record, rec.UpdateRecord):
-            engine.hold_again(entry.record, core.strategy)
-        engine.replayed(engine.carry(entry.record))
+        record = rec.mended(entry.record, core.generation, core.version)
+        if record is not entry.record:
+            log.warning("Record %d of %s says an impossible number: it is passed over.", record.lsn, store.directory)
+        core.replay(record)
+        if isinstance(record, rec.UpdateRecord):
+            engine.hold_again(record, core.strategy)
+        engine.replayed(engine.carry(record))
     failpoint("recovery.replayed")
     with suppress(StoreFull):
         engine.write_replayed()

@@ -7,6 +7,7 @@ stays with its device, and goes on by itself once the disk takes the reserved sp
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -37,11 +38,15 @@ from midge.aggregator.upkeep import Upkeep
 from midge.broker.mqtt.connection import Delivery
 from midge.storage.failpoints import failpoint
 from midge.wire import chunks
-from midge.wire.messages import Hello
+from midge.wire.messages import MOST_TOKEN, Hello
 from midge.wire.schema import Schema, Tensor
 
 log = logging.getLogger("aggregator")
 
+MOST_EPOCH = 2**52
+"""Milliseconds since 1970: an epoch beyond it is a lie, and there must be a higher one."""
+_WRITE_ISSUED = 600.0
+"""Seconds between two writes of when something was last issued: a clock is not off by so little."""
 _LOOK_FOR_ROOM = 5.0
 """Seconds between two looks whether the disk has room again."""
 
@@ -86,8 +91,16 @@ class FederationRuntime:
             self._begin_or_go_on()
             self.names = Names(self.store)
             self.issuer.epoch = self.store.constant("epoch", _milliseconds)
+            self._issued = float(self.store.constant("issued", lambda: 0.0))
+            self.issuer.dating.resume(self._issued)
             if config.raise_epoch:
+                self.issuer.dating.believe()
                 self.raise_epoch(self.issuer.epoch + 1)
+            self.issuer.token = 0
+            self.raise_token(0)
+            self._doubt = ""
+            # Once for the whole process: what is journaled then never goes back while it lasts.
+            self._ahead = self.issuer.dating.now() - now
             inputs = Inputs(self.store, config.features, config.inputs)
             self._roster = Roster(inputs, outlet, Bounds().devices)
             self._witness = Witness(outlet.tell, Bounds().devices)
@@ -113,7 +126,7 @@ class FederationRuntime:
         except BaseException:
             self.store.close()
             raise
-        self._upkeep = Upkeep(self.names, outlet, self.core.lsn, now, config)
+        self._upkeep = Upkeep(self.names, outlet, self.core.lsn, now, config, wall=self.issuer.dating.now)
 
     # ------------------------------------------------------------ opening and closing
 
@@ -150,6 +163,7 @@ class FederationRuntime:
     def _rebuilt(self) -> tuple[AggregatorCore, Engine, Shelf, Processor]:
         """What the store says, whole: nothing of it goes on from what was in memory."""
         config, core = self.config, self._new_core()
+        core.handle(ev.ClockCompared(self._ahead), 0.0)
         engine = recover(core, self.store, config.schema)
         shelf = Shelf(
             engine,
@@ -179,6 +193,7 @@ class FederationRuntime:
         """
         try:
             if not failed:
+                self._write_issued()
                 self._upkeep.close(self.core, self.engine)
         except StoreFull as error:
             log.warning("%s No checkpoint was written; the journal has everything.", error)
@@ -187,8 +202,17 @@ class FederationRuntime:
 
     def raise_epoch(self, least: int) -> None:
         """Announce in this epoch, or a higher one, from now on: the time, which only grows."""
-        self.issuer.epoch = max(least, _milliseconds())
+        self.issuer.epoch = min(max(least, _milliseconds()), 2 * MOST_EPOCH)
         self.store.set_constant("epoch", self.issuer.epoch)
+
+    def raise_token(self, seen: int) -> None:
+        """Begin with a fencing token above that of every start before, or have it above one that was seen."""
+        if not self.issuer.token:
+            seen = max(seen, int(self.store.constant("token", lambda: 0)), int(1000 * self.issuer.dating.now()))
+        if self.issuer.token <= seen:
+            self.issuer.token = min(seen + 1, MOST_TOKEN)
+            with suppress(StoreFull):  # the next start has the time, which is higher
+                self.store.set_constant("token", self.issuer.token)
 
     def export(self, path: str | Path) -> None:
         """Write the exact model as safetensors."""
@@ -234,8 +258,10 @@ class FederationRuntime:
 
     def _tend(self, now: float) -> None:
         """Announcements that grow old, checkpoints, what is to be forgotten, and the end of a full disk."""
-        if self.issuer.overdue:
-            self._outlet.put(self.shelf.announcement())
+        for channel in self.issuer.overdue:
+            for post in self.shelf.reissued(channel):
+                self._outlet.put(post)
+        self._see_clock()
         if self.core.full is not None:
             if now - self._looked_for_room >= _LOOK_FOR_ROOM:
                 self._looked_for_room = now
@@ -244,9 +270,23 @@ class FederationRuntime:
         for post in self.shelf.overdue(now):
             self._outlet.put(post)
         try:
+            self._write_issued()
             self._upkeep.tend(self.core, self.engine, self.processor, now)
         except StoreFull as error:
             self._run_full(str(error), now)
+
+    def _see_clock(self) -> None:
+        """Tell if this machine's clock is not believed."""
+        if (doubt := self.issuer.dating.doubt) and not self._doubt:
+            log.warning("%s", doubt)
+            self._outlet.tell("clock", why=doubt)
+        self._doubt = doubt
+
+    def _write_issued(self) -> None:
+        """Remember when something was last issued, so that a later start can judge its clock."""
+        if abs(self.issuer.dating.last - self._issued) >= _WRITE_ISSUED:
+            self._issued = self.issuer.dating.last
+            self.store.set_constant("issued", self._issued)
 
     def _run_full(self, why: str, now: float) -> None:
         """Go back to what is on the disk, and decide nothing until there is room."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from midge.aggregator.config import AggregatorConfig
+from midge.aggregator.contention import AnotherAggregator, Contention
 from midge.aggregator.core import events as ev
 from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.evaluation import VersionEvaluator
@@ -42,10 +43,9 @@ from midge.broker.mqtt.connection import (
 )
 from midge.broker.mqtt.retained import read_retained
 from midge.storage.failpoints import failpoint
-from midge.wire import frames
 from midge.wire.messages import AggregatorState, AggregatorStatus, Health, HealthState, Hello
 
-__all__ = ["Aggregator", "ForeignFederation", "NotOpen"]
+__all__ = ["Aggregator", "AnotherAggregator", "ForeignFederation", "NotOpen"]
 
 log = logging.getLogger("aggregator")
 
@@ -55,6 +55,8 @@ _WINDOW = 200
 """Messages that a broker of MQTT 5 may have under way to us: they make a batch, and bound the memory that it takes."""
 _GOODBYE = 2.0
 """Seconds for the last words of an aggregator that is cancelled."""
+_STOPPED = 15.0
+"""Seconds beyond what was to be waited for after which the process must have been stopped, or its machine asleep."""
 
 
 class NotOpen(RuntimeError):
@@ -176,6 +178,7 @@ class Aggregator:
             issuer=self._issuer,
             credentials=self._credentials,
         )
+        self._contention = Contention(self._federation, self._boot, self._post_status)
         self._serving = True
         self._health = HealthReporter(self._federation, self._tell, self._post_status)
 
@@ -197,6 +200,7 @@ class Aggregator:
             StoreError: the store cannot be used.
             BrokerError: the first connection failed.
             ForeignFederation: another lineage is announced on our topics.
+            AnotherAggregator: another aggregator serves the federation, or has taken it over.
         """
         self.open()
         failed = True
@@ -218,7 +222,7 @@ class Aggregator:
         while not self._stop.is_set():
             try:
                 async with self._config.connector(self._options()) as connection:
-                    await self._look_around(connection)
+                    await self._look_around(connection, begun=begun)
                     if not begun:
                         begun = True
                         self._begin()
@@ -237,20 +241,23 @@ class Aggregator:
                 pause = min(2 * pause, 30.0)
 
     def _options(self) -> Options:
-        will = Will(self._config.topics.aggregator, frames.encode(self._status(AggregatorState.LOST)))
+        will = Will(self._config.topics.aggregator, self._issuer.said(self._status(AggregatorState.LOST)))
         name = f"midge-{self._config.topics.federation}-aggregator-{self._boot:016x}"
         return Options(client_id=name, will=will, keepalive=self._config.keepalive, receive_maximum=_WINDOW)
 
-    async def _look_around(self, connection: Connection) -> None:
+    async def _look_around(self, connection: Connection, *, begun: bool) -> None:
         """See who is on our topics already, before anything is published."""
         largest = connection.limits.maximum_packet_size
         self.federation.fit_chunks(None if largest is None else largest - _OVERHEAD)
         marker = f"{self._config.topics.aggregator}/{self._boot:x}"
-        found = await read_retained(connection, self._config.topics.announcement(), marker=marker)
-        take_over(self.federation, [delivery.payload for delivery in found], time.monotonic(), self._tell)
+        topics = self._config.topics
+        found = await read_retained(connection, topics.announcement(), topics.aggregator, marker=marker)
+        await self._contention.contend(connection, found)
+        take_over(self.federation, found, time.monotonic(), self._tell, begun=begun)
 
     def _begin(self) -> None:
         """What is due at the start of the process: the first release, an overdue step."""
+        self._contention.serving = True
         self.federation.begin(time.monotonic())
         self.evaluation.released()
 
@@ -301,13 +308,18 @@ class Aggregator:
         arriving: asyncio.Task[Delivery] | None = None
         try:
             while not self._stop.is_set():
+                patience, since = self._patience(), time.monotonic()
                 arriving = arriving or asyncio.create_task(anext(deliveries))  # type: ignore[arg-type]
-                await asyncio.wait({arriving, stopping}, timeout=self._patience(), return_when="FIRST_COMPLETED")
+                await asyncio.wait({arriving, stopping}, timeout=patience, return_when="FIRST_COMPLETED")
                 batch: list[Delivery] = []
                 if arriving.done():
                     batch = [arriving.result(), *connection.waiting()]
                     arriving = None
-                self._process(connection, batch)
+                if (stopped := time.monotonic() - since - patience) > _STOPPED:
+                    # Others may have taken over: see before anything is decided.
+                    raise ConnectionLost(f"This process stood still for {stopped:.0f} s.")
+                if (sifted := await self._contention.sift(connection, batch, time.monotonic())) is not None:
+                    self._process(connection, sifted)
         finally:
             left = [task for task in (stopping, arriving) if task is not None]
             for task in left:
@@ -315,7 +327,7 @@ class Aggregator:
             await asyncio.gather(*left, return_exceptions=True)
 
     def _patience(self) -> float:
-        due = [self.core.deadline, None if self._health is None else self._health.due]
+        due = [self._contention.due or self.core.deadline, None if self._health is None else self._health.due]
         deadline = min((each for each in due if each is not None), default=math.inf)
         return min(5.0, max(0.0, deadline - time.monotonic()))
 
@@ -376,6 +388,7 @@ class Aggregator:
             step=self.core.step,
             why=why[:400],
             health=self._health.health(time.monotonic()) if self._health is not None and state.serves else None,
+            token=self._issuer.token,
         )
 
     @property
@@ -383,7 +396,7 @@ class Aggregator:
         return AggregatorState.READY if self.federation.hold is None else AggregatorState.PAUSED
 
     def _status_post(self, state: AggregatorState, why: str = "") -> Post:
-        return Post(self._config.topics.aggregator, frames.encode(self._status(state, why)))
+        return Post(self._config.topics.aggregator, self._issuer.said(self._status(state, why)))
 
     def _post_status(self) -> None:
         self._held, finding = self.federation.hold, self.federation.watchdog.finding

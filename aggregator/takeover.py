@@ -3,11 +3,12 @@
 import logging
 from collections.abc import Callable, Sequence
 
-from midge.aggregator.federation import FederationRuntime
+from midge.aggregator.federation import MOST_EPOCH, FederationRuntime
 from midge.aggregator.store.store import StoreError
+from midge.broker.mqtt.connection import Delivery
 from midge.wire import messages
 from midge.wire.errors import WireError
-from midge.wire.messages import Announcement
+from midge.wire.messages import MOST_GENERATION, MOST_VERSION, Announcement
 
 log = logging.getLogger("aggregator")
 
@@ -16,33 +17,44 @@ class ForeignFederation(StoreError):
     """Another lineage is announced on our topics."""
 
 
-def take_over(federation: FederationRuntime, payloads: Sequence[bytes], now: float, tell: Callable[..., None]) -> None:
+def take_over(
+    federation: FederationRuntime, retained: Sequence[Delivery], now: float, tell: Callable[..., None], *, begun: bool
+) -> None:
     """Compare the retained announcement with the store.
 
-    Another lineage is replaced only if the config says so. One that is ahead of the store means that the store was put
-    back: a new generation begins above it, because devices know versions that this store does not.
+    Another lineage is replaced only if the config says so, or if it was announced without our key while we serve
+    (`begun`): no message may end us then. One that is ahead of the store means that the store was put back: a new
+    generation begins above it, because devices know versions that this store does not.
 
     Raises:
         ForeignFederation: it is of another store.
     """
     config, core, issuer = federation.config, federation.core, federation.issuer
-    announced, ours = _read(federation, payloads)
+    try:
+        announced = _read(federation, retained)
+    except WireError as error:
+        # Whoever may publish on the topic could have put it there: it must neither stop nor move us.
+        log.warning("What is announced on our topic is not followed, for %s; it will be replaced.", error)
+        tell("untrusted", why=str(error))
+        return
     if announced is None:
         return
     if announced.lineage != core.lineage:
+        if begun and not issuer.signs:
+            log.warning("Another store's model is announced on our topic, while we serve; it will be replaced.")
+            tell("untrusted", why="another store's model is announced on our topic")
+            return
         if not config.replace:
             raise ForeignFederation(
                 f"Another store's model, version {announced.version}, is announced as federation "
                 f"{config.federation!r} under {config.root!r}. Start with that store, choose another federation name, "
                 "or say --replace to take the topics over; its devices then start over."
             )
-        if ours and announced.epoch >= issuer.epoch:
+        if announced.epoch >= issuer.epoch:
             federation.raise_epoch(announced.epoch + 1)
         return
-    if not ours:
-        # Whoever may publish on the topic could have forged it: it must not move us to another generation.
-        log.warning("What is announced on our topic is not signed by our key; it will be replaced.")
-        return
+    if issuer.signs:
+        issuer.dating.resume(announced.issued)  # later than the store says, if it was put back
     if announced.epoch > issuer.epoch:  # raised since this store was copied
         federation.raise_epoch(announced.epoch)
     if (announced.generation, announced.version) > (core.generation, core.version):
@@ -55,13 +67,21 @@ def take_over(federation: FederationRuntime, payloads: Sequence[bytes], now: flo
         federation.begin_generation(announced.generation, announced.version, now)
 
 
-def _read(federation: FederationRuntime, payloads: Sequence[bytes]) -> tuple[Announcement | None, bool]:
-    """The announcement, and whether our key signed it."""
-    announced, ours = None, False
-    for payload in payloads:
-        try:
-            announced = messages.decode_announcement(payload)
-            ours = federation.issuer.is_ours(payload)
-        except WireError as error:
-            log.warning("What was announced on our topic is no announcement (%s); it will be replaced.", error)
-    return announced, ours
+def _read(federation: FederationRuntime, retained: Sequence[Delivery]) -> Announcement | None:
+    """The announcement that is retained; None if there is none.
+
+    Raises:
+        WireError: it is none, is not signed by our key where we have one, or says what cannot be.
+    """
+    announced = None
+    topic = federation.config.topics.announcement()
+    for payload in (delivery.payload for delivery in retained if delivery.topic == topic):
+        announced = messages.decode_announcement(payload)
+        if not federation.issuer.is_ours(payload):
+            raise WireError("it is not signed by our key")
+        numbers = announced.generation, announced.version, announced.epoch
+        if any(
+            number > most for number, most in zip(numbers, (MOST_GENERATION, MOST_VERSION, MOST_EPOCH), strict=True)
+        ):
+            raise WireError(f"it says version {numbers[0]}.{numbers[1]} of epoch {numbers[2]}, which cannot be")
+    return announced

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from midge.aggregator.config import AggregatorConfig
@@ -40,9 +40,20 @@ class Upkeep:
         lsn: of the newest checkpoint.
         now: seconds of any clock that never goes back.
         config: says how often and how long.
+        wall: seconds since 1970; a clock that is a year ahead must not have every device forgotten.
     """
 
-    def __init__(self, names: Names, outlet: Outlet, lsn: int, now: float, config: AggregatorConfig) -> None:
+    def __init__(
+        self,
+        names: Names,
+        outlet: Outlet,
+        lsn: int,
+        now: float,
+        config: AggregatorConfig,
+        *,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._wall = wall
         self._names, self._outlet = names, outlet
         self.checkpoint_records, self._retention = config.checkpoint_records, config.retention
         self._checkpointed = lsn, now
@@ -66,7 +77,7 @@ class Upkeep:
 
     def close(self, core: AggregatorCore, engine: Engine) -> None:
         """Leave a store that opens without a replay."""
-        self._names.write_heard(time.time(), core.version)
+        self._names.write_heard(self._wall(), core.version)
         if core.lsn > self._checkpointed[0]:
             engine.checkpoint(core)
 
@@ -78,7 +89,7 @@ class Upkeep:
         return many or (new > 0 and now - since >= CHECKPOINT_SECONDS)
 
     def _write(self, core: AggregatorCore, engine: Engine) -> None:
-        self._names.write_heard(time.time(), core.version)
+        self._names.write_heard(self._wall(), core.version)
         engine.checkpoint(core)
 
     def _forget_asked(self, core: AggregatorCore, engine: Engine, forgetful: Forgetful, now: float) -> None:
@@ -99,7 +110,7 @@ class Upkeep:
     def _forget_silent(self, core: AggregatorCore, engine: Engine, forgetful: Forgetful, now: float) -> None:
         if self._retention is None or core.strategy.privacy is not None:
             return  # a private budget is spent for ever, so who spent it is known for ever
-        silent = self._names.silent(time.time() - self._retention, core.oldest_base)
+        silent = self._names.silent(self._wall() - self._retention, core.oldest_base)
         silent = [device for device in silent if not core.waits(device)]
         if silent:
             counted = self._forget(silent, core, engine, forgetful, now)

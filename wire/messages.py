@@ -28,6 +28,12 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Metrics = Annotated[dict[Word, Finite], Field(max_length=32)]
 Names = Annotated[tuple[Word, ...], Field(max_length=inputs.MOST)]
 
+MOST_VERSION, MOST_GENERATION = 2**52, 2**31
+"""Numbers that a federation never reaches, and far from the ends of their types: what claims more is wrong or a lie. An
+aggregator goes on behind one that is announced up to these; so readers take twice as much."""
+
+MOST_TOKEN = 2**53 - 1
+"""The highest fencing token; any language's numbers hold it exactly."""
 OUTBOX_LIMIT = 16
 """How many updates a device holds at most, and how many verdicts of it the aggregator remembers."""
 
@@ -225,6 +231,8 @@ class Receipt(Message):
     hi: U63
     settled: Annotated[tuple[Settled, ...], Field(max_length=64)] = ()
     grants: Annotated[tuple[Grant, ...], Field(max_length=16)] = ()
+    token: U63 = 0
+    """Of the aggregator's start: a device settles only by the highest that it has seen; 0 says nothing."""
 
 
 class AggregatorState(StrEnum):
@@ -292,6 +300,21 @@ class AggregatorStatus(Message):
     why: Sentence = ""
     health: Health | None = None
     """None if the aggregator is older than this field."""
+    token: U63 = 0
+    """Higher than that of every start before; see `Receipt.token`."""
+
+
+class Claim(Message):
+    """One aggregator's question to others of its federation, or the answer: to serve it there must be but one."""
+
+    kind: Literal["claim"] = "claim"
+    boot: U63
+    lineage: Id
+    token: U63
+    number: U63 = 0
+    """Random bits of a question; 0 is an answer."""
+    to: U63 = 0
+    """The number of the question that is answered: so no answer can be recorded, or made without having heard it."""
 
 
 class Plan(Message):
@@ -486,6 +509,11 @@ def decode(model: type[frames.M], payload: frames.Buffer) -> tuple[frames.M, mem
     if expected is not None and header.get("kind") != expected:
         raise WireError(f"expected kind {expected!r}, not {_shown(header.get('kind'))}")
     return frames.validate(model, header), body
+
+
+def possible(generation: int, version: int) -> bool:
+    """Whether a federation can have come that far."""
+    return generation < 2 * MOST_GENERATION and version < 2 * MOST_VERSION
 
 
 def encode_announcement(announcement: Announcement) -> bytes:

@@ -20,7 +20,9 @@ NAMES = (
     *("bytes_per_month", "joules_per_month", "federation", "phase", "digest", "frames", "moments", "participation"),
     *("issued", "expires", "parent", "epoch", "seal_key", "byte_rate", "devices", "body", "signatures", "chain"),
     *("number", "key", "since", "loss", "accuracy", "cores", "machine", "memory_mib", "rows_per_second"),
-    *("steps_per_second", "link", "features", "health", "accepted", "verdicts", "alarms", "waits"),
+    *("steps_per_second", "link", "features"),
+    *("token", "claim", "to", "base_digest", "log"),
+    *("health", "accepted", "verdicts", "alarms", "waits"),
 )
 """Append; never remove, reorder or insert. Up to 127 travel in one byte."""
 _NUMBERS = {name: number for number, name in enumerate(NAMES)}

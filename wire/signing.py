@@ -9,7 +9,7 @@ bytes that the header does not account for. So a peer without keys reads a signe
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from midge.wire import frames
@@ -27,7 +27,9 @@ ANNOUNCEMENT: Final = "announcement"
 SUCCESSION: Final = "succession"
 RECEIPT: Final = "receipt"
 DEVICE: Final = "device"
-"""The purposes: what an aggregator announces, who signs after it, what it tells one device, what a device sends."""
+AGGREGATOR: Final = "aggregator"
+"""The purposes: what an aggregator announces, who signs after it, what it tells one device, what a device sends, and an
+aggregator's status."""
 
 
 class KeyUnusable(ValueError):
@@ -260,6 +262,17 @@ def split(message: object, body: memoryview) -> tuple[memoryview, memoryview]:
         case _:
             own = 0
     return (body[:own], body[own:]) if len(body) == own + SIGNATURE else (body, body[:0])
+
+
+def signs_for_aggregator(keys: Iterable[PublicKey], federation: str, payload: frames.Buffer) -> bool:
+    """Whether one of the keys signed what an aggregator says of itself.
+
+    Raises:
+        WireError: it is no frame.
+    """
+    _, signature = frames.decode(payload)
+    head = head_of(payload, signature)
+    return any(key.verifies(signature, AGGREGATOR, federation, head) for key in keys)
 
 
 def head_of(payload: frames.Buffer, body: memoryview) -> memoryview:

@@ -72,6 +72,7 @@ class Topics:
         """Whoever publishes here asks the aggregator for an overview of the federation …"""
         self.overview = f"{self.aggregator}/overview"
         """… which comes here."""
+        self.claim = f"{self.prefix}/claim"
         self.everything = f"{self.prefix}/#"
 
     def announcement(self, channel: Channel = "train") -> str:

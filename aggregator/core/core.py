@@ -26,7 +26,7 @@ from midge.aggregator.core.state import Buffered, CoreState
 from midge.aggregator.core.statistics_phase import StatisticsPhase
 from midge.aggregator.core.step_planner import StepPlanner
 from midge.aggregator.core.strategy import Form, Strategy
-from midge.aggregator.core.update_admission import Bounds, Conditions, UpdateAdmission
+from midge.aggregator.core.update_admission import LONGEST, MOST, Bounds, Conditions, UpdateAdmission
 from midge.aggregator.core.view import CoreView
 from midge.aggregator.model.statistics import FACTOR
 from midge.wire.messages import Moment, Settled, Statistics, Update, Verdict
@@ -126,6 +126,8 @@ class AggregatorCore(CoreView):
                 self._conditions.paused = why
             case ev.InputsCompared(names, unlike):
                 self._conditions.features, self._conditions.unlike = names, unlike
+            case ev.ClockCompared(ahead):
+                self._state.versions.ahead = ahead
             case ev.ReleasePublished(announcement, step):
                 self.thrift.costs = announcement, step
 
@@ -243,7 +245,7 @@ class AggregatorCore(CoreView):
             why = f"its norm {norm:.3g} is beyond {self.bounds.norm:.3g}, more than the model's grid can follow"
             return [*self._refuse(device, update, Verdict.NORM_TOO_LARGE, why), ev.Drop(key)]
         # Before the record is made: this update's own norm is one of those that it is compared with.
-        state.fleet.heard(device, update.seconds, now)
+        state.fleet.heard(device, min(update.seconds, LONGEST), now)
         self._steps.heard(now)
         record = self._admission.accepted(event, now)
         # A rule in which each update is a step has no other updates to weigh against: its weight is its rate.
@@ -329,7 +331,8 @@ class AggregatorCore(CoreView):
         state = self._state
         devices = len(state.contributors) if moved else 0
         decay = self.strategy.serve_decay or None
-        record = rec.ReleaseRecord(state.next, state.version + 1, state.step, devices, now, decay)
+        at = now + state.versions.ahead
+        record = rec.ReleaseRecord(state.next, state.version + 1, state.step, devices, at, decay)
         self._releases.released_at = now
         self.thrift.released(now)
         self.steering.released(now)
@@ -349,7 +352,7 @@ class AggregatorCore(CoreView):
     ) -> list[ev.Action]:
         if self.full is not None or not self._gathering.admits(device, sent, digest):
             return [ev.Drop(key)]
-        record = rec.StatisticsRecord(self._state.next, device, sent.names, sent.missing, digest)
+        record = rec.StatisticsRecord(self._state.next, device, sent.names, min(sent.missing, MOST), digest)
         actions = [*self._write(record, key), ev.Drop(key)]
         return actions + (self._gathering.examine() if self._gathering.arrived(now) else [])
 

@@ -109,6 +109,13 @@ class DevicesOnline:
 
 
 @dataclass(frozen=True, slots=True)
+class ClockCompared:
+    """By how many seconds what is journaled is dated ahead of `now`: that is since 1970, or since anything."""
+
+    ahead: float
+
+
+@dataclass(frozen=True, slots=True)
 class StoreFilled:
     """The store has no room: nothing can be decided until `StoreWritable`."""
 
@@ -158,6 +165,7 @@ Event = (
     | Measured
     | Examined
     | DevicesOnline
+    | ClockCompared
     | StoreFilled
     | StoreWritable
     | OperatorPaused

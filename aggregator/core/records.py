@@ -4,11 +4,12 @@ A record is enough to take the decision again without a clock, a network or a co
 which updates made a step, what a release was made of. `pack` and `unpack` are the form on disk.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from midge.wire import frames
 from midge.wire.errors import WireError
+from midge.wire.messages import possible
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class ReleaseRecord:
     step: int
     devices: int
     at: float = 0.0
-    """Seconds of the aggregator's clock."""
+    """Seconds since 1970. Of an older store: of a clock that begins with the machine."""
     decay: float | None = None
     """Of the moving average that is served; None keeps none."""
 
@@ -184,6 +185,21 @@ _KINDS: dict[str, type[Record]] = {
 }
 _NAMES = {model: name for name, model in _KINDS.items()}
 _FIELDS = {model: tuple(field.name for field in fields(model)) for model in _NAMES}  # `asdict` copies all that it meets
+
+
+def mended(record: Record, generation: int, version: int) -> Record:
+    """A record as it is replayed behind a generation and a version: one that says an impossible number gets the next.
+
+    A store of an earlier Midge may hold such a record, of a forged announcement that was believed.
+    """
+    match record:
+        case GenerationRecord() if not possible(record.generation, record.version):
+            return replace(record, generation=generation + 1, version=version)
+        case ReleaseRecord() if not possible(0, record.version):
+            return replace(record, version=version + 1)
+        case ServeRecord() if not possible(0, record.version):
+            return replace(record, version=version)
+    return record
 
 
 def kind(record: Record) -> str:

@@ -23,6 +23,9 @@ _CLAIM = 4.0
 honest."""
 _EVEN = 16.0
 """Times up or down that unlike numbers of local steps are evened out: beyond that it amplifies noise, not work."""
+MOST, LONGEST = 2**40, 366 * 86_400.0
+"""Rows or steps, and seconds, of one training beyond which a device's word counts as these: no training has more, and
+sums of them stay exact."""
 _ROUNDING = 1 - 1e-6
 """A clipped delta stays below its bound whatever float32 makes of the product."""
 _NO_ROOM, _HELD, _CROWDED = 300, 30, 5
@@ -180,8 +183,8 @@ class UpdateAdmission:
             norm=event.norm,
             codec=update.codec,
             tensors=update.tensors,
-            examples=update.examples,
-            steps=update.steps,
+            examples=min(update.examples, MOST),
+            steps=min(update.steps, MOST),
             size=update.size,
             agreement=event.agreement,
             reference=state.fleet.norm(now),
@@ -198,7 +201,7 @@ class UpdateAdmission:
             why=why[:400],
             base=update.base,
             codec=update.codec,
-            examples=update.examples,
+            examples=min(update.examples, MOST),
             size=update.size,
         )
 
@@ -207,7 +210,7 @@ class UpdateAdmission:
         state = self._state
         # Against the median over devices, not over updates: one that sends often would set its own measure.
         age = state.versions.age(update.base, now)
-        examples, typical = update.examples, state.fleet.examples()
+        examples, typical = min(update.examples, MOST), state.fleet.examples()
         if typical:
             examples = min(examples, round(_CLAIM * typical))
         weight = self._strategy.admission_weight(tau, age, examples, state.fleet.staleness(device))

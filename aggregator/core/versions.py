@@ -8,6 +8,8 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from typing import Any
 
+from midge.wire.clocks import SANE
+
 _EXACT = 1024
 """Versions that are remembered one by one."""
 _COARSER = 16
@@ -23,9 +25,11 @@ class Versions:
         self._numbers: list[int] = [0]
         self._steps: list[int] = [0]
         self._at: list[float] = [0.0]
-        """By the clock of the process that released it: as it is journaled."""
+        """Seconds since 1970, or of virtual time: as it is journaled."""
         self._here: list[float] = [0.0]
         """By the clock of this process."""
+        self.ahead = 0.0
+        """Seconds that what is journaled is ahead of this clock."""
 
     def __contains__(self, version: int) -> bool:
         return self._numbers[0] <= version <= self._numbers[-1] if self._numbers else False
@@ -37,7 +41,7 @@ class Versions:
         self._numbers.append(version)
         self._steps.append(step)
         self._at.append(at)
-        self._here.append(at)
+        self._here.append(at - self.ahead)
         if version % _COARSER == 0:
             self._thin(version)
 
@@ -70,12 +74,12 @@ class Versions:
     def shift(self, now: float) -> None:
         """Continue on another clock, on which it is `now`: after a restart, the newest version is as new as can be.
 
-        A clock that begins again, as after a reboot, leaves no gap.
+        A clock that was put back leaves no gap, and neither does one of another beginning, as older stores have it.
         """
         here = now
         for place in range(len(self._at) - 1, -1, -1):
             self._here[place] = here
-            if place:
+            if place and (self._at[place] < SANE) == (self._at[place - 1] < SANE):
                 here -= max(0.0, self._at[place] - self._at[place - 1])
 
     def forget_before(self, version: int) -> None:

@@ -1,8 +1,8 @@
 """What the aggregator says in its own name: announcements and receipts, with their times and signatures.
 
-Not signed are the chunks of the model, because the announced digest covers them, and the aggregator's status: one who
-forges it can make a device hold its updates back or greet again, which whoever can forge it can also do by dropping
-messages.
+Not signed are the chunks of the model, because the announced digest covers them. The aggregator's status is signed for
+its token; a device follows the state of an unsigned one as well. One who forges it can make the device hold its updates
+back or greet again, which whoever can forge it can also do by dropping messages.
 """
 
 import time
@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from midge.aggregator.publish.dating import Dating
 from midge.storage.files import PRIVATE, atomic_rename, atomic_write
 from midge.wire import frames, messages, sealing, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import Announcement, Envelope, Receipt, Succession
+from midge.wire.messages import AggregatorStatus, Announcement, Claim, Envelope, Receipt, Succession
 from midge.wire.signing import KeyUnusable, PrivateKey
-from midge.wire.topics import Topics
+from midge.wire.topics import Channel, Topics
 
 LIFETIME = 86_400.0
 """Seconds that an announcement is good for: so long can a broker hold newer ones back unseen."""
@@ -141,10 +142,13 @@ class Issuer:
             raise ValueError(f"announcement_lifetime is {lifetime}: it must be a number of seconds above 0.")
         self._topics, self._keys = topics, keys
         self._lifetime, self._clock = lifetime, clock
+        self.dating = Dating(lambda: self._clock())  # noqa: PLW0108 - a test may set another
         self._sealed = sealed
         self.epoch = 0
         """Set from the store."""
-        self._issued: float | None = None
+        self.token = 0
+        """The fencing token of this start."""
+        self._issued: dict[Channel, float] = {}
         self._signer: PrivateKey | None = None
         self._last: Announcement | None = None
         self._parent = b""
@@ -160,14 +164,14 @@ class Issuer:
 
     def announcement(self, announcement: Announcement) -> bytes:
         """An announcement as it is published: issued now, good for the lifetime."""
-        issued = self._clock()
+        issued = self.dating.issue()
         dated = announcement.model_copy(
             update={"issued": issued, "expires": issued + self._lifetime, "epoch": self.epoch}
         )
+        self._issued[announcement.channel] = issued
         train = announcement.channel == "train"
         if train:
             dated = dated.model_copy(update={"parent": self._follow(announcement)})
-            self._issued = issued
         if self._keys is None:
             return messages.encode_announcement(dated)
         self._signer = self._keys.at(issued)
@@ -184,22 +188,41 @@ class Issuer:
         return self._parent
 
     @property
-    def overdue(self) -> bool:
-        """Whether the announcement should be reissued: it grows old, or another key signs by now."""
-        if self._issued is None:
-            return False
-        now = self._clock()
-        old = not 0 <= now - self._issued < _AGAIN * self._lifetime
-        return old or (self._keys is not None and self._keys.at(now) is not self._signer)
+    def overdue(self) -> list[Channel]:
+        """Whose announcements should be reissued: they grow old, or another key signs by now."""
+        now = self.dating.now()
+        if self._keys is not None and self._signer is not None and self._keys.at(now) is not self._signer:
+            return list(self._issued)
+        return [name for name, issued in self._issued.items() if not 0 <= now - issued < _AGAIN * self._lifetime]
 
     def receipt(self, device: str, receipt: Receipt) -> bytes:
         """A receipt as it is published."""
-        head = frames.encode(receipt)
+        head = frames.encode(receipt.model_copy(update={"token": self.token}) if self.token else receipt)
         if self._keys is None:
             return head
         # The key of the announcement: a device knows it from there.
-        key = self._signer or self._keys.at(self._clock())
+        key = self._signer or self._keys.at(self.dating.now())
         return signing.sign_frame(key, signing.RECEIPT, signing.of_device(self._topics.federation, device), head)
+
+    def said(self, message: AggregatorStatus | Claim) -> bytes:
+        """What the aggregator says of itself, as it is published."""
+        head = frames.encode(message)
+        if self._keys is None:
+            return head
+        key = self._signer or self._keys.at(self.dating.now())
+        return signing.sign_frame(key, signing.AGGREGATOR, self._topics.federation, head)
+
+    def said_by_us(self, payload: bytes) -> bool:
+        """Whether such a message was signed by one of our keys; any is where we sign nothing.
+
+        Raises:
+            WireError: it is no frame.
+        """
+        if self._keys is None:
+            return True
+        return signing.signs_for_aggregator(
+            (key.public for _, key in self._keys.keys), self._topics.federation, payload
+        )
 
     def is_ours(self, payload: bytes) -> bool:
         """Whether an announcement was signed by one of our keys; any is where we sign nothing.

@@ -18,7 +18,7 @@ from midge.aggregator.store.store import Published
 from midge.storage.failpoints import failpoint
 from midge.wire import chunks, frames, lineage, messages
 from midge.wire.messages import Announcement, FrameInfo, Part
-from midge.wire.topics import Topics
+from midge.wire.topics import Channel, Topics
 
 SNAPSHOTS = 2
 GRACE = 10.0
@@ -95,6 +95,13 @@ class Shelf:
         """The posts of a release for use: its snapshot, its announcement, and the clearing of the one before."""
         yield from self._served()
         yield from self._clear(now)
+
+    def reissued(self, channel: Channel) -> Iterator[Post]:
+        """The announcement of a channel again, as it is dated and signed now."""
+        if channel == "train":
+            yield self.announcement()
+        else:
+            yield from (post for post in self._served() if post.topic == self._topics.announcement("serve"))
 
     def _served(self) -> Iterator[Post]:
         version = self.core.served

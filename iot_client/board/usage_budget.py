@@ -5,8 +5,9 @@ import logging
 import math
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from midge.storage.files import atomic_write
 from midge.wire.messages import Participation
@@ -15,6 +16,8 @@ log = logging.getLogger("iot_client")
 
 _SAVE_EVERY = 600.0
 """Seconds between two writes of what was spent: a power cut forgets so much at most."""
+_OFF = 40 * 86_400.0
+"""Seconds between our clock and an announcement's date from which ours counts as wrong: a retained one may be old."""
 _SAVE_WRITES = 8192
 """Bytes that such a write wears: a page of the file and one of its directory."""
 
@@ -36,8 +39,24 @@ class Costs:
     joules_per_byte: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Spent:
+    """What one month has cost."""
+
+    month: str = ""
+    bytes: int = 0
+    joules: float = 0.0
+    since: float = 0.0
+    written: int = 0
+
+
 class Budget:
-    """Counts what is spent this month, across restarts, and says when it is used up."""
+    """Counts what is spent this month, across restarts, and says when it is used up.
+
+    The month is that of the device's clock, which may be wrong: at its start, before it was set, or for ever. So what
+    was spent in the month before is kept until the next one, and the aggregator's word corrects the clock: a month
+    that the clock alone had begun is given up, and what was spent in it counts to the right one.
+    """
 
     def __init__(self, path: Path | None, costs: Costs) -> None:
         self.path, self.costs = path, costs
@@ -46,6 +65,9 @@ class Budget:
         """Seconds since 1970 when counting began this month."""
         self.written = 0
         """Bytes that went to the disk this month, as whole pages: what wears a flash card."""
+        self._before = _Spent()
+        self._off = 0.0
+        """Seconds that the aggregator's clock is ahead of ours, if that is more than right clocks can be apart."""
         self._seen = 0
         self._saved_at = -math.inf
         if path is not None and path.exists():
@@ -53,16 +75,23 @@ class Budget:
                 spent = json.loads(path.read_text())
                 self.month, self.bytes, self.joules = str(spent["month"]), int(spent["bytes"]), float(spent["joules"])
                 self.since, self.written = float(spent.get("since", 0)), int(spent.get("written", 0))
+                self._before = _Spent(**spent.get("before", {}))
 
     def spend(self, *, moved: int = 0, trained: float = 0.0, now: float | None = None) -> None:
         """Bytes that went over the link, seconds of training. `now` is seconds since 1970."""
-        now = time.time() if now is None else now
-        self._turn(now)
+        self._turn(time.time() if now is None else now)
         self.bytes += moved
         self.joules += moved * self.costs.joules_per_byte + trained * self.costs.watts
-        if now - self._saved_at >= _SAVE_EVERY:
-            self._saved_at = now
+        if (steady := time.monotonic()) - self._saved_at >= _SAVE_EVERY:
+            self._saved_at = steady
             self.save()
+
+    def heard(self, issued: float, wall: float) -> None:
+        """Compare our clock with the date of an announcement, both seconds since 1970; 0 is no date."""
+        if issued:
+            off = issued - wall
+            self._off = off if abs(off) > _OFF else 0.0
+            self._turn(wall, believed=True)
 
     def wore(self, total: int) -> None:
         """Take the number of bytes that went to the disk since the start."""
@@ -90,7 +119,7 @@ class Budget:
         except OSError as error:
             log.warning("What this month has cost cannot be written to %s (%s).", self.path, error.strerror)
 
-    def packed(self) -> dict[str, str | int | float]:
+    def packed(self) -> dict[str, Any]:
         """As plain values."""
         return {
             "month": self.month,
@@ -98,14 +127,25 @@ class Budget:
             "joules": self.joules,
             "since": self.since,
             "written": self.written,
+            "before": asdict(self._before),
         }
 
-    def _turn(self, now: float) -> None:
-        """A new month begins with nothing spent; a clock that was put back does not begin one."""
+    def _turn(self, now: float, *, believed: bool = False) -> None:
+        """A new month begins with nothing spent; back to an earlier one leads only a clock that is believed."""
+        now += self._off
         month = time.strftime("%Y-%m", time.gmtime(now))
         if month > self.month:
+            self._before = _Spent(self.month, self.bytes, self.joules, self.since, self.written)
             self.month, self.bytes, self.joules = month, 0, 0.0
             self.since, self.written = now, 0
+        elif month < self.month and believed:
+            before, self._before = self._before, _Spent()
+            if before.month == month:
+                self.bytes, self.joules = self.bytes + before.bytes, self.joules + before.joules
+                self.since, self.written = before.since, self.written + before.written
+            else:
+                self.since = now
+            self.month = month
 
 
 def _least(own: float | None, asked: float | None) -> float | None:

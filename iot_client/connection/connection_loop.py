@@ -25,7 +25,7 @@ from midge.iot_client.session import events as ev
 from midge.iot_client.session.session import DeviceSession, Work
 from midge.wire import messages, sharing
 from midge.wire.errors import WireError
-from midge.wire.messages import AggregatorStatus, Announcement, DeviceState, Hello
+from midge.wire.messages import Announcement, DeviceState, Hello
 from midge.wire.topics import Channel
 
 log = logging.getLogger("iot_client")
@@ -86,6 +86,8 @@ class ConnectionLoop:
         self._stop = asyncio.Event()
         self._parting: asyncio.Future[DeviceState] | None = None
         """As what to part from the connection that stands."""
+        self._doubted = False
+        """Whether it was told that a clock is wrong."""
 
     def stop(self) -> None:
         """End cleanly, with a goodbye."""
@@ -156,6 +158,8 @@ class ConnectionLoop:
         """Sleep until the next waking; end if the duty is to wake once."""
         duty = self._parts.duty
         seconds = max(0.0, duty.wakes - time.time()) if duty.asleep else self._fall_asleep()
+        if duty.duty is not None:  # the clock may have been put back since: nothing sleeps for a year
+            seconds = min(seconds, 2 * duty.duty.every)
         self._parts.flush()
         self._parts.tell("sleeping", wakes=duty.wakes, seconds=seconds)
         if duty.duty is not None and duty.duty.once:
@@ -283,9 +287,9 @@ class ConnectionLoop:
         elif topic == topics.announcement("serve"):
             parts.serving.announced(self._announcement(payload, "serve"))
         elif topic == topics.receipt(name):
-            self._put(ev.Receipted(parts.identity.receipt(payload)))
+            self._put(ev.Receipted(parts.identity.receipt(payload, time.monotonic())))
         elif topic == topics.aggregator:
-            self._put(ev.AggregatorSeen(messages.decode(AggregatorStatus, payload)[0]))
+            self._put(ev.AggregatorSeen(parts.identity.status(payload, time.monotonic())))
         elif topic == topics.status(name):
             hello, _ = messages.decode(Hello, payload)
             if hello.outbox != parts.outbox.identity and hello.state is DeviceState.JOINING:
@@ -297,11 +301,18 @@ class ConnectionLoop:
         Raises:
             WireError: it is not.
         """
+        parts, wall = self._parts, time.time()
         try:
-            return self._parts.identity.announcement(payload, channel, time.time(), time.monotonic())
+            announcement = parts.identity.announcement(payload, channel, wall, time.monotonic())
         except WireError as error:
-            self._parts.tell("untrusted", channel=channel, why=str(error))
+            parts.tell("untrusted", channel=channel, why=str(error))
             raise
+        parts.budget.heard(announcement.issued, wall)
+        if (doubt := parts.identity.doubt) and not self._doubted:
+            log.warning("%s: %s.", parts.config.name, doubt)
+            parts.tell("clock", why=doubt)
+        self._doubted = bool(doubt)
+        return announcement
 
 
 def _hello_of(payload: bytes) -> Hello | None:

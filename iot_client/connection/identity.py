@@ -11,9 +11,9 @@ from midge.iot_client.session.trust import Trust
 from midge.iot_client.state.memory_outbox import AnyOutbox
 from midge.iot_client.state.outbox import OutboxFull
 from midge.iot_client.training.update_encoder import Made, Unfit
-from midge.wire import chunks, frames, sealing, signing
+from midge.wire import chunks, clocks, frames, messages, sealing, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import Announcement, Receipt, Statistics
+from midge.wire.messages import AggregatorStatus, Announcement, Receipt, Statistics
 from midge.wire.signing import KeyUnusable, PrivateKey, PublicKey
 from midge.wire.topics import Channel, Topics
 
@@ -60,6 +60,11 @@ class Identity:
         }
 
     @property
+    def doubt(self) -> str:
+        """Why a clock is wrong, the device's or the aggregator's; empty if they agree."""
+        return self._trusts["train"].doubt
+
+    @property
     def pinned(self) -> bool:
         """Whether only what is signed is believed."""
         return bool(self._pinned)
@@ -76,21 +81,42 @@ class Identity:
         announcement = trust.announcement(payload, wall, now)
         if announcement.channel != channel:
             raise WireError(f"an announcement of the channel {announcement.channel!r} on that of {channel!r}")
+        if not self.pinned and announcement.issued > wall + clocks.DAY >= clocks.SANE:
+            announcement = announcement.model_copy(update={"issued": 0.0})  # says nothing of what is newer
+        if not messages.possible(announcement.generation, announcement.version):
+            raise WireError(f"version {announcement.generation}.{announcement.version} cannot be")
+        self._remember(channel, now)
+        return announcement
+
+    def receipt(self, payload: bytes, now: float = 0.0) -> Receipt:
+        """Read a receipt; where a key is pinned, only a signed one.
+
+        Raises:
+            WireError: it is not to be followed.
+        """
+        receipt = self._trusts["train"].receipt(payload)
+        self._remember("train", now)
+        return receipt
+
+    def status(self, payload: bytes, now: float = 0.0) -> AggregatorStatus:
+        """Read the aggregator's status.
+
+        Raises:
+            WireError: it is none.
+        """
+        status = self._trusts["train"].status(payload)
+        self._remember("train", now)
+        return status
+
+    def _remember(self, channel: Channel, now: float) -> None:
+        """Have what was verified written, now or with the next update."""
+        trust = self._trusts[channel]
         if trust.unwritten:
             self._outbox.pending[f"trust.{channel}"] = trust.packed()
         if trust.urgent(now):
             with suppress(OutboxFull):  # it stays in memory, and is written once there is room
                 self._outbox.write_pending()
                 self.stored(now)
-        return announcement
-
-    def receipt(self, payload: bytes) -> Receipt:
-        """Read a receipt; where a key is pinned, only a signed one.
-
-        Raises:
-            WireError: it is not to be followed.
-        """
-        return self._trusts["train"].receipt(payload)
 
     def stored(self, now: float) -> None:
         """What was pending has been written, with an update or alone."""

@@ -38,7 +38,7 @@ from midge.iot_client.session.situation import Situation
 from midge.iot_client.session.states import LINKS, WORKS, Link, Work
 from midge.iot_client.session.timers import Timer
 from midge.iot_client.session.training_cycle import SessionSettings, TrainingCycle
-from midge.wire.messages import AggregatorState, AggregatorStatus, Announcement, Receipt, Update
+from midge.wire.messages import MOST_TOKEN, AggregatorState, AggregatorStatus, Announcement, Receipt, Update
 
 __all__ = ["LINKS", "WORKS", "DeviceSession", "Link", "SessionSettings", "Work", "reread"]
 
@@ -84,6 +84,8 @@ class DeviceSession:
         self._reread = Timer()
         self._told = False
         """Whether this connection has brought an announcement."""
+        self._fence = 0
+        """The highest token of an aggregator that this connection has brought: one with a lower one was replaced."""
 
     # -------------------------------------------------------------------- what it knows
 
@@ -262,6 +264,7 @@ class DeviceSession:
             self._situation.follow("disconnected")
         # Its status is retained, and comes again with the next connection: it may have changed by then.
         self._situation.aggregator = None
+        self._fence = 0
         self._cycle.disconnected()
         for timer in (self._greeting, self._sending.resend, self._reread):
             timer.stop()
@@ -272,6 +275,8 @@ class DeviceSession:
         return [Greet()]
 
     def _aggregator_seen(self, status: AggregatorStatus, now: float) -> list[Action]:
+        if status.token <= MOST_TOKEN:
+            self._fence = max(self._fence, status.token)
         before, self._situation.aggregator = self._situation.aggregator, status
         back = before is None or before.boot != status.boot or (before.state in _GONE and status.state not in _GONE)
         if self.link is Link.DOWN or not back:
@@ -293,6 +298,11 @@ class DeviceSession:
         sending = self._sending
         if receipt.outbox != sending.outbox or self.link is Link.DOWN:
             return []  # of an identity before a renewal, or one that overtook the end of its connection
+        # An aggregator that another has replaced decides on a store that will be given up.
+        if 0 < receipt.token < self._fence:
+            return []
+        if receipt.token <= MOST_TOKEN:
+            self._fence = max(self._fence, receipt.token)
         ours = [settled for settled in receipt.settled if settled.seq in sending.held]
         actions: list[Action] = [Tell(settled) for settled in ours]
         self._cycle.settled(ours, now)
@@ -329,8 +339,12 @@ class DeviceSession:
         self._told = True
         known = self.announcement
         same = known is not None and known.lineage == announcement.lineage
-        if same and known is not None and _order(announcement) < _order(known):
-            return []  # an old retained one: the aggregator will put its own in its place
+        # An old retained one, in whose place the aggregator will put its own. One that was issued later is no old one:
+        # then what is known was forged, or the store was put back.
+        if same and known is not None and _order(announcement) < _order(known) and announcement.issued <= known.issued:
+            return []
+        if known is not None and announcement.epoch > known.epoch:
+            self._fence = 0  # the operator's word, which clears what was believed before
         self._situation.announcement = announcement
         self._cycle.refetch.due = None
         return [*self._cycle.compare_inputs(announcement), *self._cycle.next_thing(now)]
@@ -341,8 +355,8 @@ class DeviceSession:
         return [StoreUpdate(numbered, key), *self._sending.send(now), *self._cycle.next_thing(now)]
 
 
-def _order(announcement: Announcement) -> tuple[int, int]:
-    return announcement.generation, announcement.version
+def _order(announcement: Announcement) -> tuple[int, int, int]:
+    return announcement.epoch, announcement.generation, announcement.version
 
 
 def reread(announcement: Announcement | None) -> float:

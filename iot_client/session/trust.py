@@ -10,11 +10,12 @@ Without a pinned key everything is taken as it comes, and nothing is remembered.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from dataclasses import fields as dataclass_fields
 from functools import lru_cache
 
-from midge.wire import frames, messages, signing
+from midge.wire import clocks, frames, messages, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import Announcement, Envelope, Receipt
+from midge.wire.messages import MOST_TOKEN, AggregatorStatus, Announcement, Envelope, Receipt
 from midge.wire.signing import BadSignature, PublicKey
 from midge.wire.topics import Channel
 
@@ -37,10 +38,12 @@ class Newest:
     version: int = 0
     digest: bytes = b""
     issued: float = 0.0
-    """Seconds since 1970 at the aggregator: it is not earlier than that."""
+    """Seconds since 1970 at the aggregator: it is not earlier than that, if no clock that was set says so."""
     number: int = 0
     """How many successions of keys were followed."""
     keys: tuple[bytes, ...] = ()
+    token: int = 0
+    """The highest fencing token of an aggregator: one with a lower one has been replaced."""
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -78,11 +81,14 @@ class Trust:
         self._written, self._written_at = self.newest, 0.0
         self._floor = self.newest.issued
         self._floor_at: float | None = None
+        self.doubt = ""
+        """Why the clock here or the aggregator's is wrong, in words; empty if they agree."""
 
     def _recall(self, remembered: bytes) -> None:
         fields = frames.unpack(remembered)
         if fields.pop("format") == FORMAT and fields.pop("pins") == self._pins:  # else other keys were pinned by hand
-            self.newest = Newest(**fields)
+            known = {field.name for field in dataclass_fields(Newest)}  # a later version may have written more
+            self.newest = Newest(**{name: value for name, value in fields.items() if name in known})
 
     def packed(self) -> bytes:
         """To be kept, and given back in the next life."""
@@ -97,7 +103,9 @@ class Trust:
         """
         if self._floor_at is None:
             self._floor_at = now
-        return max(wall, self._floor + (now - self._floor_at))
+        least = self._floor + (now - self._floor_at)
+        # A clock that was set knows better than one announcement of an aggregator whose own was a year ahead.
+        return wall if _ahead(least, wall) else max(wall, least)
 
     # ------------------------------------------------------------------- messages
 
@@ -122,8 +130,10 @@ class Trust:
         if signer is None:
             raise BadSignature("the announcement is not signed by a key that this device trusts")
         announcement, _ = messages.decode(Announcement, envelope.body)
-        self._check(announcement, self.time(wall, now))
-        self._take(announcement, keys, number, now)
+        raised = announcement.epoch > self.newest.epoch
+        # The operator's word clears what one wrong date had said.
+        self._check(announcement, wall if raised else self.time(wall, now))
+        self._take(announcement, keys, number, wall, now)
         return announcement
 
     def _followed(self, envelope: Envelope) -> tuple[list[PublicKey], int]:
@@ -148,7 +158,9 @@ class Trust:
         if announcement.expires and time > announcement.expires:
             raise Untrusted(
                 f"the announcement of version {announcement.version} expired {time - announcement.expires:.0f} s ago: "
-                "the broker holds newer ones back, the aggregator is away, or this device's clock is ahead"
+                f"the broker holds newer ones back, the aggregator is away, or this device's clock, which says "
+                f"{clocks.said(time)}, is ahead: see that it is right. If the aggregator's was wrong, start that once "
+                "with --raise-epoch"
             )
         if not newest.lineage or announcement.epoch > newest.epoch:
             return
@@ -166,9 +178,20 @@ class Trust:
         if follows and announcement.parent and announcement.parent != newest.digest:
             raise Untrusted(f"version {announcement.version} does not follow on version {newest.version} as known here")
 
-    def _take(self, announcement: Announcement, keys: list[PublicKey], number: int, now: float) -> None:
-        if announcement.issued > self._floor:
-            self._floor, self._floor_at = announcement.issued, now
+    def _take(self, announcement: Announcement, keys: list[PublicKey], number: int, wall: float, now: float) -> None:
+        issued, known, token = announcement.issued, self.newest.issued, self.newest.token
+        self.doubt = ""
+        if announcement.epoch > self.newest.epoch:
+            self._floor, known, token = 0.0, 0.0, 0
+        if _ahead(issued, wall):
+            self.doubt = (
+                f"version {announcement.version} was issued on {clocks.said(issued)}, and this device's clock says "
+                f"{clocks.said(wall)}: one of the two clocks is wrong, see to both"
+            )
+            issued = known  # followed, but no floor: what is right would be refused for as long as the clock was off
+        elif issued > self._floor or _ahead(self._floor, wall):
+            self._floor, self._floor_at = issued, now
+            known = min(known, issued) if _ahead(known, wall) else known
         self._keys = keys
         self.newest = Newest(
             lineage=announcement.lineage,
@@ -176,9 +199,10 @@ class Trust:
             generation=announcement.generation,
             version=announcement.version,
             digest=announcement.digest,
-            issued=max(announcement.issued, self.newest.issued),
+            issued=max(issued, known),
             number=number,
             keys=tuple(key.raw for key in keys),
+            token=token,
         )
 
     def receipt(self, payload: bytes) -> Receipt:
@@ -186,6 +210,7 @@ class Trust:
 
         Raises:
             BadSignature: no key that we trust has signed it.
+            Untrusted: its aggregator has been replaced by another.
             WireError: it is no receipt.
         """
         receipt, body = messages.decode(Receipt, payload)
@@ -194,7 +219,28 @@ class Trust:
             head = signing.head_of(payload, body)
             if not any(key.verifies(signature, signing.RECEIPT, self._context, head) for key in self._keys):
                 raise BadSignature("the receipt is not signed by a key that this device trusts")
+            if 0 < receipt.token < self.newest.token:
+                raise Untrusted("the receipt is of an aggregator that another one has replaced")
+            self._fence(receipt.token)
         return receipt
+
+    def status(self, payload: bytes) -> AggregatorStatus:
+        """Read the aggregator's status. An unsigned one says nothing of its token.
+
+        Raises:
+            WireError: it is none.
+        """
+        status, _ = messages.decode(AggregatorStatus, payload)
+        if not self.pinned:
+            return status
+        if not signing.signs_for_aggregator(self._keys, self._federation, payload):
+            return status.model_copy(update={"token": 0})
+        self._fence(status.token)
+        return status
+
+    def _fence(self, token: int) -> None:
+        if self.newest.token < token <= MOST_TOKEN:
+            self.newest = replace(self.newest, token=token)
 
     # --------------------------------------------------------------------- memory
 
@@ -223,6 +269,11 @@ class Trust:
     def wrote(self, now: float) -> None:
         """It is written."""
         self._written, self._written_at = self.newest, now
+
+
+def _ahead(when: float, wall: float) -> bool:
+    """Whether a time is further ahead than two right clocks can be apart; a clock that was never set cannot tell."""
+    return wall >= clocks.SANE and when > wall + clocks.DAY
 
 
 @lru_cache(maxsize=4)
