@@ -1,12 +1,13 @@
 """The attacks that a device of a federation could try, tried: under MQTT 3.1.1 and under 5.
 
 Everything is done in the names of test identities that do no work, with messages that every client ignores: an empty
-one, a status of a device that is joining, a request for a chunk of a lineage that no store has. What should have been
-refused and was kept is cleared again. That a message was refused is told by a negative PUBACK (MQTT 5) or by a lost
-connection; that it went nowhere, by a witness to whom the broker sends everything in order.
+one, a status of a device that is joining, a request for a chunk of a lineage that no store has, a chunk of no offer.
+What should have been refused and was kept is cleared again. That a message was refused is told by a negative PUBACK
+(MQTT 5) or by a lost connection; that it went nowhere, by a witness to whom the broker sends everything in order.
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
@@ -19,12 +20,18 @@ from midge.broker.audit.results import Trial
 from midge.broker.mqtt.connection import BrokerError, ConnectionLost, Delivery, PublishRefused, SubscribeRefused
 from midge.broker.mqtt.paho_errors import ProtocolRefused
 from midge.broker.mqtt.paho_session import PahoSession
-from midge.wire.topics import Topics
+from midge.wire import frames
+from midge.wire.messages import Chunk
+from midge.wire.topics import SLOTS, Topics, slot
 
 OVERSIZED = 4 * 1024 * 1024
 """Bytes of a packet that no federation needs: chunks have 256 KiB."""
 _OVERSIZED_PATIENCE = 60.0
 """Seconds: 70 KB a second."""
+FLOODED = 200
+"""Requests in a row of one device: the burst that an aggregator hears."""
+_SLOW = 1.0
+"""Seconds of a message there and back during a flood from which on others are held up."""
 _ACL = "Give each user its own topics only (Mosquitto: acl_file; `midge broker init` writes one)."
 _IDENTITY = "Bind user names to credentials (Mosquitto: use_identity_as_username true, or passwords)."
 
@@ -90,17 +97,19 @@ class _Attempt:
     async def everything(self, *, read_only: bool) -> list[Trial]:
         parties, visitor = self._parties, self._visitor
         exclusive = parties.alone and await one_each(parties.attacker, visitor)
-        forged = self._forgeries()
+        forged, floods = self._forgeries(), self._floods()
         trials = []
         async with AsyncExitStack() as stack:
             watch: Watch | None = None
             source = parties.witness or (None if exclusive else parties.attacker)
             if source is not None and not read_only:
-                places = tuple(each.topic for each in forged)
+                places = tuple(each.topic for each in (*forged, *(each for flood in floods.values() for each in flood)))
                 watch = await stack.enter_async_context(watching(visitor, source, places, self._marker))
             trials += [
                 self._untried(each.name, "refused") if read_only else await self._forge(each, watch) for each in forged
             ]
+            for name, flood in floods.items():
+                trials.append(self._untried(name, "refused") if read_only else await self._flood(flood, watch))
             if read_only:
                 others = ("another's user name", "take over a session", "oversized packet")
                 trials += [self._untried(name, "refused") for name in others]
@@ -108,6 +117,7 @@ class _Attempt:
                 trials.append(await self._as_another(watch))
             trials.append(await self._read(watch, alone=exclusive or read_only))
         if not read_only:
+            trials = [await self._flooded(each) if each.name == "fetch flood" else each for each in trials]
             trials += [await self._take_over(exclusive=exclusive), await self._oversized()]
         return trials
 
@@ -127,6 +137,56 @@ class _Attempt:
             Forgery("retained junk", f"{topics.announcement()}/0/check-{random}", b"junk", retain=True),
             Forgery("publish beside the federation", f"{topics.root}/midge-check-{random}/status/x"),
         )
+
+    def _floods(self) -> dict[str, tuple[Forgery, ...]]:
+        """What one device could fill a broker and its aggregator with, if it had more topics than its own."""
+        topics, own = self._topics, self._parties.name
+        invented = [f"midge-check-{self._visitor.random}-{number}" for number in range(3)]
+        slots = ((slot(own) + 1) % SLOTS, f"x{self._visitor.random}")
+        places = [f"{topics.prefix}/update/{each}/{own}" for each in slots]
+        chunk = frames.encode(Chunk(outbox=0, first=1, seq=1, part=0), b"half")
+        first, second, third = invented
+        return {
+            "retained flood": tuple(Forgery("retained flood", at, passed_over_fetch(), retain=True) for at in places),
+            "fetch flood": tuple(Forgery("fetch flood", topics.update(each), passed_over_fetch()) for each in invented),
+            "junk names": (
+                Forgery("junk names", topics.update(first), passed_over_fetch()),
+                Forgery("junk names", topics.status(second), joining()),
+                Forgery("junk names", topics.report(third), passed_over_report()),
+            ),
+            "half-finished uploads": tuple(
+                Forgery("half-finished uploads", topics.update(each), chunk) for each in invented
+            ),
+        }
+
+    async def _flood(self, flood: tuple[Forgery, ...], watch: Watch | None) -> Trial:
+        """Try each, and tell of the one that came farthest."""
+        tried = [await self._forge(each, watch) for each in flood]
+        passed = {True: 0, None: 1, False: 2}
+        worst = max(tried, key=lambda each: passed[each.passed])
+        return replace(worst, seen=f"{worst.seen}, {len(tried)} of {len(tried)}") if worst.passed else worst
+
+    async def _flooded(self, names: Trial) -> Trial:
+        """In its own name a device may ask: whether another's message comes there and back meanwhile."""
+        parties, topics = self._parties, self._topics
+        if not names.passed or parties.alone:
+            return names
+        own, topic = topics.update(parties.name), topics.status(parties.victim_name)
+        try:
+            async with self._visitor.visit(parties.attacker) as attacker, self._visitor.visit(parties.victim) as victim:
+                mark = Watch(victim, topic, joining())
+                await victim.subscribe(topic)
+                flood = asyncio.gather(*(attacker.publish(own, passed_over_fetch()) for _ in range(FLOODED)))
+                began = time.perf_counter()
+                came = await mark.seen() is not None
+                seconds = time.perf_counter() - began
+                await flood
+        except BrokerError as error:
+            return replace(names, seen=f"{names.seen}; {FLOODED} in its own name: {error}")
+        if came and seconds < _SLOW:
+            return replace(names, seen=f"{names.seen}; beside {FLOODED} of its own another's took {seconds:.2f} s")
+        seen = f"beside {FLOODED} requests of one device, another's message took more than {_SLOW:g} s"
+        return replace(names, seen=seen, passed=False, advice="Look into the broker's load and its link.")
 
     async def _forge(self, forgery: Forgery, watch: Watch | None) -> Trial:
         """Publish what must not be published, and see whether it went anywhere."""

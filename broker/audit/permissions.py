@@ -7,7 +7,7 @@ passes over, then a marker follows on our own ground: what has not come before t
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -126,7 +126,7 @@ async def _of_device(prober: Prober, ground: Ground | None, topics: Topics, name
     live, part = await _announced(prober, ground, topics)
     return (
         Need(status, status, joining(), publishes=True, reads=status),
-        Need(f"{topics.prefix}/update/+/{name}", topics.update(name), passed_over_fetch(), publishes=True),
+        Need(topics.update(name), topics.update(name), passed_over_fetch(), publishes=True),
         Need(topics.report(name), topics.report(name), passed_over_report(), publishes=True),
         Need(topics.receipt(name), topics.receipt(name), b"", reads=topics.receipt(name)),
         Need(topics.aggregator, topics.aggregator, b"", reads=topics.aggregator, expected=live),
@@ -202,7 +202,7 @@ def _judge(need: Need, observed: Observed) -> Finding:
     return Finding(need.rule, "may " + need.words)
 
 
-def acl_lines(needs: Iterable[Need], topics: Topics, role: Role, user: str | None) -> list[str]:
+def acl_lines(needs: Sequence[Need], topics: Topics, role: Role, user: str | None) -> list[str]:
     """The lines of Mosquitto's ACL file for these needs, as in deploy/mosquitto/acl."""
     head = ["# before the first line that begins with 'user':"] if user is None else [f"user {user}"]
     if role.device is None:
@@ -210,4 +210,6 @@ def acl_lines(needs: Iterable[Need], topics: Topics, role: Role, user: str | Non
     if user != role.device:
         return [*head, *(f"topic {need.right} {need.rule}" for need in needs)]
     own = re.compile(rf"(?<=/){re.escape(user)}$")
-    return [f"pattern {need.right} {own.sub('%u', need.rule)}" for need in needs]  # one line for all devices
+    updates = topics.update(user)  # the one topic that no pattern can tell for all devices
+    lines = [f"pattern {need.right} {own.sub('%u', need.rule)}" for need in needs if need.rule != updates]
+    return [*([f"user {user}", f"topic write {updates}"] if len(lines) < len(needs) else []), *lines]

@@ -10,14 +10,16 @@ def of_aggregator(topics: Topics, user: str) -> list[str]:
     return [f"user {user}", f"topic readwrite {topics.everything}"]
 
 
-def of_devices(topics: Topics) -> list[str]:
-    """Every device's rights, by the name that the broker knows it by: write as itself, read what is for it or for all.
+def of_devices(topics: Topics, names: Iterable[str]) -> list[str]:
+    """Devices' rights, by the names that the broker knows them by: write as oneself, read what is for it or for all.
 
-    The slot of an update cannot be told in a pattern; the aggregator checks it.
+    A pattern cannot tell the slot of an update, and with a wildcard for it a device has as many topics as there are
+    words, each of which may keep a message: so each device has a line for its one topic.
     """
     prefix = topics.prefix
+    own = [line for name in names for line in (f"user {name}", f"topic write {topics.update(name)}")]
     return [
-        f"pattern write {prefix}/update/+/%u",
+        *own,
         f"pattern write {prefix}/report/%u",
         f"pattern readwrite {prefix}/status/%u",
         f"pattern read {prefix}/receipt/%u",

@@ -10,8 +10,11 @@ from midge.broker.provisioning.fleet_registry import AGGREGATOR, OPERATOR, VICTI
 PID_FILE = "mosquitto.pid"
 MAX_PACKET = 1024 * 1024
 """Bytes. Chunks are at most 256 KiB, and updates beyond that are cut; the rest is room."""
-_MAX_QUEUED = 256 * 1024 * 1024
-"""Bytes that wait for one client. The aggregator takes all that its devices send at once."""
+_MAX_QUEUED = 48 * 1024 * 1024
+"""Bytes that wait for one client: what a federation sends in six seconds at its default rate of 8 MB/s. What comes
+beyond is dropped and sent again; a Mosquitto does not slow a sender down, so one client can make it hold as much."""
+_MEMORY, _MEMORY_PER_MEMBER = 320 * 1024 * 1024, 128 * 1024
+"""Bytes that the broker may take, and for each participant: see the configuration."""
 _MAX_INFLIGHT = 20
 _BY_CERTIFICATE = """\
 cafile {here}/ca.crt
@@ -50,6 +53,12 @@ max_packet_size {MAX_PACKET}
 max_queued_messages {MAX_QUEUED_MESSAGES}
 max_queued_bytes {_MAX_QUEUED}
 max_inflight_messages {_MAX_INFLIGHT}
+# Midge sends nothing with QoS 2, of which a broker holds each message until its sender lets go of it.
+max_qos 1
+# Bytes of everything that clients have it keep. Room for a model of 30 MB with its steps, a full queue of the
+# aggregator and one of a device that reads nothing, and the connections of the fleet as it was made. Beyond it
+# messages are refused, in place of this machine's other work: make it smaller on a machine with less than twice this.
+memory_limit {_MEMORY + _MEMORY_PER_MEMBER * len(fleet.members)}
 # Midge's own sessions end with their connection. Whoever asks for another kind is forgotten after a day.
 persistent_client_expiration 1d
 # Else a message that follows an acknowledgement waits for 40 ms.
@@ -75,17 +84,19 @@ user {fleet.broker_user}
 def access(fleet: Fleet) -> str:
     """The ACL file of a fleet's own broker, or what another broker's lacks."""
     gone = sorted(name for name, member in fleet.members.items() if member.revoked is not None)
+    kept = sorted(name for name in fleet.members if name not in (*gone, AGGREGATOR, OPERATOR))
     head = ["# Written by Midge, and rewritten at each change of the fleet."]
     if fleet.way == "join":
         head = [
-            "# To add to the ACL of a broker whose users have the participants' names. 'pattern' lines hold for all."
+            "# For the ACL of a broker whose users have the participants' names, in place of what it had of this file.",
+            "# 'pattern' lines hold for all.",
         ]
     parts = [
         head,
         acl.of_aggregator(fleet.topics, AGGREGATOR),
         acl.of_operator(fleet.topics, OPERATOR, VICTIM),
         ["# Revoked, and so without a right even while connected.", *acl.denied(gone)] if gone else [],
-        acl.of_devices(fleet.topics),
+        acl.of_devices(fleet.topics, kept),
     ]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 

@@ -7,16 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from midge.broker import Delivery, Endpoint
+from midge.broker import Connection, Delivery, Endpoint, connector
 from midge.broker.audit.attacks import try_attacks
 from midge.broker.audit.check import AuditReport, Parties, Role, Trial, check
-from midge.broker.provisioning.bundles import read_bundle
+from midge.broker.mqtt.connection import PublishRefused
+from midge.broker.provisioning.bundles import Bundle, read_bundle
 from midge.broker.provisioning.fleet_registry import ATTACKER, VICTIM
-from midge.wire.topics import Topics
-from tests.broker.fleets import make_fleet, needs_mosquitto, running_fleet, serving
+from midge.broker.provisioning.manage_devices import add
+from midge.wire.topics import SLOTS, Topics, slot
+from tests.broker.fleets import device, make_fleet, needs_mosquitto, running_fleet, serving
 from tests.broker.test_check import a_live_federation, is_passed_over, kept, retain, watched, write_passwords
-from tests.broker.worlds import somewhere
+from tests.broker.worlds import options, somewhere
 from tests.ports import free_port
+from tests.waiting import LAST_RESORT
 
 pytestmark = needs_mosquitto
 
@@ -32,6 +35,10 @@ FORGERIES = [
     "forge a receipt",
     "retained junk",
     "publish beside the federation",
+    "retained flood",
+    "fetch flood",
+    "junk names",
+    "half-finished uploads",
     "another's user name",
 ]
 OTHERS = ["read everything", "take over a session", "oversized packet"]
@@ -134,7 +141,10 @@ async def test_a_live_federation_is_not_disturbed_and_nothing_stays(open_broker:
 
 
 def is_ours(delivery: Delivery) -> bool:
-    """On topics that no device and no aggregator looks at."""
+    """On topics that no device and no aggregator looks at, or that an aggregator refuses by their slot."""
+    if delivery.topic.startswith(f"{TOPICS.prefix}/update/"):
+        _, number, name = delivery.topic.removeprefix(f"{TOPICS.prefix}/").split("/")
+        return number != str(slot(name))
     return delivery.topic.startswith((f"{TOPICS.prefix}/check/", f"{TOPICS.announcement()}/0/check-"))
 
 
@@ -145,6 +155,40 @@ async def test_reading_only_publishes_nothing(open_broker: Endpoint) -> None:
     assert [each for each in seen if not each.topic.startswith("$SYS") and each.topic != "settled"] == []
     assert all(row(report, name, 5).passed is False for name in ENTRIES)
     assert all(row(report, name, 5).passed is None for name in FORGERIES)
+
+
+def test_a_device_of_init_writes_its_one_slot_and_a_new_one_too(tmp_path: Path) -> None:
+    """With `update/+/NAME` a device had as many topics as there are words, and Mosquitto kept a message in each."""
+    with running_fleet(tmp_path / "fleet") as fleet:
+        add(fleet, ["pump-17"])
+        for name in ("dev0001", "pump-17"):
+            asyncio.run(writes_its_slot(device(fleet, name)))
+
+
+async def writes_its_slot(bundle: Bundle) -> None:
+    async with connector(bundle.endpoint)(options()) as connection:
+        async with asyncio.timeout(LAST_RESORT):
+            while not await takes(connection, bundle.topics.update(bundle.name)):
+                pass  # it reads its files again
+        for place in (*({*range(SLOTS)} - {slot(bundle.name)}), "x0", f"{slot(bundle.name)}/{bundle.name}"):
+            assert not await takes(connection, f"{bundle.topics.prefix}/update/{place}/{bundle.name}")
+
+
+async def takes(connection: Connection, topic: str) -> bool:
+    try:
+        await connection.publish(topic, b"", retain=True)
+    except PublishRefused:
+        return False
+    return True
+
+
+def test_the_broker_of_init_bounds_what_it_holds(tmp_path: Path) -> None:
+    make_fleet(tmp_path)
+    lines = (tmp_path / "broker" / "mosquitto.conf").read_text().splitlines()
+    said = dict(line.split(" ", 1) for line in lines if line and not line.startswith("#"))
+    assert 256 * 2**20 <= int(said["memory_limit"]) <= 512 * 2**20
+    assert int(said["max_queued_bytes"]) <= 64 * 2**20 and int(said["max_packet_size"]) <= 2**20
+    assert said["max_qos"] == "1" and int(said["max_inflight_messages"]) == 20
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,344 @@
+"""What one bad device costs the others: a fleet of `midge broker init`, and one valid device that does its worst.
+
+    python -m benchmarks.hostile [--quick] [--attack bombs] [--broker generated]
+
+Twenty honest devices and a real aggregator on the Mosquitto that `midge broker init` configures, and one more device of
+the same fleet that does each attack (`hostile_attacks`) at the full rate that it is allowed; the first does nothing.
+Honest work is counted for a while before and during each attack; the peak memory of aggregator and broker is what the
+kernel counts from its beginning on. The aggregator reaches the broker over a link, which in the fetch flood carries
+2 MB/s. Where the system lets it (Linux, CAP_SYS_NICE), all of it runs before what else the machine does.
+
+The same on a Mosquitto without ACL, passwords and limits: there the aggregator's memory is held, and that honest work
+is what it was within 30 s of the end.
+
+| row | |
+|---|---|
+| `honest_before`, `honest_during` | honest updates accepted, a second; without an ACL, `during` is afterwards |
+| `ratio` | of the two, at most 9.99 |
+| `aggregator_mb`, `broker_mb` | peak during the attack, over what it was at its beginning |
+| `model_moved` | root mean square of the model's distance from where all honest devices pull it |
+| `recovery_s` | without an ACL: seconds after the end until honest work is what it was |
+| `pass` | ratio 0.9 or more, 64 MB or less on either side, the model within 0.1 |
+
+One JSON line, progress to stderr.
+"""
+
+import argparse
+import asyncio
+import getpass
+import json
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # for tests.harness
+
+from benchmarks.hostile_attacks import ATTACKS, Attacker, attack  # noqa: E402
+from benchmarks.hostile_fleet import at  # noqa: E402
+from benchmarks.neighbour_processes import Part, first, may_go_first, stock_mosquitto  # noqa: E402
+from midge.broker import connector  # noqa: E402
+from midge.broker.local.mosquitto import find_mosquitto  # noqa: E402
+from midge.broker.local.process import Child, free_port  # noqa: E402
+from midge.broker.mqtt.connection import BrokerUnreachable, Options  # noqa: E402
+from midge.broker.provisioning.create_fleet import device_names, initialise  # noqa: E402
+from midge.broker.provisioning.fleet_registry import Fleet, present  # noqa: E402
+from midge.wire import messages  # noqa: E402
+from midge.wire.schema import Schema  # noqa: E402
+from tests.harness.proxy import Proxy, Weather  # noqa: E402
+
+Row = dict[str, Any]
+HONEST = 20
+LINK = 2e6
+"""Bytes a second between aggregator and broker in the fetch flood."""
+RATIO, MEGABYTES, MOVED = 0.9, 64.0, 0.1
+"""What passes. Of the noise of its devices a model at rest moves by 0.01 or less."""
+RECOVERY = 30.0
+"""Seconds after an attack without an ACL until honest work is what it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much of everything."""
+
+    parameters: int
+    pace: float
+    """Seconds of an honest training."""
+    base: float
+    """Seconds of honest work alone when all has begun."""
+    rest: float
+    """And before each attack."""
+    during: float
+
+
+QUICK = Sizes(100_000, 1.0, 5.0, 0.6, 3.5)
+FULL = Sizes(1_500_000, 3.0, 15.0, 10.0, 15.0)
+
+
+@dataclass
+class Scene:
+    """A broker, an aggregator and honest devices, on one broker."""
+
+    directory: Path
+    port: int
+    broker: int
+    """The broker's process."""
+    scheme: str
+    sizes: Sizes
+    proxy: Proxy
+    parts: list[Part] = field(default_factory=list)
+    rests: list[tuple[int, float]] = field(default_factory=list)
+    """Honest updates and seconds, of each time without an attack."""
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://127.0.0.1:{self.port}"
+
+    @property
+    def aggregator(self) -> Part:
+        return self.parts[0]
+
+    @property
+    def devices(self) -> Part:
+        return self.parts[1]
+
+    async def begin(self) -> None:
+        """Start an aggregator and its devices, until they are at work."""
+        store, link = self.directory / "store", f"{self.scheme}://127.0.0.1:{self.proxy.port}"
+        module, fleet = "benchmarks.hostile_fleet", self.directory / "fleet"
+        self.parts = [
+            await Part.start(
+                module, "aggregator", fleet / "aggregator", link, store, self.sizes.parameters, before_others=True
+            ),
+            await Part.start(
+                module, "devices", fleet / "devices", self.url, HONEST, self.sizes.pace, before_others=True
+            ),
+        ]
+        await self.devices.until(lambda part: part.last("count").get("accepted", 0) >= 3 * HONEST, 60, "honest work")
+        await self.rest(self.sizes.base)
+
+    async def end(self) -> None:
+        for part in self.parts:
+            await part.kill()
+        self.parts = []
+
+    async def rate(self, seconds: float) -> float:
+        """Updates of honest devices that are accepted in a second, over the next ones."""
+        count, took = await self._counted(seconds)
+        return count / took
+
+    async def rest(self, seconds: float) -> float:
+        """The same without an attack, over these and as many of the rests before as have been `sizes.base` seconds."""
+        self.rests.append(await self._counted(seconds))
+        count, took = 0, 0.0
+        for accepted, duration in reversed(self.rests):
+            count, took = count + accepted, took + duration
+            if took >= self.sizes.base:
+                break
+        return count / took
+
+    async def _counted(self, seconds: float) -> tuple[int, float]:
+        began, before = time.monotonic(), self.accepted
+        await asyncio.sleep(seconds)
+        return self.accepted - before, time.monotonic() - began
+
+    @property
+    def expected(self) -> float:
+        """What honest devices do on a machine that has the time for it, less a twentieth for their fetches."""
+        return 0.95 * HONEST / self.sizes.pace
+
+    @property
+    def accepted(self) -> int:
+        return int(self.devices.last("count").get("accepted", 0))
+
+    @property
+    def moved(self) -> float:
+        return float(self.devices.last("count").get("off", 0.0))
+
+    async def attacked(self, name: str, bad: str, seconds: float, *, free: bool) -> None:
+        """One device of the fleet does it."""
+        bundle = at(self.directory / "fleet" / "devices" / bad, self.url)
+        schema = Schema.of({"w": np.zeros(self.sizes.parameters, np.float32)}, {"w": "trained"})
+        async with connector(bundle.endpoint)(Options(f"bad-{bad}")) as connection:
+            await connection.subscribe(bundle.topics.announcement(), bundle.topics.receipt(bad))
+            async for delivery in connection.messages():
+                connection.ack(delivery)
+                if delivery.topic == bundle.topics.announcement():
+                    break
+            said = messages.decode_announcement(delivery.payload)
+            one = Attacker(connection, bundle.topics, bad, said, schema, free)
+            await attack(name, one, seconds)
+        told = Counter(event["verdict"] for event in self.devices.of("refused"))
+        print(f"    {len(self.aggregator.of('release'))} releases so far", file=sys.stderr)
+        print(f"    honest devices were told so far: {dict(told)}", file=sys.stderr)
+        print(f"    {one.sent} messages sent, {one.refused} refused by the broker", file=sys.stderr)
+
+
+class Memory:
+    """The peak of a process over what it holds now, in MB (Linux)."""
+
+    def __init__(self, process: int) -> None:
+        self._folder = Path(f"/proc/{process}")
+        (self._folder / "clear_refs").write_text("5")  # the peak is counted from here on
+        self._began = self._read("VmRSS")
+
+    def _read(self, name: str) -> float:
+        lines = (self._folder / "status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024 / 1e6
+
+    @property
+    def more(self) -> float:
+        return round(self._read("VmHWM") - self._began, 1)
+
+
+async def measured(scene: Scene, name: str, bad: str, *, acl: bool) -> Row:
+    """One attack, and what it cost."""
+    sizes = scene.sizes
+    if name == "fetch flood" and acl:
+        scene.proxy.change(Weather(bandwidth=LINK))
+    before = await scene.rest(sizes.rest)
+    memory = Memory(scene.aggregator.process.pid), Memory(scene.broker)
+    seconds = sizes.during if acl else sizes.during / 3
+    if acl:
+        during, _ = await asyncio.gather(scene.rate(seconds), scene.attacked(name, bad, seconds, free=False))
+        recovery = None
+    else:
+        await scene.attacked(name, bad, seconds, free=True)
+        during, recovery = await recovered(scene)
+    mega = [each.more for each in memory]
+    scene.proxy.change(Weather())
+    ratio = round(min(9.99, during / before), 2) if before else 0.0
+    moved = round(scene.moved, 3)
+    held = ratio >= RATIO and max(mega) <= MEGABYTES and moved <= MOVED
+    if not acl:
+        held = recovery is not None and mega[0] <= MEGABYTES
+    passed = held and before >= scene.expected / 2  # else what an attack before has broken would count for this one
+    return {
+        "attack": name,
+        "broker": "generated" if acl else "without ACL",
+        "honest_before": round(before, 1),
+        "honest_during": round(during, 1),
+        "ratio": ratio,
+        "aggregator_mb": mega[0],
+        "broker_mb": mega[1],
+        "model_moved": moved,
+        **({} if acl else {"recovery_s": recovery}),
+        "pass": passed,
+    }
+
+
+async def recovered(scene: Scene) -> tuple[float, float | None]:
+    """Honest work after an attack, and after how many seconds it was what it must be; None if not in time.
+
+    What had waited meanwhile comes at once and says nothing of the time after it: the last two looks count, and that
+    there is a new version.
+    """
+    began, before, wanted = time.monotonic(), 0.0, RATIO * scene.expected
+    while True:
+        released = len(scene.aggregator.of("release"))
+        rate = await scene.rate(0.8)
+        seconds = time.monotonic() - began
+        if min(rate, before) >= wanted and len(scene.aggregator.of("release")) > released:
+            return rate, round(seconds, 1)
+        if seconds >= RECOVERY:
+            return rate, None
+        before = rate
+
+
+@asynccontextmanager
+async def generated(directory: Path) -> AsyncIterator[tuple[int, int]]:
+    """The fleet of `midge broker init` and its broker: a port and a process."""
+    binary, port = find_mosquitto(), free_port()
+    if binary is None:
+        raise BrokerUnreachable("This benchmark needs Mosquitto: apt-get install mosquitto.")
+    make_fleet(directory / "fleet", port)
+    configuration = directory / "fleet" / "broker" / "mosquitto.conf"
+    child = Child(first([str(binary), "-c", str(configuration)]), directory / "mosquitto.log", ready="")
+    try:
+        if not await child.serves("127.0.0.1", port):
+            raise BrokerUnreachable(f"Mosquitto ended as it started: {child.log_tail()}")
+        yield port, child._process.pid  # noqa: SLF001 - to see what it uses
+    finally:
+        await child.stop()
+
+
+@asynccontextmanager
+async def without_acl(directory: Path) -> AsyncIterator[tuple[int, int]]:
+    """The same fleet on a broker that lets everybody do everything."""
+    make_fleet(directory / "fleet", 8883)
+    async with stock_mosquitto(directory) as found:
+        yield found
+
+
+def make_fleet(directory: Path, port: int) -> None:
+    """Honest devices, and one bad one for each attack: what one has done must not count against the next."""
+    fleet = Fleet(
+        name="bench",
+        hosts=["localhost"],
+        port=port,
+        broker=f"mqtts://localhost:{port}",
+        broker_directory=str((directory / "broker").resolve()),
+        broker_user=getpass.getuser(),
+        days=365,
+    )
+    initialise(directory, fleet, device_names(HONEST + len(ATTACKS)), present())
+
+
+async def on(broker: str, sizes: Sizes, wanted: list[str]) -> list[Row]:
+    """All attacks on one kind of broker; what one of them has broken begins anew."""
+    rows: list[Row] = []
+    if broker != "generated":
+        wanted = [name for name in wanted if name != "nothing"]
+    while len(rows) < len(wanted):
+        async with AsyncExitStack() as stack:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            port, process = await stack.enter_async_context(BROKERS[broker](directory))
+            proxy = await stack.enter_async_context(Proxy(port, Random(1)).serving())
+            scheme = "mqtts" if broker == "generated" else "mqtt"
+            scene = Scene(directory, port, process, scheme, sizes, proxy)
+            stack.push_async_callback(scene.end)
+            await scene.begin()
+            for name in wanted[len(rows) :]:
+                bad = device_names(HONEST + len(ATTACKS))[HONEST + list(ATTACKS).index(name)]
+                print(f"{name}, {broker}", file=sys.stderr)
+                rows.append(await measured(scene, name, bad, acl=broker == "generated"))
+                print(rows[-1], file=sys.stderr)
+                if not rows[-1]["pass"]:
+                    break
+    return rows
+
+
+BROKERS = {"generated": generated, "without ACL": without_acl}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a small model, and seconds for each attack")
+    parser.add_argument("--data", help="not used: nothing is learned")
+    parser.add_argument("--attack", choices=ATTACKS, help="only this one")
+    parser.add_argument("--broker", choices=BROKERS, help="only on this one")
+    options = parser.parse_args()
+    if may_go_first():
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(5))
+    sizes = QUICK if options.quick else FULL
+    wanted = list(ATTACKS) if options.attack is None else [options.attack]
+    rows: list[Row] = []
+    for broker in BROKERS if options.broker is None else (options.broker,):
+        rows += asyncio.run(on(broker, sizes, wanted))
+    about = {"benchmark": "hostile", "quick": options.quick, "cores": os.cpu_count(), "realtime": may_go_first()}
+    print(json.dumps({**about, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
