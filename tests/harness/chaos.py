@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Literal
@@ -183,7 +184,8 @@ class Chaos:
     async def _harm(self, broker: LocalBroker, ways: Sequence[Proxy], until: float) -> None:
         names = [*HAPPENINGS, "weather"]
         weights = [*HAPPENINGS.values(), WEATHER]
-        while time.time() < until:
+        # On a machine that is very busy the time may be over before anything was killed: then nothing would be tried.
+        while time.time() < until or not self.outcome.kills:
             await asyncio.sleep(2 * self._pause * self._random.random())
             (name,) = self._random.choices(names, weights)
             if name == "weather":
@@ -249,7 +251,7 @@ class Chaos:
         """From the aggregator's own log: when it was connected after each start but the first."""
         connected = self._connections()
         took = []
-        for began, next_began in zip(self._starts[1:], [*self._starts[2:], float("inf")], strict=True):
+        for began, next_began in pairwise([*self._starts[1:], float("inf")]):
             took += [at - began for at in connected if began <= at < next_began][:1]
         self.outcome.recoveries = len(took)
         self.outcome.recovery_ms = round(1000 * statistics.median(took)) if took else None
