@@ -249,6 +249,10 @@ class FederationRuntime:
             self.processor.process(deliveries, now)  # what was written is a repeat now, the rest is held
         self._tend(now)
 
+    def connected(self, now: float) -> None:
+        """The broker sends what is retained of devices now."""
+        self._roster.begin_connection(now)
+
     def withdrawn(self, frame: tuple[int, int], now: float) -> None:
         """This frame is off the broker."""
         try:
@@ -267,6 +271,7 @@ class FederationRuntime:
                 self._looked_for_room = now
                 self._look_for_room(now)
             return
+        self.processor.drop_unconfirmed(now)
         for post in self.shelf.overdue(now):
             self._outlet.put(post)
         try:

@@ -17,6 +17,8 @@ _LOOK = 1.0
 """Seconds between two looks of the watchdog."""
 _ANSWER = 1.0
 """Seconds between two answers to whoever asks: one is for all who ask, however often they do."""
+_STATUSLESS = 60.0
+"""Seconds for which a device without a status, of which updates were accepted, has a row."""
 _SHARE = 50.0
 """Looks and answers take at most one part in this many of the time: both pass over all devices."""
 _SILENT = 3.0
@@ -82,9 +84,12 @@ class HealthReporter:
 
     # -------------------------------------------------------------------- the overview
 
-    def ask(self) -> None:
-        """Answer with an overview as soon as one is due."""
+    def ask(self, payload: bytes) -> Iterator[Post]:
+        """Take a question: an overview is answered when one is due; what is gone is taken off the broker at once."""
         self._asked = True
+        for name in overview.decode_ask(payload).gone:
+            if name in self._federation.devices:
+                yield Post(self._federation.config.topics.status(name), b"")
 
     def answers(self, status: AggregatorStatus, topic: str, now: float) -> Iterator[Post]:
         """The pages of an overview if one was asked for and it is time; they are not retained."""
@@ -103,9 +108,14 @@ class HealthReporter:
 
     def _rows(self, now: float) -> Iterator[DeviceRow]:
         federation = self._federation
-        names = dict.fromkeys([*federation.devices, *federation.activity.names()])
-        for name in names:
+        for name in federation.devices:
             yield self._row(name, now)
+        # One without a status has left for good, was revoked, or is a stranger; or it never says one.
+        for name in list(federation.activity.names()):
+            known = federation.activity[name]
+            recent = known is not None and known.updates > 0 and now - known.heard < _STATUSLESS
+            if recent and name not in federation.devices:
+                yield self._row(name, now)
 
     def _row(self, name: str, now: float) -> DeviceRow:
         federation = self._federation

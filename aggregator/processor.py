@@ -195,7 +195,7 @@ class Processor:
     def _status(self, origin: Origin, delivery: Delivery, now: float) -> ev.Event | ev.Reply | None:
         device = origin.device
         if not delivery.payload:
-            self._witness.activity.leave(device)
+            self._witness.activity.forget(device)
             self._follow(self._roster.leave(device), now)
             return None
         hello = self._ingress.status(device, delivery.payload, now)
@@ -219,6 +219,12 @@ class Processor:
                 self.announce()
             else:
                 self._core.handle(each, now)
+
+    def drop_unconfirmed(self, now: float) -> None:
+        """Drop statuses that were taken off the broker while we were away from it."""
+        for device in self._roster.unconfirmed(now):
+            self._witness.activity.forget(device)
+            self._follow(self._roster.leave(device), now)
 
     def forget(self, device: str, now: float) -> None:
         """Drop what is here of a device, and what the broker keeps of it."""

@@ -272,6 +272,7 @@ class Aggregator:
             async with asyncio.TaskGroup() as tasks:
                 sending = tasks.create_task(self._outgoing.send(connection), name="send")
                 await connection.subscribe(*self._config.topics.from_devices)
+                self.federation.connected(time.monotonic())
                 await self._listen_to_operators(connection)
                 await self._read(connection)
                 self._outgoing.put(self._status_post(AggregatorState.STOPPED))
@@ -356,7 +357,8 @@ class Aggregator:
             return batch
         for delivery in asking:
             connection.ack(delivery)
-        self._health.ask()
+            for post in self._health.ask(delivery.payload):
+                self._outgoing.put(post)
         return [delivery for delivery in batch if delivery.topic != self._config.topics.ask]
 
     def _see_health(self, now: float) -> None:

@@ -1,6 +1,7 @@
 """What an aggregator answers to a look at its federation: its status, and a row for each device, in pages."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -14,6 +15,14 @@ ROWS = 200
 
 Age = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 """Seconds ago, by the aggregator's monotonic clock: whoever asks needs no clock that agrees with it."""
+
+
+class Ask(Message):
+    """What an operator wants of the aggregator: an overview, and what some devices said taken off the broker."""
+
+    kind: Literal["ask"] = "ask"
+    gone: Annotated[tuple[Word, ...], Field(max_length=256)] = ()
+    """Devices that were revoked: their last status would stand for ever, for they cannot take it back."""
 
 
 class DeviceRow(Message):
@@ -67,6 +76,15 @@ def encode_pages(status: AggregatorStatus, rows: Sequence[DeviceRow]) -> Iterato
         some = rows[page * ROWS : (page + 1) * ROWS]
         header = Overview(status=status, page=page, pages=pages, devices=len(rows))
         yield frames.encode(header, frames.pack([row.model_dump(exclude_defaults=True) for row in some]))
+
+
+def decode_ask(payload: frames.Buffer) -> Ask:
+    """Read a question; whatever is none asks for an overview only."""
+    with suppress(WireError):
+        fields, _ = frames.decode(payload)
+        if fields.get("kind") == "ask":
+            return frames.validate(Ask, fields)
+    return Ask()
 
 
 def decode_page(payload: frames.Buffer) -> tuple[Overview, list[DeviceRow]]:

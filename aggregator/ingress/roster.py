@@ -1,6 +1,7 @@
 """The newest status of each device: how many are online, and what they call the model's inputs."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from itertools import islice
 
@@ -12,6 +13,8 @@ from midge.wire.messages import Hello
 
 log = logging.getLogger("aggregator")
 
+_RETAINED = 30.0
+"""Seconds in which a broker has sent all that is retained, a slow one of many devices too."""
 _LOOKED_AT = 64
 """Statuses that are looked at for one to be forgotten."""
 
@@ -32,6 +35,9 @@ class Roster:
         """What devices wait for that are there, by their own word; an update of theirs ends it."""
         self.proven: Callable[[str], bool] = lambda _device: False
         """Whether an update of a device was ever accepted."""
+        self._unconfirmed: set[str] = set()
+        """Devices whose status has not come again since the newest connection began."""
+        self._confirmed_by = math.inf
         self._online = 0
         self._unlike: Mapping[str, str] = {}
 
@@ -41,6 +47,18 @@ class Roster:
         self._online = sum(hello.state.live for hello in self.devices.values())
         return [ev.DevicesOnline(self._online), *self._compared()]
 
+    def begin_connection(self, now: float) -> None:
+        """The broker sends again what is retained; what does not come was taken off it meanwhile."""
+        self._unconfirmed, self._confirmed_by = set(self.devices), now + _RETAINED
+
+    def unconfirmed(self, now: float) -> list[str]:
+        """Devices whose status has not come again, once it must have."""
+        if now < self._confirmed_by:
+            return []
+        self._confirmed_by = math.inf
+        found, self._unconfirmed = list(self._unconfirmed), set()
+        return found
+
     def take(self, device: str, hello: Hello) -> list[ev.Event | ev.Announce]:
         """Take a status in; what of it the core must know.
 
@@ -48,6 +66,7 @@ class Roster:
             WireError: more devices have a status than are kept.
         """
         found: list[ev.Event | ev.Announce] = []
+        self._unconfirmed.discard(device)
         before = self.devices.get(device)
         if before is None and len(self.devices) >= self._most:
             found += self._make_room()

@@ -6,12 +6,13 @@ for an overview, which it answers within about a second; without an answer, the 
 
 import asyncio
 import secrets
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 from midge.broker.mqtt.connection import Connection, Connector, Options, PublishRefused, SubscribeRefused
 from midge.broker.mqtt.retained import clear_retained, read_retained
-from midge.wire import messages, overview
+from midge.wire import frames, messages, overview
 from midge.wire.errors import WireError
 from midge.wire.messages import AggregatorState, AggregatorStatus, Health, Hello
 from midge.wire.overview import DeviceRow
@@ -19,6 +20,8 @@ from midge.wire.topics import DEFAULT_ROOT, Topics
 
 PATIENCE = 3.0
 """Seconds for an answer: aggregators give one a second."""
+_AT_ONCE = 256
+"""Devices in a message."""
 _TIMEOUT = 4.0
 """Seconds for the broker's answer to CONNECT and SUBSCRIBE: a monitor waits for all of this together."""
 
@@ -84,7 +87,7 @@ async def describe_federation(connect: Connector, topics: Topics, *, ask: bool =
 async def _ask(connection: Connection, topics: Topics, found: dict[str, Any]) -> None:
     """Ask the aggregator, and take its answer in; without one, `found` stays as it is."""
     await connection.subscribe(topics.overview, qos=0)
-    await connection.publish(topics.ask, b"\0", qos=1)
+    await connection.publish(topics.ask, frames.encode(overview.Ask()), qos=1)
     pages: dict[int, list[DeviceRow]] = {}
     with suppress(TimeoutError):
         async with asyncio.timeout(PATIENCE):
@@ -129,6 +132,17 @@ def _model(announcement: messages.Announcement) -> dict[str, Any]:
 
 def _serves(found: dict[str, Any]) -> bool:
     return found["aggregator"] is not None and AggregatorState(found["aggregator"]["state"]).serves
+
+
+async def say_gone(connect: Connector, topics: Topics, names: Sequence[str]) -> None:
+    """Have the aggregator take off the broker what these devices said of themselves.
+
+    Raises:
+        BrokerError: it cannot be told.
+    """
+    async with connect(_options()) as connection:
+        for names_ in (tuple(names[first : first + _AT_ONCE]) for first in range(0, len(names), _AT_ONCE)):
+            await connection.publish(topics.ask, frames.encode(overview.Ask(gone=names_)), qos=1)
 
 
 async def is_served(connect: Connector, topics: Topics) -> bool:

@@ -1,8 +1,9 @@
 """`midge device-add`, `device-revoke`, `device-rotate` and `device-list`: who belongs to a fleet."""
 
 import argparse
+import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _HERE = "fleet"
+_TAKES_EFFECT = 1.0
+"""Seconds in which a broker that was told reads its files again."""
 
 
 def register(subparsers: Subparsers) -> None:
@@ -71,7 +74,32 @@ def revoke(args: argparse.Namespace) -> int:
 
     directory = _fleet(args)
     told = _do(lambda: membership.revoke(directory, args.names))
-    return _tell(told, f"{', '.join(args.names)}: revoked.")
+    code = _tell(told, f"{', '.join(args.names)}: revoked.")
+    if told.broker and (why := _clear_statuses(directory, args.names)):
+        print(f"What they said last still stands at the broker, and `midge status` shows it: {why}")
+    return code
+
+
+def _clear_statuses(directory: Path, names: Sequence[str]) -> str:
+    """Have the aggregator take what revoked devices said of themselves off the broker; otherwise why not.
+
+    As the operator: a second connection as the aggregator would put the first off.
+    """
+    from midge.broker import BrokerError, connector  # noqa: PLC0415
+    from midge.broker.mqtt.federation_view import say_gone  # noqa: PLC0415
+    from midge.broker.provisioning.bundles import BundleError, read_bundle  # noqa: PLC0415
+    from midge.broker.provisioning.fleet_registry import OPERATOR  # noqa: PLC0415
+
+    async def clear() -> None:
+        await asyncio.sleep(_TAKES_EFFECT)  # or one that is connected says it again
+        await say_gone(connector(bundle.endpoint), bundle.topics, names)
+
+    try:
+        bundle = read_bundle(directory / OPERATOR)
+        asyncio.run(clear())
+    except (BundleError, BrokerError, OSError) as error:
+        return str(error)
+    return ""
 
 
 def rotate(args: argparse.Namespace) -> int:

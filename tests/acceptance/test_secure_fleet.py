@@ -96,7 +96,8 @@ class TestOnMosquitto:
             assert {event["device"] for log in logs for event in said(log)} == {"dev0001", "dev0002", "dev0003"}
             self.doctor_finds_nothing(capsys)  # while they are at work, and none is put off
             assert main(["device-revoke", "fleet", "dev0003"]) == 0
-            assert "The running broker was told." in capsys.readouterr().out
+            told = capsys.readouterr().out
+            assert "The running broker was told." in told and "still stands" not in told
             bundle = read_bundle(home / "fleet" / "devices" / "dev0003")
             until("the broker knows", lambda: not lets_in(bundle))
             others_go_on(home / "a")  # so that all that the broker took of the third before is decided on
@@ -104,7 +105,10 @@ class TestOnMosquitto:
             others_go_on(home / "a")
             assert updates_of("dev0003", home / "a") == known > 0
             assert main(["status", "--config", "fleet/operator", "--json"]) == 0
-            assert json.loads(capsys.readouterr().out)["federation"] == "plant"
+            found = json.loads(capsys.readouterr().out)
+            assert found["federation"] == "plant" and found["answered"] and found["health"]["state"] == "learning"
+            live = {name for name, row in found["devices"].items() if row["state"] in ("ready", "training")}
+            assert live == {"dev0001", "dev0002"}, "the revoked one is no part of the federation"
             for child, log in ((three, "3"), (one, "1"), (two, "2"), (server, "a")):
                 assert interrupt(child) == 0, (home / log).read_text()[-1000:]
             assert main(["clean", "--config", "fleet/aggregator"]) == 0

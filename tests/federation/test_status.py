@@ -247,7 +247,7 @@ async def test_the_row_of_a_lost_device_and_of_one_that_left(tmp_path: Path) -> 
             await connection.publish(TOPICS.status("b"), frames.encode(hello), retain=True)
         await asyncio.sleep(1)
         found = await look(twin)
-        assert found["devices"]["b"]["state"] == "lost" and found["devices"]["a"]["state"] == "unknown"
+        assert found["devices"]["b"]["state"] == "lost" and "a" not in found["devices"]
 
 
 async def test_an_hour_without_the_broker_is_no_stall(tmp_path: Path) -> None:
@@ -260,3 +260,17 @@ async def test_an_hour_without_the_broker_is_no_stall(tmp_path: Path) -> None:
         before = len(log.of("update", verdict="accepted"))
         await log.until(lambda: len(log.of("update", verdict="accepted")) > before + 4)
     assert not log.of("health", state="stalled")
+
+
+async def test_a_status_that_was_taken_off_the_broker_meanwhile_is_gone(tmp_path: Path) -> None:
+    twin, log = Twin(), Log()
+    async with serving(served(twin, tmp_path / "store", log), device(twin, "a", log)):
+        async with serving(device(twin, "b", log)):
+            await log.until(lambda: log.of("device", device="b", state="ready"))
+        (ours,) = clients(twin, "aggregator")
+        async with twin.connect(_options("operator")) as connection:
+            twin.drop(ours)
+            await connection.publish(TOPICS.status("b"), b"", retain=True)
+        await asyncio.sleep(60)
+        found = await look(twin)
+    assert set(found["devices"]) == {"a"}
