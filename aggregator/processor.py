@@ -84,7 +84,7 @@ class Processor:
         self._encode_receipt = encode_receipt
         self._witness = witness or Witness(outlet.tell)
         self._core: AggregatorCore = shelf.core
-        ingress.admission.proven = self._core.contributed
+        ingress.admission.proven = roster.known = self._core.contributed
         self._receipts = Receipts()
         """What the batch under way tells devices."""
         self.shell = AggregatorShell(self._core, self)

@@ -143,11 +143,12 @@ class Shared:
             return (cost - everyone.tokens) / everyone.rate
         own.rate, own.burst = self._whole / active, max(self._least, everyone.burst / active)
         own.fill(now)
-        half = everyone.burst / 2
-        if everyone.tokens - cost >= half:
+        least = everyone.burst / 2 if reserved else 0.0
+        left = everyone.tokens - cost
+        if left >= (least + everyone.burst) / 2:
             return 0.0
-        if reserved:
-            return (half + cost - everyone.tokens) / everyone.rate
+        if left < least:
+            return (least - left) / everyone.rate
         return 0.0 if own.tokens >= cost else (cost - own.tokens) / own.rate
 
     def charge(self, own: Bucket, cost: float, now: float) -> None:
@@ -167,10 +168,14 @@ class Conduct:
     answers: Bucket
     bytes_in: Bucket | None = None
     bytes_out: Bucket | None = None
+    owed: float = 0.0
+    """Seconds of the debt in bytes that was there before its newest message."""
     share: Bucket | None = None
     """Of the fleet's messages."""
     work: Bucket | None = None
     """Of the processor's seconds."""
+    looks: Bucket | None = None
+    """Of the messages of any sort of devices that are not known."""
     heard: float = 0.0
     """When it was heard last."""
     strikes: int = 0
@@ -181,7 +186,7 @@ class Conduct:
 
     def forgettable(self, now: float) -> bool:
         """Whether one who is new would be treated just the same."""
-        buckets = self.things, self.messages, self.bytes_in, self.bytes_out, self.share, self.work
+        buckets = self.things, self.messages, self.bytes_in, self.bytes_out, self.share, self.work, self.looks
         full = all(bucket is None or bucket.fill(now) >= bucket.burst for bucket in buckets)
         return full and self.strikes == 0 and self.term == 0 and now >= self.until
 
@@ -211,28 +216,32 @@ class Admission:
         """Of devices of which an update was accepted: however many other names come, these keep half of the room."""
         self._looked = -_LOOK
         self._fleet = None if limits.fleet_rate is None else Shared(limits.fleet_rate, limits.fleet_burst)
-        self._strangers = None if limits.fleet_rate is None else _full(limits.fleet_rate, limits.fleet_burst, 0.0)
+        self._strangers = None if limits.fleet_rate is None else Shared(limits.fleet_rate, limits.fleet_burst)
         """Messages of any sort of devices that are not known: names cost nothing, so a limit for each name is none."""
         off = limits.work is None or limits.rate is None
         # The shares are of the whole processor: only who takes more than others would is held back.
         self._work = None if off else Shared(limits.work or 1.0, _WORK_BURST, whole=1.0, least=_WORK_LEAST)
         self._second = 0
-        self._now = self._before = 0
-        """Devices heard in this second, and in the one before."""
+        self._active = {"all": [0, 0], "known": [0, 0]}
+        """How many devices were heard in this second and in the one before: of all, and of those that are known."""
 
-    @property
-    def _active(self) -> int:
-        return max(1, self._now, self._before)
+    def _sharing(self, device: str) -> int:
+        """Among how many a device shares: if it is known, only among such, for others are as many as they say."""
+        return max(1, *self._active["known" if device in self._known else "all"])
 
     def hears(self, device: str, now: float, size: int = 0) -> bool:
         """Whether a message of so many bytes is looked at at all. A flood must cost us no more than this."""
         conduct = self._conduct(device, now)
         if conduct is None or not (conduct.messages is None or conduct.messages.spend(now) == 0):
             return False
-        if self._strangers is not None and device not in self._known and self._strangers.spend(now):
-            return False
+        if self._strangers is not None and device not in self._known:
+            own = conduct.looks = conduct.looks or self._strangers.own(self._sharing(device), now)
+            if self._strangers.wait(own, 1.0, self._sharing(device), now):
+                return False
+            self._strangers.charge(own, 1.0, now)
         if conduct.bytes_in is not None:
-            conduct.bytes_in.fill(now)
+            # What is owed for this message is not held against it, or a large one would never be taken.
+            conduct.owed = conduct.bytes_in.debt(now)
             conduct.bytes_in.tokens -= size
         return True
 
@@ -259,9 +268,9 @@ class Admission:
 
     def _over(self, device: str, conduct: Conduct, now: float) -> tuple[float, str]:
         """How long a device must wait, and why in words; otherwise a message is paid for."""
-        limits, active = self._limits, self._active
-        if conduct.bytes_in is not None and (wait := conduct.bytes_in.debt(now)):
-            return wait, f"more than {limits.bytes_in:.3g} bytes a second from this device"
+        limits, active = self._limits, self._sharing(device)
+        if conduct.bytes_in is not None and conduct.owed:
+            return conduct.bytes_in.debt(now), f"more than {limits.bytes_in:.3g} bytes a second from this device"
         work, own = self._work, conduct.work
         if work is not None and own is not None and (wait := work.wait(own, 0.0, active, now)):
             return wait, "this device's messages take more of the processor than its share"
@@ -333,18 +342,20 @@ class Admission:
             table = self._known if self.proven(device) else self._devices
             if not self._has_room(table, now):
                 return None
-            conduct = self._new(now)
+            conduct = self._new(self._sharing(device), now)
         table[device] = conduct  # at the end: the longest silent are at the beginning
         if int(now) != self._second:
-            self._before = self._now if int(now) == self._second + 1 else 0
-            self._second, self._now = int(now), 0
+            for counts in self._active.values():
+                counts[:] = 0, counts[0] if int(now) == self._second + 1 else 0
+            self._second = int(now)
         if int(conduct.heard) != self._second:
-            self._now += 1
+            self._active["all"][0] += 1
+            self._active["known"][0] += table is self._known
         conduct.heard = now
         return conduct
 
-    def _new(self, now: float) -> Conduct:
-        limits, active, rate = self._limits, self._active, self._limits.rate
+    def _new(self, active: int, now: float) -> Conduct:
+        limits, rate = self._limits, self._limits.rate
         conduct = Conduct(None, None, _full(1.0, 3.0, now), heard=-1.0)
         if rate is not None:
             conduct.things = _full(rate, limits.burst, now)

@@ -1,13 +1,16 @@
 """The newest status of each device: how many are online, and what they call the model's inputs."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import islice
 
 from midge.aggregator.core import events as ev
 from midge.aggregator.core.inputs import Inputs
 from midge.aggregator.publish.outlet import Outlet
-from midge.wire.errors import WireError
 from midge.wire.messages import Hello
+
+_LOOKED_AT = 64
+"""Statuses that are looked at for one that can be forgotten."""
 
 log = logging.getLogger("aggregator")
 
@@ -24,6 +27,8 @@ class Roster:
     def __init__(self, inputs: Inputs | None, outlet: Outlet, most: int) -> None:
         self._inputs, self._outlet, self._most = inputs, outlet, most
         self.devices: dict[str, Hello] = {}
+        self.known: Callable[[str], bool] = lambda _device: False
+        """Whether an update of a device was ever accepted."""
         self._online = 0
         self._unlike: Mapping[str, str] = {}
 
@@ -34,16 +39,12 @@ class Roster:
         return [ev.DevicesOnline(self._online), *self._compared()]
 
     def take(self, device: str, hello: Hello) -> list[ev.Event | ev.Announce]:
-        """Take a status in; what of it the core must know.
-
-        Raises:
-            WireError: more devices have a status than are kept.
-        """
-        before = self.devices.get(device)
-        if before is None and len(self.devices) >= self._most:
-            raise WireError(f"more than {self._most} devices have a status")
-        self.devices[device] = hello
+        """Take a status in; what of it the core must know."""
+        before = self.devices.pop(device, None)
         found: list[ev.Event | ev.Announce] = []
+        if before is None and len(self.devices) >= self._most:
+            found += self._make_room()
+        self.devices[device] = hello  # at the end: who was silent longest is at the beginning
         if before is None or before.features != hello.features:
             found += self._named(device, hello)
         self._online += int(hello.state.live) - int(before is not None and before.state.live)
@@ -51,9 +52,15 @@ class Roster:
             self._outlet.tell("device", device=device, state=hello.state.value)
         return [*found, ev.DevicesOnline(self._online)]
 
+    def _make_room(self) -> list[ev.Event]:
+        """Forget the status of the device that was silent longest, of those of which nothing was ever accepted."""
+        oldest = list(islice(self.devices, _LOOKED_AT))
+        return self.leave(next((device for device in oldest if not self.known(device)), oldest[0]))
+
     def _named(self, device: str, hello: Hello) -> list[ev.Event | ev.Announce]:
         """Follow what a device calls its inputs."""
-        if self._inputs is None:
+        # Who has no names contradicts nobody: to compare all for it would make greetings of new names dear.
+        if self._inputs is None or not (hello.features or device in self._unlike):
             return []
         first, before = self._inputs.hear(device, hello.features), self._unlike
         found: list[ev.Event | ev.Announce] = [*self._compared()]
