@@ -59,7 +59,7 @@ class Roster:
 
     def _named(self, device: str, hello: Hello) -> list[ev.Event | ev.Announce]:
         """Follow what a device calls its inputs."""
-        # Who has no names contradicts nobody: to compare all for it would make greetings of new names dear.
+        # A device without names contradicts none: to compare all for it would make greetings of new names dear.
         if self._inputs is None or not (hello.features or device in self._unlike):
             return []
         first, before = self._inputs.hear(device, hello.features), self._unlike

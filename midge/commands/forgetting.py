@@ -94,7 +94,7 @@ def _store(directory: str) -> Path:
 
 
 def _gone(path: Path, seconds: float) -> bool:
-    """Whether a file went within so many seconds."""
+    """Whether a file goes within a time."""
     end = time.monotonic() + seconds
     while path.exists():
         if time.monotonic() > end:
