@@ -35,10 +35,15 @@ def test_statuses_of_endless_devices_are_not_kept(tmp_path: Path) -> None:
     with rig(tmp_path, bounds=Bounds(devices=3)) as life:
         for number in range(10):
             life.hear(hello(f"device-{number}"))
-        assert len(life.roster.devices) == 3
-        gone = hello("device-0", state=DeviceState.LOST)
+        assert set(life.roster.devices) == {"device-7", "device-8", "device-9"}, "who was silent longest made room"
+        assert life.core.steering.live == 3
+        gone = hello("device-7", state=DeviceState.LOST)
         life.hear(gone)
-        assert life.roster.devices["device-0"].state is DeviceState.LOST
+        assert life.roster.devices["device-7"].state is DeviceState.LOST
         life.hear((gone[0], b""))
-        life.hear(hello("device-9"))
-        assert set(life.roster.devices) == {"device-1", "device-2", "device-9"}
+        life.hear(hello("device-1"))
+        assert set(life.roster.devices) == {"device-8", "device-9", "device-1"}
+        life.send("device-8", 1, [1, 0, 0, 0])
+        for number in range(20, 30):
+            life.hear(hello(f"device-{number}"))
+        assert "device-8" in life.roster.devices, "an update of it was accepted"
