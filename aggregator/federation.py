@@ -18,7 +18,7 @@ from midge.aggregator.core.inputs import Inputs
 from midge.aggregator.engine import Engine, recover
 from midge.aggregator.ingress.authentication import Credentials
 from midge.aggregator.ingress.filter import Bodies, IngressFilter
-from midge.aggregator.ingress.rate_limits import Admission
+from midge.aggregator.ingress.rate_limits import Admission, StrangerEvents
 from midge.aggregator.ingress.reassembly import UpdateReassembler
 from midge.aggregator.ingress.roster import Roster
 from midge.aggregator.metrics.device_activity import DeviceActivity
@@ -29,7 +29,6 @@ from midge.aggregator.model.model import Model
 from midge.aggregator.processor import Processor, Witness
 from midge.aggregator.publish.announcement_signer import Issuer
 from midge.aggregator.publish.model_publisher import Shelf
-from midge.aggregator.publish.notices import StrangerEvents
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.publish_queue import Post
 from midge.aggregator.store.device_erasure import Names
@@ -80,7 +79,7 @@ class FederationRuntime:
         store: Store | None = None,
     ) -> None:
         # Events of who was never of use are told now and then; who is known is known below.
-        events = StrangerEvents(outlet.tell)
+        events = StrangerEvents(outlet.tell, time.monotonic)
         outlet = replace(outlet, tell=events)
         self.config, self._outlet = config, outlet
         self.issuer = issuer or Issuer(config.topics)

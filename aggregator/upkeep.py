@@ -96,6 +96,12 @@ class Upkeep:
         """Take up what was asked for in the store's directory: refuse at once, erase when no update waits any more."""
         directory = engine.store.directory
         for request in asked(directory):
+            if request.readmit:
+                if self._names.readmit(request.device):
+                    self._names.audit("readmitted", request.device, request.by)
+                    self._outlet.tell("readmitted", device=request.device)
+                done(directory, request.device)
+                continue
             if self._names.withdraw(request.device):
                 self._names.audit("withdrawn", request.device, request.by)
                 forgetful.forget(request.device, now)

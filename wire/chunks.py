@@ -6,9 +6,7 @@ keep-alive, and brokers cap it. Chunks arrive in any order, twice or not at all;
 
 import hashlib
 from collections.abc import Iterator
-from heapq import nsmallest
-
-import numpy as np
+from itertools import islice
 
 from midge.wire.errors import WireError
 from midge.wire.frames import Buffer
@@ -71,9 +69,10 @@ class Assembly:
         if size > limit:
             raise WireError(f"{size} bytes are over the limit of {limit}")
         self._size, self._chunk, self._sha256 = size, chunk, sha256
-        self._data: memoryview | None = None
         self.parts = count(size, chunk)
-        self._missing = set(range(self.parts))
+        # In pieces until all are here: a body that is begun costs what has come of it, not what it claims.
+        self._pieces: dict[int, bytes] = {}
+        self._lowest = 0
 
     @property
     def size(self) -> int:
@@ -81,19 +80,22 @@ class Assembly:
 
     @property
     def complete(self) -> bool:
-        return not self._missing
+        return len(self._pieces) == self.parts
 
     @property
     def here(self) -> int:
         """Bytes that have come, about: the last chunk counts as the others."""
-        return min(self._size, (self.parts - len(self._missing)) * self._chunk)
+        return min(self._size, len(self._pieces) * self._chunk)
 
     def misses(self, part: int) -> bool:
-        return part in self._missing
+        return 0 <= part < self.parts and part not in self._pieces
 
     def missing(self, most: int | None = None) -> tuple[int, ...]:
         """The lowest chunks that have not come, at most `most`."""
-        return tuple(sorted(self._missing) if most is None else nsmallest(most, self._missing))
+        while self._lowest in self._pieces:
+            self._lowest += 1
+        missing = (part for part in range(self._lowest, self.parts) if part not in self._pieces)
+        return tuple(islice(missing, most))
 
     def add(self, part: int, data: Buffer) -> bool:
         """Take one chunk in; False where it had come before.
@@ -107,20 +109,18 @@ class Assembly:
         expected = min(self._chunk, self._size - start)
         if len(data) != expected:
             raise WireError(f"part {part} has {len(data)} bytes, not {expected}")
-        if part not in self._missing:
+        if part in self._pieces:
             return False
-        if self._data is None:
-            # Pages that nothing was written to take no memory: a body that is begun costs what has come of it.
-            self._data = np.zeros(self._size, np.uint8).data
-        self._data[start : start + expected] = data
-        self._missing.discard(part)
+        self._pieces[part] = bytes(data)
         return True
 
     def whole(self) -> memoryview:
         """The whole body, its checksum not looked at."""
-        assert not self._missing
-        assert self._data is not None
-        return self._data
+        assert self.complete
+        if self.parts > 1:
+            self._pieces = {0: b"".join(self._pieces.pop(part) for part in range(self.parts))}
+            self.parts = 1
+        return memoryview(self._pieces[0])
 
     def finish(self) -> memoryview:
         """The whole body.
@@ -128,9 +128,12 @@ class Assembly:
         Raises:
             WireError: its SHA-256 is not the one that was promised. All parts count as missing again.
         """
-        if self._missing:
-            raise WireError(f"{len(self._missing)} parts are missing")
-        if not fits(self.whole(), self._sha256):
-            self._missing = set(range(self.parts))
+        if not self.complete:
+            raise WireError(f"{self.parts - len(self._pieces)} parts are missing")
+        parts = self.parts
+        whole = self.whole()
+        if not fits(whole, self._sha256):
+            self.parts, self._lowest = parts, 0
+            self._pieces.clear()
             raise WireError("the checksum of the whole does not match")
-        return self.whole()
+        return whole

@@ -9,12 +9,13 @@ them are scarce for all together: the fleet's messages and the processor. They a
 an equal share of what there is, and more only of what others leave: while half of the burst is there, no device is held
 to its share; below that, none gets more than it. So one that asks for ten times its share costs itself.
 
-Names cost nothing where a broker lets anybody publish. So a device of which an update was accepted has room of its own
+Names cost nothing where a broker lets all publish. So a device of which an update was accepted has room of its own
 in the table, and of the fleet's messages the lower half of the burst.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from midge.wire.messages import Verdict
 
@@ -31,6 +32,9 @@ _WORK_BURST, _WORK_LEAST = 1.0, 0.05
 """Seconds of the processor that may be used at once: by all before it counts as scarce, and by each device at least."""
 _MESSAGES = 20
 """A device may send this many times more messages than updates: chunks of an update are messages too."""
+_EVENTS, _EVENTS_BURST = 20.0, 2_000.0
+"""Events of devices of which nothing was ever accepted: a fleet's first start has some for each device."""
+_OF_STRANGERS = frozenset({"device", "held", "repeat", "quarantine", "report"})
 _YOUNG = 1.0
 """Seconds for which a name that was just heard is not forgotten for a new one."""
 _LOOKED_AT = 64
@@ -110,7 +114,7 @@ class Bucket:
         return 0.0 if self.fill(now) >= 0 else -self.tokens / self.rate
 
 
-class Shared:
+class FairShare:
     """What all devices together may spend, max-min fair: by equal shares when it is scarce.
 
     Args:
@@ -143,11 +147,12 @@ class Shared:
             return (cost - everyone.tokens) / everyone.rate
         own.rate, own.burst = self._whole / active, max(self._least, everyone.burst / active)
         own.fill(now)
-        half = everyone.burst / 2
-        if everyone.tokens - cost >= half:
+        least = everyone.burst / 2 if reserved else 0.0
+        left = everyone.tokens - cost
+        if left >= (least + everyone.burst) / 2:
             return 0.0
-        if reserved:
-            return (half + cost - everyone.tokens) / everyone.rate
+        if left < least:
+            return (least - left) / everyone.rate
         return 0.0 if own.tokens >= cost else (cost - own.tokens) / own.rate
 
     def charge(self, own: Bucket, cost: float, now: float) -> None:
@@ -167,10 +172,14 @@ class Conduct:
     answers: Bucket
     bytes_in: Bucket | None = None
     bytes_out: Bucket | None = None
+    owed: float = 0.0
+    """Seconds of the debt in bytes that was there before its newest message."""
     share: Bucket | None = None
     """Of the fleet's messages."""
     work: Bucket | None = None
     """Of the processor's seconds."""
+    looks: Bucket | None = None
+    """Of the messages of any sort of devices that are not known."""
     heard: float = 0.0
     """When it was heard last."""
     strikes: int = 0
@@ -181,7 +190,7 @@ class Conduct:
 
     def forgettable(self, now: float) -> bool:
         """Whether one who is new would be treated just the same."""
-        buckets = self.things, self.messages, self.bytes_in, self.bytes_out, self.share, self.work
+        buckets = self.things, self.messages, self.bytes_in, self.bytes_out, self.share, self.work, self.looks
         full = all(bucket is None or bucket.fill(now) >= bucket.burst for bucket in buckets)
         return full and self.strikes == 0 and self.term == 0 and now >= self.until
 
@@ -210,29 +219,33 @@ class Admission:
         self._known: dict[str, Conduct] = {}
         """Of devices of which an update was accepted: however many other names come, these keep half of the room."""
         self._looked = -_LOOK
-        self._fleet = None if limits.fleet_rate is None else Shared(limits.fleet_rate, limits.fleet_burst)
-        self._strangers = None if limits.fleet_rate is None else _full(limits.fleet_rate, limits.fleet_burst, 0.0)
+        self._fleet = None if limits.fleet_rate is None else FairShare(limits.fleet_rate, limits.fleet_burst)
+        self._strangers = None if limits.fleet_rate is None else FairShare(limits.fleet_rate, limits.fleet_burst)
         """Messages of any sort of devices that are not known: names cost nothing, so a limit for each name is none."""
         off = limits.work is None or limits.rate is None
         # The shares are of the whole processor: only who takes more than others would is held back.
-        self._work = None if off else Shared(limits.work or 1.0, _WORK_BURST, whole=1.0, least=_WORK_LEAST)
+        self._work = None if off else FairShare(limits.work or 1.0, _WORK_BURST, whole=1.0, least=_WORK_LEAST)
         self._second = 0
-        self._now = self._before = 0
-        """Devices heard in this second, and in the one before."""
+        self._active = {"all": [0, 0], "known": [0, 0]}
+        """How many devices were heard in this second and in the one before: of all, and of those that are known."""
 
-    @property
-    def _active(self) -> int:
-        return max(1, self._now, self._before)
+    def _sharing(self, device: str) -> int:
+        """Among how many a device shares: if it is known, only among such, for others are as many as they say."""
+        return max(1, *self._active["known" if device in self._known else "all"])
 
     def hears(self, device: str, now: float, size: int = 0) -> bool:
-        """Whether a message of so many bytes is looked at at all. A flood must cost us no more than this."""
+        """Whether a message of this size is looked at at all. A flood must cost us no more than this."""
         conduct = self._conduct(device, now)
         if conduct is None or not (conduct.messages is None or conduct.messages.spend(now) == 0):
             return False
-        if self._strangers is not None and device not in self._known and self._strangers.spend(now):
-            return False
+        if self._strangers is not None and device not in self._known:
+            own = conduct.looks = conduct.looks or self._strangers.own(self._sharing(device), now)
+            if self._strangers.wait(own, 1.0, self._sharing(device), now):
+                return False
+            self._strangers.charge(own, 1.0, now)
         if conduct.bytes_in is not None:
-            conduct.bytes_in.fill(now)
+            # What is owed for this message is not held against it, or a large one would never be taken.
+            conduct.owed = conduct.bytes_in.debt(now)
             conduct.bytes_in.tokens -= size
         return True
 
@@ -259,36 +272,42 @@ class Admission:
 
     def _over(self, device: str, conduct: Conduct, now: float) -> tuple[float, str]:
         """How long a device must wait, and why in words; otherwise a message is paid for."""
-        limits, active = self._limits, self._active
-        if conduct.bytes_in is not None and (wait := conduct.bytes_in.debt(now)):
-            return wait, f"more than {limits.bytes_in:.3g} bytes a second from this device"
-        work, own = self._work, conduct.work
-        if work is not None and own is not None and (wait := work.wait(own, 0.0, active, now)):
-            return wait, "this device's messages take more of the processor than its share"
+        limits, active = self._limits, self._sharing(device)
+        if conduct.bytes_in is not None and conduct.owed:
+            return conduct.bytes_in.debt(now), f"more than {limits.bytes_in:.3g} bytes a second from this device"
+        if self._work is not None:
+            conduct.work = conduct.work or self._work.own(active, now)
+            if wait := self._work.wait(conduct.work, 0.0, active, now):
+                return wait, "this device's messages take more of the processor than its share"
         if conduct.things is not None and (wait := conduct.things.spend(now)):
             return wait, f"more than {limits.rate} a second from this device"
-        if self._fleet is not None and conduct.share is not None:
+        if self._fleet is not None:
+            own = conduct.share = conduct.share or self._fleet.own(active, now)
             reserved = bool(self._known) and device not in self._known
-            if wait := self._fleet.wait(conduct.share, 1.0, active, now, reserved=reserved):
+            if wait := self._fleet.wait(own, 1.0, active, now, reserved=reserved):
                 return wait, f"more than {limits.fleet_rate} a second from all devices"
-            self._fleet.charge(conduct.share, 1.0, now)
+            self._fleet.charge(own, 1.0, now)
         return 0.0, ""
 
     def worked(self, device: str, seconds: float, now: float) -> None:
         """Charge a device for processor time that a message of it took."""
         conduct = self._devices.get(device) or self._known.get(device)
-        if conduct is not None and conduct.work is not None and self._work is not None:
+        if conduct is not None and self._work is not None:
+            conduct.work = conduct.work or self._work.own(self._sharing(device), now)
             self._work.charge(conduct.work, seconds, now)
 
     def publishes(self, device: str, size: int, now: float) -> bool:
-        """Whether so many bytes may be published for a device; then they are paid for."""
+        """Whether bytes may be published for a device; then they are paid for."""
         conduct = self._conduct(device, now)
         if conduct is None:
             return False
-        if conduct.bytes_out is not None:
-            if conduct.bytes_out.fill(now) < 0:
-                return False
-            conduct.bytes_out.tokens -= size
+        limits = self._limits
+        if limits.rate is None or limits.bytes_out is None:
+            return True
+        conduct.bytes_out = conduct.bytes_out or _full(limits.bytes_out, limits.bytes_out_burst, now)
+        if conduct.bytes_out.fill(now) < 0:
+            return False
+        conduct.bytes_out.tokens -= size
         return True
 
     def offended(self, device: str, now: float) -> float:
@@ -306,9 +325,10 @@ class Admission:
 
     def pleased(self, device: str) -> None:
         """An update was accepted: a strike is forgiven, and the next quarantine is half as long."""
-        conduct = self._devices.pop(device, None) or self._known.get(device)
+        conduct = self._devices.get(device) or self._known.get(device)
         if conduct is not None:
-            self._known[device] = conduct
+            if device not in self._known and self._has_room(self._known, conduct.heard):
+                self._known[device] = self._devices.pop(device)
             conduct.strikes = max(0, conduct.strikes - 1)
             conduct.term = conduct.term / 2 if conduct.term > self._limits.quarantine else 0.0
 
@@ -336,15 +356,18 @@ class Admission:
             conduct = self._new(now)
         table[device] = conduct  # at the end: the longest silent are at the beginning
         if int(now) != self._second:
-            self._before = self._now if int(now) == self._second + 1 else 0
-            self._second, self._now = int(now), 0
+            for counts in self._active.values():
+                counts[:] = 0, counts[0] if int(now) == self._second + 1 else 0
+            self._second = int(now)
         if int(conduct.heard) != self._second:
-            self._now += 1
+            self._active["all"][0] += 1
+            self._active["known"][0] += table is self._known
         conduct.heard = now
         return conduct
 
     def _new(self, now: float) -> Conduct:
-        limits, active, rate = self._limits, self._active, self._limits.rate
+        """Who is new, without what it has not spent anything of."""
+        limits, rate = self._limits, self._limits.rate
         conduct = Conduct(None, None, _full(1.0, 3.0, now), heard=-1.0)
         if rate is not None:
             conduct.things = _full(rate, limits.burst, now)
@@ -352,12 +375,6 @@ class Admission:
             if limits.bytes_in is not None:
                 burst = max(limits.bytes_in_burst, _EACH * limits.burst)
                 conduct.bytes_in = _full(max(limits.bytes_in, _EACH * rate), burst, now)
-            if limits.bytes_out is not None:
-                conduct.bytes_out = _full(limits.bytes_out, limits.bytes_out_burst, now)
-        if self._fleet is not None:
-            conduct.share = self._fleet.own(active, now)
-        if self._work is not None:
-            conduct.work = self._work.own(active, now)
         return conduct
 
     def _has_room(self, table: dict[str, Conduct], now: float) -> bool:
@@ -380,6 +397,26 @@ class Admission:
             return False
         del table[device]
         return True
+
+
+class StrangerEvents:
+    """Passes events on, of devices that are not known only some, with the number of the others."""
+
+    def __init__(self, tell: Callable[..., None], clock: Callable[[], float]) -> None:
+        self._tell, self._clock = tell, clock
+        self.known: Callable[[str], bool] = lambda _device: True
+        self._bucket = Bucket(_EVENTS, _EVENTS_BURST, _EVENTS_BURST, clock())
+        self._untold = 0
+
+    def __call__(self, event: str, **fields: Any) -> None:
+        if event in _OF_STRANGERS and not self.known(fields["device"]):
+            if self._bucket.spend(self._clock()):
+                self._untold += 1
+                return
+            if self._untold:
+                self._tell("untold", events=self._untold)
+                self._untold = 0
+        self._tell(event, **fields)
 
 
 def _full(rate: float, burst: float, now: float) -> Bucket:

@@ -21,6 +21,10 @@ YOUNG = 10.0
 """Seconds for which an assembly makes no room for another, whatever has come."""
 SLOW = 600.0
 """Seconds within which an update must be on its way to be here, or it makes room for another that needs it."""
+SMALLEST = 64
+"""Bytes of a chunk at least, of more than as many: what is noted of each must not outweigh it."""
+_LEAST, _TENSOR = 2048, 40
+"""Bytes that an assembly takes besides what comes, and that each tensor takes which its header names."""
 _NO_ROOM, _WRONG = 5.0, 60.0
 """Seconds after which a device offers again: room may be made at any time, a wrong offer needs another program."""
 
@@ -90,14 +94,17 @@ class UpdateReassembler:
             size = part_size(update.size, update.parts)
             if size > chunk:
                 raise WireError(f"chunks of {size} bytes; at most {chunk} are taken")
+            if size < SMALLEST < update.parts:
+                raise WireError(f"{update.parts} chunks of {size} bytes; {SMALLEST} are the least")
             assembly = self._assembly(update.size, size, update.sha256, limit=self._budget)
             if assembly.parts != update.parts:
                 raise WireError(f"{update.size} bytes do not make {update.parts} parts")
             current = Assembling(update, assembly, set(), now, now)
         parts = current.assembly.missing(WINDOW)
         # Reserved before the first byte comes: otherwise many half updates could fill the memory, and none end.
-        begun = current.assembly.here >= WINDOW * part_size(update.size, update.parts)
-        wanted = update.size if begun else min(update.size, WINDOW * part_size(update.size, update.parts))
+        window = WINDOW * part_size(update.size, update.parts)
+        wanted = update.size if current.assembly.here >= window else min(update.size, window)
+        wanted = max(wanted, _LEAST) + _TENSOR * len(update.tensors or ())
         if not self._has_room(device, wanted, now):
             return None
         self._assembling[device] = current

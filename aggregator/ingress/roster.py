@@ -8,15 +8,15 @@ from itertools import islice
 from midge.aggregator.core import events as ev
 from midge.aggregator.core.inputs import Inputs
 from midge.aggregator.publish.outlet import Outlet
-from midge.wire.errors import WireError
 from midge.wire.messages import Hello
+
+_LOOKED_AT = 64
+"""Statuses that are looked at for one that can be forgotten."""
 
 log = logging.getLogger("aggregator")
 
 _RETAINED = 30.0
 """Seconds in which a broker has sent all that is retained, a slow one of many devices too."""
-_LOOKED_AT = 64
-"""Statuses that are looked at for one to be forgotten."""
 
 
 class Roster:
@@ -33,11 +33,11 @@ class Roster:
         self.devices: dict[str, Hello] = {}
         self.waits: dict[str, str] = {}
         """What devices wait for that are there, by their own word; an update of theirs ends it."""
-        self.proven: Callable[[str], bool] = lambda _device: False
-        """Whether an update of a device was ever accepted."""
         self._unconfirmed: set[str] = set()
         """Devices whose status has not come again since the newest connection began."""
         self._confirmed_by = math.inf
+        self.known: Callable[[str], bool] = lambda _device: False
+        """Whether an update of a device was ever accepted."""
         self._online = 0
         self._unlike: Mapping[str, str] = {}
 
@@ -60,17 +60,13 @@ class Roster:
         return found
 
     def take(self, device: str, hello: Hello) -> list[ev.Event | ev.Announce]:
-        """Take a status in; what of it the core must know.
-
-        Raises:
-            WireError: more devices have a status than are kept.
-        """
-        found: list[ev.Event | ev.Announce] = []
+        """Take a status in; what of it the core must know."""
         self._unconfirmed.discard(device)
-        before = self.devices.get(device)
+        before = self.devices.pop(device, None)
+        found: list[ev.Event | ev.Announce] = []
         if before is None and len(self.devices) >= self._most:
             found += self._make_room()
-        self.devices[device] = hello
+        self.devices[device] = hello  # at the end: who was silent longest is at the beginning
         if hello.waits and hello.state.live:
             self.waits[device] = hello.waits
         else:
@@ -83,19 +79,14 @@ class Roster:
         return [*found, ev.DevicesOnline(self._online)]
 
     def _make_room(self) -> list[ev.Event]:
-        """Forget the status of one of the first that never contributed: names cost nothing, and anyone can make some.
-
-        Raises:
-            WireError: all of them have.
-        """
-        for name in islice(self.devices, _LOOKED_AT):
-            if not self.proven(name):
-                return self.leave(name)
-        raise WireError(f"more than {self._most} devices have a status")
+        """Forget the status of the device that was silent longest, of those of which nothing was ever accepted."""
+        oldest = list(islice(self.devices, _LOOKED_AT))
+        return self.leave(next((device for device in oldest if not self.known(device)), oldest[0]))
 
     def _named(self, device: str, hello: Hello) -> list[ev.Event | ev.Announce]:
         """Follow what a device calls its inputs."""
-        if self._inputs is None:
+        # A device without names contradicts none: to compare all for it would make greetings of new names dear.
+        if self._inputs is None or not (hello.features or device in self._unlike):
             return []
         first, before = self._inputs.hear(device, hello.features), self._unlike
         found: list[ev.Event | ev.Announce] = [*self._compared()]

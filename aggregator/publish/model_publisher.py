@@ -166,6 +166,7 @@ class Shelf:
 
     def repeat(self, version: int, span: int, index: int, size: int, now: float) -> None:
         """Charge the federation for a chunk that is published again."""
+        self._now = now
         self._said[version, span, index] = now
         if self._again is not None:
             self._again.tokens -= size

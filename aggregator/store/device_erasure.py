@@ -49,10 +49,12 @@ class Request:
     by: str
     at: float
     """Seconds since 1970."""
+    readmit: bool = False
+    """Whether it is to be let in again, and not to be forgotten."""
 
 
-def ask(directory: Path, device: str) -> Path:
-    """Ask for a device to be forgotten; the file that says so is gone once it is done.
+def ask(directory: Path, device: str, *, readmit: bool = False) -> Path:
+    """Ask for a device to be forgotten, or let in again; the file that says so is gone once it is done.
 
     Raises:
         ValueError: that can be no device's name.
@@ -61,7 +63,7 @@ def ask(directory: Path, device: str) -> Path:
     folder = directory / FOLDER
     make_folder(folder, 0o700)
     path = folder / check_name(device, "device name")
-    atomic_write(path, json.dumps({"by": _user(), "at": time.time()}).encode())
+    atomic_write(path, json.dumps({"by": _user(), "at": time.time(), "readmit": readmit}).encode())
     return path
 
 
@@ -72,7 +74,9 @@ def asked(directory: Path) -> Iterator[Request]:
         for path in sorted(folder.iterdir()):
             with suppress(ValueError, OSError, TypeError, KeyError):
                 said = json.loads(path.read_bytes())
-                yield Request(check_name(path.name), str(said["by"]), float(said["at"]))
+                yield Request(
+                    check_name(path.name), str(said["by"]), float(said["at"]), said.get("readmit", False) is True
+                )
 
 
 def done(directory: Path, device: str) -> None:
@@ -123,6 +127,16 @@ class Names:
         with self._store.transaction() as db:
             db.execute("INSERT OR IGNORE INTO forgotten VALUES (?)", (name,))
         self._hashes.add(name)
+        return True
+
+    def readmit(self, device: str) -> bool:
+        """Let a device that was withdrawn take part again, durably; whether it was withdrawn."""
+        if not self.withdrawn(device):
+            return False
+        name = keyed_hash(device, self._key)
+        with self._store.transaction() as db:
+            db.execute("DELETE FROM forgotten WHERE hash = ?", (name,))
+        self._hashes.discard(name)
         return True
 
     def erase(self, devices: Sequence[str]) -> Counter[str]:
@@ -225,6 +239,21 @@ def forget_in_stopped(store: Store, device: str, by: str) -> Counter[str] | None
     counted = forget(engine, core, names, [device])
     names.audit("erased", device, by, **counted)
     return counted
+
+
+def readmit_in_stopped(store: Store, device: str, by: str) -> bool:
+    """Let a device that was withdrawn take part again, in a store that no aggregator has open; whether it was.
+
+    Raises:
+        StoreError: the store cannot be used.
+    """
+    if store.schema is None:
+        raise StoreError(f"The store {store.directory} is empty: it knows no device.")
+    names = Names(store)
+    if not names.readmit(device):
+        return False
+    names.audit("readmitted", device, by)
+    return True
 
 
 def forget(engine: Engine, core: AggregatorCore, names: Names, devices: Sequence[str]) -> Counter[str]:

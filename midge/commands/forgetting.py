@@ -1,4 +1,7 @@
-"""`midge device-forget NAME --store DIR`: withdraw a device from a federation, and erase what the store has of it."""
+"""`midge device-forget NAME --store DIR`: withdraw a device from a federation, and erase what the store has of it.
+
+`midge device readmit NAME --store DIR` lets one that was withdrawn take part again.
+"""
 
 import argparse
 import getpass
@@ -14,7 +17,7 @@ def register(subparsers: Subparsers) -> None:
         help="withdraw a device: refuse it from now on, and erase what the aggregator's store has of it",
         description="Refuse a device from now on and erase its name, its updates and its counters from the store, "
         "beside a running aggregator or where none runs. What it has already contributed to the model stays in it. It "
-        "cannot come back under this name.",
+        "comes back under this name only if device-readmit lets it.",
     )
     parser.add_argument("name", metavar="NAME", help="the device's name on the wire")
     parser.add_argument("--store", required=True, metavar="DIR", help="the aggregator's store")
@@ -22,15 +25,25 @@ def register(subparsers: Subparsers) -> None:
         "--wait", type=float, default=30.0, metavar="SECONDS", help="for a running aggregator to do it (default: 30)"
     )
     parser.set_defaults(run=run)
+    parser = subparsers.add_parser(
+        "device-readmit",
+        help="let a device that was withdrawn take part again (also: midge device readmit)",
+        description="Let a device that device-forget withdrew take part again under its name, beside a running "
+        "aggregator or where none runs. What was erased stays erased: it begins as a new device does.",
+    )
+    parser.add_argument("name", metavar="NAME", help="the device's name on the wire")
+    parser.add_argument("--store", required=True, metavar="DIR", help="the aggregator's store")
+    parser.add_argument(
+        "--wait", type=float, default=30.0, metavar="SECONDS", help="for a running aggregator to do it (default: 30)"
+    )
+    parser.set_defaults(run=lambda args: readmit(args.name, args.store, args.wait))
 
 
 def run(args: argparse.Namespace) -> int:
     with server_side():
         from midge.aggregator.store import device_erasure as forgetting  # noqa: PLC0415 - an extra
         from midge.aggregator.store.store import Store, StoreInUse  # noqa: PLC0415
-    directory = Path(args.store)
-    if not (directory / "store.db").is_file():
-        raise Problem(f"{directory} is no store of an aggregator: there is no store.db in it.")
+    directory = _store(args.store)
     with user_errors():
         path = forgetting.ask(directory, args.name)
     try:
@@ -51,16 +64,52 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _wait_for(path: Path, name: str, seconds: float) -> int:
-    """The running aggregator takes the request's file away when it is done."""
+def readmit(name: str, store: str, wait: float = 30.0) -> int:
+    """Let a device in again."""
+    with server_side():
+        from midge.aggregator.store import device_erasure as forgetting  # noqa: PLC0415 - an extra
+        from midge.aggregator.store.store import Store, StoreInUse  # noqa: PLC0415
+    directory = _store(store)
+    with user_errors():
+        path = forgetting.ask(directory, name, readmit=True)
+    try:
+        with Store(directory) as opened:
+            known = forgetting.readmit_in_stopped(opened, name, getpass.getuser())
+    except StoreInUse:
+        if _gone(path, wait):
+            print(f"{name} may take part again. {directory / 'audit.log'} says so if it had been withdrawn.")
+        else:
+            print(f"{name} may take part again as soon as the aggregator reads {path}; then the file is gone.")
+        return 0
+    path.unlink(missing_ok=True)
+    print(f"{name} may take part again." if known else f"{name} was not withdrawn: nothing was changed.")
+    return 0
+
+
+def _store(directory: str) -> Path:
+    path = Path(directory)
+    if not (path / "store.db").is_file():
+        raise Problem(f"{path} is no store of an aggregator: there is no store.db in it.")
+    return path
+
+
+def _gone(path: Path, seconds: float) -> bool:
+    """Whether a file goes within a time."""
     end = time.monotonic() + seconds
     while path.exists():
         if time.monotonic() > end:
-            print(
-                f"{name} is refused as soon as the aggregator reads {path}. It erases the rest when no update of the "
-                f"device waits for its step any more; then the file is gone."
-            )
-            return 0
+            return False
         time.sleep(0.1)
+    return True
+
+
+def _wait_for(path: Path, name: str, seconds: float) -> int:
+    """The running aggregator takes the request's file away when it is done."""
+    if not _gone(path, seconds):
+        print(
+            f"{name} is refused as soon as the aggregator reads {path}. It erases the rest when no update of the "
+            f"device waits for its step any more; then the file is gone."
+        )
+        return 0
     print(f"{name} is forgotten. {path.parents[1] / 'audit.log'} says what was erased.")
     return 0

@@ -163,7 +163,7 @@ class _Counted(Assembly):
     def add(self, part: int, data: object) -> bool:  # noqa: ARG002 - nothing to keep
         if not self.misses(part):
             return False
-        self._missing.discard(part)
+        self._pieces[part] = b""
         return True
 
     def whole(self) -> memoryview:

@@ -33,13 +33,17 @@ def test_a_store_whose_beginning_was_cut_short_begins_again(tmp_path: Path) -> N
 
 def test_statuses_of_endless_names_are_not_kept_and_put_no_device_out(tmp_path: Path) -> None:
     with rig(tmp_path, bounds=Bounds(devices=3)) as life:
-        life.hear(hello("honest"))
-        life.send("honest", 1, np.ones(4, np.float32))
         for number in range(10):
-            life.hear(hello(f"stranger-{number}"))
-        assert set(life.roster.devices) == {"honest", "stranger-8", "stranger-9"}
-        gone = hello("honest", state=DeviceState.LOST)
+            life.hear(hello(f"device-{number}"))
+        assert set(life.roster.devices) == {"device-7", "device-8", "device-9"}, "who was silent longest made room"
+        assert life.core.steering.live == 3
+        gone = hello("device-7", state=DeviceState.LOST)
         life.hear(gone)
-        assert life.roster.devices["honest"].state is DeviceState.LOST
+        assert life.roster.devices["device-7"].state is DeviceState.LOST
         life.hear((gone[0], b""))
-        assert set(life.roster.devices) == {"stranger-8", "stranger-9"}
+        life.hear(hello("device-1"))
+        assert set(life.roster.devices) == {"device-8", "device-9", "device-1"}
+        life.send("device-8", 1, [1, 0, 0, 0])
+        for number in range(20, 30):
+            life.hear(hello(f"device-{number}"))
+        assert "device-8" in life.roster.devices, "an update of it was accepted"

@@ -238,16 +238,6 @@ async def test_stopped_before_they_began(tmp_path: Path) -> None:
 # ----------------------------------------------------------------- ends of an aggregator
 
 
-async def test_an_evaluation_that_raises_ends_the_aggregator_visibly(tmp_path: Path) -> None:
-    def evaluate(parameters: Parameters) -> dict[str, float]:
-        raise ZeroDivisionError("no test data")
-
-    with pytest.raises(ZeroDivisionError):
-        await aggregator(Twin(), tmp_path / "store", Log(), evaluate=evaluate).serve()
-    with Store(tmp_path / "store"):
-        pass
-
-
 async def test_another_model_than_the_stores_is_refused_with_the_difference(tmp_path: Path) -> None:
     async def once(**arguments: object) -> None:
         server = aggregator(Twin(), tmp_path / "store", Log(), **arguments)
