@@ -195,6 +195,10 @@ class Hello(Message):
     capabilities: Annotated[dict[Word, Sentence | int | float | bool], Field(max_length=32)] = {}
     features: Names = ()
     """What the device calls its inputs, in order; none where it has no names."""
+    number: U63 = 0
+    """Of JOINING, random bits: a live device of the same name answers with READY and `to`."""
+    to: U63 = 0
+    """In such an answer, the number of the question."""
 
 
 # ------------------------------------------------------------- from the aggregator
