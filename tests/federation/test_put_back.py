@@ -43,15 +43,16 @@ def test_one_device_raises_the_generation_once_and_not_to_its_end() -> None:
     one = PutBack()
     one.heard("liar", 2**32 - 1, 2**63 - 1)
     one.heard("liar", 5, 2**60)
-    assert one.proven(0, 3) is None
+    assert one.proven(0, 3, 0.0) is None
     one.heard("liar", 1, 4)
-    assert one.proven(0, 3) == (1, 4)
+    assert one.proven(0, 3, 0.0) == (1, 4)
     one.heard("liar", 9, 9)
-    assert one.proven(2, 5) is None
+    assert one.proven(2, 5, 1.0) is None
     one.heard("other", 3, 6)
-    assert one.proven(2, 5) == (3, 6), "of two, what both of them know"
+    assert one.proven(2, 5, 2.0) is None
+    assert one.proven(2, 5, 601.0) == (3, 6), "of two, what both of them know"
     one.heard("behind", 3, 6)
-    assert one.proven(4, 7) is None
+    assert one.proven(4, 7, 2000.0) is None
 
 
 def test_an_update_of_another_model_under_our_number_is_to_be_trained_again(tmp_path: Path) -> None:
