@@ -28,6 +28,7 @@ PATIENCE, LONG_PATIENCE = 1.0, 3.0
 """Seconds that another aggregator has to answer; and if its status says that it serves: it may be busy with a step."""
 
 
+_SERVING = (AggregatorState.READY, AggregatorState.PAUSED)
 _AGAIN = 10.0
 """Seconds between two statuses that are questioned: whoever may forge them must not hold everything up."""
 
@@ -86,7 +87,7 @@ class Contention:
         try:
             await connection.subscribe(self._topics.claim, self._topics.aggregator)
             if others or not statuses or not self.serving:  # otherwise our own word stands there
-                served = any(other.state is not AggregatorState.STOPPED for other in others)
+                served = any(other.state in _SERVING for other in others)
                 await self._ask(connection, LONG_PATIENCE if served else PATIENCE)
         except (SubscribeRefused, PublishRefused) as error:
             log.warning("Whether another aggregator serves cannot be asked: %s", error)

@@ -207,6 +207,8 @@ def recover(core: AggregatorCore, store: Store, schema: Schema, checkpoint: Chec
         if isinstance(record, rec.UpdateRecord):
             engine.hold_again(record, core.strategy)
         engine.replayed(engine.carry(record))
+        if isinstance(record, rec.ReleaseRecord):
+            core.handle(ev.ReleaseCarried(record.version, model.state.digest()), 0.0)
     failpoint("recovery.replayed")
     with suppress(StoreFull):
         engine.write_replayed()

@@ -246,11 +246,30 @@ class FederationRuntime:
         except StoreFull as error:
             self._run_full(str(error), now)
             self.processor.process(deliveries, now)  # what was written is a repeat now, the rest is held
+        self._see_put_back(now)
         self._tend(now)
 
     def connected(self, now: float) -> None:
         """The broker sends what is retained of devices now."""
         self._roster.begin_connection(now)
+
+    def _see_put_back(self, now: float) -> None:
+        """Go on above what devices know, if the store turns out to be behind them."""
+        core = self.core
+        known = self._witness.put_back.proven(core.generation, core.version, now)
+        if known is None or core.full is not None or not core.frozen:
+            return
+        log.warning(
+            "Devices know version %d.%d and this store %d.%d: it was put back. A new generation begins.",
+            *known,
+            core.generation,
+            core.version,
+        )
+        self._outlet.tell("put_back", announced=known[1], version=core.version)
+        try:
+            self.begin_generation(*known, now)
+        except StoreFull as error:
+            self._run_full(str(error), now)
 
     def withdrawn(self, frame: tuple[int, int], now: float) -> None:
         """This frame is off the broker."""

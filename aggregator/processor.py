@@ -14,6 +14,8 @@ import numpy as np
 from midge.aggregator.core import events as ev
 from midge.aggregator.core import records as rec
 from midge.aggregator.core.core import AggregatorCore, Bounds
+from midge.aggregator.core.put_back import PutBack
+from midge.aggregator.core.update_admission import OTHER_BASE
 from midge.aggregator.engine import Engine
 from midge.aggregator.ingress.filter import IngressFilter
 from midge.aggregator.ingress.roster import Roster
@@ -56,6 +58,7 @@ class Witness:
         self.activity = DeviceActivity(devices)
         self.drops = DropNotices(tell)
         self.notices = StepNotices(tell)
+        self.put_back = PutBack()
         self.off: tuple[tuple[str, str], ...] = ()
         """Devices whose statistics are off, as they were last told."""
 
@@ -209,6 +212,8 @@ class Processor:
         answer = self._ingress.greeting(device, hello, now) if greets else None
         if not hello.state.live and hello.state is not DeviceState.SLEEPING:
             self._witness.activity.leave(device)
+        if isinstance(answer, ev.Greeted) and hello.lineage == self._core.lineage:
+            self._witness.put_back.heard(device, hello.generation, hello.version)
         if not self._ingress.known.withdrawn(device):
             self._follow(self._roster.take(device, hello), now)
         elif delivery.retain:
@@ -278,6 +283,9 @@ class Processor:
         self._ingress.judged(record.device, record.verdict, now)
         meters.verdicts[record.verdict] += 1
         self._witness.settled(record.device, record.verdict, record.why, now, record.base)
+        if record.why == OTHER_BASE:
+            log.warning("%s trained from another model than version %d of here.", record.device, record.base)
+            self._outlet.tell("other_base", device=record.device, version=record.base)
         if record.verdict == Verdict.ACCEPTED:
             meters.staleness.observe(record.staleness)
             assert key is not None
@@ -308,6 +316,7 @@ class Processor:
                 failpoint("step.applied")
             case rec.ReleaseRecord():
                 failpoint("release.computed")
+                self._core.handle(ev.ReleaseCarried(record.version, self._engine.model.state.digest()), now)
                 # In the store before at the broker: a frame that only the broker knows could never be withdrawn.
                 self._shelf.add(new)
                 failpoint("release.stored")

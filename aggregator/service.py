@@ -30,7 +30,7 @@ from midge.aggregator.publish.announcement_signer import Issuer, load_release_ke
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.publish_queue import Post, PublishQueue
 from midge.aggregator.store.pausing import paused
-from midge.aggregator.takeover import ForeignFederation, take_over
+from midge.aggregator.takeover import ForeignFederation, refuse_foreign, take_over
 from midge.broker.mqtt.connection import (
     BrokerError,
     BrokerRefused,
@@ -252,8 +252,9 @@ class Aggregator:
         marker = f"{self._config.topics.aggregator}/{self._boot:x}"
         topics = self._config.topics
         found = await read_retained(connection, topics.announcement(), topics.aggregator, marker=marker)
+        announced = refuse_foreign(self.federation, found, self._tell, begun=begun)
         await self._contention.contend(connection, found)
-        take_over(self.federation, found, time.monotonic(), self._tell, begun=begun)
+        take_over(self.federation, announced, time.monotonic(), self._tell)
 
     def _begin(self) -> None:
         """What is due at the start of the process: the first release, an overdue step."""

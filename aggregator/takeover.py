@@ -17,39 +17,50 @@ class ForeignFederation(StoreError):
     """Another lineage is announced on our topics."""
 
 
-def take_over(
-    federation: FederationRuntime, retained: Sequence[Delivery], now: float, tell: Callable[..., None], *, begun: bool
-) -> None:
-    """Compare the retained announcement with the store.
+def refuse_foreign(
+    federation: FederationRuntime, retained: Sequence[Delivery], tell: Callable[..., None], *, begun: bool
+) -> Announcement | None:
+    """The announcement that stands on our topic and is to be compared with the store; None if there is none.
 
-    Another lineage is replaced only if the config says so, or if it was announced without our key while we serve
-    (`begun`): no message may end us then. One that is ahead of the store means that the store was put back: a new
-    generation begins above it, because devices know versions that this store does not.
+    One of another lineage is replaced only if the config says so, or if it was announced without our key while we serve
+    (`begun`): no message may end us then.
 
     Raises:
         ForeignFederation: it is of another store.
     """
-    config, core, issuer = federation.config, federation.core, federation.issuer
+    config, issuer = federation.config, federation.issuer
     try:
         announced = _read(federation, retained)
     except WireError as error:
         # Whoever may publish on the topic could have put it there: it must neither stop nor move us.
         log.warning("What is announced on our topic is not followed, for %s; it will be replaced.", error)
         tell("untrusted", why=str(error))
-        return
+        return None
+    if announced is None or announced.lineage == federation.core.lineage or config.replace:
+        return announced
+    if begun and not issuer.signs:
+        log.warning("Another store's model is announced on our topic, while we serve; it will be replaced.")
+        tell("untrusted", why="another store's model is announced on our topic")
+        return None
+    raise ForeignFederation(
+        f"Another store's model, version {announced.version}, is announced as federation "
+        f"{config.federation!r} under {config.root!r}. Start with that store, choose another federation name, "
+        "or say --replace to take the topics over; its devices then start over."
+    )
+
+
+def take_over(
+    federation: FederationRuntime, announced: Announcement | None, now: float, tell: Callable[..., None]
+) -> None:
+    """Go on behind what was announced, now that no other aggregator serves.
+
+    One that is ahead of the store means that the store was put back: a new generation begins above it, because devices
+    know versions that this store does not.
+    """
+    core, issuer = federation.core, federation.issuer
     if announced is None:
         return
     if announced.lineage != core.lineage:
-        if begun and not issuer.signs:
-            log.warning("Another store's model is announced on our topic, while we serve; it will be replaced.")
-            tell("untrusted", why="another store's model is announced on our topic")
-            return
-        if not config.replace:
-            raise ForeignFederation(
-                f"Another store's model, version {announced.version}, is announced as federation "
-                f"{config.federation!r} under {config.root!r}. Start with that store, choose another federation name, "
-                "or say --replace to take the topics over; its devices then start over."
-            )
         if announced.epoch >= issuer.epoch:
             federation.raise_epoch(announced.epoch + 1)
         return

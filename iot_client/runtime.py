@@ -288,10 +288,10 @@ class DeviceRuntime:
             state = await self._fetcher.fetch(connection, announcement, frames, self.state)
         except ConnectionLost:
             return  # the session hears of it from the reader
-        except FetchError as error:
+        except (BrokerError, FetchError) as error:
             log.info("%s: %s", self.parts.config.name, error)
             self.parts.tell("fetch_failed", why=str(error))
-            self.put(ev.FetchFailed(str(error), error.start_over))
+            self.put(ev.FetchFailed(str(error), isinstance(error, FetchError) and error.start_over))
             return
         self.state = state = state if shared is None else shared.setdefault(announcement.digest, state)
         failpoint("model.fetched")

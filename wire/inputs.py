@@ -7,6 +7,8 @@ MOST = 256
 """Names that travel; a model with more inputs goes without."""
 LONGEST = 64
 """Characters of a name."""
+_BYTES = 16 * 1024
+"""Of all names together: each announcement carries them, and its header takes 64 KiB at most."""
 _SHOWN = 120
 """Characters of a list in a sentence."""
 
@@ -15,6 +17,7 @@ def sayable(names: Sequence[str]) -> tuple[str, ...]:
     """The names as they travel; none if there are too many, one is too long or unprintable, or two are the same."""
     said = tuple(names)
     fits = len(said) <= MOST and len(set(said)) == len(said)
+    fits = fits and sum(len(name.encode(errors="replace")) for name in said) <= _BYTES
     return said if fits and all(0 < len(name) <= LONGEST and name.isprintable() for name in said) else ()
 
 

@@ -92,6 +92,11 @@ class State:
         return replace(self, integers=total.astype(np.int32))
 
 
+def logged(log: bytes, generation: int, version: int, digest: bytes) -> bytes:
+    """The hash over all releases with one more: 16 bytes of SHA-256 over the one before, the numbers and the digest."""
+    return hashlib.sha256(log + generation.to_bytes(8, "little") + version.to_bytes(8, "little") + digest).digest()[:16]
+
+
 def on_grid(x: Vector, schema: Schema, frozen: bytes, *, bits: int = HEADROOM) -> State:
     """Put an exact model on a grid that leaves its largest value, or 1 where all are less, room to grow by five bits.
 

@@ -115,6 +115,8 @@ class Update(Outgoing):
     metrics: Metrics = {}
     parts: Annotated[int, Field(ge=1, le=2**20)] = 1
     """Of an offer: how many chunks will follow."""
+    base_digest: Annotated[bytes, Field(max_length=16)] = b""
+    """The first 8 bytes of the digest of the published state that it was trained from; empty says nothing."""
     sealed: Word = ""
     """How the encoded delta is sealed to the aggregator: `wire.sealing.NAME`, or empty where it is not. Then `size` and
     `sha256` are of the sealed bytes: of what travels."""
@@ -197,6 +199,10 @@ class Hello(Message):
     """What the device calls its inputs, in order; none where it has no names."""
     waits: Sentence = ""
     """Why the device has not trained for a while although it is there, such as too few new rows; empty if it trains."""
+    number: U63 = 0
+    """Of JOINING, random bits: a live device of the same name answers with READY and `to`."""
+    to: U63 = 0
+    """In such an answer, the number of the question."""
 
 
 # ------------------------------------------------------------- from the aggregator
@@ -405,6 +411,8 @@ class Announcement(Message):
     """Seconds since 1970; 0 is never."""
     parent: Annotated[bytes, Field(max_length=16)] = b""
     """The digest of the version before this one, where it is known."""
+    log: Annotated[bytes, Field(max_length=16)] = b""
+    """A hash over all releases up to this one (`wire.lineage.logged`), where it is known."""
     epoch: U63 = 0
     """Raised by the operator, and with each new store: in a higher one, devices follow to a lower version or another
     lineage."""

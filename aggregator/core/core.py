@@ -128,6 +128,8 @@ class AggregatorCore(CoreView):
                 self._conditions.features, self._conditions.unlike = names, unlike
             case ev.ClockCompared(ahead):
                 self._state.versions.ahead = ahead
+            case ev.ReleaseCarried(version, digest):
+                self._state.carried(version, digest)
             case ev.ReleasePublished(announcement, step):
                 self.thrift.costs = announcement, step
 

@@ -109,6 +109,14 @@ class DevicesOnline:
 
 
 @dataclass(frozen=True, slots=True)
+class ReleaseCarried:
+    """A release was carried out on the model, whose published state has this digest."""
+
+    version: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ClockCompared:
     """By how many seconds what is journaled is dated ahead of `now`: that is since 1970, or since anything."""
 
@@ -166,6 +174,7 @@ Event = (
     | Examined
     | DevicesOnline
     | ClockCompared
+    | ReleaseCarried
     | StoreFilled
     | StoreWritable
     | OperatorPaused

@@ -14,6 +14,7 @@ from midge.aggregator.core.fleet_statistics import FleetStatistics
 from midge.aggregator.core.gain_margin import Margin
 from midge.aggregator.core.participation_controller import Steering
 from midge.aggregator.core.participation_counts import Participations
+from midge.aggregator.core.release_log import ReleaseLog
 from midge.aggregator.core.sequence_tracker import Outboxes
 from midge.aggregator.core.standings import Standings
 from midge.aggregator.core.strategy import Strategy, Waiting
@@ -54,6 +55,7 @@ class CoreState:
         self.fleet = FleetStatistics()
         self.standings = Standings()
         self.versions = Versions()
+        self.releases = ReleaseLog()
         self.buffer: list[Buffered] = []
         self.contributors: set[str] = set()
         """Devices whose work is in the model and in no release yet."""
@@ -107,6 +109,7 @@ class CoreState:
             case rec.RenormaliseRecord():
                 self.generation = record.generation
                 self.frozen = False
+                self.releases.clear()
                 self.versions.clear()  # what was trained with the old statistics fits no more
                 self.fleet, self.standings = FleetStatistics(), Standings()  # and neither do its norms
                 self.statistics.clear()
@@ -115,6 +118,7 @@ class CoreState:
                 self.generation = record.generation
                 self.version = record.version
                 self.versions.clear()
+                self.releases.clear()
             case rec.ServeRecord():
                 self.served = record.version
             case rec.PaceRecord():
@@ -142,6 +146,11 @@ class CoreState:
                     lsn=record.lsn,
                 )
             )
+
+    def carried(self, version: int, digest: bytes) -> None:
+        """Note what a release has become on the model: replay finds the same."""
+        self.releases.add(self.generation, version, digest)
+        self.releases.forget_before(self.oldest_base)
 
     def forget(self, device: str, alias: str) -> rec.ForgetRecord:
         """Remove what is known of a device; where a count needs it, it stands there under another name."""
@@ -200,6 +209,7 @@ class CoreState:
             "fleet": self.fleet.dump(),
             "standings": self.standings.dump(),
             "versions": self.versions.dump(),
+            "log": self.releases.dump(),
             "served": self.served,
             "share": self._steering.share,
             "buffer": [
@@ -236,6 +246,8 @@ class CoreState:
             Buffered(device, staleness, weight, scale, *later, lsn=lsn)  # type: ignore[misc]  # by position
             for lsn, device, staleness, weight, scale, *later in state["buffer"]
         ]
+        if "log" in state:
+            self.releases.load(state["log"])
         self.contributors = set(state["contributors"])
         self.statistics = dict(state["statistics"])
         self.digests = dict(state.get("digests", {}))

@@ -26,6 +26,10 @@ _EVEN = 16.0
 MOST, LONGEST = 2**40, 366 * 86_400.0
 """Rows or steps, and seconds, of one training beyond which a device's word counts as these: no training has more, and
 sums of them stay exact."""
+OTHER_BASE = (
+    "it was trained from another model than was released here under that number: a store or a broker was put back, or "
+    "showed this device another one; train from the newest one"
+)
 _ROUNDING = 1 - 1e-6
 """A clipped delta stays below its bound whatever float32 makes of the product."""
 _NO_ROOM, _HELD, _CROWDED = 300, 30, 5
@@ -143,6 +147,8 @@ class UpdateAdmission:
             return Verdict.UNKNOWN_BASE, f"version {update.generation}.{update.base} is not known here"
         if update.base not in state.versions:
             return Verdict.STALE, f"version {update.base} is not remembered here any more: train from the newest one"
+        if state.releases.differs(update.base, update.base_digest):
+            return Verdict.STALE, OTHER_BASE
         # The newest version is never too old, however long nothing has been released: from what else could one train?
         newest = update.base == state.version
         if (tau := state.staleness(update.base)) > strategy.max_staleness and not newest:

@@ -63,6 +63,11 @@ class CoreView:
         return self._state.step
 
     @property
+    def release_log(self) -> bytes:
+        """The hash over all releases; empty if it is not known."""
+        return self._state.releases.head
+
+    @property
     def served(self) -> int:
         """The version that was last released for use."""
         return self._state.served

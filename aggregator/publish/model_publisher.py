@@ -203,6 +203,7 @@ class Shelf:
             phase="training" if core.frozen else "statistics",
             schema_hash=model.schema.hash,
             digest=model.state.digest(),
+            log=core.release_log,
             frames=tuple(self._offered()),
             moments=() if core.frozen else core.moments,
             chunk=self.chunk,

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +18,7 @@ from midge.broker.mqtt.connection import (
     Options,
     Will,
 )
+from midge.iot_client.connection.duplicates import DuplicateCheck, DuplicateDeviceName, NameDisputed
 from midge.iot_client.connection.hello import hello_frame
 from midge.iot_client.connection.model_fetcher import Fetcher
 from midge.iot_client.connection.publisher import Publisher
@@ -27,6 +29,8 @@ from midge.wire import messages, sharing
 from midge.wire.errors import WireError
 from midge.wire.messages import Announcement, DeviceState, Hello
 from midge.wire.topics import Channel
+
+__all__ = ["ConnectionLoop", "DuplicateDeviceName", "reconnect_delay"]
 
 log = logging.getLogger("iot_client")
 
@@ -42,10 +46,6 @@ _GOODBYE_WAIT = 2.0
 """Seconds that the broker has to acknowledge our last status."""
 _PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 """Seconds of the back-off between two attempts to connect: the first, doubled each time up to the last."""
-
-
-class DuplicateDeviceName(Exception):
-    """Another live device has this name."""
 
 
 def reconnect_delay(pause: float, told: Announcement | None) -> float:
@@ -86,6 +86,7 @@ class ConnectionLoop:
         self._stop = asyncio.Event()
         self._parting: asyncio.Future[DeviceState] | None = None
         """As what to part from the connection that stands."""
+        self._duplicates = DuplicateCheck(parts, publisher, self._hello, self._count)
         self._doubted = False
         """Whether it was told that a clock is wrong."""
 
@@ -112,16 +113,14 @@ class ConnectionLoop:
         while not self._stop.is_set():
             try:
                 async with config.connector(self._options()) as connection:
-                    await self._see_duplicates(connection)
+                    await self._duplicates.run(connection, _DUPLICATE_WAIT)
                     connected_before, pause = True, _PAUSE
                     await self._use(connection)
-            except BrokerError as error:
+            except (BrokerError, NameDisputed) as error:
                 if isinstance(error, ConnectionLost):
-                    if error.taken_over:
-                        raise DuplicateDeviceName(
-                            f"Another live device uses the outbox of {config.name!r}: "
-                            "never copy one to a second device."
-                        ) from error
+                    self._duplicates.evicted |= error.taken_over
+                elif isinstance(error, NameDisputed):
+                    log.warning("%s", error)
                 elif not connected_before:
                     raise
                 connected_before = True
@@ -176,39 +175,12 @@ class ConnectionLoop:
         topics, config = self._parts.topics, self._parts.config
         will = Will(topics.status(config.name), self._hello(DeviceState.LOST))
         identity = f"midge-{topics.federation}-{config.name}-{self._parts.outbox.identity:016x}"
+        if self._duplicates.evicted:  # so that both are there to be told apart
+            identity += f"-{secrets.token_hex(4)}"
         return Options(client_id=identity, will=will, keepalive=config.keepalive)
 
-    def _hello(self, state: DeviceState) -> bytes:
-        return hello_frame(self._parts, self._session, state)
-
-    async def _see_duplicates(self, connection: Connection) -> None:
-        """End if a live device has our name: two would take each other's receipts.
-
-        Our own JOINING comes back behind whatever is retained; a duplicate that lives answers it.
-        """
-        topics, name = self._parts.topics, self._parts.config.name
-        topic = topics.status(name)
-        await connection.subscribe(topic)
-        await self._publisher.publish(connection, topic, self._hello(DeviceState.JOINING))
-        suspected = False
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_DUPLICATE_WAIT):
-                async for delivery in connection.messages():
-                    self._count(delivery)
-                    connection.ack(delivery)
-                    hello = _hello_of(delivery.payload)
-                    if hello is None:
-                        continue
-                    if hello.outbox == self._parts.outbox.identity:
-                        if hello.state is DeviceState.JOINING and not suspected:
-                            return
-                    elif hello.state.live and delivery.retain:
-                        suspected = True
-                    elif hello.state.live:
-                        raise DuplicateDeviceName(
-                            f"Another live device of federation {topics.federation!r} is named {name!r}: "
-                            "give each device its own name, and never copy an outbox."
-                        )
+    def _hello(self, state: DeviceState, number: int = 0, to: int = 0) -> bytes:
+        return hello_frame(self._parts, self._session, state, number, to)
 
     async def _use(self, connection: Connection) -> None:
         """Take part over one connection, until it is lost or is to end."""
@@ -292,8 +264,8 @@ class ConnectionLoop:
             self._put(ev.AggregatorSeen(parts.identity.status(payload, time.monotonic())))
         elif topic == topics.status(name):
             hello, _ = messages.decode(Hello, payload)
-            if hello.outbox != parts.outbox.identity and hello.state is DeviceState.JOINING:
-                self._publisher.send(topic, self._hello(DeviceState.READY), retain=True)  # we live
+            if self._duplicates.asks(hello):
+                self._publisher.send(topic, self._hello(DeviceState.READY, to=hello.number), retain=True)  # we live
 
     def _announcement(self, payload: bytes, channel: Channel) -> Announcement:
         """Read an announcement, and tell if it is not to be believed.
@@ -313,9 +285,3 @@ class ConnectionLoop:
             parts.tell("clock", why=doubt)
         self._doubted = bool(doubt)
         return announcement
-
-
-def _hello_of(payload: bytes) -> Hello | None:
-    with suppress(WireError):
-        return messages.decode(Hello, payload)[0]
-    return None

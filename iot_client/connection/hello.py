@@ -7,8 +7,8 @@ from midge.wire.inputs import sayable
 from midge.wire.messages import DeviceState, Hello
 
 
-def hello_frame(parts: DeviceParts, session: DeviceSession, state: DeviceState) -> bytes:
-    """The status as it is published, signed if the device has a key."""
+def hello_frame(parts: DeviceParts, session: DeviceSession, state: DeviceState, number: int = 0, to: int = 0) -> bytes:
+    """The status as it is published, signed if the device has a key; as a question or an answer if numbered."""
     config, target = parts.config, session.announcement
     message = Hello(
         state=state,
@@ -22,5 +22,7 @@ def hello_frame(parts: DeviceParts, session: DeviceSession, state: DeviceState) 
         capabilities={**capabilities(parts.speed, config.link), **(config.capabilities or {})},
         features=sayable(config.feature_names),
         waits=parts.waits[:400] if state.live else "",
+        number=number,
+        to=to,
     )
     return parts.identity.frame(message)

@@ -134,6 +134,23 @@ class Identity:
         context = signing.of_device(self._topics.federation, self._name)
         return signing.sign_frame(self._key, signing.DEVICE, context, frames.encode(message), body)
 
+    @property
+    def signs(self) -> bool:
+        """Whether the device signs what it sends."""
+        return self._key is not None
+
+    def signed_as_we_do(self, payload: bytes) -> bool:
+        """Whether a status in our name was signed with our own key.
+
+        Raises:
+            WireError: it is no frame.
+        """
+        if self._key is None:
+            return False
+        _, signature = frames.decode(payload)
+        context, head = signing.of_device(self._topics.federation, self._name), signing.head_of(payload, signature)
+        return self._key.public.verifies(signature, signing.DEVICE, context, head)
+
     def seal(self, made: Made, announcement: Announcement) -> Made:
         """An update sealed to the aggregator, where the announcement has a key for that and it is to be believed.
 

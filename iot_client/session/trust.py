@@ -15,6 +15,7 @@ from functools import lru_cache
 
 from midge.wire import clocks, frames, messages, signing
 from midge.wire.errors import WireError
+from midge.wire.lineage import logged
 from midge.wire.messages import MOST_TOKEN, AggregatorStatus, Announcement, Envelope, Receipt
 from midge.wire.signing import BadSignature, PublicKey
 from midge.wire.topics import Channel
@@ -42,6 +43,8 @@ class Newest:
     number: int = 0
     """How many successions of keys were followed."""
     keys: tuple[bytes, ...] = ()
+    log: bytes = b""
+    """The hash over all releases up to that version; empty if it is not known."""
     token: int = 0
     """The highest fencing token of an aggregator: one with a lower one has been replaced."""
 
@@ -174,9 +177,14 @@ class Trust:
             raise Untrusted(f"version {announcement.version} is older than {newest.version}, which was verified before")
         if order == newest.order and announcement.digest != newest.digest:
             raise Untrusted(f"version {announcement.version} was verified before with another digest")
+        if order == newest.order and announcement.log and newest.log and announcement.log != newest.log:
+            raise Untrusted(f"version {announcement.version} was verified before, at the end of other releases")
         follows = order == (newest.epoch, newest.generation, newest.version + 1)
         if follows and announcement.parent and announcement.parent != newest.digest:
             raise Untrusted(f"version {announcement.version} does not follow on version {newest.version} as known here")
+        told = announcement.log if newest.log else b""
+        if follows and told and told != logged(newest.log, order[1], order[2], announcement.digest):
+            raise Untrusted(f"the releases up to version {announcement.version} are not those that were known here")
 
     def _take(self, announcement: Announcement, keys: list[PublicKey], number: int, wall: float, now: float) -> None:
         issued, known, token = announcement.issued, self.newest.issued, self.newest.token
@@ -202,6 +210,7 @@ class Trust:
             issued=max(issued, known),
             number=number,
             keys=tuple(key.raw for key in keys),
+            log=announcement.log,
             token=token,
         )
 
@@ -263,6 +272,7 @@ class Trust:
             version=self._written.version,
             digest=self._written.digest,
             issued=self._written.issued,
+            log=self._written.log,
         )
         return same != self._written or now - self._written_at >= EVERY
 

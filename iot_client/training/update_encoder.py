@@ -104,6 +104,7 @@ def update_of(announcement: Announcement, codec: str, body: bytes, **about: Any)
         lineage=announcement.lineage,
         generation=announcement.generation,
         base=announcement.version,
+        base_digest=announcement.digest[:8],
         codec=codec,
         size=len(body),
         sha256=chunks.checksum(body),

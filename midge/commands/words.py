@@ -99,7 +99,13 @@ def sentence(event: Mapping[str, Any]) -> str:
             what = "the model" if way == "down" else "an update"
             whose = f"{rest['device']}: " if "device" in rest else ""
             return f"{whose}{what}, {bar(done, total)} of {total / 1e6:.1f} MB"
-        case {"event": "fetch_failed" | "unfit" | "refused", "why": why}:
+        case {"event": "untrusted", "why": why}:
+            return f"Not followed: {why}."
+        case {"event": "put_back", "announced": announced, "version": version}:
+            return f"Version {announced} is known, and this store has {version}: put back. A new generation begins."
+        case {"event": "other_base", "device": device, "version": version}:
+            return f"{device}: trained from another model than version {version} of here"
+        case {"event": "fetch_failed" | "unfit" | "refused" | "clock", "why": why}:
             return str(why)
     return ""
 

@@ -193,6 +193,7 @@ async def test_where_we_sign_what_we_did_not_sign_is_ignored(tmp_path: Path, lin
     server = aggregator(twin, tmp_path / "store", log, release_key=private)
     async with serving(server):
         await log.until(lambda: log.of("untrusted"))
+        await log.until(lambda: len(log.of("connected")) == 2)
         await log.until(lambda: retained(twin).lineage == server.core.lineage)
         assert server.core.generation == 0
         await forge(twin, forged)
