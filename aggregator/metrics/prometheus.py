@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 
 from midge.aggregator.metrics.counters import Histogram
+from midge.wire.inert import inert
 
 if TYPE_CHECKING:
     from midge.aggregator.service import Aggregator
@@ -51,7 +52,7 @@ class Exposition:
         for name, spread in aggregator.federated.items():
             values = {"mean": spread.mean, "low": spread.low, "median": spread.median, **spread.classes}
             for of, value in values.items():
-                found.add_metric([name, of], value)
+                found.add_metric([inert(name), inert(of)], value)
         yield found
         for name, text, value in (
             ("midge_model_version", "Version released last", core.version),
@@ -107,7 +108,7 @@ class _Silent(WSGIRequestHandler):
 def _counts(name: str, text: str, label: str, counts: "dict[str, int]") -> Metric:
     family = CounterMetricFamily(name, text, labels=[label])
     for value, number in list(counts.items()):
-        family.add_metric([value], number)
+        family.add_metric([inert(value)], number)
     return family
 
 

@@ -34,7 +34,7 @@ class KeyLost(StoreError):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class AuditVerdict:
     """What a look at a log comes to."""
 
     lines: int
@@ -97,7 +97,7 @@ def _note_end(store: Store, key: bytes, lines: list[bytes]) -> None:
     store.set_constant(_END, f"{end} {_code(key, end.encode()).hex()}")
 
 
-def verify(directory: Path) -> Verdict:
+def verify(directory: Path) -> AuditVerdict:
     """Look whether the log of a store is what was written, beside a running aggregator or not.
 
     Raises:
@@ -109,7 +109,7 @@ def verify(directory: Path) -> Verdict:
     path = directory / AUDIT
     lines = _lines(path)
     if found is None and not lines and not (directory / KEY).exists():
-        return Verdict(0, 0, ())  # of a store that no aggregator of this version has opened
+        return AuditVerdict(0, 0, ())  # of a store that no aggregator of this version has opened
     kept = (directory / KEY).read_bytes()
     key, allowed = kept[:_SECRET], int.from_bytes(kept[_SECRET:])
     wrong, older, before = [], 0, b""
@@ -124,7 +124,7 @@ def verify(directory: Path) -> Verdict:
         else:
             older += 1
         before = line
-    return Verdict(len(lines), older, (*wrong, *_end_of(lines, found, key)))
+    return AuditVerdict(len(lines), older, (*wrong, *_end_of(lines, found, key)))
 
 
 def _end_of(lines: list[bytes], found: tuple[str] | None, key: bytes) -> list[str]:

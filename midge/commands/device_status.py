@@ -11,6 +11,7 @@ from typing import Any
 
 from midge.commands.guest import conditions_of
 from midge.commands.parts import Problem
+from midge.wire.inert import inert
 
 _DAY = 86_400.0
 
@@ -21,7 +22,7 @@ def run(args: argparse.Namespace, outbox: str) -> int:
         print(json.dumps(found))
     else:
         for line in lines(found):
-            print(line)
+            print(inert(line))
     return 0
 
 

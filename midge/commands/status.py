@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Any
 
 from midge.commands.parts import Subparsers, add_federation, read_federation
+from midge.wire.inert import inert_all
 
 
 def register(subparsers: Subparsers) -> None:
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(found))
     else:
-        _print(found)
+        _print(inert_all(found))
     return 0 if found["aggregator"] is not None else 1
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from midge.commands.words import sentence
+from midge.wire.inert import inert
 
 
 def print_json(event: Mapping[str, Any]) -> None:
@@ -31,7 +32,7 @@ class InWords:
             case _:
                 words = sentence(event)
         if words:
-            print(words, flush=True)
+            print(inert(words), flush=True)
 
 
 def printer(*, as_json: bool) -> Callable[[Mapping[str, Any]], None]:
