@@ -246,10 +246,10 @@ class Processor:
     def decode(self, action: ev.Decode, now: float) -> ev.Decoded | ev.Undecodable:  # noqa: ARG002 - of the shell's hook
         """Open an update's seal and decode it."""
         device, update, key = action.device, action.update, action.key
-        self._witness.reports.trained(device, update.seconds)
         body = self._bodies[key]
         try:
             update = self._ingress.unseal(device, update, body)
+            self._witness.reports.trained(device, update.seconds)
             delta, norm = self._engine.model.decode(update, body.raw)
         except codecs.NonFinite as error:
             return ev.Undecodable(device, update, key, Verdict.NON_FINITE, str(error))

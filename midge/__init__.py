@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from midge.extras import how_to_get
+from midge.wire.inert import quieten_logs
 
 if TYPE_CHECKING:
     from midge.aggregator.core.participation_controller import Pace
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from midge.sensor_fleet.simulation.simulate import simulate
     from midge.wire.messages import StrictPlan as Plan
     from midge.wire.moments import Moments
+
+quieten_logs()
 
 __version__ = "0.1.0"
 

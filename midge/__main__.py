@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+from midge.wire.inert import inert
+
 # Small models and many devices: a thread a core for each of them would fight over the cores. Before NumPy is imported.
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
@@ -39,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code: int = parsed.run(parsed)
     except problems() as error:
-        sys.stderr.write(f"midge: {error}\n")
+        sys.stderr.write(f"midge: {inert(str(error))}\n")
         return 2
     except KeyboardInterrupt:
         return 130

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from midge.broker import BrokerError, Endpoint, Tls
 from midge.notify import keep_notifying
+from midge.wire.inert import inert
 
 File = str | Path | None
 
@@ -53,7 +54,7 @@ def run_script(service: Service) -> None:
     try:
         run_until_interrupted(service)
     except user_facing_errors() as error:
-        sys.stderr.write(f"midge: {error}\n")
+        sys.stderr.write(f"midge: {inert(str(error))}\n")
         raise SystemExit(2) from error
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from midge.storage.files import PRIVATE, make_folder
+from midge.storage.files import PRIVATE, make_folder, make_private_file, narrow
 
 log = logging.getLogger("storage")
 
@@ -92,12 +92,14 @@ class Database:
             make_folder(self.path.parent)
             if self._lock_path is not None:
                 self._lock = os.open(self._lock_path, os.O_CREAT | os.O_RDWR, PRIVATE)
+                narrow(self._lock_path)
         except OSError as error:
             if no_room(error):
                 raise DiskFull(str(error)) from error
             raise Unwritable(error.strerror or str(error)) from error
         try:
             self._take_lock()
+            self._keep_private()
             self._connect(tables)
         except BaseException:
             self.close()
@@ -110,6 +112,13 @@ class Database:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise InUse(str(error)) from error
+
+    def _keep_private(self) -> None:
+        """SQLite makes the file by the umask, and those beside it with the file's mode."""
+        with suppress(OSError):  # then SQLite says what is wrong with it
+            make_private_file(self.path)
+        for beside in ("-wal", "-shm"):
+            narrow(self.path.with_name(self.path.name + beside))
 
     def _connect(self, tables: str) -> None:
         try:

@@ -6,16 +6,20 @@ leads to an empty file. A rename without the sync of the folder may not be on th
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from midge.storage.failpoints import failpoint
 
 Content = bytes | bytearray | memoryview
-PRIVATE = 0o600
-"""The mode of a file that only its owner reads."""
+PRIVATE, PRIVATE_FOLDER = 0o600, 0o700
+"""The modes of what only its owner reads. They are the default: most of what is written holds names, deltas, rows or
+keys, and the umask of most systems lets every local user read a new file."""
+PUBLIC = 0o666
+"""The mode of a file that others may read as far as the process's umask lets them, such as a public key."""
 
 
-def atomic_write(path: Path, data: Content, *, mode: int = 0o666) -> None:
+def atomic_write(path: Path, data: Content, *, mode: int = PRIVATE) -> None:
     """Replace a file. When this returns, the new content survives a power cut; otherwise the file is as it was.
 
     At any moment the path leads to the old content or to the new one, each of them whole. A path has one writer at a
@@ -24,7 +28,7 @@ def atomic_write(path: Path, data: Content, *, mode: int = 0o666) -> None:
     Args:
         path: the file. Its folder is there.
         data: its content.
-        mode: its permissions, from the first moment on; the process's umask narrows them, as for any new file.
+        mode: its permissions, from the first moment on; the process's umask narrows `PUBLIC`, as for any new file.
 
     Raises:
         OSError: it cannot be written, and nothing is left of the attempt.
@@ -32,7 +36,7 @@ def atomic_write(path: Path, data: Content, *, mode: int = 0o666) -> None:
     atomic_write_all(path.parent, {path.name: data}, mode=mode)
 
 
-def atomic_write_all(folder: Path, contents: Mapping[str, Content], *, mode: int = 0o666) -> None:
+def atomic_write_all(folder: Path, contents: Mapping[str, Content], *, mode: int = PRIVATE) -> None:
     """Replace files of one folder, by name, with one sync of the folder for all: a sync takes milliseconds.
 
     Each file is replaced as by `atomic_write`. A power cut before this returns may leave some of them new and some old.
@@ -46,6 +50,8 @@ def atomic_write_all(folder: Path, contents: Mapping[str, Content], *, mode: int
             temporary.unlink(missing_ok=True)  # what a power cut left behind has the mode that it had then
             descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
             with open(descriptor, "wb") as file:  # noqa: PTH123 - of a descriptor
+                if mode != PUBLIC:
+                    os.fchmod(descriptor, mode)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -82,7 +88,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def make_folder(folder: Path, mode: int = 0o777) -> None:
+def make_folder(folder: Path, mode: int = PRIVATE_FOLDER) -> None:
     """Make a folder, and those above it, so that a power cut does not take it away with all that is in it.
 
     Args:
@@ -96,4 +102,25 @@ def make_folder(folder: Path, mode: int = 0o777) -> None:
         return
     make_folder(folder.parent, mode)
     folder.mkdir(mode, exist_ok=True)
+    folder.chmod(mode)  # whatever the umask
     sync_folder(folder.parent)
+
+
+def make_private_file(path: Path) -> None:
+    """See that a file is there and that only its owner reads it, for a library that makes files by the umask.
+
+    A file of another owner, or on a disk that cannot be written, stays as it is.
+
+    Raises:
+        OSError: there is none, and it cannot be made.
+    """
+    if not path.exists():
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, PRIVATE))
+    narrow(path)
+
+
+def narrow(path: Path) -> None:
+    """Take from others what they may do with a file; nothing happens if it is not there or not ours."""
+    with suppress(OSError):
+        if path.stat().st_mode & 0o777 != PRIVATE:
+            path.chmod(PRIVATE)

@@ -1,5 +1,7 @@
 """What is raised when bytes from a peer do not keep the contract."""
 
+from midge.wire.inert import inert
+
 _LONGEST = 300
 """Characters of a message: what a peer sent may be quoted in it, and a receipt must be able to carry it."""
 
@@ -13,6 +15,4 @@ class WireError(ValueError):
     def __init__(self, message: str) -> None:
         """Cut the message to its limit and keep it on one line."""
         cut = message if len(message) <= _LONGEST else message[: _LONGEST - 1] + "…"
-        super().__init__(
-            cut if cut.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in cut)
-        )
+        super().__init__(inert(cut))

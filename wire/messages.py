@@ -120,6 +120,8 @@ class Update(Outgoing):
     sealed: Word = ""
     """How the encoded delta is sealed to the aggregator: `wire.sealing.NAME`, or empty where it is not. Then `size` and
     `sha256` are of the sealed bytes: of what travels."""
+    confided: bool = False
+    """Whether examples, steps, seconds and metrics are sealed with the delta, by `wire.sealing.confide`."""
 
 
 class Chunk(Outgoing):
@@ -418,6 +420,8 @@ class Announcement(Message):
     lineage."""
     seal_key: Annotated[bytes, Field(max_length=32)] = b""
     """The X25519 public key that updates are sealed to; empty where they are not."""
+    confides: bool = False
+    """Whether the aggregator reads what a sealed update says of itself inside the seal."""
     byte_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Bytes a second that all devices together move, both ways; 0 sets no limit. See `wire.sharing`."""
     devices: U32 = 0

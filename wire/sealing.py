@@ -9,11 +9,13 @@ The key to seal to is in the signed announcement. It is derived from the key tha
 guard and a succession changes both.
 """
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
+
+from pydantic import Field
 
 from midge.wire import frames, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import Statistics, Update
+from midge.wire.messages import U63, Message, Metrics, Statistics, Update
 from midge.wire.signing import PrivateKey
 
 if TYPE_CHECKING:
@@ -23,6 +25,17 @@ NAME: Final = "hpke"
 """What the field `sealed` says."""
 OVERHEAD: Final = 48
 """Bytes that a sealed body is longer: the encapsulated key of 32 and the tag of 16."""
+LONGEST: Final = 16 * 1024
+"""Bytes that `Confided` takes at most: 32 metrics with names of 64 characters."""
+
+
+class Confided(Message):
+    """What an update tells of its training, sealed with it: a local loss tells of the rows. The body is the delta."""
+
+    examples: U63 = 0
+    steps: U63 = 0
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    metrics: Metrics = Field(default_factory=dict)
 
 
 def required() -> None:
@@ -55,9 +68,30 @@ def about(federation: str, device: str, message: Update | Statistics) -> bytes:
         case Update():
             tensors = None if message.tensors is None else list(message.tensors)
             of = ["update", message.generation, message.base, message.schema_hash, message.codec, tensors]
+            of += [True] if message.confided else []
         case Statistics():
             of = ["statistics", [list(name) for name in message.names]]
     return b"midge/1 sealed\0" + frames.pack([federation, device, message.lineage, *of])
+
+
+def confide(update: Update, body: frames.Buffer) -> tuple[Update, bytes]:
+    """An update's header without what it tells of its training, and a body that holds it; both to be sealed."""
+    told = {name: getattr(update, name) for name in Confided.model_fields}
+    nothing = Confided().model_dump()
+    return update.model_copy(update={**nothing, "confided": True}), frames.encode(Confided(**told), body)
+
+
+def told(update: Update, body: memoryview) -> tuple[Update, memoryview]:
+    """The header and the body as they were before `confide`; the same ones if nothing was confided.
+
+    Raises:
+        WireError: it is no such body.
+    """
+    if not update.confided:
+        return update, body
+    header, delta = frames.decode(body)
+    inside = frames.validate(Confided, header)
+    return update.model_copy(update={**inside.model_dump(), "confided": False}), delta
 
 
 def derive(key: PrivateKey) -> bytes:

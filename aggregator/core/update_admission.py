@@ -164,8 +164,9 @@ class UpdateAdmission:
             why = f"this device has given {privacy.contributions} updates, all that ε = {privacy.epsilon:g} allows"
             return Verdict.QUOTA, why
         # The size is a number to compare, a codec's name a text to parse: the cheaper one first.
-        if update.size > self.bounds.update:
-            return Verdict.TOO_LARGE, f"{update.size} bytes; at most {self.bounds.update} are taken"
+        largest = self.bounds.update + (sealing.LONGEST if update.confided else 0)
+        if update.size > largest:
+            return Verdict.TOO_LARGE, f"{update.size} bytes; at most {largest} are taken"
         try:
             codecs.parse(update.codec)
         except WireError as error:

@@ -18,7 +18,7 @@ from midge.aggregator.ingress.authentication import Credentials, FromDevice, pla
 from midge.aggregator.ingress.rate_limits import OFFENCES, Admission, Refusal
 from midge.aggregator.ingress.reassembly import UpdateReassembler, Whole
 from midge.aggregator.publish.outlet import Outlet
-from midge.wire import chunks, messages
+from midge.wire import chunks, messages, sealing
 from midge.wire.errors import WireError
 from midge.wire.messages import Chunk, Fetch, Hello, Report, Settled, Statistics, Update, Verdict
 from midge.wire.schema import Vector
@@ -225,7 +225,7 @@ class IngressFilter:
             raise WireError(why)
         if not update.sealed:
             return update
-        body.raw = self.credentials.opened(device, update, body.raw)
+        update, body.raw = sealing.told(update, self.credentials.opened(device, update, body.raw))
         return plain(update, body.raw)
 
     # ----------------------------------------------------------------- consequences

@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 
 from midge.aggregator.metrics.counters import Histogram
+from midge.wire.inert import inert
 from midge.wire.messages import HealthState
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Exposition:
         for name, spread in aggregator.evaluation.federated.items():
             values = {"mean": spread.mean, "low": spread.low, "median": spread.median, **spread.classes}
             for of, value in values.items():
-                found.add_metric([name, of], value)
+                found.add_metric([inert(name), inert(of)], value)
         yield found
         yield from self._health()
         for name, text, value in (
@@ -76,11 +77,11 @@ class Exposition:
         yield states
         recent = GaugeMetricFamily("midge_recent_devices", "Devices by verdict in 5 minutes", labels=["verdict"])
         for verdict, devices in health.devices.items():
-            recent.add_metric([verdict], devices)
+            recent.add_metric([inert(verdict)], devices)
         yield recent
         found = GaugeMetricFamily("midge_evaluation", "What evaluate() found last", labels=["metric"])
         for name, number in list(aggregator.evaluation.metrics.items()):
-            found.add_metric([name], number)
+            found.add_metric([inert(name)], number)
         yield found
         activity = aggregator.federation.activity
         for name, text, value in (
@@ -133,7 +134,7 @@ class _Silent(WSGIRequestHandler):
 def _counts(name: str, text: str, label: str, counts: "dict[str, int]") -> Metric:
     family = CounterMetricFamily(name, text, labels=[label])
     for value, number in list(counts.items()):
-        family.add_metric([value], number)
+        family.add_metric([inert(value)], number)
     return family
 
 

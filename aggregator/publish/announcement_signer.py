@@ -176,7 +176,8 @@ class Issuer:
             return messages.encode_announcement(dated)
         self._signer = self._keys.at(issued)
         if train and self._sealed:
-            dated = dated.model_copy(update={"seal_key": sealing.public(sealing.derive(self._signer))})
+            key = sealing.public(sealing.derive(self._signer))
+            dated = dated.model_copy(update={"seal_key": key, "confides": True})
         return signing.sign_announcement(self._signer, self._topics.federation, dated, self._keys.chain_at(issued))
 
     def _follow(self, announcement: Announcement) -> bytes:

@@ -10,7 +10,6 @@ What it has contributed to the published model stays in it: a sum cannot be unle
 """
 
 import getpass
-import hashlib
 import json
 import os
 import time
@@ -24,14 +23,14 @@ from midge.aggregator.core import records as rec
 from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.core.presets import fedasync
 from midge.aggregator.engine import Engine
+from midge.aggregator.store.audit_log import append, load_key
 from midge.aggregator.store.store import Entry, Store, StoreError
-from midge.storage.files import PRIVATE, atomic_write, make_folder, sync_folder
+from midge.storage.files import atomic_write, make_folder
 from midge.wire.pseudonyms import keyed_hash, pseudonym
 from midge.wire.topics import check_name
 
 FOLDER = "forget"
 """Of a store: a file for each device that is to be forgotten, by its name, until it is."""
-AUDIT = "audit.log"
 RETENTION = 180 * 86_400.0
 """Seconds without a word after which what names a device is erased, where it cannot be needed any more."""
 
@@ -104,7 +103,7 @@ class Names:
         with store.transaction() as db:
             db.execute(_FORGOTTEN)
             db.execute(_SEEN)
-        self._key = store.constant("name_key", lambda: os.urandom(32))
+        self._key = load_key(store)
         with store.transaction() as db:
             self._hashes = {row[0] for row in db.execute("SELECT hash FROM forgotten")}
         self._heard: set[str] = set()
@@ -118,6 +117,10 @@ class Names:
     def alias(self, device: str) -> str:
         """What stands where a count needs the device and its name is gone."""
         return "gone-" + pseudonym(device, self._key)
+
+    def _other_number(self, outbox: int) -> int:
+        """What stands for an outbox's identity, which its broker and its card know: the same for the same."""
+        return int.from_bytes(keyed_hash(str(outbox), self._key)[:8]) >> 1
 
     def withdraw(self, device: str) -> bool:
         """Refuse a device from now on, durably; whether that is new."""
@@ -155,7 +158,10 @@ class Names:
                     record = rec.unpack(kind, packed)
                     if isinstance(record, rec.UpdateRecord | rec.StatisticsRecord) and record.device == device:
                         counted["records"] += 1
-                        counted["bodies"] += self._store.rewrite(db, replace(record, device=alias))
+                        other: rec.UpdateRecord | rec.StatisticsRecord = replace(record, device=alias)
+                        if isinstance(other, rec.UpdateRecord):
+                            other = replace(other, outbox=self._other_number(other.outbox))
+                        counted["bodies"] += self._store.rewrite(db, other)
                 db.execute("DELETE FROM seen WHERE device = ?", (device,))
             self._heard.discard(device)
         counted["checkpoints"] = self._store.keep_newest_checkpoint()
@@ -163,25 +169,8 @@ class Names:
         return counted
 
     def audit(self, what: str, device: str, by: str, **about: object) -> None:
-        """Add a line to the audit log. Each holds the hash of the one before, so that none can be taken out unseen."""
-        path = self._store.directory / AUDIT
-        before = path.read_bytes().splitlines() if path.exists() else []
-        line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "what": what,
-            "device": pseudonym(device, self._key),
-            "by": by,
-            **about,
-            "before": hashlib.sha256(before[-1]).hexdigest() if before else "",
-        }
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, PRIVATE)
-        try:
-            os.write(file, json.dumps(line).encode() + b"\n")
-            os.fsync(file)
-        finally:
-            os.close(file)
-        if not before:
-            sync_folder(path.parent)
+        """Add a line to the audit log."""
+        append(self._store, self._key, {"what": what, "device": pseudonym(device, self._key), "by": by, **about})
 
     # ------------------------------------------------------------------- retention
 

@@ -30,7 +30,7 @@ from midge.aggregator.store.errors import StoreError, StoreFull, StoreInUse
 from midge.aggregator.store.journal import Entry, JournalTable
 from midge.storage.database import Database, DatabaseError, DiskFull, InUse, ReservedSpace, Unwritable
 from midge.storage.failpoints import failpoint
-from midge.storage.files import atomic_write
+from midge.storage.files import atomic_write, narrow
 from midge.wire import frames
 from midge.wire.schema import Schema
 
@@ -155,6 +155,8 @@ class Store:
             raise StoreError(f"{path} has format {meta['format']}; this version of Midge reads {FORMAT}.")
         for stray in self.directory.glob("*checkpoint-*.safetensors*.tmp"):  # of a checkpoint that a kill cut short
             stray.unlink(missing_ok=True)
+        for older in self.directory.glob("checkpoint-*"):  # earlier versions left their modes to the umask
+            narrow(older)
         self._journal.recover()
         self.lineage = meta["lineage"]
         self.schema = Schema.unpacked(frames.unpack(meta["schema"]))

@@ -16,7 +16,7 @@ from midge.wire import frames, messages, overview
 from midge.wire.errors import WireError
 from midge.wire.messages import AggregatorState, AggregatorStatus, Health, Hello
 from midge.wire.overview import DeviceRow
-from midge.wire.topics import DEFAULT_ROOT, Topics
+from midge.wire.topics import DEFAULT_ROOT, Topics, check_name
 
 PATIENCE = 3.0
 """Seconds for an answer: aggregators give one a second."""
@@ -42,8 +42,8 @@ async def list_federations(connect: Connector, root: str = DEFAULT_ROOT) -> dict
         deliveries = await read_retained(connection, f"{root}/+/aggregator", marker=marker, patience=1.5)
     found = {}
     for delivery in deliveries:
-        with suppress(WireError):
-            name = delivery.topic[len(root) + 1 :].partition("/")[0]
+        with suppress(WireError, ValueError):
+            name = check_name(delivery.topic[len(root) + 1 :].partition("/")[0])
             found[name] = messages.decode(AggregatorStatus, delivery.payload)[0]
     return found
 

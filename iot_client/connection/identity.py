@@ -161,9 +161,11 @@ class Identity:
         """
         if not self.seals(announcement):
             return made
-        update = made.update.model_copy(update={"sealed": sealing.NAME})
+        update, plain = made.update.model_copy(update={"sealed": sealing.NAME}), made.body
+        if announcement.confides:
+            update, plain = sealing.confide(update, plain)
         try:
-            body = self._sealed(made.body, announcement, sealing.about(self._topics.federation, self._name, update))
+            body = self._sealed(plain, announcement, sealing.about(self._topics.federation, self._name, update))
         except WireError as error:
             raise Unfit(f"it cannot be sealed: {error}") from error
         update = update.model_copy(update={"size": len(body), "sha256": chunks.checksum(body)})

@@ -2,6 +2,7 @@
 
 from midge.commands import (
     aggregate,
+    auditing,
     broker,
     clean,
     compare,
@@ -27,6 +28,7 @@ COMMANDS = (
     signing,
     membership,
     forgetting,
+    auditing,
     status,
     pause,
     renormalising,

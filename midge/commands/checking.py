@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midge.commands.parts import Problem, Subparsers, add_tls, read_config, read_endpoint, user_errors
+from midge.wire.inert import inert
 from midge.wire.topics import DEFAULT_ROOT, Topics, check_name
 
 if TYPE_CHECKING:
@@ -155,6 +156,7 @@ def _count(number: int, noun: str) -> str:
 
 def _print(name: str, level: str, seen: str, advice: str) -> None:
     """One row: name, level, and what was seen behind it what to do."""
+    name, seen, advice = inert(name), inert(seen), inert(advice)  # a broker's own words are among them
     margin = _NAMES + _LEVELS
     width = max(40, shutil.get_terminal_size((100, 24)).columns - margin)
     lines = textwrap.wrap(f"{seen} -> {advice}" if advice else seen, width, break_long_words=False)

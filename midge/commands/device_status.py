@@ -12,6 +12,7 @@ from typing import Any
 from midge.commands.guest import conditions_of
 from midge.commands.parts import Problem
 from midge.iot_client.board.local_status import ask
+from midge.wire.inert import inert
 
 _MINUTE, _DAY = 60.0, 86_400.0
 
@@ -22,7 +23,7 @@ def run(args: argparse.Namespace, outbox: str) -> int:
         print(json.dumps(found))
     else:
         for line in lines(found):
-            print(line)
+            print(inert(line))
     return 0
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from midge.commands.parts import Problem, Subparsers, server_side
+from midge.wire.inert import inert
 
 if TYPE_CHECKING:
     from midge.aggregator.store.inspection import Life
@@ -46,7 +47,7 @@ def _words(life: "Life") -> str:
     )
     if update.verdict != "accepted":
         lines.append(f"  refused as {update.verdict}: {update.why} (journal record {update.lsn})")
-        return "\n".join(lines)
+        return "\n".join(map(inert, lines))
     lines.append(f"  accepted {update.staleness} steps stale, norm {update.norm:.4g} (journal record {update.lsn})")
     if life.step is None:
         lines.append("  waits in the buffer for its step")
@@ -55,4 +56,4 @@ def _words(life: "Life") -> str:
         lines.append(
             "  not yet released" if life.release is None else f"  released with version {life.release.version}"
         )
-    return "\n".join(lines)
+    return "\n".join(map(inert, lines))

@@ -50,7 +50,7 @@ def server_side() -> Iterator[None]:
 
 
 def add_tls(parser: Parser) -> None:
-    """Options for credentials and TLS; the password comes from the URL or the environment, not from an option."""
+    """Options for credentials and TLS; the password comes from the environment: an argument shows in `ps`."""
     parser.add_argument("--user", help="user name at the broker; the password is read from MIDGE_PASSWORD")
     parser.add_argument("--cafile", metavar="PEM", help="certificate authority to trust, for mqtts://")
     parser.add_argument("--certfile", metavar="PEM", help="our own certificate, for a broker that wants one")

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from midge.commands.parts import Problem, Subparsers, server_side, user_errors
-from midge.storage.files import atomic_write
+from midge.storage.files import PUBLIC, atomic_write
 
 _DAY = 86_400.0
 
@@ -39,7 +39,7 @@ def new(args: argparse.Namespace) -> int:
     try:
         write_secret(path, key.pem())
         public = path.with_name(path.name + ".pub")
-        atomic_write(public, key.public_pem())
+        atomic_write(public, key.public_pem(), mode=PUBLIC)
     except OSError as error:
         raise Problem(f"{path} cannot be written ({error.strerror}): name a place that can.") from error
     print(f'{path} signs: midge.Aggregator(…, release_key="{path}"). Devices pin {public}.')
@@ -52,7 +52,7 @@ def succeed(args: argparse.Namespace) -> int:
     path = Path(args.file)
     with user_errors():
         keys = issuing.succeed(path, args.federation, time.time() + _DAY * args.days)
-        atomic_write(path.with_name(path.name + ".pub"), keys.keys[-1][1].public_pem())
+        atomic_write(path.with_name(path.name + ".pub"), keys.keys[-1][1].public_pem(), mode=PUBLIC)
     print(
         f"{path} is the successor, number {len(keys.chain)}. Devices that pin an earlier key follow; new ones pin this."
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from midge.broker import BrokerError, Connector, connector
 from midge.commands.parts import Problem, Subparsers, add_federation, read_endpoint, read_federation
+from midge.wire.inert import inert, inert_all
 from midge.wire.topics import Topics
 
 
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     except BrokerError as error:
         if not args.check:
             raise
-        print(json.dumps({"alarm": str(error)}) if args.json else f"ALARM  {error}")
+        print(json.dumps({"alarm": str(error)}) if args.json else f"ALARM       {inert(str(error))}")
         return 1
 
 
@@ -72,10 +73,10 @@ def _show(connect: Connector, topics: Topics, args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({**found, "alarm": alarm}))
     else:
-        for line in lines(found):
+        for line in lines(inert_all(found)):
             print(line)
         if args.check and alarm:
-            print(f"ALARM       {alarm}")
+            print(f"ALARM       {inert(alarm)}")
     if args.check:
         return int(bool(alarm))
     return 0 if found["aggregator"] is not None else 1

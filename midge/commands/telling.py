@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from midge.commands.words import sentence
+from midge.wire.inert import inert
 
 
 def print_json(event: Mapping[str, Any]) -> None:
@@ -32,7 +33,7 @@ class InWords:
             case _:
                 words = sentence(event)
         if words:
-            print(f"{time.strftime('%H:%M:%S')} {words}", flush=True)
+            print(f"{time.strftime('%H:%M:%S')} {inert(words)}", flush=True)
 
 
 def printer(*, as_json: bool) -> Callable[[Mapping[str, Any]], None]:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from midge.sensor_fleet.report import quantities
 from midge.sensor_fleet.report.run import finite_number, mapping
 from midge.sensor_fleet.report.svg import Drawing
+from midge.wire.inert import inert
 
 Size = tuple[float, float]
 FULL: Final = (900.0, 340.0)
@@ -60,6 +61,7 @@ def _templates() -> Environment:
         loader=PackageLoader("midge.sensor_fleet.report"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda value: inert(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

@@ -76,6 +76,10 @@ async def test_a_fleet_that_signs_and_seals_learns_and_the_broker_reads_nothing(
     assert not log.of("untrusted")
     updates = [messages.decode_update(message.payload)[0] for message in seen if "/update/" in message.topic]
     assert {update.sealed for update in updates if isinstance(update, Update)} == {"hpke"}
+    for update in updates:
+        if isinstance(update, Update):
+            assert update.confided, "what it tells of its training is sealed with it"
+            assert (update.examples, update.steps, update.seconds, update.metrics) == (0, 0, 0.0, {})
     for name in "ab":
         with Outbox(tmp_path / f"{name}.outbox") as outbox:
             remembered = outbox.remembered("trust.train")

@@ -17,6 +17,7 @@ from midge.aggregator.federation import FederationRuntime
 from midge.aggregator.ingress.rate_limits import IngressLimits
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.publish_queue import Post
+from midge.aggregator.store import audit_log
 from midge.aggregator.store import device_erasure as forgetting
 from midge.aggregator.store.replaying import replay
 from midge.aggregator.store.store import Store
@@ -259,14 +260,14 @@ def test_the_audit_log_is_a_chain_without_names(tmp_path: Path) -> None:
         forgetting.ask(tmp_path, name)
     life.hear(later=3.0)
     life.federation.close()
-    raw = (tmp_path / forgetting.AUDIT).read_bytes().splitlines()
+    raw = (tmp_path / audit_log.AUDIT).read_bytes().splitlines()
     lines = [json.loads(line) for line in raw]
     assert [line["what"] for line in lines] == ["withdrawn", "erased", "withdrawn", "erased"]
     assert lines[0]["device"] == lines[1]["device"] != lines[2]["device"]
     assert lines[0]["before"] == ""
     for before, line in zip(raw, lines[1:], strict=False):
         assert line["before"] == hashlib.sha256(before).hexdigest()
-    assert (tmp_path / forgetting.AUDIT).stat().st_mode & 0o077 == 0
+    assert (tmp_path / audit_log.AUDIT).stat().st_mode & 0o077 == 0
 
 
 async def test_a_device_of_a_running_federation_is_withdrawn_and_the_others_go_on(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from midge.aggregator.core.records import UpdateRecord
 from midge.aggregator.ingress.authentication import Credentials, DeviceKeys
 from midge.aggregator.ingress.filter import Everybody
 from midge.aggregator.ingress.rate_limits import Admission, IngressLimits
@@ -186,6 +187,36 @@ def test_a_sealed_update_counts_and_the_journal_needs_no_key_to_replay_it(tmp_pa
     with plain_rig(tmp_path) as life:  # without any key
         assert life.state == state
         np.testing.assert_array_equal(life.model.x, 2 * ONES)
+
+
+def confided(message: tuple[str, bytes], inside: bytes | None = None) -> tuple[str, bytes]:
+    topic, payload = message
+    update, body = messages.decode_update(payload)
+    assert isinstance(update, Update)
+    update, within = sealing.confide(update, body)
+    return sealed((topic, frames.encode(update, within if inside is None else inside)))
+
+
+def test_what_an_update_confides_counts_as_if_it_had_been_said(tmp_path: Path) -> None:
+    with guarded(tmp_path / "sealed", seal_keys=(PRIVATE,)) as life:
+        message = confided(life.update("a", 1, ONES, examples=7, seconds=2.5, steps=3))
+        update, _ = messages.decode_update(message[1])
+        assert isinstance(update, Update) and (update.examples, update.seconds, update.steps) == (0, 0.0, 0)
+        assert sole(life.hear(message)).verdict is Verdict.ACCEPTED
+        updates = [entry.record for entry in life.store.entries(0) if isinstance(entry.record, UpdateRecord)]
+        assert [(each.examples, each.steps) for each in updates] == [(7, 3)]
+        junks = (b"", b"junk", frames.encode({"examples": -1}, bytes(16)), frames.encode({"seconds": 1e999}, bytes(16)))
+        for seq, junk in enumerate(junks, 2):
+            assert sole(life.hear(confided(life.update("a", seq, ONES), junk))).verdict is Verdict.BAD_ENCODING
+
+
+def test_what_is_confided_has_room_and_no_more(tmp_path: Path) -> None:
+    metrics = {f"{number:02}" + "\N{SNOWMAN}" * 62: 0.1 for number in range(32)}
+    with guarded(tmp_path, seal_keys=(PRIVATE,)) as life:
+        message = life.update("a", 1, ONES, examples=2**62, steps=2**62, seconds=1e300, metrics=metrics)
+        assert sole(life.hear(confided(message))).verdict is Verdict.ACCEPTED
+        much = confided(life.update("a", 2, ONES), bytes(sealing.LONGEST + 100))
+        assert sole(life.hear(much)).verdict is Verdict.TOO_LARGE
 
 
 def test_a_key_that_was_succeeded_still_opens(tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""`midge audit verify STORE`: whether what was written of forgotten devices is what stands there."""
+
+import argparse
+import json
+import sqlite3
+from dataclasses import asdict
+from pathlib import Path
+
+from midge.commands.parts import Problem, Subparsers, server_side
+
+
+def register(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser("audit", help="look at a store's audit log")
+    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+    verifying = actions.add_parser(
+        "verify",
+        help="whether no line of it was changed, taken out or cut off",
+        description="Look whether the log of forgotten devices is as it was written, beside a running aggregator too. "
+        "Needs the store's names.key. Exit code 1: it is not.",
+    )
+    verifying.add_argument("store", metavar="STORE", help="the aggregator's store")
+    verifying.add_argument("--json", action="store_true", help="as one JSON object")
+    verifying.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    with server_side():
+        from midge.aggregator.store import audit_log  # noqa: PLC0415 - an extra
+    directory = Path(args.store)
+    if not (directory / "store.db").is_file():
+        raise Problem(f"{directory} is no store of an aggregator: there is no store.db in it.")
+    try:
+        verdict = audit_log.verify(directory)
+    except (OSError, sqlite3.Error) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise Problem(f"{directory / audit_log.AUDIT} cannot be looked at ({why}).") from error
+    if args.json:
+        print(json.dumps({**asdict(verdict), "ok": not verdict.wrong}))
+        return 1 if verdict.wrong else 0
+    for each in verdict.wrong:
+        print(f"{directory / audit_log.AUDIT}: {each}.")
+    older = f", {verdict.older} of them from before lines had a code" if verdict.older else ""
+    if not verdict.wrong:
+        print(f"{directory / audit_log.AUDIT}: {verdict.lines} lines, as they were written{older}.")
+    return 1 if verdict.wrong else 0
