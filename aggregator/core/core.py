@@ -316,7 +316,9 @@ class AggregatorCore(CoreView):
         record = self._steps.record(scales, updates, form)
         self._state.take(record)
         self._steps.made(now)
-        return [ev.Journal(record, noise=record.noise), ev.Carry(record), *self._maybe_release(now)]
+        # Where each update is a step, behind the last that waits: a release may forget a version that is mixed with.
+        released = [] if self.strategy.single and self._state.buffer else self._maybe_release(now)
+        return [ev.Journal(record, noise=record.noise), ev.Carry(record), *released]
 
     def _maybe_release(self, now: float) -> list[ev.Action]:
         return self._release(now) if self._releases.ready(now) else []
