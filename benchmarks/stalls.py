@@ -225,13 +225,14 @@ def _begin() -> None:
     gc.set_threshold(100_000, 20, 20)
 
 
-def main() -> None:
+def main() -> int:
     """Play what is asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stalls", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--worlds", type=int, default=1000, help="of each seed")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seeds", help="several, such as 1,2,3,4,5, in place of --seed")
     parser.add_argument("--quick", action="store_true", help="100 worlds, under 90 seconds on two cores")
+    parser.add_argument("--strict", action="store_true", help="end with 1 if a world stalled or was broken")
     parser.add_argument("--store", action="store_true", help="keep what was found in benchmarks/results/stalls.json")
     given = parser.parse_args()
     seeds = [given.seed] if given.seeds is None else [int(seed) for seed in given.seeds.split(",")]
@@ -262,6 +263,7 @@ def main() -> None:
     if given.store:
         RESULTS.write_text(json.dumps({"benchmark": "stalls", "machine": machine(), "found": line}, indent=1) + "\n")
     sys.stdout.write(json.dumps(line) + "\n")
+    return int(given.strict and bool(line["stalled"] or line["broken"]))
 
 
 def _badness(row: dict[str, Any]) -> tuple[bool, bool, float]:
@@ -270,4 +272,4 @@ def _badness(row: dict[str, Any]) -> tuple[bool, bool, float]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

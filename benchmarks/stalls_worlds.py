@@ -114,7 +114,8 @@ class Drawn:
     def of(cls, seed: int) -> "Drawn":
         """The world of a seed."""
         rng = np.random.default_rng((seed, 5))
-        devices = round(float(np.exp(rng.uniform(math.log(2), math.log(100)))))
+        # More small fleets than large ones: what stops a federation is mostly that few are left.
+        devices = round(2 * 50 ** float(rng.random() ** 1.4))
         # Half of the worlds are of the default: it is what most users run, and what promises most.
         preset = "balanced" if rng.random() < 0.5 else str(rng.choice(list(PRESETS)))
         change = str(rng.choice(["none", "scale", "shift"]))

@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.stalls import Drawn, verdict
+from benchmarks.stalls import WORLDS as OF_A_SEED
+from benchmarks.stalls import Drawn, judge, verdict
 
 WORLDS = {
     # One in five floods with tiny updates: their delays hid those of the others, and the rate let these swing.
@@ -33,3 +34,11 @@ def test_it_learns_in_a_world_that_once_stopped_it(name: str) -> None:
     found = verdict(WORLDS[name])
     assert not found["stalled"]
     assert not found["late"]
+
+
+@pytest.mark.parametrize("number", range(20))
+def test_it_learns_in_a_sample_of_the_worlds(number: int) -> None:
+    """A small part of what `benchmarks.stalls` plays by the thousand."""
+    found = judge(17 * OF_A_SEED + number)
+    assert not found["stalled"], found["world"]
+    assert not found["broken"], found["world"]
