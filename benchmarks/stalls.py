@@ -138,6 +138,8 @@ class _Honest:
         # A broken link is made again by itself; a lost message is sent again, and may be lost again.
         waits = (strategy.deadline or 0.0) + INTERVALS * (BROKEN * drawn.median if drawn.online else 0.0)
         waits += 2 * CONNECTING * drawn.latency * drawn.median * 4
+        if strategy.pace.steered:  # if no device was asked, more are when three releases would have come
+            waits += INTERVALS * (float(np.max(speeds)) + (strategy.deadline or 0.0))
         waits += 1.25 * (PATIENCE + 2 * PATIENCE) if drawn.loss else 0.0
         waits += 4 * incidents.delay if drawn.delayed else 0.0
         return cls(

@@ -139,7 +139,7 @@ class AggregatorCore(CoreView):
             actions += self._make_step(now)
         if not self._state.frozen and _past(self._gathering.due, now):
             actions += self._gathering.examine()
-        if self.steering.tick(now):
+        if self.steering.tick(now, starved=self._steps.due is None and not self._releases.releasable):
             actions += [*self._write(rec.PaceRecord(self._state.next, self.steering.share)), self._announce()]
         # A crowd that comes at once is announced at most once a second: each announcement goes to all of it.
         if now >= self._told_at + _AGAIN and self.thrift.grown:

@@ -23,6 +23,10 @@ WORLDS = {
     ),
     # Seven of 56 turn their updates: they kept a swing of the slow devices going, and it grew.
     "turned updates": Drawn(4, "balanced", 56, 1.2, 0.3246, 0.0, "none", 2.2889, 12.683, 0.0, 0.0, 0.0, 7, "sign flip"),
+    # Of a cohort of two, one device was asked by chance. It answered, and a release waited for a second one for ever.
+    "a cohort below the release floor": Drawn(
+        1, "fedavg", 3, 0.0, 0.5, 0.0, "none", 1.0, 10.0, 0.0, 0.0, 0.0, 0, "", median=20.0
+    ),
     "turned updates, again": Drawn(
         700211, "balanced", 56, 1.2, 0.3246, 0.0, "none", 2.2889, 12.683, 0.0, 0.0, 0.0, 7, "sign flip"
     ),
