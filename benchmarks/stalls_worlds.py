@@ -151,8 +151,11 @@ class Drawn:
         latency = some(0.4, float(rng.uniform(0.001, 0.1)))
         # Behind a lost message Midge waits in seconds: of trainings in one, a world would see nothing come of it.
         median = 1.0 if flooded else float(rng.choice([20.0, 300.0] if loss else [1.0, 1.0, 20.0, 300.0]))
+        # Of a few devices a liar would be every third one, once some have left: no rule promises anything then.
+        few = self.liars > 0 and self.devices < 15
         return replace(
             self,
+            leave=0.0 if few else self.leave,
             median=median,
             # Limits leave slow devices out: beside them a liar that is heard often would be no small part of the fleet.
             max_age=some(0.0 if self.liars else 0.3, float(rng.uniform(1, 6))),
@@ -162,7 +165,7 @@ class Drawn:
             pauses=int(some(0.2, 1)),
             nights=int(some(0.25, 1)),
             night=night,
-            absent=some(0.3, float(rng.uniform(0.1, 0.6))),
+            absent=some(0.0 if few else 0.3, float(rng.uniform(0.1, 0.6))),
             reboots=some(0.3, float(rng.uniform(0.1, 1.0))),
             loss=loss,
             twice=some(0.3, float(rng.uniform(0.02, 0.3))),
