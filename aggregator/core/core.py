@@ -143,7 +143,7 @@ class AggregatorCore(CoreView):
             actions += self._make_step(now)
         if not self._state.frozen and _past(self._gathering.due, now):
             actions += self._gathering.examine()
-        if self.steering.tick(now):
+        if self.steering.tick(now, starved=self._steps.due is None and not self._releases.releasable):
             actions += [*self._write(rec.PaceRecord(self._state.next, self.steering.share)), self._announce()]
         # A crowd that comes at once is announced at most once a second: each announcement goes to all of it.
         if now >= self._told_at + _AGAIN and self.thrift.grown:
@@ -324,7 +324,9 @@ class AggregatorCore(CoreView):
         record = self._steps.record(scales, updates, form)
         self._state.take(record)
         self._steps.made(now)
-        return [ev.Journal(record, noise=record.noise), ev.Carry(record), *self._maybe_release(now)]
+        # Where each update is a step, behind the last that waits: a release may forget a version that is mixed with.
+        released = [] if self.strategy.single and self._state.buffer else self._maybe_release(now)
+        return [ev.Journal(record, noise=record.noise), ev.Carry(record), *released]
 
     def _maybe_release(self, now: float) -> list[ev.Action]:
         return self._release(now) if self._releases.ready(now) else []

@@ -124,14 +124,18 @@ class Steering:
         """When `tick` next has something to say."""
         return self._looked + PERIOD if self._since is not None and (self.pace.steered or self.share < 1) else None
 
-    def tick(self, now: float) -> bool:
-        """Whether the share has changed."""
+    def tick(self, now: float, *, starved: bool = False) -> bool:
+        """Whether the share has changed. `starved` says that what has come makes no release, nor will by waiting."""
         if self.due is None or now < self.due or self._since is None:
             return False
         self._looked = now
         elapsed = now - self._since
-        if self._came == 0 and elapsed >= max(PERIOD, 3 * self._seconds, 3 * self._gap):
-            return self._change(2 * self.share, now)  # no device that was asked is there
+        patience = max(PERIOD, 3 * self._seconds)
+        # A gap that grew because too few had been asked says nothing of how long those take that have not answered.
+        if (starved and self._came and elapsed >= patience) or (
+            self._came == 0 and elapsed >= max(patience, 3 * self._gap)
+        ):
+            return self._change(2 * self.share, now)
         if self._target is None or self._versions < _VERSIONS or elapsed < PERIOD:
             return False
         ratio = self._target * elapsed / max(self._came, 1)

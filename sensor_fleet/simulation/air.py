@@ -1,16 +1,20 @@
 """What lies between the devices of a simulation and its aggregator: the clock, chance, and the versions on offer."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 from midge.sensor_fleet.profiles.population import Population
 from midge.sensor_fleet.profiles.presence import chance
 from midge.sensor_fleet.sensors.stream import Stream
 from midge.sensor_fleet.simulation.clock import Clock
+from midge.sensor_fleet.simulation.incidents import Incidents
 from midge.sensor_fleet.simulation.learners import Learner
 from midge.sensor_fleet.simulation.server import PublishedVersion, Server
 from midge.sensor_fleet.simulation.shards import Pool, Start, Task
+from midge.wire.messages import AggregatorStatus
 from midge.wire.participation import takes_part
 
 if TYPE_CHECKING:
@@ -42,13 +46,17 @@ class Air:
         *,
         noise: Noise,
         stream: Stream | None = None,
+        incidents: Incidents | None = None,
     ) -> None:
         self.clock, self._server, self.pool, self.learner, self.world = clock, server, pool, learner, world
         self.loss, self.jitter, self.seconds, self.stream = noise.loss, noise.jitter, noise.seconds, stream
+        self.incidents = incidents or Incidents()
         self.up = self.down = 0.0
         """Bytes that all devices have sent, and received beside announcements."""
         self.resting: dict[str, Participant] = {}
         """Devices that would begin something if there were a newer version, in the order in which they came to rest."""
+        self.connected: dict[str, Participant] = {}
+        """Devices whose connection stands."""
 
     @property
     def server(self) -> Server:
@@ -66,9 +74,27 @@ class Air:
             if takes_part(one.name, told.lineage, told.generation, told.version, told.participation.share):
                 yield one.task(newest, max(now, when)), newest.start
 
+    def varies(self, device: str, number: int) -> float:
+        """The factor by which a training of a device takes longer than usual."""
+        if not self.jitter:
+            return 1.0
+        return math.exp(self.jitter * NormalDist().inv_cdf(chance(self.world.seed, device, "jitter", number)))
+
     def lost(self, device: str, purpose: str, number: int) -> bool:
         """Whether a message is lost on its way."""
         return self.loss > 0 and chance(self.world.seed, device, f"lost/{purpose}", number) < self.loss
+
+    def delay(self, device: str, purpose: str, number: int) -> float:
+        """Seconds by which a message of a device is late, beside what its link takes."""
+        share, mean, seed = self.incidents.late, self.incidents.delay, self.world.seed
+        if not share or chance(seed, device, f"late/{purpose}", number) >= share:
+            return 0.0
+        return -mean * math.log(chance(seed, device, f"delay/{purpose}", number))
+
+    def tell(self, status: AggregatorStatus) -> None:
+        """Let all that are connected hear of the aggregator's status."""
+        for participant in list(self.connected.values()):
+            participant.hear_of(status)
 
     def released(self, published: PublishedVersion) -> None:
         """Tell those who wait for it and take part; all others look for themselves when they have something to do."""

@@ -33,6 +33,8 @@ class Said:
     """As it is decoded."""
     norm: float
     """Of the same, L2."""
+    tensors: tuple[int, ...] | None = None
+    """Indices of those that it covers; None is all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +65,16 @@ class Coding:
         """Of the bytes that they took to those that were reckoned."""
 
     def encode(
-        self, updates: Sequence[tuple[str, int]], deltas: Sequence[Vector], plan: Plan, lineage: bytes
+        self,
+        updates: Sequence[tuple[str, int]],
+        deltas: Sequence[Vector],
+        plan: Plan,
+        lineage: bytes,
+        tensors: tuple[int, ...] | None = None,
     ) -> list[Said | None]:
         """Updates of different devices, by name and number, counted from 1; None of a delta that is not finite.
 
-        What an update leaves to say goes into the device's next.
+        What an update leaves to say goes into the device's next. All cover the same tensors.
         """
         found: list[Said | None] = [None] * len(updates)
         fine = [place for place, delta in enumerate(deltas) if np.isfinite(delta).all()]
@@ -79,6 +86,7 @@ class Coding:
             codec,
             lineage,
             self._schema,
+            tensors,
             feedback=plan.feedback,
             left=[self._before(*update, lineage) for update in updates],
             seeds=[crc32(f"{name}/{number}".encode()) for name, number in updates],
@@ -87,7 +95,7 @@ class Coding:
         for row, norm in enumerate(norms_of(coded.values)):
             if math.isfinite(norm):
                 self._keep(*updates[row], lineage, left[row])
-                found[fine[row]] = Said(codec, sizes[row], coded.values[row], float(norm))
+                found[fine[row]] = Said(codec, sizes[row], coded.values[row], float(norm), tensors)
         return found
 
     def _before(self, name: str, number: int, lineage: bytes) -> bytes | None:

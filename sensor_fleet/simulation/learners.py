@@ -1,23 +1,32 @@
 """What devices train with: a trainer each, or all of them in a stack."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from midge.iot_client.training.fit import Recipe, Trainer, TrainingPlan
+from midge.iot_client.training.update_encoder import covered
 from midge.sensor_fleet.models import DenseModel
 from midge.sensor_fleet.simulation.stacked import Job, Stack, TrainingRows
 from midge.wire.schema import Parameters, Schema, Vector
 
-Trained = tuple[Vector, int, int]
-"""Values after a training, rows, optimiser steps."""
+
+class TrainingResult(NamedTuple):
+    """What a training comes to."""
+
+    values: Vector
+    examples: int
+    steps: int
+    """Of the optimiser."""
+    tensors: tuple[int, ...] | None = None
+    """Indices of those that were trained; None is all."""
 
 
 class Learner(Protocol):
     """Does trainings for the devices of a fleet, by their numbers."""
 
-    def train(self, jobs: Sequence[Job]) -> list[Trained]:
+    def train(self, jobs: Sequence[Job]) -> list[TrainingResult]:
         """What each training comes to."""
 
     def load(self, device: int, plan: TrainingPlan, seen: int = 0) -> float:
@@ -33,14 +42,15 @@ class Each:
     def __init__(self, trainers: Callable[[int, int], Trainer], schema: Schema, frozen: Parameters) -> None:
         self._trainers, self._schema, self._frozen = trainers, schema, frozen
 
-    def train(self, jobs: Sequence[Job]) -> list[Trained]:
+    def train(self, jobs: Sequence[Job]) -> list[TrainingResult]:
         return [self._train(job) for job in jobs]
 
-    def _train(self, job: Job) -> Trained:
+    def _train(self, job: Job) -> TrainingResult:
         start = {**self._schema.views(job.start.copy()), **self._frozen}
         fit = self._trainers(job.device, job.seen)(start, job.plan)
         with np.errstate(over="ignore", invalid="ignore"):
-            return self._schema.flatten(fit.parameters), fit.examples, fit.steps
+            values = self._schema.flatten(fit.parameters)
+        return TrainingResult(values, fit.examples, fit.steps, covered(fit.tensors, self._schema))
 
     def load(self, device: int, plan: TrainingPlan, seen: int = 0) -> float:
         del device, plan, seen
@@ -63,10 +73,10 @@ class Stacked:
         self._stack = Stack(model.net, schema, frozen, recipe, rows, held=held)
         self._recipe = recipe
 
-    def train(self, jobs: Sequence[Job]) -> list[Trained]:
+    def train(self, jobs: Sequence[Job]) -> list[TrainingResult]:
         trained = self._stack.train(jobs)
         return [
-            (values, self._stack.count(job.device, job.seen), self._stack.steps(job))
+            TrainingResult(values, self._stack.count(job.device, job.seen), self._stack.steps(job))
             for job, values in zip(jobs, trained, strict=True)
         ]
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from functools import partial
-from statistics import NormalDist
+from heapq import merge
 
 from midge.iot_client.session import events as ev
 from midge.iot_client.session.session import DeviceSession, SessionSettings
@@ -14,14 +14,15 @@ from midge.sensor_fleet.profiles.population import Departure
 from midge.sensor_fleet.profiles.presence import chance
 from midge.sensor_fleet.simulation import headers
 from midge.sensor_fleet.simulation.air import Air
+from midge.sensor_fleet.simulation.announcement_reader import AnnouncementReader
 from midge.sensor_fleet.simulation.coding import Said
+from midge.sensor_fleet.simulation.incidents import Outage
 from midge.sensor_fleet.simulation.server import PublishedVersion
 from midge.sensor_fleet.simulation.shards import Task
 from midge.sensor_fleet.simulation.virtual_constraints import VirtualConstraints
 from midge.sensor_fleet.simulation.virtual_link import VirtualLink
 from midge.wire import chunks
 from midge.wire.messages import (
-    AggregatorState,
     AggregatorStatus,
     Announcement,
     Chunk,
@@ -46,17 +47,18 @@ class Participant:
     """One device, from when it joins until it leaves."""
 
     __slots__ = (
+        "_ahead",
         "_back",
         "_base",
         "_began",
-        "_bodies",
         "_constraints",
         "_due",
         "_fits",
         "_job",
-        "_latest",
+        "_life",
         "_outages",
-        "_seen",
+        "_outbox",
+        "_reader",
         "_shaken",
         "air",
         "gone",
@@ -77,24 +79,24 @@ class Participant:
         self.link = VirtualLink(air, name)
         self.seconds = air.seconds(name)
         self._shaken = 0
-        self.session = DeviceSession(
-            name, number, (), 1, self._jitter, settings=SessionSettings(rereads=bool(air.loss))
-        )
-        self.shell = DeviceShell(self.session, self)
+        self._outbox: dict[int, tuple[Update, Said]] = {}
+        """By seq; it outlives a reboot."""
+        self._begin_session(1)
         self.gone = False
         self.trainings = self.steps = self.updates = 0
         self._base: PublishedVersion | None = None
         """What is trained from, or being fetched for that."""
-        self._latest: PublishedVersion | None = None
-        """What the session was told of last."""
-        self._seen: PublishedVersion | None = None
-        """The same, or None where it is to be told again."""
+        self._reader = AnnouncementReader(air, name)
         self._job = 0
         self._began = 0.0
+        self._life = 0
+        """How often it was rebooted."""
+        self._ahead = air.incidents.clocks.get(name, 0.0)
+        """How far its clock is ahead of the virtual one."""
         self._fits: dict[int, Said] = {}
-        self._bodies: dict[int, Said] = {}
         self._due: float | None = None
-        self._outages: Iterator[tuple[float, float]] = iter(world.outages(name))
+        usual = (Outage(start, end) for start, end in world.outages(name))
+        self._outages: Iterator[Outage] = merge(usual, air.incidents.outages.get(name, ()))
         clock = air.clock
         joins = world.joins(name)
         self._back = joins
@@ -104,6 +106,30 @@ class Participant:
         self._constraints.expect_pause(joins)
         if (departure := world.leaves(name)) is not None:
             clock.at(departure.at, partial(self._leave, departure))
+
+    def _begin_session(self, next_seq: int) -> None:
+        held = [update for _, (update, _) in sorted(self._outbox.items())]
+        settings = SessionSettings(rereads=bool(self.air.loss))
+        self.session = DeviceSession(self.name, self.number, held, next_seq, self._jitter, settings=settings)
+        self.shell = DeviceShell(self.session, self)
+
+    @property
+    def _now(self) -> float:
+        """What its clock says."""
+        return self.air.clock.now + self._ahead
+
+    def _reboot(self) -> None:
+        """Its process ends, and another one begins: what it was training is lost, what its outbox holds is not."""
+        self.air.pool.forget(self._job)
+        self.air.resting.pop(self.name, None)
+        self._life += 1
+        self._ahead = -self.air.clock.now
+        self._due = None
+        self._reader.again()
+        self._fits.clear()
+        self._begin_session(self.session.next)
+        if (why := self._constraints.why) is not None:
+            self._event(ev.Hindered(why))
 
     def _jitter(self) -> float:
         """Chance for the session."""
@@ -124,36 +150,43 @@ class Participant:
                 self._stand()
 
         self.air.clock.after(CONNECTING * link.latency, stand)
-        broken, back = next(self._outages, (math.inf, math.inf))
-        while back <= self.air.clock.now:
-            broken, back = next(self._outages)
-        if broken < math.inf:
-            self.air.clock.at(broken, lambda: self._disconnect(back))
+        while (outage := next(self._outages, None)) is not None:
+            if outage.end > self.air.clock.now:
+                self.air.clock.at(outage.start, partial(self._disconnect, outage))
+                return
 
     def _stand(self) -> None:
         """The connection stands: what is retained has come, and so has the echo of our own greeting."""
         server, link = self.air.server, self.link
         link.connect()
+        self._reader.connected()
+        self.air.connected[self.name] = self
         server.there(1)
         link.sent(self._hello)
         before = link.connection > 1  # what we said last is retained, or our Last Will
         link.received((1 + before) * self._hello + headers.status() + server.weighs)
         self._event(ev.Connected())
-        core = server.core
-        self._event(ev.AggregatorSeen(AggregatorStatus(state=AggregatorState.READY, boot=1, lineage=core.lineage)))
+        self._event(ev.AggregatorSeen(server.status))
 
-    def _disconnect(self, back: float) -> None:
+    def hear_of(self, status: AggregatorStatus) -> None:
+        """The aggregator's status has changed."""
+        self.link.hear(lambda: self._event(ev.AggregatorSeen(status)))
+
+    def _disconnect(self, outage: Outage) -> None:
         if self.gone:
             return
         link = self.link
         link.connection += 1
-        self._back = back
+        self._back = back = outage.end
+        self.air.connected.pop(self.name, None)
         if link.stands:
             if self.air.world.says_goodbye(self.name):
                 link.sent(self._hello)
             link.disconnect()
             self.air.server.there(-1)
             self._event(ev.Disconnected())
+        if outage.reboot:
+            self._reboot()
         self.air.clock.at(back, self._connect)
 
     def _leave(self, departure: Departure) -> None:
@@ -162,6 +195,7 @@ class Participant:
             link.sent(self._hello)
         self.air.server.there(-1 if link.stands else 0)
         link.disconnect()
+        self.air.connected.pop(self.name, None)
         self.gone = True
         self._constraints.end()
         self.air.resting.pop(self.name, None)
@@ -196,7 +230,8 @@ class Participant:
         session = self.session
         if self.gone or self._base is newest or session.work is not Work.RESTING:
             return math.inf
-        return max(self._back, self._constraints.until, session.pausing_until or 0.0)
+        paused = session.pausing_until
+        return max(self._back, self._constraints.until, 0.0 if paused is None else paused - self._ahead)
 
     def task(self, newest: PublishedVersion, when: float) -> Task:
         """What that training will be."""
@@ -208,23 +243,16 @@ class Participant:
 
     def look(self) -> None:
         """Read the newest announcement that has come, as a subscriber would have by now."""
-        if not self.link.stands:
-            return
         until = self.air.clock.now - self.link.latency + ROUNDING
-        for published in reversed(self.air.server.published):
-            if published is self._seen:
-                return
-            if published.at <= until and not self.air.lost(self.name, "announcement", published.announcement.version):
-                self._seen = self._latest = published
-                self._handle(ev.Announced(published.announcement))
-                return
+        if self.link.stands and (published := self._reader.read(until)) is not None:
+            self._handle(ev.Announced(published.announcement))
 
     def _event(self, event: ev.Event) -> None:
         self.look()
         self._handle(event)
 
     def _handle(self, event: ev.Event) -> None:
-        self.shell.handle(event, self.air.clock.now)
+        self.shell.handle(event, self._now)
         self._settle()
 
     def _settle(self) -> None:
@@ -237,16 +265,16 @@ class Participant:
         due = session.deadline
         if due is not None and (self._due is None or due < self._due):
             self._due = due
-            air.clock.at(due, lambda: self._tick(due))
+            air.clock.at(due - self._ahead, partial(self._tick, due))
 
     def _tick(self, due: float) -> None:
         if self.gone or self._due != due:
             return
         self._due = None
         deadline = self.session.deadline
-        if deadline is not None and deadline <= self.air.clock.now:
+        if deadline is not None and deadline <= max(self._now, due):  # of a clock that is ahead, sums are rounded
             self.look()
-            self.shell.tick(self.air.clock.now)
+            self.shell.tick(max(self._now, due))
         self._settle()
 
     # ---------------------------------------------------------------------- hooks
@@ -256,16 +284,16 @@ class Participant:
         self._train(plan)
 
     def store(self, update: Update, key: int) -> bool:
-        self._bodies[update.seq] = self._fits.pop(key)
+        self._outbox[update.seq] = update, self._fits.pop(key)
         return True
 
     def send(self, update: Update) -> None:
-        said = self._bodies[update.seq]
+        _, said = self._outbox[update.seq]
         self.link.say("update", said.size + headers.update(), partial(self.air.server.arrived, self.name, update, said))
 
     def forget(self, through: int) -> None:
-        for seq in [seq for seq in self._bodies if seq <= through]:
-            del self._bodies[seq]
+        for seq in [seq for seq in self._outbox if seq <= through]:
+            del self._outbox[seq]
 
     def fetch(self, announcement: Announcement, frames: tuple[FrameInfo, ...]) -> None:
         self._begin(announcement)
@@ -282,14 +310,14 @@ class Participant:
         self.link.received(self._hello)  # we hear our own status
 
     def read_announcement(self) -> None:
-        self._seen = None
+        self._reader.again()
         self.link.hear(self.look, self.link.latency)
 
     def tell_settled(self, settled: Settled) -> None:
         pass
 
     def offer(self, update: Update) -> None:
-        said = self._bodies[update.seq]
+        _, said = self._outbox[update.seq]
         self.link.say("update", headers.update(), partial(self.air.server.offered, self.name, update, said))
 
     def send_chunks(self, update: Update, parts: tuple[int, ...]) -> None:
@@ -314,7 +342,7 @@ class Participant:
 
     def _begin(self, announcement: Announcement) -> None:
         """Hold on to the version that is fetched or trained from."""
-        for published in (self._latest, self._base):
+        for published in (self._reader.latest, self._base):
             if published is not None and published.announcement is announcement:
                 self._base = published
                 return
@@ -326,18 +354,14 @@ class Participant:
         self.trainings += 1
         self._began = now = air.clock.now
         seen = self._constraints.take()
-        seconds = self.seconds * air.learner.load(self.number, plan, seen)
-        if air.jitter:
-            seconds *= math.exp(
-                air.jitter * NormalDist().inv_cdf(chance(air.world.seed, self.name, "jitter", self.trainings))
-            )
+        seconds = self.seconds * air.learner.load(self.number, plan, seen) * air.varies(self.name, self.trainings)
         self.link.ignore_versions(base.announcement)
         task = Task(self.number, base.number, plan.seed, self.updates + 1, seen)
         self._job = air.pool.begin(task, base.start, now + seconds)
-        air.clock.at(now + seconds, self._trained)
+        air.clock.at(now + seconds, partial(self._trained, self._life))
 
-    def _trained(self) -> None:
-        if self.gone:
+    def _trained(self, life: int) -> None:
+        if self.gone or life != self._life:
             return
         base, server = self._base, self.air.server
         assert base is not None
@@ -363,7 +387,8 @@ class Participant:
             sha256=bytes(16),
             examples=outcome.examples,
             steps=outcome.steps,
-            seconds=self.air.clock.now - self._began,
+            tensors=said.tensors,
+            seconds=(self.air.clock.now - self._began) * self.air.incidents.claims.get(self.name, 1.0),
             plan=base.announcement.plan.revision,
         )
         self._event(ev.Trained(update, self.updates))

@@ -1,6 +1,7 @@
-"""The aggregator in a simulation: the real core, engine and arithmetic, with nothing written.
+"""The aggregator in a simulation: the real core, engine and arithmetic, with nothing written to a disk.
 
-Frames are made and weighed if a run counts what devices receive; otherwise a version is its state and nothing more.
+Frames are made and weighed if a run counts what devices receive; otherwise a version is its state and nothing more. One
+that is to end and begin again keeps its journal in memory, and goes on from it as a process does from its store.
 """
 
 import hashlib
@@ -8,7 +9,7 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -18,7 +19,7 @@ from midge.aggregator.core import events as ev
 from midge.aggregator.core import records as rec
 from midge.aggregator.core.core import AggregatorCore, Bounds
 from midge.aggregator.core.strategy import Strategy
-from midge.aggregator.engine import Engine
+from midge.aggregator.engine import Engine, recover
 from midge.aggregator.ingress.reassembly import UpdateReassembler, Whole
 from midge.aggregator.model.averaging import refuse_noise
 from midge.aggregator.model.model import KEYFRAME_BITS, Frame, Model
@@ -30,11 +31,15 @@ from midge.iot_client.session.session import reread
 from midge.sensor_fleet.simulation import headers
 from midge.sensor_fleet.simulation.clock import Clock
 from midge.sensor_fleet.simulation.coding import Said
+from midge.sensor_fleet.simulation.incidents import Crash
+from midge.sensor_fleet.simulation.memory_store import MemoryStore
 from midge.sensor_fleet.simulation.shards import Start
 from midge.wire import chunks, lineage, messages
 from midge.wire.chunks import Assembly
 from midge.wire.lineage import State
 from midge.wire.messages import (
+    AggregatorState,
+    AggregatorStatus,
     Announcement,
     Chunk,
     Fetch,
@@ -188,6 +193,19 @@ class ServerSetup:
     """Bytes that updates may take which come in chunks."""
     moments: Sequence[Moment] = ()
     statistics_devices: int = 5
+    checkpoint: int | None = None
+    """Records of the journal from one checkpoint to the next; None if it is never to be restarted."""
+
+    def core(self) -> AggregatorCore:
+        """One that remembers nothing."""
+        return AggregatorCore(
+            self.strategy,
+            lineage=hashlib.sha256(f"simulation/{self.seed}".encode()).digest()[:16],
+            schema_hash=self.schema.hash,
+            moments=self.moments,
+            statistics_devices=self.statistics_devices,
+            bounds=Bounds.of(self.schema),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +216,7 @@ class DeviceCalls:
     released: Callable[[PublishedVersion], None]
     granted: Granted | None = None
     republished: Callable[[Fetch], None] | None = None
+    status: Callable[[AggregatorStatus], None] | None = None
 
 
 class Server:
@@ -209,23 +228,17 @@ class Server:
     def __init__(self, clock: Clock, setup: ServerSetup, calls: DeviceCalls, tamper: Tamper | None = None) -> None:
         strategy, schema, seed = setup.strategy, setup.schema, setup.seed
         refuse_noise(strategy, schema)
-        self._clock, self._tamper = clock, tamper
+        self._clock, self._tamper, self._setup = clock, tamper, setup
         self._places, self._chunk, self._calls = setup.places, setup.chunk, calls
-        self.core = AggregatorCore(
-            strategy,
-            lineage=hashlib.sha256(f"simulation/{seed}".encode()).digest()[:16],
-            schema_hash=schema.hash,
-            moments=setup.moments,
-            statistics_devices=setup.statistics_devices,
-            bounds=Bounds.of(schema),
-        )
+        self.core = self._setup.core()
         self.shell = AggregatorShell(self.core, self)
-        self.model: Model = (Model if setup.framed else Bare).of(setup.initial, schema)
-        self.model.keeps_past = strategy.form == "mixing"
+        durable = setup.checkpoint is not None
+        model = (Model if setup.framed or durable else Bare).of(setup.initial, schema)
+        model.keeps_past = strategy.form == "mixing"
         self._frames: dict[tuple[int, int], int] | None = {} if setup.framed else None
         """Bytes of each frame that is on offer, by version and span."""
-        self._journal = _Journal(schema.size, seed)
-        self.engine = Engine(self.model, cast("Store", self._journal))
+        self._store = MemoryStore(schema, seed, durable=durable)
+        self.engine = Engine(model, cast("Store", self._store))
         self.published: deque[PublishedVersion] = deque(maxlen=KEPT)
         """The newest versions, oldest first."""
         self.taken = Taken()
@@ -237,21 +250,121 @@ class Server:
         """What an update or statistics hold, until they are decided on."""
         self._offers: dict[str, Said] = {}
         """What devices have offered to send in chunks."""
-        self._reassembler = UpdateReassembler(budget=setup.memory, dropped=Counter(), assembly=_Counted)
+        self._reassembler = self._new_reassembler()
         self._key = self._announced = 0
         self._heard = self._read = 0.0
         self.weighs = 0
         """Bytes of the newest announcement; 0 if a run does not count bytes."""
         self._due: float | None = None
+        self._ahead = 0.0
+        """How far the clock of this process is ahead of the virtual one."""
+        self._boot = 1
+        self._down = False
+        self._actions: int | None = None
+        """Actions of the shell until this process ends; None if it does not."""
+        self._online = 0
+        """Devices whose retained status says that they are there."""
+        self._paused: str | None = None
+
+    def _new_reassembler(self) -> UpdateReassembler:
+        return UpdateReassembler(budget=self._setup.memory, dropped=Counter(), assembly=_Counted)
+
+    @property
+    def model(self) -> Model:
+        return self.engine.model
+
+    @property
+    def now(self) -> float:
+        """What the clock of the process says."""
+        return self._clock.now + self._ahead
 
     def start(self) -> None:
-        self.shell.carry_out(self.core.start(self._clock.now), self._clock.now)
+        if self._store.durable:
+            self.engine.checkpoint(self.core)
+        self.shell.carry_out(self.core.start(self.now), self.now)
         self._wake()
+
+    # ------------------------------------------------------- restarts and the operator
+
+    @property
+    def status(self) -> AggregatorStatus:
+        """What is retained as its status."""
+        held = AggregatorState.PAUSED if self._paused is not None else AggregatorState.READY
+        state = AggregatorState.LOST if self._down else held
+        return AggregatorStatus(state=state, boot=self._boot, lineage=self.core.lineage)
+
+    def pause(self, why: str | None) -> None:
+        """Hold updates off, or with None let them in again."""
+        self._paused = why
+        if not self._down:
+            self.core.handle(ev.OperatorPaused(why), self.now)
+            self._tell_status()
+
+    def crash(self, crash: Crash) -> None:
+        """End the process, between any two actions of its shell or between two of its batches."""
+        if crash.clean:
+            self.engine.checkpoint(self.core)
+        self._actions = crash.actions
+        if crash.actions == 0:
+            self._die()
+
+    def restart(self, clock: float) -> None:
+        """Begin another process over the same store.
+
+        Raises:
+            AssertionError: a process that ended between two batches had another model, or another core.
+        """
+        # If few devices were there, no action has ended it within a batch.
+        before = _remembered(self.core, self.model) if not self._down or self._actions == 0 else None
+        self._down, self._actions, self._due = False, None, None
+        self._boot += 1
+        self._ahead = clock - self._clock.now
+        self._bodies.clear()
+        self._offers.clear()
+        self._reassembler = self._new_reassembler()
+        self.core = self._setup.core()
+        self.engine = recover(self.core, cast("Store", self._store), self._setup.schema)
+        if before is not None and _remembered(self.core, self.model) != before:
+            raise AssertionError("a restart has changed the model, or what the core remembers")
+        self.core.handle(ev.OperatorPaused(self._paused), self.now)
+        self.shell = AggregatorShell(self.core, self)
+        self.shell.carry_out(self.core.note_strategy(self._setup.strategy.name), self.now)
+        self.shell.carry_out(self.core.start(self.now), self.now)
+        self._release()
+        self._tell_status()
+        self._clock.after(0.0, lambda: self.there(0))  # their statuses come behind the subscription
+        self._wake()
+
+    def _die(self) -> None:
+        self._down, self._due = True, None
+        self._tell_status()
+
+    def _tell_status(self) -> None:
+        if self._calls.status is not None:
+            self._calls.status(self.status)
+
+    def _act(self) -> None:
+        """Count an action, and end the process if it was its last."""
+        if self._actions is not None:
+            self._actions -= 1
+            if self._actions < 0:
+                raise _Died
+
+    def _run(self, work: Callable[[], None]) -> None:
+        """Do something in the process, if there is one."""
+        if self._down:
+            return
+        try:
+            work()
+        except _Died:
+            self._die()
+        else:
+            self._wake()
 
     # ------------------------------------------------------------------ messages
 
     def greeted(self, device: str, outbox: int, first: int) -> None:
-        self.shell.handle(ev.Greeted(device, outbox, first), self._clock.now)  # it moves no timer
+        self._run(lambda: self.shell.handle(ev.Greeted(device, outbox, first), self.now))
 
     def arrived(self, device: str, update: Update, said: Said) -> None:
         if self._tamper is not None:
@@ -272,12 +385,12 @@ class Server:
 
     def chunk(self, device: str, chunk: Chunk) -> None:
         """Take one chunk of what was offered; the last one is the update's arrival."""
-        come = self._reassembler.add(device, chunk, memoryview(b""), self._clock.now)
+        come = self._reassembler.add(device, chunk, memoryview(b""), self.now)
         if isinstance(come, Whole):
             self.arrived(device, come.update, self._offers.pop(device))
         elif come is not None:
             hi = self.core.hi(device, come.outbox)
-            self.shell.carry_out([ev.GrantChunks(device, come, hi)], self._clock.now)
+            self._run(lambda: self.shell.carry_out([ev.GrantChunks(device, come, hi)], self.now))
 
     def statistics(self, device: str, statistics: Statistics, body: bytes) -> None:
         """Take a device's moments in."""
@@ -286,7 +399,7 @@ class Server:
 
     def fetch_asked(self, device: str, fetch: Fetch) -> None:
         """A device did not find a frame: `republished` is called with what is on offer."""
-        self.shell.handle(ev.FetchAsked(device, fetch), self._clock.now)
+        self._run(lambda: self.shell.handle(ev.FetchAsked(device, fetch), self.now))
 
     def _keep(self, body: "_Body") -> int:
         self._key += 1
@@ -294,13 +407,17 @@ class Server:
         return self._key
 
     def _handle(self, event: ev.Event) -> None:
-        self.shell.handle(event, self._clock.now)
-        self.shell.tick(self._clock.now)
-        self._wake()
+        def work() -> None:
+            self.shell.handle(event, self.now)
+            self.shell.tick(self.now)
+
+        self._run(work)
 
     def there(self, change: int) -> None:
         """Count devices that have come online, or gone if it is negative."""
-        self.core.handle(ev.DevicesOnline(self.core.steering.live + change), self._clock.now)
+        self._online += change
+        if not self._down:
+            self.core.handle(ev.DevicesOnline(self._online), self.now)
 
     # ------------------------------------------------------------- the shell's host
 
@@ -312,15 +429,16 @@ class Server:
         return ev.Decoded(action.device, action.update, action.key, said.norm, self.engine.agreement(body.direction))
 
     def commit(self, entries: Sequence[ev.Journal]) -> None:
-        """Nothing is written, and a simulation replays nothing: only what a live engine reads again is kept."""
+        """Keep what a live engine reads again, and what a restart would."""
+        self._act()
         for entry in entries:
-            if entry.noise:
-                self._journal.draw(entry.record.lsn, entry.noise)
-            elif isinstance(entry.record, rec.StatisticsRecord):
-                assert entry.key is not None
-                self._journal.keep(entry.record, self._bodies[entry.key].packed)
+            held = None if entry.key is None else self._bodies[entry.key]
+            said = None if held is None else held.said
+            body = self._store.noise(entry.noise) if entry.noise else b"" if held is None else held.packed
+            self._store.commit(entry.record, body, None if said is None else said.delta)
 
-    def journaled(self, record: rec.Record, key: int | None, now: float) -> None:
+    def journaled(self, record: rec.Record, key: int | None, now: float) -> None:  # noqa: ARG002 - of the shell's hook
+        self._act()
         if not isinstance(record, rec.UpdateRecord):
             return
         if record.verdict != Verdict.ACCEPTED:
@@ -330,13 +448,17 @@ class Server:
         body = self._bodies[key]
         assert body.said is not None
         self.engine.hold(record, body.said.delta, body.direction)
-        self.taken.add(now, self._places[record.device], record.staleness, record.weight)
+        self.taken.add(self._clock.now, self._places[record.device], record.staleness, record.weight)
 
     def carry(self, record: rec.Record, now: float) -> None:  # noqa: ARG002 - of the shell's hook
+        self._act()
         if isinstance(record, rec.ServeRecord):
             return  # whoever evaluates looks for itself
         frames = self.engine.carry(record)
         if isinstance(record, rec.ReleaseRecord):
+            if self._store.durable:
+                self._store.add_frames((frame, 0) for frame in frames)
+            self._act()
             self._release(frames)
 
     def measure(self, lsns: Sequence[int]) -> ev.Measured:
@@ -354,6 +476,7 @@ class Server:
             self._calls.republished(fetch)
 
     def reply(self, device: str, outbox: int, hi: int, settled: Sequence[Settled]) -> None:
+        self._act()
         self._calls.reply(device, outbox, hi, tuple(settled))
 
     def grant(self, device: str, update: Update, hi: int, now: float) -> None:
@@ -383,13 +506,13 @@ class Server:
     def _release(self, frames: Sequence[Frame] = ()) -> None:
         core, model = self.core, self.model
         self._announced += 1
-        version = core.version
+        version = model.version  # within a batch the core may be ahead of what is carried out
         announcement = Announcement.model_construct(
             federation="simulation",
             lineage=core.lineage,
             generation=core.generation,
             version=version,
-            step=core.step,
+            step=core.step_at(version),
             phase="training" if core.frozen else "statistics",
             schema_hash=core.schema_hash,
             digest=bytes(16),
@@ -409,7 +532,7 @@ class Server:
             self._heard += weighs + again
             self.told += (weighs + again) * self.core.steering.live
             step = min((len(frame.data) for frame in frames), default=0)
-            core.handle(ev.ReleasePublished(weighs, step), now)
+            core.handle(ev.ReleasePublished(weighs, step), self.now)
         new = PublishedVersion(announcement, model.state, self._clock.now, self._announced, self._heard)
         self.published.append(new)
         model.forget_steps(core.oldest_base if model.keeps_past else version)
@@ -431,14 +554,31 @@ class Server:
 
     def _wake(self) -> None:
         due = self.core.deadline
-        if due is not None and (self._due is None or due < self._due):
+        if due is not None and not self._down and (self._due is None or due < self._due):
             self._due = due
-            self._clock.at(due, self._tick)
+            self._clock.at(due - self._ahead, partial(self._tick, self._boot))
+        if (every := self._setup.checkpoint) is not None and self._store.since_checkpoint >= every and not self._down:
+            self.engine.checkpoint(self.core)
 
-    def _tick(self) -> None:
-        self._due = None
-        self.shell.tick(self._clock.now)
-        self._wake()
+    def _tick(self, boot: int) -> None:
+        if boot == self._boot and (due := self._due) is not None:
+            self._due = None
+            self._run(lambda: self.shell.tick(max(self.now, due)))  # of a clock that is ahead, sums are rounded
+
+
+def _remembered(core: AggregatorCore, model: Model) -> tuple[bytes, dict[str, Any]]:
+    """What a restart leaves as it is.
+
+    That is not what came of messages that leave no record, greetings and repeats, and not the share of a cohort, which
+    follows at each release how many are there.
+    """
+    found = core.dump()
+    outboxes = sorted(outbox for outbox in found["outboxes"] if outbox[2] > 0)
+    return model.digest(), {**found, "outboxes": outboxes, "counts": None, "share": None}
+
+
+class _Died(Exception):
+    """The process has ended within a batch."""
 
 
 @dataclass(slots=True)
@@ -450,24 +590,3 @@ class _Body:
     packed: bytes = b""
     """Of statistics."""
     direction: Vector | None = None
-
-
-class _Journal:
-    """In place of a store: of its journal a live engine reads noise and statistics again, and nothing else."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        self._size, self._rng = size, np.random.default_rng((seed, 3))
-        self._noise: dict[int, bytes] = {}
-        self._statistics: dict[int, tuple[rec.StatisticsRecord, bytes]] = {}
-
-    def draw(self, lsn: int, deviation: float) -> None:
-        self._noise[lsn] = (deviation * self._rng.standard_normal(self._size)).astype("<f4").tobytes()
-
-    def keep(self, record: rec.StatisticsRecord, body: bytes) -> None:
-        self._statistics[record.lsn] = record, body
-
-    def record(self, lsn: int) -> rec.Record:
-        return self._statistics[lsn][0]
-
-    def body(self, lsn: int) -> bytes:
-        return self._statistics[lsn][1] if lsn in self._statistics else self._noise.pop(lsn)

@@ -18,7 +18,7 @@ import numpy as np
 
 from midge.sensor_fleet.simulation import stacked
 from midge.sensor_fleet.simulation.coding import Coding, Said
-from midge.sensor_fleet.simulation.learners import Learner
+from midge.sensor_fleet.simulation.learners import Learner, TrainingResult
 from midge.sensor_fleet.simulation.stacked import Job
 from midge.wire.messages import Plan
 from midge.wire.schema import Schema, Vector
@@ -95,22 +95,32 @@ class ShardWorker:
             ]
         )
         with np.errstate(over="ignore", invalid="ignore"):
-            deltas = [values - start.values for (values, _, _), start in zip(trained, begun, strict=True)]
+            deltas = [each.values - start.values for each, start in zip(trained, begun, strict=True)]
         coding = self._codings.get(shard)
         if coding is None:
             coding = self._codings[shard] = Coding(self._schema)
         said: list[Said | None] = []
-        for _, same in groupby(range(len(tasks)), lambda place: _manner(begun[place])):
+        for (*_, tensors), same in groupby(range(len(tasks)), lambda place: _manner(begun[place], trained[place])):
             places = list(same)
             updates = [(self._names[tasks[place].device], tasks[place].number) for place in places]
             first = begun[places[0]]
-            said += coding.encode(updates, [deltas[place] for place in places], first.plan, first.lineage)
-        return [Outcome(one, rows, steps) for one, (_, rows, steps) in zip(said, trained, strict=True)]
+            some = [self._covered(deltas[place], tensors) for place in places]
+            said += coding.encode(updates, some, first.plan, first.lineage, tensors)
+        return [Outcome(one, each.examples, each.steps) for one, each in zip(said, trained, strict=True)]
+
+    def _covered(self, delta: Vector, tensors: tuple[int, ...] | None) -> Vector:
+        """A delta without what it does not cover."""
+        if tensors is None:
+            return delta
+        found = np.zeros_like(delta)
+        for place in self._schema.covered(tensors):
+            found[place] = delta[place]
+        return found
 
 
-def _manner(start: Start) -> tuple[str, bool, bytes]:
+def _manner(start: Start, trained: TrainingResult) -> tuple[str, bool, bytes, tuple[int, ...] | None]:
     """What decides how deltas are encoded."""
-    return start.plan.codec, start.plan.feedback, start.lineage
+    return start.plan.codec, start.plan.feedback, start.lineage, trained.tensors
 
 
 class Carrier(Protocol):

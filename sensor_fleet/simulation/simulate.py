@@ -22,6 +22,7 @@ from midge.sensor_fleet.sensors.stream import Stream
 from midge.sensor_fleet.simulation import stacked
 from midge.sensor_fleet.simulation.air import Air, Noise
 from midge.sensor_fleet.simulation.clock import Clock
+from midge.sensor_fleet.simulation.incidents import Incidents
 from midge.sensor_fleet.simulation.learners import Each, Learner, Stacked
 from midge.sensor_fleet.simulation.participant import Participant
 from midge.sensor_fleet.simulation.result import Simulated
@@ -91,6 +92,7 @@ def simulate(
     carry: Callable[[Callable[[], ShardWorker]], Carrier] | None = None,
     speed_up: float = 1.0,
     tamper: Tamper | None = None,
+    incidents: Incidents | None = None,
 ) -> Simulated:
     """Simulate a federation for a number of virtual seconds.
 
@@ -123,6 +125,7 @@ def simulate(
         speed_up: simulate a profile's fleet in scaled time, as a live one (`sensor_fleet.profiles.hastened`): times
             are told in the profile's seconds all the same.
         tamper: what stands between devices and the aggregator, to try what liars do.
+        incidents: restarts, pauses, outages, delays and wrong clocks.
 
     Raises:
         ValueError: what is given does not go together.
@@ -168,6 +171,7 @@ def simulate(
             jitter=jitter,
             stream=stream,
             tamper=tamper,
+            incidents=incidents,
         )
         simulation = _Simulation(setup)
         _refuse_idle(strategy, len(names))
@@ -229,6 +233,7 @@ class _Setup:
     jitter: float
     stream: Stream | None
     tamper: Tamper | None
+    incidents: Incidents | None
 
 
 class _Simulation:
@@ -247,6 +252,7 @@ class _Simulation:
             world,
             noise=Noise(setup.loss, setup.jitter, world.seconds if setup.speeds is None else setup.speeds.__getitem__),
             stream=setup.stream,
+            incidents=setup.incidents,
         )
         self.server = Server(
             self.clock,
@@ -258,8 +264,9 @@ class _Simulation:
                 places=dict(zip(names, range(len(names)), strict=True)),
                 framed=population is not None,
                 chunk=ONE_CHUNK if population is None else CHUNK,
+                checkpoint=setup.incidents.checkpoint if setup.incidents and setup.incidents.crashes else None,
             ),
-            DeviceCalls(reply=self._reply, granted=self._grant, released=self.air.released),
+            DeviceCalls(reply=self._reply, granted=self._grant, released=self.air.released, status=self.air.tell),
             setup.tamper,
         )
         if setup.tamper is not None:
@@ -270,6 +277,17 @@ class _Simulation:
         if population is not None:  # a profile's devices come to an aggregator that has been there for a while
             self.clock.now = -self.server.core.strategy.release_interval
         self.clock.at(self.clock.now, self.server.start)
+        if setup.incidents is not None:
+            self._expect(setup.incidents)
+
+    def _expect(self, incidents: Incidents) -> None:
+        """Have the aggregator restarted and paused when its time has come."""
+        for crash in incidents.crashes:
+            self.clock.at(crash.at, partial(self.server.crash, crash))
+            self.clock.at(crash.until, partial(self.server.restart, crash.clock))
+        for start, end in incidents.pauses:
+            self.clock.at(start, partial(self.server.pause, "the operator has paused"))
+            self.clock.at(end, partial(self.server.pause, None))
 
     def _grant(self, device: str, outbox: int, hi: int, grant: Grant) -> None:
         self.participants[device].grant(outbox, hi, grant)

@@ -32,6 +32,11 @@ class VirtualConstraints:
         self.expect_rows()
 
     @property
+    def why(self) -> str | None:
+        """The first reason against training."""
+        return next(iter(self._reasons.values()), None)
+
+    @property
     def until(self) -> float:
         """When nothing will be against training, as far as is known."""
         return max(self._resumes, self._enough)
@@ -79,4 +84,4 @@ class VirtualConstraints:
             self._reasons.pop(cause, None)
         else:
             self._reasons[cause] = why
-        self._tell(next(iter(self._reasons.values()), None))
+        self._tell(self.why)

@@ -111,13 +111,13 @@ class VirtualLink:
         if air.lost(self._device, purpose, self.messages):
             return
         seconds = self.latency + ahead + size / self.up
-        air.clock.after(seconds, work)
+        air.clock.after(seconds + air.delay(self._device, purpose, self.messages), work)
         if air.world.twice and air.world.twice_sent(self._device, self.messages):
-            air.clock.after(2 * seconds, work)
+            air.clock.after(2 * seconds + air.delay(self._device, f"{purpose} again", self.messages), work)
 
     def answered(self, size: int, work: Work) -> None:
         """Do what an answer of the aggregator brings, unless it is lost."""
         self.messages += 1
         if self.stands and not self._air.lost(self._device, "receipt", self.messages):
             self.received(size)
-            self.hear(work)
+            self.hear(work, self._air.delay(self._device, "receipt", self.messages))

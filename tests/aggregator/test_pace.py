@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midge.aggregator.core.participation_controller import Pace, Steering
+from midge.aggregator.core.participation_controller import PERIOD, Pace, Steering
 from midge.wire.participation import takes_part
 
 LINEAGE = bytes(16)
@@ -60,6 +60,17 @@ def test_a_number_at_once_is_met() -> None:
 def test_a_cohort_that_does_not_answer_is_widened_until_somebody_does() -> None:
     came = simulate(Pace(cohort=5), 200, 5, 200, answering=0.05)
     assert came
+
+
+def test_a_cohort_that_makes_no_release_is_widened() -> None:
+    """Its devices have answered, and are fewer than a release takes: it would wait for others for ever."""
+    steering = Steering(Pace(cohort=2))
+    steering.live = 20
+    steering.released(0.0)
+    steering.came(1.0)
+    assert not steering.tick(2 * PERIOD)
+    assert steering.tick(4 * PERIOD, starved=True)
+    assert steering.share == pytest.approx(0.2)
 
 
 def test_a_share_adds_devices_and_takes_none_away() -> None:

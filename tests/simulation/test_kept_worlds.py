@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.stalls import Drawn, verdict
+from benchmarks.stalls import WORLDS as OF_A_SEED
+from benchmarks.stalls import Drawn, judge, verdict
 
 WORLDS = {
     # One in five floods with tiny updates: their delays hid those of the others, and the rate let these swing.
@@ -22,6 +23,10 @@ WORLDS = {
     ),
     # Seven of 56 turn their updates: they kept a swing of the slow devices going, and it grew.
     "turned updates": Drawn(4, "balanced", 56, 1.2, 0.3246, 0.0, "none", 2.2889, 12.683, 0.0, 0.0, 0.0, 7, "sign flip"),
+    # Of a cohort of two, one device was asked by chance. It answered, and a release waited for a second one for ever.
+    "a cohort below the release floor": Drawn(
+        1, "fedavg", 3, 0.0, 0.5, 0.0, "none", 1.0, 10.0, 0.0, 0.0, 0.0, 0, "", median=20.0
+    ),
     "turned updates, again": Drawn(
         700211, "balanced", 56, 1.2, 0.3246, 0.0, "none", 2.2889, 12.683, 0.0, 0.0, 0.0, 7, "sign flip"
     ),
@@ -33,3 +38,11 @@ def test_it_learns_in_a_world_that_once_stopped_it(name: str) -> None:
     found = verdict(WORLDS[name])
     assert not found["stalled"]
     assert not found["late"]
+
+
+@pytest.mark.parametrize("number", range(20))
+def test_it_learns_in_a_sample_of_the_worlds(number: int) -> None:
+    """A small part of what `benchmarks.stalls` plays by the thousand."""
+    found = judge(17 * OF_A_SEED + number)
+    assert not found["stalled"], found["world"]
+    assert not found["broken"], found["world"]

@@ -50,6 +50,18 @@ def test_weights_that_fall_with_staleness_keep_no_large_fleet_from_the_answer(na
     assert found.metrics["far"][-1] < 0.1
 
 
+# Seen to fail with KeyError: the first steps wait until norms are known; then a release between two of them forgot the
+# version that the second was to be mixed with.
+def test_mixing_that_takes_no_staleness_makes_its_first_steps() -> None:
+    found = simulate(
+        [Regression(number, logistic=False) for number in range(4)],
+        strategy=midge.fedasync(max_staleness=0),
+        seconds=60,
+        initial={"w": np.zeros(3, np.float32)},
+    )
+    assert np.abs(found.parameters["w"] - TRUE).max() < 0.1
+
+
 def test_a_private_strategy_that_could_never_make_a_step_is_refused() -> None:
     strategy = midge.private(midge.Privacy(clip=1.0, noise=1.0, epsilon=8.0))
     with pytest.raises(ValueError, match="20 distinct devices, and there are 10"):

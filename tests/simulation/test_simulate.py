@@ -102,7 +102,7 @@ def test_trainings_are_done_when_the_first_result_is_needed() -> None:
     seen: list[int] = []
 
     class Counting(learners.Each):
-        def train(self, jobs: Sequence[stacked.Job]) -> list[learners.Trained]:
+        def train(self, jobs: Sequence[stacked.Job]) -> list[learners.TrainingResult]:
             seen.append(len(jobs))
             return super().train(jobs)
 

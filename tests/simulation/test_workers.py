@@ -15,7 +15,7 @@ from midge.sensor_fleet.lazily import shared
 from midge.sensor_fleet.models import model_for
 from midge.sensor_fleet.simulation import shards
 from midge.sensor_fleet.simulation.cluster import OnRay
-from midge.sensor_fleet.simulation.learners import Trained
+from midge.sensor_fleet.simulation.learners import TrainingResult
 from midge.sensor_fleet.simulation.result import Simulated
 from midge.sensor_fleet.simulation.shards import Carrier
 from midge.sensor_fleet.simulation.simulate import simulate
@@ -91,8 +91,8 @@ def test_what_is_done_ahead_changes_little_and_costs_little(monkeypatch: pytest.
 class Marking:
     """Trains to the start plus one, and is as quick as any."""
 
-    def train(self, jobs: Sequence[Job]) -> list[Trained]:
-        return [(job.start + np.float32(1 + job.device), 1, 1) for job in jobs]
+    def train(self, jobs: Sequence[Job]) -> list[TrainingResult]:
+        return [TrainingResult(job.start + np.float32(1 + job.device), 1, 1) for job in jobs]
 
     def load(self, device: int, plan: TrainingPlan, seen: int = 0) -> float:
         return 1.0
