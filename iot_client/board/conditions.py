@@ -45,6 +45,16 @@ class Fresh(Protocol):
     def new(self) -> int: ...
 
 
+class RowIntake(Fresh, Protocol):
+    """What knows too what came and was of no use."""
+
+    @property
+    def trouble(self) -> str | None: ...
+
+    @property
+    def absent(self) -> tuple[str, ...]: ...
+
+
 def _condition(name: str, look: Callable[[], str | None]) -> Condition:
     """A look as a condition: what cannot be read is said once."""
     told = False
@@ -306,9 +316,24 @@ def enough_new(samples: Fresh, rows: int) -> Condition:
         raise ValueError(f"enough_new() takes a number of rows from 1, not {rows}.")
 
     def look() -> str | None:
-        return None if samples.new >= rows else f"fewer than {rows} rows are new since the last training"
+        if samples.new >= rows:
+            return None
+        trouble = getattr(samples, "trouble", None)
+        return f"fewer than {rows} rows are new since the last training{f': {trouble}' if trouble else ''}"
 
     return _condition("enough_new", look)
+
+
+def every_feature(samples: RowIntake) -> Condition:
+    """Only once each feature had a number: one that never has is misspelt, or written in a way that is not understood.
+
+    Not for a device that lacks a sensor: its value is then missing in every row, and it trains all the same.
+    """
+
+    def look() -> str | None:
+        return f"no row had a number for {', '.join(samples.absent)}" if samples.new and samples.absent else None
+
+    return _condition("every_feature", look)
 
 
 def _text(path: Path) -> str:
