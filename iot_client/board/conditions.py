@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from midge.iot_client.board.training_constraints import Condition
+from midge.iot_client.board.usage_budget import SOONEST
 
 log = logging.getLogger("iot_client")
 
 ROOT = Path("/")
-SOONEST = 1_704_067_200.0
-"""Seconds since 1970 at the start of 2024: a clock that shows less was never set."""
 _HOT = (-40.0, 150.0)
 """Degrees Celsius that a sensor of a living board can show; others are sensors that are not there."""
 _ASK_AGAIN = 60.0

@@ -15,6 +15,9 @@ log = logging.getLogger("iot_client")
 
 _SAVE_EVERY = 600.0
 """Seconds between two writes of what was spent: a power cut forgets so much at most."""
+SOONEST = 1_704_067_200.0
+"""Seconds since 1970 at the start of 2024: a clock that shows less was never set."""
+_MONTH = 31 * 86_400.0
 _SAVE_WRITES = 8192
 """Bytes that such a write wears: a page of the file and one of its directory."""
 
@@ -60,7 +63,7 @@ class Budget:
         self._turn(now)
         self.bytes += moved
         self.joules += moved * self.costs.joules_per_byte + trained * self.costs.watts
-        if now - self._saved_at >= _SAVE_EVERY:
+        if not 0 <= now - self._saved_at < _SAVE_EVERY:  # a clock that was put back writes now, not after years
             self._saved_at = now
             self.save()
 
@@ -101,8 +104,15 @@ class Budget:
         }
 
     def _turn(self, now: float) -> None:
-        """A new month begins with nothing spent; a clock that was put back does not begin one."""
+        """A new month begins with nothing spent; a clock that was put back does not begin one.
+
+        If the month is further ahead than the next one, it came of a clock that was wrong: what was spent is this
+        month's. A clock that shows less than `SOONEST` was never set, and turns nothing.
+        """
         month = time.strftime("%Y-%m", time.gmtime(now))
+        following = time.strftime("%Y-%m", time.gmtime(now + _MONTH))
+        if now >= SOONEST and self.month > following:
+            self.month, self.since = month, min(self.since, now)
         if month > self.month:
             self.month, self.bytes, self.joules = month, 0, 0.0
             self.since, self.written = now, 0
