@@ -24,6 +24,7 @@ class Device:
     def __init__(self, config: DeviceConfig) -> None:
         self._parts = DeviceParts.of(config)
         self._runtime: DeviceRuntime | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = False
 
     @property
@@ -71,6 +72,7 @@ class Device:
         parts = self._parts
         with parts.outbox:
             parts.identity.begin(self.name, parts.outbox)
+            self._loop = asyncio.get_running_loop()
             self._runtime = runtime = self._begin(parts)
             if self._stopped:
                 runtime.connections.stop()
@@ -89,10 +91,14 @@ class Device:
         return DeviceRuntime(parts)
 
     def stop(self) -> None:
-        """End `serve` cleanly. To be called in its loop."""
+        """End `serve` cleanly. From any thread."""
         self._stopped = True
-        if self._runtime is not None:
+        if self._runtime is None or self._loop is None:
+            return
+        if asyncio._get_running_loop() is self._loop:  # noqa: SLF001 - the public one raises
             self._runtime.connections.stop()
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._runtime.connections.stop)
 
     def hang_up(self) -> None:
         """End the connection that stands, with a goodbye; the connector says when there is another. In its loop."""

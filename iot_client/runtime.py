@@ -40,6 +40,9 @@ log = logging.getLogger("iot_client")
 
 T = TypeVar("T")
 
+_FAILURES = 5
+"""Trainings that raise, one after the other, before the device ends: some minutes, as the pauses between them grow. A
+sensor bus that fails now and then is no reason to leave; a mistake in the program is."""
 _SAY_WAITING = 30.0
 """Seconds without training after which the status says why: who watches the federation must not call that a stall."""
 
@@ -90,6 +93,8 @@ class DeviceRuntime:
         self._blocked: str | None = None
         """Why the device does not train, as it was told last."""
         self._blocked_since = 0.0
+        self._failed = 0
+        """Trainings that raised since the last one that did not."""
         self._began, self._written_before = time.monotonic(), parts.budget.written
         self._said_waiting = False
         """Whether the status says so."""
@@ -101,7 +106,7 @@ class DeviceRuntime:
             BrokerError: the very first connection failed.
             DuplicateDeviceName: another live device has our name.
             TrainerError: the trainer returned what is no update.
-            Exception: whatever the trainer raised.
+            Exception: whatever the trainer raised, five times in a row.
         """
         samples, every = self.parts.config.samples, self.parts.config.look_every
         try:
@@ -318,7 +323,18 @@ class DeviceRuntime:
             log.warning("%s: nothing is sent: %s", parts.config.name, error)
             parts.tell("unfit", why=str(error))
             self.put(ev.NothingToSend(str(error)))
+        except TrainerError:
+            raise
+        except Exception as error:
+            self._failed += 1
+            if self._failed >= _FAILURES:
+                raise
+            log.exception("%s: the training failed, %d of %d times.", parts.config.name, self._failed, _FAILURES)
+            why = f"{type(error).__name__}: {error}"
+            parts.tell("trainer_failed", why=why, failed=self._failed)
+            self.put(ev.Killed(why))
         else:
+            self._failed = 0
             self.trained(made)
 
     def trained(self, made: Made) -> None:

@@ -1,8 +1,11 @@
 """What scripts and commands share: reading a broker's address, and running a service until it is interrupted."""
 
 import asyncio
+import os
 import signal
 import sys
+import threading
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +14,8 @@ from midge.notify import keep_notifying
 from midge.wire.inert import inert
 
 File = str | Path | None
+
+_CAUGHT = (signal.SIGINT, signal.SIGTERM)
 
 
 class Service(Protocol):
@@ -22,12 +27,20 @@ class Service(Protocol):
 
 
 def run_until_interrupted(service: Service) -> bool:
-    """Serve; the first Ctrl-C or SIGTERM ends it cleanly, a second one at once. Whether one came."""
+    """Serve; the first Ctrl-C or SIGTERM ends it cleanly, a second one at once. Whether one came.
+
+    Beside the main thread no signal can be caught: there, another thread calls the service's `stop()`.
+
+    Raises:
+        RuntimeError: a loop runs here already, as in a notebook.
+    """
     interrupted = False
+    if asyncio._get_running_loop() is not None:  # noqa: SLF001 - the public one raises
+        raise RuntimeError("An event loop runs here already, as in a notebook: say `await service.serve()` instead.")
+    caught = _CAUGHT if threading.current_thread() is threading.main_thread() else ()
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        caught = (signal.SIGINT, signal.SIGTERM)
 
         def stop() -> None:
             nonlocal interrupted
@@ -36,6 +49,8 @@ def run_until_interrupted(service: Service) -> bool:
                 loop.remove_signal_handler(number)
             service.stop()
 
+        if caught:
+            _in_children_as_before()
         for number in caught:
             loop.add_signal_handler(number, stop)
         telling = asyncio.create_task(keep_notifying())
@@ -47,6 +62,30 @@ def run_until_interrupted(service: Service) -> bool:
 
     asyncio.run(main())
     return interrupted
+
+
+@cache
+def _in_children_as_before() -> None:
+    """Let a forked child, such as a worker of the trainer, end by a signal and not tell the parent's loop of it.
+
+    The signals are held back across the fork: one that came before the child is itself would be the parent's. Once a
+    process: what is registered stays.
+    """
+    before = threading.local()
+
+    def hold() -> None:
+        before.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _CAUGHT)
+
+    def release() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before.mask)
+
+    def restore() -> None:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        release()
+
+    os.register_at_fork(before=hold, after_in_parent=release, after_in_child=restore)
 
 
 def run_script(service: Service) -> None:

@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from midge.iot_client.board.training_constraints import Condition
+from midge.iot_client.board.usage_budget import SOONEST
 
 log = logging.getLogger("iot_client")
 
 ROOT = Path("/")
-SOONEST = 1_704_067_200.0
-"""Seconds since 1970 at the start of 2024: a clock that shows less was never set."""
 _HOT = (-40.0, 150.0)
 """Degrees Celsius that a sensor of a living board can show; others are sensors that are not there."""
 _ASK_AGAIN = 60.0
@@ -43,6 +42,16 @@ class Fresh(Protocol):
 
     @property
     def new(self) -> int: ...
+
+
+class RowIntake(Fresh, Protocol):
+    """What knows too what came and was of no use."""
+
+    @property
+    def trouble(self) -> str | None: ...
+
+    @property
+    def absent(self) -> tuple[str, ...]: ...
 
 
 def _condition(name: str, look: Callable[[], str | None]) -> Condition:
@@ -306,9 +315,24 @@ def enough_new(samples: Fresh, rows: int) -> Condition:
         raise ValueError(f"enough_new() takes a number of rows from 1, not {rows}.")
 
     def look() -> str | None:
-        return None if samples.new >= rows else f"fewer than {rows} rows are new since the last training"
+        if samples.new >= rows:
+            return None
+        trouble = getattr(samples, "trouble", None)
+        return f"fewer than {rows} rows are new since the last training{f': {trouble}' if trouble else ''}"
 
     return _condition("enough_new", look)
+
+
+def every_feature(samples: RowIntake) -> Condition:
+    """Only once each feature had a number: one that never has is misspelt, or written in a way that is not understood.
+
+    Not for a device that lacks a sensor: its value is then missing in every row, and it trains all the same.
+    """
+
+    def look() -> str | None:
+        return f"no row had a number for {', '.join(samples.absent)}" if samples.new and samples.absent else None
+
+    return _condition("every_feature", look)
 
 
 def _text(path: Path) -> str:

@@ -10,13 +10,17 @@ import asyncio
 import csv
 import json
 import logging
+import math
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from contextlib import suppress
 from io import BufferedReader
+from itertools import pairwise
 from pathlib import Path
 
 from midge.iot_client.data.samples import Samples
+from midge.iot_client.data.values import Classes, number
 
 log = logging.getLogger("iot_client")
 
@@ -27,6 +31,9 @@ _BLOCK = 2**20
 _TAIL = 64
 """Bytes before the place that was read to, by which a file is known again."""
 _DELIMITERS = ",;\t|"
+_FIRST, _FEW = 200, 16
+"""Rows that are looked at to tell features from the other columns, and how many it takes at least."""
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 class CsvError(ValueError):
@@ -49,11 +56,44 @@ def header(path: Path) -> list[str]:
     return _names(line)[0]
 
 
+def no_features(path: Path, label: str) -> dict[str, str]:
+    """Columns that are no inputs by what their first rows hold, and why: text, a clock or a counter, one value only."""
+    with path.open("rb") as file:
+        columns, delimiter = _names(file.readline(_BLOCK))
+        lines = [line.decode(errors="replace").strip("\r\n") for line, _ in zip(file, range(_FIRST), strict=False)]
+    rows = [row for line in lines if len(row := _fields(line, delimiter)) == len(columns)]
+    if len(rows) < _FEW:
+        return {}
+    found = {}
+    for name, said in zip(columns, zip(*rows, strict=True), strict=True):
+        values = [number(each, decimal_comma=delimiter != ",") for each in said if each]
+        if name == label:
+            continue
+        if not name or all(map(math.isnan, values)):
+            found[name] = "no numbers"
+        elif all(one < other for one, other in pairwise(values)) or all(one > other for one, other in pairwise(values)):
+            found[name] = "a clock or a counter"
+        elif len(set(values)) == 1:
+            found[name] = "one value in all of the first rows"
+    return found
+
+
 def _names(line: bytes) -> tuple[list[str], str]:
     """The columns that a first line names, and what separates them."""
     text = line.decode("utf-8-sig", errors="replace").strip("\r\n")
-    delimiter = max(_DELIMITERS, key=text.count)
-    return [name.strip() for name in next(csv.reader([text], delimiter=delimiter), [])], delimiter
+    delimiter = max(_DELIMITERS, key=re.sub(r'"[^"]*"', "", text).count)
+    return _fields(text, delimiter), delimiter
+
+
+def _fields(line: str, delimiter: str) -> list[str]:
+    """The fields of one line; none if it cannot be read.
+
+    Each line has a reader of its own: with one for all, a stray quotation mark swallows whatever comes behind it.
+    """
+    with suppress(csv.Error):
+        found = next(csv.reader((line,), delimiter=delimiter, skipinitialspace=True), [])
+        return [field.strip() for field in found]
+    return []
 
 
 class CsvRows:
@@ -66,7 +106,7 @@ class CsvRows:
 
     def __init__(self, path: str | Path, *, classes: Sequence[str] = ()) -> None:
         self.path = Path(path)
-        self._classes: Mapping[str, int] = {name: number for number, name in enumerate(classes)}
+        self._classes = Classes(classes)
         self._file: BufferedReader | None = None
         self._columns: list[str] | None = None
         self._delimiter = ","
@@ -75,7 +115,8 @@ class CsvRows:
         self._tail = b""
         """The bytes before it."""
         self.broken = 0
-        """Lines that have more or fewer fields than the first."""
+        """Lines that cannot be read, or have more or fewer fields than the first."""
+        self._said_absent = False
 
     async def follow(self, samples: Samples) -> None:
         """Read what there is, and then what comes, for ever.
@@ -100,7 +141,7 @@ class CsvRows:
         try:
             return self._read(samples)
         except OSError as error:
-            log.info("%s cannot be read now: %s", self.path, error)
+            samples.reject(str(self.path), f"{self.path} cannot be read ({error.strerror})")
             self.close()
             return False
 
@@ -123,7 +164,8 @@ class CsvRows:
             self._take(block[:whole], samples)
             self._offset += whole
             self._tail = (self._tail + block[:whole])[-_TAIL:]
-            samples.marks[self._mark] = json.dumps({"offset": self._offset, "tail": self._tail.hex()})
+            place = {"offset": self._offset, "tail": self._tail.hex(), "columns": self._columns}
+            samples.marks[self._mark] = json.dumps({**place, "delimiter": self._delimiter})
             return True
         if len(block) == _BLOCK:
             raise CsvError(f"{self.path} has a line of more than {_BLOCK} bytes: is it a CSV file?")
@@ -138,12 +180,17 @@ class CsvRows:
         try:
             self._file = self.path.open("rb")
         except FileNotFoundError:
+            if not self._said_absent:
+                log.warning("There is no file %s yet: its rows are read once it comes.", self.path)
+            self._said_absent = True
             return False
         self._begin(self._file)
         with suppress(ValueError, KeyError, TypeError):
             place = json.loads(samples.marks[self._mark])
             offset, tail = int(place["offset"]), bytes.fromhex(place["tail"])
             self._columns, self._delimiter = _names(self._file.readline(_BLOCK))
+            if place.get("columns"):  # a header further down may have named others
+                self._columns, self._delimiter = [str(name) for name in place["columns"]], str(place["delimiter"])
             self._offset, self._tail = offset, tail  # where it is another file, the next look sees it
         return True
 
@@ -158,22 +205,65 @@ class CsvRows:
     def _take(self, block: bytes, samples: Samples) -> None:
         if self._columns is None:
             first, _, block = block.partition(b"\n")
-            self._columns, self._delimiter = _names(first)
-            lacking = [name for name in (*samples.features, samples.label) if name not in self._columns]
-            if lacking:
-                raise CsvError(
-                    f"{self.path} has no column {', '.join(map(repr, lacking))}; "
-                    f"its first line names {', '.join(self._columns)}."
-                )
+            if first.startswith(_UTF16):
+                raise CsvError(f"{self.path} is in UTF-16: save it as UTF-8.")
+            self._name_columns(*_names(first), samples)
+        assert self._columns is not None
         # A quoted field may hold anything but a line's end: with that, where a line ends could not be told.
-        lines = block.decode(errors="replace").splitlines()
-        for row in csv.reader(lines, delimiter=self._delimiter):
-            if row == self._columns or not row:
-                continue  # a program that starts over writes its first line again
-            if len(row) != len(self._columns):
-                self.broken += 1
-                continue
-            fields: dict[str, object] = dict(zip(self._columns, row, strict=True))
-            if self._classes:
-                fields[samples.label] = self._classes.get(str(fields[samples.label]).strip())
-            samples.observe(fields)
+        for line in block.decode(errors="replace").split("\n"):
+            if line.strip() and (row := self._row(line, samples)) is not None:
+                samples.observe(row)
+
+    def _name_columns(self, names: list[str], delimiter: str, samples: Samples) -> None:
+        """Read what follows under these names.
+
+        Raises:
+            CsvError: the samples need one that is not among them.
+        """
+        if lacking := [name for name in (*samples.features, samples.label) if name not in names]:
+            raise CsvError(
+                f"{self.path} has no column {', '.join(map(repr, lacking))}; "
+                f"a line that names columns has {', '.join(names)}."
+            )
+        needed = (*samples.features, samples.label)
+        if twice := sorted({name for name in needed if names.count(name) > 1}):
+            raise CsvError(f"{self.path} has two columns {', '.join(map(repr, twice))}: name them differently.")
+        self._columns, self._delimiter = names, delimiter
+
+    def _row(self, line: str, samples: Samples) -> dict[str, object] | None:
+        """The values of a line by column; None if it is another header, or broken.
+
+        Raises:
+            CsvError: it is a header that lacks a column which the samples need.
+        """
+        assert self._columns is not None
+        columns, needed = self._columns, {*samples.features, samples.label}
+        row = _fields(line.strip("\r\ufeff"), self._delimiter)
+        if needed <= set(row) or (len(row) > 1 and all(row) and set(row) <= set(columns)):
+            # A program that starts over writes its first line again, perhaps with its columns in another order.
+            self._name_columns(row, self._delimiter, samples)
+            return None
+        if len(row) == len(columns) + 1 and not row[-1]:
+            row.pop()  # a separator behind the last value
+        elif len(row) == len(columns) - 1 and not columns[-1]:
+            row.append("")
+        if len(row) != len(columns):
+            self.broken += 1
+            fields = f"{len(row)} fields, not {len(columns)}" if row else "no fields that can be read"
+            samples.reject("lines", f"{self.path}: a line has {fields}: {line[:60]!r}")
+            return None
+        values: dict[str, object] = dict(zip(columns, row, strict=True))
+        if self._delimiter != ",":
+            values.update({name: _pointed(values[name]) for name in needed})
+        if self._classes:
+            said = row[columns.index(samples.label)]
+            values[samples.label] = self._classes.number(said)
+            if said and values[samples.label] is None:
+                samples.reject("classes", f"{samples.label} is {said[:60]!r}, none of {', '.join(self._classes.names)}")
+        return values
+
+
+def _pointed(value: object) -> object:
+    """A number with a decimal comma, where commas do not separate; else the value."""
+    found = number(value, decimal_comma=True)
+    return value if math.isnan(found) else found

@@ -6,7 +6,6 @@ enough that a flash card lives for years; what was not yet written is lost with 
 
 import ast
 import logging
-import math
 import sqlite3
 import threading
 import time
@@ -18,6 +17,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from midge.iot_client.data.values import number
 from midge.storage.database import Database, DatabaseError, DiskFull
 from midge.wire.moments import SENTINEL, Moments
 
@@ -36,6 +36,12 @@ CLIP = 10.0
 """Robust deviations from the median beyond which a value is an outlier: a normal one never is."""
 _DEVIATION = 1.4826
 """The standard deviation of a normal distribution in units of its median absolute deviation."""
+TELL_EVERY = 3600.0
+"""Seconds between two warnings of one kind of value that cannot be used."""
+_LONGEST_QUOTE = 60
+"""Characters of such a value in a warning."""
+_MISSING = ("", "nan", "na", "n/a", "null", "none", "-", "inf", "-inf", "unavailable", "unknown")
+"""Words for a value that is not there: no mistake of the one who wrote them."""
 _PAGE = 4096
 _TABLES = """
 CREATE TABLE IF NOT EXISTS segments (number INTEGER PRIMARY KEY AUTOINCREMENT, data BLOB NOT NULL);
@@ -89,8 +95,10 @@ class Samples:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.features, self.label, self.kind = tuple(features), label, kind
-        if not self.features or len({*self.features, label}) <= len(self.features):
-            raise ValueError("Samples have features and one label, each with a name of its own.")
+        twice = sorted({name for name in (*features, label) if (*features, label).count(name) > 1})
+        if not self.features or twice:
+            which = f"; {', '.join(map(repr, twice))} is there twice" if twice else ""
+            raise ValueError(f"Samples have features and one label, each with a name of its own{which}.")
         self.capacity = min(rows, size // (4 * self._width))
         if self.capacity < 1:
             raise ValueError(f"{rows} rows in {size} bytes leave no room for one row of {self._width} values.")
@@ -111,6 +119,12 @@ class Samples:
         """Values that were missing in the rows that are kept, since the start."""
         self.sentinels: dict[str, int] = {}
         """Values beyond all that sensors measure, by column, since the start: they count as missing."""
+        self.rejected: dict[str, int] = {}
+        """Values, lines and messages that could not be used, by kind, since the start."""
+        self._first_rejected = ""
+        self._told: dict[str, float] = {}
+        self._present: npt.NDArray[np.bool_] = np.zeros(len(self.features), bool)
+        """Of which features some row had a number."""
         self.clipped = 0
         """Outliers in the rows that were last read."""
         self.written = 0
@@ -154,10 +168,14 @@ class Samples:
             row: Any = [x.get(name) for name in self.features]
         else:
             row = x
-        values = np.array([_number(each) for each in np.ravel(np.asarray(row, object))], np.float64)
+        given = np.ravel(np.asarray(row, object))
+        values = np.array([number(each) for each in given], np.float64)
         if len(values) != len(self.features):
             raise ValueError(f"a row has {len(self.features)} values ({', '.join(self.features)}), not {len(values)}")
-        label = _number(y)
+        label = number(y)
+        for name, each, found in zip((*self.features, self.label), (*given, y), (*values, label), strict=True):
+            if isinstance(each, str) and np.isnan(found) and each.strip().casefold() not in _MISSING:
+                self.reject(name, f"{name} is {each[:_LONGEST_QUOTE]!r}, no number")
         with self._lock, np.errstate(over="ignore"):
             whole_row = np.append(values, label).astype(np.float32)
             known = np.isfinite(whole_row)
@@ -170,11 +188,41 @@ class Samples:
                 self.unlabelled += 1
                 return False
             self.missing += int(np.count_nonzero(~known))
+            self._present |= known[:-1]
             self._ring[self.seen % self.capacity] = whole_row
             self.seen += 1
             if self.seen - self._stored >= min(BATCH, self.capacity) or self._clock() >= self._due:
                 self.flush()
         return True
+
+    def reject(self, kind: str, words: str) -> None:
+        """Count what cannot be used, and warn of it: the first time, and then once an hour.
+
+        Args:
+            kind: what is counted together: the name of a column, say.
+            words: what came, and what it is not.
+        """
+        with self._lock:
+            self.rejected[kind] = count = self.rejected.get(kind, 0) + 1
+            self._first_rejected = self._first_rejected or words
+            if count > 1 and self._clock() < self._told[kind] + TELL_EVERY:
+                return
+            self._told[kind] = self._clock()
+        log.warning("%s; %d such so far, and %d rows kept.", words, count, self.seen)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why no row was kept, in words that stay; None once one was, or if none came."""
+        if self.seen:
+            return None
+        if self._first_rejected:
+            return self._first_rejected
+        return f"no row had {self.label} and a feature" if self.unlabelled else None
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Features of which no row had a number."""
+        return tuple(name for name, there in zip(self.features, self._present, strict=True) if not there)
 
     def _note_sentinels(self, places: npt.NDArray[np.intp], row: Array) -> None:
         for place in places:
@@ -235,25 +283,25 @@ class Samples:
             marks = {**self.marks, " new": str(self.new)}
             try:
                 with self._db.transaction() as db:
-                    number = db.execute("INSERT INTO segments (data) VALUES (?)", (new.tobytes(),)).lastrowid
+                    segment = db.execute("INSERT INTO segments (data) VALUES (?)", (new.tobytes(),)).lastrowid
                     db.executemany("DELETE FROM segments WHERE number = ?", [(each,) for each in old])
                     db.executemany("INSERT OR REPLACE INTO marks VALUES (?, ?)", list(marks.items()))
             except (DiskFull, DatabaseError) as error:
                 log.warning("Samples cannot be written to %s (%s): they stay in memory.", self.path, error)
                 return
-            assert number is not None
-            self._segments = [*self._segments[len(old) :], (number, len(new))]
+            assert segment is not None
+            self._segments = [*self._segments[len(old) :], (segment, len(new))]
             self._stored = self.seen
             self.written += 2 * (-(-new.nbytes // _PAGE) + 3) * _PAGE  # into the log, and from there into the file
 
     def _outdated(self, new: int) -> list[int]:
         """Numbers of the segments that are over the bound once `rows` are added: the others fill the ring."""
         left, old = new + sum(rows for _, rows in self._segments), []
-        for number, rows in self._segments:
+        for segment, rows in self._segments:
             left -= rows
             if left < self.capacity:
                 break
-            old.append(number)
+            old.append(segment)
         return old
 
     def close(self) -> None:
@@ -288,15 +336,16 @@ class Samples:
 
     def _load(self, db: sqlite3.Connection) -> None:
         parts = []
-        for number, data in db.execute("SELECT number, data FROM segments ORDER BY number"):
+        for place, data in db.execute("SELECT number, data FROM segments ORDER BY number"):
             rows = np.frombuffer(data, np.float32)
             if rows.size % self._width == 0:
                 parts.append(rows.reshape(-1, self._width))
-                self._segments.append((number, len(parts[-1])))
+                self._segments.append((place, len(parts[-1])))
         if parts:
             kept = np.concatenate(parts)[-self.capacity :]
             self._ring[: len(kept)] = kept
             self.seen = self._stored = len(kept)
+            self._present |= np.isfinite(kept[:, :-1]).any(axis=0)
         self._taken = max(0, self.seen - int(self.marks.pop(" new", "0")))
 
 
@@ -306,14 +355,6 @@ def _columns(mark: str) -> str:
         *features, label, kind = ast.literal_eval(mark)
         return f"{', '.join(features)} with the label {label} ({kind})"
     return mark
-
-
-def _number(value: Any) -> float:
-    """A number, NaN where it is none: text that says one is."""
-    with suppress(TypeError, ValueError):
-        number = float(value)
-        return number if math.isfinite(number) else math.nan
-    return math.nan
 
 
 def _clip(rows: Array, deviations: float) -> int:

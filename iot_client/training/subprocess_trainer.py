@@ -5,6 +5,7 @@ memory runs out. The other one trains at a low priority, does I/O only when no o
 memory and no more. Parameters go through a pipe as a header in msgpack and raw bytes behind it.
 """
 
+import atexit
 import ctypes
 import multiprocessing
 import os
@@ -101,10 +102,12 @@ class Isolated:
         # Spawned: a fork of a process with threads and an event loop can hang, and would hold its memory.
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
+        # No daemon, for those may have no children: a trainer may have workers. So its end is ours to see to.
         child = context.Process(
-            target=_serve, args=(theirs, self._load, self._memory, self._nice), name="midge training", daemon=True
+            target=_serve, args=(theirs, self._load, self._memory, self._nice), name="midge training", daemon=False
         )
         child.start()
+        atexit.register(self._end)
         theirs.close()
         return child, ours
 
@@ -114,6 +117,7 @@ class Isolated:
             if self._child is not None:
                 child, pipe = self._child
                 child.join(_PATIENCE)
+                _kill_group(child)
                 code, self._child = child.exitcode, None
                 pipe.close()
         if not self._closed:
@@ -126,9 +130,18 @@ class Isolated:
     def _end(self) -> None:
         with self._lock:
             child = self._child
+        atexit.unregister(self._end)
         if child is not None:
+            _kill_group(child[0])
             child[0].kill()
             child[0].join(_PATIENCE)
+
+
+def _kill_group(child: multiprocessing.process.BaseProcess) -> None:
+    """Kill what the child started: without it, its workers would stay."""
+    with suppress(OSError):
+        if child.pid is not None and child.pid != os.getpgrp():
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 def isolated(train: Trainer, *, memory: int | None = None, nice: int = NICE) -> Isolated:
@@ -181,6 +194,7 @@ def _receive(pipe: Connection) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def _serve(pipe: Connection, load: Load, memory: int | None, nice: int) -> None:
     """Train whenever asked, until the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the device's to hear
+    os.setpgid(0, 0)  # with all that the trainer starts, so that it can be ended together
     step_back(nice)
     try:
         train = load()

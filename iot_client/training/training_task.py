@@ -1,6 +1,7 @@
 """One training: from the model that is held to an encoded update, or the reason why there is none."""
 
 import asyncio
+import contextvars
 import inspect
 import logging
 import time
@@ -10,6 +11,7 @@ from midge.iot_client.config import DeviceConfig
 from midge.iot_client.connection.publisher import Publisher, StartTask
 from midge.iot_client.parts import DeviceParts
 from midge.iot_client.state.local_tensors import Missing
+from midge.iot_client.training.daemon_thread import DaemonThreads
 from midge.iot_client.training.evaluation import Evaluating
 from midge.iot_client.training.fit import Fit, Parameters, TrainingKilled, TrainingPlan
 from midge.iot_client.training.update_encoder import Made, TrainerError, make_update
@@ -99,7 +101,7 @@ class TrainingTask:
 
 
 async def fitted(config: DeviceConfig, parameters: Parameters, plan: TrainingPlan) -> Fit:
-    """Call the user's `train`, in a thread unless it is a coroutine function.
+    """Call the user's `train`, in a thread unless it is a coroutine function. A device that is to end does not wait.
 
     Raises:
         TrainerError: it returned something other than a `Fit`.
@@ -109,7 +111,9 @@ async def fitted(config: DeviceConfig, parameters: Parameters, plan: TrainingPla
         if inspect.iscoroutinefunction(config.train):
             fit = await config.train(parameters, plan)
         else:
-            fit = await asyncio.to_thread(config.train, parameters, plan)
+            run = contextvars.copy_context().run
+            loop = asyncio.get_running_loop()
+            fit = await loop.run_in_executor(DaemonThreads(), run, config.train, parameters, plan)
     except Exception as error:
         error.add_note(f"(raised by train() of device {config.name!r})")
         raise

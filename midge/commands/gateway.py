@@ -1,6 +1,7 @@
 """A device without a program: it trains a ready-made model on a CSV that grows, or on an MQTT topic of sensors."""
 
 import argparse
+import logging
 import re
 import socket
 from collections.abc import Sequence
@@ -11,13 +12,15 @@ from midge.broker import connector
 from midge.broker.mqtt.connection import Connection, Options
 from midge.commands.parts import Parser, Problem, read_config, user_errors
 from midge.iot_client.config import DeviceConfig
-from midge.iot_client.data.csv_source import CsvRows, header
+from midge.iot_client.data.csv_source import CsvRows, header, no_features
 from midge.iot_client.data.mqtt_source import SensorTopic
 from midge.iot_client.data.samples import Samples, SamplesError, Source
 from midge.iot_client.device import Device
 from midge.iot_client.training.sample_trainer import SampleTrainer
 from midge.running import endpoint_of
 from midge.wire.topics import DEFAULT_ROOT, check_name
+
+log = logging.getLogger("iot_client")
 
 
 def add_gateway(parser: Parser) -> None:
@@ -88,7 +91,7 @@ def _device(
     Raises:
         ValueError: an option says what cannot be.
     """
-    from midge.iot_client.board.conditions import enough_new  # noqa: PLC0415
+    from midge.iot_client.board.conditions import enough_new, every_feature  # noqa: PLC0415
 
     trainer = SampleTrainer(samples, model=args.model)
 
@@ -115,7 +118,7 @@ def _device(
             sources=sources,
             moments=samples.moments,
             end_if_unsuited=True,
-            conditions=[enough_new(samples, args.train_after)],
+            conditions=[enough_new(samples, args.train_after), every_feature(samples)],
         )
     )
     return app
@@ -135,7 +138,7 @@ def _who(args: argparse.Namespace) -> tuple[str, str]:
 
 
 def _columns(args: argparse.Namespace) -> Sequence[str]:
-    """The features; of a CSV all columns but the label, unless some are named."""
+    """The features; unless some are named, the columns of a CSV but the label and what is no input by its look."""
     if args.label is None:
         raise Problem("Say with --label which column or field is to be predicted.")
     if args.features:
@@ -148,7 +151,12 @@ def _columns(args: argparse.Namespace) -> Sequence[str]:
         columns = header(Path(args.csv).expanduser())
     if args.label not in columns:
         raise Problem(f"{args.csv} has no column {args.label!r}; its first line names {', '.join(columns)}.")
-    return [name for name in columns if name != args.label]
+    out = no_features(Path(args.csv).expanduser(), args.label)
+    features = [name for name in columns if name != args.label and name not in out]
+    if out:
+        left = ", ".join(f"{name!r} ({why})" for name, why in out.items())
+        log.warning("Features are %s. Left out: %s; --features says otherwise.", ", ".join(features), left)
+    return features
 
 
 def _names(text: str | None) -> list[str]:

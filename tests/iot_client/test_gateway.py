@@ -118,14 +118,15 @@ def test_what_is_missing_is_asked_for(words: list[str], match: str, readings: Pa
         _app(parse(*[word.replace("{}", str(readings)) for word in words]))
 
 
-def test_the_columns_of_a_csv_are_its_features_unless_some_are_named(
-    readings: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_columns_of_a_csv_but_its_clock_are_its_features_unless_some_are_named(
+    readings: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(readings.parent)
     where = ["--broker", "mqtt://localhost", "--federation", "f"]
     app = gateway(parse("--csv", str(readings), "--label", "power", *where))
     assert app.config.samples is not None
-    assert app.config.samples.features == ("time", "speed", "heat")
+    assert app.config.samples.features == ("speed", "heat")
+    assert "Left out: 'time' (a clock or a counter)" in caplog.text
     assert (readings.parent / f"{app.name}.outbox.samples").exists()
 
 

@@ -147,7 +147,7 @@ async def test_a_program_whose_columns_are_swapped_waits_and_says_so(tmp_path: P
 async def test_a_file_with_a_column_more_is_told_in_numbers(tmp_path: Path) -> None:
     twin, log = Twin(), Log()
     rows(tmp_path / "a.csv", 60)
-    wrong = from_csv(twin, tmp_path / "a.csv", "a", log)
+    wrong = from_csv(twin, tmp_path / "a.csv", "a", log, "--features", "time,speed,heat")
     async with serving(server(twin, tmp_path, log)):
         with pytest.raises(TrainerError, match="the model has 2 inputs, this device gives 3: time, speed, heat"):
             async with asyncio.timeout(20):

@@ -17,6 +17,7 @@ from midge.aggregator.publish.model_publisher import PART
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.publish_queue import Post
 from midge.aggregator.store import device_erasure as forgetting
+from midge.aggregator.store.audit_log import AUDIT
 from midge.broker.embedded.in_memory import Twin
 from midge.broker.mqtt.connection import Delivery
 from midge.wire import codecs, frames, messages
@@ -294,7 +295,7 @@ def test_a_withdrawn_device_is_let_in_again_and_the_log_says_so(tmp_path: Path) 
     assert life.send("pump", 1, 20.0, outbox=2).verdict is Verdict.ACCEPTED
     assert life.events("readmitted") == 1
     life.federation.close()
-    lines = [json.loads(line) for line in (tmp_path / forgetting.AUDIT).read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / AUDIT).read_text().splitlines()]
     assert [line["what"] for line in lines] == ["withdrawn", "erased", "readmitted"]
 
 

@@ -80,12 +80,20 @@ def test_status_of_a_federation_and_rows_of_the_doctor(text: str) -> None:
         "aggregator": {"state": text, "why": text},
         "model": model,
         "devices": {text: device},
+        "answered": False,
+        "unasked": text,
+        "health": {
+            "state": text,
+            "since": 0.0,
+            "accepted": 1.0,
+            "why": text,
+            "alarms": [text],
+            "verdicts": {text: 1},
+            "devices": {text: 1},
+        },
     }
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        status._print(inert_all(found))
-    assert all(drawn(line) for line in said.getvalue().split("\n"))
-    assert said.getvalue().count("\n") == 4
+    shown = list(status.lines(inert_all(found)))
+    assert all(drawn(line) for line in shown) and len(shown) == 7
     finding = Finding("version", text, "note", text)
     said = io.StringIO()
     with contextlib.redirect_stdout(said):

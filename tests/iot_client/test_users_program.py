@@ -1,0 +1,182 @@
+"""The user's program beside the device: workers, threads, errors that pass, and an end in the middle of a training.
+
+Seen to fail before the mend on: a forked worker deaf to SIGTERM whose signal ended the device; `daemonic processes are
+not allowed to have children`; `set_wakeup_fd only works in main thread`; the first error of the trainer that ended the
+device; and an end that waited for the training.
+"""
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from multiprocessing.pool import Pool
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from midge.broker.embedded.in_memory import Twin
+from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
+from midge.iot_client.training.subprocess_trainer import isolated
+from midge.running import run_until_interrupted
+from midge.wire.messages import Plan
+from tests.federation.live import Log, aggregator, approach, device, serving
+from tests.waiting import until
+
+FORK = multiprocessing.get_context("fork")
+
+
+class Work:
+    """A service whose work runs in a thread, as a device's training does."""
+
+    def __init__(self, work: object) -> None:
+        self._work = work
+        self.stopped = False
+        self.result: object = None
+
+    async def serve(self) -> None:
+        self.result = await asyncio.to_thread(self._work)  # type: ignore[arg-type]
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+def sleep() -> None:
+    time.sleep(3600)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_worker_ends_by_a_signal_and_the_service_goes_on() -> None:
+    def fork() -> list[int | None]:
+        codes = []
+        for _ in range(20):
+            worker = FORK.Process(target=sleep)
+            worker.start()
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGTERM)
+            worker.join(20)
+            codes.append(worker.exitcode)
+            if worker.exitcode is None:
+                worker.kill()
+                worker.join()
+        return codes
+
+    service = Work(fork)
+    assert not run_until_interrupted(service) and not service.stopped
+    assert isinstance(service.result, list)
+    assert service.result == [-signal.SIGTERM] * 20
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_pool_of_workers_ends_no_service() -> None:
+    def pool() -> list[int]:
+        found: list[int] = []
+        for _ in range(5):
+            with FORK.Pool(2) as workers:
+                assert isinstance(workers, Pool)
+                found += workers.map(abs, [-1, -2])
+        return found
+
+    service = Work(pool)
+    assert not run_until_interrupted(service) and service.result == [1, 2] * 5
+
+
+def train_with_workers(parameters: Parameters, plan: TrainingPlan) -> Fit:
+    if plan.seed == 1:
+        worker = multiprocessing.get_context("fork").Process(target=sleep)
+        worker.start()
+        assert worker.pid is not None
+        return Fit(parameters, 1, metrics={"worker": float(worker.pid)})
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        return Fit(parameters, 1, metrics={"sum": float(sum(pool.map(abs, [-1, -2])))})
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
+
+
+def test_an_isolated_trainer_may_have_workers_and_they_end_with_it() -> None:
+    trainer, parameters = isolated(train_with_workers), {"w": np.zeros(2, np.float32)}
+    assert trainer(parameters, Plan()).metrics == {"sum": 3}
+    worker = int(trainer(parameters, Plan(seed=1)).metrics["worker"])
+    assert not gone(worker)
+    trainer.end_training()
+    until("the worker to end with the trainer", lambda: gone(worker))
+
+
+def test_a_service_runs_beside_the_main_thread_and_is_stopped_from_there(tmp_path: Path) -> None:
+    twin, log = Twin(), Log()
+    app = device(twin, "a", log, tmp_path / "a")
+    thread = threading.Thread(target=run_until_interrupted, args=(app,))
+    thread.start()
+    until("the device to connect", lambda: log.of("connected"))
+    app.stop()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+@pytest.mark.virtual
+async def test_in_a_loop_that_runs_a_sentence_names_what_to_await() -> None:
+    with pytest.raises(RuntimeError, match="await service"):
+        run_until_interrupted(Work(sleep))
+
+
+@pytest.mark.virtual
+@pytest.mark.parametrize(
+    "error", [OSError(121, "Remote I/O error"), ValueError("one row"), TimeoutError(), KeyError(3)]
+)
+async def test_an_error_that_passes_costs_one_training(tmp_path: Path, error: Exception) -> None:
+    twin, log = Twin(), Log()
+    failing = iter([True, False, True, True, False, True])
+
+    def train(parameters: Parameters, plan: TrainingPlan) -> Fit:
+        if next(failing, False):
+            raise error
+        return approach(parameters, plan)
+
+    a, b = device(twin, "a", log, tmp_path / "a", train), device(twin, "b", log, tmp_path / "b")
+    async with serving(aggregator(twin, tmp_path / "store", log), a, b):
+        await log.until(lambda: len(log.of("receipt", device="a", verdict="accepted")) > 3)
+    assert [each["failed"] for each in log.of("trainer_failed", device="a")] == [1, 1, 2, 1]
+    assert type(error).__name__ in log.of("trainer_failed")[0]["why"]
+
+
+@pytest.mark.virtual
+async def test_an_error_that_stays_ends_the_device(tmp_path: Path) -> None:
+    twin, log = Twin(), Log()
+
+    def train(parameters: Parameters, plan: TrainingPlan) -> Fit:
+        raise KeyError("heat")
+
+    async with serving(aggregator(twin, tmp_path / "store", log)):
+        with pytest.raises(KeyError, match="heat"):
+            await device(twin, "a", log, tmp_path / "a", train).serve()
+    assert len(log.of("trainer_failed")) == 4
+
+
+def test_an_end_does_not_wait_for_the_training(tmp_path: Path) -> None:
+    begun, over = threading.Event(), threading.Event()
+
+    def train(parameters: Parameters, plan: TrainingPlan) -> Fit:
+        begun.set()
+        over.wait(300)
+        return approach(parameters, plan)
+
+    async def work() -> None:
+        twin, log = Twin(), Log()
+        async with serving(aggregator(twin, tmp_path / "store", log)):
+            app = device(twin, "a", log, tmp_path / "a", train)
+            async with serving(app):
+                await log.until(begun.is_set)
+            assert log.of("training", device="a") and not log.of("trained", device="a")
+
+    try:
+        asyncio.run(work())  # it would hang until `over`
+        assert not over.is_set()
+    finally:
+        over.set()
