@@ -44,6 +44,7 @@ from midge.broker.mqtt.connection import (
 from midge.broker.mqtt.retained import read_retained
 from midge.storage.failpoints import failpoint
 from midge.wire.messages import AggregatorState, AggregatorStatus, Health, HealthState, Hello
+from midge.wire.topics import Topics
 
 __all__ = ["Aggregator", "AnotherAggregator", "ForeignFederation", "NotOpen"]
 
@@ -274,7 +275,7 @@ class Aggregator:
                 sending = tasks.create_task(self._outgoing.send(connection), name="send")
                 await connection.subscribe(*self._config.topics.from_devices)
                 self.federation.connected(time.monotonic())
-                await self._listen_to_operators(connection)
+                await listen_to_operators(connection, self._config.topics)
                 await self._read(connection)
                 self._outgoing.put(self._status_post(AggregatorState.STOPPED))
                 with suppress(TimeoutError):
@@ -289,12 +290,6 @@ class Aggregator:
         finally:
             self._connected = False
             self.federation.watchdog.pause()
-
-    async def _listen_to_operators(self, connection: Connection) -> None:
-        try:
-            await connection.subscribe(self._config.topics.ask, qos=0)
-        except SubscribeRefused as error:
-            log.warning("%s `midge status` shows only what is retained then.", error)
 
     async def _say_goodbye(self, connection: Connection) -> None:
         """Say that we stopped, although our task is cancelled: the broker publishes no will for who disconnects."""
@@ -418,6 +413,14 @@ class Aggregator:
     def _tell(self, event: str, **fields: Any) -> None:
         if self._config.on_event is not None:
             self._config.on_event({"event": event, "time": time.time(), **fields})
+
+
+async def listen_to_operators(connection: Connection, topics: Topics) -> None:
+    """Hear whoever asks for an overview; without the right to, everything else goes on."""
+    try:
+        await connection.subscribe(topics.ask, qos=0)
+    except SubscribeRefused as error:
+        log.warning("%s `midge status` shows only what is retained then.", error)
 
 
 def sole(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -1,6 +1,6 @@
 """Which clock is believed: bounds that aggregator and device share, and how a time is said to a person."""
 
-import time
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 SANE: Final = 1_700_000_000.0
@@ -12,6 +12,6 @@ DAY: Final = 86_400.0
 def said(seconds: float) -> str:
     """A time in words, UTC."""
     try:
-        return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds))
-    except (OverflowError, ValueError, OSError):
+        return f"{datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds):%Y-%m-%d %H:%M}"
+    except (OverflowError, ValueError):
         return f"{seconds:.3g} s after 1970"

@@ -289,10 +289,7 @@ class AggregatorCore(CoreView):
         return self._state.outboxes.raised(device, number, first, self._state.oldest_base)
 
     def forget(self, device: str, alias: str) -> ev.Journal:
-        """Remove what is known of a device.
-
-        To be followed by a checkpoint: the journal says only that it was done. None of its updates may wait for a step.
-        """
+        """Remove what is known of a device, of which no update may wait. A checkpoint must follow."""
         return ev.Journal(self._state.forget(device, alias))
 
     # ---------------------------------------------------------- steps and releases
@@ -374,11 +371,7 @@ class AggregatorCore(CoreView):
         return [ev.Journal(record, key)]
 
     def replay(self, record: rec.Record) -> None:
-        """Take a record of the journal as decided.
-
-        Raises:
-            ValueError: it does not follow on the one before.
-        """
+        """Take a record of the journal as decided; a ValueError if it does not follow on the one before."""
         self._state.replay(record)
 
     def dump(self) -> dict[str, Any]:
