@@ -31,6 +31,7 @@ class Reached:
         self.fetcher = Fetcher(TOPICS, "d")
         self.asked: list[Fetch] = []
         self.published = 0
+        self.now = 0.0
 
     def publish(self, *, but: tuple[int, ...] = ()) -> None:
         """Bring to the broker what the aggregator has for it, but for some chunks of snapshots."""
@@ -63,8 +64,8 @@ class Reached:
             assert isinstance(asked, Fetch)
             self.asked.append(asked)
             if willing:
-                # Who asks has waited for longer than a chunk is on its way.
-                self.life.hear((delivery.topic, delivery.payload), now=10.0 * len(self.asked))
+                self.now += 10.0  # who asks has waited for longer than a chunk is on its way
+                self.life.hear((delivery.topic, delivery.payload), now=self.now)
                 self.publish()
 
 
