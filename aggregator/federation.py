@@ -255,8 +255,8 @@ class FederationRuntime:
 
     def _see_put_back(self, now: float) -> None:
         """Go on above what devices know, if the store turns out to be behind them."""
-        core = self.core
-        known = self._witness.put_back.proven(core.generation, core.version, now)
+        core, put_back = self.core, self._witness.put_back
+        known = put_back.proven(core.generation, core.version, now) if put_back.claims else None
         if known is None or core.full is not None or not core.frozen:
             return
         log.warning(

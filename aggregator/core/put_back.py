@@ -16,27 +16,28 @@ class PutBack:
     """What devices have said since the start. It is of the process, and nothing of it is durable."""
 
     def __init__(self) -> None:
-        self._claims: dict[str, tuple[int, int]] = {}
+        self.claims: dict[str, tuple[int, int]] = {}
+        """By device, the generation and version that it says it knows; looked at by the next `proven`."""
         self._needed = 1
         """Devices that must say so: one at first, two from then on."""
         self._from = float("-inf")
 
     def heard(self, device: str, generation: int, version: int) -> None:
         """A device of our lineage greets with the model that it knows."""
-        if len(self._claims) < _CLAIMS:
-            self._claims[device] = generation, version
+        if len(self.claims) < _CLAIMS:
+            self.claims[device] = generation, version
 
     def proven(self, generation: int, version: int, now: float) -> tuple[int, int] | None:
         """The generation and version to go on behind; None while nothing shows that the store is behind."""
-        self._claims = {
+        self.claims = {
             device: claim
-            for device, claim in self._claims.items()
+            for device, claim in self.claims.items()
             if (generation, version) < claim <= (generation + _GENERATIONS, version + _VERSIONS)
             and claim[1] <= version + _VERSIONS
         }
-        if len(self._claims) < self._needed or now < self._from:
+        if len(self.claims) < self._needed or now < self._from:
             return None
-        found = sorted(self._claims.values(), reverse=True)[self._needed - 1]
-        self._claims.clear()
+        found = sorted(self.claims.values(), reverse=True)[self._needed - 1]
+        self.claims.clear()
         self._needed, self._from = 2, now + _REST
         return found

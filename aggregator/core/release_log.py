@@ -38,7 +38,7 @@ class ReleaseLog:
             self._digests = {number: digest for number, digest in self._digests.items() if number >= version}
 
     def clear(self) -> None:
-        """A new generation begins: updates of earlier numbers are not taken."""
+        """A new generation begins: earlier numbers are not trained from."""
         self._digests.clear()
 
     def dump(self) -> list[Any]:

@@ -147,7 +147,7 @@ class UpdateAdmission:
             return Verdict.UNKNOWN_BASE, f"version {update.generation}.{update.base} is not known here"
         if update.base not in state.versions:
             return Verdict.STALE, f"version {update.base} is not remembered here any more: train from the newest one"
-        if state.releases.differs(update.base, update.base_digest):
+        if update.base_digest and state.releases.differs(update.base, update.base_digest):
             return Verdict.STALE, OTHER_BASE
         # The newest version is never too old, however long nothing has been released: from what else could one train?
         newest = update.base == state.version

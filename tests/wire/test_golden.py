@@ -25,6 +25,7 @@ from midge.wire.messages import (
     AggregatorStatus,
     Announcement,
     Chunk,
+    Claim,
     DeviceState,
     Fetch,
     FrameInfo,
@@ -270,6 +271,14 @@ VECTORS: dict[str, Vector] = {
             state=AggregatorState.PAUSED, boot=77, lineage=ID, generation=1, version=20, step=25, why="by hand"
         )
     ),
+    "aggregator-token": message(
+        AggregatorStatus(state=AggregatorState.READY, boot=77, lineage=ID, version=20, token=1_800_000_000_000)
+    ),
+    "claim": message(Claim(boot=77, lineage=ID, token=1_800_000_000_000, number=2**62)),
+    "claim-answer": message(Claim(boot=78, lineage=ID, token=1_800_000_000_001, to=2**62)),
+    "hello-question": message(Hello(state=DeviceState.JOINING, outbox=5, number=2**62)),
+    "hello-answer": message(Hello(state=DeviceState.READY, outbox=6, to=2**62)),
+    "receipt-token": message(Receipt(outbox=5, hi=3, token=1_800_000_000_000)),
     "announcement": Vector(messages.encode_announcement(ANNOUNCEMENT), messages.decode_announcement),
     "part": message(
         Part(lineage=ID, generation=1, version=20, span=4, part=1, parts=2, sha256=SHA), b"a slice of the frame"
