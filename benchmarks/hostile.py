@@ -20,7 +20,7 @@ is what it was within 30 s of the end.
 | `recovery_s` | without an ACL: seconds after the end until honest work is what it was |
 | `pass` | ratio 0.9 or more, 64 MB or less on either side, the model within 0.1 |
 
-One JSON line, progress to stderr.
+One JSON line, progress to stderr; exit code 1 if a row does not pass.
 """
 
 import argparse
@@ -338,6 +338,7 @@ def main() -> None:
         rows += asyncio.run(on(broker, sizes, wanted))
     about = {"benchmark": "hostile", "quick": options.quick, "cores": os.cpu_count(), "realtime": may_go_first()}
     print(json.dumps({**about, "rows": rows}))
+    sys.exit(0 if all(row["pass"] for row in rows) else 1)
 
 
 if __name__ == "__main__":
