@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from midge.aggregator.core.presets import balanced
 from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.ingress.rate_limits import IngressLimits
@@ -18,6 +20,7 @@ from midge.wire.inputs import LONGEST, MOST, listed, sayable
 from midge.wire.messages import Moment
 from midge.wire.schema import Parameters, Role, Schema
 from midge.wire.signing import PublicKey
+from midge.wire.steps import COARSEST
 from midge.wire.topics import DEFAULT_ROOT, Topics
 
 Evaluate = Callable[[dict[str, Any]], Mapping[str, float]]
@@ -108,6 +111,7 @@ class AggregatorConfig:
     def __post_init__(self) -> None:
         _ = self.topics  # its names are checked
         self.schema.flatten(self.initial)
+        self._check_values()
         refuse_noise(self.strategy, self.schema)
         self._check_statistics()
         _ = self.asked
@@ -116,6 +120,16 @@ class AggregatorConfig:
             raise ValueError(
                 f"announcement_lifetime is {self.announcement_lifetime}: it must be a number of seconds above 0."
             )
+
+    def _check_values(self) -> None:
+        """Name a tensor that cannot be published: a mask of minus infinity, say."""
+        for tensor in self.schema.tensors:
+            values = np.asarray(self.initial[tensor.name], np.float64)
+            if tensor.shared and not (np.abs(values) < 2.0 ** (COARSEST + 25)).all():  # NaN is not
+                raise ValueError(
+                    f"{tensor.name} holds values that are not finite or beyond 2^85, which cannot be published: give it "
+                    'the role "frozen" or "local", or keep it out of the state (persistent=False).'
+                )
 
     @cached_property
     def topics(self) -> Topics:

@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from midge.iot_client.training.fit import Fit, Parameters, Recipe, TrainingPlan
 from midge.iot_client.training.numpy_models import FROZEN, Task, normalisation
+from midge.iot_client.training.update_encoder import TrainerError
 from midge.wire.schema import Role
 
 M = TypeVar("M", bound=nn.Module)
@@ -64,14 +65,15 @@ def state(module: nn.Module, frozen: Sequence[str] = FROZEN) -> tuple[dict[str, 
     Warns where the module has a BatchNorm layer.
     """
     _warn_of_batch_norm(module)
-    return _arrays(module), roles(module, frozen)
+    found = roles(module, frozen)  # first: it says what cannot be
+    return _arrays(module), found
 
 
 def load(module: nn.Module, parameters: Parameters) -> None:
     """Copy parameters into a module.
 
     Raises:
-        ValueError: they are not those of the module; each missing, unexpected and differently shaped one is named.
+        TrainerError: they are not those of the module; each missing, unexpected and differently shaped one is named.
     """
     own = module.state_dict()
     wrong = [f"{name} is missing" for name in own if name not in parameters]
@@ -82,11 +84,20 @@ def load(module: nn.Module, parameters: Parameters) -> None:
         if name in parameters and np.shape(parameters[name]) != tuple(tensor.shape)
     ]
     if wrong:
-        raise ValueError("the parameters do not fit the module: " + "; ".join(wrong))
+        raise TrainerError(f"the parameters do not fit the module: {'; '.join(wrong)}{_wrapped(own, parameters)}")
     with torch.no_grad():
         for name, tensor in own.items():
             # A copy, as arrays from the wire are read-only and torch knows no such thing.
             tensor.copy_(torch.from_numpy(np.array(parameters[name])))
+
+
+def _wrapped(own: Mapping[str, Any], parameters: Parameters) -> str:
+    """A hint, if the names differ only by what a wrapper puts before them: DataParallel, or torch.compile."""
+    for prefix in ("module.", "_orig_mod."):
+        for wrapped, other, whose in ((own, parameters, "module"), (parameters, own, "federation's model")):
+            if wrapped and {name.removeprefix(prefix) for name in wrapped} == set(other) != set(wrapped):
+                return f". The {whose} is wrapped ({prefix!r} before each name): give what is inside"
+    return ""
 
 
 def _arrays(module: nn.Module) -> dict[str, npt.NDArray[Any]]:
@@ -146,10 +157,10 @@ class TorchTrainer(Generic[M]):
         match outcome:
             case Fit():
                 return replace(outcome, parameters=after)
-            case int(examples) if not isinstance(examples, bool):
-                return Fit(after, examples)
-            case (int(examples), Mapping() as metrics):
-                return Fit(after, examples, metrics={name: float(value) for name, value in metrics.items()})
+            case (int() | np.integer()) as examples if not isinstance(examples, bool):
+                return Fit(after, int(examples))
+            case ((int() | np.integer()) as examples, Mapping() as metrics):
+                return Fit(after, int(examples), metrics={name: float(value) for name, value in metrics.items()})
         raise TypeError(
             f"the training function returned {type(outcome).__name__}; "
             "return the number of examples, or that and a dict of metrics"
