@@ -52,8 +52,9 @@ log = logging.getLogger("aggregator")
 
 _OVERHEAD = 1024
 """Bytes of topic and headers around a chunk's body, generously."""
-_WINDOW = 200
-"""Messages that a broker of MQTT 5 may have under way to us: they make a batch, and bound the memory that it takes."""
+_WINDOW = 64
+"""Messages that a broker of MQTT 5 may have under way to us: they make a batch, and bound the memory that it takes. A
+limit in bytes (Maximum Packet Size) would be better, but a Mosquitto 2.0 that drops a packet for it sends no more."""
 _GOODBYE = 2.0
 """Seconds for the last words of an aggregator that is cancelled."""
 _STOPPED = 15.0

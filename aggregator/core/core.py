@@ -117,7 +117,7 @@ class AggregatorCore(CoreView):
         """Follow a condition around the core; what it changes is done at the next event or tick."""
         match event:
             case ev.DevicesOnline(count):
-                self.steering.live = count
+                self.steering.reckon(len(self._state.heard), online=count)
             case ev.StoreFilled(why):
                 self._conditions.full = why
             case ev.StoreWritable():
@@ -254,6 +254,7 @@ class AggregatorCore(CoreView):
         told = record.weight * self._steps.mean_rate if self.strategy.single else record.weight
         settled = Settled(seq=update.seq, verdict=Verdict.ACCEPTED, weight=told, staleness=record.staleness)
         actions = [*self._write(record, key), ev.Reply(device, update.outbox, update.seq, (settled,))]
+        self.steering.reckon(len(state.heard))
         self.steering.came(state.fleet.seconds())
         self.thrift.came(update.size)
         self._steps.arrived(now)

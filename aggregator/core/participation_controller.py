@@ -66,6 +66,10 @@ class Pace:
         return (self.updates_per_second or self.concurrency or self.cohort) is not None
 
 
+_ENOUGH = 10
+"""Devices that have contributed, from which on names alone are not believed."""
+
+
 class Steering:
     """The controller: counts what comes and says the share. It reads no clock."""
 
@@ -73,7 +77,9 @@ class Steering:
         self.pace = pace
         self.share = pace.share
         self.live = 0
-        """How many devices are there, as their statuses tell; 0 where nothing is known."""
+        """How many devices are there that are reckoned with; 0 where nothing is known."""
+        self.online = 0
+        """How many are there, as their statuses tell: a cohort is drawn of all of them."""
         self._since: float | None = None
         self._released_at: float | None = None
         self._looked = 0.0
@@ -83,6 +89,15 @@ class Steering:
         """How long a training takes, as the median of the devices has it."""
         self._gap = 0.0
         """Seconds between two versions, a running mean."""
+
+    def reckon(self, contributed: int, *, online: int | None = None) -> None:
+        """Reckon with the devices that ever contributed, and once there are some, with no more others than these.
+
+        If anyone may publish, a name costs nothing, and each would make buffers larger and releases rarer.
+        """
+        if online is not None:
+            self.online = online
+        self.live = self.online if contributed < _ENOUGH else min(self.online, 2 * contributed)
 
     def participation(self) -> Participation:
         """For the announcement."""
@@ -116,8 +131,8 @@ class Steering:
             self.share = self.pace.share
         if self.pace.cohort is not None:
             self.begin(now)
-            if self.live:
-                self.share = min(1.0, self.pace.cohort / self.live)
+            if there := self.online or self.live:
+                self.share = min(1.0, self.pace.cohort / there)
 
     @property
     def due(self) -> float | None:

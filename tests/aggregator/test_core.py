@@ -801,3 +801,21 @@ def test_a_checkpoint_of_before_norms_were_over_devices_is_taken_up() -> None:
     again.start(50.0)
     assert told(arrive(again, "c", update(2, base=again.version), norm=2.0, now=51.0)).verdict is Verdict.ACCEPTED
     assert again.buffered == 0
+
+
+# ------------------------------------------------------------------ names cost nothing
+
+
+def test_names_that_never_give_an_update_do_not_slow_the_releases_down() -> None:
+    core = started()
+    core.handle(ev.DevicesOnline(3000), 0.0)
+    assert core.steering.live == 3000, "a fleet that starts"
+    for number in range(20):
+        arrive(core, f"device-{number}", update(1), now=1.0 + number)
+    core.handle(ev.DevicesOnline(30_000), 30.0)
+    assert core.steering.live == 40 and core.steering.online == 30_000
+    for number in range(20, 200):
+        arrive(core, f"device-{number}", update(1), now=1.0 + number)
+    assert core.steering.live == 400, "a fleet that grows"
+    core.handle(ev.DevicesOnline(250), 300.0)
+    assert core.steering.live == 250
