@@ -127,8 +127,8 @@ class AggregatorConfig:
             values = np.asarray(self.initial[tensor.name], np.float64)
             if tensor.shared and not (np.abs(values) < 2.0 ** (COARSEST + 25)).all():  # NaN is not
                 raise ValueError(
-                    f"{tensor.name} holds values that are not finite or beyond 2^85, which cannot be published: give "
-                    'it the role "frozen" or "local", or keep it out of the state (persistent=False).'
+                    f"{tensor.name} holds values that are not finite or beyond 2^85, and cannot be published: give it "
+                    'the role "frozen" or "local", or keep it out of the state (persistent=False).'
                 )
 
     @cached_property

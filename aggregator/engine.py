@@ -16,7 +16,7 @@ from midge.aggregator.model.consensus import Consensus, sketch
 from midge.aggregator.model.model import Frame, Model
 from midge.aggregator.model.reducer import Contribution, distances
 from midge.aggregator.model.statistics import ChannelFinding, Names, Sent, examine, pooled
-from midge.aggregator.store.store import Checkpoint, Store, StoreFull
+from midge.aggregator.store.store import Checkpoint, Store, StoreError, StoreFull
 from midge.storage.failpoints import failpoint
 from midge.wire.errors import WireError
 from midge.wire.messages import Moment, Verdict
@@ -194,9 +194,15 @@ def recover(core: AggregatorCore, store: Store, schema: Schema, checkpoint: Chec
         StoreError: the store is damaged.
     """
     checkpoint = checkpoint or store.newest_checkpoint()
-    engine = Engine.of(checkpoint, schema, store)
+    try:
+        engine = Engine.of(checkpoint, schema, store)
+        core.load(checkpoint.core)
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise StoreError(
+            f"The checkpoint of record {checkpoint.lsn} in {store.directory} is of another layout ({error}): start "
+            "with the version of Midge that wrote it."
+        ) from error
     model = engine.model
-    core.load(checkpoint.core)
     if core.strategy.form == "mixing":
         _take_past(model, store)
     for entry in store.entries(after=core.lsn):

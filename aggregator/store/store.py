@@ -150,6 +150,7 @@ class Store:
             raise self._unreadable(error) from error
         meta = dict(db.execute("SELECT name, value FROM meta"))
         if not meta:
+            self._refuse_leftovers()
             return
         if meta["format"] != FORMAT:
             raise StoreError(f"{path} has format {meta['format']}; this version of Midge reads {FORMAT}.")
@@ -160,6 +161,19 @@ class Store:
         self._journal.recover()
         self.lineage = meta["lineage"]
         self.schema = Schema.unpacked(frames.unpack(meta["schema"]))
+
+    def _refuse_leftovers(self) -> None:
+        """Refuse to begin beside what only an earlier store can have written: it would be removed with time.
+
+        Raises:
+            StoreError: there is some.
+        """
+        left = [*self.directory.glob("checkpoint-*.safetensors"), *self.directory.glob("bodies-*")]
+        if left:
+            raise StoreError(
+                f"{self.directory} has checkpoints or bodies of updates ({min(left).name}), but nothing is in "
+                f"{self._database.path.name} any more: restore it from a backup, or name another directory to begin."
+            )
 
     @property
     def _open_db(self) -> sqlite3.Connection:
@@ -392,10 +406,13 @@ class Store:
         for lsn, file, sha256 in rows:
             try:
                 data = (self.directory / file).read_bytes()
-            except OSError:
+            except OSError as error:
+                log.warning("The checkpoint %s cannot be read (%s): an older one is used.", file, error.strerror)
                 continue
             # A damaged one is passed over, not refused: an older one and the journal give the same model.
-            if hashlib.sha256(data).digest() == sha256:
+            if hashlib.sha256(data).digest() != sha256:
+                log.warning("The checkpoint %s is damaged: an older one is used. See to the disk.", file)
+            else:
                 arrays = load_tensors(data)
                 plain = frames.unpack(arrays.pop("plain").tobytes())
                 yield Checkpoint(lsn, arrays, plain["values"], plain["core"])

@@ -289,6 +289,14 @@ def test_a_stray_quotation_mark_costs_its_line(tmp_path: Path, rows: int) -> Non
     assert samples.seen == rows - 1 and samples.rejected["lines"] == 1
 
 
+@pytest.mark.parametrize(
+    "line", [b'"' + b"x" * 200_000, b"1,\r2,3", b"1\r,2,3\r", b"\0" * 512, b"\xff\xfe1,2", b'""",,"']
+)
+def test_a_line_that_cannot_be_read_is_counted(tmp_path: Path, line: bytes) -> None:
+    samples = read(tmp_path / "r.csv", b"a,b,y\n1,2,3\n" + line + b"\n4,5,6\n")
+    assert kept(samples) == [(1, 2, 3), (4, 5, 6)] and samples.rejected == {"lines": 1}
+
+
 @given(junk=st.lists(st.binary(max_size=60).filter(lambda line: b"\n" not in line), max_size=6))
 def test_no_line_ends_the_device_and_the_good_ones_are_read(
     tmp_path_factory: pytest.TempPathFactory, junk: list[bytes]
