@@ -42,8 +42,8 @@ T = TypeVar("T")
 
 _FAILURES = 5
 """Trainings that raise, one after the other, before the device ends: some minutes, as the pauses between them grow. A
-sensor bus that fails now and then is no reason to leave. A mistake in the program is, and mostly shows at once: an error
-before any training has succeeded ends the device."""
+sensor bus that fails now and then is no reason to leave. A mistake in the program is, and mostly shows at once, so an
+error before any training has succeeded ends the device."""
 _SAY_WAITING = 30.0
 """Seconds without training after which the status says why: who watches the federation must not call that a stall."""
 
