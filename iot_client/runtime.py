@@ -42,7 +42,8 @@ T = TypeVar("T")
 
 _FAILURES = 5
 """Trainings that raise, one after the other, before the device ends: some minutes, as the pauses between them grow. A
-sensor bus that fails now and then is no reason to leave; a mistake in the program is."""
+sensor bus that fails now and then is no reason to leave. A mistake in the program is, and mostly shows at once, so an
+error before any training has succeeded ends the device."""
 _SAY_WAITING = 30.0
 """Seconds without training after which the status says why: who watches the federation must not call that a stall."""
 
@@ -93,8 +94,8 @@ class DeviceRuntime:
         self._blocked: str | None = None
         """Why the device does not train, as it was told last."""
         self._blocked_since = 0.0
-        self._failed = 0
-        """Trainings that raised since the last one that did not."""
+        self._failed: int | None = None
+        """Trainings that raised since the last one that did not; None before there was one."""
         self._began, self._written_before = time.monotonic(), parts.budget.written
         self._said_waiting = False
         """Whether the status says so."""
@@ -106,7 +107,7 @@ class DeviceRuntime:
             BrokerError: the very first connection failed.
             DuplicateDeviceName: another live device has our name.
             TrainerError: the trainer returned what is no update.
-            Exception: whatever the trainer raised, five times in a row.
+            Exception: what the trainer raised at its first training, or five times in a row.
         """
         samples, every = self.parts.config.samples, self.parts.config.look_every
         try:
@@ -326,9 +327,9 @@ class DeviceRuntime:
         except TrainerError:
             raise
         except Exception as error:
-            self._failed += 1
-            if self._failed >= _FAILURES:
+            if self._failed is None or self._failed + 1 >= _FAILURES:
                 raise
+            self._failed += 1
             log.exception("%s: the training failed, %d of %d times.", parts.config.name, self._failed, _FAILURES)
             why = f"{type(error).__name__}: {error}"
             parts.tell("trainer_failed", why=why, failed=self._failed)
