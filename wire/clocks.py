@@ -15,3 +15,11 @@ def said(seconds: float) -> str:
         return f"{datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds):%Y-%m-%d %H:%M}"
     except (OverflowError, ValueError):
         return f"{seconds:.3g} s after 1970"
+
+
+def spell(seconds: float) -> str:
+    """A length of time in words, roughly."""
+    for unit, name in ((86_400.0, "d"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{max(0.0, seconds):.0f} s"

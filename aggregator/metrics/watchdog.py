@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from midge.aggregator.core.obstacle import Obstacle
 from midge.aggregator.metrics.device_activity import DeviceActivity
+from midge.wire.clocks import spell
 from midge.wire.messages import HealthState
 
 INTERVALS = 3.0
@@ -124,7 +125,7 @@ class Watchdog:
         if 2 * refused > so.able:
             return HealthFinding(
                 HealthState.STALLED,
-                f"No update was accepted for {_spell(silent)}: those of {_number(refused)} were refused, "
+                f"No update was accepted for {spell(silent)}: those of {_number(refused)} were refused, "
                 f"{self._counts(now)}.",
             )
         if silent <= _patience(so.interval):
@@ -133,10 +134,10 @@ class Watchdog:
                     HealthState.WAITING, f"No update has been accepted yet; {_devices(so.able)} there."
                 )
             return HealthFinding(HealthState.LEARNING)
-        usual = "" if so.interval is None else f" (one of them sends one every {_spell(so.interval)} usually)"
+        usual = "" if so.interval is None else f" (one of them sends one every {spell(so.interval)} usually)"
         return HealthFinding(
             HealthState.STALLED,
-            f"No update was accepted for {_spell(silent)} although {_devices(so.able)} there{usual}: "
+            f"No update was accepted for {spell(silent)} although {_devices(so.able)} there{usual}: "
             f"{self._counts(now)}.",
         )
 
@@ -181,11 +182,3 @@ def _number(devices: int) -> str:
 
 def _devices(number: int) -> str:
     return f"{_number(number)} {'is' if number == 1 else 'are'}"
-
-
-def _spell(seconds: float) -> str:
-    """A time in words, roughly."""
-    for unit, name in ((86_400.0, "d"), (3600.0, "h"), (60.0, "min")):
-        if seconds >= 2 * unit:
-            return f"{seconds / unit:.0f} {name}"
-    return f"{seconds:.0f} s"

@@ -10,6 +10,7 @@ from typing import Any
 
 from midge.broker import BrokerError, Connector, connector
 from midge.commands.parts import Problem, Subparsers, add_federation, read_endpoint, read_federation
+from midge.wire.clocks import spell
 from midge.wire.inert import inert, inert_all
 from midge.wire.topics import Topics
 
@@ -126,7 +127,7 @@ def _aggregator_lines(found: Mapping[str, Any], now: float) -> Iterator[str]:
         if aggregator["why"]:
             yield f"            {aggregator['why']}"
         return
-    yield f"health      {health['state']} for {_spell(now - health['since'])}" + (
+    yield f"health      {health['state']} for {spell(now - health['since'])}" + (
         f": {health['why']}" if health["why"] else ""
     )
     for alarm in health["alarms"]:
@@ -135,7 +136,7 @@ def _aggregator_lines(found: Mapping[str, Any], now: float) -> Iterator[str]:
         f"{number} {verdict} of {health['devices'].get(verdict, 0)} devices"
         for verdict, number in sorted(health["verdicts"].items(), key=lambda item: -item[1])
     )
-    last = f"the last accepted {_spell(now - health['accepted'])} ago" if health["accepted"] else "none accepted"
+    last = f"the last accepted {spell(now - health['accepted'])} ago" if health["accepted"] else "none accepted"
     yield f"updates     {last}; in the last 5 min: {counts or 'none'}"
 
 
@@ -146,9 +147,9 @@ def _device_line(name: str, device: Mapping[str, Any], now: float) -> str:
         said.append(f"{device['behind']} behind")
     said.append(f"holds {held}")
     if device.get("heard") is not None:
-        said.append(f"heard {_spell(device['heard'])} ago")
+        said.append(f"heard {spell(device['heard'])} ago")
     if "updates" in device:
-        last = "" if device["accepted"] is None else f", the last {_spell(device['accepted'])} ago"
+        last = "" if device["accepted"] is None else f", the last {spell(device['accepted'])} ago"
         said.append(f"{device['updates']} accepted{last}")
     if device.get("refused"):
         said.append(f"REFUSED {device['refused']} times, {device['verdict']}")
@@ -165,11 +166,3 @@ def _device_line(name: str, device: Mapping[str, Any], now: float) -> str:
 def _when(left: float) -> str:
     """A time to come, as the device says it; its clock may be off."""
     return f"in {left / 60:.0f} min" if left > 0 else f"{-left / 60:.0f} min ago: it is late"
-
-
-def _spell(seconds: float) -> str:
-    """A time in words, roughly."""
-    for unit, name in ((86_400.0, "d"), (3600.0, "h"), (60.0, "min")):
-        if seconds >= 2 * unit:
-            return f"{seconds / unit:.0f} {name}"
-    return f"{max(0.0, seconds):.0f} s"
