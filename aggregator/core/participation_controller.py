@@ -68,6 +68,8 @@ class Pace:
 
 _ENOUGH = 10
 """Devices that have contributed, from which on names alone are not believed."""
+_IMPLAUSIBLE = 20
+"""Times as many that say that they are there, which then are names rather than devices."""
 
 
 class Steering:
@@ -91,13 +93,14 @@ class Steering:
         """Seconds between two versions, a running mean."""
 
     def reckon(self, contributed: int, *, online: int | None = None) -> None:
-        """Reckon with the devices that ever contributed, and once there are some, with no more others than these.
+        """Reckon with the devices that are there; of a flood of names only with as many as ever contributed, and again.
 
         If anyone may publish, a name costs nothing, and each would make buffers larger and releases rarer.
         """
         if online is not None:
             self.online = online
-        self.live = self.online if contributed < _ENOUGH else min(self.online, 2 * contributed)
+        flooded = contributed >= _ENOUGH and self.online > _IMPLAUSIBLE * contributed
+        self.live = 2 * contributed if flooded else self.online
 
     def participation(self) -> Participation:
         """For the announcement."""

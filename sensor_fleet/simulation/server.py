@@ -450,12 +450,13 @@ class Server:
         self.engine.hold(record, body.said.delta, body.direction)
         self.taken.add(self._clock.now, self._places[record.device], record.staleness, record.weight)
 
-    def carry(self, record: rec.Record, now: float) -> None:  # noqa: ARG002 - of the shell's hook
+    def carry(self, record: rec.Record, now: float) -> None:
         self._act()
         if isinstance(record, rec.ServeRecord):
             return  # whoever evaluates looks for itself
         frames = self.engine.carry(record)
         if isinstance(record, rec.ReleaseRecord):
+            self.core.handle(ev.ReleaseCarried(record.version, self.model.state.digest()), now)
             if self._store.durable:
                 self._store.add_frames((frame, 0) for frame in frames)
             self._act()
@@ -573,8 +574,9 @@ def _remembered(core: AggregatorCore, model: Model) -> tuple[bytes, dict[str, An
     follows at each release how many are there.
     """
     found = core.dump()
-    outboxes = sorted(outbox for outbox in found["outboxes"] if outbox[2] > 0)
-    return model.digest(), {**found, "outboxes": outboxes, "counts": None, "share": None}
+    pairs = zip(found["outboxes"], found["bases"], strict=True)
+    outboxes = sorted([*outbox, base] for outbox, base in pairs if outbox[2] > 0)
+    return model.digest(), {**found, "outboxes": outboxes, "bases": None, "counts": None, "share": None}
 
 
 class _Died(Exception):

@@ -817,5 +817,7 @@ def test_names_that_never_give_an_update_do_not_slow_the_releases_down() -> None
     for number in range(20, 200):
         arrive(core, f"device-{number}", update(1), now=1.0 + number)
     assert core.steering.live == 400, "a fleet that grows"
+    core.handle(ev.DevicesOnline(3000), 300.0)
+    assert core.steering.live == 3000
     core.handle(ev.DevicesOnline(250), 300.0)
     assert core.steering.live == 250
