@@ -8,7 +8,7 @@ from midge.aggregator.federation import FederationRuntime
 from midge.aggregator.metrics.watchdog import HealthFinding
 from midge.aggregator.publish.publish_queue import Post
 from midge.wire import overview
-from midge.wire.messages import AggregatorStatus, Health, HealthState
+from midge.wire.messages import AggregatorStatus, Health
 from midge.wire.overview import DeviceRow
 
 log = logging.getLogger("aggregator")
@@ -61,11 +61,9 @@ class HealthReporter:
             self._changed()
 
     def _tell_state(self, before: HealthFinding, found: HealthFinding) -> None:
-        ill = found.state in (HealthState.STALLED, HealthState.HELD, HealthState.FULL)
-        was_ill = before.state in (HealthState.STALLED, HealthState.HELD, HealthState.FULL)
-        if ill:
+        if found.state.alarming:
             log.warning("%s: %s", found.state.value, found.why)
-        elif was_ill:
+        elif before.state.alarming:
             log.warning("It is over (%s): the federation is %s.", before.state.value, found.state.value)
         self._tell("health", state=found.state.value, why=found.why, before=before.state.value)
 
@@ -91,13 +89,16 @@ class HealthReporter:
             if name in self._federation.devices:
                 yield Post(self._federation.config.topics.status(name), b"")
 
-    def answers(self, status: AggregatorStatus, topic: str, now: float) -> Iterator[Post]:
-        """The pages of an overview if one was asked for and it is time; they are not retained."""
+    def answers(self, status: Callable[[], AggregatorStatus], topic: str, now: float) -> Iterator[Post]:
+        """The pages of an overview if one was asked for and it is time; they are not retained.
+
+        `status` makes the header, which passes over all devices: only if there is an answer.
+        """
         if not self._asked or now < self._answer_at:
             return
         began = time.perf_counter()
         self._asked = False
-        for page in overview.encode_pages(status, list(self._rows(now))):
+        for page in overview.encode_pages(status(), list(self._rows(now))):
             yield Post(topic, page, retain=False)
         self._answer_at = now + max(_ANSWER, _SHARE * (time.perf_counter() - began))
 

@@ -362,7 +362,7 @@ class Aggregator:
         """Have the watchdog look, and answer whoever has asked for an overview."""
         assert self._health is not None
         self._health.look(now)
-        for post in self._health.answers(self._status(self._state), self._config.topics.overview, now):
+        for post in self._health.answers(lambda: self._status(self._state), self._config.topics.overview, now):
             self._outgoing.put(post)
 
     def _see_pause(self, now: float) -> None:

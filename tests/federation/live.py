@@ -84,9 +84,13 @@ def aggregator(twin: Twin, store: Path, log: Log, **arguments: Any) -> Aggregato
     return Aggregator(AggregatorConfig(connector=twin.connect, federation="f", store=store, on_event=log, **arguments))
 
 
-def device(twin: Twin, name: str, log: Log, outbox: Path | None = None, train: Any = approach) -> Device:
+def device(
+    twin: Twin, name: str, log: Log, outbox: Path | None = None, train: Any = approach, **arguments: Any
+) -> Device:
     return Device(
-        DeviceConfig(connector=twin.connect, federation="f", name=name, train=train, outbox=outbox, on_event=log)
+        DeviceConfig(
+            connector=twin.connect, federation="f", name=name, train=train, outbox=outbox, on_event=log, **arguments
+        )
     )
 
 

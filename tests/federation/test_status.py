@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from midge.aggregator.core.participation_controller import Pace
+from midge.aggregator.metrics.device_activity import DeviceActivity
 from midge.aggregator.metrics.watchdog import SOONEST
 from midge.aggregator.service import Aggregator
 from midge.aggregator.store.pausing import pause, resume
@@ -17,14 +19,12 @@ from midge.broker.embedded.in_memory import Twin
 from midge.broker.mqtt.connection import Options
 from midge.broker.mqtt.federation_view import describe_federation, list_federations
 from midge.commands.status import alarm_of, lines
-from midge.iot_client.config import DeviceConfig
-from midge.iot_client.device import Device
 from midge.iot_client.training.evaluation import Scores
 from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
 from midge.wire import frames, messages
 from midge.wire.messages import AggregatorState, AggregatorStatus, DeviceState, Hello
 from midge.wire.topics import Topics
-from tests.federation.live import STRATEGY, Log, aggregator, approach, clients, device, serving
+from tests.federation.live import STRATEGY, Log, aggregator, clients, device, serving
 
 pytestmark = pytest.mark.virtual
 TOPICS = Topics("f")
@@ -52,23 +52,11 @@ def served(twin: Twin, store: Path, log: Log, **arguments: Any) -> Aggregator:
 async def test_status_tells_versions_times_counts_and_scores_of_now(tmp_path: Path) -> None:
     twin, log = Twin(), Log()
 
-    def scored(name: str) -> Device:
-        def evaluate(parameters: Parameters) -> Scores:
-            return Scores(10, {"rmse": 0.25})
+    def evaluate(parameters: Parameters) -> Scores:
+        return Scores(10, {"rmse": 0.25})
 
-        return Device(
-            DeviceConfig(
-                connector=twin.connect,
-                federation="f",
-                name=name,
-                train=approach,
-                evaluate=evaluate,
-                outbox=None,
-                on_event=log,
-            )
-        )
-
-    async with serving(served(twin, tmp_path / "store", log), scored("a"), scored("b")):
+    devices = [device(twin, name, log, evaluate=evaluate) for name in ("a", "b")]
+    async with serving(served(twin, tmp_path / "store", log), *devices):
         await log.until(lambda: len(log.of("update", verdict="accepted")) >= 20)
         found = await look(twin)
         newest = log.of("release")[-1]["version"]
@@ -128,21 +116,11 @@ async def test_a_device_that_waits_says_for_what_and_is_no_stall(tmp_path: Path)
     twin, log = Twin(), Log()
     empty: list[str] = []
 
-    def resting(name: str) -> Device:
-        return Device(
-            DeviceConfig(
-                connector=twin.connect,
-                federation="f",
-                name=name,
-                train=approach,
-                outbox=None,
-                on_event=log,
-                conditions=[lambda: empty[0] if empty else None],
-                look_every=1.0,
-            )
-        )
+    def enough() -> str | None:
+        return empty[0] if empty else None
 
-    async with serving(served(twin, tmp_path / "store", log), resting("a"), resting("b")):
+    devices = [device(twin, name, log, conditions=[enough], look_every=1.0) for name in ("a", "b")]
+    async with serving(served(twin, tmp_path / "store", log), *devices):
         await log.until(lambda: len(log.of("update", verdict="accepted")) >= 8)
         empty.append("fewer than 32 rows are new")
         await asyncio.sleep(3600)
@@ -274,3 +252,25 @@ async def test_a_status_that_was_taken_off_the_broker_meanwhile_is_gone(tmp_path
         await asyncio.sleep(60)
         found = await look(twin)
     assert set(found["devices"]) == {"a"}
+
+
+async def test_devices_are_counted_when_asked_and_not_with_each_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail when the header of an answer was made with each batch: a pass over all devices each time."""
+    twin, log = Twin(), Log()
+    counted: list[float] = []
+    devices = DeviceActivity.devices
+
+    def counting(activity: DeviceActivity, now: float) -> Mapping[str, int]:
+        counted.append(now)
+        return devices(activity, now)
+
+    monkeypatch.setattr(DeviceActivity, "devices", counting)
+    async with serving(served(twin, tmp_path / "store", log), device(twin, "a", log), device(twin, "b", log)):
+        await log.until(lambda: len(log.of("update", verdict="accepted")) >= 4)
+        before, updates = len(counted), len(log.of("update"))
+        await log.until(lambda: len(log.of("update")) >= updates + 40)
+        assert len(counted) == before
+        await look(twin)
+        assert len(counted) == before + 1
