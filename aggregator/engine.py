@@ -206,7 +206,7 @@ def recover(core: AggregatorCore, store: Store, schema: Schema, checkpoint: Chec
     if core.strategy.form == "mixing":
         _take_past(model, store)
     for entry in store.entries(after=core.lsn):
-        record = rec.mended(entry.record, core.generation, core.version)
+        record = rec.clamped(entry.record, core.generation, core.version)
         if record is not entry.record:
             log.warning("Record %d of %s says an impossible number: it is passed over.", record.lsn, store.directory)
         core.replay(record)

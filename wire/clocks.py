@@ -3,8 +3,9 @@
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-SANE: Final = 1_700_000_000.0
-"""Seconds since 1970, November 2023: a clock that says less was never set since the power came."""
+SANE: Final = 1_704_067_200.0
+"""Seconds since 1970 at the start of 2024, before which no Midge was made: a clock that says less was never set since
+the power came."""
 DAY: Final = 86_400.0
 """Seconds that two clocks may be apart before one of them is wrong: time zones and drift stay below."""
 

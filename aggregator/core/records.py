@@ -187,7 +187,7 @@ _NAMES = {model: name for name, model in _KINDS.items()}
 _FIELDS = {model: tuple(field.name for field in fields(model)) for model in _NAMES}  # `asdict` copies all that it meets
 
 
-def mended(record: Record, generation: int, version: int) -> Record:
+def clamped(record: Record, generation: int, version: int) -> Record:
     """A record as it is replayed behind a generation and a version: one that says an impossible number gets the next.
 
     A store of an earlier Midge may hold such a record, of a forged announcement that was believed.

@@ -37,7 +37,7 @@ def renormalise(store: Store) -> tuple[int, int]:
     core = AggregatorCore(fedasync(), lineage=store.lineage, schema_hash=store.schema.hash)
     core.load(checkpoint.core)
     for entry in store.entries(after=core.lsn):
-        core.replay(rec.mended(entry.record, core.generation, core.version))
+        core.replay(rec.clamped(entry.record, core.generation, core.version))
     if not core.frozen:
         raise StoreError(
             f"The store {store.directory} waits for statistics already: start its aggregator, which asks the devices."

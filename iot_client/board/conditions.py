@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from midge.iot_client.board.training_constraints import Condition
-from midge.iot_client.board.usage_budget import SOONEST
+from midge.wire.clocks import SANE
 
 log = logging.getLogger("iot_client")
 
@@ -228,7 +228,7 @@ def hours(*spans: str, clock: Callable[[], float] = time.time) -> Condition:
 
     def look() -> str | None:
         now = clock()
-        if now < SOONEST:
+        if now < SANE:
             raise Unreadable("the clock was never set")
         here = time.localtime(now)
         minute = 60 * here.tm_hour + here.tm_min

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from midge.storage.files import atomic_write
+from midge.wire.clocks import SANE
 from midge.wire.messages import Participation
 
 log = logging.getLogger("iot_client")
 
 _SAVE_EVERY = 600.0
 """Seconds between two writes of what was spent: a power cut forgets so much at most."""
-SOONEST = 1_704_067_200.0
-"""Seconds since 1970 at the start of 2024: a clock that shows less was never set."""
 _MONTH = 31 * 86_400.0
 _OFF = 40 * 86_400.0
 """Seconds between our clock and an announcement's date from which ours counts as wrong: a retained one may be old."""
@@ -140,7 +139,7 @@ class Budget:
         """
         now += self._off
         month = time.strftime("%Y-%m", time.gmtime(now))
-        believed = believed or (now >= SOONEST and self.month > time.strftime("%Y-%m", time.gmtime(now + _MONTH)))
+        believed = believed or (now >= SANE and self.month > time.strftime("%Y-%m", time.gmtime(now + _MONTH)))
         if month > self.month:
             self._before = _Spent(self.month, self.bytes, self.joules, self.since, self.written)
             self.month, self.bytes, self.joules = month, 0, 0.0

@@ -18,6 +18,7 @@ from midge.broker import BrokerError, Endpoint
 from midge.broker.audit.results import Finding, Level
 from midge.commands.device_status import day, hindered, look, wear
 from midge.commands.parts import Problem, read_config, read_endpoint
+from midge.wire.clocks import SANE
 
 _SYNCHRONISED = (Path("/run/systemd/timesync/synchronized"), Path("/var/lib/systemd/timesync/clock"))
 _NEEDED = {"numpy": "1.26", "msgpack": "1.0.8", "pydantic": "2.7", "paho-mqtt": "2.2"}
@@ -26,8 +27,6 @@ _ROOM, _LITTLE = 64 * 2**20, 512 * 2**20
 _WEAR = 10**9
 """Bytes written a day that are too many for a memory card."""
 _SKEW = 300.0
-_TOO_EARLY = 1_704_067_200.0
-"""Seconds since 1970 at the start of 2024, before which no Midge was made."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,7 +59,7 @@ def clock(outbox: Path | None, *, now: float | None = None) -> Iterator[Finding]
     if outbox is not None and outbox.is_file():
         issued = [each["issued"] or 0.0 for each in look(outbox)["verified"].values()]
         floor = max(issued, default=0.0)
-    if now < _TOO_EARLY:
+    if now < SANE:
         advice = "Set it, by systemd-timesyncd, chrony or a clock with a battery: no certificate is valid in that year."
         if floor:
             advice += f" What was verified last says that it is {day(floor)} at least; Midge goes by that for models."
