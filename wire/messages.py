@@ -271,6 +271,11 @@ class HealthState(StrEnum):
     FULL = "full"
     """The store's disk has no room."""
 
+    @property
+    def alarming(self) -> bool:
+        """Whether the operator has to look."""
+        return self in (HealthState.STALLED, HealthState.HELD, HealthState.FULL)
+
 
 class Health(Message):
     """Whether the federation learns, as its aggregator finds; sent if the state or the alarms change, and if asked."""
@@ -291,7 +296,7 @@ class Health(Message):
     @property
     def alarming(self) -> bool:
         """Whether a monitor is to raise an alarm."""
-        return bool(self.alarms) or self.state in (HealthState.STALLED, HealthState.HELD, HealthState.FULL)
+        return bool(self.alarms) or self.state.alarming
 
 
 class AggregatorStatus(Message):

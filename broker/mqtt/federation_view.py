@@ -141,8 +141,9 @@ async def say_gone(connect: Connector, topics: Topics, names: Sequence[str]) -> 
         BrokerError: it cannot be told.
     """
     async with connect(_options()) as connection:
-        for names_ in (tuple(names[first : first + _AT_ONCE]) for first in range(0, len(names), _AT_ONCE)):
-            await connection.publish(topics.ask, frames.encode(overview.Ask(gone=names_)), qos=1)
+        for first in range(0, len(names), _AT_ONCE):
+            asking = overview.Ask(gone=tuple(names[first : first + _AT_ONCE]))
+            await connection.publish(topics.ask, frames.encode(asking), qos=1)
 
 
 async def is_served(connect: Connector, topics: Topics) -> bool:

@@ -4,9 +4,8 @@ import argparse
 import json
 import sqlite3
 from dataclasses import asdict
-from pathlib import Path
 
-from midge.commands.parts import Problem, Subparsers, server_side
+from midge.commands.parts import Problem, Subparsers, existing_store, server_side
 
 
 def register(subparsers: Subparsers) -> None:
@@ -26,9 +25,7 @@ def register(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     with server_side():
         from midge.aggregator.store import audit_log  # noqa: PLC0415 - an extra
-    directory = Path(args.store)
-    if not (directory / "store.db").is_file():
-        raise Problem(f"{directory} is no store of an aggregator: there is no store.db in it.")
+    directory = existing_store(args.store)
     try:
         verdict = audit_log.verify(directory)
     except (OSError, sqlite3.Error) as error:

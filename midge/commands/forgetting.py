@@ -8,7 +8,7 @@ import getpass
 import time
 from pathlib import Path
 
-from midge.commands.parts import Problem, Subparsers, server_side, user_errors
+from midge.commands.parts import Parser, Subparsers, existing_store, server_side, user_errors
 
 
 def register(subparsers: Subparsers) -> None:
@@ -19,11 +19,7 @@ def register(subparsers: Subparsers) -> None:
         "beside a running aggregator or where none runs. What it has already contributed to the model stays in it. It "
         "comes back under this name only if device-readmit lets it.",
     )
-    parser.add_argument("name", metavar="NAME", help="the device's name on the wire")
-    parser.add_argument("--store", required=True, metavar="DIR", help="the aggregator's store")
-    parser.add_argument(
-        "--wait", type=float, default=30.0, metavar="SECONDS", help="for a running aggregator to do it (default: 30)"
-    )
+    _add_request(parser)
     parser.set_defaults(run=run)
     parser = subparsers.add_parser(
         "device-readmit",
@@ -31,19 +27,24 @@ def register(subparsers: Subparsers) -> None:
         description="Let a device that device-forget withdrew take part again under its name, beside a running "
         "aggregator or where none runs. What was erased stays erased: it begins as a new device does.",
     )
+    _add_request(parser)
+    parser.set_defaults(run=lambda args: readmit(args.name, args.store, args.wait))
+
+
+def _add_request(parser: Parser) -> None:
+    """Which device of which store, and how long to wait for a running aggregator."""
     parser.add_argument("name", metavar="NAME", help="the device's name on the wire")
     parser.add_argument("--store", required=True, metavar="DIR", help="the aggregator's store")
     parser.add_argument(
         "--wait", type=float, default=30.0, metavar="SECONDS", help="for a running aggregator to do it (default: 30)"
     )
-    parser.set_defaults(run=lambda args: readmit(args.name, args.store, args.wait))
 
 
 def run(args: argparse.Namespace) -> int:
     with server_side():
         from midge.aggregator.store import device_erasure as forgetting  # noqa: PLC0415 - an extra
         from midge.aggregator.store.store import Store, StoreInUse  # noqa: PLC0415
-    directory = _store(args.store)
+    directory = existing_store(args.store)
     with user_errors():
         path = forgetting.ask(directory, args.name)
     try:
@@ -69,7 +70,7 @@ def readmit(name: str, store: str, wait: float = 30.0) -> int:
     with server_side():
         from midge.aggregator.store import device_erasure as forgetting  # noqa: PLC0415 - an extra
         from midge.aggregator.store.store import Store, StoreInUse  # noqa: PLC0415
-    directory = _store(store)
+    directory = existing_store(store)
     with user_errors():
         path = forgetting.ask(directory, name, readmit=True)
     try:
@@ -84,13 +85,6 @@ def readmit(name: str, store: str, wait: float = 30.0) -> int:
     path.unlink(missing_ok=True)
     print(f"{name} may take part again." if known else f"{name} was not withdrawn: nothing was changed.")
     return 0
-
-
-def _store(directory: str) -> Path:
-    path = Path(directory)
-    if not (path / "store.db").is_file():
-        raise Problem(f"{path} is no store of an aggregator: there is no store.db in it.")
-    return path
 
 
 def _gone(path: Path, seconds: float) -> bool:

@@ -40,6 +40,14 @@ def plainly(error: ValueError) -> str:
     return str(error)
 
 
+def existing_store(directory: str) -> Path:
+    """The directory of an aggregator's store that is there."""
+    path = Path(directory)
+    if not (path / "store.db").is_file():
+        raise Problem(f"{path} is no store of an aggregator: there is no store.db in it.")
+    return path
+
+
 @contextmanager
 def server_side() -> Iterator[None]:
     """An import in here needs the server's libraries."""

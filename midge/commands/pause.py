@@ -1,9 +1,8 @@
 """`midge pause STORE` and `midge resume STORE`: hold a federation, and let it go on."""
 
 import argparse
-from pathlib import Path
 
-from midge.commands.parts import Problem, Subparsers, server_side
+from midge.commands.parts import Subparsers, existing_store, server_side
 
 
 def register(subparsers: Subparsers) -> None:
@@ -26,7 +25,7 @@ def register(subparsers: Subparsers) -> None:
 def run_pause(args: argparse.Namespace) -> int:
     with server_side():
         from midge.aggregator.store.pausing import pause  # noqa: PLC0415 - an extra
-    pause(_store(args.store), args.why)
+    pause(existing_store(args.store), args.why)
     print(f"Paused: {args.why}. To go on: midge resume {args.store}")
     return 0
 
@@ -34,12 +33,5 @@ def run_pause(args: argparse.Namespace) -> int:
 def run_resume(args: argparse.Namespace) -> int:
     with server_side():
         from midge.aggregator.store.pausing import resume  # noqa: PLC0415 - an extra
-    print("The federation goes on." if resume(_store(args.store)) else "It was not paused.")
+    print("The federation goes on." if resume(existing_store(args.store)) else "It was not paused.")
     return 0
-
-
-def _store(directory: str) -> Path:
-    path = Path(directory)
-    if not (path / "store.db").is_file():
-        raise Problem(f"{path} is no store of an aggregator: there is no store.db in it.")
-    return path

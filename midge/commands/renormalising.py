@@ -1,9 +1,8 @@
 """`midge renormalise STORE`: ask the devices for new statistics, and go on from the present model."""
 
 import argparse
-from pathlib import Path
 
-from midge.commands.parts import Problem, Subparsers, server_side
+from midge.commands.parts import Problem, Subparsers, existing_store, server_side
 
 
 def register(subparsers: Subparsers) -> None:
@@ -23,9 +22,7 @@ def run(args: argparse.Namespace) -> int:
     with server_side():
         from midge.aggregator.store.renormalising import renormalise  # noqa: PLC0415 - an extra
         from midge.aggregator.store.store import Store, StoreInUse  # noqa: PLC0415
-    path = Path(args.store)
-    if not (path / "store.db").is_file():
-        raise Problem(f"{path} is no store of an aggregator: there is no store.db in it.")
+    path = existing_store(args.store)
     try:
         with Store(path) as store:
             generation, version = renormalise(store)

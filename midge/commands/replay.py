@@ -3,9 +3,8 @@
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 
-from midge.commands.parts import Problem, Subparsers, server_side
+from midge.commands.parts import Subparsers, existing_store, server_side
 
 
 def register(subparsers: Subparsers) -> None:
@@ -24,10 +23,7 @@ def run(args: argparse.Namespace) -> int:
     with server_side():
         from midge.aggregator.store.replaying import replay  # noqa: PLC0415 - an extra
         from midge.aggregator.store.store import Store  # noqa: PLC0415
-    directory = Path(args.store)
-    if not (directory / "store.db").is_file():
-        raise Problem(f"{directory} is no store of an aggregator: there is no store.db in it.")
-    with Store(directory) as store:
+    with Store(existing_store(args.store)) as store:
         ways = list(replay(store))
     same = len({way.digest for way in ways}) == 1
     if args.json:

@@ -85,6 +85,8 @@ def _show(connect: Connector, topics: Topics, args: argparse.Namespace) -> int:
 
 def alarm_of(found: Mapping[str, Any]) -> str:
     """What a monitor is to raise an alarm for, in words; empty if nothing is wrong."""
+    from midge.wire.messages import HealthState  # noqa: PLC0415 - not for other commands
+
     aggregator, health = found["aggregator"], found["health"]
     if aggregator is None:
         return f"No aggregator has announced itself for {found['federation']!r}."
@@ -94,7 +96,7 @@ def alarm_of(found: Mapping[str, Any]) -> str:
         return "The aggregator does not answer."
     if health is None or not health["alarming"]:
         return ""
-    alarms = health["alarms"] if health["state"] in ("learning", "waiting", "paused") else [health["why"]]
+    alarms = [health["why"]] if HealthState(health["state"]).alarming else health["alarms"]
     return f"{health['state']}: {'; '.join(alarms)}"
 
 
