@@ -100,16 +100,20 @@ class Books:
 def app() -> Aggregator:
     """The aggregator, as MIDGE_LEDGER describes it; at localhost unless `midge aggregate --broker` names another."""
     books = Books.parse(os.environ.get(VARIABLE, ""))
-    config = AggregatorConfig(
-        connector=connector(Endpoint.parse("mqtt://localhost:1883")),
+    return Aggregator(config(books, connector(Endpoint.parse("mqtt://localhost:1883")), books.store))
+
+
+def config(books: Books, connect: Connector, store: str | Path) -> AggregatorConfig:
+    """What the aggregator of such a federation is."""
+    return AggregatorConfig(
+        connector=connect,
         federation=books.federation,
         initial={"x": np.zeros(books.places, np.float32)},
         strategy=books.strategy,
-        store=books.store,
+        store=store,
         chunk=books.chunk,
         checkpoint_records=books.checkpoint,
     )
-    return Aggregator(config)
 
 
 # ------------------------------------------------------------------------ devices
