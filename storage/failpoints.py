@@ -25,6 +25,7 @@ POINTS: Mapping[str, str] = MappingProxyType(
         "commit.before": "a batch is decided, and none of it is written",
         "commit.bodies": "the larger bodies of a batch are on the disk, and no record of them",
         "commit.within": "a batch is written, and its transaction is open",
+        "witness.writing": "a transaction is durable, and its witness says the one before it",
         "commit.after": "a batch is durable, and nothing of it is carried out",
         "step.applied": "a step is in the model, and not in any checkpoint",
         "release.computed": "a version is made, and its frames are not stored",
