@@ -362,8 +362,9 @@ class Aggregator:
         """Have the watchdog look, and answer whoever has asked for an overview."""
         assert self._health is not None
         self._health.look(now)
-        for post in self._health.answers(lambda: self._status(self._state), self._config.topics.overview, now):
-            self._outgoing.put(post)
+        self._outgoing.answer(
+            self._health.answers(lambda: self._status(self._state), self._config.topics.overview, now)
+        )
 
     def _see_pause(self, now: float) -> None:
         """Follow what the operator has said by the store (`aggregator.store.pausing`)."""
