@@ -121,7 +121,7 @@ class FederationRuntime:
                     f"The model in {self.store.directory} waits for statistics of the devices' data, and the "
                     "aggregator asks for none: give midge.Aggregator(moments=…) as before."
                 )
-            self.engine.write_replayed()
+            self.engine.mend(self.core)
         except BaseException:
             self.store.close()
             raise

@@ -94,7 +94,12 @@ class CoreView:
     @property
     def oldest_needed(self) -> int:
         """The lowest lsn whose body a restart may still need."""
-        return self._state.oldest_needed
+        return min(self._state.needed, default=self._state.next)
+
+    @property
+    def needed(self) -> list[int]:
+        """The lsns whose bodies a restart still needs."""
+        return self._state.needed
 
     @property
     def oldest_base(self) -> int:
