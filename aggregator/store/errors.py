@@ -11,5 +11,9 @@ class StoreInUse(StoreError):
     """An aggregator has it open."""
 
 
+class StoreDamaged(StoreError):
+    """Some of it, or of a backup, is not what was written."""
+
+
 class StoreFull(StoreError, DiskFull):
     """There is no room on the disk. What was to be written is not; everything before it is."""

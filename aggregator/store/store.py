@@ -39,6 +39,8 @@ log = logging.getLogger("aggregator")
 __all__ = ["Entry", "Store", "StoreError", "StoreFull", "StoreInUse"]
 
 FORMAT = 1
+UNFINISHED = ".unfinished"
+"""A folder in a store's directory in which it is being put back."""
 KEEP_CHECKPOINTS = 3
 KEEP_RECORDS = 100_000
 """How many records stay, without their bodies, so that the life of an update can be told."""
@@ -169,6 +171,10 @@ class Store:
             StoreError: there is some.
         """
         left = [*self.directory.glob("checkpoint-*.safetensors"), *self.directory.glob("bodies-*")]
+        if (self.directory / UNFINISHED).exists():
+            raise StoreError(
+                f"A store was being put back into {self.directory}, and that did not end: give the command again."
+            )
         if left:
             raise StoreError(
                 f"{self.directory} has checkpoints or bodies of updates ({min(left).name}), but nothing is in "
