@@ -4,7 +4,8 @@
 #   make demo TORCH=1    the same with a mixed fleet: half torch, half NumPy
 #   make test            all tests
 #   make lint            ruff, mypy, import-linter
-#   make chaos           kill everything at random for SECONDS=60 from SEED=1: is any update lost or doubled?
+#   make chaos           kill everything, fill disks, set clocks and copy stores for SECONDS=60 from SEED=1: is any
+#                        update lost or doubled?
 #   make fuzz            give every decoder bytes that nobody thought of, for SECONDS=60
 #   make bench           measure all that docs/performance.md tells, in under 20 minutes, and write the page anew
 #   make mutants         which tests catch which bug that is put in on purpose

@@ -172,8 +172,13 @@ class Drawn:
             delayed=some(0.3, float(rng.uniform(0.02, 0.3))),
             latency=latency,
             clocks=bool(rng.random() < 0.3),
-            partial=some(0.25, float(rng.uniform(0.1, 1.0))),
+            partial=0.0 if few else min(some(0.25, float(rng.uniform(0.1, 1.0))), self._most_partial),
         )
+
+    @property
+    def _most_partial(self) -> float:
+        """The share of honest devices that may train one tensor only: of those that train each, one in five may lie."""
+        return max(0.0, 2 * (1 - 4 * self.liars / (self.devices - self.liars)))
 
     @property
     def calm(self) -> bool:

@@ -54,6 +54,8 @@ class Sending:
         self.held = {update.seq: Held(update) for update in held}
         self.held_back = False
         """Whether the aggregator asked to wait: nothing is sent until the resend timer is due."""
+        self.told_to_wait = False
+        """Whether the aggregator asked to wait since the outbox was last empty."""
         self.resend = Timer(patience)
 
     @property
@@ -85,6 +87,7 @@ class Sending:
         settled = [seq for seq in self.held if seq <= through]
         for seq in settled:
             del self.held[seq]
+        self.told_to_wait = self.told_to_wait and bool(self.held)
         if settled and not self.held_back:
             self.resend.stop()  # and with it the back-off: the aggregator answers
         return [Forget(through)] if settled else []
@@ -150,7 +153,7 @@ class Sending:
 
     def hold_back(self, now: float, seconds: float) -> None:
         """Send nothing for so long: the aggregator asks for that."""
-        self.held_back = True
+        self.held_back = self.told_to_wait = True
         self.resend.start(now, self._jitter(), max(1.0, seconds))
 
     def send_again_soon(self, now: float) -> None:

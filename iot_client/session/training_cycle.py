@@ -126,7 +126,8 @@ class TrainingCycle:
         self.statistics.stop()  # they are pooled: the next generation asks from the start
         if self.work is not Work.RESTING or self.trained == Base.of(announcement) or self.refetch.due is not None:
             return []
-        if self._outbox_full or self.disk_full.due is not None:
+        # What is trained while the aggregator takes nothing of this device comes late, behind what waits already.
+        if self._outbox_full or self._sending.told_to_wait or self.disk_full.due is not None:
             return []
         if not self.may_train(announcement):
             return []

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tests.harness.chaos import Chaos, Outcome, Play
+from tests.harness.disk import apart
 
 
 def main() -> int:
@@ -23,7 +24,7 @@ def main() -> int:
     args = parser.parse_args()
     if not 0 < args.seconds < 1e6 or args.devices < 1 or args.processes < 1:
         parser.error("--seconds must be above 0, --devices and --processes at least 1")
-    play = Play(args.seconds, args.seed, args.devices, args.processes, args.broker)
+    play = Play(args.seconds, args.seed, args.devices, args.processes, args.broker, disk=apart())
     outcome = _run(play, args.keep)
     sys.stdout.write(json.dumps(asdict(outcome)) + "\n")
     return 0 if outcome.good else 1

@@ -100,16 +100,20 @@ class Books:
 def app() -> Aggregator:
     """The aggregator, as MIDGE_LEDGER describes it; at localhost unless `midge aggregate --broker` names another."""
     books = Books.parse(os.environ.get(VARIABLE, ""))
-    config = AggregatorConfig(
-        connector=connector(Endpoint.parse("mqtt://localhost:1883")),
+    return Aggregator(config(books, connector(Endpoint.parse("mqtt://localhost:1883")), books.store))
+
+
+def config(books: Books, connect: Connector, store: str | Path) -> AggregatorConfig:
+    """What the aggregator of such a federation is."""
+    return AggregatorConfig(
+        connector=connect,
         federation=books.federation,
         initial={"x": np.zeros(books.places, np.float32)},
         strategy=books.strategy,
-        store=books.store,
+        store=store,
         chunk=books.chunk,
         checkpoint_records=books.checkpoint,
     )
-    return Aggregator(config)
 
 
 # ------------------------------------------------------------------------ devices
@@ -166,7 +170,9 @@ class LedgerDevice:
 
     @property
     def _wanted(self) -> bool:
-        return self.device.next_seq <= self._books.updates - self._skip and time.time() < self._until
+        # The right time, whatever `tests.harness.clock` has made of `time.time`.
+        now = time.clock_gettime(time.CLOCK_REALTIME)
+        return self.device.next_seq <= self._books.updates - self._skip and now < self._until
 
     @property
     def _done(self) -> bool:

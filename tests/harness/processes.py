@@ -79,22 +79,36 @@ class Actor:
         return "\n".join(text.splitlines()[-lines:])
 
 
-def aggregator(books: Books, url: str, directory: Path, program: Sequence[str] = PROGRAM) -> Actor:
+def aggregator(  # noqa: PLR0917 - a command line
+    books: Books,
+    url: str,
+    directory: Path,
+    program: Sequence[str] = PROGRAM,
+    store: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Actor:
     """The ledger's aggregator; its model is `model.safetensors` once it has ended in order."""
     command = [*program, "aggregate", "tests.harness.ledger:app", "--broker", url, "--json"]
     command += ["--model", str(directory / "model.safetensors")]
-    store = directory / "store"
-    words = {**{name: getattr(books, name) for name in Books.__dataclass_fields__}, "store": store}
-    environment = {BOOKS: " ".join(f"{name}={value}" for name, value in words.items())}
-    return Actor("aggregator", command, directory / "aggregator.log", environment)
+    words = {name: getattr(books, name) for name in Books.__dataclass_fields__}
+    words["store"] = store or directory / "store"
+    variables = {BOOKS: " ".join(f"{name}={value}" for name, value in words.items()), **(environment or {})}
+    return Actor("aggregator", command, directory / "aggregator.log", variables)
 
 
 def fleet(
-    books: Books, url: str, directory: Path, numbers: range, *options: str, program: Sequence[str] = PROGRAM
+    books: Books,
+    url: str,
+    directory: Path,
+    numbers: range,
+    *options: str,
+    program: Sequence[str] = PROGRAM,
+    pages: Path | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Actor:
-    """A process with some of the ledger's devices."""
+    """A process with some of the ledger's devices, whose outboxes and pages lie in a folder."""
     only = f"{numbers[0]}-{numbers[-1]}"
     command = [*program, "devices", "--broker", url, "--federation", books.federation]
     command += ["--devices", str(books.devices), "--updates", str(books.updates), "--only", only]
-    command += ["--directory", str(directory / "devices"), *options]
-    return Actor(f"devices {only}", command, directory / f"devices-{only}.log", {})
+    command += ["--directory", str(pages or directory / "devices"), *options]
+    return Actor(f"devices {only}", command, directory / f"devices-{only}.log", environment or {})

@@ -1,5 +1,8 @@
 """The two parts of a ledger's federation as one program: `devices OPTIONS`, or the words of a `midge` command."""
 
+import tests.harness.clock  # noqa: F401 - before anything asks for the time
+
+# isort: split
 import argparse
 import math
 import sys

@@ -424,6 +424,22 @@ def test_a_busy_aggregator_is_left_alone_for_as_long_as_it_says() -> None:
     assert sent(driver.wait(25)) == [1, 2, 3]
 
 
+def test_nothing_is_trained_before_a_busy_aggregator_has_taken_what_waits() -> None:
+    """Otherwise each update that it takes is older than the last: the outbox fills faster than it is emptied."""
+    driver = holding(1)
+    driver.up()
+    driver.train()
+    driver(receipt(0, busy(1, 60)))
+    assert ev.FetchModel not in kinds(driver(ev.Announced(announcement(2))))
+    actions = driver.wait(65)
+    assert sent(actions) == [1, 2]
+    assert ev.FetchModel not in kinds(actions)
+    assert ev.FetchModel not in kinds(driver(receipt(1, accepted(1))))
+    assert ev.FetchModel in kinds(driver(receipt(2, accepted(2))))
+    driver.train()
+    assert ev.FetchModel in kinds(driver(ev.Announced(announcement(3)))), "the outbox was empty since"
+
+
 def test_a_full_outbox_trains_no_more_until_there_is_room() -> None:
     driver = holding(OUTBOX_LIMIT)
     assert not any(isinstance(action, ev.FetchModel) for action in driver.up())

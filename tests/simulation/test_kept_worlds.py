@@ -27,6 +27,27 @@ WORLDS = {
     "a cohort below the release floor": Drawn(
         1, "fedavg", 3, 0.0, 0.5, 0.0, "none", 1.0, 10.0, 0.0, 0.0, 0.0, 0, "", median=20.0
     ),
+    # One update of a device waits for each step, and the devices went on training: what they sent grew older and older.
+    "a queue of old updates": Drawn(
+        3300769,
+        "balanced, centred",
+        5,
+        0.0,
+        0.51,
+        0.0,
+        "shift",
+        -2.01,
+        12.65,
+        0.0,
+        0.0,
+        15.0,
+        0,
+        "",
+        absent=0.3156,
+        night=7.01,
+        delayed=0.2267,
+        clocks=True,
+    ),
     "turned updates, again": Drawn(
         700211, "balanced", 56, 1.2, 0.3246, 0.0, "none", 2.2889, 12.683, 0.0, 0.0, 0.0, 7, "sign flip"
     ),
