@@ -37,11 +37,11 @@ class JournalTable:
         self._pruned = 0
         """Up to which lsn no row has a body any more."""
 
-    def recover(self) -> None:
-        """Cut off bodies that no row speaks of: the power went between the two."""
+    def recover(self, *, proven: bool) -> None:
+        """Cut off bodies that no row speaks of: the power went between the two. Unless that is proven, keep them."""
         db = self._database.connection
         ends = "SELECT segment, max(place + size) FROM journal WHERE segment IS NOT NULL GROUP BY segment"
-        self._segments.recover(dict(db.execute(ends)))
+        self._segments.recover(dict(db.execute(ends)), keep=not proven)
 
     def close(self) -> None:
         self._segments.close()
@@ -57,8 +57,11 @@ class JournalTable:
         """Take back the bodies of a transaction that failed: otherwise the next one's would lie behind a gap."""
         self._segments.cut(mark)
 
-    def insert(self, db: sqlite3.Connection, entries: Sequence[Entry]) -> None:
-        """Enter records, their larger bodies first: a row may speak only of a body that is durable."""
+    def insert(self, db: sqlite3.Connection, entries: Sequence[Entry]) -> int:
+        """Enter records, their larger bodies first: a row may speak only of a body that is durable.
+
+        Returns the checksum of the last one's row.
+        """
         rows: list[tuple[Any, ...]] = []
         together = 0
         for entry in entries:
@@ -71,6 +74,7 @@ class JournalTable:
             rows = self._set_down(rows)
             failpoint("commit.bodies")
         db.executemany("INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        return int(rows[-1][4])
 
     def _set_down(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         """The rows with their larger bodies put into a segment, durably."""

@@ -8,12 +8,15 @@ as after a crash in between, is cut off when the store is opened.
 Each file is named by the first lsn in it, and holds those up to the name of the next.
 """
 
+import logging
 import os
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
-from midge.storage.files import PRIVATE, sync_folder
+from midge.storage.files import PRIVATE, atomic_write, sync_folder
+
+log = logging.getLogger("aggregator")
 
 LONGEST = 64 * 2**20
 """Bytes after which another file is begun."""
@@ -88,14 +91,26 @@ class Segments:
             self.close()
             self._path(self._first).unlink(missing_ok=True)
 
-    def recover(self, ends: dict[int, int]) -> None:
-        """Cut off what the journal does not speak of; `ends` is, by file, where the last body that it knows ends."""
+    def recover(self, ends: dict[int, int], *, keep: bool = False) -> None:
+        """Cut off what the journal does not speak of.
+
+        Args:
+            ends: by file, where the last body that the journal knows ends.
+            keep: whether it is put aside: it may be the only copy of what a journal that rotted has lost.
+        """
         for first in self._all():
             path = self._path(first)
-            if first not in ends:
+            end = ends.get(first, 0)
+            if end and path.stat().st_size <= end:
+                continue
+            if keep and path.stat().st_size > end:
+                kept = next(free for number in count(1) if not (free := Path(f"{path}.kept-{number}")).exists())
+                atomic_write(kept, path.read_bytes()[end:])
+                log.warning("No record speaks of %d bytes of %s: kept as %s.", kept.stat().st_size, path, kept.name)
+            if end:
+                os.truncate(path, end)
+            else:
                 path.unlink()
-            elif path.stat().st_size > ends[first]:
-                os.truncate(path, ends[first])
 
     def read(self, first: int, offset: int, size: int) -> bytes | None:
         """A body; None where its file is not there, or ends before it does."""
