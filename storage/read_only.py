@@ -31,7 +31,7 @@ def read_only(path: Path, *, lock: Path | None = None) -> Iterator[sqlite3.Conne
         sqlite3.Error: it cannot be read, or is no database.
         OSError: nor can it be copied.
     """
-    with _kept_closed(lock) as closed:
+    with kept_closed(lock) as closed:
         log, index = (path.with_name(path.name + beside) for beside in ("-wal", "-shm"))
         pending = log.exists() and log.stat().st_size > 0
         there = index.exists()
@@ -56,8 +56,8 @@ def read_only(path: Path, *, lock: Path | None = None) -> Iterator[sqlite3.Conne
 
 
 @contextmanager
-def _kept_closed(lock: Path | None) -> Iterator[bool]:
-    """Whether no process is known to have the database open to write; then none opens it until the block is left."""
+def kept_closed(lock: Path | None) -> Iterator[bool]:
+    """Whether no process is known to have a database open to write; then none opens it until the block is left."""
     if lock is None or not lock.exists():
         yield True
         return

@@ -97,6 +97,14 @@ def _note_end(store: Store, key: bytes, lines: list[bytes]) -> None:
     store.set_constant(_END, f"{end} {_code(key, end.encode()).hex()}")
 
 
+def is_key(path: Path, check: bytes) -> bool:
+    """Whether a file is the key of which a store's metadata has this check."""
+    try:
+        return hmac.compare_digest(check, _code(path.read_bytes()[:_SECRET], b"check"))
+    except (OSError, TypeError):
+        return False
+
+
 def noted(db: sqlite3.Connection) -> int:
     """How many lines the log had when a database, or a copy of it, was written."""
     found = db.execute("SELECT value FROM meta WHERE name = ?", (_END,)).fetchone()

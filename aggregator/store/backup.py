@@ -24,11 +24,13 @@ from typing import Any, BinaryIO
 
 from midge.aggregator.core import records as rec
 from midge.aggregator.store import audit_log
+from midge.aggregator.store.consistency import UNFINISHED, WITNESS, WITNESSED
 from midge.aggregator.store.device_erasure import FOLDER
 from midge.aggregator.store.errors import StoreDamaged, StoreError, StoreFull, StoreInUse
 from midge.aggregator.store.put_back import mark
 from midge.aggregator.store.reading import ReadOnlyStore, reading
-from midge.aggregator.store.store import UNFINISHED, Store
+from midge.aggregator.store.segments import segment_file
+from midge.aggregator.store.store import Store
 from midge.storage.database import no_room
 from midge.storage.files import PRIVATE, atomic_write, copy_file, make_folder, sync_folder
 
@@ -116,18 +118,30 @@ def backup(directory: Path, target: Path) -> Manifest:
     if target.is_mount():
         raise StoreError(f"{target} is where a disk is mounted: name a folder on it that is not there.")
     partial = target.with_name(f".{target.name}.partial")
-    try:
+    with making(f"The backup {target}"):
         make_folder(target.parent)
         with _to_ourselves(partial):
             manifest = _copied_in_peace(directory, partial)
             partial.rename(target)
         sync_folder(target.parent)
+    return manifest
+
+
+@contextmanager
+def making(what: str) -> Iterator[None]:
+    """Errors of a block that makes something on a disk are sentences.
+
+    Raises:
+        StoreFull: there is no room.
+        StoreError: it cannot be made.
+    """
+    try:
+        yield
     except (OSError, sqlite3.Error) as error:
         if no_room(error):
-            raise StoreFull(f"There is no room for {target}: nothing is left of the backup.") from error
+            raise StoreFull(f"{what} cannot be made: there is no room on the disk. Nothing is left of it.") from error
         why = getattr(error, "strerror", None) or error
-        raise StoreError(f"The backup {target} cannot be made ({why}).") from error
-    return manifest
+        raise StoreError(f"{what} cannot be made ({why}).") from error
 
 
 @contextmanager
@@ -192,8 +206,6 @@ def _copied(directory: Path, partial: Path) -> Manifest:
         _copy_database(directory, partial)
         files["store.db"] = _described(partial / "store.db")
         with reading(partial) as db:
-            if not db.execute("SELECT count(*) FROM checkpoints").fetchone()[0]:
-                raise StoreError(f"The store {directory} is empty: there is nothing in it to keep.")
             needed, audited = _needed(db), audit_log.noted(db)
             spoken = _spoken_of(db, needed)
         for name, size in spoken.items():
@@ -203,7 +215,7 @@ def _copied(directory: Path, partial: Path) -> Manifest:
                 except FileNotFoundError as error:
                     raise _GoneMeanwhileError(f"{name} is gone") from error
             files[name] = copy_file(opened[name], partial / name, size)
-    for name, data in _beside(directory, audited):
+    for name, data in beside(directory, audited):
         make_folder((partial / name).parent)
         atomic_write(partial / name, data)
         files[name] = len(data), hashlib.sha256(data).hexdigest()
@@ -220,6 +232,10 @@ def _copy_database(directory: Path, partial: Path) -> None:
         for pragma in ("journal_mode=OFF", "synchronous=OFF"):
             copy.execute(f"PRAGMA {pragma}").fetchall()
         db.backup(copy)
+        tables = {name for (name,) in copy.execute("SELECT name FROM sqlite_schema")}
+        if "checkpoints" not in tables or not copy.execute("SELECT count(*) FROM checkpoints").fetchone()[0]:
+            raise StoreError(f"The store {directory} is empty: there is nothing in it to keep.")
+        copy.execute("DELETE FROM meta WHERE name = ?", (WITNESSED,))  # it gets another, with where it stands itself
         copy.execute("PRAGMA journal_mode=DELETE").fetchall()
     with path.open("rb") as file:
         os.fsync(file.fileno())
@@ -229,7 +245,7 @@ def _spoken_of(db: sqlite3.Connection, needed: int) -> dict[str, int | None]:
     """The files that a database needs, each with how much of it; None for all."""
     spoken: dict[str, int | None] = dict.fromkeys(file for (file,) in db.execute("SELECT file FROM checkpoints"))
     ends = "SELECT segment, max(place + size) FROM journal WHERE segment IS NOT NULL AND lsn >= ? GROUP BY segment"
-    spoken |= {f"bodies-{segment:012d}": end for segment, end in db.execute(ends, (needed,))}
+    spoken |= {segment_file(segment): end for segment, end in db.execute(ends, (needed,))}
     return spoken
 
 
@@ -243,13 +259,13 @@ def _described(path: Path) -> tuple[int, str]:
         return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _beside(directory: Path, audited: int) -> Iterator[tuple[str, bytes]]:
-    """Small files of a store: its audit log as far as the database tells of it, and what its operator asked for."""
+def beside(directory: Path, audited: int | None = None) -> Iterator[tuple[str, bytes]]:
+    """Small files of a store: its audit log, or the first lines of it, its key, and what its operator asked for."""
     for path in (directory / audit_log.KEY, directory / "paused", *sorted(directory.glob(f"{FOLDER}/*"))):
         with suppress(FileNotFoundError):
             yield str(path.relative_to(directory)), path.read_bytes()
     with suppress(FileNotFoundError):
-        lines = (directory / audit_log.AUDIT).read_bytes().split(b"\n")[:audited]
+        lines = (directory / audit_log.AUDIT).read_bytes().split(b"\n")[:-1][:audited]
         yield audit_log.AUDIT, b"".join(line + b"\n" for line in lines)
 
 
@@ -328,19 +344,13 @@ def restore(source: Path, directory: Path, by: str) -> Manifest:
         StoreError: the backup is damaged, or there is a store already.
     """
     manifest = read_backup(source)
-    try:
-        with new_store(directory) as unfinished:
-            for name, described in manifest.files.items():
-                make_folder((unfinished / name).parent)
-                with (source / name).open("rb") as file:
-                    if copy_file(file, unfinished / name) != described:
-                        raise StoreError(f"The backup {source} changed while it was read. Use another one.")
-            begin_behind(unfinished, manifest.generation, "restored", by, backup=manifest.made, record=manifest.lsn)
-    except (OSError, sqlite3.Error) as error:
-        if no_room(error):
-            raise StoreFull(f"There is no room for {manifest.size} bytes in {directory}: no store was made.") from error
-        why = getattr(error, "strerror", None) or error
-        raise StoreError(f"The store {directory} cannot be made ({why}).") from error
+    with making(f"The store {directory}"), new_store(directory) as unfinished:
+        for name, described in manifest.files.items():
+            make_folder((unfinished / name).parent)
+            with (source / name).open("rb") as file:
+                if copy_file(file, unfinished / name) != described:
+                    raise StoreError(f"The backup {source} changed while it was read. Use another one.")
+        begin_behind(unfinished, manifest.generation, "restored", by, backup=manifest.made, record=manifest.lsn)
     return manifest
 
 
@@ -386,7 +396,16 @@ def new_store(directory: Path) -> Iterator[Path]:
 
 def _clear_unfinished(directory: Path) -> None:
     """Remove what a kill has left of a store that was being put back: it has no database yet."""
-    left = (UNFINISHED, "checkpoint-*.safetensors", "bodies-*", audit_log.AUDIT, audit_log.KEY, "paused", FOLDER)
+    left = (
+        UNFINISHED,
+        "checkpoint-*.safetensors",
+        "bodies-*",
+        audit_log.AUDIT,
+        audit_log.KEY,
+        WITNESS,
+        "paused",
+        FOLDER,
+    )
     for path in [path for name in left for path in directory.glob(name)]:
         if path.is_dir():
             shutil.rmtree(path)

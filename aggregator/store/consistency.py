@@ -6,11 +6,12 @@ what devices have receipts for; how many updates that are is known, for both cou
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from midge.aggregator.store.errors import StoreError
+from midge.storage.read_only import read_only as database_read_only
 from midge.storage.witness import CommitWitness
 from midge.wire import frames
 from midge.wire.errors import WireError
@@ -154,7 +155,7 @@ def belonging(directory: Path) -> Comparison:
     raise StoreError(
         f"The files of the store {directory} do not belong together: {found.refusal}. At stake: {many} receipted. "
         "Nothing was changed. Put back the file that is missing or wrong, or restore a backup; to go on without: "
-        f"midge store salvage {directory} --accept-loss"
+        f"midge store salvage {directory} {directory}.new --accept-loss"
     )
 
 
@@ -167,7 +168,7 @@ def _refuse_leftovers(directory: Path) -> None:
     if (directory / UNFINISHED).exists():
         raise StoreError(f"A store was being put back into {directory}, and that did not end: give the command again.")
     left = [*directory.glob("checkpoint-*.safetensors"), *directory.glob("bodies-*")]
-    note = _noted(directory)[0]
+    note = noted(directory)[0]
     if note is not None and note.lsn:
         left.append(directory / WITNESS)
     if left:
@@ -178,7 +179,7 @@ def _refuse_leftovers(directory: Path) -> None:
         )
 
 
-def _noted(directory: Path) -> tuple[Note | None, bool]:
+def noted(directory: Path) -> tuple[Note | None, bool]:
     """What the witness says, and whether one of its pages is damaged.
 
     Raises:
@@ -200,7 +201,7 @@ def examine(directory: Path) -> Comparison | None:
     path = directory / DATABASE
     if not path.is_file() or path.stat().st_size == 0:
         return None
-    note, damaged = _noted(directory)
+    note, damaged = noted(directory)
     with read_only(path) as db:
         standing = standing_of(db, directory, note)
     return None if standing is None else judge(standing, note, damaged=damaged)
@@ -214,9 +215,9 @@ def read_only(path: Path) -> Iterator[sqlite3.Connection]:
         StoreError: it cannot be read.
     """
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+        with database_read_only(path, lock=path.parent / "lock") as db:
             yield db
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         raise StoreError(f"{path} cannot be read ({error}): restore it from a backup.") from error
 
 

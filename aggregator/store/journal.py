@@ -67,7 +67,7 @@ class JournalTable:
         for entry in entries:
             record = rec.pack(entry.record)
             # Over record and body: a body that lies in the place of another one is damage as well.
-            crc = _crc(record, entry.body)
+            crc = checksum(record, entry.body)
             rows.append((entry.record.lsn, rec.kind(entry.record), record, entry.body, crc, None, None, None))
             together += 0 if entry.body is None else len(entry.body)
         if together > INLINE_TOGETHER:
@@ -94,7 +94,7 @@ class JournalTable:
         cleared = segment is not None and self._segments.clear(segment, place, size)
         db.execute(
             "UPDATE journal SET record = ?, body = NULL, segment = NULL, crc = ? WHERE lsn = ?",
-            (packed, _crc(packed, None), record.lsn),
+            (packed, checksum(packed, None), record.lsn),
         )
         return bool(inline) or cleared
 
@@ -151,7 +151,7 @@ class JournalTable:
     ) -> Entry:
         if segment is not None:
             body = self._segments.read(segment, place, size)
-        if _crc(record, body) != crc:
+        if checksum(record, body) != crc:
             raise self.damaged(lsn)
         try:
             return Entry(rec.unpack(kind, record), body)
@@ -168,5 +168,6 @@ class JournalTable:
         )
 
 
-def _crc(record: bytes, body: bytes | memoryview | None) -> int:
+def checksum(record: bytes, body: bytes | memoryview | None) -> int:
+    """Of a row: over the packed record and its body."""
     return zlib.crc32(body or b"", zlib.crc32(record))

@@ -25,6 +25,11 @@ _PIECES = 512
 _NAME = "bodies-"
 
 
+def segment_file(first: int) -> str:
+    """The name of the file whose first body is of this lsn."""
+    return f"{_NAME}{first:012d}"
+
+
 class Segments:
     """The files of one store. One process has them open."""
 
@@ -151,4 +156,4 @@ class Segments:
         return sorted(int(number) for number in found if number.isdecimal())
 
     def _path(self, first: int) -> Path:
-        return self._directory / f"{_NAME}{first:012d}"
+        return self._directory / segment_file(first)

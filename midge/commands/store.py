@@ -1,10 +1,11 @@
-"""`midge store backup | restore`: copies of an aggregator's store, and what becomes of them."""
+"""`midge store backup | restore | salvage`: an aggregator's store against disks that rot or die."""
 
 import argparse
 import getpass
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from midge.wire.inert import inert
 
 if TYPE_CHECKING:
     from midge.aggregator.store.backup import Manifest
+    from midge.aggregator.store.salvage import Loss
 
 
 def register(subparsers: Subparsers) -> None:
@@ -38,6 +40,18 @@ def register(subparsers: Subparsers) -> None:
     )
     restoring.add_argument("backup", metavar="BACKUP", help="a folder that `midge store backup` made")
     restoring.add_argument("store", metavar="STORE", help="the store to make; not there, or empty")
+    salvaging = _action(
+        actions,
+        "salvage",
+        run_salvage,
+        help="make a store from what a damaged one still holds",
+        description="Say what a damaged store still holds and exactly what is lost; with --accept-loss, make a store "
+        "of it. The damaged one stays as it is. With its next start the aggregator begins a new generation. Exit code "
+        "1: nothing was made.",
+    )
+    salvaging.add_argument("store", metavar="STORE", help="the damaged store; its aggregator is stopped")
+    salvaging.add_argument("target", metavar="TARGET", help="the store to make; not there, or empty")
+    salvaging.add_argument("--accept-loss", action="store_true", help="make it, without what is lost")
 
 
 def _action(actions: Subparsers, name: str, run: Callable[[argparse.Namespace], int], **words: str) -> Parser:
@@ -86,6 +100,53 @@ def run_restore(args: argparse.Namespace) -> int:
             "from there."
         )
     return 0
+
+
+def run_salvage(args: argparse.Namespace) -> int:
+    with server_side():
+        from midge.aggregator.store.salvage import plan, salvage  # noqa: PLC0415 - an extra
+    directory, target = Path(args.store), Path(args.target)
+    found = salvage(directory, target, getpass.getuser()) if args.accept_loss else plan(directory)
+    loss, made = found.loss, args.accept_loss
+    if args.json:
+        said = {"ok": made, "made": made, "store": args.target, "end": found.end, "checkpoint": found.kept.lsn}
+        said |= {"generation": found.generation, "version": found.version, "step": found.step, "digest": found.digest}
+        print(json.dumps({**said, "lost": {**asdict(loss), "records": loss.records}}))
+        return 0 if made else 1
+    print(
+        f"Of {directory}, version {found.version} at step {found.step} can be kept: checkpoint {found.kept.lsn} and "
+        f"{found.end - found.kept.lsn} records behind it."
+    )
+    for line in _words_of(loss):
+        print(inert(line))
+    if made:
+        print(f"{target} is made, and {directory} stays as it was. Start the aggregator: it begins a new generation.")
+        return 0
+    print(f"Nothing was written. To make it: midge store salvage {directory} {target} --accept-loss")
+    return 1
+
+
+def _words_of(loss: "Loss") -> Iterator[str]:
+    """What is lost, a line each."""
+    if not loss.records:
+        yield "No record of the journal is lost."
+    else:
+        most = "" if loss.exact else "at most "
+        many = "1 update" if loss.updates == 1 else f"{loss.updates} updates"
+        yield (
+            f"Lost: records {loss.first} to {loss.last}, with {most}{many} that devices have receipts for and do not "
+            "send again."
+        )
+        unknown = loss.updates - sum(loss.devices.values())
+        devices = ", ".join(f"{device} {count}" for device, count in sorted(loss.devices.items()))
+        if devices:
+            yield f"Of these: {devices}" + (f", and {unknown} of devices that cannot be told." if unknown else ".")
+    if loss.changes:
+        yield (
+            f"Lost besides: {loss.changes} changes such as a device that was withdrawn. Look into audit.log, and "
+            "withdraw again who is to be."
+        )
+    yield from (f"Besides: {line}." for line in loss.said)
 
 
 def _said(manifest: "Manifest") -> dict[str, Any]:

@@ -19,12 +19,13 @@ from midge.__main__ import main
 from midge.aggregator.core import records as rec
 from midge.aggregator.store import audit_log, segments
 from midge.aggregator.store.backup import MANIFEST, Manifest, backup, read_backup, restore
+from midge.aggregator.store.consistency import UNFINISHED
 from midge.aggregator.store.device_erasure import Names
 from midge.aggregator.store.errors import StoreDamaged, StoreError, StoreFull, StoreInUse
 from midge.aggregator.store.put_back import marked
 from midge.aggregator.store.reading import ReadOnlyStore
 from midge.aggregator.store.replaying import replay
-from midge.aggregator.store.store import UNFINISHED, Store
+from midge.aggregator.store.store import Store
 from midge.broker.embedded.in_memory import Twin
 from midge.broker.mqtt.connection import Options
 from midge.iot_client.state.outbox import Outbox
@@ -188,7 +189,7 @@ def test_a_kill_in_the_middle_of_a_restore_leaves_no_store_that_an_aggregator_be
         elif (target / UNFINISHED).exists():
             with pytest.raises(StoreError, match="give the command again"), Store(target):
                 pass
-            (target / "store.db").unlink()
+            assert not (target / "store.db").exists(), "refused before a database is made"
     assert kills > 4
     assert digests(target) == digests(kept)
 
