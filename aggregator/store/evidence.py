@@ -27,6 +27,7 @@ from midge.aggregator.store.store import Checkpoint
 from midge.storage.files import atomic_write
 from midge.storage.read_only import kept_closed
 from midge.storage.wal import Log, LogFrame, applied, read_log
+from midge.wire import chunks, lineage
 from midge.wire import frames as packing
 from midge.wire.errors import WireError
 from midge.wire.schema import Schema
@@ -90,12 +91,19 @@ class Evidence:
     """What SQLite finds wrong with the structure of the database, as it reads it."""
     oldest_needed: int | None = None
     """The first record whose body a checkpoint may need; None if that cannot be read."""
+    frames: int = 0
+    rotten_frames: list[str] = field(default_factory=list)
+    rotten_meta: list[str] = field(default_factory=list)
     stored: tuple[str, ...] = ()
     """Files of checkpoints that the database knows."""
 
 
-def gather(directory: Path) -> Evidence:
+def gather(directory: Path, *, own: bool = False) -> Evidence:
     """Read all parts of a store, beside a running aggregator or not.
+
+    Args:
+        directory: the store's.
+        own: whether only what SQLite makes of the database counts, and not what can be found besides.
 
     Raises:
         OSError: a file cannot be read at all.
@@ -104,7 +112,8 @@ def gather(directory: Path) -> Evidence:
     found = Evidence()
     with images(directory) as (found.running, found.log, paths):
         stored: dict[str, dict[str, Any]] = {}
-        for path in paths:
+        ways = paths[-1:] if own else paths
+        for path in ways:
             with _looking_into(path) as db:
                 for row in _each(db, "SELECT * FROM checkpoints"):
                     stored.setdefault(str(row["file"]), dict(row))
@@ -114,19 +123,32 @@ def gather(directory: Path) -> Evidence:
                         found.beside[table] = rows
                 _read_rows(db, directory, found)
         # Nothing proves metadata: those of whole pages first.
-        for path in paths[2:] + paths[:2]:
+        for path in ways[2:] + ways[:2]:
             with _looking_into(path) as db:
                 _read_meta(db, found)
         with _looking_into(paths[-1]) as db:
             said = [str(line) for (line,) in _each(db, "PRAGMA integrity_check(20)")]
             found.unsound = tuple(line for line in said or ["it cannot be read"] if line != "ok")
+            _read_frames(db, found)
             (found.oldest_needed,) = next(
                 iter(_each(db, "SELECT min(min(lsn + 1, oldest_body)) FROM checkpoints")), (None,)
             )
-    found.stored = tuple(stored)
     found.checkpoints = sorted(_checkpoints(directory, stored), key=lambda kept: -kept.lsn)
+    found.stored = tuple(stored)
+    if found.running:
+        _let_go(directory, found)
     found.newest = max([0, *found.rows, *(kept.lsn for kept in found.checkpoints)])
     return found
+
+
+def _let_go(directory: Path, found: Evidence) -> None:
+    """Leave out what a running aggregator has removed, or written, since its database was looked at."""
+    found.checkpoints = [kept for kept in found.checkpoints if kept.proven]
+    with reading(directory) as db:
+        there = {str(row[0]) for row in db.execute("SELECT file FROM checkpoints")}
+        found.stored = tuple(file for file in found.stored if file in there)
+        (needed,) = db.execute("SELECT min(min(lsn + 1, oldest_body)) FROM checkpoints").fetchone()
+        found.oldest_needed = max(needed or 0, found.oldest_needed or 0)
 
 
 @contextmanager
@@ -180,6 +202,20 @@ def _each(db: sqlite3.Connection, statement: str, values: tuple[Any, ...] = ()) 
     """Rows as far as they can be read."""
     with suppress(sqlite3.Error, OverflowError):
         yield from db.execute(statement, values)
+
+
+def _read_frames(db: sqlite3.Connection, found: Evidence) -> None:
+    for row in _each(db, "SELECT * FROM frames"):
+        found.frames += 1
+        data, digest = row["data"], dict(row).get("digest")
+        whole = isinstance(data, bytes) and (digest is None or digest == chunks.checksum(data))
+        if whole and row["span"] == 0:
+            try:
+                lineage.decode_snapshot(data)
+            except (WireError, ValueError):
+                whole = False
+        if not whole:
+            found.rotten_frames.append(f"the frame of version {row['version']} over {row['span']} has rotted")
 
 
 def _read_meta(db: sqlite3.Connection, found: Evidence) -> None:

@@ -155,6 +155,14 @@ def _ways(evidence: Evidence) -> list[tuple[Kept, int]]:
     return sorted(found, key=lambda way: (way[1], way[0].proven, way[0].lsn), reverse=True)
 
 
+def loss_of(evidence: Evidence, note: Note | None) -> Loss:
+    """What would be lost if the store were salvaged from this."""
+    for kept, end in _ways(evidence):
+        return loss_behind(evidence, kept, end, note)
+    lost = loss_behind(evidence, None, 0, note)
+    return lost if note is None else replace(lost, updates=max(lost.updates, note.updates))
+
+
 def loss_behind(evidence: Evidence, kept: Kept | None, end: int, note: Note | None) -> Loss:
     """What is lost if the journal ends here."""
     last = max(evidence.newest, end, 0 if note is None else note.lsn)
