@@ -137,6 +137,8 @@ def gather(directory: Path, *, own: bool = False) -> Evidence:
     found.stored = tuple(stored)
     if found.running:
         _let_go(directory, found)
+    for kept in () if own else found.checkpoints:
+        _read_about(kept, found)
     found.newest = max([0, *found.rows, *(kept.lsn for kept in found.checkpoints)])
     return found
 
@@ -227,6 +229,17 @@ def _read_meta(db: sqlite3.Connection, found: Evidence) -> None:
                 found.meta[name] = value
 
 
+def _read_about(kept: Kept, found: Evidence) -> None:
+    """Take from a checkpoint of what it is, if the database cannot tell."""
+    lineage_, schema = kept.checkpoint.values.get("lineage"), kept.checkpoint.values.get("schema")
+    if found.schema is None and schema is not None:
+        with suppress(WireError, ValueError, TypeError, KeyError):
+            found.schema = Schema.unpacked(schema)
+            found.meta["schema"] = packing.pack(schema)
+    if not isinstance(found.meta.get("lineage"), bytes) and isinstance(lineage_, bytes):
+        found.meta["lineage"] = lineage_
+
+
 # ------------------------------------------------------------------------------ journal
 
 
@@ -277,22 +290,24 @@ def _checkpoints(directory: Path, stored: dict[str, dict[str, Any]]) -> Iterator
         if row and row["sha256"] != digest:
             continue
         with suppress(SafetensorError, WireError, ValueError, TypeError, KeyError, IndexError):
-            checkpoint = _unpacked(data)
+            checkpoint, updates = _unpacked(data)
             yield Kept(
                 checkpoint,
                 path.name,
                 digest,
                 oldest_body=min([checkpoint.lsn + 1, *needed_bodies(checkpoint)]),
                 oldest_base=row.get("oldest_base", 0),
-                updates=row.get("updates"),
+                updates=row.get("updates", updates),
                 proven=bool(row),
             )
 
 
-def _unpacked(data: bytes) -> Checkpoint:
+def _unpacked(data: bytes) -> tuple[Checkpoint, int | None]:
+    """A checkpoint, and how many updates had been decided on; None of an earlier Midge."""
     arrays: dict[str, npt.NDArray[Any]] = load_tensors(data)
     plain = packing.unpack(np.asarray(arrays.pop("plain")).tobytes())
-    return Checkpoint(int(plain["core"]["lsn"]), arrays, plain["values"], plain["core"])
+    checkpoint = Checkpoint(int(plain["core"]["lsn"]), arrays, plain["values"], plain["core"])
+    return checkpoint, plain.get("updates")
 
 
 def needed_bodies(checkpoint: Checkpoint) -> list[int]:

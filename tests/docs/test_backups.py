@@ -1,6 +1,7 @@
 """The commands of docs/backups.md do what the page says."""
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,23 +25,23 @@ def commands(section: str) -> list[str]:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[[str], str]:
+def run(tmp_path: Path) -> Callable[..., str]:
     """Runs a line of the page, with its places below a folder of the test's."""
     (tmp_path / "backup").mkdir()
     (tmp_path / "midge").write_text(f'#!/bin/sh\nexec {sys.executable} -m midge "$@"\n')
     (tmp_path / "midge").chmod(0o755)
 
-    def line(command: str) -> str:
+    def line(command: str, code: int = 0) -> str:
         command = command.replace("/backup/", f"{tmp_path}/backup/").replace("/var/lib/midge", str(tmp_path / "var"))
         command = re.sub(r"^midge ", f"{tmp_path}/midge ", command)
         done = subprocess.run(["sh", "-ec", command], check=False, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == code, done.stdout + done.stderr
         return done.stdout
 
     return line
 
 
-def test_the_pages_commands_back_a_running_store_up_and_put_it_back(tmp_path: Path, run: Callable[[str], str]) -> None:
+def test_the_pages_commands_back_a_running_store_up_and_put_it_back(tmp_path: Path, run: Callable[..., str]) -> None:
     with rig(tmp_path / "var" / "store") as life:
         for seq in range(1, 6):
             life.send("a", seq, [1, 0, 0, 0])
@@ -60,3 +61,19 @@ def test_the_pages_commands_back_a_running_store_up_and_put_it_back(tmp_path: Pa
         assert store.newest_lsn() == read_backup(tmp_path / "backup" / "first").lsn
         assert marked(store) == 0
     assert (tmp_path / "var" / "store.old" / "store.db").exists()
+
+
+def test_the_pages_commands_look_at_a_store_and_salvage_a_damaged_one(tmp_path: Path, run: Callable[..., str]) -> None:
+    verifying, looking, accepting = commands("A store that is damaged")
+    store = tmp_path / "var" / "store"
+    with rig(tmp_path / "running") as life:
+        for seq in range(1, 6):
+            life.send("a", seq, [1, 0, 0, 0])
+        shutil.copytree(tmp_path / "running", store)
+    assert "All of it is what was written." in run(verifying)
+    (store / "store.db-wal").unlink()
+    assert "DAMAGED" in run(verifying, code=1)
+    assert "5 updates" in run(looking, code=1)
+    assert "is made" in run(accepting)
+    with Store(tmp_path / "var" / "salvaged") as salvaged:
+        assert marked(salvaged) == 0
