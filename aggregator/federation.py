@@ -123,7 +123,7 @@ class FederationRuntime:
                     f"The model in {self.store.directory} waits for statistics of the devices' data, and the "
                     "aggregator asks for none: give midge.Aggregator(moments=…) as before."
                 )
-            self.engine.write_replayed()
+            self.engine.mend(self.core)
         except BaseException:
             self.store.close()
             raise
@@ -393,6 +393,7 @@ class FederationRuntime:
             waiting=next(iter(waits.values()), ""),
             there=len(there),
             interval=core.interval(able),
+            rest=core.steering.rest,
             unlike=core.unlike,
         )
 

@@ -386,6 +386,13 @@ class Participation(Message):
     """Payload bytes, both ways, of one device in a calendar month; 0 sets no limit."""
     joules_per_month: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Energy of one device in a calendar month, as it reckons it; 0 sets no limit."""
+    rest: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Seconds that a device pauses besides, unless it has new rows: the model does not move."""
+
+    @property
+    def pause(self) -> float:
+        """Seconds at least between the starts of two trainings of a device without new rows."""
+        return max(self.interval, self.rest)
 
 
 class Announcement(Message):

@@ -180,10 +180,9 @@ class CoreState:
         return 0 if known is None else self.step - known
 
     @property
-    def oldest_needed(self) -> int:
-        """The lowest lsn whose body a restart may still need."""
-        waiting = [item.lsn for item in self.buffer] + list(self.statistics.values())
-        return min(waiting, default=self.next)
+    def needed(self) -> list[int]:
+        """The lsns whose bodies a restart still needs."""
+        return [item.lsn for item in self.buffer] + list(self.statistics.values())
 
     @property
     def oldest_base(self) -> int:

@@ -68,8 +68,7 @@ def load_key(store: Store) -> bytes:
     elif not hmac.compare_digest(check, _code(key, b"check")):
         raise KeyLost(f"{path} belongs to another store: put back the one that lay beside this store.db.")
     if older is not None:
-        with store.transaction() as db:
-            db.execute("DELETE FROM meta WHERE name = 'name_key'")
+        store.remove_constant("name_key")
         store.vacuum()
     return key
 

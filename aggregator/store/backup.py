@@ -235,7 +235,9 @@ def _copy_database(directory: Path, partial: Path) -> None:
         tables = {name for (name,) in copy.execute("SELECT name FROM sqlite_schema")}
         if "checkpoints" not in tables or not copy.execute("SELECT count(*) FROM checkpoints").fetchone()[0]:
             raise StoreError(f"The store {directory} is empty: there is nothing in it to keep.")
-        copy.execute("DELETE FROM meta WHERE name = ?", (WITNESSED,))  # it gets another, with where it stands itself
+        copy.execute("DELETE FROM meta WHERE name = ?", (WITNESSED,))  # it gets a note of where it stands itself
+        if "sums" in tables:
+            copy.execute("DELETE FROM sums WHERE name = ?", (WITNESSED,))
         copy.execute("PRAGMA journal_mode=DELETE").fetchall()
     with path.open("rb") as file:
         os.fsync(file.fileno())
@@ -244,6 +246,8 @@ def _copy_database(directory: Path, partial: Path) -> None:
 def _spoken_of(db: sqlite3.Connection, needed: int) -> dict[str, int | None]:
     """The files that a database needs, each with how much of it; None for all."""
     spoken: dict[str, int | None] = dict.fromkeys(file for (file,) in db.execute("SELECT file FROM checkpoints"))
+    if not any(name == "segment" for _, name, *_ in db.execute("PRAGMA table_info(journal)")):
+        return spoken  # a store of an earlier Midge has none
     ends = "SELECT segment, max(place + size) FROM journal WHERE segment IS NOT NULL AND lsn >= ? GROUP BY segment"
     spoken |= {segment_file(segment): end for segment, end in db.execute(ends, (needed,))}
     return spoken

@@ -4,17 +4,25 @@ The witness holds a note of the newest commit, synced before anything is told. A
 what devices have receipts for; how many updates that are is known, for both count them from the beginning.
 """
 
+import logging
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from midge.aggregator.store.errors import StoreError
+from midge.aggregator.store import meta_table
+from midge.aggregator.store.checkpoint_table import entered
+from midge.aggregator.store.errors import StoreDamaged, StoreError, what_to_do
+from midge.aggregator.store.journal import decided_before
+from midge.aggregator.store.migrations import refuse_newer
 from midge.storage.read_only import read_only as database_read_only
 from midge.storage.witness import CommitWitness
 from midge.wire import frames
 from midge.wire.errors import WireError
+
+log = logging.getLogger("aggregator")
 
 DATABASE, WITNESS = "store.db", "store.db.witness"
 UNFINISHED = ".unfinished"
@@ -64,11 +72,14 @@ class Standing:
     updates: int
     changes: int
     checkpoint: int
-    """The newest checkpoint that the database knows."""
+    """The newest checkpoint that the database knows, and how many updates had been decided on there."""
+    checkpointed: int
     file: int
     """The newest one whose file is there."""
     witnessed: bool
     """Whether it ever had a witness."""
+    rotten: tuple[str, ...] = ()
+    """Metadata that are not what was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +88,10 @@ class Comparison:
 
     refusal: str = ""
     """Why the store must not be opened; empty if it may."""
-    at_stake: int = 0
-    """Updates that the devices have receipts for, and that would be lost."""
+    at_stake: int | None = 0
+    """Updates that the devices have receipts for, and that would be lost; None if nothing says how many …"""
+    most: bool = False
+    """… at most, if they cannot be counted."""
     proven: bool = True
     """Whether what lies behind the journal's last body was never committed, and may be cut off."""
     said: tuple[str, ...] = ()
@@ -93,6 +106,8 @@ def judge(standing: Standing, note: Note | None, *, damaged: bool = False) -> Co
         note: what the witness says; None if it says nothing.
         damaged: whether one of the witness's two pages is not whole.
     """
+    if standing.rotten:
+        return _refused(f"its metadata have rotted: {', '.join(standing.rotten)}", 0)
     if standing.file > standing.lsn:
         lost = note.updates - standing.updates if note is not None else standing.file - standing.lsn
         return _refused(
@@ -119,6 +134,8 @@ def judge(standing: Standing, note: Note | None, *, damaged: bool = False) -> Co
         return _refused(
             f"record {note.lsn} is not the one that was committed under this number", note.updates - standing.updates
         )
+    if note.updates > standing.updates:
+        return _refused("the journal lacks updates that were committed", note.updates - standing.updates)
     if note.changes > standing.changes:
         return _refused(
             f"{note.changes - standing.changes} changes beside the journal are gone, such as a device that was "
@@ -135,27 +152,29 @@ def judge(standing: Standing, note: Note | None, *, damaged: bool = False) -> Co
     return Comparison()
 
 
-def _refused(why: str, at_stake: int) -> Comparison:
-    return Comparison(why, max(at_stake, 0), proven=False)
+def _refused(why: str, at_stake: int | None, *, most: bool = False) -> Comparison:
+    return Comparison(why, None if at_stake is None else max(at_stake, 0), most=most, proven=False)
 
 
-def belonging(directory: Path) -> Comparison:
-    """What is to be known of a store that may be opened, or begun.
+def belonging(directory: Path) -> bool:
+    """Look whether a store may be opened or begun, and log what is to be told.
+
+    Returns whether bodies that no record speaks of were never committed.
 
     Raises:
-        StoreError: its files do not belong together, or the database cannot be read.
+        StoreError: its files do not belong together, or it is of a later Midge.
     """
     found = examine(directory)
     if found is None:
         _refuse_leftovers(directory)
-        return Comparison()
+        return True
+    for line in found.said:
+        log.warning("%s", line)
     if not found.refusal:
-        return found
-    many = "1 update that was" if found.at_stake == 1 else f"{found.at_stake} updates that were"
-    raise StoreError(
-        f"The files of the store {directory} do not belong together: {found.refusal}. At stake: {many} receipted. "
-        "Nothing was changed. Put back the file that is missing or wrong, or restore a backup; to go on without: "
-        f"midge store salvage {directory} {directory}.new --accept-loss"
+        return found.proven
+    raise StoreDamaged(
+        f"The files of the store {directory} do not belong together: {found.refusal}. "
+        f"{what_to_do(directory, found.at_stake, most=found.most)}"
     )
 
 
@@ -196,29 +215,33 @@ def examine(directory: Path) -> Comparison | None:
     """Compare the files of a store without changing any; None where there is no store, or it was not yet begun.
 
     Raises:
-        StoreError: the database cannot be read.
+        StoreError: it is of a later Midge, or cannot be read at all.
     """
     path = directory / DATABASE
     if not path.is_file() or path.stat().st_size == 0:
         return None
     note, damaged = noted(directory)
-    with read_only(path) as db:
-        standing = standing_of(db, directory, note)
-    return None if standing is None else judge(standing, note, damaged=damaged)
+    if CommitWitness(directory / WITNESS).read().foreign:
+        return _refused(f"in the place of the witness {WITNESS} lies another file", None)
+    try:
+        with read_only(path) as db:
+            (structure,) = db.execute("PRAGMA quick_check(1)").fetchone()
+            standing = standing_of(db, directory, note)
+    except (sqlite3.Error, OSError, ValueError, TypeError, OverflowError) as error:
+        return _refused(f"{DATABASE} cannot be read ({error})", 0 if note is None else note.updates, most=True)
+    if standing is None:
+        return None
+    if structure != "ok":
+        at_stake = 0 if note is None else note.updates - standing.checkpointed
+        return _refused(f"{DATABASE} is not whole ({' '.join(structure.split())})", at_stake, most=True)
+    return judge(standing, note, damaged=damaged)
 
 
 @contextmanager
 def read_only(path: Path) -> Iterator[sqlite3.Connection]:
-    """A database, to be read only: unlike the last writer's, its end neither writes SQLite's log back nor deletes it.
-
-    Raises:
-        StoreError: it cannot be read.
-    """
-    try:
-        with database_read_only(path, lock=path.parent / "lock") as db:
-            yield db
-    except (sqlite3.Error, OSError) as error:
-        raise StoreError(f"{path} cannot be read ({error}): restore it from a backup.") from error
+    """A database, to be read only: its end neither writes SQLite's log back nor deletes it, as a writer's does."""
+    with database_read_only(path, lock=path.parent / "lock") as db:
+        yield db
 
 
 def standing_of(db: sqlite3.Connection, directory: Path, note: Note | None) -> Standing | None:
@@ -233,9 +256,14 @@ def standing_of(db: sqlite3.Connection, directory: Path, note: Note | None) -> S
     meta = dict(db.execute("SELECT name, value FROM meta"))
     if "lineage" not in meta:
         return None
+    refuse_newer(directory, meta.get("format"), meta.get("midge"))
+
+    def query(statement: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        return db.execute(statement, values).fetchall()
+
     newest, oldest = db.execute("SELECT max(lsn), min(lsn) FROM journal").fetchone()
-    (checkpoint,) = db.execute("SELECT max(lsn) FROM checkpoints").fetchone()
-    lsn = max(newest or 0, checkpoint or 0)
+    checkpoints = entered(query)
+    lsn = max(newest or 0, *(row.lsn for row in checkpoints), 0)
     crc = None
     if note is not None:
         row = db.execute("SELECT crc FROM journal WHERE lsn = ?", (note.lsn,)).fetchone()
@@ -245,26 +273,14 @@ def standing_of(db: sqlite3.Connection, directory: Path, note: Note | None) -> S
         lsn=lsn,
         oldest=lsn + 1 if oldest is None else oldest,
         crc=crc,
-        updates=updates_of(db),
+        updates=decided_before(query, lsn + 1),
         changes=int(meta.get(CHANGES, 0)),
-        checkpoint=checkpoint or 0,
+        checkpoint=checkpoints[0].lsn if checkpoints else 0,
+        checkpointed=checkpoints[0].updates if checkpoints else 0,
         file=max((_lsn(file) for file in directory.glob("checkpoint-*.safetensors")), default=0),
         witnessed=WITNESSED in meta,
+        rotten=tuple(meta_table.rotten(query, meta)),
     )
-
-
-def updates_of(db: sqlite3.Connection) -> int:
-    """How many updates were decided on since the store began: up to the newest checkpoint, and behind it.
-
-    Raises:
-        sqlite3.Error: it cannot be read.
-    """
-    columns = {name for _, name, *_ in db.execute("PRAGMA table_info(checkpoints)")}
-    known = "lsn, updates" if "updates" in columns else "lsn, 0"
-    row = db.execute(f"SELECT {known} FROM checkpoints ORDER BY lsn DESC LIMIT 1").fetchone()  # noqa: S608
-    lsn, before = row or (0, 0)
-    (behind,) = db.execute("SELECT count(*) FROM journal WHERE lsn > ? AND kind = 'update'", (lsn,)).fetchone()
-    return int(before) + int(behind)
 
 
 def _lsn(file: Path) -> int:

@@ -11,6 +11,7 @@ What it has contributed to the published model stays in it: a sum cannot be unle
 
 import getpass
 import json
+import logging
 import os
 import time
 from collections import Counter
@@ -23,11 +24,13 @@ from midge.aggregator.core import records as rec
 from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.core.presets import fedasync
 from midge.aggregator.engine import Engine
-from midge.aggregator.store.audit_log import append, load_key
+from midge.aggregator.store.audit_log import AUDIT, append, load_key, verify
 from midge.aggregator.store.store import Entry, Store, StoreError
 from midge.storage.files import atomic_write, make_folder
 from midge.wire.pseudonyms import keyed_hash, pseudonym
 from midge.wire.topics import check_name
+
+log = logging.getLogger("aggregator")
 
 FOLDER = "forget"
 """Of a store: a file for each device that is to be forgotten, by its name, until it is."""
@@ -107,6 +110,8 @@ class Names:
         with store.transaction() as db:
             self._hashes = {row[0] for row in db.execute("SELECT hash FROM forgotten")}
         self._heard: set[str] = set()
+        for wrong in verify(store.directory).wrong:
+            log.warning("The log %s is not what was written: %s.", store.directory / AUDIT, wrong)
 
     # ----------------------------------------------------------------- withdrawals
 

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
 from midge.aggregator.core import records as rec
+from midge.aggregator.store import meta_table
 from midge.aggregator.store.journal import checksum
 from midge.aggregator.store.reading import reading
 from midge.aggregator.store.segments import Segments
@@ -221,7 +222,12 @@ def _read_frames(db: sqlite3.Connection, found: Evidence) -> None:
 
 
 def _read_meta(db: sqlite3.Connection, found: Evidence) -> None:
-    for name, value in _each(db, "SELECT name, value FROM meta"):
+    values = {str(name): value for name, value in _each(db, "SELECT name, value FROM meta")}
+    rotten = set(meta_table.rotten(lambda *words: list(_each(db, *words)), values))
+    found.rotten_meta += [f"{name} has rotted" for name in sorted(rotten)]
+    for name, value in values.items():
+        if name in rotten:
+            continue
         found.meta.setdefault(name, value)
         if name == "schema" and found.schema is None:
             with suppress(WireError, ValueError, TypeError, KeyError):
@@ -245,7 +251,9 @@ def _read_about(kept: Kept, found: Evidence) -> None:
 
 def _read_rows(db: sqlite3.Connection, directory: Path, found: Evidence) -> None:
     """Take what this image has and the ones before had not."""
-    statement = f"SELECT {', '.join(COLUMNS)} FROM journal"  # noqa: S608 - constants
+    there = {name for _, name, *_ in _each(db, "PRAGMA table_info(journal)")}
+    columns_ = ", ".join(name if name in there else "NULL" for name in COLUMNS)
+    statement = f"SELECT {columns_} FROM journal"  # noqa: S608 - constants
     segments = Segments(directory)
     seen = 0
     for columns in _each(db, f"{statement} ORDER BY lsn"):

@@ -21,5 +21,4 @@ def marked(store: Store) -> int | None:
 
 def unmark(store: Store) -> None:
     """The generation has begun."""
-    with store.transaction() as db:
-        db.execute("DELETE FROM meta WHERE name = ?", (_NAME,))
+    store.remove_constant(_NAME)

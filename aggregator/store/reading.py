@@ -2,13 +2,16 @@
 
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Self
 
 from midge.aggregator.model.model import Frame
+from midge.aggregator.store import meta_table
 from midge.aggregator.store.errors import StoreError
-from midge.aggregator.store.store import FORMAT, Store
+from midge.aggregator.store.migrations import FORMAT, FORMAT_NAME, MIDGE_NAME, migrate, refuse_newer
+from midge.aggregator.store.store import TABLES, Store
 from midge.storage.database import no_room
 from midge.storage.read_only import read_only
 from midge.wire import frames
@@ -46,22 +49,29 @@ class ReadOnlyStore(Store):
         """
         self._closing = ExitStack()
         try:
-            self._database.adopt(self._closing.enter_context(reading(self.directory)))
-            self._read_meta()
+            self._database.adopt(self._of_today(self._closing.enter_context(reading(self.directory))))
+            meta = meta_table.values(self.query)
+            if meta:
+                self.lineage, self.schema = meta["lineage"], Schema.unpacked(frames.unpack(meta["schema"]))
         except BaseException:
             self.close()
             raise
         return self
 
-    def _read_meta(self) -> None:
-        meta = dict(self.query("SELECT name, value FROM meta"))
-        if not meta:
-            return
-        if meta["format"] != FORMAT:
-            raise StoreError(
-                f"{self._database.path} has format {meta['format']}; this version of Midge reads {FORMAT}."
-            )
-        self.lineage, self.schema = meta["lineage"], Schema.unpacked(frames.unpack(meta["schema"]))
+    def _of_today(self, db: sqlite3.Connection) -> sqlite3.Connection:
+        """The database in today's format: of an earlier one, a copy that is migrated."""
+        if not db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'meta'").fetchone():
+            raise StoreError(f"The store {self.directory} is empty: nothing was ever written into it.")
+        meta = dict(db.execute("SELECT name, value FROM meta"))
+        if not meta or meta[FORMAT_NAME] == FORMAT:
+            return db
+        refuse_newer(self.directory, meta[FORMAT_NAME], meta.get(MIDGE_NAME))
+        path = Path(self._closing.enter_context(TemporaryDirectory(prefix="midge-")), "store.db")
+        copy = self._closing.enter_context(closing(sqlite3.connect(path)))
+        db.backup(copy)
+        copy.executescript(TABLES)
+        migrate(copy, path)
+        return copy
 
     def close(self) -> None:
         super().close()

@@ -18,16 +18,18 @@ from midge.aggregator.core import records as rec
 from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.core.presets import fedasync
 from midge.aggregator.engine import recover
-from midge.aggregator.store import audit_log
+from midge.aggregator.store import audit_log, meta_table
 from midge.aggregator.store.backup import begin_behind, beside, making, new_store
+from midge.aggregator.store.checkpoint_table import row_checksum
 from midge.aggregator.store.consistency import CHANGES, WITNESSED, Note, noted
 from midge.aggregator.store.device_erasure import FORGOTTEN, SEEN
 from midge.aggregator.store.errors import StoreDamaged, StoreError, StoreInUse
 from midge.aggregator.store.evidence import COLUMNS, Evidence, Kept, Row, gather
 from midge.aggregator.store.journal import checksum
+from midge.aggregator.store.migrations import FORMAT, FORMAT_NAME
 from midge.aggregator.store.reading import ReadOnlyStore
 from midge.aggregator.store.segments import segment_file
-from midge.aggregator.store.store import FORMAT, Store
+from midge.aggregator.store.store import Store
 from midge.storage.files import atomic_write, copy_file, make_folder, sync_folder
 
 _KEY = ("name_key_check", "audit_end")
@@ -229,12 +231,14 @@ def _make(evidence: Evidence, kept: Kept, end: int, directory: Path, folder: Pat
     rows = list(_rows(evidence, kept, end))
     with closing(sqlite3.connect(folder / "store.db", isolation_level=None)) as db:
         db.execute("BEGIN")
-        db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", [*meta.items(), ("format", FORMAT)])
+        for name, value in {**meta, FORMAT_NAME: FORMAT}.items():
+            meta_table.enter(db, name, value)
         db.executemany(f"INSERT INTO journal ({', '.join(COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)  # noqa: S608
         entered = (kept.lsn, kept.file, kept.sha256, kept.oldest_body, kept.oldest_base, kept.updates or 0)
         db.execute(
-            "INSERT INTO checkpoints (lsn, file, sha256, oldest_body, oldest_base, updates) VALUES (?, ?, ?, ?, ?, ?)",
-            entered,
+            "INSERT INTO checkpoints (lsn, file, sha256, oldest_body, oldest_base, updates, crc) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (*entered, row_checksum(entered)),
         )
         for table, statement in (("forgotten", FORGOTTEN), ("seen", SEEN)):
             db.execute(statement)

@@ -25,11 +25,6 @@ _PIECES = 512
 _NAME = "bodies-"
 
 
-def segment_file(first: int) -> str:
-    """The name of the file whose first body is of this lsn."""
-    return f"{_NAME}{first:012d}"
-
-
 class Segments:
     """The files of one store. One process has them open."""
 
@@ -96,26 +91,29 @@ class Segments:
             self.close()
             self._path(self._first).unlink(missing_ok=True)
 
-    def recover(self, ends: dict[int, int], *, keep: bool = False) -> None:
-        """Cut off what the journal does not speak of.
+    def ranges(self) -> list[tuple[int, int]]:
+        """By file, the first lsn that may have a body in it, and the first behind it."""
+        return list(pairwise([*self._all(), 2**63 - 1]))
+
+    def recover(self, first: int, end: int, *, keep: bool) -> None:
+        """Cut off what is behind the last body of a file.
 
         Args:
-            ends: by file, where the last body that the journal knows ends.
-            keep: whether it is put aside: it may be the only copy of what a journal that rotted has lost.
+            first: the file.
+            end: where its last body ends; 0 if it has none.
+            keep: whether what is cut off is put aside: it may be the only copy of what a journal that rotted has lost.
         """
-        for first in self._all():
-            path = self._path(first)
-            end = ends.get(first, 0)
-            if end and path.stat().st_size <= end:
-                continue
-            if keep and path.stat().st_size > end:
-                kept = next(free for number in count(1) if not (free := Path(f"{path}.kept-{number}")).exists())
-                atomic_write(kept, path.read_bytes()[end:])
-                log.warning("No record speaks of %d bytes of %s: kept as %s.", kept.stat().st_size, path, kept.name)
-            if end:
-                os.truncate(path, end)
-            else:
-                path.unlink()
+        path = self._path(first)
+        if path.stat().st_size <= end:
+            return
+        if keep:
+            kept = next(free for number in count(1) if not (free := Path(f"{path}.kept-{number}")).exists())
+            atomic_write(kept, path.read_bytes()[end:])
+            log.warning("No record speaks of the end of %s: kept as %s.", path, kept.name)
+        if end:
+            os.truncate(path, end)
+        else:
+            path.unlink()
 
     def read(self, first: int, offset: int, size: int) -> bytes | None:
         """A body; None where its file is not there, or ends before it does."""
@@ -124,6 +122,8 @@ class Segments:
         except FileNotFoundError:
             return None
         try:
+            if not 0 <= offset <= offset + size <= os.fstat(file).st_size:
+                return None
             body = os.pread(file, size, offset)
             while 0 < len(body) < size and (more := os.pread(file, size - len(body), offset + len(body))):
                 body += more
@@ -157,3 +157,8 @@ class Segments:
 
     def _path(self, first: int) -> Path:
         return self._directory / segment_file(first)
+
+
+def segment_file(first: int) -> str:
+    """The name of the file whose first body is of this lsn."""
+    return f"{_NAME}{first:012d}"

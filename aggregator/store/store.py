@@ -20,20 +20,21 @@ from typing import Any, Self
 
 from midge.aggregator.core import records as rec
 from midge.aggregator.model.model import Frame
-from midge.aggregator.store.checkpoint_table import Checkpoint, CheckpointTable
+from midge.aggregator.store import meta_table
+from midge.aggregator.store.checkpoint_table import TABLE as CHECKPOINTS
+from midge.aggregator.store.checkpoint_table import Checkpoint, CheckpointTable, entered
 from midge.aggregator.store.consistency import (
     CHANGES,
     WITNESS,
     WITNESSED,
-    Comparison,
     Note,
     belonging,
-    updates_of,
 )
-from midge.aggregator.store.errors import StoreError, StoreFull, StoreInUse
+from midge.aggregator.store.errors import StoreDamaged, StoreError, StoreFull, StoreInUse
 from midge.aggregator.store.frame_table import TABLE as FRAMES
 from midge.aggregator.store.frame_table import FrameTable, Published
-from midge.aggregator.store.journal import Entry, JournalTable
+from midge.aggregator.store.journal import Entry, JournalTable, decided_before
+from midge.aggregator.store.migrations import FORMAT, FORMAT_NAME, MIDGE_NAME, migrate, version
 from midge.storage.database import Database, DatabaseError, DiskFull, InUse, ReservedSpace, Unwritable, no_room
 from midge.storage.failpoints import failpoint
 from midge.storage.witness import CommitWitness
@@ -44,21 +45,17 @@ log = logging.getLogger("aggregator")
 
 __all__ = ["Checkpoint", "Entry", "Published", "Store", "StoreError", "StoreFull", "StoreInUse"]
 
-FORMAT = 1
 KEEP_RECORDS = 100_000
 """How many records stay, without their bodies, so that the life of an update can be told."""
 BALLAST = 4 * 2**20
 """Bytes on the disk that are given up where it is full, for what must still be written."""
-_TABLES = f"""
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+TABLES = f"""
+{meta_table.TABLES}
 CREATE TABLE IF NOT EXISTS journal (
     lsn INTEGER PRIMARY KEY, kind TEXT NOT NULL, record BLOB NOT NULL, body BLOB, crc INTEGER NOT NULL,
     segment INTEGER, place INTEGER, size INTEGER
 );
-CREATE TABLE IF NOT EXISTS checkpoints (
-    lsn INTEGER PRIMARY KEY, file TEXT NOT NULL, sha256 BLOB NOT NULL, oldest_body INTEGER NOT NULL,
-    oldest_base INTEGER NOT NULL, updates INTEGER NOT NULL DEFAULT 0
-);
+{CHECKPOINTS}
 {FRAMES}
 """
 
@@ -70,9 +67,9 @@ class Store:
         self.directory = Path(directory)
         self._database = Database(self.directory / "store.db", lock=self.directory / "lock")
         self._ballast = ReservedSpace(self.directory / "ballast", BALLAST)
-        self._journal = JournalTable(self.directory, self._database)
-        self._frames = FrameTable(self._database)
-        self._checkpoints = CheckpointTable(self.directory, self._database)
+        self._journal = JournalTable(self.directory, self.query)
+        self._frames = FrameTable(self.query)
+        self._checkpoints = CheckpointTable(self.directory, self.query)
         self._witness = CommitWitness(self.directory / WITNESS)
         self._noted = Note(b"", 0, 0, 0, 0)
         """What is committed; it is in the witness before anything is told."""
@@ -91,8 +88,11 @@ class Store:
         try:
             self._database.lock()
             # Before anything is opened for writing: SQLite deletes its log, and with it what it did not believe.
-            found = self._examined()
-            self._database.open(_TABLES)
+            proven = belonging(self.directory)
+            self._database.open(TABLES)
+        except StoreError:
+            self._database.close()
+            raise
         except Unwritable as error:
             raise StoreError(
                 f"The store {self.directory} cannot be written ({error}): name a directory that can."
@@ -106,7 +106,7 @@ class Store:
         except DatabaseError as error:
             raise self._unreadable(error) from error
         try:
-            self._take_up(found)
+            self._take_up(proven=proven)
         except BaseException:
             self.close()
             raise
@@ -129,52 +129,28 @@ class Store:
         self._journal.close()
         self._database.close()
 
-    def _examined(self) -> Comparison:
-        """What the files say of each other.
-
-        Raises:
-            StoreError: they do not belong together.
-        """
-        try:
-            found = belonging(self.directory)
-        except BaseException:
-            self._database.close()
-            raise
-        for line in found.said:
-            log.warning("%s", line)
-        return found
-
-    def _take_up(self, found: Comparison) -> None:
+    def _take_up(self, *, proven: bool) -> None:
         """Read what an open store is of."""
-        db, path = self._open_db, self._database.path
         try:
-            if not any(name == "updates" for _, name, *_ in db.execute("PRAGMA table_info(checkpoints)")):
-                db.execute("ALTER TABLE checkpoints ADD COLUMN updates INTEGER NOT NULL DEFAULT 0")
-                db.execute(
-                    "UPDATE checkpoints SET updates = "
-                    "(SELECT count(*) FROM journal WHERE kind = 'update' AND journal.lsn <= checkpoints.lsn)"
-                )
-                db.commit()
-            if not any(name == "segment" for _, name, *_ in db.execute("PRAGMA table_info(journal)")):
-                for column in ("segment", "place", "size"):  # an older store has no segments
-                    db.execute(f"ALTER TABLE journal ADD COLUMN {column} INTEGER")
-        except sqlite3.DatabaseError as error:
-            raise self._unreadable(error) from error
-        meta = dict(db.execute("SELECT name, value FROM meta"))
+            migrate(self._open_db, self._database.path)
+        except (sqlite3.Error, OSError) as error:
+            raise self._full if no_room(error) else self._unreadable(error) from error
+        meta = meta_table.values(self.query)
         if not meta:
             return
-        if meta["format"] != FORMAT:
-            raise StoreError(f"{path} has format {meta['format']}; this version of Midge reads {FORMAT}.")
         self._checkpoints.tidy()
-        self._journal.recover(proven=found.proven)
+        self._journal.recover(proven=proven)
         self.lineage = meta["lineage"]
         self.schema = Schema.unpacked(frames.unpack(meta["schema"]))
-        if WITNESSED not in meta:
+        lacking = {**({} if WITNESSED in meta else {WITNESSED: 1}), **meta_table.unproven(self.query)}
+        if lacking:
             with self._writing() as db:
-                db.execute("INSERT INTO meta VALUES (?, 1)", (WITNESSED,))
+                for name, value in lacking.items():
+                    meta_table.enter(db, name, value)
         lsn = self.newest_lsn()
-        crc = db.execute("SELECT crc FROM journal WHERE lsn = ?", (lsn,)).fetchone()
-        self._note(Note(self.lineage, lsn, crc[0] if crc else 0, updates_of(db), int(meta.get(CHANGES, 0))))
+        crc = self.query("SELECT crc FROM journal WHERE lsn = ?", (lsn,))
+        updates = decided_before(self.query, lsn + 1)
+        self._note(Note(self.lineage, lsn, crc[0][0] if crc else 0, updates, int(meta.get(CHANGES, 0))))
 
     def _note(self, note: Note) -> None:
         """Have the witness say what is committed, before anything of it is told.
@@ -183,7 +159,7 @@ class Store:
             StoreFull: there is no room.
             StoreError: it cannot be written.
         """
-        self._noted = note
+        self._noted, self._journal.decided = note, note.updates
         try:
             self._witness.write(note.packed())
         except OSError as error:
@@ -228,25 +204,37 @@ class Store:
         changes = self._noted.changes + 1
         with self._writing() as db:
             yield db
-            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (CHANGES, changes))
+            meta_table.enter(db, CHANGES, changes)
         self._note(replace(self._noted, changes=changes))
 
     def query(self, statement: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        """What such a table holds."""
-        return self._open_db.execute(statement, values).fetchall()
+        """What such a table holds.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        try:
+            return self._open_db.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from error
 
     def constant(self, name: str, make: Callable[[], Any]) -> Any:
         """A value that is made once, and then stays as long as the store."""
-        row = self._open_db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-        if row is None:
-            row = (make(),)
-            self.set_constant(name, row[0])
-        return row[0]
+        rows = self.query("SELECT value FROM meta WHERE name = ?", (name,))
+        if not rows:
+            rows = [(make(),)]
+            self.set_constant(name, rows[0][0])
+        return rows[0][0]
 
     def set_constant(self, name: str, value: Any) -> None:
         """Put another value in its place."""
         with self.transaction() as db:
-            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+            meta_table.enter(db, name, value)
+
+    def remove_constant(self, name: str) -> None:
+        """Let a value go."""
+        with self.transaction() as db:
+            meta_table.remove(db, name)
 
     # ---------------------------------------------------------------------- room
 
@@ -262,9 +250,7 @@ class Store:
     @property
     def empty(self) -> bool:
         """Whether no model was ever written into it: not even where `create` was called and the power went then."""
-        (count,) = self._open_db.execute(
-            "SELECT (SELECT count(*) FROM checkpoints) + (SELECT count(*) FROM journal)"
-        ).fetchone()
+        ((count,),) = self.query("SELECT (SELECT count(*) FROM checkpoints) + (SELECT count(*) FROM journal)")
         return bool(count == 0)
 
     def create(self, schema: Schema) -> None:
@@ -272,14 +258,16 @@ class Store:
         assert self.schema is None
         # At random, so that a store that is made again is never taken for the one whose updates devices still hold.
         self.lineage, self.schema = secrets.token_bytes(16), schema
-        rows = [
-            ("format", FORMAT),
-            ("lineage", self.lineage),
-            ("schema", frames.pack(schema.packed())),
-            (WITNESSED, 1),
-        ]
+        meta = {
+            FORMAT_NAME: FORMAT,
+            MIDGE_NAME: version(),
+            "lineage": self.lineage,
+            "schema": frames.pack(schema.packed()),
+            WITNESSED: 1,
+        }
         with self._writing() as db:
-            db.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+            for name, value in meta.items():
+                meta_table.enter(db, name, value)
         self._note(Note(self.lineage, 0, 0, 0, 0))
 
     # ------------------------------------------------------------------- journal
@@ -311,6 +299,10 @@ class Store:
         """
         return self._journal.entries(after)
 
+    def damaged(self, lsn: int) -> StoreDamaged:
+        """What is to be said if what a record needs is missing or damaged."""
+        return self._journal.damaged(lsn)
+
     def body(self, lsn: int) -> bytes:
         """The body kept with a record.
 
@@ -332,10 +324,8 @@ class Store:
 
     def newest_lsn(self) -> int:
         """The last record's lsn, or that of the newest checkpoint where the journal is empty."""
-        journal, checkpoint = self._open_db.execute(
-            "SELECT (SELECT max(lsn) FROM journal), (SELECT max(lsn) FROM checkpoints)"
-        ).fetchone()
-        return max(journal or 0, checkpoint or 0)
+        ((newest,),) = self.query("SELECT max(lsn) FROM journal")
+        return max(newest or 0, *(row.lsn for row in entered(self.query)), 0)
 
     def rewrite(self, db: sqlite3.Connection, record: rec.Record) -> bool:
         """Put another record in the place of one of the same lsn, without its body; whether that was still there."""
@@ -350,7 +340,7 @@ class Store:
         # Deleting alone leaves the bytes in free pages of the file, and in the log until it is written over.
         with self._writing() as db:
             db.execute("VACUUM")
-        self._open_db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self.query("PRAGMA wal_checkpoint(TRUNCATE)")
 
     # -------------------------------------------------------------------- frames
 
@@ -403,6 +393,11 @@ class Store:
     def checkpoints(self) -> Iterator[Checkpoint]:
         """The checkpoints whose bytes are what was written, newest first."""
         return self._checkpoints.all()
+
+    @property
+    def checkpoint_damaged(self) -> bool:
+        """Whether one had to be passed over since it was opened."""
+        return self._checkpoints.damaged
 
     def newest_checkpoint(self) -> Checkpoint:
         """The newest checkpoint whose bytes are what was written.

@@ -26,8 +26,8 @@ class PartVerdict:
     name: str
     checked: int
     damaged: int
-    at_stake: int = 0
-    """Updates that devices have receipts for, and that would be lost with what is damaged."""
+    at_stake: int | None = 0
+    """Updates that devices have receipts for, and that would be lost with the damage; None if nothing counts them."""
     found: tuple[str, ...] = ()
     """The first of what is damaged, in words."""
     advice: str = ""
@@ -61,7 +61,7 @@ def _parts(directory: Path, evidence: Evidence) -> Iterator[PartVerdict]:
     spoilt = spoilt if evidence.log.believed < evidence.log.committed or evidence.log.damaged else []
     if evidence.log.believed < evidence.log.committed and not spoilt:
         spoilt = ["its header is not whole"]
-    yield _part("log", evidence.log.committed, spoilt, max(loss.updates, compared.at_stake), SALVAGE)
+    yield _part("log", evidence.log.committed, spoilt, max(loss.updates, compared.at_stake or 0), SALVAGE)
     yield from _journal(evidence, loss)
     yield _checkpoints(evidence, loss)
     yield _frames(evidence)
@@ -73,7 +73,9 @@ def _parts(directory: Path, evidence: Evidence) -> Iterator[PartVerdict]:
         yield _manifest(directory)
 
 
-def _part(name: str, checked: int, found: list[str] | tuple[str, ...], at_stake: int, advice: str) -> PartVerdict:
+def _part(
+    name: str, checked: int, found: list[str] | tuple[str, ...], at_stake: int | None, advice: str
+) -> PartVerdict:
     if not found:
         return PartVerdict(name, checked, 0)
     return PartVerdict(name, max(checked, len(found)), len(found), at_stake, tuple(found[:_SHOWN]), advice)

@@ -87,7 +87,7 @@ def run_verify(args: argparse.Namespace) -> int:
         from midge.aggregator.store.verification import verify  # noqa: PLC0415 - an extra
     parts = verify(Path(args.store))
     damaged = sum(part.damaged for part in parts)
-    at_stake = max(part.at_stake for part in parts)
+    at_stake = max(part.at_stake or 0 for part in parts)
     if args.json:
         found = {"ok": not damaged, "store": args.store, "damaged": damaged, "at_stake": at_stake}
         print(json.dumps({**found, "parts": [asdict(part) for part in parts]}))
@@ -96,7 +96,8 @@ def run_verify(args: argparse.Namespace) -> int:
         if not part.damaged:
             print(f"{part.name}: {part.checked} checked.")
             continue
-        stake = f" At stake: {part.at_stake} updates that devices have receipts for." if part.at_stake else ""
+        many = "any number of" if part.at_stake is None else part.at_stake
+        stake = "" if part.at_stake == 0 else f" At stake: {many} updates that devices have receipts for."
         print(f"{part.name}: {part.checked} checked, {part.damaged} DAMAGED.{stake} To do: {part.advice}.")
         for line in part.found:
             print(f"  {inert(line)}")

@@ -14,7 +14,9 @@ from tests.aggregator.rig import Rig, journaled, rig
 from tests.aggregator.test_store import grow
 
 LINEAGE = bytes(16)
-STANDING = Standing(LINEAGE, lsn=40, oldest=1, crc=7, updates=30, changes=2, checkpoint=20, file=20, witnessed=True)
+STANDING = Standing(
+    LINEAGE, lsn=40, oldest=1, crc=7, updates=30, changes=2, checkpoint=20, checkpointed=15, file=20, witnessed=True
+)
 NOTE = Note(LINEAGE, lsn=40, crc=7, updates=30, changes=2)
 
 

@@ -146,3 +146,20 @@ def test_replay_reads_beside_a_running_aggregator(tmp_path: Path, capsys: pytest
         (way,) = json.loads(capsys.readouterr().out)["ways"]
         assert way["digest"] == life.model.digest().hex()
         assert life.send("a", 2, [1, 0, 0, 0]).verdict == "accepted"
+
+
+def test_a_store_of_an_earlier_format_is_read_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(Path(__file__).parent / "golden" / "store-1", store)
+    before = {path.name: path.read_bytes() for path in store.iterdir()}
+    assert main(["replay", str(store), "--json"]) == 0
+    digests = {way["digest"] for way in json.loads(capsys.readouterr().out)["ways"]}
+    assert main(["store", "verify", str(store)]) == 0
+    assert main(["store", "backup", str(store), str(tmp_path / "backup")]) == 0
+    assert {path.name: path.read_bytes() for path in store.iterdir()} == before
+    assert main(["store", "restore", str(tmp_path / "backup"), str(tmp_path / "restored")]) == 0
+    assert main(["store", "salvage", str(store), str(tmp_path / "salvaged"), "--accept-loss"]) == 0
+    capsys.readouterr()
+    for made in ("backup", "restored", "salvaged"):
+        assert main(["replay", str(tmp_path / made), "--json"]) == 0
+        assert {way["digest"] for way in json.loads(capsys.readouterr().out)["ways"]} <= digests, made

@@ -102,6 +102,7 @@ def test_a_store_from_before_there_were_segments_is_opened(tmp_path: Path) -> No
         for number in range(10):
             play(life, number)
         state = life.state
+        life.store.set_constant("format", 1)
         for column in ("segment", "place", "size"):
             life.store._open_db.execute(f"ALTER TABLE journal DROP COLUMN {column}")
     with rig(tmp_path) as life:

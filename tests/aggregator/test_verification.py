@@ -123,13 +123,13 @@ def test_any_flip_in_the_log_is_found_with_what_is_at_stake(tmp_path: Path) -> N
         found = damaged(books.copy)
         if found:
             assert "log" in found, place
-            assert found["log"].at_stake <= len(books.updates)
+            assert (found["log"].at_stake or 0) <= len(books.updates)
         else:  # of a transaction before the log was begun once more, or of a count that SQLite does not use
             assert len(kept) * place > 32 + 20 * (24 + 4096) or len(kept) * place < 32, place
         log.write_bytes(kept)
     log.unlink()
     found = damaged(books.copy)
-    assert found["witness"].at_stake == sum(books.behind(5 + 2 * 5).values()) or found["witness"].at_stake > 10
+    assert (found["witness"].at_stake or 0) > 10
     assert not list(books.copy.glob("*-shm"))
 
 
