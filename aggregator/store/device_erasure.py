@@ -37,8 +37,8 @@ FOLDER = "forget"
 RETENTION = 180 * 86_400.0
 """Seconds without a word after which what names a device is erased, where it cannot be needed any more."""
 
-_FORGOTTEN = "CREATE TABLE IF NOT EXISTS forgotten (hash BLOB PRIMARY KEY) WITHOUT ROWID"
-_SEEN = """
+FORGOTTEN = "CREATE TABLE IF NOT EXISTS forgotten (hash BLOB PRIMARY KEY) WITHOUT ROWID"
+SEEN = """
 CREATE TABLE IF NOT EXISTS seen (device TEXT PRIMARY KEY, at INTEGER NOT NULL, version INTEGER NOT NULL) WITHOUT ROWID
 """
 
@@ -104,8 +104,8 @@ class Names:
         """
         self._store = store
         with store.transaction() as db:
-            db.execute(_FORGOTTEN)
-            db.execute(_SEEN)
+            db.execute(FORGOTTEN)
+            db.execute(SEEN)
         self._key = load_key(store)
         with store.transaction() as db:
             self._hashes = {row[0] for row in db.execute("SELECT hash FROM forgotten")}
