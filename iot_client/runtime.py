@@ -349,7 +349,7 @@ class DeviceRuntime:
 
 
 def updates(count: int) -> str:
-    """So many, in words."""
+    """A number of updates, in words."""
     return f"{count} update{'' if count == 1 else 's'}"
 
 
