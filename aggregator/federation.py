@@ -380,6 +380,7 @@ class FederationRuntime:
             waiting=next(iter(waits.values()), ""),
             there=len(there),
             interval=core.interval(able),
+            rest=core.steering.rest,
             unlike=core.unlike,
         )
 

@@ -16,6 +16,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 from midge.broker.mqtt.connection import BrokerError, ConnectionLost
+from midge.iot_client.board.conditions import awaits_rows
 from midge.iot_client.connection.connection_loop import ConnectionLoop
 from midge.iot_client.connection.hello import hello_frame
 from midge.iot_client.connection.model_fetcher import Fetcher, FetchError
@@ -69,6 +70,7 @@ class DeviceRuntime:
             settings=SessionSettings(
                 patience=config.patience,
                 outbox_bytes=config.outbox_bytes,
+                rests=not awaits_rows(config.conditions),
                 features=sayable(config.feature_names),
                 statistics_by_feature=self._statistics.of_samples,
             ),
@@ -143,6 +145,8 @@ class DeviceRuntime:
                 self.shell.tick(time.monotonic())
             else:
                 self.shell.handle(event, time.monotonic())
+            if isinstance(event, ev.Announced) and self.parts.identity.owes_details:
+                self.greet()
             if isinstance(event, ev.Disconnected) and self._fetching is not None:
                 self._fetching.cancel()
                 self._fetching = None

@@ -22,7 +22,8 @@ NAMES = (
     *("number", "key", "since", "loss", "accuracy", "cores", "machine", "memory_mib", "rows_per_second"),
     *("steps_per_second", "link", "features"),
     *("token", "claim", "to", "base_digest", "log"),
-    *("health", "accepted", "verdicts", "alarms", "waits", "confided", "confides"),
+    *("health", "accepted", "verdicts", "alarms", "waits", "confided", "confides", "hidden", "hides"),
+    *("rest",),
 )
 """Append; never remove, reorder or insert. Up to 127 travel in one byte."""
 _NUMBERS = {name: number for number, name in enumerate(NAMES)}

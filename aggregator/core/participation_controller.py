@@ -29,6 +29,8 @@ class Pace:
         concurrency: a target for the number of devices that train at the same time.
         cohort: how many devices are asked for each version.
         interval: seconds at least between two trainings of one device.
+        rest: seconds at most that a device pauses between two trainings while the model does not move. The pause grows
+            from version to version, and ends with the first movement. 0 never rests.
         bytes_per_month: payload bytes of one device in a calendar month; None sets no limit.
         joules_per_month: energy of one device in a calendar month, as it reckons it; None sets no limit.
     """
@@ -38,6 +40,7 @@ class Pace:
     concurrency: float | None = None
     cohort: int | None = None
     interval: float = 0.0
+    rest: float = 1800.0
     bytes_per_month: int | None = None
     joules_per_month: float | None = None
 
@@ -54,8 +57,8 @@ class Pace:
             raise ValueError("pace: give one of updates_per_second, concurrency and cohort.")
         if any(target is not None and not target > 0 for target in targets):
             raise ValueError("pace: a target must be above 0.")
-        if self.interval < 0:
-            raise ValueError("pace: the interval must not be negative.")
+        if self.interval < 0 or self.rest < 0:
+            raise ValueError("pace: the interval and the rest must not be negative.")
         for name in ("bytes_per_month", "joules_per_month"):
             if (limit := getattr(self, name)) is not None and limit <= 0:
                 raise ValueError(f"pace: {name} must be above 0, or None for no limit.")
@@ -66,10 +69,14 @@ class Pace:
         return (self.updates_per_second or self.concurrency or self.cohort) is not None
 
 
+_SHORT, _DOUBLINGS = 1.0, 20
+"""Seconds of the first pause at least, and how often it is doubled at most: by then it is longer than any rest."""
 _ENOUGH = 10
 """Devices that have contributed, from which on names alone are not believed."""
 _IMPLAUSIBLE = 20
 """Times as many that say that they are there, which then are names rather than devices."""
+_NONE_NEW = 3
+"""Updates of each that has contributed, on the mean, without one of a new device: then all that are there are known."""
 
 
 class Steering:
@@ -82,6 +89,8 @@ class Steering:
         """How many devices are there that are reckoned with; 0 where nothing is known."""
         self.online = 0
         """How many are there, as their statuses tell: a cohort is drawn of all of them."""
+        self._contributed = self._none_new = 0
+        """How many have ever contributed, and how many updates have come since one of them was new."""
         self._since: float | None = None
         self._released_at: float | None = None
         self._looked = 0.0
@@ -91,22 +100,36 @@ class Steering:
         """How long a training takes, as the median of the devices has it."""
         self._gap = 0.0
         """Seconds between two versions, a running mean."""
+        self.quiet = 0
+        """Versions in a row that have not moved the model beyond its noise (`aggregator.model.movement`)."""
 
     def reckon(self, contributed: int, *, online: int | None = None) -> None:
-        """Reckon with the devices that are there; of a flood of names only with as many as ever contributed, and again.
+        """Reckon with the devices that are there; of names alone only with as many as ever contributed, and again.
 
-        If anyone may publish, a name costs nothing, and each would make buffers larger and releases rarer.
+        If anyone may publish, a name costs nothing, and each would make buffers larger and releases rarer. In a fleet
+        that grows, an update of a new device comes soon: of those that are there each is as likely to be the next.
         """
         if online is not None:
             self.online = online
-        flooded = contributed >= _ENOUGH and self.online > _IMPLAUSIBLE * contributed
-        self.live = 2 * contributed if flooded else self.online
+        if contributed != self._contributed:
+            self._contributed, self._none_new = contributed, 0
+        names = self.online > _IMPLAUSIBLE * contributed or self._none_new >= _NONE_NEW * contributed
+        doubted = contributed >= _ENOUGH and names
+        self.live = min(self.online, 2 * contributed) if doubted else self.online
+
+    @property
+    def rest(self) -> float:
+        """Seconds that a device pauses between two trainings because the model does not move."""
+        if self.quiet == 0:
+            return 0.0
+        return min(self.pace.rest, max(_SHORT, self._seconds) * 2.0 ** min(self.quiet - 1, _DOUBLINGS))
 
     def participation(self) -> Participation:
         """For the announcement."""
         return Participation(
             share=self.share,
             interval=self.pace.interval,
+            rest=self.rest,
             bytes_per_month=self.pace.bytes_per_month or 0,
             joules_per_month=self.pace.joules_per_month or 0.0,
         )
@@ -114,6 +137,7 @@ class Steering:
     def came(self, seconds: float) -> None:
         """Count an update. `seconds` is how long a training takes, the median over devices."""
         self._came += 1
+        self._none_new += 1
         self._seconds = seconds
 
     def begin(self, now: float) -> None:

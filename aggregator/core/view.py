@@ -105,6 +105,12 @@ class CoreView:
         """The usual seconds between two updates of these devices: the median over them; None if it is not known."""
         return self._state.fleet.interval(devices)
 
+    @property
+    def versions_a_turn(self) -> int:
+        """Versions in which every device that is there has about one update."""
+        live = self.steering.live
+        return -(-live // self.strategy.size(live))
+
     def step_at(self, version: int) -> int:
         """The step at which a version was released."""
         known = self._state.versions.step(version)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from midge.aggregator.core.records import ReleaseRecord, ServeRecord, StepRecord
 from midge.aggregator.model.averaging import Averaging
+from midge.aggregator.model.movement import Movement
 from midge.aggregator.model.quantiser import Quantiser
 from midge.aggregator.model.reducer import Contribution, ServerState, make_step
 from midge.aggregator.model.step_merging import Merging
@@ -54,6 +55,7 @@ class Model:
         """Whether the next release is a snapshot only, because no step leads to it."""
         self._quantiser, self._merging = Quantiser(), Merging()
         self._averaging = Averaging(schema)
+        self._movement = Movement(schema.size)
         self.steps: dict[int, bytes] = {}
         """Step frames by version, back to the oldest base: only where the strategy needs earlier models."""
         self.ends: dict[int, bytes] = {}
@@ -199,6 +201,10 @@ class Model:
     def _snapshot(self) -> Frame:
         return Frame(self.version, 0, lineage.encode_snapshot(self.state))
 
+    def follow_movement(self, turn: int) -> int:
+        """How many versions in a row have not moved p beyond its noise; `turn` versions are one of the fleet."""
+        return self._movement.follow(self.state, turn)
+
     # -------------------------------------------------------------------- serving
 
     def _average(self, record: ReleaseRecord) -> None:
@@ -263,6 +269,7 @@ class Model:
         model._quantiser = Quantiser.load(arrays, values["scales"])  # noqa: SLF001 - of our own class
         model._merging = Merging.load(arrays)  # noqa: SLF001
         model._averaging = Averaging.load(schema, arrays)  # noqa: SLF001
+        model._movement = Movement(schema.size)  # noqa: SLF001
         model.steps, model.ends, model.keeps_past = {}, {}, False
         model.server = ServerState.load(arrays, values.get("cached", ()), schema.size)
         model.serving = np.array(arrays["serving"], np.float32) if "serving" in arrays else None

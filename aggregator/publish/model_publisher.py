@@ -85,6 +85,8 @@ class Shelf:
         self._now = now
         if len(self._said) > _REMEMBERED:
             self._said = {chunk: at for chunk, at in self._said.items() if now < at + _FRESH}
+        if new:
+            self.core.steering.quiet = self._engine.model.follow_movement(self.core.versions_a_turn)
         for frame in new:
             yield from self._parts(frame)
         yield self.announcement()

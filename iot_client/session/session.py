@@ -362,6 +362,7 @@ class DeviceSession:
             self._fence = 0  # the operator's word, which clears what was believed before
         self._situation.announcement = announcement
         self._cycle.refetch.due = None
+        self._cycle.pause(announcement, now)
         return [*self._cycle.compare_inputs(announcement), *self._cycle.next_thing(now)]
 
     def _trained(self, update: Update, key: int, now: float) -> list[Action]:
@@ -380,4 +381,4 @@ def reread(announcement: Announcement | None) -> float:
     An eighth of the pause between two trainings, if that is more than a minute: nothing can be made of news before its
     end. Read each minute, they would be most of what a device receives that trains a few times a day.
     """
-    return REREAD if announcement is None else max(REREAD, announcement.participation.interval / 8)
+    return REREAD if announcement is None else max(REREAD, announcement.participation.pause / 8)

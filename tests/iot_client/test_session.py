@@ -442,6 +442,34 @@ def test_nothing_is_trained_before_a_busy_aggregator_has_taken_what_waits() -> N
     assert ev.FetchModel in kinds(driver(ev.Announced(announcement(3)))), "the outbox was empty since"
 
 
+def resting(version: int, rest: float) -> ev.Announced:
+    asked = Participation(rest=rest)
+    return ev.Announced(announcement(version).model_copy(update={"participation": asked}))
+
+
+def test_a_device_rests_while_the_model_does_not_move_and_no_longer() -> None:
+    driver = holding(0)
+    driver.up()
+    driver.train()
+    driver(receipt(1, accepted(1)))
+    assert ev.FetchModel not in kinds(driver(resting(2, 600)))
+    assert ev.FetchModel not in kinds(driver.wait(590))
+    assert ev.FetchModel in kinds(driver.wait(20))
+    driver.train()
+    driver(receipt(2, accepted(2)))
+    assert ev.FetchModel not in kinds(driver(resting(3, 1200)))
+    assert ev.FetchModel in kinds(driver(resting(4, 0))), "the model moves again"
+
+
+def test_a_device_that_trains_on_new_rows_only_does_not_rest() -> None:
+    driver = holding(0)
+    driver.session = DeviceSession("d", OUTBOX, (), 1, lambda: 0.5, settings=SessionSettings(rests=False))
+    driver.up()
+    driver.train()
+    driver(receipt(1, accepted(1)))
+    assert ev.FetchModel in kinds(driver(resting(2, 600)))
+
+
 def test_a_full_outbox_trains_no_more_until_there_is_room() -> None:
     driver = holding(OUTBOX_LIMIT)
     assert not any(isinstance(action, ev.FetchModel) for action in driver.up())
