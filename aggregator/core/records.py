@@ -38,6 +38,8 @@ class UpdateRecord:
     """Cosine of its delta with the direction of most devices; 0 if that was not known."""
     reference: float = 0.0
     """The fleet's reference norm when it came; 0 if there was none."""
+    body: bytes = b""
+    """The first 8 bytes of the SHA-256 of its body as it travelled; none in an older store."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,8 @@ class CoreState:
                 pass
 
     def _take_update(self, record: rec.UpdateRecord) -> None:
-        self.outboxes.settle(record.device, record.outbox, record.seq, Verdict(record.verdict), record.base)
+        verdict = Verdict(record.verdict)
+        self.outboxes.settle(record.device, record.outbox, record.seq, verdict, record.base, body=record.body)
         self.counts[record.verdict] += 1
         # A refused update teaches nothing: otherwise what is turned away would still move the fleet's medians.
         if record.verdict == Verdict.ACCEPTED:
@@ -203,6 +204,7 @@ class CoreState:
             "counts": dict(self.counts),
             "outboxes": self.outboxes.dump(),
             "bases": self.outboxes.bases(),
+            "bodies": self.outboxes.bodies(),
             "heard": self.heard.dump(),
             "margin": self.margin.dump(),
             "fleet": self.fleet.dump(),
@@ -229,7 +231,8 @@ class CoreState:
         self.frozen = state["frozen"]
         self.counts = Counter(state["counts"])
         # Earlier checkpoints do not say of which version the last update was: then it is of the newest.
-        self.outboxes.load(state["outboxes"], state.get("bases", [self.version] * len(state["outboxes"])))
+        bases = state.get("bases", [self.version] * len(state["outboxes"]))
+        self.outboxes.load(state["outboxes"], bases, state.get("bodies", ()))
         self.heard.load(state["heard"])
         self.margin.load(state["margin"])
         self.served = state["served"]
