@@ -175,8 +175,10 @@ class Engine:
         """Write a checkpoint of everything up to the last record."""
         arrays, values = self.model.dump()
         sketches, devices = self._consensus.dump()
+        # For the day on which the database is gone: then a checkpoint says alone what it is of.
+        about = {"lineage": self.store.lineage, "schema": self.model.schema.packed()}
         self.store.checkpoint(
-            Checkpoint(core.lsn, arrays | sketches, values | {_CONSENSUS: devices}, core.dump()),
+            Checkpoint(core.lsn, arrays | sketches, values | {_CONSENSUS: devices} | about, core.dump()),
             oldest_body=core.oldest_needed,
             oldest_base=core.oldest_base,
         )

@@ -89,34 +89,41 @@ class HealthReporter:
             if name in self._federation.devices:
                 yield Post(self._federation.config.topics.status(name), b"")
 
-    def answers(self, status: Callable[[], AggregatorStatus], topic: str, now: float) -> Iterator[Post]:
+    def answers(self, status: Callable[[], AggregatorStatus], topic: str, now: float) -> list[Post]:
         """The pages of an overview if one was asked for and it is time; they are not retained.
 
         `status` makes the header, which passes over all devices: only if there is an answer.
         """
         if not self._asked or now < self._answer_at:
-            return
+            return []
         began = time.perf_counter()
         self._asked = False
-        for page in overview.encode_pages(status(), list(self._rows(now))):
-            yield Post(topic, page, retain=False)
+        names = sorted(self._names(now), key=self._fine)
+        pages = overview.encode_pages(status(), (self._row(name, now) for name in names), len(names))
+        posts = [Post(topic, page, retain=False) for page in pages]
         self._answer_at = now + max(_ANSWER, _SHARE * (time.perf_counter() - began))
+        return posts
 
     @property
     def due(self) -> float | None:
         """When an answer is due; None if none was asked for."""
         return self._answer_at if self._asked else None
 
-    def _rows(self, now: float) -> Iterator[DeviceRow]:
+    def _fine(self, name: str) -> bool:
+        """Whether there is nothing to look at: the others come first, in case not all have room."""
         federation = self._federation
-        for name in federation.devices:
-            yield self._row(name, now)
+        known = federation.activity[name]
+        return not (name in federation.core.unlike or name in federation.waits or (known is not None and known.refused))
+
+    def _names(self, now: float) -> Iterator[str]:
+        federation = self._federation
+        yield from federation.devices
         # One without a status has left for good, was revoked, or is a stranger; or it never says one.
         for name in list(federation.activity.names()):
             known = federation.activity[name]
             recent = known is not None and known.updates > 0 and now - known.heard < _STATUSLESS
             if recent and name not in federation.devices:
-                yield self._row(name, now)
+                yield name
 
     def _row(self, name: str, now: float) -> DeviceRow:
         federation = self._federation

@@ -43,6 +43,7 @@ from midge.broker.mqtt.connection import (
 )
 from midge.broker.mqtt.retained import read_retained
 from midge.storage.failpoints import failpoint
+from midge.wire import frames
 from midge.wire.messages import AggregatorState, AggregatorStatus, Health, HealthState, Hello
 from midge.wire.topics import Topics
 
@@ -54,7 +55,8 @@ _OVERHEAD = 1024
 """Bytes of topic and headers around a chunk's body, generously."""
 _WINDOW = 64
 """Messages that a broker of MQTT 5 may have under way to us: they make a batch, and bound the memory that it takes. A
-limit in bytes (Maximum Packet Size) would be better, but a Mosquitto 2.0 that drops a packet for it sends no more."""
+limit in bytes (Maximum Packet Size) would be better, but a Mosquitto 2.0 that drops a packet for it sends no more: so
+what is larger than any of ours is let go as it comes (`Options.largest`)."""
 _GOODBYE = 2.0
 """Seconds for the last words of an aggregator that is cancelled."""
 _STOPPED = 15.0
@@ -223,7 +225,9 @@ class Aggregator:
         pause, begun = 0.5, False
         while not self._stop.is_set():
             try:
-                async with self._config.connector(self._options()) as connection:
+                async with self._config.connector(
+                    _options(self._config, self._boot, self._issuer.said(self._status(AggregatorState.LOST)))
+                ) as connection:
                     await self._look_around(connection, begun=begun)
                     if not begun:
                         begun = True
@@ -241,11 +245,6 @@ class Aggregator:
                     async with asyncio.timeout(pause * random.uniform(0.5, 1.0)):  # noqa: S311 - spreads load
                         await self._stop.wait()
                 pause = min(2 * pause, 30.0)
-
-    def _options(self) -> Options:
-        will = Will(self._config.topics.aggregator, self._issuer.said(self._status(AggregatorState.LOST)))
-        name = f"midge-{self._config.topics.federation}-aggregator-{self._boot:016x}"
-        return Options(client_id=name, will=will, keepalive=self._config.keepalive, receive_maximum=_WINDOW)
 
     async def _look_around(self, connection: Connection, *, begun: bool) -> None:
         """See who is on our topics already, before anything is published."""
@@ -362,8 +361,9 @@ class Aggregator:
         """Have the watchdog look, and answer whoever has asked for an overview."""
         assert self._health is not None
         self._health.look(now)
-        for post in self._health.answers(lambda: self._status(self._state), self._config.topics.overview, now):
-            self._outgoing.put(post)
+        self._outgoing.answer(
+            self._health.answers(lambda: self._status(self._state), self._config.topics.overview, now)
+        )
 
     def _see_pause(self, now: float) -> None:
         """Follow what the operator has said by the store (`aggregator.store.pausing`)."""
@@ -455,3 +455,14 @@ def _authorities(config: AggregatorConfig) -> tuple[Issuer, Credentials]:
         seal_keys=issuer.seal_keys,
     )
     return issuer, credentials
+
+
+def _options(config: AggregatorConfig, boot: int, last_words: bytes) -> Options:
+    """Of a connection whose will are the last words."""
+    return Options(
+        client_id=f"midge-{config.topics.federation}-aggregator-{boot:016x}",
+        will=Will(config.topics.aggregator, last_words),
+        keepalive=config.keepalive,
+        receive_maximum=_WINDOW,
+        largest=config.chunk + frames.MAX_HEADER + _OVERHEAD,
+    )

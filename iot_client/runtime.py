@@ -145,6 +145,8 @@ class DeviceRuntime:
                 self.shell.tick(time.monotonic())
             else:
                 self.shell.handle(event, time.monotonic())
+            if isinstance(event, ev.Announced) and self.parts.identity.owes_details:
+                self.greet()
             if isinstance(event, ev.Disconnected) and self._fetching is not None:
                 self._fetching.cancel()
                 self._fetching = None

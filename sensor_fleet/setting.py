@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
+from urllib.parse import quote
 
 from midge.aggregator.core.presets import balanced, ca2fl, fedasync, fedavg, fedbuff
 from midge.aggregator.core.staleness import Staleness, constant, hinge, polynomial
@@ -24,10 +25,23 @@ Preset = Literal["balanced", "fedasync", "fedbuff", "ca2fl", "fedavg"]
 class BrokerAddress:
     """A broker's URL and, for TLS, the files that go with it."""
 
-    url: str
+    url: str = field(repr=False)
     cafile: str | None = None
     certfile: str | None = None
     keyfile: str | None = None
+
+    @classmethod
+    def of(cls, endpoint: Endpoint) -> Self:
+        """The address of an endpoint, with its password, as it travels to another process."""
+        who = (
+            ""
+            if endpoint.user is None
+            else f"{quote(endpoint.user, safe='')}:{quote(endpoint.password or '', safe='')}@"
+        )
+        where = f"{endpoint.address}{endpoint.path if endpoint.websockets else ''}"
+        tls = endpoint.tls or Tls()
+        files = [None if file is None else str(file.resolve()) for file in (tls.cafile, tls.certfile, tls.keyfile)]
+        return cls(f"{endpoint.scheme}://{who}{where}", *files)
 
     def endpoint(self) -> Endpoint:
         """The address, read.

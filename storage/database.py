@@ -120,6 +120,10 @@ class Database:
             self.close()
             raise
 
+    def adopt(self, connection: sqlite3.Connection) -> None:
+        """Be open by a connection that only reads, without a lock."""
+        self._connection = connection
+
     def _take_lock(self) -> None:
         if self._lock is None:
             return

@@ -26,11 +26,15 @@ Word = Annotated[str, Field(max_length=64)]
 Sentence = Annotated[str, Field(max_length=400)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Metrics = Annotated[dict[Word, Finite], Field(max_length=32)]
+Capabilities = Annotated[dict[Word, Sentence | int | float | bool], Field(max_length=32)]
 Names = Annotated[tuple[Word, ...], Field(max_length=inputs.MOST)]
 
 MOST_VERSION, MOST_GENERATION = 2**52, 2**31
 """Numbers that a federation never reaches, and far from the ends of their types: what claims more is wrong or a lie. An
 aggregator goes on behind one that is announced up to these; so readers take twice as much."""
+
+Hidden = Annotated[bytes, Field(max_length=60_000)]
+"""What a message tells of its device beside the protocol, sealed by `wire.sealing.hide`; empty if nothing is sealed."""
 
 MOST_TOKEN = 2**53 - 1
 """The highest fencing token; any language's numbers hold it exactly."""
@@ -155,6 +159,7 @@ class Statistics(Message):
     """Of the body as it travels, where the message is signed."""
     sealed: Word = ""
     """As that of an update."""
+    hidden: Hidden = b""
 
 
 class Report(Message):
@@ -165,6 +170,7 @@ class Report(Message):
     version: U63
     examples: U63
     metrics: Metrics
+    hidden: Hidden = b""
 
 
 class DeviceState(StrEnum):
@@ -196,7 +202,7 @@ class Hello(Message):
     version: U63 = 0
     wakes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Seconds since 1970 by the device's clock at which a device that sleeps wakes next; 0 where it does not say."""
-    capabilities: Annotated[dict[Word, Sentence | int | float | bool], Field(max_length=32)] = {}
+    capabilities: Capabilities = {}
     features: Names = ()
     """What the device calls its inputs, in order; none where it has no names."""
     waits: Sentence = ""
@@ -205,6 +211,7 @@ class Hello(Message):
     """Of JOINING, random bits: a live device of the same name answers with READY and `to`."""
     to: U63 = 0
     """In such an answer, the number of the question."""
+    hidden: Hidden = b""
 
 
 # ------------------------------------------------------------- from the aggregator
@@ -434,6 +441,8 @@ class Announcement(Message):
     """The X25519 public key that updates are sealed to; empty where they are not."""
     confides: bool = False
     """Whether the aggregator reads what a sealed update says of itself inside the seal."""
+    hides: bool = False
+    """Whether it reads what is `hidden` in the headers of `hello`, `report` and `statistics`."""
     byte_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Bytes a second that all devices together move, both ways; 0 sets no limit. See `wire.sharing`."""
     devices: U32 = 0

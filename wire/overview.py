@@ -1,7 +1,8 @@
 """What an aggregator answers to a look at its federation: its status, and a row for each device, in pages."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -12,6 +13,9 @@ from midge.wire.messages import U32, U63, AggregatorStatus, Message, Metrics, Se
 
 ROWS = 200
 """Rows of a page: about 32 KiB, which every broker takes."""
+
+MOST = 32 * 2**20
+"""Bytes of rows in an answer: those of 200,000 devices as they are, and not of as many with long names of metrics."""
 
 Age = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 """Seconds ago, by the aggregator's monotonic clock: whoever asks needs no clock that agrees with it."""
@@ -67,15 +71,35 @@ class Overview(Message):
     """A page that is lost is one of the next answer."""
     devices: U32 = 0
     """Rows in all pages."""
+    left_out: U32 = 0
+    """Devices without a row: with them the answer would be too large."""
 
 
-def encode_pages(status: AggregatorStatus, rows: Sequence[DeviceRow]) -> Iterator[bytes]:
-    """The answer as messages, of at most `ROWS` rows each."""
-    pages = max(1, -(-len(rows) // ROWS))
-    for page in range(pages):
-        some = rows[page * ROWS : (page + 1) * ROWS]
-        header = Overview(status=status, page=page, pages=pages, devices=len(rows))
-        yield frames.encode(header, frames.pack([row.model_dump(exclude_defaults=True) for row in some]))
+def encode_pages(
+    status: AggregatorStatus, rows: Iterable[DeviceRow], devices: int, *, most: int = MOST
+) -> Iterator[bytes]:
+    """The answer as messages of at most `ROWS` rows each, and of `most` bytes of rows: the first of as many devices."""
+    bodies: list[bytes] = []
+    count = size = 0
+    for some in _by_page(rows):
+        body = frames.pack([row.model_dump(exclude_defaults=True) for row in some])
+        size += len(body)
+        if size > most:
+            break
+        bodies.append(body)
+        count += len(some)
+    for page, body in enumerate(bodies or [frames.pack([])]):
+        header = Overview(
+            status=status, page=page, pages=max(1, len(bodies)), devices=count, left_out=max(0, devices - count)
+        )
+        yield frames.encode(header, body)
+
+
+def _by_page(rows: Iterable[DeviceRow]) -> Iterator[tuple[DeviceRow, ...]]:
+    """Rows by pages, none made before its page is."""
+    iterator = iter(rows)
+    while some := tuple(islice(iterator, ROWS)):
+        yield some
 
 
 def decode_ask(payload: frames.Buffer) -> Ask:

@@ -9,13 +9,13 @@ The key to seal to is in the signed announcement. It is derived from the key tha
 guard and a succession changes both.
 """
 
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 from pydantic import Field
 
 from midge.wire import frames, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import U63, Message, Metrics, Statistics, Update
+from midge.wire.messages import U63, Capabilities, Hello, Message, Metrics, Report, Sentence, Statistics, Update
 from midge.wire.signing import PrivateKey
 
 if TYPE_CHECKING:
@@ -36,6 +36,24 @@ class Confided(Message):
     steps: U63 = 0
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     metrics: Metrics = Field(default_factory=dict)
+
+
+class Details(Message):
+    """What a device tells of itself in messages that the broker reads: the fields of them that are sealed."""
+
+    examples: U63 = 0
+    metrics: Metrics = Field(default_factory=dict)
+    missing: U63 = 0
+    capabilities: Capabilities = Field(default_factory=dict)
+    waits: Sentence = ""
+
+
+_DETAILS: Final[dict[str, frozenset[str]]] = {
+    "hello": frozenset({"capabilities", "waits"}),
+    "report": frozenset({"examples", "metrics"}),
+    "statistics": frozenset({"missing"}),
+}
+T = TypeVar("T", Hello, Report, Statistics)
 
 
 def required() -> None:
@@ -92,6 +110,47 @@ def told(update: Update, body: memoryview) -> tuple[Update, memoryview]:
     header, delta = frames.decode(body)
     inside = frames.validate(Confided, header)
     return update.model_copy(update={**inside.model_dump(), "confided": False}), delta
+
+
+def withheld(message: T) -> T:
+    """A message without its details."""
+    nothing = Details().model_dump(include=set(_DETAILS[message.kind]))
+    return message.model_copy(update=nothing)
+
+
+def hide(federation: str, device: str, message: T, to: bytes) -> T:
+    """A message whose details only the holder of a key reads.
+
+    Raises:
+        WireError: the public key is none.
+    """
+    details = Details(**{name: getattr(message, name) for name in _DETAILS[message.kind]})
+    sealed = seal(frames.encode(details), to, _beside(federation, device, message))
+    return withheld(message).model_copy(update={"hidden": sealed})
+
+
+def shown(federation: str, device: str, message: T, private: bytes) -> T:
+    """The message as it was before `hide`.
+
+    Raises:
+        WireError: its details are not sealed to this key, or are not those of such a message.
+    """
+    header, _ = frames.decode(unseal(message.hidden, private, _beside(federation, device, message)))
+    details = frames.validate(Details, header).model_dump(include=set(_DETAILS[message.kind]))
+    return message.model_copy(update={**details, "hidden": b""})
+
+
+def _beside(federation: str, device: str, message: Hello | Report | Statistics) -> bytes:
+    """What details belong to."""
+    of: list[object]
+    match message:
+        case Hello():
+            of = [message.outbox]
+        case Report():
+            of = [message.version]
+        case Statistics():
+            of = [[list(name) for name in message.names]]
+    return b"midge/1 hidden\0" + frames.pack([federation, device, message.lineage, message.kind, *of])
 
 
 def derive(key: PrivateKey) -> bytes:

@@ -75,6 +75,8 @@ _ENOUGH = 10
 """Devices that have contributed, from which on names alone are not believed."""
 _IMPLAUSIBLE = 20
 """Times as many that say that they are there, which then are names rather than devices."""
+_NONE_NEW = 3
+"""Updates of each that has contributed, on the mean, without one of a new device: then all that are there are known."""
 
 
 class Steering:
@@ -87,6 +89,8 @@ class Steering:
         """How many devices are there that are reckoned with; 0 where nothing is known."""
         self.online = 0
         """How many are there, as their statuses tell: a cohort is drawn of all of them."""
+        self._contributed = self._none_new = 0
+        """How many have ever contributed, and how many updates have come since one of them was new."""
         self._since: float | None = None
         self._released_at: float | None = None
         self._looked = 0.0
@@ -100,14 +104,18 @@ class Steering:
         """Versions in a row that have not moved the model beyond its noise (`aggregator.model.movement`)."""
 
     def reckon(self, contributed: int, *, online: int | None = None) -> None:
-        """Reckon with the devices that are there; of a flood of names only with as many as ever contributed, and again.
+        """Reckon with the devices that are there; of names alone only with as many as ever contributed, and again.
 
-        If anyone may publish, a name costs nothing, and each would make buffers larger and releases rarer.
+        If anyone may publish, a name costs nothing, and each would make buffers larger and releases rarer. In a fleet
+        that grows, an update of a new device comes soon: of those that are there each is as likely to be the next.
         """
         if online is not None:
             self.online = online
-        flooded = contributed >= _ENOUGH and self.online > _IMPLAUSIBLE * contributed
-        self.live = 2 * contributed if flooded else self.online
+        if contributed != self._contributed:
+            self._contributed, self._none_new = contributed, 0
+        names = self.online > _IMPLAUSIBLE * contributed or self._none_new >= _NONE_NEW * contributed
+        doubted = contributed >= _ENOUGH and names
+        self.live = min(self.online, 2 * contributed) if doubted else self.online
 
     @property
     def rest(self) -> float:
@@ -129,6 +137,7 @@ class Steering:
     def came(self, seconds: float) -> None:
         """Count an update. `seconds` is how long a training takes, the median over devices."""
         self._came += 1
+        self._none_new += 1
         self._seconds = seconds
 
     def begin(self, now: float) -> None:

@@ -1,7 +1,9 @@
 """Whose message it is, and what was sealed to us: the devices' keys, their signatures, and the opening of seals."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from midge.wire import chunks, sealing, signing
 from midge.wire.errors import WireError
@@ -10,6 +12,7 @@ from midge.wire.signing import BadSignature, KeyUnusable, PublicKey
 from midge.wire.topics import Topics
 
 FromDevice = Update | Chunk | Fetch | Statistics | Hello | Report
+T = TypeVar("T")
 _FILES = ("{}.pub", "{}.crt", "{}/device.crt")
 
 
@@ -137,12 +140,31 @@ class Credentials:
         if not chunks.fits(body, message.sha256) and isinstance(message, Update):
             raise WireError("the checksum of the sealed delta does not match")
         info = sealing.about(self._topics.federation, device, message)
+        return memoryview(self._by_a_key(lambda private: sealing.unseal(body, private, info)))
+
+    def shown(self, device: str, message: sealing.T) -> sealing.T:
+        """A message with what is hidden in it; a greeting without, if that was not sealed to us: it is heeded anyway.
+
+        Raises:
+            WireError: what is hidden in it was not sealed to us, or is not what such a message tells.
+        """
+        if not message.hidden:
+            return message
+        try:
+            return self._by_a_key(lambda private: sealing.shown(self._topics.federation, device, message, private))
+        except WireError:
+            if isinstance(message, Hello):
+                return message
+            raise
+
+    def _by_a_key(self, opened: Callable[[bytes], T]) -> T:
+        """What one of our keys opens, the newest first."""
         for private in self._seal_keys[:-1]:
-            try:
-                return memoryview(sealing.unseal(body, private, info))
-            except WireError:
-                continue
-        return memoryview(sealing.unseal(body, self._seal_keys[-1], info))
+            with suppress(WireError):
+                return opened(private)
+        if not self._seal_keys:
+            raise WireError("it is sealed, and this aggregator has no key to open it with")
+        return opened(self._seal_keys[-1])
 
 
 def plain(update: Update, body: memoryview) -> Update:

@@ -144,6 +144,7 @@ class IngressFilter:
                 if (why := self.credentials.must_be_sealed(message)) is not None:
                     raise WireError(why)
                 body = self.credentials.opened(device, message, body)
+                message = self.credentials.shown(device, message)
         except BadSignature as error:
             return self._unsigned(device, message, str(error), hi)
         self._heard(device)
@@ -184,7 +185,7 @@ class IngressFilter:
         if self._floods(device, now, len(payload)):
             return None
         hello, body = messages.decode(Hello, payload)
-        return hello if self._believed(device, hello, body, payload) else None
+        return self.credentials.shown(device, hello) if self._believed(device, hello, body, payload) else None
 
     def report(self, device: str, payload: bytes, now: float) -> Report | None:
         """A report; None if it is not to be heeded.
@@ -201,7 +202,7 @@ class IngressFilter:
             self._dropped["over rate"] += 1
             return None
         report, body = messages.decode(Report, payload)
-        return report if self._believed(device, report, body, payload) else None
+        return self.credentials.shown(device, report) if self._believed(device, report, body, payload) else None
 
     def greeting(self, device: str, hello: Hello, now: float) -> ev.Greeted | ev.Reply | None:
         """A greeting to be heeded, or the answer to one turned away; None: the device greets again by itself."""

@@ -177,7 +177,7 @@ class Issuer:
         self._signer = self._keys.at(issued)
         if train and self._sealed:
             key = sealing.public(sealing.derive(self._signer))
-            dated = dated.model_copy(update={"seal_key": key, "confides": True})
+            dated = dated.model_copy(update={"seal_key": key, "confides": True, "hides": True})
         return signing.sign_announcement(self._signer, self._topics.federation, dated, self._keys.chain_at(issued))
 
     def _follow(self, announcement: Announcement) -> bytes:

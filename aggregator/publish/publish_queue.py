@@ -2,13 +2,14 @@
 
 What is retained stands for its topic, so that a newer message takes the place of one that still waits: what a slow link
 has not carried yet is never more than what stands at the broker, and the receipts. Receipts go first, for devices wait
-for them; then releases, each announcement behind the frames that it names; last what is published again on request.
+for them; then releases, each announcement behind the frames that it names; then an answer to an operator, of which the
+newest alone waits; last what is published again on request.
 """
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from midge.broker.mqtt.connection import Connection, PacketTooLarge, PublishRefused
@@ -48,6 +49,7 @@ class PublishQueue:
     def __init__(self, sent: Callable[[Post], None]) -> None:
         self._receipts: deque[Post] = deque()
         self._retained: dict[str, Post] = {}
+        self._answer: deque[Post] = deque()
         self._again: dict[str, Post] = {}
         self._sent = sent
         self._news = asyncio.Event()
@@ -69,6 +71,13 @@ class PublishQueue:
         self._idle.clear()
         self._news.set()
 
+    def answer(self, pages: Sequence[Post]) -> None:
+        """Queue an answer to an operator, in the place of what still waits of the one before: never beside receipts."""
+        if pages:
+            self._answer = deque(pages)
+            self._idle.clear()
+            self._news.set()
+
     def _stand(self, post: Post) -> None:
         """Queue what is retained, at the end: an announcement must not overtake the frames that it names."""
         waiting, topic = self._retained, post.topic
@@ -82,12 +91,12 @@ class PublishQueue:
         waiting[topic] = post
 
     def clear(self) -> None:
-        for waiting in (self._receipts, self._retained, self._again):
+        for waiting in (self._receipts, self._retained, self._answer, self._again):
             waiting.clear()
         self._under_way = self._bytes_under_way = self._receipt_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._receipts) + len(self._retained) + len(self._again) + self._under_way
+        return sum(map(len, (self._receipts, self._retained, self._answer, self._again))) + self._under_way
 
     async def drained(self) -> None:
         """Wait until nothing waits and everything has been acknowledged."""
@@ -102,27 +111,30 @@ class PublishQueue:
         """
         async with asyncio.TaskGroup() as tasks:
             while True:
-                while (post := self._next()) is not None:
+                while (found := self._next()) is not None:
+                    post, urgent = found
                     self._under_way += 1
-                    self._bytes_under_way += len(post.payload) if post.retain else 0
-                    tasks.create_task(self._publish(connection, post))
+                    self._bytes_under_way += 0 if urgent else len(post.payload)
+                    tasks.create_task(self._publish(connection, post, urgent=urgent))
                 self._news.clear()
                 await self._news.wait()
 
-    def _next(self) -> Post | None:
-        """Take the next message out that may go now."""
+    def _next(self) -> tuple[Post, bool] | None:
+        """Take the next message out that may go now, and whether it is a receipt."""
         if self._under_way >= WINDOW:
             return None
         if self._receipts:
             post = self._receipts.popleft()
             self._receipt_bytes -= len(post.payload)
-            return post
-        waiting = self._retained or self._again
-        if not waiting or self._bytes_under_way >= WINDOW_BYTES:
+            return post, True
+        if self._bytes_under_way >= WINDOW_BYTES:
             return None
-        return waiting.pop(next(iter(waiting)))
+        if self._answer and not self._retained:
+            return self._answer.popleft(), False
+        waiting = self._retained or self._again
+        return (waiting.pop(next(iter(waiting))), False) if waiting else None
 
-    async def _publish(self, connection: Connection, post: Post) -> None:
+    async def _publish(self, connection: Connection, post: Post, *, urgent: bool) -> None:
         try:
             await connection.publish(post.topic, post.payload, qos=1, retain=post.retain)
         except (PublishRefused, PacketTooLarge) as error:
@@ -131,7 +143,7 @@ class PublishQueue:
             self._sent(post)
         finally:
             self._under_way -= 1
-            self._bytes_under_way -= len(post.payload) if post.retain else 0
+            self._bytes_under_way -= 0 if urgent else len(post.payload)
             self._news.set()
             if not len(self):
                 self._idle.set()

@@ -96,7 +96,7 @@ class CheckpointTable:
             OSError: its file cannot be written.
         """
         arrays = dict(checkpoint.arrays)
-        plain = frames.pack({"values": checkpoint.values, "core": checkpoint.core})
+        plain = frames.pack({"values": checkpoint.values, "core": checkpoint.core, "updates": updates})
         arrays["plain"] = np.frombuffer(plain, np.uint8)
         data = save_tensors({name: np.ascontiguousarray(array) for name, array in arrays.items()})
         name = f"checkpoint-{checkpoint.lsn:012d}.safetensors"

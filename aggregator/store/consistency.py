@@ -7,7 +7,7 @@ what devices have receipts for; how many updates that are is known, for both cou
 import logging
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from midge.aggregator.store.checkpoint_table import entered
 from midge.aggregator.store.errors import StoreDamaged, StoreError, what_to_do
 from midge.aggregator.store.journal import decided_before
 from midge.aggregator.store.migrations import FORMAT, refuse_newer
+from midge.storage.read_only import read_only as database_read_only
 from midge.storage.witness import CommitWitness
 from midge.wire import frames
 from midge.wire.errors import WireError
@@ -24,6 +25,8 @@ from midge.wire.errors import WireError
 log = logging.getLogger("aggregator")
 
 DATABASE, WITNESS = "store.db", "store.db.witness"
+UNFINISHED = ".unfinished"
+"""A folder in a store's directory in which it is being put back."""
 CHANGES, WITNESSED = "changes", "witness"
 """In the metadata: how many changes were made beside the journal, and whether the store has a witness."""
 _COLUMNS = {
@@ -189,6 +192,8 @@ def _refuse_leftovers(directory: Path) -> None:
     Raises:
         StoreError: there is some.
     """
+    if (directory / UNFINISHED).exists():
+        raise StoreError(f"A store was being put back into {directory}, and that did not end: give the command again.")
     left = [*directory.glob("checkpoint-*.safetensors"), *directory.glob("bodies-*")]
     note = noted(directory)[0]
     if note is not None and note.lsn:
@@ -230,7 +235,7 @@ def examine(directory: Path) -> Comparison | None:
         with read_only(path) as db:
             (structure,) = db.execute("PRAGMA integrity_check(1)").fetchone()
             standing = standing_of(db, directory, note)
-    except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
+    except (sqlite3.Error, OSError, ValueError, TypeError, OverflowError) as error:
         return _refused(f"{DATABASE} cannot be read ({error})", 0 if note is None else note.updates, most=True)
     if standing is None:
         return None
@@ -243,7 +248,7 @@ def examine(directory: Path) -> Comparison | None:
 @contextmanager
 def read_only(path: Path) -> Iterator[sqlite3.Connection]:
     """A database, to be read only: its end neither writes SQLite's log back nor deletes it, as a writer's does."""
-    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+    with database_read_only(path, lock=path.parent / "lock") as db:
         yield db
 
 

@@ -41,8 +41,8 @@ RETENTION = 180 * 86_400.0
 
 _HASH = 32
 """Bytes of a keyed hash."""
-_FORGOTTEN = "CREATE TABLE IF NOT EXISTS forgotten (hash BLOB PRIMARY KEY) WITHOUT ROWID"
-_SEEN = """
+FORGOTTEN = "CREATE TABLE IF NOT EXISTS forgotten (hash BLOB PRIMARY KEY) WITHOUT ROWID"
+SEEN = """
 CREATE TABLE IF NOT EXISTS seen (device TEXT PRIMARY KEY, at INTEGER NOT NULL, version INTEGER NOT NULL) WITHOUT ROWID
 """
 
@@ -108,8 +108,8 @@ class Names:
         """
         self._store = store
         with store.transaction() as db:
-            db.execute(_FORGOTTEN)
-            db.execute(_SEEN)
+            db.execute(FORGOTTEN)
+            db.execute(SEEN)
         self._key = load_key(store)
         with store.transaction() as db:
             self._hashes = {self._proven(entry) for (entry,) in db.execute("SELECT hash FROM forgotten")}

@@ -49,7 +49,7 @@ KEEP_RECORDS = 100_000
 """How many records stay, without their bodies, so that the life of an update can be told."""
 BALLAST = 4 * 2**20
 """Bytes on the disk that are given up where it is full, for what must still be written."""
-_TABLES = f"""
+TABLES = f"""
 {meta_table.TABLES}
 CREATE TABLE IF NOT EXISTS journal (
     lsn INTEGER PRIMARY KEY, kind TEXT NOT NULL, record BLOB NOT NULL, body BLOB, crc INTEGER NOT NULL,
@@ -89,7 +89,7 @@ class Store:
             self._database.lock()
             # Before anything is opened for writing: SQLite deletes its log, and with it what it did not believe.
             proven = belonging(self.directory)
-            self._database.open(_TABLES)
+            self._database.open(TABLES)
         except StoreError:
             self._database.close()
             raise

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from midge.broker.audit.auth_attacks import break_in, one_each
 from midge.broker.audit.identities import Parties, Visitor, Watch, watching
-from midge.broker.audit.permissions import passed_over_fetch, passed_over_report
+from midge.broker.audit.permissions import passed_over_claim, passed_over_fetch, passed_over_report
 from midge.broker.audit.probe_topic import joining
 from midge.broker.audit.results import Trial
 from midge.broker.mqtt.connection import BrokerError, ConnectionLost, Delivery, PublishRefused, SubscribeRefused
@@ -133,6 +133,7 @@ class _Attempt:
             Forgery("forge the announcement", topics.announcement()),
             Forgery("forge a model's frames", topics.part(0, 0, 0)),
             Forgery("forge the aggregator's status", topics.aggregator),
+            Forgery("claim to be the aggregator", topics.claim, passed_over_claim()),
             Forgery("forge a receipt", topics.receipt(victim)),
             Forgery("retained junk", f"{topics.announcement()}/0/check-{random}", b"junk", retain=True),
             Forgery("publish beside the federation", f"{topics.root}/midge-check-{random}/status/x"),

@@ -17,7 +17,7 @@ from midge.broker.mqtt.connection import ConnectionLost, PublishRefused, Subscri
 from midge.broker.mqtt.topic_filters import matches
 from midge.wire import frames, messages
 from midge.wire.errors import WireError
-from midge.wire.messages import Fetch, Report
+from midge.wire.messages import Claim, Fetch, Report
 from midge.wire.topics import Topics
 
 _NO_LINEAGE = bytes(16)
@@ -114,6 +114,7 @@ def _of_aggregator(topics: Topics, probe: str) -> tuple[Need, ...]:
         Need(statuses, topics.status(probe), joining(), reads=statuses),
         Need(reports, topics.report(probe), passed_over_report(), reads=reports),
         Need(status, status, b"", publishes=True, reads=status),
+        Need(topics.claim, topics.claim, passed_over_claim(), publishes=True, reads=topics.claim),
         Need(announcement, announcement, b"", publishes=True, reads=announcement),
         Need(f"{announcement}/#", topics.part(0, 0, 0), b"", publishes=True),
         Need(f"{topics.prefix}/receipt/+", topics.receipt(probe), b"", publishes=True),
@@ -143,6 +144,11 @@ def passed_over_fetch() -> bytes:
 def passed_over_report() -> bytes:
     """A report on that lineage, without a number: passed over too."""
     return frames.encode(Report(lineage=_NO_LINEAGE, version=0, examples=0, metrics={}))
+
+
+def passed_over_claim() -> bytes:
+    """An answer to no question, of an aggregator that is none: passed over too."""
+    return frames.encode(Claim(boot=0, lineage=_NO_LINEAGE, token=0))
 
 
 async def _announced(prober: Prober, ground: Ground | None, topics: Topics) -> tuple[bool, str]:

@@ -80,6 +80,8 @@ class Options:
     """Seconds between signs of life, at most."""
     receive_maximum: int = 20
     """How many unacknowledged QoS 1 messages we take at once (MQTT 5; 3.1.1 brokers have a limit of their own)."""
+    largest: int | None = None
+    """Bytes of the largest payload that is read; of a larger one the first byte is kept, which is no message."""
     timeout: float = 10.0
     """Seconds to wait for the broker's answer to CONNECT and SUBSCRIBE."""
 

@@ -52,7 +52,7 @@ async def describe_federation(connect: Connector, topics: Topics, *, ask: bool =
     """The aggregator's status and health, the announced model and a row for each device, as plain values.
 
     `answered` says whether the aggregator did: otherwise all is as it was retained, and `unasked` says why it was not
-    asked.
+    asked. `left_out` counts the devices that had no room in its answer: of them there is what is retained.
     """
     filters = (topics.aggregator, topics.announcement(), f"{topics.prefix}/status/+")
     found: dict[str, Any] = {
@@ -62,6 +62,7 @@ async def describe_federation(connect: Connector, topics: Topics, *, ask: bool =
         "health": None,
         "answered": False,
         "unasked": "",
+        "left_out": 0,
         "model": None,
         "devices": {},
     }
@@ -102,7 +103,7 @@ async def _ask(connection: Connection, topics: Topics, found: dict[str, Any]) ->
                     pages[header.page] = rows
                     if len(pages) == header.pages:
                         _set_status(found, header.status)
-                        found["answered"] = True
+                        found["answered"], found["left_out"] = True, header.left_out
                         break
     if found["answered"]:
         if found["model"] is not None:

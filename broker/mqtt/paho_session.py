@@ -199,6 +199,8 @@ class PahoSession:
         self.reports += 1
         token = self._inbox.expect_ack(message.mid) if message.qos == 1 else None
         payload = message.payload if isinstance(message.payload, bytes) else bytes(message.payload)
+        if self.options.largest is not None and len(payload) > self.options.largest:
+            payload = payload[:1]
         self._inbox.put(Delivery(message.topic, payload, message.qos, message.retain, message.dup, token))
 
     def _on_publish(self, client: Client, userdata: Any, mid: int, reason: ReasonCode, properties: Properties) -> None:

@@ -25,4 +25,4 @@ def hello_frame(parts: DeviceParts, session: DeviceSession, state: DeviceState, 
         number=number,
         to=to,
     )
-    return parts.identity.frame(message)
+    return parts.identity.frame(parts.identity.hide(message, target))

@@ -13,7 +13,7 @@ from midge.iot_client.state.outbox import OutboxFull
 from midge.iot_client.training.update_encoder import Made, Unfit
 from midge.wire import chunks, clocks, frames, messages, sealing, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import AggregatorStatus, Announcement, Receipt, Statistics
+from midge.wire.messages import AggregatorStatus, Announcement, Hello, Receipt, Statistics
 from midge.wire.signing import KeyUnusable, PrivateKey, PublicKey
 from midge.wire.topics import Channel, Topics
 
@@ -49,6 +49,8 @@ class Identity:
         self._key: PrivateKey | None = None if signing_key is None else signing.read_private(*_read(signing_key))
         self._name = ""
         self._trusts: dict[Channel, Trust] = {}
+        self.owes_details = False
+        """Whether the newest greeting left details out for want of an announcement."""
 
     def begin(self, name: str, outbox: AnyOutbox) -> None:
         """Take up what an earlier life of this device verified. The outbox is open."""
@@ -177,8 +179,26 @@ class Identity:
         """The same of statistics."""
         if announcement is None or not self.seals(announcement):
             return message, body
-        message = message.model_copy(update={"sealed": sealing.NAME})
+        message = self.hide(message, announcement).model_copy(update={"sealed": sealing.NAME})
         return message, self._sealed(body, announcement, sealing.about(self._topics.federation, self._name, message))
+
+    def hide(self, message: sealing.T, announcement: Announcement | None) -> sealing.T:
+        """A message whose details are sealed, if the announcement has a key for that and is to be believed.
+
+        Before a first announcement they are left out: nothing says yet whether they will have to be sealed.
+        """
+        if not self.pinned:
+            return message
+        if isinstance(message, Hello):
+            self.owes_details = announcement is None
+        if announcement is None:
+            return sealing.withheld(message)
+        if not (self.seals(announcement) and announcement.hides):
+            return message
+        try:
+            return sealing.hide(self._topics.federation, self._name, message, announcement.seal_key)
+        except WireError:  # the announcement is signed, so its aggregator is at fault; it cannot be told more
+            return sealing.withheld(message)
 
     def seals(self, announcement: Announcement) -> bool:
         """Whether what is sent under this announcement is sealed. An unsigned announcement's key is no use."""

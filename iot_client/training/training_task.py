@@ -97,6 +97,7 @@ class TrainingTask:
             raise
         if report is not None:
             parts.tell("evaluated", version=report.version, examples=report.examples, metrics=dict(report.metrics))
+            report = parts.identity.hide(report, announcement)
             self._publisher.send(parts.topics.report(name), parts.identity.frame(report))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from midge.commands.moments import DemoMoment, Happenings
 from midge.commands.numbers import refuse_impossible
-from midge.commands.parts import Problem, Subparsers, add_tls, user_errors
+from midge.commands.parts import Problem, Subparsers, add_tls, read_endpoint, user_errors
 from midge.commands.runs import new_run
 from midge.commands.surroundings import add_world, read_world
 from midge.commands.watching import Showing, every_second, live, print_ending, print_json, print_words, watch
@@ -112,8 +112,7 @@ def _run(args: argparse.Namespace, outcome: dict[str, Any]) -> int:
         setting.make_strategy(devices=20)  # whether it is one at all, before anything starts
         broker = args.broker
         if broker not in LOCAL:
-            broker = BrokerAddress(args.broker, args.cafile, args.certfile, args.keyfile)
-            broker.endpoint()
+            broker = BrokerAddress.of(read_endpoint(args, args.broker))
     happenings = Happenings()
     demo = Demo(
         setting,

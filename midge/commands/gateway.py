@@ -6,11 +6,12 @@ import re
 import socket
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from pathlib import Path
 
 from midge.broker import connector
 from midge.broker.mqtt.connection import Connection, Options
-from midge.commands.parts import Parser, Problem, read_config, user_errors
+from midge.commands.parts import Parser, Problem, password_in, read_config, user_errors
 from midge.iot_client.config import DeviceConfig
 from midge.iot_client.data.csv_source import CsvRows, header, no_features
 from midge.iot_client.data.mqtt_source import SensorTopic
@@ -32,6 +33,7 @@ def add_gateway(parser: Parser) -> None:
     source.add_argument("--csv", metavar="FILE", help="rows that another program appends; the first line names columns")
     source.add_argument("--sensor-topic", metavar="TOPIC", help="rows from an MQTT topic, such as zigbee2mqtt/pump-17")
     group.add_argument("--sensor-broker", metavar="URL", help="the broker of the sensors (default: the federation's)")
+    group.add_argument("--sensor-password-file", metavar="FILE", help="the password for the user in its URL")
     group.add_argument("--label", metavar="NAME", help="the column or field that is to be predicted")
     group.add_argument(
         "--features", metavar="A,B,C", help="the columns or fields to predict it from, in the model's order"
@@ -102,7 +104,10 @@ def _device(
     if args.csv is not None:
         sources.append(CsvRows(Path(args.csv).expanduser(), classes=classes))
     elif args.sensor_broker is not None:
-        sources.append(SensorTopic(connector(endpoint_of(args.sensor_broker)), args.sensor_topic, classes=classes))
+        sensors = endpoint_of(args.sensor_broker)
+        if args.sensor_password_file is not None:
+            sensors = replace(sensors, password=password_in(args.sensor_password_file))
+        sources.append(SensorTopic(connector(sensors), args.sensor_topic, classes=classes))
     else:  # the federation's broker, wherever the device is moved to
         sources.append(SensorTopic(_wherever, args.sensor_topic, classes=classes))
     app = Device(

@@ -3,9 +3,7 @@
 import argparse
 import json
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from midge.commands import virtual
 from midge.commands.parts import Problem, read_endpoint, user_errors
@@ -78,17 +76,15 @@ def _address(args: argparse.Namespace) -> "BrokerAddress":
     endpoint = read_endpoint(args, args.broker)
     if endpoint.websockets:
         raise Problem(f"{endpoint} speaks websockets: a live fleet speaks mqtt:// and mqtts://.")
-    files = {name: getattr(args, name) for name in ("cafile", "certfile", "keyfile")}
-    absolute = {name: None if file is None else str(Path(file).expanduser().resolve()) for name, file in files.items()}
-    who = "" if endpoint.user is None else f"{quote(endpoint.user, safe='')}:{quote(endpoint.password or '', safe='')}@"
-    return BrokerAddress(f"{endpoint.scheme}://{who}{endpoint.address}", **absolute)
+    return BrokerAddress.of(endpoint)
 
 
 def _line(fleet: "ProfileFleet", args: argparse.Namespace) -> str:
     """What starts the aggregator that goes with a fleet."""
     endpoint = read_endpoint(args, args.broker)  # which shows no password
     words = ["midge", "aggregate", "midge.sensor_fleet.live.server:app", "--broker", str(endpoint)]
-    given = {"user": endpoint.user, "cafile": args.cafile, "certfile": args.certfile, "keyfile": args.keyfile}
+    given = {"user": endpoint.user, "password-file": args.password_file}
+    given |= {"cafile": args.cafile, "certfile": args.certfile, "keyfile": args.keyfile}
     for name, word in given.items():
         if word is not None:
             words += [f"--{name}", word]

@@ -34,6 +34,11 @@ def register(subparsers: Subparsers) -> None:
     _add_fleet(listing)
     listing.add_argument("--json", action="store_true", help="as one JSON object")
     listing.add_argument("--renew", action="store_true", help="rewrite the revocation list and the ACL first")
+    listing.add_argument(
+        "--accept-older",
+        action="store_true",
+        help="with --renew: take a register that was put back for the newest; revoke again who was revoked since",
+    )
     listing.set_defaults(run=show)
 
 
@@ -121,8 +126,10 @@ def show(args: argparse.Namespace) -> int:
     from midge.broker.provisioning.fleet_registry import present  # noqa: PLC0415
 
     directory = Path(args.fleet or args.directory or _HERE)
+    if args.accept_older and not args.renew:
+        raise Problem("--accept-older goes with --renew, which writes what the broker reads from the register.")
     if args.renew:
-        _do(lambda: membership.renew(directory))
+        _do(lambda: membership.renew(directory, accept_older=args.accept_older))
     listed = _do(lambda: membership.devices(directory))
     soon = _do(lambda: membership.warnings(directory, present()))
     if args.json:

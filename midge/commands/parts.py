@@ -2,8 +2,11 @@
 
 import argparse
 import os
+import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,9 @@ from midge.wire.topics import DEFAULT_ROOT, Topics
 
 Parser = argparse.ArgumentParser
 Subparsers = Any
+
+_LONGEST_PASSWORD = 65_536
+"""Characters, with the end of the line: MQTT sends its length in 16 bits."""
 
 
 class Problem(Exception):
@@ -58,8 +64,9 @@ def server_side() -> Iterator[None]:
 
 
 def add_tls(parser: Parser) -> None:
-    """Options for credentials and TLS; the password comes from the environment: an argument shows in `ps`."""
-    parser.add_argument("--user", help="user name at the broker; the password is read from MIDGE_PASSWORD")
+    """Options for credentials and TLS; the password comes from a file or the environment: an argument shows in `ps`."""
+    parser.add_argument("--user", help="user name at the broker; its password: --password-file, or MIDGE_PASSWORD")
+    parser.add_argument("--password-file", metavar="FILE", help="the password at the broker: the file's first line")
     parser.add_argument("--cafile", metavar="PEM", help="certificate authority to trust, for mqtts://")
     parser.add_argument("--certfile", metavar="PEM", help="our own certificate, for a broker that wants one")
     parser.add_argument("--keyfile", metavar="PEM", help="the key of that certificate")
@@ -95,16 +102,32 @@ def read_endpoint(args: argparse.Namespace, url: str) -> Endpoint:
     """The address that the options describe."""
     with user_errors():
         named = endpoint_of(url, user=args.user, cafile=args.cafile, certfile=args.certfile, keyfile=args.keyfile)
-        if named.user is None or named.password is not None:
-            return named
-        return endpoint_of(
-            url,
-            user=args.user,
-            password=os.environ.get("MIDGE_PASSWORD"),
-            cafile=args.cafile,
-            certfile=args.certfile,
-            keyfile=args.keyfile,
-        )
+        password = named.password
+        if args.password_file is not None:
+            password = password_in(args.password_file)
+            if named.user is None:
+                raise Problem("--password-file is given without a user: say --user NAME, or mqtt://NAME@host.")
+        elif password is None and named.user is not None:
+            password = os.environ.get("MIDGE_PASSWORD")
+        return replace(named, password=password)
+
+
+def password_in(file: str) -> str:
+    """The first line of a file; a warning if others can read it."""
+    path = Path(file).expanduser()
+    try:
+        with path.open(encoding="utf-8") as lines:
+            mode = os.fstat(lines.fileno()).st_mode
+            password = lines.readline(_LONGEST_PASSWORD).rstrip("\r\n")
+    except OSError as error:
+        raise Problem(f"The password file {path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise Problem(f"The password file {path} is no text in UTF-8.") from error
+    if not password:
+        raise Problem(f"The password file {path} is empty: its first line is to be the password.")
+    if stat.S_ISREG(mode) and mode & 0o077:
+        sys.stderr.write(f"midge: the password file {path} can be read by others: chmod 600 {path}\n")
+    return password
 
 
 def read_federation(args: argparse.Namespace) -> tuple[Connector, Topics]:

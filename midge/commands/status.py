@@ -122,6 +122,8 @@ def lines(found: Mapping[str, Any], now: float | None = None) -> Iterator[str]:
 def _aggregator_lines(found: Mapping[str, Any], now: float) -> Iterator[str]:
     aggregator, health = found["aggregator"], found["health"]
     yield f"aggregator  {aggregator['state']}"
+    if found.get("left_out"):
+        yield f"            Its answer had no room for {found['left_out']} devices: of them what is retained is shown."
     if not found["answered"] and aggregator["state"] in ("ready", "paused"):
         why = found["unasked"] or "it hangs, or is older than this command"
         yield f"            It did not answer ({why}): what follows is as old as its last change."

@@ -102,7 +102,8 @@ def sentence(event: Mapping[str, Any]) -> str:
         case {"event": "untrusted", "why": why}:
             return f"Not followed: {why}."
         case {"event": "put_back", "announced": announced, "version": version}:
-            return f"Version {announced} is known, and this store has {version}: put back. A new generation begins."
+            known = "A backup was restored" if announced is None else f"Version {announced} is known"
+            return f"{known}, and this store has version {version}. A new generation begins."
         case {"event": "other_base", "device": device, "version": version}:
             return f"{device}: trained from another model than version {version} of here"
         case {"event": "fetch_failed" | "unfit" | "refused" | "clock", "why": why}:

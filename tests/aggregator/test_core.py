@@ -821,3 +821,16 @@ def test_names_that_never_give_an_update_do_not_slow_the_releases_down() -> None
     assert core.steering.live == 3000
     core.handle(ev.DevicesOnline(250), 300.0)
     assert core.steering.live == 250
+
+
+def test_a_few_names_do_not_either_if_no_new_device_gives_an_update_for_long() -> None:
+    """Seen to fail: 400 greetings in the names of no devices made the buffers of twenty large, and fetches late."""
+    core = started()
+    core.handle(ev.DevicesOnline(20), 0.0)
+    for seq in range(1, 5):
+        for number in range(20):
+            arrive(core, f"device-{number}", update(seq), now=20.0 * seq + number)
+    core.handle(ev.DevicesOnline(400), 110.0)
+    assert core.steering.live == 40, "the names of the attack, from the first on"
+    arrive(core, "device-20", update(1), now=111.0)
+    assert core.steering.live == 400, "a device that is new: perhaps they are all devices"

@@ -109,6 +109,28 @@ async def test_what_is_asked_for_again_and_again_waits_once() -> None:
     assert len(queue) == 4
 
 
+async def test_an_overview_puts_off_no_receipt() -> None:
+    """Seen to fail: its pages were among the receipts, and those of a large fleet pushed the oldest of them out."""
+    queue, broker = PublishQueue(lambda _post: None), SlowBroker()
+    queue.put(receipt("before"))
+    for number in range(3):
+        queue.answer([Post("overview", bytes([number]) * (LARGE // 2), retain=False) for _ in range(40)])
+    queue.put(Post("again", bytes(10), again=True))
+    assert len(queue) == 1 + 40 + 1, "the newest answer alone waits"
+    task = await sending(queue, broker)
+    assert broker.topics == ["before", "overview", "overview"], "as many bytes as the window takes"
+    queue.put(receipt("after"))
+    queue.put(Post("frame", bytes(10)))
+    await settled()
+    assert broker.topics[3:] == ["after"]
+    await broker.acknowledge(60)
+    assert broker.topics[4] == "frame" and broker.topics[-1] == "again"
+    assert {post.payload[0] for post in broker.sent if post.topic == "overview"} == {2}
+    assert len(queue) == 0
+    await asyncio.wait_for(queue.drained(), 1)
+    await ended(task)
+
+
 async def test_receipts_are_bounded_in_bytes() -> None:
     queue, broker = PublishQueue(lambda _post: None), SlowBroker()
     for number in range(40):

@@ -32,6 +32,7 @@ FORGERIES = [
     "forge the announcement",
     "forge a model's frames",
     "forge the aggregator's status",
+    "claim to be the aggregator",
     "forge a receipt",
     "retained junk",
     "publish beside the federation",
@@ -155,6 +156,18 @@ async def test_reading_only_publishes_nothing(open_broker: Endpoint) -> None:
     assert [each for each in seen if not each.topic.startswith("$SYS") and each.topic != "settled"] == []
     assert all(row(report, name, 5).passed is False for name in ENTRIES)
     assert all(row(report, name, 5).passed is None for name in FORGERIES)
+
+
+def test_a_device_that_may_claim_to_be_the_aggregator_is_told_of(tmp_path: Path) -> None:
+    """One line of the ACL that is too generous: whoever answers the question keeps an aggregator from serving."""
+    make_fleet(tmp_path, port=(port := free_port()))
+    acl = tmp_path / "broker" / "acl"
+    acl.write_text(acl.read_text() + "pattern readwrite midge/1/plant/claim\n")
+    with serving(tmp_path / "broker" / "mosquitto.conf", port):
+        report = look(tmp_path)
+    failed = {(each.name, each.version) for each in report.attacks if each.passed is False}
+    assert failed == {("claim to be the aggregator", 5), ("claim to be the aggregator", 4)}
+    assert not report.ok and "midge/1/plant/claim" in row(report, "claim to be the aggregator", 5).seen
 
 
 def test_a_device_of_init_writes_its_one_slot_and_a_new_one_too(tmp_path: Path) -> None:

@@ -248,6 +248,9 @@ def is_passed_over(delivery: Delivery) -> bool:
     topic = delivery.topic
     if not delivery.payload:  # devices take it for a retained message that was cleared
         return topic.startswith((TOPICS.aggregator, TOPICS.announcement(), f"{TOPICS.prefix}/receipt/"))
+    if topic == TOPICS.claim:
+        claim, _ = messages.decode(messages.Claim, delivery.payload)
+        return not (claim.number or claim.to or claim.token)
     if topic.startswith(f"{TOPICS.prefix}/status/"):
         return messages.decode(Hello, delivery.payload)[0].state is DeviceState.JOINING
     if topic.startswith(f"{TOPICS.prefix}/report/"):

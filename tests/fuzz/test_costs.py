@@ -118,6 +118,45 @@ def test_what_devices_send_is_within_the_bounds(codec: str) -> None:
         costs(lambda body=body: codecs.decode_delta(body, SCHEMA, codec), len(body))  # type: ignore[misc]
 
 
+def price(read: Callable[[], object]) -> tuple[float, int]:
+    """Seconds of processor time, the least of three, and peak bytes."""
+    seconds = []
+    for _ in range(3):
+        began = time.process_time()
+        with suppress(WireError):
+            read()
+        seconds.append(time.process_time() - began)
+    tracemalloc.start()
+    try:
+        with suppress(WireError):
+            read()
+        return min(seconds), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("codec", [*CODECS, "uq:0.5|rice", "bf16", "float32", "int8:256"])
+@pytest.mark.parametrize("squeezed", [False, True])
+def test_a_body_that_is_right_almost_to_its_end_costs_what_a_valid_one_does(codec: str, squeezed: bool) -> None:
+    """So a device gains nothing by refused bodies: valid ones cost as much, and its budget of time counts both."""
+    name = f"{codec}|zstd" if squeezed else codec
+    values = np.random.default_rng(0).standard_normal(SIZE).astype(np.float32)
+    honest: list[tuple[float, int]] = []
+    refused: list[tuple[float, int]] = []
+    for delta in (values, np.where(values < 0, -1, 1).astype(np.float32)):
+        plain = codecs.encode_delta(delta, SCHEMA, codec, seed=7)[1:]
+        for each in (plain, plain[:-1], plain + b"\0", plain[:-4] + b"\xff\xff\xff\x7f", plain[: 7 * len(plain) // 8]):
+            body = b"\1" + (lossless.compress(each) if squeezed else each)
+            found = price(lambda body=body: codecs.decode_delta(body, SCHEMA, name))  # type: ignore[misc]
+            (honest if each is plain else refused).append(found)
+    (seconds, peak), (worst, highest) = (
+        (max(time for time, _ in found), max(size for _, size in found)) for found in (honest, refused)
+    )
+    # Twice, and what a turn of the scheduler costs the caches: 1.2 times was measured.
+    assert worst < 2 * seconds + 0.02, f"{worst / seconds:.1f} times a valid body's {1e3 * seconds:.0f} ms"
+    assert highest < 1.1 * peak + 200_000, f"{highest / peak:.2f} times a valid body's {peak / 1e6:.0f} MB"
+
+
 @QUICK
 @given(
     st.sampled_from([0, 1, 2048, 65535]),

@@ -254,6 +254,11 @@ VECTORS: dict[str, Vector] = {
             capabilities={"torch": True, "memory": 512, "load": 0.5, "board": "zero"},
         )
     ),
+    "hello-hidden": message(Hello(state=DeviceState.READY, outbox=5, hidden=bytes(range(60)))),
+    "report-hidden": message(Report(lineage=ID, version=20, examples=0, metrics={}, hidden=bytes(range(60)))),
+    "statistics-hidden": to_aggregator(
+        Statistics(lineage=ID, names=(("inputs", 1),), sealed="hpke", hidden=bytes(range(60))), bytes(24 + 48)
+    ),
     "hello-of-defaults": message(Hello(state=DeviceState.LOST, outbox=0)),
     "receipt": message(
         Receipt(
