@@ -137,13 +137,12 @@ class Names:
         Raises:
             StoreDamaged: it is not what was written.
         """
-        name = bytes(entry[:_HASH])
-        if entry not in {name, _checked(name)} or len(name) != _HASH:
+        if not intact(entry):
             raise StoreDamaged(
                 f"The entry of a device that was withdrawn has rotted in {self._store.directory}: it would be let in "
                 f"again. {what_to_do(self._store.directory, 0)}"
             )
-        return name
+        return bytes(entry[:_HASH])
 
     def withdraw(self, device: str) -> bool:
         """Refuse a device from now on, durably; whether that is new."""
@@ -224,6 +223,12 @@ class Names:
         """
         rows = self._store.query("SELECT device FROM seen WHERE at < ? AND version < ?", (int(before), oldest_base))
         return [device for (device,) in rows if device not in self._heard]
+
+
+def intact(entry: bytes) -> bool:
+    """Whether the entry of a withdrawn device is what was written, as far as it has a checksum."""
+    name = bytes(entry[:_HASH])
+    return len(name) == _HASH and entry in {name, _checked(name)}
 
 
 def _checked(name: bytes) -> bytes:
