@@ -77,6 +77,9 @@ class Engine:
                 self.model.apply(record, [self._contribution(lsn) for lsn, _ in record.updates], noise)
                 for lsn, _ in record.updates:
                     self._waiting.pop(lsn, None)
+            case rec.DropRecord():
+                for lsn in record.dropped:
+                    self._waiting.pop(lsn, None)
             case rec.FreezeRecord():
                 self.model.freeze(self._pooled(record), keep=record.keep)
             case rec.GenerationRecord():

@@ -31,6 +31,7 @@ from midge.aggregator.publish.announcement_signer import Issuer
 from midge.aggregator.publish.model_publisher import Shelf
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.publish_queue import Post
+from midge.aggregator.revocations import Revocations
 from midge.aggregator.store.device_erasure import Names
 from midge.aggregator.store.put_back import marked, unmark
 from midge.aggregator.store.store import Store, StoreError, StoreFull
@@ -90,6 +91,7 @@ class FederationRuntime:
         try:
             self._begin_or_go_on()
             self.names = Names(self.store)
+            self.revocations = Revocations(self.names, self.issuer, outlet)
             self.issuer.epoch = self.store.constant("epoch", _milliseconds)
             self._issued = float(self.store.constant("issued", lambda: 0.0))
             self._restored = marked(self.store)
@@ -257,6 +259,7 @@ class FederationRuntime:
     def process(self, deliveries: Sequence[Delivery], now: float) -> None:
         """Take a batch in. When this returns it is durable, or has been refused for now."""
         try:
+            self.revocations.carry_out(self.processor, now)
             self.processor.process(deliveries, now)
         except StoreFull as error:
             self._run_full(str(error), now)

@@ -355,6 +355,7 @@ class Aggregator:
             connection.ack(delivery)
             for post in self._health.ask(delivery.payload):
                 self._outgoing.put(post)
+            self.federation.revocations.hear(delivery.payload)
         return [delivery for delivery in batch if delivery.topic != self._config.topics.ask]
 
     def _see_health(self, now: float) -> None:

@@ -274,15 +274,17 @@ class DeviceRuntime:
         failpoint("receipt.followed")
 
     def renew(self, keep: tuple[int, ...]) -> ev.Renewed:
-        outbox = self.parts.outbox
+        outbox, unsure = self.parts.outbox, self.session.unsure
         log.warning(
-            "%s: the aggregator has settled more than this outbox ever sent: it was put back from a copy. "
-            "It goes on under a new identity.",
+            "%s: the aggregator has settled other updates than this outbox ever sent: it was put back from a copy. It "
+            "goes on under a new identity with %s that were not decided on; %s that may have been stay behind.",
             self.parts.config.name,
+            updates(len(keep)),
+            updates(unsure),
         )
         outbox.renew(keep)
         failpoint("outbox.renewed")
-        self.parts.tell("renewed", kept=len(keep))
+        self.parts.tell("renewed", kept=len(keep), unsure=unsure)
         return ev.Renewed(outbox.identity, tuple(outbox.held()), outbox.next_seq)
 
     # ------------------------------------------------------------------------- hooks: work
@@ -348,6 +350,11 @@ class DeviceRuntime:
         self._made[key] = made
         failpoint("update.trained")
         self.put(ev.Trained(made.update, key))
+
+
+def updates(count: int) -> str:
+    """A number of updates, in words."""
+    return f"{count} update{'' if count == 1 else 's'}"
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

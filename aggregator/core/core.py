@@ -109,6 +109,8 @@ class AggregatorCore(CoreView):
                 return self._examined(event, now)
             case ev.FetchAsked(_, fetch):
                 return [ev.Republish(fetch)] if fetch.lineage == self.lineage else []
+            case ev.Revoked(device):
+                return [do for record in self._state.revoke(device) for do in (ev.Journal(record), ev.Carry(record))]
             case _:
                 self._note(event)
                 return []
@@ -252,8 +254,9 @@ class AggregatorCore(CoreView):
         record = self._admission.accepted(event, now)
         # A rule in which each update is a step has no other updates to weigh against: its weight is its rate.
         told = record.weight * self._steps.mean_rate if self.strategy.single else record.weight
-        settled = Settled(seq=update.seq, verdict=Verdict.ACCEPTED, weight=told, staleness=record.staleness)
-        actions = [*self._write(record, key), ev.Reply(device, update.outbox, update.seq, (settled,))]
+        seq, tau, body = update.seq, record.staleness, record.body
+        settled = Settled(seq=seq, verdict=Verdict.ACCEPTED, weight=told, staleness=tau, body=body)
+        actions = [*self._write(record, key), ev.Reply(device, update.outbox, seq, (settled,))]
         self.steering.reckon(len(state.heard))
         self.steering.came(state.fleet.seconds())
         self.thrift.came(update.size)
@@ -271,7 +274,7 @@ class AggregatorCore(CoreView):
     def _refuse(self, device: str, update: Update, verdict: Verdict, why: str) -> list[ev.Action]:
         """Settle an update that is not taken: journaled, or a repeat after a restart could be taken after all."""
         record = self._admission.refused(device, update, verdict, why)
-        settled = Settled(seq=update.seq, verdict=verdict, why=record.why)
+        settled = Settled(seq=update.seq, verdict=verdict, why=record.why, body=record.body)
         return [*self._write(record), ev.Reply(device, update.outbox, update.seq, (settled,))]
 
     def _repeat(self, device: str, update: Update, outbox: TrackedOutbox) -> ev.Reply:
@@ -332,8 +335,7 @@ class AggregatorCore(CoreView):
     def _release(self, now: float, *, moved: bool = True) -> list[ev.Action]:
         state = self._state
         devices = len(state.contributors) if moved else 0
-        decay = self.strategy.serve_decay or None
-        at = now + state.versions.ahead
+        at, decay = now + state.versions.ahead, self.strategy.serve_decay or None
         record = rec.ReleaseRecord(state.next, state.version + 1, state.step, devices, at, decay)
         self._releases.released_at = now
         self.thrift.released(now)

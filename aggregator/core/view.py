@@ -134,6 +134,10 @@ class CoreView:
         """Whether an update of this device waits for its step."""
         return self._state.waiting(device) > 0
 
+    def waiting_of(self, device: str) -> tuple[int, ...]:
+        """The records of a device that wait for their step, or to be pooled."""
+        return self._state.waiting_of(device)
+
     @property
     def obstacle(self) -> Obstacle | None:
         """What keeps the model from moving; None if nothing does."""

@@ -63,6 +63,8 @@ def sentence(event: Mapping[str, Any]) -> str:
             return f"Version {version} released for use."
         case {"event": "dropped", "topic": topic, "why": why, "untold": untold}:
             return f"Dropped what came on {topic}: {why} ({untold} others before it were not told)"
+        case {"event": "revoked", "device": device, "dropped": dropped}:
+            return f"{device}: revoked; {dropped} of its updates waited and are dropped"
         case {"event": "readmitted", "device": device}:
             return f"{device}: let in again by the operator"
         case {"event": "untold", "events": events}:

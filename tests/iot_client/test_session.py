@@ -84,10 +84,12 @@ def busy(seq: int, seconds: float = 30) -> Settled:
 class Driver:
     """A session with a clock, and all that it ever asked for."""
 
-    def __init__(self, held: Sequence[Update] = (), next_seq: int = 1, *, outbox: int = OUTBOX) -> None:
+    def __init__(
+        self, held: Sequence[Update] = (), next_seq: int = 1, *, outbox: int = OUTBOX, sent: int | None = None
+    ) -> None:
         self.jitter: Callable[[], float] = lambda: 0.5
         """May be replaced at any time."""
-        self.session = DeviceSession("d", outbox, held, next_seq, self._jitter)
+        self.session = DeviceSession("d", outbox, held, next_seq, self._jitter, sent=sent)
         self.now = 0.0
         self.keys = count()
 
@@ -569,6 +571,28 @@ def test_an_outbox_that_is_behind_begins_anew() -> None:
     driver = Driver([made(outbox=OUTBOX, seq=4)], 5)
     driver(ev.Connected(), ev.AggregatorSeen(status()))
     assert driver(receipt(9)) == [ev.Renew(())]
+
+
+def test_a_verdict_on_another_body_settles_nothing_and_that_update_moves_over() -> None:
+    """As after a card was put back from an image that was made between two trainings."""
+    driver = Driver([made(outbox=OUTBOX, seq=4), made(outbox=OUTBOX, seq=5)], 6)
+    driver(ev.Connected(), ev.AggregatorSeen(status()))
+    driver(receipt(3))
+    ours, other = made().digest, b"another!"
+    known = [
+        Settled(seq=seq, verdict=Verdict.ACCEPTED, repeat=True, body=body) for seq, body in ((4, ours), (5, other))
+    ]
+    told, renew = driver(receipt(5, *known))
+    assert isinstance(told, ev.Tell) and told.settled.seq == 4, "what was said of another update is not ours"
+    assert renew == ev.Renew((5,))
+    assert driver.session.unsure == 0
+
+
+def test_what_is_known_to_be_unsent_is_not_settled_after_a_restart() -> None:
+    driver = Driver([made(outbox=OUTBOX, seq=seq) for seq in (3, 4, 5)], 6, sent=3)
+    driver(ev.Connected(), ev.AggregatorSeen(status()))
+    assert driver(receipt(5)) == [ev.Renew((4, 5))]
+    assert driver.session.unsure == 1, "3 was sent: it may have been settled"
 
 
 def test_a_crash_between_store_and_send_is_no_copy() -> None:
