@@ -286,6 +286,23 @@ def test_all_flips_of_a_checkpoint_are_told_and_it_is_written_again(
         assert not caplog.text
 
 
+def test_a_withdrawal_whose_entry_rots_is_refused(tmp_path: Path) -> None:
+    """Seen to fail without a checksum in it: the device was let in again, and nothing said so."""
+    with rig(tmp_path) as life:
+        Names(life.store).withdraw("gone")
+        with life.store.transaction() as db:
+            ((entry,),) = db.execute("SELECT hash FROM forgotten").fetchall()
+            db.execute("UPDATE forgotten SET hash = ?", (bytes([entry[0] ^ 1]) + entry[1:],))
+        with pytest.raises(StoreError, match="would be let in again"):
+            Names(life.store)
+        with life.store.transaction() as db:
+            db.execute("UPDATE forgotten SET hash = ?", (entry[:32],))  # as earlier versions wrote it
+        names = Names(life.store)
+        assert names.withdrawn("gone")
+        assert names.readmit("gone")
+        assert not Names(life.store).withdrawn("gone")
+
+
 def test_a_snapshot_that_rots_in_a_running_store_is_made_again_when_it_is_asked_for(tmp_path: Path) -> None:
     with rig(tmp_path) as life:
         grow(life, 5)
