@@ -9,7 +9,7 @@ import fcntl
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
@@ -79,8 +79,12 @@ class Database:
         assert self._connection is not None, f"{self.path} is not open"
         return self._connection
 
-    def open(self, tables: str) -> None:
+    def open(self, tables: str, prepare: Callable[[], None] | None = None) -> None:
         """Lock it, open it, and make the tables that it does not have. If that fails, it is closed.
+
+        Args:
+            tables: as SQL.
+            prepare: called once it is locked, and before SQLite opens it and believes its log or cuts it.
 
         Raises:
             Unwritable: its folder cannot be made, or its lock file cannot be written.
@@ -99,6 +103,8 @@ class Database:
             raise Unwritable(error.strerror or str(error)) from error
         try:
             self._take_lock()
+            if prepare is not None:
+                prepare()
             self._keep_private()
             self._connect(tables)
         except BaseException:
