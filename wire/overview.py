@@ -1,6 +1,6 @@
 """What an aggregator answers to a look at its federation: its status, and a row for each device, in pages."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Annotated, Any, Literal
