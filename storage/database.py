@@ -9,7 +9,7 @@ import fcntl
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
@@ -79,18 +79,13 @@ class Database:
         assert self._connection is not None, f"{self.path} is not open"
         return self._connection
 
-    def open(self, tables: str, prepare: Callable[[], None] | None = None) -> None:
-        """Lock it, open it, and make the tables that it does not have. If that fails, it is closed.
-
-        Args:
-            tables: as SQL.
-            prepare: called once it is locked, and before SQLite opens it and believes its log or cuts it.
+    def lock(self) -> None:
+        """Make its folder and lock it, without opening it: what is in it can be looked at first.
 
         Raises:
             Unwritable: its folder cannot be made, or its lock file cannot be written.
             InUse: another process has it open.
             DiskFull: there is no room to make it.
-            DatabaseError: it cannot be opened, or is no database.
         """
         try:
             make_folder(self.path.parent)
@@ -103,13 +98,31 @@ class Database:
             raise Unwritable(error.strerror or str(error)) from error
         try:
             self._take_lock()
-            if prepare is not None:
-                prepare()
+        except BaseException:
+            self.close()
+            raise
+
+    def open(self, tables: str) -> None:
+        """Lock it if it is not, open it, and make the tables that it does not have. If that fails, it is closed.
+
+        Raises:
+            Unwritable: its folder cannot be made, or its lock file cannot be written.
+            InUse: another process has it open.
+            DiskFull: there is no room to make it.
+            DatabaseError: it cannot be opened, or is no database.
+        """
+        if self._lock is None:
+            self.lock()
+        try:
             self._keep_private()
             self._connect(tables)
         except BaseException:
             self.close()
             raise
+
+    def adopt(self, connection: sqlite3.Connection) -> None:
+        """Be open by a connection that only reads, without a lock."""
+        self._connection = connection
 
     def _take_lock(self) -> None:
         if self._lock is None:

@@ -109,6 +109,8 @@ class AggregatorCore(CoreView):
                 return self._examined(event, now)
             case ev.FetchAsked(_, fetch):
                 return [ev.Republish(fetch)] if fetch.lineage == self.lineage else []
+            case ev.Revoked(device):
+                return [do for record in self._state.revoke(device) for do in (ev.Journal(record), ev.Carry(record))]
             case _:
                 self._note(event)
                 return []
@@ -333,8 +335,7 @@ class AggregatorCore(CoreView):
     def _release(self, now: float, *, moved: bool = True) -> list[ev.Action]:
         state = self._state
         devices = len(state.contributors) if moved else 0
-        decay = self.strategy.serve_decay or None
-        at = now + state.versions.ahead
+        at, decay = now + state.versions.ahead, self.strategy.serve_decay or None
         record = rec.ReleaseRecord(state.next, state.version + 1, state.step, devices, at, decay)
         self._releases.released_at = now
         self.thrift.released(now)

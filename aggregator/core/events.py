@@ -82,6 +82,13 @@ class FetchAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class Revoked:
+    """A device is no part of the federation any more: what waits of it counts no longer."""
+
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """How far the deltas of these updates are from the last combined one, L2."""
 
@@ -170,6 +177,7 @@ Event = (
     | Undecodable
     | StatisticsArrived
     | FetchAsked
+    | Revoked
     | Measured
     | Examined
     | DevicesOnline

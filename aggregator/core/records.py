@@ -151,6 +151,15 @@ class ForgetRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class DropRecord:
+    """What waited of a device that was revoked is dropped. It names records and no device: names are to be erasable."""
+
+    lsn: int
+    dropped: tuple[int, ...]
+    """Accepted updates that waited for their step, and statistics that waited to be pooled."""
+
+
+@dataclass(frozen=True, slots=True)
 class StrategyRecord:
     """From here on, this strategy decided. For people who read the journal; replay does not need it."""
 
@@ -169,6 +178,7 @@ Record = (
     | GenerationRecord
     | RenormaliseRecord
     | ForgetRecord
+    | DropRecord
     | StrategyRecord
 )
 
@@ -183,6 +193,7 @@ _KINDS: dict[str, type[Record]] = {
     "generation": GenerationRecord,
     "renormalise": RenormaliseRecord,
     "forget": ForgetRecord,
+    "drop": DropRecord,
     "strategy": StrategyRecord,
 }
 _NAMES = {model: name for name, model in _KINDS.items()}

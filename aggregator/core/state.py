@@ -123,6 +123,8 @@ class CoreState:
                 self.served = record.version
             case rec.PaceRecord():
                 self._steering.share = record.share
+            case rec.DropRecord():
+                self._drop(set(record.dropped))
             case rec.ForgetRecord() | rec.StrategyRecord():
                 pass
 
@@ -148,6 +150,13 @@ class CoreState:
                 )
             )
 
+    def _drop(self, dropped: set[int]) -> None:
+        self.counts["revoked"] += len(dropped)
+        self.buffer = [item for item in self.buffer if item.lsn not in dropped]
+        for device in [name for name, lsn in self.statistics.items() if lsn in dropped]:
+            del self.statistics[device]
+            self.digests.pop(device, None)
+
     def carried(self, version: int, digest: bytes) -> None:
         """Note what a release has become on the model: replay finds the same."""
         self.releases.add(self.generation, version, digest)
@@ -169,11 +178,24 @@ class CoreState:
             self.contributors.add(alias)
         return record
 
+    def revoke(self, device: str) -> list[rec.DropRecord]:
+        """Drop what waits of a device. Its receipts stand: what it sends again is a repeat, and counts no more."""
+        waiting = self.waiting_of(device)
+        record = rec.DropRecord(self.next, waiting)
+        if waiting:
+            self.take(record)
+        return [record] if waiting else []
+
     # ------------------------------------------------------------------- questions
 
     def waiting(self, device: str) -> int:
         """How many updates of this device wait for their step."""
         return sum(item.device == device for item in self.buffer)
+
+    def waiting_of(self, device: str) -> tuple[int, ...]:
+        """The records of a device that wait for their step, or to be pooled."""
+        gathered = [self.statistics[device]] if device in self.statistics else []
+        return (*(item.lsn for item in self.buffer if item.device == device), *gathered)
 
     def staleness(self, base: int) -> int:
         """How many steps were made since a version was released."""
@@ -181,10 +203,9 @@ class CoreState:
         return 0 if known is None else self.step - known
 
     @property
-    def oldest_needed(self) -> int:
-        """The lowest lsn whose body a restart may still need."""
-        waiting = [item.lsn for item in self.buffer] + list(self.statistics.values())
-        return min(waiting, default=self.next)
+    def needed(self) -> list[int]:
+        """The lsns whose bodies a restart still needs."""
+        return [item.lsn for item in self.buffer] + list(self.statistics.values())
 
     @property
     def oldest_base(self) -> int:

@@ -94,7 +94,12 @@ class CoreView:
     @property
     def oldest_needed(self) -> int:
         """The lowest lsn whose body a restart may still need."""
-        return self._state.oldest_needed
+        return min(self._state.needed, default=self._state.next)
+
+    @property
+    def needed(self) -> list[int]:
+        """The lsns whose bodies a restart still needs."""
+        return self._state.needed
 
     @property
     def oldest_base(self) -> int:
@@ -128,6 +133,10 @@ class CoreView:
     def waits(self, device: str) -> bool:
         """Whether an update of this device waits for its step."""
         return self._state.waiting(device) > 0
+
+    def waiting_of(self, device: str) -> tuple[int, ...]:
+        """The records of a device that wait for their step, or to be pooled."""
+        return self._state.waiting_of(device)
 
     @property
     def obstacle(self) -> Obstacle | None:

@@ -177,7 +177,7 @@ class Model:
         merged, whole = self._merging.add(record.version, step, data, self.state.exponent)
         frames = [Frame(record.version, 1, data), *(Frame(record.version, span, frame) for span, frame in merged)]
         if not whole or record.version % SNAPSHOT_EVERY == 0:
-            frames.append(self._snapshot())
+            frames.append(self.snapshot())
         return frames
 
     def _keyframe(self, *, moved: bool) -> Frame:
@@ -187,7 +187,7 @@ class Model:
         self.keyframe = False
         self._quantiser.begin(self.x, self.state)
         self._merging.clear()
-        return self._snapshot()
+        return self.snapshot()
 
     def _outgrow(self, version: int) -> list[Frame]:
         """Release on a coarser grid."""
@@ -198,7 +198,7 @@ class Model:
         self.version = version
         return [*frames, self._keyframe(moved=True)]
 
-    def _snapshot(self) -> Frame:
+    def snapshot(self) -> Frame:
         return Frame(self.version, 0, lineage.encode_snapshot(self.state))
 
     def follow_movement(self, turn: int) -> int:

@@ -11,6 +11,7 @@ What it has contributed to the published model stays in it: a sum cannot be unle
 
 import getpass
 import json
+import logging
 import os
 import time
 from collections import Counter
@@ -23,19 +24,21 @@ from midge.aggregator.core import records as rec
 from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.core.presets import fedasync
 from midge.aggregator.engine import Engine
-from midge.aggregator.store.audit_log import append, load_key
+from midge.aggregator.store.audit_log import AUDIT, append, load_key, verify
 from midge.aggregator.store.store import Entry, Store, StoreError
 from midge.storage.files import atomic_write, make_folder
 from midge.wire.pseudonyms import keyed_hash, pseudonym
 from midge.wire.topics import check_name
+
+log = logging.getLogger("aggregator")
 
 FOLDER = "forget"
 """Of a store: a file for each device that is to be forgotten, by its name, until it is."""
 RETENTION = 180 * 86_400.0
 """Seconds without a word after which what names a device is erased, where it cannot be needed any more."""
 
-_FORGOTTEN = "CREATE TABLE IF NOT EXISTS forgotten (hash BLOB PRIMARY KEY) WITHOUT ROWID"
-_SEEN = """
+FORGOTTEN = "CREATE TABLE IF NOT EXISTS forgotten (hash BLOB PRIMARY KEY) WITHOUT ROWID"
+SEEN = """
 CREATE TABLE IF NOT EXISTS seen (device TEXT PRIMARY KEY, at INTEGER NOT NULL, version INTEGER NOT NULL) WITHOUT ROWID
 """
 
@@ -101,12 +104,14 @@ class Names:
         """
         self._store = store
         with store.transaction() as db:
-            db.execute(_FORGOTTEN)
-            db.execute(_SEEN)
+            db.execute(FORGOTTEN)
+            db.execute(SEEN)
         self._key = load_key(store)
         with store.transaction() as db:
             self._hashes = {row[0] for row in db.execute("SELECT hash FROM forgotten")}
         self._heard: set[str] = set()
+        for wrong in verify(store.directory).wrong:
+            log.warning("The log %s is not what was written: %s.", store.directory / AUDIT, wrong)
 
     # ----------------------------------------------------------------- withdrawals
 

@@ -1,5 +1,7 @@
 """What can be wrong with a store, in sentences for its operator."""
 
+from pathlib import Path
+
 from midge.storage.database import DiskFull
 
 
@@ -11,5 +13,20 @@ class StoreInUse(StoreError):
     """An aggregator has it open."""
 
 
+class StoreDamaged(StoreError):
+    """Some of it, or of a backup, is not what was written."""
+
+
 class StoreFull(StoreError, DiskFull):
     """There is no room on the disk. What was to be written is not; everything before it is."""
+
+
+def what_to_do(directory: Path, at_stake: int | None, *, most: bool = False) -> str:
+    """How a sentence ends about a store that has lost something."""
+    many = "1 update that was" if at_stake == 1 else f"{at_stake} updates that were"
+    many = "any number of updates that were" if at_stake is None else f"at most {many}" if most else many
+    return (
+        f"At stake: {many} receipted. Nothing was changed. Put back the file that is "
+        "missing or wrong, or restore a backup; to go on without: "
+        f"midge store salvage {directory} {directory}.new --accept-loss"
+    )

@@ -159,24 +159,24 @@ def warnings(directory: Path, now: datetime) -> list[str]:
     return said
 
 
-def renew(directory: Path) -> Told:
-    """Rewrite what the broker reads, and tell it."""
-    with _changing(directory) as (_, signing):
+def renew(directory: Path, *, accept_older: bool = False) -> Told:
+    """Rewrite what the broker reads, and tell it; from a register that was put back only if that is accepted."""
+    with _changing(directory, accept_older=accept_older) as (_, signing):
         return _changed(signing)
 
 
 class _changing:  # noqa: N801 - read as a verb
     """The fleet and what its bundles are made with, locked against changes by others."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, *, accept_older: bool = False) -> None:
+        self._directory, self._accept_older = directory, accept_older
         self._lock = locked(directory)
 
     def __enter__(self) -> tuple[Fleet, Signing]:
         need_cryptography()
         self._lock.__enter__()
         try:
-            fleet = read_fleet(self._directory)
+            fleet = read_fleet(self._directory, accept_older=self._accept_older)
             return fleet, _signing(self._directory, fleet)
         except BaseException:
             self._lock.__exit__(*sys.exc_info())

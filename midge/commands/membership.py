@@ -34,6 +34,11 @@ def register(subparsers: Subparsers) -> None:
     _add_fleet(listing)
     listing.add_argument("--json", action="store_true", help="as one JSON object")
     listing.add_argument("--renew", action="store_true", help="rewrite the revocation list and the ACL first")
+    listing.add_argument(
+        "--accept-older",
+        action="store_true",
+        help="with --renew: take a register that was put back for the newest; revoke again who was revoked since",
+    )
     listing.set_defaults(run=show)
 
 
@@ -75,31 +80,35 @@ def revoke(args: argparse.Namespace) -> int:
     directory = _fleet(args)
     told = _do(lambda: membership.revoke(directory, args.names))
     code = _tell(told, f"{', '.join(args.names)}: revoked.")
-    if told.broker and (why := _clear_statuses(directory, args.names)):
-        print(f"What they said last still stands at the broker, and `midge status` shows it: {why}")
+    if why := _tell_aggregator(directory, args.names, wait=told.broker):
+        print(f"What they said last still stands at the broker, and updates of theirs that wait count: {why}")
     return code
 
 
-def _clear_statuses(directory: Path, names: Sequence[str]) -> str:
-    """Have the aggregator take what revoked devices said of themselves off the broker; otherwise why not.
+def _tell_aggregator(directory: Path, names: Sequence[str], *, wait: bool) -> str:
+    """Have the aggregator drop what waits of revoked devices, and what they said of themselves; otherwise why not.
 
-    As the operator: a second connection as the aggregator would put the first off.
+    As the operator: a second connection as the aggregator would put the first off. The release key's word goes with it.
     """
     from midge.broker import BrokerError, connector  # noqa: PLC0415
     from midge.broker.mqtt.federation_view import say_gone  # noqa: PLC0415
     from midge.broker.provisioning.bundles import BundleError, read_bundle  # noqa: PLC0415
-    from midge.broker.provisioning.fleet_registry import OPERATOR  # noqa: PLC0415
+    from midge.broker.provisioning.fleet_registry import AGGREGATOR, OPERATOR  # noqa: PLC0415
+    from midge.wire import signing  # noqa: PLC0415
 
     async def clear() -> None:
-        await asyncio.sleep(_TAKES_EFFECT)  # or one that is connected says it again
-        await say_gone(connector(bundle.endpoint), bundle.topics, names)
+        if wait:
+            await asyncio.sleep(_TAKES_EFFECT)  # or one that is connected says it again
+        await say_gone(connector(bundle.endpoint), bundle.topics, names, key)
 
+    path = directory / AGGREGATOR / "release.key"
     try:
+        key = signing.read_private(path.read_bytes(), str(path)) if path.is_file() else None
         bundle = read_bundle(directory / OPERATOR)
         asyncio.run(clear())
-    except (BundleError, BrokerError, OSError) as error:
-        return str(error)
-    return ""
+    except (BundleError, BrokerError, signing.KeyUnusable, OSError) as error:
+        return f"{error} Then give the command again."
+    return "" if key is not None else f"there is no {path} here to say so. Give the command where it is."
 
 
 def rotate(args: argparse.Namespace) -> int:
@@ -121,8 +130,10 @@ def show(args: argparse.Namespace) -> int:
     from midge.broker.provisioning.fleet_registry import present  # noqa: PLC0415
 
     directory = Path(args.fleet or args.directory or _HERE)
+    if args.accept_older and not args.renew:
+        raise Problem("--accept-older goes with --renew, which writes what the broker reads from the register.")
     if args.renew:
-        _do(lambda: membership.renew(directory))
+        _do(lambda: membership.renew(directory, accept_older=args.accept_older))
     listed = _do(lambda: membership.devices(directory))
     soon = _do(lambda: membership.warnings(directory, present()))
     if args.json:
