@@ -209,6 +209,7 @@ class Outbox:
 
     def _note(self) -> None:
         """Tell the witness how far the outbox is."""
+        failpoint("outbox.noting")
         self._witness.write(self.state.pack())
         self._written += _PAGE
 
@@ -306,7 +307,6 @@ class Outbox:
                 self._note()
             except OSError as error:
                 raise self._unwritable(error) from error
-            failpoint("outbox.sent")
 
     # ------------------------------------------------------------ what was verified
 

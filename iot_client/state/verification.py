@@ -18,7 +18,7 @@ from midge.wire.errors import WireError
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class CheckedFile:
     """One file, or some that belong together."""
 
     name: str
@@ -30,7 +30,7 @@ class Part:
     """Updates that wait in it and are damaged or gone."""
 
 
-def verify(path: Path) -> list[Part]:
+def verify(path: Path) -> list[CheckedFile]:
     """Look at an outbox and at what lies beside it; the outbox itself comes first.
 
     Raises:
@@ -52,43 +52,43 @@ def verify(path: Path) -> list[Part]:
     return parts
 
 
-def _part(name: str, file: Path, read: Callable[[Path], object]) -> Part:
+def _part(name: str, file: Path, read: Callable[[Path], object]) -> CheckedFile:
     try:
         read(file)
     except (Rotten, WireError, sqlite3.Error, json.JSONDecodeError) as error:
-        return Part(name, "", f"{error}; it is as none, and made again")
-    return Part(name, f"{file.stat().st_size} bytes checked")
+        return CheckedFile(name, "", f"{error}; it is as none, and made again")
+    return CheckedFile(name, f"{file.stat().st_size} bytes checked")
 
 
-def _outbox(found: OutboxFiles) -> Part:
+def _outbox(found: OutboxFiles) -> CheckedFile:
     if found.format not in (1, FORMAT):
-        return Part("outbox", "", f"its format, {found.format}, is that of a newer Midge")
+        return CheckedFile("outbox", "", f"its format, {found.format}, is that of a newer Midge")
     try:
         known, damage = found.agreed, found.damage
     except Strangers:
         assert found.database is not None and found.witness is not None
         why = str(strangers(found.path, found.database, found.witness))
-        return Part("outbox", "", why, found.database.waiting + found.witness.waiting)
+        return CheckedFile("outbox", "", why, found.database.waiting + found.witness.waiting)
     if not damage or known is None:
-        return Part("outbox", f"{len(found.whole)} updates checked", damage)
-    return Part("outbox", "", damage, len(found.lost(known)))
+        return CheckedFile("outbox", f"{len(found.whole)} updates checked", damage)
+    return CheckedFile("outbox", "", damage, len(found.lost(known)))
 
 
-def _witness(found: OutboxFiles) -> Part:
+def _witness(found: OutboxFiles) -> CheckedFile:
     gone = found.witness is None and found.format == FORMAT and found.there
     if gone or found.doubtful:
-        return Part("witness", "", "it is gone or damaged; it is made again at the next start")
-    return Part("witness", "checked" if found.witness else "none yet")
+        return CheckedFile("witness", "", "it is gone or damaged; it is made again at the next start")
+    return CheckedFile("witness", "checked" if found.witness else "none yet")
 
 
-def _residual(found: OutboxFiles) -> Part:
+def _residual(found: OutboxFiles) -> CheckedFile:
     state = found.database or found.witness
     if state is None or not state.residual:
-        return Part("residual", "none")
+        return CheckedFile("residual", "none")
     try:
         data = residual_path(found.path, state.residual).read_bytes()
     except OSError as error:
-        return Part("residual", "", f"it cannot be read ({error.strerror}); it is as none")
+        return CheckedFile("residual", "", f"it cannot be read ({error.strerror}); it is as none")
     if zlib.crc32(data) != state.residual_crc:
-        return Part("residual", "", "it is not what was written; it is as none")
-    return Part("residual", f"{len(data)} bytes checked")
+        return CheckedFile("residual", "", "it is not what was written; it is as none")
+    return CheckedFile("residual", f"{len(data)} bytes checked")
