@@ -125,6 +125,8 @@ def _frames(evidence: Evidence) -> PartVerdict:
 
 def _metadata(evidence: Evidence, loss: Loss) -> PartVerdict:
     found = list(evidence.rotten_meta)
+    if evidence.rotten_names:
+        found.append(f"entries of withdrawn devices have rotted: {evidence.rotten_names}")
     if evidence.schema is None or not isinstance(evidence.meta.get("lineage"), bytes):
         found.append("the model's description or the lineage cannot be read")
     return _part("metadata", len(evidence.meta), found, loss.updates, SALVAGE)
