@@ -21,6 +21,7 @@ from midge.aggregator.ingress.filter import Bodies, IngressFilter
 from midge.aggregator.ingress.rate_limits import Admission, StrangerEvents
 from midge.aggregator.ingress.reassembly import UpdateReassembler
 from midge.aggregator.ingress.roster import Roster
+from midge.aggregator.metrics.credential_alarms import CredentialAlarms
 from midge.aggregator.metrics.device_activity import DeviceActivity
 from midge.aggregator.metrics.device_metrics import Reports
 from midge.aggregator.metrics.watchdog import FleetSituation, Watchdog
@@ -102,6 +103,8 @@ class FederationRuntime:
             self.issuer.token = 0
             self.raise_token(0)
             self._doubt = ""
+            key = () if config.release_key is None else (Path(config.release_key),)
+            self._credentials = CredentialAlarms((*config.credential_files, *key), self.issuer.dating.now)
             # Once for the whole process: what is journaled then never goes back while it lasts.
             self._ahead = self.issuer.dating.now() - now
             inputs = Inputs(self.store, config.features, config.inputs)
@@ -383,25 +386,30 @@ class FederationRuntime:
     @property
     def situation(self) -> FleetSituation:
         """What the watchdog judges by."""
-        core, waits = self.core, self._roster.waits
-        there = [name for name, hello in self._roster.devices.items() if hello.state.live]
-        able = [name for name in there if name not in waits]
-        return FleetSituation(
-            full=core.full,
-            paused=core.paused,
-            frozen=core.frozen,
-            obstacle=core.obstacle,
-            able=len(able),
-            waiting=next(iter(waits.values()), ""),
-            there=len(there),
-            interval=core.interval(able),
-            rest=core.steering.rest,
-            unlike=core.unlike,
-        )
+        return _situation(self.core, self._roster, self._credentials.now())
 
     def everything(self) -> Iterator[Post]:
         """All that must stand at the broker."""
         return self.shelf.everything()
+
+
+def _situation(core: AggregatorCore, roster: Roster, ending: Sequence[str]) -> FleetSituation:
+    waits = roster.waits
+    there = [name for name, hello in roster.devices.items() if hello.state.live]
+    able = [name for name in there if name not in waits]
+    return FleetSituation(
+        full=core.full,
+        paused=core.paused,
+        frozen=core.frozen,
+        obstacle=core.obstacle,
+        able=len(able),
+        waiting=next(iter(waits.values()), ""),
+        there=len(there),
+        interval=core.interval(able),
+        rest=core.steering.rest,
+        unlike=core.unlike,
+        ending=ending,
+    )
 
 
 def _milliseconds() -> int:

@@ -29,8 +29,9 @@ RECEIPT: Final = "receipt"
 DEVICE: Final = "device"
 AGGREGATOR: Final = "aggregator"
 OPERATOR: Final = "operator"
+RENEWAL: Final = "renewal"
 """The purposes: what an aggregator announces, who signs after it, what it tells one device, what a device sends, an
-aggregator's status, and what an operator has an aggregator do."""
+aggregator's status, what an operator has an aggregator do, and how credentials are renewed."""
 
 
 class KeyUnusable(ValueError):

@@ -314,8 +314,7 @@ class AggregatorCore(CoreView):
     def _measured(self, distances: Mapping[int, float], now: float) -> list[ev.Action]:
         """Go on with a step of centred clipping; what came meanwhile is of the next."""
         self._steps.measuring = False
-        actions = self._step(*self._steps.centred(distances), now)
-        return actions + (self._make_step(now) if self._steps.filled else [])
+        return self._step(*self._steps.centred(distances), now) + (self._make_step(now) if self._steps.filled else [])
 
     def _step(
         self, scales: Sequence[float], updates: Sequence[Buffered], now: float, form: Form | None = None

@@ -45,6 +45,8 @@ class FleetSituation:
     """Seconds that devices are asked to pause between two trainings, because the model does not move."""
     unlike: Mapping[str, str] | None = None
     """Devices from which nothing is taken, each with why."""
+    ending: Sequence[str] = ()
+    """Credentials that run out, each in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,7 @@ class Watchdog:
         return ", ".join(f"{number} {verdict}" for verdict, number in counts) or "none came in the last minutes"
 
     def _alarms(self, now: float, so: FleetSituation) -> Sequence[str]:
-        alarms = []
+        alarms = list(so.ending)
         if so.obstacle is not None and so.obstacle.kind == "slow" and self._obstacle_lasts(now):
             alarms.append(so.obstacle.why)
         by_verdict: dict[str, list[str]] = {}

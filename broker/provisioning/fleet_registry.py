@@ -32,7 +32,9 @@ broker asks for that the fleet joins."""
 AGGREGATOR, OPERATOR = "aggregator", "operator"
 ATTACKER, VICTIM, REVOKED = "midge-check-attacker", "midge-check-victim", "midge-check-revoked"
 """Identities of the doctor's own: where the identity is the client id, it would put real devices off the broker."""
-RESERVED = frozenset({AGGREGATOR, OPERATOR, ATTACKER, VICTIM, REVOKED})
+ISSUER = "midge-issuer"
+"""Who answers requests for new credentials."""
+RESERVED = frozenset({AGGREGATOR, OPERATOR, ISSUER, ATTACKER, VICTIM, REVOKED})
 
 
 class FleetError(Exception):
@@ -51,6 +53,18 @@ class Member(BaseModel):
     revoked: datetime | None = None
     password: str | None = None
     """The hash, as the broker's password file has it."""
+    key: str | None = None
+    """Of a member with a password: the public key that signs its requests for another, DER in hexadecimal."""
+    issued: datetime | None = None
+    """When the newest certificate or password was made."""
+    authority: str | None = None
+    """Which authority signed the newest; `authorities.mark`."""
+    renewals: int = 0
+    """Certificates before the newest that were renewed over MQTT, and stay good to their end."""
+    asked: str | None = None
+    """The digest of the request that was answered last: it may come again."""
+    trusts: str | None = None
+    """The digest of the authorities that it trusts, as it said last."""
 
 
 class Fleet(BaseModel):
@@ -77,6 +91,8 @@ class Fleet(BaseModel):
     list_number: int = 0
     list_days: int | None = None
     members: dict[str, Member] = {}
+    authorities: int = 0
+    """How often the list of trusted authorities has changed."""
     lapsed: dict[str, datetime] = {}
     """Certificates on the revocation list: serial numbers in hexadecimal, and when each was revoked."""
 

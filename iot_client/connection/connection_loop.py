@@ -188,6 +188,8 @@ class ConnectionLoop:
         self._parting = asyncio.get_running_loop().create_future()
         reading = asyncio.create_task(self._read(connection))
         beside = [asyncio.create_task(serving.follow(connection))] if serving.wanted else []
+        if (renewal := self._parts.renewal) is not None:
+            beside.append(asyncio.create_task(renewal.follow(connection, lambda: self.part(DeviceState.DISCONNECTED))))
         if self._parts.duty.duty is not None:
             beside.append(asyncio.create_task(self._sleep_when_idle()))
         if self._stop.is_set():
@@ -252,6 +254,8 @@ class ConnectionLoop:
             self._fetcher.deliver(topic, payload)
         elif parts.serving.fetcher.expects(topic):
             parts.serving.fetcher.deliver(topic, payload)
+        elif parts.renewal is not None and parts.renewal.expects(topic):
+            parts.renewal.deliver(topic, payload)
         elif not payload:
             pass  # a retained message was cleared
         elif topic == topics.announcement():

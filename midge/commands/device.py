@@ -2,8 +2,11 @@
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from midge.broker.provisioning.bundles import Bundle
+from midge.broker.provisioning.held_credentials import SIGNING
 from midge.commands.apps import load_app
 from midge.commands.gateway import add_gateway, gateway
 from midge.commands.guest import add_guest, make_guest
@@ -79,6 +82,8 @@ def _app(args: argparse.Namespace) -> Device:
 def take_part(args: argparse.Namespace, app: Device) -> int:
     """Move the device to where the options say, and run it until interrupted."""
     fields, bundle = moved(app, args)
+    if bundle is not None:
+        fields |= _renewing(args)
     with user_errors():
         app.config = replace(app.config, **fields)
     name = args.name or (bundle and bundle.name)
@@ -97,9 +102,25 @@ def take_part(args: argparse.Namespace, app: Device) -> int:
     return 0
 
 
+def _renewing(args: argparse.Namespace) -> dict[str, Any]:
+    """A bundle's credentials, which are renewed over MQTT from now on."""
+    from midge.broker.provisioning.bundles import BundleError  # noqa: PLC0415 - not for those without a bundle
+    from midge.broker.provisioning.held_credentials import HeldCredentials  # noqa: PLC0415
+    from midge.iot_client.connection.renewal import connecting  # noqa: PLC0415
+
+    try:
+        held = HeldCredentials(Path(args.config).expanduser(), broker=args.broker)
+    except BundleError as error:
+        raise Problem(str(error)) from error
+    return {"connector": connecting(held), "credentials": held} if held.renewable else {}
+
+
 def _trust(app: Device, args: argparse.Namespace, bundle: Bundle | None) -> None:
     """Whom to believe and how to sign, where the options or the bundle say it; else as the app does."""
     own = None if bundle is None or bundle.endpoint.tls is None else bundle.endpoint.tls.keyfile
+    # The aggregator knows the first key: it goes on signing when that of the connection is another.
+    if own is not None and (first := own.with_name(SIGNING)).is_file():
+        own = first
     release = args.release_key or (None if bundle is None else bundle.release_key)
     signing = args.signing_key or own
     if release or signing:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from midge.commands.guest import conditions_of
-from midge.commands.parts import Problem
+from midge.commands.parts import Problem, read_config
 from midge.iot_client.board.local_status import ask
 from midge.wire.inert import inert
 
@@ -18,13 +18,21 @@ _MINUTE, _DAY = 60.0, 86_400.0
 
 
 def run(args: argparse.Namespace, outbox: str) -> int:
-    found = {**look(Path(outbox).expanduser()), "hindered": hindered(args)}
+    found = {**look(Path(outbox).expanduser()), "hindered": hindered(args), "credentials": ending(args)}
     if args.json:
         print(json.dumps(found))
     else:
         for line in lines(found):
             print(inert(line))
     return 0
+
+
+def ending(args: argparse.Namespace) -> list[str]:
+    """Alarms for credentials of the bundle that `--config` names."""
+    from midge.broker.provisioning.expiry import alarms  # noqa: PLC0415
+
+    files = [] if args.config is None else read_config(args.config).endpoint.credential_files
+    return list(alarms(files, time.time()))
 
 
 def hindered(args: argparse.Namespace) -> list[str]:
@@ -163,6 +171,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
             + ("" if found["running"] is not None else f"; as of {day(month['as_of'])}")
         )
     said += [f"hindered  {why}" for why in found["hindered"]]
+    said += [f"ALARM     {why}" for why in found.get("credentials", ())]
     return said
 
 

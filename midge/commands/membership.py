@@ -31,7 +31,7 @@ def register(subparsers: Subparsers) -> None:
     rotating.set_defaults(run=rotate)
     listing = subparsers.add_parser("device-list", help="the devices of a fleet", description="List a fleet's devices.")
     listing.add_argument("directory", nargs="?", metavar="FLEET", help="as --fleet")
-    _add_fleet(listing)
+    add_fleet(listing)
     listing.add_argument("--json", action="store_true", help="as one JSON object")
     listing.add_argument("--renew", action="store_true", help="rewrite the revocation list and the ACL first")
     listing.add_argument(
@@ -47,11 +47,12 @@ def _with_names(subparsers: Subparsers, command: str, words: str) -> argparse.Ar
         command, help=words, description=f"{words[0].upper()}{words[1:]}. The broker is told where it runs here."
     )
     parser.add_argument("names", nargs="+", metavar="NAME", help="devices; the fleet's directory may stand before them")
-    _add_fleet(parser)
+    add_fleet(parser)
     return parser
 
 
-def _add_fleet(parser: argparse.ArgumentParser) -> None:
+def add_fleet(parser: argparse.ArgumentParser) -> None:
+    """An option for a fleet's directory."""
     parser.add_argument("--fleet", metavar="DIR", help=f"what `midge broker init` made (default: {_HERE})")
 
 
@@ -68,18 +69,18 @@ def add(args: argparse.Namespace) -> int:
     from midge.broker.provisioning import manage_devices as membership  # noqa: PLC0415 - an extra
 
     directory = _fleet(args)
-    told = _do(lambda: membership.add(directory, args.names))
+    told = do(lambda: membership.add(directory, args.names))
     for name in args.names:
         print(f"{directory}/devices/{name}.tar is for {name} alone.")
-    return _tell(told, "")
+    return tell(told, "")
 
 
 def revoke(args: argparse.Namespace) -> int:
     from midge.broker.provisioning import manage_devices as membership  # noqa: PLC0415
 
     directory = _fleet(args)
-    told = _do(lambda: membership.revoke(directory, args.names))
-    code = _tell(told, f"{', '.join(args.names)}: revoked.")
+    told = do(lambda: membership.revoke(directory, args.names))
+    code = tell(told, f"{', '.join(args.names)}: revoked.")
     if why := _tell_aggregator(directory, args.names, wait=told.broker):
         print(f"What they said last still stands at the broker, and updates of theirs that wait count: {why}")
     return code
@@ -115,14 +116,14 @@ def rotate(args: argparse.Namespace) -> int:
     from midge.broker.provisioning import manage_devices as membership  # noqa: PLC0415
 
     directory = _fleet(args)
-    told = _do(lambda: membership.rotate(directory, args.names, now=args.now, finish=args.finish))
+    told = do(lambda: membership.rotate(directory, args.names, now=args.now, finish=args.finish))
     if args.finish:
-        return _tell(told, f"{', '.join(args.names)}: only the newest keys are good.")
+        return tell(told, f"{', '.join(args.names)}: only the newest keys are good.")
     for name in args.names:
         print(f"{name} has new keys: carry its bundle there.")
     if not args.now and not told.broker and not told.todo:
         print(f"Then: midge device-rotate --fleet {directory} --finish {' '.join(args.names)}")
-    return _tell(told, "")
+    return tell(told, "")
 
 
 def show(args: argparse.Namespace) -> int:
@@ -133,9 +134,9 @@ def show(args: argparse.Namespace) -> int:
     if args.accept_older and not args.renew:
         raise Problem("--accept-older goes with --renew, which writes what the broker reads from the register.")
     if args.renew:
-        _do(lambda: membership.renew(directory, accept_older=args.accept_older))
-    listed = _do(lambda: membership.devices(directory))
-    soon = _do(lambda: membership.warnings(directory, present()))
+        do(lambda: membership.renew(directory, accept_older=args.accept_older))
+    listed = do(lambda: membership.devices(directory))
+    soon = do(lambda: membership.warnings(directory, present()))
     if args.json:
         devices = [
             {
@@ -156,7 +157,8 @@ def show(args: argparse.Namespace) -> int:
     return 0
 
 
-def _do(what: Callable[[], T]) -> T:
+def do(what: Callable[[], T]) -> T:
+    """Do it; what a person can mend ends as a sentence."""
     from midge.broker.provisioning.certificates import AuthorityError, SecurityMissing  # noqa: PLC0415
     from midge.broker.provisioning.fleet_registry import FleetError  # noqa: PLC0415
 
@@ -167,11 +169,13 @@ def _do(what: Callable[[], T]) -> T:
         raise Problem(str(error)) from error
 
 
-def _tell(told: "Told", words: str) -> int:
+def tell(told: "Told", words: str) -> int:
+    """Say what was done, and what is left to do on the broker's machine."""
     if words:
         print(f"{words} The running broker was told." if told.broker else words)
     if told.todo:
-        print("The broker was not told: none of this fleet runs here. For it to know:")
+        untold = "The broker was not told: none of this fleet runs here. For it to know:"
+        print("Left to do:" if told.broker else untold)
         for each in told.todo:
             print(f"  {each}")
     return 0

@@ -63,6 +63,18 @@ def sentence(event: Mapping[str, Any]) -> str:
             return f"Version {version} released for use."
         case {"event": "dropped", "topic": topic, "why": why, "untold": untold}:
             return f"Dropped what came on {topic}: {why} ({untold} others before it were not told)"
+        case {"event": "renewing"}:
+            return "Has asked for new credentials."
+        case {"event": "renewal_refused", "why": why}:
+            return f"New credentials are refused: {why}"
+        case {"event": "authorities"}:
+            return "The authorities to trust have changed."
+        case {"event": "renewed", "granted": granted, "refused": refused} if granted or refused:
+            return f"New credentials: {granted} granted, {refused} refused."
+        case {"event": "renewed_here", "whose": whose}:
+            return f"The certificate of {whose} was renewed here."
+        case {"event": "todo", "commands": commands}:
+            return f"The broker was not told; for it to know: {'; '.join(commands)}"
         case {"event": "revoked", "device": device, "dropped": dropped}:
             return f"{device}: revoked; {dropped} of its updates waited and are dropped"
         case {"event": "readmitted", "device": device}:
