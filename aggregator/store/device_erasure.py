@@ -227,9 +227,7 @@ class Names:
 
 def intact(entry: object) -> bool:
     """Whether the entry of a withdrawn device is what was written, as far as it has a checksum."""
-    if not isinstance(entry, bytes) or len(entry) < _HASH:
-        return False
-    return entry in {entry[:_HASH], _checked(entry[:_HASH])}
+    return isinstance(entry, bytes) and len(entry) >= _HASH and entry in {entry[:_HASH], _checked(entry[:_HASH])}
 
 
 def _checked(name: bytes) -> bytes:

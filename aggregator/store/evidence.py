@@ -21,6 +21,7 @@ from safetensors.numpy import load as load_tensors
 
 from midge.aggregator.core import records as rec
 from midge.aggregator.store import meta_table
+from midge.aggregator.store.device_erasure import intact
 from midge.aggregator.store.journal import checksum
 from midge.aggregator.store.reading import reading
 from midge.aggregator.store.segments import Segments
@@ -94,6 +95,8 @@ class Evidence:
     """The first record whose body a checkpoint may need; None if that cannot be read."""
     frames: int = 0
     rotten_frames: list[str] = field(default_factory=list)
+    rotten_names: int = 0
+    """Entries of withdrawn devices that are not what was written."""
     rotten_meta: list[str] = field(default_factory=list)
     stored: tuple[str, ...] = ()
     """Files of checkpoints that the database knows."""
@@ -120,6 +123,9 @@ def gather(directory: Path, *, own: bool = False) -> Evidence:
                     stored.setdefault(str(row["file"]), dict(row))
                 for table in ("forgotten", "seen"):
                     rows = [tuple(row) for row in _each(db, f"SELECT * FROM {table}")]  # noqa: S608 - a constant
+                    if table == "forgotten":
+                        found.rotten_names = max(found.rotten_names, sum(not intact(row[0]) for row in rows))
+                        rows = [row for row in rows if intact(row[0])]
                     if len(rows) > len(found.beside.get(table, ())):
                         found.beside[table] = rows
                 _read_rows(db, directory, found)

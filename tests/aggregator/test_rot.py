@@ -324,7 +324,7 @@ def test_a_withdrawal_whose_entry_rots_is_refused(tmp_path: Path) -> None:
         with life.store.transaction() as db:
             db.execute("UPDATE forgotten SET hash = substr(hash, 1, 35) || x'00'")
     made = salvage(tmp_path, tmp_path / "new", "operator")
-    assert any("withdraw them again" in said for said in made.loss.said)
+    assert any("withdraw these devices again" in said for said in made.loss.said)
     with rig(tmp_path / "new") as life:
         assert not Names(life.store).withdrawn("another")
 

@@ -254,6 +254,14 @@ def test_names_and_withdrawals_stay_known(tmp_path: Path) -> None:
     with Store(tmp_path / "new") as store:
         assert Names(store).withdrawn("gone")
     assert main(["audit", "verify", str(tmp_path / "new")]) == 0
+    db = sqlite3.connect(tmp_path / "store" / "store.db")
+    db.execute("UPDATE forgotten SET hash = x'00' || substr(hash, 2)")
+    db.commit()
+    db.close()
+    found = salvage(tmp_path / "store", tmp_path / "rotten", "who")
+    assert "withdraw these devices again" in found.loss.said[0]
+    with Store(tmp_path / "rotten") as store:
+        assert not Names(store).withdrawn("gone")
     (tmp_path / "store" / "names.key").unlink()
     found = salvage(tmp_path / "store", tmp_path / "newer", "who")
     assert "withdraw them again" in found.loss.said[0]
