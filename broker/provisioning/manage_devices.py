@@ -134,6 +134,8 @@ def rotate(directory: Path, names: list[str], *, now: bool = False, finish: bool
                     pack(folder)
             member = fleet.members[name]
             if now or finish:
+                if fleet.way == "certificates":
+                    member.authority = authorities.mark(directory)
                 fleet.lapse(member.serials[:-1], signing.now)
                 member.serials, member.renewals = member.serials[-1:], 0
         if fleet.way == "certificates" and not (now or finish):

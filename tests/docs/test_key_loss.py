@@ -142,6 +142,7 @@ def test_the_key_of_the_authority_stolen(plant: Plant) -> None:
         assert [each.new for each in held.candidates()] == [True, False]
         assert lets_in(held.candidates()[0].endpoint)
         held.adopt()
+        answer(plant.fleet, {held.bundle.name: held.says()})
     assert "restart" in plant.run(finish)
     port = read_fleet(plant.fleet).port
     pid = int((plant.fleet / "broker" / "mosquitto.pid").read_text())
