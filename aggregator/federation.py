@@ -246,14 +246,13 @@ class FederationRuntime:
     def _begin_restored(self, now: float) -> None:
         """Begin a generation if the store was put back: devices may be ahead of it, whatever the broker remembers."""
         core = self.core
-        if self._restored is None or core.full is not None or not core.frozen:
-            return
-        if core.generation <= self._restored:
-            log.warning("The store %s was put back. A new generation begins.", self.store.directory)
-            self._outlet.tell("put_back", announced=None, version=core.version)
-            self.begin_generation(core.generation, core.version, now)
-        unmark(self.store)
-        self._restored = None
+        if self._restored is not None and core.full is None and core.frozen:
+            if core.generation <= self._restored:
+                log.warning("The store %s was put back. A new generation begins.", self.store.directory)
+                self._outlet.tell("put_back", announced=None, version=core.version)
+                self.begin_generation(core.generation, core.version, now)
+            unmark(self.store)
+            self._restored = None
 
     def begin_generation(self, generation: int, version: int, now: float) -> None:
         """Go on above a version that devices know and this store does not."""

@@ -74,6 +74,7 @@ class DeviceRuntime:
                 features=sayable(config.feature_names),
                 statistics_by_feature=self._statistics.of_samples,
             ),
+            sent=parts.outbox.sent,
         )
         self.shell = DeviceShell(self.session, self)
         self._events: asyncio.Queue[ev.Event] = asyncio.Queue()
@@ -239,7 +240,7 @@ class DeviceRuntime:
     def store(self, update: Update, key: int) -> bool:
         parts, made = self.parts, self._made.pop(key)
         try:
-            parts.outbox.store(update, made.body, made.residual)
+            parts.outbox.store(update, made.body, made.residual, sent=self.session.sent)
             parts.identity.stored(time.monotonic())
         except OutboxFull as error:
             log.warning("%s: %s An update is lost, and none is trained for a while.", parts.config.name, error)
@@ -250,10 +251,12 @@ class DeviceRuntime:
         return True
 
     def send(self, update: Update) -> None:
+        self.parts.outbox.note_sent(self.session.sent)
         self._publish_update(self.parts.identity.frame(update, self.parts.outbox.body(update.seq)))
         failpoint("update.handed_over")
 
     def offer(self, update: Update) -> None:
+        self.parts.outbox.note_sent(self.session.sent)
         self._publish_update(self.parts.identity.frame(update))
         failpoint("update.offered")
 

@@ -254,9 +254,8 @@ class AggregatorCore(CoreView):
         record = self._admission.accepted(event, now)
         # A rule in which each update is a step has no other updates to weigh against: its weight is its rate.
         told = record.weight * self._steps.mean_rate if self.strategy.single else record.weight
-        seq, tau, body = update.seq, record.staleness, record.body
-        settled = Settled(seq=seq, verdict=Verdict.ACCEPTED, weight=told, staleness=tau, body=body)
-        actions = [*self._write(record, key), ev.Reply(device, update.outbox, seq, (settled,))]
+        said = record.settled(told)
+        actions = [*self._write(record, key), ev.Reply(device, update.outbox, update.seq, (said,))]
         self.steering.reckon(len(state.heard))
         self.steering.came(state.fleet.seconds())
         self.thrift.came(update.size)
@@ -274,8 +273,7 @@ class AggregatorCore(CoreView):
     def _refuse(self, device: str, update: Update, verdict: Verdict, why: str) -> list[ev.Action]:
         """Settle an update that is not taken: journaled, or a repeat after a restart could be taken after all."""
         record = self._admission.refused(device, update, verdict, why)
-        settled = Settled(seq=update.seq, verdict=verdict, why=record.why, body=record.body)
-        return [*self._write(record), ev.Reply(device, update.outbox, update.seq, (settled,))]
+        return [*self._write(record), ev.Reply(device, update.outbox, update.seq, (record.settled(),))]
 
     def _repeat(self, device: str, update: Update, outbox: TrackedOutbox) -> ev.Reply:
         self._state.counts["duplicate"] += 1

@@ -9,7 +9,7 @@ from typing import Any
 
 from midge.wire import frames
 from midge.wire.errors import WireError
-from midge.wire.messages import possible
+from midge.wire.messages import Settled, Verdict, possible
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,17 @@ class UpdateRecord:
     """The fleet's reference norm when it came; 0 if there was none."""
     body: bytes = b""
     """The first 8 bytes of the SHA-256 of its body as it travelled; none in an older store."""
+
+    def settled(self, weight: float = 0.0) -> Settled:
+        """What its device is told: that it counts so much in its step."""
+        return Settled(
+            seq=self.seq,
+            verdict=Verdict(self.verdict),
+            why=self.why,
+            weight=weight,
+            staleness=self.staleness,
+            body=self.body,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from midge.aggregator.store import meta_table
 from midge.aggregator.store.checkpoint_table import entered
 from midge.aggregator.store.errors import StoreDamaged, StoreError, what_to_do
 from midge.aggregator.store.journal import decided_before
-from midge.aggregator.store.migrations import refuse_newer
+from midge.aggregator.store.migrations import FORMAT, refuse_newer
 from midge.storage.read_only import read_only as database_read_only
 from midge.storage.witness import CommitWitness
 from midge.wire import frames
@@ -29,6 +29,14 @@ UNFINISHED = ".unfinished"
 """A folder in a store's directory in which it is being put back."""
 CHANGES, WITNESSED = "changes", "witness"
 """In the metadata: how many changes were made beside the journal, and whether the store has a witness."""
+_COLUMNS = {
+    "sums": "name, crc",
+    "journal": "lsn, kind, record, body, crc, segment, place, size",
+    "checkpoints": "lsn, file, sha256, oldest_body, oldest_base, updates, crc",
+    "frames": "version, span, data, parts, offered, digest, crc",
+    "forgotten": "hash",
+    "seen": "device, at, version",
+}
 _AHEAD = 4096
 """Records that the journal may be ahead of its note without a word: more than one commit has."""
 
@@ -225,7 +233,7 @@ def examine(directory: Path) -> Comparison | None:
         return _refused(f"in the place of the witness {WITNESS} lies another file", None)
     try:
         with read_only(path) as db:
-            (structure,) = db.execute("PRAGMA quick_check(1)").fetchone()
+            (structure,) = db.execute("PRAGMA integrity_check(1)").fetchone()
             standing = standing_of(db, directory, note)
     except (sqlite3.Error, OSError, ValueError, TypeError, OverflowError) as error:
         return _refused(f"{DATABASE} cannot be read ({error})", 0 if note is None else note.updates, most=True)
@@ -257,6 +265,9 @@ def standing_of(db: sqlite3.Connection, directory: Path, note: Note | None) -> S
     if "lineage" not in meta:
         return None
     refuse_newer(directory, meta.get("format"), meta.get("midge"))
+    for table, columns in _COLUMNS.items():  # names of columns can rot as well
+        if table in tables and meta["format"] == FORMAT:
+            db.execute(f"SELECT {columns} FROM {table} LIMIT 1").fetchall()  # noqa: S608 - constants
 
     def query(statement: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         return db.execute(statement, values).fetchall()

@@ -1,8 +1,11 @@
 """What can be wrong with a store, in sentences for its operator."""
 
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from midge.storage.database import DiskFull
+from midge.storage.database import DiskFull, no_room
 
 
 class StoreError(Exception):
@@ -30,3 +33,20 @@ def what_to_do(directory: Path, at_stake: int | None, *, most: bool = False) -> 
         "missing or wrong, or restore a backup; to go on without: "
         f"midge store salvage {directory} {directory}.new --accept-loss"
     )
+
+
+@contextmanager
+def making(what: str) -> Iterator[None]:
+    """Errors of a block that makes something on a disk are sentences.
+
+    Raises:
+        StoreFull: there is no room.
+        StoreError: it cannot be made.
+    """
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        if no_room(error):
+            raise StoreFull(f"{what} cannot be made: there is no room on the disk. Nothing is left of it.") from error
+        why = getattr(error, "strerror", None) or error
+        raise StoreError(f"{what} cannot be made ({why}).") from error

@@ -226,7 +226,7 @@ def _read_meta(db: sqlite3.Connection, found: Evidence) -> None:
     rotten = set(meta_table.rotten(lambda *words: list(_each(db, *words)), values))
     found.rotten_meta += [f"{name} has rotted" for name in sorted(rotten)]
     for name, value in values.items():
-        if name in rotten:
+        if name in rotten or value is None:
             continue
         found.meta.setdefault(name, value)
         if name == "schema" and found.schema is None:

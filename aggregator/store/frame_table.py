@@ -47,6 +47,8 @@ class FrameTable:
         self._query = query
         self._rotten: dict[tuple[int, int], int] = {}
         """Frames that are not as they were written, each with its number of parts."""
+        self._garbled: set[tuple[Any, Any]] = set()
+        """Rows of which not even the names are what was written."""
 
     # --------------------------------------------------------------------- writing
 
@@ -55,6 +57,9 @@ class FrameTable:
         # A replay makes frames again that are here; the number of parts that they were announced with stays.
         for frame, parts in new:
             name = frame.version, frame.span
+            if name in self._garbled:
+                self._garbled.discard(name)
+                self._rotten[name] = parts
             if name in self._rotten:
                 digest, crc = checksums(*name, self._rotten.pop(name), frame.data)
                 db.execute(_MEND, (frame.data, digest, crc, *name))
@@ -74,6 +79,8 @@ class FrameTable:
         """Let those go that are neither offered nor needed to step back to a version."""
         # A step leads to its version and a snapshot stands for it: of the oldest base only the latter is needed.
         db.execute("DELETE FROM frames WHERE offered = 0 AND version < ? + (span > 0)", (oldest_base,))
+        db.executemany("DELETE FROM frames WHERE version = ? AND span = ?", self._garbled)
+        self._garbled.clear()
 
     # --------------------------------------------------------------------- reading
 
@@ -82,11 +89,15 @@ class FrameTable:
         rows = self._query(
             "SELECT version, span, length(data), parts, offered, digest, crc FROM frames ORDER BY version, span"
         )
-        return [
-            Published(version, span, size, parts, bool(offered), whole=(version, span) not in self._rotten)
-            for version, span, size, parts, offered, digest, crc in rows
-            if crc is None or crc == _row_checksum(version, span, parts, digest)
-        ]
+        found = []
+        for version, span, size, parts, offered, digest, crc in rows:
+            if crc is None or crc == _row_checksum(version, span, parts, digest):
+                whole = (version, span) not in self._rotten
+                found.append(Published(version, span, size, parts, bool(offered), whole=whole))
+            elif (version, span) not in self._garbled:
+                log.warning("The entry of a frame has rotted, said to be of version %s over %s.", version, span)
+                self._garbled.add((version, span))
+        return found
 
     def data(self, version: int, span: int) -> bytes | None:
         """A frame's bytes; None if it is not there, or not as it was written."""

@@ -27,6 +27,7 @@ class Life:
         """As plain values."""
         update = asdict(self.update)
         update["outbox"] = f"{self.update.outbox:016x}"
+        update["body"] = self.update.body.hex()
         return {
             **update,
             "step": None if self.step is None else self.step.step,

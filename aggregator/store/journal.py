@@ -181,18 +181,21 @@ class JournalTable:
         try:
             return Entry(rec.unpack(kind, record), body)
         except WireError as error:
-            raise StoreError(
+            raise StoreDamaged(
                 f"The journal in {self._directory} holds what this version of Midge does not know ({error}): start "
-                "with the version that wrote it."
+                f"with the version that wrote it. If it was this one: {self._at_stake(lsn)}"
             ) from error
 
     def damaged(self, lsn: int) -> StoreDamaged:
         """What is to be said of a record that is missing or damaged."""
-        at_stake = self.decided - decided_before(self._query, lsn)
         return StoreDamaged(
             f"The journal in {self._directory} is damaged at record {lsn}: what was decided from there on would be "
-            f"lost. {what_to_do(self._directory, max(at_stake, 0))}"
+            f"lost. {self._at_stake(lsn)}"
         )
+
+    def _at_stake(self, lsn: int) -> str:
+        at_stake = self.decided - decided_before(self._query, lsn)
+        return what_to_do(self._directory, max(at_stake, 0))
 
 
 def decided_before(query: Query, lsn: int) -> int:

@@ -3,10 +3,19 @@
 Devices may know versions, and hold receipts, of which such a store has nothing, and the broker may have forgotten them.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from midge.aggregator.store.store import Store
 
 _NAME = "restored"
 """In the metadata: the generation that the store had."""
+
+
+def private(query: Callable[[str], list[tuple[Any, ...]]]) -> bool:
+    """Whether devices have spent a budget of differential privacy here: what they spent goes back with a store."""
+    rows = query("SELECT record FROM journal WHERE kind = 'strategy'")
+    return any(b"'privacy': {" in bytes(record) for (record,) in rows)
 
 
 def mark(store: Store, generation: int) -> None:

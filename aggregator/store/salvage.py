@@ -19,15 +19,17 @@ from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.core.presets import fedasync
 from midge.aggregator.engine import recover
 from midge.aggregator.store import audit_log, meta_table
-from midge.aggregator.store.backup import begin_behind, beside, making, new_store
+from midge.aggregator.store.backup import beside
 from midge.aggregator.store.checkpoint_table import row_checksum
 from midge.aggregator.store.consistency import CHANGES, WITNESSED, Note, noted
 from midge.aggregator.store.device_erasure import FORGOTTEN, SEEN
-from midge.aggregator.store.errors import StoreDamaged, StoreError, StoreInUse
+from midge.aggregator.store.errors import StoreDamaged, StoreError, StoreInUse, making
 from midge.aggregator.store.evidence import COLUMNS, Evidence, Kept, Row, gather
 from midge.aggregator.store.journal import checksum
 from midge.aggregator.store.migrations import FORMAT, FORMAT_NAME
+from midge.aggregator.store.put_back import private
 from midge.aggregator.store.reading import ReadOnlyStore
+from midge.aggregator.store.restoring import begin_behind, new_store
 from midge.aggregator.store.segments import segment_file
 from midge.aggregator.store.store import Store
 from midge.storage.files import atomic_write, copy_file, make_folder, sync_folder
@@ -212,12 +214,15 @@ def _tried(evidence: Evidence, kept: Kept, end: int, directory: Path, folder: Pa
             assert store.schema is not None
             core = AggregatorCore(fedasync(), lineage=store.lineage, schema_hash=store.schema.hash)
             engine = recover(core, store, store.schema)
+            spent = private(store.query)
     except (StoreError, ValueError, TypeError, KeyError, IndexError, AssertionError):
         shutil.rmtree(folder)
         return None
     if not kept.proven:
         said.append(f"{kept.file} has no entry in the database that proves it; it can be read, and its journal fits")
     loss = loss_behind(evidence, kept, end, note_of(directory, evidence))
+    if spent and loss.records:
+        said.append("what devices spent of their budget of privacy in the lost records is not known: lower `epsilon`")
     digest = engine.model.digest().hex()
     return Remains(kept, end, core.generation, core.version, core.step, digest, replace(loss, said=tuple(said)))
 

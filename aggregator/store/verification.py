@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from midge.aggregator.store import audit_log
-from midge.aggregator.store.backup import MANIFEST, read_backup
 from midge.aggregator.store.consistency import Comparison, examine
 from midge.aggregator.store.errors import StoreError
 from midge.aggregator.store.evidence import Evidence, gather
+from midge.aggregator.store.manifest import MANIFEST, read_backup
 from midge.aggregator.store.salvage import Loss, loss_of, note_of
 
 _TIMES = 3

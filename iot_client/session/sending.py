@@ -136,6 +136,8 @@ class Sending:
             return []
         actions: list[Action] = []
         for seq in sorted(self.held)[:IN_FLIGHT]:
+            if seq > self.first and seq - 1 not in self.held:
+                break  # the one between is lost: only with those before it settled does `first` say so
             held = self.held[seq]
             large = held.update.size > situation.chunk
             if held.sent:

@@ -13,7 +13,7 @@ from midge.commands.parts import Parser, Subparsers, server_side
 from midge.wire.inert import inert
 
 if TYPE_CHECKING:
-    from midge.aggregator.store.backup import Manifest
+    from midge.aggregator.store.manifest import Manifest
     from midge.aggregator.store.salvage import Loss
 
 
@@ -50,6 +50,11 @@ def register(subparsers: Subparsers) -> None:
     )
     restoring.add_argument("backup", metavar="BACKUP", help="a folder that `midge store backup` made")
     restoring.add_argument("store", metavar="STORE", help="the store to make; not there, or empty")
+    restoring.add_argument(
+        "--accept-spent",
+        action="store_true",
+        help="of a private federation: devices may spend again what they have spent since the backup",
+    )
     salvaging = _action(
         actions,
         "salvage",
@@ -121,8 +126,8 @@ def run_backup(args: argparse.Namespace) -> int:
 
 def run_restore(args: argparse.Namespace) -> int:
     with server_side():
-        from midge.aggregator.store.backup import restore  # noqa: PLC0415 - an extra
-    manifest = restore(Path(args.backup), Path(args.store), getpass.getuser())
+        from midge.aggregator.store.restoring import restore  # noqa: PLC0415 - an extra
+    manifest = restore(Path(args.backup), Path(args.store), getpass.getuser(), accept_spent=args.accept_spent)
     if args.json:
         print(json.dumps({"ok": True, "store": args.store, **_said(manifest)}))
     else:

@@ -17,20 +17,24 @@ import pytest
 
 from midge.__main__ import main
 from midge.aggregator.core import records as rec
+from midge.aggregator.core.presets import private
+from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.store import audit_log, segments
-from midge.aggregator.store.backup import MANIFEST, Manifest, backup, read_backup, restore
+from midge.aggregator.store.backup import backup
 from midge.aggregator.store.consistency import UNFINISHED
 from midge.aggregator.store.device_erasure import Names
 from midge.aggregator.store.errors import StoreDamaged, StoreError, StoreFull, StoreInUse
+from midge.aggregator.store.manifest import MANIFEST, Manifest, read_backup
 from midge.aggregator.store.put_back import marked
 from midge.aggregator.store.reading import ReadOnlyStore
 from midge.aggregator.store.replaying import replay
+from midge.aggregator.store.restoring import restore
 from midge.aggregator.store.store import Store
 from midge.broker.embedded.in_memory import Twin
 from midge.broker.mqtt.connection import Options
 from midge.iot_client.state.outbox import Outbox
 from tests.aggregator.rig import Rig, rig
-from tests.aggregator.test_full_disk import small_disk
+from tests.aggregator.test_full_disk import Life, small_disk
 from tests.federation.live import Log, aggregator, device, serving
 
 SIZE = 9000
@@ -279,6 +283,19 @@ def test_a_restored_store_says_so_in_its_audit_log_and_begins_one_generation(kep
     assert (verdict.lines, verdict.wrong) == (2, ())
     last = json.loads((target / "audit.log").read_text().splitlines()[-1])
     assert last["what"] == "restored" and last["record"] == read_backup(kept).lsn
+
+
+def test_a_budget_of_privacy_is_not_spent_again_without_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    life = Life(Store(tmp_path / "store"), strategy=private(Privacy(clip=0.5, noise=4.0, epsilon=50.0), 3))
+    life.federation.begin(0.0)
+    backup(tmp_path / "store", tmp_path / "backup")
+    life.federation.close()
+    assert main(["store", "restore", str(tmp_path / "backup"), str(tmp_path / "new")]) == 2
+    assert "spend it again" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert main(["store", "restore", str(tmp_path / "backup"), str(tmp_path / "new"), "--accept-spent"]) == 0
 
 
 @pytest.mark.virtual

@@ -11,7 +11,8 @@ from random import Random
 
 import pytest
 
-from midge.aggregator.core.presets import fedbuff
+from midge.aggregator.core.presets import fedbuff, private
+from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.store.device_erasure import Names
 from midge.aggregator.store.store import Checkpoint, Store, StoreError
 from midge.wire import lineage, messages
@@ -20,6 +21,7 @@ from tests.aggregator.test_store import grow
 
 BUFFERED = fedbuff(3, deadline=None, norm_limit=None, release_floor=1, bounded=False)
 """Some updates wait for their step at any time."""
+SPENDING = private(Privacy(clip=0.5, noise=4.0, epsilon=50.0), 3, deadline=None)
 PLACES = (0.15, 0.35, 0.55, 0.75, 0.95)
 
 
@@ -284,6 +286,37 @@ def test_all_flips_of_a_checkpoint_are_told_and_it_is_written_again(
         caplog.clear()
         assert look(copy) == right
         assert not caplog.text
+
+
+def test_a_private_budget_that_is_rolled_back_is_refused(tmp_path: Path) -> None:
+    """It is in the journal: seen to fail without the witness, and the budget was spent twice."""
+    with rig(tmp_path / "store", SPENDING) as life:
+        for device in "abc":
+            life.send(device, 1, [1, 0, 0, 0])
+        life.store._open_db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        shutil.copy(tmp_path / "store" / "store.db", tmp_path)
+        for device in "abc":
+            life.send(device, 2, [1, 0, 0, 0])
+    shutil.copy(tmp_path / "store.db", tmp_path / "store")
+    with pytest.raises(StoreError, match="At stake: 3 updates"), rig(tmp_path / "store", SPENDING):
+        pass
+
+
+def test_a_withdrawal_whose_entry_rots_is_refused(tmp_path: Path) -> None:
+    """Seen to fail without a checksum in it: the device was let in again, and nothing said so."""
+    with rig(tmp_path) as life:
+        Names(life.store).withdraw("gone")
+        with life.store.transaction() as db:
+            ((entry,),) = db.execute("SELECT hash FROM forgotten").fetchall()
+            db.execute("UPDATE forgotten SET hash = ?", (bytes([entry[0] ^ 1]) + entry[1:],))
+        with pytest.raises(StoreError, match="would be let in again"):
+            Names(life.store)
+        with life.store.transaction() as db:
+            db.execute("UPDATE forgotten SET hash = ?", (entry[:32],))  # as earlier versions wrote it
+        names = Names(life.store)
+        assert names.withdrawn("gone")
+        assert names.readmit("gone")
+        assert not Names(life.store).withdrawn("gone")
 
 
 def test_a_snapshot_that_rots_in_a_running_store_is_made_again_when_it_is_asked_for(tmp_path: Path) -> None:

@@ -133,6 +133,16 @@ def test_any_flip_in_the_log_is_found_with_what_is_at_stake(tmp_path: Path) -> N
     assert not list(books.copy.glob("*-shm"))
 
 
+def test_any_page_of_the_database_that_rots_is_found(store: Path) -> None:
+    path = store / "store.db"
+    data = path.read_bytes()
+    for page in range(1, len(data) // 4096):
+        at = page * 4096
+        path.write_bytes(data[:at] + bytes(byte ^ 85 for byte in data[at : at + 200]) + data[at + 200 :])
+        assert damaged(store), page
+        path.write_bytes(data)
+
+
 def test_a_backup_is_looked_at_with_its_manifest(store: Path) -> None:
     backup(store, store.parent / "backup")
     assert not damaged(store.parent / "backup")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from midge.aggregator.store.backup import read_backup
+from midge.aggregator.store.manifest import read_backup
 from midge.aggregator.store.put_back import marked
 from midge.aggregator.store.store import Store
 from tests.aggregator.rig import rig
