@@ -76,6 +76,8 @@ class DeviceRuntime:
             ),
             sent=parts.outbox.sent,
         )
+        if parts.outbox.rotted:
+            parts.tell("rotted", why=parts.outbox.rotted, lost=parts.outbox.lost)
         self.shell = DeviceShell(self.session, self)
         self._events: asyncio.Queue[ev.Event] = asyncio.Queue()
         self.put = self._events.put_nowait
@@ -198,6 +200,7 @@ class DeviceRuntime:
             "waits": parts.waits,
             "version": 0 if announced is None else announced.version,
             "holds": session.holding,
+            "lost": parts.outbox.lost + session.unsure,
             "next": session.next,
             "bytes_up": parts.counters.bytes_up,
             "bytes_down": parts.counters.bytes_down,

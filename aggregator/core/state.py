@@ -51,7 +51,7 @@ class CoreState:
         self.counts: Counter[str] = Counter()
         self.outboxes = Outboxes(devices)
         self.heard = Participations()
-        self.margin = Margin(strategy.calibration, strategy.momentum, normalised=strategy.normalise == "weight")
+        self.margin = Margin(strategy.calibration, strategy.momentum, normalised=strategy.normalised)
         self.fleet = FleetStatistics()
         self.standings = Standings()
         self.versions = Versions()

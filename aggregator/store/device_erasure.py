@@ -225,10 +225,11 @@ class Names:
         return [device for (device,) in rows if device not in self._heard]
 
 
-def intact(entry: bytes) -> bool:
+def intact(entry: object) -> bool:
     """Whether the entry of a withdrawn device is what was written, as far as it has a checksum."""
-    name = bytes(entry[:_HASH])
-    return len(name) == _HASH and entry in {name, _checked(name)}
+    if not isinstance(entry, bytes) or len(entry) < _HASH:
+        return False
+    return entry in {entry[:_HASH], _checked(entry[:_HASH])}
 
 
 def _checked(name: bytes) -> bytes:

@@ -22,7 +22,7 @@ from midge.aggregator.store import audit_log, meta_table
 from midge.aggregator.store.backup import beside
 from midge.aggregator.store.checkpoint_table import row_checksum
 from midge.aggregator.store.consistency import CHANGES, WITNESSED, Note, noted
-from midge.aggregator.store.device_erasure import FORGOTTEN, SEEN
+from midge.aggregator.store.device_erasure import FORGOTTEN, SEEN, intact
 from midge.aggregator.store.errors import StoreDamaged, StoreError, StoreInUse, making
 from midge.aggregator.store.evidence import COLUMNS, Evidence, Kept, Row, gather
 from midge.aggregator.store.journal import checksum
@@ -233,6 +233,8 @@ def _make(evidence: Evidence, kept: Kept, end: int, directory: Path, folder: Pat
         pass
     meta = {name: value for name, value in evidence.meta.items() if name not in {WITNESSED, CHANGES}}
     lost_key = _drop_lost_key(directory, meta, evidence)
+    withdrawn = evidence.beside.get("forgotten", [])
+    rotten = [row for row in withdrawn if not intact(row[0])]
     rows = list(_rows(evidence, kept, end))
     with closing(sqlite3.connect(folder / "store.db", isolation_level=None)) as db:
         db.execute("BEGIN")
@@ -247,7 +249,7 @@ def _make(evidence: Evidence, kept: Kept, end: int, directory: Path, folder: Pat
         )
         for table, statement in (("forgotten", FORGOTTEN), ("seen", SEEN)):
             db.execute(statement)
-            for row in evidence.beside.get(table, ()):
+            for row in (row for row in evidence.beside.get(table, ()) if row not in rotten):
                 db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
         db.execute("COMMIT")
     segments = {segment_file(row[5]) for row in rows if row[5] is not None}
@@ -260,7 +262,12 @@ def _make(evidence: Evidence, kept: Kept, end: int, directory: Path, folder: Pat
             make_folder((folder / name).parent)
             atomic_write(folder / name, data)
     sync_folder(folder)
-    return [lost_key] if lost_key else []
+    said = [lost_key] if lost_key else []
+    if rotten:
+        said.append(
+            f"{len(rotten)} withdrawn devices are not known any more: their entries have rotted, withdraw them again"
+        )
+    return said
 
 
 def _bring(source: Path, target: Path, *, linked: bool) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from midge.aggregator.store import audit_log
 from midge.aggregator.store.consistency import Comparison, examine
+from midge.aggregator.store.device_erasure import intact
 from midge.aggregator.store.errors import StoreError
 from midge.aggregator.store.evidence import Evidence, gather
 from midge.aggregator.store.manifest import MANIFEST, read_backup
@@ -125,6 +126,8 @@ def _frames(evidence: Evidence) -> PartVerdict:
 
 def _metadata(evidence: Evidence, loss: Loss) -> PartVerdict:
     found = list(evidence.rotten_meta)
+    rotten = sum(not intact(row[0]) for row in evidence.beside.get("forgotten", ()))
+    found += ["the entry of a withdrawn device has rotted"] * rotten
     if evidence.schema is None or not isinstance(evidence.meta.get("lineage"), bytes):
         found.append("the model's description or the lineage cannot be read")
     return _part("metadata", len(evidence.meta), found, loss.updates, SALVAGE)

@@ -104,11 +104,13 @@ class ConnectionLoop:
         """Connect, and connect again, until `stop`.
 
         Raises:
-            BrokerError: the very first connection failed.
+            BrokerError: the very first connection failed, of a device that has never taken part or is to wake once.
             DuplicateDeviceName: another live device has our name.
         """
         config, duty = self._parts.config, self._parts.duty
-        pause, connected_before = _PAUSE, False
+        once = duty.duty is not None and duty.duty.once
+        # A board is often up before its network; one that has stored updates was connected once, with these settings.
+        pause, connected_before = _PAUSE, self._parts.outbox.next_seq > 1 and not once
         duty.wake(time.monotonic())
         while not self._stop.is_set():
             try:

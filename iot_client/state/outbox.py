@@ -7,7 +7,6 @@ What an update leaves to say lies in a file beside it: inside, SQLite would writ
 transaction that stores the update, and that transaction says which file counts. So the two change together.
 """
 
-import glob
 import logging
 import sqlite3
 import zlib
@@ -103,11 +102,7 @@ class Outbox:
         """
         try:
             self._database.lock()
-            try:
-                self._put_right()
-            except BaseException:
-                self.close()
-                raise
+            self._put_right()
             self._database.open(files.TABLES)
         except Unwritable as error:
             raise OutboxError(f"The outbox {self.path} cannot be written ({error}): name a place that can.") from error
@@ -124,7 +119,7 @@ class Outbox:
         except BaseException:
             self.close()
             raise
-        self._clear_strays()
+        files.clear_strays(self.path, self.state.residual)
         self._ballast.take()
         return self
 
@@ -132,12 +127,12 @@ class Outbox:
         """Before SQLite opens the file, believes its log and cuts from it what does not fit."""
         try:
             self.rotted = put_right(self.path)
-        except OSError as error:
-            if no_room(error):
-                raise self._full from error
-            raise OutboxError(f"The outbox {self.path} cannot be read ({error.strerror}).") from error
-        except sqlite3.Error as error:
+        except (OSError, sqlite3.Error) as error:
+            self.close()
             raise self._full if no_room(error) else self._unusable(error) from error
+        except BaseException:
+            self.close()
+            raise
 
     def _take_up(self) -> None:
         """Read the state; the files are as they must be."""
@@ -167,7 +162,7 @@ class Outbox:
         except sqlite3.Error as error:
             raise self._unusable(error) from error
         except OSError as error:
-            raise OutboxError(f"The outbox {self.path} cannot be written ({error.strerror}).") from error
+            raise self._unwritable(error) from error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -177,6 +172,9 @@ class Outbox:
     @property
     def _full(self) -> OutboxFull:
         return OutboxFull(f"The disk of the outbox {self.path} is full.")
+
+    def _unwritable(self, error: Exception) -> OutboxError:
+        return OutboxError(f"The outbox {self.path} cannot be written any more ({error}).")
 
     def _unusable(self, error: object) -> OutboxError:
         return files.unusable(self.path, error)
@@ -203,18 +201,15 @@ class Outbox:
         except DiskFull as error:
             raise self._full from error
         except DatabaseError as error:
-            raise OutboxError(f"The outbox {self.path} cannot be written any more ({error}).") from error
+            raise self._unwritable(error) from error
 
     def _keep(self, state: OutboxState) -> None:
         """Within a transaction; `state` follows once that is committed."""
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (STATE, state.pack()))
 
     def _note(self) -> None:
-        """Tell the witness how far the outbox is.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """Tell the witness how far the outbox is."""
+        failpoint("outbox.noting")
         self._witness.write(self.state.pack())
         self._written += _PAGE
 
@@ -272,7 +267,11 @@ class Outbox:
         # Under a new name each time: whichever file the transaction names is whole, whenever the power goes.
         left = 0 if residual is None else before + 1
         if residual is not None:
-            self._write_residual(residual_path(self.path, left), residual)
+            try:
+                atomic_write(residual_path(self.path, left), residual)
+            except OSError as error:
+                raise self._full if no_room(error) else self._unwritable(error) from error
+            self._written += _pages(len(residual)) * _PAGE
             failpoint("residual.written")
         state = replace(
             self.state,
@@ -307,8 +306,7 @@ class Outbox:
             try:
                 self._note()
             except OSError as error:
-                raise OutboxError(f"The outbox {self.path} cannot be written any more ({error.strerror}).") from error
-            failpoint("outbox.sent")
+                raise self._unwritable(error) from error
 
     # ------------------------------------------------------------ what was verified
 
@@ -355,24 +353,6 @@ class Outbox:
             log.warning("What was left to say in %s is damaged: it is as none.", path)
             return None
         return residual
-
-    def _write_residual(self, path: Path, residual: bytes) -> None:
-        """Have it on the disk under its name, where nothing refers to it yet."""
-        try:
-            atomic_write(path, residual)
-        except OSError as error:
-            if no_room(error):
-                raise self._full from error
-            raise OutboxError(f"The outbox {self.path} cannot be written any more ({error.strerror}).") from error
-        self._written += _pages(len(residual)) * _PAGE
-
-    def _clear_strays(self) -> None:
-        """Remove what a kill left behind: files that were written, or no longer count."""
-        name = glob.escape(self.path.name)
-        for pattern in (f"{name}.residual-*", f".{name}.residual-*.tmp"):
-            for stray in self.path.parent.glob(pattern):
-                if stray != residual_path(self.path, self.state.residual):
-                    stray.unlink(missing_ok=True)
 
     def _count(self, size: int) -> None:
         """Count a transaction: its pages go into the log, and those that others do not change too, into the file."""

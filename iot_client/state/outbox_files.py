@@ -1,5 +1,6 @@
 """The files of an outbox as they are found, read without changing anything."""
 
+import glob
 import hashlib
 import sqlite3
 import zlib
@@ -258,3 +259,12 @@ def sound(form: int, seq: int, header: object, body: object, checked: object) ->
     except WireError:
         return False
     return update.seq == seq and chunks.fits(body, update.sha256)
+
+
+def clear_strays(path: Path, residual: int) -> None:
+    """Remove what a kill left behind: files that were written, or no longer count."""
+    name = glob.escape(path.name)
+    for pattern in (f"{name}.residual-*", f".{name}.residual-*.tmp"):
+        for stray in path.parent.glob(pattern):
+            if stray != residual_path(path, residual):
+                stray.unlink(missing_ok=True)

@@ -30,7 +30,7 @@ from midge.iot_client.state.outbox_files import (
     wrapped,
 )
 from midge.iot_client.state.outbox_state import FORMAT, Agreed, OutboxState, Strangers
-from midge.storage.files import make_private_file, sync_folder
+from midge.storage.files import atomic_rename, make_private_file, sync_folder
 
 log = logging.getLogger("iot_client")
 
@@ -135,8 +135,7 @@ def take_up(path: Path) -> None:
         if (fresh := _fresh(path, aside)).exists():
             sync_folder(path.parent)
             put_aside(path, aside)
-            fresh.replace(path)
-            sync_folder(path.parent)
+            atomic_rename(fresh, path)
 
 
 def _fresh(path: Path, aside: str) -> Path:

@@ -25,11 +25,13 @@ def register(subparsers: Subparsers) -> None:
         help="take part in a federation: train on this device's data, send updates",
         usage="midge device MODULE:ATTRIBUTE [options]\n       midge device --csv FILE --label COLUMN [options]\n"
         "       midge device --sensor-topic TOPIC --label FIELD --features A,B,C [options]\n"
-        "       midge device status OUTBOX [options]\n       midge device doctor [options]\n"
+        "       midge device status OUTBOX [options]\n       midge device verify OUTBOX [--accept-loss]\n"
+        "       midge device doctor [options]\n"
         "       midge device readmit NAME --store DIR",
         description="Take part with the midge.Device that module:attribute names, or with rows from a file or a topic, "
-        "until interrupted. `status` shows what an outbox holds and what the device has cost; `doctor` looks at the "
-        "board: clock, disk, versions, broker. `readmit` lets a device that was withdrawn into a federation again.",
+        "until interrupted. `status` shows what an outbox holds and what the device has cost; `verify` "
+        "looks for damage in it and in what lies beside it, and changes nothing; `doctor` looks at the board: clock, "
+        "disk, versions, broker. `readmit` lets a device that was withdrawn into a federation again.",
     )
     parser.add_argument("app", metavar="MODULE:ATTRIBUTE", nargs="*", help="a midge.Device in a module of yours")
     parser.add_argument("--name", help="another name than the app's; its outbox is then NAME.outbox beside the app's")
@@ -43,6 +45,11 @@ def register(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object for each event")
     parser.add_argument("--store", metavar="DIR", help="of readmit: the aggregator's store")
+    parser.add_argument(
+        "--accept-loss",
+        action="store_true",
+        help="of verify: put a damaged outbox aside, with the updates that wait in it; the next start begins a new one",
+    )
     add_place(parser)
     add_guest(parser)
     add_gateway(parser)
@@ -50,13 +57,15 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from midge.commands import device_status, doctor, forgetting  # noqa: PLC0415 - not for those who take part
+    from midge.commands import device_status, device_verify, doctor, forgetting  # noqa: PLC0415 - not for those who take part
 
     match args.app:
         case ["status", outbox]:
             return device_status.run(args, outbox)
         case ["status"]:
             raise doctor.no_outbox() if args.outbox is None else Problem(f"Say: midge device status {args.outbox}")
+        case ["verify", outbox]:
+            return device_verify.run(args, outbox)
         case ["readmit", name] if args.store is not None:
             return forgetting.readmit(name, args.store)
         case ["readmit", *_]:

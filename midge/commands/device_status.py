@@ -48,22 +48,32 @@ def look(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise Problem(f"There is no outbox {path}: name the file that the device was given, such as pump-17.outbox.")
+    from midge.iot_client.state.outbox_files import STATE, unwrapped  # noqa: PLC0415
+    from midge.iot_client.state.outbox_state import OutboxState  # noqa: PLC0415
+
     try:
         with closing(_open(path)) as db:
             meta = dict(db.execute("SELECT name, value FROM meta"))
-            rows = db.execute("SELECT seq, header, LENGTH(body) FROM updates ORDER BY seq").fetchall()
+            rows = db.execute(
+                "SELECT seq, header, LENGTH(body) FROM updates WHERE header != x'' ORDER BY seq"
+            ).fetchall()
     except sqlite3.Error as error:
         raise Problem(f"{path} cannot be read ({error}): is it an outbox?") from error
+    state = OutboxState.unpack(meta.get(STATE)) or OutboxState(meta.get("identity", 0), meta.get("next", 1))
+    trusts = {
+        name.partition(".")[2]: packed
+        for name, value in sorted(meta.items())
+        if name.startswith("trust.") and (packed := value if STATE not in meta else unwrapped(value)) is not None
+    }
     running = ask(path)
     return {
         "outbox": str(path),
         "running": running,
-        "identity": f"{meta.get('identity', 0):016x}",
-        "next": meta.get("next", 1),
+        "identity": f"{state.identity:016x}",
+        "next": state.next,
+        "lost": state.lost,
         "held": [{"seq": seq, "base": _base(header), "bytes": size} for seq, header, size in rows],
-        "verified": {
-            name.partition(".")[2]: _verified(meta[name]) for name in sorted(meta) if name.startswith("trust.")
-        },
+        "verified": {channel: _verified(packed) for channel, packed in trusts.items()},
         "predicts": _model(path.with_name(f"{path.name}.model")),
         "samples": _samples(path.with_name(f"{path.name}.samples")),
         "month": usage(path, running),
@@ -144,6 +154,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         + (f", trained from version {', '.join(map(str, bases))}" if bases else "")
         + f"; the next is {found['next']}",
     ]
+    if found["lost"]:
+        said.append(f"lost      {found['lost']} updates, which rotted on this disk before they were settled")
     if (running := found["running"]) is not None:
         waits = f", waits: {running['waits']}" if running["waits"] else ""
         said.append(

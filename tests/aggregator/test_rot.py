@@ -14,7 +14,9 @@ import pytest
 from midge.aggregator.core.presets import fedbuff, private
 from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.store.device_erasure import Names
+from midge.aggregator.store.salvage import salvage
 from midge.aggregator.store.store import Checkpoint, Store, StoreError
+from midge.aggregator.store.verification import verify
 from midge.wire import lineage, messages
 from tests.aggregator.rig import TOPICS, Rig, rig
 from tests.aggregator.test_store import grow
@@ -311,12 +313,20 @@ def test_a_withdrawal_whose_entry_rots_is_refused(tmp_path: Path) -> None:
             db.execute("UPDATE forgotten SET hash = ?", (bytes([entry[0] ^ 1]) + entry[1:],))
         with pytest.raises(StoreError, match="would be let in again"):
             Names(life.store)
+        assert any("withdrawn device" in said for part in verify(tmp_path) for said in part.found)
         with life.store.transaction() as db:
             db.execute("UPDATE forgotten SET hash = ?", (entry[:32],))  # as earlier versions wrote it
         names = Names(life.store)
         assert names.withdrawn("gone")
         assert names.readmit("gone")
         assert not Names(life.store).withdrawn("gone")
+        Names(life.store).withdraw("another")
+        with life.store.transaction() as db:
+            db.execute("UPDATE forgotten SET hash = substr(hash, 1, 35) || x'00'")
+    made = salvage(tmp_path, tmp_path / "new", "operator")
+    assert any("withdraw them again" in said for said in made.loss.said)
+    with rig(tmp_path / "new") as life:
+        assert not Names(life.store).withdrawn("another")
 
 
 def test_a_snapshot_that_rots_in_a_running_store_is_made_again_when_it_is_asked_for(tmp_path: Path) -> None:

@@ -249,7 +249,6 @@ def test_another_power_cut_while_it_is_put_right_costs_nothing_more(tmp_path: Pa
 
 
 @pytest.mark.virtual
-@pytest.mark.xfail(strict=True, reason="A device that has taken part ends if the broker is away when it starts.")
 async def test_a_device_that_has_taken_part_waits_for_its_broker(tmp_path: Path) -> None:
     twin, log = Twin(), Log()
     async with serving(aggregator(twin, tmp_path / "store", log)):
