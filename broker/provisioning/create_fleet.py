@@ -6,6 +6,7 @@
     aggregator/     the aggregator's bundle, with the key that signs releases
     operator/       a bundle that may look on
     issuer/         a bundle that answers requests for new credentials
+    granted/        the newest certificate that each device was answered with
     probes/         bundles for `midge broker check`, which tries the attacks with them
     devices/        a bundle for each device, and each as a tar archive
 
@@ -177,8 +178,10 @@ def enrol(signing: Signing, name: str, folder: Path) -> None:
         fields |= {"certfile": f"{kind}.crt", "keyfile": f"{kind}.key"}
         if signing.authority is not None:
             issued = issue(signing.authority, name, signing.now, use="client", days=fleet.days)
+            if not member.serials:  # else it may go on with what it had, until it says otherwise
+                member.authority = mark(signing.directory)
             member.serials.append(f"{issued.serial:x}")
-            member.ends, member.authority = issued.not_after, mark(signing.directory)
+            member.ends = issued.not_after
             files |= {f"{kind}.crt": issued.certificate, f"{kind}.key": issued.key}
         else:
             key, request = make_request(name)

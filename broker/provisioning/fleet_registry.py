@@ -58,7 +58,7 @@ class Member(BaseModel):
     issued: datetime | None = None
     """When the newest certificate or password was made."""
     authority: str | None = None
-    """Which authority signed the newest; `authorities.mark`."""
+    """Which authority signed the certificate that it connects with, as far as is known; `authorities.mark`."""
     renewals: int = 0
     """Certificates before the newest that were renewed over MQTT, and stay good to their end."""
     asked: str | None = None

@@ -23,6 +23,7 @@ from midge.broker.provisioning.expiry import NEAR, ends
 from midge.broker.provisioning.fleet_registry import (
     AGGREGATOR,
     ISSUER,
+    OPERATOR,
     RESERVED,
     Fleet,
     FleetError,
@@ -36,6 +37,8 @@ from midge.broker.provisioning.mosquitto_config import PID_FILE
 from midge.wire.topics import check_name
 
 State = Literal["active", "rotating", "revoked"]
+_FOLDERS = {AGGREGATOR: "aggregator", OPERATOR: "operator", ISSUER: "issuer"}
+"""Of those that get new keys and are no devices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +128,14 @@ def rotate(directory: Path, names: list[str], *, now: bool = False, finish: bool
                 raise FleetError(f"The device {name!r} is revoked: add a device of another name.")
         for name in names:
             if not finish:
-                folder = directory / AGGREGATOR if name == AGGREGATOR else directory / "devices" / name
+                folder = directory / _FOLDERS.get(name, f"devices/{name}")
                 enrol(signing, name, folder)
-                if name != AGGREGATOR:
+                if name not in _FOLDERS:
                     pack(folder)
             member = fleet.members[name]
             if now or finish:
+                if fleet.way == "certificates":
+                    member.authority = authorities.mark(directory)
                 fleet.lapse(member.serials[:-1], signing.now)
                 member.serials, member.renewals = member.serials[-1:], 0
         if fleet.way == "certificates" and not (now or finish):
@@ -244,7 +249,8 @@ def _signing(directory: Path, fleet: Fleet) -> Signing:
 
 
 def _member(fleet: Fleet, name: str, *, reserved: bool = False) -> Member:
-    known = {**fleet.devices, **({AGGREGATOR: fleet.members[AGGREGATOR]} if reserved else {})}
+    others = {each: fleet.members[each] for each in _FOLDERS if each in fleet.members} if reserved else {}
+    known = {**fleet.devices, **others}
     if name not in known:
         raise FleetError(f"There is no device {name!r} in this fleet: `midge device-list` names them.")
     return known[name]

@@ -4,16 +4,17 @@ Their keys stay, so that one file is replaced, in one piece. A bundle of which t
 aggregator's on another machine, is carried there as `device-rotate` says.
 """
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from midge.broker.provisioning.authorities import trusted
 from midge.broker.provisioning.bundles import write_private
-from midge.broker.provisioning.certificates import LEAF_DAYS, AuthorityError, certify, signed_by
+from midge.broker.provisioning.certificates import LEAF_DAYS, AuthorityError, certify, issue, signed_by
 from midge.broker.provisioning.create_fleet import NEAR, PROBES
-from midge.broker.provisioning.fleet_registry import AGGREGATOR, ISSUER, OPERATOR, REVOKED
-from midge.broker.provisioning.manage_devices import changed, changing
+from midge.broker.provisioning.fleet_registry import AGGREGATOR, ISSUER, OPERATOR, REVOKED, FleetError
+from midge.broker.provisioning.manage_devices import Told, changed, changing
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -68,6 +69,31 @@ def renew_own(directory: Path, now: datetime) -> list[str]:
             if (file := directory / folder / "ca.crt").is_file() and file.read_bytes() != trusted(directory):
                 write_private(file, trusted(directory))
     return [name for _, _, name in renewed]
+
+
+def replace_broker_key(directory: Path) -> Told:
+    """Give the broker a new key and a certificate over it, and tell it: the old key was lost or seen by others.
+
+    Raises:
+        FleetError: the broker has another authority.
+    """
+    with changing(directory) as (fleet, about):
+        if about.authority is None:
+            raise FleetError("This fleet's broker has a certificate of another team's authority.")
+        hosts = list(dict.fromkeys([*fleet.hosts, *NEAR]))
+        issued = issue(about.authority, fleet.hosts[0][:64], about.now, use="server", hosts=hosts)
+        # A broker reads both when it is told or starts. A power cut between the two: give the command again.
+        write_private(directory / "broker" / "broker.key", issued.key)
+        write_private(directory / "broker" / "broker.crt", issued.certificate)
+        told = changed(about)
+        files = ("broker.crt", "broker.key")
+        return replace(
+            told,
+            todo=tuple(
+                each.replace("scp ", f"scp {' '.join(str(directory / 'broker' / file) for file in files)} ", 1)
+                for each in told.todo
+            ),
+        )
 
 
 def _key(certificate: "Certificate") -> "EllipticCurvePublicKey":

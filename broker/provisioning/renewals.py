@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
+from ssl import PEM_cert_to_DER_cert
 
 from midge.broker.local.mosquitto import ITERATIONS
 from midge.broker.provisioning.authorities import authorities, authority, mark, trusted
+from midge.broker.provisioning.bundles import make_private, write_private
 from midge.broker.provisioning.certificates import AuthorityError, certify, read_request, signed_by, spki
 from midge.broker.provisioning.create_fleet import Signing
 from midge.broker.provisioning.fleet_registry import RESERVED, Fleet, Member, present, read_fleet, write_fleet
@@ -63,6 +65,8 @@ class _Desk:
         from cryptography.x509 import load_pem_x509_certificate  # noqa: PLC0415
 
         assert about.authority is not None
+        self._directory = directory
+        make_private(directory / "granted")
         self._fleet, self._authority, self._now = fleet, about.authority, now
         known, self._mark = authorities(directory), mark(directory)
         self._trusted = [load_pem_x509_certificate(each.certificate) for each in known]
@@ -86,6 +90,9 @@ class _Desk:
             renewal.verify(payload, signing.of_device(self._fleet.name, name), [self._key(member, request)])
             if request.trusts:
                 member.trusts, self.heard = request.trusts.hex(), True
+            # What it connects with, and not what was granted: a certificate that is on its way lets no device in.
+            if request.certificate and self._is_current(request.certificate):
+                member.authority = self._mark
             if request.csr:
                 self._reply(name, self._granted(name, member, request, asked))
         except (WireError, AuthorityError) as error:
@@ -93,6 +100,13 @@ class _Desk:
 
     def _reply(self, name: str, message: renewal.RenewalAnswer) -> None:
         self.answers.replies[name] = renewal.signed(self._signer, signing.of_device(self._fleet.name, name), message)
+
+    def _is_current(self, certificate: bytes) -> bool:
+        """Whether the authority that signs today has signed a certificate, which is one of ours."""
+        from cryptography.x509 import load_der_x509_certificate, load_pem_x509_certificate  # noqa: PLC0415
+
+        current = load_pem_x509_certificate(self._authority.certificate)
+        return signed_by(load_der_x509_certificate(certificate), [current])
 
     def _key(self, member: Member, request: renewal.RenewalRequest) -> PublicKey:
         """The key that a member is known by."""
@@ -110,11 +124,21 @@ class _Desk:
             raise AuthorityError("the certificate is not this device's, or no longer good")
         return PublicKey(certificate.public_key())  # type: ignore[arg-type]  # ours are of P-256
 
+    def _granted_before(self, name: str) -> Path:
+        return self._directory / "granted" / name
+
+    def _kept(self, name: str, asked: bytes) -> bytes:
+        path = self._granted_before(name)
+        content = path.read_bytes() if path.is_file() else b""
+        return content.removeprefix(asked) if content.startswith(asked) else b""
+
     def _granted(
         self, name: str, member: Member, request: renewal.RenewalRequest, asked: bytes
     ) -> renewal.RenewalAnswer:
-        again = member.asked == asked.hex()
-        if not again and member.asked and member.issued and self._now < member.issued + _AT_MOST:
+        # A request stands until the device has connected: each start of the issuer finds it, and one is enough.
+        if member.asked == asked.hex() and (kept := self._kept(name, asked)):
+            return renewal.RenewalAnswer(request=asked, certificate=kept)
+        if member.asked != asked.hex() and member.asked and member.issued and self._now < member.issued + _AT_MOST:
             raise AuthorityError("it was given new ones less than a day ago")
         named, key = read_request(request.csr)
         if named != name:
@@ -125,13 +149,11 @@ class _Desk:
                 raise AuthorityError("that is no hash of a password")
             member.password, member.key, self.passwords = request.password, spki(key).hex(), True
         else:
-            from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415
-            from cryptography.x509 import load_pem_x509_certificate  # noqa: PLC0415
-
             issued = certify(self._authority, name, self._now, key, use="client", days=self._fleet.days)
             member.serials.append(f"{issued.serial:x}")
-            member.ends, member.renewals, member.authority = issued.not_after, member.renewals + 1, self._mark
-            certificate = load_pem_x509_certificate(issued.certificate).public_bytes(Encoding.DER)
+            member.ends, member.renewals = issued.not_after, member.renewals + 1
+            certificate = PEM_cert_to_DER_cert(issued.certificate.decode())
+            write_private(self._granted_before(name), asked + certificate)
         member.asked, member.issued, self.heard = asked.hex(), self._now, True
         self.answers.granted += 1
         return renewal.RenewalAnswer(request=asked, certificate=certificate)

@@ -20,6 +20,13 @@ def register(actions: Subparsers) -> None:
     add_fleet(renewing)
     renewing.add_argument("--json", action="store_true", help="one JSON object for each event")
     renewing.set_defaults(run=serve)
+    certificate = actions.add_parser(
+        "new-key",
+        help="give the broker another key, and a certificate over it",
+        description="Make another key for the broker of a fleet, with a certificate over it, and tell the broker.",
+    )
+    add_fleet(certificate)
+    certificate.set_defaults(run=new_key)
     authority = actions.add_parser("authority", help="have another authority follow the one that signs certificates")
     steps = authority.add_subparsers(title="steps", required=True, metavar="STEP")
     for name, words in (
@@ -44,6 +51,12 @@ def serve(args: argparse.Namespace) -> int:
     show = printer(as_json=args.json)
     run_until_interrupted(do(lambda: IssuingService(_directory(args), show)))
     return 0
+
+
+def new_key(args: argparse.Namespace) -> int:
+    from midge.broker.provisioning.own_certificates import replace_broker_key  # noqa: PLC0415 - an extra
+
+    return tell(do(lambda: replace_broker_key(_directory(args))), "The broker has a new key and certificate.")
 
 
 def follow(args: argparse.Namespace) -> int:
