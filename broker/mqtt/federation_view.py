@@ -76,7 +76,9 @@ async def describe_federation(connect: Connector, topics: Topics, *, ask: bool =
                 else:
                     hello, _ = messages.decode(Hello, delivery.payload)
                     name = delivery.topic.rsplit("/", 1)[1]
-                    found["devices"][name] = hello.model_dump(mode="json", exclude={"lineage", "kind", "number", "to"})
+                    found["devices"][name] = hello.model_dump(
+                        mode="json", exclude={"lineage", "kind", "number", "to", "hidden"}
+                    )
         if ask and _serves(found):
             try:
                 await _ask(connection, topics, found)
