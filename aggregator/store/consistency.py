@@ -136,7 +136,7 @@ def judge(standing: Standing, note: Note | None, *, damaged: bool = False) -> Co
             note.updates - standing.updates,
         )
     if standing.crc is None:
-        if note.lsn >= standing.oldest:
+        if note.lsn >= standing.oldest and note.lsn > standing.checkpoint:
             return _refused(f"record {note.lsn} was committed and is not in the journal", 1)
     elif standing.crc != note.crc:
         return _refused(
