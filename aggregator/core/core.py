@@ -134,6 +134,8 @@ class AggregatorCore(CoreView):
                 self._state.carried(version, digest)
             case ev.ReleasePublished(announcement, step):
                 self.thrift.costs = announcement, step
+            case ev.MovementFollowed(quiet):
+                self.steering.quiet = quiet
 
     def tick(self, now: float) -> list[ev.Action]:
         """What the passing of time asks for."""

@@ -160,6 +160,14 @@ class InputsCompared:
 
 
 @dataclass(frozen=True, slots=True)
+class MovementFollowed:
+    """A version was compared with those before it."""
+
+    quiet: int
+    """Versions in a row that have not moved the model beyond its noise."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReleasePublished:
     """A release is on its way: what it costs."""
 
@@ -187,6 +195,7 @@ Event = (
     | StoreWritable
     | OperatorPaused
     | InputsCompared
+    | MovementFollowed
     | ReleasePublished
 )
 

@@ -112,9 +112,9 @@ class CoreView:
 
     @property
     def versions_a_turn(self) -> int:
-        """Versions in which every device that is there has about one update."""
+        """Versions in which every device has about one update, the slowest too."""
         live = self.steering.live
-        return -(-live // self.strategy.size(live))
+        return max(-(-live // self.strategy.size(live)), self._state.fleet.longest_staleness())
 
     def step_at(self, version: int) -> int:
         """The step at which a version was released."""

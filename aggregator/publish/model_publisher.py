@@ -9,6 +9,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 
+from midge.aggregator.core import events as ev
 from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.engine import Engine
 from midge.aggregator.ingress.rate_limits import Bucket
@@ -89,7 +90,8 @@ class Shelf:
         if len(self._said) > _REMEMBERED:
             self._said = {chunk: at for chunk, at in self._said.items() if now < at + _FRESH}
         if new:
-            self.core.steering.quiet = self._engine.model.follow_movement(self.core.versions_a_turn)
+            quiet = self._engine.model.follow_movement(self.core.versions_a_turn)
+            self.core.handle(ev.MovementFollowed(quiet), now)
         for frame in new:
             yield from self._parts(frame)
         yield self.announcement()
