@@ -6,6 +6,7 @@
 #   make lint            ruff, mypy, import-linter
 #   make chaos           kill everything, fill disks, set clocks and copy stores for SECONDS=60 from SEED=1: is any
 #                        update lost or doubled?
+#   make rot             kill processes and have their files rot for SECONDS=60 from SEED=1: does anything change unseen?
 #   make fuzz            give every decoder bytes that nobody thought of, for SECONDS=60
 #   make bench           measure all that docs/performance.md tells, in under 20 minutes, and write the page anew
 #   make mutants         which tests catch which bug that is put in on purpose
@@ -20,7 +21,7 @@ ARGS ?= --target 0.93 --seconds 120
 CHROMIUM ?= chromium --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking \
   --disable-component-update --disable-sync --user-data-dir=$(CURDIR)/runs/.chromium --hide-scrollbars
 
-.PHONY: pictures demo test lint format install clean chaos fuzz mutants bench
+.PHONY: pictures demo test lint format install clean chaos rot fuzz mutants bench
 .DELETE_ON_ERROR:
 
 ifdef TORCH
@@ -50,6 +51,9 @@ SECONDS ?= 60
 SEED ?= 1
 chaos: $(VENV)/.demo
 	@$(BIN)/python -m tests.harness --seconds $(SECONDS) --seed $(SEED)
+
+rot: $(VENV)/.demo
+	@$(BIN)/python -m tests.harness.rot --seconds $(SECONDS) --seed $(SEED)
 
 fuzz: install
 	$(PIP) atheris

@@ -72,6 +72,8 @@ class AggregatorConfig:
             key is there must sign what it sends.
         require_signed: take nothing from a device whose key is not there.
         require_sealed: take no update that is not sealed.
+        credential_files: certificates and authorities that the connector uses: an alarm tells 60 days before one of
+            them runs out, or the release key.
         limits: how much devices may send, and when one is in quarantine.
         retention: seconds without a word after which what names a device is erased, where none of its updates could be
             counted a second time if it came again; None keeps it.
@@ -105,6 +107,7 @@ class AggregatorConfig:
     device_keys: Mapping[str, bytes | PublicKey] | str | Path | None = None
     require_signed: bool = False
     require_sealed: bool = False
+    credential_files: Sequence[Path] = ()
     limits: IngressLimits = field(default_factory=IngressLimits)
     retention: float | None = RETENTION
 

@@ -77,6 +77,9 @@ class Engine:
                 self.model.apply(record, [self._contribution(lsn) for lsn, _ in record.updates], noise)
                 for lsn, _ in record.updates:
                     self._waiting.pop(lsn, None)
+            case rec.DropRecord():
+                for lsn in record.dropped:
+                    self._waiting.pop(lsn, None)
             case rec.FreezeRecord():
                 self.model.freeze(self._pooled(record), keep=record.keep)
             case rec.GenerationRecord():
@@ -109,6 +112,18 @@ class Engine:
         if self._unwritten:
             self.store.add_frames((frame, 0) for frame in self._unwritten)
             self._unwritten.clear()
+
+    def mend(self, core: AggregatorCore) -> None:
+        """Make again what rotted in the store and follows from the rest, before anything is published.
+
+        Raises:
+            StoreFull: there is no room for it now.
+            StoreError: it cannot be written.
+        """
+        self.write_replayed()
+        if self.store.checkpoint_damaged:
+            self.checkpoint(core)
+            log.warning("A checkpoint of record %d is written in the place of the damaged one.", core.lsn)
 
     def _contribution(self, lsn: int) -> Contribution:
         if lsn in self._waiting:
@@ -163,8 +178,10 @@ class Engine:
         """Write a checkpoint of everything up to the last record."""
         arrays, values = self.model.dump()
         sketches, devices = self._consensus.dump()
+        # For the day on which the database is gone: then a checkpoint says alone what it is of.
+        about = {"lineage": self.store.lineage, "schema": self.model.schema.packed()}
         self.store.checkpoint(
-            Checkpoint(core.lsn, arrays | sketches, values | {_CONSENSUS: devices}, core.dump()),
+            Checkpoint(core.lsn, arrays | sketches, values | {_CONSENSUS: devices} | about, core.dump()),
             oldest_body=core.oldest_needed,
             oldest_base=core.oldest_base,
         )
@@ -212,9 +229,14 @@ def recover(core: AggregatorCore, store: Store, schema: Schema, checkpoint: Chec
         core.replay(record)
         if isinstance(record, rec.UpdateRecord):
             engine.hold_again(record, core.strategy)
-        engine.replayed(engine.carry(record))
+        try:
+            engine.replayed(engine.carry(record))
+        except KeyError as error:  # of a frame that rotted
+            raise store.damaged(record.lsn) from error
         if isinstance(record, rec.ReleaseRecord):
             core.handle(ev.ReleaseCarried(record.version, model.state.digest()), 0.0)
+    for lsn in core.needed:  # now, and not when its step is due
+        store.body(lsn)
     failpoint("recovery.replayed")
     with suppress(StoreFull):
         engine.write_replayed()
@@ -228,7 +250,9 @@ def _take_past(model: Model, store: Store) -> None:
     model.keeps_past = True
     known = {(frame.version, frame.span) for frame in store.published() if frame.version <= model.version}
     for version, span in known:
-        data = store.frame(version, span) or b""
+        data = store.frame(version, span)
+        if data is None:
+            continue
         if span == 1:
             model.steps[version] = data
         elif span == 0 and version < model.version and (version + 1, 1) not in known:

@@ -21,6 +21,7 @@ from midge.aggregator.ingress.filter import Bodies, IngressFilter
 from midge.aggregator.ingress.rate_limits import Admission, StrangerEvents
 from midge.aggregator.ingress.reassembly import UpdateReassembler
 from midge.aggregator.ingress.roster import Roster
+from midge.aggregator.metrics.credential_alarms import CredentialAlarms
 from midge.aggregator.metrics.device_activity import DeviceActivity
 from midge.aggregator.metrics.device_metrics import Reports
 from midge.aggregator.metrics.watchdog import FleetSituation, Watchdog
@@ -31,7 +32,9 @@ from midge.aggregator.publish.announcement_signer import Issuer
 from midge.aggregator.publish.model_publisher import Shelf
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.publish_queue import Post
+from midge.aggregator.revocations import Revocations
 from midge.aggregator.store.device_erasure import Names
+from midge.aggregator.store.put_back import marked, unmark
 from midge.aggregator.store.store import Store, StoreError, StoreFull
 from midge.aggregator.upkeep import Upkeep
 from midge.broker.mqtt.connection import Delivery
@@ -89,8 +92,10 @@ class FederationRuntime:
         try:
             self._begin_or_go_on()
             self.names = Names(self.store)
+            self.revocations = Revocations(self.names, self.issuer, outlet)
             self.issuer.epoch = self.store.constant("epoch", _milliseconds)
             self._issued = float(self.store.constant("issued", lambda: 0.0))
+            self._restored = marked(self.store)
             self.issuer.dating.resume(self._issued)
             if config.raise_epoch:
                 self.issuer.dating.believe()
@@ -98,6 +103,8 @@ class FederationRuntime:
             self.issuer.token = 0
             self.raise_token(0)
             self._doubt = ""
+            key = () if config.release_key is None else (Path(config.release_key),)
+            self._credentials = CredentialAlarms((*config.credential_files, *key), self.issuer.dating.now)
             # Once for the whole process: what is journaled then never goes back while it lasts.
             self._ahead = self.issuer.dating.now() - now
             inputs = Inputs(self.store, config.features, config.inputs)
@@ -121,7 +128,7 @@ class FederationRuntime:
                     f"The model in {self.store.directory} waits for statistics of the devices' data, and the "
                     "aggregator asks for none: give midge.Aggregator(moments=…) as before."
                 )
-            self.engine.write_replayed()
+            self.engine.mend(self.core)
         except BaseException:
             self.store.close()
             raise
@@ -234,6 +241,18 @@ class FederationRuntime:
         """What is due at the start of the process: the first release, an overdue step."""
         strategy = self.core.note_strategy(repr(asdict(self.config.strategy)))
         self.processor.shell.carry_out(strategy + self.core.start(now), now)
+        self._begin_restored(now)
+
+    def _begin_restored(self, now: float) -> None:
+        """Begin a generation if the store was put back: devices may be ahead of it, whatever the broker remembers."""
+        core = self.core
+        if self._restored is not None and core.full is None and core.frozen:
+            if core.generation <= self._restored:
+                log.warning("The store %s was put back. A new generation begins.", self.store.directory)
+                self._outlet.tell("put_back", announced=None, version=core.version)
+                self.begin_generation(core.generation, core.version, now)
+            unmark(self.store)
+            self._restored = None
 
     def begin_generation(self, generation: int, version: int, now: float) -> None:
         """Go on above a version that devices know and this store does not."""
@@ -242,6 +261,7 @@ class FederationRuntime:
     def process(self, deliveries: Sequence[Delivery], now: float) -> None:
         """Take a batch in. When this returns it is durable, or has been refused for now."""
         try:
+            self.revocations.carry_out(self.processor, now)
             self.processor.process(deliveries, now)
         except StoreFull as error:
             self._run_full(str(error), now)
@@ -257,17 +277,15 @@ class FederationRuntime:
         """Go on above what devices know, if the store turns out to be behind them."""
         core, put_back = self.core, self._witness.put_back
         known = put_back.proven(core.generation, core.version, now) if put_back.claims else None
-        if known is None or core.full is not None or not core.frozen:
+        if core.full is not None or not core.frozen:
             return
-        log.warning(
-            "Devices know version %d.%d and this store %d.%d: it was put back. A new generation begins.",
-            *known,
-            core.generation,
-            core.version,
-        )
-        self._outlet.tell("put_back", announced=known[1], version=core.version)
         try:
-            self.begin_generation(*known, now)
+            if known is not None:
+                behind = "Devices know version %d.%d and this store %d.%d: it was put back. A new generation begins."
+                log.warning(behind, *known, core.generation, core.version)
+                self._outlet.tell("put_back", announced=known[1], version=core.version)
+                self.begin_generation(*known, now)
+            self._begin_restored(now)
         except StoreFull as error:
             self._run_full(str(error), now)
 
@@ -368,24 +386,30 @@ class FederationRuntime:
     @property
     def situation(self) -> FleetSituation:
         """What the watchdog judges by."""
-        core, waits = self.core, self._roster.waits
-        there = [name for name, hello in self._roster.devices.items() if hello.state.live]
-        able = [name for name in there if name not in waits]
-        return FleetSituation(
-            full=core.full,
-            paused=core.paused,
-            frozen=core.frozen,
-            obstacle=core.obstacle,
-            able=len(able),
-            waiting=next(iter(waits.values()), ""),
-            there=len(there),
-            interval=core.interval(able),
-            unlike=core.unlike,
-        )
+        return _situation(self.core, self._roster, self._credentials.now())
 
     def everything(self) -> Iterator[Post]:
         """All that must stand at the broker."""
         return self.shelf.everything()
+
+
+def _situation(core: AggregatorCore, roster: Roster, ending: Sequence[str]) -> FleetSituation:
+    waits = roster.waits
+    there = [name for name, hello in roster.devices.items() if hello.state.live]
+    able = [name for name in there if name not in waits]
+    return FleetSituation(
+        full=core.full,
+        paused=core.paused,
+        frozen=core.frozen,
+        obstacle=core.obstacle,
+        able=len(able),
+        waiting=next(iter(waits.values()), ""),
+        there=len(there),
+        interval=core.interval(able),
+        rest=core.steering.rest,
+        unlike=core.unlike,
+        ending=ending,
+    )
 
 
 def _milliseconds() -> int:

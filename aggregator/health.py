@@ -166,7 +166,8 @@ class HealthReporter:
         gap = federation.core.interval([name])
         if gap is None or known is None or not hello.state.live or name in federation.waits:
             return hello.state.value
-        return "silent" if now - known.heard > max(_SILENT_LEAST, _SILENT * gap) else hello.state.value
+        usual = max(gap, 2 * federation.core.steering.rest)
+        return "silent" if now - known.heard > max(_SILENT_LEAST, _SILENT * usual) else hello.state.value
 
 
 def _wall(moment: float, now: float) -> float:

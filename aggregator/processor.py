@@ -335,6 +335,8 @@ class Processor:
                 for post in self._shelf.serve(now):
                     put(post)
                 tell("serve", version=record.version, step=record.step)
+            case rec.DropRecord():
+                self._outlet.meters.dropped["revoked"] += len(record.dropped)
             case rec.FreezeRecord():
                 tell("freeze", devices=len(record.statistics))
 

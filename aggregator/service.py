@@ -225,7 +225,9 @@ class Aggregator:
         pause, begun = 0.5, False
         while not self._stop.is_set():
             try:
-                async with self._config.connector(self._options()) as connection:
+                async with self._config.connector(
+                    _options(self._config, self._boot, self._issuer.said(self._status(AggregatorState.LOST)))
+                ) as connection:
                     await self._look_around(connection, begun=begun)
                     if not begun:
                         begun = True
@@ -243,17 +245,6 @@ class Aggregator:
                     async with asyncio.timeout(pause * random.uniform(0.5, 1.0)):  # noqa: S311 - spreads load
                         await self._stop.wait()
                 pause = min(2 * pause, 30.0)
-
-    def _options(self) -> Options:
-        will = Will(self._config.topics.aggregator, self._issuer.said(self._status(AggregatorState.LOST)))
-        name = f"midge-{self._config.topics.federation}-aggregator-{self._boot:016x}"
-        return Options(
-            client_id=name,
-            will=will,
-            keepalive=self._config.keepalive,
-            receive_maximum=_WINDOW,
-            largest=self._config.chunk + frames.MAX_HEADER + _OVERHEAD,
-        )
 
     async def _look_around(self, connection: Connection, *, begun: bool) -> None:
         """See who is on our topics already, before anything is published."""
@@ -364,6 +355,7 @@ class Aggregator:
             connection.ack(delivery)
             for post in self._health.ask(delivery.payload):
                 self._outgoing.put(post)
+            self.federation.revocations.hear(delivery.payload)
         return [delivery for delivery in batch if delivery.topic != self._config.topics.ask]
 
     def _see_health(self, now: float) -> None:
@@ -464,3 +456,14 @@ def _authorities(config: AggregatorConfig) -> tuple[Issuer, Credentials]:
         seal_keys=issuer.seal_keys,
     )
     return issuer, credentials
+
+
+def _options(config: AggregatorConfig, boot: int, last_words: bytes) -> Options:
+    """Of a connection whose will are the last words."""
+    return Options(
+        client_id=f"midge-{config.topics.federation}-aggregator-{boot:016x}",
+        will=Will(config.topics.aggregator, last_words),
+        keepalive=config.keepalive,
+        receive_maximum=_WINDOW,
+        largest=config.chunk + frames.MAX_HEADER + _OVERHEAD,
+    )

@@ -198,6 +198,8 @@ class Drawn:
     def strategy(self) -> Strategy:
         """What its aggregator does."""
         found = PRESETS[self.preset](self.devices)
+        # What is judged is whether an update comes in time: a fleet that has learned all would rest.
+        found = replace(found, pace=replace(found.pace, rest=0.0))
         if self.max_age:
             found = replace(found, max_age=self.max_age * self.median)
         return found if self.max_staleness < 0 else replace(found, max_staleness=self.max_staleness)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from midge.broker.mqtt.connection import Connector
+from midge.broker.provisioning.held_credentials import HeldCredentials
 from midge.iot_client.board.duty_cycle import Duty
 from midge.iot_client.board.training_constraints import LOOK_EVERY, Condition
 from midge.iot_client.board.usage_budget import Costs
@@ -94,6 +95,8 @@ class DeviceConfig:
     key for that. Without one the broker is believed."""
     signing_key: Key | None = None
     """The device's own private key, a PEM file, to sign what it sends: that of its certificate, or an Ed25519 key."""
+    credentials: HeldCredentials | None = None
+    """Those of a bundle, which are then renewed over MQTT in time; `connector` is to use them (`connecting`)."""
     look_every: float | None = LOOK_EVERY
     """Seconds between two looks at the conditions; infinity leaves it to the caller of `look`."""
     versions: MutableMapping[bytes, State] | None = None

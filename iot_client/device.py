@@ -64,7 +64,7 @@ class Device:
 
         Raises:
             OutboxError: the outbox cannot be used.
-            BrokerError: the very first connection failed.
+            BrokerError: the very first connection failed, of a device that has never taken part.
             DuplicateDeviceName: another live device has our name.
             TrainerError: the trainer returned what is no update.
             Exception: whatever the trainer raised.

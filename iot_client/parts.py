@@ -10,6 +10,7 @@ from midge.iot_client.board.training_constraints import Hindrances
 from midge.iot_client.board.usage_budget import Budget, Costs
 from midge.iot_client.config import DeviceConfig, Listener
 from midge.iot_client.connection.identity import Identity
+from midge.iot_client.connection.renewal import Renewal
 from midge.iot_client.connection.serve_channel import Serving
 from midge.iot_client.state.local_tensors import Personal
 from midge.iot_client.state.memory_outbox import AnyOutbox, outbox_at
@@ -69,6 +70,7 @@ class DeviceParts:
     predicting: Predicting
     tell: EventLog
     serving: Serving = field(init=False)
+    renewal: Renewal | None = field(init=False)
     speed: Speed = field(default_factory=Speed)
     counters: Counters = field(default_factory=Counters)
     waits: str = ""
@@ -78,6 +80,8 @@ class DeviceParts:
 
     def __post_init__(self) -> None:
         used = self.config.on_model is not None or self.config.predict is not None
+        held = self.config.credentials
+        self.renewal = None if held is None or not held.renewable else Renewal(held, self.tell)
         self.serving = Serving(self.topics, self.config.name, self._serve if used else None)
 
     @classmethod

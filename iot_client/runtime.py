@@ -16,6 +16,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 from midge.broker.mqtt.connection import BrokerError, ConnectionLost
+from midge.iot_client.board.conditions import awaits_rows
 from midge.iot_client.connection.connection_loop import ConnectionLoop
 from midge.iot_client.connection.hello import hello_frame
 from midge.iot_client.connection.model_fetcher import Fetcher, FetchError
@@ -69,10 +70,14 @@ class DeviceRuntime:
             settings=SessionSettings(
                 patience=config.patience,
                 outbox_bytes=config.outbox_bytes,
+                rests=not awaits_rows(config.conditions),
                 features=sayable(config.feature_names),
                 statistics_by_feature=self._statistics.of_samples,
             ),
+            sent=parts.outbox.sent,
         )
+        if parts.outbox.rotted:
+            parts.tell("rotted", why=parts.outbox.rotted, lost=parts.outbox.lost)
         self.shell = DeviceShell(self.session, self)
         self._events: asyncio.Queue[ev.Event] = asyncio.Queue()
         self.put = self._events.put_nowait
@@ -195,6 +200,7 @@ class DeviceRuntime:
             "waits": parts.waits,
             "version": 0 if announced is None else announced.version,
             "holds": session.holding,
+            "lost": parts.outbox.lost + session.unsure,
             "next": session.next,
             "bytes_up": parts.counters.bytes_up,
             "bytes_down": parts.counters.bytes_down,
@@ -237,7 +243,7 @@ class DeviceRuntime:
     def store(self, update: Update, key: int) -> bool:
         parts, made = self.parts, self._made.pop(key)
         try:
-            parts.outbox.store(update, made.body, made.residual)
+            parts.outbox.store(update, made.body, made.residual, sent=self.session.sent)
             parts.identity.stored(time.monotonic())
         except OutboxFull as error:
             log.warning("%s: %s An update is lost, and none is trained for a while.", parts.config.name, error)
@@ -248,10 +254,12 @@ class DeviceRuntime:
         return True
 
     def send(self, update: Update) -> None:
+        self.parts.outbox.note_sent(self.session.sent)
         self._publish_update(self.parts.identity.frame(update, self.parts.outbox.body(update.seq)))
         failpoint("update.handed_over")
 
     def offer(self, update: Update) -> None:
+        self.parts.outbox.note_sent(self.session.sent)
         self._publish_update(self.parts.identity.frame(update))
         failpoint("update.offered")
 
@@ -272,15 +280,17 @@ class DeviceRuntime:
         failpoint("receipt.followed")
 
     def renew(self, keep: tuple[int, ...]) -> ev.Renewed:
-        outbox = self.parts.outbox
+        outbox, unsure = self.parts.outbox, self.session.unsure
         log.warning(
-            "%s: the aggregator has settled more than this outbox ever sent: it was put back from a copy. "
-            "It goes on under a new identity.",
+            "%s: the aggregator has settled other updates than this outbox ever sent: it was put back from a copy. It "
+            "goes on under a new identity with %s that were not decided on; %s that may have been stay behind.",
             self.parts.config.name,
+            updates(len(keep)),
+            updates(unsure),
         )
         outbox.renew(keep)
         failpoint("outbox.renewed")
-        self.parts.tell("renewed", kept=len(keep))
+        self.parts.tell("renewed", kept=len(keep), unsure=unsure)
         return ev.Renewed(outbox.identity, tuple(outbox.held()), outbox.next_seq)
 
     # ------------------------------------------------------------------------- hooks: work
@@ -346,6 +356,11 @@ class DeviceRuntime:
         self._made[key] = made
         failpoint("update.trained")
         self.put(ev.Trained(made.update, key))
+
+
+def updates(count: int) -> str:
+    """A number of updates, in words."""
+    return f"{count} update{'' if count == 1 else 's'}"
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -30,7 +30,11 @@ def main(arguments: list[str] | None = None) -> int:
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.register(subparsers)
-    parsed = parser.parse_args(arguments)
+    parsed, more = parser.parse_known_args(arguments)
+    if more and not (isinstance(getattr(parsed, "app", None), list) and not any(each.startswith("-") for each in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:
+        parsed.app += more  # behind an option, as in `midge device verify --json OUTBOX`
     logging.basicConfig(
         level=logging.INFO if parsed.verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",

@@ -110,6 +110,7 @@ class Aggregator(AggregatorService):
                 device_keys=device_keys,
                 require_signed=require_signed,
                 require_sealed=require_sealed,
+                credential_files=self.endpoint.credential_files,
                 limits=limits or IngressLimits(),
                 retention=retention,
             )

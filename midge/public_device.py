@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 
 from midge.broker import connector
+from midge.broker.provisioning.held_credentials import HeldCredentials
 from midge.iot_client.board.duty_cycle import Duty
 from midge.iot_client.board.training_constraints import LOOK_EVERY, Condition
 from midge.iot_client.board.usage_budget import Costs
 from midge.iot_client.config import DeviceConfig, Listener, Train
 from midge.iot_client.connection.identity import Key
+from midge.iot_client.connection.renewal import connecting
 from midge.iot_client.connection.serve_channel import OnModel
 from midge.iot_client.data.samples import Samples, Source
 from midge.iot_client.device import Device as DeviceService
@@ -77,6 +79,7 @@ class Device(DeviceService):
         patience: float = PATIENCE,
         release_key: Key | Sequence[Key] | None = None,
         signing_key: Key | None = None,
+        credentials: HeldCredentials | None = None,
         look_every: float | None = LOOK_EVERY,
         versions: MutableMapping[bytes, State] | None = None,
     ) -> None:
@@ -85,7 +88,7 @@ class Device(DeviceService):
         )
         super().__init__(
             DeviceConfig(
-                connector=connector(self.endpoint),
+                connector=connector(self.endpoint) if credentials is None else connecting(credentials),
                 federation=federation,
                 name=name,
                 train=train,
@@ -113,6 +116,7 @@ class Device(DeviceService):
                 patience=patience,
                 release_key=release_key,
                 signing_key=signing_key,
+                credentials=credentials,
                 look_every=look_every,
                 versions=versions,
             )

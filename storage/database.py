@@ -79,14 +79,13 @@ class Database:
         assert self._connection is not None, f"{self.path} is not open"
         return self._connection
 
-    def open(self, tables: str) -> None:
-        """Lock it, open it, and make the tables that it does not have. If that fails, it is closed.
+    def lock(self) -> None:
+        """Make its folder and lock it, without opening it: what is in it can be looked at first.
 
         Raises:
             Unwritable: its folder cannot be made, or its lock file cannot be written.
             InUse: another process has it open.
             DiskFull: there is no room to make it.
-            DatabaseError: it cannot be opened, or is no database.
         """
         try:
             make_folder(self.path.parent)
@@ -99,11 +98,31 @@ class Database:
             raise Unwritable(error.strerror or str(error)) from error
         try:
             self._take_lock()
+        except BaseException:
+            self.close()
+            raise
+
+    def open(self, tables: str) -> None:
+        """Lock it if it is not, open it, and make the tables that it does not have. If that fails, it is closed.
+
+        Raises:
+            Unwritable: its folder cannot be made, or its lock file cannot be written.
+            InUse: another process has it open.
+            DiskFull: there is no room to make it.
+            DatabaseError: it cannot be opened, or is no database.
+        """
+        if self._lock is None:
+            self.lock()
+        try:
             self._keep_private()
             self._connect(tables)
         except BaseException:
             self.close()
             raise
+
+    def adopt(self, connection: sqlite3.Connection) -> None:
+        """Be open by a connection that only reads, without a lock."""
+        self._connection = connection
 
     def _take_lock(self) -> None:
         if self._lock is None:

@@ -44,6 +44,7 @@ POINTS: Mapping[str, str] = MappingProxyType(
         "residual.written": "what an update leaves to say is on the disk, and the outbox does not know it",
         "outbox.storing": "an update is written to the outbox, and its transaction is open",
         "outbox.stored": "an update is in the outbox, and was not sent",
+        "outbox.noting": "the outbox has changed, and its witness says what was before",
         "update.handed_over": "an update is on its way out",
         "update.offered": "the offer of a large update is on its way out",
         "chunks.handed_over": "chunks of a large update are on their way out",

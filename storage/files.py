@@ -4,10 +4,12 @@ A rename without the sync of the file may be on the disk before the file's conte
 leads to an empty file. A rename without the sync of the folder may not be on the disk at all.
 """
 
+import hashlib
 import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from midge.storage.failpoints import failpoint
 
@@ -17,6 +19,9 @@ PRIVATE, PRIVATE_FOLDER = 0o600, 0o700
 keys, and the umask of most systems lets every local user read a new file."""
 PUBLIC = 0o666
 """The mode of a file that others may read as far as the process's umask lets them, such as a public key."""
+
+_PIECE = 2**20
+"""Bytes that are copied at once."""
 
 
 def atomic_write(path: Path, data: Content, *, mode: int = PRIVATE) -> None:
@@ -63,6 +68,29 @@ def atomic_write_all(folder: Path, contents: Mapping[str, Content], *, mode: int
         for temporary in temporaries:  # on a full disk they would keep the room that is left
             temporary.unlink(missing_ok=True)
         raise
+
+
+def copy_file(source: BinaryIO, path: Path, size: int | None = None) -> tuple[int, str]:
+    """Copy an open file, or as many bytes of its beginning, to a new one. When this returns, the copy is on the disk.
+
+    The name is not: sync the folder once all of its files are there.
+
+    Returns the copy's size and its SHA-256 in hexadecimal.
+
+    Raises:
+        OSError: it cannot be written; what was stays there.
+    """
+    digest, left = hashlib.sha256(), size
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE)
+    with open(descriptor, "wb") as file:  # noqa: PTH123 - of a descriptor
+        source.seek(0)
+        while piece := source.read(_PIECE if left is None else min(_PIECE, left)):
+            file.write(piece)
+            digest.update(piece)
+            left = None if left is None else left - len(piece)
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell(), digest.hexdigest()
 
 
 def atomic_rename(source: Path, target: Path) -> None:

@@ -36,6 +36,8 @@ class Noted:
     """The newest whole note; None if there is none."""
     damaged: bool = False
     """Whether a slot is not what was written: it rotted, or the power went while it was written."""
+    foreign: bool = False
+    """Whether it is another file, in whose place a witness may lie: neither slot begins as one."""
 
 
 class CommitWitness:
@@ -65,7 +67,8 @@ class CommitWitness:
             return 0, Noted(None)
         slots = [_slot(data[:_PAGE]), _slot(data[_PAGE:])]
         count, note = max((slot for slot in slots if slot is not None), default=(0, None))
-        return count, Noted(note, damaged=None in slots or len(data) != 2 * _PAGE)
+        foreign = len(data) >= len(_MAGIC) and not any(data[at : at + len(_MAGIC)] == _MAGIC for at in (0, _PAGE))
+        return count, Noted(note, damaged=None in slots or len(data) != 2 * _PAGE, foreign=foreign)
 
     def write(self, note: bytes) -> None:
         """Replace the note. When this returns, it survives a power cut; whenever the power goes, an older one does.

@@ -42,6 +42,10 @@ OUTBOX_LIMIT = 16
 """How many updates a device holds at most, and how many verdicts of it the aggregator remembers."""
 
 
+BODY_DIGEST = 8
+"""Bytes of an update's digest in its receipt: enough to tell two updates of one device apart."""
+
+
 class Message(BaseModel):
     """Strict about types, deaf to unknown fields, immutable."""
 
@@ -126,6 +130,11 @@ class Update(Outgoing):
     `sha256` are of the sealed bytes: of what travels."""
     confided: bool = False
     """Whether examples, steps, seconds and metrics are sealed with the delta, by `wire.sealing.confide`."""
+
+    @property
+    def digest(self) -> bytes:
+        """What a receipt names it by."""
+        return self.sha256[:BODY_DIGEST]
 
 
 class Chunk(Outgoing):
@@ -229,6 +238,9 @@ class Settled(Message):
     """True where the update had come before and this is the verdict of then."""
     weight: Finite = 0.0
     staleness: U63 = 0
+    body: Annotated[bytes, Field(max_length=BODY_DIGEST)] = b""
+    """The first 8 bytes of the SHA-256 of the body that the verdict is for, as it travelled: sealed, if it was. A
+    device that holds another one under this number was put back from a copy. Empty says nothing."""
 
 
 class Grant(Message):
@@ -393,6 +405,13 @@ class Participation(Message):
     """Payload bytes, both ways, of one device in a calendar month; 0 sets no limit."""
     joules_per_month: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Energy of one device in a calendar month, as it reckons it; 0 sets no limit."""
+    rest: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Seconds that a device pauses besides, unless it has new rows: the model does not move."""
+
+    @property
+    def pause(self) -> float:
+        """Seconds at least between the starts of two trainings of a device without new rows."""
+        return max(self.interval, self.rest)
 
 
 class Announcement(Message):

@@ -1,13 +1,13 @@
 """What an aggregator answers to a look at its federation: its status, and a row for each device, in pages."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from midge.wire import frames
+from midge.wire import frames, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import U32, U63, AggregatorStatus, Message, Metrics, Sentence, Word
 
@@ -27,6 +27,9 @@ class Ask(Message):
     kind: Literal["ask"] = "ask"
     gone: Annotated[tuple[Word, ...], Field(max_length=256)] = ()
     """Devices that were revoked: their last status would stand for ever, for they cannot take it back."""
+    revoked: Annotated[tuple[Word, ...], Field(max_length=256)] = ()
+    """Devices whose waiting updates are to be dropped, and from which nothing is taken any more. Followed only if a
+    release key signed it: whoever may ask for an overview could throw others' work away otherwise."""
 
 
 class DeviceRow(Message):
@@ -109,6 +112,12 @@ def decode_ask(payload: frames.Buffer) -> Ask:
         if fields.get("kind") == "ask":
             return frames.validate(Ask, fields)
     return Ask()
+
+
+def revoking(key: signing.PrivateKey, federation: str, names: Sequence[str]) -> bytes:
+    """The word of a release key that these devices are revoked."""
+    head = frames.encode(Ask(gone=tuple(names), revoked=tuple(names)))
+    return signing.sign_frame(key, signing.OPERATOR, federation, head)
 
 
 def decode_page(payload: frames.Buffer) -> tuple[Overview, list[DeviceRow]]:

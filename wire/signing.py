@@ -28,8 +28,10 @@ SUCCESSION: Final = "succession"
 RECEIPT: Final = "receipt"
 DEVICE: Final = "device"
 AGGREGATOR: Final = "aggregator"
-"""The purposes: what an aggregator announces, who signs after it, what it tells one device, what a device sends, and an
-aggregator's status."""
+OPERATOR: Final = "operator"
+RENEWAL: Final = "renewal"
+"""The purposes: what an aggregator announces, who signs after it, what it tells one device, what a device sends, an
+aggregator's status, what an operator has an aggregator do, and how credentials are renewed."""
 
 
 class KeyUnusable(ValueError):
@@ -264,15 +266,17 @@ def split(message: object, body: memoryview) -> tuple[memoryview, memoryview]:
     return (body[:own], body[own:]) if len(body) == own + SIGNATURE else (body, body[:0])
 
 
-def signs_for_aggregator(keys: Iterable[PublicKey], federation: str, payload: frames.Buffer) -> bool:
-    """Whether one of the keys signed what an aggregator says of itself.
+def signs_for_federation(
+    keys: Iterable[PublicKey], federation: str, payload: frames.Buffer, purpose: str = AGGREGATOR
+) -> bool:
+    """Whether one of the keys signed what is said in the name of a federation: by its aggregator, or its operator.
 
     Raises:
         WireError: it is no frame.
     """
     _, signature = frames.decode(payload)
     head = head_of(payload, signature)
-    return any(key.verifies(signature, AGGREGATOR, federation, head) for key in keys)
+    return any(key.verifies(signature, purpose, federation, head) for key in keys)
 
 
 def head_of(payload: frames.Buffer, body: memoryview) -> memoryview:

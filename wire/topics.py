@@ -73,6 +73,9 @@ class Topics:
         self.overview = f"{self.aggregator}/overview"
         """… which comes here."""
         self.claim = f"{self.prefix}/claim"
+        self.authorities = f"{self.prefix}/authorities"
+        """Whom devices are to trust, retained."""
+        self.renewals = f"{self.prefix}/renew/+"
         self.everything = f"{self.prefix}/#"
 
     def announcement(self, channel: Channel = "train") -> str:
@@ -93,6 +96,14 @@ class Topics:
 
     def report(self, device: str) -> str:
         return f"{self.prefix}/report/{device}"
+
+    def renew(self, device: str) -> str:
+        """Where a device asks for new credentials."""
+        return f"{self.prefix}/renew/{device}"
+
+    def renewed(self, device: str) -> str:
+        """Where it is answered."""
+        return f"{self.prefix}/renewed/{device}"
 
     @property
     def from_devices(self) -> tuple[str, str, str]:

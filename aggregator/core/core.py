@@ -109,6 +109,8 @@ class AggregatorCore(CoreView):
                 return self._examined(event, now)
             case ev.FetchAsked(_, fetch):
                 return [ev.Republish(fetch)] if fetch.lineage == self.lineage else []
+            case ev.Revoked(device):
+                return [do for record in self._state.revoke(device) for do in (ev.Journal(record), ev.Carry(record))]
             case _:
                 self._note(event)
                 return []
@@ -132,6 +134,8 @@ class AggregatorCore(CoreView):
                 self._state.carried(version, digest)
             case ev.ReleasePublished(announcement, step):
                 self.thrift.costs = announcement, step
+            case ev.MovementFollowed(quiet):
+                self.steering.quiet = quiet
 
     def tick(self, now: float) -> list[ev.Action]:
         """What the passing of time asks for."""
@@ -252,8 +256,8 @@ class AggregatorCore(CoreView):
         record = self._admission.accepted(event, now)
         # A rule in which each update is a step has no other updates to weigh against: its weight is its rate.
         told = record.weight * self._steps.mean_rate if self.strategy.single else record.weight
-        settled = Settled(seq=update.seq, verdict=Verdict.ACCEPTED, weight=told, staleness=record.staleness)
-        actions = [*self._write(record, key), ev.Reply(device, update.outbox, update.seq, (settled,))]
+        said = record.settled(told)
+        actions = [*self._write(record, key), ev.Reply(device, update.outbox, update.seq, (said,))]
         self.steering.reckon(len(state.heard))
         self.steering.came(state.fleet.seconds())
         self.thrift.came(update.size)
@@ -271,8 +275,7 @@ class AggregatorCore(CoreView):
     def _refuse(self, device: str, update: Update, verdict: Verdict, why: str) -> list[ev.Action]:
         """Settle an update that is not taken: journaled, or a repeat after a restart could be taken after all."""
         record = self._admission.refused(device, update, verdict, why)
-        settled = Settled(seq=update.seq, verdict=verdict, why=record.why)
-        return [*self._write(record), ev.Reply(device, update.outbox, update.seq, (settled,))]
+        return [*self._write(record), ev.Reply(device, update.outbox, update.seq, (record.settled(),))]
 
     def _repeat(self, device: str, update: Update, outbox: TrackedOutbox) -> ev.Reply:
         self._state.counts["duplicate"] += 1
@@ -313,8 +316,7 @@ class AggregatorCore(CoreView):
     def _measured(self, distances: Mapping[int, float], now: float) -> list[ev.Action]:
         """Go on with a step of centred clipping; what came meanwhile is of the next."""
         self._steps.measuring = False
-        actions = self._step(*self._steps.centred(distances), now)
-        return actions + (self._make_step(now) if self._steps.filled else [])
+        return self._step(*self._steps.centred(distances), now) + (self._make_step(now) if self._steps.filled else [])
 
     def _step(
         self, scales: Sequence[float], updates: Sequence[Buffered], now: float, form: Form | None = None
@@ -332,8 +334,7 @@ class AggregatorCore(CoreView):
     def _release(self, now: float, *, moved: bool = True) -> list[ev.Action]:
         state = self._state
         devices = len(state.contributors) if moved else 0
-        decay = self.strategy.serve_decay or None
-        at = now + state.versions.ahead
+        at, decay = now + state.versions.ahead, self.strategy.serve_decay or None
         record = rec.ReleaseRecord(state.next, state.version + 1, state.step, devices, at, decay)
         self._releases.released_at = now
         self.thrift.released(now)

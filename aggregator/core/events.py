@@ -82,6 +82,13 @@ class FetchAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class Revoked:
+    """A device is no part of the federation any more: what waits of it counts no longer."""
+
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """How far the deltas of these updates are from the last combined one, L2."""
 
@@ -153,6 +160,14 @@ class InputsCompared:
 
 
 @dataclass(frozen=True, slots=True)
+class MovementFollowed:
+    """A version was compared with those before it."""
+
+    quiet: int
+    """Versions in a row that have not moved the model beyond its noise."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReleasePublished:
     """A release is on its way: what it costs."""
 
@@ -170,6 +185,7 @@ Event = (
     | Undecodable
     | StatisticsArrived
     | FetchAsked
+    | Revoked
     | Measured
     | Examined
     | DevicesOnline
@@ -179,6 +195,7 @@ Event = (
     | StoreWritable
     | OperatorPaused
     | InputsCompared
+    | MovementFollowed
     | ReleasePublished
 )
 

@@ -21,6 +21,8 @@ _MEMORY = 64.0
 """The reference falls to at most this part of what it was of late: a fleet at rest must hear its first news."""
 _TURNS = 9
 """Turns of the fleet whose references are remembered, those above zero: their median is what it was of late."""
+_SLOWEST = 32.0
+"""Times the median staleness over devices that the slowest one counts for at most."""
 _OWN = 9
 """Updates of one device that its own medians cover."""
 _GAP = 0.3
@@ -144,6 +146,16 @@ class FleetStatistics:
         """The median staleness of a device's own updates, in steps; None before its first."""
         known = self._devices.get(device)
         return median(known.staleness) if known is not None and known.staleness else None
+
+    def longest_staleness(self) -> int:
+        """The staleness, in steps, of the updates of the slowest device: in as many, every device has a part.
+
+        At most 32 times the median over devices: what one says of its base must not stretch it without a bound.
+        """
+        if self._due("longest"):
+            usual = sorted(median(known.staleness) for known in self._devices.values() if known.staleness)
+            self._computed["longest"] = self.taken, min(usual[-1], _SLOWEST * max(median(usual), 1.0)) if usual else 0.0
+        return round(self._computed["longest"][1])
 
     def agreement(self) -> float:
         """How far the deltas of devices usually are along or against the direction of most: the median |cosine|."""

@@ -29,6 +29,8 @@ class Pace:
         concurrency: a target for the number of devices that train at the same time.
         cohort: how many devices are asked for each version.
         interval: seconds at least between two trainings of one device.
+        rest: seconds at most that a device pauses between two trainings while the model does not move. The pause grows
+            from version to version, and ends with the first movement. 0 never rests.
         bytes_per_month: payload bytes of one device in a calendar month; None sets no limit.
         joules_per_month: energy of one device in a calendar month, as it reckons it; None sets no limit.
     """
@@ -38,6 +40,7 @@ class Pace:
     concurrency: float | None = None
     cohort: int | None = None
     interval: float = 0.0
+    rest: float = 1800.0
     bytes_per_month: int | None = None
     joules_per_month: float | None = None
 
@@ -54,8 +57,8 @@ class Pace:
             raise ValueError("pace: give one of updates_per_second, concurrency and cohort.")
         if any(target is not None and not target > 0 for target in targets):
             raise ValueError("pace: a target must be above 0.")
-        if self.interval < 0:
-            raise ValueError("pace: the interval must not be negative.")
+        if self.interval < 0 or self.rest < 0:
+            raise ValueError("pace: the interval and the rest must not be negative.")
         for name in ("bytes_per_month", "joules_per_month"):
             if (limit := getattr(self, name)) is not None and limit <= 0:
                 raise ValueError(f"pace: {name} must be above 0, or None for no limit.")
@@ -66,6 +69,8 @@ class Pace:
         return (self.updates_per_second or self.concurrency or self.cohort) is not None
 
 
+_SHORT, _DOUBLINGS = 1.0, 20
+"""Seconds of the first pause at least, and how often it is doubled at most: by then it is longer than any rest."""
 _ENOUGH = 10
 """Devices that have contributed, from which on names alone are not believed."""
 _IMPLAUSIBLE = 20
@@ -95,6 +100,8 @@ class Steering:
         """How long a training takes, as the median of the devices has it."""
         self._gap = 0.0
         """Seconds between two versions, a running mean."""
+        self.quiet = 0
+        """Versions in a row that have not moved the model beyond its noise (`aggregator.model.movement`)."""
 
     def reckon(self, contributed: int, *, online: int | None = None) -> None:
         """Reckon with the devices that are there; of names alone only with as many as ever contributed, and again.
@@ -110,11 +117,19 @@ class Steering:
         doubted = contributed >= _ENOUGH and names
         self.live = min(self.online, 2 * contributed) if doubted else self.online
 
+    @property
+    def rest(self) -> float:
+        """Seconds that a device pauses between two trainings because the model does not move."""
+        if self.quiet == 0:
+            return 0.0
+        return min(self.pace.rest, max(_SHORT, self._seconds) * 2.0 ** min(self.quiet - 1, _DOUBLINGS))
+
     def participation(self) -> Participation:
         """For the announcement."""
         return Participation(
             share=self.share,
             interval=self.pace.interval,
+            rest=self.rest,
             bytes_per_month=self.pace.bytes_per_month or 0,
             joules_per_month=self.pace.joules_per_month or 0.0,
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from midge.wire import frames
 from midge.wire.errors import WireError
-from midge.wire.messages import possible
+from midge.wire.messages import Settled, Verdict, possible
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,19 @@ class UpdateRecord:
     """Cosine of its delta with the direction of most devices; 0 if that was not known."""
     reference: float = 0.0
     """The fleet's reference norm when it came; 0 if there was none."""
+    body: bytes = b""
+    """The first 8 bytes of the SHA-256 of its body as it travelled; none in an older store."""
+
+    def settled(self, weight: float = 0.0) -> Settled:
+        """What its device is told: that it counts so much in its step."""
+        return Settled(
+            seq=self.seq,
+            verdict=Verdict(self.verdict),
+            why=self.why,
+            weight=weight,
+            staleness=self.staleness,
+            body=self.body,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +162,15 @@ class ForgetRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class DropRecord:
+    """What waited of a device that was revoked is dropped. It names records and no device: names are to be erasable."""
+
+    lsn: int
+    dropped: tuple[int, ...]
+    """Accepted updates that waited for their step, and statistics that waited to be pooled."""
+
+
+@dataclass(frozen=True, slots=True)
 class StrategyRecord:
     """From here on, this strategy decided. For people who read the journal; replay does not need it."""
 
@@ -167,6 +189,7 @@ Record = (
     | GenerationRecord
     | RenormaliseRecord
     | ForgetRecord
+    | DropRecord
     | StrategyRecord
 )
 
@@ -181,6 +204,7 @@ _KINDS: dict[str, type[Record]] = {
     "generation": GenerationRecord,
     "renormalise": RenormaliseRecord,
     "forget": ForgetRecord,
+    "drop": DropRecord,
     "strategy": StrategyRecord,
 }
 _NAMES = {model: name for name, model in _KINDS.items()}

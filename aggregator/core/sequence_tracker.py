@@ -1,16 +1,19 @@
 """What is known of each device's outboxes: up to which seq all is settled, and the last verdicts.
 
-A seq at or below `hi` is settled for good. The verdicts of the last 16 are kept, so that a repeat gets its old one.
+A seq at or below `hi` is settled for good. The verdicts of the last 16 are kept, so that a repeat gets its old one,
+each with the digest of the body that it is for: a device that was put back from a copy sends another one.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any
 
-from midge.wire.messages import OUTBOX_LIMIT, Settled, Verdict
+from midge.wire.messages import BODY_DIGEST, OUTBOX_LIMIT, Settled, Verdict
 
 _CODES = tuple(Verdict)
+_UNKNOWN = bytes(BODY_DIGEST)
+"""Of a body that was settled before digests were kept."""
 MOST = 64
 """Outboxes of one device that are remembered; a broken or hostile one must not fill the memory with new ones."""
 EACH = 4
@@ -30,6 +33,8 @@ class TrackedOutbox:
     """Updates that the device gave up or lost, as its own `first` tells."""
     codes: bytearray = field(default_factory=bytearray)
     """The verdicts of the last 16, newest last, as indices of Verdict."""
+    bodies: bytearray = field(default_factory=bytearray)
+    """The digests of the bodies of the same, one after the other."""
     base: int = 0
     """The newest version of which an update was accepted; 0 if none was. What comes again is of no newer one."""
 
@@ -43,29 +48,35 @@ class TrackedOutbox:
         """Whether an update is being decoded."""
         return self.claimed != self.hi
 
-    def settle(self, seq: int, verdict: Verdict) -> None:
+    def settle(self, seq: int, verdict: Verdict, body: bytes = b"") -> None:
         self.gaps += seq - self.hi - 1
         if seq != self.hi + 1:
-            self.codes.clear()
+            self.forget_verdicts()
         self.hi = seq
         self.claimed = max(self.claimed, seq)
         self.codes.append(_CODES.index(verdict))
+        self.bodies += body or _UNKNOWN
         del self.codes[:-OUTBOX_LIMIT]
+        del self.bodies[: -OUTBOX_LIMIT * BODY_DIGEST]
 
-    def verdict(self, seq: int) -> Verdict | None:
-        """The verdict on a settled seq, where it is still remembered."""
-        place = len(self.codes) - 1 - (self.hi - seq)
-        return _CODES[self.codes[place]] if 0 <= place < len(self.codes) else None
+    def forget_verdicts(self) -> None:
+        """Forget those that are remembered: what is settled next does not follow on them."""
+        self.codes.clear()
+        self.bodies.clear()
 
     def repeat(self, seq: int) -> tuple[Settled, ...]:
         """What a settled seq is answered with when it comes again; nothing if its verdict is forgotten: hi says it."""
-        verdict = self.verdict(seq)
-        return () if verdict is None else (Settled(seq=seq, verdict=verdict, repeat=True),)
+        place = len(self.codes) - 1 - (self.hi - seq)
+        if not 0 <= place < len(self.codes):
+            return ()
+        body = bytes(self.bodies[place * BODY_DIGEST : (place + 1) * BODY_DIGEST])
+        verdict = _CODES[self.codes[place]]
+        return (Settled(seq=seq, verdict=verdict, repeat=True, body=b"" if body == _UNKNOWN else body),)
 
     def verdicts(self, first: int) -> tuple[Settled, ...]:
         """The verdicts that are remembered from a seq on, as repeats."""
-        known = ((seq, self.verdict(seq)) for seq in range(max(first, self.hi - OUTBOX_LIMIT + 1), self.hi + 1))
-        return tuple(Settled(seq=seq, verdict=verdict, repeat=True) for seq, verdict in known if verdict is not None)
+        seqs = range(max(first, self.hi - OUTBOX_LIMIT + 1), self.hi + 1)
+        return tuple(settled for seq in seqs for settled in self.repeat(seq))
 
 
 class Outboxes:
@@ -92,10 +103,10 @@ class Outboxes:
     def get(self, device: str, number: int) -> TrackedOutbox | None:
         return self._known.get((device, number))
 
-    def settle(self, device: str, number: int, seq: int, verdict: Verdict, base: int) -> None:
+    def settle(self, device: str, number: int, seq: int, verdict: Verdict, base: int, *, body: bytes = b"") -> None:
         """Take a verdict of the journal."""
         outbox = self._obtain(device, number)
-        outbox.settle(seq, verdict)
+        outbox.settle(seq, verdict, body)
         if verdict is Verdict.ACCEPTED:
             outbox.base = max(outbox.base, base)
             self._barren.pop((device, number), None)
@@ -127,7 +138,7 @@ class Outboxes:
         if not outbox.busy and first - 1 > outbox.hi:
             outbox.gaps += first - 1 - outbox.hi
             outbox.hi = outbox.claimed = first - 1
-            outbox.codes.clear()
+            outbox.forget_verdicts()
         return outbox
 
     def _make_room(self, device: str, oldest_base: int) -> bool:
@@ -182,11 +193,17 @@ class Outboxes:
         """The newest version that each of those has an update of, in their order."""
         return [box.base for box in self._known.values() if box.decided]
 
-    def load(self, state: Iterable[Any], bases: Iterable[int]) -> None:
-        """Take up what was dumped."""
+    def bodies(self) -> list[bytes]:
+        """The digests of the bodies of the verdicts of each of those."""
+        return [bytes(box.bodies) for box in self._known.values() if box.decided]
+
+    def load(self, state: Iterable[Any], bases: Iterable[int], bodies: Iterable[bytes] = ()) -> None:
+        """Take up what was dumped; earlier checkpoints have no digests."""
         self._known.clear()
         self._barren.clear()
         self._of.clear()
-        for (device, number, hi, gaps, codes), base in zip(state, bases, strict=False):
+        digests = chain(bodies, repeat(b""))
+        for (device, number, hi, gaps, codes), base, body in zip(state, bases, digests, strict=False):
             if hi > gaps:  # earlier checkpoints have some that were never decided on
-                self._add(device, number, TrackedOutbox(hi, hi, gaps, bytearray(codes), base))
+                known = bytearray(body or _UNKNOWN * len(codes))
+                self._add(device, number, TrackedOutbox(hi, hi, gaps, bytearray(codes), known, base))

@@ -51,7 +51,7 @@ class CoreState:
         self.counts: Counter[str] = Counter()
         self.outboxes = Outboxes(devices)
         self.heard = Participations()
-        self.margin = Margin(strategy.calibration, strategy.momentum, normalised=strategy.normalise == "weight")
+        self.margin = Margin(strategy.calibration, strategy.momentum, normalised=strategy.normalised)
         self.fleet = FleetStatistics()
         self.standings = Standings()
         self.versions = Versions()
@@ -123,11 +123,14 @@ class CoreState:
                 self.served = record.version
             case rec.PaceRecord():
                 self._steering.share = record.share
+            case rec.DropRecord():
+                self._drop(set(record.dropped))
             case rec.ForgetRecord() | rec.StrategyRecord():
                 pass
 
     def _take_update(self, record: rec.UpdateRecord) -> None:
-        self.outboxes.settle(record.device, record.outbox, record.seq, Verdict(record.verdict), record.base)
+        verdict = Verdict(record.verdict)
+        self.outboxes.settle(record.device, record.outbox, record.seq, verdict, record.base, body=record.body)
         self.counts[record.verdict] += 1
         # A refused update teaches nothing: otherwise what is turned away would still move the fleet's medians.
         if record.verdict == Verdict.ACCEPTED:
@@ -146,6 +149,13 @@ class CoreState:
                     lsn=record.lsn,
                 )
             )
+
+    def _drop(self, dropped: set[int]) -> None:
+        self.counts["revoked"] += len(dropped)
+        self.buffer = [item for item in self.buffer if item.lsn not in dropped]
+        for device in [name for name, lsn in self.statistics.items() if lsn in dropped]:
+            del self.statistics[device]
+            self.digests.pop(device, None)
 
     def carried(self, version: int, digest: bytes) -> None:
         """Note what a release has become on the model: replay finds the same."""
@@ -168,11 +178,24 @@ class CoreState:
             self.contributors.add(alias)
         return record
 
+    def revoke(self, device: str) -> list[rec.DropRecord]:
+        """Drop what waits of a device. Its receipts stand: what it sends again is a repeat, and counts no more."""
+        waiting = self.waiting_of(device)
+        record = rec.DropRecord(self.next, waiting)
+        if waiting:
+            self.take(record)
+        return [record] if waiting else []
+
     # ------------------------------------------------------------------- questions
 
     def waiting(self, device: str) -> int:
         """How many updates of this device wait for their step."""
         return sum(item.device == device for item in self.buffer)
+
+    def waiting_of(self, device: str) -> tuple[int, ...]:
+        """The records of a device that wait for their step, or to be pooled."""
+        gathered = [self.statistics[device]] if device in self.statistics else []
+        return (*(item.lsn for item in self.buffer if item.device == device), *gathered)
 
     def staleness(self, base: int) -> int:
         """How many steps were made since a version was released."""
@@ -180,10 +203,9 @@ class CoreState:
         return 0 if known is None else self.step - known
 
     @property
-    def oldest_needed(self) -> int:
-        """The lowest lsn whose body a restart may still need."""
-        waiting = [item.lsn for item in self.buffer] + list(self.statistics.values())
-        return min(waiting, default=self.next)
+    def needed(self) -> list[int]:
+        """The lsns whose bodies a restart still needs."""
+        return [item.lsn for item in self.buffer] + list(self.statistics.values())
 
     @property
     def oldest_base(self) -> int:
@@ -204,6 +226,7 @@ class CoreState:
             "counts": dict(self.counts),
             "outboxes": self.outboxes.dump(),
             "bases": self.outboxes.bases(),
+            "bodies": self.outboxes.bodies(),
             "heard": self.heard.dump(),
             "margin": self.margin.dump(),
             "fleet": self.fleet.dump(),
@@ -230,7 +253,8 @@ class CoreState:
         self.frozen = state["frozen"]
         self.counts = Counter(state["counts"])
         # Earlier checkpoints do not say of which version the last update was: then it is of the newest.
-        self.outboxes.load(state["outboxes"], state.get("bases", [self.version] * len(state["outboxes"])))
+        bases = state.get("bases", [self.version] * len(state["outboxes"]))
+        self.outboxes.load(state["outboxes"], bases, state.get("bodies", ()))
         self.heard.load(state["heard"])
         self.margin.load(state["margin"])
         self.served = state["served"]

@@ -53,7 +53,7 @@ class StatisticsPhase:
 
     def arrived(self, now: float) -> bool:
         """Statistics were taken; whether there are enough of them to be examined."""
-        if self._since is None:
+        if self._since is None or len(self._state.statistics) == 1:  # those before may have been dropped
             self._since = now
         if self._gathering_since is None:
             self._gathering_since = now

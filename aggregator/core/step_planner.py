@@ -42,7 +42,7 @@ class StepPlanner:
 
     def arrived(self, now: float) -> None:
         """An accepted update joins the buffer."""
-        if self.since is None:
+        if self.since is None or len(self._state.buffer) == 1:  # those before may have been dropped
             self.since = now
 
     def heard(self, now: float) -> None:
@@ -102,7 +102,7 @@ class StepPlanner:
     @property
     def due(self) -> float | None:
         """When a step is made of what is in the buffer; None if only another update can bring that."""
-        if self.since is None or self.measuring:
+        if self.since is None or self.measuring or not self._state.buffer:
             return None
         deadline, opens = self._patience, self.comparable_from
         if self._state.step == 0 and self.filled:

@@ -251,6 +251,11 @@ class Strategy:
         return OUTBOX_LIMIT if self.combine == "mean" else 1
 
     @property
+    def normalised(self) -> bool:
+        """Whether a step divides by its weights. Trimming and centring take a weighted mean, whatever is asked for."""
+        return self.normalise == "weight" or self.combine != "mean"
+
+    @property
     def momentum(self) -> float:
         """What the server's optimiser keeps of the last step, of those whose rate is a gain of the loop; 0 if none."""
         return self.optimizer.beta1 if self.optimizer.kind == "sgd" else 0.0

@@ -195,6 +195,7 @@ class UpdateAdmission:
             size=update.size,
             agreement=event.agreement,
             reference=state.fleet.norm(now),
+            body=update.digest,
         )
 
     def refused(self, device: str, update: Update, verdict: Verdict, why: str) -> rec.UpdateRecord:
@@ -210,6 +211,7 @@ class UpdateAdmission:
             codec=update.codec,
             examples=min(update.examples, MOST),
             size=update.size,
+            body=update.digest,
         )
 
     def _weight(self, device: str, update: Update, tau: int, now: float) -> float:

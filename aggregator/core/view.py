@@ -94,7 +94,12 @@ class CoreView:
     @property
     def oldest_needed(self) -> int:
         """The lowest lsn whose body a restart may still need."""
-        return self._state.oldest_needed
+        return min(self._state.needed, default=self._state.next)
+
+    @property
+    def needed(self) -> list[int]:
+        """The lsns whose bodies a restart still needs."""
+        return self._state.needed
 
     @property
     def oldest_base(self) -> int:
@@ -104,6 +109,12 @@ class CoreView:
     def interval(self, devices: Iterable[str]) -> float | None:
         """The usual seconds between two updates of these devices: the median over them; None if it is not known."""
         return self._state.fleet.interval(devices)
+
+    @property
+    def versions_a_turn(self) -> int:
+        """Versions in which every device has about one update, the slowest too."""
+        live = self.steering.live
+        return max(-(-live // self.strategy.size(live)), self._state.fleet.longest_staleness())
 
     def step_at(self, version: int) -> int:
         """The step at which a version was released."""
@@ -122,6 +133,10 @@ class CoreView:
     def waits(self, device: str) -> bool:
         """Whether an update of this device waits for its step."""
         return self._state.waiting(device) > 0
+
+    def waiting_of(self, device: str) -> tuple[int, ...]:
+        """The records of a device that wait for their step, or to be pooled."""
+        return self._state.waiting_of(device)
 
     @property
     def obstacle(self) -> Obstacle | None:

@@ -220,11 +220,13 @@ class IngressFilter:
         """Open an update's seal in its place: the journal keeps what can be decoded again without a key.
 
         Raises:
-            WireError: it is not sealed as it must be, or cannot be opened.
+            WireError: it is not sealed as it must be, cannot be opened, or is not what the header's checksum is of.
         """
         if (why := self.credentials.must_be_sealed(update)) is not None:
             raise WireError(why)
         if not update.sealed:
+            if not chunks.fits(body.raw, update.sha256):
+                raise WireError("the delta's checksum is not that of its header")
             return update
         update, body.raw = sealing.told(update, self.credentials.opened(device, update, body.raw))
         return plain(update, body.raw)

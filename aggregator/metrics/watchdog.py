@@ -41,8 +41,12 @@ class FleetSituation:
     there: int = 0
     interval: float | None = None
     """The usual seconds between two updates of a device that is there; None if it is not known."""
+    rest: float = 0.0
+    """Seconds that devices are asked to pause between two trainings, because the model does not move."""
     unlike: Mapping[str, str] | None = None
     """Devices from which nothing is taken, each with why."""
+    ending: Sequence[str] = ()
+    """Credentials that run out, each in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,7 @@ class Watchdog:
         if so.obstacle is not None and so.obstacle.kind == "held":
             # With enough devices there, the next update may free it: it has the fleet's usual time.
             lacking = so.there < so.obstacle.needs
-            if self._obstacle_lasts(now, SOONEST if lacking else _patience(so.interval)):
+            if self._obstacle_lasts(now, SOONEST if lacking else _patience(so)):
                 return HealthFinding(HealthState.HELD, so.obstacle.why)
             if lacking:
                 return HealthFinding(HealthState.WAITING, so.obstacle.why)
@@ -120,7 +124,7 @@ class Watchdog:
         if silent <= SOONEST:
             if accepted is None:
                 return HealthFinding(HealthState.WAITING, "No update has been accepted since the aggregator started.")
-            return HealthFinding(HealthState.LEARNING)
+            return _learning(so)
         refused = self._activity.refused_since
         if 2 * refused > so.able:
             return HealthFinding(
@@ -128,12 +132,12 @@ class Watchdog:
                 f"No update was accepted for {spell(silent)}: those of {_number(refused)} were refused, "
                 f"{self._counts(now)}.",
             )
-        if silent <= _patience(so.interval):
+        if silent <= _patience(so):
             if accepted is None:
                 return HealthFinding(
                     HealthState.WAITING, f"No update has been accepted yet; {_devices(so.able)} there."
                 )
-            return HealthFinding(HealthState.LEARNING)
+            return _learning(so)
         usual = "" if so.interval is None else f" (one of them sends one every {spell(so.interval)} usually)"
         return HealthFinding(
             HealthState.STALLED,
@@ -146,7 +150,7 @@ class Watchdog:
         return ", ".join(f"{number} {verdict}" for verdict, number in counts) or "none came in the last minutes"
 
     def _alarms(self, now: float, so: FleetSituation) -> Sequence[str]:
-        alarms = []
+        alarms = list(so.ending)
         if so.obstacle is not None and so.obstacle.kind == "slow" and self._obstacle_lasts(now):
             alarms.append(so.obstacle.why)
         by_verdict: dict[str, list[str]] = {}
@@ -166,9 +170,16 @@ class Watchdog:
         return alarms
 
 
-def _patience(interval: float | None) -> float:
+def _patience(so: FleetSituation) -> float:
     """Seconds for which silence is nothing unusual."""
-    return FIRST if interval is None else max(SOONEST, INTERVALS * interval)
+    # The usual interval follows a rest that grows, and lags behind it.
+    return FIRST if so.interval is None else max(SOONEST, INTERVALS * max(so.interval, 2 * so.rest))
+
+
+def _learning(so: FleetSituation) -> HealthFinding:
+    rests = so.rest >= SOONEST
+    why = f"The model does not move any more: devices without new rows pause for {spell(so.rest)}." if rests else ""
+    return HealthFinding(HealthState.LEARNING, why)
 
 
 def _names(devices: Sequence[str]) -> str:

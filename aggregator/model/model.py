@@ -15,10 +15,11 @@ import numpy.typing as npt
 
 from midge.aggregator.core.records import ReleaseRecord, ServeRecord, StepRecord
 from midge.aggregator.model.averaging import Averaging
+from midge.aggregator.model.movement import Movement
 from midge.aggregator.model.quantiser import Quantiser
 from midge.aggregator.model.reducer import Contribution, ServerState, make_step
 from midge.aggregator.model.step_merging import Merging
-from midge.wire import chunks, codecs, lineage
+from midge.wire import codecs, lineage
 from midge.wire.errors import WireError
 from midge.wire.lineage import State
 from midge.wire.messages import Update
@@ -54,6 +55,7 @@ class Model:
         """Whether the next release is a snapshot only, because no step leads to it."""
         self._quantiser, self._merging = Quantiser(), Merging()
         self._averaging = Averaging(schema)
+        self._movement = Movement(schema.size)
         self.steps: dict[int, bytes] = {}
         """Step frames by version, back to the oldest base: only where the strategy needs earlier models."""
         self.ends: dict[int, bytes] = {}
@@ -79,8 +81,6 @@ class Model:
         """
         if len(body) != update.size:
             raise WireError(f"the delta has {len(body)} bytes, not the {update.size} of its header")
-        if not chunks.fits(body, update.sha256):
-            raise WireError("the delta's checksum is not that of its header")
         return self._decode(body, update.codec, update.tensors)
 
     def _decode(self, body: memoryview, codec: str, tensors: tuple[int, ...] | None) -> tuple[Vector, float]:
@@ -175,7 +175,7 @@ class Model:
         merged, whole = self._merging.add(record.version, step, data, self.state.exponent)
         frames = [Frame(record.version, 1, data), *(Frame(record.version, span, frame) for span, frame in merged)]
         if not whole or record.version % SNAPSHOT_EVERY == 0:
-            frames.append(self._snapshot())
+            frames.append(self.snapshot())
         return frames
 
     def _keyframe(self, *, moved: bool) -> Frame:
@@ -185,7 +185,7 @@ class Model:
         self.keyframe = False
         self._quantiser.begin(self.x, self.state)
         self._merging.clear()
-        return self._snapshot()
+        return self.snapshot()
 
     def _outgrow(self, version: int) -> list[Frame]:
         """Release on a coarser grid."""
@@ -196,8 +196,12 @@ class Model:
         self.version = version
         return [*frames, self._keyframe(moved=True)]
 
-    def _snapshot(self) -> Frame:
+    def snapshot(self) -> Frame:
         return Frame(self.version, 0, lineage.encode_snapshot(self.state))
+
+    def follow_movement(self, turn: int) -> int:
+        """How many versions in a row have not moved p beyond its noise; `turn` versions are one of the fleet."""
+        return self._movement.follow(self.state, turn)
 
     # -------------------------------------------------------------------- serving
 
@@ -263,6 +267,7 @@ class Model:
         model._quantiser = Quantiser.load(arrays, values["scales"])  # noqa: SLF001 - of our own class
         model._merging = Merging.load(arrays)  # noqa: SLF001
         model._averaging = Averaging.load(schema, arrays)  # noqa: SLF001
+        model._movement = Movement(schema.size)  # noqa: SLF001
         model.steps, model.ends, model.keeps_past = {}, {}, False
         model.server = ServerState.load(arrays, values.get("cached", ()), schema.size)
         model.serving = np.array(arrays["serving"], np.float32) if "serving" in arrays else None

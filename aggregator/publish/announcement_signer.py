@@ -221,9 +221,19 @@ class Issuer:
         """
         if self._keys is None:
             return True
-        return signing.signs_for_aggregator(
+        return signing.signs_for_federation(
             (key.public for _, key in self._keys.keys), self._topics.federation, payload
         )
+
+    def ordered(self, payload: bytes) -> bool:
+        """Whether one of our keys signed what an operator asks for; nothing is ordered where there are none.
+
+        Raises:
+            WireError: it is no frame.
+        """
+        keys = () if self._keys is None else self._keys.keys
+        public = (key.public for _, key in keys)
+        return signing.signs_for_federation(public, self._topics.federation, payload, signing.OPERATOR)
 
     def is_ours(self, payload: bytes) -> bool:
         """Whether an announcement was signed by one of our keys; any is where we sign nothing.

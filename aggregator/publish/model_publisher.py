@@ -4,10 +4,12 @@ Which frames are on offer follows from the version alone: steps, merged steps (`
 snapshots. From any of the last 32 versions a device finds a cheap way to the newest, and from nothing another.
 """
 
+import logging
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 
+from midge.aggregator.core import events as ev
 from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.engine import Engine
 from midge.aggregator.ingress.rate_limits import Bucket
@@ -19,6 +21,8 @@ from midge.storage.failpoints import failpoint
 from midge.wire import chunks, frames, lineage, messages
 from midge.wire.messages import Announcement, FrameInfo, Part
 from midge.wire.topics import Channel, Topics
+
+log = logging.getLogger("aggregator")
 
 SNAPSHOTS = 2
 GRACE = 10.0
@@ -85,6 +89,9 @@ class Shelf:
         self._now = now
         if len(self._said) > _REMEMBERED:
             self._said = {chunk: at for chunk, at in self._said.items() if now < at + _FRESH}
+        if new:
+            quiet = self._engine.model.follow_movement(self.core.versions_a_turn)
+            self.core.handle(ev.MovementFollowed(quiet), now)
         for frame in new:
             yield from self._parts(frame)
         yield self.announcement()
@@ -142,9 +149,25 @@ class Shelf:
             data = self._engine.store.frame(info.version, info.span)
             if data is not None:
                 yield from self._parts(Frame(info.version, info.span, data))
+        self._on_offer = None  # some may have turned out to be rotten
+        yield from self._mended()
         yield self.announcement()
         yield from self._served()
         yield from self._clear()
+
+    def _mended(self) -> Iterator[Post]:
+        """A snapshot of the newest version, if no frames on offer lead there from another one: some have rotted."""
+        model = self._engine.model
+        offered = sorted((info.version, info.span) for info in self._offered())
+        reached: set[int] = set()
+        for version, span in offered:
+            if span == 0 or version - span in reached:
+                reached.add(version)
+        if model.version and model.version not in reached and not model.keyframe:
+            log.warning("No frame leads to version %d any more: a snapshot of it is made again.", model.version)
+            frame = model.snapshot()
+            self.add([frame])
+            yield from self._parts(frame)
 
     def missed(self, version: int, span: int, parts: Sequence[int], now: float) -> Iterator[tuple[int, int]]:
         """Those of the chunks that a device missed that may be published again, each with its bytes.
@@ -177,6 +200,11 @@ class Shelf:
             data, sha256 = self._frame(version, span)
             if sha256:
                 yield from self._parts(Frame(version, span, data), sha256, parts, again=True)
+            else:  # it has rotted
+                self._on_offer = None
+                yield from self._mended()
+                yield self.announcement()
+                yield from self._clear(self._now)
 
     def _frame(self, version: int, span: int) -> tuple[bytes, bytes]:
         """A frame of the store and its checksum; nothing where there is none."""
@@ -217,7 +245,9 @@ class Shelf:
 
     def _offered(self) -> list[FrameInfo]:
         newest = self._engine.model.version
-        known = [frame for frame in self._published() if frame.version <= newest and frame.span != SERVED]
+        known = [
+            frame for frame in self._published() if frame.whole and frame.version <= newest and frame.span != SERVED
+        ]
         snapshots = sorted((frame.version for frame in known if frame.span == 0), reverse=True)[:SNAPSHOTS]
         return [
             FrameInfo(

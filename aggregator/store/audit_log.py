@@ -12,12 +12,12 @@ import json
 import os
 import sqlite3
 import time
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from midge.aggregator.store.store import Store, StoreError
 from midge.storage.files import PRIVATE, atomic_write, sync_folder
+from midge.storage.read_only import read_only
 
 AUDIT = "audit.log"
 KEY = "names.key"
@@ -68,8 +68,7 @@ def load_key(store: Store) -> bytes:
     elif not hmac.compare_digest(check, _code(key, b"check")):
         raise KeyLost(f"{path} belongs to another store: put back the one that lay beside this store.db.")
     if older is not None:
-        with store.transaction() as db:
-            db.execute("DELETE FROM meta WHERE name = 'name_key'")
+        store.remove_constant("name_key")
         store.vacuum()
     return key
 
@@ -97,6 +96,20 @@ def _note_end(store: Store, key: bytes, lines: list[bytes]) -> None:
     store.set_constant(_END, f"{end} {_code(key, end.encode()).hex()}")
 
 
+def is_key(path: Path, check: bytes) -> bool:
+    """Whether a file is the key of which a store's metadata has this check."""
+    try:
+        return hmac.compare_digest(check, _code(path.read_bytes()[:_SECRET], b"check"))
+    except (OSError, TypeError):
+        return False
+
+
+def noted(db: sqlite3.Connection) -> int:
+    """How many lines the log had when a database, or a copy of it, was written."""
+    found = db.execute("SELECT value FROM meta WHERE name = ?", (_END,)).fetchone()
+    return 0 if found is None else int(found[0].split()[0])
+
+
 def verify(directory: Path) -> AuditVerdict:
     """Look whether the log of a store is what was written, beside a running aggregator or not.
 
@@ -104,7 +117,7 @@ def verify(directory: Path) -> AuditVerdict:
         OSError: the key or the log cannot be read.
         sqlite3.Error: the database cannot.
     """
-    with closing(sqlite3.connect(f"{(directory / 'store.db').resolve().as_uri()}?mode=ro", uri=True)) as db:
+    with read_only(directory / "store.db", lock=directory / "lock") as db:
         found = db.execute("SELECT value FROM meta WHERE name = ?", (_END,)).fetchone()
     path = directory / AUDIT
     lines = _lines(path)

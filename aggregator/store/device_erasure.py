@@ -11,8 +11,10 @@ What it has contributed to the published model stays in it: a sum cannot be unle
 
 import getpass
 import json
+import logging
 import os
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -23,19 +25,24 @@ from midge.aggregator.core import records as rec
 from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.core.presets import fedasync
 from midge.aggregator.engine import Engine
-from midge.aggregator.store.audit_log import append, load_key
+from midge.aggregator.store.audit_log import AUDIT, append, load_key, verify
+from midge.aggregator.store.errors import StoreDamaged, what_to_do
 from midge.aggregator.store.store import Entry, Store, StoreError
 from midge.storage.files import atomic_write, make_folder
 from midge.wire.pseudonyms import keyed_hash, pseudonym
 from midge.wire.topics import check_name
+
+log = logging.getLogger("aggregator")
 
 FOLDER = "forget"
 """Of a store: a file for each device that is to be forgotten, by its name, until it is."""
 RETENTION = 180 * 86_400.0
 """Seconds without a word after which what names a device is erased, where it cannot be needed any more."""
 
-_FORGOTTEN = "CREATE TABLE IF NOT EXISTS forgotten (hash BLOB PRIMARY KEY) WITHOUT ROWID"
-_SEEN = """
+_HASH = 32
+"""Bytes of a keyed hash."""
+FORGOTTEN = "CREATE TABLE IF NOT EXISTS forgotten (hash BLOB PRIMARY KEY) WITHOUT ROWID"
+SEEN = """
 CREATE TABLE IF NOT EXISTS seen (device TEXT PRIMARY KEY, at INTEGER NOT NULL, version INTEGER NOT NULL) WITHOUT ROWID
 """
 
@@ -101,12 +108,14 @@ class Names:
         """
         self._store = store
         with store.transaction() as db:
-            db.execute(_FORGOTTEN)
-            db.execute(_SEEN)
+            db.execute(FORGOTTEN)
+            db.execute(SEEN)
         self._key = load_key(store)
         with store.transaction() as db:
-            self._hashes = {row[0] for row in db.execute("SELECT hash FROM forgotten")}
+            self._hashes = {self._proven(entry) for (entry,) in db.execute("SELECT hash FROM forgotten")}
         self._heard: set[str] = set()
+        for wrong in verify(store.directory).wrong:
+            log.warning("The log %s is not what was written: %s.", store.directory / AUDIT, wrong)
 
     # ----------------------------------------------------------------- withdrawals
 
@@ -122,13 +131,26 @@ class Names:
         """What stands for an outbox's identity, which its broker and its card know: the same for the same."""
         return int.from_bytes(keyed_hash(str(outbox), self._key)[:8]) >> 1
 
+    def _proven(self, entry: bytes) -> bytes:
+        """The hash of an entry, whose last four bytes are its checksum; those of earlier versions have none.
+
+        Raises:
+            StoreDamaged: it is not what was written.
+        """
+        if not intact(entry):
+            raise StoreDamaged(
+                f"The entry of a device that was withdrawn has rotted in {self._store.directory}: it would be let in "
+                f"again. {what_to_do(self._store.directory, 0)}"
+            )
+        return bytes(entry[:_HASH])
+
     def withdraw(self, device: str) -> bool:
         """Refuse a device from now on, durably; whether that is new."""
         if self.withdrawn(device):
             return False
         name = keyed_hash(device, self._key)
         with self._store.transaction() as db:
-            db.execute("INSERT OR IGNORE INTO forgotten VALUES (?)", (name,))
+            db.execute("INSERT OR IGNORE INTO forgotten VALUES (?)", (_checked(name),))
         self._hashes.add(name)
         return True
 
@@ -138,7 +160,7 @@ class Names:
             return False
         name = keyed_hash(device, self._key)
         with self._store.transaction() as db:
-            db.execute("DELETE FROM forgotten WHERE hash = ?", (name,))
+            db.execute("DELETE FROM forgotten WHERE hash IN (?, ?)", (name, _checked(name)))
         self._hashes.discard(name)
         return True
 
@@ -201,6 +223,16 @@ class Names:
         """
         rows = self._store.query("SELECT device FROM seen WHERE at < ? AND version < ?", (int(before), oldest_base))
         return [device for (device,) in rows if device not in self._heard]
+
+
+def intact(entry: object) -> bool:
+    """Whether the entry of a withdrawn device is what was written, as far as it has a checksum."""
+    return isinstance(entry, bytes) and len(entry) >= _HASH and entry in {entry[:_HASH], _checked(entry[:_HASH])}
+
+
+def _checked(name: bytes) -> bytes:
+    """A hash as it is kept: with its CRC-32, for a bit of it that rots would let a device in again."""
+    return name + zlib.crc32(name).to_bytes(4)
 
 
 def forget_in_stopped(store: Store, device: str, by: str) -> Counter[str] | None:

@@ -1,6 +1,11 @@
 """What can be wrong with a store, in sentences for its operator."""
 
-from midge.storage.database import DiskFull
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from midge.storage.database import DiskFull, no_room
 
 
 class StoreError(Exception):
@@ -11,5 +16,37 @@ class StoreInUse(StoreError):
     """An aggregator has it open."""
 
 
+class StoreDamaged(StoreError):
+    """Some of it, or of a backup, is not what was written."""
+
+
 class StoreFull(StoreError, DiskFull):
     """There is no room on the disk. What was to be written is not; everything before it is."""
+
+
+def what_to_do(directory: Path, at_stake: int | None, *, most: bool = False) -> str:
+    """How a sentence ends about a store that has lost something."""
+    many = "1 update that was" if at_stake == 1 else f"{at_stake} updates that were"
+    many = "any number of updates that were" if at_stake is None else f"at most {many}" if most else many
+    return (
+        f"At stake: {many} receipted. Nothing was changed. Put back the file that is "
+        "missing or wrong, or restore a backup; to go on without: "
+        f"midge store salvage {directory} {directory}.new --accept-loss"
+    )
+
+
+@contextmanager
+def making(what: str) -> Iterator[None]:
+    """Errors of a block that makes something on a disk are sentences.
+
+    Raises:
+        StoreFull: there is no room.
+        StoreError: it cannot be made.
+    """
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        if no_room(error):
+            raise StoreFull(f"{what} cannot be made: there is no room on the disk. Nothing is left of it.") from error
+        why = getattr(error, "strerror", None) or error
+        raise StoreError(f"{what} cannot be made ({why}).") from error

@@ -1,17 +1,14 @@
-"""Reading a store beside a running aggregator: the life of one update, and the journal replayed.
-
-Reads only, through a connection of its own; nothing here takes the store's lock.
-"""
+"""The life of one update, read from a store beside a running aggregator or on a read-only mount."""
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from midge.aggregator.core import records as rec
-from midge.aggregator.store.store import StoreError
+from midge.aggregator.store.errors import StoreError
+from midge.aggregator.store.reading import reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,29 +27,13 @@ class Life:
         """As plain values."""
         update = asdict(self.update)
         update["outbox"] = f"{self.update.outbox:016x}"
+        update["body"] = self.update.body.hex()
         return {
             **update,
             "step": None if self.step is None else self.step.step,
             "applied_weight": self.weight,
             "version": None if self.release is None else self.release.version,
         }
-
-
-@contextmanager
-def reading(directory: Path) -> Iterator[sqlite3.Connection]:
-    """The store's database, to be read only.
-
-    Raises:
-        StoreError: there is none, or it cannot be read.
-    """
-    path = directory / "store.db"
-    if not path.is_file():
-        raise StoreError(f"{directory} is no store of an aggregator: there is no store.db in it.")
-    try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
-            yield db
-    except sqlite3.Error as error:
-        raise StoreError(f"{path} cannot be read ({error}).") from error
 
 
 def explain(directory: Path, device: str, seq: int, outbox: int | None = None) -> list[Life]:

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from midge.aggregator.core import records as rec
-from midge.aggregator.store.errors import StoreError
+from midge.aggregator.store.checkpoint_table import entered
+from midge.aggregator.store.errors import StoreDamaged, StoreError, what_to_do
+from midge.aggregator.store.meta_table import Query
 from midge.aggregator.store.segments import Segments
-from midge.storage.database import Database
 from midge.storage.failpoints import failpoint
 from midge.wire.errors import WireError
 
 INLINE, INLINE_TOGETHER = 4096, 32 * 1024
 """Bytes of a body that stays in its row, and of all bodies of a transaction: one sync is better than two where they are
 few and small."""
+_PAGE = 1000
+"""Rows that are read at once: those of a replay may be too many for the memory."""
 _ROWS = "SELECT lsn, kind, record, body, crc, segment, place, size FROM journal"
 
 
@@ -31,17 +34,35 @@ class Entry:
 class JournalTable:
     """Of one store's directory and open database."""
 
-    def __init__(self, directory: Path, database: Database) -> None:
-        self._directory, self._database = directory, database
+    def __init__(self, directory: Path, query: Query) -> None:
+        self._directory, self._query = directory, query
         self._segments = Segments(directory)
+        self.decided = 0
+        """Updates that were decided on since the store began."""
         self._pruned = 0
         """Up to which lsn no row has a body any more."""
 
-    def recover(self) -> None:
-        """Cut off bodies that no row speaks of: the power went between the two."""
-        db = self._database.connection
-        ends = "SELECT segment, max(place + size) FROM journal WHERE segment IS NOT NULL GROUP BY segment"
-        self._segments.recover(dict(db.execute(ends)))
+    def recover(self, *, proven: bool) -> None:
+        """Cut off bodies that no row speaks of: the power went between the two. Unless that is proven, keep them."""
+        for first, following in self._segments.ranges():
+            known = self._query(
+                "SELECT segment, place + size, lsn FROM journal WHERE lsn >= ? AND lsn < ? AND segment IS NOT NULL "
+                "ORDER BY lsn DESC LIMIT 1",
+                (first, following),
+            )
+            if known:
+                ((segment, end, lsn),) = known
+                if segment == first and self._whole(lsn):
+                    self._segments.recover(first, end, keep=not proven)
+            elif not self._query("SELECT 1 FROM journal WHERE lsn = ?", (first,)):
+                self._segments.recover(first, 0, keep=not proven)
+
+    def _whole(self, lsn: int) -> bool:
+        try:
+            self.at(lsn)
+        except StoreError:
+            return False
+        return True
 
     def close(self) -> None:
         self._segments.close()
@@ -57,20 +78,24 @@ class JournalTable:
         """Take back the bodies of a transaction that failed: otherwise the next one's would lie behind a gap."""
         self._segments.cut(mark)
 
-    def insert(self, db: sqlite3.Connection, entries: Sequence[Entry]) -> None:
-        """Enter records, their larger bodies first: a row may speak only of a body that is durable."""
+    def insert(self, db: sqlite3.Connection, entries: Sequence[Entry]) -> int:
+        """Enter records, their larger bodies first: a row may speak only of a body that is durable.
+
+        Returns the checksum of the last one's row.
+        """
         rows: list[tuple[Any, ...]] = []
         together = 0
         for entry in entries:
             record = rec.pack(entry.record)
             # Over record and body: a body that lies in the place of another one is damage as well.
-            crc = _crc(record, entry.body)
+            crc = checksum(record, entry.body)
             rows.append((entry.record.lsn, rec.kind(entry.record), record, entry.body, crc, None, None, None))
             together += 0 if entry.body is None else len(entry.body)
         if together > INLINE_TOGETHER:
             rows = self._set_down(rows)
             failpoint("commit.bodies")
         db.executemany("INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        return int(rows[-1][4])
 
     def _set_down(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         """The rows with their larger bodies put into a segment, durably."""
@@ -90,7 +115,7 @@ class JournalTable:
         cleared = segment is not None and self._segments.clear(segment, place, size)
         db.execute(
             "UPDATE journal SET record = ?, body = NULL, segment = NULL, crc = ? WHERE lsn = ?",
-            (packed, _crc(packed, None), record.lsn),
+            (packed, checksum(packed, None), record.lsn),
         )
         return bool(inline) or cleared
 
@@ -116,12 +141,13 @@ class JournalTable:
             StoreError: a record is damaged or missing.
         """
         expected = after + 1
-        for row in self._database.connection.execute(f"{_ROWS} WHERE lsn > ? ORDER BY lsn", (after,)):
-            # A gap is damage, even if each row is whole: what stood there was promised to a device.
-            if row[0] != expected:
-                raise self.damaged(expected)
-            expected += 1
-            yield self._entry(*row)
+        while rows := self._query(f"{_ROWS} WHERE lsn > ? ORDER BY lsn LIMIT ?", (expected - 1, _PAGE)):
+            for row in rows:
+                # A gap is damage, even if each row is whole: what stood there was promised to a device.
+                if row[0] != expected:
+                    raise self.damaged(expected)
+                expected += 1
+                yield self._entry(*row)
 
     def at(self, lsn: int) -> Entry:
         """One record.
@@ -129,10 +155,10 @@ class JournalTable:
         Raises:
             StoreError: it is not there, or damaged.
         """
-        row = self._database.connection.execute(f"{_ROWS} WHERE lsn = ?", (lsn,)).fetchone()
-        if row is None:
+        rows = self._query(f"{_ROWS} WHERE lsn = ?", (lsn,))
+        if not rows:
             raise self.damaged(lsn)
-        return self._entry(*row)
+        return self._entry(*rows[0])
 
     def _entry(  # noqa: PLR0917 - a row
         self,
@@ -145,24 +171,41 @@ class JournalTable:
         place: int,
         size: int,
     ) -> Entry:
-        if segment is not None:
-            body = self._segments.read(segment, place, size)
-        if _crc(record, body) != crc:
-            raise self.damaged(lsn)
+        try:
+            if segment is not None:
+                body = self._segments.read(segment, place, size)
+            if checksum(record, body) != crc:
+                raise self.damaged(lsn)
+        except TypeError as error:  # a column that rotted is of another type
+            raise self.damaged(lsn) from error
         try:
             return Entry(rec.unpack(kind, record), body)
         except WireError as error:
-            raise StoreError(
+            raise StoreDamaged(
                 f"The journal in {self._directory} holds what this version of Midge does not know ({error}): start "
-                "with the version that wrote it."
+                f"with the version that wrote it. If it was this one: {self._at_stake(lsn)}"
             ) from error
 
-    def damaged(self, lsn: int) -> StoreError:
-        return StoreError(
+    def damaged(self, lsn: int) -> StoreDamaged:
+        """What is to be said of a record that is missing or damaged."""
+        return StoreDamaged(
             f"The journal in {self._directory} is damaged at record {lsn}: what was decided from there on would be "
-            "lost. Restore the store from a backup."
+            f"lost. {self._at_stake(lsn)}"
         )
 
+    def _at_stake(self, lsn: int) -> str:
+        at_stake = self.decided - decided_before(self._query, lsn)
+        return what_to_do(self._directory, max(at_stake, 0))
 
-def _crc(record: bytes, body: bytes | memoryview | None) -> int:
+
+def decided_before(query: Query, lsn: int) -> int:
+    """How many updates were decided on before a record, since the store began."""
+    newest = next((row for row in entered(query) if row.lsn < lsn), None)
+    before, since = (0, 0) if newest is None else (newest.updates, newest.lsn)
+    ((behind,),) = query("SELECT count(*) FROM journal WHERE lsn > ? AND lsn < ? AND kind = 'update'", (since, lsn))
+    return before + int(behind)
+
+
+def checksum(record: bytes, body: bytes | memoryview | None) -> int:
+    """Of a row: over the packed record and its body."""
     return zlib.crc32(body or b"", zlib.crc32(record))

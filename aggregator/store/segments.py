@@ -8,12 +8,15 @@ as after a crash in between, is cut off when the store is opened.
 Each file is named by the first lsn in it, and holds those up to the name of the next.
 """
 
+import logging
 import os
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
-from midge.storage.files import PRIVATE, sync_folder
+from midge.storage.files import PRIVATE, atomic_write, sync_folder
+
+log = logging.getLogger("aggregator")
 
 LONGEST = 64 * 2**20
 """Bytes after which another file is begun."""
@@ -88,14 +91,29 @@ class Segments:
             self.close()
             self._path(self._first).unlink(missing_ok=True)
 
-    def recover(self, ends: dict[int, int]) -> None:
-        """Cut off what the journal does not speak of; `ends` is, by file, where the last body that it knows ends."""
-        for first in self._all():
-            path = self._path(first)
-            if first not in ends:
-                path.unlink()
-            elif path.stat().st_size > ends[first]:
-                os.truncate(path, ends[first])
+    def ranges(self) -> list[tuple[int, int]]:
+        """By file, the first lsn that may have a body in it, and the first behind it."""
+        return list(pairwise([*self._all(), 2**63 - 1]))
+
+    def recover(self, first: int, end: int, *, keep: bool) -> None:
+        """Cut off what is behind the last body of a file.
+
+        Args:
+            first: the file.
+            end: where its last body ends; 0 if it has none.
+            keep: whether what is cut off is put aside: it may be the only copy of what a journal that rotted has lost.
+        """
+        path = self._path(first)
+        if path.stat().st_size <= end:
+            return
+        if keep:
+            kept = next(free for number in count(1) if not (free := Path(f"{path}.kept-{number}")).exists())
+            atomic_write(kept, path.read_bytes()[end:])
+            log.warning("No record speaks of the end of %s: kept as %s.", path, kept.name)
+        if end:
+            os.truncate(path, end)
+        else:
+            path.unlink()
 
     def read(self, first: int, offset: int, size: int) -> bytes | None:
         """A body; None where its file is not there, or ends before it does."""
@@ -104,6 +122,8 @@ class Segments:
         except FileNotFoundError:
             return None
         try:
+            if not 0 <= offset <= offset + size <= os.fstat(file).st_size:
+                return None
             body = os.pread(file, size, offset)
             while 0 < len(body) < size and (more := os.pread(file, size - len(body), offset + len(body))):
                 body += more
@@ -136,4 +156,9 @@ class Segments:
         return sorted(int(number) for number in found if number.isdecimal())
 
     def _path(self, first: int) -> Path:
-        return self._directory / f"{_NAME}{first:012d}"
+        return self._directory / segment_file(first)
+
+
+def segment_file(first: int) -> str:
+    """The name of the file whose first body is of this lsn."""
+    return f"{_NAME}{first:012d}"

@@ -8,78 +8,56 @@ What was accepted is in the journal before its receipt leaves, and the newest ch
 the model, bit for bit.
 """
 
-import hashlib
 import logging
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-import numpy.typing as npt
-from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
-
 from midge.aggregator.core import records as rec
 from midge.aggregator.model.model import Frame
-from midge.aggregator.store.errors import StoreError, StoreFull, StoreInUse
-from midge.aggregator.store.journal import Entry, JournalTable
-from midge.storage.database import Database, DatabaseError, DiskFull, InUse, ReservedSpace, Unwritable
+from midge.aggregator.store import meta_table
+from midge.aggregator.store.checkpoint_table import TABLE as CHECKPOINTS
+from midge.aggregator.store.checkpoint_table import Checkpoint, CheckpointTable, entered
+from midge.aggregator.store.consistency import (
+    CHANGES,
+    WITNESS,
+    WITNESSED,
+    Note,
+    belonging,
+)
+from midge.aggregator.store.errors import StoreDamaged, StoreError, StoreFull, StoreInUse
+from midge.aggregator.store.frame_table import TABLE as FRAMES
+from midge.aggregator.store.frame_table import FrameTable, Published
+from midge.aggregator.store.journal import Entry, JournalTable, decided_before
+from midge.aggregator.store.migrations import FORMAT, FORMAT_NAME, MIDGE_NAME, migrate, version
+from midge.storage.database import Database, DatabaseError, DiskFull, InUse, ReservedSpace, Unwritable, no_room
 from midge.storage.failpoints import failpoint
-from midge.storage.files import atomic_write, narrow
+from midge.storage.witness import CommitWitness
 from midge.wire import frames
 from midge.wire.schema import Schema
 
 log = logging.getLogger("aggregator")
 
-__all__ = ["Entry", "Store", "StoreError", "StoreFull", "StoreInUse"]
+__all__ = ["Checkpoint", "Entry", "Published", "Store", "StoreError", "StoreFull", "StoreInUse"]
 
-FORMAT = 1
-KEEP_CHECKPOINTS = 3
 KEEP_RECORDS = 100_000
 """How many records stay, without their bodies, so that the life of an update can be told."""
 BALLAST = 4 * 2**20
 """Bytes on the disk that are given up where it is full, for what must still be written."""
-_TABLES = """
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+TABLES = f"""
+{meta_table.TABLES}
 CREATE TABLE IF NOT EXISTS journal (
     lsn INTEGER PRIMARY KEY, kind TEXT NOT NULL, record BLOB NOT NULL, body BLOB, crc INTEGER NOT NULL,
     segment INTEGER, place INTEGER, size INTEGER
 );
-CREATE TABLE IF NOT EXISTS frames (
-    version INTEGER NOT NULL, span INTEGER NOT NULL, data BLOB NOT NULL, parts INTEGER NOT NULL,
-    offered INTEGER NOT NULL DEFAULT 1, PRIMARY KEY (version, span)
-);
-CREATE TABLE IF NOT EXISTS checkpoints (
-    lsn INTEGER PRIMARY KEY, file TEXT NOT NULL, sha256 BLOB NOT NULL, oldest_body INTEGER NOT NULL,
-    oldest_base INTEGER NOT NULL
-);
+{CHECKPOINTS}
+{FRAMES}
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A frame in the store: what is offered to devices, and what is only kept to step back with."""
-
-    version: int
-    span: int
-    size: int
-    parts: int
-    offered: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """Everything up to `lsn`: arrays of the model, plain values of the model, state of the core."""
-
-    lsn: int
-    arrays: dict[str, npt.NDArray[Any]]
-    values: dict[str, Any]
-    core: dict[str, Any]
 
 
 class Store:
@@ -89,13 +67,18 @@ class Store:
         self.directory = Path(directory)
         self._database = Database(self.directory / "store.db", lock=self.directory / "lock")
         self._ballast = ReservedSpace(self.directory / "ballast", BALLAST)
-        self._journal = JournalTable(self.directory, self._database)
+        self._journal = JournalTable(self.directory, self.query)
+        self._frames = FrameTable(self.query)
+        self._checkpoints = CheckpointTable(self.directory, self.query)
+        self._witness = CommitWitness(self.directory / WITNESS)
+        self._noted = Note(b"", 0, 0, 0, 0)
+        """What is committed; it is in the witness before anything is told."""
         self.lineage = b""
         self.schema: Schema | None = None
         """None until `create` was called, in this process or one before."""
 
     def __enter__(self) -> Self:
-        """Lock and open.
+        """Lock, compare the files, and open.
 
         Raises:
             StoreInUse: another aggregator has it open.
@@ -103,7 +86,13 @@ class Store:
             StoreError: the directory cannot be written, or is of another version of Midge.
         """
         try:
-            self._database.open(_TABLES)
+            self._database.lock()
+            # Before anything is opened for writing: SQLite deletes its log, and with it what it did not believe.
+            proven = belonging(self.directory)
+            self._database.open(TABLES)
+        except StoreError:
+            self._database.close()
+            raise
         except Unwritable as error:
             raise StoreError(
                 f"The store {self.directory} cannot be written ({error}): name a directory that can."
@@ -117,7 +106,7 @@ class Store:
         except DatabaseError as error:
             raise self._unreadable(error) from error
         try:
-            self._take_up()
+            self._take_up(proven=proven)
         except BaseException:
             self.close()
             raise
@@ -136,44 +125,47 @@ class Store:
         self.close()
 
     def close(self) -> None:
+        self._witness.close()
         self._journal.close()
         self._database.close()
 
-    def _take_up(self) -> None:
+    def _take_up(self, *, proven: bool) -> None:
         """Read what an open store is of."""
-        db, path = self._open_db, self._database.path
         try:
-            if not any(name == "segment" for _, name, *_ in db.execute("PRAGMA table_info(journal)")):
-                for column in ("segment", "place", "size"):  # an older store has no segments
-                    db.execute(f"ALTER TABLE journal ADD COLUMN {column} INTEGER")
-        except sqlite3.DatabaseError as error:
-            raise self._unreadable(error) from error
-        meta = dict(db.execute("SELECT name, value FROM meta"))
+            migrate(self._open_db, self._database.path)
+        except (sqlite3.Error, OSError) as error:
+            raise self._full if no_room(error) else self._unreadable(error) from error
+        meta = meta_table.values(self.query)
         if not meta:
-            self._refuse_leftovers()
             return
-        if meta["format"] != FORMAT:
-            raise StoreError(f"{path} has format {meta['format']}; this version of Midge reads {FORMAT}.")
-        for stray in self.directory.glob("*checkpoint-*.safetensors*.tmp"):  # of a checkpoint that a kill cut short
-            stray.unlink(missing_ok=True)
-        for older in self.directory.glob("checkpoint-*"):  # earlier versions left their modes to the umask
-            narrow(older)
-        self._journal.recover()
+        self._checkpoints.tidy()
+        self._journal.recover(proven=proven)
         self.lineage = meta["lineage"]
         self.schema = Schema.unpacked(frames.unpack(meta["schema"]))
+        lacking = {**({} if WITNESSED in meta else {WITNESSED: 1}), **meta_table.unproven(self.query)}
+        if lacking:
+            with self._writing() as db:
+                for name, value in lacking.items():
+                    meta_table.enter(db, name, value)
+        lsn = self.newest_lsn()
+        crc = self.query("SELECT crc FROM journal WHERE lsn = ?", (lsn,))
+        updates = decided_before(self.query, lsn + 1)
+        self._note(Note(self.lineage, lsn, crc[0][0] if crc else 0, updates, int(meta.get(CHANGES, 0))))
 
-    def _refuse_leftovers(self) -> None:
-        """Refuse to begin beside what only an earlier store can have written: it would be removed with time.
+    def _note(self, note: Note) -> None:
+        """Have the witness say what is committed, before anything of it is told.
 
         Raises:
-            StoreError: there is some.
+            StoreFull: there is no room.
+            StoreError: it cannot be written.
         """
-        left = [*self.directory.glob("checkpoint-*.safetensors"), *self.directory.glob("bodies-*")]
-        if left:
-            raise StoreError(
-                f"{self.directory} has checkpoints or bodies of updates ({min(left).name}), but nothing is in "
-                f"{self._database.path.name} any more: restore it from a backup, or name another directory to begin."
-            )
+        self._noted, self._journal.decided = note, note.updates
+        try:
+            self._witness.write(note.packed())
+        except OSError as error:
+            if no_room(error):
+                raise self._full from error
+            raise self._broken(error) from error
 
     @property
     def _open_db(self) -> sqlite3.Connection:
@@ -193,42 +185,63 @@ class Store:
         except DiskFull as error:
             raise self._full from error
         except DatabaseError as error:
-            raise StoreError(
-                f"The store {self.directory} cannot be written any more ({error}): see to its disk and start again. "
-                "All that was receipted is in it."
-            ) from error
+            raise self._broken(error) from error
 
-    def transaction(self) -> AbstractContextManager[sqlite3.Connection]:
-        """One transaction for who keeps a table of its own in the store.
+    def _broken(self, error: Exception) -> StoreError:
+        return StoreError(
+            f"The store {self.directory} cannot be written any more ({error}): see to its disk and start again. "
+            "All that was receipted is in it."
+        )
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One transaction for who keeps a table of its own in the store. Like a record's, its loss is noticed.
 
         Raises:
             StoreFull: there is no room.
             StoreError: it cannot be written.
         """
-        return self._writing()
+        changes = self._noted.changes + 1
+        with self._writing() as db:
+            yield db
+            meta_table.enter(db, CHANGES, changes)
+        self._note(replace(self._noted, changes=changes))
 
     def query(self, statement: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        """What such a table holds."""
-        return self._open_db.execute(statement, values).fetchall()
+        """What such a table holds.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        try:
+            return self._open_db.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from error
 
     def constant(self, name: str, make: Callable[[], Any]) -> Any:
         """A value that is made once, and then stays as long as the store."""
-        row = self._open_db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-        if row is None:
-            row = (make(),)
-            self.set_constant(name, row[0])
-        return row[0]
+        rows = self.query("SELECT value FROM meta WHERE name = ?", (name,))
+        if not rows:
+            rows = [(make(),)]
+            self.set_constant(name, rows[0][0])
+        return rows[0][0]
 
     def set_constant(self, name: str, value: Any) -> None:
         """Put another value in its place."""
-        with self._writing() as db:
-            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+        with self.transaction() as db:
+            meta_table.enter(db, name, value)
+
+    def remove_constant(self, name: str) -> None:
+        """Let a value go."""
+        with self.transaction() as db:
+            meta_table.remove(db, name)
 
     # ---------------------------------------------------------------------- room
 
     def make_room(self) -> None:
         """Give up the ballast: on a full disk SQLite refuses even to delete."""
         self._ballast.release()
+        self._note(self._noted)  # it may have been this that found no room
 
     def has_room(self) -> bool:
         """Whether the disk takes the ballast, which then keeps that room for bad times."""
@@ -237,9 +250,7 @@ class Store:
     @property
     def empty(self) -> bool:
         """Whether no model was ever written into it: not even where `create` was called and the power went then."""
-        (count,) = self._open_db.execute(
-            "SELECT (SELECT count(*) FROM checkpoints) + (SELECT count(*) FROM journal)"
-        ).fetchone()
+        ((count,),) = self.query("SELECT (SELECT count(*) FROM checkpoints) + (SELECT count(*) FROM journal)")
         return bool(count == 0)
 
     def create(self, schema: Schema) -> None:
@@ -247,9 +258,17 @@ class Store:
         assert self.schema is None
         # At random, so that a store that is made again is never taken for the one whose updates devices still hold.
         self.lineage, self.schema = secrets.token_bytes(16), schema
-        rows = [("format", FORMAT), ("lineage", self.lineage), ("schema", frames.pack(schema.packed()))]
+        meta = {
+            FORMAT_NAME: FORMAT,
+            MIDGE_NAME: version(),
+            "lineage": self.lineage,
+            "schema": frames.pack(schema.packed()),
+            WITNESSED: 1,
+        }
         with self._writing() as db:
-            db.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+            for name, value in meta.items():
+                meta_table.enter(db, name, value)
+        self._note(Note(self.lineage, 0, 0, 0, 0))
 
     # ------------------------------------------------------------------- journal
 
@@ -262,11 +281,14 @@ class Store:
         mark = self._journal.mark
         try:
             with self._writing() as db:
-                self._journal.insert(db, entries)
+                crc = self._journal.insert(db, entries)
                 failpoint("commit.within")
         except BaseException:
             self._journal.cut(mark)
             raise
+        updates = self._noted.updates + sum(isinstance(entry.record, rec.UpdateRecord) for entry in entries)
+        # Not within the block above: a note that fails must not cut off bodies of records that are committed.
+        self._note(replace(self._noted, lsn=entries[-1].record.lsn, crc=crc, updates=updates))
         failpoint("commit.after")
 
     def entries(self, after: int) -> Iterator[Entry]:
@@ -276,6 +298,10 @@ class Store:
             StoreError: a record is damaged or missing.
         """
         return self._journal.entries(after)
+
+    def damaged(self, lsn: int) -> StoreDamaged:
+        """What is to be said if what a record needs is missing or damaged."""
+        return self._journal.damaged(lsn)
 
     def body(self, lsn: int) -> bytes:
         """The body kept with a record.
@@ -298,10 +324,8 @@ class Store:
 
     def newest_lsn(self) -> int:
         """The last record's lsn, or that of the newest checkpoint where the journal is empty."""
-        journal, checkpoint = self._open_db.execute(
-            "SELECT (SELECT max(lsn) FROM journal), (SELECT max(lsn) FROM checkpoints)"
-        ).fetchone()
-        return max(journal or 0, checkpoint or 0)
+        ((newest,),) = self.query("SELECT max(lsn) FROM journal")
+        return max(newest or 0, *(row.lsn for row in entered(self.query)), 0)
 
     def rewrite(self, db: sqlite3.Connection, record: rec.Record) -> bool:
         """Put another record in the place of one of the same lsn, without its body; whether that was still there."""
@@ -316,106 +340,64 @@ class Store:
         # Deleting alone leaves the bytes in free pages of the file, and in the log until it is written over.
         with self._writing() as db:
             db.execute("VACUUM")
-        self._open_db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self.query("PRAGMA wal_checkpoint(TRUNCATE)")
 
     # -------------------------------------------------------------------- frames
 
     def add_frames(self, new: Iterable[tuple[Frame, int]]) -> None:
         """Keep frames, each with its number of parts, before they are published. One that is there stays."""
-        # A replay makes frames again that are here; the number of parts that they were announced with stays.
         with self._writing() as db:
-            db.executemany(
-                "INSERT OR IGNORE INTO frames (version, span, data, parts) VALUES (?, ?, ?, ?)",
-                [(frame.version, frame.span, frame.data, parts) for frame, parts in new],
-            )
+            self._frames.add(db, new)
 
     def published(self) -> list[Published]:
-        rows = self._open_db.execute(
-            "SELECT version, span, length(data), parts, offered FROM frames ORDER BY version, span"
-        )
-        return [Published(version, span, size, parts, bool(offered)) for version, span, size, parts, offered in rows]
+        """All frames, without their bytes."""
+        return self._frames.published()
 
     def frame(self, version: int, span: int) -> bytes | None:
-        """A frame's bytes, where the store has it."""
-        row = self._open_db.execute(
-            "SELECT data FROM frames WHERE version = ? AND span = ?", (version, span)
-        ).fetchone()
-        return None if row is None else bytes(row[0])
+        """A frame's bytes, if the store has it."""
+        return self._frames.data(version, span)
 
     def withdraw(self, gone: Iterable[tuple[int, int]], *, keep: bool) -> None:
         """No longer offer frames, by version and span: after their topics were cleared. `keep` keeps their bytes."""
-        # Kept where earlier versions are stepped back to: they are needed for as long as updates may come of them.
-        statement = "UPDATE frames SET offered = 0" if keep else "DELETE FROM frames"
         with self._writing() as db:
-            db.executemany(f"{statement} WHERE version = ? AND span = ?", list(gone))
+            self._frames.withdraw(db, gone, keep=keep)
 
     # --------------------------------------------------------------- checkpoints
 
     def checkpoint(self, checkpoint: Checkpoint, *, oldest_body: int, oldest_base: int) -> None:
         """Write everything up to an lsn, then forget what older ones alone needed."""
-        arrays = dict(checkpoint.arrays)
-        plain = frames.pack({"values": checkpoint.values, "core": checkpoint.core})
-        arrays["plain"] = np.frombuffer(plain, np.uint8)
-        data = save_tensors({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-        name = f"checkpoint-{checkpoint.lsn:012d}.safetensors"
-        # The file before its row is durable: a row without its file would stand for a checkpoint that is none, a file
-        # without its row is only a stray one.
         with self._writing() as db:
-            atomic_write(self.directory / name, data)
-            failpoint("checkpoint.written")
-            db.execute(
-                "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?)",
-                (checkpoint.lsn, name, hashlib.sha256(data).digest(), oldest_body, oldest_base),
+            self._checkpoints.write(
+                db, checkpoint, oldest_body=oldest_body, oldest_base=oldest_base, updates=self._noted.updates
             )
         failpoint("checkpoint.entered")
         self._prune()
 
     def _prune(self) -> None:
-        rows = self._open_db.execute(
-            "SELECT lsn, file, oldest_body, oldest_base FROM checkpoints ORDER BY lsn DESC"
-        ).fetchall()
-        # Bodies stay for as long as any checkpoint that is kept may need them: the newest one may be damaged.
-        kept, dropped = rows[:KEEP_CHECKPOINTS], rows[KEEP_CHECKPOINTS:]
-        needed = min(min(lsn + 1, body) for lsn, _, body, _ in kept)
-        oldest_base = min(base for *_, base in kept)
+        pruning = self._checkpoints.pruning()
         with self._writing() as db:
-            db.executemany("DELETE FROM checkpoints WHERE lsn = ?", [(lsn,) for lsn, *_ in dropped])
-            self._journal.prune(db, needed, KEEP_RECORDS)
-            # A step leads to its version and a snapshot stands for it: of the oldest base only the latter is needed.
-            db.execute("DELETE FROM frames WHERE offered = 0 AND version < ? + (span > 0)", (oldest_base,))
-        self._journal.pruned(needed)
+            self._checkpoints.forget(db, pruning)
+            self._journal.prune(db, pruning.needed, KEEP_RECORDS)
+            self._frames.prune(db, pruning.oldest_base)
+        self._journal.pruned(pruning.needed)
         failpoint("checkpoint.pruned")
-        # Last of all: until here, a restart may find them in the table.
-        for _, file, _, _ in dropped:
-            (self.directory / file).unlink(missing_ok=True)
+        self._checkpoints.removed(pruning)
 
     def keep_newest_checkpoint(self) -> int:
         """Delete all checkpoints but the newest; how many these were."""
-        rows = self._open_db.execute("SELECT lsn, file FROM checkpoints ORDER BY lsn DESC").fetchall()
         with self._writing() as db:
-            db.executemany("DELETE FROM checkpoints WHERE lsn = ?", [(lsn,) for lsn, _ in rows[1:]])
-        newest = {file for _, file in rows[:1]}
-        for path in self.directory.glob("*checkpoint-*.safetensors*"):
-            if path.name not in newest:  # among them what was being written when the power went
-                path.unlink(missing_ok=True)
-        return max(0, len(rows) - 1)
+            gone = self._checkpoints.keep_newest(db)
+        self._checkpoints.remove_others()
+        return gone
 
     def checkpoints(self) -> Iterator[Checkpoint]:
         """The checkpoints whose bytes are what was written, newest first."""
-        rows = self._open_db.execute("SELECT lsn, file, sha256 FROM checkpoints ORDER BY lsn DESC").fetchall()
-        for lsn, file, sha256 in rows:
-            try:
-                data = (self.directory / file).read_bytes()
-            except OSError as error:
-                log.warning("The checkpoint %s cannot be read (%s): an older one is used.", file, error.strerror)
-                continue
-            # A damaged one is passed over, not refused: an older one and the journal give the same model.
-            if hashlib.sha256(data).digest() != sha256:
-                log.warning("The checkpoint %s is damaged: an older one is used. See to the disk.", file)
-            else:
-                arrays = load_tensors(data)
-                plain = frames.unpack(arrays.pop("plain").tobytes())
-                yield Checkpoint(lsn, arrays, plain["values"], plain["core"])
+        return self._checkpoints.all()
+
+    @property
+    def checkpoint_damaged(self) -> bool:
+        """Whether one had to be passed over since it was opened."""
+        return self._checkpoints.damaged
 
     def newest_checkpoint(self) -> Checkpoint:
         """The newest checkpoint whose bytes are what was written.

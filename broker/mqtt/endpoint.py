@@ -43,6 +43,11 @@ class Endpoint:
     """For websockets only."""
 
     @property
+    def credential_files(self) -> list[Path]:
+        """What may run out: our certificate, and the authorities that are trusted."""
+        return [] if self.tls is None else [file for file in (self.tls.certfile, self.tls.cafile) if file is not None]
+
+    @property
     def websockets(self) -> bool:
         return self.scheme in {"ws", "wss"}
 

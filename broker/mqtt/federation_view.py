@@ -12,7 +12,7 @@ from typing import Any
 
 from midge.broker.mqtt.connection import Connection, Connector, Options, PublishRefused, SubscribeRefused
 from midge.broker.mqtt.retained import clear_retained, read_retained
-from midge.wire import frames, messages, overview
+from midge.wire import frames, messages, overview, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import AggregatorState, AggregatorStatus, Health, Hello
 from midge.wire.overview import DeviceRow
@@ -76,7 +76,9 @@ async def describe_federation(connect: Connector, topics: Topics, *, ask: bool =
                 else:
                     hello, _ = messages.decode(Hello, delivery.payload)
                     name = delivery.topic.rsplit("/", 1)[1]
-                    found["devices"][name] = hello.model_dump(mode="json", exclude={"lineage", "kind", "number", "to"})
+                    found["devices"][name] = hello.model_dump(
+                        mode="json", exclude={"lineage", "kind", "number", "to", "hidden"}
+                    )
         if ask and _serves(found):
             try:
                 await _ask(connection, topics, found)
@@ -135,16 +137,26 @@ def _serves(found: dict[str, Any]) -> bool:
     return found["aggregator"] is not None and AggregatorState(found["aggregator"]["state"]).serves
 
 
-async def say_gone(connect: Connector, topics: Topics, names: Sequence[str]) -> None:
-    """Have the aggregator take off the broker what these devices said of themselves.
+async def say_gone(
+    connect: Connector, topics: Topics, names: Sequence[str], key: signing.PrivateKey | None = None
+) -> None:
+    """Have the aggregator take off the broker what these devices said of themselves, and drop what waits of them.
+
+    Args:
+        connect: as whom.
+        topics: of the federation.
+        names: the devices.
+        key: the release key, without which nothing is dropped.
 
     Raises:
         BrokerError: it cannot be told.
     """
     async with connect(_options()) as connection:
         for first in range(0, len(names), _AT_ONCE):
-            asking = overview.Ask(gone=tuple(names[first : first + _AT_ONCE]))
-            await connection.publish(topics.ask, frames.encode(asking), qos=1)
+            some = tuple(names[first : first + _AT_ONCE])
+            plain = frames.encode(overview.Ask(gone=some))
+            asking = plain if key is None else overview.revoking(key, topics.federation, some)
+            await connection.publish(topics.ask, asking, qos=1)
 
 
 async def is_served(connect: Connector, topics: Topics) -> bool:

@@ -23,8 +23,21 @@ def of_devices(topics: Topics, names: Iterable[str]) -> list[str]:
         f"pattern write {prefix}/report/%u",
         f"pattern readwrite {prefix}/status/%u",
         f"pattern read {prefix}/receipt/%u",
+        f"pattern write {prefix}/renew/%u",
+        f"pattern read {prefix}/renewed/%u",
+        f"pattern read {topics.authorities}",
         f"pattern read {topics.aggregator}",
         f"pattern read {prefix}/model/#",
+    ]
+
+
+def of_issuer(topics: Topics, user: str) -> list[str]:
+    """Reading requests for new credentials, answering them, and saying whom to trust."""
+    return [
+        f"user {user}",
+        f"topic readwrite {topics.renewals}",
+        f"topic readwrite {topics.prefix}/renewed/+",
+        f"topic readwrite {topics.authorities}",
     ]
 
 

@@ -65,11 +65,7 @@ def read_bundle(path: Path, *, broker: str | None = None) -> Bundle:
     Raises:
         BundleError: it is none, or a file that it names is not there.
     """
-    if path.is_dir():
-        found = sorted(path.glob("*.toml"))
-        if len(found) != 1:
-            raise BundleError(f"{path} holds {len(found)} TOML files: name the one that is meant.")
-        path = found[0]
+    path = bundle_file(path)
     try:
         fields = _Fields.model_validate(tomllib.loads(path.read_text()))
         topics = Topics(fields.federation, fields.root)
@@ -90,6 +86,20 @@ def read_bundle(path: Path, *, broker: str | None = None) -> Bundle:
         raise BundleError(f"{path} is no bundle of Midge's: {error}") from error
     public, private = (_beside(path, name) for name in (fields.release_key, fields.release_private_key))
     return Bundle(topics, fields.name, endpoint, public, private)
+
+
+def bundle_file(path: Path) -> Path:
+    """The TOML file of a bundle that is named by it, or by its folder.
+
+    Raises:
+        BundleError: the folder holds none, or several.
+    """
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob("*.toml"))
+    if len(found) != 1:
+        raise BundleError(f"{path} holds {len(found)} TOML files: name the one that is meant.")
+    return found[0]
 
 
 def _beside(path: Path, name: str | None) -> Path | None:
@@ -115,9 +125,13 @@ def write_bundle(
     """
     _Fields.model_validate(fields)
     make_private(folder)
-    # JSON's strings are TOML's.
+    atomic_write_all(folder, {**files, file: as_toml(fields, why).encode()}, mode=PRIVATE)
+
+
+def as_toml(fields: Mapping[str, str | None], why: str) -> str:
+    """A bundle's file as text; `why` is a comment at its head. JSON's strings are TOML's."""
     lines = [f"# {why}", *(f"{name} = {json.dumps(value)}" for name, value in fields.items() if value is not None)]
-    atomic_write_all(folder, {**files, file: "\n".join([*lines, ""]).encode()}, mode=PRIVATE)
+    return "\n".join([*lines, ""])
 
 
 def pack(folder: Path) -> Path:

@@ -7,14 +7,14 @@ less than a tenth of a second. A device's certificate may be shown by a client o
 
 import ipaddress
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from cryptography import x509
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 NOT_BEFORE = datetime(1970, 1, 1, tzinfo=UTC)
@@ -64,6 +64,7 @@ class Issued:
     """A certificate and its key."""
 
     key: bytes
+    """Empty if its private part is elsewhere."""
     certificate: bytes
     serial: int
     not_after: datetime
@@ -95,7 +96,7 @@ def make_authority(name: str, now: datetime, *, days: int = AUTHORITY_DAYS) -> A
     from cryptography.hazmat.primitives import hashes  # noqa: PLC0415
 
     key, subject = _new_key(), _name(f"Midge {name}")
-    built = _begin(subject, subject, key, now + timedelta(days=days))
+    built = _begin(subject, subject, key.public_key(), now + timedelta(days=days))
     built = built.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     built = built.add_extension(_usage(signs_others=True), critical=True)
     identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
@@ -116,11 +117,26 @@ def issue(
         hosts: the host names and addresses of a server.
         days: until it ends, at most as long as the authority.
     """
+    key = _new_key()
+    return replace(certify(authority, name, now, key.public_key(), use=use, hosts=hosts, days=days), key=_pem_of(key))
+
+
+def certify(
+    authority: Authority,
+    name: str,
+    now: datetime,
+    key: "EllipticCurvePublicKey",
+    *,
+    use: Use,
+    hosts: Sequence[str] = (),
+    days: int = LEAF_DAYS,
+) -> Issued:
+    """A certificate over a key whose private part is elsewhere; else as `issue`."""
     from cryptography import x509  # noqa: PLC0415
     from cryptography.hazmat.primitives import hashes  # noqa: PLC0415
     from cryptography.x509.oid import ExtendedKeyUsageOID  # noqa: PLC0415
 
-    key, issuer = _new_key(), authority._certificate  # noqa: SLF001
+    issuer = authority._certificate  # noqa: SLF001
     ends = min(now + timedelta(days=days), issuer.not_valid_after_utc)
     built = _begin(_name(name), issuer.subject, key, ends)
     built = built.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -132,11 +148,61 @@ def issue(
     if hosts:
         built = built.add_extension(x509.SubjectAlternativeName([_host(each) for each in hosts]), critical=False)
     certificate = built.sign(authority._key, hashes.SHA256())  # noqa: SLF001
-    return Issued(_pem_of(key), _certificate_pem(certificate), certificate.serial_number, ends.replace(microsecond=0))
+    return Issued(b"", _certificate_pem(certificate), certificate.serial_number, ends.replace(microsecond=0))
 
 
-def make_request(name: str) -> tuple[bytes, bytes]:
-    """A new key, and what to give another authority to sign: a PKCS #10 request (RFC 2986), both PEM."""
+def renewal_key() -> tuple[bytes, str]:
+    """A key that signs a member's requests for another password: PEM, and its public part, DER in hexadecimal."""
+    key = _new_key()
+    return _pem_of(key), spki(key.public_key()).hex()
+
+
+def spki(key: "EllipticCurvePublicKey") -> bytes:
+    """A public key as X.509's SubjectPublicKeyInfo, DER."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat  # noqa: PLC0415
+
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def read_request(csr: bytes) -> "tuple[str, EllipticCurvePublicKey]":
+    """The common name and the key of a PKCS #10 request, DER, that this key has signed.
+
+    Raises:
+        AuthorityError: it is none, or of another sort of key.
+    """
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm  # noqa: PLC0415
+    from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415
+    from cryptography.x509 import load_der_x509_csr  # noqa: PLC0415
+    from cryptography.x509.oid import NameOID  # noqa: PLC0415
+
+    try:
+        request = load_der_x509_csr(csr)
+        key, names = request.public_key(), request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        good = request.is_signature_valid
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
+        raise AuthorityError("the request cannot be read") from error
+    if not good or not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise AuthorityError("the request is not signed by a key of P-256")
+    if len(names) != 1:
+        raise AuthorityError("the request has no common name, or several")
+    return str(names[0].value), key
+
+
+def signed_by(certificate: "x509.Certificate", authorities: "Sequence[x509.Certificate]") -> bool:
+    """Whether one of these authorities signed a certificate."""
+    from cryptography.exceptions import InvalidSignature  # noqa: PLC0415
+
+    for authority in authorities:
+        try:
+            certificate.verify_directly_issued_by(authority)
+        except (ValueError, TypeError, InvalidSignature):
+            continue
+        return True
+    return False
+
+
+def make_request(name: str, *, der: bool = False) -> tuple[bytes, bytes]:
+    """A new key, PEM, and what to give an authority to sign: a PKCS #10 request (RFC 2986), PEM too, or DER."""
     from cryptography import x509  # noqa: PLC0415
     from cryptography.hazmat.primitives import hashes  # noqa: PLC0415
     from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415
@@ -145,7 +211,7 @@ def make_request(name: str) -> tuple[bytes, bytes]:
     key = _new_key()
     built = x509.CertificateSigningRequestBuilder().subject_name(_name(name))
     built = built.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
-    return _pem_of(key), built.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    return _pem_of(key), built.sign(key, hashes.SHA256()).public_bytes(Encoding.DER if der else Encoding.PEM)
 
 
 def revocation_list(
@@ -238,13 +304,13 @@ def _host(host: str) -> "x509.GeneralName":
 
 
 def _begin(
-    subject: "x509.Name", issuer: "x509.Name", key: "EllipticCurvePrivateKey", ends: datetime
+    subject: "x509.Name", issuer: "x509.Name", key: "EllipticCurvePublicKey", ends: datetime
 ) -> "x509.CertificateBuilder":
     from cryptography import x509  # noqa: PLC0415
 
-    built = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key.public_key())
+    built = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key)
     built = built.serial_number(x509.random_serial_number()).not_valid_before(NOT_BEFORE).not_valid_after(ends)
-    return built.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    return built.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
 
 
 def _usage(*, signs_others: bool) -> "x509.KeyUsage":

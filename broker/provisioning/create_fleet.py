@@ -5,6 +5,8 @@
     broker/         what the broker reads
     aggregator/     the aggregator's bundle, with the key that signs releases
     operator/       a bundle that may look on
+    issuer/         a bundle that answers requests for new credentials
+    granted/        the newest certificate that each device was answered with
     probes/         bundles for `midge broker check`, which tries the attacks with them
     devices/        a bundle for each device, and each as a tar archive
 
@@ -13,10 +15,11 @@ Whatever changes later (`broker.provisioning.manage_devices`) is rewritten from 
 
 import secrets
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from midge.broker.local.mosquitto import password_hash
+from midge.broker.provisioning.authorities import authorities, mark, trusted
 from midge.broker.provisioning.bundles import make_private, pack, write_bundle, write_private
 from midge.broker.provisioning.certificates import (
     LEAF_DAYS,
@@ -26,12 +29,15 @@ from midge.broker.provisioning.certificates import (
     make_release_key,
     make_request,
     need_cryptography,
+    renewal_key,
     revocation_list,
 )
+from midge.broker.provisioning.expiry import ENDS
 from midge.broker.provisioning.fleet_readme import guide, joining_guide
 from midge.broker.provisioning.fleet_registry import (
     AGGREGATOR,
     ATTACKER,
+    ISSUER,
     OPERATOR,
     REGISTER,
     REVOKED,
@@ -107,9 +113,13 @@ def _write_everything(directory: Path, fleet: Fleet, names: list[str], now: date
         trust = authority.certificate
     make_private(directory / "aggregator")
     write_private(directory / "aggregator" / "release.key", private)
+    due = now + timedelta(days=LEAF_DAYS)
+    write_private(directory / "aggregator" / f"release.key{ENDS}", f"{due.isoformat()}\n".encode())
     signing = Signing(directory, fleet, authority, trust, public, now)
     enrol(signing, AGGREGATOR, directory / "aggregator")
     enrol(signing, OPERATOR, directory / "operator")
+    if authority is not None:
+        enrol(signing, ISSUER, directory / "issuer")
     for name, folder in PROBES.items():
         if name == REVOKED and authority is None:
             continue  # another authority would have to revoke it
@@ -135,7 +145,6 @@ def _equip_broker(directory: Path, fleet: Fleet, authority: Authority, now: date
     make_private(broker)
     hosts = list(dict.fromkeys([*fleet.hosts, *NEAR]))
     own = issue(authority, fleet.hosts[0][:64], now, use="server", hosts=hosts, days=LEAF_DAYS)
-    write_private(broker / "ca.crt", authority.certificate)
     write_private(broker / "broker.key", own.key)
     write_private(broker / "broker.crt", own.certificate)
     write_private(broker / "mosquitto.conf", configuration(fleet).encode())
@@ -145,7 +154,8 @@ def enrol(signing: Signing, name: str, folder: Path) -> None:
     """Make new credentials for a member, and write them as a bundle; the register is the caller's to write."""
     fleet = signing.fleet
     member = fleet.members.setdefault(name, Member())
-    kind = "aggregator" if name == AGGREGATOR else "operator" if name == OPERATOR else "device"
+    member.issued = signing.now
+    kind = {AGGREGATOR: "aggregator", OPERATOR: "operator", ISSUER: "issuer"}.get(name, "device")
     files: dict[str, bytes] = {"release.pub": signing.release}
     fields: dict[str, str | None] = {
         "federation": fleet.name,
@@ -162,11 +172,14 @@ def enrol(signing: Signing, name: str, folder: Path) -> None:
         secret = secrets.token_urlsafe(24)
         member.password = password_hash(secret)
         files["password"] = f"{secret}\n".encode()
+        files["password.key"], member.key = renewal_key()
         fields |= {"user": name, "password_file": "password"}
     else:
         fields |= {"certfile": f"{kind}.crt", "keyfile": f"{kind}.key"}
         if signing.authority is not None:
             issued = issue(signing.authority, name, signing.now, use="client", days=fleet.days)
+            if not member.serials:  # else it may go on with what it had, until it says otherwise
+                member.authority = mark(signing.directory)
             member.serials.append(f"{issued.serial:x}")
             member.ends = issued.not_after
             files |= {f"{kind}.crt": issued.certificate, f"{kind}.key": issued.key}
@@ -185,11 +198,15 @@ def publish(directory: Path, fleet: Fleet, authority: Authority | None, now: dat
         write_private(broker / "acl-to-add", access(fleet).encode())
         return
     write_private(broker / "acl", access(fleet).encode())
+    write_private(broker / "ca.crt", trusted(directory))
     if fleet.way == "passwords":
         write_private(broker / "passwords", passwords(fleet).encode())
         return
     fleet.list_number += 1
     write_fleet(directory, fleet)
     lapsed = {int(serial, 16): when for serial, when in fleet.lapsed.items()}
-    text = revocation_list(authority, lapsed, fleet.list_number, now, days=fleet.list_days)
-    write_private(broker / "crl.pem", text)
+    # Of each authority: without the list of a certificate's own, a broker refuses it.
+    lists = [
+        revocation_list(each, lapsed, fleet.list_number, now, days=fleet.list_days) for each in authorities(directory)
+    ]
+    write_private(broker / "crl.pem", b"".join(lists))

@@ -13,6 +13,7 @@ _FOLDERS = """\
 | `devices/NAME/`, `NAME.tar` | that device only | its bundle |
 | `operator/` | you | a bundle that may look on: `midge status`, the doctor |
 | `probes/` | you | the doctor's own identities |
+| `issuer/`, `granted/` | `midge broker renewals` | what answers devices that ask for new credentials |
 | `authority/` | you; best kept off every network | the key that makes certificates |
 | `fleet.json` | `midge device-…` | who belongs to the fleet |
 """
@@ -22,6 +23,7 @@ _MANAGING = """\
     midge device-add    --fleet . pump-17
     midge device-revoke --fleet . dev0007      # at once, connected or not
     midge device-rotate --fleet . dev0008      # a new key; the old one is good until --finish
+    midge broker renewals --fleet .            # now and then: devices renew their credentials by themselves
 """
 
 

@@ -8,17 +8,22 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+from midge.broker.provisioning import authorities
 from midge.broker.provisioning.bundles import pack
-from midge.broker.provisioning.certificates import Authority, list_ends, need_cryptography
+from midge.broker.provisioning.certificates import Authority, need_cryptography
 from midge.broker.provisioning.create_fleet import Signing, enrol, publish
+from midge.broker.provisioning.expiry import NEAR, ends
 from midge.broker.provisioning.fleet_registry import (
     AGGREGATOR,
+    ISSUER,
+    OPERATOR,
     RESERVED,
     Fleet,
     FleetError,
@@ -32,9 +37,8 @@ from midge.broker.provisioning.mosquitto_config import PID_FILE
 from midge.wire.topics import check_name
 
 State = Literal["active", "rotating", "revoked"]
-
-NEAR = 60
-"""Days before the end of a certificate or a list from which on it is worth a warning."""
+_FOLDERS = {AGGREGATOR: "aggregator", OPERATOR: "operator", ISSUER: "issuer"}
+"""Of those that get new keys and are no devices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ def add(directory: Path, names: list[str]) -> Told:
         FleetError: one of the names is taken.
         ValueError: one of them cannot be a device's.
     """
-    with _changing(directory) as (fleet, signing):
+    with changing(directory) as (fleet, signing):
         for name in names:
             check_name(name, "device name")
             if name in RESERVED:
@@ -77,7 +81,14 @@ def add(directory: Path, names: list[str]) -> Told:
         for name in names:
             enrol(signing, name, directory / "devices" / name)
             pack(directory / "devices" / name)
-        return _changed(signing)
+        return changed(signing)
+
+
+def add_issuer(directory: Path) -> Told:
+    """Give a fleet of an earlier version what answers requests for new credentials."""
+    with changing(directory) as (_, signing):
+        enrol(signing, ISSUER, directory / "issuer")
+        return changed(signing)
 
 
 def revoke(directory: Path, names: list[str]) -> Told:
@@ -86,13 +97,13 @@ def revoke(directory: Path, names: list[str]) -> Told:
     Raises:
         FleetError: there is no such device.
     """
-    with _changing(directory) as (fleet, signing):
+    with changing(directory) as (fleet, signing):
         members = [_member(fleet, name) for name in names]
         for member in members:
             member.revoked = member.revoked or signing.now
             fleet.lapse(member.serials, signing.now)
-            member.serials = []
-        return _changed(signing)
+            member.serials, member.renewals = [], 0
+        return changed(signing)
 
 
 def rotate(directory: Path, names: list[str], *, now: bool = False, finish: bool = False) -> Told:
@@ -110,73 +121,106 @@ def rotate(directory: Path, names: list[str], *, now: bool = False, finish: bool
     Raises:
         FleetError: there is no such device, or it is revoked.
     """
-    with _changing(directory) as (fleet, signing):
+    with changing(directory) as (fleet, signing):
         for name in names:
             member = _member(fleet, name, reserved=True)
             if member.revoked is not None:
                 raise FleetError(f"The device {name!r} is revoked: add a device of another name.")
         for name in names:
             if not finish:
-                folder = directory / AGGREGATOR if name == AGGREGATOR else directory / "devices" / name
+                folder = directory / _FOLDERS.get(name, f"devices/{name}")
                 enrol(signing, name, folder)
-                if name != AGGREGATOR:
+                if name not in _FOLDERS:
                     pack(folder)
             member = fleet.members[name]
             if now or finish:
+                if fleet.way == "certificates":
+                    member.authority = authorities.mark(directory)
                 fleet.lapse(member.serials[:-1], signing.now)
-                member.serials = member.serials[-1:]
+                member.serials, member.renewals = member.serials[-1:], 0
         if fleet.way == "certificates" and not (now or finish):
             write_fleet(directory, fleet)
             return Told(broker=False, todo=())
-        return _changed(signing)
+        return changed(signing)
 
 
 def devices(directory: Path) -> list[Listed]:
     """All devices that there are or were."""
     listed = []
     for name, member in sorted(read_fleet(directory).devices.items()):
-        state: State = "active" if len(member.serials) < 2 else "rotating"
+        state: State = "active" if len(member.serials) < 2 + member.renewals else "rotating"
         listed.append(Listed(name, "revoked" if member.revoked else state, member.ends, member.revoked))
     return listed
 
 
 def warnings(directory: Path, now: datetime) -> list[str]:
     """What runs out soon, and what to do."""
-    fleet, said = read_fleet(directory), []
-    crl = directory / "broker" / "crl.pem"
-    if crl.is_file():
+    fleet, broker = read_fleet(directory), directory / "broker"
+    if fleet.way != "join":
         need_cryptography()
-        left = (list_ends(crl.read_bytes()) - now).days
-        if left < NEAR:
-            said.append(
-                f"The revocation list runs out in {left} days, and with it everybody's access: "
-                "write it again with `midge device-list --renew`."
-            )
+    own = (broker / "crl.pem", broker / "ca.crt", broker / "broker.crt", directory / AGGREGATOR / "release.key")
+    said = [alarm for file in own for end in ends(file) if (alarm := end.alarm(now))]
     for name, member in fleet.members.items():
         if member.ends is not None and member.revoked is None and (left := (member.ends - now).days) < NEAR:
-            how = f"midge device-rotate {name}" if name not in RESERVED or name == AGGREGATOR else "a new fleet"
+            how = (
+                f"midge device-rotate {name}" if name not in RESERVED or name == AGGREGATOR else "midge broker renewals"
+            )
             said.append(f"The certificate of {name} runs out in {left} days: {how}.")
     return said
 
 
-def renew(directory: Path) -> Told:
-    """Rewrite what the broker reads, and tell it."""
-    with _changing(directory) as (_, signing):
-        return _changed(signing)
+def succeed_authority(directory: Path) -> Told:
+    """Make the next authority, and have the broker trust it."""
+    return _authority(directory, lambda fleet, now: authorities.succeed(directory, fleet, now))
 
 
-class _changing:  # noqa: N801 - read as a verb
+def switch_authority(directory: Path, *, force: bool = False) -> Told:
+    """Have the next authority sign from now on.
+
+    Raises:
+        FleetError: devices do not know it yet.
+    """
+    return _authority(directory, lambda fleet, _: authorities.switch(directory, fleet, force=force))
+
+
+def finish_authority(directory: Path, *, force: bool = False) -> Told:
+    """Trust the authority before no more.
+
+    Raises:
+        FleetError: devices still have certificates of it.
+    """
+    told = _authority(directory, lambda fleet, _: authorities.finish(directory, fleet, force=force))
+    # By SIGHUP a Mosquitto learns whom else to trust, and forgets none: what it has read stays until it ends.
+    return replace(told, todo=(*told.todo, "restart the broker, which trusts the one before until then"))
+
+
+def _authority(directory: Path, change: Callable[[Fleet, datetime], None]) -> Told:
+    with changing(directory) as (fleet, signing):
+        if signing.authority is None:
+            raise FleetError("This fleet's authority is another team's.")
+        change(fleet, signing.now)
+        fleet.authorities += 1
+        return changed(replace(signing, authority=authorities.authority(directory)))
+
+
+def renew(directory: Path, *, accept_older: bool = False) -> Told:
+    """Rewrite what the broker reads, and tell it; from a register that was put back only if that is accepted."""
+    with changing(directory, accept_older=accept_older) as (_, signing):
+        return changed(signing)
+
+
+class changing:  # noqa: N801 - read as a verb
     """The fleet and what its bundles are made with, locked against changes by others."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, *, accept_older: bool = False) -> None:
+        self._directory, self._accept_older = directory, accept_older
         self._lock = locked(directory)
 
     def __enter__(self) -> tuple[Fleet, Signing]:
         need_cryptography()
         self._lock.__enter__()
         try:
-            fleet = read_fleet(self._directory)
+            fleet = read_fleet(self._directory, accept_older=self._accept_older)
             return fleet, _signing(self._directory, fleet)
         except BaseException:
             self._lock.__exit__(*sys.exc_info())
@@ -190,9 +234,10 @@ def _signing(directory: Path, fleet: Fleet) -> Signing:
     authority, trust = None, None
     try:
         if fleet.way != "join":
+            authorities.mend(directory)
             home = directory / "authority"
             authority = Authority((home / "ca.key").read_bytes(), (home / "ca.crt").read_bytes())
-            trust = authority.certificate
+            trust = authorities.trusted(directory)
         elif (own := directory / AGGREGATOR / "ca.crt").is_file():
             trust = own.read_bytes()
         release = (directory / AGGREGATOR / "release.pub").read_bytes()
@@ -204,13 +249,14 @@ def _signing(directory: Path, fleet: Fleet) -> Signing:
 
 
 def _member(fleet: Fleet, name: str, *, reserved: bool = False) -> Member:
-    known = {**fleet.devices, **({AGGREGATOR: fleet.members[AGGREGATOR]} if reserved else {})}
+    others = {each: fleet.members[each] for each in _FOLDERS if each in fleet.members} if reserved else {}
+    known = {**fleet.devices, **others}
     if name not in known:
         raise FleetError(f"There is no device {name!r} in this fleet: `midge device-list` names them.")
     return known[name]
 
 
-def _changed(signing: Signing) -> Told:
+def changed(signing: Signing) -> Told:
     """Register first, then what is made from it, then the broker's ear."""
     fleet, directory = signing.fleet, signing.directory
     write_fleet(directory, fleet)

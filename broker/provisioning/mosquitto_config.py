@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 from midge.broker.local.mosquitto import MAX_QUEUED_MESSAGES
 from midge.broker.mqtt.endpoint import is_loopback
 from midge.broker.provisioning import acl
-from midge.broker.provisioning.fleet_registry import AGGREGATOR, OPERATOR, VICTIM, Fleet
+from midge.broker.provisioning.fleet_registry import AGGREGATOR, ISSUER, OPERATOR, VICTIM, Fleet
 
 PID_FILE = "mosquitto.pid"
 MAX_PACKET = 1024 * 1024
@@ -84,7 +84,7 @@ user {fleet.broker_user}
 def access(fleet: Fleet) -> str:
     """The ACL file of a fleet's own broker, or what another broker's lacks."""
     gone = sorted(name for name, member in fleet.members.items() if member.revoked is not None)
-    kept = sorted(name for name in fleet.members if name not in (*gone, AGGREGATOR, OPERATOR))
+    kept = sorted(name for name in fleet.members if name not in (*gone, AGGREGATOR, OPERATOR, ISSUER))
     head = ["# Written by Midge, and rewritten at each change of the fleet."]
     if fleet.way == "join":
         head = [
@@ -95,6 +95,7 @@ def access(fleet: Fleet) -> str:
         head,
         acl.of_aggregator(fleet.topics, AGGREGATOR),
         acl.of_operator(fleet.topics, OPERATOR, VICTIM),
+        acl.of_issuer(fleet.topics, ISSUER) if ISSUER in fleet.members else [],
         ["# Revoked, and so without a right even while connected.", *acl.denied(gone)] if gone else [],
         acl.of_devices(fleet.topics, kept),
     ]

@@ -14,7 +14,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -321,6 +321,11 @@ def enough_new(samples: Fresh, rows: int) -> Condition:
         return f"fewer than {rows} rows are new since the last training{f': {trouble}' if trouble else ''}"
 
     return _condition("enough_new", look)
+
+
+def awaits_rows(conditions: Iterable[Condition]) -> bool:
+    """Whether one of the conditions is `enough_new`: what is trained then is on new rows."""
+    return any(getattr(condition, "__name__", "") == enough_new.__name__ for condition in conditions)
 
 
 def every_feature(samples: RowIntake) -> Condition:

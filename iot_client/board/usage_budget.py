@@ -1,14 +1,15 @@
 """What a device may spend in a calendar month: bytes on its link, energy for its training."""
 
+import hashlib
 import json
 import logging
 import math
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from midge.storage.checked import Rotten
 from midge.storage.files import atomic_write
 from midge.wire.clocks import SANE
 from midge.wire.messages import Participation
@@ -22,6 +23,9 @@ _OFF = 40 * 86_400.0
 """Seconds between our clock and an announcement's date from which ours counts as wrong: a retained one may be old."""
 _SAVE_WRITES = 8192
 """Bytes that such a write wears: a page of the file and one of its directory."""
+
+_CHECK = "sha256"
+"""The name of the checksum over all the others, in the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +77,13 @@ class Budget:
         self._seen = 0
         self._saved_at = -math.inf
         if path is not None and path.exists():
-            with suppress(OSError, ValueError, KeyError, TypeError):
-                spent = json.loads(path.read_text())
+            try:
+                spent = read_usage(path)
                 self.month, self.bytes, self.joules = str(spent["month"]), int(spent["bytes"]), float(spent["joules"])
                 self.since, self.written = float(spent.get("since", 0)), int(spent.get("written", 0))
                 self._before = _Spent(**spent.get("before", {}))
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                log.warning("What this month has cost cannot be read from %s (%s): it starts over.", path, error)
 
     def spend(self, *, moved: int = 0, trained: float = 0.0, now: float | None = None) -> None:
         """Bytes that went over the link, seconds of training. `now` is seconds since 1970."""
@@ -116,7 +122,8 @@ class Budget:
         if self.path is None:
             return
         try:
-            atomic_write(self.path, json.dumps(self.packed()).encode())
+            spent = self.packed()
+            atomic_write(self.path, json.dumps({**spent, _CHECK: _checksum(spent, self.path)}).encode())
             self.written += _SAVE_WRITES
         except OSError as error:
             log.warning("What this month has cost cannot be written to %s (%s).", self.path, error.strerror)
@@ -157,3 +164,21 @@ class Budget:
 def _least(own: float | None, asked: float | None) -> float | None:
     limits = [limit for limit in (own, asked) if limit]
     return min(limits, default=None)
+
+
+def read_usage(path: Path) -> dict[str, Any]:
+    """What was written of a month's costs; a file of an earlier Midge has no checksum.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not what was written.
+    """
+    spent = json.loads(path.read_bytes())
+    if not isinstance(spent, dict) or spent.pop(_CHECK, None) not in (None, _checksum(spent, path)):
+        raise Rotten("it is not what was written")
+    return spent
+
+
+def _checksum(spent: dict[str, Any], path: Path) -> str:
+    """Of the values in a file of this name: that of another device in the folder is another's."""
+    return hashlib.sha256(json.dumps([path.name, spent], sort_keys=True).encode()).hexdigest()[:16]

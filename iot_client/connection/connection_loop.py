@@ -104,11 +104,13 @@ class ConnectionLoop:
         """Connect, and connect again, until `stop`.
 
         Raises:
-            BrokerError: the very first connection failed.
+            BrokerError: the very first connection failed, of a device that has never taken part or is to wake once.
             DuplicateDeviceName: another live device has our name.
         """
         config, duty = self._parts.config, self._parts.duty
-        pause, connected_before = _PAUSE, False
+        once = duty.duty is not None and duty.duty.once
+        # A board is often up before its network; one that has stored updates was connected once, with these settings.
+        pause, connected_before = _PAUSE, self._parts.outbox.next_seq > 1 and not once
         duty.wake(time.monotonic())
         while not self._stop.is_set():
             try:
@@ -188,6 +190,8 @@ class ConnectionLoop:
         self._parting = asyncio.get_running_loop().create_future()
         reading = asyncio.create_task(self._read(connection))
         beside = [asyncio.create_task(serving.follow(connection))] if serving.wanted else []
+        if (renewal := self._parts.renewal) is not None:
+            beside.append(asyncio.create_task(renewal.follow(connection, lambda: self.part(DeviceState.DISCONNECTED))))
         if self._parts.duty.duty is not None:
             beside.append(asyncio.create_task(self._sleep_when_idle()))
         if self._stop.is_set():
@@ -252,6 +256,8 @@ class ConnectionLoop:
             self._fetcher.deliver(topic, payload)
         elif parts.serving.fetcher.expects(topic):
             parts.serving.fetcher.deliver(topic, payload)
+        elif parts.renewal is not None and parts.renewal.expects(topic):
+            parts.renewal.deliver(topic, payload)
         elif not payload:
             pass  # a retained message was cleared
         elif topic == topics.announcement():

@@ -19,10 +19,16 @@ def hello_frame(parts: DeviceParts, session: DeviceSession, state: DeviceState, 
         generation=0 if target is None else target.generation,
         version=0 if target is None else target.version,
         wakes=parts.duty.wakes if state is DeviceState.SLEEPING else 0.0,
-        capabilities={**capabilities(parts.speed, config.link), **(config.capabilities or {})},
+        capabilities={**capabilities(parts.speed, config.link), **_lost(parts, session), **(config.capabilities or {})},
         features=sayable(config.feature_names),
         waits=parts.waits[:400] if state.live else "",
         number=number,
         to=to,
     )
     return parts.identity.frame(parts.identity.hide(message, target))
+
+
+def _lost(parts: DeviceParts, session: DeviceSession) -> dict[str, int]:
+    """How many updates this device lost on its disk, or left behind when that was put back; nothing if none."""
+    lost = parts.outbox.lost + session.unsure
+    return {"lost": lost} if lost else {}

@@ -9,10 +9,13 @@ import logging
 import sqlite3
 import threading
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
+from operator import eq
 from pathlib import Path
 from typing import Any, Literal, Protocol
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -43,8 +46,10 @@ _LONGEST_QUOTE = 60
 _MISSING = ("", "nan", "na", "n/a", "null", "none", "-", "inf", "-inf", "unavailable", "unknown")
 """Words for a value that is not there: no mistake of the one who wrote them."""
 _PAGE = 4096
+_MAGIC, _ALIKE = b"SQLite format 3\0", 12
+"""How a database begins, and how many bytes of that a damaged one still has."""
 _TABLES = """
-CREATE TABLE IF NOT EXISTS segments (number INTEGER PRIMARY KEY AUTOINCREMENT, data BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS segments (number INTEGER PRIMARY KEY AUTOINCREMENT, data BLOB NOT NULL, crc INTEGER);
 CREATE TABLE IF NOT EXISTS marks (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 
@@ -283,7 +288,8 @@ class Samples:
             marks = {**self.marks, " new": str(self.new)}
             try:
                 with self._db.transaction() as db:
-                    segment = db.execute("INSERT INTO segments (data) VALUES (?)", (new.tobytes(),)).lastrowid
+                    row = new.tobytes(), zlib.crc32(new.tobytes())
+                    segment = db.execute("INSERT INTO segments (data, crc) VALUES (?, ?)", row).lastrowid
                     db.executemany("DELETE FROM segments WHERE number = ?", [(each,) for each in old])
                     db.executemany("INSERT OR REPLACE INTO marks VALUES (?, ?)", list(marks.items()))
             except (DiskFull, DatabaseError) as error:
@@ -317,7 +323,7 @@ class Samples:
         pragmas = ("wal_autocheckpoint=64", "journal_size_limit=0")
         database = Database(path, synchronous="NORMAL", pragmas=pragmas, threads=True)
         try:
-            database.open(_TABLES)
+            self._begin(database, path)
             db = database.connection
             self.marks = dict(db.execute("SELECT name, value FROM marks"))
             columns = repr((*self.features, self.label, self.kind))
@@ -334,9 +340,28 @@ class Samples:
             if self._db is None:
                 database.close()
 
+    def _begin(self, database: Database, path: Path) -> None:
+        """Open the file; one that is damaged is put aside: rows come again."""
+        try:
+            if path.exists():
+                examine_samples(path, segments=False)
+        except sqlite3.Error as error:
+            if sum(map(eq, path.read_bytes()[:16], _MAGIC)) < _ALIKE:
+                raise  # no samples that rotted, but a file of another kind
+            log.warning("The samples %s are damaged (%s): they start over; the file is kept as .damaged.", path, error)
+            for each in ("-wal", "-shm"):
+                path.with_name(path.name + each).unlink(missing_ok=True)
+            path.replace(path.with_name(f"{path.name}.damaged"))
+        database.open(_TABLES)
+        if "crc" not in {row[1] for row in database.connection.execute("PRAGMA table_info(segments)")}:
+            database.connection.execute("ALTER TABLE segments ADD COLUMN crc INTEGER")
+
     def _load(self, db: sqlite3.Connection) -> None:
         parts = []
-        for place, data in db.execute("SELECT number, data FROM segments ORDER BY number"):
+        for place, data, crc in db.execute("SELECT number, data, crc FROM segments ORDER BY number"):
+            if crc not in (None, zlib.crc32(data)):
+                log.warning("%d bytes of samples in %s are damaged, and left out.", len(data), self.path)
+                continue
             rows = np.frombuffer(data, np.float32)
             if rows.size % self._width == 0:
                 parts.append(rows.reshape(-1, self._width))
@@ -347,6 +372,21 @@ class Samples:
             self.seen = self._stored = len(kept)
             self._present |= np.isfinite(kept[:, :-1]).any(axis=0)
         self._taken = max(0, self.seen - int(self.marks.pop(" new", "0")))
+
+
+def examine_samples(path: Path, *, segments: bool = True) -> None:
+    """See whether a file of samples is what was written.
+
+    Raises:
+        sqlite3.Error: it is not.
+    """
+    with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as db:
+        if (checked := db.execute("PRAGMA quick_check(1)").fetchone()) != ("ok",):
+            raise sqlite3.DatabaseError(str(checked[0]))
+        if segments and "crc" in {row[1] for row in db.execute("PRAGMA table_info(segments)")}:
+            for number, data, crc in db.execute("SELECT number, data, crc FROM segments"):
+                if crc not in (None, zlib.crc32(data)):
+                    raise sqlite3.DatabaseError(f"rows of segment {number} are damaged")
 
 
 def _columns(mark: str) -> str:

@@ -238,7 +238,7 @@ class Renew:
     """Begin a new outbox identity: the aggregator knows more of this one than we do, so it was put back."""
 
     keep: tuple[int, ...]
-    """The updates that were certainly never sent; they move over, in order, numbered from 1."""
+    """The updates that were certainly never decided on; they move over, in order, numbered from 1."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The updates in the outbox: sent in order, again until they are settled, in chunks on request if large."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 
 from midge.iot_client.session.events import Action, Forget, Offer, Renew, Send, SendChunks
@@ -8,7 +8,7 @@ from midge.iot_client.session.situation import Situation
 from midge.iot_client.session.states import Link
 from midge.iot_client.session.timers import Timer
 from midge.wire import chunks
-from midge.wire.messages import Grant, Update
+from midge.wire.messages import Grant, Settled, Update
 
 IN_FLIGHT = 8
 """Updates that may wait for their receipt at once: as many as an aggregator keeps out of order for a device."""
@@ -37,6 +37,7 @@ class Sending:
         next_seq: what the next update will be numbered.
         jitter: a number in [0, 1), new at each call.
         patience: seconds before an update that was not answered is sent again; doubled each time.
+        sent: the highest seq that was ever sent; None if that is not known: any may have been.
     """
 
     def __init__(
@@ -48,12 +49,15 @@ class Sending:
         *,
         jitter: Callable[[], float],
         patience: float,
+        sent: int | None = None,
     ) -> None:
         self._situation, self._jitter = situation, jitter
         self.outbox, self.next = outbox, next_seq
-        self.held = {update.seq: Held(update) for update in held}
+        self.held = {update.seq: Held(update, ever_sent=sent is None or update.seq <= sent) for update in held}
         self.held_back = False
         """Whether the aggregator asked to wait: nothing is sent until the resend timer is due."""
+        self.unsure = 0
+        """Updates that renewals left behind and that may have been settled, or not: they could count a second time."""
         self.told_to_wait = False
         """Whether the aggregator asked to wait since the outbox was last empty."""
         self.resend = Timer(patience)
@@ -62,6 +66,11 @@ class Sending:
     def first(self) -> int:
         """The lowest seq that is held, or the next one if none is."""
         return min(self.held, default=self.next)
+
+    @property
+    def sent(self) -> int:
+        """The highest seq that was ever sent, or is about to be; 0 if none is known of."""
+        return max((seq for seq, held in self.held.items() if held.ever_sent), default=0)
 
     @property
     def size(self) -> int:
@@ -96,9 +105,19 @@ class Sending:
         """Whether the aggregator has settled what was never sent: then this outbox is an old copy of itself."""
         return hi >= self.next or any(seq <= hi and not held.ever_sent for seq, held in self.held.items())
 
-    def renew(self) -> Renew:
-        """Ask for a new identity. What was certainly never sent moves over; the rest may have been settled."""
-        return Renew(tuple(seq for seq, held in self.held.items() if not held.ever_sent))
+    def undecided(self, verdicts: Iterable[Settled]) -> set[int]:
+        """Those held of whose numbers the aggregator has decided on another body: ours is none that it knows."""
+        return {
+            settled.seq
+            for settled in verdicts
+            if settled.body and settled.verdict.final and settled.body != self.held[settled.seq].update.digest
+        }
+
+    def renew(self, undecided: Container[int], settled: Container[int]) -> Renew:
+        """Ask for a new identity. What was certainly never decided on moves over; the rest may have been settled."""
+        keep = tuple(seq for seq, held in self.held.items() if seq in undecided or not held.ever_sent)
+        self.unsure += sum(seq not in keep and seq not in settled for seq in self.held)
+        return Renew(keep)
 
     def renewed(self, outbox: int, held: Iterable[Update], next_seq: int) -> None:
         """Take up the new identity."""
@@ -117,6 +136,8 @@ class Sending:
             return []
         actions: list[Action] = []
         for seq in sorted(self.held)[:IN_FLIGHT]:
+            if seq > self.first and seq - 1 not in self.held:
+                break  # the one between is lost: only with those before it settled does `first` say so
             held = self.held[seq]
             large = held.update.size > situation.chunk
             if held.sent:

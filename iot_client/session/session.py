@@ -61,6 +61,7 @@ class DeviceSession:
         next_seq: what the next update will be numbered.
         jitter: a number in [0, 1), new at each call: spreads what many devices would do at once.
         settings: what its owner decides.
+        sent: the highest seq that was ever sent; None if that is not known.
     """
 
     def __init__(
@@ -72,12 +73,13 @@ class DeviceSession:
         jitter: Callable[[], float],
         *,
         settings: SessionSettings | None = None,
+        sent: int | None = None,
     ) -> None:
         self._settings = settings or SessionSettings()
         self._jitter = jitter
         self._situation = Situation()
         self._sending = Sending(
-            self._situation, outbox, held, next_seq, jitter=jitter, patience=self._settings.patience
+            self._situation, outbox, held, next_seq, jitter=jitter, patience=self._settings.patience, sent=sent
         )
         self._cycle = TrainingCycle(device, self._situation, self._sending, self._settings, jitter)
         self._greeting = Timer()
@@ -123,6 +125,16 @@ class DeviceSession:
     def holding(self) -> int:
         """How many updates wait for their receipt."""
         return len(self._sending.held)
+
+    @property
+    def sent(self) -> int:
+        """The highest seq that was ever sent, or that the actions just handed out send."""
+        return self._sending.sent
+
+    @property
+    def unsure(self) -> int:
+        """How many updates renewals of the outbox have left behind that may have been settled, or not."""
+        return self._sending.unsure
 
     @property
     def hindered(self) -> str | None:
@@ -304,15 +316,18 @@ class DeviceSession:
         if receipt.token <= MOST_TOKEN:
             self._fence = max(self._fence, receipt.token)
         ours = [settled for settled in receipt.settled if settled.seq in sending.held]
+        undecided = sending.undecided(ours)
+        ours = [settled for settled in ours if settled.seq not in undecided]
         actions: list[Action] = [Tell(settled) for settled in ours]
         self._cycle.settled(ours, now)
         greeted = self.link is Link.GREETING
         if greeted:
             self._situation.follow("receipt")
             self._greeting.stop()
-        # Before anything is forgotten: what a restored copy holds under settled numbers was never sent.
-        if sending.was_restored(receipt.hi):
-            return [*actions, sending.renew()]
+        # Before anything is forgotten: what a restored copy holds under settled numbers was never sent, or is another
+        # update than the one that was settled.
+        if undecided or sending.was_restored(receipt.hi):
+            return [*actions, sending.renew(undecided, {settled.seq for settled in ours if settled.verdict.final})]
         actions += sending.forget(receipt.hi)
         later = [settled.retry_after for settled in receipt.settled if not settled.verdict.final]
         if later:
@@ -347,6 +362,7 @@ class DeviceSession:
             self._fence = 0  # the operator's word, which clears what was believed before
         self._situation.announcement = announcement
         self._cycle.refetch.due = None
+        self._cycle.pause(announcement, now)
         return [*self._cycle.compare_inputs(announcement), *self._cycle.next_thing(now)]
 
     def _trained(self, update: Update, key: int, now: float) -> list[Action]:
@@ -365,4 +381,4 @@ def reread(announcement: Announcement | None) -> float:
     An eighth of the pause between two trainings, if that is more than a minute: nothing can be made of news before its
     end. Read each minute, they would be most of what a device receives that trains a few times a day.
     """
-    return REREAD if announcement is None else max(REREAD, announcement.participation.interval / 8)
+    return REREAD if announcement is None else max(REREAD, announcement.participation.pause / 8)

@@ -36,6 +36,8 @@ class SessionSettings:
     """What the device calls its inputs, in order; empty if they have no names."""
     statistics_by_feature: bool = False
     """Whether its statistics of `input` have a channel for each of these."""
+    rests: bool = True
+    """Whether it pauses if the model does not move. Not if it trains only once enough rows are new."""
     rereads: bool = True
     """Whether it reads the announcement again now and then: one may have been lost on its way."""
 
@@ -83,6 +85,8 @@ class TrainingCycle:
         self.killed = Timer(KILLED)
         self.interval = Timer()
         """Runs after a training has begun, if the announcement asks for a pause between two."""
+        self._began = float("-inf")
+        """When the last training began."""
         self.turn = Timer()
         """Runs until the turn of a fetch."""
         self._turn: tuple[float, float] | None = None
@@ -212,11 +216,17 @@ class TrainingCycle:
             return []  # the link broke meanwhile, and perhaps another fetch has begun
         self._follow("fetched")
         self.refetch.stop()
-        if target.participation.interval:
-            # Without jitter: devices that began at different times stay apart, and the announced pause is kept.
-            self.interval.start(now, 0.5, target.participation.interval)
+        self._began = now
+        self.pause(target, now)
         seed = training_seed(self._device, target, self._sending.next)
         return [Train(target, target.plan.model_copy(update={"seed": seed}))]
+
+    def pause(self, announcement: Announcement, now: float) -> None:
+        """Keep the pause between two trainings that is asked for: a rest ends as soon as it is over for all."""
+        asked = announcement.participation
+        seconds = asked.pause if self._settings.rests else asked.interval
+        # Without jitter: devices that began at different times stay apart, and the announced pause is kept.
+        self.interval.due = self._began + seconds if now < self._began + seconds else None
 
     def fetch_failed(self, start_over: bool, now: float) -> None:
         """Try again after a while."""

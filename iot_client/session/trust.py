@@ -242,7 +242,7 @@ class Trust:
         status, _ = messages.decode(AggregatorStatus, payload)
         if not self.pinned:
             return status
-        if not signing.signs_for_aggregator(self._keys, self._federation, payload):
+        if not signing.signs_for_federation(self._keys, self._federation, payload):
             return status.model_copy(update={"token": 0})
         self._fence(status.token)
         return status

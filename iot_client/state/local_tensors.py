@@ -2,12 +2,13 @@
 
 import io
 import logging
-import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from midge.storage.checked import Rotten, content, with_checksum
 from midge.storage.files import atomic_write
 from midge.wire.schema import Parameters, Schema
 
@@ -84,7 +85,7 @@ class Personal:
         data = io.BytesIO()
         np.savez(data, **self._tensors)  # type: ignore[arg-type]
         try:
-            atomic_write(self.path, data.getbuffer())
+            atomic_write(self.path, with_checksum(data.getvalue(), self.path.name))
             self._unsaved = False
         except OSError as error:
             log.warning("The device's own tensors cannot be written to %s (%s).", self.path, error.strerror)
@@ -93,11 +94,27 @@ class Personal:
         if self.path is None or not self.path.exists():
             return {}
         try:
-            with np.load(self.path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            return read_tensors(self.path)
+        except (OSError, Rotten) as error:
             log.warning("The device's own tensors in %s cannot be read (%s); they start over.", self.path, error)
+            with suppress(OSError):
+                self.path.replace(self.path.with_name(f"{self.path.name}.damaged"))
             return {}
 
     def _first(self) -> Mapping[str, np.ndarray]:
         return (self._initial() if callable(self._initial) else self._initial) or {}
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors in a file.
+
+    Raises:
+        OSError: it cannot be read.
+        Rotten: it is not what was written.
+    """
+    data = content(path.read_bytes(), path.name)  # not the head of another device in this folder
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception as error:  # of an earlier Midge, without a checksum: NumPy and zipfile raise anything then
+        raise Rotten(f"the file is damaged: {error}") from error

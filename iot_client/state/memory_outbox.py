@@ -17,12 +17,13 @@ from midge.wire.messages import Update
 class MemoryOutbox:
     """As an `Outbox`. From one thread; a context manager, which may be entered again."""
 
-    __slots__ = ("_held", "_left", "_remembered", "identity", "next_seq", "path", "pending", "written")
+    __slots__ = ("_held", "_left", "_remembered", "identity", "lost", "next_seq", "path", "pending", "sent", "written")
 
     def __init__(self) -> None:
         self.path: Path | None = None
         self.identity = secrets.randbits(63)
         self.next_seq = 1
+        self.sent = self.lost = 0
         self.pending: dict[str, bytes] = {}
         self.written = 0
         self._held: dict[int, tuple[Update, bytes]] = {}
@@ -52,13 +53,23 @@ class MemoryOutbox:
         """Some bytes of it."""
         return self._held[seq][1][start : start + size]
 
-    def store(self, update: Update, body: bytes, residual: bytes | None = None) -> None:
+    @property
+    def rotted(self) -> str:
+        """Nothing rots in it."""
+        return ""
+
+    def store(self, update: Update, body: bytes, residual: bytes | None = None, *, sent: int = 0) -> None:
         """Keep an update under its seq, which must be the next, and what it leaves to say."""
+        self.note_sent(sent)
         assert update.seq == self.next_seq
         self._held[update.seq] = update, body
         self._left = residual
         self.write_pending()
         self.next_seq = update.seq + 1
+
+    def note_sent(self, through: int) -> None:
+        """Remember that updates up to a seq were sent."""
+        self.sent = max(self.sent, through)
 
     def remembered(self, name: str) -> bytes | None:
         """What was `pending` under this name when something was last written."""
@@ -81,7 +92,7 @@ class MemoryOutbox:
     def renew(self, keep: Iterable[int]) -> None:
         """Take a new identity; only these updates move over, numbered from 1."""
         moved = [self._held[seq] for seq in sorted(keep)]
-        self.identity, self.next_seq = secrets.randbits(63), len(moved) + 1
+        self.identity, self.next_seq, self.sent = secrets.randbits(63), len(moved) + 1, 0
         self._held = {
             number: (update.model_copy(update={"outbox": self.identity, "seq": number, "first": 1}), body)
             for number, (update, body) in enumerate(moved, start=1)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from midge.iot_client.state.local_tensors import Missing
+from midge.storage.checked import Rotten, content, with_checksum
 from midge.storage.files import atomic_write
 from midge.wire import frames, lineage
 from midge.wire.errors import WireError
@@ -148,7 +149,7 @@ def packed(model: VerifiedModel) -> bytes:
         "version": model.version,
         "sha256": hashlib.sha256(snapshot).digest(),
     }
-    return frames.encode(header, snapshot)
+    return with_checksum(frames.encode(header, snapshot))
 
 
 def read(path: Path) -> VerifiedModel:
@@ -158,7 +159,10 @@ def read(path: Path) -> VerifiedModel:
         OSError: there is none.
         WireError: it is broken, or of another format.
     """
-    header, body = frames.decode(path.read_bytes())
+    try:
+        header, body = frames.decode(content(path.read_bytes()))
+    except Rotten as error:
+        raise WireError(str(error)) from error
     if header.get("format") != FORMAT or header.get("sha256") != hashlib.sha256(body).digest():
         raise WireError("the file is broken, or of another version of Midge")
     channel: Channel = "serve" if header.get("channel") == "serve" else "train"

@@ -18,6 +18,7 @@ from midge.commands import (
     report,
     signing,
     status,
+    store,
 )
 
 COMMANDS = (
@@ -29,6 +30,7 @@ COMMANDS = (
     membership,
     forgetting,
     auditing,
+    store,
     status,
     pause,
     renormalising,

@@ -52,6 +52,9 @@ def run(args: argparse.Namespace) -> int:
     fields, bundle = moved(app, args)
     if key := args.release_key or (None if bundle is None else bundle.release_private_key):
         fields["release_key"] = key
+    endpoint = getattr(app, "endpoint", None) if bundle is None else bundle.endpoint
+    if endpoint is not None:
+        fields["credential_files"] = endpoint.credential_files
     if args.raise_epoch:
         fields["raise_epoch"] = True
     if args.replace:

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-from midge.commands import checking, initialising
+from midge.commands import checking, initialising, renewing
 from midge.commands.parts import Problem, Subparsers
 from midge.running import run_until_interrupted
 
@@ -27,6 +27,7 @@ def register(subparsers: Subparsers) -> None:
     running.set_defaults(run=run)
     initialising.register(actions)
     checking.register(actions)
+    renewing.register(actions)
 
 
 class _Broker:

@@ -5,7 +5,8 @@ import asyncio
 import json
 import shutil
 import textwrap
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from midge.wire.topics import DEFAULT_ROOT, Topics, check_name
 if TYPE_CHECKING:
     from midge.broker import Endpoint
     from midge.broker.audit.check import AuditReport, Parties, Role, Trial
+    from midge.broker.audit.results import Finding
 
 _UNUSED_FEDERATION = "midge-check"
 """The federation whose topics are tried where none is named."""
@@ -59,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
     endpoint, topics, role, parties = _of_fleet(args) if args.fleet is not None else _of_options(args)
     looking = check(endpoint, topics, role, parties=parties, read_only=args.read_only)
     report = asyncio.run(looking)
+    if args.fleet is not None:
+        report = replace(report, findings=(*report.findings, *_ending(Path(args.fleet))))
     if args.json:
         print(json.dumps({**asdict(report), **_trials(report), "ok": report.ok}))
         return 0 if report.ok else 1
@@ -81,6 +85,17 @@ def run(args: argparse.Namespace) -> int:
     held = " Every attack that could be tried failed." if report.attacks and not failed else ""
     print(f"\n{report.broker}: {' and '.join(words) or 'nothing stands in the way'}.{held}")
     return 0 if report.ok else 1
+
+
+def _ending(directory: Path) -> "Iterator[Finding]":
+    """What of a fleet's credentials runs out soon."""
+    from midge.broker.audit.results import Finding  # noqa: PLC0415
+    from midge.broker.provisioning.fleet_registry import present  # noqa: PLC0415
+    from midge.broker.provisioning.manage_devices import warnings  # noqa: PLC0415
+
+    for said in warnings(directory, present()):
+        what, _, advice = said.partition(": ")
+        yield Finding("credentials", what, "warning", advice)
 
 
 def _of_options(args: argparse.Namespace) -> "tuple[Endpoint, Topics, Role | None, Parties | None]":

@@ -2,8 +2,11 @@
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from midge.broker.provisioning.bundles import Bundle
+from midge.broker.provisioning.held_credentials import SIGNING
 from midge.commands.apps import load_app
 from midge.commands.gateway import add_gateway, gateway
 from midge.commands.guest import add_guest, make_guest
@@ -22,11 +25,13 @@ def register(subparsers: Subparsers) -> None:
         help="take part in a federation: train on this device's data, send updates",
         usage="midge device MODULE:ATTRIBUTE [options]\n       midge device --csv FILE --label COLUMN [options]\n"
         "       midge device --sensor-topic TOPIC --label FIELD --features A,B,C [options]\n"
-        "       midge device status OUTBOX [options]\n       midge device doctor [options]\n"
+        "       midge device status OUTBOX [options]\n       midge device verify OUTBOX [--accept-loss]\n"
+        "       midge device doctor [options]\n"
         "       midge device readmit NAME --store DIR",
         description="Take part with the midge.Device that module:attribute names, or with rows from a file or a topic, "
-        "until interrupted. `status` shows what an outbox holds and what the device has cost; `doctor` looks at the "
-        "board: clock, disk, versions, broker. `readmit` lets a device that was withdrawn into a federation again.",
+        "until interrupted. `status` shows what an outbox holds and what the device has cost; `verify` "
+        "looks for damage in it and in what lies beside it, and changes nothing; `doctor` looks at the board: clock, "
+        "disk, versions, broker. `readmit` lets a device that was withdrawn into a federation again.",
     )
     parser.add_argument("app", metavar="MODULE:ATTRIBUTE", nargs="*", help="a midge.Device in a module of yours")
     parser.add_argument("--name", help="another name than the app's; its outbox is then NAME.outbox beside the app's")
@@ -40,6 +45,11 @@ def register(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object for each event")
     parser.add_argument("--store", metavar="DIR", help="of readmit: the aggregator's store")
+    parser.add_argument(
+        "--accept-loss",
+        action="store_true",
+        help="of verify: put a damaged outbox aside, with the updates that wait in it; the next start begins a new one",
+    )
     add_place(parser)
     add_guest(parser)
     add_gateway(parser)
@@ -47,13 +57,15 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from midge.commands import device_status, doctor, forgetting  # noqa: PLC0415 - not for those who take part
+    from midge.commands import device_status, device_verify, doctor, forgetting  # noqa: PLC0415 - not for those who take part
 
     match args.app:
         case ["status", outbox]:
             return device_status.run(args, outbox)
         case ["status"]:
             raise doctor.no_outbox() if args.outbox is None else Problem(f"Say: midge device status {args.outbox}")
+        case ["verify", outbox]:
+            return device_verify.run(args, outbox)
         case ["readmit", name] if args.store is not None:
             return forgetting.readmit(name, args.store)
         case ["readmit", *_]:
@@ -79,6 +91,8 @@ def _app(args: argparse.Namespace) -> Device:
 def take_part(args: argparse.Namespace, app: Device) -> int:
     """Move the device to where the options say, and run it until interrupted."""
     fields, bundle = moved(app, args)
+    if bundle is not None:
+        fields |= _renewing(args)
     with user_errors():
         app.config = replace(app.config, **fields)
     name = args.name or (bundle and bundle.name)
@@ -97,9 +111,25 @@ def take_part(args: argparse.Namespace, app: Device) -> int:
     return 0
 
 
+def _renewing(args: argparse.Namespace) -> dict[str, Any]:
+    """A bundle's credentials, which are renewed over MQTT from now on."""
+    from midge.broker.provisioning.bundles import BundleError  # noqa: PLC0415 - not for those without a bundle
+    from midge.broker.provisioning.held_credentials import HeldCredentials  # noqa: PLC0415
+    from midge.iot_client.connection.renewal import connecting  # noqa: PLC0415
+
+    try:
+        held = HeldCredentials(Path(args.config).expanduser(), broker=args.broker)
+    except BundleError as error:
+        raise Problem(str(error)) from error
+    return {"connector": connecting(held), "credentials": held} if held.renewable else {}
+
+
 def _trust(app: Device, args: argparse.Namespace, bundle: Bundle | None) -> None:
     """Whom to believe and how to sign, where the options or the bundle say it; else as the app does."""
     own = None if bundle is None or bundle.endpoint.tls is None else bundle.endpoint.tls.keyfile
+    # The aggregator knows the first key: it goes on signing when that of the connection is another.
+    if own is not None and (first := own.with_name(SIGNING)).is_file():
+        own = first
     release = args.release_key or (None if bundle is None else bundle.release_key)
     signing = args.signing_key or own
     if release or signing:

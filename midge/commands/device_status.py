@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from midge.commands.guest import conditions_of
-from midge.commands.parts import Problem
+from midge.commands.parts import Problem, read_config
 from midge.iot_client.board.local_status import ask
 from midge.wire.inert import inert
 
@@ -18,13 +18,21 @@ _MINUTE, _DAY = 60.0, 86_400.0
 
 
 def run(args: argparse.Namespace, outbox: str) -> int:
-    found = {**look(Path(outbox).expanduser()), "hindered": hindered(args)}
+    found = {**look(Path(outbox).expanduser()), "hindered": hindered(args), "credentials": ending(args)}
     if args.json:
         print(json.dumps(found))
     else:
         for line in lines(found):
             print(inert(line))
     return 0
+
+
+def ending(args: argparse.Namespace) -> list[str]:
+    """Alarms for credentials of the bundle that `--config` names."""
+    from midge.broker.provisioning.expiry import alarms  # noqa: PLC0415
+
+    files = [] if args.config is None else read_config(args.config).endpoint.credential_files
+    return list(alarms(files, time.time()))
 
 
 def hindered(args: argparse.Namespace) -> list[str]:
@@ -40,22 +48,32 @@ def look(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise Problem(f"There is no outbox {path}: name the file that the device was given, such as pump-17.outbox.")
+    from midge.iot_client.state.outbox_files import STATE, unwrapped  # noqa: PLC0415
+    from midge.iot_client.state.outbox_state import OutboxState  # noqa: PLC0415
+
     try:
         with closing(_open(path)) as db:
             meta = dict(db.execute("SELECT name, value FROM meta"))
-            rows = db.execute("SELECT seq, header, LENGTH(body) FROM updates ORDER BY seq").fetchall()
+            rows = db.execute(
+                "SELECT seq, header, LENGTH(body) FROM updates WHERE header != x'' ORDER BY seq"
+            ).fetchall()
     except sqlite3.Error as error:
         raise Problem(f"{path} cannot be read ({error}): is it an outbox?") from error
+    state = OutboxState.unpack(meta.get(STATE)) or OutboxState(meta.get("identity", 0), meta.get("next", 1))
+    trusts = {
+        name.partition(".")[2]: packed
+        for name, value in sorted(meta.items())
+        if name.startswith("trust.") and (packed := value if STATE not in meta else unwrapped(value)) is not None
+    }
     running = ask(path)
     return {
         "outbox": str(path),
         "running": running,
-        "identity": f"{meta.get('identity', 0):016x}",
-        "next": meta.get("next", 1),
+        "identity": f"{state.identity:016x}",
+        "next": state.next,
+        "lost": state.lost,
         "held": [{"seq": seq, "base": _base(header), "bytes": size} for seq, header, size in rows],
-        "verified": {
-            name.partition(".")[2]: _verified(meta[name]) for name in sorted(meta) if name.startswith("trust.")
-        },
+        "verified": {channel: _verified(packed) for channel, packed in trusts.items()},
         "predicts": _model(path.with_name(f"{path.name}.model")),
         "samples": _samples(path.with_name(f"{path.name}.samples")),
         "month": usage(path, running),
@@ -136,6 +154,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         + (f", trained from version {', '.join(map(str, bases))}" if bases else "")
         + f"; the next is {found['next']}",
     ]
+    if found["lost"]:
+        said.append(f"lost      {found['lost']} updates, which rotted on this disk before they were settled")
     if (running := found["running"]) is not None:
         waits = f", waits: {running['waits']}" if running["waits"] else ""
         said.append(
@@ -163,6 +183,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
             + ("" if found["running"] is not None else f"; as of {day(month['as_of'])}")
         )
     said += [f"hindered  {why}" for why in found["hindered"]]
+    said += [f"ALARM     {why}" for why in found.get("credentials", ())]
     return said
 
 

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -32,7 +33,7 @@ _SKEW = 300.0
 def run(args: argparse.Namespace) -> int:
     endpoint = _endpoint(args)
     outbox = Path(args.outbox).expanduser() if args.outbox else None
-    found = [*clock(outbox), *disk(outbox), *software(), *power(args)]
+    found = [*clock(outbox), *disk(outbox), *software(), *power(args), *credentials(endpoint)]
     found += asyncio.run(broker(endpoint)) if endpoint is not None else [
         Finding("broker", "not looked at", "note", "Say which: --broker URL, or --config with a bundle.")
     ]  # fmt: skip
@@ -126,6 +127,18 @@ def software() -> Iterator[Finding]:
     lacking = [f"{name} ({extra})" if extra else name for name, extra in _EXTRAS.items() if _version(name) is None]
     seen = ", ".join(there) or "none"
     yield Finding("extras", seen + (f"; not installed: {', '.join(lacking)}" if lacking else ""), "note")
+
+
+def credentials(endpoint: Endpoint | None, *, now: float | None = None) -> Iterator[Finding]:
+    """How long this device's certificate and the authorities that it trusts are good for."""
+    from midge.broker.provisioning.expiry import ends  # noqa: PLC0415 - needs an extra where there are files
+
+    present = datetime.fromtimestamp(time.time() if now is None else now, UTC)
+    for file in [] if endpoint is None else endpoint.credential_files:
+        for end in ends(file):
+            near = end.near(present)
+            level: Level = "ok" if not near else "problem" if end.left(present) < 0 else "warning"
+            yield Finding("credentials", end.seen(present), level, end.advice if near else "")
 
 
 def power(args: argparse.Namespace) -> Iterator[Finding]:

@@ -31,9 +31,14 @@ def register(subparsers: Subparsers) -> None:
     rotating.set_defaults(run=rotate)
     listing = subparsers.add_parser("device-list", help="the devices of a fleet", description="List a fleet's devices.")
     listing.add_argument("directory", nargs="?", metavar="FLEET", help="as --fleet")
-    _add_fleet(listing)
+    add_fleet(listing)
     listing.add_argument("--json", action="store_true", help="as one JSON object")
     listing.add_argument("--renew", action="store_true", help="rewrite the revocation list and the ACL first")
+    listing.add_argument(
+        "--accept-older",
+        action="store_true",
+        help="with --renew: take a register that was put back for the newest; revoke again who was revoked since",
+    )
     listing.set_defaults(run=show)
 
 
@@ -42,11 +47,12 @@ def _with_names(subparsers: Subparsers, command: str, words: str) -> argparse.Ar
         command, help=words, description=f"{words[0].upper()}{words[1:]}. The broker is told where it runs here."
     )
     parser.add_argument("names", nargs="+", metavar="NAME", help="devices; the fleet's directory may stand before them")
-    _add_fleet(parser)
+    add_fleet(parser)
     return parser
 
 
-def _add_fleet(parser: argparse.ArgumentParser) -> None:
+def add_fleet(parser: argparse.ArgumentParser) -> None:
+    """An option for a fleet's directory."""
     parser.add_argument("--fleet", metavar="DIR", help=f"what `midge broker init` made (default: {_HERE})")
 
 
@@ -63,57 +69,61 @@ def add(args: argparse.Namespace) -> int:
     from midge.broker.provisioning import manage_devices as membership  # noqa: PLC0415 - an extra
 
     directory = _fleet(args)
-    told = _do(lambda: membership.add(directory, args.names))
+    told = do(lambda: membership.add(directory, args.names))
     for name in args.names:
         print(f"{directory}/devices/{name}.tar is for {name} alone.")
-    return _tell(told, "")
+    return tell(told, "")
 
 
 def revoke(args: argparse.Namespace) -> int:
     from midge.broker.provisioning import manage_devices as membership  # noqa: PLC0415
 
     directory = _fleet(args)
-    told = _do(lambda: membership.revoke(directory, args.names))
-    code = _tell(told, f"{', '.join(args.names)}: revoked.")
-    if told.broker and (why := _clear_statuses(directory, args.names)):
-        print(f"What they said last still stands at the broker, and `midge status` shows it: {why}")
+    told = do(lambda: membership.revoke(directory, args.names))
+    code = tell(told, f"{', '.join(args.names)}: revoked.")
+    if why := _tell_aggregator(directory, args.names, wait=told.broker):
+        print(f"What they said last still stands at the broker, and updates of theirs that wait count: {why}")
     return code
 
 
-def _clear_statuses(directory: Path, names: Sequence[str]) -> str:
-    """Have the aggregator take what revoked devices said of themselves off the broker; otherwise why not.
+def _tell_aggregator(directory: Path, names: Sequence[str], *, wait: bool) -> str:
+    """Have the aggregator drop what waits of revoked devices, and what they said of themselves; otherwise why not.
 
-    As the operator: a second connection as the aggregator would put the first off.
+    As the operator: a second connection as the aggregator would put the first off. The release key's word goes with it.
     """
     from midge.broker import BrokerError, connector  # noqa: PLC0415
     from midge.broker.mqtt.federation_view import say_gone  # noqa: PLC0415
     from midge.broker.provisioning.bundles import BundleError, read_bundle  # noqa: PLC0415
-    from midge.broker.provisioning.fleet_registry import OPERATOR  # noqa: PLC0415
+    from midge.broker.provisioning.fleet_registry import AGGREGATOR, OPERATOR  # noqa: PLC0415
+    from midge.wire import signing  # noqa: PLC0415
 
     async def clear() -> None:
-        await asyncio.sleep(_TAKES_EFFECT)  # or one that is connected says it again
-        await say_gone(connector(bundle.endpoint), bundle.topics, names)
+        if wait:
+            await asyncio.sleep(_TAKES_EFFECT)  # or one that is connected says it again
+        await say_gone(connector(bundle.endpoint), bundle.topics, names, key)
 
+    path = directory / AGGREGATOR / "release.key"
     try:
+        key = signing.read_private(path.read_bytes(), str(path)) if path.is_file() else None
         bundle = read_bundle(directory / OPERATOR)
         asyncio.run(clear())
-    except (BundleError, BrokerError, OSError) as error:
-        return str(error)
-    return ""
+    except (BundleError, BrokerError, signing.KeyUnusable, OSError) as error:
+        return f"{error} Then give the command again."
+    return "" if key is not None else f"there is no {path} here to say so. Give the command where it is."
 
 
 def rotate(args: argparse.Namespace) -> int:
     from midge.broker.provisioning import manage_devices as membership  # noqa: PLC0415
 
     directory = _fleet(args)
-    told = _do(lambda: membership.rotate(directory, args.names, now=args.now, finish=args.finish))
+    told = do(lambda: membership.rotate(directory, args.names, now=args.now, finish=args.finish))
     if args.finish:
-        return _tell(told, f"{', '.join(args.names)}: only the newest keys are good.")
+        return tell(told, f"{', '.join(args.names)}: only the newest keys are good.")
     for name in args.names:
         print(f"{name} has new keys: carry its bundle there.")
     if not args.now and not told.broker and not told.todo:
         print(f"Then: midge device-rotate --fleet {directory} --finish {' '.join(args.names)}")
-    return _tell(told, "")
+    return tell(told, "")
 
 
 def show(args: argparse.Namespace) -> int:
@@ -121,10 +131,12 @@ def show(args: argparse.Namespace) -> int:
     from midge.broker.provisioning.fleet_registry import present  # noqa: PLC0415
 
     directory = Path(args.fleet or args.directory or _HERE)
+    if args.accept_older and not args.renew:
+        raise Problem("--accept-older goes with --renew, which writes what the broker reads from the register.")
     if args.renew:
-        _do(lambda: membership.renew(directory))
-    listed = _do(lambda: membership.devices(directory))
-    soon = _do(lambda: membership.warnings(directory, present()))
+        do(lambda: membership.renew(directory, accept_older=args.accept_older))
+    listed = do(lambda: membership.devices(directory))
+    soon = do(lambda: membership.warnings(directory, present()))
     if args.json:
         devices = [
             {
@@ -145,7 +157,8 @@ def show(args: argparse.Namespace) -> int:
     return 0
 
 
-def _do(what: Callable[[], T]) -> T:
+def do(what: Callable[[], T]) -> T:
+    """Do it; what a person can mend ends as a sentence."""
     from midge.broker.provisioning.certificates import AuthorityError, SecurityMissing  # noqa: PLC0415
     from midge.broker.provisioning.fleet_registry import FleetError  # noqa: PLC0415
 
@@ -156,11 +169,13 @@ def _do(what: Callable[[], T]) -> T:
         raise Problem(str(error)) from error
 
 
-def _tell(told: "Told", words: str) -> int:
+def tell(told: "Told", words: str) -> int:
+    """Say what was done, and what is left to do on the broker's machine."""
     if words:
         print(f"{words} The running broker was told." if told.broker else words)
     if told.todo:
-        print("The broker was not told: none of this fleet runs here. For it to know:")
+        untold = "The broker was not told: none of this fleet runs here. For it to know:"
+        print("Left to do:" if told.broker else untold)
         for each in told.todo:
             print(f"  {each}")
     return 0

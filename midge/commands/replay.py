@@ -12,7 +12,8 @@ def register(subparsers: Subparsers) -> None:
         "replay",
         help="rebuild the model from an aggregator's journal, and compare digests",
         description="Rebuild the model from every checkpoint of a store and the journal behind it. All ways must lead "
-        "to the same bits. The aggregator must not be running on the store.",
+        "to the same bits. Changes nothing: it reads a store on a read-only mount, a backup, or beside a running "
+        "aggregator.",
     )
     parser.add_argument("store", metavar="STORE", help="the aggregator's store, a directory")
     parser.add_argument("--json", action="store_true", help="as JSON")
@@ -21,9 +22,9 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     with server_side():
+        from midge.aggregator.store.reading import ReadOnlyStore  # noqa: PLC0415
         from midge.aggregator.store.replaying import replay  # noqa: PLC0415 - an extra
-        from midge.aggregator.store.store import Store  # noqa: PLC0415
-    with Store(existing_store(args.store)) as store:
+    with ReadOnlyStore(existing_store(args.store)) as store:
         ways = list(replay(store))
     same = len({way.digest for way in ways}) == 1
     if args.json:

@@ -63,6 +63,20 @@ def sentence(event: Mapping[str, Any]) -> str:
             return f"Version {version} released for use."
         case {"event": "dropped", "topic": topic, "why": why, "untold": untold}:
             return f"Dropped what came on {topic}: {why} ({untold} others before it were not told)"
+        case {"event": "renewing"}:
+            return "Has asked for new credentials."
+        case {"event": "renewal_refused", "why": why}:
+            return f"New credentials are refused: {why}"
+        case {"event": "authorities"}:
+            return "The authorities to trust have changed."
+        case {"event": "renewed", "granted": granted, "refused": refused} if granted or refused:
+            return f"New credentials: {granted} granted, {refused} refused."
+        case {"event": "renewed_here", "whose": whose}:
+            return f"The certificate of {whose} was renewed here."
+        case {"event": "todo", "commands": commands}:
+            return f"The broker was not told; for it to know: {'; '.join(commands)}"
+        case {"event": "revoked", "device": device, "dropped": dropped}:
+            return f"{device}: revoked; {dropped} of its updates waited and are dropped"
         case {"event": "readmitted", "device": device}:
             return f"{device}: let in again by the operator"
         case {"event": "untold", "events": events}:
@@ -102,7 +116,8 @@ def sentence(event: Mapping[str, Any]) -> str:
         case {"event": "untrusted", "why": why}:
             return f"Not followed: {why}."
         case {"event": "put_back", "announced": announced, "version": version}:
-            return f"Version {announced} is known, and this store has {version}: put back. A new generation begins."
+            known = "A backup was restored" if announced is None else f"Version {announced} is known"
+            return f"{known}, and this store has version {version}. A new generation begins."
         case {"event": "other_base", "device": device, "version": version}:
             return f"{device}: trained from another model than version {version} of here"
         case {"event": "fetch_failed" | "unfit" | "refused" | "clock", "why": why}:

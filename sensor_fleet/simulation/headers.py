@@ -9,6 +9,7 @@ from midge.iot_client.training.fit import Recipe
 from midge.iot_client.training.throughput import Speed
 from midge.wire import chunks, frames
 from midge.wire.messages import (
+    BODY_DIGEST,
     AggregatorState,
     AggregatorStatus,
     Chunk,
@@ -91,7 +92,7 @@ def answer() -> int:
 @cache
 def receipt() -> int:
     """A whole receipt for one update."""
-    settled = Settled(seq=41, verdict=Verdict.ACCEPTED, weight=0.123456, staleness=3)
+    settled = Settled(seq=41, verdict=Verdict.ACCEPTED, weight=0.123456, staleness=3, body=bytes(BODY_DIGEST))
     return len(frames.encode(Receipt(outbox=_OUTBOX, hi=41, settled=(settled,))))
 
 

@@ -31,6 +31,7 @@ class MemoryStore:
 
     def __init__(self, schema: Schema, seed: int, *, durable: bool) -> None:
         self._schema, self.durable = schema, durable
+        self.lineage = b""
         self._rng = np.random.default_rng((seed, 3))
         self._entries: dict[int, _Entry] = {}
         self._frames: dict[tuple[int, int], bytes] = {}

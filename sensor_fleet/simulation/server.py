@@ -507,6 +507,8 @@ class Server:
     def _release(self, frames: Sequence[Frame] = ()) -> None:
         core, model = self.core, self.model
         self._announced += 1
+        if not self.published or model.version > self.published[-1].announcement.version:
+            core.handle(ev.MovementFollowed(model.follow_movement(core.versions_a_turn)), self.now)
         version = model.version  # within a batch the core may be ahead of what is carried out
         announcement = Announcement.model_construct(
             federation="simulation",

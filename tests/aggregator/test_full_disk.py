@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from midge.aggregator.config import CHECKPOINT_RECORDS, AggregatorConfig
+from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.federation import FederationRuntime
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.publish_queue import Post
@@ -27,7 +28,7 @@ SIZE = 4
 class Life(Rig):
     """A whole federation in place of the bare processor."""
 
-    def __init__(self, store: Store, records: int = CHECKPOINT_RECORDS) -> None:
+    def __init__(self, store: Store, records: int = CHECKPOINT_RECORDS, strategy: Strategy = EVERYTHING_COUNTS) -> None:
         self.posts: list[Post] = []
         self.put = self.posts.append
         self.told: list[tuple[str, dict[str, Any]]] = []
@@ -36,7 +37,7 @@ class Life(Rig):
             federation=TOPICS.federation,
             initial={"x": np.zeros(SIZE, np.float32)},
             store=store.directory,
-            strategy=EVERYTHING_COUNTS,
+            strategy=strategy,
             chunk=1024,
             memory=2**20,
             checkpoint_records=records,

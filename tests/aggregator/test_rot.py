@@ -2,15 +2,28 @@
 
 import logging
 import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 
 import pytest
 
-from midge.aggregator.store.store import Checkpoint, StoreError
-from midge.wire import lineage
-from tests.aggregator.rig import Rig, rig
+from midge.aggregator.core.presets import fedbuff, private
+from midge.aggregator.core.privacy import Privacy
+from midge.aggregator.store.device_erasure import Names
+from midge.aggregator.store.salvage import salvage
+from midge.aggregator.store.store import Checkpoint, Store, StoreError
+from midge.aggregator.store.verification import verify
+from midge.wire import lineage, messages
+from tests.aggregator.rig import TOPICS, Rig, rig
 from tests.aggregator.test_store import grow
 
+BUFFERED = fedbuff(3, deadline=None, norm_limit=None, release_floor=1, bounded=False)
+"""Some updates wait for their step at any time."""
+SPENDING = private(Privacy(clip=0.5, noise=4.0, epsilon=50.0), 3, deadline=None)
 PLACES = (0.15, 0.35, 0.55, 0.75, 0.95)
 
 
@@ -34,7 +47,6 @@ def same_or_refused(directory: Path, lsn: int) -> bool:
         return True
 
 
-@pytest.mark.xfail(strict=True, reason="What SQLite's log no longer holds is lost, and the start says nothing of it.")
 @pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
 def test_a_log_that_rotted_is_refused_or_whole(tmp_path: Path, how: str) -> None:
     original, lsn = busy(tmp_path)
@@ -59,9 +71,6 @@ def test_a_journal_that_is_gone_beside_checkpoints_is_refused(tmp_path: Path) ->
         pass
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Frames have no checksum: a rotten snapshot is published, and no device can use it."
-)
 def test_a_rotten_snapshot_is_not_published(tmp_path: Path) -> None:
     with rig(tmp_path) as life:
         grow(life, 20)
@@ -70,6 +79,7 @@ def test_a_rotten_snapshot_is_not_published(tmp_path: Path) -> None:
         )
         life.store._open_db.commit()
     with rig(tmp_path) as life:
+        assert len(list(life.shelf.everything())) > 1
         version, data = max(
             (each.version, life.store.frame(each.version, 0)) for each in life.store.published() if each.span == 0
         )
@@ -103,7 +113,6 @@ def test_a_checkpoint_of_a_layout_that_is_not_known_is_told_in_a_sentence(tmp_pa
         Rig(tmp_path)
 
 
-@pytest.mark.xfail(strict=True, reason="A repeat under an old number gets its verdict whatever its body is.")
 def test_another_body_under_a_settled_number_is_not_told_accepted(tmp_path: Path) -> None:
     """As a device sends it whose card was put back from an image, and which has trained since."""
     with rig(tmp_path) as life:
@@ -112,3 +121,227 @@ def test_another_body_under_a_settled_number_is_not_told_accepted(tmp_path: Path
         other = life.send("a", 2, [0, 1, 0, 0])
         digests = getattr(first, "body", None), getattr(other, "body", None)
         assert other.verdict != "accepted" or (digests[0] and digests[0] == digests[1])
+
+
+def test_the_body_that_a_verdict_is_for_outlives_a_restart(tmp_path: Path) -> None:
+    with rig(tmp_path) as life:
+        first = life.send("a", 1, [1, 0, 0, 0])
+        life.engine.checkpoint(life.core)
+        second = life.send("a", 2, [0, 1, 0, 0])
+    with rig(tmp_path) as life:
+        told = [life.send("a", seq, [0, 0, 0, 1]) for seq in (1, 2)]
+    assert [settled.body for settled in told] == [first.body, second.body]
+    assert len({first.body, second.body, b""}) == 3
+
+
+# ------------------------------------------------------------------------------ any file, any way
+
+
+def lived(directory: Path) -> None:
+    """Two states of a store in mid-life, below `old` and `now`: all kinds of files, and SQLite's log has the newest."""
+    with rig(directory / "store", BUFFERED) as life:
+        names = Names(life.store)
+        names.withdraw("gone")
+        names.audit("withdrawn", "gone", "operator")
+        for since in (0, 8):
+            grow(life, 8, since)
+            life.engine.checkpoint(life.core)
+        life.store._open_db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        for name, since in (("old", 16), ("now", 20)):
+            grow(life, 4, since)
+            shutil.copytree(directory / "store", directory / name)
+            (directory / name / "store.db-shm").unlink()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a store comes back as."""
+
+    state: object
+    withdrawn: bool
+    frames: dict[str, bytes]
+    """What is published, by topic, but for the announcement."""
+    announced: tuple[bytes, frozenset[tuple[int, int]]]
+
+
+def look(directory: Path) -> Found:
+    life = Rig(directory, BUFFERED)
+    try:
+        life.engine.mend(life.core)
+        withdrawn = Names(life.store).withdrawn("gone")
+        posts = {post.topic: post.payload for post in life.shelf.everything()}
+        announced = messages.decode_announcement(posts.pop(TOPICS.announcement()))
+        offered = frozenset((each.version, each.span) for each in announced.frames)
+        return Found(life.state, withdrawn, posts, (announced.digest, offered))
+    finally:
+        life.close()
+
+
+Fault = Callable[[Path, Path, Random], None]
+
+
+def flipped(path: Path, old: Path, chance: Random) -> None:
+    data = bytearray(path.read_bytes())
+    data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    path.write_bytes(data)
+
+
+def cut(path: Path, old: Path, chance: Random) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: chance.randrange(len(data))])
+
+
+def gone(path: Path, old: Path, chance: Random) -> None:
+    path.unlink()
+
+
+def put_back(path: Path, old: Path, chance: Random) -> None:
+    if (old / path.name).exists():
+        shutil.copy(old / path.name, path)
+
+
+def swapped(path: Path, old: Path, chance: Random) -> None:
+    other = chance.choice([each for each in sorted(path.parent.iterdir()) if each.is_file() and each != path])
+    mine, theirs = path.read_bytes(), other.read_bytes()
+    path.write_bytes(theirs)
+    other.write_bytes(mine)
+
+
+@pytest.mark.parametrize(
+    ("fault", "times"),
+    [(flipped, 16), (cut, 6), (gone, 1), (put_back, 1), (swapped, 4)],
+    ids=["flipped", "cut", "gone", "put back", "swapped"],
+)
+def test_whatever_happens_to_a_file_the_store_is_the_same_or_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, fault: Fault, times: int
+) -> None:
+    """Seen to fail on a store without a witness: 12 of 35 flips in SQLite's log lost updates without a word."""
+    monkeypatch.setattr("midge.aggregator.store.journal.INLINE", 8)
+    monkeypatch.setattr("midge.aggregator.store.journal.INLINE_TOGETHER", 10)
+    lived(tmp_path)
+    shutil.copytree(tmp_path / "now", tmp_path / "whole")
+    right = look(tmp_path / "whole")
+    chance, wrong, refused = Random(7), [], 0
+    names = sorted(path.name for path in (tmp_path / "now").iterdir() if path.is_file() and path.stat().st_size)
+    for name in names:
+        for _ in range(times * (3 if name == "store.db" else 1)):
+            copy = tmp_path / "copy"
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(tmp_path / "now", copy)
+            fault(copy / name, tmp_path / "old", chance)
+            caplog.clear()
+            try:
+                found = look(copy)
+            except StoreError as error:
+                refused += 1
+                if name not in str(error) and "At stake: " not in str(error) and "names.key" not in str(error):
+                    wrong.append(f"{name}: {error}")
+                continue
+            whole = all(right.frames.get(topic, data) == data for topic, data in found.frames.items())
+            if replace(found, frames=right.frames, announced=right.announced) != right or not whole:
+                wrong.append(f"{name}: another state, and {caplog.text or 'no word'}")
+            elif found.announced != right.announced and not caplog.text:
+                wrong.append(f"{name}: other frames on offer, and no word")
+            elif found.announced[0] != right.announced[0] or not found.announced[1]:
+                wrong.append(f"{name}: another announcement")
+    assert not wrong
+    assert refused
+
+
+def test_the_count_at_stake_is_that_of_the_updates_that_are_gone(tmp_path: Path) -> None:
+    """At whatever frame of SQLite's log a bit rots: all behind it is gone, and the witness knows how many that were."""
+    lived(tmp_path)
+    log = (tmp_path / "now" / "store.db-wal").read_bytes()
+    counts = set()
+    for at in range(40, len(log), 4096):
+        copy = tmp_path / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(tmp_path / "now", copy)
+        (copy / "store.db-wal").write_bytes(log[:at] + bytes([log[at] ^ 1]) + log[at + 1 :])
+        with closing(sqlite3.connect(f"{(copy / 'store.db').as_uri()}?mode=ro", uri=True)) as db:
+            ((left,),) = db.execute("SELECT count(*) FROM journal WHERE kind = 'update'")
+        shutil.copy(tmp_path / "now" / "store.db-wal", tmp_path / "log")
+        with pytest.raises(StoreError, match="At stake: ") as told, Store(copy):
+            pass
+        counts.add((left, int(str(told.value).partition("At stake: ")[2].split()[0])))
+    assert len(counts) > 4
+    assert len({left + at_stake for left, at_stake in counts}) == 1
+
+
+def test_all_flips_of_a_checkpoint_are_told_and_it_is_written_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Seen to fail without the row's digest: another model; without `mend`: told at each start, and older each time."""
+    lived(tmp_path)
+    newest = max(path.name for path in (tmp_path / "now").glob("checkpoint-*"))
+    data = (tmp_path / "now" / newest).read_bytes()
+    right = look(shutil.copytree(tmp_path / "now", tmp_path / "whole"))
+    for at in range(0, len(data), len(data) // 40):
+        copy = tmp_path / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(tmp_path / "now", copy)
+        (copy / newest).write_bytes(data[:at] + bytes([data[at] ^ 64]) + data[at + 1 :])
+        caplog.clear()
+        assert look(copy) == right
+        assert newest in caplog.text
+        assert "is written in the place" in caplog.text
+        caplog.clear()
+        assert look(copy) == right
+        assert not caplog.text
+
+
+def test_a_private_budget_that_is_rolled_back_is_refused(tmp_path: Path) -> None:
+    """It is in the journal: seen to fail without the witness, and the budget was spent twice."""
+    with rig(tmp_path / "store", SPENDING) as life:
+        for device in "abc":
+            life.send(device, 1, [1, 0, 0, 0])
+        life.store._open_db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        shutil.copy(tmp_path / "store" / "store.db", tmp_path)
+        for device in "abc":
+            life.send(device, 2, [1, 0, 0, 0])
+    shutil.copy(tmp_path / "store.db", tmp_path / "store")
+    with pytest.raises(StoreError, match="At stake: 3 updates"), rig(tmp_path / "store", SPENDING):
+        pass
+
+
+def test_a_withdrawal_whose_entry_rots_is_refused(tmp_path: Path) -> None:
+    """Seen to fail without a checksum in it: the device was let in again, and nothing said so."""
+    with rig(tmp_path) as life:
+        Names(life.store).withdraw("gone")
+        with life.store.transaction() as db:
+            ((entry,),) = db.execute("SELECT hash FROM forgotten").fetchall()
+            db.execute("UPDATE forgotten SET hash = ?", (bytes([entry[0] ^ 1]) + entry[1:],))
+        with pytest.raises(StoreError, match="would be let in again"):
+            Names(life.store)
+        assert any("withdrawn device" in said for part in verify(tmp_path) for said in part.found)
+        with life.store.transaction() as db:
+            db.execute("UPDATE forgotten SET hash = ?", (entry[:32],))  # as earlier versions wrote it
+        names = Names(life.store)
+        assert names.withdrawn("gone")
+        assert names.readmit("gone")
+        assert not Names(life.store).withdrawn("gone")
+        Names(life.store).withdraw("another")
+        with life.store.transaction() as db:
+            db.execute("UPDATE forgotten SET hash = substr(hash, 1, 35) || x'00'")
+    made = salvage(tmp_path, tmp_path / "new", "operator")
+    assert any("withdraw these devices again" in said for said in made.loss.said)
+    with rig(tmp_path / "new") as life:
+        assert not Names(life.store).withdrawn("another")
+
+
+def test_a_snapshot_that_rots_in_a_running_store_is_made_again_when_it_is_asked_for(tmp_path: Path) -> None:
+    with rig(tmp_path) as life:
+        grow(life, 5)
+        assert len(list(life.shelf.everything())) > 1
+        life.store._open_db.execute("UPDATE frames SET data = CAST(data || x'00' AS BLOB) WHERE span = 0")
+        life.store._open_db.commit()
+        life.shelf._cached.clear()
+        version = next(each.version for each in life.store.published() if each.span == 0)
+        posts = list(life.shelf.again(version, 0, [0]))
+        announced = next(
+            messages.decode_announcement(each.payload) for each in posts if each.topic == TOPICS.announcement()
+        )
+        assert (life.core.version, 0) in {(each.version, each.span) for each in announced.frames}
+        assert (version, 0) not in {(each.version, each.span) for each in announced.frames}
+        assert life.store.frame(life.core.version, 0) is not None
+        assert life.store.frame(version, 0) is None

@@ -8,7 +8,7 @@ import pytest
 
 from midge.aggregator.core.events import Decode, Event
 from midge.aggregator.store import segments
-from midge.aggregator.store import store as stores
+from midge.aggregator.store.checkpoint_table import KEEP_CHECKPOINTS
 from midge.aggregator.store.segments import Segments
 from midge.aggregator.store.store import Store, StoreError
 from midge.wire.messages import Verdict
@@ -91,7 +91,7 @@ def test_files_go_when_a_checkpoint_has_what_is_in_them(tmp_path: Path, monkeypa
         for _ in range(8):
             feed(life, 4)
             life.engine.checkpoint(life.core)
-            assert len(files(tmp_path)) <= 2 * stores.KEEP_CHECKPOINTS + 2
+            assert len(files(tmp_path)) <= 2 * KEEP_CHECKPOINTS + 2
         state = life.state
     with rig(tmp_path, parameters=MODEL) as life:
         assert life.state == state
@@ -102,6 +102,7 @@ def test_a_store_from_before_there_were_segments_is_opened(tmp_path: Path) -> No
         for number in range(10):
             play(life, number)
         state = life.state
+        life.store.set_constant("format", 1)
         for column in ("segment", "place", "size"):
             life.store._open_db.execute(f"ALTER TABLE journal DROP COLUMN {column}")
     with rig(tmp_path) as life:

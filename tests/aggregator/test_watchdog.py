@@ -54,6 +54,14 @@ def test_silence_is_judged_by_the_usual_interval_of_the_devices() -> None:
     assert slow.dog.finding.since == pytest.approx(slow.now, abs=1.5)
 
 
+def test_a_fleet_that_is_asked_to_rest_is_no_stall() -> None:
+    resting = Watched(interval=5.0, rest=600.0)
+    resting.send("accepted", *resting.names)
+    assert resting.run(3500).state is LEARNING
+    assert "does not move any more" in resting.dog.finding.why and "10 min" in resting.dog.finding.why
+    assert resting.run(200).state is STALLED
+
+
 def test_a_fleet_that_is_refused_as_a_whole_is_a_stall_after_half_a_minute_whatever_its_pace() -> None:
     for interval in (None, 600.0):
         fleet = Watched(interval=interval)

@@ -27,6 +27,8 @@ class Opened:
     """Equal for the same content; None if the opening was refused."""
     offers: dict[tuple[int, int], bytes] = field(default_factory=dict)
     """Frames that devices may fetch, by version and span."""
+    applied: int = 0
+    """Updates that are in the ledger's model."""
     refusal: str = ""
     said: list[str] = field(default_factory=list)
     """Warnings and events."""
@@ -35,6 +37,14 @@ class Opened:
     def counts(self) -> list[int]:
         """The numbers of updates that are named in what was said."""
         return [int(number) for line in [self.refusal, *self.said] for number in _COUNT.findall(line)]
+
+    def lost_of(self, other: "Opened") -> int | None:
+        """Updates that this outbox lacks of what another holds; None if it is no later life of the same one."""
+        (identity, following, held), (was, before, all_held) = self.content, other.content
+        whole = {seq: (header, body) for seq, header, body in all_held}
+        if identity != was or following < before or any(whole.get(seq) != (header, body) for seq, header, body in held):
+            return None
+        return len(whole) - len(held)
 
 
 class _Lines(logging.Handler):
@@ -74,6 +84,7 @@ def store(books: Books, directory: Path) -> Opened:
             return found
         try:
             federation.begin(0.0)
+            found.applied = round(float(federation.engine.model.x.sum()))
             found.content = federation.engine.model.digest(), journaled(federation.core)
             for frame in federation.store.published():
                 data = federation.store.frame(frame.version, frame.span) if frame.offered else None
@@ -92,7 +103,8 @@ def outbox(path: Path) -> Opened:
     with _listening(found):
         try:
             with Outbox(path) as box:
-                held = [(update.seq, update.model_dump_json(), box.body(update.seq)) for update in box.held()]
+                found.said += [box.rotted] if box.rotted else []
+                held = [(update.seq, repr(update), box.body(update.seq)) for update in box.held()]
                 found.content = box.identity, box.next_seq, held
         except OutboxError as error:
             found.refusal = str(error)

@@ -110,16 +110,21 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_an_outbox_of_another_format_is_refused(tmp_path: Path) -> None:
     with Outbox(tmp_path / "o") as outbox:
-        outbox._db.execute("UPDATE meta SET value = 2 WHERE name = 'format'")
+        outbox._db.execute("UPDATE meta SET value = 3 WHERE name = 'format'")
+        outbox._db.execute("UPDATE meta SET value = x'03' WHERE name = 'state'")
         outbox._db.commit()
-    with pytest.raises(OutboxError, match="has format 2"), Outbox(tmp_path / "o"):
+    with pytest.raises(OutboxError, match="has format 3, of a newer Midge"), Outbox(tmp_path / "o"):
         pass
 
 
-def test_a_damaged_update_is_named(tmp_path: Path) -> None:
+def test_a_damaged_update_is_told_and_the_others_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with Outbox(tmp_path / "o") as outbox:
-        outbox.store(made(outbox=outbox.identity), b"")
-        outbox._db.execute("UPDATE updates SET header = x'c1'")
+        for seq in (1, 2, 3):
+            outbox.store(made(outbox=outbox.identity, seq=seq), b"%d" % seq)
+        outbox._db.execute("UPDATE updates SET header = x'c1' WHERE seq = 2")
         outbox._db.commit()
-    with Outbox(tmp_path / "o") as outbox, pytest.raises(OutboxError, match="Move the file away"):
-        outbox.held()
+    for _ in range(2):
+        with Outbox(tmp_path / "o") as outbox:
+            assert [(update.seq, outbox.body(update.seq)) for update in outbox.held()] == [(1, b"1"), (3, b"3")]
+            assert (outbox.next_seq, outbox.lost) == (4, 1)
+    assert caplog.text.count("1 update that waited in it is lost (number 2)") == 1

@@ -84,10 +84,12 @@ def busy(seq: int, seconds: float = 30) -> Settled:
 class Driver:
     """A session with a clock, and all that it ever asked for."""
 
-    def __init__(self, held: Sequence[Update] = (), next_seq: int = 1, *, outbox: int = OUTBOX) -> None:
+    def __init__(
+        self, held: Sequence[Update] = (), next_seq: int = 1, *, outbox: int = OUTBOX, sent: int | None = None
+    ) -> None:
         self.jitter: Callable[[], float] = lambda: 0.5
         """May be replaced at any time."""
-        self.session = DeviceSession("d", outbox, held, next_seq, self._jitter)
+        self.session = DeviceSession("d", outbox, held, next_seq, self._jitter, sent=sent)
         self.now = 0.0
         self.keys = count()
 
@@ -440,6 +442,34 @@ def test_nothing_is_trained_before_a_busy_aggregator_has_taken_what_waits() -> N
     assert ev.FetchModel in kinds(driver(ev.Announced(announcement(3)))), "the outbox was empty since"
 
 
+def resting(version: int, rest: float) -> ev.Announced:
+    asked = Participation(rest=rest)
+    return ev.Announced(announcement(version).model_copy(update={"participation": asked}))
+
+
+def test_a_device_rests_while_the_model_does_not_move_and_no_longer() -> None:
+    driver = holding(0)
+    driver.up()
+    driver.train()
+    driver(receipt(1, accepted(1)))
+    assert ev.FetchModel not in kinds(driver(resting(2, 600)))
+    assert ev.FetchModel not in kinds(driver.wait(590))
+    assert ev.FetchModel in kinds(driver.wait(20))
+    driver.train()
+    driver(receipt(2, accepted(2)))
+    assert ev.FetchModel not in kinds(driver(resting(3, 1200)))
+    assert ev.FetchModel in kinds(driver(resting(4, 0))), "the model moves again"
+
+
+def test_a_device_that_trains_on_new_rows_only_does_not_rest() -> None:
+    driver = holding(0)
+    driver.session = DeviceSession("d", OUTBOX, (), 1, lambda: 0.5, settings=SessionSettings(rests=False))
+    driver.up()
+    driver.train()
+    driver(receipt(1, accepted(1)))
+    assert ev.FetchModel in kinds(driver(resting(2, 600)))
+
+
 def test_a_full_outbox_trains_no_more_until_there_is_room() -> None:
     driver = holding(OUTBOX_LIMIT)
     assert not any(isinstance(action, ev.FetchModel) for action in driver.up())
@@ -541,6 +571,28 @@ def test_an_outbox_that_is_behind_begins_anew() -> None:
     driver = Driver([made(outbox=OUTBOX, seq=4)], 5)
     driver(ev.Connected(), ev.AggregatorSeen(status()))
     assert driver(receipt(9)) == [ev.Renew(())]
+
+
+def test_a_verdict_on_another_body_settles_nothing_and_that_update_moves_over() -> None:
+    """As after a card was put back from an image that was made between two trainings."""
+    driver = Driver([made(outbox=OUTBOX, seq=4), made(outbox=OUTBOX, seq=5)], 6)
+    driver(ev.Connected(), ev.AggregatorSeen(status()))
+    driver(receipt(3))
+    ours, other = made().digest, b"another!"
+    known = [
+        Settled(seq=seq, verdict=Verdict.ACCEPTED, repeat=True, body=body) for seq, body in ((4, ours), (5, other))
+    ]
+    told, renew = driver(receipt(5, *known))
+    assert isinstance(told, ev.Tell) and told.settled.seq == 4, "what was said of another update is not ours"
+    assert renew == ev.Renew((5,))
+    assert driver.session.unsure == 0
+
+
+def test_what_is_known_to_be_unsent_is_not_settled_after_a_restart() -> None:
+    driver = Driver([made(outbox=OUTBOX, seq=seq) for seq in (3, 4, 5)], 6, sent=3)
+    driver(ev.Connected(), ev.AggregatorSeen(status()))
+    assert driver(receipt(5)) == [ev.Renew((4, 5))]
+    assert driver.session.unsure == 1, "3 was sent: it may have been settled"
 
 
 def test_a_crash_between_store_and_send_is_no_copy() -> None:

@@ -9,7 +9,7 @@ import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -27,6 +27,7 @@ from midge.iot_client.runtime import DeviceRuntime
 from midge.iot_client.session.timers import Timer
 from midge.iot_client.state.memory_outbox import AnyOutbox, MemoryOutbox
 from midge.iot_client.state.outbox import Outbox, _pack
+from midge.iot_client.state.outbox_files import INSERT, checksum
 from midge.storage.failpoints import failpoint
 from midge.wire import frames, messages
 from midge.wire.errors import WireError
@@ -245,21 +246,23 @@ def _renumber(outbox: AnyOutbox) -> None:
         db.execute("DELETE FROM updates")
         for number, (update, body) in enumerate(held, start=outbox.next_seq):
             row = update.model_copy(update={"seq": number, "first": outbox.next_seq})
-            db.execute("INSERT INTO updates VALUES (?, ?, ?)", (number, _pack(row), body))
-        outbox.next_seq += len(held)
-        db.execute("UPDATE meta SET value = ? WHERE name = 'next'", (outbox.next_seq,))
+            db.execute(INSERT, (number, _pack(row), body, checksum(_pack(row), body)))
+        outbox.state = replace(outbox.state, next=outbox.next_seq + len(held))
+        outbox._keep(outbox.state)
 
 
 def outbox_in_two_transactions(patch: Patch) -> None:
     """An update is stored, and only then its number is taken."""
 
-    def store(outbox: Outbox, update: Update, body: bytes) -> None:
+    def store(outbox: Outbox, update: Update, body: bytes, _residual: bytes | None = None, *, sent: int = 0) -> None:
+        header = _pack(update)
         with outbox._db as db:
-            db.execute("INSERT INTO updates VALUES (?, ?, ?)", (update.seq, _pack(update), body))
+            db.execute(INSERT, (update.seq, header, body, checksum(header, body)))
         failpoint("outbox.storing")
-        with outbox._db as db:
-            db.execute("UPDATE meta SET value = ? WHERE name = 'next'", (update.seq + 1,))
-        outbox.next_seq = update.seq + 1
+        state = replace(outbox.state, next=update.seq + 1, sent=max(outbox.sent, sent))
+        with outbox._db:
+            outbox._keep(state)
+        outbox.state = state
 
     patch(Outbox, "store", store)
 

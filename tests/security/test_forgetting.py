@@ -15,6 +15,7 @@ from midge.aggregator.config import AggregatorConfig
 from midge.aggregator.core.presets import fedbuff
 from midge.aggregator.federation import FederationRuntime
 from midge.aggregator.ingress.rate_limits import IngressLimits
+from midge.aggregator.publish.announcement_signer import Issuer
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.publish_queue import Post
 from midge.aggregator.store import audit_log
@@ -42,7 +43,9 @@ MARK = np.frombuffer(b"SECRETBODY! " * (4 * SIZE // 12 + 1), np.float32, SIZE).c
 class Keeping:
     """A federation over a store, as a process has it."""
 
-    def __init__(self, directory: Path, strategy: Any = EVERYTHING_COUNTS, **arguments: Any) -> None:
+    def __init__(
+        self, directory: Path, strategy: Any = EVERYTHING_COUNTS, *, issuer: Issuer | None = None, **arguments: Any
+    ) -> None:
         self.posts: list[Post] = []
         self.told: list[str] = []
         self.now = 0.0
@@ -58,7 +61,7 @@ class Keeping:
             **arguments,
         )
         outlet = Outlet(self.posts.append, lambda event, **_: self.told.append(event))
-        self.federation = FederationRuntime(config, outlet, 0.0, store=QuickStore(directory))
+        self.federation = FederationRuntime(config, outlet, 0.0, issuer=issuer, store=QuickStore(directory))
         self.federation.begin(0.0)
 
     def hear(self, *messages_: tuple[str, bytes], later: float = 0.01) -> list[Receipt]:

@@ -48,6 +48,27 @@ WORLDS = {
         delayed=0.2267,
         clocks=True,
     ),
+    # A trimmed mean divides by its weights whatever is asked for; the bound on the rate took it for one that does not.
+    "a trimmed mean at too high a rate": Drawn(
+        200100,
+        "fedbuff, trimmed",
+        74,
+        0.0,
+        0.8177,
+        0.3,
+        "scale",
+        332.665,
+        6.289,
+        0.3,
+        0.0,
+        0.0,
+        0,
+        "",
+        median=300.0,
+        crashes=2,
+        pauses=1,
+        night=5.786,
+    ),
     "turned updates, again": Drawn(
         700211, "balanced", 56, 1.2, 0.3246, 0.0, "none", 2.2889, 12.683, 0.0, 0.0, 0.0, 7, "sign flip"
     ),

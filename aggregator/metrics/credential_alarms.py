@@ -1,0 +1,30 @@
+"""Alarms for credentials of the aggregator's own that run out: what its files say, looked at once an hour."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from midge.broker.provisioning.expiry import alarms
+
+_LOOK = 3600.0
+"""Seconds between two looks: the end is 60 days away when it is first told."""
+
+
+class CredentialAlarms:
+    """Of one aggregator.
+
+    Args:
+        files: certificates, authorities, and the release key.
+        wall: seconds since 1970, of a clock that is believed.
+    """
+
+    def __init__(self, files: Sequence[Path], wall: Callable[[], float]) -> None:
+        self._files, self._wall = tuple(files), wall
+        self._looked = float("-inf")
+        self._found: tuple[str, ...] = ()
+
+    def now(self) -> tuple[str, ...]:
+        """What runs out, each in words."""
+        wall = self._wall()
+        if self._files and not 0 <= wall - self._looked < _LOOK:
+            self._looked, self._found = wall, alarms(self._files, wall)
+        return self._found

@@ -1,0 +1,178 @@
+"""Checkpoints of a store: safetensors files, and a row for each that says what it must be.
+
+A file is there before its row is durable: a row without its file would stand for a checkpoint that is none, a file
+without its row is only a stray one.
+"""
+
+import hashlib
+import logging
+import sqlite3
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from midge.aggregator.store.meta_table import Query
+from midge.storage.failpoints import failpoint
+from midge.storage.files import atomic_write, narrow
+from midge.wire import frames
+
+log = logging.getLogger("aggregator")
+
+TABLE = """
+CREATE TABLE IF NOT EXISTS checkpoints (
+    lsn INTEGER PRIMARY KEY, file TEXT NOT NULL, sha256 BLOB NOT NULL, oldest_body INTEGER NOT NULL,
+    oldest_base INTEGER NOT NULL, updates INTEGER NOT NULL DEFAULT 0, crc INTEGER
+);
+"""
+KEEP_CHECKPOINTS = 3
+_COLUMNS = "lsn, file, sha256, oldest_body, oldest_base, updates"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Everything up to `lsn`: arrays of the model, plain values of the model, state of the core."""
+
+    lsn: int
+    arrays: dict[str, npt.NDArray[Any]]
+    values: dict[str, Any]
+    core: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    """What the checkpoints that stay need, and the files of those that do not."""
+
+    dropped: tuple[tuple[int, str], ...]
+    """By lsn, the file."""
+    needed: int
+    """The first record whose body a checkpoint may need."""
+    oldest_base: int
+    """The oldest version that a checkpoint may step back to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """The row of a checkpoint."""
+
+    lsn: int
+    file: str
+    sha256: bytes
+    oldest_body: int
+    oldest_base: int
+    updates: int
+    """How many updates had been decided on since the store began."""
+
+
+class CheckpointTable:
+    """Of one open store."""
+
+    def __init__(self, directory: Path, query: Query) -> None:
+        self._directory, self._query = directory, query
+        self.damaged = False
+        """Whether one that was newer than another had to be passed over."""
+
+    def tidy(self) -> None:
+        """Remove what a kill cut short, and narrow the modes that earlier versions left to the umask."""
+        for stray in self._directory.glob("*checkpoint-*.safetensors*.tmp"):
+            stray.unlink(missing_ok=True)
+        for older in self._directory.glob("checkpoint-*"):
+            narrow(older)
+
+    # --------------------------------------------------------------------- writing
+
+    def write(
+        self, db: sqlite3.Connection, checkpoint: Checkpoint, *, oldest_body: int, oldest_base: int, updates: int
+    ) -> None:
+        """Write one; it counts once the transaction is durable.
+
+        Raises:
+            OSError: its file cannot be written.
+        """
+        arrays = dict(checkpoint.arrays)
+        plain = frames.pack({"values": checkpoint.values, "core": checkpoint.core, "updates": updates})
+        arrays["plain"] = np.frombuffer(plain, np.uint8)
+        data = save_tensors({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        name = f"checkpoint-{checkpoint.lsn:012d}.safetensors"
+        atomic_write(self._directory / name, data)
+        failpoint("checkpoint.written")
+        row = (checkpoint.lsn, name, hashlib.sha256(data).digest(), oldest_body, oldest_base, updates)
+        db.execute(
+            f"INSERT OR REPLACE INTO checkpoints ({_COLUMNS}, crc) VALUES (?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+            (*row, row_checksum(row)),
+        )
+
+    def pruning(self) -> Pruning:
+        """What can go now."""
+        rows = entered(self._query)
+        # Bodies stay for as long as any checkpoint that is kept may need them: the newest one may be damaged.
+        kept, dropped = rows[:KEEP_CHECKPOINTS], rows[KEEP_CHECKPOINTS:]
+        return Pruning(
+            dropped=tuple((row.lsn, row.file) for row in dropped),
+            needed=min(min(row.lsn + 1, row.oldest_body) for row in kept),
+            oldest_base=min(row.oldest_base for row in kept),
+        )
+
+    def forget(self, db: sqlite3.Connection, pruning: Pruning) -> None:
+        """Take rows out; `removed` follows once that is durable."""
+        db.executemany("DELETE FROM checkpoints WHERE lsn = ?", [(lsn,) for lsn, _ in pruning.dropped])
+
+    def removed(self, pruning: Pruning) -> None:
+        """Delete the files, last of all: until then a restart may find them in the table."""
+        for _, file in pruning.dropped:
+            (self._directory / file).unlink(missing_ok=True)
+
+    def keep_newest(self, db: sqlite3.Connection) -> int:
+        """Take all rows but the newest out; how many these were."""
+        return db.execute("DELETE FROM checkpoints WHERE lsn < (SELECT max(lsn) FROM checkpoints)").rowcount
+
+    def remove_others(self) -> None:
+        """Delete all files that no row speaks of, among them what was being written when the power went."""
+        known = {row.file for row in entered(self._query)}
+        for path in self._directory.glob("*checkpoint-*.safetensors*"):
+            if path.name not in known:
+                path.unlink(missing_ok=True)
+
+    # --------------------------------------------------------------------- reading
+
+    def all(self) -> Iterator[Checkpoint]:
+        """Those whose bytes are what was written, newest first."""
+        rows = entered(self._query)
+        ((count,),) = self._query("SELECT count(*) FROM checkpoints")
+        if count > len(rows):
+            log.warning("%d entries of checkpoints are damaged: others are used. See to the disk.", count - len(rows))
+            self.damaged = True
+        for row in rows:
+            try:
+                data = (self._directory / row.file).read_bytes()
+            except OSError as error:
+                log.warning("The checkpoint %s cannot be read (%s): an older one is used.", row.file, error.strerror)
+                self.damaged = True
+                continue
+            # A damaged one is passed over, not refused: an older one and the journal give the same model.
+            if hashlib.sha256(data).digest() != row.sha256:
+                log.warning("The checkpoint %s is damaged: an older one is used. See to the disk.", row.file)
+                self.damaged = True
+            else:
+                arrays = load_tensors(data)
+                plain = frames.unpack(arrays.pop("plain").tobytes())
+                yield Checkpoint(row.lsn, arrays, plain["values"], plain["core"])
+
+
+def entered(query: Query) -> list[Entered]:
+    """The rows that are what was written, newest first; of an earlier format, or put in by hand, they prove nothing."""
+    has = {name for _, name, *_ in query("PRAGMA table_info(checkpoints)")}
+    columns = f"{_COLUMNS}, crc" if {"updates", "crc"} <= has else _COLUMNS.replace("updates", "0") + ", NULL"
+    rows = query(f"SELECT {columns} FROM checkpoints ORDER BY lsn DESC")  # noqa: S608 - constants
+    return [Entered(*row[:-1]) for row in rows if row[-1] in {None, row_checksum(row[:-1])}]
+
+
+def row_checksum(row: Sequence[Any]) -> int:
+    """Of the columns but the checksum."""
+    return zlib.crc32(frames.pack(list(row)))

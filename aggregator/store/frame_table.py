@@ -1,0 +1,131 @@
+"""Frames of a store: what was published and is to be published again, byte for byte.
+
+A frame has its checksum beside it, and its row has one: a bit that rots in a snapshot would keep every new device away.
+What is not as it was written is never given out. Its row stays until it is taken back from the broker.
+"""
+
+import logging
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from midge.aggregator.model.model import Frame
+from midge.aggregator.store.meta_table import Query
+from midge.wire import chunks, frames
+
+log = logging.getLogger("aggregator")
+
+TABLE = """
+CREATE TABLE IF NOT EXISTS frames (
+    version INTEGER NOT NULL, span INTEGER NOT NULL, data BLOB NOT NULL, parts INTEGER NOT NULL,
+    offered INTEGER NOT NULL DEFAULT 1, digest BLOB, crc INTEGER, PRIMARY KEY (version, span)
+);
+"""
+_ADD = "INSERT OR IGNORE INTO frames (version, span, data, parts, digest, crc) VALUES (?, ?, ?, ?, ?, ?)"
+_MEND = "UPDATE frames SET data = ?, digest = ?, crc = ? WHERE version = ? AND span = ?"
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A frame in the store: what is offered to devices, and what is only kept to step back with."""
+
+    version: int
+    span: int
+    size: int
+    parts: int
+    offered: bool
+    whole: bool = True
+    """Whether nothing is known to be wrong with it; otherwise it is only there to be taken back."""
+
+
+class FrameTable:
+    """Of one open store."""
+
+    def __init__(self, query: Query) -> None:
+        self._query = query
+        self._rotten: dict[tuple[int, int], int] = {}
+        """Frames that are not as they were written, each with its number of parts."""
+        self._garbled: set[tuple[Any, Any]] = set()
+        """Rows of which not even the names are what was written."""
+
+    # --------------------------------------------------------------------- writing
+
+    def add(self, db: sqlite3.Connection, new: Iterable[tuple[Frame, int]]) -> None:
+        """Enter frames, each with its number of parts. One that is there stays, unless it is rotten."""
+        # A replay makes frames again that are here; the number of parts that they were announced with stays.
+        for frame, parts in new:
+            name = frame.version, frame.span
+            if name in self._garbled:
+                self._garbled.discard(name)
+                self._rotten[name] = parts
+            if name in self._rotten:
+                digest, crc = checksums(*name, self._rotten.pop(name), frame.data)
+                db.execute(_MEND, (frame.data, digest, crc, *name))
+                log.warning("The frame of version %d over %d is made again.", *name)
+            else:
+                db.execute(_ADD, (*name, frame.data, parts, *checksums(*name, parts, frame.data)))
+
+    def withdraw(self, db: sqlite3.Connection, gone: Iterable[tuple[int, int]], *, keep: bool) -> None:
+        """No longer offer frames, by version and span; `keep` keeps the bytes of those that are whole."""
+        # Kept where earlier versions are stepped back to: they are needed for as long as updates may come of them.
+        for name in gone:
+            kept = keep and self._rotten.pop(name, None) is None
+            statement = "UPDATE frames SET offered = 0" if kept else "DELETE FROM frames"
+            db.execute(f"{statement} WHERE version = ? AND span = ?", name)
+
+    def prune(self, db: sqlite3.Connection, oldest_base: int) -> None:
+        """Let those go that are neither offered nor needed to step back to a version."""
+        # A step leads to its version and a snapshot stands for it: of the oldest base only the latter is needed.
+        db.execute("DELETE FROM frames WHERE offered = 0 AND version < ? + (span > 0)", (oldest_base,))
+        db.executemany("DELETE FROM frames WHERE version = ? AND span = ?", self._garbled)
+        self._garbled.clear()
+
+    # --------------------------------------------------------------------- reading
+
+    def published(self) -> list[Published]:
+        """All of them, without their bytes. Rows that cannot be what was written are left out."""
+        rows = self._query(
+            "SELECT version, span, length(data), parts, offered, digest, crc FROM frames ORDER BY version, span"
+        )
+        found = []
+        for version, span, size, parts, offered, digest, crc in rows:
+            if crc is None or crc == _row_checksum(version, span, parts, digest):
+                whole = (version, span) not in self._rotten
+                found.append(Published(version, span, size, parts, bool(offered), whole=whole))
+            elif (version, span) not in self._garbled:
+                log.warning("The entry of a frame has rotted, said to be of version %s over %s.", version, span)
+                self._garbled.add((version, span))
+        return found
+
+    def data(self, version: int, span: int) -> bytes | None:
+        """A frame's bytes; None if it is not there, or not as it was written."""
+        name = version, span
+        if name in self._rotten:
+            return None
+        rows = self._query("SELECT data, parts, digest, crc FROM frames WHERE version = ? AND span = ?", name)
+        if not rows:
+            return None
+        data, parts, digest, crc = rows[0]
+        if crc is not None and (not isinstance(data, bytes) or checksums(*name, parts, data) != (digest, crc)):
+            log.warning("The frame of version %d over %d has rotted; it is not published. See to the disk.", *name)
+            self._rotten[name] = parts
+            return None
+        return bytes(data)
+
+    def rotten(self) -> Iterator[tuple[int, int]]:
+        """Every frame that is not as it was written, by version and span; all are read."""
+        for version, span in self._query("SELECT version, span FROM frames ORDER BY version, span"):
+            if self.data(version, span) is None:
+                yield version, span
+
+
+def checksums(version: int, span: int, parts: int, data: bytes) -> tuple[bytes, int]:
+    """Of a frame's bytes, and of its row."""
+    digest = chunks.checksum(data)
+    return digest, _row_checksum(version, span, parts, digest)
+
+
+def _row_checksum(*row: Any) -> int:
+    return zlib.crc32(frames.pack(list(row)))

@@ -1,0 +1,102 @@
+"""What a backup holds: a manifest with the SHA-256 of each file, and of itself."""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from midge.aggregator.store.device_erasure import FOLDER
+from midge.aggregator.store.errors import StoreDamaged, StoreError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_NAME = re.compile(rf"[A-Za-z0-9_.-]+|{FOLDER}/[^/]+")
+"""What a file of a store is called."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a backup holds."""
+
+    format: int
+    made: int
+    """Seconds since 1970."""
+    lineage: str
+    generation: int
+    version: int
+    """The newest one that was released."""
+    lsn: int
+    """Of the newest record."""
+    private: bool
+    """Whether its devices spend a budget of differential privacy."""
+    files: dict[str, tuple[int, str]]
+    """By name, the size and the SHA-256 of each."""
+
+    @property
+    def size(self) -> int:
+        return sum(size for size, _ in self.files.values())
+
+    def packed(self) -> bytes:
+        said = asdict(self)
+        return json.dumps({**said, "sha256": _digest(said)}, indent=1).encode() + b"\n"
+
+    @classmethod
+    def unpacked(cls, data: bytes) -> "Manifest":
+        """Read it.
+
+        Raises:
+            ValueError: it is not as it was written.
+            _TooNewError: it is of a later format.
+        """
+        said: dict[str, Any] = json.loads(data)
+        digest = said.pop("sha256")
+        if digest != _digest(said) or not all(_NAME.fullmatch(name) for name in said["files"]):
+            raise ValueError("it is not as it was written")
+        if said["format"] > FORMAT:
+            raise _TooNewError(f"it has format {said['format']}, and this version of Midge reads {FORMAT}")
+        return cls(**{**said, "files": {name: (size, sha256) for name, (size, sha256) in said["files"].items()}})
+
+
+def _digest(said: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+class _TooNewError(Exception):
+    """Of a later version of Midge."""
+
+
+def read_backup(directory: Path) -> Manifest:
+    """What a backup holds, if each file of it is what was written.
+
+    Raises:
+        StoreDamaged: it is not what was written.
+        StoreError: it is no backup, or is of a later version of Midge.
+    """
+    try:
+        manifest = Manifest.unpacked((directory / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise StoreError(f"{directory} is no backup of a store: there is no {MANIFEST} in it.") from None
+    except OSError as error:
+        raise StoreError(f"{directory / MANIFEST} cannot be read ({error.strerror}).") from error
+    except _TooNewError as error:
+        raise StoreError(f"The backup {directory} is of a later version of Midge: {error}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreDamaged(f"The backup {directory} is damaged: {MANIFEST} cannot be read ({error}).") from error
+    for name, described in manifest.files.items():
+        try:
+            found = digest_of(directory / name)
+        except OSError as error:
+            raise StoreDamaged(
+                f"The backup {directory} is damaged: {name} cannot be read ({error.strerror}). Use another one."
+            ) from error
+        if found != described:
+            raise StoreDamaged(f"The backup {directory} is damaged: {name} is not as it was written. Use another one.")
+    return manifest
+
+
+def digest_of(path: Path) -> tuple[int, str]:
+    """A file's size, and its SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()

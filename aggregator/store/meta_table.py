@@ -1,0 +1,50 @@
+"""Metadata of a store: few values, each by its name, with a checksum in a table of its own beside them."""
+
+import sqlite3
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from midge.wire import frames
+
+TABLES = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS sums (name TEXT PRIMARY KEY, crc INTEGER NOT NULL) WITHOUT ROWID;
+"""
+Query = Callable[..., list[tuple[Any, ...]]]
+"""Runs a statement that reads; its errors are those of a store."""
+
+
+def values(query: Query) -> dict[str, Any]:
+    """All of them, by name."""
+    return dict(query("SELECT name, value FROM meta"))
+
+
+def enter(db: sqlite3.Connection, name: str, value: Any) -> None:
+    """Enter a value in place of the one before."""
+    db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+    db.execute("INSERT OR REPLACE INTO sums VALUES (?, ?)", (name, _checksum(name, value)))
+
+
+def remove(db: sqlite3.Connection, name: str) -> None:
+    """Let a value go."""
+    db.execute("DELETE FROM meta WHERE name = ?", (name,))
+    db.execute("DELETE FROM sums WHERE name = ?", (name,))
+
+
+def unproven(query: Query) -> dict[str, Any]:
+    """Those without a checksum: of an earlier format, or put in by hand."""
+    known = {name for (name,) in query("SELECT name FROM sums")}
+    return {name: value for name, value in values(query).items() if name not in known}
+
+
+def rotten(query: Query, meta: Mapping[str, Any]) -> Iterator[str]:
+    """Names of those that are not what was written."""
+    if query("SELECT 1 FROM sqlite_schema WHERE name = 'sums'"):
+        for name, crc in query("SELECT name, crc FROM sums ORDER BY name"):
+            if name in meta and _checksum(name, meta[name]) != crc:
+                yield name
+
+
+def _checksum(name: str, value: object) -> int:
+    return zlib.crc32(frames.pack([name, value]))

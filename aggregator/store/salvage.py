@@ -1,0 +1,305 @@
+"""The best store that the parts of a damaged one allow, and exactly what is lost.
+
+It goes on from the checkpoint that reaches furthest with the journal behind it, up to the first record that is missing
+or damaged: what was decided behind that would be another model. The damaged store is only read.
+"""
+
+import shutil
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from midge.aggregator.core import records as rec
+from midge.aggregator.core.core import AggregatorCore
+from midge.aggregator.core.presets import fedasync
+from midge.aggregator.engine import recover
+from midge.aggregator.store import audit_log, meta_table
+from midge.aggregator.store.backup import beside
+from midge.aggregator.store.checkpoint_table import row_checksum
+from midge.aggregator.store.consistency import CHANGES, WITNESSED, Note, noted
+from midge.aggregator.store.device_erasure import FORGOTTEN, SEEN
+from midge.aggregator.store.errors import StoreDamaged, StoreError, StoreInUse, making
+from midge.aggregator.store.evidence import COLUMNS, Evidence, Kept, Row, gather
+from midge.aggregator.store.journal import checksum
+from midge.aggregator.store.migrations import FORMAT, FORMAT_NAME
+from midge.aggregator.store.put_back import private
+from midge.aggregator.store.reading import ReadOnlyStore
+from midge.aggregator.store.restoring import begin_behind, new_store
+from midge.aggregator.store.segments import segment_file
+from midge.aggregator.store.store import Store
+from midge.storage.files import atomic_write, copy_file, make_folder, sync_folder
+
+_KEY = ("name_key_check", "audit_end")
+"""Of the metadata, what the key of the audit log proves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What a salvaged store lacks of what was committed."""
+
+    first: int
+    """The first record that is lost …"""
+    last: int
+    """… and the last; one less than `first` if none is."""
+    updates: int
+    """Updates that were decided on, and whose devices have the receipts; this is the most if `exact` is not set."""
+    exact: bool
+    devices: dict[str, int]
+    """Of these updates, how many are of which device, as far as their records can be read."""
+    changes: int
+    """Changes beside the journal, such as a device that was withdrawn."""
+    said: tuple[str, ...] = ()
+    """What else is not as it was."""
+
+    @property
+    def records(self) -> int:
+        return self.last - self.first + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """From which checkpoint a store can be made, and how far its journal goes."""
+
+    kept: Kept
+    end: int
+    """The last record that it has."""
+    generation: int
+    version: int
+    step: int
+    digest: str
+    """Of the model that it makes."""
+    loss: Loss
+
+
+def plan(directory: Path) -> Remains:
+    """What `salvage` would make of a store that no aggregator has open. Writes nothing.
+
+    Raises:
+        StoreInUse: one has.
+        StoreDamaged: nothing can be made of it.
+    """
+    evidence = _evidence(directory)
+    for kept, end in _ways(evidence):
+        with TemporaryDirectory(prefix="midge-") as folder:
+            found = _tried(evidence, kept, end, directory, Path(folder, "trial"), linked=True)
+            if found is not None:
+                return found
+    raise _hopeless(directory)
+
+
+def salvage(directory: Path, target: Path, by: str) -> Remains:
+    """Make a new store of what a damaged one still holds; it begins a new generation with its next start.
+
+    Args:
+        directory: the damaged store, which stays as it is.
+        target: the store to make; it is not there, or is empty.
+        by: who does it, for the audit log.
+
+    Raises:
+        StoreInUse: an aggregator has the damaged store open.
+        StoreDamaged: nothing can be made of it.
+        StoreFull: there is no room; nothing is left of the attempt.
+        StoreError: there is a store already.
+    """
+    if target.resolve() == directory.resolve():
+        raise StoreError(f"{target} is the damaged store itself, which is kept: name another folder.")
+    evidence = _evidence(directory)
+    with making(f"The store {target}"), new_store(target) as unfinished:
+        for kept, end in _ways(evidence):
+            found = _tried(evidence, kept, end, directory, unfinished / "trial", linked=False)
+            if found is not None:
+                break
+        else:
+            raise _hopeless(directory)
+        for path in (unfinished / "trial").iterdir():
+            path.rename(unfinished / path.name)
+        (unfinished / "trial").rmdir()
+        loss = found.loss
+        begin_behind(
+            unfinished, found.generation, "salvaged", by, first_lost=loss.first, lost=loss.records, updates=loss.updates
+        )
+    return found
+
+
+def _hopeless(directory: Path) -> StoreDamaged:
+    return StoreDamaged(
+        f"Nothing can be made of the store {directory}: no checkpoint in it is whole, or the model's description "
+        "cannot be read. Restore a backup."
+    )
+
+
+def _evidence(directory: Path) -> Evidence:
+    if not directory.is_dir():
+        raise StoreError(f"{directory} is no store of an aggregator: there is no such folder.")
+    evidence = gather(directory)
+    if evidence.running:
+        raise StoreInUse(f"The store {directory} is in use by an aggregator: stop it first.")
+    return evidence
+
+
+# ------------------------------------------------------------------------------- plans
+
+
+def _ways(evidence: Evidence) -> list[tuple[Kept, int]]:
+    """Checkpoints that can be gone on from, each with the last record of its journal; the furthest first."""
+    if evidence.schema is None or not isinstance(evidence.meta.get("lineage"), bytes):
+        return []
+    rows, found = evidence.rows, []
+    for kept in evidence.checkpoints:
+        if all(lsn in rows and rows[lsn].whole for lsn in kept.bodies):
+            end = kept.lsn
+            while end + 1 in rows and rows[end + 1].whole:
+                end += 1
+            found.append((kept, end))
+    return sorted(found, key=lambda way: (way[1], way[0].proven, way[0].lsn), reverse=True)
+
+
+def loss_of(evidence: Evidence, note: Note | None) -> Loss:
+    """What would be lost if the store were salvaged from this."""
+    for kept, end in _ways(evidence):
+        return loss_behind(evidence, kept, end, note)
+    lost = loss_behind(evidence, None, 0, note)
+    return lost if note is None else replace(lost, updates=max(lost.updates, note.updates))
+
+
+def loss_behind(evidence: Evidence, kept: Kept | None, end: int, note: Note | None) -> Loss:
+    """What is lost if the journal ends here."""
+    last = max(evidence.newest, end, 0 if note is None else note.lsn)
+    behind = {lsn: row for lsn, row in evidence.rows.items() if end < lsn <= last}
+    updates = Counter(row.record.device for row in behind.values() if isinstance(row.record, rec.UpdateRecord))
+    unread = last - end - len(behind)
+    known, exact = updates.total(), unread == 0
+    if unread and note is not None and kept is not None and kept.updates is not None:
+        before = kept.updates + _updates(evidence.rows, kept.lsn + 1, end)
+        after = _updates(evidence.rows, note.lsn + 1, last)
+        known = max(note.updates - before + after, known)
+        exact = all(lsn in behind for lsn in range(max(note.lsn, end) + 1, last + 1))
+    elif unread:
+        known += unread
+    changes = 0 if note is None else max(0, note.changes - _number(evidence.meta.get(CHANGES)))
+    return Loss(end + 1, last, known, exact, dict(updates), changes)
+
+
+def _updates(rows: dict[int, Row], first: int, last: int) -> int:
+    return sum(lsn in rows and isinstance(rows[lsn].record, rec.UpdateRecord) for lsn in range(first, last + 1))
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def note_of(directory: Path, evidence: Evidence) -> Note | None:
+    """What the witness says of this store; None if it says nothing, or is of another."""
+    note, _ = noted(directory)
+    return note if note is not None and note.lineage == evidence.meta.get("lineage", note.lineage) else None
+
+
+# ------------------------------------------------------------------------------ making
+
+
+def _tried(evidence: Evidence, kept: Kept, end: int, directory: Path, folder: Path, *, linked: bool) -> Remains | None:
+    """Make a store, and see whether its model can be rebuilt; None if it cannot, and nothing is left of it.
+
+    For a mere trial, files are linked to.
+    """
+    make_folder(folder)
+    said = _make(evidence, kept, end, directory, folder, linked=linked)
+    try:
+        with ReadOnlyStore(folder) as store:
+            assert store.schema is not None
+            core = AggregatorCore(fedasync(), lineage=store.lineage, schema_hash=store.schema.hash)
+            engine = recover(core, store, store.schema)
+            spent = private(store.query)
+    except (StoreError, ValueError, TypeError, KeyError, IndexError, AssertionError):
+        shutil.rmtree(folder)
+        return None
+    if not kept.proven:
+        said.append(f"{kept.file} has no entry in the database that proves it; it can be read, and its journal fits")
+    loss = loss_behind(evidence, kept, end, note_of(directory, evidence))
+    if spent and loss.records:
+        said.append("what devices spent of their budget of privacy in the lost records is not known: lower `epsilon`")
+    digest = engine.model.digest().hex()
+    return Remains(kept, end, core.generation, core.version, core.step, digest, replace(loss, said=tuple(said)))
+
+
+def _make(evidence: Evidence, kept: Kept, end: int, directory: Path, folder: Path, *, linked: bool) -> list[str]:
+    """Write a store's files; what of it is not as it was."""
+    with Store(folder):  # its tables
+        pass
+    meta = {name: value for name, value in evidence.meta.items() if name not in {WITNESSED, CHANGES}}
+    lost_key = _drop_lost_key(directory, meta, evidence)
+    rows = list(_rows(evidence, kept, end))
+    with closing(sqlite3.connect(folder / "store.db", isolation_level=None)) as db:
+        db.execute("BEGIN")
+        for name, value in {**meta, FORMAT_NAME: FORMAT}.items():
+            meta_table.enter(db, name, value)
+        db.executemany(f"INSERT INTO journal ({', '.join(COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)  # noqa: S608
+        entered = (kept.lsn, kept.file, kept.sha256, kept.oldest_body, kept.oldest_base, kept.updates or 0)
+        db.execute(
+            "INSERT INTO checkpoints (lsn, file, sha256, oldest_body, oldest_base, updates, crc) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (*entered, row_checksum(entered)),
+        )
+        for table, statement in (("forgotten", FORGOTTEN), ("seen", SEEN)):
+            db.execute(statement)
+            for row in evidence.beside.get(table, ()):
+                db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
+        db.execute("COMMIT")
+    segments = {segment_file(row[5]) for row in rows if row[5] is not None}
+    for name in [kept.file, *sorted(segments)]:
+        _bring(directory / name, folder / name, linked=linked)
+    if not linked:
+        for name, data in beside(directory):
+            if lost_key and name in {audit_log.KEY, audit_log.AUDIT}:
+                name = f"{name}.unproven"  # noqa: PLW2901 - kept for people
+            make_folder((folder / name).parent)
+            atomic_write(folder / name, data)
+    sync_folder(folder)
+    if evidence.rotten_names and not lost_key:
+        return [f"entries of withdrawn devices have rotted ({evidence.rotten_names}): withdraw these devices again"]
+    return [lost_key] if lost_key else []
+
+
+def _bring(source: Path, target: Path, *, linked: bool) -> None:
+    if linked:
+        target.symlink_to(source.resolve())
+        return
+    with source.open("rb") as file:
+        copy_file(file, target)
+
+
+def _rows(evidence: Evidence, kept: Kept, end: int) -> Iterator[tuple[Any, ...]]:
+    """The rows of the journal that stay.
+
+    Up to the checkpoint nothing is replayed any more: there a body that is gone is no longer spoken of, and in place of
+    a record that is gone stands one that says so, for there may be no gap behind the oldest body that is needed.
+    """
+    first = min(kept.oldest_body, *evidence.rows, kept.lsn + 1) if evidence.rows else kept.oldest_body
+    for lsn in range(first, end + 1):
+        row = evidence.rows.get(lsn)
+        if row is not None and row.whole:
+            yield row.columns
+        elif row is not None:
+            packed = rec.pack(row.record)
+            yield (lsn, rec.kind(row.record), packed, None, checksum(packed, None), None, None, None)
+        elif lsn >= kept.oldest_body:
+            gone = rec.StrategyRecord(lsn, "This record is lost: the store was salvaged from a damaged one.")
+            packed = rec.pack(gone)
+            yield (lsn, rec.kind(gone), packed, None, checksum(packed, None), None, None, None)
+
+
+def _drop_lost_key(directory: Path, meta: dict[str, Any], evidence: Evidence) -> str:
+    """If the key of the names is gone or has rotted, drop what it proves, for the store to open; what to say of it."""
+    if "name_key_check" not in meta or audit_log.is_key(directory / audit_log.KEY, meta["name_key_check"]):
+        return ""
+    for name in _KEY:
+        meta.pop(name, None)
+    many = len(evidence.beside.pop("forgotten", ()))
+    return (
+        f"{audit_log.KEY} is gone or has rotted: {many} withdrawn devices are not known any more: withdraw them again"
+    )

@@ -1,0 +1,106 @@
+"""What runs out: certificates, authorities, revocation lists and release keys, read from the files that hold them."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+NEAR = 60
+"""Days before an end from which on it is an alarm: time for a visit, an order, and holidays in between."""
+ENDS = ".ends"
+"""Behind the name of a release key: a file that says when it is to have a successor, as an ISO 8601 date."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """One thing and its end."""
+
+    what: str
+    at: datetime
+    advice: str
+
+    def left(self, now: datetime) -> int:
+        """Whole days; negative once it is over."""
+        return (self.at - now) // timedelta(days=1)
+
+    def near(self, now: datetime) -> bool:
+        """Whether it is an alarm."""
+        return self.left(now) < NEAR
+
+    def seen(self, now: datetime) -> str:
+        """How long it has."""
+        left = self.left(now)
+        return f"{self.what} runs out in {left} days" if left >= 0 else f"{self.what} ran out {-left} days ago"
+
+    def alarm(self, now: datetime) -> str:
+        """What to say of it, or nothing if it is far."""
+        return f"{self.seen(now)}: {self.advice}" if self.near(now) else ""
+
+
+def alarms(files: Iterable[Path], now: float) -> tuple[str, ...]:
+    """Alarms for what these files hold, at a time in seconds since 1970. A file that cannot be read says nothing."""
+    present = datetime.fromtimestamp(now, UTC)
+    return tuple(said for file in files for end in ends(file) if (said := end.alarm(present)))
+
+
+def ends(file: Path) -> Iterator[End]:
+    """The ends of what a PEM file holds, or a release key: each certificate of a bundle has its own."""
+    beside = file.with_name(file.name + ENDS)
+    if beside.is_file():
+        try:
+            at = datetime.fromisoformat(beside.read_text().strip())
+        except (OSError, ValueError):
+            return
+        at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+        yield End(f"The release key {file}", at, "`midge release-key succeed`; devices follow by themselves.")
+        return
+    try:
+        data = file.read_bytes()
+    except OSError:
+        return
+    if b"-----BEGIN CERTIFICATE-----" in data:
+        yield from _of_certificates(file, data)
+    if b"-----BEGIN X509 CRL-----" in data:
+        yield from _of_lists(data)
+
+
+def _of_certificates(file: Path, data: bytes) -> Iterator[End]:
+    from cryptography.x509 import BasicConstraints, ExtensionNotFound, load_pem_x509_certificates  # noqa: PLC0415
+
+    try:
+        certificates = load_pem_x509_certificates(data)
+    except ValueError:
+        return
+    newest = max(certificate.not_valid_after_utc for certificate in certificates)
+    for certificate in certificates:
+        try:
+            authority = certificate.extensions.get_extension_for_class(BasicConstraints).value.ca
+        except ExtensionNotFound:
+            authority = False
+        if not authority:
+            yield End(
+                f"The certificate {file}",
+                certificate.not_valid_after_utc,
+                "`midge broker renewals` renews it over MQTT.",
+            )
+        elif certificate.not_valid_after_utc == newest:  # an older one beside it has its successor
+            yield End(
+                f"The authority {file}", newest, "`midge broker authority succeed`; devices get the new one over MQTT."
+            )
+
+
+def _of_lists(data: bytes) -> Iterator[End]:
+    from cryptography.x509 import load_pem_x509_crl  # noqa: PLC0415
+
+    end = b"-----END X509 CRL-----"
+    for part in data.split(end)[:-1]:
+        try:
+            at = load_pem_x509_crl(part + end + b"\n").next_update_utc
+        except ValueError:
+            return
+        if at is not None:
+            yield End(
+                "The revocation list",
+                at,
+                "it ends everybody's access; write it again with `midge device-list --renew`.",
+            )

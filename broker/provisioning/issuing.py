@@ -1,0 +1,158 @@
+"""`midge broker renewals`: answers requests for new credentials, where the authority's key lies.
+
+Requests and answers are retained, so it need not run always: an hour each week will do, and a device that sleeps finds
+its answer when it wakes. Once the new credentials have let a device in, it takes its request back, and its answer goes.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from midge.broker import Connector, connector
+from midge.broker.mqtt.connection import BrokerError, Connection, Delivery, Options
+from midge.broker.provisioning import manage_devices, renewals
+from midge.broker.provisioning.bundles import read_bundle
+from midge.broker.provisioning.fleet_registry import ISSUER, Fleet, FleetError, present, read_fleet
+from midge.broker.provisioning.own_certificates import renew_own
+
+log = logging.getLogger("midge.renewals")
+
+_BATCH = 0.5
+"""Seconds for which requests are collected: the register is written once for all of them."""
+_AT_MOST = 500
+"""Requests of a batch."""
+_TEND = 3600.0
+"""Seconds between two looks at what runs out here."""
+_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+
+
+class IssuingService:
+    """Of one fleet's directory.
+
+    Args:
+        directory: of the fleet.
+        tell: takes events: dicts, as devices and aggregators tell theirs.
+        connect: another way to the broker than the bundle says.
+
+    Raises:
+        FleetError: the directory holds no authority.
+    """
+
+    def __init__(
+        self, directory: Path, tell: Callable[[dict[str, Any]], None], *, connect: Connector | None = None
+    ) -> None:
+        self._directory, self._listener, self._connect = directory, tell, connect
+        self._topics = _prepared(directory).topics
+        self._stop = asyncio.Event()
+        self._said: tuple[str, ...] = ()
+
+    def stop(self) -> None:
+        """End `serve`."""
+        self._stop.set()
+
+    async def serve(self) -> None:
+        """Answer until stopped.
+
+        Raises:
+            BrokerError: the very first connection failed.
+        """
+        pause, before = _PAUSE, False
+        while not self._stop.is_set():
+            try:
+                connect = self._connect or connector(read_bundle(self._directory / "issuer").endpoint)
+                async with connect(Options(client_id=f"midge-issuer-{secrets.token_hex(4)}")) as connection:
+                    before, pause = True, _PAUSE
+                    self._tell("connected")
+                    await self._answer(connection)
+            except BrokerError as error:
+                if not before:
+                    raise
+                self._tell("disconnected", why=str(error), refused=False)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await self._stop.wait()
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _answer(self, connection: Connection) -> None:
+        await connection.subscribe(self._topics.renewals)
+        trusted = b""
+        deliveries = aiter(connection.messages())
+        stopping = asyncio.create_task(self._stop.wait())
+        arriving: asyncio.Task[Delivery] | None = None
+        tended = float("-inf")
+        try:
+            while not self._stop.is_set():
+                if time.monotonic() >= tended + _TEND:
+                    tended = time.monotonic()
+                    await asyncio.to_thread(self.tend)
+                # Looked at each time: the command that changes it is another process.
+                if (newest := renewals.whom_to_trust(self._directory)) != trusted:
+                    await connection.publish(self._topics.authorities, newest, retain=True)
+                    trusted = newest
+                arriving = arriving or asyncio.create_task(anext(deliveries))  # type: ignore[arg-type]
+                await asyncio.wait({arriving, stopping}, timeout=5.0, return_when="FIRST_COMPLETED")
+                if not arriving.done():
+                    continue
+                await asyncio.sleep(_BATCH)
+                batch = [arriving.result(), *connection.waiting()]
+                arriving = None
+                await self._take(connection, batch)
+        finally:
+            left = [task for task in (stopping, arriving) if task is not None]
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+
+    async def _take(self, connection: Connection, batch: list[Delivery]) -> None:
+        newest = {delivery.topic.rsplit("/", 1)[-1]: delivery.payload for delivery in batch}
+        asked = {name: payload for name, payload in newest.items() if payload}
+        for first in range(0, len(asked), _AT_MOST):
+            some = dict(list(asked.items())[first : first + _AT_MOST])
+            found = await asyncio.to_thread(renewals.answer, self._directory, some)
+            # A broker that has a new password in its file before it reads it refuses for a moment; the device goes on.
+            posts = [
+                connection.publish(self._topics.renewed(name), reply, retain=True)
+                for name, reply in found.replies.items()
+            ]
+            # What is not answered says whom a device trusts, or comes from who may not ask: it need not stand.
+            posts += [
+                connection.publish(self._topics.renew(name), b"", retain=True)
+                for name in some.keys() - found.replies.keys()
+            ]
+            await asyncio.gather(*posts)
+            self._tell("renewed", granted=found.granted, refused=len(found.replies) - found.granted)
+            if found.told is not None and found.told.todo:
+                self._tell("todo", commands=list(found.told.todo))
+        done = [name for name, payload in newest.items() if not payload]
+        await asyncio.gather(*(connection.publish(self._topics.renewed(name), b"", retain=True) for name in done))
+        for delivery in batch:
+            connection.ack(delivery)
+
+    def tend(self) -> None:
+        """Renew what lies here, and tell what runs out soon."""
+        for name in renew_own(self._directory, present()):
+            self._tell("renewed_here", whose=name)
+        said = tuple(manage_devices.warnings(self._directory, present()))
+        for alarm in said:
+            if alarm not in self._said:
+                log.warning("%s", alarm)
+                self._tell("alarm", why=alarm)
+        self._said = said
+
+    def _tell(self, event: str, **fields: Any) -> None:
+        self._listener({"event": event, "time": time.time(), **fields})
+
+
+def _prepared(directory: Path) -> Fleet:
+    """The register, with an issuer in it: a directory of an earlier version has none."""
+    fleet = read_fleet(directory)
+    if fleet.way == "join":
+        raise FleetError("This fleet's authority is another team's: certificates are renewed there.")
+    if ISSUER not in fleet.members or not (directory / "issuer").is_dir():
+        manage_devices.add_issuer(directory)
+    return fleet

@@ -1,0 +1,270 @@
+"""The files of an outbox as they are found, read without changing anything."""
+
+import glob
+import hashlib
+import sqlite3
+import zlib
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from midge.iot_client.state.outbox_state import FORMAT, Agreed, OutboxState, Strangers, agreed
+from midge.storage.witness import CommitWitness
+from midge.wire import chunks, frames
+from midge.wire.errors import WireError
+from midge.wire.messages import Update
+
+TABLES = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS updates (
+    seq INTEGER PRIMARY KEY, header BLOB NOT NULL, body BLOB NOT NULL, checked BLOB NOT NULL DEFAULT x''
+);
+"""
+STATE = "state"
+"""The row of `meta` that holds the packed `OutboxState`."""
+INSERT = "INSERT INTO updates VALUES (?, ?, ?, ?)"
+LOST = (b"", b"", b"")
+"""Header, body and checksum in the place of an update that is lost."""
+_CHECK = 8
+_MODES = (b"\1\1", b"\2\2")
+"""What a database's header says of who may write and read it. To SQLite another value is no rot, but a later format."""
+_NO_ROT = (
+    *(sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PERM),
+    *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_FULL),
+)
+"""Errors that say nothing of what is in the file."""
+
+
+def unusable(path: Path, error: object) -> "OutboxError":
+    """What to say of an outbox of which nothing can be known."""
+    return OutboxError(
+        f"The outbox {path} cannot be used ({error}), and nothing says how many updates wait in it. Move the file away "
+        f"to begin a new one, as by midge device verify --accept-loss {path}; updates that it holds and that were not "
+        "yet sent are lost with it."
+    )
+
+
+def strangers(path: Path, database: OutboxState, witness: OutboxState) -> "OutboxError":
+    """What to say of a database and a witness that are of different outboxes."""
+    return OutboxError(
+        f"The outbox {path}, in which {updates(database.waiting)} may wait, is not the one that its witness knows, in "
+        f"which {updates(witness.waiting)} may wait: one of the two was put here from elsewhere. Put the right one "
+        f"back, or give these updates up with midge device verify --accept-loss {path}."
+    )
+
+
+class OutboxError(Exception):
+    """The outbox cannot be used; the message says why and what to do."""
+
+
+def checksum(*parts: bytes) -> bytes:
+    """Of what is kept."""
+    return hashlib.sha256(b"".join(parts)).digest()[:_CHECK]
+
+
+def wrapped(value: bytes) -> bytes:
+    """A value of `meta` with its checksum."""
+    return checksum(value) + value
+
+
+def unwrapped(value: object) -> bytes | None:
+    """What was wrapped; None if it rotted."""
+    if not isinstance(value, bytes) or checksum(value[_CHECK:]) != value[:_CHECK]:
+        return None
+    return value[_CHECK:]
+
+
+def updates(count: int) -> str:
+    """A number of updates, in words."""
+    return f"{count} update{'' if count == 1 else 's'}"
+
+
+def witness_of(path: Path) -> CommitWitness:
+    """The witness of an outbox."""
+    return CommitWitness(path.with_name(f"{path.name}.witness"))
+
+
+@dataclass(slots=True)
+class OutboxFiles:
+    """What the files of an outbox hold."""
+
+    path: Path
+    there: bool = False
+    """Whether there is a database."""
+    format: int = FORMAT
+    database: OutboxState | None = None
+    witness: OutboxState | None = None
+    doubtful: bool = False
+    """Whether a slot of the witness is damaged."""
+    whole: set[int] = field(default_factory=set)
+    """Numbers of updates that are as they were stored."""
+    gone: set[int] = field(default_factory=set)
+    """Numbers of updates of which it is known that they are lost."""
+    rotten: set[int] = field(default_factory=set)
+    """Numbers of updates that are there, and not as they were stored."""
+    error: str = ""
+    """What SQLite says of a database that it cannot read."""
+
+    @property
+    def new(self) -> bool:
+        """Whether nothing is there."""
+        return not (self.there or self.error) and self.witness is None
+
+    @property
+    def agreed(self) -> Agreed | None:
+        """What holds; None if nothing can be known.
+
+        Raises:
+            Strangers: the database and the witness are of different outboxes.
+        """
+        return agreed(self.database, self.witness, doubtful=self.doubtful)
+
+    def lost(self, known: Agreed) -> list[int]:
+        """Which updates that wait are not there."""
+        first, whole = known.state.first, set() if known.foreign else self.whole
+        if self.doubtful and not known.behind:  # the note before says what was settled since as waiting
+            first = max(first, min(whole | self.rotten, default=known.state.next))
+        gone = set() if known.foreign else self.gone
+        return [seq for seq in range(first, known.state.next) if seq not in whole and seq not in gone]
+
+    @property
+    def damage(self) -> str:
+        """What is wrong, in words; empty if nothing is. An outbox of an earlier format has no witness.
+
+        Raises:
+            Strangers: the database and the witness are of different outboxes.
+        """
+        known = self.agreed
+        if self.error:
+            return f"the file is damaged: {self.error}"
+        if self.new:
+            return ""
+        if not self.there:
+            return "its file is gone"
+        if known is None or self.database is None:
+            return "its file is damaged, or part of its log is gone"
+        if known.behind:
+            return "its file is older than it was, for it was put back or a part of its log is gone"
+        if self.rotten or self.lost(known):
+            return "updates in it are damaged"
+        return ""
+
+
+def examine(path: Path) -> OutboxFiles:
+    """Read all files of an outbox without changing any, beside a device that uses it too.
+
+    Raises:
+        OSError: one of them is there and cannot be read.
+        OutboxError: the same.
+    """
+    found = OutboxFiles(path)
+    noted = witness_of(path).read()  # first: the database is never behind what it said
+    found.witness, found.doubtful = OutboxState.unpack(noted.note), noted.damaged and noted.note is not None
+    if not path.exists():
+        return found
+    try:
+        with reading(path) as db:
+            _examine(db, found)
+    except sqlite3.Error as error:
+        if (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _NO_ROT:
+            raise OutboxError(f"The outbox {path} cannot be read ({error}).") from error
+        found.error = str(error)
+        _probe(found)
+    return found
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """A database that is not written."""
+    with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=5.0)) as db:
+        db.text_factory = lambda text: text.decode(errors="replace")
+        yield db
+
+
+def _examine(db: sqlite3.Connection, found: OutboxFiles) -> None:
+    tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+    if "meta" not in tables:
+        return
+    with found.path.open("rb") as file:
+        if file.read(20)[18:] not in _MODES:
+            raise sqlite3.DatabaseError("its header is damaged")
+    if (checked := db.execute("PRAGMA quick_check(1)").fetchone()) != ("ok",):
+        raise sqlite3.DatabaseError(str(checked[0]))
+    meta: dict[str, Any] = dict(db.execute("SELECT name, value FROM meta"))
+    if not meta:
+        return
+    found.there = True
+    found.database = OutboxState.unpack(meta.get(STATE))
+    form = meta.get("format")
+    if found.database is None and isinstance(form, int) and form != FORMAT:
+        found.format = form
+        if form != 1 or not all(isinstance(meta.get(name), int) for name in ("identity", "next")):
+            return
+        found.database = _first_format(found.path, db, meta)
+    for seq, header, body, checked in db.execute(rows(found.format)):
+        if found.format == FORMAT and (header, body) == (b"", b""):
+            found.gone.add(seq)
+        elif sound(found.format, seq, header, body, checked):
+            found.whole.add(seq)
+        else:
+            found.rotten.add(seq)
+
+
+def _probe(found: OutboxFiles) -> None:
+    """Find what is whole one by one: a rotten page takes those with it that lie in it, and no others."""
+    with suppress(Strangers):
+        known = found.agreed
+        found.whole, found.rotten = set(), set()
+        for seq in () if known is None else range(known.state.first, known.state.next):
+            with suppress(sqlite3.Error), reading(found.path) as db:
+                row = db.execute(rows(found.format, "WHERE seq = ?"), (seq,)).fetchone()
+                if row is not None and sound(found.format, *row):
+                    found.whole.add(seq)
+
+
+def rows(form: int, where: str = "") -> str:
+    """A query for the updates in a database of a format."""
+    checked = "checked" if form == FORMAT else "NULL"
+    return f"SELECT seq, header, body, {checked} FROM updates {where}"  # noqa: S608 - of our own words
+
+
+def _first_format(path: Path, db: sqlite3.Connection, meta: dict[str, Any]) -> OutboxState:
+    """The state of an outbox that had none: what it holds may all have been sent."""
+    following = meta["next"]
+    (first,) = db.execute("SELECT min(seq) FROM updates").fetchone()
+    residual = meta.get("residual", 0)
+    first = following if first is None else min(first, following)
+    crc = 0
+    with suppress(OSError):
+        crc = zlib.crc32(residual_path(path, residual).read_bytes())
+    return OutboxState(meta["identity"], following, first, following - 1, residual, crc)
+
+
+def residual_path(path: Path, number: int) -> Path:
+    """The file of what is left to say."""
+    return path.with_name(f"{path.name}.residual-{number}")
+
+
+def sound(form: int, seq: int, header: object, body: object, checked: object) -> bool:
+    """Whether a row is as it was stored."""
+    if not isinstance(header, bytes) or not isinstance(body, bytes):
+        return False
+    if form == FORMAT:
+        return checked == checksum(header, body)
+    try:
+        update = frames.validate(Update, frames.unpack(header))
+    except WireError:
+        return False
+    return update.seq == seq and chunks.fits(body, update.sha256)
+
+
+def clear_strays(path: Path, residual: int) -> None:
+    """Remove what a kill left behind: files that were written, or no longer count."""
+    name = glob.escape(path.name)
+    for pattern in (f"{name}.residual-*", f".{name}.residual-*.tmp"):
+        for stray in path.parent.glob(pattern):
+            if stray != residual_path(path, residual):
+                stray.unlink(missing_ok=True)
