@@ -85,7 +85,9 @@ def store(books: Books, directory: Path) -> Opened:
         try:
             federation.begin(0.0)
             found.applied = round(float(federation.engine.model.x.sum()))
-            found.content = federation.engine.model.digest(), journaled(federation.core)
+            core = journaled(federation.core)
+            core["versions"] = [[version, step] for version, step, *_ in core["versions"]]  # a first one is dated now
+            found.content = federation.engine.model.digest(), core
             for frame in federation.store.published():
                 data = federation.store.frame(frame.version, frame.span) if frame.offered else None
                 if data is not None:

@@ -16,12 +16,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
+from midge.aggregator.store import consistency
 from midge.aggregator.store.errors import StoreError
 from midge.aggregator.store.salvage import salvage
 from midge.broker.local.local_broker import local_broker
@@ -83,6 +83,7 @@ class Rot:
         self._older: dict[str, Path] = {}
         """A copy of each process's files from one of its earlier ends."""
         self._kinds: Counter[str] = Counter()
+        self._untold = 0
         self.outcome = Outcome(seed)
 
     async def run(self) -> Outcome:
@@ -141,6 +142,8 @@ class Rot:
             if any(each.refusal for each in right.values()):
                 self.outcome.wrong.append(f"{actor.name} is refused without a fault: {right}"[:600])
                 return
+            # Committed when the kill came, and not noted yet: of these no device was told.
+            self._untold = 0 if names else _noted(scratch / "right") - _noted(good)
             last = None
             for _ in range(TRIES):
                 last = self._tried(good, scratch, names, right, self._older.get(actor.name)) or last
@@ -202,23 +205,38 @@ class Rot:
         if made.refusal:
             return f"what was salvaged is refused: {made.refusal}"
         missing = right.applied - made.applied
-        if missing > loss.updates or (loss.exact and missing != loss.updates):
+        if not missing - self._untold <= loss.updates <= (missing if loss.exact else loss.updates):
             return f"a salvage that lacks {missing} updates says {loss.updates}"
         # More may be at stake than is lost in the end: a salvage reads what SQLite does not believe.
-        if found.counts and max(found.counts) < missing:
+        if found.counts and max(found.counts) < missing - self._untold:
             return f"{missing} updates are lost, and it says {found.counts}: {found.refusal}"
         return ""
 
     async def _drain(self, server: Actor, fleets: list[Actor]) -> None:
         """Wait until all devices have settled everything, then end the aggregator in order."""
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(DRAIN):
                 for actor in fleets:
                     while (code := await actor.ended()) != 0:
                         self.outcome.wrong.append(f"{actor.name} ended with {code}: {actor.tail(4)}")
                         await actor.start()
                 server.send(signal.SIGTERM)
-                self.outcome.drained = await server.ended() == 0
+                while (code := await server.ended()) != 0:
+                    if code != -signal.SIGTERM:  # a start was just under way, and nothing took the signal yet
+                        self.outcome.wrong.append(f"{server.name} ended with {code}: {server.tail(4)}")
+                    before = self._connections()
+                    await server.start()
+                    while self._connections() == before:  # noqa: ASYNC110 - another process writes them
+                        await asyncio.sleep(0.05)
+                    server.send(signal.SIGTERM)
+                self.outcome.drained = True
+        except TimeoutError:
+            running = [actor for actor in (server, *fleets) if actor.running]
+            self.outcome.wrong += [f"{actor.name} does not end: {actor.tail(3)}"[:900] for actor in running]
+
+    def _connections(self) -> int:
+        """How often the aggregator was connected, by its log."""
+        return (self._directory / "aggregator.log").read_bytes().count(b'"connected"')
 
 
 def _copied(folder: Path, to: Path, names: list[str]) -> Path:
@@ -230,6 +248,12 @@ def _copied(folder: Path, to: Path, names: list[str]) -> Path:
         if path.is_file() and ours and path.name not in _SPARED_NAMES and not path.name.endswith(_SPARED):
             shutil.copyfile(path, to / path.name)
     return to
+
+
+def _noted(folder: Path) -> int:
+    """Updates that a store's witness speaks of."""
+    note, _ = consistency.noted(folder)
+    return 0 if note is None else note.updates
 
 
 def _compared(right: dict[str, Opened], found: dict[str, Opened]) -> tuple[Kind, str]:

@@ -1,0 +1,18 @@
+"""The nemesis of files, for as long as a test may take."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.harness.rot import Rot
+
+pytestmark = pytest.mark.alone
+
+SECONDS = 12.0
+
+
+async def test_whatever_rots_nothing_changes_without_a_word(tmp_path: Path) -> None:
+    outcome = await Rot(SECONDS, 11, tmp_path).run()
+    assert not outcome.wrong, "\n".join(outcome.wrong)
+    assert outcome.good, outcome
+    assert outcome.tried >= 10 and outcome.accepted > 0, outcome
