@@ -12,6 +12,7 @@ from typing import Any
 from midge.commands.guest import conditions_of
 from midge.commands.parts import Problem, read_config
 from midge.iot_client.board.local_status import ask
+from midge.wire.clocks import spell
 from midge.wire.inert import inert
 
 _MINUTE, _DAY = 60.0, 86_400.0
@@ -101,8 +102,8 @@ def usage(path: Path, running: Mapping[str, Any] | None = None) -> dict[str, Any
             written, seconds = int(spent.get("written", 0)), as_of - since if since else 0.0
             if running is not None and running["seconds"] >= _MINUTE:
                 written, seconds = running["written"], running["seconds"]  # a month may have been spent off
-            per_day = int(written / seconds * _DAY) if seconds > 0 else None
-            return {**spent, "as_of": as_of, "seconds": seconds, "written_per_day": per_day}
+            per_day = int(written / seconds * _DAY) if seconds >= _MINUTE else None
+            return {**spent, "as_of": as_of, "seconds": seconds, "written": written, "written_per_day": per_day}
     return None
 
 
@@ -190,8 +191,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 def wear(month: Mapping[str, Any]) -> str:
     """What goes to the flash in a day, and from how long that is known."""
     if month["written_per_day"] is None:
-        return ""
-    known = f", by {month['seconds']:.0f} s" if month["seconds"] < _DAY else ""
+        return f"; {month['written']:,} bytes written to the flash in {month['seconds']:.0f} s"
+    known = f", measured over {spell(month['seconds'])}" if month["seconds"] < _DAY else ""
     return f"; {month['written_per_day']:,} bytes a day written to the flash{known}"
 
 

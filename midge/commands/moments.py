@@ -103,7 +103,7 @@ class DemoMoment:
         }
         devices = "" if fleet is None else f" · {len(fleet.devices)} devices"
         return cls(
-            title=f"{setting.data}{devices} · {setting.strategy} · {setting.codec}",
+            title=f"{setting.data}{devices} · {setting.strategy}{f' · {setting.codec}' if setting.codec else ''}",
             elapsed=demo.elapsed,
             left=max(0.0, demo.seconds - demo.elapsed),
             metric=progress.metric,

@@ -134,6 +134,8 @@ def read_federation(args: argparse.Namespace) -> tuple[Connector, Topics]:
     """What `add_federation` asked for."""
     if args.config is not None:
         bundle = read_config(args.config, args.url)
+        if args.federation is not None and args.federation != bundle.topics.federation:
+            raise Problem(f"{args.config} is of federation {bundle.topics.federation!r}: leave --federation out.")
         return connector(bundle.endpoint), bundle.topics
     if args.url is None or args.federation is None:
         raise Problem("Say where and what: the broker's address and --federation NAME, or --config with a bundle.")

@@ -40,8 +40,12 @@ def run(args: argparse.Namespace) -> int:
     except BrokerError as error:
         if not args.check:
             raise
-        print(json.dumps({"alarm": str(error)}) if args.json else f"ALARM       {inert(str(error))}")
-        return 1
+        return _alarm(str(error), args)
+
+
+def _alarm(why: str, args: argparse.Namespace) -> int:
+    print(json.dumps({"alarm": why}) if args.json else f"ALARM       {inert(why)}")
+    return 1
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -51,7 +55,10 @@ def _list(args: argparse.Namespace) -> int:
     connect = connector(read_endpoint(args, args.url))
     found = asyncio.run(list_federations(connect, args.root))
     if not found:
-        raise Problem(f"No aggregator has announced itself under {args.root!r} on this broker.")
+        why = f"No aggregator has announced itself under {args.root!r} on this broker."
+        if not args.check:
+            raise Problem(why)
+        return _alarm(why, args)
     if len(found) == 1:
         return _show(connect, Topics(next(iter(found)), args.root), args)
     if args.check:

@@ -206,7 +206,7 @@ async def test_status_shows_what_an_outbox_holds_and_has_cost_also_while_it_is_i
         found = json.loads(capsys.readouterr().out)
     assert [each["seq"] for each in found["held"]] == [update.seq for update in held] and held
     assert found["identity"] == f"{outbox.identity:016x}" and found["next"] == outbox.next_seq
-    assert found["month"]["bytes"] > 1000 and found["month"]["written_per_day"] > 4096
+    assert found["month"]["bytes"] > 1000 and found["month"]["written"] > 4096
     before = listing(tmp_path)
     assert main(["device", "status", str(path)]) == 0
     assert listing(tmp_path) == before
