@@ -237,9 +237,10 @@ class Aggregator:
                     self._tell("connected")
                     await self._serve(connection)
             except BrokerError as error:
-                if not begun:
+                # Only a first connection ever is fatal: who has served before may be up before the network is.
+                if not begun and (isinstance(error, BrokerRefused) or not self.federation.core.version):
                     raise
-                log.info("%s Trying again in about %.0f s.", error, pause)
+                log.log(logging.INFO if begun else logging.WARNING, "%s Trying again in about %.0f s.", error, pause)
                 self._tell("disconnected", why=str(error), refused=isinstance(error, BrokerRefused))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause * random.uniform(0.5, 1.0)):  # noqa: S311 - spreads load

@@ -143,7 +143,8 @@ def _run(args: argparse.Namespace, outcome: dict[str, Any]) -> int:
     print(json.dumps(result) if args.json else f"The report is in {demo.directory}/report.html.", flush=True)
     if ending == "interrupted":
         return 130
-    return 1 if demo.target is not None and not demo.progress.reached else 0
+    missed = demo.target is not None and not demo.progress.reached
+    return 1 if missed or not demo.progress.version else 0
 
 
 def _showing(args: argparse.Namespace, happenings: Happenings) -> Showing:

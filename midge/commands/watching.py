@@ -160,6 +160,11 @@ def print_ending(demo: "Demo", ending: "Ending") -> None:
         "interrupted": "Interrupted",
     }
     print(f"{what[ending]}: {progress.metric} {shown(progress)} at version {progress.version}.")
+    if not progress.version:
+        where = f"its messages are in {demo.directory}/aggregator.log"
+        print(
+            f"No version was released: the aggregator reached no broker, or had no updates; {where}.", file=sys.stderr
+        )
     if demo.target is not None and not progress.reached and ending == "time":
         print(f"The target of {demo.target:g} was missed.", file=sys.stderr)
     model = demo.directory / "model.safetensors"

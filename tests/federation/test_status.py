@@ -16,7 +16,7 @@ from midge.aggregator.metrics.watchdog import SOONEST
 from midge.aggregator.service import Aggregator
 from midge.aggregator.store.pausing import pause, resume
 from midge.broker.embedded.in_memory import Twin
-from midge.broker.mqtt.connection import Options
+from midge.broker.mqtt.connection import BrokerUnreachable, Options
 from midge.broker.mqtt.federation_view import describe_federation, list_federations
 from midge.commands.status import alarm_of, lines
 from midge.iot_client.training.evaluation import Scores
@@ -274,3 +274,23 @@ async def test_devices_are_counted_when_asked_and_not_with_each_batch(
         assert len(counted) == before
         await look(twin)
         assert len(counted) == before + 1
+
+
+@pytest.mark.virtual
+async def test_an_aggregator_that_has_served_waits_for_its_broker_and_a_new_one_says_that_there_is_none(
+    tmp_path: Path,
+) -> None:
+    """It ended, and with it a demo whose broker was killed while the aggregator started again."""
+    twin, log = Twin(), Log()
+    devices = [device(twin, name, log, tmp_path / name) for name in "ab"]
+    async with serving(aggregator(twin, tmp_path / "store", log), *devices):
+        await log.until(lambda: log.of("release", version=2))
+    twin.reachable = False
+    log.events.clear()
+    async with serving(aggregator(twin, tmp_path / "store", log)):
+        await log.until(lambda: log.of("disconnected"))
+        twin.reachable = True
+        await log.until(lambda: log.of("connected"))
+    twin.reachable = False
+    with pytest.raises(BrokerUnreachable):
+        await aggregator(twin, tmp_path / "new", log).serve()
