@@ -4,10 +4,13 @@ import argparse
 import asyncio
 import json
 import os
+import secrets
 import sys
 from importlib.util import find_spec
 from typing import Any
 
+from midge.broker import Connector, connector
+from midge.broker.mqtt.connection import Options
 from midge.commands.moments import DemoMoment, Happenings
 from midge.commands.numbers import refuse_impossible
 from midge.commands.parts import Problem, Subparsers, add_tls, read_endpoint, user_errors
@@ -112,7 +115,9 @@ def _run(args: argparse.Namespace, outcome: dict[str, Any]) -> int:
         setting.make_strategy(devices=20)  # whether it is one at all, before anything starts
         broker = args.broker
         if broker not in LOCAL:
-            broker = BrokerAddress.of(read_endpoint(args, args.broker))
+            endpoint = read_endpoint(args, args.broker)
+            asyncio.run(_reach(connector(endpoint)))
+            broker = BrokerAddress.of(endpoint)
     happenings = Happenings()
     demo = Demo(
         setting,
@@ -145,6 +150,16 @@ def _run(args: argparse.Namespace, outcome: dict[str, Any]) -> int:
         return 130
     missed = demo.target is not None and not demo.progress.reached
     return 1 if missed or not demo.progress.version else 0
+
+
+async def _reach(connect: Connector) -> None:
+    """See whether there is a broker, before anything starts: a short demo would be over before it is missed.
+
+    Raises:
+        BrokerError: there is none, or it lets nothing in.
+    """
+    async with connect(Options(f"midge-demo-{secrets.token_hex(4)}")):
+        pass
 
 
 def _showing(args: argparse.Namespace, happenings: Happenings) -> Showing:
