@@ -7,8 +7,7 @@ without its row is only a stray one.
 import hashlib
 import logging
 import sqlite3
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from midge.aggregator.store.meta_table import Query
+from midge.aggregator.store.meta_table import Query, row_checksum
 from midge.storage.failpoints import failpoint
 from midge.storage.files import atomic_write, narrow
 from midge.wire import frames
@@ -171,8 +170,3 @@ def entered(query: Query) -> list[Entered]:
     columns = f"{_COLUMNS}, crc" if {"updates", "crc"} <= has else _COLUMNS.replace("updates", "0") + ", NULL"
     rows = query(f"SELECT {columns} FROM checkpoints ORDER BY lsn DESC")  # noqa: S608 - constants
     return [Entered(*row[:-1]) for row in rows if row[-1] in {None, row_checksum(row[:-1])}]
-
-
-def row_checksum(row: Sequence[Any]) -> int:
-    """Of the columns but the checksum."""
-    return zlib.crc32(frames.pack(list(row)))

@@ -18,7 +18,7 @@ from midge.aggregator.store.errors import StoreDamaged, StoreError, what_to_do
 from midge.aggregator.store.journal import decided_before
 from midge.aggregator.store.migrations import FORMAT, refuse_newer
 from midge.storage.read_only import read_only as database_read_only
-from midge.storage.witness import CommitWitness
+from midge.storage.witness import CommitWitness, Noted
 from midge.wire import frames
 from midge.wire.errors import WireError
 
@@ -206,17 +206,17 @@ def _refuse_leftovers(directory: Path) -> None:
         )
 
 
-def noted(directory: Path) -> tuple[Note | None, bool]:
-    """What the witness says, and whether one of its pages is damaged.
+def noted(directory: Path) -> tuple[Note | None, Noted]:
+    """What the witness says, and in what state its file is.
 
     Raises:
         StoreError: it cannot be read.
     """
     try:
-        noted = CommitWitness(directory / WITNESS).read()
+        found = CommitWitness(directory / WITNESS).read()
     except OSError as error:
         raise StoreError(f"{directory / WITNESS} cannot be read ({error.strerror}).") from error
-    return (None if noted.note is None else Note.unpacked(noted.note)), noted.damaged
+    return (None if found.note is None else Note.unpacked(found.note)), found
 
 
 def examine(directory: Path) -> Comparison | None:
@@ -228,8 +228,8 @@ def examine(directory: Path) -> Comparison | None:
     path = directory / DATABASE
     if not path.is_file() or path.stat().st_size == 0:
         return None
-    note, damaged = noted(directory)
-    if CommitWitness(directory / WITNESS).read().foreign:
+    note, witness = noted(directory)
+    if witness.foreign:
         return _refused(f"in the place of the witness {WITNESS} lies another file", None)
     try:
         with read_only(path) as db:
@@ -242,7 +242,7 @@ def examine(directory: Path) -> Comparison | None:
     if structure != "ok":
         at_stake = 0 if note is None else note.updates - standing.checkpointed
         return _refused(f"{DATABASE} is not whole ({' '.join(structure.split())})", at_stake, most=True)
-    return judge(standing, note, damaged=damaged)
+    return judge(standing, note, damaged=witness.damaged)
 
 
 @contextmanager

@@ -6,14 +6,13 @@ What is not as it was written is never given out. Its row stays until it is take
 
 import logging
 import sqlite3
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from midge.aggregator.model.model import Frame
-from midge.aggregator.store.meta_table import Query
-from midge.wire import chunks, frames
+from midge.aggregator.store.meta_table import Query, row_checksum
+from midge.wire import chunks
 
 log = logging.getLogger("aggregator")
 
@@ -91,7 +90,7 @@ class FrameTable:
         )
         found = []
         for version, span, size, parts, offered, digest, crc in rows:
-            if crc is None or crc == _row_checksum(version, span, parts, digest):
+            if crc is None or crc == row_checksum((version, span, parts, digest)):
                 whole = (version, span) not in self._rotten
                 found.append(Published(version, span, size, parts, bool(offered), whole=whole))
             elif (version, span) not in self._garbled:
@@ -124,8 +123,4 @@ class FrameTable:
 def checksums(version: int, span: int, parts: int, data: bytes) -> tuple[bytes, int]:
     """Of a frame's bytes, and of its row."""
     digest = chunks.checksum(data)
-    return digest, _row_checksum(version, span, parts, digest)
-
-
-def _row_checksum(*row: Any) -> int:
-    return zlib.crc32(frames.pack(list(row)))
+    return digest, row_checksum((version, span, parts, digest))

@@ -2,7 +2,7 @@
 
 import sqlite3
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from midge.wire import frames
@@ -23,7 +23,7 @@ def values(query: Query) -> dict[str, Any]:
 def enter(db: sqlite3.Connection, name: str, value: Any) -> None:
     """Enter a value in place of the one before."""
     db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
-    db.execute("INSERT OR REPLACE INTO sums VALUES (?, ?)", (name, _checksum(name, value)))
+    db.execute("INSERT OR REPLACE INTO sums VALUES (?, ?)", (name, row_checksum((name, value))))
 
 
 def remove(db: sqlite3.Connection, name: str) -> None:
@@ -42,9 +42,10 @@ def rotten(query: Query, meta: Mapping[str, Any]) -> Iterator[str]:
     """Names of those that are not what was written."""
     if query("SELECT 1 FROM sqlite_schema WHERE name = 'sums'"):
         for name, crc in query("SELECT name, crc FROM sums ORDER BY name"):
-            if name in meta and _checksum(name, meta[name]) != crc:
+            if name in meta and row_checksum((name, meta[name])) != crc:
                 yield name
 
 
-def _checksum(name: str, value: object) -> int:
-    return zlib.crc32(frames.pack([name, value]))
+def row_checksum(row: Sequence[Any]) -> int:
+    """CRC-32 of the columns of a row of any of the store's tables, but for the checksum itself."""
+    return zlib.crc32(frames.pack(list(row)))

@@ -12,9 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 
-from midge.aggregator.store.checkpoint_table import row_checksum
 from midge.aggregator.store.errors import StoreError
 from midge.aggregator.store.frame_table import checksums
+from midge.aggregator.store.meta_table import row_checksum
 from midge.storage.files import PRIVATE, atomic_rename
 
 FORMAT = 2

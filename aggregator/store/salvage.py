@@ -20,12 +20,12 @@ from midge.aggregator.core.presets import fedasync
 from midge.aggregator.engine import recover
 from midge.aggregator.store import audit_log, meta_table
 from midge.aggregator.store.backup import beside
-from midge.aggregator.store.checkpoint_table import row_checksum
 from midge.aggregator.store.consistency import CHANGES, WITNESSED, Note, noted
 from midge.aggregator.store.device_erasure import FORGOTTEN, SEEN
 from midge.aggregator.store.errors import StoreDamaged, StoreError, StoreInUse, making
 from midge.aggregator.store.evidence import COLUMNS, Evidence, Kept, Row, gather
 from midge.aggregator.store.journal import checksum
+from midge.aggregator.store.meta_table import row_checksum
 from midge.aggregator.store.migrations import FORMAT, FORMAT_NAME
 from midge.aggregator.store.put_back import private
 from midge.aggregator.store.reading import ReadOnlyStore
