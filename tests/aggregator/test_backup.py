@@ -61,15 +61,21 @@ def listed(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-@pytest.fixture
-def kept(tmp_path: Path) -> Path:
-    """A backup of a store with checkpoints, segments, names that were erased, and an audit log."""
-    with wide_rig(tmp_path / "store") as life:
+def full(directory: Path) -> Path:
+    """A store that was closed in order: checkpoints, segments, names that were erased, and an audit log."""
+    with wide_rig(directory) as life:
         for seq in range(1, 8):
             wide(life, seq)
         names = Names(life.store)
         names.withdraw("gone")
         names.audit("withdrawn", "gone", "who")
+    return directory
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    """A backup of a store with something in every part of it."""
+    full(tmp_path / "store")
     backup(tmp_path / "store", tmp_path / "backup")
     return tmp_path / "backup"
 

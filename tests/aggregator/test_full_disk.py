@@ -1,7 +1,5 @@
 """A full disk: nothing is receipted that is not written, everything stays with its device, and it goes on by itself."""
 
-import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +19,7 @@ from midge.broker.mqtt.connection import Delivery
 from midge.wire.messages import Receipt, Verdict
 from tests import needs
 from tests.aggregator.rig import EVERYTHING_COUNTS, TOPICS, Rig, receipts
+from tests.harness.disk import SmallDisk
 
 SIZE = 4
 
@@ -108,16 +107,14 @@ def test_a_disk_that_is_full_from_any_write_on_loses_and_doubles_nothing(tmp_pat
 
 @contextmanager
 def small_disk(directory: Path, size: int) -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip(needs.MOUNTS)
-    directory.mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)]
-    if subprocess.run(mounting, check=False, capture_output=True).returncode:
+    try:
+        disk = SmallDisk(directory, size)
+    except OSError:
         pytest.skip(needs.MOUNTS)
     try:
         yield directory
     finally:
-        subprocess.run(["umount", "-l", str(directory)], check=True)
+        disk.close()
 
 
 def test_a_really_full_disk(tmp_path: Path) -> None:

@@ -14,9 +14,8 @@ import pytest
 from midge.__main__ import main
 from midge.aggregator.store.backup import backup
 from midge.aggregator.store.consistency import WITNESS
-from midge.aggregator.store.device_erasure import Names
 from midge.aggregator.store.verification import PartVerdict, verify
-from tests.aggregator.test_backup import listed, wide, wide_rig
+from tests.aggregator.test_backup import full, listed, wide, wide_rig
 from tests.aggregator.test_reading import read_only_mount
 from tests.aggregator.test_salvage import Books, flipped
 
@@ -30,13 +29,7 @@ def damaged(directory: Path) -> dict[str, PartVerdict]:
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     """A store that was closed in order, with something in every part of it."""
-    with wide_rig(tmp_path / "store") as life:
-        for seq in range(1, 8):
-            wide(life, seq)
-        names = Names(life.store)
-        names.withdraw("gone")
-        names.audit("withdrawn", "gone", "who")
-    return tmp_path / "store"
+    return full(tmp_path / "store")
 
 
 def test_a_whole_store_is_read_in_all_its_parts(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from midge.aggregator.core.presets import fedasync
 from midge.aggregator.core.staleness import constant
 from midge.aggregator.service import Aggregator
 from midge.broker.embedded.in_memory import Twin
+from midge.broker.embedded.routing import RoutedMessage
 from midge.iot_client.config import DeviceConfig
 from midge.iot_client.device import Device
 from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
@@ -90,6 +91,18 @@ async def serving(*services: Service) -> AsyncIterator[None]:
 def aggregator(twin: Twin, store: Path, log: Log, **arguments: Any) -> Aggregator:
     arguments = {"strategy": STRATEGY, "initial": INITIAL, **arguments}
     return Aggregator(AggregatorConfig(connector=twin.connect, federation="f", store=store, on_event=log, **arguments))
+
+
+def overheard(twin: Twin) -> list[RoutedMessage]:
+    """What the broker hands out from here on, in order."""
+    seen: list[RoutedMessage] = []
+
+    def copies(_client: str, message: RoutedMessage) -> int:
+        seen.append(message)
+        return 1
+
+    twin.copies = copies
+    return seen
 
 
 def device(

@@ -15,14 +15,13 @@ from midge.aggregator import contention
 from midge.aggregator.contention import AnotherAggregator
 from midge.aggregator.service import Aggregator
 from midge.broker.embedded.in_memory import Twin
-from midge.broker.embedded.routing import RoutedMessage
 from midge.broker.mqtt.connection import Options
 from midge.iot_client.session import events as ev
 from midge.iot_client.session.trust import Trust, Untrusted
 from midge.wire import frames, messages, signing
 from midge.wire.messages import AggregatorState, AggregatorStatus, Claim, Receipt
 from tests.demo.clock import live_virtually
-from tests.federation.live import Log, aggregator, clients, device, serving
+from tests.federation.live import Log, aggregator, clients, device, overheard, serving
 from tests.iot_client.test_session import OUTBOX, Driver, accepted, announcement
 from tests.security.keys import Clock, announced, issuer, write_keys
 from tests.security.test_federation import trusting
@@ -243,14 +242,8 @@ def test_a_device_that_pins_the_key_remembers_the_token_and_believes_no_forged_o
 
 
 def test_receipts_on_the_wire_carry_the_token(tmp_path: Path) -> None:
-    seen: list[RoutedMessage] = []
     twin, log = Twin(), Log()
-
-    def copies(_client: str, message: RoutedMessage) -> int:
-        seen.append(message)
-        return 1
-
-    twin.copies = copies
+    seen = overheard(twin)
 
     async def run() -> int:
         server = aggregator(twin, tmp_path / "store", log)

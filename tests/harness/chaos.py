@@ -5,7 +5,6 @@ settled in the end is asked for only after the world has healed.
 """
 
 import asyncio
-import json
 import shutil
 import signal
 import statistics
@@ -396,15 +395,10 @@ class Chaos:
 
     def _connections(self) -> list[float]:
         """When the aggregator was connected, by its log, whose clock was set now and then."""
-        log, connected = self._directory / "aggregator.log", []
         spans = list(pairwise([*self._ahead, (float("inf"), 0.0)]))
-        for line in log.read_bytes().splitlines() if log.exists() else ():
-            with suppress(ValueError):
-                event = json.loads(line)
-                if event["event"] == "connected":
-                    connected += [
-                        event["time"] - ahead
-                        for (since, ahead), (until, _) in spans
-                        if since <= event["time"] - ahead < until
-                    ]
-        return connected
+        return [
+            event["time"] - ahead
+            for event in self._server.events("connected")
+            for (since, ahead), (until, _) in spans
+            if since <= event["time"] - ahead < until
+        ]

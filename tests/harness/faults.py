@@ -34,14 +34,8 @@ def draw(random: Random, folder: Path, names: Sequence[str], older: Path | None)
     kind = random.choice(KINDS)
     there = [name for name in names if (folder / name).is_file() and (folder / name).stat().st_size]
     match kind:
-        case "flip" if there:
-            name = random.choice(there)
-            return Fault(kind, name, random.randrange(8 * (folder / name).stat().st_size))
-        case "cut" if there:
-            name = random.choice(there)
-            return Fault(kind, name, random.randrange((folder / name).stat().st_size))
-        case "gone" if there:
-            return Fault(kind, random.choice(there))
+        case "flip" | "cut" | "gone" if there:
+            return of(kind, random, folder / random.choice(there))
         case "old" if older is not None:
             changed = [name for name in names if (older / name).is_file() and not _same(folder / name, older / name)]
             return Fault(kind, random.choice(changed)) if changed else None
@@ -53,6 +47,15 @@ def draw(random: Random, folder: Path, names: Sequence[str], older: Path | None)
                 one, other = random.choice(pairs)
                 return Fault(kind, one, other=other)
     return None
+
+
+def of(kind: str, random: Random, path: Path) -> Fault:
+    """A fault of a kind at a random place of a file that is not empty; with which file it is swapped, if it is."""
+    size = path.stat().st_size
+    place = {"flip": 8 * size, "cut": size}.get(kind)
+    others = [each.name for each in sorted(path.parent.iterdir()) if each.is_file() and each != path]
+    other = random.choice(others) if kind == "swap" else ""
+    return Fault(kind, path.name, 0 if place is None else random.randrange(place), other)
 
 
 def strike(fault: Fault, folder: Path, older: Path | None) -> None:

@@ -1,6 +1,7 @@
 """The processes of a ledger's federation: started, killed, stopped, and never left behind."""
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -8,6 +9,7 @@ from asyncio.subprocess import Process
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from midge.broker.local.process import dying_with_parent
 from midge.storage.failpoints import VARIABLE as CRASH_AT
@@ -72,6 +74,16 @@ class Actor:
         if self._process is not None:
             await self._process.wait()
         return killed
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Events of a name in what it wrote, also in earlier lives."""
+        found = []
+        for line in self.log.read_bytes().splitlines() if self.log.exists() else ():
+            with suppress(ValueError):  # the last line of a life may be cut short
+                event = json.loads(line)
+                if isinstance(event, dict) and event.get("event") == name:
+                    found.append(event)
+        return found
 
     def tail(self, lines: int = 15) -> str:
         """The end of what it wrote."""

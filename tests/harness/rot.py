@@ -224,19 +224,15 @@ class Rot:
                 while (code := await server.ended()) != 0:
                     if code != -signal.SIGTERM:  # a start was just under way, and nothing took the signal yet
                         self.outcome.wrong.append(f"{server.name} ended with {code}: {server.tail(4)}")
-                    before = self._connections()
+                    before = len(server.events("connected"))
                     await server.start()
-                    while self._connections() == before:  # noqa: ASYNC110 - another process writes them
+                    while len(server.events("connected")) == before:  # noqa: ASYNC110 - another process writes them
                         await asyncio.sleep(0.05)
                     server.send(signal.SIGTERM)
                 self.outcome.drained = True
         except TimeoutError:
             running = [actor for actor in (server, *fleets) if actor.running]
             self.outcome.wrong += [f"{actor.name} does not end: {actor.tail(3)}"[:900] for actor in running]
-
-    def _connections(self) -> int:
-        """How often the aggregator was connected, by its log."""
-        return (self._directory / "aggregator.log").read_bytes().count(b'"connected"')
 
 
 def _copied(folder: Path, to: Path, names: list[str]) -> Path:

@@ -9,7 +9,6 @@ import pytest
 
 from midge.aggregator.ingress.authentication import Credentials
 from midge.broker.embedded.in_memory import Twin
-from midge.broker.embedded.routing import RoutedMessage
 from midge.iot_client.training.evaluation import Scores
 from midge.iot_client.training.fit import Fit
 from midge.wire import frames, messages, sealing, signing
@@ -17,7 +16,7 @@ from midge.wire.errors import WireError
 from midge.wire.messages import DeviceState, Hello, Report, Statistics
 from midge.wire.moments import Moments
 from midge.wire.topics import Topics
-from tests.federation.live import Log, aggregator, device, serving
+from tests.federation.live import Log, aggregator, device, overheard, serving
 from tests.security.keys import write_keys
 
 LINEAGE = bytes(16)
@@ -58,14 +57,9 @@ async def test_the_broker_reads_nothing_of_what_devices_tell_of_themselves(
     tmp_path: Path, reads: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seen to fail before: capabilities, reports and the number of missing values travelled in clear headers."""
-    twin, log, seen = Twin(), Log(), []
+    twin, log = Twin(), Log()
+    seen = overheard(twin)
     private, public = write_keys(tmp_path)
-
-    def copies(_client: str, message: RoutedMessage) -> int:
-        seen.append(message)
-        return 1
-
-    twin.copies = copies
     server = aggregator(
         twin,
         tmp_path / "store",

@@ -10,7 +10,6 @@ import pytest
 from midge.aggregator.publish.announcement_signer import load_release_keys, succeed, write_secret
 from midge.aggregator.service import Aggregator
 from midge.broker.embedded.in_memory import Twin
-from midge.broker.embedded.routing import RoutedMessage
 from midge.broker.mqtt.connection import Options
 from midge.iot_client.config import DeviceConfig
 from midge.iot_client.device import Device
@@ -19,7 +18,7 @@ from midge.iot_client.state.outbox import Outbox
 from midge.wire import frames, messages, signing
 from midge.wire.messages import Envelope, Receipt, Settled, Update, Verdict
 from midge.wire.signing import KeyUnusable
-from tests.federation.live import Log, aggregator, approach, distance, serving
+from tests.federation.live import Log, aggregator, approach, distance, overheard, serving
 from tests.security.keys import write_keys
 
 pytestmark = pytest.mark.virtual
@@ -53,13 +52,7 @@ async def test_a_fleet_that_signs_and_seals_learns_and_the_broker_reads_nothing(
     for name in "ab":
         _, own = write_keys(tmp_path, name)
         (keys / f"{name}.pub").write_bytes(own.read_bytes())
-    seen: list[RoutedMessage] = []
-
-    def copies(_client: str, message: RoutedMessage) -> int:
-        seen.append(message)
-        return 1
-
-    twin.copies = copies
+    seen = overheard(twin)
     server = aggregator(
         twin,
         tmp_path / "store",
