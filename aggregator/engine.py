@@ -113,7 +113,7 @@ class Engine:
             self.store.add_frames((frame, 0) for frame in self._unwritten)
             self._unwritten.clear()
 
-    def mend(self, core: AggregatorCore) -> None:
+    def repair(self, core: AggregatorCore) -> None:
         """Make again what rotted in the store and follows from the rest, before anything is published.
 
         Raises:

@@ -128,7 +128,7 @@ class FederationRuntime:
                     f"The model in {self.store.directory} waits for statistics of the devices' data, and the "
                     "aggregator asks for none: give midge.Aggregator(moments=…) as before."
                 )
-            self.engine.mend(self.core)
+            self.engine.repair(self.core)
         except BaseException:
             self.store.close()
             raise

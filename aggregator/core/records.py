@@ -42,7 +42,7 @@ class UpdateRecord:
     """The first 8 bytes of the SHA-256 of its body as it travelled; none in an older store."""
 
     def settled(self, weight: float = 0.0) -> Settled:
-        """What its device is told: that it counts so much in its step."""
+        """The verdict for its device. `weight` is what the update counts in its step."""
         return Settled(
             seq=self.seq,
             verdict=Verdict(self.verdict),

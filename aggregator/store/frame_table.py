@@ -23,7 +23,7 @@ CREATE TABLE IF NOT EXISTS frames (
 );
 """
 _ADD = "INSERT OR IGNORE INTO frames (version, span, data, parts, digest, crc) VALUES (?, ?, ?, ?, ?, ?)"
-_MEND = "UPDATE frames SET data = ?, digest = ?, crc = ? WHERE version = ? AND span = ?"
+_REPLACE = "UPDATE frames SET data = ?, digest = ?, crc = ? WHERE version = ? AND span = ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class FrameTable:
                 self._rotten[name] = parts
             if name in self._rotten:
                 digest, crc = checksums(*name, self._rotten.pop(name), frame.data)
-                db.execute(_MEND, (frame.data, digest, crc, *name))
+                db.execute(_REPLACE, (frame.data, digest, crc, *name))
                 log.warning("The frame of version %d over %d is made again.", *name)
             else:
                 db.execute(_ADD, (*name, frame.data, parts, *checksums(*name, parts, frame.data)))

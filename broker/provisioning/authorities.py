@@ -35,7 +35,7 @@ def authorities(directory: Path) -> list[Authority]:
     return list({each.certificate: each for each in found}.values())  # two are one, half-way through a switch
 
 
-def mend(directory: Path) -> None:
+def repair(directory: Path) -> None:
     """Go on with a switch that a power cut has ended between the key and its certificate."""
     home = directory / "authority"
     if (home / "next.crt").is_file() and not (home / "next.key").is_file():
@@ -79,7 +79,7 @@ def switch(directory: Path, fleet: Fleet, *, force: bool = False) -> None:
     for kind in ("key", "crt"):
         write_private(home / f"before.{kind}", (home / f"ca.{kind}").read_bytes())
     atomic_rename(home / "next.key", home / "ca.key")
-    mend(directory)
+    repair(directory)
 
 
 def finish(directory: Path, fleet: Fleet, *, force: bool = False) -> None:

@@ -234,7 +234,7 @@ def _signing(directory: Path, fleet: Fleet) -> Signing:
     authority, trust = None, None
     try:
         if fleet.way != "join":
-            authorities.mend(directory)
+            authorities.repair(directory)
             home = directory / "authority"
             authority = Authority((home / "ca.key").read_bytes(), (home / "ca.crt").read_bytes())
             trust = authorities.trusted(directory)

@@ -28,7 +28,7 @@ from midge.iot_client.state.outbox_files import (
     residual_path,
     witness_of,
 )
-from midge.iot_client.state.outbox_mending import put_right
+from midge.iot_client.state.outbox_repair import repair
 from midge.iot_client.state.outbox_state import FORMAT, OutboxState
 from midge.storage.database import Database, DatabaseError, DiskFull, InUse, ReservedSpace, Unwritable, no_room
 from midge.storage.failpoints import failpoint
@@ -102,7 +102,7 @@ class Outbox:
         """
         try:
             self._database.lock()
-            self._put_right()
+            self._repair()
             self._database.open(files.TABLES)
         except Unwritable as error:
             raise OutboxError(f"The outbox {self.path} cannot be written ({error}): name a place that can.") from error
@@ -123,10 +123,10 @@ class Outbox:
         self._ballast.take()
         return self
 
-    def _put_right(self) -> None:
+    def _repair(self) -> None:
         """Before SQLite opens the file, believes its log and cuts from it what does not fit."""
         try:
-            self.rotted = put_right(self.path)
+            self.rotted = repair(self.path)
         except (OSError, sqlite3.Error) as error:
             self.close()
             raise self._full if no_room(error) else self._unusable(error) from error

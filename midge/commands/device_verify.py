@@ -11,7 +11,7 @@ from midge.wire.inert import inert
 
 def run(args: argparse.Namespace, outbox: str) -> int:
     from midge.iot_client.state.outbox_files import OutboxError  # noqa: PLC0415
-    from midge.iot_client.state.outbox_mending import accept_loss  # noqa: PLC0415
+    from midge.iot_client.state.outbox_repair import accept_loss  # noqa: PLC0415
     from midge.iot_client.state.verification import verify  # noqa: PLC0415
 
     path = Path(outbox).expanduser()

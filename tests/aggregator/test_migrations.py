@@ -42,7 +42,7 @@ def test_a_store_of_an_earlier_format_is_migrated(golden: Path, tmp_path: Path) 
     form, columns = shape(store / "store.db")
     for _ in range(2):
         life = Rig(store, parameters=PARAMETERS)
-        life.engine.mend(life.core)
+        life.engine.repair(life.core)
         try:
             digest, state = life.state
             assert digest.hex() == expected["digest"]

@@ -167,7 +167,7 @@ class Found:
 def look(directory: Path) -> Found:
     life = Rig(directory, BUFFERED)
     try:
-        life.engine.mend(life.core)
+        life.engine.repair(life.core)
         withdrawn = Names(life.store).withdrawn("gone")
         posts = {post.topic: post.payload for post in life.shelf.everything()}
         announced = messages.decode_announcement(posts.pop(TOPICS.announcement()))
@@ -238,7 +238,7 @@ def test_the_count_at_stake_is_that_of_the_updates_that_are_gone(tmp_path: Path)
 def test_all_flips_of_a_checkpoint_are_told_and_it_is_written_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Seen to fail without the row's digest: another model; without `mend`: told at each start, and older each time."""
+    """Seen to fail without the row's digest: another model; without `repair`: reported at every start."""
     lived(tmp_path)
     newest = max(path.name for path in (tmp_path / "now").glob("checkpoint-*"))
     data = (tmp_path / "now" / newest).read_bytes()

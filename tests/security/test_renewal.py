@@ -348,7 +348,7 @@ def cut_at(step: int, change: Any, power: Power) -> bool:
 def test_a_power_cut_at_each_step_of_a_succession_leaves_an_authority(
     behind: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seen to fail on a switch that ends between the next one's key and its certificate, without `mend`."""
+    """Seen to fail on a switch that ends between the next one's key and its certificate, without `repair`."""
     make_fleet(tmp_path / "fresh", names=[NAME])
     power = Power(monkeypatch)
     power.behind, rename = behind, atomic_rename

@@ -1,6 +1,6 @@
-"""An outbox whose files rotted or were put back is put right before it is opened, and what that costs is told.
+"""Repair an outbox whose files rotted or were put back, before it is opened, and report what is lost.
 
-What is lost is told and the outbox goes on: a board in a field that refuses to start would cost more than updates that
+The loss is reported and the outbox goes on: a board in a field that refuses to start would cost more than updates that
 are gone. It refuses if what is missing may be somewhere, in another outbox or under a later format, or if nothing says
 how much there was.
 """
@@ -38,7 +38,7 @@ DAMAGED, EARLIER = "damaged", "format-1"
 """Endings of what is kept beside an outbox that was made again: because it rotted, or was of an earlier format."""
 
 
-def put_right(path: Path) -> str:
+def repair(path: Path) -> str:
     """See whether something is missing, and make the outbox again of what is whole; what was wrong, or nothing.
 
     Raises:
