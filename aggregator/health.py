@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from midge.aggregator.federation import FederationRuntime
-from midge.aggregator.metrics.watchdog import HealthFinding
+from midge.aggregator.metrics.watchdog import HealthFinding, stretched
 from midge.aggregator.publish.publish_queue import Post
 from midge.wire import overview
 from midge.wire.messages import AggregatorStatus, Health
@@ -166,7 +166,7 @@ class HealthReporter:
         gap = federation.core.interval([name])
         if gap is None or known is None or not hello.state.live or name in federation.waits:
             return hello.state.value
-        usual = max(gap, 2 * federation.core.steering.rest)
+        usual = stretched(gap, federation.core.steering.rest)
         return "silent" if now - known.heard > max(_SILENT_LEAST, _SILENT * usual) else hello.state.value
 
 

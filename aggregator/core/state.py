@@ -181,10 +181,11 @@ class CoreState:
     def revoke(self, device: str) -> list[rec.DropRecord]:
         """Drop what waits of a device. Its receipts stand: what it sends again is a repeat, and counts no more."""
         waiting = self.waiting_of(device)
+        if not waiting:
+            return []
         record = rec.DropRecord(self.next, waiting)
-        if waiting:
-            self.take(record)
-        return [record] if waiting else []
+        self.take(record)
+        return [record]
 
     # ------------------------------------------------------------------- questions
 

@@ -172,8 +172,12 @@ class Watchdog:
 
 def _patience(so: FleetSituation) -> float:
     """Seconds for which silence is nothing unusual."""
-    # The usual interval follows a rest that grows, and lags behind it.
-    return FIRST if so.interval is None else max(SOONEST, INTERVALS * max(so.interval, 2 * so.rest))
+    return FIRST if so.interval is None else max(SOONEST, INTERVALS * stretched(so.interval, so.rest))
+
+
+def stretched(interval: float, rest: float) -> float:
+    """The usual interval between two updates while devices are asked to rest: it is measured, and lags behind."""
+    return max(interval, 2 * rest)
 
 
 def _learning(so: FleetSituation) -> HealthFinding:
