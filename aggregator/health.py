@@ -149,7 +149,7 @@ class HealthReporter:
             )[:400],
             version=version,
             behind=max(0, core.version - version),
-            holds=0 if hello is None else max(0, hello.next - hello.first),
+            holds=0 if hello is None else max(0, hello.next - max(hello.first, core.hi(name, hello.outbox) + 1)),
             wakes=0.0 if hello is None else hello.wakes,
             metrics={} if report is None else dict(report.metrics),
             metrics_version=0 if report is None else report.version,

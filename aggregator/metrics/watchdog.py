@@ -11,6 +11,7 @@ from midge.aggregator.core.obstacle import Obstacle
 from midge.aggregator.metrics.device_activity import DeviceActivity
 from midge.wire.clocks import spell
 from midge.wire.messages import HealthState
+from midge.wire.plurals import counted
 
 INTERVALS = 3.0
 """Usual intervals between two updates of a device without any that is accepted."""
@@ -129,7 +130,7 @@ class Watchdog:
         if 2 * refused > so.able:
             return HealthFinding(
                 HealthState.STALLED,
-                f"No update was accepted for {spell(silent)}: those of {_number(refused)} were refused, "
+                f"No update was accepted for {spell(silent)}: those of {counted(refused, 'device')} were refused, "
                 f"{self._counts(now)}.",
             )
         if silent <= _patience(so):
@@ -192,8 +193,8 @@ def _names(devices: Sequence[str]) -> str:
 
 
 def _number(devices: int) -> str:
-    return "1 device" if devices == 1 else f"{devices} devices"
+    return counted(devices, "device")
 
 
 def _devices(number: int) -> str:
-    return f"{_number(number)} {'is' if number == 1 else 'are'}"
+    return f"{counted(number, 'device')} {'is' if number == 1 else 'are'}"

@@ -8,6 +8,7 @@ import asyncio
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from typing import Any
 
 from midge.broker.mqtt.connection import Connection, Connector, Options, PublishRefused, SubscribeRefused
@@ -20,6 +21,8 @@ from midge.wire.topics import DEFAULT_ROOT, Topics, check_name
 
 PATIENCE = 3.0
 """Seconds for an answer: aggregators give one a second."""
+_NAMED = 10
+"""Federations that a sentence names."""
 _AT_ONCE = 256
 """Devices in a message."""
 _TIMEOUT = 4.0
@@ -48,11 +51,27 @@ async def list_federations(connect: Connector, root: str = DEFAULT_ROOT) -> dict
     return found
 
 
+async def explain_absence(connect: Connector, topics: Topics) -> str:
+    """Why there is nothing of a federation on a broker, as a sentence for who asked: which are announced there."""
+    announced = sorted(await list_federations(connect, topics.root))
+    said = f"No aggregator has announced federation {topics.federation!r} under {topics.root!r} on this broker"
+    if topics.federation in announced:
+        return f"{said} a moment ago, and one has since."
+    if not announced:
+        return f"{said}, and no other one: start it with `midge aggregate`, or look whether this is its broker."
+    like = get_close_matches(topics.federation, announced, 1)
+    hint = f": did you mean {like[0]!r}?" if like else "."
+    more = len(announced) - _NAMED
+    others = ", ".join(announced[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return f"{said}; announced {'is' if len(announced) == 1 else 'are'} {others}{hint}"
+
+
 async def describe_federation(connect: Connector, topics: Topics, *, ask: bool = True) -> dict[str, Any]:
     """The aggregator's status and health, the announced model and a row for each device, as plain values.
 
     `answered` says whether the aggregator did: otherwise all is as it was retained, and `unasked` says why it was not
-    asked. `left_out` counts the devices that had no room in its answer: of them there is what is retained.
+    asked. `left_out` counts the devices that had no room in its answer: of them there is what is retained. A row's
+    `as_of` says whether it is of now, or of the device's last greeting, which may be weeks old.
     """
     filters = (topics.aggregator, topics.announcement(), f"{topics.prefix}/status/+")
     found: dict[str, Any] = {
@@ -76,9 +95,8 @@ async def describe_federation(connect: Connector, topics: Topics, *, ask: bool =
                 else:
                     hello, _ = messages.decode(Hello, delivery.payload)
                     name = delivery.topic.rsplit("/", 1)[1]
-                    found["devices"][name] = hello.model_dump(
-                        mode="json", exclude={"lineage", "kind", "number", "to", "hidden"}
-                    )
+                    said = hello.model_dump(mode="json", exclude={"lineage", "kind", "number", "to", "hidden"})
+                    found["devices"][name] = {**said, "as_of": "greeting"}
         if ask and _serves(found):
             try:
                 await _ask(connection, topics, found)
@@ -112,7 +130,7 @@ async def _ask(connection: Connection, topics: Topics, found: dict[str, Any]) ->
             found["model"] |= {name: found["aggregator"][name] for name in ("version", "step", "generation")}
         for row in (row for page in pages.values() for row in page):
             fields = row.model_dump(mode="json", exclude={"name"})
-            found["devices"][row.name] = {**found["devices"].get(row.name, {}), "waits": "", **fields}
+            found["devices"][row.name] = {**found["devices"].get(row.name, {}), "waits": "", **fields, "as_of": "now"}
 
 
 def _set_status(found: dict[str, Any], status: AggregatorStatus) -> None:

@@ -2,8 +2,12 @@
 
 import argparse
 import asyncio
+import sys
 
+from midge.broker import Connector
 from midge.commands.parts import Problem, Subparsers, add_federation, read_federation
+from midge.wire.plurals import counted
+from midge.wire.topics import Topics
 
 
 def register(subparsers: Subparsers) -> None:
@@ -28,5 +32,15 @@ def run(args: argparse.Namespace) -> int:
             "stop it first, or say --force."
         )
     removed = asyncio.run(clear_federation(connect, topics))
-    print(f"{removed} retained messages of federation {topics.federation!r} removed.")
-    return 0
+    print(f"{counted(removed, 'retained message')} of federation {topics.federation!r} removed.")
+    return 0 if removed else _nothing(connect, topics)
+
+
+def _nothing(connect: Connector, topics: Topics) -> int:
+    """Nothing was there: right if the broker knows no federation; otherwise the name is a wrong one."""
+    from midge.broker.mqtt.federation_view import explain_absence, list_federations  # noqa: PLC0415
+
+    if not asyncio.run(list_federations(connect, topics.root)):
+        return 0
+    sys.stderr.write(f"midge: {asyncio.run(explain_absence(connect, topics))}\n")
+    return 1

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from midge.wire.plurals import counted
+
 
 def sentence(event: Mapping[str, Any]) -> str:
     """The line for an event; empty where it is of no note."""
@@ -36,11 +38,11 @@ def sentence(event: Mapping[str, Any]) -> str:
         case {"event": "alarm", "why": why}:
             return f"ALARM: {why}"
         case {"event": "refused_always", "device": device, "refused": refused, "verdict": verdict, "why": why}:
-            return f"{device}: its last {refused} updates were all refused, this one as {verdict}, {why}"
+            return f"{device}: its last {counted(refused, 'update')} were all refused, this one as {verdict}, {why}"
         case {"event": "evaluation_failed", "version": version, "why": why}:
             return f"Version {version} could not be evaluated: {why}"
         case {"event": "freeze", "devices": devices}:
-            return f"Statistics of {devices} devices pooled and frozen."
+            return f"Statistics of {counted(devices, 'device')} pooled and frozen."
         case {"event": "statistics_off", "device": device, "why": why}:
             return f"{device}: its statistics are not like the others', {why}"
         case {"event": "statistics_constant", "channels": channels}:
@@ -51,18 +53,20 @@ def sentence(event: Mapping[str, Any]) -> str:
             return f"{device}: nothing is taken from it, {why}"
         case {"event": "release", "version": version, "devices": devices}:
             return (
-                f"Version {version} released, with the work of {devices} devices."
+                f"Version {version} released, with the work of {counted(devices, 'device')}."
                 if devices
                 else (f"Version {version} released.")
             )
         case {"event": "evaluation", "version": version, "metrics": metrics}:
             return f"Version {version}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         case {"event": "federated_evaluation", "devices": devices, "metrics": metrics}:
-            return f"On the data of {devices} devices: " + "; ".join(_spread(*item) for item in metrics.items())
+            return f"On the data of {counted(devices, 'device')}: " + "; ".join(
+                _spread(*item) for item in metrics.items()
+            )
         case {"event": "serve", "version": version}:
             return f"Version {version} released for use."
         case {"event": "dropped", "topic": topic, "why": why, "untold": untold}:
-            return f"Dropped what came on {topic}: {why} ({untold} others before it were not told)"
+            return f"Dropped what came on {topic}: {why} ({counted(untold, 'other')} before it not told)"
         case {"event": "renewing"}:
             return "Has asked for new credentials."
         case {"event": "renewal_refused", "why": why}:
@@ -76,11 +80,11 @@ def sentence(event: Mapping[str, Any]) -> str:
         case {"event": "todo", "commands": commands}:
             return f"The broker was not told; for it to know: {'; '.join(commands)}"
         case {"event": "revoked", "device": device, "dropped": dropped}:
-            return f"{device}: revoked; {dropped} of its updates waited and are dropped"
+            return f"{device}: revoked; {counted(dropped, 'update')} of it waited and will not be applied"
         case {"event": "readmitted", "device": device}:
             return f"{device}: let in again by the operator"
         case {"event": "untold", "events": events}:
-            return f"{events} events of devices that never sent an update were not told."
+            return f"{counted(events, 'event')} of devices that never sent an update not told."
         case {"event": "dropped", "topic": topic, "why": why}:
             return f"Dropped what came on {topic}: {why}"
         case {"event": "training", "version": version}:
@@ -132,7 +136,7 @@ def bar(done: int, total: int) -> str:
 
 
 def _steps(tau: int) -> str:
-    return "1 step" if tau == 1 else f"{tau} steps"
+    return counted(tau, "step")
 
 
 def _capital(what: str) -> str:

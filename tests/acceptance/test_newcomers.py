@@ -368,6 +368,14 @@ def test_a_second_device_of_the_same_name(
     assert "Another live device of federation 'pumps' is named 'pump-0': give each device its own name" in answer
 
 
+def test_a_federation_that_is_not_there(federation: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen to fail: `clean` of a misspelled name said that it had removed 0 messages, and ended well."""
+    for command in ("status", "clean"):
+        assert main([command, url, "--federation", "pump"]) == 1
+        answer = capsys.readouterr()
+        assert "announced is pumps: did you mean 'pumps'?" in answer.out + answer.err
+
+
 def test_an_outbox_and_a_store_in_use(federation: Path, url: str, tell: Tell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(federation)
     assert "in use by another device" in tell("device", "pump:app", "--name", "pump-0", "--broker", url)
