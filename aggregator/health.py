@@ -51,13 +51,14 @@ class HealthReporter:
         watchdog = self._federation.watchdog
         before, found = watchdog.finding, watchdog.look(now, self._federation.situation)
         self._look_at = now + max(_LOOK, _SHARE * (time.perf_counter() - began))
-        if found.state is not before.state:
+        moved = found.state is not before.state or found.obstacle != before.obstacle
+        if moved:
             self._tell_state(before, found)
         for alarm in found.alarms:
             if alarm not in before.alarms:
                 log.warning("%s", alarm)
                 self._tell("alarm", why=alarm)
-        if (found.state, found.alarms) != (before.state, before.alarms):
+        if moved or found.alarms != before.alarms:
             self._changed()
 
     def _tell_state(self, before: HealthFinding, found: HealthFinding) -> None:

@@ -5,7 +5,7 @@ there that have something to train on; so a fleet that trains once a day is not 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from midge.aggregator.core.obstacle import Obstacle
 from midge.aggregator.metrics.device_activity import DeviceActivity
@@ -59,6 +59,8 @@ class HealthFinding:
     alarms: tuple[str, ...] = ()
     since: float = 0.0
     """When the state began, by the monotonic clock."""
+    obstacle: str = field(default="", compare=False)
+    """The kind of obstacle that `why` tells of; empty if it tells of something else."""
 
 
 class Watchdog:
@@ -100,14 +102,15 @@ class Watchdog:
         if not so.frozen:
             why = "No device has sent statistics of its data yet." if so.obstacle is None else so.obstacle.why
             late = so.able > 0 and able > STATISTICS
-            return HealthFinding(HealthState.STALLED if late else HealthState.WAITING, why)
+            kind = "" if so.obstacle is None else so.obstacle.kind
+            return HealthFinding(HealthState.STALLED if late else HealthState.WAITING, why, obstacle=kind)
         if so.obstacle is not None and so.obstacle.kind == "held":
             # With enough devices there, the next update may free it: it has the fleet's usual time.
             lacking = so.there < so.obstacle.needs
             if self._obstacle_lasts(now, SOONEST if lacking else _patience(so)):
-                return HealthFinding(HealthState.HELD, so.obstacle.why)
+                return HealthFinding(HealthState.HELD, so.obstacle.why, obstacle=so.obstacle.kind)
             if lacking:
-                return HealthFinding(HealthState.WAITING, so.obstacle.why)
+                return HealthFinding(HealthState.WAITING, so.obstacle.why, obstacle=so.obstacle.kind)
         return self._silence(now, able, so)
 
     def _obstacle_lasts(self, now: float, patience: float = SOONEST) -> bool:

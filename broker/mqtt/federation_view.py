@@ -8,7 +8,6 @@ import asyncio
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
-from difflib import get_close_matches
 from typing import Any
 
 from midge.broker.mqtt.connection import Connection, Connector, Options, PublishRefused, SubscribeRefused
@@ -17,12 +16,10 @@ from midge.wire import frames, messages, overview, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import AggregatorState, AggregatorStatus, Health, Hello
 from midge.wire.overview import DeviceRow
-from midge.wire.topics import DEFAULT_ROOT, Topics, check_name
+from midge.wire.topics import DEFAULT_ROOT, Topics, check_name, explain_absence
 
 PATIENCE = 3.0
 """Seconds for an answer: aggregators give one a second."""
-_NAMED = 10
-"""Federations that a sentence names."""
 _AT_ONCE = 256
 """Devices in a message."""
 _TIMEOUT = 4.0
@@ -39,10 +36,11 @@ def _marker(topics: Topics) -> str:
 
 async def list_federations(connect: Connector, root: str = DEFAULT_ROOT) -> dict[str, AggregatorStatus]:
     """The federations whose aggregators have announced themselves under a topic root, by name."""
-    root = Topics("any", root).root
+    topics = Topics("any", root)
+    root = topics.root
     async with connect(_options()) as connection:
         marker = f"{root}/midge-look-{secrets.token_hex(6)}/aggregator"
-        deliveries = await read_retained(connection, f"{root}/+/aggregator", marker=marker, patience=1.5)
+        deliveries = await read_retained(connection, topics.of_all_aggregators, marker=marker, patience=1.5)
     found = {}
     for delivery in deliveries:
         with suppress(WireError, ValueError):
@@ -51,19 +49,9 @@ async def list_federations(connect: Connector, root: str = DEFAULT_ROOT) -> dict
     return found
 
 
-async def explain_absence(connect: Connector, topics: Topics) -> str:
-    """Why there is nothing of a federation on a broker, as a sentence for who asked: which are announced there."""
-    announced = sorted(await list_federations(connect, topics.root))
-    said = f"No aggregator has announced federation {topics.federation!r} under {topics.root!r} on this broker"
-    if topics.federation in announced:
-        return f"{said} a moment ago, and one has since."
-    if not announced:
-        return f"{said}, and no other one: start it with `midge aggregate`, or look whether this is its broker."
-    like = get_close_matches(topics.federation, announced, 1)
-    hint = f": did you mean {like[0]!r}?" if like else "."
-    more = len(announced) - _NAMED
-    others = ", ".join(announced[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-    return f"{said}; announced {'is' if len(announced) == 1 else 'are'} {others}{hint}"
+async def explain_missing(connect: Connector, topics: Topics) -> str:
+    """Why there is nothing of a federation on a broker, as a sentence for who asked."""
+    return explain_absence(topics, await list_federations(connect, topics.root))
 
 
 async def describe_federation(connect: Connector, topics: Topics, *, ask: bool = True) -> dict[str, Any]:

@@ -75,11 +75,11 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _show(connect: Connector, topics: Topics, args: argparse.Namespace) -> int:
-    from midge.broker.mqtt.federation_view import describe_federation, explain_absence  # noqa: PLC0415
+    from midge.broker.mqtt.federation_view import describe_federation, explain_missing  # noqa: PLC0415
 
     found = asyncio.run(describe_federation(connect, topics))
     absent = found["aggregator"] is None
-    found["alarm"] = alarm = asyncio.run(explain_absence(connect, topics)) if absent else alarm_of(found)
+    found["alarm"] = alarm = asyncio.run(explain_missing(connect, topics)) if absent else alarm_of(found)
     if args.json:
         print(json.dumps(found))
     else:

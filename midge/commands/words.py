@@ -17,6 +17,15 @@ def sentence(event: Mapping[str, Any]) -> str:
             return "Connected to the broker."
         case {"event": "disconnected", "why": why}:
             return f"Not connected: {why}"
+        case {"event": "unannounced", "why": why}:
+            return str(why)
+        case {"event": "aggregator", "state": "lost" | "stopped" as state, **_rest}:
+            gone = "has stopped" if state == "stopped" else "is lost: it was killed, or its network failed"
+            return f"The aggregator {gone}. Until it is back, updates wait here."
+        case {"event": "aggregator", "state": "paused", "why": why}:
+            return f"The federation is paused: {why or 'its operator has not said why'}."
+        case {"event": "aggregator", "state": state, "why": why}:
+            return f"The aggregator is {state}{', but: ' + why if why else '.'}"
         case {"event": "device", "device": device, "state": state}:
             return f"{device}: {state}"
         case {"event": "update", "device": device, "verdict": "accepted", "staleness": tau, "weight": weight}:
@@ -34,7 +43,8 @@ def sentence(event: Mapping[str, Any]) -> str:
         case {"event": "undamped", "damping": damping}:
             return f"Updates grow no more: the server's rate is at {damping:.3g} of what it was."
         case {"event": "health", "state": state, "why": why, "before": before}:
-            return f"Health: {state}{', ' + why if why else ''} (was {before})."
+            was = f" (was {before})" if before != state else ""
+            return f"Health: {state}{was}{': ' + why if why else '.'}"
         case {"event": "alarm", "why": why}:
             return f"ALARM: {why}"
         case {"event": "refused_always", "device": device, "refused": refused, "verdict": verdict, "why": why}:

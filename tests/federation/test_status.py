@@ -17,7 +17,7 @@ from midge.aggregator.service import Aggregator
 from midge.aggregator.store.pausing import pause, resume
 from midge.broker.embedded.in_memory import Twin
 from midge.broker.mqtt.connection import BrokerUnreachable, Options
-from midge.broker.mqtt.federation_view import describe_federation, explain_absence, list_federations
+from midge.broker.mqtt.federation_view import describe_federation, explain_missing, list_federations
 from midge.commands.status import alarm_of, lines
 from midge.iot_client.training.evaluation import Scores
 from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
@@ -169,13 +169,13 @@ async def test_without_an_answer_a_row_is_said_to_be_of_the_greeting(tmp_path: P
 
 async def test_a_name_that_is_not_announced_is_answered_with_those_that_are(tmp_path: Path) -> None:
     twin, log = Twin(), Log()
-    assert (await explain_absence(twin.connect, Topics("pump"))).endswith("or look whether this is its broker.")
+    assert (await explain_missing(twin.connect, Topics("pump"))).endswith("or look whether this is its broker.")
     async with serving(served(twin, tmp_path / "store", log)):
         await log.until(lambda: log.of("release"))
         await asyncio.sleep(1)
-        said = await explain_absence(twin.connect, Topics("ff"))
+        said = await explain_missing(twin.connect, Topics("ff"))
         assert "'ff'" in said and said.endswith("announced is f: did you mean 'f'?")
-        assert (await explain_absence(twin.connect, Topics("pumps"))).endswith("announced is f.")
+        assert (await explain_missing(twin.connect, Topics("pumps"))).endswith("announced is f.")
 
 
 async def test_a_cancelled_aggregator_says_goodbye(tmp_path: Path) -> None:
