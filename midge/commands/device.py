@@ -67,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
             raise doctor.no_outbox() if args.outbox is None else Problem(f"Say: midge device status {args.outbox}")
         case ["verify", outbox]:
             return device_verify.run(args, outbox)
+        case ["verify"]:
+            raise Problem("Say whose outbox to look at: midge device verify OUTBOX, such as pump-17.outbox.")
         case ["readmit", name] if args.store is not None:
             return forgetting.readmit(name, args.store)
         case ["readmit", *_]:

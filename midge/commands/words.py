@@ -107,6 +107,8 @@ def sentence(event: Mapping[str, Any]) -> str:
             return "Goes on."
         case {"event": "killed_training", "why": why}:
             return f"A training is lost: {why}."
+        case {"event": "sleeping", "seconds": 0.0}:
+            return "Has done what there was to do, and ends."
         case {"event": "sleeping", "seconds": seconds}:
             return f"Sleeps for {seconds / 60:.0f} min." if seconds >= 120 else f"Sleeps for {seconds:.0f} s."
         case {"event": "awake"}:

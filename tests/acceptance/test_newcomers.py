@@ -368,6 +368,27 @@ def test_a_second_device_of_the_same_name(
     assert "Another live device of federation 'pumps' is named 'pump-0': give each device its own name" in answer
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["statsu"], "midge: error: argument COMMAND: there is no 'statsu': did you mean status?"),
+        (
+            ["status", "--fedration", "f"],
+            "midge status: error: unrecognized arguments: --fedration: did you mean --federation?",
+        ),
+        (["demo", "--strategy", "balancd"], "fedavg): did you mean balanced?"),
+        (["broker", "check", "--bogus"], "midge broker check: error: unrecognized arguments: --bogus\n"),
+        (["broker"], "answer devices that ask for new credentials"),
+        ([], "take part in a federation"),
+    ],
+)
+def test_a_word_that_is_none(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen to fail: an unknown option of a sub-command was answered with the usage of `midge` alone."""
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
 def test_a_federation_that_is_not_there(federation: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Seen to fail: `clean` of a misspelled name said that it had removed 0 messages, and ended well."""
     for command in ("status", "clean"):
