@@ -133,7 +133,7 @@ def _figures(demo: "Demo") -> list[tuple[str, str]]:
         ),
         ("updates", f"{updates['accepted']} accepted, {refused} refused"),
         ("", f"{updates['duplicate']} duplicate, {updates['stale']} stale"),
-        ("staleness", f"{tau['p50']} / {tau['p90']} / {tau['max']} steps" if tau else "-"),
+        ("steps late", f"{tau['p50']} / {tau['p90']} / {tau['max']} (half, 90 %, all)" if tau else "-"),
     ]
     if fleet is None:
         return figures

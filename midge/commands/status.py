@@ -56,7 +56,10 @@ def _list(args: argparse.Namespace) -> int:
     connect = connector(read_endpoint(args, args.url))
     found = asyncio.run(list_federations(connect, args.root))
     if not found:
-        why = f"No aggregator has announced itself under {args.root!r} on this broker."
+        why = (
+            f"No aggregator has announced itself under {args.root!r} on this broker: start one with `midge aggregate`, "
+            "or look whether this is the right broker."
+        )
         if not args.check:
             raise Problem(why)
         return _alarm(why, args)
