@@ -65,7 +65,7 @@ class HealthReporter:
         if found.state.alarming:
             log.warning("%s: %s", found.state.value, found.why)
         elif before.state.alarming:
-            log.warning("It is over (%s): the federation is %s.", before.state.value, found.state.value)
+            log.warning("The federation is %s again: it was %s.", found.state.value, before.state.value)
         self._tell("health", state=found.state.value, why=found.why, before=before.state.value)
 
     def health(self, now: float) -> Health:

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
                 raise Problem(str(error)) from error
         found = running.found
         if found is None or not len(found.result.times):
-            raise Problem("It was stopped before it began.")
+            raise Problem("The fleet was stopped before its model was ever evaluated: there is nothing to report.")
         outcome = found.write(directory)
         virtual.show_outcome(args, outcome, found.metric, write_report(directory))
     if interrupted:

@@ -12,7 +12,7 @@ def sentence(event: Mapping[str, Any]) -> str:
         case {"event": "start", "version": version, "step": step, "digest": digest} if version:
             return f"The aggregator goes on at version {version}, step {step}, model {digest[:8]}."
         case {"event": "start", "version": version, "step": step}:
-            return "A new lineage begins." if not version else f"Goes on at version {version}, step {step}."
+            return "A new model begins." if not version else f"Goes on at version {version}, step {step}."
         case {"event": "connected"}:
             return "Connected to the broker."
         case {"event": "disconnected", "why": why}:
@@ -31,11 +31,11 @@ def sentence(event: Mapping[str, Any]) -> str:
         case {"event": "update", "device": device, "verdict": "accepted", "staleness": tau, "weight": weight}:
             return f"{device}: accepted, {_steps(tau)} stale, weight {weight:.2f}"
         case {"event": "update", "device": device, "verdict": verdict, "why": why}:
-            return f"{device}: {verdict}, for {why}"
+            return f"{device}: update not taken ({verdict}): {why}"
         case {"event": "repeat", "device": device, "seq": seq}:
             return f"{device}: update {seq} had come before"
         case {"event": "held", "device": device, "verdict": verdict, "why": why}:
-            return f"{device}: {verdict}, {why}"
+            return f"{device}: update not taken for now ({verdict}): {why}"
         case {"event": "clipped", "device": device, "scale": scale}:
             return f"{device}: its update is out of scale beside the others', {scale:.1g} of it is applied"
         case {"event": "damped", "damping": damping}:
@@ -48,15 +48,15 @@ def sentence(event: Mapping[str, Any]) -> str:
         case {"event": "alarm", "why": why}:
             return f"ALARM: {why}"
         case {"event": "refused_always", "device": device, "refused": refused, "verdict": verdict, "why": why}:
-            return f"{device}: its last {counted(refused, 'update')} were all refused, this one as {verdict}, {why}"
+            return f"{device}: none of its last {refused} updates was taken; the last one ({verdict}): {why}"
         case {"event": "evaluation_failed", "version": version, "why": why}:
             return f"Version {version} could not be evaluated: {why}"
         case {"event": "freeze", "devices": devices}:
-            return f"Statistics of {counted(devices, 'device')} pooled and frozen."
+            return f"Statistics of {counted(devices, 'device')} are pooled: the model's inputs are normalised by them."
         case {"event": "statistics_off", "device": device, "why": why}:
             return f"{device}: its statistics are not like the others', {why}"
         case {"event": "statistics_constant", "channels": channels}:
-            return f"Never changed, and not scaled: {', '.join(channels[:20])}."
+            return f"These inputs were the same in all rows, and are not scaled: {', '.join(channels[:20])}."
         case {"event": "features", "features": features}:
             return f"The model's inputs are {', '.join(features)}: two devices agree."
         case {"event": "unlike", "device": device, "why": why}:
@@ -100,11 +100,15 @@ def sentence(event: Mapping[str, Any]) -> str:
         case {"event": "training", "version": version}:
             return f"Training from version {version}."
         case {"event": "receipt", "seq": seq, "verdict": verdict, "why": why}:
-            return f"Update {seq}: {verdict}{', for ' + why if why else ''}"
-        case {"event": "hindered" | "muted", "why": why}:
-            return f"Waits: {why}."
-        case {"event": "unhindered" | "unmuted"}:
-            return "Goes on."
+            return f"Update {seq}: {verdict}{': ' + why if why else ''}"
+        case {"event": "hindered", "why": why}:
+            return f"Training waits: {why}."
+        case {"event": "unhindered"}:
+            return "Nothing holds training back any more."
+        case {"event": "muted", "why": why}:
+            return f"Sends and fetches nothing: {why}."
+        case {"event": "unmuted"}:
+            return "Sends and fetches again."
         case {"event": "killed_training", "why": why}:
             return f"A training is lost: {why}."
         case {"event": "sleeping", "seconds": 0.0}:
@@ -130,7 +134,7 @@ def sentence(event: Mapping[str, Any]) -> str:
             whose = f"{rest['device']}: " if "device" in rest else ""
             return f"{whose}{what}, {bar(done, total)} of {total / 1e6:.1f} MB"
         case {"event": "untrusted", "why": why}:
-            return f"Not followed: {why}."
+            return f"A message of the aggregator is not believed: {why}."
         case {"event": "put_back", "announced": announced, "version": version}:
             known = "A backup was restored" if announced is None else f"Version {announced} is known"
             return f"{known}, and this store has version {version}. A new generation begins."
