@@ -401,7 +401,8 @@ class Aggregator:
 
     def _post_status(self) -> None:
         self._held, finding = self.federation.hold, self.federation.watchdog.finding
-        why = finding.why if finding.obstacle or finding.state.alarming else ""  # devices tell it to their owners
+        tells = finding.state.alarming or finding.obstacle not in ("", "nobody")
+        why = finding.why if tells else ""  # devices tell it to their owners
         self._outgoing.put(self._status_post(self._state, self._held or why))
 
     def _sent(self, post: Post) -> None:

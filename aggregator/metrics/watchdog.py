@@ -21,6 +21,8 @@ STATISTICS = 60.0
 """Seconds in which the statistics of devices that are there are to come."""
 FIRST = 3600.0
 """Seconds in which devices that are there are to send a first update, while their pace is not known."""
+ALONE = 5.0
+"""Seconds after which it is told that no device is there: by then the broker has sent the status of those that are."""
 _NAMED = 5
 """Devices that an alarm names."""
 _ALARMS = 16
@@ -60,14 +62,14 @@ class HealthFinding:
     since: float = 0.0
     """When the state began, by the monotonic clock."""
     obstacle: str = field(default="", compare=False)
-    """The kind of obstacle that `why` tells of; empty if it tells of something else."""
+    """The kind of obstacle that `why` tells of, or `nobody`; empty if it tells of something else."""
 
 
 class Watchdog:
     """Of one federation, from `began` on (seconds of the monotonic clock)."""
 
     def __init__(self, activity: DeviceActivity, began: float) -> None:
-        self._activity = activity
+        self._activity, self._began = activity, began
         self._obstacle_since: float | None = None
         self._able_since: float | None = None
         """Since when devices have been there without a break that have something to train on."""
@@ -124,7 +126,8 @@ class Watchdog:
         if so.able == 0:
             if so.there:
                 return HealthFinding(HealthState.WAITING, f"{_devices(so.there)} there; training waits: {so.waiting}")
-            return HealthFinding(HealthState.WAITING, "No device is there.")
+            late = now - self._began >= ALONE
+            return HealthFinding(HealthState.WAITING, "No device is there.", obstacle="nobody" if late else "")
         if silent <= SOONEST:
             if accepted is None:
                 return HealthFinding(HealthState.WAITING, "No update has been accepted since the aggregator started.")

@@ -7,14 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from midge.aggregator.store.pausing import pause
 from midge.broker.embedded.in_memory import Twin
 from midge.broker.mqtt.connection import Connection, Options, SubscribeRefused
 from midge.commands.words import sentence
+from midge.wire.moments import Moments
 from midge.wire.topics import Topics, explain_absence
-from tests.federation.live import Log, aggregator, clients, device, serving
+from tests.federation.live import INITIAL, Log, aggregator, clients, device, serving
 
 pytestmark = pytest.mark.virtual
 
@@ -114,3 +116,30 @@ async def test_a_pause_is_told_with_its_reason(tmp_path: Path) -> None:
 def test_many_names_are_not_all_said_and_strange_ones_never() -> None:
     said = explain_absence(Topics("x"), [f"plant-{number:02d}" for number in range(30)] + ["a b\x1b", ""])
     assert "plant-09 and 20 more" in said and "plant-10" not in said and "a b" not in said
+
+
+async def test_an_aggregator_alone_says_so_within_ten_seconds(tmp_path: Path) -> None:
+    """Seen to fail: an aggregator whose devices were all sent to another federation said nothing."""
+    twin, told = Twin(), Told()
+    async with serving(aggregator(twin, tmp_path / "store", told)):
+        await told.until(lambda: told.of("health"))
+        (event,) = told.of("health")
+        assert event["after"] < 12 and sentence(event) == "Health: waiting: No device is there."
+        other = Told()
+        async with serving(device(twin, "a", other)):
+            await other.until(lambda: other.of("receipt"))
+    assert all("No device" not in event["why"] for event in other.of("aggregator"))
+
+
+async def test_a_device_alone_hears_that_statistics_need_another(tmp_path: Path) -> None:
+    """Seen to fail: the state was `waiting` before and after, so that neither side said a word."""
+    twin, log, told = Twin(), Told(), Told()
+    moments = {"input": Moments.of(np.arange(8.0).reshape(4, 2))}
+    initial = {**INITIAL, "input_mean": np.zeros(2, np.float32), "input_scale": np.ones(2, np.float32)}
+    roles = {"input_mean": "frozen", "input_scale": "frozen"}
+    gathering = aggregator(twin, tmp_path / "store", log, initial=initial, roles=roles, moments={"input": 2})
+    async with serving(gathering, device(twin, "a", told, moments=moments)):
+        await told.until(lambda: [event for event in told.of("aggregator") if event["why"]])
+    (event,) = [event for event in told.of("aggregator") if event["why"]]
+    assert event["after"] < 10 and "Only one device has sent its statistics" in sentence(event)
+    assert any("start another" in sentence(event) for event in log.of("health"))

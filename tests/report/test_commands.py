@@ -43,6 +43,13 @@ def test_a_run_that_was_refused_is_not_the_last_one(capsys: pytest.CaptureFixtur
     assert "runs/one" in capsys.readouterr().out
 
 
+def test_the_store_of_an_aggregator_is_told_apart_from_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("pumps").mkdir()
+    Path("pumps/store.db").touch()
+    assert main(["report", "pumps"]) == 2
+    assert "holds no run, but the store of an aggregator, which `midge status`" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
