@@ -66,6 +66,8 @@ class HealthReporter:
             log.warning("%s: %s", found.state.value, found.why)
         elif before.state.alarming:
             log.warning("The federation is %s again: it was %s.", found.state.value, before.state.value)
+        elif found.obstacle and self._federation.config.on_event is None:  # nothing else says it
+            log.warning("%s: %s", found.state.value, found.why)
         self._tell("health", state=found.state.value, why=found.why, before=before.state.value)
 
     def health(self, now: float) -> Health:

@@ -92,6 +92,11 @@ class ConnectionLoop:
         self._doubted = False
         """Whether it was told that a clock is wrong."""
 
+    @property
+    def aggregator(self) -> str:
+        """What is known of the aggregator, in a word or three."""
+        return self._watch.known
+
     def stop(self) -> None:
         """End cleanly, with a goodbye."""
         self._stop.set()

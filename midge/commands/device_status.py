@@ -162,7 +162,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         waits = f", waits: {running['waits']}" if running["waits"] else ""
         said.append(
             f"running   process {running['pid']} for {running['seconds']:.0f} s, link {running['link']}, "
-            f"{running['work']}{waits}, version {running['version']}; "
+            f"aggregator {running.get('aggregator', 'not known')}, {running['work']}{waits}, "
+            f"version {running['version']}; "
             f"{running['bytes_up']:,} bytes up and {running['bytes_down']:,} down"
         )
     else:

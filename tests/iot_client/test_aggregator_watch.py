@@ -104,6 +104,25 @@ async def test_a_device_alone_hears_within_ten_seconds_that_another_is_needed(tm
     assert any("start another device" in sentence(event) for event in log.of("health"))
 
 
+async def test_a_program_without_a_listener_hears_it_in_its_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Seen to fail: the README's own program, run by Python, said nothing at all."""
+    twin, log = Twin(), Log()
+    alone, server = device(twin, "a", log), aggregator(twin, tmp_path / "store", log)
+    alone.config, server.config = replace(alone.config, on_event=None), replace(server.config, on_event=None)
+
+    def said(words: str) -> bool:
+        return any(words in record.getMessage() for record in caplog.records)
+
+    async with serving(alone):
+        await log.until(lambda: said("a: No aggregator has announced federation 'f'"))
+        async with serving(server):
+            await log.until(lambda: said("a: The aggregator is ready: Only 1 of at least 2"))
+            assert said("waiting: Only 1 of at least 2")
+        await log.until(lambda: said("a: The aggregator is stopped."))
+
+
 async def test_a_pause_is_told_with_its_reason(tmp_path: Path) -> None:
     twin, log, told = Twin(), Log(), Told()
     async with serving(aggregator(twin, tmp_path / "store", log), device(twin, "a", told)):
