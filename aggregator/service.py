@@ -401,7 +401,7 @@ class Aggregator:
 
     def _post_status(self) -> None:
         self._held, finding = self.federation.hold, self.federation.watchdog.finding
-        tells = finding.state.alarming or finding.obstacle not in ("", "nobody")
+        tells = finding.state.alarming or finding.obstacle not in ("", "no device")
         why = finding.why if tells else ""  # devices tell it to their owners
         self._outgoing.put(self._status_post(self._state, self._held or why))
 

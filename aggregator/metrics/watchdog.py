@@ -62,7 +62,7 @@ class HealthFinding:
     since: float = 0.0
     """When the state began, by the monotonic clock."""
     obstacle: str = field(default="", compare=False)
-    """The kind of obstacle that `why` tells of, or `nobody`; empty if it tells of something else."""
+    """The kind of obstacle that `why` tells of, or `no device`; empty if it tells of something else."""
 
 
 class Watchdog:
@@ -127,7 +127,7 @@ class Watchdog:
             if so.there:
                 return HealthFinding(HealthState.WAITING, f"{_devices(so.there)} there; training waits: {so.waiting}")
             late = now - self._began >= ALONE
-            return HealthFinding(HealthState.WAITING, "No device is there.", obstacle="nobody" if late else "")
+            return HealthFinding(HealthState.WAITING, "No device is there.", obstacle="no device" if late else "")
         if silent <= SOONEST:
             if accepted is None:
                 return HealthFinding(HealthState.WAITING, "No update has been accepted since the aggregator started.")

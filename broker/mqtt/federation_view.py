@@ -85,7 +85,7 @@ async def describe_federation(connect: Connector, topics: Topics, *, ask: bool =
                     name = delivery.topic.rsplit("/", 1)[1]
                     said = hello.model_dump(mode="json", exclude={"lineage", "kind", "number", "to", "hidden"})
                     found["devices"][name] = {**said, "as_of": "greeting"}
-        if ask and _serves(found):
+        if ask and serves(found):
             try:
                 await _ask(connection, topics, found)
             except (PublishRefused, SubscribeRefused) as error:
@@ -139,7 +139,8 @@ def _model(announcement: messages.Announcement) -> dict[str, Any]:
     return {**plain, "lineage": announcement.lineage.hex(), "digest": announcement.digest.hex()}
 
 
-def _serves(found: dict[str, Any]) -> bool:
+def serves(found: dict[str, Any]) -> bool:
+    """Whether the federation's aggregator says that it serves."""
     return found["aggregator"] is not None and AggregatorState(found["aggregator"]["state"]).serves
 
 
@@ -163,11 +164,6 @@ async def say_gone(
             plain = frames.encode(overview.Ask(gone=some))
             asking = plain if key is None else overview.revoking(key, topics.federation, some)
             await connection.publish(topics.ask, asking, qos=1)
-
-
-async def is_served(connect: Connector, topics: Topics) -> bool:
-    """Whether the federation's aggregator says that it serves."""
-    return _serves(await describe_federation(connect, topics, ask=False))
 
 
 async def clear_federation(connect: Connector, topics: Topics) -> int:

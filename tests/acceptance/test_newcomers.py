@@ -397,6 +397,21 @@ def test_a_federation_that_is_not_there(federation: Path, url: str, capsys: pyte
         assert "announced is pumps: did you mean 'pumps'?" in answer.out + answer.err
 
 
+def test_what_is_cleaned_too_early_is_said_to_come_back(
+    url: str, federation: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail: a device that was still connected left its status behind, and nothing had said so."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.py").write_text(PUMP.replace('"pumps"', '"unserved"'))
+    with process(*MIDGE, "device", "other:app", "--name", "late", "--broker", url, cwd=tmp_path, log="d") as late:
+        until("it is there", lambda: "No aggregator" in (tmp_path / "d").read_text())
+        assert main(["clean", url, "--federation", "unserved"]) == 0
+        assert "Still connected: late. A device leaves its status behind" in capsys.readouterr().out
+        assert interrupt(late) == 0
+    assert main(["clean", url, "--federation", "unserved"]) == 0
+    assert capsys.readouterr().out == "1 retained message of federation 'unserved' removed.\n"
+
+
 def test_an_outbox_and_a_store_in_use(federation: Path, url: str, tell: Tell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(federation)
     assert "in use by another device" in tell("device", "pump:app", "--name", "pump-0", "--broker", url)

@@ -32,7 +32,7 @@ class Told(Log):
         super().__call__({**event, "after": asyncio.get_running_loop().time() - self.began})
 
 
-async def test_a_federation_that_nobody_has_announced_is_told_with_those_that_are(tmp_path: Path) -> None:
+async def test_a_federation_that_is_not_announced_is_told_with_those_that_are(tmp_path: Path) -> None:
     """Seen to fail: "Connected to the broker.", and nothing more for ever."""
     twin, log = Twin(), Log()
     async with serving(aggregator(twin, tmp_path / "store", log)):
