@@ -198,6 +198,7 @@ class DeviceRuntime:
             "link": session.link.name.lower(),
             "work": session.work.name.lower(),
             "waits": parts.waits,
+            "aggregator": self.connections.aggregator,
             "version": 0 if announced is None else announced.version,
             "holds": session.holding,
             "lost": parts.outbox.lost + session.unsure,
