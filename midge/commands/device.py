@@ -102,6 +102,8 @@ def take_part(args: argparse.Namespace, app: Device) -> int:
     if name and (name != app.name or (args.name and args.app)):
         with user_errors():
             app.config = app.config.renamed(check_name(name, "device name"))
+    if args.app and args.outbox is not None:
+        app.config = replace(app.config, outbox=args.outbox)
     _trust(app, args, bundle)
     make_guest(app, args)
     app.config = replace(app.config, on_event=printer(as_json=args.json))
