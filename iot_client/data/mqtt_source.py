@@ -155,7 +155,7 @@ class SensorTopic:
         """Say that no message is of use, or that there is none."""
         if not self.heard:
             samples.reject("silence", f"no message came on {self._topic} in {SILENCE:g} s")
-        elif absent := [name for name in (*samples.features, samples.label) if name not in self._last]:
+        elif absent := [name for name in samples.wanted if name not in self._last]:
             there = ", ".join(sorted(self._fields)[:20]) or "nothing else"
             samples.reject("fields", f"no message on {self._topic} had {', '.join(absent)}; they have {there}")
 
@@ -166,7 +166,7 @@ class SensorTopic:
         said = said_by(topic, delivery.payload)
         if not said and delivery.payload:
             samples.reject("payloads", f"a message on {topic} is neither a map in JSON or msgpack nor one value")
-        wanted = {*samples.features, samples.label}
+        wanted = {*samples.wanted}
         if len(self._fields) < _MOST_FIELDS:
             self._fields |= said.keys() - wanted
         for name in said.keys() & wanted:
@@ -193,7 +193,7 @@ class SensorTopic:
         else:
             if heard:
                 first, second = list(heard)[:2]
-                words = f"{name} comes on {first} and on {second}, and not with {samples.label}"
+                words = f"{name} comes on {first} and on {second}, and not with the label"
                 samples.reject(f"whose {name}", f"{words}: whose it is cannot be told")
             return None
         return value if now - at <= self._hold else None
