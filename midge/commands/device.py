@@ -80,8 +80,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _described(args: argparse.Namespace) -> argparse.Namespace:
     """Options that describe a source, to be tried."""
-    if args.app or args.csv is None:
-        raise Problem("--dry-run tries a source of rows: say --csv FILE.")
+    if args.app or (args.csv is None and args.sensor_topic is None):
+        raise Problem("--dry-run tries a source of rows: say --csv FILE or --sensor-topic TOPIC.")
     return args
 
 

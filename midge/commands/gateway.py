@@ -12,6 +12,7 @@ from pathlib import Path
 
 from midge.broker import Endpoint, connector
 from midge.broker.mqtt.connection import Connection, Options
+from midge.commands.guest import seconds
 from midge.commands.parts import Parser, Problem, password_in, read_config, user_errors
 from midge.iot_client.config import DeviceConfig
 from midge.iot_client.data.csv_format import Layout
@@ -54,6 +55,13 @@ def add_gateway(parser: Parser) -> None:
     group.add_argument("--encoding", help="of the CSV, such as cp1252 (default: by its look)")
     group.add_argument(
         "--dry-run", action="store_true", help="print what would be read, which columns are used and why others are not"
+    )
+    group.add_argument(
+        "--for",
+        dest="listen",
+        type=seconds,
+        metavar="TIME",
+        help="of --dry-run: listen so long to a topic (default: 10s)",
     )
     group.add_argument(
         "--model",
