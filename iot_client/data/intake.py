@@ -4,10 +4,12 @@ A source that gives nothing useful looks like one that is quiet; these counts te
 reason is kept, for a person who is to see what is wrong with it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+SOON, AGAIN = 10.0, 3600.0
+"""Seconds after the start at which it is said that nothing useful comes, and between two times that it is."""
 _LONGEST = 120
 """Characters of a line that are kept."""
 _MOST_REASONS = 50
@@ -78,6 +80,11 @@ class Intake:
         why = most.why.removeprefix(f"{self.source}: ")
         return f"{said}: {why}{where}"
 
+    def reason(self) -> str:
+        """Why most rows are dropped, without what is in them: it may leave the device."""
+        most = max(self.dropped.items(), key=lambda each: each[1].count, default=None)
+        return "" if most is None else most[0]
+
     def packed(self) -> dict[str, Any]:
         """As JSON has it."""
         return {
@@ -88,6 +95,7 @@ class Intake:
             "values": {column: each.packed() for column, each in self.values.items()},
             "skipped": dict(self.skipped),
             "problem": self.problem,
+            "words": self.words(),
         }
 
 
@@ -98,23 +106,37 @@ def _count(into: dict[str, LeftOut], key: str, first: LeftOut) -> None:
 
 
 class IntakeWatch:
-    """Decides when to say that nothing useful comes.
+    """Decides when to say that nothing useful comes: ten seconds after the start, and then once an hour.
 
     Args:
-        intakes: the sources' counts, as they are now.
+        intakes: the sources' counts, by name; what is added to it counts too.
         held: how many rows there are, of an earlier life too.
     """
 
-    def __init__(self, intakes: Callable[[], Iterable[Intake]], held: Callable[[], int]) -> None:
+    def __init__(self, intakes: Mapping[str, Intake], held: Callable[[], int]) -> None:
         self._intakes, self._held = intakes, held
         self._before: dict[str, tuple[int, int]] = {}
+        self._due = SOON
+        self._useless = False
 
-    def useless(self) -> list[Intake]:
-        """Sources of which nothing was kept since the last look, although rows came, or none ever did."""
+    def look(self, now: float) -> tuple[list[Intake], bool]:
+        """Sources to warn of now, and whether there is news to tell: a report is due, or rows come at last.
+
+        Args:
+            now: seconds since the start.
+        """
+        if now < self._due:
+            came = self._useless and any(
+                each.kept > self._before.get(name, (0, 0))[1] for name, each in list(self._intakes.items())
+            )
+            self._useless = self._useless and not came
+            return [], came
+        self._due += AGAIN
         found = []
-        for each in self._intakes():
-            read, kept = self._before.get(each.source, (0, 0))
+        for name, each in list(self._intakes.items()):
+            read, kept = self._before.get(name, (0, 0))
             if each.kept == kept and (each.read > read or (not each.kept and not self._held())):
                 found.append(each)
-            self._before[each.source] = each.read, each.kept
-        return found
+            self._before[name] = each.read, each.kept
+        self._useless = bool(found)
+        return found, bool(self._intakes)

@@ -156,6 +156,11 @@ class Samples:
         """The counts of a source."""
         return self.intakes.setdefault(source, Intake(source))
 
+    def received(self) -> list[dict[str, Any]]:
+        """The counts of all sources, as plain values."""
+        with self._lock:
+            return [each.packed() for each in self.intakes.values()]
+
     def __len__(self) -> int:
         return min(self.seen, self.capacity)
 
@@ -301,7 +306,9 @@ class Samples:
     @property
     def scarce(self) -> str | None:
         """Why there are no `moments` yet, in words; None once there are."""
-        return None if len(self) >= self._least else f"statistics need {self._least} rows, and there are fewer"
+        if len(self) >= self._least:
+            return None
+        return f"statistics need {self._least} rows, and there are fewer{f': {self.trouble}' if self.trouble else ''}"
 
     def _rows(self) -> Array:
         """A copy of what is kept, oldest first."""

@@ -16,6 +16,7 @@ from midge.commands.telling import printer
 from midge.iot_client.data.csv_source import CsvError
 from midge.iot_client.device import Device
 from midge.running import run_until_interrupted
+from midge.wire.plurals import counted
 from midge.wire.topics import check_name
 
 
@@ -67,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
             raise doctor.no_outbox() if args.outbox is None else Problem(f"Say: midge device status {args.outbox}")
         case ["verify", outbox]:
             return device_verify.run(args, outbox)
+        case ["verify"]:
+            raise Problem("Say whose outbox to look at: midge device verify OUTBOX, such as pump-17.outbox.")
         case ["readmit", name] if args.store is not None:
             return forgetting.readmit(name, args.store)
         case ["readmit", *_]:
@@ -117,7 +120,7 @@ def take_part(args: argparse.Namespace, app: Device) -> int:
     except CsvError as error:
         raise Problem(str(error)) from error
     if not args.json:
-        print(f"{app.name} has left. {app.holding} updates wait in its outbox for the next time.")
+        print(f"{app.name} has left. Waiting in its outbox for the next time: {counted(app.holding, 'update')}.")
     return 0
 
 
