@@ -34,7 +34,7 @@ from midge.iot_client.state.outbox import OutboxFull
 from midge.iot_client.state.prediction import VerifiedModel
 from midge.iot_client.training.fit import TrainingKilled
 from midge.iot_client.training.training_task import TrainingTask
-from midge.iot_client.training.update_encoder import Made, TrainerError, Unfit
+from midge.iot_client.training.update_encoder import Made, NoRows, TrainerError, Unfit
 from midge.storage.failpoints import failpoint
 from midge.wire.inputs import sayable
 from midge.wire.lineage import State
@@ -354,7 +354,8 @@ class DeviceRuntime:
         except Unfit as error:
             log.warning("%s: nothing is sent: %s", parts.config.name, error)
             parts.tell("unfit", why=str(error))
-            self.put(ev.NothingToSend(str(error)))
+            # Without rows it is tried again after a while: no newer version may come before there are some.
+            self.put(ev.Killed(str(error)) if isinstance(error, NoRows) else ev.NothingToSend(str(error)))
         except TrainerError:
             raise
         except Exception as error:
