@@ -8,7 +8,7 @@ from typing import Any
 from midge.broker.provisioning.bundles import Bundle
 from midge.broker.provisioning.held_credentials import SIGNING
 from midge.commands.apps import load_app
-from midge.commands.gateway import add_gateway, gateway
+from midge.commands.gateway import add_gateway, gateway, refuse_options
 from midge.commands.guest import add_guest, make_guest
 from midge.commands.parts import Problem, Subparsers, user_errors
 from midge.commands.places import add_place, moved
@@ -97,6 +97,7 @@ def _app(args: argparse.Namespace) -> Device:
         )
     if described:
         return gateway(args)
+    refuse_options(args, args.app[0])
     app: Device = load_app(args.app[0], Device, "a midge.Device")
     return app
 
