@@ -87,6 +87,8 @@ class DeviceConfig:
     """Called with a dict for each event."""
     keepalive: int = 30
     """Seconds between signs of life to the broker."""
+    wait: bool = False
+    """Keep trying although the very first connection fails; a device that has taken part does so in any case."""
     patience: float = PATIENCE
     """Seconds before an update that was not answered is sent again; doubled each time."""
     release_key: Key | Sequence[Key] | None = None

@@ -44,6 +44,9 @@ def register(subparsers: Subparsers) -> None:
         help="sign what is sent with this private key (default: --config's certificate's)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object for each event")
+    parser.add_argument(
+        "--wait", action="store_true", help="keep trying though the very first connection fails; later ones always do"
+    )
     parser.add_argument("--store", metavar="DIR", help="of readmit: the aggregator's store")
     parser.add_argument(
         "--accept-loss",
@@ -101,7 +104,7 @@ def take_part(args: argparse.Namespace, app: Device) -> int:
             app.config = app.config.renamed(check_name(name, "device name"))
     _trust(app, args, bundle)
     make_guest(app, args)
-    app.config = replace(app.config, on_event=printer(as_json=args.json))
+    app.config = replace(app.config, on_event=printer(as_json=args.json), wait=app.config.wait or args.wait)
     try:
         run_until_interrupted(app)
     except CsvError as error:
