@@ -51,20 +51,23 @@ class HealthReporter:
         watchdog = self._federation.watchdog
         before, found = watchdog.finding, watchdog.look(now, self._federation.situation)
         self._look_at = now + max(_LOOK, _SHARE * (time.perf_counter() - began))
-        if found.state is not before.state:
+        moved = (found.state, found.obstacle) != (before.state, before.obstacle)
+        if found.state is not before.state or (moved and found.obstacle):
             self._tell_state(before, found)
         for alarm in found.alarms:
             if alarm not in before.alarms:
                 log.warning("%s", alarm)
                 self._tell("alarm", why=alarm)
-        if (found.state, found.alarms) != (before.state, before.alarms):
+        if moved or found.alarms != before.alarms:
             self._changed()
 
     def _tell_state(self, before: HealthFinding, found: HealthFinding) -> None:
         if found.state.alarming:
             log.warning("%s: %s", found.state.value, found.why)
         elif before.state.alarming:
-            log.warning("It is over (%s): the federation is %s.", before.state.value, found.state.value)
+            log.warning("The federation is %s again: it was %s.", found.state.value, before.state.value)
+        elif found.obstacle and self._federation.config.on_event is None:  # nothing else says it
+            log.warning("%s: %s", found.state.value, found.why)
         self._tell("health", state=found.state.value, why=found.why, before=before.state.value)
 
     def health(self, now: float) -> Health:
@@ -149,7 +152,7 @@ class HealthReporter:
             )[:400],
             version=version,
             behind=max(0, core.version - version),
-            holds=0 if hello is None else max(0, hello.next - hello.first),
+            holds=0 if hello is None else max(0, hello.next - max(hello.first, core.hi(name, hello.outbox) + 1)),
             wakes=0.0 if hello is None else hello.wakes,
             metrics={} if report is None else dict(report.metrics),
             metrics_version=0 if report is None else report.version,

@@ -46,7 +46,7 @@ from midge.broker.mqtt.message_size import TriedTooMuch
 from midge.broker.mqtt.retained import read_retained
 from midge.storage.failpoints import failpoint
 from midge.wire import frames
-from midge.wire.messages import AggregatorState, AggregatorStatus, Health, HealthState, Hello
+from midge.wire.messages import AggregatorState, AggregatorStatus, Health, Hello
 from midge.wire.topics import Topics
 
 __all__ = ["Aggregator", "AnotherAggregator", "ForeignFederation", "NotOpen"]
@@ -408,7 +408,8 @@ class Aggregator:
 
     def _post_status(self) -> None:
         self._held, finding = self.federation.hold, self.federation.watchdog.finding
-        why = "" if finding.state is HealthState.LEARNING else finding.why
+        tells = finding.state.alarming or finding.obstacle not in ("", "no device")
+        why = finding.why if tells else ""  # devices tell it to their owners
         self._outgoing.put(self._status_post(self._state, self._held or why))
 
     def _sent(self, post: Post) -> None:

@@ -13,6 +13,7 @@ Midge is built as a wheel and installed without extras into an empty environment
 
 import argparse
 import asyncio
+import importlib.metadata
 import json
 import os
 import resource
@@ -80,9 +81,21 @@ def build(directory: Path) -> Path:
             shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(ROOT / name, copy)
+    if not _can_build():
+        sys.exit(
+            "This builds Midge's wheel with the pip and setuptools (77 or newer) of this environment: make install"
+        )
     run(*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(directory), str(copy))
     (wheel,) = directory.glob("*.whl")
     return wheel
+
+
+def _can_build() -> bool:
+    try:
+        importlib.metadata.version("pip")
+        return int(importlib.metadata.version("setuptools").partition(".")[0]) >= 77
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def install(directory: Path, *, compiled: bool = True) -> Path:

@@ -1,6 +1,6 @@
 """What one bad device costs the others: a fleet of `midge broker init`, and one valid device that does its worst.
 
-    python -m benchmarks.hostile [--quick] [--attack bombs] [--broker generated]
+    python -m benchmarks.hostile [--quick] [--attack bombs] [--broker generated] [--ratio 0.9]
 
 Twenty honest devices and a real aggregator on the Mosquitto that `midge broker init` configures, and one more device of
 the same fleet that does each attack (`hostile_attacks`) at the full rate that it is allowed; the first does nothing.
@@ -21,7 +21,7 @@ is what it was within 30 s of the end.
 | `aggregator_mb`, `broker_mb` | peak during the attack, over what it was at its beginning |
 | `model_moved` | root mean square of the model's distance from where all honest devices pull it |
 | `recovery_s` | without an ACL: seconds after the end until honest work is what it was |
-| `pass` | ratio 0.9 or more, 64 MB or less on either side, the model within 0.1 |
+| `pass` | ratio 0.9 or more (`--ratio`), 64 MB or less on either side, the model within 0.1 |
 
 One JSON line, progress to stderr; exit code 1 if a row does not pass.
 """
@@ -37,7 +37,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -64,7 +64,7 @@ Row = dict[str, Any]
 HONEST = 20
 LINK = 2e6
 """Bytes a second between aggregator and broker in the fetch flood."""
-RATIO, MEGABYTES, MOVED = 0.9, 64.0, 0.1
+MEGABYTES, MOVED = 64.0, 0.1
 """What passes. Of the noise of its devices a model at rest moves by 0.01 or less."""
 RECOVERY = 30.0
 """Seconds after an attack without an ACL until honest work is what it was."""
@@ -84,6 +84,8 @@ class Sizes:
     during: float
     recovering: float
     """Seconds of one look at honest work after an attack without an ACL."""
+    ratio: float = 0.9
+    """The part of honest work that an attack must leave."""
 
 
 QUICK = Sizes(100_000, 1.0, 3.0, 1.0, 2.3, 0.8)
@@ -242,12 +244,12 @@ async def measured(scene: Scene, name: str, bad: str, *, acl: bool) -> Row:
         before, during = (min(rate(windows), HONEST / sizes.pace) for windows in (resting, counted))
         ratio = round(min(9.99, during / before), 2) if before else 0.0
         spread = round(ratio * scene.spread(resting, counted), 3)
-        if not RATIO - 3 * spread <= ratio < RATIO:
+        if not sizes.ratio - 3 * spread <= ratio < sizes.ratio:
             break  # it is clear
     mega = [each.more for each in memory]
     scene.proxy.change(Weather())
     moved = round(scene.moved, 3)
-    held = ratio >= RATIO and max(mega) <= MEGABYTES and moved <= MOVED
+    held = ratio >= sizes.ratio and max(mega) <= MEGABYTES and moved <= MOVED
     if not acl:
         held = recovery is not None and mega[0] <= MEGABYTES
     passed = held and before >= scene.expected / 2  # else what an attack before has broken would count for this one
@@ -277,7 +279,7 @@ async def recovered(scene: Scene) -> tuple[Counted, float | None]:
     What had waited meanwhile comes at once and says nothing of the time after it: the last two looks count, none as
     more than half as much again as it must be, and that there is a new version.
     """
-    began, looks, wanted = time.monotonic(), [], RATIO * scene.expected
+    began, looks, wanted = time.monotonic(), [], scene.sizes.ratio * scene.expected
     while True:
         released = len(scene.aggregator.of("release"))
         looks.append(await scene.counted(scene.sizes.recovering))
@@ -329,7 +331,7 @@ def make_fleet(directory: Path, port: int) -> None:
 
 
 async def on(broker: str, sizes: Sizes, wanted: list[str]) -> list[Row]:
-    """All attacks on one kind of broker; what one of them has broken begins anew."""
+    """All attacks on one kind of broker; what one of them has broken is started again."""
     rows: list[Row] = []
     if broker != "generated":
         wanted = [name for name in wanted if name != "nothing"]
@@ -362,10 +364,11 @@ def main() -> None:
     parser.add_argument("--data", help="not used: nothing is learned")
     parser.add_argument("--attack", choices=ATTACKS, help="only this one")
     parser.add_argument("--broker", choices=BROKERS, help="only on this one")
+    parser.add_argument("--ratio", type=float, default=0.9, help="the part of honest work that an attack must leave")
     options = parser.parse_args()
     if may_go_first():
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(5))
-    sizes = QUICK if options.quick else FULL
+    sizes = replace(QUICK if options.quick else FULL, ratio=options.ratio)
     wanted = list(ATTACKS) if options.attack is None else [options.attack]
     rows: list[Row] = []
     for broker in BROKERS if options.broker is None else (options.broker,):

@@ -1,6 +1,5 @@
 """The `midge` command."""
 
-import argparse
 import logging
 import os
 import sys
@@ -19,8 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse, run the command, and turn what a person can mend into one sentence and exit code 2."""
     from midge import __version__  # noqa: PLC0415 - after the environment is set
     from midge.commands import COMMANDS, problems  # noqa: PLC0415
+    from midge.commands.arguments import CommandParser  # noqa: PLC0415
 
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="midge",
         description="Asynchronous federated learning for fleets of small devices, over MQTT.",
         epilog=EPILOG,
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         command.register(subparsers)
     parsed, more = parser.parse_known_args(arguments)
     if more and not (isinstance(getattr(parsed, "app", None), list) and not any(each.startswith("-") for each in more)):
-        parser.error(f"unrecognized arguments: {' '.join(more)}")
+        parsed.parser.refuse(more)
     if more:
         parsed.app += more  # behind an option, as in `midge device verify --json OUTBOX`
     logging.basicConfig(

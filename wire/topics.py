@@ -6,6 +6,7 @@ narrower still, so that a name can stand in a topic, in a file name and in an AC
 
 import re
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,8 @@ SLOTS = 64
 Channel = Literal["train", "serve"]
 FromDevice = Literal["update", "status", "report"]
 
+_NAMED = 10
+"""Federations that a sentence names."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ROOT_LEVEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -34,6 +37,23 @@ def check_name(name: str, what: str = "name") -> str:
             "beginning with a letter or a digit."
         )
     return name
+
+
+def explain_absence(topics: "Topics", announced: Iterable[str]) -> str:
+    """Why there is nothing of a federation on a broker, as a sentence for who asked; which others are announced."""
+    from difflib import get_close_matches  # noqa: PLC0415 - for those who made a mistake
+
+    names = sorted(name for name in announced if _NAME.fullmatch(name))
+    said = f"No aggregator has announced federation {topics.federation!r} under {topics.root!r} on this broker"
+    if not names:
+        return (
+            f"{said}, nor any other that may be seen from here: start it with `midge aggregate`, or look whether this "
+            "is its broker."
+        )
+    like = get_close_matches(topics.federation, names, 1)
+    hint = f": did you mean {like[0]!r}?" if like else "."
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{said}; announced {'is' if len(names) == 1 else 'are'} {', '.join(names[:_NAMED])}{more}{hint}"
 
 
 def slot(device: str) -> int:
@@ -77,6 +97,8 @@ class Topics:
         """Whom devices are to trust, retained."""
         self.renewals = f"{self.prefix}/renew/+"
         self.everything = f"{self.prefix}/#"
+        self.of_all_aggregators = f"{self.root}/+/aggregator"
+        """Of each federation under the root."""
 
     def announcement(self, channel: Channel = "train") -> str:
         return f"{self.prefix}/model/{channel}"

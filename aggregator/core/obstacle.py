@@ -47,7 +47,8 @@ def obstacle(
         return Obstacle("statistics", f"The statistics cannot be pooled yet: {unfit}.")
     if len(state.statistics) == 1:
         return Obstacle(
-            "statistics", "Only one device has sent its statistics; training begins with those of a second one."
+            "statistics",
+            "Only one device has sent its statistics; training begins with those of a second one: start another.",
         )
     if state.buffer and strategy.privacy is not None and strategy.deadline is None and live < strategy.size(live):
         return Obstacle(
@@ -56,13 +57,15 @@ def obstacle(
             "nothing is released before (buffer_size of the private strategy).",
             needs=strategy.size(live),
         )
-    if state.contributors and not releases.releasable:
+    given = state.contributors | {item.device for item in state.buffer}
+    floor = strategy.release_floor
+    if len(given) < floor if state.buffer else given and not releases.releasable:
         return Obstacle(
             "held",
-            f"Only {len(state.contributors)} of at least {strategy.release_floor} distinct devices have "
-            f"contributed since version {state.version}; a release never carries the work of fewer "
-            "(release_floor of the strategy).",
-            needs=strategy.release_floor,
+            f"Only {len(given)} of at least {floor} distinct devices {'has' if len(given) == 1 else 'have'} "
+            f"contributed since version {state.version}, and a release never carries the work of fewer: start another "
+            "device, or wait for one (release_floor of the strategy).",
+            needs=floor,
         )
     gain = steps.turn_gain
     if gain is not None and 0 < gain < _TURNS_LEAST:  # 0 if no device is there

@@ -4,6 +4,9 @@ With r_i = clip((Σ c_j + n) / (n·(c_i + 1)), 1/c, c), where c_i counts a devic
 half-life, a device that is heard rarely counts more and one that is heard often less; over time each counts alike,
 within the bounds. It is importance weighting by the participation rate that FedStale (arXiv:2405.04171) and others
 assume known, estimated as it goes.
+
+The lower bound is for devices that are fast. One that floods has no bound: all its updates together count as those of a
+device that is heard ten times as often as the one in the middle.
 """
 
 from collections.abc import Iterable
@@ -12,6 +15,9 @@ from typing import Any
 
 HALF_LIFE = 20
 """Updates of each device, on average, after which what was counted is half forgotten."""
+OFTEN = 10.0
+"""Times the rate of updates of the device in the middle beyond which a device floods: the fastest of twenty devices
+with log-normal speeds (σ = 1.2) reaches ten."""
 
 
 class Participations:
@@ -43,11 +49,15 @@ class Participations:
         return int(self._devices[device][0]) if device in self._devices else 0
 
     def correction(self, device: str, bound: float) -> float:
-        """r_i, within 1/bound and bound."""
+        """r_i, within 1/bound and bound; less for a device that floods."""
         count = self._count(device)
         devices = max(1, len(self._devices))
         ratio = (self._recent + devices) / (devices * (count + 1))
-        return min(max(ratio, 1 / bound), bound)
+        return min(max(ratio, 1 / bound), bound) * self.excess(device)
+
+    def excess(self, device: str) -> float:
+        """What an update of a device that floods counts for, as a part of one; 1 for all other devices."""
+        return min(1.0, OFTEN / self.often(device))
 
     def often(self, device: str) -> float:
         """How many times as often a device is heard as the device in the middle, both counts raised by one."""

@@ -70,6 +70,8 @@ class StepRecord:
     combine: str = "mean"
     trim: float = 0.0
     calibration: float = 0.0
+    cached_since: int = 0
+    """Deltas that were cached in earlier steps count no more; 0: all count."""
     optimizer: tuple[str, float, float, float] = ("sgd", 0.0, 0.0, 0.0)
     """Its kind, β1, β2 and ε."""
     noise: float = 0.0

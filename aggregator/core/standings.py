@@ -80,6 +80,10 @@ class Standings:
         known = self._devices.get(device)
         return 0.0 if known is None else known.agreed / max(known.evidence, _LITTLE)
 
+    def share(self, device: str) -> float:
+        """The part of its clipped delta that a device moves the model by: all of it, unless it works against most."""
+        return max(1.0 + min(self.of(device), 0.0), _OPPOSED)
+
     def longest(self, device: str, bound: float, reference: float) -> float:
         """How long a delta may be that otherwise is scaled down to `bound`; both are L2 norms."""
         return max(bound, min(_ROOM * self._expected(device), _WIDEST * reference))
@@ -94,7 +98,7 @@ class Standings:
             typical: the L2 norm that its device's deltas usually have.
             reference: the fleet's reference norm.
         """
-        factor = max(1.0 + min(self.of(device), 0.0), _OPPOSED)
+        factor = self.share(device)
         if agreement < -(plain := max(usual, _PLAIN)):
             factor *= plain / -agreement
         expected = max(reference, self._expected(device))

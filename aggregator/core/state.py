@@ -135,7 +135,9 @@ class CoreState:
         # A refused update teaches nothing: otherwise what is turned away would still move the fleet's medians.
         if record.verdict == Verdict.ACCEPTED:
             self.heard.take(record.device)
-            self.margin.saw(record.device, record.staleness, record.weight, record.base, len(self.heard))
+            # What hardly moves the model must not hide the delays of what does.
+            weight = record.weight * self.standings.share(record.device)
+            self.margin.saw(record.device, record.staleness, weight, record.base, len(self.heard))
             self.fleet.take(record)
             self.standings.take(record.device, record.agreement, record.norm, record.reference)
             self.buffer.append(

@@ -9,14 +9,12 @@ from midge.aggregator.core import records as rec
 from midge.aggregator.core.fleet_statistics import FEWEST
 from midge.aggregator.core.growth_guard import GrowthGuard
 from midge.aggregator.core.participation_controller import Steering
+from midge.aggregator.core.participation_counts import HALF_LIFE
 from midge.aggregator.core.state import Buffered, CoreState
 from midge.aggregator.core.strategy import Form, Strategy
 
 _FIRST_WAIT = 10.0
 """Seconds for which the first step waits for the norms of three devices: some devices may never train."""
-_OFTEN = 10.0
-"""Times the rate of updates of the device in the middle beyond which a device counts less in filling a buffer: the
-fastest of twenty devices with log-normal speeds (σ = 1.2) reaches ten."""
 _TRAININGS = 5.0
 """Median trainings for which a round waits at most."""
 
@@ -75,8 +73,8 @@ class StepPlanner:
             return 0.0
         half, voices = max(size / 2, 1.0), 0.0
         for device, count in shares.items():
-            often = self._state.heard.often(device)
-            voices += min(count, half) if often <= _OFTEN else _OFTEN / often
+            excess = self._state.heard.excess(device)
+            voices += min(count, half) if excess == 1 else excess
         return voices
 
     @property
@@ -177,9 +175,19 @@ class StepPlanner:
             combine=strategy.combine,
             trim=strategy.trim,
             calibration=strategy.calibration,
+            cached_since=self._cached_since if strategy.calibration else 0,
             optimizer=(optimizer.kind, optimizer.beta1, optimizer.beta2, optimizer.epsilon),
             noise=0.0 if privacy is None else privacy.deviation,
         )
+
+    @property
+    def _cached_since(self) -> int:
+        """The step from which on cached deltas count: in as many steps each device sends twenty updates on average.
+
+        A device that is gone would push the model in the direction of its last delta for ever.
+        """
+        size, devices = self._strategy.size(self._steering.live), len(self._state.heard)
+        return max(self._state.step + 1 - HALF_LIFE * math.ceil(devices / size), 0)
 
     def made(self, now: float) -> None:
         """The step was taken into the state."""

@@ -314,7 +314,8 @@ class Strategy:
             return min(self.rate or 1.0, MIXED / (max(live, 1) * self.staleness(max(live - 1, 0))))
         if safe is None:
             busy = self.pace.concurrency or self.pace.cohort or live * self.pace.share
-            safe = min(1.0, REACH * self.size(live) / max(busy, 1.0)) * (1 - self.momentum)
+            reach = REACH / (1 + self.calibration)  # cached deltas say again what was said a training ago
+            safe = min(1.0, reach * self.size(live) / max(busy, 1.0)) * (1 - self.momentum)
         return safe if self.rate is None else min(self.rate, GIVEN * safe)
 
     def divisor(self, size: int) -> float:

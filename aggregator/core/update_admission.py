@@ -140,9 +140,12 @@ class UpdateAdmission:
         """Why an update cannot be taken, cheapest reason first; None if it can."""
         state, strategy = self._state, self._strategy
         if update.lineage != self._lineage:
-            return Verdict.FOREIGN_LINEAGE, "it was trained from a model of another federation or store"
+            return (
+                Verdict.FOREIGN_LINEAGE,
+                "it was trained from a model of another federation or store: the device takes this one",
+            )
         if update.schema_hash not in (b"", self._schema_hash):
-            return Verdict.WRONG_SCHEMA, "its model has other tensors than the federation's"
+            return Verdict.WRONG_SCHEMA, "its model has other tensors than the federation's: give both the same"
         if update.generation > state.generation or update.base > state.version:
             return Verdict.UNKNOWN_BASE, f"version {update.generation}.{update.base} is not known here"
         if update.base not in state.versions:
@@ -152,7 +155,10 @@ class UpdateAdmission:
         # The newest version is never too old, however long nothing has been released: from what else could one train?
         newest = update.base == state.version
         if (tau := state.staleness(update.base)) > strategy.max_staleness and not newest:
-            return Verdict.STALE, f"{tau} steps old; at most {strategy.max_staleness} are taken"
+            return (
+                Verdict.STALE,
+                f"{tau} steps old; at most {strategy.max_staleness} are taken: train from the newest one",
+            )
         limit, age = strategy.max_age, state.versions.age(update.base, now)
         if limit is not None and age > limit and not newest:
             return Verdict.STALE, f"its version was released {age:.0f} seconds ago; at most {limit:g} are taken"

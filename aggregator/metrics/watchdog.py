@@ -5,12 +5,13 @@ there that have something to train on; so a fleet that trains once a day is not 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from midge.aggregator.core.obstacle import Obstacle
 from midge.aggregator.metrics.device_activity import DeviceActivity
 from midge.wire.clocks import spell
 from midge.wire.messages import HealthState
+from midge.wire.plurals import counted
 
 INTERVALS = 3.0
 """Usual intervals between two updates of a device without any that is accepted."""
@@ -20,6 +21,8 @@ STATISTICS = 60.0
 """Seconds in which the statistics of devices that are there are to come."""
 FIRST = 3600.0
 """Seconds in which devices that are there are to send a first update, while their pace is not known."""
+ALONE = 5.0
+"""Seconds after which it is told that no device is there: by then the broker has sent the status of those that are."""
 _NAMED = 5
 """Devices that an alarm names."""
 _ALARMS = 16
@@ -58,13 +61,15 @@ class HealthFinding:
     alarms: tuple[str, ...] = ()
     since: float = 0.0
     """When the state began, by the monotonic clock."""
+    obstacle: str = field(default="", compare=False)
+    """The kind of obstacle that `why` tells of, or `no device`; empty if it tells of something else."""
 
 
 class Watchdog:
     """Of one federation, from `began` on (seconds of the monotonic clock)."""
 
     def __init__(self, activity: DeviceActivity, began: float) -> None:
-        self._activity = activity
+        self._activity, self._began = activity, began
         self._obstacle_since: float | None = None
         self._able_since: float | None = None
         """Since when devices have been there without a break that have something to train on."""
@@ -99,14 +104,15 @@ class Watchdog:
         if not so.frozen:
             why = "No device has sent statistics of its data yet." if so.obstacle is None else so.obstacle.why
             late = so.able > 0 and able > STATISTICS
-            return HealthFinding(HealthState.STALLED if late else HealthState.WAITING, why)
+            kind = "" if so.obstacle is None else so.obstacle.kind
+            return HealthFinding(HealthState.STALLED if late else HealthState.WAITING, why, obstacle=kind)
         if so.obstacle is not None and so.obstacle.kind == "held":
             # With enough devices there, the next update may free it: it has the fleet's usual time.
             lacking = so.there < so.obstacle.needs
             if self._obstacle_lasts(now, SOONEST if lacking else _patience(so)):
-                return HealthFinding(HealthState.HELD, so.obstacle.why)
+                return HealthFinding(HealthState.HELD, so.obstacle.why, obstacle=so.obstacle.kind)
             if lacking:
-                return HealthFinding(HealthState.WAITING, so.obstacle.why)
+                return HealthFinding(HealthState.WAITING, so.obstacle.why, obstacle=so.obstacle.kind)
         return self._silence(now, able, so)
 
     def _obstacle_lasts(self, now: float, patience: float = SOONEST) -> bool:
@@ -120,7 +126,8 @@ class Watchdog:
         if so.able == 0:
             if so.there:
                 return HealthFinding(HealthState.WAITING, f"{_devices(so.there)} there; training waits: {so.waiting}")
-            return HealthFinding(HealthState.WAITING, "No device is there.")
+            late = now - self._began >= ALONE
+            return HealthFinding(HealthState.WAITING, "No device is there.", obstacle="no device" if late else "")
         if silent <= SOONEST:
             if accepted is None:
                 return HealthFinding(HealthState.WAITING, "No update has been accepted since the aggregator started.")
@@ -129,7 +136,7 @@ class Watchdog:
         if 2 * refused > so.able:
             return HealthFinding(
                 HealthState.STALLED,
-                f"No update was accepted for {spell(silent)}: those of {_number(refused)} were refused, "
+                f"No update was accepted for {spell(silent)}: those of {counted(refused, 'device')} were refused, "
                 f"{self._counts(now)}.",
             )
         if silent <= _patience(so):
@@ -192,8 +199,8 @@ def _names(devices: Sequence[str]) -> str:
 
 
 def _number(devices: int) -> str:
-    return "1 device" if devices == 1 else f"{devices} devices"
+    return counted(devices, "device")
 
 
 def _devices(number: int) -> str:
-    return f"{_number(number)} {'is' if number == 1 else 'are'}"
+    return f"{counted(number, 'device')} {'is' if number == 1 else 'are'}"

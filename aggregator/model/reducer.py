@@ -5,7 +5,7 @@ Weights, scales and noise come from the journal. So replaying a step gives the s
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ _BLOCKED = 2**15
 """Coordinates that are combined at a time."""
 _BLOCK = 256
 """Values of a cached delta that share a scale."""
+_UNKNOWN = -1
+"""The step of a delta in a checkpoint of an earlier Midge: it counts as cached in the next step."""
 CACHE_BYTES = 2**30
 """Bytes of cached deltas; beyond that the device that was heard longest ago is left out."""
 
@@ -46,15 +48,17 @@ class Cached:
     integers: Integers8
     exponents: Integers8
     size: int
+    step: int
+    """In which it was cached."""
 
     @classmethod
-    def of(cls, delta: Vector) -> "Cached":
+    def of(cls, delta: Vector, step: int) -> "Cached":
         rows = _blocks(delta)
         largest = np.abs(rows).max(axis=1, initial=np.float32(0))
         exponents = np.clip(np.frexp(largest)[1] - 7, -126, 120).astype(np.int32)
         exponents[largest == 0] = 0
         scaled = np.rint(np.ldexp(rows, -exponents[:, None]))
-        return cls(np.clip(scaled, -127, 127).astype(np.int8), exponents.astype(np.int8), delta.size)
+        return cls(np.clip(scaled, -127, 127).astype(np.int8), exponents.astype(np.int8), delta.size, step)
 
     def values(self) -> Vector:
         whole = np.ldexp(self.integers.astype(np.float32), self.exponents.astype(np.int32)[:, None])
@@ -83,11 +87,11 @@ class ServerState:
             self.vectors[name] = np.zeros(size, np.float32)
         return self.vectors[name]
 
-    def remember(self, device: str, delta: Vector) -> None:
+    def remember(self, device: str, delta: Vector, step: int) -> None:
         """Put a delta in the place of the device's last one."""
         total = self.vector("cached", delta.size)
         self.forget(device)
-        cached = Cached.of(delta)
+        cached = Cached.of(delta, step)
         self.caches[device] = cached
         total += cached.values()
         while len(self.caches) * delta.size > CACHE_BYTES and len(self.caches) > 1:
@@ -99,12 +103,21 @@ class ServerState:
         if before is not None:
             self.vectors["cached"] -= before.values()
 
+    def forget_before(self, oldest: int, step: int) -> None:
+        """Leave the devices out whose deltas were cached before the step `oldest`; this is `step`."""
+        for device, cached in list(self.caches.items()):
+            if cached.step == _UNKNOWN:
+                self.caches[device] = replace(cached, step=step)
+            elif cached.step < oldest:
+                self.forget(device)
+
     def dump(self) -> tuple[dict[str, npt.NDArray[Any]], list[str]]:
         """Arrays by name, and the devices whose deltas are cached, in order."""
         arrays: dict[str, npt.NDArray[Any]] = {f"server.{name}": vector for name, vector in self.vectors.items()}
         if self.caches:
             arrays["cache.integers"] = np.stack([cached.integers for cached in self.caches.values()])
             arrays["cache.exponents"] = np.stack([cached.exponents for cached in self.caches.values()])
+            arrays["cache.steps"] = np.array([cached.step for cached in self.caches.values()], np.int64)
         return arrays, list(self.caches)
 
     @classmethod
@@ -118,7 +131,8 @@ class ServerState:
         }
         for number, device in enumerate(devices):
             integers, exponents = arrays["cache.integers"][number], arrays["cache.exponents"][number]
-            state.caches[device] = Cached(np.array(integers, np.int8), np.array(exponents, np.int8), size)
+            step = int(arrays["cache.steps"][number]) if "cache.steps" in arrays else _UNKNOWN
+            state.caches[device] = Cached(np.array(integers, np.int8), np.array(exponents, np.int8), size, step)
         return state
 
 
@@ -149,6 +163,8 @@ def make_step(  # noqa: PLR0917 - a formula's terms
         _Item(np.float32(weight), np.float32(scale), contribution)
         for (_, weight), scale, contribution in zip(record.updates, scales, contributions, strict=True)
     ]
+    if record.cached_since:
+        state.forget_before(record.cached_since, record.step)
     plain = record.combine == "mean" and not record.calibration and _plain(record)
     for place, covering in _places(schema, items):
         if plain:
@@ -162,7 +178,7 @@ def make_step(  # noqa: PLR0917 - a formula's terms
             delta = item.scale * item.contribution.delta
             if item.contribution.tensors is not None:
                 delta = _over_cached(delta, item, state, schema)
-            state.remember(item.contribution.device, delta)
+            state.remember(item.contribution.device, delta, record.step)
 
 
 def _plain(record: StepRecord) -> bool:

@@ -21,6 +21,7 @@ from midge.storage.read_only import read_only as database_read_only
 from midge.storage.witness import CommitWitness, Noted
 from midge.wire import frames
 from midge.wire.errors import WireError
+from midge.wire.plurals import counted
 
 log = logging.getLogger("aggregator")
 
@@ -199,7 +200,7 @@ def _refuse_leftovers(directory: Path) -> None:
     if note is not None and note.lsn:
         left.append(directory / WITNESS)
     if left:
-        many = "" if note is None else f" At stake: {note.updates} updates that were receipted."
+        many = "" if note is None else f" At stake: {counted(note.updates, 'update')}, receipted."
         raise StoreError(
             f"{directory} has checkpoints or bodies of updates ({min(left).name}), but nothing is in {DATABASE} any "
             f"more.{many} Restore it from a backup, or name another directory to begin."

@@ -16,7 +16,7 @@ from midge.wire import frames, messages, overview, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import AggregatorState, AggregatorStatus, Health, Hello
 from midge.wire.overview import DeviceRow
-from midge.wire.topics import DEFAULT_ROOT, Topics, check_name
+from midge.wire.topics import DEFAULT_ROOT, Topics, check_name, explain_absence
 
 PATIENCE = 3.0
 """Seconds for an answer: aggregators give one a second."""
@@ -36,10 +36,11 @@ def _marker(topics: Topics) -> str:
 
 async def list_federations(connect: Connector, root: str = DEFAULT_ROOT) -> dict[str, AggregatorStatus]:
     """The federations whose aggregators have announced themselves under a topic root, by name."""
-    root = Topics("any", root).root
+    topics = Topics("any", root)
+    root = topics.root
     async with connect(_options()) as connection:
         marker = f"{root}/midge-look-{secrets.token_hex(6)}/aggregator"
-        deliveries = await read_retained(connection, f"{root}/+/aggregator", marker=marker, patience=1.5)
+        deliveries = await read_retained(connection, topics.of_all_aggregators, marker=marker, patience=1.5)
     found = {}
     for delivery in deliveries:
         with suppress(WireError, ValueError):
@@ -48,11 +49,17 @@ async def list_federations(connect: Connector, root: str = DEFAULT_ROOT) -> dict
     return found
 
 
+async def explain_missing(connect: Connector, topics: Topics) -> str:
+    """Why there is nothing of a federation on a broker, as a sentence for who asked."""
+    return explain_absence(topics, await list_federations(connect, topics.root))
+
+
 async def describe_federation(connect: Connector, topics: Topics, *, ask: bool = True) -> dict[str, Any]:
     """The aggregator's status and health, the announced model and a row for each device, as plain values.
 
     `answered` says whether the aggregator did: otherwise all is as it was retained, and `unasked` says why it was not
-    asked. `left_out` counts the devices that had no room in its answer: of them there is what is retained.
+    asked. `left_out` counts the devices that had no room in its answer: of them there is what is retained. A row's
+    `as_of` says whether it is of now, or of the device's last greeting, which may be weeks old.
     """
     filters = (topics.aggregator, topics.announcement(), f"{topics.prefix}/status/+")
     found: dict[str, Any] = {
@@ -76,10 +83,9 @@ async def describe_federation(connect: Connector, topics: Topics, *, ask: bool =
                 else:
                     hello, _ = messages.decode(Hello, delivery.payload)
                     name = delivery.topic.rsplit("/", 1)[1]
-                    found["devices"][name] = hello.model_dump(
-                        mode="json", exclude={"lineage", "kind", "number", "to", "hidden"}
-                    )
-        if ask and _serves(found):
+                    said = hello.model_dump(mode="json", exclude={"lineage", "kind", "number", "to", "hidden"})
+                    found["devices"][name] = {**said, "as_of": "greeting"}
+        if ask and serves(found):
             try:
                 await _ask(connection, topics, found)
             except (PublishRefused, SubscribeRefused) as error:
@@ -112,7 +118,7 @@ async def _ask(connection: Connection, topics: Topics, found: dict[str, Any]) ->
             found["model"] |= {name: found["aggregator"][name] for name in ("version", "step", "generation")}
         for row in (row for page in pages.values() for row in page):
             fields = row.model_dump(mode="json", exclude={"name"})
-            found["devices"][row.name] = {**found["devices"].get(row.name, {}), "waits": "", **fields}
+            found["devices"][row.name] = {**found["devices"].get(row.name, {}), "waits": "", **fields, "as_of": "now"}
 
 
 def _set_status(found: dict[str, Any], status: AggregatorStatus) -> None:
@@ -133,7 +139,8 @@ def _model(announcement: messages.Announcement) -> dict[str, Any]:
     return {**plain, "lineage": announcement.lineage.hex(), "digest": announcement.digest.hex()}
 
 
-def _serves(found: dict[str, Any]) -> bool:
+def serves(found: dict[str, Any]) -> bool:
+    """Whether the federation's aggregator says that it serves."""
     return found["aggregator"] is not None and AggregatorState(found["aggregator"]["state"]).serves
 
 
@@ -157,11 +164,6 @@ async def say_gone(
             plain = frames.encode(overview.Ask(gone=some))
             asking = plain if key is None else overview.revoking(key, topics.federation, some)
             await connection.publish(topics.ask, asking, qos=1)
-
-
-async def is_served(connect: Connector, topics: Topics) -> bool:
-    """Whether the federation's aggregator says that it serves."""
-    return _serves(await describe_federation(connect, topics, ask=False))
 
 
 async def clear_federation(connect: Connector, topics: Topics) -> int:

@@ -3,6 +3,7 @@
 Pure: time comes in as `now`, seconds of a clock that never goes back.
 """
 
+import math
 from dataclasses import dataclass
 
 SPREAD = 0.05
@@ -14,7 +15,7 @@ class Duty:
     """When a device is awake.
 
     Args:
-        every: seconds from one waking to the next.
+        every: seconds from one waking to the next; infinite if that is not known, of one that wakes once.
         awake: seconds that it waits for the broker, the aggregator and receipts at most; a training is not cut short.
         once: wake once and end, for boards that a timer of their own powers up.
 
@@ -40,7 +41,7 @@ class Cycle:
         self.duty = duty
         self.asleep = False
         self.wakes = 0.0
-        """Seconds since 1970 at which it wakes next; 0 while it is awake."""
+        """Seconds since 1970 at which it wakes next; 0 while it is awake, or if that is not known."""
         self._woke = self._from = 0.0
         self._trained = False
 
@@ -64,7 +65,7 @@ class Cycle:
         return at_rest or now >= self._from + self.duty.awake
 
     def sleep(self, now: float, wall: float, chance: float) -> float:
-        """For how many seconds it sleeps from now on.
+        """For how many seconds it sleeps from now on; 0 if that is not known.
 
         Args:
             now: seconds of the clock that never goes back.
@@ -72,7 +73,10 @@ class Cycle:
             chance: from 0 to 1.
         """
         assert self.duty is not None
+        self.asleep = True
+        if self.duty.every == math.inf:
+            return 0.0
         length = self.duty.every * (1 + SPREAD * (2 * chance - 1))
         seconds = max(1.0, self._woke + length - now)
-        self.asleep, self.wakes = True, wall + seconds
+        self.wakes = wall + seconds
         return seconds

@@ -19,6 +19,7 @@ from midge.broker.mqtt.connection import (
     Options,
     Will,
 )
+from midge.iot_client.connection.aggregator_watch import AggregatorWatch
 from midge.iot_client.connection.duplicates import DuplicateCheck, DuplicateDeviceName, NameDisputed
 from midge.iot_client.connection.hello import hello_frame
 from midge.iot_client.connection.model_fetcher import Fetcher
@@ -93,9 +94,15 @@ class ConnectionLoop:
         self._stop = asyncio.Event()
         self._parting: asyncio.Future[DeviceState] | None = None
         """As what to part from the connection that stands."""
+        self._watch = AggregatorWatch(parts.topics, parts.tell)
         self._duplicates = DuplicateCheck(parts, publisher, self._hello, self._count)
         self._doubted = False
         """Whether it was told that a clock is wrong."""
+
+    @property
+    def aggregator(self) -> str:
+        """What is known of the aggregator, in a word or three."""
+        return self._watch.known
 
     def stop(self) -> None:
         """End cleanly, with a goodbye."""
@@ -214,7 +221,8 @@ class ConnectionLoop:
         serving = self._parts.serving
         self._parting = asyncio.get_running_loop().create_future()
         reading = asyncio.create_task(self._read(connection))
-        beside = [asyncio.create_task(serving.follow(connection))] if serving.wanted else []
+        beside = [asyncio.create_task(self._watch.follow(connection))]
+        beside += [asyncio.create_task(serving.follow(connection))] if serving.wanted else []
         if (renewal := self._parts.renewal) is not None:
             beside.append(asyncio.create_task(renewal.follow(connection, lambda: self.part(DeviceState.DISCONNECTED))))
         if self._parts.duty.duty is not None:
@@ -285,6 +293,8 @@ class ConnectionLoop:
             parts.serving.fetcher.deliver(topic, payload)
         elif parts.renewal is not None and parts.renewal.expects(topic):
             parts.renewal.deliver(topic, payload)
+        elif self._watch.expects(topic):
+            self._watch.deliver(topic, payload)
         elif not payload:
             pass  # a retained message was cleared
         elif topic == topics.announcement():
@@ -294,7 +304,9 @@ class ConnectionLoop:
         elif topic == topics.receipt(name):
             self._put(ev.Receipted(parts.identity.receipt(payload, time.monotonic())))
         elif topic == topics.aggregator:
-            self._put(ev.AggregatorSeen(parts.identity.status(payload, time.monotonic())))
+            status = parts.identity.status(payload, time.monotonic())
+            self._put(ev.AggregatorSeen(status))
+            self._watch.seen(status)
         elif topic == topics.status(name):
             hello, _ = messages.decode(Hello, payload)
             if self._duplicates.asks(hello):

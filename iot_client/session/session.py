@@ -298,6 +298,8 @@ class DeviceSession:
         if self.link is Link.DOWN or not back:
             if before is not None and before.state is not status.state:
                 self._sending.wait_for_turn(now)  # paused no longer, for all devices at once
+                if not self._sending.held_back:  # what was answered with the pause is not under way any more
+                    return self._sending.send_again(now) + self._cycle.next_thing(now)
             return self._sending.send(now) + self._cycle.next_thing(now)
         if self.link is Link.UP:
             self._situation.follow("aggregator restarted")

@@ -108,7 +108,8 @@ class Outbox:
             raise OutboxError(f"The outbox {self.path} cannot be written ({error}): name a place that can.") from error
         except InUse as error:
             raise OutboxError(
-                f"The outbox {self.path} is in use by another device: give each device its own."
+                f"The outbox {self.path} is in use by another device: give each its own name, and with it "
+                "its own outbox (midge device --name)."
             ) from error
         except DiskFull as error:
             raise self._full from error

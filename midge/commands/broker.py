@@ -44,8 +44,10 @@ class _Broker:
         from midge.broker.local.local_broker import local_broker  # noqa: PLC0415
 
         async with local_broker(self._kind, directory=self._directory, port=self._port) as broker:
+            described = broker.describe()
             print(
-                f"{broker.describe()}\nDevices and aggregators reach it at {broker.endpoint}. Ctrl-C ends it.",
+                f"{described[0].upper()}{described[1:]}\nDevices and aggregators reach it at {broker.endpoint}. "
+                "Ctrl-C ends it.",
                 flush=True,
             )
             await self._stop.wait()

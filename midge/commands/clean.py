@@ -2,8 +2,15 @@
 
 import argparse
 import asyncio
+import sys
 
+from midge.broker import Connector
 from midge.commands.parts import Problem, Subparsers, add_federation, read_federation
+from midge.wire.plurals import counted
+from midge.wire.topics import Topics
+
+_NAMED = 5
+"""Devices that are named."""
 
 
 def register(subparsers: Subparsers) -> None:
@@ -19,14 +26,30 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from midge.broker.mqtt.federation_view import clear_federation, is_served  # noqa: PLC0415
+    from midge.broker.mqtt.federation_view import clear_federation, describe_federation, serves  # noqa: PLC0415
+    from midge.wire.messages import DeviceState  # noqa: PLC0415
 
     connect, topics = read_federation(args)
-    if not args.force and asyncio.run(is_served(connect, topics)):
+    found = asyncio.run(describe_federation(connect, topics, ask=False))
+    if not args.force and serves(found):
         raise Problem(
             f"The aggregator of {topics.federation!r} is running and would publish again: "
             "stop it first, or say --force."
         )
     removed = asyncio.run(clear_federation(connect, topics))
-    print(f"{removed} retained messages of federation {topics.federation!r} removed.")
-    return 0
+    print(f"{counted(removed, 'retained message')} of federation {topics.federation!r} removed.")
+    live = sorted(name for name, device in found["devices"].items() if DeviceState(device["state"]).live)
+    if live:
+        shown = ", ".join(live[:_NAMED]) + (f" and {len(live) - _NAMED} more" if len(live) > _NAMED else "")
+        print(f"Still connected: {shown}. A device leaves its status behind when it stops: clean again then.")
+    return 0 if removed else _nothing(connect, topics)
+
+
+def _nothing(connect: Connector, topics: Topics) -> int:
+    """Nothing was there: right if the broker knows no federation; otherwise the name is a wrong one."""
+    from midge.broker.mqtt.federation_view import explain_missing, list_federations  # noqa: PLC0415
+
+    if not asyncio.run(list_federations(connect, topics.root)):
+        return 0
+    sys.stderr.write(f"midge: {asyncio.run(explain_missing(connect, topics))}\n")
+    return 1

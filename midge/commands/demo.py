@@ -14,7 +14,7 @@ from midge.broker.mqtt.connection import Options
 from midge.commands.moments import DemoMoment, Happenings
 from midge.commands.numbers import refuse_impossible
 from midge.commands.parts import Problem, Subparsers, add_tls, read_endpoint, user_errors
-from midge.commands.runs import new_run
+from midge.commands.runs import run_folder
 from midge.commands.surroundings import add_world, read_world
 from midge.commands.watching import Showing, every_second, live, print_ending, print_json, print_words, watch
 from midge.wire.topics import DEFAULT_ROOT, Topics
@@ -64,7 +64,11 @@ def register(subparsers: Subparsers) -> None:
     learning.add_argument(
         "--form", choices=["delta", "mixing"], default="mixing", help="FedAsync's form (default: mixing, as published)"
     )
-    learning.add_argument("--staleness", choices=["constant", "polynomial", "hinge"], default="polynomial")
+    learning.add_argument(
+        "--staleness",
+        choices=["constant", "polynomial", "hinge"],
+        help="how much less a late update counts, of fedasync and fedbuff (default: polynomial)",
+    )
     learning.add_argument(
         "--buffer-size", type=int, metavar="K", help="updates for each step (default: the strategy's)"
     )
@@ -111,6 +115,10 @@ def _run(args: argparse.Namespace, outcome: dict[str, Any]) -> int:
     with user_errors():
         Topics(args.federation, args.root)
         given = {name: getattr(args, name) for name in Setting.__dataclass_fields__ if hasattr(args, name)}
+        if given["staleness"] is None:
+            del given["staleness"]
+        elif args.strategy not in ("fedasync", "fedbuff"):
+            raise Problem(f"--staleness is of fedasync and fedbuff, not of {args.strategy}: leave it out.")
         setting = Setting(**given, world=read_world(args))
         setting.make_strategy(devices=20)  # whether it is one at all, before anything starts
         broker = args.broker
@@ -119,37 +127,38 @@ def _run(args: argparse.Namespace, outcome: dict[str, Any]) -> int:
             asyncio.run(_reach(connector(endpoint)))
             broker = BrokerAddress.of(endpoint)
     happenings = Happenings()
-    demo = Demo(
-        setting,
-        new_run(args.name),
-        target=args.target,
-        seconds=args.seconds,
-        broker=broker,
-        on_event=happenings.take,
-        on_device_event=happenings.take_device,
-    )
-    moments: list[DemoMoment] = []
-    if args.picture is not None:
-        if find_spec("rich") is None:
-            raise Problem('A picture needs rich: pip install "midge[demo]"')
-        demo.on_ending = lambda: moments.append(DemoMoment.of(demo, happenings))
-    try:
-        ending = asyncio.run(watch(demo, _showing(args, happenings)))
-    except (ValueError, DemoError) as error:
-        outcome.update(demo.outcome())
-        raise Problem(str(error)) from error
-    for moment in moments:
-        _draw(moment, args.picture)
-    result = demo.outcome()
-    (demo.directory / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-    if not args.json:
-        print_ending(demo, ending)
-    result = conclude(demo, result)
-    print(json.dumps(result) if args.json else f"The report is in {demo.directory}/report.html.", flush=True)
-    if ending == "interrupted":
-        return 130
-    missed = demo.target is not None and not demo.progress.reached
-    return 1 if missed or not demo.progress.version else 0
+    with run_folder(args.name) as directory:
+        demo = Demo(
+            setting,
+            directory,
+            target=args.target,
+            seconds=args.seconds,
+            broker=broker,
+            on_event=happenings.take,
+            on_device_event=happenings.take_device,
+        )
+        moments: list[DemoMoment] = []
+        if args.picture is not None:
+            if find_spec("rich") is None:
+                raise Problem('A picture needs rich: pip install "midge[demo]"')
+            demo.on_ending = lambda: moments.append(DemoMoment.of(demo, happenings))
+        try:
+            ending = asyncio.run(watch(demo, _showing(args, happenings)))
+        except (ValueError, DemoError) as error:
+            outcome.update(demo.outcome())
+            raise Problem(str(error)) from error
+        for moment in moments:
+            _draw(moment, args.picture)
+        result = demo.outcome()
+        (demo.directory / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+        if not args.json:
+            print_ending(demo, ending)
+        result = conclude(demo, result)
+        print(json.dumps(result) if args.json else f"The report is in {demo.directory}/report.html.", flush=True)
+        if ending == "interrupted":
+            return 130
+        missed = demo.target is not None and not demo.progress.reached
+        return 1 if missed or not demo.progress.version else 0
 
 
 async def _reach(connect: Connector) -> None:

@@ -16,6 +16,7 @@ from midge.commands.telling import printer
 from midge.iot_client.data.csv_source import CsvError
 from midge.iot_client.device import Device
 from midge.running import run_until_interrupted
+from midge.wire.plurals import counted
 from midge.wire.topics import check_name
 
 
@@ -25,6 +26,7 @@ def register(subparsers: Subparsers) -> None:
         help="take part in a federation: train on this device's data, send updates",
         usage="midge device MODULE:ATTRIBUTE [options]\n       midge device --csv FILE --label COLUMN [options]\n"
         "       midge device --sensor-topic TOPIC --label FIELD --features A,B,C [options]\n"
+        "       midge device --csv FILE --label COLUMN --dry-run [--json]\n"
         "       midge device status OUTBOX [options]\n       midge device verify OUTBOX [--accept-loss]\n"
         "       midge device doctor [options]\n"
         "       midge device readmit NAME --store DIR",
@@ -60,7 +62,7 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from midge.commands import device_status, device_verify, doctor, forgetting  # noqa: PLC0415 - not for those who take part
+    from midge.commands import device_status, device_verify, doctor, dry_run, forgetting  # noqa: PLC0415 - not for those who take part
 
     match args.app:
         case ["status", outbox]:
@@ -69,13 +71,24 @@ def run(args: argparse.Namespace) -> int:
             raise doctor.no_outbox() if args.outbox is None else Problem(f"Say: midge device status {args.outbox}")
         case ["verify", outbox]:
             return device_verify.run(args, outbox)
+        case ["verify"]:
+            raise Problem("Say whose outbox to look at: midge device verify OUTBOX, such as pump-17.outbox.")
         case ["readmit", name] if args.store is not None:
             return forgetting.readmit(name, args.store)
         case ["readmit", *_]:
             raise Problem("Say which device and where: midge device readmit NAME --store DIR")
         case ["doctor"]:
             return doctor.run(args)
+    if args.dry_run:
+        return dry_run.run(_described(args))
     return take_part(args, _app(args))
+
+
+def _described(args: argparse.Namespace) -> argparse.Namespace:
+    """Options that describe a source, to be tried."""
+    if args.app or (args.csv is None and args.sensor_topic is None):
+        raise Problem("--dry-run tries a source of rows: say --csv FILE or --sensor-topic TOPIC.")
+    return args
 
 
 def _app(args: argparse.Namespace) -> Device:
@@ -102,6 +115,8 @@ def take_part(args: argparse.Namespace, app: Device) -> int:
     if name and (name != app.name or (args.name and args.app)):
         with user_errors():
             app.config = app.config.renamed(check_name(name, "device name"))
+    if args.app and args.outbox is not None:
+        app.config = replace(app.config, outbox=args.outbox)
     _trust(app, args, bundle)
     make_guest(app, args)
     app.config = replace(app.config, on_event=printer(as_json=args.json), wait=app.config.wait or args.wait)
@@ -110,7 +125,7 @@ def take_part(args: argparse.Namespace, app: Device) -> int:
     except CsvError as error:
         raise Problem(str(error)) from error
     if not args.json:
-        print(f"{app.name} has left. {app.holding} updates wait in its outbox for the next time.")
+        print(f"{app.name} has left. Waiting in its outbox for the next time: {counted(app.holding, 'update')}.")
     return 0
 
 

@@ -14,6 +14,7 @@ from midge.commands.parts import Problem, read_config
 from midge.iot_client.board.local_status import ask
 from midge.wire.clocks import spell
 from midge.wire.inert import inert
+from midge.wire.plurals import counted
 
 _MINUTE, _DAY = 60.0, 86_400.0
 
@@ -151,17 +152,18 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     bases = sorted({each["base"] for each in held})
     said = [
         f"outbox    {found['outbox']}, identity {found['identity']}, {found['disk']:,} bytes with what is beside it",
-        f"holds     {len(held)} updates, {sum(each['bytes'] for each in held):,} bytes"
+        f"holds     {counted(len(held), 'update')}, {sum(each['bytes'] for each in held):,} bytes"
         + (f", trained from version {', '.join(map(str, bases))}" if bases else "")
         + f"; the next is {found['next']}",
     ]
     if found["lost"]:
-        said.append(f"lost      {found['lost']} updates, which rotted on this disk before they were settled")
+        said.append(f"lost      {counted(found['lost'], 'update')}, which rotted on this disk before they were settled")
     if (running := found["running"]) is not None:
         waits = f", waits: {running['waits']}" if running["waits"] else ""
         said.append(
             f"running   process {running['pid']} for {running['seconds']:.0f} s, link {running['link']}, "
-            f"{running['work']}{waits}, version {running['version']}; "
+            f"aggregator {running.get('aggregator', 'not known')}, {running['work']}{waits}, "
+            f"version {running['version']}; "
             f"{running['bytes_up']:,} bytes up and {running['bytes_down']:,} down"
         )
     else:
@@ -175,8 +177,11 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         said.append("verified  nothing: no key is pinned, the broker is believed (--release-key)")
     if (model := found["predicts"]) is not None:
         said.append(f"predicts  with version {model['version']} of the channel {model['channel']}")
+    said += [f"rows      {each['words']}" for each in (running or {}).get("intake", ())]
     if (samples := found["samples"]) is not None:
-        said.append(f"samples   {samples['bytes']:,} bytes of rows on disk, {samples['new']} rows new when written")
+        said.append(
+            f"samples   {samples['bytes']:,} bytes of rows on disk, {counted(samples['new'], 'row')} new when written"
+        )
     if (month := found["month"]) is not None:
         said.append(
             f"{month.get('month', ''):<9} {month.get('bytes', 0):,} bytes on the link, {month.get('joules', 0):,.0f} J"

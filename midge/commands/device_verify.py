@@ -7,6 +7,7 @@ from pathlib import Path
 
 from midge.commands.parts import Problem
 from midge.wire.inert import inert
+from midge.wire.plurals import counted
 
 
 def run(args: argparse.Namespace, outbox: str) -> int:
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace, outbox: str) -> int:
         print(json.dumps({**found, "parts": [asdict(part) for part in parts]}))
         return 1 if damaged else 0
     for part in parts:
-        stake = f" At stake: {part.at_stake} updates." if part.at_stake else ""
+        stake = f" At stake: {counted(part.at_stake, 'update')}." if part.at_stake else ""
         print(inert(f"{part.name}: DAMAGED, {part.damage}.{stake}" if part.damage else f"{part.name}: {part.checked}."))
     for each in aside:
         print(f"Put aside: {each}")

@@ -20,6 +20,7 @@ from midge.broker.audit.results import Finding, Level
 from midge.commands.device_status import day, hindered, look, wear
 from midge.commands.parts import Problem, read_config, read_endpoint
 from midge.wire.clocks import SANE
+from midge.wire.plurals import counted
 
 _SYNCHRONISED = (Path("/run/systemd/timesync/synchronized"), Path("/var/lib/systemd/timesync/clock"))
 _NEEDED = {"numpy": "1.26", "msgpack": "1.0.8", "pydantic": "2.7", "paho-mqtt": "2.2"}
@@ -99,7 +100,7 @@ def disk(outbox: Path | None) -> Iterator[Finding]:
         found = look(outbox)
         month = found["month"]
         hard = month is not None and (month["written_per_day"] or 0) > _WEAR
-        seen = f"{len(found['held'])} updates wait" + ("" if month is None else wear(month))
+        seen = f"{counted(len(found['held']), 'update')} waiting" + ("" if month is None else wear(month))
         if month is not None and found["running"] is None:
             seen += f", as of {day(month['as_of'])}"
         advice = "More than 1 GB a day wears a card out: train less often, by Pace(interval=…) or --train-after."

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from midge.commands.parts import Problem, Subparsers, server_side
 from midge.wire.inert import inert
+from midge.wire.plurals import counted
 
 if TYPE_CHECKING:
     from midge.aggregator.store.inspection import Life
@@ -43,12 +44,15 @@ def _words(life: "Life") -> str:
     update = life.update
     lines = [f"{update.device}/{update.seq} of outbox {update.outbox:016x}"]
     lines.append(
-        f"  trained from version {update.base}, {update.examples} examples, {update.size} bytes as {update.codec}"
+        f"  trained from version {update.base}, {counted(update.examples, 'example')}, "
+        f"{update.size} bytes as {update.codec}"
     )
     if update.verdict != "accepted":
         lines.append(f"  refused as {update.verdict}: {update.why} (journal record {update.lsn})")
         return "\n".join(map(inert, lines))
-    lines.append(f"  accepted {update.staleness} steps stale, norm {update.norm:.4g} (journal record {update.lsn})")
+    lines.append(
+        f"  accepted {counted(update.staleness, 'step')} stale, norm {update.norm:.4g} (journal record {update.lsn})"
+    )
     if life.step is None:
         lines.append("  waits in the buffer for its step")
     else:

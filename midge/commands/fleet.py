@@ -35,7 +35,9 @@ def register(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     args.live = args.live or (args.broker is not None and not (args.virtual or args.plan))
     if not (args.virtual or args.plan or args.live):
-        raise Problem("Say how the fleet is to run: --virtual, --plan, --live.")
+        raise Problem(
+            "Say how the fleet is to run: --virtual, --plan, --live: simulated, only planned, or over a broker."
+        )
     devices, days = _DEFAULTS["live" if args.live else "virtual"]
     args.devices = devices if args.devices is None else args.devices
     args.days = days if args.days is None else args.days

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from midge.commands.parts import Parser, Subparsers, existing_store, server_side, user_errors
+from midge.wire.plurals import counted
 
 
 def register(subparsers: Subparsers) -> None:
@@ -49,10 +50,10 @@ def run(args: argparse.Namespace) -> int:
         path = forgetting.ask(directory, args.name)
     try:
         with Store(directory) as store:
-            counted = forgetting.forget_in_stopped(store, args.name, getpass.getuser())
+            found = forgetting.forget_in_stopped(store, args.name, getpass.getuser())
     except StoreInUse:
         return _wait_for(path, args.name, args.wait)
-    if counted is None:
+    if found is None:
         print(
             f"{args.name} is refused from now on. The rest is done by the aggregator's next start: it did not end in "
             "order, or an update of this device waits for its step."
@@ -60,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     path.unlink(missing_ok=True)
     print(
-        f"{args.name} is forgotten: {counted['records']} records without its name, {counted['bodies']} updates erased."
+        f"{args.name} is forgotten: {counted(found['records'], 'record')} without its name, "
+        f"{counted(found['bodies'], 'update')} erased."
     )
     return 0
 

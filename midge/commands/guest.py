@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -60,7 +61,7 @@ def add_guest(parser: Parser) -> None:
         "--wake-every", type=seconds, metavar="TIME", help="train once, wait for the receipts, sleep: 6h"
     )
     sleep.add_argument("--awake", type=seconds, metavar="TIME", help="wait so long for others at most (default: 5m)")
-    sleep.add_argument("--once", action="store_true", help="wake once and end: something else starts us again")
+    sleep.add_argument("--once", action="store_true", help="train once, wait for the receipts, and end")
     child = parser.add_argument_group("in a process of its own")
     child.add_argument("--isolate", action="store_true", help="train at a low priority, where it may be killed")
     child.add_argument("--memory", type=size, metavar="BYTES", help="what that process may have (with --isolate)")
@@ -128,12 +129,13 @@ def _costs(args: argparse.Namespace) -> Any:
 def _duty(args: argparse.Namespace) -> Any:
     from midge.iot_client.board.duty_cycle import Duty  # noqa: PLC0415
 
-    if args.wake_every is None:
-        if args.awake is not None or args.once:
-            raise Problem("--awake and --once go with --wake-every: say how long it sleeps, such as 6h.")
+    if args.wake_every is None and not args.once:
+        if args.awake is not None:
+            raise Problem("--awake goes with --wake-every or --once: say how long it sleeps, such as --wake-every 6h.")
         return None
+    every = math.inf if args.wake_every is None else args.wake_every
     with user_errors():
-        return Duty(args.wake_every, awake=args.awake or min(300.0, args.wake_every / 2), once=args.once)
+        return Duty(every, awake=args.awake or min(300.0, every / 2), once=args.once)
 
 
 def _isolate(app: "Device", args: argparse.Namespace) -> None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from midge.commands import virtual
 from midge.commands.parts import Problem, read_endpoint, user_errors
-from midge.commands.runs import new_run
+from midge.commands.runs import run_folder
 from midge.running import run_until_interrupted
+from midge.wire.plurals import counted
 
 if TYPE_CHECKING:
     from midge.sensor_fleet.setting import BrokerAddress
@@ -45,25 +46,25 @@ def run(args: argparse.Namespace) -> int:
         fleet.loaded()  # whether it can be run at all, before anything is written
     broker = None if args.broker is None else _address(args)
     aggregates = broker is None or args.serve
-    directory = new_run(args.name)
 
     def say(words: str) -> None:
         print(json.dumps({"event": "said", "words": words}) if args.json else words, flush=True)
 
     if not aggregates:
         say(f"The aggregator, in another terminal: {_line(fleet, args)}")
-    title = f"{args.profile}, {args.devices:,} devices, live"
-    with virtual.Shown(args, title) as shown, user_errors():
-        running = LiveRun(fleet, directory, broker=broker, aggregates=aggregates, watch=shown.tell, say=say)
-        try:
-            interrupted = run_until_interrupted(running)
-        except DemoError as error:
-            raise Problem(str(error)) from error
-    found = running.found
-    if found is None or not len(found.result.times):
-        raise Problem("It was stopped before it began.")
-    outcome = found.write(directory)
-    virtual.show_outcome(args, outcome, found.metric, write_report(directory))
+    title = f"{args.profile}, {counted(args.devices, 'device')}, live"
+    with run_folder(args.name) as directory:
+        with virtual.Shown(args, title) as shown, user_errors():
+            running = LiveRun(fleet, directory, broker=broker, aggregates=aggregates, watch=shown.tell, say=say)
+            try:
+                interrupted = run_until_interrupted(running)
+            except DemoError as error:
+                raise Problem(str(error)) from error
+        found = running.found
+        if found is None or not len(found.result.times):
+            raise Problem("The fleet was stopped before its model was ever evaluated: there is nothing to report.")
+        outcome = found.write(directory)
+        virtual.show_outcome(args, outcome, found.metric, write_report(directory))
     if interrupted:
         return 130
     return 0 if args.target is None or outcome["seconds_to_target"] is not None else 1

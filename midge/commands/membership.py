@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from midge.commands.parts import Problem, Subparsers, user_errors
+from midge.wire.plurals import counted
 
 if TYPE_CHECKING:
     from midge.broker.provisioning.manage_devices import Told
@@ -153,7 +154,7 @@ def show(args: argparse.Namespace) -> int:
         until = f"  until {each.ends:%Y-%m-%d}" if each.ends and not each.since else ""
         print(f"{each.name:<24} {each.state}{until}")
     gone = sum(each.since is not None for each in listed)
-    print(f"{len(listed) - gone} devices, {gone} revoked.", *soon, sep="\n")
+    print(f"{counted(len(listed) - gone, 'device')}, {gone} revoked.", *soon, sep="\n")
     return 0
 
 

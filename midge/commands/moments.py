@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from midge.commands.words import sentence
+from midge.wire.plurals import counted
 
 if TYPE_CHECKING:
     from midge.sensor_fleet.demo import Demo
@@ -101,7 +102,7 @@ class DemoMoment:
             "broker": not demo.broker_running,
             "device": fleet is not None and bool(fleet.killed),
         }
-        devices = "" if fleet is None else f" · {len(fleet.devices)} devices"
+        devices = "" if fleet is None else f" · {counted(len(fleet.devices), 'device')}"
         return cls(
             title=f"{setting.data}{devices} · {setting.strategy}{f' · {setting.codec}' if setting.codec else ''}",
             elapsed=demo.elapsed,
@@ -132,7 +133,7 @@ def _figures(demo: "Demo") -> list[tuple[str, str]]:
         ),
         ("updates", f"{updates['accepted']} accepted, {refused} refused"),
         ("", f"{updates['duplicate']} duplicate, {updates['stale']} stale"),
-        ("staleness", f"{tau['p50']} / {tau['p90']} / {tau['max']} steps" if tau else "-"),
+        ("steps late", f"{tau['p50']} / {tau['p90']} / {tau['max']} (half, 90 %, all)" if tau else "-"),
     ]
     if fleet is None:
         return figures
@@ -146,7 +147,7 @@ def _figures(demo: "Demo") -> list[tuple[str, str]]:
         ("down", _against(down, demo.float32_down)),
         ("devices", ", ".join(here[:2])),
         *[("", ", ".join(here[place : place + 2])) for place in range(2, len(here), 2)],
-        ("outboxes", f"{fleet.holding} updates held"),
+        ("outboxes", f"{counted(fleet.holding, 'update')} held"),
         ("receipted", _receipted(fleet.receipted, progress.settled)),
         ("model", model),
     ]

@@ -137,7 +137,9 @@ def read_federation(args: argparse.Namespace) -> tuple[Connector, Topics]:
         if args.federation is not None and args.federation != bundle.topics.federation:
             raise Problem(f"{args.config} is of federation {bundle.topics.federation!r}: leave --federation out.")
         return connector(bundle.endpoint), bundle.topics
-    if args.url is None or args.federation is None:
-        raise Problem("Say where and what: the broker's address and --federation NAME, or --config with a bundle.")
+    if args.url is None:
+        raise Problem("Say where: the broker's address, such as mqtt://localhost, or --config with a bundle.")
+    if args.federation is None:
+        raise Problem("Say which federation: --federation NAME; `midge status` with the address lists them.")
     with user_errors():
         return connector(read_endpoint(args, args.url)), Topics(args.federation, args.root)

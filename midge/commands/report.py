@@ -38,7 +38,9 @@ def run(args: argparse.Namespace) -> int:
 
 def newest() -> Path:
     """The run that was begun last."""
-    found = [path for path in RUNS.glob("*") if path.is_dir()]
+    from midge.sensor_fleet.report.reading import holds_run  # noqa: PLC0415 - an extra
+
+    found = [path for path in RUNS.glob("*") if holds_run(path)]
     if not found:
         raise Problem(f"There are no runs in {RUNS.resolve()}: run midge demo first, or give the folder of a run.")
     return max(found, key=lambda path: path.stat().st_mtime)

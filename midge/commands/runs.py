@@ -1,10 +1,23 @@
 """Folders of runs."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from midge.commands.parts import Problem, user_errors
 from midge.wire.topics import check_name
+
+
+@contextmanager
+def run_folder(name: str | None) -> Iterator[Path]:
+    """A new folder below runs/ for a block: one that fails before anything is written leaves none."""
+    directory = new_run(name)
+    try:
+        yield directory
+    finally:
+        with suppress(OSError):  # something is in it
+            directory.rmdir()
 
 
 def new_run(name: str | None) -> Path:

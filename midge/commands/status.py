@@ -12,6 +12,7 @@ from midge.broker import BrokerError, Connector, connector
 from midge.commands.parts import Problem, Subparsers, add_federation, read_endpoint, read_federation
 from midge.wire.clocks import spell
 from midge.wire.inert import inert, inert_all
+from midge.wire.plurals import counted
 from midge.wire.topics import Topics
 
 
@@ -55,7 +56,10 @@ def _list(args: argparse.Namespace) -> int:
     connect = connector(read_endpoint(args, args.url))
     found = asyncio.run(list_federations(connect, args.root))
     if not found:
-        why = f"No aggregator has announced itself under {args.root!r} on this broker."
+        why = (
+            f"No aggregator has announced itself under {args.root!r} on this broker: start one with `midge aggregate`, "
+            "or look whether this is the right broker."
+        )
         if not args.check:
             raise Problem(why)
         return _alarm(why, args)
@@ -74,12 +78,13 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _show(connect: Connector, topics: Topics, args: argparse.Namespace) -> int:
-    from midge.broker.mqtt.federation_view import describe_federation  # noqa: PLC0415
+    from midge.broker.mqtt.federation_view import describe_federation, explain_missing  # noqa: PLC0415
 
     found = asyncio.run(describe_federation(connect, topics))
-    alarm = alarm_of(found)
+    absent = found["aggregator"] is None
+    found["alarm"] = alarm = asyncio.run(explain_missing(connect, topics)) if absent else alarm_of(found)
     if args.json:
-        print(json.dumps({**found, "alarm": alarm}))
+        print(json.dumps(found))
     else:
         for line in lines(inert_all(found)):
             print(line)
@@ -112,7 +117,7 @@ def lines(found: Mapping[str, Any], now: float | None = None) -> Iterator[str]:
     now = time.time() if now is None else now
     aggregator, model, devices = found["aggregator"], found["model"], found["devices"]
     if aggregator is None:
-        yield f"No aggregator has announced itself for {found['federation']!r} under {found['root']!r} on this broker."
+        yield found.get("alarm") or alarm_of(found)
     else:
         yield from _aggregator_lines(found, now)
     if model is not None:
@@ -121,7 +126,12 @@ def lines(found: Mapping[str, Any], now: float | None = None) -> Iterator[str]:
             f"lineage {model['lineage'][:8]}, {model['phase']}"
         )
     states = Counter(device["state"] for device in devices.values())
-    yield "  ".join([f"devices     {len(devices)}", *(f"{number} {state}" for state, number in states.most_common())])
+    if devices or aggregator is not None:
+        told = (f"{number} {state}" for state, number in states.most_common())
+        old = sum("heard" not in device for device in devices.values())
+        some = "some " if old < len(devices) else ""
+        note = [f"({some}as they said when they connected or left last)"] if old else []
+        yield "  ".join([f"devices     {len(devices)}", *told, *note])
     for name, device in sorted(devices.items()):
         yield _device_line(name, device, now)
 
@@ -130,7 +140,8 @@ def _aggregator_lines(found: Mapping[str, Any], now: float) -> Iterator[str]:
     aggregator, health = found["aggregator"], found["health"]
     yield f"aggregator  {aggregator['state']}"
     if found.get("left_out"):
-        yield f"            Its answer had no room for {found['left_out']} devices: of them what is retained is shown."
+        left_out = counted(found["left_out"], "device")
+        yield f"            Its answer had no room for {left_out}: of them what is retained is shown."
     if not found["answered"] and aggregator["state"] in ("ready", "paused"):
         why = found["unasked"] or "it hangs, or is older than this command"
         yield f"            It did not answer ({why}): what follows is as old as its last change."
@@ -144,7 +155,7 @@ def _aggregator_lines(found: Mapping[str, Any], now: float) -> Iterator[str]:
     for alarm in health["alarms"]:
         yield f"ALARM       {alarm}"
     counts = ", ".join(
-        f"{number} {verdict} of {health['devices'].get(verdict, 0)} devices"
+        f"{number} {verdict} of {counted(health['devices'].get(verdict, 0), 'device')}"
         for verdict, number in sorted(health["verdicts"].items(), key=lambda item: -item[1])
     )
     last = f"the last accepted {spell(now - health['accepted'])} ago" if health["accepted"] else "none accepted"
@@ -153,17 +164,21 @@ def _aggregator_lines(found: Mapping[str, Any], now: float) -> Iterator[str]:
 
 def _device_line(name: str, device: Mapping[str, Any], now: float) -> str:
     held = device.get("holds", device.get("next", 1) - device.get("first", 1))
-    said = [f"  {name:<24} {device['state']:<13} version {device['version']:<7}"]
-    if device.get("behind"):
-        said.append(f"{device['behind']} behind")
-    said.append(f"holds {held}")
+    said = [f"  {name:<24} {device['state']:<13}"]
+    if "heard" not in device:
+        said.append(f"said then: version {device['version']}, holds {counted(held, 'update')}")
+    else:
+        said.append(f"version {device['version']:<7}")
+        if device.get("behind"):
+            said.append(f"{counted(device['behind'], 'version')} behind")
+        said.append(f"holds {counted(held, 'update')}")
     if device.get("heard") is not None:
         said.append(f"heard {spell(device['heard'])} ago")
     if "updates" in device:
         last = "" if device["accepted"] is None else f", the last {spell(device['accepted'])} ago"
         said.append(f"{device['updates']} accepted{last}")
     if device.get("refused"):
-        said.append(f"REFUSED {device['refused']} times, {device['verdict']}")
+        said.append(f"REFUSED {counted(device['refused'], 'time')}, {device['verdict']}")
     if device.get("metrics"):
         scores = ", ".join(f"{metric} {value:.4g}" for metric, value in device["metrics"].items())
         said.append(f"{scores} at version {device['metrics_version']}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from midge.commands.parts import Parser, Subparsers, server_side
 from midge.wire.inert import inert
+from midge.wire.plurals import counted
 
 if TYPE_CHECKING:
     from midge.aggregator.store.manifest import Manifest
@@ -101,8 +102,8 @@ def run_verify(args: argparse.Namespace) -> int:
         if not part.damaged:
             print(f"{part.name}: {part.checked} checked.")
             continue
-        many = "any number of" if part.at_stake is None else part.at_stake
-        stake = "" if part.at_stake == 0 else f" At stake: {many} updates that devices have receipts for."
+        many = "any number of updates" if part.at_stake is None else counted(part.at_stake, "update")
+        stake = "" if part.at_stake == 0 else f" At stake: {many} that devices have receipts for."
         print(f"{part.name}: {part.checked} checked, {part.damaged} DAMAGED.{stake} To do: {part.advice}.")
         for line in part.found:
             print(f"  {inert(line)}")
@@ -170,7 +171,7 @@ def _words_of(loss: "Loss") -> Iterator[str]:
         yield "No record of the journal is lost."
     else:
         most = "" if loss.exact else "at most "
-        many = "1 update" if loss.updates == 1 else f"{loss.updates} updates"
+        many = counted(loss.updates, "update")
         yield (
             f"Lost: records {loss.first} to {loss.last}, with {most}{many} that devices have receipts for and do not "
             "send again."

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from midge.commands.parts import Problem, user_errors
-from midge.commands.runs import new_run
+from midge.commands.runs import run_folder
+from midge.wire.plurals import counted
 
 if TYPE_CHECKING:
     from midge.sensor_fleet.planning import FleetPlan
@@ -106,18 +107,18 @@ def fleet_of(args: argparse.Namespace) -> "ProfileFleet":
 def _simulate(fleet: "ProfileFleet", args: argparse.Namespace) -> int:
     from midge.sensor_fleet.report.conclusion import write_report  # noqa: PLC0415
 
-    directory = new_run(args.name)
-    with Shown(args, f"{args.profile}, {args.devices:,} devices") as shown, user_errors():
-        found = fleet.run(shown.tell)
-    outcome = found.write(directory)
-    show_outcome(args, outcome, found.metric, write_report(directory))
+    with run_folder(args.name) as directory:
+        with Shown(args, f"{args.profile}, {counted(args.devices, 'device')}") as shown, user_errors():
+            found = fleet.run(shown.tell)
+        outcome = found.write(directory)
+        show_outcome(args, outcome, found.metric, write_report(directory))
     return 0 if args.target is None or outcome["seconds_to_target"] is not None else 1
 
 
 def _plan(fleet: "ProfileFleet", args: argparse.Namespace) -> int:
     from midge.sensor_fleet.planning import plan  # noqa: PLC0415
 
-    with Shown(args, f"{args.profile}, {args.devices:,} devices", runs=args.seeds) as shown, user_errors():
+    with Shown(args, f"{args.profile}, {counted(args.devices, 'device')}", runs=args.seeds) as shown, user_errors():
         found = plan(fleet, args.seeds, shown.tell_of)
     if args.json:
         print(json.dumps(found.packed()), flush=True)
@@ -204,7 +205,7 @@ def _line(moment: "FleetProgress", done: float, left: float) -> str:
         return f"  0%  {moment.doing}"
     scores = ", ".join(f"{name} {value:.4g}" for name, value in moment.metrics.items())
     return (
-        f"{done:4.0%}  {duration(moment.now)} of {duration(moment.until)}, {moment.trainings:,} trainings, "
+        f"{done:4.0%}  {duration(moment.now)} of {duration(moment.until)}, {counted(moment.trainings, 'training')}, "
         f"version {moment.version:,}, {moment.live:,} connected, {scores}; about {duration(left)} left"
     )
 
@@ -223,7 +224,7 @@ def _drawn(title: str, moment: "FleetProgress", done: float, left: float, took: 
         ProgressBar(total=1.0, completed=done),
         Text.assemble((scores, "bold cyan"), f"   version {moment.version:,}   {moment.live:,} connected"),
         Text(
-            f"{moment.trainings:,} trainings ({rate:,.0f} a second), {moment.events:,} events; "
+            f"{counted(moment.trainings, 'training')} ({rate:,.0f} a second), {counted(moment.events, 'event')}; "
             f"about {duration(left)} left" + (f"; {moment.doing}" if moment.doing else ""),
             style="dim",
         ),
@@ -248,7 +249,7 @@ def _print_outcome(outcome: dict[str, Any], metric: str) -> None:
         held = outcome["seconds_to_target"]
         goal = score(outcome["target"], metric)
         print(f"; {goal} " + ("was missed" if held is None else f"was held after {duration(held)}"), end="")
-    print(f". It took {duration(outcome['took'])}: {outcome['trainings']:,} trainings.")
+    print(f". It took {duration(outcome['took'])}: {counted(outcome['trainings'], 'training')}.")
     head = ("", "devices", "took part", "of updates", "own rows", "up", "down", "energy")
     rows = [
         (
@@ -276,7 +277,8 @@ def _print_plan(found: "FleetPlan", args: argparse.Namespace) -> None:
         return high if low == high else f"{low} – {high}"
 
     metric = found.metric
-    print(f"{args.devices:,} devices of the profile {args.profile}, {args.days:g} days, {found.seeds} seeds.")
+    days, seeds = "1 day" if args.days == 1 else f"{args.days:g} days", counted(found.seeds, "seed")
+    print(f"{counted(args.devices, 'device')} of the profile {args.profile}, {days}, {seeds}.")
     print("Bytes and energy are of one device in the mean, from the best to the worst seed.\n")
     rows = [
         (

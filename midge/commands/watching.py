@@ -145,7 +145,7 @@ def print_words(demo: "Demo") -> None:
     print(
         f"{demo.elapsed:5.0f} s  version {progress.version:<5} {progress.metric} {shown(progress):<7}"
         f"  updates: {verdicts or 'none'}"
-        f"  staleness {tau.get('p50', '-')}/{tau.get('p90', '-')}/{tau.get('max', '-')}"
+        f"  steps late (half, 90 %, all) {tau.get('p50', '-')}/{tau.get('p90', '-')}/{tau.get('max', '-')}"
         f"  up {in_bytes(up)}  down {in_bytes(down)}",
         flush=True,
     )

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from midge.wire.plurals import counted
+
 
 def sentence(event: Mapping[str, Any]) -> str:
     """The line for an event; empty where it is of no note."""
@@ -10,21 +12,30 @@ def sentence(event: Mapping[str, Any]) -> str:
         case {"event": "start", "version": version, "step": step, "digest": digest} if version:
             return f"The aggregator goes on at version {version}, step {step}, model {digest[:8]}."
         case {"event": "start", "version": version, "step": step}:
-            return "A new lineage begins." if not version else f"Goes on at version {version}, step {step}."
+            return "A new model begins." if not version else f"Goes on at version {version}, step {step}."
         case {"event": "connected"}:
             return "Connected to the broker."
         case {"event": "disconnected", "why": why}:
             return f"Not connected: {why}"
+        case {"event": "unannounced", "why": why}:
+            return str(why)
+        case {"event": "aggregator", "state": "lost" | "stopped" as state, **_rest}:
+            gone = "has stopped" if state == "stopped" else "is lost: it was killed, or its network failed"
+            return f"The aggregator {gone}. Until it is back, updates wait here."
+        case {"event": "aggregator", "state": "paused", "why": why}:
+            return f"The federation is paused: {why or 'its operator has not said why'}."
+        case {"event": "aggregator", "state": state, "why": why}:
+            return f"The aggregator is {state}{', but: ' + why if why else '.'}"
         case {"event": "device", "device": device, "state": state}:
             return f"{device}: {state}"
         case {"event": "update", "device": device, "verdict": "accepted", "staleness": tau, "weight": weight}:
             return f"{device}: accepted, {_steps(tau)} stale, weight {weight:.2f}"
         case {"event": "update", "device": device, "verdict": verdict, "why": why}:
-            return f"{device}: {verdict}, for {why}"
+            return f"{device}: update not taken ({verdict}): {why}"
         case {"event": "repeat", "device": device, "seq": seq}:
             return f"{device}: update {seq} had come before"
         case {"event": "held", "device": device, "verdict": verdict, "why": why}:
-            return f"{device}: {verdict}, {why}"
+            return f"{device}: update not taken for now ({verdict}): {why}"
         case {"event": "clipped", "device": device, "scale": scale}:
             return f"{device}: its update is out of scale beside the others', {scale:.1g} of it is applied"
         case {"event": "damped", "damping": damping}:
@@ -32,37 +43,40 @@ def sentence(event: Mapping[str, Any]) -> str:
         case {"event": "undamped", "damping": damping}:
             return f"Updates grow no more: the server's rate is at {damping:.3g} of what it was."
         case {"event": "health", "state": state, "why": why, "before": before}:
-            return f"Health: {state}{', ' + why if why else ''} (was {before})."
+            was = f" (was {before})" if before != state else ""
+            return f"Health: {state}{was}{': ' + why if why else '.'}"
         case {"event": "alarm", "why": why}:
             return f"ALARM: {why}"
         case {"event": "refused_always", "device": device, "refused": refused, "verdict": verdict, "why": why}:
-            return f"{device}: its last {refused} updates were all refused, this one as {verdict}, {why}"
+            return f"{device}: none of its last {refused} updates was taken; the last one ({verdict}): {why}"
         case {"event": "evaluation_failed", "version": version, "why": why}:
             return f"Version {version} could not be evaluated: {why}"
         case {"event": "freeze", "devices": devices}:
-            return f"Statistics of {devices} devices pooled and frozen."
+            return f"Statistics of {counted(devices, 'device')} are pooled: the model's inputs are normalised by them."
         case {"event": "statistics_off", "device": device, "why": why}:
             return f"{device}: its statistics are not like the others', {why}"
         case {"event": "statistics_constant", "channels": channels}:
-            return f"Never changed, and not scaled: {', '.join(channels[:20])}."
+            return f"These inputs were the same in all rows, and are not scaled: {', '.join(channels[:20])}."
         case {"event": "features", "features": features}:
             return f"The model's inputs are {', '.join(features)}: two devices agree."
         case {"event": "unlike", "device": device, "why": why}:
             return f"{device}: nothing is taken from it, {why}"
         case {"event": "release", "version": version, "devices": devices}:
             return (
-                f"Version {version} released, with the work of {devices} devices."
+                f"Version {version} released, with the work of {counted(devices, 'device')}."
                 if devices
                 else (f"Version {version} released.")
             )
         case {"event": "evaluation", "version": version, "metrics": metrics}:
             return f"Version {version}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         case {"event": "federated_evaluation", "devices": devices, "metrics": metrics}:
-            return f"On the data of {devices} devices: " + "; ".join(_spread(*item) for item in metrics.items())
+            return f"On the data of {counted(devices, 'device')}: " + "; ".join(
+                _spread(*item) for item in metrics.items()
+            )
         case {"event": "serve", "version": version}:
             return f"Version {version} released for use."
         case {"event": "dropped", "topic": topic, "why": why, "untold": untold}:
-            return f"Dropped what came on {topic}: {why} ({untold} others before it were not told)"
+            return f"Dropped what came on {topic}: {why} ({counted(untold, 'other')} before it not told)"
         case {"event": "renewing"}:
             return "Has asked for new credentials."
         case {"event": "renewal_refused", "why": why}:
@@ -76,23 +90,29 @@ def sentence(event: Mapping[str, Any]) -> str:
         case {"event": "todo", "commands": commands}:
             return f"The broker was not told; for it to know: {'; '.join(commands)}"
         case {"event": "revoked", "device": device, "dropped": dropped}:
-            return f"{device}: revoked; {dropped} of its updates waited and are dropped"
+            return f"{device}: revoked; {counted(dropped, 'update')} of it waited and will not be applied"
         case {"event": "readmitted", "device": device}:
             return f"{device}: let in again by the operator"
         case {"event": "untold", "events": events}:
-            return f"{events} events of devices that never sent an update were not told."
+            return f"{counted(events, 'event')} of devices that never sent an update not told."
         case {"event": "dropped", "topic": topic, "why": why}:
             return f"Dropped what came on {topic}: {why}"
         case {"event": "training", "version": version}:
             return f"Training from version {version}."
         case {"event": "receipt", "seq": seq, "verdict": verdict, "why": why}:
-            return f"Update {seq}: {verdict}{', for ' + why if why else ''}"
-        case {"event": "hindered" | "muted", "why": why}:
-            return f"Waits: {why}."
-        case {"event": "unhindered" | "unmuted"}:
-            return "Goes on."
+            return f"Update {seq}: {verdict}{': ' + why if why else ''}"
+        case {"event": "hindered", "why": why}:
+            return f"Training waits: {why}."
+        case {"event": "unhindered"}:
+            return "Nothing holds training back any more."
+        case {"event": "muted", "why": why}:
+            return f"Sends and fetches nothing: {why}."
+        case {"event": "unmuted"}:
+            return "Sends and fetches again."
         case {"event": "killed_training", "why": why}:
             return f"A training is lost: {why}."
+        case {"event": "sleeping", "seconds": 0.0}:
+            return "Has done what there was to do, and ends."
         case {"event": "sleeping", "seconds": seconds}:
             return f"Sleeps for {seconds / 60:.0f} min." if seconds >= 120 else f"Sleeps for {seconds:.0f} s."
         case {"event": "awake"}:
@@ -114,7 +134,7 @@ def sentence(event: Mapping[str, Any]) -> str:
             whose = f"{rest['device']}: " if "device" in rest else ""
             return f"{whose}{what}, {bar(done, total)} of {total / 1e6:.1f} MB"
         case {"event": "untrusted", "why": why}:
-            return f"Not followed: {why}."
+            return f"A message of the aggregator is not believed: {why}."
         case {"event": "put_back", "announced": announced, "version": version}:
             known = "A backup was restored" if announced is None else f"Version {announced} is known"
             return f"{known}, and this store has version {version}. A new generation begins."
@@ -132,7 +152,7 @@ def bar(done: int, total: int) -> str:
 
 
 def _steps(tau: int) -> str:
-    return "1 step" if tau == 1 else f"{tau} steps"
+    return counted(tau, "step")
 
 
 def _capital(what: str) -> str:

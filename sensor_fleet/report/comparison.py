@@ -8,10 +8,11 @@ from midge.sensor_fleet.progress import HELD
 from midge.sensor_fleet.report import learning, scales
 from midge.sensor_fleet.report.bill import bill
 from midge.sensor_fleet.report.html import FULL, Section, Size, drawn, page
-from midge.sensor_fleet.report.quantities import MISSING, counted, duration, energy, score, size
+from midge.sensor_fleet.report.quantities import MISSING, duration, energy, score, size
 from midge.sensor_fleet.report.repeat import flat_setting
 from midge.sensor_fleet.report.run import Evaluation, Run, finite_number
 from midge.sensor_fleet.report.svg import Label, Plot, Point, thinned
+from midge.wire.plurals import counted
 
 MOST: Final = 8
 """Runs on a page: more colours than these cannot be told apart."""

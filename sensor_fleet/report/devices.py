@@ -9,9 +9,10 @@ from typing import Final
 
 from midge.sensor_fleet.report import scales
 from midge.sensor_fleet.report.lives import STATES, State, Timeline
-from midge.sensor_fleet.report.quantities import counted, duration, percent, score, seconds_tick
+from midge.sensor_fleet.report.quantities import duration, percent, score, seconds_tick
 from midge.sensor_fleet.report.run import Run
 from midge.sensor_fleet.report.svg import Drawing, Plot, boxes, breadth
+from midge.wire.plurals import counted
 
 Size = tuple[float, float]
 ROWS: Final = 24

@@ -15,6 +15,7 @@ from midge.sensor_fleet.report import quantities
 from midge.sensor_fleet.report.run import finite_number, mapping
 from midge.sensor_fleet.report.svg import Drawing
 from midge.wire.inert import inert
+from midge.wire.plurals import counted
 
 Size = tuple[float, float]
 FULL: Final = (900.0, 340.0)
@@ -66,7 +67,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    names = ("brief", "counted", "duration", "energy", "measured", "percent", "score", "size", "times", "whole")
+    names = ("brief", "duration", "energy", "measured", "percent", "score", "size", "times", "whole")
     found.filters |= {name: getattr(quantities, name) for name in names}
-    found.filters |= {"number": finite_number, "mapping": mapping}
+    found.filters |= {"counted": counted, "number": finite_number, "mapping": mapping}
     return found

@@ -8,10 +8,11 @@ from typing import Final
 
 from midge.sensor_fleet.progress import HELD
 from midge.sensor_fleet.report import scales
-from midge.sensor_fleet.report.quantities import counted, duration, percent, plain, score, significant, size
+from midge.sensor_fleet.report.quantities import duration, percent, plain, score, significant, size
 from midge.sensor_fleet.report.run import Run
 from midge.sensor_fleet.report.scales import AxisScale
 from midge.sensor_fleet.report.svg import Label, Plot, Point, thinned
+from midge.wire.plurals import counted
 
 Size = tuple[float, float]
 LABELS: Final = 86.0

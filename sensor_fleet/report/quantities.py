@@ -100,8 +100,3 @@ def times(ratio: float) -> str:
     if ratio >= 1e6:
         return f"{times(ratio / 1e6)} million"
     return f"{ratio:,.0f}" if ratio >= 9.95 else significant(ratio) if ratio < 1 else f"{ratio:.1f}"
-
-
-def counted(number: int, one: str, many: str = "") -> str:
-    """1 device, 20 devices."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -21,17 +21,28 @@ BASELINES_FILE: Final = "baselines.json"
 _SERVERS: Final = ("the aggregator", "the broker")
 
 
+def holds_run(directory: Path) -> bool:
+    """Whether a run has written something into a directory; one that was refused at once has not."""
+    return any((directory / name).is_file() for name in (METRICS_FILE, record.FILE, RESULT_FILE))
+
+
 def read(directory: Path) -> Run:
     """Read a run.
 
     Raises:
         ValueError: the directory holds no run; the message says what to give instead.
     """
-    files = (METRICS_FILE, record.FILE, RESULT_FILE)
     if not directory.is_dir():
         raise ValueError(f"There is no directory {directory}: give the folder of a run, such as runs/20260131-120000.")
-    if not any((directory / name).is_file() for name in files):
-        raise ValueError(f"{directory} holds no run: there is no {METRICS_FILE} in it.")
+    if not holds_run(directory):
+        if (directory / "store.db").is_file():
+            raise ValueError(
+                f"{directory} holds no run, but the store of an aggregator, which `midge status` and `midge explain` "
+                "tell of; a report is of a run of `midge demo` or `midge fleet`."
+            )
+        raise ValueError(
+            f"{directory} holds no run of `midge demo` or `midge fleet`: there is no {METRICS_FILE} in it."
+        )
     run = Run(
         directory,
         about=_object(directory / record.FILE),

@@ -8,6 +8,9 @@ from midge.sensor_fleet.report.quantities import MISSING
 from midge.sensor_fleet.report.run import Run, finite_number, mapping
 from midge.sensor_fleet.setting import Setting
 
+_OF_STRATEGIES = {"alpha": ("fedasync",), "form": ("fedasync",), "staleness": ("fedasync", "fedbuff")}
+"""Settings that only these strategies look at."""
+
 
 def command(run: Run) -> str:
     """The command that repeats the run."""
@@ -55,7 +58,7 @@ def _option(name: str) -> str:
 
 def setting(run: Run) -> dict[str, list[tuple[str, str]]] | None:
     """What was learned with, in which world, and about what, as names and words; None if the run does not say."""
-    plain = mapping(run.about.get("setting"))
+    plain = _in_use(mapping(run.about.get("setting")))
     if not plain:
         return None
     data, model, machine = (mapping(run.about.get(name)) for name in ("data", "model", "machine"))
@@ -74,10 +77,33 @@ def setting(run: Run) -> dict[str, list[tuple[str, str]]] | None:
     }
 
 
+def weighting(run: Run) -> str:
+    """How much a late update counted, in a sentence; empty if the run does not say."""
+    given = mapping(run.about.get("setting"))
+    match given.get("strategy"), given.get("staleness"):
+        case "balanced", _:
+            return (
+                "Updates of slow devices count in full: one counts less if it is later than is usual for its own "
+                "device, or works against most others."
+            )
+        case (("fedasync" | "fedbuff"), "constant"):
+            return "An update counts the same however stale it is."
+        case (("fedasync" | "fedbuff"), ("polynomial" | "hinge") as rule):
+            return f"The staler an update is, the less it counts ({rule})."
+        case _:
+            return ""
+
+
 def flat_setting(run: Run) -> dict[str, str]:
     """Each setting by its name, in words; those of the world among them."""
-    plain = mapping(run.about.get("setting"))
+    plain = _in_use(mapping(run.about.get("setting")))
     return dict(_words({**mapping(plain.get("world")), **plain, "world": None}, unset="by default"))
+
+
+def _in_use(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A setting without what its strategy does not look at."""
+    passed_over = {name for name, users in _OF_STRATEGIES.items() if plain.get("strategy") not in (None, *users)}
+    return {name: word for name, word in plain.items() if name not in passed_over}
 
 
 def _words(plain: Mapping[str, Any], unset: str = "") -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from midge.sensor_fleet.report import devices, learning
 from midge.sensor_fleet.report.bill import bill
 from midge.sensor_fleet.report.html import FULL, Section, drawn
 from midge.sensor_fleet.report.lives import lives
-from midge.sensor_fleet.report.repeat import command, setting
+from midge.sensor_fleet.report.repeat import command, setting, weighting
 from midge.sensor_fleet.report.run import Run
 
 _OTHERS = {
@@ -62,6 +62,7 @@ def _staleness(run: Run) -> Section | None:
     return Section(
         "run_staleness",
         {
+            "weighting": weighting(run),
             "median": median,
             "most": max(taus),
             "accepted": len(taus),

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from midge.sensor_fleet.report import scales
 from midge.sensor_fleet.report.svg import Label, Plot, thinned
+from midge.wire.plurals import counted
 
 SIZE = (560.0, 220.0)
 _HEAD = ("class", "devices", "took part", "updates", "kB up", "kB down", "J", "staleness 50 / 90 / most")
@@ -19,7 +20,7 @@ def shown(devices: int, title: str, times: Floats, metrics: Mapping[str, Floats]
     """HTML that stands by itself: the title, a curve of each metric, and a row for each class."""
     curves = [curve(name, times, values).in_notebook() for name, values in metrics.items() if np.isfinite(values).any()]
     return (
-        f"<p><b>{devices:,} devices</b>, {title}</p>"
+        f"<p><b>{counted(devices, 'device')}</b>, {title}</p>"
         + "".join(f'<div style="max-width: {SIZE[0]:.0f}px">{drawing}</div>' for drawing in curves)
         + (_table(rows) if rows else "")
     )

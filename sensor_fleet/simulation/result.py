@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 from midge.sensor_fleet.report.svg import Plot
 from midge.sensor_fleet.simulation import notebook
+from midge.wire.plurals import counted
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -120,12 +121,23 @@ class Simulated:
         """Each hardware class: who took part how much, how stale, and at which cost in bytes and joules."""
         return by_class(self)
 
+    def __repr__(self) -> str:
+        """One line: what it was, and how it ended."""
+        scores = ", ".join(f"{name} {values[-1]:.4g}" for name, values in self.metrics.items() if len(values))
+        what = f"{counted(len(self.devices), 'device')}, {self._title()}"
+        return f"<{type(self).__name__}: {what}; at the end: {scores or 'nothing was evaluated'}>"
+
+    def _title(self) -> str:
+        if not len(self.times):
+            return "nothing was measured"
+        trained, accepted = counted(self.trainings, "training"), counted(len(self.senders), "update")
+        return (
+            f"{self.times[-1] / 3600:,.1f} virtual hours: {trained}, {accepted} accepted, "
+            f"{counted(int(self.versions[-1]), 'version')} (it took {self.took:,.1f} s)"
+        )
+
     def _repr_html_(self) -> str:
         """What a notebook shows: the curve, and the classes."""
-        title = (
-            f"{self.times[-1] / 3600:,.1f} virtual hours: {self.trainings:,} trainings, {len(self.senders):,} updates "
-            f"accepted, {int(self.versions[-1]):,} versions ({self.took:,.1f} s)"
-        )
         rows = [
             (
                 one.name,
@@ -139,7 +151,7 @@ class Simulated:
             )
             for one in (self.by_class().values() if self.classes else ())
         ]
-        return notebook.shown(len(self.devices), title, self.times, self.metrics, rows)
+        return notebook.shown(len(self.devices), self._title(), self.times, self.metrics, rows)
 
     def plot(self, metric: str | None = None) -> Plot:
         """Draw a metric over virtual time: an SVG that a notebook shows, as text by `str()`."""

@@ -368,6 +368,50 @@ def test_a_second_device_of_the_same_name(
     assert "Another live device of federation 'pumps' is named 'pump-0': give each device its own name" in answer
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["statsu"], "midge: error: argument COMMAND: there is no 'statsu': did you mean status?"),
+        (
+            ["status", "--fedration", "f"],
+            "midge status: error: unrecognized arguments: --fedration: did you mean --federation?",
+        ),
+        (["demo", "--strategy", "balancd"], "fedavg): did you mean balanced?"),
+        (["broker", "check", "--bogus"], "midge broker check: error: unrecognized arguments: --bogus\n"),
+        (["broker"], "answer devices that ask for new credentials"),
+        ([], "take part in a federation"),
+    ],
+)
+def test_a_word_that_is_none(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen to fail: an unknown option of a sub-command was answered with the usage of `midge` alone."""
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_federation_that_is_not_there(federation: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen to fail: `clean` of a misspelled name said that it had removed 0 messages, and ended well."""
+    for command in ("status", "clean"):
+        assert main([command, url, "--federation", "pump"]) == 1
+        answer = capsys.readouterr()
+        assert "announced is pumps: did you mean 'pumps'?" in answer.out + answer.err
+
+
+def test_what_is_cleaned_too_early_is_said_to_come_back(
+    url: str, federation: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail: a device that was still connected left its status behind, and nothing had said so."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.py").write_text(PUMP.replace('"pumps"', '"unserved"'))
+    with process(*MIDGE, "device", "other:app", "--name", "late", "--broker", url, cwd=tmp_path, log="d") as late:
+        until("it is there", lambda: "No aggregator" in (tmp_path / "d").read_text())
+        assert main(["clean", url, "--federation", "unserved"]) == 0
+        assert "Still connected: late. A device leaves its status behind" in capsys.readouterr().out
+        assert interrupt(late) == 0
+    assert main(["clean", url, "--federation", "unserved"]) == 0
+    assert capsys.readouterr().out == "1 retained message of federation 'unserved' removed.\n"
+
+
 def test_an_outbox_and_a_store_in_use(federation: Path, url: str, tell: Tell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(federation)
     assert "in use by another device" in tell("device", "pump:app", "--name", "pump-0", "--broker", url)

@@ -21,7 +21,7 @@ from midge.aggregator.core.privacy import Privacy, spent
 from midge.aggregator.core.records import StepRecord
 from midge.aggregator.core.staleness import Staleness, constant, polynomial
 from midge.aggregator.core.strategy import Optimizer, Strategy, adam, sgd, trimmed_count
-from midge.aggregator.model.reducer import Cached
+from midge.aggregator.model.reducer import Cached, ServerState
 from midge.wire.messages import StrictPlan, Verdict
 from tests.aggregator.rig import Rig, rig
 
@@ -111,7 +111,7 @@ def test_cached_calibration(history: list[tuple[str, tuple[float, ...]]], k: int
             mean = np.mean(list(caches.values()), axis=0) if caches else zero
             x += np.sum(corrected, axis=0) / sum(weights) + beta * mean
             for name, delta in group:
-                caches[name] = Cached.of(delta.astype(np.float32)).values().astype(np.float64)
+                caches[name] = Cached.of(delta.astype(np.float32), 0).values().astype(np.float64)
         np.testing.assert_allclose(life.model.x, x, rtol=1e-4, atol=1e-4)
 
 
@@ -121,7 +121,7 @@ def test_a_cached_delta_is_near(values: list[float]) -> None:
     for start in range(0, len(values), 256):
         block = slice(start, start + 256)
         bound = np.abs(vector[block]).max() / 64 + 1e-37
-        assert np.abs(Cached.of(vector).values()[block] - vector[block]).max() <= bound
+        assert np.abs(Cached.of(vector, 0).values()[block] - vector[block]).max() <= bound
 
 
 @settings(max_examples=15, deadline=None)
@@ -247,6 +247,23 @@ def test_staleness_in_seconds(tmp_path: Path) -> None:
         assert life.send("a", 3, [1, 0, 0, 0], now=101.0, base=1).verdict is Verdict.STALE
 
 
+def test_a_device_that_is_gone_pushes_no_more() -> None:
+    """Also of a checkpoint that does not say when a delta was cached."""
+    state = ServerState()
+    state.remember("gone", np.ones(3, np.float32), 5)
+    state.remember("there", np.ones(3, np.float32), 9)
+    arrays, devices = state.dump()
+    state.forget_before(6, 10)
+    assert list(state.caches) == ["there"]
+    assert state.vectors["cached"].tolist() == [1, 1, 1]
+    del arrays["cache.steps"]
+    earlier = ServerState.load(arrays, devices, 3)
+    earlier.forget_before(6, 10)
+    assert list(earlier.caches) == ["gone", "there"]
+    earlier.forget_before(11, 31)
+    assert not earlier.caches
+
+
 # -------------------------------------------------------------------------- fairness
 
 
@@ -256,11 +273,21 @@ def test_who_is_heard_less_counts_more_within_bounds(order: list[str], bound: fl
     for device in order:
         heard.take(device)
     corrections = {device: heard.correction(device, bound) for device in "abc"}
-    assert all(1 / bound <= each <= bound for each in corrections.values())
+    assert all(heard.excess(device) / bound <= each <= bound for device, each in corrections.items())
     assert corrections["a"] <= corrections["b"] <= corrections["c"] or order.count("b") >= order.count("a")
     again = Participations()
     again.load(heard.dump())
     assert again.dump() == heard.dump()
+
+
+def test_a_flood_counts_as_ten_times_the_device_in_the_middle() -> None:
+    """Seen to fail: fourteen of 97 devices that sent fifty times as often had as much weight as all others together."""
+    heard = Participations()
+    for turn in range(400):
+        for device in ["flood"] * 50 + (["a", "b", "c"] if turn % 2 else ["a", "b", "d"]):
+            heard.take(device)
+    assert 50 * heard.correction("flood", 4.0) < 2 * 10 / 4
+    assert heard.excess("a") == 1
 
 
 def test_rare_devices_pull_as_much_as_frequent_ones(tmp_path: Path) -> None:

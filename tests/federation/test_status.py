@@ -17,7 +17,7 @@ from midge.aggregator.service import Aggregator
 from midge.aggregator.store.pausing import pause, resume
 from midge.broker.embedded.in_memory import Twin
 from midge.broker.mqtt.connection import BrokerUnreachable, Options
-from midge.broker.mqtt.federation_view import describe_federation, list_federations
+from midge.broker.mqtt.federation_view import describe_federation, explain_missing, list_federations
 from midge.commands.status import alarm_of, lines
 from midge.iot_client.training.evaluation import Scores
 from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
@@ -133,6 +133,49 @@ async def test_a_device_that_waits_says_for_what_and_is_no_stall(tmp_path: Path)
         await asyncio.sleep(2)
         found = await look(twin)
         assert found["health"]["state"] == "learning" and not found["devices"]["a"]["why"]
+
+
+async def test_a_row_holds_what_is_not_settled_and_not_what_was_when_the_device_connected(tmp_path: Path) -> None:
+    """Seen to fail: a device that connected with updates in its outbox was shown to hold them for ever."""
+    twin, log = Twin(), Log()
+
+    async def says(name: str, outbox: int, until: int) -> None:
+        async with twin.connect(_options("forger")) as connection:
+            hello = Hello(state=DeviceState.READY, outbox=outbox, next=until)
+            await connection.publish(TOPICS.status(name), frames.encode(hello), retain=True)
+
+    async with serving(served(twin, tmp_path / "store", log), device(twin, "a", log), device(twin, "b", log)):
+        await log.until(lambda: len(log.of("update", verdict="accepted", device="a")) >= 4)
+        await says("a", (await look(twin))["devices"]["a"]["outbox"], 5)  # as it had connected
+        await says("c", 7, 4)
+        await asyncio.sleep(1)
+        rows = (await look(twin))["devices"]
+    assert (rows["a"]["holds"], rows["a"]["as_of"]) == (0, "now")
+    assert rows["c"]["holds"] == 3
+
+
+async def test_without_an_answer_a_row_is_said_to_be_of_the_greeting(tmp_path: Path) -> None:
+    """Seen to fail: `version 0  holds 0` of devices at version 44, because the aggregator had stopped."""
+    twin, log = Twin(), Log()
+    devices = [device(twin, name, log) for name in ("a", "b")]
+    async with serving(*devices):
+        async with serving(served(twin, tmp_path / "store", log)):
+            await log.until(lambda: len(log.of("update", verdict="accepted")) >= 8)
+        found = await look(twin)
+    assert {row["as_of"] for row in found["devices"].values()} == {"greeting"}
+    words = list(lines(found))
+    assert any("said then: version" in line for line in words) and any("when they connected" in line for line in words)
+
+
+async def test_a_name_that_is_not_announced_is_answered_with_those_that_are(tmp_path: Path) -> None:
+    twin, log = Twin(), Log()
+    assert (await explain_missing(twin.connect, Topics("pump"))).endswith("or look whether this is its broker.")
+    async with serving(served(twin, tmp_path / "store", log)):
+        await log.until(lambda: log.of("release"))
+        await asyncio.sleep(1)
+        said = await explain_missing(twin.connect, Topics("ff"))
+        assert "'ff'" in said and said.endswith("announced is f: did you mean 'f'?")
+        assert (await explain_missing(twin.connect, Topics("pumps"))).endswith("announced is f.")
 
 
 async def test_a_cancelled_aggregator_says_goodbye(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A device that sleeps: awake for what it has to do and no longer, asleep without being lost, bounded in everything."""
 
 import asyncio
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,18 @@ async def test_without_an_aggregator_it_is_awake_for_so_long_and_no_longer(monke
         await log.until(lambda: log.of("sleeping"))
         assert time.monotonic() - began == pytest.approx(3, abs=0.5)
         assert status(twin, "a") is DeviceState.SLEEPING
+
+
+async def test_once_alone_trains_once_and_ends(tmp_path: Path) -> None:
+    """Seen to fail: it was refused without a length of sleep, which says nothing for a board that a timer powers up."""
+    twin, log, told = Twin(), Log(), Log()
+    async with serving(aggregator(twin, tmp_path / "store", log)):
+        await log.until(lambda: log.of("release"))
+        async with asyncio.timeout(60):
+            await sleeper(twin, "a", told, Duty(math.inf, awake=30, once=True)).serve()
+        assert len(told.of("receipt", verdict="accepted")) == 1 and status(twin, "a") is DeviceState.SLEEPING
+    (slept,) = told.of("sleeping")
+    assert (slept["wakes"], slept["seconds"]) == (0.0, 0.0)
 
 
 async def test_once_is_once_and_a_broker_that_vanishes_does_not_keep_it_awake(monkeypatch: pytest.MonkeyPatch) -> None:

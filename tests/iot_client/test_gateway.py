@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from midge.commands.device import _app
 from midge.commands.gateway import gateway
 from midge.commands.guest import make_guest
 from midge.commands.parts import Problem
+from midge.iot_client.board.duty_cycle import Duty
 from midge.iot_client.config import DeviceConfig
 from midge.iot_client.data import csv_source as csv_rows
 from midge.iot_client.device import Device
@@ -151,6 +153,7 @@ def test_options_become_conditions_costs_and_a_duty() -> None:
     isolated = options("--isolate", "--memory", "200M")
     assert isinstance(isolated.config.train, Isolated)
     assert options().config.duty is None
+    assert options("--once").config.duty == Duty(math.inf, awake=300, once=True)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +162,7 @@ def test_options_become_conditions_costs_and_a_duty() -> None:
         (["--battery-above", "30"], "share of the charge"),
         (["--hours", "late"], "22:00-06:00"),
         (["--joules-per-month", "5"], "--watts"),
-        (["--once"], "--wake-every"),
+        (["--awake", "5m"], "--wake-every or --once"),
         (["--wake-every", "60", "--awake", "2m"], "cannot be awake"),
         (["--memory", "1G"], "--isolate"),
     ],

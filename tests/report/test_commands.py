@@ -32,6 +32,24 @@ def test_report_of_the_last_run() -> None:
     assert "report of the run b" in Page(Path("page.html").read_text()).text
 
 
+def test_a_run_that_was_refused_is_not_the_last_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen to fail: its empty folder was taken for the newest run."""
+    runs.complete(Path("runs/one"))
+    assert main(["fleet", "--live", "--devices", "1", "--broker", "mqtt://localhost:1"]) == 2
+    assert main(["demo", "--data", "nothing.npz"]) == 2
+    assert [path.name for path in Path("runs").iterdir()] == ["one"]
+    Path("runs/empty").mkdir()  # of one that was killed
+    assert main(["report"]) == 0
+    assert "runs/one" in capsys.readouterr().out
+
+
+def test_the_store_of_an_aggregator_is_told_apart_from_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("pumps").mkdir()
+    Path("pumps/store.db").touch()
+    assert main(["report", "pumps"]) == 2
+    assert "holds no run, but the store of an aggregator, which `midge status`" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from midge.sensor_fleet.report import scales
-from midge.sensor_fleet.report.quantities import counted, duration, percent, score, significant, size, times
+from midge.sensor_fleet.report.quantities import duration, percent, score, significant, size, times
 from midge.sensor_fleet.report.svg import Label, Plot, apart, thinned
+from midge.wire.plurals import counted
 
 positive = st.floats(1e-3, 1e9)
 

@@ -1,6 +1,7 @@
 import math
 import re
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -250,6 +251,35 @@ def test_the_bill_is_honest(tmp_path: Path) -> None:
         traits["bytes"] = 10**12
     runs.write(directory, metrics_lines=runs.metrics(runs.accuracies()), run=small)
     assert "more than a whole day of updates" in page_of(directory).text
+
+
+def test_few_updates_that_pay_are_counted_as_one_and_not_as_fewer_than_one(tmp_path: Path) -> None:
+    """Seen to fail: "It would take fewer than 1 updates to save any"."""
+    directory, about = runs.complete(tmp_path / "one"), runs.about()
+    for traits in about["devices"].values():
+        traits["bytes"] = 7000
+    runs.write(directory, metrics_lines=runs.metrics(runs.accuracies()), run=about)
+    assert "Its first 1 update cost less than that." in page_of(directory).text
+
+
+@pytest.mark.parametrize(
+    ("given", "said", "unsaid"),
+    [
+        ({"strategy": "balanced", "staleness": "polynomial"}, "Updates of slow devices count in full", "polynomial"),
+        ({"strategy": "fedasync", "staleness": "hinge"}, "the less it counts (hinge)", "in full"),
+        ({"strategy": "fedbuff", "staleness": "constant"}, "counts the same however stale", "in full"),
+        ({"strategy": "fedavg", "staleness": "polynomial"}, "No device waits", "polynomial"),
+    ],
+)
+def test_what_lateness_costs_is_what_the_strategy_does(
+    given: dict[str, Any], said: str, unsaid: str, tmp_path: Path
+) -> None:
+    """Seen to fail: late work "counts less" on the page of a default that gives it full weight."""
+    directory = runs.write(
+        runs.complete(tmp_path / "one"), metrics_lines=runs.metrics(runs.accuracies()), run=runs.about(**given)
+    )
+    words = page_of(directory).text
+    assert said in words and unsaid not in words
 
 
 def test_the_command_repeats_the_run(tmp_path: Path) -> None:

@@ -131,6 +131,7 @@ def test_ends_at_the_target_where_it_is_asked_to() -> None:
 
 
 def test_notebook_shows_curve_and_classes(found: FleetRun) -> None:
+    assert len(repr(found.result)) < 300 and "array" not in repr(found.result)  # it filled screens
     shown = found.result._repr_html_()
     assert shown.count("<svg ") == 1 and "vibration node" in shown
     curve = found.result.plot()
