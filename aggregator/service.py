@@ -258,8 +258,8 @@ class Aggregator:
     async def _look_around(self, connection: Connection, *, begun: bool) -> None:
         """See who is on our topics already, before anything is published."""
         await self._fitting.fit(connection, self.federation)
-        marker = f"{self._config.topics.aggregator}/{self._boot:x}"
         topics = self._config.topics
+        marker = f"{topics.aggregator}/{self._boot:x}"
         found = await read_retained(connection, topics.announcement(), topics.aggregator, marker=marker)
         announced = refuse_foreign(self.federation, found, self._tell, begun=begun)
         await self._contention.contend(connection, found)
@@ -379,8 +379,7 @@ class Aggregator:
         if now < self._pause_seen + 1:
             return
         self._pause_seen = now
-        why = paused(self._config.directory)
-        if why != self._paused:
+        if (why := paused(self._config.directory)) != self._paused:
             self._paused = why
             self.pause(why)
 
