@@ -1,10 +1,10 @@
 """What an aggregator is set to: a value that is checked when it is made, and never changes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -18,9 +18,9 @@ from midge.aggregator.store.device_erasure import RETENTION
 from midge.broker.mqtt.connection import Connector
 from midge.wire.inputs import LONGEST, MOST, listed, sayable
 from midge.wire.messages import Moment
-from midge.wire.schema import Parameters, Role, Schema
+from midge.wire.schema import Parameters, Schema
 from midge.wire.signing import PublicKey
-from midge.wire.steps import COARSEST
+from midge.wire.steps import LARGEST_VALUE
 from midge.wire.topics import DEFAULT_ROOT, Topics
 
 Evaluate = Callable[[dict[str, Any]], Mapping[str, float]]
@@ -43,7 +43,7 @@ class AggregatorConfig:
         store: a directory of this aggregator's own.
         strategy: when and how updates become the next model; `balanced()` by default.
         root: the topic root.
-        roles: which tensors are not trained: name to "averaged", "local" or "frozen".
+        roles: which tensors are not trained: name to "averaged", "local" or "frozen"; "=other" ties it to one before.
         moments: federated statistics to ask for before training: name to number of channels. They are pooled and
             frozen into the tensors `{name}_mean` and `{name}_scale`.
         statistics_devices: how many devices' statistics are pooled, 2 or more; fewer after `statistics_deadline`
@@ -88,7 +88,7 @@ class AggregatorConfig:
     store: str | Path
     strategy: Strategy = field(default_factory=balanced)
     root: str = DEFAULT_ROOT
-    roles: Mapping[str, Role] | None = None
+    roles: Mapping[str, str] | None = None
     moments: Mapping[str, int] | None = None
     statistics_devices: int = 5
     statistics_deadline: float = 10.0
@@ -127,8 +127,10 @@ class AggregatorConfig:
     def _check_values(self) -> None:
         """Name a tensor that cannot be published: a mask of minus infinity, say."""
         for tensor in self.schema.tensors:
-            values = np.asarray(self.initial[tensor.name], np.float64)
-            if tensor.shared and not (np.abs(values) < 2.0 ** (COARSEST + 25)).all():  # NaN is not
+            wide = np.complex128 if tensor.complex else np.float64
+            if (
+                tensor.shared and not (np.abs(np.asarray(self.initial[tensor.name], wide)) < LARGEST_VALUE).all()
+            ):  # NaN is not
                 raise ValueError(
                     f"{tensor.name} holds values that are not finite or beyond 2^85, and cannot be published: give it "
                     'the role "frozen" or "local", or keep it out of the state (persistent=False).'
@@ -143,6 +145,12 @@ class AggregatorConfig:
     def schema(self) -> Schema:
         """Of the model."""
         return Schema.of(self.initial, self.roles)
+
+    @property
+    def untied(self) -> Self:
+        """The same with every tensor its own: that of a store which is older than ties."""
+        roles, own = dict(self.roles or {}), {tensor.name: tensor.role for tensor in self.schema.tensors}
+        return replace(self, roles={name: own.get(name, role) for name, role in roles.items()})
 
     @cached_property
     def directory(self) -> Path:

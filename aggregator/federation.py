@@ -138,7 +138,10 @@ class FederationRuntime:
 
     def _begin_or_go_on(self) -> None:
         """Begin a lineage in an empty store, or see that this is a store of the same model."""
-        config, store, schema = self.config, self.store, self.config.schema
+        store = self.store
+        if store.schema is not None and store.schema == self.config.schema.untied != self.config.schema:
+            self.config = self.config.untied  # it was made before ties were known
+        config, schema = self.config, self.config.schema
         fresh = store.empty
         if store.schema is None:
             store.create(schema)

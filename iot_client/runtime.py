@@ -22,16 +22,19 @@ from midge.iot_client.connection.hello import hello_frame
 from midge.iot_client.connection.model_fetcher import Fetcher, FetchError
 from midge.iot_client.connection.publisher import Publisher
 from midge.iot_client.connection.statistics_message import StatisticsSource
+from midge.iot_client.data.intake import SOON, IntakeWatch
+from midge.iot_client.data.samples import Samples
 from midge.iot_client.parts import DeviceParts
 from midge.iot_client.session import events as ev
 from midge.iot_client.session.session import DeviceSession, SessionSettings
+from midge.iot_client.session.states import Link
 from midge.iot_client.shell import DeviceShell
 from midge.iot_client.state.local_tensors import Missing
 from midge.iot_client.state.outbox import OutboxFull
 from midge.iot_client.state.prediction import VerifiedModel
 from midge.iot_client.training.fit import TrainingKilled
 from midge.iot_client.training.training_task import TrainingTask
-from midge.iot_client.training.update_encoder import Made, TrainerError, Unfit
+from midge.iot_client.training.update_encoder import Made, NoRows, TrainerError, Unfit
 from midge.storage.failpoints import failpoint
 from midge.wire.inputs import sayable
 from midge.wire.lineage import State
@@ -121,6 +124,7 @@ class DeviceRuntime:
                 beside = [tasks.create_task(self._act(), name="act")]
                 if samples is not None:
                     beside += [tasks.create_task(source.follow(samples)) for source in self.parts.config.sources]
+                    beside.append(tasks.create_task(self._watch_intake(samples), name="intake"))
                 if every is not None and every < math.inf:
                     beside.append(tasks.create_task(self._look_regularly(every), name="look"))
                 await self.connections.run()
@@ -161,6 +165,19 @@ class DeviceRuntime:
             if not self.parts.duty.asleep:
                 self.look()
             await asyncio.sleep(every)
+
+    async def _watch_intake(self, samples: Samples) -> None:
+        """Say if nothing useful comes of the sources of rows, and what came of them."""
+        watch, began = IntakeWatch(samples.intakes, lambda: len(samples)), time.monotonic()
+        while True:
+            await asyncio.sleep(SOON)
+            useless, news = watch.look(time.monotonic() - began)
+            for each in useless:
+                log.warning("%s: no useful row comes. %s.", self.parts.config.name, each.words())
+            if news:
+                self.parts.tell("intake", useless=bool(useless), sources=samples.received())
+            if useless and self.session.link is not Link.DOWN:
+                self.greet()
 
     def look(self) -> None:
         """See whether something of the device's own keeps it from training, or off its link. In the loop of `run`."""
@@ -207,6 +224,7 @@ class DeviceRuntime:
             "bytes_down": parts.counters.bytes_down,
             "written": parts.budget.written - self._written_before,
             "month": parts.budget.packed(),
+            "intake": [] if parts.config.samples is None else parts.config.samples.received(),
         }
 
     # ----------------------------------------------------------------------- hooks: words
@@ -336,7 +354,8 @@ class DeviceRuntime:
         except Unfit as error:
             log.warning("%s: nothing is sent: %s", parts.config.name, error)
             parts.tell("unfit", why=str(error))
-            self.put(ev.NothingToSend(str(error)))
+            # Without rows it is tried again after a while: no newer version may come before there are some.
+            self.put(ev.Killed(str(error)) if isinstance(error, NoRows) else ev.NothingToSend(str(error)))
         except TrainerError:
             raise
         except Exception as error:

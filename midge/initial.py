@@ -27,7 +27,7 @@ def read_initial(initial: Any, like: Any = None) -> tuple[dict[str, Any], dict[s
         _see_it_fits(found, parameters, initial)
         return {name: np.asarray(found[name], dtype=parameters[name].dtype) for name in parameters}, roles
     if hasattr(initial, "state_dict"):
-        from midge.iot_client.training.torch_trainer import state  # noqa: PLC0415 - torch is here, for there is a module
+        from midge.iot_client.training.torch_state import state  # noqa: PLC0415 - torch is here, for there is a module
 
         return state(initial)
     if isinstance(initial, str | Path):
@@ -36,15 +36,11 @@ def read_initial(initial: Any, like: Any = None) -> tuple[dict[str, Any], dict[s
         raise ValueError(
             f"initial must be a dict of arrays by name, a torch state dict, a torch module, or a file ({_KINDS})."
         )
-    return {name: _array(value) for name, value in initial.items()}, {}
+    if any(hasattr(value, "detach") for value in initial.values()):
+        from midge.iot_client.training.torch_state import arrays_of  # noqa: PLC0415 - torch is here, for there is a tensor
 
-
-def _array(value: Any) -> Any:
-    """A tensor in half precision has no NumPy twin before it is widened."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
-    return np.asarray(value)
+        return arrays_of(initial), {}
+    return {name: np.asarray(value) for name, value in initial.items()}, {}
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -60,9 +56,9 @@ def _read_file(path: Path) -> dict[str, Any]:
 
                 return dict(load_file(path))
             case ".pt" | ".pth":
-                from midge.iot_client.training.torch_trainer import read_state  # noqa: PLC0415 - an extra, and the file is of it
+                from midge.iot_client.training.torch_state import arrays_of, read_state  # noqa: PLC0415 - an extra, and the file is of it
 
-                return {name: _array(value) for name, value in read_state(path).items()}
+                return arrays_of(read_state(path))
     except ModuleNotFoundError as error:
         raise ValueError(f"initial: {path.name} needs more: {how_to_get(error) or error}") from error
     except Exception as error:  # each reader has exceptions of its own, pickle's among them

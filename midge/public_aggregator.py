@@ -1,6 +1,7 @@
 """An aggregator at a broker's URL."""
 
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from midge.aggregator.store.device_erasure import RETENTION
 from midge.broker import connector
 from midge.initial import read_initial
 from midge.running import File, endpoint_of, run_script
-from midge.wire.schema import Role
 from midge.wire.signing import PublicKey
 from midge.wire.topics import DEFAULT_ROOT
 
@@ -57,7 +57,7 @@ class Aggregator(AggregatorService):
         keyfile: File = None,
         strategy: Strategy | None = None,
         root: str = DEFAULT_ROOT,
-        roles: Mapping[str, Role] | None = None,
+        roles: Mapping[str, str] | None = None,
         moments: Mapping[str, int] | None = None,
         statistics_devices: int = 5,
         statistics_deadline: float = 10.0,
@@ -83,6 +83,8 @@ class Aggregator(AggregatorService):
             url, user=user, password=password, cafile=cafile, certfile=certfile, keyfile=keyfile
         )
         parameters, told = read_initial(initial, like)
+        # A whole name would go before a pattern of the user's.
+        told = {name: role for name, role in told.items() if not any(fnmatchcase(name, each) for each in roles or ())}
         super().__init__(
             AggregatorConfig(
                 connector=connector(self.endpoint),

@@ -20,8 +20,8 @@ from midge.wire.errors import WireError
 from midge.wire.messages import FrameInfo
 from midge.wire.schema import MAX_PACKED, MAX_TENSORS, Schema, Vector
 from midge.wire.steps import (
-    COARSEST,
     FINEST,
+    LARGEST_VALUE,
     Integers,
     decode_integers,
     decode_step,
@@ -107,7 +107,7 @@ def on_grid(x: Vector, schema: Schema, frozen: bytes, *, bits: int = HEADROOM) -
         ValueError: a value is not finite, or is beyond 2^85.
     """
     largest = float(np.max(np.abs(x), initial=np.float32(1)))
-    if not np.isfinite(x).all() or largest >= 2.0 ** (COARSEST + 25):
+    if not np.isfinite(x).all() or largest >= LARGEST_VALUE:
         raise ValueError("the model holds values that are not finite or are too large to publish")
     exponent = max(int(np.frexp(largest)[1]) - (HEADROOM - 5), FINEST)
     integers = np.rint(np.ldexp(x, -exponent)).astype(np.int32)

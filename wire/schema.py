@@ -1,12 +1,14 @@
 """The schema: which tensors a model has, in which order, of which shape and role; and its flat vector.
 
 All that is learned together (`trained` and `averaged`) lies in one contiguous float32 vector, in the order of the
-schema; a tensor is a view of it. What is `frozen` travels once, in a snapshot. What is `local` never leaves a device.
+schema; a tensor is a view of it, a complex one a view of pairs. One that is tied to another, as an embedding to the
+head of a language model, is the same view. What is `frozen` travels once, in a snapshot. What is `local` never leaves
+a device.
 """
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from math import prod
@@ -28,12 +30,20 @@ Parameters = Mapping[str, npt.NDArray[Any]]
 _DTYPES = {
     "float32": "<f4",
     "float64": "<f8",
+    "complex64": "<c8",
+    "complex128": "<c16",
     "int64": "<i8",
     "int32": "<i4",
+    "int16": "<i2",
     "int8": "|i1",
+    "uint64": "<u8",
+    "uint32": "<u4",
+    "uint16": "<u2",
     "uint8": "|u1",
     "bool": "|b1",
 }
+_SHARED = ("float32", "complex64")
+"""Of what is learned together: the second as pairs of the first."""
 MAX_TENSORS = frames.MAX_ITEMS
 MAX_PARAMETERS = 2**31 - 1
 MAX_NAME = 255
@@ -52,23 +62,47 @@ class Tensor:
     shape: tuple[int, ...]
     dtype: str
     role: Role
+    tied: str = ""
+    """The name of an earlier tensor that it is one with, and then never travels itself; empty if it is its own."""
 
     @property
     def size(self) -> int:
-        return prod(self.shape)
+        """Its numbers; a complex value is two."""
+        return prod(self.shape) * (2 if self.complex else 1)
+
+    @property
+    def complex(self) -> bool:
+        return self.dtype.startswith("complex")
 
     @property
     def shared(self) -> bool:
-        """True where devices learn it together."""
-        return self.role in ("trained", "averaged")
+        """True where devices learn it together, and it travels under this name."""
+        return self.role in ("trained", "averaged") and not self.tied
 
 
 def _is_tensor(value: Any) -> bool:
     """Whether a packed tensor is of the right types; the schema checks the rest."""
     match value:
-        case (str(), (tuple() | list()) as shape, str(), str()):
+        case (str(), (tuple() | list()) as shape, str(), str()) | (
+            str(),
+            (tuple() | list()) as shape,
+            str(),
+            str(),
+            str(),
+        ):
             return all(type(side) is int for side in shape)
     return False
+
+
+def _tied(name: str, target: Tensor | None, asked: str) -> Tensor:
+    """A tensor that is one with another; its own if that one stays on each device.
+
+    Raises:
+        ValueError: there is none before it.
+    """
+    if target is None:
+        raise ValueError(f"{name} cannot be tied to {asked!r}: there is no such tensor before it")
+    return replace(target, name=name, tied="" if target.role == "local" else target.tied or target.name)
 
 
 class Schema:
@@ -78,8 +112,8 @@ class Schema:
         """Lay the tensors out.
 
         Raises:
-            WireError: a name twice, an unknown dtype or role, a shared tensor that is not float32, or too many or too
-                large in any way.
+            WireError: a name twice, an unknown dtype or role, a shared tensor that is neither float32 nor complex64, or
+                too many or too large in any way.
         """
         self.tensors = tuple(tensors)
         if len(self.tensors) > MAX_TENSORS:
@@ -91,9 +125,9 @@ class Schema:
                 raise WireError(f"{tensor.name}: unknown role {tensor.role!r}")
             if tensor.dtype not in _DTYPES:
                 raise WireError(f"{tensor.name}: unknown dtype {tensor.dtype!r}")
-            if tensor.shared and tensor.dtype != "float32":
+            if tensor.shared and tensor.dtype not in _SHARED:
                 raise WireError(f"{tensor.name}: {tensor.role} tensors are float32, not {tensor.dtype}")
-            if len(tensor.name.encode()) > MAX_NAME:
+            if len(tensor.name.encode(errors="replace")) > MAX_NAME:
                 raise WireError(f"a tensor's name is over {MAX_NAME} bytes: {tensor.name}")
             if len(tensor.shape) > MAX_SIDES:
                 raise WireError(f"{tensor.name}: {len(tensor.shape)} sides are over {MAX_SIDES}")
@@ -104,27 +138,43 @@ class Schema:
                 raise WireError(f"{tensor.name}: more than {MAX_PARAMETERS} parameters")
         if sum(tensor.size for tensor in self.tensors) > MAX_PARAMETERS:
             raise WireError(f"more than {MAX_PARAMETERS} parameters")
+        self._check_ties()
+
+    def _check_ties(self) -> None:
+        own: dict[str, Tensor] = {}
+        for tensor in self.tensors:
+            if not tensor.tied:
+                own[tensor.name] = tensor
+            elif replace(tensor, name=tensor.tied, tied="") != own.get(tensor.tied) or tensor.role == "local":
+                raise WireError(f"{tensor.name}: cannot be tied to {tensor.tied!r}")
 
     @classmethod
-    def of(cls, parameters: Parameters, roles: Mapping[str, Role] | None = None) -> "Schema":
+    def of(cls, parameters: Parameters, roles: Mapping[str, str] | None = None) -> "Schema":
         """The schema of a dict of arrays; what `roles` does not name is trained where it is float, else frozen.
 
-        A name in `roles` may be a pattern as of file names, such as `head.*`; a whole name goes before patterns.
+        A name in `roles` may be a pattern as of file names, such as `head.*`; a whole name goes before patterns, and is
+        none if there is a tensor of that name. A role may be "=" and the name of an earlier tensor: the two are one.
 
         Raises:
             ValueError: a role for a tensor that is not there, or an array of a dtype that cannot travel.
         """
         roles = roles or {}
-        unknown = sorted(pattern for pattern in roles if not any(fnmatchcase(name, pattern) for name in parameters))
+        patterns = [name for name in roles if name not in parameters]
+        unknown = sorted(each for each in patterns if not any(fnmatchcase(name, each) for name in parameters))
         if unknown:
             raise ValueError(f"roles are given for tensors that the model does not have: {', '.join(unknown)}")
-        tensors = []
+        tensors: list[Tensor] = []
         for name, array in parameters.items():
-            asked = next((roles[pattern] for pattern in roles if fnmatchcase(name, pattern)), None)
-            usual: Role = "trained" if np.issubdtype(array.dtype, np.floating) else "frozen"
-            role = roles.get(name) or asked or usual
+            asked = next((roles[pattern] for pattern in patterns if fnmatchcase(name, pattern)), None)
+            usual = "trained" if np.issubdtype(array.dtype, np.inexact) else "frozen"
+            role: Any = roles.get(name) or asked or usual
+            if role.startswith("="):
+                tensors.append(_tied(name, next((each for each in tensors if each.name == role[1:]), None), role[1:]))
+                continue
             shared = role in ("trained", "averaged")
             dtype = "float32" if shared or (array.dtype.kind == "f" and array.dtype.itemsize < 8) else array.dtype.name
+            if shared and array.dtype.kind == "c":
+                dtype = "complex64"
             tensors.append(Tensor(name, tuple(array.shape), dtype, role))
         try:
             return cls(tensors)
@@ -135,7 +185,10 @@ class Schema:
 
     def packed(self) -> list[list[Any]]:
         """For a msgpack header."""
-        return [[tensor.name, list(tensor.shape), tensor.dtype, tensor.role] for tensor in self.tensors]
+        return [
+            [tensor.name, list(tensor.shape), tensor.dtype, tensor.role, *([tensor.tied] if tensor.tied else [])]
+            for tensor in self.tensors
+        ]
 
     @classmethod
     def unpacked(cls, value: Any) -> "Schema":
@@ -146,7 +199,7 @@ class Schema:
         """
         match value:
             case tuple() | list() if all(map(_is_tensor, value)):
-                return cls([Tensor(name, tuple(shape), dtype, role) for name, shape, dtype, role in value])
+                return cls([Tensor(name, tuple(shape), *rest) for name, shape, *rest in value])
         raise WireError("no schema: it is a list of name, shape, dtype and role of each tensor")
 
     @cached_property
@@ -180,7 +233,19 @@ class Schema:
 
     @cached_property
     def frozen(self) -> tuple[Tensor, ...]:
-        return tuple(tensor for tensor in self.tensors if tensor.role == "frozen")
+        """What travels once; not what is tied to it."""
+        return tuple(tensor for tensor in self.tensors if tensor.role == "frozen" and not tensor.tied)
+
+    @cached_property
+    def untied(self) -> "Schema":
+        """The same with every tensor its own, as it was for a module of which an earlier version made a store."""
+        return Schema([replace(tensor, tied="") for tensor in self.tensors])
+
+    def _with_ties(self, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        for tensor in self.tensors:
+            if tensor.tied and tensor.tied in arrays:
+                arrays[tensor.name] = arrays[tensor.tied]
+        return arrays
 
     def flatten(self, parameters: Parameters) -> Vector:
         """Copy the shared tensors into one new float32 vector of shape (size,).
@@ -191,12 +256,20 @@ class Schema:
         self.check(parameters)
         vector = np.empty(self.size, np.float32)
         for _, tensor, place in self.shared:
-            vector[place] = np.asarray(parameters[tensor.name]).reshape(-1)
+            values = np.asarray(parameters[tensor.name], np.complex64 if tensor.complex else None).reshape(-1)
+            vector[place] = values.view(np.float32) if tensor.complex else values
         return vector
 
     def views(self, vector: Vector) -> dict[str, npt.NDArray[Any]]:
         """The shared tensors as views of a flat vector."""
-        return {tensor.name: vector[place].reshape(tensor.shape) for _, tensor, place in self.shared}
+        return self._with_ties(
+            {
+                tensor.name: (vector[place].view(np.complex64) if tensor.complex else vector[place]).reshape(
+                    tensor.shape
+                )
+                for _, tensor, place in self.shared
+            }
+        )
 
     def check(self, parameters: Parameters) -> None:
         """See that a dict of arrays has every tensor that travels, in its shape.
@@ -206,12 +279,14 @@ class Schema:
         """
         wrong = []
         for tensor in self.tensors:
-            if tensor.role == "local":
+            if tensor.role == "local" or tensor.tied:
                 continue
             if tensor.name not in parameters:
                 wrong.append(f"{tensor.name} is missing")
             elif tuple(np.shape(parameters[tensor.name])) != tensor.shape:
                 wrong.append(f"{tensor.name} is {np.shape(parameters[tensor.name])}, not {tensor.shape}")
+            elif np.iscomplexobj(parameters[tensor.name]) and not tensor.complex:
+                wrong.append(f"{tensor.name} is complex, not {tensor.dtype}")
         if wrong:
             raise ValueError("the model does not fit the federation's: " + "; ".join(wrong))
 
@@ -262,7 +337,7 @@ class Schema:
         offset = 0
         for tensor in self.frozen:
             dtype = np.dtype(_DTYPES[tensor.dtype])
-            end = offset + tensor.size * dtype.itemsize
+            end = offset + prod(tensor.shape) * dtype.itemsize
             if end > len(view):
                 raise WireError("the frozen tensors are cut short")
             if tensor.dtype == "bool" and np.any(np.frombuffer(view[offset:end], np.uint8) > 1):
@@ -271,4 +346,4 @@ class Schema:
             offset = end
         if offset != len(view):
             raise WireError("bytes follow the frozen tensors")
-        return arrays
+        return self._with_ties(arrays)

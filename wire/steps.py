@@ -30,6 +30,8 @@ _LENGTHS = struct.Struct("<II")
 """Bytes of the unary parts of a block: of its numbers of zeros, and of its sizes."""
 FINEST, COARSEST = -40, 60
 """Exponents that a grid may have."""
+LARGEST_VALUE = 2.0 ** (COARSEST + 25)
+"""Values of a model are below it in size, or cannot be published."""
 
 
 def encode_step(step: Integers, exponent: int) -> bytes:

@@ -1,5 +1,6 @@
 """What paho reports, in our words: the errors of connecting, the limits in CONNACK, the size of a packet."""
 
+import errno
 import socket
 import ssl
 from typing import Literal
@@ -21,6 +22,7 @@ from midge.broker.mqtt.connection import (
 )
 from midge.broker.mqtt.endpoint import Endpoint
 from midge.broker.mqtt.paho_reason_codes import name_all_codes
+from midge.broker.mqtt.tls import not_agreed, refused_by_alert
 
 name_all_codes()
 
@@ -41,6 +43,11 @@ _MAX_REMAINING_LENGTH = 268_435_455
 
 class ProtocolRefused(BrokerError):
     """The broker does not speak this version of MQTT, or hung up when it heard it: try the older one."""
+
+    def __init__(self, message: str, alert: str = "") -> None:
+        super().__init__(message)
+        self.alert = alert
+        """What the broker said when it ended TLS, by OpenSSL's name."""
 
 
 class Unanswered(ProtocolRefused, BrokerUnreachable):
@@ -102,8 +109,14 @@ def connect_refused(endpoint: Endpoint, options: Options, reason: ReasonCode) ->
     return BrokerRefused(f"{endpoint} refused client {options.client_id!r} ({reason}).")
 
 
-def hung_up(endpoint: Endpoint) -> BrokerError:
-    """The error for a broker that answers no version of CONNECT."""
+def hung_up(endpoint: Endpoint, alert: str = "") -> BrokerError:
+    """The error for a broker that answers no version of CONNECT; `alert` is what it said when it ended TLS."""
+    if alert:
+        return refused_by_alert(endpoint, alert)
+    if endpoint.tls is not None and endpoint.tls.certfile is not None:
+        return BrokerUnreachable(
+            f"{endpoint} hung up before answering: is it an MQTT broker, and does it trust {endpoint.tls.certfile}?"
+        )
     want = "a client certificate" if endpoint.tls else "TLS (mqtts://)"
     return BrokerUnreachable(f"{endpoint} hung up before answering: is it an MQTT broker, and does it want {want}?")
 
@@ -118,14 +131,19 @@ def silent(endpoint: Endpoint, options: Options) -> Unanswered:
 def unreachable(endpoint: Endpoint, options: Options, error: BaseException) -> BrokerError:
     """The error that an exception while opening the socket stands for."""
     match error:
-        case ssl.SSLCertVerificationError():
-            return BrokerRefused(
-                f"The certificate of {endpoint} is not trusted ({error.verify_message}): "
-                "give the authority that signed it as cafile, and use the host name it was made for."
-            )
         case ssl.SSLError():
+            return not_agreed(endpoint, error)
+        case ConnectionAbortedError() if endpoint.tls is not None:
+            return hung_up(endpoint)
+        case ConnectionResetError() if endpoint.tls is not None:
+            return not_agreed(endpoint, error)
+        case socket.gaierror() if "%" in endpoint.host:
             return BrokerUnreachable(
-                f"{endpoint} does not agree on TLS ({error.reason or error}): check that this port serves TLS."
+                f"{endpoint} cannot be resolved: is {endpoint.host.partition('%')[2]!r} an interface of this machine?"
+            )
+        case OSError(errno=errno.EINVAL) if endpoint.host.startswith("fe80:") and "%" not in endpoint.host:
+            return BrokerUnreachable(
+                f"{endpoint} is good on one network only: name the interface, as in [{endpoint.host}%25eth0]."
             )
         case socket.gaierror():
             return BrokerUnreachable(f"The host name {endpoint.host!r} cannot be resolved: check its spelling.")
@@ -136,6 +154,9 @@ def unreachable(endpoint: Endpoint, options: Options, error: BaseException) -> B
                 f"{endpoint} does not answer within {options.timeout:g} s: check the address and the firewall."
             )
         case WebsocketConnectionError():
-            return BrokerUnreachable(f"{endpoint} does not speak MQTT over websockets ({error}): check port and path.")
+            return BrokerUnreachable(
+                f"{endpoint} does not speak MQTT over websockets ({error}): check port and path"
+                f"{'.' if endpoint.tls else ', and whether it wants TLS (wss://).'}"
+            )
         case _:
             return BrokerUnreachable(f"{endpoint} cannot be reached: {error}.")

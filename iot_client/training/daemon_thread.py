@@ -2,10 +2,14 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import CancelledError, Executor, Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+_MEANS_MORE = (StopIteration, CancelledError)
+"""What a future, or who awaits it, takes for something else than an error: it would be waited for, for ever. Thus also
+all that is no `Exception`, such as what `sys.exit` raises."""
 
 
 class DaemonThreads(Executor):
@@ -20,6 +24,9 @@ class DaemonThreads(Executor):
             try:
                 result = fn(*args, **kwargs)
             except BaseException as error:  # noqa: BLE001 - raised where the call is awaited
+                if isinstance(error, _MEANS_MORE) or not isinstance(error, Exception):
+                    failed = RuntimeError(f"{type(error).__name__}: {error}".removesuffix(": "))
+                    failed.__cause__, error = error, failed
                 future.set_exception(error)
             else:
                 future.set_result(result)

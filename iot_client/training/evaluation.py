@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 
+from midge.iot_client.training.daemon_thread import DaemonThreads
 from midge.wire.messages import Announcement, Report
 from midge.wire.schema import Parameters
 
@@ -42,7 +43,7 @@ class Evaluating:
         if self._evaluate is None or pause == 0 or (self._at is not None and now - self._at < pause):
             return None
         self._at = now
-        scores = await asyncio.to_thread(self._evaluate, parameters)
+        scores = await asyncio.get_running_loop().run_in_executor(DaemonThreads(), self._evaluate, parameters)
         if not isinstance(scores, Scores):
             raise TypeError(
                 f"evaluate() returned {type(scores).__name__}; it must return midge.Scores(examples, metrics)."

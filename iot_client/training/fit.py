@@ -4,16 +4,20 @@ Any function of that form can be a device's trainer; those of this package diffe
 plan is followed, so that two engines with the same seed see the same rows in the same order.
 """
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from midge.wire.schema import Parameters
 
-__all__ = ["Fit", "Parameters", "Recipe", "Trainer", "TrainingKilled", "TrainingPlan"]
+__all__ = ["Fit", "Parameters", "Recipe", "Trainer", "TrainingKilled", "TrainingPlan", "whole"]
+
+log = logging.getLogger("iot_client")
 
 
 class TrainingPlan(Protocol):
@@ -47,17 +51,52 @@ class Fit:
     parameters: Parameters
     """All tensors of the model after the training, by name."""
     examples: int
-    """Rows of the device's data set: the weight of the update where the strategy asks for it."""
+    """Rows of the device's data set: the weight of the update if the strategy asks for it. Of none nothing is sent."""
     steps: int = 0
     """Optimiser steps done; 0 where the trainer does not count."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Finite numbers by name, for the log."""
+    """Finite numbers by name, for the log. What is no number is left out."""
     tensors: Collection[str] | None = None
     """Names of the tensors that were trained; None is all. Of the others nothing is sent."""
 
     def __post_init__(self) -> None:
+        for name in ("examples", "steps"):
+            if type(said := getattr(self, name)) is not int:
+                if (number := whole(said)) is None:
+                    raise ValueError(f"a fit has {said!r} {name}: it must be a whole number")
+                object.__setattr__(self, name, number)
         if self.examples < 0 or self.steps < 0:
             raise ValueError(f"a fit has {self.examples} examples and {self.steps} steps; neither can be negative")
+        if self.metrics or not isinstance(self.metrics, dict):
+            object.__setattr__(self, "metrics", _numbers(self.metrics))
+
+
+def whole(value: Any) -> int | None:
+    """A whole number, be it of Python, NumPy or torch; None if it is none."""
+    value = _scalar(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _scalar(value: Any) -> Any:
+    """The one number in an array or a tensor; what else it is, if it is none."""
+    with suppress(ValueError, RuntimeError):
+        return value.item() if hasattr(value, "item") else value
+    return value
+
+
+def _numbers(metrics: Any) -> dict[str, float]:
+    found, others = {}, []
+    given = {} if metrics is None else metrics if isinstance(metrics, Mapping) else {"metrics": metrics}
+    for name, value in given.items():
+        if isinstance(number := _scalar(value), int | float):
+            found[str(name)] = float(number)
+        else:
+            others.append(f"{name} ({type(value).__name__})")
+    if others:
+        log.warning("Metrics that are no numbers are left out: %s.", ", ".join(others))
+    return found
 
 
 Trainer = Callable[[Parameters, TrainingPlan], Fit]

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from midge.iot_client.training.fit import Fit, Parameters, Trainer, TrainingKilled, TrainingPlan
+from midge.iot_client.training.update_encoder import TrainerError, checked
 from midge.wire import frames
 from midge.wire.messages import Plan
 
@@ -42,6 +43,10 @@ _PATIENCE = 5.0
 
 class TrainerFailed(RuntimeError):
     """The trainer raised; its traceback is the message."""
+
+
+class Misfit(TrainerFailed, TrainerError):
+    """What the trainer gave back can be no update, or the parameters do not fit its model; the message says how."""
 
 
 class Isolated:
@@ -67,6 +72,7 @@ class Isolated:
         Raises:
             TrainingKilled: the process was killed, or ran out of memory.
             TrainerFailed: the trainer raised.
+            Misfit: what it gave back can be no update, or the parameters do not fit its model.
         """
         try:
             answer, arrays = self._ask(parameters, plan)
@@ -80,6 +86,8 @@ class Isolated:
                 self._end()
                 self.killed += 1
                 raise TrainingKilled(f"the training ran out of memory: {words}")
+            case {"misfit": words}:
+                raise Misfit(words)
         raise TrainerFailed(str(answer.get("error", answer)).rstrip())
 
     def end_training(self) -> None:
@@ -212,19 +220,18 @@ def _serve(pipe: Connection, load: Load, memory: int | None, nice: int) -> None:
 
 def _answer(train: Trainer, parameters: Parameters, plan: Plan) -> tuple[dict[str, Any], Parameters]:
     try:
-        fit: Any = train(parameters, plan)
-        if not isinstance(fit, Fit):
-            words = f"train() returned {type(fit).__name__}; it must return midge.Fit(parameters, examples=n)."
-            return {"error": words}, {}
+        fit = checked(train(parameters, plan))
         plain = {
-            "examples": int(fit.examples),
-            "steps": int(fit.steps),
-            "metrics": {str(name): float(value) for name, value in fit.metrics.items()},
+            "examples": fit.examples,
+            "steps": fit.steps,
+            "metrics": dict(fit.metrics),
             "tensors": None if fit.tensors is None else list(fit.tensors),
         }
     except MemoryError as error:
         return {"memory": str(error) or "no more is allowed"}, {}
-    except Exception:  # noqa: BLE001 - told where the training was asked for
+    except TrainerError as error:
+        return {"misfit": str(error)}, {}
+    except BaseException:  # noqa: BLE001 - told where the training was asked for; sys.exit is no end of the process
         return {"error": traceback.format_exc()}, {}
     return {"fit": plain}, fit.parameters
 

@@ -1,4 +1,4 @@
-"""Training with torch: any module and an ordinary loop as a trainer. The only file that imports torch.
+"""Training with torch: any module and an ordinary loop as a trainer.
 
     @torch_trainer(Net())
     def train(model: Net, plan: TrainingPlan) -> int:
@@ -9,13 +9,11 @@ Beside it the torch twins of `iot_client.training.numpy_models`, two small convo
 trains them.
 """
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from itertools import pairwise
 from math import isfinite
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -24,105 +22,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from midge.iot_client.training.fit import Fit, Parameters, Recipe, TrainingPlan
+from midge.iot_client.training.fit import Fit, Parameters, Recipe, TrainingPlan, whole
 from midge.iot_client.training.numpy_models import FROZEN, Task, normalisation
-from midge.iot_client.training.update_encoder import TrainerError
-from midge.wire.schema import Role
+from midge.iot_client.training.torch_state import StateError, arrays, load, narrow, read_state, roles, state, warn
+from midge.iot_client.training.update_encoder import NoFit, TrainerError
+
+__all__ = [
+    "ImageCNN",
+    "Normalised",
+    "TorchMLP",
+    "TorchTrainer",
+    "WindowCNN",
+    "fit_torch",
+    "load",
+    "predict",
+    "read_state",
+    "roles",
+    "seeded_state",
+    "state",
+    "torch_trainer",
+]
 
 M = TypeVar("M", bound=nn.Module)
 Outcome = int | tuple[int, Mapping[str, float]] | Fit
-"""What a user's training function may return: examples, examples and metrics, or a fit."""
-
-
-# ------------------------------------------------------------- a module as parameters
-
-
-def roles(module: nn.Module, frozen: Sequence[str] = FROZEN) -> dict[str, Role]:
-    """The role of each tensor of a module's state.
-
-    Parameters are trained, float buffers averaged, integer buffers frozen; and frozen is what needs no gradient or has
-    a name, whole or after its last dot, that one of the patterns `frozen` fits (as of file names).
-
-    Raises:
-        TypeError: the state holds something other than tensors, which cannot travel.
-    """
-    found: dict[str, Role] = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} of the module's state is no tensor, and only tensors can be federated")
-        if any(fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[2], pattern) for pattern in frozen):
-            found[name] = "frozen"
-        elif isinstance(tensor, nn.Parameter):
-            found[name] = "trained" if tensor.requires_grad else "frozen"
-        else:
-            found[name] = "averaged" if tensor.is_floating_point() else "frozen"
-    return found
-
-
-def state(module: nn.Module, frozen: Sequence[str] = FROZEN) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Role]]:
-    """A copy of a module's state as arrays, and the role of each.
-
-    Warns where the module has a BatchNorm layer.
-    """
-    _warn_of_batch_norm(module)
-    found = roles(module, frozen)  # first: it says what cannot be
-    return _arrays(module), found
-
-
-def load(module: nn.Module, parameters: Parameters) -> None:
-    """Copy parameters into a module.
-
-    Raises:
-        TrainerError: they are not those of the module; each missing, unexpected and differently shaped one is named.
-    """
-    own = module.state_dict()
-    wrong = [f"{name} is missing" for name in own if name not in parameters]
-    wrong += [f"{name} is unexpected" for name in parameters if name not in own]
-    wrong += [
-        f"{name} is {np.shape(parameters[name])}, not {tuple(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in parameters and np.shape(parameters[name]) != tuple(tensor.shape)
-    ]
-    if wrong:
-        raise TrainerError(f"the parameters do not fit the module: {'; '.join(wrong)}{_wrapped(own, parameters)}")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            # A copy, as arrays from the wire are read-only and torch knows no such thing.
-            tensor.copy_(torch.from_numpy(np.array(parameters[name])))
-
-
-def _wrapped(own: Mapping[str, Any], parameters: Parameters) -> str:
-    """A hint, if the names differ only by what a wrapper puts before them: DataParallel, or torch.compile."""
-    for prefix in ("module.", "_orig_mod."):
-        for wrapped, other, whose in ((own, parameters, "module"), (parameters, own, "federation's model")):
-            if wrapped and {name.removeprefix(prefix) for name in wrapped} == set(other) != set(wrapped):
-                return f". The {whose} is wrapped ({prefix!r} before each name): give what is inside"
-    return ""
-
-
-def _arrays(module: nn.Module) -> dict[str, npt.NDArray[Any]]:
-    """Copies of all tensors; half precision becomes float32, in which models are averaged."""
-    arrays = {}
-    for name, tensor in module.state_dict().items():
-        wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-        arrays[name] = np.array(wide.detach().cpu().numpy())
-    return arrays
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """A state dict of one's own that `torch.save` wrote; nothing in the file is run."""
-    return dict(torch.load(path, map_location="cpu", weights_only=True))
-
-
-def _warn_of_batch_norm(module: nn.Module) -> None:
-    for name, layer in module.named_modules():
-        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm):
-            warnings.warn(
-                f"layer {name!r} is a BatchNorm: its running statistics are those of one device's data, and averaged "
-                "over devices and versions they fit no model; use GroupNorm or LayerNorm",
-                stacklevel=3,
-            )
-            return
+"""What a user's training function may return: examples, examples and metrics, or a fit. A number may be one of NumPy or
+torch."""
 
 
 # ------------------------------------------------------------------------- the trainer
@@ -138,33 +62,87 @@ class TorchTrainer(Generic[M]):
 
     def local(self) -> dict[str, npt.NDArray[Any]]:
         """The module's own values: a federation may leave some of its tensors to each device."""
-        return dict(_arrays(self.module))
+        return dict(arrays(self.module))
 
     def __call__(self, parameters: Parameters, plan: TrainingPlan) -> Fit:
         """Load, train, read back. Frozen tensors come back as they were given.
 
         Raises:
-            ValueError: the parameters are not those of the module.
-            TypeError: the function returned something other than examples, examples and metrics, or a fit.
+            TrainerError: the parameters are not those of the module, or the training made another one of it.
+            NoFit: the function returned something other than examples, examples and metrics, or a fit.
         """
         load(self.module, parameters)
         self.module.train()
-        outcome = self._train(self.module, plan)
-        after = {
-            name: np.array(parameters[name]) if self.roles[name] == "frozen" else array
-            for name, array in _arrays(self.module).items()
-        }
-        match outcome:
-            case Fit():
-                return replace(outcome, parameters=after)
-            case (int() | np.integer()) as examples if not isinstance(examples, bool):
-                return Fit(after, int(examples))
-            case ((int() | np.integer()) as examples, Mapping() as metrics):
-                return Fit(after, int(examples), metrics={name: float(value) for name, value in metrics.items()})
-        raise TypeError(
+        less = narrow(self.module)
+        before = arrays(self.module) if less else {}
+        with _single_rows(self.module):
+            outcome = self._train(self.module, plan)
+        after = arrays(self.module)
+        if changed := [
+            f"{name} was {np.shape(given)} and is {np.shape(after[name]) if name in after else 'gone'}"
+            for name, given in parameters.items()
+            if name in self.roles and (name not in after or np.shape(after[name]) != np.shape(given))
+        ]:
+            raise TrainerError(
+                f"the training function changed the module: {'; '.join(changed)}. Make its layers before it is given "
+                "to Midge, and train them in place"
+            )
+        for name in less:  # what it cannot hold of the federation's values is no training
+            if name in parameters and name in after and after[name].shape == before[name].shape:
+                after[name] = parameters[name] + (after[name] - before[name])
+        kept = {name: np.array(array) for name, array in parameters.items() if self._keeps(name)}
+        return fit_of(outcome, {**after, **kept})
+
+    def _keeps(self, name: str) -> bool:
+        """Whether it comes back as it was given: frozen, or state of the module's own that once travelled."""
+        role = self.roles.get(name, "frozen" if name.endswith("_extra_state") else "")
+        return (self.roles.get(role[1:]) if role.startswith("=") else role) == "frozen"
+
+
+def fit_of(outcome: Any, parameters: Parameters) -> Fit:
+    """What a training function's outcome says.
+
+    Raises:
+        NoFit: it is none; the message says what to return.
+    """
+    match outcome:
+        case Fit():
+            return replace(outcome, parameters=parameters)
+        case (examples, Mapping() as metrics):
+            pass
+        case examples:
+            metrics = {}
+    number = whole(examples)
+    if number is None:
+        raise NoFit(
             f"the training function returned {type(outcome).__name__}; "
             "return the number of examples, or that and a dict of metrics"
         )
+    return Fit(parameters, number, metrics=metrics)
+
+
+@contextmanager
+def _single_rows(module: nn.Module) -> Iterator[None]:
+    """Let a batch of one row pass BatchNorm, by its running statistics: it has no variance of its own."""
+    hooks = []
+
+    def before(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        batch = inputs[0] if inputs else None
+        if layer.training and isinstance(batch, Tensor) and batch.ndim > 1 and batch.numel() == batch.shape[1]:
+            layer.training, layer._single = False, True  # type: ignore[assignment]  # noqa: SLF001
+
+    def behind(layer: nn.Module, *_: Any) -> None:
+        if layer.__dict__.pop("_single", False):
+            layer.training = True
+
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) and layer.track_running_stats:
+            hooks += [layer.register_forward_pre_hook(before), layer.register_forward_hook(behind)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def torch_trainer(
@@ -173,11 +151,14 @@ def torch_trainer(
     """Make a function that trains this module in place into a trainer.
 
     The function gets the module, loaded and in training mode, and the plan. Parameters that one of the patterns
-    `frozen` fits get no gradient. Warns where the module has a BatchNorm layer.
+    `frozen` fits get no gradient. Warns where the module has a BatchNorm layer, which a batch of one row passes by its
+    running statistics.
     """
-    _warn_of_batch_norm(module)
+    warn(module)
     fixed = {name for name, role in roles(module, frozen).items() if role == "frozen"}
     for name, parameter in module.named_parameters(remove_duplicate=False):
+        if parameter.is_inference():
+            raise StateError(f"{name} was made in inference mode and cannot be trained: make the module outside of it")
         if name in fixed:
             parameter.requires_grad_(False)
 
@@ -344,14 +325,14 @@ def fit_torch(
         optimiser.step()
         losses.append(float(loss.detach()))
     mean = sum(losses) / len(losses)
-    return Fit(_arrays(module), len(rows), len(losses), {"loss": mean} if isfinite(mean) else {})
+    return Fit(arrays(module), len(rows), len(losses), {"loss": mean} if isfinite(mean) else {})
 
 
 def seeded_state(make: Callable[[], nn.Module], seed: int) -> dict[str, npt.NDArray[Any]]:
     """The state of a new module, initialised from a seed without disturbing torch's own generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _arrays(make())
+        return arrays(make())
 
 
 def predict(module: nn.Module, parameters: Parameters, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

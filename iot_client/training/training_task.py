@@ -14,7 +14,7 @@ from midge.iot_client.state.local_tensors import Missing
 from midge.iot_client.training.daemon_thread import DaemonThreads
 from midge.iot_client.training.evaluation import Evaluating
 from midge.iot_client.training.fit import Fit, Parameters, TrainingKilled, TrainingPlan
-from midge.iot_client.training.update_encoder import Made, TrainerError, make_update
+from midge.iot_client.training.update_encoder import Made, NoFit, TrainerError, checked, make_update
 from midge.wire.lineage import State
 from midge.wire.messages import Announcement, Plan
 
@@ -105,7 +105,7 @@ async def fitted(config: DeviceConfig, parameters: Parameters, plan: TrainingPla
     """Call the user's `train`, in a thread unless it is a coroutine function. A device that is to end does not wait.
 
     Raises:
-        TrainerError: it returned something other than a `Fit`.
+        NoFit: it returned something other than a `Fit`.
         Exception: whatever it raised, with the device's name as a note.
     """
     try:
@@ -115,12 +115,11 @@ async def fitted(config: DeviceConfig, parameters: Parameters, plan: TrainingPla
             run = contextvars.copy_context().run
             loop = asyncio.get_running_loop()
             fit = await loop.run_in_executor(DaemonThreads(), run, config.train, parameters, plan)
+            fit = await fit if inspect.isawaitable(fit) else fit
     except Exception as error:
         error.add_note(f"(raised by train() of device {config.name!r})")
         raise
-    if not isinstance(fit, Fit):
-        raise TrainerError(
-            f"Device {config.name!r}: train() returned {type(fit).__name__}; "
-            "it must return midge.Fit(parameters, examples=n)."
-        )
-    return fit
+    try:
+        return checked(fit)
+    except NoFit as error:
+        raise NoFit(f"Device {config.name!r}: {error}.") from error

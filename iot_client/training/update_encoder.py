@@ -1,7 +1,7 @@
 """From a fit to an update: what was trained minus what it was trained from, encoded as the plan says."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,38 @@ class Unfit(Exception):
     """A training whose result is not worth sending: it did not stay finite."""
 
 
+class NoRows(Unfit):
+    """A training without data: there may be some later."""
+
+
 class TrainerError(ValueError):
     """What the trainer gave back can be no update; the message says what it must give."""
+
+
+class NoFit(TrainerError, TypeError):
+    """What the trainer gave back is no fit at all."""
+
+
+def checked(fit: Any) -> Fit:
+    """What a trainer gave back, with arrays where it has tensors of torch.
+
+    Raises:
+        NoFit: it is no `Fit` of a dict of arrays.
+    """
+    if not isinstance(fit, Fit):
+        raise NoFit(f"train() returned {type(fit).__name__}; it must return midge.Fit(parameters, examples=n)")
+    parameters: Any = fit.parameters
+    if not isinstance(parameters, Mapping):
+        kind = type(parameters).__name__
+        raise NoFit(f"train() returned a Fit whose parameters are {kind}; give a dict of all tensors by name")
+    return replace(fit, parameters={name: _array(value) for name, value in parameters.items()})
+
+
+def _array(value: Any) -> Any:
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+    return np.asarray(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +84,17 @@ def make_update(
         narrow: whether the device's link is, so that the plan's `narrow_codec` goes before its `codec`.
 
     Raises:
+        NoRows: it trained on none.
         Unfit: it holds NaN or infinity, or values so large that no codec can say them.
         TrainerError: the trainer returned other tensors than it was given; every such one is named.
     """
     schema = state.schema
+    if not fit.examples:
+        raise NoRows("it trained on no rows: train() gave 0 examples")
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # of float64, or of values far apart: looked for below
             delta = schema.flatten(fit.parameters) - state.values()
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # NumPy raises either for what is no number
         raise TrainerError(f"the trainer returned what it was not given: {error}.") from error
     if not np.isfinite(delta).all():
         raise Unfit("the training did not stay finite: its learning rate may be too high")
@@ -87,8 +120,8 @@ def make_update(
         codec,
         body,
         tensors=tensors,
-        examples=int(fit.examples),  # a NumPy integer is none for a header
-        steps=int(fit.steps),
+        examples=fit.examples,
+        steps=fit.steps,
         seconds=seconds,
         metrics=finite,
     )

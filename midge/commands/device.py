@@ -26,6 +26,7 @@ def register(subparsers: Subparsers) -> None:
         help="take part in a federation: train on this device's data, send updates",
         usage="midge device MODULE:ATTRIBUTE [options]\n       midge device --csv FILE --label COLUMN [options]\n"
         "       midge device --sensor-topic TOPIC --label FIELD --features A,B,C [options]\n"
+        "       midge device --csv FILE --label COLUMN --dry-run [--json]\n"
         "       midge device status OUTBOX [options]\n       midge device verify OUTBOX [--accept-loss]\n"
         "       midge device doctor [options]\n"
         "       midge device readmit NAME --store DIR",
@@ -58,7 +59,7 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from midge.commands import device_status, device_verify, doctor, forgetting  # noqa: PLC0415 - not for those who take part
+    from midge.commands import device_status, device_verify, doctor, dry_run, forgetting  # noqa: PLC0415 - not for those who take part
 
     match args.app:
         case ["status", outbox]:
@@ -75,7 +76,16 @@ def run(args: argparse.Namespace) -> int:
             raise Problem("Say which device and where: midge device readmit NAME --store DIR")
         case ["doctor"]:
             return doctor.run(args)
+    if args.dry_run:
+        return dry_run.run(_described(args))
     return take_part(args, _app(args))
+
+
+def _described(args: argparse.Namespace) -> argparse.Namespace:
+    """Options that describe a source, to be tried."""
+    if args.app or (args.csv is None and args.sensor_topic is None):
+        raise Problem("--dry-run tries a source of rows: say --csv FILE or --sensor-topic TOPIC.")
+    return args
 
 
 def _app(args: argparse.Namespace) -> Device:

@@ -116,7 +116,7 @@ def password_in(file: str) -> str:
     """The first line of a file; a warning if others can read it."""
     path = Path(file).expanduser()
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             mode = os.fstat(lines.fileno()).st_mode
             password = lines.readline(_LONGEST_PASSWORD).rstrip("\r\n")
     except OSError as error:

@@ -32,7 +32,7 @@ from midge.sensor_fleet.simulation.workers import Processes
 from midge.sensor_fleet.world import World
 from midge.wire.messages import Grant, Settled
 from midge.wire.moments import pool
-from midge.wire.schema import Parameters, Role, Schema
+from midge.wire.schema import Parameters, Schema
 
 Evaluate = Callable[[Parameters], Mapping[str, float]]
 CALM = World(spread=0.0, median=1.0).calm()
@@ -76,7 +76,7 @@ def simulate(
     seed: int = 0,
     seconds: float = 100.0,
     initial: Parameters | None = None,
-    roles: Mapping[str, Role] | None = None,
+    roles: Mapping[str, str] | None = None,
     data: FleetData | None = None,
     recipe: Recipe | None = None,
     world: World | None = None,
@@ -411,7 +411,7 @@ def _names(train: Any, devices: int | None, data: FleetData | None) -> list[str]
 
 def _initial(
     train: Any, initial: Parameters | None, data: FleetData | None
-) -> tuple[dict[str, Any], Mapping[str, Role]]:
+) -> tuple[dict[str, Any], Mapping[str, str]]:
     """The model to begin with, normalised where it is a fleet's, and the roles that it tells."""
     if isinstance(train, FleetModel):
         if data is None:
@@ -421,7 +421,7 @@ def _initial(
         return {name: np.asarray(value) for name, value in initial.items()}, {}
     module = getattr(train, "module", None)
     if module is not None:
-        from midge.iot_client.training.torch_trainer import state  # noqa: PLC0415 - torch is here, for there is a module
+        from midge.iot_client.training.torch_state import state  # noqa: PLC0415 - torch is here, for there is a module
 
         return state(module)
     raise ValueError("say what the devices begin with: initial=…, a dict of arrays by name.")
@@ -429,7 +429,7 @@ def _initial(
 
 def beginning(
     model: FleetModel, data: FleetData, initial: Parameters | None = None
-) -> tuple[dict[str, Any], Mapping[str, Role]]:
+) -> tuple[dict[str, Any], Mapping[str, str]]:
     """What a fleet begins with, normalised by statistics of some of its devices, and the roles of its tensors."""
     rows_of, number = numbered(data.devices), len(data.devices)
     chosen = np.unique(np.linspace(0, number - 1, min(number, MOMENTS)).round().astype(int))

@@ -109,7 +109,7 @@ def test_what_cannot_be_is_said_where_the_federation_is_made(
                 federation="f",
                 store=tmp_path,
                 initial=NORMALISED,
-                roles=ROLES,  # type: ignore[arg-type]
+                roles=ROLES,
                 **arguments,  # type: ignore[arg-type]
             )
         )

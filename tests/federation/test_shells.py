@@ -337,3 +337,24 @@ async def test_rights_that_are_taken_away_and_given_again_end_no_device(
         taken[0] = False
         before = len(log.of("receipt", device="a"))
         await log.until(lambda: len(log.of("receipt", device="a")) > before + 2)
+
+
+async def test_a_store_that_is_older_than_ties_goes_on(tmp_path: Path) -> None:
+    log, ties = Log(), {"c": "=b"}
+    initial = {**INITIAL, "c": INITIAL["b"]}
+
+    def tied(parameters: Parameters, plan: TrainingPlan) -> Fit:
+        return Fit({**approach({name: parameters[name] for name in INITIAL}, plan).parameters, "c": parameters["c"]}, 1)
+
+    async def live(store: str, roles: dict[str, str]) -> int:
+        twin = Twin()
+        server = aggregator(twin, tmp_path / store, log, initial=initial, roles=roles)
+        releases = len(log.of("release"))
+        async with serving(server, device(twin, "a", log, train=tied), device(twin, "b", log, train=tied)):
+            await log.until(lambda: len(log.of("release")) > releases)
+        return log.of("release")[-1]["version"]  # type: ignore[no-any-return]
+
+    assert await live("old", {}) < await live("old", ties)
+    await live("new", ties)
+    with pytest.raises(StoreError, match="another model"):
+        await aggregator(Twin(), tmp_path / "new", log, initial=initial, roles={"c": "local"}).serve()

@@ -159,7 +159,44 @@ def test_a_role_for_what_is_not_there_and_a_dtype_that_cannot_travel() -> None:
     with pytest.raises(ValueError, match="does not have: bais"):
         Schema.of({"bias": np.zeros(1, np.float32)}, {"bais": "averaged"})
     with pytest.raises(ValueError, match=r"cannot be federated: z: unknown dtype"):
-        Schema.of({"z": np.zeros(1, np.complex64)})
+        Schema.of({"z": np.array(["a"])})
+
+
+def test_what_is_tied_is_one_and_complex_values_are_pairs() -> None:
+    arrays: dict[str, Any] = {
+        "": np.ones(2, np.float32),
+        "e": np.ones((2, 3), np.float32),
+        "i": np.arange(3, dtype=np.int16),
+    }
+    arrays |= {"z": np.ones(2, np.complex128), "h": arrays["e"], "j": arrays["i"]}
+    schema = Schema.of(arrays, {"h": "=e", "j": "=i"})
+    assert schema.size == 2 + 6 + 4 and schema == Schema.unpacked(schema.packed()) != schema.untied
+    assert schema.untied == Schema.of(arrays) and len(schema.freeze(arrays)) == 6
+    back = {**schema.views(schema.flatten({**arrays, "z": np.array([1j, 2])})), **schema.thaw(schema.freeze(arrays))}
+    assert set(back) == set(arrays) and back["h"].base is not None and back["z"].tolist() == [1j, 2]
+    back["e"][:] = 7
+    np.testing.assert_array_equal(back["h"], back["e"])
+    np.testing.assert_array_equal(back["j"], arrays["i"])
+    assert Schema.of(arrays, {"e": "local", "h": "=e"}).tensors[4] == Tensor("h", (2, 3), "float32", "local")
+    with pytest.raises(ValueError, match="no such tensor before it"):
+        Schema.of(arrays, {"e": "=h"})
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [["a", [2], "float32", "trained", "a"]],
+        [["b", [2], "float32", "trained", "a"], ["a", [2], "float32", "trained"]],
+        [["a", [2], "float32", "trained"], ["b", [3], "float32", "trained", "a"]],
+        [["a", [2], "float32", "trained"], ["b", [2], "float32", "averaged", "a"]],
+        [["a", [2], "float32", "local"], ["b", [2], "float32", "local", "a"]],
+        [["a", [2], "float32", "trained"], ["b", [2], "float32", "trained", 1]],
+        [["a", [2], "float32", "trained"], ["b", [2], "float32", "trained", "a", "a"]],
+    ],
+)
+def test_a_tie_to_what_is_not_its_like_is_no_schema(rows: Any) -> None:
+    with pytest.raises(WireError):
+        Schema.unpacked(rows)
 
 
 def test_a_model_that_does_not_fit_is_told_all_that_is_wrong() -> None:
