@@ -76,8 +76,10 @@ def add_gateway(parser: Parser) -> None:
     group.add_argument("--outbox", metavar="FILE", help="what is sent waits here (default: NAME.outbox)")
 
 
-_ITS_OWN = ("sensor_broker", "sensor_password_file", "label", "features", "classes", "missing", "decimal", "separator")
-_ITS_OWN += ("encoding", "dry_run", "federation")
+_ITS_OWN = (
+    *("sensor_broker", "sensor_password_file", "label", "features", "classes", "missing"),
+    *("decimal", "separator", "encoding", "dry_run", "federation"),
+)
 """Options that say what a gateway reads, and nothing to a program: unset, they are None or False."""
 
 
