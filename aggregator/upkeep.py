@@ -13,7 +13,7 @@ from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.store.device_erasure import Names, asked, done, forget
 
 CHECKPOINT_SECONDS = 300.0
-_RESTING = 3600.0
+_RESTING = 6 * 3600.0
 """The same while fewer than a tenth of the records have come that make a checkpoint: of a federation that rests, they
 would write more than all else."""
 _QUICK = 100.0

@@ -32,7 +32,7 @@ def test_checkpoints_go_by_records_and_of_a_busy_federation_by_the_clock(
     life.federation.close()
 
 
-def test_a_federation_that_rests_writes_one_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_federation_that_rests_writes_four_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seen to fail: one for each version, and with it most of what a day at rest writes."""
     life = Life(Store(tmp_path), records=1000)
     life.federation.begin(0)
@@ -41,6 +41,6 @@ def test_a_federation_that_rests_writes_one_an_hour(tmp_path: Path, monkeypatch:
     for seq in range(1, 49):
         life.hear(life.update("a", seq, one_hot(seq), base=1), now=1800.0 * seq)
         life.hear(now=1800.0 * seq + 400)
-    assert len(written) == 24
+    assert len(written) == 4
     monkeypatch.undo()
     life.federation.close()
