@@ -36,6 +36,23 @@ _OF_3_1_1 = {1: 0x84, 2: 0x85, 3: 0x88, 4: 0x86, 5: 0x87}
 _COME_BACK_LATER = frozenset({0x88, 0x89, 0x97, 0x9F})
 """Server unavailable, server busy, quota exceeded, connection rate exceeded."""
 _BAD_CREDENTIALS = frozenset({0x86, 0x87})
+_NO_RETAIN = 0x9A
+_ADVICE = {
+    0x87: "give this user the right to it",
+    0x8D: "the link is too slow or too unsteady for the keepalive; take a longer one",
+    0x93: "it takes fewer messages at once than it says",
+    0x95: "a message is larger than it takes; raise message_size_limit or max_packet_size, or give smaller chunks",
+    0x96: "it takes fewer messages a second; raise its limit",
+    0x97: "a quota of it is used up; raise it",
+    0x98: "its administrator did that",
+    0x9A: "without retained messages no device finds the model; allow them (Mosquitto: retain_available true), or take "
+    "another broker",
+    0x9B: "Midge needs QoS 1; allow it",
+    0x9C: "it asks for another server; use that address",
+    0x9D: "it has moved; use the new address",
+    0x9F: "it takes fewer connections a second; try again later",
+}
+"""What a reason code means for us and what to do about it; MQTT 5, section 2.4."""
 
 _MAX_REMAINING_LENGTH = 268_435_455
 """The largest packet that MQTT can spell, without its fixed header; MQTT 5, section 1.5.5."""
@@ -103,10 +120,24 @@ def connect_refused(endpoint: Endpoint, options: Options, reason: ReasonCode) ->
         return ProtocolRefused(f"{endpoint} refuses this version of MQTT ({reason}).")
     if reason.value in _COME_BACK_LATER:
         return BrokerUnreachable(f"{endpoint} takes no connections at present ({reason}): try again later.")
+    if reason.value == _NO_RETAIN:
+        return BrokerRefused(f"{endpoint} refused our last will: {with_advice(reason)}")
     if reason.value in _BAD_CREDENTIALS:
         who = "an anonymous client" if endpoint.user is None else f"user {endpoint.user!r}"
         return BrokerRefused(f"{endpoint} refused {who} ({reason}): check user and password.")
     return BrokerRefused(f"{endpoint} refused client {options.client_id!r} ({reason}).")
+
+
+def with_advice(reason: ReasonCode) -> str:
+    """A reason of the broker's, and what to do about it."""
+    advice = _ADVICE.get(reason.value)
+    return f"{reason}: {advice}." if advice else f"{reason}."
+
+
+def ended_because(reason: ReasonCode, properties: Properties | None) -> str:
+    """Why the broker ended a connection, with its own words and the address that it names, if it does."""
+    said = [str(getattr(properties, name, "")) for name in ("ReasonString", "ServerReference")]
+    return " ".join([with_advice(reason), *(f"It says {text!r}." for text in said if text)])
 
 
 def hung_up(endpoint: Endpoint, alert: str = "") -> BrokerError:
