@@ -126,6 +126,8 @@ class Samples:
         """Values beyond all that sensors measure, by column, since the start: they count as missing."""
         self.rejected: dict[str, int] = {}
         """Values, lines and messages that could not be used, by kind, since the start."""
+        self.on_row: Callable[[Array], None] | None = None
+        """Called with the features of each row as it comes, with a label or without, in the thread that brings it."""
         self._first_rejected = ""
         self._told: dict[str, float] = {}
         self._present: npt.NDArray[np.bool_] = np.zeros(len(self.features), bool)
@@ -188,6 +190,8 @@ class Samples:
                 self._note_sentinels(np.flatnonzero(beyond), whole_row)
                 known &= ~beyond
             whole_row[~known] = np.nan
+            if self.on_row is not None and known[: len(self.features)].any():
+                self.on_row(whole_row[: len(self.features)].copy())
             whole = self.kind == "regression" or (label >= 0 and float(label).is_integer())
             if not known[-1] or not known[:-1].any() or not whole:
                 self.unlabelled += 1

@@ -12,6 +12,7 @@ from midge.commands.gateway import add_gateway, gateway
 from midge.commands.guest import add_guest, make_guest
 from midge.commands.parts import Problem, Subparsers, user_errors
 from midge.commands.places import add_place, moved
+from midge.commands.publishing import add_publishing, publish
 from midge.commands.telling import printer
 from midge.iot_client.data.csv_source import CsvError
 from midge.iot_client.device import Device
@@ -54,6 +55,7 @@ def register(subparsers: Subparsers) -> None:
     add_place(parser)
     add_guest(parser)
     add_gateway(parser)
+    add_publishing(parser)
     parser.set_defaults(run=run)
 
 
@@ -103,6 +105,7 @@ def take_part(args: argparse.Namespace, app: Device) -> int:
         with user_errors():
             app.config = app.config.renamed(check_name(name, "device name"))
     _trust(app, args, bundle)
+    publish(app, args)
     make_guest(app, args)
     app.config = replace(app.config, on_event=printer(as_json=args.json))
     try:
