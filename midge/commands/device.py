@@ -12,6 +12,7 @@ from midge.commands.gateway import add_gateway, gateway, refuse_options
 from midge.commands.guest import add_guest, make_guest
 from midge.commands.parts import Problem, Subparsers, called, user_errors
 from midge.commands.places import add_place, moved
+from midge.commands.publishing import add_publishing, publish
 from midge.commands.telling import printer
 from midge.iot_client.data.csv_source import CsvError
 from midge.iot_client.device import Device
@@ -59,6 +60,7 @@ def register(subparsers: Subparsers) -> None:
     add_place(parser)
     add_guest(parser)
     add_gateway(parser)
+    add_publishing(parser)
     parser.set_defaults(run=run)
 
 
@@ -120,6 +122,7 @@ def take_part(args: argparse.Namespace, app: Device) -> int:
     if args.app and args.outbox is not None:
         app.config = replace(app.config, outbox=args.outbox)
     _trust(app, args, bundle)
+    publish(app, args)
     make_guest(app, args)
     app.config = replace(app.config, on_event=printer(as_json=args.json), wait=app.config.wait or args.wait)
     try:
