@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from midge.aggregator.chunk_fitting import ChunkFitting
 from midge.aggregator.config import AggregatorConfig
 from midge.aggregator.contention import AnotherAggregator, Contention
 from midge.aggregator.core import events as ev
@@ -41,6 +42,7 @@ from midge.broker.mqtt.connection import (
     SubscribeRefused,
     Will,
 )
+from midge.broker.mqtt.message_size import TriedTooMuch
 from midge.broker.mqtt.retained import read_retained
 from midge.storage.failpoints import failpoint
 from midge.wire import frames
@@ -53,6 +55,9 @@ log = logging.getLogger("aggregator")
 
 _OVERHEAD = 1024
 """Bytes of topic and headers around a chunk's body, generously."""
+_LASTING = 10.0
+"""Seconds that a connection stands before the pauses between two tries begin at the shortest again: a broker that ends
+each connection at once is not to be asked twice a second."""
 _WINDOW = 64
 """Messages that a broker of MQTT 5 may have under way to us: they make a batch, and bound the memory that it takes. A
 limit in bytes (Maximum Packet Size) would be better, but a Mosquitto 2.0 that drops a packet for it sends no more: so
@@ -83,16 +88,16 @@ class Aggregator:
         self._config = config
         self._issuer, self._credentials = _authorities(config)
         self._federation: FederationRuntime | None = None
-        self._serving = False
+        self._serving = self._connected = False
         self._boot = secrets.randbits(62)
         self._stop = asyncio.Event()
         self._health: HealthReporter | None = None
-        self._connected = False
         self._held: str | None = None
         self._paused: str | None = None
         self._pause_seen = float("-inf")
         self.evaluation = VersionEvaluator(config.evaluate, self._tell)
-        self._outgoing = PublishQueue(self._sent)
+        self._fitting = ChunkFitting(f"{config.topics.aggregator}/size-{self._boot:x}", self._tell)
+        self._outgoing = PublishQueue(self._sent, self._fitting.refused)
 
     @property
     def config(self) -> AggregatorConfig:
@@ -224,6 +229,7 @@ class Aggregator:
     async def _reconnecting(self) -> None:
         pause, begun = 0.5, False
         while not self._stop.is_set():
+            since = math.inf
             try:
                 async with self._config.connector(
                     _options(self._config, self._boot, self._issuer.said(self._status(AggregatorState.LOST)))
@@ -232,13 +238,15 @@ class Aggregator:
                     if not begun:
                         begun = True
                         self._begin()
-                    pause = 0.5
+                    since = time.monotonic()
                     self.meters.connects += 1
                     self._tell("connected")
                     await self._serve(connection)
             except BrokerError as error:
                 # Only a first connection ever is fatal: who has served before may be up before the network is.
-                if not begun and (isinstance(error, BrokerRefused) or not self.federation.core.version):
+                if isinstance(error, TriedTooMuch) or time.monotonic() >= since + _LASTING:
+                    pause = 0.5
+                elif not begun and (isinstance(error, BrokerRefused) or not self.federation.core.version):
                     raise
                 log.log(logging.INFO if begun else logging.WARNING, "%s Trying again in about %.0f s.", error, pause)
                 self._tell("disconnected", why=str(error), refused=isinstance(error, BrokerRefused))
@@ -249,10 +257,9 @@ class Aggregator:
 
     async def _look_around(self, connection: Connection, *, begun: bool) -> None:
         """See who is on our topics already, before anything is published."""
-        largest = connection.limits.maximum_packet_size
-        self.federation.fit_chunks(None if largest is None else largest - _OVERHEAD)
-        marker = f"{self._config.topics.aggregator}/{self._boot:x}"
+        await self._fitting.fit(connection, self.federation)
         topics = self._config.topics
+        marker = f"{topics.aggregator}/{self._boot:x}"
         found = await read_retained(connection, topics.announcement(), topics.aggregator, marker=marker)
         announced = refuse_foreign(self.federation, found, self._tell, begun=begun)
         await self._contention.contend(connection, found)
@@ -372,8 +379,7 @@ class Aggregator:
         if now < self._pause_seen + 1:
             return
         self._pause_seen = now
-        why = paused(self._config.directory)
-        if why != self._paused:
+        if (why := paused(self._config.directory)) != self._paused:
             self._paused = why
             self.pause(why)
 
@@ -407,12 +413,11 @@ class Aggregator:
 
     def _sent(self, post: Post) -> None:
         failpoint("post.acknowledged")
-        now = time.monotonic()
         self.meters.bytes_out += len(post.payload)
         if post.since is not None:
-            self.meters.receipt_seconds.observe(now - post.since)
+            self.meters.receipt_seconds.observe(time.monotonic() - post.since)
         if post.withdraws is not None:
-            self.federation.withdrawn(post.withdraws, now)
+            self.federation.withdrawn(post.withdraws, time.monotonic())
 
     def _tell(self, event: str, **fields: Any) -> None:
         if self._config.on_event is not None:

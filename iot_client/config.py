@@ -1,5 +1,6 @@
 """What a device is, as one frozen value: a program makes it, and the command line replaces some of it."""
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,9 @@ from midge.iot_client.training.evaluation import Evaluate
 from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
 from midge.wire.lineage import State
 from midge.wire.moments import Moments
-from midge.wire.topics import DEFAULT_ROOT, Topics, check_name
+from midge.wire.topics import DEFAULT_ROOT, Topics, device_name
+
+log = logging.getLogger("iot_client")
 
 Train = Callable[[Parameters, TrainingPlan], Fit | Awaitable[Fit]]
 Listener = Callable[[dict[str, Any]], None]
@@ -41,7 +44,7 @@ class DeviceConfig:
     federation: str
     """The federation's name."""
     name: str
-    """The device's own name in it."""
+    """The device's own name in it; the colons of a MAC address become hyphens."""
     train: Train
     """Called with all tensors by name and a plan, in a thread; returns a `Fit`. May be a coroutine function."""
     outbox: str | Path | AnyOutbox | None
@@ -90,6 +93,8 @@ class DeviceConfig:
     """Called with a dict for each event."""
     keepalive: int = 30
     """Seconds between signs of life to the broker."""
+    wait: bool = False
+    """Keep trying although the very first connection fails; a device that has taken part does so in any case."""
     patience: float = PATIENCE
     """Seconds before an update that was not answered is sent again; doubled each time."""
     release_key: Key | Sequence[Key] | None = None
@@ -106,7 +111,9 @@ class DeviceConfig:
     """Models by digest, which devices in one process share: looked up after a fetch."""
 
     def __post_init__(self) -> None:
-        check_name(self.name, "device name")
+        if (name := device_name(self.name)) != self.name:
+            log.warning("The device %s is called %s: a colon can stand in no file name on an SD card.", self.name, name)
+            object.__setattr__(self, "name", name)
         topics = Topics(self.federation, self.root)  # raises for names that cannot be in a topic
         if self.sources and self.samples is None:
             raise ValueError("Sources feed samples: give Device(samples=midge.Samples(…)) too.")
@@ -128,4 +135,5 @@ class DeviceConfig:
         """The same under another name, with an outbox of that name beside the old one."""
         outbox = self.outbox
         path = Path(outbox) if isinstance(outbox, str | Path) else None if outbox is None else outbox.path
+        name = device_name(name)
         return replace(self, name=name, outbox=None if path is None else path.with_name(f"{name}.outbox"))

@@ -23,9 +23,12 @@ from midge.iot_client.connection.model_fetcher import Fetcher, FetchError
 from midge.iot_client.connection.prediction_feed import PredictionFeed
 from midge.iot_client.connection.publisher import Publisher
 from midge.iot_client.connection.statistics_message import StatisticsSource
+from midge.iot_client.data.intake import SOON, IntakeWatch
+from midge.iot_client.data.samples import Samples
 from midge.iot_client.parts import DeviceParts
 from midge.iot_client.session import events as ev
 from midge.iot_client.session.session import DeviceSession, SessionSettings
+from midge.iot_client.session.states import Link
 from midge.iot_client.shell import DeviceShell
 from midge.iot_client.state.local_tensors import Missing
 from midge.iot_client.state.outbox import OutboxFull
@@ -125,6 +128,7 @@ class DeviceRuntime:
                     beside.append(tasks.create_task(feed.run(), name="predictions"))
                 if samples is not None:
                     beside += [tasks.create_task(source.follow(samples)) for source in self.parts.config.sources]
+                    beside.append(tasks.create_task(self._watch_intake(samples), name="intake"))
                 if every is not None and every < math.inf:
                     beside.append(tasks.create_task(self._look_regularly(every), name="look"))
                 await self.connections.run()
@@ -165,6 +169,19 @@ class DeviceRuntime:
             if not self.parts.duty.asleep:
                 self.look()
             await asyncio.sleep(every)
+
+    async def _watch_intake(self, samples: Samples) -> None:
+        """Say if nothing useful comes of the sources of rows, and what came of them."""
+        watch, began = IntakeWatch(samples.intakes, lambda: len(samples)), time.monotonic()
+        while True:
+            await asyncio.sleep(SOON)
+            useless, news = watch.look(time.monotonic() - began)
+            for each in useless:
+                log.warning("%s: no useful row comes. %s.", self.parts.config.name, each.words())
+            if news:
+                self.parts.tell("intake", useless=bool(useless), sources=samples.received())
+            if useless and self.session.link is not Link.DOWN:
+                self.greet()
 
     def look(self) -> None:
         """See whether something of the device's own keeps it from training, or off its link. In the loop of `run`."""
@@ -211,6 +228,7 @@ class DeviceRuntime:
             "bytes_down": parts.counters.bytes_down,
             "written": parts.budget.written - self._written_before,
             "month": parts.budget.packed(),
+            "intake": [] if parts.config.samples is None else parts.config.samples.received(),
         }
 
     # ----------------------------------------------------------------------- hooks: words

@@ -56,6 +56,18 @@ def explain_absence(topics: "Topics", announced: Iterable[str]) -> str:
     return f"{said}; announced {'is' if len(names) == 1 else 'are'} {', '.join(names[:_NAMED])}{more}{hint}"
 
 
+def device_name(name: str) -> str:
+    """A device's name as it stands in topics: a colon, as in `AA:BB:CC:DD:EE:FF`, becomes a hyphen.
+
+    A MAC address is the commonest name of a board. A colon would end the user in a password file, and is in no file
+    name on an SD card; and other Midges read names without.
+
+    Raises:
+        ValueError: it cannot be a name all the same.
+    """
+    return check_name(name.replace(":", "-"), "device name")
+
+
 def slot(device: str) -> int:
     """The slot of a device: crc32 of its name modulo 64."""
     return zlib.crc32(device.encode()) % SLOTS

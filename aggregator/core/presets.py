@@ -139,7 +139,9 @@ def ca2fl(
 
     The aggregator keeps each device's last delta h_i, as int8, and their mean h̄: a step stands for all devices, not
     only for those of the buffer. For fleets that can be counted: memory and checkpoints hold one delta a device.
-    `calibration` below 1 is FedStale's interpolation (arXiv:2405.04171), without its known participation rates.
+    A delta that was not renewed for as many steps as twenty updates of each device take counts no more: that of a
+    device which has left would push for ever. `calibration` below 1 is FedStale's interpolation (arXiv:2405.04171),
+    without its known participation rates.
     """
     return Strategy(
         name="ca2fl",

@@ -28,6 +28,8 @@ from midge.wire.schema import Parameters, Schema, Vector
 LARGEST = np.float32(2.0**80)
 """Bound of a parameter: as far as every value is within it, the model can be released."""
 SNAPSHOT_EVERY = 32
+SMALL = 256
+"""Parameters of a model whose snapshot is a kilobyte: dozens of retained frames would save its devices little."""
 FIRST_BITS, KEYFRAME_BITS = 6, 12
 """Of the largest value of a tensor: how finely the first model is published, and one that outgrew its grid."""
 SERVED = -1
@@ -65,6 +67,11 @@ class Model:
         self.server = ServerState()
         self.serving: Vector | None = None
         """The moving average over versions that is released for use; None where the strategy keeps none."""
+
+    @property
+    def small(self) -> bool:
+        """Whether each version comes with a snapshot in place of merged steps: it costs hardly more than one."""
+        return self.schema.size <= SMALL and len(self.state.frozen) <= 4 * SMALL
 
     @classmethod
     def of(cls, parameters: Parameters, schema: Schema) -> "Model":
@@ -172,6 +179,8 @@ class Model:
         self.state = self.state.advance(step)
         data = lineage.encode_step(step, self.state.exponent)
         self.steps[record.version] = data
+        if self.small:
+            return [Frame(record.version, 1, data), self.snapshot()]
         merged, whole = self._merging.add(record.version, step, data, self.state.exponent)
         frames = [Frame(record.version, 1, data), *(Frame(record.version, span, frame) for span, frame in merged)]
         if not whole or record.version % SNAPSHOT_EVERY == 0:

@@ -21,14 +21,19 @@ _KEPT = {1: 1, 2: 2, 4: 4, 8: 8}
 _ROOM = 2**26
 """Bytes of them that are kept as integers too, for reading a frame again costs as much as writing it."""
 SPANS = (1, *_PARTS)
+SMALL_STEPS = 2
+"""Steps of a small model on offer."""
 
 
-def listed(version: int, span: int, newest: int) -> bool:
+def listed(version: int, span: int, newest: int, *, small: bool = False) -> bool:
     """Whether a frame is worth a device's while, who goes from anywhere to the newest version.
 
-    The short ones that end at a multiple of four lead a device which was away for long to where the long ones begin.
+    The short ones that end at a multiple of four lead a device which was away for long to where the long ones begin. Of
+    a `small` model the newest steps are enough: there is a snapshot at each version.
     """
     age = newest - version
+    if small:
+        return span == 1 and age < SMALL_STEPS
     long = version % 4 == 0 and age < 32
     return {1: age < 8 or long, 2: age < 4 or long, 3: long, 4: age < 8, 8: age < 16, 16: long}.get(span, False)
 

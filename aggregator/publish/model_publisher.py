@@ -257,7 +257,11 @@ class Shelf:
                 parts=max(frame.parts, self._count(frame.size)),
             )
             for frame in known
-            if (frame.version in snapshots if frame.span == 0 else listed(frame.version, frame.span, newest))
+            if (
+                frame.version in snapshots
+                if frame.span == 0
+                else listed(frame.version, frame.span, newest, small=self._engine.model.small)
+            )
         ]
 
     def _listed(self) -> set[tuple[int, int]]:

@@ -8,11 +8,13 @@ newest alone waits; last what is published again on request.
 
 import asyncio
 import logging
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from midge.broker.mqtt.connection import Connection, PacketTooLarge, PublishRefused
+from midge.broker.mqtt.connection import BrokerError, Connection, PacketTooLarge, PublishRefused
+from midge.broker.mqtt.message_size import TOO_LARGE
 
 log = logging.getLogger("aggregator")
 
@@ -46,12 +48,16 @@ _NEWER = "\0"
 class PublishQueue:
     """A queue that outlives connections. After a reconnect it is cleared: then everything is published again."""
 
-    def __init__(self, sent: Callable[[Post], None]) -> None:
+    def __init__(
+        self, sent: Callable[[Post], None], refused: Callable[[Post, BrokerError], None] = lambda _post, _error: None
+    ) -> None:
         self._receipts: deque[Post] = deque()
         self._retained: dict[str, Post] = {}
         self._answer: deque[Post] = deque()
         self._again: dict[str, Post] = {}
-        self._sent = sent
+        self._sent, self._refused = sent, refused
+        self._told: set[tuple[str, int]] = set()
+        """Of what sort of message, and why, it was told that the broker refuses it."""
         self._news = asyncio.Event()
         self._idle = asyncio.Event()
         self._under_way = 0
@@ -138,7 +144,12 @@ class PublishQueue:
         try:
             await connection.publish(post.topic, post.payload, qos=1, retain=post.retain)
         except (PublishRefused, PacketTooLarge) as error:
-            log.warning("%s", error)  # the others may still pass; what this one carried is asked for again
+            # The others may still pass; what this one carried is asked for again.
+            sort = re.sub(r"\d+", "", post.topic) if post.retain else ""
+            if (key := (sort, getattr(error, "reason", TOO_LARGE))) not in self._told:
+                self._told.add(key)
+                log.warning("%s, %s bytes: %s", post.topic, f"{len(post.payload):,}", error)
+            self._refused(post, error)
         else:
             self._sent(post)
         finally:

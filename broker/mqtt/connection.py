@@ -36,10 +36,12 @@ class BrokerRefused(BrokerError):
 
 
 class ConnectionLost(BrokerError):
-    """A connection that stood is gone. `reason` is MQTT's, where the broker gave one."""
+    """A connection that stood is gone."""
 
-    def __init__(self, message: str, *, taken_over: bool = False) -> None:
+    def __init__(self, message: str, *, taken_over: bool = False, reason: int = 0) -> None:
         super().__init__(message)
+        self.reason = reason
+        """MQTT's, where the broker gave one, else 0."""
         self.taken_over = taken_over
         """True where the broker said that another client came with the same client id (MQTT 5, 0x8E)."""
 

@@ -2,18 +2,20 @@
 
 import ipaddress
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 Scheme = Literal["mqtt", "mqtts", "ws", "wss"]
 
-DEFAULT_PORTS: dict[Scheme, int] = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
+DEFAULT_PORTS: dict[str, int] = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 DEFAULT_PATH = "/mqtt"
 """Where brokers serve MQTT over websockets, by convention."""
 
-_STARTS_WITH_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_STARTS_WITH_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_DELIMITERS = "/?#"
+"""What ends the part of a URL that has user, password, host and port; RFC 3986, section 3.2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,8 @@ class Tls:
     keyfile: Path | None = None
     insecure: bool = False
     """Take any certificate for any name. Whoever sits between us and the broker then reads everything."""
+    alpn: tuple[str, ...] = ()
+    """Names of application protocols to offer, where one port serves several: RFC 7301."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +43,8 @@ class Endpoint:
     password: str | None = field(default=None, repr=False)
     tls: Tls | None = None
     """None for a connection without TLS."""
-    path: str = DEFAULT_PATH
-    """For websockets only."""
+    path: str = field(default=DEFAULT_PATH, repr=False)
+    """For websockets only, with the query, which may hold a signature."""
 
     @property
     def credential_files(self) -> list[Path]:
@@ -62,7 +66,10 @@ class Endpoint:
         return self.tls is None and not is_loopback(self.host)
 
     def __str__(self) -> str:
-        return f"{self.scheme}://{self.address}{self.path if self.websockets else ''}"
+        if self.websockets:
+            return f"{self.scheme}://{self.address}{self.path.partition('?')[0]}"
+        alpn = () if self.tls is None else self.tls.alpn
+        return f"{self.scheme}://{self.address}{'?alpn=' + ','.join(alpn) if alpn else ''}"
 
     @classmethod
     def parse(cls, url: str, *, user: str | None = None, password: str | None = None, tls: Tls | None = None) -> Self:
@@ -70,7 +77,8 @@ class Endpoint:
 
         Args:
             url: scheme `mqtt`, `mqtts`, `ws` or `wss`; ports 1883, 8883, 80 and 443 where none is given; user and
-                password percent-encoded.
+                password percent-encoded. A websocket's path may have a query, which goes to the server as it is;
+                `mqtts://host:443?alpn=NAME` offers that protocol in TLS, as AWS IoT Core wants on port 443.
             user: takes precedence over the URL's.
             password: takes precedence over the URL's.
             tls: details for `mqtts` and `wss`.
@@ -78,41 +86,97 @@ class Endpoint:
         Raises:
             ValueError: the address is not one; the message says what is wrong, and never the password.
         """
-        if not _STARTS_WITH_SCHEME.match(url):
+        url = url.strip()
+        if not (begins := _STARTS_WITH_SCHEME.match(url)):
             raise ValueError("A broker's address begins with its scheme, as in mqtt://localhost or mqtts://host:8883.")
+        scheme = begins[1].lower()
+        if scheme not in DEFAULT_PORTS:
+            raise ValueError(f"{scheme}:// is not a scheme for MQTT: use mqtt, mqtts, ws or wss.")
+        _check_reserved(url[begins.end() :], websockets=scheme in {"ws", "wss"})
         try:
             parts = urlsplit(url)
         except ValueError:
-            raise ValueError("The broker's address cannot be read: check its brackets.") from None
-        if parts.scheme not in DEFAULT_PORTS:
-            raise ValueError(f"{parts.scheme}:// is not a scheme for MQTT: use mqtt, mqtts, ws or wss.")
-        scheme = parts.scheme
+            raise ValueError(
+                "The broker's address cannot be read: check its brackets, and percent-encode what is special in a user "
+                "or password ('[' is %5B)."
+            ) from None
         if not parts.hostname:
             raise ValueError(f"The broker's address names no host: write {scheme}://host.")
-        if parts.query or parts.fragment or "?" in url or "#" in url:
+        host = _host(parts.hostname)
+        if parts.fragment or "#" in url:
             raise ValueError(
-                "The broker's address has a '?' or '#': percent-encode it in a password (%3F, %23), else leave it out."
+                "The broker's address has a '#': percent-encode it in a password (%23), else leave it out."
             )
-        if scheme in {"mqtt", "mqtts"} and parts.path not in {"", "/"}:
-            raise ValueError(f"The broker's address has a path: write {scheme}://{parts.hostname} without one.")
         user, password = _credentials(parts, user, password)
-        secure = scheme in {"mqtts", "wss"}
+        secure, websockets = scheme in {"mqtts", "wss"}, scheme in {"ws", "wss"}
+        if not websockets and parts.path not in {"", "/"}:
+            raise ValueError(f"The broker's address has a path: write {scheme}://{host} without one.")
+        alpn = () if websockets else _alpn(parts.query, asked="?" in url, secure=secure)
         if tls is not None and not secure:
             raise ValueError(f"TLS settings are given for {scheme}://: use mqtts:// or wss://.")
         if tls is not None and tls.keyfile is not None and tls.certfile is None:
             raise ValueError("A TLS key file is given without its certificate: give certfile too.")
+        tls = tls or Tls()
+        path = DEFAULT_PATH if parts.path in {"", "/"} else parts.path
         return cls(
-            scheme=scheme,
-            host=parts.hostname,
+            scheme=scheme,  # type: ignore[arg-type]
+            host=host,
             port=_port(parts, scheme),
             user=user,
             password=password,
-            tls=(tls or Tls()) if secure else None,
-            path=DEFAULT_PATH if parts.path in {"", "/"} else parts.path,
+            tls=(replace(tls, alpn=alpn) if alpn else tls) if secure else None,
+            path=f"{path}?{parts.query}" if parts.query and websockets else path,
         )
 
 
-def _port(parts: SplitResult, scheme: Scheme) -> int:
+def _check_reserved(rest: str, *, websockets: bool) -> None:
+    """Find what ends the host's part of a URL although an `@` follows: it stands in a user or a password.
+
+    Raises:
+        ValueError: there is such a character, or one that no URL has.
+    """
+    if any(character <= " " or character == "\x7f" for character in rest):
+        raise ValueError(
+            "The broker's address has a space or a control character: percent-encode it in a password (%20)."
+        )
+    end = next((place for place, character in enumerate(rest) if character in _DELIMITERS), len(rest))
+    head = rest[:end]
+    # A path or a query of a websocket may have an '@' of its own; then what stands before it is a host and its port.
+    whole = websockets and ("@" in head or re.fullmatch(r"[^:]*(:\d*)?|\[.*](:\d*)?", head))
+    if "@" in rest[end:] and not whole:
+        raise ValueError(
+            f"The broker's address has a {rest[end]!r} in its user or password: percent-encode it "
+            f"({quote(rest[end], safe='')}), or leave the password out and give it by itself."
+        )
+
+
+def _host(host: str) -> str:
+    """The host, with the zone of a link-local address as sockets take it; RFC 6874 writes `fe80::1%25eth0`."""
+    address, percent, zone = host.partition("%")
+    if not percent or ":" not in address:
+        return host
+    return f"{address}%{unquote(zone.removeprefix('25') or zone)}"
+
+
+def _alpn(query: str, *, asked: bool, secure: bool) -> tuple[str, ...]:
+    """The protocols of `?alpn=`, the only parameter that an address without a path has."""
+    if not asked:
+        return ()
+    given = parse_qsl(query, keep_blank_values=True)
+    if not given or any(name != "alpn" for name, _ in given):
+        raise ValueError(
+            "The broker's address has a '?': percent-encode it in a password (%3F), else leave it out; only "
+            "mqtts://host?alpn=NAME is known."
+        )
+    if not secure:
+        raise ValueError("alpn is a part of TLS: use mqtts://.")
+    names = tuple(name for _, value in given for name in value.split(","))
+    if not all(name and len(name.encode()) <= 255 for name in names):  # RFC 7301, section 3.1
+        raise ValueError("alpn names one protocol or several, such as ?alpn=x-amzn-mqtt-ca.")
+    return names
+
+
+def _port(parts: SplitResult, scheme: str) -> int:
     try:
         port = parts.port
     except ValueError:
@@ -123,10 +187,15 @@ def _port(parts: SplitResult, scheme: Scheme) -> int:
 
 
 def _credentials(parts: SplitResult, user: str | None, password: str | None) -> tuple[str | None, str | None]:
-    if user is None and parts.username:
-        user = unquote(parts.username)
-    if password is None and parts.password is not None:
-        password = unquote(parts.password)
+    try:
+        if user is None and parts.username:
+            user = unquote(parts.username, errors="strict")
+        if password is None and parts.password is not None:
+            password = unquote(parts.password, errors="strict")
+    except UnicodeDecodeError:
+        raise ValueError(
+            "User or password are percent-encoded in another way than UTF-8: encode them as UTF-8."
+        ) from None
     if password is not None and user is None:
         raise ValueError("A password is given without a user: MQTT wants both.")
     return user, password

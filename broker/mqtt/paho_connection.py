@@ -10,7 +10,7 @@ import logging
 import socket
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Literal
+from typing import Any, Literal
 
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
@@ -27,7 +27,7 @@ from midge.broker.mqtt.paho_errors import (
     unreachable,
 )
 from midge.broker.mqtt.paho_session import CLOSED_HERE, PahoSession
-from midge.broker.mqtt.tls import tls_context
+from midge.broker.mqtt.tls import alert_on, tls_context
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +71,15 @@ async def connect_with(
 async def _connect(endpoint: Endpoint, options: Options) -> AsyncGenerator[Connection, None]:
     try:
         driver = await _open(endpoint, options, MQTTProtocolVersion.MQTTv5)
-    except ProtocolRefused:
+    except ProtocolRefused as refused:
+        if refused.alert:  # in TLS, which no version of MQTT mends
+            raise hung_up(endpoint, refused.alert) from refused
         try:
             driver = await _open(endpoint, options, MQTTProtocolVersion.MQTTv311)
         except Unanswered:
             raise
         except ProtocolRefused as error:
-            raise hung_up(endpoint) from error
+            raise hung_up(endpoint, error.alert) from error
     try:
         yield driver.session
     finally:
@@ -86,9 +88,11 @@ async def _connect(endpoint: Endpoint, options: Options) -> AsyncGenerator[Conne
 
 async def _open(endpoint: Endpoint, options: Options, protocol: MQTTProtocolVersion) -> "_Driver":
     client = make_client(endpoint, options, protocol)
+    opened: list[Any] = []
+    client.on_socket_open = lambda _client, _userdata, sock: opened.append(sock)
     await _open_socket(client, endpoint, options)
     if client.socket() is None:  # TLS 1.3 refuses our certificate when we take ourselves to be connected already
-        raise ProtocolRefused(str(hung_up(endpoint)))
+        raise ProtocolRefused(str(hung_up(endpoint)), alert_on(opened[0]))
     driver = _Driver(client, PahoSession(client, endpoint, options))
     try:
         async with asyncio.timeout(options.timeout):
@@ -96,8 +100,10 @@ async def _open(endpoint: Endpoint, options: Options, protocol: MQTTProtocolVers
     except TimeoutError:
         driver.drop()
         raise silent(endpoint, options) from None
-    except BaseException:
+    except BaseException as error:
         driver.drop()
+        if isinstance(error, ProtocolRefused):
+            error.alert = alert_on(opened[0])
         raise
     return driver
 
@@ -122,7 +128,7 @@ async def _open_socket(client: Client, endpoint: Endpoint, options: Options) -> 
         opening.add_done_callback(lambda done: done.exception() or client.disconnect())
         raise
     except OSError as error:
-        raise unreachable(endpoint, options, error) from error
+        raise await asyncio.to_thread(unreachable, endpoint, options, error) from error
 
 
 def make_client(

@@ -1,5 +1,6 @@
 """What paho reports, in our words: the errors of connecting, the limits in CONNACK, the size of a packet."""
 
+import errno
 import socket
 import ssl
 from typing import Literal
@@ -21,6 +22,7 @@ from midge.broker.mqtt.connection import (
 )
 from midge.broker.mqtt.endpoint import Endpoint
 from midge.broker.mqtt.paho_reason_codes import name_all_codes
+from midge.broker.mqtt.tls import not_agreed, refused_by_alert
 
 name_all_codes()
 
@@ -34,6 +36,23 @@ _OF_3_1_1 = {1: 0x84, 2: 0x85, 3: 0x88, 4: 0x86, 5: 0x87}
 _COME_BACK_LATER = frozenset({0x88, 0x89, 0x97, 0x9F})
 """Server unavailable, server busy, quota exceeded, connection rate exceeded."""
 _BAD_CREDENTIALS = frozenset({0x86, 0x87})
+_NO_RETAIN = 0x9A
+_ADVICE = {
+    0x87: "give this user the right to it",
+    0x8D: "the link is too slow or too unsteady for the keepalive; take a longer one",
+    0x93: "it takes fewer messages at once than it says",
+    0x95: "a message is larger than it takes; raise message_size_limit or max_packet_size, or give smaller chunks",
+    0x96: "it takes fewer messages a second; raise its limit",
+    0x97: "a quota of it is used up; raise it",
+    0x98: "its administrator did that",
+    0x9A: "without retained messages no device finds the model; allow them (Mosquitto: retain_available true), or take "
+    "another broker",
+    0x9B: "Midge needs QoS 1; allow it",
+    0x9C: "it asks for another server; use that address",
+    0x9D: "it has moved; use the new address",
+    0x9F: "it takes fewer connections a second; try again later",
+}
+"""What a reason code means for us and what to do about it; MQTT 5, section 2.4."""
 
 _MAX_REMAINING_LENGTH = 268_435_455
 """The largest packet that MQTT can spell, without its fixed header; MQTT 5, section 1.5.5."""
@@ -41,6 +60,11 @@ _MAX_REMAINING_LENGTH = 268_435_455
 
 class ProtocolRefused(BrokerError):
     """The broker does not speak this version of MQTT, or hung up when it heard it: try the older one."""
+
+    def __init__(self, message: str, alert: str = "") -> None:
+        super().__init__(message)
+        self.alert = alert
+        """What the broker said when it ended TLS, by OpenSSL's name."""
 
 
 class Unanswered(ProtocolRefused, BrokerUnreachable):
@@ -96,14 +120,34 @@ def connect_refused(endpoint: Endpoint, options: Options, reason: ReasonCode) ->
         return ProtocolRefused(f"{endpoint} refuses this version of MQTT ({reason}).")
     if reason.value in _COME_BACK_LATER:
         return BrokerUnreachable(f"{endpoint} takes no connections at present ({reason}): try again later.")
+    if reason.value == _NO_RETAIN:
+        return BrokerRefused(f"{endpoint} refused our last will: {with_advice(reason)}")
     if reason.value in _BAD_CREDENTIALS:
         who = "an anonymous client" if endpoint.user is None else f"user {endpoint.user!r}"
         return BrokerRefused(f"{endpoint} refused {who} ({reason}): check user and password.")
     return BrokerRefused(f"{endpoint} refused client {options.client_id!r} ({reason}).")
 
 
-def hung_up(endpoint: Endpoint) -> BrokerError:
-    """The error for a broker that answers no version of CONNECT."""
+def with_advice(reason: ReasonCode) -> str:
+    """A reason of the broker's, and what to do about it."""
+    advice = _ADVICE.get(reason.value)
+    return f"{reason}: {advice}." if advice else f"{reason}."
+
+
+def ended_because(reason: ReasonCode, properties: Properties | None) -> str:
+    """Why the broker ended a connection, with its own words and the address that it names, if it does."""
+    said = [str(getattr(properties, name, "")) for name in ("ReasonString", "ServerReference")]
+    return " ".join([with_advice(reason), *(f"It says {text!r}." for text in said if text)])
+
+
+def hung_up(endpoint: Endpoint, alert: str = "") -> BrokerError:
+    """The error for a broker that answers no version of CONNECT; `alert` is what it said when it ended TLS."""
+    if alert:
+        return refused_by_alert(endpoint, alert)
+    if endpoint.tls is not None and endpoint.tls.certfile is not None:
+        return BrokerUnreachable(
+            f"{endpoint} hung up before answering: is it an MQTT broker, and does it trust {endpoint.tls.certfile}?"
+        )
     want = "a client certificate" if endpoint.tls else "TLS (mqtts://)"
     return BrokerUnreachable(f"{endpoint} hung up before answering: is it an MQTT broker, and does it want {want}?")
 
@@ -118,14 +162,19 @@ def silent(endpoint: Endpoint, options: Options) -> Unanswered:
 def unreachable(endpoint: Endpoint, options: Options, error: BaseException) -> BrokerError:
     """The error that an exception while opening the socket stands for."""
     match error:
-        case ssl.SSLCertVerificationError():
-            return BrokerRefused(
-                f"The certificate of {endpoint} is not trusted ({error.verify_message}): "
-                "give the authority that signed it as cafile, and use the host name it was made for."
-            )
         case ssl.SSLError():
+            return not_agreed(endpoint, error)
+        case ConnectionAbortedError() if endpoint.tls is not None:
+            return hung_up(endpoint)
+        case ConnectionResetError() if endpoint.tls is not None:
+            return not_agreed(endpoint, error)
+        case socket.gaierror() if "%" in endpoint.host:
             return BrokerUnreachable(
-                f"{endpoint} does not agree on TLS ({error.reason or error}): check that this port serves TLS."
+                f"{endpoint} cannot be resolved: is {endpoint.host.partition('%')[2]!r} an interface of this machine?"
+            )
+        case OSError(errno=errno.EINVAL) if endpoint.host.startswith("fe80:") and "%" not in endpoint.host:
+            return BrokerUnreachable(
+                f"{endpoint} is good on one network only: name the interface, as in [{endpoint.host}%25eth0]."
             )
         case socket.gaierror():
             return BrokerUnreachable(f"The host name {endpoint.host!r} cannot be resolved: check its spelling.")
@@ -136,6 +185,9 @@ def unreachable(endpoint: Endpoint, options: Options, error: BaseException) -> B
                 f"{endpoint} does not answer within {options.timeout:g} s: check the address and the firewall."
             )
         case WebsocketConnectionError():
-            return BrokerUnreachable(f"{endpoint} does not speak MQTT over websockets ({error}): check port and path.")
+            return BrokerUnreachable(
+                f"{endpoint} does not speak MQTT over websockets ({error}): check port and path"
+                f"{'.' if endpoint.tls else ', and whether it wants TLS (wss://).'}"
+            )
         case _:
             return BrokerUnreachable(f"{endpoint} cannot be reached: {error}.")

@@ -35,7 +35,9 @@ from midge.broker.mqtt.paho_errors import (
     ProtocolRefused,
     check_packet_size,
     connect_refused,
+    ended_because,
     read_limits,
+    with_advice,
 )
 from midge.broker.mqtt.receive_queue import Inbox
 from midge.broker.mqtt.topic_filters import check_filter, check_topic
@@ -147,11 +149,11 @@ class PahoSession:
         if mid is not None:
             self.client.ack(mid, 1)
 
-    def lose(self, message: str, *, taken_over: bool = False) -> None:
+    def lose(self, message: str, *, reason: int = 0) -> None:
         """Declare the connection over and wake everybody who waits. The first reason stays."""
         if self._inbox.loss is not None:
             return
-        self._inbox.end(ConnectionLost(message, taken_over=taken_over))
+        self._inbox.end(ConnectionLost(message, taken_over=reason == TAKEN_OVER, reason=reason))
         if not self.connected.done():
             self.connected.set_exception(
                 ProtocolRefused(f"{self._endpoint} closed the connection before it answered CONNECT.")
@@ -187,9 +189,10 @@ class PahoSession:
     ) -> None:
         """Take the end of the connection, announced or not."""
         if flags.is_disconnect_packet_from_server:
-            taken_over = reason.value == TAKEN_OVER
-            why = f"another client came with the same client id {self._who!r}" if taken_over else str(reason)
-            self.lose(f"{self._endpoint} ended the connection: {why}.", taken_over=taken_over)
+            why = f"another client came with the same client id {self._who!r}."
+            if reason.value != TAKEN_OVER:
+                why = ended_because(reason, properties)
+            self.lose(f"{self._endpoint} ended the connection: {why}", reason=reason.value)
         elif self.closing:
             self.lose(CLOSED_HERE)
         else:
@@ -210,7 +213,8 @@ class PahoSession:
             return
         if not future.done():
             if reason.value >= FAILURE:
-                future.set_exception(PublishRefused(f"The broker refused the message: {reason}.", reason.value))
+                why = f"The broker refused the message: {with_advice(reason)}"
+                future.set_exception(PublishRefused(why, reason.value))
             else:
                 future.set_result(None)
         if self._queued:

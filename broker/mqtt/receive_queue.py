@@ -69,7 +69,7 @@ class Inbox:
     def lost(self) -> ConnectionLost:
         """A fresh exception for each who waits: a shared one would gather everybody's traceback."""
         assert self.loss is not None
-        return ConnectionLost(str(self.loss), taken_over=self.loss.taken_over)
+        return ConnectionLost(str(self.loss), taken_over=self.loss.taken_over, reason=self.loss.reason)
 
     def raise_if_lost(self) -> None:
         """Raise where the connection is over.

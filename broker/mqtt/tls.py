@@ -1,11 +1,27 @@
-"""The TLS context of a connection."""
+"""The TLS context of a connection, and what is wrong where there is none, in words."""
 
+import re
+import socket
 import ssl
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from midge.broker.mqtt.connection import BrokerRefused
-from midge.broker.mqtt.endpoint import Tls
+from midge.broker.mqtt.connection import BrokerError, BrokerRefused, BrokerUnreachable
+from midge.broker.mqtt.endpoint import Endpoint, Tls
+from midge.wire.clocks import SANE, said
+
+_NOT_YET_VALID, _EXPIRED = 9, 10
+_UNKNOWN_ISSUER = frozenset({2, 18, 19, 20, 21})
+_OTHER_NAME = frozenset({62, 64})
+"""X509_V_ERR_… of OpenSSL's x509_vfy.h."""
+_VALIDITY = re.compile(rb"[\x17\x18].(\d{12,14})Z[\x17\x18].(\d{12,14})Z", re.DOTALL)
+"""The two times of a certificate, one behind the other; RFC 5280, section 4.1.2.5."""
+_PEEK = 5.0
+"""Seconds to look at a certificate that is not trusted."""
 
 
 def tls_context(tls: Tls) -> ssl.SSLContext:
@@ -32,6 +48,29 @@ def _files(tls: Tls) -> list[Path]:
 class _Socket(ssl.SSLSocket):
     """A socket that a failed handshake, of TLS or of websockets in it, closes; paho forgets it open."""
 
+    alert = ""
+    """What the other side said when it ended TLS, by OpenSSL's name; paho drops it."""
+
+    def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002 - as the one that it replaces
+        try:
+            return super().read(len, buffer)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as error:
+            self.alert = error.reason or ""
+            raise
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        try:
+            return super().send(data, flags)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except OSError as error:
+            # In TLS 1.3 a client's certificate is refused when the client takes itself to be connected already.
+            with suppress(BlockingIOError, ConnectionError, TimeoutError, ssl.SSLWantReadError, ssl.SSLEOFError):
+                self.read(1)
+            raise ConnectionAbortedError("it hung up after the TLS handshake") from error
+
     def __del__(self) -> None:
         self.close()
 
@@ -52,4 +91,96 @@ def _context(tls: Tls, stamps: tuple[int, ...]) -> ssl.SSLContext:  # noqa: ARG0
     if tls.insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
+    if tls.alpn:
+        context.set_alpn_protocols(list(tls.alpn))
     return context
+
+
+def alert_on(sock: Any) -> str:
+    """What the broker said when it ended TLS on this socket, or on the one below its websocket; empty if nothing."""
+    return str(getattr(getattr(sock, "_socket", sock), "alert", ""))
+
+
+def not_agreed(endpoint: Endpoint, error: OSError) -> BrokerError:
+    """The error for a TLS handshake that failed. May look at the broker's certificate: it blocks for some seconds."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return BrokerRefused(_untrusted(endpoint, error))
+    reason = str(getattr(error, "reason", None) or error)
+    if "ALERT" in reason:
+        return refused_by_alert(endpoint, reason)
+    if isinstance(error, ssl.SSLEOFError | ConnectionError) or "WRONG_VERSION" in reason or "EOF" in reason:
+        plain = "ws://" if endpoint.websockets else "mqtt://"
+        return BrokerUnreachable(
+            f"{endpoint} does not answer in TLS ({reason}): this port may serve {plain} only. Name the port that "
+            "serves TLS, by convention 8883, or 443 for websockets."
+        )
+    return BrokerUnreachable(f"{endpoint} does not agree on TLS ({reason}): check that this port serves TLS.")
+
+
+def refused_by_alert(endpoint: Endpoint, alert: str) -> BrokerError:
+    """The error for a broker that ended TLS with a reason; RFC 8446, section 6.2."""
+    ours = None if endpoint.tls is None else endpoint.tls.certfile
+    why = alert.lower().partition("alert_")[2].replace("_", " ")
+    if "protocol" in why and "application" in why:
+        return BrokerRefused(f"{endpoint} knows no protocol of that name ({why}): check alpn= in its address.")
+    if "protocol version" in why:
+        return BrokerUnreachable(f"{endpoint} speaks no version of TLS that we do ({why}): it needs TLS 1.2 or later.")
+    if "unrecognized name" in why:
+        return BrokerRefused(f"{endpoint} serves no host of that name ({why}): use the name that it is known by.")
+    if ours is None:
+        return BrokerRefused(
+            f"{endpoint} ended TLS ({why}): it may want a client certificate; give certfile and keyfile."
+        )
+    return BrokerRefused(
+        f"{endpoint} does not take our certificate {ours} ({why}): see that it is in force, and signed by an authority "
+        "that the broker trusts."
+    )
+
+
+def _untrusted(endpoint: Endpoint, error: ssl.SSLCertVerificationError) -> str:
+    """Why the broker's certificate is not trusted, and what to do."""
+    whose, why = f"The certificate of {endpoint} is not trusted", error.verify_message
+    now = time.time()
+    if error.verify_code in {_NOT_YET_VALID, _EXPIRED}:
+        since, until = _validity(endpoint) or (0.0, 0.0)
+        clock = f"this machine's clock says {said(now)} UTC"
+        dates = f": it is good from {said(since)} to {said(until)}, and {clock}" if until else f" ({why}): {clock}"
+        if until and since <= now <= until:  # then it is not this one
+            dates = f" ({why}): the authority that signed it is out of its time, and {clock}"
+        if error.verify_code == _NOT_YET_VALID or now < SANE:
+            return f"{whose}{dates}. Set the clock; if it is right, wait, or give the broker a certificate of today."
+        return f"{whose}{dates}. Renew the broker's certificate; if the clock is wrong, set it."
+    if error.verify_code in _OTHER_NAME:
+        return (
+            f"{whose} ({why}): it was made for another name. Use that name in the address, or give the broker a "
+            f"certificate for {endpoint.host}."
+        )
+    if error.verify_code in _UNKNOWN_ISSUER:
+        known = None if endpoint.tls is None else endpoint.tls.cafile
+        if known is None:
+            return f"{whose} ({why}): give the authority that signed it as cafile."
+        return f"{whose} ({why}): no authority in {known} signed it. Give the one that did as cafile."
+    return f"{whose} ({why}): give the authority that signed it as cafile, and use the host name it was made for."
+
+
+def _validity(endpoint: Endpoint) -> tuple[float, float] | None:
+    """From when to when the broker's certificate is good, read without trust; None where it is not to be had."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with (
+        suppress(OSError, ValueError),
+        socket.create_connection((endpoint.host, endpoint.port), timeout=_PEEK) as plain,
+        context.wrap_socket(plain, server_hostname=endpoint.host) as secured,
+    ):
+        found = _VALIDITY.search(secured.getpeercert(binary_form=True) or b"")
+        if found is not None:
+            since, until = (_seconds(each.decode()) for each in found.groups())
+            return since, until
+    return None
+
+
+def _seconds(text: str) -> float:
+    """Seconds since 1970 of a time in a certificate; two digits of a year are from 1950 to 2049."""
+    if len(text) == len("YYMMDDhhmmss"):
+        text = ("19" if text >= "5" else "20") + text
+    return datetime.strptime(text, "%Y%m%d%H%M%S").replace(tzinfo=UTC).timestamp()

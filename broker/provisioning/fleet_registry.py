@@ -194,7 +194,10 @@ def locked(directory: Path) -> Iterator[None]:
     try:
         descriptor = os.open(directory, os.O_RDONLY)
     except OSError as error:
-        raise FleetError(f"{directory} cannot be opened ({error.strerror or error}).") from error
+        raise FleetError(
+            f"{directory} cannot be opened ({error.strerror or error}): name the directory that "
+            "`midge broker init --out` made."
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

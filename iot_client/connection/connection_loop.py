@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import random
 import secrets
 import time
@@ -26,6 +27,7 @@ from midge.iot_client.connection.publisher import Publisher
 from midge.iot_client.parts import DeviceParts
 from midge.iot_client.session import events as ev
 from midge.iot_client.session.session import DeviceSession, Work
+from midge.iot_client.state.outbox import OutboxFull
 from midge.wire import messages, sharing
 from midge.wire.errors import WireError
 from midge.wire.messages import Announcement, DeviceState, Hello
@@ -45,6 +47,11 @@ _HANDSHAKE_MESSAGES = 12
 """Messages that a connection begins with, both ways."""
 _GOODBYE_WAIT = 2.0
 """Seconds that the broker has to acknowledge our last status."""
+_CONNECTED = "connected"
+"""Under this name an outbox remembers that the device was connected."""
+_LASTING = 10.0
+"""Seconds that a connection stands, if it carries no chunk, before the back-off begins at its shortest again: a broker
+that ends each one at once, for a message that it does not take, is not to be asked twice a second."""
 _PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 """Seconds of the back-off between two attempts to connect: the first, doubled each time up to the last."""
 
@@ -111,20 +118,23 @@ class ConnectionLoop:
         """Connect, and connect again, until `stop`.
 
         Raises:
-            BrokerError: the very first connection failed, of a device that has never taken part or is to wake once.
+            BrokerError: the very first connection failed, of a device that has never taken part and is not to wait, or
+                is to wake once.
             DuplicateDeviceName: another live device has our name.
         """
         config, duty = self._parts.config, self._parts.duty
         once = duty.duty is not None and duty.duty.once
-        # A board is often up before its network; one that has stored updates was connected once, with these settings.
-        pause, connected_before = _PAUSE, self._parts.outbox.next_seq > 1 and not once
+        pause, connected_before = _PAUSE, (config.wait or self._was_connected) and not once
         duty.wake(time.monotonic())
         while not self._stop.is_set():
+            since, carried = math.inf, self._publisher.carried
             try:
                 async with config.connector(self._options()) as connection:
                     await self._duplicates.run(connection, _DUPLICATE_WAIT)
-                    connected_before, pause = True, _PAUSE
+                    connected_before, since = True, time.monotonic()
+                    self._note_connected()
                     await self._use(connection)
+                pause = _PAUSE
             except (BrokerError, NameDisputed) as error:
                 if isinstance(error, ConnectionLost):
                     self._duplicates.evicted |= error.taken_over
@@ -133,6 +143,8 @@ class ConnectionLoop:
                 elif not connected_before:
                     raise
                 connected_before = True
+                if time.monotonic() >= since + _LASTING or self._publisher.carried > carried:
+                    pause = _PAUSE
                 log.info("%s: %s Trying again in about %.0f s.", config.name, error, pause)
                 self._parts.tell("disconnected", why=str(error), refused=isinstance(error, BrokerRefused))
                 await self._wait(reconnect_delay(pause, self._session.announcement))
@@ -140,6 +152,19 @@ class ConnectionLoop:
             if not self._stop.is_set() and (duty.asleep or self._may_sleep(connected=False)):
                 await self._sleep()
                 pause = _PAUSE
+
+    @property
+    def _was_connected(self) -> bool:
+        """Whether it has taken part: then its settings are right, and a board is often up before its network."""
+        outbox = self._parts.outbox
+        return outbox.next_seq > 1 or outbox.remembered(_CONNECTED) is not None
+
+    def _note_connected(self) -> None:
+        """Remember the first connection ever."""
+        if not self._was_connected:
+            self._parts.outbox.pending[_CONNECTED] = b"1"
+            with suppress(OutboxFull):  # it is written with what comes later
+                self._parts.outbox.write_pending()
 
     async def _wait(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -236,9 +261,10 @@ class ConnectionLoop:
         await connection.subscribe(topics.announcement(), qos=0)
         if self._parts.serving.wanted:
             await connection.subscribe(topics.announcement("serve"), qos=0)
-        largest = connection.limits.maximum_packet_size
+        named = connection.limits.maximum_packet_size
+        bounds = [self._publisher.largest, None if named is None else max(256, named - _OVERHEAD)]
         self._publisher.connected(connection)
-        self._put(ev.Connected(None if largest is None else max(256, largest - _OVERHEAD)))
+        self._put(ev.Connected(min((bound for bound in bounds if bound is not None), default=None)))
         self._parts.tell("connected")
         async for delivery in connection.messages():
             self._count(delivery)
@@ -261,6 +287,7 @@ class ConnectionLoop:
         parts = self._parts
         topics, name = parts.topics, parts.config.name
         if self._fetcher.expects(topic):
+            self._publisher.carried += 1
             self._fetcher.deliver(topic, payload)
         elif parts.serving.fetcher.expects(topic):
             parts.serving.fetcher.deliver(topic, payload)

@@ -19,7 +19,12 @@ def hello_frame(parts: DeviceParts, session: DeviceSession, state: DeviceState, 
         generation=0 if target is None else target.generation,
         version=0 if target is None else target.version,
         wakes=parts.duty.wakes if state is DeviceState.SLEEPING else 0.0,
-        capabilities={**capabilities(parts.speed, config.link), **_lost(parts, session), **(config.capabilities or {})},
+        capabilities={
+            **capabilities(parts.speed, config.link),
+            **_lost(parts, session),
+            **_rows(parts),
+            **(config.capabilities or {}),
+        },
         features=sayable(config.feature_names),
         waits=parts.waits[:400] if state.live else "",
         number=number,
@@ -32,3 +37,14 @@ def _lost(parts: DeviceParts, session: DeviceSession) -> dict[str, int]:
     """How many updates this device lost on its disk, or left behind when that was put back; nothing if none."""
     lost = parts.outbox.lost + session.unsure
     return {"lost": lost} if lost else {}
+
+
+def _rows(parts: DeviceParts) -> dict[str, int | str]:
+    """What came of the sources of rows, without anything that is in them; nothing if none came."""
+    samples = parts.config.samples
+    intakes = [] if samples is None else list(samples.intakes.values())
+    if not intakes:
+        return {}
+    why = next((each.reason() for each in intakes if not each.kept and each.reason()), "")
+    counts = {"rows_read": sum(each.read for each in intakes), "rows_kept": sum(each.kept for each in intakes)}
+    return {**counts, "rows_dropped": sum(each.lost for each in intakes), **({"rows_why": why[:200]} if why else {})}

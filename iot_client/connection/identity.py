@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from midge.iot_client.session.trust import Trust
 from midge.iot_client.state.memory_outbox import AnyOutbox
-from midge.iot_client.state.outbox import OutboxFull
+from midge.iot_client.state.outbox import OutboxError, OutboxFull
 from midge.iot_client.training.update_encoder import Made, Unfit
 from midge.wire import chunks, clocks, frames, messages, sealing, signing
 from midge.wire.errors import WireError
@@ -19,6 +19,8 @@ from midge.wire.topics import Channel, Topics
 
 Key = str | Path | bytes
 """A file that holds a key, or its bytes."""
+_OWNER = "device"
+"""Under which the outbox remembers whose it is."""
 _CHANNELS: tuple[Channel, Channel] = ("train", "serve")
 
 
@@ -53,7 +55,20 @@ class Identity:
         """Whether the newest greeting left details out for want of an announcement."""
 
     def begin(self, name: str, outbox: AnyOutbox) -> None:
-        """Take up what an earlier life of this device verified. The outbox is open."""
+        """Take up what an earlier life of this device verified. The outbox is open.
+
+        Raises:
+            OutboxError: the outbox is another device's: its numbers would count again under this name.
+        """
+        owner = outbox.remembered(_OWNER)
+        if owner is None:  # new, or of an earlier Midge
+            outbox.pending[_OWNER] = name.encode()
+        elif owner != name.encode():
+            raise OutboxError(
+                f"The outbox {outbox.path} is of the device {owner.decode()}, and this device is {name}: updates that "
+                f"were counted for {owner.decode()} would count again. Put the outbox of {name} in its place, or name "
+                f"another file (outbox=)."
+            )
         self._name, self._outbox = name, outbox
         federation = self._topics.federation
         self._trusts = {

@@ -15,6 +15,7 @@ from midge.broker.mqtt.connection import (
     QoS,
     SubscribeRefused,
 )
+from midge.broker.mqtt.message_size import SIZE_REASONS, TOO_LARGE
 from midge.iot_client.connection.announcement_policy import Attention
 from midge.iot_client.connection.chunk_sizer import Uplink
 from midge.iot_client.parts import DeviceParts
@@ -24,6 +25,9 @@ from midge.wire import chunks, frames
 from midge.wire.messages import Announcement, Chunk, Update
 
 log = logging.getLogger("iot_client")
+
+_SMALLEST = 512
+"""Bytes of body below which an update is not cut for its size: its header is as large."""
 
 T = TypeVar("T")
 
@@ -45,6 +49,12 @@ class Publisher:
         self.connection: Connection | None = None
         self._uplink = Uplink(parts.config.keepalive)
         self._attention = Attention()
+        self.largest: int | None = None
+        """Bytes of body that go at once, after the broker has refused what is larger; None as long as it has not."""
+        self.carried = 0
+        """Chunks that have passed, up or down."""
+        self._told: set[tuple[str, int]] = set()
+        """On which topic, and why, it was told that the broker refuses messages."""
         self._deaf: Connection | None = None
         """The connection over which no new version is heard of during a training."""
 
@@ -73,14 +83,30 @@ class Publisher:
         try:
             await connection.publish(topic, payload, qos=1, retain=retain)
             failpoint("publish.acknowledged")
-        except ConnectionLost:
-            pass  # the reader sees it too, and the session hears of it from there
+        except ConnectionLost as error:
+            if error.reason == TOO_LARGE:  # else the reader sees it too, and the session hears of it from there
+                self._narrow(topic, len(payload))
         except (PublishRefused, PacketTooLarge) as error:
-            log.warning("%s: %s", parts.config.name, error)
-            parts.tell("refused", topic=topic, why=str(error))
+            reason = error.reason if isinstance(error, PublishRefused) else TOO_LARGE
+            narrowed = reason in SIZE_REASONS and self._narrow(topic, len(payload))
+            if (topic, reason) not in self._told:
+                self._told.add((topic, reason))
+                what = f"A message of {len(payload):,} bytes on {topic}"
+                smaller = f" It goes again in chunks of {self.largest:,} bytes at most." if narrowed else ""
+                why = f"{what} does not pass. {error}{smaller}"
+                log.warning("%s: %s", parts.config.name, why)
+                parts.tell("refused", topic=topic, why=why)
         else:
             return True
         return False
+
+    def _narrow(self, topic: str, size: int) -> bool:
+        """Have updates cut to half of what was refused; whether that helps."""
+        if topic != self._parts.topics.update(self._parts.config.name) or size < 2 * _SMALLEST:
+            return False
+        self.largest = min(size // 2, self.largest or size)
+        self._put(ev.SizeRefused(self.largest))
+        return True
 
     def send_chunks(self, update: Update, numbers: tuple[int, ...]) -> None:
         """Publish chunks of a stored update; `ChunkDelivered` follows each."""
@@ -96,6 +122,7 @@ class Publisher:
         parts = self._parts
         self._uplink.published(number, len(payload), time.monotonic())
         if await self.publish(connection, parts.topics.update(parts.config.name), payload):
+            self.carried += 1
             self._uplink.acknowledged(number, time.monotonic())
             self._put(ev.LinkMeasured(self._uplink.chunk))
             self._put(ev.ChunkDelivered())

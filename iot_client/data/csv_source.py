@@ -1,27 +1,30 @@
 """A CSV file that another program appends to, as a source of samples.
 
-The first line names the columns. A line counts once its newline is there, so that one half written is not read. Where
-the file is replaced or cut (logrotate's `create` and `copytruncate`), what was left of the old one is read to its end
-first. How far it was read is kept with the rows that were read: after a restart none comes twice. That it is still the
-same file is told by the last bytes that were read, for a new one may have the old one's size and inode.
+A line counts once its end is there, so that one half written is not read. Where the file is replaced or cut
+(logrotate's `create` and `copytruncate`), what was left of the old one is read to its end first. How far it was read is
+kept with the rows that were read: after a restart none comes twice. That it is still the same file is told by the last
+bytes that were read, for a new one may have the old one's size and inode.
 """
 
 import asyncio
-import csv
 import json
 import logging
 import math
 import os
-import re
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from io import BufferedReader
-from itertools import pairwise
 from pathlib import Path
 
+from midge.iot_client.data.columns import FIRST, no_inputs
+from midge.iot_client.data.csv_format import DELIMITERS, CsvError, Layout, fields, joined, look, names_of
+from midge.iot_client.data.intake import Intake
 from midge.iot_client.data.samples import Samples
-from midge.iot_client.data.values import Classes, number
+from midge.iot_client.data.values import WORDS, Classes, NumberStyle, missing, number
 
+__all__ = ["CsvError", "CsvOptions", "CsvRows", "first_rows", "header", "no_features"]
 log = logging.getLogger("iot_client")
 
 EVERY = 2.0
@@ -30,70 +33,69 @@ _BLOCK = 2**20
 """Bytes that are read at once."""
 _TAIL = 64
 """Bytes before the place that was read to, by which a file is known again."""
-_DELIMITERS = ",;\t|"
-_FIRST, _FEW = 200, 16
-"""Rows that are looked at to tell features from the other columns, and how many it takes at least."""
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_MOST_JOINED = 20
+"""Lines that a quoted field may be long."""
+_UNITS = 3
+"""Lines of text below a header, at most: names of units, kinds of means."""
+_SEEN = 500
+"""Rows from which is learned how numbers are written."""
 
 
-class CsvError(ValueError):
-    """The file is none that can be read; the message says why."""
+@dataclass(frozen=True)
+class CsvOptions:
+    """What the owner says of a file, where its look does not tell; empty text leaves it to that."""
+
+    delimiter: str = ""
+    encoding: str = ""
+    decimal: str = ""
+
+    def __post_init__(self) -> None:
+        if self.decimal not in ("", ".", ","):
+            raise ValueError(f"a decimal mark is . or ,, not {self.decimal!r}")
+        if self.encoding:
+            try:
+                "".encode(self.encoding)
+            except LookupError as error:
+                raise ValueError(f"{self.encoding!r} is no encoding: say utf-8, utf-16 or cp1252, say.") from error
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(encoding="utf-16-le" if self.encoding.lower() in ("utf-16", "utf16") else self.encoding)
 
 
-def header(path: Path) -> list[str]:
-    """The names of a file's columns.
+def header(path: Path, needed: Sequence[str] = (), options: CsvOptions | None = None) -> Layout:
+    """The layout of a file with the names of its columns.
 
     Raises:
         CsvError: there is no such file, or no whole first line in it.
     """
+    options = options or CsvOptions()
     try:
         with path.open("rb") as file:
-            line = file.readline(_BLOCK)
+            data = file.read(_BLOCK)
     except OSError as error:
         raise CsvError(f"{path} cannot be read: {error.strerror}.") from error
-    if not line.endswith(b"\n") or not line.strip():
+    found = look(data, needed, path, options.layout, delimiter=options.delimiter)
+    if found is None:
         raise CsvError(f"{path} has no first line yet that names its columns.")
-    return _names(line)[0]
-
-
-def no_features(path: Path, label: str) -> dict[str, str]:
-    """Columns that are no inputs by what their first rows hold, and why: text, a clock or a counter, one value only."""
-    with path.open("rb") as file:
-        columns, delimiter = _names(file.readline(_BLOCK))
-        lines = [line.decode(errors="replace").strip("\r\n") for line, _ in zip(file, range(_FIRST), strict=False)]
-    rows = [row for line in lines if len(row := _fields(line, delimiter)) == len(columns)]
-    if len(rows) < _FEW:
-        return {}
-    found = {}
-    for name, said in zip(columns, zip(*rows, strict=True), strict=True):
-        values = [number(each, decimal_comma=delimiter != ",") for each in said if each]
-        if name == label:
-            continue
-        if not name or all(map(math.isnan, values)):
-            found[name] = "no numbers"
-        elif all(one < other for one, other in pairwise(values)) or all(one > other for one, other in pairwise(values)):
-            found[name] = "a clock or a counter"
-        elif len(set(values)) == 1:
-            found[name] = "one value in all of the first rows"
     return found
 
 
-def _names(line: bytes) -> tuple[list[str], str]:
-    """The columns that a first line names, and what separates them."""
-    text = line.decode("utf-8-sig", errors="replace").strip("\r\n")
-    delimiter = max(_DELIMITERS, key=re.sub(r'"[^"]*"', "", text).count)
-    return _fields(text, delimiter), delimiter
+def first_rows(path: Path, layout: Layout, most: int) -> dict[str, list[str]]:
+    """The values of the first rows of a file, by column; of two columns of one name the first."""
+    with path.open("rb") as file:
+        block = file.read(_BLOCK)
+    lines = layout.texts(block[: layout.whole(block)])[layout.lines :][: most + _UNITS]
+    rows = [row[: len(layout.columns)] for line in lines if len(row := layout.fields(line)) >= len(layout.columns)]
+    return {name: [row[layout.columns.index(name)] for row in rows] for name in layout.columns}
 
 
-def _fields(line: str, delimiter: str) -> list[str]:
-    """The fields of one line; none if it cannot be read.
-
-    Each line has a reader of its own: with one for all, a stray quotation mark swallows whatever comes behind it.
-    """
-    with suppress(csv.Error):
-        found = next(csv.reader((line,), delimiter=delimiter, skipinitialspace=True), [])
-        return [field.strip() for field in found]
-    return []
+def no_features(path: Path, label: str | None, layout: Layout | None = None) -> dict[str, str]:
+    """Columns that are no inputs by what their first rows hold, and why: text, a clock or a counter, one value only."""
+    layout = header(path) if layout is None else layout
+    found = no_inputs(first_rows(path, layout, FIRST), comma_separates=layout.delimiter == ",")
+    twice = {name: "two columns have this name" for name in layout.columns if layout.columns.count(name) > 1}
+    return {name: why for name, why in {**found, **twice}.items() if name != label}
 
 
 class CsvRows:
@@ -102,18 +104,25 @@ class CsvRows:
     Args:
         path: the file; it may come later.
         classes: names of the classes where the label is one, in the order of the federation's model.
+        options: how it is written, where its look does not tell.
     """
 
-    def __init__(self, path: str | Path, *, classes: Sequence[str] = ()) -> None:
+    def __init__(self, path: str | Path, *, classes: Sequence[str] = (), options: CsvOptions | None = None) -> None:
         self.path = Path(path)
-        self._classes = Classes(classes)
+        self._classes, self._options = Classes(classes), options or CsvOptions()
         self._file: BufferedReader | None = None
-        self._columns: list[str] | None = None
-        self._delimiter = ","
+        self._layout: Layout | None = None
         self._offset = 0
         """Of the first byte that is not part of a line that was read."""
         self._tail = b""
         """The bytes before it."""
+        self._line = 0
+        """Lines that were read."""
+        self._below = 0
+        """Lines below the header that were looked at for units."""
+        self._styles: defaultdict[str, NumberStyle] = defaultdict(NumberStyle)
+        self._all = NumberStyle()
+        self._styled = 0
         self.broken = 0
         """Lines that cannot be read, or have more or fewer fields than the first."""
         self._said_absent = False
@@ -141,7 +150,9 @@ class CsvRows:
         try:
             return self._read(samples)
         except OSError as error:
-            samples.reject(str(self.path), f"{self.path} cannot be read ({error.strerror})")
+            problem = f"{self.path} cannot be read ({error.strerror})"
+            self._intake(samples).problem = problem
+            samples.reject(str(self.path), problem)
             self.close()
             return False
 
@@ -151,6 +162,9 @@ class CsvRows:
             self._file.close()
             self._file = None
 
+    def _intake(self, samples: Samples) -> Intake:
+        return samples.intake(str(self.path))
+
     def _read(self, samples: Samples) -> bool:
         if self._file is None and not self._open(samples):
             return False
@@ -159,13 +173,26 @@ class CsvRows:
         if self._file.read(len(self._tail)) != self._tail:
             self._begin(self._file)  # cut and rewritten
         block = self._file.read(_BLOCK)
-        whole = block.rfind(b"\n") + 1
+        intake = self._intake(samples)
+        if self._layout is None:
+            owner = self._options
+            self._layout = look(block, samples.wanted, self.path, owner.layout, delimiter=owner.delimiter, growing=True)
+            if self._layout is None:
+                wanted = ", ".join(samples.wanted)
+                intake.problem = (
+                    f"{self.path} has no line yet that names the columns {wanted}" if block else f"{self.path} is empty"
+                )
+        whole = 0 if self._layout is None else self._layout.whole(block)
         if whole:
-            self._take(block[:whole], samples)
+            assert self._layout is not None
+            intake.problem = ""
+            self._take(self._layout.texts(block[:whole]), samples)
             self._offset += whole
             self._tail = (self._tail + block[:whole])[-_TAIL:]
-            place = {"offset": self._offset, "tail": self._tail.hex(), "columns": self._columns}
-            samples.marks[self._mark] = json.dumps({**place, "delimiter": self._delimiter})
+            place = {"offset": self._offset, "tail": self._tail.hex(), "line": self._line, **asdict(self._layout)}
+            samples.marks[self._mark] = json.dumps(place)
+            if not intake.read and not intake.kept and not samples.seen:
+                intake.problem = f"{self.path} has no row yet below the line that names its columns"
             return True
         if len(block) == _BLOCK:
             raise CsvError(f"{self.path} has a line of more than {_BLOCK} bytes: is it a CSV file?")
@@ -180,6 +207,7 @@ class CsvRows:
         try:
             self._file = self.path.open("rb")
         except FileNotFoundError:
+            self._intake(samples).problem = f"there is no file {self.path} yet"
             if not self._said_absent:
                 log.warning("There is no file %s yet: its rows are read once it comes.", self.path)
             self._said_absent = True
@@ -188,82 +216,190 @@ class CsvRows:
         with suppress(ValueError, KeyError, TypeError):
             place = json.loads(samples.marks[self._mark])
             offset, tail = int(place["offset"]), bytes.fromhex(place["tail"])
-            self._columns, self._delimiter = _names(self._file.readline(_BLOCK))
-            if place.get("columns"):  # a header further down may have named others
-                self._columns, self._delimiter = [str(name) for name in place["columns"]], str(place["delimiter"])
-            self._offset, self._tail = offset, tail  # where it is another file, the next look sees it
+            if place.get("columns"):
+                known = {name: place[name] for name in ("encoding", "other", "end", "delimiter") if name in place}
+                self._layout = Layout(columns=tuple(map(str, place["columns"])), **known)
+                self._line = int(place.get("line", 0))
+                self._offset, self._tail = offset, tail  # where it is another file, the next look sees it
         return True
 
     def _begin(self, file: BufferedReader) -> None:
         file.seek(0)
-        self._columns, self._offset, self._tail = None, 0, b""
+        self._layout, self._offset, self._tail, self._line, self._below = None, 0, b"", 0, 0
 
     @property
     def _mark(self) -> str:
         return f"csv {self.path.absolute()}"
 
-    def _take(self, block: bytes, samples: Samples) -> None:
-        if self._columns is None:
-            first, _, block = block.partition(b"\n")
-            if first.startswith(_UTF16):
-                raise CsvError(f"{self.path} is in UTF-16: save it as UTF-8.")
-            self._name_columns(*_names(first), samples)
-        assert self._columns is not None
-        # A quoted field may hold anything but a line's end: with that, where a line ends could not be told.
-        for line in block.decode(errors="replace").split("\n"):
-            if line.strip() and (row := self._row(line, samples)) is not None:
-                samples.observe(row)
+    def _take(self, lines: list[str], samples: Samples) -> None:
+        """Read lines: first how numbers are written in them, then what they say."""
+        assert self._layout is not None
+        intake, at = self._intake(samples), 0
+        if self._line < self._layout.lines:  # those above the rows, and the names
+            at = self._layout.lines
+            for what in (*self._layout.skipped, "header"):
+                intake.skip(what)
+            self._line, self._below = at, 0
+            self._check(samples)
+        self._learn(lines[at:], samples)
+        while at < len(lines):
+            at += self._line_of(lines[at : at + _MOST_JOINED], samples, intake)
 
-    def _name_columns(self, names: list[str], delimiter: str, samples: Samples) -> None:
-        """Read what follows under these names.
+    def _learn(self, lines: Sequence[str], samples: Samples) -> None:
+        """See how numbers are written in the columns that are needed."""
+        assert self._layout is not None
+        columns = self._layout.columns
+        for line in lines[: max(0, _SEEN - self._styled)]:
+            row = self._layout.fields(line)
+            if len(row) >= len(columns):
+                self._styled += 1
+                for name, said in zip(columns, row, strict=False):
+                    if name in samples.wanted:
+                        self._styles[name].see(said)
+                    self._all.see(said)
+
+    def _line_of(self, lines: Sequence[str], samples: Samples, intake: Intake) -> int:
+        """Take the first of some lines; how many were taken: more if its quoted fields hold line ends."""
+        assert self._layout is not None
+        line, took = lines[0], 1
+        self._line += 1
+        if not line.strip("\r\n\ufeff \t"):
+            intake.skip("blank")
+            return 1
+        row, columns = self._layout.fields(line), self._layout.columns
+        while len(row) > len(columns) and not row[-1]:
+            row.pop()  # separators behind the last value
+        if len(row) != len(columns) and '"' in line and len(lines) > 1:
+            found, lasting = joined([each.strip("\r") for each in lines], self._layout.delimiter, len(columns))
+            if found:
+                row, took = found, lasting
+        place, self._line = self._line, self._line + took - 1
+        if self._is_header(row, line, samples):
+            intake.skip("header")
+            self._below = 0
+            return took
+        self._below += 1
+        if self._below <= _UNITS and self._is_units(row, samples):
+            intake.skip("units")
+            return took
+        if line.lstrip().startswith("#") and (len(row) != len(columns) or not self._is_row(row, samples)):
+            intake.skip("comment")
+            return took
+        self._below = _UNITS
+        if len(row) != len(columns):
+            self._break(row, line, place, samples, intake)
+        elif not any(row):
+            intake.read += 1
+            intake.drop("empty", f"{self.path}: a line has separators only", line.strip(), place)
+            samples.unlabelled += 1
+        else:
+            self._observe(row, line.strip(), place, samples, intake)
+        return took
+
+    def _break(self, row: list[str], line: str, place: int, samples: Samples, intake: Intake) -> None:
+        assert self._layout is not None
+        self.broken += 1
+        what = f"{len(row)} fields, not {len(self._layout.columns)}" if row else "no fields that can be read"
+        intake.read += 1
+        intake.drop(
+            "wrong number of fields" if row else "cannot be read",
+            f"{self.path}: a line has {what}",
+            line.strip(),
+            place,
+        )
+        samples.reject("lines", f"{self.path}: a line has {what}: {line[:60]!r}")
+
+    def _is_header(self, row: list[str], line: str, samples: Samples) -> bool:
+        """Whether a line names columns: of a program that starts over, perhaps in another order, or with others.
 
         Raises:
-            CsvError: the samples need one that is not among them.
+            CsvError: it lacks a column which the samples need.
         """
-        if lacking := [name for name in (*samples.features, samples.label) if name not in names]:
+        assert self._layout is not None
+        columns, needed = set(self._layout.columns), set(samples.wanted)
+        for names in names_of(line, self._layout.delimiter):
+            there = [name for name in names if name]
+            known = sum(name in columns for name in there)
+            if (
+                needed <= set(names)
+                or (known > 1 and known == len(there))
+                or (
+                    known > 1
+                    and known >= len(there) / 2
+                    and all(math.isnan(number(name)) and not missing(name) for name in there)
+                )
+            ):
+                self._layout = replace(self._layout, columns=names)
+                self._check(samples)
+                return True
+        if len(row) != len(columns):
+            for delimiter in DELIMITERS:
+                names = tuple(fields(line, delimiter))
+                if len(needed) > 1 and needed <= set(names):
+                    self._layout = replace(self._layout, columns=names, delimiter=delimiter)
+                    self._check(samples)
+                    return True
+        return False
+
+    def _check(self, samples: Samples) -> None:
+        """See that the names are what the samples need.
+
+        Raises:
+            CsvError: one is not among them, or twice.
+        """
+        assert self._layout is not None
+        names = self._layout.columns
+        if lacking := [name for name in samples.wanted if name not in names]:
             raise CsvError(
                 f"{self.path} has no column {', '.join(map(repr, lacking))}; "
                 f"a line that names columns has {', '.join(names)}."
             )
-        needed = (*samples.features, samples.label)
-        if twice := sorted({name for name in needed if names.count(name) > 1}):
+        if twice := sorted({name for name in samples.wanted if names.count(name) > 1}):
             raise CsvError(f"{self.path} has two columns {', '.join(map(repr, twice))}: name them differently.")
-        self._columns, self._delimiter = names, delimiter
 
-    def _row(self, line: str, samples: Samples) -> dict[str, object] | None:
-        """The values of a line by column; None if it is another header, or broken.
+    def _is_units(self, row: list[str], samples: Samples) -> bool:
+        """Whether a line right below a header says units and the like: text in all columns that are needed."""
+        assert self._layout is not None
+        if len(row) != len(self._layout.columns):
+            return False
+        said = {name: row[self._layout.columns.index(name)] for name in samples.wanted}
+        there = [each for each in said.values() if each]
+        if self._classes and samples.label and self._classes.number(said[samples.label]) is not None:
+            return False
+        return len(there) > 1 and all(
+            math.isnan(number(each)) and not missing(each) and not any(map(str.isdigit, each)) for each in there
+        )
 
-        Raises:
-            CsvError: it is a header that lacks a column which the samples need.
-        """
-        assert self._columns is not None
-        columns, needed = self._columns, {*samples.features, samples.label}
-        row = _fields(line.strip("\r\ufeff"), self._delimiter)
-        if needed <= set(row) or (len(row) > 1 and all(row) and set(row) <= set(columns)):
-            # A program that starts over writes its first line again, perhaps with its columns in another order.
-            self._name_columns(row, self._delimiter, samples)
-            return None
-        if len(row) == len(columns) + 1 and not row[-1]:
-            row.pop()  # a separator behind the last value
-        elif len(row) == len(columns) - 1 and not columns[-1]:
-            row.append("")
-        if len(row) != len(columns):
-            self.broken += 1
-            fields = f"{len(row)} fields, not {len(columns)}" if row else "no fields that can be read"
-            samples.reject("lines", f"{self.path}: a line has {fields}: {line[:60]!r}")
-            return None
-        values: dict[str, object] = dict(zip(columns, row, strict=True))
-        if self._delimiter != ",":
-            values.update({name: _pointed(values[name]) for name in needed})
-        if self._classes:
+    def _is_row(self, row: list[str], samples: Samples) -> bool:
+        """Whether a line that looks like a comment holds numbers where they are needed."""
+        assert self._layout is not None
+        columns = self._layout.columns
+        return any(not math.isnan(number(row[columns.index(name)])) for name in samples.wanted)
+
+    def _observe(self, row: list[str], line: str, place: int, samples: Samples, intake: Intake) -> None:
+        assert self._layout is not None
+        columns, values = self._layout.columns, {}
+        for name in samples.wanted:
+            said = row[columns.index(name)]
+            values[name] = said if said.casefold() in WORDS else self._number(name, said)
+        if self._classes and samples.label:
             said = row[columns.index(samples.label)]
-            values[samples.label] = self._classes.number(said)
-            if said and values[samples.label] is None:
-                samples.reject("classes", f"{samples.label} is {said[:60]!r}, none of {', '.join(self._classes.names)}")
-        return values
+            values[samples.label] = found = self._classes.number(said)
+            if found is None and not missing(said):
+                why = f"{samples.label} is {said[:60]!r}, none of {', '.join(self._classes.names)}"
+                samples.reject("classes", why)
+                samples.unlabelled += 1
+                intake.read += 1
+                intake.drop(f"{samples.label} is none of the classes", why, line, place)
+                return
+        samples.observe(values, intake=intake, line=line, number_of_line=place)
 
-
-def _pointed(value: object) -> object:
-    """A number with a decimal comma, where commas do not separate; else the value."""
-    found = number(value, decimal_comma=True)
-    return value if math.isnan(found) else found
+    def _number(self, name: str, said: str) -> object:
+        """The number of a field; the text if it is none."""
+        found = self._styles[name].number(
+            said,
+            self._all,
+            mark=self._options.decimal,
+            separates=self._layout is not None and self._layout.delimiter == ",",
+        )
+        return said if math.isnan(found) else found

@@ -1,27 +1,30 @@
 """An MQTT topic of sensors as a source of samples: what zigbee2mqtt, Home Assistant or a program of one's own publish.
 
-A payload is a map in JSON or msgpack, whose fields may be nested (`state.heat`), or one plain value on a topic of its
-own, as Home Assistant's statestream has it (`homeassistant/sensor/pump_heat/state`): then the field is named by the
-topic. A row is made whenever the label comes; features that came in other messages are those last heard.
+A payload is a map in JSON or msgpack, whose fields may be nested (`state.heat`) or in lists (`Power[1]`), SenML, or one
+plain value on a topic of its own, as Home Assistant's statestream has it (`homeassistant/sensor/pump_heat/state`): then
+the field is named by the topic. A row is made whenever the label comes; features that came in other messages are those
+last heard in the same place, or in the only one that says them. `kitchen/heat` is the field heat of a topic that ends
+in kitchen. Rows without a label are made once each feature was said again.
 """
 
 import asyncio
-import json
 import logging
+import math
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from midge.broker.mqtt.connection import BrokerError, Connector, Delivery, Options
 from midge.broker.mqtt.topic_filters import check_filter
+from midge.iot_client.data.intake import Intake
+from midge.iot_client.data.payloads import Record, fields_of, is_plain, place_of, records_of, spelled
 from midge.iot_client.data.samples import Samples
-from midge.iot_client.data.values import WORDS, Classes
-from midge.wire import frames
-from midge.wire.errors import WireError
+from midge.iot_client.data.values import WORDS, Classes, NumberStyle, missing
 
+__all__ = ["LATER", "SensorTopic", "fields_of"]
 log = logging.getLogger("iot_client")
 
 HOLD = 600.0
@@ -29,73 +32,10 @@ HOLD = 600.0
 SILENCE = 10.0
 """Seconds without any message, or without one that has the label, after which it is said."""
 _LONGEST = 60.0
-_DEEPEST = 4
-_LARGEST = 65_536
-"""Bytes of a payload that is read."""
-_WORD = 200
-"""Bytes of a payload that is plain text."""
+LATER = "values for a later row"
+"""What messages are that have features and not the label."""
 _MOST_FIELDS = 256
-_GENERIC = ("state", "value", "status", "data", "json")
-"""Last levels of a topic that say nothing of what is measured: the level before does."""
-
-
-def fields_of(topic: str, payload: bytes) -> dict[str, Any]:
-    """What a message says, by name: numbers, text, and 1 and 0 for words such as ON and OFF; empty where nothing."""
-    return {name: _plain(value) for name, value in said_by(topic, payload).items()}
-
-
-def said_by(topic: str, payload: bytes) -> dict[str, Any]:
-    """What a message says, by name, as it came."""
-    if not payload or len(payload) > _LARGEST:
-        return {}
-    value = _read(payload)
-    if isinstance(value, Mapping):
-        found: dict[str, Any] = {}
-        for name, each in _flat(value, ""):
-            found[name] = each
-            if len(found) >= _MOST_FIELDS:
-                break
-        return found
-    return {} if value is None or isinstance(value, list | tuple) else {_named(topic): value}
-
-
-def _read(payload: bytes) -> Any:
-    """JSON, else msgpack where that is a map, else text."""
-    with suppress(ValueError, RecursionError):
-        return json.loads(payload)
-    with suppress(WireError):
-        value = frames.unpack(payload, items=_MOST_FIELDS)
-        if isinstance(value, dict):
-            return value
-    if len(payload) <= _WORD:
-        with suppress(UnicodeDecodeError):
-            return payload.decode().strip()
-    return None
-
-
-def _flat(value: Mapping[Any, Any], before: str, depth: int = 1) -> Iterator[tuple[str, Any]]:
-    """Names and values, nested names joined by points; an element of a list is named by its place, from 0."""
-    for key, each in value.items():
-        name = f"{before}{key.decode(errors='replace') if isinstance(key, bytes) else key}"
-        inner = dict(enumerate(each)) if isinstance(each, list | tuple) else each
-        if not isinstance(inner, Mapping):
-            yield name, inner
-        elif depth < _DEEPEST:
-            yield from _flat(inner, f"{name}.", depth + 1)
-
-
-def _plain(value: Any) -> Any:
-    """A number where it is one; text stays for classes."""
-    if isinstance(value, bool):
-        return float(value)
-    if isinstance(value, str):
-        return WORDS.get(value.strip().casefold(), value.strip())
-    return value
-
-
-def _named(topic: str) -> str:
-    levels = topic.split("/")
-    return levels[-2] if len(levels) > 1 and levels[-1].lower() in _GENERIC else levels[-1]
+"""Names and places that are remembered."""
 
 
 class SensorTopic:
@@ -125,11 +65,16 @@ class SensorTopic:
         self._connector, self._topic, self._hold, self._clock = connector, topic, hold, clock
         self._classes = Classes(classes)
         self._last: dict[str, dict[str, tuple[float, Any]]] = {}
-        """By field and topic, when it was last said, and what."""
+        """By field and place, when it was last said, and what."""
         self.heard = 0
         """Messages so far."""
-        self._fields: set[str] = set()
+        self.fields: set[str] = set()
         """Names of fields that came and are not wanted, for a sentence."""
+        self._said: dict[str, set[str]] = {}
+        """By place, which features it has ever said …"""
+        self._since: dict[str, set[str]] = {}
+        """… and which since the last row."""
+        self._styles: defaultdict[str, NumberStyle] = defaultdict(NumberStyle)
 
     async def follow(self, samples: Samples) -> None:
         """Take rows in for ever. A broker that is away is tried again, less and less often."""
@@ -140,60 +85,155 @@ class SensorTopic:
                 try:
                     async with self._connector(Options(client_id=client)) as connection:
                         await connection.subscribe(self._topic, qos=0)
-                        pause = 1.0
+                        pause, self._intake(samples).problem = 1.0, ""
                         async for delivery in connection.messages():
                             connection.ack(delivery)
                             self.take(delivery, samples)
                 except BrokerError as error:
-                    samples.reject("broker", f"the sensors on {self._topic} cannot be heard: {error}")
+                    self._intake(samples).problem = words = f"the sensors on {self._topic} cannot be heard: {error}"
+                    samples.reject("broker", words)
                 await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - spreads load
                 pause = min(2 * pause, _LONGEST)
         finally:
             silence.cancel()
 
+    def _intake(self, samples: Samples) -> Intake:
+        return samples.intake(self._topic)
+
     def _say_silence(self, samples: Samples) -> None:
         """Say that no message is of use, or that there is none."""
+        if (found := self.silence(samples)) is not None:
+            kind, self._intake(samples).problem = found
+            samples.reject(kind, found[1])
+
+    def silence(self, samples: Samples) -> tuple[str, str] | None:
+        """What never came, as a kind and in words; None if all did."""
         if not self.heard:
-            samples.reject("silence", f"no message came on {self._topic} in {SILENCE:g} s")
-        elif absent := [name for name in (*samples.features, samples.label) if name not in self._last]:
-            there = ", ".join(sorted(self._fields)[:20]) or "nothing else"
-            samples.reject("fields", f"no message on {self._topic} had {', '.join(absent)}; they have {there}")
+            return "silence", f"no message came on {self._topic} in {SILENCE:g} s"
+        if absent := [name for name in samples.wanted if name not in self._last]:
+            there = ", ".join(sorted(self.fields)[:20]) or "nothing else"
+            return "fields", f"no message on {self._topic} had {', '.join(absent)}; they have {there}"
+        return None
 
     def take(self, delivery: Delivery, samples: Samples) -> None:
         """One message. A retained one is from before, and may have been taken then: it makes no row."""
         self.heard += 1
-        topic, now = delivery.topic, self._clock()
-        said = said_by(topic, delivery.payload)
-        if not said and delivery.payload:
-            samples.reject("payloads", f"a message on {topic} is neither a map in JSON or msgpack nor one value")
-        wanted = {*samples.features, samples.label}
-        if len(self._fields) < _MOST_FIELDS:
-            self._fields |= said.keys() - wanted
-        for name in said.keys() & wanted:
-            heard = self._last.setdefault(name, {})
-            if topic in heard or len(heard) < _MOST_FIELDS:
-                heard[topic] = now, said[name]
-        if samples.label in said and not delivery.retain:
-            row = {name: self._of(name, topic, now, samples) for name in samples.features}
-            row[samples.label] = label = said[samples.label]
-            if self._classes:
-                row[samples.label] = self._classes.number(label)
-                if row[samples.label] is None:
-                    names = ", ".join(self._classes.names)
-                    samples.reject("classes", f"{samples.label} is {str(label)[:60]!r}, none of {names}")
-            samples.observe(row)
+        intake, topic = self._intake(samples), delivery.topic
+        text = f"{topic} {delivery.payload[:200].decode(errors='replace')}"
+        records = records_of(topic, delivery.payload)
+        if not records and delivery.payload:
+            why = f"a message on {topic} is neither a map in JSON or msgpack nor one value"
+            intake.read += 1
+            intake.drop("neither a map nor one value", why, text)
+            samples.reject("payloads", why)
+        for record in records:
+            self._take(record, topic, text, samples, retain=delivery.retain)
 
-    def _of(self, name: str, topic: str, now: float, samples: Samples) -> Any:
-        """A field's value for a row whose label came on a topic: of that topic, or of the only one that says it."""
+    def _take(self, record: Record, topic: str, text: str, samples: Samples, *, retain: bool) -> None:
+        intake, now = self._intake(samples), self._clock()
+        place = place_of(topic, plain=is_plain(record, topic))
+        said = {name: record[key] for name in samples.wanted if (key := _key(name, record, place)) is not None}
+        if len(self.fields) < _MOST_FIELDS:
+            self.fields |= record.keys() - set(samples.wanted)
+        for name, value in said.items():
+            heard = self._last.setdefault(name, {})
+            if place in heard or len(heard) < _MOST_FIELDS:
+                heard[place] = now, value
+        if not said:
+            intake.read += 1
+            intake.drop("no field that is used", f"a message on {topic} has {', '.join(record)[:200]}", text)
+        elif retain:
+            intake.read += 1
+            intake.drop("retained", f"what is retained on {topic} is from before: it fills gaps and is no row", text)
+        elif (samples.label is not None and samples.label in said) or (
+            samples.label is None and self._is_whole(place, said.keys(), samples)
+        ):
+            self._observe(place, now, text, samples)
+        else:
+            intake.read += 1
+            intake.skip(LATER)
+
+    def _is_whole(self, place: str, said: Any, samples: Samples) -> bool:
+        """Whether each feature was said since the last row, here if this place says them all, else anywhere."""
+        everything = set(samples.features)
+        if place not in self._said and len(self._said) >= _MOST_FIELDS:
+            return everything <= set(said)
+        here = self._said.setdefault(place, set())
+        since = self._since.setdefault(place, set())
+        again = bool(since & set(said)) and here >= everything  # one that is silent holds no row back
+        here |= set(said)
+        since |= set(said)
+        whole = since >= everything if here >= everything else set().union(*self._since.values()) >= everything
+        if whole or again:
+            for each in [since] if here >= everything else self._since.values():
+                each.clear()
+            if again and not whole:
+                since |= set(said)
+        return whole or again
+
+    def _observe(self, place: str, now: float, text: str, samples: Samples) -> None:
+        """Make a row of what was last heard."""
+        intake = self._intake(samples)
+        row = {name: self._number(name, self._of(name, place, now, samples)) for name in samples.features}
+        if samples.label is not None:
+            label = self._last[samples.label][place][1]
+            row[samples.label] = self._classes.number(label) if self._classes else self._number(samples.label, label)
+            if self._classes and row[samples.label] is None and label is not None and not missing(str(label)):
+                why = f"{samples.label} is {str(label)[:60]!r}, none of {', '.join(self._classes.names)}"
+                samples.reject("classes", why)
+                samples.unlabelled += 1
+                intake.read += 1
+                intake.drop(f"{samples.label} is none of the classes", why, text)
+                return
+        if samples.observe(row, intake=intake, line=text):
+            intake.problem = ""
+
+    def _number(self, name: str, value: Any) -> Any:
+        """A value; text as its number, if it is one as this field writes them."""
+        if not isinstance(value, str) or value.strip().casefold() in WORDS:
+            return value
+        style = self._styles[name]
+        style.see(value)
+        found = style.number(value, style, separates=True)
+        return value if math.isnan(found) else found
+
+    def _of(self, name: str, place: str, now: float, samples: Samples) -> Any:
+        """A field's value for a row of a place: of that place, of the nearest, or of the only one that says it."""
         heard = self._last.get(name, {})
-        if topic in heard:
-            at, value = heard[topic]
+        if place in heard:
+            at, value = heard[place]
         elif len(heard) == 1:
             ((at, value),) = heard.values()
         else:
-            if heard:
-                first, second = list(heard)[:2]
-                words = f"{name} comes on {first} and on {second}, and not with {samples.label}"
-                samples.reject(f"whose {name}", f"{words}: whose it is cannot be told")
-            return None
+            near = sorted(heard, key=lambda other: -_common(place, other))
+            if not near:
+                return None
+            if _common(place, near[0]) == _common(place, near[1]):
+                with_ = samples.label or "the others"
+                own = f"{near[0].split('/')[-1]}/{name}"
+                words = f"{name} comes on {near[0]} and on {near[1]}, and not with {with_}"
+                samples.reject(f"whose {name}", f"{words}: whose it is cannot be told, unless it is called {own}")
+                return None
+            at, value = heard[near[0]]
         return value if now - at <= self._hold else None
+
+
+def _key(name: str, record: Record, place: str) -> str | None:
+    """Under which name a record has a field that is wanted: as it is, in brackets, or behind the end of its topic."""
+    for key in (name, spelled(name)):
+        if key in record:
+            return key
+    where, slash, own = name.rpartition("/")
+    if slash and (place == where or place.endswith(f"/{where}")):
+        return next((key for key in (own, spelled(own)) if key in record), None)
+    return None
+
+
+def _common(one: str, other: str) -> int:
+    """How many levels two places have in common, from the first."""
+    count = 0
+    for mine, theirs in zip(one.split("/"), other.split("/"), strict=False):
+        if mine != theirs:
+            break
+        count += 1
+    return count

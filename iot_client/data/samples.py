@@ -14,19 +14,19 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from operator import eq
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 
-from midge.iot_client.data.values import number
+from midge.iot_client.data.intake import Intake
+from midge.iot_client.data.row_reader import Kind, RowReader
 from midge.storage.database import Database, DatabaseError, DiskFull
 from midge.wire.moments import SENTINEL, Moments
 
 log = logging.getLogger("iot_client")
 
-Kind = Literal["regression", "classification"]
 Array = npt.NDArray[np.float32]
 
 EVERY = 300.0
@@ -41,10 +41,8 @@ _DEVIATION = 1.4826
 """The standard deviation of a normal distribution in units of its median absolute deviation."""
 TELL_EVERY = 3600.0
 """Seconds between two warnings of one kind of value that cannot be used."""
-_LONGEST_QUOTE = 60
-"""Characters of such a value in a warning."""
-_MISSING = ("", "nan", "na", "n/a", "null", "none", "-", "inf", "-inf", "unavailable", "unknown")
-"""Words for a value that is not there: no mistake of the one who wrote them."""
+OBSERVED = "observe"
+"""The source of rows that a program gives."""
 _PAGE = 4096
 _MAGIC, _ALIKE = b"SQLite format 3\0", 12
 """How a database begins, and how many bytes of that a damaged one still has."""
@@ -71,17 +69,19 @@ class Samples:
     Args:
         path: the file; None keeps them in memory.
         features: names of the inputs, in order.
-        label: the name of what is to be learned from them.
-        kind: whether the label is a value or the number of a class, from 0.
+        label: the name of what is to be learned from them; None for rows that have none, such as those of an
+            autoencoder, which learns the inputs themselves.
+        kind: whether the label is a value or the number of a class, from 0; `reconstruction` without one.
         rows: how many are kept at most.
         size: bytes that they may take, in memory and about twice that on disk; the stricter of the two counts.
         clip: robust deviations from the median at which outliers are clipped when they are read; None clips nothing.
         every: seconds between two writes at least.
         least: rows before `moments` says anything: those of a few rows are chance.
+        missing_values: numbers or words that stand for a value that is not there, such as -9999, whatever the source.
         clock: seconds of a clock that never goes back.
 
     Raises:
-        ValueError: there are no features, or one has two names.
+        ValueError: there are no features, or one has two names, or a label is missing or too many.
         SamplesError: the file cannot be used, or holds other columns.
     """
 
@@ -89,18 +89,21 @@ class Samples:
         self,
         path: str | Path | None,
         features: Sequence[str],
-        label: str,
+        label: str | None = None,
         *,
-        kind: Kind = "regression",
+        kind: Kind | None = None,
         rows: int = 10_000,
         size: int = 16 * 2**20,
         clip: float | None = CLIP,
         every: float = EVERY,
         least: int = LEAST,
+        missing_values: Sequence[str | float] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.features, self.label, self.kind = tuple(features), label, kind
-        twice = sorted({name for name in (*features, label) if (*features, label).count(name) > 1})
+        self.features, self.label = tuple(features), label
+        self._reader = RowReader(self.features, label, kind, missing_values)
+        self.kind, self.wanted = self._reader.kind, self._reader.wanted
+        twice = sorted({name for name in self.wanted if self.wanted.count(name) > 1})
         if not self.features or twice:
             which = f"; {', '.join(map(repr, twice))} is there twice" if twice else ""
             raise ValueError(f"Samples have features and one label, each with a name of its own{which}.")
@@ -128,6 +131,8 @@ class Samples:
         """Values, lines and messages that could not be used, by kind, since the start."""
         self.on_row: Callable[[Array], None] | None = None
         """Called with the features of each row as it comes, with a label or without, in the thread that brings it."""
+        self.intakes: dict[str, Intake] = {}
+        """What came of each source and what was kept of it, since the start."""
         self._first_rejected = ""
         self._told: dict[str, float] = {}
         self._present: npt.NDArray[np.bool_] = np.zeros(len(self.features), bool)
@@ -147,7 +152,16 @@ class Samples:
 
     @property
     def _width(self) -> int:
-        return len(self.features) + 1
+        return len(self.wanted)
+
+    def intake(self, source: str) -> Intake:
+        """The counts of a source."""
+        return self.intakes.setdefault(source, Intake(source))
+
+    def received(self) -> list[dict[str, Any]]:
+        """The counts of all sources, as plain values."""
+        with self._lock:
+            return [each.packed() for each in self.intakes.values()]
 
     def __len__(self) -> int:
         return min(self.seen, self.capacity)
@@ -159,32 +173,48 @@ class Samples:
 
     # -------------------------------------------------------------------- coming in
 
-    def observe(self, x: npt.ArrayLike | Sequence[Any] | Mapping[str, Any], y: float | None = None) -> bool:
+    def observe(
+        self,
+        x: npt.ArrayLike | Sequence[Any] | Mapping[str, Any],
+        y: float | None = None,
+        *,
+        intake: Intake | None = None,
+        line: str | None = None,
+        number_of_line: int | None = None,
+    ) -> bool:
         """Keep a row; whether it is worth keeping.
 
         Args:
             x: values in the order of `features`, NaN or None where one is missing; or values by name, with the label
                 among them.
             y: the label, where x is no mapping.
+            intake: the source that the row is counted for.
+            line: as it came, for who looks at what was dropped.
+            number_of_line: of a file, from 1.
 
         Raises:
             ValueError: there are more or fewer values than features.
         """
         if isinstance(x, Mapping):
-            y = x.get(self.label) if y is None else y
+            y = x.get(self.label) if y is None and self.label is not None else y
             row: Any = [x.get(name) for name in self.features]
         else:
             row = x
         given = np.ravel(np.asarray(row, object))
-        values = np.array([number(each) for each in given], np.float64)
-        if len(values) != len(self.features):
-            raise ValueError(f"a row has {len(self.features)} values ({', '.join(self.features)}), not {len(values)}")
-        label = number(y)
-        for name, each, found in zip((*self.features, self.label), (*given, y), (*values, label), strict=True):
-            if isinstance(each, str) and np.isnan(found) and each.strip().casefold() not in _MISSING:
-                self.reject(name, f"{name} is {each[:_LONGEST_QUOTE]!r}, no number")
+        if len(given) != len(self.features):
+            raise ValueError(f"a row has {len(self.features)} values ({', '.join(self.features)}), not {len(given)}")
+        if self.label is not None:
+            given = np.append(given, np.array([y], object))
         with self._lock, np.errstate(over="ignore"):
-            whole_row = np.append(values, label).astype(np.float32)
+            counts = self.intake(OBSERVED) if intake is None else intake
+            counts.read += 1
+            said = line if line is not None else ", ".join(map(str, given))
+            values, wrong = self._reader.numbers(given)
+            for name, why in wrong:
+                if name != self.label:
+                    counts.lose_value(name, why, said, number_of_line)
+                self.reject(name, why)
+            whole_row = values.astype(np.float32)
             known = np.isfinite(whole_row)
             if (beyond := known & (np.abs(whole_row) > SENTINEL)).any():
                 self._note_sentinels(np.flatnonzero(beyond), whole_row)
@@ -192,12 +222,13 @@ class Samples:
             whole_row[~known] = np.nan
             if self.on_row is not None and known[: len(self.features)].any():
                 self.on_row(whole_row[: len(self.features)].copy())
-            whole = self.kind == "regression" or (label >= 0 and float(label).is_integer())
-            if not known[-1] or not known[:-1].any() or not whole:
+            if (useless := self._reader.useless(known, given, values)) is not None:
                 self.unlabelled += 1
+                counts.drop(*useless, said, number_of_line)
                 return False
+            counts.kept += 1
             self.missing += int(np.count_nonzero(~known))
-            self._present |= known[:-1]
+            self._present |= known[: len(self.features)]
             self._ring[self.seen % self.capacity] = whole_row
             self.seen += 1
             if self.seen - self._stored >= min(BATCH, self.capacity) or self._clock() >= self._due:
@@ -226,7 +257,10 @@ class Samples:
             return None
         if self._first_rejected:
             return self._first_rejected
-        return f"no row had {self.label} and a feature" if self.unlabelled else None
+        if problem := next((each.problem for each in self.intakes.values() if each.problem), None):
+            return problem
+        what = "a feature" if self.label is None else f"{self.label} and a feature"
+        return f"no row had {what}" if self.unlabelled else None
 
     @property
     def absent(self) -> tuple[str, ...]:
@@ -235,7 +269,7 @@ class Samples:
 
     def _note_sentinels(self, places: npt.NDArray[np.intp], row: Array) -> None:
         for place in places:
-            name = (*self.features, self.label)[place]
+            name = self.wanted[place]
             if name not in self.sentinels:
                 log.warning("%s is %g, which no sensor measures: such values are taken for missing.", name, row[place])
             self.sentinels[name] = self.sentinels.get(name, 0) + 1
@@ -244,6 +278,8 @@ class Samples:
 
     def arrays(self, *, take: bool = True) -> tuple[Array, npt.NDArray[Any]]:
         """All rows, oldest first: x of shape (n, features), NaN where a value is missing, and y of shape (n,).
+
+        Without a label, y is x: what an autoencoder learns is its input.
 
         Values far from their channel's median are clipped to `clip` robust deviations from it, and counted in
         `clipped`; labels of a regression too. A channel more than half of which is one value is left alone.
@@ -257,7 +293,9 @@ class Samples:
                 self._taken = self.seen
         self.clipped = 0
         if self._clip is not None and len(rows):
-            self.clipped = _clip(rows if self.kind == "regression" else rows[:, :-1], self._clip)
+            self.clipped = _clip(rows[:, :-1] if self.kind == "classification" else rows, self._clip)
+        if self.label is None:
+            return rows, rows
         y: npt.NDArray[Any] = rows[:, -1]
         return rows[:, :-1], y.astype(np.int64) if self.kind == "classification" else y
 
@@ -267,12 +305,14 @@ class Samples:
             return {}
         x, y = self.arrays(take=False)
         found = {"input": Moments.of(x)}
-        return found if self.kind == "classification" else {**found, "target": Moments.of(y[:, None])}
+        return {**found, "target": Moments.of(y[:, None])} if self.kind == "regression" else found
 
     @property
     def scarce(self) -> str | None:
         """Why there are no `moments` yet, in words; None once there are."""
-        return None if len(self) >= self._least else f"statistics need {self._least} rows, and there are fewer"
+        if len(self) >= self._least:
+            return None
+        return f"statistics need {self._least} rows, and there are fewer{f': {self.trouble}' if self.trouble else ''}"
 
     def _rows(self) -> Array:
         """A copy of what is kept, oldest first."""
@@ -374,7 +414,7 @@ class Samples:
             kept = np.concatenate(parts)[-self.capacity :]
             self._ring[: len(kept)] = kept
             self.seen = self._stored = len(kept)
-            self._present |= np.isfinite(kept[:, :-1]).any(axis=0)
+            self._present |= np.isfinite(kept[:, : len(self.features)]).any(axis=0)
         self._taken = max(0, self.seen - int(self.marks.pop(" new", "0")))
 
 
@@ -397,7 +437,7 @@ def _columns(mark: str) -> str:
     """The columns that a file was made for, in words."""
     with suppress(ValueError, SyntaxError, TypeError):
         *features, label, kind = ast.literal_eval(mark)
-        return f"{', '.join(features)} with the label {label} ({kind})"
+        return f"{', '.join(features)} {'without a label' if label is None else f'with the label {label}'} ({kind})"
     return mark
 
 

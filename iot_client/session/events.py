@@ -116,6 +116,14 @@ class LinkMeasured:
 
 
 @dataclass(frozen=True, slots=True)
+class SizeRefused:
+    """The broker refused an update, or a chunk of one, for its size."""
+
+    chunk: int
+    """Bytes of body that are sent at once from now on, at most."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkDelivered:
     """The broker has acknowledged a chunk."""
 
@@ -147,6 +155,7 @@ Event = (
     | Killed
     | Hindered
     | LinkMeasured
+    | SizeRefused
     | ChunkDelivered
     | NotStored
     | Renewed

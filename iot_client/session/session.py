@@ -29,6 +29,7 @@ from midge.iot_client.session.events import (
     ReadAnnouncement,
     Receipted,
     Renewed,
+    SizeRefused,
     StoreUpdate,
     Tell,
     Trained,
@@ -221,6 +222,9 @@ class DeviceSession:
                 cycle.training_killed(now)
             case LinkMeasured(chunk):
                 self._situation.link_chunk = chunk  # what is under way goes on as it was cut
+            case SizeRefused(chunk):
+                self._situation.packet = min(chunk, self._situation.packet or chunk)
+                self._sending.send_again_soon(now)
             case ChunkDelivered():
                 if self._sending.resend.due is not None:  # a slow link is no reason to offer the update again
                     self._sending.postpone(now)
@@ -294,6 +298,8 @@ class DeviceSession:
         if self.link is Link.DOWN or not back:
             if before is not None and before.state is not status.state:
                 self._sending.wait_for_turn(now)  # paused no longer, for all devices at once
+                if not self._sending.held_back:  # what was answered with the pause is not under way any more
+                    return self._sending.send_again(now) + self._cycle.next_thing(now)
             return self._sending.send(now) + self._cycle.next_thing(now)
         if self.link is Link.UP:
             self._situation.follow("aggregator restarted")

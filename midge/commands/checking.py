@@ -10,9 +10,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from midge.commands.parts import Problem, Subparsers, add_tls, read_config, read_endpoint, user_errors
+from midge.commands.parts import Problem, Subparsers, add_tls, called, read_config, read_endpoint, user_errors
 from midge.wire.inert import inert
-from midge.wire.topics import DEFAULT_ROOT, Topics, check_name
+from midge.wire.topics import DEFAULT_ROOT, Topics, device_name
 
 if TYPE_CHECKING:
     from midge.broker import Endpoint
@@ -45,7 +45,9 @@ def register(actions: Subparsers) -> None:
     parser.add_argument("--federation", metavar="NAME", help="the federation whose topics are tried")
     parser.add_argument("--root", default=DEFAULT_ROOT, help=f"topic root (default: {DEFAULT_ROOT})")
     role = parser.add_mutually_exclusive_group()
-    role.add_argument("--device", metavar="NAME", help="look at the rights of a device of this name, and attack as it")
+    role.add_argument(
+        "--device", type=called, metavar="NAME", help="look at the rights of a device of this name, and attack as it"
+    )
     role.add_argument("--aggregator", action="store_true", help="look at the rights of the aggregator")
     teeth = parser.add_mutually_exclusive_group()
     teeth.add_argument("--attacks", action="store_true", help="try them on a plain broker on this machine too")
@@ -113,7 +115,7 @@ def _of_options(args: argparse.Namespace) -> "tuple[Endpoint, Topics, Role | Non
         if args.aggregator:
             role = Role()
         elif args.device is not None:
-            role = Role(check_name(args.device, "device name"))
+            role = Role(device_name(args.device))
     endpoint = read_endpoint(args, args.url)
     parties = None
     wanted = args.attacks or args.read_only or endpoint.tls is not None or endpoint.exposed

@@ -8,9 +8,9 @@ from typing import Any
 from midge.broker.provisioning.bundles import Bundle
 from midge.broker.provisioning.held_credentials import SIGNING
 from midge.commands.apps import load_app
-from midge.commands.gateway import add_gateway, gateway
+from midge.commands.gateway import add_gateway, gateway, refuse_options
 from midge.commands.guest import add_guest, make_guest
-from midge.commands.parts import Problem, Subparsers, user_errors
+from midge.commands.parts import Problem, Subparsers, called, user_errors
 from midge.commands.places import add_place, moved
 from midge.commands.publishing import add_publishing, publish
 from midge.commands.telling import printer
@@ -18,7 +18,6 @@ from midge.iot_client.data.csv_source import CsvError
 from midge.iot_client.device import Device
 from midge.running import run_until_interrupted
 from midge.wire.plurals import counted
-from midge.wire.topics import check_name
 
 
 def register(subparsers: Subparsers) -> None:
@@ -27,6 +26,7 @@ def register(subparsers: Subparsers) -> None:
         help="take part in a federation: train on this device's data, send updates",
         usage="midge device MODULE:ATTRIBUTE [options]\n       midge device --csv FILE --label COLUMN [options]\n"
         "       midge device --sensor-topic TOPIC --label FIELD --features A,B,C [options]\n"
+        "       midge device --csv FILE --label COLUMN --dry-run [--json]\n"
         "       midge device status OUTBOX [options]\n       midge device verify OUTBOX [--accept-loss]\n"
         "       midge device doctor [options]\n"
         "       midge device readmit NAME --store DIR",
@@ -36,7 +36,9 @@ def register(subparsers: Subparsers) -> None:
         "disk, versions, broker. `readmit` lets a device that was withdrawn into a federation again.",
     )
     parser.add_argument("app", metavar="MODULE:ATTRIBUTE", nargs="*", help="a midge.Device in a module of yours")
-    parser.add_argument("--name", help="another name than the app's; its outbox is then NAME.outbox beside the app's")
+    parser.add_argument(
+        "--name", type=called, help="another name than the app's; its outbox is then NAME.outbox beside the app's"
+    )
     parser.add_argument(
         "--release-key", metavar="PEM", help="believe only what this public key signs (default: that of --config)"
     )
@@ -46,6 +48,9 @@ def register(subparsers: Subparsers) -> None:
         help="sign what is sent with this private key (default: --config's certificate's)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object for each event")
+    parser.add_argument(
+        "--wait", action="store_true", help="keep trying though the very first connection fails; later ones always do"
+    )
     parser.add_argument("--store", metavar="DIR", help="of readmit: the aggregator's store")
     parser.add_argument(
         "--accept-loss",
@@ -60,7 +65,7 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from midge.commands import device_status, device_verify, doctor, forgetting  # noqa: PLC0415 - not for those who take part
+    from midge.commands import device_status, device_verify, doctor, dry_run, forgetting  # noqa: PLC0415 - not for those who take part
 
     match args.app:
         case ["status", outbox]:
@@ -72,12 +77,21 @@ def run(args: argparse.Namespace) -> int:
         case ["verify"]:
             raise Problem("Say whose outbox to look at: midge device verify OUTBOX, such as pump-17.outbox.")
         case ["readmit", name] if args.store is not None:
-            return forgetting.readmit(name, args.store)
+            return forgetting.readmit(called(name), args.store)
         case ["readmit", *_]:
             raise Problem("Say which device and where: midge device readmit NAME --store DIR")
         case ["doctor"]:
             return doctor.run(args)
+    if args.dry_run:
+        return dry_run.run(_described(args))
     return take_part(args, _app(args))
+
+
+def _described(args: argparse.Namespace) -> argparse.Namespace:
+    """Options that describe a source, to be tried."""
+    if args.app or (args.csv is None and args.sensor_topic is None):
+        raise Problem("--dry-run tries a source of rows: say --csv FILE or --sensor-topic TOPIC.")
+    return args
 
 
 def _app(args: argparse.Namespace) -> Device:
@@ -89,6 +103,7 @@ def _app(args: argparse.Namespace) -> Device:
         )
     if described:
         return gateway(args)
+    refuse_options(args, args.app[0])
     app: Device = load_app(args.app[0], Device, "a midge.Device")
     return app
 
@@ -103,11 +118,13 @@ def take_part(args: argparse.Namespace, app: Device) -> int:
     name = args.name or (bundle and bundle.name)
     if name and (name != app.name or (args.name and args.app)):
         with user_errors():
-            app.config = app.config.renamed(check_name(name, "device name"))
+            app.config = app.config.renamed(name)
+    if args.app and args.outbox is not None:
+        app.config = replace(app.config, outbox=args.outbox)
     _trust(app, args, bundle)
     publish(app, args)
     make_guest(app, args)
-    app.config = replace(app.config, on_event=printer(as_json=args.json))
+    app.config = replace(app.config, on_event=printer(as_json=args.json), wait=app.config.wait or args.wait)
     try:
         run_until_interrupted(app)
     except CsvError as error:

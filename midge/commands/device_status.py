@@ -177,6 +177,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         said.append("verified  nothing: no key is pinned, the broker is believed (--release-key)")
     if (model := found["predicts"]) is not None:
         said.append(f"predicts  with version {model['version']} of the channel {model['channel']}")
+    said += [f"rows      {each['words']}" for each in (running or {}).get("intake", ())]
     if (samples := found["samples"]) is not None:
         said.append(
             f"samples   {samples['bytes']:,} bytes of rows on disk, {counted(samples['new'], 'row')} new when written"

@@ -8,7 +8,7 @@ import getpass
 import time
 from pathlib import Path
 
-from midge.commands.parts import Parser, Subparsers, existing_store, server_side, user_errors
+from midge.commands.parts import Parser, Subparsers, called, existing_store, server_side, user_errors
 from midge.wire.plurals import counted
 
 
@@ -34,7 +34,7 @@ def register(subparsers: Subparsers) -> None:
 
 def _add_request(parser: Parser) -> None:
     """Which device of which store, and how long to wait for a running aggregator."""
-    parser.add_argument("name", metavar="NAME", help="the device's name on the wire")
+    parser.add_argument("name", type=called, metavar="NAME", help="the device's name on the wire")
     parser.add_argument("--store", required=True, metavar="DIR", help="the aggregator's store")
     parser.add_argument(
         "--wait", type=float, default=30.0, metavar="SECONDS", help="for a running aggregator to do it (default: 30)"

@@ -1,6 +1,7 @@
 """A device without a program: it trains a ready-made model on a CSV that grows, or on an MQTT topic of sensors."""
 
 import argparse
+import csv
 import logging
 import re
 import socket
@@ -9,12 +10,15 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from midge.broker import connector
+from midge.broker import Endpoint, connector
 from midge.broker.mqtt.connection import Connection, Options
+from midge.commands.guest import seconds
 from midge.commands.parts import Parser, Problem, password_in, read_config, user_errors
 from midge.iot_client.config import DeviceConfig
-from midge.iot_client.data.csv_source import CsvRows, header, no_features
+from midge.iot_client.data.csv_format import Layout
+from midge.iot_client.data.csv_source import CsvOptions, CsvRows, header, no_features
 from midge.iot_client.data.mqtt_source import SensorTopic
+from midge.iot_client.data.row_reader import Kind
 from midge.iot_client.data.samples import Samples, SamplesError, Source
 from midge.iot_client.device import Device
 from midge.iot_client.training.sample_trainer import SampleTrainer
@@ -26,6 +30,8 @@ log = logging.getLogger("iot_client")
 
 def add_gateway(parser: Parser) -> None:
     """Options that stand in the place of a program."""
+    # `--missing -200,-9999` is a value and no option, of which none begins with a digit.
+    parser._negative_number_matcher = re.compile(r"-\.?\d.*")  # noqa: SLF001
     group = parser.add_argument_group(
         "in place of MODULE:ATTRIBUTE", "Train one of midge's own models in NumPy; which, the federation says."
     )
@@ -42,8 +48,24 @@ def add_gateway(parser: Parser) -> None:
         "--classes", metavar="A,B,C", help="names of the classes, in the model's order, where it has any"
     )
     group.add_argument(
+        "--missing", metavar="A,B", help="numbers or words that stand for a value that is not there, such as -200,-9999"
+    )
+    group.add_argument("--decimal", choices=(".", ","), help="the decimal mark in the CSV (default: by its look)")
+    group.add_argument("--separator", metavar="CHAR", help="what parts the CSV's columns (default: by its look)")
+    group.add_argument("--encoding", help="of the CSV, such as cp1252 (default: by its look)")
+    group.add_argument(
+        "--dry-run", action="store_true", help="print what would be read, which columns are used and why others are not"
+    )
+    group.add_argument(
+        "--for",
+        dest="listen",
+        type=seconds,
+        metavar="TIME",
+        help="of --dry-run: listen so long to a topic (default: 10s)",
+    )
+    group.add_argument(
         "--model",
-        choices=("auto", "linear", "softmax", "mlp"),
+        choices=("auto", "linear", "softmax", "mlp", "autoencoder"),
         default="auto",
         help="refuse a federation whose model is another (default: take what it has)",
     )
@@ -54,6 +76,27 @@ def add_gateway(parser: Parser) -> None:
     group.add_argument("--outbox", metavar="FILE", help="what is sent waits here (default: NAME.outbox)")
 
 
+_ITS_OWN = (
+    *("sensor_broker", "sensor_password_file", "label", "features", "classes", "missing"),
+    *("decimal", "separator", "encoding", "dry_run", "federation"),
+)
+"""Options that say what a gateway reads, and nothing to a program: unset, they are None or False."""
+
+
+def refuse_options(args: argparse.Namespace, app: str) -> None:
+    """Refuse what a program would not hear of.
+
+    Raises:
+        Problem: an option is only for a gateway.
+    """
+    given = [f"--{name.replace('_', '-')}" for name in _ITS_OWN if getattr(args, name)]
+    if given:
+        verb, says = ("is", "says") if len(given) == 1 else ("are", "say")
+        raise Problem(
+            f"{', '.join(given)} {verb} for --csv and --sensor-topic, and {says} nothing to {app}: write it there."
+        )
+
+
 def gateway(args: argparse.Namespace) -> Device:
     """The device that the options describe; where it takes part is still to be said.
 
@@ -62,7 +105,7 @@ def gateway(args: argparse.Namespace) -> Device:
     """
     name, federation = _who(args)
     features = _columns(args)
-    classes = _names(args.classes)
+    classes = names_in(args.classes)
     if args.model == "softmax" and not classes:
         raise Problem("A softmax model predicts classes: name them with --classes, in the order of the model.")
     outbox = Path(args.outbox or f"{name}.outbox").expanduser()
@@ -72,9 +115,10 @@ def gateway(args: argparse.Namespace) -> Device:
                 outbox.with_name(f"{outbox.name}.samples"),
                 features,
                 args.label,
-                kind="classification" if classes else "regression",
+                kind=kind_of(args),
                 rows=args.keep_rows,
                 least=args.train_after,
+                missing_values=names_in(args.missing),
             )
         except SamplesError as error:
             raise Problem(str(error)) from error
@@ -102,12 +146,9 @@ def _device(
 
     sources: list[Source] = []
     if args.csv is not None:
-        sources.append(CsvRows(Path(args.csv).expanduser(), classes=classes))
+        sources.append(CsvRows(Path(args.csv).expanduser(), classes=classes, options=csv_options(args)))
     elif args.sensor_broker is not None:
-        sensors = endpoint_of(args.sensor_broker)
-        if args.sensor_password_file is not None:
-            sensors = replace(sensors, password=password_in(args.sensor_password_file))
-        sources.append(SensorTopic(connector(sensors), args.sensor_topic, classes=classes))
+        sources.append(SensorTopic(connector(sensors(args)), args.sensor_topic, classes=classes))
     else:  # the federation's broker, wherever the device is moved to
         sources.append(SensorTopic(_wherever, args.sensor_topic, classes=classes))
     app = Device(
@@ -142,27 +183,78 @@ def _who(args: argparse.Namespace) -> tuple[str, str]:
         return check_name(args.name or (bundle.name if bundle is not None else host), "device name"), federation
 
 
+def sensors(args: argparse.Namespace) -> Endpoint:
+    """The broker that --sensor-broker names."""
+    found = endpoint_of(args.sensor_broker)
+    if args.sensor_password_file is not None:
+        found = replace(found, password=password_in(args.sensor_password_file))
+    return found
+
+
+def kind_of(args: argparse.Namespace) -> Kind:
+    """What the rows are for."""
+    if args.label is None:
+        return "reconstruction"
+    return "classification" if names_in(args.classes) else "regression"
+
+
+def csv_options(args: argparse.Namespace) -> CsvOptions:
+    """What the options say of how the file is written.
+
+    Raises:
+        ValueError: there is no such encoding.
+    """
+    separator = {"tab": "\t", "\\t": "\t", "space": " "}.get(args.separator, args.separator or "")
+    if len(separator) > 1:
+        raise ValueError(f"--separator takes one character, tab or space, not {separator!r}.")
+    return CsvOptions(separator, args.encoding or "", args.decimal or "")
+
+
 def _columns(args: argparse.Namespace) -> Sequence[str]:
     """The features; unless some are named, the columns of a CSV but the label and what is no input by its look."""
-    if args.label is None:
-        raise Problem("Say with --label which column or field is to be predicted.")
+    if args.label is None and args.model != "autoencoder":
+        raise Problem(
+            "Say with --label which column or field is to be predicted; or --model autoencoder, which learns from rows "
+            "without a label what is normal."
+        )
+    if args.label is not None and args.model == "autoencoder":
+        raise Problem("An autoencoder learns what is normal without a label: leave --label out.")
     if args.features:
-        return _names(args.features)
+        return names_in(args.features)
     if args.csv is None:
         raise Problem(
-            "Say with --features which fields it is predicted from, in the order of the model: --features a,b."
+            "Say with --features which fields it is predicted from, in the order of the model: --features a,b. "
+            "--dry-run shows which fields there are."
         )
+    path = Path(args.csv).expanduser()
     with user_errors():
-        columns = header(Path(args.csv).expanduser())
-    if args.label not in columns:
-        raise Problem(f"{args.csv} has no column {args.label!r}; its first line names {', '.join(columns)}.")
-    out = no_features(Path(args.csv).expanduser(), args.label)
-    features = [name for name in columns if name != args.label and name not in out]
+        layout = header(path, [] if args.label is None else [args.label], csv_options(args))
+        features, out = file_columns(args, path, layout)
     if out:
         left = ", ".join(f"{name!r} ({why})" for name, why in out.items())
         log.warning("Features are %s. Left out: %s; --features says otherwise.", ", ".join(features), left)
     return features
 
 
-def _names(text: str | None) -> list[str]:
-    return [name.strip() for name in (text or "").split(",") if name.strip()]
+def file_columns(args: argparse.Namespace, path: Path, layout: Layout) -> tuple[list[str], dict[str, str]]:
+    """The features of a CSV, and why the other columns are none.
+
+    Raises:
+        Problem: no column is left.
+    """
+    columns = list(dict.fromkeys(layout.columns))
+    if args.features:
+        features = names_in(args.features)
+        return features, {name: "not among --features" for name in columns if name not in (*features, args.label)}
+    out = no_features(path, args.label, layout)
+    features = [name for name in columns if name != args.label and name not in out]
+    if not features:
+        left = ", ".join(f"{name!r} ({why})" for name, why in out.items()) or "there is no other column than the label"
+        raise Problem(f"{path} has no column that is an input by its look: {left}. Name some: --features A,B.")
+    return features, out
+
+
+def names_in(text: str | None) -> list[str]:
+    """Names that commas part; one with a comma of its own stands in double quotes."""
+    found = next(csv.reader([text or ""], skipinitialspace=True), [])
+    return [name.strip() for name in found if name.strip()]

@@ -7,8 +7,8 @@ import re
 import time
 from pathlib import Path
 
-from midge.commands.parts import Problem, Subparsers, user_errors
-from midge.wire.topics import DEFAULT_ROOT, check_name
+from midge.commands.parts import Problem, Subparsers, called, user_errors
+from midge.wire.topics import DEFAULT_ROOT, check_name, device_name
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _PORTS = 65_535
@@ -24,7 +24,9 @@ def register(actions: Subparsers) -> None:
     )
     parser.add_argument("--name", required=True, help="the federation's name")
     parser.add_argument("--devices", type=int, default=0, metavar="N", help="number of devices, dev0001 and on")
-    parser.add_argument("--device", action="append", default=[], metavar="NAME", help="a device of this name; repeated")
+    parser.add_argument(
+        "--device", action="append", type=called, default=[], metavar="NAME", help="a device of this name; repeated"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="a new directory")
     parser.add_argument(
         "--host",
@@ -65,8 +67,7 @@ def run(args: argparse.Namespace) -> int:
     directory = Path(args.out).expanduser()
     names = [*device_names(args.devices), *args.device]
     with user_errors():
-        for name in names:
-            check_name(name, "device name")
+        names = [device_name(name) for name in names]
     if (double := {name for name in names if names.count(name) > 1 or name in RESERVED}) != set():
         raise Problem(f"The device name {min(double)!r} is taken: choose another.")
     hosts, broker = _broker(args)

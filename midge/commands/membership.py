@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from midge.commands.parts import Problem, Subparsers, user_errors
+from midge.commands.parts import Problem, Subparsers, called, user_errors
 from midge.wire.plurals import counted
 
 if TYPE_CHECKING:
@@ -58,12 +58,15 @@ def add_fleet(parser: argparse.ArgumentParser) -> None:
 
 
 def _fleet(args: argparse.Namespace) -> Path:
-    """The fleet's directory; taken from the names where it stands there."""
+    """The fleet's directory; taken from the names where it stands there. MAC addresses become names."""
     from midge.broker.provisioning.fleet_registry import REGISTER  # noqa: PLC0415
 
     if args.fleet is None and len(args.names) > 1 and (Path(args.names[0]) / REGISTER).is_file():
-        return Path(args.names.pop(0))
-    return Path(args.fleet or _HERE)
+        directory = Path(args.names.pop(0))
+    else:
+        directory = Path(args.fleet or _HERE)
+    args.names = [called(name) for name in args.names]
+    return directory
 
 
 def add(args: argparse.Namespace) -> int:

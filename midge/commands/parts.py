@@ -46,6 +46,17 @@ def plainly(error: ValueError) -> str:
     return str(error)
 
 
+def called(text: str) -> str:
+    """A device's name, for argparse; said if it is not quite what was given, as of a MAC address."""
+    name = text.replace(":", "-")
+    if name != text:
+        sys.stderr.write(
+            f"midge: the device {text} is called {name} here: a colon can stand in no password file, and in no file "
+            "name on an SD card.\n"
+        )
+    return name
+
+
 def existing_store(directory: str) -> Path:
     """The directory of an aggregator's store that is there."""
     path = Path(directory)
@@ -116,7 +127,7 @@ def password_in(file: str) -> str:
     """The first line of a file; a warning if others can read it."""
     path = Path(file).expanduser()
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             mode = os.fstat(lines.fileno()).st_mode
             password = lines.readline(_LONGEST_PASSWORD).rstrip("\r\n")
     except OSError as error:

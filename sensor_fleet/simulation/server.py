@@ -549,7 +549,7 @@ class Server:
         self._frames.update({(frame.version, frame.span): len(frame.data) for frame in frames})
         snapshots = sorted((known for known, span in self._frames if span == 0), reverse=True)[:SNAPSHOTS]
         for known, span in list(self._frames):
-            if not (known in snapshots if span == 0 else listed(known, span, version)):
+            if not (known in snapshots if span == 0 else listed(known, span, version, small=self.model.small)):
                 del self._frames[known, span]
         return tuple(
             FrameInfo(known, span, size, chunks.count(size, part)) for (known, span), size in self._frames.items()

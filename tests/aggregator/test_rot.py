@@ -21,6 +21,13 @@ from tests.aggregator.rig import TOPICS, Rig, rig
 from tests.aggregator.test_store import grow
 from tests.harness.faults import of, strike
 
+
+@pytest.fixture
+def no_small_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Publish merged steps of the tests' models too, with a snapshot now and then."""
+    monkeypatch.setattr("midge.aggregator.model.model.SMALL", 0)
+
+
 BUFFERED = fedbuff(3, deadline=None, norm_limit=None, release_floor=1, bounded=False)
 """Some updates wait for their step at any time."""
 SPENDING = private(Privacy(clip=0.5, noise=4.0, epsilon=50.0), 3, deadline=None)
@@ -71,6 +78,7 @@ def test_a_journal_that_is_gone_beside_checkpoints_is_refused(tmp_path: Path) ->
         pass
 
 
+@pytest.mark.usefixtures("no_small_models")
 def test_a_rotten_snapshot_is_not_published(tmp_path: Path) -> None:
     with rig(tmp_path) as life:
         grow(life, 20)
@@ -296,6 +304,7 @@ def test_a_withdrawal_whose_entry_rots_is_refused(tmp_path: Path) -> None:
         assert not Names(life.store).withdrawn("another")
 
 
+@pytest.mark.usefixtures("no_small_models")
 def test_a_snapshot_that_rots_in_a_running_store_is_made_again_when_it_is_asked_for(tmp_path: Path) -> None:
     with rig(tmp_path) as life:
         grow(life, 5)

@@ -20,6 +20,11 @@ from midge.broker.mqtt.tls import tls_context
         ("MQTT://Broker.Example:42/", "broker.example", 42, False, False),
         ("mqtt://[::1]:1884", "::1", 1884, False, False),
         ("mqtt://user:pass@10.0.0.1:9", "10.0.0.1", 9, False, False),
+        ("mqtt://[fe80::1%25eth0]:1884", "fe80::1%eth0", 1884, False, False),
+        ("mqtt://[FE80::1%25Wlan0]", "fe80::1%Wlan0", 1883, False, False),
+        ("mqtt://[fe80::1%eth0]", "fe80::1%eth0", 1883, False, False),
+        ("mqtts://user%40home:p%2Fa%3F@broker:443?alpn=mqtt", "broker", 443, True, False),
+        (" mqtt://localhost\n", "localhost", 1883, False, False),
     ],
 )
 def test_addresses(url: str, host: str, port: int, secure: bool, websockets: bool) -> None:
@@ -46,6 +51,18 @@ def test_addresses(url: str, host: str, port: int, secure: bool, websockets: boo
         ("mqtt://localhost?x=1", "percent-encode"),
         ("mqtt://localhost#x", "percent-encode"),
         ("mqtt://[::1", "brackets"),
+        ("mqtt://user:secret[@localhost", "%5B"),
+        ("mqtt://user:secret/x@localhost", r"'/' in its user or password: percent-encode it \(%2F\)"),
+        ("mqtt://user:secret/x@localhost:1883", "%2F"),
+        ("mqtts://user:secret?x@localhost", "%3F"),
+        ("mqtts://user:secret#x@localhost", "%23"),
+        ("wss://user:secret/x@localhost/mqtt", "%2F"),
+        ("mqtt://user@home:secret/x@localhost", "%2F"),
+        ("mqtt://user:secret x@localhost", "%20"),
+        ("mqtt://user:secret%FF@localhost", "UTF-8"),
+        ("mqtts://localhost?x=secret", "only mqtts://host"),
+        ("mqtts://localhost?alpn=", "names one protocol"),
+        ("mqtt://localhost?alpn=mqtt", "part of TLS"),
         ("mqtt://:secret@localhost", "without a user"),
     ],
 )
@@ -53,6 +70,24 @@ def test_one_sentence_for_each_thing_wrong(url: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint) as wrong:
         Endpoint.parse(url)
     assert "secret" not in str(wrong.value)
+
+
+def test_reserved_characters_of_a_user_and_a_password_are_percent_encoded() -> None:
+    endpoint = Endpoint.parse("mqtt://hub%2Fpump%40home:%2F%3F%23%5B%5D%40%3A%25%20%C3%A9@localhost")
+    assert (endpoint.user, endpoint.password) == ("hub/pump@home", "/?#[]@:% é")
+
+
+def test_a_query_belongs_to_websockets_and_is_not_shown() -> None:
+    endpoint = Endpoint.parse("wss://broker.example/mqtt?X-Amz-Signature=secret%2F@x&a=b")
+    assert endpoint.path == "/mqtt?X-Amz-Signature=secret%2F@x&a=b" and endpoint.port == 443
+    assert "secret" not in f"{endpoint} {endpoint!r}"
+    assert Endpoint.parse("ws://broker.example?token=x").path == "/mqtt?token=x"
+
+
+def test_protocols_to_offer_in_tls() -> None:
+    endpoint = Endpoint.parse("mqtts://broker.example:443?alpn=x-amzn-mqtt-ca,mqtt", tls=Tls(cafile=Path("ca.pem")))
+    assert endpoint.tls == Tls(cafile=Path("ca.pem"), alpn=("x-amzn-mqtt-ca", "mqtt"))
+    assert Endpoint.parse(str(endpoint), tls=Tls(cafile=Path("ca.pem"))) == endpoint
 
 
 def test_a_path_belongs_to_websockets() -> None:

@@ -107,7 +107,7 @@ def test_a_column_that_is_missing_is_named_with_those_that_are_there(tmp_path: P
     with pytest.raises(CsvError, match="cannot be read"):
         csv_rows.header(path)
     append(path, "power,heat,velocity\n")
-    assert csv_rows.header(path) == ["power", "heat", "velocity"]
+    assert csv_rows.header(path).columns == ("power", "heat", "velocity")
     rows = CsvRows(path)
     with pytest.raises(CsvError, match=r"no column 'speed'.*power, heat, velocity"):
         rows.read(samples())

@@ -367,6 +367,17 @@ def test_nothing_is_sent_to_one_who_paused() -> None:
     assert sent(driver(ev.AggregatorSeen(status()))) == [1]
 
 
+def test_what_was_answered_with_a_pause_is_sent_again_when_it_ends() -> None:
+    """Seen to fail: it was sent again after the half minute that the answer named, however soon the pause was over."""
+    driver = Driver([made(outbox=OUTBOX)], 2)
+    assert sent(driver.up()) == [1]
+    driver(
+        ev.AggregatorSeen(status(AggregatorState.PAUSED)),
+        receipt(0, Settled(seq=1, verdict=Verdict.PAUSED, retry_after=30)),
+    )
+    assert sent(driver(ev.AggregatorSeen(status()))) == [1]
+
+
 def test_a_training_may_end_without_a_link() -> None:
     driver = Driver()
     driver.up()

@@ -1,0 +1,85 @@
+"""Chunks that fit the broker: by what it names, and by what it was seen to take."""
+
+import logging
+from collections.abc import Callable
+
+from midge.aggregator.federation import FederationRuntime
+from midge.aggregator.publish.publish_queue import Post
+from midge.broker.mqtt.connection import BrokerError, BrokerRefused, Connection, ConnectionLost, PacketTooLarge
+from midge.broker.mqtt.message_size import SIZE_REASONS, SMALLEST, SizeSearch
+
+log = logging.getLogger("aggregator")
+
+_OVERHEAD = 1024
+"""Bytes of topic and headers around a chunk's body, generously."""
+_DEVICE_OVERHEAD = 4096
+"""The same of a device, whose header may tell 32 metrics: chunks are as large as both bear."""
+
+
+class ChunkFitting:
+    """What is known of one broker. It is searched once a process, and again if a message is refused for its size.
+
+    Args:
+        topic: on which nothing but its search is published.
+        tell: takes an event, by name and fields.
+    """
+
+    def __init__(self, topic: str, tell: Callable[..., None]) -> None:
+        self._topic, self._tell = topic, tell
+        self._search: SizeSearch | None = None
+        """Under way; it goes on over connections."""
+        self._largest: int | None = None
+        """Bytes of the largest message that the broker takes; None as long as that is not known."""
+
+    async def fit(self, connection: Connection, federation: FederationRuntime) -> None:
+        """Cut chunks so that they pass. Takes the connection's messages for itself.
+
+        Raises:
+            BrokerRefused: the broker takes no messages that a federation could do with.
+            TriedTooMuch: the connection ended with a message that was tried.
+        """
+        limits = connection.limits
+        if not limits.retain_available:
+            raise BrokerRefused(
+                "The broker keeps no retained messages, by which devices find the model: allow them (Mosquitto: "
+                "retain_available true), or take another broker."
+            )
+        named = limits.maximum_packet_size
+        federation.fit_chunks(None if named is None else named - _OVERHEAD)
+        wanted = federation.shelf.chunk + _OVERHEAD
+        if self._largest is None:
+            self._search = self._search or SizeSearch(self._topic, wanted)
+            self._largest = await self._search.run(connection) or wanted
+            self._search = None
+            if self._largest < wanted:
+                self._say_limited(federation)
+        if self._largest < wanted:
+            federation.fit_chunks(self._body)
+
+    def _say_limited(self, federation: FederationRuntime) -> None:
+        federation.fit_chunks(self._body)
+        chunk = federation.shelf.chunk
+        why = (
+            f"The broker takes messages of {self._largest:,} bytes and no larger ones, so models and updates go in "
+            f"chunks of {chunk:,} bytes. Raise its limit (Mosquitto: message_size_limit, max_packet_size) for fewer "
+            "messages."
+        )
+        log.warning("%s", why)
+        self._tell("limited", why=why, largest=self._largest, chunk=chunk)
+
+    @property
+    def _body(self) -> int:
+        """Bytes of a body that fit into the largest message, beside a header of a device's or of ours."""
+        assert self._largest is not None
+        return max(self._largest - _DEVICE_OVERHEAD, self._largest // 2)
+
+    def refused(self, post: Post, error: BrokerError) -> None:
+        """Search again if the broker refuses a message of a size that it should take.
+
+        Raises:
+            ConnectionLost: it is searched on the next connection.
+        """
+        sized = isinstance(error, PacketTooLarge) or getattr(error, "reason", 0) in SIZE_REASONS
+        if sized and self._largest is not None and SMALLEST < len(post.payload) <= self._largest:
+            self._largest = None
+            raise ConnectionLost(f"{error} It is tried again how large a message the broker takes.")

@@ -1,0 +1,142 @@
+"""What came from one source of rows, what was kept of it, and what was not and why.
+
+A source that gives nothing useful looks like one that is quiet; these counts tell the two apart. The first line of each
+reason is kept, for a person who is to see what is wrong with it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SOON, AGAIN = 10.0, 3600.0
+"""Seconds after the start at which it is said that nothing useful comes, and between two times that it is."""
+_LONGEST = 120
+"""Characters of a line that are kept."""
+_MOST_REASONS = 50
+
+
+@dataclass(slots=True)
+class LeftOut:
+    """What was left out for one reason."""
+
+    why: str
+    """Of the first, in words."""
+    first: str
+    """The line or payload that was the first, cut."""
+    line: int | None = None
+    """Its number in the file, from 1."""
+    count: int = 0
+
+    def packed(self) -> dict[str, Any]:
+        """As JSON has it."""
+        where = {} if self.line is None else {"line": self.line}
+        return {"count": self.count, **where, "first": self.first, "why": self.why}
+
+
+@dataclass(slots=True)
+class Intake:
+    """The counts of one source since the start."""
+
+    source: str
+    """A file, a topic filter, or `observe`."""
+    read: int = 0
+    """Rows, or messages, that came."""
+    kept: int = 0
+    dropped: dict[str, LeftOut] = field(default_factory=dict)
+    """Rows or messages that are lost, by reason."""
+    values: dict[str, LeftOut] = field(default_factory=dict)
+    """Values that are no numbers and count as missing, by column, in rows that may be kept all the same."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Lines that hold no row and are not meant to: headers, units, comments."""
+    problem: str = ""
+    """Why nothing can come at the moment, such as a file that is not there; empty if it can."""
+
+    def drop(self, reason: str, why: str, first: str, line: int | None = None) -> None:
+        """Count a row that is lost."""
+        _count(self.dropped, reason, LeftOut(why, first[:_LONGEST], line))
+
+    def lose_value(self, column: str, why: str, first: str, line: int | None = None) -> None:
+        """Count a value that is no number."""
+        _count(self.values, column, LeftOut(why, first[:_LONGEST], line))
+
+    def skip(self, what: str) -> None:
+        """Count a line that is no row and is not meant to be one."""
+        self.skipped[what] = self.skipped.get(what, 0) + 1
+
+    @property
+    def lost(self) -> int:
+        """Rows that were dropped, for whatever reason."""
+        return sum(each.count for each in self.dropped.values())
+
+    def words(self) -> str:
+        """The counts, and why most rows are dropped, as one sentence without its end."""
+        said = f"{self.source}: {self.read:,} rows read, {self.kept:,} kept"
+        if self.problem:
+            return f"{said}: {self.problem}"
+        most = max(self.dropped.values(), key=lambda each: each.count, default=None)
+        if most is None:
+            return said
+        where = "" if most.line is None else f" (line {most.line:,})"
+        why = most.why.removeprefix(f"{self.source}: ")
+        return f"{said}: {why}{where}"
+
+    def reason(self) -> str:
+        """Why most rows are dropped, without what is in them: it may leave the device."""
+        most = max(self.dropped.items(), key=lambda each: each[1].count, default=None)
+        return "" if most is None else most[0]
+
+    def packed(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "source": self.source,
+            "read": self.read,
+            "kept": self.kept,
+            "dropped": {reason: each.packed() for reason, each in self.dropped.items()},
+            "values": {column: each.packed() for column, each in self.values.items()},
+            "skipped": dict(self.skipped),
+            "problem": self.problem,
+            "words": self.words(),
+        }
+
+
+def _count(into: dict[str, LeftOut], key: str, first: LeftOut) -> None:
+    if key not in into and len(into) >= _MOST_REASONS:
+        key = "other"
+    into.setdefault(key, first).count += 1
+
+
+class IntakeWatch:
+    """Decides when to say that nothing useful comes: ten seconds after the start, and then once an hour.
+
+    Args:
+        intakes: the sources' counts, by name; what is added to it counts too.
+        held: how many rows there are, of an earlier life too.
+    """
+
+    def __init__(self, intakes: Mapping[str, Intake], held: Callable[[], int]) -> None:
+        self._intakes, self._held = intakes, held
+        self._before: dict[str, tuple[int, int]] = {}
+        self._due = SOON
+        self._useless = False
+
+    def look(self, now: float) -> tuple[list[Intake], bool]:
+        """Sources to warn of now, and whether there is news to tell: a report is due, or rows come at last.
+
+        Args:
+            now: seconds since the start.
+        """
+        if now < self._due:
+            came = self._useless and any(
+                each.kept > self._before.get(name, (0, 0))[1] for name, each in list(self._intakes.items())
+            )
+            self._useless = self._useless and not came
+            return [], came
+        self._due += AGAIN
+        found = []
+        for name, each in list(self._intakes.items()):
+            read, kept = self._before.get(name, (0, 0))
+            if each.kept == kept and (each.read > read or (not each.kept and not self._held())):
+                found.append(each)
+            self._before[name] = each.read, each.kept
+        self._useless = bool(found)
+        return found, bool(self._intakes)
