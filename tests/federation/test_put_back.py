@@ -22,11 +22,12 @@ async def test_a_store_that_was_put_back_is_found_by_a_greeting_if_the_broker_fo
     """The broker keeps nothing over a power cut: the aggregator went on under numbers that devices hold."""
     twin, log = Twin(), Log()
     async with serving(*[device(twin, name, log, tmp_path / name) for name in "ab"]):
-        async with serving(aggregator(twin, tmp_path / "store", log)):
+        async with serving(first := aggregator(twin, tmp_path / "store", log)):
             await log.until(lambda: log.of("release", version=3))
         shutil.copytree(tmp_path / "store", tmp_path / "backup")
+        later = first.core.version + 6  # it may have released more until it ended
         async with serving(aggregator(twin, tmp_path / "store", log)):
-            await log.until(lambda: log.of("release", version=9))
+            await log.until(lambda: log.of("release", version=later))
         async with twin.connect(Options("power cut")) as operator:
             for topic in ("model/train", "aggregator"):
                 await operator.publish(f"midge/1/f/{topic}", b"", retain=True)
@@ -36,7 +37,7 @@ async def test_a_store_that_was_put_back_is_found_by_a_greeting_if_the_broker_fo
             await log.until(lambda: log.of("put_back"))
             await log.until(lambda: log.of("receipt", verdict="accepted", repeat=False))
         assert server.core.generation >= 1
-        assert server.core.version > 9
+        assert server.core.version > later
 
 
 def test_one_device_raises_the_generation_once_and_not_to_its_end() -> None:
