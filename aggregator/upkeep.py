@@ -13,6 +13,9 @@ from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.store.device_erasure import Names, asked, done, forget
 
 CHECKPOINT_SECONDS = 300.0
+_RESTING = 6 * 3600.0
+"""The same while fewer than a tenth of the records have come that make a checkpoint: of a federation that rests, they
+would write more than all else."""
 _QUICK = 100.0
 """Records a second from which on checkpoints go by the clock, for all that comes waits while one is written: of 1,000
 records, one in ten seconds …"""
@@ -86,7 +89,8 @@ class Upkeep:
         new = lsn - before
         quick = now - since < self.checkpoint_records / _QUICK
         many = new >= self.checkpoint_records * (_MOST if quick else 1)
-        return many or (new > 0 and now - since >= CHECKPOINT_SECONDS)
+        few = 10 * new < self.checkpoint_records
+        return many or (new > 0 and now - since >= (_RESTING if few else CHECKPOINT_SECONDS))
 
     def _write(self, core: AggregatorCore, engine: Engine) -> None:
         self._names.write_heard(self._wall(), core.version)

@@ -12,6 +12,7 @@ from midge.iot_client.board.duty_cycle import Duty
 from midge.iot_client.board.training_constraints import LOOK_EVERY, Condition
 from midge.iot_client.board.usage_budget import Costs
 from midge.iot_client.connection.identity import Key
+from midge.iot_client.connection.prediction_topic import PredictionTopic
 from midge.iot_client.connection.serve_channel import OnModel
 from midge.iot_client.data.samples import Samples, Source
 from midge.iot_client.session.timers import PATIENCE
@@ -69,6 +70,8 @@ class DeviceConfig:
     """Rows of the device's data as they come, for `observe` and the trainer."""
     sources: Sequence[Source] = ()
     """What feeds the samples: each has a coroutine function `follow(samples)`."""
+    publish: PredictionTopic | None = None
+    """Where predictions on the rows that the samples see are published."""
     features: Sequence[str] | None = None
     """What the inputs are called, in order; those of the samples by default. If the federation's model has names too
     and they differ, the device does not train and says so."""
@@ -111,9 +114,13 @@ class DeviceConfig:
         if (name := device_name(self.name)) != self.name:
             log.warning("The device %s is called %s: a colon can stand in no file name on an SD card.", self.name, name)
             object.__setattr__(self, "name", name)
-        Topics(self.federation, self.root)  # raises for names that cannot be in a topic
+        topics = Topics(self.federation, self.root)  # raises for names that cannot be in a topic
         if self.sources and self.samples is None:
             raise ValueError("Sources feed samples: give Device(samples=midge.Samples(…)) too.")
+        if self.publish is not None and (self.samples is None or self.predict is None):
+            raise ValueError("Predictions are published of samples: give Device(samples=…, predict=…) too.")
+        if self.publish is not None and f"{self.publish.topic}/".startswith(f"{topics.prefix}/"):
+            raise ValueError(f"{self.publish.topic!r} is a topic of the federation: publish predictions on another.")
         if not callable(self.train):
             raise ValueError(f"train must be a function of (parameters, plan), not {type(self.train).__name__}.")  # noqa: TRY004
 

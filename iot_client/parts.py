@@ -1,5 +1,6 @@
 """What the parts of one device share: made from its config, before it serves."""
 
+import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from midge.iot_client.state.prediction import Predicting, VerifiedModel
 from midge.iot_client.training.throughput import Speed
 from midge.wire.schema import Parameters
 from midge.wire.topics import Topics
+
+log = logging.getLogger("iot_client")
 
 _LARGE = 2**20
 """Bytes from which on progress is told."""
@@ -103,7 +106,7 @@ class DeviceParts:
         personal = Personal(beside("local.npz"), local)
         budget = Budget(beside("usage.json"), config.costs or Costs())
         duty = Cycle(config.duty)
-        predicting = Predicting(beside("model"), config.predict, personal.join)
+        predicting = Predicting(beside("model"), config.predict, personal.join, config.feature_names)
         predicting.restore()
         parts = cls(
             config=config,
@@ -126,10 +129,15 @@ class DeviceParts:
     def _serve(self, parameters: Parameters, version: int) -> None:
         """Take a model that was released for use; in a thread."""
         if self.config.predict is not None and self.serving.state is not None:
-            model = VerifiedModel("serve", self.serving.lineage, version, self.serving.state)
+            serving = self.serving
+            model = VerifiedModel("serve", serving.lineage, version, self.serving.state, serving.features)
             self.predicting.take(model, time.monotonic())
         if self.config.on_model is not None:
-            self.config.on_model(parameters, version)
+            try:
+                self.config.on_model(parameters, version)
+            except Exception as error:  # the next model is one to use all the same
+                log.exception("%s: on_model() failed.", self.config.name)
+                self.tell("on_model_failed", why=f"{type(error).__name__}: {error}", version=version)
 
     def spent(self, moved: int) -> None:
         """Count bytes that the link has moved, either way."""

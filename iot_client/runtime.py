@@ -20,6 +20,7 @@ from midge.iot_client.board.conditions import awaits_rows
 from midge.iot_client.connection.connection_loop import ConnectionLoop
 from midge.iot_client.connection.hello import hello_frame
 from midge.iot_client.connection.model_fetcher import Fetcher, FetchError
+from midge.iot_client.connection.prediction_feed import PredictionFeed
 from midge.iot_client.connection.publisher import Publisher
 from midge.iot_client.connection.statistics_message import StatisticsSource
 from midge.iot_client.data.intake import SOON, IntakeWatch
@@ -122,6 +123,9 @@ class DeviceRuntime:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
                 beside = [tasks.create_task(self._act(), name="act")]
+                if self.parts.config.publish is not None:
+                    feed = PredictionFeed(self.parts, lambda: self.session.unsuited)
+                    beside.append(tasks.create_task(feed.run(), name="predictions"))
                 if samples is not None:
                     beside += [tasks.create_task(source.follow(samples)) for source in self.parts.config.sources]
                     beside.append(tasks.create_task(self._watch_intake(samples), name="intake"))
@@ -334,7 +338,8 @@ class DeviceRuntime:
         failpoint("model.fetched")
         self.put(ev.Fetched(ev.Base.of(announcement)))
         if self.parts.config.predict is not None:
-            model = VerifiedModel("train", announcement.lineage, announcement.version, state)
+            named = announcement.features
+            model = VerifiedModel("train", announcement.lineage, announcement.version, state, named)
             with suppress(Missing):  # the training says so, in more words
                 await asyncio.to_thread(self.parts.predicting.take, model, time.monotonic())
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from midge.iot_client.board import conditions
     from midge.iot_client.board.duty_cycle import Duty
     from midge.iot_client.board.usage_budget import Costs
+    from midge.iot_client.connection.prediction_topic import PredictionTopic
     from midge.iot_client.data.csv_source import CsvRows
     from midge.iot_client.data.mqtt_source import SensorTopic
     from midge.iot_client.data.samples import Samples
@@ -62,6 +63,7 @@ _HOMES = {
     "Device": "midge.public_device",
     "Fit": "midge.iot_client.training.fit",
     "Moments": "midge.wire.moments",
+    "PredictionTopic": "midge.iot_client.connection.prediction_topic",
     "Pace": "midge.aggregator.core.participation_controller",
     "Plan": "midge.wire.messages",
     "Privacy": "midge.aggregator.core.privacy",
@@ -97,6 +99,7 @@ __all__ = [
     "Moments",
     "Pace",
     "Plan",
+    "PredictionTopic",
     "Privacy",
     "Recipe",
     "SampleTrainer",

@@ -46,9 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
         code: int = parsed.run(parsed)
     except problems() as error:
         sys.stderr.write(f"midge: {inert(str(error))}\n")
-        return 2
+        code = 2
     except KeyboardInterrupt:
-        return 130
+        code = 130
+    if (threads := sys.modules.get("midge.iot_client.training.daemon_thread")) is not None:
+        threads.exit_code = code  # type: ignore[attr-defined]
     return code
 
 

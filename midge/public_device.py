@@ -10,6 +10,7 @@ from midge.iot_client.board.training_constraints import LOOK_EVERY, Condition
 from midge.iot_client.board.usage_budget import Costs
 from midge.iot_client.config import DeviceConfig, Listener, Train
 from midge.iot_client.connection.identity import Key
+from midge.iot_client.connection.prediction_topic import PredictionTopic
 from midge.iot_client.connection.renewal import connecting
 from midge.iot_client.connection.serve_channel import OnModel
 from midge.iot_client.data.samples import Samples, Source
@@ -66,6 +67,7 @@ class Device(DeviceService):
         predict: Predict | None = None,
         samples: Samples | None = None,
         sources: Sequence[Source] = (),
+        publish: PredictionTopic | None = None,
         features: Sequence[str] | None = None,
         end_if_unsuited: bool = False,
         conditions: Sequence[Condition] = (),
@@ -104,6 +106,7 @@ class Device(DeviceService):
                 predict=predict,
                 samples=samples,
                 sources=sources,
+                publish=publish,
                 features=features,
                 end_if_unsuited=end_if_unsuited,
                 conditions=conditions,

@@ -94,6 +94,8 @@ def run_script(service: Service) -> None:
         run_until_interrupted(service)
     except user_facing_errors() as error:
         sys.stderr.write(f"midge: {inert(str(error))}\n")
+        if (threads := sys.modules.get("midge.iot_client.training.daemon_thread")) is not None:
+            threads.exit_code = 2  # type: ignore[attr-defined]
         raise SystemExit(2) from error
 
 

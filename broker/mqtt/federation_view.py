@@ -58,7 +58,14 @@ async def list_federations(connect: Connector, root: str = DEFAULT_ROOT) -> dict
 
 async def explain_missing(connect: Connector, topics: Topics) -> str:
     """Why there is nothing of a federation on a broker, as a sentence for who asked."""
-    return explain_absence(topics, await list_federations(connect, topics.root))
+    return explain_absence(topics, await announced_names(connect, topics.root))
+
+
+async def announced_names(connect: Connector, root: str) -> list[str]:
+    """The federations that are announced as far as this user may see: none if it may not look beyond its own."""
+    with suppress(PublishRefused, SubscribeRefused):
+        return sorted(await list_federations(connect, root))
+    return []
 
 
 async def describe_federation(connect: Connector, topics: Topics, *, ask: bool = True) -> dict[str, Any]:

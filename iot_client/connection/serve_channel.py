@@ -31,6 +31,8 @@ class Serving:
         """The newest model for use; None before the first."""
         self.version = 0
         self.lineage = b""
+        self.features: tuple[str, ...] = ()
+        """What its inputs are called."""
         self._muted = False
 
     @property
@@ -75,6 +77,6 @@ class Serving:
                 continue
             except ConnectionLost:
                 return
-            self.version, self.lineage = wanted.version, wanted.lineage
+            self.version, self.lineage, self.features = wanted.version, wanted.lineage, wanted.features
             if self.on_model is not None:
                 await asyncio.to_thread(self.on_model, self.state.parameters(), wanted.version)

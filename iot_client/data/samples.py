@@ -131,6 +131,8 @@ class Samples:
         """Values, lines and messages that could not be used, by kind, since the start."""
         self.intakes: dict[str, Intake] = {}
         """What came of each source and what was kept of it, since the start."""
+        self.on_row: Callable[[Array], None] | None = None
+        """Called with the features of each row as it comes, with a label or without, in the thread that brings it."""
         self._first_rejected = ""
         self._told: dict[str, float] = {}
         self._present: npt.NDArray[np.bool_] = np.zeros(len(self.features), bool)
@@ -218,6 +220,8 @@ class Samples:
                 self._note_sentinels(np.flatnonzero(beyond), whole_row)
                 known &= ~beyond
             whole_row[~known] = np.nan
+            if self.on_row is not None and known[: len(self.features)].any():
+                self.on_row(whole_row[: len(self.features)].copy())
             if (useless := self._reader.useless(known, given, values)) is not None:
                 self.unlabelled += 1
                 counts.drop(*useless, said, number_of_line)

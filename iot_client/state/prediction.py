@@ -8,7 +8,7 @@ import hashlib
 import logging
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from midge.storage.checked import Rotten, content, with_checksum
 from midge.storage.files import atomic_write
 from midge.wire import frames, lineage
 from midge.wire.errors import WireError
+from midge.wire.inputs import difference
 from midge.wire.lineage import State
 from midge.wire.schema import Parameters, Schema
 from midge.wire.topics import Channel
@@ -47,6 +48,8 @@ class VerifiedModel:
     lineage: bytes
     version: int
     state: State
+    features: tuple[str, ...] = ()
+    """What its inputs are called, in order; none if they have no names."""
 
 
 class Predicting:
@@ -56,10 +59,11 @@ class Predicting:
         path: the file that keeps it; None keeps it in memory.
         predict: what predicts with it; None keeps no model.
         join: adds the device's own tensors.
+        features: what the device calls its inputs, in order.
     """
 
-    def __init__(self, path: Path | None, predict: Predict | None, join: Join) -> None:
-        self.path, self.predict, self._join = path, predict, join
+    def __init__(self, path: Path | None, predict: Predict | None, join: Join, features: Sequence[str] = ()) -> None:
+        self.path, self.predict, self._join, self._features = path, predict, join, tuple(features)
         self.model: VerifiedModel | None = None
         """What is in use."""
         self.written = 0
@@ -73,7 +77,7 @@ class Predicting:
         """Predict with the model in use.
 
         Raises:
-            NoModel: there is none yet, or nothing to predict with it.
+            NoModel: there is none yet, or nothing to predict with it; or its inputs are not this device's.
             Exception: whatever the function raised.
         """
         parameters = self._parameters
@@ -81,6 +85,8 @@ class Predicting:
             raise NoModel("Say how to predict: Device(predict=…), a function of the parameters and of x.")
         if parameters is None:
             raise NoModel("No model has been fetched and verified yet.")
+        if self.model is not None and (why := difference(self.model.features, self._features)):
+            raise NoModel(f"The model in use is not for this device's inputs: {why}.")
         return self.predict(parameters, x)
 
     def restore(self) -> None:
@@ -148,6 +154,7 @@ def packed(model: VerifiedModel) -> bytes:
         "lineage": model.lineage,
         "version": model.version,
         "sha256": hashlib.sha256(snapshot).digest(),
+        "features": list(model.features),
     }
     return with_checksum(frames.encode(header, snapshot))
 
@@ -167,6 +174,8 @@ def read(path: Path) -> VerifiedModel:
         raise WireError("the file is broken, or of another version of Midge")
     channel: Channel = "serve" if header.get("channel") == "serve" else "train"
     try:
-        return VerifiedModel(channel, bytes(header["lineage"]), int(header["version"]), lineage.decode_snapshot(body))
+        features = tuple(str(name) for name in header.get("features", ()))
+        state = lineage.decode_snapshot(body)
+        return VerifiedModel(channel, bytes(header["lineage"]), int(header["version"]), state, features)
     except (KeyError, TypeError, ValueError) as error:
         raise WireError("the file is broken") from error

@@ -1,8 +1,15 @@
 """A thread that the end of the process does not wait for: a training may take long after it is of no use any more."""
 
+import atexit
+import logging
+import multiprocessing.util
+import os
+import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Executor, Future
+from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -10,6 +17,16 @@ T = TypeVar("T")
 _MEANS_MORE = (StopIteration, CancelledError)
 """What a future, or who awaits it, takes for something else than an error: it would be waited for, for ever. Thus also
 all that is no `Exception`, such as what `sys.exit` raises."""
+
+exit_code = 0
+"""With what the process ends if a training still runs then: who knows better says so here."""
+
+_running: set[object] = set()
+"""Calls that have not returned."""
+_forking = threading.Lock()
+"""Held while a process forks, and from the end on: a pool replaces a worker that is gone."""
+_BORN = 0.05
+"""Seconds that a child which was just forked takes to be in the library's list, generously."""
 
 
 class DaemonThreads(Executor):
@@ -19,17 +36,49 @@ class DaemonThreads(Executor):
         future: Future[T] = Future()
 
         def work() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
             try:
-                result = fn(*args, **kwargs)
-            except BaseException as error:  # noqa: BLE001 - raised where the call is awaited
-                if isinstance(error, _MEANS_MORE) or not isinstance(error, Exception):
-                    failed = RuntimeError(f"{type(error).__name__}: {error}".removesuffix(": "))
-                    failed.__cause__, error = error, failed
-                future.set_exception(error)
-            else:
-                future.set_result(result)
+                if not future.set_running_or_notify_cancel():
+                    return
+                try:
+                    result = fn(*args, **kwargs)
+                except BaseException as error:  # noqa: BLE001 - raised where the call is awaited
+                    if isinstance(error, _MEANS_MORE) or not isinstance(error, Exception):
+                        failed = RuntimeError(f"{type(error).__name__}: {error}".removesuffix(": "))
+                        failed.__cause__, error = error, failed
+                    future.set_exception(error)
+                else:
+                    future.set_result(result)
+            finally:
+                _running.discard(future)
 
+        _running.add(future)
         threading.Thread(target=work, name="midge training", daemon=True).start()
         return future
+
+
+def _leave() -> None:
+    """End the process at once if a training still runs.
+
+    Its workers may be gone already, for Ctrl-C and systemd signal all of a group, and have left locks that the library
+    would wait for at its own exit, for ever.
+    """
+    if not _running:
+        return
+    _forking.acquire()  # for good
+    time.sleep(_BORN)
+    for child in multiprocessing.active_children():
+        child.kill()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(1 if getattr(sys, "last_value", None) is not None else exit_code)
+
+
+def _forked() -> None:
+    _running.clear()
+    _forking.release()
+
+
+atexit.register(_leave)
+os.register_at_fork(before=_forking.acquire, after_in_parent=_forking.release, after_in_child=_forked)

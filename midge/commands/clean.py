@@ -60,9 +60,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _nothing(connect: Connector, topics: Topics) -> int:
     """Nothing was there: right if the broker knows no federation; otherwise the name is a wrong one."""
-    from midge.broker.mqtt.federation_view import explain_missing, list_federations  # noqa: PLC0415
+    from midge.broker.mqtt.federation_view import announced_names, explain_missing  # noqa: PLC0415
 
-    if not asyncio.run(list_federations(connect, topics.root)):
+    if not asyncio.run(announced_names(connect, topics.root)):
         return 0
     sys.stderr.write(f"midge: {asyncio.run(explain_missing(connect, topics))}\n")
     return 1

@@ -8,10 +8,11 @@ from typing import Any
 from midge.broker.provisioning.bundles import Bundle
 from midge.broker.provisioning.held_credentials import SIGNING
 from midge.commands.apps import load_app
-from midge.commands.gateway import add_gateway, gateway
+from midge.commands.gateway import add_gateway, gateway, refuse_options
 from midge.commands.guest import add_guest, make_guest
 from midge.commands.parts import Problem, Subparsers, called, user_errors
 from midge.commands.places import add_place, moved
+from midge.commands.publishing import add_publishing, publish
 from midge.commands.telling import printer
 from midge.iot_client.data.csv_source import CsvError
 from midge.iot_client.device import Device
@@ -59,6 +60,7 @@ def register(subparsers: Subparsers) -> None:
     add_place(parser)
     add_guest(parser)
     add_gateway(parser)
+    add_publishing(parser)
     parser.set_defaults(run=run)
 
 
@@ -101,6 +103,7 @@ def _app(args: argparse.Namespace) -> Device:
         )
     if described:
         return gateway(args)
+    refuse_options(args, args.app[0])
     app: Device = load_app(args.app[0], Device, "a midge.Device")
     return app
 
@@ -119,6 +122,7 @@ def take_part(args: argparse.Namespace, app: Device) -> int:
     if args.app and args.outbox is not None:
         app.config = replace(app.config, outbox=args.outbox)
     _trust(app, args, bundle)
+    publish(app, args)
     make_guest(app, args)
     app.config = replace(app.config, on_event=printer(as_json=args.json), wait=app.config.wait or args.wait)
     try:

@@ -76,6 +76,27 @@ def add_gateway(parser: Parser) -> None:
     group.add_argument("--outbox", metavar="FILE", help="what is sent waits here (default: NAME.outbox)")
 
 
+_ITS_OWN = (
+    *("sensor_broker", "sensor_password_file", "label", "features", "classes", "missing"),
+    *("decimal", "separator", "encoding", "dry_run", "federation"),
+)
+"""Options that say what a gateway reads, and nothing to a program: unset, they are None or False."""
+
+
+def refuse_options(args: argparse.Namespace, app: str) -> None:
+    """Refuse what a program would not hear of.
+
+    Raises:
+        Problem: an option is only for a gateway.
+    """
+    given = [f"--{name.replace('_', '-')}" for name in _ITS_OWN if getattr(args, name)]
+    if given:
+        verb, says = ("is", "says") if len(given) == 1 else ("are", "say")
+        raise Problem(
+            f"{', '.join(given)} {verb} for --csv and --sensor-topic, and {says} nothing to {app}: write it there."
+        )
+
+
 def gateway(args: argparse.Namespace) -> Device:
     """The device that the options describe; where it takes part is still to be said.
 

@@ -16,6 +16,8 @@ from midge.wire.plurals import counted
 
 MOST: Final = 8
 """Runs on a page: more colours than these cannot be told apart."""
+_ALIKE: Final = 1.1
+"""Times the length of the shortest run, up to which runs are compared at their ends."""
 _LETTERS: Final = 12
 """Of a run's name beside its line; the key has it whole."""
 _TITLE: Final = 60
@@ -51,8 +53,13 @@ def names_of(runs: Sequence[Run]) -> list[str]:
 
 def _head(runs: Sequence[Run], names: Sequence[str]) -> Section:
     title = f"{', '.join(names[:-1])} and {names[-1]}"
+    shortest = min(run.seconds for run in runs)
+    common = shortest if max(run.seconds for run in runs) > _ALIKE * shortest else None
+    values = [run.value if common is None else run.value_at(common) for run in runs]
     known = [
-        (run.value * run.better, run, name) for run, name in zip(runs, names, strict=True) if run.value is not None
+        (value * run.better, value, run, name)
+        for value, run, name in zip(values, runs, names, strict=True)
+        if value is not None
     ]
     return Section(
         "comparison_head",
@@ -60,10 +67,25 @@ def _head(runs: Sequence[Run], names: Sequence[str]) -> Section:
             "headline": title if len(title) <= _TITLE else f"{len(names)} runs side by side",
             "kinds": len({run.metric for run in runs}) > 1,
             "data": len({str(flat_setting(run).get("data")) for run in runs}) > 1,
+            "common": common,
+            "apart": _fleets_apart(runs),
             "unfinished": [name for run, name in zip(runs, names, strict=True) if not run.finished],
             "ranked": sorted(known, key=lambda one: one[0], reverse=True),
         },
     )
+
+
+def _fleets_apart(runs: Sequence[Run]) -> str:
+    """What differs of the fleets themselves, in words; empty if they are alike."""
+    kinds = {"live" if run.live else "virtual" if run.of_profile else "demo" for run in runs}
+    sizes = {run.size for run in runs}
+    profiles = {flat_setting(run).get("profile", MISSING) for run in runs}
+    found = [
+        ("the clock", sorted(kinds)),
+        ("devices", [f"{number:,}" for number in sorted(sizes)]),
+        ("the profile", sorted(profiles)),
+    ]
+    return "; ".join(f"{what} ({', '.join(each)})" for what, each in found if len(each) > 1)
 
 
 def _outcomes(runs: Sequence[Run]) -> list[tuple[str, ...]]:
@@ -87,7 +109,7 @@ def _outcomes(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     rows = [
         (words[metric], *(scored(run, metric) for run in runs)) for metric in dict.fromkeys(run.metric for run in runs)
     ]
-    return [
+    found = [
         *rows,
         row("pooled, central", lambda run: score(run.central.value if run.central else None, run.metric)),
         row("each device alone, mean", lambda run: score(run.alone.mean if run.alone else None, run.metric)),
@@ -101,8 +123,9 @@ def _outcomes(runs: Sequence[Run]) -> list[tuple[str, ...]]:
         row("sent", lambda run: cost(run, lambda found: found.up)),
         row("received", lambda run: cost(run, lambda found: found.down)),
         row("sent and received for an update", lambda run: cost(run, lambda found: found.per_update)),
-        *([row("energy of a device", _energy)] if any(run.of_profile for run in runs) else []),
+        row("energy of a device", _energy),
     ]
+    return [each for each in found if set(each[1:]) != {MISSING}]
 
 
 def _energy(run: Run) -> str:

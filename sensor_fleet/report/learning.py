@@ -104,7 +104,7 @@ def over_bytes(run: Run, room: Size) -> Plot | None:
     plot.line(thinned(both, _POINTS), "fleet")
     x, y = plot.x(sent[-1][0]), plot.y(sent[-1][1])
     if room[0] > 500:  # on a telephone there is no place for it but in the caption
-        plot.text(x + 6, y + 20, "sent only", "note fleet")
+        plot.text(x + 6, y + 4, "sent only", "note fleet")  # right of its end, where no curve has come yet
     if run.value is not None:
         labels.append(Label(run.value, "federated", score(run.value, run.metric), "fleet"))
     if run.central is not None and run.central.value is not None and raw is not None:

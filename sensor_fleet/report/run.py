@@ -135,6 +135,11 @@ class Run:
             return told
         return statistics.fmean(last) if last and all(map(math.isfinite, last)) else None
 
+    def value_at(self, seconds: float) -> float | None:
+        """The mean of the last evaluations up to a time of the run."""
+        last = [one.value for one in self.evaluations if self.since(one.time) <= seconds][-HELD:]
+        return statistics.fmean(last) if last and all(map(math.isfinite, last)) else None
+
     @property
     def target(self) -> float | None:
         return finite_number(self.about.get("target"))

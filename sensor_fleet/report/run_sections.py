@@ -50,7 +50,11 @@ def learned(run: Run) -> Section | None:
         return None
     over_time = drawn(partial(learning.over_time, run), FULL)
     over_bytes = drawn(partial(learning.over_bytes, run), FULL)
-    return Section("learning", {"run": run, "held": HELD, "over_time": over_time, "over_bytes": over_bytes})
+    scale = learning.score_scale([run])
+    beyond = sum(not scale.holds(one.value) for one in run.evaluations if math.isfinite(one.value))
+    return Section(
+        "learning", {"run": run, "held": HELD, "over_time": over_time, "over_bytes": over_bytes, "beyond": beyond}
+    )
 
 
 def _staleness(run: Run) -> Section | None:

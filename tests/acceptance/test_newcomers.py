@@ -143,7 +143,7 @@ def test_something_else_answers_there(command: tuple[str, str], tell: Tell, tmp_
     programs(tmp_path)
     with answering(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
         assert "is it an MQTT broker" in tell(*command, "--broker", f"mqtt://127.0.0.1:{port}")
-        assert "check that this port serves TLS" in tell(*command, "--broker", f"mqtts://127.0.0.1:{port}")
+        assert "Name the port that serves TLS" in tell(*command, "--broker", f"mqtts://127.0.0.1:{port}")
         # Not in this process: paho leaves the socket of a failed websocket handshake to the garbage collector.
         websocket = midge(*command, "--broker", f"ws://127.0.0.1:{port}", cwd=tmp_path)
         assert websocket.returncode == 2 and "check port and path" in websocket.stderr

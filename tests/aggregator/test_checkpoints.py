@@ -30,3 +30,17 @@ def test_checkpoints_go_by_records_and_of_a_busy_federation_by_the_clock(
     apart = (life.core.lsn - lsn) / len(written)
     assert math.isclose(apart, records, rel_tol=0.25)
     life.federation.close()
+
+
+def test_a_federation_that_rests_writes_four_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen to fail: one for each version, and with it most of what a day at rest writes."""
+    life = Life(Store(tmp_path), records=1000)
+    life.federation.begin(0)
+    written = []
+    monkeypatch.setattr(life.engine, "checkpoint", lambda core: written.append(core.lsn))
+    for seq in range(1, 49):
+        life.hear(life.update("a", seq, one_hot(seq), base=1), now=1800.0 * seq)
+        life.hear(now=1800.0 * seq + 400)
+    assert len(written) == 4
+    monkeypatch.undo()
+    life.federation.close()

@@ -17,7 +17,7 @@ from midge.broker.embedded.in_memory import Twin
 from midge.commands import device as command
 from midge.commands import doctor
 from midge.commands.device import _app
-from midge.commands.gateway import gateway
+from midge.commands.gateway import gateway, refuse_options
 from midge.commands.guest import make_guest
 from midge.commands.parts import Problem
 from midge.iot_client.board.duty_cycle import Duty
@@ -28,6 +28,7 @@ from midge.iot_client.state.outbox import Outbox
 from midge.iot_client.training.numpy_models import FROZEN, Linear
 from midge.iot_client.training.subprocess_trainer import Isolated
 from midge.wire.messages import Plan
+from midge.wire.plurals import counted
 from tests.federation.live import Log, aggregator, approach, device, serving
 from tests.iot_client.test_session import made
 
@@ -214,7 +215,7 @@ async def test_status_shows_what_an_outbox_holds_and_has_cost_also_while_it_is_i
     assert main(["device", "status", str(path)]) == 0
     assert listing(tmp_path) == before
     words = capsys.readouterr().out
-    assert "no key is pinned" in words and f"holds     {len(held)} updates" in words
+    assert "no key is pinned" in words and f"holds     {counted(len(held), 'update')}" in words
 
 
 def test_status_of_nothing_and_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,3 +253,10 @@ def test_doctor_sees_a_clock_that_was_never_set_and_one_behind_what_was_verified
     assert found.level == "problem" and "1970" in found.seen and "What was verified last" in found.advice
     (found,) = doctor.clock(path, now=issued + 10)
     assert found.level in ("ok", "note")
+
+
+def test_options_that_a_program_would_not_hear_of_are_refused() -> None:
+    """Seen to fail: `--federation other` was not read, and the device joined the program's own federation."""
+    with pytest.raises(Problem, match=r"--label, --federation are for --csv and --sensor-topic.* to pump:app"):
+        refuse_options(parse("pump:app", "--federation", "other", "--label", "x"), "pump:app")
+    refuse_options(parse("pump:app", "--outbox", "a.outbox", "--root", "x"), "pump:app")

@@ -9,8 +9,12 @@ import asyncio
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from concurrent.futures import CancelledError
+from dataclasses import replace
 from multiprocessing.pool import Pool
 from pathlib import Path
 
@@ -18,12 +22,13 @@ import numpy as np
 import pytest
 
 from midge.broker.embedded.in_memory import Twin
+from midge.iot_client.training.daemon_thread import DaemonThreads
 from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
 from midge.iot_client.training.subprocess_trainer import isolated
 from midge.running import run_until_interrupted
 from midge.wire.messages import Plan
-from tests.federation.live import Log, aggregator, approach, device, serving
-from tests.waiting import until
+from tests.federation.live import STRATEGY, Log, aggregator, approach, device, serving
+from tests.waiting import LAST_RESORT, until
 
 FORK = multiprocessing.get_context("fork")
 
@@ -182,3 +187,83 @@ def test_an_end_does_not_wait_for_the_training(tmp_path: Path) -> None:
         assert not over.is_set()
     finally:
         over.set()
+
+
+LEAVES = """
+import multiprocessing, threading, time
+from midge.iot_client.training import daemon_thread
+begun = threading.Event()
+def train():
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        pool._inqueue._rlock.acquire(False)  # else a worker has it, and keeps it when it is killed
+        print([child.pid for child in multiprocessing.active_children()][0], flush=True)
+        begun.set()
+        time.sleep(3600)
+daemon_thread.DaemonThreads().submit(train)
+begun.wait()
+daemon_thread.exit_code = 3
+{last}
+"""
+
+
+@pytest.mark.parametrize(("last", "code"), [("", 3), ("raise ValueError('of the program')", 1)])
+def test_the_end_of_the_process_waits_for_no_training_and_no_workers(last: str, code: int) -> None:
+    """Seen to fail: Ctrl-C, which all of a group get, left the process at its exit in `Pool.terminate`, deaf."""
+    words = [sys.executable, "-W", "ignore", "-c", LEAVES.format(last=last)]
+    found = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert (found.returncode, "of the program" in found.stderr) == (code, bool(last))
+    until("its worker to end", lambda: gone(int(found.stdout)))
+
+
+@pytest.mark.parametrize("error", [StopIteration(), SystemExit(0), KeyboardInterrupt(), CancelledError()])
+async def test_what_a_future_takes_for_more_than_an_error_is_one(error: BaseException) -> None:
+    """Seen to fail: `next()` on an exhausted iterator left the device in its training for ever."""
+
+    def train() -> None:
+        raise error
+
+    with pytest.raises(RuntimeError, match=type(error).__name__):
+        async with asyncio.timeout(LAST_RESORT):
+            await asyncio.get_running_loop().run_in_executor(DaemonThreads(), train)
+
+
+@pytest.mark.virtual
+async def test_an_async_function_in_disguise_is_awaited(tmp_path: Path) -> None:
+    twin, log = Twin(), Log()
+
+    async def train(rate: float, parameters: Parameters, plan: TrainingPlan) -> Fit:
+        await asyncio.sleep(0)
+        return approach(parameters, plan)
+
+    a = device(twin, "a", log, tmp_path / "a", lambda parameters, plan: train(0.1, parameters, plan))
+    async with serving(aggregator(twin, tmp_path / "store", log), a, device(twin, "b", log)):
+        await log.until(lambda: log.of("receipt", device="a", verdict="accepted"))
+
+
+@pytest.mark.virtual
+async def test_a_training_on_no_rows_is_tried_again_after_a_while(tmp_path: Path) -> None:
+    twin, log = Twin(), Log()
+    rows = iter([0, 0, 5])
+
+    def train(parameters: Parameters, plan: TrainingPlan) -> Fit:
+        return Fit(approach(parameters, plan).parameters, next(rows, 5))
+
+    a = device(twin, "a", log, tmp_path / "a", train)
+    async with serving(aggregator(twin, tmp_path / "store", log), a, device(twin, "b", log)):
+        await log.until(lambda: log.of("receipt", device="a", verdict="accepted"))
+    assert len(log.of("unfit", device="a")) == 2 and "no rows" in log.of("unfit")[0]["why"]
+
+
+@pytest.mark.virtual
+async def test_an_error_of_on_model_costs_one_model(tmp_path: Path) -> None:
+    twin, log, models = Twin(), Log(), iter(range(100))
+
+    def use(parameters: Parameters, version: int) -> None:
+        if next(models) == 0:
+            raise KeyError("heat")
+        log({"event": "used", "version": version})
+
+    server = aggregator(twin, tmp_path / "store", log, strategy=replace(STRATEGY, serve_interval=0.0))
+    async with serving(server, device(twin, "a", log, on_model=use), device(twin, "b", log)):
+        await log.until(lambda: log.of("used"))
+    assert log.of("on_model_failed")[0]["why"] == "KeyError: 'heat'"

@@ -1,3 +1,4 @@
+import json
 import math
 import re
 from pathlib import Path
@@ -309,6 +310,19 @@ def test_two_runs_side_by_side(tmp_path: Path) -> None:
     differences = page.text.partition("Where their settings differ")[2]
     assert "fedbuff" in differences
     assert "digits" not in differences
+
+
+def test_runs_of_unlike_length_are_compared_at_a_time_that_both_had(tmp_path: Path) -> None:
+    """Seen to fail: "first ends ahead", of 25 s against 15 s, without a word on it."""
+    first = runs.complete(tmp_path / "first")
+    second = runs.write(
+        runs.complete(tmp_path / "second"), metrics_lines=runs.metrics([0.5] * 9), result=runs.result(0.5)
+    )
+    result = json.loads((second / "result.json").read_text())
+    (second / "result.json").write_text(json.dumps({**result, "seconds": 10.0}))
+    text = Page(comparison([read(first), read(second)])).text
+    assert "as long as the shortest ran" in text and "ends ahead" not in text
+    assert "energy of a device" not in text, "a row of which no run says anything"
 
 
 def test_runs_that_cannot_be_compared_are_told_apart(tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""Options by which a device publishes what it predicts."""
+
+import argparse
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from midge.commands.parts import Parser, Problem, password_in, user_errors
+
+if TYPE_CHECKING:
+    from midge.iot_client.device import Device
+
+
+def add_publishing(parser: Parser) -> None:
+    """The options."""
+    group = parser.add_argument_group(
+        "what it predicts", "For each row that comes, as JSON; alarms on TOPIC/alarm too."
+    )
+    group.add_argument("--publish", metavar="TOPIC", help="publish predictions, or anomaly scores, on this MQTT topic")
+    group.add_argument(
+        "--publish-retained", action="store_true", help="have the broker keep the newest for those who come later"
+    )
+    group.add_argument("--publish-broker", metavar="URL", help="on this broker (default: the federation's)")
+    group.add_argument("--publish-password-file", metavar="FILE", help="the password for the user in its URL")
+    group.add_argument(
+        "--alarm",
+        metavar="VALUE",
+        help="it is an alarm above this number, or for this class (default: for scores that are unusual here)",
+    )
+
+
+def publish(app: "Device", args: argparse.Namespace) -> None:
+    """Have the app follow the options.
+
+    Raises:
+        Problem: one of them cannot be, or does not go with another.
+    """
+    if args.publish is None:
+        for option in ("publish_retained", "publish_broker", "publish_password_file", "alarm"):
+            if getattr(args, option):
+                raise Problem(f"--{option.replace('_', '-')} goes with --publish TOPIC: say where to publish.")
+        return
+    from midge.broker import connector  # noqa: PLC0415 - for those who want it
+    from midge.iot_client.connection.prediction_topic import PredictionTopic  # noqa: PLC0415
+    from midge.running import endpoint_of  # noqa: PLC0415
+
+    classes = [name.strip() for name in (args.classes or "").split(",") if name.strip()]
+    with user_errors():
+        endpoint = None if args.publish_broker is None else endpoint_of(args.publish_broker)
+        if endpoint is not None and args.publish_password_file is not None:
+            endpoint = replace(endpoint, password=password_in(args.publish_password_file))
+        to = PredictionTopic(
+            args.publish,
+            retain=args.publish_retained,
+            alarm=_alarm(args.alarm, classes),
+            classes=classes,
+            connector=None if endpoint is None else connector(endpoint),
+        )
+        app.config = replace(app.config, publish=to)
+
+
+def _alarm(text: str | None, classes: list[str]) -> float | str | None:
+    if text is None or text in classes:
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        return text
