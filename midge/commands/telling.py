@@ -14,26 +14,42 @@ def print_json(event: Mapping[str, Any]) -> None:
     print(json.dumps(event, default=str), flush=True)
 
 
+_SHORT = 60.0
+"""Seconds of a connection that is lost again: for the same reason, it is told once."""
+
+
 class InWords:
     """One sentence a line, with the time of day. A broker that is away is told once, not at each try."""
 
     def __init__(self) -> None:
         self._away: set[bool] = set()
         """While the broker is away: whether it was told to be lost, and to refuse us."""
+        self._why, self._back, self._quiet = "", -_SHORT, False
+        """Why it was lost last, when it was back, and whether it is lost again for the same, untold."""
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         match event:
             case {"event": "disconnected", "why": why}:
-                refused = bool(event.get("refused"))
-                words = "" if refused in self._away else f"Lost the broker: {why} Trying again until it is back."
-                self._away.add(refused)
-            case {"event": "connected"} if self._away:
-                words = "The broker is back."
+                words = self._lost(str(why), bool(event.get("refused")))
+            case {"event": "connected"} if self._away or self._quiet:
+                words = "" if self._quiet else "The broker is back."
                 self._away.clear()
+                self._back, self._quiet = time.monotonic(), False
             case _:
                 words = sentence(event)
         if words:
             print(f"{time.strftime('%H:%M:%S')} {inert(words)}", flush=True)
+
+    def _lost(self, why: str, refused: bool) -> str:
+        if refused in self._away:
+            return ""
+        again = not self._away and not self._quiet and why == self._why and time.monotonic() < self._back + _SHORT
+        if again:  # it comes and goes: told once, unless it stays away this time
+            self._quiet = True
+            return ""
+        self._quiet, self._why = False, why
+        self._away.add(refused)
+        return f"Lost the broker: {why} Trying again until it is back."
 
 
 def printer(*, as_json: bool) -> Callable[[Mapping[str, Any]], None]:
