@@ -6,22 +6,29 @@ for an overview, which it answers within about a second; without an answer, the 
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
-from midge.broker.mqtt.connection import Connection, Connector, Options, PublishRefused, SubscribeRefused
-from midge.broker.mqtt.retained import clear_retained, read_retained
+from midge.broker.mqtt.connection import Connection, Connector, Delivery, Options, PublishRefused, SubscribeRefused
+from midge.broker.mqtt.retained import read_retained
 from midge.wire import frames, messages, overview, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import AggregatorState, AggregatorStatus, Health, Hello
 from midge.wire.overview import DeviceRow
-from midge.wire.topics import DEFAULT_ROOT, Topics, check_name, explain_absence
+from midge.wire.topics import DEFAULT_ROOT, Channel, Topics, check_name, explain_absence
 
 PATIENCE = 3.0
 """Seconds for an answer: aggregators give one a second."""
 _AT_ONCE = 256
 """Devices in a message."""
+_FILTERS = 7
+"""Topics in a SUBSCRIBE, beside the marker: AWS IoT Core takes eight."""
+_VERSIONS = 64
+"""Versions back for which chunks are looked for by name: those of some 32 stand at a broker."""
+_MOST_PARTS = 100_000
+"""Chunks of a frame that are looked for: an announcement may be forged."""
 _TIMEOUT = 4.0
 """Seconds for the broker's answer to CONNECT and SUBSCRIBE: a monitor waits for all of this together."""
 
@@ -51,7 +58,14 @@ async def list_federations(connect: Connector, root: str = DEFAULT_ROOT) -> dict
 
 async def explain_missing(connect: Connector, topics: Topics) -> str:
     """Why there is nothing of a federation on a broker, as a sentence for who asked."""
-    return explain_absence(topics, await list_federations(connect, topics.root))
+    return explain_absence(topics, await announced_names(connect, topics.root))
+
+
+async def announced_names(connect: Connector, root: str) -> list[str]:
+    """The federations that are announced as far as this user may see: none if it may not look beyond its own."""
+    with suppress(PublishRefused, SubscribeRefused):
+        return sorted(await list_federations(connect, root))
+    return []
 
 
 async def describe_federation(connect: Connector, topics: Topics, *, ask: bool = True) -> dict[str, Any]:
@@ -166,7 +180,77 @@ async def say_gone(
             await connection.publish(topics.ask, asking, qos=1)
 
 
-async def clear_federation(connect: Connector, topics: Topics) -> int:
-    """Remove every retained message of a federation from a broker; how many there were."""
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """What `clear_federation` did."""
+
+    removed: int
+    """Retained messages that were there."""
+    blind: bool
+    """Whether the broker shows retained messages by exact topic only, so that some may be left."""
+
+
+async def clear_federation(connect: Connector, topics: Topics, devices: Collection[str] = ()) -> Cleared:
+    """Remove every retained message of a federation from a broker.
+
+    A broker may keep what is retained from subscriptions with wildcards, as RabbitMQ does. So topics that are known are
+    asked for one by one: the aggregator's, the chunks that the announcements name, and those of named devices.
+    """
     async with connect(_options()) as connection:
-        return await clear_retained(connection, topics.everything, marker=_marker(topics))
+        marker = _marker(topics)
+        found = {each.topic: each for each in await read_retained(connection, topics.everything, marker=marker)}
+        known = [topics.aggregator, topics.authorities, topics.announcement("train"), topics.announcement("serve")]
+        for name in devices:
+            known += [topics.status(name), topics.receipt(name), topics.renew(name), topics.renewed(name)]
+        exact = await _read_exactly(connection, known, marker)
+        exact |= await _read_exactly(connection, _parts([*found.values(), *exact.values()], topics), marker)
+        if blind := not exact.keys() <= found.keys():
+            exact |= await _read_exactly(connection, _earlier(list(exact.values()), topics), marker)
+            exact |= await _read_exactly(connection, _rest(list(exact.values())), marker)
+        for topic in found | exact:
+            await connection.publish(topic, b"", qos=1, retain=True)
+    return Cleared(len(found | exact), blind)
+
+
+async def _read_exactly(connection: Connection, wanted: Sequence[str], marker: str) -> dict[str, Delivery]:
+    """What is retained on topics that are asked for by name, a few in a packet: services bound how many."""
+    found: dict[str, Delivery] = {}
+    for first in range(0, len(wanted), _FILTERS):
+        some = wanted[first : first + _FILTERS]
+        found |= {each.topic: each for each in await read_retained(connection, *some, marker=marker)}
+    return found
+
+
+def _earlier(found: Sequence[Delivery], topics: Topics) -> list[str]:
+    """The first chunks of frames that an announcement no longer names, and that a stopped aggregator left."""
+    names = [each.topic.split("/")[-2:] for each in found if each.topic.startswith(topics.announcement() + "/")]
+    newest = max((int(version) for version, _ in names), default=0)
+    spans = {0, 1, 2, 4, 8, 16, 32, *(int(cut.partition("-")[0]) for _, cut in names)}
+    versions = range(max(1, newest - _VERSIONS), newest + 1)
+    return [topics.part(version, span, 0) for version in versions for span in sorted(spans)]
+
+
+def _rest(found: Sequence[Delivery]) -> list[str]:
+    """The other chunks of frames whose first ones are there."""
+    rest: list[str] = []
+    known = {each.topic for each in found}
+    for each in found:
+        if each.topic.endswith("-0"):
+            with suppress(WireError):
+                count = min(messages.decode(messages.Part, each.payload)[0].parts, _MOST_PARTS)
+                rest += [topic for index in range(1, count) if (topic := f"{each.topic[:-1]}{index}") not in known]
+    return rest
+
+
+def _parts(found: Sequence[Delivery], topics: Topics) -> list[str]:
+    """The topics of all chunks that the announcements among these messages name."""
+    parts: list[str] = []
+    channels: tuple[Channel, Channel] = ("train", "serve")
+    for channel in channels:
+        for delivery in found:
+            if delivery.topic == topics.announcement(channel):
+                with suppress(WireError):
+                    for frame in messages.decode_announcement(delivery.payload).frames:
+                        count = min(frame.parts, _MOST_PARTS)
+                        parts += [topics.part(frame.version, frame.span, index, channel) for index in range(count)]
+    return parts

@@ -1,4 +1,4 @@
-"""Reading and clearing what is retained on topics.
+"""Reading what is retained on topics.
 
 MQTT has no word for "nothing is retained here". So a message of our own follows the subscription: once it has come
 back, the broker has sent what it had. Where it does not come back (an ACL may forbid it), a short silence must do.
@@ -31,16 +31,3 @@ async def read_retained(connection: Connection, *filters: str, marker: str, pati
                     found.append(delivery)
     await connection.unsubscribe(*filters, marker)
     return found
-
-
-async def clear_retained(connection: Connection, *filters: str, marker: str) -> int:
-    """Remove every retained message on these filters; how many there were.
-
-    Raises:
-        PublishRefused: we may not publish on one of them.
-        ConnectionLost: the connection ended.
-    """
-    found = await read_retained(connection, *filters, marker=marker)
-    for delivery in found:
-        await connection.publish(delivery.topic, b"", qos=1, retain=True)
-    return len(found)

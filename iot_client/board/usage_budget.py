@@ -94,9 +94,12 @@ class Budget:
             self._saved_at = steady
             self.save()
 
-    def heard(self, issued: float, wall: float) -> None:
-        """Compare our clock with the date of an announcement, both seconds since 1970; 0 is no date."""
-        if issued:
+    def heard(self, issued: float, wall: float, *, current: bool = True) -> None:
+        """Compare our clock with the date of an announcement, both seconds since 1970; 0 is no date.
+
+        One that is not current, of an aggregator that is away, says only that it is no earlier.
+        """
+        if issued and (current or issued > wall):
             off = issued - wall
             self._off = off if abs(off) > _OFF else 0.0
             self._turn(wall, believed=True)

@@ -96,6 +96,8 @@ class ConnectionLoop:
         """As what to part from the connection that stands."""
         self._watch = AggregatorWatch(parts.topics, parts.tell)
         self._duplicates = DuplicateCheck(parts, publisher, self._hello, self._count)
+        self._served = False
+        """Whether the aggregator is there, as this connection has told: then its announcements are of today."""
         self._doubted = False
         """Whether it was told that a clock is wrong."""
 
@@ -223,7 +225,7 @@ class ConnectionLoop:
     async def _use(self, connection: Connection) -> None:
         """Take part over one connection, until it is lost or is to end."""
         serving = self._parts.serving
-        self._parting = asyncio.get_running_loop().create_future()
+        self._parting, self._served = asyncio.get_running_loop().create_future(), False
         reading = asyncio.create_task(self._read(connection))
         beside = [asyncio.create_task(self._watch.follow(connection))]
         beside += [asyncio.create_task(serving.follow(connection))] if serving.wanted else []
@@ -309,6 +311,7 @@ class ConnectionLoop:
             self._put(ev.Receipted(parts.identity.receipt(payload, time.monotonic())))
         elif topic == topics.aggregator:
             status = parts.identity.status(payload, time.monotonic())
+            self._served = status.state.serves
             self._put(ev.AggregatorSeen(status))
             self._watch.seen(status)
         elif topic == topics.status(name):
@@ -328,7 +331,7 @@ class ConnectionLoop:
         except WireError as error:
             parts.tell("untrusted", channel=channel, why=str(error))
             raise
-        parts.budget.heard(announcement.issued, wall)
+        parts.budget.heard(announcement.issued, wall, current=self._served)
         if (doubt := parts.identity.doubt) and not self._doubted:
             log.warning("%s: %s.", parts.config.name, doubt)
             parts.tell("clock", why=doubt)

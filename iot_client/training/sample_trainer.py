@@ -8,17 +8,23 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from midge.iot_client.data.row_reader import Kind
 from midge.iot_client.data.samples import Samples
+from midge.iot_client.training.autoencoder import Autoencoder
 from midge.iot_client.training.fit import Fit, Parameters, Recipe, TrainingPlan
-from midge.iot_client.training.numpy_models import MLP
+from midge.iot_client.training.numpy_models import MLP, Task
 from midge.iot_client.training.update_encoder import TrainerError
 from midge.wire.inputs import width
 
-Model = Literal["auto", "linear", "softmax", "mlp"]
+Model = Literal["auto", "linear", "softmax", "mlp", "autoencoder"]
 
 
-def model_of(parameters: Parameters) -> MLP:
+def model_of(parameters: Parameters, kind: Kind | None = None) -> MLP:
     """The model that parameters belong to.
+
+    Args:
+        parameters: of the federation.
+        kind: of the samples: a model with as many outputs as inputs may reconstruct them, or tell classes.
 
     Raises:
         TrainerError: it is none of ours.
@@ -31,11 +37,16 @@ def model_of(parameters: Parameters) -> MLP:
             "the federation's model is none of midge's own in NumPy, whose tensors are named layers.0.weight and so on "
             f"beside input_mean; it has {', '.join(sorted(parameters))}. Write a trainer for it: midge.Device(train=…)."
         )
+    task: Task = "regression" if "target_mean" in parameters else "classification"
+    if task == "classification" and shapes[-1][0] == 1:
+        task = "binary"
+    elif task == "classification" and kind == "reconstruction" and shapes[-1][0] == shapes[0][1]:
+        task = "reconstruction"
     return MLP(
         inputs=shapes[0][1],
         hidden=tuple(shape[0] for shape in shapes[:-1]),
         outputs=shapes[-1][0],
-        task="regression" if "target_mean" in parameters else "classification",
+        task=task,
         channels=np.size(parameters["input_mean"]),
     )
 
@@ -63,31 +74,50 @@ class SampleTrainer:
         x, y = self.samples.arrays()
         if not len(x):
             raise TrainerError("there are no samples yet: give the device the condition enough_new(samples, rows).")
-        if net.task == "classification" and y.max() >= net.outputs:
-            raise TrainerError(
-                f"a label is class {y.max()}; the federation's model has classes 0 to {net.outputs - 1}."
-            )
+        most = max(2, net.outputs)  # with one output, it is that of the second
+        if self.samples.kind == "classification" and y.max() >= most:
+            raise TrainerError(f"a label is class {y.max()}; the federation's model has classes 0 to {most - 1}.")
         fit = net.trainer(x, y, seed=self._seed, recipe=self._recipe)(parameters, plan)
         return Fit(fit.parameters, fit.examples, fit.steps, {**fit.metrics, "clipped": float(self.samples.clipped)})
 
     def predict(self, parameters: Parameters, x: npt.ArrayLike) -> npt.NDArray[Any]:
-        """Values in units of the label, or numbers of classes: of shape (n,) for rows, a scalar array for one row."""
+        """Values in units of the label, or numbers of classes: of shape (n,) for rows, a scalar array for one row.
+
+        Without a label how unusual rows are: the mean squared error of their reconstruction, in the inputs' deviations.
+        """
         net, rows = self._checked(parameters), np.asarray(x, np.float32)
+        if net.task == "reconstruction":
+            scores = Autoencoder(net.inputs, net.hidden).score(parameters, np.atleast_2d(rows))
+            return scores if rows.ndim > 1 else scores[0]
         found = net.predict(parameters, np.atleast_2d(rows))
         if net.task == "classification":
             found = found.argmax(axis=1)
+        elif net.task == "binary":
+            found = (found > 0).astype(np.int64)
         return found if rows.ndim > 1 else found[0]
 
     def _checked(self, parameters: Parameters) -> MLP:
-        net = model_of(parameters)
+        net = model_of(parameters, self.samples.kind)
         names = self.samples.features
         if net.inputs != len(names):
             raise TrainerError(
                 f"{width(net.inputs, names)}. Give the model's inputs in its order: --features, or "
                 "midge.Samples(features=…)."
             )
-        if net.task != self.samples.kind:
+        if self.samples.kind == "reconstruction" and net.task != "reconstruction":
+            raise TrainerError(
+                f"the federation's model is for {net.task}; the samples have no label, and take one that has as many "
+                f"outputs as inputs, such as midge.Autoencoder({net.inputs}). Name the label with --label otherwise."
+            )
+        if net.task == "reconstruction" and (not net.hidden or min(net.hidden) >= net.inputs):
+            raise TrainerError(
+                "the federation's model has no layer that is narrower than its inputs: it learns to copy them, and all "
+                "looks normal."
+            )
+        if (net.task == "binary" and self.samples.kind != "classification") or (
+            net.task not in ("binary", self.samples.kind)
+        ):
             raise TrainerError(f"the federation's model is for {net.task}; the samples are for {self.samples.kind}.")
-        if self._model != "auto" and (self._model == "mlp") != bool(net.hidden):
+        if self._model not in ("auto", "autoencoder") and (self._model == "mlp") != bool(net.hidden):
             raise TrainerError(f"the federation's model has hidden layers {net.hidden}: it is no {self._model} model.")
         return net

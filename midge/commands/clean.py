@@ -5,7 +5,7 @@ import asyncio
 import sys
 
 from midge.broker import Connector
-from midge.commands.parts import Problem, Subparsers, add_federation, read_federation
+from midge.commands.parts import Problem, Subparsers, add_federation, called, read_federation
 from midge.wire.plurals import counted
 from midge.wire.topics import Topics
 
@@ -21,6 +21,14 @@ def register(subparsers: Subparsers) -> None:
         "that starts again publishes again.",
     )
     add_federation(parser)
+    parser.add_argument(
+        "--device",
+        action="append",
+        type=called,
+        default=[],
+        metavar="NAME",
+        help="a device whose messages are asked for by name, on a broker that shows none by wildcard; repeated",
+    )
     parser.add_argument("--force", action="store_true", help="even while its aggregator is running")
     parser.set_defaults(run=run)
 
@@ -36,20 +44,25 @@ def run(args: argparse.Namespace) -> int:
             f"The aggregator of {topics.federation!r} is running and would publish again: "
             "stop it first, or say --force."
         )
-    removed = asyncio.run(clear_federation(connect, topics))
-    print(f"{counted(removed, 'retained message')} of federation {topics.federation!r} removed.")
+    cleared = asyncio.run(clear_federation(connect, topics, {*args.device, *found["devices"]}))
+    print(f"{counted(cleared.removed, 'retained message')} of federation {topics.federation!r} removed.")
+    if cleared.blind:
+        print(
+            "This broker shows retained messages only to who asks for their topics, as RabbitMQ does. What other "
+            "devices said of themselves may be left: name them, midge clean … --device NAME --device NAME."
+        )
     live = sorted(name for name, device in found["devices"].items() if DeviceState(device["state"]).live)
     if live:
         shown = ", ".join(live[:_NAMED]) + (f" and {len(live) - _NAMED} more" if len(live) > _NAMED else "")
         print(f"Still connected: {shown}. A device leaves its status behind when it stops: clean again then.")
-    return 0 if removed else _nothing(connect, topics)
+    return 0 if cleared.removed else _nothing(connect, topics)
 
 
 def _nothing(connect: Connector, topics: Topics) -> int:
     """Nothing was there: right if the broker knows no federation; otherwise the name is a wrong one."""
-    from midge.broker.mqtt.federation_view import explain_missing, list_federations  # noqa: PLC0415
+    from midge.broker.mqtt.federation_view import announced_names, explain_missing  # noqa: PLC0415
 
-    if not asyncio.run(list_federations(connect, topics.root)):
+    if not asyncio.run(announced_names(connect, topics.root)):
         return 0
     sys.stderr.write(f"midge: {asyncio.run(explain_missing(connect, topics))}\n")
     return 1

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from midge.broker import BrokerError, Connector, connector
+from midge.broker import BrokerError, Connector, PublishRefused, SubscribeRefused, connector
 from midge.commands.parts import Problem, Subparsers, add_federation, read_endpoint, read_federation
 from midge.wire.clocks import spell
 from midge.wire.inert import inert, inert_all
@@ -54,7 +54,10 @@ def _list(args: argparse.Namespace) -> int:
     from midge.broker.mqtt.federation_view import list_federations  # noqa: PLC0415
 
     connect = connector(read_endpoint(args, args.url))
-    found = asyncio.run(list_federations(connect, args.root))
+    try:
+        found = asyncio.run(list_federations(connect, args.root))
+    except (PublishRefused, SubscribeRefused) as error:
+        raise Problem("This user may not see which federations there are: say which, by --federation NAME.") from error
     if not found:
         why = (
             f"No aggregator has announced itself under {args.root!r} on this broker: start one with `midge aggregate`, "

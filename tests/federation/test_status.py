@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from midge.aggregator.metrics.watchdog import SOONEST
 from midge.aggregator.service import Aggregator
 from midge.aggregator.store.pausing import pause, resume
 from midge.broker.embedded.in_memory import Twin
-from midge.broker.mqtt.connection import BrokerUnreachable, Options
+from midge.broker.mqtt.connection import BrokerUnreachable, Connection, Options, PublishRefused
 from midge.broker.mqtt.federation_view import describe_federation, explain_missing, list_federations
 from midge.commands.status import alarm_of, lines
 from midge.iot_client.training.evaluation import Scores
@@ -176,6 +177,23 @@ async def test_a_name_that_is_not_announced_is_answered_with_those_that_are(tmp_
         said = await explain_missing(twin.connect, Topics("ff"))
         assert "'ff'" in said and said.endswith("announced is f: did you mean 'f'?")
         assert (await explain_missing(twin.connect, Topics("pumps"))).endswith("announced is f.")
+
+
+async def test_whoever_may_not_look_beyond_its_federation_is_told_that_it_is_not_there() -> None:
+    """Seen to fail on the broker of a fleet: it was refused the message that a look ends with, and said only that."""
+    twin = Twin()
+
+    @asynccontextmanager
+    async def connect(options: Options) -> AsyncIterator[Connection]:
+        async with twin.connect(options) as connection:
+
+            async def publish(topic: str, payload: bytes, **how: Any) -> None:
+                raise PublishRefused(f"{topic}: not authorized", reason=0x87)
+
+            connection.publish = publish  # type: ignore[method-assign,assignment]
+            yield connection
+
+    assert "nor any other that may be seen from here" in await explain_missing(connect, TOPICS)
 
 
 async def test_a_cancelled_aggregator_says_goodbye(tmp_path: Path) -> None:

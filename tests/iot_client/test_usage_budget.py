@@ -42,6 +42,33 @@ def test_no_history_of_clocks_blocks_the_month_after_next(readings: list[tuple[f
     assert budget.spent(None, NOVEMBER + 140 * DAY) is None
 
 
+def test_an_old_announcement_of_an_aggregator_that_is_away_stops_no_month(tmp_path: Path) -> None:
+    """It is retained, and read again at each connection: its date was once taken for today's."""
+    budget = Budget(tmp_path / "usage", Costs(bytes_per_month=1000))
+    issued = 1_790_000_000.0
+    for day in range(200):
+        now = issued + day * 86_400
+        budget.heard(issued, now, current=False)
+        budget.spend(moved=30, now=now)
+        assert budget.spent(None, now=now) is None
+    budget.heard(now + 400 * 86_400, now, current=False)  # later than our clock: that is behind
+    assert budget.month == time.strftime("%Y-%m", time.gmtime(now + 400 * 86_400))
+
+
+@pytest.mark.parametrize("jump", [-365.0, -31.0, -1.0, 0.0, 1.0, 29.0, 366.0, 20_000.0])
+def test_a_clock_that_jumps_over_the_turn_of_a_year_and_back_piles_up_no_months(tmp_path: Path, jump: float) -> None:
+    """Whatever the jump, two months later what is spent is that of one month at most."""
+    budget, began = Budget(tmp_path / "usage", Costs()), 1_830_254_400.0  # 2027-12-31 08:00
+    budget.spend(moved=100, now=began)
+    budget.spend(moved=100, now=began + jump * 86_400)
+    for day in range(1, 91):
+        if day % 7 == 0:  # a restart
+            budget.save()
+            budget = Budget(tmp_path / "usage", Costs())
+        budget.spend(moved=100, now=began + day * 86_400)
+    assert budget.month == "2028-03" and budget.bytes <= 3100
+
+
 def test_after_a_clock_is_put_back_what_is_spent_is_written_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
