@@ -7,6 +7,7 @@ from midge.iot_client.board.local_status import answering
 from midge.iot_client.config import DeviceConfig
 from midge.iot_client.parts import DeviceParts
 from midge.iot_client.runtime import DeviceRuntime
+from midge.iot_client.state.outbox import OutboxError
 from midge.wire.messages import DeviceState
 from midge.wire.topics import Topics
 
@@ -63,7 +64,7 @@ class Device:
         """Take part until `stop()`. Reconnects by itself, with growing, jittered pauses.
 
         Raises:
-            OutboxError: the outbox cannot be used.
+            OutboxError: the outbox cannot be used, and there is no model to go on predicting with.
             BrokerError: the very first connection failed, of a device that has never taken part.
             DuplicateDeviceName: another live device has our name.
             TrainerError: the trainer returned what is no update.
@@ -79,6 +80,10 @@ class Device:
             try:
                 async with answering(parts.outbox.path, runtime.figures):
                     await runtime.run()
+            except OutboxError as error:
+                if parts.predicting.model is None:
+                    raise
+                await runtime.predict_on(str(error))
             finally:
                 if (end := getattr(parts.config.train, "end_training", None)) is not None:
                     end()

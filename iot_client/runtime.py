@@ -123,12 +123,7 @@ class DeviceRuntime:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
                 beside = [tasks.create_task(self._act(), name="act")]
-                if self.parts.config.publish is not None:
-                    feed = PredictionFeed(self.parts, lambda: self.session.unsuited)
-                    beside.append(tasks.create_task(feed.run(), name="predictions"))
-                if samples is not None:
-                    beside += [tasks.create_task(source.follow(samples)) for source in self.parts.config.sources]
-                    beside.append(tasks.create_task(self._watch_intake(samples), name="intake"))
+                beside += [tasks.create_task(each) for each in self._beside(samples)]
                 if every is not None and every < math.inf:
                     beside.append(tasks.create_task(self._look_regularly(every), name="look"))
                 await self.connections.run()
@@ -137,6 +132,29 @@ class DeviceRuntime:
                         task.cancel()
         except BaseExceptionGroup as group:
             raise first_error(group) from None
+
+    async def predict_on(self, why: str) -> None:
+        """Go on with what needs no outbox, until the device is stopped: the disk has failed, not the sensors."""
+        parts = self.parts
+        async with asyncio.TaskGroup() as tasks:
+            beside = [tasks.create_task(each) for each in self._beside(parts.config.samples)]
+            await asyncio.sleep(0)  # they have begun
+            log.error("%s: %s It takes no part until it is started again; predictions go on.", parts.config.name, why)
+            parts.tell("predicts_only", why=why)
+            parts.waits = why
+            await self.connections.stopped()
+            for task in beside:
+                task.cancel()
+
+    def _beside(self, samples: Samples | None) -> list[Coroutine[Any, Any, None]]:
+        """What needs no connection of the federation's: the sources of samples, and predictions on them."""
+        found: list[Coroutine[Any, Any, None]] = []
+        if self.parts.config.publish is not None:
+            found.append(PredictionFeed(self.parts, lambda: self.session.unsuited).run())
+        if samples is not None:
+            found += [source.follow(samples) for source in self.parts.config.sources]
+            found.append(self._watch_intake(samples))
+        return found
 
     def start(self, work: Coroutine[Any, Any, T], /) -> asyncio.Task[T]:
         """Start a task whose error ends the device."""

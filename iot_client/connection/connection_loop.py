@@ -111,6 +111,10 @@ class ConnectionLoop:
         self._stop.set()
         self.part(DeviceState.DISCONNECTED)
 
+    async def stopped(self) -> None:
+        """Wait until it is to end."""
+        await self._stop.wait()
+
     def part(self, state: DeviceState) -> None:
         """End the connection that stands with this status; the connector says when there is another."""
         if self._parting is not None and not self._parting.done():

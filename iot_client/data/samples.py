@@ -217,7 +217,7 @@ class Samples:
             whole_row = values.astype(np.float32)
             known = np.isfinite(whole_row)
             if (beyond := known & (np.abs(whole_row) > SENTINEL)).any():
-                self._note_sentinels(np.flatnonzero(beyond), whole_row)
+                _note_sentinels(self.sentinels, self.wanted, np.flatnonzero(beyond), whole_row)
                 known &= ~beyond
             whole_row[~known] = np.nan
             if self.on_row is not None and known[: len(self.features)].any():
@@ -266,13 +266,6 @@ class Samples:
     def absent(self) -> tuple[str, ...]:
         """Features of which no row had a number."""
         return tuple(name for name, there in zip(self.features, self._present, strict=True) if not there)
-
-    def _note_sentinels(self, places: npt.NDArray[np.intp], row: Array) -> None:
-        for place in places:
-            name = self.wanted[place]
-            if name not in self.sentinels:
-                log.warning("%s is %g, which no sensor measures: such values are taken for missing.", name, row[place])
-            self.sentinels[name] = self.sentinels.get(name, 0) + 1
 
     # ------------------------------------------------------------------- going out
 
@@ -455,3 +448,11 @@ def _clip(rows: Array, deviations: float) -> int:
             clipped += int(np.count_nonzero(beyond))
             channel[beyond] = np.clip(channel[beyond], middle - reach, middle + reach)
     return clipped
+
+
+def _note_sentinels(counts: dict[str, int], names: Sequence[str], places: npt.NDArray[np.intp], row: Array) -> None:
+    for place in places:
+        name = names[place]
+        if name not in counts:
+            log.warning("%s is %g, which no sensor measures: such values are taken for missing.", name, row[place])
+        counts[name] = counts.get(name, 0) + 1

@@ -16,6 +16,7 @@ from midge.iot_client.config import DeviceConfig
 from midge.iot_client.connection.prediction_topic import PredictionTopic
 from midge.iot_client.data.samples import Samples
 from midge.iot_client.device import Device
+from midge.iot_client.state.outbox import Outbox, OutboxError
 from midge.iot_client.state.prediction import NoModel
 from midge.wire.schema import Parameters
 from tests.federation.live import Log, aggregator, approach, device, overheard, serving
@@ -240,3 +241,21 @@ def test_options_become_a_topic() -> None:
             publish(app, parse("x:y", *wrong))
     with pytest.raises(Problem, match="samples"):
         publish(options(), parse("x:y", "--publish", "a"))
+
+
+async def test_a_disk_that_cannot_be_written_any_more_ends_no_predictions(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = Gateway(tmp_path)
+
+    def read_only(*_: Any, **__: Any) -> None:
+        raise OutboxError("The outbox a.outbox cannot be written any more (Read-only file system).")
+
+    async with serving(gateway.server, gateway.other, gateway.app):
+        await gateway.models()
+        with monkeypatch.context() as patch:
+            patch.setattr(Outbox, "store", read_only)
+            await gateway.log.until(lambda: gateway.log.of("predicts_only", device="a"))
+        assert (await gateway.row(1, 2, 3, 4))["prediction"] == 10
+        assert gateway.app.predict([1, 1, 1, 1]) == 4
+    assert "Read-only file system). It takes no part until" in caplog.text
