@@ -197,10 +197,8 @@ class Samples:
         """
         if isinstance(x, Mapping):
             y = x.get(self.label) if y is None and self.label is not None else y
-            row: Any = [x.get(name) for name in self.features]
-        else:
-            row = x
-        given = np.ravel(np.asarray(row, object))
+            x = [x.get(name) for name in self.features]
+        given = np.ravel(np.asarray(x, object))
         if len(given) != len(self.features):
             raise ValueError(f"a row has {len(self.features)} values ({', '.join(self.features)}), not {len(given)}")
         if self.label is not None:
@@ -208,11 +206,10 @@ class Samples:
         with self._lock, np.errstate(over="ignore"):
             counts = self.intake(OBSERVED) if intake is None else intake
             counts.read += 1
-            said = line if line is not None else ", ".join(map(str, given))
             values, wrong = self._reader.numbers(given)
             for name, why in wrong:
                 if name != self.label:
-                    counts.lose_value(name, why, said, number_of_line)
+                    counts.lose_value(name, why, _text(line, given), number_of_line)
                 self.reject(name, why)
             whole_row = values.astype(np.float32)
             known = np.isfinite(whole_row)
@@ -224,7 +221,7 @@ class Samples:
                 self.on_row(whole_row[: len(self.features)].copy())
             if (useless := self._reader.useless(known, given, values)) is not None:
                 self.unlabelled += 1
-                counts.drop(*useless, said, number_of_line)
+                counts.drop(*useless, _text(line, given), number_of_line)
                 return False
             counts.kept += 1
             self.missing += int(np.count_nonzero(~known))
@@ -409,6 +406,13 @@ class Samples:
             self.seen = self._stored = len(kept)
             self._present |= np.isfinite(kept[:, : len(self.features)]).any(axis=0)
         self._taken = max(0, self.seen - int(self.marks.pop(" new", "0")))
+
+
+def _text(line: str | None, given: npt.NDArray[Any]) -> str:
+    """A row as it came; a program's as text, unless a whole number is too long for that."""
+    with suppress(ValueError):
+        return line if line is not None else ", ".join(map(str, given))
+    return "a row with a number that is too long"
 
 
 def examine_samples(path: Path, *, segments: bool = True) -> None:

@@ -62,6 +62,12 @@ def test_a_watch_warns_soon_and_hourly_while_nothing_useful_comes_and_tells_when
     assert seen(SOON + 4 * AGAIN) == (True, True), "rows that are of no use"
 
 
+def test_a_number_too_long_for_text_costs_itself() -> None:
+    samples = Samples(None, ["a"], "y")
+    assert not samples.observe([10**5000], 1) and samples.observe([1], 2)
+    assert samples.received()[0]["dropped"]["no feature has a number"]["count"] == 1
+
+
 def test_each_source_has_counts_of_its_own() -> None:
     samples = Samples(None, ["a"], "y")
     samples.observe([1], 2)
