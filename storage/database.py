@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
+from midge.storage import forks
 from midge.storage.files import PRIVATE, make_folder, make_private_file, narrow
 
 log = logging.getLogger("storage")
@@ -91,6 +92,7 @@ class Database:
             make_folder(self.path.parent)
             if self._lock_path is not None:
                 self._lock = os.open(self._lock_path, os.O_CREAT | os.O_RDWR, PRIVATE)
+                forks.own(self._lock)
                 narrow(self._lock_path)
         except OSError as error:
             if no_room(error):
@@ -156,6 +158,7 @@ class Database:
             self._connection.close()
             self._connection = None
         if self._lock is not None:
+            forks.disown(self._lock)
             os.close(self._lock)
             self._lock = None
 

@@ -28,6 +28,7 @@ from midge.broker.mqtt.paho_errors import (
 )
 from midge.broker.mqtt.paho_session import CLOSED_HERE, PahoSession
 from midge.broker.mqtt.tls import alert_on, tls_context
+from midge.storage import forks
 
 logger = logging.getLogger(__name__)
 
@@ -167,6 +168,7 @@ class _Driver:
         self.session = session
         self._socket = sock
         self._descriptor = sock.fileno()
+        forks.own(self._descriptor)
         self._loop = asyncio.get_running_loop()
         self._open = True
         if isinstance(sock, socket.socket):
@@ -207,6 +209,7 @@ class _Driver:
         """Stop watching, once: soon after, the descriptor's number may be another connection's."""
         if self._open:
             self._open = False
+            forks.disown(self._descriptor)
             self._timer.cancel()
             self._loop.remove_reader(self._descriptor)
             self._loop.remove_writer(self._descriptor)
