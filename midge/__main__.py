@@ -49,8 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
         code = 2
     except KeyboardInterrupt:
         code = 130
-    if (threads := sys.modules.get("midge.iot_client.training.daemon_thread")) is not None:
-        threads.exit_code = code  # type: ignore[attr-defined]
+    from midge.running import note_exit  # noqa: PLC0415 - for `midge --help`, all of asyncio
+
+    note_exit(exit_code=code)
     return code
 
 

@@ -45,6 +45,7 @@ def run_until_interrupted(service: Service) -> bool:
         def stop() -> None:
             nonlocal interrupted
             interrupted = True
+            note_exit(interrupted=True)
             for number in caught:
                 loop.remove_signal_handler(number)
             service.stop()
@@ -94,9 +95,14 @@ def run_script(service: Service) -> None:
         run_until_interrupted(service)
     except user_facing_errors() as error:
         sys.stderr.write(f"midge: {inert(str(error))}\n")
-        if (threads := sys.modules.get("midge.iot_client.training.daemon_thread")) is not None:
-            threads.exit_code = 2  # type: ignore[attr-defined]
+        note_exit(exit_code=2)
         raise SystemExit(2) from error
+
+
+def note_exit(**how: int) -> None:
+    """Say how the process ends to those threads of it that are not waited for, if there are any."""
+    if (threads := sys.modules.get("midge.iot_client.training.daemon_thread")) is not None:
+        vars(threads).update(how)
 
 
 def user_facing_errors() -> tuple[type[Exception], ...]:

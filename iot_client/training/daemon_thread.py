@@ -20,6 +20,8 @@ all that is no `Exception`, such as what `sys.exit` raises."""
 
 exit_code = 0
 """With what the process ends if a training still runs then: who knows better says so here."""
+interrupted = False
+"""Whether a signal ends the process: all of a group get it, and workers that it ended may have left locks."""
 
 _running: set[object] = set()
 """Calls that have not returned."""
@@ -57,12 +59,12 @@ class DaemonThreads(Executor):
 
 
 def _leave() -> None:
-    """End the process at once if a training still runs.
+    """End the process at once if a training still runs, or if a signal ended it and there are workers.
 
-    Its workers may be gone already, for Ctrl-C and systemd signal all of a group, and have left locks that the library
-    would wait for at its own exit, for ever.
+    These may be gone already, for Ctrl-C and systemd signal all of a group, and have left locks that the library would
+    wait for at its own exit, for ever. A pool that waits for its next training has replaced them since.
     """
-    if not _running:
+    if not _running and not (interrupted and multiprocessing.active_children()):
         return
     _forking.acquire()  # for good
     time.sleep(_BORN)

@@ -215,6 +215,41 @@ def test_the_end_of_the_process_waits_for_no_training_and_no_workers(last: str, 
     until("its worker to end", lambda: gone(int(found.stdout)))
 
 
+RESTS = """
+import asyncio, multiprocessing, os, signal
+from midge.iot_client.training import daemon_thread
+from midge.running import run_until_interrupted
+class Service:
+    def __init__(self):
+        self.over = None
+    async def serve(self):
+        self.over = asyncio.Event()
+        self.pool = multiprocessing.get_context("fork").Pool(1)
+        self.pool.map(abs, [1])
+        (worker,) = multiprocessing.active_children()
+        worker.kill()  # it waits for work, and so leaves the lock of the queue behind
+        worker.join()
+        while not (found := [each.pid for each in multiprocessing.active_children() if each.pid != worker.pid]):
+            await asyncio.sleep(0.01)
+        print(found[0], flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await self.over.wait()
+    def stop(self):
+        self.over.set()
+service = Service()
+run_until_interrupted(service)
+"""
+
+
+def test_a_pool_that_waits_for_its_next_training_holds_no_end_up() -> None:
+    """Once, after SIGTERM to a group, a device said that it has left and stayed with its replaced workers for good."""
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", RESTS], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    until("its worker to end", lambda: gone(int(found.stdout)))
+
+
 @pytest.mark.parametrize("error", [StopIteration(), SystemExit(0), KeyboardInterrupt(), CancelledError()])
 async def test_what_a_future_takes_for_more_than_an_error_is_one(error: BaseException) -> None:
     """Seen to fail: `next()` on an exhausted iterator left the device in its training for ever."""
