@@ -51,6 +51,9 @@ CREATE TABLE IF NOT EXISTS segments (number INTEGER PRIMARY KEY AUTOINCREMENT, d
 CREATE TABLE IF NOT EXISTS marks (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 
+_CRC = " crc"
+"""The mark that is a checksum of the others."""
+
 
 class Source(Protocol):
     """Where rows come from."""
@@ -320,6 +323,7 @@ class Samples:
             new = self._rows()[-min(self.seen - self._stored, len(self)) :]
             old = self._outdated(len(new))
             marks = {**self.marks, " new": str(self.new)}
+            marks[_CRC] = _checksum(marks)
             try:
                 with self._db.transaction() as db:
                     row = new.tobytes(), zlib.crc32(new.tobytes())
@@ -359,7 +363,7 @@ class Samples:
         try:
             self._begin(database, path)
             db = database.connection
-            self.marks = dict(db.execute("SELECT name, value FROM marks"))
+            self.marks = _marks(db, path)
             columns = repr((*self.features, self.label, self.kind))
             if self.marks.setdefault(" columns", columns) != columns:
                 raise SamplesError(
@@ -415,6 +419,20 @@ def _text(line: str | None, given: npt.NDArray[Any]) -> str:
     return "a row with a number that is too long"
 
 
+def _checksum(marks: Mapping[str, str]) -> str:
+    """CRC-32 of all marks but its own, which files of an earlier Midge do not have."""
+    return str(zlib.crc32(repr(sorted(each for each in marks.items() if each[0] != _CRC)).encode()))
+
+
+def _marks(db: sqlite3.Connection, path: Path) -> dict[str, str]:
+    """How far each source was read, and what else is noted; empty if that rotted: then they are read again."""
+    found = dict(db.execute("SELECT name, value FROM marks"))
+    if found.pop(_CRC, None) in (None, _checksum(found)):
+        return found
+    log.warning("What %s notes of its sources is damaged: files are read again from their beginning.", path)
+    return {}
+
+
 def examine_samples(path: Path, *, segments: bool = True) -> None:
     """See whether a file of samples is what was written.
 
@@ -428,6 +446,9 @@ def examine_samples(path: Path, *, segments: bool = True) -> None:
             for number, data, crc in db.execute("SELECT number, data, crc FROM segments"):
                 if crc not in (None, zlib.crc32(data)):
                     raise sqlite3.DatabaseError(f"rows of segment {number} are damaged")
+            marks = dict(db.execute("SELECT name, value FROM marks"))
+            if marks.get(_CRC) not in (None, _checksum(marks)):
+                raise sqlite3.DatabaseError("what is noted of the sources is damaged")
 
 
 def _columns(mark: str) -> str:

@@ -1,6 +1,8 @@
 """The ring of samples: bounded, alive after a reboot, sparing with the flash, and robust against what sensors say."""
 
+import sqlite3
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midge.iot_client.data.samples import Samples, SamplesError
+from midge.iot_client.data.samples import Samples, SamplesError, examine_samples
 
 
 def numbered(path: Path | None, **options: object) -> Samples:
@@ -212,3 +214,20 @@ def test_columns_have_names_of_their_own(features: list[str]) -> None:
 def test_a_row_of_another_length_is_told() -> None:
     with pytest.raises(ValueError, match=r"2 values \(a, b\), not 1"):
         numbered(None).observe([1], 2)
+
+
+def test_how_far_a_file_was_read_is_not_changed_by_a_bit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Seen to fail: a flipped digit left rows out, or read them twice, and nothing was said."""
+    with closing(Samples(tmp_path / "s", ["a"], "y")) as samples:
+        samples.marks["csv"] = "1234"
+        samples.observe([1.0], 2.0)
+    with closing(Samples(tmp_path / "s", ["a"], "y")) as samples:
+        assert samples.marks["csv"] == "1234" and len(samples) == 1
+    examine_samples(tmp_path / "s")
+    with closing(sqlite3.connect(tmp_path / "s")) as db, db:
+        db.execute("UPDATE marks SET value = '1264' WHERE name = 'csv'")
+    with pytest.raises(sqlite3.DatabaseError, match="noted"):
+        examine_samples(tmp_path / "s")
+    with closing(Samples(tmp_path / "s", ["a"], "y")) as samples:
+        assert "csv" not in samples.marks and len(samples) == 1
+    assert "read again from their beginning" in caplog.text
