@@ -6,6 +6,7 @@ are needed decides; where that is not known, the line above the rows that has as
 
 import csv
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ DELIMITERS = (",", ";", "\t", "|", " ")
 """In the order in which they are preferred where two fit; a space only where nothing else does."""
 _SEP = re.compile(r'"?sep=(.)"?[;,]*\s*', re.IGNORECASE)
 _COMMENT = re.compile(r"(#|//|%|!)+\s*")
+_NO_TEXT = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 _MOST = 60
 """Lines above the rows, at most."""
 _TITLES, _FEW = 20, 3
@@ -280,6 +282,7 @@ def _lacking(path: object, needed: Sequence[str], names: Sequence[str], lines: S
         )
     close = [found for name in lacking for found in get_close_matches(name, names, 1, 0.7)]
     hint = f" Is {' and '.join(map(repr, close))} meant?" if close else ""
-    return (
-        f"{path} has no column {', '.join(map(repr, lacking))}; a line that names columns has {', '.join(names)}.{hint}"
-    )
+    if any(_NO_TEXT.search(each) for each in names):
+        return f"{path} is no table: it holds bytes that are no text."
+    listed = textwrap.shorten(", ".join(names), 300, placeholder=" …")
+    return f"{path} has no column {', '.join(map(repr, lacking))}; a line that names columns has {listed}.{hint}"

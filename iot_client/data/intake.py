@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-SOON, AGAIN = 10.0, 3600.0
+SOON, AGAIN = 8.0, 3600.0
 """Seconds after the start at which it is said that nothing useful comes, and between two times that it is."""
 _LONGEST = 120
 """Characters of a line that are kept."""

@@ -29,7 +29,7 @@ log = logging.getLogger("iot_client")
 
 HOLD = 600.0
 """Seconds that a value counts for rows to come, unless the same field is said again."""
-SILENCE = 10.0
+SILENCE = 8.0
 """Seconds without any message, or without one that has the label, after which it is said."""
 _LONGEST = 60.0
 LATER = "values for a later row"

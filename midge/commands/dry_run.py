@@ -103,6 +103,7 @@ async def _topic(args: argparse.Namespace) -> dict[str, Any]:
             out = dict.fromkeys([name for name in fields if name not in used], "not among --features")
         else:
             out = {name: why for name, why in no_inputs(fields).items() if name != args.label}
+            out |= _twins(fields, args.label)
             features = [name for name in fields if name != args.label and name not in out]
         if not features:
             left = ", ".join(f"{name!r} ({why})" for name, why in out.items()) or "no field at all"
@@ -124,6 +125,18 @@ async def _topic(args: argparse.Namespace) -> dict[str, Any]:
 
 def _unused(options: Options) -> Any:  # noqa: ARG001 - as a connector is called
     raise AssertionError("what was heard is read, and no connection made")
+
+
+def _twins(fields: Mapping[str, Sequence[Any]], label: str | None) -> dict[str, str]:
+    """Fields that say what another says, under the end of its name or the whole of it, as those of SenML do."""
+    return {
+        name: f"the same as {other}"
+        for name, said in fields.items()
+        for other, its in fields.items()
+        if name not in (other, label)
+        and (name.endswith(other) or (other == label and other.endswith(name)))
+        and list(said) == list(its)
+    }
 
 
 async def _listen(args: argparse.Namespace) -> list[tuple[float, Delivery]]:

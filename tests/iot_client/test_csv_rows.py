@@ -124,3 +124,11 @@ async def test_it_follows_until_it_is_cancelled(tmp_path: Path, monkeypatch: pyt
         await eventually("the line", lambda least=number: len(into) > least)  # type: ignore[misc]
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)
+
+
+def test_bytes_that_are_no_text_are_not_shown_as_names(tmp_path: Path) -> None:
+    """Seen to fail: kilobytes of what the file holds, to the terminal."""
+    (tmp_path / "b.csv").write_bytes(bytes(number * 37 % 256 for number in range(4000)))
+    with pytest.raises(CsvError) as told:
+        csv_rows.header(tmp_path / "b.csv", ["y"])
+    assert len(str(told.value)) < 200 + len(str(tmp_path))

@@ -188,6 +188,16 @@ async def test_a_topic_is_tried_and_its_fields_are_chosen_by_their_look() -> Non
     assert found["columns"]["used"] == ["temp"] and set(found["columns"]["left_out"]) == {"uptime", "state", "ip"}
 
 
+@pytest.mark.parametrize("label", ["power", "urn:x:power"])
+async def test_of_two_names_for_one_value_one_is_an_input_and_none_of_the_label(label: str) -> None:
+    """Seen to fail: a model would have learned to copy its label, which SenML has under its whole name as well."""
+    packs = [
+        ("z/1", [{"bn": "urn:x:", "n": "temp", "v": 20 + i % 5}, {"n": "power", "v": 7 * i % 13}]) for i in range(40)
+    ]
+    found = await heard(*packs, words=("--label", label))
+    assert found["columns"]["used"] == ["temp"]
+
+
 async def test_a_field_that_is_misspelt_is_told_with_those_that_are_there() -> None:
     found = await heard(*FEW, words=("--label", "powr", "--features", "temp"))
     assert (
