@@ -39,7 +39,7 @@ from midge.wire.topics import Origin, Topics
 
 log = logging.getLogger("aggregator")
 
-_AT_ONCE = 16 * 2**20
+_AT_ONCE = 10 * 2**20
 """Bytes of decoded updates that wait for one commit; one update may be more. Behind it, up to K wait for their step.
 More would save little: a commit takes some milliseconds, as does the decoding of one megabyte."""
 
