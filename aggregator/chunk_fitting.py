@@ -10,7 +10,7 @@ from midge.broker.mqtt.message_size import SIZE_REASONS, SMALLEST, SizeSearch
 
 log = logging.getLogger("aggregator")
 
-_OVERHEAD = 1024
+OVERHEAD = 1024
 """Bytes of topic and headers around a chunk's body, generously."""
 _DEVICE_OVERHEAD = 4096
 """The same of a device, whose header may tell 32 metrics: chunks are as large as both bear."""
@@ -45,20 +45,18 @@ class ChunkFitting:
                 "retain_available true), or take another broker."
             )
         named = limits.maximum_packet_size
-        federation.fit_chunks(None if named is None else named - _OVERHEAD)
-        wanted = federation.shelf.chunk + _OVERHEAD
+        federation.fit_chunks(None if named is None else named - OVERHEAD)
+        wanted = federation.shelf.chunk + OVERHEAD
         if self._largest is None:
             self._search = self._search or SizeSearch(self._topic, wanted)
             self._largest = await self._search.run(connection) or wanted
-            self._search = None
-            if self._largest < wanted:
-                self._say_limited(federation)
         if self._largest < wanted:
             federation.fit_chunks(self._body)
+            if self._search is not None:
+                self._say_limited(federation.shelf.chunk)
+        self._search = None
 
-    def _say_limited(self, federation: FederationRuntime) -> None:
-        federation.fit_chunks(self._body)
-        chunk = federation.shelf.chunk
+    def _say_limited(self, chunk: int) -> None:
         why = (
             f"The broker takes messages of {self._largest:,} bytes and no larger ones, so models and updates go in "
             f"chunks of {chunk:,} bytes. Raise its limit (Mosquitto: message_size_limit, max_packet_size) for fewer "

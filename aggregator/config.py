@@ -127,10 +127,10 @@ class AggregatorConfig:
     def _check_values(self) -> None:
         """Name a tensor that cannot be published: a mask of minus infinity, say."""
         for tensor in self.schema.tensors:
-            wide = np.complex128 if tensor.complex else np.float64
-            if (
-                tensor.shared and not (np.abs(np.asarray(self.initial[tensor.name], wide)) < LARGEST_VALUE).all()
-            ):  # NaN is not
+            if not tensor.shared:
+                continue
+            values = np.asarray(self.initial[tensor.name], np.complex128 if tensor.complex else np.float64)
+            if not (np.abs(values) < LARGEST_VALUE).all():  # NaN is not
                 raise ValueError(
                     f"{tensor.name} holds values that are not finite or beyond 2^85, and cannot be published: give it "
                     'the role "frozen" or "local", or keep it out of the state (persistent=False).'

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from midge.aggregator.chunk_fitting import ChunkFitting
+from midge.aggregator.chunk_fitting import OVERHEAD, ChunkFitting
 from midge.aggregator.config import AggregatorConfig
 from midge.aggregator.contention import AnotherAggregator, Contention
 from midge.aggregator.core import events as ev
@@ -53,8 +53,6 @@ __all__ = ["Aggregator", "AnotherAggregator", "ForeignFederation", "NotOpen"]
 
 log = logging.getLogger("aggregator")
 
-_OVERHEAD = 1024
-"""Bytes of topic and headers around a chunk's body, generously."""
 _LASTING = 10.0
 """Seconds that a connection stands before the pauses between two tries begin at the shortest again: a broker that ends
 each connection at once is not to be asked twice a second."""
@@ -243,9 +241,9 @@ class Aggregator:
                     self._tell("connected")
                     await self._serve(connection)
             except BrokerError as error:
-                # Only a first connection ever is fatal: who has served before may be up before the network is.
                 if isinstance(error, TriedTooMuch) or time.monotonic() >= since + _LASTING:
                     pause = 0.5
+                # Only a first connection ever is fatal: who has served before may be up before the network is.
                 elif not begun and (isinstance(error, BrokerRefused) or not self.federation.core.version):
                     raise
                 log.log(logging.INFO if begun else logging.WARNING, "%s Trying again in about %.0f s.", error, pause)
@@ -472,5 +470,5 @@ def _options(config: AggregatorConfig, boot: int, last_words: bytes) -> Options:
         will=Will(config.topics.aggregator, last_words),
         keepalive=config.keepalive,
         receive_maximum=_WINDOW,
-        largest=config.chunk + frames.MAX_HEADER + _OVERHEAD,
+        largest=config.chunk + frames.MAX_HEADER + OVERHEAD,
     )

@@ -19,6 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     from midge import __version__  # noqa: PLC0415 - after the environment is set
     from midge.commands import COMMANDS, problems  # noqa: PLC0415
     from midge.commands.arguments import CommandParser  # noqa: PLC0415
+    from midge.running import note_exit  # noqa: PLC0415
 
     parser = CommandParser(
         prog="midge",
@@ -49,8 +50,6 @@ def main(arguments: list[str] | None = None) -> int:
         code = 2
     except KeyboardInterrupt:
         code = 130
-    from midge.running import note_exit  # noqa: PLC0415 - for `midge --help`, all of asyncio
-
     note_exit(exit_code=code)
     return code
 

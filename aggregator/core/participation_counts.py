@@ -53,17 +53,17 @@ class Participations:
         count = self._count(device)
         devices = max(1, len(self._devices))
         ratio = (self._recent + devices) / (devices * (count + 1))
-        return min(max(ratio, 1 / bound), bound) * self.excess(device)
+        return min(max(ratio, 1 / bound), bound) * self._excess(count)
 
     def excess(self, device: str) -> float:
         """What an update of a device that floods counts for, as a part of one; 1 for all other devices."""
-        return min(1.0, OFTEN / self.often(device))
+        return self._excess(self._count(device))
 
-    def often(self, device: str) -> float:
-        """How many times as often a device is heard as the device in the middle, both counts raised by one."""
+    def _excess(self, count: float) -> float:
+        """The same by the decayed count: how often a device is heard beside that in the middle, both raised by one."""
         if self._middle is None or self._all - self._middle[0] > len(self._devices) // 16:
             self._middle = self._all, median(self._count(each) for each in self._devices) if self._devices else 0.0
-        return (self._count(device) + 1) / (self._middle[1] + 1)
+        return min(1.0, OFTEN / ((count + 1) / (self._middle[1] + 1)))
 
     def _count(self, device: str) -> float:
         """The decayed count of a device's updates, as of now."""

@@ -198,9 +198,5 @@ def _names(devices: Sequence[str]) -> str:
     return ", ".join(devices[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _number(devices: int) -> str:
-    return counted(devices, "device")
-
-
 def _devices(number: int) -> str:
     return f"{counted(number, 'device')} {'is' if number == 1 else 'are'}"

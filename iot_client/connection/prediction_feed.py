@@ -25,6 +25,7 @@ from midge.broker.mqtt.connection import (
     PacketTooLarge,
     PublishRefused,
 )
+from midge.iot_client.data.samples import DEVIATION
 from midge.iot_client.parts import DeviceParts
 from midge.iot_client.state.prediction import NoModel
 from midge.iot_client.training.daemon_thread import DaemonThreads
@@ -41,8 +42,6 @@ _LEAST = 32
 """Rows before an unusual score is known from a usual one."""
 _UNUSUAL = 10.0
 """Robust deviations above the median of the scores of the device's own rows."""
-_DEVIATION = 1.4826
-"""The standard deviation of a normal distribution in units of its median absolute deviation."""
 _AGAIN = 256
 """Rows after which it is looked again what is usual."""
 _LONGEST = 60.0
@@ -174,7 +173,7 @@ class PredictionFeed:
             if len(x) >= _LEAST:
                 scores = np.asarray(self._parts.predicting(x), np.float64)
                 middle = float(np.median(scores))
-                limit = middle + _UNUSUAL * _DEVIATION * float(np.median(np.abs(scores - middle)))
+                limit = middle + _UNUSUAL * DEVIATION * float(np.median(np.abs(scores - middle)))
             self._usual = state, limit
         return self._usual[1]
 

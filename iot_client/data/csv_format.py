@@ -198,20 +198,21 @@ def _eight_bits(data: bytes) -> str:
     return "cp1252"
 
 
+def trimmed(row: list[str], least: int = 0) -> list[str]:
+    """A row without the separators behind its last value, down to `least` fields."""
+    while len(row) > least and not row[-1]:
+        row.pop()
+    return row
+
+
 def names_of(line: str, delimiter: str) -> Iterator[tuple[str, ...]]:
     """The names that a line may stand for: as it is, and without the mark of a comment."""
-    found = fields(line, delimiter)
-    while found and not found[-1]:
-        found.pop()
     text = line.strip("\r\n\ufeff ")
     if mark := _COMMENT.match(text):
         rest = text[mark.end() :]
         if rest and not rest.startswith(delimiter):
-            bare = fields(rest, delimiter)
-            while bare and not bare[-1]:
-                bare.pop()
-            yield tuple(bare)
-    yield tuple(found)
+            yield tuple(trimmed(fields(rest, delimiter)))
+    yield tuple(trimmed(fields(line, delimiter)))
 
 
 def _named(
@@ -234,9 +235,7 @@ def _fit(lines: Sequence[str], at: int, delimiter: str, names: Sequence[str]) ->
     """How many of the lines below have as many fields, and a number among them."""
     fit = 0
     for line in lines[at + 1 : at + 1 + _ROWS]:
-        row = fields(line, delimiter)
-        while len(row) > len(names) and not row[-1]:
-            row.pop()
+        row = trimmed(fields(line, delimiter), len(names))
         fit += len(row) == len(names) and any(number(each) == number(each) for each in row)
     return fit
 
@@ -280,6 +279,11 @@ def _lacking(path: object, needed: Sequence[str], names: Sequence[str], lines: S
             f"{path} has no column {', '.join(map(repr, lacking))}: no line names columns, and it begins with "
             f"{lines[0].strip()[:60]!r}. Give the file a first line of names."
         )
+    return explain_lacking(path, lacking, names)
+
+
+def explain_lacking(path: object, lacking: Sequence[str], names: Sequence[str]) -> str:
+    """That a line which names columns lacks some, and which it has."""
     close = [found for name in lacking for found in get_close_matches(name, names, 1, 0.7)]
     hint = f" Is {' and '.join(map(repr, close))} meant?" if close else ""
     if any(_NO_TEXT.search(each) for each in names):

@@ -19,9 +19,19 @@ from io import BufferedReader
 from pathlib import Path
 
 from midge.iot_client.data.columns import FIRST, no_inputs
-from midge.iot_client.data.csv_format import DELIMITERS, CsvError, Layout, fields, joined, look, names_of
+from midge.iot_client.data.csv_format import (
+    DELIMITERS,
+    CsvError,
+    Layout,
+    explain_lacking,
+    fields,
+    joined,
+    look,
+    names_of,
+    trimmed,
+)
 from midge.iot_client.data.intake import Intake
-from midge.iot_client.data.samples import Samples
+from midge.iot_client.data.samples import Samples, lose_unclassed
 from midge.iot_client.data.values import WORDS, Classes, NumberStyle, missing, number
 
 __all__ = ["CsvError", "CsvOptions", "CsvRows", "first_rows", "header", "no_features"]
@@ -267,8 +277,7 @@ class CsvRows:
             intake.skip("blank")
             return 1
         row, columns = self._layout.fields(line), self._layout.columns
-        while len(row) > len(columns) and not row[-1]:
-            row.pop()  # separators behind the last value
+        row = trimmed(row, len(columns))
         if len(row) != len(columns) and '"' in line and len(lines) > 1:
             found, lasting = joined([each.strip("\r") for each in lines], self._layout.delimiter, len(columns))
             if found:
@@ -289,8 +298,7 @@ class CsvRows:
         if len(row) != len(columns):
             self._break(row, line, place, samples, intake)
         elif not any(row):
-            intake.read += 1
-            intake.drop("empty", f"{self.path}: a line has separators only", line.strip(), place)
+            intake.lose("empty", f"{self.path}: a line has separators only", line.strip(), place)
             samples.unlabelled += 1
         else:
             self._observe(row, line.strip(), place, samples, intake)
@@ -300,8 +308,7 @@ class CsvRows:
         assert self._layout is not None
         self.broken += 1
         what = f"{len(row)} fields, not {len(self._layout.columns)}" if row else "no fields that can be read"
-        intake.read += 1
-        intake.drop(
+        intake.lose(
             "wrong number of fields" if row else "cannot be read",
             f"{self.path}: a line has {what}",
             line.strip(),
@@ -350,10 +357,7 @@ class CsvRows:
         assert self._layout is not None
         names = self._layout.columns
         if lacking := [name for name in samples.wanted if name not in names]:
-            raise CsvError(
-                f"{self.path} has no column {', '.join(map(repr, lacking))}; "
-                f"a line that names columns has {', '.join(names)}."
-            )
+            raise CsvError(explain_lacking(self.path, lacking, names))
         if twice := sorted({name for name in samples.wanted if names.count(name) > 1}):
             raise CsvError(f"{self.path} has two columns {', '.join(map(repr, twice))}: name them differently.")
 
@@ -386,11 +390,7 @@ class CsvRows:
             said = row[columns.index(samples.label)]
             values[samples.label] = found = self._classes.number(said)
             if found is None and not missing(said):
-                why = f"{samples.label} is {said[:60]!r}, none of {', '.join(self._classes.names)}"
-                samples.reject("classes", why)
-                samples.unlabelled += 1
-                intake.read += 1
-                intake.drop(f"{samples.label} is none of the classes", why, line, place)
+                lose_unclassed(samples, intake, said, self._classes.names, text=line, line=place)
                 return
         samples.observe(values, intake=intake, line=line, number_of_line=place)
 

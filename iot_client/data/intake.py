@@ -52,8 +52,13 @@ class Intake:
     """Why nothing can come at the moment, such as a file that is not there; empty if it can."""
 
     def drop(self, reason: str, why: str, first: str, line: int | None = None) -> None:
-        """Count a row that is lost."""
+        """Count a row as lost that is counted as read already."""
         _count(self.dropped, reason, LeftOut(why, first[:_LONGEST], line))
+
+    def lose(self, reason: str, why: str, first: str, line: int | None = None) -> None:
+        """Count a row that came and is lost."""
+        self.read += 1
+        self.drop(reason, why, first, line)
 
     def lose_value(self, column: str, why: str, first: str, line: int | None = None) -> None:
         """Count a value that is no number."""
@@ -73,17 +78,16 @@ class Intake:
         said = f"{self.source}: {self.read:,} rows read, {self.kept:,} kept"
         if self.problem:
             return f"{said}: {self.problem}"
-        most = max(self.dropped.values(), key=lambda each: each.count, default=None)
-        if most is None:
+        if not self.dropped:
             return said
+        most = self.dropped[self.reason()]
         where = "" if most.line is None else f" (line {most.line:,})"
         why = most.why.removeprefix(f"{self.source}: ")
         return f"{said}: {why}{where}"
 
     def reason(self) -> str:
         """Why most rows are dropped, without what is in them: it may leave the device."""
-        most = max(self.dropped.items(), key=lambda each: each[1].count, default=None)
-        return "" if most is None else most[0]
+        return max(self.dropped, key=lambda reason: self.dropped[reason].count, default="")
 
     def packed(self) -> dict[str, Any]:
         """As JSON has it."""

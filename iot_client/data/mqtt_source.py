@@ -21,7 +21,7 @@ from midge.broker.mqtt.connection import BrokerError, Connector, Delivery, Optio
 from midge.broker.mqtt.topic_filters import check_filter
 from midge.iot_client.data.intake import Intake
 from midge.iot_client.data.payloads import Record, fields_of, is_plain, place_of, records_of, spelled
-from midge.iot_client.data.samples import Samples
+from midge.iot_client.data.samples import Samples, lose_unclassed
 from midge.iot_client.data.values import WORDS, Classes, NumberStyle, missing
 
 __all__ = ["LATER", "SensorTopic", "fields_of"]
@@ -123,8 +123,7 @@ class SensorTopic:
         records = records_of(topic, delivery.payload)
         if not records and delivery.payload:
             why = f"a message on {topic} is neither a map in JSON or msgpack nor one value"
-            intake.read += 1
-            intake.drop("neither a map nor one value", why, text)
+            intake.lose("neither a map nor one value", why, text)
             samples.reject("payloads", why)
         for record in records:
             self._take(record, topic, text, samples, retain=delivery.retain)
@@ -140,11 +139,9 @@ class SensorTopic:
             if place in heard or len(heard) < _MOST_FIELDS:
                 heard[place] = now, value
         if not said:
-            intake.read += 1
-            intake.drop("no field that is used", f"a message on {topic} has {', '.join(record)[:200]}", text)
+            intake.lose("no field that is used", f"a message on {topic} has {', '.join(record)[:200]}", text)
         elif retain:
-            intake.read += 1
-            intake.drop("retained", f"what is retained on {topic} is from before: it fills gaps and is no row", text)
+            intake.lose("retained", f"what is retained on {topic} is from before: it fills gaps and is no row", text)
         elif (samples.label is not None and samples.label in said) or (
             samples.label is None and self._is_whole(place, said.keys(), samples)
         ):
@@ -179,11 +176,7 @@ class SensorTopic:
             label = self._last[samples.label][place][1]
             row[samples.label] = self._classes.number(label) if self._classes else self._number(samples.label, label)
             if self._classes and row[samples.label] is None and label is not None and not missing(str(label)):
-                why = f"{samples.label} is {str(label)[:60]!r}, none of {', '.join(self._classes.names)}"
-                samples.reject("classes", why)
-                samples.unlabelled += 1
-                intake.read += 1
-                intake.drop(f"{samples.label} is none of the classes", why, text)
+                lose_unclassed(samples, intake, str(label), self._classes.names, text=text)
                 return
         if samples.observe(row, intake=intake, line=text):
             intake.problem = ""

@@ -37,7 +37,7 @@ LEAST = 32
 """Rows of which statistics are worth something, at least."""
 CLIP = 10.0
 """Robust deviations from the median beyond which a value is an outlier: a normal one never is."""
-_DEVIATION = 1.4826
+DEVIATION = 1.4826
 """The standard deviation of a normal distribution in units of its median absolute deviation."""
 TELL_EVERY = 3600.0
 """Seconds between two warnings of one kind of value that cannot be used."""
@@ -412,6 +412,16 @@ class Samples:
         self._taken = max(0, self.seen - int(self.marks.pop(" new", "0")))
 
 
+def lose_unclassed(
+    samples: Samples, intake: Intake, said: str, classes: Sequence[str], *, text: str, line: int | None = None
+) -> None:
+    """Count a row whose label is none of the classes."""
+    why = f"{samples.label} is {said[:60]!r}, none of {', '.join(classes)}"
+    samples.reject("classes", why)
+    samples.unlabelled += 1
+    intake.lose(f"{samples.label} is none of the classes", why, text, line)
+
+
 def _text(line: str | None, given: npt.NDArray[Any]) -> str:
     """A row as it came; a program's as text, unless a whole number is too long for that."""
     with suppress(ValueError):
@@ -424,10 +434,15 @@ def _checksum(marks: Mapping[str, str]) -> str:
     return str(zlib.crc32(repr(sorted(each for each in marks.items() if each[0] != _CRC)).encode()))
 
 
+def _sound(marks: Mapping[str, str]) -> bool:
+    return marks.get(_CRC) in (None, _checksum(marks))
+
+
 def _marks(db: sqlite3.Connection, path: Path) -> dict[str, str]:
     """How far each source was read, and what else is noted; empty if that rotted: then they are read again."""
     found = dict(db.execute("SELECT name, value FROM marks"))
-    if found.pop(_CRC, None) in (None, _checksum(found)):
+    if _sound(found):
+        found.pop(_CRC, None)
         return found
     log.warning("What %s notes of its sources is damaged: files are read again from their beginning.", path)
     return {}
@@ -446,8 +461,7 @@ def examine_samples(path: Path, *, segments: bool = True) -> None:
             for number, data, crc in db.execute("SELECT number, data, crc FROM segments"):
                 if crc not in (None, zlib.crc32(data)):
                     raise sqlite3.DatabaseError(f"rows of segment {number} are damaged")
-            marks = dict(db.execute("SELECT name, value FROM marks"))
-            if marks.get(_CRC) not in (None, _checksum(marks)):
+            if not _sound(dict(db.execute("SELECT name, value FROM marks"))):
                 raise sqlite3.DatabaseError("what is noted of the sources is damaged")
 
 
@@ -467,7 +481,7 @@ def _clip(rows: Array, deviations: float) -> int:
         if not present.size:
             continue
         middle = np.median(present)
-        reach = np.float32(deviations * _DEVIATION) * np.median(np.abs(present - middle))
+        reach = np.float32(deviations * DEVIATION) * np.median(np.abs(present - middle))
         if reach > 0:
             beyond = np.abs(channel - middle) > reach  # NaN is not
             clipped += int(np.count_nonzero(beyond))

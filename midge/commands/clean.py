@@ -7,7 +7,7 @@ import sys
 from midge.broker import Connector
 from midge.commands.parts import Problem, Subparsers, add_federation, called, read_federation
 from midge.wire.plurals import counted
-from midge.wire.topics import Topics
+from midge.wire.topics import Topics, explain_absence
 
 _NAMED = 5
 """Devices that are named."""
@@ -60,9 +60,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _nothing(connect: Connector, topics: Topics) -> int:
     """Nothing was there: right if the broker knows no federation; otherwise the name is a wrong one."""
-    from midge.broker.mqtt.federation_view import announced_names, explain_missing  # noqa: PLC0415
+    from midge.broker.mqtt.federation_view import announced_names  # noqa: PLC0415
 
-    if not asyncio.run(announced_names(connect, topics.root)):
+    if not (announced := asyncio.run(announced_names(connect, topics.root))):
         return 0
-    sys.stderr.write(f"midge: {asyncio.run(explain_missing(connect, topics))}\n")
+    sys.stderr.write(f"midge: {explain_absence(topics, announced)}\n")
     return 1

@@ -169,7 +169,8 @@ async def _listen(args: argparse.Namespace) -> list[tuple[float, Delivery]]:
 
 def _is_utf8(path: Path) -> bool:
     try:
-        path.read_bytes()[: 2**20].decode()
+        with path.open("rb") as file:
+            file.read(2**20).decode()
     except UnicodeDecodeError as error:
         return error.reason == "unexpected end of data"
     return True

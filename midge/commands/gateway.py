@@ -7,13 +7,12 @@ import re
 import socket
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
 from pathlib import Path
 
 from midge.broker import Endpoint, connector
 from midge.broker.mqtt.connection import Connection, Options
 from midge.commands.guest import seconds
-from midge.commands.parts import Parser, Problem, password_in, read_config, user_errors
+from midge.commands.parts import Parser, Problem, other_broker, read_config, user_errors
 from midge.iot_client.config import DeviceConfig
 from midge.iot_client.data.csv_format import Layout
 from midge.iot_client.data.csv_source import CsvOptions, CsvRows, header, no_features
@@ -185,10 +184,7 @@ def _who(args: argparse.Namespace) -> tuple[str, str]:
 
 def sensors(args: argparse.Namespace) -> Endpoint:
     """The broker that --sensor-broker names."""
-    found = endpoint_of(args.sensor_broker)
-    if args.sensor_password_file is not None:
-        found = replace(found, password=password_in(args.sensor_password_file))
-    return found
+    return other_broker(args.sensor_broker, args.sensor_password_file)
 
 
 def kind_of(args: argparse.Namespace) -> Kind:

@@ -123,6 +123,12 @@ def read_endpoint(args: argparse.Namespace, url: str) -> Endpoint:
         return replace(named, password=password)
 
 
+def other_broker(url: str, password_file: str | None) -> Endpoint:
+    """A broker beside the federation's: its address, and a file with the password for the user in it."""
+    found = endpoint_of(url)
+    return found if password_file is None else replace(found, password=password_in(password_file))
+
+
 def password_in(file: str) -> str:
     """The first line of a file; a warning if others can read it."""
     path = Path(file).expanduser()

@@ -4,7 +4,8 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from midge.commands.parts import Parser, Problem, password_in, user_errors
+from midge.commands.gateway import names_in
+from midge.commands.parts import Parser, Problem, other_broker, user_errors
 
 if TYPE_CHECKING:
     from midge.iot_client.device import Device
@@ -41,19 +42,16 @@ def publish(app: "Device", args: argparse.Namespace) -> None:
         return
     from midge.broker import connector  # noqa: PLC0415 - for those who want it
     from midge.iot_client.connection.prediction_topic import PredictionTopic  # noqa: PLC0415
-    from midge.running import endpoint_of  # noqa: PLC0415
 
-    classes = [name.strip() for name in (args.classes or "").split(",") if name.strip()]
+    classes = names_in(args.classes)
     with user_errors():
-        endpoint = None if args.publish_broker is None else endpoint_of(args.publish_broker)
-        if endpoint is not None and args.publish_password_file is not None:
-            endpoint = replace(endpoint, password=password_in(args.publish_password_file))
+        endpoint = args.publish_broker and other_broker(args.publish_broker, args.publish_password_file)
         to = PredictionTopic(
             args.publish,
             retain=args.publish_retained,
             alarm=_alarm(args.alarm, classes),
             classes=classes,
-            connector=None if endpoint is None else connector(endpoint),
+            connector=connector(endpoint) if endpoint else None,
         )
         app.config = replace(app.config, publish=to)
 

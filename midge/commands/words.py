@@ -29,7 +29,7 @@ def sentence(event: Mapping[str, Any]) -> str:
         case {"event": "device", "device": device, "state": state}:
             return f"{device}: {state}"
         case {"event": "update", "device": device, "verdict": "accepted", "staleness": tau, "weight": weight}:
-            return f"{device}: accepted, {_steps(tau)} stale, weight {weight:.2f}"
+            return f"{device}: accepted, {counted(tau, 'step')} stale, weight {weight:.2f}"
         case {"event": "update", "device": device, "verdict": verdict, "why": why}:
             return f"{device}: update not taken ({verdict}): {why}"
         case {"event": "repeat", "device": device, "seq": seq}:
@@ -149,10 +149,6 @@ def bar(done: int, total: int) -> str:
     """How far something is, twenty marks wide: `[##########··········] 50 %`."""
     full = 20 * done // max(total, 1)
     return f"[{'#' * full}{'·' * (20 - full)}] {100 * done // max(total, 1)} %"
-
-
-def _steps(tau: int) -> str:
-    return counted(tau, "step")
 
 
 def _capital(what: str) -> str:
