@@ -12,6 +12,7 @@ from midge.aggregator.core.statistics_phase import StatisticsPhase
 from midge.aggregator.core.step_planner import StepPlanner
 from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.core.update_admission import Conditions
+from midge.wire.messages import Plan
 
 
 class CoreView:
@@ -66,6 +67,12 @@ class CoreView:
     def release_log(self) -> bytes:
         """The hash over all releases; empty if it is not known."""
         return self._state.releases.head
+
+    @property
+    def plan(self) -> Plan:
+        """What devices are asked to do now."""
+        plan = self.strategy.plan
+        return plan if (steps := self._state.work.steps) is None else plan.model_copy(update={"local_steps": steps})
 
     @property
     def served(self) -> int:

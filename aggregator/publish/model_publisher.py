@@ -235,7 +235,7 @@ class Shelf:
             frames=tuple(self._offered()),
             moments=() if core.frozen else core.moments,
             chunk=self.chunk,
-            plan=core.strategy.plan,
+            plan=core.plan,
             participation=core.steering.participation(),
             byte_rate=core.strategy.byte_rate,
             devices=core.thrift.devices,

@@ -522,7 +522,7 @@ class Server:
             frames=self._offered(version, frames),
             moments=() if core.frozen else core.moments,
             chunk=self._chunk,
-            plan=core.strategy.plan,
+            plan=core.plan,
             participation=core.steering.participation(),
             byte_rate=0.0 if self._frames is None else core.strategy.byte_rate,
             devices=core.thrift.devices,
