@@ -120,6 +120,7 @@ class FederationRuntime:
                 ),
                 bodies=Bodies(),
                 outlet=outlet,
+                encode_trouble=self.issuer.trouble,
             )
             self.core, self.engine, self.shelf, self.processor = self._rebuilt()
             events.known = self._ingress.admission.knows

@@ -147,14 +147,30 @@ class Processor:
         try:
             read = self._read(delivery, now)
         except WireError as error:
+            why = str(error) if len(delivery.payload) != 1 else f"{error}, and larger ones than are taken are cut to 1"
             self._outlet.meters.dropped["malformed"] += 1
-            self._witness.drops.dropped(delivery.topic, str(error), now)
+            self._witness.drops.dropped(delivery.topic, why, now)
+            if not delivery.retain:  # who said it may be long gone
+                self._ingress.troubles.tell(self._topics.named(delivery.topic), why, now)
             return ()
+        if isinstance(read, ev.FetchAsked | ev.StatisticsArrived) and (why := self._unwanted(read)):
+            self._ingress.troubles.tell(read.device, why, now)
         if isinstance(read, ev.FetchAsked):
             read = self._paid(read, now)
         if isinstance(read, ev.Reply | ev.GrantChunks):
             return (read,)  # decided on the way in: nothing is to be asked of the core
         return () if read is None else self.shell.settle(read, now)
+
+    def _unwanted(self, read: ev.FetchAsked | ev.StatisticsArrived) -> str:
+        """Why nothing comes of what a device sent; empty if something does, or if it is only too late."""
+        if isinstance(read, ev.FetchAsked):
+            return self._shelf.lacks(read.fetch.lineage, read.fetch.version, _span(read.fetch))
+        if self._core.full is not None:
+            return f"its statistics are not taken now: {self._core.full}"
+        asked = tuple((moment.name, moment.channels) for moment in self._core.moments)
+        if asked and (read.statistics.lineage, read.statistics.names) == (self._core.lineage, asked):
+            return ""
+        return "its statistics are not those that the announcement of this lineage asks for"
 
     def _paid(self, asked: ev.FetchAsked, now: float) -> ev.FetchAsked | None:
         """What of a fetch is to be published: what is on its way is free, the rest is the device's to pay for."""
@@ -163,6 +179,7 @@ class Processor:
         for index, size in self._shelf.missed(*name, fetch.parts, now):
             if not admission.publishes(asked.device, size, now):
                 self._outlet.meters.dropped["over rate"] += 1
+                self._ingress.troubles.tell(asked.device, "more is fetched again by this device than its share", now)
                 break
             self._shelf.repeat(*name, index, size, now)
             parts.append(index)
@@ -198,6 +215,8 @@ class Processor:
         if report is not None and report.lineage == self._core.lineage:  # another's versions are not ours
             self._witness.reports.take(device, report)
             self._outlet.tell("report", device=device, version=report.version, metrics=dict(report.metrics))
+        elif report is not None:
+            self._ingress.troubles.tell(device, "its report is of another lineage than the announced one", now)
 
     def _status(self, origin: Origin, delivery: Delivery, now: float) -> ev.Event | ev.Reply | None:
         device = origin.device

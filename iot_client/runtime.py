@@ -246,6 +246,7 @@ class DeviceRuntime:
             "bytes_down": parts.counters.bytes_down,
             "written": parts.budget.written - self._written_before,
             "month": parts.budget.packed(),
+            "trouble": None if parts.trouble is None else (time.monotonic() - parts.trouble[0], parts.trouble[1]),
             "intake": [] if parts.config.samples is None else parts.config.samples.received(),
         }
 

@@ -262,6 +262,13 @@ class Receipt(Message):
     """Of the aggregator's start: a device settles only by the highest that it has seen; 0 says nothing."""
 
 
+class Trouble(Message):
+    """What was dropped of a device that no receipt answers, and why. It settles nothing and asks for nothing."""
+
+    kind: Literal["trouble"] = "trouble"
+    why: Sentence
+
+
 class AggregatorState(StrEnum):
     """Whether the aggregator takes what is sent."""
 
@@ -554,6 +561,20 @@ def decode(model: type[frames.M], payload: frames.Buffer) -> tuple[frames.M, mem
     if expected is not None and header.get("kind") != expected:
         raise WireError(f"expected kind {expected!r}, not {_shown(header.get('kind'))}")
     return frames.validate(model, header), body
+
+
+def decode_answer(payload: frames.Buffer) -> tuple[Receipt | Trouble, memoryview]:
+    """Read what came on a receipt topic.
+
+    Raises:
+        WireError: it is no frame, of no known kind, or a field is wrong.
+    """
+    header, body = frames.decode(payload)
+    kind = header.get("kind")
+    if kind not in ("receipt", "trouble"):
+        raise WireError(f"unknown kind {_shown(kind)}")
+    said = frames.validate(Receipt, header) if kind == "receipt" else frames.validate(Trouble, header)
+    return said, body
 
 
 def possible(generation: int, version: int) -> bool:

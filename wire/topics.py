@@ -39,6 +39,11 @@ def check_name(name: str, what: str = "name") -> str:
     return name
 
 
+def is_name(name: str) -> bool:
+    """Whether `name` may stand in a topic."""
+    return _NAME.fullmatch(name) is not None
+
+
 def explain_absence(topics: "Topics", announced: Iterable[str]) -> str:
     """Why there is nothing of a federation on a broker, as a sentence for who asked; which others are announced."""
     from difflib import get_close_matches  # noqa: PLC0415 - for those who made a mistake
@@ -160,3 +165,10 @@ class Topics:
             case [("status" | "report") as sort, device] if _NAME.fullmatch(device):
                 return Origin("status" if sort == "status" else "report", device)
         raise WireError(f"{topic!r} is no topic of a device")
+
+    def named(self, topic: str) -> str:
+        """Whose a message is by its topic, be its slot what it may; empty if the topic names no device."""
+        match topic.removeprefix(self.prefix + "/").split("/"):
+            case ["update", _, device] | ["status" | "report", device] if _NAME.fullmatch(device):
+                return device
+        return ""

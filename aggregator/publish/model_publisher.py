@@ -169,6 +169,14 @@ class Shelf:
             self.add([frame])
             yield from self._parts(frame)
 
+    def lacks(self, lineage: bytes, version: int, span: int) -> str:
+        """Why nothing is published of a frame that is asked for; empty if it is there."""
+        if lineage != self.core.lineage:
+            return "it fetches from another lineage than the announced one: read the announcement again"
+        if (version, span) in self._leaving or (version, span) in self._listed():
+            return ""
+        return f"no frame of span {max(span, 0)} to version {version} is on offer: read the announcement again"
+
     def missed(self, version: int, span: int, parts: Sequence[int], now: float) -> Iterator[tuple[int, int]]:
         """Those of the chunks that a device missed that may be published again, each with its bytes.
 

@@ -30,7 +30,7 @@ from midge.iot_client.session.session import DeviceSession, Work
 from midge.iot_client.state.outbox import OutboxFull
 from midge.wire import messages, sharing
 from midge.wire.errors import WireError
-from midge.wire.messages import Announcement, DeviceState, Hello
+from midge.wire.messages import Announcement, DeviceState, Hello, Trouble
 from midge.wire.topics import Channel
 
 __all__ = ["ConnectionLoop", "DuplicateDeviceName", "reconnect_delay"]
@@ -308,7 +308,11 @@ class ConnectionLoop:
         elif topic == topics.announcement("serve"):
             parts.serving.announced(self._announcement(payload, "serve"))
         elif topic == topics.receipt(name):
-            self._put(ev.Receipted(parts.identity.receipt(payload, time.monotonic())))
+            said = parts.identity.receipt(payload, time.monotonic())
+            if isinstance(said, Trouble):
+                parts.troubled(said.why)
+            else:
+                self._put(ev.Receipted(said))
         elif topic == topics.aggregator:
             status = parts.identity.status(payload, time.monotonic())
             self._served = status.state.serves

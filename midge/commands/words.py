@@ -77,6 +77,8 @@ def sentence(event: Mapping[str, Any]) -> str:
             return f"Version {version} released for use."
         case {"event": "dropped", "topic": topic, "why": why, "untold": untold}:
             return f"Dropped what came on {topic}: {why} ({counted(untold, 'other')} before it not told)"
+        case {"event": "trouble", "why": why}:
+            return f"The aggregator dropped what this device sent: {why}"
         case {"event": "renewing"}:
             return "Has asked for new credentials."
         case {"event": "renewal_refused", "why": why}:
