@@ -1,0 +1,50 @@
+"""What a federation owes devices that can do little: at most once, any slot, short client ids."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from midge.broker.embedded.in_memory import Twin
+from midge.broker.embedded.routing import RoutedMessage
+from midge.iot_client.connection.connection_loop import client_id
+from tests.federation.live import Log, aggregator, device, serving
+
+pytestmark = pytest.mark.virtual
+
+
+class AtMostOnce(Twin):
+    """Devices send at QoS 0 and on any slot, and each third update is lost on its way."""
+
+    sent = 0
+
+    def publish(self, client_id: str, message: RoutedMessage) -> None:
+        if "-aggregator-" not in client_id:
+            topic = message.topic
+            if "/update/" in topic:
+                self.sent += 1
+                if self.sent % 3 == 0:
+                    return
+                before, _, name = topic.rsplit("/", 2)
+                topic = f"{before}/{self.sent % 64:02}/{name}"
+            message = replace(message, topic=topic, qos=0)
+        super().publish(client_id, message)
+
+
+async def test_devices_that_send_at_most_once_lose_nothing(tmp_path: Path) -> None:
+    twin, log = AtMostOnce(), Log()
+    server = aggregator(twin, tmp_path / "store", log)
+    async with serving(server, device(twin, "a", log), device(twin, "b", log)):
+        await log.until(lambda: len(log.of("settled", device="a")) > 10 and len(log.of("settled", device="b")) > 10)
+    assert not log.of("trouble")
+    for name in ("a", "b"):
+        taken = [each["seq"] for each in log.of("update", device=name, verdict="accepted")]
+        assert taken == list(range(1, len(taken) + 1)), "each once, in order"
+
+
+def test_a_client_id_has_128_bytes_at_most() -> None:
+    assert client_id("plant", "pump-17", 5) == "midge-plant-pump-17-0000000000000005", "as it always was"
+    ids = {client_id("f" * 64, "d" * 64, outbox, "-0011aabb") for outbox in (1, 2)}
+    ids |= {client_id("g" * 64, "d" * 64, 1, "-0011aabb"), client_id("f" * 64, "e" * 64, 1, "-0011aabb")}
+    assert len(ids) == 4
+    assert max(map(len, ids)) <= 128
