@@ -14,6 +14,7 @@ from midge.aggregator.ingress.rate_limits import IngressLimits
 from midge.aggregator.model.averaging import refuse_noise
 from midge.aggregator.model.statistics import FACTOR
 from midge.aggregator.publish.announcement_signer import LIFETIME
+from midge.aggregator.publish.part_sizes import PART
 from midge.aggregator.store.device_erasure import RETENTION
 from midge.broker.mqtt.connection import Connector
 from midge.wire.inputs import LONGEST, MOST, listed, sayable
@@ -28,6 +29,8 @@ Listener = Callable[[dict[str, Any]], None]
 
 CHUNK = 256 * 1024
 """Bytes of a chunk's body on a broker of one's own."""
+SMALLEST_CHUNK = 1024
+"""A board that takes part has a receive buffer of so much; at 256 parts a frame, a model of 256 KiB."""
 CHECKPOINT_RECORDS = 1000
 """A restart replays as many in about a second."""
 
@@ -57,6 +60,8 @@ class AggregatorConfig:
         on_event: called with a dict for each event.
         chunk: bytes of a chunk's body; less where the broker takes less. A broker of MQTT 3.1.1 does not say what it
             takes: give `wire.chunks.CLOUD`, 120 KiB, where it is a cloud service.
+        smallest_chunk: bytes down to which the model's parts are cut for devices that say they take no more; those
+            that take less get no model. Small parts are more messages for all.
         memory: bytes that updates may take which come in chunks and are not yet whole.
         keepalive: seconds between signs of life to the broker.
         checkpoint_records: records of the journal after which a checkpoint is written: each update makes one, each step
@@ -97,6 +102,7 @@ class AggregatorConfig:
     evaluate: Evaluate | None = None
     on_event: Listener | None = None
     chunk: int = CHUNK
+    smallest_chunk: int = SMALLEST_CHUNK
     memory: int = 2**30
     keepalive: int = 30
     checkpoint_records: int = CHECKPOINT_RECORDS
@@ -119,6 +125,8 @@ class AggregatorConfig:
         self._check_statistics()
         _ = self.asked
         self._check_features()
+        if not 64 <= self.smallest_chunk <= PART:
+            raise ValueError(f"smallest_chunk is {self.smallest_chunk}: it must be 64 to {PART} bytes.")
         if not self.announcement_lifetime > 0:
             raise ValueError(
                 f"announcement_lifetime is {self.announcement_lifetime}: it must be a number of seconds above 0."

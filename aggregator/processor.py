@@ -21,10 +21,10 @@ from midge.aggregator.ingress.filter import IngressFilter
 from midge.aggregator.ingress.roster import Roster
 from midge.aggregator.metrics.device_activity import ALWAYS, DeviceActivity
 from midge.aggregator.metrics.device_metrics import Reports
-from midge.aggregator.model.model import SERVED
 from midge.aggregator.publish.model_publisher import Shelf
 from midge.aggregator.publish.notices import DropNotices
 from midge.aggregator.publish.outlet import Outlet
+from midge.aggregator.publish.part_fitting import PartFitting, span
 from midge.aggregator.publish.publish_queue import Post
 from midge.aggregator.publish.receipts import Encode, Receipts
 from midge.aggregator.publish.step_notices import StepNotices
@@ -34,7 +34,7 @@ from midge.broker.mqtt.connection import Delivery
 from midge.storage.failpoints import failpoint
 from midge.wire import codecs
 from midge.wire.errors import WireError
-from midge.wire.messages import DeviceState, Fetch, Settled, Update, Verdict
+from midge.wire.messages import DeviceState, Fetch, Settled, Statistics, Update, Verdict
 from midge.wire.topics import Origin, Topics
 
 log = logging.getLogger("aggregator")
@@ -111,6 +111,7 @@ class Processor:
         """When the batch under way came."""
         self._core: AggregatorCore = shelf.core
         ingress.admission.proven = roster.known = self._core.contributed
+        self.fitting = PartFitting(shelf, ingress, roster, outlet)
         self._receipts = Receipts()
         """What the batch under way tells devices."""
         self.shell = AggregatorShell(self._core, self)
@@ -153,37 +154,22 @@ class Processor:
             if not delivery.retain:  # who said it may be long gone
                 self._ingress.troubles.tell(self._topics.named(delivery.topic), why, now)
             return ()
-        if isinstance(read, ev.FetchAsked | ev.StatisticsArrived) and (why := self._unwanted(read)):
+        if isinstance(read, ev.StatisticsArrived) and (why := self._unwanted(read.statistics)):
             self._ingress.troubles.tell(read.device, why, now)
         if isinstance(read, ev.FetchAsked):
-            read = self._paid(read, now)
+            read = self.fitting.asked(read, now)
         if isinstance(read, ev.Reply | ev.GrantChunks):
             return (read,)  # decided on the way in: nothing is to be asked of the core
         return () if read is None else self.shell.settle(read, now)
 
-    def _unwanted(self, read: ev.FetchAsked | ev.StatisticsArrived) -> str:
-        """Why nothing comes of what a device sent; empty if something does, or if it is only too late."""
-        if isinstance(read, ev.FetchAsked):
-            return self._shelf.lacks(read.fetch.lineage, read.fetch.version, _span(read.fetch))
+    def _unwanted(self, statistics: Statistics) -> str:
+        """Why nothing comes of statistics; empty if something does, or if they are only too late."""
         if self._core.full is not None:
             return f"its statistics are not taken now: {self._core.full}"
         asked = tuple((moment.name, moment.channels) for moment in self._core.moments)
-        if asked and (read.statistics.lineage, read.statistics.names) == (self._core.lineage, asked):
+        if asked and (statistics.lineage, statistics.names) == (self._core.lineage, asked):
             return ""
         return "its statistics are not those that the announcement of this lineage asks for"
-
-    def _paid(self, asked: ev.FetchAsked, now: float) -> ev.FetchAsked | None:
-        """What of a fetch is to be published: what is on its way is free, the rest is the device's to pay for."""
-        fetch, admission, parts = asked.fetch, self._ingress.admission, []
-        name = fetch.version, _span(fetch)
-        for index, size in self._shelf.missed(*name, fetch.parts, now):
-            if not admission.publishes(asked.device, size, now):
-                self._outlet.meters.dropped["over rate"] += 1
-                self._ingress.troubles.tell(asked.device, "more is fetched again by this device than its share", now)
-                break
-            self._shelf.repeat(*name, index, size, now)
-            parts.append(index)
-        return ev.FetchAsked(asked.device, fetch.model_copy(update={"parts": tuple(parts)})) if parts else None
 
     # ------------------------------------------------------------------- reading
 
@@ -384,7 +370,7 @@ class Processor:
 
     def republish(self, fetch: Fetch) -> None:
         """Publish chunks of a frame again."""
-        for post in self._shelf.again(fetch.version, _span(fetch), fetch.parts):
+        for post in self._shelf.again(fetch.version, span(fetch), fetch.parts):
             self._outlet.put(post)
 
     def reply(self, device: str, outbox: int, hi: int, settled: Sequence[Settled]) -> None:
@@ -424,8 +410,3 @@ class Processor:
         for post in told:
             self._outlet.put(post)
         failpoint("receipts.handed_over")
-
-
-def _span(fetch: Fetch) -> int:
-    """Of the frame that is asked for, as the store has it."""
-    return SERVED if fetch.channel == "serve" else fetch.span

@@ -221,6 +221,8 @@ class Hello(Message):
     to: U63 = 0
     """In such an answer, the number of the question."""
     hidden: Hidden = b""
+    largest: U32 = 0
+    """Bytes of body that a message to the device may have; 0 sets no limit."""
 
 
 # ------------------------------------------------------------- from the aggregator
@@ -468,6 +470,8 @@ class Announcement(Message):
     """How many share it, about; 0 where that is not known."""
     features: Names = ()
     """Names of the model's inputs, in order; none if they are not known. A device whose own differ does not train."""
+    smallest_chunk: Annotated[int, Field(ge=1, le=2**28)] = 1024
+    """Bytes of body down to which a frame's parts are cut for devices that take no more (`Hello.largest`)."""
 
     @field_validator("frames", mode="before")
     @classmethod

@@ -32,10 +32,11 @@ class Troubles:
         self._admission, self._credentials, self._outlet = admission, credentials, outlet
         self._encode = encode
 
-    def tell(self, device: str, why: str, now: float) -> None:
-        """Something of this device was dropped. A name that cannot be a device's is told nothing."""
+    def tell(self, device: str, why: str, now: float) -> bool:
+        """Tell that something of a device was dropped, if it is time; whether it was. Other names are told nothing."""
         if not (is_name(device) and self._admission.tells(device, _COST, now) and self._credentials.registered(device)):
-            return
+            return False
         trouble = Trouble(why=why[:400])
         payload = frames.encode(trouble) if self._encode is None else self._encode(device, trouble)
         self._outlet.put(Post(self._credentials.topics.receipt(device), payload, retain=False))
+        return True
