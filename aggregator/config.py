@@ -18,7 +18,7 @@ from midge.aggregator.publish.part_sizes import PART
 from midge.aggregator.store.device_erasure import RETENTION
 from midge.broker.mqtt.connection import Connector
 from midge.wire.inputs import LONGEST, MOST, listed, sayable
-from midge.wire.messages import Moment
+from midge.wire.messages import MICRO, Moment
 from midge.wire.schema import Parameters, Schema
 from midge.wire.signing import PublicKey
 from midge.wire.steps import LARGEST_VALUE
@@ -187,6 +187,11 @@ class AggregatorConfig:
     def inputs(self) -> int | None:
         """How many inputs the model has, if its normalisation says so."""
         return inputs_of(self.schema)
+
+    @property
+    def largest_part(self) -> int | None:
+        """Bytes of a model's part at most, as the plan has it; None if only the broker and the devices limit it."""
+        return self.smallest_chunk if self.strategy.plan.tier == MICRO else None
 
     def _check_statistics(self) -> None:
         if self.moments and self.strategy.privacy is not None:

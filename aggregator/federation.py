@@ -109,7 +109,9 @@ class FederationRuntime:
             # Once for the whole process: what is journaled then never goes back while it lasts.
             self._ahead = self.issuer.dating.now() - now
             inputs = Inputs(self.store, config.features, config.inputs)
-            self._roster = Roster(inputs, outlet, Bounds().devices, PartSizes(config.smallest_chunk))
+            self._roster = Roster(
+                inputs, outlet, Bounds().devices, PartSizes(config.smallest_chunk, config.largest_part)
+            )
             self._witness = Witness(outlet.tell, Bounds().devices)
             self.watchdog = Watchdog(self._witness.activity, now)
             self._ingress = IngressFilter(

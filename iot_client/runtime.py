@@ -74,6 +74,7 @@ class DeviceRuntime:
             settings=SessionSettings(
                 patience=config.patience,
                 outbox_bytes=config.outbox_bytes,
+                micro=config.micro,
                 rests=not awaits_rows(config.conditions),
                 features=sayable(config.feature_names),
                 statistics_by_feature=self._statistics.of_samples,

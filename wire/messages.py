@@ -6,7 +6,7 @@ unknown kinds are refused, every length has a limit.
 """
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
@@ -42,6 +42,8 @@ OUTBOX_LIMIT = 16
 """How many updates a device holds at most, and how many verdicts of it the aggregator remembers."""
 
 
+MICRO = "micro"
+"""The class of devices that hold one update, keep no error feedback and receive small messages: microcontrollers."""
 BODY_DIGEST = 8
 """Bytes of an update's digest in its receipt: enough to tell two updates of one device apart."""
 
@@ -358,7 +360,7 @@ class Claim(Message):
     """The number of the question that is answered: so no answer can be recorded, or made without having heard it."""
 
 
-class Plan(Message):
+class Plan(Message, populate_by_name=True):
     """What the announcement asks of a device. None leaves the choice to the device's trainer."""
 
     revision: U32 = 0
@@ -382,6 +384,14 @@ class Plan(Message):
     """Seconds at least between two evaluations on the device's own data; 0 is never."""
     seed: U63 = 0
     """Chance for the trainer: set by the device for each training from its name and the version."""
+    tier: Annotated[Word, Field(alias="class")] = ""
+    """Of the fleet that it is made for: `MICRO` has a device hold one update at a time. On the wire it is `class`."""
+    micro_codec: Word = "int8:256"
+    """What a device uses in place of `codec` that keeps no error feedback: it errs little, and at random."""
+
+    def micro(self) -> Self:
+        """The same for a fleet of constrained devices: a codec without feedback, and one update at a time."""
+        return self.model_copy(update={"tier": MICRO, "codec": self.micro_codec, "feedback": False})
 
 
 class StrictPlan(Plan, extra="forbid"):

@@ -41,11 +41,12 @@ class PartSizes:
 
     Args:
         floor: bytes of a part that no device can have them cut below.
+        most: bytes that parts are cut to whoever is there; None sets no limit.
     """
 
-    def __init__(self, floor: int = 1024) -> None:
-        self.floor = floor
-        self.limit: int | None = None
+    def __init__(self, floor: int = 1024, most: int | None = None) -> None:
+        self.floor, self._most = floor, most
+        self.limit = most
         """Bytes of a part that is cut for small devices; None if there are none."""
         self.earlier: int | None = None
         """What `limit` was before its last change."""
@@ -72,9 +73,11 @@ class PartSizes:
         if now < self._look_at:
             return None
         self._look_at = now + _LOOK
-        smallest = min((each for each in self._stated.values() if self.floor <= each < PART), default=None)
+        smallest = min(
+            (each for each in self._stated.values() if self.floor <= each < (self._most or PART)), default=None
+        )
         # In powers of two: of a fleet of all sorts of boards, few make a change.
-        wanted = None if smallest is None else max(self.floor, 1 << (smallest.bit_length() - 1))
+        wanted = self._most if smallest is None else max(self.floor, 1 << (smallest.bit_length() - 1))
         if wanted == self.limit:
             self._larger_since = None
             return False

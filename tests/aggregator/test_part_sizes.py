@@ -1,20 +1,24 @@
 """The model's parts fit the smallest device that is there, and nobody else pays much for it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from midge.__main__ import main
 from midge.aggregator.config import AggregatorConfig
 from midge.aggregator.metrics.device_activity import DeviceActivity
 from midge.aggregator.metrics.watchdog import FleetSituation, Watchdog
 from midge.aggregator.publish.part_sizes import MOST, PART, PartSizes, Refetches, count
+from midge.aggregator.service import Aggregator
 from midge.broker.embedded.in_memory import Twin
 from midge.broker.mqtt.connection import Delivery
+from midge.commands import aggregate
 from midge.wire import frames, messages
-from midge.wire.messages import Announcement, DeviceState, Fetch, Hello, Part, Trouble
-from tests.aggregator.rig import TOPICS, answers, hello
+from midge.wire.messages import Announcement, DeviceState, Envelope, Fetch, Hello, Part, Plan, Trouble
+from tests.aggregator.rig import EVERYTHING_COUNTS, TOPICS, answers, hello
 from tests.security.test_budgets import Life
 
 MODEL = {"x": np.random.default_rng(0).normal(size=20_000).astype(np.float32)}
@@ -161,6 +165,19 @@ def test_a_part_that_is_fetched_three_times_is_told(broker: Broker) -> None:
     assert not broker.hear(asks, now=40.0)
 
 
+def test_a_fleet_of_microcontrollers_has_small_parts_whoever_says_what(tmp_path: Path) -> None:
+    strategy = replace(EVERYTHING_COUNTS, plan=Plan(local_steps=5).micro())
+    life = Life(tmp_path, MODEL, strategy=strategy)
+    broker = Broker(life)
+    assert broker.largest() <= 1024
+    broker.hear(greets("board", 4096), now=1.0)
+    assert broker.largest() <= 1024
+    plan = broker.announced.plan
+    assert (plan.tier, plan.codec, plan.feedback, plan.local_steps) == ("micro", "int8:256", False, 5)
+    envelope, _ = messages.decode(Envelope, broker.kept[TOPICS.announcement()])
+    assert frames.decode(envelope.body)[0]["plan"]["class"] == "micro"
+
+
 def test_what_is_remembered_of_fetches_is_bounded() -> None:
     refetches = Refetches()
     fetch = Fetch(lineage=b"l" * 16, version=1, span=0, parts=(0, 1, 1))
@@ -180,3 +197,13 @@ def test_left_out_devices_are_an_alarm() -> None:
     watchdog = Watchdog(DeviceActivity(10), 0.0)
     (alarm,) = watchdog.look(1.0, FleetSituation(left_out=["tiny"])).alarms
     assert "tiny" in alarm
+
+
+def test_a_command_can_make_the_plan_of_an_app_micro(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = Aggregator(AggregatorConfig(connector=Twin().connect, federation="f", initial=MODEL, store=tmp_path))
+    monkeypatch.setattr(aggregate, "load_app", lambda *_: app)
+    monkeypatch.setattr(aggregate, "run_until_interrupted", lambda app: app.open())
+    monkeypatch.setattr(aggregate, "moved", lambda *_: ({}, None))
+    assert main(["aggregate", "a:b", "--plan", "micro", "--model", str(tmp_path / "m")]) == 0
+    assert app.config.strategy.plan.tier == "micro" and app.config.largest_part == 1024
+    app.close()

@@ -11,6 +11,7 @@ import pytest
 
 from midge.__main__ import main
 from midge.aggregator.config import AggregatorConfig
+from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.federation import FederationRuntime
 from midge.aggregator.ingress.rate_limits import Admission, IngressLimits
 from midge.aggregator.publish.outlet import Outlet
@@ -32,7 +33,13 @@ SMALL = {"x": np.zeros(4, np.float32)}
 class Life:
     """A federation with the limits of production, on a clock of its own."""
 
-    def __init__(self, directory: Path, model: dict[str, Any] = SMALL, limits: IngressLimits | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        model: dict[str, Any] = SMALL,
+        limits: IngressLimits | None = None,
+        strategy: Strategy = EVERYTHING_COUNTS,
+    ) -> None:
         self.posts: list[Post] = []
         self.told: list[tuple[str, dict[str, Any]]] = []
         config = AggregatorConfig(
@@ -40,7 +47,7 @@ class Life:
             federation=TOPICS.federation,
             initial=model,
             store=directory,
-            strategy=EVERYTHING_COUNTS,
+            strategy=strategy,
             limits=limits or IngressLimits(),
         )
         self.outlet = Outlet(self.posts.append, lambda event, **fields: self.told.append((event, fields)))
