@@ -14,6 +14,7 @@ import numpy as np
 from midge.aggregator.core import events as ev
 from midge.aggregator.core import records as rec
 from midge.aggregator.core.core import AggregatorCore, Bounds
+from midge.aggregator.core.encoder_doubt import NO_FEEDBACK
 from midge.aggregator.core.put_back import PutBack
 from midge.aggregator.core.update_admission import OTHER_BASE
 from midge.aggregator.engine import Engine
@@ -249,7 +250,7 @@ class Processor:
 
     # --------------------------------------------------------------- the shell's host
 
-    def decode(self, action: ev.Decode, now: float) -> ev.Decoded | ev.Undecodable:  # noqa: ARG002 - of the shell's hook
+    def decode(self, action: ev.Decode, now: float) -> ev.Decoded | ev.Undecodable:
         """Open an update's seal and decode it."""
         device, update, key = action.device, action.update, action.key
         body = self._bodies[key]
@@ -257,6 +258,8 @@ class Processor:
             update = self._ingress.unseal(device, update, body)
             self._witness.reports.trained(device, update.seconds)
             delta, norm = self._engine.model.decode(update, body.raw)
+            if not update.feedback and self._core.strategy.plan.feedback:
+                self._see_encoder(device, update.codec, now, NO_FEEDBACK)
         except codecs.NonFinite as error:
             return ev.Undecodable(device, update, key, Verdict.NON_FINITE, str(error))
         except WireError as error:
@@ -298,6 +301,7 @@ class Processor:
             body = self._bodies[key]
             assert body.delta is not None
             self._engine.hold(record, body.delta, body.direction)
+            self._see_encoder(record.device, record.codec, now)
         self._outlet.tell(
             "update",
             device=record.device,
@@ -309,6 +313,14 @@ class Processor:
             weight=record.weight,
             size=record.size,
         )
+
+    def _see_encoder(self, device: str, codec: str, now: float, why: str = "") -> None:
+        """Tell a device that its encoder is doubted, if its codec is one that needs feedback."""
+        needed: bool = codecs.parse(codec).feedback
+        why = why or (self._core.encoder_doubt(device, now) if needed else "")
+        if needed and why and self._ingress.troubles.tell(device, why, now):
+            log.warning("%s: %s.", device, why)
+            self._outlet.tell("encoder", device=device, codec=codec, why=why)
 
     def carry(self, record: rec.Record, now: float) -> None:
         """Carry a decision out on the model, store what it made, and publish it."""

@@ -130,6 +130,8 @@ class Update(Outgoing):
     sealed: Word = ""
     """How the encoded delta is sealed to the aggregator: `wire.sealing.NAME`, or empty where it is not. Then `size` and
     `sha256` are of the sealed bytes: of what travels."""
+    feedback: bool = True
+    """Whether what the codec leaves out goes into the device's next update; not False where it leaves nothing out."""
     confided: bool = False
     """Whether examples, steps, seconds and metrics are sealed with the delta, by `wire.sealing.confide`."""
 

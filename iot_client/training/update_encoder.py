@@ -127,6 +127,7 @@ def make_update(
         steps=fit.steps,
         seconds=seconds,
         metrics=finite,
+        feedback=feedback or not codecs.parse(codec).feedback,
     )
     return Made(update, body, after)
 
