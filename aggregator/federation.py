@@ -112,6 +112,7 @@ class FederationRuntime:
             self._roster = Roster(
                 inputs, outlet, Bounds().devices, PartSizes(config.smallest_chunk, config.largest_part)
             )
+            self.issuer.verifies = self._roster.verifies
             self._witness = Witness(outlet.tell, Bounds().devices)
             self.watchdog = Watchdog(self._witness.activity, now)
             self._ingress = IngressFilter(

@@ -50,6 +50,11 @@ class Roster:
         self._online = sum(hello.state.live for hello in self.devices.values())
         return [ev.DevicesOnline(self._online), *self._compared()]
 
+    def verifies(self, device: str) -> str:
+        """With what a device wants receipts signed; empty if it has not said."""
+        hello = self.devices.get(device)
+        return "" if hello is None else hello.verifies
+
     def begin_connection(self, now: float) -> None:
         """The broker sends again what is retained; what does not come was taken off it meanwhile."""
         self._unconfirmed, self._confirmed_by = set(self.devices), now + _RETAINED
