@@ -226,7 +226,7 @@ class Hello(Message):
     """In such an answer, the number of the question."""
     hidden: Hidden = b""
     verifies: Word = ""
-    """With what the device wants receipts signed: `p256`; empty is the federation's release key."""
+    """With what the device wants receipts signed: `p256`, `hmac`; empty is the federation's release key."""
     largest: U32 = 0
     """Bytes of body that a message to the device may have; 0 sets no limit."""
 
@@ -275,6 +275,14 @@ class Trouble(Message):
 
     kind: Literal["trouble"] = "trouble"
     why: Sentence
+
+
+class Vouch(Message):
+    """The aggregator's word to one device that an announcement is its own, if the device can verify no signature."""
+
+    kind: Literal["vouch"] = "vouch"
+    digest: Digest
+    """Of the body of the announcement's envelope."""
 
 
 class AggregatorState(StrEnum):

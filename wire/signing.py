@@ -9,6 +9,7 @@ bytes that the header does not account for. So a peer without keys reads a signe
 """
 
 import hashlib
+import hmac
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 ED25519: Final = "ed25519"
 P256: Final = "p256"
+HMAC: Final = "hmac"
 SIGNATURE: Final = 64
 """Bytes of a signature: R ‖ S of Ed25519, r ‖ s of P-256, both big-endian in the latter."""
 ANNOUNCEMENT: Final = "announcement"
@@ -156,6 +158,46 @@ class PrivateKey:
         return self._key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
+class MacKey:
+    """A secret that a device and its aggregator share: HMAC with SHA-256 (RFC 2104), for boards that do no curves.
+
+    Whoever holds it can speak as either, so each device has its own. A signature is the 32 bytes, and as many zeros.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        if len(secret) < 32:
+            raise KeyUnusable(f"A secret of {len(secret)} bytes is no key for HMAC: 32 are wanted.")
+        self._secret = secret
+
+    @classmethod
+    def read(cls, text: bytes, name: str = "the key") -> "MacKey":
+        """A line of `hmac-sha256` and the secret in hexadecimal digits.
+
+        Raises:
+            KeyUnusable: it is none.
+        """
+        kind, _, digits = text.decode(errors="replace").strip().partition(" ")
+        try:
+            secret = bytes.fromhex(digits) if kind == "hmac-sha256" else b""
+        except ValueError:
+            secret = b""
+        if not secret:
+            raise KeyUnusable(f"{name} is no secret for HMAC: make one with midge release-key new FILE --type hmac.")
+        return cls(secret)
+
+    def text(self) -> bytes:
+        """What `read` reads."""
+        return f"hmac-sha256 {self._secret.hex()}\n".encode()
+
+    def sign(self, purpose: str, context: str, data: frames.Buffer) -> bytes:
+        """64 bytes."""
+        return hmac.digest(self._secret, signed_bytes(purpose, context, data), "sha256") + bytes(32)
+
+    def verifies(self, signature: frames.Buffer, purpose: str, context: str, data: frames.Buffer) -> bool:
+        """Whether the signature is by who has this secret, of just this."""
+        return hmac.compare_digest(bytes(signature), self.sign(purpose, context, data))
+
+
 def new_key(kind: str = "ed25519") -> PrivateKey:
     """A new key: `ed25519` or `p256`."""
     required()
@@ -247,7 +289,7 @@ def of_device(federation: str, device: str) -> str:
     return f"{federation}/{device}"
 
 
-def sign_frame(key: PrivateKey, purpose: str, context: str, head: bytes, body: frames.Buffer = b"") -> bytes:
+def sign_frame(key: PrivateKey | MacKey, purpose: str, context: str, head: bytes, body: frames.Buffer = b"") -> bytes:
     """A frame, given as its header's bytes and its body, with a signature behind it."""
     return b"".join((head, body, key.sign(purpose, context, head)))
 

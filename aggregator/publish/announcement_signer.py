@@ -5,8 +5,9 @@ its token; a device follows the state of an unsigned one as well. One who forges
 back or greet again, which whoever can forge it can also do by dropping messages.
 """
 
+import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from midge.aggregator.publish.dating import Dating
 from midge.storage.files import PRIVATE, atomic_rename, atomic_write
 from midge.wire import frames, messages, sealing, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import AggregatorStatus, Announcement, Claim, Envelope, Receipt, Succession, Trouble
-from midge.wire.signing import KeyUnusable, PrivateKey
+from midge.wire.messages import AggregatorStatus, Announcement, Claim, Envelope, Receipt, Succession, Trouble, Vouch
+from midge.wire.signing import KeyUnusable, MacKey, PrivateKey
 from midge.wire.topics import Channel, Topics
 
 LIFETIME = 86_400.0
@@ -153,8 +154,12 @@ class Issuer:
         """Set from the store."""
         self.token = 0
         """The fencing token of this start."""
-        self.verifies: Callable[[str], str] = lambda _device: ""
-        """With what a device wants to be told things signed, as its greeting says."""
+        self.verifies: Mapping[str, str] = {}
+        """By device, with what it wants to be told things signed, if its greeting says so."""
+        self.secret: Callable[[str], MacKey | None] = lambda _device: None
+        """What a device shares with us."""
+        self.announced: dict[Channel, bytes] = {}
+        """The digest of the body of each channel's newest announcement, for those who cannot verify its signature."""
         self._issued: dict[Channel, float] = {}
         self._signer: PrivateKey | None = None
         self._last: Announcement | None = None
@@ -180,13 +185,20 @@ class Issuer:
         if train:
             dated = dated.model_copy(update={"parent": self._follow(announcement)})
         if self._keys is None:
-            return messages.encode_announcement(dated)
+            return self._noted(dated.channel, messages.encode_announcement(dated))
         self._signer = self._keys.at(issued)
         if train and self._sealed:
             key = sealing.public(sealing.derive(self._signer))
             dated = dated.model_copy(update={"seal_key": key, "confides": True, "hides": True})
         chain, companion = self._keys.chain_at(issued), self._keys.companion
-        return signing.sign_announcement(self._signer, self._topics.federation, dated, chain, companion=companion)
+        federation = self._topics.federation
+        signed = signing.sign_announcement(self._signer, federation, dated, chain, companion=companion)
+        return self._noted(dated.channel, signed)
+
+    def _noted(self, channel: Channel, payload: bytes) -> bytes:
+        envelope, _ = messages.decode(Envelope, payload)
+        self.announced[channel] = hashlib.sha256(envelope.body).digest()[:16]
+        return payload
 
     def _follow(self, announcement: Announcement) -> bytes:
         """The digest that this version follows on, where it is known."""
@@ -212,13 +224,22 @@ class Issuer:
         """What is told to a device of what was dropped, as it is published."""
         return self._to(device, trouble)
 
-    def _to(self, device: str, answer: Receipt | Trouble) -> bytes:
+    def vouches(self, device: str) -> list[bytes]:
+        """That the newest announcements are ours, for a device that can verify only what its secret signs."""
+        if self.verifies.get(device) != signing.HMAC or self.secret(device) is None:
+            return []
+        return [self._to(device, Vouch(digest=digest)) for digest in self.announced.values()]
+
+    def _to(self, device: str, answer: Receipt | Trouble | Vouch) -> bytes:
         head = frames.encode(answer)
+        if self.verifies.get(device) == signing.HMAC and (secret := self.secret(device)) is not None:
+            context = signing.of_device(self._topics.federation, device)
+            return signing.sign_frame(secret, signing.RECEIPT, context, head)
         if self._keys is None:
             return head
         # The key of the announcement: a device knows it from there. Old devices know of one signature only.
         key = self._signer or self._keys.at(self.dating.now())
-        if self._keys.companion is not None and self.verifies(device) == signing.P256:
+        if self._keys.companion is not None and self.verifies.get(device) == signing.P256:
             key = self._keys.companion
         return signing.sign_frame(key, signing.RECEIPT, signing.of_device(self._topics.federation, device), head)
 
