@@ -6,6 +6,7 @@ from midge.commands import (
     broker,
     clean,
     compare,
+    decode,
     demo,
     device,
     explain,
@@ -38,6 +39,7 @@ COMMANDS = (
     replay,
     report,
     compare,
+    decode,
     fleet,
     clean,
 )
