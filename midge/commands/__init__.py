@@ -6,6 +6,7 @@ from midge.commands import (
     broker,
     clean,
     compare,
+    conform,
     decode,
     demo,
     device,
@@ -40,9 +41,13 @@ COMMANDS = (
     report,
     compare,
     decode,
+    conform,
     fleet,
     clean,
 )
+
+ALIASES = {"device conform": ["conform"]}
+"""Other names of commands: `midge device VERB` is what is done with a device."""
 
 
 def problems() -> tuple[type[Exception], ...]:
