@@ -257,14 +257,14 @@ def fields() -> str:
             ]
     lines += ["### `snapshot`, `step`", "", "What the chunks of a model make together, once they are joined.", ""]
     for kind, names in KINDS.items():
-        lines += [f"`{kind}`, whose kind travels as {_kind(kind)}:", "", *HEAD]
+        lines += [f"`{kind}`, whose kind is sent as text{_also(kind)}:", "", *HEAD]
         lines += [f"| `{name}` | {_place(name)} | int | | must be there | {SAID['frames'][name]} |" for name in names]
         lines.append("")
     return "\n".join(lines).rstrip()
 
 
-def _kind(kind: str) -> str:
-    return f"the number {NAMES.index(kind)}" if kind in NAMES else "text"
+def _also(kind: str) -> str:
+    return f" (a reader takes {NAMES.index(kind)} as well)" if kind in NAMES else ""
 
 
 # ------------------------------------------------------------------------ beside fields
