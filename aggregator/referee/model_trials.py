@@ -10,6 +10,9 @@ from midge.wire.messages import (
     Update,
 )
 
+NEAR = 1e-3
+"""How near a share comes to the device's own number: boards have float32, and 32 bits of the hash are enough."""
+
 
 async def first_fetch(referee: Referee) -> None:
     """The first model, of which a chunk does not come until it is asked for."""
@@ -159,14 +162,14 @@ async def share(referee: Referee) -> None:
     book, since, model = referee.notebook, referee.place, referee.model
     name = f"{model.name.hex()}/0/{model.version + 1}/{referee.device}".encode()
     own = int.from_bytes(hashlib.sha256(name).digest()[:8]) / 2**64
-    version = await referee.release(participation=Participation(share=own * (1 - 1e-9)))
+    version = await referee.release(participation=Participation(share=own * (1 - NEAR)))
     early = await referee.trained_from(version, since=since, seconds=2 * QUIET)
     if early is not None:
         book.failed("share", f"it trained from version {version}, of which a hash of its name takes it out")
         await referee.accept(early)
         return
     offered = [model.step(), model.snapshot()]
-    await referee.announce(offered, participation=Participation(share=min(1.0, own * (1 + 1e-9) + 1e-12)))
+    await referee.announce(offered, participation=Participation(share=min(1.0, own * (1 + NEAR) + 1e-12)))
     heard = await referee.trained_from(version, since=since)
     if heard is None:
         book.failed("share", f"it did not train from version {version} when the share came to include it")
