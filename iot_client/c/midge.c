@@ -30,7 +30,7 @@ typedef char midge_needs_float64[sizeof(double) == 8 ? 1 : -1];
 #define SMALLEST 1e-37f   /* a step that is not above it stands for zeros: 1 / step would leave float32 */
 #define WINDOW 4u         /* chunks of a frame that are asked for at a time; the protocol allows 8 */
 #define NORMS 9u          /* deltas that the median for the clip covers */
-#define NONE UINT64_MAX
+#define MOST_SECONDS 1e6f /* that anything is put off: times are compared over half of 2^32 milliseconds */
 
 typedef struct bytes {
     const uint8_t *data;
@@ -442,29 +442,20 @@ enum {
     N_UNKNOWN = 255
 };
 
-typedef struct known_name {
-    uint8_t number;
-    const char *word;
-} known_name;
-
-static const known_name names[] = {
-    {N_KIND, "kind"}, {N_UPDATE, "update"}, {N_OFFER, "offer"}, {N_CHUNK, "chunk"}, {N_FETCH, "fetch"},
-    {N_STATISTICS, "statistics"}, {N_REPORT, "report"}, {N_HELLO, "hello"}, {N_RECEIPT, "receipt"},
-    {N_AGGREGATOR, "aggregator"}, {N_ANNOUNCEMENT, "announcement"}, {N_PART, "part"}, {N_OUTBOX, "outbox"},
-    {N_SEQ, "seq"}, {N_LINEAGE, "lineage"}, {N_GENERATION, "generation"}, {N_SCHEMA_HASH, "schema_hash"},
-    {N_CODEC, "codec"}, {N_SIZE, "size"}, {N_SHA256, "sha256"}, {N_STEPS, "steps"}, {N_SECONDS, "seconds"},
-    {N_PLAN, "plan"}, {N_PARTS, "parts"}, {N_VERSION, "version"}, {N_SPAN, "span"}, {N_CHANNEL, "channel"},
-    {N_STATE, "state"}, {N_VERDICT, "verdict"}, {N_WHY, "why"}, {N_RETRY_AFTER, "retry_after"},
-    {N_REPEAT, "repeat"}, {N_HI, "hi"}, {N_SETTLED, "settled"}, {N_GRANTS, "grants"}, {N_BOOT, "boot"},
-    {N_STEP, "step"}, {N_REVISION, "revision"}, {N_LEARNING_RATE, "learning_rate"},
-    {N_LOCAL_STEPS, "local_steps"}, {N_EPOCHS, "epochs"}, {N_BATCH_SIZE, "batch_size"}, {N_PROXIMAL, "proximal"},
-    {N_FEEDBACK, "feedback"}, {N_FEWEST_STEPS, "fewest_steps"}, {N_MOST_STEPS, "most_steps"}, {N_NAME, "name"},
-    {N_CHANNELS, "channels"}, {N_SHARE, "share"}, {N_INTERVAL, "interval"}, {N_FEDERATION, "federation"},
-    {N_PHASE, "phase"}, {N_DIGEST, "digest"}, {N_FRAMES, "frames"}, {N_MOMENTS, "moments"},
-    {N_PARTICIPATION, "participation"}, {N_ISSUED, "issued"}, {N_BYTE_RATE, "byte_rate"},
-    {N_DEVICES, "devices"}, {N_BODY, "body"}, {N_NUMBER, "number"}, {N_TOKEN, "token"}, {N_TO, "to"},
-    {N_REST, "rest"}, {N_SNAPSHOT, "snapshot"}, {N_EXPONENT, "exponent"}, {N_SCHEMA, "schema"},
-    {N_FROZEN, "frozen"}, {N_FILLING, "filling"}, {N_TROUBLE, "trouble"}, {N_CLASS, "class"}};
+/* Each name's number as a byte, then its word. */
+static const char names[] =
+    "\000kind\0" "\001update\0" "\002offer\0" "\003chunk\0" "\004fetch\0" "\005statistics\0" "\006report\0"
+    "\007hello\0" "\010receipt\0" "\011aggregator\0" "\012announcement\0" "\013part\0" "\015outbox\0"
+    "\017seq\0" "\020lineage\0" "\021generation\0" "\023schema_hash\0" "\025codec\0" "\026size\0"
+    "\027sha256\0" "\031steps\0" "\032seconds\0" "\033plan\0" "\035parts\0" "\037version\0" "\040span\0"
+    "\041channel\0" "\044state\0" "\050verdict\0" "\051why\0" "\052retry_after\0" "\053repeat\0" "\056hi\0"
+    "\057settled\0" "\060grants\0" "\061boot\0" "\062step\0" "\063revision\0" "\064learning_rate\0"
+    "\065local_steps\0" "\066epochs\0" "\067batch_size\0" "\070proximal\0" "\071feedback\0"
+    "\073fewest_steps\0" "\074most_steps\0" "\077name\0" "\100channels\0" "\101share\0" "\102interval\0"
+    "\105federation\0" "\106phase\0" "\107digest\0" "\110frames\0" "\111moments\0" "\112participation\0"
+    "\113issued\0" "\120byte_rate\0" "\121devices\0" "\122body\0" "\125number\0" "\141token\0" "\143to\0"
+    "\157rest\0" "\310snapshot\0" "\311exponent\0" "\312schema\0" "\313frozen\0" "\314filling\0"
+    "\316trouble\0" "\317class\0";
 
 /* What a key or a kind says, as a number or as text. */
 static unsigned name_of(const item *said)
@@ -472,9 +463,9 @@ static unsigned name_of(const item *said)
     if (said->kind == ITEM_INT && !said->negative && said->number <= N_REST)
         return (unsigned)said->number;
     if (said->kind == ITEM_TEXT)
-        for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
-            if (same_text(said->data, names[i].word))
-                return names[i].number;
+        for (const char *at = names; at < names + sizeof names - 1; at += strlen(at + 1) + 2)
+            if (same_text(said->data, at + 1))
+                return (uint8_t)*at;
     return N_UNKNOWN;
 }
 
@@ -513,14 +504,73 @@ static float positive(const item *value)
     return real > 0 ? real < 1e30 ? (float)real : 1e30f : 0;
 }
 
-/* Bytes of a fixed size at least; else the field counts as wrong. */
-static bool copy_bin(uint8_t *to, size_t size, const item *value)
+/* A list in a header, to be read where it lies. */
+typedef struct list {
+    reader items;
+    uint64_t count;
+} list;
+
+/* How a field of a header is taken into a structure, and where. One of the wrong type counts as not there. */
+enum form { FORM_ID, FORM_U64, FORM_U32, FORM_CLAMPED, FORM_POSITIVE, FORM_REAL, FORM_TRUE, FORM_TEXT, FORM_BIN, FORM_LIST, FORM_NAME };
+
+typedef struct field {
+    uint8_t key, form;
+    uint16_t at;
+} field;
+
+static bool take_field(const reader *r, const item *value, unsigned form, void *to)
 {
-    if (value->kind != ITEM_BIN || value->data.size < size)
-        return false;
-    memcpy(to, value->data.data, size);
-    return true;
+    bytes *text = (bytes *)to;
+    bool whole = is_unsigned(value);
+    uint32_t number = clamped(value);
+    switch (form) {
+    case FORM_ID:
+        if (value->kind != ITEM_BIN || value->data.size < 16)
+            return false;
+        memcpy(to, value->data.data, 16);
+        return true;
+    case FORM_U64:
+        if (whole)
+            memcpy(to, &value->number, sizeof value->number);
+        return whole;
+    case FORM_U32: whole = whole && value->number <= UINT32_MAX; /* fall through */
+    case FORM_CLAMPED:
+        if (whole)
+            memcpy(to, &number, sizeof number);
+        return whole;
+    case FORM_POSITIVE: *(float *)to = positive(value); return true;
+    case FORM_REAL: *(double *)to = real_of(value); return true;
+    case FORM_TRUE: *(bool *)to = value->number != 0; return true;
+    case FORM_NAME: *(unsigned *)to = name_of(value); return true;
+    case FORM_LIST: {
+        list found = {*r, value->number};
+        if (value->kind == ITEM_ARRAY || value->kind == ITEM_MAP)
+            memcpy(to, &found, sizeof found);
+        return value->kind == ITEM_ARRAY || value->kind == ITEM_MAP;
+    }
+    default:
+        if (value->kind != (form == FORM_TEXT ? ITEM_TEXT : ITEM_BIN))
+            return false;
+        *text = value->data;
+        return true;
+    }
 }
+
+/* Take the fields of a map of `left` pairs; a bit for each that was there. Others are passed over. */
+static unsigned take_fields(reader *r, uint64_t left, const field *fields, unsigned count, void *to)
+{
+    unsigned key, seen = 0;
+    item value;
+    while (next_pair(r, &left, &key, &value)) {
+        for (unsigned i = 0; i < count; i++)
+            if (fields[i].key == key && take_field(r, &value, fields[i].form, (uint8_t *)to + fields[i].at))
+                seen |= 1u << i;
+        pass_over(r, &value);
+    }
+    return seen;
+}
+
+#define COUNT(table) ((unsigned)(sizeof(table) / sizeof(table)[0]))
 
 /* Split a payload into its header, of which the number of pairs is given, and its body. */
 static bool open_frame(bytes payload, reader *header, uint64_t *pairs, bytes *body)
@@ -591,63 +641,44 @@ typedef char midge_record_fits[sizeof(record) == MIDGE_META ? 1 : -1];
 typedef enum link_state { LINK_DOWN, LINK_GREETED, LINK_JOINING, LINK_UP } link_state;
 typedef enum work_state { WORK_NONE, WORK_TURN, WORK_FETCH, WORK_TRAIN, WORK_MEASURE } work_state;
 
-struct midge {
-    midge_config config;
-    midge_port port;
-    /* Memory. */
-    uint32_t *scratch;  /* MIDGE_SCRATCH bytes */
-    int32_t *n;         /* the model's integers */
-    float *w;           /* the weights while training; the frame while fetching */
-    uint8_t *frame;     /* the same memory */
-    size_t frame_room;
-    uint8_t *frozen, *rx, *tx;
-    /* The model: `count` values if `have`, of target `held`. */
-    tensor tensors[MIDGE_TENSORS];
-    uint32_t tensor_count, count, frozen_size;
-    int32_t exponent;
-    bool have;
-    uint8_t schema_hash[16], lineage[16];
-    uint32_t generation;
-    uint64_t version; /* of n, which may be on its way */
-    uint64_t sound;   /* the version whose digest was right, or NONE */
-    /* The link. */
+struct midge { /* what is used most comes first: within 128 bytes an instruction of Thumb has two bytes, not four */
     link_state link;
-    midge_status end;  /* what ends this device, or MIDGE_IDLE */
-    size_t received, skipping;
-    uint16_t packet_id;
-    uint64_t clock, heard, said; /* milliseconds */
-    uint32_t last_now;
-    uint8_t short_lives; /* connections that ended soon after they had begun, one after the other */
-    uint64_t number, joining_until, greeted_at;
-    bool suspected, answered;
-    /* The aggregator. */
-    bool serves, ready, settled_once, greet;
-    uint64_t boot, token, greet_at;
-    uint32_t greet_wait;
-    /* The outbox. */
-    record outbox;
-    uint8_t slot;
-    uint64_t send_at, sent_at;
-    uint32_t send_wait;
-    const char *waits;
-    /* Work. */
+    midge_status end; /* what ends this device, or MIDGE_IDLE */
     work_state work;
-    goal target;
-    bool newer; /* an announcement was passed over, and is to be asked for */
-    uint64_t newer_at, work_at, trained_at;
-    hop hops[MIDGE_HOPS];
-    uint8_t hop_count, hop_at, tries;
+    bool have;        /* n is a model */
+    bool serves, ready, settled_once, greets;
+    bool newer;       /* an announcement was passed over, and is to be asked for at `newer_at` */
+    bool after;       /* but only once the update that is held is settled */
+    bool suspected, answered, sound, frame_known, has_trained;
+    uint8_t slot, short_lives; /* connections that ended soon after they had begun, one after the other */
+    uint8_t hop_count, hop_at, tries, statistic_count;
+    uint16_t packet_id;
+    /* Milliseconds; times wrap around and are compared by `is_due`. */
+    uint32_t clock, last_now, heard, said, joining_until, greeted_at, greet_at, greet_wait, send_at, sent_at, send_wait,
+        newer_at, work_at, trained_at, moments_at, moments_wait;
+    /* Memory. */
+    uint32_t *scratch; /* MIDGE_SCRATCH bytes */
+    int32_t *n;        /* the model's integers: `count` values times two to the power of `exponent` */
+    float *w;          /* the weights while training; the frame while fetching */
+    uint8_t *frame;    /* the same memory */
+    uint8_t *frozen, *rx, *tx;
+    uint32_t frame_room, count, frozen_size, tensor_count, received;
+    int32_t exponent;
+    size_t skipping;
     uint32_t part, got; /* the first part that is missing, and which of the WINDOW from there are here */
-    uint8_t frame_sha[16];
-    bool frame_known;
-    /* Statistics. */
-    statistic statistics[MIDGE_STATISTICS];
-    uint8_t statistic_count;
+    uint64_t version;   /* of n, which may be on its way; `sound`: its digest was right */
+    uint32_t generation, draws;
+    uint64_t number, boot, token;
+    const char *waits;
     const midge_moment *moments;
-    uint32_t moment_count, moments_wait;
-    uint64_t moments_at;
-    /* Chance. */
-    uint64_t draws;
+    midge_port port;
+    uint8_t schema_hash[16], lineage[16], frame_sha[16];
+    goal target;
+    record outbox;
+    midge_config config;
+    hop hops[MIDGE_HOPS];
+    statistic statistics[MIDGE_STATISTICS];
+    tensor tensors[MIDGE_TENSORS];
 };
 
 typedef char midge_self_fits[sizeof(struct midge) <= MIDGE_SELF ? 1 : -1];
@@ -662,6 +693,11 @@ static void tell_why(const midge *m, midge_tiding tiding, uint64_t number, const
 {
     midge_event event = {tiding, number, 0, false, false, false, {NULL, 0}, {why, strlen(why)}};
     tell(m, &event);
+}
+
+static bool is_due(const midge *m, uint32_t at)
+{
+    return (int32_t)(m->clock - at) >= 0;
 }
 
 static uint64_t draw(midge *m)
@@ -681,176 +717,131 @@ static uint64_t draw(midge *m)
 /* An announcement in its envelope, as far as it concerns a device. */
 typedef struct announcement {
     goal target;
-    bytes frames, federation;
-    bool training, train_channel, complete;
+    bytes federation, phase, channel, frames;
+    list plan, participation, moments;
     float rest;
+    bool training;
+    unsigned kind, statistic_count; /* more than MIDGE_STATISTICS: it asks for more than fit */
     statistic statistics[MIDGE_STATISTICS];
-    unsigned statistic_count; /* more than MIDGE_STATISTICS: it asks for more than fit */
 } announcement;
 
-static void read_plan(reader *r, item *map, midge_plan *plan)
+static void read_plan(list *map, midge_plan *plan)
 {
-    uint64_t left = map->number;
-    unsigned key;
-    item value;
-    while (next_pair(r, &left, &key, &value)) {
-        switch (key) {
-        case N_REVISION: plan->revision = clamped(&value); break;
-        case N_LEARNING_RATE: plan->learning_rate = positive(&value); break;
-        case N_LOCAL_STEPS: plan->local_steps = clamped(&value); break;
-        case N_EPOCHS: plan->epochs = clamped(&value); break;
-        case N_BATCH_SIZE: plan->batch_size = clamped(&value); break;
-        case N_PROXIMAL: plan->proximal = positive(&value); break;
-        case N_SECONDS: plan->seconds = positive(&value); break;
-        case N_FEWEST_STEPS: plan->fewest_steps = clamped(&value); break;
-        case N_MOST_STEPS: plan->most_steps = clamped(&value); break;
-        case N_FEEDBACK: plan->feedback = value.number != 0; break;
-        case N_CLASS: plan->micro = value.kind == ITEM_TEXT && same_text(value.data, "micro"); break;
-        case N_CODEC:
-            memset(plan->codec, 0, sizeof plan->codec); /* a longer name is one that is not known here */
-            if (value.kind == ITEM_TEXT && value.data.size < sizeof plan->codec)
-                memcpy(plan->codec, value.data.data, value.data.size);
-            break;
-        default: break;
+    static const field fields[] = {
+        {N_REVISION, FORM_CLAMPED, offsetof(midge_plan, revision)},
+        {N_LEARNING_RATE, FORM_POSITIVE, offsetof(midge_plan, learning_rate)},
+        {N_LOCAL_STEPS, FORM_CLAMPED, offsetof(midge_plan, local_steps)},
+        {N_EPOCHS, FORM_CLAMPED, offsetof(midge_plan, epochs)},
+        {N_BATCH_SIZE, FORM_CLAMPED, offsetof(midge_plan, batch_size)},
+        {N_PROXIMAL, FORM_POSITIVE, offsetof(midge_plan, proximal)},
+        {N_SECONDS, FORM_POSITIVE, offsetof(midge_plan, seconds)},
+        {N_FEWEST_STEPS, FORM_CLAMPED, offsetof(midge_plan, fewest_steps)},
+        {N_MOST_STEPS, FORM_CLAMPED, offsetof(midge_plan, most_steps)},
+        {N_FEEDBACK, FORM_TRUE, offsetof(midge_plan, feedback)}};
+    static const field words[] = {{N_CODEC, FORM_TEXT, 0}, {N_CLASS, FORM_TEXT, sizeof(bytes)}};
+    list again = *map;
+    bytes found[2] = {{NULL, 0}, {NULL, 0}};
+    (void)take_fields(&map->items, map->count, fields, COUNT(fields), plan);
+    if (take_fields(&again.items, again.count, words, COUNT(words), found) & 1u) {
+        memset(plan->codec, 0, sizeof plan->codec); /* a longer name is one that is not known here */
+        if (found[0].size < sizeof plan->codec)
+            memcpy(plan->codec, found[0].data, found[0].size);
+    }
+    plan->micro = same_text(found[1], "micro");
+}
+
+static void read_statistics(list *maps, announcement *a)
+{
+    struct { bytes name; uint32_t channels; } said; /* the second follows the first without a gap */
+    static const field fields[] = {{N_NAME, FORM_TEXT, 0}, {N_CHANNELS, FORM_CLAMPED, sizeof(bytes)}};
+    for (; maps->count > 0 && !maps->items.bad; maps->count--) {
+        item map = next_item(&maps->items);
+        statistic *to = &a->statistics[a->statistic_count];
+        memset(&said, 0, sizeof said);
+        if (map.kind == ITEM_MAP)
+            (void)take_fields(&maps->items, map.number, fields, COUNT(fields), &said);
+        if (a->statistic_count >= MIDGE_STATISTICS || said.name.size == 0 || said.name.size >= sizeof to->name) {
+            a->statistic_count = MIDGE_STATISTICS + 1;
+            return;
         }
-        pass_over(r, &value);
-    }
-}
-
-static void read_participation(reader *r, item *map, announcement *a)
-{
-    uint64_t left = map->number;
-    unsigned key;
-    item value;
-    while (next_pair(r, &left, &key, &value)) {
-        if (key == N_SHARE)
-            a->target.share = positive(&value);
-        else if (key == N_INTERVAL)
-            a->target.interval = positive(&value);
-        else if (key == N_REST)
-            a->rest = positive(&value);
-        pass_over(r, &value);
-    }
-}
-
-static void read_statistic(reader *r, item *map, announcement *a)
-{
-    statistic found = {{0}, 0};
-    bool fits = false;
-    uint64_t left = map->kind == ITEM_MAP ? map->number : 0;
-    unsigned key;
-    item value;
-    while (next_pair(r, &left, &key, &value)) {
-        if (key == N_NAME && value.kind == ITEM_TEXT && value.data.size < sizeof found.name) {
-            memcpy(found.name, value.data.data, value.data.size);
-            fits = value.data.size > 0;
-        } else if (key == N_CHANNELS)
-            found.channels = clamped(&value);
-        pass_over(r, &value);
-    }
-    if (!fits || a->statistic_count >= MIDGE_STATISTICS)
-        a->statistic_count = MIDGE_STATISTICS + 1;
-    else
-        a->statistics[a->statistic_count++] = found;
-}
-
-static void read_announced(reader *r, unsigned key, item *value, announcement *a, unsigned *seen)
-{
-    goal *t = &a->target;
-    switch (key) {
-    case N_FEDERATION: a->federation = value->data; break;
-    case N_LINEAGE: *seen |= copy_bin(t->lineage, 16, value) ? 1u : 0; break;
-    case N_GENERATION: *seen |= is_unsigned(value) && value->number <= UINT32_MAX ? 2u : 0;
-                       t->generation = clamped(value); break;
-    case N_VERSION: *seen |= is_unsigned(value) && value->number < (uint64_t)1 << 53 ? 4u : 0;
-                    t->version = value->number; break;
-    case N_SCHEMA_HASH: *seen |= copy_bin(t->schema_hash, 16, value) ? 8u : 0; break;
-    case N_DIGEST: *seen |= copy_bin(t->digest, 16, value) ? 16u : 0; break;
-    case N_PHASE: *seen |= value->kind == ITEM_TEXT ? 32u : 0;
-                  a->training = value->kind == ITEM_TEXT && same_text(value->data, "training");
-                  t->statistics = value->kind == ITEM_TEXT && same_text(value->data, "statistics"); break;
-    case N_CHANNEL: a->train_channel = value->kind == ITEM_TEXT && same_text(value->data, "train"); break;
-    case N_FRAMES: if (value->kind == ITEM_BIN) a->frames = value->data; break;
-    case N_CHUNK: t->chunk = clamped(value); break;
-    case N_DEVICES: t->devices = clamped(value); break;
-    case N_ISSUED: t->issued = real_of(value); break;
-    case N_BYTE_RATE: t->byte_rate = positive(value); break;
-    case N_PLAN: if (value->kind == ITEM_MAP) { read_plan(r, value, &t->plan); value->number = 0; } break;
-    case N_PARTICIPATION:
-        if (value->kind == ITEM_MAP) { read_participation(r, value, a); value->number = 0; } break;
-    case N_MOMENTS:
-        for (uint64_t i = 0; value->kind == ITEM_ARRAY && i < value->number && !r->bad; i++) {
-            item map = next_item(r);
-            read_statistic(r, &map, a);
-            if (map.kind != ITEM_MAP)
-                pass_over(r, &map);
-        }
-        value->number = 0;
-        break;
-    default: break;
+        memcpy(to->name, said.name.data, said.name.size);
+        to->channels = said.channels;
+        a->statistic_count++;
     }
 }
 
 /* Where the envelope's body lies; an envelope has no kind. */
 static bytes open_envelope(bytes payload)
 {
+    static const field fields[] = {{N_BODY, FORM_BIN, 0}};
     reader r;
     uint64_t left;
-    unsigned key;
-    item value;
     bytes body = {NULL, 0}, rest;
-    if (!open_frame(payload, &r, &left, &rest))
-        return body;
-    while (next_pair(&r, &left, &key, &value)) {
-        if (key == N_BODY && value.kind == ITEM_BIN)
-            body = value.data;
-        pass_over(&r, &value);
-    }
+    if (open_frame(payload, &r, &left, &rest))
+        (void)take_fields(&r, left, fields, COUNT(fields), &body);
     return body;
 }
 
 static bool read_announcement(bytes payload, announcement *a)
 {
+    static const field fields[] = {
+        {N_KIND, FORM_NAME, offsetof(announcement, kind)},
+        {N_LINEAGE, FORM_ID, offsetof(announcement, target.lineage)},
+        {N_GENERATION, FORM_U32, offsetof(announcement, target.generation)},
+        {N_VERSION, FORM_U64, offsetof(announcement, target.version)},
+        {N_SCHEMA_HASH, FORM_ID, offsetof(announcement, target.schema_hash)},
+        {N_DIGEST, FORM_ID, offsetof(announcement, target.digest)},
+        {N_PHASE, FORM_TEXT, offsetof(announcement, phase)},
+        {N_FEDERATION, FORM_TEXT, offsetof(announcement, federation)},
+        {N_CHANNEL, FORM_TEXT, offsetof(announcement, channel)},
+        {N_FRAMES, FORM_BIN, offsetof(announcement, frames)},
+        {N_CHUNK, FORM_CLAMPED, offsetof(announcement, target.chunk)},
+        {N_DEVICES, FORM_CLAMPED, offsetof(announcement, target.devices)},
+        {N_ISSUED, FORM_REAL, offsetof(announcement, target.issued)},
+        {N_BYTE_RATE, FORM_POSITIVE, offsetof(announcement, target.byte_rate)},
+        {N_PLAN, FORM_LIST, offsetof(announcement, plan)},
+        {N_PARTICIPATION, FORM_LIST, offsetof(announcement, participation)},
+        {N_MOMENTS, FORM_LIST, offsetof(announcement, moments)}};
+    static const field shares[] = {{N_SHARE, FORM_POSITIVE, offsetof(announcement, target.share)},
+                                   {N_INTERVAL, FORM_POSITIVE, offsetof(announcement, target.interval)},
+                                   {N_REST, FORM_POSITIVE, offsetof(announcement, rest)}};
     reader r;
     uint64_t left;
-    unsigned key, seen = 0;
-    item value;
     bytes rest;
+    midge_plan *plan = &a->target.plan;
     memset(a, 0, sizeof *a);
-    a->train_channel = true; /* the defaults of the protocol */
-    a->target.chunk = 256u * 1024u;
+    a->target.chunk = 256u * 1024u; /* the defaults of the protocol */
     a->target.share = 1;
-    a->target.plan.feedback = true;
-    a->target.plan.fewest_steps = 1;
-    a->target.plan.most_steps = 10000;
-    memcpy(a->target.plan.codec, "uq:4|rice", sizeof "uq:4|rice");
+    plan->feedback = true;
+    plan->fewest_steps = 1;
+    plan->most_steps = 10000;
+    memcpy(plan->codec, "uq:4|rice", sizeof "uq:4|rice");
     if (!open_frame(open_envelope(payload), &r, &left, &rest))
         return false;
-    while (next_pair(&r, &left, &key, &value)) {
-        if (key == N_KIND && name_of(&value) != N_ANNOUNCEMENT)
-            return false;
-        read_announced(&r, key, &value, a, &seen);
-        pass_over(&r, &value);
-    }
+    unsigned seen = take_fields(&r, left, fields, COUNT(fields), a);
+    read_plan(&a->plan, plan);
+    (void)take_fields(&a->participation.items, a->participation.count, shares, COUNT(shares), a);
+    read_statistics(&a->moments, a);
+    a->training = same_text(a->phase, "training");
+    a->target.statistics = same_text(a->phase, "statistics");
     if (a->rest > a->target.interval)
         a->target.interval = a->rest;
-    a->complete = !r.bad && seen == 63u && a->target.chunk > 0 && a->train_channel;
-    return a->complete;
+    return !r.bad && (seen & 0x7fu) == 0x7fu && a->kind == N_ANNOUNCEMENT && a->target.version < (uint64_t)1 << 53 &&
+           a->target.chunk > 0 && (a->channel.size == 0 || same_text(a->channel, "train"));
 }
 
 /* The aggregator's status. It may be cut short: what concerns a device comes before what is for people. */
 typedef struct aggregator_status {
     bytes state, why;
     uint64_t boot, token;
-    bool complete;
 } aggregator_status;
 
 static bool read_status(bytes payload, aggregator_status *s)
 {
-    reader r;
-    uint64_t left;
-    unsigned key;
-    item value;
+    static const field fields[] = {{N_STATE, FORM_TEXT, offsetof(aggregator_status, state)},
+                                   {N_BOOT, FORM_U64, offsetof(aggregator_status, boot)},
+                                   {N_WHY, FORM_TEXT, offsetof(aggregator_status, why)},
+                                   {N_TOKEN, FORM_U64, offsetof(aggregator_status, token)}};
     memset(s, 0, sizeof *s);
     if (payload.size < 2)
         return false;
@@ -858,58 +849,32 @@ static bool read_status(bytes payload, aggregator_status *s)
     bytes header = rest_of(payload, 2);
     if (header.size > length)
         header.size = length;
-    r = reader_of(header);
+    reader r = reader_of(header);
     item map = next_item(&r);
-    left = map.kind == ITEM_MAP ? map.number : 0;
-    bool booted = false;
-    while (next_pair(&r, &left, &key, &value)) {
-        if (key == N_STATE && value.kind == ITEM_TEXT)
-            s->state = value.data;
-        else if (key == N_WHY && value.kind == ITEM_TEXT)
-            s->why = value.data;
-        else if (key == N_BOOT && is_unsigned(&value)) {
-            s->boot = value.number;
-            booted = true;
-        } else if (key == N_TOKEN && is_unsigned(&value))
-            s->token = value.number;
-        else if (key == N_KIND && name_of(&value) != N_AGGREGATOR)
-            return false;
-        pass_over(&r, &value);
-    }
-    s->complete = booted && s->state.size > 0;
-    return s->complete;
+    r.bad = false; /* it may claim more pairs than have come */
+    return map.kind == ITEM_MAP && (take_fields(&r, map.number, fields, COUNT(fields), s) & 3u) == 3u;
 }
 
 /* A device's status: one's own come back, or that of another of the same name. */
 typedef struct hello {
     bytes state;
     uint64_t outbox, number, to;
+    unsigned kind;
 } hello;
 
 static bool read_hello(bytes payload, hello *h)
 {
+    static const field fields[] = {{N_STATE, FORM_TEXT, offsetof(hello, state)},
+                                   {N_KIND, FORM_NAME, offsetof(hello, kind)},
+                                   {N_OUTBOX, FORM_U64, offsetof(hello, outbox)},
+                                   {N_NUMBER, FORM_U64, offsetof(hello, number)},
+                                   {N_TO, FORM_U64, offsetof(hello, to)}};
     reader r;
     uint64_t left;
-    unsigned key;
-    item value;
     bytes rest;
     memset(h, 0, sizeof *h);
-    if (!open_frame(payload, &r, &left, &rest))
-        return false;
-    while (next_pair(&r, &left, &key, &value)) {
-        if (key == N_KIND && name_of(&value) != N_HELLO)
-            return false;
-        if (key == N_STATE && value.kind == ITEM_TEXT)
-            h->state = value.data;
-        else if (key == N_OUTBOX && is_unsigned(&value))
-            h->outbox = value.number;
-        else if (key == N_NUMBER && is_unsigned(&value))
-            h->number = value.number;
-        else if (key == N_TO && is_unsigned(&value))
-            h->to = value.number;
-        pass_over(&r, &value);
-    }
-    return !r.bad && h->state.size > 0;
+    return open_frame(payload, &r, &left, &rest) && (take_fields(&r, left, fields, COUNT(fields), h) & 7u) == 7u &&
+           !r.bad && h->kind == N_HELLO;
 }
 
 static bool is_live(bytes state)
@@ -925,27 +890,20 @@ typedef struct verdict {
     bool repeat;
 } verdict;
 
-static void read_verdict(reader *r, item *map, verdict *v)
+static void read_verdict(list *maps, verdict *v)
 {
-    uint64_t left = map->kind == ITEM_MAP ? map->number : 0;
-    unsigned key;
-    item value;
+    static const field fields[] = {{N_SEQ, FORM_U64, offsetof(verdict, seq)},
+                                   {N_VERDICT, FORM_TEXT, offsetof(verdict, word)},
+                                   {N_WHY, FORM_TEXT, offsetof(verdict, why)},
+                                   {N_BODY, FORM_BIN, offsetof(verdict, body)},
+                                   {N_RETRY_AFTER, FORM_REAL, offsetof(verdict, retry_after)},
+                                   {N_REPEAT, FORM_TRUE, offsetof(verdict, repeat)}};
+    item map = next_item(&maps->items);
     memset(v, 0, sizeof *v);
-    while (next_pair(r, &left, &key, &value)) {
-        if (key == N_SEQ && is_unsigned(&value))
-            v->seq = value.number;
-        else if (key == N_VERDICT && value.kind == ITEM_TEXT)
-            v->word = value.data;
-        else if (key == N_WHY && value.kind == ITEM_TEXT)
-            v->why = value.data;
-        else if (key == N_BODY && value.kind == ITEM_BIN)
-            v->body = value.data;
-        else if (key == N_RETRY_AFTER)
-            v->retry_after = real_of(&value);
-        else if (key == N_REPEAT)
-            v->repeat = value.number != 0;
-        pass_over(r, &value);
-    }
+    if (map.kind == ITEM_MAP)
+        (void)take_fields(&maps->items, map.number, fields, COUNT(fields), v);
+    else
+        pass_over(&maps->items, &map);
 }
 
 /* A verdict that settles nothing: the update is kept and sent again. */
@@ -959,90 +917,53 @@ static bool is_final(bytes word)
 typedef struct word_to_us {
     unsigned kind;
     uint64_t outbox, hi, token;
-    uint64_t settled_count, grant_count;
-    reader settled, grants;
+    list settled, grants;
     bytes why;
 } word_to_us;
 
 static bool read_receipt(bytes payload, word_to_us *t)
 {
+    static const field fields[] = {{N_OUTBOX, FORM_U64, offsetof(word_to_us, outbox)},
+                                   {N_HI, FORM_U64, offsetof(word_to_us, hi)},
+                                   {N_KIND, FORM_NAME, offsetof(word_to_us, kind)},
+                                   {N_TOKEN, FORM_U64, offsetof(word_to_us, token)},
+                                   {N_WHY, FORM_TEXT, offsetof(word_to_us, why)},
+                                   {N_SETTLED, FORM_LIST, offsetof(word_to_us, settled)},
+                                   {N_GRANTS, FORM_LIST, offsetof(word_to_us, grants)}};
     reader r;
     uint64_t left;
-    unsigned key, seen = 0;
-    item value;
     bytes rest;
     memset(t, 0, sizeof *t);
     t->kind = N_UNKNOWN;
     if (!open_frame(payload, &r, &left, &rest))
         return false;
-    while (next_pair(&r, &left, &key, &value)) {
-        if (key == N_KIND)
-            t->kind = name_of(&value);
-        else if (key == N_OUTBOX && is_unsigned(&value)) {
-            t->outbox = value.number;
-            seen |= 1;
-        } else if (key == N_HI && is_unsigned(&value)) {
-            t->hi = value.number;
-            seen |= 2;
-        } else if (key == N_TOKEN && is_unsigned(&value))
-            t->token = value.number;
-        else if (key == N_WHY && value.kind == ITEM_TEXT)
-            t->why = value.data;
-        else if (key == N_SETTLED && value.kind == ITEM_ARRAY) {
-            t->settled = r;
-            t->settled_count = value.number;
-        } else if (key == N_GRANTS && value.kind == ITEM_ARRAY) {
-            t->grants = r;
-            t->grant_count = value.number;
-        }
-        pass_over(&r, &value);
-    }
-    return !r.bad && (t->kind == N_TROUBLE || (t->kind == N_RECEIPT && seen == 3));
+    unsigned seen = take_fields(&r, left, fields, COUNT(fields), t);
+    return !r.bad && (t->kind == N_TROUBLE || (t->kind == N_RECEIPT && (seen & 3u) == 3u));
 }
 
 /* One chunk of a frame. */
 typedef struct part {
-    uint8_t lineage[16], sha256[32];
-    size_t sha_size;
+    uint8_t lineage[16], sha256[16];
     uint64_t version;
     uint32_t span, part, parts;
+    unsigned kind;
     bytes body;
 } part;
 
 static bool read_part(bytes payload, part *p)
 {
+    static const field fields[] = {{N_LINEAGE, FORM_ID, offsetof(part, lineage)},
+                                   {N_SHA256, FORM_ID, offsetof(part, sha256)},
+                                   {N_VERSION, FORM_U64, offsetof(part, version)},
+                                   {N_SPAN, FORM_CLAMPED, offsetof(part, span)},
+                                   {N_PART, FORM_CLAMPED, offsetof(part, part)},
+                                   {N_PARTS, FORM_CLAMPED, offsetof(part, parts)},
+                                   {N_KIND, FORM_NAME, offsetof(part, kind)}};
     reader r;
     uint64_t left;
-    unsigned key, seen = 0;
-    item value;
     memset(p, 0, sizeof *p);
-    if (!open_frame(payload, &r, &left, &p->body))
-        return false;
-    while (next_pair(&r, &left, &key, &value)) {
-        if (key == N_KIND && name_of(&value) != N_PART)
-            return false;
-        if (key == N_LINEAGE)
-            seen |= copy_bin(p->lineage, 16, &value) ? 1u : 0;
-        else if (key == N_SHA256 && value.kind == ITEM_BIN && value.data.size >= 16 && value.data.size <= 32) {
-            memcpy(p->sha256, value.data.data, value.data.size);
-            p->sha_size = value.data.size;
-            seen |= 2;
-        } else if (key == N_VERSION && is_unsigned(&value)) {
-            p->version = value.number;
-            seen |= 4;
-        } else if (key == N_SPAN && is_unsigned(&value)) {
-            p->span = clamped(&value);
-            seen |= 8;
-        } else if (key == N_PART && is_unsigned(&value)) {
-            p->part = clamped(&value);
-            seen |= 16;
-        } else if (key == N_PARTS && is_unsigned(&value)) {
-            p->parts = clamped(&value);
-            seen |= 32;
-        }
-        pass_over(&r, &value);
-    }
-    return !r.bad && seen == 63u && p->parts > 0;
+    return open_frame(payload, &r, &left, &p->body) && take_fields(&r, left, fields, COUNT(fields), p) == 0x7fu &&
+           !r.bad && p->kind == N_PART && p->parts > 0;
 }
 
 /* ============================================================================================== coded integers */
@@ -1063,22 +984,24 @@ static bool next_bit(bit_stream *b, unsigned *bit)
 }
 
 /* A Rice coded number: its high part in unary from one stream, `low` bits from another. */
-static bool next_rice(bit_stream *high, bit_stream *rest, unsigned low, uint64_t *number)
+static bool next_rice(bit_stream *high, bit_stream *rest, unsigned low, uint32_t *number)
 {
-    uint64_t value = 0;
+    uint32_t value = 0;
     unsigned bit = 0;
     do {
         if (!next_bit(high, &bit))
             return false;
         value += 1u - bit;
     } while (bit == 0);
+    if (value > (uint32_t)INT32_MAX >> low)
+        return false;
     for (unsigned i = 0; i < low; i++) {
         if (!next_bit(rest, &bit))
             return false;
         value = value << 1 | bit;
     }
     *number = value;
-    return value <= INT32_MAX;
+    return true;
 }
 
 /* The five streams of a block, and the table of its sections. */
@@ -1095,7 +1018,7 @@ static bool open_stream(bit_stream *stream, bytes *body, uint64_t size_in_bits)
         return false;
     stream->data = body->data;
     stream->at = 0;
-    stream->end = size * 8u;
+    stream->end = (uint32_t)size * 8u;
     *body = rest_of(*body, (size_t)size);
     return true;
 }
@@ -1127,15 +1050,14 @@ static bool open_block(bytes *body, uint32_t values, coded_block *b)
 /* Add a section's integers to `n`, of which `length` are its own. */
 static bool add_section(coded_block *b, const uint8_t *row, int32_t *n, uint32_t length)
 {
-    uint64_t place = 0, zeros, size;
-    uint32_t count = (uint32_t)get_le(row, 2);
+    uint32_t place = 0, zeros, size, count = (uint32_t)get_le(row, 2);
     unsigned sign;
     for (uint32_t i = 0; i < count; i++, place++) {
         if (!next_rice(&b->stream[0], &b->stream[1], row[3], &zeros) || !next_bit(&b->stream[2], &sign) ||
             !next_rice(&b->stream[3], &b->stream[4], row[4], &size))
             return false;
         place += zeros;
-        if (place >= length || size + 1u > (uint64_t)INT32_MAX >> row[2])
+        if (place >= length || size + 1u > (uint32_t)INT32_MAX >> row[2])
             return false;
         int64_t step = (int64_t)((size + 1u) << row[2]), sum = n[place] + (sign ? -step : step);
         if (sum > INT32_MAX || sum < -INT32_MAX)
@@ -1248,13 +1170,13 @@ static bool read_tensor(reader *r, tensor *t, uint32_t *shared, uint32_t *frozen
 static const char *read_schema(midge *m, bytes schema)
 {
     reader r = reader_of(schema);
-    item list = next_item(&r);
+    item rows = next_item(&r);
     uint32_t shared = 0, frozen = 0;
-    if (r.bad || list.kind != ITEM_ARRAY)
+    if (r.bad || rows.kind != ITEM_ARRAY)
         return "its schema is no list";
-    if (list.number > MIDGE_TENSORS)
+    if (rows.number > MIDGE_TENSORS)
         return "it has more tensors than MIDGE_TENSORS";
-    for (uint64_t i = 0; i < list.number; i++)
+    for (uint64_t i = 0; i < rows.number; i++)
         if (!read_tensor(&r, &m->tensors[i], &shared, &frozen) || r.bad)
             return "a tensor of its schema is wrong";
     if (r.at != r.end)
@@ -1263,7 +1185,7 @@ static const char *read_schema(midge *m, bytes schema)
         return "it has more parameters than there is room for";
     if (frozen > m->config.frozen)
         return "its frozen tensors have more bytes than there is room for";
-    m->tensor_count = (uint32_t)list.number;
+    m->tensor_count = (uint32_t)rows.number;
     m->count = shared;
     m->frozen_size = frozen;
     return NULL;
@@ -1273,37 +1195,26 @@ static const char *read_schema(midge *m, bytes schema)
 typedef struct frame_header {
     unsigned kind;
     int32_t exponent;
+    double power; /* the exponent as it was read */
     uint64_t schema, frozen, filling, size;
     bytes body;
 } frame_header;
 
 static bool read_frame(bytes frame, frame_header *f)
 {
+    static const field fields[] = {{N_EXPONENT, FORM_REAL, offsetof(frame_header, power)},
+                                   {N_KIND, FORM_NAME, offsetof(frame_header, kind)},
+                                   {N_SCHEMA, FORM_U64, offsetof(frame_header, schema)},
+                                   {N_FROZEN, FORM_U64, offsetof(frame_header, frozen)},
+                                   {N_FILLING, FORM_U64, offsetof(frame_header, filling)},
+                                   {N_SIZE, FORM_U64, offsetof(frame_header, size)}};
     reader r;
     uint64_t left;
-    unsigned key, seen = 0;
-    item value;
     memset(f, 0, sizeof *f);
-    f->kind = N_UNKNOWN;
-    if (!open_frame(frame, &r, &left, &f->body))
+    if (!open_frame(frame, &r, &left, &f->body) || (take_fields(&r, left, fields, COUNT(fields), f) & 3u) != 3u || r.bad)
         return false;
-    while (next_pair(&r, &left, &key, &value)) {
-        if (key == N_KIND)
-            f->kind = name_of(&value);
-        else if (key == N_EXPONENT && value.kind == ITEM_INT && value.real >= -40 && value.real <= 60) {
-            f->exponent = (int32_t)value.real;
-            seen = 1;
-        } else if (key == N_SCHEMA)
-            f->schema = is_unsigned(&value) ? value.number : NONE;
-        else if (key == N_FROZEN)
-            f->frozen = is_unsigned(&value) ? value.number : NONE;
-        else if (key == N_FILLING)
-            f->filling = is_unsigned(&value) ? value.number : NONE;
-        else if (key == N_SIZE)
-            f->size = is_unsigned(&value) ? value.number : NONE;
-        pass_over(&r, &value);
-    }
-    return !r.bad && seen == 1;
+    f->exponent = f->power >= -40 && f->power <= 60 ? (int32_t)f->power : INT32_MAX;
+    return f->exponent == f->power;
 }
 
 /* Take a snapshot in; NULL, or why it cannot be. */
@@ -1437,7 +1348,7 @@ static bool plan_way(midge *m, bytes frames, uint64_t to)
     stage *stages = (stage *)(void *)m->scratch;
     size_t count = 1;
     hop start = {0, 0, 0, 0};
-    uint64_t best = NONE;
+    uint64_t best = UINT64_MAX;
     offers o = {frames, 0, false, {0, 0, 0, 0}};
     memset(&stages[0], 0, sizeof stages[0]);
     stages[0].version = to;
@@ -1458,7 +1369,7 @@ static bool plan_way(midge *m, bytes frames, uint64_t to)
         if (from == NULL && count < STAGES) {
             from = &stages[count++];
             from->version = f->version - f->span;
-            from->cost = NONE;
+            from->cost = UINT64_MAX;
         }
         if (from != NULL && cost < from->cost) {
             from->cost = cost;
@@ -1468,7 +1379,7 @@ static bool plan_way(midge *m, bytes frames, uint64_t to)
     stage *here = m->have ? find_stage(stages, count, m->version) : NULL;
     m->hop_count = m->hop_at = 0;
     if (here == NULL || here->cost >= best) { /* by a snapshot */
-        if (best == NONE)
+        if (best == UINT64_MAX)
             return false;
         m->hops[m->hop_count++] = start;
         here = find_stage(stages, count, start.version);
@@ -2479,9 +2390,9 @@ void midge_observe(midge_moment *moment, float value)
     moment->m2 += away * ((double)value - moment->mean);
 }
 
-static uint64_t moment_field(const midge_moment *moment, unsigned field)
+static uint64_t moment_field(const midge_moment *moment, unsigned which)
 {
-    return field == 0 ? (uint64_t)moment->count : bits_of_double(field == 1 ? moment->mean : moment->m2);
+    return which == 0 ? (uint64_t)moment->count : bits_of_double(which == 1 ? moment->mean : moment->m2);
 }
 
 /* ======================================================================================================== MQTT */
@@ -2493,11 +2404,12 @@ static uint64_t moment_field(const midge_moment *moment, unsigned field)
 
 static void drop_link(midge *m)
 {
-    m->short_lives = m->link != LINK_DOWN && m->clock < m->greeted_at + 10000u ? (uint8_t)(m->short_lives + 1) : 0;
+    m->short_lives = m->link != LINK_DOWN && !is_due(m, m->greeted_at + 10000u) ? (uint8_t)(m->short_lives + 1) : 0;
     if (m->short_lives > 100)
         m->short_lives = 100;
     m->link = LINK_DOWN;
-    m->received = m->skipping = 0;
+    m->received = 0;
+    m->skipping = 0;
     if (m->work == WORK_FETCH || m->work == WORK_TURN)
         m->work = WORK_NONE;
 }
@@ -2722,11 +2634,11 @@ static void send_moments(midge *m)
 {
     const midge_moment *first = m->moments;
     for (unsigned i = 0; i < m->statistic_count; first += m->statistics[i++].channels)
-        for (unsigned field = 0; field < 3; field++)
+        for (unsigned which = 0; which < 3; which++)
             for (uint32_t k = 0; k < m->statistics[i].channels;) {
                 size_t filled = 0;
                 for (; k < m->statistics[i].channels && filled + 8 <= MIDGE_TX; k++, filled += 8)
-                    put_le(m->tx + filled, moment_field(&first[k], field), 8);
+                    put_le(m->tx + filled, moment_field(&first[k], which), 8);
                 send_raw(m, m->tx, filled);
             }
 }
@@ -2748,10 +2660,10 @@ static void write_hello(midge *m, message *f, const char *state, double wakes, u
     write_integer(&f->w, m->outbox.outbox);
     key_integer(f, N_FIRST, first_held(m), 1);
     key_integer(f, N_NEXT, m->outbox.next, 1);
-    if (m->sound != NONE) {
+    if (m->sound) {
         key_bin(f, N_LINEAGE, m->lineage, 16);
         key_integer(f, N_GENERATION, m->generation, 0);
-        key_integer(f, N_VERSION, m->sound, 0);
+        key_integer(f, N_VERSION, m->version, 0);
     }
     if (wakes > 0) {
         key(f, N_WAKES);
@@ -2942,7 +2854,7 @@ static void send_statistics(midge *m)
 
 /* ===================================================================================================== fetching */
 
-static void again_after(midge *m, uint64_t milliseconds)
+static void again_after(midge *m, uint32_t milliseconds)
 {
     m->work = WORK_NONE;
     m->newer = true;
@@ -2955,6 +2867,7 @@ static void start_training(midge *m)
         m->w[i] = published(m, i);
     m->work = WORK_TRAIN;
     m->trained_at = m->clock;
+    m->has_trained = true;
 }
 
 /* All frames of the way are here: is it the model that was announced? */
@@ -2968,11 +2881,11 @@ static void arrive(midge *m)
     state_digest(m, digest);
     if (memcmp(digest, m->target.digest, 16) != 0) {
         m->have = false; /* begin with a snapshot */
-        m->sound = NONE;
+        m->sound = false;
         again_after(m, 2000);
         return;
     }
-    m->sound = m->version;
+    m->sound = true;
     midge_event event = {MIDGE_MODEL, m->version, 0, false, false, false, {NULL, 0}, {NULL, 0}};
     tell(m, &event);
     start_training(m);
@@ -2994,7 +2907,7 @@ static void next_hop(midge *m)
         subscribe(m, TO_MODEL, 1, h, i);
 }
 
-static void give_up_fetch(midge *m, uint64_t pause)
+static void give_up_fetch(midge *m, uint32_t pause)
 {
     const hop *h = &m->hops[m->hop_at];
     for (uint32_t i = 0; i < WINDOW && m->part + i < h->parts; i++)
@@ -3022,7 +2935,7 @@ static void take_frame(midge *m)
             tell_why(m, MIDGE_DOES_NOT_FIT, h->version, why);
         m->have = m->have && !good; /* a step that went wrong has spoilt the integers */
         if (!m->have)
-            m->sound = NONE;
+            m->sound = false;
         again_after(m, good && h->span == 0 ? 60000 : 2000);
         return;
     }
@@ -3107,13 +3020,15 @@ static bool takes_part(const midge *m, const goal *t)
 }
 
 /* Milliseconds until a turn: at random within what all devices need at the announced rate. */
-static uint64_t turn(midge *m, const goal *t, uint64_t size, uint32_t messages, float share)
+static uint32_t turn(midge *m, const goal *t, uint64_t size, uint32_t messages, float share)
 {
     double others = (double)(t->devices > 0 ? (float)t->devices : 20.0f) * (double)share - 1;
     if (t->byte_rate <= 0 || others <= 0)
         return 0;
     double seconds = others * (double)(size + 8192u * (uint64_t)messages) / (double)t->byte_rate;
-    return seconds < 0.1 ? 0 : (uint64_t)(seconds * 1000.0 * (double)(draw(m) >> 11) / 9007199254740992.0);
+    if (seconds > MOST_SECONDS)
+        seconds = MOST_SECONDS;
+    return seconds < 0.1 ? 0 : (uint32_t)(seconds * 1000.0 / 65536.0 * (double)(draw(m) & 0xffffu));
 }
 
 static void adopt_statistics(midge *m, const announcement *a)
@@ -3139,18 +3054,20 @@ static void adopt(midge *m, const announcement *a)
 {
     const goal *t = &a->target;
     bool turning = m->work == WORK_TURN;
-    uint64_t due = m->trained_at + (uint64_t)((double)t->interval * 1000.0), bytes_of_way = 0;
+    float pause = t->interval < MOST_SECONDS ? t->interval : MOST_SECONDS;
+    uint32_t due = m->trained_at + (uint32_t)(pause * 1000.0f);
+    uint64_t bytes_of_way = 0;
     uint32_t parts = 0;
     m->newer = false;
     m->target = *t;
     m->work = m->work == WORK_MEASURE && t->statistics ? WORK_MEASURE : WORK_NONE;
+    m->after = false;
     if (m->have && (memcmp(m->lineage, t->lineage, 16) != 0 || m->generation != t->generation)) {
         m->have = false;
-        m->sound = NONE;
+        m->sound = false;
     }
     if (m->outbox.seq > 0) { /* one update at a time; read it again then */
-        m->newer = true;
-        m->newer_at = NONE;
+        m->newer = m->after = true;
         return;
     }
     if (t->statistics) {
@@ -3159,7 +3076,7 @@ static void adopt(midge *m, const announcement *a)
     }
     if (!a->training || already_trained(m, t) || !takes_part(m, t))
         return;
-    if (m->trained_at > 0 && due > m->clock) {
+    if (m->has_trained && !is_due(m, due)) {
         m->newer = true;
         m->newer_at = due;
         return;
@@ -3201,14 +3118,14 @@ static void greet(midge *m)
 {
     say_hello(m, "ready", RETAINED, 0, 0, 0);
     m->settled_once = false;
-    m->greet = true;
+    m->greets = true;
     m->greet_at = m->clock + m->greet_wait;
     m->greet_wait = m->greet_wait >= 150000 ? 300000 : m->greet_wait * 2;
 }
 
-static void greet_soon(midge *m, uint64_t pause)
+static void greet_soon(midge *m, uint32_t pause)
 {
-    m->greet = true;
+    m->greets = true;
     m->settled_once = false;
     m->greet_wait = 10000;
     m->greet_at = m->clock + pause;
@@ -3225,7 +3142,7 @@ static void take_status(midge *m, bytes payload)
     if (serves && (!m->serves || s.boot != m->boot))
         greet_soon(m, m->boot == 0 ? 0 : turn(m, &m->target, 400, 2, 1));
     if (!serves)
-        m->greet = false;
+        m->greets = false;
     if (ready && !m->ready)
         m->send_at = m->clock;
     m->serves = serves;
@@ -3241,12 +3158,11 @@ static void forget(midge *m)
 {
     m->outbox.seq = 0;
     m->send_wait = 10000;
-    if (m->newer_at == NONE)
-        m->newer_at = m->clock;
-    if (m->work == WORK_NONE) {
+    if (m->after || m->work == WORK_NONE) {
         m->newer = true;
         m->newer_at = m->clock;
     }
+    m->after = false;
 }
 
 static void take_verdict(midge *m, const verdict *v)
@@ -3265,29 +3181,32 @@ static void take_verdict(midge *m, const verdict *v)
     if (final)
         forget(m);
     else
-        m->send_at = m->clock + (uint64_t)(v->retry_after > 1 && v->retry_after <= 86400 ? v->retry_after * 1000 : 1000);
+        m->send_at = m->clock + (uint32_t)(v->retry_after > 1 && v->retry_after <= 86400 ? v->retry_after * 1000 : 1000);
     if (same_text(v->word, "forgotten"))
         m->end = MIDGE_FORGOTTEN;
 }
 
-static void take_grants(midge *m, reader r, uint64_t count)
+/* Leave to send chunks of an update that was offered. */
+typedef struct permission {
+    uint64_t seq;
+    list parts;
+} permission;
+
+static void take_grants(midge *m, list *maps)
 {
-    while (count-- > 0 && !r.bad) {
-        item map = next_item(&r), value;
-        uint64_t left = map.kind == ITEM_MAP ? map.number : 0, seq = 0, parts = 0;
-        reader list = r;
-        unsigned number;
-        while (next_pair(&r, &left, &number, &value)) {
-            if (number == N_SEQ && is_unsigned(&value))
-                seq = value.number;
-            else if (number == N_PARTS && value.kind == ITEM_ARRAY) {
-                list = r;
-                parts = value.number;
-            }
-            pass_over(&r, &value);
-        }
-        for (; parts > 0 && !list.bad && seq > 0 && seq == m->outbox.seq && m->link == LINK_UP; parts--) {
-            item index = next_item(&list);
+    permission grant;
+    static const field fields[] = {{N_SEQ, FORM_U64, offsetof(permission, seq)},
+                                   {N_PARTS, FORM_LIST, offsetof(permission, parts)}};
+    for (; maps->count > 0 && !maps->items.bad; maps->count--) {
+        item map = next_item(&maps->items);
+        memset(&grant, 0, sizeof grant);
+        if (map.kind != ITEM_MAP)
+            return;
+        (void)take_fields(&maps->items, map.number, fields, COUNT(fields), &grant);
+        list *parts = &grant.parts;
+        for (; parts->count > 0 && !parts->items.bad && grant.seq > 0 && grant.seq == m->outbox.seq &&
+               m->link == LINK_UP; parts->count--) {
+            item index = next_item(&parts->items);
             if (is_unsigned(&index))
                 send_chunk(m, clamped(&index));
         }
@@ -3315,10 +3234,10 @@ static void take_receipt(midge *m, bytes payload)
         return;
     }
     uint64_t outbox = m->outbox.outbox;
-    for (uint64_t i = 0; i < t.settled_count && !t.settled.bad && m->outbox.outbox == outbox; i++) {
-        item map = next_item(&t.settled);
+    bool nothing = t.settled.count == 0 && t.grants.count == 0;
+    for (; t.settled.count > 0 && !t.settled.items.bad && m->outbox.outbox == outbox; t.settled.count--) {
         verdict v;
-        read_verdict(&t.settled, &map, &v);
+        read_verdict(&t.settled, &v);
         take_verdict(m, &v);
     }
     if (m->outbox.outbox != outbox)
@@ -3328,18 +3247,18 @@ static void take_receipt(midge *m, bytes payload)
         tell(m, &event);
         forget(m);
     }
-    if (t.grant_count > 0) {
-        take_grants(m, t.grants, t.grant_count);
+    if (t.grants.count > 0) {
+        take_grants(m, &t.grants);
         m->send_at = m->clock + m->send_wait;
     }
-    if (m->greet || !m->settled_once) {
+    if (m->greets || !m->settled_once) {
         midge_event event = {MIDGE_JOINED, m->outbox.next, 0, false, false, false, {NULL, 0}, {NULL, 0}};
         if (!m->settled_once)
             tell(m, &event);
-        m->greet = false;
+        m->greets = false;
         m->settled_once = true;
         m->send_at = m->clock; /* go back to hi + 1 */
-    } else if (t.settled_count == 0 && t.grant_count == 0 && m->clock > m->sent_at + 1000u)
+    } else if (nothing && is_due(m, m->sent_at + 1000u))
         m->send_at = m->clock;
 }
 
@@ -3377,7 +3296,7 @@ static void take_hello(midge *m, bytes payload, bool retained)
 static void come_in(midge *m)
 {
     m->link = LINK_UP;
-    m->serves = m->ready = m->greet = m->settled_once = false;
+    m->serves = m->ready = m->greets = m->settled_once = false;
     m->boot = m->token = 0;
     m->send_wait = 10000;
     m->send_at = m->clock;
@@ -3488,7 +3407,7 @@ static bool next_packet_in(midge *m)
     if (m->link == LINK_DOWN)
         return false;
     m->skipping = whole - here;
-    m->received -= here;
+    m->received -= (uint32_t)here;
     memmove(m->rx, m->rx + here, m->received);
     return true;
 }
@@ -3504,11 +3423,11 @@ static void take_in(midge *m)
         }
         if (got > 0)
             m->heard = m->clock;
-        m->received += (size_t)got;
+        m->received += (uint32_t)got;
         if (m->skipping > 0) {
             size_t some = m->skipping < m->received ? m->skipping : m->received;
             m->skipping -= some;
-            m->received -= some;
+            m->received -= (uint32_t)some;
             memmove(m->rx, m->rx + some, m->received);
         }
         while (m->skipping == 0 && m->received > 0 && next_packet_in(m) && m->end == MIDGE_IDLE)
@@ -3521,40 +3440,40 @@ static void take_in(midge *m)
 static void keep_alive(midge *m)
 {
     static const uint8_t ping[2] = {0xc0, 0};
-    uint64_t span = (uint64_t)m->config.keep_alive * 1000u;
-    if (m->clock > m->heard + span + span / 2u || (m->link == LINK_GREETED && m->clock > m->heard + 10000u))
+    uint32_t span = (uint32_t)m->config.keep_alive * 1000u;
+    if (is_due(m, m->heard + span + span / 2u) || (m->link == LINK_GREETED && is_due(m, m->heard + 10000u)))
         drop_link(m);
-    else if (m->clock > m->said + span / 2u)
+    else if (is_due(m, m->said + span / 2u))
         send_raw(m, ping, sizeof ping);
 }
 
 static void send_held(midge *m)
 {
-    uint64_t spread = m->send_wait / 2u;
+    uint32_t spread = m->send_wait / 2u;
     send_update(m, update_parts(m));
     m->sent_at = m->clock;
-    m->send_at = m->clock + m->send_wait - spread / 2u + draw(m) % (spread + 1u);
+    m->send_at = m->clock + m->send_wait - spread / 2u + (uint32_t)draw(m) % (spread + 1u);
     m->send_wait = m->send_wait >= 150000 ? 300000 : m->send_wait * 2;
 }
 
 /* What is due while the link is up. */
 static void attend(midge *m)
 {
-    bool knows_chunk = m->target.chunk > 0 || m->clock > m->greeted_at + 5000u;
-    if (m->greet && m->serves && m->clock >= m->greet_at)
+    bool knows_chunk = m->target.chunk > 0 || is_due(m, m->greeted_at + 5000u);
+    if (m->greets && m->serves && is_due(m, m->greet_at))
         greet(m);
-    if (m->outbox.seq > 0 && m->settled_once && m->ready && knows_chunk && m->clock >= m->send_at)
+    if (m->outbox.seq > 0 && m->settled_once && m->ready && knows_chunk && is_due(m, m->send_at))
         send_held(m);
-    if (m->work == WORK_FETCH && m->clock >= m->work_at)
+    if (m->work == WORK_FETCH && is_due(m, m->work_at))
         hurry_fetch(m);
-    if (m->work == WORK_TURN && m->ready && m->settled_once && m->clock >= m->work_at)
+    if (m->work == WORK_TURN && m->ready && m->settled_once && is_due(m, m->work_at))
         next_hop(m);
-    if (m->work == WORK_MEASURE && m->moments != NULL && m->ready && m->clock >= m->moments_at) {
+    if (m->work == WORK_MEASURE && m->moments != NULL && m->ready && is_due(m, m->moments_at)) {
         send_statistics(m);
         m->moments_at = m->clock + m->moments_wait;
         m->moments_wait = m->moments_wait >= 150000 ? 300000 : m->moments_wait * 2;
     }
-    if (m->newer && m->outbox.seq == 0 && m->work == WORK_NONE && m->clock >= m->newer_at) {
+    if (m->newer && !m->after && m->outbox.seq == 0 && m->work == WORK_NONE && is_due(m, m->newer_at)) {
         m->newer_at = m->clock + 5000u; /* the retained announcement comes again */
         subscribe(m, TO_MODEL, 0, NULL, 0);
     }
@@ -3612,15 +3531,14 @@ midge *midge_begin(void *arena, size_t size, const midge_config *config, const m
     at += 4u * (size_t)config->parameters;
     m->w = (float *)(void *)at;
     m->frame = at;
-    m->frame_room = 4u * (size_t)config->parameters + MIDGE_FRAME_EXTRA;
+    m->frame_room = 4u * config->parameters + MIDGE_FRAME_EXTRA;
     at += m->frame_room;
     m->rx = at;
     at += config->packet;
     m->tx = at;
     at += MIDGE_TX;
     m->frozen = at;
-    m->sound = NONE;
-    m->clock = 1000;
+    m->sound = false;
     m->last_now = port->now(port->context);
     return begin_outbox(m) ? m : NULL;
 }
@@ -3632,7 +3550,8 @@ void midge_connect(midge *m)
         m->end = MIDGE_IDLE;
     if (m->end != MIDGE_IDLE)
         return;
-    m->received = m->skipping = 0;
+    m->received = 0;
+    m->skipping = 0;
     m->link = LINK_GREETED;
     m->heard = m->greeted_at = m->clock;
     send_connect(m);
@@ -3645,7 +3564,7 @@ midge_status midge_poll(midge *m)
         take_in(m);
     if (m->link != LINK_DOWN && m->end == MIDGE_IDLE)
         keep_alive(m);
-    if (m->link == LINK_JOINING && m->end == MIDGE_IDLE && m->clock >= m->joining_until)
+    if (m->link == LINK_JOINING && m->end == MIDGE_IDLE && is_due(m, m->joining_until))
         come_in(m);
     if (m->link == LINK_UP && m->end == MIDGE_IDLE)
         attend(m);
@@ -3757,12 +3676,12 @@ midge_result midge_submit(midge *m, const midge_fit *fit)
 
 void midge_report(midge *m, const midge_fit *fit)
 {
-    if (m->link != LINK_UP || m->sound == NONE)
+    if (m->link != LINK_UP || !m->sound)
         return;
     message f = begin_message(m, TO_REPORT);
     key_bin(&f, N_LINEAGE, m->lineage, 16);
     key(&f, N_VERSION);
-    write_integer(&f.w, m->sound);
+    write_integer(&f.w, m->version);
     key(&f, N_EXAMPLES);
     write_integer(&f.w, fit->examples);
     write_metrics(&f, finite_float(fit->loss) ? fit->loss : -1, finite_float(fit->accuracy) ? fit->accuracy : -1);
@@ -3787,6 +3706,5 @@ void midge_give(midge *m, const midge_moment *moments, uint32_t count)
     if (m->work != WORK_MEASURE || wanted != count)
         return;
     m->moments = moments;
-    m->moment_count = count;
     m->moments_at = m->clock;
 }

@@ -1,7 +1,7 @@
 /* A device of a ledger's federation (tests/harness/ledger.py): each update adds a one at a place of its own, and what
  * receipts say is on the page, durably, before it is forgotten.
  *
- *   device HOST PORT FEDERATION NUMBER UPDATES FLASH PAGE [cut=N] [parameters=N] [packet=N]
+ *   device HOST PORT FEDERATION NUMBER UPDATES FLASH PAGE [cut=N] [parameters=N] [packet=N] [pace=MS]
  *
  * SPDX-License-Identifier: Apache-2.0
  */
@@ -65,10 +65,11 @@ int main(int count, char **words)
     midge_config config = {.federation = words[3], .device = name, .machine = "posix", .parameters = 4096,
                            .packet = 1280, .feedback = true, .event = hear, .context = &l};
     long cut = -1;
+    unsigned pace = 0, waited = 0;
     for (int i = 8; i < count; i++) {
         if (sscanf(words[i], "cut=%ld", &cut) == 1 || sscanf(words[i], "parameters=%u", &config.parameters) == 1)
             continue;
-        if (sscanf(words[i], "packet=%u", &config.packet) != 1)
+        if (sscanf(words[i], "packet=%u", &config.packet) != 1 && sscanf(words[i], "pace=%u", &pace) != 1)
             return 2;
     }
     (void)snprintf(name, sizeof name, "device-%s", words[4]);
@@ -98,7 +99,11 @@ int main(int count, char **words)
                     midge_leave(l.m, 0);
                     return 0;
                 }
+            } else if (waited < pace) { /* it trains, and polls meanwhile */
+                midge_posix_sleep(2);
+                waited += 2;
             } else {
+                waited = 0;
                 float *w = midge_weights(l.m, &size);
                 if (place >= size)
                     return 5;

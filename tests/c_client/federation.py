@@ -58,10 +58,10 @@ class Fleet:
                     return
                 if (now := self.settled(number)) > last:
                     last, moved = now, time.monotonic()
-                await actor.kill()
+                if await actor.kill():
+                    done += 1
+                    self.resets += 1
                 await ending
-                done += 1
-                self.resets += 1
                 if time.monotonic() - moved > STUCK:
                     raise AssertionError(f"device {number} hangs: {actor.tail()}")
         finally:

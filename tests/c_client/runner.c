@@ -186,17 +186,16 @@ static void show_receipt(bytes payload)
            (unsigned long long)t.outbox, (unsigned long long)t.hi, (unsigned long long)t.token);
     show_text("why", t.why);
     printf(", \"settled\": [");
-    for (uint64_t i = 0; i < t.settled_count && !t.settled.bad; i++) {
-        item map = next_item(&t.settled);
+    for (uint64_t i = 0; i < t.settled.count && !t.settled.items.bad; i++) {
         verdict v;
-        read_verdict(&t.settled, &map, &v);
+        read_verdict(&t.settled, &v);
         printf("%s{\"seq\": %llu, \"retry_after\": %.17g, \"repeat\": %s, \"final\": %s", i ? ", " : "",
                (unsigned long long)v.seq, v.retry_after, v.repeat ? "true" : "false", is_final(v.word) ? "true" : "false");
         show_text("verdict", v.word);
         show_text("why", v.why);
         printf("}");
     }
-    printf("], \"grants\": %llu}", (unsigned long long)t.grant_count);
+    printf("], \"grants\": %llu}", (unsigned long long)t.grants.count);
 }
 
 static void show_status(bytes payload)
@@ -227,7 +226,7 @@ static void show_part(bytes payload)
     printf("{\"read\": %s, \"version\": %llu, \"span\": %u, \"part\": %u, \"parts\": %u", read ? "true" : "false",
            (unsigned long long)p.version, p.span, p.part, p.parts);
     show_field("lineage", p.lineage, 16);
-    show_field("sha256", p.sha256, p.sha_size);
+    show_field("sha256", p.sha256, 16);
     show_field("body", p.body.data, read ? p.body.size : 0);
     printf("}");
 }
@@ -291,15 +290,15 @@ static void show_coded(uint32_t count, bytes body)
 }
 
 /* Take a schema, of which only the tensors in the list are covered; all, if it is "-". */
-static bool cover(bytes schema, const char *list)
+static bool cover(bytes schema, const char *listed)
 {
     begin();
     if (read_schema(device, schema) != NULL)
         return false;
-    for (uint32_t i = 0; i < device->tensor_count && list[0] != '-'; i++) {
+    for (uint32_t i = 0; i < device->tensor_count && listed[0] != '-'; i++) {
         char wanted[16];
         (void)snprintf(wanted, sizeof wanted, ",%u,", i);
-        if (strstr(list, wanted) == NULL)
+        if (strstr(listed, wanted) == NULL)
             device->tensors[i].role = ELSEWHERE;
     }
     return true;

@@ -61,6 +61,7 @@ def test_what_an_aggregator_says_is_read(runner: Runner, form: str) -> None:
         assert each == {name: wanted[name] for name in each}
     part, (said, body) = json.loads(runner.ask("part", vector(f"part{form}"))), values("part")
     assert part.pop("body") == body
+    assert part.pop("sha256") == said["sha256"][:32]
     assert part == {name: said[name] for name in part if name != "read"} | {"read": True}
 
 

@@ -8,7 +8,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
-#include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -72,13 +72,27 @@ static bool flash_write(void *context, uint32_t at, const void *data, size_t siz
     return done;
 }
 
+/* As flash that was never written: all ones. */
+static bool erase_new(int flash, uint32_t size)
+{
+    uint8_t piece[256];
+    memset(piece, 0xff, sizeof piece);
+    for (off_t at = lseek(flash, 0, SEEK_END); at >= 0 && at < (off_t)size;) {
+        size_t some = (off_t)size - at < (off_t)sizeof piece ? (size_t)((off_t)size - at) : sizeof piece;
+        if (pwrite(flash, piece, some, at) != (ssize_t)some)
+            return false;
+        at += (off_t)some;
+    }
+    return true;
+}
+
 bool midge_posix_open(midge_posix *p, const char *flash, uint32_t size, uint8_t entropy[16])
 {
     p->socket = -1;
     p->writes_left = -1;
     p->flash = open(flash, O_RDWR | O_CREAT, 0600);
     int chance = open("/dev/urandom", O_RDONLY);
-    bool done = p->flash >= 0 && chance >= 0 && read(chance, entropy, 16) == 16 && ftruncate(p->flash, (off_t)size) == 0;
+    bool done = p->flash >= 0 && chance >= 0 && read(chance, entropy, 16) == 16 && erase_new(p->flash, size);
     if (chance >= 0)
         close(chance);
     return done;
