@@ -32,6 +32,12 @@ typedef char midge_needs_float64[sizeof(double) == 8 ? 1 : -1];
 #define NORMS 9u          /* deltas that the median for the clip covers */
 #define MOST_SECONDS 1e6f /* that anything is put off: times are compared over half of 2^32 milliseconds */
 
+#if defined(__GNUC__)
+#define ONCE __attribute__((noinline)) /* small and called often: a copy at each call would be half of the code */
+#else
+#define ONCE
+#endif
+
 typedef struct bytes {
     const uint8_t *data;
     size_t size;
@@ -39,13 +45,13 @@ typedef struct bytes {
 
 /* ======================================================================================================== bytes */
 
-static void put_le(uint8_t *at, uint64_t value, unsigned size)
+static ONCE void put_le(uint8_t *at, uint64_t value, unsigned size)
 {
     for (unsigned i = 0; i < size; i++)
         at[i] = (uint8_t)(value >> (8u * i));
 }
 
-static uint64_t get_le(const uint8_t *at, unsigned size)
+static ONCE uint64_t get_le(const uint8_t *at, unsigned size)
 {
     uint64_t value = 0;
     for (unsigned i = size; i-- > 0;)
@@ -89,7 +95,7 @@ static uint64_t bits_of_double(double value)
     return bits;
 }
 
-static bool finite_float(float value)
+static ONCE bool finite_float(float value)
 {
     return (bits_of(value) & 0x7f800000u) != 0x7f800000u;
 }
@@ -105,7 +111,7 @@ static bool same_text(bytes text, const char *word)
     return text.size == size && memcmp(text.data, word, size) == 0;
 }
 
-static bytes rest_of(bytes whole, size_t from)
+static ONCE bytes rest_of(bytes whole, size_t from)
 {
     bytes found = {whole.data, 0};
     if (from < whole.size) {
@@ -274,7 +280,7 @@ static void take_integer(item *found, uint64_t value, unsigned size, bool with_s
 }
 
 /* The next item; of an array or a map its items follow as items of their own. */
-static item next_item(reader *r)
+static ONCE item next_item(reader *r)
 {
     item found = {ITEM_NIL, false, 0, 0, {NULL, 0}};
     uint8_t byte = (uint8_t)take_number(r, 1);
@@ -346,38 +352,55 @@ static void write_bytes(writer *w, const void *data, size_t size)
     w->at += size;
 }
 
-static void write_be(writer *w, uint64_t value, unsigned size)
+static ONCE void write_byte(writer *w, unsigned byte)
 {
-    uint8_t data[8];
-    for (unsigned i = 0; i < size; i++)
-        data[i] = (uint8_t)(value >> (8u * (size - 1u - i)));
-    write_bytes(w, data, size);
+    uint8_t one = (uint8_t)byte;
+    write_bytes(w, &one, 1);
 }
 
-static void write_tagged(writer *w, unsigned tag, uint64_t value, unsigned size)
+/* Big-endian, in 1 to 4 bytes. */
+static ONCE void write_be(writer *w, uint32_t value, unsigned size)
 {
-    write_be(w, tag, 1);
+    while (size-- > 0)
+        write_byte(w, value >> (8u * size) & 0xffu);
+}
+
+static ONCE void write_tagged(writer *w, unsigned tag, uint32_t value, unsigned size)
+{
+    write_byte(w, tag);
     write_be(w, value, size);
 }
 
-static void write_integer(writer *w, uint64_t value)
+static void write_long(writer *w, unsigned tag, uint64_t value)
+{
+    write_tagged(w, tag, (uint32_t)(value >> 32), 4);
+    write_be(w, (uint32_t)value, 4);
+}
+
+static ONCE void write_integer(writer *w, uint32_t value)
 {
     if (value < 0x80u)
-        write_be(w, value, 1);
+        write_byte(w, value);
     else if (value <= 0xffu)
         write_tagged(w, 0xcc, value, 1);
     else if (value <= 0xffffu)
         write_tagged(w, 0xcd, value, 2);
-    else if (value <= 0xffffffffu)
-        write_tagged(w, 0xce, value, 4);
     else
-        write_tagged(w, 0xcf, value, 8);
+        write_tagged(w, 0xce, value, 4);
+}
+
+static void write_wide(writer *w, uint64_t value)
+{
+    if (value <= UINT32_MAX)
+        write_integer(w, (uint32_t)value);
+    else
+        write_long(w, 0xcf, value);
 }
 
 static void write_map(writer *w, unsigned pairs)
 {
     if (pairs < 16)
-        write_be(w, 0x80u | pairs, 1);
+        write_byte(w, 0x80u | pairs);
     else
         write_tagged(w, 0xde, pairs, 2);
 }
@@ -385,7 +408,7 @@ static void write_map(writer *w, unsigned pairs)
 static void write_array(writer *w, unsigned items)
 {
     if (items < 16)
-        write_be(w, 0x90u | items, 1);
+        write_byte(w, 0x90u | items);
     else
         write_tagged(w, 0xdc, items, 2);
 }
@@ -393,11 +416,11 @@ static void write_array(writer *w, unsigned items)
 static void write_text(writer *w, bytes text)
 {
     if (text.size < 32)
-        write_be(w, 0xa0u | text.size, 1);
+        write_byte(w, 0xa0u | (unsigned)text.size);
     else if (text.size <= 0xff)
-        write_tagged(w, 0xd9, text.size, 1);
+        write_tagged(w, 0xd9, (uint32_t)text.size, 1);
     else
-        write_tagged(w, 0xda, text.size, 2);
+        write_tagged(w, 0xda, (uint32_t)text.size, 2);
     write_bytes(w, text.data, text.size);
 }
 
@@ -410,15 +433,15 @@ static void write_word(writer *w, const char *word)
 static void write_bin(writer *w, const void *data, size_t size)
 {
     if (size <= 0xff)
-        write_tagged(w, 0xc4, size, 1);
+        write_tagged(w, 0xc4, (uint32_t)size, 1);
     else
-        write_tagged(w, 0xc5, size, 2);
+        write_tagged(w, 0xc5, (uint32_t)size, 2);
     write_bytes(w, data, size);
 }
 
 static void write_real(writer *w, double value)
 {
-    write_tagged(w, 0xcb, bits_of_double(value), 8);
+    write_long(w, 0xcb, bits_of_double(value));
 }
 
 /* ======================================================================================================== names */
@@ -511,7 +534,7 @@ typedef struct list {
 } list;
 
 /* How a field of a header is taken into a structure, and where. One of the wrong type counts as not there. */
-enum form { FORM_ID, FORM_U64, FORM_U32, FORM_CLAMPED, FORM_POSITIVE, FORM_REAL, FORM_TRUE, FORM_TEXT, FORM_BIN, FORM_LIST, FORM_NAME };
+enum form { FORM_ID, FORM_U64, FORM_U32, FORM_CLAMPED, FORM_SIGNED, FORM_POSITIVE, FORM_REAL, FORM_TRUE, FORM_TEXT, FORM_BIN, FORM_LIST, FORM_NAME };
 
 typedef struct field {
     uint8_t key, form;
@@ -538,6 +561,11 @@ static bool take_field(const reader *r, const item *value, unsigned form, void *
         if (whole)
             memcpy(to, &number, sizeof number);
         return whole;
+    case FORM_SIGNED: /* a small one; what is larger is out of any range */
+        if (value->negative ? number != 0 : !whole)
+            return false;
+        *(int32_t *)to = value->negative ? (int32_t)value->number : number > INT32_MAX ? INT32_MAX : (int32_t)number;
+        return true;
     case FORM_POSITIVE: *(float *)to = positive(value); return true;
     case FORM_REAL: *(double *)to = real_of(value); return true;
     case FORM_TRUE: *(bool *)to = value->number != 0; return true;
@@ -602,8 +630,7 @@ typedef struct tensor {
 
 /* One frame on the way to a version: a step over `span` versions, or a snapshot if `span` is 0. */
 typedef struct hop {
-    uint64_t version;
-    uint32_t span, size, parts;
+    uint32_t version, span, size, parts;
 } hop;
 
 typedef struct statistic {
@@ -614,9 +641,8 @@ typedef struct statistic {
 /* What is trained from, or will be. */
 typedef struct goal {
     uint8_t lineage[16], schema_hash[16], digest[16];
-    uint64_t version;
     double issued;
-    uint32_t generation, chunk, devices;
+    uint32_t version, generation, chunk, devices;
     float share, interval, byte_rate;
     bool statistics; /* the phase: nothing to train from yet */
     midge_plan plan;
@@ -628,7 +654,8 @@ typedef struct record {
     uint32_t body_crc, left_crc;
     uint32_t size, left;          /* bytes of the body; values of what is left */
     uint32_t generation;
-    uint64_t outbox, next, seq, version; /* seq 0: no update is held */
+    uint64_t outbox;
+    uint32_t next, seq, version, spare[3]; /* seq 0: no update is held */
     uint8_t lineage[16], schema_hash[16], sha256[16], base_digest[8];
     char codec[24];
     uint32_t examples, steps, revision, norm_count;
@@ -666,7 +693,7 @@ struct midge { /* what is used most comes first: within 128 bytes an instruction
     int32_t exponent;
     size_t skipping;
     uint32_t part, got; /* the first part that is missing, and which of the WINDOW from there are here */
-    uint64_t version;   /* of n, which may be on its way; `sound`: its digest was right */
+    uint32_t version;   /* of n, which may be on its way; `sound`: its digest was right */
     uint32_t generation, draws;
     uint64_t number, boot, token;
     const char *waits;
@@ -695,7 +722,7 @@ static void tell_why(const midge *m, midge_tiding tiding, uint64_t number, const
     tell(m, &event);
 }
 
-static bool is_due(const midge *m, uint32_t at)
+static ONCE bool is_due(const midge *m, uint32_t at)
 {
     return (int32_t)(m->clock - at) >= 0;
 }
@@ -788,7 +815,7 @@ static bool read_announcement(bytes payload, announcement *a)
         {N_KIND, FORM_NAME, offsetof(announcement, kind)},
         {N_LINEAGE, FORM_ID, offsetof(announcement, target.lineage)},
         {N_GENERATION, FORM_U32, offsetof(announcement, target.generation)},
-        {N_VERSION, FORM_U64, offsetof(announcement, target.version)},
+        {N_VERSION, FORM_U32, offsetof(announcement, target.version)},
         {N_SCHEMA_HASH, FORM_ID, offsetof(announcement, target.schema_hash)},
         {N_DIGEST, FORM_ID, offsetof(announcement, target.digest)},
         {N_PHASE, FORM_TEXT, offsetof(announcement, phase)},
@@ -826,7 +853,7 @@ static bool read_announcement(bytes payload, announcement *a)
     a->target.statistics = same_text(a->phase, "statistics");
     if (a->rest > a->target.interval)
         a->target.interval = a->rest;
-    return !r.bad && (seen & 0x7fu) == 0x7fu && a->kind == N_ANNOUNCEMENT && a->target.version < (uint64_t)1 << 53 &&
+    return !r.bad && (seen & 0x7fu) == 0x7fu && a->kind == N_ANNOUNCEMENT &&
            a->target.chunk > 0 && (a->channel.size == 0 || same_text(a->channel, "train"));
 }
 
@@ -884,19 +911,19 @@ static bool is_live(bytes state)
 
 /* One verdict of a receipt. */
 typedef struct verdict {
-    uint64_t seq;
     bytes word, why, body;
-    double retry_after;
+    uint32_t seq;
+    float retry_after;
     bool repeat;
 } verdict;
 
 static void read_verdict(list *maps, verdict *v)
 {
-    static const field fields[] = {{N_SEQ, FORM_U64, offsetof(verdict, seq)},
+    static const field fields[] = {{N_SEQ, FORM_CLAMPED, offsetof(verdict, seq)},
                                    {N_VERDICT, FORM_TEXT, offsetof(verdict, word)},
                                    {N_WHY, FORM_TEXT, offsetof(verdict, why)},
                                    {N_BODY, FORM_BIN, offsetof(verdict, body)},
-                                   {N_RETRY_AFTER, FORM_REAL, offsetof(verdict, retry_after)},
+                                   {N_RETRY_AFTER, FORM_POSITIVE, offsetof(verdict, retry_after)},
                                    {N_REPEAT, FORM_TRUE, offsetof(verdict, repeat)}};
     item map = next_item(&maps->items);
     memset(v, 0, sizeof *v);
@@ -916,7 +943,8 @@ static bool is_final(bytes word)
 /* The aggregator's word to this device: a receipt, or why something was dropped. Lists are read where they lie. */
 typedef struct word_to_us {
     unsigned kind;
-    uint64_t outbox, hi, token;
+    uint64_t outbox, token;
+    uint32_t hi;
     list settled, grants;
     bytes why;
 } word_to_us;
@@ -924,7 +952,7 @@ typedef struct word_to_us {
 static bool read_receipt(bytes payload, word_to_us *t)
 {
     static const field fields[] = {{N_OUTBOX, FORM_U64, offsetof(word_to_us, outbox)},
-                                   {N_HI, FORM_U64, offsetof(word_to_us, hi)},
+                                   {N_HI, FORM_CLAMPED, offsetof(word_to_us, hi)},
                                    {N_KIND, FORM_NAME, offsetof(word_to_us, kind)},
                                    {N_TOKEN, FORM_U64, offsetof(word_to_us, token)},
                                    {N_WHY, FORM_TEXT, offsetof(word_to_us, why)},
@@ -944,8 +972,7 @@ static bool read_receipt(bytes payload, word_to_us *t)
 /* One chunk of a frame. */
 typedef struct part {
     uint8_t lineage[16], sha256[16];
-    uint64_t version;
-    uint32_t span, part, parts;
+    uint32_t version, span, part, parts;
     unsigned kind;
     bytes body;
 } part;
@@ -954,7 +981,7 @@ static bool read_part(bytes payload, part *p)
 {
     static const field fields[] = {{N_LINEAGE, FORM_ID, offsetof(part, lineage)},
                                    {N_SHA256, FORM_ID, offsetof(part, sha256)},
-                                   {N_VERSION, FORM_U64, offsetof(part, version)},
+                                   {N_VERSION, FORM_U32, offsetof(part, version)},
                                    {N_SPAN, FORM_CLAMPED, offsetof(part, span)},
                                    {N_PART, FORM_CLAMPED, offsetof(part, part)},
                                    {N_PARTS, FORM_CLAMPED, offsetof(part, parts)},
@@ -1011,15 +1038,14 @@ typedef struct coded_block {
     bit_stream stream[5];
 } coded_block;
 
-static bool open_stream(bit_stream *stream, bytes *body, uint64_t size_in_bits)
+static bool open_stream(bit_stream *stream, bytes *body, uint32_t size)
 {
-    uint64_t size = (size_in_bits + 7u) / 8u;
     if (size > body->size)
         return false;
     stream->data = body->data;
     stream->at = 0;
-    stream->end = (uint32_t)size * 8u;
-    *body = rest_of(*body, (size_t)size);
+    stream->end = size * 8u;
+    *body = rest_of(*body, size);
     return true;
 }
 
@@ -1027,7 +1053,8 @@ static bool open_block(bytes *body, uint32_t values, coded_block *b)
 {
     if (body->size < 8)
         return false;
-    uint64_t unary = get_le(body->data, 4), sizes = get_le(body->data + 4, 4), low = 0, count = 0, fine = 0;
+    uint32_t unary = (uint32_t)get_le(body->data, 4), sizes = (uint32_t)get_le(body->data + 4, 4);
+    uint32_t low = 0, count = 0, fine = 0; /* of a block: at most 30 bits for each of 131,072 values */
     b->sections = (values + SECTION - 1u) / SECTION;
     b->table = body->data + 8;
     if (body->size - 8 < 5u * (size_t)b->sections)
@@ -1038,13 +1065,13 @@ static bool open_block(bytes *body, uint32_t values, coded_block *b)
         if (here > (length < SECTION ? length : SECTION) || row[2] > WIDEST || row[3] > WIDEST || row[4] > WIDEST)
             return false;
         count += here;
-        low += (uint64_t)here * row[3];
-        fine += (uint64_t)here * row[4];
+        low += here * row[3];
+        fine += here * row[4];
     }
     *body = rest_of(*body, 8 + 5u * (size_t)b->sections);
-    return open_stream(&b->stream[0], body, unary * 8u) && open_stream(&b->stream[1], body, low) &&
-           open_stream(&b->stream[2], body, count) && open_stream(&b->stream[3], body, sizes * 8u) &&
-           open_stream(&b->stream[4], body, fine);
+    return open_stream(&b->stream[0], body, unary) && open_stream(&b->stream[1], body, (low + 7u) / 8u) &&
+           open_stream(&b->stream[2], body, (count + 7u) / 8u) && open_stream(&b->stream[3], body, sizes) &&
+           open_stream(&b->stream[4], body, (fine + 7u) / 8u);
 }
 
 /* Add a section's integers to `n`, of which `length` are its own. */
@@ -1173,18 +1200,18 @@ static const char *read_schema(midge *m, bytes schema)
     item rows = next_item(&r);
     uint32_t shared = 0, frozen = 0;
     if (r.bad || rows.kind != ITEM_ARRAY)
-        return "its schema is no list";
+        return "wrong schema";
     if (rows.number > MIDGE_TENSORS)
-        return "it has more tensors than MIDGE_TENSORS";
+        return "more tensors than MIDGE_TENSORS";
     for (uint64_t i = 0; i < rows.number; i++)
         if (!read_tensor(&r, &m->tensors[i], &shared, &frozen) || r.bad)
-            return "a tensor of its schema is wrong";
+            return "wrong schema";
     if (r.at != r.end)
-        return "bytes follow its schema";
+        return "wrong schema";
     if (shared > m->config.parameters)
-        return "it has more parameters than there is room for";
+        return "more parameters than configured";
     if (frozen > m->config.frozen)
-        return "its frozen tensors have more bytes than there is room for";
+        return "more frozen bytes than configured";
     m->tensor_count = (uint32_t)rows.number;
     m->count = shared;
     m->frozen_size = frozen;
@@ -1195,40 +1222,38 @@ static const char *read_schema(midge *m, bytes schema)
 typedef struct frame_header {
     unsigned kind;
     int32_t exponent;
-    double power; /* the exponent as it was read */
-    uint64_t schema, frozen, filling, size;
+    uint32_t schema, frozen, filling, size;
     bytes body;
 } frame_header;
 
 static bool read_frame(bytes frame, frame_header *f)
 {
-    static const field fields[] = {{N_EXPONENT, FORM_REAL, offsetof(frame_header, power)},
+    static const field fields[] = {{N_EXPONENT, FORM_SIGNED, offsetof(frame_header, exponent)},
                                    {N_KIND, FORM_NAME, offsetof(frame_header, kind)},
-                                   {N_SCHEMA, FORM_U64, offsetof(frame_header, schema)},
-                                   {N_FROZEN, FORM_U64, offsetof(frame_header, frozen)},
-                                   {N_FILLING, FORM_U64, offsetof(frame_header, filling)},
-                                   {N_SIZE, FORM_U64, offsetof(frame_header, size)}};
+                                   {N_SCHEMA, FORM_CLAMPED, offsetof(frame_header, schema)},
+                                   {N_FROZEN, FORM_CLAMPED, offsetof(frame_header, frozen)},
+                                   {N_FILLING, FORM_CLAMPED, offsetof(frame_header, filling)},
+                                   {N_SIZE, FORM_CLAMPED, offsetof(frame_header, size)}};
     reader r;
     uint64_t left;
     memset(f, 0, sizeof *f);
     if (!open_frame(frame, &r, &left, &f->body) || (take_fields(&r, left, fields, COUNT(fields), f) & 3u) != 3u || r.bad)
         return false;
-    f->exponent = f->power >= -40 && f->power <= 60 ? (int32_t)f->power : INT32_MAX;
-    return f->exponent == f->power;
+    return f->exponent >= -40 && f->exponent <= 60;
 }
 
 /* Take a snapshot in; NULL, or why it cannot be. */
 static const char *take_snapshot(midge *m, const frame_header *f)
 {
-    uint64_t size = f->body.size;
+    size_t size = f->body.size;
     if (f->schema > size || f->frozen > size - f->schema || f->filling > size - f->schema - f->frozen)
-        return "a snapshot's header does not fit its body";
-    bytes schema = {f->body.data, (size_t)f->schema};
+        return "wrong header";
+    bytes schema = {f->body.data, f->schema};
     const char *why = read_schema(m, schema);
     if (why != NULL)
         return why;
     if (f->frozen != m->frozen_size)
-        return "its frozen tensors do not fit its schema";
+        return "wrong frozen tensors";
     midge_sha256 sha;
     uint8_t digest[32];
     midge_sha256_begin(&sha);
@@ -1238,17 +1263,17 @@ static const char *take_snapshot(midge *m, const frame_header *f)
     if (m->frozen_size > 0)
         memcpy(m->frozen, f->body.data + f->schema, m->frozen_size);
     memset(m->n, 0, sizeof *m->n * m->count);
-    bytes integers = rest_of(f->body, (size_t)(f->schema + f->frozen));
-    integers.size -= (size_t)f->filling;
+    bytes integers = rest_of(f->body, (size_t)f->schema + f->frozen);
+    integers.size -= f->filling;
     m->exponent = f->exponent;
-    return add_coded(integers, m->n, m->count) ? NULL : "a snapshot's integers are wrong";
+    return add_coded(integers, m->n, m->count) ? NULL : "wrong integers";
 }
 
 static const char *take_step(midge *m, const frame_header *f)
 {
     if (f->size != m->count || f->exponent != m->exponent)
-        return "a step is of another model";
-    return add_coded(f->body, m->n, m->count) ? NULL : "a step's integers are wrong";
+        return "wrong model";
+    return add_coded(f->body, m->n, m->count) ? NULL : "wrong integers";
 }
 
 /* Digest of the state: schema hash, exponent, integers, frozen tensors. */
@@ -1271,26 +1296,42 @@ static void state_digest(const midge *m, uint8_t digest[32])
 }
 
 /* A published value: exact, because the exponent is within -40 and 60 and the product is normal. */
-static float published(const midge *m, uint32_t i)
+static ONCE float published(const midge *m, uint32_t i)
 {
     return (float)m->n[i] * float_of((uint32_t)(m->exponent + 127) << 23);
+}
+
+static const tensor *find_tensor(const midge *m, const char *word)
+{
+    uint32_t name = midge_crc32(0, word, strlen(word));
+    for (uint32_t i = 0; i < m->tensor_count; i++)
+        if (m->tensors[i].name == name)
+            return &m->tensors[i];
+    return NULL;
+}
+
+static float frozen_float(const midge *m, uint32_t at)
+{
+    return float_of((uint32_t)get_le(m->frozen + at, 4));
 }
 
 /* ------------------------------------------------------------------------------------------ the way to a version */
 
 typedef struct offers {
     bytes left;
-    uint64_t version;
+    uint32_t version;
     bool any;
     hop found;
 } offers;
 
-static bool next_leb128(bytes *data, uint64_t *number)
+/* A number of the list; one beyond 32 bits is the largest. */
+static bool next_leb128(bytes *data, uint32_t *number)
 {
-    *number = 0;
+    uint64_t found = 0;
     for (unsigned i = 0; i < 9 && i < data->size; i++) {
-        *number |= (uint64_t)(data->data[i] & 0x7fu) << (7 * i);
+        found |= (uint64_t)(data->data[i] & 0x7fu) << (7 * i);
         if (data->data[i] < 0x80) {
+            *number = found > UINT32_MAX ? UINT32_MAX : (uint32_t)found;
             *data = rest_of(*data, i + 1);
             return true;
         }
@@ -1298,42 +1339,46 @@ static bool next_leb128(bytes *data, uint64_t *number)
     return false;
 }
 
-static uint32_t saturated(uint64_t number)
-{
-    return number > UINT32_MAX ? UINT32_MAX : (uint32_t)number;
-}
-
 /* The next frame that is on offer, newest version first; false at the end, or where the list is wrong. */
 static bool next_offer(offers *o)
 {
-    uint64_t first, span, size, parts = 1;
-    if (!next_leb128(&o->left, &first))
+    uint64_t first = 0;
+    hop *f = &o->found;
+    unsigned shift = 0;
+    uint8_t byte;
+    do { /* the first number holds a version, so it may have more than 32 bits */
+        if (o->left.size == 0 || shift > 56)
+            return false;
+        byte = *o->left.data;
+        o->left = rest_of(o->left, 1);
+        first |= (uint64_t)(byte & 0x7fu) << shift;
+        shift += 7;
+    } while (byte & 0x80u);
+    f->span = (uint32_t)first >> 1 & 31u;
+    f->parts = 1;
+    if ((f->span == 31 && !next_leb128(&o->left, &f->span)) || !next_leb128(&o->left, &f->size) ||
+        ((first & 1u) && !next_leb128(&o->left, &f->parts)))
         return false;
-    span = first >> 1 & 31u;
-    if ((span == 31 && !next_leb128(&o->left, &span)) || !next_leb128(&o->left, &size) ||
-        ((first & 1u) && !next_leb128(&o->left, &parts)))
+    first >>= 6;
+    if (o->any)
+        first = o->version - first; /* below 0 it is beyond 32 bits */
+    if (first > UINT32_MAX)
         return false;
-    if (o->any && first >> 6 > o->version)
-        return false;
-    o->version = o->any ? o->version - (first >> 6) : first >> 6;
+    o->version = f->version = (uint32_t)first;
     o->any = true;
-    o->found.version = o->version;
-    o->found.span = saturated(span);
-    o->found.size = saturated(size);
-    o->found.parts = saturated(parts);
     return true;
 }
 
 /* A version from which the target can be reached: by which frame first, and at what cost. */
 typedef struct stage {
-    uint64_t version, cost;
+    uint32_t version, cost;
     hop next;
 } stage;
 
 #define STAGES (MIDGE_SCRATCH / sizeof(stage))
 #define FRAME_COST 200u /* bytes that a frame costs beside itself: topics, subscriptions, headers */
 
-static stage *find_stage(stage *stages, size_t count, uint64_t version)
+static stage *find_stage(stage *stages, size_t count, uint32_t version)
 {
     for (size_t i = 0; i < count; i++)
         if (stages[i].version == version)
@@ -1343,12 +1388,12 @@ static stage *find_stage(stage *stages, size_t count, uint64_t version)
 
 /* Plan the cheapest way to the target from what is held, backwards from it: frames come newest first, so the cost of
  * the version that a frame leads to is known when the frame comes. False if there is no way that fits. */
-static bool plan_way(midge *m, bytes frames, uint64_t to)
+static bool plan_way(midge *m, bytes frames, uint32_t to)
 {
     stage *stages = (stage *)(void *)m->scratch;
     size_t count = 1;
     hop start = {0, 0, 0, 0};
-    uint64_t best = UINT64_MAX;
+    uint32_t best = UINT32_MAX;
     offers o = {frames, 0, false, {0, 0, 0, 0}};
     memset(&stages[0], 0, sizeof stages[0]);
     stages[0].version = to;
@@ -1357,7 +1402,7 @@ static bool plan_way(midge *m, bytes frames, uint64_t to)
         stage *end = find_stage(stages, count, f->version);
         if (end == NULL || f->size > m->frame_room || f->parts == 0 || f->parts > f->size + 1u || f->span > f->version)
             continue;
-        uint64_t cost = end->cost + f->size + FRAME_COST;
+        uint32_t cost = end->cost + f->size + FRAME_COST; /* at most STAGES frames that fit an arena */
         if (f->span == 0) {
             if (cost < best) {
                 best = cost;
@@ -1369,7 +1414,7 @@ static bool plan_way(midge *m, bytes frames, uint64_t to)
         if (from == NULL && count < STAGES) {
             from = &stages[count++];
             from->version = f->version - f->span;
-            from->cost = UINT64_MAX;
+            from->cost = UINT32_MAX;
         }
         if (from != NULL && cost < from->cost) {
             from->cost = cost;
@@ -1379,7 +1424,7 @@ static bool plan_way(midge *m, bytes frames, uint64_t to)
     stage *here = m->have ? find_stage(stages, count, m->version) : NULL;
     m->hop_count = m->hop_at = 0;
     if (here == NULL || here->cost >= best) { /* by a snapshot */
-        if (best == UINT64_MAX)
+        if (best == UINT32_MAX)
             return false;
         m->hops[m->hop_count++] = start;
         here = find_stage(stages, count, start.version);
@@ -1432,6 +1477,7 @@ static void put_number(sink *s, uint32_t value, unsigned size)
         put(s, value >> (8u * i) & 0xffu);
 }
 
+#if MIDGE_UNIFORM
 static void put_bit(sink *s, unsigned bit) /* highest first */
 {
     s->accumulated = s->accumulated << 1 | bit;
@@ -1446,6 +1492,8 @@ static void fill_byte(sink *s)
     while (s->held != 0)
         put_bit(s, 0);
 }
+
+#endif
 
 typedef struct codec {
     enum { FLOAT32, INT8, UNIFORM } kind;
@@ -1482,12 +1530,16 @@ static bool parse_codec(const char *word, codec *found)
         found->block = block >= 16 && block <= 65536 ? (uint32_t)block : 0;
         return found->block > 0;
     }
+#if MIDGE_UNIFORM
     const char *bar = strchr(word, '|');
     if (strncmp(word, "uq:", 3) != 0 || bar == NULL || strcmp(bar, "|rice") != 0)
         return false;
     found->kind = UNIFORM;
     found->k = decimal(word + 3, '|');
     return found->k > 0;
+#else
+    return false;
+#endif
 }
 
 /* What is encoded: the shared vector, and where its tensors lie. */
@@ -1500,7 +1552,12 @@ typedef struct coder {
     bool coded;       /* of uq: whether the coding is smaller than float32 */
 } coder;
 
-static float inverse(float step)
+/* A place in the values of a coder: which tensor, and where in it. */
+typedef struct walk {
+    uint32_t tensor, at;
+} walk;
+
+static ONCE float inverse(float step)
 {
     return step > SMALLEST ? 1.0f / step : 0.0f;
 }
@@ -1512,6 +1569,7 @@ static int32_t quantised(float value, float inverted, float top)
     return (int32_t)(q > top ? top : q < -top ? -top : q);
 }
 
+#if MIDGE_UNIFORM
 static float top_of(const tensor *t)
 {
     return t->size <= SMALL ? 127.0f : 32767.0f;
@@ -1550,11 +1608,7 @@ static float uniform_step(const float *v, uint32_t count, double k)
     return step;
 }
 
-/* Walks through the numbers of the large tensors: how many zeros before each value that is not zero, and its size. */
-typedef struct walk {
-    uint32_t tensor, at;
-} walk;
-
+/* Walks through the numbers of the large tensors: how many zeros before each value that is not zero, and that. */
 static bool next_value(const coder *c, walk *w, uint32_t *zeros, int32_t *value)
 {
     *zeros = 0;
@@ -1585,20 +1639,20 @@ static uint32_t next_group(const coder *c, walk *w, bool sizes)
 }
 
 /* The Rice parameter that makes a group shortest, and the bits of its unary part. */
-static unsigned rice_parameter(const uint32_t *numbers, uint32_t count, uint64_t *unary)
+static unsigned rice_parameter(const uint32_t *numbers, uint32_t count, uint32_t *unary)
 {
-    uint64_t sum = 0, shortest, mean;
+    uint32_t sum = 0, shortest, mean; /* numbers are below 2^22, and there are at most 256 */
     unsigned best = 0;
     for (uint32_t i = 0; i < count; i++)
         sum += numbers[i];
     shortest = *unary = sum;
     mean = sum / count;
     for (unsigned b = 1; mean >> (b - 1u) > 0; b++) {
-        uint64_t high = 0;
+        uint32_t high = 0;
         for (uint32_t i = 0; i < count; i++)
             high += numbers[i] >> b;
-        if (high + (uint64_t)b * count < shortest) {
-            shortest = high + (uint64_t)b * count;
+        if (high + b * count < shortest) {
+            shortest = high + b * count;
             *unary = high;
             best = b;
         }
@@ -1609,13 +1663,12 @@ static unsigned rice_parameter(const uint32_t *numbers, uint32_t count, uint64_t
 
 static void put_numbers(const coder *c, bool sizes, sink *s)
 {
-    uint64_t unary = 0, here;
-    uint32_t count;
+    uint32_t unary = 0, here, count;
     for (walk w = {0, 0}; (count = next_group(c, &w, sizes)) > 0;) {
         put(s, rice_parameter(c->group, count, &here));
         unary += here;
     }
-    put_number(s, (uint32_t)((unary + 7u) / 8u), 4);
+    put_number(s, (unary + 7u) / 8u, 4);
     for (walk w = {0, 0}; (count = next_group(c, &w, sizes)) > 0;) {
         unsigned low = rice_parameter(c->group, count, &here);
         for (uint32_t i = 0; i < count; i++) {
@@ -1678,6 +1731,8 @@ static void put_uniform(const coder *c, sink *s)
     put_numbers(c, true, s);
 }
 
+#endif
+
 static void put_floats(const coder *c, int role, sink *s)
 {
     for (uint32_t i = 0; i < c->count; i++)
@@ -1728,29 +1783,35 @@ static void put_int8(const coder *c, uint32_t block, sink *s)
 static void prepare(coder *c, const codec *k)
 {
     c->trained = 0;
+    for (uint32_t i = 0; i < c->count; i++)
+        if (c->tensors[i].role == TRAINED)
+            c->trained += c->tensors[i].size;
+    c->coded = false;
+#if MIDGE_UNIFORM
+    if (k->kind != UNIFORM)
+        return;
     for (uint32_t i = 0; i < c->count; i++) {
         tensor *t = &c->tensors[i];
-        if (t->role != TRAINED)
-            continue;
-        c->trained += t->size;
-        if (k->kind == UNIFORM && t->size > 0)
+        if (t->role == TRAINED && t->size > 0)
             t->step = t->size <= SMALL ? largest(c->v + t->at, t->size) / 127.0f
                                        : uniform_step(c->v + t->at, t->size, k->k);
     }
-    c->coded = true;
-    if (k->kind == UNIFORM) {
-        sink counted = {NULL, NULL, 0, 0, 0, {0}, 0, 0, 0, false};
-        put_uniform(c, &counted);
-        c->coded = counted.size < 4u * (uint64_t)c->trained;
-    }
+    sink counted = {NULL, NULL, 0, 0, 0, {0}, 0, 0, 0, false};
+    put_uniform(c, &counted);
+    c->coded = counted.size < 4u * c->trained;
+#else
+    (void)k;
+#endif
 }
 
 static void encode(const coder *c, const codec *k, sink *s)
 {
     if (k->kind == INT8)
         put_int8(c, k->block, s);
-    else if (k->kind == UNIFORM && c->coded)
+#if MIDGE_UNIFORM
+    else if (c->coded)
         put_uniform(c, s);
+#endif
     else {
         if (k->kind == UNIFORM)
             put(s, 0);
@@ -1760,6 +1821,7 @@ static void encode(const coder *c, const codec *k, sink *s)
     flush(s, true);
 }
 
+#if MIDGE_UNIFORM
 /* What uq leaves unsaid of a value. */
 static float unsaid(const coder *c, const tensor *t, uint32_t i)
 {
@@ -1785,6 +1847,7 @@ static void put_left(const coder *c, float factor, sink *s)
             put_number(s, bfloat16(unsaid(c, &c->tensors[i], k) * factor), 2);
     flush(s, true);
 }
+#endif
 
 /* ================================================================================================== the outbox */
 
@@ -1825,8 +1888,8 @@ static uint32_t meta_crc(const record *r)
 
 static bool record_fits(const midge *m, const record *r)
 {
-    uint64_t end = MIDGE_META + (((uint64_t)r->size + 15u) & ~(uint64_t)15u) + 2u * (uint64_t)r->left;
-    return end <= m->config.slot && r->norm_count <= NORMS;
+    uint32_t room = m->config.slot - MIDGE_META;
+    return r->size < room && r->left < room && aligned16(r->size) + 2u * r->left <= room && r->norm_count <= NORMS;
 }
 
 static bool read_record(const midge *m, unsigned slot, record *r)
@@ -1902,7 +1965,7 @@ static bool begin_outbox(midge *m)
     return rewrite(m, &made);
 }
 
-static uint64_t first_held(const midge *m)
+static uint32_t first_held(const midge *m)
 {
     return m->outbox.seq > 0 ? m->outbox.seq : m->outbox.next;
 }
@@ -1918,10 +1981,10 @@ static void renew(midge *m, bool keep)
     if (!keep)
         made.size = made.left = made.body_crc = made.left_crc = 0;
     if (rewrite(m, &made))
-        tell_why(m, MIDGE_RENEWED, made.outbox, "the outbox was an old copy of itself");
+        tell_why(m, MIDGE_RENEWED, made.outbox, "old copy");
 }
 
-static double squares(const float *v, uint32_t count)
+static ONCE double squares(const float *v, uint32_t count)
 {
     double sum = 0;
     for (uint32_t i = 0; i < count; i++)
@@ -1929,6 +1992,7 @@ static double squares(const float *v, uint32_t count)
     return sum;
 }
 
+#if MIDGE_UNIFORM
 /* The clip: what is left is at most twice the median norm of the last deltas. */
 static float left_factor(const coder *c, record *r, double norm)
 {
@@ -1958,6 +2022,8 @@ static float left_factor(const coder *c, record *r, double norm)
     left = sqrt(left);
     return left > 2 * median ? (float)(2 * median / left) : 1.0f;
 }
+
+#endif
 
 /* Add what was left before, if it is of this lineage and schema. */
 static bool add_left(midge *m)
@@ -2031,10 +2097,12 @@ static midge_result store(midge *m, const midge_fit *fit)
     memcpy(r.sha256, digest, 16);
     r.size = body.size;
     r.body_crc = body.crc;
+#if MIDGE_UNIFORM
     bool keeps = k.kind == UNIFORM && m->target.plan.feedback;
     float factor = keeps ? left_factor(&c, &r, norm) : 0;
     if (keeps)
         put_left(&c, factor, &left);
+#endif
     r.left = left.size / 2u;
     r.left_crc = left.crc;
     unsigned to = m->slot ^ 1u;
@@ -2042,13 +2110,16 @@ static midge_result store(midge *m, const midge_fit *fit)
         return MIDGE_NO_FLASH;
     sink written = {m, NULL, slot_start(m, to) + MIDGE_META, 0, 0, {0}, 0, 0, 0, false};
     encode(&c, &k, &written);
+#if MIDGE_UNIFORM
     if (keeps)
         put_left(&c, factor, &written);
+#endif
     return !written.failed && settle_on(m, to, &r) ? MIDGE_DONE : MIDGE_NO_FLASH;
 }
 
 /* ==================================================================================================== training */
 
+#if MIDGE_TRAINING
 /* The same bits on every processor, unlike those of C libraries; within 2 units of the last place. */
 static float exponential(float x)
 {
@@ -2091,20 +2162,6 @@ typedef struct batch {
     float mean, scale;       /* of the target */
     uint32_t at_mean, at_scale, channels; /* of the inputs' normalisation; channels 0: there is none */
 } batch;
-
-static const tensor *find_tensor(const midge *m, const char *word)
-{
-    uint32_t name = midge_crc32(0, word, strlen(word));
-    for (uint32_t i = 0; i < m->tensor_count; i++)
-        if (m->tensors[i].name == name)
-            return &m->tensors[i];
-    return NULL;
-}
-
-static float frozen_float(const midge *m, uint32_t at)
-{
-    return float_of((uint32_t)get_le(m->frozen + at, 4));
-}
 
 static void open_batch(batch *b, const midge *m, const midge_model *model, float *work, uint32_t rows)
 {
@@ -2378,6 +2435,8 @@ midge_fit midge_evaluate(midge *m, const midge_model *model, midge_row row, void
     return fit;
 }
 
+#endif
+
 /* ================================================================================================== statistics */
 
 void midge_observe(midge_moment *moment, float value)
@@ -2453,7 +2512,7 @@ static void send_packet(midge *m, writer *w, unsigned first, size_t body)
 static void write_string(writer *w, const char *text)
 {
     size_t size = strlen(text);
-    write_be(w, size, 2);
+    write_be(w, (uint32_t)size, 2);
     write_bytes(w, text, size);
 }
 
@@ -2521,7 +2580,7 @@ static void subscribe(midge *m, place where, unsigned qos, const hop *h, uint32_
     writer w = begin_packet(m);
     write_be(&w, next_packet(m), 2);
     write_topic(m, &w, where, h, index);
-    write_be(&w, qos, 1);
+    write_byte(&w, qos);
     send_packet(m, &w, 0x82, 0);
 }
 
@@ -2544,7 +2603,7 @@ static void begin_header(message *f)
 {
     f->frame = f->w.at;
     f->pairs = 0;
-    write_be(&f->w, 0, 5); /* the header's length, and the map as 16 bits count it */
+    write_bytes(&f->w, "\0\0\0\0", 5); /* the header's length, and the map as 16 bits count it */
 }
 
 static message begin_message(midge *m, place where)
@@ -2560,15 +2619,21 @@ static message begin_message(midge *m, place where)
 static void key(message *f, unsigned number)
 {
     f->pairs++;
-    write_integer(&f->w, number);
+    write_byte(&f->w, number);
 }
 
-static void key_integer(message *f, unsigned number, uint64_t value, uint64_t otherwise)
+static ONCE void key_integer(message *f, unsigned number, uint32_t value, uint32_t otherwise)
 {
     if (value == otherwise)
         return; /* a default does not travel */
     key(f, number);
     write_integer(&f->w, value);
+}
+
+static ONCE void key_wide(message *f, unsigned number, uint64_t value)
+{
+    key(f, number);
+    write_wide(&f->w, value);
 }
 
 static void key_bin(message *f, unsigned number, const void *data, size_t size)
@@ -2656,8 +2721,7 @@ static void write_hello(midge *m, message *f, const char *state, double wakes, u
 {
     bool live = strcmp(state, "ready") == 0;
     key_word(f, N_STATE, state);
-    key(f, N_OUTBOX);
-    write_integer(&f->w, m->outbox.outbox);
+    key_wide(f, N_OUTBOX, m->outbox.outbox);
     key_integer(f, N_FIRST, first_held(m), 1);
     key_integer(f, N_NEXT, m->outbox.next, 1);
     if (m->sound) {
@@ -2677,8 +2741,10 @@ static void write_hello(midge *m, message *f, const char *state, double wakes, u
     }
     if (live && m->waits != NULL)
         key_word(f, N_WAITS, m->waits);
-    key_integer(f, N_NUMBER, number, 0);
-    key_integer(f, N_TO, to, 0);
+    if (number != 0)
+        key_wide(f, N_NUMBER, number);
+    if (to != 0)
+        key_wide(f, N_TO, to);
     if (live) {
         f->pairs++;
         write_word(&f->w, "largest");
@@ -2700,8 +2766,8 @@ static void send_connect(midge *m)
     message f;
     f.w = begin_packet(m);
     write_string(&f.w, "MQTT");
-    write_be(&f.w, 4, 1);
-    write_be(&f.w, 0x2eu | (m->config.user != NULL ? 0x80u : 0) | (password ? 0x40u : 0), 1);
+    write_byte(&f.w, 4);
+    write_byte(&f.w, 0x2eu | (m->config.user != NULL ? 0x80u : 0) | (password ? 0x40u : 0));
     write_be(&f.w, m->config.keep_alive, 2);
     size_t start = f.w.at;
     write_be(&f.w, 0, 2);
@@ -2752,20 +2818,14 @@ static void send_update(midge *m, uint32_t parts)
 {
     const record *r = &m->outbox;
     message f = begin_message(m, TO_UPDATE);
-    key(&f, N_OUTBOX);
-    write_integer(&f.w, r->outbox);
-    key(&f, N_FIRST);
-    write_integer(&f.w, first_held(m));
-    key(&f, N_SEQ);
-    write_integer(&f.w, r->seq);
+    key_wide(&f, N_OUTBOX, r->outbox);
+    key_integer(&f, N_FIRST, first_held(m), UINT32_MAX);
+    key_integer(&f, N_SEQ, r->seq, UINT32_MAX);
     key_bin(&f, N_LINEAGE, r->lineage, 16);
-    key(&f, N_GENERATION);
-    write_integer(&f.w, r->generation);
-    key(&f, N_BASE);
-    write_integer(&f.w, r->version);
+    key_integer(&f, N_GENERATION, r->generation, UINT32_MAX);
+    key_integer(&f, N_BASE, r->version, UINT32_MAX);
     key_word(&f, N_CODEC, r->codec);
-    key(&f, N_SIZE);
-    write_integer(&f.w, r->size);
+    key_integer(&f, N_SIZE, r->size, UINT32_MAX);
     key_bin(&f, N_SHA256, r->sha256, 16);
     key_integer(&f, N_EXAMPLES, r->examples, 0);
     key_integer(&f, N_STEPS, r->steps, 0);
@@ -2802,14 +2862,10 @@ static void send_chunk(midge *m, uint32_t index)
         return;
     uint32_t from = index * each, size = m->outbox.size - from < each ? m->outbox.size - from : each;
     message f = begin_message(m, TO_UPDATE);
-    key(&f, N_OUTBOX);
-    write_integer(&f.w, m->outbox.outbox);
-    key(&f, N_FIRST);
-    write_integer(&f.w, first_held(m));
-    key(&f, N_SEQ);
-    write_integer(&f.w, m->outbox.seq);
-    key(&f, N_PART);
-    write_integer(&f.w, index);
+    key_wide(&f, N_OUTBOX, m->outbox.outbox);
+    key_integer(&f, N_FIRST, first_held(m), UINT32_MAX);
+    key_integer(&f, N_SEQ, m->outbox.seq, UINT32_MAX);
+    key_integer(&f, N_PART, index, UINT32_MAX);
     end_message(m, &f, N_CHUNK, PASSING, size);
     if (!f.w.full)
         send_stored(m, from, size);
@@ -2823,10 +2879,8 @@ static void send_fetch(midge *m, const hop *h)
             parts[count++] = m->part + i;
     message f = begin_message(m, TO_UPDATE);
     key_bin(&f, N_LINEAGE, m->target.lineage, 16);
-    key(&f, N_VERSION);
-    write_integer(&f.w, h->version);
-    key(&f, N_SPAN);
-    write_integer(&f.w, h->span);
+    key_integer(&f, N_VERSION, h->version, UINT32_MAX);
+    key_integer(&f, N_SPAN, h->span, UINT32_MAX);
     key(&f, N_PARTS);
     write_array(&f.w, count);
     for (uint32_t i = 0; i < count; i++)
@@ -2854,7 +2908,7 @@ static void send_statistics(midge *m)
 
 /* ===================================================================================================== fetching */
 
-static void again_after(midge *m, uint32_t milliseconds)
+static ONCE void again_after(midge *m, uint32_t milliseconds)
 {
     m->work = WORK_NONE;
     m->newer = true;
@@ -2929,7 +2983,7 @@ static void take_frame(midge *m)
     midge_sha256_end(&sha, digest);
     bool good = memcmp(digest, m->frame_sha, 16) == 0 && read_frame(frame, &f) &&
                 f.kind == (h->span == 0 ? N_SNAPSHOT : N_STEP);
-    const char *why = !good ? "a frame is not what was announced" : h->span == 0 ? take_snapshot(m, &f) : take_step(m, &f);
+    const char *why = !good ? "wrong frame" : h->span == 0 ? take_snapshot(m, &f) : take_step(m, &f);
     if (why != NULL) {
         if (good && h->span == 0)
             tell_why(m, MIDGE_DOES_NOT_FIT, h->version, why);
@@ -3020,21 +3074,21 @@ static bool takes_part(const midge *m, const goal *t)
 }
 
 /* Milliseconds until a turn: at random within what all devices need at the announced rate. */
-static uint32_t turn(midge *m, const goal *t, uint64_t size, uint32_t messages, float share)
+static uint32_t turn(midge *m, const goal *t, uint32_t size, uint32_t messages, float share)
 {
-    double others = (double)(t->devices > 0 ? (float)t->devices : 20.0f) * (double)share - 1;
+    float others = (t->devices > 0 ? (float)t->devices : 20.0f) * share - 1.0f;
     if (t->byte_rate <= 0 || others <= 0)
         return 0;
-    double seconds = others * (double)(size + 8192u * (uint64_t)messages) / (double)t->byte_rate;
+    float seconds = others * ((float)size + 8192.0f * (float)messages) / t->byte_rate;
     if (seconds > MOST_SECONDS)
         seconds = MOST_SECONDS;
-    return seconds < 0.1 ? 0 : (uint32_t)(seconds * 1000.0 / 65536.0 * (double)(draw(m) & 0xffffu));
+    return seconds < 0.1f ? 0 : (uint32_t)(seconds * (1000.0f / 65536.0f) * (float)(draw(m) & 0xffffu));
 }
 
 static void adopt_statistics(midge *m, const announcement *a)
 {
     if (a->statistic_count == 0 || a->statistic_count > MIDGE_STATISTICS) {
-        tell_why(m, MIDGE_DOES_NOT_FIT, a->target.version, "it asks for more statistics than MIDGE_STATISTICS");
+        tell_why(m, MIDGE_DOES_NOT_FIT, a->target.version, "more statistics than MIDGE_STATISTICS");
         return;
     }
     bool same = m->statistic_count == a->statistic_count &&
@@ -3056,8 +3110,7 @@ static void adopt(midge *m, const announcement *a)
     bool turning = m->work == WORK_TURN;
     float pause = t->interval < MOST_SECONDS ? t->interval : MOST_SECONDS;
     uint32_t due = m->trained_at + (uint32_t)(pause * 1000.0f);
-    uint64_t bytes_of_way = 0;
-    uint32_t parts = 0;
+    uint32_t bytes_of_way = 0, parts = 0;
     m->newer = false;
     m->target = *t;
     m->work = m->work == WORK_MEASURE && t->statistics ? WORK_MEASURE : WORK_NONE;
@@ -3082,7 +3135,7 @@ static void adopt(midge *m, const announcement *a)
         return;
     }
     if (!plan_way(m, a->frames, t->version)) {
-        tell_why(m, MIDGE_DOES_NOT_FIT, t->version, "no way to the announced version fits the arena");
+        tell_why(m, MIDGE_DOES_NOT_FIT, t->version, "no frame fits the arena");
         return;
     }
     for (unsigned i = 0; i < m->hop_count; i++) {
@@ -3123,7 +3176,7 @@ static void greet(midge *m)
     m->greet_wait = m->greet_wait >= 150000 ? 300000 : m->greet_wait * 2;
 }
 
-static void greet_soon(midge *m, uint32_t pause)
+static ONCE void greet_soon(midge *m, uint32_t pause)
 {
     m->greets = true;
     m->settled_once = false;
@@ -3181,21 +3234,21 @@ static void take_verdict(midge *m, const verdict *v)
     if (final)
         forget(m);
     else
-        m->send_at = m->clock + (uint32_t)(v->retry_after > 1 && v->retry_after <= 86400 ? v->retry_after * 1000 : 1000);
+        m->send_at = m->clock + (uint32_t)(v->retry_after > 1 && v->retry_after <= 86400 ? v->retry_after * 1000.0f : 1000.0f);
     if (same_text(v->word, "forgotten"))
         m->end = MIDGE_FORGOTTEN;
 }
 
 /* Leave to send chunks of an update that was offered. */
 typedef struct permission {
-    uint64_t seq;
+    uint32_t seq;
     list parts;
 } permission;
 
 static void take_grants(midge *m, list *maps)
 {
     permission grant;
-    static const field fields[] = {{N_SEQ, FORM_U64, offsetof(permission, seq)},
+    static const field fields[] = {{N_SEQ, FORM_CLAMPED, offsetof(permission, seq)},
                                    {N_PARTS, FORM_LIST, offsetof(permission, parts)}};
     for (; maps->count > 0 && !maps->items.bad; maps->count--) {
         item map = next_item(&maps->items);
@@ -3498,7 +3551,7 @@ static bool good_name(const char *text)
 static bool good_configuration(const midge_config *c)
 {
     return good_name(c->federation) && good_name(c->device) && c->packet >= 700 && c->parameters > 0 &&
-           c->parameters < 1u << 26 && c->frozen < 1u << 26 && c->packet < 1u << 26 && c->slot % 16u == 0 &&
+           c->parameters < 1u << 22 && c->frozen < 1u << 22 && c->packet < 1u << 22 && c->slot % 16u == 0 &&
            c->slot > MIDGE_META && (c->root == NULL || strlen(c->root) <= 64) &&
            (c->machine == NULL || strlen(c->machine) <= 64);
 }
@@ -3602,12 +3655,12 @@ const midge_plan *midge_get_plan(const midge *m)
     return &m->target.plan;
 }
 
-uint64_t midge_version(const midge *m)
+uint32_t midge_version(const midge *m)
 {
     return m->version;
 }
 
-uint64_t midge_next(const midge *m)
+uint32_t midge_next(const midge *m)
 {
     return m->outbox.next;
 }
@@ -3680,10 +3733,8 @@ void midge_report(midge *m, const midge_fit *fit)
         return;
     message f = begin_message(m, TO_REPORT);
     key_bin(&f, N_LINEAGE, m->lineage, 16);
-    key(&f, N_VERSION);
-    write_integer(&f.w, m->version);
-    key(&f, N_EXAMPLES);
-    write_integer(&f.w, fit->examples);
+    key_integer(&f, N_VERSION, m->version, UINT32_MAX);
+    key_integer(&f, N_EXAMPLES, fit->examples, UINT32_MAX);
     write_metrics(&f, finite_float(fit->loss) ? fit->loss : -1, finite_float(fit->accuracy) ? fit->accuracy : -1);
     end_message(m, &f, N_REPORT, PASSING, 0);
 }

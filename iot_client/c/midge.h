@@ -34,6 +34,12 @@ extern "C" {
 #ifndef MIDGE_HOPS
 #define MIDGE_HOPS 6 /* frames on the way from one version to another that are planned at a time */
 #endif
+#ifndef MIDGE_UNIFORM
+#define MIDGE_UNIFORM 1 /* the codec uq:k|rice and error feedback; without it, what asks for uq is answered in int8:256 */
+#endif
+#ifndef MIDGE_TRAINING
+#define MIDGE_TRAINING 1 /* midge_train and midge_evaluate; without it, the firmware trains in its own way */
+#endif
 #define MIDGE_SELF 1600    /* bytes of the client itself */
 #define MIDGE_SCRATCH 1536 /* bytes for planning a way and for encoding; never both */
 #define MIDGE_META 208     /* bytes of an outbox record before the body */
@@ -166,8 +172,8 @@ typedef enum midge_result {
 } midge_result;
 
 const midge_plan *midge_get_plan(const midge *m);
-uint64_t midge_version(const midge *m);
-uint64_t midge_next(const midge *m); /* the seq that the next update gets */
+uint32_t midge_version(const midge *m);
+uint32_t midge_next(const midge *m); /* the seq that the next update gets */
 bool midge_holding(const midge *m);  /* whether an update waits for its receipt */
 uint64_t midge_outbox(const midge *m);
 
@@ -189,6 +195,7 @@ void midge_skip(midge *m);
 /* Tell how good the model of this version is on this device's own rows. */
 void midge_report(midge *m, const midge_fit *fit);
 
+#if MIDGE_TRAINING
 /* ------------------------------------------------------------------------------------------------------- models */
 
 typedef enum midge_task { MIDGE_CLASSIFICATION, MIDGE_BINARY, MIDGE_REGRESSION } midge_task;
@@ -221,6 +228,7 @@ midge_fit midge_train(midge *m, const midge_model *model, midge_row row, void *c
 midge_fit midge_evaluate(midge *m, const midge_model *model, midge_row row, void *context, uint32_t rows, float *work,
                          size_t size);
 
+#endif
 /* --------------------------------------------------------------------------------------------------- statistics */
 
 /* Count, mean and sum of squared deviations of one channel (Welford, 1962). */

@@ -114,13 +114,13 @@ static void transcode(bytes payload)
     while (r.at < r.end && !r.bad) {
         item i = next_item(&r);
         switch (i.kind) {
-        case ITEM_NIL: write_be(&w, 0xc0, 1); break;
-        case ITEM_BOOL: write_be(&w, 0xc2 | i.number, 1); break;
+        case ITEM_NIL: write_byte(&w, 0xc0); break;
+        case ITEM_BOOL: write_byte(&w, 0xc2u | (unsigned)i.number); break;
         case ITEM_INT:
             if (i.negative)
-                write_be(&w, i.number & 0xff, 1); /* the vectors have none below -32 */
+                write_byte(&w, (unsigned)i.number & 0xffu); /* the vectors have none below -32 */
             else
-                write_integer(&w, i.number);
+                write_wide(&w, i.number);
             break;
         case ITEM_FLOAT: write_real(&w, i.real); break;
         case ITEM_TEXT: write_text(&w, i.data); break;
@@ -356,7 +356,7 @@ static void show_share(char *lineage, uint32_t generation, unsigned long long ve
     memset(&t, 0, sizeof t);
     memcpy(t.lineage, hex(lineage).data, 16);
     t.generation = generation;
-    t.version = version;
+    t.version = (uint32_t)version;
     t.share = (float)share;
     printf("%d", takes_part(device, &t) ? 1 : 0);
 }
