@@ -21,6 +21,7 @@ MOUNTS = "needs root and the right to mount (run the tests as root, on a machine
 LOOPS = "needs loop devices (run the tests as root, on a machine or in a privileged container)"
 DATA = "needs the real data (say where it is with MIDGE_DATA)"
 GCC = "needs gcc (apt-get install gcc libc6-dev)"
+GXX = "needs g++ (apt-get install g++)"
 ARM = "needs arm-none-eabi-gcc (apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi)"
 QEMU = "needs qemu-system-arm (apt-get install qemu-system-arm)"
 LINUX = "needs Linux"

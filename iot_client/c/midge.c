@@ -1982,6 +1982,8 @@ static void renew(midge *m, bool keep)
         made.size = made.left = made.body_crc = made.left_crc = 0;
     if (rewrite(m, &made))
         tell_why(m, MIDGE_RENEWED, made.outbox, "old copy");
+    m->link = LINK_DOWN; /* its client id and Will are of the old identity */
+    m->work = WORK_NONE;
 }
 
 static ONCE double squares(const float *v, uint32_t count)
@@ -3225,7 +3227,6 @@ static void take_verdict(midge *m, const verdict *v)
     bool final = is_final(v->word);
     if (final && v->body.size > 0 && memcmp(v->body.data, m->outbox.sha256, v->body.size < 8 ? v->body.size : 8) != 0) {
         renew(m, true); /* that verdict was on another body of this number */
-        greet_soon(m, 0);
         return;
     }
     midge_event event = {MIDGE_VERDICT, v->seq, 0, final, same_text(v->word, "accepted"), v->repeat,
@@ -3283,7 +3284,6 @@ static void take_receipt(midge *m, bytes payload)
         m->token = t.token;
     if (t.hi >= m->outbox.next) { /* this outbox is an old copy of itself */
         renew(m, false);
-        greet_soon(m, 0);
         return;
     }
     uint64_t outbox = m->outbox.outbox;
