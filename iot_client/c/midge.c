@@ -458,10 +458,11 @@ enum {
     N_FEEDBACK = 57, N_FEWEST_STEPS = 59, N_MOST_STEPS = 60, N_NAME = 63, N_CHANNELS = 64, N_SHARE = 65,
     N_INTERVAL = 66, N_FEDERATION = 69, N_PHASE = 70, N_DIGEST = 71, N_FRAMES = 72, N_MOMENTS = 73,
     N_PARTICIPATION = 74, N_ISSUED = 75, N_BYTE_RATE = 80, N_DEVICES = 81, N_BODY = 82, N_NUMBER = 85, N_LOSS = 88,
-    N_ACCURACY = 89, N_MACHINE = 91, N_TOKEN = 97, N_TO = 99, N_BASE_DIGEST = 100, N_WAITS = 106, N_REST = 111,
+    N_ACCURACY = 89, N_MACHINE = 91, N_TOKEN = 97, N_TO = 99, N_BASE_DIGEST = 100, N_WAITS = 106, N_REST = 111, N_TROUBLE = 112, N_LARGEST = 113, N_CLASS = 115,
+    N_MICRO_CODEC = 116,
     N_SCHEMA_HASH = 19,
     /* These travel as text: */
-    N_SNAPSHOT = 200, N_EXPONENT, N_SCHEMA, N_FROZEN, N_FILLING, N_LARGEST, N_TROUBLE, N_CLASS,
+    N_SNAPSHOT = 200, N_EXPONENT, N_SCHEMA, N_FROZEN, N_FILLING,
     N_UNKNOWN = 255
 };
 
@@ -478,12 +479,12 @@ static const char names[] =
     "\105federation\0" "\106phase\0" "\107digest\0" "\110frames\0" "\111moments\0" "\112participation\0"
     "\113issued\0" "\120byte_rate\0" "\121devices\0" "\122body\0" "\125number\0" "\141token\0" "\143to\0"
     "\157rest\0" "\310snapshot\0" "\311exponent\0" "\312schema\0" "\313frozen\0" "\314filling\0"
-    "\316trouble\0" "\317class\0";
+    "\160trouble\0" "\163class\0" "\164micro_codec\0";
 
 /* What a key or a kind says, as a number or as text. */
 static unsigned name_of(const item *said)
 {
-    if (said->kind == ITEM_INT && !said->negative && said->number <= N_REST)
+    if (said->kind == ITEM_INT && !said->negative && said->number < 128)
         return (unsigned)said->number;
     if (said->kind == ITEM_TEXT)
         for (const char *at = names; at < names + sizeof names - 1; at += strlen(at + 1) + 2)
@@ -655,7 +656,7 @@ typedef struct record {
     uint32_t size, left;          /* bytes of the body; values of what is left */
     uint32_t generation;
     uint64_t outbox;
-    uint32_t next, seq, version, spare[3]; /* seq 0: no update is held */
+    uint32_t next, seq, version, loses, spare[2]; /* seq 0: no update is held; loses: it leaves out what is lost */
     uint8_t lineage[16], schema_hash[16], sha256[16], base_digest[8];
     char codec[24];
     uint32_t examples, steps, revision, norm_count;
@@ -752,6 +753,14 @@ typedef struct announcement {
     statistic statistics[MIDGE_STATISTICS];
 } announcement;
 
+/* A name that is longer than any known here is kept as none. */
+static void copy_codec(char to[24], bytes name)
+{
+    memset(to, 0, 24);
+    if (name.size < 24)
+        memcpy(to, name.data, name.size);
+}
+
 static void read_plan(list *map, midge_plan *plan)
 {
     static const field fields[] = {
@@ -765,15 +774,16 @@ static void read_plan(list *map, midge_plan *plan)
         {N_FEWEST_STEPS, FORM_CLAMPED, offsetof(midge_plan, fewest_steps)},
         {N_MOST_STEPS, FORM_CLAMPED, offsetof(midge_plan, most_steps)},
         {N_FEEDBACK, FORM_TRUE, offsetof(midge_plan, feedback)}};
-    static const field words[] = {{N_CODEC, FORM_TEXT, 0}, {N_CLASS, FORM_TEXT, sizeof(bytes)}};
+    static const field words[] = {
+        {N_CODEC, FORM_TEXT, 0}, {N_CLASS, FORM_TEXT, sizeof(bytes)}, {N_MICRO_CODEC, FORM_TEXT, 2 * sizeof(bytes)}};
     list again = *map;
-    bytes found[2] = {{NULL, 0}, {NULL, 0}};
+    bytes found[3] = {{NULL, 0}, {NULL, 0}, {NULL, 0}};
     (void)take_fields(&map->items, map->count, fields, COUNT(fields), plan);
-    if (take_fields(&again.items, again.count, words, COUNT(words), found) & 1u) {
-        memset(plan->codec, 0, sizeof plan->codec); /* a longer name is one that is not known here */
-        if (found[0].size < sizeof plan->codec)
-            memcpy(plan->codec, found[0].data, found[0].size);
-    }
+    unsigned seen = take_fields(&again.items, again.count, words, COUNT(words), found);
+    if (seen & 1u)
+        copy_codec(plan->codec, found[0]);
+    if (seen & 4u)
+        copy_codec(plan->micro_codec, found[2]);
     plan->micro = same_text(found[1], "micro");
 }
 
@@ -843,6 +853,7 @@ static bool read_announcement(bytes payload, announcement *a)
     plan->fewest_steps = 1;
     plan->most_steps = 10000;
     memcpy(plan->codec, "uq:4|rice", sizeof "uq:4|rice");
+    memcpy(plan->micro_codec, "int8:256", sizeof "int8:256");
     if (!open_frame(open_envelope(payload), &r, &left, &rest))
         return false;
     unsigned seen = take_fields(&r, left, fields, COUNT(fields), a);
@@ -2046,12 +2057,19 @@ static bool add_left(midge *m)
     return true;
 }
 
-/* What the plan asks for, or int8:256: of a codec that is not known, and of uq with feedback where a slot has no room. */
+/* What the plan asks for. Where uq wants feedback and a slot has no room for it, what the plan has for such devices; and
+ * int8:256 for what is not known here. */
 static codec choose_codec(const midge *m, char word[24])
 {
+    const midge_plan *plan = &m->target.plan;
     codec found;
-    memcpy(word, m->target.plan.codec, 24);
-    if (!parse_codec(word, &found) || (found.kind == UNIFORM && m->target.plan.feedback && !m->config.feedback)) {
+    memcpy(word, plan->codec, 24);
+    bool known = parse_codec(word, &found);
+    if (!known || (found.kind == UNIFORM && plan->feedback && !m->config.feedback)) {
+        memcpy(word, plan->micro_codec, 24);
+        known = parse_codec(word, &found) && found.kind != UNIFORM;
+    }
+    if (!known) {
         memset(word, 0, 24);
         memcpy(word, "int8:256", 8);
         parse_codec(word, &found);
@@ -2099,6 +2117,7 @@ static midge_result store(midge *m, const midge_fit *fit)
     memcpy(r.sha256, digest, 16);
     r.size = body.size;
     r.body_crc = body.crc;
+    r.loses = k.kind == UNIFORM && !m->target.plan.feedback;
 #if MIDGE_UNIFORM
     bool keeps = k.kind == UNIFORM && m->target.plan.feedback;
     float factor = keeps ? left_factor(&c, &r, norm) : 0;
@@ -2747,11 +2766,8 @@ static void write_hello(midge *m, message *f, const char *state, double wakes, u
         key_wide(f, N_NUMBER, number);
     if (to != 0)
         key_wide(f, N_TO, to);
-    if (live) {
-        f->pairs++;
-        write_word(&f->w, "largest");
-        write_integer(&f->w, largest_body(m));
-    }
+    if (live)
+        key_integer(f, N_LARGEST, largest_body(m), 0);
 }
 
 static void say_hello(midge *m, const char *state, unsigned flags, double wakes, uint64_t number, uint64_t to)
@@ -2840,6 +2856,10 @@ static void send_update(midge *m, uint32_t parts)
         write_metrics(&f, r->loss, r->accuracy);
     key_integer(&f, N_PARTS, parts, 1);
     key_bin(&f, N_BASE_DIGEST, r->base_digest, 8);
+    if (r->loses) {
+        key(&f, N_FEEDBACK);
+        write_byte(&f.w, 0xc2); /* false */
+    }
     size_t body = parts > 1 ? 0 : r->size;
     end_message(m, &f, parts > 1 ? N_OFFER : N_UPDATE, PASSING, body);
     if (body > 0 && !f.w.full)

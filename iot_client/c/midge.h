@@ -152,7 +152,7 @@ void midge_wait(midge *m, const char *why);
 
 /* What the aggregator's plan asks for; 0 leaves it to the device. */
 typedef struct midge_plan {
-    char codec[24];
+    char codec[24], micro_codec[24]; /* the second is for devices that keep no error feedback */
     float learning_rate, proximal, seconds;
     uint32_t revision, local_steps, epochs, batch_size, fewest_steps, most_steps;
     bool feedback, micro;

@@ -32,10 +32,11 @@ class Fleet:
     def page(self, number: int) -> Path:
         return self.folder / "devices" / f"device-{number}.jsonl"
 
-    def actor(self, number: int, *more: str) -> Actor:
+    def actor(self, number: int, *more: str, flash: str = "") -> Actor:
+        """A device; of another outbox than that of its number, if its flash is named."""
         (self.folder / "devices").mkdir(exist_ok=True)
         command = [str(self.program), "127.0.0.1", str(self.port), self.books.federation, str(number)]
-        command += [str(self.books.updates), str(self.folder / f"flash-{number}"), str(self.page(number))]
+        command += [str(self.books.updates), str(self.folder / f"flash-{flash or number}"), str(self.page(number))]
         return Actor(f"device {number}", [*command, *self.options, *more], self.folder / f"device-{number}.log", {})
 
     def settled(self, number: int) -> int:
