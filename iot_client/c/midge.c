@@ -711,16 +711,30 @@ struct midge { /* what is used most comes first: within 128 bytes an instruction
 
 typedef char midge_self_fits[sizeof(struct midge) <= MIDGE_SELF ? 1 : -1];
 
+/* An event of text, which may be none. */
+static midge_event event_of(midge_tiding tiding, uint64_t number, bytes text, bytes why)
+{
+    midge_event event = {tiding, number, false, false, false, {(const char *)text.data, text.size},
+                         {(const char *)why.data, why.size}};
+    return event;
+}
+
 static void tell(const midge *m, const midge_event *event)
 {
     if (m->config.event != NULL)
         m->config.event(m->config.context, event);
 }
 
-static void tell_why(const midge *m, midge_tiding tiding, uint64_t number, const char *why)
+static ONCE void tell_words(const midge *m, midge_tiding tiding, uint64_t number, bytes text, bytes why)
 {
-    midge_event event = {tiding, number, 0, false, false, false, {NULL, 0}, {why, strlen(why)}};
+    midge_event event = event_of(tiding, number, text, why);
     tell(m, &event);
+}
+
+static ONCE void tell_why(const midge *m, midge_tiding tiding, uint64_t number, const char *why)
+{
+    bytes none = {NULL, 0}, words = {(const uint8_t *)why, strlen(why)};
+    tell_words(m, tiding, number, none, words);
 }
 
 static ONCE bool is_due(const midge *m, uint32_t at)
@@ -1459,6 +1473,16 @@ typedef struct sink {
     bool failed;
 } sink;
 
+static sink new_sink(midge *m, midge_sha256 *sha, uint32_t flash)
+{
+    sink s;
+    memset(&s, 0, sizeof s);
+    s.m = m;
+    s.sha = sha;
+    s.flash = flash;
+    return s;
+}
+
 static void flush(sink *s, bool last)
 {
     if (s->sha != NULL)
@@ -1512,19 +1536,18 @@ typedef struct codec {
     double k;       /* of uq: the step, in root mean squares */
 } codec;
 
-/* A decimal number that ends where `end` says; 0 if it is none. */
-static double decimal(const char *text, char end)
+/* A number of at most two decimals that ends where `end` says, in hundredths; 0 if it is none. */
+static uint32_t hundredths(const char *text, char end)
 {
-    double value = 0, scale = 0;
-    for (; (*text >= '0' && *text <= '9') || (*text == '.' && scale == 0); text++) {
-        if (*text == '.')
-            scale = 1;
-        else {
-            value = value * 10 + (double)(*text - '0');
-            scale *= 10;
-        }
+    uint32_t value = 0, places = 3; /* that are left: 3 before the point */
+    for (; value < 1000000u && ((*text >= '0' && *text <= '9' && places > 0) || (*text == '.' && places == 3)); text++) {
+        if (*text != '.')
+            value = value * 10u + (uint32_t)(*text - '0');
+        places -= *text == '.' || places < 3 ? 1u : 0;
     }
-    return *text == end ? scale > 0 ? value / scale : value : 0;
+    for (places = places == 3 ? 2 : places; places > 0; places--)
+        value *= 10u;
+    return *text == end ? value : 0;
 }
 
 /* The codec of a name; false for one that is not known here. */
@@ -1536,17 +1559,17 @@ static bool parse_codec(const char *word, codec *found)
     if (strcmp(word, "float32") == 0)
         return true;
     if (strncmp(word, "int8", 4) == 0) {
-        double block = word[4] == '\0' ? 256 : word[4] == ':' ? decimal(word + 5, '\0') : 0;
+        if (word[4] == ':')
+            found->block = hundredths(word + 5, '\0') / 100u;
         found->kind = INT8;
-        found->block = block >= 16 && block <= 65536 ? (uint32_t)block : 0;
-        return found->block > 0;
+        return (word[4] == '\0' || word[4] == ':') && found->block >= 16 && found->block <= 65536;
     }
 #if MIDGE_UNIFORM
     const char *bar = strchr(word, '|');
     if (strncmp(word, "uq:", 3) != 0 || bar == NULL || strcmp(bar, "|rice") != 0)
         return false;
     found->kind = UNIFORM;
-    found->k = decimal(word + 3, '|');
+    found->k = (double)hundredths(word + 3, '|') / 100;
     return found->k > 0;
 #else
     return false;
@@ -1675,27 +1698,26 @@ static unsigned rice_parameter(const uint32_t *numbers, uint32_t count, uint32_t
 static void put_numbers(const coder *c, bool sizes, sink *s)
 {
     uint32_t unary = 0, here, count;
-    for (walk w = {0, 0}; (count = next_group(c, &w, sizes)) > 0;) {
-        put(s, rice_parameter(c->group, count, &here));
-        unary += here;
-    }
-    put_number(s, (unary + 7u) / 8u, 4);
-    for (walk w = {0, 0}; (count = next_group(c, &w, sizes)) > 0;) {
-        unsigned low = rice_parameter(c->group, count, &here);
-        for (uint32_t i = 0; i < count; i++) {
-            for (uint32_t zeros = c->group[i] >> low; zeros > 0; zeros--)
-                put_bit(s, 0);
-            put_bit(s, 1);
+    for (unsigned stream = 0; stream < 3; stream++) { /* the parameters, the unary parts, the low bits */
+        for (walk w = {0, 0}; (count = next_group(c, &w, sizes)) > 0;) {
+            unsigned low = rice_parameter(c->group, count, &here);
+            if (stream == 0) {
+                put(s, low);
+                unary += here;
+            }
+            for (uint32_t i = 0; stream > 0 && i < count; i++) {
+                for (uint32_t zeros = c->group[i] >> low; stream == 1 && zeros > 0; zeros--)
+                    put_bit(s, 0);
+                if (stream == 1)
+                    put_bit(s, 1);
+                for (unsigned bit = low; stream == 2 && bit-- > 0;)
+                    put_bit(s, c->group[i] >> bit & 1u);
+            }
         }
+        if (stream == 0)
+            put_number(s, (unary + 7u) / 8u, 4);
+        fill_byte(s);
     }
-    fill_byte(s);
-    for (walk w = {0, 0}; (count = next_group(c, &w, sizes)) > 0;) {
-        unsigned low = rice_parameter(c->group, count, &here);
-        for (uint32_t i = 0; i < count; i++)
-            for (unsigned bit = low; bit-- > 0;)
-                put_bit(s, c->group[i] >> bit & 1u);
-    }
-    fill_byte(s);
 }
 
 static void put_signs(const coder *c, sink *s) /* lowest bit first */
@@ -1807,7 +1829,7 @@ static void prepare(coder *c, const codec *k)
             t->step = t->size <= SMALL ? largest(c->v + t->at, t->size) / 127.0f
                                        : uniform_step(c->v + t->at, t->size, k->k);
     }
-    sink counted = {NULL, NULL, 0, 0, 0, {0}, 0, 0, 0, false};
+    sink counted = new_sink(NULL, NULL, 0);
     put_uniform(c, &counted);
     c->coded = counted.size < 4u * c->trained;
 #else
@@ -1997,6 +2019,7 @@ static void renew(midge *m, bool keep)
     m->work = WORK_NONE;
 }
 
+#if MIDGE_UNIFORM
 static ONCE double squares(const float *v, uint32_t count)
 {
     double sum = 0;
@@ -2005,7 +2028,6 @@ static ONCE double squares(const float *v, uint32_t count)
     return sum;
 }
 
-#if MIDGE_UNIFORM
 /* The clip: what is left is at most twice the median norm of the last deltas. */
 static float left_factor(const coder *c, record *r, double norm)
 {
@@ -2036,8 +2058,6 @@ static float left_factor(const coder *c, record *r, double norm)
     return left > 2 * median ? (float)(2 * median / left) : 1.0f;
 }
 
-#endif
-
 /* Add what was left before, if it is of this lineage and schema. */
 static bool add_left(midge *m)
 {
@@ -2056,6 +2076,8 @@ static bool add_left(midge *m)
     }
     return true;
 }
+
+#endif
 
 /* What the plan asks for. Where uq wants feedback and a slot has no room for it, what the plan has for such devices; and
  * int8:256 for what is not known here. */
@@ -2101,16 +2123,19 @@ static midge_result store(midge *m, const midge_fit *fit)
     codec k = choose_codec(m, r.codec);
     for (uint32_t i = 0; i < m->count; i++)
         m->w[i] -= published(m, i);
+#if MIDGE_UNIFORM
     double norm = sqrt(squares(m->w, m->count));
     if (m->target.plan.feedback && !add_left(m))
         return MIDGE_NO_FLASH;
-    if (!finite_double(norm) || !finite_double(squares(m->w, m->count)))
-        return MIDGE_NOT_FINITE;
+#endif
+    for (uint32_t i = 0; i < m->count; i++)
+        if (!finite_float(m->w[i]))
+            return MIDGE_NOT_FINITE;
     describe(m, fit, &r);
     prepare(&c, &k);
     midge_sha256 sha;
     uint8_t digest[32];
-    sink body = {NULL, &sha, 0, 0, 0, {0}, 0, 0, 0, false}, left = {NULL, NULL, 0, 0, 0, {0}, 0, 0, 0, false};
+    sink body = new_sink(NULL, &sha, 0), left = new_sink(NULL, NULL, 0);
     midge_sha256_begin(&sha);
     encode(&c, &k, &body);
     midge_sha256_end(&sha, digest);
@@ -2129,7 +2154,7 @@ static midge_result store(midge *m, const midge_fit *fit)
     unsigned to = m->slot ^ 1u;
     if (!record_fits(m, &r) || !write_meta(m, to, &r))
         return MIDGE_NO_FLASH;
-    sink written = {m, NULL, slot_start(m, to) + MIDGE_META, 0, 0, {0}, 0, 0, 0, false};
+    sink written = new_sink(m, NULL, slot_start(m, to) + MIDGE_META);
     encode(&c, &k, &written);
 #if MIDGE_UNIFORM
     if (keeps)
@@ -2962,8 +2987,7 @@ static void arrive(midge *m)
         return;
     }
     m->sound = true;
-    midge_event event = {MIDGE_MODEL, m->version, 0, false, false, false, {NULL, 0}, {NULL, 0}};
-    tell(m, &event);
+    tell_why(m, MIDGE_MODEL, m->version, "");
     start_training(m);
 }
 
@@ -3223,9 +3247,7 @@ static void take_status(midge *m, bytes payload)
     m->serves = serves;
     m->ready = ready;
     m->boot = s.boot;
-    midge_event event = {MIDGE_AGGREGATOR, 0, 0, false, false, false, {(const char *)s.state.data, s.state.size},
-                         {(const char *)s.why.data, s.why.size}};
-    tell(m, &event);
+    tell_words(m, MIDGE_AGGREGATOR, 0, s.state, s.why);
 }
 
 /* The update is settled; the next record that is stored forgets it. */
@@ -3249,8 +3271,10 @@ static void take_verdict(midge *m, const verdict *v)
         renew(m, true); /* that verdict was on another body of this number */
         return;
     }
-    midge_event event = {MIDGE_VERDICT, v->seq, 0, final, same_text(v->word, "accepted"), v->repeat,
-                         {(const char *)v->word.data, v->word.size}, {(const char *)v->why.data, v->why.size}};
+    midge_event event = event_of(MIDGE_VERDICT, v->seq, v->word, v->why);
+    event.final = final;
+    event.accepted = same_text(v->word, "accepted");
+    event.repeat = v->repeat;
     tell(m, &event);
     if (final)
         forget(m);
@@ -3293,9 +3317,8 @@ static void take_receipt(midge *m, bytes payload)
     if (!read_receipt(payload, &t))
         return;
     if (t.kind == N_TROUBLE) {
-        midge_event event = {MIDGE_TROUBLE, 0, 0, false, false, false, {NULL, 0},
-                             {(const char *)t.why.data, t.why.size}};
-        tell(m, &event);
+        bytes none = {NULL, 0};
+        tell_words(m, MIDGE_TROUBLE, 0, none, t.why);
         return;
     }
     if (t.outbox != m->outbox.outbox || (t.token != 0 && t.token < m->token))
@@ -3316,8 +3339,7 @@ static void take_receipt(midge *m, bytes payload)
     if (m->outbox.outbox != outbox)
         return;
     if (m->outbox.seq > 0 && t.hi >= m->outbox.seq) {
-        midge_event event = {MIDGE_SETTLED, m->outbox.seq, 0, true, false, false, {NULL, 0}, {NULL, 0}};
-        tell(m, &event);
+        tell_why(m, MIDGE_SETTLED, m->outbox.seq, "");
         forget(m);
     }
     if (t.grants.count > 0) {
@@ -3325,9 +3347,8 @@ static void take_receipt(midge *m, bytes payload)
         m->send_at = m->clock + m->send_wait;
     }
     if (m->greets || !m->settled_once) {
-        midge_event event = {MIDGE_JOINED, m->outbox.next, 0, false, false, false, {NULL, 0}, {NULL, 0}};
         if (!m->settled_once)
-            tell(m, &event);
+            tell_why(m, MIDGE_JOINED, m->outbox.next, "");
         m->greets = false;
         m->settled_once = true;
         m->send_at = m->clock; /* go back to hi + 1 */
@@ -3428,9 +3449,8 @@ static void take_publish(midge *m, bytes packet, unsigned flags, uint64_t cut)
     }
     bool model = is_topic(m, topic, TO_MODEL, &below);
     if (cut > 0) {
-        midge_event event = {MIDGE_TOO_LARGE, cut, 0, false, false, false, {(const char *)topic.data, topic.size},
-                             {NULL, 0}};
-        tell(m, &event);
+        bytes none = {NULL, 0};
+        tell_words(m, MIDGE_TOO_LARGE, cut, topic, none);
         if (below && m->work == WORK_FETCH)
             give_up_fetch(m, 60000);
     } else if (model)
@@ -3742,8 +3762,7 @@ midge_result midge_submit(midge *m, const midge_fit *fit)
         return result;
     m->send_at = m->clock;
     m->send_wait = 10000;
-    midge_event event = {MIDGE_STORED, m->outbox.seq, m->outbox.size, false, false, false, {NULL, 0}, {NULL, 0}};
-    tell(m, &event);
+    tell_why(m, MIDGE_STORED, m->outbox.seq, "");
     return MIDGE_DONE;
 }
 

@@ -84,7 +84,7 @@ typedef enum midge_tiding {
     MIDGE_JOINED,         /* greeted; `number` is the next seq */
     MIDGE_VERDICT,        /* on update `number`: `text` is the verdict, `why` for people, `final` if it is settled */
     MIDGE_SETTLED,        /* update `number` is settled by a receipt whose verdict was lost */
-    MIDGE_STORED,         /* update `number` is in the outbox; `size` is that of its body */
+    MIDGE_STORED,         /* update `number` is in the outbox */
     MIDGE_MODEL,          /* version `number` of the model is here, checked by its digest */
     MIDGE_TROUBLE,        /* the aggregator dropped something of this device: `why` */
     MIDGE_TOO_LARGE,      /* a packet of `number` bytes was passed over: give a larger `packet` */
@@ -96,7 +96,6 @@ typedef enum midge_tiding {
 typedef struct midge_event {
     midge_tiding tiding;
     uint64_t number;
-    uint32_t size;
     bool final, accepted, repeat;
     midge_text text, why;
 } midge_event;

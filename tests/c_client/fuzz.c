@@ -61,23 +61,40 @@ static bool write_flash(void *context, uint32_t at, const void *data, size_t siz
     return true;
 }
 
-/* The arena is as large as is asked for, to the byte: what goes beyond it is seen. */
+/* A device whose pieces of memory lie apart, each as large as it is in an arena: what goes beyond one is seen. */
 static midge *start(void)
 {
-    static void *arena;
+    static void *arena, *piece[6];
     midge_config config = {.federation = "pumps", .device = "pump-17", .parameters = PARAMETERS, .frozen = 64,
                            .packet = 1280, .slot = SLOT, .feedback = true};
     midge_port port = {NULL, send_nothing, receive_stream, tell_time, read_flash, write_flash};
     size_t size = MIDGE_ARENA(PARAMETERS, 64, 1280);
+    const size_t sizes[6] = {MIDGE_SCRATCH, 4 * PARAMETERS, 4 * PARAMETERS + MIDGE_FRAME_EXTRA, 1280, MIDGE_TX, 64};
     if (arena == NULL)
         arena = malloc(size);
-    return arena == NULL ? NULL : midge_begin(arena, size, &config, &port);
+    midge *m = arena == NULL ? NULL : midge_begin(arena, size, &config, &port);
+    for (unsigned i = 0; i < 6 && m != NULL; i++) {
+        if (piece[i] == NULL)
+            piece[i] = calloc(1, sizes[i]);
+        if (piece[i] == NULL)
+            abort();
+    }
+    if (m != NULL) {
+        m->scratch = (uint32_t *)piece[0];
+        m->n = (int32_t *)piece[1];
+        m->w = (float *)piece[2];
+        m->frame = (uint8_t *)piece[2];
+        m->rx = (uint8_t *)piece[3];
+        m->tx = (uint8_t *)piece[4];
+        m->frozen = (uint8_t *)piece[5];
+    }
+    return m;
 }
 
 /* A device that is joined, holds an update, and fetches version 20. */
 static midge *joined(void)
 {
-    static const hop way = {20, 4, 1500, 2};
+    static const hop way = {20, 4, 4 * PARAMETERS + MIDGE_FRAME_EXTRA, 12};
     midge *m = start();
     if (m == NULL)
         abort();

@@ -23,8 +23,8 @@ def test_each_write_that_is_cut_leaves_the_record_before_or_the_one_after(tmp_pa
     program = compiled(tmp_path / "power", [HERE / "power.c"], *SANITIZED)
     done = subprocess.run([program], capture_output=True, text=True, timeout=200, check=True)
     found = json.loads(done.stdout)
-    assert found["cuts"] == found["went_on"] > 500
-    assert found["kept"] > 400
+    assert found["cuts"] == found["went_on"] > 400
+    assert found["kept"] > 390
 
 
 @pytest.mark.mosquitto
