@@ -214,7 +214,9 @@ void midge_sha256_end(midge_sha256 *sha, uint8_t digest[32])
 
 /* ====================================================================================================== msgpack */
 
-typedef enum kind_of_item { ITEM_NIL, ITEM_BOOL, ITEM_INT, ITEM_FLOAT, ITEM_TEXT, ITEM_BIN, ITEM_ARRAY, ITEM_MAP } kind_of_item;
+typedef enum kind_of_item {
+    ITEM_NIL, ITEM_BOOL, ITEM_INT, ITEM_FLOAT, ITEM_TEXT, ITEM_BIN, ITEM_ARRAY, ITEM_MAP
+} kind_of_item;
 
 typedef struct item {
     kind_of_item kind;
@@ -458,8 +460,8 @@ enum {
     N_FEEDBACK = 57, N_FEWEST_STEPS = 59, N_MOST_STEPS = 60, N_NAME = 63, N_CHANNELS = 64, N_SHARE = 65,
     N_INTERVAL = 66, N_FEDERATION = 69, N_PHASE = 70, N_DIGEST = 71, N_FRAMES = 72, N_MOMENTS = 73,
     N_PARTICIPATION = 74, N_ISSUED = 75, N_BYTE_RATE = 80, N_DEVICES = 81, N_BODY = 82, N_NUMBER = 85, N_LOSS = 88,
-    N_ACCURACY = 89, N_MACHINE = 91, N_TOKEN = 97, N_TO = 99, N_BASE_DIGEST = 100, N_WAITS = 106, N_REST = 111, N_TROUBLE = 112, N_LARGEST = 113, N_CLASS = 115,
-    N_MICRO_CODEC = 116,
+    N_ACCURACY = 89, N_MACHINE = 91, N_TOKEN = 97, N_TO = 99, N_BASE_DIGEST = 100, N_WAITS = 106, N_REST = 111,
+    N_TROUBLE = 112, N_LARGEST = 113, N_CLASS = 115, N_MICRO_CODEC = 116,
     N_SCHEMA_HASH = 19,
     /* These travel as text: */
     N_SNAPSHOT = 200, N_EXPONENT, N_SCHEMA, N_FROZEN, N_FILLING,
@@ -535,7 +537,10 @@ typedef struct list {
 } list;
 
 /* How a field of a header is taken into a structure, and where. One of the wrong type counts as not there. */
-enum form { FORM_ID, FORM_U64, FORM_U32, FORM_CLAMPED, FORM_SIGNED, FORM_POSITIVE, FORM_REAL, FORM_TRUE, FORM_TEXT, FORM_BIN, FORM_LIST, FORM_NAME };
+enum form {
+    FORM_ID, FORM_U64, FORM_U32, FORM_CLAMPED, FORM_SIGNED, FORM_POSITIVE, FORM_REAL, FORM_TRUE, FORM_TEXT, FORM_BIN,
+    FORM_LIST, FORM_NAME
+};
 
 typedef struct field {
     uint8_t key, form;
@@ -1262,7 +1267,9 @@ static bool read_frame(bytes frame, frame_header *f)
     reader r;
     uint64_t left;
     memset(f, 0, sizeof *f);
-    if (!open_frame(frame, &r, &left, &f->body) || (take_fields(&r, left, fields, COUNT(fields), f) & 3u) != 3u || r.bad)
+    if (!open_frame(frame, &r, &left, &f->body))
+        return false;
+    if ((take_fields(&r, left, fields, COUNT(fields), f) & 3u) != 3u || r.bad)
         return false;
     return f->exponent >= -40 && f->exponent <= 60;
 }
@@ -1540,7 +1547,10 @@ typedef struct codec {
 static uint32_t hundredths(const char *text, char end)
 {
     uint32_t value = 0, places = 3; /* that are left: 3 before the point */
-    for (; value < 1000000u && ((*text >= '0' && *text <= '9' && places > 0) || (*text == '.' && places == 3)); text++) {
+    for (; value < 1000000u; text++) {
+        bool digit = *text >= '0' && *text <= '9' && places > 0;
+        if (!digit && (*text != '.' || places != 3))
+            break;
         if (*text != '.')
             value = value * 10u + (uint32_t)(*text - '0');
         places -= *text == '.' || places < 3 ? 1u : 0;
@@ -2759,7 +2769,7 @@ static void send_moments(midge *m)
 /* Bytes of a body that surely fit the receive buffer, whatever stands before it. */
 static uint32_t largest_body(const midge *m)
 {
-    size_t before = strlen(m->config.root) + strlen(m->config.federation) + 192u;
+    size_t before = strlen(m->config.root) + strlen(m->config.federation) + 152u;
     return m->config.packet > before + 64u ? m->config.packet - (uint32_t)before : 64u;
 }
 

@@ -40,6 +40,7 @@ extern "C" {
 #ifndef MIDGE_TRAINING
 #define MIDGE_TRAINING 1 /* midge_train and midge_evaluate; without it, the firmware trains in its own way */
 #endif
+
 #define MIDGE_SELF 1600    /* bytes of the client itself */
 #define MIDGE_SCRATCH 1536 /* bytes for planning a way and for encoding; never both */
 #define MIDGE_META 208     /* bytes of an outbox record before the body */
@@ -50,7 +51,7 @@ extern "C" {
     (MIDGE_SELF + MIDGE_SCRATCH + MIDGE_TX + MIDGE_FRAME_EXTRA + 8u * (size_t)(parameters) + (size_t)(frozen) +     \
      (size_t)(packet) + 40u)
 
-/* Bytes of one of the two slots in flash, which a port rounds up to its sectors. Without error feedback a third less. */
+/* Bytes of one of the two slots in flash, to be rounded up to whole sectors. Without error feedback a third less. */
 #define MIDGE_SLOT(parameters, feedback) \
     (MIDGE_META + 4u * (size_t)(parameters) + 64u + ((feedback) ? 2u * (size_t)(parameters) + 16u : 0u))
 
@@ -67,8 +68,8 @@ typedef struct midge_port {
     uint32_t (*now)(void *context);
     /* Read from the outbox's area of flash; `at` counts from its beginning. */
     bool (*flash_read)(void *context, uint32_t at, void *data, size_t size);
-    /* Write, durable when it returns. A slot is written from its beginning to its end, in multiples of 16 bytes; where
-     * flash must be erased first, erase the sector in which a write begins at a sector's beginning. */
+    /* Write, durable when it returns. A slot is written from its beginning to its end, in multiples of 16 bytes. Flash
+     * that must be erased: erase each sector whose first byte is among those written, and then write. */
     bool (*flash_write)(void *context, uint32_t at, const void *data, size_t size);
 } midge_port;
 

@@ -337,6 +337,8 @@ static void say(const char *which, unsigned long long outbox, unsigned long long
         device->target.lineage[i] = (uint8_t)i;
     if (strcmp(which, "joining") == 0)
         say_hello(device, "joining", PASSING, 0, number, 0);
+    else if (strcmp(which, "ready") == 0)
+        say_hello(device, "ready", PASSING, 0, 0, 0);
     else if (strcmp(which, "lost") == 0)
         say_hello(device, "lost", PASSING, 0, 0, 0);
     else if (strcmp(which, "fetch") == 0) {

@@ -17,6 +17,9 @@ from tests.wire import test_golden as golden
 
 NAMES = sorted(path.stem.removeprefix("v1-") for path in golden.FOLDER.glob("v1-*.bin") if "-delta-" not in path.stem)
 
+PACKET = 4096
+"""Bytes of the receive buffer in `runner.c`."""
+
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
@@ -85,6 +88,18 @@ def test_what_a_device_says_is_made_to_the_same_bytes(runner: Runner) -> None:
     assert runner.ask("say", "lost", 0, 0) == vector("hello-of-defaults").hex()
     expected = frames.encode(messages.Fetch(lineage=golden.ID, version=12, span=4, parts=(0, 3)))
     assert runner.ask("say", "fetch", 1, 0) == expected.hex()
+
+
+def test_a_greeting_says_what_fits_the_receive_buffer(runner: Runner) -> None:
+    """The largest body, with all that may stand before it in a packet."""
+    greeting = bytes.fromhex(runner.ask("say", "ready", 1, 0))
+    header = frames.unpack(greeting[2:], pairs=dict)
+    largest = header.get(113)  # the number of `largest`
+    part = messages.Part(
+        lineage=golden.ID, generation=2**31, version=2**32 - 1, span=2**31, part=255, parts=256, sha256=golden.SHA[:16]
+    )
+    topic = topics.Topics("pumps").part(2**32 - 1, 2**31, 255)
+    assert 3 + 2 + len(topic) + 2 + len(frames.encode(part)) + largest <= PACKET
 
 
 def test_states_and_steps_are_taken_in(runner: Runner) -> None:
