@@ -40,3 +40,9 @@ def test_resets_at_random_moments_lose_and_double_nothing(
 def test_kills_of_the_aggregator_lose_and_double_nothing(program: Path, tmp_path: Path) -> None:
     books = Books(devices=2, updates=80, pause=50)
     balanced(asyncio.run(played(program, tmp_path, books, resets=3, pause=0.5, aggregator_kills=3)))
+
+
+def test_parts_are_cut_to_what_the_receive_buffer_takes(program: Path, tmp_path: Path) -> None:
+    """Chunks of 256 KiB, a model of which a snapshot alone is larger than the buffer, and a device that says so."""
+    books = Books(devices=1, updates=12, codec="int8:256", pad=3900)
+    balanced(asyncio.run(played(program, tmp_path, books, resets=2, pause=0.5)))
