@@ -1,7 +1,7 @@
 /* A device of a ledger's federation (tests/harness/ledger.py): each update adds a one at a place of its own, and what
  * receipts say is on the page, durably, before it is forgotten.
  *
- *   device HOST PORT FEDERATION NUMBER UPDATES FLASH PAGE [cut=N] [parameters=N] [packet=N] [pace=MS]
+ *   device HOST PORT FEDERATION NUMBER UPDATES FLASH PAGE [cut=N] [parameters=N] [packet=N] [pace=MS] [name=NAME]
  *
  * SPDX-License-Identifier: Apache-2.0
  */
@@ -69,10 +69,14 @@ int main(int count, char **words)
     for (int i = 8; i < count; i++) {
         if (sscanf(words[i], "cut=%ld", &cut) == 1 || sscanf(words[i], "parameters=%u", &config.parameters) == 1)
             continue;
-        if (sscanf(words[i], "packet=%u", &config.packet) != 1 && sscanf(words[i], "pace=%u", &pace) != 1)
+        if (sscanf(words[i], "packet=%u", &config.packet) != 1 && sscanf(words[i], "pace=%u", &pace) != 1 &&
+            strncmp(words[i], "name=", 5) != 0)
             return 2;
     }
     (void)snprintf(name, sizeof name, "device-%s", words[4]);
+    for (int i = 8; i < count; i++)
+        if (strncmp(words[i], "name=", 5) == 0)
+            (void)snprintf(name, sizeof name, "%s", words[i] + 5);
     config.slot = ((uint32_t)MIDGE_SLOT(config.parameters, true) + 4095u) & ~4095u;
     if (l.page < 0 || !midge_posix_open(&board, words[6], 2 * config.slot, config.entropy))
         return 3;
@@ -105,8 +109,8 @@ int main(int count, char **words)
             } else {
                 waited = 0;
                 float *w = midge_weights(l.m, &size);
-                if (place >= size)
-                    return 5;
+                if (place >= size) /* of a model that is none of a ledger */
+                    place %= size;
                 w[place] += 1;
                 if (midge_submit(l.m, &fit) != MIDGE_DONE)
                     return 6;
