@@ -330,7 +330,7 @@ def test_the_same_bytes_are_made_today(name: str) -> None:
 
 def test_no_vector_is_without_a_test() -> None:
     names = {f"v1-{name}{suffix}" for name in (*VECTORS, *EARLIER) for suffix in (".bin", ".json")}
-    assert {path.name for path in FOLDER.iterdir()} == names
+    assert {path.name for path in FOLDER.iterdir()} == names | {"README.md", "vectors.txt", "vectors.h"}
 
 
 def test_the_vectors_hold_what_went_in() -> None:
