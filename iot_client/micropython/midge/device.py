@@ -1,5 +1,6 @@
 """A device of a federation: it fetches the model, trains, and sends what it learned until a receipt settles it."""
 
+import gc
 import os
 import time
 from hashlib import sha256
@@ -16,6 +17,8 @@ from midge.outbox import Outbox
 from midge.sending import Again, Sending, Timer
 from midge.training import Perceptron
 
+_GARBAGE = 4096
+"""Bytes after which garbage is collected: what lives long then lies close together, beside room for large arrays."""
 _EPOCH = 946684800 if time.gmtime(0)[0] == 2000 else 0
 """Seconds that the board's clock counts from after 1970."""
 
@@ -36,6 +39,7 @@ class Device:
     """
 
     def __init__(self, client, federation, name, rows=None, train=None, folder="midge", on_event=None, root="midge/1"):
+        gc.threshold(_GARBAGE)
         try:
             os.mkdir(folder)
         except OSError:
@@ -54,7 +58,7 @@ class Device:
         self._tried = None
         """The version that was trained from last, with an update or without."""
         self._greeting, self._pause = Timer(), Timer()
-        self._trainings = None
+        self._trainings = self._perceptron = None
         self._forget_link()
 
     def _forget_link(self):
@@ -198,9 +202,10 @@ class Device:
         older = known and known["lineage"] == new["lineage"] and _order(new) < _order(known)
         if older and new.get("issued", 0) <= known.get("issued", 0):
             return
+        if not known or _version(known) != _version(new):
+            self._pause.due = None
         self._announced = new
         self._sending.cut(new)
-        self._pause.due = None
 
     def _hello(self, state, **more):
         model, rows = self.model, self.rows
@@ -234,13 +239,16 @@ class Device:
             return False
         if self._trainings == 0 or not self._may_train(known):
             return False
-        if self._fetcher.reach(known):
-            self.model.save(self._folder + "/model")
-            self._pause.stop()
-            self._learn(known)
-        else:
-            self._pause.start()
-            self._link.subscribe("model/train", 0)  # the retained one comes again
+        try:
+            if self._fetcher.reach(known):
+                self.model.save(self._folder + "/model")
+                self._pause.stop()
+                self._learn(known)
+                return True
+        except MemoryError as error:
+            self._tell("too_large", repr(error))
+        self._pause.start()
+        self._link.subscribe("model/train", 0)  # the retained one comes again
         return True
 
     def _may_train(self, known):
@@ -272,7 +280,10 @@ class Device:
         began, plan, model = ticks_ms(), known.get("plan", {}), self.model
         self._tried = _version(known)
         model.unfold()
+        gc.threshold(-1)  # only when the heap is full: all that a training leaves are numbers
         fit = self._train(model, plan, lambda: self._link.wait(0))
+        gc.collect()
+        gc.threshold(_GARBAGE)
         if not fit:
             return
         if not model.subtract():
@@ -296,7 +307,10 @@ class Device:
         self._sending.resend.stop()
 
     def _train_rows(self, model, plan, tick):
-        return Perceptron(model).train(self.rows, plan, tick)
+        if not self._perceptron or self._perceptron.values is not model.values:
+            self._perceptron = None
+            self._perceptron = Perceptron(model)
+        return self._perceptron.train(self.rows, plan, tick)
 
     def _send_statistics(self, known):
         self._pause.start()

@@ -65,8 +65,7 @@ class Fetcher:
 
     def __init__(self, link, model, largest, tell):
         self._link, self._model, self._largest, self._tell = link, model, largest, tell
-        self._buffer = bytearray(0)
-        self._parts = None
+        self._parts = self._buffer = None
 
     def take(self, header, body):
         """Take a part, if it is one that is fetched now."""
@@ -95,19 +94,20 @@ class Fetcher:
                 model.take(self._parts.frame(), frame[1])
             if not model.arrived(known):
                 raise ValueError("the digest is another one")  # noqa: TRY301 - as what else may be wrong
-        except (ValueError, KeyError, IndexError, TypeError, MemoryError) as error:
+        except (ValueError, KeyError, IndexError, TypeError) as error:
             model.lineage = None  # begin again with a snapshot
-            self._tell("too_large" if isinstance(error, MemoryError) else "damaged", repr(error))
+            self._tell("damaged", repr(error))
             return False
         finally:
-            self._parts = None
+            self._parts = self._buffer = None
         self._tell("version", model)
         return True
 
     def _fetch(self, known, frame):
         """Fetch a frame; whether it is whole."""
         version, span, size, _ = frame
-        if len(self._buffer) < size:
+        self._parts = None
+        if not self._buffer or len(self._buffer) < size:
             self._buffer = None
             self._buffer = bytearray(size)
         parts = self._parts = Parts(known, frame, self._buffer)

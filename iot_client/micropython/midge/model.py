@@ -32,7 +32,7 @@ class Model:
         self.digest = self.schema_hash = self.frozen = self._schema = b""
         self.tensors = ()
         self._grid = array("i")
-        self.values = array("f")
+        self.values = None
         """float32, of `size`: the published values from `unfold()` on; a training changes them in place."""
 
     @property
@@ -105,8 +105,8 @@ class Model:
             raise ValueError(msg)
         self.tensors = tuple(tensors)
         if vector != self.size:
-            self._grid = self.values = None
-            self._grid, self.values = array("i", range(vector)), array("f", range(vector))
+            self._grid, self.values, self.size = None, None, 0
+            self._grid = array("i", range(vector))
         self.size = vector
 
     def arrived(self, announcement):
@@ -123,6 +123,8 @@ class Model:
 
     def unfold(self):
         """Set `values` to the published ones."""
+        if self.values is None:  # not before: the snapshot has gone by now, and its room may be needed
+            self.values = array("f", range(self.size))
         grid, values, scale = self._grid, self.values, 2.0**self.exponent
         for place in range(self.size):
             values[place] = grid[place] * scale

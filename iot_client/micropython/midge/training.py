@@ -26,13 +26,17 @@ class Perceptron:
                 layers.append((weight.at, bias.at, weight.sides[1], weight.sides[0]))
         if not 1 <= len(layers) <= 2 or 2 * len(layers) != len(tensors):
             raise ValueError("this device trains linear models and one hidden layer, and not this model")
-        self._values, self._size, self._layers = model.values, model.size, layers
+        self.values, self._size, self._layers = model.values, model.size, layers
         self.inputs, self.outputs = layers[0][2], layers[-1][3]
         self._mean, self._scale = model.constant("input_mean"), model.constant("input_scale")
         self._target = model.constant("target_mean"), model.constant("target_scale")
         self._binary = self.outputs == 1 and not self._target[0]
         self._z = [array("f", range(size)) for size in [self.inputs] + [layer[3] for layer in layers]]
         self._back = array("f", range(layers[-1][2]))
+        try:
+            self._slopes = array("f", range(model.size))
+        except MemoryError:  # the steps of a batch are taken row by row: to the first order the same
+            self._slopes = None
 
     def train(self, rows, plan, tick=None):
         """Mini-batch SGD on the model's values, as the plan asks. Returns the header's fields about it.
@@ -43,9 +47,9 @@ class Perceptron:
         steps = plan.get("local_steps") or -(-(plan.get("epochs") or 0) * rows.count // size) or 10
         rate = (plan.get("learning_rate") or 0.1) / size
         pull = plan.get("proximal") or 0
-        values, total, seen = self._values, 0.0, 0
+        values, total, seen = self.values, 0.0, 0
         start = array("f", values) if pull else None
-        slopes = array("f", range(self._size)) if size > 1 else None
+        slopes = self._slopes if size > 1 else None
         order = array("H", range(rows.count))
         for _ in range(steps):
             if slopes:
@@ -74,7 +78,7 @@ class Perceptron:
 
     def _forward(self, data, at):
         """The outputs for the row that begins at `at`; inputs of each layer stay in `_z`."""
-        z, mean, scale, values = self._z[0], self._mean, self._scale, self._values
+        z, mean, scale, values = self._z[0], self._mean, self._scale, self.values
         for place in range(self.inputs):
             value = data[at + place]
             if mean:
@@ -103,9 +107,9 @@ class Perceptron:
             for place in range(count) if index else ():
                 total = 0.0
                 for unit in range(outputs):
-                    total += self._values[weight + unit * count + place] * slope[unit]
+                    total += self.values[weight + unit * count + place] * slope[unit]
                 back[place] = total if z[place] > 0 else 0
-            target, factor = (slopes, 1) if slopes else (self._values, -rate)
+            target, factor = (slopes, 1) if slopes else (self.values, -rate)
             for unit in range(outputs):
                 change = factor * slope[unit]
                 target[bias + unit] += change
