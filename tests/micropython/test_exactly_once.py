@@ -1,13 +1,14 @@
 """Devices on MicroPython in a real federation: whatever is reset, each update counts once, on the heap of a board."""
 
 import asyncio
+import json
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from tests.harness.ledger import Audit, Books
-from tests.micropython.board import HEAP, code_bytes, compiled
+from tests.micropython.board import HEAP, PROGRAMS, code_bytes, compiled, run
 from tests.micropython.federation import Board, federation
 from tests.needs import micropython, mosquitto, mpy_cross
 
@@ -83,3 +84,18 @@ async def test_a_device_that_sleeps_deeply_keeps_its_place(tmp_path: Path, code:
         assert states.count("sleeping") == 6
         assert "lost" not in states
         assert await life.audit() == Audit(6, 0, 0, 6)
+
+
+@pytest.mark.parametrize("codec", ["int8:256", "uq:4|rice"])
+async def test_a_power_cut_in_any_write_to_the_flash(tmp_path: Path, code: Path, codec: str) -> None:
+    """Be it the outbox, the model or what error feedback keeps. In a small tensor, `uq` says a 1 as a 1."""
+    books = Books(devices=1, updates=60, codec=codec, chunk=1024, store=str(tmp_path / "store"))
+    async with federation(books, tmp_path) as life:
+        (folder := tmp_path / "devices").mkdir()
+        port = life.broker.endpoint.port
+        words = (PROGRAMS / "cuts.py", port, books.updates, folder / "flash")
+        done = await asyncio.to_thread(run, *words, code=code, heap=2**22, folder=folder)
+        (last,) = [json.loads(line) for line in done.stdout.splitlines()]
+        assert last["cuts"] > 30
+        assert last["counts"].get("damaged", 0) == 0
+        assert await life.audit() == Audit(60, 0, 0, 60)

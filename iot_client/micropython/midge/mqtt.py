@@ -18,7 +18,7 @@ _PATIENCE = 15
 
 
 class MQTTException(Exception):
-    """What the broker refuses, with its code."""
+    """What the broker refuses, with its code; or what is wrong with its certificate."""
 
 
 class MQTTClient:
@@ -53,17 +53,23 @@ class MQTTClient:
             MQTTException: it refuses.
         """
         address = socket.getaddrinfo(self._server, self._port, 0, socket.SOCK_STREAM)[0][-1]
-        self.sock = socket.socket()
+        self.sock = self._plain = socket.socket()  # a socket of TLS has no timeouts of its own
         try:
             self.sock.settimeout(timeout or _PATIENCE)
             self.sock.connect(address)
             _at_once(self.sock)
             if self._ssl:
-                self.sock = self._ssl.wrap_socket(self.sock, server_hostname=self._server)
+                self.sock = self._wrapped()
             self._greet(clean_session)
         except Exception:
             self.sock.close()
             raise
+
+    def _wrapped(self):
+        try:
+            return self._ssl.wrap_socket(self._plain, server_hostname=self._server)
+        except ValueError as error:  # of a certificate: its authority, its name, or the board's clock
+            raise MQTTException(str(error).strip()) from error
 
     def _greet(self, clean):
         flags = 2 if clean else 0
@@ -92,7 +98,7 @@ class MQTTClient:
         try:
             self.sock.write(_DISCONNECT)
             # A socket closed with unread data resets the connection: the Last Will would be published all the same.
-            self.sock.settimeout(1)
+            self._plain.settimeout(1)
             while self.sock.read(64):
                 pass
         except OSError:
@@ -137,7 +143,7 @@ class MQTTClient:
             return None
         if not first:
             raise OSError(-1)
-        self.sock.settimeout(_PATIENCE)
+        self._plain.settimeout(_PATIENCE)
         op, size = first[0], self._size()
         if op & 0xF0 == _PUBLISH:
             self._publish(op, size)
@@ -151,11 +157,11 @@ class MQTTClient:
 
     def check_msg(self):
         """Read one packet if one has come."""
-        self.sock.setblocking(False)
+        self._plain.setblocking(False)
         try:
             return self.wait_msg()
         finally:
-            self.sock.settimeout(_PATIENCE)
+            self._plain.settimeout(_PATIENCE)
 
     # ------------------------------------------------------------------- bytes
 
