@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ async def learn(directory: Path, code: Path, heap: int, updates: int, **model: A
             ]
             said_by = [(await boards[0].communicate())[0].decode()]
             if boards[0].returncode:
-                boards[1].kill()
+                with suppress(ProcessLookupError):
+                    boards[1].kill()
             said_by.append((await boards[1].communicate())[0].decode())
             if boards[0].returncode:
                 raise TooSmall(said_by[0])

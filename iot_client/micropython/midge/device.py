@@ -17,8 +17,6 @@ from midge.outbox import Outbox
 from midge.sending import Again, Sending, Timer
 from midge.training import Perceptron
 
-_GARBAGE = 4096
-"""Bytes after which garbage is collected: what lives long then lies close together, beside room for large arrays."""
 _EPOCH = 946684800 if time.gmtime(0)[0] == 2000 else 0
 """Seconds that the board's clock counts from after 1970."""
 
@@ -39,7 +37,6 @@ class Device:
     """
 
     def __init__(self, client, federation, name, rows=None, train=None, folder="midge", on_event=None, root="midge/1"):
-        gc.threshold(_GARBAGE)
         try:
             os.mkdir(folder)
         except OSError:
@@ -280,10 +277,11 @@ class Device:
         began, plan, model = ticks_ms(), known.get("plan", {}), self.model
         self._tried = _version(known)
         model.unfold()
+        often = gc.threshold()
         gc.threshold(-1)  # only when the heap is full: all that a training leaves are numbers
         fit = self._train(model, plan, lambda: self._link.wait(0))
         gc.collect()
-        gc.threshold(_GARBAGE)
+        gc.threshold(often)
         if not fit:
             return
         if not model.subtract():

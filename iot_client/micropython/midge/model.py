@@ -5,6 +5,7 @@ import struct
 from array import array
 from binascii import crc32
 from hashlib import sha256
+from math import isfinite
 
 from midge import frames, integers, msgpack
 
@@ -135,7 +136,7 @@ class Model:
         for place in range(self.size):
             one[0] = grid[place] * scale
             values[place] -= one[0]
-            if not -3.5e38 < values[place] < 3.5e38:
+            if not isfinite(values[place]):
                 return False
         return True
 

@@ -69,7 +69,7 @@ class MQTTClient:
         try:
             return self._ssl.wrap_socket(self._plain, server_hostname=self._server)
         except ValueError as error:  # of a certificate: its authority, its name, or the board's clock
-            raise MQTTException(str(error).strip()) from error
+            raise MQTTException(str(error).strip())  # noqa: B904 - MicroPython has no chains
 
     def _greet(self, clean):
         flags = 2 if clean else 0

@@ -3,9 +3,13 @@
 Names, order and losses of the tensors are those of `midge.Linear`, `midge.Logistic` and `midge.MLP`.
 """
 
+import gc
 from array import array
-from math import exp, log
+from math import exp, isfinite, log
 from random import randrange
+
+_RESERVE = 12288
+"""Bytes of heap that slopes leave to all else."""
 
 
 class Perceptron:
@@ -33,10 +37,10 @@ class Perceptron:
         self._binary = self.outputs == 1 and not self._target[0]
         self._z = [array("f", range(size)) for size in [self.inputs] + [layer[3] for layer in layers]]
         self._back = array("f", range(layers[-1][2]))
-        try:
-            self._slopes = array("f", range(model.size))
-        except MemoryError:  # the steps of a batch are taken row by row: to the first order the same
-            self._slopes = None
+        gc.collect()
+        room = gc.mem_free() > 4 * model.size + _RESERVE
+        self._slopes = array("f", range(model.size)) if room else None
+        """Of a mini-batch. Without, its steps are taken row by row: to the first order the same."""
 
     def train(self, rows, plan, tick=None):
         """Mini-batch SGD on the model's values, as the plan asks. Returns the header's fields about it.
@@ -84,7 +88,7 @@ class Perceptron:
             if mean:
                 channel = place if len(mean) > 1 else 0
                 value = (value - mean[channel]) / scale[channel]
-            z[place] = value if -3.4e38 < value < 3.4e38 else 0  # a missing value is as the mean
+            z[place] = value if isfinite(value) else 0  # a missing value is as the mean
         for index, (weight, bias, count, outputs) in enumerate(self._layers):
             z, after = self._z[index], self._z[index + 1]
             hidden = index + 1 < len(self._layers)
