@@ -159,16 +159,16 @@ async def test_a_model_by_parts_that_are_too_large_is_told_and_fetched_once_they
 
 async def test_two_boards_of_one_name(tmp_path: Path) -> None:
     """The second one ends, with a sentence; seen to fail without the question."""
-    books = _books(tmp_path, updates=150)
+    books = _books(tmp_path, updates=5000)
     async with federation(books, tmp_path) as life:
         port = life.broker.endpoint.port
-        first = await _start(life, port, "plain", updates=150)
+        first = await _start(life, port, "plain", updates=5000)
         page = life.aggregator.log
         while b'"ready"' not in page.read_bytes():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-        second, *_ = await _said(await _start(life, port, "plain", updates=150, flash="1"))
+        second, *_ = await _said(await _start(life, port, "plain", updates=5000, flash="1"))
         assert second["event"] == "stopped"
         assert "give each device its own name" in second["why"]
-        done = (await _said(first))[-1]
-        assert done["counts"]["settled"] == 150
-        assert (await life.audit()).applied == 150
+        assert first.returncode is None
+        first.kill()
+        await first.communicate()
