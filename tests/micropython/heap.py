@@ -12,7 +12,7 @@ from tests.micropython.board import PROGRAMS, code_bytes, command, compiled, env
 from tests.micropython.learning import VARIABLE
 from tests.ports import free_port
 
-BOARD = {"inputs": 30, "outputs": 5, "hidden": 111, "task": "classification", "codec": "int8:256"}
+BOARD = {"inputs": 30, "outputs": 5, "hidden": [111], "task": "classification", "codec": "int8:256"}
 """A perceptron of 4,001 parameters with one hidden layer."""
 _LEAST, _MOST, _STEP = 16, 256, 2
 """KiB between which the smallest heap is looked for, and how exactly."""
@@ -82,5 +82,5 @@ if __name__ == "__main__":
         for codec in ("int8:256", "uq:4|rice"):
             with tempfile.TemporaryDirectory() as folder:
                 size = 30 * hidden + hidden + 5 * hidden + 5
-                kib = asyncio.run(smallest(Path(folder), hidden=hidden, codec=codec))
+                kib = asyncio.run(smallest(Path(folder), hidden=[hidden], codec=codec))
                 sys.stdout.write(f"{size} parameters, {codec}: {kib} KiB\n")

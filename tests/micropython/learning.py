@@ -12,8 +12,7 @@ VARIABLE = "MIDGE_LEARNING"
 def app() -> midge.Aggregator:
     """The aggregator, as MIDGE_LEARNING describes it; `--broker` says where."""
     said = json.loads(os.environ[VARIABLE])
-    hidden = (said["hidden"],) if said["hidden"] else ()
-    net = midge.MLP(said["inputs"], hidden, said["outputs"], said["task"])
+    net = midge.MLP(said["inputs"], tuple(said["hidden"]), said["outputs"], said["task"])
     moments = {"input": said["inputs"], **({"target": 1} if said["task"] == "regression" else {})}
     plan = midge.Plan(codec=said["codec"], local_steps=6, batch_size=8, learning_rate=0.1)
     return midge.Aggregator(

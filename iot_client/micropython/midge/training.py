@@ -1,4 +1,4 @@
-"""Training in plain MicroPython: linear and logistic models, and one hidden layer with ReLU.
+"""Training in plain MicroPython: linear and logistic models, and perceptrons with ReLU between their layers.
 
 Names, order and losses of the tensors are those of `midge.Linear`, `midge.Logistic` and `midge.MLP`.
 """
@@ -19,7 +19,7 @@ class Perceptron:
         """Find the layers.
 
         Raises:
-            ValueError: they are not those of a linear model, or of one with one hidden layer.
+            ValueError: the model has others than weights and biases.
         """
         layers = []
         tensors = {tensor.name: tensor for tensor in model.shared}
@@ -28,15 +28,15 @@ class Perceptron:
             bias = tensors.get(f"layers.{2 * place}.bias")
             if weight and bias:
                 layers.append((weight.at, bias.at, weight.sides[1], weight.sides[0]))
-        if not 1 <= len(layers) <= 2 or 2 * len(layers) != len(tensors):
-            raise ValueError("this device trains linear models and one hidden layer, and not this model")
+        if not layers or 2 * len(layers) != len(tensors):
+            raise ValueError("this device trains linear models and perceptrons, and not this one")
         self.values, self._size, self._layers = model.values, model.size, layers
         self.inputs, self.outputs = layers[0][2], layers[-1][3]
         self._mean, self._scale = model.constant("input_mean"), model.constant("input_scale")
         self._target = model.constant("target_mean"), model.constant("target_scale")
         self._binary = self.outputs == 1 and not self._target[0]
         self._z = [array("f", range(size)) for size in [self.inputs] + [layer[3] for layer in layers]]
-        self._back = array("f", range(layers[-1][2]))
+        self._back = array("f", range(max(layer[2] for layer in layers)))
         gc.collect()
         room = gc.mem_free() > 4 * model.size + _RESERVE
         self._slopes = array("f", range(model.size)) if room else None
