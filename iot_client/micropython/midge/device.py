@@ -315,7 +315,7 @@ class Device:
         if self._hindrance(known) or not self.rows:
             return
         asked = [(each["name"], each["channels"]) for each in known.get("moments", ())]
-        body = b"".join(self.rows.moments(name) for name, _ in asked)
+        body = b"".join(self.rows.moments(*each) for each in asked)
         if len(body) == 24 * sum(channels for _, channels in asked):
             header = {"kind": "statistics", "lineage": known["lineage"], "names": asked}
             self._link.publish(self._link.update, frames.encode(header, body))

@@ -25,13 +25,18 @@ class Rows:
         self._next = (self._next + 1) % self.capacity
         self.count = min(self.count + 1, self.capacity)
 
-    def moments(self, name):
-        """Counts, means and sums of squared deviations of `input` or `target`, as statistics have them."""
+    def moments(self, name, channels):
+        """Counts, means and sums of squared deviations of `input` or `target`, as statistics have them.
+
+        Of `input` there is a channel for each, or one for all.
+        """
         counts, means, squares = b"", b"", b""
-        for channel in range(self.inputs) if name == "input" else (self.inputs,):
+        columns = range(self.inputs) if name == "input" else (self.inputs,)
+        for some in (columns,) if channels == 1 else [(column,) for column in columns]:
             count, mean, square = 0, 0.0, 0.0
-            for row in range(self.count):
-                value = self.data[row * (self.inputs + 1) + channel]
+            for place in range(self.count * len(some)):
+                row, column = divmod(place, len(some))
+                value = self.data[row * (self.inputs + 1) + some[column]]
                 if not -1e30 < value < 1e30:  # missing, or what some sensors say instead
                     continue
                 count += 1
