@@ -31,7 +31,9 @@ from midge.aggregator.processor import Processor, Witness
 from midge.aggregator.publish.announcement_signer import Issuer
 from midge.aggregator.publish.model_publisher import Shelf
 from midge.aggregator.publish.outlet import Outlet
+from midge.aggregator.publish.part_sizes import PartSizes
 from midge.aggregator.publish.publish_queue import Post
+from midge.aggregator.publish.vouching import Vouching
 from midge.aggregator.revocations import Revocations
 from midge.aggregator.store.device_erasure import Names
 from midge.aggregator.store.put_back import marked, unmark
@@ -108,7 +110,9 @@ class FederationRuntime:
             # Once for the whole process: what is journaled then never goes back while it lasts.
             self._ahead = self.issuer.dating.now() - now
             inputs = Inputs(self.store, config.features, config.inputs)
-            self._roster = Roster(inputs, outlet, Bounds().devices)
+            self._roster = Roster(
+                inputs, outlet, Bounds().devices, PartSizes(config.smallest_chunk, config.largest_part)
+            )
             self._witness = Witness(outlet.tell, Bounds().devices)
             self.watchdog = Watchdog(self._witness.activity, now)
             self._ingress = IngressFilter(
@@ -120,7 +124,11 @@ class FederationRuntime:
                 ),
                 bodies=Bodies(),
                 outlet=outlet,
+                encode_trouble=self.issuer.trouble,
             )
+            self.issuer.verifies = self._roster.verifies
+            self.issuer.secret = self._ingress.credentials.secret
+            self._vouching = Vouching(self.issuer, self._roster, config.topics, outlet.put)
             self.core, self.engine, self.shelf, self.processor = self._rebuilt()
             events.known = self._ingress.admission.knows
             if not self.core.frozen and not config.asked:
@@ -311,10 +319,12 @@ class FederationRuntime:
                 self._look_for_room(now)
             return
         self.processor.drop_unconfirmed(now)
+        self._vouching.look()
         for post in self.shelf.overdue(now):
             self._outlet.put(post)
         try:
             self._write_issued()
+            self.processor.fitting.look(now)
             self._upkeep.tend(self.core, self.engine, self.processor, now)
         except StoreFull as error:
             self._run_full(str(error), now)
@@ -412,6 +422,7 @@ def _situation(core: AggregatorCore, roster: Roster, ending: Sequence[str]) -> F
         rest=core.steering.rest,
         unlike=core.unlike,
         ending=ending,
+        left_out=list(roster.sizes.left_out()),
     )
 
 

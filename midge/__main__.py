@@ -17,7 +17,7 @@ EPILOG = "Each command explains itself: midge demo --help"
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run the command, and turn what a person can mend into one sentence and exit code 2."""
     from midge import __version__  # noqa: PLC0415 - after the environment is set
-    from midge.commands import COMMANDS, problems  # noqa: PLC0415
+    from midge.commands import ALIASES, COMMANDS, problems  # noqa: PLC0415
     from midge.commands.arguments import CommandParser  # noqa: PLC0415
     from midge.running import note_exit  # noqa: PLC0415
 
@@ -31,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.register(subparsers)
-    parsed, more = parser.parse_known_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    parsed, more = parser.parse_known_args([*ALIASES.get(" ".join(given[:2]), given[:2]), *given[2:]])
     if more and not (isinstance(getattr(parsed, "app", None), list) and not any(each.startswith("-") for each in more)):
         parsed.parser.refuse(more)
     if more:

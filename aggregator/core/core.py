@@ -26,7 +26,7 @@ from midge.aggregator.core.state import Buffered, CoreState
 from midge.aggregator.core.statistics_phase import StatisticsPhase
 from midge.aggregator.core.step_planner import StepPlanner
 from midge.aggregator.core.strategy import Form, Strategy
-from midge.aggregator.core.update_admission import LONGEST, MOST, Bounds, Conditions, UpdateAdmission
+from midge.aggregator.core.update_admission import MOST, Bounds, Conditions, UpdateAdmission
 from midge.aggregator.core.view import CoreView
 from midge.aggregator.model.statistics import FACTOR
 from midge.wire.messages import Moment, Settled, Statistics, Update, Verdict
@@ -148,7 +148,7 @@ class AggregatorCore(CoreView):
         if not self._state.frozen and _past(self._gathering.due, now):
             actions += self._gathering.examine()
         if self.steering.tick(now, starved=self._steps.due is None and not self._releases.releasable):
-            actions += [*self._write(rec.PaceRecord(self._state.next, self.steering.share)), self._announce()]
+            actions += [*self._write(self._state.pace()), self._announce()]
         # A crowd that comes at once is announced at most once a second: each announcement goes to all of it.
         if now >= self._told_at + _AGAIN and self.thrift.grown:
             self._told_at = now
@@ -164,9 +164,8 @@ class AggregatorCore(CoreView):
         """When `tick` next has something to do; None if only an event can bring that."""
         if self.full is not None:
             return None
-        times = [self.steering.due, self._releases.serve_due, self._steps.due, self._gathering.due]
-        if self._releases.releasable:
-            times.append(self._releases.due)
+        released = self._releases.due if self._releases.releasable else None
+        times = [self.steering.due, self._releases.serve_due, self._steps.due, self._gathering.due, released]
         if self.thrift.grown:
             times.append(self._told_at + _AGAIN)
         return min((time for time in times if time is not None), default=None)
@@ -251,7 +250,7 @@ class AggregatorCore(CoreView):
             why = f"its norm {norm:.3g} is beyond {self.bounds.norm:.3g}, more than the model's grid can follow"
             return [*self._refuse(device, update, Verdict.NORM_TOO_LARGE, why), ev.Drop(key)]
         # Before the record is made: this update's own norm is one of those that it is compared with.
-        state.fleet.heard(device, min(update.seconds, LONGEST), now)
+        state.fleet.heard(device, update.seconds, now, age=state.versions.age(update.base, now), steps=update.steps)
         self._steps.heard(now)
         record = self._admission.accepted(event, now)
         # A rule in which each update is a step has no other updates to weigh against: its weight is its rate.
@@ -335,11 +334,12 @@ class AggregatorCore(CoreView):
         state = self._state
         devices = len(state.contributors) if moved else 0
         at, decay = now + state.versions.ahead, self.strategy.serve_decay or None
+        pace = self._write(state.pace()) if state.weigh_work() else []
         record = rec.ReleaseRecord(state.next, state.version + 1, state.step, devices, at, decay)
         self._releases.released_at = now
         self.thrift.released(now)
         self.steering.released(now)
-        return [*self._write(record), ev.Carry(record), *self._maybe_serve(now)]
+        return [*pace, *self._write(record), ev.Carry(record), *self._maybe_serve(now)]
 
     def _maybe_serve(self, now: float) -> list[ev.Action]:
         if not _past(self._releases.serve_due, now):

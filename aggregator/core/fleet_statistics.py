@@ -5,6 +5,7 @@ over messages belongs to whoever sends the most of them. So this one is a median
 latest value of each. Fewer than half of them cannot move it beyond what the others report.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -25,6 +26,10 @@ _SLOWEST = 32.0
 """Times the median staleness over devices that the slowest one counts for at most."""
 _OWN = 9
 """Updates of one device that its own medians cover."""
+_JOURNEYS = 5
+"""Intervals of one device whose shortest tells its journey: in the others it waited for something else too."""
+_LONGEST = 366 * 86_400.0
+"""Seconds of one training beyond which a device's word counts as these."""
 _GAP = 0.3
 """Smoothing of a device's interval between updates: a few updates settle it, one outage does not set it."""
 
@@ -42,6 +47,30 @@ class _Device:
     heard_at: float | None = None
     gap: float | None = None
     """Seconds between its updates, smoothed; None before the second."""
+    idle: deque[float] = field(default_factory=lambda: deque(maxlen=_JOURNEYS))
+    """Seconds of its last intervals in which it did not train."""
+    longest: tuple[int, float] = 0, 0.0
+    """Steps and seconds of its newest training of the most steps."""
+    shortest: tuple[int, float] = 0, 0.0
+    """The same of the fewest."""
+
+    def trained(self, steps: int, seconds: float) -> None:
+        """Note what a training took."""
+        if steps and steps >= self.longest[0]:
+            self.longest = steps, seconds
+        if steps and steps <= (self.shortest[0] or steps):
+            self.shortest = steps, seconds
+
+    @property
+    def step_seconds(self) -> float:
+        """What one step takes: by the difference of two trainings, once their steps differed."""
+        (most, long), (fewest, short) = self.longest, self.shortest
+        return max(long - short, 0.0) / (most - fewest) if most > fewest else long / max(most, 1)
+
+    @property
+    def start_up(self) -> float:
+        """What a training takes beside its steps."""
+        return max(self.shortest[1] - self.shortest[0] * self.step_seconds, 0.0)
 
 
 class FleetStatistics:
@@ -66,12 +95,17 @@ class FleetStatistics:
     def __len__(self) -> int:
         return len(self._devices)
 
-    def heard(self, device: str, seconds: float, now: float) -> None:
-        """Note when a device's update arrived, and how long its training took by its own account."""
-        known = self._devices.setdefault(device, _Device())
+    def heard(self, device: str, seconds: float, now: float, *, age: float = math.inf, steps: int = 0) -> None:
+        """Note when a device's update arrived, how old its base was, and what its training took by its own account."""
+        known, seconds = self._devices.setdefault(device, _Device()), min(seconds, _LONGEST)
+        known.trained(steps, seconds)
+        since = age
         if known.heard_at is not None:
             gap = max(now - known.heard_at, 0.0)
+            since = min(since, gap)
             known.gap = gap if known.gap is None else known.gap + _GAP * (gap - known.gap)
+        if since < math.inf:
+            known.idle.append(max(since - seconds, 0.0))
         known.heard_at, known.seconds = now, seconds
 
     def take(self, record: UpdateRecord) -> None:
@@ -142,6 +176,11 @@ class FleetStatistics:
         known = self._devices.get(device)
         return median(known.norms) if known is not None and known.norms else 0.0
 
+    def norms(self, device: str) -> tuple[float, ...]:
+        """The L2 norms of a device's own last updates, the newest last."""
+        known = self._devices.get(device)
+        return () if known is None else tuple(known.norms)
+
     def staleness(self, device: str) -> float | None:
         """The median staleness of a device's own updates, in steps; None before its first."""
         known = self._devices.get(device)
@@ -175,6 +214,25 @@ class FleetStatistics:
     def seconds(self) -> float:
         """The median time of a training as devices report it, of those that report any; 0 if none does."""
         return self._middle("seconds")
+
+    def step_seconds(self) -> float:
+        """The seconds of one local step, the median over devices; 0 if none tells, or if steps cost nothing."""
+        if self._due("step"):
+            costs = [each.step_seconds for each in self._devices.values() if each.longest[0]]
+            self._computed["step"] = self.taken, median(costs) if costs else 0.0
+        return self._computed["step"][1]
+
+    def journey(self) -> float | None:
+        """The seconds that a training costs a device beside its steps, the median over devices.
+
+        Of each device, the shortest of the last times in which it did not train, before an update and since its base
+        was released or its last update came; and what its trainings cost besides. None if nothing was heard.
+        """
+        if self._due("journey"):
+            known = [min(each.idle) + each.start_up for each in self._devices.values() if each.idle]
+            self._computed["journey"] = self.taken, median(known) if known else math.inf
+        found = self._computed["journey"][1]
+        return None if found == math.inf else found
 
     def _middle(self, name: str) -> float:
         if self._due(name):

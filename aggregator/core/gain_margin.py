@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-SHARE = 0.4
-"""Of the margin that is used: beyond it the loop still settles, and swings for long."""
+SHARE = 0.55
+"""Of the margin that is used: beyond it the loop still settles, and swings for long. With 0.6, thirteen liars of 97
+devices kept one swinging."""
 BURSTS = 0.8
 """The same for bursts: what is behind in p does not add to them, and where they come it is they that make it slow."""
 _FEWEST, _MOST = 32, 2048

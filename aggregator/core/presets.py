@@ -44,6 +44,7 @@ def balanced(
         robust=others.pop("robust", True),
         serve_decay=serve_decay,
         serve_interval=serve_interval,
+        steers_local_steps=others.pop("steers_local_steps", True),
         **_planned(others),
     )
 

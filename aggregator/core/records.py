@@ -106,10 +106,14 @@ class ServeRecord:
 
 @dataclass(frozen=True, slots=True)
 class PaceRecord:
-    """From here on, so large a share of the devices takes part in each version."""
+    """From here on, so large a share of the devices takes part in each version, with as many local steps."""
 
     lsn: int
     share: float
+    steps: int = 0
+    """0 leaves them to the devices' recipes."""
+    recipe: int = 0
+    """Steps that those have in the median; 0 is not known."""
 
 
 @dataclass(frozen=True, slots=True)

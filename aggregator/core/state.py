@@ -12,6 +12,7 @@ from typing import Any
 from midge.aggregator.core import records as rec
 from midge.aggregator.core.fleet_statistics import FleetStatistics
 from midge.aggregator.core.gain_margin import Margin
+from midge.aggregator.core.local_work import LocalWork
 from midge.aggregator.core.participation_controller import Steering
 from midge.aggregator.core.participation_counts import Participations
 from midge.aggregator.core.release_log import ReleaseLog
@@ -53,6 +54,7 @@ class CoreState:
         self.heard = Participations()
         self.margin = Margin(strategy.calibration, strategy.momentum, normalised=strategy.normalised)
         self.fleet = FleetStatistics()
+        self.work = LocalWork()
         self.standings = Standings()
         self.versions = Versions()
         self.releases = ReleaseLog()
@@ -123,6 +125,7 @@ class CoreState:
                 self.served = record.version
             case rec.PaceRecord():
                 self._steering.share = record.share
+                self.work.steps, self.work.recipe = record.steps or None, record.recipe
             case rec.DropRecord():
                 self._drop(set(record.dropped))
             case rec.ForgetRecord() | rec.StrategyRecord():
@@ -158,6 +161,14 @@ class CoreState:
         for device in [name for name, lsn in self.statistics.items() if lsn in dropped]:
             del self.statistics[device]
             self.digests.pop(device, None)
+
+    def weigh_work(self) -> bool:
+        """Weigh the local steps again, if the strategy does. Whether they have changed: `pace` is to be journaled."""
+        return self._strategy.steers_steps and not self._steering.quiet and self.work.weigh(self.fleet)
+
+    def pace(self) -> rec.PaceRecord:
+        """Who takes part from here on, with how many local steps."""
+        return rec.PaceRecord(self.next, self._steering.share, self.work.steps or 0, self.work.recipe)
 
     def carried(self, version: int, digest: bytes) -> None:
         """Note what a release has become on the model: replay finds the same."""
@@ -238,6 +249,7 @@ class CoreState:
             "log": self.releases.dump(),
             "served": self.served,
             "share": self._steering.share,
+            "work": [self.work.steps, self.work.recipe],
             "buffer": [
                 [item.lsn, item.device, item.staleness, item.weight, item.scale, item.norm, item.agreement]
                 for item in self.buffer
@@ -262,6 +274,7 @@ class CoreState:
         self.margin.load(state["margin"])
         self.served = state["served"]
         self._steering.share = state["share"]
+        self.work.steps, self.work.recipe = state.get("work", (None, 0))
         self.fleet.load(state.get("fleet", ()))  # older checkpoints have none: the fleet's next updates rebuild it
         self.standings.load(state.get("standings", ()))
         if "versions" in state:

@@ -125,6 +125,9 @@ class Strategy:
     """Bound c of the participation correction r_i (`aggregator.core.participation_counts`); None makes none."""
     even_steps: bool = False
     """Whether deltas of unequal local steps are scaled to the mean number (FedNova, arXiv:2007.07481)."""
+    steers_local_steps: bool = False
+    """Whether devices are asked for as many local steps as the journey of an update is worth
+    (`aggregator.core.local_work`), unless the plan says how many."""
     calibration: float = 0.0
     """β: how much of each device's last delta stands in for what it will send (1: CA2FL; between: FedStale)."""
     combine: Combine = "mean"
@@ -204,6 +207,7 @@ class Strategy:
             raise ValueError(f"differential privacy cannot account for {', '.join(parts)}: leave them out.")
         try:
             codecs.parse(self.plan.codec)
+            codecs.parse(self.plan.micro_codec)
             if self.plan.narrow_codec:
                 codecs.parse(self.plan.narrow_codec)
         except WireError as error:
@@ -219,6 +223,12 @@ class Strategy:
             raise ValueError("calibration goes with combine='mean' only.")
         if (self.trim > 0) != (self.combine == "trimmed"):
             raise ValueError("trim belongs to combine='trimmed', which needs it above 0.")
+
+    @property
+    def steers_steps(self) -> bool:
+        """Whether the aggregator chooses the local steps: the strategy does, and the plan leaves them open."""
+        plan = self.plan
+        return self.steers_local_steps and (plan.local_steps or plan.epochs or plan.seconds) is None
 
     @property
     def unaccounted(self) -> list[str]:

@@ -23,9 +23,9 @@ _CLAIM = 4.0
 honest."""
 _EVEN = 16.0
 """Times up or down that unlike numbers of local steps are evened out: beyond that it amplifies noise, not work."""
-MOST, LONGEST = 2**40, 366 * 86_400.0
-"""Rows or steps, and seconds, of one training beyond which a device's word counts as these: no training has more, and
-sums of them stay exact."""
+MOST = 2**40
+"""Rows or steps of one training beyond which a device's word counts as these: no training has more, and sums of them
+stay exact."""
 OTHER_BASE = (
     "it was trained from another model than was released here under that number: a store or a broker was put back, or "
     "showed this device another one; train from the newest one"

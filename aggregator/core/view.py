@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from midge.aggregator.core.encoder_doubt import doubt
 from midge.aggregator.core.growth_guard import GrowthGuard
 from midge.aggregator.core.obstacle import Obstacle, obstacle
 from midge.aggregator.core.participation_controller import Steering
@@ -12,6 +13,7 @@ from midge.aggregator.core.statistics_phase import StatisticsPhase
 from midge.aggregator.core.step_planner import StepPlanner
 from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.core.update_admission import Conditions
+from midge.wire.messages import Plan
 
 
 class CoreView:
@@ -66,6 +68,12 @@ class CoreView:
     def release_log(self) -> bytes:
         """The hash over all releases; empty if it is not known."""
         return self._state.releases.head
+
+    @property
+    def plan(self) -> Plan:
+        """What devices are asked to do now."""
+        plan = self.strategy.plan
+        return plan if (steps := self._state.work.steps) is None else plan.model_copy(update={"local_steps": steps})
 
     @property
     def served(self) -> int:
@@ -129,6 +137,13 @@ class CoreView:
     def contributed(self, device: str) -> bool:
         """Whether an update of this device was ever accepted."""
         return self._state.heard.given(device) > 0
+
+    def encoder_doubt(self, device: str, now: float) -> str:
+        """Why a device's encoder seems to lose what it leaves out; empty if it does not."""
+        state = self._state
+        typical, reference = state.fleet.typical(device), state.fleet.norm(now)
+        excess = state.standings.excess(device, typical, reference)
+        return doubt(state.fleet.norms(device), excess, self.growth.damping)
 
     def waits(self, device: str) -> bool:
         """Whether an update of this device waits for its step."""

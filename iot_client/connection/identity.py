@@ -13,7 +13,7 @@ from midge.iot_client.state.outbox import OutboxError, OutboxFull
 from midge.iot_client.training.update_encoder import Made, Unfit
 from midge.wire import chunks, clocks, frames, messages, sealing, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import AggregatorStatus, Announcement, Hello, Receipt, Statistics
+from midge.wire.messages import AggregatorStatus, Announcement, Hello, Receipt, Statistics, Trouble
 from midge.wire.signing import KeyUnusable, PrivateKey, PublicKey
 from midge.wire.topics import Channel, Topics
 
@@ -46,8 +46,6 @@ class Identity:
         self._pinned: list[PublicKey] = [signing.read_public(*_read(key)) for key in given]
         if self._pinned:
             sealing.required()  # said at the start, and not once a first update is trained
-        for key in self._pinned:
-            assert key.raw  # raises where it is no Ed25519 key
         self._key: PrivateKey | None = None if signing_key is None else signing.read_private(*_read(signing_key))
         self._name = ""
         self._trusts: dict[Channel, Trust] = {}
@@ -82,6 +80,11 @@ class Identity:
         return self._trusts["train"].doubt
 
     @property
+    def verifies(self) -> str:
+        """With what receipts are to be signed for us, if it is not the first release key: `p256`, or empty."""
+        return signing.P256 if self._pinned and all(key.kind == signing.P256 for key in self._pinned) else ""
+
+    @property
     def pinned(self) -> bool:
         """Whether only what is signed is believed."""
         return bool(self._pinned)
@@ -105,8 +108,8 @@ class Identity:
         self._remember(channel, now)
         return announcement
 
-    def receipt(self, payload: bytes, now: float = 0.0) -> Receipt:
-        """Read a receipt; where a key is pinned, only a signed one.
+    def receipt(self, payload: bytes, now: float = 0.0) -> Receipt | Trouble:
+        """Read a receipt, or what was dropped of us; where a key is pinned, only a signed one.
 
         Raises:
             WireError: it is not to be followed.

@@ -16,7 +16,7 @@ from functools import lru_cache
 from midge.wire import clocks, frames, messages, signing
 from midge.wire.errors import WireError
 from midge.wire.lineage import logged
-from midge.wire.messages import MOST_TOKEN, AggregatorStatus, Announcement, Envelope, Receipt
+from midge.wire.messages import MOST_TOKEN, AggregatorStatus, Announcement, Envelope, Receipt, Trouble
 from midge.wire.signing import BadSignature, PublicKey
 from midge.wire.topics import Channel
 
@@ -144,7 +144,8 @@ class Trust:
         keys, number = self._keys, self.newest.number
         if envelope.chain:
             announcement, _ = messages.decode(Announcement, envelope.body)  # not yet believed
-            for count, link in enumerate(envelope.chain, start=1):
+            chain = [] if self._beside(envelope) else envelope.chain
+            for count, link in enumerate(chain, start=1):
                 if count > number:
                     succession = signing.read_succession(link, self._federation, keys)
                     if succession.number != count:
@@ -153,6 +154,14 @@ class Trust:
                         break
                     keys, number = [signing.read_public(succession.key)], count
         return keys, number
+
+    def _beside(self, envelope: Envelope) -> bool:
+        """Whether the chain is that of another key: ours is a companion that signs beside it, and has no successors."""
+        if self.newest.number or not all(key.kind == signing.P256 for key in self._keys):
+            return False
+        first, _ = messages.decode(Envelope, envelope.chain[0])
+        ours = {key.id for key in self._keys}
+        return signing.signers(envelope) & ours != set() and not signing.signers(first) & ours
 
     def _check(self, announcement: Announcement, time: float) -> None:
         newest = self.newest
@@ -214,20 +223,22 @@ class Trust:
             token=token,
         )
 
-    def receipt(self, payload: bytes) -> Receipt:
-        """Read a receipt: a forged one would make us forget an update.
+    def receipt(self, payload: bytes) -> Receipt | Trouble:
+        """Read a receipt, or what was dropped: a forged one would make us forget an update.
 
         Raises:
             BadSignature: no key that we trust has signed it.
             Untrusted: its aggregator has been replaced by another.
             WireError: it is no receipt.
         """
-        receipt, body = messages.decode(Receipt, payload)
+        receipt, body = messages.decode_answer(payload)
         if self.pinned:
             _, signature = signing.split(receipt, body)
             head = signing.head_of(payload, body)
             if not any(key.verifies(signature, signing.RECEIPT, self._context, head) for key in self._keys):
                 raise BadSignature("the receipt is not signed by a key that this device trusts")
+            if isinstance(receipt, Trouble):
+                return receipt
             if 0 < receipt.token < self.newest.token:
                 raise Untrusted("the receipt is of an aggregator that another one has replaced")
             self._fence(receipt.token)

@@ -25,10 +25,14 @@ class Speed:
         As in FedCompass (arXiv:2309.14675), fast and slow devices then answer at about the same time, each with as much
         work as it can do; the strategy's `even_steps` weighs what comes of it.
         """
+        steps = self.fitting(plan)
+        return plan.model_copy(update={"local_steps": steps, "epochs": None}) if steps else plan
+
+    def fitting(self, plan: Plan) -> int:
+        """Local steps that fit into the seconds of a plan; 0 if it names none, or the speed is not known."""
         if plan.seconds is None or self.steps == 0:
-            return plan
-        steps = min(max(round(self.steps * plan.seconds), plan.fewest_steps), plan.most_steps)
-        return plan.model_copy(update={"local_steps": max(steps, 1), "epochs": None})
+            return 0
+        return max(min(max(round(self.steps * plan.seconds), plan.fewest_steps), plan.most_steps), 1)
 
 
 def _followed(mean: float, value: float) -> float:

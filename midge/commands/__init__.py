@@ -6,6 +6,8 @@ from midge.commands import (
     broker,
     clean,
     compare,
+    conform,
+    decode,
     demo,
     device,
     explain,
@@ -38,9 +40,14 @@ COMMANDS = (
     replay,
     report,
     compare,
+    decode,
+    conform,
     fleet,
     clean,
 )
+
+ALIASES = {"device conform": ["conform"]}
+"""Other names of commands: `midge device VERB` is what is done with a device."""
 
 
 def problems() -> tuple[type[Exception], ...]:

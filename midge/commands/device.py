@@ -29,11 +29,12 @@ def register(subparsers: Subparsers) -> None:
         "       midge device --csv FILE --label COLUMN --dry-run [--json]\n"
         "       midge device status OUTBOX [options]\n       midge device verify OUTBOX [--accept-loss]\n"
         "       midge device doctor [options]\n"
-        "       midge device readmit NAME --store DIR",
+        "       midge device readmit NAME --store DIR\n       midge device conform URL --device NAME [options]",
         description="Take part with the midge.Device that module:attribute names, or with rows from a file or a topic, "
         "until interrupted. `status` shows what an outbox holds and what the device has cost; `verify` "
         "looks for damage in it and in what lies beside it, and changes nothing; `doctor` looks at the board: clock, "
-        "disk, versions, broker. `readmit` lets a device that was withdrawn into a federation again.",
+        "disk, versions, broker. `readmit` lets a device that was withdrawn into a federation again. `conform` tries a "
+        "device of any language by the rules of the protocol.",
     )
     parser.add_argument("app", metavar="MODULE:ATTRIBUTE", nargs="*", help="a midge.Device in a module of yours")
     parser.add_argument(

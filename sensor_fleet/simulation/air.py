@@ -31,6 +31,8 @@ class Noise:
     """Spread of the seconds of a device's trainings, log-normal."""
     seconds: Callable[[str], float]
     """Seconds of a training of the device of this name."""
+    overhead: float = 0.0
+    """Seconds that each training costs beside computing."""
 
 
 class Air:
@@ -49,7 +51,7 @@ class Air:
         incidents: Incidents | None = None,
     ) -> None:
         self.clock, self._server, self.pool, self.learner, self.world = clock, server, pool, learner, world
-        self.loss, self.jitter, self.seconds, self.stream = noise.loss, noise.jitter, noise.seconds, stream
+        self.noise, self.stream = noise, stream
         self.incidents = incidents or Incidents()
         self.up = self.down = 0.0
         """Bytes that all devices have sent, and received beside announcements."""
@@ -76,13 +78,13 @@ class Air:
 
     def varies(self, device: str, number: int) -> float:
         """The factor by which a training of a device takes longer than usual."""
-        if not self.jitter:
+        if not self.noise.jitter:
             return 1.0
-        return math.exp(self.jitter * NormalDist().inv_cdf(chance(self.world.seed, device, "jitter", number)))
+        return math.exp(self.noise.jitter * NormalDist().inv_cdf(chance(self.world.seed, device, "jitter", number)))
 
     def lost(self, device: str, purpose: str, number: int) -> bool:
         """Whether a message is lost on its way."""
-        return self.loss > 0 and chance(self.world.seed, device, f"lost/{purpose}", number) < self.loss
+        return self.noise.loss > 0 and chance(self.world.seed, device, f"lost/{purpose}", number) < self.noise.loss
 
     def delay(self, device: str, purpose: str, number: int) -> float:
         """Seconds by which a message of a device is late, beside what its link takes."""

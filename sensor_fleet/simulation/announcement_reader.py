@@ -46,4 +46,4 @@ class AnnouncementReader:
         return None
 
     def _lost(self, version: int) -> bool:
-        return self._air.loss > 0 and self._air.lost(self._device, f"announcement {self._reads}", version)
+        return self._air.noise.loss > 0 and self._air.lost(self._device, f"announcement {self._reads}", version)

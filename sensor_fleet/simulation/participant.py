@@ -10,6 +10,7 @@ from midge.iot_client.session.session import DeviceSession, SessionSettings
 from midge.iot_client.session.states import Work
 from midge.iot_client.session.training_cycle import training_seed
 from midge.iot_client.shell import DeviceShell
+from midge.iot_client.training.throughput import Speed
 from midge.sensor_fleet.profiles.population import Departure
 from midge.sensor_fleet.profiles.presence import chance
 from midge.sensor_fleet.simulation import headers
@@ -60,6 +61,7 @@ class Participant:
         "_outbox",
         "_reader",
         "_shaken",
+        "_speed",
         "air",
         "gone",
         "link",
@@ -77,8 +79,9 @@ class Participant:
         self.air, self.number, self.name = air, number, name
         world = air.world
         self.link = VirtualLink(air, name)
-        self.seconds = air.seconds(name)
+        self.seconds = air.noise.seconds(name)
         self._shaken = 0
+        self._speed = Speed()
         self._outbox: dict[int, tuple[Update, Said]] = {}
         """By seq; it outlives a reboot."""
         self._begin_session(1)
@@ -109,7 +112,7 @@ class Participant:
 
     def _begin_session(self, next_seq: int) -> None:
         held = [update for _, (update, _) in sorted(self._outbox.items())]
-        settings = SessionSettings(rereads=bool(self.air.loss))
+        settings = SessionSettings(rereads=bool(self.air.noise.loss))
         self.session = DeviceSession(self.name, self.number, held, next_seq, self._jitter, settings=settings)
         self.shell = DeviceShell(self.session, self)
 
@@ -237,7 +240,9 @@ class Participant:
         """What that training will be."""
         seed = training_seed(self.name, newest.announcement, self.session.next)
         seen = 0 if self.air.stream is None else self.air.stream.flow.slots(when)
-        return Task(self.number, newest.number, seed, self.updates + 1, seen)
+        return Task(
+            self.number, newest.number, seed, self.updates + 1, seen, self._speed.fitting(newest.announcement.plan)
+        )
 
     # -------------------------------------------------------------------- events
 
@@ -352,43 +357,30 @@ class Participant:
         air, base = self.air, self._base
         assert base is not None
         self.trainings += 1
-        self._began = now = air.clock.now
+        self._began = now = air.clock.now + air.noise.overhead
         seen = self._constraints.take()
-        seconds = self.seconds * air.learner.load(self.number, plan, seen) * air.varies(self.name, self.trainings)
+        task = Task(self.number, base.number, plan.seed, self.updates + 1, seen, self._speed.fitting(plan))
+        load = air.learner.load(self.number, task.plan(plan), seen) * air.varies(self.name, self.trainings)
         self.link.ignore_versions(base.announcement)
-        task = Task(self.number, base.number, plan.seed, self.updates + 1, seen)
-        self._job = air.pool.begin(task, base.start, now + seconds)
-        air.clock.at(now + seconds, partial(self._trained, self._life))
+        end = now + self.seconds * load
+        self._job = air.pool.begin(task, base.start, end)
+        air.clock.at(end, partial(self._trained, self._life))
 
     def _trained(self, life: int) -> None:
         if self.gone or life != self._life:
             return
-        base, server = self._base, self.air.server
+        base = self._base
         assert base is not None
         self.link.follow_versions()
         outcome = self.air.pool.end(self._job)
         self.steps += outcome.steps
+        self._speed.saw(outcome.steps, 0, self.air.clock.now - self._began)
         self._constraints.expect_rows()
         if (said := outcome.said) is None:
             self._event(ev.NothingToSend("the training did not stay finite"))
             return
         self.updates += 1
         self._fits[self.updates] = said
-        update = Update.model_construct(
-            outbox=0,
-            first=1,
-            seq=1,
-            lineage=base.announcement.lineage,
-            generation=base.announcement.generation,
-            base=base.announcement.version,
-            schema_hash=server.core.schema_hash,
-            codec=said.codec,
-            size=said.size,
-            sha256=bytes(16),
-            examples=outcome.examples,
-            steps=outcome.steps,
-            tensors=said.tensors,
-            seconds=(self.air.clock.now - self._began) * self.air.incidents.claims.get(self.name, 1.0),
-            plan=base.announcement.plan.revision,
-        )
+        seconds = (self.air.clock.now - self._began) * self.air.incidents.claims.get(self.name, 1.0)
+        update = outcome.update(said, base.announcement, seconds)
         self._event(ev.Trained(update, self.updates))

@@ -24,7 +24,7 @@ from midge.aggregator.ingress.reassembly import UpdateReassembler, Whole
 from midge.aggregator.model.averaging import refuse_noise
 from midge.aggregator.model.model import KEYFRAME_BITS, Frame, Model
 from midge.aggregator.model.step_merging import listed
-from midge.aggregator.publish.model_publisher import PART
+from midge.aggregator.publish.part_sizes import PART
 from midge.aggregator.shell import AggregatorShell
 from midge.aggregator.store.store import Store
 from midge.iot_client.session.session import reread
@@ -522,7 +522,7 @@ class Server:
             frames=self._offered(version, frames),
             moments=() if core.frozen else core.moments,
             chunk=self._chunk,
-            plan=core.strategy.plan,
+            plan=core.plan,
             participation=core.steering.participation(),
             byte_rate=0.0 if self._frames is None else core.strategy.byte_rate,
             devices=core.thrift.devices,

@@ -20,7 +20,7 @@ from midge.sensor_fleet.simulation import stacked
 from midge.sensor_fleet.simulation.coding import Coding, Said
 from midge.sensor_fleet.simulation.learners import Learner, TrainingResult
 from midge.sensor_fleet.simulation.stacked import Job
-from midge.wire.messages import Plan
+from midge.wire.messages import Announcement, Plan, Update
 from midge.wire.schema import Schema, Vector
 
 DEVICES = 1024
@@ -59,6 +59,13 @@ class Task:
     """Of the update that it makes, from 1."""
     seen: int = 0
     """Slots of the device's stream that there have been when it begins; 0 where its data stands still."""
+    steps: int = 0
+    """Local steps that fit into the seconds of the plan; 0: as the plan says."""
+
+    def plan(self, announced: Plan) -> Plan:
+        """The announced plan, for this training."""
+        paced = {"local_steps": self.steps, "epochs": None} if self.steps else {}
+        return announced.model_copy(update={"seed": self.seed, **paced})
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,26 @@ class Outcome:
     said: Said | None
     examples: int
     steps: int
+
+    def update(self, said: Said, base: Announcement, seconds: float) -> Update:
+        """The header of the update that it makes, before its outbox numbers it."""
+        return Update.model_construct(
+            outbox=0,
+            first=1,
+            seq=1,
+            lineage=base.lineage,
+            generation=base.generation,
+            base=base.version,
+            schema_hash=base.schema_hash,
+            codec=said.codec,
+            size=said.size,
+            sha256=bytes(16),
+            examples=self.examples,
+            steps=self.steps,
+            tensors=said.tensors,
+            seconds=seconds,
+            plan=base.plan.revision,
+        )
 
 
 class ShardWorker:
@@ -90,7 +117,7 @@ class ShardWorker:
         begun = [starts[task.key] for task in tasks]
         trained = self._learner.train(
             [
-                Job(task.device, start.values, start.plan.model_copy(update={"seed": task.seed}), task.seen)
+                Job(task.device, start.values, task.plan(start.plan), task.seen)
                 for task, start in zip(tasks, begun, strict=True)
             ]
         )

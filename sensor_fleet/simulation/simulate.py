@@ -85,6 +85,7 @@ def simulate(
     speeds: Sequence[float] | None = None,
     loss: float = 0.0,
     jitter: float = 0.0,
+    overhead: float = 0.0,
     evaluate: Evaluate | None = None,
     every: float | None = None,
     stop: Stop | None = None,
@@ -117,6 +118,7 @@ def simulate(
         speeds: seconds that one training takes on each device, in place of the world's.
         loss: the chance that a message is lost on its way.
         jitter: σ of the logarithm of what a training takes, again for each.
+        overhead: seconds that each training costs beside computing: a link, a process that starts.
         evaluate: metrics of a model; of the fleet's model on the test rows by default.
         every: virtual seconds between two evaluations; a hundredth of all by default.
         stop: whether to end behind an evaluation, from its time and metrics.
@@ -155,6 +157,8 @@ def simulate(
     work = partial(_work, make, schema, names)
     carrier = carry(work) if carry is not None else Here(work()) if workers == 1 else Processes(work, workers)
     try:
+        there = (population or replace(world or CALM, seed=seed).population(names)).scaled(speed_up)
+        seconds_of = there.seconds if speeds is None else dict(zip(names, speeds, strict=True)).__getitem__
         setup = _Setup(
             names=names,
             learner=make(),
@@ -164,11 +168,9 @@ def simulate(
             ),
             initial=first,
             schema=schema,
-            world=(population or replace(world or CALM, seed=seed).population(names)).scaled(speed_up),
+            world=there,
             population=population,
-            speeds=dict(zip(names, speeds, strict=True)) if speeds is not None else None,
-            loss=loss,
-            jitter=jitter,
+            noise=Noise(loss, jitter, seconds_of, overhead),
             stream=stream,
             tamper=tamper,
             incidents=incidents,
@@ -228,9 +230,7 @@ class _Setup:
     world: Population
     population: Population | None
     """The same unscaled, if a profile describes it."""
-    speeds: Mapping[str, float] | None
-    loss: float
-    jitter: float
+    noise: Noise
     stream: Stream | None
     tamper: Tamper | None
     incidents: Incidents | None
@@ -250,7 +250,7 @@ class _Simulation:
             Pool(setup.carrier, shard_of, lambda shard: self.air.expected(self._members[shard])),
             setup.learner,
             world,
-            noise=Noise(setup.loss, setup.jitter, world.seconds if setup.speeds is None else setup.speeds.__getitem__),
+            noise=setup.noise,
             stream=setup.stream,
             incidents=setup.incidents,
         )

@@ -42,3 +42,31 @@ def test_every_linked_file_exists() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_protocol_page_has_the_fields_words_and_limits_of_the_code() -> None:
+    """Seen to fail on a field without a meaning, a default that changed and a verdict that is new."""
+    fields = script("fields")
+    text = fields.PAGE.read_text()
+    for name in fields.GENERATED:
+        assert fields.section(name) in text, "run: python docs/fields.py"
+
+
+def test_the_protocol_page_has_every_message() -> None:
+    from midge.wire import messages, overview, renewal, sealing
+
+    described = {model for _, _, models in script("fields").SECTIONS for model in models}
+    shapes = {messages.Message, messages.Outgoing, messages.StrictPlan}
+    for module in (messages, overview, renewal, sealing):
+        ours = {each for each in vars(module).values() if isinstance(each, type) and issubclass(each, messages.Message)}
+        assert ours - shapes <= described
+
+
+def test_every_link_within_the_protocol_page_leads_somewhere() -> None:
+    page = (ROOT / "docs" / "protocol.md").read_text()
+    anchors = {
+        re.sub(r"[^\w -]", "", line.lstrip("# ")).lower().replace(" ", "-")
+        for line in page.splitlines()
+        if line.startswith("#")
+    }
+    assert set(re.findall(r"\]\(#([^)]+)\)", page)) <= anchors

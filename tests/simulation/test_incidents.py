@@ -84,7 +84,7 @@ def test_a_reboot_loses_the_training_and_keeps_the_outbox() -> None:
 
 
 def test_messages_that_come_twice_and_are_overtaken_count_once() -> None:
-    found = run(Incidents([Crash(15.0, 15.5, 0.0)], late=0.5, delay=2.0), world=replace(CALM, twice=0.5))
+    found = run(Incidents([Crash(15.0, 15.5, 0.0)], late=0.5, delay=1.0), world=replace(CALM, twice=0.5))
     assert far(found.parameters) < 0.05
 
 

@@ -1,0 +1,67 @@
+"""Every kind of message: its model, what it is in words, and what a signature behind it is for."""
+
+from collections.abc import Mapping
+
+from midge.wire import messages, overview, renewal, signing
+from midge.wire.messages import Message
+
+KINDS: Mapping[str, type[Message]] = {
+    "update": messages.Update,
+    "offer": messages.Update,
+    "chunk": messages.Chunk,
+    "fetch": messages.Fetch,
+    "statistics": messages.Statistics,
+    "hello": messages.Hello,
+    "report": messages.Report,
+    "receipt": messages.Receipt,
+    "trouble": messages.Trouble,
+    "vouch": messages.Vouch,
+    "aggregator": messages.AggregatorStatus,
+    "announcement": messages.Announcement,
+    "part": messages.Part,
+    "succession": messages.Succession,
+    "claim": messages.Claim,
+    "ask": overview.Ask,
+    "overview": overview.Overview,
+    "renew": renewal.RenewalRequest,
+    "renewed": renewal.RenewalAnswer,
+    "authorities": renewal.Authorities,
+}
+PURPOSES: Mapping[str, str] = {
+    **dict.fromkeys(("hello", "update", "offer", "statistics", "report"), signing.DEVICE),
+    **dict.fromkeys(("receipt", "trouble", "vouch"), signing.RECEIPT),
+    "aggregator": signing.AGGREGATOR,
+    "claim": signing.AGGREGATOR,
+    "ask": signing.OPERATOR,
+    **dict.fromkeys(("renew", "renewed", "authorities"), signing.RENEWAL),
+}
+"""What a signature behind a frame of a kind is for."""
+OF_FEDERATION = ("aggregator", "claim", "ask", "authorities")
+"""Kinds whose signatures name a federation and no device."""
+SENTENCES: Mapping[str, str] = {
+    "update": "a device's update: a trained minus a published model",
+    "offer": "a device offers an update that is too large for one message",
+    "chunk": "a chunk of an offered update",
+    "fetch": "a device asks for chunks of the model again",
+    "statistics": "a device's statistics of its data",
+    "hello": "a device's status",
+    "report": "a device's results on its own data",
+    "receipt": "the aggregator's word to one device",
+    "trouble": "what the aggregator dropped of a device, and why",
+    "vouch": "the aggregator's word that an announcement is its own",
+    "aggregator": "the aggregator's status",
+    "announcement": "what there is to train from",
+    "part": "a chunk of the model",
+    "succession": "the word of a release key that another one signs after it",
+    "claim": "an aggregator asks whether another one serves, or answers",
+    "ask": "an operator asks for an overview",
+    "overview": "a page of the federation's overview",
+    "renew": "a device asks for new credentials",
+    "renewed": "new credentials are granted, or refused",
+    "authorities": "whom to trust",
+    "envelope": "an announcement's envelope, or that of a succession",
+    "snapshot": "a whole model",
+    "step": "a step of the model",
+    "sealed": "what is inside a seal",
+}
+"""What a payload of a kind is; the last four are words of ours, and of what is no message."""

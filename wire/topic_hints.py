@@ -1,0 +1,52 @@
+"""What a topic alone tells of its payload: of any root, for people who look at payloads."""
+
+import re
+from dataclasses import dataclass
+
+from midge.wire.topics import SLOTS, slot
+
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+_SHAPES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (rf"(?P<federation>{_NAME})/aggregator", ("aggregator",)),
+    (rf"(?P<federation>{_NAME})/aggregator/ask", ("ask",)),
+    (rf"(?P<federation>{_NAME})/aggregator/overview", ("overview",)),
+    (rf"(?P<federation>{_NAME})/model/(?:train|serve)", ("envelope",)),
+    (rf"(?P<federation>{_NAME})/model/(?:train|serve)/\d+/\d+-\d+", ("part",)),
+    (
+        rf"(?P<federation>{_NAME})/update/(?P<slot>\d+)/(?P<device>{_NAME})",
+        ("update", "offer", "chunk", "fetch", "statistics"),
+    ),
+    (rf"(?P<federation>{_NAME})/receipt/(?P<device>{_NAME})", ("receipt", "trouble")),
+    (rf"(?P<federation>{_NAME})/status/(?P<device>{_NAME})", ("hello",)),
+    (rf"(?P<federation>{_NAME})/report/(?P<device>{_NAME})", ("report",)),
+    (rf"(?P<federation>{_NAME})/renew/(?P<device>{_NAME})", ("renew",)),
+    (rf"(?P<federation>{_NAME})/renewed/(?P<device>{_NAME})", ("renewed",)),
+    (rf"(?P<federation>{_NAME})/authorities", ("authorities",)),
+    (rf"(?P<federation>{_NAME})/claim", ("claim",)),
+)
+"""Ends of topics, and the kinds that belong there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What is known of a payload beside its bytes."""
+
+    federation: str = ""
+    device: str = ""
+    kinds: tuple[str, ...] = ()
+    """Of what may be published there; empty if the topic is not known."""
+    wrong: str = ""
+    """What is wrong with the topic itself."""
+
+
+def hint(topic: str) -> Hint:
+    """Read a topic under whatever root."""
+    for shape, kinds in _SHAPES:
+        if found := re.fullmatch(rf"(?:[^/]+/)+{shape}", topic):
+            named = found.groupdict()
+            device = named.get("device") or ""
+            said = named.get("slot")
+            known = said is None or said in map(str, range(SLOTS))
+            wrong = "" if known else f"there is no slot {said}; that of {device} is {slot(device)}"
+            return Hint(named["federation"], device, kinds, wrong)
+    return Hint(wrong="this is no topic of Midge's")
