@@ -9,6 +9,8 @@
 #   make rot             kill processes and have their files rot for SECONDS=60 from SEED=1: does anything change unseen?
 #   make fuzz            give every decoder bytes that nobody thought of, for SECONDS=60
 #   make bench           measure all that docs/performance.md tells, in under 20 minutes, and write the page anew
+#   make micro           the clients for microcontrollers under resets: 1,000 updates each, against Mosquitto; MICRO=--quick
+#                        for a tenth of it
 #   make mutants         which tests catch which bug that is put in on purpose
 #   make install         .venv with everything, for work on Midge itself
 
@@ -21,7 +23,7 @@ ARGS ?= --target 0.93 --seconds 120
 CHROMIUM ?= chromium --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking \
   --disable-component-update --disable-sync --user-data-dir=$(CURDIR)/runs/.chromium --hide-scrollbars
 
-.PHONY: pictures demo test lint format install clean chaos rot fuzz mutants bench
+.PHONY: pictures demo test lint format install clean chaos rot fuzz mutants bench micro
 .DELETE_ON_ERROR:
 
 ifdef TORCH
@@ -58,6 +60,9 @@ rot: $(VENV)/.demo
 fuzz: install
 	$(PIP) atheris
 	@$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
+
+micro: install
+	@$(BIN)/python -m tests.micro $(MICRO)
 
 mutants: install
 	@$(BIN)/python -m tests.mutants

@@ -5,12 +5,12 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from midge.broker import Connector, connector
+from midge.broker import Connector, Endpoint, connector
 from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
 from midge.sensor_fleet import record
 from midge.sensor_fleet.data import FleetData
@@ -18,7 +18,8 @@ from midge.sensor_fleet.live.aggregator_process import DemoError
 from midge.sensor_fleet.live.device import FleetContext
 from midge.sensor_fleet.live.federation import LocalFederation, Which
 from midge.sensor_fleet.live.fleet import LiveFleet
-from midge.sensor_fleet.models import FleetModel
+from midge.sensor_fleet.live.micro import MicroFleet, interpreter
+from midge.sensor_fleet.models import DenseModel, FleetModel
 from midge.sensor_fleet.progress import Progress
 from midge.sensor_fleet.setting import BrokerAddress, Setting
 from midge.wire.topics import Topics
@@ -43,6 +44,8 @@ def demo_fleet(
         ValueError: the model does not run on an engine.
     """
     names, rows = tuple(data.devices), list(data.devices.values())
+    names = names[: len(names) - setting.micro]
+    rows = rows[: len(names)]
     engines = [setting.engine_of(number) for number in range(len(names))]
     trainers = [
         model.trainer(mine, engine, seed=setting.seed + number)
@@ -85,6 +88,8 @@ class Demo:
     """Called when the run is over and everything still stands."""
     progress: Progress = field(init=False)
     fleet: LiveFleet | None = field(init=False, default=None)
+    boards: MicroFleet | None = field(init=False, default=None)
+    """The devices on MicroPython, if there are any."""
     loaded: tuple[FleetData, FleetModel] | None = field(init=False, default=None)
     _federation: LocalFederation = field(init=False)
     _stop: asyncio.Event = field(init=False, default_factory=asyncio.Event)
@@ -113,7 +118,11 @@ class Demo:
             DemoError: the aggregator ended by itself.
         """
         self.progress.began = time.time()
+        if self.setting.micro:
+            interpreter()
         data, model = self.loaded = await asyncio.to_thread(self.setting.load)
+        if self.setting.micro >= len(data.devices):
+            raise ValueError(f"--micro {self.setting.micro} leaves none of {len(data.devices)} devices to the others.")
         if data.task == "classification" and self.target is not None and self.target > 1:
             raise ValueError(f"An accuracy of {self.target:g} cannot be reached: 1 is all of it, 0.93 is 93 %.")
         about = record.describe(
@@ -132,14 +141,17 @@ class Demo:
 
             connect, outboxes = connector(broker.endpoint()), self.directory / "outboxes"
             fleet = demo_fleet(self.setting, data, model, connect, outboxes=outboxes, on_event=take)
+            if self.setting.micro:
+                self.boards = self._boards(data, model, broker.endpoint(), take)
             await stack.enter_async_context(self._federation.start_aggregator(broker))
             self.fleet = fleet
             return await self._until_the_end(fleet)
 
     async def _until_the_end(self, fleet: LiveFleet) -> Ending:
         serving, stopping = asyncio.create_task(fleet.serve()), asyncio.create_task(self._stop.wait())
+        boards = [] if self.boards is None else [asyncio.create_task(self.boards.serve())]
         try:
-            await self._federation.run_beside(serving, stopping, within=max(0.0, self.seconds - self.elapsed))
+            await self._federation.run_beside(serving, stopping, *boards, within=max(0.0, self.seconds - self.elapsed))
             ending: Ending = "target" if self.progress.reached else "interrupted" if stopping.done() else "time"
             if self.on_ending is not None:
                 self.on_ending()
@@ -147,10 +159,26 @@ class Demo:
             fleet.stop()
             await serving
         finally:
-            for task in (serving, stopping):
+            for task in (serving, stopping, *boards):
                 task.cancel()
-            await asyncio.wait({serving, stopping})
+            await asyncio.wait({serving, stopping, *boards})
         return ending
+
+    def _boards(
+        self, data: FleetData, model: FleetModel, endpoint: Endpoint, take: Callable[[dict[str, Any]], None]
+    ) -> MicroFleet:
+        """The last devices of the data, on MicroPython.
+
+        Raises:
+            ValueError: MicroPython is not there, or it does not train this model.
+        """
+        if not isinstance(model, DenseModel):
+            raise ValueError("--micro trains linear models and perceptrons: add --model mlp.")  # noqa: TRY004 - the user's
+        topics = Topics(self.setting.federation, self.setting.root)
+        found = MicroFleet(self.directory / "boards", endpoint, topics, asdict(model.recipe), take)
+        for name in tuple(data.devices)[-self.setting.micro :]:
+            found.add(name, model.prepare(data.devices[name].x), data.devices[name].y)
+        return found
 
     def _take(self, event: dict[str, Any]) -> None:
         """Take in an event of the aggregator's, or one of ours."""
@@ -283,6 +311,7 @@ class Demo:
             "receipted": fleet.receipted if fleet else 0,
             "held": fleet.holding if fleet else 0,
             "staleness": progress.quantiles(),
-            "devices": len(fleet.devices) if fleet else 0,
+            "devices": (len(fleet.devices) if fleet else 0) + (len(self.boards.names) if self.boards else 0),
+            **({"micro": {"devices": len(self.boards.names), "updates": self.boards.updates}} if self.boards else {}),
             "run": str(self.directory),
         }

@@ -67,6 +67,8 @@ class Setting:
     app: str | None = None
     """`module:attribute` of a model of one's own."""
     engine: Engine = "numpy"
+    micro: int = 0
+    """How many of the devices, the last ones, are processes of MicroPython."""
     strategy: Preset = "balanced"
     alpha: float | None = None
     """FedAsync's rate; None is 0.6, which the aggregator bounds by the number of devices."""

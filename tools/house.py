@@ -14,6 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PRODUCT = ("wire", "storage", "broker", "iot_client", "aggregator", "sensor_fleet", "midge")
+BOARDS = ROOT / "iot_client" / "micropython"
+"""A program of its own for another machine, which has names of its own; its words are looked at all the same."""
 BANNED = r"so many|by chance|anew|of note|of before|somebody|nobody|anybody|mendable"
 """Words that an engineer has to translate; the field has its own."""
 COMMENTED = (
@@ -36,7 +38,7 @@ COMMENTED = (
 
 def sources(*folders: str) -> dict[str, str]:
     """The text of each Python file below these folders, by its path from the root."""
-    paths = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    paths = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py") if BOARDS not in path.parents)
     return {path.relative_to(ROOT).as_posix(): path.read_text() for path in paths}
 
 

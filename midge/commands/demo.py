@@ -52,6 +52,7 @@ def register(subparsers: Subparsers) -> None:
         default="numpy",
         help="what devices train with (default: numpy)",
     )
+    data.add_argument("--micro", type=int, default=0, metavar="N", help="devices that run on MicroPython (default: 0)")
     data.add_argument("--seed", type=int, default=0, help="of the data's split, the speeds and the model (default: 0)")
     learning = parser.add_argument_group("learning")
     learning.add_argument(

@@ -24,6 +24,8 @@ def refuse_impossible(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise Problem(f"{_option(name)} is {value}: it must be at least 1.")
+    if args.micro < 0:
+        raise Problem(f"--micro is {args.micro}: it must be at least 0.")
     if args.seed < 0:
         raise Problem(f"--seed is {args.seed}: it must be at least 0.")
 

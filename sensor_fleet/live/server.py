@@ -22,6 +22,7 @@ from midge.aggregator.model.export import write_model
 from midge.aggregator.service import Aggregator
 from midge.aggregator.store.store import StoreError
 from midge.broker import BrokerError, Connector, Endpoint, connector
+from midge.sensor_fleet.live.micro import CHUNK
 from midge.sensor_fleet.profiles.hastened import hastened
 from midge.sensor_fleet.setting import BrokerAddress, Setting
 from midge.sensor_fleet.simulation.simulate import beginning
@@ -57,6 +58,7 @@ def make(
             "moments": model.channels,
             "statistics_devices": max(2, (len(data.devices) + 1) // 2),
             "statistics_deadline": 5.0,
+            **({"chunk": CHUNK} if fleet.micro else {}),
         }
     config = AggregatorConfig(
         connector=connect,
