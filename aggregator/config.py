@@ -14,10 +14,11 @@ from midge.aggregator.ingress.rate_limits import IngressLimits
 from midge.aggregator.model.averaging import refuse_noise
 from midge.aggregator.model.statistics import FACTOR
 from midge.aggregator.publish.announcement_signer import LIFETIME
+from midge.aggregator.publish.part_sizes import PART
 from midge.aggregator.store.device_erasure import RETENTION
 from midge.broker.mqtt.connection import Connector
 from midge.wire.inputs import LONGEST, MOST, listed, sayable
-from midge.wire.messages import Moment
+from midge.wire.messages import MICRO, Moment
 from midge.wire.schema import Parameters, Schema
 from midge.wire.signing import PublicKey
 from midge.wire.steps import LARGEST_VALUE
@@ -28,6 +29,8 @@ Listener = Callable[[dict[str, Any]], None]
 
 CHUNK = 256 * 1024
 """Bytes of a chunk's body on a broker of one's own."""
+SMALLEST_CHUNK = 1024
+"""A board that takes part has a receive buffer of so much; at 256 parts a frame, a model of 256 KiB."""
 CHECKPOINT_RECORDS = 1000
 """A restart replays as many in about a second."""
 
@@ -57,6 +60,8 @@ class AggregatorConfig:
         on_event: called with a dict for each event.
         chunk: bytes of a chunk's body; less where the broker takes less. A broker of MQTT 3.1.1 does not say what it
             takes: give `wire.chunks.CLOUD`, 120 KiB, where it is a cloud service.
+        smallest_chunk: bytes down to which the model's parts are cut for devices that say they take no more; those
+            that take less get no model. Small parts are more messages for all.
         memory: bytes that updates may take which come in chunks and are not yet whole.
         keepalive: seconds between signs of life to the broker.
         checkpoint_records: records of the journal after which a checkpoint is written: each update makes one, each step
@@ -97,6 +102,7 @@ class AggregatorConfig:
     evaluate: Evaluate | None = None
     on_event: Listener | None = None
     chunk: int = CHUNK
+    smallest_chunk: int = SMALLEST_CHUNK
     memory: int = 2**30
     keepalive: int = 30
     checkpoint_records: int = CHECKPOINT_RECORDS
@@ -119,6 +125,8 @@ class AggregatorConfig:
         self._check_statistics()
         _ = self.asked
         self._check_features()
+        if not 64 <= self.smallest_chunk <= PART:
+            raise ValueError(f"smallest_chunk is {self.smallest_chunk}: it must be 64 to {PART} bytes.")
         if not self.announcement_lifetime > 0:
             raise ValueError(
                 f"announcement_lifetime is {self.announcement_lifetime}: it must be a number of seconds above 0."
@@ -179,6 +187,11 @@ class AggregatorConfig:
     def inputs(self) -> int | None:
         """How many inputs the model has, if its normalisation says so."""
         return inputs_of(self.schema)
+
+    @property
+    def largest_part(self) -> int | None:
+        """Bytes of a model's part at most, as the plan has it; None if only the broker and the devices limit it."""
+        return self.smallest_chunk if self.strategy.plan.tier == MICRO else None
 
     def _check_statistics(self) -> None:
         if self.moments and self.strategy.privacy is not None:

@@ -31,6 +31,7 @@ from midge.aggregator.processor import Processor, Witness
 from midge.aggregator.publish.announcement_signer import Issuer
 from midge.aggregator.publish.model_publisher import Shelf
 from midge.aggregator.publish.outlet import Outlet
+from midge.aggregator.publish.part_sizes import PartSizes
 from midge.aggregator.publish.publish_queue import Post
 from midge.aggregator.revocations import Revocations
 from midge.aggregator.store.device_erasure import Names
@@ -108,7 +109,9 @@ class FederationRuntime:
             # Once for the whole process: what is journaled then never goes back while it lasts.
             self._ahead = self.issuer.dating.now() - now
             inputs = Inputs(self.store, config.features, config.inputs)
-            self._roster = Roster(inputs, outlet, Bounds().devices)
+            self._roster = Roster(
+                inputs, outlet, Bounds().devices, PartSizes(config.smallest_chunk, config.largest_part)
+            )
             self._witness = Witness(outlet.tell, Bounds().devices)
             self.watchdog = Watchdog(self._witness.activity, now)
             self._ingress = IngressFilter(
@@ -120,6 +123,7 @@ class FederationRuntime:
                 ),
                 bodies=Bodies(),
                 outlet=outlet,
+                encode_trouble=self.issuer.trouble,
             )
             self.core, self.engine, self.shelf, self.processor = self._rebuilt()
             events.known = self._ingress.admission.knows
@@ -315,6 +319,7 @@ class FederationRuntime:
             self._outlet.put(post)
         try:
             self._write_issued()
+            self.processor.fitting.look(now)
             self._upkeep.tend(self.core, self.engine, self.processor, now)
         except StoreFull as error:
             self._run_full(str(error), now)
@@ -412,6 +417,7 @@ def _situation(core: AggregatorCore, roster: Roster, ending: Sequence[str]) -> F
         rest=core.steering.rest,
         unlike=core.unlike,
         ending=ending,
+        left_out=list(roster.sizes.left_out()),
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from midge.aggregator.core import events as ev
 from midge.aggregator.core import records as rec
 from midge.aggregator.core.core import AggregatorCore, Bounds
+from midge.aggregator.core.encoder_doubt import NO_FEEDBACK
 from midge.aggregator.core.put_back import PutBack
 from midge.aggregator.core.update_admission import OTHER_BASE
 from midge.aggregator.engine import Engine
@@ -21,10 +22,10 @@ from midge.aggregator.ingress.filter import IngressFilter
 from midge.aggregator.ingress.roster import Roster
 from midge.aggregator.metrics.device_activity import ALWAYS, DeviceActivity
 from midge.aggregator.metrics.device_metrics import Reports
-from midge.aggregator.model.model import SERVED
 from midge.aggregator.publish.model_publisher import Shelf
 from midge.aggregator.publish.notices import DropNotices
 from midge.aggregator.publish.outlet import Outlet
+from midge.aggregator.publish.part_fitting import PartFitting, span
 from midge.aggregator.publish.publish_queue import Post
 from midge.aggregator.publish.receipts import Encode, Receipts
 from midge.aggregator.publish.step_notices import StepNotices
@@ -34,7 +35,7 @@ from midge.broker.mqtt.connection import Delivery
 from midge.storage.failpoints import failpoint
 from midge.wire import codecs
 from midge.wire.errors import WireError
-from midge.wire.messages import DeviceState, Fetch, Settled, Update, Verdict
+from midge.wire.messages import DeviceState, Fetch, Settled, Statistics, Update, Verdict
 from midge.wire.topics import Origin, Topics
 
 log = logging.getLogger("aggregator")
@@ -111,6 +112,7 @@ class Processor:
         """When the batch under way came."""
         self._core: AggregatorCore = shelf.core
         ingress.admission.proven = roster.known = self._core.contributed
+        self.fitting = PartFitting(shelf, ingress, roster, outlet)
         self._receipts = Receipts()
         """What the batch under way tells devices."""
         self.shell = AggregatorShell(self._core, self)
@@ -147,26 +149,28 @@ class Processor:
         try:
             read = self._read(delivery, now)
         except WireError as error:
+            why = str(error) if len(delivery.payload) != 1 else f"{error}, and larger ones than are taken are cut to 1"
             self._outlet.meters.dropped["malformed"] += 1
-            self._witness.drops.dropped(delivery.topic, str(error), now)
+            self._witness.drops.dropped(delivery.topic, why, now)
+            if not delivery.retain:  # who said it may be long gone
+                self._ingress.troubles.tell(self._topics.named(delivery.topic), why, now)
             return ()
+        if isinstance(read, ev.StatisticsArrived) and (why := self._unwanted(read.statistics)):
+            self._ingress.troubles.tell(read.device, why, now)
         if isinstance(read, ev.FetchAsked):
-            read = self._paid(read, now)
+            read = self.fitting.asked(read, now)
         if isinstance(read, ev.Reply | ev.GrantChunks):
             return (read,)  # decided on the way in: nothing is to be asked of the core
         return () if read is None else self.shell.settle(read, now)
 
-    def _paid(self, asked: ev.FetchAsked, now: float) -> ev.FetchAsked | None:
-        """What of a fetch is to be published: what is on its way is free, the rest is the device's to pay for."""
-        fetch, admission, parts = asked.fetch, self._ingress.admission, []
-        name = fetch.version, _span(fetch)
-        for index, size in self._shelf.missed(*name, fetch.parts, now):
-            if not admission.publishes(asked.device, size, now):
-                self._outlet.meters.dropped["over rate"] += 1
-                break
-            self._shelf.repeat(*name, index, size, now)
-            parts.append(index)
-        return ev.FetchAsked(asked.device, fetch.model_copy(update={"parts": tuple(parts)})) if parts else None
+    def _unwanted(self, statistics: Statistics) -> str:
+        """Why nothing comes of statistics; empty if something does, or if they are only too late."""
+        if self._core.full is not None:
+            return f"its statistics are not taken now: {self._core.full}"
+        asked = tuple((moment.name, moment.channels) for moment in self._core.moments)
+        if asked and (statistics.lineage, statistics.names) == (self._core.lineage, asked):
+            return ""
+        return "its statistics are not those that the announcement of this lineage asks for"
 
     # ------------------------------------------------------------------- reading
 
@@ -198,6 +202,8 @@ class Processor:
         if report is not None and report.lineage == self._core.lineage:  # another's versions are not ours
             self._witness.reports.take(device, report)
             self._outlet.tell("report", device=device, version=report.version, metrics=dict(report.metrics))
+        elif report is not None:
+            self._ingress.troubles.tell(device, "its report is of another lineage than the announced one", now)
 
     def _status(self, origin: Origin, delivery: Delivery, now: float) -> ev.Event | ev.Reply | None:
         device = origin.device
@@ -244,7 +250,7 @@ class Processor:
 
     # --------------------------------------------------------------- the shell's host
 
-    def decode(self, action: ev.Decode, now: float) -> ev.Decoded | ev.Undecodable:  # noqa: ARG002 - of the shell's hook
+    def decode(self, action: ev.Decode, now: float) -> ev.Decoded | ev.Undecodable:
         """Open an update's seal and decode it."""
         device, update, key = action.device, action.update, action.key
         body = self._bodies[key]
@@ -252,6 +258,8 @@ class Processor:
             update = self._ingress.unseal(device, update, body)
             self._witness.reports.trained(device, update.seconds)
             delta, norm = self._engine.model.decode(update, body.raw)
+            if not update.feedback and self._core.strategy.plan.feedback:
+                self._see_encoder(device, update.codec, now, NO_FEEDBACK)
         except codecs.NonFinite as error:
             return ev.Undecodable(device, update, key, Verdict.NON_FINITE, str(error))
         except WireError as error:
@@ -293,6 +301,7 @@ class Processor:
             body = self._bodies[key]
             assert body.delta is not None
             self._engine.hold(record, body.delta, body.direction)
+            self._see_encoder(record.device, record.codec, now)
         self._outlet.tell(
             "update",
             device=record.device,
@@ -304,6 +313,14 @@ class Processor:
             weight=record.weight,
             size=record.size,
         )
+
+    def _see_encoder(self, device: str, codec: str, now: float, why: str = "") -> None:
+        """Tell a device that its encoder is doubted, if its codec is one that needs feedback."""
+        needed: bool = codecs.parse(codec).feedback
+        why = why or (self._core.encoder_doubt(device, now) if needed else "")
+        if needed and why and self._ingress.troubles.tell(device, why, now):
+            log.warning("%s: %s.", device, why)
+            self._outlet.tell("encoder", device=device, codec=codec, why=why)
 
     def carry(self, record: rec.Record, now: float) -> None:
         """Carry a decision out on the model, store what it made, and publish it."""
@@ -365,7 +382,7 @@ class Processor:
 
     def republish(self, fetch: Fetch) -> None:
         """Publish chunks of a frame again."""
-        for post in self._shelf.again(fetch.version, _span(fetch), fetch.parts):
+        for post in self._shelf.again(fetch.version, span(fetch), fetch.parts):
             self._outlet.put(post)
 
     def reply(self, device: str, outbox: int, hi: int, settled: Sequence[Settled]) -> None:
@@ -405,8 +422,3 @@ class Processor:
         for post in told:
             self._outlet.put(post)
         failpoint("receipts.handed_over")
-
-
-def _span(fetch: Fetch) -> int:
-    """Of the frame that is asked for, as the store has it."""
-    return SERVED if fetch.channel == "serve" else fetch.span

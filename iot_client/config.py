@@ -87,6 +87,9 @@ class DeviceConfig:
     """Limits of what a month may cost, and what the device's work costs it."""
     outbox_bytes: int | None = None
     """Bytes of waiting updates at which training stops until one is settled; None sets no limit."""
+    micro: bool = False
+    """Whether it is of the class of microcontrollers: it keeps no error feedback, so that the plan's `micro_codec` goes
+    before all others, and holds one update at a time."""
     link: str | None = None
     """"narrow" if bytes are dear: the plan may have another codec for that."""
     on_event: Listener | None = None

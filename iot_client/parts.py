@@ -17,6 +17,7 @@ from midge.iot_client.state.local_tensors import Personal
 from midge.iot_client.state.memory_outbox import AnyOutbox, outbox_at
 from midge.iot_client.state.prediction import Predicting, VerifiedModel
 from midge.iot_client.training.throughput import Speed
+from midge.wire.inert import inert
 from midge.wire.schema import Parameters
 from midge.wire.topics import Topics
 
@@ -81,6 +82,9 @@ class DeviceParts:
     withdrawn: str | None = None
     """What the aggregator said when it withdrew the device: from then on nothing is trained."""
 
+    trouble: tuple[float, str] | None = None
+    """When the aggregator last said that it drops what we send, by the monotonic clock, and why."""
+
     def __post_init__(self) -> None:
         used = self.config.on_model is not None or self.config.predict is not None
         held = self.config.credentials
@@ -138,6 +142,12 @@ class DeviceParts:
             except Exception as error:  # the next model is one to use all the same
                 log.exception("%s: on_model() failed.", self.config.name)
                 self.tell("on_model_failed", why=f"{type(error).__name__}: {error}", version=version)
+
+    def troubled(self, why: str) -> None:
+        """The aggregator drops what we send, and says why."""
+        self.trouble = time.monotonic(), inert(why)
+        log.warning("%s: the aggregator dropped what this device sent: %s", self.config.name, self.trouble[1])
+        self.tell("trouble", why=self.trouble[1])
 
     def spent(self, moved: int) -> None:
         """Count bytes that the link has moved, either way."""

@@ -74,6 +74,7 @@ class DeviceRuntime:
             settings=SessionSettings(
                 patience=config.patience,
                 outbox_bytes=config.outbox_bytes,
+                micro=config.micro,
                 rests=not awaits_rows(config.conditions),
                 features=sayable(config.feature_names),
                 statistics_by_feature=self._statistics.of_samples,
@@ -246,6 +247,7 @@ class DeviceRuntime:
             "bytes_down": parts.counters.bytes_down,
             "written": parts.budget.written - self._written_before,
             "month": parts.budget.packed(),
+            "trouble": None if parts.trouble is None else (time.monotonic() - parts.trouble[0], parts.trouble[1]),
             "intake": [] if parts.config.samples is None else parts.config.samples.received(),
         }
 

@@ -5,7 +5,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from midge.aggregator.config import CHECKPOINT_RECORDS, CHUNK, AggregatorConfig, Evaluate, Listener
+from midge.aggregator.config import (
+    CHECKPOINT_RECORDS,
+    CHUNK,
+    SMALLEST_CHUNK,
+    AggregatorConfig,
+    Evaluate,
+    Listener,
+)
 from midge.aggregator.core.presets import balanced
 from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.ingress.rate_limits import IngressLimits
@@ -66,6 +73,7 @@ class Aggregator(AggregatorService):
         evaluate: Evaluate | None = None,
         on_event: Listener | None = None,
         chunk: int = CHUNK,
+        smallest_chunk: int = SMALLEST_CHUNK,
         memory: int = 2**30,
         keepalive: int = 30,
         checkpoint_records: int = CHECKPOINT_RECORDS,
@@ -102,6 +110,7 @@ class Aggregator(AggregatorService):
                 evaluate=evaluate,
                 on_event=on_event,
                 chunk=chunk,
+                smallest_chunk=smallest_chunk,
                 memory=memory,
                 keepalive=keepalive,
                 checkpoint_records=checkpoint_records,

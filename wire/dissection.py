@@ -77,7 +77,7 @@ def plain(value: Any) -> Any:
         case bytes() | memoryview():
             return bytes(value).hex()
         case BaseModel():
-            return {name: plain(item) for name, item in value}
+            return plain(value.model_dump(by_alias=True))
         case dict():
             return {str(name): plain(item) for name, item in value.items()}
         case tuple() | list():

@@ -60,7 +60,7 @@ def unpack(data: Buffer, *, items: int | None = None, pairs: Callable[[Any], Any
 
 def encode(header: BaseModel | Mapping[str, Any], body: Buffer = b"") -> bytes:
     """Header and body as one payload."""
-    fields = header.model_dump(exclude_defaults=True) if isinstance(header, BaseModel) else dict(header)
+    fields = header.model_dump(exclude_defaults=True, by_alias=True) if isinstance(header, BaseModel) else dict(header)
     kind = getattr(header, "kind", None)
     if kind is not None:
         fields["kind"] = names.number(kind)

@@ -14,6 +14,7 @@ KINDS: Mapping[str, type[Message]] = {
     "hello": messages.Hello,
     "report": messages.Report,
     "receipt": messages.Receipt,
+    "trouble": messages.Trouble,
     "aggregator": messages.AggregatorStatus,
     "announcement": messages.Announcement,
     "part": messages.Part,
@@ -28,6 +29,7 @@ KINDS: Mapping[str, type[Message]] = {
 PURPOSES: Mapping[str, str] = {
     **dict.fromkeys(("hello", "update", "offer", "statistics", "report"), signing.DEVICE),
     "receipt": signing.RECEIPT,
+    "trouble": signing.RECEIPT,
     "aggregator": signing.AGGREGATOR,
     "claim": signing.AGGREGATOR,
     "ask": signing.OPERATOR,
@@ -45,6 +47,7 @@ SENTENCES: Mapping[str, str] = {
     "hello": "a device's status",
     "report": "a device's results on its own data",
     "receipt": "the aggregator's word to one device",
+    "trouble": "what was dropped of a device, and why",
     "aggregator": "the aggregator's status",
     "announcement": "what there is to train from",
     "part": "a chunk of the model",

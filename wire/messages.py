@@ -6,7 +6,7 @@ unknown kinds are refused, every length has a limit.
 """
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
@@ -42,6 +42,8 @@ OUTBOX_LIMIT = 16
 """How many updates a device holds at most, and how many verdicts of it the aggregator remembers."""
 
 
+MICRO = "micro"
+"""The class of devices that hold one update, keep no error feedback and receive small messages: microcontrollers."""
 BODY_DIGEST = 8
 """Bytes of an update's digest in its receipt: enough to tell two updates of one device apart."""
 
@@ -128,6 +130,8 @@ class Update(Outgoing):
     sealed: Word = ""
     """How the encoded delta is sealed to the aggregator: `wire.sealing.NAME`, or empty where it is not. Then `size` and
     `sha256` are of the sealed bytes: of what travels."""
+    feedback: bool = True
+    """Whether what the codec leaves out goes into the device's next update; not False where it leaves nothing out."""
     confided: bool = False
     """Whether examples, steps, seconds and metrics are sealed with the delta, by `wire.sealing.confide`."""
 
@@ -221,6 +225,8 @@ class Hello(Message):
     to: U63 = 0
     """In such an answer, the number of the question."""
     hidden: Hidden = b""
+    largest: U32 = 0
+    """Bytes of body that a message to the device may have; 0 sets no limit."""
 
 
 # ------------------------------------------------------------- from the aggregator
@@ -260,6 +266,13 @@ class Receipt(Message):
     grants: Annotated[tuple[Grant, ...], Field(max_length=16)] = ()
     token: U63 = 0
     """Of the aggregator's start: a device settles only by the highest that it has seen; 0 says nothing."""
+
+
+class Trouble(Message):
+    """What was dropped of a device that no receipt answers, and why. It settles nothing and asks for nothing."""
+
+    kind: Literal["trouble"] = "trouble"
+    why: Sentence
 
 
 class AggregatorState(StrEnum):
@@ -349,7 +362,7 @@ class Claim(Message):
     """The number of the question that is answered: so no answer can be recorded, or made without having heard it."""
 
 
-class Plan(Message):
+class Plan(Message, populate_by_name=True):
     """What the announcement asks of a device. None leaves the choice to the device's trainer."""
 
     revision: U32 = 0
@@ -373,6 +386,14 @@ class Plan(Message):
     """Seconds at least between two evaluations on the device's own data; 0 is never."""
     seed: U63 = 0
     """Chance for the trainer: set by the device for each training from its name and the version."""
+    tier: Annotated[Word, Field(alias="class")] = ""
+    """Of the fleet that it is made for: `MICRO` has a device hold one update at a time. On the wire it is `class`."""
+    micro_codec: Word = "int8:256"
+    """What a device uses in place of `codec` that keeps no error feedback: it errs little, and at random."""
+
+    def micro(self) -> Self:
+        """The same for a fleet of constrained devices: a codec without feedback, and one update at a time."""
+        return self.model_copy(update={"tier": MICRO, "codec": self.micro_codec, "feedback": False})
 
 
 class StrictPlan(Plan, extra="forbid"):
@@ -461,6 +482,8 @@ class Announcement(Message):
     """How many share it, about; 0 where that is not known."""
     features: Names = ()
     """Names of the model's inputs, in order; none if they are not known. A device whose own differ does not train."""
+    smallest_chunk: Annotated[int, Field(ge=1, le=2**28)] = 1024
+    """Bytes of body down to which a frame's parts are cut for devices that take no more (`Hello.largest`)."""
 
     @field_validator("frames", mode="before")
     @classmethod
@@ -554,6 +577,20 @@ def decode(model: type[frames.M], payload: frames.Buffer) -> tuple[frames.M, mem
     if expected is not None and header.get("kind") != expected:
         raise WireError(f"expected kind {expected!r}, not {_shown(header.get('kind'))}")
     return frames.validate(model, header), body
+
+
+def decode_answer(payload: frames.Buffer) -> tuple[Receipt | Trouble, memoryview]:
+    """Read what came on a receipt topic.
+
+    Raises:
+        WireError: it is no frame, of no known kind, or a field is wrong.
+    """
+    header, body = frames.decode(payload)
+    kind = header.get("kind")
+    if kind not in ("receipt", "trouble"):
+        raise WireError(f"unknown kind {_shown(kind)}")
+    said = frames.validate(Receipt, header) if kind == "receipt" else frames.validate(Trouble, header)
+    return said, body
 
 
 def possible(generation: int, version: int) -> bool:

@@ -22,6 +22,7 @@ FromDevice = Literal["update", "status", "report"]
 _NAMED = 10
 """Federations that a sentence names."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SLOT = re.compile(r"[0-9]{1,2}")
 _ROOT_LEVEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -37,6 +38,11 @@ def check_name(name: str, what: str = "name") -> str:
             "beginning with a letter or a digit."
         )
     return name
+
+
+def is_name(name: str) -> bool:
+    """Whether `name` may stand in a topic."""
+    return _NAME.fullmatch(name) is not None
 
 
 def explain_absence(topics: "Topics", announced: Iterable[str]) -> str:
@@ -148,15 +154,25 @@ class Topics:
         """Read a topic that matches `from_devices`.
 
         Raises:
-            WireError: it is none of them, or the device's name or slot is not what it must be.
+            WireError: it is none of them, the device's name is not what it must be, or there is no such slot.
         """
         if not topic.startswith(self.prefix + "/"):
             raise WireError(f"{topic!r} is not under {self.prefix!r}")
         match topic[len(self.prefix) + 1 :].split("/"):
             case ["update", number, device] if _NAME.fullmatch(device):
-                if number != str(slot(device)):
-                    raise WireError(f"slot {number!r} is not that of {device!r}, {slot(device)}")
+                # Any slot, as long as one aggregator reads all: whose a message is, its last level says.
+                if not _SLOT.fullmatch(number) or int(number) >= SLOTS:
+                    raise WireError(
+                        f"slot {number!r} is none of 0 to {SLOTS - 1}; that of {device!r} is {slot(device)}"
+                    )
                 return Origin("update", device, int(number))
             case [("status" | "report") as sort, device] if _NAME.fullmatch(device):
                 return Origin("status" if sort == "status" else "report", device)
         raise WireError(f"{topic!r} is no topic of a device")
+
+    def named(self, topic: str) -> str:
+        """Whose a message is by its topic, be its slot what it may; empty if the topic names no device."""
+        match topic.removeprefix(self.prefix + "/").split("/"):
+            case ["update", _, device] | ["status" | "report", device] if _NAME.fullmatch(device):
+                return device
+        return ""

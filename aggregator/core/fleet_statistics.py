@@ -142,6 +142,11 @@ class FleetStatistics:
         known = self._devices.get(device)
         return median(known.norms) if known is not None and known.norms else 0.0
 
+    def norms(self, device: str) -> tuple[float, ...]:
+        """The L2 norms of a device's own last updates, the newest last."""
+        known = self._devices.get(device)
+        return () if known is None else tuple(known.norms)
+
     def staleness(self, device: str) -> float | None:
         """The median staleness of a device's own updates, in steps; None before its first."""
         known = self._devices.get(device)

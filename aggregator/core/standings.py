@@ -101,10 +101,14 @@ class Standings:
         factor = self.share(device)
         if agreement < -(plain := max(usual, _PLAIN)):
             factor *= plain / -agreement
-        expected = max(reference, self._expected(device))
-        if expected > 0 and typical > _EXCESS * expected:
-            factor *= max((_EXCESS * expected / typical) ** 2, _LEAST)
+        if (excess := self.excess(device, typical, reference)) > _EXCESS:
+            factor *= max((_EXCESS / excess) ** 2, _LEAST)
         return factor
+
+    def excess(self, device: str, typical: float, reference: float) -> float:
+        """How many times what it may expect a device's deltas are long; 0 if nothing is known to compare them with."""
+        expected = max(reference, self._expected(device))
+        return typical / expected if expected > 0 else 0.0
 
     def _expected(self, device: str) -> float:
         """The L2 norm of the deltas with which a device has earned its standing, as far as it has any."""

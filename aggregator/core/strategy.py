@@ -204,6 +204,7 @@ class Strategy:
             raise ValueError(f"differential privacy cannot account for {', '.join(parts)}: leave them out.")
         try:
             codecs.parse(self.plan.codec)
+            codecs.parse(self.plan.micro_codec)
             if self.plan.narrow_codec:
                 codecs.parse(self.plan.narrow_codec)
         except WireError as error:

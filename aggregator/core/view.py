@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from midge.aggregator.core.encoder_doubt import doubt
 from midge.aggregator.core.growth_guard import GrowthGuard
 from midge.aggregator.core.obstacle import Obstacle, obstacle
 from midge.aggregator.core.participation_controller import Steering
@@ -129,6 +130,13 @@ class CoreView:
     def contributed(self, device: str) -> bool:
         """Whether an update of this device was ever accepted."""
         return self._state.heard.given(device) > 0
+
+    def encoder_doubt(self, device: str, now: float) -> str:
+        """Why a device's encoder seems to lose what it leaves out; empty if it does not."""
+        state = self._state
+        typical, reference = state.fleet.typical(device), state.fleet.norm(now)
+        excess = state.standings.excess(device, typical, reference)
+        return doubt(state.fleet.norms(device), excess, self.growth.damping)
 
     def waits(self, device: str) -> bool:
         """Whether an update of this device waits for its step."""

@@ -78,7 +78,7 @@ class Credentials:
             raise ValueError("require_signed needs device_keys: a directory of the devices' public keys by name.")
         if require_sealed and not seal_keys:
             raise ValueError("require_sealed needs a release_key: from it the key is made that devices seal to.")
-        self._topics = topics
+        self.topics = topics
         self._device_keys = device_keys
         self._require_signed, self._require_sealed = require_signed, require_sealed
         self._seal_keys = seal_keys
@@ -86,6 +86,10 @@ class Credentials:
     def authenticated(self, device: str) -> bool:
         """Whether what passes `own_body` is surely by this device."""
         return self._require_signed or (self._device_keys is not None and self._device_keys.of(device) is not None)
+
+    def registered(self, device: str) -> bool:
+        """Whether a device may take part: any name may, unless only known keys are believed."""
+        return not self._require_signed or (self._device_keys is not None and self._device_keys.of(device) is not None)
 
     def own_body(self, device: str, message: FromDevice, body: memoryview, payload: bytes) -> memoryview:
         """A message's body without the signature behind it, which was looked at.
@@ -103,7 +107,7 @@ class Credentials:
             if self._require_signed:
                 raise BadSignature("the aggregator has no key of this device")
             return own
-        context = signing.of_device(self._topics.federation, device)
+        context = signing.of_device(self.topics.federation, device)
         if not key.verifies(signature, signing.DEVICE, context, signing.head_of(payload, body)):
             raise BadSignature("it is not signed by the key that the aggregator has of this device")
         if isinstance(message, Statistics) or (isinstance(message, Update) and message.kind == "update"):
@@ -139,7 +143,7 @@ class Credentials:
             return body
         if not chunks.fits(body, message.sha256) and isinstance(message, Update):
             raise WireError("the checksum of the sealed delta does not match")
-        info = sealing.about(self._topics.federation, device, message)
+        info = sealing.about(self.topics.federation, device, message)
         return memoryview(self._by_a_key(lambda private: sealing.unseal(body, private, info)))
 
     def shown(self, device: str, message: sealing.T) -> sealing.T:
@@ -151,7 +155,7 @@ class Credentials:
         if not message.hidden:
             return message
         try:
-            return self._by_a_key(lambda private: sealing.shown(self._topics.federation, device, message, private))
+            return self._by_a_key(lambda private: sealing.shown(self.topics.federation, device, message, private))
         except WireError:
             if isinstance(message, Hello):
                 return message

@@ -7,7 +7,6 @@ counted.
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
@@ -17,6 +16,7 @@ from midge.aggregator.engine import split_moments
 from midge.aggregator.ingress.authentication import Credentials, FromDevice, plain
 from midge.aggregator.ingress.rate_limits import OFFENCES, Admission, Refusal
 from midge.aggregator.ingress.reassembly import UpdateReassembler, Whole
+from midge.aggregator.ingress.troubles import Encode, Troubles
 from midge.aggregator.publish.outlet import Outlet
 from midge.wire import chunks, messages, sealing
 from midge.wire.errors import WireError
@@ -105,6 +105,7 @@ class IngressFilter:
         reassembler: puts chunks together.
         bodies: holds what comes until it is decided on.
         outlet: what is turned away is counted there.
+        encode_trouble: signs what devices are told of it; None leaves that unsigned.
     """
 
     def __init__(
@@ -116,10 +117,12 @@ class IngressFilter:
         reassembler: UpdateReassembler,
         bodies: Bodies,
         outlet: Outlet,
+        encode_trouble: Encode | None = None,
     ) -> None:
         self.admission, self.credentials, self.known = admission, credentials, known
         self.reassembler, self.bodies = reassembler, bodies
-        reassembler.known = self._knows
+        self.troubles = Troubles(admission, credentials, outlet, encode_trouble)
+        reassembler.known, reassembler.displaced = self._knows, self._displaced
         self._outlet, self._dropped = outlet, outlet.meters.dropped
 
     def update(
@@ -137,7 +140,7 @@ class IngressFilter:
             return self._forgotten(device, message, now)
         # Chunks are paid for by the offer that was granted, or a large update would use up its device's rate.
         if not isinstance(message, Chunk) and (refusal := self.admission.refuses(device, now)) is not None:
-            return self._refused(device, message, refusal, hi)
+            return self._refused(device, message, refusal, hi, now)
         try:
             body = self.credentials.own_body(device, message, body, payload)
             if isinstance(message, Statistics):
@@ -146,7 +149,7 @@ class IngressFilter:
                 body = self.credentials.opened(device, message, body)
                 message = self.credentials.shown(device, message)
         except BadSignature as error:
-            return self._unsigned(device, message, str(error), hi)
+            return self._unsigned(device, message, str(error), hi, now)
         self._heard(device)
         match message:
             case Update(kind="update"):
@@ -168,12 +171,16 @@ class IngressFilter:
         if isinstance(come, Update):
             return ev.GrantChunks(device, come, hi(device, come.outbox))
         if not isinstance(come, Whole):
+            # The last ones come again if an acknowledgement was lost: what is settled is no trouble.
+            if not self.reassembler.awaits(device, chunk) and hi(device, chunk.outbox) < chunk.seq:
+                why = f"a chunk of update {chunk.seq} came, which was not offered here since the start: offer it again"
+                self.troubles.tell(device, why, now)
             return None
         try:
             # Only the offer was signed: a forged chunk must cost the device a retry, not its update.
             self.credentials.check_whole(device, come.update, come.body)
         except BadSignature as error:
-            return self._unsigned(device, come.update, str(error), hi)
+            return self._unsigned(device, come.update, str(error), hi, now)
         return ev.Arrived(device, come.update, self.bodies.keep(come.body))
 
     def status(self, device: str, payload: bytes, now: float) -> Hello | None:
@@ -185,7 +192,7 @@ class IngressFilter:
         if self._floods(device, now, len(payload)):
             return None
         hello, body = messages.decode(Hello, payload)
-        return self.credentials.shown(device, hello) if self._believed(device, hello, body, payload) else None
+        return self.credentials.shown(device, hello) if self._believed(device, hello, body, payload, now) else None
 
     def report(self, device: str, payload: bytes, now: float) -> Report | None:
         """A report; None if it is not to be heeded.
@@ -197,19 +204,20 @@ class IngressFilter:
             return None
         if self.known.withdrawn(device):
             self._dropped["forgotten"] += 1
+            self.troubles.tell(device, _WITHDRAWN, now)
             return None
-        if self.admission.refuses(device, now) is not None:
-            self._dropped["over rate"] += 1
+        if (refusal := self.admission.refuses(device, now)) is not None:
+            self._over_rate(device, refusal, now)
             return None
         report, body = messages.decode(Report, payload)
-        return self.credentials.shown(device, report) if self._believed(device, report, body, payload) else None
+        return self.credentials.shown(device, report) if self._believed(device, report, body, payload, now) else None
 
     def greeting(self, device: str, hello: Hello, now: float) -> ev.Greeted | ev.Reply | None:
         """A greeting to be heeded, or the answer to one turned away; None: the device greets again by itself."""
         refusal = self.admission.refuses(device, now)
         # One in quarantine is answered: it has to learn what is settled, or it could not forget what was accepted.
         if refusal is not None and refusal.verdict is not Verdict.QUARANTINED:
-            self._dropped["over rate"] += 1
+            self._over_rate(device, refusal, now)
             return None
         if self.known.withdrawn(device):
             return ev.Reply(device, hello.outbox, 0, (_withdrawal(hello.first),))
@@ -272,37 +280,54 @@ class IngressFilter:
         if self.admission.hears(device, now, size):
             return False
         self._dropped["flood"] += 1
+        self.troubles.tell(device, "more messages from this device than its share: what is over it is not read", now)
         return True
 
-    def _believed(self, device: str, message: Hello | Report, body: memoryview, payload: bytes) -> bool:
-        with suppress(BadSignature):
+    def _over_rate(self, device: str, refusal: Refusal, now: float) -> None:
+        self._dropped["over rate"] += 1
+        self.troubles.tell(device, refusal.why, now)
+
+    def _displaced(self, device: str, now: float) -> None:
+        self.troubles.tell(device, "its half update made room for another, being too slow: offer it again", now)
+
+    def _believed(self, device: str, message: Hello | Report, body: memoryview, payload: bytes, now: float) -> bool:
+        try:
             self.credentials.own_body(device, message, body, payload)
-            return True
-        self._dropped["bad signature"] += 1
-        return False
+        except BadSignature as error:
+            self._dropped["bad signature"] += 1
+            self.troubles.tell(device, f"its {message.kind} is dropped: {error}", now)
+            return False
+        return True
 
     def _forgotten(self, device: str, message: FromDevice, now: float) -> ev.Reply | None:
         self._dropped["forgotten"] += 1
         refusal = self.admission.refuses(device, now)
         if not isinstance(message, Update) or (refusal is not None and not refusal.told):
+            self.troubles.tell(device, _WITHDRAWN, now)
             return None
         return ev.Reply(device, message.outbox, message.seq, (_withdrawal(message.seq),))
 
-    def _refused(self, device: str, message: FromDevice, refusal: Refusal, hi: HighWater) -> ev.Reply | None:
+    def _refused(
+        self, device: str, message: FromDevice, refusal: Refusal, hi: HighWater, now: float
+    ) -> ev.Reply | None:
         if not isinstance(message, Update) or not refusal.told:
-            self._dropped["over rate"] += 1
+            self._over_rate(device, refusal, now)
             return None
         settled = Settled(seq=message.seq, verdict=refusal.verdict, why=refusal.why, retry_after=refusal.retry_after)
         return ev.Reply(device, message.outbox, hi(device, message.outbox), (settled,))
 
-    def _unsigned(self, device: str, message: FromDevice, why: str, hi: HighWater) -> ev.Reply | None:
+    def _unsigned(self, device: str, message: FromDevice, why: str, hi: HighWater, now: float) -> ev.Reply | None:
         """The answer to a message whose signature is not right. It settles nothing: the device may not have sent it."""
         self._dropped["bad signature"] += 1
         if not isinstance(message, Update):
+            self.troubles.tell(device, f"its {message.kind} is dropped: {why}", now)
             return None
         settled = Settled(seq=message.seq, verdict=Verdict.BAD_SIGNATURE, why=why, retry_after=_KEY_REPAIR)
         return ev.Reply(device, message.outbox, hi(device, message.outbox), (settled,))
 
 
+_WITHDRAWN = "the operator withdrew this device from the federation"
+
+
 def _withdrawal(seq: int) -> Settled:
-    return Settled(seq=seq, verdict=Verdict.FORGOTTEN, why="the operator withdrew this device from the federation")
+    return Settled(seq=seq, verdict=Verdict.FORGOTTEN, why=_WITHDRAWN)

@@ -35,6 +35,10 @@ _MESSAGES = 20
 _EVENTS, _EVENTS_BURST = 20.0, 2_000.0
 """Events of devices of which nothing was ever accepted: a fleet's first start has some for each device."""
 _OF_STRANGERS = frozenset({"device", "held", "repeat", "quarantine", "report"})
+TROUBLE = 10.0
+"""Seconds between two messages that tell one device what was dropped of it."""
+_TROUBLES, _TROUBLES_BURST = 10.0, 100.0
+"""Such messages to all devices of which nothing was ever accepted, a second and at once: names cost nothing."""
 _YOUNG = 1.0
 """Seconds for which a name that was just heard is not forgotten for a new one."""
 _LOOKED_AT = 64
@@ -187,12 +191,15 @@ class Conduct:
     """Seconds that the last quarantine lasted; 0 where there was none, or all is forgiven."""
     until: float = 0.0
     """When the quarantine ends."""
+    told: float = float("-inf")
+    """When it was last told that something of it was dropped."""
 
     def forgettable(self, now: float) -> bool:
         """Whether one who is new would be treated just the same."""
         buckets = self.things, self.messages, self.bytes_in, self.bytes_out, self.share, self.work, self.looks
         full = all(bucket is None or bucket.fill(now) >= bucket.burst for bucket in buckets)
-        return full and self.strikes == 0 and self.term == 0 and now >= self.until
+        quiet = now >= max(self.until, self.told + TROUBLE)
+        return full and quiet and self.strikes == 0 and self.term == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +229,7 @@ class Admission:
         self._fleet = None if limits.fleet_rate is None else FairShare(limits.fleet_rate, limits.fleet_burst)
         self._strangers = None if limits.fleet_rate is None else FairShare(limits.fleet_rate, limits.fleet_burst)
         """Messages of any sort of devices that are not known: names cost nothing, so a limit for each name is none."""
+        self._troubles = _full(_TROUBLES, _TROUBLES_BURST, 0.0)
         off = limits.work is None or limits.rate is None
         # The shares are of the whole processor: only who takes more than others would is held back.
         self._work = None if off else FairShare(limits.work or 1.0, _WORK_BURST, whole=1.0, least=_WORK_LEAST)
@@ -309,6 +317,19 @@ class Admission:
             return False
         conduct.bytes_out.tokens -= size
         return True
+
+    def tells(self, device: str, size: int, now: float) -> bool:
+        """Whether a device is told now that something of it was dropped; then that is paid for as what it fetches is.
+
+        Nothing is kept for it of a name of which nothing else is kept.
+        """
+        conduct = self._devices.get(device) or self._known.get(device)
+        if conduct is None or now < conduct.told + TROUBLE:
+            return False
+        if not self.knows(device) and self._troubles.spend(now):
+            return False
+        conduct.told = now
+        return self.publishes(device, size, now)
 
     def offended(self, device: str, now: float) -> float:
         """Count an offence; the seconds of the quarantine that it brought, or 0."""

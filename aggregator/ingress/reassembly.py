@@ -70,6 +70,8 @@ class UpdateReassembler:
         self._assembling: dict[str, Assembling] = {}
         self.known: Callable[[str], bool] = lambda _device: False
         """Whether an update of a device was ever accepted."""
+        self.displaced: Callable[[str, float], None] = lambda _device, _now: None
+        """Called with a device whose half update made room for another, and the time."""
 
     def grant(self, device: str, update: Update, chunk: int, now: float) -> Grant | Settled:
         """Make room for an offered update and say which chunks to send, or why not now.
@@ -127,9 +129,15 @@ class UpdateReassembler:
         for name in slow:
             self._dropped["half an update, for another"] += 1
             room += self._assembling.pop(name).reserved
+            self.displaced(name, now)
             if room >= wanted:
                 return True
         return False
+
+    def awaits(self, device: str, chunk: Chunk) -> bool:
+        """Whether the update that a chunk is of is being put together."""
+        item = self._assembling.get(device)
+        return item is not None and (item.update.outbox, item.update.seq) == (chunk.outbox, chunk.seq)
 
     def add(self, device: str, chunk: Chunk, body: memoryview, now: float) -> Whole | Update | None:
         """Take a chunk in. Returns the update if it is whole, its header if more chunks may come, or nothing yet.

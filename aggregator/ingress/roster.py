@@ -8,7 +8,8 @@ from itertools import islice
 from midge.aggregator.core import events as ev
 from midge.aggregator.core.inputs import Inputs
 from midge.aggregator.publish.outlet import Outlet
-from midge.wire.messages import Hello
+from midge.aggregator.publish.part_sizes import PartSizes
+from midge.wire.messages import DeviceState, Hello
 
 _LOOKED_AT = 64
 """Statuses that are looked at for one that can be forgotten."""
@@ -26,10 +27,12 @@ class Roster:
         inputs: what the model's inputs are called; None compares nothing.
         outlet: changes are told there.
         most: devices whose status is kept.
+        sizes: follows what each takes.
     """
 
-    def __init__(self, inputs: Inputs | None, outlet: Outlet, most: int) -> None:
+    def __init__(self, inputs: Inputs | None, outlet: Outlet, most: int, sizes: PartSizes | None = None) -> None:
         self._inputs, self._outlet, self._most = inputs, outlet, most
+        self.sizes = sizes or PartSizes()
         self.devices: dict[str, Hello] = {}
         self.waits: dict[str, str] = {}
         """What devices wait for that are there, by their own word; an update of theirs ends it."""
@@ -66,6 +69,8 @@ class Roster:
         found: list[ev.Event | ev.Announce] = []
         if before is None and len(self.devices) >= self._most:
             found += self._make_room()
+        there = hello.state.live or hello.state is DeviceState.SLEEPING
+        self.sizes.hear(device, hello.largest if there else 0)
         self.devices[device] = hello  # at the end: who was silent longest is at the beginning
         if hello.waits and hello.state.live:
             self.waits[device] = hello.waits
@@ -108,6 +113,7 @@ class Roster:
         """Forget the status of a device."""
         gone = self.devices.pop(device, None)
         self.waits.pop(device, None)
+        self.sizes.hear(device, 0)
         self._online -= gone is not None and gone.state.live
         compared = self._compared() if device in self._unlike else []
         return [ev.DevicesOnline(self._online), *compared]

@@ -50,6 +50,8 @@ class FleetSituation:
     """Devices from which nothing is taken, each with why."""
     ending: Sequence[str] = ()
     """Credentials that run out, each in words."""
+    left_out: Sequence[str] = ()
+    """Devices that get no model, since they take no part of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,11 @@ class Watchdog:
             alarms.append(
                 f"Refused every time as {verdict}: {_names(devices)}"
                 + (f" ({known.why})" if len(devices) == 1 and known.why else "")
+            )
+        if so.left_out:
+            few = "takes" if len(so.left_out) == 1 else "take"
+            alarms.append(
+                f"No model for {_names(so.left_out)}: {few} less than the smallest part (see largest, smallest_chunk)"
             )
         if so.unlike:
             why = next(iter(so.unlike.values()))

@@ -14,7 +14,7 @@ from midge.aggregator.publish.dating import Dating
 from midge.storage.files import PRIVATE, atomic_rename, atomic_write
 from midge.wire import frames, messages, sealing, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import AggregatorStatus, Announcement, Claim, Envelope, Receipt, Succession
+from midge.wire.messages import AggregatorStatus, Announcement, Claim, Envelope, Receipt, Succession, Trouble
 from midge.wire.signing import KeyUnusable, PrivateKey
 from midge.wire.topics import Channel, Topics
 
@@ -198,7 +198,14 @@ class Issuer:
 
     def receipt(self, device: str, receipt: Receipt) -> bytes:
         """A receipt as it is published."""
-        head = frames.encode(receipt.model_copy(update={"token": self.token}) if self.token else receipt)
+        return self._to(device, receipt.model_copy(update={"token": self.token}) if self.token else receipt)
+
+    def trouble(self, device: str, trouble: Trouble) -> bytes:
+        """What is told to a device of what was dropped, as it is published."""
+        return self._to(device, trouble)
+
+    def _to(self, device: str, answer: Receipt | Trouble) -> bytes:
+        head = frames.encode(answer)
         if self._keys is None:
             return head
         # The key of the announcement: a device knows it from there.

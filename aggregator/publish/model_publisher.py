@@ -15,6 +15,8 @@ from midge.aggregator.engine import Engine
 from midge.aggregator.ingress.rate_limits import Bucket
 from midge.aggregator.model.model import SERVED, Frame
 from midge.aggregator.model.step_merging import listed
+from midge.aggregator.publish import part_sizes
+from midge.aggregator.publish.part_sizes import PART, PartSizes
 from midge.aggregator.publish.publish_queue import Post
 from midge.aggregator.store.store import Published
 from midge.storage.failpoints import failpoint
@@ -27,9 +29,6 @@ log = logging.getLogger("aggregator")
 SNAPSHOTS = 2
 GRACE = 10.0
 """Seconds that a frame stays at the broker after it has left the list."""
-PART = 64 * 1024
-"""Bytes of a frame's chunk, at most. A broker with one thread does nothing else while it copies one to a device, so
-that large ones are what others' messages wait for; on the way up, each device has one at a time."""
 _FRESH = 3.0
 """Seconds for which a chunk that was published is not published again: it is on its way to whoever asks, who wait
 longer than that before they do."""
@@ -56,6 +55,8 @@ class Shelf:
         self._encode = encode
         self.chunk = chunk
         """Bytes of a chunk's body, at most: ours, or less where the broker takes less."""
+        self.sizes = PartSizes()
+        """How much smaller a model's parts are for the devices that are there."""
         self._stepping_back = stepping_back
         self._on_offer: list[Published] | None = None
         """What the store says of the frames at the broker, read once: a release asks several times."""
@@ -77,7 +78,29 @@ class Shelf:
 
     def _count(self, size: int) -> int:
         """Into how many chunks a frame is cut."""
-        return chunks.count(size, min(self.chunk, PART))
+        return part_sizes.count(size, min(self.chunk, PART), self.sizes.limit)
+
+    def part_bytes(self, version: int, span: int) -> int:
+        """Bytes of a part of a frame; 0 if there is none."""
+        size = next((frame.size for frame in self._published() if (frame.version, frame.span) == (version, span)), 0)
+        return chunks.part_size(size, self._count(size)) if size else 0
+
+    def recut(self) -> Iterator[Post]:
+        """What is on offer and was cut otherwise before `sizes` changed, and the announcements that say so."""
+        listed = self._listed()
+        for known in self._published():
+            name, parts = (known.version, known.span), self._count(known.size)
+            earlier = part_sizes.count(known.size, min(self.chunk, PART), self.sizes.earlier)
+            if parts == earlier or (data := self._engine.store.frame(*name)) is None:
+                continue
+            self.add([frame := Frame(*name, data)])  # before they are at the broker, or some topics were never cleared
+            if name in listed:
+                yield from self._parts(frame)
+                for index in range(parts, max(known.parts, earlier)):
+                    yield Post(self._topic(*name, index), b"")
+        self._on_offer = None
+        yield self.announcement()
+        yield from (post for post in self._served() if post.topic == self._topics.announcement("serve"))
 
     def _published(self) -> list[Published]:
         if self._on_offer is None:
@@ -169,6 +192,14 @@ class Shelf:
             self.add([frame])
             yield from self._parts(frame)
 
+    def lacks(self, lineage: bytes, version: int, span: int) -> str:
+        """Why nothing is published of a frame that is asked for; empty if it is there."""
+        if lineage != self.core.lineage:
+            return "it fetches from another lineage than the announced one: read the announcement again"
+        if (version, span) in self._leaving or (version, span) in self._listed():
+            return ""
+        return f"no frame of span {max(span, 0)} to version {version} is on offer: read the announcement again"
+
     def missed(self, version: int, span: int, parts: Sequence[int], now: float) -> Iterator[tuple[int, int]]:
         """Those of the chunks that a device missed that may be published again, each with its bytes.
 
@@ -221,7 +252,8 @@ class Shelf:
 
     def announcement(self) -> Post:
         """What there is to train from, as far as it is carried out: within a batch the core may be ahead of that."""
-        core, model = self.core, self._engine.model
+        core, model, offered = self.core, self._engine.model, tuple(self._offered())
+        self.sizes.needed = chunks.part_size(max((frame.size for frame in offered), default=0), part_sizes.MOST)
         announcement = Announcement(
             federation=self._topics.federation,
             lineage=core.lineage,
@@ -232,11 +264,12 @@ class Shelf:
             schema_hash=model.schema.hash,
             digest=model.state.digest(),
             log=core.release_log,
-            frames=tuple(self._offered()),
+            frames=offered,
             moments=() if core.frozen else core.moments,
             chunk=self.chunk,
             plan=core.strategy.plan,
             participation=core.steering.participation(),
+            smallest_chunk=min(self.sizes.least, self.chunk),
             byte_rate=core.strategy.byte_rate,
             devices=core.thrift.devices,
             features=core.features,
@@ -254,7 +287,7 @@ class Shelf:
                 version=frame.version,
                 span=frame.span,
                 size=frame.size,
-                parts=max(frame.parts, self._count(frame.size)),
+                parts=self._count(frame.size),
             )
             for frame in known
             if (

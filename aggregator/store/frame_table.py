@@ -24,6 +24,7 @@ CREATE TABLE IF NOT EXISTS frames (
 """
 _ADD = "INSERT OR IGNORE INTO frames (version, span, data, parts, digest, crc) VALUES (?, ?, ?, ?, ?, ?)"
 _REPLACE = "UPDATE frames SET data = ?, digest = ?, crc = ? WHERE version = ? AND span = ?"
+_CUT = "UPDATE frames SET parts = ?, digest = ?, crc = ? WHERE version = ? AND span = ? AND parts < ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,10 @@ class FrameTable:
     # --------------------------------------------------------------------- writing
 
     def add(self, db: sqlite3.Connection, new: Iterable[tuple[Frame, int]]) -> None:
-        """Enter frames, each with its number of parts. One that is there stays, unless it is rotten."""
-        # A replay makes frames again that are here; the number of parts that they were announced with stays.
+        """Enter frames, each with its number of parts. One that is there keeps its bytes, unless it is rotten.
+
+        Of its numbers of parts the largest is kept: those topics are to be cleared one day.
+        """
         for frame, parts in new:
             name = frame.version, frame.span
             if name in self._garbled:
@@ -64,7 +67,9 @@ class FrameTable:
                 db.execute(_REPLACE, (frame.data, digest, crc, *name))
                 log.warning("The frame of version %d over %d is made again.", *name)
             else:
-                db.execute(_ADD, (*name, frame.data, parts, *checksums(*name, parts, frame.data)))
+                checked = checksums(*name, parts, frame.data)
+                db.execute(_ADD, (*name, frame.data, parts, *checked))
+                db.execute(_CUT, (parts, *checked, *name, parts))
 
     def withdraw(self, db: sqlite3.Connection, gone: Iterable[tuple[int, int]], *, keep: bool) -> None:
         """No longer offer frames, by version and span; `keep` keeps the bytes of those that are whole."""

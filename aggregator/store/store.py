@@ -345,7 +345,7 @@ class Store:
     # -------------------------------------------------------------------- frames
 
     def add_frames(self, new: Iterable[tuple[Frame, int]]) -> None:
-        """Keep frames, each with its number of parts, before they are published. One that is there stays."""
+        """Keep frames, each with its number of parts, before they are published. One that is there keeps its bytes."""
         with self._writing() as db:
             self._frames.add(db, new)
 

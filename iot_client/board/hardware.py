@@ -5,10 +5,11 @@ import platform
 from contextlib import suppress
 
 from midge.iot_client.training.throughput import Speed
+from midge.wire.messages import MICRO
 
 
-def capabilities(speed: Speed, link: str | None) -> dict[str, str | int | float | bool]:
-    """Cores, memory in MiB, architecture, the speed that was measured, the link where the owner said one."""
+def capabilities(speed: Speed, link: str | None, *, micro: bool = False) -> dict[str, str | int | float | bool]:
+    """Cores, memory in MiB, architecture, the speed that was measured, link and class where the owner said them."""
     found: dict[str, str | int | float | bool] = {
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "machine": platform.machine(),
@@ -18,6 +19,8 @@ def capabilities(speed: Speed, link: str | None) -> dict[str, str | int | float 
     if speed.rows:
         found["rows_per_second"] = round(speed.rows, 3)
         found["steps_per_second"] = round(speed.steps, 3)
+    if micro:
+        found["class"] = MICRO
     if link is not None:
         found["link"] = link
     return found

@@ -1,6 +1,7 @@
 """Keeps a device connected: reconnects with back-off, sleeps between duty cycles, and turns messages into events."""
 
 import asyncio
+import hashlib
 import logging
 import math
 import random
@@ -30,7 +31,7 @@ from midge.iot_client.session.session import DeviceSession, Work
 from midge.iot_client.state.outbox import OutboxFull
 from midge.wire import messages, sharing
 from midge.wire.errors import WireError
-from midge.wire.messages import Announcement, DeviceState, Hello
+from midge.wire.messages import Announcement, DeviceState, Hello, Trouble
 from midge.wire.topics import Channel
 
 __all__ = ["ConnectionLoop", "DuplicateDeviceName", "reconnect_delay"]
@@ -52,6 +53,8 @@ _CONNECTED = "connected"
 _LASTING = 10.0
 """Seconds that a connection stands, if it carries no chunk, before the back-off begins at its shortest again: a broker
 that ends each one at once, for a message that it does not take, is not to be asked twice a second."""
+_LONGEST_ID = 128
+"""Bytes of a client id."""
 _PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 """Seconds of the back-off between two attempts to connect: the first, doubled each time up to the last."""
 
@@ -65,6 +68,18 @@ def reconnect_delay(pause: float, told: Announcement | None) -> float:
     """
     spread = 0.0 if told is None else sharing.spread(told.byte_rate, told.devices, 0, _HANDSHAKE_MESSAGES)
     return max(pause * random.uniform(0.5, 1.5), spread * random.random())  # noqa: S311 - spreads load
+
+
+def client_id(federation: str, name: str, outbox: int, tail: str = "") -> str:
+    """What a broker knows the device by: the outbox's identity is in it, so that a second device evicts no first one.
+
+    Long names are shortened to a hash: AWS IoT Core and others take at most 128 bytes.
+    """
+    end = f"-{outbox:016x}{tail}"
+    told = f"midge-{federation}-{name}"
+    if len(told) + len(end) > _LONGEST_ID:
+        told = f"midge-{name}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+    return told + end
 
 
 class ConnectionLoop:
@@ -214,9 +229,8 @@ class ConnectionLoop:
     def _options(self) -> Options:
         topics, config = self._parts.topics, self._parts.config
         will = Will(topics.status(config.name), self._hello(DeviceState.LOST))
-        identity = f"midge-{topics.federation}-{config.name}-{self._parts.outbox.identity:016x}"
-        if self._duplicates.evicted:  # so that both are there to be told apart
-            identity += f"-{secrets.token_hex(4)}"
+        tail = f"-{secrets.token_hex(4)}" if self._duplicates.evicted else ""  # so that both are there to be told apart
+        identity = client_id(topics.federation, config.name, self._parts.outbox.identity, tail)
         return Options(client_id=identity, will=will, keepalive=config.keepalive)
 
     def _hello(self, state: DeviceState, number: int = 0, to: int = 0) -> bytes:
@@ -308,7 +322,11 @@ class ConnectionLoop:
         elif topic == topics.announcement("serve"):
             parts.serving.announced(self._announcement(payload, "serve"))
         elif topic == topics.receipt(name):
-            self._put(ev.Receipted(parts.identity.receipt(payload, time.monotonic())))
+            said = parts.identity.receipt(payload, time.monotonic())
+            if isinstance(said, Trouble):
+                parts.troubled(said.why)
+            else:
+                self._put(ev.Receipted(said))
         elif topic == topics.aggregator:
             status = parts.identity.status(payload, time.monotonic())
             self._served = status.state.serves

@@ -20,7 +20,7 @@ def hello_frame(parts: DeviceParts, session: DeviceSession, state: DeviceState, 
         version=0 if target is None else target.version,
         wakes=parts.duty.wakes if state is DeviceState.SLEEPING else 0.0,
         capabilities={
-            **capabilities(parts.speed, config.link),
+            **capabilities(parts.speed, config.link, micro=config.micro),
             **_lost(parts, session),
             **_rows(parts),
             **(config.capabilities or {}),

@@ -13,7 +13,7 @@ from midge.iot_client.state.outbox import OutboxError, OutboxFull
 from midge.iot_client.training.update_encoder import Made, Unfit
 from midge.wire import chunks, clocks, frames, messages, sealing, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import AggregatorStatus, Announcement, Hello, Receipt, Statistics
+from midge.wire.messages import AggregatorStatus, Announcement, Hello, Receipt, Statistics, Trouble
 from midge.wire.signing import KeyUnusable, PrivateKey, PublicKey
 from midge.wire.topics import Channel, Topics
 
@@ -105,8 +105,8 @@ class Identity:
         self._remember(channel, now)
         return announcement
 
-    def receipt(self, payload: bytes, now: float = 0.0) -> Receipt:
-        """Read a receipt; where a key is pinned, only a signed one.
+    def receipt(self, payload: bytes, now: float = 0.0) -> Receipt | Trouble:
+        """Read a receipt, or what was dropped of us; where a key is pinned, only a signed one.
 
         Raises:
             WireError: it is not to be followed.

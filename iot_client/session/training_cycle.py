@@ -11,7 +11,7 @@ from midge.iot_client.session.states import WORKS, Link, Work
 from midge.iot_client.session.suiting import unsuited
 from midge.iot_client.session.timers import PATIENCE, Timer
 from midge.wire.lineage import route
-from midge.wire.messages import OUTBOX_LIMIT, Announcement, FrameInfo, Settled, Update, Verdict
+from midge.wire.messages import MICRO, OUTBOX_LIMIT, Announcement, FrameInfo, Settled, Update, Verdict
 from midge.wire.participation import takes_part
 
 KILLED = 30.0
@@ -38,6 +38,8 @@ class SessionSettings:
     """Whether its statistics of `input` have a channel for each of these."""
     rests: bool = True
     """Whether it pauses if the model does not move. Not if it trains only once enough rows are new."""
+    micro: bool = False
+    """Whether it holds one update at a time, whatever the plan says."""
     rereads: bool = True
     """Whether it reads the announcement again now and then: one may have been lost on its way."""
 
@@ -139,8 +141,10 @@ class TrainingCycle:
 
     @property
     def _outbox_full(self) -> bool:
-        limit = self._settings.outbox_bytes
-        return len(self._sending.held) >= OUTBOX_LIMIT or (limit is not None and self._sending.size >= limit)
+        limit, announcement = self._settings.outbox_bytes, self._situation.announcement
+        micro = self._settings.micro or (announcement is not None and announcement.plan.tier == MICRO)
+        most = 1 if micro else OUTBOX_LIMIT
+        return len(self._sending.held) >= most or (limit is not None and self._sending.size >= limit)
 
     def _send_statistics(self, announcement: Announcement, now: float) -> list[Action]:
         if self.unready is not None or self.unsuited is not None:

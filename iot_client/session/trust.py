@@ -16,7 +16,7 @@ from functools import lru_cache
 from midge.wire import clocks, frames, messages, signing
 from midge.wire.errors import WireError
 from midge.wire.lineage import logged
-from midge.wire.messages import MOST_TOKEN, AggregatorStatus, Announcement, Envelope, Receipt
+from midge.wire.messages import MOST_TOKEN, AggregatorStatus, Announcement, Envelope, Receipt, Trouble
 from midge.wire.signing import BadSignature, PublicKey
 from midge.wire.topics import Channel
 
@@ -214,20 +214,22 @@ class Trust:
             token=token,
         )
 
-    def receipt(self, payload: bytes) -> Receipt:
-        """Read a receipt: a forged one would make us forget an update.
+    def receipt(self, payload: bytes) -> Receipt | Trouble:
+        """Read a receipt, or what was dropped: a forged one would make us forget an update.
 
         Raises:
             BadSignature: no key that we trust has signed it.
             Untrusted: its aggregator has been replaced by another.
             WireError: it is no receipt.
         """
-        receipt, body = messages.decode(Receipt, payload)
+        receipt, body = messages.decode_answer(payload)
         if self.pinned:
             _, signature = signing.split(receipt, body)
             head = signing.head_of(payload, body)
             if not any(key.verifies(signature, signing.RECEIPT, self._context, head) for key in self._keys):
                 raise BadSignature("the receipt is not signed by a key that this device trusts")
+            if isinstance(receipt, Trouble):
+                return receipt
             if 0 < receipt.token < self.newest.token:
                 raise Untrusted("the receipt is of an aggregator that another one has replaced")
             self._fence(receipt.token)

@@ -78,6 +78,7 @@ class TrainingTask:
                 left=parts.outbox.residual(),
                 seed=plan.seed,
                 narrow=parts.config.link == "narrow",
+                micro=parts.config.micro,
             )
             if parts.identity.seals(announcement):
                 made = await asyncio.to_thread(parts.identity.seal, made, announcement)

@@ -71,6 +71,7 @@ def make_update(
     left: bytes | None = None,
     seed: int = 0,
     narrow: bool = False,
+    micro: bool = False,
 ) -> Made:
     """The update of one training.
 
@@ -82,6 +83,7 @@ def make_update(
         left: what the update before it left to say, as its `residual`.
         seed: chance for the codec, another for each device and update.
         narrow: whether the device's link is, so that the plan's `narrow_codec` goes before its `codec`.
+        micro: whether the device keeps no feedback, so that the plan's `micro_codec` goes before both.
 
     Raises:
         NoRows: it trained on none.
@@ -104,7 +106,8 @@ def make_update(
         for place in schema.covered(tensors):
             trained[place] = True
         delta[~trained] = 0
-    codec, feedback = chosen(announcement.plan, narrow=narrow), announcement.plan.feedback
+    codec = chosen(announcement.plan, narrow=narrow, micro=micro)
+    feedback = announcement.plan.feedback and not micro
     try:
         coded, (after,) = encode(
             delta[None], codec, announcement.lineage, schema, tensors, feedback=feedback, left=[left], seeds=[seed]
@@ -124,6 +127,7 @@ def make_update(
         steps=fit.steps,
         seconds=seconds,
         metrics=finite,
+        feedback=feedback or not codecs.parse(codec).feedback,
     )
     return Made(update, body, after)
 
@@ -188,9 +192,9 @@ def encode(
     return coded, [each.pack() for each in residual.keep(missing, deltas, lineage, schema, norms=norms)]
 
 
-def chosen(plan: Plan, *, narrow: bool = False) -> str:
+def chosen(plan: Plan, *, narrow: bool = False, micro: bool = False) -> str:
     """The codec that this device answers the plan with: the plan's, or a near one where this device cannot do it."""
-    return codecs.followable((narrow and plan.narrow_codec) or plan.codec)
+    return codecs.followable((micro and plan.micro_codec) or (narrow and plan.narrow_codec) or plan.codec)
 
 
 def covered(names: Collection[str] | None, schema: Schema) -> tuple[int, ...] | None:

@@ -10,6 +10,7 @@ from midge.commands.parts import Problem, Subparsers, server_side, user_errors
 from midge.commands.places import add_place, moved
 from midge.commands.telling import printer
 from midge.running import run_until_interrupted
+from midge.wire.messages import MICRO
 
 
 def register(subparsers: Subparsers) -> None:
@@ -33,6 +34,12 @@ def register(subparsers: Subparsers) -> None:
         metavar="A,B,C",
         help="names of the model's inputs, in order: devices whose own differ do not train (default: the app's, or "
         "what the first two devices agree on; '' compares nothing)",
+    )
+    parser.add_argument(
+        "--plan",
+        choices=[MICRO],
+        help="micro: for a fleet of microcontrollers, whatever the app's plan says: int8:256 without error feedback, "
+        "one update at a time, models in parts of 1 KiB",
     )
     parser.add_argument("--model", metavar="FILE", help="where to write the model at the end (safetensors)")
     parser.add_argument(
@@ -61,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
         fields["replace"] = True
     if args.features is not None:
         fields["features"] = [name.strip() for name in args.features.split(",") if name.strip()]
+    if args.plan == MICRO:
+        fields["strategy"] = replace(app.config.strategy, plan=app.config.strategy.plan.micro())
     with user_errors():
         app.config = replace(app.config, **fields, on_event=printer(as_json=args.json))
     if args.metrics is not None:

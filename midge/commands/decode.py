@@ -142,7 +142,7 @@ def _short(plain: Callable[[Any], Any], value: Any) -> Any:
     """A value in JSON's types, of maps only what travelled."""
     match value:
         case BaseModel():
-            return plain(value.model_dump(exclude_defaults=True))
+            return plain(value.model_dump(exclude_defaults=True, by_alias=True))
         case tuple():
             return [_short(plain, each) for each in value]
     return plain(value)

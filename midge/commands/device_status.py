@@ -188,6 +188,9 @@ def lines(found: Mapping[str, Any]) -> list[str]:
             + wear(month)
             + ("" if found["running"] is not None else f"; as of {day(month['as_of'])}")
         )
+    if (trouble := (running or {}).get("trouble")) is not None:
+        ago, why = trouble
+        said.append(f"TROUBLE   {spell(ago)} ago the aggregator dropped what this device sent: {why}")
     said += [f"hindered  {why}" for why in found["hindered"]]
     said += [f"ALARM     {why}" for why in found.get("credentials", ())]
     return said

@@ -38,6 +38,11 @@ def sentence(event: Mapping[str, Any]) -> str:
             return f"{device}: update not taken for now ({verdict}): {why}"
         case {"event": "clipped", "device": device, "scale": scale}:
             return f"{device}: its update is out of scale beside the others', {scale:.1g} of it is applied"
+        case {"event": "encoder" | "left_out" | "fetched_again", "device": device, "why": why}:
+            return f"{device}: {why}"
+        case {"event": "parts", "largest": largest}:
+            much = "as large as the broker takes" if largest is None else f"of at most {counted(largest, 'byte')}"
+            return f"The model's parts are {much} from now on, for the devices that are there."
         case {"event": "damped", "damping": damping}:
             return f"Updates grow from turn to turn: the server's rate is damped to {damping:.3g} of what it was."
         case {"event": "undamped", "damping": damping}:
@@ -77,6 +82,8 @@ def sentence(event: Mapping[str, Any]) -> str:
             return f"Version {version} released for use."
         case {"event": "dropped", "topic": topic, "why": why, "untold": untold}:
             return f"Dropped what came on {topic}: {why} ({counted(untold, 'other')} before it not told)"
+        case {"event": "trouble", "why": why}:
+            return f"The aggregator dropped what this device sent: {why}"
         case {"event": "renewing"}:
             return "Has asked for new credentials."
         case {"event": "renewal_refused", "why": why}:

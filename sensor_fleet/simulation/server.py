@@ -24,7 +24,7 @@ from midge.aggregator.ingress.reassembly import UpdateReassembler, Whole
 from midge.aggregator.model.averaging import refuse_noise
 from midge.aggregator.model.model import KEYFRAME_BITS, Frame, Model
 from midge.aggregator.model.step_merging import listed
-from midge.aggregator.publish.model_publisher import PART
+from midge.aggregator.publish.part_sizes import PART
 from midge.aggregator.shell import AggregatorShell
 from midge.aggregator.store.store import Store
 from midge.iot_client.session.session import reread

@@ -27,7 +27,7 @@ from midge.aggregator.publish.publish_queue import Post
 from midge.aggregator.store.store import Store
 from midge.broker.mqtt.connection import Delivery
 from midge.wire import codecs, frames, messages
-from midge.wire.messages import DeviceState, Hello, Moment, Receipt, Settled, Statistics, Update
+from midge.wire.messages import DeviceState, Hello, Moment, Receipt, Settled, Statistics, Trouble, Update
 from midge.wire.moments import Moments
 from midge.wire.schema import Parameters, Schema
 from midge.wire.topics import Topics
@@ -194,7 +194,11 @@ def statistics(device: str, lineage: bytes, **moments: Moments) -> tuple[str, by
 
 
 def receipts(posts: Sequence[Post]) -> list[Receipt]:
-    return [messages.decode(Receipt, post.payload)[0] for post in posts if "/receipt/" in post.topic]
+    return [said for said in answers(posts) if isinstance(said, Receipt)]
+
+
+def answers(posts: Sequence[Post]) -> list[Receipt | Trouble]:
+    return [messages.decode_answer(post.payload)[0] for post in posts if "/receipt/" in post.topic]
 
 
 def journaled(core: AggregatorCore) -> dict[str, Any]:

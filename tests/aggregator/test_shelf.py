@@ -7,7 +7,8 @@ import pytest
 
 from midge.aggregator.model.model import SERVED, SMALL
 from midge.aggregator.model.step_merging import SMALL_STEPS
-from midge.aggregator.publish.model_publisher import PART, SNAPSHOTS
+from midge.aggregator.publish.model_publisher import SNAPSHOTS
+from midge.aggregator.publish.part_sizes import PART
 from midge.wire import lineage, messages
 from midge.wire.lineage import State, route
 from tests.aggregator.rig import TOPICS, Rig, rig

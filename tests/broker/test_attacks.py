@@ -142,10 +142,9 @@ async def test_a_live_federation_is_not_disturbed_and_nothing_stays(open_broker:
 
 
 def is_ours(delivery: Delivery) -> bool:
-    """On topics that no device and no aggregator looks at, or that an aggregator refuses by their slot."""
-    if delivery.topic.startswith(f"{TOPICS.prefix}/update/"):
-        _, number, name = delivery.topic.removeprefix(f"{TOPICS.prefix}/").split("/")
-        return number != str(slot(name))
+    """On topics that no device and no aggregator looks at, or the clearing of what was retained by the flood."""
+    if delivery.topic.startswith(f"{TOPICS.prefix}/update/") and not delivery.payload:
+        return True
     return delivery.topic.startswith((f"{TOPICS.prefix}/check/", f"{TOPICS.announcement()}/0/check-"))
 
 

@@ -115,7 +115,9 @@ class Participant:
         elif topic == TOPICS.aggregator:
             self._event(ev.AggregatorSeen(messages.decode(AggregatorStatus, payload)[0]))
         elif topic == TOPICS.receipt(self.name):
-            self._event(ev.Receipted(messages.decode(Receipt, payload)[0]))
+            said = messages.decode_answer(payload)[0]
+            if isinstance(said, Receipt):
+                self._event(ev.Receipted(said))
 
     def _event(self, event: ev.Event) -> None:
         self.shell.handle(event, self.kernel.now)

@@ -9,7 +9,9 @@ import pytest
 
 from midge.__main__ import main
 from midge.broker.embedded.in_memory import Twin
+from midge.broker.mqtt.connection import Options
 from midge.commands.device_status import usage, wear
+from midge.wire.topics import Topics
 from tests.federation.live import Log, aggregator, device, serving
 
 
@@ -42,3 +44,22 @@ async def test_status_and_doctor_ask_the_device_that_runs(tmp_path: Path, capsys
     assert not path.with_name("a.outbox.sock").exists()
     found = json.loads(await said("device", "status", str(path), "--json"))
     assert found["running"] is None and "as of" in await said("device", "status", str(path))
+
+
+async def test_what_the_aggregator_drops_of_a_device_its_owner_sees(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twin, log = Twin(), Log()
+    path = tmp_path / "a.outbox"
+    a = device(twin, "a", log, path)
+    async with serving(aggregator(twin, tmp_path / "store", log), a, device(twin, "b", log)):
+        await log.until(lambda: log.of("receipt", device="a", verdict="accepted"))
+        async with twin.connect(Options(client_id="owner")) as connection:
+            await connection.publish(Topics("f").update("a"), b"junk")
+            await log.until(lambda: log.of("trouble", device="a"))
+        assert await asyncio.to_thread(main, ["device", "status", str(path)]) == 0
+        words = capsys.readouterr().out
+    (told,) = log.of("trouble", device="a")
+    assert "header" in told["why"]
+    assert f"the aggregator dropped what this device sent: {told['why']}" in words
+    assert log.of("receipt", device="a", verdict="accepted"), "it goes on"

@@ -163,6 +163,10 @@ def test_a_device_answers_with_what_it_can(monkeypatch: pytest.MonkeyPatch) -> N
     assert chosen(Plan(codec="uq:3|rice"), narrow=True) == "uq:3|rice"
     made = update_of(DELTAS[0], plan, narrow=True)
     assert made.update.codec == "stc:0.01" and made.body == codecs.encode_delta(DELTAS[0], SCHEMA, "stc:0.01")
+    made = update_of(DELTAS[0], plan, narrow=True, micro=True)
+    assert made.update.codec == "int8:256" and made.residual is None
+    fine = update_of(DELTAS[0], Plan(codec="uq:4|rice", micro_codec="float32"), micro=True)
+    assert fine.update.codec == "float32" and fine.residual is None
     monkeypatch.setattr(lossless, "_module", lambda: None)
     assert update_of(DELTAS[0], plan).update.codec == "uq:3|rice"
     assert update_of(DELTAS[0], Plan(codec="of a later version")).update.codec == "int8:256"

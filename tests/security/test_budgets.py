@@ -11,10 +11,11 @@ import pytest
 
 from midge.__main__ import main
 from midge.aggregator.config import AggregatorConfig
+from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.federation import FederationRuntime
 from midge.aggregator.ingress.rate_limits import Admission, IngressLimits
-from midge.aggregator.publish.model_publisher import PART
 from midge.aggregator.publish.outlet import Outlet
+from midge.aggregator.publish.part_sizes import PART
 from midge.aggregator.publish.publish_queue import Post
 from midge.aggregator.store import device_erasure as forgetting
 from midge.aggregator.store.audit_log import AUDIT
@@ -32,7 +33,13 @@ SMALL = {"x": np.zeros(4, np.float32)}
 class Life:
     """A federation with the limits of production, on a clock of its own."""
 
-    def __init__(self, directory: Path, model: dict[str, Any] = SMALL, limits: IngressLimits | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        model: dict[str, Any] = SMALL,
+        limits: IngressLimits | None = None,
+        strategy: Strategy = EVERYTHING_COUNTS,
+    ) -> None:
         self.posts: list[Post] = []
         self.told: list[tuple[str, dict[str, Any]]] = []
         config = AggregatorConfig(
@@ -40,7 +47,7 @@ class Life:
             federation=TOPICS.federation,
             initial=model,
             store=directory,
-            strategy=EVERYTHING_COUNTS,
+            strategy=strategy,
             limits=limits or IngressLimits(),
         )
         self.outlet = Outlet(self.posts.append, lambda event, **fields: self.told.append((event, fields)))
@@ -250,8 +257,10 @@ def test_a_fetch_reads_a_frame_once_and_cuts_what_was_asked_for(
         life.hear(life.fetch("a", (1,)), now=100.0 + 10 * at)
     life.hear(life.fetch("a", (0,), version=99), now=200.0)
     assert read == [(1, 0)]
-    assert len(life.posts) == 10
-    assert all(post.again and len(post.payload) <= PART + 200 for post in life.posts)
+    published = [post for post in life.posts if "/model/" in post.topic]
+    assert len(published) == 10
+    assert all("/receipt/" in post.topic for post in life.posts if post not in published), "what it is told"
+    assert all(post.again and len(post.payload) <= PART + 200 for post in published)
 
 
 def test_what_is_published_for_a_device_is_within_its_budget(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from midge.wire.messages import (
     Report,
     Settled,
     Statistics,
+    Trouble,
     Update,
     Verdict,
 )
@@ -284,6 +285,7 @@ VECTORS: dict[str, Vector] = {
     "hello-question": message(Hello(state=DeviceState.JOINING, outbox=5, number=2**62)),
     "hello-answer": message(Hello(state=DeviceState.READY, outbox=6, to=2**62)),
     "receipt-token": message(Receipt(outbox=5, hi=3, token=1_800_000_000_000)),
+    "trouble": message(Trouble(why="seq: Input should be a valid integer")),
     "announcement": Vector(messages.encode_announcement(ANNOUNCEMENT), messages.decode_announcement),
     "part": message(
         Part(lineage=ID, generation=1, version=20, span=4, part=1, parts=2, sha256=SHA), b"a slice of the frame"
