@@ -68,8 +68,8 @@ class AggregatorConfig:
             and each release another. Above a hundred a second it goes by the clock, up to ten times as many. A restart
             replays those since the last.
         replace: take the topics over from another lineage.
-        release_key: the file of the Ed25519 private key that signs announcements and receipts, PEM; with it devices may
-            seal their updates to us. None signs nothing.
+        release_key: the file of the private key that signs announcements and receipts, PEM; with it devices may seal
+            their updates to us. A P-256 key in `FILE.p256` signs as well. None signs nothing.
         announcement_lifetime: seconds that an announcement is good for on a device that pins the key: so long a broker
             can hold back newer ones unseen. It is reissued after a quarter of them.
         raise_epoch: let devices follow to a lower version, or to this store after another one, once.

@@ -33,6 +33,7 @@ from midge.aggregator.publish.model_publisher import Shelf
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.part_sizes import PartSizes
 from midge.aggregator.publish.publish_queue import Post
+from midge.aggregator.publish.vouching import Vouching
 from midge.aggregator.revocations import Revocations
 from midge.aggregator.store.device_erasure import Names
 from midge.aggregator.store.put_back import marked, unmark
@@ -125,6 +126,9 @@ class FederationRuntime:
                 outlet=outlet,
                 encode_trouble=self.issuer.trouble,
             )
+            self.issuer.verifies = self._roster.verifies
+            self.issuer.secret = self._ingress.credentials.secret
+            self._vouching = Vouching(self.issuer, self._roster, config.topics, outlet.put)
             self.core, self.engine, self.shelf, self.processor = self._rebuilt()
             events.known = self._ingress.admission.knows
             if not self.core.frozen and not config.asked:
@@ -315,6 +319,7 @@ class FederationRuntime:
                 self._look_for_room(now)
             return
         self.processor.drop_unconfirmed(now)
+        self._vouching.look()
         for post in self.shelf.overdue(now):
             self._outlet.put(post)
         try:

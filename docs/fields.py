@@ -49,6 +49,7 @@ SECTIONS: list[Section] = [
     ("report", "On `report/{device}`; no body.", [messages.Report]),
     ("receipt", "On `receipt/{device}`; no body.", [messages.Receipt, messages.Settled, messages.Grant]),
     ("trouble", "On `receipt/{device}`; no body.", [messages.Trouble]),
+    ("vouch", "On `receipt/{device}`; no body.", [messages.Vouch]),
     ("aggregator", "On `aggregator`; no body.", [messages.AggregatorStatus, messages.Health]),
     (
         "envelope",

@@ -225,6 +225,8 @@ class Hello(Message):
     to: U63 = 0
     """In such an answer, the number of the question."""
     hidden: Hidden = b""
+    verifies: Word = ""
+    """With what the device wants receipts signed: `p256`, `hmac`; empty is the federation's release key."""
     largest: U32 = 0
     """Bytes of body that a message to the device may have; 0 sets no limit."""
 
@@ -273,6 +275,14 @@ class Trouble(Message):
 
     kind: Literal["trouble"] = "trouble"
     why: Sentence
+
+
+class Vouch(Message):
+    """The aggregator's word to one device that an announcement is its own, if the device can verify no signature."""
+
+    kind: Literal["vouch"] = "vouch"
+    digest: Digest
+    """Of the body of the announcement's envelope."""
 
 
 class AggregatorState(StrEnum):
@@ -517,8 +527,8 @@ class Succession(Message):
     federation: Word
     number: U32
     """Counts from 1 within a federation."""
-    key: Annotated[bytes, Field(min_length=32, max_length=32)]
-    """The Ed25519 public key that follows."""
+    key: Annotated[bytes, Field(min_length=32, max_length=128)]
+    """The public key that follows: 32 bytes of Ed25519, or the SubjectPublicKeyInfo of P-256, DER."""
     since: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     """Seconds since 1970: what is issued from then on is signed by the new key."""
 

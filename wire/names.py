@@ -23,7 +23,7 @@ NAMES = (
     *("steps_per_second", "link", "features"),
     *("token", "claim", "to", "base_digest", "log"),
     *("health", "accepted", "verdicts", "alarms", "waits", "confided", "confides", "hidden", "hides"),
-    *("rest", "trouble", "largest", "smallest_chunk", "class", "micro_codec"),
+    *("rest", "trouble", "largest", "smallest_chunk", "class", "micro_codec", "verifies", "vouch"),
 )
 """Append; never remove, reorder or insert. Up to 127 travel in one byte."""
 _NUMBERS = {name: number for number, name in enumerate(NAMES)}

@@ -1,4 +1,4 @@
-"""What is signed, and with what: Ed25519 (RFC 8032), and for devices also P-256 (FIPS 186-5), as in their certificates.
+"""What is signed, and with what: Ed25519 (RFC 8032), or P-256 (FIPS 186-5), as in certificates and secure elements.
 
 A signature covers `midge/1 PURPOSE NUL CONTEXT NUL DATA`: the purpose keeps a signature of one sort of message from
 being taken for another, the context names the federation, and the device where there is one, so that none can be moved.
@@ -9,6 +9,7 @@ bytes that the header does not account for. So a peer without keys reads a signe
 """
 
 import hashlib
+import hmac
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+ED25519: Final = "ed25519"
+P256: Final = "p256"
+HMAC: Final = "hmac"
 SIGNATURE: Final = 64
 """Bytes of a signature: R ‖ S of Ed25519, r ‖ s of P-256, both big-endian in the latter."""
 ANNOUNCEMENT: Final = "announcement"
@@ -82,16 +86,15 @@ class PublicKey:
 
     @property
     def raw(self) -> bytes:
-        """The 32 bytes of an Ed25519 key.
-
-        Raises:
-            KeyUnusable: it is a key of another sort.
-        """
+        """What `read_public` reads: the 32 bytes of an Ed25519 key, or the SubjectPublicKeyInfo of a P-256 key."""
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415
 
-        if not isinstance(self._key, Ed25519PublicKey):
-            raise KeyUnusable("A federation's release key must be an Ed25519 key.")
-        return self._key.public_bytes_raw()
+        return self._key.public_bytes_raw() if isinstance(self._key, Ed25519PublicKey) else self.encoded
+
+    @property
+    def kind(self) -> str:
+        """`ed25519` or `p256`."""
+        return ED25519 if len(self.raw) == 32 else P256
 
     def verifies(self, signature: frames.Buffer, purpose: str, context: str, data: frames.Buffer) -> bool:
         """Whether the signature is by this key, of just this."""
@@ -131,16 +134,12 @@ class PrivateKey:
 
     @property
     def seed(self) -> bytes:
-        """The 32 secret bytes of an Ed25519 key, from which the key that updates are sealed to is derived.
-
-        Raises:
-            KeyUnusable: it is a key of another sort.
-        """
+        """The 32 secret bytes, from which the key that updates are sealed to is derived."""
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
 
-        if not isinstance(self._key, Ed25519PrivateKey):
-            raise KeyUnusable("A federation's release key must be an Ed25519 key: midge release-key new FILE.")
-        return self._key.private_bytes_raw()
+        if isinstance(self._key, Ed25519PrivateKey):
+            return self._key.private_bytes_raw()
+        return self._key.private_numbers().private_value.to_bytes(32, "big")
 
     def pem(self) -> bytes:
         """PKCS #8, PEM, without a password."""
@@ -159,12 +158,53 @@ class PrivateKey:
         return self._key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
-def new_key() -> PrivateKey:
-    """A new Ed25519 key."""
+class MacKey:
+    """A secret that a device and its aggregator share: HMAC with SHA-256 (RFC 2104), for boards that do no curves.
+
+    Whoever holds it can speak as either, so each device has its own. A signature is the 32 bytes, and as many zeros.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        if len(secret) < 32:
+            raise KeyUnusable(f"A secret of {len(secret)} bytes is no key for HMAC: 32 are wanted.")
+        self._secret = secret
+
+    @classmethod
+    def read(cls, text: bytes, name: str = "the key") -> "MacKey":
+        """A line of `hmac-sha256` and the secret in hexadecimal digits.
+
+        Raises:
+            KeyUnusable: it is none.
+        """
+        kind, _, digits = text.decode(errors="replace").strip().partition(" ")
+        try:
+            secret = bytes.fromhex(digits) if kind == "hmac-sha256" else b""
+        except ValueError:
+            secret = b""
+        if not secret:
+            raise KeyUnusable(f"{name} is no secret for HMAC: make one with midge release-key new FILE --type hmac.")
+        return cls(secret)
+
+    def text(self) -> bytes:
+        """What `read` reads."""
+        return f"hmac-sha256 {self._secret.hex()}\n".encode()
+
+    def sign(self, purpose: str, context: str, data: frames.Buffer) -> bytes:
+        """64 bytes."""
+        return hmac.digest(self._secret, signed_bytes(purpose, context, data), "sha256") + bytes(32)
+
+    def verifies(self, signature: frames.Buffer, purpose: str, context: str, data: frames.Buffer) -> bool:
+        """Whether the signature is by who has this secret, of just this."""
+        return hmac.compare_digest(bytes(signature), self.sign(purpose, context, data))
+
+
+def new_key(kind: str = "ed25519") -> PrivateKey:
+    """A new key: `ed25519` or `p256`."""
     required()
+    from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
 
-    return PrivateKey(Ed25519PrivateKey.generate())
+    return PrivateKey(ec.generate_private_key(ec.SECP256R1()) if kind == P256 else Ed25519PrivateKey.generate())
 
 
 def read_private(data: bytes, name: str = "the key") -> PrivateKey:
@@ -184,7 +224,7 @@ def read_private(data: bytes, name: str = "the key") -> PrivateKey:
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise KeyUnusable(f"{name} is no private key in PEM without a password ({error}).") from error
     if not isinstance(key, Ed25519PrivateKey) and not _is_p256(key):
-        raise KeyUnusable(f"{name} is a {type(key).__name__}; an Ed25519 key is wanted, or a P-256 key of a device.")
+        raise KeyUnusable(f"{name} is a {type(key).__name__}; an Ed25519 or a P-256 key is wanted.")
     return PrivateKey(key)
 
 
@@ -216,7 +256,7 @@ def read_public(data: bytes, name: str = "the key") -> PublicKey:
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise KeyUnusable(f"{name} is no public key and no certificate ({error}).") from error
     if not isinstance(key, Ed25519PublicKey) and not _is_p256(key):
-        raise KeyUnusable(f"{name} is a {type(key).__name__}; an Ed25519 key is wanted, or a P-256 key of a device.")
+        raise KeyUnusable(f"{name} is a {type(key).__name__}; an Ed25519 or a P-256 key is wanted.")
     return PublicKey(key)
 
 
@@ -249,7 +289,7 @@ def of_device(federation: str, device: str) -> str:
     return f"{federation}/{device}"
 
 
-def sign_frame(key: PrivateKey, purpose: str, context: str, head: bytes, body: frames.Buffer = b"") -> bytes:
+def sign_frame(key: PrivateKey | MacKey, purpose: str, context: str, head: bytes, body: frames.Buffer = b"") -> bytes:
     """A frame, given as its header's bytes and its body, with a signature behind it."""
     return b"".join((head, body, key.sign(purpose, context, head)))
 
@@ -289,12 +329,32 @@ def head_of(payload: frames.Buffer, body: memoryview) -> memoryview:
 
 
 def sign_announcement(
-    key: PrivateKey, federation: str, announcement: Announcement, chain: Sequence[bytes] = ()
+    key: PrivateKey,
+    federation: str,
+    announcement: Announcement,
+    chain: Sequence[bytes] = (),
+    *,
+    companion: PrivateKey | None = None,
 ) -> bytes:
-    """An announcement in its envelope, signed; `chain` says how this key came to be the one that signs."""
+    """An announcement in its envelope, signed.
+
+    Args:
+        key: signs first.
+        federation: its name.
+        announcement: what is said.
+        chain: how this key came to be the one that signs.
+        companion: signs as well, for devices that cannot verify what the other makes.
+    """
     body = frames.encode(announcement)
-    signature = (key.public.id, key.sign(ANNOUNCEMENT, federation, body))
-    return frames.encode(Envelope(body=body, signatures=(signature,), chain=tuple(chain)))
+    keys = (key,) if companion is None else (key, companion)
+    signatures = tuple((each.public.id, each.sign(ANNOUNCEMENT, federation, body)) for each in keys)
+    return frames.encode(Envelope(body=body, signatures=signatures, chain=tuple(chain)))
+
+
+def signers(envelope: Envelope) -> set[bytes]:
+    """The ids of the keys that an envelope says it is signed by. Nothing of it is verified."""
+    pairs = [item for item in envelope.signatures if isinstance(item, tuple) and len(item) == 2]
+    return {name for name, _ in pairs if isinstance(name, bytes)}
 
 
 def signed_by(envelope: Envelope, purpose: str, context: str, keys: Sequence[PublicKey]) -> PublicKey | None:

@@ -8,36 +8,42 @@ from typing import TypeVar
 from midge.wire import chunks, sealing, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import Chunk, Fetch, Hello, Report, Statistics, Update
-from midge.wire.signing import BadSignature, KeyUnusable, PublicKey
+from midge.wire.signing import BadSignature, KeyUnusable, MacKey, PublicKey
 from midge.wire.topics import Topics
 
 FromDevice = Update | Chunk | Fetch | Statistics | Hello | Report
 T = TypeVar("T")
-_FILES = ("{}.pub", "{}.crt", "{}/device.crt")
+_FILES = ("{}.pub", "{}.crt", "{}/device.crt", "{}.hmac")
+DeviceKey = PublicKey | MacKey
 
 
 class DeviceKeys:
-    """The devices' public keys by name: given, or files `NAME.pub`, `NAME.crt` or `NAME/device.crt` of a directory.
+    """The devices' keys by name: given, or `NAME.pub`, `NAME.crt`, `NAME/device.crt` or `NAME.hmac` of a directory.
 
     A file that is put there, exchanged or removed counts from then on.
     """
 
-    def __init__(self, keys: Mapping[str, bytes | PublicKey] | str | Path) -> None:
+    def __init__(self, keys: Mapping[str, bytes | DeviceKey] | str | Path) -> None:
         """Read those that are given.
 
         Raises:
             KeyUnusable: one is no key, or there is no such directory.
         """
         self._directory = None if isinstance(keys, Mapping) else Path(keys)
-        self._keys: dict[str, PublicKey] = {}
-        self._read: dict[str, tuple[tuple[str, int], PublicKey]] = {}
+        self._keys: dict[str, DeviceKey] = {}
+        self._read: dict[str, tuple[tuple[str, int], DeviceKey]] = {}
         if isinstance(keys, Mapping):
             for name, key in keys.items():
-                self._keys[name] = key if isinstance(key, PublicKey) else signing.read_public(key, f"the key of {name}")
+                self._keys[name] = signing.read_public(key, f"the key of {name}") if isinstance(key, bytes) else key
         elif not Path(keys).is_dir():
             raise KeyUnusable(f"device_keys is {str(keys)!r}: it must be a directory with NAME.pub or NAME.crt in it.")
 
-    def of(self, device: str) -> PublicKey | None:
+    def secret(self, device: str) -> MacKey | None:
+        """The secret that a device shares with us; None if it has none."""
+        key = self.of(device)
+        return key if isinstance(key, MacKey) else None
+
+    def of(self, device: str) -> DeviceKey | None:
         """A device's key; None where it has none. The name must be one that may stand in a topic."""
         if self._directory is None:
             return self._keys.get(device)
@@ -48,7 +54,8 @@ class DeviceKeys:
                 known = self._read.get(device)
                 if known is not None and known[0] == stamp:
                     return known[1]
-                key = signing.read_public(path.read_bytes(), str(path))
+                read = MacKey.read if pattern.endswith(".hmac") else signing.read_public
+                key = read(path.read_bytes(), str(path))
             except OSError:
                 continue
             except KeyUnusable:
@@ -86,6 +93,10 @@ class Credentials:
     def authenticated(self, device: str) -> bool:
         """Whether what passes `own_body` is surely by this device."""
         return self._require_signed or (self._device_keys is not None and self._device_keys.of(device) is not None)
+
+    def secret(self, device: str) -> MacKey | None:
+        """The secret that a device shares with us; None if it has none."""
+        return None if self._device_keys is None else self._device_keys.secret(device)
 
     def registered(self, device: str) -> bool:
         """Whether a device may take part: any name may, unless only known keys are believed."""

@@ -41,6 +41,10 @@ class Roster:
         self._confirmed_by = math.inf
         self.known: Callable[[str], bool] = lambda _device: False
         """Whether an update of a device was ever accepted."""
+        self.verifies: dict[str, str] = {}
+        """With what those devices that say so want receipts signed."""
+        self.greeted: Callable[[str], None] = lambda _device: None
+        """Called with one of these that greets."""
         self._online = 0
         self._unlike: Mapping[str, str] = {}
 
@@ -72,6 +76,12 @@ class Roster:
         there = hello.state.live or hello.state is DeviceState.SLEEPING
         self.sizes.hear(device, hello.largest if there else 0)
         self.devices[device] = hello  # at the end: who was silent longest is at the beginning
+        if not (hello.verifies and there):
+            self.verifies.pop(device, None)
+        else:
+            self.verifies[device] = hello.verifies
+            if hello.state is DeviceState.READY:
+                self.greeted(device)
         if hello.waits and hello.state.live:
             self.waits[device] = hello.waits
         else:
@@ -114,6 +124,7 @@ class Roster:
         gone = self.devices.pop(device, None)
         self.waits.pop(device, None)
         self.sizes.hear(device, 0)
+        self.verifies.pop(device, None)
         self._online -= gone is not None and gone.state.live
         compared = self._compared() if device in self._unlike else []
         return [ev.DevicesOnline(self._online), *compared]

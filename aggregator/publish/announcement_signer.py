@@ -5,8 +5,9 @@ its token; a device follows the state of an unsigned one as well. One who forges
 back or greet again, which whoever can forge it can also do by dropping messages.
 """
 
+import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from midge.aggregator.publish.dating import Dating
 from midge.storage.files import PRIVATE, atomic_rename, atomic_write
 from midge.wire import frames, messages, sealing, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import AggregatorStatus, Announcement, Claim, Envelope, Receipt, Succession, Trouble
-from midge.wire.signing import KeyUnusable, PrivateKey
+from midge.wire.messages import AggregatorStatus, Announcement, Claim, Envelope, Receipt, Succession, Trouble, Vouch
+from midge.wire.signing import KeyUnusable, MacKey, PrivateKey
 from midge.wire.topics import Channel, Topics
 
 LIFETIME = 86_400.0
@@ -33,6 +34,8 @@ class ReleaseKeys:
     chain: tuple[bytes, ...] = ()
     links: tuple[float, ...] = ()
     """From when on each link of the chain is in force."""
+    companion: PrivateKey | None = None
+    """Signs as well, for devices that can verify only P-256."""
 
     def at(self, when: float) -> PrivateKey:
         """The key in force."""
@@ -54,9 +57,12 @@ def load_release_keys(path: Path) -> ReleaseKeys:
         KeyUnusable: a file is missing, or is not what it must be.
     """
     newest = _read_key(path)
-    chain_file = path.with_name(path.name + ".chain")
+    chain_file, beside = path.with_name(path.name + ".chain"), path.with_name(f"{path.name}.{signing.P256}")
+    companion = _read_key(beside) if beside.exists() else None
+    if companion is not None and companion.public.kind != signing.P256:
+        raise KeyUnusable(f"{beside} is no P-256 key: make one with midge release-key new {beside} --type p256.")
     if not chain_file.exists():
-        return ReleaseKeys(((0.0, newest),))
+        return ReleaseKeys(((0.0, newest),), companion=companion)
     try:
         chain: tuple[bytes, ...] = tuple(frames.unpack(chain_file.read_bytes(), items=_LINKS))
         links = [messages.decode(Succession, messages.decode(Envelope, bytes(link))[0].body)[0] for link in chain]
@@ -79,7 +85,8 @@ def load_release_keys(path: Path) -> ReleaseKeys:
         newest = _read_key(path)
     if links[-1].key != newest.public.raw:
         raise KeyUnusable(f"{chain_file} leads to another key than {path}: restore the one that belongs to it.")
-    return ReleaseKeys((*keys, (links[-1].since, newest)), chain, tuple(link.since for link in links))
+    since = tuple(link.since for link in links)
+    return ReleaseKeys((*keys, (since[-1], newest)), chain, since, companion)
 
 
 def _read_key(path: Path) -> PrivateKey:
@@ -89,9 +96,7 @@ def _read_key(path: Path) -> PrivateKey:
         raise KeyUnusable(
             f"The release key {path} cannot be read ({error.strerror}): make one with midge release-key new {path}."
         ) from error
-    key = signing.read_private(data, str(path))
-    assert key.seed  # raises where it is no Ed25519 key
-    return key
+    return signing.read_private(data, str(path))
 
 
 def succeed(path: Path, federation: str, since: float) -> ReleaseKeys:
@@ -106,7 +111,8 @@ def succeed(path: Path, federation: str, since: float) -> ReleaseKeys:
         raise KeyUnusable(f"{path} has had {_LINKS} successors: begin with a new key, and pin it on every device.")
     if since < now.keys[-1][0]:
         raise KeyUnusable("A successor cannot sign before the key that vouches for it does: name a later time.")
-    old, new = now.keys[-1][1], signing.new_key()
+    old = now.keys[-1][1]
+    new = signing.new_key(old.public.kind)
     number = len(now.chain) + 1
     succession = Succession(federation=federation, number=number, key=new.public.raw, since=since)
     chain = (*now.chain, signing.sign_succession(old, succession))
@@ -148,6 +154,12 @@ class Issuer:
         """Set from the store."""
         self.token = 0
         """The fencing token of this start."""
+        self.verifies: Mapping[str, str] = {}
+        """By device, with what it wants to be told things signed, if its greeting says so."""
+        self.secret: Callable[[str], MacKey | None] = lambda _device: None
+        """What a device shares with us."""
+        self.announced: dict[Channel, bytes] = {}
+        """The digest of the body of each channel's newest announcement, for those who cannot verify its signature."""
         self._issued: dict[Channel, float] = {}
         self._signer: PrivateKey | None = None
         self._last: Announcement | None = None
@@ -173,12 +185,20 @@ class Issuer:
         if train:
             dated = dated.model_copy(update={"parent": self._follow(announcement)})
         if self._keys is None:
-            return messages.encode_announcement(dated)
+            return self._noted(dated.channel, messages.encode_announcement(dated))
         self._signer = self._keys.at(issued)
         if train and self._sealed:
             key = sealing.public(sealing.derive(self._signer))
             dated = dated.model_copy(update={"seal_key": key, "confides": True, "hides": True})
-        return signing.sign_announcement(self._signer, self._topics.federation, dated, self._keys.chain_at(issued))
+        chain, companion = self._keys.chain_at(issued), self._keys.companion
+        federation = self._topics.federation
+        signed = signing.sign_announcement(self._signer, federation, dated, chain, companion=companion)
+        return self._noted(dated.channel, signed)
+
+    def _noted(self, channel: Channel, payload: bytes) -> bytes:
+        envelope, _ = messages.decode(Envelope, payload)
+        self.announced[channel] = hashlib.sha256(envelope.body).digest()[:16]
+        return payload
 
     def _follow(self, announcement: Announcement) -> bytes:
         """The digest that this version follows on, where it is known."""
@@ -204,12 +224,23 @@ class Issuer:
         """What is told to a device of what was dropped, as it is published."""
         return self._to(device, trouble)
 
-    def _to(self, device: str, answer: Receipt | Trouble) -> bytes:
+    def vouches(self, device: str) -> list[bytes]:
+        """That the newest announcements are ours, for a device that can verify only what its secret signs."""
+        if self.verifies.get(device) != signing.HMAC or self.secret(device) is None:
+            return []
+        return [self._to(device, Vouch(digest=digest)) for digest in self.announced.values()]
+
+    def _to(self, device: str, answer: Receipt | Trouble | Vouch) -> bytes:
         head = frames.encode(answer)
+        if self.verifies.get(device) == signing.HMAC and (secret := self.secret(device)) is not None:
+            context = signing.of_device(self._topics.federation, device)
+            return signing.sign_frame(secret, signing.RECEIPT, context, head)
         if self._keys is None:
             return head
-        # The key of the announcement: a device knows it from there.
+        # The key of the announcement: a device knows it from there. Old devices know of one signature only.
         key = self._signer or self._keys.at(self.dating.now())
+        if self._keys.companion is not None and self.verifies.get(device) == signing.P256:
+            key = self._keys.companion
         return signing.sign_frame(key, signing.RECEIPT, signing.of_device(self._topics.federation, device), head)
 
     def said(self, message: AggregatorStatus | Claim) -> bytes:

@@ -27,6 +27,7 @@ def hello_frame(parts: DeviceParts, session: DeviceSession, state: DeviceState, 
         },
         features=sayable(config.feature_names),
         waits=parts.waits[:400] if state.live else "",
+        verifies=parts.identity.verifies,
         number=number,
         to=to,
     )

@@ -46,8 +46,6 @@ class Identity:
         self._pinned: list[PublicKey] = [signing.read_public(*_read(key)) for key in given]
         if self._pinned:
             sealing.required()  # said at the start, and not once a first update is trained
-        for key in self._pinned:
-            assert key.raw  # raises where it is no Ed25519 key
         self._key: PrivateKey | None = None if signing_key is None else signing.read_private(*_read(signing_key))
         self._name = ""
         self._trusts: dict[Channel, Trust] = {}
@@ -80,6 +78,11 @@ class Identity:
     def doubt(self) -> str:
         """Why a clock is wrong, the device's or the aggregator's; empty if they agree."""
         return self._trusts["train"].doubt
+
+    @property
+    def verifies(self) -> str:
+        """With what receipts are to be signed for us, if it is not the first release key: `p256`, or empty."""
+        return signing.P256 if self._pinned and all(key.kind == signing.P256 for key in self._pinned) else ""
 
     @property
     def pinned(self) -> bool:

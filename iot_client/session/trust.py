@@ -144,7 +144,8 @@ class Trust:
         keys, number = self._keys, self.newest.number
         if envelope.chain:
             announcement, _ = messages.decode(Announcement, envelope.body)  # not yet believed
-            for count, link in enumerate(envelope.chain, start=1):
+            chain = [] if self._beside(envelope) else envelope.chain
+            for count, link in enumerate(chain, start=1):
                 if count > number:
                     succession = signing.read_succession(link, self._federation, keys)
                     if succession.number != count:
@@ -153,6 +154,14 @@ class Trust:
                         break
                     keys, number = [signing.read_public(succession.key)], count
         return keys, number
+
+    def _beside(self, envelope: Envelope) -> bool:
+        """Whether the chain is that of another key: ours is a companion that signs beside it, and has no successors."""
+        if self.newest.number or not all(key.kind == signing.P256 for key in self._keys):
+            return False
+        first, _ = messages.decode(Envelope, envelope.chain[0])
+        ours = {key.id for key in self._keys}
+        return signing.signers(envelope) & ours != set() and not signing.signers(first) & ours
 
     def _check(self, announcement: Announcement, time: float) -> None:
         newest = self.newest

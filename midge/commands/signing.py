@@ -1,7 +1,9 @@
 """`midge release-key`: make the key that signs what a federation releases, and its successor."""
 
 import argparse
+import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from midge.commands.parts import Problem, Subparsers, server_side, user_errors
@@ -15,6 +17,14 @@ def register(subparsers: Subparsers) -> None:
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
     making = actions.add_parser("new", help="a first key: FILE, and FILE.pub for the devices to pin")
     making.add_argument("file", metavar="FILE", help="where the private key is written")
+    making.add_argument(
+        "--type",
+        choices=["ed25519", "p256", "both", "hmac"],
+        default="ed25519",
+        help="p256 for devices that have no Ed25519, such as microcontrollers with a secure element; both writes "
+        "FILE.p256 too, which signs beside FILE, for fleets of both; hmac is a secret that one device shares with the "
+        "aggregator, NAME.hmac in its device_keys (default: ed25519)",
+    )
     making.set_defaults(run=new)
     following = actions.add_parser(
         "succeed",
@@ -33,16 +43,41 @@ def new(args: argparse.Namespace) -> int:
         from midge.aggregator.publish.announcement_signer import write_secret  # noqa: PLC0415 - an extra
         from midge.wire import signing  # noqa: PLC0415
     path = Path(args.file)
-    if path.exists():
-        raise Problem(f"{path} is there already: name another file, or give it a successor with release-key succeed.")
-    key = signing.new_key()
+    if args.type == signing.HMAC:
+        return _secret(path, signing.MacKey(secrets.token_bytes(32)).text(), write_secret)
+    both = args.type == "both"
+    kinds = {path: signing.ED25519 if both else args.type}
+    if both:
+        kinds[path.with_name(f"{path.name}.{signing.P256}")] = signing.P256
+    for file in kinds:
+        if file.exists():
+            raise Problem(
+                f"{file} is there already: name another file, or give it a successor with release-key succeed."
+            )
     try:
-        write_secret(path, key.pem())
-        public = path.with_name(path.name + ".pub")
-        atomic_write(public, key.public_pem(), mode=PUBLIC)
+        for file, kind in kinds.items():
+            key = signing.new_key(kind)
+            write_secret(file, key.pem())
+            atomic_write(file.with_name(file.name + ".pub"), key.public_pem(), mode=PUBLIC)
     except OSError as error:
         raise Problem(f"{path} cannot be written ({error.strerror}): name a place that can.") from error
-    print(f'{path} signs: midge.Aggregator(…, release_key="{path}"). Devices pin {public}.')
+    print(f'{path} signs: midge.Aggregator(…, release_key="{path}"). Devices pin {path}.pub.')
+    if both:
+        print(f"{path}.p256 signs beside it: devices without Ed25519 pin {path}.p256.pub.")
+    return 0
+
+
+def _secret(path: Path, text: bytes, write: Callable[[Path, bytes], None]) -> int:
+    """Write what a device without public keys shares with its aggregator."""
+    if path.exists():
+        raise Problem(f"{path} is there already: name another file.")
+    try:
+        write(path, text)
+    except OSError as error:
+        raise Problem(f"{path} cannot be written ({error.strerror}): name a place that can.") from error
+    print(
+        f"{path} is a device's and the aggregator's: write it onto the board, and put it into device_keys as NAME.hmac."
+    )
     return 0
 
 

@@ -79,7 +79,7 @@ async def test_the_broker_reads_nothing_of_what_devices_tell_of_themselves(
     if not reads:
         signed = signing.sign_announcement
 
-        def of_before(key: Any, federation: str, announcement: Any, chain: Any = ()) -> bytes:
+        def of_before(key: Any, federation: str, announcement: Any, chain: Any = (), **_: Any) -> bytes:
             return signed(key, federation, announcement.model_copy(update={"hides": False}), chain)
 
         monkeypatch.setattr(signing, "sign_announcement", of_before)

@@ -101,11 +101,10 @@ def test_what_is_no_private_key_is_named(data: bytes) -> None:
         signing.read_private(data, "pump.key")
 
 
-def test_a_p256_key_signs_for_a_device_and_not_for_a_federation() -> None:
-    with pytest.raises(KeyUnusable, match="Ed25519"):
-        _ = p256().public.raw
-    with pytest.raises(KeyUnusable, match="Ed25519"):
-        _ = p256().seed
+def test_a_p256_key_is_read_as_it_is_stored_and_other_curves_are_refused() -> None:
+    key = p256()
+    assert signing.read_public(key.public.raw) == key.public and len(key.seed) == 32
+    assert (key.public.kind, KEY.public.kind) == ("p256", "ed25519")
     curve = ec.generate_private_key(ec.SECP384R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     with pytest.raises(KeyUnusable, match="P-256"):
         signing.read_private(curve)

@@ -41,6 +41,7 @@ from midge.wire.messages import (
     Trouble,
     Update,
     Verdict,
+    Vouch,
 )
 from midge.wire.schema import Schema, Tensor
 
@@ -286,6 +287,7 @@ VECTORS: dict[str, Vector] = {
     "hello-answer": message(Hello(state=DeviceState.READY, outbox=6, to=2**62)),
     "receipt-token": message(Receipt(outbox=5, hi=3, token=1_800_000_000_000)),
     "trouble": message(Trouble(why="seq: Input should be a valid integer")),
+    "vouch": message(Vouch(digest=ID)),
     "announcement": Vector(messages.encode_announcement(ANNOUNCEMENT), messages.decode_announcement),
     "part": message(
         Part(lineage=ID, generation=1, version=20, span=4, part=1, parts=2, sha256=SHA), b"a slice of the frame"

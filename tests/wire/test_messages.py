@@ -33,12 +33,13 @@ from midge.wire.messages import (
     Trouble,
     Update,
     Verdict,
+    Vouch,
 )
 
 ID, DIGEST, SHA = b"i" * 16, b"d" * 16, b"s" * 32
 TO_AGGREGATOR: list[type[BaseModel]] = [Update, Chunk, Fetch, Statistics]
 OTHERS: list[type[BaseModel]] = [
-    *(Report, Hello, Receipt, Trouble, AggregatorStatus, Claim, Announcement, Part, Envelope, Succession),
+    *(Report, Hello, Receipt, Trouble, Vouch, AggregatorStatus, Claim, Announcement, Part, Envelope, Succession),
 ]
 MOST = 4
 """Items of a generated collection; the limits themselves have tests of their own."""
