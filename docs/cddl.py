@@ -135,9 +135,10 @@ def ruled(name: str, model: type[Message], kind: str = "") -> str:
     lines = [f"{name} = {{"]
     if kind:
         lines.append(f"  0: {NAMES.index(kind)},  ; {kind}" if kind in NAMES else f'  0: "{kind}",')
-    for field, info in model.model_fields.items():
-        if field == "kind":
+    for attribute, info in model.model_fields.items():
+        if attribute == "kind":
             continue
+        field = info.serialization_alias or attribute
         number = model is not overview.DeviceRow and field in NAMES
         key = str(NAMES.index(field)) if number else f'"{field}"'
         packed = (model, field) == (messages.Announcement, "frames")

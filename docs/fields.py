@@ -48,8 +48,8 @@ SECTIONS: list[Section] = [
     ("hello", "On `status/{device}`; no body.", [messages.Hello]),
     ("report", "On `report/{device}`; no body.", [messages.Report]),
     ("receipt", "On `receipt/{device}`; no body.", [messages.Receipt, messages.Settled, messages.Grant]),
-    ("trouble", "On `receipt/{device}`; no body. It settles nothing.", [messages.Trouble]),
-    ("vouch", "On `receipt/{device}`, to devices that verify by HMAC; no body.", [messages.Vouch]),
+    ("trouble", "On `receipt/{device}`; no body.", [messages.Trouble]),
+    ("vouch", "On `receipt/{device}`; no body.", [messages.Vouch]),
     ("aggregator", "On `aggregator`; no body.", [messages.AggregatorStatus, messages.Health]),
     (
         "envelope",
@@ -227,7 +227,8 @@ def row(model: type[BaseModel], name: str) -> str:
     packed = (model, name) == (messages.Announcement, "frames")
     kind, found = ("bin", "") if packed else described(field.annotation, tuple(field.metadata))
     value = field.get_default(call_default_factory=True) if not field.is_required() else PydanticUndefined
-    cells = (f"`{name}`", _place(name), kind, found, default(value), meaning(model, name))
+    said = field.serialization_alias or name
+    cells = (f"`{said}`", _place(said), kind, found, default(value), meaning(model, name))
     return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
 
 

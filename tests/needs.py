@@ -20,6 +20,10 @@ DISKS = "needs mkfs.xfs and mkfs.ext4 (apt-get install xfsprogs e2fsprogs)"
 MOUNTS = "needs root and the right to mount (run the tests as root, on a machine or in a privileged container)"
 LOOPS = "needs loop devices (run the tests as root, on a machine or in a privileged container)"
 DATA = "needs the real data (say where it is with MIDGE_DATA)"
+GCC = "needs gcc (apt-get install gcc libc6-dev)"
+GXX = "needs g++ (apt-get install g++)"
+ARM = "needs arm-none-eabi-gcc (apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi)"
+QEMU = "needs qemu-system-arm (apt-get install qemu-system-arm)"
 LINUX = "needs Linux"
 
 mosquitto = pytest.mark.skipif(find_mosquitto() is None or shutil.which("mosquitto_passwd") is None, reason=MOSQUITTO)

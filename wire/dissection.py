@@ -16,7 +16,7 @@ from midge.wire import chunks, frames, lineage, messages, moments, names, overvi
 from midge.wire.errors import WireError
 from midge.wire.kinds import KINDS, OF_FEDERATION, PURPOSES, SENTENCES
 from midge.wire.messages import Message
-from midge.wire.signing import PublicKey
+from midge.wire.signing import MacKey, PublicKey
 from midge.wire.topic_hints import Hint
 
 _MOST_VALUES = 2**24
@@ -30,7 +30,7 @@ class _Around:
     """What is known of a payload beside its bytes."""
 
     hint: Hint
-    keys: Sequence[PublicKey] = ()
+    keys: Sequence[PublicKey | MacKey] = ()
     depth: int = 0
     """Payloads around it."""
 
@@ -77,7 +77,7 @@ def plain(value: Any) -> Any:
         case bytes() | memoryview():
             return bytes(value).hex()
         case BaseModel():
-            return {name: plain(item) for name, item in value}
+            return plain(value.model_dump(by_alias=True))
         case dict():
             return {str(name): plain(item) for name, item in value.items()}
         case tuple() | list():
@@ -89,7 +89,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def dissect(payload: bytes, hint: Hint | None = None, keys: Sequence[PublicKey] = ()) -> Dissection:
+def dissect(payload: bytes, hint: Hint | None = None, keys: Sequence[PublicKey | MacKey] = ()) -> Dissection:
     """Take a payload apart.
 
     Args:
@@ -209,7 +209,8 @@ def _look_into_envelope(found: Dissection, envelope: messages.Envelope, around: 
         return
     purpose = signing.SUCCESSION if announced.kind == "succession" else signing.ANNOUNCEMENT
     federation = str(announced.fields.get("federation") or around.hint.federation)
-    by = signing.signed_by(envelope, purpose, federation, around.keys)
+    public = [key for key in around.keys if isinstance(key, PublicKey)]
+    by = signing.signed_by(envelope, purpose, federation, public)
     found.signature = f"valid, by the key {by.id.hex()}" if by else f"NOT by a key that was given, but {ids}"
     if by is None:
         found.wrong.append("none of the keys has signed it")
@@ -226,9 +227,13 @@ def _look_at_signature(found: Dissection, payload: bytes, signature: memoryview,
         return
     head = memoryview(payload)[: 2 + int.from_bytes(payload[:2], "little")]
     by = [key for key in keys if key.verifies(signature, PURPOSES.get(kind, ""), context, head)]
-    found.signature = f"valid, by the key {by[0].id.hex()}" if by else "NOT by a key that was given"
+    found.signature = f"valid, by {_named(by[0])}" if by else "NOT by a key that was given"
     if not by:
         found.wrong.append(f"none of the keys has signed it for {context}")
+
+
+def _named(key: PublicKey | MacKey) -> str:
+    return f"the key {key.id.hex()}" if isinstance(key, PublicKey) else "the shared secret"
 
 
 def _look_into_body(found: Dissection, message: Message | None, body: memoryview, around: _Around) -> None:

@@ -29,7 +29,9 @@ KINDS: Mapping[str, type[Message]] = {
 }
 PURPOSES: Mapping[str, str] = {
     **dict.fromkeys(("hello", "update", "offer", "statistics", "report"), signing.DEVICE),
-    **dict.fromkeys(("receipt", "trouble", "vouch"), signing.RECEIPT),
+    "receipt": signing.RECEIPT,
+    "trouble": signing.RECEIPT,
+    "vouch": signing.RECEIPT,
     "aggregator": signing.AGGREGATOR,
     "claim": signing.AGGREGATOR,
     "ask": signing.OPERATOR,
@@ -47,8 +49,8 @@ SENTENCES: Mapping[str, str] = {
     "hello": "a device's status",
     "report": "a device's results on its own data",
     "receipt": "the aggregator's word to one device",
-    "trouble": "what the aggregator dropped of a device, and why",
-    "vouch": "the aggregator's word that an announcement is its own",
+    "trouble": "what was dropped of a device, and why",
+    "vouch": "an announcement is the aggregator's, for a device that verifies no signature",
     "aggregator": "the aggregator's status",
     "announcement": "what there is to train from",
     "part": "a chunk of the model",

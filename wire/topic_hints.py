@@ -16,7 +16,7 @@ _SHAPES: tuple[tuple[str, tuple[str, ...]], ...] = (
         rf"(?P<federation>{_NAME})/update/(?P<slot>\d+)/(?P<device>{_NAME})",
         ("update", "offer", "chunk", "fetch", "statistics"),
     ),
-    (rf"(?P<federation>{_NAME})/receipt/(?P<device>{_NAME})", ("receipt", "trouble")),
+    (rf"(?P<federation>{_NAME})/receipt/(?P<device>{_NAME})", ("receipt", "trouble", "vouch")),
     (rf"(?P<federation>{_NAME})/status/(?P<device>{_NAME})", ("hello",)),
     (rf"(?P<federation>{_NAME})/report/(?P<device>{_NAME})", ("report",)),
     (rf"(?P<federation>{_NAME})/renew/(?P<device>{_NAME})", ("renew",)),

@@ -9,10 +9,12 @@ from midge.wire import frames
 from midge.wire.errors import WireError
 from midge.wire.messages import (
     AggregatorState,
+    Announcement,
     DeviceState,
     Hello,
     Moment,
     Statistics,
+    Trouble,
 )
 from midge.wire.moments import BYTES_PER_CHANNEL, Moments
 
@@ -39,9 +41,21 @@ async def greeting(referee: Referee, wait: float) -> None:
         book.passed("joining", "it asked with a number")
     else:
         book.failed("joining", "it joined without a number")
+    _heed_largest(referee, ready.message.largest)
     book.passed("greeting", f"it holds from seq {ready.message.first} up to {ready.message.next}")
     referee.renewed(ready.message)
     await referee.say_again(ready.message)
+
+
+def _heed_largest(referee: Referee, largest: int) -> None:
+    """Cut everything to what the device takes, as the aggregator does."""
+    book, floor = referee.notebook, Announcement.model_fields["smallest_chunk"].default
+    if not largest:
+        book.unseen("largest", "it sets no limit")
+    elif largest < floor:
+        book.failed("largest", f"it takes {largest} bytes, and parts are cut to {floor} at the smallest")
+    else:
+        referee.model.largest = min(largest, referee.model.largest)
 
 
 async def question(referee: Referee) -> None:
@@ -90,6 +104,7 @@ async def unknown(referee: Referee) -> None:
     """All that a later version may add."""
     book, since = referee.notebook, referee.place
     await referee.publish(referee.topics.receipt(referee.device), frames.encode({"kind": "zest", "zest": 1}))
+    await referee.publish(referee.topics.receipt(referee.device), frames.encode(Trouble(why="a trial")))
     await referee.post_status(unknown=LATER)
     version = await referee.release(unknown=LATER)
     heard = await referee.trained_from(version, since=since)

@@ -13,6 +13,8 @@ from midge.wire.schema import Schema, Vector
 from midge.wire.steps import encode_step
 from midge.wire.topics import Topics
 
+LARGEST = 2**18
+"""Bytes of a chunk's body if the device sets no limit."""
 _STEP_BITS = 12
 """Bits of a step's integers: the model moves little, whatever a device sends."""
 
@@ -39,7 +41,7 @@ class RefereedModel:
     name: bytes
     states: dict[int, State] = field(default_factory=dict)
     version: int = 0
-    largest: int = 2**18
+    largest: int = LARGEST
     """Bytes of a chunk's body, at most: what the device takes."""
 
     @classmethod
@@ -121,6 +123,6 @@ class RefereedModel:
             "digest": state.digest(),
             "frames": tuple(frame.info for frame in offered),
             "plan": Plan(revision=1),
-            "chunk": max(256, min(self.largest, 2**18)),
+            "chunk": max(256, self.largest),
         }
         return Announcement(federation=self.topics.federation, lineage=self.name, generation=0, **{**told, **fields})

@@ -2,6 +2,7 @@
 
 import hashlib
 
+from midge.aggregator.referee.model import LARGEST
 from midge.aggregator.referee.referee import QUIET, RESENT, Referee, Silent
 from midge.wire import frames
 from midge.wire.messages import (
@@ -38,6 +39,8 @@ async def first_fetch(referee: Referee) -> None:
     heard = await referee.trained_from(1, since=since)
     if heard is None:
         raise Silent(f"no update of the first model came in {referee.patience:g} s")
+    if model.largest < LARGEST and not book.has_failed("largest"):
+        book.passed("largest", f"it takes parts of {model.largest} bytes at most")
     await referee.accept(heard)
 
 

@@ -176,7 +176,7 @@ class Observer:
 def encoded_with(message: object, more: Mapping[object, object]) -> bytes:
     """A message with names as text, and with fields that no version knows yet."""
     assert hasattr(message, "model_dump")
-    fields = {**message.model_dump(exclude_defaults=True), **more}
+    fields = {**message.model_dump(exclude_defaults=True, by_alias=True), **more}
     kind = getattr(message, "kind", None)
     packed = frames.pack({**({} if kind is None else {"kind": kind}), **fields})
     return len(packed).to_bytes(2, "little") + packed

@@ -15,7 +15,7 @@ from midge.wire.inert import inert
 
 if TYPE_CHECKING:
     from midge.wire.dissection import Dissection
-    from midge.wire.signing import PublicKey
+    from midge.wire.signing import MacKey, PublicKey
 
 _MOST = 2**28
 """Bytes that are read: the largest message of MQTT."""
@@ -38,7 +38,7 @@ def register(subparsers: Subparsers) -> None:
         metavar="PEM",
         action="append",
         default=[],
-        help="a public key or certificate to verify signatures with; may be given more than once",
+        help="a public key, a certificate or a secret for HMAC to verify signatures with; repeated",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.set_defaults(run=run)
@@ -90,11 +90,12 @@ def _hex(words: list[str]) -> bytes | None:
     return bytes.fromhex(digits) if re.fullmatch(r"([0-9A-Fa-f]{2})*", digits) else None
 
 
-def _keys(files: list[str]) -> list["PublicKey"]:
-    from midge.wire.signing import KeyUnusable, read_public  # noqa: PLC0415 - it needs an extra
+def _keys(files: list[str]) -> list["PublicKey | MacKey"]:
+    from midge.wire.signing import KeyUnusable, MacKey, read_public  # noqa: PLC0415 - it needs an extra
 
     try:
-        return [read_public(Path(file).expanduser().read_bytes(), file) for file in files]
+        read = [(Path(file).expanduser().read_bytes(), file) for file in files]
+        return [(MacKey.read if data.startswith(b"hmac") else read_public)(data, file) for data, file in read]
     except OSError as error:
         raise Problem(f"The key {error.filename} cannot be read: {error.strerror}.") from error
     except (KeyUnusable, ModuleNotFoundError) as error:
@@ -142,7 +143,7 @@ def _short(plain: Callable[[Any], Any], value: Any) -> Any:
     """A value in JSON's types, of maps only what travelled."""
     match value:
         case BaseModel():
-            return plain(value.model_dump(exclude_defaults=True))
+            return plain(value.model_dump(exclude_defaults=True, by_alias=True))
         case tuple():
             return [_short(plain, each) for each in value]
     return plain(value)

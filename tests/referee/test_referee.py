@@ -13,11 +13,12 @@ from midge.broker.embedded.in_memory import Twin
 from midge.iot_client.config import DeviceConfig
 from midge.iot_client.device import Device
 from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
+from midge.wire.messages import Hello
 from midge.wire.moments import Moments
 from midge.wire.topics import Topics
 from tests.docs.scripts import ROOT
 from tests.federation.live import Log, aggregator, serving
-from tests.referee.wrong_devices import FAULTS, Fault, faulty
+from tests.referee.wrong_devices import FAULTS, Fault, changed, faulty
 
 pytestmark = pytest.mark.virtual
 TARGET = np.linspace(-1, 1, 130, dtype=np.float32)
@@ -61,7 +62,14 @@ async def tried(directory: Path, fault: Fault | None = None, *, patience: float 
 
 async def test_our_own_device_keeps_every_rule(tmp_path: Path) -> None:
     found = await tried(tmp_path)
-    assert {name: finding.did for name, finding in found.items() if finding.outcome != "pass"} == {}
+    assert {name: finding.did for name, finding in found.items() if finding.outcome != "pass"} == {
+        "largest": "it sets no limit"
+    }
+
+
+async def test_a_device_with_a_small_buffer_gets_small_parts(tmp_path: Path) -> None:
+    found = await tried(tmp_path, changed(Hello, largest=1024))
+    assert found["largest"].did == "it takes parts of 1024 bytes at most"
 
 
 @pytest.mark.parametrize("name", FAULTS)

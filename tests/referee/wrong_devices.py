@@ -122,7 +122,7 @@ def dropped(kind: type, suits: Callable[[Any], bool] = lambda _message: True) ->
     return Changed(change=lambda m, b: None if isinstance(m, kind) and suits(m) else (m, b))
 
 
-def changed(kind: type[Update | Fetch | Statistics], **fields: Any) -> Fault:
+def changed(kind: type[Update | Fetch | Statistics | Hello], **fields: Any) -> Fault:
     """It says this with other fields."""
     return Changed(change=lambda m, b: (m.model_copy(update=fields), b) if isinstance(m, kind) else (m, b))
 
@@ -436,6 +436,7 @@ FAULTS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], Fault]]] = {
     "other statistics": ("statistics", lambda _: changed(Statistics, names=(("output", 3),))),
     "asks for no chunk": ("fetch", lambda _: dropped(Fetch)),
     "asks for all chunks": ("fetch", lambda _: changed(Fetch, parts=(0, 1, 2))),
+    "takes next to nothing": ("largest", lambda _: changed(Hello, largest=100)),
     "leaves gaps": ("seq", lambda _: gaps()),
     "the digest of another model": ("base", lambda _: changed(Update, base_digest=bytes(8))),
     "a base of its own": ("base", lambda _: changed(Update, base=77)),

@@ -291,6 +291,12 @@ def keys() -> Iterator[Record]:
     yield Record(
         "signed-hello-p256", "verify", {**given, "signed": covered, "signature": signature, "bytes": hello + signature}
     )
+    secret = signing.MacKey(bytes(range(32)))
+    signature = secret.sign(signing.DEVICE, "pumps/pump-17", hello)
+    given = {"secret": bytes(range(32)), "purpose": signing.DEVICE, "context": "pumps/pump-17"}
+    yield Record(
+        "signed-hello-hmac", "verify", {**given, "signed": covered, "signature": signature, "bytes": hello + signature}
+    )
     for number, each in enumerate(json.loads(SEALED.read_text()), 1):
         yield Record(
             f"sealed-{number}", "open", {key: each[key] for key in ("private", "public", "info", "body", "sealed")}

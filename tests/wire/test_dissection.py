@@ -141,8 +141,12 @@ def test_signatures_are_verified_with_the_keys_that_are_given() -> None:
     assert dissect(signed, hint("midge/1/f/status/d"), [other.public, key.public]).signature.startswith("valid")
     for topic, keys in (("midge/1/f/status/e", [key.public]), ("midge/1/f/status/d", [other.public])):
         assert not dissect(signed, hint(topic), keys).ok
+    secret = signing.MacKey(bytes(range(32)))
+    shared = signing.sign_frame(secret, signing.DEVICE, "f/d", head)
+    assert dissect(shared, hint("midge/1/f/status/d"), [key.public, secret]).signature == "valid, by the shared secret"
+    assert not dissect(shared, hint("midge/1/f/status/d"), [signing.MacKey(bytes(32))]).ok
     envelope = signing.sign_announcement(key, "pumps", ANNOUNCEMENT)
-    assert dissect(envelope, None, [key.public]).signature.startswith("valid")
+    assert dissect(envelope, None, [secret, key.public]).signature.startswith("valid")
     assert not dissect(envelope, None, [other.public]).ok
 
 

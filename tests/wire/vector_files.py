@@ -28,7 +28,8 @@ HEAD = """\
 #   steps         `state` and `exponent`, then the digests after each step, and the steps merged into one
 #   cut           a body of `size` bytes into chunks of at most `chunk`: `parts`, bytes of `each`, of the `last`
 #   log           `log` follows on `before`
-#   verify        `signature` by `key` (SubjectPublicKeyInfo, DER) covers `signed`; `bytes` is the whole message
+#   verify        `signature` by `key` (SubjectPublicKeyInfo, DER), or by HMAC's `secret`, covers `signed`; `bytes` is
+#                 the whole message
 #   open          `sealed` with the X25519 key `private` and `info`: `body`
 #
 # float32 and int32 are hexadecimal digits of their bytes, little-endian.

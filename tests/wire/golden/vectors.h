@@ -5264,54 +5264,70 @@ static const unsigned char midge_v198[] = {
 9,154,250,56,36,67,209,223,24,158,158,196,28,125,121,109,179,98,
 };
 static const unsigned char midge_v199[] = {
+0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31,
+};
+static const unsigned char midge_v200[] = {
+109,105,100,103,101,47,49,32,100,101,118,105,99,101,0,112,117,109,112,115,47,112,117,109,112,45,49,55,0,16,0,
+133,36,165,114,101,97,100,121,13,5,14,2,37,4,0,7,
+};
+static const unsigned char midge_v201[] = {
+198,108,209,92,97,162,160,57,201,32,97,188,41,5,30,123,102,255,136,118,7,82,204,59,193,206,29,65,207,163,236,
+23,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+};
+static const unsigned char midge_v202[] = {
+16,0,133,36,165,114,101,97,100,121,13,5,14,2,37,4,0,7,198,108,209,92,97,162,160,57,201,32,97,188,41,5,30,
+123,102,255,136,118,7,82,204,59,193,206,29,65,207,163,236,23,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+0,0,0,0,0,0,0,0,0,0,0,
+};
+static const unsigned char midge_v203[] = {
 105,147,167,74,85,169,217,153,44,202,47,77,193,10,157,21,157,248,246,185,243,197,247,33,33,103,70,88,96,114,
 181,4,
 };
-static const unsigned char midge_v200[] = {
+static const unsigned char midge_v204[] = {
 57,163,237,202,62,107,14,145,2,81,145,98,106,129,17,8,250,237,152,164,137,35,237,30,23,141,132,248,210,191,
 134,25,
 };
-static const unsigned char midge_v201[] = {
+static const unsigned char midge_v205[] = {
 0,
 };
-static const unsigned char midge_v202[] = {
+static const unsigned char midge_v206[] = {
 0,
 };
-static const unsigned char midge_v203[] = {
+static const unsigned char midge_v207[] = {
 155,36,136,190,50,243,3,94,188,153,217,81,193,49,25,213,190,198,140,90,252,250,205,169,9,195,16,26,141,70,121,
 17,108,76,71,136,79,141,159,207,154,238,169,122,12,185,237,149,
 };
-static const unsigned char midge_v204[] = {
+static const unsigned char midge_v208[] = {
 27,166,60,124,79,169,130,57,92,5,14,232,179,89,91,67,156,204,140,66,90,145,72,34,136,18,134,208,243,232,84,
 198,
 };
-static const unsigned char midge_v205[] = {
+static const unsigned char midge_v209[] = {
 252,177,78,196,48,16,244,37,139,38,69,7,5,135,106,60,132,44,33,47,145,137,8,132,73,66,238,147,193,59,242,33,
 };
-static const unsigned char midge_v206[] = {
+static const unsigned char midge_v210[] = {
 97,98,111,117,116,
 };
-static const unsigned char midge_v207[] = {
+static const unsigned char midge_v211[] = {
 97,32,100,101,108,116,97,
 };
-static const unsigned char midge_v208[] = {
+static const unsigned char midge_v212[] = {
 213,32,34,207,196,45,102,125,203,95,175,141,23,46,70,255,215,84,74,173,46,232,74,60,95,77,196,134,253,88,88,
 105,60,87,74,205,200,1,124,0,41,247,137,136,168,59,239,182,170,198,66,61,227,92,160,
 };
-static const unsigned char midge_v209[] = {
+static const unsigned char midge_v213[] = {
 75,72,210,161,130,33,244,153,103,230,189,152,146,17,0,161,240,112,99,15,159,154,211,186,24,92,31,241,124,168,
 144,112,
 };
-static const unsigned char midge_v210[] = {
+static const unsigned char midge_v214[] = {
 238,83,87,42,118,45,77,238,30,211,196,181,243,48,77,232,205,220,251,99,203,176,53,183,114,225,119,9,249,186,
 255,117,
 };
-static const unsigned char midge_v211[] = {
+static const unsigned char midge_v215[] = {
 109,105,100,103,101,47,49,32,115,101,97,108,101,100,0,105,105,105,105,105,105,105,105,105,105,105,105,105,105,
 105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,
 105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,105,
 };
-static const unsigned char midge_v212[] = {
+static const unsigned char midge_v216[] = {
 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31,32,33,34,35,36,
 37,38,39,40,41,42,43,44,45,46,47,48,49,50,51,52,53,54,55,56,57,58,59,60,61,62,63,64,65,66,67,68,69,70,71,
 72,73,74,75,76,77,78,79,80,81,82,83,84,85,86,87,88,89,90,91,92,93,94,95,96,97,98,99,100,101,102,103,104,
@@ -5339,7 +5355,7 @@ static const unsigned char midge_v212[] = {
 225,226,227,228,229,230,231,232,233,234,235,236,237,238,239,240,241,242,243,244,245,246,247,248,249,250,251,252,
 253,254,255,
 };
-static const unsigned char midge_v213[] = {
+static const unsigned char midge_v217[] = {
 158,241,129,112,69,221,192,89,136,21,196,51,240,20,208,244,180,128,82,143,239,78,106,62,130,194,158,165,43,14,
 208,38,221,4,0,75,146,71,113,225,22,109,36,240,180,64,77,147,53,204,105,191,29,39,243,143,134,113,142,178,37,
 52,113,23,84,181,84,183,29,163,6,56,119,238,80,219,236,36,107,145,212,0,205,121,179,202,58,94,28,248,158,16,
@@ -5786,21 +5802,27 @@ static const midge_vector_field midge_vectors[] = {
     {"signed-hello-p256", "verify", "signed", midge_v196, 47},
     {"signed-hello-p256", "verify", "signature", midge_v197, 64},
     {"signed-hello-p256", "verify", "bytes", midge_v198, 82},
-    {"sealed-1", "open", "private", midge_v199, 32},
-    {"sealed-1", "open", "public", midge_v200, 32},
-    {"sealed-1", "open", "info", midge_v201, 0},
-    {"sealed-1", "open", "body", midge_v202, 0},
-    {"sealed-1", "open", "sealed", midge_v203, 48},
-    {"sealed-2", "open", "private", midge_v204, 32},
-    {"sealed-2", "open", "public", midge_v205, 32},
-    {"sealed-2", "open", "info", midge_v206, 5},
-    {"sealed-2", "open", "body", midge_v207, 7},
-    {"sealed-2", "open", "sealed", midge_v208, 55},
-    {"sealed-3", "open", "private", midge_v209, 32},
-    {"sealed-3", "open", "public", midge_v210, 32},
-    {"sealed-3", "open", "info", midge_v211, 85},
-    {"sealed-3", "open", "body", midge_v212, 768},
-    {"sealed-3", "open", "sealed", midge_v213, 816},
+    {"signed-hello-hmac", "verify", "secret", midge_v199, 32},
+    {"signed-hello-hmac", "verify", "purpose", "device", 6},
+    {"signed-hello-hmac", "verify", "context", "pumps/pump-17", 13},
+    {"signed-hello-hmac", "verify", "signed", midge_v200, 47},
+    {"signed-hello-hmac", "verify", "signature", midge_v201, 64},
+    {"signed-hello-hmac", "verify", "bytes", midge_v202, 82},
+    {"sealed-1", "open", "private", midge_v203, 32},
+    {"sealed-1", "open", "public", midge_v204, 32},
+    {"sealed-1", "open", "info", midge_v205, 0},
+    {"sealed-1", "open", "body", midge_v206, 0},
+    {"sealed-1", "open", "sealed", midge_v207, 48},
+    {"sealed-2", "open", "private", midge_v208, 32},
+    {"sealed-2", "open", "public", midge_v209, 32},
+    {"sealed-2", "open", "info", midge_v210, 5},
+    {"sealed-2", "open", "body", midge_v211, 7},
+    {"sealed-2", "open", "sealed", midge_v212, 55},
+    {"sealed-3", "open", "private", midge_v213, 32},
+    {"sealed-3", "open", "public", midge_v214, 32},
+    {"sealed-3", "open", "info", midge_v215, 85},
+    {"sealed-3", "open", "body", midge_v216, 768},
+    {"sealed-3", "open", "sealed", midge_v217, 816},
     {NULL, NULL, NULL, NULL, 0}
 };
 

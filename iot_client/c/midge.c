@@ -1,0 +1,3810 @@
+/* Midge for microcontrollers: see midge.h.
+ *
+ * Sections: bytes · checksums · msgpack · names · the client's state · what is read · coded integers · the model ·
+ * codecs · the outbox · training · statistics · MQTT · what is sent · fetching · the session · the interface.
+ *
+ * Compile with -ffp-contract=off: a fused multiply-add rounds once where two roundings are meant, and then the bytes of
+ * an update depend on the processor. No function calls itself, and each length that came over the wire is checked
+ * against the room that there is before it is used.
+ *
+ * SPDX-License-Identifier: Apache-2.0
+ */
+#include "midge.h"
+
+#include <math.h>
+#include <string.h>
+
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#endif
+
+/* Updates are IEEE 754, statistics float64: a board whose double has 4 bytes cannot take part. */
+typedef char midge_needs_float32[sizeof(float) == 4 ? 1 : -1];
+typedef char midge_needs_float64[sizeof(double) == 8 ? 1 : -1];
+
+#define SECTION 2048u     /* values that share a shift and two Rice parameters */
+#define BLOCK (64u * SECTION)
+#define WIDEST 30u        /* bits of a Rice parameter, at most */
+#define GROUP 256u        /* numbers of a codec that share a Rice parameter */
+#define SMALL 256u        /* values of a small tensor, at most */
+#define SMALLEST 1e-37f   /* a step that is not above it stands for zeros: 1 / step would leave float32 */
+#define WINDOW 4u         /* chunks of a frame that are asked for at a time; the protocol allows 8 */
+#define NORMS 9u          /* deltas that the median for the clip covers */
+#define MOST_SECONDS 1e6f /* that anything is put off: times are compared over half of 2^32 milliseconds */
+
+#if defined(__GNUC__)
+#define ONCE __attribute__((noinline)) /* small and called often: a copy at each call would be half of the code */
+#else
+#define ONCE
+#endif
+
+typedef struct bytes {
+    const uint8_t *data;
+    size_t size;
+} bytes;
+
+/* ======================================================================================================== bytes */
+
+static ONCE void put_le(uint8_t *at, uint64_t value, unsigned size)
+{
+    for (unsigned i = 0; i < size; i++)
+        at[i] = (uint8_t)(value >> (8u * i));
+}
+
+static ONCE uint64_t get_le(const uint8_t *at, unsigned size)
+{
+    uint64_t value = 0;
+    for (unsigned i = size; i-- > 0;)
+        value = value << 8 | at[i];
+    return value;
+}
+
+static uint64_t get_be(const uint8_t *at, unsigned size)
+{
+    uint64_t value = 0;
+    for (unsigned i = 0; i < size; i++)
+        value = value << 8 | at[i];
+    return value;
+}
+
+static float float_of(uint32_t bits)
+{
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static uint32_t bits_of(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+static double double_of(uint64_t bits)
+{
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static uint64_t bits_of_double(double value)
+{
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+static ONCE bool finite_float(float value)
+{
+    return (bits_of(value) & 0x7f800000u) != 0x7f800000u;
+}
+
+static bool finite_double(double value)
+{
+    return (bits_of_double(value) >> 52 & 0x7ffu) != 0x7ffu;
+}
+
+static bool same_text(bytes text, const char *word)
+{
+    size_t size = strlen(word);
+    return text.size == size && memcmp(text.data, word, size) == 0;
+}
+
+static ONCE bytes rest_of(bytes whole, size_t from)
+{
+    bytes found = {whole.data, 0};
+    if (from < whole.size) {
+        found.data = whole.data + from;
+        found.size = whole.size - from;
+    }
+    return found;
+}
+
+/* ==================================================================================================== checksums */
+
+uint32_t midge_crc32(uint32_t crc, const void *data, size_t size)
+{
+    /* Four bits at a time: 64 bytes of table. */
+    static const uint32_t table[16] = {
+        0x00000000u, 0x1db71064u, 0x3b6e20c8u, 0x26d930acu, 0x76dc4190u, 0x6b6b51f4u, 0x4db26158u, 0x5005713cu,
+        0xedb88320u, 0xf00f9344u, 0xd6d6a3e8u, 0xcb61b38cu, 0x9b64c2b0u, 0x86d3d2d4u, 0xa00ae278u, 0xbdbdf21cu};
+    const uint8_t *at = (const uint8_t *)data;
+    crc = ~crc;
+    for (size_t i = 0; i < size; i++) {
+        crc ^= at[i];
+        crc = crc >> 4 ^ table[crc & 15u];
+        crc = crc >> 4 ^ table[crc & 15u];
+    }
+    return ~crc;
+}
+
+static uint32_t rotate(uint32_t value, unsigned bits)
+{
+    return value >> bits | value << (32u - bits);
+}
+
+static void sha256_block(midge_sha256 *sha, const uint8_t *block)
+{
+    static const uint32_t k[64] = {
+        0x428a2f98u, 0x71374491u, 0xb5c0fbcfu, 0xe9b5dba5u, 0x3956c25bu, 0x59f111f1u, 0x923f82a4u, 0xab1c5ed5u,
+        0xd807aa98u, 0x12835b01u, 0x243185beu, 0x550c7dc3u, 0x72be5d74u, 0x80deb1feu, 0x9bdc06a7u, 0xc19bf174u,
+        0xe49b69c1u, 0xefbe4786u, 0x0fc19dc6u, 0x240ca1ccu, 0x2de92c6fu, 0x4a7484aau, 0x5cb0a9dcu, 0x76f988dau,
+        0x983e5152u, 0xa831c66du, 0xb00327c8u, 0xbf597fc7u, 0xc6e00bf3u, 0xd5a79147u, 0x06ca6351u, 0x14292967u,
+        0x27b70a85u, 0x2e1b2138u, 0x4d2c6dfcu, 0x53380d13u, 0x650a7354u, 0x766a0abbu, 0x81c2c92eu, 0x92722c85u,
+        0xa2bfe8a1u, 0xa81a664bu, 0xc24b8b70u, 0xc76c51a3u, 0xd192e819u, 0xd6990624u, 0xf40e3585u, 0x106aa070u,
+        0x19a4c116u, 0x1e376c08u, 0x2748774cu, 0x34b0bcb5u, 0x391c0cb3u, 0x4ed8aa4au, 0x5b9cca4fu, 0x682e6ff3u,
+        0x748f82eeu, 0x78a5636fu, 0x84c87814u, 0x8cc70208u, 0x90befffau, 0xa4506cebu, 0xbef9a3f7u, 0xc67178f2u};
+    uint32_t w[16], s[8];
+    for (unsigned i = 0; i < 16; i++)
+        w[i] = (uint32_t)get_be(block + 4 * i, 4);
+    memcpy(s, sha->state, sizeof s);
+    for (unsigned i = 0; i < 64; i++) {
+        if (i >= 16) { /* the schedule in a ring of 16 */
+            uint32_t a = w[(i + 1) & 15], b = w[(i + 14) & 15];
+            w[i & 15] += w[(i + 9) & 15] + (rotate(a, 7) ^ rotate(a, 18) ^ a >> 3) +
+                         (rotate(b, 17) ^ rotate(b, 19) ^ b >> 10);
+        }
+        uint32_t t1 = s[7] + (rotate(s[4], 6) ^ rotate(s[4], 11) ^ rotate(s[4], 25)) +
+                      ((s[4] & s[5]) ^ (~s[4] & s[6])) + k[i] + w[i & 15];
+        uint32_t t2 = (rotate(s[0], 2) ^ rotate(s[0], 13) ^ rotate(s[0], 22)) +
+                      ((s[0] & s[1]) ^ (s[0] & s[2]) ^ (s[1] & s[2]));
+        memmove(s + 1, s, 7 * sizeof s[0]);
+        s[4] += t1;
+        s[0] = t1 + t2;
+    }
+    for (unsigned i = 0; i < 8; i++)
+        sha->state[i] += s[i];
+}
+
+void midge_sha256_begin(midge_sha256 *sha)
+{
+    static const uint32_t start[8] = {0x6a09e667u, 0xbb67ae85u, 0x3c6ef372u, 0xa54ff53au,
+                                      0x510e527fu, 0x9b05688cu, 0x1f83d9abu, 0x5be0cd19u};
+    memcpy(sha->state, start, sizeof start);
+    sha->length = 0;
+}
+
+void midge_sha256_add(midge_sha256 *sha, const void *data, size_t size)
+{
+    const uint8_t *at = (const uint8_t *)data;
+    while (size > 0) {
+        size_t filled = (size_t)(sha->length & 63u), part = 64u - filled;
+        if (part > size)
+            part = size;
+        memcpy(sha->block + filled, at, part);
+        sha->length += part;
+        at += part;
+        size -= part;
+        if ((sha->length & 63u) == 0)
+            sha256_block(sha, sha->block);
+    }
+}
+
+void midge_sha256_end(midge_sha256 *sha, uint8_t digest[32])
+{
+    uint64_t bits = sha->length * 8u;
+    uint8_t tail[72] = {0x80}, length = (uint8_t)(64u - ((sha->length + 8u) & 63u));
+    for (unsigned i = 0; i < 8; i++)
+        tail[length + i] = (uint8_t)(bits >> (56u - 8u * i));
+    midge_sha256_add(sha, tail, (size_t)length + 8u);
+    for (unsigned i = 0; i < 32; i++)
+        digest[i] = (uint8_t)(sha->state[i / 4] >> (24u - 8u * (i & 3u)));
+}
+
+/* ====================================================================================================== msgpack */
+
+typedef enum kind_of_item {
+    ITEM_NIL, ITEM_BOOL, ITEM_INT, ITEM_FLOAT, ITEM_TEXT, ITEM_BIN, ITEM_ARRAY, ITEM_MAP
+} kind_of_item;
+
+typedef struct item {
+    kind_of_item kind;
+    bool negative;   /* of an integer below 0, whose value is then in `number` as two's complement */
+    uint64_t number; /* of a bool or an integer; how many items follow an array, pairs a map */
+    double real;     /* of a number of any kind */
+    bytes data;      /* of text and bin */
+} item;
+
+/* Reads items one after the other; `bad` once there was anything that is none. */
+typedef struct reader {
+    const uint8_t *at, *end;
+    bool bad;
+} reader;
+
+static reader reader_of(bytes data)
+{
+    reader r = {data.data, data.data + data.size, false};
+    return r;
+}
+
+static uint64_t take_number(reader *r, unsigned size)
+{
+    if ((size_t)(r->end - r->at) < size) {
+        r->bad = true;
+        r->at = r->end;
+        return 0;
+    }
+    r->at += size;
+    return get_be(r->at - size, size);
+}
+
+static void take_data(reader *r, item *found, kind_of_item kind, uint64_t size)
+{
+    found->kind = kind;
+    if ((uint64_t)(r->end - r->at) < size) {
+        r->bad = true;
+        r->at = r->end;
+        size = 0;
+    }
+    found->data.data = r->at;
+    found->data.size = (size_t)size;
+    r->at += size;
+}
+
+static void take_count(reader *r, item *found, kind_of_item kind, uint64_t count)
+{
+    found->kind = kind;
+    found->number = count;
+    if (count * (kind == ITEM_MAP ? 2u : 1u) > (uint64_t)(r->end - r->at))
+        r->bad = true; /* each item has a byte at least */
+}
+
+static void take_integer(item *found, uint64_t value, unsigned size, bool with_sign)
+{
+    uint64_t top = (uint64_t)1 << (8u * size - 1u);
+    found->kind = ITEM_INT;
+    found->negative = with_sign && (value & top) != 0;
+    if (found->negative && size < 8)
+        value |= ~(top * 2u - 1u);
+    found->number = value;
+    found->real = found->negative ? -(double)(~value + 1u) : (double)value;
+}
+
+/* The next item; of an array or a map its items follow as items of their own. */
+static ONCE item next_item(reader *r)
+{
+    item found = {ITEM_NIL, false, 0, 0, {NULL, 0}};
+    uint8_t byte = (uint8_t)take_number(r, 1);
+    if (r->bad)
+        return found;
+    if (byte < 0x80 || byte >= 0xe0)
+        take_integer(&found, byte, 1, byte >= 0xe0);
+    else if (byte < 0x90)
+        take_count(r, &found, ITEM_MAP, byte & 15u);
+    else if (byte < 0xa0)
+        take_count(r, &found, ITEM_ARRAY, byte & 15u);
+    else if (byte < 0xc0)
+        take_data(r, &found, ITEM_TEXT, byte & 31u);
+    else if (byte == 0xc2 || byte == 0xc3) {
+        found.kind = ITEM_BOOL;
+        found.number = byte & 1u;
+    } else if (byte >= 0xc4 && byte <= 0xc6)
+        take_data(r, &found, ITEM_BIN, take_number(r, 1u << (byte - 0xc4u)));
+    else if (byte == 0xca) {
+        found.kind = ITEM_FLOAT;
+        found.real = (double)float_of((uint32_t)take_number(r, 4));
+    } else if (byte == 0xcb) {
+        found.kind = ITEM_FLOAT;
+        found.real = double_of(take_number(r, 8));
+    } else if (byte >= 0xcc && byte <= 0xcf)
+        take_integer(&found, take_number(r, 1u << (byte - 0xccu)), 1u << (byte - 0xccu), false);
+    else if (byte >= 0xd0 && byte <= 0xd3)
+        take_integer(&found, take_number(r, 1u << (byte - 0xd0u)), 1u << (byte - 0xd0u), true);
+    else if (byte >= 0xd9 && byte <= 0xdb)
+        take_data(r, &found, ITEM_TEXT, take_number(r, 1u << (byte - 0xd9u)));
+    else if (byte == 0xdc || byte == 0xdd)
+        take_count(r, &found, ITEM_ARRAY, take_number(r, 2u << (byte - 0xdcu)));
+    else if (byte == 0xde || byte == 0xdf)
+        take_count(r, &found, ITEM_MAP, take_number(r, 2u << (byte - 0xdeu)));
+    else if (byte != 0xc0)
+        r->bad = true;
+    return found;
+}
+
+/* Pass over an item that was read, with all that is in it. */
+static void pass_over(reader *r, const item *read)
+{
+    uint64_t left = read->kind == ITEM_ARRAY ? read->number : read->kind == ITEM_MAP ? 2u * read->number : 0;
+    while (left > 0 && !r->bad) {
+        item inner = next_item(r);
+        left--;
+        if (inner.kind == ITEM_ARRAY)
+            left += inner.number;
+        else if (inner.kind == ITEM_MAP)
+            left += 2u * inner.number;
+    }
+}
+
+/* Writes into room of a fixed size; `full` once something did not fit. */
+typedef struct writer {
+    uint8_t *data;
+    size_t room, at;
+    bool full;
+} writer;
+
+static void write_bytes(writer *w, const void *data, size_t size)
+{
+    if (size > w->room - w->at) {
+        w->full = true;
+        return;
+    }
+    if (size > 0)
+        memcpy(w->data + w->at, data, size);
+    w->at += size;
+}
+
+static ONCE void write_byte(writer *w, unsigned byte)
+{
+    uint8_t one = (uint8_t)byte;
+    write_bytes(w, &one, 1);
+}
+
+/* Big-endian, in 1 to 4 bytes. */
+static ONCE void write_be(writer *w, uint32_t value, unsigned size)
+{
+    while (size-- > 0)
+        write_byte(w, value >> (8u * size) & 0xffu);
+}
+
+static ONCE void write_tagged(writer *w, unsigned tag, uint32_t value, unsigned size)
+{
+    write_byte(w, tag);
+    write_be(w, value, size);
+}
+
+static void write_long(writer *w, unsigned tag, uint64_t value)
+{
+    write_tagged(w, tag, (uint32_t)(value >> 32), 4);
+    write_be(w, (uint32_t)value, 4);
+}
+
+static ONCE void write_integer(writer *w, uint32_t value)
+{
+    if (value < 0x80u)
+        write_byte(w, value);
+    else if (value <= 0xffu)
+        write_tagged(w, 0xcc, value, 1);
+    else if (value <= 0xffffu)
+        write_tagged(w, 0xcd, value, 2);
+    else
+        write_tagged(w, 0xce, value, 4);
+}
+
+static void write_wide(writer *w, uint64_t value)
+{
+    if (value <= UINT32_MAX)
+        write_integer(w, (uint32_t)value);
+    else
+        write_long(w, 0xcf, value);
+}
+
+static void write_map(writer *w, unsigned pairs)
+{
+    if (pairs < 16)
+        write_byte(w, 0x80u | pairs);
+    else
+        write_tagged(w, 0xde, pairs, 2);
+}
+
+static void write_array(writer *w, unsigned items)
+{
+    if (items < 16)
+        write_byte(w, 0x90u | items);
+    else
+        write_tagged(w, 0xdc, items, 2);
+}
+
+static void write_text(writer *w, bytes text)
+{
+    if (text.size < 32)
+        write_byte(w, 0xa0u | (unsigned)text.size);
+    else if (text.size <= 0xff)
+        write_tagged(w, 0xd9, (uint32_t)text.size, 1);
+    else
+        write_tagged(w, 0xda, (uint32_t)text.size, 2);
+    write_bytes(w, text.data, text.size);
+}
+
+static void write_word(writer *w, const char *word)
+{
+    bytes text = {(const uint8_t *)word, strlen(word)};
+    write_text(w, text);
+}
+
+static void write_bin(writer *w, const void *data, size_t size)
+{
+    if (size <= 0xff)
+        write_tagged(w, 0xc4, (uint32_t)size, 1);
+    else
+        write_tagged(w, 0xc5, (uint32_t)size, 2);
+    write_bytes(w, data, size);
+}
+
+static void write_real(writer *w, double value)
+{
+    write_long(w, 0xcb, bits_of_double(value));
+}
+
+/* ======================================================================================================== names */
+
+/* Numbers of the wire's names that this client knows. */
+enum {
+    N_KIND = 0, N_UPDATE = 1, N_OFFER = 2, N_CHUNK = 3, N_FETCH = 4, N_STATISTICS = 5, N_REPORT = 6, N_HELLO = 7,
+    N_RECEIPT = 8, N_AGGREGATOR = 9, N_ANNOUNCEMENT = 10, N_PART = 11, N_OUTBOX = 13, N_FIRST = 14, N_SEQ = 15,
+    N_LINEAGE = 16, N_GENERATION = 17, N_BASE = 18, N_CODEC = 21, N_SIZE = 22, N_SHA256 = 23, N_EXAMPLES = 24,
+    N_STEPS = 25, N_SECONDS = 26, N_PLAN = 27, N_METRICS = 28, N_PARTS = 29, N_VERSION = 31, N_SPAN = 32,
+    N_CHANNEL = 33, N_NAMES = 34, N_STATE = 36, N_NEXT = 37, N_WAKES = 38, N_CAPABILITIES = 39, N_VERDICT = 40,
+    N_WHY = 41, N_RETRY_AFTER = 42, N_REPEAT = 43, N_HI = 46, N_SETTLED = 47, N_GRANTS = 48, N_BOOT = 49, N_STEP = 50,
+    N_REVISION = 51, N_LEARNING_RATE = 52, N_LOCAL_STEPS = 53, N_EPOCHS = 54, N_BATCH_SIZE = 55, N_PROXIMAL = 56,
+    N_FEEDBACK = 57, N_FEWEST_STEPS = 59, N_MOST_STEPS = 60, N_NAME = 63, N_CHANNELS = 64, N_SHARE = 65,
+    N_INTERVAL = 66, N_FEDERATION = 69, N_PHASE = 70, N_DIGEST = 71, N_FRAMES = 72, N_MOMENTS = 73,
+    N_PARTICIPATION = 74, N_ISSUED = 75, N_BYTE_RATE = 80, N_DEVICES = 81, N_BODY = 82, N_NUMBER = 85, N_LOSS = 88,
+    N_ACCURACY = 89, N_MACHINE = 91, N_TOKEN = 97, N_TO = 99, N_BASE_DIGEST = 100, N_WAITS = 106, N_REST = 111,
+    N_TROUBLE = 112, N_LARGEST = 113, N_CLASS = 115, N_MICRO_CODEC = 116,
+    N_SCHEMA_HASH = 19,
+    /* These travel as text: */
+    N_SNAPSHOT = 200, N_EXPONENT, N_SCHEMA, N_FROZEN, N_FILLING,
+    N_UNKNOWN = 255
+};
+
+/* Each name's number as a byte, then its word. */
+static const char names[] =
+    "\000kind\0" "\001update\0" "\002offer\0" "\003chunk\0" "\004fetch\0" "\005statistics\0" "\006report\0"
+    "\007hello\0" "\010receipt\0" "\011aggregator\0" "\012announcement\0" "\013part\0" "\015outbox\0"
+    "\017seq\0" "\020lineage\0" "\021generation\0" "\023schema_hash\0" "\025codec\0" "\026size\0"
+    "\027sha256\0" "\031steps\0" "\032seconds\0" "\033plan\0" "\035parts\0" "\037version\0" "\040span\0"
+    "\041channel\0" "\044state\0" "\050verdict\0" "\051why\0" "\052retry_after\0" "\053repeat\0" "\056hi\0"
+    "\057settled\0" "\060grants\0" "\061boot\0" "\062step\0" "\063revision\0" "\064learning_rate\0"
+    "\065local_steps\0" "\066epochs\0" "\067batch_size\0" "\070proximal\0" "\071feedback\0"
+    "\073fewest_steps\0" "\074most_steps\0" "\077name\0" "\100channels\0" "\101share\0" "\102interval\0"
+    "\105federation\0" "\106phase\0" "\107digest\0" "\110frames\0" "\111moments\0" "\112participation\0"
+    "\113issued\0" "\120byte_rate\0" "\121devices\0" "\122body\0" "\125number\0" "\141token\0" "\143to\0"
+    "\157rest\0" "\310snapshot\0" "\311exponent\0" "\312schema\0" "\313frozen\0" "\314filling\0"
+    "\160trouble\0" "\163class\0" "\164micro_codec\0";
+
+/* What a key or a kind says, as a number or as text. */
+static unsigned name_of(const item *said)
+{
+    if (said->kind == ITEM_INT && !said->negative && said->number < 128)
+        return (unsigned)said->number;
+    if (said->kind == ITEM_TEXT)
+        for (const char *at = names; at < names + sizeof names - 1; at += strlen(at + 1) + 2)
+            if (same_text(said->data, at + 1))
+                return (uint8_t)*at;
+    return N_UNKNOWN;
+}
+
+/* The next pair of a map: its key's number, and its value. `left` counts down from the map's pairs. */
+static bool next_pair(reader *r, uint64_t *left, unsigned *key, item *value)
+{
+    if (*left == 0 || r->bad)
+        return false;
+    --*left;
+    item said = next_item(r);
+    pass_over(r, &said);
+    *key = name_of(&said);
+    *value = next_item(r);
+    return !r->bad;
+}
+
+static bool is_unsigned(const item *value)
+{
+    return value->kind == ITEM_INT && !value->negative;
+}
+
+static uint32_t clamped(const item *value) /* for numbers that no board reaches */
+{
+    return !is_unsigned(value) ? 0 : value->number > UINT32_MAX ? UINT32_MAX : (uint32_t)value->number;
+}
+
+static double real_of(const item *value)
+{
+    bool number = value->kind == ITEM_INT || value->kind == ITEM_FLOAT;
+    return number && finite_double(value->real) ? value->real : 0;
+}
+
+static float positive(const item *value)
+{
+    double real = real_of(value);
+    return real > 0 ? real < 1e30 ? (float)real : 1e30f : 0;
+}
+
+/* A list in a header, to be read where it lies. */
+typedef struct list {
+    reader items;
+    uint64_t count;
+} list;
+
+/* How a field of a header is taken into a structure, and where. One of the wrong type counts as not there. */
+enum form {
+    FORM_ID, FORM_U64, FORM_U32, FORM_CLAMPED, FORM_SIGNED, FORM_POSITIVE, FORM_REAL, FORM_TRUE, FORM_TEXT, FORM_BIN,
+    FORM_LIST, FORM_NAME
+};
+
+typedef struct field {
+    uint8_t key, form;
+    uint16_t at;
+} field;
+
+static bool take_field(const reader *r, const item *value, unsigned form, void *to)
+{
+    bytes *text = (bytes *)to;
+    bool whole = is_unsigned(value);
+    uint32_t number = clamped(value);
+    switch (form) {
+    case FORM_ID:
+        if (value->kind != ITEM_BIN || value->data.size < 16)
+            return false;
+        memcpy(to, value->data.data, 16);
+        return true;
+    case FORM_U64:
+        if (whole)
+            memcpy(to, &value->number, sizeof value->number);
+        return whole;
+    case FORM_U32: whole = whole && value->number <= UINT32_MAX; /* fall through */
+    case FORM_CLAMPED:
+        if (whole)
+            memcpy(to, &number, sizeof number);
+        return whole;
+    case FORM_SIGNED: /* a small one; what is larger is out of any range */
+        if (value->negative ? number != 0 : !whole)
+            return false;
+        *(int32_t *)to = value->negative ? (int32_t)value->number : number > INT32_MAX ? INT32_MAX : (int32_t)number;
+        return true;
+    case FORM_POSITIVE: *(float *)to = positive(value); return true;
+    case FORM_REAL: *(double *)to = real_of(value); return true;
+    case FORM_TRUE: *(bool *)to = value->number != 0; return true;
+    case FORM_NAME: *(unsigned *)to = name_of(value); return true;
+    case FORM_LIST: {
+        list found = {*r, value->number};
+        if (value->kind == ITEM_ARRAY || value->kind == ITEM_MAP)
+            memcpy(to, &found, sizeof found);
+        return value->kind == ITEM_ARRAY || value->kind == ITEM_MAP;
+    }
+    default:
+        if (value->kind != (form == FORM_TEXT ? ITEM_TEXT : ITEM_BIN))
+            return false;
+        *text = value->data;
+        return true;
+    }
+}
+
+/* Take the fields of a map of `left` pairs; a bit for each that was there. Others are passed over. */
+static unsigned take_fields(reader *r, uint64_t left, const field *fields, unsigned count, void *to)
+{
+    unsigned key, seen = 0;
+    item value;
+    while (next_pair(r, &left, &key, &value)) {
+        for (unsigned i = 0; i < count; i++)
+            if (fields[i].key == key && take_field(r, &value, fields[i].form, (uint8_t *)to + fields[i].at))
+                seen |= 1u << i;
+        pass_over(r, &value);
+    }
+    return seen;
+}
+
+#define COUNT(table) ((unsigned)(sizeof(table) / sizeof(table)[0]))
+
+/* Split a payload into its header, of which the number of pairs is given, and its body. */
+static bool open_frame(bytes payload, reader *header, uint64_t *pairs, bytes *body)
+{
+    if (payload.size < 2)
+        return false;
+    size_t length = (size_t)get_le(payload.data, 2);
+    if (length > payload.size - 2)
+        return false;
+    bytes inner = {payload.data + 2, length};
+    *header = reader_of(inner);
+    *body = rest_of(payload, 2 + length);
+    item map = next_item(header);
+    *pairs = map.number;
+    return !header->bad && map.kind == ITEM_MAP;
+}
+
+/* ========================================================================================== the client's state */
+
+/* A tensor of the model, as the schema has it. */
+typedef struct tensor {
+    uint32_t name;           /* CRC-32 of its name */
+    uint32_t at, size;       /* in the shared vector; of a frozen one, byte and bytes in the frozen tensors */
+    uint32_t rows, columns;  /* its sides; 1 for those that it does not have, both 0 if it has more */
+    float step;              /* while encoding: what its integers are multiplied by */
+    enum { TRAINED, AVERAGED, FROZEN, ELSEWHERE } role;
+    bool is_float32;
+} tensor;
+
+/* One frame on the way to a version: a step over `span` versions, or a snapshot if `span` is 0. */
+typedef struct hop {
+    uint32_t version, span, size, parts;
+} hop;
+
+typedef struct statistic {
+    char name[24];
+    uint32_t channels;
+} statistic;
+
+/* What is trained from, or will be. */
+typedef struct goal {
+    uint8_t lineage[16], schema_hash[16], digest[16];
+    double issued;
+    uint32_t version, generation, chunk, devices;
+    float share, interval, byte_rate;
+    bool statistics; /* the phase: nothing to train from yet */
+    midge_plan plan;
+} goal;
+
+/* The outbox as it lies in flash: META bytes, then the body, then what is left to say. */
+typedef struct record {
+    uint32_t magic, crc, counter; /* the checksum is of all that follows it in these META bytes */
+    uint32_t body_crc, left_crc;
+    uint32_t size, left;          /* bytes of the body; values of what is left */
+    uint32_t generation;
+    uint64_t outbox;
+    uint32_t next, seq, version, loses, spare[2]; /* seq 0: no update is held; loses: it leaves out what is lost */
+    uint8_t lineage[16], schema_hash[16], sha256[16], base_digest[8];
+    char codec[24];
+    uint32_t examples, steps, revision, norm_count;
+    float seconds, loss, accuracy;
+    float norms[NORMS];
+} record;
+
+typedef char midge_record_fits[sizeof(record) == MIDGE_META ? 1 : -1];
+
+typedef enum link_state { LINK_DOWN, LINK_GREETED, LINK_JOINING, LINK_UP } link_state;
+typedef enum work_state { WORK_NONE, WORK_TURN, WORK_FETCH, WORK_TRAIN, WORK_MEASURE } work_state;
+
+struct midge { /* what is used most comes first: within 128 bytes an instruction of Thumb has two bytes, not four */
+    link_state link;
+    midge_status end; /* what ends this device, or MIDGE_IDLE */
+    work_state work;
+    bool have;        /* n is a model */
+    bool serves, ready, settled_once, greets;
+    bool newer;       /* an announcement was passed over, and is to be asked for at `newer_at` */
+    bool after;       /* but only once the update that is held is settled */
+    bool suspected, answered, sound, frame_known, has_trained;
+    uint8_t slot, short_lives; /* connections that ended soon after they had begun, one after the other */
+    uint8_t hop_count, hop_at, tries, statistic_count;
+    uint16_t packet_id;
+    /* Milliseconds; times wrap around and are compared by `is_due`. */
+    uint32_t clock, last_now, heard, said, joining_until, greeted_at, greet_at, greet_wait, send_at, sent_at, send_wait,
+        newer_at, work_at, trained_at, moments_at, moments_wait;
+    /* Memory. */
+    uint32_t *scratch; /* MIDGE_SCRATCH bytes */
+    int32_t *n;        /* the model's integers: `count` values times two to the power of `exponent` */
+    float *w;          /* the weights while training; the frame while fetching */
+    uint8_t *frame;    /* the same memory */
+    uint8_t *frozen, *rx, *tx;
+    uint32_t frame_room, count, frozen_size, tensor_count, received;
+    int32_t exponent;
+    size_t skipping;
+    uint32_t part, got; /* the first part that is missing, and which of the WINDOW from there are here */
+    uint32_t version;   /* of n, which may be on its way; `sound`: its digest was right */
+    uint32_t generation, draws;
+    uint64_t number, boot, token;
+    const char *waits;
+    const midge_moment *moments;
+    midge_port port;
+    uint8_t schema_hash[16], lineage[16], frame_sha[16];
+    goal target;
+    record outbox;
+    midge_config config;
+    hop hops[MIDGE_HOPS];
+    statistic statistics[MIDGE_STATISTICS];
+    tensor tensors[MIDGE_TENSORS];
+};
+
+typedef char midge_self_fits[sizeof(struct midge) <= MIDGE_SELF ? 1 : -1];
+
+/* An event of text, which may be none. */
+static midge_event event_of(midge_tiding tiding, uint64_t number, bytes text, bytes why)
+{
+    midge_event event = {tiding, number, false, false, false, {(const char *)text.data, text.size},
+                         {(const char *)why.data, why.size}};
+    return event;
+}
+
+static void tell(const midge *m, const midge_event *event)
+{
+    if (m->config.event != NULL)
+        m->config.event(m->config.context, event);
+}
+
+static ONCE void tell_words(const midge *m, midge_tiding tiding, uint64_t number, bytes text, bytes why)
+{
+    midge_event event = event_of(tiding, number, text, why);
+    tell(m, &event);
+}
+
+static ONCE void tell_why(const midge *m, midge_tiding tiding, uint64_t number, const char *why)
+{
+    bytes none = {NULL, 0}, words = {(const uint8_t *)why, strlen(why)};
+    tell_words(m, tiding, number, none, words);
+}
+
+static ONCE bool is_due(const midge *m, uint32_t at)
+{
+    return (int32_t)(m->clock - at) >= 0;
+}
+
+static uint64_t draw(midge *m)
+{
+    midge_sha256 sha;
+    uint8_t digest[32], count[8];
+    put_le(count, ++m->draws, 8);
+    midge_sha256_begin(&sha);
+    midge_sha256_add(&sha, m->config.entropy, sizeof m->config.entropy);
+    midge_sha256_add(&sha, count, sizeof count);
+    midge_sha256_end(&sha, digest);
+    return get_le(digest, 8);
+}
+
+/* ================================================================================================ what is read */
+
+/* An announcement in its envelope, as far as it concerns a device. */
+typedef struct announcement {
+    goal target;
+    bytes federation, phase, channel, frames;
+    list plan, participation, moments;
+    float rest;
+    bool training;
+    unsigned kind, statistic_count; /* more than MIDGE_STATISTICS: it asks for more than fit */
+    statistic statistics[MIDGE_STATISTICS];
+} announcement;
+
+/* A name that is longer than any known here is kept as none. */
+static void copy_codec(char to[24], bytes name)
+{
+    memset(to, 0, 24);
+    if (name.size < 24)
+        memcpy(to, name.data, name.size);
+}
+
+static void read_plan(list *map, midge_plan *plan)
+{
+    static const field fields[] = {
+        {N_REVISION, FORM_CLAMPED, offsetof(midge_plan, revision)},
+        {N_LEARNING_RATE, FORM_POSITIVE, offsetof(midge_plan, learning_rate)},
+        {N_LOCAL_STEPS, FORM_CLAMPED, offsetof(midge_plan, local_steps)},
+        {N_EPOCHS, FORM_CLAMPED, offsetof(midge_plan, epochs)},
+        {N_BATCH_SIZE, FORM_CLAMPED, offsetof(midge_plan, batch_size)},
+        {N_PROXIMAL, FORM_POSITIVE, offsetof(midge_plan, proximal)},
+        {N_SECONDS, FORM_POSITIVE, offsetof(midge_plan, seconds)},
+        {N_FEWEST_STEPS, FORM_CLAMPED, offsetof(midge_plan, fewest_steps)},
+        {N_MOST_STEPS, FORM_CLAMPED, offsetof(midge_plan, most_steps)},
+        {N_FEEDBACK, FORM_TRUE, offsetof(midge_plan, feedback)}};
+    static const field words[] = {
+        {N_CODEC, FORM_TEXT, 0}, {N_CLASS, FORM_TEXT, sizeof(bytes)}, {N_MICRO_CODEC, FORM_TEXT, 2 * sizeof(bytes)}};
+    list again = *map;
+    bytes found[3] = {{NULL, 0}, {NULL, 0}, {NULL, 0}};
+    (void)take_fields(&map->items, map->count, fields, COUNT(fields), plan);
+    unsigned seen = take_fields(&again.items, again.count, words, COUNT(words), found);
+    if (seen & 1u)
+        copy_codec(plan->codec, found[0]);
+    if (seen & 4u)
+        copy_codec(plan->micro_codec, found[2]);
+    plan->micro = same_text(found[1], "micro");
+}
+
+static void read_statistics(list *maps, announcement *a)
+{
+    struct { bytes name; uint32_t channels; } said; /* the second follows the first without a gap */
+    static const field fields[] = {{N_NAME, FORM_TEXT, 0}, {N_CHANNELS, FORM_CLAMPED, sizeof(bytes)}};
+    for (; maps->count > 0 && !maps->items.bad; maps->count--) {
+        item map = next_item(&maps->items);
+        statistic *to = &a->statistics[a->statistic_count];
+        memset(&said, 0, sizeof said);
+        if (map.kind == ITEM_MAP)
+            (void)take_fields(&maps->items, map.number, fields, COUNT(fields), &said);
+        if (a->statistic_count >= MIDGE_STATISTICS || said.name.size == 0 || said.name.size >= sizeof to->name) {
+            a->statistic_count = MIDGE_STATISTICS + 1;
+            return;
+        }
+        memcpy(to->name, said.name.data, said.name.size);
+        to->channels = said.channels;
+        a->statistic_count++;
+    }
+}
+
+/* Where the envelope's body lies; an envelope has no kind. */
+static bytes open_envelope(bytes payload)
+{
+    static const field fields[] = {{N_BODY, FORM_BIN, 0}};
+    reader r;
+    uint64_t left;
+    bytes body = {NULL, 0}, rest;
+    if (open_frame(payload, &r, &left, &rest))
+        (void)take_fields(&r, left, fields, COUNT(fields), &body);
+    return body;
+}
+
+static bool read_announcement(bytes payload, announcement *a)
+{
+    static const field fields[] = {
+        {N_KIND, FORM_NAME, offsetof(announcement, kind)},
+        {N_LINEAGE, FORM_ID, offsetof(announcement, target.lineage)},
+        {N_GENERATION, FORM_U32, offsetof(announcement, target.generation)},
+        {N_VERSION, FORM_U32, offsetof(announcement, target.version)},
+        {N_SCHEMA_HASH, FORM_ID, offsetof(announcement, target.schema_hash)},
+        {N_DIGEST, FORM_ID, offsetof(announcement, target.digest)},
+        {N_PHASE, FORM_TEXT, offsetof(announcement, phase)},
+        {N_FEDERATION, FORM_TEXT, offsetof(announcement, federation)},
+        {N_CHANNEL, FORM_TEXT, offsetof(announcement, channel)},
+        {N_FRAMES, FORM_BIN, offsetof(announcement, frames)},
+        {N_CHUNK, FORM_CLAMPED, offsetof(announcement, target.chunk)},
+        {N_DEVICES, FORM_CLAMPED, offsetof(announcement, target.devices)},
+        {N_ISSUED, FORM_REAL, offsetof(announcement, target.issued)},
+        {N_BYTE_RATE, FORM_POSITIVE, offsetof(announcement, target.byte_rate)},
+        {N_PLAN, FORM_LIST, offsetof(announcement, plan)},
+        {N_PARTICIPATION, FORM_LIST, offsetof(announcement, participation)},
+        {N_MOMENTS, FORM_LIST, offsetof(announcement, moments)}};
+    static const field shares[] = {{N_SHARE, FORM_POSITIVE, offsetof(announcement, target.share)},
+                                   {N_INTERVAL, FORM_POSITIVE, offsetof(announcement, target.interval)},
+                                   {N_REST, FORM_POSITIVE, offsetof(announcement, rest)}};
+    reader r;
+    uint64_t left;
+    bytes rest;
+    midge_plan *plan = &a->target.plan;
+    memset(a, 0, sizeof *a);
+    a->target.chunk = 256u * 1024u; /* the defaults of the protocol */
+    a->target.share = 1;
+    plan->feedback = true;
+    plan->fewest_steps = 1;
+    plan->most_steps = 10000;
+    memcpy(plan->codec, "uq:4|rice", sizeof "uq:4|rice");
+    memcpy(plan->micro_codec, "int8:256", sizeof "int8:256");
+    if (!open_frame(open_envelope(payload), &r, &left, &rest))
+        return false;
+    unsigned seen = take_fields(&r, left, fields, COUNT(fields), a);
+    read_plan(&a->plan, plan);
+    (void)take_fields(&a->participation.items, a->participation.count, shares, COUNT(shares), a);
+    read_statistics(&a->moments, a);
+    a->training = same_text(a->phase, "training");
+    a->target.statistics = same_text(a->phase, "statistics");
+    if (a->rest > a->target.interval)
+        a->target.interval = a->rest;
+    return !r.bad && (seen & 0x7fu) == 0x7fu && a->kind == N_ANNOUNCEMENT &&
+           a->target.chunk > 0 && (a->channel.size == 0 || same_text(a->channel, "train"));
+}
+
+/* The aggregator's status. It may be cut short: what concerns a device comes before what is for people. */
+typedef struct aggregator_status {
+    bytes state, why;
+    uint64_t boot, token;
+} aggregator_status;
+
+static bool read_status(bytes payload, aggregator_status *s)
+{
+    static const field fields[] = {{N_STATE, FORM_TEXT, offsetof(aggregator_status, state)},
+                                   {N_BOOT, FORM_U64, offsetof(aggregator_status, boot)},
+                                   {N_WHY, FORM_TEXT, offsetof(aggregator_status, why)},
+                                   {N_TOKEN, FORM_U64, offsetof(aggregator_status, token)}};
+    memset(s, 0, sizeof *s);
+    if (payload.size < 2)
+        return false;
+    size_t length = (size_t)get_le(payload.data, 2);
+    bytes header = rest_of(payload, 2);
+    if (header.size > length)
+        header.size = length;
+    reader r = reader_of(header);
+    item map = next_item(&r);
+    r.bad = false; /* it may claim more pairs than have come */
+    return map.kind == ITEM_MAP && (take_fields(&r, map.number, fields, COUNT(fields), s) & 3u) == 3u;
+}
+
+/* A device's status: one's own come back, or that of another of the same name. */
+typedef struct hello {
+    bytes state;
+    uint64_t outbox, number, to;
+    unsigned kind;
+} hello;
+
+static bool read_hello(bytes payload, hello *h)
+{
+    static const field fields[] = {{N_STATE, FORM_TEXT, offsetof(hello, state)},
+                                   {N_KIND, FORM_NAME, offsetof(hello, kind)},
+                                   {N_OUTBOX, FORM_U64, offsetof(hello, outbox)},
+                                   {N_NUMBER, FORM_U64, offsetof(hello, number)},
+                                   {N_TO, FORM_U64, offsetof(hello, to)}};
+    reader r;
+    uint64_t left;
+    bytes rest;
+    memset(h, 0, sizeof *h);
+    return open_frame(payload, &r, &left, &rest) && (take_fields(&r, left, fields, COUNT(fields), h) & 7u) == 7u &&
+           !r.bad && h->kind == N_HELLO;
+}
+
+static bool is_live(bytes state)
+{
+    return same_text(state, "ready") || same_text(state, "training");
+}
+
+/* One verdict of a receipt. */
+typedef struct verdict {
+    bytes word, why, body;
+    uint32_t seq;
+    float retry_after;
+    bool repeat;
+} verdict;
+
+static void read_verdict(list *maps, verdict *v)
+{
+    static const field fields[] = {{N_SEQ, FORM_CLAMPED, offsetof(verdict, seq)},
+                                   {N_VERDICT, FORM_TEXT, offsetof(verdict, word)},
+                                   {N_WHY, FORM_TEXT, offsetof(verdict, why)},
+                                   {N_BODY, FORM_BIN, offsetof(verdict, body)},
+                                   {N_RETRY_AFTER, FORM_POSITIVE, offsetof(verdict, retry_after)},
+                                   {N_REPEAT, FORM_TRUE, offsetof(verdict, repeat)}};
+    item map = next_item(&maps->items);
+    memset(v, 0, sizeof *v);
+    if (map.kind == ITEM_MAP)
+        (void)take_fields(&maps->items, map.number, fields, COUNT(fields), v);
+    else
+        pass_over(&maps->items, &map);
+}
+
+/* A verdict that settles nothing: the update is kept and sent again. */
+static bool is_final(bytes word)
+{
+    return !same_text(word, "busy") && !same_text(word, "paused") && !same_text(word, "quarantined") &&
+           !same_text(word, "bad_signature");
+}
+
+/* The aggregator's word to this device: a receipt, or why something was dropped. Lists are read where they lie. */
+typedef struct word_to_us {
+    unsigned kind;
+    uint64_t outbox, token;
+    uint32_t hi;
+    list settled, grants;
+    bytes why;
+} word_to_us;
+
+static bool read_receipt(bytes payload, word_to_us *t)
+{
+    static const field fields[] = {{N_OUTBOX, FORM_U64, offsetof(word_to_us, outbox)},
+                                   {N_HI, FORM_CLAMPED, offsetof(word_to_us, hi)},
+                                   {N_KIND, FORM_NAME, offsetof(word_to_us, kind)},
+                                   {N_TOKEN, FORM_U64, offsetof(word_to_us, token)},
+                                   {N_WHY, FORM_TEXT, offsetof(word_to_us, why)},
+                                   {N_SETTLED, FORM_LIST, offsetof(word_to_us, settled)},
+                                   {N_GRANTS, FORM_LIST, offsetof(word_to_us, grants)}};
+    reader r;
+    uint64_t left;
+    bytes rest;
+    memset(t, 0, sizeof *t);
+    t->kind = N_UNKNOWN;
+    if (!open_frame(payload, &r, &left, &rest))
+        return false;
+    unsigned seen = take_fields(&r, left, fields, COUNT(fields), t);
+    return !r.bad && (t->kind == N_TROUBLE || (t->kind == N_RECEIPT && (seen & 3u) == 3u));
+}
+
+/* One chunk of a frame. */
+typedef struct part {
+    uint8_t lineage[16], sha256[16];
+    uint32_t version, span, part, parts;
+    unsigned kind;
+    bytes body;
+} part;
+
+static bool read_part(bytes payload, part *p)
+{
+    static const field fields[] = {{N_LINEAGE, FORM_ID, offsetof(part, lineage)},
+                                   {N_SHA256, FORM_ID, offsetof(part, sha256)},
+                                   {N_VERSION, FORM_U32, offsetof(part, version)},
+                                   {N_SPAN, FORM_CLAMPED, offsetof(part, span)},
+                                   {N_PART, FORM_CLAMPED, offsetof(part, part)},
+                                   {N_PARTS, FORM_CLAMPED, offsetof(part, parts)},
+                                   {N_KIND, FORM_NAME, offsetof(part, kind)}};
+    reader r;
+    uint64_t left;
+    memset(p, 0, sizeof *p);
+    return open_frame(payload, &r, &left, &p->body) && take_fields(&r, left, fields, COUNT(fields), p) == 0x7fu &&
+           !r.bad && p->kind == N_PART && p->parts > 0;
+}
+
+/* ============================================================================================== coded integers */
+
+/* Bits, highest first, from a place of a body. */
+typedef struct bit_stream {
+    const uint8_t *data;
+    uint64_t at, end; /* in bit_stream */
+} bit_stream;
+
+static bool next_bit(bit_stream *b, unsigned *bit)
+{
+    if (b->at >= b->end)
+        return false;
+    *bit = (unsigned)b->data[b->at >> 3] >> (7u - (b->at & 7u)) & 1u;
+    b->at++;
+    return true;
+}
+
+/* A Rice coded number: its high part in unary from one stream, `low` bits from another. */
+static bool next_rice(bit_stream *high, bit_stream *rest, unsigned low, uint32_t *number)
+{
+    uint32_t value = 0;
+    unsigned bit = 0;
+    do {
+        if (!next_bit(high, &bit))
+            return false;
+        value += 1u - bit;
+    } while (bit == 0);
+    if (value > (uint32_t)INT32_MAX >> low)
+        return false;
+    for (unsigned i = 0; i < low; i++) {
+        if (!next_bit(rest, &bit))
+            return false;
+        value = value << 1 | bit;
+    }
+    *number = value;
+    return true;
+}
+
+/* The five streams of a block, and the table of its sections. */
+typedef struct coded_block {
+    const uint8_t *table;
+    uint32_t sections;
+    bit_stream stream[5];
+} coded_block;
+
+static bool open_stream(bit_stream *stream, bytes *body, uint32_t size)
+{
+    if (size > body->size)
+        return false;
+    stream->data = body->data;
+    stream->at = 0;
+    stream->end = size * 8u;
+    *body = rest_of(*body, size);
+    return true;
+}
+
+static bool open_block(bytes *body, uint32_t values, coded_block *b)
+{
+    if (body->size < 8)
+        return false;
+    uint32_t unary = (uint32_t)get_le(body->data, 4), sizes = (uint32_t)get_le(body->data + 4, 4);
+    uint32_t low = 0, count = 0, fine = 0; /* of a block: at most 30 bits for each of 131,072 values */
+    b->sections = (values + SECTION - 1u) / SECTION;
+    b->table = body->data + 8;
+    if (body->size - 8 < 5u * (size_t)b->sections)
+        return false;
+    for (uint32_t i = 0; i < b->sections; i++) {
+        const uint8_t *row = b->table + 5u * i;
+        uint32_t here = (uint32_t)get_le(row, 2), length = values - i * SECTION;
+        if (here > (length < SECTION ? length : SECTION) || row[2] > WIDEST || row[3] > WIDEST || row[4] > WIDEST)
+            return false;
+        count += here;
+        low += here * row[3];
+        fine += here * row[4];
+    }
+    *body = rest_of(*body, 8 + 5u * (size_t)b->sections);
+    return open_stream(&b->stream[0], body, unary) && open_stream(&b->stream[1], body, (low + 7u) / 8u) &&
+           open_stream(&b->stream[2], body, (count + 7u) / 8u) && open_stream(&b->stream[3], body, sizes) &&
+           open_stream(&b->stream[4], body, (fine + 7u) / 8u);
+}
+
+/* Add a section's integers to `n`, of which `length` are its own. */
+static bool add_section(coded_block *b, const uint8_t *row, int32_t *n, uint32_t length)
+{
+    uint32_t place = 0, zeros, size, count = (uint32_t)get_le(row, 2);
+    unsigned sign;
+    for (uint32_t i = 0; i < count; i++, place++) {
+        if (!next_rice(&b->stream[0], &b->stream[1], row[3], &zeros) || !next_bit(&b->stream[2], &sign) ||
+            !next_rice(&b->stream[3], &b->stream[4], row[4], &size))
+            return false;
+        place += zeros;
+        if (place >= length || size + 1u > (uint32_t)INT32_MAX >> row[2])
+            return false;
+        int64_t step = (int64_t)((size + 1u) << row[2]), sum = n[place] + (sign ? -step : step);
+        if (sum > INT32_MAX || sum < -INT32_MAX)
+            return false;
+        n[place] = (int32_t)sum;
+    }
+    return true;
+}
+
+/* Add `count` coded integers, which must fill the body, to `n`. If it fails, `n` is spoilt. */
+static bool add_coded(bytes body, int32_t *n, uint32_t count)
+{
+    for (uint32_t start = 0; start < count; start += BLOCK) {
+        uint32_t values = count - start < BLOCK ? count - start : BLOCK;
+        coded_block b;
+        if (!open_block(&body, values, &b))
+            return false;
+        for (uint32_t i = 0; i < b.sections; i++) {
+            uint32_t first = i * SECTION, length = values - first < SECTION ? values - first : SECTION;
+            if (!add_section(&b, b.table + 5u * i, n + start + first, length))
+                return false;
+        }
+    }
+    return body.size == 0;
+}
+
+/* =================================================================================================== the model */
+
+static uint32_t dtype_size(bytes dtype, bool *pairs)
+{
+    static const struct { const char *word; uint8_t size; } known[] = {
+        {"float32", 4}, {"float64", 8}, {"complex64", 8}, {"complex128", 16}, {"int64", 8}, {"int32", 4}, {"int16", 2},
+        {"int8", 1}, {"uint64", 8}, {"uint32", 4}, {"uint16", 2}, {"uint8", 1}, {"bool", 1}};
+    *pairs = same_text(dtype, "complex64");
+    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
+        if (same_text(dtype, known[i].word))
+            return known[i].size;
+    return 0;
+}
+
+/* Sides of a tensor: their product, saturated; the first two are kept. */
+static uint64_t read_sides(reader *r, tensor *t)
+{
+    item sides = next_item(r);
+    uint64_t size = 1;
+    t->rows = t->columns = 1;
+    if (sides.kind != ITEM_ARRAY) {
+        r->bad = true;
+        return 0;
+    }
+    for (uint64_t i = 0; i < sides.number && !r->bad; i++) {
+        item side = next_item(r);
+        if (!is_unsigned(&side) || side.number > INT32_MAX) {
+            r->bad = true;
+            return 0;
+        }
+        size = size * side.number > INT32_MAX ? (uint64_t)INT32_MAX + 1u : size * side.number;
+        if (i == 0)
+            t->rows = (uint32_t)side.number;
+        else if (i == 1)
+            t->columns = (uint32_t)side.number;
+        else
+            t->rows = t->columns = 0;
+    }
+    return size;
+}
+
+/* One row of the schema: [name, [sides], dtype, role] and, of a tied tensor, the name of its other. */
+static bool read_tensor(reader *r, tensor *t, uint32_t *shared, uint32_t *frozen)
+{
+    bool pairs;
+    item row = next_item(r), said = next_item(r);
+    if (row.kind != ITEM_ARRAY || row.number < 4 || row.number > 5 || said.kind != ITEM_TEXT)
+        return false;
+    t->name = midge_crc32(0, said.data.data, said.data.size);
+    t->step = 0;
+    uint64_t size = read_sides(r, t);
+    item dtype = next_item(r), role = next_item(r);
+    if (r->bad || dtype.kind != ITEM_TEXT || role.kind != ITEM_TEXT || size > INT32_MAX)
+        return false;
+    uint32_t each = dtype_size(dtype.data, &pairs), *end = shared;
+    t->is_float32 = same_text(dtype.data, "float32");
+    t->role = same_text(role.data, "trained")    ? TRAINED
+              : same_text(role.data, "averaged") ? AVERAGED
+              : same_text(role.data, "frozen")   ? FROZEN
+                                                 : ELSEWHERE;
+    if (row.number == 5) { /* tied: it travels under its other's name */
+        item other = next_item(r);
+        pass_over(r, &other);
+        t->role = ELSEWHERE;
+    }
+    if (t->role == FROZEN) {
+        size *= each;
+        end = frozen;
+    } else if (pairs)
+        size *= 2;
+    if (each == 0 || (t->role < FROZEN && !t->is_float32 && !pairs))
+        return false;
+    t->at = *end;
+    t->size = (uint32_t)size;
+    if (t->role == ELSEWHERE)
+        return true;
+    if (size > (uint64_t)INT32_MAX - *end)
+        return false;
+    *end += (uint32_t)size;
+    return true;
+}
+
+/* Read a schema; NULL, or why it cannot be taken. */
+static const char *read_schema(midge *m, bytes schema)
+{
+    reader r = reader_of(schema);
+    item rows = next_item(&r);
+    uint32_t shared = 0, frozen = 0;
+    if (r.bad || rows.kind != ITEM_ARRAY)
+        return "wrong schema";
+    if (rows.number > MIDGE_TENSORS)
+        return "more tensors than MIDGE_TENSORS";
+    for (uint64_t i = 0; i < rows.number; i++)
+        if (!read_tensor(&r, &m->tensors[i], &shared, &frozen) || r.bad)
+            return "wrong schema";
+    if (r.at != r.end)
+        return "wrong schema";
+    if (shared > m->config.parameters)
+        return "more parameters than configured";
+    if (frozen > m->config.frozen)
+        return "more frozen bytes than configured";
+    m->tensor_count = (uint32_t)rows.number;
+    m->count = shared;
+    m->frozen_size = frozen;
+    return NULL;
+}
+
+/* The header of a snapshot or a step. */
+typedef struct frame_header {
+    unsigned kind;
+    int32_t exponent;
+    uint32_t schema, frozen, filling, size;
+    bytes body;
+} frame_header;
+
+static bool read_frame(bytes frame, frame_header *f)
+{
+    static const field fields[] = {{N_EXPONENT, FORM_SIGNED, offsetof(frame_header, exponent)},
+                                   {N_KIND, FORM_NAME, offsetof(frame_header, kind)},
+                                   {N_SCHEMA, FORM_CLAMPED, offsetof(frame_header, schema)},
+                                   {N_FROZEN, FORM_CLAMPED, offsetof(frame_header, frozen)},
+                                   {N_FILLING, FORM_CLAMPED, offsetof(frame_header, filling)},
+                                   {N_SIZE, FORM_CLAMPED, offsetof(frame_header, size)}};
+    reader r;
+    uint64_t left;
+    memset(f, 0, sizeof *f);
+    if (!open_frame(frame, &r, &left, &f->body))
+        return false;
+    if ((take_fields(&r, left, fields, COUNT(fields), f) & 3u) != 3u || r.bad)
+        return false;
+    return f->exponent >= -40 && f->exponent <= 60;
+}
+
+/* Take a snapshot in; NULL, or why it cannot be. */
+static const char *take_snapshot(midge *m, const frame_header *f)
+{
+    size_t size = f->body.size;
+    if (f->schema > size || f->frozen > size - f->schema || f->filling > size - f->schema - f->frozen)
+        return "wrong header";
+    bytes schema = {f->body.data, f->schema};
+    const char *why = read_schema(m, schema);
+    if (why != NULL)
+        return why;
+    if (f->frozen != m->frozen_size)
+        return "wrong frozen tensors";
+    midge_sha256 sha;
+    uint8_t digest[32];
+    midge_sha256_begin(&sha);
+    midge_sha256_add(&sha, schema.data, schema.size);
+    midge_sha256_end(&sha, digest);
+    memcpy(m->schema_hash, digest, 16);
+    if (m->frozen_size > 0)
+        memcpy(m->frozen, f->body.data + f->schema, m->frozen_size);
+    memset(m->n, 0, sizeof *m->n * m->count);
+    bytes integers = rest_of(f->body, (size_t)f->schema + f->frozen);
+    integers.size -= f->filling;
+    m->exponent = f->exponent;
+    return add_coded(integers, m->n, m->count) ? NULL : "wrong integers";
+}
+
+static const char *take_step(midge *m, const frame_header *f)
+{
+    if (f->size != m->count || f->exponent != m->exponent)
+        return "wrong model";
+    return add_coded(f->body, m->n, m->count) ? NULL : "wrong integers";
+}
+
+/* Digest of the state: schema hash, exponent, integers, frozen tensors. */
+static void state_digest(const midge *m, uint8_t digest[32])
+{
+    midge_sha256 sha;
+    uint8_t piece[64];
+    midge_sha256_begin(&sha);
+    midge_sha256_add(&sha, m->schema_hash, 16);
+    put_le(piece, (uint64_t)(int64_t)m->exponent, 1);
+    midge_sha256_add(&sha, piece, 1);
+    for (uint32_t i = 0; i < m->count; i += 16) {
+        uint32_t some = m->count - i < 16 ? m->count - i : 16;
+        for (uint32_t k = 0; k < some; k++)
+            put_le(piece + 4 * k, (uint32_t)m->n[i + k], 4);
+        midge_sha256_add(&sha, piece, 4 * some);
+    }
+    midge_sha256_add(&sha, m->frozen, m->frozen_size);
+    midge_sha256_end(&sha, digest);
+}
+
+/* A published value: exact, because the exponent is within -40 and 60 and the product is normal. */
+static ONCE float published(const midge *m, uint32_t i)
+{
+    return (float)m->n[i] * float_of((uint32_t)(m->exponent + 127) << 23);
+}
+
+static const tensor *find_tensor(const midge *m, const char *word)
+{
+    uint32_t name = midge_crc32(0, word, strlen(word));
+    for (uint32_t i = 0; i < m->tensor_count; i++)
+        if (m->tensors[i].name == name)
+            return &m->tensors[i];
+    return NULL;
+}
+
+static float frozen_float(const midge *m, uint32_t at)
+{
+    return float_of((uint32_t)get_le(m->frozen + at, 4));
+}
+
+/* ------------------------------------------------------------------------------------------ the way to a version */
+
+typedef struct offers {
+    bytes left;
+    uint32_t version;
+    bool any;
+    hop found;
+} offers;
+
+/* A number of the list; one beyond 32 bits is the largest. */
+static bool next_leb128(bytes *data, uint32_t *number)
+{
+    uint64_t found = 0;
+    for (unsigned i = 0; i < 9 && i < data->size; i++) {
+        found |= (uint64_t)(data->data[i] & 0x7fu) << (7 * i);
+        if (data->data[i] < 0x80) {
+            *number = found > UINT32_MAX ? UINT32_MAX : (uint32_t)found;
+            *data = rest_of(*data, i + 1);
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The next frame that is on offer, newest version first; false at the end, or where the list is wrong. */
+static bool next_offer(offers *o)
+{
+    uint64_t first = 0;
+    hop *f = &o->found;
+    unsigned shift = 0;
+    uint8_t byte;
+    do { /* the first number holds a version, so it may have more than 32 bits */
+        if (o->left.size == 0 || shift > 56)
+            return false;
+        byte = *o->left.data;
+        o->left = rest_of(o->left, 1);
+        first |= (uint64_t)(byte & 0x7fu) << shift;
+        shift += 7;
+    } while (byte & 0x80u);
+    f->span = (uint32_t)first >> 1 & 31u;
+    f->parts = 1;
+    if ((f->span == 31 && !next_leb128(&o->left, &f->span)) || !next_leb128(&o->left, &f->size) ||
+        ((first & 1u) && !next_leb128(&o->left, &f->parts)))
+        return false;
+    first >>= 6;
+    if (o->any)
+        first = o->version - first; /* below 0 it is beyond 32 bits */
+    if (first > UINT32_MAX)
+        return false;
+    o->version = f->version = (uint32_t)first;
+    o->any = true;
+    return true;
+}
+
+/* A version from which the target can be reached: by which frame first, and at what cost. */
+typedef struct stage {
+    uint32_t version, cost;
+    hop next;
+} stage;
+
+#define STAGES (MIDGE_SCRATCH / sizeof(stage))
+#define FRAME_COST 200u /* bytes that a frame costs beside itself: topics, subscriptions, headers */
+
+static stage *find_stage(stage *stages, size_t count, uint32_t version)
+{
+    for (size_t i = 0; i < count; i++)
+        if (stages[i].version == version)
+            return &stages[i];
+    return NULL;
+}
+
+/* Plan the cheapest way to the target from what is held, backwards from it: frames come newest first, so the cost of
+ * the version that a frame leads to is known when the frame comes. False if there is no way that fits. */
+static bool plan_way(midge *m, bytes frames, uint32_t to)
+{
+    stage *stages = (stage *)(void *)m->scratch;
+    size_t count = 1;
+    hop start = {0, 0, 0, 0};
+    uint32_t best = UINT32_MAX;
+    offers o = {frames, 0, false, {0, 0, 0, 0}};
+    memset(&stages[0], 0, sizeof stages[0]);
+    stages[0].version = to;
+    while (next_offer(&o)) {
+        const hop *f = &o.found;
+        stage *end = find_stage(stages, count, f->version);
+        if (end == NULL || f->size > m->frame_room || f->parts == 0 || f->parts > f->size + 1u || f->span > f->version)
+            continue;
+        uint32_t cost = end->cost + f->size + FRAME_COST; /* at most STAGES frames that fit an arena */
+        if (f->span == 0) {
+            if (cost < best) {
+                best = cost;
+                start = *f;
+            }
+            continue;
+        }
+        stage *from = find_stage(stages, count, f->version - f->span);
+        if (from == NULL && count < STAGES) {
+            from = &stages[count++];
+            from->version = f->version - f->span;
+            from->cost = UINT32_MAX;
+        }
+        if (from != NULL && cost < from->cost) {
+            from->cost = cost;
+            from->next = *f;
+        }
+    }
+    stage *here = m->have ? find_stage(stages, count, m->version) : NULL;
+    m->hop_count = m->hop_at = 0;
+    if (here == NULL || here->cost >= best) { /* by a snapshot */
+        if (best == UINT32_MAX)
+            return false;
+        m->hops[m->hop_count++] = start;
+        here = find_stage(stages, count, start.version);
+    }
+    while (here != NULL && here->version != to && m->hop_count < MIDGE_HOPS) {
+        m->hops[m->hop_count++] = here->next;
+        here = find_stage(stages, count, here->next.version);
+    }
+    return true;
+}
+
+/* ====================================================================================================== codecs */
+
+/* Takes the bytes of a body: counts them, digests them, and writes them to flash, as asked. */
+typedef struct sink {
+    midge *m;            /* to write to flash at `flash`; NULL: only count and digest */
+    midge_sha256 *sha;   /* NULL: not wanted */
+    uint32_t flash, size, crc;
+    uint8_t piece[64];
+    unsigned filled, accumulated, held; /* the last two: bits that make no byte yet */
+    bool failed;
+} sink;
+
+static sink new_sink(midge *m, midge_sha256 *sha, uint32_t flash)
+{
+    sink s;
+    memset(&s, 0, sizeof s);
+    s.m = m;
+    s.sha = sha;
+    s.flash = flash;
+    return s;
+}
+
+static void flush(sink *s, bool last)
+{
+    if (s->sha != NULL)
+        midge_sha256_add(s->sha, s->piece, s->filled);
+    s->crc = midge_crc32(s->crc, s->piece, s->filled);
+    if (s->m != NULL && s->filled > 0) {
+        unsigned whole = last ? (s->filled + 15u) & ~15u : s->filled;
+        memset(s->piece + s->filled, 0, whole - s->filled);
+        if (!s->failed && !s->m->port.flash_write(s->m->port.context, s->flash, s->piece, whole))
+            s->failed = true;
+        s->flash += whole;
+    }
+    s->filled = 0;
+}
+
+static void put(sink *s, unsigned byte)
+{
+    s->piece[s->filled++] = (uint8_t)byte;
+    s->size++;
+    if (s->filled == sizeof s->piece)
+        flush(s, false);
+}
+
+static void put_number(sink *s, uint32_t value, unsigned size)
+{
+    for (unsigned i = 0; i < size; i++)
+        put(s, value >> (8u * i) & 0xffu);
+}
+
+#if MIDGE_UNIFORM
+static void put_bit(sink *s, unsigned bit) /* highest first */
+{
+    s->accumulated = s->accumulated << 1 | bit;
+    if (++s->held == 8) {
+        put(s, s->accumulated & 0xffu);
+        s->held = s->accumulated = 0;
+    }
+}
+
+static void fill_byte(sink *s)
+{
+    while (s->held != 0)
+        put_bit(s, 0);
+}
+
+#endif
+
+typedef struct codec {
+    enum { FLOAT32, INT8, UNIFORM } kind;
+    uint32_t block; /* of int8 */
+    double k;       /* of uq: the step, in root mean squares */
+} codec;
+
+/* A number of at most two decimals that ends where `end` says, in hundredths; 0 if it is none. */
+static uint32_t hundredths(const char *text, char end)
+{
+    uint32_t value = 0, places = 3; /* that are left: 3 before the point */
+    for (; value < 1000000u; text++) {
+        bool digit = *text >= '0' && *text <= '9' && places > 0;
+        if (!digit && (*text != '.' || places != 3))
+            break;
+        if (*text != '.')
+            value = value * 10u + (uint32_t)(*text - '0');
+        places -= *text == '.' || places < 3 ? 1u : 0;
+    }
+    for (places = places == 3 ? 2 : places; places > 0; places--)
+        value *= 10u;
+    return *text == end ? value : 0;
+}
+
+/* The codec of a name; false for one that is not known here. */
+static bool parse_codec(const char *word, codec *found)
+{
+    found->block = 256;
+    found->k = 0;
+    found->kind = FLOAT32;
+    if (strcmp(word, "float32") == 0)
+        return true;
+    if (strncmp(word, "int8", 4) == 0) {
+        if (word[4] == ':')
+            found->block = hundredths(word + 5, '\0') / 100u;
+        found->kind = INT8;
+        return (word[4] == '\0' || word[4] == ':') && found->block >= 16 && found->block <= 65536;
+    }
+#if MIDGE_UNIFORM
+    const char *bar = strchr(word, '|');
+    if (strncmp(word, "uq:", 3) != 0 || bar == NULL || strcmp(bar, "|rice") != 0)
+        return false;
+    found->kind = UNIFORM;
+    found->k = (double)hundredths(word + 3, '|') / 100;
+    return found->k > 0;
+#else
+    return false;
+#endif
+}
+
+/* What is encoded: the shared vector, and where its tensors lie. */
+typedef struct coder {
+    const float *v;
+    tensor *tensors;
+    uint32_t count;   /* of the tensors */
+    uint32_t *group;  /* room for GROUP numbers */
+    uint32_t trained; /* values of trained tensors */
+    bool coded;       /* of uq: whether the coding is smaller than float32 */
+} coder;
+
+/* A place in the values of a coder: which tensor, and where in it. */
+typedef struct walk {
+    uint32_t tensor, at;
+} walk;
+
+static ONCE float inverse(float step)
+{
+    return step > SMALLEST ? 1.0f / step : 0.0f;
+}
+
+/* Rounded to nearest, ties to even. */
+static int32_t quantised(float value, float inverted, float top)
+{
+    float q = rintf(value * inverted);
+    return (int32_t)(q > top ? top : q < -top ? -top : q);
+}
+
+#if MIDGE_UNIFORM
+static float top_of(const tensor *t)
+{
+    return t->size <= SMALL ? 127.0f : 32767.0f;
+}
+
+static float largest(const float *v, uint32_t count)
+{
+    float most = 0;
+    for (uint32_t i = 0; i < count; i++)
+        if (fabsf(v[i]) > most)
+            most = fabsf(v[i]);
+    return most;
+}
+
+/* Energy of what a step leaves unsaid; of all, if the step is 0. */
+static double energy(const float *v, uint32_t count, float step)
+{
+    float inverted = inverse(step);
+    double sum = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        float said = (float)quantised(v[i], inverted, 32767.0f) * step;
+        double missing = (double)(v[i] - said);
+        sum += missing * missing;
+    }
+    return sum;
+}
+
+/* The step of a large tensor: k times its root mean square, and half of that, up to eight times, while it says less than
+ * 2 % of the energy. */
+static float uniform_step(const float *v, uint32_t count, double k)
+{
+    double all = energy(v, count, 0), wide = k * sqrt(all / (double)count);
+    float step = wide < 3.4028234663852886e38 ? (float)wide : 3.4028234663852886e38f;
+    for (unsigned i = 0; i < 8 && energy(v, count, step) > (1 - 0.02) * all; i++)
+        step *= 0.5f;
+    return step;
+}
+
+/* Walks through the numbers of the large tensors: how many zeros before each value that is not zero, and that. */
+static bool next_value(const coder *c, walk *w, uint32_t *zeros, int32_t *value)
+{
+    *zeros = 0;
+    for (; w->tensor < c->count; w->tensor++, w->at = 0) {
+        const tensor *t = &c->tensors[w->tensor];
+        if (t->role != TRAINED || t->size <= SMALL)
+            continue;
+        const float *v = c->v + t->at;
+        float inverted = inverse(t->step);
+        while (w->at < t->size) {
+            *value = quantised(v[w->at++], inverted, 32767.0f);
+            if (*value != 0)
+                return true;
+            ++*zeros;
+        }
+    }
+    return false;
+}
+
+/* The next numbers that share a parameter; how many there are. */
+static uint32_t next_group(const coder *c, walk *w, bool sizes)
+{
+    uint32_t count = 0, zeros;
+    int32_t value;
+    while (count < GROUP && next_value(c, w, &zeros, &value))
+        c->group[count++] = sizes ? (uint32_t)(value < 0 ? -value : value) - 1u : zeros;
+    return count;
+}
+
+/* The Rice parameter that makes a group shortest, and the bits of its unary part. */
+static unsigned rice_parameter(const uint32_t *numbers, uint32_t count, uint32_t *unary)
+{
+    uint32_t sum = 0, shortest, mean; /* numbers are below 2^22, and there are at most 256 */
+    unsigned best = 0;
+    for (uint32_t i = 0; i < count; i++)
+        sum += numbers[i];
+    shortest = *unary = sum;
+    mean = sum / count;
+    for (unsigned b = 1; mean >> (b - 1u) > 0; b++) {
+        uint32_t high = 0;
+        for (uint32_t i = 0; i < count; i++)
+            high += numbers[i] >> b;
+        if (high + b * count < shortest) {
+            shortest = high + b * count;
+            *unary = high;
+            best = b;
+        }
+    }
+    *unary += count;
+    return best;
+}
+
+static void put_numbers(const coder *c, bool sizes, sink *s)
+{
+    uint32_t unary = 0, here, count;
+    for (unsigned stream = 0; stream < 3; stream++) { /* the parameters, the unary parts, the low bits */
+        for (walk w = {0, 0}; (count = next_group(c, &w, sizes)) > 0;) {
+            unsigned low = rice_parameter(c->group, count, &here);
+            if (stream == 0) {
+                put(s, low);
+                unary += here;
+            }
+            for (uint32_t i = 0; stream > 0 && i < count; i++) {
+                for (uint32_t zeros = c->group[i] >> low; stream == 1 && zeros > 0; zeros--)
+                    put_bit(s, 0);
+                if (stream == 1)
+                    put_bit(s, 1);
+                for (unsigned bit = low; stream == 2 && bit-- > 0;)
+                    put_bit(s, c->group[i] >> bit & 1u);
+            }
+        }
+        if (stream == 0)
+            put_number(s, (unary + 7u) / 8u, 4);
+        fill_byte(s);
+    }
+}
+
+static void put_signs(const coder *c, sink *s) /* lowest bit first */
+{
+    unsigned byte = 0, held = 0;
+    uint32_t zeros;
+    int32_t value;
+    for (walk w = {0, 0}; next_value(c, &w, &zeros, &value);) {
+        byte |= (value < 0 ? 1u : 0u) << held;
+        if (++held == 8) {
+            put(s, byte);
+            byte = held = 0;
+        }
+    }
+    if (held > 0)
+        put(s, byte);
+}
+
+static void put_uniform(const coder *c, sink *s)
+{
+    uint32_t count = 0, zeros;
+    bool any = false;
+    int32_t value;
+    put(s, 1);
+    for (uint32_t i = 0; i < c->count; i++)
+        if (c->tensors[i].role == TRAINED && c->tensors[i].size > 0 && c->tensors[i].size <= SMALL)
+            put_number(s, bits_of(c->tensors[i].step), 4);
+    for (uint32_t i = 0; i < c->count; i++) {
+        const tensor *t = &c->tensors[i];
+        any = any || (t->role == TRAINED && t->size > SMALL);
+        for (uint32_t k = 0; t->role == TRAINED && t->size <= SMALL && k < t->size; k++)
+            put(s, (uint32_t)quantised(c->v[t->at + k], inverse(t->step), 127.0f) & 0xffu);
+    }
+    if (!any)
+        return; /* nothing follows: no steps, no places */
+    for (uint32_t i = 0; i < c->count; i++)
+        if (c->tensors[i].role == TRAINED && c->tensors[i].size > SMALL)
+            put_number(s, bits_of(c->tensors[i].step), 4);
+    for (walk w = {0, 0}; next_value(c, &w, &zeros, &value);)
+        count++;
+    put_number(s, count, 4);
+    put_numbers(c, false, s);
+    put_signs(c, s);
+    put_numbers(c, true, s);
+}
+
+#endif
+
+static void put_floats(const coder *c, int role, sink *s)
+{
+    for (uint32_t i = 0; i < c->count; i++)
+        for (uint32_t k = 0; (int)c->tensors[i].role == role && k < c->tensors[i].size; k++)
+            put_number(s, bits_of(c->v[c->tensors[i].at + k]), 4);
+}
+
+/* Values of trained tensors, as if they lay together. */
+static bool next_trained(const coder *c, walk *w, float *value)
+{
+    for (; w->tensor < c->count; w->tensor++, w->at = 0) {
+        const tensor *t = &c->tensors[w->tensor];
+        if (t->role == TRAINED && w->at < t->size) {
+            *value = c->v[t->at + w->at++];
+            return true;
+        }
+    }
+    return false;
+}
+
+static float block_scale(const coder *c, walk w, uint32_t block)
+{
+    float most = 0, value;
+    for (uint32_t i = 0; i < block && next_trained(c, &w, &value); i++)
+        if (fabsf(value) > most)
+            most = fabsf(value);
+    return most / 127.0f;
+}
+
+static void put_int8(const coder *c, uint32_t block, sink *s)
+{
+    float value;
+    walk w = {0, 0};
+    for (uint32_t start = 0; start < c->trained; start += block) {
+        put_number(s, bits_of(block_scale(c, w, block)), 4);
+        for (uint32_t i = 0; i < block && next_trained(c, &w, &value); i++)
+            continue;
+    }
+    w.tensor = w.at = 0;
+    for (uint32_t start = 0; start < c->trained; start += block) {
+        float inverted = inverse(block_scale(c, w, block));
+        for (uint32_t i = 0; i < block && next_trained(c, &w, &value); i++)
+            put(s, (uint32_t)quantised(value, inverted, 127.0f) & 0xffu);
+    }
+}
+
+/* The steps of all tensors, and whether a coding is worth its bytes. Values are finite. */
+static void prepare(coder *c, const codec *k)
+{
+    c->trained = 0;
+    for (uint32_t i = 0; i < c->count; i++)
+        if (c->tensors[i].role == TRAINED)
+            c->trained += c->tensors[i].size;
+    c->coded = false;
+#if MIDGE_UNIFORM
+    if (k->kind != UNIFORM)
+        return;
+    for (uint32_t i = 0; i < c->count; i++) {
+        tensor *t = &c->tensors[i];
+        if (t->role == TRAINED && t->size > 0)
+            t->step = t->size <= SMALL ? largest(c->v + t->at, t->size) / 127.0f
+                                       : uniform_step(c->v + t->at, t->size, k->k);
+    }
+    sink counted = new_sink(NULL, NULL, 0);
+    put_uniform(c, &counted);
+    c->coded = counted.size < 4u * c->trained;
+#else
+    (void)k;
+#endif
+}
+
+static void encode(const coder *c, const codec *k, sink *s)
+{
+    if (k->kind == INT8)
+        put_int8(c, k->block, s);
+#if MIDGE_UNIFORM
+    else if (c->coded)
+        put_uniform(c, s);
+#endif
+    else {
+        if (k->kind == UNIFORM)
+            put(s, 0);
+        put_floats(c, TRAINED, s);
+    }
+    put_floats(c, AVERAGED, s);
+    flush(s, true);
+}
+
+#if MIDGE_UNIFORM
+/* What uq leaves unsaid of a value. */
+static float unsaid(const coder *c, const tensor *t, uint32_t i)
+{
+    float value = c->v[t->at + i];
+    if (t->role != TRAINED || !c->coded)
+        return 0;
+    float said = (float)quantised(value, inverse(t->step), top_of(t)) * t->step;
+    return value - said;
+}
+
+/* The upper half of a float32, rounded to nearest even; what would round to infinity is the largest. */
+static uint32_t bfloat16(float value)
+{
+    uint32_t bits = bits_of(value), half = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+    return (half & 0x7fffu) > 0x7f7fu ? (half & 0x8000u) | 0x7f7fu : half & 0xffffu;
+}
+
+/* What is left to say with the next update, times `factor`. */
+static void put_left(const coder *c, float factor, sink *s)
+{
+    for (uint32_t i = 0; i < c->count; i++)
+        for (uint32_t k = 0; c->tensors[i].role < FROZEN && k < c->tensors[i].size; k++)
+            put_number(s, bfloat16(unsaid(c, &c->tensors[i], k) * factor), 2);
+    flush(s, true);
+}
+#endif
+
+/* ================================================================================================== the outbox */
+
+/* The record is written whole, to the slot that does not count, and counts once its checksums are right: so a power cut
+ * at any write leaves the one before. An update that is stored counts as sent; that it is settled need not be written,
+ * because the aggregator says so again whenever it is greeted. */
+
+#define MAGIC 0x3147444du /* "MDG1" */
+
+static uint32_t slot_start(const midge *m, unsigned slot)
+{
+    return slot * m->config.slot;
+}
+
+static uint32_t aligned16(uint32_t size)
+{
+    return (size + 15u) & ~15u;
+}
+
+static bool stored_crc(const midge *m, uint32_t at, uint32_t size, uint32_t *crc)
+{
+    uint8_t piece[64];
+    *crc = 0;
+    for (uint32_t done = 0; done < size;) {
+        uint32_t some = size - done < sizeof piece ? size - done : (uint32_t)sizeof piece;
+        if (!m->port.flash_read(m->port.context, at + done, piece, some))
+            return false;
+        *crc = midge_crc32(*crc, piece, some);
+        done += some;
+    }
+    return true;
+}
+
+static uint32_t meta_crc(const record *r)
+{
+    return midge_crc32(0, (const uint8_t *)r + 8, sizeof *r - 8);
+}
+
+static bool record_fits(const midge *m, const record *r)
+{
+    uint32_t room = m->config.slot - MIDGE_META;
+    return r->size < room && r->left < room && aligned16(r->size) + 2u * r->left <= room && r->norm_count <= NORMS;
+}
+
+static bool read_record(const midge *m, unsigned slot, record *r)
+{
+    uint32_t crc, at = slot_start(m, slot) + MIDGE_META;
+    if (!m->port.flash_read(m->port.context, slot_start(m, slot), r, sizeof *r))
+        return false;
+    if (r->magic != MAGIC || r->crc != meta_crc(r) || !record_fits(m, r))
+        return false;
+    if (!stored_crc(m, at, r->size, &crc) || crc != r->body_crc)
+        return false;
+    if (!stored_crc(m, at + aligned16(r->size), 2u * r->left, &crc) || crc != r->left_crc)
+        return false;
+    return true;
+}
+
+static bool write_meta(midge *m, unsigned slot, record *r)
+{
+    r->magic = MAGIC;
+    r->counter = m->outbox.counter + 1u;
+    r->crc = meta_crc(r);
+    return m->port.flash_write(m->port.context, slot_start(m, slot), r, sizeof *r);
+}
+
+static bool copy_flash(midge *m, uint32_t from, uint32_t to, uint32_t size)
+{
+    uint8_t piece[64];
+    for (uint32_t done = 0; done < size; done += (uint32_t)sizeof piece) {
+        uint32_t some = size - done < sizeof piece ? aligned16(size - done) : (uint32_t)sizeof piece;
+        if (!m->port.flash_read(m->port.context, from + done, piece, some) ||
+            !m->port.flash_write(m->port.context, to + done, piece, some))
+            return false;
+    }
+    return true;
+}
+
+/* What was written counts if it reads back. */
+static bool settle_on(midge *m, unsigned slot, const record *r)
+{
+    record found;
+    if (!read_record(m, slot, &found) || memcmp(&found, r, sizeof found) != 0)
+        return false;
+    m->outbox = found;
+    m->slot = (uint8_t)slot;
+    return true;
+}
+
+/* A record with the body and what is left of the one that counts. */
+static bool rewrite(midge *m, record *r)
+{
+    unsigned to = m->slot ^ 1u;
+    uint32_t from = slot_start(m, m->slot) + MIDGE_META, at = slot_start(m, to) + MIDGE_META;
+    uint32_t size = r->size > 0 || r->left > 0 ? aligned16(r->size) + 2u * r->left : 0;
+    return write_meta(m, to, r) && copy_flash(m, from, at, size) && settle_on(m, to, r);
+}
+
+static bool begin_outbox(midge *m)
+{
+    record other;
+    bool first = read_record(m, 0, &m->outbox), second = read_record(m, 1, &other);
+    m->slot = 0;
+    if (second && (!first || (int32_t)(other.counter - m->outbox.counter) > 0)) {
+        m->outbox = other;
+        m->slot = 1;
+    }
+    if (first || second)
+        return true;
+    memset(&m->outbox, 0, sizeof m->outbox);
+    m->slot = 1;
+    record made = m->outbox;
+    made.outbox = draw(m) >> 1;
+    made.next = 1;
+    return rewrite(m, &made);
+}
+
+static uint32_t first_held(const midge *m)
+{
+    return m->outbox.seq > 0 ? m->outbox.seq : m->outbox.next;
+}
+
+/* A new identity, because the aggregator knows more of this outbox than it does of itself. `keep` moves the update over:
+ * it was never decided on. */
+static void renew(midge *m, bool keep)
+{
+    record made = m->outbox;
+    made.outbox = draw(m) >> 1;
+    made.seq = keep ? 1 : 0;
+    made.next = keep ? 2 : 1;
+    if (!keep)
+        made.size = made.left = made.body_crc = made.left_crc = 0;
+    if (rewrite(m, &made))
+        tell_why(m, MIDGE_RENEWED, made.outbox, "old copy");
+    m->link = LINK_DOWN; /* its client id and Will are of the old identity */
+    m->work = WORK_NONE;
+}
+
+#if MIDGE_UNIFORM
+static ONCE double squares(const float *v, uint32_t count)
+{
+    double sum = 0;
+    for (uint32_t i = 0; i < count; i++)
+        sum += (double)v[i] * (double)v[i];
+    return sum;
+}
+
+/* The clip: what is left is at most twice the median norm of the last deltas. */
+static float left_factor(const coder *c, record *r, double norm)
+{
+    float sorted[NORMS];
+    double left = 0;
+    if (r->norm_count == NORMS)
+        memmove(r->norms, r->norms + 1, (NORMS - 1) * sizeof r->norms[0]);
+    else
+        r->norm_count++;
+    r->norms[r->norm_count - 1] = (float)norm;
+    memcpy(sorted, r->norms, sizeof sorted);
+    for (uint32_t i = 1; i < r->norm_count; i++)
+        for (uint32_t k = i; k > 0 && sorted[k] < sorted[k - 1]; k--) {
+            float moved = sorted[k];
+            sorted[k] = sorted[k - 1];
+            sorted[k - 1] = moved;
+        }
+    uint32_t middle = r->norm_count / 2;
+    double median = (double)sorted[middle];
+    if (r->norm_count % 2 == 0)
+        median = (median + (double)sorted[middle - 1]) / 2;
+    for (uint32_t i = 0; i < c->count; i++)
+        for (uint32_t k = 0; c->tensors[i].role < FROZEN && k < c->tensors[i].size; k++) {
+            double value = (double)unsaid(c, &c->tensors[i], k);
+            left += value * value;
+        }
+    left = sqrt(left);
+    return left > 2 * median ? (float)(2 * median / left) : 1.0f;
+}
+
+/* Add what was left before, if it is of this lineage and schema. */
+static bool add_left(midge *m)
+{
+    const record *r = &m->outbox;
+    uint8_t piece[64];
+    uint32_t at = slot_start(m, m->slot) + MIDGE_META + aligned16(r->size);
+    if (r->left != m->count || memcmp(r->lineage, m->lineage, 16) != 0 ||
+        memcmp(r->schema_hash, m->schema_hash, 16) != 0)
+        return true;
+    for (uint32_t i = 0; i < r->left; i += 32) {
+        uint32_t some = r->left - i < 32 ? r->left - i : 32;
+        if (!m->port.flash_read(m->port.context, at + 2 * i, piece, 2 * some))
+            return false;
+        for (uint32_t k = 0; k < some; k++)
+            m->w[i + k] += float_of((uint32_t)get_le(piece + 2 * k, 2) << 16);
+    }
+    return true;
+}
+
+#endif
+
+/* What the plan asks for. Where uq wants feedback and a slot has no room for it, what the plan has for such devices; and
+ * int8:256 for what is not known here. */
+static codec choose_codec(const midge *m, char word[24])
+{
+    const midge_plan *plan = &m->target.plan;
+    codec found;
+    memcpy(word, plan->codec, 24);
+    bool known = parse_codec(word, &found);
+    if (!known || (found.kind == UNIFORM && plan->feedback && !m->config.feedback)) {
+        memcpy(word, plan->micro_codec, 24);
+        known = parse_codec(word, &found) && found.kind != UNIFORM;
+    }
+    if (!known) {
+        memset(word, 0, 24);
+        memcpy(word, "int8:256", 8);
+        parse_codec(word, &found);
+    }
+    return found;
+}
+
+static void describe(const midge *m, const midge_fit *fit, record *r)
+{
+    r->seq = r->next++;
+    r->version = m->version;
+    r->generation = m->generation;
+    memcpy(r->lineage, m->lineage, 16);
+    memcpy(r->schema_hash, m->schema_hash, 16);
+    memcpy(r->base_digest, m->target.digest, 8);
+    r->examples = fit->examples;
+    r->steps = fit->steps;
+    r->seconds = finite_float(fit->seconds) && fit->seconds > 0 ? fit->seconds : 0;
+    r->loss = finite_float(fit->loss) ? fit->loss : -1;
+    r->accuracy = finite_float(fit->accuracy) ? fit->accuracy : -1;
+    r->revision = m->target.plan.revision;
+}
+
+/* Encode what `w` holds beyond the published values, and store it as the next update. */
+static midge_result store(midge *m, const midge_fit *fit)
+{
+    record r = m->outbox;
+    coder c = {m->w, m->tensors, m->tensor_count, m->scratch, 0, false};
+    codec k = choose_codec(m, r.codec);
+    for (uint32_t i = 0; i < m->count; i++)
+        m->w[i] -= published(m, i);
+#if MIDGE_UNIFORM
+    double norm = sqrt(squares(m->w, m->count));
+    if (m->target.plan.feedback && !add_left(m))
+        return MIDGE_NO_FLASH;
+#endif
+    for (uint32_t i = 0; i < m->count; i++)
+        if (!finite_float(m->w[i]))
+            return MIDGE_NOT_FINITE;
+    describe(m, fit, &r);
+    prepare(&c, &k);
+    midge_sha256 sha;
+    uint8_t digest[32];
+    sink body = new_sink(NULL, &sha, 0), left = new_sink(NULL, NULL, 0);
+    midge_sha256_begin(&sha);
+    encode(&c, &k, &body);
+    midge_sha256_end(&sha, digest);
+    memcpy(r.sha256, digest, 16);
+    r.size = body.size;
+    r.body_crc = body.crc;
+    r.loses = k.kind == UNIFORM && !m->target.plan.feedback;
+#if MIDGE_UNIFORM
+    bool keeps = k.kind == UNIFORM && m->target.plan.feedback;
+    float factor = keeps ? left_factor(&c, &r, norm) : 0;
+    if (keeps)
+        put_left(&c, factor, &left);
+#endif
+    r.left = left.size / 2u;
+    r.left_crc = left.crc;
+    unsigned to = m->slot ^ 1u;
+    if (!record_fits(m, &r) || !write_meta(m, to, &r))
+        return MIDGE_NO_FLASH;
+    sink written = new_sink(m, NULL, slot_start(m, to) + MIDGE_META);
+    encode(&c, &k, &written);
+#if MIDGE_UNIFORM
+    if (keeps)
+        put_left(&c, factor, &written);
+#endif
+    return !written.failed && settle_on(m, to, &r) ? MIDGE_DONE : MIDGE_NO_FLASH;
+}
+
+/* ==================================================================================================== training */
+
+#if MIDGE_TRAINING
+/* The same bits on every processor, unlike those of C libraries; within 2 units of the last place. */
+static float exponential(float x)
+{
+    if (x < -87.0f)
+        return 0;
+    if (x > 88.0f)
+        x = 88.0f;
+    float k = rintf(x * 1.44269504f), r = x - k * 0.693359375f;
+    r = r + k * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r);
+    return (p + r + 1.0f) * float_of((uint32_t)((int32_t)k + 127) << 23);
+}
+
+static float logarithm(float x) /* of a normal number above 0 */
+{
+    uint32_t bits = bits_of(x);
+    int32_t exponent = (int32_t)(bits >> 23) - 127;
+    float m = float_of((bits & 0x7fffffu) | 0x3f800000u);
+    if (m > 1.41421356f) {
+        m *= 0.5f;
+        exponent++;
+    }
+    float t = (m - 1.0f) / (m + 1.0f), s = t * t;
+    float series = 1.0f + s * (0.333333333f + s * (0.2f + s * (0.142857143f + s * 0.111111111f)));
+    return 2.0f * t * series + (float)exponent * 0.693147181f;
+}
+
+/* A batch: inputs, hidden units, their slopes, outputs (then their slopes) and targets, a row each. */
+typedef struct batch {
+    const midge *m;
+    const midge_model *model;
+    float *x, *a, *g, *o, *y;
+    uint32_t rows;
+    float mean, scale;       /* of the target */
+    uint32_t at_mean, at_scale, channels; /* of the inputs' normalisation; channels 0: there is none */
+} batch;
+
+static void open_batch(batch *b, const midge *m, const midge_model *model, float *work, uint32_t rows)
+{
+    const tensor *mean = find_tensor(m, "input_mean"), *scale = find_tensor(m, "input_scale");
+    memset(b, 0, sizeof *b);
+    b->m = m;
+    b->model = model;
+    b->x = work;
+    b->a = b->x + (size_t)rows * model->inputs;
+    b->g = b->a + (size_t)rows * model->hidden;
+    b->o = b->g + (size_t)rows * model->hidden;
+    b->y = b->o + (size_t)rows * model->outputs;
+    b->mean = midge_frozen(m, "target_mean", 0, 0);
+    b->scale = midge_frozen(m, "target_scale", 0, 1);
+    if (mean == NULL || scale == NULL || mean->role != FROZEN || scale->role != FROZEN || mean->size != scale->size)
+        return;
+    b->at_mean = mean->at;
+    b->at_scale = scale->at;
+    b->channels = mean->size / 4u;
+    if (b->channels != 1 && b->channels != model->inputs)
+        b->channels = 0;
+}
+
+/* Take a row in: inputs with mean 0 and deviation 1, and 0 where a value is missing. */
+static void take_row(batch *b, midge_row row, void *context, uint32_t index)
+{
+    float *x = b->x + (size_t)b->rows * b->model->inputs, target = 0;
+    row(context, index, x, &target);
+    for (uint32_t i = 0; b->channels > 0 && i < b->model->inputs; i++) {
+        uint32_t channel = b->channels == 1 ? 0 : 4 * i;
+        x[i] = (x[i] - frozen_float(b->m, b->at_mean + channel)) / frozen_float(b->m, b->at_scale + channel);
+    }
+    for (uint32_t i = 0; i < b->model->inputs; i++)
+        if (!finite_float(x[i]))
+            x[i] = 0;
+    b->y[b->rows++] = b->model->task == MIDGE_REGRESSION ? (target - b->mean) / b->scale : target;
+}
+
+static void multiply(const float *w, const float *bias, const float *x, uint32_t inputs, float *out, uint32_t outputs)
+{
+    for (uint32_t o = 0; o < outputs; o++, w += inputs) {
+        float sum = bias[o];
+        for (uint32_t i = 0; i < inputs; i++)
+            sum += w[i] * x[i];
+        out[o] = sum;
+    }
+}
+
+static void forward(batch *b)
+{
+    const midge_model *l = b->model;
+    const float *w = b->m->w;
+    for (uint32_t r = 0; r < b->rows; r++) {
+        float *x = b->x + (size_t)r * l->inputs, *a = b->a + (size_t)r * l->hidden, *o = b->o + (size_t)r * l->outputs;
+        if (l->hidden == 0) {
+            multiply(w + l->weight[0], w + l->bias[0], x, l->inputs, o, l->outputs);
+            continue;
+        }
+        multiply(w + l->weight[0], w + l->bias[0], x, l->inputs, a, l->hidden);
+        for (uint32_t h = 0; h < l->hidden; h++)
+            if (!(a[h] > 0))
+                a[h] = 0;
+        multiply(w + l->weight[1], w + l->bias[1], a, l->hidden, o, l->outputs);
+    }
+}
+
+/* Softmax and cross-entropy of one row: its loss, and the slope in place of the outputs. */
+static float softmax(float *o, uint32_t outputs, uint32_t label, bool *right)
+{
+    uint32_t top = 0;
+    float sum = 0;
+    for (uint32_t i = 1; i < outputs; i++)
+        if (o[i] > o[top])
+            top = i;
+    float most = o[top], told = o[label] - most;
+    for (uint32_t i = 0; i < outputs; i++) {
+        o[i] = exponential(o[i] - most);
+        sum += o[i];
+    }
+    for (uint32_t i = 0; i < outputs; i++)
+        o[i] /= sum;
+    o[label] -= 1.0f;
+    *right = top == label;
+    return logarithm(sum) - told;
+}
+
+static float logistic(float *o, float label, bool *right)
+{
+    float z = *o, e = exponential(-fabsf(z)), one = 1.0f / (1.0f + e);
+    *right = (z >= 0) == (label > 0.5f);
+    *o = (z >= 0 ? one : e * one) - label;
+    return (z > 0 ? z : 0) - z * label + logarithm(1.0f + e);
+}
+
+/* Losses of the batch, summed up; slopes of the mean loss in place of the outputs. */
+static float slopes(batch *b, uint32_t *right)
+{
+    float loss = 0;
+    uint32_t outputs = b->model->outputs;
+    for (uint32_t r = 0; r < b->rows; r++) {
+        float *o = b->o + (size_t)r * outputs, factor = 1.0f;
+        bool hit = false;
+        if (b->model->task == MIDGE_CLASSIFICATION) {
+            float label = b->y[r];
+            loss += softmax(o, outputs, label >= 0 && label < (float)outputs ? (uint32_t)label : 0, &hit);
+        } else if (b->model->task == MIDGE_BINARY)
+            loss += logistic(o, b->y[r], &hit);
+        else {
+            *o -= b->y[r];
+            loss += *o * *o;
+            factor = 2.0f;
+        }
+        *right += hit ? 1u : 0;
+        for (uint32_t i = 0; i < outputs; i++)
+            o[i] *= factor / (float)b->rows;
+    }
+    return loss;
+}
+
+/* One step on a weight or bias, whose gradient is the sum over rows of slope times input; no input: 1. */
+static void descend(batch *b, uint32_t at, const float *slope, uint32_t outputs, const float *x, uint32_t inputs,
+                    float rate, float pull)
+{
+    uint32_t columns = x == NULL ? 1 : inputs;
+    for (uint32_t o = 0; o < outputs; o++)
+        for (uint32_t i = 0; i < columns; i++, at++) {
+            float sum = 0;
+            for (uint32_t r = 0; r < b->rows; r++) {
+                float s = slope[(size_t)r * outputs + o];
+                sum += x == NULL ? s : s * x[(size_t)r * inputs + i];
+            }
+            if (pull > 0)
+                sum += pull * (b->m->w[at] - published(b->m, at));
+            b->m->w[at] -= rate * sum;
+        }
+}
+
+static void backward(batch *b, float rate, float pull)
+{
+    const midge_model *l = b->model;
+    const float *slope = b->o;
+    uint32_t outputs = l->outputs;
+    if (l->hidden > 0) {
+        const float *w = b->m->w + l->weight[1];
+        for (uint32_t r = 0; r < b->rows; r++)
+            for (uint32_t h = 0; h < l->hidden; h++) {
+                float sum = 0;
+                for (uint32_t o = 0; o < l->outputs; o++)
+                    sum += b->o[(size_t)r * l->outputs + o] * w[(size_t)o * l->hidden + h];
+                b->g[(size_t)r * l->hidden + h] = b->a[(size_t)r * l->hidden + h] > 0 ? sum : 0;
+            }
+        descend(b, l->weight[1], b->o, l->outputs, b->a, l->hidden, rate, pull);
+        descend(b, l->bias[1], b->o, l->outputs, NULL, 0, rate, pull);
+        slope = b->g;
+        outputs = l->hidden;
+    }
+    descend(b, l->weight[0], slope, outputs, b->x, l->inputs, rate, pull);
+    descend(b, l->bias[0], slope, outputs, NULL, 0, rate, pull);
+}
+
+/* Each row once, in an order that needs no memory: a generator of full period over the next power of two. */
+typedef struct order {
+    uint32_t at, add, mask, rows;
+} order;
+
+static uint32_t next_row(order *o)
+{
+    do
+        o->at = (o->at * 5u + o->add) & o->mask;
+    while (o->at >= o->rows);
+    return o->at;
+}
+
+static uint32_t batch_rows(const midge_model *l, uint32_t wanted, uint32_t rows, size_t size)
+{
+    size_t each = MIDGE_WORK(l->inputs, l->hidden, l->outputs, 1);
+    if (wanted == 0 || wanted > rows)
+        wanted = rows < 8 ? rows : wanted == 0 ? 8 : rows;
+    return wanted > size / each ? (uint32_t)(size / each) : wanted;
+}
+
+static midge_fit no_fit(void)
+{
+    midge_fit fit = {0, 0, 0, -1, -1};
+    return fit;
+}
+
+bool midge_model_of(const midge *m, midge_task task, midge_model *model)
+{
+    static const char *const words[2][2] = {{"layers.0.weight", "layers.0.bias"}, {"layers.2.weight", "layers.2.bias"}};
+    memset(model, 0, sizeof *model);
+    model->task = task;
+    uint32_t inputs = 0;
+    for (unsigned i = 0; i < 2; i++) {
+        const tensor *weight = find_tensor(m, words[i][0]), *bias = find_tensor(m, words[i][1]);
+        if (i == 1 && weight == NULL && bias == NULL)
+            break;
+        if (weight == NULL || bias == NULL || weight->role != TRAINED || bias->role != TRAINED || weight->rows == 0 ||
+            weight->columns == 0 || bias->size != weight->rows || (i == 1 && weight->columns != model->outputs))
+            return false;
+        model->weight[i] = weight->at;
+        model->bias[i] = bias->at;
+        model->hidden = i == 1 ? model->outputs : 0;
+        model->outputs = weight->rows;
+        inputs = i == 0 ? weight->columns : inputs;
+    }
+    model->inputs = inputs;
+    return find_tensor(m, "layers.4.weight") == NULL && (task == MIDGE_CLASSIFICATION || model->outputs == 1);
+}
+
+midge_fit midge_train(midge *m, const midge_model *model, midge_row row, void *context, uint32_t rows, float *work,
+                      size_t size)
+{
+    const midge_plan *plan = &m->target.plan;
+    midge_fit fit = no_fit();
+    batch b;
+    uint32_t each = batch_rows(model, plan->batch_size, rows, size), began = m->port.now(m->port.context), right;
+    if (m->work != WORK_TRAIN || rows == 0 || each == 0)
+        return fit;
+    open_batch(&b, m, model, work, each);
+    uint32_t steps = plan->local_steps, epochs = plan->epochs > 0 ? plan->epochs : 1, taken = 0;
+    if (steps == 0)
+        steps = epochs * ((rows + each - 1u) / each);
+    bool timed = plan->seconds > 0;
+    if (timed)
+        steps = plan->most_steps;
+    order o = {(uint32_t)draw(m), (uint32_t)draw(m) | 1u, 1, rows};
+    while (o.mask < rows - 1u)
+        o.mask = o.mask << 1 | 1u;
+    float rate = plan->learning_rate > 0 ? plan->learning_rate : 0.05f, loss = 0;
+    while (fit.steps < steps) {
+        uint32_t now = m->port.now(m->port.context) - began;
+        if (timed && fit.steps >= plan->fewest_steps && (float)now > plan->seconds * 1000.0f)
+            break;
+        for (b.rows = 0; b.rows < each && taken < rows; taken++)
+            take_row(&b, row, context, next_row(&o));
+        if (taken >= rows)
+            taken = 0;
+        forward(&b);
+        right = 0;
+        loss += slopes(&b, &right) / (float)b.rows;
+        backward(&b, rate, plan->proximal);
+        fit.steps++;
+    }
+    fit.examples = rows;
+    fit.seconds = (float)(m->port.now(m->port.context) - began) * 0.001f;
+    fit.loss = fit.steps > 0 ? loss / (float)fit.steps : -1;
+    return fit;
+}
+
+midge_fit midge_evaluate(midge *m, const midge_model *model, midge_row row, void *context, uint32_t rows, float *work,
+                         size_t size)
+{
+    midge_fit fit = no_fit();
+    batch b;
+    uint32_t each = batch_rows(model, 0, rows, size), right = 0;
+    float loss = 0;
+    if (m->work != WORK_TRAIN || rows == 0 || each == 0)
+        return fit;
+    open_batch(&b, m, model, work, each);
+    for (uint32_t i = 0; i < rows;) {
+        for (b.rows = 0; b.rows < each && i < rows; i++)
+            take_row(&b, row, context, i);
+        forward(&b);
+        loss += slopes(&b, &right);
+    }
+    fit.examples = rows;
+    fit.loss = loss / (float)rows;
+    if (model->task != MIDGE_REGRESSION)
+        fit.accuracy = (float)right / (float)rows;
+    return fit;
+}
+
+#endif
+
+/* ================================================================================================== statistics */
+
+void midge_observe(midge_moment *moment, float value)
+{
+    if (!finite_float(value))
+        return;
+    double away = (double)value - moment->mean;
+    moment->count++;
+    moment->mean += away / (double)moment->count;
+    moment->m2 += away * ((double)value - moment->mean);
+}
+
+static uint64_t moment_field(const midge_moment *moment, unsigned which)
+{
+    return which == 0 ? (uint64_t)moment->count : bits_of_double(which == 1 ? moment->mean : moment->m2);
+}
+
+/* ======================================================================================================== MQTT */
+
+/* A packet is built in `tx` from FIXED on; its fixed header goes before, once its length is known. What a payload's body
+ * is follows from memory, from flash or from the moments. */
+
+#define FIXED 5u
+
+static void drop_link(midge *m)
+{
+    m->short_lives = m->link != LINK_DOWN && !is_due(m, m->greeted_at + 10000u) ? (uint8_t)(m->short_lives + 1) : 0;
+    if (m->short_lives > 100)
+        m->short_lives = 100;
+    m->link = LINK_DOWN;
+    m->received = 0;
+    m->skipping = 0;
+    if (m->work == WORK_FETCH || m->work == WORK_TURN)
+        m->work = WORK_NONE;
+}
+
+static void send_raw(midge *m, const void *data, size_t size)
+{
+    if (m->link != LINK_DOWN && !m->port.send(m->port.context, (const uint8_t *)data, size))
+        drop_link(m);
+    m->said = m->clock;
+}
+
+static writer begin_packet(midge *m)
+{
+    writer w = {m->tx, MIDGE_TX, FIXED, false};
+    return w;
+}
+
+static uint16_t next_packet(midge *m)
+{
+    m->packet_id = (uint16_t)(m->packet_id + 1u == 0x10000u ? 1u : m->packet_id + 1u);
+    return m->packet_id;
+}
+
+static void send_packet(midge *m, writer *w, unsigned first, size_t body)
+{
+    size_t left = w->at - FIXED + body;
+    uint8_t fixed[FIXED];
+    unsigned size = 1;
+    if (w->full)
+        return; /* names that are too long for MIDGE_TX: nothing half-made is sent */
+    fixed[0] = (uint8_t)first;
+    do {
+        fixed[size] = (uint8_t)((left & 0x7fu) | (left > 0x7fu ? 0x80u : 0));
+        left >>= 7;
+        size++;
+    } while (left > 0 && size < FIXED);
+    memcpy(m->tx + FIXED - size, fixed, size);
+    send_raw(m, m->tx + FIXED - size, w->at - FIXED + size);
+}
+
+static void write_string(writer *w, const char *text)
+{
+    size_t size = strlen(text);
+    write_be(w, (uint32_t)size, 2);
+    write_bytes(w, text, size);
+}
+
+static void write_plain(writer *w, const char *text)
+{
+    write_bytes(w, text, strlen(text));
+}
+
+static void write_decimal(writer *w, uint64_t number)
+{
+    char digits[20];
+    unsigned size = 0;
+    do
+        digits[size++] = (char)('0' + number % 10u);
+    while ((number /= 10u) > 0);
+    while (size > 0)
+        write_bytes(w, &digits[--size], 1);
+}
+
+static void write_hex(writer *w, uint64_t number, unsigned digits)
+{
+    while (digits-- > 0)
+        write_bytes(w, &"0123456789abcdef"[number >> (4u * digits) & 15u], 1);
+}
+
+typedef enum place { TO_AGGREGATOR, TO_MODEL, TO_UPDATE, TO_RECEIPT, TO_STATUS, TO_REPORT } place;
+
+static void write_topic_text(const midge *m, writer *w, place where)
+{
+    static const char *const trees[] = {"/aggregator", "/model/train", "/update/", "/receipt/", "/status/", "/report/"};
+    write_plain(w, m->config.root);
+    write_plain(w, "/");
+    write_plain(w, m->config.federation);
+    write_plain(w, trees[where]);
+    if (where == TO_UPDATE) {
+        write_decimal(w, midge_crc32(0, m->config.device, strlen(m->config.device)) % 64u);
+        write_plain(w, "/");
+    }
+    if (where >= TO_UPDATE)
+        write_plain(w, m->config.device);
+}
+
+/* A topic with its length before it; of a chunk, with its place behind. */
+static void write_topic(const midge *m, writer *w, place where, const hop *h, uint32_t index)
+{
+    size_t start = w->at;
+    write_be(w, 0, 2);
+    write_topic_text(m, w, where);
+    if (h != NULL) {
+        write_plain(w, "/");
+        write_decimal(w, h->version);
+        write_plain(w, "/");
+        write_decimal(w, h->span);
+        write_plain(w, "-");
+        write_decimal(w, index);
+    }
+    if (!w->full) {
+        w->data[start] = (uint8_t)((w->at - start - 2) >> 8);
+        w->data[start + 1] = (uint8_t)(w->at - start - 2);
+    }
+}
+
+static void subscribe(midge *m, place where, unsigned qos, const hop *h, uint32_t index)
+{
+    writer w = begin_packet(m);
+    write_be(&w, next_packet(m), 2);
+    write_topic(m, &w, where, h, index);
+    write_byte(&w, qos);
+    send_packet(m, &w, 0x82, 0);
+}
+
+static void unsubscribe_part(midge *m, const hop *h, uint32_t index)
+{
+    writer w = begin_packet(m);
+    write_be(&w, next_packet(m), 2);
+    write_topic(m, &w, TO_MODEL, h, index);
+    send_packet(m, &w, 0xa2, 0);
+}
+
+/* A message under way: a frame's header, of which the pairs are counted. */
+typedef struct message {
+    writer w;
+    size_t frame; /* where the frame begins */
+    unsigned pairs;
+} message;
+
+static void begin_header(message *f)
+{
+    f->frame = f->w.at;
+    f->pairs = 0;
+    write_bytes(&f->w, "\0\0\0\0", 5); /* the header's length, and the map as 16 bits count it */
+}
+
+static message begin_message(midge *m, place where)
+{
+    message f;
+    f.w = begin_packet(m);
+    write_topic(m, &f.w, where, NULL, 0);
+    write_be(&f.w, next_packet(m), 2);
+    begin_header(&f);
+    return f;
+}
+
+static void key(message *f, unsigned number)
+{
+    f->pairs++;
+    write_byte(&f->w, number);
+}
+
+static ONCE void key_integer(message *f, unsigned number, uint32_t value, uint32_t otherwise)
+{
+    if (value == otherwise)
+        return; /* a default does not travel */
+    key(f, number);
+    write_integer(&f->w, value);
+}
+
+static ONCE void key_wide(message *f, unsigned number, uint64_t value)
+{
+    key(f, number);
+    write_wide(&f->w, value);
+}
+
+static void key_bin(message *f, unsigned number, const void *data, size_t size)
+{
+    key(f, number);
+    write_bin(&f->w, data, size);
+}
+
+static void key_word(message *f, unsigned number, const char *word)
+{
+    key(f, number);
+    write_word(&f->w, word);
+}
+
+/* Close the header with its kind. */
+static void end_header(message *f, unsigned kind)
+{
+    key(f, N_KIND);
+    write_integer(&f->w, kind);
+    if (f->w.full)
+        return;
+    uint8_t *at = f->w.data + f->frame;
+    size_t size = f->w.at - f->frame - 5;
+    if (f->pairs < 16) {
+        memmove(at + 3, at + 5, size);
+        f->w.at -= 2;
+        at[2] = (uint8_t)(0x80u | f->pairs);
+        size += 1;
+    } else {
+        at[2] = 0xde;
+        at[3] = 0;
+        at[4] = (uint8_t)f->pairs;
+        size += 3;
+    }
+    put_le(at, size, 2);
+}
+
+#define RETAINED 0x33u
+#define PASSING 0x32u
+
+static void end_message(midge *m, message *f, unsigned kind, unsigned flags, size_t body)
+{
+    end_header(f, kind);
+    send_packet(m, &f->w, flags, body);
+}
+
+/* Bytes of the held update's body. */
+static void send_stored(midge *m, uint32_t from, uint32_t size)
+{
+    uint32_t at = slot_start(m, m->slot) + MIDGE_META + from;
+    for (uint32_t done = 0; done < size && m->link != LINK_DOWN;) {
+        uint32_t some = size - done < MIDGE_TX ? size - done : MIDGE_TX;
+        if (!m->port.flash_read(m->port.context, at + done, m->tx, some)) {
+            drop_link(m); /* the packet cannot be ended in another way */
+            return;
+        }
+        send_raw(m, m->tx, some);
+        done += some;
+    }
+}
+
+static void send_moments(midge *m)
+{
+    const midge_moment *first = m->moments;
+    for (unsigned i = 0; i < m->statistic_count; first += m->statistics[i++].channels)
+        for (unsigned which = 0; which < 3; which++)
+            for (uint32_t k = 0; k < m->statistics[i].channels;) {
+                size_t filled = 0;
+                for (; k < m->statistics[i].channels && filled + 8 <= MIDGE_TX; k++, filled += 8)
+                    put_le(m->tx + filled, moment_field(&first[k], which), 8);
+                send_raw(m, m->tx, filled);
+            }
+}
+
+/* ================================================================================================ what is sent */
+
+/* Bytes of a body that surely fit the receive buffer, whatever stands before it. */
+static uint32_t largest_body(const midge *m)
+{
+    size_t before = strlen(m->config.root) + strlen(m->config.federation) + 152u;
+    return m->config.packet > before + 64u ? m->config.packet - (uint32_t)before : 64u;
+}
+
+static void write_hello(midge *m, message *f, const char *state, double wakes, uint64_t number, uint64_t to)
+{
+    bool live = strcmp(state, "ready") == 0;
+    key_word(f, N_STATE, state);
+    key_wide(f, N_OUTBOX, m->outbox.outbox);
+    key_integer(f, N_FIRST, first_held(m), 1);
+    key_integer(f, N_NEXT, m->outbox.next, 1);
+    if (m->sound) {
+        key_bin(f, N_LINEAGE, m->lineage, 16);
+        key_integer(f, N_GENERATION, m->generation, 0);
+        key_integer(f, N_VERSION, m->version, 0);
+    }
+    if (wakes > 0) {
+        key(f, N_WAKES);
+        write_real(&f->w, wakes);
+    }
+    if (m->config.machine != NULL) {
+        key(f, N_CAPABILITIES);
+        write_map(&f->w, 1);
+        write_integer(&f->w, N_MACHINE);
+        write_word(&f->w, m->config.machine);
+    }
+    if (live && m->waits != NULL)
+        key_word(f, N_WAITS, m->waits);
+    if (number != 0)
+        key_wide(f, N_NUMBER, number);
+    if (to != 0)
+        key_wide(f, N_TO, to);
+    if (live)
+        key_integer(f, N_LARGEST, largest_body(m), 0);
+}
+
+static void say_hello(midge *m, const char *state, unsigned flags, double wakes, uint64_t number, uint64_t to)
+{
+    message f = begin_message(m, TO_STATUS);
+    write_hello(m, &f, state, wakes, number, to);
+    end_message(m, &f, N_HELLO, flags, 0);
+}
+
+/* The first packet: the Will says that this device is lost. */
+static void send_connect(midge *m)
+{
+    bool password = m->config.user != NULL && m->config.password != NULL;
+    message f;
+    f.w = begin_packet(m);
+    write_string(&f.w, "MQTT");
+    write_byte(&f.w, 4);
+    write_byte(&f.w, 0x2eu | (m->config.user != NULL ? 0x80u : 0) | (password ? 0x40u : 0));
+    write_be(&f.w, m->config.keep_alive, 2);
+    size_t start = f.w.at;
+    write_be(&f.w, 0, 2);
+    write_plain(&f.w, m->config.device);
+    write_plain(&f.w, "-");
+    write_hex(&f.w, m->outbox.outbox, 16);
+    if (m->short_lives >= 3) { /* another client may have this id: come back under another one, and ask */
+        write_plain(&f.w, "-");
+        write_hex(&f.w, draw(m), 8);
+    }
+    if (f.w.full)
+        return;
+    f.w.data[start + 1] = (uint8_t)(f.w.at - start - 2);
+    write_topic(m, &f.w, TO_STATUS, NULL, 0);
+    start = f.w.at;
+    write_be(&f.w, 0, 2);
+    begin_header(&f);
+    write_hello(m, &f, "lost", 0, 0, 0);
+    end_header(&f, N_HELLO);
+    if (f.w.full)
+        return;
+    f.w.data[start] = (uint8_t)((f.w.at - start - 2) >> 8);
+    f.w.data[start + 1] = (uint8_t)(f.w.at - start - 2);
+    if (m->config.user != NULL)
+        write_string(&f.w, m->config.user);
+    if (password)
+        write_string(&f.w, m->config.password);
+    send_packet(m, &f.w, 0x10, 0);
+}
+
+static void write_metrics(message *f, float loss, float accuracy)
+{
+    unsigned count = (loss >= 0 ? 1u : 0) + (accuracy >= 0 ? 1u : 0);
+    key(f, N_METRICS);
+    write_map(&f->w, count);
+    if (loss >= 0) {
+        write_integer(&f->w, N_LOSS);
+        write_real(&f->w, (double)loss);
+    }
+    if (accuracy >= 0) {
+        write_integer(&f->w, N_ACCURACY);
+        write_real(&f->w, (double)accuracy);
+    }
+}
+
+/* The held update's header; with its body if it is in one piece. */
+static void send_update(midge *m, uint32_t parts)
+{
+    const record *r = &m->outbox;
+    message f = begin_message(m, TO_UPDATE);
+    key_wide(&f, N_OUTBOX, r->outbox);
+    key_integer(&f, N_FIRST, first_held(m), UINT32_MAX);
+    key_integer(&f, N_SEQ, r->seq, UINT32_MAX);
+    key_bin(&f, N_LINEAGE, r->lineage, 16);
+    key_integer(&f, N_GENERATION, r->generation, UINT32_MAX);
+    key_integer(&f, N_BASE, r->version, UINT32_MAX);
+    key_word(&f, N_CODEC, r->codec);
+    key_integer(&f, N_SIZE, r->size, UINT32_MAX);
+    key_bin(&f, N_SHA256, r->sha256, 16);
+    key_integer(&f, N_EXAMPLES, r->examples, 0);
+    key_integer(&f, N_STEPS, r->steps, 0);
+    if (r->seconds > 0) {
+        key(&f, N_SECONDS);
+        write_real(&f.w, (double)r->seconds);
+    }
+    key_integer(&f, N_PLAN, r->revision, 0);
+    if (r->loss >= 0 || r->accuracy >= 0)
+        write_metrics(&f, r->loss, r->accuracy);
+    key_integer(&f, N_PARTS, parts, 1);
+    key_bin(&f, N_BASE_DIGEST, r->base_digest, 8);
+    if (r->loses) {
+        key(&f, N_FEEDBACK);
+        write_byte(&f.w, 0xc2); /* false */
+    }
+    size_t body = parts > 1 ? 0 : r->size;
+    end_message(m, &f, parts > 1 ? N_OFFER : N_UPDATE, PASSING, body);
+    if (body > 0 && !f.w.full)
+        send_stored(m, 0, r->size);
+}
+
+static uint32_t chunk_limit(const midge *m)
+{
+    return m->target.chunk > 0 ? m->target.chunk : 256u * 1024u;
+}
+
+static uint32_t update_parts(const midge *m)
+{
+    uint32_t limit = chunk_limit(m);
+    return m->outbox.size <= limit ? 1 : (m->outbox.size + limit - 1u) / limit;
+}
+
+static void send_chunk(midge *m, uint32_t index)
+{
+    uint32_t parts = update_parts(m), each = (m->outbox.size + parts - 1u) / parts;
+    if (index >= parts)
+        return;
+    uint32_t from = index * each, size = m->outbox.size - from < each ? m->outbox.size - from : each;
+    message f = begin_message(m, TO_UPDATE);
+    key_wide(&f, N_OUTBOX, m->outbox.outbox);
+    key_integer(&f, N_FIRST, first_held(m), UINT32_MAX);
+    key_integer(&f, N_SEQ, m->outbox.seq, UINT32_MAX);
+    key_integer(&f, N_PART, index, UINT32_MAX);
+    end_message(m, &f, N_CHUNK, PASSING, size);
+    if (!f.w.full)
+        send_stored(m, from, size);
+}
+
+static void send_fetch(midge *m, const hop *h)
+{
+    uint32_t parts[WINDOW], count = 0;
+    for (uint32_t i = 0; i < WINDOW && m->part + i < h->parts; i++)
+        if (!(m->got >> i & 1u))
+            parts[count++] = m->part + i;
+    message f = begin_message(m, TO_UPDATE);
+    key_bin(&f, N_LINEAGE, m->target.lineage, 16);
+    key_integer(&f, N_VERSION, h->version, UINT32_MAX);
+    key_integer(&f, N_SPAN, h->span, UINT32_MAX);
+    key(&f, N_PARTS);
+    write_array(&f.w, count);
+    for (uint32_t i = 0; i < count; i++)
+        write_integer(&f.w, parts[i]);
+    end_message(m, &f, N_FETCH, PASSING, 0);
+}
+
+static void send_statistics(midge *m)
+{
+    size_t body = 0;
+    message f = begin_message(m, TO_UPDATE);
+    key_bin(&f, N_LINEAGE, m->target.lineage, 16);
+    key(&f, N_NAMES);
+    write_array(&f.w, m->statistic_count);
+    for (unsigned i = 0; i < m->statistic_count; i++) {
+        write_array(&f.w, 2);
+        write_word(&f.w, m->statistics[i].name);
+        write_integer(&f.w, m->statistics[i].channels);
+        body += 24u * (size_t)m->statistics[i].channels;
+    }
+    end_message(m, &f, N_STATISTICS, PASSING, body);
+    if (!f.w.full)
+        send_moments(m);
+}
+
+/* ===================================================================================================== fetching */
+
+static ONCE void again_after(midge *m, uint32_t milliseconds)
+{
+    m->work = WORK_NONE;
+    m->newer = true;
+    m->newer_at = m->clock + milliseconds;
+}
+
+static void start_training(midge *m)
+{
+    for (uint32_t i = 0; i < m->count; i++)
+        m->w[i] = published(m, i);
+    m->work = WORK_TRAIN;
+    m->trained_at = m->clock;
+    m->has_trained = true;
+}
+
+/* All frames of the way are here: is it the model that was announced? */
+static void arrive(midge *m)
+{
+    uint8_t digest[32];
+    if (m->version != m->target.version) { /* the way was longer than it could be planned */
+        again_after(m, 0);
+        return;
+    }
+    state_digest(m, digest);
+    if (memcmp(digest, m->target.digest, 16) != 0) {
+        m->have = false; /* begin with a snapshot */
+        m->sound = false;
+        again_after(m, 2000);
+        return;
+    }
+    m->sound = true;
+    tell_why(m, MIDGE_MODEL, m->version, "");
+    start_training(m);
+}
+
+static void next_hop(midge *m)
+{
+    if (m->hop_at == m->hop_count) {
+        arrive(m);
+        return;
+    }
+    const hop *h = &m->hops[m->hop_at];
+    m->work = WORK_FETCH;
+    m->part = m->got = 0;
+    m->tries = 0;
+    m->frame_known = false;
+    m->work_at = m->clock + 5000u;
+    for (uint32_t i = 0; i < WINDOW && i < h->parts; i++)
+        subscribe(m, TO_MODEL, 1, h, i);
+}
+
+static void give_up_fetch(midge *m, uint32_t pause)
+{
+    const hop *h = &m->hops[m->hop_at];
+    for (uint32_t i = 0; i < WINDOW && m->part + i < h->parts; i++)
+        if (!(m->got >> i & 1u))
+            unsubscribe_part(m, h, m->part + i);
+    again_after(m, pause);
+}
+
+/* A frame is whole: take it in. */
+static void take_frame(midge *m)
+{
+    const hop *h = &m->hops[m->hop_at];
+    midge_sha256 sha;
+    uint8_t digest[32];
+    frame_header f;
+    bytes frame = {m->frame, h->size};
+    midge_sha256_begin(&sha);
+    midge_sha256_add(&sha, frame.data, frame.size);
+    midge_sha256_end(&sha, digest);
+    bool good = memcmp(digest, m->frame_sha, 16) == 0 && read_frame(frame, &f) &&
+                f.kind == (h->span == 0 ? N_SNAPSHOT : N_STEP);
+    const char *why = !good ? "wrong frame" : h->span == 0 ? take_snapshot(m, &f) : take_step(m, &f);
+    if (why != NULL) {
+        if (good && h->span == 0)
+            tell_why(m, MIDGE_DOES_NOT_FIT, h->version, why);
+        m->have = m->have && !good; /* a step that went wrong has spoilt the integers */
+        if (!m->have)
+            m->sound = false;
+        again_after(m, good && h->span == 0 ? 60000 : 2000);
+        return;
+    }
+    m->have = true;
+    m->version = h->version;
+    m->generation = m->target.generation;
+    memcpy(m->lineage, m->target.lineage, 16);
+    m->hop_at++;
+    next_hop(m);
+}
+
+static void take_part(midge *m, bytes payload)
+{
+    part p;
+    const hop *h = &m->hops[m->hop_at];
+    if (m->work != WORK_FETCH || !read_part(payload, &p) || memcmp(p.lineage, m->target.lineage, 16) != 0)
+        return;
+    if (p.version != h->version || p.span != h->span || p.parts != h->parts || p.part < m->part ||
+        p.part >= m->part + WINDOW || p.part >= h->parts || (m->got >> (p.part - m->part) & 1u))
+        return;
+    uint32_t each = (h->size + h->parts - 1u) / h->parts;
+    uint64_t from = (uint64_t)p.part * each;
+    if (from > h->size || p.body.size != (h->size - from < each ? h->size - from : each))
+        return;
+    if (m->frame_known && memcmp(p.sha256, m->frame_sha, 16) != 0) {
+        give_up_fetch(m, 1000); /* chunks of two frames */
+        return;
+    }
+    m->frame_known = true;
+    memcpy(m->frame_sha, p.sha256, 16);
+    if (p.body.size > 0)
+        memcpy(m->frame + from, p.body.data, p.body.size);
+    unsubscribe_part(m, h, p.part);
+    m->got |= 1u << (p.part - m->part);
+    m->work_at = m->clock + 5000u;
+    for (; (m->got & 1u) != 0; m->got >>= 1, m->part++)
+        if (m->part + WINDOW < h->parts)
+            subscribe(m, TO_MODEL, 1, h, m->part + WINDOW);
+    if (m->part >= h->parts)
+        take_frame(m);
+}
+
+/* No chunk came for 5 s. */
+static void hurry_fetch(midge *m)
+{
+    if (++m->tries > 3 || (m->tries > 1 && m->newer)) {
+        give_up_fetch(m, 0); /* that did not help: read the announcement again */
+        return;
+    }
+    m->work_at = m->clock + 5000u;
+    send_fetch(m, &m->hops[m->hop_at]);
+}
+
+/* ================================================================================================== the session */
+
+static bool already_trained(const midge *m, const goal *t)
+{
+    const record *r = &m->outbox;
+    return r->version == t->version && r->generation == t->generation && memcmp(r->lineage, t->lineage, 16) == 0 &&
+           memcmp(r->base_digest, t->digest, 8) == 0;
+}
+
+/* Whether this device is among those that train from a version. */
+static bool takes_part(const midge *m, const goal *t)
+{
+    char text[32 + 1 + 10 + 1 + 20 + 1 + 64 + 1];
+    writer w = {(uint8_t *)text, sizeof text, 0, false};
+    midge_sha256 sha;
+    uint8_t digest[32];
+    for (unsigned i = 0; i < 16; i++)
+        write_hex(&w, t->lineage[i], 2);
+    write_plain(&w, "/");
+    write_decimal(&w, t->generation);
+    write_plain(&w, "/");
+    write_decimal(&w, t->version);
+    write_plain(&w, "/");
+    write_plain(&w, m->config.device);
+    midge_sha256_begin(&sha);
+    midge_sha256_add(&sha, text, w.at);
+    midge_sha256_end(&sha, digest);
+    return t->share >= 1 || (double)get_be(digest, 8) < (double)t->share * 18446744073709551616.0;
+}
+
+/* Milliseconds until a turn: at random within what all devices need at the announced rate. */
+static uint32_t turn(midge *m, const goal *t, uint32_t size, uint32_t messages, float share)
+{
+    float others = (t->devices > 0 ? (float)t->devices : 20.0f) * share - 1.0f;
+    if (t->byte_rate <= 0 || others <= 0)
+        return 0;
+    float seconds = others * ((float)size + 8192.0f * (float)messages) / t->byte_rate;
+    if (seconds > MOST_SECONDS)
+        seconds = MOST_SECONDS;
+    return seconds < 0.1f ? 0 : (uint32_t)(seconds * (1000.0f / 65536.0f) * (float)(draw(m) & 0xffffu));
+}
+
+static void adopt_statistics(midge *m, const announcement *a)
+{
+    if (a->statistic_count == 0 || a->statistic_count > MIDGE_STATISTICS) {
+        tell_why(m, MIDGE_DOES_NOT_FIT, a->target.version, "more statistics than MIDGE_STATISTICS");
+        return;
+    }
+    bool same = m->statistic_count == a->statistic_count &&
+                memcmp(m->statistics, a->statistics, sizeof a->statistics[0] * a->statistic_count) == 0;
+    if (!same || m->work != WORK_MEASURE) {
+        memcpy(m->statistics, a->statistics, sizeof m->statistics);
+        m->statistic_count = (uint8_t)a->statistic_count;
+        m->moments = same ? m->moments : NULL;
+        m->moments_wait = 10000;
+        m->moments_at = m->clock;
+    }
+    m->work = WORK_MEASURE;
+}
+
+/* Begin what an announcement asks for. */
+static void adopt(midge *m, const announcement *a)
+{
+    const goal *t = &a->target;
+    bool turning = m->work == WORK_TURN;
+    float pause = t->interval < MOST_SECONDS ? t->interval : MOST_SECONDS;
+    uint32_t due = m->trained_at + (uint32_t)(pause * 1000.0f);
+    uint32_t bytes_of_way = 0, parts = 0;
+    m->newer = false;
+    m->target = *t;
+    m->work = m->work == WORK_MEASURE && t->statistics ? WORK_MEASURE : WORK_NONE;
+    m->after = false;
+    if (m->have && (memcmp(m->lineage, t->lineage, 16) != 0 || m->generation != t->generation)) {
+        m->have = false;
+        m->sound = false;
+    }
+    if (m->outbox.seq > 0) { /* one update at a time; read it again then */
+        m->newer = m->after = true;
+        return;
+    }
+    if (t->statistics) {
+        adopt_statistics(m, a);
+        return;
+    }
+    if (!a->training || already_trained(m, t) || !takes_part(m, t))
+        return;
+    if (m->has_trained && !is_due(m, due)) {
+        m->newer = true;
+        m->newer_at = due;
+        return;
+    }
+    if (!plan_way(m, a->frames, t->version)) {
+        tell_why(m, MIDGE_DOES_NOT_FIT, t->version, "no frame fits the arena");
+        return;
+    }
+    for (unsigned i = 0; i < m->hop_count; i++) {
+        bytes_of_way += m->hops[i].size;
+        parts += m->hops[i].parts;
+    }
+    if (!turning)
+        m->work_at = m->clock + turn(m, t, bytes_of_way + m->outbox.size, 2u * parts + 2u, t->share);
+    m->work = WORK_TURN;
+}
+
+static void take_announcement(midge *m, bytes payload)
+{
+    announcement a;
+    if (!read_announcement(payload, &a) || !same_text(a.federation, m->config.federation))
+        return;
+    const goal *t = &a.target, *known = &m->target;
+    bool same_lineage = memcmp(t->lineage, known->lineage, 16) == 0;
+    bool older = t->generation < known->generation ||
+                 (t->generation == known->generation && t->version < known->version);
+    if (same_lineage && older && t->issued <= known->issued)
+        return;
+    if (m->work == WORK_FETCH || m->work == WORK_TRAIN) { /* keep the one that is fetched or trained by */
+        bool other = !same_lineage || t->version != known->version || t->generation != known->generation;
+        m->newer = m->newer || other;
+        m->newer_at = m->clock;
+        return;
+    }
+    adopt(m, &a);
+}
+
+static void greet(midge *m)
+{
+    say_hello(m, "ready", RETAINED, 0, 0, 0);
+    m->settled_once = false;
+    m->greets = true;
+    m->greet_at = m->clock + m->greet_wait;
+    m->greet_wait = m->greet_wait >= 150000 ? 300000 : m->greet_wait * 2;
+}
+
+static ONCE void greet_soon(midge *m, uint32_t pause)
+{
+    m->greets = true;
+    m->settled_once = false;
+    m->greet_wait = 10000;
+    m->greet_at = m->clock + pause;
+}
+
+static void take_status(midge *m, bytes payload)
+{
+    aggregator_status s;
+    if (!read_status(payload, &s) || (s.token != 0 && s.token < m->token))
+        return;
+    bool ready = same_text(s.state, "ready"), serves = ready || same_text(s.state, "paused");
+    if (s.token > m->token)
+        m->token = s.token;
+    if (serves && (!m->serves || s.boot != m->boot))
+        greet_soon(m, m->boot == 0 ? 0 : turn(m, &m->target, 400, 2, 1));
+    if (!serves)
+        m->greets = false;
+    if (ready && !m->ready)
+        m->send_at = m->clock;
+    m->serves = serves;
+    m->ready = ready;
+    m->boot = s.boot;
+    tell_words(m, MIDGE_AGGREGATOR, 0, s.state, s.why);
+}
+
+/* The update is settled; the next record that is stored forgets it. */
+static void forget(midge *m)
+{
+    m->outbox.seq = 0;
+    m->send_wait = 10000;
+    if (m->after || m->work == WORK_NONE) {
+        m->newer = true;
+        m->newer_at = m->clock;
+    }
+    m->after = false;
+}
+
+static void take_verdict(midge *m, const verdict *v)
+{
+    if (m->outbox.seq == 0 || v->seq != m->outbox.seq || v->word.size == 0)
+        return;
+    bool final = is_final(v->word);
+    if (final && v->body.size > 0 && memcmp(v->body.data, m->outbox.sha256, v->body.size < 8 ? v->body.size : 8) != 0) {
+        renew(m, true); /* that verdict was on another body of this number */
+        return;
+    }
+    midge_event event = event_of(MIDGE_VERDICT, v->seq, v->word, v->why);
+    event.final = final;
+    event.accepted = same_text(v->word, "accepted");
+    event.repeat = v->repeat;
+    tell(m, &event);
+    if (final)
+        forget(m);
+    else
+        m->send_at = m->clock + (uint32_t)(v->retry_after > 1 && v->retry_after <= 86400 ? v->retry_after * 1000.0f : 1000.0f);
+    if (same_text(v->word, "forgotten"))
+        m->end = MIDGE_FORGOTTEN;
+}
+
+/* Leave to send chunks of an update that was offered. */
+typedef struct permission {
+    uint32_t seq;
+    list parts;
+} permission;
+
+static void take_grants(midge *m, list *maps)
+{
+    permission grant;
+    static const field fields[] = {{N_SEQ, FORM_CLAMPED, offsetof(permission, seq)},
+                                   {N_PARTS, FORM_LIST, offsetof(permission, parts)}};
+    for (; maps->count > 0 && !maps->items.bad; maps->count--) {
+        item map = next_item(&maps->items);
+        memset(&grant, 0, sizeof grant);
+        if (map.kind != ITEM_MAP)
+            return;
+        (void)take_fields(&maps->items, map.number, fields, COUNT(fields), &grant);
+        list *parts = &grant.parts;
+        for (; parts->count > 0 && !parts->items.bad && grant.seq > 0 && grant.seq == m->outbox.seq &&
+               m->link == LINK_UP; parts->count--) {
+            item index = next_item(&parts->items);
+            if (is_unsigned(&index))
+                send_chunk(m, clamped(&index));
+        }
+    }
+}
+
+static void take_receipt(midge *m, bytes payload)
+{
+    word_to_us t;
+    if (!read_receipt(payload, &t))
+        return;
+    if (t.kind == N_TROUBLE) {
+        bytes none = {NULL, 0};
+        tell_words(m, MIDGE_TROUBLE, 0, none, t.why);
+        return;
+    }
+    if (t.outbox != m->outbox.outbox || (t.token != 0 && t.token < m->token))
+        return;
+    if (t.token > m->token)
+        m->token = t.token;
+    if (t.hi >= m->outbox.next) { /* this outbox is an old copy of itself */
+        renew(m, false);
+        return;
+    }
+    uint64_t outbox = m->outbox.outbox;
+    bool nothing = t.settled.count == 0 && t.grants.count == 0;
+    for (; t.settled.count > 0 && !t.settled.items.bad && m->outbox.outbox == outbox; t.settled.count--) {
+        verdict v;
+        read_verdict(&t.settled, &v);
+        take_verdict(m, &v);
+    }
+    if (m->outbox.outbox != outbox)
+        return;
+    if (m->outbox.seq > 0 && t.hi >= m->outbox.seq) {
+        tell_why(m, MIDGE_SETTLED, m->outbox.seq, "");
+        forget(m);
+    }
+    if (t.grants.count > 0) {
+        take_grants(m, &t.grants);
+        m->send_at = m->clock + m->send_wait;
+    }
+    if (m->greets || !m->settled_once) {
+        if (!m->settled_once)
+            tell_why(m, MIDGE_JOINED, m->outbox.next, "");
+        m->greets = false;
+        m->settled_once = true;
+        m->send_at = m->clock; /* go back to hi + 1 */
+    } else if (nothing && is_due(m, m->sent_at + 1000u))
+        m->send_at = m->clock;
+}
+
+static void take_hello(midge *m, bytes payload, bool retained)
+{
+    hello h;
+    if (!read_hello(payload, &h))
+        return;
+    bool joining = same_text(h.state, "joining"), live = is_live(h.state);
+    if (m->link == LINK_JOINING) {
+        if (joining && h.number == m->number) {
+            if (!m->suspected)
+                m->joining_until = m->clock;
+        } else if (joining && m->number < h.number)
+            say_hello(m, "ready", PASSING, 0, 0, h.number); /* both begin: the other is to end */
+        else if (live && h.to == m->number)
+            m->end = MIDGE_TAKEN;
+        else if (live && h.outbox != m->outbox.outbox) {
+            m->suspected = true;
+            if (!retained && m->answered)
+                m->end = MIDGE_TAKEN; /* of an earlier version, which answers without a number: twice */
+            else if (!retained) {
+                m->answered = true;
+                say_hello(m, "joining", PASSING, 0, m->number, 0);
+            }
+        }
+        return;
+    }
+    if (joining && (h.outbox != m->outbox.outbox || h.number != m->number))
+        say_hello(m, "ready", PASSING, 0, 0, h.number);
+    else if (same_text(h.state, "lost") && h.outbox == m->outbox.outbox && m->serves)
+        greet_soon(m, 0); /* the Will of an earlier connection came late */
+}
+
+static void come_in(midge *m)
+{
+    m->link = LINK_UP;
+    m->serves = m->ready = m->greets = m->settled_once = false;
+    m->boot = m->token = 0;
+    m->send_wait = 10000;
+    m->send_at = m->clock;
+    subscribe(m, TO_RECEIPT, 1, NULL, 0);
+    subscribe(m, TO_AGGREGATOR, 1, NULL, 0);
+    subscribe(m, TO_MODEL, 0, NULL, 0);
+}
+
+static void take_connack(midge *m, bytes packet)
+{
+    if (m->link != LINK_GREETED || packet.size < 2)
+        return;
+    if (packet.data[1] != 0) {
+        m->link = LINK_DOWN;
+        m->end = packet.data[1] == 4 || packet.data[1] == 5 ? MIDGE_REFUSED : m->end;
+        return;
+    }
+    m->link = LINK_JOINING;
+    m->greeted_at = m->clock;
+    m->suspected = m->short_lives >= 3;
+    m->answered = false;
+    m->number = (draw(m) >> 2) + 1u;
+    m->joining_until = m->clock + 3000u;
+    subscribe(m, TO_STATUS, 1, NULL, 0);
+    say_hello(m, "joining", PASSING, 0, m->number, 0);
+}
+
+/* Whether a topic is one of ours; of a chunk of the model, `below` is set. */
+static bool is_topic(midge *m, bytes topic, place where, bool *below)
+{
+    writer w = {m->tx, MIDGE_TX, 0, false};
+    write_topic_text(m, &w, where);
+    *below = !w.full && topic.size > w.at && topic.data[w.at] == '/' && memcmp(topic.data, m->tx, w.at) == 0;
+    return !w.full && topic.size == w.at && memcmp(topic.data, m->tx, w.at) == 0;
+}
+
+static void take_publish(midge *m, bytes packet, unsigned flags, uint64_t cut)
+{
+    unsigned qos = flags >> 1 & 3u;
+    bool below;
+    if (packet.size < 2)
+        return;
+    size_t size = (size_t)get_be(packet.data, 2), id = qos > 0 ? 2 : 0;
+    if (packet.size < 2 + size + id)
+        return;
+    bytes topic = {packet.data + 2, size}, payload = rest_of(packet, 2 + size + id);
+    if (qos > 0) {
+        uint8_t ack[4] = {0x40, 2, packet.data[2 + size], packet.data[3 + size]};
+        send_raw(m, ack, sizeof ack);
+    }
+    if (payload.size == 0)
+        return; /* a retained message was cleared */
+    if (is_topic(m, topic, TO_AGGREGATOR, &below)) {
+        take_status(m, payload); /* which may be cut short */
+        return;
+    }
+    bool model = is_topic(m, topic, TO_MODEL, &below);
+    if (cut > 0) {
+        bytes none = {NULL, 0};
+        tell_words(m, MIDGE_TOO_LARGE, cut, topic, none);
+        if (below && m->work == WORK_FETCH)
+            give_up_fetch(m, 60000);
+    } else if (model)
+        take_announcement(m, payload);
+    else if (below)
+        take_part(m, payload);
+    else if (is_topic(m, topic, TO_RECEIPT, &below))
+        take_receipt(m, payload);
+    else if (is_topic(m, topic, TO_STATUS, &below))
+        take_hello(m, payload, (flags & 1u) != 0);
+}
+
+static void take_packet(midge *m, unsigned first, bytes packet, uint64_t cut)
+{
+    switch (first >> 4) {
+    case 2: take_connack(m, packet); break;
+    case 3:
+        if (m->link > LINK_GREETED)
+            take_publish(m, packet, first, cut);
+        break;
+    default: break; /* acknowledgements of ours mean nothing */
+    }
+}
+
+/* The next packet in the receive buffer. False if it is not there as a whole, or as much of it as fits. */
+static bool next_packet_in(midge *m)
+{
+    size_t size = 0, header = 1;
+    unsigned shift = 0;
+    uint8_t byte;
+    do {
+        if (header >= m->received)
+            return false;
+        if (header > 4) {
+            drop_link(m); /* no length has five bytes */
+            return false;
+        }
+        byte = m->rx[header++];
+        size |= (size_t)(byte & 0x7fu) << shift;
+        shift += 7;
+    } while (byte & 0x80u);
+    size_t whole = header + size, here = whole < m->config.packet ? whole : m->config.packet;
+    if (m->received < here)
+        return false;
+    bytes packet = {m->rx + header, here - header};
+    take_packet(m, m->rx[0], packet, whole > here ? whole : 0);
+    if (m->link == LINK_DOWN)
+        return false;
+    m->skipping = whole - here;
+    m->received -= (uint32_t)here;
+    memmove(m->rx, m->rx + here, m->received);
+    return true;
+}
+
+static void take_in(midge *m)
+{
+    for (unsigned rounds = 0; rounds < 16 && m->link != LINK_DOWN; rounds++) {
+        size_t room = m->config.packet - m->received;
+        int got = m->port.receive(m->port.context, m->rx + m->received, room);
+        if (got < 0 || (size_t)got > room) {
+            drop_link(m);
+            return;
+        }
+        if (got > 0)
+            m->heard = m->clock;
+        m->received += (uint32_t)got;
+        if (m->skipping > 0) {
+            size_t some = m->skipping < m->received ? m->skipping : m->received;
+            m->skipping -= some;
+            m->received -= (uint32_t)some;
+            memmove(m->rx, m->rx + some, m->received);
+        }
+        while (m->skipping == 0 && m->received > 0 && next_packet_in(m) && m->end == MIDGE_IDLE)
+            continue;
+        if (got == 0 || m->end != MIDGE_IDLE)
+            return;
+    }
+}
+
+static void keep_alive(midge *m)
+{
+    static const uint8_t ping[2] = {0xc0, 0};
+    uint32_t span = (uint32_t)m->config.keep_alive * 1000u;
+    if (is_due(m, m->heard + span + span / 2u) || (m->link == LINK_GREETED && is_due(m, m->heard + 10000u)))
+        drop_link(m);
+    else if (is_due(m, m->said + span / 2u))
+        send_raw(m, ping, sizeof ping);
+}
+
+static void send_held(midge *m)
+{
+    uint32_t spread = m->send_wait / 2u;
+    send_update(m, update_parts(m));
+    m->sent_at = m->clock;
+    m->send_at = m->clock + m->send_wait - spread / 2u + (uint32_t)draw(m) % (spread + 1u);
+    m->send_wait = m->send_wait >= 150000 ? 300000 : m->send_wait * 2;
+}
+
+/* What is due while the link is up. */
+static void attend(midge *m)
+{
+    bool knows_chunk = m->target.chunk > 0 || is_due(m, m->greeted_at + 5000u);
+    if (m->greets && m->serves && is_due(m, m->greet_at))
+        greet(m);
+    if (m->outbox.seq > 0 && m->settled_once && m->ready && knows_chunk && is_due(m, m->send_at))
+        send_held(m);
+    if (m->work == WORK_FETCH && is_due(m, m->work_at))
+        hurry_fetch(m);
+    if (m->work == WORK_TURN && m->ready && m->settled_once && is_due(m, m->work_at))
+        next_hop(m);
+    if (m->work == WORK_MEASURE && m->moments != NULL && m->ready && is_due(m, m->moments_at)) {
+        send_statistics(m);
+        m->moments_at = m->clock + m->moments_wait;
+        m->moments_wait = m->moments_wait >= 150000 ? 300000 : m->moments_wait * 2;
+    }
+    if (m->newer && !m->after && m->outbox.seq == 0 && m->work == WORK_NONE && is_due(m, m->newer_at)) {
+        m->newer_at = m->clock + 5000u; /* the retained announcement comes again */
+        subscribe(m, TO_MODEL, 0, NULL, 0);
+    }
+}
+
+/* ================================================================================================ the interface */
+
+static bool good_name(const char *text)
+{
+    size_t size = text == NULL ? 0 : strlen(text);
+    if (size < 1 || size > 64)
+        return false;
+    for (size_t i = 0; i < size; i++) {
+        char c = text[i];
+        bool plain = (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9');
+        if (!plain && (i == 0 || (c != '.' && c != '_' && c != '-')))
+            return false;
+    }
+    return true;
+}
+
+static bool good_configuration(const midge_config *c)
+{
+    return good_name(c->federation) && good_name(c->device) && c->packet >= 700 && c->parameters > 0 &&
+           c->parameters < 1u << 22 && c->frozen < 1u << 22 && c->packet < 1u << 22 && c->slot % 16u == 0 &&
+           c->slot > MIDGE_META && (c->root == NULL || strlen(c->root) <= 64) &&
+           (c->machine == NULL || strlen(c->machine) <= 64);
+}
+
+static void tick(midge *m)
+{
+    uint32_t now = m->port.now(m->port.context);
+    m->clock += (uint32_t)(now - m->last_now);
+    m->last_now = now;
+}
+
+midge *midge_begin(void *arena, size_t size, const midge_config *config, const midge_port *port)
+{
+    uint8_t *at = (uint8_t *)arena;
+    if (!good_configuration(config) || ((uintptr_t)at & 7u) != 0 ||
+        size < MIDGE_ARENA(config->parameters, config->frozen, config->packet))
+        return NULL;
+    midge *m = (midge *)arena;
+    memset(m, 0, sizeof *m);
+    m->config = *config;
+    m->port = *port;
+    if (m->config.root == NULL)
+        m->config.root = "midge/1";
+    if (m->config.keep_alive == 0)
+        m->config.keep_alive = 60;
+    at += MIDGE_SELF;
+    m->scratch = (uint32_t *)(void *)at;
+    at += MIDGE_SCRATCH;
+    m->n = (int32_t *)(void *)at;
+    at += 4u * (size_t)config->parameters;
+    m->w = (float *)(void *)at;
+    m->frame = at;
+    m->frame_room = 4u * config->parameters + MIDGE_FRAME_EXTRA;
+    at += m->frame_room;
+    m->rx = at;
+    at += config->packet;
+    m->tx = at;
+    at += MIDGE_TX;
+    m->frozen = at;
+    m->sound = false;
+    m->last_now = port->now(port->context);
+    return begin_outbox(m) ? m : NULL;
+}
+
+void midge_connect(midge *m)
+{
+    tick(m);
+    if (m->end == MIDGE_REFUSED)
+        m->end = MIDGE_IDLE;
+    if (m->end != MIDGE_IDLE)
+        return;
+    m->received = 0;
+    m->skipping = 0;
+    m->link = LINK_GREETED;
+    m->heard = m->greeted_at = m->clock;
+    send_connect(m);
+}
+
+midge_status midge_poll(midge *m)
+{
+    tick(m);
+    if (m->link != LINK_DOWN && m->end == MIDGE_IDLE)
+        take_in(m);
+    if (m->link != LINK_DOWN && m->end == MIDGE_IDLE)
+        keep_alive(m);
+    if (m->link == LINK_JOINING && m->end == MIDGE_IDLE && is_due(m, m->joining_until))
+        come_in(m);
+    if (m->link == LINK_UP && m->end == MIDGE_IDLE)
+        attend(m);
+    if (m->end != MIDGE_IDLE)
+        return m->end;
+    if (m->link == LINK_DOWN)
+        return MIDGE_DOWN;
+    if (m->work == WORK_MEASURE && m->moments == NULL)
+        return MIDGE_MEASURE;
+    return m->work == WORK_TRAIN ? MIDGE_TRAIN : MIDGE_IDLE;
+}
+
+void midge_leave(midge *m, double wakes)
+{
+    static const uint8_t bye[2] = {0xe0, 0};
+    tick(m);
+    if (m->link == LINK_UP)
+        say_hello(m, wakes > 0 ? "sleeping" : "disconnected", RETAINED, wakes, 0, 0);
+    if (m->link != LINK_DOWN)
+        send_raw(m, bye, sizeof bye);
+    m->link = LINK_DOWN;
+}
+
+void midge_wait(midge *m, const char *why)
+{
+    if (why != NULL && strlen(why) > 100)
+        return;
+    m->waits = why;
+    if (m->link == LINK_UP && m->settled_once)
+        say_hello(m, "ready", RETAINED, 0, 0, 0);
+}
+
+const midge_plan *midge_get_plan(const midge *m)
+{
+    return &m->target.plan;
+}
+
+uint32_t midge_version(const midge *m)
+{
+    return m->version;
+}
+
+uint32_t midge_next(const midge *m)
+{
+    return m->outbox.next;
+}
+
+bool midge_holding(const midge *m)
+{
+    return m->outbox.seq > 0;
+}
+
+uint64_t midge_outbox(const midge *m)
+{
+    return m->outbox.outbox;
+}
+
+float *midge_weights(midge *m, uint32_t *count)
+{
+    *count = m->work == WORK_TRAIN ? m->count : 0;
+    return m->work == WORK_TRAIN ? m->w : NULL;
+}
+
+bool midge_find(const midge *m, const char *name, uint32_t *at, uint32_t *size)
+{
+    const tensor *t = find_tensor(m, name);
+    if (t == NULL || (t->role != TRAINED && t->role != AVERAGED))
+        return false;
+    *at = t->at;
+    *size = t->size;
+    return true;
+}
+
+float midge_frozen(const midge *m, const char *name, uint32_t index, float otherwise)
+{
+    const tensor *t = find_tensor(m, name);
+    return t == NULL || t->role != FROZEN || !t->is_float32 || index >= t->size / 4u ? otherwise
+                                                                                   : frozen_float(m, t->at + 4 * index);
+}
+
+void midge_skip(midge *m)
+{
+    if (m->work != WORK_TRAIN)
+        return;
+    m->outbox.version = m->version; /* until the next start, this counts as trained from */
+    m->outbox.generation = m->generation;
+    memcpy(m->outbox.lineage, m->lineage, 16);
+    memcpy(m->outbox.base_digest, m->target.digest, 8);
+    again_after(m, 0);
+}
+
+midge_result midge_submit(midge *m, const midge_fit *fit)
+{
+    if (m->work != WORK_TRAIN)
+        return MIDGE_NOT_NOW;
+    midge_result result = store(m, fit);
+    if (result == MIDGE_NOT_FINITE)
+        midge_skip(m);
+    else
+        again_after(m, result == MIDGE_DONE ? 0 : 5000);
+    if (result != MIDGE_DONE)
+        return result;
+    m->send_at = m->clock;
+    m->send_wait = 10000;
+    tell_why(m, MIDGE_STORED, m->outbox.seq, "");
+    return MIDGE_DONE;
+}
+
+void midge_report(midge *m, const midge_fit *fit)
+{
+    if (m->link != LINK_UP || !m->sound)
+        return;
+    message f = begin_message(m, TO_REPORT);
+    key_bin(&f, N_LINEAGE, m->lineage, 16);
+    key_integer(&f, N_VERSION, m->version, UINT32_MAX);
+    key_integer(&f, N_EXAMPLES, fit->examples, UINT32_MAX);
+    write_metrics(&f, finite_float(fit->loss) ? fit->loss : -1, finite_float(fit->accuracy) ? fit->accuracy : -1);
+    end_message(m, &f, N_REPORT, PASSING, 0);
+}
+
+bool midge_measures(const midge *m, unsigned index, midge_text *name, uint32_t *channels)
+{
+    if (m->work != WORK_MEASURE || index >= m->statistic_count)
+        return false;
+    name->data = m->statistics[index].name;
+    name->size = strlen(m->statistics[index].name);
+    *channels = m->statistics[index].channels;
+    return true;
+}
+
+void midge_give(midge *m, const midge_moment *moments, uint32_t count)
+{
+    uint64_t wanted = 0;
+    for (unsigned i = 0; i < m->statistic_count; i++)
+        wanted += m->statistics[i].channels;
+    if (m->work != WORK_MEASURE || wanted != count)
+        return;
+    m->moments = moments;
+    m->moments_at = m->clock;
+}
