@@ -199,8 +199,8 @@ class Device:
         older = known and known["lineage"] == new["lineage"] and _order(new) < _order(known)
         if older and new.get("issued", 0) <= known.get("issued", 0):
             return
-        if not known or _version(known) != _version(new):
-            self._pause.due = None
+        if not known or _version(known) != _version(new) or known.get("frames") != new.get("frames"):
+            self._pause.due = None  # it may go now: frames may have been cut to what this device takes
         self._announced = new
         self._sending.cut(new)
 

@@ -78,7 +78,7 @@ class Sending:
             outbox.settle()
             self.resend.stop()
         elif wait is not None:
-            self.resend.start(max(1, wait))
+            self.resend.start(max(1, wait) * 4 / 3)  # a quarter less is not before the time that was given
         elif update:
             for grant in header.get("grants", ()):
                 if grant["seq"] == update["seq"]:
