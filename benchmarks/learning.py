@@ -10,11 +10,15 @@ for each strategy, seed and target:
   half's data weighs it. Runs of synchronous rules go on twice as long.
   Of synchronous rules the five best of the tuning are run, and each seed is given the one that suits it best: more
   than could be known before.
+- `overhead`: L, the seconds that each training costs beside computing.
+- `local_steps`: of the best synchronous rule of the tuning; null if the aggregator chooses them, or all have those of
+  the recipe.
 - `central`, `local_only`: the same model on all rows pooled, and the mean of devices that train alone.
 - `metric`: accuracy, or rmse: then less is better, of targets too.
 
 The default strategy runs as it ships. All others are tuned first, on seeds that are not reported: asynchronous ones
-over local rate × server rate, the synchronous rule over m/n × deadline × local rate × server rate. Without `--quick`,
+over local rate × server rate, the synchronous rule over m/n × deadline × local rate × server rate × local steps
+× server momentum × the average that is used. Without `--quick`,
 results are kept in `benchmarks/results/learning.json` part by part, so that a run that was ended goes on where it was.
 """
 
@@ -84,6 +88,8 @@ def parts(seeds: int | None, data: Path | None) -> Iterator[Part]:
             yield Part(data.stem, world, 0, make, 60, SOME, large)
         return
     fifty, dealt = partial(digits, correlated=True), partial(digits, correlated=False, devices=20)
+    for world in ("correlated L=0.05", "correlated L=0.25"):
+        yield Part("digits", world, 50, fifty, 30, ("balanced", SYNCHRONOUS), own)
     twenty = partial(digits, correlated=True, devices=20)
     yield Part("digits", "correlated", 50, fifty, 30, FEW, own)
     yield Part("digits", "lockstep", 20, dealt, 30, FEW, own)
@@ -154,6 +160,7 @@ class Bench:
                 "metric": made[0].problem.metric,
                 "devices": len(made[0].problem.slow),
                 "setting": setting,
+                "overhead": WORLDS[part.world].overhead,
                 "seeds": [{"seed": seed, **row} for seed, row in zip(seeds, rows, strict=True)],
                 "curve": _curve(ran),
                 "cpu_seconds": round(time.process_time() - began, 1),
@@ -258,6 +265,8 @@ def report(kept: dict[str, Any]) -> dict[str, Any]:
                     {
                         **{name: part[name] for name in ("dataset", "world", "strategy", "metric", "devices")},
                         "default": part["strategy"] == "balanced",
+                        "overhead": part.get("overhead", 0.0),
+                        "local_steps": part["setting"].get("local_steps"),
                         "seed": seed["seed"],
                         "target": float(target),
                         "virtual_seconds_to_target": reached,

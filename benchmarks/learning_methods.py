@@ -75,9 +75,12 @@ METHODS = {
 RIVALS = 5
 SYNCHRONOUS, EVERYBODY = "best synchronous", "fedavg, waits for all"
 SHARES = (0.3, 0.5, 0.65, 0.8, 0.9, 1.0)
-RATES = (0.5, 1.0, 1.5, 2.0)
+RATES = (0.1, 0.2, 0.3, 0.5, 1.0, 1.5, 2.0)
 LOCAL_RATES = (1.0, 2.0, 4.0, 7.0, 10.0)
 DEADLINES = (math.inf, 8.0, 4.0, 2.0)
+STEPS = (1, 2, 3, 5, 10, 20)
+MOMENTA = (0.0, 0.5, 0.8, 0.9)
+AVERAGES = (0.0, 0.5, 0.8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +162,7 @@ class Run:
             speeds=list(self.speeds),
             world=self.conditions.world(self.seed),
             jitter=self.conditions.jitter,
+            overhead=self.conditions.overhead,
             evaluate=problem.evaluate,
             every=every,
             stop=stop if stop_at else None,
@@ -166,20 +170,22 @@ class Run:
         each = found.metrics
         return Course(found.times, each[name], each["worst"], each["slow"], problem.lower)
 
-    def synchronous(self, rule: Rounds, local: float, limit: float = math.inf) -> Course:
-        """Ideal rounds."""
+    def synchronous(self, rule: Rounds, local: float, steps: int, limit: float = math.inf) -> Course:
+        """Ideal rounds of a number of local steps."""
         problem, until = self.problem, min(limit, SLOWER * self.horizon)
         stack, schema, first, frozen = self.stacked
-        plan = Plan(learning_rate=local * problem.model.recipe.learning_rate)
+        plan = Plan(learning_rate=local * problem.model.recipe.learning_rate, local_steps=steps)
+        part = steps / problem.model.recipe.local_steps
         rounds = run(
             rule,
             stack,
             first,
-            self.speeds.tolist(),
+            (part * self.speeds).tolist(),
             world=self.conditions.world(self.seed),
             names=list(problem.data.devices),
             until=until,
             plan=plan,
+            overhead=self.conditions.overhead,
         )
         times = np.arange(0, until + EVERY / 2, EVERY)
         rows = evaluated(rounds, times, lambda x: problem.evaluate({**schema.views(x.copy()), **frozen}))
@@ -277,12 +283,14 @@ def tuned_rounds(runs: Sequence[Run], target: float, *, everybody: bool, quick: 
         "share": (1.0,) if everybody else (0.5, 0.8, 1.0) if quick else SHARES,
         "deadline": DEADLINES if runs[0].conditions.online and not everybody else (math.inf,),
         "local": LOCAL_RATES[1:4] if quick else LOCAL_RATES,
-        "rate": RATES[1:] if quick else RATES,
+        "rate": RATES[3:] if quick else RATES,
+        "local_steps": STEPS[1:] if quick else STEPS,
+        "momentum": MOMENTA[:1] if quick else MOMENTA,
+        "average": AVERAGES[:1] if quick else AVERAGES,
     }
 
     def play(run: Run, place: tuple[float, ...], limit: float) -> Course:
-        share, deadline, local, rate = place
-        return run.synchronous(Rounds(share, deadline, rate), local, limit)
+        return _rounds(run, place, limit)
 
     search = Search(runs, target, play)
     for begin in _BEGINNINGS[: 1 if quick or everybody else None]:
@@ -309,8 +317,18 @@ def tuned_rounds(runs: Sequence[Run], target: float, *, everybody: bool, quick: 
     }
 
 
-_BEGINNINGS = ((0.8, math.inf, 4.0, 1.5), (0.5, math.inf, 2.0, 1.0), (1.0, math.inf, 7.0, 1.0))
-"""m/n, deadline, local rate, server rate."""
+def _rounds(run: Run, place: Sequence[float | None], limit: float = math.inf) -> Course:
+    """A synchronous rule, from its place in the search."""
+    share, deadline, local, rate, steps, momentum, average = (math.inf if each is None else each for each in place)
+    return run.synchronous(Rounds(share, deadline, rate, momentum, average), local, round(steps), limit)
+
+
+_BEGINNINGS = (
+    (0.8, math.inf, 2.0, 0.3, 3, 0.8, 0.0),
+    (0.5, math.inf, 2.0, 1.0, 5, 0.0, 0.0),
+    (0.8, math.inf, 4.0, 1.5, 20, 0.0, 0.0),
+)
+"""m/n, deadline, local rate, server rate, local steps, server momentum, served average."""
 
 
 def _rounded(score: float) -> float:
@@ -336,8 +354,5 @@ def courses(name: str, setting: Setting, runs: Sequence[Run], targets: Sequence[
                 METHODS[name].make(len(each.problem.slow), setting["rate"] or 0.0), setting["local"]
             )
             continue
-        found = [
-            each.synchronous(Rounds(share, math.inf if deadline is None else deadline, rate), local)
-            for share, deadline, local, rate in setting["rivals"]
-        ]
+        found = [_rounds(each, place) for place in setting["rivals"]]
         yield min(found, key=lambda course: course.score(target))

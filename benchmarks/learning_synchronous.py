@@ -28,6 +28,10 @@ class Rounds:
     """Seconds after which it ends anyway, with at least one update."""
     rate: float = 1.0
     """The server's rate."""
+    momentum: float = 0.0
+    """β of the server's heavy ball: v ← β·v + Δ, x ← x + rate·v."""
+    average: float = 0.0
+    """Of the moving average over rounds that is used; 0 uses the newest model."""
     by_examples: bool = False
     """Whether updates weigh as their devices' rows."""
 
@@ -42,18 +46,20 @@ def run(
     names: Sequence[str],
     until: float,
     plan: Plan,
+    overhead: float = 0.0,
 ) -> Iterator[tuple[float, Vector, int]]:
-    """Time, model and updates after each round."""
+    """Time, model and updates after each round. `overhead` is what each training costs beside computing, in seconds."""
     now, number = 0.0, 0
     population = world.population(names)
     links = [_Link(population.outages(name)) for name in names]
     m = max(1, round(rule.share * len(names)))
-    yield now, x, 0
+    used, velocity = x, np.zeros_like(x)
+    yield now, used, 0
     while now < until:
         arrivals = []
         for device, (each, link) in enumerate(zip(seconds, links, strict=True)):
             begin = link.online_from(now)
-            arrivals.append((link.online_from(begin + each), device))
+            arrivals.append((link.online_from(begin + overhead + each), device))
         arrivals.sort()
         end = min(arrivals[m - 1][0], max(now + rule.deadline, arrivals[0][0]))
         taken = [device for at, device in arrivals if at <= end][:m]
@@ -64,9 +70,12 @@ def run(
         total = np.zeros_like(x)
         for weight, values in zip(weights / weights.sum(), trained, strict=True):
             total += np.float32(weight) * (values - x)
-        x = x + np.float32(rule.rate) * total
+        velocity = np.float32(rule.momentum) * velocity + total
+        x = x + np.float32(rule.rate) * velocity
+        # As in `aggregator.model`: an average over few rounds forgets where it began.
+        used = x + np.float32(min(rule.average, number / (number + 9))) * (used - x)
         now = end
-        yield now, x, len(taken)
+        yield now, used, len(taken)
 
 
 class _Link:

@@ -24,6 +24,8 @@ class Conditions:
     """Seconds that a link holds and stays broken in the mean; 0 never breaks."""
     jitter: float = 0.0
     """σ of the same from one training to the next. Synchronous rounds know none."""
+    overhead: float = 0.0
+    """L: seconds that each training costs beside computing. The device in the middle computes for 1 s."""
     half_normal: bool = False
     """Whether what a training takes is |N(0, 1)|, over its median, and a twentieth: as in FedBuff's experiments."""
 
@@ -59,6 +61,10 @@ WORLDS = {
         Conditions("uneven", 1.2),
         Conditions("wild", 1.8),
         Conditions("correlated", 1.2, correlated=True),
+        Conditions("correlated L=0.05", 1.2, correlated=True, overhead=0.05),
+        Conditions("correlated L=0.25", 1.2, correlated=True, overhead=0.25),
+        Conditions("jittered L=0.05", 0.0, jitter=0.3, overhead=0.05),
+        Conditions("uneven L=0.05", 1.2, overhead=0.05),
         Conditions("correlated wild", 1.8, correlated=True),
         Conditions("half-normal", 0.0, half_normal=True),
         Conditions("gaps", 1.2, correlated=True, online=10.0, offline=5.0),
