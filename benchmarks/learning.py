@@ -291,7 +291,9 @@ def summary(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for (dataset, world, _, strategy, target), group in groups.items():
         entry: dict[str, Any] = {"dataset": dataset, "world": world, "strategy": strategy, "target": target}
-        entry |= {name: group[0][name] for name in ("metric", "devices", "default")} | {"seeds": len(group)}
+        entry |= {name: group[0][name] for name in ("metric", "devices", "default", "overhead", "local_steps")} | {
+            "seeds": len(group)
+        }
         entry["reached"] = sum(row["virtual_seconds_to_target"] is not None for row in group)
         for name in (
             "virtual_seconds_to_target",

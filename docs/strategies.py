@@ -16,11 +16,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "learning.json"
 PAGE = ROOT / "docs" / "strategies.md"
 PICTURES = ROOT / "docs" / "pictures"
 BEST, DEFAULT = "best synchronous", "balanced"
-SHOWN = {
-    BEST: "synchronous, 20 local steps",
-    "fedavg, waits for all": "synchronous, 20 local steps, waits for all",
-}
-"""The stored names claim more than was searched: the number of local steps and server momentum were left out."""
+SYNCHRONOUS = {BEST: "synchronous, tuned", "fedavg, waits for all": "synchronous, tuned, waits for all"}
 COLOURS = ("#2a78b8", "#c4581c", "#3a8f4d", "#8550a8")
 STYLE = """text{font:12px sans-serif;fill:#888}.strong{font-weight:bold}.hair,.base{stroke:#8884;fill:none}
 .leader{stroke:#8886}.line{fill:none;stroke-width:2}.even{stroke:#888;stroke-dasharray:3 3}""" + "".join(
@@ -34,6 +30,8 @@ WORLDS = {
     "uneven": "σ = 1.2",
     "wild": "σ = 1.8",
     "correlated": "σ = 1.2, slow ones hold other data",
+    "correlated L=0.05": "the same, each training costs 0.05 s besides",
+    "correlated L=0.25": "the same, each training costs 0.25 s besides",
     "gaps": "the same, with gaps of 5 s",
     "half-normal": "|N(0, 1)|, as in FedBuff's experiments",
 }
@@ -43,6 +41,14 @@ Entry = dict[str, Any]
 def of(entries: Iterable[Entry], **wanted: object) -> list[Entry]:
     """Those entries that are so."""
     return [entry for entry in entries if all(entry[name] == value for name, value in wanted.items())]
+
+
+def shown(strategy: str, local_steps: int | None) -> str:
+    """A method in words; of a synchronous rule, with the local steps that its tuning chose."""
+    if strategy not in SYNCHRONOUS:
+        return strategy
+    steps = local_steps or 20  # of a search that left them out
+    return f"{SYNCHRONOUS[strategy]}: {steps} local step{'' if steps == 1 else 's'}"
 
 
 # --------------------------------------------------------------------------- tables
@@ -76,7 +82,7 @@ def digits_table(summary: list[Entry], world: str, devices: int) -> list[str]:
         found = low["virtual_seconds_to_target"]
         order = math.inf if found is None or found[0] is None else found[0]
         cells = [
-            f"**{name}**, as it ships" if name == DEFAULT else SHOWN.get(name, name),
+            f"**{name}**, as it ships" if name == DEFAULT else shown(name, low.get("local_steps")),
             seconds(low),
             seconds(high),
             *(share(low[each], "accuracy") for each in ("final", "worst_class", "slow_class")),
@@ -94,7 +100,7 @@ def sets_table(summary: list[Entry]) -> list[str]:
         if entry["dataset"] == "digits":
             continue
         where = f"{entry['dataset']}, {entry['world']} ({entry['devices']}; {entry['seeds']})"
-        metric, name = entry["metric"], SHOWN.get(entry["strategy"], entry["strategy"])
+        metric, name = entry["metric"], shown(entry["strategy"], entry.get("local_steps"))
         name = f"**{name}**" if name == DEFAULT else name
         cells = [
             where,
@@ -234,8 +240,11 @@ def peers_table() -> list[str]:
 def settings_table(parts: dict[str, Any]) -> list[str]:
     """What tuning chose."""
     lines = [
-        "| data, world, devices | method | local rate × | server rate | m/n | deadline |",
-        "|---|---|---|---|---|---|",
+        (
+            "| data, world, devices | method | local rate × | server rate "
+            "| m/n | deadline | local steps | momentum | average |"
+        ),
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for part in parts.values():
         setting = part.get("setting") or {}
@@ -243,10 +252,13 @@ def settings_table(parts: dict[str, Any]) -> list[str]:
             continue
         where = f"{part['dataset']}, {part['world']}, {part['devices']}"
         rate = "its own" if setting["rate"] == 0 else setting["rate"]
-        rest = " | ".join(str(setting.get(name) or "") for name in ("share", "deadline"))
-        name = SHOWN.get(part["strategy"], part["strategy"])
+        rest = " | ".join(str(setting.get(name) or "") for name in _RULE)
+        name = SYNCHRONOUS.get(part["strategy"], part["strategy"])
         lines.append(f"| {where} | {name} | {setting['local']} | {rate} | {rest} |")
     return [*lines, ""]
+
+
+_RULE = ("share", "deadline", "local_steps", "momentum", "average")
 
 
 def blocks(results: dict[str, Any]) -> dict[str, list[str]]:
@@ -299,7 +311,7 @@ def curves(parts: dict[str, Any], world: str, devices: int) -> str:
     for number, name in enumerate(name for name in names if name in some):
         points = [point for point in zip(some[name]["times"], some[name]["values"], strict=True) if point[0] <= end]
         plot.line([(x, max(y, 0.5)) for x, y in points], f"s{number}")
-        labels.append(Label(points[-1][1], SHOWN.get(name, name), f"{100 * points[-1][1]:.1f} %", f"s{number}"))
+        labels.append(Label(points[-1][1], SYNCHRONOUS.get(name, name), f"{100 * points[-1][1]:.1f} %", f"s{number}"))
     plot.labels(labels)
     return plot.file(STYLE) + "\n"
 
