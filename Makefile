@@ -62,6 +62,7 @@ fuzz: install
 	@$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 micro: install
+	@.ci/packages mosquitto gcc arm-none-eabi-gcc qemu-system-arm
 	@$(BIN)/python -m tests.micro $(MICRO)
 
 mutants: install

@@ -35,7 +35,7 @@ from midge.broker.mqtt.connection import Delivery
 from midge.storage.failpoints import failpoint
 from midge.wire import codecs
 from midge.wire.errors import WireError
-from midge.wire.messages import DeviceState, Fetch, Settled, Statistics, Update, Verdict
+from midge.wire.messages import NO_LINEAGE, DeviceState, Fetch, Settled, Statistics, Update, Verdict
 from midge.wire.topics import Origin, Topics
 
 log = logging.getLogger("aggregator")
@@ -202,7 +202,7 @@ class Processor:
         if report is not None and report.lineage == self._core.lineage:  # another's versions are not ours
             self._witness.reports.take(device, report)
             self._outlet.tell("report", device=device, version=report.version, metrics=dict(report.metrics))
-        elif report is not None:
+        elif report is not None and report.lineage != NO_LINEAGE:
             self._ingress.troubles.tell(device, "its report is of another lineage than the announced one", now)
 
     def _status(self, origin: Origin, delivery: Delivery, now: float) -> ev.Event | ev.Reply | None:

@@ -14,6 +14,8 @@ from midge.wire import frames, inputs, offers
 from midge.wire.errors import WireError
 
 Id = Annotated[bytes, Field(min_length=16, max_length=16)]
+NO_LINEAGE = bytes(16)
+"""A lineage that no store ever has: probes of the broker name it, and are passed over without a word."""
 Digest = Annotated[bytes, Field(min_length=16, max_length=16)]
 """The first 16 bytes of a SHA-256."""
 Sha = Annotated[bytes, Field(min_length=16, max_length=32)]

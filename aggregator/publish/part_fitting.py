@@ -9,7 +9,7 @@ from midge.aggregator.model.model import SERVED
 from midge.aggregator.publish.model_publisher import Shelf
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.part_sizes import Refetches
-from midge.wire.messages import Fetch
+from midge.wire.messages import NO_LINEAGE, Fetch
 from midge.wire.plurals import counted
 
 log = logging.getLogger("aggregator")
@@ -70,6 +70,8 @@ class PartFitting:
         """What of a fetch is to be published: what is on its way is free, the rest is the device's to pay for."""
         fetch, device, parts = asked.fetch, asked.device, []
         name = fetch.version, span(fetch)
+        if fetch.lineage == NO_LINEAGE:
+            return None
         if why := self._shelf.lacks(fetch.lineage, *name):
             self._ingress.troubles.tell(device, why, now)
         elif (again := self._refetches.note(device, fetch)) is not None:

@@ -17,11 +17,8 @@ from midge.broker.mqtt.connection import ConnectionLost, PublishRefused, Subscri
 from midge.broker.mqtt.topic_filters import matches
 from midge.wire import frames, messages
 from midge.wire.errors import WireError
-from midge.wire.messages import Claim, Fetch, Report
+from midge.wire.messages import NO_LINEAGE, Claim, Fetch, Report
 from midge.wire.topics import Topics
-
-_NO_LINEAGE = bytes(16)
-"""A lineage that no store ever has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,17 +135,17 @@ async def _of_device(prober: Prober, ground: Ground | None, topics: Topics, name
 
 def passed_over_fetch() -> bytes:
     """A wish for a chunk of a lineage that no store has: the aggregator passes it over."""
-    return frames.encode(Fetch(lineage=_NO_LINEAGE, version=0, span=0, parts=(0,)))
+    return frames.encode(Fetch(lineage=NO_LINEAGE, version=0, span=0, parts=(0,)))
 
 
 def passed_over_report() -> bytes:
     """A report on that lineage, without a number: passed over too."""
-    return frames.encode(Report(lineage=_NO_LINEAGE, version=0, examples=0, metrics={}))
+    return frames.encode(Report(lineage=NO_LINEAGE, version=0, examples=0, metrics={}))
 
 
 def passed_over_claim() -> bytes:
     """An answer to no question, of an aggregator that is none: passed over too."""
-    return frames.encode(Claim(boot=0, lineage=_NO_LINEAGE, token=0))
+    return frames.encode(Claim(boot=0, lineage=NO_LINEAGE, token=0))
 
 
 async def _announced(prober: Prober, ground: Ground | None, topics: Topics) -> tuple[bool, str]:
