@@ -63,8 +63,6 @@ WORLDS = {
         Conditions("correlated", 1.2, correlated=True),
         Conditions("correlated L=0.05", 1.2, correlated=True, overhead=0.05),
         Conditions("correlated L=0.25", 1.2, correlated=True, overhead=0.25),
-        Conditions("jittered L=0.05", 0.0, jitter=0.3, overhead=0.05),
-        Conditions("uneven L=0.05", 1.2, overhead=0.05),
         Conditions("correlated wild", 1.8, correlated=True),
         Conditions("half-normal", 0.0, half_normal=True),
         Conditions("gaps", 1.2, correlated=True, online=10.0, offline=5.0),

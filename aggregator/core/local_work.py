@@ -2,7 +2,7 @@
 
 A training costs its device a journey beside the computing: fetch the model, send the update, wait for the receipt. With
 few local steps between two journeys the model follows the data closely; with fewer than the journey is worth, devices
-travel more than they learn. So the aggregator asks for steps that compute about three times as long as the journey
+travel more than they learn. So the aggregator asks for steps that compute about twice as long as the journey
 takes, in the median over the fleet, and never for more than the devices' own recipe has. Steps that follow each
 device's own speed are worse: fast devices then have the most of them, and slow ones the least.
 """
@@ -22,7 +22,7 @@ _DEAD_BAND = 1.3
 
 @dataclass(slots=True)
 class LocalWork:
-    """Follows what trainings and journeys cost. All of it is journaled."""
+    """Follows what trainings and journeys cost. The steps and the recipe are journaled."""
 
     steps: int | None = None
     """Local steps to announce; None leaves them to the devices' recipes."""

@@ -319,7 +319,7 @@ class Admission:
         return True
 
     def tells(self, device: str, size: int, now: float) -> bool:
-        """Whether a device is told now that something of it was dropped; then that is paid for as what it fetches is.
+        """Whether a `trouble` may be sent to a device now; if so, the device pays for it as for what it fetches.
 
         Nothing is kept for it of a name of which nothing else is kept.
         """

@@ -11,7 +11,7 @@ from midge.wire.messages import Trouble
 from midge.wire.topics import is_name
 
 Encode = Callable[[str, Trouble], bytes]
-"""What is told to a device as it is published, signed where there is a key."""
+"""Encodes a `trouble` for a device, signed if there is a key."""
 _COST = 512
 """Bytes that one costs the device whose it is, of those that are published because it asks."""
 

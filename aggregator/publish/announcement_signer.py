@@ -159,7 +159,7 @@ class Issuer:
         self.secret: Callable[[str], MacKey | None] = lambda _device: None
         """What a device shares with us."""
         self.announced: dict[Channel, bytes] = {}
-        """The digest of the body of each channel's newest announcement, for those who cannot verify its signature."""
+        """Each channel's newest announcement as it was published, for those who cannot verify its signature."""
         self._issued: dict[Channel, float] = {}
         self._signer: PrivateKey | None = None
         self._last: Announcement | None = None
@@ -196,8 +196,7 @@ class Issuer:
         return self._noted(dated.channel, signed)
 
     def _noted(self, channel: Channel, payload: bytes) -> bytes:
-        envelope, _ = messages.decode(Envelope, payload)
-        self.announced[channel] = hashlib.sha256(envelope.body).digest()[:16]
+        self.announced[channel] = payload
         return payload
 
     def _follow(self, announcement: Announcement) -> bytes:
@@ -228,7 +227,9 @@ class Issuer:
         """That the newest announcements are ours, for a device that can verify only what its secret signs."""
         if self.verifies.get(device) != signing.HMAC or self.secret(device) is None:
             return []
-        return [self._to(device, Vouch(digest=digest)) for digest in self.announced.values()]
+        envelopes = [messages.decode(Envelope, payload)[0] for payload in self.announced.values()]
+        digests = [hashlib.sha256(envelope.body).digest()[:16] for envelope in envelopes]
+        return [self._to(device, Vouch(digest=digest)) for digest in digests]
 
     def _to(self, device: str, answer: Receipt | Trouble | Vouch) -> bytes:
         head = frames.encode(answer)

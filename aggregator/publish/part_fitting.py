@@ -92,7 +92,7 @@ class PartFitting:
             f"part {part} of version {fetch.version} was fetched 3 times, {size:,} bytes without its header: if the "
             f"device cannot receive as much, its hello must say so (largest, at least {self._roster.sizes.least:,})"
         )
-        # One warning for each that it is told: a device that asks for ever must not fill a log.
+        # One warning for each `trouble` sent: a device that asks for ever must not fill a log.
         if self._ingress.troubles.tell(device, why, now):
             log.warning("%s: %s.", device, why)
             self._outlet.tell("fetched_again", device=device, version=fetch.version, part=part, size=size, why=why)

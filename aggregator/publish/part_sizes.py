@@ -25,7 +25,7 @@ _GONE = 600.0
 _LOOK = 1.0
 """Seconds between two looks: one passes over all devices that said what they take."""
 THRICE = 3
-"""Times that one device asks for one part before it is told that it may not fit."""
+"""Times that one device asks for one part before a `trouble` says that it may not fit."""
 _FOLLOWED = 1024
 """Devices whose fetches are followed."""
 

@@ -157,8 +157,8 @@ def simulate(
     work = partial(_work, make, schema, names)
     carrier = carry(work) if carry is not None else Here(work()) if workers == 1 else Processes(work, workers)
     try:
-        there = (population or replace(world or CALM, seed=seed).population(names)).scaled(speed_up)
-        seconds_of = there.seconds if speeds is None else dict(zip(names, speeds, strict=True)).__getitem__
+        fleet = (population or replace(world or CALM, seed=seed).population(names)).scaled(speed_up)
+        seconds_of = fleet.seconds if speeds is None else dict(zip(names, speeds, strict=True)).__getitem__
         setup = _Setup(
             names=names,
             learner=make(),
@@ -168,7 +168,7 @@ def simulate(
             ),
             initial=first,
             schema=schema,
-            world=there,
+            world=fleet,
             population=population,
             noise=Noise(loss, jitter, seconds_of, overhead),
             stream=stream,

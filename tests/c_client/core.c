@@ -18,30 +18,7 @@ static uint64_t arena[MIDGE_ARENA(PARAMETERS, 128, 1280) / 8 + 1];
 static uint8_t flash[2 * SLOT];
 static float work[MIDGE_WORK(INPUTS, 16, 4, 8)];
 
-static bool send_nothing(void *context, const uint8_t *data, size_t size)
-{
-    (void)context, (void)data, (void)size;
-    return true;
-}
-
-static int receive_nothing(void *context, uint8_t *data, size_t size)
-{
-    (void)context, (void)data, (void)size;
-    return 0;
-}
-
-static uint32_t no_time(void *context)
-{
-    (void)context;
-    return 0;
-}
-
-static bool read_flash(void *context, uint32_t at, void *data, size_t size)
-{
-    (void)context;
-    memcpy(data, flash + at, size);
-    return true;
-}
+#include "silent_port.h"
 
 static bool write_flash(void *context, uint32_t at, const void *data, size_t size)
 {

@@ -20,30 +20,7 @@ static long writes_left; /* until the power is cut; below 0: never */
 static unsigned keeps;   /* which part of the write that is cut arrives: 0 nothing, 1 half, 2 all but a byte, 3 noise */
 static unsigned long writes;
 
-static bool send_nothing(void *context, const uint8_t *data, size_t size)
-{
-    (void)context, (void)data, (void)size;
-    return true;
-}
-
-static int receive_nothing(void *context, uint8_t *data, size_t size)
-{
-    (void)context, (void)data, (void)size;
-    return 0;
-}
-
-static uint32_t no_time(void *context)
-{
-    (void)context;
-    return 0;
-}
-
-static bool read_flash(void *context, uint32_t at, void *data, size_t size)
-{
-    (void)context;
-    memcpy(data, flash + at, size);
-    return true;
-}
+#include "silent_port.h"
 
 /* As NOR flash: a write that begins at a sector's beginning erases it, and none goes over what is not erased. */
 static bool write_flash(void *context, uint32_t at, const void *data, size_t size)
