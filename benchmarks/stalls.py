@@ -42,7 +42,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.liars import Liars
-from benchmarks.stalls_worlds import BROKEN, TRUE, Drawn, Sensors, kinds
+from benchmarks.stalls_worlds import BROKEN, RECIPE, TRUE, Drawn, Sensors, kinds
 from benchmarks.suite import machine
 from midge.aggregator.core.strategy import Strategy
 from midge.iot_client.session.timers import PATIENCE
@@ -80,6 +80,7 @@ def play(drawn: Drawn) -> tuple[float, float, str]:
         strategy=strategy,
         seed=drawn.seed,
         seconds=end,
+        recipe=RECIPE,
         initial={"w": np.zeros(3, np.float32), "b": np.zeros(1, np.float32)},
         speeds=list(speeds),
         jitter=drawn.jitter,

@@ -16,7 +16,7 @@ from midge.aggregator.core import presets
 from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.core.staleness import constant, hinge
 from midge.aggregator.core.strategy import Strategy, sgd
-from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
+from midge.iot_client.training.fit import Fit, Parameters, Recipe, TrainingPlan
 from midge.sensor_fleet.simulation.clock import Clock
 from midge.sensor_fleet.simulation.coding import Said
 from midge.sensor_fleet.simulation.incidents import Crash, Incidents, Outage
@@ -27,6 +27,7 @@ from midge.wire.messages import Update
 TRUE = np.array([0.6, -0.6, 0.5])
 ROWS = 60
 STEPS, RATE = 10, 0.15
+RECIPE = Recipe(local_steps=STEPS)
 TURNOVER = 20.0
 """Median trainings within which devices join late and leave."""
 BROKEN = 3.0
@@ -305,10 +306,11 @@ class Sensors:
         pull = RATE / ROWS * trained[:, :, None] * rows.transpose(0, 2, 1)
         step = np.eye(4) - pull @ rows
         powers = [np.linalg.matrix_power(step, number) for number in range(STEPS + 1)]
-        self._keeps: npt.NDArray[np.float64] = powers[STEPS]
-        self._pulls: npt.NDArray[np.float64] = np.sum(powers[:STEPS], axis=0) @ pull
-        self._ends: dict[bool, npt.NDArray[np.float64]] = {}
-        """Where trainings from zero end, before and after the change."""
+        self._keeps: Sequence[npt.NDArray[np.float64]] = powers
+        """What trainings leave of where they begin, by the number of their steps."""
+        self._pulls = [np.sum(powers[:number], axis=0) @ pull for number in range(1, STEPS + 1)]
+        self._ends: dict[tuple[bool, int], npt.NDArray[np.float64]] = {}
+        """Where trainings from zero end, before and after the change, by the number of their steps."""
 
     def begin(self, server: Server, clock: Clock) -> None:
         self._clock = clock
@@ -332,14 +334,14 @@ class Sensors:
         """Of one device."""
         tensors = self._partial[place]
 
-        def train(parameters: Parameters, _: TrainingPlan) -> Fit:
+        def train(parameters: Parameters, plan: TrainingPlan) -> Fit:
             assert self._clock is not None
-            now = self._clock.now
-            if (changed := self.changed(now)) not in self._ends:
-                self._ends[changed] = np.einsum("dij,dj->di", self._pulls, self.labels(now))
+            now, steps = self._clock.now, min(RECIPE.under(plan).local_steps, STEPS)
+            if (key := (self.changed(now), steps)) not in self._ends:
+                self._ends[key] = np.einsum("dij,dj->di", self._pulls[steps - 1], self.labels(now))
             begin = np.concatenate([parameters["w"], parameters["b"]], dtype=np.float64)
-            end = (self._keeps[place] @ begin + self._ends[changed][place]).astype(np.float32)
-            return Fit({"w": end[:3], "b": end[3:]}, ROWS, STEPS, tensors=tensors)
+            end = (self._keeps[steps][place] @ begin + self._ends[key][place]).astype(np.float32)
+            return Fit({"w": end[:3], "b": end[3:]}, ROWS, steps, tensors=tensors)
 
         return train
 

@@ -37,10 +37,23 @@ class Learner(Protocol):
 
 
 class Each:
-    """A trainer for each device, called one by one."""
+    """A trainer for each device, called one by one.
 
-    def __init__(self, trainers: Callable[[int, int], Trainer], schema: Schema, frozen: Parameters) -> None:
+    `recipe` is what the trainers follow where a plan asks for nothing: without it, every training takes as long as any.
+    `count` is how many rows a device has, for a recipe or a plan in epochs.
+    """
+
+    def __init__(
+        self,
+        trainers: Callable[[int, int], Trainer],
+        schema: Schema,
+        frozen: Parameters,
+        *,
+        recipe: Recipe | None = None,
+        count: Callable[[int, int], int] | None = None,
+    ) -> None:
         self._trainers, self._schema, self._frozen = trainers, schema, frozen
+        self._recipe, self._count = recipe, count
 
     def train(self, jobs: Sequence[Job]) -> list[TrainingResult]:
         return [self._train(job) for job in jobs]
@@ -53,8 +66,12 @@ class Each:
         return TrainingResult(values, fit.examples, fit.steps, covered(fit.tensors, self._schema))
 
     def load(self, device: int, plan: TrainingPlan, seen: int = 0) -> float:
-        del device, plan, seen
-        return 1.0
+        if self._recipe is None:
+            return 1.0
+        recipe = self._recipe.under(plan)
+        if recipe.epochs is None:
+            return recipe.local_steps / self._recipe.local_steps
+        return 1.0 if self._count is None else recipe.steps(self._count(device, seen)) / self._recipe.local_steps
 
 
 class Stacked:

@@ -111,7 +111,8 @@ def simulate(
         roles: of its tensors, where they are not all trained.
         data: who owns which rows. Those of a `sensor_fleet.sensors.Stream` come while virtual time goes on: devices
             train when enough of them is new, and the model is evaluated under what holds at that time.
-        recipe: how the model of a fleet is trained, where not as it would itself.
+        recipe: how the model of a fleet is trained, where not as it would itself. Of trainers: what they follow where
+            a plan asks for nothing, so that a training of half the steps takes half the time.
         world: how fast devices and their links are, who comes and goes. By default all are alike and nothing fails.
         profile: in place of a world, what devices there are, by a shipped profile's name, a file or a `Profile`.
         workers: how many processes train; the result does not depend on it. 1 is this process alone.
@@ -471,10 +472,11 @@ def _learner(
             prepared = _Prepared(train, data, seed)
             held = prepared.held if isinstance(data, Stream) else None
             return Stacked(train, prepared, schema, recipe or train.recipe, frozen, held=held)
-        return Each(_Trainers(train, data, seed), schema, frozen)
+        trainers = _Trainers(train, data, seed)
+        return Each(trainers, schema, frozen, recipe=train.recipe, count=trainers.count)
     if isinstance(train, Sequence):
-        return Each(lambda number, _: train[number], schema, frozen)
-    return Each(lambda _, __: train, schema, frozen)
+        return Each(lambda number, _: train[number], schema, frozen, recipe=recipe)
+    return Each(lambda _, __: train, schema, frozen, recipe=recipe)
 
 
 class _Trainers:
@@ -487,10 +489,17 @@ class _Trainers:
 
     def __call__(self, number: int, seen: int) -> Trainer:
         if isinstance(self._data, Stream):
-            return self._trainer(number, self._data.flow.rows(number, seen))
+            return self._trainer(number, self._rows(number, seen))
         if number not in self._made:
-            self._made[number] = self._trainer(number, self._rows_of(number))
+            self._made[number] = self._trainer(number, self._rows(number, seen))
         return self._made[number]
+
+    def count(self, number: int, seen: int) -> int:
+        """How many rows a device has."""
+        return len(self._rows(number, seen).y)
+
+    def _rows(self, number: int, seen: int) -> Rows:
+        return self._data.flow.rows(number, seen) if isinstance(self._data, Stream) else self._rows_of(number)
 
     def _trainer(self, number: int, rows: Rows) -> Trainer:
         return self._model.trainer(rows, "torch", self._seed + number)
