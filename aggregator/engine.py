@@ -45,9 +45,13 @@ class Engine:
         model = Model.load(schema, arrays, values)
         return cls(model, store, Consensus.load(arrays, values.get(_CONSENSUS, ())))
 
-    def direction(self, strategy: Strategy, delta: Vector, norm: float) -> Vector | None:
-        """The sketch of a delta's direction; None under a strategy that does not ask for it."""
-        return sketch(delta, norm) if strategy.robust else None
+    def direction(self, strategy: Strategy, delta: Vector) -> Vector | None:
+        """The sketch of a delta; None under a strategy that does not ask for it."""
+        if not strategy.robust:
+            return None
+        if not self._consensus.follows:
+            self._consensus.released(self.model.version, sketch(self.model.state.values()))
+        return sketch(delta)
 
     def agreement(self, direction: Vector | None) -> float:
         """The cosine of a sketch with the direction of most devices; 0 if it is not known."""
@@ -57,13 +61,15 @@ class Engine:
         """Keep a decoded update for its step, and the sketch of its direction."""
         self._waiting[record.lsn] = self._taken(record, delta)
         if direction is not None:
-            self._consensus.take(record.device, direction)
+            # What a part would do to the rest is not known: it is compared as it is, wherever the model goes.
+            base = record.base if record.tensors is None else None
+            self._consensus.take(record.device, direction, base)
 
     def hold_again(self, record: rec.UpdateRecord, strategy: Strategy) -> None:
         """Do the same for an update that was accepted before a restart; one without a sketch is decoded when needed."""
         if strategy.robust and record.verdict == Verdict.ACCEPTED:
             delta = self._decode_again(record)
-            self.hold(record, delta, self.direction(strategy, delta, record.norm))
+            self.hold(record, delta, self.direction(strategy, delta))
 
     def senders(self, record: rec.StepRecord) -> list[str]:
         """The devices of a step's updates, in its order; empty names for what was decoded before a restart."""
@@ -87,7 +93,10 @@ class Engine:
             case rec.RenormaliseRecord():
                 self._consensus = Consensus()
             case rec.ReleaseRecord():
-                return self.model.release(record)
+                frames = self.model.release(record)
+                if self._consensus.follows:
+                    self._consensus.released(self.model.version, sketch(self.model.state.values()))
+                return frames
             case rec.ServeRecord():
                 return [self.model.serve(record)]
             case _:

@@ -265,7 +265,7 @@ class Processor:
         except WireError as error:
             return ev.Undecodable(device, update, key, Verdict.BAD_ENCODING, str(error))
         # Compared with what most devices had sent before it: held for its step, it will be one of them.
-        direction = self._engine.direction(self._core.strategy, delta, norm)
+        direction = self._engine.direction(self._core.strategy, delta)
         self._bodies.decode(key, delta, direction)
         return ev.Decoded(device, update, key, norm, self._engine.agreement(direction))
 

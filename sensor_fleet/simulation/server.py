@@ -425,7 +425,7 @@ class Server:
         body = self._bodies[action.key]
         said = body.said
         assert said is not None
-        body.direction = self.engine.direction(self.core.strategy, said.delta, said.norm)
+        body.direction = self.engine.direction(self.core.strategy, said.delta)
         return ev.Decoded(action.device, action.update, action.key, said.norm, self.engine.agreement(body.direction))
 
     def commit(self, entries: Sequence[ev.Journal]) -> None:

@@ -7,12 +7,12 @@ from midge.aggregator.model.consensus import Consensus, sketch
 from midge.wire.schema import Vector
 
 
-def heard(consensus: Consensus, device: str, delta: Vector) -> float:
+def heard(consensus: Consensus, device: str, delta: Vector, base: int | None = None) -> float:
     """The agreement of a delta, which then stands for its device."""
-    direction = sketch(delta, float(np.linalg.norm(delta)))
+    direction = sketch(delta)
     agreement = consensus.agreement(direction)
     if direction is not None:
-        consensus.take(device, direction)
+        consensus.take(device, direction, base)
     return agreement
 
 
@@ -37,13 +37,65 @@ def test_too_few_devices_have_no_direction() -> None:
     consensus = Consensus()
     ones = np.ones(8, np.float32)
     assert [heard(consensus, device, ones) for device in "abab"] == [0, 0, 0, 0]
-    assert sketch(0 * ones, 0.0) is None
+    assert sketch(0 * ones) is None
     assert consensus.agreement(None) == 0
 
 
 def test_values_that_cannot_be_summed_up_say_nothing() -> None:
     with np.errstate(over="ignore"):
-        assert sketch(np.full(2048, 3e38, np.float32), 1e40) is None
+        assert sketch(np.full(2048, 3e38, np.float32)) is None
+
+
+def released(consensus: Consensus, version: int, model: Vector) -> None:
+    consensus.released(version, sketch(model))
+
+
+@pytest.mark.parametrize("size", [4, 500, 50_000])
+@pytest.mark.parametrize("contraction", [0.2, 0.8])
+def test_deltas_from_before_the_model_moved_do_not_vote_down_those_from_after(size: int, contraction: float) -> None:
+    rng = np.random.default_rng(2)
+    wanted = 10 + rng.standard_normal(size).astype(np.float32)
+    consensus = Consensus()
+
+    def trained(model: Vector) -> Vector:
+        return contraction * (wanted - model) + 0.02 * rng.standard_normal(size).astype(np.float32)
+
+    # Three versions on the way, and one that has gone too far. Twelve of sixteen devices have not seen that yet.
+    models = [np.full(size, value, np.float32) for value in (0.0, 2.0, 4.0, 16.0)]
+    for version, model in enumerate(models[:-1]):
+        released(consensus, version, model)
+        for number in range(16):
+            heard(consensus, f"d{number}", trained(model), version)
+    released(consensus, 3, models[3])
+    fresh = [heard(consensus, f"d{number}", trained(models[3]), 3) for number in range(4)]
+    late = [heard(consensus, f"d{number}", trained(models[2]), 2) for number in range(12, 16)]
+    against = consensus.agreement(sketch(-trained(models[3])))
+    assert min(fresh) > 0.5, "they see where the model is"
+    assert max(late) < 0, "they would push on where it has been too far"
+    assert against < -0.5, "and who goes on in the old direction is seen"
+
+
+def test_liars_do_not_say_how_far_the_deltas_of_others_are_moved() -> None:
+    rng = np.random.default_rng(3)
+    wanted = rng.standard_normal(50).astype(np.float32)
+    consensus, model = Consensus(), np.zeros(50, np.float32)
+    for version in range(6):
+        released(consensus, version, model)
+        for number in range(10):
+            delta = np.float32(0.5) * (wanted - model)
+            heard(consensus, f"d{number}", delta if number >= 4 else np.float32(-40) * delta, version)
+        model = model + np.float32(0.4) * (wanted - model)
+    assert consensus.agreement(sketch(wanted - model)) > 0.9
+    assert consensus.agreement(sketch(model - wanted)) < -0.9
+
+
+def test_a_version_that_was_put_back_is_where_the_model_is() -> None:
+    consensus = Consensus()
+    for version, value in ((1, 0.0), (2, 1.0), (3, 2.0), (2, 5.0)):
+        released(consensus, version, np.full(8, value + 1, np.float32))
+        for device in "abc":
+            heard(consensus, device, np.full(8, 3 - value, np.float32), version)
+    assert consensus.agreement(sketch(np.full(8, -1.0, np.float32))) > 0.9
 
 
 def test_a_checkpoint_brings_back_the_same_direction() -> None:
@@ -54,6 +106,17 @@ def test_a_checkpoint_brings_back_the_same_direction() -> None:
         arrays, values = again.dump()
         again = Consensus.load({name: array.copy() for name, array in arrays.items()}, values)
         assert heard(whole, f"d{number % 20}", delta) == heard(again, f"d{number % 20}", delta)
+
+
+def test_a_checkpoint_has_deltas_as_they_would_be_from_the_newest_version() -> None:
+    consensus, model = Consensus(), np.zeros(8, np.float32)
+    for version in range(3):
+        released(consensus, version, model)
+        for device in "abc":
+            heard(consensus, device, 1 - model, version)
+        model = model + np.float32(1.2)
+    arrays, values = consensus.dump()
+    assert Consensus.load(arrays, values).agreement(sketch(1 - model)) > 0.9
 
 
 def test_a_device_that_is_forgotten_has_no_part_in_the_direction() -> None:

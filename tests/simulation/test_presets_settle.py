@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import midge
+from benchmarks.learning_poisoned import run
 from benchmarks.liars import Liars
 from benchmarks.presets import PRESETS, TRUE, Regression, pooled
 from midge.sensor_fleet.data import load
@@ -76,3 +77,8 @@ def test_the_default_learns_although_two_of_twenty_devices_lie(kind: str) -> Non
     liars = Liars(kind, frozenset(list(data.devices)[:2]), 3)
     found = simulate(model, data=data, seconds=15, seed=3, every=1.0, tamper=liars)
     assert found.metrics["accuracy"][-3:].mean() > 0.9
+
+
+def test_liars_at_full_rate_do_not_hold_an_uneven_fleet() -> None:
+    """Ended at 35 % while deltas were compared as if all were trained from one version."""
+    assert run(("balanced", "full rate", 20, 801))["final"] > 0.9
