@@ -111,6 +111,12 @@ static bool same_text(bytes text, const char *word)
     return text.size == size && memcmp(text.data, word, size) == 0;
 }
 
+static bytes bytes_of(const char *word)
+{
+    bytes found = {(const uint8_t *)word, strlen(word)};
+    return found;
+}
+
 static ONCE bytes rest_of(bytes whole, size_t from)
 {
     bytes found = {whole.data, 0};
@@ -119,6 +125,31 @@ static ONCE bytes rest_of(bytes whole, size_t from)
         found.size = whole.size - from;
     }
     return found;
+}
+
+/* The next number of up to nine groups of seven bits, lowest first. */
+static bool next_leb128(bytes *data, uint64_t *number)
+{
+    uint8_t byte = 0x80;
+    *number = 0;
+    for (unsigned shift = 0; byte & 0x80u; shift += 7) {
+        if (data->size == 0 || shift > 56)
+            return false;
+        byte = *data->data;
+        *data = rest_of(*data, 1);
+        *number |= (uint64_t)(byte & 0x7fu) << shift;
+    }
+    return true;
+}
+
+static uint32_t least(uint32_t one, uint32_t other)
+{
+    return one < other ? one : other;
+}
+
+static uint32_t clamped(uint64_t number) /* of numbers that no board reaches */
+{
+    return number > UINT32_MAX ? UINT32_MAX : (uint32_t)number;
 }
 
 /* ==================================================================================================== checksums */
@@ -212,17 +243,25 @@ void midge_sha256_end(midge_sha256 *sha, uint8_t digest[32])
         digest[i] = (uint8_t)(sha->state[i / 4] >> (24u - 8u * (i & 3u)));
 }
 
+static void digest_of(const void *data, size_t size, uint8_t digest[32])
+{
+    midge_sha256 sha;
+    midge_sha256_begin(&sha);
+    midge_sha256_add(&sha, data, size);
+    midge_sha256_end(&sha, digest);
+}
+
 /* ====================================================================================================== msgpack */
 
 typedef enum kind_of_item {
-    ITEM_NIL, ITEM_BOOL, ITEM_INT, ITEM_FLOAT, ITEM_TEXT, ITEM_BIN, ITEM_ARRAY, ITEM_MAP
+    ITEM_BAD, ITEM_NIL, ITEM_BOOL, ITEM_INT, ITEM_FLOAT, ITEM_TEXT, ITEM_BIN, ITEM_ARRAY, ITEM_MAP
 } kind_of_item;
 
 typedef struct item {
     kind_of_item kind;
     bool negative;   /* of an integer below 0, whose value is then in `number` as two's complement */
-    uint64_t number; /* of a bool or an integer; how many items follow an array, pairs a map */
-    double real;     /* of a number of any kind */
+    uint64_t number; /* of a bool or an integer; the bits of a float64; how many items follow an array, pairs a map */
+    size_t inside;   /* how many items are in it */
     bytes data;      /* of text and bin */
 } item;
 
@@ -238,101 +277,77 @@ static reader reader_of(bytes data)
     return r;
 }
 
-static uint64_t take_number(reader *r, unsigned size)
+/* `size` bytes, which may be none; with its sign it is two's complement. */
+static uint64_t take_number(reader *r, unsigned size, bool with_sign)
 {
+    uint64_t value = 0;
     if ((size_t)(r->end - r->at) < size) {
         r->bad = true;
-        r->at = r->end;
         return 0;
     }
-    r->at += size;
-    return get_be(r->at - size, size);
+    if (with_sign && *r->at >= 0x80)
+        value = ~value;
+    while (size-- > 0)
+        value = value << 8 | *r->at++;
+    return value;
 }
 
-static void take_data(reader *r, item *found, kind_of_item kind, uint64_t size)
-{
-    found->kind = kind;
-    if ((uint64_t)(r->end - r->at) < size) {
-        r->bad = true;
-        r->at = r->end;
-        size = 0;
-    }
-    found->data.data = r->at;
-    found->data.size = (size_t)size;
-    r->at += size;
-}
-
-static void take_count(reader *r, item *found, kind_of_item kind, uint64_t count)
-{
-    found->kind = kind;
-    found->number = count;
-    if (count * (kind == ITEM_MAP ? 2u : 1u) > (uint64_t)(r->end - r->at))
-        r->bad = true; /* each item has a byte at least */
-}
-
-static void take_integer(item *found, uint64_t value, unsigned size, bool with_sign)
-{
-    uint64_t top = (uint64_t)1 << (8u * size - 1u);
-    found->kind = ITEM_INT;
-    found->negative = with_sign && (value & top) != 0;
-    if (found->negative && size < 8)
-        value |= ~(top * 2u - 1u);
-    found->number = value;
-    found->real = found->negative ? -(double)(~value + 1u) : (double)value;
-}
+/* What an item of each first byte from 0xc0 to 0xdf is, and of how many bytes its number or size. */
+#define HEAD(kind, size) ((kind) << 4 | (size))
+static const uint8_t heads[32] = {
+    HEAD(ITEM_NIL, 0),   HEAD(ITEM_BAD, 0),   HEAD(ITEM_BOOL, 0),  HEAD(ITEM_BOOL, 0),
+    HEAD(ITEM_BIN, 1),   HEAD(ITEM_BIN, 2),   HEAD(ITEM_BIN, 4),   HEAD(ITEM_BAD, 0),
+    HEAD(ITEM_BAD, 0),   HEAD(ITEM_BAD, 0),   HEAD(ITEM_FLOAT, 4), HEAD(ITEM_FLOAT, 8),
+    HEAD(ITEM_INT, 1),   HEAD(ITEM_INT, 2),   HEAD(ITEM_INT, 4),   HEAD(ITEM_INT, 8),
+    HEAD(ITEM_INT, 1),   HEAD(ITEM_INT, 2),   HEAD(ITEM_INT, 4),   HEAD(ITEM_INT, 8),
+    HEAD(ITEM_BAD, 0),   HEAD(ITEM_BAD, 0),   HEAD(ITEM_BAD, 0),   HEAD(ITEM_BAD, 0),
+    HEAD(ITEM_BAD, 0),   HEAD(ITEM_TEXT, 1),  HEAD(ITEM_TEXT, 2),  HEAD(ITEM_TEXT, 4),
+    HEAD(ITEM_ARRAY, 2), HEAD(ITEM_ARRAY, 4), HEAD(ITEM_MAP, 2),   HEAD(ITEM_MAP, 4)};
 
 /* The next item; of an array or a map its items follow as items of their own. */
-static ONCE item next_item(reader *r)
+static void next_item(reader *r, item *found)
 {
-    item found = {ITEM_NIL, false, 0, 0, {NULL, 0}};
-    uint8_t byte = (uint8_t)take_number(r, 1);
+    unsigned byte = (unsigned)take_number(r, 1, false);
+    memset(found, 0, sizeof *found);
     if (r->bad)
-        return found;
-    if (byte < 0x80 || byte >= 0xe0)
-        take_integer(&found, byte, 1, byte >= 0xe0);
-    else if (byte < 0x90)
-        take_count(r, &found, ITEM_MAP, byte & 15u);
-    else if (byte < 0xa0)
-        take_count(r, &found, ITEM_ARRAY, byte & 15u);
-    else if (byte < 0xc0)
-        take_data(r, &found, ITEM_TEXT, byte & 31u);
-    else if (byte == 0xc2 || byte == 0xc3) {
-        found.kind = ITEM_BOOL;
-        found.number = byte & 1u;
-    } else if (byte >= 0xc4 && byte <= 0xc6)
-        take_data(r, &found, ITEM_BIN, take_number(r, 1u << (byte - 0xc4u)));
-    else if (byte == 0xca) {
-        found.kind = ITEM_FLOAT;
-        found.real = (double)float_of((uint32_t)take_number(r, 4));
-    } else if (byte == 0xcb) {
-        found.kind = ITEM_FLOAT;
-        found.real = double_of(take_number(r, 8));
-    } else if (byte >= 0xcc && byte <= 0xcf)
-        take_integer(&found, take_number(r, 1u << (byte - 0xccu)), 1u << (byte - 0xccu), false);
-    else if (byte >= 0xd0 && byte <= 0xd3)
-        take_integer(&found, take_number(r, 1u << (byte - 0xd0u)), 1u << (byte - 0xd0u), true);
-    else if (byte >= 0xd9 && byte <= 0xdb)
-        take_data(r, &found, ITEM_TEXT, take_number(r, 1u << (byte - 0xd9u)));
-    else if (byte == 0xdc || byte == 0xdd)
-        take_count(r, &found, ITEM_ARRAY, take_number(r, 2u << (byte - 0xdcu)));
-    else if (byte == 0xde || byte == 0xdf)
-        take_count(r, &found, ITEM_MAP, take_number(r, 2u << (byte - 0xdeu)));
-    else if (byte != 0xc0)
-        r->bad = true;
-    return found;
+        return;
+    if (byte >= 0xc0 && byte < 0xe0) {
+        unsigned head = heads[byte - 0xc0], size = head & 15u;
+        bool with_sign = byte >= 0xd0 && byte < 0xd4;
+        found->kind = (kind_of_item)(head >> 4);
+        found->number = size == 0 ? byte & 1u : take_number(r, size, with_sign);
+        found->negative = with_sign && found->number >> 63 != 0;
+        if (size == 4 && found->kind == ITEM_FLOAT)
+            found->number = bits_of_double((double)float_of((uint32_t)found->number));
+    } else if (byte >= 0x80 && byte < 0xc0) { /* those whose size is in the first byte */
+        found->kind = byte < 0x90 ? ITEM_MAP : byte < 0xa0 ? ITEM_ARRAY : ITEM_TEXT;
+        found->number = byte & (byte < 0xa0 ? 15u : 31u);
+    } else {
+        found->kind = ITEM_INT;
+        found->negative = byte >= 0xe0;
+        found->number = found->negative ? ~(uint64_t)0xff | byte : byte;
+    }
+    if (found->kind < ITEM_TEXT) {
+        r->bad = r->bad || found->kind == ITEM_BAD;
+        return;
+    }
+    size_t left = (size_t)(r->end - r->at), size = found->number < left ? (size_t)found->number : left;
+    r->bad = r->bad || found->number > left; /* each item has a byte at least */
+    found->data.data = r->at;
+    found->data.size = size;
+    if (found->kind <= ITEM_BIN)
+        r->at += size;
+    else
+        found->inside = found->kind == ITEM_MAP ? 2 * size : size;
 }
 
 /* Pass over an item that was read, with all that is in it. */
 static void pass_over(reader *r, const item *read)
 {
-    uint64_t left = read->kind == ITEM_ARRAY ? read->number : read->kind == ITEM_MAP ? 2u * read->number : 0;
-    while (left > 0 && !r->bad) {
-        item inner = next_item(r);
+    item inner;
+    for (size_t left = read->inside; left > 0 && !r->bad; left += inner.inside) {
+        next_item(r, &inner);
         left--;
-        if (inner.kind == ITEM_ARRAY)
-            left += inner.number;
-        else if (inner.kind == ITEM_MAP)
-            left += 2u * inner.number;
     }
 }
 
@@ -464,29 +479,33 @@ enum {
     N_TROUBLE = 112, N_LARGEST = 113, N_CLASS = 115, N_MICRO_CODEC = 116,
     N_SCHEMA_HASH = 19,
     /* These travel as text: */
-    N_SNAPSHOT = 200, N_EXPONENT, N_SCHEMA, N_FROZEN, N_FILLING,
+    N_SNAPSHOT = 200, N_EXPONENT, N_SCHEMA, N_FILLING, N_TRAINED, N_AVERAGED, N_FROZEN, N_FLOAT32, N_COMPLEX64, N_BOOL,
+    N_TRAIN, N_TRAINING, N_READY, N_JOINING, N_LOST, N_BUSY, N_PAUSED, N_QUARANTINED, N_BAD_SIGNATURE, N_ACCEPTED,
+    N_FORGOTTEN, N_MICRO,
     N_UNKNOWN = 255
 };
 
 /* Each name's number as a byte, then its word. */
 static const char names[] =
-    "\000kind\0" "\001update\0" "\002offer\0" "\003chunk\0" "\004fetch\0" "\005statistics\0" "\006report\0"
-    "\007hello\0" "\010receipt\0" "\011aggregator\0" "\012announcement\0" "\013part\0" "\015outbox\0"
-    "\017seq\0" "\020lineage\0" "\021generation\0" "\023schema_hash\0" "\025codec\0" "\026size\0"
-    "\027sha256\0" "\031steps\0" "\032seconds\0" "\033plan\0" "\035parts\0" "\037version\0" "\040span\0"
-    "\041channel\0" "\044state\0" "\050verdict\0" "\051why\0" "\052retry_after\0" "\053repeat\0" "\056hi\0"
-    "\057settled\0" "\060grants\0" "\061boot\0" "\062step\0" "\063revision\0" "\064learning_rate\0"
+    "\000kind\0" "\003chunk\0" "\005statistics\0" "\007hello\0" "\010receipt\0" "\012announcement\0"
+    "\013part\0" "\015outbox\0" "\017seq\0" "\020lineage\0" "\021generation\0" "\023schema_hash\0"
+    "\025codec\0" "\026size\0" "\027sha256\0" "\032seconds\0" "\033plan\0" "\035parts\0" "\037version\0"
+    "\040span\0" "\041channel\0" "\044state\0" "\050verdict\0" "\051why\0" "\052retry_after\0" "\053repeat\0"
+    "\056hi\0" "\057settled\0" "\060grants\0" "\061boot\0" "\062step\0" "\063revision\0" "\064learning_rate\0"
     "\065local_steps\0" "\066epochs\0" "\067batch_size\0" "\070proximal\0" "\071feedback\0"
     "\073fewest_steps\0" "\074most_steps\0" "\077name\0" "\100channels\0" "\101share\0" "\102interval\0"
     "\105federation\0" "\106phase\0" "\107digest\0" "\110frames\0" "\111moments\0" "\112participation\0"
     "\113issued\0" "\120byte_rate\0" "\121devices\0" "\122body\0" "\125number\0" "\141token\0" "\143to\0"
-    "\157rest\0" "\310snapshot\0" "\311exponent\0" "\312schema\0" "\313frozen\0" "\314filling\0"
-    "\160trouble\0" "\163class\0" "\164micro_codec\0";
+    "\157rest\0" "\160trouble\0" "\163class\0" "\164micro_codec\0"
+    "\310snapshot\0" "\311exponent\0" "\312schema\0" "\313filling\0" "\314trained\0" "\315averaged\0"
+    "\316frozen\0" "\317float32\0" "\320complex64\0" "\321bool\0" "\322train\0" "\323training\0" "\324ready\0"
+    "\325joining\0" "\326lost\0" "\327busy\0" "\330paused\0" "\331quarantined\0" "\332bad_signature\0"
+    "\333accepted\0" "\334forgotten\0" "\335micro\0";
 
-/* What a key or a kind says, as a number or as text. */
+/* What a key or a word says, as a number or as text. */
 static unsigned name_of(const item *said)
 {
-    if (said->kind == ITEM_INT && !said->negative && said->number < 128)
+    if (said->kind == ITEM_INT && !said->negative && said->number < N_SNAPSHOT)
         return (unsigned)said->number;
     if (said->kind == ITEM_TEXT)
         for (const char *at = names; at < names + sizeof names - 1; at += strlen(at + 1) + 2)
@@ -495,48 +514,25 @@ static unsigned name_of(const item *said)
     return N_UNKNOWN;
 }
 
-/* The next pair of a map: its key's number, and its value. `left` counts down from the map's pairs. */
-static bool next_pair(reader *r, uint64_t *left, unsigned *key, item *value)
-{
-    if (*left == 0 || r->bad)
-        return false;
-    --*left;
-    item said = next_item(r);
-    pass_over(r, &said);
-    *key = name_of(&said);
-    *value = next_item(r);
-    return !r->bad;
-}
-
 static bool is_unsigned(const item *value)
 {
     return value->kind == ITEM_INT && !value->negative;
 }
 
-static uint32_t clamped(const item *value) /* for numbers that no board reaches */
-{
-    return !is_unsigned(value) ? 0 : value->number > UINT32_MAX ? UINT32_MAX : (uint32_t)value->number;
-}
-
 static double real_of(const item *value)
 {
-    bool number = value->kind == ITEM_INT || value->kind == ITEM_FLOAT;
-    return number && finite_double(value->real) ? value->real : 0;
-}
-
-static float positive(const item *value)
-{
-    double real = real_of(value);
-    return real > 0 ? real < 1e30 ? (float)real : 1e30f : 0;
+    double real = value->kind == ITEM_FLOAT ? double_of(value->number) : is_unsigned(value) ? (double)value->number : 0;
+    return finite_double(real) ? real : 0;
 }
 
 /* A list in a header, to be read where it lies. */
 typedef struct list {
     reader items;
-    uint64_t count;
+    uint32_t count; /* of items, or of pairs */
 } list;
 
-/* How a field of a header is taken into a structure, and where. One of the wrong type counts as not there. */
+/* How a field of a header is taken into a structure, and where. One of the wrong type counts as not there. A whole number
+ * that no board reaches is clamped to 32 bits; a real one that is not above 0 is taken as 0. */
 enum form {
     FORM_ID, FORM_U64, FORM_U32, FORM_CLAMPED, FORM_SIGNED, FORM_POSITIVE, FORM_REAL, FORM_TRUE, FORM_TEXT, FORM_BIN,
     FORM_LIST, FORM_NAME
@@ -547,79 +543,125 @@ typedef struct field {
     uint16_t at;
 } field;
 
+/* What is read of a header or of another map; the first `needed` fields must be there. */
+typedef struct shape {
+    const field *fields;
+    uint8_t count, needed;
+    uint16_t size; /* of the structure, which is cleared first; 0: it is not */
+} shape;
+
+#define COUNT(table) ((unsigned)(sizeof(table) / sizeof(table)[0]))
+#define SHAPE(fields, needed, size) {fields, COUNT(fields), needed, size}
+
 static bool take_field(const reader *r, const item *value, unsigned form, void *to)
 {
-    bytes *text = (bytes *)to;
-    bool whole = is_unsigned(value);
-    uint32_t number = clamped(value);
+    bool right = is_unsigned(value), is_true = value->number != 0;
+    uint32_t number = clamped(value->number);
+    list inner = {*r, (uint32_t)value->number};
+    double real;
+    float positive;
+    const void *from = &number;
+    size_t size = 4;
     switch (form) {
     case FORM_ID:
-        if (value->kind != ITEM_BIN || value->data.size < 16)
-            return false;
-        memcpy(to, value->data.data, 16);
-        return true;
+        right = value->kind == ITEM_BIN && value->data.size >= 16;
+        from = value->data.data;
+        size = 16;
+        break;
+    case FORM_U32: right = right && value->number <= UINT32_MAX; break;
+    case FORM_SIGNED: right = value->kind == ITEM_INT; /* fall through */
     case FORM_U64:
-        if (whole)
-            memcpy(to, &value->number, sizeof value->number);
-        return whole;
-    case FORM_U32: whole = whole && value->number <= UINT32_MAX; /* fall through */
-    case FORM_CLAMPED:
-        if (whole)
-            memcpy(to, &number, sizeof number);
-        return whole;
-    case FORM_SIGNED: /* a small one; what is larger is out of any range */
-        if (value->negative ? number != 0 : !whole)
-            return false;
-        *(int32_t *)to = value->negative ? (int32_t)value->number : number > INT32_MAX ? INT32_MAX : (int32_t)number;
-        return true;
-    case FORM_POSITIVE: *(float *)to = positive(value); return true;
-    case FORM_REAL: *(double *)to = real_of(value); return true;
-    case FORM_TRUE: *(bool *)to = value->number != 0; return true;
-    case FORM_NAME: *(unsigned *)to = name_of(value); return true;
-    case FORM_LIST: {
-        list found = {*r, value->number};
-        if (value->kind == ITEM_ARRAY || value->kind == ITEM_MAP)
-            memcpy(to, &found, sizeof found);
-        return value->kind == ITEM_ARRAY || value->kind == ITEM_MAP;
+        from = &value->number;
+        size = 8;
+        break;
+    case FORM_POSITIVE:
+        positive = (float)real_of(value);
+        positive = positive > 1e30f ? 1e30f : positive > 0 ? positive : 0;
+        from = &positive;
+        right = true;
+        break;
+    case FORM_REAL:
+        real = real_of(value);
+        from = &real;
+        size = 8;
+        right = true;
+        break;
+    case FORM_TRUE:
+        from = &is_true;
+        size = 1;
+        right = true;
+        break;
+    case FORM_NAME:
+        number = name_of(value);
+        right = true;
+        break;
+    case FORM_LIST:
+        right = value->kind >= ITEM_ARRAY;
+        from = &inner;
+        size = sizeof inner;
+        break;
+    case FORM_TEXT:
+    case FORM_BIN:
+        right = value->kind == (form == FORM_TEXT ? ITEM_TEXT : ITEM_BIN);
+        from = &value->data;
+        size = sizeof value->data;
+        break;
+    default: break;
     }
-    default:
-        if (value->kind != (form == FORM_TEXT ? ITEM_TEXT : ITEM_BIN))
-            return false;
-        *text = value->data;
-        return true;
-    }
+    if (right)
+        memcpy(to, from, size);
+    return right;
 }
 
-/* Take the fields of a map of `left` pairs; a bit for each that was there. Others are passed over. */
-static unsigned take_fields(reader *r, uint64_t left, const field *fields, unsigned count, void *to)
+/* Take a map of so many pairs into a structure: whether all that is needed was there. What is not known is passed over. */
+static bool take_map(reader *r, uint64_t pairs, const shape *s, void *to)
 {
-    unsigned key, seen = 0;
-    item value;
-    while (next_pair(r, &left, &key, &value)) {
-        for (unsigned i = 0; i < count; i++)
-            if (fields[i].key == key && take_field(r, &value, fields[i].form, (uint8_t *)to + fields[i].at))
+    unsigned seen = 0;
+    memset(to, 0, s->size);
+    for (item key, value; pairs > 0 && !r->bad; pairs--) {
+        next_item(r, &key);
+        pass_over(r, &key);
+        next_item(r, &value);
+        unsigned name = name_of(&key);
+        for (unsigned i = 0; i < s->count && !r->bad; i++)
+            if (s->fields[i].key == name && take_field(r, &value, s->fields[i].form, (uint8_t *)to + s->fields[i].at))
                 seen |= 1u << i;
         pass_over(r, &value);
     }
-    return seen;
+    return (~seen & ((1u << s->needed) - 1u)) == 0;
 }
 
-#define COUNT(table) ((unsigned)(sizeof(table) / sizeof(table)[0]))
+/* The next map of a list; false at the end, or where there is none. */
+static bool next_map(list *maps, const shape *s, void *to)
+{
+    item map;
+    if (maps->count == 0)
+        return false;
+    maps->count--;
+    next_item(&maps->items, &map);
+    return map.kind == ITEM_MAP && take_map(&maps->items, map.number, s, to) && !maps->items.bad;
+}
 
-/* Split a payload into its header, of which the number of pairs is given, and its body. */
-static bool open_frame(bytes payload, reader *header, uint64_t *pairs, bytes *body)
+/* Take a payload's header into a structure, and split its body off. One whose body is not asked for may be cut short. */
+static bool read_header(bytes payload, const shape *s, void *to, bytes *body)
 {
     if (payload.size < 2)
         return false;
     size_t length = (size_t)get_le(payload.data, 2);
-    if (length > payload.size - 2)
-        return false;
-    bytes inner = {payload.data + 2, length};
-    *header = reader_of(inner);
-    *body = rest_of(payload, 2 + length);
-    item map = next_item(header);
-    *pairs = map.number;
-    return !header->bad && map.kind == ITEM_MAP;
+    bytes header = rest_of(payload, 2);
+    if (body != NULL) {
+        *body = rest_of(header, length);
+        if (length > header.size)
+            return false;
+    }
+    if (header.size > length)
+        header.size = length;
+    reader r = reader_of(header);
+    item map;
+    next_item(&r, &map);
+    if (body == NULL)
+        r.bad = false; /* it may claim more pairs than have come */
+    return map.kind == ITEM_MAP && take_map(&r, map.number, s, to) && (body == NULL || !r.bad);
 }
 
 /* ========================================================================================== the client's state */
@@ -630,7 +672,7 @@ typedef struct tensor {
     uint32_t at, size;       /* in the shared vector; of a frozen one, byte and bytes in the frozen tensors */
     uint32_t rows, columns;  /* its sides; 1 for those that it does not have, both 0 if it has more */
     float step;              /* while encoding: what its integers are multiplied by */
-    enum { TRAINED, AVERAGED, FROZEN, ELSEWHERE } role;
+    enum role { TRAINED, AVERAGED, FROZEN, ELSEWHERE } role;
     bool is_float32;
 } tensor;
 
@@ -638,6 +680,8 @@ typedef struct tensor {
 typedef struct hop {
     uint32_t version, span, size, parts;
 } hop;
+
+#define NOWHERE UINT32_MAX /* the version of a device that holds none */
 
 typedef struct statistic {
     char name[24];
@@ -749,228 +793,205 @@ static ONCE bool is_due(const midge *m, uint32_t at)
 
 static uint64_t draw(midge *m)
 {
-    midge_sha256 sha;
-    uint8_t digest[32], count[8];
-    put_le(count, ++m->draws, 8);
-    midge_sha256_begin(&sha);
-    midge_sha256_add(&sha, m->config.entropy, sizeof m->config.entropy);
-    midge_sha256_add(&sha, count, sizeof count);
-    midge_sha256_end(&sha, digest);
+    uint8_t digest[32], counted[24];
+    memcpy(counted, m->config.entropy, 16);
+    put_le(counted + 16, ++m->draws, 8);
+    digest_of(counted, sizeof counted, digest);
     return get_le(digest, 8);
 }
 
 /* ================================================================================================ what is read */
 
-/* An announcement in its envelope, as far as it concerns a device. */
+/* An announcement, as far as it concerns a device. Lists are read where they lie. */
 typedef struct announcement {
+    unsigned kind, phase, channel;
     goal target;
-    bytes federation, phase, channel, frames;
+    bytes federation, frames;
     list plan, participation, moments;
     float rest;
-    bool training;
-    unsigned kind, statistic_count; /* more than MIDGE_STATISTICS: it asks for more than fit */
+    unsigned statistic_count; /* more than MIDGE_STATISTICS: it asks for more than fit */
     statistic statistics[MIDGE_STATISTICS];
 } announcement;
 
+static const field announcement_fields[] = {
+    {N_KIND, FORM_NAME, offsetof(announcement, kind)},
+    {N_LINEAGE, FORM_ID, offsetof(announcement, target.lineage)},
+    {N_GENERATION, FORM_U32, offsetof(announcement, target.generation)},
+    {N_VERSION, FORM_U32, offsetof(announcement, target.version)},
+    {N_SCHEMA_HASH, FORM_ID, offsetof(announcement, target.schema_hash)},
+    {N_DIGEST, FORM_ID, offsetof(announcement, target.digest)},
+    {N_PHASE, FORM_NAME, offsetof(announcement, phase)},
+    {N_FEDERATION, FORM_TEXT, offsetof(announcement, federation)},
+    {N_CHANNEL, FORM_NAME, offsetof(announcement, channel)},
+    {N_FRAMES, FORM_BIN, offsetof(announcement, frames)},
+    {N_CHUNK, FORM_CLAMPED, offsetof(announcement, target.chunk)},
+    {N_DEVICES, FORM_CLAMPED, offsetof(announcement, target.devices)},
+    {N_ISSUED, FORM_REAL, offsetof(announcement, target.issued)},
+    {N_BYTE_RATE, FORM_POSITIVE, offsetof(announcement, target.byte_rate)},
+    {N_PLAN, FORM_LIST, offsetof(announcement, plan)},
+    {N_PARTICIPATION, FORM_LIST, offsetof(announcement, participation)},
+    {N_MOMENTS, FORM_LIST, offsetof(announcement, moments)}};
+static const shape announcement_shape = SHAPE(announcement_fields, 7, 0);
+
+static const field participation_fields[] = {{N_SHARE, FORM_POSITIVE, offsetof(announcement, target.share)},
+                                      {N_INTERVAL, FORM_POSITIVE, offsetof(announcement, target.interval)},
+                                      {N_REST, FORM_POSITIVE, offsetof(announcement, rest)}};
+static const shape participation_shape = SHAPE(participation_fields, 0, 0);
+
+/* A plan, and its names. */
+typedef struct said_plan {
+    midge_plan plan;
+    bytes codec, micro_codec;
+    unsigned class_name;
+} said_plan;
+
+static const field plan_fields[] = {{N_REVISION, FORM_CLAMPED, offsetof(said_plan, plan.revision)},
+                                {N_LEARNING_RATE, FORM_POSITIVE, offsetof(said_plan, plan.learning_rate)},
+                                {N_LOCAL_STEPS, FORM_CLAMPED, offsetof(said_plan, plan.local_steps)},
+                                {N_EPOCHS, FORM_CLAMPED, offsetof(said_plan, plan.epochs)},
+                                {N_BATCH_SIZE, FORM_CLAMPED, offsetof(said_plan, plan.batch_size)},
+                                {N_PROXIMAL, FORM_POSITIVE, offsetof(said_plan, plan.proximal)},
+                                {N_SECONDS, FORM_POSITIVE, offsetof(said_plan, plan.seconds)},
+                                {N_FEWEST_STEPS, FORM_CLAMPED, offsetof(said_plan, plan.fewest_steps)},
+                                {N_MOST_STEPS, FORM_CLAMPED, offsetof(said_plan, plan.most_steps)},
+                                {N_FEEDBACK, FORM_TRUE, offsetof(said_plan, plan.feedback)},
+                                {N_CODEC, FORM_TEXT, offsetof(said_plan, codec)},
+                                {N_MICRO_CODEC, FORM_TEXT, offsetof(said_plan, micro_codec)},
+                                {N_CLASS, FORM_NAME, offsetof(said_plan, class_name)}};
+static const shape plan_shape = SHAPE(plan_fields, 0, 0);
+
+/* A statistic that is asked for. */
+typedef struct question {
+    bytes name;
+    uint32_t channels;
+} question;
+
+static const field question_fields[] = {{N_NAME, FORM_TEXT, offsetof(question, name)},
+                              {N_CHANNELS, FORM_CLAMPED, offsetof(question, channels)}};
+static const shape question_shape = SHAPE(question_fields, 0, sizeof(question));
+
 /* A name that is longer than any known here is kept as none. */
-static void copy_codec(char to[24], bytes name)
+static void copy_name(char to[24], bytes name)
 {
     memset(to, 0, 24);
-    if (name.size < 24)
+    if (name.size < 24 && name.size > 0)
         memcpy(to, name.data, name.size);
 }
 
 static void read_plan(list *map, midge_plan *plan)
 {
-    static const field fields[] = {
-        {N_REVISION, FORM_CLAMPED, offsetof(midge_plan, revision)},
-        {N_LEARNING_RATE, FORM_POSITIVE, offsetof(midge_plan, learning_rate)},
-        {N_LOCAL_STEPS, FORM_CLAMPED, offsetof(midge_plan, local_steps)},
-        {N_EPOCHS, FORM_CLAMPED, offsetof(midge_plan, epochs)},
-        {N_BATCH_SIZE, FORM_CLAMPED, offsetof(midge_plan, batch_size)},
-        {N_PROXIMAL, FORM_POSITIVE, offsetof(midge_plan, proximal)},
-        {N_SECONDS, FORM_POSITIVE, offsetof(midge_plan, seconds)},
-        {N_FEWEST_STEPS, FORM_CLAMPED, offsetof(midge_plan, fewest_steps)},
-        {N_MOST_STEPS, FORM_CLAMPED, offsetof(midge_plan, most_steps)},
-        {N_FEEDBACK, FORM_TRUE, offsetof(midge_plan, feedback)}};
-    static const field words[] = {
-        {N_CODEC, FORM_TEXT, 0}, {N_CLASS, FORM_TEXT, sizeof(bytes)}, {N_MICRO_CODEC, FORM_TEXT, 2 * sizeof(bytes)}};
-    list again = *map;
-    bytes found[3] = {{NULL, 0}, {NULL, 0}, {NULL, 0}};
-    (void)take_fields(&map->items, map->count, fields, COUNT(fields), plan);
-    unsigned seen = take_fields(&again.items, again.count, words, COUNT(words), found);
-    if (seen & 1u)
-        copy_codec(plan->codec, found[0]);
-    if (seen & 4u)
-        copy_codec(plan->micro_codec, found[2]);
-    plan->micro = same_text(found[1], "micro");
+    said_plan said;
+    memset(&said, 0, sizeof said);
+    said.plan.feedback = true; /* the defaults of the protocol */
+    said.plan.fewest_steps = 1;
+    said.plan.most_steps = 10000;
+    said.codec = bytes_of("uq:4|rice");
+    said.micro_codec = bytes_of("int8:256");
+    (void)take_map(&map->items, map->count, &plan_shape, &said);
+    *plan = said.plan;
+    copy_name(plan->codec, said.codec);
+    copy_name(plan->micro_codec, said.micro_codec);
+    plan->micro = said.class_name == N_MICRO;
 }
 
 static void read_statistics(list *maps, announcement *a)
 {
-    struct { bytes name; uint32_t channels; } said; /* the second follows the first without a gap */
-    static const field fields[] = {{N_NAME, FORM_TEXT, 0}, {N_CHANNELS, FORM_CLAMPED, sizeof(bytes)}};
-    for (; maps->count > 0 && !maps->items.bad; maps->count--) {
-        item map = next_item(&maps->items);
-        statistic *to = &a->statistics[a->statistic_count];
-        memset(&said, 0, sizeof said);
-        if (map.kind == ITEM_MAP)
-            (void)take_fields(&maps->items, map.number, fields, COUNT(fields), &said);
-        if (a->statistic_count >= MIDGE_STATISTICS || said.name.size == 0 || said.name.size >= sizeof to->name) {
+    question said;
+    while (maps->count > 0) {
+        bool known = next_map(maps, &question_shape, &said);
+        if (!known || a->statistic_count >= MIDGE_STATISTICS || said.name.size - 1u >= sizeof a->statistics->name - 1u) {
             a->statistic_count = MIDGE_STATISTICS + 1;
             return;
         }
-        memcpy(to->name, said.name.data, said.name.size);
+        statistic *to = &a->statistics[a->statistic_count++];
+        copy_name(to->name, said.name);
         to->channels = said.channels;
-        a->statistic_count++;
     }
 }
 
-/* Where the envelope's body lies; an envelope has no kind. */
-static bytes open_envelope(bytes payload)
-{
-    static const field fields[] = {{N_BODY, FORM_BIN, 0}};
-    reader r;
-    uint64_t left;
-    bytes body = {NULL, 0}, rest;
-    if (open_frame(payload, &r, &left, &rest))
-        (void)take_fields(&r, left, fields, COUNT(fields), &body);
-    return body;
-}
-
+/* Read an announcement in its envelope, which has no kind. */
 static bool read_announcement(bytes payload, announcement *a)
 {
-    static const field fields[] = {
-        {N_KIND, FORM_NAME, offsetof(announcement, kind)},
-        {N_LINEAGE, FORM_ID, offsetof(announcement, target.lineage)},
-        {N_GENERATION, FORM_U32, offsetof(announcement, target.generation)},
-        {N_VERSION, FORM_U32, offsetof(announcement, target.version)},
-        {N_SCHEMA_HASH, FORM_ID, offsetof(announcement, target.schema_hash)},
-        {N_DIGEST, FORM_ID, offsetof(announcement, target.digest)},
-        {N_PHASE, FORM_TEXT, offsetof(announcement, phase)},
-        {N_FEDERATION, FORM_TEXT, offsetof(announcement, federation)},
-        {N_CHANNEL, FORM_TEXT, offsetof(announcement, channel)},
-        {N_FRAMES, FORM_BIN, offsetof(announcement, frames)},
-        {N_CHUNK, FORM_CLAMPED, offsetof(announcement, target.chunk)},
-        {N_DEVICES, FORM_CLAMPED, offsetof(announcement, target.devices)},
-        {N_ISSUED, FORM_REAL, offsetof(announcement, target.issued)},
-        {N_BYTE_RATE, FORM_POSITIVE, offsetof(announcement, target.byte_rate)},
-        {N_PLAN, FORM_LIST, offsetof(announcement, plan)},
-        {N_PARTICIPATION, FORM_LIST, offsetof(announcement, participation)},
-        {N_MOMENTS, FORM_LIST, offsetof(announcement, moments)}};
-    static const field shares[] = {{N_SHARE, FORM_POSITIVE, offsetof(announcement, target.share)},
-                                   {N_INTERVAL, FORM_POSITIVE, offsetof(announcement, target.interval)},
-                                   {N_REST, FORM_POSITIVE, offsetof(announcement, rest)}};
-    reader r;
-    uint64_t left;
-    bytes rest;
-    midge_plan *plan = &a->target.plan;
+    static const field fields[] = {{N_BODY, FORM_BIN, 0}};
+    static const shape envelope = SHAPE(fields, 1, sizeof(bytes));
+    bytes inner, rest;
     memset(a, 0, sizeof *a);
-    a->target.chunk = 256u * 1024u; /* the defaults of the protocol */
+    a->channel = N_TRAIN; /* the defaults of the protocol */
+    a->target.chunk = 256u * 1024u;
     a->target.share = 1;
-    plan->feedback = true;
-    plan->fewest_steps = 1;
-    plan->most_steps = 10000;
-    memcpy(plan->codec, "uq:4|rice", sizeof "uq:4|rice");
-    memcpy(plan->micro_codec, "int8:256", sizeof "int8:256");
-    if (!open_frame(open_envelope(payload), &r, &left, &rest))
+    if (!read_header(payload, &envelope, &inner, &rest) || !read_header(inner, &announcement_shape, a, &rest))
         return false;
-    unsigned seen = take_fields(&r, left, fields, COUNT(fields), a);
-    read_plan(&a->plan, plan);
-    (void)take_fields(&a->participation.items, a->participation.count, shares, COUNT(shares), a);
+    read_plan(&a->plan, &a->target.plan);
+    (void)take_map(&a->participation.items, a->participation.count, &participation_shape, a);
     read_statistics(&a->moments, a);
-    a->training = same_text(a->phase, "training");
-    a->target.statistics = same_text(a->phase, "statistics");
+    a->target.statistics = a->phase == N_STATISTICS;
     if (a->rest > a->target.interval)
         a->target.interval = a->rest;
-    return !r.bad && (seen & 0x7fu) == 0x7fu && a->kind == N_ANNOUNCEMENT &&
-           a->target.chunk > 0 && (a->channel.size == 0 || same_text(a->channel, "train"));
+    return a->kind == N_ANNOUNCEMENT && a->target.chunk > 0 && a->channel == N_TRAIN;
 }
 
 /* The aggregator's status. It may be cut short: what concerns a device comes before what is for people. */
 typedef struct aggregator_status {
     bytes state, why;
     uint64_t boot, token;
+    unsigned word;
 } aggregator_status;
 
-static bool read_status(bytes payload, aggregator_status *s)
-{
-    static const field fields[] = {{N_STATE, FORM_TEXT, offsetof(aggregator_status, state)},
-                                   {N_BOOT, FORM_U64, offsetof(aggregator_status, boot)},
-                                   {N_WHY, FORM_TEXT, offsetof(aggregator_status, why)},
-                                   {N_TOKEN, FORM_U64, offsetof(aggregator_status, token)}};
-    memset(s, 0, sizeof *s);
-    if (payload.size < 2)
-        return false;
-    size_t length = (size_t)get_le(payload.data, 2);
-    bytes header = rest_of(payload, 2);
-    if (header.size > length)
-        header.size = length;
-    reader r = reader_of(header);
-    item map = next_item(&r);
-    r.bad = false; /* it may claim more pairs than have come */
-    return map.kind == ITEM_MAP && (take_fields(&r, map.number, fields, COUNT(fields), s) & 3u) == 3u;
-}
+static const field status_fields[] = {{N_STATE, FORM_NAME, offsetof(aggregator_status, word)},
+                                      {N_BOOT, FORM_U64, offsetof(aggregator_status, boot)},
+                                      {N_STATE, FORM_TEXT, offsetof(aggregator_status, state)},
+                                      {N_WHY, FORM_TEXT, offsetof(aggregator_status, why)},
+                                      {N_TOKEN, FORM_U64, offsetof(aggregator_status, token)}};
+static const shape status_shape = SHAPE(status_fields, 2, sizeof(aggregator_status));
 
 /* A device's status: one's own come back, or that of another of the same name. */
 typedef struct hello {
-    bytes state;
+    unsigned kind, state;
     uint64_t outbox, number, to;
-    unsigned kind;
 } hello;
 
-static bool read_hello(bytes payload, hello *h)
-{
-    static const field fields[] = {{N_STATE, FORM_TEXT, offsetof(hello, state)},
-                                   {N_KIND, FORM_NAME, offsetof(hello, kind)},
-                                   {N_OUTBOX, FORM_U64, offsetof(hello, outbox)},
-                                   {N_NUMBER, FORM_U64, offsetof(hello, number)},
-                                   {N_TO, FORM_U64, offsetof(hello, to)}};
-    reader r;
-    uint64_t left;
-    bytes rest;
-    memset(h, 0, sizeof *h);
-    return open_frame(payload, &r, &left, &rest) && (take_fields(&r, left, fields, COUNT(fields), h) & 7u) == 7u &&
-           !r.bad && h->kind == N_HELLO;
-}
-
-static bool is_live(bytes state)
-{
-    return same_text(state, "ready") || same_text(state, "training");
-}
+static const field hello_fields[] = {{N_STATE, FORM_NAME, offsetof(hello, state)},
+                                     {N_KIND, FORM_NAME, offsetof(hello, kind)},
+                                     {N_OUTBOX, FORM_U64, offsetof(hello, outbox)},
+                                     {N_NUMBER, FORM_U64, offsetof(hello, number)},
+                                     {N_TO, FORM_U64, offsetof(hello, to)}};
+static const shape hello_shape = SHAPE(hello_fields, 3, sizeof(hello));
 
 /* One verdict of a receipt. */
 typedef struct verdict {
-    bytes word, why, body;
+    bytes text, why, body;
+    unsigned word;
     uint32_t seq;
     float retry_after;
     bool repeat;
 } verdict;
 
-static void read_verdict(list *maps, verdict *v)
+static const field verdict_fields[] = {{N_SEQ, FORM_CLAMPED, offsetof(verdict, seq)},
+                                       {N_VERDICT, FORM_NAME, offsetof(verdict, word)},
+                                       {N_VERDICT, FORM_TEXT, offsetof(verdict, text)},
+                                       {N_WHY, FORM_TEXT, offsetof(verdict, why)},
+                                       {N_BODY, FORM_BIN, offsetof(verdict, body)},
+                                       {N_RETRY_AFTER, FORM_POSITIVE, offsetof(verdict, retry_after)},
+                                       {N_REPEAT, FORM_TRUE, offsetof(verdict, repeat)}};
+static const shape verdict_shape = SHAPE(verdict_fields, 0, sizeof(verdict));
+
+/* The others settle nothing: the update is kept and sent again. */
+static bool is_final(unsigned word)
 {
-    static const field fields[] = {{N_SEQ, FORM_CLAMPED, offsetof(verdict, seq)},
-                                   {N_VERDICT, FORM_TEXT, offsetof(verdict, word)},
-                                   {N_WHY, FORM_TEXT, offsetof(verdict, why)},
-                                   {N_BODY, FORM_BIN, offsetof(verdict, body)},
-                                   {N_RETRY_AFTER, FORM_POSITIVE, offsetof(verdict, retry_after)},
-                                   {N_REPEAT, FORM_TRUE, offsetof(verdict, repeat)}};
-    item map = next_item(&maps->items);
-    memset(v, 0, sizeof *v);
-    if (map.kind == ITEM_MAP)
-        (void)take_fields(&maps->items, map.number, fields, COUNT(fields), v);
-    else
-        pass_over(&maps->items, &map);
+    return word < N_BUSY || word > N_BAD_SIGNATURE;
 }
 
-/* A verdict that settles nothing: the update is kept and sent again. */
-static bool is_final(bytes word)
-{
-    return !same_text(word, "busy") && !same_text(word, "paused") && !same_text(word, "quarantined") &&
-           !same_text(word, "bad_signature");
-}
+/* Leave to send chunks of an update that was offered. */
+typedef struct permission {
+    uint32_t seq;
+    list parts;
+} permission;
 
-/* The aggregator's word to this device: a receipt, or why something was dropped. Lists are read where they lie. */
+static const field grant_fields[] = {{N_SEQ, FORM_CLAMPED, offsetof(permission, seq)},
+                                     {N_PARTS, FORM_LIST, offsetof(permission, parts)}};
+static const shape grant_shape = SHAPE(grant_fields, 2, sizeof(permission));
+
+/* The aggregator's word to this device: a receipt, or why something was dropped. */
 typedef struct word_to_us {
     unsigned kind;
     uint64_t outbox, token;
@@ -979,144 +1000,107 @@ typedef struct word_to_us {
     bytes why;
 } word_to_us;
 
-static bool read_receipt(bytes payload, word_to_us *t)
-{
-    static const field fields[] = {{N_OUTBOX, FORM_U64, offsetof(word_to_us, outbox)},
-                                   {N_HI, FORM_CLAMPED, offsetof(word_to_us, hi)},
-                                   {N_KIND, FORM_NAME, offsetof(word_to_us, kind)},
-                                   {N_TOKEN, FORM_U64, offsetof(word_to_us, token)},
-                                   {N_WHY, FORM_TEXT, offsetof(word_to_us, why)},
-                                   {N_SETTLED, FORM_LIST, offsetof(word_to_us, settled)},
-                                   {N_GRANTS, FORM_LIST, offsetof(word_to_us, grants)}};
-    reader r;
-    uint64_t left;
-    bytes rest;
-    memset(t, 0, sizeof *t);
-    t->kind = N_UNKNOWN;
-    if (!open_frame(payload, &r, &left, &rest))
-        return false;
-    unsigned seen = take_fields(&r, left, fields, COUNT(fields), t);
-    return !r.bad && (t->kind == N_TROUBLE || (t->kind == N_RECEIPT && (seen & 3u) == 3u));
-}
+static const field word_fields[] = {{N_KIND, FORM_NAME, offsetof(word_to_us, kind)},
+                                    {N_OUTBOX, FORM_U64, offsetof(word_to_us, outbox)},
+                                    {N_HI, FORM_CLAMPED, offsetof(word_to_us, hi)},
+                                    {N_TOKEN, FORM_U64, offsetof(word_to_us, token)},
+                                    {N_WHY, FORM_TEXT, offsetof(word_to_us, why)},
+                                    {N_SETTLED, FORM_LIST, offsetof(word_to_us, settled)},
+                                    {N_GRANTS, FORM_LIST, offsetof(word_to_us, grants)}};
+static const shape word_shape = SHAPE(word_fields, 1, sizeof(word_to_us));
 
 /* One chunk of a frame. */
 typedef struct part {
     uint8_t lineage[16], sha256[16];
     uint32_t version, span, part, parts;
     unsigned kind;
-    bytes body;
 } part;
 
-static bool read_part(bytes payload, part *p)
-{
-    static const field fields[] = {{N_LINEAGE, FORM_ID, offsetof(part, lineage)},
-                                   {N_SHA256, FORM_ID, offsetof(part, sha256)},
-                                   {N_VERSION, FORM_U32, offsetof(part, version)},
-                                   {N_SPAN, FORM_CLAMPED, offsetof(part, span)},
-                                   {N_PART, FORM_CLAMPED, offsetof(part, part)},
-                                   {N_PARTS, FORM_CLAMPED, offsetof(part, parts)},
-                                   {N_KIND, FORM_NAME, offsetof(part, kind)}};
-    reader r;
-    uint64_t left;
-    memset(p, 0, sizeof *p);
-    return open_frame(payload, &r, &left, &p->body) && take_fields(&r, left, fields, COUNT(fields), p) == 0x7fu &&
-           !r.bad && p->kind == N_PART && p->parts > 0;
-}
+static const field part_fields[] = {{N_LINEAGE, FORM_ID, offsetof(part, lineage)},
+                                    {N_SHA256, FORM_ID, offsetof(part, sha256)},
+                                    {N_VERSION, FORM_U32, offsetof(part, version)},
+                                    {N_SPAN, FORM_CLAMPED, offsetof(part, span)},
+                                    {N_PART, FORM_CLAMPED, offsetof(part, part)},
+                                    {N_PARTS, FORM_CLAMPED, offsetof(part, parts)},
+                                    {N_KIND, FORM_NAME, offsetof(part, kind)}};
+static const shape part_shape = SHAPE(part_fields, 7, sizeof(part));
 
 /* ============================================================================================== coded integers */
 
-/* Bits, highest first, from a place of a body. */
+/* Bits, highest first. Beyond the end there are ones. */
 typedef struct bit_stream {
     const uint8_t *data;
-    uint64_t at, end; /* in bit_stream */
+    uint32_t at, end; /* in bits */
 } bit_stream;
 
-static bool next_bit(bit_stream *b, unsigned *bit)
+static unsigned next_bit(bit_stream *b)
 {
-    if (b->at >= b->end)
-        return false;
-    *bit = (unsigned)b->data[b->at >> 3] >> (7u - (b->at & 7u)) & 1u;
-    b->at++;
-    return true;
+    uint32_t at = b->at++;
+    return at < b->end ? (unsigned)b->data[at >> 3] >> (7u - (at & 7u)) & 1u : 1u;
 }
 
-/* A Rice coded number: its high part in unary from one stream, `low` bits from another. */
-static bool next_rice(bit_stream *high, bit_stream *rest, unsigned low, uint32_t *number)
+/* A Rice coded number: its high part in unary from one stream, `low` bits from another. Too large a one is INT32_MAX. */
+static uint32_t next_rice(bit_stream *high, bit_stream *rest, unsigned low)
 {
-    uint32_t value = 0;
-    unsigned bit = 0;
-    do {
-        if (!next_bit(high, &bit))
-            return false;
-        value += 1u - bit;
-    } while (bit == 0);
-    if (value > (uint32_t)INT32_MAX >> low)
-        return false;
-    for (unsigned i = 0; i < low; i++) {
-        if (!next_bit(rest, &bit))
-            return false;
-        value = value << 1 | bit;
-    }
-    *number = value;
-    return true;
+    uint32_t value = 0, most = (uint32_t)INT32_MAX >> low;
+    while (next_bit(high) == 0)
+        value++;
+    if (value > most)
+        return INT32_MAX;
+    while (low-- > 0)
+        value = value << 1 | next_bit(rest);
+    return value;
 }
 
-/* The five streams of a block, and the table of its sections. */
+/* The five streams of a block (unary and low bits of the zeros between values, signs, unary and low bits of the sizes), and
+ * the table of its sections: values, shift, and the two Rice parameters of each. */
 typedef struct coded_block {
     const uint8_t *table;
-    uint32_t sections;
     bit_stream stream[5];
 } coded_block;
 
-static bool open_stream(bit_stream *stream, bytes *body, uint32_t size)
+static bool open_block(bytes *body, uint32_t values, coded_block *b)
 {
-    if (size > body->size)
+    uint32_t sections = (values + SECTION - 1u) / SECTION;
+    if (body->size < 8 + 5u * (size_t)sections)
         return false;
-    stream->data = body->data;
-    stream->at = 0;
-    stream->end = size * 8u;
-    *body = rest_of(*body, size);
+    uint32_t bits[5] = {8u * least((uint32_t)get_le(body->data, 4), 1u << 28), 0, 0,
+                        8u * least((uint32_t)get_le(body->data + 4, 4), 1u << 28), 0};
+    const uint8_t *row = b->table = body->data + 8;
+    for (; sections > 0; sections--, row += 5) {
+        uint32_t here = (uint32_t)get_le(row, 2);
+        if (here > SECTION || row[2] > WIDEST || row[3] > WIDEST || row[4] > WIDEST)
+            return false;
+        bits[1] += here * row[3]; /* of a block: at most 30 bits for each of 131,072 values */
+        bits[2] += here;
+        bits[4] += here * row[4];
+    }
+    *body = rest_of(*body, (size_t)(row - body->data));
+    for (unsigned i = 0; i < 5; i++) {
+        uint32_t size = (bits[i] + 7u) / 8u;
+        if (size > body->size)
+            return false;
+        b->stream[i].data = body->data;
+        b->stream[i].at = 0;
+        b->stream[i].end = 8u * size;
+        *body = rest_of(*body, size);
+    }
     return true;
 }
 
-static bool open_block(bytes *body, uint32_t values, coded_block *b)
-{
-    if (body->size < 8)
-        return false;
-    uint32_t unary = (uint32_t)get_le(body->data, 4), sizes = (uint32_t)get_le(body->data + 4, 4);
-    uint32_t low = 0, count = 0, fine = 0; /* of a block: at most 30 bits for each of 131,072 values */
-    b->sections = (values + SECTION - 1u) / SECTION;
-    b->table = body->data + 8;
-    if (body->size - 8 < 5u * (size_t)b->sections)
-        return false;
-    for (uint32_t i = 0; i < b->sections; i++) {
-        const uint8_t *row = b->table + 5u * i;
-        uint32_t here = (uint32_t)get_le(row, 2), length = values - i * SECTION;
-        if (here > (length < SECTION ? length : SECTION) || row[2] > WIDEST || row[3] > WIDEST || row[4] > WIDEST)
-            return false;
-        count += here;
-        low += here * row[3];
-        fine += here * row[4];
-    }
-    *body = rest_of(*body, 8 + 5u * (size_t)b->sections);
-    return open_stream(&b->stream[0], body, unary) && open_stream(&b->stream[1], body, (low + 7u) / 8u) &&
-           open_stream(&b->stream[2], body, (count + 7u) / 8u) && open_stream(&b->stream[3], body, sizes) &&
-           open_stream(&b->stream[4], body, (fine + 7u) / 8u);
-}
-
 /* Add a section's integers to `n`, of which `length` are its own. */
-static bool add_section(coded_block *b, const uint8_t *row, int32_t *n, uint32_t length)
+static bool add_section(coded_block *b, int32_t *n, uint32_t length)
 {
-    uint32_t place = 0, zeros, size, count = (uint32_t)get_le(row, 2);
-    unsigned sign;
-    for (uint32_t i = 0; i < count; i++, place++) {
-        if (!next_rice(&b->stream[0], &b->stream[1], row[3], &zeros) || !next_bit(&b->stream[2], &sign) ||
-            !next_rice(&b->stream[3], &b->stream[4], row[4], &size))
+    bit_stream *s = b->stream;
+    const uint8_t *row = b->table;
+    uint32_t place = 0, count = (uint32_t)get_le(row, 2);
+    for (; count > 0; count--, place++) {
+        place += next_rice(&s[0], &s[1], row[3]);
+        bool below = next_bit(&s[2]) != 0;
+        uint32_t size = next_rice(&s[3], &s[4], row[4]) + 1u;
+        if (place >= length || size > (uint32_t)INT32_MAX >> row[2])
             return false;
-        place += zeros;
-        if (place >= length || size + 1u > (uint32_t)INT32_MAX >> row[2])
-            return false;
-        int64_t step = (int64_t)((size + 1u) << row[2]), sum = n[place] + (sign ? -step : step);
+        int64_t step = (int64_t)(size << row[2]), sum = n[place] + (below ? -step : step);
         if (sum > INT32_MAX || sum < -INT32_MAX)
             return false;
         n[place] = (int32_t)sum;
@@ -1127,51 +1111,41 @@ static bool add_section(coded_block *b, const uint8_t *row, int32_t *n, uint32_t
 /* Add `count` coded integers, which must fill the body, to `n`. If it fails, `n` is spoilt. */
 static bool add_coded(bytes body, int32_t *n, uint32_t count)
 {
-    for (uint32_t start = 0; start < count; start += BLOCK) {
-        uint32_t values = count - start < BLOCK ? count - start : BLOCK;
-        coded_block b;
+    coded_block b;
+    for (uint32_t values; count > 0; count -= values) {
+        values = least(count, BLOCK);
         if (!open_block(&body, values, &b))
             return false;
-        for (uint32_t i = 0; i < b.sections; i++) {
-            uint32_t first = i * SECTION, length = values - first < SECTION ? values - first : SECTION;
-            if (!add_section(&b, b.table + 5u * i, n + start + first, length))
+        for (uint32_t left = values, some; left > 0; left -= some, n += some, b.table += 5) {
+            some = least(left, SECTION);
+            if (!add_section(&b, n, some))
                 return false;
         }
+        for (unsigned i = 0; i < 5; i++)
+            if (b.stream[i].at > b.stream[i].end)
+                return false;
     }
     return body.size == 0;
 }
 
 /* =================================================================================================== the model */
 
-static uint32_t dtype_size(bytes dtype, bool *pairs)
-{
-    static const struct { const char *word; uint8_t size; } known[] = {
-        {"float32", 4}, {"float64", 8}, {"complex64", 8}, {"complex128", 16}, {"int64", 8}, {"int32", 4}, {"int16", 2},
-        {"int8", 1}, {"uint64", 8}, {"uint32", 4}, {"uint16", 2}, {"uint8", 1}, {"bool", 1}};
-    *pairs = same_text(dtype, "complex64");
-    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
-        if (same_text(dtype, known[i].word))
-            return known[i].size;
-    return 0;
-}
+#define BEYOND (1u << 26) /* values of a tensor, which no arena holds: what is more is as much */
 
-/* Sides of a tensor: their product, saturated; the first two are kept. */
-static uint64_t read_sides(reader *r, tensor *t)
+/* Sides of a tensor: their product, at most BEYOND; the first two are kept. */
+static uint32_t read_sides(reader *r, tensor *t)
 {
-    item sides = next_item(r);
+    item sides, side;
     uint64_t size = 1;
+    next_item(r, &sides);
+    r->bad = r->bad || sides.kind != ITEM_ARRAY;
     t->rows = t->columns = 1;
-    if (sides.kind != ITEM_ARRAY) {
-        r->bad = true;
-        return 0;
-    }
-    for (uint64_t i = 0; i < sides.number && !r->bad; i++) {
-        item side = next_item(r);
-        if (!is_unsigned(&side) || side.number > INT32_MAX) {
-            r->bad = true;
-            return 0;
-        }
-        size = size * side.number > INT32_MAX ? (uint64_t)INT32_MAX + 1u : size * side.number;
+    for (size_t i = 0; i < sides.inside && !r->bad; i++) {
+        next_item(r, &side);
+        r->bad = r->bad || !is_unsigned(&side) || side.number > BEYOND;
+        size *= side.number;
+        if (size > BEYOND)
+            size = BEYOND;
         if (i == 0)
             t->rows = (uint32_t)side.number;
         else if (i == 1)
@@ -1179,69 +1153,72 @@ static uint64_t read_sides(reader *r, tensor *t)
         else
             t->rows = t->columns = 0;
     }
-    return size;
+    return (uint32_t)size;
+}
+
+/* Bytes of a value: the name ends with its bits. 0 if it is none. */
+static uint32_t dtype_size(const item *dtype)
+{
+    uint32_t bits = name_of(dtype) == N_BOOL ? 8 : 0;
+    for (size_t i = 0; i < dtype->data.size; i++) {
+        unsigned digit = dtype->data.data[i] - (unsigned)'0';
+        if (digit < 10 && bits < 100)
+            bits = bits * 10u + digit;
+    }
+    return bits <= 128 ? bits / 8u : 0;
 }
 
 /* One row of the schema: [name, [sides], dtype, role] and, of a tied tensor, the name of its other. */
 static bool read_tensor(reader *r, tensor *t, uint32_t *shared, uint32_t *frozen)
 {
-    bool pairs;
-    item row = next_item(r), said = next_item(r);
-    if (row.kind != ITEM_ARRAY || row.number < 4 || row.number > 5 || said.kind != ITEM_TEXT)
+    item row, name, dtype, role;
+    next_item(r, &row);
+    next_item(r, &name);
+    uint32_t size = read_sides(r, t), *end = shared;
+    next_item(r, &dtype);
+    next_item(r, &role);
+    uint32_t each = dtype_size(&dtype), word = name_of(&dtype), place = name_of(&role) - N_TRAINED;
+    if (r->bad || row.kind != ITEM_ARRAY || row.number - 4u > 1 || name.kind != ITEM_TEXT || each == 0)
         return false;
-    t->name = midge_crc32(0, said.data.data, said.data.size);
-    t->step = 0;
-    uint64_t size = read_sides(r, t);
-    item dtype = next_item(r), role = next_item(r);
-    if (r->bad || dtype.kind != ITEM_TEXT || role.kind != ITEM_TEXT || size > INT32_MAX)
-        return false;
-    uint32_t each = dtype_size(dtype.data, &pairs), *end = shared;
-    t->is_float32 = same_text(dtype.data, "float32");
-    t->role = same_text(role.data, "trained")    ? TRAINED
-              : same_text(role.data, "averaged") ? AVERAGED
-              : same_text(role.data, "frozen")   ? FROZEN
-                                                 : ELSEWHERE;
+    t->name = midge_crc32(0, name.data.data, name.data.size);
+    t->is_float32 = word == N_FLOAT32;
+    t->role = place < ELSEWHERE ? (enum role)place : ELSEWHERE;
     if (row.number == 5) { /* tied: it travels under its other's name */
-        item other = next_item(r);
-        pass_over(r, &other);
+        next_item(r, &row);
+        pass_over(r, &row);
         t->role = ELSEWHERE;
     }
     if (t->role == FROZEN) {
         size *= each;
         end = frozen;
-    } else if (pairs)
+    } else if (word == N_COMPLEX64)
         size *= 2;
-    if (each == 0 || (t->role < FROZEN && !t->is_float32 && !pairs))
+    if (t->role < FROZEN && word != N_FLOAT32 && word != N_COMPLEX64)
         return false;
     t->at = *end;
-    t->size = (uint32_t)size;
-    if (t->role == ELSEWHERE)
-        return true;
-    if (size > (uint64_t)INT32_MAX - *end)
-        return false;
-    *end += (uint32_t)size;
-    return true;
+    t->size = size;
+    if (t->role != ELSEWHERE)
+        *end += size;
+    return *end <= INT32_MAX;
 }
 
 /* Read a schema; NULL, or why it cannot be taken. */
 static const char *read_schema(midge *m, bytes schema)
 {
     reader r = reader_of(schema);
-    item rows = next_item(&r);
     uint32_t shared = 0, frozen = 0;
-    if (r.bad || rows.kind != ITEM_ARRAY)
-        return "wrong schema";
+    item rows;
+    next_item(&r, &rows);
     if (rows.number > MIDGE_TENSORS)
-        return "more tensors than MIDGE_TENSORS";
-    for (uint64_t i = 0; i < rows.number; i++)
-        if (!read_tensor(&r, &m->tensors[i], &shared, &frozen) || r.bad)
-            return "wrong schema";
-    if (r.at != r.end)
+        return "too many tensors";
+    for (uint64_t i = 0; i < rows.number && !r.bad; i++)
+        r.bad = !read_tensor(&r, &m->tensors[i], &shared, &frozen) || r.bad;
+    if (r.bad || rows.kind != ITEM_ARRAY || r.at != r.end)
         return "wrong schema";
     if (shared > m->config.parameters)
-        return "more parameters than configured";
+        return "too many parameters";
     if (frozen > m->config.frozen)
-        return "more frozen bytes than configured";
+        return "too many frozen bytes";
     m->tensor_count = (uint32_t)rows.number;
     m->count = shared;
     m->frozen_size = frozen;
@@ -1250,13 +1227,13 @@ static const char *read_schema(midge *m, bytes schema)
 
 /* The header of a snapshot or a step. */
 typedef struct frame_header {
+    int64_t exponent;
     unsigned kind;
-    int32_t exponent;
     uint32_t schema, frozen, filling, size;
     bytes body;
 } frame_header;
 
-static bool read_frame(bytes frame, frame_header *f)
+static bool read_frame(bytes payload, frame_header *f)
 {
     static const field fields[] = {{N_EXPONENT, FORM_SIGNED, offsetof(frame_header, exponent)},
                                    {N_KIND, FORM_NAME, offsetof(frame_header, kind)},
@@ -1264,40 +1241,31 @@ static bool read_frame(bytes frame, frame_header *f)
                                    {N_FROZEN, FORM_CLAMPED, offsetof(frame_header, frozen)},
                                    {N_FILLING, FORM_CLAMPED, offsetof(frame_header, filling)},
                                    {N_SIZE, FORM_CLAMPED, offsetof(frame_header, size)}};
-    reader r;
-    uint64_t left;
-    memset(f, 0, sizeof *f);
-    if (!open_frame(frame, &r, &left, &f->body))
-        return false;
-    if ((take_fields(&r, left, fields, COUNT(fields), f) & 3u) != 3u || r.bad)
-        return false;
-    return f->exponent >= -40 && f->exponent <= 60;
+    static const shape shape_of_frame = SHAPE(fields, 2, sizeof(frame_header));
+    bytes body;
+    bool whole = read_header(payload, &shape_of_frame, f, &body);
+    f->body = body;
+    return whole && f->exponent >= -40 && f->exponent <= 60;
 }
 
 /* Take a snapshot in; NULL, or why it cannot be. */
 static const char *take_snapshot(midge *m, const frame_header *f)
 {
-    size_t size = f->body.size;
-    if (f->schema > size || f->frozen > size - f->schema || f->filling > size - f->schema - f->frozen)
-        return "wrong header";
-    bytes schema = {f->body.data, f->schema};
+    bytes schema = f->body, frozen = rest_of(f->body, f->schema), integers = rest_of(frozen, f->frozen);
+    uint8_t digest[32];
+    schema.size -= frozen.size;
     const char *why = read_schema(m, schema);
     if (why != NULL)
         return why;
-    if (f->frozen != m->frozen_size)
-        return "wrong frozen tensors";
-    midge_sha256 sha;
-    uint8_t digest[32];
-    midge_sha256_begin(&sha);
-    midge_sha256_add(&sha, schema.data, schema.size);
-    midge_sha256_end(&sha, digest);
+    if (f->frozen != m->frozen_size || frozen.size < f->frozen || integers.size < f->filling)
+        return "wrong header";
+    digest_of(schema.data, schema.size, digest);
     memcpy(m->schema_hash, digest, 16);
-    if (m->frozen_size > 0)
-        memcpy(m->frozen, f->body.data + f->schema, m->frozen_size);
+    if (f->frozen > 0)
+        memcpy(m->frozen, frozen.data, f->frozen);
     memset(m->n, 0, sizeof *m->n * m->count);
-    bytes integers = rest_of(f->body, (size_t)f->schema + f->frozen);
     integers.size -= f->filling;
-    m->exponent = f->exponent;
+    m->exponent = (int32_t)f->exponent;
     return add_coded(integers, m->n, m->count) ? NULL : "wrong integers";
 }
 
@@ -1356,47 +1324,25 @@ typedef struct offers {
     hop found;
 } offers;
 
-/* A number of the list; one beyond 32 bits is the largest. */
-static bool next_leb128(bytes *data, uint32_t *number)
-{
-    uint64_t found = 0;
-    for (unsigned i = 0; i < 9 && i < data->size; i++) {
-        found |= (uint64_t)(data->data[i] & 0x7fu) << (7 * i);
-        if (data->data[i] < 0x80) {
-            *number = found > UINT32_MAX ? UINT32_MAX : (uint32_t)found;
-            *data = rest_of(*data, i + 1);
-            return true;
-        }
-    }
-    return false;
-}
-
 /* The next frame that is on offer, newest version first; false at the end, or where the list is wrong. */
 static bool next_offer(offers *o)
 {
-    uint64_t first = 0;
-    hop *f = &o->found;
-    unsigned shift = 0;
-    uint8_t byte;
-    do { /* the first number holds a version, so it may have more than 32 bits */
-        if (o->left.size == 0 || shift > 56)
-            return false;
-        byte = *o->left.data;
-        o->left = rest_of(o->left, 1);
-        first |= (uint64_t)(byte & 0x7fu) << shift;
-        shift += 7;
-    } while (byte & 0x80u);
-    f->span = (uint32_t)first >> 1 & 31u;
-    f->parts = 1;
-    if ((f->span == 31 && !next_leb128(&o->left, &f->span)) || !next_leb128(&o->left, &f->size) ||
-        ((first & 1u) && !next_leb128(&o->left, &f->parts)))
+    uint64_t first, span, size, parts = 1; /* the first number holds a version, so it may have more than 32 bits */
+    if (!next_leb128(&o->left, &first))
+        return false;
+    span = first >> 1 & 31u;
+    if ((span == 31 && !next_leb128(&o->left, &span)) || !next_leb128(&o->left, &size) ||
+        ((first & 1u) && !next_leb128(&o->left, &parts)))
         return false;
     first >>= 6;
     if (o->any)
         first = o->version - first; /* below 0 it is beyond 32 bits */
-    if (first > UINT32_MAX)
+    if (first >= NOWHERE)
         return false;
-    o->version = f->version = (uint32_t)first;
+    o->version = o->found.version = (uint32_t)first;
+    o->found.span = clamped(span);
+    o->found.size = clamped(size);
+    o->found.parts = clamped(parts);
     o->any = true;
     return true;
 }
@@ -1419,33 +1365,28 @@ static stage *find_stage(stage *stages, size_t count, uint32_t version)
 }
 
 /* Plan the cheapest way to the target from what is held, backwards from it: frames come newest first, so the cost of
- * the version that a frame leads to is known when the frame comes. False if there is no way that fits. */
+ * the version that a frame leads to is known when the frame comes. A snapshot leads from NOWHERE. False if there is no
+ * way that fits. */
 static bool plan_way(midge *m, bytes frames, uint32_t to)
 {
     stage *stages = (stage *)(void *)m->scratch;
-    size_t count = 1;
-    hop start = {0, 0, 0, 0};
-    uint32_t best = UINT32_MAX;
+    size_t count = 2;
     offers o = {frames, 0, false, {0, 0, 0, 0}};
-    memset(&stages[0], 0, sizeof stages[0]);
     stages[0].version = to;
+    stages[0].cost = 0;
+    stages[1].version = NOWHERE;
+    stages[1].cost = UINT32_MAX;
     while (next_offer(&o)) {
         const hop *f = &o.found;
-        stage *end = find_stage(stages, count, f->version);
+        const stage *end = find_stage(stages, count, f->version);
         if (end == NULL || f->size > m->frame_room || f->parts == 0 || f->parts > f->size + 1u || f->span > f->version)
             continue;
         uint32_t cost = end->cost + f->size + FRAME_COST; /* at most STAGES frames that fit an arena */
-        if (f->span == 0) {
-            if (cost < best) {
-                best = cost;
-                start = *f;
-            }
-            continue;
-        }
-        stage *from = find_stage(stages, count, f->version - f->span);
+        uint32_t version = f->span == 0 ? NOWHERE : f->version - f->span;
+        stage *from = find_stage(stages, count, version);
         if (from == NULL && count < STAGES) {
             from = &stages[count++];
-            from->version = f->version - f->span;
+            from->version = version;
             from->cost = UINT32_MAX;
         }
         if (from != NULL && cost < from->cost) {
@@ -1453,18 +1394,14 @@ static bool plan_way(midge *m, bytes frames, uint32_t to)
             from->next = *f;
         }
     }
-    stage *here = m->have ? find_stage(stages, count, m->version) : NULL;
+    const stage *here = m->have ? find_stage(stages, count, m->version) : NULL;
+    if (here == NULL || here->cost >= stages[1].cost)
+        here = &stages[1];
     m->hop_count = m->hop_at = 0;
-    if (here == NULL || here->cost >= best) { /* by a snapshot */
-        if (best == UINT32_MAX)
-            return false;
-        m->hops[m->hop_count++] = start;
-        here = find_stage(stages, count, start.version);
-    }
-    while (here != NULL && here->version != to && m->hop_count < MIDGE_HOPS) {
+    if (here->cost == UINT32_MAX)
+        return false;
+    for (; here->version != to && m->hop_count < MIDGE_HOPS; here = find_stage(stages, count, here->next.version))
         m->hops[m->hop_count++] = here->next;
-        here = find_stage(stages, count, here->next.version);
-    }
     return true;
 }
 
@@ -3030,13 +2967,10 @@ static void give_up_fetch(midge *m, uint32_t pause)
 static void take_frame(midge *m)
 {
     const hop *h = &m->hops[m->hop_at];
-    midge_sha256 sha;
     uint8_t digest[32];
     frame_header f;
     bytes frame = {m->frame, h->size};
-    midge_sha256_begin(&sha);
-    midge_sha256_add(&sha, frame.data, frame.size);
-    midge_sha256_end(&sha, digest);
+    digest_of(frame.data, frame.size, digest);
     bool good = memcmp(digest, m->frame_sha, 16) == 0 && read_frame(frame, &f) &&
                 f.kind == (h->span == 0 ? N_SNAPSHOT : N_STEP);
     const char *why = !good ? "wrong frame" : h->span == 0 ? take_snapshot(m, &f) : take_step(m, &f);
@@ -3060,15 +2994,17 @@ static void take_frame(midge *m)
 static void take_part(midge *m, bytes payload)
 {
     part p;
+    bytes body;
     const hop *h = &m->hops[m->hop_at];
-    if (m->work != WORK_FETCH || !read_part(payload, &p) || memcmp(p.lineage, m->target.lineage, 16) != 0)
+    if (m->work != WORK_FETCH || !read_header(payload, &part_shape, &p, &body) || p.kind != N_PART ||
+        memcmp(p.lineage, m->target.lineage, 16) != 0)
         return;
     if (p.version != h->version || p.span != h->span || p.parts != h->parts || p.part < m->part ||
         p.part >= m->part + WINDOW || p.part >= h->parts || (m->got >> (p.part - m->part) & 1u))
         return;
     uint32_t each = (h->size + h->parts - 1u) / h->parts;
     uint64_t from = (uint64_t)p.part * each;
-    if (from > h->size || p.body.size != (h->size - from < each ? h->size - from : each))
+    if (from > h->size || body.size != (h->size - from < each ? h->size - from : each))
         return;
     if (m->frame_known && memcmp(p.sha256, m->frame_sha, 16) != 0) {
         give_up_fetch(m, 1000); /* chunks of two frames */
@@ -3076,8 +3012,8 @@ static void take_part(midge *m, bytes payload)
     }
     m->frame_known = true;
     memcpy(m->frame_sha, p.sha256, 16);
-    if (p.body.size > 0)
-        memcpy(m->frame + from, p.body.data, p.body.size);
+    if (body.size > 0)
+        memcpy(m->frame + from, body.data, body.size);
     unsubscribe_part(m, h, p.part);
     m->got |= 1u << (p.part - m->part);
     m->work_at = m->clock + 5000u;
@@ -3113,7 +3049,6 @@ static bool takes_part(const midge *m, const goal *t)
 {
     char text[32 + 1 + 10 + 1 + 20 + 1 + 64 + 1];
     writer w = {(uint8_t *)text, sizeof text, 0, false};
-    midge_sha256 sha;
     uint8_t digest[32];
     for (unsigned i = 0; i < 16; i++)
         write_hex(&w, t->lineage[i], 2);
@@ -3123,9 +3058,7 @@ static bool takes_part(const midge *m, const goal *t)
     write_decimal(&w, t->version);
     write_plain(&w, "/");
     write_plain(&w, m->config.device);
-    midge_sha256_begin(&sha);
-    midge_sha256_add(&sha, text, w.at);
-    midge_sha256_end(&sha, digest);
+    digest_of(text, w.at, digest);
     return t->share >= 1 || (double)get_be(digest, 8) < (double)t->share * 18446744073709551616.0;
 }
 
@@ -3183,7 +3116,7 @@ static void adopt(midge *m, const announcement *a)
         adopt_statistics(m, a);
         return;
     }
-    if (!a->training || already_trained(m, t) || !takes_part(m, t))
+    if (a->phase != N_TRAINING || already_trained(m, t) || !takes_part(m, t))
         return;
     if (m->has_trained && !is_due(m, due)) {
         m->newer = true;
@@ -3243,9 +3176,9 @@ static ONCE void greet_soon(midge *m, uint32_t pause)
 static void take_status(midge *m, bytes payload)
 {
     aggregator_status s;
-    if (!read_status(payload, &s) || (s.token != 0 && s.token < m->token))
+    if (!read_header(payload, &status_shape, &s, NULL) || (s.token != 0 && s.token < m->token))
         return;
-    bool ready = same_text(s.state, "ready"), serves = ready || same_text(s.state, "paused");
+    bool ready = s.word == N_READY, serves = ready || s.word == N_PAUSED;
     if (s.token > m->token)
         m->token = s.token;
     if (serves && (!m->serves || s.boot != m->boot))
@@ -3274,64 +3207,50 @@ static void forget(midge *m)
 
 static void take_verdict(midge *m, const verdict *v)
 {
-    if (m->outbox.seq == 0 || v->seq != m->outbox.seq || v->word.size == 0)
+    if (m->outbox.seq == 0 || v->seq != m->outbox.seq || v->text.size == 0)
         return;
     bool final = is_final(v->word);
     if (final && v->body.size > 0 && memcmp(v->body.data, m->outbox.sha256, v->body.size < 8 ? v->body.size : 8) != 0) {
         renew(m, true); /* that verdict was on another body of this number */
         return;
     }
-    midge_event event = event_of(MIDGE_VERDICT, v->seq, v->word, v->why);
+    midge_event event = event_of(MIDGE_VERDICT, v->seq, v->text, v->why);
     event.final = final;
-    event.accepted = same_text(v->word, "accepted");
+    event.accepted = v->word == N_ACCEPTED;
     event.repeat = v->repeat;
     tell(m, &event);
     if (final)
         forget(m);
     else
         m->send_at = m->clock + (uint32_t)(v->retry_after > 1 && v->retry_after <= 86400 ? v->retry_after * 1000.0f : 1000.0f);
-    if (same_text(v->word, "forgotten"))
+    if (v->word == N_FORGOTTEN)
         m->end = MIDGE_FORGOTTEN;
 }
-
-/* Leave to send chunks of an update that was offered. */
-typedef struct permission {
-    uint32_t seq;
-    list parts;
-} permission;
 
 static void take_grants(midge *m, list *maps)
 {
     permission grant;
-    static const field fields[] = {{N_SEQ, FORM_CLAMPED, offsetof(permission, seq)},
-                                   {N_PARTS, FORM_LIST, offsetof(permission, parts)}};
-    for (; maps->count > 0 && !maps->items.bad; maps->count--) {
-        item map = next_item(&maps->items);
-        memset(&grant, 0, sizeof grant);
-        if (map.kind != ITEM_MAP)
-            return;
-        (void)take_fields(&maps->items, map.number, fields, COUNT(fields), &grant);
-        list *parts = &grant.parts;
-        for (; parts->count > 0 && !parts->items.bad && grant.seq > 0 && grant.seq == m->outbox.seq &&
-               m->link == LINK_UP; parts->count--) {
-            item index = next_item(&parts->items);
-            if (is_unsigned(&index))
-                send_chunk(m, clamped(&index));
+    item index;
+    while (next_map(maps, &grant_shape, &grant))
+        for (list *parts = &grant.parts; parts->count > 0 && !parts->items.bad; parts->count--) {
+            next_item(&parts->items, &index);
+            if (is_unsigned(&index) && grant.seq > 0 && grant.seq == m->outbox.seq && m->link == LINK_UP)
+                send_chunk(m, clamped(index.number));
         }
-    }
 }
 
 static void take_receipt(midge *m, bytes payload)
 {
     word_to_us t;
-    if (!read_receipt(payload, &t))
+    bytes rest;
+    if (!read_header(payload, &word_shape, &t, &rest))
         return;
     if (t.kind == N_TROUBLE) {
         bytes none = {NULL, 0};
         tell_words(m, MIDGE_TROUBLE, 0, none, t.why);
         return;
     }
-    if (t.outbox != m->outbox.outbox || (t.token != 0 && t.token < m->token))
+    if (t.kind != N_RECEIPT || t.outbox != m->outbox.outbox || (t.token != 0 && t.token < m->token))
         return;
     if (t.token > m->token)
         m->token = t.token;
@@ -3341,11 +3260,8 @@ static void take_receipt(midge *m, bytes payload)
     }
     uint64_t outbox = m->outbox.outbox;
     bool nothing = t.settled.count == 0 && t.grants.count == 0;
-    for (; t.settled.count > 0 && !t.settled.items.bad && m->outbox.outbox == outbox; t.settled.count--) {
-        verdict v;
-        read_verdict(&t.settled, &v);
+    for (verdict v; m->outbox.outbox == outbox && next_map(&t.settled, &verdict_shape, &v);)
         take_verdict(m, &v);
-    }
     if (m->outbox.outbox != outbox)
         return;
     if (m->outbox.seq > 0 && t.hi >= m->outbox.seq) {
@@ -3369,9 +3285,10 @@ static void take_receipt(midge *m, bytes payload)
 static void take_hello(midge *m, bytes payload, bool retained)
 {
     hello h;
-    if (!read_hello(payload, &h))
+    bytes rest;
+    if (!read_header(payload, &hello_shape, &h, &rest) || h.kind != N_HELLO)
         return;
-    bool joining = same_text(h.state, "joining"), live = is_live(h.state);
+    bool joining = h.state == N_JOINING, live = h.state == N_READY || h.state == N_TRAINING;
     if (m->link == LINK_JOINING) {
         if (joining && h.number == m->number) {
             if (!m->suspected)
@@ -3393,7 +3310,7 @@ static void take_hello(midge *m, bytes payload, bool retained)
     }
     if (joining && (h.outbox != m->outbox.outbox || h.number != m->number))
         say_hello(m, "ready", PASSING, 0, 0, h.number);
-    else if (same_text(h.state, "lost") && h.outbox == m->outbox.outbox && m->serves)
+    else if (h.state == N_LOST && h.outbox == m->outbox.outbox && m->serves)
         greet_soon(m, 0); /* the Will of an earlier connection came late */
 }
 

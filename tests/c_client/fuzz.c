@@ -123,13 +123,14 @@ static void read_all(midge *m, bytes data)
     word_to_us t;
     part p;
     frame_header f;
+    bytes rest;
     offers o = {data, 0, false, {0, 0, 0, 0}};
     if (read_announcement(data, &a))
         (void)plan_way(m, a.frames, a.target.version);
-    (void)read_status(data, &s);
-    (void)read_hello(data, &h);
-    (void)read_receipt(data, &t);
-    (void)read_part(data, &p);
+    (void)read_header(data, &status_shape, &s, NULL);
+    (void)read_header(data, &hello_shape, &h, &rest);
+    (void)read_header(data, &word_shape, &t, &rest);
+    (void)read_header(data, &part_shape, &p, &rest);
     (void)plan_way(m, data, 20);
     while (next_offer(&o))
         continue;

@@ -112,8 +112,10 @@ static void transcode(bytes payload)
     }
     reader r = reader_of(header);
     while (r.at < r.end && !r.bad) {
-        item i = next_item(&r);
+        item i;
+        next_item(&r, &i);
         switch (i.kind) {
+        case ITEM_BAD: break;
         case ITEM_NIL: write_byte(&w, 0xc0); break;
         case ITEM_BOOL: write_byte(&w, 0xc2u | (unsigned)i.number); break;
         case ITEM_INT:
@@ -122,7 +124,7 @@ static void transcode(bytes payload)
             else
                 write_wide(&w, i.number);
             break;
-        case ITEM_FLOAT: write_real(&w, i.real); break;
+        case ITEM_FLOAT: write_real(&w, double_of(i.number)); break;
         case ITEM_TEXT: write_text(&w, i.data); break;
         case ITEM_BIN: write_bin(&w, i.data.data, i.data.size); break;
         case ITEM_ARRAY: write_array(&w, (unsigned)i.number); break;
@@ -152,7 +154,7 @@ static void show_announcement(bytes payload)
         show_field("schema_hash", t->schema_hash, 16);
         show_field("digest", t->digest, 16);
         printf(", \"generation\": %u, \"version\": %llu, \"chunk\": %u, \"issued\": %.17g, \"phase\": \"%s\"", t->generation,
-               (unsigned long long)t->version, t->chunk, t->issued, a.training ? "training" : "statistics");
+               (unsigned long long)t->version, t->chunk, t->issued, a.phase == N_TRAINING ? "training" : "statistics");
         printf(", \"plan\": {\"revision\": %u, \"codec\": \"%s\", \"learning_rate\": %.9g, \"local_steps\": %u", t->plan.revision,
                t->plan.codec, (double)t->plan.learning_rate, t->plan.local_steps);
         printf(", \"epochs\": %u, \"batch_size\": %u, \"proximal\": %.9g, \"feedback\": %s}", t->plan.epochs,
@@ -178,7 +180,8 @@ static void show_offers(bytes frames)
 static void show_receipt(bytes payload)
 {
     word_to_us t;
-    if (!read_receipt(payload, &t)) {
+    bytes rest;
+    if (!read_header(payload, &word_shape, &t, &rest)) {
         printf("{\"read\": false}");
         return;
     }
@@ -186,12 +189,11 @@ static void show_receipt(bytes payload)
            (unsigned long long)t.outbox, (unsigned long long)t.hi, (unsigned long long)t.token);
     show_text("why", t.why);
     printf(", \"settled\": [");
-    for (uint64_t i = 0; i < t.settled.count && !t.settled.items.bad; i++) {
-        verdict v;
-        read_verdict(&t.settled, &v);
-        printf("%s{\"seq\": %llu, \"retry_after\": %.17g, \"repeat\": %s, \"final\": %s", i ? ", " : "",
+    verdict v;
+    for (const char *comma = ""; next_map(&t.settled, &verdict_shape, &v); comma = ", ") {
+        printf("%s{\"seq\": %llu, \"retry_after\": %.17g, \"repeat\": %s, \"final\": %s", comma,
                (unsigned long long)v.seq, v.retry_after, v.repeat ? "true" : "false", is_final(v.word) ? "true" : "false");
-        show_text("verdict", v.word);
+        show_text("verdict", v.text);
         show_text("why", v.why);
         printf("}");
     }
@@ -201,7 +203,7 @@ static void show_receipt(bytes payload)
 static void show_status(bytes payload)
 {
     aggregator_status s;
-    bool read = read_status(payload, &s);
+    bool read = read_header(payload, &status_shape, &s, NULL);
     printf("{\"read\": %s, \"boot\": %llu, \"token\": %llu", read ? "true" : "false", (unsigned long long)s.boot,
            (unsigned long long)s.token);
     show_text("state", s.state);
@@ -212,22 +214,24 @@ static void show_status(bytes payload)
 static void show_hello(bytes payload)
 {
     hello h;
-    bool read = read_hello(payload, &h);
+    bytes rest;
+    bool read = read_header(payload, &hello_shape, &h, &rest);
     printf("{\"read\": %s, \"outbox\": %llu, \"number\": %llu, \"to\": %llu", read ? "true" : "false",
            (unsigned long long)h.outbox, (unsigned long long)h.number, (unsigned long long)h.to);
-    show_text("state", h.state);
+    printf(", \"state\": %u", h.state);
     printf("}");
 }
 
 static void show_part(bytes payload)
 {
     part p;
-    bool read = read_part(payload, &p);
+    bytes body;
+    bool read = read_header(payload, &part_shape, &p, &body);
     printf("{\"read\": %s, \"version\": %llu, \"span\": %u, \"part\": %u, \"parts\": %u", read ? "true" : "false",
            (unsigned long long)p.version, p.span, p.part, p.parts);
     show_field("lineage", p.lineage, 16);
     show_field("sha256", p.sha256, 16);
-    show_field("body", p.body.data, read ? p.body.size : 0);
+    show_field("body", body.data, read ? body.size : 0);
     printf("}");
 }
 
