@@ -100,6 +100,11 @@ static ONCE bool finite_float(float value)
     return (bits_of(value) & 0x7f800000u) != 0x7f800000u;
 }
 
+static ONCE float finite_or(float value, float otherwise)
+{
+    return finite_float(value) ? value : otherwise;
+}
+
 static bool finite_double(double value)
 {
     return (bits_of_double(value) >> 52 & 0x7ffu) != 0x7ffu;
@@ -688,11 +693,19 @@ typedef struct statistic {
     uint32_t channels;
 } statistic;
 
+/* A version of a model: without gaps, to be compared and stored as it is. */
+typedef struct origin {
+    uint8_t lineage[16];
+    uint32_t generation, version;
+    uint8_t digest[16];
+} origin;
+
 /* What is trained from, or will be. */
 typedef struct goal {
-    uint8_t lineage[16], schema_hash[16], digest[16];
+    origin of;
+    uint8_t schema_hash[16];
     double issued;
-    uint32_t version, generation, chunk, devices;
+    uint32_t chunk, devices;
     float share, interval, byte_rate;
     bool statistics; /* the phase: nothing to train from yet */
     midge_plan plan;
@@ -703,10 +716,11 @@ typedef struct record {
     uint32_t magic, crc, counter; /* the checksum is of all that follows it in these META bytes */
     uint32_t body_crc, left_crc;
     uint32_t size, left;          /* bytes of the body; values of what is left */
-    uint32_t generation;
+    uint32_t loses;               /* whether it leaves out what is lost */
     uint64_t outbox;
-    uint32_t next, seq, version, loses, spare[2]; /* seq 0: no update is held; loses: it leaves out what is lost */
-    uint8_t lineage[16], schema_hash[16], sha256[16], base_digest[8];
+    uint32_t next, seq;           /* seq 0: no update is held */
+    origin of;
+    uint8_t schema_hash[16], sha256[16];
     char codec[24];
     uint32_t examples, steps, revision, norm_count;
     float seconds, loss, accuracy;
@@ -724,6 +738,7 @@ struct midge { /* what is used most comes first: within 128 bytes an instruction
     work_state work;
     bool have;        /* n is a model */
     bool serves, ready, settled_once, greets;
+    enum { NOTHING, LEVELS, EVERYTHING } says; /* of trained values: what the update does that is encoded */
     bool newer;       /* an announcement was passed over, and is to be asked for at `newer_at` */
     bool after;       /* but only once the update that is held is settled */
     bool suspected, answered, sound, frame_known, has_trained;
@@ -743,13 +758,13 @@ struct midge { /* what is used most comes first: within 128 bytes an instruction
     int32_t exponent;
     size_t skipping;
     uint32_t part, got; /* the first part that is missing, and which of the WINDOW from there are here */
-    uint32_t version;   /* of n, which may be on its way; `sound`: its digest was right */
-    uint32_t generation, draws;
+    uint32_t draws;
+    origin held;        /* what n is, which may be on its way; `sound`: its digest was right */
     uint64_t number, boot, token;
     const char *waits;
     const midge_moment *moments;
     midge_port port;
-    uint8_t schema_hash[16], lineage[16], frame_sha[16];
+    uint8_t schema_hash[16], frame_sha[16];
     goal target;
     record outbox;
     midge_config config;
@@ -766,6 +781,21 @@ static midge_event event_of(midge_tiding tiding, uint64_t number, bytes text, by
     midge_event event = {tiding, number, false, false, false, {(const char *)text.data, text.size},
                          {(const char *)why.data, why.size}};
     return event;
+}
+
+static ONCE bool flash_read(const midge *m, uint32_t at, void *data, size_t size)
+{
+    return m->port.flash_read(m->port.context, at, data, size);
+}
+
+static ONCE bool flash_write(const midge *m, uint32_t at, const void *data, size_t size)
+{
+    return m->port.flash_write(m->port.context, at, data, size);
+}
+
+static uint32_t aligned16(uint32_t size)
+{
+    return (size + 15u) & ~15u;
 }
 
 static void tell(const midge *m, const midge_event *event)
@@ -815,11 +845,11 @@ typedef struct announcement {
 
 static const field announcement_fields[] = {
     {N_KIND, FORM_NAME, offsetof(announcement, kind)},
-    {N_LINEAGE, FORM_ID, offsetof(announcement, target.lineage)},
-    {N_GENERATION, FORM_U32, offsetof(announcement, target.generation)},
-    {N_VERSION, FORM_U32, offsetof(announcement, target.version)},
+    {N_LINEAGE, FORM_ID, offsetof(announcement, target.of.lineage)},
+    {N_GENERATION, FORM_U32, offsetof(announcement, target.of.generation)},
+    {N_VERSION, FORM_U32, offsetof(announcement, target.of.version)},
     {N_SCHEMA_HASH, FORM_ID, offsetof(announcement, target.schema_hash)},
-    {N_DIGEST, FORM_ID, offsetof(announcement, target.digest)},
+    {N_DIGEST, FORM_ID, offsetof(announcement, target.of.digest)},
     {N_PHASE, FORM_NAME, offsetof(announcement, phase)},
     {N_FEDERATION, FORM_TEXT, offsetof(announcement, federation)},
     {N_CHANNEL, FORM_NAME, offsetof(announcement, channel)},
@@ -1394,7 +1424,7 @@ static bool plan_way(midge *m, bytes frames, uint32_t to)
             from->next = *f;
         }
     }
-    const stage *here = m->have ? find_stage(stages, count, m->version) : NULL;
+    const stage *here = m->have ? find_stage(stages, count, m->held.version) : NULL;
     if (here == NULL || here->cost >= stages[1].cost)
         here = &stages[1];
     m->hop_count = m->hop_at = 0;
@@ -1409,40 +1439,30 @@ static bool plan_way(midge *m, bytes frames, uint32_t to)
 
 /* Takes the bytes of a body: counts them, digests them, and writes them to flash, as asked. */
 typedef struct sink {
-    midge *m;            /* to write to flash at `flash`; NULL: only count and digest */
-    midge_sha256 *sha;   /* NULL: not wanted */
-    uint32_t flash, size, crc;
+    midge *m;
+    midge_sha256 *sha; /* NULL: no digest is wanted */
+    uint32_t flash;    /* where it is written; 0: it is not */
+    uint32_t size, crc;
     uint8_t piece[64];
     unsigned filled, accumulated, held; /* the last two: bits that make no byte yet */
     bool failed;
 } sink;
-
-static sink new_sink(midge *m, midge_sha256 *sha, uint32_t flash)
-{
-    sink s;
-    memset(&s, 0, sizeof s);
-    s.m = m;
-    s.sha = sha;
-    s.flash = flash;
-    return s;
-}
 
 static void flush(sink *s, bool last)
 {
     if (s->sha != NULL)
         midge_sha256_add(s->sha, s->piece, s->filled);
     s->crc = midge_crc32(s->crc, s->piece, s->filled);
-    if (s->m != NULL && s->filled > 0) {
-        unsigned whole = last ? (s->filled + 15u) & ~15u : s->filled;
+    if (s->flash != 0 && s->filled > 0) {
+        unsigned whole = last ? aligned16(s->filled) : s->filled;
         memset(s->piece + s->filled, 0, whole - s->filled);
-        if (!s->failed && !s->m->port.flash_write(s->m->port.context, s->flash, s->piece, whole))
-            s->failed = true;
+        s->failed = s->failed || !flash_write(s->m, s->flash, s->piece, whole);
         s->flash += whole;
     }
     s->filled = 0;
 }
 
-static void put(sink *s, unsigned byte)
+static ONCE void put(sink *s, unsigned byte)
 {
     s->piece[s->filled++] = (uint8_t)byte;
     s->size++;
@@ -1450,215 +1470,284 @@ static void put(sink *s, unsigned byte)
         flush(s, false);
 }
 
-static void put_number(sink *s, uint32_t value, unsigned size)
+static ONCE void put_number(sink *s, uint32_t value, unsigned size)
 {
-    for (unsigned i = 0; i < size; i++)
-        put(s, value >> (8u * i) & 0xffu);
+    for (; size > 0; size--, value >>= 8)
+        put(s, value & 0xffu);
 }
 
 #if MIDGE_UNIFORM
-static void put_bit(sink *s, unsigned bit) /* highest first */
-{
-    s->accumulated = s->accumulated << 1 | bit;
-    if (++s->held == 8) {
-        put(s, s->accumulated & 0xffu);
-        s->held = s->accumulated = 0;
-    }
-}
-
 static void fill_byte(sink *s)
 {
-    while (s->held != 0)
-        put_bit(s, 0);
+    if (s->held > 0)
+        put(s, s->accumulated);
+    s->held = s->accumulated = 0;
 }
 
+enum { LOWEST_FIRST = 0, HIGHEST_FIRST = 7 };
+
+static void put_bit(sink *s, unsigned bit, unsigned order)
+{
+    s->accumulated |= bit << (s->held ^ order);
+    if (++s->held == 8)
+        fill_byte(s);
+}
 #endif
 
 typedef struct codec {
     enum { FLOAT32, INT8, UNIFORM } kind;
     uint32_t block; /* of int8 */
-    double k;       /* of uq: the step, in root mean squares */
+    uint32_t k;     /* of uq: the step, in hundredths of the root mean square */
 } codec;
 
-/* A number of at most two decimals that ends where `end` says, in hundredths; 0 if it is none. */
-static uint32_t hundredths(const char *text, char end)
+/* A number of at most two decimals, in hundredths; `text` is then behind it. */
+static uint32_t hundredths(const char **text)
 {
-    uint32_t value = 0, places = 3; /* that are left: 3 before the point */
-    for (; value < 1000000u; text++) {
-        bool digit = *text >= '0' && *text <= '9' && places > 0;
-        if (!digit && (*text != '.' || places != 3))
+    uint32_t value = 0, left = 3; /* decimals that may come; 3 before the point */
+    for (;; ++*text) {
+        unsigned digit = (unsigned)(unsigned char)**text - (unsigned)'0';
+        if (**text == '.' && left == 3)
+            left = 2;
+        else if (digit < 10 && left > 0 && value < 10000000u) {
+            value = value * 10u + digit;
+            left -= left < 3 ? 1u : 0;
+        } else
             break;
-        if (*text != '.')
-            value = value * 10u + (uint32_t)(*text - '0');
-        places -= *text == '.' || places < 3 ? 1u : 0;
     }
-    for (places = places == 3 ? 2 : places; places > 0; places--)
-        value *= 10u;
-    return *text == end ? value : 0;
+    return left == 0 ? value : left == 1 ? value * 10u : value * 100u;
 }
 
 /* The codec of a name; false for one that is not known here. */
 static bool parse_codec(const char *word, codec *found)
 {
-    found->block = 256;
-    found->k = 0;
     found->kind = FLOAT32;
     if (strcmp(word, "float32") == 0)
         return true;
     if (strncmp(word, "int8", 4) == 0) {
-        if (word[4] == ':')
-            found->block = hundredths(word + 5, '\0') / 100u;
         found->kind = INT8;
-        return (word[4] == '\0' || word[4] == ':') && found->block >= 16 && found->block <= 65536;
+        found->block = 256;
+        word += 4;
+        if (*word == ':') {
+            word++;
+            found->block = hundredths(&word) / 100u;
+        }
+        return *word == '\0' && found->block >= 16 && found->block <= 65536;
     }
-#if MIDGE_UNIFORM
-    const char *bar = strchr(word, '|');
-    if (strncmp(word, "uq:", 3) != 0 || bar == NULL || strcmp(bar, "|rice") != 0)
+    if (!MIDGE_UNIFORM || strncmp(word, "uq:", 3) != 0)
         return false;
     found->kind = UNIFORM;
-    found->k = (double)hundredths(word + 3, '|') / 100;
-    return found->k > 0;
-#else
-    return false;
-#endif
+    word += 3;
+    found->k = hundredths(&word);
+    return found->k > 0 && strcmp(word, "|rice") == 0;
 }
 
-/* What is encoded: the shared vector, and where its tensors lie. */
-typedef struct coder {
-    const float *v;
-    tensor *tensors;
-    uint32_t count;   /* of the tensors */
-    uint32_t *group;  /* room for GROUP numbers */
-    uint32_t trained; /* values of trained tensors */
-    bool coded;       /* of uq: whether the coding is smaller than float32 */
-} coder;
+/* What the plan asks for. Where uq wants feedback and a slot has no room for it, what the plan has for such devices; and
+ * int8:256 for what is not known here. */
+static codec choose_codec(const midge *m, char word[24])
+{
+    const midge_plan *plan = &m->target.plan;
+    const char *const asked[3] = {plan->codec, plan->micro_codec, "int8:256"};
+    bool any = m->config.feedback || !plan->feedback;
+    codec found = {FLOAT32, 0, 0};
+    for (unsigned i = 0; i < 3; i++, any = false) {
+        copy_name(word, bytes_of(asked[i]));
+        if (parse_codec(word, &found) && (any || found.kind != UNIFORM))
+            break;
+    }
+    return found;
+}
 
-/* A place in the values of a coder: which tensor, and where in it. */
+/* Which tensors: a bit for each class. To a codec, trained ones are small or large. */
+enum { LARGE = ELSEWHERE + 1, SMALL_ONES = 1 << TRAINED, LARGE_ONES = 1 << LARGE, AVERAGED_ONES = 1 << AVERAGED,
+       TRAINED_ONES = SMALL_ONES | LARGE_ONES, SHARED_ONES = TRAINED_ONES | AVERAGED_ONES };
+
+static bool is_of(const tensor *t, unsigned classes)
+{
+    return (classes >> (t->role == TRAINED && t->size > SMALL ? LARGE : (unsigned)t->role) & 1u) != 0;
+}
+
+/* A place in the values of some classes, as if they lay together. */
 typedef struct walk {
-    uint32_t tensor, at;
+    const midge *m;
+    const tensor *t;
+    uint32_t at;
+    unsigned classes;
 } walk;
 
-static ONCE float inverse(float step)
+static walk walk_over(const midge *m, unsigned classes)
 {
-    return step > SMALLEST ? 1.0f / step : 0.0f;
+    walk w = {m, m->tensors, 0, classes};
+    return w;
 }
 
-/* Rounded to nearest, ties to even. */
-static int32_t quantised(float value, float inverted, float top)
+static ONCE const float *next_value(walk *w)
 {
-    float q = rintf(value * inverted);
+    for (; w->t < w->m->tensors + w->m->tensor_count; w->t++, w->at = 0)
+        if (w->at < w->t->size && is_of(w->t, w->classes))
+            return &w->m->w[w->t->at + w->at++];
+    return NULL;
+}
+
+/* Rounded to nearest, ties to even: in steps, and within a limit. */
+static int32_t quantised(float value, float step, float top)
+{
+    float q = rintf(value * (step > SMALLEST ? 1.0f / step : 0.0f));
     return (int32_t)(q > top ? top : q < -top ? -top : q);
 }
 
-#if MIDGE_UNIFORM
-static float top_of(const tensor *t)
+/* The scale of the next values of int8, or of a small tensor. */
+static float scale_of(const walk *from, uint32_t count)
 {
-    return t->size <= SMALL ? 127.0f : 32767.0f;
-}
-
-static float largest(const float *v, uint32_t count)
-{
+    walk w = *from;
     float most = 0;
-    for (uint32_t i = 0; i < count; i++)
-        if (fabsf(v[i]) > most)
-            most = fabsf(v[i]);
-    return most;
+    for (const float *v; count > 0 && (v = next_value(&w)) != NULL; count--)
+        if (fabsf(*v) > most)
+            most = fabsf(*v);
+    return most / 127.0f;
 }
 
-/* Energy of what a step leaves unsaid; of all, if the step is 0. */
-static double energy(const float *v, uint32_t count, float step)
+static void put_floats(const midge *m, unsigned classes, sink *s)
 {
-    float inverted = inverse(step);
+    walk w = walk_over(m, classes);
+    for (const float *v; (v = next_value(&w)) != NULL;)
+        put_number(s, bits_of(*v), 4);
+}
+
+/* The scales of all blocks, then all values. */
+static void put_int8(const midge *m, uint32_t block, sink *s)
+{
+    for (unsigned pass = 0; pass < 2; pass++) {
+        walk w = walk_over(m, TRAINED_ONES), before = w;
+        float scale = 0;
+        uint32_t left = 0; /* of the block */
+        for (const float *v; (v = next_value(&w)) != NULL; before = w, left--) {
+            if (left == 0) {
+                left = block;
+                scale = scale_of(&before, block);
+                if (pass == 0)
+                    put_number(s, bits_of(scale), 4);
+            }
+            if (pass == 1)
+                put(s, (unsigned)quantised(*v, scale, 127.0f));
+        }
+    }
+}
+
+#if MIDGE_UNIFORM
+static int32_t level(const tensor *t, float value)
+{
+    return quantised(value, t->step, t->size <= SMALL ? 127.0f : 32767.0f);
+}
+
+/* What an update leaves unsaid of a value. */
+static float unsaid(const midge *m, const tensor *t, float value)
+{
+    if (m->says == NOTHING)
+        return value;
+    float said = (float)level(t, value) * t->step;
+    return m->says == LEVELS && t->role == TRAINED ? value - said : 0;
+}
+
+/* Energy of what is left unsaid of the next values. */
+static double energy(const walk *from, uint32_t count)
+{
+    walk w = *from;
     double sum = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        float said = (float)quantised(v[i], inverted, 32767.0f) * step;
-        double missing = (double)(v[i] - said);
+    for (const float *v; count > 0 && (v = next_value(&w)) != NULL; count--) {
+        double missing = (double)unsaid(w.m, w.t, *v);
         sum += missing * missing;
     }
     return sum;
 }
 
-/* The step of a large tensor: k times its root mean square, and half of that, up to eight times, while it says less than
- * 2 % of the energy. */
-static float uniform_step(const float *v, uint32_t count, double k)
+/* The steps of all tensors. That of a large one is k times its root mean square, and half of that, up to eight times, while
+ * it says less than 2 % of the energy. */
+static void find_steps(midge *m, const codec *k)
 {
-    double all = energy(v, count, 0), wide = k * sqrt(all / (double)count);
-    float step = wide < 3.4028234663852886e38 ? (float)wide : 3.4028234663852886e38f;
-    for (unsigned i = 0; i < 8 && energy(v, count, step) > (1 - 0.02) * all; i++)
-        step *= 0.5f;
-    return step;
+    walk w = walk_over(m, TRAINED_ONES);
+    for (tensor *t = m->tensors; t < m->tensors + m->tensor_count; t++) {
+        w.t = t;
+        t->step = 0;
+        if (t->size <= SMALL) {
+            t->step = scale_of(&w, t->size);
+            continue;
+        }
+        double all = energy(&w, t->size), wide = (double)k->k / 100 * sqrt(all / (double)t->size);
+        t->step = wide < 3.4028234663852886e38 ? (float)wide : 3.4028234663852886e38f;
+        for (unsigned i = 0; i < 8 && energy(&w, t->size) > (1 - 0.02) * all; i++)
+            t->step *= 0.5f;
+    }
 }
 
-/* Walks through the numbers of the large tensors: how many zeros before each value that is not zero, and that. */
-static bool next_value(const coder *c, walk *w, uint32_t *zeros, int32_t *value)
+static void put_steps(const midge *m, unsigned classes, sink *s)
+{
+    for (const tensor *t = m->tensors; t < m->tensors + m->tensor_count; t++)
+        if (t->size > 0 && is_of(t, classes))
+            put_number(s, bits_of(t->step), 4);
+}
+
+/* The next level of the large tensors that is not zero, and how many zeros before it. */
+static bool next_level(walk *w, uint32_t *zeros, int32_t *found)
 {
     *zeros = 0;
-    for (; w->tensor < c->count; w->tensor++, w->at = 0) {
-        const tensor *t = &c->tensors[w->tensor];
-        if (t->role != TRAINED || t->size <= SMALL)
-            continue;
-        const float *v = c->v + t->at;
-        float inverted = inverse(t->step);
-        while (w->at < t->size) {
-            *value = quantised(v[w->at++], inverted, 32767.0f);
-            if (*value != 0)
-                return true;
-            ++*zeros;
-        }
+    for (const float *v; (v = next_value(w)) != NULL; ++*zeros) {
+        *found = level(w->t, *v);
+        if (*found != 0)
+            return true;
     }
     return false;
 }
 
 /* The next numbers that share a parameter; how many there are. */
-static uint32_t next_group(const coder *c, walk *w, bool sizes)
+static uint32_t next_group(walk *w, bool sizes)
 {
     uint32_t count = 0, zeros;
     int32_t value;
-    while (count < GROUP && next_value(c, w, &zeros, &value))
-        c->group[count++] = sizes ? (uint32_t)(value < 0 ? -value : value) - 1u : zeros;
+    while (count < GROUP && next_level(w, &zeros, &value))
+        w->m->scratch[count++] = sizes ? (uint32_t)(value < 0 ? -value : value) - 1u : zeros;
     return count;
 }
 
-/* The Rice parameter that makes a group shortest, and the bits of its unary part. */
-static unsigned rice_parameter(const uint32_t *numbers, uint32_t count, uint32_t *unary)
+/* Bits of the unary part of a group. */
+static uint32_t unary_bits(const uint32_t *numbers, uint32_t count, unsigned low)
 {
-    uint32_t sum = 0, shortest, mean; /* numbers are below 2^22, and there are at most 256 */
-    unsigned best = 0;
+    uint32_t bits = count;
     for (uint32_t i = 0; i < count; i++)
-        sum += numbers[i];
-    shortest = *unary = sum;
-    mean = sum / count;
-    for (unsigned b = 1; mean >> (b - 1u) > 0; b++) {
-        uint32_t high = 0;
-        for (uint32_t i = 0; i < count; i++)
-            high += numbers[i] >> b;
-        if (high + b * count < shortest) {
-            shortest = high + b * count;
-            *unary = high;
-            best = b;
+        bits += numbers[i] >> low;
+    return bits;
+}
+
+/* The Rice parameter that makes a group shortest. Numbers are below 2^22, and there are at most 256. */
+static unsigned rice_parameter(const uint32_t *numbers, uint32_t count)
+{
+    uint32_t shortest = unary_bits(numbers, count, 0), mean = shortest / count - 1u;
+    unsigned best = 0;
+    for (unsigned low = 1; mean >> (low - 1u) > 0; low++) {
+        uint32_t bits = unary_bits(numbers, count, low) + low * count;
+        if (bits < shortest) {
+            shortest = bits;
+            best = low;
         }
     }
-    *unary += count;
     return best;
 }
 
-static void put_numbers(const coder *c, bool sizes, sink *s)
+/* Three streams: the parameters, the unary parts after their size in bytes, the low bits. */
+static void put_numbers(const midge *m, bool sizes, sink *s)
 {
-    uint32_t unary = 0, here, count;
-    for (unsigned stream = 0; stream < 3; stream++) { /* the parameters, the unary parts, the low bits */
-        for (walk w = {0, 0}; (count = next_group(c, &w, sizes)) > 0;) {
-            unsigned low = rice_parameter(c->group, count, &here);
+    uint32_t unary = 0, count;
+    for (unsigned stream = 0; stream < 3; stream++) {
+        walk w = walk_over(m, LARGE_ONES);
+        while ((count = next_group(&w, sizes)) > 0) {
+            unsigned low = rice_parameter(m->scratch, count);
             if (stream == 0) {
                 put(s, low);
-                unary += here;
+                unary += unary_bits(m->scratch, count, low);
             }
             for (uint32_t i = 0; stream > 0 && i < count; i++) {
-                for (uint32_t zeros = c->group[i] >> low; stream == 1 && zeros > 0; zeros--)
-                    put_bit(s, 0);
-                if (stream == 1)
-                    put_bit(s, 1);
-                for (unsigned bit = low; stream == 2 && bit-- > 0;)
-                    put_bit(s, c->group[i] >> bit & 1u);
+                uint32_t number = m->scratch[i], bits = stream == 1 ? (number >> low) + 1u : low;
+                while (bits-- > 0)
+                    put_bit(s, stream == 1 ? bits == 0 : number >> bits & 1u, HIGHEST_FIRST);
             }
         }
         if (stream == 0)
@@ -1667,149 +1756,62 @@ static void put_numbers(const coder *c, bool sizes, sink *s)
     }
 }
 
-static void put_signs(const coder *c, sink *s) /* lowest bit first */
-{
-    unsigned byte = 0, held = 0;
-    uint32_t zeros;
-    int32_t value;
-    for (walk w = {0, 0}; next_value(c, &w, &zeros, &value);) {
-        byte |= (value < 0 ? 1u : 0u) << held;
-        if (++held == 8) {
-            put(s, byte);
-            byte = held = 0;
-        }
-    }
-    if (held > 0)
-        put(s, byte);
-}
-
-static void put_uniform(const coder *c, sink *s)
+static void put_uniform(const midge *m, sink *s)
 {
     uint32_t count = 0, zeros;
-    bool any = false;
     int32_t value;
+    walk small = walk_over(m, SMALL_ONES), large = walk_over(m, LARGE_ONES), again = large;
     put(s, 1);
-    for (uint32_t i = 0; i < c->count; i++)
-        if (c->tensors[i].role == TRAINED && c->tensors[i].size > 0 && c->tensors[i].size <= SMALL)
-            put_number(s, bits_of(c->tensors[i].step), 4);
-    for (uint32_t i = 0; i < c->count; i++) {
-        const tensor *t = &c->tensors[i];
-        any = any || (t->role == TRAINED && t->size > SMALL);
-        for (uint32_t k = 0; t->role == TRAINED && t->size <= SMALL && k < t->size; k++)
-            put(s, (uint32_t)quantised(c->v[t->at + k], inverse(t->step), 127.0f) & 0xffu);
-    }
-    if (!any)
-        return; /* nothing follows: no steps, no places */
-    for (uint32_t i = 0; i < c->count; i++)
-        if (c->tensors[i].role == TRAINED && c->tensors[i].size > SMALL)
-            put_number(s, bits_of(c->tensors[i].step), 4);
-    for (walk w = {0, 0}; next_value(c, &w, &zeros, &value);)
+    put_steps(m, SMALL_ONES, s);
+    for (const float *v; (v = next_value(&small)) != NULL;)
+        put(s, (unsigned)level(small.t, *v));
+    put_steps(m, LARGE_ONES, s);
+    while (next_level(&large, &zeros, &value))
         count++;
+    if (next_value(&again) == NULL)
+        return; /* no large tensor: no places */
     put_number(s, count, 4);
-    put_numbers(c, false, s);
-    put_signs(c, s);
-    put_numbers(c, true, s);
+    put_numbers(m, false, s);
+    again = walk_over(m, LARGE_ONES);
+    while (next_level(&again, &zeros, &value))
+        put_bit(s, value < 0, LOWEST_FIRST);
+    fill_byte(s);
+    put_numbers(m, true, s);
 }
-
 #endif
 
-static void put_floats(const coder *c, int role, sink *s)
-{
-    for (uint32_t i = 0; i < c->count; i++)
-        for (uint32_t k = 0; (int)c->tensors[i].role == role && k < c->tensors[i].size; k++)
-            put_number(s, bits_of(c->v[c->tensors[i].at + k]), 4);
-}
-
-/* Values of trained tensors, as if they lay together. */
-static bool next_trained(const coder *c, walk *w, float *value)
-{
-    for (; w->tensor < c->count; w->tensor++, w->at = 0) {
-        const tensor *t = &c->tensors[w->tensor];
-        if (t->role == TRAINED && w->at < t->size) {
-            *value = c->v[t->at + w->at++];
-            return true;
-        }
-    }
-    return false;
-}
-
-static float block_scale(const coder *c, walk w, uint32_t block)
-{
-    float most = 0, value;
-    for (uint32_t i = 0; i < block && next_trained(c, &w, &value); i++)
-        if (fabsf(value) > most)
-            most = fabsf(value);
-    return most / 127.0f;
-}
-
-static void put_int8(const coder *c, uint32_t block, sink *s)
-{
-    float value;
-    walk w = {0, 0};
-    for (uint32_t start = 0; start < c->trained; start += block) {
-        put_number(s, bits_of(block_scale(c, w, block)), 4);
-        for (uint32_t i = 0; i < block && next_trained(c, &w, &value); i++)
-            continue;
-    }
-    w.tensor = w.at = 0;
-    for (uint32_t start = 0; start < c->trained; start += block) {
-        float inverted = inverse(block_scale(c, w, block));
-        for (uint32_t i = 0; i < block && next_trained(c, &w, &value); i++)
-            put(s, (uint32_t)quantised(value, inverted, 127.0f) & 0xffu);
-    }
-}
-
-/* The steps of all tensors, and whether a coding is worth its bytes. Values are finite. */
-static void prepare(coder *c, const codec *k)
-{
-    c->trained = 0;
-    for (uint32_t i = 0; i < c->count; i++)
-        if (c->tensors[i].role == TRAINED)
-            c->trained += c->tensors[i].size;
-    c->coded = false;
-#if MIDGE_UNIFORM
-    if (k->kind != UNIFORM)
-        return;
-    for (uint32_t i = 0; i < c->count; i++) {
-        tensor *t = &c->tensors[i];
-        if (t->role == TRAINED && t->size > 0)
-            t->step = t->size <= SMALL ? largest(c->v + t->at, t->size) / 127.0f
-                                       : uniform_step(c->v + t->at, t->size, k->k);
-    }
-    sink counted = new_sink(NULL, NULL, 0);
-    put_uniform(c, &counted);
-    c->coded = counted.size < 4u * c->trained;
-#else
-    (void)k;
-#endif
-}
-
-static void encode(const coder *c, const codec *k, sink *s)
+static void encode(const midge *m, const codec *k, sink *s)
 {
     if (k->kind == INT8)
-        put_int8(c, k->block, s);
+        put_int8(m, k->block, s);
 #if MIDGE_UNIFORM
-    else if (c->coded)
-        put_uniform(c, s);
+    else if (m->says == LEVELS)
+        put_uniform(m, s);
 #endif
     else {
         if (k->kind == UNIFORM)
             put(s, 0);
-        put_floats(c, TRAINED, s);
+        put_floats(m, TRAINED_ONES, s);
     }
-    put_floats(c, AVERAGED, s);
+    put_floats(m, AVERAGED_ONES, s);
     flush(s, true);
 }
 
 #if MIDGE_UNIFORM
-/* What uq leaves unsaid of a value. */
-static float unsaid(const coder *c, const tensor *t, uint32_t i)
+/* Whether levels are worth their bytes. Values are finite. */
+static void prepare(midge *m, const codec *k)
 {
-    float value = c->v[t->at + i];
-    if (t->role != TRAINED || !c->coded)
-        return 0;
-    float said = (float)quantised(value, inverse(t->step), top_of(t)) * t->step;
-    return value - said;
+    walk w = walk_over(m, TRAINED_ONES);
+    uint32_t plain = 0;
+    sink coded;
+    memset(&coded, 0, sizeof coded);
+    m->says = LEVELS;
+    find_steps(m, k);
+    put_uniform(m, &coded);
+    while (next_value(&w) != NULL)
+        plain += 4;
+    if (coded.size >= plain)
+        m->says = EVERYTHING;
 }
 
 /* The upper half of a float32, rounded to nearest even; what would round to infinity is the largest. */
@@ -1820,12 +1822,30 @@ static uint32_t bfloat16(float value)
 }
 
 /* What is left to say with the next update, times `factor`. */
-static void put_left(const coder *c, float factor, sink *s)
+static void put_left(const midge *m, float factor, sink *s)
 {
-    for (uint32_t i = 0; i < c->count; i++)
-        for (uint32_t k = 0; c->tensors[i].role < FROZEN && k < c->tensors[i].size; k++)
-            put_number(s, bfloat16(unsaid(c, &c->tensors[i], k) * factor), 2);
+    walk w = walk_over(m, SHARED_ONES);
+    for (const float *v; (v = next_value(&w)) != NULL;)
+        put_number(s, bfloat16(unsaid(m, w.t, *v) * factor), 2);
     flush(s, true);
+}
+
+/* The clip: what is left is at most twice the median norm of the last deltas. */
+static float left_factor(const midge *m, record *r, double norm)
+{
+    float sorted[NORMS];
+    walk w = walk_over(m, SHARED_ONES);
+    r->norms[r->norm_count++ % NORMS] = (float)norm;
+    uint32_t count = least(r->norm_count, NORMS);
+    memcpy(sorted, r->norms, sizeof sorted);
+    for (uint32_t i = 1; i < count; i++)
+        for (uint32_t k = i; k > 0 && sorted[k] < sorted[k - 1]; k--) {
+            float moved = sorted[k];
+            sorted[k] = sorted[k - 1];
+            sorted[k - 1] = moved;
+        }
+    double most = (double)sorted[count / 2] + (double)sorted[(count - 1) / 2], left = sqrt(energy(&w, UINT32_MAX));
+    return left > most ? (float)(most / left) : 1.0f;
 }
 #endif
 
@@ -1842,23 +1862,29 @@ static uint32_t slot_start(const midge *m, unsigned slot)
     return slot * m->config.slot;
 }
 
-static uint32_t aligned16(uint32_t size)
+static uint32_t body_start(const midge *m, unsigned slot)
 {
-    return (size + 15u) & ~15u;
+    return slot_start(m, slot) + MIDGE_META;
 }
 
-static bool stored_crc(const midge *m, uint32_t at, uint32_t size, uint32_t *crc)
+/* The checksum of what is stored; and copy that, unless it goes where it is. */
+static bool copy_stored(const midge *m, uint32_t at, uint32_t size, uint32_t to, uint32_t *crc)
 {
     uint8_t piece[64];
     *crc = 0;
-    for (uint32_t done = 0; done < size;) {
-        uint32_t some = size - done < sizeof piece ? size - done : (uint32_t)sizeof piece;
-        if (!m->port.flash_read(m->port.context, at + done, piece, some))
+    for (uint32_t some; size > 0; size -= some, at += some, to += some) {
+        some = least(size, sizeof piece);
+        if (!flash_read(m, at, piece, aligned16(some)) || (to != at && !flash_write(m, to, piece, aligned16(some))))
             return false;
         *crc = midge_crc32(*crc, piece, some);
-        done += some;
     }
     return true;
+}
+
+static bool stored_as(const midge *m, uint32_t at, uint32_t size, uint32_t crc)
+{
+    uint32_t found;
+    return copy_stored(m, at, size, at, &found) && found == crc;
 }
 
 static uint32_t meta_crc(const record *r)
@@ -1869,80 +1895,66 @@ static uint32_t meta_crc(const record *r)
 static bool record_fits(const midge *m, const record *r)
 {
     uint32_t room = m->config.slot - MIDGE_META;
-    return r->size < room && r->left < room && aligned16(r->size) + 2u * r->left <= room && r->norm_count <= NORMS;
+    return r->size < room && r->left < room && aligned16(r->size) + 2u * r->left <= room;
 }
 
 static bool read_record(const midge *m, unsigned slot, record *r)
 {
-    uint32_t crc, at = slot_start(m, slot) + MIDGE_META;
-    if (!m->port.flash_read(m->port.context, slot_start(m, slot), r, sizeof *r))
-        return false;
-    if (r->magic != MAGIC || r->crc != meta_crc(r) || !record_fits(m, r))
-        return false;
-    if (!stored_crc(m, at, r->size, &crc) || crc != r->body_crc)
-        return false;
-    if (!stored_crc(m, at + aligned16(r->size), 2u * r->left, &crc) || crc != r->left_crc)
-        return false;
-    return true;
+    uint32_t at = body_start(m, slot);
+    return flash_read(m, slot_start(m, slot), r, sizeof *r) && r->magic == MAGIC && r->crc == meta_crc(r) &&
+           record_fits(m, r) && stored_as(m, at, r->size, r->body_crc) &&
+           stored_as(m, at + aligned16(r->size), 2u * r->left, r->left_crc);
 }
 
-static bool write_meta(midge *m, unsigned slot, record *r)
+/* Where the next record goes: to the slot that does not count. */
+static bool write_meta(midge *m, record *r)
 {
     r->magic = MAGIC;
     r->counter = m->outbox.counter + 1u;
     r->crc = meta_crc(r);
-    return m->port.flash_write(m->port.context, slot_start(m, slot), r, sizeof *r);
-}
-
-static bool copy_flash(midge *m, uint32_t from, uint32_t to, uint32_t size)
-{
-    uint8_t piece[64];
-    for (uint32_t done = 0; done < size; done += (uint32_t)sizeof piece) {
-        uint32_t some = size - done < sizeof piece ? aligned16(size - done) : (uint32_t)sizeof piece;
-        if (!m->port.flash_read(m->port.context, from + done, piece, some) ||
-            !m->port.flash_write(m->port.context, to + done, piece, some))
-            return false;
-    }
-    return true;
+    return flash_write(m, slot_start(m, m->slot ^ 1u), r, sizeof *r);
 }
 
 /* What was written counts if it reads back. */
-static bool settle_on(midge *m, unsigned slot, const record *r)
+static bool settle_on(midge *m, const record *r)
 {
     record found;
-    if (!read_record(m, slot, &found) || memcmp(&found, r, sizeof found) != 0)
+    if (!read_record(m, m->slot ^ 1u, &found) || memcmp(&found, r, sizeof found) != 0)
         return false;
     m->outbox = found;
-    m->slot = (uint8_t)slot;
+    m->slot ^= 1u;
     return true;
 }
 
 /* A record with the body and what is left of the one that counts. */
 static bool rewrite(midge *m, record *r)
 {
-    unsigned to = m->slot ^ 1u;
-    uint32_t from = slot_start(m, m->slot) + MIDGE_META, at = slot_start(m, to) + MIDGE_META;
-    uint32_t size = r->size > 0 || r->left > 0 ? aligned16(r->size) + 2u * r->left : 0;
-    return write_meta(m, to, r) && copy_flash(m, from, at, size) && settle_on(m, to, r);
+    uint32_t crc, size = aligned16(r->size) + 2u * r->left;
+    return write_meta(m, r) && copy_stored(m, body_start(m, m->slot), size, body_start(m, m->slot ^ 1u), &crc) &&
+           settle_on(m, r);
+}
+
+static uint64_t new_identity(midge *m)
+{
+    return draw(m) >> 1;
 }
 
 static bool begin_outbox(midge *m)
 {
     record other;
     bool first = read_record(m, 0, &m->outbox), second = read_record(m, 1, &other);
-    m->slot = 0;
     if (second && (!first || (int32_t)(other.counter - m->outbox.counter) > 0)) {
         m->outbox = other;
         m->slot = 1;
     }
     if (first || second)
         return true;
-    memset(&m->outbox, 0, sizeof m->outbox);
+    memset(&other, 0, sizeof other);
+    m->outbox = other;
     m->slot = 1;
-    record made = m->outbox;
-    made.outbox = draw(m) >> 1;
-    made.next = 1;
-    return rewrite(m, &made);
+    other.outbox = new_identity(m);
+    other.next = 1;
+    return rewrite(m, &other);
 }
 
 static uint32_t first_held(const midge *m)
@@ -1955,9 +1967,9 @@ static uint32_t first_held(const midge *m)
 static void renew(midge *m, bool keep)
 {
     record made = m->outbox;
-    made.outbox = draw(m) >> 1;
+    made.outbox = new_identity(m);
     made.seq = keep ? 1 : 0;
-    made.next = keep ? 2 : 1;
+    made.next = made.seq + 1;
     if (!keep)
         made.size = made.left = made.body_crc = made.left_crc = 0;
     if (rewrite(m, &made))
@@ -1967,147 +1979,90 @@ static void renew(midge *m, bool keep)
 }
 
 #if MIDGE_UNIFORM
-static ONCE double squares(const float *v, uint32_t count)
-{
-    double sum = 0;
-    for (uint32_t i = 0; i < count; i++)
-        sum += (double)v[i] * (double)v[i];
-    return sum;
-}
-
-/* The clip: what is left is at most twice the median norm of the last deltas. */
-static float left_factor(const coder *c, record *r, double norm)
-{
-    float sorted[NORMS];
-    double left = 0;
-    if (r->norm_count == NORMS)
-        memmove(r->norms, r->norms + 1, (NORMS - 1) * sizeof r->norms[0]);
-    else
-        r->norm_count++;
-    r->norms[r->norm_count - 1] = (float)norm;
-    memcpy(sorted, r->norms, sizeof sorted);
-    for (uint32_t i = 1; i < r->norm_count; i++)
-        for (uint32_t k = i; k > 0 && sorted[k] < sorted[k - 1]; k--) {
-            float moved = sorted[k];
-            sorted[k] = sorted[k - 1];
-            sorted[k - 1] = moved;
-        }
-    uint32_t middle = r->norm_count / 2;
-    double median = (double)sorted[middle];
-    if (r->norm_count % 2 == 0)
-        median = (median + (double)sorted[middle - 1]) / 2;
-    for (uint32_t i = 0; i < c->count; i++)
-        for (uint32_t k = 0; c->tensors[i].role < FROZEN && k < c->tensors[i].size; k++) {
-            double value = (double)unsaid(c, &c->tensors[i], k);
-            left += value * value;
-        }
-    left = sqrt(left);
-    return left > 2 * median ? (float)(2 * median / left) : 1.0f;
-}
-
 /* Add what was left before, if it is of this lineage and schema. */
 static bool add_left(midge *m)
 {
     const record *r = &m->outbox;
     uint8_t piece[64];
-    uint32_t at = slot_start(m, m->slot) + MIDGE_META + aligned16(r->size);
-    if (r->left != m->count || memcmp(r->lineage, m->lineage, 16) != 0 ||
+    uint32_t at = body_start(m, m->slot) + aligned16(r->size);
+    if (r->left != m->count || memcmp(r->of.lineage, m->held.lineage, 16) != 0 ||
         memcmp(r->schema_hash, m->schema_hash, 16) != 0)
         return true;
-    for (uint32_t i = 0; i < r->left; i += 32) {
-        uint32_t some = r->left - i < 32 ? r->left - i : 32;
-        if (!m->port.flash_read(m->port.context, at + 2 * i, piece, 2 * some))
+    for (uint32_t i = 0; i < r->left; i++) {
+        if (i % 32 == 0 && !flash_read(m, at + 2 * i, piece, least(2 * (r->left - i), sizeof piece)))
             return false;
-        for (uint32_t k = 0; k < some; k++)
-            m->w[i + k] += float_of((uint32_t)get_le(piece + 2 * k, 2) << 16);
+        m->w[i] += float_of((uint32_t)get_le(piece + 2 * (i % 32), 2) << 16);
     }
     return true;
 }
-
 #endif
-
-/* What the plan asks for. Where uq wants feedback and a slot has no room for it, what the plan has for such devices; and
- * int8:256 for what is not known here. */
-static codec choose_codec(const midge *m, char word[24])
-{
-    const midge_plan *plan = &m->target.plan;
-    codec found;
-    memcpy(word, plan->codec, 24);
-    bool known = parse_codec(word, &found);
-    if (!known || (found.kind == UNIFORM && plan->feedback && !m->config.feedback)) {
-        memcpy(word, plan->micro_codec, 24);
-        known = parse_codec(word, &found) && found.kind != UNIFORM;
-    }
-    if (!known) {
-        memset(word, 0, 24);
-        memcpy(word, "int8:256", 8);
-        parse_codec(word, &found);
-    }
-    return found;
-}
-
-static void describe(const midge *m, const midge_fit *fit, record *r)
-{
-    r->seq = r->next++;
-    r->version = m->version;
-    r->generation = m->generation;
-    memcpy(r->lineage, m->lineage, 16);
-    memcpy(r->schema_hash, m->schema_hash, 16);
-    memcpy(r->base_digest, m->target.digest, 8);
-    r->examples = fit->examples;
-    r->steps = fit->steps;
-    r->seconds = finite_float(fit->seconds) && fit->seconds > 0 ? fit->seconds : 0;
-    r->loss = finite_float(fit->loss) ? fit->loss : -1;
-    r->accuracy = finite_float(fit->accuracy) ? fit->accuracy : -1;
-    r->revision = m->target.plan.revision;
-}
 
 /* Encode what `w` holds beyond the published values, and store it as the next update. */
 static midge_result store(midge *m, const midge_fit *fit)
 {
+    const midge_plan *plan = &m->target.plan;
     record r = m->outbox;
-    coder c = {m->w, m->tensors, m->tensor_count, m->scratch, 0, false};
     codec k = choose_codec(m, r.codec);
+    midge_sha256 sha;
+    uint8_t digest[32];
+    sink s;
     for (uint32_t i = 0; i < m->count; i++)
         m->w[i] -= published(m, i);
 #if MIDGE_UNIFORM
-    double norm = sqrt(squares(m->w, m->count));
-    if (m->target.plan.feedback && !add_left(m))
+    walk all = walk_over(m, SHARED_ONES);
+    float factor = 0;
+    m->says = NOTHING;
+    double norm = sqrt(energy(&all, UINT32_MAX));
+    if (plan->feedback && !add_left(m))
         return MIDGE_NO_FLASH;
 #endif
     for (uint32_t i = 0; i < m->count; i++)
         if (!finite_float(m->w[i]))
             return MIDGE_NOT_FINITE;
-    describe(m, fit, &r);
-    prepare(&c, &k);
-    midge_sha256 sha;
-    uint8_t digest[32];
-    sink body = new_sink(NULL, &sha, 0), left = new_sink(NULL, NULL, 0);
+    r.seq = r.next++;
+    r.of = m->target.of;
+    memcpy(r.schema_hash, m->schema_hash, 16);
+    r.examples = fit->examples;
+    r.steps = fit->steps;
+    r.seconds = finite_or(fit->seconds, 0);
+    r.loss = finite_or(fit->loss, -1);
+    r.accuracy = finite_or(fit->accuracy, -1);
+    r.revision = plan->revision;
+    r.loses = k.kind == UNIFORM && !plan->feedback;
     midge_sha256_begin(&sha);
-    encode(&c, &k, &body);
-    midge_sha256_end(&sha, digest);
-    memcpy(r.sha256, digest, 16);
-    r.size = body.size;
-    r.body_crc = body.crc;
-    r.loses = k.kind == UNIFORM && !m->target.plan.feedback;
 #if MIDGE_UNIFORM
-    bool keeps = k.kind == UNIFORM && m->target.plan.feedback;
-    float factor = keeps ? left_factor(&c, &r, norm) : 0;
-    if (keeps)
-        put_left(&c, factor, &left);
+    if (k.kind == UNIFORM)
+        prepare(m, &k);
 #endif
-    r.left = left.size / 2u;
-    r.left_crc = left.crc;
-    unsigned to = m->slot ^ 1u;
-    if (!record_fits(m, &r) || !write_meta(m, to, &r))
-        return MIDGE_NO_FLASH;
-    sink written = new_sink(m, NULL, slot_start(m, to) + MIDGE_META);
-    encode(&c, &k, &written);
+    for (unsigned pass = 0; pass < 2; pass++) { /* what comes out, and then into flash behind its record */
+        memset(&s, 0, sizeof s);
+        s.m = m;
+        if (pass == 0)
+            s.sha = &sha;
+        else
+            s.flash = body_start(m, m->slot ^ 1u);
+        encode(m, &k, &s);
+        r.size = s.size;
+        r.body_crc = s.crc;
+        s.sha = NULL;
+        s.size = s.crc = 0;
 #if MIDGE_UNIFORM
-    if (keeps)
-        put_left(&c, factor, &written);
+        if (k.kind == UNIFORM && plan->feedback) {
+            if (pass == 0)
+                factor = left_factor(m, &r, norm);
+            put_left(m, factor, &s);
+        }
 #endif
-    return !written.failed && settle_on(m, to, &r) ? MIDGE_DONE : MIDGE_NO_FLASH;
+        r.left = s.size / 2u;
+        r.left_crc = s.crc;
+        if (pass > 0)
+            break;
+        midge_sha256_end(&sha, digest);
+        memcpy(r.sha256, digest, 16);
+        if (!record_fits(m, &r) || !write_meta(m, &r))
+            return MIDGE_NO_FLASH;
+    }
+    return !s.failed && settle_on(m, &r) ? MIDGE_DONE : MIDGE_NO_FLASH;
 }
 
 /* ==================================================================================================== training */
@@ -2676,10 +2631,10 @@ static void end_message(midge *m, message *f, unsigned kind, unsigned flags, siz
 /* Bytes of the held update's body. */
 static void send_stored(midge *m, uint32_t from, uint32_t size)
 {
-    uint32_t at = slot_start(m, m->slot) + MIDGE_META + from;
+    uint32_t at = body_start(m, m->slot) + from;
     for (uint32_t done = 0; done < size && m->link != LINK_DOWN;) {
         uint32_t some = size - done < MIDGE_TX ? size - done : MIDGE_TX;
-        if (!m->port.flash_read(m->port.context, at + done, m->tx, some)) {
+        if (!flash_read(m, at + done, m->tx, some)) {
             drop_link(m); /* the packet cannot be ended in another way */
             return;
         }
@@ -2718,9 +2673,9 @@ static void write_hello(midge *m, message *f, const char *state, double wakes, u
     key_integer(f, N_FIRST, first_held(m), 1);
     key_integer(f, N_NEXT, m->outbox.next, 1);
     if (m->sound) {
-        key_bin(f, N_LINEAGE, m->lineage, 16);
-        key_integer(f, N_GENERATION, m->generation, 0);
-        key_integer(f, N_VERSION, m->version, 0);
+        key_bin(f, N_LINEAGE, m->held.lineage, 16);
+        key_integer(f, N_GENERATION, m->held.generation, 0);
+        key_integer(f, N_VERSION, m->held.version, 0);
     }
     if (wakes > 0) {
         key(f, N_WAKES);
@@ -2811,9 +2766,9 @@ static void send_update(midge *m, uint32_t parts)
     key_wide(&f, N_OUTBOX, r->outbox);
     key_integer(&f, N_FIRST, first_held(m), UINT32_MAX);
     key_integer(&f, N_SEQ, r->seq, UINT32_MAX);
-    key_bin(&f, N_LINEAGE, r->lineage, 16);
-    key_integer(&f, N_GENERATION, r->generation, UINT32_MAX);
-    key_integer(&f, N_BASE, r->version, UINT32_MAX);
+    key_bin(&f, N_LINEAGE, r->of.lineage, 16);
+    key_integer(&f, N_GENERATION, r->of.generation, UINT32_MAX);
+    key_integer(&f, N_BASE, r->of.version, UINT32_MAX);
     key_word(&f, N_CODEC, r->codec);
     key_integer(&f, N_SIZE, r->size, UINT32_MAX);
     key_bin(&f, N_SHA256, r->sha256, 16);
@@ -2827,7 +2782,7 @@ static void send_update(midge *m, uint32_t parts)
     if (r->loss >= 0 || r->accuracy >= 0)
         write_metrics(&f, r->loss, r->accuracy);
     key_integer(&f, N_PARTS, parts, 1);
-    key_bin(&f, N_BASE_DIGEST, r->base_digest, 8);
+    key_bin(&f, N_BASE_DIGEST, r->of.digest, 8);
     if (r->loses) {
         key(&f, N_FEEDBACK);
         write_byte(&f.w, 0xc2); /* false */
@@ -2872,7 +2827,7 @@ static void send_fetch(midge *m, const hop *h)
         if (!(m->got >> i & 1u))
             parts[count++] = m->part + i;
     message f = begin_message(m, TO_UPDATE);
-    key_bin(&f, N_LINEAGE, m->target.lineage, 16);
+    key_bin(&f, N_LINEAGE, m->target.of.lineage, 16);
     key_integer(&f, N_VERSION, h->version, UINT32_MAX);
     key_integer(&f, N_SPAN, h->span, UINT32_MAX);
     key(&f, N_PARTS);
@@ -2886,7 +2841,7 @@ static void send_statistics(midge *m)
 {
     size_t body = 0;
     message f = begin_message(m, TO_UPDATE);
-    key_bin(&f, N_LINEAGE, m->target.lineage, 16);
+    key_bin(&f, N_LINEAGE, m->target.of.lineage, 16);
     key(&f, N_NAMES);
     write_array(&f.w, m->statistic_count);
     for (unsigned i = 0; i < m->statistic_count; i++) {
@@ -2922,19 +2877,19 @@ static void start_training(midge *m)
 static void arrive(midge *m)
 {
     uint8_t digest[32];
-    if (m->version != m->target.version) { /* the way was longer than it could be planned */
+    if (m->held.version != m->target.of.version) { /* the way was longer than it could be planned */
         again_after(m, 0);
         return;
     }
     state_digest(m, digest);
-    if (memcmp(digest, m->target.digest, 16) != 0) {
+    if (memcmp(digest, m->target.of.digest, 16) != 0) {
         m->have = false; /* begin with a snapshot */
         m->sound = false;
         again_after(m, 2000);
         return;
     }
     m->sound = true;
-    tell_why(m, MIDGE_MODEL, m->version, "");
+    tell_why(m, MIDGE_MODEL, m->held.version, "");
     start_training(m);
 }
 
@@ -2984,9 +2939,9 @@ static void take_frame(midge *m)
         return;
     }
     m->have = true;
-    m->version = h->version;
-    m->generation = m->target.generation;
-    memcpy(m->lineage, m->target.lineage, 16);
+    m->held.version = h->version;
+    m->held.generation = m->target.of.generation;
+    memcpy(m->held.lineage, m->target.of.lineage, 16);
     m->hop_at++;
     next_hop(m);
 }
@@ -2997,7 +2952,7 @@ static void take_part(midge *m, bytes payload)
     bytes body;
     const hop *h = &m->hops[m->hop_at];
     if (m->work != WORK_FETCH || !read_header(payload, &part_shape, &p, &body) || p.kind != N_PART ||
-        memcmp(p.lineage, m->target.lineage, 16) != 0)
+        memcmp(p.lineage, m->target.of.lineage, 16) != 0)
         return;
     if (p.version != h->version || p.span != h->span || p.parts != h->parts || p.part < m->part ||
         p.part >= m->part + WINDOW || p.part >= h->parts || (m->got >> (p.part - m->part) & 1u))
@@ -3039,9 +2994,7 @@ static void hurry_fetch(midge *m)
 
 static bool already_trained(const midge *m, const goal *t)
 {
-    const record *r = &m->outbox;
-    return r->version == t->version && r->generation == t->generation && memcmp(r->lineage, t->lineage, 16) == 0 &&
-           memcmp(r->base_digest, t->digest, 8) == 0;
+    return memcmp(&m->outbox.of, &t->of, sizeof t->of) == 0;
 }
 
 /* Whether this device is among those that train from a version. */
@@ -3051,11 +3004,11 @@ static bool takes_part(const midge *m, const goal *t)
     writer w = {(uint8_t *)text, sizeof text, 0, false};
     uint8_t digest[32];
     for (unsigned i = 0; i < 16; i++)
-        write_hex(&w, t->lineage[i], 2);
+        write_hex(&w, t->of.lineage[i], 2);
     write_plain(&w, "/");
-    write_decimal(&w, t->generation);
+    write_decimal(&w, t->of.generation);
     write_plain(&w, "/");
-    write_decimal(&w, t->version);
+    write_decimal(&w, t->of.version);
     write_plain(&w, "/");
     write_plain(&w, m->config.device);
     digest_of(text, w.at, digest);
@@ -3077,7 +3030,7 @@ static uint32_t turn(midge *m, const goal *t, uint32_t size, uint32_t messages, 
 static void adopt_statistics(midge *m, const announcement *a)
 {
     if (a->statistic_count == 0 || a->statistic_count > MIDGE_STATISTICS) {
-        tell_why(m, MIDGE_DOES_NOT_FIT, a->target.version, "more statistics than MIDGE_STATISTICS");
+        tell_why(m, MIDGE_DOES_NOT_FIT, a->target.of.version, "more statistics than MIDGE_STATISTICS");
         return;
     }
     bool same = m->statistic_count == a->statistic_count &&
@@ -3104,7 +3057,7 @@ static void adopt(midge *m, const announcement *a)
     m->target = *t;
     m->work = m->work == WORK_MEASURE && t->statistics ? WORK_MEASURE : WORK_NONE;
     m->after = false;
-    if (m->have && (memcmp(m->lineage, t->lineage, 16) != 0 || m->generation != t->generation)) {
+    if (m->have && (memcmp(m->held.lineage, t->of.lineage, 16) != 0 || m->held.generation != t->of.generation)) {
         m->have = false;
         m->sound = false;
     }
@@ -3123,8 +3076,8 @@ static void adopt(midge *m, const announcement *a)
         m->newer_at = due;
         return;
     }
-    if (!plan_way(m, a->frames, t->version)) {
-        tell_why(m, MIDGE_DOES_NOT_FIT, t->version, "no frame fits the arena");
+    if (!plan_way(m, a->frames, t->of.version)) {
+        tell_why(m, MIDGE_DOES_NOT_FIT, t->of.version, "no frame fits the arena");
         return;
     }
     for (unsigned i = 0; i < m->hop_count; i++) {
@@ -3142,13 +3095,13 @@ static void take_announcement(midge *m, bytes payload)
     if (!read_announcement(payload, &a) || !same_text(a.federation, m->config.federation))
         return;
     const goal *t = &a.target, *known = &m->target;
-    bool same_lineage = memcmp(t->lineage, known->lineage, 16) == 0;
-    bool older = t->generation < known->generation ||
-                 (t->generation == known->generation && t->version < known->version);
+    bool same_lineage = memcmp(t->of.lineage, known->of.lineage, 16) == 0;
+    bool older = t->of.generation < known->of.generation ||
+                 (t->of.generation == known->of.generation && t->of.version < known->of.version);
     if (same_lineage && older && t->issued <= known->issued)
         return;
     if (m->work == WORK_FETCH || m->work == WORK_TRAIN) { /* keep the one that is fetched or trained by */
-        bool other = !same_lineage || t->version != known->version || t->generation != known->generation;
+        bool other = !same_lineage || t->of.version != known->of.version || t->of.generation != known->of.generation;
         m->newer = m->newer || other;
         m->newer_at = m->clock;
         return;
@@ -3624,7 +3577,7 @@ const midge_plan *midge_get_plan(const midge *m)
 
 uint32_t midge_version(const midge *m)
 {
-    return m->version;
+    return m->held.version;
 }
 
 uint32_t midge_next(const midge *m)
@@ -3669,10 +3622,7 @@ void midge_skip(midge *m)
 {
     if (m->work != WORK_TRAIN)
         return;
-    m->outbox.version = m->version; /* until the next start, this counts as trained from */
-    m->outbox.generation = m->generation;
-    memcpy(m->outbox.lineage, m->lineage, 16);
-    memcpy(m->outbox.base_digest, m->target.digest, 8);
+    m->outbox.of = m->target.of; /* until the next start, this counts as trained from */
     again_after(m, 0);
 }
 
@@ -3698,10 +3648,10 @@ void midge_report(midge *m, const midge_fit *fit)
     if (m->link != LINK_UP || !m->sound)
         return;
     message f = begin_message(m, TO_REPORT);
-    key_bin(&f, N_LINEAGE, m->lineage, 16);
-    key_integer(&f, N_VERSION, m->version, UINT32_MAX);
+    key_bin(&f, N_LINEAGE, m->held.lineage, 16);
+    key_integer(&f, N_VERSION, m->held.version, UINT32_MAX);
     key_integer(&f, N_EXAMPLES, fit->examples, UINT32_MAX);
-    write_metrics(&f, finite_float(fit->loss) ? fit->loss : -1, finite_float(fit->accuracy) ? fit->accuracy : -1);
+    write_metrics(&f, finite_or(fit->loss, -1), finite_or(fit->accuracy, -1));
     end_message(m, &f, N_REPORT, PASSING, 0);
 }
 

@@ -110,7 +110,7 @@ static midge *joined(void)
     m->outbox.next = 8;
     m->outbox.outbox = 1;
     for (unsigned i = 0; i < 16; i++)
-        m->target.lineage[i] = m->lineage[i] = (uint8_t)i;
+        m->target.of.lineage[i] = m->held.lineage[i] = (uint8_t)i;
     return m;
 }
 
@@ -126,7 +126,7 @@ static void read_all(midge *m, bytes data)
     bytes rest;
     offers o = {data, 0, false, {0, 0, 0, 0}};
     if (read_announcement(data, &a))
-        (void)plan_way(m, a.frames, a.target.version);
+        (void)plan_way(m, a.frames, a.target.of.version);
     (void)read_header(data, &status_shape, &s, NULL);
     (void)read_header(data, &hello_shape, &h, &rest);
     (void)read_header(data, &word_shape, &t, &rest);

@@ -150,11 +150,11 @@ static void show_announcement(bytes payload)
     printf("{\"read\": %s", read ? "true" : "false");
     if (read) {
         show_text("federation", a.federation);
-        show_field("lineage", t->lineage, 16);
+        show_field("lineage", t->of.lineage, 16);
         show_field("schema_hash", t->schema_hash, 16);
-        show_field("digest", t->digest, 16);
-        printf(", \"generation\": %u, \"version\": %llu, \"chunk\": %u, \"issued\": %.17g, \"phase\": \"%s\"", t->generation,
-               (unsigned long long)t->version, t->chunk, t->issued, a.phase == N_TRAINING ? "training" : "statistics");
+        show_field("digest", t->of.digest, 16);
+        printf(", \"generation\": %u, \"version\": %llu, \"chunk\": %u, \"issued\": %.17g, \"phase\": \"%s\"", t->of.generation,
+               (unsigned long long)t->of.version, t->chunk, t->issued, a.phase == N_TRAINING ? "training" : "statistics");
         printf(", \"plan\": {\"revision\": %u, \"codec\": \"%s\", \"learning_rate\": %.9g, \"local_steps\": %u", t->plan.revision,
                t->plan.codec, (double)t->plan.learning_rate, t->plan.local_steps);
         printf(", \"epochs\": %u, \"batch_size\": %u, \"proximal\": %.9g, \"feedback\": %s}", t->plan.epochs,
@@ -336,9 +336,9 @@ static void say(const char *which, unsigned long long outbox, unsigned long long
     begin();
     device->link = LINK_UP;
     device->outbox.outbox = outbox;
-    device->target.lineage[0] = 0;
+    device->target.of.lineage[0] = 0;
     for (unsigned i = 0; i < 16; i++)
-        device->target.lineage[i] = (uint8_t)i;
+        device->target.of.lineage[i] = (uint8_t)i;
     if (strcmp(which, "joining") == 0)
         say_hello(device, "joining", PASSING, 0, number, 0);
     else if (strcmp(which, "ready") == 0)
@@ -360,9 +360,9 @@ static void show_share(char *lineage, uint32_t generation, unsigned long long ve
     goal t;
     begin();
     memset(&t, 0, sizeof t);
-    memcpy(t.lineage, hex(lineage).data, 16);
-    t.generation = generation;
-    t.version = (uint32_t)version;
+    memcpy(t.of.lineage, hex(lineage).data, 16);
+    t.of.generation = generation;
+    t.of.version = (uint32_t)version;
     t.share = (float)share;
     printf("%d", takes_part(device, &t) ? 1 : 0);
 }
