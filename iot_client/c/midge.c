@@ -748,6 +748,11 @@ struct midge { /* what is used most comes first: within 128 bytes an instruction
     /* Milliseconds; times wrap around and are compared by `is_due`. */
     uint32_t clock, last_now, heard, said, joining_until, greeted_at, greet_at, greet_wait, send_at, sent_at, send_wait,
         newer_at, work_at, trained_at, moments_at, moments_wait;
+    /* The packet under way, its header and the header's pairs; what it says beside the rest. */
+    writer out;
+    size_t header;
+    unsigned pairs;
+    struct { const char *state, *waits; uint64_t number, to; double wakes; uint32_t first, next, largest, parts; } say;
     /* Memory. */
     uint32_t *scratch; /* MIDGE_SCRATCH bytes */
     int32_t *n;        /* the model's integers: `count` values times two to the power of `exponent` */
@@ -2428,69 +2433,86 @@ static void send_raw(midge *m, const void *data, size_t size)
     m->said = m->clock;
 }
 
-static writer begin_packet(midge *m)
+static writer *begin_packet(midge *m, size_t at)
 {
-    writer w = {m->tx, MIDGE_TX, FIXED, false};
-    return w;
+    writer w = {m->tx, MIDGE_TX, at, false};
+    m->out = w;
+    return &m->out;
 }
 
-static uint16_t next_packet(midge *m)
+static void write_packet_id(midge *m)
 {
     m->packet_id = (uint16_t)(m->packet_id + 1u == 0x10000u ? 1u : m->packet_id + 1u);
-    return m->packet_id;
+    write_be(&m->out, m->packet_id, 2);
 }
 
-static void send_packet(midge *m, writer *w, unsigned first, size_t body)
+/* Send what is in `out` as a packet, of which a body follows. */
+static void send_packet(midge *m, unsigned first, size_t body)
 {
-    size_t left = w->at - FIXED + body;
+    size_t left = m->out.at - FIXED + body;
     uint8_t fixed[FIXED];
     unsigned size = 1;
-    if (w->full)
+    if (m->out.full)
         return; /* names that are too long for MIDGE_TX: nothing half-made is sent */
     fixed[0] = (uint8_t)first;
-    do {
-        fixed[size] = (uint8_t)((left & 0x7fu) | (left > 0x7fu ? 0x80u : 0));
-        left >>= 7;
-        size++;
-    } while (left > 0 && size < FIXED);
-    memcpy(m->tx + FIXED - size, fixed, size);
-    send_raw(m, m->tx + FIXED - size, w->at - FIXED + size);
+    for (; size == 1 || left > 0; left >>= 7)
+        fixed[size++] = (uint8_t)((left & 0x7fu) | (left > 0x7fu ? 0x80u : 0));
+    uint8_t *start = m->tx + FIXED - size;
+    memcpy(start, fixed, size);
+    send_raw(m, start, m->out.at - FIXED + size);
 }
 
-static void write_string(writer *w, const char *text)
+/* Text or data with its length before it in two bytes. */
+static size_t begin_string(writer *w)
 {
-    size_t size = strlen(text);
-    write_be(w, (uint32_t)size, 2);
-    write_bytes(w, text, size);
+    write_be(w, 0, 2);
+    return w->at;
 }
 
-static void write_plain(writer *w, const char *text)
+static void end_string(writer *w, size_t start)
+{
+    size_t size = w->at - start;
+    if (!w->full) {
+        w->data[start - 2] = (uint8_t)(size >> 8);
+        w->data[start - 1] = (uint8_t)size;
+    }
+}
+
+static ONCE void write_plain(writer *w, const char *text)
 {
     write_bytes(w, text, strlen(text));
 }
 
-static void write_decimal(writer *w, uint64_t number)
+static void write_string(writer *w, const char *text)
 {
-    char digits[20];
-    unsigned size = 0;
-    do
-        digits[size++] = (char)('0' + number % 10u);
-    while ((number /= 10u) > 0);
-    while (size > 0)
-        write_bytes(w, &digits[--size], 1);
+    size_t start = begin_string(w);
+    write_plain(w, text);
+    end_string(w, start);
 }
 
-static void write_hex(writer *w, uint64_t number, unsigned digits)
+static void write_decimal(writer *w, uint32_t number)
+{
+    char digits[11];
+    char *at = digits + sizeof digits - 1;
+    *at = '\0';
+    do
+        *--at = (char)('0' + number % 10u);
+    while ((number /= 10u) > 0);
+    write_plain(w, at);
+}
+
+static void write_hex(writer *w, uint32_t number, unsigned digits)
 {
     while (digits-- > 0)
-        write_bytes(w, &"0123456789abcdef"[number >> (4u * digits) & 15u], 1);
+        write_byte(w, (unsigned)"0123456789abcdef"[number >> (4u * digits) & 15u]);
 }
 
 typedef enum place { TO_AGGREGATOR, TO_MODEL, TO_UPDATE, TO_RECEIPT, TO_STATUS, TO_REPORT } place;
 
-static void write_topic_text(const midge *m, writer *w, place where)
+static void write_topic_text(midge *m, place where)
 {
     static const char *const trees[] = {"/aggregator", "/model/train", "/update/", "/receipt/", "/status/", "/report/"};
+    writer *w = &m->out;
     write_plain(w, m->config.root);
     write_plain(w, "/");
     write_plain(w, m->config.federation);
@@ -2503,13 +2525,16 @@ static void write_topic_text(const midge *m, writer *w, place where)
         write_plain(w, m->config.device);
 }
 
-/* A topic with its length before it; of a chunk, with its place behind. */
-static void write_topic(const midge *m, writer *w, place where, const hop *h, uint32_t index)
+#define WHOLE UINT32_MAX /* no part of a frame */
+
+/* A topic with its length before it; of a part of the frame that is fetched, with its place behind. */
+static void write_topic(midge *m, place where, uint32_t index)
 {
-    size_t start = w->at;
-    write_be(w, 0, 2);
-    write_topic_text(m, w, where);
-    if (h != NULL) {
+    const hop *h = &m->hops[m->hop_at];
+    writer *w = &m->out;
+    size_t start = begin_string(w);
+    write_topic_text(m, where);
+    if (index != WHOLE) {
         write_plain(w, "/");
         write_decimal(w, h->version);
         write_plain(w, "/");
@@ -2517,341 +2542,353 @@ static void write_topic(const midge *m, writer *w, place where, const hop *h, ui
         write_plain(w, "-");
         write_decimal(w, index);
     }
-    if (!w->full) {
-        w->data[start] = (uint8_t)((w->at - start - 2) >> 8);
-        w->data[start + 1] = (uint8_t)(w->at - start - 2);
-    }
+    end_string(w, start);
 }
 
-static void subscribe(midge *m, place where, unsigned qos, const hop *h, uint32_t index)
+enum { SUBSCRIBE = 0x82, UNSUBSCRIBE = 0xa2, PASSING = 0x32, RETAINED = 0x33 }; /* first bytes of packets */
+
+/* Subscribe to a topic or leave it. Announcements are retained, and come again: they need no acknowledgement. */
+static void list_topic(midge *m, unsigned first, place where, uint32_t index)
 {
-    writer w = begin_packet(m);
-    write_be(&w, next_packet(m), 2);
-    write_topic(m, &w, where, h, index);
-    write_byte(&w, qos);
-    send_packet(m, &w, 0x82, 0);
+    writer *w = begin_packet(m, FIXED);
+    write_packet_id(m);
+    write_topic(m, where, index);
+    if (first == SUBSCRIBE)
+        write_byte(w, where == TO_MODEL && index == WHOLE ? 0 : 1);
+    send_packet(m, first, 0);
 }
 
-static void unsubscribe_part(midge *m, const hop *h, uint32_t index)
+/* Subscribe to what is missing of the next parts, or leave it. */
+static void list_parts(midge *m, unsigned first)
 {
-    writer w = begin_packet(m);
-    write_be(&w, next_packet(m), 2);
-    write_topic(m, &w, TO_MODEL, h, index);
-    send_packet(m, &w, 0xa2, 0);
-}
-
-/* A message under way: a frame's header, of which the pairs are counted. */
-typedef struct message {
-    writer w;
-    size_t frame; /* where the frame begins */
-    unsigned pairs;
-} message;
-
-static void begin_header(message *f)
-{
-    f->frame = f->w.at;
-    f->pairs = 0;
-    write_bytes(&f->w, "\0\0\0\0", 5); /* the header's length, and the map as 16 bits count it */
-}
-
-static message begin_message(midge *m, place where)
-{
-    message f;
-    f.w = begin_packet(m);
-    write_topic(m, &f.w, where, NULL, 0);
-    write_be(&f.w, next_packet(m), 2);
-    begin_header(&f);
-    return f;
-}
-
-static void key(message *f, unsigned number)
-{
-    f->pairs++;
-    write_byte(&f->w, number);
-}
-
-static ONCE void key_integer(message *f, unsigned number, uint32_t value, uint32_t otherwise)
-{
-    if (value == otherwise)
-        return; /* a default does not travel */
-    key(f, number);
-    write_integer(&f->w, value);
-}
-
-static ONCE void key_wide(message *f, unsigned number, uint64_t value)
-{
-    key(f, number);
-    write_wide(&f->w, value);
-}
-
-static void key_bin(message *f, unsigned number, const void *data, size_t size)
-{
-    key(f, number);
-    write_bin(&f->w, data, size);
-}
-
-static void key_word(message *f, unsigned number, const char *word)
-{
-    key(f, number);
-    write_word(&f->w, word);
-}
-
-/* Close the header with its kind. */
-static void end_header(message *f, unsigned kind)
-{
-    key(f, N_KIND);
-    write_integer(&f->w, kind);
-    if (f->w.full)
-        return;
-    uint8_t *at = f->w.data + f->frame;
-    size_t size = f->w.at - f->frame - 5;
-    if (f->pairs < 16) {
-        memmove(at + 3, at + 5, size);
-        f->w.at -= 2;
-        at[2] = (uint8_t)(0x80u | f->pairs);
-        size += 1;
-    } else {
-        at[2] = 0xde;
-        at[3] = 0;
-        at[4] = (uint8_t)f->pairs;
-        size += 3;
-    }
-    put_le(at, size, 2);
-}
-
-#define RETAINED 0x33u
-#define PASSING 0x32u
-
-static void end_message(midge *m, message *f, unsigned kind, unsigned flags, size_t body)
-{
-    end_header(f, kind);
-    send_packet(m, &f->w, flags, body);
-}
-
-/* Bytes of the held update's body. */
-static void send_stored(midge *m, uint32_t from, uint32_t size)
-{
-    uint32_t at = body_start(m, m->slot) + from;
-    for (uint32_t done = 0; done < size && m->link != LINK_DOWN;) {
-        uint32_t some = size - done < MIDGE_TX ? size - done : MIDGE_TX;
-        if (!flash_read(m, at + done, m->tx, some)) {
-            drop_link(m); /* the packet cannot be ended in another way */
-            return;
-        }
-        send_raw(m, m->tx, some);
-        done += some;
-    }
-}
-
-static void send_moments(midge *m)
-{
-    const midge_moment *first = m->moments;
-    for (unsigned i = 0; i < m->statistic_count; first += m->statistics[i++].channels)
-        for (unsigned which = 0; which < 3; which++)
-            for (uint32_t k = 0; k < m->statistics[i].channels;) {
-                size_t filled = 0;
-                for (; k < m->statistics[i].channels && filled + 8 <= MIDGE_TX; k++, filled += 8)
-                    put_le(m->tx + filled, moment_field(&first[k], which), 8);
-                send_raw(m, m->tx, filled);
-            }
+    for (uint32_t i = 0; i < WINDOW && m->part + i < m->hops[m->hop_at].parts; i++)
+        if (!(m->got >> i & 1u))
+            list_topic(m, first, TO_MODEL, m->part + i);
 }
 
 /* ================================================================================================ what is sent */
 
+/* How a field of the client's state is said. Those up to SAY_NAME always are, the others unless they are 0. */
+enum saying {
+    SAY_ALWAYS, SAY_IDENTITY, SAY_BIN16, SAY_DIGEST, SAY_NAME, SAY_INTEGER, SAY_FLOAT, SAY_FALSE, SAY_WIDE, SAY_REAL,
+    SAY_WORD
+};
+
+static const field hello_says[] = {{N_STATE, SAY_WORD, offsetof(midge, say.state)},
+                                   {N_OUTBOX, SAY_IDENTITY, offsetof(midge, outbox.outbox)},
+                                   {N_FIRST, SAY_INTEGER, offsetof(midge, say.first)},
+                                   {N_NEXT, SAY_INTEGER, offsetof(midge, say.next)},
+                                   {N_WAKES, SAY_REAL, offsetof(midge, say.wakes)},
+                                   {N_WAITS, SAY_WORD, offsetof(midge, say.waits)},
+                                   {N_NUMBER, SAY_WIDE, offsetof(midge, say.number)},
+                                   {N_TO, SAY_WIDE, offsetof(midge, say.to)},
+                                   {N_LARGEST, SAY_INTEGER, offsetof(midge, say.largest)}};
+static const field held_says[] = {{N_LINEAGE, SAY_BIN16, offsetof(midge, held.lineage)},
+                                  {N_GENERATION, SAY_INTEGER, offsetof(midge, held.generation)},
+                                  {N_VERSION, SAY_INTEGER, offsetof(midge, held.version)}};
+static const field update_says[] = {{N_OUTBOX, SAY_IDENTITY, offsetof(midge, outbox.outbox)},
+                                    {N_FIRST, SAY_ALWAYS, offsetof(midge, say.first)},
+                                    {N_SEQ, SAY_ALWAYS, offsetof(midge, outbox.seq)},
+                                    {N_LINEAGE, SAY_BIN16, offsetof(midge, outbox.of.lineage)},
+                                    {N_GENERATION, SAY_ALWAYS, offsetof(midge, outbox.of.generation)},
+                                    {N_BASE, SAY_ALWAYS, offsetof(midge, outbox.of.version)},
+                                    {N_CODEC, SAY_NAME, offsetof(midge, outbox.codec)},
+                                    {N_SIZE, SAY_ALWAYS, offsetof(midge, outbox.size)},
+                                    {N_SHA256, SAY_BIN16, offsetof(midge, outbox.sha256)},
+                                    {N_EXAMPLES, SAY_INTEGER, offsetof(midge, outbox.examples)},
+                                    {N_STEPS, SAY_INTEGER, offsetof(midge, outbox.steps)},
+                                    {N_SECONDS, SAY_FLOAT, offsetof(midge, outbox.seconds)},
+                                    {N_PLAN, SAY_INTEGER, offsetof(midge, outbox.revision)},
+                                    {N_PARTS, SAY_INTEGER, offsetof(midge, say.parts)},
+                                    {N_BASE_DIGEST, SAY_DIGEST, offsetof(midge, outbox.of.digest)},
+                                    {N_FEEDBACK, SAY_FALSE, offsetof(midge, outbox.loses)}};
+#define CHUNK_SAYS 3u /* so many of them a chunk says too */
+static const field target_says[] = {{N_LINEAGE, SAY_BIN16, offsetof(midge, target.of.lineage)}};
+
+static void key(midge *m, unsigned number)
+{
+    m->pairs++;
+    write_byte(&m->out, number);
+}
+
+static void key_integer(midge *m, unsigned number, uint32_t value)
+{
+    key(m, number);
+    write_integer(&m->out, value);
+}
+
+static void say_fields(midge *m, const field *f, unsigned count)
+{
+    writer *w = &m->out;
+    for (; count > 0; count--, f++) {
+        const uint8_t *from = (const uint8_t *)m + f->at;
+        uint32_t number;
+        uint64_t wide;
+        float real;
+        const char *word = (const char *)from;
+        memcpy(&number, from, sizeof number);
+        memcpy(&real, from, sizeof real);
+        wide = number;
+        if (f->form == SAY_IDENTITY || f->form >= SAY_WIDE)
+            memcpy(&wide, from, sizeof wide);
+        if (f->form == SAY_WORD) {
+            memcpy(&word, from, sizeof word);
+            wide = word != NULL;
+        }
+        if (wide == 0 && f->form > SAY_NAME)
+            continue;
+        key(m, f->key);
+        switch (f->form) {
+        case SAY_BIN16: write_bin(w, from, 16); break;
+        case SAY_DIGEST: write_bin(w, from, 8); break;
+        case SAY_NAME:
+        case SAY_WORD: write_word(w, word); break;
+        case SAY_REAL: write_long(w, 0xcb, wide); break;
+        case SAY_FLOAT: write_real(w, (double)real); break;
+        case SAY_FALSE: write_byte(w, 0xc2); break;
+        default: write_wide(w, wide); break;
+        }
+    }
+}
+
+/* A message's header: its length in two bytes, and a map of which the pairs are counted. */
+static void begin_header(midge *m)
+{
+    m->header = m->out.at;
+    m->pairs = 0;
+    write_tagged(&m->out, 0, 0, 2);
+}
+
+/* Close it with the message's kind. */
+static void end_header(midge *m, unsigned kind)
+{
+    writer *w = &m->out;
+    key_integer(m, N_KIND, kind);
+    uint8_t *at = w->data + m->header;
+    if (m->pairs > 15) /* then their number takes two bytes more */
+        write_be(w, 0, 2);
+    if (w->full)
+        return;
+    at[2] = (uint8_t)(0x80u | m->pairs);
+    if (m->pairs > 15) {
+        memmove(at + 5, at + 3, w->at - m->header - 5);
+        at[2] = 0xde;
+        at[3] = 0;
+        at[4] = (uint8_t)m->pairs;
+    }
+    put_le(at, w->at - m->header - 2, 2);
+}
+
+static writer *begin_message(midge *m, place where, const field *fields, unsigned count)
+{
+    begin_packet(m, FIXED);
+    write_topic(m, where, WHOLE);
+    write_packet_id(m);
+    begin_header(m);
+    m->say.first = first_held(m);
+    say_fields(m, fields, count);
+    return &m->out;
+}
+
+static void end_message(midge *m, unsigned kind, unsigned first, size_t body)
+{
+    end_header(m, kind);
+    send_packet(m, first, body);
+}
+
+/* Bytes of the held update's body, behind its header. */
+static void send_stored(midge *m, uint32_t from, uint32_t size)
+{
+    uint32_t at = body_start(m, m->slot) + from;
+    if (m->out.full)
+        return;
+    for (uint32_t some; size > 0 && m->link != LINK_DOWN; size -= some, at += some) {
+        some = least(size, MIDGE_TX);
+        if (flash_read(m, at, m->tx, some))
+            send_raw(m, m->tx, some);
+        else
+            drop_link(m); /* the packet cannot be ended in another way */
+    }
+}
+
 /* Bytes of a body that surely fit the receive buffer, whatever stands before it. */
 static uint32_t largest_body(const midge *m)
 {
-    size_t before = strlen(m->config.root) + strlen(m->config.federation) + 152u;
-    return m->config.packet > before + 64u ? m->config.packet - (uint32_t)before : 64u;
+    uint32_t before = (uint32_t)(strlen(m->config.root) + strlen(m->config.federation)) + 152u;
+    return m->config.packet > before + 64u ? m->config.packet - before : 64u;
 }
 
-static void write_hello(midge *m, message *f, const char *state, double wakes, uint64_t number, uint64_t to)
+static uint32_t unless_1(uint32_t number) /* which is the default */
+{
+    return number == 1 ? 0 : number;
+}
+
+static void say_state(midge *m, const char *state)
 {
     bool live = strcmp(state, "ready") == 0;
-    key_word(f, N_STATE, state);
-    key_wide(f, N_OUTBOX, m->outbox.outbox);
-    key_integer(f, N_FIRST, first_held(m), 1);
-    key_integer(f, N_NEXT, m->outbox.next, 1);
-    if (m->sound) {
-        key_bin(f, N_LINEAGE, m->held.lineage, 16);
-        key_integer(f, N_GENERATION, m->held.generation, 0);
-        key_integer(f, N_VERSION, m->held.version, 0);
-    }
-    if (wakes > 0) {
-        key(f, N_WAKES);
-        write_real(&f->w, wakes);
-    }
+    m->say.state = state;
+    m->say.first = unless_1(first_held(m));
+    m->say.next = unless_1(m->outbox.next);
+    m->say.waits = live ? m->waits : NULL;
+    m->say.largest = live ? largest_body(m) : 0;
+    say_fields(m, hello_says, COUNT(hello_says));
+    if (m->sound)
+        say_fields(m, held_says, COUNT(held_says));
     if (m->config.machine != NULL) {
-        key(f, N_CAPABILITIES);
-        write_map(&f->w, 1);
-        write_integer(&f->w, N_MACHINE);
-        write_word(&f->w, m->config.machine);
+        key(m, N_CAPABILITIES);
+        write_map(&m->out, 1);
+        write_integer(&m->out, N_MACHINE);
+        write_word(&m->out, m->config.machine);
     }
-    if (live && m->waits != NULL)
-        key_word(f, N_WAITS, m->waits);
-    if (number != 0)
-        key_wide(f, N_NUMBER, number);
-    if (to != 0)
-        key_wide(f, N_TO, to);
-    if (live)
-        key_integer(f, N_LARGEST, largest_body(m), 0);
+    m->say.wakes = 0;
+    m->say.number = m->say.to = 0;
 }
 
-static void say_hello(midge *m, const char *state, unsigned flags, double wakes, uint64_t number, uint64_t to)
+/* With what is in `say`: when it wakes, its number, or the number that it answers. */
+static void say_hello(midge *m, const char *state, unsigned first)
 {
-    message f = begin_message(m, TO_STATUS);
-    write_hello(m, &f, state, wakes, number, to);
-    end_message(m, &f, N_HELLO, flags, 0);
+    begin_message(m, TO_STATUS, NULL, 0);
+    say_state(m, state);
+    end_message(m, N_HELLO, first, 0);
+}
+
+/* Answer the device of this name that says this number. */
+static void answer(midge *m, uint64_t number)
+{
+    m->say.to = number;
+    say_hello(m, "ready", PASSING);
+}
+
+static void ask(midge *m)
+{
+    m->say.number = m->number;
+    say_hello(m, "joining", PASSING);
 }
 
 /* The first packet: the Will says that this device is lost. */
 static void send_connect(midge *m)
 {
-    bool password = m->config.user != NULL && m->config.password != NULL;
-    message f;
-    f.w = begin_packet(m);
-    write_string(&f.w, "MQTT");
-    write_byte(&f.w, 4);
-    write_byte(&f.w, 0x2eu | (m->config.user != NULL ? 0x80u : 0) | (password ? 0x40u : 0));
-    write_be(&f.w, m->config.keep_alive, 2);
-    size_t start = f.w.at;
-    write_be(&f.w, 0, 2);
-    write_plain(&f.w, m->config.device);
-    write_plain(&f.w, "-");
-    write_hex(&f.w, m->outbox.outbox, 16);
+    const char *user = m->config.user, *password = user != NULL ? m->config.password : NULL;
+    writer *w = begin_packet(m, FIXED);
+    write_string(w, "MQTT");
+    write_byte(w, 4);
+    write_byte(w, 0x2eu | (user != NULL ? 0x80u : 0) | (password != NULL ? 0x40u : 0));
+    write_be(w, m->config.keep_alive, 2);
+    size_t start = begin_string(w);
+    write_plain(w, m->config.device);
+    write_plain(w, "-");
+    write_hex(w, (uint32_t)(m->outbox.outbox >> 32), 8);
+    write_hex(w, (uint32_t)m->outbox.outbox, 8);
     if (m->short_lives >= 3) { /* another client may have this id: come back under another one, and ask */
-        write_plain(&f.w, "-");
-        write_hex(&f.w, draw(m), 8);
+        write_plain(w, "-");
+        write_hex(w, (uint32_t)draw(m), 8);
     }
-    if (f.w.full)
-        return;
-    f.w.data[start + 1] = (uint8_t)(f.w.at - start - 2);
-    write_topic(m, &f.w, TO_STATUS, NULL, 0);
-    start = f.w.at;
-    write_be(&f.w, 0, 2);
-    begin_header(&f);
-    write_hello(m, &f, "lost", 0, 0, 0);
-    end_header(&f, N_HELLO);
-    if (f.w.full)
-        return;
-    f.w.data[start] = (uint8_t)((f.w.at - start - 2) >> 8);
-    f.w.data[start + 1] = (uint8_t)(f.w.at - start - 2);
-    if (m->config.user != NULL)
-        write_string(&f.w, m->config.user);
-    if (password)
-        write_string(&f.w, m->config.password);
-    send_packet(m, &f.w, 0x10, 0);
+    end_string(w, start);
+    write_topic(m, TO_STATUS, WHOLE);
+    start = begin_string(w);
+    begin_header(m);
+    say_state(m, "lost");
+    end_header(m, N_HELLO);
+    end_string(w, start);
+    if (user != NULL)
+        write_string(w, user);
+    if (password != NULL)
+        write_string(w, password);
+    send_packet(m, 0x10, 0);
 }
 
-static void write_metrics(message *f, float loss, float accuracy)
+static void say_metrics(midge *m, float loss, float accuracy)
 {
-    unsigned count = (loss >= 0 ? 1u : 0) + (accuracy >= 0 ? 1u : 0);
-    key(f, N_METRICS);
-    write_map(&f->w, count);
-    if (loss >= 0) {
-        write_integer(&f->w, N_LOSS);
-        write_real(&f->w, (double)loss);
-    }
-    if (accuracy >= 0) {
-        write_integer(&f->w, N_ACCURACY);
-        write_real(&f->w, (double)accuracy);
-    }
-}
-
-/* The held update's header; with its body if it is in one piece. */
-static void send_update(midge *m, uint32_t parts)
-{
-    const record *r = &m->outbox;
-    message f = begin_message(m, TO_UPDATE);
-    key_wide(&f, N_OUTBOX, r->outbox);
-    key_integer(&f, N_FIRST, first_held(m), UINT32_MAX);
-    key_integer(&f, N_SEQ, r->seq, UINT32_MAX);
-    key_bin(&f, N_LINEAGE, r->of.lineage, 16);
-    key_integer(&f, N_GENERATION, r->of.generation, UINT32_MAX);
-    key_integer(&f, N_BASE, r->of.version, UINT32_MAX);
-    key_word(&f, N_CODEC, r->codec);
-    key_integer(&f, N_SIZE, r->size, UINT32_MAX);
-    key_bin(&f, N_SHA256, r->sha256, 16);
-    key_integer(&f, N_EXAMPLES, r->examples, 0);
-    key_integer(&f, N_STEPS, r->steps, 0);
-    if (r->seconds > 0) {
-        key(&f, N_SECONDS);
-        write_real(&f.w, (double)r->seconds);
-    }
-    key_integer(&f, N_PLAN, r->revision, 0);
-    if (r->loss >= 0 || r->accuracy >= 0)
-        write_metrics(&f, r->loss, r->accuracy);
-    key_integer(&f, N_PARTS, parts, 1);
-    key_bin(&f, N_BASE_DIGEST, r->of.digest, 8);
-    if (r->loses) {
-        key(&f, N_FEEDBACK);
-        write_byte(&f.w, 0xc2); /* false */
-    }
-    size_t body = parts > 1 ? 0 : r->size;
-    end_message(m, &f, parts > 1 ? N_OFFER : N_UPDATE, PASSING, body);
-    if (body > 0 && !f.w.full)
-        send_stored(m, 0, r->size);
-}
-
-static uint32_t chunk_limit(const midge *m)
-{
-    return m->target.chunk > 0 ? m->target.chunk : 256u * 1024u;
+    const float values[2] = {loss, accuracy};
+    key(m, N_METRICS);
+    write_map(&m->out, (loss >= 0 ? 1u : 0) + (accuracy >= 0 ? 1u : 0));
+    for (unsigned i = 0; i < 2; i++)
+        if (values[i] >= 0) {
+            write_integer(&m->out, N_LOSS + i);
+            write_real(&m->out, (double)values[i]);
+        }
 }
 
 static uint32_t update_parts(const midge *m)
 {
-    uint32_t limit = chunk_limit(m);
-    return m->outbox.size <= limit ? 1 : (m->outbox.size + limit - 1u) / limit;
+    uint32_t limit = m->target.chunk > 0 ? m->target.chunk : 256u * 1024u, size = m->outbox.size;
+    return size <= limit ? 1 : (size + limit - 1u) / limit;
+}
+
+/* The held update's header; with its body if it is in one piece. */
+static void send_update(midge *m)
+{
+    uint32_t parts = update_parts(m), body = parts > 1 ? 0 : m->outbox.size;
+    m->say.parts = unless_1(parts);
+    begin_message(m, TO_UPDATE, update_says, COUNT(update_says));
+    if (m->outbox.loss >= 0 || m->outbox.accuracy >= 0)
+        say_metrics(m, m->outbox.loss, m->outbox.accuracy);
+    end_message(m, parts > 1 ? N_OFFER : N_UPDATE, PASSING, body);
+    send_stored(m, 0, body);
 }
 
 static void send_chunk(midge *m, uint32_t index)
 {
-    uint32_t parts = update_parts(m), each = (m->outbox.size + parts - 1u) / parts;
+    uint32_t parts = update_parts(m), each = (m->outbox.size + parts - 1u) / parts, from = index * each;
     if (index >= parts)
         return;
-    uint32_t from = index * each, size = m->outbox.size - from < each ? m->outbox.size - from : each;
-    message f = begin_message(m, TO_UPDATE);
-    key_wide(&f, N_OUTBOX, m->outbox.outbox);
-    key_integer(&f, N_FIRST, first_held(m), UINT32_MAX);
-    key_integer(&f, N_SEQ, m->outbox.seq, UINT32_MAX);
-    key_integer(&f, N_PART, index, UINT32_MAX);
-    end_message(m, &f, N_CHUNK, PASSING, size);
-    if (!f.w.full)
-        send_stored(m, from, size);
+    uint32_t size = least(m->outbox.size - from, each);
+    begin_message(m, TO_UPDATE, update_says, CHUNK_SAYS);
+    key_integer(m, N_PART, index);
+    end_message(m, N_CHUNK, PASSING, size);
+    send_stored(m, from, size);
 }
 
-static void send_fetch(midge *m, const hop *h)
+/* Ask for the parts that are missing of those that are waited for. */
+static void send_fetch(midge *m)
 {
+    const hop *h = &m->hops[m->hop_at];
     uint32_t parts[WINDOW], count = 0;
     for (uint32_t i = 0; i < WINDOW && m->part + i < h->parts; i++)
         if (!(m->got >> i & 1u))
             parts[count++] = m->part + i;
-    message f = begin_message(m, TO_UPDATE);
-    key_bin(&f, N_LINEAGE, m->target.of.lineage, 16);
-    key_integer(&f, N_VERSION, h->version, UINT32_MAX);
-    key_integer(&f, N_SPAN, h->span, UINT32_MAX);
-    key(&f, N_PARTS);
-    write_array(&f.w, count);
+    writer *w = begin_message(m, TO_UPDATE, target_says, COUNT(target_says));
+    key_integer(m, N_VERSION, h->version);
+    key_integer(m, N_SPAN, h->span);
+    key(m, N_PARTS);
+    write_array(w, count);
     for (uint32_t i = 0; i < count; i++)
-        write_integer(&f.w, parts[i]);
-    end_message(m, &f, N_FETCH, PASSING, 0);
+        write_integer(w, parts[i]);
+    end_message(m, N_FETCH, PASSING, 0);
+}
+
+/* Of each statistic its counts, its means, its sums of squares. */
+static void send_moments(midge *m)
+{
+    const midge_moment *first = m->moments;
+    size_t filled = 0;
+    for (unsigned i = 0; i < m->statistic_count; first += m->statistics[i++].channels)
+        for (unsigned which = 0; which < 3; which++)
+            for (uint32_t k = 0; k < m->statistics[i].channels; k++) {
+                put_le(m->tx + filled, moment_field(&first[k], which), 8);
+                filled += 8;
+                if (filled + 8 > MIDGE_TX) {
+                    send_raw(m, m->tx, filled);
+                    filled = 0;
+                }
+            }
+    send_raw(m, m->tx, filled);
 }
 
 static void send_statistics(midge *m)
 {
     size_t body = 0;
-    message f = begin_message(m, TO_UPDATE);
-    key_bin(&f, N_LINEAGE, m->target.of.lineage, 16);
-    key(&f, N_NAMES);
-    write_array(&f.w, m->statistic_count);
+    writer *w = begin_message(m, TO_UPDATE, target_says, COUNT(target_says));
+    key(m, N_NAMES);
+    write_array(w, m->statistic_count);
     for (unsigned i = 0; i < m->statistic_count; i++) {
-        write_array(&f.w, 2);
-        write_word(&f.w, m->statistics[i].name);
-        write_integer(&f.w, m->statistics[i].channels);
+        write_array(w, 2);
+        write_word(w, m->statistics[i].name);
+        write_integer(w, m->statistics[i].channels);
         body += 24u * (size_t)m->statistics[i].channels;
     }
-    end_message(m, &f, N_STATISTICS, PASSING, body);
-    if (!f.w.full)
+    end_message(m, N_STATISTICS, PASSING, body);
+    if (!w->full)
         send_moments(m);
 }
 
@@ -2899,22 +2936,17 @@ static void next_hop(midge *m)
         arrive(m);
         return;
     }
-    const hop *h = &m->hops[m->hop_at];
     m->work = WORK_FETCH;
     m->part = m->got = 0;
     m->tries = 0;
     m->frame_known = false;
     m->work_at = m->clock + 5000u;
-    for (uint32_t i = 0; i < WINDOW && i < h->parts; i++)
-        subscribe(m, TO_MODEL, 1, h, i);
+    list_parts(m, SUBSCRIBE);
 }
 
 static void give_up_fetch(midge *m, uint32_t pause)
 {
-    const hop *h = &m->hops[m->hop_at];
-    for (uint32_t i = 0; i < WINDOW && m->part + i < h->parts; i++)
-        if (!(m->got >> i & 1u))
-            unsubscribe_part(m, h, m->part + i);
+    list_parts(m, UNSUBSCRIBE);
     again_after(m, pause);
 }
 
@@ -2969,12 +3001,12 @@ static void take_part(midge *m, bytes payload)
     memcpy(m->frame_sha, p.sha256, 16);
     if (body.size > 0)
         memcpy(m->frame + from, body.data, body.size);
-    unsubscribe_part(m, h, p.part);
+    list_topic(m, UNSUBSCRIBE, TO_MODEL, p.part);
     m->got |= 1u << (p.part - m->part);
     m->work_at = m->clock + 5000u;
     for (; (m->got & 1u) != 0; m->got >>= 1, m->part++)
         if (m->part + WINDOW < h->parts)
-            subscribe(m, TO_MODEL, 1, h, m->part + WINDOW);
+            list_topic(m, SUBSCRIBE, TO_MODEL, m->part + WINDOW);
     if (m->part >= h->parts)
         take_frame(m);
 }
@@ -2987,7 +3019,7 @@ static void hurry_fetch(midge *m)
         return;
     }
     m->work_at = m->clock + 5000u;
-    send_fetch(m, &m->hops[m->hop_at]);
+    send_fetch(m);
 }
 
 /* ================================================================================================== the session */
@@ -2998,20 +3030,19 @@ static bool already_trained(const midge *m, const goal *t)
 }
 
 /* Whether this device is among those that train from a version. */
-static bool takes_part(const midge *m, const goal *t)
+static bool takes_part(midge *m, const goal *t)
 {
-    char text[32 + 1 + 10 + 1 + 20 + 1 + 64 + 1];
-    writer w = {(uint8_t *)text, sizeof text, 0, false};
+    writer *w = begin_packet(m, 0);
     uint8_t digest[32];
     for (unsigned i = 0; i < 16; i++)
-        write_hex(&w, t->of.lineage[i], 2);
-    write_plain(&w, "/");
-    write_decimal(&w, t->of.generation);
-    write_plain(&w, "/");
-    write_decimal(&w, t->of.version);
-    write_plain(&w, "/");
-    write_plain(&w, m->config.device);
-    digest_of(text, w.at, digest);
+        write_hex(w, t->of.lineage[i], 2);
+    write_plain(w, "/");
+    write_decimal(w, t->of.generation);
+    write_plain(w, "/");
+    write_decimal(w, t->of.version);
+    write_plain(w, "/");
+    write_plain(w, m->config.device);
+    digest_of(w->data, w->at, digest);
     return t->share >= 1 || (double)get_be(digest, 8) < (double)t->share * 18446744073709551616.0;
 }
 
@@ -3111,7 +3142,7 @@ static void take_announcement(midge *m, bytes payload)
 
 static void greet(midge *m)
 {
-    say_hello(m, "ready", RETAINED, 0, 0, 0);
+    say_hello(m, "ready", RETAINED);
     m->settled_once = false;
     m->greets = true;
     m->greet_at = m->clock + m->greet_wait;
@@ -3247,7 +3278,7 @@ static void take_hello(midge *m, bytes payload, bool retained)
             if (!m->suspected)
                 m->joining_until = m->clock;
         } else if (joining && m->number < h.number)
-            say_hello(m, "ready", PASSING, 0, 0, h.number); /* both begin: the other is to end */
+            answer(m, h.number); /* both begin: the other is to end */
         else if (live && h.to == m->number)
             m->end = MIDGE_TAKEN;
         else if (live && h.outbox != m->outbox.outbox) {
@@ -3256,13 +3287,13 @@ static void take_hello(midge *m, bytes payload, bool retained)
                 m->end = MIDGE_TAKEN; /* of an earlier version, which answers without a number: twice */
             else if (!retained) {
                 m->answered = true;
-                say_hello(m, "joining", PASSING, 0, m->number, 0);
+                ask(m);
             }
         }
         return;
     }
     if (joining && (h.outbox != m->outbox.outbox || h.number != m->number))
-        say_hello(m, "ready", PASSING, 0, 0, h.number);
+        answer(m, h.number);
     else if (h.state == N_LOST && h.outbox == m->outbox.outbox && m->serves)
         greet_soon(m, 0); /* the Will of an earlier connection came late */
 }
@@ -3274,9 +3305,9 @@ static void come_in(midge *m)
     m->boot = m->token = 0;
     m->send_wait = 10000;
     m->send_at = m->clock;
-    subscribe(m, TO_RECEIPT, 1, NULL, 0);
-    subscribe(m, TO_AGGREGATOR, 1, NULL, 0);
-    subscribe(m, TO_MODEL, 0, NULL, 0);
+    list_topic(m, SUBSCRIBE, TO_RECEIPT, WHOLE);
+    list_topic(m, SUBSCRIBE, TO_AGGREGATOR, WHOLE);
+    list_topic(m, SUBSCRIBE, TO_MODEL, WHOLE);
 }
 
 static void take_connack(midge *m, bytes packet)
@@ -3294,17 +3325,18 @@ static void take_connack(midge *m, bytes packet)
     m->answered = false;
     m->number = (draw(m) >> 2) + 1u;
     m->joining_until = m->clock + 3000u;
-    subscribe(m, TO_STATUS, 1, NULL, 0);
-    say_hello(m, "joining", PASSING, 0, m->number, 0);
+    list_topic(m, SUBSCRIBE, TO_STATUS, WHOLE);
+    ask(m);
 }
 
 /* Whether a topic is one of ours; of a chunk of the model, `below` is set. */
 static bool is_topic(midge *m, bytes topic, place where, bool *below)
 {
-    writer w = {m->tx, MIDGE_TX, 0, false};
-    write_topic_text(m, &w, where);
-    *below = !w.full && topic.size > w.at && topic.data[w.at] == '/' && memcmp(topic.data, m->tx, w.at) == 0;
-    return !w.full && topic.size == w.at && memcmp(topic.data, m->tx, w.at) == 0;
+    const writer *w = begin_packet(m, 0);
+    write_topic_text(m, where);
+    bool begins = !w->full && topic.size >= w->at && memcmp(topic.data, w->data, w->at) == 0;
+    *below = begins && topic.size > w->at && topic.data[w->at] == '/';
+    return begins && topic.size == w->at;
 }
 
 static void take_publish(midge *m, bytes packet, unsigned flags, uint64_t cut)
@@ -3423,7 +3455,7 @@ static void keep_alive(midge *m)
 static void send_held(midge *m)
 {
     uint32_t spread = m->send_wait / 2u;
-    send_update(m, update_parts(m));
+    send_update(m);
     m->sent_at = m->clock;
     m->send_at = m->clock + m->send_wait - spread / 2u + (uint32_t)draw(m) % (spread + 1u);
     m->send_wait = m->send_wait >= 150000 ? 300000 : m->send_wait * 2;
@@ -3448,7 +3480,7 @@ static void attend(midge *m)
     }
     if (m->newer && !m->after && m->outbox.seq == 0 && m->work == WORK_NONE && is_due(m, m->newer_at)) {
         m->newer_at = m->clock + 5000u; /* the retained announcement comes again */
-        subscribe(m, TO_MODEL, 0, NULL, 0);
+        list_topic(m, SUBSCRIBE, TO_MODEL, WHOLE);
     }
 }
 
@@ -3554,8 +3586,9 @@ void midge_leave(midge *m, double wakes)
 {
     static const uint8_t bye[2] = {0xe0, 0};
     tick(m);
+    m->say.wakes = wakes > 0 ? wakes : 0;
     if (m->link == LINK_UP)
-        say_hello(m, wakes > 0 ? "sleeping" : "disconnected", RETAINED, wakes, 0, 0);
+        say_hello(m, wakes > 0 ? "sleeping" : "disconnected", RETAINED);
     if (m->link != LINK_DOWN)
         send_raw(m, bye, sizeof bye);
     m->link = LINK_DOWN;
@@ -3567,7 +3600,7 @@ void midge_wait(midge *m, const char *why)
         return;
     m->waits = why;
     if (m->link == LINK_UP && m->settled_once)
-        say_hello(m, "ready", RETAINED, 0, 0, 0);
+        say_hello(m, "ready", RETAINED);
 }
 
 const midge_plan *midge_get_plan(const midge *m)
@@ -3647,12 +3680,11 @@ void midge_report(midge *m, const midge_fit *fit)
 {
     if (m->link != LINK_UP || !m->sound)
         return;
-    message f = begin_message(m, TO_REPORT);
-    key_bin(&f, N_LINEAGE, m->held.lineage, 16);
-    key_integer(&f, N_VERSION, m->held.version, UINT32_MAX);
-    key_integer(&f, N_EXAMPLES, fit->examples, UINT32_MAX);
-    write_metrics(&f, finite_or(fit->loss, -1), finite_or(fit->accuracy, -1));
-    end_message(m, &f, N_REPORT, PASSING, 0);
+    begin_message(m, TO_REPORT, held_says, 1);
+    key_integer(m, N_VERSION, m->held.version);
+    key_integer(m, N_EXAMPLES, fit->examples);
+    say_metrics(m, finite_or(fit->loss, -1), finite_or(fit->accuracy, -1));
+    end_message(m, N_REPORT, PASSING, 0);
 }
 
 bool midge_measures(const midge *m, unsigned index, midge_text *name, uint32_t *channels)

@@ -339,18 +339,16 @@ static void say(const char *which, unsigned long long outbox, unsigned long long
     device->target.of.lineage[0] = 0;
     for (unsigned i = 0; i < 16; i++)
         device->target.of.lineage[i] = (uint8_t)i;
+    device->number = number;
     if (strcmp(which, "joining") == 0)
-        say_hello(device, "joining", PASSING, 0, number, 0);
-    else if (strcmp(which, "ready") == 0)
-        say_hello(device, "ready", PASSING, 0, 0, 0);
-    else if (strcmp(which, "lost") == 0)
-        say_hello(device, "lost", PASSING, 0, 0, 0);
+        ask(device);
     else if (strcmp(which, "fetch") == 0) {
-        hop h = {12, 4, 100, 8};
-        device->part = 0;
+        const hop h = {12, 4, 100, 8};
+        device->hops[0] = h;
         device->got = 6; /* 1 and 2 are here */
-        send_fetch(device, &h);
-    }
+        send_fetch(device);
+    } else
+        say_hello(device, which, PASSING);
     size_t topic = 2u + sent[2] * 256u + sent[3]; /* packets of the vectors are below 128 bytes */
     show(sent + 2 + topic + 2, sent_size - 2 - topic - 2);
 }
