@@ -45,7 +45,7 @@ typedef struct bytes {
 
 /* ======================================================================================================== bytes */
 
-static ONCE void put_le(uint8_t *at, uint64_t value, unsigned size)
+static void put_le(uint8_t *at, uint64_t value, unsigned size)
 {
     for (unsigned i = 0; i < size; i++)
         at[i] = (uint8_t)(value >> (8u * i));
@@ -95,7 +95,7 @@ static uint64_t bits_of_double(double value)
     return bits;
 }
 
-static ONCE bool finite_float(float value)
+static bool finite_float(float value)
 {
     return (bits_of(value) & 0x7f800000u) != 0x7f800000u;
 }
@@ -122,7 +122,7 @@ static bytes bytes_of(const char *word)
     return found;
 }
 
-static ONCE bytes rest_of(bytes whole, size_t from)
+static bytes rest_of(bytes whole, size_t from)
 {
     bytes found = {whole.data, 0};
     if (from < whole.size) {
@@ -558,7 +558,7 @@ typedef struct shape {
 #define COUNT(table) ((unsigned)(sizeof(table) / sizeof(table)[0]))
 #define SHAPE(fields, needed, size) {fields, COUNT(fields), needed, size}
 
-static bool take_field(const reader *r, const item *value, unsigned form, void *to)
+static ONCE bool take_field(const reader *r, const item *value, unsigned form, void *to)
 {
     bool right = is_unsigned(value), is_true = value->number != 0;
     uint32_t number = clamped(value->number);
@@ -741,7 +741,7 @@ struct midge { /* what is used most comes first: within 128 bytes an instruction
     enum { NOTHING, LEVELS, EVERYTHING } says; /* of trained values: what the update does that is encoded */
     bool newer;       /* an announcement was passed over, and is to be asked for at `newer_at` */
     bool after;       /* but only once the update that is held is settled */
-    bool suspected, answered, sound, frame_known, has_trained;
+    bool suspected, answered, sound, has_trained;
     uint8_t slot, short_lives; /* connections that ended soon after they had begun, one after the other */
     uint8_t hop_count, hop_at, tries, statistic_count;
     uint16_t packet_id;
@@ -769,6 +769,7 @@ struct midge { /* what is used most comes first: within 128 bytes an instruction
     const char *waits;
     const midge_moment *moments;
     midge_port port;
+    midge_event event; /* the next one */
     uint8_t schema_hash[16], frame_sha[16];
     goal target;
     record outbox;
@@ -779,14 +780,6 @@ struct midge { /* what is used most comes first: within 128 bytes an instruction
 };
 
 typedef char midge_self_fits[sizeof(struct midge) <= MIDGE_SELF ? 1 : -1];
-
-/* An event of text, which may be none. */
-static midge_event event_of(midge_tiding tiding, uint64_t number, bytes text, bytes why)
-{
-    midge_event event = {tiding, number, false, false, false, {(const char *)text.data, text.size},
-                         {(const char *)why.data, why.size}};
-    return event;
-}
 
 static ONCE bool flash_read(const midge *m, uint32_t at, void *data, size_t size)
 {
@@ -803,25 +796,29 @@ static uint32_t aligned16(uint32_t size)
     return (size + 15u) & ~15u;
 }
 
-static void tell(const midge *m, const midge_event *event)
+/* An event; what else it says is in `event` already. */
+static ONCE void tell(midge *m, midge_tiding tiding, uint64_t number)
 {
+    m->event.tiding = tiding;
+    m->event.number = number;
     if (m->config.event != NULL)
-        m->config.event(m->config.context, event);
+        m->config.event(m->config.context, &m->event);
+    memset(&m->event, 0, sizeof m->event);
 }
 
-static ONCE void tell_words(const midge *m, midge_tiding tiding, uint64_t number, bytes text, bytes why)
+static midge_text text_of(bytes text)
 {
-    midge_event event = event_of(tiding, number, text, why);
-    tell(m, &event);
+    midge_text found = {(const char *)text.data, text.size};
+    return found;
 }
 
-static ONCE void tell_why(const midge *m, midge_tiding tiding, uint64_t number, const char *why)
+static void tell_why(midge *m, midge_tiding tiding, uint32_t number, const char *why)
 {
-    bytes none = {NULL, 0}, words = {(const uint8_t *)why, strlen(why)};
-    tell_words(m, tiding, number, none, words);
+    m->event.why = text_of(bytes_of(why));
+    tell(m, tiding, number);
 }
 
-static ONCE bool is_due(const midge *m, uint32_t at)
+static bool is_due(const midge *m, uint32_t at)
 {
     return (int32_t)(m->clock - at) >= 0;
 }
@@ -839,9 +836,9 @@ static uint64_t draw(midge *m)
 
 /* An announcement, as far as it concerns a device. Lists are read where they lie. */
 typedef struct announcement {
-    unsigned kind, phase, channel;
+    unsigned kind, phase, channel, devices; /* the last: of which class they are */
     goal target;
-    bytes federation, frames;
+    bytes federation, frames, codec, micro_codec;
     list plan, participation, moments;
     float rest;
     unsigned statistic_count; /* more than MIDGE_STATISTICS: it asks for more than fit */
@@ -873,26 +870,19 @@ static const field participation_fields[] = {{N_SHARE, FORM_POSITIVE, offsetof(a
                                       {N_REST, FORM_POSITIVE, offsetof(announcement, rest)}};
 static const shape participation_shape = SHAPE(participation_fields, 0, 0);
 
-/* A plan, and its names. */
-typedef struct said_plan {
-    midge_plan plan;
-    bytes codec, micro_codec;
-    unsigned class_name;
-} said_plan;
-
-static const field plan_fields[] = {{N_REVISION, FORM_CLAMPED, offsetof(said_plan, plan.revision)},
-                                {N_LEARNING_RATE, FORM_POSITIVE, offsetof(said_plan, plan.learning_rate)},
-                                {N_LOCAL_STEPS, FORM_CLAMPED, offsetof(said_plan, plan.local_steps)},
-                                {N_EPOCHS, FORM_CLAMPED, offsetof(said_plan, plan.epochs)},
-                                {N_BATCH_SIZE, FORM_CLAMPED, offsetof(said_plan, plan.batch_size)},
-                                {N_PROXIMAL, FORM_POSITIVE, offsetof(said_plan, plan.proximal)},
-                                {N_SECONDS, FORM_POSITIVE, offsetof(said_plan, plan.seconds)},
-                                {N_FEWEST_STEPS, FORM_CLAMPED, offsetof(said_plan, plan.fewest_steps)},
-                                {N_MOST_STEPS, FORM_CLAMPED, offsetof(said_plan, plan.most_steps)},
-                                {N_FEEDBACK, FORM_TRUE, offsetof(said_plan, plan.feedback)},
-                                {N_CODEC, FORM_TEXT, offsetof(said_plan, codec)},
-                                {N_MICRO_CODEC, FORM_TEXT, offsetof(said_plan, micro_codec)},
-                                {N_CLASS, FORM_NAME, offsetof(said_plan, class_name)}};
+static const field plan_fields[] = {{N_REVISION, FORM_CLAMPED, offsetof(announcement, target.plan.revision)},
+                                    {N_LEARNING_RATE, FORM_POSITIVE, offsetof(announcement, target.plan.learning_rate)},
+                                    {N_LOCAL_STEPS, FORM_CLAMPED, offsetof(announcement, target.plan.local_steps)},
+                                    {N_EPOCHS, FORM_CLAMPED, offsetof(announcement, target.plan.epochs)},
+                                    {N_BATCH_SIZE, FORM_CLAMPED, offsetof(announcement, target.plan.batch_size)},
+                                    {N_PROXIMAL, FORM_POSITIVE, offsetof(announcement, target.plan.proximal)},
+                                    {N_SECONDS, FORM_POSITIVE, offsetof(announcement, target.plan.seconds)},
+                                    {N_FEWEST_STEPS, FORM_CLAMPED, offsetof(announcement, target.plan.fewest_steps)},
+                                    {N_MOST_STEPS, FORM_CLAMPED, offsetof(announcement, target.plan.most_steps)},
+                                    {N_FEEDBACK, FORM_TRUE, offsetof(announcement, target.plan.feedback)},
+                                    {N_CODEC, FORM_TEXT, offsetof(announcement, codec)},
+                                    {N_MICRO_CODEC, FORM_TEXT, offsetof(announcement, micro_codec)},
+                                    {N_CLASS, FORM_NAME, offsetof(announcement, devices)}};
 static const shape plan_shape = SHAPE(plan_fields, 0, 0);
 
 /* A statistic that is asked for. */
@@ -911,22 +901,6 @@ static void copy_name(char to[24], bytes name)
     memset(to, 0, 24);
     if (name.size < 24 && name.size > 0)
         memcpy(to, name.data, name.size);
-}
-
-static void read_plan(list *map, midge_plan *plan)
-{
-    said_plan said;
-    memset(&said, 0, sizeof said);
-    said.plan.feedback = true; /* the defaults of the protocol */
-    said.plan.fewest_steps = 1;
-    said.plan.most_steps = 10000;
-    said.codec = bytes_of("uq:4|rice");
-    said.micro_codec = bytes_of("int8:256");
-    (void)take_map(&map->items, map->count, &plan_shape, &said);
-    *plan = said.plan;
-    copy_name(plan->codec, said.codec);
-    copy_name(plan->micro_codec, said.micro_codec);
-    plan->micro = said.class_name == N_MICRO;
 }
 
 static void read_statistics(list *maps, announcement *a)
@@ -951,12 +925,21 @@ static bool read_announcement(bytes payload, announcement *a)
     static const shape envelope = SHAPE(fields, 1, sizeof(bytes));
     bytes inner, rest;
     memset(a, 0, sizeof *a);
+    midge_plan *plan = &a->target.plan;
     a->channel = N_TRAIN; /* the defaults of the protocol */
     a->target.chunk = 256u * 1024u;
     a->target.share = 1;
+    a->codec = bytes_of("uq:4|rice");
+    a->micro_codec = bytes_of("int8:256");
+    plan->feedback = true;
+    plan->fewest_steps = 1;
+    plan->most_steps = 10000;
     if (!read_header(payload, &envelope, &inner, &rest) || !read_header(inner, &announcement_shape, a, &rest))
         return false;
-    read_plan(&a->plan, &a->target.plan);
+    (void)take_map(&a->plan.items, a->plan.count, &plan_shape, a);
+    copy_name(plan->codec, a->codec);
+    copy_name(plan->micro_codec, a->micro_codec);
+    plan->micro = a->devices == N_MICRO;
     (void)take_map(&a->participation.items, a->participation.count, &participation_shape, a);
     read_statistics(&a->moments, a);
     a->target.statistics = a->phase == N_STATISTICS;
@@ -1168,7 +1151,7 @@ static bool add_coded(bytes body, int32_t *n, uint32_t count)
 #define BEYOND (1u << 26) /* values of a tensor, which no arena holds: what is more is as much */
 
 /* Sides of a tensor: their product, at most BEYOND; the first two are kept. */
-static uint32_t read_sides(reader *r, tensor *t)
+static ONCE uint32_t read_sides(reader *r, tensor *t)
 {
     item sides, side;
     uint64_t size = 1;
@@ -1345,9 +1328,17 @@ static const tensor *find_tensor(const midge *m, const char *word)
     return NULL;
 }
 
-static float frozen_float(const midge *m, uint32_t at)
+/* Where the values of a frozen float32 tensor lie, and their number; 0 if there is none. */
+static const uint8_t *frozen_floats(const midge *m, const char *name, uint32_t *count)
 {
-    return float_of((uint32_t)get_le(m->frozen + at, 4));
+    const tensor *t = find_tensor(m, name);
+    *count = t == NULL || t->role != FROZEN || !t->is_float32 ? 0 : t->size / 4u;
+    return *count == 0 ? NULL : m->frozen + t->at;
+}
+
+static float float_at(const uint8_t *floats, uint32_t index)
+{
+    return float_of((uint32_t)get_le(floats + 4 * index, 4));
 }
 
 /* ------------------------------------------------------------------------------------------ the way to a version */
@@ -1639,7 +1630,7 @@ static void put_int8(const midge *m, uint32_t block, sink *s)
 }
 
 #if MIDGE_UNIFORM
-static int32_t level(const tensor *t, float value)
+static ONCE int32_t level(const tensor *t, float value)
 {
     return quantised(value, t->step, t->size <= SMALL ? 127.0f : 32767.0f);
 }
@@ -1886,7 +1877,7 @@ static bool copy_stored(const midge *m, uint32_t at, uint32_t size, uint32_t to,
     return true;
 }
 
-static bool stored_as(const midge *m, uint32_t at, uint32_t size, uint32_t crc)
+static ONCE bool stored_as(const midge *m, uint32_t at, uint32_t size, uint32_t crc)
 {
     uint32_t found;
     return copy_stored(m, at, size, at, &found) && found == crc;
@@ -1939,7 +1930,7 @@ static bool rewrite(midge *m, record *r)
            settle_on(m, r);
 }
 
-static uint64_t new_identity(midge *m)
+static ONCE uint64_t new_identity(midge *m)
 {
     return draw(m) >> 1;
 }
@@ -1978,7 +1969,7 @@ static void renew(midge *m, bool keep)
     if (!keep)
         made.size = made.left = made.body_crc = made.left_crc = 0;
     if (rewrite(m, &made))
-        tell_why(m, MIDGE_RENEWED, made.outbox, "old copy");
+        tell(m, MIDGE_RENEWED, made.outbox);
     m->link = LINK_DOWN; /* its client id and Will are of the old identity */
     m->work = WORK_NONE;
 }
@@ -2073,319 +2064,275 @@ static midge_result store(midge *m, const midge_fit *fit)
 /* ==================================================================================================== training */
 
 #if MIDGE_TRAINING
-/* The same bits on every processor, unlike those of C libraries; within 2 units of the last place. */
-static float exponential(float x)
+/* c[0] times x to the power of n - 1, and so on to c[n - 1]. */
+static float polynomial(const float *c, unsigned n, float x)
 {
+    float sum = 0;
+    for (; n > 0; n--)
+        sum = sum * x + *c++;
+    return sum;
+}
+
+/* The same bits on every processor, unlike those of C libraries; within 2 units of the last place. */
+static ONCE float exponential(float x)
+{
+    static const float c[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
+                              4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
     if (x < -87.0f)
         return 0;
     if (x > 88.0f)
         x = 88.0f;
     float k = rintf(x * 1.44269504f), r = x - k * 0.693359375f;
     r = r + k * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r);
-    return (p + r + 1.0f) * float_of((uint32_t)((int32_t)k + 127) << 23);
+    return (polynomial(c, COUNT(c), r) * (r * r) + r + 1.0f) * float_of((uint32_t)((int32_t)k + 127) << 23);
 }
 
 static float logarithm(float x) /* of a normal number above 0 */
 {
-    uint32_t bits = bits_of(x);
-    int32_t exponent = (int32_t)(bits >> 23) - 127;
-    float m = float_of((bits & 0x7fffffu) | 0x3f800000u);
+    static const float c[] = {0.111111111f, 0.142857143f, 0.2f, 0.333333333f, 1.0f};
+    int32_t exponent = (int32_t)(bits_of(x) >> 23) - 127;
+    float m = float_of((bits_of(x) & 0x7fffffu) | 0x3f800000u);
     if (m > 1.41421356f) {
         m *= 0.5f;
         exponent++;
     }
-    float t = (m - 1.0f) / (m + 1.0f), s = t * t;
-    float series = 1.0f + s * (0.333333333f + s * (0.2f + s * (0.142857143f + s * 0.111111111f)));
-    return 2.0f * t * series + (float)exponent * 0.693147181f;
+    float t = (m - 1.0f) / (m + 1.0f);
+    return 2.0f * t * polynomial(c, COUNT(c), t * t) + (float)exponent * 0.693147181f;
 }
 
-/* A batch: inputs, hidden units, their slopes, outputs (then their slopes) and targets, a row each. */
+/* A layer, and for each row its inputs, its outputs and their slopes. */
+typedef struct layer {
+    float *w, *bias, *x, *out, *slope;
+    uint32_t inputs, outputs;
+} layer;
+
+/* Some rows on their way through the layers. Slopes of the last one's outputs come in their place. */
 typedef struct batch {
     const midge *m;
     const midge_model *model;
-    float *x, *a, *g, *o, *y;
+    layer layers[2], *last;
+    float *y; /* the targets */
     uint32_t rows;
-    float mean, scale;       /* of the target */
-    uint32_t at_mean, at_scale, channels; /* of the inputs' normalisation; channels 0: there is none */
 } batch;
 
 static void open_batch(batch *b, const midge *m, const midge_model *model, float *work, uint32_t rows)
 {
-    const tensor *mean = find_tensor(m, "input_mean"), *scale = find_tensor(m, "input_scale");
-    memset(b, 0, sizeof *b);
+    const uint32_t widths[3] = {model->inputs, model->hidden > 0 ? model->hidden : model->outputs, model->outputs};
+    layer *l = b->layers;
     b->m = m;
     b->model = model;
-    b->x = work;
-    b->a = b->x + (size_t)rows * model->inputs;
-    b->g = b->a + (size_t)rows * model->hidden;
-    b->o = b->g + (size_t)rows * model->hidden;
-    b->y = b->o + (size_t)rows * model->outputs;
-    b->mean = midge_frozen(m, "target_mean", 0, 0);
-    b->scale = midge_frozen(m, "target_scale", 0, 1);
-    if (mean == NULL || scale == NULL || mean->role != FROZEN || scale->role != FROZEN || mean->size != scale->size)
-        return;
-    b->at_mean = mean->at;
-    b->at_scale = scale->at;
-    b->channels = mean->size / 4u;
-    if (b->channels != 1 && b->channels != model->inputs)
-        b->channels = 0;
+    b->last = model->hidden > 0 ? l + 1 : l;
+    for (unsigned i = 0; l <= b->last; l++, i++) {
+        l->w = m->w + model->weight[i];
+        l->bias = m->w + model->bias[i];
+        l->inputs = widths[i];
+        l->outputs = widths[i + 1];
+        l->x = work;
+        l->out = l->slope = work += rows * l->inputs;
+        if (l == b->last)
+            work += rows * l->outputs;
+        else
+            l->slope = work + rows * (l->outputs + model->outputs); /* behind all that comes */
+    }
+    b->y = work + rows * model->hidden;
 }
 
 /* Take a row in: inputs with mean 0 and deviation 1, and 0 where a value is missing. */
 static void take_row(batch *b, midge_row row, void *context, uint32_t index)
 {
-    float *x = b->x + (size_t)b->rows * b->model->inputs, target = 0;
+    uint32_t inputs = b->model->inputs, means, scales;
+    float *x = b->layers->x + b->rows * inputs, target = 0;
+    const uint8_t *mean = frozen_floats(b->m, "input_mean", &means), *scale = frozen_floats(b->m, "input_scale", &scales);
+    bool scaled = means == scales && (means == 1 || means == inputs);
     row(context, index, x, &target);
-    for (uint32_t i = 0; b->channels > 0 && i < b->model->inputs; i++) {
-        uint32_t channel = b->channels == 1 ? 0 : 4 * i;
-        x[i] = (x[i] - frozen_float(b->m, b->at_mean + channel)) / frozen_float(b->m, b->at_scale + channel);
+    for (uint32_t i = 0; i < inputs; i++, x++) {
+        uint32_t channel = means == 1 ? 0 : i;
+        if (scaled)
+            *x = (*x - float_at(mean, channel)) / float_at(scale, channel);
+        *x = finite_or(*x, 0);
     }
-    for (uint32_t i = 0; i < b->model->inputs; i++)
-        if (!finite_float(x[i]))
-            x[i] = 0;
-    b->y[b->rows++] = b->model->task == MIDGE_REGRESSION ? (target - b->mean) / b->scale : target;
+    if (b->model->task == MIDGE_REGRESSION)
+        target = (target - midge_frozen(b->m, "target_mean", 0, 0)) / midge_frozen(b->m, "target_scale", 0, 1);
+    b->y[b->rows++] = target;
 }
 
-static void multiply(const float *w, const float *bias, const float *x, uint32_t inputs, float *out, uint32_t outputs)
-{
-    for (uint32_t o = 0; o < outputs; o++, w += inputs) {
-        float sum = bias[o];
-        for (uint32_t i = 0; i < inputs; i++)
-            sum += w[i] * x[i];
-        out[o] = sum;
-    }
-}
-
+/* With ReLU between layers. */
 static void forward(batch *b)
 {
-    const midge_model *l = b->model;
-    const float *w = b->m->w;
-    for (uint32_t r = 0; r < b->rows; r++) {
-        float *x = b->x + (size_t)r * l->inputs, *a = b->a + (size_t)r * l->hidden, *o = b->o + (size_t)r * l->outputs;
-        if (l->hidden == 0) {
-            multiply(w + l->weight[0], w + l->bias[0], x, l->inputs, o, l->outputs);
-            continue;
+    for (layer *l = b->layers; l <= b->last; l++) {
+        const float *x = l->x;
+        float *out = l->out;
+        for (uint32_t r = 0; r < b->rows; r++, x += l->inputs) {
+            const float *w = l->w;
+            for (uint32_t o = 0; o < l->outputs; o++) {
+                float sum = l->bias[o];
+                for (uint32_t i = 0; i < l->inputs; i++)
+                    sum += *w++ * x[i];
+                *out++ = l < b->last && !(sum > 0) ? 0 : sum;
+            }
         }
-        multiply(w + l->weight[0], w + l->bias[0], x, l->inputs, a, l->hidden);
-        for (uint32_t h = 0; h < l->hidden; h++)
-            if (!(a[h] > 0))
-                a[h] = 0;
-        multiply(w + l->weight[1], w + l->bias[1], a, l->hidden, o, l->outputs);
     }
 }
 
-/* Softmax and cross-entropy of one row: its loss, and the slope in place of the outputs. */
-static float softmax(float *o, uint32_t outputs, uint32_t label, bool *right)
+/* Cross-entropy of one row, and the slopes in place of the outputs. The one output of a binary task stands against 0, and
+ * its label may be anything from 0 to 1. */
+static float cross_entropy(float *o, uint32_t outputs, float label, bool binary, bool *right)
 {
-    uint32_t top = 0;
-    float sum = 0;
+    uint32_t which = !binary && label >= 0 && label < (float)outputs ? (uint32_t)label : 0, best = 0;
     for (uint32_t i = 1; i < outputs; i++)
-        if (o[i] > o[top])
-            top = i;
-    float most = o[top], told = o[label] - most;
+        if (o[i] > o[best])
+            best = i;
+    *right = binary ? (*o >= 0) == (label > 0.5f) : best == which;
+    if (!binary)
+        label = 1.0f;
+    float top = binary && !(*o > 0) ? 0 : o[best], said = o[which] * label - top, sum = binary ? exponential(-top) : 0;
     for (uint32_t i = 0; i < outputs; i++) {
-        o[i] = exponential(o[i] - most);
+        o[i] = exponential(o[i] - top);
         sum += o[i];
     }
     for (uint32_t i = 0; i < outputs; i++)
         o[i] /= sum;
-    o[label] -= 1.0f;
-    *right = top == label;
-    return logarithm(sum) - told;
-}
-
-static float logistic(float *o, float label, bool *right)
-{
-    float z = *o, e = exponential(-fabsf(z)), one = 1.0f / (1.0f + e);
-    *right = (z >= 0) == (label > 0.5f);
-    *o = (z >= 0 ? one : e * one) - label;
-    return (z > 0 ? z : 0) - z * label + logarithm(1.0f + e);
+    o[which] -= label;
+    return logarithm(sum) - said;
 }
 
 /* Losses of the batch, summed up; slopes of the mean loss in place of the outputs. */
 static float slopes(batch *b, uint32_t *right)
 {
-    float loss = 0;
-    uint32_t outputs = b->model->outputs;
+    float loss = 0, *o = b->last->out;
     for (uint32_t r = 0; r < b->rows; r++) {
-        float *o = b->o + (size_t)r * outputs, factor = 1.0f;
+        uint32_t outputs = b->model->outputs;
+        float factor = 1.0f;
         bool hit = false;
-        if (b->model->task == MIDGE_CLASSIFICATION) {
-            float label = b->y[r];
-            loss += softmax(o, outputs, label >= 0 && label < (float)outputs ? (uint32_t)label : 0, &hit);
-        } else if (b->model->task == MIDGE_BINARY)
-            loss += logistic(o, b->y[r], &hit);
-        else {
+        if (b->model->task == MIDGE_REGRESSION) {
             *o -= b->y[r];
             loss += *o * *o;
             factor = 2.0f;
-        }
+        } else
+            loss += cross_entropy(o, outputs, b->y[r], b->model->task == MIDGE_BINARY, &hit);
         *right += hit ? 1u : 0;
-        for (uint32_t i = 0; i < outputs; i++)
-            o[i] *= factor / (float)b->rows;
+        for (; outputs > 0; outputs--)
+            *o++ *= factor / (float)b->rows;
     }
     return loss;
 }
 
-/* One step on a weight or bias, whose gradient is the sum over rows of slope times input; no input: 1. */
-static void descend(batch *b, uint32_t at, const float *slope, uint32_t outputs, const float *x, uint32_t inputs,
-                    float rate, float pull)
+/* One step on a layer: the gradient is the sum over rows of slope times input, which of a bias is 1. */
+static void descend(const batch *b, const layer *l, float rate, float pull)
 {
-    uint32_t columns = x == NULL ? 1 : inputs;
-    for (uint32_t o = 0; o < outputs; o++)
-        for (uint32_t i = 0; i < columns; i++, at++) {
-            float sum = 0;
-            for (uint32_t r = 0; r < b->rows; r++) {
-                float s = slope[(size_t)r * outputs + o];
-                sum += x == NULL ? s : s * x[(size_t)r * inputs + i];
-            }
+    float *w = l->w;
+    for (uint32_t o = 0; o < l->outputs; o++)
+        for (uint32_t i = 0; i <= l->inputs; i++) {
+            float *at = i < l->inputs ? w++ : &l->bias[o], sum = 0;
+            for (uint32_t r = 0; r < b->rows; r++)
+                sum += l->slope[r * l->outputs + o] * (i < l->inputs ? l->x[r * l->inputs + i] : 1.0f);
             if (pull > 0)
-                sum += pull * (b->m->w[at] - published(b->m, at));
-            b->m->w[at] -= rate * sum;
+                sum += pull * (*at - published(b->m, (uint32_t)(at - b->m->w)));
+            *at -= rate * sum;
         }
 }
 
-static void backward(batch *b, float rate, float pull)
+static void backward(const batch *b, float rate, float pull)
 {
-    const midge_model *l = b->model;
-    const float *slope = b->o;
-    uint32_t outputs = l->outputs;
-    if (l->hidden > 0) {
-        const float *w = b->m->w + l->weight[1];
-        for (uint32_t r = 0; r < b->rows; r++)
-            for (uint32_t h = 0; h < l->hidden; h++) {
+    const layer *first = b->layers, *last = b->last;
+    if (last > first) {
+        for (uint32_t r = 0, at = 0; r < b->rows; r++)
+            for (uint32_t h = 0; h < first->outputs; h++, at++) {
                 float sum = 0;
-                for (uint32_t o = 0; o < l->outputs; o++)
-                    sum += b->o[(size_t)r * l->outputs + o] * w[(size_t)o * l->hidden + h];
-                b->g[(size_t)r * l->hidden + h] = b->a[(size_t)r * l->hidden + h] > 0 ? sum : 0;
+                for (uint32_t o = 0; o < last->outputs; o++)
+                    sum += last->slope[r * last->outputs + o] * last->w[o * last->inputs + h];
+                first->slope[at] = first->out[at] > 0 ? sum : 0;
             }
-        descend(b, l->weight[1], b->o, l->outputs, b->a, l->hidden, rate, pull);
-        descend(b, l->bias[1], b->o, l->outputs, NULL, 0, rate, pull);
-        slope = b->g;
-        outputs = l->hidden;
+        descend(b, last, rate, pull);
     }
-    descend(b, l->weight[0], slope, outputs, b->x, l->inputs, rate, pull);
-    descend(b, l->bias[0], slope, outputs, NULL, 0, rate, pull);
-}
-
-/* Each row once, in an order that needs no memory: a generator of full period over the next power of two. */
-typedef struct order {
-    uint32_t at, add, mask, rows;
-} order;
-
-static uint32_t next_row(order *o)
-{
-    do
-        o->at = (o->at * 5u + o->add) & o->mask;
-    while (o->at >= o->rows);
-    return o->at;
-}
-
-static uint32_t batch_rows(const midge_model *l, uint32_t wanted, uint32_t rows, size_t size)
-{
-    size_t each = MIDGE_WORK(l->inputs, l->hidden, l->outputs, 1);
-    if (wanted == 0 || wanted > rows)
-        wanted = rows < 8 ? rows : wanted == 0 ? 8 : rows;
-    return wanted > size / each ? (uint32_t)(size / each) : wanted;
-}
-
-static midge_fit no_fit(void)
-{
-    midge_fit fit = {0, 0, 0, -1, -1};
-    return fit;
+    descend(b, first, rate, pull);
 }
 
 bool midge_model_of(const midge *m, midge_task task, midge_model *model)
 {
-    static const char *const words[2][2] = {{"layers.0.weight", "layers.0.bias"}, {"layers.2.weight", "layers.2.bias"}};
+    char weights[] = "layers.0.weight", biases[] = "layers.0.bias";
     memset(model, 0, sizeof *model);
     model->task = task;
-    uint32_t inputs = 0;
-    for (unsigned i = 0; i < 2; i++) {
-        const tensor *weight = find_tensor(m, words[i][0]), *bias = find_tensor(m, words[i][1]);
-        if (i == 1 && weight == NULL && bias == NULL)
-            break;
-        if (weight == NULL || bias == NULL || weight->role != TRAINED || bias->role != TRAINED || weight->rows == 0 ||
-            weight->columns == 0 || bias->size != weight->rows || (i == 1 && weight->columns != model->outputs))
+    for (unsigned i = 0;; i++) {
+        weights[7] = biases[7] = (char)('0' + 2 * i);
+        const tensor *weight = find_tensor(m, weights), *bias = find_tensor(m, biases);
+        if (i > 0 && weight == NULL)
+            return task == MIDGE_CLASSIFICATION || model->outputs == 1;
+        if (i > 1 || weight == NULL || bias == NULL || weight->role != TRAINED || bias->role != TRAINED ||
+            weight->size == 0 || weight->size != weight->rows * weight->columns || bias->size != weight->rows ||
+            (i == 1 && weight->columns != model->outputs))
             return false;
         model->weight[i] = weight->at;
         model->bias[i] = bias->at;
-        model->hidden = i == 1 ? model->outputs : 0;
+        model->hidden = model->outputs;
         model->outputs = weight->rows;
-        inputs = i == 0 ? weight->columns : inputs;
+        if (i == 0)
+            model->inputs = weight->columns;
     }
-    model->inputs = inputs;
-    return find_tensor(m, "layers.4.weight") == NULL && (task == MIDGE_CLASSIFICATION || model->outputs == 1);
+}
+
+/* Pass over rows in batches, as the plan says, or once and without a step. Each row comes once before one comes again, in an
+ * order that needs no memory: a generator of full period over the next power of two. */
+static midge_fit pass_rows(midge *m, const midge_model *model, midge_row row, void *context, uint32_t rows, float *work,
+                           size_t size, bool trains)
+{
+    const midge_plan *plan = &m->target.plan;
+    midge_fit fit = {0, 0, 0, -1, -1};
+    batch b;
+    uint32_t each = trains && plan->batch_size > 0 ? plan->batch_size : 8, right = 0, seen = 0, taken = 0, mask = 1;
+    each = least(least(each, rows), (uint32_t)(size / MIDGE_WORK(model->inputs, model->hidden, model->outputs, 1)));
+    if (m->work != WORK_TRAIN || each == 0)
+        return fit;
+    open_batch(&b, m, model, work, each);
+    bool timed = trains && plan->seconds > 0;
+    uint32_t steps = (rows + each - 1u) / each, began = m->port.now(m->port.context), passed = 0;
+    if (trains && plan->epochs > 0)
+        steps *= plan->epochs;
+    if (trains && plan->local_steps > 0)
+        steps = plan->local_steps;
+    if (timed)
+        steps = plan->most_steps;
+    uint32_t at = (uint32_t)draw(m), add = (uint32_t)draw(m) | 1u;
+    while (mask < rows - 1u)
+        mask = mask << 1 | 1u;
+    float rate = plan->learning_rate > 0 ? plan->learning_rate : 0.05f, loss = 0;
+    while (fit.steps < steps) {
+        passed = m->port.now(m->port.context) - began;
+        if (timed && fit.steps >= plan->fewest_steps && (float)passed > plan->seconds * 1000.0f)
+            break;
+        for (b.rows = 0; b.rows < each && taken < rows; taken++) {
+            do
+                at = (at * 5u + add) & mask;
+            while (at >= rows);
+            take_row(&b, row, context, at);
+        }
+        if (taken >= rows)
+            taken = 0;
+        seen += b.rows;
+        forward(&b);
+        loss += slopes(&b, &right);
+        if (trains)
+            backward(&b, rate, plan->proximal);
+        fit.steps++;
+    }
+    fit.examples = rows;
+    fit.seconds = (float)(m->port.now(m->port.context) - began) * 0.001f;
+    fit.loss = seen > 0 ? loss / (float)seen : -1;
+    if (!trains && model->task != MIDGE_REGRESSION)
+        fit.accuracy = (float)right / (float)rows;
+    return fit;
 }
 
 midge_fit midge_train(midge *m, const midge_model *model, midge_row row, void *context, uint32_t rows, float *work,
                       size_t size)
 {
-    const midge_plan *plan = &m->target.plan;
-    midge_fit fit = no_fit();
-    batch b;
-    uint32_t each = batch_rows(model, plan->batch_size, rows, size), began = m->port.now(m->port.context), right;
-    if (m->work != WORK_TRAIN || rows == 0 || each == 0)
-        return fit;
-    open_batch(&b, m, model, work, each);
-    uint32_t steps = plan->local_steps, epochs = plan->epochs > 0 ? plan->epochs : 1, taken = 0;
-    if (steps == 0)
-        steps = epochs * ((rows + each - 1u) / each);
-    bool timed = plan->seconds > 0;
-    if (timed)
-        steps = plan->most_steps;
-    order o = {(uint32_t)draw(m), (uint32_t)draw(m) | 1u, 1, rows};
-    while (o.mask < rows - 1u)
-        o.mask = o.mask << 1 | 1u;
-    float rate = plan->learning_rate > 0 ? plan->learning_rate : 0.05f, loss = 0;
-    while (fit.steps < steps) {
-        uint32_t now = m->port.now(m->port.context) - began;
-        if (timed && fit.steps >= plan->fewest_steps && (float)now > plan->seconds * 1000.0f)
-            break;
-        for (b.rows = 0; b.rows < each && taken < rows; taken++)
-            take_row(&b, row, context, next_row(&o));
-        if (taken >= rows)
-            taken = 0;
-        forward(&b);
-        right = 0;
-        loss += slopes(&b, &right) / (float)b.rows;
-        backward(&b, rate, plan->proximal);
-        fit.steps++;
-    }
-    fit.examples = rows;
-    fit.seconds = (float)(m->port.now(m->port.context) - began) * 0.001f;
-    fit.loss = fit.steps > 0 ? loss / (float)fit.steps : -1;
-    return fit;
+    return pass_rows(m, model, row, context, rows, work, size, true);
 }
 
 midge_fit midge_evaluate(midge *m, const midge_model *model, midge_row row, void *context, uint32_t rows, float *work,
                          size_t size)
 {
-    midge_fit fit = no_fit();
-    batch b;
-    uint32_t each = batch_rows(model, 0, rows, size), right = 0;
-    float loss = 0;
-    if (m->work != WORK_TRAIN || rows == 0 || each == 0)
-        return fit;
-    open_batch(&b, m, model, work, each);
-    for (uint32_t i = 0; i < rows;) {
-        for (b.rows = 0; b.rows < each && i < rows; i++)
-            take_row(&b, row, context, i);
-        forward(&b);
-        loss += slopes(&b, &right);
-    }
-    fit.examples = rows;
-    fit.loss = loss / (float)rows;
-    if (model->task != MIDGE_REGRESSION)
-        fit.accuracy = (float)right / (float)rows;
-    return fit;
+    return pass_rows(m, model, row, context, rows, work, size, false);
 }
 
 #endif
@@ -2433,14 +2380,14 @@ static void send_raw(midge *m, const void *data, size_t size)
     m->said = m->clock;
 }
 
-static writer *begin_packet(midge *m, size_t at)
+static ONCE writer *begin_packet(midge *m, size_t at)
 {
     writer w = {m->tx, MIDGE_TX, at, false};
     m->out = w;
     return &m->out;
 }
 
-static void write_packet_id(midge *m)
+static ONCE void write_packet_id(midge *m)
 {
     m->packet_id = (uint16_t)(m->packet_id + 1u == 0x10000u ? 1u : m->packet_id + 1u);
     write_be(&m->out, m->packet_id, 2);
@@ -2463,7 +2410,7 @@ static void send_packet(midge *m, unsigned first, size_t body)
 }
 
 /* Text or data with its length before it in two bytes. */
-static size_t begin_string(writer *w)
+static ONCE size_t begin_string(writer *w)
 {
     write_be(w, 0, 2);
     return w->at;
@@ -2652,7 +2599,7 @@ static void say_fields(midge *m, const field *f, unsigned count)
 }
 
 /* A message's header: its length in two bytes, and a map of which the pairs are counted. */
-static void begin_header(midge *m)
+static ONCE void begin_header(midge *m)
 {
     m->header = m->out.at;
     m->pairs = 0;
@@ -2809,7 +2756,7 @@ static void say_metrics(midge *m, float loss, float accuracy)
         }
 }
 
-static uint32_t update_parts(const midge *m)
+static ONCE uint32_t update_parts(const midge *m)
 {
     uint32_t limit = m->target.chunk > 0 ? m->target.chunk : 256u * 1024u, size = m->outbox.size;
     return size <= limit ? 1 : (size + limit - 1u) / limit;
@@ -2875,7 +2822,7 @@ static void send_moments(midge *m)
     send_raw(m, m->tx, filled);
 }
 
-static void send_statistics(midge *m)
+static ONCE void send_statistics(midge *m)
 {
     size_t body = 0;
     writer *w = begin_message(m, TO_UPDATE, target_says, COUNT(target_says));
@@ -2911,7 +2858,7 @@ static void start_training(midge *m)
 }
 
 /* All frames of the way are here: is it the model that was announced? */
-static void arrive(midge *m)
+static ONCE void arrive(midge *m)
 {
     uint8_t digest[32];
     if (m->held.version != m->target.of.version) { /* the way was longer than it could be planned */
@@ -2920,13 +2867,12 @@ static void arrive(midge *m)
     }
     state_digest(m, digest);
     if (memcmp(digest, m->target.of.digest, 16) != 0) {
-        m->have = false; /* begin with a snapshot */
-        m->sound = false;
+        m->have = m->sound = false; /* begin with a snapshot */
         again_after(m, 2000);
         return;
     }
     m->sound = true;
-    tell_why(m, MIDGE_MODEL, m->held.version, "");
+    tell(m, MIDGE_MODEL, m->held.version);
     start_training(m);
 }
 
@@ -2939,7 +2885,6 @@ static void next_hop(midge *m)
     m->work = WORK_FETCH;
     m->part = m->got = 0;
     m->tries = 0;
-    m->frame_known = false;
     m->work_at = m->clock + 5000u;
     list_parts(m, SUBSCRIBE);
 }
@@ -2954,26 +2899,26 @@ static void give_up_fetch(midge *m, uint32_t pause)
 static void take_frame(midge *m)
 {
     const hop *h = &m->hops[m->hop_at];
+    bool snapshot = h->span == 0;
     uint8_t digest[32];
     frame_header f;
     bytes frame = {m->frame, h->size};
     digest_of(frame.data, frame.size, digest);
-    bool good = memcmp(digest, m->frame_sha, 16) == 0 && read_frame(frame, &f) &&
-                f.kind == (h->span == 0 ? N_SNAPSHOT : N_STEP);
-    const char *why = !good ? "wrong frame" : h->span == 0 ? take_snapshot(m, &f) : take_step(m, &f);
+    if (memcmp(digest, m->frame_sha, 16) != 0 || !read_frame(frame, &f) || f.kind != (snapshot ? N_SNAPSHOT : N_STEP)) {
+        again_after(m, 2000);
+        return;
+    }
+    const char *why = snapshot ? take_snapshot(m, &f) : take_step(m, &f);
     if (why != NULL) {
-        if (good && h->span == 0)
+        if (snapshot)
             tell_why(m, MIDGE_DOES_NOT_FIT, h->version, why);
-        m->have = m->have && !good; /* a step that went wrong has spoilt the integers */
-        if (!m->have)
-            m->sound = false;
-        again_after(m, good && h->span == 0 ? 60000 : 2000);
+        m->have = m->sound = false; /* the integers are spoilt */
+        again_after(m, snapshot ? 60000 : 2000);
         return;
     }
     m->have = true;
+    m->held = m->target.of;
     m->held.version = h->version;
-    m->held.generation = m->target.of.generation;
-    memcpy(m->held.lineage, m->target.of.lineage, 16);
     m->hop_at++;
     next_hop(m);
 }
@@ -2986,23 +2931,19 @@ static void take_part(midge *m, bytes payload)
     if (m->work != WORK_FETCH || !read_header(payload, &part_shape, &p, &body) || p.kind != N_PART ||
         memcmp(p.lineage, m->target.of.lineage, 16) != 0)
         return;
-    if (p.version != h->version || p.span != h->span || p.parts != h->parts || p.part < m->part ||
-        p.part >= m->part + WINDOW || p.part >= h->parts || (m->got >> (p.part - m->part) & 1u))
+    uint32_t ahead = p.part - m->part, each = (h->size + h->parts - 1u) / h->parts, from = p.part * each;
+    if (p.version != h->version || p.span != h->span || p.parts != h->parts || p.part >= h->parts || ahead >= WINDOW ||
+        (m->got >> ahead & 1u) || from > h->size || body.size != least(h->size - from, each))
         return;
-    uint32_t each = (h->size + h->parts - 1u) / h->parts;
-    uint64_t from = (uint64_t)p.part * each;
-    if (from > h->size || body.size != (h->size - from < each ? h->size - from : each))
-        return;
-    if (m->frame_known && memcmp(p.sha256, m->frame_sha, 16) != 0) {
+    if ((m->part | m->got) == 0)
+        memcpy(m->frame_sha, p.sha256, 16);
+    if (memcmp(p.sha256, m->frame_sha, 16) != 0) {
         give_up_fetch(m, 1000); /* chunks of two frames */
         return;
     }
-    m->frame_known = true;
-    memcpy(m->frame_sha, p.sha256, 16);
-    if (body.size > 0)
-        memcpy(m->frame + from, body.data, body.size);
+    memcpy(m->frame + from, body.data, body.size);
     list_topic(m, UNSUBSCRIBE, TO_MODEL, p.part);
-    m->got |= 1u << (p.part - m->part);
+    m->got |= 1u << ahead;
     m->work_at = m->clock + 5000u;
     for (; (m->got & 1u) != 0; m->got >>= 1, m->part++)
         if (m->part + WINDOW < h->parts)
@@ -3046,6 +2987,11 @@ static bool takes_part(midge *m, const goal *t)
     return t->share >= 1 || (double)get_be(digest, 8) < (double)t->share * 18446744073709551616.0;
 }
 
+static ONCE uint32_t milliseconds(float seconds)
+{
+    return (uint32_t)((seconds < MOST_SECONDS ? seconds : MOST_SECONDS) * 1000.0f);
+}
+
 /* Milliseconds until a turn: at random within what all devices need at the announced rate. */
 static uint32_t turn(midge *m, const goal *t, uint32_t size, uint32_t messages, float share)
 {
@@ -3053,9 +2999,7 @@ static uint32_t turn(midge *m, const goal *t, uint32_t size, uint32_t messages, 
     if (t->byte_rate <= 0 || others <= 0)
         return 0;
     float seconds = others * ((float)size + 8192.0f * (float)messages) / t->byte_rate;
-    if (seconds > MOST_SECONDS)
-        seconds = MOST_SECONDS;
-    return seconds < 0.1f ? 0 : (uint32_t)(seconds * (1000.0f / 65536.0f) * (float)(draw(m) & 0xffffu));
+    return seconds < 0.1f ? 0 : (uint32_t)((float)milliseconds(seconds) * (1.0f / 65536.0f) * (float)(draw(m) & 0xffffu));
 }
 
 static void adopt_statistics(midge *m, const announcement *a)
@@ -3081,17 +3025,14 @@ static void adopt(midge *m, const announcement *a)
 {
     const goal *t = &a->target;
     bool turning = m->work == WORK_TURN;
-    float pause = t->interval < MOST_SECONDS ? t->interval : MOST_SECONDS;
-    uint32_t due = m->trained_at + (uint32_t)(pause * 1000.0f);
+    uint32_t due = m->trained_at + milliseconds(t->interval);
     uint32_t bytes_of_way = 0, parts = 0;
     m->newer = false;
     m->target = *t;
     m->work = m->work == WORK_MEASURE && t->statistics ? WORK_MEASURE : WORK_NONE;
     m->after = false;
-    if (m->have && (memcmp(m->held.lineage, t->of.lineage, 16) != 0 || m->held.generation != t->of.generation)) {
-        m->have = false;
-        m->sound = false;
-    }
+    if (memcmp(&m->held, &t->of, offsetof(origin, version)) != 0) /* of another lineage or generation */
+        m->have = m->sound = false;
     if (m->outbox.seq > 0) { /* one update at a time; read it again then */
         m->newer = m->after = true;
         return;
@@ -3140,13 +3081,20 @@ static void take_announcement(midge *m, bytes payload)
     adopt(m, &a);
 }
 
+/* How long to wait now; the next time twice as long, up to 300 s. */
+static ONCE uint32_t later(uint32_t *wait)
+{
+    uint32_t now = *wait;
+    *wait = now >= 150000 ? 300000 : 2 * now;
+    return now;
+}
+
 static void greet(midge *m)
 {
     say_hello(m, "ready", RETAINED);
     m->settled_once = false;
     m->greets = true;
-    m->greet_at = m->clock + m->greet_wait;
-    m->greet_wait = m->greet_wait >= 150000 ? 300000 : m->greet_wait * 2;
+    m->greet_at = m->clock + later(&m->greet_wait);
 }
 
 static ONCE void greet_soon(midge *m, uint32_t pause)
@@ -3174,11 +3122,13 @@ static void take_status(midge *m, bytes payload)
     m->serves = serves;
     m->ready = ready;
     m->boot = s.boot;
-    tell_words(m, MIDGE_AGGREGATOR, 0, s.state, s.why);
+    m->event.text = text_of(s.state);
+    m->event.why = text_of(s.why);
+    tell(m, MIDGE_AGGREGATOR, 0);
 }
 
 /* The update is settled; the next record that is stored forgets it. */
-static void forget(midge *m)
+static ONCE void forget(midge *m)
 {
     m->outbox.seq = 0;
     m->send_wait = 10000;
@@ -3198,15 +3148,16 @@ static void take_verdict(midge *m, const verdict *v)
         renew(m, true); /* that verdict was on another body of this number */
         return;
     }
-    midge_event event = event_of(MIDGE_VERDICT, v->seq, v->text, v->why);
-    event.final = final;
-    event.accepted = v->word == N_ACCEPTED;
-    event.repeat = v->repeat;
-    tell(m, &event);
+    m->event.text = text_of(v->text);
+    m->event.why = text_of(v->why);
+    m->event.final = final;
+    m->event.accepted = v->word == N_ACCEPTED;
+    m->event.repeat = v->repeat;
+    tell(m, MIDGE_VERDICT, v->seq);
     if (final)
         forget(m);
     else
-        m->send_at = m->clock + (uint32_t)(v->retry_after > 1 && v->retry_after <= 86400 ? v->retry_after * 1000.0f : 1000.0f);
+        m->send_at = m->clock + milliseconds(v->retry_after > 1 && v->retry_after <= 86400 ? v->retry_after : 1.0f);
     if (v->word == N_FORGOTTEN)
         m->end = MIDGE_FORGOTTEN;
 }
@@ -3230,8 +3181,8 @@ static void take_receipt(midge *m, bytes payload)
     if (!read_header(payload, &word_shape, &t, &rest))
         return;
     if (t.kind == N_TROUBLE) {
-        bytes none = {NULL, 0};
-        tell_words(m, MIDGE_TROUBLE, 0, none, t.why);
+        m->event.why = text_of(t.why);
+        tell(m, MIDGE_TROUBLE, 0);
         return;
     }
     if (t.kind != N_RECEIPT || t.outbox != m->outbox.outbox || (t.token != 0 && t.token < m->token))
@@ -3249,7 +3200,7 @@ static void take_receipt(midge *m, bytes payload)
     if (m->outbox.outbox != outbox)
         return;
     if (m->outbox.seq > 0 && t.hi >= m->outbox.seq) {
-        tell_why(m, MIDGE_SETTLED, m->outbox.seq, "");
+        tell(m, MIDGE_SETTLED, m->outbox.seq);
         forget(m);
     }
     if (t.grants.count > 0) {
@@ -3258,7 +3209,7 @@ static void take_receipt(midge *m, bytes payload)
     }
     if (m->greets || !m->settled_once) {
         if (!m->settled_once)
-            tell_why(m, MIDGE_JOINED, m->outbox.next, "");
+            tell(m, MIDGE_JOINED, m->outbox.next);
         m->greets = false;
         m->settled_once = true;
         m->send_at = m->clock; /* go back to hi + 1 */
@@ -3361,8 +3312,8 @@ static void take_publish(midge *m, bytes packet, unsigned flags, uint64_t cut)
     }
     bool model = is_topic(m, topic, TO_MODEL, &below);
     if (cut > 0) {
-        bytes none = {NULL, 0};
-        tell_words(m, MIDGE_TOO_LARGE, cut, topic, none);
+        m->event.text = text_of(topic);
+        tell(m, MIDGE_TOO_LARGE, cut);
         if (below && m->work == WORK_FETCH)
             give_up_fetch(m, 60000);
     } else if (model)
@@ -3388,27 +3339,20 @@ static void take_packet(midge *m, unsigned first, bytes packet, uint64_t cut)
 }
 
 /* The next packet in the receive buffer. False if it is not there as a whole, or as much of it as fits. */
-static bool next_packet_in(midge *m)
+static ONCE bool next_packet_in(midge *m)
 {
-    size_t size = 0, header = 1;
-    unsigned shift = 0;
-    uint8_t byte;
-    do {
-        if (header >= m->received)
-            return false;
-        if (header > 4) {
-            drop_link(m); /* no length has five bytes */
-            return false;
-        }
-        byte = m->rx[header++];
-        size |= (size_t)(byte & 0x7fu) << shift;
-        shift += 7;
-    } while (byte & 0x80u);
-    size_t whole = header + size, here = whole < m->config.packet ? whole : m->config.packet;
-    if (m->received < here)
+    bytes received = {m->rx, m->received}, rest = rest_of(received, 1);
+    uint64_t size;
+    bool known = next_leb128(&rest, &size);
+    if (known ? size >= 1u << 28 : m->received > 4) { /* no length has five bytes */
+        drop_link(m);
         return false;
-    bytes packet = {m->rx + header, here - header};
-    take_packet(m, m->rx[0], packet, whole > here ? whole : 0);
+    }
+    size_t header = m->received - rest.size, whole = header + (size_t)size, here = least((uint32_t)whole, m->config.packet);
+    if (!known || m->received < here)
+        return false;
+    rest.size = here - header;
+    take_packet(m, m->rx[0], rest, whole > here ? whole : 0);
     if (m->link == LINK_DOWN)
         return false;
     m->skipping = whole - here;
@@ -3454,11 +3398,10 @@ static void keep_alive(midge *m)
 
 static void send_held(midge *m)
 {
-    uint32_t spread = m->send_wait / 2u;
+    uint32_t wait = later(&m->send_wait);
     send_update(m);
     m->sent_at = m->clock;
-    m->send_at = m->clock + m->send_wait - spread / 2u + (uint32_t)draw(m) % (spread + 1u);
-    m->send_wait = m->send_wait >= 150000 ? 300000 : m->send_wait * 2;
+    m->send_at = m->clock + wait - wait / 4u + (uint32_t)draw(m) % (wait / 2u + 1u);
 }
 
 /* What is due while the link is up. */
@@ -3475,8 +3418,7 @@ static void attend(midge *m)
         next_hop(m);
     if (m->work == WORK_MEASURE && m->moments != NULL && m->ready && is_due(m, m->moments_at)) {
         send_statistics(m);
-        m->moments_at = m->clock + m->moments_wait;
-        m->moments_wait = m->moments_wait >= 150000 ? 300000 : m->moments_wait * 2;
+        m->moments_at = m->clock + later(&m->moments_wait);
     }
     if (m->newer && !m->after && m->outbox.seq == 0 && m->work == WORK_NONE && is_due(m, m->newer_at)) {
         m->newer_at = m->clock + 5000u; /* the retained announcement comes again */
@@ -3646,9 +3588,9 @@ bool midge_find(const midge *m, const char *name, uint32_t *at, uint32_t *size)
 
 float midge_frozen(const midge *m, const char *name, uint32_t index, float otherwise)
 {
-    const tensor *t = find_tensor(m, name);
-    return t == NULL || t->role != FROZEN || !t->is_float32 || index >= t->size / 4u ? otherwise
-                                                                                   : frozen_float(m, t->at + 4 * index);
+    uint32_t count;
+    const uint8_t *floats = frozen_floats(m, name, &count);
+    return index < count ? float_at(floats, index) : otherwise;
 }
 
 void midge_skip(midge *m)
@@ -3672,7 +3614,7 @@ midge_result midge_submit(midge *m, const midge_fit *fit)
         return result;
     m->send_at = m->clock;
     m->send_wait = 10000;
-    tell_why(m, MIDGE_STORED, m->outbox.seq, "");
+    tell(m, MIDGE_STORED, m->outbox.seq);
     return MIDGE_DONE;
 }
 
