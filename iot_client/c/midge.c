@@ -45,7 +45,7 @@ typedef struct bytes {
 
 /* ======================================================================================================== bytes */
 
-static void put_le(uint8_t *at, uint64_t value, unsigned size)
+static ONCE void put_le(uint8_t *at, uint64_t value, unsigned size)
 {
     for (unsigned i = 0; i < size; i++)
         at[i] = (uint8_t)(value >> (8u * i));
@@ -248,12 +248,20 @@ void midge_sha256_end(midge_sha256 *sha, uint8_t digest[32])
         digest[i] = (uint8_t)(sha->state[i / 4] >> (24u - 8u * (i & 3u)));
 }
 
-static void digest_of(const void *data, size_t size, uint8_t digest[32])
+/* The first 16 bytes, of which the protocol makes names. */
+static ONCE void end_digest(midge_sha256 *sha, uint8_t digest[16])
+{
+    uint8_t whole[32];
+    midge_sha256_end(sha, whole);
+    memcpy(digest, whole, 16);
+}
+
+static void digest_of(const void *data, size_t size, uint8_t digest[16])
 {
     midge_sha256 sha;
     midge_sha256_begin(&sha);
     midge_sha256_add(&sha, data, size);
-    midge_sha256_end(&sha, digest);
+    end_digest(&sha, digest);
 }
 
 /* ====================================================================================================== msgpack */
@@ -490,32 +498,34 @@ enum {
     N_UNKNOWN = 255
 };
 
-/* Each name's number as a byte, then its word. */
-static const char names[] =
-    "\000kind\0" "\003chunk\0" "\005statistics\0" "\007hello\0" "\010receipt\0" "\012announcement\0"
-    "\013part\0" "\015outbox\0" "\017seq\0" "\020lineage\0" "\021generation\0" "\023schema_hash\0"
-    "\025codec\0" "\026size\0" "\027sha256\0" "\032seconds\0" "\033plan\0" "\035parts\0" "\037version\0"
-    "\040span\0" "\041channel\0" "\044state\0" "\050verdict\0" "\051why\0" "\052retry_after\0" "\053repeat\0"
-    "\056hi\0" "\057settled\0" "\060grants\0" "\061boot\0" "\062step\0" "\063revision\0" "\064learning_rate\0"
-    "\065local_steps\0" "\066epochs\0" "\067batch_size\0" "\070proximal\0" "\071feedback\0"
-    "\073fewest_steps\0" "\074most_steps\0" "\077name\0" "\100channels\0" "\101share\0" "\102interval\0"
-    "\105federation\0" "\106phase\0" "\107digest\0" "\110frames\0" "\111moments\0" "\112participation\0"
-    "\113issued\0" "\120byte_rate\0" "\121devices\0" "\122body\0" "\125number\0" "\141token\0" "\143to\0"
-    "\157rest\0" "\160trouble\0" "\163class\0" "\164micro_codec\0"
-    "\310snapshot\0" "\311exponent\0" "\312schema\0" "\313filling\0" "\314trained\0" "\315averaged\0"
-    "\316frozen\0" "\317float32\0" "\320complex64\0" "\321bool\0" "\322train\0" "\323training\0" "\324ready\0"
-    "\325joining\0" "\326lost\0" "\327busy\0" "\330paused\0" "\331quarantined\0" "\332bad_signature\0"
-    "\333accepted\0" "\334forgotten\0" "\335micro\0";
+/* The names in the order of their numbers, each after its distance from the one before, plus 128. */
+static const uint8_t names[] =
+    "\200kind" "\203chunk" "\202statistics" "\202hello" "\201receipt" "\202announcement" "\201part" "\202outbox"
+    "\202seq" "\201lineage" "\201generation" "\202schema_hash" "\202codec" "\201size" "\201sha256" "\203seconds"
+    "\201plan" "\202parts" "\202version" "\201span" "\201channel" "\203state" "\204verdict" "\201why"
+    "\201retry_after" "\201repeat" "\203hi" "\201settled" "\201grants" "\201boot" "\201step" "\201revision"
+    "\201learning_rate" "\201local_steps" "\201epochs" "\201batch_size" "\201proximal" "\201feedback"
+    "\202fewest_steps" "\201most_steps" "\203name" "\201channels" "\201share" "\201interval" "\203federation"
+    "\201phase" "\201digest" "\201frames" "\201moments" "\201participation" "\201issued" "\205byte_rate" "\201devices"
+    "\201body" "\203number" "\214token" "\202to" "\214rest" "\201trouble" "\203class" "\201micro_codec" "\324snapshot"
+    "\201exponent" "\201schema" "\201filling" "\201trained" "\201averaged" "\201frozen" "\201float32" "\201complex64"
+    "\201bool" "\201train" "\201training" "\201ready" "\201joining" "\201lost" "\201busy" "\201paused"
+    "\201quarantined" "\201bad_signature" "\201accepted" "\201forgotten" "\201micro";
 
 /* What a key or a word says, as a number or as text. */
 static unsigned name_of(const item *said)
 {
+    const uint8_t *at = names, *word;
+    unsigned number = 0;
     if (said->kind == ITEM_INT && !said->negative && said->number < N_SNAPSHOT)
         return (unsigned)said->number;
-    if (said->kind == ITEM_TEXT)
-        for (const char *at = names; at < names + sizeof names - 1; at += strlen(at + 1) + 2)
-            if (same_text(said->data, at + 1))
-                return (uint8_t)*at;
+    while (said->kind == ITEM_TEXT && *at != 0) {
+        number += *at++ & 0x7fu;
+        for (word = at; *at > 0 && *at < 0x80;)
+            at++;
+        if (said->data.size == (size_t)(at - word) && memcmp(said->data.data, word, said->data.size) == 0)
+            return number;
+    }
     return N_UNKNOWN;
 }
 
@@ -619,7 +629,7 @@ static ONCE bool take_field(const reader *r, const item *value, unsigned form, v
 }
 
 /* Take a map of so many pairs into a structure: whether all that is needed was there. What is not known is passed over. */
-static bool take_map(reader *r, uint64_t pairs, const shape *s, void *to)
+static bool take_map(reader *r, uint32_t pairs, const shape *s, void *to)
 {
     unsigned seen = 0;
     memset(to, 0, s->size);
@@ -644,7 +654,7 @@ static bool next_map(list *maps, const shape *s, void *to)
         return false;
     maps->count--;
     next_item(&maps->items, &map);
-    return map.kind == ITEM_MAP && take_map(&maps->items, map.number, s, to) && !maps->items.bad;
+    return map.kind == ITEM_MAP && take_map(&maps->items, (uint32_t)map.number, s, to) && !maps->items.bad;
 }
 
 /* Take a payload's header into a structure, and split its body off. One whose body is not asked for may be cut short. */
@@ -666,7 +676,7 @@ static bool read_header(bytes payload, const shape *s, void *to, bytes *body)
     next_item(&r, &map);
     if (body == NULL)
         r.bad = false; /* it may claim more pairs than have come */
-    return map.kind == ITEM_MAP && take_map(&r, map.number, s, to) && (body == NULL || !r.bad);
+    return map.kind == ITEM_MAP && take_map(&r, (uint32_t)map.number, s, to) && (body == NULL || !r.bad);
 }
 
 /* ========================================================================================== the client's state */
@@ -682,7 +692,7 @@ typedef struct tensor {
 } tensor;
 
 /* One frame on the way to a version: a step over `span` versions, or a snapshot if `span` is 0. */
-typedef struct hop {
+typedef struct hop { /* without gaps */
     uint32_t version, span, size, parts;
 } hop;
 
@@ -746,28 +756,26 @@ struct midge { /* what is used most comes first: within 128 bytes an instruction
     uint8_t hop_count, hop_at, tries, statistic_count;
     uint16_t packet_id;
     /* Milliseconds; times wrap around and are compared by `is_due`. */
-    uint32_t clock, last_now, heard, said, joining_until, greeted_at, greet_at, greet_wait, send_at, sent_at, send_wait,
-        newer_at, work_at, trained_at, moments_at, moments_wait;
-    /* The packet under way, its header and the header's pairs; what it says beside the rest. */
-    writer out;
-    size_t header;
-    unsigned pairs;
-    struct { const char *state, *waits; uint64_t number, to; double wakes; uint32_t first, next, largest, parts; } say;
-    /* Memory. */
-    uint32_t *scratch; /* MIDGE_SCRATCH bytes */
-    int32_t *n;        /* the model's integers: `count` values times two to the power of `exponent` */
-    float *w;          /* the weights while training; the frame while fetching */
-    uint8_t *frame;    /* the same memory */
-    uint8_t *frozen, *rx, *tx;
-    uint32_t frame_room, count, frozen_size, tensor_count, received;
-    int32_t exponent;
-    size_t skipping;
+    uint32_t clock, send_at, send_wait, newer_at, work_at, moments_at, heard, greeted_at, greet_at;
     uint32_t part, got; /* the first part that is missing, and which of the WINDOW from there are here */
-    uint32_t draws;
-    origin held;        /* what n is, which may be on its way; `sound`: its digest was right */
-    uint64_t number, boot, token;
-    const char *waits;
+    uint32_t count, tensor_count, received;
+    /* Memory. */
+    int32_t *n;         /* the model's integers: `count` values times two to the power of `exponent` */
+    float *w;           /* the weights while training; the frame while fetching */
+    uint8_t *rx, *tx;
+    size_t skipping;
+    uint32_t *scratch;  /* MIDGE_SCRATCH bytes */
     const midge_moment *moments;
+    int32_t exponent;
+    unsigned pairs;     /* of the header that is written */
+    size_t header;      /* where it begins */
+    uint64_t number, token, boot;
+    uint8_t *frame, *frozen; /* the first is where the weights are */
+    uint32_t frame_room, frozen_size, draws, last_now, said, joining_until, greet_wait, sent_at, trained_at, moments_wait;
+    writer out;         /* the packet under way, and what it says beside the rest */
+    struct { const char *state, *waits; uint64_t number, to; double wakes; uint32_t first, next, largest, parts; } say;
+    origin held;        /* what n is, which may be on its way; `sound`: its digest was right */
+    const char *waits;
     midge_port port;
     midge_event event; /* the next one */
     uint8_t schema_hash[16], frame_sha[16];
@@ -825,7 +833,7 @@ static bool is_due(const midge *m, uint32_t at)
 
 static uint64_t draw(midge *m)
 {
-    uint8_t digest[32], counted[24];
+    uint8_t digest[16], counted[24];
     memcpy(counted, m->config.entropy, 16);
     put_le(counted + 16, ++m->draws, 8);
     digest_of(counted, sizeof counted, digest);
@@ -1030,16 +1038,17 @@ static const shape word_shape = SHAPE(word_fields, 1, sizeof(word_to_us));
 /* One chunk of a frame. */
 typedef struct part {
     uint8_t lineage[16], sha256[16];
-    uint32_t version, span, part, parts;
+    hop of; /* without its size */
+    uint32_t part;
     unsigned kind;
 } part;
 
 static const field part_fields[] = {{N_LINEAGE, FORM_ID, offsetof(part, lineage)},
                                     {N_SHA256, FORM_ID, offsetof(part, sha256)},
-                                    {N_VERSION, FORM_U32, offsetof(part, version)},
-                                    {N_SPAN, FORM_CLAMPED, offsetof(part, span)},
+                                    {N_VERSION, FORM_U32, offsetof(part, of.version)},
+                                    {N_SPAN, FORM_CLAMPED, offsetof(part, of.span)},
                                     {N_PART, FORM_CLAMPED, offsetof(part, part)},
-                                    {N_PARTS, FORM_CLAMPED, offsetof(part, parts)},
+                                    {N_PARTS, FORM_CLAMPED, offsetof(part, of.parts)},
                                     {N_KIND, FORM_NAME, offsetof(part, kind)}};
 static const shape part_shape = SHAPE(part_fields, 7, sizeof(part));
 
@@ -1196,12 +1205,12 @@ static bool read_tensor(reader *r, tensor *t, uint32_t *shared, uint32_t *frozen
     next_item(r, &dtype);
     next_item(r, &role);
     uint32_t each = dtype_size(&dtype), word = name_of(&dtype), place = name_of(&role) - N_TRAINED;
-    if (r->bad || row.kind != ITEM_ARRAY || row.number - 4u > 1 || name.kind != ITEM_TEXT || each == 0)
+    if (r->bad || row.kind != ITEM_ARRAY || row.inside - 4u > 1 || name.kind != ITEM_TEXT || each == 0)
         return false;
     t->name = midge_crc32(0, name.data.data, name.data.size);
     t->is_float32 = word == N_FLOAT32;
     t->role = place < ELSEWHERE ? (enum role)place : ELSEWHERE;
-    if (row.number == 5) { /* tied: it travels under its other's name */
+    if (row.inside == 5) { /* tied: it travels under its other's name */
         next_item(r, &row);
         pass_over(r, &row);
         t->role = ELSEWHERE;
@@ -1227,9 +1236,9 @@ static const char *read_schema(midge *m, bytes schema)
     uint32_t shared = 0, frozen = 0;
     item rows;
     next_item(&r, &rows);
-    if (rows.number > MIDGE_TENSORS)
+    if (rows.inside > MIDGE_TENSORS)
         return "too many tensors";
-    for (uint64_t i = 0; i < rows.number && !r.bad; i++)
+    for (size_t i = 0; i < rows.inside && !r.bad; i++)
         r.bad = !read_tensor(&r, &m->tensors[i], &shared, &frozen) || r.bad;
     if (r.bad || rows.kind != ITEM_ARRAY || r.at != r.end)
         return "wrong schema";
@@ -1237,7 +1246,7 @@ static const char *read_schema(midge *m, bytes schema)
         return "too many parameters";
     if (frozen > m->config.frozen)
         return "too many frozen bytes";
-    m->tensor_count = (uint32_t)rows.number;
+    m->tensor_count = (uint32_t)rows.inside;
     m->count = shared;
     m->frozen_size = frozen;
     return NULL;
@@ -1270,15 +1279,13 @@ static bool read_frame(bytes payload, frame_header *f)
 static const char *take_snapshot(midge *m, const frame_header *f)
 {
     bytes schema = f->body, frozen = rest_of(f->body, f->schema), integers = rest_of(frozen, f->frozen);
-    uint8_t digest[32];
     schema.size -= frozen.size;
     const char *why = read_schema(m, schema);
     if (why != NULL)
         return why;
     if (f->frozen != m->frozen_size || frozen.size < f->frozen || integers.size < f->filling)
         return "wrong header";
-    digest_of(schema.data, schema.size, digest);
-    memcpy(m->schema_hash, digest, 16);
+    digest_of(schema.data, schema.size, m->schema_hash);
     if (f->frozen > 0)
         memcpy(m->frozen, frozen.data, f->frozen);
     memset(m->n, 0, sizeof *m->n * m->count);
@@ -1295,7 +1302,7 @@ static const char *take_step(midge *m, const frame_header *f)
 }
 
 /* Digest of the state: schema hash, exponent, integers, frozen tensors. */
-static void state_digest(const midge *m, uint8_t digest[32])
+static void state_digest(const midge *m, uint8_t digest[16])
 {
     midge_sha256 sha;
     uint8_t piece[64];
@@ -1310,7 +1317,7 @@ static void state_digest(const midge *m, uint8_t digest[32])
         midge_sha256_add(&sha, piece, 4 * some);
     }
     midge_sha256_add(&sha, m->frozen, m->frozen_size);
-    midge_sha256_end(&sha, digest);
+    end_digest(&sha, digest);
 }
 
 /* A published value: exact, because the exponent is within -40 and 60 and the product is normal. */
@@ -1345,32 +1352,37 @@ static float float_at(const uint8_t *floats, uint32_t index)
 
 typedef struct offers {
     bytes left;
-    uint32_t version;
     bool any;
     hop found;
 } offers;
 
+/* A number that no board reaches is clamped. */
+static ONCE bool next_number(bytes *data, uint32_t *number)
+{
+    uint64_t found;
+    bool right = next_leb128(data, &found);
+    *number = clamped(found);
+    return right;
+}
+
 /* The next frame that is on offer, newest version first; false at the end, or where the list is wrong. */
 static bool next_offer(offers *o)
 {
-    uint64_t first, span, size, parts = 1; /* the first number holds a version, so it may have more than 32 bits */
+    hop *f = &o->found;
+    uint64_t first; /* holds a version, so it may have more than 32 bits */
     if (!next_leb128(&o->left, &first))
         return false;
-    span = first >> 1 & 31u;
-    if ((span == 31 && !next_leb128(&o->left, &span)) || !next_leb128(&o->left, &size) ||
-        ((first & 1u) && !next_leb128(&o->left, &parts)))
+    f->span = (uint32_t)first >> 1 & 31u;
+    f->parts = 1;
+    if ((f->span == 31 && !next_number(&o->left, &f->span)) || !next_number(&o->left, &f->size) ||
+        ((first & 1u) && !next_number(&o->left, &f->parts)))
         return false;
     first >>= 6;
     if (o->any)
-        first = o->version - first; /* below 0 it is beyond 32 bits */
-    if (first >= NOWHERE)
-        return false;
-    o->version = o->found.version = (uint32_t)first;
-    o->found.span = clamped(span);
-    o->found.size = clamped(size);
-    o->found.parts = clamped(parts);
+        first = f->version - first; /* below 0 it is beyond 32 bits */
+    f->version = (uint32_t)first;
     o->any = true;
-    return true;
+    return first < NOWHERE;
 }
 
 /* A version from which the target can be reached: by which frame first, and at what cost. */
@@ -1397,7 +1409,7 @@ static bool plan_way(midge *m, bytes frames, uint32_t to)
 {
     stage *stages = (stage *)(void *)m->scratch;
     size_t count = 2;
-    offers o = {frames, 0, false, {0, 0, 0, 0}};
+    offers o = {frames, false, {0, 0, 0, 0}};
     stages[0].version = to;
     stages[0].cost = 0;
     stages[1].version = NOWHERE;
@@ -2000,7 +2012,6 @@ static midge_result store(midge *m, const midge_fit *fit)
     record r = m->outbox;
     codec k = choose_codec(m, r.codec);
     midge_sha256 sha;
-    uint8_t digest[32];
     sink s;
     for (uint32_t i = 0; i < m->count; i++)
         m->w[i] -= published(m, i);
@@ -2053,8 +2064,7 @@ static midge_result store(midge *m, const midge_fit *fit)
         r.left_crc = s.crc;
         if (pass > 0)
             break;
-        midge_sha256_end(&sha, digest);
-        memcpy(r.sha256, digest, 16);
+        end_digest(&sha, r.sha256);
         if (!record_fits(m, &r) || !write_meta(m, &r))
             return MIDGE_NO_FLASH;
     }
@@ -2106,14 +2116,39 @@ typedef struct layer {
     uint32_t inputs, outputs;
 } layer;
 
+/* Frozen means and deviations of the inputs, one or one each, or of the target; none if the count is 0. */
+typedef struct scaling {
+    const uint8_t *mean, *deviation;
+    uint32_t count;
+} scaling;
+
 /* Some rows on their way through the layers. Slopes of the last one's outputs come in their place. */
 typedef struct batch {
     const midge *m;
     const midge_model *model;
     layer layers[2], *last;
+    scaling inputs, target;
     float *y; /* the targets */
     uint32_t rows;
 } batch;
+
+static void find_scaling(const midge *m, const char *mean, const char *deviation, uint32_t wanted, scaling *s)
+{
+    uint32_t other;
+    s->mean = frozen_floats(m, mean, &s->count);
+    s->deviation = frozen_floats(m, deviation, &other);
+    if (s->count != other || (s->count != 1 && s->count != wanted))
+        s->count = 0;
+}
+
+static float scaled(const scaling *s, uint32_t index, float value)
+{
+    if (s->count == 0)
+        return value;
+    if (s->count == 1)
+        index = 0;
+    return (value - float_at(s->mean, index)) / float_at(s->deviation, index);
+}
 
 static void open_batch(batch *b, const midge *m, const midge_model *model, float *work, uint32_t rows)
 {
@@ -2135,25 +2170,21 @@ static void open_batch(batch *b, const midge *m, const midge_model *model, float
             l->slope = work + rows * (l->outputs + model->outputs); /* behind all that comes */
     }
     b->y = work + rows * model->hidden;
+    find_scaling(m, "input_mean", "input_scale", model->inputs, &b->inputs);
+    find_scaling(m, "target_mean", "target_scale", 1, &b->target);
 }
 
-/* Take a row in: inputs with mean 0 and deviation 1, and 0 where a value is missing. */
+/* Take a row in; 0 where a value is missing. */
 static void take_row(batch *b, midge_row row, void *context, uint32_t index)
 {
-    uint32_t inputs = b->model->inputs, means, scales;
-    float *x = b->layers->x + b->rows * inputs, target = 0;
-    const uint8_t *mean = frozen_floats(b->m, "input_mean", &means), *scale = frozen_floats(b->m, "input_scale", &scales);
-    bool scaled = means == scales && (means == 1 || means == inputs);
-    row(context, index, x, &target);
-    for (uint32_t i = 0; i < inputs; i++, x++) {
-        uint32_t channel = means == 1 ? 0 : i;
-        if (scaled)
-            *x = (*x - float_at(mean, channel)) / float_at(scale, channel);
-        *x = finite_or(*x, 0);
-    }
+    uint32_t inputs = b->model->inputs;
+    float *x = b->layers->x + b->rows * inputs, *y = b->y + b->rows++;
+    *y = 0;
+    row(context, index, x, y);
+    for (uint32_t i = 0; i < inputs; i++)
+        x[i] = finite_or(scaled(&b->inputs, i, x[i]), 0);
     if (b->model->task == MIDGE_REGRESSION)
-        target = (target - midge_frozen(b->m, "target_mean", 0, 0)) / midge_frozen(b->m, "target_scale", 0, 1);
-    b->y[b->rows++] = target;
+        *y = scaled(&b->target, 0, *y);
 }
 
 /* With ReLU between layers. */
@@ -2174,18 +2205,27 @@ static void forward(batch *b)
     }
 }
 
-/* Cross-entropy of one row, and the slopes in place of the outputs. The one output of a binary task stands against 0, and
- * its label may be anything from 0 to 1. */
-static float cross_entropy(float *o, uint32_t outputs, float label, bool binary, bool *right)
+/* Cross-entropy of one row, and the slopes in place of the outputs. A single one stands against 0, and its label may be
+ * anything from 0 to 1. */
+static float cross_entropy(float *o, uint32_t outputs, float label, bool *right)
 {
-    uint32_t which = !binary && label >= 0 && label < (float)outputs ? (uint32_t)label : 0, best = 0;
-    for (uint32_t i = 1; i < outputs; i++)
-        if (o[i] > o[best])
-            best = i;
-    *right = binary ? (*o >= 0) == (label > 0.5f) : best == which;
-    if (!binary)
+    uint32_t which = 0, best = 0;
+    float top = *o, sum = 0;
+    if (outputs == 1) {
+        *right = (top >= 0) == (label > 0.5f);
+        top = top > 0 ? top : 0;
+        sum = exponential(-top);
+    } else {
+        if (label > 0 && label < (float)outputs)
+            which = (uint32_t)label;
+        for (uint32_t i = 1; i < outputs; i++)
+            if (o[i] > o[best])
+                best = i;
+        top = o[best];
+        *right = best == which;
         label = 1.0f;
-    float top = binary && !(*o > 0) ? 0 : o[best], said = o[which] * label - top, sum = binary ? exponential(-top) : 0;
+    }
+    float said = o[which] * label - top;
     for (uint32_t i = 0; i < outputs; i++) {
         o[i] = exponential(o[i] - top);
         sum += o[i];
@@ -2209,7 +2249,7 @@ static float slopes(batch *b, uint32_t *right)
             loss += *o * *o;
             factor = 2.0f;
         } else
-            loss += cross_entropy(o, outputs, b->y[r], b->model->task == MIDGE_BINARY, &hit);
+            loss += cross_entropy(o, outputs, b->y[r], &hit);
         *right += hit ? 1u : 0;
         for (; outputs > 0; outputs--)
             *o++ *= factor / (float)b->rows;
@@ -2271,35 +2311,29 @@ bool midge_model_of(const midge *m, midge_task task, midge_model *model)
     }
 }
 
-/* Pass over rows in batches, as the plan says, or once and without a step. Each row comes once before one comes again, in an
+/* Pass over rows in batches as a plan says; the device's own is trained by. Each row comes once before one comes again, in an
  * order that needs no memory: a generator of full period over the next power of two. */
 static midge_fit pass_rows(midge *m, const midge_model *model, midge_row row, void *context, uint32_t rows, float *work,
-                           size_t size, bool trains)
+                           size_t size, const midge_plan *plan)
 {
-    const midge_plan *plan = &m->target.plan;
     midge_fit fit = {0, 0, 0, -1, -1};
     batch b;
-    uint32_t each = trains && plan->batch_size > 0 ? plan->batch_size : 8, right = 0, seen = 0, taken = 0, mask = 1;
+    bool trains = plan == &m->target.plan;
+    uint32_t each = plan->batch_size > 0 ? plan->batch_size : 8, right = 0, seen = 0, taken = 0, mask = 1;
     each = least(least(each, rows), (uint32_t)(size / MIDGE_WORK(model->inputs, model->hidden, model->outputs, 1)));
     if (m->work != WORK_TRAIN || each == 0)
         return fit;
     open_batch(&b, m, model, work, each);
-    bool timed = trains && plan->seconds > 0;
-    uint32_t steps = (rows + each - 1u) / each, began = m->port.now(m->port.context), passed = 0;
-    if (trains && plan->epochs > 0)
-        steps *= plan->epochs;
-    if (trains && plan->local_steps > 0)
+    uint32_t steps = (rows + each - 1u) / each * (plan->epochs > 0 ? plan->epochs : 1);
+    if (plan->local_steps > 0)
         steps = plan->local_steps;
-    if (timed)
+    if (plan->seconds > 0)
         steps = plan->most_steps;
-    uint32_t at = (uint32_t)draw(m), add = (uint32_t)draw(m) | 1u;
+    uint32_t at = (uint32_t)draw(m), add = (uint32_t)draw(m) | 1u, began = m->port.now(m->port.context);
     while (mask < rows - 1u)
         mask = mask << 1 | 1u;
     float rate = plan->learning_rate > 0 ? plan->learning_rate : 0.05f, loss = 0;
     while (fit.steps < steps) {
-        passed = m->port.now(m->port.context) - began;
-        if (timed && fit.steps >= plan->fewest_steps && (float)passed > plan->seconds * 1000.0f)
-            break;
         for (b.rows = 0; b.rows < each && taken < rows; taken++) {
             do
                 at = (at * 5u + add) & mask;
@@ -2314,10 +2348,13 @@ static midge_fit pass_rows(midge *m, const midge_model *model, midge_row row, vo
         if (trains)
             backward(&b, rate, plan->proximal);
         fit.steps++;
+        fit.seconds = (float)(m->port.now(m->port.context) - began) * 0.001f;
+        if (plan->seconds > 0 && fit.steps >= plan->fewest_steps && fit.seconds > plan->seconds)
+            break;
     }
     fit.examples = rows;
-    fit.seconds = (float)(m->port.now(m->port.context) - began) * 0.001f;
-    fit.loss = seen > 0 ? loss / (float)seen : -1;
+    if (seen > 0)
+        fit.loss = loss / (float)seen;
     if (!trains && model->task != MIDGE_REGRESSION)
         fit.accuracy = (float)right / (float)rows;
     return fit;
@@ -2326,13 +2363,15 @@ static midge_fit pass_rows(midge *m, const midge_model *model, midge_row row, vo
 midge_fit midge_train(midge *m, const midge_model *model, midge_row row, void *context, uint32_t rows, float *work,
                       size_t size)
 {
-    return pass_rows(m, model, row, context, rows, work, size, true);
+    return pass_rows(m, model, row, context, rows, work, size, &m->target.plan);
 }
 
 midge_fit midge_evaluate(midge *m, const midge_model *model, midge_row row, void *context, uint32_t rows, float *work,
                          size_t size)
 {
-    return pass_rows(m, model, row, context, rows, work, size, false);
+    midge_plan once;
+    memset(&once, 0, sizeof once);
+    return pass_rows(m, model, row, context, rows, work, size, &once);
 }
 
 #endif
@@ -2518,7 +2557,7 @@ static void list_parts(midge *m, unsigned first)
 /* How a field of the client's state is said. Those up to SAY_NAME always are, the others unless they are 0. */
 enum saying {
     SAY_ALWAYS, SAY_IDENTITY, SAY_BIN16, SAY_DIGEST, SAY_NAME, SAY_INTEGER, SAY_FLOAT, SAY_FALSE, SAY_WIDE, SAY_REAL,
-    SAY_WORD
+    SAY_WORD, SAY_MACHINE
 };
 
 static const field hello_says[] = {{N_STATE, SAY_WORD, offsetof(midge, say.state)},
@@ -2526,6 +2565,7 @@ static const field hello_says[] = {{N_STATE, SAY_WORD, offsetof(midge, say.state
                                    {N_FIRST, SAY_INTEGER, offsetof(midge, say.first)},
                                    {N_NEXT, SAY_INTEGER, offsetof(midge, say.next)},
                                    {N_WAKES, SAY_REAL, offsetof(midge, say.wakes)},
+                                   {N_CAPABILITIES, SAY_MACHINE, offsetof(midge, config.machine)},
                                    {N_WAITS, SAY_WORD, offsetof(midge, say.waits)},
                                    {N_NUMBER, SAY_WIDE, offsetof(midge, say.number)},
                                    {N_TO, SAY_WIDE, offsetof(midge, say.to)},
@@ -2578,7 +2618,7 @@ static void say_fields(midge *m, const field *f, unsigned count)
         wide = number;
         if (f->form == SAY_IDENTITY || f->form >= SAY_WIDE)
             memcpy(&wide, from, sizeof wide);
-        if (f->form == SAY_WORD) {
+        if (f->form >= SAY_WORD) {
             memcpy(&word, from, sizeof word);
             wide = word != NULL;
         }
@@ -2588,6 +2628,9 @@ static void say_fields(midge *m, const field *f, unsigned count)
         switch (f->form) {
         case SAY_BIN16: write_bin(w, from, 16); break;
         case SAY_DIGEST: write_bin(w, from, 8); break;
+        case SAY_MACHINE: /* a map in the map */
+            write_map(w, 1);
+            write_integer(w, N_MACHINE); /* fall through */
         case SAY_NAME:
         case SAY_WORD: write_word(w, word); break;
         case SAY_REAL: write_long(w, 0xcb, wide); break;
@@ -2681,12 +2724,6 @@ static void say_state(midge *m, const char *state)
     say_fields(m, hello_says, COUNT(hello_says));
     if (m->sound)
         say_fields(m, held_says, COUNT(held_says));
-    if (m->config.machine != NULL) {
-        key(m, N_CAPABILITIES);
-        write_map(&m->out, 1);
-        write_integer(&m->out, N_MACHINE);
-        write_word(&m->out, m->config.machine);
-    }
     m->say.wakes = 0;
     m->say.number = m->say.to = 0;
 }
@@ -2860,7 +2897,7 @@ static void start_training(midge *m)
 /* All frames of the way are here: is it the model that was announced? */
 static ONCE void arrive(midge *m)
 {
-    uint8_t digest[32];
+    uint8_t digest[16];
     if (m->held.version != m->target.of.version) { /* the way was longer than it could be planned */
         again_after(m, 0);
         return;
@@ -2900,7 +2937,7 @@ static void take_frame(midge *m)
 {
     const hop *h = &m->hops[m->hop_at];
     bool snapshot = h->span == 0;
-    uint8_t digest[32];
+    uint8_t digest[16];
     frame_header f;
     bytes frame = {m->frame, h->size};
     digest_of(frame.data, frame.size, digest);
@@ -2932,8 +2969,9 @@ static void take_part(midge *m, bytes payload)
         memcmp(p.lineage, m->target.of.lineage, 16) != 0)
         return;
     uint32_t ahead = p.part - m->part, each = (h->size + h->parts - 1u) / h->parts, from = p.part * each;
-    if (p.version != h->version || p.span != h->span || p.parts != h->parts || p.part >= h->parts || ahead >= WINDOW ||
-        (m->got >> ahead & 1u) || from > h->size || body.size != least(h->size - from, each))
+    p.of.size = h->size;
+    if (memcmp(&p.of, h, sizeof *h) != 0 || p.part >= h->parts || ahead >= WINDOW || (m->got >> ahead & 1u) || from > h->size ||
+        body.size != least(h->size - from, each))
         return;
     if ((m->part | m->got) == 0)
         memcpy(m->frame_sha, p.sha256, 16);
@@ -2974,7 +3012,7 @@ static bool already_trained(const midge *m, const goal *t)
 static bool takes_part(midge *m, const goal *t)
 {
     writer *w = begin_packet(m, 0);
-    uint8_t digest[32];
+    uint8_t digest[16];
     for (unsigned i = 0; i < 16; i++)
         write_hex(w, t->of.lineage[i], 2);
     write_plain(w, "/");
@@ -2984,7 +3022,7 @@ static bool takes_part(midge *m, const goal *t)
     write_plain(w, "/");
     write_plain(w, m->config.device);
     digest_of(w->data, w->at, digest);
-    return t->share >= 1 || (double)get_be(digest, 8) < (double)t->share * 18446744073709551616.0;
+    return t->share >= 1 || (uint32_t)get_be(digest, 4) < (uint32_t)(t->share * 4294967296.0f);
 }
 
 static ONCE uint32_t milliseconds(float seconds)
@@ -3005,7 +3043,7 @@ static uint32_t turn(midge *m, const goal *t, uint32_t size, uint32_t messages, 
 static void adopt_statistics(midge *m, const announcement *a)
 {
     if (a->statistic_count == 0 || a->statistic_count > MIDGE_STATISTICS) {
-        tell_why(m, MIDGE_DOES_NOT_FIT, a->target.of.version, "more statistics than MIDGE_STATISTICS");
+        tell_why(m, MIDGE_DOES_NOT_FIT, a->target.of.version, "too many statistics");
         return;
     }
     bool same = m->statistic_count == a->statistic_count &&
@@ -3049,7 +3087,7 @@ static void adopt(midge *m, const announcement *a)
         return;
     }
     if (!plan_way(m, a->frames, t->of.version)) {
-        tell_why(m, MIDGE_DOES_NOT_FIT, t->of.version, "no frame fits the arena");
+        tell_why(m, MIDGE_DOES_NOT_FIT, t->of.version, "no frame fits");
         return;
     }
     for (unsigned i = 0; i < m->hop_count; i++) {
@@ -3061,24 +3099,33 @@ static void adopt(midge *m, const announcement *a)
     m->work = WORK_TURN;
 }
 
+static uint64_t age(const origin *of) /* within a lineage */
+{
+    return (uint64_t)of->generation << 32 | of->version;
+}
+
 static void take_announcement(midge *m, bytes payload)
 {
     announcement a;
     if (!read_announcement(payload, &a) || !same_text(a.federation, m->config.federation))
         return;
     const goal *t = &a.target, *known = &m->target;
-    bool same_lineage = memcmp(t->of.lineage, known->of.lineage, 16) == 0;
-    bool older = t->of.generation < known->of.generation ||
-                 (t->of.generation == known->of.generation && t->of.version < known->of.version);
-    if (same_lineage && older && t->issued <= known->issued)
+    if (memcmp(t->of.lineage, known->of.lineage, 16) == 0 && age(&t->of) < age(&known->of) && t->issued <= known->issued)
         return;
     if (m->work == WORK_FETCH || m->work == WORK_TRAIN) { /* keep the one that is fetched or trained by */
-        bool other = !same_lineage || t->of.version != known->of.version || t->of.generation != known->of.generation;
-        m->newer = m->newer || other;
+        m->newer = m->newer || memcmp(&t->of, &known->of, sizeof t->of) != 0;
         m->newer_at = m->clock;
         return;
     }
     adopt(m, &a);
+}
+
+/* Whether a message is of the newest start of the aggregator that is known; 0 is of an earlier version, which has none. */
+static bool is_current(midge *m, uint64_t token)
+{
+    if (token > m->token)
+        m->token = token;
+    return token == 0 || token == m->token;
 }
 
 /* How long to wait now; the next time twice as long, up to 300 s. */
@@ -3108,11 +3155,9 @@ static ONCE void greet_soon(midge *m, uint32_t pause)
 static void take_status(midge *m, bytes payload)
 {
     aggregator_status s;
-    if (!read_header(payload, &status_shape, &s, NULL) || (s.token != 0 && s.token < m->token))
+    if (!read_header(payload, &status_shape, &s, NULL) || !is_current(m, s.token))
         return;
     bool ready = s.word == N_READY, serves = ready || s.word == N_PAUSED;
-    if (s.token > m->token)
-        m->token = s.token;
     if (serves && (!m->serves || s.boot != m->boot))
         greet_soon(m, m->boot == 0 ? 0 : turn(m, &m->target, 400, 2, 1));
     if (!serves)
@@ -3185,10 +3230,8 @@ static void take_receipt(midge *m, bytes payload)
         tell(m, MIDGE_TROUBLE, 0);
         return;
     }
-    if (t.kind != N_RECEIPT || t.outbox != m->outbox.outbox || (t.token != 0 && t.token < m->token))
+    if (t.kind != N_RECEIPT || t.outbox != m->outbox.outbox || !is_current(m, t.token))
         return;
-    if (t.token > m->token)
-        m->token = t.token;
     if (t.hi >= m->outbox.next) { /* this outbox is an old copy of itself */
         renew(m, false);
         return;

@@ -124,7 +124,7 @@ static void read_all(midge *m, bytes data)
     part p;
     frame_header f;
     bytes rest;
-    offers o = {data, 0, false, {0, 0, 0, 0}};
+    offers o = {data, false, {0, 0, 0, 0}};
     if (read_announcement(data, &a))
         (void)plan_way(m, a.frames, a.target.of.version);
     (void)read_header(data, &status_shape, &s, NULL);

@@ -169,7 +169,7 @@ static void show_announcement(bytes payload)
 
 static void show_offers(bytes frames)
 {
-    offers o = {frames, 0, false, {0, 0, 0, 0}};
+    offers o = {frames, false, {0, 0, 0, 0}};
     printf("[");
     for (bool first = true; next_offer(&o); first = false)
         printf("%s[%llu, %u, %u, %u]", first ? "" : ", ", (unsigned long long)o.found.version, o.found.span, o.found.size,
@@ -228,7 +228,7 @@ static void show_part(bytes payload)
     bytes body;
     bool read = read_header(payload, &part_shape, &p, &body);
     printf("{\"read\": %s, \"version\": %llu, \"span\": %u, \"part\": %u, \"parts\": %u", read ? "true" : "false",
-           (unsigned long long)p.version, p.span, p.part, p.parts);
+           (unsigned long long)p.of.version, p.of.span, p.part, p.of.parts);
     show_field("lineage", p.lineage, 16);
     show_field("sha256", p.sha256, 16);
     show_field("body", body.data, read ? body.size : 0);
