@@ -105,11 +105,6 @@ static ONCE float finite_or(float value, float otherwise)
     return finite_float(value) ? value : otherwise;
 }
 
-static bool finite_double(double value)
-{
-    return (bits_of_double(value) >> 52 & 0x7ffu) != 0x7ffu;
-}
-
 static bool same_text(bytes text, const char *word)
 {
     size_t size = strlen(word);
@@ -267,13 +262,12 @@ static void digest_of(const void *data, size_t size, uint8_t digest[16])
 /* ====================================================================================================== msgpack */
 
 typedef enum kind_of_item {
-    ITEM_BAD, ITEM_NIL, ITEM_BOOL, ITEM_INT, ITEM_FLOAT, ITEM_TEXT, ITEM_BIN, ITEM_ARRAY, ITEM_MAP
+    ITEM_BAD, ITEM_NIL, ITEM_BOOL, ITEM_INT, ITEM_NEGATIVE, ITEM_FLOAT, ITEM_TEXT, ITEM_BIN, ITEM_ARRAY, ITEM_MAP
 } kind_of_item;
 
 typedef struct item {
     kind_of_item kind;
-    bool negative;   /* of an integer below 0, whose value is then in `number` as two's complement */
-    uint64_t number; /* of a bool or an integer; the bits of a float64; how many items follow an array, pairs a map */
+    uint64_t number; /* of a bool or an integer, in two's complement; the bits of a float64; pairs or items that follow */
     size_t inside;   /* how many items are in it */
     bytes data;      /* of text and bin */
 } item;
@@ -329,16 +323,16 @@ static void next_item(reader *r, item *found)
         bool with_sign = byte >= 0xd0 && byte < 0xd4;
         found->kind = (kind_of_item)(head >> 4);
         found->number = size == 0 ? byte & 1u : take_number(r, size, with_sign);
-        found->negative = with_sign && found->number >> 63 != 0;
+        if (with_sign && found->number >> 63 != 0)
+            found->kind = ITEM_NEGATIVE;
         if (size == 4 && found->kind == ITEM_FLOAT)
             found->number = bits_of_double((double)float_of((uint32_t)found->number));
     } else if (byte >= 0x80 && byte < 0xc0) { /* those whose size is in the first byte */
         found->kind = byte < 0x90 ? ITEM_MAP : byte < 0xa0 ? ITEM_ARRAY : ITEM_TEXT;
         found->number = byte & (byte < 0xa0 ? 15u : 31u);
     } else {
-        found->kind = ITEM_INT;
-        found->negative = byte >= 0xe0;
-        found->number = found->negative ? ~(uint64_t)0xff | byte : byte;
+        found->kind = byte < 0x80 ? ITEM_INT : ITEM_NEGATIVE;
+        found->number = byte < 0x80 ? byte : ~(uint64_t)0xff | byte;
     }
     if (found->kind < ITEM_TEXT) {
         r->bad = r->bad || found->kind == ITEM_BAD;
@@ -427,14 +421,6 @@ static void write_wide(writer *w, uint64_t value)
         write_long(w, 0xcf, value);
 }
 
-static void write_map(writer *w, unsigned pairs)
-{
-    if (pairs < 16)
-        write_byte(w, 0x80u | pairs);
-    else
-        write_tagged(w, 0xde, pairs, 2);
-}
-
 static void write_array(writer *w, unsigned items)
 {
     if (items < 16)
@@ -517,7 +503,7 @@ static unsigned name_of(const item *said)
 {
     const uint8_t *at = names, *word;
     unsigned number = 0;
-    if (said->kind == ITEM_INT && !said->negative && said->number < N_SNAPSHOT)
+    if (said->kind == ITEM_INT && said->number < N_SNAPSHOT)
         return (unsigned)said->number;
     while (said->kind == ITEM_TEXT && *at != 0) {
         number += *at++ & 0x7fu;
@@ -529,17 +515,6 @@ static unsigned name_of(const item *said)
     return N_UNKNOWN;
 }
 
-static bool is_unsigned(const item *value)
-{
-    return value->kind == ITEM_INT && !value->negative;
-}
-
-static double real_of(const item *value)
-{
-    double real = value->kind == ITEM_FLOAT ? double_of(value->number) : is_unsigned(value) ? (double)value->number : 0;
-    return finite_double(real) ? real : 0;
-}
-
 /* A list in a header, to be read where it lies. */
 typedef struct list {
     reader items;
@@ -549,9 +524,36 @@ typedef struct list {
 /* How a field of a header is taken into a structure, and where. One of the wrong type counts as not there. A whole number
  * that no board reaches is clamped to 32 bits; a real one that is not above 0 is taken as 0. */
 enum form {
-    FORM_ID, FORM_U64, FORM_U32, FORM_CLAMPED, FORM_SIGNED, FORM_POSITIVE, FORM_REAL, FORM_TRUE, FORM_TEXT, FORM_BIN,
-    FORM_LIST, FORM_NAME
+    FORM_ID, FORM_U64, FORM_CLAMPED, FORM_SIGNED, FORM_POSITIVE, FORM_REAL, FORM_TRUE, FORM_TEXT, FORM_BIN, FORM_LIST,
+    FORM_NAME
 };
+
+/* A value in all forms that it may be taken in; the first is 16 bytes of data. */
+typedef struct readings {
+    bytes data;
+    list inner;
+    uint64_t whole;
+    double real;
+    float positive;
+    uint32_t clamped, low, name;
+    bool truth;
+} readings;
+
+#define KIND(kind) (1u << (kind))
+static const struct {
+    uint8_t from, size;
+    uint16_t kinds; /* from which items */
+} forms[] = {{0, 16, KIND(ITEM_BIN)},
+             {offsetof(readings, whole), 8, KIND(ITEM_INT)},
+             {offsetof(readings, clamped), 4, KIND(ITEM_INT)},
+             {offsetof(readings, low), 4, KIND(ITEM_INT) | KIND(ITEM_NEGATIVE)},
+             {offsetof(readings, positive), 4, KIND(ITEM_INT) | KIND(ITEM_FLOAT)},
+             {offsetof(readings, real), 8, KIND(ITEM_INT) | KIND(ITEM_FLOAT)},
+             {offsetof(readings, truth), 1, KIND(ITEM_BOOL)},
+             {offsetof(readings, data), sizeof(bytes), KIND(ITEM_TEXT)},
+             {offsetof(readings, data), sizeof(bytes), KIND(ITEM_BIN)},
+             {offsetof(readings, inner), sizeof(list), KIND(ITEM_ARRAY) | KIND(ITEM_MAP)},
+             {offsetof(readings, name), 4, KIND(ITEM_INT) | KIND(ITEM_TEXT)}};
 
 typedef struct field {
     uint8_t key, form;
@@ -562,70 +564,25 @@ typedef struct field {
 typedef struct shape {
     const field *fields;
     uint8_t count, needed;
-    uint16_t size; /* of the structure, which is cleared first; 0: it is not */
+    uint8_t size; /* of the structure, which is cleared first; 0: it is not */
+    bool cut;     /* it may be cut short */
 } shape;
 
 #define COUNT(table) ((unsigned)(sizeof(table) / sizeof(table)[0]))
-#define SHAPE(fields, needed, size) {fields, COUNT(fields), needed, size}
+#define SHAPE(fields, needed, size) {fields, COUNT(fields), needed, size, false}
 
-static ONCE bool take_field(const reader *r, const item *value, unsigned form, void *to)
+static bool take_field(const reader *r, const item *value, unsigned form, void *to)
 {
-    bool right = is_unsigned(value), is_true = value->number != 0;
-    uint32_t number = clamped(value->number);
-    list inner = {*r, (uint32_t)value->number};
-    double real;
-    float positive;
-    const void *from = &number;
-    size_t size = 4;
-    switch (form) {
-    case FORM_ID:
-        right = value->kind == ITEM_BIN && value->data.size >= 16;
-        from = value->data.data;
-        size = 16;
-        break;
-    case FORM_U32: right = right && value->number <= UINT32_MAX; break;
-    case FORM_SIGNED: right = value->kind == ITEM_INT; /* fall through */
-    case FORM_U64:
-        from = &value->number;
-        size = 8;
-        break;
-    case FORM_POSITIVE:
-        positive = (float)real_of(value);
-        positive = positive > 1e30f ? 1e30f : positive > 0 ? positive : 0;
-        from = &positive;
-        right = true;
-        break;
-    case FORM_REAL:
-        real = real_of(value);
-        from = &real;
-        size = 8;
-        right = true;
-        break;
-    case FORM_TRUE:
-        from = &is_true;
-        size = 1;
-        right = true;
-        break;
-    case FORM_NAME:
-        number = name_of(value);
-        right = true;
-        break;
-    case FORM_LIST:
-        right = value->kind >= ITEM_ARRAY;
-        from = &inner;
-        size = sizeof inner;
-        break;
-    case FORM_TEXT:
-    case FORM_BIN:
-        right = value->kind == (form == FORM_TEXT ? ITEM_TEXT : ITEM_BIN);
-        from = &value->data;
-        size = sizeof value->data;
-        break;
-    default: break;
-    }
-    if (right)
-        memcpy(to, from, size);
-    return right;
+    bool whole = value->kind == ITEM_INT;
+    readings v = {value->data, {*r, (uint32_t)value->number}, value->number, 0, 0, clamped(value->number),
+               (uint32_t)value->number, name_of(value), value->number != 0};
+    v.real = whole ? (double)value->number : double_of(value->number);
+    v.positive = (float)v.real;
+    v.positive = v.positive > 1e30f ? 1e30f : v.positive > 0 ? v.positive : 0;
+    if ((forms[form].kinds & KIND(value->kind)) == 0 || (form == FORM_ID && value->data.size < 16))
+        return false;
+    memcpy(to, form == FORM_ID ? (const void *)value->data.data : (const uint8_t *)&v + forms[form].from, forms[form].size);
+    return true;
 }
 
 /* Take a map of so many pairs into a structure: whether all that is needed was there. What is not known is passed over. */
@@ -657,26 +614,24 @@ static bool next_map(list *maps, const shape *s, void *to)
     return map.kind == ITEM_MAP && take_map(&maps->items, (uint32_t)map.number, s, to) && !maps->items.bad;
 }
 
-/* Take a payload's header into a structure, and split its body off. One whose body is not asked for may be cut short. */
-static bool read_header(bytes payload, const shape *s, void *to, bytes *body)
+/* Take a payload's header into a structure; what remains of the payload is its body. */
+static bool read_header(bytes *payload, const shape *s, void *to)
 {
-    if (payload.size < 2)
+    if (payload->size < 2)
         return false;
-    size_t length = (size_t)get_le(payload.data, 2);
-    bytes header = rest_of(payload, 2);
-    if (body != NULL) {
-        *body = rest_of(header, length);
-        if (length > header.size)
-            return false;
-    }
-    if (header.size > length)
+    size_t length = (size_t)get_le(payload->data, 2);
+    bytes header = rest_of(*payload, 2);
+    *payload = rest_of(header, length);
+    if (length <= header.size)
         header.size = length;
+    else if (!s->cut)
+        return false;
     reader r = reader_of(header);
     item map;
     next_item(&r, &map);
-    if (body == NULL)
+    if (s->cut)
         r.bad = false; /* it may claim more pairs than have come */
-    return map.kind == ITEM_MAP && take_map(&r, (uint32_t)map.number, s, to) && (body == NULL || !r.bad);
+    return map.kind == ITEM_MAP && take_map(&r, (uint32_t)map.number, s, to) && (s->cut || !r.bad);
 }
 
 /* ========================================================================================== the client's state */
@@ -685,7 +640,7 @@ static bool read_header(bytes payload, const shape *s, void *to, bytes *body)
 typedef struct tensor {
     uint32_t name;           /* CRC-32 of its name */
     uint32_t at, size;       /* in the shared vector; of a frozen one, byte and bytes in the frozen tensors */
-    uint32_t rows, columns;  /* its sides; 1 for those that it does not have, both 0 if it has more */
+    uint32_t rows, sides;    /* its first side, and how many it has */
     float step;              /* while encoding: what its integers are multiplied by */
     enum role { TRAINED, AVERAGED, FROZEN, ELSEWHERE } role;
     bool is_float32;
@@ -705,7 +660,7 @@ typedef struct statistic {
 
 /* A version of a model: without gaps, to be compared and stored as it is. */
 typedef struct origin {
-    uint8_t lineage[16];
+    uint8_t lineage[16], schema_hash[16];
     uint32_t generation, version;
     uint8_t digest[16];
 } origin;
@@ -713,7 +668,6 @@ typedef struct origin {
 /* What is trained from, or will be. */
 typedef struct goal {
     origin of;
-    uint8_t schema_hash[16];
     double issued;
     uint32_t chunk, devices;
     float share, interval, byte_rate;
@@ -730,10 +684,10 @@ typedef struct record {
     uint64_t outbox;
     uint32_t next, seq;           /* seq 0: no update is held */
     origin of;
-    uint8_t schema_hash[16], sha256[16];
+    uint8_t sha256[16];
     char codec[24];
     uint32_t examples, steps, revision, norm_count;
-    float seconds, loss, accuracy;
+    float seconds, metrics[2]; /* loss and accuracy, or below 0 */
     float norms[NORMS];
 } record;
 
@@ -856,9 +810,9 @@ typedef struct announcement {
 static const field announcement_fields[] = {
     {N_KIND, FORM_NAME, offsetof(announcement, kind)},
     {N_LINEAGE, FORM_ID, offsetof(announcement, target.of.lineage)},
-    {N_GENERATION, FORM_U32, offsetof(announcement, target.of.generation)},
-    {N_VERSION, FORM_U32, offsetof(announcement, target.of.version)},
-    {N_SCHEMA_HASH, FORM_ID, offsetof(announcement, target.schema_hash)},
+    {N_GENERATION, FORM_CLAMPED, offsetof(announcement, target.of.generation)},
+    {N_VERSION, FORM_CLAMPED, offsetof(announcement, target.of.version)},
+    {N_SCHEMA_HASH, FORM_ID, offsetof(announcement, target.of.schema_hash)},
     {N_DIGEST, FORM_ID, offsetof(announcement, target.of.digest)},
     {N_PHASE, FORM_NAME, offsetof(announcement, phase)},
     {N_FEDERATION, FORM_TEXT, offsetof(announcement, federation)},
@@ -931,7 +885,7 @@ static bool read_announcement(bytes payload, announcement *a)
 {
     static const field fields[] = {{N_BODY, FORM_BIN, 0}};
     static const shape envelope = SHAPE(fields, 1, sizeof(bytes));
-    bytes inner, rest;
+    bytes inner;
     memset(a, 0, sizeof *a);
     midge_plan *plan = &a->target.plan;
     a->channel = N_TRAIN; /* the defaults of the protocol */
@@ -942,7 +896,7 @@ static bool read_announcement(bytes payload, announcement *a)
     plan->feedback = true;
     plan->fewest_steps = 1;
     plan->most_steps = 10000;
-    if (!read_header(payload, &envelope, &inner, &rest) || !read_header(inner, &announcement_shape, a, &rest))
+    if (!read_header(&payload, &envelope, &inner) || !read_header(&inner, &announcement_shape, a))
         return false;
     (void)take_map(&a->plan.items, a->plan.count, &plan_shape, a);
     copy_name(plan->codec, a->codec);
@@ -968,7 +922,7 @@ static const field status_fields[] = {{N_STATE, FORM_NAME, offsetof(aggregator_s
                                       {N_STATE, FORM_TEXT, offsetof(aggregator_status, state)},
                                       {N_WHY, FORM_TEXT, offsetof(aggregator_status, why)},
                                       {N_TOKEN, FORM_U64, offsetof(aggregator_status, token)}};
-static const shape status_shape = SHAPE(status_fields, 2, sizeof(aggregator_status));
+static const shape status_shape = {status_fields, COUNT(status_fields), 2, sizeof(aggregator_status), true};
 
 /* A device's status: one's own come back, or that of another of the same name. */
 typedef struct hello {
@@ -1045,7 +999,7 @@ typedef struct part {
 
 static const field part_fields[] = {{N_LINEAGE, FORM_ID, offsetof(part, lineage)},
                                     {N_SHA256, FORM_ID, offsetof(part, sha256)},
-                                    {N_VERSION, FORM_U32, offsetof(part, of.version)},
+                                    {N_VERSION, FORM_CLAMPED, offsetof(part, of.version)},
                                     {N_SPAN, FORM_CLAMPED, offsetof(part, of.span)},
                                     {N_PART, FORM_CLAMPED, offsetof(part, part)},
                                     {N_PARTS, FORM_CLAMPED, offsetof(part, of.parts)},
@@ -1159,26 +1113,22 @@ static bool add_coded(bytes body, int32_t *n, uint32_t count)
 
 #define BEYOND (1u << 26) /* values of a tensor, which no arena holds: what is more is as much */
 
-/* Sides of a tensor: their product, at most BEYOND; the first two are kept. */
+/* Sides of a tensor: their product, at most BEYOND. */
 static ONCE uint32_t read_sides(reader *r, tensor *t)
 {
     item sides, side;
     uint64_t size = 1;
     next_item(r, &sides);
     r->bad = r->bad || sides.kind != ITEM_ARRAY;
-    t->rows = t->columns = 1;
+    t->sides = (uint32_t)sides.inside;
     for (size_t i = 0; i < sides.inside && !r->bad; i++) {
         next_item(r, &side);
-        r->bad = r->bad || !is_unsigned(&side) || side.number > BEYOND;
+        r->bad = r->bad || side.kind != ITEM_INT || side.number > BEYOND;
         size *= side.number;
         if (size > BEYOND)
             size = BEYOND;
         if (i == 0)
-            t->rows = (uint32_t)side.number;
-        else if (i == 1)
-            t->columns = (uint32_t)side.number;
-        else
-            t->rows = t->columns = 0;
+            t->rows = (uint32_t)size;
     }
     return (uint32_t)size;
 }
@@ -1196,7 +1146,7 @@ static uint32_t dtype_size(const item *dtype)
 }
 
 /* One row of the schema: [name, [sides], dtype, role] and, of a tied tensor, the name of its other. */
-static bool read_tensor(reader *r, tensor *t, uint32_t *shared, uint32_t *frozen)
+static ONCE bool read_tensor(reader *r, tensor *t, uint32_t *shared, uint32_t *frozen)
 {
     item row, name, dtype, role;
     next_item(r, &row);
@@ -1254,7 +1204,7 @@ static const char *read_schema(midge *m, bytes schema)
 
 /* The header of a snapshot or a step. */
 typedef struct frame_header {
-    int64_t exponent;
+    int32_t exponent;
     unsigned kind;
     uint32_t schema, frozen, filling, size;
     bytes body;
@@ -1269,9 +1219,8 @@ static bool read_frame(bytes payload, frame_header *f)
                                    {N_FILLING, FORM_CLAMPED, offsetof(frame_header, filling)},
                                    {N_SIZE, FORM_CLAMPED, offsetof(frame_header, size)}};
     static const shape shape_of_frame = SHAPE(fields, 2, sizeof(frame_header));
-    bytes body;
-    bool whole = read_header(payload, &shape_of_frame, f, &body);
-    f->body = body;
+    bool whole = read_header(&payload, &shape_of_frame, f);
+    f->body = payload;
     return whole && f->exponent >= -40 && f->exponent <= 60;
 }
 
@@ -1290,7 +1239,7 @@ static const char *take_snapshot(midge *m, const frame_header *f)
         memcpy(m->frozen, frozen.data, f->frozen);
     memset(m->n, 0, sizeof *m->n * m->count);
     integers.size -= f->filling;
-    m->exponent = (int32_t)f->exponent;
+    m->exponent = f->exponent;
     return add_coded(integers, m->n, m->count) ? NULL : "wrong integers";
 }
 
@@ -1366,7 +1315,7 @@ static ONCE bool next_number(bytes *data, uint32_t *number)
 }
 
 /* The next frame that is on offer, newest version first; false at the end, or where the list is wrong. */
-static bool next_offer(offers *o)
+static ONCE bool next_offer(offers *o)
 {
     hop *f = &o->found;
     uint64_t first; /* holds a version, so it may have more than 32 bits */
@@ -1558,7 +1507,7 @@ static codec choose_codec(const midge *m, char word[24])
     bool any = m->config.feedback || !plan->feedback;
     codec found = {FLOAT32, 0, 0};
     for (unsigned i = 0; i < 3; i++, any = false) {
-        copy_name(word, bytes_of(asked[i]));
+        strncpy(word, asked[i], 23); /* the last of the 24 is 0 in every record */
         if (parse_codec(word, &found) && (any || found.kind != UNIFORM))
             break;
     }
@@ -1597,7 +1546,7 @@ static ONCE const float *next_value(walk *w)
 }
 
 /* Rounded to nearest, ties to even: in steps, and within a limit. */
-static int32_t quantised(float value, float step, float top)
+static ONCE int32_t quantised(float value, float step, float top)
 {
     float q = rintf(value * (step > SMALLEST ? 1.0f / step : 0.0f));
     return (int32_t)(q > top ? top : q < -top ? -top : q);
@@ -1681,7 +1630,7 @@ static void find_steps(midge *m, const codec *k)
             continue;
         }
         double all = energy(&w, t->size), wide = (double)k->k / 100 * sqrt(all / (double)t->size);
-        t->step = wide < 3.4028234663852886e38 ? (float)wide : 3.4028234663852886e38f;
+        t->step = finite_or((float)wide, 3.4028234663852886e38f);
         for (unsigned i = 0; i < 8 && energy(&w, t->size) > (1 - 0.02) * all; i++)
             t->step *= 0.5f;
     }
@@ -1993,8 +1942,7 @@ static bool add_left(midge *m)
     const record *r = &m->outbox;
     uint8_t piece[64];
     uint32_t at = body_start(m, m->slot) + aligned16(r->size);
-    if (r->left != m->count || memcmp(r->of.lineage, m->held.lineage, 16) != 0 ||
-        memcmp(r->schema_hash, m->schema_hash, 16) != 0)
+    if (r->left != m->count || memcmp(&r->of, &m->target.of, offsetof(origin, generation)) != 0)
         return true;
     for (uint32_t i = 0; i < r->left; i++) {
         if (i % 32 == 0 && !flash_read(m, at + 2 * i, piece, least(2 * (r->left - i), sizeof piece)))
@@ -2004,6 +1952,12 @@ static bool add_left(midge *m)
     return true;
 }
 #endif
+
+static ONCE void take_metrics(const midge_fit *fit, float metrics[2])
+{
+    metrics[0] = finite_or(fit->loss, -1);
+    metrics[1] = finite_or(fit->accuracy, -1);
+}
 
 /* Encode what `w` holds beyond the published values, and store it as the next update. */
 static midge_result store(midge *m, const midge_fit *fit)
@@ -2028,12 +1982,10 @@ static midge_result store(midge *m, const midge_fit *fit)
             return MIDGE_NOT_FINITE;
     r.seq = r.next++;
     r.of = m->target.of;
-    memcpy(r.schema_hash, m->schema_hash, 16);
     r.examples = fit->examples;
     r.steps = fit->steps;
     r.seconds = finite_or(fit->seconds, 0);
-    r.loss = finite_or(fit->loss, -1);
-    r.accuracy = finite_or(fit->accuracy, -1);
+    take_metrics(fit, r.metrics);
     r.revision = plan->revision;
     r.loses = k.kind == UNIFORM && !plan->feedback;
     midge_sha256_begin(&sha);
@@ -2299,15 +2251,15 @@ bool midge_model_of(const midge *m, midge_task task, midge_model *model)
         if (i > 0 && weight == NULL)
             return task == MIDGE_CLASSIFICATION || model->outputs == 1;
         if (i > 1 || weight == NULL || bias == NULL || weight->role != TRAINED || bias->role != TRAINED ||
-            weight->size == 0 || weight->size != weight->rows * weight->columns || bias->size != weight->rows ||
-            (i == 1 && weight->columns != model->outputs))
+            weight->size == 0 || weight->sides != 2 || bias->size != weight->rows ||
+            (i == 1 && weight->size / weight->rows != model->outputs))
             return false;
         model->weight[i] = weight->at;
         model->bias[i] = bias->at;
         model->hidden = model->outputs;
         model->outputs = weight->rows;
         if (i == 0)
-            model->inputs = weight->columns;
+            model->inputs = weight->size / weight->rows;
     }
 }
 
@@ -2629,7 +2581,7 @@ static void say_fields(midge *m, const field *f, unsigned count)
         case SAY_BIN16: write_bin(w, from, 16); break;
         case SAY_DIGEST: write_bin(w, from, 8); break;
         case SAY_MACHINE: /* a map in the map */
-            write_map(w, 1);
+            write_byte(w, 0x81);
             write_integer(w, N_MACHINE); /* fall through */
         case SAY_NAME:
         case SAY_WORD: write_word(w, word); break;
@@ -2781,11 +2733,11 @@ static void send_connect(midge *m)
     send_packet(m, 0x10, 0);
 }
 
-static void say_metrics(midge *m, float loss, float accuracy)
+/* Loss and accuracy, of which one below 0 is not known. */
+static void say_metrics(midge *m, const float *values)
 {
-    const float values[2] = {loss, accuracy};
     key(m, N_METRICS);
-    write_map(&m->out, (loss >= 0 ? 1u : 0) + (accuracy >= 0 ? 1u : 0));
+    write_byte(&m->out, 0x80u + (values[0] >= 0) + (values[1] >= 0));
     for (unsigned i = 0; i < 2; i++)
         if (values[i] >= 0) {
             write_integer(&m->out, N_LOSS + i);
@@ -2805,8 +2757,8 @@ static void send_update(midge *m)
     uint32_t parts = update_parts(m), body = parts > 1 ? 0 : m->outbox.size;
     m->say.parts = unless_1(parts);
     begin_message(m, TO_UPDATE, update_says, COUNT(update_says));
-    if (m->outbox.loss >= 0 || m->outbox.accuracy >= 0)
-        say_metrics(m, m->outbox.loss, m->outbox.accuracy);
+    if (m->outbox.metrics[0] >= 0 || m->outbox.metrics[1] >= 0)
+        say_metrics(m, m->outbox.metrics);
     end_message(m, parts > 1 ? N_OFFER : N_UPDATE, PASSING, body);
     send_stored(m, 0, body);
 }
@@ -2963,15 +2915,14 @@ static void take_frame(midge *m)
 static void take_part(midge *m, bytes payload)
 {
     part p;
-    bytes body;
     const hop *h = &m->hops[m->hop_at];
-    if (m->work != WORK_FETCH || !read_header(payload, &part_shape, &p, &body) || p.kind != N_PART ||
+    if (m->work != WORK_FETCH || !read_header(&payload, &part_shape, &p) || p.kind != N_PART ||
         memcmp(p.lineage, m->target.of.lineage, 16) != 0)
         return;
     uint32_t ahead = p.part - m->part, each = (h->size + h->parts - 1u) / h->parts, from = p.part * each;
     p.of.size = h->size;
     if (memcmp(&p.of, h, sizeof *h) != 0 || p.part >= h->parts || ahead >= WINDOW || (m->got >> ahead & 1u) || from > h->size ||
-        body.size != least(h->size - from, each))
+        payload.size != least(h->size - from, each))
         return;
     if ((m->part | m->got) == 0)
         memcpy(m->frame_sha, p.sha256, 16);
@@ -2979,7 +2930,7 @@ static void take_part(midge *m, bytes payload)
         give_up_fetch(m, 1000); /* chunks of two frames */
         return;
     }
-    memcpy(m->frame + from, body.data, body.size);
+    memcpy(m->frame + from, payload.data, payload.size);
     list_topic(m, UNSUBSCRIBE, TO_MODEL, p.part);
     m->got |= 1u << ahead;
     m->work_at = m->clock + 5000u;
@@ -3069,7 +3020,7 @@ static void adopt(midge *m, const announcement *a)
     m->target = *t;
     m->work = m->work == WORK_MEASURE && t->statistics ? WORK_MEASURE : WORK_NONE;
     m->after = false;
-    if (memcmp(&m->held, &t->of, offsetof(origin, version)) != 0) /* of another lineage or generation */
+    if (memcmp(&m->held, &t->of, offsetof(origin, version)) != 0) /* of another lineage, schema or generation */
         m->have = m->sound = false;
     if (m->outbox.seq > 0) { /* one update at a time; read it again then */
         m->newer = m->after = true;
@@ -3155,7 +3106,7 @@ static ONCE void greet_soon(midge *m, uint32_t pause)
 static void take_status(midge *m, bytes payload)
 {
     aggregator_status s;
-    if (!read_header(payload, &status_shape, &s, NULL) || !is_current(m, s.token))
+    if (!read_header(&payload, &status_shape, &s) || !is_current(m, s.token))
         return;
     bool ready = s.word == N_READY, serves = ready || s.word == N_PAUSED;
     if (serves && (!m->serves || s.boot != m->boot))
@@ -3214,7 +3165,7 @@ static void take_grants(midge *m, list *maps)
     while (next_map(maps, &grant_shape, &grant))
         for (list *parts = &grant.parts; parts->count > 0 && !parts->items.bad; parts->count--) {
             next_item(&parts->items, &index);
-            if (is_unsigned(&index) && grant.seq > 0 && grant.seq == m->outbox.seq && m->link == LINK_UP)
+            if (index.kind == ITEM_INT && grant.seq > 0 && grant.seq == m->outbox.seq && m->link == LINK_UP)
                 send_chunk(m, clamped(index.number));
         }
 }
@@ -3222,8 +3173,7 @@ static void take_grants(midge *m, list *maps)
 static void take_receipt(midge *m, bytes payload)
 {
     word_to_us t;
-    bytes rest;
-    if (!read_header(payload, &word_shape, &t, &rest))
+    if (!read_header(&payload, &word_shape, &t))
         return;
     if (t.kind == N_TROUBLE) {
         m->event.why = text_of(t.why);
@@ -3263,8 +3213,7 @@ static void take_receipt(midge *m, bytes payload)
 static void take_hello(midge *m, bytes payload, bool retained)
 {
     hello h;
-    bytes rest;
-    if (!read_header(payload, &hello_shape, &h, &rest) || h.kind != N_HELLO)
+    if (!read_header(&payload, &hello_shape, &h) || h.kind != N_HELLO)
         return;
     bool joining = h.state == N_JOINING, live = h.state == N_READY || h.state == N_TRAINING;
     if (m->link == LINK_JOINING) {
@@ -3323,49 +3272,44 @@ static void take_connack(midge *m, bytes packet)
     ask(m);
 }
 
-/* Whether a topic is one of ours; of a chunk of the model, `below` is set. */
-static bool is_topic(midge *m, bytes topic, place where, bool *below)
-{
-    const writer *w = begin_packet(m, 0);
-    write_topic_text(m, where);
-    bool begins = !w->full && topic.size >= w->at && memcmp(topic.data, w->data, w->at) == 0;
-    *below = begins && topic.size > w->at && topic.data[w->at] == '/';
-    return begins && topic.size == w->at;
-}
-
 static void take_publish(midge *m, bytes packet, unsigned flags, uint64_t cut)
 {
-    unsigned qos = flags >> 1 & 3u;
-    bool below;
-    if (packet.size < 2)
-        return;
-    size_t size = (size_t)get_be(packet.data, 2), id = qos > 0 ? 2 : 0;
+    size_t size = packet.size < 2 ? 0 : (size_t)get_be(packet.data, 2), id = flags & 6u ? 2 : 0;
     if (packet.size < 2 + size + id)
         return;
     bytes topic = {packet.data + 2, size}, payload = rest_of(packet, 2 + size + id);
-    if (qos > 0) {
-        uint8_t ack[4] = {0x40, 2, packet.data[2 + size], packet.data[3 + size]};
-        send_raw(m, ack, sizeof ack);
-    }
+    writer *w = begin_packet(m, FIXED);
+    write_bytes(w, topic.data + size, id);
+    if (id > 0)
+        send_packet(m, 0x40, 0);
     if (payload.size == 0)
         return; /* a retained message was cleared */
-    if (is_topic(m, topic, TO_AGGREGATOR, &below)) {
-        take_status(m, payload); /* which may be cut short */
-        return;
+    place where = TO_AGGREGATOR;
+    for (;; where = (place)(where + 1)) {
+        if (where > TO_STATUS)
+            return;
+        begin_packet(m, 0);
+        write_topic_text(m, where);
+        if (size >= w->at && memcmp(topic.data, w->data, w->at) == 0)
+            break;
     }
-    bool model = is_topic(m, topic, TO_MODEL, &below);
-    if (cut > 0) {
+    bool below = where == TO_MODEL && size > w->at && topic.data[w->at] == '/';
+    if (size > w->at && !below)
+        return;
+    if (where == TO_AGGREGATOR)
+        take_status(m, payload); /* which may be cut short */
+    else if (cut > 0) {
         m->event.text = text_of(topic);
         tell(m, MIDGE_TOO_LARGE, cut);
         if (below && m->work == WORK_FETCH)
             give_up_fetch(m, 60000);
-    } else if (model)
-        take_announcement(m, payload);
-    else if (below)
+    } else if (below)
         take_part(m, payload);
-    else if (is_topic(m, topic, TO_RECEIPT, &below))
+    else if (where == TO_MODEL)
+        take_announcement(m, payload);
+    else if (where == TO_RECEIPT)
         take_receipt(m, payload);
-    else if (is_topic(m, topic, TO_STATUS, &below))
+    else if (where == TO_STATUS)
         take_hello(m, payload, (flags & 1u) != 0);
 }
 
@@ -3379,6 +3323,17 @@ static void take_packet(midge *m, unsigned first, bytes packet, uint64_t cut)
         break;
     default: break; /* acknowledgements of ours mean nothing */
     }
+}
+
+static bool goes_on(const midge *m)
+{
+    return m->link != LINK_DOWN && m->end == MIDGE_IDLE;
+}
+
+static ONCE void forget_received(midge *m, uint32_t size)
+{
+    m->received -= size;
+    memmove(m->rx, m->rx + size, m->received);
 }
 
 /* The next packet in the receive buffer. False if it is not there as a whole, or as much of it as fits. */
@@ -3399,33 +3354,28 @@ static ONCE bool next_packet_in(midge *m)
     if (m->link == LINK_DOWN)
         return false;
     m->skipping = whole - here;
-    m->received -= (uint32_t)here;
-    memmove(m->rx, m->rx + here, m->received);
+    forget_received(m, (uint32_t)here);
     return true;
 }
 
 static void take_in(midge *m)
 {
-    for (unsigned rounds = 0; rounds < 16 && m->link != LINK_DOWN; rounds++) {
-        size_t room = m->config.packet - m->received;
-        int got = m->port.receive(m->port.context, m->rx + m->received, room);
-        if (got < 0 || (size_t)got > room) {
+    int got = 1;
+    for (unsigned rounds = 0; rounds < 16 && got > 0 && goes_on(m); rounds++) {
+        uint32_t room = m->config.packet - m->received;
+        got = m->port.receive(m->port.context, m->rx + m->received, room);
+        if (got < 0 || (uint32_t)got > room) {
             drop_link(m);
             return;
         }
         if (got > 0)
             m->heard = m->clock;
         m->received += (uint32_t)got;
-        if (m->skipping > 0) {
-            size_t some = m->skipping < m->received ? m->skipping : m->received;
-            m->skipping -= some;
-            m->received -= (uint32_t)some;
-            memmove(m->rx, m->rx + some, m->received);
-        }
-        while (m->skipping == 0 && m->received > 0 && next_packet_in(m) && m->end == MIDGE_IDLE)
+        uint32_t some = least((uint32_t)m->skipping, m->received);
+        m->skipping -= some;
+        forget_received(m, some);
+        while (m->skipping == 0 && m->received > 0 && next_packet_in(m) && goes_on(m))
             continue;
-        if (got == 0 || m->end != MIDGE_IDLE)
-            return;
     }
 }
 
@@ -3471,9 +3421,14 @@ static void attend(midge *m)
 
 /* ================================================================================================ the interface */
 
+static size_t length(const char *text)
+{
+    return text == NULL ? 0 : strlen(text);
+}
+
 static bool good_name(const char *text)
 {
-    size_t size = text == NULL ? 0 : strlen(text);
+    size_t size = length(text);
     if (size < 1 || size > 64)
         return false;
     for (size_t i = 0; i < size; i++) {
@@ -3489,8 +3444,7 @@ static bool good_configuration(const midge_config *c)
 {
     return good_name(c->federation) && good_name(c->device) && c->packet >= 700 && c->parameters > 0 &&
            c->parameters < 1u << 22 && c->frozen < 1u << 22 && c->packet < 1u << 22 && c->slot % 16u == 0 &&
-           c->slot > MIDGE_META && (c->root == NULL || strlen(c->root) <= 64) &&
-           (c->machine == NULL || strlen(c->machine) <= 64);
+           c->slot > MIDGE_META && length(c->root) <= 64 && length(c->machine) <= 64;
 }
 
 static void tick(midge *m)
@@ -3550,13 +3504,12 @@ void midge_connect(midge *m)
 midge_status midge_poll(midge *m)
 {
     tick(m);
-    if (m->link != LINK_DOWN && m->end == MIDGE_IDLE)
-        take_in(m);
-    if (m->link != LINK_DOWN && m->end == MIDGE_IDLE)
+    take_in(m);
+    if (goes_on(m))
         keep_alive(m);
-    if (m->link == LINK_JOINING && m->end == MIDGE_IDLE && is_due(m, m->joining_until))
+    if (goes_on(m) && m->link == LINK_JOINING && is_due(m, m->joining_until))
         come_in(m);
-    if (m->link == LINK_UP && m->end == MIDGE_IDLE)
+    if (goes_on(m) && m->link == LINK_UP)
         attend(m);
     if (m->end != MIDGE_IDLE)
         return m->end;
@@ -3581,7 +3534,7 @@ void midge_leave(midge *m, double wakes)
 
 void midge_wait(midge *m, const char *why)
 {
-    if (why != NULL && strlen(why) > 100)
+    if (length(why) > 100)
         return;
     m->waits = why;
     if (m->link == LINK_UP && m->settled_once)
@@ -3663,12 +3616,14 @@ midge_result midge_submit(midge *m, const midge_fit *fit)
 
 void midge_report(midge *m, const midge_fit *fit)
 {
+    float metrics[2];
     if (m->link != LINK_UP || !m->sound)
         return;
     begin_message(m, TO_REPORT, held_says, 1);
     key_integer(m, N_VERSION, m->held.version);
     key_integer(m, N_EXAMPLES, fit->examples);
-    say_metrics(m, finite_or(fit->loss, -1), finite_or(fit->accuracy, -1));
+    take_metrics(fit, metrics);
+    say_metrics(m, metrics);
     end_message(m, N_REPORT, PASSING, 0);
 }
 

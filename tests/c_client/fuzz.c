@@ -123,14 +123,15 @@ static void read_all(midge *m, bytes data)
     word_to_us t;
     part p;
     frame_header f;
-    bytes rest;
     offers o = {data, false, {0, 0, 0, 0}};
     if (read_announcement(data, &a))
         (void)plan_way(m, a.frames, a.target.of.version);
-    (void)read_header(data, &status_shape, &s, NULL);
-    (void)read_header(data, &hello_shape, &h, &rest);
-    (void)read_header(data, &word_shape, &t, &rest);
-    (void)read_header(data, &part_shape, &p, &rest);
+    for (unsigned i = 0; i < 4; i++) {
+        const shape *const shapes[4] = {&status_shape, &hello_shape, &word_shape, &part_shape};
+        void *const into[4] = {&s, &h, &t, &p};
+        bytes rest = data;
+        (void)read_header(&rest, shapes[i], into[i]);
+    }
     (void)plan_way(m, data, 20);
     while (next_offer(&o))
         continue;

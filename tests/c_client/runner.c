@@ -118,17 +118,18 @@ static void transcode(bytes payload)
         case ITEM_BAD: break;
         case ITEM_NIL: write_byte(&w, 0xc0); break;
         case ITEM_BOOL: write_byte(&w, 0xc2u | (unsigned)i.number); break;
-        case ITEM_INT:
-            if (i.negative)
-                write_byte(&w, (unsigned)i.number & 0xffu); /* the vectors have none below -32 */
-            else
-                write_wide(&w, i.number);
-            break;
+        case ITEM_INT: write_wide(&w, i.number); break;
+        case ITEM_NEGATIVE: write_byte(&w, (unsigned)i.number & 0xffu); break; /* the vectors have none below -32 */
         case ITEM_FLOAT: write_real(&w, double_of(i.number)); break;
         case ITEM_TEXT: write_text(&w, i.data); break;
         case ITEM_BIN: write_bin(&w, i.data.data, i.data.size); break;
         case ITEM_ARRAY: write_array(&w, (unsigned)i.number); break;
-        case ITEM_MAP: write_map(&w, (unsigned)i.number); break;
+        case ITEM_MAP:
+            if (i.number < 16)
+                write_byte(&w, 0x80u | (unsigned)i.number);
+            else
+                write_tagged(&w, 0xde, (unsigned)i.number, 2);
+            break;
         }
     }
     if (r.bad || w.full)
@@ -151,7 +152,7 @@ static void show_announcement(bytes payload)
     if (read) {
         show_text("federation", a.federation);
         show_field("lineage", t->of.lineage, 16);
-        show_field("schema_hash", t->schema_hash, 16);
+        show_field("schema_hash", t->of.schema_hash, 16);
         show_field("digest", t->of.digest, 16);
         printf(", \"generation\": %u, \"version\": %llu, \"chunk\": %u, \"issued\": %.17g, \"phase\": \"%s\"", t->of.generation,
                (unsigned long long)t->of.version, t->chunk, t->issued, a.phase == N_TRAINING ? "training" : "statistics");
@@ -180,8 +181,7 @@ static void show_offers(bytes frames)
 static void show_receipt(bytes payload)
 {
     word_to_us t;
-    bytes rest;
-    if (!read_header(payload, &word_shape, &t, &rest)) {
+    if (!read_header(&payload, &word_shape, &t)) {
         printf("{\"read\": false}");
         return;
     }
@@ -203,7 +203,7 @@ static void show_receipt(bytes payload)
 static void show_status(bytes payload)
 {
     aggregator_status s;
-    bool read = read_header(payload, &status_shape, &s, NULL);
+    bool read = read_header(&payload, &status_shape, &s);
     printf("{\"read\": %s, \"boot\": %llu, \"token\": %llu", read ? "true" : "false", (unsigned long long)s.boot,
            (unsigned long long)s.token);
     show_text("state", s.state);
@@ -214,8 +214,7 @@ static void show_status(bytes payload)
 static void show_hello(bytes payload)
 {
     hello h;
-    bytes rest;
-    bool read = read_header(payload, &hello_shape, &h, &rest);
+    bool read = read_header(&payload, &hello_shape, &h);
     printf("{\"read\": %s, \"outbox\": %llu, \"number\": %llu, \"to\": %llu", read ? "true" : "false",
            (unsigned long long)h.outbox, (unsigned long long)h.number, (unsigned long long)h.to);
     printf(", \"state\": %u", h.state);
@@ -225,13 +224,12 @@ static void show_hello(bytes payload)
 static void show_part(bytes payload)
 {
     part p;
-    bytes body;
-    bool read = read_header(payload, &part_shape, &p, &body);
+    bool read = read_header(&payload, &part_shape, &p);
     printf("{\"read\": %s, \"version\": %llu, \"span\": %u, \"part\": %u, \"parts\": %u", read ? "true" : "false",
            (unsigned long long)p.of.version, p.of.span, p.part, p.of.parts);
     show_field("lineage", p.lineage, 16);
     show_field("sha256", p.sha256, 16);
-    show_field("body", body.data, read ? body.size : 0);
+    show_field("body", payload.data, read ? payload.size : 0);
     printf("}");
 }
 
