@@ -285,7 +285,7 @@ static reader reader_of(bytes data)
 }
 
 /* `size` bytes, which may be none; with its sign it is two's complement. */
-static uint64_t take_number(reader *r, unsigned size, bool with_sign)
+static ONCE uint64_t take_number(reader *r, unsigned size, bool with_sign)
 {
     uint64_t value = 0;
     if ((size_t)(r->end - r->at) < size) {
@@ -306,7 +306,7 @@ static const uint8_t heads[32] = {
     HEAD(ITEM_BIN, 1),   HEAD(ITEM_BIN, 2),   HEAD(ITEM_BIN, 4),   HEAD(ITEM_BAD, 0),
     HEAD(ITEM_BAD, 0),   HEAD(ITEM_BAD, 0),   HEAD(ITEM_FLOAT, 4), HEAD(ITEM_FLOAT, 8),
     HEAD(ITEM_INT, 1),   HEAD(ITEM_INT, 2),   HEAD(ITEM_INT, 4),   HEAD(ITEM_INT, 8),
-    HEAD(ITEM_INT, 1),   HEAD(ITEM_INT, 2),   HEAD(ITEM_INT, 4),   HEAD(ITEM_INT, 8),
+    HEAD(ITEM_NEGATIVE, 1), HEAD(ITEM_NEGATIVE, 2), HEAD(ITEM_NEGATIVE, 4), HEAD(ITEM_NEGATIVE, 8),
     HEAD(ITEM_BAD, 0),   HEAD(ITEM_BAD, 0),   HEAD(ITEM_BAD, 0),   HEAD(ITEM_BAD, 0),
     HEAD(ITEM_BAD, 0),   HEAD(ITEM_TEXT, 1),  HEAD(ITEM_TEXT, 2),  HEAD(ITEM_TEXT, 4),
     HEAD(ITEM_ARRAY, 2), HEAD(ITEM_ARRAY, 4), HEAD(ITEM_MAP, 2),   HEAD(ITEM_MAP, 4)};
@@ -320,11 +320,10 @@ static void next_item(reader *r, item *found)
         return;
     if (byte >= 0xc0 && byte < 0xe0) {
         unsigned head = heads[byte - 0xc0], size = head & 15u;
-        bool with_sign = byte >= 0xd0 && byte < 0xd4;
         found->kind = (kind_of_item)(head >> 4);
-        found->number = size == 0 ? byte & 1u : take_number(r, size, with_sign);
-        if (with_sign && found->number >> 63 != 0)
-            found->kind = ITEM_NEGATIVE;
+        found->number = size == 0 ? byte & 1u : take_number(r, size, found->kind == ITEM_NEGATIVE);
+        if (found->kind == ITEM_NEGATIVE && found->number >> 63 == 0)
+            found->kind = ITEM_INT;
         if (size == 4 && found->kind == ITEM_FLOAT)
             found->number = bits_of_double((double)float_of((uint32_t)found->number));
     } else if (byte >= 0x80 && byte < 0xc0) { /* those whose size is in the first byte */
@@ -774,7 +773,7 @@ static midge_text text_of(bytes text)
     return found;
 }
 
-static void tell_why(midge *m, midge_tiding tiding, uint32_t number, const char *why)
+static ONCE void tell_why(midge *m, midge_tiding tiding, uint32_t number, const char *why)
 {
     m->event.why = text_of(bytes_of(why));
     tell(m, tiding, number);
@@ -827,11 +826,7 @@ static const field announcement_fields[] = {
     {N_MOMENTS, FORM_LIST, offsetof(announcement, moments)}};
 static const shape announcement_shape = SHAPE(announcement_fields, 7, 0);
 
-static const field participation_fields[] = {{N_SHARE, FORM_POSITIVE, offsetof(announcement, target.share)},
-                                      {N_INTERVAL, FORM_POSITIVE, offsetof(announcement, target.interval)},
-                                      {N_REST, FORM_POSITIVE, offsetof(announcement, rest)}};
-static const shape participation_shape = SHAPE(participation_fields, 0, 0);
-
+/* Its plan, and who takes part: two maps, without a name in common. */
 static const field plan_fields[] = {{N_REVISION, FORM_CLAMPED, offsetof(announcement, target.plan.revision)},
                                     {N_LEARNING_RATE, FORM_POSITIVE, offsetof(announcement, target.plan.learning_rate)},
                                     {N_LOCAL_STEPS, FORM_CLAMPED, offsetof(announcement, target.plan.local_steps)},
@@ -844,7 +839,10 @@ static const field plan_fields[] = {{N_REVISION, FORM_CLAMPED, offsetof(announce
                                     {N_FEEDBACK, FORM_TRUE, offsetof(announcement, target.plan.feedback)},
                                     {N_CODEC, FORM_TEXT, offsetof(announcement, codec)},
                                     {N_MICRO_CODEC, FORM_TEXT, offsetof(announcement, micro_codec)},
-                                    {N_CLASS, FORM_NAME, offsetof(announcement, devices)}};
+                                    {N_CLASS, FORM_NAME, offsetof(announcement, devices)},
+                                    {N_SHARE, FORM_POSITIVE, offsetof(announcement, target.share)},
+                                    {N_INTERVAL, FORM_POSITIVE, offsetof(announcement, target.interval)},
+                                    {N_REST, FORM_POSITIVE, offsetof(announcement, rest)}};
 static const shape plan_shape = SHAPE(plan_fields, 0, 0);
 
 /* A statistic that is asked for. */
@@ -902,7 +900,7 @@ static bool read_announcement(bytes payload, announcement *a)
     copy_name(plan->codec, a->codec);
     copy_name(plan->micro_codec, a->micro_codec);
     plan->micro = a->devices == N_MICRO;
-    (void)take_map(&a->participation.items, a->participation.count, &participation_shape, a);
+    (void)take_map(&a->participation.items, a->participation.count, &plan_shape, a);
     read_statistics(&a->moments, a);
     a->target.statistics = a->phase == N_STATISTICS;
     if (a->rest > a->target.interval)
@@ -1233,37 +1231,33 @@ static const char *take_snapshot(midge *m, const frame_header *f)
     if (why != NULL)
         return why;
     if (f->frozen != m->frozen_size || frozen.size < f->frozen || integers.size < f->filling)
-        return "wrong header";
+        return "wrong frame";
     digest_of(schema.data, schema.size, m->schema_hash);
     if (f->frozen > 0)
         memcpy(m->frozen, frozen.data, f->frozen);
     memset(m->n, 0, sizeof *m->n * m->count);
     integers.size -= f->filling;
     m->exponent = f->exponent;
-    return add_coded(integers, m->n, m->count) ? NULL : "wrong integers";
+    return add_coded(integers, m->n, m->count) ? NULL : "wrong frame";
 }
 
 static const char *take_step(midge *m, const frame_header *f)
 {
-    if (f->size != m->count || f->exponent != m->exponent)
-        return "wrong model";
-    return add_coded(f->body, m->n, m->count) ? NULL : "wrong integers";
+    bool right = f->size == m->count && f->exponent == m->exponent && add_coded(f->body, m->n, m->count);
+    return right ? NULL : "wrong frame";
 }
 
 /* Digest of the state: schema hash, exponent, integers, frozen tensors. */
 static void state_digest(const midge *m, uint8_t digest[16])
 {
     midge_sha256 sha;
-    uint8_t piece[64];
+    uint8_t number[4] = {(uint8_t)m->exponent};
     midge_sha256_begin(&sha);
     midge_sha256_add(&sha, m->schema_hash, 16);
-    put_le(piece, (uint64_t)(int64_t)m->exponent, 1);
-    midge_sha256_add(&sha, piece, 1);
-    for (uint32_t i = 0; i < m->count; i += 16) {
-        uint32_t some = m->count - i < 16 ? m->count - i : 16;
-        for (uint32_t k = 0; k < some; k++)
-            put_le(piece + 4 * k, (uint32_t)m->n[i + k], 4);
-        midge_sha256_add(&sha, piece, 4 * some);
+    midge_sha256_add(&sha, number, 1);
+    for (uint32_t i = 0; i < m->count; i++) {
+        put_le(number, (uint32_t)m->n[i], 4);
+        midge_sha256_add(&sha, number, 4);
     }
     midge_sha256_add(&sha, m->frozen, m->frozen_size);
     end_digest(&sha, digest);
@@ -1315,7 +1309,7 @@ static ONCE bool next_number(bytes *data, uint32_t *number)
 }
 
 /* The next frame that is on offer, newest version first; false at the end, or where the list is wrong. */
-static ONCE bool next_offer(offers *o)
+static bool next_offer(offers *o)
 {
     hop *f = &o->found;
     uint64_t first; /* holds a version, so it may have more than 32 bits */
@@ -1453,12 +1447,11 @@ static void put_bit(sink *s, unsigned bit, unsigned order)
 
 typedef struct codec {
     enum { FLOAT32, INT8, UNIFORM } kind;
-    uint32_t block; /* of int8 */
-    uint32_t k;     /* of uq: the step, in hundredths of the root mean square */
+    uint32_t number; /* in hundredths: of int8 the values of a block, of uq the step in root mean squares */
 } codec;
 
 /* A number of at most two decimals, in hundredths; `text` is then behind it. */
-static uint32_t hundredths(const char **text)
+static ONCE uint32_t hundredths(const char **text)
 {
     uint32_t value = 0, left = 3; /* decimals that may come; 3 before the point */
     for (;; ++*text) {
@@ -1477,25 +1470,21 @@ static uint32_t hundredths(const char **text)
 /* The codec of a name; false for one that is not known here. */
 static bool parse_codec(const char *word, codec *found)
 {
+    bool int8 = strncmp(word, "int8", 4) == 0;
+    found->number = 25600;
     found->kind = FLOAT32;
     if (strcmp(word, "float32") == 0)
         return true;
-    if (strncmp(word, "int8", 4) == 0) {
-        found->kind = INT8;
-        found->block = 256;
-        word += 4;
-        if (*word == ':') {
-            word++;
-            found->block = hundredths(&word) / 100u;
-        }
-        return *word == '\0' && found->block >= 16 && found->block <= 65536;
-    }
-    if (!MIDGE_UNIFORM || strncmp(word, "uq:", 3) != 0)
+    found->kind = int8 ? INT8 : UNIFORM;
+    if (!int8 && (!MIDGE_UNIFORM || strncmp(word, "uq:", 3) != 0))
         return false;
-    found->kind = UNIFORM;
-    word += 3;
-    found->k = hundredths(&word);
-    return found->k > 0 && strcmp(word, "|rice") == 0;
+    word += int8 ? 4 : 2;
+    if (*word == ':') {
+        word++;
+        found->number = hundredths(&word);
+    }
+    return strcmp(word, int8 ? "" : "|rice") == 0 &&
+           (int8 ? found->number >= 1600 && found->number <= 6553600 : found->number > 0);
 }
 
 /* What the plan asks for. Where uq wants feedback and a slot has no room for it, what the plan has for such devices; and
@@ -1505,7 +1494,7 @@ static codec choose_codec(const midge *m, char word[24])
     const midge_plan *plan = &m->target.plan;
     const char *const asked[3] = {plan->codec, plan->micro_codec, "int8:256"};
     bool any = m->config.feedback || !plan->feedback;
-    codec found = {FLOAT32, 0, 0};
+    codec found = {FLOAT32, 0};
     for (unsigned i = 0; i < 3; i++, any = false) {
         strncpy(word, asked[i], 23); /* the last of the 24 is 0 in every record */
         if (parse_codec(word, &found) && (any || found.kind != UNIFORM))
@@ -1629,7 +1618,7 @@ static void find_steps(midge *m, const codec *k)
             t->step = scale_of(&w, t->size);
             continue;
         }
-        double all = energy(&w, t->size), wide = (double)k->k / 100 * sqrt(all / (double)t->size);
+        double all = energy(&w, t->size), wide = (double)k->number / 100 * sqrt(all / (double)t->size);
         t->step = finite_or((float)wide, 3.4028234663852886e38f);
         for (unsigned i = 0; i < 8 && energy(&w, t->size) > (1 - 0.02) * all; i++)
             t->step *= 0.5f;
@@ -1740,7 +1729,7 @@ static void put_uniform(const midge *m, sink *s)
 static void encode(const midge *m, const codec *k, sink *s)
 {
     if (k->kind == INT8)
-        put_int8(m, k->block, s);
+        put_int8(m, k->number / 100u, s);
 #if MIDGE_UNIFORM
     else if (m->says == LEVELS)
         put_uniform(m, s);
@@ -1907,7 +1896,6 @@ static bool begin_outbox(midge *m)
     if (first || second)
         return true;
     memset(&other, 0, sizeof other);
-    m->outbox = other;
     m->slot = 1;
     other.outbox = new_identity(m);
     other.next = 1;
@@ -2035,31 +2023,25 @@ static float polynomial(const float *c, unsigned n, float x)
     return sum;
 }
 
-/* The same bits on every processor, unlike those of C libraries; within 2 units of the last place. */
+/* Of a number that is not above 0. The same bits on every processor, unlike those of C libraries; within 2 units of the
+ * last place. */
 static ONCE float exponential(float x)
 {
     static const float c[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
                               4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
     if (x < -87.0f)
         return 0;
-    if (x > 88.0f)
-        x = 88.0f;
     float k = rintf(x * 1.44269504f), r = x - k * 0.693359375f;
     r = r + k * 2.12194440e-4f;
     return (polynomial(c, COUNT(c), r) * (r * r) + r + 1.0f) * float_of((uint32_t)((int32_t)k + 127) << 23);
 }
 
-static float logarithm(float x) /* of a normal number above 0 */
+/* Of a normal number above 0, to 1e-6: for people. */
+static float logarithm(float x)
 {
     static const float c[] = {0.111111111f, 0.142857143f, 0.2f, 0.333333333f, 1.0f};
-    int32_t exponent = (int32_t)(bits_of(x) >> 23) - 127;
-    float m = float_of((bits_of(x) & 0x7fffffu) | 0x3f800000u);
-    if (m > 1.41421356f) {
-        m *= 0.5f;
-        exponent++;
-    }
-    float t = (m - 1.0f) / (m + 1.0f);
-    return 2.0f * t * polynomial(c, COUNT(c), t * t) + (float)exponent * 0.693147181f;
+    float m = float_of((bits_of(x) & 0x7fffffu) | 0x3f800000u), t = (m - 1.0f) / (m + 1.0f);
+    return 2.0f * t * polynomial(c, COUNT(c), t * t) + (float)((int32_t)(bits_of(x) >> 23) - 127) * 0.693147181f;
 }
 
 /* A layer, and for each row its inputs, its outputs and their slopes. */
@@ -2340,11 +2322,6 @@ void midge_observe(midge_moment *moment, float value)
     moment->m2 += away * ((double)value - moment->mean);
 }
 
-static uint64_t moment_field(const midge_moment *moment, unsigned which)
-{
-    return which == 0 ? (uint64_t)moment->count : bits_of_double(which == 1 ? moment->mean : moment->m2);
-}
-
 /* ======================================================================================================== MQTT */
 
 /* A packet is built in `tx` from FIXED on; its fixed header goes before, once its length is known. What a payload's body
@@ -2441,25 +2418,27 @@ static void write_decimal(writer *w, uint32_t number)
 
 static void write_hex(writer *w, uint32_t number, unsigned digits)
 {
-    while (digits-- > 0)
-        write_byte(w, (unsigned)"0123456789abcdef"[number >> (4u * digits) & 15u]);
+    while (digits-- > 0) {
+        unsigned digit = number >> (4u * digits) & 15u;
+        write_byte(w, digit + (digit < 10 ? '0' : 'a' - 10u));
+    }
 }
 
-typedef enum place { TO_AGGREGATOR, TO_MODEL, TO_UPDATE, TO_RECEIPT, TO_STATUS, TO_REPORT } place;
+typedef enum place { TO_AGGREGATOR, TO_MODEL, TO_RECEIPT, TO_STATUS, TO_UPDATE, TO_REPORT } place;
 
 static void write_topic_text(midge *m, place where)
 {
-    static const char *const trees[] = {"/aggregator", "/model/train", "/update/", "/receipt/", "/status/", "/report/"};
+    static const char *const trees[] = {"/aggregator", "/model/train", "/receipt/", "/status/", "/update/", "/report/"};
     writer *w = &m->out;
     write_plain(w, m->config.root);
-    write_plain(w, "/");
+    write_byte(w, '/');
     write_plain(w, m->config.federation);
     write_plain(w, trees[where]);
     if (where == TO_UPDATE) {
         write_decimal(w, midge_crc32(0, m->config.device, strlen(m->config.device)) % 64u);
-        write_plain(w, "/");
+        write_byte(w, '/');
     }
-    if (where >= TO_UPDATE)
+    if (where >= TO_RECEIPT)
         write_plain(w, m->config.device);
 }
 
@@ -2473,11 +2452,11 @@ static void write_topic(midge *m, place where, uint32_t index)
     size_t start = begin_string(w);
     write_topic_text(m, where);
     if (index != WHOLE) {
-        write_plain(w, "/");
+        write_byte(w, '/');
         write_decimal(w, h->version);
-        write_plain(w, "/");
+        write_byte(w, '/');
         write_decimal(w, h->span);
-        write_plain(w, "-");
+        write_byte(w, '-');
         write_decimal(w, index);
     }
     end_string(w, start);
@@ -2712,11 +2691,11 @@ static void send_connect(midge *m)
     write_be(w, m->config.keep_alive, 2);
     size_t start = begin_string(w);
     write_plain(w, m->config.device);
-    write_plain(w, "-");
+    write_byte(w, '-');
     write_hex(w, (uint32_t)(m->outbox.outbox >> 32), 8);
     write_hex(w, (uint32_t)m->outbox.outbox, 8);
     if (m->short_lives >= 3) { /* another client may have this id: come back under another one, and ask */
-        write_plain(w, "-");
+        write_byte(w, '-');
         write_hex(w, (uint32_t)draw(m), 8);
     }
     end_string(w, start);
@@ -2733,13 +2712,18 @@ static void send_connect(midge *m)
     send_packet(m, 0x10, 0);
 }
 
-/* Loss and accuracy, of which one below 0 is not known. */
+static ONCE bool is_known(float metric)
+{
+    return metric >= 0;
+}
+
+/* Loss and accuracy, as far as they are known. */
 static void say_metrics(midge *m, const float *values)
 {
     key(m, N_METRICS);
-    write_byte(&m->out, 0x80u + (values[0] >= 0) + (values[1] >= 0));
+    write_byte(&m->out, 0x80u + is_known(values[0]) + is_known(values[1]));
     for (unsigned i = 0; i < 2; i++)
-        if (values[i] >= 0) {
+        if (is_known(values[i])) {
             write_integer(&m->out, N_LOSS + i);
             write_real(&m->out, (double)values[i]);
         }
@@ -2757,7 +2741,7 @@ static void send_update(midge *m)
     uint32_t parts = update_parts(m), body = parts > 1 ? 0 : m->outbox.size;
     m->say.parts = unless_1(parts);
     begin_message(m, TO_UPDATE, update_says, COUNT(update_says));
-    if (m->outbox.metrics[0] >= 0 || m->outbox.metrics[1] >= 0)
+    if (is_known(m->outbox.metrics[0]) || is_known(m->outbox.metrics[1]))
         say_metrics(m, m->outbox.metrics);
     end_message(m, parts > 1 ? N_OFFER : N_UPDATE, PASSING, body);
     send_stored(m, 0, body);
@@ -2801,7 +2785,9 @@ static void send_moments(midge *m)
     for (unsigned i = 0; i < m->statistic_count; first += m->statistics[i++].channels)
         for (unsigned which = 0; which < 3; which++)
             for (uint32_t k = 0; k < m->statistics[i].channels; k++) {
-                put_le(m->tx + filled, moment_field(&first[k], which), 8);
+                uint64_t bits; /* of one of three numbers of 8 bytes */
+                memcpy(&bits, (const uint8_t *)&first[k] + 8 * which, sizeof bits);
+                put_le(m->tx + filled, bits, 8);
                 filled += 8;
                 if (filled + 8 > MIDGE_TX) {
                     send_raw(m, m->tx, filled);
@@ -2837,6 +2823,13 @@ static ONCE void again_after(midge *m, uint32_t milliseconds)
     m->newer_at = m->clock + milliseconds;
 }
 
+/* Begin with a snapshot. */
+static ONCE void start_over(midge *m, uint32_t pause)
+{
+    m->have = m->sound = false;
+    again_after(m, pause);
+}
+
 static void start_training(midge *m)
 {
     for (uint32_t i = 0; i < m->count; i++)
@@ -2856,8 +2849,7 @@ static ONCE void arrive(midge *m)
     }
     state_digest(m, digest);
     if (memcmp(digest, m->target.of.digest, 16) != 0) {
-        m->have = m->sound = false; /* begin with a snapshot */
-        again_after(m, 2000);
+        start_over(m, 2000);
         return;
     }
     m->sound = true;
@@ -2901,8 +2893,7 @@ static void take_frame(midge *m)
     if (why != NULL) {
         if (snapshot)
             tell_why(m, MIDGE_DOES_NOT_FIT, h->version, why);
-        m->have = m->sound = false; /* the integers are spoilt */
-        again_after(m, snapshot ? 60000 : 2000);
+        start_over(m, snapshot ? 60000 : 2000); /* the integers are spoilt */
         return;
     }
     m->have = true;
@@ -2966,11 +2957,11 @@ static bool takes_part(midge *m, const goal *t)
     uint8_t digest[16];
     for (unsigned i = 0; i < 16; i++)
         write_hex(w, t->of.lineage[i], 2);
-    write_plain(w, "/");
+    write_byte(w, '/');
     write_decimal(w, t->of.generation);
-    write_plain(w, "/");
+    write_byte(w, '/');
     write_decimal(w, t->of.version);
-    write_plain(w, "/");
+    write_byte(w, '/');
     write_plain(w, m->config.device);
     digest_of(w->data, w->at, digest);
     return t->share >= 1 || (uint32_t)get_be(digest, 4) < (uint32_t)(t->share * 4294967296.0f);
@@ -2985,7 +2976,7 @@ static ONCE uint32_t milliseconds(float seconds)
 static uint32_t turn(midge *m, const goal *t, uint32_t size, uint32_t messages, float share)
 {
     float others = (t->devices > 0 ? (float)t->devices : 20.0f) * share - 1.0f;
-    if (t->byte_rate <= 0 || others <= 0)
+    if (t->byte_rate <= 0)
         return 0;
     float seconds = others * ((float)size + 8192.0f * (float)messages) / t->byte_rate;
     return seconds < 0.1f ? 0 : (uint32_t)((float)milliseconds(seconds) * (1.0f / 65536.0f) * (float)(draw(m) & 0xffffu));
@@ -2997,8 +2988,7 @@ static void adopt_statistics(midge *m, const announcement *a)
         tell_why(m, MIDGE_DOES_NOT_FIT, a->target.of.version, "too many statistics");
         return;
     }
-    bool same = m->statistic_count == a->statistic_count &&
-                memcmp(m->statistics, a->statistics, sizeof a->statistics[0] * a->statistic_count) == 0;
+    bool same = memcmp(m->statistics, a->statistics, sizeof m->statistics) == 0;
     if (!same || m->work != WORK_MEASURE) {
         memcpy(m->statistics, a->statistics, sizeof m->statistics);
         m->statistic_count = (uint8_t)a->statistic_count;
@@ -3135,7 +3125,7 @@ static ONCE void forget(midge *m)
     m->after = false;
 }
 
-static void take_verdict(midge *m, const verdict *v)
+static ONCE void take_verdict(midge *m, const verdict *v)
 {
     if (m->outbox.seq == 0 || v->seq != m->outbox.seq || v->text.size == 0)
         return;
@@ -3186,12 +3176,11 @@ static void take_receipt(midge *m, bytes payload)
         renew(m, false);
         return;
     }
-    uint64_t outbox = m->outbox.outbox;
     bool nothing = t.settled.count == 0 && t.grants.count == 0;
-    for (verdict v; m->outbox.outbox == outbox && next_map(&t.settled, &verdict_shape, &v);)
+    for (verdict v; m->link != LINK_DOWN && next_map(&t.settled, &verdict_shape, &v);)
         take_verdict(m, &v);
-    if (m->outbox.outbox != outbox)
-        return;
+    if (m->link == LINK_DOWN)
+        return; /* it has a new identity */
     if (m->outbox.seq > 0 && t.hi >= m->outbox.seq) {
         tell(m, MIDGE_SETTLED, m->outbox.seq);
         forget(m);
@@ -3248,9 +3237,8 @@ static void come_in(midge *m)
     m->boot = m->token = 0;
     m->send_wait = 10000;
     m->send_at = m->clock;
-    list_topic(m, SUBSCRIBE, TO_RECEIPT, WHOLE);
-    list_topic(m, SUBSCRIBE, TO_AGGREGATOR, WHOLE);
-    list_topic(m, SUBSCRIBE, TO_MODEL, WHOLE);
+    for (place where = TO_AGGREGATOR; where <= TO_RECEIPT; where = (place)(where + 1))
+        list_topic(m, SUBSCRIBE, where, WHOLE);
 }
 
 static void take_connack(midge *m, bytes packet)
@@ -3259,7 +3247,8 @@ static void take_connack(midge *m, bytes packet)
         return;
     if (packet.data[1] != 0) {
         m->link = LINK_DOWN;
-        m->end = packet.data[1] == 4 || packet.data[1] == 5 ? MIDGE_REFUSED : m->end;
+        if (packet.data[1] == 4 || packet.data[1] == 5)
+            m->end = MIDGE_REFUSED;
         return;
     }
     m->link = LINK_JOINING;
@@ -3272,7 +3261,7 @@ static void take_connack(midge *m, bytes packet)
     ask(m);
 }
 
-static void take_publish(midge *m, bytes packet, unsigned flags, uint64_t cut)
+static void take_publish(midge *m, bytes packet, unsigned flags, uint32_t cut)
 {
     size_t size = packet.size < 2 ? 0 : (size_t)get_be(packet.data, 2), id = flags & 6u ? 2 : 0;
     if (packet.size < 2 + size + id)
@@ -3313,7 +3302,7 @@ static void take_publish(midge *m, bytes packet, unsigned flags, uint64_t cut)
         take_hello(m, payload, (flags & 1u) != 0);
 }
 
-static void take_packet(midge *m, unsigned first, bytes packet, uint64_t cut)
+static void take_packet(midge *m, unsigned first, bytes packet, uint32_t cut)
 {
     switch (first >> 4) {
     case 2: take_connack(m, packet); break;
@@ -3346,7 +3335,8 @@ static ONCE bool next_packet_in(midge *m)
         drop_link(m);
         return false;
     }
-    size_t header = m->received - rest.size, whole = header + (size_t)size, here = least((uint32_t)whole, m->config.packet);
+    uint32_t header = m->received - (uint32_t)rest.size, whole = header + (uint32_t)size,
+             here = least(whole, m->config.packet);
     if (!known || m->received < here)
         return false;
     rest.size = here - header;
@@ -3354,7 +3344,7 @@ static ONCE bool next_packet_in(midge *m)
     if (m->link == LINK_DOWN)
         return false;
     m->skipping = whole - here;
-    forget_received(m, (uint32_t)here);
+    forget_received(m, here);
     return true;
 }
 
@@ -3432,8 +3422,8 @@ static bool good_name(const char *text)
     if (size < 1 || size > 64)
         return false;
     for (size_t i = 0; i < size; i++) {
-        char c = text[i];
-        bool plain = (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9');
+        unsigned c = (unsigned char)text[i];
+        bool plain = (c | 32u) - 'a' < 26 || c - '0' < 10;
         if (!plain && (i == 0 || (c != '.' && c != '_' && c != '-')))
             return false;
     }
@@ -3524,9 +3514,10 @@ void midge_leave(midge *m, double wakes)
 {
     static const uint8_t bye[2] = {0xe0, 0};
     tick(m);
-    m->say.wakes = wakes > 0 ? wakes : 0;
-    if (m->link == LINK_UP)
+    if (m->link == LINK_UP) {
+        m->say.wakes = wakes > 0 ? wakes : 0;
         say_hello(m, wakes > 0 ? "sleeping" : "disconnected", RETAINED);
+    }
     if (m->link != LINK_DOWN)
         send_raw(m, bye, sizeof bye);
     m->link = LINK_DOWN;
@@ -3631,8 +3622,7 @@ bool midge_measures(const midge *m, unsigned index, midge_text *name, uint32_t *
 {
     if (m->work != WORK_MEASURE || index >= m->statistic_count)
         return false;
-    name->data = m->statistics[index].name;
-    name->size = strlen(m->statistics[index].name);
+    *name = text_of(bytes_of(m->statistics[index].name));
     *channels = m->statistics[index].channels;
     return true;
 }
