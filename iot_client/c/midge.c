@@ -47,8 +47,8 @@ typedef struct bytes {
 
 static ONCE void put_le(uint8_t *at, uint64_t value, unsigned size)
 {
-    for (unsigned i = 0; i < size; i++)
-        at[i] = (uint8_t)(value >> (8u * i));
+    for (; size > 0; size--, value >>= 8)
+        *at++ = (uint8_t)value;
 }
 
 static ONCE uint64_t get_le(const uint8_t *at, unsigned size)
@@ -428,29 +428,24 @@ static void write_array(writer *w, unsigned items)
         write_tagged(w, 0xdc, items, 2);
 }
 
+/* Of at most 255 bytes, as all text and data that a device says. */
 static void write_text(writer *w, bytes text)
 {
     if (text.size < 32)
         write_byte(w, 0xa0u | (unsigned)text.size);
-    else if (text.size <= 0xff)
-        write_tagged(w, 0xd9, (uint32_t)text.size, 1);
     else
-        write_tagged(w, 0xda, (uint32_t)text.size, 2);
+        write_tagged(w, 0xd9, (uint32_t)text.size, 1);
     write_bytes(w, text.data, text.size);
 }
 
 static void write_word(writer *w, const char *word)
 {
-    bytes text = {(const uint8_t *)word, strlen(word)};
-    write_text(w, text);
+    write_text(w, bytes_of(word));
 }
 
 static void write_bin(writer *w, const void *data, size_t size)
 {
-    if (size <= 0xff)
-        write_tagged(w, 0xc4, (uint32_t)size, 1);
-    else
-        write_tagged(w, 0xc5, (uint32_t)size, 2);
+    write_tagged(w, 0xc4, (uint32_t)size, 1);
     write_bytes(w, data, size);
 }
 
@@ -1112,7 +1107,7 @@ static bool add_coded(bytes body, int32_t *n, uint32_t count)
 #define BEYOND (1u << 26) /* values of a tensor, which no arena holds: what is more is as much */
 
 /* Sides of a tensor: their product, at most BEYOND. */
-static ONCE uint32_t read_sides(reader *r, tensor *t)
+static uint32_t read_sides(reader *r, tensor *t)
 {
     item sides, side;
     uint64_t size = 1;
@@ -1132,11 +1127,11 @@ static ONCE uint32_t read_sides(reader *r, tensor *t)
 }
 
 /* Bytes of a value: the name ends with its bits. 0 if it is none. */
-static uint32_t dtype_size(const item *dtype)
+static uint32_t dtype_size(bytes name, unsigned word)
 {
-    uint32_t bits = name_of(dtype) == N_BOOL ? 8 : 0;
-    for (size_t i = 0; i < dtype->data.size; i++) {
-        unsigned digit = dtype->data.data[i] - (unsigned)'0';
+    uint32_t bits = word == N_BOOL ? 8 : 0;
+    for (size_t i = 0; i < name.size; i++) {
+        unsigned digit = name.data[i] - (unsigned)'0';
         if (digit < 10 && bits < 100)
             bits = bits * 10u + digit;
     }
@@ -1152,7 +1147,7 @@ static ONCE bool read_tensor(reader *r, tensor *t, uint32_t *shared, uint32_t *f
     uint32_t size = read_sides(r, t), *end = shared;
     next_item(r, &dtype);
     next_item(r, &role);
-    uint32_t each = dtype_size(&dtype), word = name_of(&dtype), place = name_of(&role) - N_TRAINED;
+    uint32_t word = name_of(&dtype), each = dtype_size(dtype.data, word), place = name_of(&role) - N_TRAINED;
     if (r->bad || row.kind != ITEM_ARRAY || row.inside - 4u > 1 || name.kind != ITEM_TEXT || each == 0)
         return false;
     t->name = midge_crc32(0, name.data.data, name.data.size);
@@ -1468,7 +1463,7 @@ static ONCE uint32_t hundredths(const char **text)
 }
 
 /* The codec of a name; false for one that is not known here. */
-static bool parse_codec(const char *word, codec *found)
+static ONCE bool parse_codec(const char *word, codec *found)
 {
     bool int8 = strncmp(word, "int8", 4) == 0;
     found->number = 25600;
@@ -1655,7 +1650,7 @@ static uint32_t next_group(walk *w, bool sizes)
 }
 
 /* Bits of the unary part of a group. */
-static uint32_t unary_bits(const uint32_t *numbers, uint32_t count, unsigned low)
+static ONCE uint32_t unary_bits(const uint32_t *numbers, uint32_t count, unsigned low)
 {
     uint32_t bits = count;
     for (uint32_t i = 0; i < count; i++)
@@ -2331,9 +2326,10 @@ void midge_observe(midge_moment *moment, float value)
 
 static void drop_link(midge *m)
 {
-    m->short_lives = m->link != LINK_DOWN && !is_due(m, m->greeted_at + 10000u) ? (uint8_t)(m->short_lives + 1) : 0;
-    if (m->short_lives > 100)
-        m->short_lives = 100;
+    if (m->link == LINK_DOWN || is_due(m, m->greeted_at + 10000u))
+        m->short_lives = 0;
+    else if (m->short_lives < 100)
+        m->short_lives++;
     m->link = LINK_DOWN;
     m->received = 0;
     m->skipping = 0;
@@ -2824,7 +2820,7 @@ static ONCE void again_after(midge *m, uint32_t milliseconds)
 }
 
 /* Begin with a snapshot. */
-static ONCE void start_over(midge *m, uint32_t pause)
+static void start_over(midge *m, uint32_t pause)
 {
     m->have = m->sound = false;
     again_after(m, pause);
@@ -2973,8 +2969,9 @@ static ONCE uint32_t milliseconds(float seconds)
 }
 
 /* Milliseconds until a turn: at random within what all devices need at the announced rate. */
-static uint32_t turn(midge *m, const goal *t, uint32_t size, uint32_t messages, float share)
+static uint32_t turn(midge *m, uint32_t size, uint32_t messages, float share)
 {
+    const goal *t = &m->target;
     float others = (t->devices > 0 ? (float)t->devices : 20.0f) * share - 1.0f;
     if (t->byte_rate <= 0)
         return 0;
@@ -3036,7 +3033,7 @@ static void adopt(midge *m, const announcement *a)
         parts += m->hops[i].parts;
     }
     if (!turning)
-        m->work_at = m->clock + turn(m, t, bytes_of_way + m->outbox.size, 2u * parts + 2u, t->share);
+        m->work_at = m->clock + turn(m, bytes_of_way + m->outbox.size, 2u * parts + 2u, t->share);
     m->work = WORK_TURN;
 }
 
@@ -3077,14 +3074,6 @@ static ONCE uint32_t later(uint32_t *wait)
     return now;
 }
 
-static void greet(midge *m)
-{
-    say_hello(m, "ready", RETAINED);
-    m->settled_once = false;
-    m->greets = true;
-    m->greet_at = m->clock + later(&m->greet_wait);
-}
-
 static ONCE void greet_soon(midge *m, uint32_t pause)
 {
     m->greets = true;
@@ -3100,7 +3089,7 @@ static void take_status(midge *m, bytes payload)
         return;
     bool ready = s.word == N_READY, serves = ready || s.word == N_PAUSED;
     if (serves && (!m->serves || s.boot != m->boot))
-        greet_soon(m, m->boot == 0 ? 0 : turn(m, &m->target, 400, 2, 1));
+        greet_soon(m, m->boot == 0 ? 0 : turn(m, 400, 2, 1));
     if (!serves)
         m->greets = false;
     if (ready && !m->ready)
@@ -3391,8 +3380,10 @@ static void send_held(midge *m)
 static void attend(midge *m)
 {
     bool knows_chunk = m->target.chunk > 0 || is_due(m, m->greeted_at + 5000u);
-    if (m->greets && m->serves && is_due(m, m->greet_at))
-        greet(m);
+    if (m->greets && m->serves && is_due(m, m->greet_at)) {
+        say_hello(m, "ready", RETAINED);
+        m->greet_at = m->clock + later(&m->greet_wait);
+    }
     if (m->outbox.seq > 0 && m->settled_once && m->ready && knows_chunk && is_due(m, m->send_at))
         send_held(m);
     if (m->work == WORK_FETCH && is_due(m, m->work_at))

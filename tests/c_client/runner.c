@@ -121,8 +121,16 @@ static void transcode(bytes payload)
         case ITEM_INT: write_wide(&w, i.number); break;
         case ITEM_NEGATIVE: write_byte(&w, (unsigned)i.number & 0xffu); break; /* the vectors have none below -32 */
         case ITEM_FLOAT: write_real(&w, double_of(i.number)); break;
-        case ITEM_TEXT: write_text(&w, i.data); break;
-        case ITEM_BIN: write_bin(&w, i.data.data, i.data.size); break;
+        case ITEM_TEXT:
+        case ITEM_BIN: /* a device says none of more than 255 bytes */
+            if (i.data.size > 255) {
+                write_tagged(&w, i.kind == ITEM_TEXT ? 0xda : 0xc5, (uint32_t)i.data.size, 2);
+                write_bytes(&w, i.data.data, i.data.size);
+            } else if (i.kind == ITEM_TEXT)
+                write_text(&w, i.data);
+            else
+                write_bin(&w, i.data.data, i.data.size);
+            break;
         case ITEM_ARRAY: write_array(&w, (unsigned)i.number); break;
         case ITEM_MAP:
             if (i.number < 16)
