@@ -33,7 +33,7 @@ typedef char midge_needs_float64[sizeof(double) == 8 ? 1 : -1];
 #define MOST_SECONDS 1e6f /* that anything is put off: times are compared over half of 2^32 milliseconds */
 
 #if defined(__GNUC__)
-#define ONCE __attribute__((noinline)) /* small and called often: a copy at each call would be half of the code */
+#define ONCE __attribute__((noinline)) /* where a copy at each call, or one in its only caller, measured larger */
 #else
 #define ONCE
 #endif
@@ -267,7 +267,7 @@ typedef enum kind_of_item {
 
 typedef struct item {
     kind_of_item kind;
-    uint64_t number; /* of a bool or an integer, in two's complement; the bits of a float64; pairs or items that follow */
+    uint64_t number; /* of a bool or an integer, in two's complement; a float64's bits; pairs or items that follow */
     size_t inside;   /* how many items are in it */
     bytes data;      /* of text and bin */
 } item;
@@ -302,14 +302,14 @@ static ONCE uint64_t take_number(reader *r, unsigned size, bool with_sign)
 /* What an item of each first byte from 0xc0 to 0xdf is, and of how many bytes its number or size. */
 #define HEAD(kind, size) ((kind) << 4 | (size))
 static const uint8_t heads[32] = {
-    HEAD(ITEM_NIL, 0),   HEAD(ITEM_BAD, 0),   HEAD(ITEM_BOOL, 0),  HEAD(ITEM_BOOL, 0),
-    HEAD(ITEM_BIN, 1),   HEAD(ITEM_BIN, 2),   HEAD(ITEM_BIN, 4),   HEAD(ITEM_BAD, 0),
-    HEAD(ITEM_BAD, 0),   HEAD(ITEM_BAD, 0),   HEAD(ITEM_FLOAT, 4), HEAD(ITEM_FLOAT, 8),
-    HEAD(ITEM_INT, 1),   HEAD(ITEM_INT, 2),   HEAD(ITEM_INT, 4),   HEAD(ITEM_INT, 8),
-    HEAD(ITEM_NEGATIVE, 1), HEAD(ITEM_NEGATIVE, 2), HEAD(ITEM_NEGATIVE, 4), HEAD(ITEM_NEGATIVE, 8),
-    HEAD(ITEM_BAD, 0),   HEAD(ITEM_BAD, 0),   HEAD(ITEM_BAD, 0),   HEAD(ITEM_BAD, 0),
-    HEAD(ITEM_BAD, 0),   HEAD(ITEM_TEXT, 1),  HEAD(ITEM_TEXT, 2),  HEAD(ITEM_TEXT, 4),
-    HEAD(ITEM_ARRAY, 2), HEAD(ITEM_ARRAY, 4), HEAD(ITEM_MAP, 2),   HEAD(ITEM_MAP, 4)};
+    HEAD(ITEM_NIL, 0),      HEAD(ITEM_BAD, 0),      HEAD(ITEM_BOOL, 0),     HEAD(ITEM_BOOL, 0),
+    HEAD(ITEM_BIN, 1),      HEAD(ITEM_BIN, 2),      HEAD(ITEM_BIN, 4),      HEAD(ITEM_BAD, 0),
+    HEAD(ITEM_BAD, 0),      HEAD(ITEM_BAD, 0),      HEAD(ITEM_FLOAT, 4),    HEAD(ITEM_FLOAT, 8),
+    HEAD(ITEM_INT, 1),      HEAD(ITEM_INT, 2),      HEAD(ITEM_INT, 4),      HEAD(ITEM_INT, 8),
+    HEAD(ITEM_NEGATIVE, 1), HEAD(ITEM_NEGATIVE, 2), HEAD(ITEM_NEGATIVE, 4), HEAD(ITEM_NEGATIVE, 8), /* or 0 and above */
+    HEAD(ITEM_BAD, 0),      HEAD(ITEM_BAD, 0),      HEAD(ITEM_BAD, 0),      HEAD(ITEM_BAD, 0),
+    HEAD(ITEM_BAD, 0),      HEAD(ITEM_TEXT, 1),     HEAD(ITEM_TEXT, 2),     HEAD(ITEM_TEXT, 4),
+    HEAD(ITEM_ARRAY, 2),    HEAD(ITEM_ARRAY, 4),    HEAD(ITEM_MAP, 2),      HEAD(ITEM_MAP, 4)};
 
 /* The next item; of an array or a map its items follow as items of their own. */
 static void next_item(reader *r, item *found)
@@ -515,8 +515,8 @@ typedef struct list {
     uint32_t count; /* of items, or of pairs */
 } list;
 
-/* How a field of a header is taken into a structure, and where. One of the wrong type counts as not there. A whole number
- * that no board reaches is clamped to 32 bits; a real one that is not above 0 is taken as 0. */
+/* How a field of a header is taken into a structure, and where. One of the wrong type counts as not there. A whole
+ * number that no board reaches is clamped to 32 bits; a real one that is not above 0 is taken as 0. */
 enum form {
     FORM_ID, FORM_U64, FORM_CLAMPED, FORM_SIGNED, FORM_POSITIVE, FORM_REAL, FORM_TRUE, FORM_TEXT, FORM_BIN, FORM_LIST,
     FORM_NAME
@@ -575,11 +575,12 @@ static bool take_field(const reader *r, const item *value, unsigned form, void *
     v.positive = v.positive > 1e30f ? 1e30f : v.positive > 0 ? v.positive : 0;
     if ((forms[form].kinds & KIND(value->kind)) == 0 || (form == FORM_ID && value->data.size < 16))
         return false;
-    memcpy(to, form == FORM_ID ? (const void *)value->data.data : (const uint8_t *)&v + forms[form].from, forms[form].size);
+    const uint8_t *from = form == FORM_ID ? value->data.data : (const uint8_t *)&v + forms[form].from;
+    memcpy(to, from, forms[form].size);
     return true;
 }
 
-/* Take a map of so many pairs into a structure: whether all that is needed was there. What is not known is passed over. */
+/* Take a map of so many pairs into a structure: whether all that is needed was there. Others are passed over. */
 static bool take_map(reader *r, uint32_t pairs, const shape *s, void *to)
 {
     unsigned seen = 0;
@@ -719,7 +720,8 @@ struct midge { /* what is used most comes first: within 128 bytes an instruction
     size_t header;      /* where it begins */
     uint64_t number, token, boot;
     uint8_t *frame, *frozen; /* the first is where the weights are */
-    uint32_t frame_room, frozen_size, draws, last_now, said, joining_until, greet_wait, sent_at, trained_at, moments_wait;
+    uint32_t frame_room, frozen_size, draws;
+    uint32_t last_now, said, joining_until, greet_wait, sent_at, trained_at, moments_wait; /* milliseconds as well */
     writer out;         /* the packet under way, and what it says beside the rest */
     struct { const char *state, *waits; uint64_t number, to; double wakes; uint32_t first, next, largest, parts; } say;
     origin held;        /* what n is, which may be on its way; `sound`: its digest was right */
@@ -862,8 +864,8 @@ static void read_statistics(list *maps, announcement *a)
 {
     question said;
     while (maps->count > 0) {
-        bool known = next_map(maps, &question_shape, &said);
-        if (!known || a->statistic_count >= MIDGE_STATISTICS || said.name.size - 1u >= sizeof a->statistics->name - 1u) {
+        bool known = next_map(maps, &question_shape, &said) && said.name.size - 1u < sizeof a->statistics->name - 1u;
+        if (!known || a->statistic_count >= MIDGE_STATISTICS) {
             a->statistic_count = MIDGE_STATISTICS + 1;
             return;
         }
@@ -1013,7 +1015,7 @@ static unsigned next_bit(bit_stream *b)
     return at < b->end ? (unsigned)b->data[at >> 3] >> (7u - (at & 7u)) & 1u : 1u;
 }
 
-/* A Rice coded number: its high part in unary from one stream, `low` bits from another. Too large a one is INT32_MAX. */
+/* A Rice coded number: its high part in unary from one stream, `low` bits from another. INT32_MAX: too large. */
 static uint32_t next_rice(bit_stream *high, bit_stream *rest, unsigned low)
 {
     uint32_t value = 0, most = (uint32_t)INT32_MAX >> low;
@@ -1026,8 +1028,8 @@ static uint32_t next_rice(bit_stream *high, bit_stream *rest, unsigned low)
     return value;
 }
 
-/* The five streams of a block (unary and low bits of the zeros between values, signs, unary and low bits of the sizes), and
- * the table of its sections: values, shift, and the two Rice parameters of each. */
+/* The five streams of a block: unary and low bits of the zeros between values, signs, unary and low bits of the sizes.
+ * And the table of its sections: how many values, a shift, and the two Rice parameters of each. */
 typedef struct coded_block {
     const uint8_t *table;
     bit_stream stream[5];
@@ -1482,8 +1484,8 @@ static ONCE bool parse_codec(const char *word, codec *found)
            (int8 ? found->number >= 1600 && found->number <= 6553600 : found->number > 0);
 }
 
-/* What the plan asks for. Where uq wants feedback and a slot has no room for it, what the plan has for such devices; and
- * int8:256 for what is not known here. */
+/* What the plan asks for. Where uq wants feedback and a slot has no room for it, what the plan has for such devices;
+ * and int8:256 for what is not known here. */
 static codec choose_codec(const midge *m, char word[24])
 {
     const midge_plan *plan = &m->target.plan;
@@ -1601,8 +1603,8 @@ static double energy(const walk *from, uint32_t count)
     return sum;
 }
 
-/* The steps of all tensors. That of a large one is k times its root mean square, and half of that, up to eight times, while
- * it says less than 2 % of the energy. */
+/* The steps of all tensors. That of a large one is k times its root mean square, and half of that, up to eight times,
+ * while it says less than 2 % of the energy. */
 static void find_steps(midge *m, const codec *k)
 {
     walk w = walk_over(m, TRAINED_ONES);
@@ -2240,8 +2242,8 @@ bool midge_model_of(const midge *m, midge_task task, midge_model *model)
     }
 }
 
-/* Pass over rows in batches as a plan says; the device's own is trained by. Each row comes once before one comes again, in an
- * order that needs no memory: a generator of full period over the next power of two. */
+/* Pass over rows in batches as a plan says; the device's own is trained by. Each row comes once before one comes again,
+ * in an order that needs no memory: a generator of full period over the next power of two. */
 static midge_fit pass_rows(midge *m, const midge_model *model, midge_row row, void *context, uint32_t rows, float *work,
                            size_t size, const midge_plan *plan)
 {
@@ -2908,8 +2910,9 @@ static void take_part(midge *m, bytes payload)
         return;
     uint32_t ahead = p.part - m->part, each = (h->size + h->parts - 1u) / h->parts, from = p.part * each;
     p.of.size = h->size;
-    if (memcmp(&p.of, h, sizeof *h) != 0 || p.part >= h->parts || ahead >= WINDOW || (m->got >> ahead & 1u) || from > h->size ||
-        payload.size != least(h->size - from, each))
+    if (memcmp(&p.of, h, sizeof *h) != 0 || p.part >= h->parts || ahead >= WINDOW || (m->got >> ahead & 1u))
+        return;
+    if (from > h->size || payload.size != least(h->size - from, each))
         return;
     if ((m->part | m->got) == 0)
         memcpy(m->frame_sha, p.sha256, 16);
@@ -2976,7 +2979,9 @@ static uint32_t turn(midge *m, uint32_t size, uint32_t messages, float share)
     if (t->byte_rate <= 0)
         return 0;
     float seconds = others * ((float)size + 8192.0f * (float)messages) / t->byte_rate;
-    return seconds < 0.1f ? 0 : (uint32_t)((float)milliseconds(seconds) * (1.0f / 65536.0f) * (float)(draw(m) & 0xffffu));
+    if (seconds < 0.1f)
+        return 0;
+    return (uint32_t)((float)milliseconds(seconds) * (1.0f / 65536.0f) * (float)(draw(m) & 0xffffu));
 }
 
 static void adopt_statistics(midge *m, const announcement *a)
@@ -3048,7 +3053,8 @@ static void take_announcement(midge *m, bytes payload)
     if (!read_announcement(payload, &a) || !same_text(a.federation, m->config.federation))
         return;
     const goal *t = &a.target, *known = &m->target;
-    if (memcmp(t->of.lineage, known->of.lineage, 16) == 0 && age(&t->of) < age(&known->of) && t->issued <= known->issued)
+    bool same_lineage = memcmp(t->of.lineage, known->of.lineage, 16) == 0;
+    if (same_lineage && age(&t->of) < age(&known->of) && t->issued <= known->issued)
         return;
     if (m->work == WORK_FETCH || m->work == WORK_TRAIN) { /* keep the one that is fetched or trained by */
         m->newer = m->newer || memcmp(&t->of, &known->of, sizeof t->of) != 0;
@@ -3058,7 +3064,7 @@ static void take_announcement(midge *m, bytes payload)
     adopt(m, &a);
 }
 
-/* Whether a message is of the newest start of the aggregator that is known; 0 is of an earlier version, which has none. */
+/* Whether a message is of the aggregator's newest start that is known; 0 is of an earlier version, without tokens. */
 static bool is_current(midge *m, uint64_t token)
 {
     if (token > m->token)
