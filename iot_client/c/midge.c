@@ -1798,7 +1798,7 @@ static float left_factor(const midge *m, record *r, double norm)
  * at any write leaves the one before. An update that is stored counts as sent; that it is settled need not be written,
  * because the aggregator says so again whenever it is greeted. */
 
-#define MAGIC 0x3147444du /* "MDG1" */
+#define MAGIC 0x3247444du /* "MDG2": the layout of the record */
 
 static uint32_t slot_start(const midge *m, unsigned slot)
 {
