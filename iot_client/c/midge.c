@@ -33,7 +33,7 @@ typedef char midge_needs_float64[sizeof(double) == 8 ? 1 : -1];
 #define MOST_SECONDS 1e6f /* that anything is put off: times are compared over half of 2^32 milliseconds */
 
 #if defined(__GNUC__)
-#define ONCE __attribute__((noinline)) /* small and called often: a copy at each call would be half of the code */
+#define ONCE __attribute__((noinline)) /* where a copy at each call, or one in its only caller, measured larger */
 #else
 #define ONCE
 #endif
@@ -47,8 +47,8 @@ typedef struct bytes {
 
 static ONCE void put_le(uint8_t *at, uint64_t value, unsigned size)
 {
-    for (unsigned i = 0; i < size; i++)
-        at[i] = (uint8_t)(value >> (8u * i));
+    for (; size > 0; size--, value >>= 8)
+        *at++ = (uint8_t)value;
 }
 
 static ONCE uint64_t get_le(const uint8_t *at, unsigned size)
@@ -95,14 +95,14 @@ static uint64_t bits_of_double(double value)
     return bits;
 }
 
-static ONCE bool finite_float(float value)
+static bool finite_float(float value)
 {
     return (bits_of(value) & 0x7f800000u) != 0x7f800000u;
 }
 
-static bool finite_double(double value)
+static ONCE float finite_or(float value, float otherwise)
 {
-    return (bits_of_double(value) >> 52 & 0x7ffu) != 0x7ffu;
+    return finite_float(value) ? value : otherwise;
 }
 
 static bool same_text(bytes text, const char *word)
@@ -111,7 +111,13 @@ static bool same_text(bytes text, const char *word)
     return text.size == size && memcmp(text.data, word, size) == 0;
 }
 
-static ONCE bytes rest_of(bytes whole, size_t from)
+static bytes bytes_of(const char *word)
+{
+    bytes found = {(const uint8_t *)word, strlen(word)};
+    return found;
+}
+
+static bytes rest_of(bytes whole, size_t from)
 {
     bytes found = {whole.data, 0};
     if (from < whole.size) {
@@ -119,6 +125,31 @@ static ONCE bytes rest_of(bytes whole, size_t from)
         found.size = whole.size - from;
     }
     return found;
+}
+
+/* The next number of up to nine groups of seven bits, lowest first. */
+static bool next_leb128(bytes *data, uint64_t *number)
+{
+    uint8_t byte = 0x80;
+    *number = 0;
+    for (unsigned shift = 0; byte & 0x80u; shift += 7) {
+        if (data->size == 0 || shift > 56)
+            return false;
+        byte = *data->data;
+        *data = rest_of(*data, 1);
+        *number |= (uint64_t)(byte & 0x7fu) << shift;
+    }
+    return true;
+}
+
+static uint32_t least(uint32_t one, uint32_t other)
+{
+    return one < other ? one : other;
+}
+
+static uint32_t clamped(uint64_t number) /* of numbers that no board reaches */
+{
+    return number > UINT32_MAX ? UINT32_MAX : (uint32_t)number;
 }
 
 /* ==================================================================================================== checksums */
@@ -212,17 +243,32 @@ void midge_sha256_end(midge_sha256 *sha, uint8_t digest[32])
         digest[i] = (uint8_t)(sha->state[i / 4] >> (24u - 8u * (i & 3u)));
 }
 
+/* The first 16 bytes, of which the protocol makes names. */
+static ONCE void end_digest(midge_sha256 *sha, uint8_t digest[16])
+{
+    uint8_t whole[32];
+    midge_sha256_end(sha, whole);
+    memcpy(digest, whole, 16);
+}
+
+static void digest_of(const void *data, size_t size, uint8_t digest[16])
+{
+    midge_sha256 sha;
+    midge_sha256_begin(&sha);
+    midge_sha256_add(&sha, data, size);
+    end_digest(&sha, digest);
+}
+
 /* ====================================================================================================== msgpack */
 
 typedef enum kind_of_item {
-    ITEM_NIL, ITEM_BOOL, ITEM_INT, ITEM_FLOAT, ITEM_TEXT, ITEM_BIN, ITEM_ARRAY, ITEM_MAP
+    ITEM_BAD, ITEM_NIL, ITEM_BOOL, ITEM_INT, ITEM_NEGATIVE, ITEM_FLOAT, ITEM_TEXT, ITEM_BIN, ITEM_ARRAY, ITEM_MAP
 } kind_of_item;
 
 typedef struct item {
     kind_of_item kind;
-    bool negative;   /* of an integer below 0, whose value is then in `number` as two's complement */
-    uint64_t number; /* of a bool or an integer; how many items follow an array, pairs a map */
-    double real;     /* of a number of any kind */
+    uint64_t number; /* of a bool or an integer, in two's complement; a float64's bits; pairs or items that follow */
+    size_t inside;   /* how many items are in it */
     bytes data;      /* of text and bin */
 } item;
 
@@ -238,101 +284,76 @@ static reader reader_of(bytes data)
     return r;
 }
 
-static uint64_t take_number(reader *r, unsigned size)
+/* `size` bytes, which may be none; with its sign it is two's complement. */
+static ONCE uint64_t take_number(reader *r, unsigned size, bool with_sign)
 {
+    uint64_t value = 0;
     if ((size_t)(r->end - r->at) < size) {
         r->bad = true;
-        r->at = r->end;
         return 0;
     }
-    r->at += size;
-    return get_be(r->at - size, size);
+    if (with_sign && *r->at >= 0x80)
+        value = ~value;
+    while (size-- > 0)
+        value = value << 8 | *r->at++;
+    return value;
 }
 
-static void take_data(reader *r, item *found, kind_of_item kind, uint64_t size)
-{
-    found->kind = kind;
-    if ((uint64_t)(r->end - r->at) < size) {
-        r->bad = true;
-        r->at = r->end;
-        size = 0;
-    }
-    found->data.data = r->at;
-    found->data.size = (size_t)size;
-    r->at += size;
-}
-
-static void take_count(reader *r, item *found, kind_of_item kind, uint64_t count)
-{
-    found->kind = kind;
-    found->number = count;
-    if (count * (kind == ITEM_MAP ? 2u : 1u) > (uint64_t)(r->end - r->at))
-        r->bad = true; /* each item has a byte at least */
-}
-
-static void take_integer(item *found, uint64_t value, unsigned size, bool with_sign)
-{
-    uint64_t top = (uint64_t)1 << (8u * size - 1u);
-    found->kind = ITEM_INT;
-    found->negative = with_sign && (value & top) != 0;
-    if (found->negative && size < 8)
-        value |= ~(top * 2u - 1u);
-    found->number = value;
-    found->real = found->negative ? -(double)(~value + 1u) : (double)value;
-}
+/* What an item of each first byte from 0xc0 to 0xdf is, and of how many bytes its number or size. */
+#define HEAD(kind, size) ((kind) << 4 | (size))
+static const uint8_t heads[32] = {
+    HEAD(ITEM_NIL, 0),      HEAD(ITEM_BAD, 0),      HEAD(ITEM_BOOL, 0),     HEAD(ITEM_BOOL, 0),
+    HEAD(ITEM_BIN, 1),      HEAD(ITEM_BIN, 2),      HEAD(ITEM_BIN, 4),      HEAD(ITEM_BAD, 0),
+    HEAD(ITEM_BAD, 0),      HEAD(ITEM_BAD, 0),      HEAD(ITEM_FLOAT, 4),    HEAD(ITEM_FLOAT, 8),
+    HEAD(ITEM_INT, 1),      HEAD(ITEM_INT, 2),      HEAD(ITEM_INT, 4),      HEAD(ITEM_INT, 8),
+    HEAD(ITEM_NEGATIVE, 1), HEAD(ITEM_NEGATIVE, 2), HEAD(ITEM_NEGATIVE, 4), HEAD(ITEM_NEGATIVE, 8), /* or 0 and above */
+    HEAD(ITEM_BAD, 0),      HEAD(ITEM_BAD, 0),      HEAD(ITEM_BAD, 0),      HEAD(ITEM_BAD, 0),
+    HEAD(ITEM_BAD, 0),      HEAD(ITEM_TEXT, 1),     HEAD(ITEM_TEXT, 2),     HEAD(ITEM_TEXT, 4),
+    HEAD(ITEM_ARRAY, 2),    HEAD(ITEM_ARRAY, 4),    HEAD(ITEM_MAP, 2),      HEAD(ITEM_MAP, 4)};
 
 /* The next item; of an array or a map its items follow as items of their own. */
-static ONCE item next_item(reader *r)
+static void next_item(reader *r, item *found)
 {
-    item found = {ITEM_NIL, false, 0, 0, {NULL, 0}};
-    uint8_t byte = (uint8_t)take_number(r, 1);
+    unsigned byte = (unsigned)take_number(r, 1, false);
+    memset(found, 0, sizeof *found);
     if (r->bad)
-        return found;
-    if (byte < 0x80 || byte >= 0xe0)
-        take_integer(&found, byte, 1, byte >= 0xe0);
-    else if (byte < 0x90)
-        take_count(r, &found, ITEM_MAP, byte & 15u);
-    else if (byte < 0xa0)
-        take_count(r, &found, ITEM_ARRAY, byte & 15u);
-    else if (byte < 0xc0)
-        take_data(r, &found, ITEM_TEXT, byte & 31u);
-    else if (byte == 0xc2 || byte == 0xc3) {
-        found.kind = ITEM_BOOL;
-        found.number = byte & 1u;
-    } else if (byte >= 0xc4 && byte <= 0xc6)
-        take_data(r, &found, ITEM_BIN, take_number(r, 1u << (byte - 0xc4u)));
-    else if (byte == 0xca) {
-        found.kind = ITEM_FLOAT;
-        found.real = (double)float_of((uint32_t)take_number(r, 4));
-    } else if (byte == 0xcb) {
-        found.kind = ITEM_FLOAT;
-        found.real = double_of(take_number(r, 8));
-    } else if (byte >= 0xcc && byte <= 0xcf)
-        take_integer(&found, take_number(r, 1u << (byte - 0xccu)), 1u << (byte - 0xccu), false);
-    else if (byte >= 0xd0 && byte <= 0xd3)
-        take_integer(&found, take_number(r, 1u << (byte - 0xd0u)), 1u << (byte - 0xd0u), true);
-    else if (byte >= 0xd9 && byte <= 0xdb)
-        take_data(r, &found, ITEM_TEXT, take_number(r, 1u << (byte - 0xd9u)));
-    else if (byte == 0xdc || byte == 0xdd)
-        take_count(r, &found, ITEM_ARRAY, take_number(r, 2u << (byte - 0xdcu)));
-    else if (byte == 0xde || byte == 0xdf)
-        take_count(r, &found, ITEM_MAP, take_number(r, 2u << (byte - 0xdeu)));
-    else if (byte != 0xc0)
-        r->bad = true;
-    return found;
+        return;
+    if (byte >= 0xc0 && byte < 0xe0) {
+        unsigned head = heads[byte - 0xc0], size = head & 15u;
+        found->kind = (kind_of_item)(head >> 4);
+        found->number = size == 0 ? byte & 1u : take_number(r, size, found->kind == ITEM_NEGATIVE);
+        if (found->kind == ITEM_NEGATIVE && found->number >> 63 == 0)
+            found->kind = ITEM_INT;
+        if (size == 4 && found->kind == ITEM_FLOAT)
+            found->number = bits_of_double((double)float_of((uint32_t)found->number));
+    } else if (byte >= 0x80 && byte < 0xc0) { /* those whose size is in the first byte */
+        found->kind = byte < 0x90 ? ITEM_MAP : byte < 0xa0 ? ITEM_ARRAY : ITEM_TEXT;
+        found->number = byte & (byte < 0xa0 ? 15u : 31u);
+    } else {
+        found->kind = byte < 0x80 ? ITEM_INT : ITEM_NEGATIVE;
+        found->number = byte < 0x80 ? byte : ~(uint64_t)0xff | byte;
+    }
+    if (found->kind < ITEM_TEXT) {
+        r->bad = r->bad || found->kind == ITEM_BAD;
+        return;
+    }
+    size_t left = (size_t)(r->end - r->at), size = found->number < left ? (size_t)found->number : left;
+    r->bad = r->bad || found->number > left; /* each item has a byte at least */
+    found->data.data = r->at;
+    found->data.size = size;
+    if (found->kind <= ITEM_BIN)
+        r->at += size;
+    else
+        found->inside = found->kind == ITEM_MAP ? 2 * size : size;
 }
 
 /* Pass over an item that was read, with all that is in it. */
 static void pass_over(reader *r, const item *read)
 {
-    uint64_t left = read->kind == ITEM_ARRAY ? read->number : read->kind == ITEM_MAP ? 2u * read->number : 0;
-    while (left > 0 && !r->bad) {
-        item inner = next_item(r);
+    item inner;
+    for (size_t left = read->inside; left > 0 && !r->bad; left += inner.inside) {
+        next_item(r, &inner);
         left--;
-        if (inner.kind == ITEM_ARRAY)
-            left += inner.number;
-        else if (inner.kind == ITEM_MAP)
-            left += 2u * inner.number;
     }
 }
 
@@ -399,14 +420,6 @@ static void write_wide(writer *w, uint64_t value)
         write_long(w, 0xcf, value);
 }
 
-static void write_map(writer *w, unsigned pairs)
-{
-    if (pairs < 16)
-        write_byte(w, 0x80u | pairs);
-    else
-        write_tagged(w, 0xde, pairs, 2);
-}
-
 static void write_array(writer *w, unsigned items)
 {
     if (items < 16)
@@ -415,29 +428,24 @@ static void write_array(writer *w, unsigned items)
         write_tagged(w, 0xdc, items, 2);
 }
 
+/* Of at most 255 bytes, as all text and data that a device says. */
 static void write_text(writer *w, bytes text)
 {
     if (text.size < 32)
         write_byte(w, 0xa0u | (unsigned)text.size);
-    else if (text.size <= 0xff)
-        write_tagged(w, 0xd9, (uint32_t)text.size, 1);
     else
-        write_tagged(w, 0xda, (uint32_t)text.size, 2);
+        write_tagged(w, 0xd9, (uint32_t)text.size, 1);
     write_bytes(w, text.data, text.size);
 }
 
 static void write_word(writer *w, const char *word)
 {
-    bytes text = {(const uint8_t *)word, strlen(word)};
-    write_text(w, text);
+    write_text(w, bytes_of(word));
 }
 
 static void write_bin(writer *w, const void *data, size_t size)
 {
-    if (size <= 0xff)
-        write_tagged(w, 0xc4, (uint32_t)size, 1);
-    else
-        write_tagged(w, 0xc5, (uint32_t)size, 2);
+    write_tagged(w, 0xc4, (uint32_t)size, 1);
     write_bytes(w, data, size);
 }
 
@@ -464,162 +472,161 @@ enum {
     N_TROUBLE = 112, N_LARGEST = 113, N_CLASS = 115, N_MICRO_CODEC = 116,
     N_SCHEMA_HASH = 19,
     /* These travel as text: */
-    N_SNAPSHOT = 200, N_EXPONENT, N_SCHEMA, N_FROZEN, N_FILLING,
+    N_SNAPSHOT = 200, N_EXPONENT, N_SCHEMA, N_FILLING, N_TRAINED, N_AVERAGED, N_FROZEN, N_FLOAT32, N_COMPLEX64, N_BOOL,
+    N_TRAIN, N_TRAINING, N_READY, N_JOINING, N_LOST, N_BUSY, N_PAUSED, N_QUARANTINED, N_BAD_SIGNATURE, N_ACCEPTED,
+    N_FORGOTTEN, N_MICRO,
     N_UNKNOWN = 255
 };
 
-/* Each name's number as a byte, then its word. */
-static const char names[] =
-    "\000kind\0" "\001update\0" "\002offer\0" "\003chunk\0" "\004fetch\0" "\005statistics\0" "\006report\0"
-    "\007hello\0" "\010receipt\0" "\011aggregator\0" "\012announcement\0" "\013part\0" "\015outbox\0"
-    "\017seq\0" "\020lineage\0" "\021generation\0" "\023schema_hash\0" "\025codec\0" "\026size\0"
-    "\027sha256\0" "\031steps\0" "\032seconds\0" "\033plan\0" "\035parts\0" "\037version\0" "\040span\0"
-    "\041channel\0" "\044state\0" "\050verdict\0" "\051why\0" "\052retry_after\0" "\053repeat\0" "\056hi\0"
-    "\057settled\0" "\060grants\0" "\061boot\0" "\062step\0" "\063revision\0" "\064learning_rate\0"
-    "\065local_steps\0" "\066epochs\0" "\067batch_size\0" "\070proximal\0" "\071feedback\0"
-    "\073fewest_steps\0" "\074most_steps\0" "\077name\0" "\100channels\0" "\101share\0" "\102interval\0"
-    "\105federation\0" "\106phase\0" "\107digest\0" "\110frames\0" "\111moments\0" "\112participation\0"
-    "\113issued\0" "\120byte_rate\0" "\121devices\0" "\122body\0" "\125number\0" "\141token\0" "\143to\0"
-    "\157rest\0" "\310snapshot\0" "\311exponent\0" "\312schema\0" "\313frozen\0" "\314filling\0"
-    "\160trouble\0" "\163class\0" "\164micro_codec\0";
+/* The names in the order of their numbers, each after its distance from the one before, plus 128. */
+static const uint8_t names[] =
+    "\200kind" "\203chunk" "\202statistics" "\202hello" "\201receipt" "\202announcement" "\201part" "\202outbox"
+    "\202seq" "\201lineage" "\201generation" "\202schema_hash" "\202codec" "\201size" "\201sha256" "\203seconds"
+    "\201plan" "\202parts" "\202version" "\201span" "\201channel" "\203state" "\204verdict" "\201why"
+    "\201retry_after" "\201repeat" "\203hi" "\201settled" "\201grants" "\201boot" "\201step" "\201revision"
+    "\201learning_rate" "\201local_steps" "\201epochs" "\201batch_size" "\201proximal" "\201feedback"
+    "\202fewest_steps" "\201most_steps" "\203name" "\201channels" "\201share" "\201interval" "\203federation"
+    "\201phase" "\201digest" "\201frames" "\201moments" "\201participation" "\201issued" "\205byte_rate" "\201devices"
+    "\201body" "\203number" "\214token" "\202to" "\214rest" "\201trouble" "\203class" "\201micro_codec" "\324snapshot"
+    "\201exponent" "\201schema" "\201filling" "\201trained" "\201averaged" "\201frozen" "\201float32" "\201complex64"
+    "\201bool" "\201train" "\201training" "\201ready" "\201joining" "\201lost" "\201busy" "\201paused"
+    "\201quarantined" "\201bad_signature" "\201accepted" "\201forgotten" "\201micro";
 
-/* What a key or a kind says, as a number or as text. */
+/* What a key or a word says, as a number or as text. */
 static unsigned name_of(const item *said)
 {
-    if (said->kind == ITEM_INT && !said->negative && said->number < 128)
+    const uint8_t *at = names, *word;
+    unsigned number = 0;
+    if (said->kind == ITEM_INT && said->number < N_SNAPSHOT)
         return (unsigned)said->number;
-    if (said->kind == ITEM_TEXT)
-        for (const char *at = names; at < names + sizeof names - 1; at += strlen(at + 1) + 2)
-            if (same_text(said->data, at + 1))
-                return (uint8_t)*at;
+    while (said->kind == ITEM_TEXT && *at != 0) {
+        number += *at++ & 0x7fu;
+        for (word = at; *at > 0 && *at < 0x80;)
+            at++;
+        if (said->data.size == (size_t)(at - word) && memcmp(said->data.data, word, said->data.size) == 0)
+            return number;
+    }
     return N_UNKNOWN;
-}
-
-/* The next pair of a map: its key's number, and its value. `left` counts down from the map's pairs. */
-static bool next_pair(reader *r, uint64_t *left, unsigned *key, item *value)
-{
-    if (*left == 0 || r->bad)
-        return false;
-    --*left;
-    item said = next_item(r);
-    pass_over(r, &said);
-    *key = name_of(&said);
-    *value = next_item(r);
-    return !r->bad;
-}
-
-static bool is_unsigned(const item *value)
-{
-    return value->kind == ITEM_INT && !value->negative;
-}
-
-static uint32_t clamped(const item *value) /* for numbers that no board reaches */
-{
-    return !is_unsigned(value) ? 0 : value->number > UINT32_MAX ? UINT32_MAX : (uint32_t)value->number;
-}
-
-static double real_of(const item *value)
-{
-    bool number = value->kind == ITEM_INT || value->kind == ITEM_FLOAT;
-    return number && finite_double(value->real) ? value->real : 0;
-}
-
-static float positive(const item *value)
-{
-    double real = real_of(value);
-    return real > 0 ? real < 1e30 ? (float)real : 1e30f : 0;
 }
 
 /* A list in a header, to be read where it lies. */
 typedef struct list {
     reader items;
-    uint64_t count;
+    uint32_t count; /* of items, or of pairs */
 } list;
 
-/* How a field of a header is taken into a structure, and where. One of the wrong type counts as not there. */
+/* How a field of a header is taken into a structure, and where. One of the wrong type counts as not there. A whole
+ * number that no board reaches is clamped to 32 bits; a real one that is not above 0 is taken as 0. */
 enum form {
-    FORM_ID, FORM_U64, FORM_U32, FORM_CLAMPED, FORM_SIGNED, FORM_POSITIVE, FORM_REAL, FORM_TRUE, FORM_TEXT, FORM_BIN,
-    FORM_LIST, FORM_NAME
+    FORM_ID, FORM_U64, FORM_CLAMPED, FORM_SIGNED, FORM_POSITIVE, FORM_REAL, FORM_TRUE, FORM_TEXT, FORM_BIN, FORM_LIST,
+    FORM_NAME
 };
+
+/* A value in all forms that it may be taken in; the first is 16 bytes of data. */
+typedef struct readings {
+    bytes data;
+    list inner;
+    uint64_t whole;
+    double real;
+    float positive;
+    uint32_t clamped, low, name;
+    bool truth;
+} readings;
+
+#define KIND(kind) (1u << (kind))
+static const struct {
+    uint8_t from, size;
+    uint16_t kinds; /* from which items */
+} forms[] = {{0, 16, KIND(ITEM_BIN)},
+             {offsetof(readings, whole), 8, KIND(ITEM_INT)},
+             {offsetof(readings, clamped), 4, KIND(ITEM_INT)},
+             {offsetof(readings, low), 4, KIND(ITEM_INT) | KIND(ITEM_NEGATIVE)},
+             {offsetof(readings, positive), 4, KIND(ITEM_INT) | KIND(ITEM_FLOAT)},
+             {offsetof(readings, real), 8, KIND(ITEM_INT) | KIND(ITEM_FLOAT)},
+             {offsetof(readings, truth), 1, KIND(ITEM_BOOL)},
+             {offsetof(readings, data), sizeof(bytes), KIND(ITEM_TEXT)},
+             {offsetof(readings, data), sizeof(bytes), KIND(ITEM_BIN)},
+             {offsetof(readings, inner), sizeof(list), KIND(ITEM_ARRAY) | KIND(ITEM_MAP)},
+             {offsetof(readings, name), 4, KIND(ITEM_INT) | KIND(ITEM_TEXT)}};
 
 typedef struct field {
     uint8_t key, form;
     uint16_t at;
 } field;
 
+/* What is read of a header or of another map; the first `needed` fields must be there. */
+typedef struct shape {
+    const field *fields;
+    uint8_t count, needed;
+    uint8_t size; /* of the structure, which is cleared first; 0: it is not */
+    bool cut;     /* it may be cut short */
+} shape;
+
+#define COUNT(table) ((unsigned)(sizeof(table) / sizeof(table)[0]))
+#define SHAPE(fields, needed, size) {fields, COUNT(fields), needed, size, false}
+
 static bool take_field(const reader *r, const item *value, unsigned form, void *to)
 {
-    bytes *text = (bytes *)to;
-    bool whole = is_unsigned(value);
-    uint32_t number = clamped(value);
-    switch (form) {
-    case FORM_ID:
-        if (value->kind != ITEM_BIN || value->data.size < 16)
-            return false;
-        memcpy(to, value->data.data, 16);
-        return true;
-    case FORM_U64:
-        if (whole)
-            memcpy(to, &value->number, sizeof value->number);
-        return whole;
-    case FORM_U32: whole = whole && value->number <= UINT32_MAX; /* fall through */
-    case FORM_CLAMPED:
-        if (whole)
-            memcpy(to, &number, sizeof number);
-        return whole;
-    case FORM_SIGNED: /* a small one; what is larger is out of any range */
-        if (value->negative ? number != 0 : !whole)
-            return false;
-        *(int32_t *)to = value->negative ? (int32_t)value->number : number > INT32_MAX ? INT32_MAX : (int32_t)number;
-        return true;
-    case FORM_POSITIVE: *(float *)to = positive(value); return true;
-    case FORM_REAL: *(double *)to = real_of(value); return true;
-    case FORM_TRUE: *(bool *)to = value->number != 0; return true;
-    case FORM_NAME: *(unsigned *)to = name_of(value); return true;
-    case FORM_LIST: {
-        list found = {*r, value->number};
-        if (value->kind == ITEM_ARRAY || value->kind == ITEM_MAP)
-            memcpy(to, &found, sizeof found);
-        return value->kind == ITEM_ARRAY || value->kind == ITEM_MAP;
-    }
-    default:
-        if (value->kind != (form == FORM_TEXT ? ITEM_TEXT : ITEM_BIN))
-            return false;
-        *text = value->data;
-        return true;
-    }
+    bool whole = value->kind == ITEM_INT;
+    readings v = {value->data, {*r, (uint32_t)value->number}, value->number, 0, 0, clamped(value->number),
+               (uint32_t)value->number, name_of(value), value->number != 0};
+    v.real = whole ? (double)value->number : double_of(value->number);
+    v.positive = (float)v.real;
+    v.positive = v.positive > 1e30f ? 1e30f : v.positive > 0 ? v.positive : 0;
+    if ((forms[form].kinds & KIND(value->kind)) == 0 || (form == FORM_ID && value->data.size < 16))
+        return false;
+    const uint8_t *from = form == FORM_ID ? value->data.data : (const uint8_t *)&v + forms[form].from;
+    memcpy(to, from, forms[form].size);
+    return true;
 }
 
-/* Take the fields of a map of `left` pairs; a bit for each that was there. Others are passed over. */
-static unsigned take_fields(reader *r, uint64_t left, const field *fields, unsigned count, void *to)
+/* Take a map of so many pairs into a structure: whether all that is needed was there. Others are passed over. */
+static bool take_map(reader *r, uint32_t pairs, const shape *s, void *to)
 {
-    unsigned key, seen = 0;
-    item value;
-    while (next_pair(r, &left, &key, &value)) {
-        for (unsigned i = 0; i < count; i++)
-            if (fields[i].key == key && take_field(r, &value, fields[i].form, (uint8_t *)to + fields[i].at))
+    unsigned seen = 0;
+    memset(to, 0, s->size);
+    for (item key, value; pairs > 0 && !r->bad; pairs--) {
+        next_item(r, &key);
+        pass_over(r, &key);
+        next_item(r, &value);
+        unsigned name = name_of(&key);
+        for (unsigned i = 0; i < s->count && !r->bad; i++)
+            if (s->fields[i].key == name && take_field(r, &value, s->fields[i].form, (uint8_t *)to + s->fields[i].at))
                 seen |= 1u << i;
         pass_over(r, &value);
     }
-    return seen;
+    return (~seen & ((1u << s->needed) - 1u)) == 0;
 }
 
-#define COUNT(table) ((unsigned)(sizeof(table) / sizeof(table)[0]))
-
-/* Split a payload into its header, of which the number of pairs is given, and its body. */
-static bool open_frame(bytes payload, reader *header, uint64_t *pairs, bytes *body)
+/* The next map of a list; false at the end, or where there is none. */
+static bool next_map(list *maps, const shape *s, void *to)
 {
-    if (payload.size < 2)
+    item map;
+    if (maps->count == 0)
         return false;
-    size_t length = (size_t)get_le(payload.data, 2);
-    if (length > payload.size - 2)
+    maps->count--;
+    next_item(&maps->items, &map);
+    return map.kind == ITEM_MAP && take_map(&maps->items, (uint32_t)map.number, s, to) && !maps->items.bad;
+}
+
+/* Take a payload's header into a structure; what remains of the payload is its body. */
+static bool read_header(bytes *payload, const shape *s, void *to)
+{
+    if (payload->size < 2)
         return false;
-    bytes inner = {payload.data + 2, length};
-    *header = reader_of(inner);
-    *body = rest_of(payload, 2 + length);
-    item map = next_item(header);
-    *pairs = map.number;
-    return !header->bad && map.kind == ITEM_MAP;
+    size_t length = (size_t)get_le(payload->data, 2);
+    bytes header = rest_of(*payload, 2);
+    *payload = rest_of(header, length);
+    if (length <= header.size)
+        header.size = length;
+    else if (!s->cut)
+        return false;
+    reader r = reader_of(header);
+    item map;
+    next_item(&r, &map);
+    if (s->cut)
+        r.bad = false; /* it may claim more pairs than have come */
+    return map.kind == ITEM_MAP && take_map(&r, (uint32_t)map.number, s, to) && (s->cut || !r.bad);
 }
 
 /* ========================================================================================== the client's state */
@@ -628,27 +635,36 @@ static bool open_frame(bytes payload, reader *header, uint64_t *pairs, bytes *bo
 typedef struct tensor {
     uint32_t name;           /* CRC-32 of its name */
     uint32_t at, size;       /* in the shared vector; of a frozen one, byte and bytes in the frozen tensors */
-    uint32_t rows, columns;  /* its sides; 1 for those that it does not have, both 0 if it has more */
+    uint32_t rows, sides;    /* its first side, and how many it has */
     float step;              /* while encoding: what its integers are multiplied by */
-    enum { TRAINED, AVERAGED, FROZEN, ELSEWHERE } role;
+    enum role { TRAINED, AVERAGED, FROZEN, ELSEWHERE } role;
     bool is_float32;
 } tensor;
 
 /* One frame on the way to a version: a step over `span` versions, or a snapshot if `span` is 0. */
-typedef struct hop {
+typedef struct hop { /* without gaps */
     uint32_t version, span, size, parts;
 } hop;
+
+#define NOWHERE UINT32_MAX /* the version of a device that holds none */
 
 typedef struct statistic {
     char name[24];
     uint32_t channels;
 } statistic;
 
+/* A version of a model: without gaps, to be compared and stored as it is. */
+typedef struct origin {
+    uint8_t lineage[16], schema_hash[16];
+    uint32_t generation, version;
+    uint8_t digest[16];
+} origin;
+
 /* What is trained from, or will be. */
 typedef struct goal {
-    uint8_t lineage[16], schema_hash[16], digest[16];
+    origin of;
     double issued;
-    uint32_t version, generation, chunk, devices;
+    uint32_t chunk, devices;
     float share, interval, byte_rate;
     bool statistics; /* the phase: nothing to train from yet */
     midge_plan plan;
@@ -659,13 +675,14 @@ typedef struct record {
     uint32_t magic, crc, counter; /* the checksum is of all that follows it in these META bytes */
     uint32_t body_crc, left_crc;
     uint32_t size, left;          /* bytes of the body; values of what is left */
-    uint32_t generation;
+    uint32_t loses;               /* whether it leaves out what is lost */
     uint64_t outbox;
-    uint32_t next, seq, version, loses, spare[2]; /* seq 0: no update is held; loses: it leaves out what is lost */
-    uint8_t lineage[16], schema_hash[16], sha256[16], base_digest[8];
+    uint32_t next, seq;           /* seq 0: no update is held */
+    origin of;
+    uint8_t sha256[16];
     char codec[24];
     uint32_t examples, steps, revision, norm_count;
-    float seconds, loss, accuracy;
+    float seconds, metrics[2]; /* loss and accuracy, or below 0 */
     float norms[NORMS];
 } record;
 
@@ -680,32 +697,38 @@ struct midge { /* what is used most comes first: within 128 bytes an instruction
     work_state work;
     bool have;        /* n is a model */
     bool serves, ready, settled_once, greets;
+    enum { NOTHING, LEVELS, EVERYTHING } says; /* of trained values: what the update does that is encoded */
     bool newer;       /* an announcement was passed over, and is to be asked for at `newer_at` */
     bool after;       /* but only once the update that is held is settled */
-    bool suspected, answered, sound, frame_known, has_trained;
+    bool suspected, answered, sound, has_trained;
     uint8_t slot, short_lives; /* connections that ended soon after they had begun, one after the other */
     uint8_t hop_count, hop_at, tries, statistic_count;
     uint16_t packet_id;
     /* Milliseconds; times wrap around and are compared by `is_due`. */
-    uint32_t clock, last_now, heard, said, joining_until, greeted_at, greet_at, greet_wait, send_at, sent_at, send_wait,
-        newer_at, work_at, trained_at, moments_at, moments_wait;
-    /* Memory. */
-    uint32_t *scratch; /* MIDGE_SCRATCH bytes */
-    int32_t *n;        /* the model's integers: `count` values times two to the power of `exponent` */
-    float *w;          /* the weights while training; the frame while fetching */
-    uint8_t *frame;    /* the same memory */
-    uint8_t *frozen, *rx, *tx;
-    uint32_t frame_room, count, frozen_size, tensor_count, received;
-    int32_t exponent;
-    size_t skipping;
+    uint32_t clock, send_at, send_wait, newer_at, work_at, moments_at, heard, greeted_at, greet_at;
     uint32_t part, got; /* the first part that is missing, and which of the WINDOW from there are here */
-    uint32_t version;   /* of n, which may be on its way; `sound`: its digest was right */
-    uint32_t generation, draws;
-    uint64_t number, boot, token;
-    const char *waits;
+    uint32_t count, tensor_count, received;
+    /* Memory. */
+    int32_t *n;         /* the model's integers: `count` values times two to the power of `exponent` */
+    float *w;           /* the weights while training; the frame while fetching */
+    uint8_t *rx, *tx;
+    size_t skipping;
+    uint32_t *scratch;  /* MIDGE_SCRATCH bytes */
     const midge_moment *moments;
+    int32_t exponent;
+    unsigned pairs;     /* of the header that is written */
+    size_t header;      /* where it begins */
+    uint64_t number, token, boot;
+    uint8_t *frame, *frozen; /* the first is where the weights are */
+    uint32_t frame_room, frozen_size, draws;
+    uint32_t last_now, said, joining_until, greet_wait, sent_at, trained_at, moments_wait; /* milliseconds as well */
+    writer out;         /* the packet under way, and what it says beside the rest */
+    struct { const char *state, *waits; uint64_t number, to; double wakes; uint32_t first, next, largest, parts; } say;
+    origin held;        /* what n is, which may be on its way; `sound`: its digest was right */
+    const char *waits;
     midge_port port;
-    uint8_t schema_hash[16], lineage[16], frame_sha[16];
+    midge_event event; /* the next one */
+    uint8_t schema_hash[16], frame_sha[16];
     goal target;
     record outbox;
     midge_config config;
@@ -716,261 +739,234 @@ struct midge { /* what is used most comes first: within 128 bytes an instruction
 
 typedef char midge_self_fits[sizeof(struct midge) <= MIDGE_SELF ? 1 : -1];
 
-/* An event of text, which may be none. */
-static midge_event event_of(midge_tiding tiding, uint64_t number, bytes text, bytes why)
+static ONCE bool flash_read(const midge *m, uint32_t at, void *data, size_t size)
 {
-    midge_event event = {tiding, number, false, false, false, {(const char *)text.data, text.size},
-                         {(const char *)why.data, why.size}};
-    return event;
+    return m->port.flash_read(m->port.context, at, data, size);
 }
 
-static void tell(const midge *m, const midge_event *event)
+static ONCE bool flash_write(const midge *m, uint32_t at, const void *data, size_t size)
 {
+    return m->port.flash_write(m->port.context, at, data, size);
+}
+
+static uint32_t aligned16(uint32_t size)
+{
+    return (size + 15u) & ~15u;
+}
+
+/* An event; what else it says is in `event` already. */
+static ONCE void tell(midge *m, midge_tiding tiding, uint64_t number)
+{
+    m->event.tiding = tiding;
+    m->event.number = number;
     if (m->config.event != NULL)
-        m->config.event(m->config.context, event);
+        m->config.event(m->config.context, &m->event);
+    memset(&m->event, 0, sizeof m->event);
 }
 
-static ONCE void tell_words(const midge *m, midge_tiding tiding, uint64_t number, bytes text, bytes why)
+static midge_text text_of(bytes text)
 {
-    midge_event event = event_of(tiding, number, text, why);
-    tell(m, &event);
+    midge_text found = {(const char *)text.data, text.size};
+    return found;
 }
 
-static ONCE void tell_why(const midge *m, midge_tiding tiding, uint64_t number, const char *why)
+static ONCE void tell_why(midge *m, midge_tiding tiding, uint32_t number, const char *why)
 {
-    bytes none = {NULL, 0}, words = {(const uint8_t *)why, strlen(why)};
-    tell_words(m, tiding, number, none, words);
+    m->event.why = text_of(bytes_of(why));
+    tell(m, tiding, number);
 }
 
-static ONCE bool is_due(const midge *m, uint32_t at)
+static bool is_due(const midge *m, uint32_t at)
 {
     return (int32_t)(m->clock - at) >= 0;
 }
 
 static uint64_t draw(midge *m)
 {
-    midge_sha256 sha;
-    uint8_t digest[32], count[8];
-    put_le(count, ++m->draws, 8);
-    midge_sha256_begin(&sha);
-    midge_sha256_add(&sha, m->config.entropy, sizeof m->config.entropy);
-    midge_sha256_add(&sha, count, sizeof count);
-    midge_sha256_end(&sha, digest);
+    uint8_t digest[16], counted[24];
+    memcpy(counted, m->config.entropy, 16);
+    put_le(counted + 16, ++m->draws, 8);
+    digest_of(counted, sizeof counted, digest);
     return get_le(digest, 8);
 }
 
 /* ================================================================================================ what is read */
 
-/* An announcement in its envelope, as far as it concerns a device. */
+/* An announcement, as far as it concerns a device. Lists are read where they lie. */
 typedef struct announcement {
+    unsigned kind, phase, channel, devices; /* the last: of which class they are */
     goal target;
-    bytes federation, phase, channel, frames;
+    bytes federation, frames, codec, micro_codec;
     list plan, participation, moments;
     float rest;
-    bool training;
-    unsigned kind, statistic_count; /* more than MIDGE_STATISTICS: it asks for more than fit */
+    unsigned statistic_count; /* more than MIDGE_STATISTICS: it asks for more than fit */
     statistic statistics[MIDGE_STATISTICS];
 } announcement;
 
+static const field announcement_fields[] = {
+    {N_KIND, FORM_NAME, offsetof(announcement, kind)},
+    {N_LINEAGE, FORM_ID, offsetof(announcement, target.of.lineage)},
+    {N_GENERATION, FORM_CLAMPED, offsetof(announcement, target.of.generation)},
+    {N_VERSION, FORM_CLAMPED, offsetof(announcement, target.of.version)},
+    {N_SCHEMA_HASH, FORM_ID, offsetof(announcement, target.of.schema_hash)},
+    {N_DIGEST, FORM_ID, offsetof(announcement, target.of.digest)},
+    {N_PHASE, FORM_NAME, offsetof(announcement, phase)},
+    {N_FEDERATION, FORM_TEXT, offsetof(announcement, federation)},
+    {N_CHANNEL, FORM_NAME, offsetof(announcement, channel)},
+    {N_FRAMES, FORM_BIN, offsetof(announcement, frames)},
+    {N_CHUNK, FORM_CLAMPED, offsetof(announcement, target.chunk)},
+    {N_DEVICES, FORM_CLAMPED, offsetof(announcement, target.devices)},
+    {N_ISSUED, FORM_REAL, offsetof(announcement, target.issued)},
+    {N_BYTE_RATE, FORM_POSITIVE, offsetof(announcement, target.byte_rate)},
+    {N_PLAN, FORM_LIST, offsetof(announcement, plan)},
+    {N_PARTICIPATION, FORM_LIST, offsetof(announcement, participation)},
+    {N_MOMENTS, FORM_LIST, offsetof(announcement, moments)}};
+static const shape announcement_shape = SHAPE(announcement_fields, 7, 0);
+
+/* Its plan, and who takes part: two maps, without a name in common. */
+static const field plan_fields[] = {{N_REVISION, FORM_CLAMPED, offsetof(announcement, target.plan.revision)},
+                                    {N_LEARNING_RATE, FORM_POSITIVE, offsetof(announcement, target.plan.learning_rate)},
+                                    {N_LOCAL_STEPS, FORM_CLAMPED, offsetof(announcement, target.plan.local_steps)},
+                                    {N_EPOCHS, FORM_CLAMPED, offsetof(announcement, target.plan.epochs)},
+                                    {N_BATCH_SIZE, FORM_CLAMPED, offsetof(announcement, target.plan.batch_size)},
+                                    {N_PROXIMAL, FORM_POSITIVE, offsetof(announcement, target.plan.proximal)},
+                                    {N_SECONDS, FORM_POSITIVE, offsetof(announcement, target.plan.seconds)},
+                                    {N_FEWEST_STEPS, FORM_CLAMPED, offsetof(announcement, target.plan.fewest_steps)},
+                                    {N_MOST_STEPS, FORM_CLAMPED, offsetof(announcement, target.plan.most_steps)},
+                                    {N_FEEDBACK, FORM_TRUE, offsetof(announcement, target.plan.feedback)},
+                                    {N_CODEC, FORM_TEXT, offsetof(announcement, codec)},
+                                    {N_MICRO_CODEC, FORM_TEXT, offsetof(announcement, micro_codec)},
+                                    {N_CLASS, FORM_NAME, offsetof(announcement, devices)},
+                                    {N_SHARE, FORM_POSITIVE, offsetof(announcement, target.share)},
+                                    {N_INTERVAL, FORM_POSITIVE, offsetof(announcement, target.interval)},
+                                    {N_REST, FORM_POSITIVE, offsetof(announcement, rest)}};
+static const shape plan_shape = SHAPE(plan_fields, 0, 0);
+
+/* A statistic that is asked for. */
+typedef struct question {
+    bytes name;
+    uint32_t channels;
+} question;
+
+static const field question_fields[] = {{N_NAME, FORM_TEXT, offsetof(question, name)},
+                              {N_CHANNELS, FORM_CLAMPED, offsetof(question, channels)}};
+static const shape question_shape = SHAPE(question_fields, 0, sizeof(question));
+
 /* A name that is longer than any known here is kept as none. */
-static void copy_codec(char to[24], bytes name)
+static void copy_name(char to[24], bytes name)
 {
     memset(to, 0, 24);
-    if (name.size < 24)
+    if (name.size < 24 && name.size > 0)
         memcpy(to, name.data, name.size);
-}
-
-static void read_plan(list *map, midge_plan *plan)
-{
-    static const field fields[] = {
-        {N_REVISION, FORM_CLAMPED, offsetof(midge_plan, revision)},
-        {N_LEARNING_RATE, FORM_POSITIVE, offsetof(midge_plan, learning_rate)},
-        {N_LOCAL_STEPS, FORM_CLAMPED, offsetof(midge_plan, local_steps)},
-        {N_EPOCHS, FORM_CLAMPED, offsetof(midge_plan, epochs)},
-        {N_BATCH_SIZE, FORM_CLAMPED, offsetof(midge_plan, batch_size)},
-        {N_PROXIMAL, FORM_POSITIVE, offsetof(midge_plan, proximal)},
-        {N_SECONDS, FORM_POSITIVE, offsetof(midge_plan, seconds)},
-        {N_FEWEST_STEPS, FORM_CLAMPED, offsetof(midge_plan, fewest_steps)},
-        {N_MOST_STEPS, FORM_CLAMPED, offsetof(midge_plan, most_steps)},
-        {N_FEEDBACK, FORM_TRUE, offsetof(midge_plan, feedback)}};
-    static const field words[] = {
-        {N_CODEC, FORM_TEXT, 0}, {N_CLASS, FORM_TEXT, sizeof(bytes)}, {N_MICRO_CODEC, FORM_TEXT, 2 * sizeof(bytes)}};
-    list again = *map;
-    bytes found[3] = {{NULL, 0}, {NULL, 0}, {NULL, 0}};
-    (void)take_fields(&map->items, map->count, fields, COUNT(fields), plan);
-    unsigned seen = take_fields(&again.items, again.count, words, COUNT(words), found);
-    if (seen & 1u)
-        copy_codec(plan->codec, found[0]);
-    if (seen & 4u)
-        copy_codec(plan->micro_codec, found[2]);
-    plan->micro = same_text(found[1], "micro");
 }
 
 static void read_statistics(list *maps, announcement *a)
 {
-    struct { bytes name; uint32_t channels; } said; /* the second follows the first without a gap */
-    static const field fields[] = {{N_NAME, FORM_TEXT, 0}, {N_CHANNELS, FORM_CLAMPED, sizeof(bytes)}};
-    for (; maps->count > 0 && !maps->items.bad; maps->count--) {
-        item map = next_item(&maps->items);
-        statistic *to = &a->statistics[a->statistic_count];
-        memset(&said, 0, sizeof said);
-        if (map.kind == ITEM_MAP)
-            (void)take_fields(&maps->items, map.number, fields, COUNT(fields), &said);
-        if (a->statistic_count >= MIDGE_STATISTICS || said.name.size == 0 || said.name.size >= sizeof to->name) {
+    question said;
+    while (maps->count > 0) {
+        bool known = next_map(maps, &question_shape, &said) && said.name.size - 1u < sizeof a->statistics->name - 1u;
+        if (!known || a->statistic_count >= MIDGE_STATISTICS) {
             a->statistic_count = MIDGE_STATISTICS + 1;
             return;
         }
-        memcpy(to->name, said.name.data, said.name.size);
+        statistic *to = &a->statistics[a->statistic_count++];
+        copy_name(to->name, said.name);
         to->channels = said.channels;
-        a->statistic_count++;
     }
 }
 
-/* Where the envelope's body lies; an envelope has no kind. */
-static bytes open_envelope(bytes payload)
-{
-    static const field fields[] = {{N_BODY, FORM_BIN, 0}};
-    reader r;
-    uint64_t left;
-    bytes body = {NULL, 0}, rest;
-    if (open_frame(payload, &r, &left, &rest))
-        (void)take_fields(&r, left, fields, COUNT(fields), &body);
-    return body;
-}
-
+/* Read an announcement in its envelope, which has no kind. */
 static bool read_announcement(bytes payload, announcement *a)
 {
-    static const field fields[] = {
-        {N_KIND, FORM_NAME, offsetof(announcement, kind)},
-        {N_LINEAGE, FORM_ID, offsetof(announcement, target.lineage)},
-        {N_GENERATION, FORM_U32, offsetof(announcement, target.generation)},
-        {N_VERSION, FORM_U32, offsetof(announcement, target.version)},
-        {N_SCHEMA_HASH, FORM_ID, offsetof(announcement, target.schema_hash)},
-        {N_DIGEST, FORM_ID, offsetof(announcement, target.digest)},
-        {N_PHASE, FORM_TEXT, offsetof(announcement, phase)},
-        {N_FEDERATION, FORM_TEXT, offsetof(announcement, federation)},
-        {N_CHANNEL, FORM_TEXT, offsetof(announcement, channel)},
-        {N_FRAMES, FORM_BIN, offsetof(announcement, frames)},
-        {N_CHUNK, FORM_CLAMPED, offsetof(announcement, target.chunk)},
-        {N_DEVICES, FORM_CLAMPED, offsetof(announcement, target.devices)},
-        {N_ISSUED, FORM_REAL, offsetof(announcement, target.issued)},
-        {N_BYTE_RATE, FORM_POSITIVE, offsetof(announcement, target.byte_rate)},
-        {N_PLAN, FORM_LIST, offsetof(announcement, plan)},
-        {N_PARTICIPATION, FORM_LIST, offsetof(announcement, participation)},
-        {N_MOMENTS, FORM_LIST, offsetof(announcement, moments)}};
-    static const field shares[] = {{N_SHARE, FORM_POSITIVE, offsetof(announcement, target.share)},
-                                   {N_INTERVAL, FORM_POSITIVE, offsetof(announcement, target.interval)},
-                                   {N_REST, FORM_POSITIVE, offsetof(announcement, rest)}};
-    reader r;
-    uint64_t left;
-    bytes rest;
-    midge_plan *plan = &a->target.plan;
+    static const field fields[] = {{N_BODY, FORM_BIN, 0}};
+    static const shape envelope = SHAPE(fields, 1, sizeof(bytes));
+    bytes inner;
     memset(a, 0, sizeof *a);
-    a->target.chunk = 256u * 1024u; /* the defaults of the protocol */
+    midge_plan *plan = &a->target.plan;
+    a->channel = N_TRAIN; /* the defaults of the protocol */
+    a->target.chunk = 256u * 1024u;
     a->target.share = 1;
+    a->codec = bytes_of("uq:4|rice");
+    a->micro_codec = bytes_of("int8:256");
     plan->feedback = true;
     plan->fewest_steps = 1;
     plan->most_steps = 10000;
-    memcpy(plan->codec, "uq:4|rice", sizeof "uq:4|rice");
-    memcpy(plan->micro_codec, "int8:256", sizeof "int8:256");
-    if (!open_frame(open_envelope(payload), &r, &left, &rest))
+    if (!read_header(&payload, &envelope, &inner) || !read_header(&inner, &announcement_shape, a))
         return false;
-    unsigned seen = take_fields(&r, left, fields, COUNT(fields), a);
-    read_plan(&a->plan, plan);
-    (void)take_fields(&a->participation.items, a->participation.count, shares, COUNT(shares), a);
+    (void)take_map(&a->plan.items, a->plan.count, &plan_shape, a);
+    copy_name(plan->codec, a->codec);
+    copy_name(plan->micro_codec, a->micro_codec);
+    plan->micro = a->devices == N_MICRO;
+    (void)take_map(&a->participation.items, a->participation.count, &plan_shape, a);
     read_statistics(&a->moments, a);
-    a->training = same_text(a->phase, "training");
-    a->target.statistics = same_text(a->phase, "statistics");
+    a->target.statistics = a->phase == N_STATISTICS;
     if (a->rest > a->target.interval)
         a->target.interval = a->rest;
-    return !r.bad && (seen & 0x7fu) == 0x7fu && a->kind == N_ANNOUNCEMENT &&
-           a->target.chunk > 0 && (a->channel.size == 0 || same_text(a->channel, "train"));
+    return a->kind == N_ANNOUNCEMENT && a->target.chunk > 0 && a->channel == N_TRAIN;
 }
 
 /* The aggregator's status. It may be cut short: what concerns a device comes before what is for people. */
 typedef struct aggregator_status {
     bytes state, why;
     uint64_t boot, token;
+    unsigned word;
 } aggregator_status;
 
-static bool read_status(bytes payload, aggregator_status *s)
-{
-    static const field fields[] = {{N_STATE, FORM_TEXT, offsetof(aggregator_status, state)},
-                                   {N_BOOT, FORM_U64, offsetof(aggregator_status, boot)},
-                                   {N_WHY, FORM_TEXT, offsetof(aggregator_status, why)},
-                                   {N_TOKEN, FORM_U64, offsetof(aggregator_status, token)}};
-    memset(s, 0, sizeof *s);
-    if (payload.size < 2)
-        return false;
-    size_t length = (size_t)get_le(payload.data, 2);
-    bytes header = rest_of(payload, 2);
-    if (header.size > length)
-        header.size = length;
-    reader r = reader_of(header);
-    item map = next_item(&r);
-    r.bad = false; /* it may claim more pairs than have come */
-    return map.kind == ITEM_MAP && (take_fields(&r, map.number, fields, COUNT(fields), s) & 3u) == 3u;
-}
+static const field status_fields[] = {{N_STATE, FORM_NAME, offsetof(aggregator_status, word)},
+                                      {N_BOOT, FORM_U64, offsetof(aggregator_status, boot)},
+                                      {N_STATE, FORM_TEXT, offsetof(aggregator_status, state)},
+                                      {N_WHY, FORM_TEXT, offsetof(aggregator_status, why)},
+                                      {N_TOKEN, FORM_U64, offsetof(aggregator_status, token)}};
+static const shape status_shape = {status_fields, COUNT(status_fields), 2, sizeof(aggregator_status), true};
 
 /* A device's status: one's own come back, or that of another of the same name. */
 typedef struct hello {
-    bytes state;
+    unsigned kind, state;
     uint64_t outbox, number, to;
-    unsigned kind;
 } hello;
 
-static bool read_hello(bytes payload, hello *h)
-{
-    static const field fields[] = {{N_STATE, FORM_TEXT, offsetof(hello, state)},
-                                   {N_KIND, FORM_NAME, offsetof(hello, kind)},
-                                   {N_OUTBOX, FORM_U64, offsetof(hello, outbox)},
-                                   {N_NUMBER, FORM_U64, offsetof(hello, number)},
-                                   {N_TO, FORM_U64, offsetof(hello, to)}};
-    reader r;
-    uint64_t left;
-    bytes rest;
-    memset(h, 0, sizeof *h);
-    return open_frame(payload, &r, &left, &rest) && (take_fields(&r, left, fields, COUNT(fields), h) & 7u) == 7u &&
-           !r.bad && h->kind == N_HELLO;
-}
-
-static bool is_live(bytes state)
-{
-    return same_text(state, "ready") || same_text(state, "training");
-}
+static const field hello_fields[] = {{N_STATE, FORM_NAME, offsetof(hello, state)},
+                                     {N_KIND, FORM_NAME, offsetof(hello, kind)},
+                                     {N_OUTBOX, FORM_U64, offsetof(hello, outbox)},
+                                     {N_NUMBER, FORM_U64, offsetof(hello, number)},
+                                     {N_TO, FORM_U64, offsetof(hello, to)}};
+static const shape hello_shape = SHAPE(hello_fields, 3, sizeof(hello));
 
 /* One verdict of a receipt. */
 typedef struct verdict {
-    bytes word, why, body;
+    bytes text, why, body;
+    unsigned word;
     uint32_t seq;
     float retry_after;
     bool repeat;
 } verdict;
 
-static void read_verdict(list *maps, verdict *v)
+static const field verdict_fields[] = {{N_SEQ, FORM_CLAMPED, offsetof(verdict, seq)},
+                                       {N_VERDICT, FORM_NAME, offsetof(verdict, word)},
+                                       {N_VERDICT, FORM_TEXT, offsetof(verdict, text)},
+                                       {N_WHY, FORM_TEXT, offsetof(verdict, why)},
+                                       {N_BODY, FORM_BIN, offsetof(verdict, body)},
+                                       {N_RETRY_AFTER, FORM_POSITIVE, offsetof(verdict, retry_after)},
+                                       {N_REPEAT, FORM_TRUE, offsetof(verdict, repeat)}};
+static const shape verdict_shape = SHAPE(verdict_fields, 0, sizeof(verdict));
+
+/* The others settle nothing: the update is kept and sent again. */
+static bool is_final(unsigned word)
 {
-    static const field fields[] = {{N_SEQ, FORM_CLAMPED, offsetof(verdict, seq)},
-                                   {N_VERDICT, FORM_TEXT, offsetof(verdict, word)},
-                                   {N_WHY, FORM_TEXT, offsetof(verdict, why)},
-                                   {N_BODY, FORM_BIN, offsetof(verdict, body)},
-                                   {N_RETRY_AFTER, FORM_POSITIVE, offsetof(verdict, retry_after)},
-                                   {N_REPEAT, FORM_TRUE, offsetof(verdict, repeat)}};
-    item map = next_item(&maps->items);
-    memset(v, 0, sizeof *v);
-    if (map.kind == ITEM_MAP)
-        (void)take_fields(&maps->items, map.number, fields, COUNT(fields), v);
-    else
-        pass_over(&maps->items, &map);
+    return word < N_BUSY || word > N_BAD_SIGNATURE;
 }
 
-/* A verdict that settles nothing: the update is kept and sent again. */
-static bool is_final(bytes word)
-{
-    return !same_text(word, "busy") && !same_text(word, "paused") && !same_text(word, "quarantined") &&
-           !same_text(word, "bad_signature");
-}
+/* Leave to send chunks of an update that was offered. */
+typedef struct permission {
+    uint32_t seq;
+    list parts;
+} permission;
 
-/* The aggregator's word to this device: a receipt, or why something was dropped. Lists are read where they lie. */
+static const field grant_fields[] = {{N_SEQ, FORM_CLAMPED, offsetof(permission, seq)},
+                                     {N_PARTS, FORM_LIST, offsetof(permission, parts)}};
+static const shape grant_shape = SHAPE(grant_fields, 2, sizeof(permission));
+
+/* The aggregator's word to this device: a receipt, or why something was dropped. */
 typedef struct word_to_us {
     unsigned kind;
     uint64_t outbox, token;
@@ -979,144 +975,108 @@ typedef struct word_to_us {
     bytes why;
 } word_to_us;
 
-static bool read_receipt(bytes payload, word_to_us *t)
-{
-    static const field fields[] = {{N_OUTBOX, FORM_U64, offsetof(word_to_us, outbox)},
-                                   {N_HI, FORM_CLAMPED, offsetof(word_to_us, hi)},
-                                   {N_KIND, FORM_NAME, offsetof(word_to_us, kind)},
-                                   {N_TOKEN, FORM_U64, offsetof(word_to_us, token)},
-                                   {N_WHY, FORM_TEXT, offsetof(word_to_us, why)},
-                                   {N_SETTLED, FORM_LIST, offsetof(word_to_us, settled)},
-                                   {N_GRANTS, FORM_LIST, offsetof(word_to_us, grants)}};
-    reader r;
-    uint64_t left;
-    bytes rest;
-    memset(t, 0, sizeof *t);
-    t->kind = N_UNKNOWN;
-    if (!open_frame(payload, &r, &left, &rest))
-        return false;
-    unsigned seen = take_fields(&r, left, fields, COUNT(fields), t);
-    return !r.bad && (t->kind == N_TROUBLE || (t->kind == N_RECEIPT && (seen & 3u) == 3u));
-}
+static const field word_fields[] = {{N_KIND, FORM_NAME, offsetof(word_to_us, kind)},
+                                    {N_OUTBOX, FORM_U64, offsetof(word_to_us, outbox)},
+                                    {N_HI, FORM_CLAMPED, offsetof(word_to_us, hi)},
+                                    {N_TOKEN, FORM_U64, offsetof(word_to_us, token)},
+                                    {N_WHY, FORM_TEXT, offsetof(word_to_us, why)},
+                                    {N_SETTLED, FORM_LIST, offsetof(word_to_us, settled)},
+                                    {N_GRANTS, FORM_LIST, offsetof(word_to_us, grants)}};
+static const shape word_shape = SHAPE(word_fields, 1, sizeof(word_to_us));
 
 /* One chunk of a frame. */
 typedef struct part {
     uint8_t lineage[16], sha256[16];
-    uint32_t version, span, part, parts;
+    hop of; /* without its size */
+    uint32_t part;
     unsigned kind;
-    bytes body;
 } part;
 
-static bool read_part(bytes payload, part *p)
-{
-    static const field fields[] = {{N_LINEAGE, FORM_ID, offsetof(part, lineage)},
-                                   {N_SHA256, FORM_ID, offsetof(part, sha256)},
-                                   {N_VERSION, FORM_U32, offsetof(part, version)},
-                                   {N_SPAN, FORM_CLAMPED, offsetof(part, span)},
-                                   {N_PART, FORM_CLAMPED, offsetof(part, part)},
-                                   {N_PARTS, FORM_CLAMPED, offsetof(part, parts)},
-                                   {N_KIND, FORM_NAME, offsetof(part, kind)}};
-    reader r;
-    uint64_t left;
-    memset(p, 0, sizeof *p);
-    return open_frame(payload, &r, &left, &p->body) && take_fields(&r, left, fields, COUNT(fields), p) == 0x7fu &&
-           !r.bad && p->kind == N_PART && p->parts > 0;
-}
+static const field part_fields[] = {{N_LINEAGE, FORM_ID, offsetof(part, lineage)},
+                                    {N_SHA256, FORM_ID, offsetof(part, sha256)},
+                                    {N_VERSION, FORM_CLAMPED, offsetof(part, of.version)},
+                                    {N_SPAN, FORM_CLAMPED, offsetof(part, of.span)},
+                                    {N_PART, FORM_CLAMPED, offsetof(part, part)},
+                                    {N_PARTS, FORM_CLAMPED, offsetof(part, of.parts)},
+                                    {N_KIND, FORM_NAME, offsetof(part, kind)}};
+static const shape part_shape = SHAPE(part_fields, 7, sizeof(part));
 
 /* ============================================================================================== coded integers */
 
-/* Bits, highest first, from a place of a body. */
+/* Bits, highest first. Beyond the end there are ones. */
 typedef struct bit_stream {
     const uint8_t *data;
-    uint64_t at, end; /* in bit_stream */
+    uint32_t at, end; /* in bits */
 } bit_stream;
 
-static bool next_bit(bit_stream *b, unsigned *bit)
+static unsigned next_bit(bit_stream *b)
 {
-    if (b->at >= b->end)
-        return false;
-    *bit = (unsigned)b->data[b->at >> 3] >> (7u - (b->at & 7u)) & 1u;
-    b->at++;
-    return true;
+    uint32_t at = b->at++;
+    return at < b->end ? (unsigned)b->data[at >> 3] >> (7u - (at & 7u)) & 1u : 1u;
 }
 
-/* A Rice coded number: its high part in unary from one stream, `low` bits from another. */
-static bool next_rice(bit_stream *high, bit_stream *rest, unsigned low, uint32_t *number)
+/* A Rice coded number: its high part in unary from one stream, `low` bits from another. INT32_MAX: too large. */
+static uint32_t next_rice(bit_stream *high, bit_stream *rest, unsigned low)
 {
-    uint32_t value = 0;
-    unsigned bit = 0;
-    do {
-        if (!next_bit(high, &bit))
-            return false;
-        value += 1u - bit;
-    } while (bit == 0);
-    if (value > (uint32_t)INT32_MAX >> low)
-        return false;
-    for (unsigned i = 0; i < low; i++) {
-        if (!next_bit(rest, &bit))
-            return false;
-        value = value << 1 | bit;
-    }
-    *number = value;
-    return true;
+    uint32_t value = 0, most = (uint32_t)INT32_MAX >> low;
+    while (next_bit(high) == 0)
+        value++;
+    if (value > most)
+        return INT32_MAX;
+    while (low-- > 0)
+        value = value << 1 | next_bit(rest);
+    return value;
 }
 
-/* The five streams of a block, and the table of its sections. */
+/* The five streams of a block: unary and low bits of the zeros between values, signs, unary and low bits of the sizes.
+ * And the table of its sections: how many values, a shift, and the two Rice parameters of each. */
 typedef struct coded_block {
     const uint8_t *table;
-    uint32_t sections;
     bit_stream stream[5];
 } coded_block;
 
-static bool open_stream(bit_stream *stream, bytes *body, uint32_t size)
+static bool open_block(bytes *body, uint32_t values, coded_block *b)
 {
-    if (size > body->size)
+    uint32_t sections = (values + SECTION - 1u) / SECTION;
+    if (body->size < 8 + 5u * (size_t)sections)
         return false;
-    stream->data = body->data;
-    stream->at = 0;
-    stream->end = size * 8u;
-    *body = rest_of(*body, size);
+    uint32_t bits[5] = {8u * least((uint32_t)get_le(body->data, 4), 1u << 28), 0, 0,
+                        8u * least((uint32_t)get_le(body->data + 4, 4), 1u << 28), 0};
+    const uint8_t *row = b->table = body->data + 8;
+    for (; sections > 0; sections--, row += 5) {
+        uint32_t here = (uint32_t)get_le(row, 2);
+        if (here > SECTION || row[2] > WIDEST || row[3] > WIDEST || row[4] > WIDEST)
+            return false;
+        bits[1] += here * row[3]; /* of a block: at most 30 bits for each of 131,072 values */
+        bits[2] += here;
+        bits[4] += here * row[4];
+    }
+    *body = rest_of(*body, (size_t)(row - body->data));
+    for (unsigned i = 0; i < 5; i++) {
+        uint32_t size = (bits[i] + 7u) / 8u;
+        if (size > body->size)
+            return false;
+        b->stream[i].data = body->data;
+        b->stream[i].at = 0;
+        b->stream[i].end = 8u * size;
+        *body = rest_of(*body, size);
+    }
     return true;
 }
 
-static bool open_block(bytes *body, uint32_t values, coded_block *b)
-{
-    if (body->size < 8)
-        return false;
-    uint32_t unary = (uint32_t)get_le(body->data, 4), sizes = (uint32_t)get_le(body->data + 4, 4);
-    uint32_t low = 0, count = 0, fine = 0; /* of a block: at most 30 bits for each of 131,072 values */
-    b->sections = (values + SECTION - 1u) / SECTION;
-    b->table = body->data + 8;
-    if (body->size - 8 < 5u * (size_t)b->sections)
-        return false;
-    for (uint32_t i = 0; i < b->sections; i++) {
-        const uint8_t *row = b->table + 5u * i;
-        uint32_t here = (uint32_t)get_le(row, 2), length = values - i * SECTION;
-        if (here > (length < SECTION ? length : SECTION) || row[2] > WIDEST || row[3] > WIDEST || row[4] > WIDEST)
-            return false;
-        count += here;
-        low += here * row[3];
-        fine += here * row[4];
-    }
-    *body = rest_of(*body, 8 + 5u * (size_t)b->sections);
-    return open_stream(&b->stream[0], body, unary) && open_stream(&b->stream[1], body, (low + 7u) / 8u) &&
-           open_stream(&b->stream[2], body, (count + 7u) / 8u) && open_stream(&b->stream[3], body, sizes) &&
-           open_stream(&b->stream[4], body, (fine + 7u) / 8u);
-}
-
 /* Add a section's integers to `n`, of which `length` are its own. */
-static bool add_section(coded_block *b, const uint8_t *row, int32_t *n, uint32_t length)
+static bool add_section(coded_block *b, int32_t *n, uint32_t length)
 {
-    uint32_t place = 0, zeros, size, count = (uint32_t)get_le(row, 2);
-    unsigned sign;
-    for (uint32_t i = 0; i < count; i++, place++) {
-        if (!next_rice(&b->stream[0], &b->stream[1], row[3], &zeros) || !next_bit(&b->stream[2], &sign) ||
-            !next_rice(&b->stream[3], &b->stream[4], row[4], &size))
+    bit_stream *s = b->stream;
+    const uint8_t *row = b->table;
+    uint32_t place = 0, count = (uint32_t)get_le(row, 2);
+    for (; count > 0; count--, place++) {
+        place += next_rice(&s[0], &s[1], row[3]);
+        bool below = next_bit(&s[2]) != 0;
+        uint32_t size = next_rice(&s[3], &s[4], row[4]) + 1u;
+        if (place >= length || size > (uint32_t)INT32_MAX >> row[2])
             return false;
-        place += zeros;
-        if (place >= length || size + 1u > (uint32_t)INT32_MAX >> row[2])
-            return false;
-        int64_t step = (int64_t)((size + 1u) << row[2]), sum = n[place] + (sign ? -step : step);
+        int64_t step = (int64_t)(size << row[2]), sum = n[place] + (below ? -step : step);
         if (sum > INT32_MAX || sum < -INT32_MAX)
             return false;
         n[place] = (int32_t)sum;
@@ -1127,122 +1087,111 @@ static bool add_section(coded_block *b, const uint8_t *row, int32_t *n, uint32_t
 /* Add `count` coded integers, which must fill the body, to `n`. If it fails, `n` is spoilt. */
 static bool add_coded(bytes body, int32_t *n, uint32_t count)
 {
-    for (uint32_t start = 0; start < count; start += BLOCK) {
-        uint32_t values = count - start < BLOCK ? count - start : BLOCK;
-        coded_block b;
+    coded_block b;
+    for (uint32_t values; count > 0; count -= values) {
+        values = least(count, BLOCK);
         if (!open_block(&body, values, &b))
             return false;
-        for (uint32_t i = 0; i < b.sections; i++) {
-            uint32_t first = i * SECTION, length = values - first < SECTION ? values - first : SECTION;
-            if (!add_section(&b, b.table + 5u * i, n + start + first, length))
+        for (uint32_t left = values, some; left > 0; left -= some, n += some, b.table += 5) {
+            some = least(left, SECTION);
+            if (!add_section(&b, n, some))
                 return false;
         }
+        for (unsigned i = 0; i < 5; i++)
+            if (b.stream[i].at > b.stream[i].end)
+                return false;
     }
     return body.size == 0;
 }
 
 /* =================================================================================================== the model */
 
-static uint32_t dtype_size(bytes dtype, bool *pairs)
+#define BEYOND (1u << 26) /* values of a tensor, which no arena holds: what is more is as much */
+
+/* Sides of a tensor: their product, at most BEYOND. */
+static uint32_t read_sides(reader *r, tensor *t)
 {
-    static const struct { const char *word; uint8_t size; } known[] = {
-        {"float32", 4}, {"float64", 8}, {"complex64", 8}, {"complex128", 16}, {"int64", 8}, {"int32", 4}, {"int16", 2},
-        {"int8", 1}, {"uint64", 8}, {"uint32", 4}, {"uint16", 2}, {"uint8", 1}, {"bool", 1}};
-    *pairs = same_text(dtype, "complex64");
-    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
-        if (same_text(dtype, known[i].word))
-            return known[i].size;
-    return 0;
+    item sides, side;
+    uint64_t size = 1;
+    next_item(r, &sides);
+    r->bad = r->bad || sides.kind != ITEM_ARRAY;
+    t->sides = (uint32_t)sides.inside;
+    for (size_t i = 0; i < sides.inside && !r->bad; i++) {
+        next_item(r, &side);
+        r->bad = r->bad || side.kind != ITEM_INT || side.number > BEYOND;
+        size *= side.number;
+        if (size > BEYOND)
+            size = BEYOND;
+        if (i == 0)
+            t->rows = (uint32_t)size;
+    }
+    return (uint32_t)size;
 }
 
-/* Sides of a tensor: their product, saturated; the first two are kept. */
-static uint64_t read_sides(reader *r, tensor *t)
+/* Bytes of a value: the name ends with its bits. 0 if it is none. */
+static uint32_t dtype_size(bytes name, unsigned word)
 {
-    item sides = next_item(r);
-    uint64_t size = 1;
-    t->rows = t->columns = 1;
-    if (sides.kind != ITEM_ARRAY) {
-        r->bad = true;
-        return 0;
+    uint32_t bits = word == N_BOOL ? 8 : 0;
+    for (size_t i = 0; i < name.size; i++) {
+        unsigned digit = name.data[i] - (unsigned)'0';
+        if (digit < 10 && bits < 100)
+            bits = bits * 10u + digit;
     }
-    for (uint64_t i = 0; i < sides.number && !r->bad; i++) {
-        item side = next_item(r);
-        if (!is_unsigned(&side) || side.number > INT32_MAX) {
-            r->bad = true;
-            return 0;
-        }
-        size = size * side.number > INT32_MAX ? (uint64_t)INT32_MAX + 1u : size * side.number;
-        if (i == 0)
-            t->rows = (uint32_t)side.number;
-        else if (i == 1)
-            t->columns = (uint32_t)side.number;
-        else
-            t->rows = t->columns = 0;
-    }
-    return size;
+    return bits <= 128 ? bits / 8u : 0;
 }
 
 /* One row of the schema: [name, [sides], dtype, role] and, of a tied tensor, the name of its other. */
-static bool read_tensor(reader *r, tensor *t, uint32_t *shared, uint32_t *frozen)
+static ONCE bool read_tensor(reader *r, tensor *t, uint32_t *shared, uint32_t *frozen)
 {
-    bool pairs;
-    item row = next_item(r), said = next_item(r);
-    if (row.kind != ITEM_ARRAY || row.number < 4 || row.number > 5 || said.kind != ITEM_TEXT)
+    item row, name, dtype, role;
+    next_item(r, &row);
+    next_item(r, &name);
+    uint32_t size = read_sides(r, t), *end = shared;
+    next_item(r, &dtype);
+    next_item(r, &role);
+    uint32_t word = name_of(&dtype), each = dtype_size(dtype.data, word), place = name_of(&role) - N_TRAINED;
+    if (r->bad || row.kind != ITEM_ARRAY || row.inside - 4u > 1 || name.kind != ITEM_TEXT || each == 0)
         return false;
-    t->name = midge_crc32(0, said.data.data, said.data.size);
-    t->step = 0;
-    uint64_t size = read_sides(r, t);
-    item dtype = next_item(r), role = next_item(r);
-    if (r->bad || dtype.kind != ITEM_TEXT || role.kind != ITEM_TEXT || size > INT32_MAX)
-        return false;
-    uint32_t each = dtype_size(dtype.data, &pairs), *end = shared;
-    t->is_float32 = same_text(dtype.data, "float32");
-    t->role = same_text(role.data, "trained")    ? TRAINED
-              : same_text(role.data, "averaged") ? AVERAGED
-              : same_text(role.data, "frozen")   ? FROZEN
-                                                 : ELSEWHERE;
-    if (row.number == 5) { /* tied: it travels under its other's name */
-        item other = next_item(r);
-        pass_over(r, &other);
+    t->name = midge_crc32(0, name.data.data, name.data.size);
+    t->is_float32 = word == N_FLOAT32;
+    t->role = place < ELSEWHERE ? (enum role)place : ELSEWHERE;
+    if (row.inside == 5) { /* tied: it travels under its other's name */
+        next_item(r, &row);
+        pass_over(r, &row);
         t->role = ELSEWHERE;
     }
     if (t->role == FROZEN) {
         size *= each;
         end = frozen;
-    } else if (pairs)
+    } else if (word == N_COMPLEX64)
         size *= 2;
-    if (each == 0 || (t->role < FROZEN && !t->is_float32 && !pairs))
+    if (t->role < FROZEN && word != N_FLOAT32 && word != N_COMPLEX64)
         return false;
     t->at = *end;
-    t->size = (uint32_t)size;
-    if (t->role == ELSEWHERE)
-        return true;
-    if (size > (uint64_t)INT32_MAX - *end)
-        return false;
-    *end += (uint32_t)size;
-    return true;
+    t->size = size;
+    if (t->role != ELSEWHERE)
+        *end += size;
+    return *end <= INT32_MAX;
 }
 
 /* Read a schema; NULL, or why it cannot be taken. */
 static const char *read_schema(midge *m, bytes schema)
 {
     reader r = reader_of(schema);
-    item rows = next_item(&r);
     uint32_t shared = 0, frozen = 0;
-    if (r.bad || rows.kind != ITEM_ARRAY)
-        return "wrong schema";
-    if (rows.number > MIDGE_TENSORS)
-        return "more tensors than MIDGE_TENSORS";
-    for (uint64_t i = 0; i < rows.number; i++)
-        if (!read_tensor(&r, &m->tensors[i], &shared, &frozen) || r.bad)
-            return "wrong schema";
-    if (r.at != r.end)
+    item rows;
+    next_item(&r, &rows);
+    if (rows.inside > MIDGE_TENSORS)
+        return "too many tensors";
+    for (size_t i = 0; i < rows.inside && !r.bad; i++)
+        r.bad = !read_tensor(&r, &m->tensors[i], &shared, &frozen) || r.bad;
+    if (r.bad || rows.kind != ITEM_ARRAY || r.at != r.end)
         return "wrong schema";
     if (shared > m->config.parameters)
-        return "more parameters than configured";
+        return "too many parameters";
     if (frozen > m->config.frozen)
-        return "more frozen bytes than configured";
-    m->tensor_count = (uint32_t)rows.number;
+        return "too many frozen bytes";
+    m->tensor_count = (uint32_t)rows.inside;
     m->count = shared;
     m->frozen_size = frozen;
     return NULL;
@@ -1250,13 +1199,13 @@ static const char *read_schema(midge *m, bytes schema)
 
 /* The header of a snapshot or a step. */
 typedef struct frame_header {
-    unsigned kind;
     int32_t exponent;
+    unsigned kind;
     uint32_t schema, frozen, filling, size;
     bytes body;
 } frame_header;
 
-static bool read_frame(bytes frame, frame_header *f)
+static bool read_frame(bytes payload, frame_header *f)
 {
     static const field fields[] = {{N_EXPONENT, FORM_SIGNED, offsetof(frame_header, exponent)},
                                    {N_KIND, FORM_NAME, offsetof(frame_header, kind)},
@@ -1264,67 +1213,51 @@ static bool read_frame(bytes frame, frame_header *f)
                                    {N_FROZEN, FORM_CLAMPED, offsetof(frame_header, frozen)},
                                    {N_FILLING, FORM_CLAMPED, offsetof(frame_header, filling)},
                                    {N_SIZE, FORM_CLAMPED, offsetof(frame_header, size)}};
-    reader r;
-    uint64_t left;
-    memset(f, 0, sizeof *f);
-    if (!open_frame(frame, &r, &left, &f->body))
-        return false;
-    if ((take_fields(&r, left, fields, COUNT(fields), f) & 3u) != 3u || r.bad)
-        return false;
-    return f->exponent >= -40 && f->exponent <= 60;
+    static const shape shape_of_frame = SHAPE(fields, 2, sizeof(frame_header));
+    bool whole = read_header(&payload, &shape_of_frame, f);
+    f->body = payload;
+    return whole && f->exponent >= -40 && f->exponent <= 60;
 }
 
 /* Take a snapshot in; NULL, or why it cannot be. */
 static const char *take_snapshot(midge *m, const frame_header *f)
 {
-    size_t size = f->body.size;
-    if (f->schema > size || f->frozen > size - f->schema || f->filling > size - f->schema - f->frozen)
-        return "wrong header";
-    bytes schema = {f->body.data, f->schema};
+    bytes schema = f->body, frozen = rest_of(f->body, f->schema), integers = rest_of(frozen, f->frozen);
+    schema.size -= frozen.size;
     const char *why = read_schema(m, schema);
     if (why != NULL)
         return why;
-    if (f->frozen != m->frozen_size)
-        return "wrong frozen tensors";
-    midge_sha256 sha;
-    uint8_t digest[32];
-    midge_sha256_begin(&sha);
-    midge_sha256_add(&sha, schema.data, schema.size);
-    midge_sha256_end(&sha, digest);
-    memcpy(m->schema_hash, digest, 16);
-    if (m->frozen_size > 0)
-        memcpy(m->frozen, f->body.data + f->schema, m->frozen_size);
+    if (f->frozen != m->frozen_size || frozen.size < f->frozen || integers.size < f->filling)
+        return "wrong frame";
+    digest_of(schema.data, schema.size, m->schema_hash);
+    if (f->frozen > 0)
+        memcpy(m->frozen, frozen.data, f->frozen);
     memset(m->n, 0, sizeof *m->n * m->count);
-    bytes integers = rest_of(f->body, (size_t)f->schema + f->frozen);
     integers.size -= f->filling;
     m->exponent = f->exponent;
-    return add_coded(integers, m->n, m->count) ? NULL : "wrong integers";
+    return add_coded(integers, m->n, m->count) ? NULL : "wrong frame";
 }
 
 static const char *take_step(midge *m, const frame_header *f)
 {
-    if (f->size != m->count || f->exponent != m->exponent)
-        return "wrong model";
-    return add_coded(f->body, m->n, m->count) ? NULL : "wrong integers";
+    bool right = f->size == m->count && f->exponent == m->exponent && add_coded(f->body, m->n, m->count);
+    return right ? NULL : "wrong frame";
 }
 
 /* Digest of the state: schema hash, exponent, integers, frozen tensors. */
-static void state_digest(const midge *m, uint8_t digest[32])
+static void state_digest(const midge *m, uint8_t digest[16])
 {
     midge_sha256 sha;
-    uint8_t piece[64];
+    uint8_t number[4] = {(uint8_t)m->exponent};
     midge_sha256_begin(&sha);
     midge_sha256_add(&sha, m->schema_hash, 16);
-    put_le(piece, (uint64_t)(int64_t)m->exponent, 1);
-    midge_sha256_add(&sha, piece, 1);
-    for (uint32_t i = 0; i < m->count; i += 16) {
-        uint32_t some = m->count - i < 16 ? m->count - i : 16;
-        for (uint32_t k = 0; k < some; k++)
-            put_le(piece + 4 * k, (uint32_t)m->n[i + k], 4);
-        midge_sha256_add(&sha, piece, 4 * some);
+    midge_sha256_add(&sha, number, 1);
+    for (uint32_t i = 0; i < m->count; i++) {
+        put_le(number, (uint32_t)m->n[i], 4);
+        midge_sha256_add(&sha, number, 4);
     }
     midge_sha256_add(&sha, m->frozen, m->frozen_size);
-    midge_sha256_end(&sha, digest);
+    end_digest(&sha, digest);
 }
 
 /* A published value: exact, because the exponent is within -40 and 60 and the product is normal. */
@@ -1342,63 +1275,54 @@ static const tensor *find_tensor(const midge *m, const char *word)
     return NULL;
 }
 
-static float frozen_float(const midge *m, uint32_t at)
+/* Where the values of a frozen float32 tensor lie, and their number; 0 if there is none. */
+static const uint8_t *frozen_floats(const midge *m, const char *name, uint32_t *count)
 {
-    return float_of((uint32_t)get_le(m->frozen + at, 4));
+    const tensor *t = find_tensor(m, name);
+    *count = t == NULL || t->role != FROZEN || !t->is_float32 ? 0 : t->size / 4u;
+    return *count == 0 ? NULL : m->frozen + t->at;
+}
+
+static float float_at(const uint8_t *floats, uint32_t index)
+{
+    return float_of((uint32_t)get_le(floats + 4 * index, 4));
 }
 
 /* ------------------------------------------------------------------------------------------ the way to a version */
 
 typedef struct offers {
     bytes left;
-    uint32_t version;
     bool any;
     hop found;
 } offers;
 
-/* A number of the list; one beyond 32 bits is the largest. */
-static bool next_leb128(bytes *data, uint32_t *number)
+/* A number that no board reaches is clamped. */
+static ONCE bool next_number(bytes *data, uint32_t *number)
 {
-    uint64_t found = 0;
-    for (unsigned i = 0; i < 9 && i < data->size; i++) {
-        found |= (uint64_t)(data->data[i] & 0x7fu) << (7 * i);
-        if (data->data[i] < 0x80) {
-            *number = found > UINT32_MAX ? UINT32_MAX : (uint32_t)found;
-            *data = rest_of(*data, i + 1);
-            return true;
-        }
-    }
-    return false;
+    uint64_t found;
+    bool right = next_leb128(data, &found);
+    *number = clamped(found);
+    return right;
 }
 
 /* The next frame that is on offer, newest version first; false at the end, or where the list is wrong. */
 static bool next_offer(offers *o)
 {
-    uint64_t first = 0;
     hop *f = &o->found;
-    unsigned shift = 0;
-    uint8_t byte;
-    do { /* the first number holds a version, so it may have more than 32 bits */
-        if (o->left.size == 0 || shift > 56)
-            return false;
-        byte = *o->left.data;
-        o->left = rest_of(o->left, 1);
-        first |= (uint64_t)(byte & 0x7fu) << shift;
-        shift += 7;
-    } while (byte & 0x80u);
+    uint64_t first; /* holds a version, so it may have more than 32 bits */
+    if (!next_leb128(&o->left, &first))
+        return false;
     f->span = (uint32_t)first >> 1 & 31u;
     f->parts = 1;
-    if ((f->span == 31 && !next_leb128(&o->left, &f->span)) || !next_leb128(&o->left, &f->size) ||
-        ((first & 1u) && !next_leb128(&o->left, &f->parts)))
+    if ((f->span == 31 && !next_number(&o->left, &f->span)) || !next_number(&o->left, &f->size) ||
+        ((first & 1u) && !next_number(&o->left, &f->parts)))
         return false;
     first >>= 6;
     if (o->any)
-        first = o->version - first; /* below 0 it is beyond 32 bits */
-    if (first > UINT32_MAX)
-        return false;
-    o->version = f->version = (uint32_t)first;
+        first = f->version - first; /* below 0 it is beyond 32 bits */
+    f->version = (uint32_t)first;
     o->any = true;
-    return true;
+    return first < NOWHERE;
 }
 
 /* A version from which the target can be reached: by which frame first, and at what cost. */
@@ -1419,33 +1343,28 @@ static stage *find_stage(stage *stages, size_t count, uint32_t version)
 }
 
 /* Plan the cheapest way to the target from what is held, backwards from it: frames come newest first, so the cost of
- * the version that a frame leads to is known when the frame comes. False if there is no way that fits. */
+ * the version that a frame leads to is known when the frame comes. A snapshot leads from NOWHERE. False if there is no
+ * way that fits. */
 static bool plan_way(midge *m, bytes frames, uint32_t to)
 {
     stage *stages = (stage *)(void *)m->scratch;
-    size_t count = 1;
-    hop start = {0, 0, 0, 0};
-    uint32_t best = UINT32_MAX;
-    offers o = {frames, 0, false, {0, 0, 0, 0}};
-    memset(&stages[0], 0, sizeof stages[0]);
+    size_t count = 2;
+    offers o = {frames, false, {0, 0, 0, 0}};
     stages[0].version = to;
+    stages[0].cost = 0;
+    stages[1].version = NOWHERE;
+    stages[1].cost = UINT32_MAX;
     while (next_offer(&o)) {
         const hop *f = &o.found;
-        stage *end = find_stage(stages, count, f->version);
+        const stage *end = find_stage(stages, count, f->version);
         if (end == NULL || f->size > m->frame_room || f->parts == 0 || f->parts > f->size + 1u || f->span > f->version)
             continue;
         uint32_t cost = end->cost + f->size + FRAME_COST; /* at most STAGES frames that fit an arena */
-        if (f->span == 0) {
-            if (cost < best) {
-                best = cost;
-                start = *f;
-            }
-            continue;
-        }
-        stage *from = find_stage(stages, count, f->version - f->span);
+        uint32_t version = f->span == 0 ? NOWHERE : f->version - f->span;
+        stage *from = find_stage(stages, count, version);
         if (from == NULL && count < STAGES) {
             from = &stages[count++];
-            from->version = f->version - f->span;
+            from->version = version;
             from->cost = UINT32_MAX;
         }
         if (from != NULL && cost < from->cost) {
@@ -1453,18 +1372,14 @@ static bool plan_way(midge *m, bytes frames, uint32_t to)
             from->next = *f;
         }
     }
-    stage *here = m->have ? find_stage(stages, count, m->version) : NULL;
+    const stage *here = m->have ? find_stage(stages, count, m->held.version) : NULL;
+    if (here == NULL || here->cost >= stages[1].cost)
+        here = &stages[1];
     m->hop_count = m->hop_at = 0;
-    if (here == NULL || here->cost >= best) { /* by a snapshot */
-        if (best == UINT32_MAX)
-            return false;
-        m->hops[m->hop_count++] = start;
-        here = find_stage(stages, count, start.version);
-    }
-    while (here != NULL && here->version != to && m->hop_count < MIDGE_HOPS) {
+    if (here->cost == UINT32_MAX)
+        return false;
+    for (; here->version != to && m->hop_count < MIDGE_HOPS; here = find_stage(stages, count, here->next.version))
         m->hops[m->hop_count++] = here->next;
-        here = find_stage(stages, count, here->next.version);
-    }
     return true;
 }
 
@@ -1472,40 +1387,30 @@ static bool plan_way(midge *m, bytes frames, uint32_t to)
 
 /* Takes the bytes of a body: counts them, digests them, and writes them to flash, as asked. */
 typedef struct sink {
-    midge *m;            /* to write to flash at `flash`; NULL: only count and digest */
-    midge_sha256 *sha;   /* NULL: not wanted */
-    uint32_t flash, size, crc;
+    midge *m;
+    midge_sha256 *sha; /* NULL: no digest is wanted */
+    uint32_t flash;    /* where it is written; 0: it is not */
+    uint32_t size, crc;
     uint8_t piece[64];
     unsigned filled, accumulated, held; /* the last two: bits that make no byte yet */
     bool failed;
 } sink;
-
-static sink new_sink(midge *m, midge_sha256 *sha, uint32_t flash)
-{
-    sink s;
-    memset(&s, 0, sizeof s);
-    s.m = m;
-    s.sha = sha;
-    s.flash = flash;
-    return s;
-}
 
 static void flush(sink *s, bool last)
 {
     if (s->sha != NULL)
         midge_sha256_add(s->sha, s->piece, s->filled);
     s->crc = midge_crc32(s->crc, s->piece, s->filled);
-    if (s->m != NULL && s->filled > 0) {
-        unsigned whole = last ? (s->filled + 15u) & ~15u : s->filled;
+    if (s->flash != 0 && s->filled > 0) {
+        unsigned whole = last ? aligned16(s->filled) : s->filled;
         memset(s->piece + s->filled, 0, whole - s->filled);
-        if (!s->failed && !s->m->port.flash_write(s->m->port.context, s->flash, s->piece, whole))
-            s->failed = true;
+        s->failed = s->failed || !flash_write(s->m, s->flash, s->piece, whole);
         s->flash += whole;
     }
     s->filled = 0;
 }
 
-static void put(sink *s, unsigned byte)
+static ONCE void put(sink *s, unsigned byte)
 {
     s->piece[s->filled++] = (uint8_t)byte;
     s->size++;
@@ -1513,215 +1418,279 @@ static void put(sink *s, unsigned byte)
         flush(s, false);
 }
 
-static void put_number(sink *s, uint32_t value, unsigned size)
+static ONCE void put_number(sink *s, uint32_t value, unsigned size)
 {
-    for (unsigned i = 0; i < size; i++)
-        put(s, value >> (8u * i) & 0xffu);
+    for (; size > 0; size--, value >>= 8)
+        put(s, value & 0xffu);
 }
 
 #if MIDGE_UNIFORM
-static void put_bit(sink *s, unsigned bit) /* highest first */
-{
-    s->accumulated = s->accumulated << 1 | bit;
-    if (++s->held == 8) {
-        put(s, s->accumulated & 0xffu);
-        s->held = s->accumulated = 0;
-    }
-}
-
 static void fill_byte(sink *s)
 {
-    while (s->held != 0)
-        put_bit(s, 0);
+    if (s->held > 0)
+        put(s, s->accumulated);
+    s->held = s->accumulated = 0;
 }
 
+enum { LOWEST_FIRST = 0, HIGHEST_FIRST = 7 };
+
+static void put_bit(sink *s, unsigned bit, unsigned order)
+{
+    s->accumulated |= bit << (s->held ^ order);
+    if (++s->held == 8)
+        fill_byte(s);
+}
 #endif
 
 typedef struct codec {
     enum { FLOAT32, INT8, UNIFORM } kind;
-    uint32_t block; /* of int8 */
-    double k;       /* of uq: the step, in root mean squares */
+    uint32_t number; /* in hundredths: of int8 the values of a block, of uq the step in root mean squares */
 } codec;
 
-/* A number of at most two decimals that ends where `end` says, in hundredths; 0 if it is none. */
-static uint32_t hundredths(const char *text, char end)
+/* A number of at most two decimals, in hundredths; `text` is then behind it. */
+static ONCE uint32_t hundredths(const char **text)
 {
-    uint32_t value = 0, places = 3; /* that are left: 3 before the point */
-    for (; value < 1000000u; text++) {
-        bool digit = *text >= '0' && *text <= '9' && places > 0;
-        if (!digit && (*text != '.' || places != 3))
+    uint32_t value = 0, left = 3; /* decimals that may come; 3 before the point */
+    for (;; ++*text) {
+        unsigned digit = (unsigned)(unsigned char)**text - (unsigned)'0';
+        if (**text == '.' && left == 3)
+            left = 2;
+        else if (digit < 10 && left > 0 && value < 10000000u) {
+            value = value * 10u + digit;
+            left -= left < 3 ? 1u : 0;
+        } else
             break;
-        if (*text != '.')
-            value = value * 10u + (uint32_t)(*text - '0');
-        places -= *text == '.' || places < 3 ? 1u : 0;
     }
-    for (places = places == 3 ? 2 : places; places > 0; places--)
-        value *= 10u;
-    return *text == end ? value : 0;
+    return left == 0 ? value : left == 1 ? value * 10u : value * 100u;
 }
 
 /* The codec of a name; false for one that is not known here. */
-static bool parse_codec(const char *word, codec *found)
+static ONCE bool parse_codec(const char *word, codec *found)
 {
-    found->block = 256;
-    found->k = 0;
+    bool int8 = strncmp(word, "int8", 4) == 0;
+    found->number = 25600;
     found->kind = FLOAT32;
     if (strcmp(word, "float32") == 0)
         return true;
-    if (strncmp(word, "int8", 4) == 0) {
-        if (word[4] == ':')
-            found->block = hundredths(word + 5, '\0') / 100u;
-        found->kind = INT8;
-        return (word[4] == '\0' || word[4] == ':') && found->block >= 16 && found->block <= 65536;
-    }
-#if MIDGE_UNIFORM
-    const char *bar = strchr(word, '|');
-    if (strncmp(word, "uq:", 3) != 0 || bar == NULL || strcmp(bar, "|rice") != 0)
+    found->kind = int8 ? INT8 : UNIFORM;
+    if (!int8 && (!MIDGE_UNIFORM || strncmp(word, "uq:", 3) != 0))
         return false;
-    found->kind = UNIFORM;
-    found->k = (double)hundredths(word + 3, '|') / 100;
-    return found->k > 0;
-#else
-    return false;
-#endif
+    word += int8 ? 4 : 2;
+    if (*word == ':') {
+        word++;
+        found->number = hundredths(&word);
+    }
+    return strcmp(word, int8 ? "" : "|rice") == 0 &&
+           (int8 ? found->number >= 1600 && found->number <= 6553600 : found->number > 0);
 }
 
-/* What is encoded: the shared vector, and where its tensors lie. */
-typedef struct coder {
-    const float *v;
-    tensor *tensors;
-    uint32_t count;   /* of the tensors */
-    uint32_t *group;  /* room for GROUP numbers */
-    uint32_t trained; /* values of trained tensors */
-    bool coded;       /* of uq: whether the coding is smaller than float32 */
-} coder;
+/* What the plan asks for. Where uq wants feedback and a slot has no room for it, what the plan has for such devices;
+ * and int8:256 for what is not known here. */
+static codec choose_codec(const midge *m, char word[24])
+{
+    const midge_plan *plan = &m->target.plan;
+    const char *const asked[3] = {plan->codec, plan->micro_codec, "int8:256"};
+    bool any = m->config.feedback || !plan->feedback;
+    codec found = {FLOAT32, 0};
+    for (unsigned i = 0; i < 3; i++, any = false) {
+        strncpy(word, asked[i], 23); /* the last of the 24 is 0 in every record */
+        if (parse_codec(word, &found) && (any || found.kind != UNIFORM))
+            break;
+    }
+    return found;
+}
 
-/* A place in the values of a coder: which tensor, and where in it. */
+/* Which tensors: a bit for each class. To a codec, trained ones are small or large. */
+enum { LARGE = ELSEWHERE + 1, SMALL_ONES = 1 << TRAINED, LARGE_ONES = 1 << LARGE, AVERAGED_ONES = 1 << AVERAGED,
+       TRAINED_ONES = SMALL_ONES | LARGE_ONES, SHARED_ONES = TRAINED_ONES | AVERAGED_ONES };
+
+static bool is_of(const tensor *t, unsigned classes)
+{
+    return (classes >> (t->role == TRAINED && t->size > SMALL ? LARGE : (unsigned)t->role) & 1u) != 0;
+}
+
+/* A place in the values of some classes, as if they lay together. */
 typedef struct walk {
-    uint32_t tensor, at;
+    const midge *m;
+    const tensor *t;
+    uint32_t at;
+    unsigned classes;
 } walk;
 
-static ONCE float inverse(float step)
+static walk walk_over(const midge *m, unsigned classes)
 {
-    return step > SMALLEST ? 1.0f / step : 0.0f;
+    walk w = {m, m->tensors, 0, classes};
+    return w;
 }
 
-/* Rounded to nearest, ties to even. */
-static int32_t quantised(float value, float inverted, float top)
+static ONCE const float *next_value(walk *w)
 {
-    float q = rintf(value * inverted);
+    for (; w->t < w->m->tensors + w->m->tensor_count; w->t++, w->at = 0)
+        if (w->at < w->t->size && is_of(w->t, w->classes))
+            return &w->m->w[w->t->at + w->at++];
+    return NULL;
+}
+
+/* Rounded to nearest, ties to even: in steps, and within a limit. */
+static ONCE int32_t quantised(float value, float step, float top)
+{
+    float q = rintf(value * (step > SMALLEST ? 1.0f / step : 0.0f));
     return (int32_t)(q > top ? top : q < -top ? -top : q);
 }
 
-#if MIDGE_UNIFORM
-static float top_of(const tensor *t)
+/* The scale of the next values of int8, or of a small tensor. */
+static float scale_of(const walk *from, uint32_t count)
 {
-    return t->size <= SMALL ? 127.0f : 32767.0f;
-}
-
-static float largest(const float *v, uint32_t count)
-{
+    walk w = *from;
     float most = 0;
-    for (uint32_t i = 0; i < count; i++)
-        if (fabsf(v[i]) > most)
-            most = fabsf(v[i]);
-    return most;
+    for (const float *v; count > 0 && (v = next_value(&w)) != NULL; count--)
+        if (fabsf(*v) > most)
+            most = fabsf(*v);
+    return most / 127.0f;
 }
 
-/* Energy of what a step leaves unsaid; of all, if the step is 0. */
-static double energy(const float *v, uint32_t count, float step)
+static void put_floats(const midge *m, unsigned classes, sink *s)
 {
-    float inverted = inverse(step);
+    walk w = walk_over(m, classes);
+    for (const float *v; (v = next_value(&w)) != NULL;)
+        put_number(s, bits_of(*v), 4);
+}
+
+/* The scales of all blocks, then all values. */
+static void put_int8(const midge *m, uint32_t block, sink *s)
+{
+    for (unsigned pass = 0; pass < 2; pass++) {
+        walk w = walk_over(m, TRAINED_ONES), before = w;
+        float scale = 0;
+        uint32_t left = 0; /* of the block */
+        for (const float *v; (v = next_value(&w)) != NULL; before = w, left--) {
+            if (left == 0) {
+                left = block;
+                scale = scale_of(&before, block);
+                if (pass == 0)
+                    put_number(s, bits_of(scale), 4);
+            }
+            if (pass == 1)
+                put(s, (unsigned)quantised(*v, scale, 127.0f));
+        }
+    }
+}
+
+#if MIDGE_UNIFORM
+static ONCE int32_t level(const tensor *t, float value)
+{
+    return quantised(value, t->step, t->size <= SMALL ? 127.0f : 32767.0f);
+}
+
+/* What an update leaves unsaid of a value. */
+static float unsaid(const midge *m, const tensor *t, float value)
+{
+    if (m->says == NOTHING)
+        return value;
+    float said = (float)level(t, value) * t->step;
+    return m->says == LEVELS && t->role == TRAINED ? value - said : 0;
+}
+
+/* Energy of what is left unsaid of the next values. */
+static double energy(const walk *from, uint32_t count)
+{
+    walk w = *from;
     double sum = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        float said = (float)quantised(v[i], inverted, 32767.0f) * step;
-        double missing = (double)(v[i] - said);
+    for (const float *v; count > 0 && (v = next_value(&w)) != NULL; count--) {
+        double missing = (double)unsaid(w.m, w.t, *v);
         sum += missing * missing;
     }
     return sum;
 }
 
-/* The step of a large tensor: k times its root mean square, and half of that, up to eight times, while it says less than
- * 2 % of the energy. */
-static float uniform_step(const float *v, uint32_t count, double k)
+/* The steps of all tensors. That of a large one is k times its root mean square, and half of that, up to eight times,
+ * while it says less than 2 % of the energy. */
+static void find_steps(midge *m, const codec *k)
 {
-    double all = energy(v, count, 0), wide = k * sqrt(all / (double)count);
-    float step = wide < 3.4028234663852886e38 ? (float)wide : 3.4028234663852886e38f;
-    for (unsigned i = 0; i < 8 && energy(v, count, step) > (1 - 0.02) * all; i++)
-        step *= 0.5f;
-    return step;
+    walk w = walk_over(m, TRAINED_ONES);
+    for (tensor *t = m->tensors; t < m->tensors + m->tensor_count; t++) {
+        w.t = t;
+        t->step = 0;
+        if (t->size <= SMALL) {
+            t->step = scale_of(&w, t->size);
+            continue;
+        }
+        double all = energy(&w, t->size), wide = (double)k->number / 100 * sqrt(all / (double)t->size);
+        t->step = finite_or((float)wide, 3.4028234663852886e38f);
+        for (unsigned i = 0; i < 8 && energy(&w, t->size) > (1 - 0.02) * all; i++)
+            t->step *= 0.5f;
+    }
 }
 
-/* Walks through the numbers of the large tensors: how many zeros before each value that is not zero, and that. */
-static bool next_value(const coder *c, walk *w, uint32_t *zeros, int32_t *value)
+static void put_steps(const midge *m, unsigned classes, sink *s)
+{
+    for (const tensor *t = m->tensors; t < m->tensors + m->tensor_count; t++)
+        if (t->size > 0 && is_of(t, classes))
+            put_number(s, bits_of(t->step), 4);
+}
+
+/* The next level of the large tensors that is not zero, and how many zeros before it. */
+static bool next_level(walk *w, uint32_t *zeros, int32_t *found)
 {
     *zeros = 0;
-    for (; w->tensor < c->count; w->tensor++, w->at = 0) {
-        const tensor *t = &c->tensors[w->tensor];
-        if (t->role != TRAINED || t->size <= SMALL)
-            continue;
-        const float *v = c->v + t->at;
-        float inverted = inverse(t->step);
-        while (w->at < t->size) {
-            *value = quantised(v[w->at++], inverted, 32767.0f);
-            if (*value != 0)
-                return true;
-            ++*zeros;
-        }
+    for (const float *v; (v = next_value(w)) != NULL; ++*zeros) {
+        *found = level(w->t, *v);
+        if (*found != 0)
+            return true;
     }
     return false;
 }
 
 /* The next numbers that share a parameter; how many there are. */
-static uint32_t next_group(const coder *c, walk *w, bool sizes)
+static uint32_t next_group(walk *w, bool sizes)
 {
     uint32_t count = 0, zeros;
     int32_t value;
-    while (count < GROUP && next_value(c, w, &zeros, &value))
-        c->group[count++] = sizes ? (uint32_t)(value < 0 ? -value : value) - 1u : zeros;
+    while (count < GROUP && next_level(w, &zeros, &value))
+        w->m->scratch[count++] = sizes ? (uint32_t)(value < 0 ? -value : value) - 1u : zeros;
     return count;
 }
 
-/* The Rice parameter that makes a group shortest, and the bits of its unary part. */
-static unsigned rice_parameter(const uint32_t *numbers, uint32_t count, uint32_t *unary)
+/* Bits of the unary part of a group. */
+static ONCE uint32_t unary_bits(const uint32_t *numbers, uint32_t count, unsigned low)
 {
-    uint32_t sum = 0, shortest, mean; /* numbers are below 2^22, and there are at most 256 */
-    unsigned best = 0;
+    uint32_t bits = count;
     for (uint32_t i = 0; i < count; i++)
-        sum += numbers[i];
-    shortest = *unary = sum;
-    mean = sum / count;
-    for (unsigned b = 1; mean >> (b - 1u) > 0; b++) {
-        uint32_t high = 0;
-        for (uint32_t i = 0; i < count; i++)
-            high += numbers[i] >> b;
-        if (high + b * count < shortest) {
-            shortest = high + b * count;
-            *unary = high;
-            best = b;
+        bits += numbers[i] >> low;
+    return bits;
+}
+
+/* The Rice parameter that makes a group shortest. Numbers are below 2^22, and there are at most 256. */
+static unsigned rice_parameter(const uint32_t *numbers, uint32_t count)
+{
+    uint32_t shortest = unary_bits(numbers, count, 0), mean = shortest / count - 1u;
+    unsigned best = 0;
+    for (unsigned low = 1; mean >> (low - 1u) > 0; low++) {
+        uint32_t bits = unary_bits(numbers, count, low) + low * count;
+        if (bits < shortest) {
+            shortest = bits;
+            best = low;
         }
     }
-    *unary += count;
     return best;
 }
 
-static void put_numbers(const coder *c, bool sizes, sink *s)
+/* Three streams: the parameters, the unary parts after their size in bytes, the low bits. */
+static void put_numbers(const midge *m, bool sizes, sink *s)
 {
-    uint32_t unary = 0, here, count;
-    for (unsigned stream = 0; stream < 3; stream++) { /* the parameters, the unary parts, the low bits */
-        for (walk w = {0, 0}; (count = next_group(c, &w, sizes)) > 0;) {
-            unsigned low = rice_parameter(c->group, count, &here);
+    uint32_t unary = 0, count;
+    for (unsigned stream = 0; stream < 3; stream++) {
+        walk w = walk_over(m, LARGE_ONES);
+        while ((count = next_group(&w, sizes)) > 0) {
+            unsigned low = rice_parameter(m->scratch, count);
             if (stream == 0) {
                 put(s, low);
-                unary += here;
+                unary += unary_bits(m->scratch, count, low);
             }
             for (uint32_t i = 0; stream > 0 && i < count; i++) {
-                for (uint32_t zeros = c->group[i] >> low; stream == 1 && zeros > 0; zeros--)
-                    put_bit(s, 0);
-                if (stream == 1)
-                    put_bit(s, 1);
-                for (unsigned bit = low; stream == 2 && bit-- > 0;)
-                    put_bit(s, c->group[i] >> bit & 1u);
+                uint32_t number = m->scratch[i], bits = stream == 1 ? (number >> low) + 1u : low;
+                while (bits-- > 0)
+                    put_bit(s, stream == 1 ? bits == 0 : number >> bits & 1u, HIGHEST_FIRST);
             }
         }
         if (stream == 0)
@@ -1730,149 +1699,62 @@ static void put_numbers(const coder *c, bool sizes, sink *s)
     }
 }
 
-static void put_signs(const coder *c, sink *s) /* lowest bit first */
-{
-    unsigned byte = 0, held = 0;
-    uint32_t zeros;
-    int32_t value;
-    for (walk w = {0, 0}; next_value(c, &w, &zeros, &value);) {
-        byte |= (value < 0 ? 1u : 0u) << held;
-        if (++held == 8) {
-            put(s, byte);
-            byte = held = 0;
-        }
-    }
-    if (held > 0)
-        put(s, byte);
-}
-
-static void put_uniform(const coder *c, sink *s)
+static void put_uniform(const midge *m, sink *s)
 {
     uint32_t count = 0, zeros;
-    bool any = false;
     int32_t value;
+    walk small = walk_over(m, SMALL_ONES), large = walk_over(m, LARGE_ONES), again = large;
     put(s, 1);
-    for (uint32_t i = 0; i < c->count; i++)
-        if (c->tensors[i].role == TRAINED && c->tensors[i].size > 0 && c->tensors[i].size <= SMALL)
-            put_number(s, bits_of(c->tensors[i].step), 4);
-    for (uint32_t i = 0; i < c->count; i++) {
-        const tensor *t = &c->tensors[i];
-        any = any || (t->role == TRAINED && t->size > SMALL);
-        for (uint32_t k = 0; t->role == TRAINED && t->size <= SMALL && k < t->size; k++)
-            put(s, (uint32_t)quantised(c->v[t->at + k], inverse(t->step), 127.0f) & 0xffu);
-    }
-    if (!any)
-        return; /* nothing follows: no steps, no places */
-    for (uint32_t i = 0; i < c->count; i++)
-        if (c->tensors[i].role == TRAINED && c->tensors[i].size > SMALL)
-            put_number(s, bits_of(c->tensors[i].step), 4);
-    for (walk w = {0, 0}; next_value(c, &w, &zeros, &value);)
+    put_steps(m, SMALL_ONES, s);
+    for (const float *v; (v = next_value(&small)) != NULL;)
+        put(s, (unsigned)level(small.t, *v));
+    put_steps(m, LARGE_ONES, s);
+    while (next_level(&large, &zeros, &value))
         count++;
+    if (next_value(&again) == NULL)
+        return; /* no large tensor: no places */
     put_number(s, count, 4);
-    put_numbers(c, false, s);
-    put_signs(c, s);
-    put_numbers(c, true, s);
+    put_numbers(m, false, s);
+    again = walk_over(m, LARGE_ONES);
+    while (next_level(&again, &zeros, &value))
+        put_bit(s, value < 0, LOWEST_FIRST);
+    fill_byte(s);
+    put_numbers(m, true, s);
 }
-
 #endif
 
-static void put_floats(const coder *c, int role, sink *s)
-{
-    for (uint32_t i = 0; i < c->count; i++)
-        for (uint32_t k = 0; (int)c->tensors[i].role == role && k < c->tensors[i].size; k++)
-            put_number(s, bits_of(c->v[c->tensors[i].at + k]), 4);
-}
-
-/* Values of trained tensors, as if they lay together. */
-static bool next_trained(const coder *c, walk *w, float *value)
-{
-    for (; w->tensor < c->count; w->tensor++, w->at = 0) {
-        const tensor *t = &c->tensors[w->tensor];
-        if (t->role == TRAINED && w->at < t->size) {
-            *value = c->v[t->at + w->at++];
-            return true;
-        }
-    }
-    return false;
-}
-
-static float block_scale(const coder *c, walk w, uint32_t block)
-{
-    float most = 0, value;
-    for (uint32_t i = 0; i < block && next_trained(c, &w, &value); i++)
-        if (fabsf(value) > most)
-            most = fabsf(value);
-    return most / 127.0f;
-}
-
-static void put_int8(const coder *c, uint32_t block, sink *s)
-{
-    float value;
-    walk w = {0, 0};
-    for (uint32_t start = 0; start < c->trained; start += block) {
-        put_number(s, bits_of(block_scale(c, w, block)), 4);
-        for (uint32_t i = 0; i < block && next_trained(c, &w, &value); i++)
-            continue;
-    }
-    w.tensor = w.at = 0;
-    for (uint32_t start = 0; start < c->trained; start += block) {
-        float inverted = inverse(block_scale(c, w, block));
-        for (uint32_t i = 0; i < block && next_trained(c, &w, &value); i++)
-            put(s, (uint32_t)quantised(value, inverted, 127.0f) & 0xffu);
-    }
-}
-
-/* The steps of all tensors, and whether a coding is worth its bytes. Values are finite. */
-static void prepare(coder *c, const codec *k)
-{
-    c->trained = 0;
-    for (uint32_t i = 0; i < c->count; i++)
-        if (c->tensors[i].role == TRAINED)
-            c->trained += c->tensors[i].size;
-    c->coded = false;
-#if MIDGE_UNIFORM
-    if (k->kind != UNIFORM)
-        return;
-    for (uint32_t i = 0; i < c->count; i++) {
-        tensor *t = &c->tensors[i];
-        if (t->role == TRAINED && t->size > 0)
-            t->step = t->size <= SMALL ? largest(c->v + t->at, t->size) / 127.0f
-                                       : uniform_step(c->v + t->at, t->size, k->k);
-    }
-    sink counted = new_sink(NULL, NULL, 0);
-    put_uniform(c, &counted);
-    c->coded = counted.size < 4u * c->trained;
-#else
-    (void)k;
-#endif
-}
-
-static void encode(const coder *c, const codec *k, sink *s)
+static void encode(const midge *m, const codec *k, sink *s)
 {
     if (k->kind == INT8)
-        put_int8(c, k->block, s);
+        put_int8(m, k->number / 100u, s);
 #if MIDGE_UNIFORM
-    else if (c->coded)
-        put_uniform(c, s);
+    else if (m->says == LEVELS)
+        put_uniform(m, s);
 #endif
     else {
         if (k->kind == UNIFORM)
             put(s, 0);
-        put_floats(c, TRAINED, s);
+        put_floats(m, TRAINED_ONES, s);
     }
-    put_floats(c, AVERAGED, s);
+    put_floats(m, AVERAGED_ONES, s);
     flush(s, true);
 }
 
 #if MIDGE_UNIFORM
-/* What uq leaves unsaid of a value. */
-static float unsaid(const coder *c, const tensor *t, uint32_t i)
+/* Whether levels are worth their bytes. Values are finite. */
+static void prepare(midge *m, const codec *k)
 {
-    float value = c->v[t->at + i];
-    if (t->role != TRAINED || !c->coded)
-        return 0;
-    float said = (float)quantised(value, inverse(t->step), top_of(t)) * t->step;
-    return value - said;
+    walk w = walk_over(m, TRAINED_ONES);
+    uint32_t plain = 0;
+    sink coded;
+    memset(&coded, 0, sizeof coded);
+    m->says = LEVELS;
+    find_steps(m, k);
+    put_uniform(m, &coded);
+    while (next_value(&w) != NULL)
+        plain += 4;
+    if (coded.size >= plain)
+        m->says = EVERYTHING;
 }
 
 /* The upper half of a float32, rounded to nearest even; what would round to infinity is the largest. */
@@ -1883,12 +1765,30 @@ static uint32_t bfloat16(float value)
 }
 
 /* What is left to say with the next update, times `factor`. */
-static void put_left(const coder *c, float factor, sink *s)
+static void put_left(const midge *m, float factor, sink *s)
 {
-    for (uint32_t i = 0; i < c->count; i++)
-        for (uint32_t k = 0; c->tensors[i].role < FROZEN && k < c->tensors[i].size; k++)
-            put_number(s, bfloat16(unsaid(c, &c->tensors[i], k) * factor), 2);
+    walk w = walk_over(m, SHARED_ONES);
+    for (const float *v; (v = next_value(&w)) != NULL;)
+        put_number(s, bfloat16(unsaid(m, w.t, *v) * factor), 2);
     flush(s, true);
+}
+
+/* The clip: what is left is at most twice the median norm of the last deltas. */
+static float left_factor(const midge *m, record *r, double norm)
+{
+    float sorted[NORMS];
+    walk w = walk_over(m, SHARED_ONES);
+    r->norms[r->norm_count++ % NORMS] = (float)norm;
+    uint32_t count = least(r->norm_count, NORMS);
+    memcpy(sorted, r->norms, sizeof sorted);
+    for (uint32_t i = 1; i < count; i++)
+        for (uint32_t k = i; k > 0 && sorted[k] < sorted[k - 1]; k--) {
+            float moved = sorted[k];
+            sorted[k] = sorted[k - 1];
+            sorted[k - 1] = moved;
+        }
+    double most = (double)sorted[count / 2] + (double)sorted[(count - 1) / 2], left = sqrt(energy(&w, UINT32_MAX));
+    return left > most ? (float)(most / left) : 1.0f;
 }
 #endif
 
@@ -1898,30 +1798,36 @@ static void put_left(const coder *c, float factor, sink *s)
  * at any write leaves the one before. An update that is stored counts as sent; that it is settled need not be written,
  * because the aggregator says so again whenever it is greeted. */
 
-#define MAGIC 0x3147444du /* "MDG1" */
+#define MAGIC 0x3247444du /* "MDG2": the layout of the record */
 
 static uint32_t slot_start(const midge *m, unsigned slot)
 {
     return slot * m->config.slot;
 }
 
-static uint32_t aligned16(uint32_t size)
+static uint32_t body_start(const midge *m, unsigned slot)
 {
-    return (size + 15u) & ~15u;
+    return slot_start(m, slot) + MIDGE_META;
 }
 
-static bool stored_crc(const midge *m, uint32_t at, uint32_t size, uint32_t *crc)
+/* The checksum of what is stored; and copy that, unless it goes where it is. */
+static bool copy_stored(const midge *m, uint32_t at, uint32_t size, uint32_t to, uint32_t *crc)
 {
     uint8_t piece[64];
     *crc = 0;
-    for (uint32_t done = 0; done < size;) {
-        uint32_t some = size - done < sizeof piece ? size - done : (uint32_t)sizeof piece;
-        if (!m->port.flash_read(m->port.context, at + done, piece, some))
+    for (uint32_t some; size > 0; size -= some, at += some, to += some) {
+        some = least(size, sizeof piece);
+        if (!flash_read(m, at, piece, aligned16(some)) || (to != at && !flash_write(m, to, piece, aligned16(some))))
             return false;
         *crc = midge_crc32(*crc, piece, some);
-        done += some;
     }
     return true;
+}
+
+static ONCE bool stored_as(const midge *m, uint32_t at, uint32_t size, uint32_t crc)
+{
+    uint32_t found;
+    return copy_stored(m, at, size, at, &found) && found == crc;
 }
 
 static uint32_t meta_crc(const record *r)
@@ -1932,80 +1838,65 @@ static uint32_t meta_crc(const record *r)
 static bool record_fits(const midge *m, const record *r)
 {
     uint32_t room = m->config.slot - MIDGE_META;
-    return r->size < room && r->left < room && aligned16(r->size) + 2u * r->left <= room && r->norm_count <= NORMS;
+    return r->size < room && r->left < room && aligned16(r->size) + 2u * r->left <= room;
 }
 
 static bool read_record(const midge *m, unsigned slot, record *r)
 {
-    uint32_t crc, at = slot_start(m, slot) + MIDGE_META;
-    if (!m->port.flash_read(m->port.context, slot_start(m, slot), r, sizeof *r))
-        return false;
-    if (r->magic != MAGIC || r->crc != meta_crc(r) || !record_fits(m, r))
-        return false;
-    if (!stored_crc(m, at, r->size, &crc) || crc != r->body_crc)
-        return false;
-    if (!stored_crc(m, at + aligned16(r->size), 2u * r->left, &crc) || crc != r->left_crc)
-        return false;
-    return true;
+    uint32_t at = body_start(m, slot);
+    return flash_read(m, slot_start(m, slot), r, sizeof *r) && r->magic == MAGIC && r->crc == meta_crc(r) &&
+           record_fits(m, r) && stored_as(m, at, r->size, r->body_crc) &&
+           stored_as(m, at + aligned16(r->size), 2u * r->left, r->left_crc);
 }
 
-static bool write_meta(midge *m, unsigned slot, record *r)
+/* Where the next record goes: to the slot that does not count. */
+static bool write_meta(midge *m, record *r)
 {
     r->magic = MAGIC;
     r->counter = m->outbox.counter + 1u;
     r->crc = meta_crc(r);
-    return m->port.flash_write(m->port.context, slot_start(m, slot), r, sizeof *r);
-}
-
-static bool copy_flash(midge *m, uint32_t from, uint32_t to, uint32_t size)
-{
-    uint8_t piece[64];
-    for (uint32_t done = 0; done < size; done += (uint32_t)sizeof piece) {
-        uint32_t some = size - done < sizeof piece ? aligned16(size - done) : (uint32_t)sizeof piece;
-        if (!m->port.flash_read(m->port.context, from + done, piece, some) ||
-            !m->port.flash_write(m->port.context, to + done, piece, some))
-            return false;
-    }
-    return true;
+    return flash_write(m, slot_start(m, m->slot ^ 1u), r, sizeof *r);
 }
 
 /* What was written counts if it reads back. */
-static bool settle_on(midge *m, unsigned slot, const record *r)
+static bool settle_on(midge *m, const record *r)
 {
     record found;
-    if (!read_record(m, slot, &found) || memcmp(&found, r, sizeof found) != 0)
+    if (!read_record(m, m->slot ^ 1u, &found) || memcmp(&found, r, sizeof found) != 0)
         return false;
     m->outbox = found;
-    m->slot = (uint8_t)slot;
+    m->slot ^= 1u;
     return true;
 }
 
 /* A record with the body and what is left of the one that counts. */
 static bool rewrite(midge *m, record *r)
 {
-    unsigned to = m->slot ^ 1u;
-    uint32_t from = slot_start(m, m->slot) + MIDGE_META, at = slot_start(m, to) + MIDGE_META;
-    uint32_t size = r->size > 0 || r->left > 0 ? aligned16(r->size) + 2u * r->left : 0;
-    return write_meta(m, to, r) && copy_flash(m, from, at, size) && settle_on(m, to, r);
+    uint32_t crc, size = aligned16(r->size) + 2u * r->left;
+    return write_meta(m, r) && copy_stored(m, body_start(m, m->slot), size, body_start(m, m->slot ^ 1u), &crc) &&
+           settle_on(m, r);
+}
+
+static ONCE uint64_t new_identity(midge *m)
+{
+    return draw(m) >> 1;
 }
 
 static bool begin_outbox(midge *m)
 {
     record other;
     bool first = read_record(m, 0, &m->outbox), second = read_record(m, 1, &other);
-    m->slot = 0;
     if (second && (!first || (int32_t)(other.counter - m->outbox.counter) > 0)) {
         m->outbox = other;
         m->slot = 1;
     }
     if (first || second)
         return true;
-    memset(&m->outbox, 0, sizeof m->outbox);
+    memset(&other, 0, sizeof other);
     m->slot = 1;
-    record made = m->outbox;
-    made.outbox = draw(m) >> 1;
-    made.next = 1;
-    return rewrite(m, &made);
+    other.outbox = new_identity(m);
+    other.next = 1;
+    return rewrite(m, &other);
 }
 
 static uint32_t first_held(const midge *m)
@@ -2018,477 +1909,400 @@ static uint32_t first_held(const midge *m)
 static void renew(midge *m, bool keep)
 {
     record made = m->outbox;
-    made.outbox = draw(m) >> 1;
+    made.outbox = new_identity(m);
     made.seq = keep ? 1 : 0;
-    made.next = keep ? 2 : 1;
+    made.next = made.seq + 1;
     if (!keep)
         made.size = made.left = made.body_crc = made.left_crc = 0;
     if (rewrite(m, &made))
-        tell_why(m, MIDGE_RENEWED, made.outbox, "old copy");
+        tell(m, MIDGE_RENEWED, made.outbox);
     m->link = LINK_DOWN; /* its client id and Will are of the old identity */
     m->work = WORK_NONE;
 }
 
 #if MIDGE_UNIFORM
-static ONCE double squares(const float *v, uint32_t count)
-{
-    double sum = 0;
-    for (uint32_t i = 0; i < count; i++)
-        sum += (double)v[i] * (double)v[i];
-    return sum;
-}
-
-/* The clip: what is left is at most twice the median norm of the last deltas. */
-static float left_factor(const coder *c, record *r, double norm)
-{
-    float sorted[NORMS];
-    double left = 0;
-    if (r->norm_count == NORMS)
-        memmove(r->norms, r->norms + 1, (NORMS - 1) * sizeof r->norms[0]);
-    else
-        r->norm_count++;
-    r->norms[r->norm_count - 1] = (float)norm;
-    memcpy(sorted, r->norms, sizeof sorted);
-    for (uint32_t i = 1; i < r->norm_count; i++)
-        for (uint32_t k = i; k > 0 && sorted[k] < sorted[k - 1]; k--) {
-            float moved = sorted[k];
-            sorted[k] = sorted[k - 1];
-            sorted[k - 1] = moved;
-        }
-    uint32_t middle = r->norm_count / 2;
-    double median = (double)sorted[middle];
-    if (r->norm_count % 2 == 0)
-        median = (median + (double)sorted[middle - 1]) / 2;
-    for (uint32_t i = 0; i < c->count; i++)
-        for (uint32_t k = 0; c->tensors[i].role < FROZEN && k < c->tensors[i].size; k++) {
-            double value = (double)unsaid(c, &c->tensors[i], k);
-            left += value * value;
-        }
-    left = sqrt(left);
-    return left > 2 * median ? (float)(2 * median / left) : 1.0f;
-}
-
 /* Add what was left before, if it is of this lineage and schema. */
 static bool add_left(midge *m)
 {
     const record *r = &m->outbox;
     uint8_t piece[64];
-    uint32_t at = slot_start(m, m->slot) + MIDGE_META + aligned16(r->size);
-    if (r->left != m->count || memcmp(r->lineage, m->lineage, 16) != 0 ||
-        memcmp(r->schema_hash, m->schema_hash, 16) != 0)
+    uint32_t at = body_start(m, m->slot) + aligned16(r->size);
+    if (r->left != m->count || memcmp(&r->of, &m->target.of, offsetof(origin, generation)) != 0)
         return true;
-    for (uint32_t i = 0; i < r->left; i += 32) {
-        uint32_t some = r->left - i < 32 ? r->left - i : 32;
-        if (!m->port.flash_read(m->port.context, at + 2 * i, piece, 2 * some))
+    for (uint32_t i = 0; i < r->left; i++) {
+        if (i % 32 == 0 && !flash_read(m, at + 2 * i, piece, least(2 * (r->left - i), sizeof piece)))
             return false;
-        for (uint32_t k = 0; k < some; k++)
-            m->w[i + k] += float_of((uint32_t)get_le(piece + 2 * k, 2) << 16);
+        m->w[i] += float_of((uint32_t)get_le(piece + 2 * (i % 32), 2) << 16);
     }
     return true;
 }
-
 #endif
 
-/* What the plan asks for. Where uq wants feedback and a slot has no room for it, what the plan has for such devices; and
- * int8:256 for what is not known here. */
-static codec choose_codec(const midge *m, char word[24])
+static ONCE void take_metrics(const midge_fit *fit, float metrics[2])
 {
-    const midge_plan *plan = &m->target.plan;
-    codec found;
-    memcpy(word, plan->codec, 24);
-    bool known = parse_codec(word, &found);
-    if (!known || (found.kind == UNIFORM && plan->feedback && !m->config.feedback)) {
-        memcpy(word, plan->micro_codec, 24);
-        known = parse_codec(word, &found) && found.kind != UNIFORM;
-    }
-    if (!known) {
-        memset(word, 0, 24);
-        memcpy(word, "int8:256", 8);
-        parse_codec(word, &found);
-    }
-    return found;
-}
-
-static void describe(const midge *m, const midge_fit *fit, record *r)
-{
-    r->seq = r->next++;
-    r->version = m->version;
-    r->generation = m->generation;
-    memcpy(r->lineage, m->lineage, 16);
-    memcpy(r->schema_hash, m->schema_hash, 16);
-    memcpy(r->base_digest, m->target.digest, 8);
-    r->examples = fit->examples;
-    r->steps = fit->steps;
-    r->seconds = finite_float(fit->seconds) && fit->seconds > 0 ? fit->seconds : 0;
-    r->loss = finite_float(fit->loss) ? fit->loss : -1;
-    r->accuracy = finite_float(fit->accuracy) ? fit->accuracy : -1;
-    r->revision = m->target.plan.revision;
+    metrics[0] = finite_or(fit->loss, -1);
+    metrics[1] = finite_or(fit->accuracy, -1);
 }
 
 /* Encode what `w` holds beyond the published values, and store it as the next update. */
 static midge_result store(midge *m, const midge_fit *fit)
 {
+    const midge_plan *plan = &m->target.plan;
     record r = m->outbox;
-    coder c = {m->w, m->tensors, m->tensor_count, m->scratch, 0, false};
     codec k = choose_codec(m, r.codec);
+    midge_sha256 sha;
+    sink s;
     for (uint32_t i = 0; i < m->count; i++)
         m->w[i] -= published(m, i);
 #if MIDGE_UNIFORM
-    double norm = sqrt(squares(m->w, m->count));
-    if (m->target.plan.feedback && !add_left(m))
+    walk all = walk_over(m, SHARED_ONES);
+    float factor = 0;
+    m->says = NOTHING;
+    double norm = sqrt(energy(&all, UINT32_MAX));
+    if (plan->feedback && !add_left(m))
         return MIDGE_NO_FLASH;
 #endif
     for (uint32_t i = 0; i < m->count; i++)
         if (!finite_float(m->w[i]))
             return MIDGE_NOT_FINITE;
-    describe(m, fit, &r);
-    prepare(&c, &k);
-    midge_sha256 sha;
-    uint8_t digest[32];
-    sink body = new_sink(NULL, &sha, 0), left = new_sink(NULL, NULL, 0);
+    r.seq = r.next++;
+    r.of = m->target.of;
+    r.examples = fit->examples;
+    r.steps = fit->steps;
+    r.seconds = finite_or(fit->seconds, 0);
+    take_metrics(fit, r.metrics);
+    r.revision = plan->revision;
+    r.loses = k.kind == UNIFORM && !plan->feedback;
     midge_sha256_begin(&sha);
-    encode(&c, &k, &body);
-    midge_sha256_end(&sha, digest);
-    memcpy(r.sha256, digest, 16);
-    r.size = body.size;
-    r.body_crc = body.crc;
-    r.loses = k.kind == UNIFORM && !m->target.plan.feedback;
 #if MIDGE_UNIFORM
-    bool keeps = k.kind == UNIFORM && m->target.plan.feedback;
-    float factor = keeps ? left_factor(&c, &r, norm) : 0;
-    if (keeps)
-        put_left(&c, factor, &left);
+    if (k.kind == UNIFORM)
+        prepare(m, &k);
 #endif
-    r.left = left.size / 2u;
-    r.left_crc = left.crc;
-    unsigned to = m->slot ^ 1u;
-    if (!record_fits(m, &r) || !write_meta(m, to, &r))
-        return MIDGE_NO_FLASH;
-    sink written = new_sink(m, NULL, slot_start(m, to) + MIDGE_META);
-    encode(&c, &k, &written);
+    for (unsigned pass = 0; pass < 2; pass++) { /* what comes out, and then into flash behind its record */
+        memset(&s, 0, sizeof s);
+        s.m = m;
+        if (pass == 0)
+            s.sha = &sha;
+        else
+            s.flash = body_start(m, m->slot ^ 1u);
+        encode(m, &k, &s);
+        r.size = s.size;
+        r.body_crc = s.crc;
+        s.sha = NULL;
+        s.size = s.crc = 0;
 #if MIDGE_UNIFORM
-    if (keeps)
-        put_left(&c, factor, &written);
+        if (k.kind == UNIFORM && plan->feedback) {
+            if (pass == 0)
+                factor = left_factor(m, &r, norm);
+            put_left(m, factor, &s);
+        }
 #endif
-    return !written.failed && settle_on(m, to, &r) ? MIDGE_DONE : MIDGE_NO_FLASH;
+        r.left = s.size / 2u;
+        r.left_crc = s.crc;
+        if (pass > 0)
+            break;
+        end_digest(&sha, r.sha256);
+        if (!record_fits(m, &r) || !write_meta(m, &r))
+            return MIDGE_NO_FLASH;
+    }
+    return !s.failed && settle_on(m, &r) ? MIDGE_DONE : MIDGE_NO_FLASH;
 }
 
 /* ==================================================================================================== training */
 
 #if MIDGE_TRAINING
-/* The same bits on every processor, unlike those of C libraries; within 2 units of the last place. */
-static float exponential(float x)
+/* c[0] times x to the power of n - 1, and so on to c[n - 1]. */
+static float polynomial(const float *c, unsigned n, float x)
 {
+    float sum = 0;
+    for (; n > 0; n--)
+        sum = sum * x + *c++;
+    return sum;
+}
+
+/* Of a number that is not above 0. The same bits on every processor, unlike those of C libraries; within 2 units of the
+ * last place. */
+static ONCE float exponential(float x)
+{
+    static const float c[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
+                              4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
     if (x < -87.0f)
         return 0;
-    if (x > 88.0f)
-        x = 88.0f;
     float k = rintf(x * 1.44269504f), r = x - k * 0.693359375f;
     r = r + k * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r);
-    return (p + r + 1.0f) * float_of((uint32_t)((int32_t)k + 127) << 23);
+    return (polynomial(c, COUNT(c), r) * (r * r) + r + 1.0f) * float_of((uint32_t)((int32_t)k + 127) << 23);
 }
 
-static float logarithm(float x) /* of a normal number above 0 */
+/* Of a normal number above 0, to 1e-6: for people. */
+static float logarithm(float x)
 {
-    uint32_t bits = bits_of(x);
-    int32_t exponent = (int32_t)(bits >> 23) - 127;
-    float m = float_of((bits & 0x7fffffu) | 0x3f800000u);
-    if (m > 1.41421356f) {
-        m *= 0.5f;
-        exponent++;
-    }
-    float t = (m - 1.0f) / (m + 1.0f), s = t * t;
-    float series = 1.0f + s * (0.333333333f + s * (0.2f + s * (0.142857143f + s * 0.111111111f)));
-    return 2.0f * t * series + (float)exponent * 0.693147181f;
+    static const float c[] = {0.111111111f, 0.142857143f, 0.2f, 0.333333333f, 1.0f};
+    float m = float_of((bits_of(x) & 0x7fffffu) | 0x3f800000u), t = (m - 1.0f) / (m + 1.0f);
+    return 2.0f * t * polynomial(c, COUNT(c), t * t) + (float)((int32_t)(bits_of(x) >> 23) - 127) * 0.693147181f;
 }
 
-/* A batch: inputs, hidden units, their slopes, outputs (then their slopes) and targets, a row each. */
+/* A layer, and for each row its inputs, its outputs and their slopes. */
+typedef struct layer {
+    float *w, *bias, *x, *out, *slope;
+    uint32_t inputs, outputs;
+} layer;
+
+/* Frozen means and deviations of the inputs, one or one each, or of the target; none if the count is 0. */
+typedef struct scaling {
+    const uint8_t *mean, *deviation;
+    uint32_t count;
+} scaling;
+
+/* Some rows on their way through the layers. Slopes of the last one's outputs come in their place. */
 typedef struct batch {
     const midge *m;
     const midge_model *model;
-    float *x, *a, *g, *o, *y;
+    layer layers[2], *last;
+    scaling inputs, target;
+    float *y; /* the targets */
     uint32_t rows;
-    float mean, scale;       /* of the target */
-    uint32_t at_mean, at_scale, channels; /* of the inputs' normalisation; channels 0: there is none */
 } batch;
+
+static void find_scaling(const midge *m, const char *mean, const char *deviation, uint32_t wanted, scaling *s)
+{
+    uint32_t other;
+    s->mean = frozen_floats(m, mean, &s->count);
+    s->deviation = frozen_floats(m, deviation, &other);
+    if (s->count != other || (s->count != 1 && s->count != wanted))
+        s->count = 0;
+}
+
+static float scaled(const scaling *s, uint32_t index, float value)
+{
+    if (s->count == 0)
+        return value;
+    if (s->count == 1)
+        index = 0;
+    return (value - float_at(s->mean, index)) / float_at(s->deviation, index);
+}
 
 static void open_batch(batch *b, const midge *m, const midge_model *model, float *work, uint32_t rows)
 {
-    const tensor *mean = find_tensor(m, "input_mean"), *scale = find_tensor(m, "input_scale");
-    memset(b, 0, sizeof *b);
+    const uint32_t widths[3] = {model->inputs, model->hidden > 0 ? model->hidden : model->outputs, model->outputs};
+    layer *l = b->layers;
     b->m = m;
     b->model = model;
-    b->x = work;
-    b->a = b->x + (size_t)rows * model->inputs;
-    b->g = b->a + (size_t)rows * model->hidden;
-    b->o = b->g + (size_t)rows * model->hidden;
-    b->y = b->o + (size_t)rows * model->outputs;
-    b->mean = midge_frozen(m, "target_mean", 0, 0);
-    b->scale = midge_frozen(m, "target_scale", 0, 1);
-    if (mean == NULL || scale == NULL || mean->role != FROZEN || scale->role != FROZEN || mean->size != scale->size)
-        return;
-    b->at_mean = mean->at;
-    b->at_scale = scale->at;
-    b->channels = mean->size / 4u;
-    if (b->channels != 1 && b->channels != model->inputs)
-        b->channels = 0;
+    b->last = model->hidden > 0 ? l + 1 : l;
+    for (unsigned i = 0; l <= b->last; l++, i++) {
+        l->w = m->w + model->weight[i];
+        l->bias = m->w + model->bias[i];
+        l->inputs = widths[i];
+        l->outputs = widths[i + 1];
+        l->x = work;
+        l->out = l->slope = work += rows * l->inputs;
+        if (l == b->last)
+            work += rows * l->outputs;
+        else
+            l->slope = work + rows * (l->outputs + model->outputs); /* behind all that comes */
+    }
+    b->y = work + rows * model->hidden;
+    find_scaling(m, "input_mean", "input_scale", model->inputs, &b->inputs);
+    find_scaling(m, "target_mean", "target_scale", 1, &b->target);
 }
 
-/* Take a row in: inputs with mean 0 and deviation 1, and 0 where a value is missing. */
+/* Take a row in; 0 where a value is missing. */
 static void take_row(batch *b, midge_row row, void *context, uint32_t index)
 {
-    float *x = b->x + (size_t)b->rows * b->model->inputs, target = 0;
-    row(context, index, x, &target);
-    for (uint32_t i = 0; b->channels > 0 && i < b->model->inputs; i++) {
-        uint32_t channel = b->channels == 1 ? 0 : 4 * i;
-        x[i] = (x[i] - frozen_float(b->m, b->at_mean + channel)) / frozen_float(b->m, b->at_scale + channel);
-    }
-    for (uint32_t i = 0; i < b->model->inputs; i++)
-        if (!finite_float(x[i]))
-            x[i] = 0;
-    b->y[b->rows++] = b->model->task == MIDGE_REGRESSION ? (target - b->mean) / b->scale : target;
+    uint32_t inputs = b->model->inputs;
+    float *x = b->layers->x + b->rows * inputs, *y = b->y + b->rows++;
+    *y = 0;
+    row(context, index, x, y);
+    for (uint32_t i = 0; i < inputs; i++)
+        x[i] = finite_or(scaled(&b->inputs, i, x[i]), 0);
+    if (b->model->task == MIDGE_REGRESSION)
+        *y = scaled(&b->target, 0, *y);
 }
 
-static void multiply(const float *w, const float *bias, const float *x, uint32_t inputs, float *out, uint32_t outputs)
-{
-    for (uint32_t o = 0; o < outputs; o++, w += inputs) {
-        float sum = bias[o];
-        for (uint32_t i = 0; i < inputs; i++)
-            sum += w[i] * x[i];
-        out[o] = sum;
-    }
-}
-
+/* With ReLU between layers. */
 static void forward(batch *b)
 {
-    const midge_model *l = b->model;
-    const float *w = b->m->w;
-    for (uint32_t r = 0; r < b->rows; r++) {
-        float *x = b->x + (size_t)r * l->inputs, *a = b->a + (size_t)r * l->hidden, *o = b->o + (size_t)r * l->outputs;
-        if (l->hidden == 0) {
-            multiply(w + l->weight[0], w + l->bias[0], x, l->inputs, o, l->outputs);
-            continue;
+    for (layer *l = b->layers; l <= b->last; l++) {
+        const float *x = l->x;
+        float *out = l->out;
+        for (uint32_t r = 0; r < b->rows; r++, x += l->inputs) {
+            const float *w = l->w;
+            for (uint32_t o = 0; o < l->outputs; o++) {
+                float sum = l->bias[o];
+                for (uint32_t i = 0; i < l->inputs; i++)
+                    sum += *w++ * x[i];
+                *out++ = l < b->last && !(sum > 0) ? 0 : sum;
+            }
         }
-        multiply(w + l->weight[0], w + l->bias[0], x, l->inputs, a, l->hidden);
-        for (uint32_t h = 0; h < l->hidden; h++)
-            if (!(a[h] > 0))
-                a[h] = 0;
-        multiply(w + l->weight[1], w + l->bias[1], a, l->hidden, o, l->outputs);
     }
 }
 
-/* Softmax and cross-entropy of one row: its loss, and the slope in place of the outputs. */
-static float softmax(float *o, uint32_t outputs, uint32_t label, bool *right)
+/* Cross-entropy of one row, and the slopes in place of the outputs. A single one stands against 0, and its label may be
+ * anything from 0 to 1. */
+static float cross_entropy(float *o, uint32_t outputs, float label, bool *right)
 {
-    uint32_t top = 0;
-    float sum = 0;
-    for (uint32_t i = 1; i < outputs; i++)
-        if (o[i] > o[top])
-            top = i;
-    float most = o[top], told = o[label] - most;
+    uint32_t which = 0, best = 0;
+    float top = *o, sum = 0;
+    if (outputs == 1) {
+        *right = (top >= 0) == (label > 0.5f);
+        top = top > 0 ? top : 0;
+        sum = exponential(-top);
+    } else {
+        if (label > 0 && label < (float)outputs)
+            which = (uint32_t)label;
+        for (uint32_t i = 1; i < outputs; i++)
+            if (o[i] > o[best])
+                best = i;
+        top = o[best];
+        *right = best == which;
+        label = 1.0f;
+    }
+    float said = o[which] * label - top;
     for (uint32_t i = 0; i < outputs; i++) {
-        o[i] = exponential(o[i] - most);
+        o[i] = exponential(o[i] - top);
         sum += o[i];
     }
     for (uint32_t i = 0; i < outputs; i++)
         o[i] /= sum;
-    o[label] -= 1.0f;
-    *right = top == label;
-    return logarithm(sum) - told;
-}
-
-static float logistic(float *o, float label, bool *right)
-{
-    float z = *o, e = exponential(-fabsf(z)), one = 1.0f / (1.0f + e);
-    *right = (z >= 0) == (label > 0.5f);
-    *o = (z >= 0 ? one : e * one) - label;
-    return (z > 0 ? z : 0) - z * label + logarithm(1.0f + e);
+    o[which] -= label;
+    return logarithm(sum) - said;
 }
 
 /* Losses of the batch, summed up; slopes of the mean loss in place of the outputs. */
 static float slopes(batch *b, uint32_t *right)
 {
-    float loss = 0;
-    uint32_t outputs = b->model->outputs;
+    float loss = 0, *o = b->last->out;
     for (uint32_t r = 0; r < b->rows; r++) {
-        float *o = b->o + (size_t)r * outputs, factor = 1.0f;
+        uint32_t outputs = b->model->outputs;
+        float factor = 1.0f;
         bool hit = false;
-        if (b->model->task == MIDGE_CLASSIFICATION) {
-            float label = b->y[r];
-            loss += softmax(o, outputs, label >= 0 && label < (float)outputs ? (uint32_t)label : 0, &hit);
-        } else if (b->model->task == MIDGE_BINARY)
-            loss += logistic(o, b->y[r], &hit);
-        else {
+        if (b->model->task == MIDGE_REGRESSION) {
             *o -= b->y[r];
             loss += *o * *o;
             factor = 2.0f;
-        }
+        } else
+            loss += cross_entropy(o, outputs, b->y[r], &hit);
         *right += hit ? 1u : 0;
-        for (uint32_t i = 0; i < outputs; i++)
-            o[i] *= factor / (float)b->rows;
+        for (; outputs > 0; outputs--)
+            *o++ *= factor / (float)b->rows;
     }
     return loss;
 }
 
-/* One step on a weight or bias, whose gradient is the sum over rows of slope times input; no input: 1. */
-static void descend(batch *b, uint32_t at, const float *slope, uint32_t outputs, const float *x, uint32_t inputs,
-                    float rate, float pull)
+/* One step on a layer: the gradient is the sum over rows of slope times input, which of a bias is 1. */
+static void descend(const batch *b, const layer *l, float rate, float pull)
 {
-    uint32_t columns = x == NULL ? 1 : inputs;
-    for (uint32_t o = 0; o < outputs; o++)
-        for (uint32_t i = 0; i < columns; i++, at++) {
-            float sum = 0;
-            for (uint32_t r = 0; r < b->rows; r++) {
-                float s = slope[(size_t)r * outputs + o];
-                sum += x == NULL ? s : s * x[(size_t)r * inputs + i];
-            }
+    float *w = l->w;
+    for (uint32_t o = 0; o < l->outputs; o++)
+        for (uint32_t i = 0; i <= l->inputs; i++) {
+            float *at = i < l->inputs ? w++ : &l->bias[o], sum = 0;
+            for (uint32_t r = 0; r < b->rows; r++)
+                sum += l->slope[r * l->outputs + o] * (i < l->inputs ? l->x[r * l->inputs + i] : 1.0f);
             if (pull > 0)
-                sum += pull * (b->m->w[at] - published(b->m, at));
-            b->m->w[at] -= rate * sum;
+                sum += pull * (*at - published(b->m, (uint32_t)(at - b->m->w)));
+            *at -= rate * sum;
         }
 }
 
-static void backward(batch *b, float rate, float pull)
+static void backward(const batch *b, float rate, float pull)
 {
-    const midge_model *l = b->model;
-    const float *slope = b->o;
-    uint32_t outputs = l->outputs;
-    if (l->hidden > 0) {
-        const float *w = b->m->w + l->weight[1];
-        for (uint32_t r = 0; r < b->rows; r++)
-            for (uint32_t h = 0; h < l->hidden; h++) {
+    const layer *first = b->layers, *last = b->last;
+    if (last > first) {
+        for (uint32_t r = 0, at = 0; r < b->rows; r++)
+            for (uint32_t h = 0; h < first->outputs; h++, at++) {
                 float sum = 0;
-                for (uint32_t o = 0; o < l->outputs; o++)
-                    sum += b->o[(size_t)r * l->outputs + o] * w[(size_t)o * l->hidden + h];
-                b->g[(size_t)r * l->hidden + h] = b->a[(size_t)r * l->hidden + h] > 0 ? sum : 0;
+                for (uint32_t o = 0; o < last->outputs; o++)
+                    sum += last->slope[r * last->outputs + o] * last->w[o * last->inputs + h];
+                first->slope[at] = first->out[at] > 0 ? sum : 0;
             }
-        descend(b, l->weight[1], b->o, l->outputs, b->a, l->hidden, rate, pull);
-        descend(b, l->bias[1], b->o, l->outputs, NULL, 0, rate, pull);
-        slope = b->g;
-        outputs = l->hidden;
+        descend(b, last, rate, pull);
     }
-    descend(b, l->weight[0], slope, outputs, b->x, l->inputs, rate, pull);
-    descend(b, l->bias[0], slope, outputs, NULL, 0, rate, pull);
-}
-
-/* Each row once, in an order that needs no memory: a generator of full period over the next power of two. */
-typedef struct order {
-    uint32_t at, add, mask, rows;
-} order;
-
-static uint32_t next_row(order *o)
-{
-    do
-        o->at = (o->at * 5u + o->add) & o->mask;
-    while (o->at >= o->rows);
-    return o->at;
-}
-
-static uint32_t batch_rows(const midge_model *l, uint32_t wanted, uint32_t rows, size_t size)
-{
-    size_t each = MIDGE_WORK(l->inputs, l->hidden, l->outputs, 1);
-    if (wanted == 0 || wanted > rows)
-        wanted = rows < 8 ? rows : wanted == 0 ? 8 : rows;
-    return wanted > size / each ? (uint32_t)(size / each) : wanted;
-}
-
-static midge_fit no_fit(void)
-{
-    midge_fit fit = {0, 0, 0, -1, -1};
-    return fit;
+    descend(b, first, rate, pull);
 }
 
 bool midge_model_of(const midge *m, midge_task task, midge_model *model)
 {
-    static const char *const words[2][2] = {{"layers.0.weight", "layers.0.bias"}, {"layers.2.weight", "layers.2.bias"}};
+    char weights[] = "layers.0.weight", biases[] = "layers.0.bias";
     memset(model, 0, sizeof *model);
     model->task = task;
-    uint32_t inputs = 0;
-    for (unsigned i = 0; i < 2; i++) {
-        const tensor *weight = find_tensor(m, words[i][0]), *bias = find_tensor(m, words[i][1]);
-        if (i == 1 && weight == NULL && bias == NULL)
-            break;
-        if (weight == NULL || bias == NULL || weight->role != TRAINED || bias->role != TRAINED || weight->rows == 0 ||
-            weight->columns == 0 || bias->size != weight->rows || (i == 1 && weight->columns != model->outputs))
+    for (unsigned i = 0;; i++) {
+        weights[7] = biases[7] = (char)('0' + 2 * i);
+        const tensor *weight = find_tensor(m, weights), *bias = find_tensor(m, biases);
+        if (i > 0 && weight == NULL)
+            return task == MIDGE_CLASSIFICATION || model->outputs == 1;
+        if (i > 1 || weight == NULL || bias == NULL || weight->role != TRAINED || bias->role != TRAINED ||
+            weight->size == 0 || weight->sides != 2 || bias->size != weight->rows ||
+            (i == 1 && weight->size / weight->rows != model->outputs))
             return false;
         model->weight[i] = weight->at;
         model->bias[i] = bias->at;
-        model->hidden = i == 1 ? model->outputs : 0;
+        model->hidden = model->outputs;
         model->outputs = weight->rows;
-        inputs = i == 0 ? weight->columns : inputs;
+        if (i == 0)
+            model->inputs = weight->size / weight->rows;
     }
-    model->inputs = inputs;
-    return find_tensor(m, "layers.4.weight") == NULL && (task == MIDGE_CLASSIFICATION || model->outputs == 1);
+}
+
+/* Pass over rows in batches as a plan says; the device's own is trained by. Each row comes once before one comes again,
+ * in an order that needs no memory: a generator of full period over the next power of two. */
+static midge_fit pass_rows(midge *m, const midge_model *model, midge_row row, void *context, uint32_t rows, float *work,
+                           size_t size, const midge_plan *plan)
+{
+    midge_fit fit = {0, 0, 0, -1, -1};
+    batch b;
+    bool trains = plan == &m->target.plan;
+    uint32_t each = plan->batch_size > 0 ? plan->batch_size : 8, right = 0, seen = 0, taken = 0, mask = 1;
+    each = least(least(each, rows), (uint32_t)(size / MIDGE_WORK(model->inputs, model->hidden, model->outputs, 1)));
+    if (m->work != WORK_TRAIN || each == 0)
+        return fit;
+    open_batch(&b, m, model, work, each);
+    uint32_t steps = (rows + each - 1u) / each * (plan->epochs > 0 ? plan->epochs : 1);
+    if (plan->local_steps > 0)
+        steps = plan->local_steps;
+    if (plan->seconds > 0)
+        steps = plan->most_steps;
+    uint32_t at = (uint32_t)draw(m), add = (uint32_t)draw(m) | 1u, began = m->port.now(m->port.context);
+    while (mask < rows - 1u)
+        mask = mask << 1 | 1u;
+    float rate = plan->learning_rate > 0 ? plan->learning_rate : 0.05f, loss = 0;
+    while (fit.steps < steps) {
+        for (b.rows = 0; b.rows < each && taken < rows; taken++) {
+            do
+                at = (at * 5u + add) & mask;
+            while (at >= rows);
+            take_row(&b, row, context, at);
+        }
+        if (taken >= rows)
+            taken = 0;
+        seen += b.rows;
+        forward(&b);
+        loss += slopes(&b, &right);
+        if (trains)
+            backward(&b, rate, plan->proximal);
+        fit.steps++;
+        fit.seconds = (float)(m->port.now(m->port.context) - began) * 0.001f;
+        if (plan->seconds > 0 && fit.steps >= plan->fewest_steps && fit.seconds > plan->seconds)
+            break;
+    }
+    fit.examples = rows;
+    if (seen > 0)
+        fit.loss = loss / (float)seen;
+    if (!trains && model->task != MIDGE_REGRESSION)
+        fit.accuracy = (float)right / (float)rows;
+    return fit;
 }
 
 midge_fit midge_train(midge *m, const midge_model *model, midge_row row, void *context, uint32_t rows, float *work,
                       size_t size)
 {
-    const midge_plan *plan = &m->target.plan;
-    midge_fit fit = no_fit();
-    batch b;
-    uint32_t each = batch_rows(model, plan->batch_size, rows, size), began = m->port.now(m->port.context), right;
-    if (m->work != WORK_TRAIN || rows == 0 || each == 0)
-        return fit;
-    open_batch(&b, m, model, work, each);
-    uint32_t steps = plan->local_steps, epochs = plan->epochs > 0 ? plan->epochs : 1, taken = 0;
-    if (steps == 0)
-        steps = epochs * ((rows + each - 1u) / each);
-    bool timed = plan->seconds > 0;
-    if (timed)
-        steps = plan->most_steps;
-    order o = {(uint32_t)draw(m), (uint32_t)draw(m) | 1u, 1, rows};
-    while (o.mask < rows - 1u)
-        o.mask = o.mask << 1 | 1u;
-    float rate = plan->learning_rate > 0 ? plan->learning_rate : 0.05f, loss = 0;
-    while (fit.steps < steps) {
-        uint32_t now = m->port.now(m->port.context) - began;
-        if (timed && fit.steps >= plan->fewest_steps && (float)now > plan->seconds * 1000.0f)
-            break;
-        for (b.rows = 0; b.rows < each && taken < rows; taken++)
-            take_row(&b, row, context, next_row(&o));
-        if (taken >= rows)
-            taken = 0;
-        forward(&b);
-        right = 0;
-        loss += slopes(&b, &right) / (float)b.rows;
-        backward(&b, rate, plan->proximal);
-        fit.steps++;
-    }
-    fit.examples = rows;
-    fit.seconds = (float)(m->port.now(m->port.context) - began) * 0.001f;
-    fit.loss = fit.steps > 0 ? loss / (float)fit.steps : -1;
-    return fit;
+    return pass_rows(m, model, row, context, rows, work, size, &m->target.plan);
 }
 
 midge_fit midge_evaluate(midge *m, const midge_model *model, midge_row row, void *context, uint32_t rows, float *work,
                          size_t size)
 {
-    midge_fit fit = no_fit();
-    batch b;
-    uint32_t each = batch_rows(model, 0, rows, size), right = 0;
-    float loss = 0;
-    if (m->work != WORK_TRAIN || rows == 0 || each == 0)
-        return fit;
-    open_batch(&b, m, model, work, each);
-    for (uint32_t i = 0; i < rows;) {
-        for (b.rows = 0; b.rows < each && i < rows; i++)
-            take_row(&b, row, context, i);
-        forward(&b);
-        loss += slopes(&b, &right);
-    }
-    fit.examples = rows;
-    fit.loss = loss / (float)rows;
-    if (model->task != MIDGE_REGRESSION)
-        fit.accuracy = (float)right / (float)rows;
-    return fit;
+    midge_plan once;
+    memset(&once, 0, sizeof once);
+    return pass_rows(m, model, row, context, rows, work, size, &once);
 }
 
 #endif
@@ -2505,11 +2319,6 @@ void midge_observe(midge_moment *moment, float value)
     moment->m2 += away * ((double)value - moment->mean);
 }
 
-static uint64_t moment_field(const midge_moment *moment, unsigned which)
-{
-    return which == 0 ? (uint64_t)moment->count : bits_of_double(which == 1 ? moment->mean : moment->m2);
-}
-
 /* ======================================================================================================== MQTT */
 
 /* A packet is built in `tx` from FIXED on; its fixed header goes before, once its length is known. What a payload's body
@@ -2519,9 +2328,10 @@ static uint64_t moment_field(const midge_moment *moment, unsigned which)
 
 static void drop_link(midge *m)
 {
-    m->short_lives = m->link != LINK_DOWN && !is_due(m, m->greeted_at + 10000u) ? (uint8_t)(m->short_lives + 1) : 0;
-    if (m->short_lives > 100)
-        m->short_lives = 100;
+    if (m->link == LINK_DOWN || is_due(m, m->greeted_at + 10000u))
+        m->short_lives = 0;
+    else if (m->short_lives < 100)
+        m->short_lives++;
     m->link = LINK_DOWN;
     m->received = 0;
     m->skipping = 0;
@@ -2536,430 +2346,469 @@ static void send_raw(midge *m, const void *data, size_t size)
     m->said = m->clock;
 }
 
-static writer begin_packet(midge *m)
+static ONCE writer *begin_packet(midge *m, size_t at)
 {
-    writer w = {m->tx, MIDGE_TX, FIXED, false};
-    return w;
+    writer w = {m->tx, MIDGE_TX, at, false};
+    m->out = w;
+    return &m->out;
 }
 
-static uint16_t next_packet(midge *m)
+static ONCE void write_packet_id(midge *m)
 {
     m->packet_id = (uint16_t)(m->packet_id + 1u == 0x10000u ? 1u : m->packet_id + 1u);
-    return m->packet_id;
+    write_be(&m->out, m->packet_id, 2);
 }
 
-static void send_packet(midge *m, writer *w, unsigned first, size_t body)
+/* Send what is in `out` as a packet, of which a body follows. */
+static void send_packet(midge *m, unsigned first, size_t body)
 {
-    size_t left = w->at - FIXED + body;
+    size_t left = m->out.at - FIXED + body;
     uint8_t fixed[FIXED];
     unsigned size = 1;
-    if (w->full)
+    if (m->out.full)
         return; /* names that are too long for MIDGE_TX: nothing half-made is sent */
     fixed[0] = (uint8_t)first;
-    do {
-        fixed[size] = (uint8_t)((left & 0x7fu) | (left > 0x7fu ? 0x80u : 0));
-        left >>= 7;
-        size++;
-    } while (left > 0 && size < FIXED);
-    memcpy(m->tx + FIXED - size, fixed, size);
-    send_raw(m, m->tx + FIXED - size, w->at - FIXED + size);
+    for (; size == 1 || left > 0; left >>= 7)
+        fixed[size++] = (uint8_t)((left & 0x7fu) | (left > 0x7fu ? 0x80u : 0));
+    uint8_t *start = m->tx + FIXED - size;
+    memcpy(start, fixed, size);
+    send_raw(m, start, m->out.at - FIXED + size);
 }
 
-static void write_string(writer *w, const char *text)
+/* Text or data with its length before it in two bytes. */
+static ONCE size_t begin_string(writer *w)
 {
-    size_t size = strlen(text);
-    write_be(w, (uint32_t)size, 2);
-    write_bytes(w, text, size);
+    write_be(w, 0, 2);
+    return w->at;
 }
 
-static void write_plain(writer *w, const char *text)
+static void end_string(writer *w, size_t start)
+{
+    size_t size = w->at - start;
+    if (!w->full) {
+        w->data[start - 2] = (uint8_t)(size >> 8);
+        w->data[start - 1] = (uint8_t)size;
+    }
+}
+
+static ONCE void write_plain(writer *w, const char *text)
 {
     write_bytes(w, text, strlen(text));
 }
 
-static void write_decimal(writer *w, uint64_t number)
+static void write_string(writer *w, const char *text)
 {
-    char digits[20];
-    unsigned size = 0;
+    size_t start = begin_string(w);
+    write_plain(w, text);
+    end_string(w, start);
+}
+
+static void write_decimal(writer *w, uint32_t number)
+{
+    char digits[11];
+    char *at = digits + sizeof digits - 1;
+    *at = '\0';
     do
-        digits[size++] = (char)('0' + number % 10u);
+        *--at = (char)('0' + number % 10u);
     while ((number /= 10u) > 0);
-    while (size > 0)
-        write_bytes(w, &digits[--size], 1);
+    write_plain(w, at);
 }
 
-static void write_hex(writer *w, uint64_t number, unsigned digits)
+static void write_hex(writer *w, uint32_t number, unsigned digits)
 {
-    while (digits-- > 0)
-        write_bytes(w, &"0123456789abcdef"[number >> (4u * digits) & 15u], 1);
+    while (digits-- > 0) {
+        unsigned digit = number >> (4u * digits) & 15u;
+        write_byte(w, digit + (digit < 10 ? '0' : 'a' - 10u));
+    }
 }
 
-typedef enum place { TO_AGGREGATOR, TO_MODEL, TO_UPDATE, TO_RECEIPT, TO_STATUS, TO_REPORT } place;
+typedef enum place { TO_AGGREGATOR, TO_MODEL, TO_RECEIPT, TO_STATUS, TO_UPDATE, TO_REPORT } place;
 
-static void write_topic_text(const midge *m, writer *w, place where)
+static void write_topic_text(midge *m, place where)
 {
-    static const char *const trees[] = {"/aggregator", "/model/train", "/update/", "/receipt/", "/status/", "/report/"};
+    static const char *const trees[] = {"/aggregator", "/model/train", "/receipt/", "/status/", "/update/", "/report/"};
+    writer *w = &m->out;
     write_plain(w, m->config.root);
-    write_plain(w, "/");
+    write_byte(w, '/');
     write_plain(w, m->config.federation);
     write_plain(w, trees[where]);
     if (where == TO_UPDATE) {
         write_decimal(w, midge_crc32(0, m->config.device, strlen(m->config.device)) % 64u);
-        write_plain(w, "/");
+        write_byte(w, '/');
     }
-    if (where >= TO_UPDATE)
+    if (where >= TO_RECEIPT)
         write_plain(w, m->config.device);
 }
 
-/* A topic with its length before it; of a chunk, with its place behind. */
-static void write_topic(const midge *m, writer *w, place where, const hop *h, uint32_t index)
+#define WHOLE UINT32_MAX /* no part of a frame */
+
+/* A topic with its length before it; of a part of the frame that is fetched, with its place behind. */
+static void write_topic(midge *m, place where, uint32_t index)
 {
-    size_t start = w->at;
-    write_be(w, 0, 2);
-    write_topic_text(m, w, where);
-    if (h != NULL) {
-        write_plain(w, "/");
+    const hop *h = &m->hops[m->hop_at];
+    writer *w = &m->out;
+    size_t start = begin_string(w);
+    write_topic_text(m, where);
+    if (index != WHOLE) {
+        write_byte(w, '/');
         write_decimal(w, h->version);
-        write_plain(w, "/");
+        write_byte(w, '/');
         write_decimal(w, h->span);
-        write_plain(w, "-");
+        write_byte(w, '-');
         write_decimal(w, index);
     }
-    if (!w->full) {
-        w->data[start] = (uint8_t)((w->at - start - 2) >> 8);
-        w->data[start + 1] = (uint8_t)(w->at - start - 2);
-    }
+    end_string(w, start);
 }
 
-static void subscribe(midge *m, place where, unsigned qos, const hop *h, uint32_t index)
+enum { SUBSCRIBE = 0x82, UNSUBSCRIBE = 0xa2, PASSING = 0x32, RETAINED = 0x33 }; /* first bytes of packets */
+
+/* Subscribe to a topic or leave it. Announcements are retained, and come again: they need no acknowledgement. */
+static void list_topic(midge *m, unsigned first, place where, uint32_t index)
 {
-    writer w = begin_packet(m);
-    write_be(&w, next_packet(m), 2);
-    write_topic(m, &w, where, h, index);
-    write_byte(&w, qos);
-    send_packet(m, &w, 0x82, 0);
+    writer *w = begin_packet(m, FIXED);
+    write_packet_id(m);
+    write_topic(m, where, index);
+    if (first == SUBSCRIBE)
+        write_byte(w, where == TO_MODEL && index == WHOLE ? 0 : 1);
+    send_packet(m, first, 0);
 }
 
-static void unsubscribe_part(midge *m, const hop *h, uint32_t index)
+/* Subscribe to what is missing of the next parts, or leave it. */
+static void list_parts(midge *m, unsigned first)
 {
-    writer w = begin_packet(m);
-    write_be(&w, next_packet(m), 2);
-    write_topic(m, &w, TO_MODEL, h, index);
-    send_packet(m, &w, 0xa2, 0);
-}
-
-/* A message under way: a frame's header, of which the pairs are counted. */
-typedef struct message {
-    writer w;
-    size_t frame; /* where the frame begins */
-    unsigned pairs;
-} message;
-
-static void begin_header(message *f)
-{
-    f->frame = f->w.at;
-    f->pairs = 0;
-    write_bytes(&f->w, "\0\0\0\0", 5); /* the header's length, and the map as 16 bits count it */
-}
-
-static message begin_message(midge *m, place where)
-{
-    message f;
-    f.w = begin_packet(m);
-    write_topic(m, &f.w, where, NULL, 0);
-    write_be(&f.w, next_packet(m), 2);
-    begin_header(&f);
-    return f;
-}
-
-static void key(message *f, unsigned number)
-{
-    f->pairs++;
-    write_byte(&f->w, number);
-}
-
-static ONCE void key_integer(message *f, unsigned number, uint32_t value, uint32_t otherwise)
-{
-    if (value == otherwise)
-        return; /* a default does not travel */
-    key(f, number);
-    write_integer(&f->w, value);
-}
-
-static ONCE void key_wide(message *f, unsigned number, uint64_t value)
-{
-    key(f, number);
-    write_wide(&f->w, value);
-}
-
-static void key_bin(message *f, unsigned number, const void *data, size_t size)
-{
-    key(f, number);
-    write_bin(&f->w, data, size);
-}
-
-static void key_word(message *f, unsigned number, const char *word)
-{
-    key(f, number);
-    write_word(&f->w, word);
-}
-
-/* Close the header with its kind. */
-static void end_header(message *f, unsigned kind)
-{
-    key(f, N_KIND);
-    write_integer(&f->w, kind);
-    if (f->w.full)
-        return;
-    uint8_t *at = f->w.data + f->frame;
-    size_t size = f->w.at - f->frame - 5;
-    if (f->pairs < 16) {
-        memmove(at + 3, at + 5, size);
-        f->w.at -= 2;
-        at[2] = (uint8_t)(0x80u | f->pairs);
-        size += 1;
-    } else {
-        at[2] = 0xde;
-        at[3] = 0;
-        at[4] = (uint8_t)f->pairs;
-        size += 3;
-    }
-    put_le(at, size, 2);
-}
-
-#define RETAINED 0x33u
-#define PASSING 0x32u
-
-static void end_message(midge *m, message *f, unsigned kind, unsigned flags, size_t body)
-{
-    end_header(f, kind);
-    send_packet(m, &f->w, flags, body);
-}
-
-/* Bytes of the held update's body. */
-static void send_stored(midge *m, uint32_t from, uint32_t size)
-{
-    uint32_t at = slot_start(m, m->slot) + MIDGE_META + from;
-    for (uint32_t done = 0; done < size && m->link != LINK_DOWN;) {
-        uint32_t some = size - done < MIDGE_TX ? size - done : MIDGE_TX;
-        if (!m->port.flash_read(m->port.context, at + done, m->tx, some)) {
-            drop_link(m); /* the packet cannot be ended in another way */
-            return;
-        }
-        send_raw(m, m->tx, some);
-        done += some;
-    }
-}
-
-static void send_moments(midge *m)
-{
-    const midge_moment *first = m->moments;
-    for (unsigned i = 0; i < m->statistic_count; first += m->statistics[i++].channels)
-        for (unsigned which = 0; which < 3; which++)
-            for (uint32_t k = 0; k < m->statistics[i].channels;) {
-                size_t filled = 0;
-                for (; k < m->statistics[i].channels && filled + 8 <= MIDGE_TX; k++, filled += 8)
-                    put_le(m->tx + filled, moment_field(&first[k], which), 8);
-                send_raw(m, m->tx, filled);
-            }
+    for (uint32_t i = 0; i < WINDOW && m->part + i < m->hops[m->hop_at].parts; i++)
+        if (!(m->got >> i & 1u))
+            list_topic(m, first, TO_MODEL, m->part + i);
 }
 
 /* ================================================================================================ what is sent */
 
+/* How a field of the client's state is said. Those up to SAY_NAME always are, the others unless they are 0. */
+enum saying {
+    SAY_ALWAYS, SAY_IDENTITY, SAY_BIN16, SAY_DIGEST, SAY_NAME, SAY_INTEGER, SAY_FLOAT, SAY_FALSE, SAY_WIDE, SAY_REAL,
+    SAY_WORD, SAY_MACHINE
+};
+
+static const field hello_says[] = {{N_STATE, SAY_WORD, offsetof(midge, say.state)},
+                                   {N_OUTBOX, SAY_IDENTITY, offsetof(midge, outbox.outbox)},
+                                   {N_FIRST, SAY_INTEGER, offsetof(midge, say.first)},
+                                   {N_NEXT, SAY_INTEGER, offsetof(midge, say.next)},
+                                   {N_WAKES, SAY_REAL, offsetof(midge, say.wakes)},
+                                   {N_CAPABILITIES, SAY_MACHINE, offsetof(midge, config.machine)},
+                                   {N_WAITS, SAY_WORD, offsetof(midge, say.waits)},
+                                   {N_NUMBER, SAY_WIDE, offsetof(midge, say.number)},
+                                   {N_TO, SAY_WIDE, offsetof(midge, say.to)},
+                                   {N_LARGEST, SAY_INTEGER, offsetof(midge, say.largest)}};
+static const field held_says[] = {{N_LINEAGE, SAY_BIN16, offsetof(midge, held.lineage)},
+                                  {N_GENERATION, SAY_INTEGER, offsetof(midge, held.generation)},
+                                  {N_VERSION, SAY_INTEGER, offsetof(midge, held.version)}};
+static const field update_says[] = {{N_OUTBOX, SAY_IDENTITY, offsetof(midge, outbox.outbox)},
+                                    {N_FIRST, SAY_ALWAYS, offsetof(midge, say.first)},
+                                    {N_SEQ, SAY_ALWAYS, offsetof(midge, outbox.seq)},
+                                    {N_LINEAGE, SAY_BIN16, offsetof(midge, outbox.of.lineage)},
+                                    {N_GENERATION, SAY_ALWAYS, offsetof(midge, outbox.of.generation)},
+                                    {N_BASE, SAY_ALWAYS, offsetof(midge, outbox.of.version)},
+                                    {N_CODEC, SAY_NAME, offsetof(midge, outbox.codec)},
+                                    {N_SIZE, SAY_ALWAYS, offsetof(midge, outbox.size)},
+                                    {N_SHA256, SAY_BIN16, offsetof(midge, outbox.sha256)},
+                                    {N_EXAMPLES, SAY_INTEGER, offsetof(midge, outbox.examples)},
+                                    {N_STEPS, SAY_INTEGER, offsetof(midge, outbox.steps)},
+                                    {N_SECONDS, SAY_FLOAT, offsetof(midge, outbox.seconds)},
+                                    {N_PLAN, SAY_INTEGER, offsetof(midge, outbox.revision)},
+                                    {N_PARTS, SAY_INTEGER, offsetof(midge, say.parts)},
+                                    {N_BASE_DIGEST, SAY_DIGEST, offsetof(midge, outbox.of.digest)},
+                                    {N_FEEDBACK, SAY_FALSE, offsetof(midge, outbox.loses)}};
+#define CHUNK_SAYS 3u /* so many of them a chunk says too */
+static const field target_says[] = {{N_LINEAGE, SAY_BIN16, offsetof(midge, target.of.lineage)}};
+
+static void key(midge *m, unsigned number)
+{
+    m->pairs++;
+    write_byte(&m->out, number);
+}
+
+static void key_integer(midge *m, unsigned number, uint32_t value)
+{
+    key(m, number);
+    write_integer(&m->out, value);
+}
+
+static void say_fields(midge *m, const field *f, unsigned count)
+{
+    writer *w = &m->out;
+    for (; count > 0; count--, f++) {
+        const uint8_t *from = (const uint8_t *)m + f->at;
+        uint32_t number;
+        uint64_t wide;
+        float real;
+        const char *word = (const char *)from;
+        memcpy(&number, from, sizeof number);
+        memcpy(&real, from, sizeof real);
+        wide = number;
+        if (f->form == SAY_IDENTITY || f->form >= SAY_WIDE)
+            memcpy(&wide, from, sizeof wide);
+        if (f->form >= SAY_WORD) {
+            memcpy(&word, from, sizeof word);
+            wide = word != NULL;
+        }
+        if (wide == 0 && f->form > SAY_NAME)
+            continue;
+        key(m, f->key);
+        switch (f->form) {
+        case SAY_BIN16: write_bin(w, from, 16); break;
+        case SAY_DIGEST: write_bin(w, from, 8); break;
+        case SAY_MACHINE: /* a map in the map */
+            write_byte(w, 0x81);
+            write_integer(w, N_MACHINE); /* fall through */
+        case SAY_NAME:
+        case SAY_WORD: write_word(w, word); break;
+        case SAY_REAL: write_long(w, 0xcb, wide); break;
+        case SAY_FLOAT: write_real(w, (double)real); break;
+        case SAY_FALSE: write_byte(w, 0xc2); break;
+        default: write_wide(w, wide); break;
+        }
+    }
+}
+
+/* A message's header: its length in two bytes, and a map of which the pairs are counted. */
+static ONCE void begin_header(midge *m)
+{
+    m->header = m->out.at;
+    m->pairs = 0;
+    write_tagged(&m->out, 0, 0, 2);
+}
+
+/* Close it with the message's kind. */
+static void end_header(midge *m, unsigned kind)
+{
+    writer *w = &m->out;
+    key_integer(m, N_KIND, kind);
+    uint8_t *at = w->data + m->header;
+    if (m->pairs > 15) /* then their number takes two bytes more */
+        write_be(w, 0, 2);
+    if (w->full)
+        return;
+    at[2] = (uint8_t)(0x80u | m->pairs);
+    if (m->pairs > 15) {
+        memmove(at + 5, at + 3, w->at - m->header - 5);
+        at[2] = 0xde;
+        at[3] = 0;
+        at[4] = (uint8_t)m->pairs;
+    }
+    put_le(at, w->at - m->header - 2, 2);
+}
+
+static writer *begin_message(midge *m, place where, const field *fields, unsigned count)
+{
+    begin_packet(m, FIXED);
+    write_topic(m, where, WHOLE);
+    write_packet_id(m);
+    begin_header(m);
+    m->say.first = first_held(m);
+    say_fields(m, fields, count);
+    return &m->out;
+}
+
+static void end_message(midge *m, unsigned kind, unsigned first, size_t body)
+{
+    end_header(m, kind);
+    send_packet(m, first, body);
+}
+
+/* Bytes of the held update's body, behind its header. */
+static void send_stored(midge *m, uint32_t from, uint32_t size)
+{
+    uint32_t at = body_start(m, m->slot) + from;
+    if (m->out.full)
+        return;
+    for (uint32_t some; size > 0 && m->link != LINK_DOWN; size -= some, at += some) {
+        some = least(size, MIDGE_TX);
+        if (flash_read(m, at, m->tx, some))
+            send_raw(m, m->tx, some);
+        else
+            drop_link(m); /* the packet cannot be ended in another way */
+    }
+}
+
 /* Bytes of a body that surely fit the receive buffer, whatever stands before it. */
 static uint32_t largest_body(const midge *m)
 {
-    size_t before = strlen(m->config.root) + strlen(m->config.federation) + 152u;
-    return m->config.packet > before + 64u ? m->config.packet - (uint32_t)before : 64u;
+    uint32_t before = (uint32_t)(strlen(m->config.root) + strlen(m->config.federation)) + 152u;
+    return m->config.packet > before + 64u ? m->config.packet - before : 64u;
 }
 
-static void write_hello(midge *m, message *f, const char *state, double wakes, uint64_t number, uint64_t to)
+static uint32_t unless_1(uint32_t number) /* which is the default */
+{
+    return number == 1 ? 0 : number;
+}
+
+static void say_state(midge *m, const char *state)
 {
     bool live = strcmp(state, "ready") == 0;
-    key_word(f, N_STATE, state);
-    key_wide(f, N_OUTBOX, m->outbox.outbox);
-    key_integer(f, N_FIRST, first_held(m), 1);
-    key_integer(f, N_NEXT, m->outbox.next, 1);
-    if (m->sound) {
-        key_bin(f, N_LINEAGE, m->lineage, 16);
-        key_integer(f, N_GENERATION, m->generation, 0);
-        key_integer(f, N_VERSION, m->version, 0);
-    }
-    if (wakes > 0) {
-        key(f, N_WAKES);
-        write_real(&f->w, wakes);
-    }
-    if (m->config.machine != NULL) {
-        key(f, N_CAPABILITIES);
-        write_map(&f->w, 1);
-        write_integer(&f->w, N_MACHINE);
-        write_word(&f->w, m->config.machine);
-    }
-    if (live && m->waits != NULL)
-        key_word(f, N_WAITS, m->waits);
-    if (number != 0)
-        key_wide(f, N_NUMBER, number);
-    if (to != 0)
-        key_wide(f, N_TO, to);
-    if (live)
-        key_integer(f, N_LARGEST, largest_body(m), 0);
+    m->say.state = state;
+    m->say.first = unless_1(first_held(m));
+    m->say.next = unless_1(m->outbox.next);
+    m->say.waits = live ? m->waits : NULL;
+    m->say.largest = live ? largest_body(m) : 0;
+    say_fields(m, hello_says, COUNT(hello_says));
+    if (m->sound)
+        say_fields(m, held_says, COUNT(held_says));
+    m->say.wakes = 0;
+    m->say.number = m->say.to = 0;
 }
 
-static void say_hello(midge *m, const char *state, unsigned flags, double wakes, uint64_t number, uint64_t to)
+/* With what is in `say`: when it wakes, its number, or the number that it answers. */
+static void say_hello(midge *m, const char *state, unsigned first)
 {
-    message f = begin_message(m, TO_STATUS);
-    write_hello(m, &f, state, wakes, number, to);
-    end_message(m, &f, N_HELLO, flags, 0);
+    begin_message(m, TO_STATUS, NULL, 0);
+    say_state(m, state);
+    end_message(m, N_HELLO, first, 0);
+}
+
+/* Answer the device of this name that says this number. */
+static void answer(midge *m, uint64_t number)
+{
+    m->say.to = number;
+    say_hello(m, "ready", PASSING);
+}
+
+static void ask(midge *m)
+{
+    m->say.number = m->number;
+    say_hello(m, "joining", PASSING);
 }
 
 /* The first packet: the Will says that this device is lost. */
 static void send_connect(midge *m)
 {
-    bool password = m->config.user != NULL && m->config.password != NULL;
-    message f;
-    f.w = begin_packet(m);
-    write_string(&f.w, "MQTT");
-    write_byte(&f.w, 4);
-    write_byte(&f.w, 0x2eu | (m->config.user != NULL ? 0x80u : 0) | (password ? 0x40u : 0));
-    write_be(&f.w, m->config.keep_alive, 2);
-    size_t start = f.w.at;
-    write_be(&f.w, 0, 2);
-    write_plain(&f.w, m->config.device);
-    write_plain(&f.w, "-");
-    write_hex(&f.w, m->outbox.outbox, 16);
+    const char *user = m->config.user, *password = user != NULL ? m->config.password : NULL;
+    writer *w = begin_packet(m, FIXED);
+    write_string(w, "MQTT");
+    write_byte(w, 4);
+    write_byte(w, 0x2eu | (user != NULL ? 0x80u : 0) | (password != NULL ? 0x40u : 0));
+    write_be(w, m->config.keep_alive, 2);
+    size_t start = begin_string(w);
+    write_plain(w, m->config.device);
+    write_byte(w, '-');
+    write_hex(w, (uint32_t)(m->outbox.outbox >> 32), 8);
+    write_hex(w, (uint32_t)m->outbox.outbox, 8);
     if (m->short_lives >= 3) { /* another client may have this id: come back under another one, and ask */
-        write_plain(&f.w, "-");
-        write_hex(&f.w, draw(m), 8);
+        write_byte(w, '-');
+        write_hex(w, (uint32_t)draw(m), 8);
     }
-    if (f.w.full)
-        return;
-    f.w.data[start + 1] = (uint8_t)(f.w.at - start - 2);
-    write_topic(m, &f.w, TO_STATUS, NULL, 0);
-    start = f.w.at;
-    write_be(&f.w, 0, 2);
-    begin_header(&f);
-    write_hello(m, &f, "lost", 0, 0, 0);
-    end_header(&f, N_HELLO);
-    if (f.w.full)
-        return;
-    f.w.data[start] = (uint8_t)((f.w.at - start - 2) >> 8);
-    f.w.data[start + 1] = (uint8_t)(f.w.at - start - 2);
-    if (m->config.user != NULL)
-        write_string(&f.w, m->config.user);
-    if (password)
-        write_string(&f.w, m->config.password);
-    send_packet(m, &f.w, 0x10, 0);
+    end_string(w, start);
+    write_topic(m, TO_STATUS, WHOLE);
+    start = begin_string(w);
+    begin_header(m);
+    say_state(m, "lost");
+    end_header(m, N_HELLO);
+    end_string(w, start);
+    if (user != NULL)
+        write_string(w, user);
+    if (password != NULL)
+        write_string(w, password);
+    send_packet(m, 0x10, 0);
 }
 
-static void write_metrics(message *f, float loss, float accuracy)
+static ONCE bool is_known(float metric)
 {
-    unsigned count = (loss >= 0 ? 1u : 0) + (accuracy >= 0 ? 1u : 0);
-    key(f, N_METRICS);
-    write_map(&f->w, count);
-    if (loss >= 0) {
-        write_integer(&f->w, N_LOSS);
-        write_real(&f->w, (double)loss);
-    }
-    if (accuracy >= 0) {
-        write_integer(&f->w, N_ACCURACY);
-        write_real(&f->w, (double)accuracy);
-    }
+    return metric >= 0;
+}
+
+/* Loss and accuracy, as far as they are known. */
+static void say_metrics(midge *m, const float *values)
+{
+    key(m, N_METRICS);
+    write_byte(&m->out, 0x80u + is_known(values[0]) + is_known(values[1]));
+    for (unsigned i = 0; i < 2; i++)
+        if (is_known(values[i])) {
+            write_integer(&m->out, N_LOSS + i);
+            write_real(&m->out, (double)values[i]);
+        }
+}
+
+static ONCE uint32_t update_parts(const midge *m)
+{
+    uint32_t limit = m->target.chunk > 0 ? m->target.chunk : 256u * 1024u, size = m->outbox.size;
+    return size <= limit ? 1 : (size + limit - 1u) / limit;
 }
 
 /* The held update's header; with its body if it is in one piece. */
-static void send_update(midge *m, uint32_t parts)
+static void send_update(midge *m)
 {
-    const record *r = &m->outbox;
-    message f = begin_message(m, TO_UPDATE);
-    key_wide(&f, N_OUTBOX, r->outbox);
-    key_integer(&f, N_FIRST, first_held(m), UINT32_MAX);
-    key_integer(&f, N_SEQ, r->seq, UINT32_MAX);
-    key_bin(&f, N_LINEAGE, r->lineage, 16);
-    key_integer(&f, N_GENERATION, r->generation, UINT32_MAX);
-    key_integer(&f, N_BASE, r->version, UINT32_MAX);
-    key_word(&f, N_CODEC, r->codec);
-    key_integer(&f, N_SIZE, r->size, UINT32_MAX);
-    key_bin(&f, N_SHA256, r->sha256, 16);
-    key_integer(&f, N_EXAMPLES, r->examples, 0);
-    key_integer(&f, N_STEPS, r->steps, 0);
-    if (r->seconds > 0) {
-        key(&f, N_SECONDS);
-        write_real(&f.w, (double)r->seconds);
-    }
-    key_integer(&f, N_PLAN, r->revision, 0);
-    if (r->loss >= 0 || r->accuracy >= 0)
-        write_metrics(&f, r->loss, r->accuracy);
-    key_integer(&f, N_PARTS, parts, 1);
-    key_bin(&f, N_BASE_DIGEST, r->base_digest, 8);
-    if (r->loses) {
-        key(&f, N_FEEDBACK);
-        write_byte(&f.w, 0xc2); /* false */
-    }
-    size_t body = parts > 1 ? 0 : r->size;
-    end_message(m, &f, parts > 1 ? N_OFFER : N_UPDATE, PASSING, body);
-    if (body > 0 && !f.w.full)
-        send_stored(m, 0, r->size);
-}
-
-static uint32_t chunk_limit(const midge *m)
-{
-    return m->target.chunk > 0 ? m->target.chunk : 256u * 1024u;
-}
-
-static uint32_t update_parts(const midge *m)
-{
-    uint32_t limit = chunk_limit(m);
-    return m->outbox.size <= limit ? 1 : (m->outbox.size + limit - 1u) / limit;
+    uint32_t parts = update_parts(m), body = parts > 1 ? 0 : m->outbox.size;
+    m->say.parts = unless_1(parts);
+    begin_message(m, TO_UPDATE, update_says, COUNT(update_says));
+    if (is_known(m->outbox.metrics[0]) || is_known(m->outbox.metrics[1]))
+        say_metrics(m, m->outbox.metrics);
+    end_message(m, parts > 1 ? N_OFFER : N_UPDATE, PASSING, body);
+    send_stored(m, 0, body);
 }
 
 static void send_chunk(midge *m, uint32_t index)
 {
-    uint32_t parts = update_parts(m), each = (m->outbox.size + parts - 1u) / parts;
+    uint32_t parts = update_parts(m), each = (m->outbox.size + parts - 1u) / parts, from = index * each;
     if (index >= parts)
         return;
-    uint32_t from = index * each, size = m->outbox.size - from < each ? m->outbox.size - from : each;
-    message f = begin_message(m, TO_UPDATE);
-    key_wide(&f, N_OUTBOX, m->outbox.outbox);
-    key_integer(&f, N_FIRST, first_held(m), UINT32_MAX);
-    key_integer(&f, N_SEQ, m->outbox.seq, UINT32_MAX);
-    key_integer(&f, N_PART, index, UINT32_MAX);
-    end_message(m, &f, N_CHUNK, PASSING, size);
-    if (!f.w.full)
-        send_stored(m, from, size);
+    uint32_t size = least(m->outbox.size - from, each);
+    begin_message(m, TO_UPDATE, update_says, CHUNK_SAYS);
+    key_integer(m, N_PART, index);
+    end_message(m, N_CHUNK, PASSING, size);
+    send_stored(m, from, size);
 }
 
-static void send_fetch(midge *m, const hop *h)
+/* Ask for the parts that are missing of those that are waited for. */
+static void send_fetch(midge *m)
 {
+    const hop *h = &m->hops[m->hop_at];
     uint32_t parts[WINDOW], count = 0;
     for (uint32_t i = 0; i < WINDOW && m->part + i < h->parts; i++)
         if (!(m->got >> i & 1u))
             parts[count++] = m->part + i;
-    message f = begin_message(m, TO_UPDATE);
-    key_bin(&f, N_LINEAGE, m->target.lineage, 16);
-    key_integer(&f, N_VERSION, h->version, UINT32_MAX);
-    key_integer(&f, N_SPAN, h->span, UINT32_MAX);
-    key(&f, N_PARTS);
-    write_array(&f.w, count);
+    writer *w = begin_message(m, TO_UPDATE, target_says, COUNT(target_says));
+    key_integer(m, N_VERSION, h->version);
+    key_integer(m, N_SPAN, h->span);
+    key(m, N_PARTS);
+    write_array(w, count);
     for (uint32_t i = 0; i < count; i++)
-        write_integer(&f.w, parts[i]);
-    end_message(m, &f, N_FETCH, PASSING, 0);
+        write_integer(w, parts[i]);
+    end_message(m, N_FETCH, PASSING, 0);
 }
 
-static void send_statistics(midge *m)
+/* Of each statistic its counts, its means, its sums of squares. */
+static void send_moments(midge *m)
+{
+    const midge_moment *first = m->moments;
+    size_t filled = 0;
+    for (unsigned i = 0; i < m->statistic_count; first += m->statistics[i++].channels)
+        for (unsigned which = 0; which < 3; which++)
+            for (uint32_t k = 0; k < m->statistics[i].channels; k++) {
+                uint64_t bits; /* of one of three numbers of 8 bytes */
+                memcpy(&bits, (const uint8_t *)&first[k] + 8 * which, sizeof bits);
+                put_le(m->tx + filled, bits, 8);
+                filled += 8;
+                if (filled + 8 > MIDGE_TX) {
+                    send_raw(m, m->tx, filled);
+                    filled = 0;
+                }
+            }
+    send_raw(m, m->tx, filled);
+}
+
+static ONCE void send_statistics(midge *m)
 {
     size_t body = 0;
-    message f = begin_message(m, TO_UPDATE);
-    key_bin(&f, N_LINEAGE, m->target.lineage, 16);
-    key(&f, N_NAMES);
-    write_array(&f.w, m->statistic_count);
+    writer *w = begin_message(m, TO_UPDATE, target_says, COUNT(target_says));
+    key(m, N_NAMES);
+    write_array(w, m->statistic_count);
     for (unsigned i = 0; i < m->statistic_count; i++) {
-        write_array(&f.w, 2);
-        write_word(&f.w, m->statistics[i].name);
-        write_integer(&f.w, m->statistics[i].channels);
+        write_array(w, 2);
+        write_word(w, m->statistics[i].name);
+        write_integer(w, m->statistics[i].channels);
         body += 24u * (size_t)m->statistics[i].channels;
     }
-    end_message(m, &f, N_STATISTICS, PASSING, body);
-    if (!f.w.full)
+    end_message(m, N_STATISTICS, PASSING, body);
+    if (!w->full)
         send_moments(m);
 }
 
@@ -2972,6 +2821,13 @@ static ONCE void again_after(midge *m, uint32_t milliseconds)
     m->newer_at = m->clock + milliseconds;
 }
 
+/* Begin with a snapshot. */
+static void start_over(midge *m, uint32_t pause)
+{
+    m->have = m->sound = false;
+    again_after(m, pause);
+}
+
 static void start_training(midge *m)
 {
     for (uint32_t i = 0; i < m->count; i++)
@@ -2982,22 +2838,20 @@ static void start_training(midge *m)
 }
 
 /* All frames of the way are here: is it the model that was announced? */
-static void arrive(midge *m)
+static ONCE void arrive(midge *m)
 {
-    uint8_t digest[32];
-    if (m->version != m->target.version) { /* the way was longer than it could be planned */
+    uint8_t digest[16];
+    if (m->held.version != m->target.of.version) { /* the way was longer than it could be planned */
         again_after(m, 0);
         return;
     }
     state_digest(m, digest);
-    if (memcmp(digest, m->target.digest, 16) != 0) {
-        m->have = false; /* begin with a snapshot */
-        m->sound = false;
-        again_after(m, 2000);
+    if (memcmp(digest, m->target.of.digest, 16) != 0) {
+        start_over(m, 2000);
         return;
     }
     m->sound = true;
-    tell_why(m, MIDGE_MODEL, m->version, "");
+    tell(m, MIDGE_MODEL, m->held.version);
     start_training(m);
 }
 
@@ -3007,22 +2861,16 @@ static void next_hop(midge *m)
         arrive(m);
         return;
     }
-    const hop *h = &m->hops[m->hop_at];
     m->work = WORK_FETCH;
     m->part = m->got = 0;
     m->tries = 0;
-    m->frame_known = false;
     m->work_at = m->clock + 5000u;
-    for (uint32_t i = 0; i < WINDOW && i < h->parts; i++)
-        subscribe(m, TO_MODEL, 1, h, i);
+    list_parts(m, SUBSCRIBE);
 }
 
 static void give_up_fetch(midge *m, uint32_t pause)
 {
-    const hop *h = &m->hops[m->hop_at];
-    for (uint32_t i = 0; i < WINDOW && m->part + i < h->parts; i++)
-        if (!(m->got >> i & 1u))
-            unsubscribe_part(m, h, m->part + i);
+    list_parts(m, UNSUBSCRIBE);
     again_after(m, pause);
 }
 
@@ -3030,29 +2878,25 @@ static void give_up_fetch(midge *m, uint32_t pause)
 static void take_frame(midge *m)
 {
     const hop *h = &m->hops[m->hop_at];
-    midge_sha256 sha;
-    uint8_t digest[32];
+    bool snapshot = h->span == 0;
+    uint8_t digest[16];
     frame_header f;
     bytes frame = {m->frame, h->size};
-    midge_sha256_begin(&sha);
-    midge_sha256_add(&sha, frame.data, frame.size);
-    midge_sha256_end(&sha, digest);
-    bool good = memcmp(digest, m->frame_sha, 16) == 0 && read_frame(frame, &f) &&
-                f.kind == (h->span == 0 ? N_SNAPSHOT : N_STEP);
-    const char *why = !good ? "wrong frame" : h->span == 0 ? take_snapshot(m, &f) : take_step(m, &f);
+    digest_of(frame.data, frame.size, digest);
+    if (memcmp(digest, m->frame_sha, 16) != 0 || !read_frame(frame, &f) || f.kind != (snapshot ? N_SNAPSHOT : N_STEP)) {
+        again_after(m, 2000);
+        return;
+    }
+    const char *why = snapshot ? take_snapshot(m, &f) : take_step(m, &f);
     if (why != NULL) {
-        if (good && h->span == 0)
+        if (snapshot)
             tell_why(m, MIDGE_DOES_NOT_FIT, h->version, why);
-        m->have = m->have && !good; /* a step that went wrong has spoilt the integers */
-        if (!m->have)
-            m->sound = false;
-        again_after(m, good && h->span == 0 ? 60000 : 2000);
+        start_over(m, snapshot ? 60000 : 2000); /* the integers are spoilt */
         return;
     }
     m->have = true;
-    m->version = h->version;
-    m->generation = m->target.generation;
-    memcpy(m->lineage, m->target.lineage, 16);
+    m->held = m->target.of;
+    m->held.version = h->version;
     m->hop_at++;
     next_hop(m);
 }
@@ -3061,29 +2905,28 @@ static void take_part(midge *m, bytes payload)
 {
     part p;
     const hop *h = &m->hops[m->hop_at];
-    if (m->work != WORK_FETCH || !read_part(payload, &p) || memcmp(p.lineage, m->target.lineage, 16) != 0)
+    if (m->work != WORK_FETCH || !read_header(&payload, &part_shape, &p) || p.kind != N_PART ||
+        memcmp(p.lineage, m->target.of.lineage, 16) != 0)
         return;
-    if (p.version != h->version || p.span != h->span || p.parts != h->parts || p.part < m->part ||
-        p.part >= m->part + WINDOW || p.part >= h->parts || (m->got >> (p.part - m->part) & 1u))
+    uint32_t ahead = p.part - m->part, each = (h->size + h->parts - 1u) / h->parts, from = p.part * each;
+    p.of.size = h->size;
+    if (memcmp(&p.of, h, sizeof *h) != 0 || p.part >= h->parts || ahead >= WINDOW || (m->got >> ahead & 1u))
         return;
-    uint32_t each = (h->size + h->parts - 1u) / h->parts;
-    uint64_t from = (uint64_t)p.part * each;
-    if (from > h->size || p.body.size != (h->size - from < each ? h->size - from : each))
+    if (from > h->size || payload.size != least(h->size - from, each))
         return;
-    if (m->frame_known && memcmp(p.sha256, m->frame_sha, 16) != 0) {
+    if ((m->part | m->got) == 0)
+        memcpy(m->frame_sha, p.sha256, 16);
+    if (memcmp(p.sha256, m->frame_sha, 16) != 0) {
         give_up_fetch(m, 1000); /* chunks of two frames */
         return;
     }
-    m->frame_known = true;
-    memcpy(m->frame_sha, p.sha256, 16);
-    if (p.body.size > 0)
-        memcpy(m->frame + from, p.body.data, p.body.size);
-    unsubscribe_part(m, h, p.part);
-    m->got |= 1u << (p.part - m->part);
+    memcpy(m->frame + from, payload.data, payload.size);
+    list_topic(m, UNSUBSCRIBE, TO_MODEL, p.part);
+    m->got |= 1u << ahead;
     m->work_at = m->clock + 5000u;
     for (; (m->got & 1u) != 0; m->got >>= 1, m->part++)
         if (m->part + WINDOW < h->parts)
-            subscribe(m, TO_MODEL, 1, h, m->part + WINDOW);
+            list_topic(m, SUBSCRIBE, TO_MODEL, m->part + WINDOW);
     if (m->part >= h->parts)
         take_frame(m);
 }
@@ -3096,59 +2939,58 @@ static void hurry_fetch(midge *m)
         return;
     }
     m->work_at = m->clock + 5000u;
-    send_fetch(m, &m->hops[m->hop_at]);
+    send_fetch(m);
 }
 
 /* ================================================================================================== the session */
 
 static bool already_trained(const midge *m, const goal *t)
 {
-    const record *r = &m->outbox;
-    return r->version == t->version && r->generation == t->generation && memcmp(r->lineage, t->lineage, 16) == 0 &&
-           memcmp(r->base_digest, t->digest, 8) == 0;
+    return memcmp(&m->outbox.of, &t->of, sizeof t->of) == 0;
 }
 
 /* Whether this device is among those that train from a version. */
-static bool takes_part(const midge *m, const goal *t)
+static bool takes_part(midge *m, const goal *t)
 {
-    char text[32 + 1 + 10 + 1 + 20 + 1 + 64 + 1];
-    writer w = {(uint8_t *)text, sizeof text, 0, false};
-    midge_sha256 sha;
-    uint8_t digest[32];
+    writer *w = begin_packet(m, 0);
+    uint8_t digest[16];
     for (unsigned i = 0; i < 16; i++)
-        write_hex(&w, t->lineage[i], 2);
-    write_plain(&w, "/");
-    write_decimal(&w, t->generation);
-    write_plain(&w, "/");
-    write_decimal(&w, t->version);
-    write_plain(&w, "/");
-    write_plain(&w, m->config.device);
-    midge_sha256_begin(&sha);
-    midge_sha256_add(&sha, text, w.at);
-    midge_sha256_end(&sha, digest);
-    return t->share >= 1 || (double)get_be(digest, 8) < (double)t->share * 18446744073709551616.0;
+        write_hex(w, t->of.lineage[i], 2);
+    write_byte(w, '/');
+    write_decimal(w, t->of.generation);
+    write_byte(w, '/');
+    write_decimal(w, t->of.version);
+    write_byte(w, '/');
+    write_plain(w, m->config.device);
+    digest_of(w->data, w->at, digest);
+    return t->share >= 1 || (uint32_t)get_be(digest, 4) < (uint32_t)(t->share * 4294967296.0f);
+}
+
+static ONCE uint32_t milliseconds(float seconds)
+{
+    return (uint32_t)((seconds < MOST_SECONDS ? seconds : MOST_SECONDS) * 1000.0f);
 }
 
 /* Milliseconds until a turn: at random within what all devices need at the announced rate. */
-static uint32_t turn(midge *m, const goal *t, uint32_t size, uint32_t messages, float share)
+static uint32_t turn(midge *m, uint32_t size, uint32_t messages, float share)
 {
+    const goal *t = &m->target;
     float others = (t->devices > 0 ? (float)t->devices : 20.0f) * share - 1.0f;
-    if (t->byte_rate <= 0 || others <= 0)
+    if (t->byte_rate <= 0)
         return 0;
     float seconds = others * ((float)size + 8192.0f * (float)messages) / t->byte_rate;
-    if (seconds > MOST_SECONDS)
-        seconds = MOST_SECONDS;
-    return seconds < 0.1f ? 0 : (uint32_t)(seconds * (1000.0f / 65536.0f) * (float)(draw(m) & 0xffffu));
+    if (seconds < 0.1f)
+        return 0;
+    return (uint32_t)((float)milliseconds(seconds) * (1.0f / 65536.0f) * (float)(draw(m) & 0xffffu));
 }
 
 static void adopt_statistics(midge *m, const announcement *a)
 {
     if (a->statistic_count == 0 || a->statistic_count > MIDGE_STATISTICS) {
-        tell_why(m, MIDGE_DOES_NOT_FIT, a->target.version, "more statistics than MIDGE_STATISTICS");
+        tell_why(m, MIDGE_DOES_NOT_FIT, a->target.of.version, "too many statistics");
         return;
     }
-    bool same = m->statistic_count == a->statistic_count &&
-                memcmp(m->statistics, a->statistics, sizeof a->statistics[0] * a->statistic_count) == 0;
+    bool same = memcmp(m->statistics, a->statistics, sizeof m->statistics) == 0;
     if (!same || m->work != WORK_MEASURE) {
         memcpy(m->statistics, a->statistics, sizeof m->statistics);
         m->statistic_count = (uint8_t)a->statistic_count;
@@ -3164,17 +3006,14 @@ static void adopt(midge *m, const announcement *a)
 {
     const goal *t = &a->target;
     bool turning = m->work == WORK_TURN;
-    float pause = t->interval < MOST_SECONDS ? t->interval : MOST_SECONDS;
-    uint32_t due = m->trained_at + (uint32_t)(pause * 1000.0f);
+    uint32_t due = m->trained_at + milliseconds(t->interval);
     uint32_t bytes_of_way = 0, parts = 0;
     m->newer = false;
     m->target = *t;
     m->work = m->work == WORK_MEASURE && t->statistics ? WORK_MEASURE : WORK_NONE;
     m->after = false;
-    if (m->have && (memcmp(m->lineage, t->lineage, 16) != 0 || m->generation != t->generation)) {
-        m->have = false;
-        m->sound = false;
-    }
+    if (memcmp(&m->held, &t->of, offsetof(origin, version)) != 0) /* of another lineage, schema or generation */
+        m->have = m->sound = false;
     if (m->outbox.seq > 0) { /* one update at a time; read it again then */
         m->newer = m->after = true;
         return;
@@ -3183,15 +3022,15 @@ static void adopt(midge *m, const announcement *a)
         adopt_statistics(m, a);
         return;
     }
-    if (!a->training || already_trained(m, t) || !takes_part(m, t))
+    if (a->phase != N_TRAINING || already_trained(m, t) || !takes_part(m, t))
         return;
     if (m->has_trained && !is_due(m, due)) {
         m->newer = true;
         m->newer_at = due;
         return;
     }
-    if (!plan_way(m, a->frames, t->version)) {
-        tell_why(m, MIDGE_DOES_NOT_FIT, t->version, "no frame fits the arena");
+    if (!plan_way(m, a->frames, t->of.version)) {
+        tell_why(m, MIDGE_DOES_NOT_FIT, t->of.version, "no frame fits");
         return;
     }
     for (unsigned i = 0; i < m->hop_count; i++) {
@@ -3199,8 +3038,13 @@ static void adopt(midge *m, const announcement *a)
         parts += m->hops[i].parts;
     }
     if (!turning)
-        m->work_at = m->clock + turn(m, t, bytes_of_way + m->outbox.size, 2u * parts + 2u, t->share);
+        m->work_at = m->clock + turn(m, bytes_of_way + m->outbox.size, 2u * parts + 2u, t->share);
     m->work = WORK_TURN;
+}
+
+static uint64_t age(const origin *of) /* within a lineage */
+{
+    return (uint64_t)of->generation << 32 | of->version;
 }
 
 static void take_announcement(midge *m, bytes payload)
@@ -3209,27 +3053,31 @@ static void take_announcement(midge *m, bytes payload)
     if (!read_announcement(payload, &a) || !same_text(a.federation, m->config.federation))
         return;
     const goal *t = &a.target, *known = &m->target;
-    bool same_lineage = memcmp(t->lineage, known->lineage, 16) == 0;
-    bool older = t->generation < known->generation ||
-                 (t->generation == known->generation && t->version < known->version);
-    if (same_lineage && older && t->issued <= known->issued)
+    bool same_lineage = memcmp(t->of.lineage, known->of.lineage, 16) == 0;
+    if (same_lineage && age(&t->of) < age(&known->of) && t->issued <= known->issued)
         return;
     if (m->work == WORK_FETCH || m->work == WORK_TRAIN) { /* keep the one that is fetched or trained by */
-        bool other = !same_lineage || t->version != known->version || t->generation != known->generation;
-        m->newer = m->newer || other;
+        m->newer = m->newer || memcmp(&t->of, &known->of, sizeof t->of) != 0;
         m->newer_at = m->clock;
         return;
     }
     adopt(m, &a);
 }
 
-static void greet(midge *m)
+/* Whether a message is of the aggregator's newest start that is known; 0 is of an earlier version, without tokens. */
+static bool is_current(midge *m, uint64_t token)
 {
-    say_hello(m, "ready", RETAINED, 0, 0, 0);
-    m->settled_once = false;
-    m->greets = true;
-    m->greet_at = m->clock + m->greet_wait;
-    m->greet_wait = m->greet_wait >= 150000 ? 300000 : m->greet_wait * 2;
+    if (token > m->token)
+        m->token = token;
+    return token == 0 || token == m->token;
+}
+
+/* How long to wait now; the next time twice as long, up to 300 s. */
+static ONCE uint32_t later(uint32_t *wait)
+{
+    uint32_t now = *wait;
+    *wait = now >= 150000 ? 300000 : 2 * now;
+    return now;
 }
 
 static ONCE void greet_soon(midge *m, uint32_t pause)
@@ -3243,13 +3091,11 @@ static ONCE void greet_soon(midge *m, uint32_t pause)
 static void take_status(midge *m, bytes payload)
 {
     aggregator_status s;
-    if (!read_status(payload, &s) || (s.token != 0 && s.token < m->token))
+    if (!read_header(&payload, &status_shape, &s) || !is_current(m, s.token))
         return;
-    bool ready = same_text(s.state, "ready"), serves = ready || same_text(s.state, "paused");
-    if (s.token > m->token)
-        m->token = s.token;
+    bool ready = s.word == N_READY, serves = ready || s.word == N_PAUSED;
     if (serves && (!m->serves || s.boot != m->boot))
-        greet_soon(m, m->boot == 0 ? 0 : turn(m, &m->target, 400, 2, 1));
+        greet_soon(m, m->boot == 0 ? 0 : turn(m, 400, 2, 1));
     if (!serves)
         m->greets = false;
     if (ready && !m->ready)
@@ -3257,11 +3103,13 @@ static void take_status(midge *m, bytes payload)
     m->serves = serves;
     m->ready = ready;
     m->boot = s.boot;
-    tell_words(m, MIDGE_AGGREGATOR, 0, s.state, s.why);
+    m->event.text = text_of(s.state);
+    m->event.why = text_of(s.why);
+    tell(m, MIDGE_AGGREGATOR, 0);
 }
 
 /* The update is settled; the next record that is stored forgets it. */
-static void forget(midge *m)
+static ONCE void forget(midge *m)
 {
     m->outbox.seq = 0;
     m->send_wait = 10000;
@@ -3272,84 +3120,64 @@ static void forget(midge *m)
     m->after = false;
 }
 
-static void take_verdict(midge *m, const verdict *v)
+static ONCE void take_verdict(midge *m, const verdict *v)
 {
-    if (m->outbox.seq == 0 || v->seq != m->outbox.seq || v->word.size == 0)
+    if (m->outbox.seq == 0 || v->seq != m->outbox.seq || v->text.size == 0)
         return;
     bool final = is_final(v->word);
     if (final && v->body.size > 0 && memcmp(v->body.data, m->outbox.sha256, v->body.size < 8 ? v->body.size : 8) != 0) {
         renew(m, true); /* that verdict was on another body of this number */
         return;
     }
-    midge_event event = event_of(MIDGE_VERDICT, v->seq, v->word, v->why);
-    event.final = final;
-    event.accepted = same_text(v->word, "accepted");
-    event.repeat = v->repeat;
-    tell(m, &event);
+    m->event.text = text_of(v->text);
+    m->event.why = text_of(v->why);
+    m->event.final = final;
+    m->event.accepted = v->word == N_ACCEPTED;
+    m->event.repeat = v->repeat;
+    tell(m, MIDGE_VERDICT, v->seq);
     if (final)
         forget(m);
     else
-        m->send_at = m->clock + (uint32_t)(v->retry_after > 1 && v->retry_after <= 86400 ? v->retry_after * 1000.0f : 1000.0f);
-    if (same_text(v->word, "forgotten"))
+        m->send_at = m->clock + milliseconds(v->retry_after > 1 && v->retry_after <= 86400 ? v->retry_after : 1.0f);
+    if (v->word == N_FORGOTTEN)
         m->end = MIDGE_FORGOTTEN;
 }
-
-/* Leave to send chunks of an update that was offered. */
-typedef struct permission {
-    uint32_t seq;
-    list parts;
-} permission;
 
 static void take_grants(midge *m, list *maps)
 {
     permission grant;
-    static const field fields[] = {{N_SEQ, FORM_CLAMPED, offsetof(permission, seq)},
-                                   {N_PARTS, FORM_LIST, offsetof(permission, parts)}};
-    for (; maps->count > 0 && !maps->items.bad; maps->count--) {
-        item map = next_item(&maps->items);
-        memset(&grant, 0, sizeof grant);
-        if (map.kind != ITEM_MAP)
-            return;
-        (void)take_fields(&maps->items, map.number, fields, COUNT(fields), &grant);
-        list *parts = &grant.parts;
-        for (; parts->count > 0 && !parts->items.bad && grant.seq > 0 && grant.seq == m->outbox.seq &&
-               m->link == LINK_UP; parts->count--) {
-            item index = next_item(&parts->items);
-            if (is_unsigned(&index))
-                send_chunk(m, clamped(&index));
+    item index;
+    while (next_map(maps, &grant_shape, &grant))
+        for (list *parts = &grant.parts; parts->count > 0 && !parts->items.bad; parts->count--) {
+            next_item(&parts->items, &index);
+            if (index.kind == ITEM_INT && grant.seq > 0 && grant.seq == m->outbox.seq && m->link == LINK_UP)
+                send_chunk(m, clamped(index.number));
         }
-    }
 }
 
 static void take_receipt(midge *m, bytes payload)
 {
     word_to_us t;
-    if (!read_receipt(payload, &t))
+    if (!read_header(&payload, &word_shape, &t))
         return;
     if (t.kind == N_TROUBLE) {
-        bytes none = {NULL, 0};
-        tell_words(m, MIDGE_TROUBLE, 0, none, t.why);
+        m->event.why = text_of(t.why);
+        tell(m, MIDGE_TROUBLE, 0);
         return;
     }
-    if (t.outbox != m->outbox.outbox || (t.token != 0 && t.token < m->token))
+    if (t.kind != N_RECEIPT || t.outbox != m->outbox.outbox || !is_current(m, t.token))
         return;
-    if (t.token > m->token)
-        m->token = t.token;
     if (t.hi >= m->outbox.next) { /* this outbox is an old copy of itself */
         renew(m, false);
         return;
     }
-    uint64_t outbox = m->outbox.outbox;
     bool nothing = t.settled.count == 0 && t.grants.count == 0;
-    for (; t.settled.count > 0 && !t.settled.items.bad && m->outbox.outbox == outbox; t.settled.count--) {
-        verdict v;
-        read_verdict(&t.settled, &v);
+    for (verdict v; m->link != LINK_DOWN && next_map(&t.settled, &verdict_shape, &v);)
         take_verdict(m, &v);
-    }
-    if (m->outbox.outbox != outbox)
-        return;
+    if (m->link == LINK_DOWN)
+        return; /* it has a new identity */
     if (m->outbox.seq > 0 && t.hi >= m->outbox.seq) {
-        tell_why(m, MIDGE_SETTLED, m->outbox.seq, "");
+        tell(m, MIDGE_SETTLED, m->outbox.seq);
         forget(m);
     }
     if (t.grants.count > 0) {
@@ -3358,7 +3186,7 @@ static void take_receipt(midge *m, bytes payload)
     }
     if (m->greets || !m->settled_once) {
         if (!m->settled_once)
-            tell_why(m, MIDGE_JOINED, m->outbox.next, "");
+            tell(m, MIDGE_JOINED, m->outbox.next);
         m->greets = false;
         m->settled_once = true;
         m->send_at = m->clock; /* go back to hi + 1 */
@@ -3369,15 +3197,15 @@ static void take_receipt(midge *m, bytes payload)
 static void take_hello(midge *m, bytes payload, bool retained)
 {
     hello h;
-    if (!read_hello(payload, &h))
+    if (!read_header(&payload, &hello_shape, &h) || h.kind != N_HELLO)
         return;
-    bool joining = same_text(h.state, "joining"), live = is_live(h.state);
+    bool joining = h.state == N_JOINING, live = h.state == N_READY || h.state == N_TRAINING;
     if (m->link == LINK_JOINING) {
         if (joining && h.number == m->number) {
             if (!m->suspected)
                 m->joining_until = m->clock;
         } else if (joining && m->number < h.number)
-            say_hello(m, "ready", PASSING, 0, 0, h.number); /* both begin: the other is to end */
+            answer(m, h.number); /* both begin: the other is to end */
         else if (live && h.to == m->number)
             m->end = MIDGE_TAKEN;
         else if (live && h.outbox != m->outbox.outbox) {
@@ -3386,14 +3214,14 @@ static void take_hello(midge *m, bytes payload, bool retained)
                 m->end = MIDGE_TAKEN; /* of an earlier version, which answers without a number: twice */
             else if (!retained) {
                 m->answered = true;
-                say_hello(m, "joining", PASSING, 0, m->number, 0);
+                ask(m);
             }
         }
         return;
     }
     if (joining && (h.outbox != m->outbox.outbox || h.number != m->number))
-        say_hello(m, "ready", PASSING, 0, 0, h.number);
-    else if (same_text(h.state, "lost") && h.outbox == m->outbox.outbox && m->serves)
+        answer(m, h.number);
+    else if (h.state == N_LOST && h.outbox == m->outbox.outbox && m->serves)
         greet_soon(m, 0); /* the Will of an earlier connection came late */
 }
 
@@ -3404,9 +3232,8 @@ static void come_in(midge *m)
     m->boot = m->token = 0;
     m->send_wait = 10000;
     m->send_at = m->clock;
-    subscribe(m, TO_RECEIPT, 1, NULL, 0);
-    subscribe(m, TO_AGGREGATOR, 1, NULL, 0);
-    subscribe(m, TO_MODEL, 0, NULL, 0);
+    for (place where = TO_AGGREGATOR; where <= TO_RECEIPT; where = (place)(where + 1))
+        list_topic(m, SUBSCRIBE, where, WHOLE);
 }
 
 static void take_connack(midge *m, bytes packet)
@@ -3415,7 +3242,8 @@ static void take_connack(midge *m, bytes packet)
         return;
     if (packet.data[1] != 0) {
         m->link = LINK_DOWN;
-        m->end = packet.data[1] == 4 || packet.data[1] == 5 ? MIDGE_REFUSED : m->end;
+        if (packet.data[1] == 4 || packet.data[1] == 5)
+            m->end = MIDGE_REFUSED;
         return;
     }
     m->link = LINK_JOINING;
@@ -3424,56 +3252,52 @@ static void take_connack(midge *m, bytes packet)
     m->answered = false;
     m->number = (draw(m) >> 2) + 1u;
     m->joining_until = m->clock + 3000u;
-    subscribe(m, TO_STATUS, 1, NULL, 0);
-    say_hello(m, "joining", PASSING, 0, m->number, 0);
+    list_topic(m, SUBSCRIBE, TO_STATUS, WHOLE);
+    ask(m);
 }
 
-/* Whether a topic is one of ours; of a chunk of the model, `below` is set. */
-static bool is_topic(midge *m, bytes topic, place where, bool *below)
+static void take_publish(midge *m, bytes packet, unsigned flags, uint32_t cut)
 {
-    writer w = {m->tx, MIDGE_TX, 0, false};
-    write_topic_text(m, &w, where);
-    *below = !w.full && topic.size > w.at && topic.data[w.at] == '/' && memcmp(topic.data, m->tx, w.at) == 0;
-    return !w.full && topic.size == w.at && memcmp(topic.data, m->tx, w.at) == 0;
-}
-
-static void take_publish(midge *m, bytes packet, unsigned flags, uint64_t cut)
-{
-    unsigned qos = flags >> 1 & 3u;
-    bool below;
-    if (packet.size < 2)
-        return;
-    size_t size = (size_t)get_be(packet.data, 2), id = qos > 0 ? 2 : 0;
+    size_t size = packet.size < 2 ? 0 : (size_t)get_be(packet.data, 2), id = flags & 6u ? 2 : 0;
     if (packet.size < 2 + size + id)
         return;
     bytes topic = {packet.data + 2, size}, payload = rest_of(packet, 2 + size + id);
-    if (qos > 0) {
-        uint8_t ack[4] = {0x40, 2, packet.data[2 + size], packet.data[3 + size]};
-        send_raw(m, ack, sizeof ack);
-    }
+    writer *w = begin_packet(m, FIXED);
+    write_bytes(w, topic.data + size, id);
+    if (id > 0)
+        send_packet(m, 0x40, 0);
     if (payload.size == 0)
         return; /* a retained message was cleared */
-    if (is_topic(m, topic, TO_AGGREGATOR, &below)) {
-        take_status(m, payload); /* which may be cut short */
-        return;
+    place where = TO_AGGREGATOR;
+    for (;; where = (place)(where + 1)) {
+        if (where > TO_STATUS)
+            return;
+        begin_packet(m, 0);
+        write_topic_text(m, where);
+        if (size >= w->at && memcmp(topic.data, w->data, w->at) == 0)
+            break;
     }
-    bool model = is_topic(m, topic, TO_MODEL, &below);
-    if (cut > 0) {
-        bytes none = {NULL, 0};
-        tell_words(m, MIDGE_TOO_LARGE, cut, topic, none);
+    bool below = where == TO_MODEL && size > w->at && topic.data[w->at] == '/';
+    if (size > w->at && !below)
+        return;
+    if (where == TO_AGGREGATOR)
+        take_status(m, payload); /* which may be cut short */
+    else if (cut > 0) {
+        m->event.text = text_of(topic);
+        tell(m, MIDGE_TOO_LARGE, cut);
         if (below && m->work == WORK_FETCH)
             give_up_fetch(m, 60000);
-    } else if (model)
-        take_announcement(m, payload);
-    else if (below)
+    } else if (below)
         take_part(m, payload);
-    else if (is_topic(m, topic, TO_RECEIPT, &below))
+    else if (where == TO_MODEL)
+        take_announcement(m, payload);
+    else if (where == TO_RECEIPT)
         take_receipt(m, payload);
-    else if (is_topic(m, topic, TO_STATUS, &below))
+    else if (where == TO_STATUS)
         take_hello(m, payload, (flags & 1u) != 0);
 }
 
-static void take_packet(midge *m, unsigned first, bytes packet, uint64_t cut)
+static void take_packet(midge *m, unsigned first, bytes packet, uint32_t cut)
 {
     switch (first >> 4) {
     case 2: take_connack(m, packet); break;
@@ -3485,58 +3309,58 @@ static void take_packet(midge *m, unsigned first, bytes packet, uint64_t cut)
     }
 }
 
-/* The next packet in the receive buffer. False if it is not there as a whole, or as much of it as fits. */
-static bool next_packet_in(midge *m)
+static bool goes_on(const midge *m)
 {
-    size_t size = 0, header = 1;
-    unsigned shift = 0;
-    uint8_t byte;
-    do {
-        if (header >= m->received)
-            return false;
-        if (header > 4) {
-            drop_link(m); /* no length has five bytes */
-            return false;
-        }
-        byte = m->rx[header++];
-        size |= (size_t)(byte & 0x7fu) << shift;
-        shift += 7;
-    } while (byte & 0x80u);
-    size_t whole = header + size, here = whole < m->config.packet ? whole : m->config.packet;
-    if (m->received < here)
+    return m->link != LINK_DOWN && m->end == MIDGE_IDLE;
+}
+
+static ONCE void forget_received(midge *m, uint32_t size)
+{
+    m->received -= size;
+    memmove(m->rx, m->rx + size, m->received);
+}
+
+/* The next packet in the receive buffer. False if it is not there as a whole, or as much of it as fits. */
+static ONCE bool next_packet_in(midge *m)
+{
+    bytes received = {m->rx, m->received}, rest = rest_of(received, 1);
+    uint64_t size;
+    bool known = next_leb128(&rest, &size);
+    if (known ? size >= 1u << 28 : m->received > 4) { /* no length has five bytes */
+        drop_link(m);
         return false;
-    bytes packet = {m->rx + header, here - header};
-    take_packet(m, m->rx[0], packet, whole > here ? whole : 0);
+    }
+    uint32_t header = m->received - (uint32_t)rest.size, whole = header + (uint32_t)size,
+             here = least(whole, m->config.packet);
+    if (!known || m->received < here)
+        return false;
+    rest.size = here - header;
+    take_packet(m, m->rx[0], rest, whole > here ? whole : 0);
     if (m->link == LINK_DOWN)
         return false;
     m->skipping = whole - here;
-    m->received -= (uint32_t)here;
-    memmove(m->rx, m->rx + here, m->received);
+    forget_received(m, here);
     return true;
 }
 
 static void take_in(midge *m)
 {
-    for (unsigned rounds = 0; rounds < 16 && m->link != LINK_DOWN; rounds++) {
-        size_t room = m->config.packet - m->received;
-        int got = m->port.receive(m->port.context, m->rx + m->received, room);
-        if (got < 0 || (size_t)got > room) {
+    int got = 1;
+    for (unsigned rounds = 0; rounds < 16 && got > 0 && goes_on(m); rounds++) {
+        uint32_t room = m->config.packet - m->received;
+        got = m->port.receive(m->port.context, m->rx + m->received, room);
+        if (got < 0 || (uint32_t)got > room) {
             drop_link(m);
             return;
         }
         if (got > 0)
             m->heard = m->clock;
         m->received += (uint32_t)got;
-        if (m->skipping > 0) {
-            size_t some = m->skipping < m->received ? m->skipping : m->received;
-            m->skipping -= some;
-            m->received -= (uint32_t)some;
-            memmove(m->rx, m->rx + some, m->received);
-        }
-        while (m->skipping == 0 && m->received > 0 && next_packet_in(m) && m->end == MIDGE_IDLE)
+        uint32_t some = least((uint32_t)m->skipping, m->received);
+        m->skipping -= some;
+        forget_received(m, some);
+        while (m->skipping == 0 && m->received > 0 && next_packet_in(m) && goes_on(m))
             continue;
-        if (got == 0 || m->end != MIDGE_IDLE)
-            return;
     }
 }
 
@@ -3552,19 +3376,20 @@ static void keep_alive(midge *m)
 
 static void send_held(midge *m)
 {
-    uint32_t spread = m->send_wait / 2u;
-    send_update(m, update_parts(m));
+    uint32_t wait = later(&m->send_wait);
+    send_update(m);
     m->sent_at = m->clock;
-    m->send_at = m->clock + m->send_wait - spread / 2u + (uint32_t)draw(m) % (spread + 1u);
-    m->send_wait = m->send_wait >= 150000 ? 300000 : m->send_wait * 2;
+    m->send_at = m->clock + wait - wait / 4u + (uint32_t)draw(m) % (wait / 2u + 1u);
 }
 
 /* What is due while the link is up. */
 static void attend(midge *m)
 {
     bool knows_chunk = m->target.chunk > 0 || is_due(m, m->greeted_at + 5000u);
-    if (m->greets && m->serves && is_due(m, m->greet_at))
-        greet(m);
+    if (m->greets && m->serves && is_due(m, m->greet_at)) {
+        say_hello(m, "ready", RETAINED);
+        m->greet_at = m->clock + later(&m->greet_wait);
+    }
     if (m->outbox.seq > 0 && m->settled_once && m->ready && knows_chunk && is_due(m, m->send_at))
         send_held(m);
     if (m->work == WORK_FETCH && is_due(m, m->work_at))
@@ -3573,25 +3398,29 @@ static void attend(midge *m)
         next_hop(m);
     if (m->work == WORK_MEASURE && m->moments != NULL && m->ready && is_due(m, m->moments_at)) {
         send_statistics(m);
-        m->moments_at = m->clock + m->moments_wait;
-        m->moments_wait = m->moments_wait >= 150000 ? 300000 : m->moments_wait * 2;
+        m->moments_at = m->clock + later(&m->moments_wait);
     }
     if (m->newer && !m->after && m->outbox.seq == 0 && m->work == WORK_NONE && is_due(m, m->newer_at)) {
         m->newer_at = m->clock + 5000u; /* the retained announcement comes again */
-        subscribe(m, TO_MODEL, 0, NULL, 0);
+        list_topic(m, SUBSCRIBE, TO_MODEL, WHOLE);
     }
 }
 
 /* ================================================================================================ the interface */
 
+static size_t length(const char *text)
+{
+    return text == NULL ? 0 : strlen(text);
+}
+
 static bool good_name(const char *text)
 {
-    size_t size = text == NULL ? 0 : strlen(text);
+    size_t size = length(text);
     if (size < 1 || size > 64)
         return false;
     for (size_t i = 0; i < size; i++) {
-        char c = text[i];
-        bool plain = (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9');
+        unsigned c = (unsigned char)text[i];
+        bool plain = (c | 32u) - 'a' < 26 || c - '0' < 10;
         if (!plain && (i == 0 || (c != '.' && c != '_' && c != '-')))
             return false;
     }
@@ -3602,8 +3431,7 @@ static bool good_configuration(const midge_config *c)
 {
     return good_name(c->federation) && good_name(c->device) && c->packet >= 700 && c->parameters > 0 &&
            c->parameters < 1u << 22 && c->frozen < 1u << 22 && c->packet < 1u << 22 && c->slot % 16u == 0 &&
-           c->slot > MIDGE_META && (c->root == NULL || strlen(c->root) <= 64) &&
-           (c->machine == NULL || strlen(c->machine) <= 64);
+           c->slot > MIDGE_META && length(c->root) <= 64 && length(c->machine) <= 64;
 }
 
 static void tick(midge *m)
@@ -3663,13 +3491,12 @@ void midge_connect(midge *m)
 midge_status midge_poll(midge *m)
 {
     tick(m);
-    if (m->link != LINK_DOWN && m->end == MIDGE_IDLE)
-        take_in(m);
-    if (m->link != LINK_DOWN && m->end == MIDGE_IDLE)
+    take_in(m);
+    if (goes_on(m))
         keep_alive(m);
-    if (m->link == LINK_JOINING && m->end == MIDGE_IDLE && is_due(m, m->joining_until))
+    if (goes_on(m) && m->link == LINK_JOINING && is_due(m, m->joining_until))
         come_in(m);
-    if (m->link == LINK_UP && m->end == MIDGE_IDLE)
+    if (goes_on(m) && m->link == LINK_UP)
         attend(m);
     if (m->end != MIDGE_IDLE)
         return m->end;
@@ -3684,8 +3511,10 @@ void midge_leave(midge *m, double wakes)
 {
     static const uint8_t bye[2] = {0xe0, 0};
     tick(m);
-    if (m->link == LINK_UP)
-        say_hello(m, wakes > 0 ? "sleeping" : "disconnected", RETAINED, wakes, 0, 0);
+    if (m->link == LINK_UP) {
+        m->say.wakes = wakes > 0 ? wakes : 0;
+        say_hello(m, wakes > 0 ? "sleeping" : "disconnected", RETAINED);
+    }
     if (m->link != LINK_DOWN)
         send_raw(m, bye, sizeof bye);
     m->link = LINK_DOWN;
@@ -3693,11 +3522,11 @@ void midge_leave(midge *m, double wakes)
 
 void midge_wait(midge *m, const char *why)
 {
-    if (why != NULL && strlen(why) > 100)
+    if (length(why) > 100)
         return;
     m->waits = why;
     if (m->link == LINK_UP && m->settled_once)
-        say_hello(m, "ready", RETAINED, 0, 0, 0);
+        say_hello(m, "ready", RETAINED);
 }
 
 const midge_plan *midge_get_plan(const midge *m)
@@ -3707,7 +3536,7 @@ const midge_plan *midge_get_plan(const midge *m)
 
 uint32_t midge_version(const midge *m)
 {
-    return m->version;
+    return m->held.version;
 }
 
 uint32_t midge_next(const midge *m)
@@ -3743,19 +3572,16 @@ bool midge_find(const midge *m, const char *name, uint32_t *at, uint32_t *size)
 
 float midge_frozen(const midge *m, const char *name, uint32_t index, float otherwise)
 {
-    const tensor *t = find_tensor(m, name);
-    return t == NULL || t->role != FROZEN || !t->is_float32 || index >= t->size / 4u ? otherwise
-                                                                                   : frozen_float(m, t->at + 4 * index);
+    uint32_t count;
+    const uint8_t *floats = frozen_floats(m, name, &count);
+    return index < count ? float_at(floats, index) : otherwise;
 }
 
 void midge_skip(midge *m)
 {
     if (m->work != WORK_TRAIN)
         return;
-    m->outbox.version = m->version; /* until the next start, this counts as trained from */
-    m->outbox.generation = m->generation;
-    memcpy(m->outbox.lineage, m->lineage, 16);
-    memcpy(m->outbox.base_digest, m->target.digest, 8);
+    m->outbox.of = m->target.of; /* until the next start, this counts as trained from */
     again_after(m, 0);
 }
 
@@ -3772,28 +3598,28 @@ midge_result midge_submit(midge *m, const midge_fit *fit)
         return result;
     m->send_at = m->clock;
     m->send_wait = 10000;
-    tell_why(m, MIDGE_STORED, m->outbox.seq, "");
+    tell(m, MIDGE_STORED, m->outbox.seq);
     return MIDGE_DONE;
 }
 
 void midge_report(midge *m, const midge_fit *fit)
 {
+    float metrics[2];
     if (m->link != LINK_UP || !m->sound)
         return;
-    message f = begin_message(m, TO_REPORT);
-    key_bin(&f, N_LINEAGE, m->lineage, 16);
-    key_integer(&f, N_VERSION, m->version, UINT32_MAX);
-    key_integer(&f, N_EXAMPLES, fit->examples, UINT32_MAX);
-    write_metrics(&f, finite_float(fit->loss) ? fit->loss : -1, finite_float(fit->accuracy) ? fit->accuracy : -1);
-    end_message(m, &f, N_REPORT, PASSING, 0);
+    begin_message(m, TO_REPORT, held_says, 1);
+    key_integer(m, N_VERSION, m->held.version);
+    key_integer(m, N_EXAMPLES, fit->examples);
+    take_metrics(fit, metrics);
+    say_metrics(m, metrics);
+    end_message(m, N_REPORT, PASSING, 0);
 }
 
 bool midge_measures(const midge *m, unsigned index, midge_text *name, uint32_t *channels)
 {
     if (m->work != WORK_MEASURE || index >= m->statistic_count)
         return false;
-    name->data = m->statistics[index].name;
-    name->size = strlen(m->statistics[index].name);
+    *name = text_of(bytes_of(m->statistics[index].name));
     *channels = m->statistics[index].channels;
     return true;
 }

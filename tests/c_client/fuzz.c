@@ -110,7 +110,7 @@ static midge *joined(void)
     m->outbox.next = 8;
     m->outbox.outbox = 1;
     for (unsigned i = 0; i < 16; i++)
-        m->target.lineage[i] = m->lineage[i] = (uint8_t)i;
+        m->target.of.lineage[i] = m->held.lineage[i] = (uint8_t)i;
     return m;
 }
 
@@ -123,13 +123,15 @@ static void read_all(midge *m, bytes data)
     word_to_us t;
     part p;
     frame_header f;
-    offers o = {data, 0, false, {0, 0, 0, 0}};
+    offers o = {data, false, {0, 0, 0, 0}};
     if (read_announcement(data, &a))
-        (void)plan_way(m, a.frames, a.target.version);
-    (void)read_status(data, &s);
-    (void)read_hello(data, &h);
-    (void)read_receipt(data, &t);
-    (void)read_part(data, &p);
+        (void)plan_way(m, a.frames, a.target.of.version);
+    for (unsigned i = 0; i < 4; i++) {
+        const shape *const shapes[4] = {&status_shape, &hello_shape, &word_shape, &part_shape};
+        void *const into[4] = {&s, &h, &t, &p};
+        bytes rest = data;
+        (void)read_header(&rest, shapes[i], into[i]);
+    }
     (void)plan_way(m, data, 20);
     while (next_offer(&o))
         continue;

@@ -65,7 +65,7 @@ static midge_result train(midge *m, unsigned number)
     m->tensors[1].at = 500;
     m->tensors[1].size = 100;
     m->count = PARAMETERS;
-    m->version = number;
+    m->target.of.version = number;
     memset(m->n, 0, sizeof *m->n * PARAMETERS);
     memcpy(m->target.plan.codec, number % 2 == 1 ? "uq:4|rice" : "int8:256\0", 10); /* with what is left, and without */
     m->target.plan.feedback = true;
@@ -79,8 +79,9 @@ static midge_result train(midge *m, unsigned number)
 static uint32_t shown(const midge *m)
 {
     uint32_t at = slot_start(m, m->slot) + MIDGE_META, body = 0, left = 0; /* padding is not looked at */
-    (void)stored_crc(m, at, m->outbox.size, &body);
-    (void)stored_crc(m, at + aligned16(m->outbox.size), 2 * m->outbox.left, &left);
+    (void)copy_stored(m, at, m->outbox.size, at, &body);
+    uint32_t behind = at + aligned16(m->outbox.size);
+    (void)copy_stored(m, behind, 2 * m->outbox.left, behind, &left);
     return midge_crc32(0, &m->outbox, sizeof m->outbox) ^ body * 31u ^ left * 37u;
 }
 

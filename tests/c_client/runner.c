@@ -112,21 +112,32 @@ static void transcode(bytes payload)
     }
     reader r = reader_of(header);
     while (r.at < r.end && !r.bad) {
-        item i = next_item(&r);
+        item i;
+        next_item(&r, &i);
         switch (i.kind) {
+        case ITEM_BAD: break;
         case ITEM_NIL: write_byte(&w, 0xc0); break;
         case ITEM_BOOL: write_byte(&w, 0xc2u | (unsigned)i.number); break;
-        case ITEM_INT:
-            if (i.negative)
-                write_byte(&w, (unsigned)i.number & 0xffu); /* the vectors have none below -32 */
+        case ITEM_INT: write_wide(&w, i.number); break;
+        case ITEM_NEGATIVE: write_byte(&w, (unsigned)i.number & 0xffu); break; /* the vectors have none below -32 */
+        case ITEM_FLOAT: write_real(&w, double_of(i.number)); break;
+        case ITEM_TEXT:
+        case ITEM_BIN: /* a device says none of more than 255 bytes */
+            if (i.data.size > 255) {
+                write_tagged(&w, i.kind == ITEM_TEXT ? 0xda : 0xc5, (uint32_t)i.data.size, 2);
+                write_bytes(&w, i.data.data, i.data.size);
+            } else if (i.kind == ITEM_TEXT)
+                write_text(&w, i.data);
             else
-                write_wide(&w, i.number);
+                write_bin(&w, i.data.data, i.data.size);
             break;
-        case ITEM_FLOAT: write_real(&w, i.real); break;
-        case ITEM_TEXT: write_text(&w, i.data); break;
-        case ITEM_BIN: write_bin(&w, i.data.data, i.data.size); break;
         case ITEM_ARRAY: write_array(&w, (unsigned)i.number); break;
-        case ITEM_MAP: write_map(&w, (unsigned)i.number); break;
+        case ITEM_MAP:
+            if (i.number < 16)
+                write_byte(&w, 0x80u | (unsigned)i.number);
+            else
+                write_tagged(&w, 0xde, (unsigned)i.number, 2);
+            break;
         }
     }
     if (r.bad || w.full)
@@ -148,11 +159,11 @@ static void show_announcement(bytes payload)
     printf("{\"read\": %s", read ? "true" : "false");
     if (read) {
         show_text("federation", a.federation);
-        show_field("lineage", t->lineage, 16);
-        show_field("schema_hash", t->schema_hash, 16);
-        show_field("digest", t->digest, 16);
-        printf(", \"generation\": %u, \"version\": %llu, \"chunk\": %u, \"issued\": %.17g, \"phase\": \"%s\"", t->generation,
-               (unsigned long long)t->version, t->chunk, t->issued, a.training ? "training" : "statistics");
+        show_field("lineage", t->of.lineage, 16);
+        show_field("schema_hash", t->of.schema_hash, 16);
+        show_field("digest", t->of.digest, 16);
+        printf(", \"generation\": %u, \"version\": %llu, \"chunk\": %u, \"issued\": %.17g, \"phase\": \"%s\"", t->of.generation,
+               (unsigned long long)t->of.version, t->chunk, t->issued, a.phase == N_TRAINING ? "training" : "statistics");
         printf(", \"plan\": {\"revision\": %u, \"codec\": \"%s\", \"learning_rate\": %.9g, \"local_steps\": %u", t->plan.revision,
                t->plan.codec, (double)t->plan.learning_rate, t->plan.local_steps);
         printf(", \"epochs\": %u, \"batch_size\": %u, \"proximal\": %.9g, \"feedback\": %s}", t->plan.epochs,
@@ -167,7 +178,7 @@ static void show_announcement(bytes payload)
 
 static void show_offers(bytes frames)
 {
-    offers o = {frames, 0, false, {0, 0, 0, 0}};
+    offers o = {frames, false, {0, 0, 0, 0}};
     printf("[");
     for (bool first = true; next_offer(&o); first = false)
         printf("%s[%llu, %u, %u, %u]", first ? "" : ", ", (unsigned long long)o.found.version, o.found.span, o.found.size,
@@ -178,7 +189,7 @@ static void show_offers(bytes frames)
 static void show_receipt(bytes payload)
 {
     word_to_us t;
-    if (!read_receipt(payload, &t)) {
+    if (!read_header(&payload, &word_shape, &t)) {
         printf("{\"read\": false}");
         return;
     }
@@ -186,12 +197,11 @@ static void show_receipt(bytes payload)
            (unsigned long long)t.outbox, (unsigned long long)t.hi, (unsigned long long)t.token);
     show_text("why", t.why);
     printf(", \"settled\": [");
-    for (uint64_t i = 0; i < t.settled.count && !t.settled.items.bad; i++) {
-        verdict v;
-        read_verdict(&t.settled, &v);
-        printf("%s{\"seq\": %llu, \"retry_after\": %.17g, \"repeat\": %s, \"final\": %s", i ? ", " : "",
+    verdict v;
+    for (const char *comma = ""; next_map(&t.settled, &verdict_shape, &v); comma = ", ") {
+        printf("%s{\"seq\": %llu, \"retry_after\": %.17g, \"repeat\": %s, \"final\": %s", comma,
                (unsigned long long)v.seq, v.retry_after, v.repeat ? "true" : "false", is_final(v.word) ? "true" : "false");
-        show_text("verdict", v.word);
+        show_text("verdict", v.text);
         show_text("why", v.why);
         printf("}");
     }
@@ -201,7 +211,7 @@ static void show_receipt(bytes payload)
 static void show_status(bytes payload)
 {
     aggregator_status s;
-    bool read = read_status(payload, &s);
+    bool read = read_header(&payload, &status_shape, &s);
     printf("{\"read\": %s, \"boot\": %llu, \"token\": %llu", read ? "true" : "false", (unsigned long long)s.boot,
            (unsigned long long)s.token);
     show_text("state", s.state);
@@ -212,22 +222,22 @@ static void show_status(bytes payload)
 static void show_hello(bytes payload)
 {
     hello h;
-    bool read = read_hello(payload, &h);
+    bool read = read_header(&payload, &hello_shape, &h);
     printf("{\"read\": %s, \"outbox\": %llu, \"number\": %llu, \"to\": %llu", read ? "true" : "false",
            (unsigned long long)h.outbox, (unsigned long long)h.number, (unsigned long long)h.to);
-    show_text("state", h.state);
+    printf(", \"state\": %u", h.state);
     printf("}");
 }
 
 static void show_part(bytes payload)
 {
     part p;
-    bool read = read_part(payload, &p);
+    bool read = read_header(&payload, &part_shape, &p);
     printf("{\"read\": %s, \"version\": %llu, \"span\": %u, \"part\": %u, \"parts\": %u", read ? "true" : "false",
-           (unsigned long long)p.version, p.span, p.part, p.parts);
+           (unsigned long long)p.of.version, p.of.span, p.part, p.of.parts);
     show_field("lineage", p.lineage, 16);
     show_field("sha256", p.sha256, 16);
-    show_field("body", p.body.data, read ? p.body.size : 0);
+    show_field("body", payload.data, read ? payload.size : 0);
     printf("}");
 }
 
@@ -332,21 +342,19 @@ static void say(const char *which, unsigned long long outbox, unsigned long long
     begin();
     device->link = LINK_UP;
     device->outbox.outbox = outbox;
-    device->target.lineage[0] = 0;
+    device->target.of.lineage[0] = 0;
     for (unsigned i = 0; i < 16; i++)
-        device->target.lineage[i] = (uint8_t)i;
+        device->target.of.lineage[i] = (uint8_t)i;
+    device->number = number;
     if (strcmp(which, "joining") == 0)
-        say_hello(device, "joining", PASSING, 0, number, 0);
-    else if (strcmp(which, "ready") == 0)
-        say_hello(device, "ready", PASSING, 0, 0, 0);
-    else if (strcmp(which, "lost") == 0)
-        say_hello(device, "lost", PASSING, 0, 0, 0);
+        ask(device);
     else if (strcmp(which, "fetch") == 0) {
-        hop h = {12, 4, 100, 8};
-        device->part = 0;
+        const hop h = {12, 4, 100, 8};
+        device->hops[0] = h;
         device->got = 6; /* 1 and 2 are here */
-        send_fetch(device, &h);
-    }
+        send_fetch(device);
+    } else
+        say_hello(device, which, PASSING);
     size_t topic = 2u + sent[2] * 256u + sent[3]; /* packets of the vectors are below 128 bytes */
     show(sent + 2 + topic + 2, sent_size - 2 - topic - 2);
 }
@@ -356,9 +364,9 @@ static void show_share(char *lineage, uint32_t generation, unsigned long long ve
     goal t;
     begin();
     memset(&t, 0, sizeof t);
-    memcpy(t.lineage, hex(lineage).data, 16);
-    t.generation = generation;
-    t.version = (uint32_t)version;
+    memcpy(t.of.lineage, hex(lineage).data, 16);
+    t.of.generation = generation;
+    t.of.version = (uint32_t)version;
     t.share = (float)share;
     printf("%d", takes_part(device, &t) ? 1 : 0);
 }
