@@ -13,6 +13,7 @@ from midge.iot_client.shell import DeviceShell
 from midge.iot_client.training.throughput import Speed
 from midge.sensor_fleet.profiles.population import Departure
 from midge.sensor_fleet.profiles.presence import chance
+from midge.sensor_fleet.profiles.profile import Wakes
 from midge.sensor_fleet.simulation import headers
 from midge.sensor_fleet.simulation.air import Air
 from midge.sensor_fleet.simulation.announcement_reader import AnnouncementReader
@@ -20,6 +21,7 @@ from midge.sensor_fleet.simulation.coding import Said
 from midge.sensor_fleet.simulation.incidents import Outage
 from midge.sensor_fleet.simulation.server import PublishedVersion
 from midge.sensor_fleet.simulation.shards import Task
+from midge.sensor_fleet.simulation.usage import Usage
 from midge.sensor_fleet.simulation.virtual_constraints import VirtualConstraints
 from midge.sensor_fleet.simulation.virtual_link import VirtualLink
 from midge.wire import chunks
@@ -52,15 +54,18 @@ class Participant:
         "_back",
         "_base",
         "_began",
+        "_board",
         "_constraints",
         "_due",
         "_fits",
         "_job",
         "_life",
+        "_outage",
         "_outages",
         "_outbox",
         "_reader",
         "_shaken",
+        "_sleeps",
         "_speed",
         "air",
         "gone",
@@ -73,6 +78,7 @@ class Participant:
         "steps",
         "trainings",
         "updates",
+        "usage",
     )
 
     def __init__(self, air: Air, number: int, name: str) -> None:
@@ -80,6 +86,12 @@ class Participant:
         world = air.world
         self.link = VirtualLink(air, name)
         self.seconds = air.noise.seconds(name)
+        hardware = world.hardware(name)
+        self._board = hardware.board
+        self._sleeps = isinstance(hardware.availability, Wakes)
+        """Whether it goes to sleep by itself once nothing is left to do."""
+        self._outage: Outage | None = None
+        """The next one, or the one that it is in."""
         self._shaken = 0
         self._speed = Speed()
         self._outbox: dict[int, tuple[Update, Said]] = {}
@@ -102,6 +114,7 @@ class Participant:
         self._outages: Iterator[Outage] = merge(usual, air.incidents.outages.get(name, ()))
         clock = air.clock
         joins = world.joins(name)
+        self.usage = Usage(joins)
         self._back = joins
         """When it will be connected."""
         self._constraints = VirtualConstraints(air, number, name, self._constrained)
@@ -112,7 +125,7 @@ class Participant:
 
     def _begin_session(self, next_seq: int) -> None:
         held = [update for _, (update, _) in sorted(self._outbox.items())]
-        settings = SessionSettings(rereads=bool(self.air.noise.loss))
+        settings = SessionSettings(rereads=bool(self.air.noise.loss), micro=self._board is not None)
         self.session = DeviceSession(self.name, self.number, held, next_seq, self._jitter, settings=settings)
         self.shell = DeviceShell(self.session, self)
 
@@ -145,6 +158,7 @@ class Participant:
         if self.gone:
             return
         link = self.link
+        self.usage.wake(self.air.clock.now)
         link.connection += 1
         connection = link.connection
 
@@ -153,8 +167,13 @@ class Participant:
                 self._stand()
 
         self.air.clock.after(CONNECTING * link.latency, stand)
+        self._expect_outage()
+
+    def _expect_outage(self) -> None:
+        """Lose the connection when the next outage begins."""
         while (outage := next(self._outages, None)) is not None:
             if outage.end > self.air.clock.now:
+                self._outage = outage
                 self.air.clock.at(outage.start, partial(self._disconnect, outage))
                 return
 
@@ -168,7 +187,10 @@ class Participant:
         link.sent(self._hello)
         before = link.connection > 1  # what we said last is retained, or our Last Will
         link.received((1 + before) * self._hello + headers.status() + server.weighs)
-        self._event(ev.Connected())
+        if self._sleeps:  # what is announced comes over this connection: it sleeps once it has seen that
+            self._handle(ev.Connected())
+        else:
+            self._event(ev.Connected())
         self._event(ev.AggregatorSeen(server.status))
 
     def hear_of(self, status: AggregatorStatus) -> None:
@@ -176,8 +198,15 @@ class Participant:
         self.link.hear(lambda: self._event(ev.AggregatorSeen(status)))
 
     def _disconnect(self, outage: Outage) -> None:
-        if self.gone:
+        if self.gone or self._outage is not outage:
+            return  # it sleeps already
+        if self._sleeps and self.session.work is Work.TRAINING:
+            return  # it sleeps once that is done
+        self._outage = None
+        if outage.end <= self.air.clock.now:  # it was awake for so long
+            self._expect_outage()
             return
+        self.usage.sleep(self.air.clock.now)
         link = self.link
         link.connection += 1
         self._back = back = outage.end
@@ -190,7 +219,15 @@ class Participant:
             self._event(ev.Disconnected())
         if outage.reboot:
             self._reboot()
+        elif self._sleeps and self._board is not None and not self._board.keeps_model:
+            self._event(ev.FetchFailed("", start_over=True))  # the model was in its RAM
         self.air.clock.at(back, self._connect)
+
+    def _sleep(self) -> None:
+        """Sleep until it is to wake again, unless there is something to do."""
+        outage = self._outage
+        if outage is not None and (self.session.at_rest or self.air.clock.now >= outage.start):
+            self._disconnect(outage)
 
     def _leave(self, departure: Departure) -> None:
         link = self.link
@@ -198,6 +235,7 @@ class Participant:
             link.sent(self._hello)
         self.air.server.there(-1 if link.stands else 0)
         link.disconnect()
+        self.usage.leave(self.air.clock.now)
         self.air.connected.pop(self.name, None)
         self.gone = True
         self._constraints.end()
@@ -240,9 +278,11 @@ class Participant:
         """What that training will be."""
         seed = training_seed(self.name, newest.announcement, self.session.next)
         seen = 0 if self.air.stream is None else self.air.stream.flow.slots(when)
-        return Task(
-            self.number, newest.number, seed, self.updates + 1, seen, self._speed.fitting(newest.announcement.plan)
-        )
+        return self._task(newest, seed, seen, newest.announcement.plan)
+
+    def _task(self, base: PublishedVersion, seed: int, seen: int, plan: Plan) -> Task:
+        steps = self._speed.fitting(plan)
+        return Task(self.number, base.number, seed, self.updates + 1, seen, steps, self._board is not None)
 
     # -------------------------------------------------------------------- events
 
@@ -271,6 +311,8 @@ class Participant:
         if due is not None and (self._due is None or due < self._due):
             self._due = due
             air.clock.at(due - self._ahead, partial(self._tick, due))
+        if self._sleeps and (outage := self._outage) is not None and (session.at_rest or air.clock.now >= outage.start):
+            air.clock.at(air.clock.now, self._sleep)
 
     def _tick(self, due: float) -> None:
         if self.gone or self._due != due:
@@ -290,6 +332,9 @@ class Participant:
 
     def store(self, update: Update, key: int) -> bool:
         self._outbox[update.seq] = update, self._fits.pop(key)
+        if self._board is not None:
+            self.usage.stored += 1
+            self.usage.erases += self._board.update_erases(update.size)
         return True
 
     def send(self, update: Update) -> None:
@@ -302,12 +347,17 @@ class Participant:
 
     def fetch(self, announcement: Announcement, frames: tuple[FrameInfo, ...]) -> None:
         self._begin(announcement)
-        fetched = partial(self._event, ev.Fetched(ev.Base.of(announcement)))
+        fetched = partial(self._fetched, ev.Fetched(ev.Base.of(announcement)))
         size = sum(frame.size + frame.parts * headers.part() for frame in frames)
         self.link.received(size)
         # Two parts are asked for at a time, and their topics are left before the next are asked for.
         ways = 4 * -(-sum(frame.parts for frame in frames) // 2)
         self.link.hear(fetched, (ways - 1) * self.link.latency + size / self.link.down)
+
+    def _fetched(self, event: ev.Fetched) -> None:
+        if self._board is not None:
+            self.usage.erases += self._board.model_erases(self.air.world.values, self.air.world.frozen)
+        self._event(event)
 
     def greet(self) -> None:
         hello = self.name, self.session.outbox, self.session.first
@@ -359,7 +409,7 @@ class Participant:
         self.trainings += 1
         self._began = now = air.clock.now + air.noise.overhead
         seen = self._constraints.take()
-        task = Task(self.number, base.number, plan.seed, self.updates + 1, seen, self._speed.fitting(plan))
+        task = self._task(base, plan.seed, seen, plan)
         load = air.learner.load(self.number, task.plan(plan), seen) * air.varies(self.name, self.trainings)
         self.link.ignore_versions(base.announcement)
         end = now + self.seconds * load
@@ -374,6 +424,7 @@ class Participant:
         self.link.follow_versions()
         outcome = self.air.pool.end(self._job)
         self.steps += outcome.steps
+        self.usage.trained += self.air.clock.now - self._began
         self._speed.saw(outcome.steps, 0, self.air.clock.now - self._began)
         self._constraints.expect_rows()
         if (said := outcome.said) is None:

@@ -24,7 +24,7 @@ from midge.aggregator.ingress.reassembly import UpdateReassembler, Whole
 from midge.aggregator.model.averaging import refuse_noise
 from midge.aggregator.model.model import KEYFRAME_BITS, Frame, Model
 from midge.aggregator.model.step_merging import listed
-from midge.aggregator.publish.part_sizes import PART
+from midge.aggregator.publish.part_sizes import PART, count
 from midge.aggregator.shell import AggregatorShell
 from midge.aggregator.store.store import Store
 from midge.iot_client.session.session import reread
@@ -189,6 +189,8 @@ class ServerSetup:
     """Whether versions are made into frames, whose bytes count."""
     chunk: int = ONE_CHUNK
     """Bytes of a chunk's body, at most."""
+    largest: int | None = None
+    """Bytes of a body that the smallest receive buffer of a device has; None sets no limit."""
     memory: int = 2**30
     """Bytes that updates may take which come in chunks."""
     moments: Sequence[Moment] = ()
@@ -551,8 +553,9 @@ class Server:
         for known, span in list(self._frames):
             if not (known in snapshots if span == 0 else listed(known, span, version, small=self.model.small)):
                 del self._frames[known, span]
+        largest = self._setup.largest
         return tuple(
-            FrameInfo(known, span, size, chunks.count(size, part)) for (known, span), size in self._frames.items()
+            FrameInfo(known, span, size, count(size, part, largest)) for (known, span), size in self._frames.items()
         )
 
     def _wake(self) -> None:
