@@ -13,7 +13,6 @@ from midge.iot_client.shell import DeviceShell
 from midge.iot_client.training.throughput import Speed
 from midge.sensor_fleet.profiles.population import Departure
 from midge.sensor_fleet.profiles.presence import chance
-from midge.sensor_fleet.profiles.profile import Wakes
 from midge.sensor_fleet.simulation import headers
 from midge.sensor_fleet.simulation.air import Air
 from midge.sensor_fleet.simulation.announcement_reader import AnnouncementReader
@@ -50,35 +49,10 @@ class Participant:
     """One device, from when it joins until it leaves."""
 
     __slots__ = (
-        "_ahead",
-        "_back",
-        "_base",
-        "_began",
-        "_board",
-        "_constraints",
-        "_due",
-        "_fits",
-        "_job",
-        "_life",
-        "_outage",
-        "_outages",
-        "_outbox",
-        "_reader",
-        "_shaken",
-        "_sleeps",
-        "_speed",
-        "air",
-        "gone",
-        "link",
-        "name",
-        "number",
-        "seconds",
-        "session",
-        "shell",
-        "steps",
-        "trainings",
-        "updates",
-        "usage",
+        *("_ahead", "_back", "_base", "_began", "_constraints", "_due", "_fits", "_job"),
+        *("_life", "_outage", "_outages", "_outbox", "_reader", "_shaken", "_speed"),
+        *("air", "gone", "link", "name", "number", "seconds", "session", "shell", "steps"),
+        *("trainings", "updates", "usage"),
     )
 
     def __init__(self, air: Air, number: int, name: str) -> None:
@@ -86,10 +60,8 @@ class Participant:
         world = air.world
         self.link = VirtualLink(air, name)
         self.seconds = air.noise.seconds(name)
-        hardware = world.hardware(name)
-        self._board = hardware.board
-        self._sleeps = isinstance(hardware.availability, Wakes)
-        """Whether it goes to sleep by itself once nothing is left to do."""
+        joins = world.joins(name)
+        self.usage = Usage(world.hardware(name), joins)
         self._outage: Outage | None = None
         """The next one, or the one that it is in."""
         self._shaken = 0
@@ -113,8 +85,6 @@ class Participant:
         usual = (Outage(start, end) for start, end in world.outages(name))
         self._outages: Iterator[Outage] = merge(usual, air.incidents.outages.get(name, ()))
         clock = air.clock
-        joins = world.joins(name)
-        self.usage = Usage(joins)
         self._back = joins
         """When it will be connected."""
         self._constraints = VirtualConstraints(air, number, name, self._constrained)
@@ -125,7 +95,7 @@ class Participant:
 
     def _begin_session(self, next_seq: int) -> None:
         held = [update for _, (update, _) in sorted(self._outbox.items())]
-        settings = SessionSettings(rereads=bool(self.air.noise.loss), micro=self._board is not None)
+        settings = SessionSettings(rereads=bool(self.air.noise.loss), micro=self.usage.micro)
         self.session = DeviceSession(self.name, self.number, held, next_seq, self._jitter, settings=settings)
         self.shell = DeviceShell(self.session, self)
 
@@ -167,10 +137,6 @@ class Participant:
                 self._stand()
 
         self.air.clock.after(CONNECTING * link.latency, stand)
-        self._expect_outage()
-
-    def _expect_outage(self) -> None:
-        """Lose the connection when the next outage begins."""
         while (outage := next(self._outages, None)) is not None:
             if outage.end > self.air.clock.now:
                 self._outage = outage
@@ -187,10 +153,8 @@ class Participant:
         link.sent(self._hello)
         before = link.connection > 1  # what we said last is retained, or our Last Will
         link.received((1 + before) * self._hello + headers.status() + server.weighs)
-        if self._sleeps:  # what is announced comes over this connection: it sleeps once it has seen that
-            self._handle(ev.Connected())
-        else:
-            self._event(ev.Connected())
+        # What is announced comes over this connection: a board sleeps once it has seen that.
+        (self._handle if self.usage.sleeps else self._event)(ev.Connected())
         self._event(ev.AggregatorSeen(server.status))
 
     def hear_of(self, status: AggregatorStatus) -> None:
@@ -198,18 +162,13 @@ class Participant:
         self.link.hear(lambda: self._event(ev.AggregatorSeen(status)))
 
     def _disconnect(self, outage: Outage) -> None:
-        if self.gone or self._outage is not outage:
-            return  # it sleeps already
-        if self._sleeps and self.session.work is Work.TRAINING:
-            return  # it sleeps once that is done
+        if self.gone or self._outage is not outage or (self.usage.sleeps and self.session.work is Work.TRAINING):
+            return  # it is gone or sleeps already, or will sleep once it has trained
         self._outage = None
-        if outage.end <= self.air.clock.now:  # it was awake for so long
-            self._expect_outage()
-            return
         self.usage.sleep(self.air.clock.now)
         link = self.link
         link.connection += 1
-        self._back = back = outage.end
+        self._back = back = max(outage.end, self.air.clock.now)  # a training may have taken all of a sleep
         self.air.connected.pop(self.name, None)
         if link.stands:
             if self.air.world.says_goodbye(self.name):
@@ -219,15 +178,18 @@ class Participant:
             self._event(ev.Disconnected())
         if outage.reboot:
             self._reboot()
-        elif self._sleeps and self._board is not None and not self._board.keeps_model:
+        elif self.usage.forgets_model:
             self._event(ev.FetchFailed("", start_over=True))  # the model was in its RAM
         self.air.clock.at(back, self._connect)
 
+    @property
+    def _may_sleep(self) -> bool:
+        """Whether nothing is left to do, or the time to sleep has come."""
+        return self._outage is not None and (self.session.at_rest or self.air.clock.now >= self._outage.start)
+
     def _sleep(self) -> None:
-        """Sleep until it is to wake again, unless there is something to do."""
-        outage = self._outage
-        if outage is not None and (self.session.at_rest or self.air.clock.now >= outage.start):
-            self._disconnect(outage)
+        if self._outage is not None and self._may_sleep:
+            self._disconnect(self._outage)
 
     def _leave(self, departure: Departure) -> None:
         link = self.link
@@ -282,7 +244,7 @@ class Participant:
 
     def _task(self, base: PublishedVersion, seed: int, seen: int, plan: Plan) -> Task:
         steps = self._speed.fitting(plan)
-        return Task(self.number, base.number, seed, self.updates + 1, seen, steps, self._board is not None)
+        return Task(self.number, base.number, seed, self.updates + 1, seen, steps, self.usage.micro)
 
     # -------------------------------------------------------------------- events
 
@@ -311,7 +273,11 @@ class Participant:
         if due is not None and (self._due is None or due < self._due):
             self._due = due
             air.clock.at(due - self._ahead, partial(self._tick, due))
-        if self._sleeps and (outage := self._outage) is not None and (session.at_rest or air.clock.now >= outage.start):
+        if (
+            self.usage.sleeps
+            and (outage := self._outage) is not None
+            and (session.at_rest or air.clock.now >= outage.start)
+        ):
             air.clock.at(air.clock.now, self._sleep)
 
     def _tick(self, due: float) -> None:
@@ -332,9 +298,7 @@ class Participant:
 
     def store(self, update: Update, key: int) -> bool:
         self._outbox[update.seq] = update, self._fits.pop(key)
-        if self._board is not None:
-            self.usage.stored += 1
-            self.usage.erases += self._board.update_erases(update.size)
+        self.usage.store(update.size)
         return True
 
     def send(self, update: Update) -> None:
@@ -347,17 +311,12 @@ class Participant:
 
     def fetch(self, announcement: Announcement, frames: tuple[FrameInfo, ...]) -> None:
         self._begin(announcement)
-        fetched = partial(self._fetched, ev.Fetched(ev.Base.of(announcement)))
-        size = sum(frame.size + frame.parts * headers.part() for frame in frames)
-        self.link.received(size)
-        # Two parts are asked for at a time, and their topics are left before the next are asked for.
-        ways = 4 * -(-sum(frame.parts for frame in frames) // 2)
-        self.link.hear(fetched, (ways - 1) * self.link.latency + size / self.link.down)
 
-    def _fetched(self, event: ev.Fetched) -> None:
-        if self._board is not None:
-            self.usage.erases += self._board.model_erases(self.air.world.values, self.air.world.frozen)
-        self._event(event)
+        def fetched() -> None:
+            self.usage.keep(self.air.world.values, self.air.world.frozen)
+            self._event(ev.Fetched(ev.Base.of(announcement)))
+
+        self.link.fetch(frames, fetched)
 
     def greet(self) -> None:
         hello = self.name, self.session.outbox, self.session.first

@@ -9,25 +9,51 @@ import numpy.typing as npt
 
 from midge.sensor_fleet.profiles.board import YEAR
 from midge.sensor_fleet.profiles.population import Population
-from midge.sensor_fleet.profiles.profile import Breaking
+from midge.sensor_fleet.profiles.profile import Breaking, Hardware, Wakes
 
 DAY: Final = 86400.0
 
 
 class Usage:
-    """Of one device, in virtual seconds."""
+    """Of one device, in virtual seconds; `began` is when it first connects."""
 
-    __slots__ = ("_ended", "_since", "awake", "began", "erases", "present", "stored", "trained", "wakes")
+    __slots__ = (
+        *("_began", "_ended", "_hardware", "_since", "awake", "erases", "present", "sleeps", "stored", "trained"),
+        "wakes",
+    )
 
-    def __init__(self, began: float) -> None:
-        self.began = began
-        """When it first connects."""
+    def __init__(self, hardware: Hardware, began: float) -> None:
+        self._hardware, self._began = hardware, began
+        self.sleeps = isinstance(hardware.availability, Wakes)
+        """Whether it goes to sleep by itself, once nothing is left to do."""
         self.present = self.awake = self.trained = self.erases = 0.0
         """Seconds that it was there, had a connection or made one, and trained; sectors of flash that were erased."""
         self.wakes = self.stored = 0
         """How often it connected, and stored an update."""
         self._since: float | None = None
         self._ended: float | None = None
+
+    @property
+    def micro(self) -> bool:
+        """Whether it is a microcontroller."""
+        return self._hardware.board is not None
+
+    @property
+    def forgets_model(self) -> bool:
+        """Whether it holds no model after a sleep."""
+        board = self._hardware.board
+        return self.sleeps and board is not None and not board.keeps_model
+
+    def store(self, size: int) -> None:
+        """An update with a body of that size is in its flash."""
+        self.stored += 1
+        if (board := self._hardware.board) is not None:
+            self.erases += board.update_erases(size)
+
+    def keep(self, values: int, frozen: int) -> None:
+        """A model was fetched, of so many values and bytes of frozen tensors."""
+        if (board := self._hardware.board) is not None:
+            self.erases += board.model_erases(values, frozen)
 
     def wake(self, now: float) -> None:
         """It begins to connect."""
@@ -47,10 +73,10 @@ class Usage:
 
     def until(self, now: float, factor: float = 1.0) -> "Usage":
         """All of it by now, in seconds that are as many times as long."""
-        found = Usage(self.began * factor)
+        found = Usage(self._hardware, self._began * factor)
         end = now if self._ended is None else self._ended
         running = 0.0 if self._since is None else now - self._since
-        found.present = max(0.0, end - self.began) * factor
+        found.present = max(0.0, end - self._began) * factor
         found.awake, found.trained = (self.awake + running) * factor, self.trained * factor
         found.erases, found.wakes, found.stored = self.erases, self.wakes, self.stored
         return found

@@ -1,4 +1,4 @@
-"""Microcontrollers in a profile: what does not fit is said, and RAM, flash and batteries follow from the clients' figures."""
+"""Microcontrollers in a profile: what does not fit is said, and and its RAM, flash and battery follow from figures."""
 
 import math
 from itertools import islice, pairwise
@@ -36,7 +36,7 @@ def test_a_class_of_microcontrollers_needs_a_name_and_a_share(tmp_path: Path) ->
 
 
 def test_flash_of_an_update_an_hour_lasts_as_the_c_clients_readme_says() -> None:
-    """By hand: a record of 208 + 4,065 bytes, padded by 15, takes two sectors; each slot's turn is every second hour."""
+    """By hand: a record of 208 + 4,065 bytes, padded by 15, takes two sectors; a slot's turn is every second hour."""
     board, updates = Board(), YEAR / 3600
     assert board.update_erases(4001 + 4 * 16) == 2  # int8:256 of 4,001 parameters
     assert board.update_erases(3888) == 1 and board.update_erases(3889) == 2
