@@ -23,7 +23,7 @@ _RECORD: Final = 210
 _MODEL: Final = 350
 """Bytes of the model in its flash beside values and frozen tensors: the header with the schema."""
 _COMMIT: Final = 0.02
-"""Erases of littlefs for a file that was written, beside its data: its metadata are written anew every 50 files."""
+"""Erases of littlefs for a file that was written, beside its data: its metadata are written again every 50 files."""
 
 
 class Board(BaseModel, extra="forbid", frozen=True):
@@ -90,7 +90,7 @@ class Board(BaseModel, extra="forbid", frozen=True):
         return math.ceil(size / self.sector) + _COMMIT
 
     def years(self, erases: float, updates: float) -> float | None:
-        """How long the flash lasts with so many erases and updates a year; None for ever.
+        """How long the flash lasts, by erases and updates in a year; None for ever.
 
         The C client's two slots take turns, so that each sector of them is erased at every second update. MicroPython's
         littlefs levels the wear over its area.
@@ -99,7 +99,7 @@ class Board(BaseModel, extra="forbid", frozen=True):
         return self.cycles / worst if worst else None
 
     def joules(self, *, asleep: float, connected: float, training: float, wakes: float) -> float:
-        """What it takes for so many seconds of each, and for waking that often; bytes on the air come on top."""
+        """What it takes for these seconds of each, and to wake that often; bytes on the air come on top."""
         amperes = self.asleep * asleep + self.connected * connected + self.training * training
         return self.volts * (amperes + self.waking * self.wakes_in * wakes)
 

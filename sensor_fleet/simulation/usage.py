@@ -51,7 +51,7 @@ class Usage:
             self.erases += board.update_erases(size)
 
     def keep(self, values: int, frozen: int) -> None:
-        """A model was fetched, of so many values and bytes of frozen tensors."""
+        """A model of that size was fetched; `frozen` is bytes."""
         if (board := self._hardware.board) is not None:
             self.erases += board.model_erases(values, frozen)
 
