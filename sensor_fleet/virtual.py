@@ -262,6 +262,7 @@ class FleetRun:
             "trainings": result.trainings,
             "updates": len(result.senders),
             "refused": result.refused,
+            "troubles": dict(result.troubles),
             "events": result.events,
             "bytes_up": up,
             "bytes_down": down,

@@ -333,6 +333,7 @@ class LiveRun:
             classes=population.classes,
             class_of=population.class_of,
             joules=population.joules(steps, (up + down).astype(np.float64), trained),
+            troubles={},
             boards={},  # when a real board sleeps, a live fleet does not know
             left_out=population.left_out,
             bytes_at=np.array([row[4] for row in rows], np.int64).reshape(-1, 2),

@@ -102,6 +102,8 @@ class Simulated:
     """Seconds of the wall clock."""
     parameters: "Parameters" = field(repr=False)
     """The model at the end, all tensors by name."""
+    troubles: Mapping[str, int] = field(default_factory=dict)
+    """How often devices were told of something that no receipt answers, by what it was."""
     boards: Mapping[str, BoardCosts] = field(default_factory=dict)
     """What taking part costs the microcontrollers of each class, by its name."""
     left_out: tuple[str, ...] = ()

@@ -1,6 +1,7 @@
 """One call that simulates a federation: the real aggregator and the real sessions on a clock that jumps."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,7 +32,8 @@ from midge.sensor_fleet.simulation.shards import Carrier, Here, Pool, ShardWorke
 from midge.sensor_fleet.simulation.usage import BoardCosts, board_costs
 from midge.sensor_fleet.simulation.workers import Processes
 from midge.sensor_fleet.world import World
-from midge.wire.messages import Grant, Settled
+from midge.wire import frames
+from midge.wire.messages import Grant, Settled, Trouble
 from midge.wire.moments import pool
 from midge.wire.schema import Parameters, Schema
 
@@ -245,6 +247,7 @@ class _Simulation:
         self.clock = Clock()
         self._stream = setup.stream
         self.population = population
+        self.troubles: Counter[str] = Counter()
         shard_of = shards_of(names, world.seed)
         self._members: list[list[Participant]] = [[] for _ in range(max(shard_of, default=0) + 1)]
         self.air = Air(
@@ -270,7 +273,13 @@ class _Simulation:
                 largest=None if population is None else population.largest,
                 checkpoint=setup.incidents.checkpoint if setup.incidents and setup.incidents.crashes else None,
             ),
-            DeviceCalls(reply=self._reply, granted=self._grant, released=self.air.released, status=self.air.tell),
+            DeviceCalls(
+                reply=self._reply,
+                granted=self._grant,
+                released=self.air.released,
+                status=self.air.tell,
+                trouble=self._trouble,
+            ),
             setup.tamper,
         )
         if setup.tamper is not None:
@@ -298,6 +307,11 @@ class _Simulation:
 
     def _reply(self, device: str, outbox: int, hi: int, settled: tuple[Settled, ...]) -> None:
         self.participants[device].reply(outbox, hi, settled)
+
+    def _trouble(self, device: str, trouble: Trouble) -> None:
+        """It asks for nothing: a device shows it."""
+        self.troubles[trouble.why] += 1
+        self.participants[device].link.answered(len(frames.encode(trouble)), lambda: None)
 
     def run(
         self,
@@ -390,6 +404,7 @@ class _Simulation:
             left_out=() if population is None else population.left_out,
             bytes_at=np.rint(np.array([row[4] for row in rows]).reshape(-1, 2)).astype(np.int64),
             refused=dict(server.refused),
+            troubles=dict(self.troubles),
             trainings=sum(each.trainings for each in everybody),
             events=self.clock.events,
             took=0.0,
