@@ -5,13 +5,14 @@ the best: a plan is to hold.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from midge.sensor_fleet.progress import HELD, METRICS
 from midge.sensor_fleet.simulation.simulate import FleetProgress
+from midge.sensor_fleet.simulation.usage import BoardCosts
 from midge.sensor_fleet.virtual import FleetRun, ProfileFleet
 
 MONTH = 30 * 86400.0
@@ -51,6 +52,10 @@ class FleetPlan:
     monthly: dict[str, tuple[float, float, float]]
     """Of each class: payload bytes sent and received, and joules, of a device in thirty days at this pace."""
     final: Span
+    boards: dict[str, BoardCosts]
+    """What each class of microcontrollers costs, by the seed in which a device takes the most energy."""
+    left_out: tuple[str, ...]
+    """A sentence for each class that takes no part, because the model does not fit into its memory."""
 
     def packed(self) -> dict[str, Any]:
         """As plain values."""
@@ -60,6 +65,8 @@ class FleetPlan:
             "final": list(self.final),
             "levels": [level.packed() for level in self.levels],
             "monthly": {name: list(costs) for name, costs in self.monthly.items()},
+            "boards": {name: asdict(costs) for name, costs in self.boards.items()},
+            "left_out": list(self.left_out),
         }
 
 
@@ -97,9 +104,13 @@ def answer(found: Sequence[FleetRun], target: float | None) -> FleetPlan:
     scores = [target] if target is not None else _scores([curve.means[0] for curve in curves], ends, sign)
     finals = [one.value for one in found]
     best, worst = max(finals, key=lambda value: sign * value), min(finals, key=lambda value: sign * value)
-    return FleetPlan(
-        metric, len(found), tuple(_level(curves, score, sign) for score in scores), _monthly(found), (best, worst)
-    )
+    boards: dict[str, BoardCosts] = {}
+    for one in found:
+        for name, costs in one.result.boards.items():
+            boards[name] = max(costs, boards.get(name, costs), key=lambda each: each.joules_per_day)
+    levels = tuple(_level(curves, score, sign) for score in scores)
+    left_out = tuple(dict.fromkeys(sentence for one in found for sentence in one.result.left_out))
+    return FleetPlan(metric, len(found), levels, _monthly(found), (best, worst), boards, left_out)
 
 
 def _curve(found: FleetRun) -> _Curve:

@@ -53,6 +53,7 @@ _OWN: Final[Mapping[str, type]] = {
     "interval": float,
     "drift": float,
     "fresh": int,
+    "micro": int,
     "speed_up": float,
     "federation": str,
     "store": str,
@@ -81,6 +82,8 @@ class ProfileFleet:
     """Days after which the concept of sensors that stream changes; None: it never does."""
     fresh: int | None = None
     """Rows of such a sensor that must be new before its device trains again; None: as the sensor has it."""
+    micro: int = 0
+    """About how many of the devices are microcontrollers, beside the profile's classes."""
     federation: str = "fleet"
     """Of a live fleet."""
     store: str = "fleet/store"
@@ -136,7 +139,9 @@ class ProfileFleet:
         if self.devices < 2:
             raise ValueError(f"a fleet of {self.devices} never releases a model: it takes 2 devices at least.")
         setting = self.setting
-        profile = profiles.load(self.profile)
+        if not 0 <= self.micro <= self.devices:
+            raise ValueError(f"{self.micro} microcontrollers cannot be among {self.devices} devices.")
+        profile = profiles.load(self.profile).with_micro(self.micro / self.devices)
         data = self._data()
         model = model_for(data, setting.model, torch=setting.engine == "torch", seed=setting.seed)
         if data.task == "classification" and self.target is not None and self.target > 1:
@@ -257,10 +262,12 @@ class FleetRun:
             "trainings": result.trainings,
             "updates": len(result.senders),
             "refused": result.refused,
+            "troubles": dict(result.troubles),
             "events": result.events,
             "bytes_up": up,
             "bytes_down": down,
             "joules": float(result.joules.sum()),
+            "left_out": list(result.left_out),
             "staleness": histogram(result),
             "classes": {name: one.packed() for name, one in by_class(result).items()},
             "own": self.own(),
@@ -296,6 +303,7 @@ class FleetRun:
                 "speed_up": None if fleet.speed_up == 1 else fleet.speed_up,
                 "drift": fleet.drift,
                 "fresh": fleet.fresh,
+                "micro": fleet.micro or None,
                 **{name: word for name, word in (self.live or {}).items() if name in _OF_LIVE},
             },
             "data": {

@@ -15,7 +15,7 @@ from midge.aggregator.core import events as ev
 from midge.aggregator.engine import split_moments
 from midge.aggregator.ingress.authentication import Credentials, FromDevice, plain
 from midge.aggregator.ingress.rate_limits import OFFENCES, Admission, Refusal
-from midge.aggregator.ingress.reassembly import UpdateReassembler, Whole
+from midge.aggregator.ingress.reassembly import DISPLACED, UpdateReassembler, Whole
 from midge.aggregator.ingress.troubles import Encode, Troubles
 from midge.aggregator.publish.outlet import Outlet
 from midge.wire import chunks, messages, sealing
@@ -288,7 +288,7 @@ class IngressFilter:
         self.troubles.tell(device, refusal.why, now)
 
     def _displaced(self, device: str, now: float) -> None:
-        self.troubles.tell(device, "its half update made room for another, being too slow: offer it again", now)
+        self.troubles.tell(device, DISPLACED, now)
 
     def _believed(self, device: str, message: Hello | Report, body: memoryview, payload: bytes, now: float) -> bool:
         try:

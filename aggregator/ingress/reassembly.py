@@ -28,6 +28,9 @@ _LEAST, _TENSOR = 2048, 40
 _NO_ROOM, _WRONG = 5.0, 60.0
 """Seconds after which a device offers again: room may be made at any time, a wrong offer needs another program."""
 
+DISPLACED = "its half update made room for another, being too slow: offer it again"
+"""What a device is told of whose update that is true."""
+
 
 @dataclass(slots=True)
 class Assembling:

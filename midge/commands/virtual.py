@@ -5,7 +5,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -30,7 +31,11 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--profile",
         default="factory",
         metavar="NAME|FILE.toml",
-        help="what the fleet is made of: factory, farm, city-gateways, phones, demo, or a file (default: factory)",
+        help="what the fleet is made of: factory, farm, city-gateways, phones, microcontrollers, demo, or a file; "
+        "default: factory",
+    )
+    group.add_argument(
+        "--micro", type=int, default=0, metavar="N", help="about N of the devices are microcontrollers, ESP32s in C"
     )
     group.add_argument("--days", type=float, help="of the profile's time (default: 7; 1 of a live fleet)")
     group.add_argument("--target", type=float, help="an accuracy to hold, or an RMSE; missed: exit code 1")
@@ -101,6 +106,7 @@ def fleet_of(args: argparse.Namespace) -> "ProfileFleet":
         interval=None if args.interval is None else 3600 * args.interval,
         drift=args.drift,
         fresh=args.fresh,
+        micro=args.micro,
     )
 
 
@@ -265,6 +271,32 @@ def _print_outcome(outcome: dict[str, Any], metric: str) -> None:
         for name, one in outcome["classes"].items()
     ]
     _print_table(head, rows)
+    boards = {name: one["board"] for name, one in outcome["classes"].items() if one["board"] is not None}
+    _print_boards(boards, outcome["left_out"])
+
+
+def _print_boards(boards: Mapping[str, Mapping[str, Any]], left_out: Sequence[str]) -> None:
+    """What microcontrollers need and how long they last, and which classes the model does not fit into."""
+    from midge.sensor_fleet.report.quantities import MISSING, energy, size, years  # noqa: PLC0415 - an extra
+
+    if boards:
+        print("\nA microcontroller of each class, at this pace:")
+    rows = [
+        (
+            name,
+            f"{size(one['ram_needed'])} of {size(one['ram'])}",
+            f"{one['flash_erases_per_year']:,.0f}",
+            years(one["flash_years"]),
+            energy(one["joules_per_training"]),
+            energy(one["joules_per_day"]),
+            MISSING if one["battery_days"] is None else years(one["battery_days"] / 365.25),
+        )
+        for name, one in boards.items()
+    ]
+    if rows:
+        _print_table(("", "memory", "erases a year", "flash lasts", "a training", "a day", "battery lasts"), rows)
+    for sentence in left_out:
+        print(sentence)
 
 
 def _print_plan(found: "FleetPlan", args: argparse.Namespace) -> None:
@@ -295,6 +327,7 @@ def _print_plan(found: "FleetPlan", args: argparse.Namespace) -> None:
     print("\nIn a month at this pace, a device of each class:")
     costs = [(name, size(up), size(down), energy(joules)) for name, (up, down, joules) in found.monthly.items()]
     _print_table(("", "sent", "received", "energy"), costs)
+    _print_boards({name: asdict(one) for name, one in found.boards.items()}, found.left_out)
     if args.target is not None and found.levels[0].reached < found.seeds:
         worst = score(found.final[1], metric)
         print(

@@ -137,9 +137,14 @@ class LiveRun:
         profile, data, model, strategy = await asyncio.to_thread(fleet.loaded)
         self._streams = isinstance(data, Stream)
         self._settling = min(hastened(strategy, fleet.speed_up).release_interval, _SETTLING)
-        schema = Schema.of(beginning(model, data)[0], model.roles)
+        first = beginning(model, data)[0]
+        schema = Schema.of(first, model.roles)
         samples = model.recipe.local_steps * model.recipe.batch_size
-        population = Population(profile, tuple(data.devices), fleet.setting.seed, samples=samples, values=schema.size)
+        drawn = profile, tuple(data.devices), fleet.setting.seed
+        constants = len(schema.freeze(first))
+        population = Population(*drawn, samples=samples, values=schema.size, frozen=constants)
+        for sentence in population.left_out:
+            self._say(sentence)
         self._check(schema.size)
         task = {"fleet": fleet.words()} if self._aggregates else None
         topics = Topics(fleet.federation)
@@ -154,7 +159,7 @@ class LiveRun:
                 await self._until_the_end(federation, members, watching, partial(evaluate_at, model, data))
                 result, parted = self._result(members, population), self._parted.copy()
                 await self._part(members)
-            parameters = self._served(members, watching, beginning(model, data)[0])
+            parameters = self._served(members, watching, first)
         self._resident["end"] = resident()
         result = replace(result, parameters=parameters, took=time.time() - began)
         about = self._about(members, parted)
@@ -311,6 +316,7 @@ class LiveRun:
         up = np.array([one.payloads[0] for one in everybody], np.int64)
         down = np.array([one.payloads[1] for one in everybody], np.int64)
         steps = np.array([one.steps for one in everybody], np.int64)
+        trained = np.array([one.trainings * population.seconds(one.name) for one in everybody])
         names = dict.fromkeys(name for row in rows for name in row[3])
         return Simulated(
             times=np.array([row[0] for row in rows]),
@@ -326,7 +332,10 @@ class LiveRun:
             steps_of=steps,
             classes=population.classes,
             class_of=population.class_of,
-            joules=population.joules(steps, (up + down).astype(np.float64)),
+            joules=population.joules(steps, (up + down).astype(np.float64), trained),
+            troubles={},
+            boards={},  # when a real board sleeps, a live fleet does not know
+            left_out=population.left_out,
             bytes_at=np.array([row[4] for row in rows], np.int64).reshape(-1, 2),
             refused=dict(members.refused),
             trainings=members.trainings,

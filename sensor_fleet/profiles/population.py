@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from midge.sensor_fleet.profiles.presence import Interval, away, chance, read_trace
-from midge.sensor_fleet.profiles.profile import Churn, Diurnal, Hardware, Mains, Profile, Trace
+from midge.sensor_fleet.profiles.profile import Churn, Diurnal, Hardware, Mains, Profile, Trace, Wakes
+from midge.wire.plurals import counted
 
 SEGMENT = 1460
 """Bytes of a TCP segment over Ethernet."""
@@ -61,9 +62,12 @@ class Population:
         seed: of all that is drawn.
         samples: rows that a usual training takes: its steps times its batch.
         values: of the model.
+        frozen: bytes of its frozen tensors.
     """
 
-    def __init__(self, profile: Profile, names: Sequence[str], seed: int, *, samples: int, values: int) -> None:
+    def __init__(
+        self, profile: Profile, names: Sequence[str], seed: int, *, samples: int, values: int, frozen: int = 0
+    ) -> None:
         self.profile, self.seed = profile, seed
         self.classes = tuple(one.name for one in profile.classes)
         edges = np.cumsum([one.share for one in profile.classes])
@@ -74,10 +78,11 @@ class Population:
         self._places: dict[str, int] = dict(zip(names, self.class_of.tolist(), strict=True))
         self._samples = samples
         self._factor = 1.0
-        self.too_small = tuple(one.name for one in profile.classes if one.memory < COPIES * 4 * values)
+        self.values, self.frozen = values, frozen
+        self.too_small = tuple(one.name for one in profile.classes if one.memory < self.memory_needed(one))
         """Classes in whose memory the model does not fit: they never train."""
         if len(self.too_small) == len(self.classes):
-            least = COPIES * 4 * values
+            least = min(self.memory_needed(one) for one in profile.classes)
             raise ValueError(f"no class of {profile.name} has the {least:,} bytes that training this model takes.")
         for one in profile.classes:  # a trace that cannot be read is told at once
             if isinstance(one.availability, Trace):
@@ -92,6 +97,30 @@ class Population:
         fast = copy.copy(self)
         fast._factor = self._factor * factor  # noqa: SLF001 - of our own class
         return fast
+
+    def memory_needed(self, one: Hardware) -> int:
+        """Bytes that training this model takes on a class."""
+        return COPIES * 4 * self.values if one.board is None else one.board.ram(self.values, self.frozen)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """A sentence for each class in whose memory the model does not fit: which one, how many, and why."""
+        found = []
+        for place, one in enumerate(self.profile.classes):
+            if one.name in self.too_small and (many := int((self.class_of == place).sum())):
+                how = "four vectors of its size" if one.board is None else one.board.formula
+                found.append(
+                    f"{one.name} takes no part, {many:,} of {len(self.class_of):,} devices: the model of "
+                    f"{counted(self.values, 'parameter')} needs {self.memory_needed(one):,} bytes of memory "
+                    f"({how}), and there are {one.memory:,.0f}."
+                )
+        return tuple(found)
+
+    @property
+    def largest(self) -> int | None:
+        """Bytes of a body that the smallest receive buffer of those that take part has; None sets no limit."""
+        boards = [one.board for one in self.profile.classes if one.board is not None and one.name not in self.too_small]
+        return min((board.largest for board in boards), default=None)
 
     def hardware(self, device: str) -> Hardware:
         """The class of a device."""
@@ -150,6 +179,11 @@ class Population:
         return ((start / self._factor, end / self._factor) for start, end in intervals)
 
     @property
+    def factor(self) -> float:
+        """Seconds of the profile in one of this population's."""
+        return self._factor
+
+    @property
     def twice(self) -> float:
         """The largest probability that a message of a device reaches the broker twice."""
         return max(one.link.twice for one in self.profile.classes)
@@ -159,14 +193,22 @@ class Population:
         return chance(self.seed, device, "twice", number) < self.hardware(device).link.twice
 
     def says_goodbye(self, device: str) -> bool:
-        """Whether it says so when it goes for a while: where a day ends, and not where a link breaks."""
-        return isinstance(self.hardware(device).availability, Diurnal)
+        """Whether it says so when it goes for a while: where a day ends or it sleeps, not where a link breaks."""
+        return isinstance(self.hardware(device).availability, Diurnal | Wakes)
 
-    def joules(self, steps: npt.NDArray[np.int64], moved: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """What steps and bytes of each device took, of shape (devices,): packets that were lost count again."""
+    def joules(
+        self, steps: npt.NDArray[np.int64], moved: npt.NDArray[np.float64], trained: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.float64]:
+        """What trainings and bytes of each device took, of shape (devices,): packets that were lost count again.
+
+        `trained` is seconds of training, by which a microcontroller's is counted.
+        """
         a_step = np.array([one.joules_per_step for one in self.profile.classes])
         a_byte = np.array([one.joules_per_byte / (1 - one.link.loss) for one in self.profile.classes])
-        found: npt.NDArray[np.float64] = a_step[self.class_of] * steps + a_byte[self.class_of] * moved
+        boards = [one.board for one in self.profile.classes]
+        a_second = np.array([0.0 if board is None else board.volts * board.training for board in boards])
+        mine = self.class_of
+        found: npt.NDArray[np.float64] = a_step[mine] * steps + a_byte[mine] * moved + a_second[mine] * trained
         return found
 
     def _churn(self, device: str) -> Churn:

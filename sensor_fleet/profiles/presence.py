@@ -5,10 +5,11 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from statistics import NormalDist
 
-from midge.sensor_fleet.profiles.profile import Always, Availability, Breaking, Diurnal, Mains, OnOff, Trace
+from midge.sensor_fleet.profiles.profile import Always, Availability, Breaking, Diurnal, Mains, OnOff, Trace, Wakes
 
 Interval = tuple[float, float]
 DAY = 86400.0
@@ -30,6 +31,8 @@ def away(kind: Availability, seed: int, device: str, folder: str = "") -> Iterat
             return _on_off(kind, seed, device)
         case Breaking():
             return _breaking(kind, seed, device)
+        case Wakes():
+            return _between(_woken(kind, seed, device))
         case Trace():
             return _between(_traced(kind, seed, device, folder))
 
@@ -87,6 +90,12 @@ def _breaking(kind: Breaking, seed: int, device: str) -> Iterator[Interval]:
         now = broken - kind.offline * math.log(chance(seed, device, "offline", number))
         number += 1
         yield broken, now
+
+
+def _woken(kind: Wakes, seed: int, device: str) -> Iterator[Interval]:
+    phase = kind.every * chance(seed, device, "wakes", 0)
+    for number in count():
+        yield phase + number * kind.every, phase + number * kind.every + kind.stays
 
 
 @lru_cache(maxsize=1 << 16)

@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from midge.aggregator.core.participation_controller import Pace
 from midge.aggregator.core.presets import balanced
 from midge.aggregator.core.strategy import Strategy
+from midge.sensor_fleet.profiles.board import PRESET, ROWS_PER_SECOND, Board
 from midge.sensor_fleet.profiles.units import Bytes, Rate, Seconds
 
-SHIPPED: Final = ("city-gateways", "factory", "farm", "phones", "demo")
+SHIPPED: Final = ("city-gateways", "factory", "farm", "phones", "microcontrollers", "demo")
 _SUM_OFF: Final = 1e-6
 Share = Annotated[float, Field(ge=0, le=1)]
 Hour = Annotated[float, Field(ge=0, le=24)]
@@ -91,6 +92,21 @@ class Breaking(_Part):
     offline: Annotated[Seconds, Field(gt=0)]
 
 
+class Wakes(_Part):
+    """Asleep; it wakes at regular times, trains once, sends, waits for the receipt, and sleeps again."""
+
+    kind: Literal["wakes"]
+    every: Annotated[Seconds, Field(gt=0)]
+    stays: Annotated[Seconds, Field(gt=0)] = 90.0
+    """At most, if there is nothing to train from or no answer comes."""
+
+    @model_validator(mode="after")
+    def _sleeps(self) -> "Wakes":
+        if self.stays >= self.every:
+            raise ValueError("stays must be less than every, or it never sleeps")
+        return self
+
+
 class Trace(_Part):
     """There when a file says so: CSV with the columns start and end in seconds, and device where there are several."""
 
@@ -101,7 +117,7 @@ class Trace(_Part):
     """After so long the file starts over; 0: it does not, and whoever is past its last line stays away."""
 
 
-Availability = Annotated[Always | Diurnal | Mains | OnOff | Breaking | Trace, Field(discriminator="kind")]
+Availability = Annotated[Always | Diurnal | Mains | OnOff | Breaking | Wakes | Trace, Field(discriminator="kind")]
 
 
 class Churn(_Part):
@@ -121,6 +137,10 @@ class Hardware(_Part):
     name: Annotated[str, Field(min_length=1, max_length=40)]
     share: Annotated[float, Field(gt=0, le=1)]
     """Of the fleet."""
+    hardware: Literal["micro"] | None = None
+    """`micro` is a microcontroller: what is not given is an ESP32's (`sensor_fleet.profiles.board`)."""
+    board: Board | None = None
+    """Of a microcontroller: its client, its flash and its currents."""
     samples_per_second: Positive | None = None
     """Rows that training takes in a second, on the device in the middle."""
     seconds: Seconds | None = None
@@ -137,10 +157,22 @@ class Hardware(_Part):
     availability: Availability = Always()
     churn: Churn = Churn()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("hardware") != "micro":
+            return values
+        board = values.get("board", {})
+        client = board.get("client", "c") if isinstance(board, dict) else board.client
+        speed = {} if "seconds" in values else {"samples_per_second": ROWS_PER_SECOND.get(client)}
+        return {**PRESET, "board": {}, **speed, **values}
+
     @model_validator(mode="after")
     def _speed(self) -> "Hardware":
         if (self.samples_per_second is None) == (self.seconds is None):
             raise ValueError("give one of samples_per_second and seconds, the time of a usual training")
+        if self.board is not None and self.hardware is None:
+            raise ValueError('board is of microcontrollers: add hardware = "micro"')
         return self
 
 
@@ -172,6 +204,14 @@ class Profile(_Part):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{', '.join(twice)} is there twice: give each class a name of its own")
         return self
+
+    def with_micro(self, share: float) -> "Profile":
+        """The same fleet with microcontrollers as a share of it; the other classes keep their proportions."""
+        if not share:
+            return self
+        boards = Hardware.model_validate({"name": "microcontroller", "share": share, "hardware": "micro"})
+        others = [one.model_copy(update={"share": one.share * (1 - share)}) for one in self.classes if share < 1]
+        return Profile(**{**dict(self), "classes": (*others, boards)})
 
     def strategy(self) -> Strategy:
         """Midge's default strategy at this fleet's pace."""
@@ -223,7 +263,7 @@ def _checked(text: str, where: str, folder: str) -> Profile:
 
 def _in_words(error: Any) -> str:
     """One mistake: its key, and what to write."""
-    kinds = ("always", "diurnal", "mains", "on-off", "breaking", "trace")
+    kinds = ("always", "diurnal", "mains", "on-off", "breaking", "wakes", "trace")
     key = ".".join(str(part) for part in error["loc"] if part not in kinds)
     key = key.replace("classes", "class", 1)
     match error["type"]:

@@ -12,6 +12,8 @@ _RATES = {f"{name}/s": factor for name, factor in _BYTES.items()} | {
     "kbit/s": 1e3 / 8,
     "Mbit/s": 1e6 / 8,
 }
+_AMPERES = {"uA": 1e-6, "mA": 1e-3, "A": 1.0}
+_COULOMBS = {"mAh": 3.6, "Ah": 3600.0}
 _WRITTEN = re.compile(r"\s*([0-9.eE+-]+?)\s*([A-Za-z/]+)\s*")
 
 
@@ -34,3 +36,6 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False), _reader(_SECONDS, "
 Bytes = Annotated[float, Field(gt=0, allow_inf_nan=False), _reader(_BYTES, "64 MB")]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False), _reader(_RATES, "20 kB/s")]
 """Bytes per second."""
+Amperes = Annotated[float, Field(ge=0, allow_inf_nan=False), _reader(_AMPERES, "31 mA")]
+Charge = Annotated[float, Field(gt=0, allow_inf_nan=False), _reader(_COULOMBS, "2600 mAh")]
+"""Coulombs."""

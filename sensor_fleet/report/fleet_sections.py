@@ -28,6 +28,11 @@ class ClassRecord:
         """A number of it; 0 where it is not there."""
         return finite_number(self.plain.get(name)) or 0.0
 
+    @property
+    def board(self) -> Mapping[str, Any]:
+        """What it costs, if it is of microcontrollers; else empty."""
+        return mapping(self.plain.get("board"))
+
     def own_score(self, name: str) -> float | None:
         """The mean, low or high score of the model on its devices' own rows."""
         return finite_number(self.own.get(name))
@@ -79,6 +84,9 @@ def sections(run: Run) -> Iterator[Section | None]:
         energy_bars = drawn(partial(_bars, found, name="monthly_joules", words=energy, axis="energy in a month"))
         bytes_bars = drawn(partial(_bars, found, name="monthly_bytes", words=size, axis="bytes in a month"))
         yield Section("fleet_classes", {"classes": found, "joules": energy_bars, "bytes": bytes_bars})
+    left_out, boards = mapping(run.result).get("left_out", ()), [one for one in found if one.board]
+    if boards or left_out:
+        yield Section("fleet_boards", {"boards": boards, "left_out": left_out})
     if run.taus:
         of_all, by_class = partial(learning.staleness, run), partial(_spans, [one for one in found if one.taus])
         yield Section("fleet_staleness", {"staleness": drawn(of_all), "by_class": drawn(by_class)})

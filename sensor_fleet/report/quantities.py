@@ -85,6 +85,15 @@ def duration(seconds: float | None) -> str:
     raise AssertionError("the last unit takes all")
 
 
+def years(number: float | None) -> str:
+    """22.8 as 22.8 years, 0.5 as 183 days; none where it has no end."""
+    if number is None or not math.isfinite(number):
+        return MISSING
+    if number < 1:
+        return f"{365.25 * number:.0f}\N{NO-BREAK SPACE}days"
+    return f"{number:,.0f}\N{NO-BREAK SPACE}years" if number >= 99.5 else f"{number:.1f}\N{NO-BREAK SPACE}years"
+
+
 def brief(seconds: float) -> str:
     """A duration that may be of milliseconds."""
     return duration(seconds) if seconds >= 1 else f"{1000 * seconds:.3g}\N{NO-BREAK SPACE}ms"

@@ -44,7 +44,7 @@ def _fleet_words(run: Run) -> list[str]:
     interval = finite_number(given.get("interval"))
     numbers = {
         "interval": None if interval is None else interval / 3600,
-        **{name: finite_number(given.get(name)) for name in ("drift", "fresh", "speed_up")},
+        **{name: finite_number(given.get(name)) for name in ("drift", "fresh", "micro", "speed_up")},
         "target": run.target,
     }
     for name, number in numbers.items():

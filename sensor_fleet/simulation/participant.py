@@ -20,6 +20,7 @@ from midge.sensor_fleet.simulation.coding import Said
 from midge.sensor_fleet.simulation.incidents import Outage
 from midge.sensor_fleet.simulation.server import PublishedVersion
 from midge.sensor_fleet.simulation.shards import Task
+from midge.sensor_fleet.simulation.usage import Usage
 from midge.sensor_fleet.simulation.virtual_constraints import VirtualConstraints
 from midge.sensor_fleet.simulation.virtual_link import VirtualLink
 from midge.wire import chunks
@@ -48,31 +49,10 @@ class Participant:
     """One device, from when it joins until it leaves."""
 
     __slots__ = (
-        "_ahead",
-        "_back",
-        "_base",
-        "_began",
-        "_constraints",
-        "_due",
-        "_fits",
-        "_job",
-        "_life",
-        "_outages",
-        "_outbox",
-        "_reader",
-        "_shaken",
-        "_speed",
-        "air",
-        "gone",
-        "link",
-        "name",
-        "number",
-        "seconds",
-        "session",
-        "shell",
-        "steps",
-        "trainings",
-        "updates",
+        *("_ahead", "_back", "_base", "_began", "_constraints", "_due", "_fits", "_job"),
+        *("_life", "_outage", "_outages", "_outbox", "_reader", "_shaken", "_speed"),
+        *("air", "gone", "link", "name", "number", "seconds", "session", "shell", "steps"),
+        *("trainings", "updates", "usage"),
     )
 
     def __init__(self, air: Air, number: int, name: str) -> None:
@@ -80,6 +60,10 @@ class Participant:
         world = air.world
         self.link = VirtualLink(air, name)
         self.seconds = air.noise.seconds(name)
+        joins = world.joins(name)
+        self.usage = Usage(world.hardware(name), joins)
+        self._outage: Outage | None = None
+        """The next one, or the one that it is in."""
         self._shaken = 0
         self._speed = Speed()
         self._outbox: dict[int, tuple[Update, Said]] = {}
@@ -101,7 +85,6 @@ class Participant:
         usual = (Outage(start, end) for start, end in world.outages(name))
         self._outages: Iterator[Outage] = merge(usual, air.incidents.outages.get(name, ()))
         clock = air.clock
-        joins = world.joins(name)
         self._back = joins
         """When it will be connected."""
         self._constraints = VirtualConstraints(air, number, name, self._constrained)
@@ -112,7 +95,7 @@ class Participant:
 
     def _begin_session(self, next_seq: int) -> None:
         held = [update for _, (update, _) in sorted(self._outbox.items())]
-        settings = SessionSettings(rereads=bool(self.air.noise.loss))
+        settings = SessionSettings(rereads=bool(self.air.noise.loss), micro=self.usage.micro)
         self.session = DeviceSession(self.name, self.number, held, next_seq, self._jitter, settings=settings)
         self.shell = DeviceShell(self.session, self)
 
@@ -145,6 +128,7 @@ class Participant:
         if self.gone:
             return
         link = self.link
+        self.usage.wake(self.air.clock.now)
         link.connection += 1
         connection = link.connection
 
@@ -155,6 +139,7 @@ class Participant:
         self.air.clock.after(CONNECTING * link.latency, stand)
         while (outage := next(self._outages, None)) is not None:
             if outage.end > self.air.clock.now:
+                self._outage = outage
                 self.air.clock.at(outage.start, partial(self._disconnect, outage))
                 return
 
@@ -168,7 +153,8 @@ class Participant:
         link.sent(self._hello)
         before = link.connection > 1  # what we said last is retained, or our Last Will
         link.received((1 + before) * self._hello + headers.status() + server.weighs)
-        self._event(ev.Connected())
+        # What is announced comes over this connection: a board sleeps once it has seen that.
+        (self._handle if self.usage.sleeps else self._event)(ev.Connected())
         self._event(ev.AggregatorSeen(server.status))
 
     def hear_of(self, status: AggregatorStatus) -> None:
@@ -176,11 +162,13 @@ class Participant:
         self.link.hear(lambda: self._event(ev.AggregatorSeen(status)))
 
     def _disconnect(self, outage: Outage) -> None:
-        if self.gone:
-            return
+        if self.gone or self._outage is not outage or (self.usage.sleeps and self.session.work is Work.TRAINING):
+            return  # it is gone or sleeps already, or will sleep once it has trained
+        self._outage = None
+        self.usage.sleep(self.air.clock.now)
         link = self.link
         link.connection += 1
-        self._back = back = outage.end
+        self._back = back = max(outage.end, self.air.clock.now)  # a training may have taken all of a sleep
         self.air.connected.pop(self.name, None)
         if link.stands:
             if self.air.world.says_goodbye(self.name):
@@ -190,7 +178,18 @@ class Participant:
             self._event(ev.Disconnected())
         if outage.reboot:
             self._reboot()
+        elif self.usage.forgets_model:
+            self._event(ev.FetchFailed("", start_over=True))  # the model was in its RAM
         self.air.clock.at(back, self._connect)
+
+    @property
+    def _may_sleep(self) -> bool:
+        """Whether nothing is left to do, or the time to sleep has come."""
+        return self._outage is not None and (self.session.at_rest or self.air.clock.now >= self._outage.start)
+
+    def _sleep(self) -> None:
+        if self._outage is not None and self._may_sleep:
+            self._disconnect(self._outage)
 
     def _leave(self, departure: Departure) -> None:
         link = self.link
@@ -198,6 +197,7 @@ class Participant:
             link.sent(self._hello)
         self.air.server.there(-1 if link.stands else 0)
         link.disconnect()
+        self.usage.leave(self.air.clock.now)
         self.air.connected.pop(self.name, None)
         self.gone = True
         self._constraints.end()
@@ -240,9 +240,11 @@ class Participant:
         """What that training will be."""
         seed = training_seed(self.name, newest.announcement, self.session.next)
         seen = 0 if self.air.stream is None else self.air.stream.flow.slots(when)
-        return Task(
-            self.number, newest.number, seed, self.updates + 1, seen, self._speed.fitting(newest.announcement.plan)
-        )
+        return self._task(newest, seed, seen, newest.announcement.plan)
+
+    def _task(self, base: PublishedVersion, seed: int, seen: int, plan: Plan) -> Task:
+        steps = self._speed.fitting(plan)
+        return Task(self.number, base.number, seed, self.updates + 1, seen, steps, self.usage.micro)
 
     # -------------------------------------------------------------------- events
 
@@ -271,6 +273,12 @@ class Participant:
         if due is not None and (self._due is None or due < self._due):
             self._due = due
             air.clock.at(due - self._ahead, partial(self._tick, due))
+        if (
+            self.usage.sleeps
+            and (outage := self._outage) is not None
+            and (session.at_rest or air.clock.now >= outage.start)
+        ):
+            air.clock.at(air.clock.now, self._sleep)
 
     def _tick(self, due: float) -> None:
         if self.gone or self._due != due:
@@ -290,6 +298,7 @@ class Participant:
 
     def store(self, update: Update, key: int) -> bool:
         self._outbox[update.seq] = update, self._fits.pop(key)
+        self.usage.store(update.size)
         return True
 
     def send(self, update: Update) -> None:
@@ -302,12 +311,12 @@ class Participant:
 
     def fetch(self, announcement: Announcement, frames: tuple[FrameInfo, ...]) -> None:
         self._begin(announcement)
-        fetched = partial(self._event, ev.Fetched(ev.Base.of(announcement)))
-        size = sum(frame.size + frame.parts * headers.part() for frame in frames)
-        self.link.received(size)
-        # Two parts are asked for at a time, and their topics are left before the next are asked for.
-        ways = 4 * -(-sum(frame.parts for frame in frames) // 2)
-        self.link.hear(fetched, (ways - 1) * self.link.latency + size / self.link.down)
+
+        def fetched() -> None:
+            self.usage.keep(self.air.world.values, self.air.world.frozen)
+            self._event(ev.Fetched(ev.Base.of(announcement)))
+
+        self.link.fetch(frames, fetched)
 
     def greet(self) -> None:
         hello = self.name, self.session.outbox, self.session.first
@@ -359,7 +368,7 @@ class Participant:
         self.trainings += 1
         self._began = now = air.clock.now + air.noise.overhead
         seen = self._constraints.take()
-        task = Task(self.number, base.number, plan.seed, self.updates + 1, seen, self._speed.fitting(plan))
+        task = self._task(base, plan.seed, seen, plan)
         load = air.learner.load(self.number, task.plan(plan), seen) * air.varies(self.name, self.trainings)
         self.link.ignore_versions(base.announcement)
         end = now + self.seconds * load
@@ -374,6 +383,7 @@ class Participant:
         self.link.follow_versions()
         outcome = self.air.pool.end(self._job)
         self.steps += outcome.steps
+        self.usage.trained += self.air.clock.now - self._began
         self._speed.saw(outcome.steps, 0, self.air.clock.now - self._began)
         self._constraints.expect_rows()
         if (said := outcome.said) is None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 from midge.sensor_fleet.report.svg import Plot
 from midge.sensor_fleet.simulation import notebook
+from midge.sensor_fleet.simulation.usage import BoardCosts
 from midge.wire.plurals import counted
 
 Floats = npt.NDArray[np.float64]
@@ -42,6 +43,8 @@ class ClassSummary:
     """Of its updates, in steps: median, 90th percentile, largest."""
     monthly_bytes: float
     monthly_joules: float
+    board: BoardCosts | None = None
+    """What it costs, if it is of microcontrollers."""
 
     def packed(self) -> dict[str, Any]:
         """As plain values."""
@@ -99,6 +102,12 @@ class Simulated:
     """Seconds of the wall clock."""
     parameters: "Parameters" = field(repr=False)
     """The model at the end, all tensors by name."""
+    troubles: Mapping[str, int] = field(default_factory=dict)
+    """How often devices were told of something that no receipt answers, by what it was."""
+    boards: Mapping[str, BoardCosts] = field(default_factory=dict)
+    """What taking part costs the microcontrollers of each class, by its name."""
+    left_out: tuple[str, ...] = ()
+    """A sentence for each class that takes no part, because the model does not fit into its memory."""
 
     def seconds_to(self, target: float, metric: str | None = None, *, held: float = 0.0) -> float | None:
         """When the metric first was at the target and stayed there for `seconds`; None if it never did.
@@ -131,10 +140,11 @@ class Simulated:
         if not len(self.times):
             return "nothing was measured"
         trained, accepted = counted(self.trainings, "training"), counted(len(self.senders), "update")
-        return (
+        told = (
             f"{self.times[-1] / 3600:,.1f} virtual hours: {trained}, {accepted} accepted, "
             f"{counted(int(self.versions[-1]), 'version')} (it took {self.took:,.1f} s)"
         )
+        return ". ".join((told, *self.left_out))
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the curve, and the classes."""
@@ -195,6 +205,7 @@ def by_class(found: Simulated, seconds: float | None = None) -> dict[str, ClassS
             None if not len(taus) else (int(_at(taus, 0.5)), int(_at(taus, 0.9)), int(taus[-1])),
             (up + down) * month,
             joules * month,
+            found.boards.get(name),
         )
     return summaries
 

@@ -5,6 +5,7 @@ that is to end and begin again keeps its journal in memory, and goes on from it 
 """
 
 import hashlib
+import math
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +21,12 @@ from midge.aggregator.core import records as rec
 from midge.aggregator.core.core import AggregatorCore, Bounds
 from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.engine import Engine, recover
-from midge.aggregator.ingress.reassembly import UpdateReassembler, Whole
+from midge.aggregator.ingress.rate_limits import TROUBLE
+from midge.aggregator.ingress.reassembly import DISPLACED, UpdateReassembler, Whole
 from midge.aggregator.model.averaging import refuse_noise
 from midge.aggregator.model.model import KEYFRAME_BITS, Frame, Model
 from midge.aggregator.model.step_merging import listed
-from midge.aggregator.publish.part_sizes import PART
+from midge.aggregator.publish.part_sizes import PART, count
 from midge.aggregator.shell import AggregatorShell
 from midge.aggregator.store.store import Store
 from midge.iot_client.session.session import reread
@@ -34,7 +36,7 @@ from midge.sensor_fleet.simulation.coding import Said
 from midge.sensor_fleet.simulation.incidents import Crash
 from midge.sensor_fleet.simulation.memory_store import MemoryStore
 from midge.sensor_fleet.simulation.shards import Start
-from midge.wire import chunks, lineage, messages
+from midge.wire import chunks, codecs, lineage, messages
 from midge.wire.chunks import Assembly
 from midge.wire.lineage import State
 from midge.wire.messages import (
@@ -48,6 +50,7 @@ from midge.wire.messages import (
     Moment,
     Settled,
     Statistics,
+    Trouble,
     Update,
     Verdict,
 )
@@ -189,6 +192,8 @@ class ServerSetup:
     """Whether versions are made into frames, whose bytes count."""
     chunk: int = ONE_CHUNK
     """Bytes of a chunk's body, at most."""
+    largest: int | None = None
+    """Bytes of a body that the smallest receive buffer of a device has; None sets no limit."""
     memory: int = 2**30
     """Bytes that updates may take which come in chunks."""
     moments: Sequence[Moment] = ()
@@ -216,6 +221,8 @@ class DeviceCalls:
     released: Callable[[PublishedVersion], None]
     granted: Granted | None = None
     republished: Callable[[Fetch], None] | None = None
+    trouble: Callable[[str, Trouble], None] | None = None
+    """Told of a device, and what was dropped of it that no receipt answers, or what its encoder seems to lose."""
     status: Callable[[AggregatorStatus], None] | None = None
 
 
@@ -267,7 +274,8 @@ class Server:
         self._paused: str | None = None
 
     def _new_reassembler(self) -> UpdateReassembler:
-        return UpdateReassembler(budget=self._setup.memory, dropped=Counter(), assembly=_Counted)
+        troubles = self._troubles = _Troubles(self._calls.trouble)
+        return _reassembler(self._setup.memory, troubles, lambda device: self.core.contributed(device))  # noqa: PLW0108
 
     @property
     def model(self) -> Model:
@@ -437,7 +445,7 @@ class Server:
             body = self._store.noise(entry.noise) if entry.noise else b"" if held is None else held.packed
             self._store.commit(entry.record, body, None if said is None else said.delta)
 
-    def journaled(self, record: rec.Record, key: int | None, now: float) -> None:  # noqa: ARG002 - of the shell's hook
+    def journaled(self, record: rec.Record, key: int | None, now: float) -> None:
         self._act()
         if not isinstance(record, rec.UpdateRecord):
             return
@@ -449,6 +457,7 @@ class Server:
         assert body.said is not None
         self.engine.hold(record, body.said.delta, body.direction)
         self.taken.add(self._clock.now, self._places[record.device], record.staleness, record.weight)
+        self._troubles.see_encoder(self.core, record, now)
 
     def carry(self, record: rec.Record, now: float) -> None:
         self._act()
@@ -551,9 +560,8 @@ class Server:
         for known, span in list(self._frames):
             if not (known in snapshots if span == 0 else listed(known, span, version, small=self.model.small)):
                 del self._frames[known, span]
-        return tuple(
-            FrameInfo(known, span, size, chunks.count(size, part)) for (known, span), size in self._frames.items()
-        )
+        cut = partial(count, most=part, limit=self._setup.largest)
+        return tuple(FrameInfo(known, span, size, cut(size)) for (known, span), size in self._frames.items())
 
     def _wake(self) -> None:
         due = self.core.deadline
@@ -583,6 +591,32 @@ def _remembered(core: AggregatorCore, model: Model) -> tuple[bytes, dict[str, An
 
 class _Died(Exception):
     """The process has ended within a batch."""
+
+
+class _Troubles:
+    """Tells devices what no receipt answers, as seldom as production does."""
+
+    def __init__(self, call: Callable[[str, Trouble], None] | None) -> None:
+        self._call = call
+        self._told: dict[str, float] = {}
+
+    def tell(self, device: str, why: str, now: float) -> None:
+        """Tell it, if there is something to tell and it is time."""
+        if why and self._call is not None and now >= self._told.get(device, -math.inf) + TROUBLE:
+            self._told[device] = now
+            self._call(device, Trouble(why=why[:400]))
+
+    def see_encoder(self, core: AggregatorCore, record: rec.UpdateRecord, now: float) -> None:
+        """Tell a device that its encoder is doubted, if its codec is one that needs feedback."""
+        if codecs.parse(record.codec).feedback:
+            self.tell(record.device, core.encoder_doubt(record.device, now), now)
+
+
+def _reassembler(memory: int, troubles: _Troubles, known: Callable[[str], bool]) -> UpdateReassembler:
+    found = UpdateReassembler(budget=memory, dropped=Counter(), assembly=_Counted)
+    found.known = known
+    found.displaced = lambda device, now: troubles.tell(device, DISPLACED, now)
+    return found
 
 
 @dataclass(slots=True)

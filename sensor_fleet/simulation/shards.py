@@ -18,7 +18,7 @@ import numpy as np
 
 from midge.sensor_fleet.simulation import stacked
 from midge.sensor_fleet.simulation.coding import Coding, Said
-from midge.sensor_fleet.simulation.learners import Learner, TrainingResult
+from midge.sensor_fleet.simulation.learners import Learner
 from midge.sensor_fleet.simulation.stacked import Job
 from midge.wire.messages import Announcement, Plan, Update
 from midge.wire.schema import Schema, Vector
@@ -61,6 +61,8 @@ class Task:
     """Slots of the device's stream that there have been when it begins; 0 where its data stands still."""
     steps: int = 0
     """Local steps that fit into the seconds of the plan; 0: as the plan says."""
+    micro: bool = False
+    """Whether the device is a microcontroller, which follows the plan for such ones."""
 
     def plan(self, announced: Plan) -> Plan:
         """The announced plan, for this training."""
@@ -127,12 +129,19 @@ class ShardWorker:
         if coding is None:
             coding = self._codings[shard] = Coding(self._schema)
         said: list[Said | None] = []
-        for (*_, tensors), same in groupby(range(len(tasks)), lambda place: _manner(begun[place], trained[place])):
+        plans = [each.plan.micro() if task.micro else each.plan for each, task in zip(begun, tasks, strict=True)]
+
+        def manner(place: int) -> tuple[str, bool, bytes, tuple[int, ...] | None]:
+            """What decides how a delta is encoded."""
+            plan = plans[place]
+            return plan.codec, plan.feedback, begun[place].lineage, trained[place].tensors
+
+        for (*_, tensors), same in groupby(range(len(tasks)), manner):
             places = list(same)
             updates = [(self._names[tasks[place].device], tasks[place].number) for place in places]
-            first = begun[places[0]]
+            first = places[0]
             some = [self._covered(deltas[place], tensors) for place in places]
-            said += coding.encode(updates, some, first.plan, first.lineage, tensors)
+            said += coding.encode(updates, some, plans[first], begun[first].lineage, tensors)
         return [Outcome(one, each.examples, each.steps) for one, each in zip(said, trained, strict=True)]
 
     def _covered(self, delta: Vector, tensors: tuple[int, ...] | None) -> Vector:
@@ -143,11 +152,6 @@ class ShardWorker:
         for place in self._schema.covered(tensors):
             found[place] = delta[place]
         return found
-
-
-def _manner(start: Start, trained: TrainingResult) -> tuple[str, bool, bytes, tuple[int, ...] | None]:
-    """What decides how deltas are encoded."""
-    return start.plan.codec, start.plan.feedback, start.lineage, trained.tensors
 
 
 class Carrier(Protocol):

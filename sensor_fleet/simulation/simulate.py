@@ -1,6 +1,7 @@
 """One call that simulates a federation: the real aggregator and the real sessions on a clock that jumps."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,9 +29,11 @@ from midge.sensor_fleet.simulation.participant import Participant
 from midge.sensor_fleet.simulation.result import Simulated
 from midge.sensor_fleet.simulation.server import ONE_CHUNK, DeviceCalls, PublishedVersion, Server, ServerSetup, Tamper
 from midge.sensor_fleet.simulation.shards import Carrier, Here, Pool, ShardWorker, shards_of
+from midge.sensor_fleet.simulation.usage import BoardCosts, board_costs
 from midge.sensor_fleet.simulation.workers import Processes
 from midge.sensor_fleet.world import World
-from midge.wire.messages import Grant, Settled
+from midge.wire import frames
+from midge.wire.messages import Grant, Settled, Trouble
 from midge.wire.moments import pool
 from midge.wire.schema import Parameters, Schema
 
@@ -154,7 +157,8 @@ def simulate(
             raise ValueError("a profile describes the world: give no world= and no loss= beside it.")
         profile = load(profile) if isinstance(profile, str) else profile
         usual = recipe or Recipe()
-        population = Population(profile, names, seed, samples=usual.local_steps * usual.batch_size, values=schema.size)
+        samples, constants = usual.local_steps * usual.batch_size, len(schema.freeze(first))
+        population = Population(profile, names, seed, samples=samples, values=schema.size, frozen=constants)
     work = partial(_work, make, schema, names)
     carrier = carry(work) if carry is not None else Here(work()) if workers == 1 else Processes(work, workers)
     try:
@@ -243,6 +247,7 @@ class _Simulation:
         self.clock = Clock()
         self._stream = setup.stream
         self.population = population
+        self.troubles: Counter[str] = Counter()
         shard_of = shards_of(names, world.seed)
         self._members: list[list[Participant]] = [[] for _ in range(max(shard_of, default=0) + 1)]
         self.air = Air(
@@ -265,9 +270,16 @@ class _Simulation:
                 places=dict(zip(names, range(len(names)), strict=True)),
                 framed=population is not None,
                 chunk=ONE_CHUNK if population is None else CHUNK,
+                largest=None if population is None else population.largest,
                 checkpoint=setup.incidents.checkpoint if setup.incidents and setup.incidents.crashes else None,
             ),
-            DeviceCalls(reply=self._reply, granted=self._grant, released=self.air.released, status=self.air.tell),
+            DeviceCalls(
+                reply=self._reply,
+                granted=self._grant,
+                released=self.air.released,
+                status=self.air.tell,
+                trouble=self._trouble,
+            ),
             setup.tamper,
         )
         if setup.tamper is not None:
@@ -295,6 +307,11 @@ class _Simulation:
 
     def _reply(self, device: str, outbox: int, hi: int, settled: tuple[Settled, ...]) -> None:
         self.participants[device].reply(outbox, hi, settled)
+
+    def _trouble(self, device: str, trouble: Trouble) -> None:
+        """It asks for nothing: a device shows it."""
+        self.troubles[trouble.why] += 1
+        self.participants[device].link.answered(len(frames.encode(trouble)), lambda: None)
 
     def run(
         self,
@@ -358,8 +375,16 @@ class _Simulation:
         up = np.array([each.link.bytes_up for each in everybody], np.float64)
         down = np.array([each.link.bytes_down for each in everybody], np.float64)
         steps = np.array([each.steps for each in everybody], np.int64)
+        trainings = np.array([each.trainings for each in everybody], np.int64)
+        joules = np.zeros(len(everybody))
+        boards: Mapping[str, BoardCosts] = {}
         if population is None:
             down = np.zeros_like(down)
+        else:
+            factor = self.air.world.factor
+            usages = [each.usage.until(self.clock.now, factor) for each in everybody]
+            joules = population.joules(steps, up + down, np.array([each.trained for each in usages]))
+            boards = board_costs(population, usages, joules, trainings)
         return Simulated(
             times=np.array([row[0] for row in rows]),
             metrics={name: np.array([row[3][name] for row in rows]) for name in (rows[0][3] if rows else ())},
@@ -370,13 +395,16 @@ class _Simulation:
             seconds=np.array([each.seconds for each in everybody]),
             bytes_up=np.rint(up).astype(np.int64),
             bytes_down=np.rint(down).astype(np.int64),
-            trainings_of=np.array([each.trainings for each in everybody], np.int64),
+            trainings_of=trainings,
             steps_of=steps,
             classes=() if population is None else population.classes,
             class_of=np.zeros(len(everybody), np.int64) if population is None else population.class_of,
-            joules=np.zeros(len(everybody)) if population is None else population.joules(steps, up + down),
+            joules=joules,
+            boards=boards,
+            left_out=() if population is None else population.left_out,
             bytes_at=np.rint(np.array([row[4] for row in rows]).reshape(-1, 2)).astype(np.int64),
             refused=dict(server.refused),
+            troubles=dict(self.troubles),
             trainings=sum(each.trainings for each in everybody),
             events=self.clock.events,
             took=0.0,

@@ -1,9 +1,12 @@
 """The link of one simulated device: latency, bandwidth, losses, and which announcements it has heard."""
 
+from collections.abc import Sequence
+
 from midge.iot_client.connection.announcement_policy import Attention
+from midge.sensor_fleet.simulation import headers
 from midge.sensor_fleet.simulation.air import Air
 from midge.sensor_fleet.simulation.clock import Work
-from midge.wire.messages import Announcement
+from midge.wire.messages import Announcement, FrameInfo
 
 
 class VirtualLink:
@@ -100,6 +103,14 @@ class VirtualLink:
                 work()
 
         self._air.clock.after(self.latency + seconds, heard)
+
+    def fetch(self, frames: Sequence[FrameInfo], work: Work) -> None:
+        """Count frames of the model, and do what they bring once the last part is here."""
+        parts = sum(frame.parts for frame in frames)
+        size = sum(frame.size for frame in frames) + parts * headers.part()
+        self.received(size)
+        # Two parts are asked for at a time, and their topics are left before the next are asked for.
+        self.hear(work, (4 * -(-parts // 2) - 1) * self.latency + size / self.down)
 
     def say(self, purpose: str, size: int, work: Work, *, ahead: float = 0.0) -> None:
         """Do what a message brings, once the aggregator has it, `ahead` seconds after other bytes on the uplink."""

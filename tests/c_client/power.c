@@ -1,6 +1,6 @@
 /* Power cuts: every write of flash in the life of an outbox is cut, at its first byte, in its middle and at its last, and
  * then what is there must be the record before or the record after, whole. Prints one line: how many cuts, and of how
- * many updates each was looked at.
+ * many updates each was looked at. With an argument it cuts nothing, and prints what flash and memory each update took.
  *
  * SPDX-License-Identifier: Apache-2.0
  */
@@ -9,16 +9,18 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#ifndef PARAMETERS
 #define PARAMETERS 600
+#endif
 #define SECTOR 4096u
-#define SLOT (2 * SECTOR)
+#define SLOT (SECTOR * ((MIDGE_SLOT(PARAMETERS, true) + SECTOR) / SECTOR + 1))
 #define UPDATES 6
 
 static uint64_t arena[MIDGE_ARENA(PARAMETERS, 64, 1280) / 8 + 1];
 static uint8_t flash[2 * SLOT];
 static long writes_left; /* until the power is cut; below 0: never */
 static unsigned keeps;   /* which part of the write that is cut arrives: 0 nothing, 1 half, 2 all but a byte, 3 noise */
-static unsigned long writes;
+static unsigned long writes, erases;
 
 #include "silent_port.h"
 
@@ -38,8 +40,10 @@ static bool write_flash(void *context, uint32_t at, const void *data, size_t siz
     if (cut)
         some = keeps == 0 ? 0 : keeps == 1 ? size / 2 : keeps == 2 ? size - 1 : size;
     for (size_t i = 0; i < some; i++) {
-        if ((at + i) % SECTOR == 0)
+        if ((at + i) % SECTOR == 0) {
             memset(flash + at + i, 0xff, SECTOR);
+            erases++;
+        }
         if (flash[at + i] != 0xff)
             abort(); /* a byte is written twice without being erased */
         flash[at + i] = cut && keeps == 3 ? (uint8_t)(rand() & 0xff) : ((const uint8_t *)data)[i];
@@ -61,8 +65,8 @@ static midge_result train(midge *m, unsigned number)
     midge_fit fit = {number, 1, 0, -1, -1};
     memset(m->tensors, 0, sizeof m->tensors);
     m->tensor_count = 2;
-    m->tensors[0].size = 500;
-    m->tensors[1].at = 500;
+    m->tensors[0].size = PARAMETERS - 100;
+    m->tensors[1].at = PARAMETERS - 100;
     m->tensors[1].size = 100;
     m->count = PARAMETERS;
     m->target.of.version = number;
@@ -85,8 +89,23 @@ static uint32_t shown(const midge *m)
     return midge_crc32(0, &m->outbox, sizeof m->outbox) ^ body * 31u ^ left * 37u;
 }
 
-int main(void)
+/* Of each update in int8:256: the bytes of its body, and the sectors that were erased for it. */
+static int measure(midge *m)
 {
+    printf("{\"arena\": %lu, \"updates\": [", (unsigned long)MIDGE_ARENA(PARAMETERS, 64, 1280));
+    for (unsigned number = 2; number <= 2 * UPDATES; number += 2) {
+        erases = 0;
+        if (train(m, number) != MIDGE_DONE)
+            return 2;
+        printf("%s[%lu, %lu]", number > 2 ? ", " : "", (unsigned long)m->outbox.size, erases);
+    }
+    printf("]}\n");
+    return 0;
+}
+
+int main(int count, char **words)
+{
+    (void)words;
     static uint8_t before[2 * SLOT];
     unsigned long cuts = 0, kept = 0, went_on = 0;
     memset(flash, 0xff, sizeof flash);
@@ -94,6 +113,8 @@ int main(void)
     midge *m = start();
     if (m == NULL)
         return 1;
+    if (count > 1)
+        return measure(m);
     for (unsigned number = 1; number <= UPDATES; number++) {
         uint32_t old = shown(m);
         uint64_t identity = m->outbox.outbox;

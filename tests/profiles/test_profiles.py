@@ -66,6 +66,18 @@ def test_shipped_profiles_hold_what_they_say(name: str) -> None:
         (("[[class]]", "[[klass]]"), r"has no class of devices: add a \[\[class\]\]"),
         (("share = 1", "share = "), "is no TOML"),
         (
+            ('name = "a"', 'name = "a"\nboard = { battery = "1 Ah" }'),
+            'board is of microcontrollers: add hardware = "micro"',
+        ),
+        (
+            ('name = "a"', 'name = "a"\nhardware = "micro"\nboard = { battery = "1 kWh" }'),
+            r"board\.battery: '1 kWh' is none: write a number and one of mAh, Ah",
+        ),
+        (
+            ('name = "a"', 'name = "a"\navailability = { kind = "wakes", every = 60, stays = 60 }'),
+            "stays must be less than every",
+        ),
+        (
             ('name = "a"', 'name = "a"\navailability = { kind = "sometimes" }'),
             "availability.kind must be one of always",
         ),
@@ -78,7 +90,7 @@ def test_mistakes_name_the_file_and_the_key(tmp_path: Path, change: tuple[str, s
 
 
 def test_file_that_is_not_there_is_told_with_those_that_ship() -> None:
-    with pytest.raises(ValueError, match="city-gateways, factory, farm, phones"):
+    with pytest.raises(ValueError, match="city-gateways, factory, farm, phones, microcontrollers"):
         load("fam")
 
 
@@ -92,7 +104,8 @@ def test_loss_makes_links_slow_and_bytes_dear(tmp_path: Path) -> None:
     lossy = population(load(written(tmp_path, PLAIN.replace("latency =", "loss = 0.2, latency ="))))
     assert lossy.link("x" if "x" in NAMES else NAMES[0]).bandwidth == pytest.approx(0.8 * 1000)
     steps, moved = np.zeros(len(NAMES), np.int64), np.ones(len(NAMES))
-    assert lossy.joules(steps, moved)[0] == pytest.approx(clean.joules(steps, moved)[0] / 0.8)
+    idle = np.zeros(len(NAMES))
+    assert lossy.joules(steps, moved, idle)[0] == pytest.approx(clean.joules(steps, moved, idle)[0] / 0.8)
 
 
 def test_class_in_which_the_model_does_not_fit_never_trains() -> None:
@@ -109,6 +122,7 @@ KINDS = [
     {"kind": "diurnal", "hours": [22, 6], "jitter": "2 h"},
     {"kind": "mains"},
     {"kind": "on-off", "on": "2 h", "off": "30 min"},
+    {"kind": "wakes", "every": "6 h", "stays": "90 s"},
 ]
 
 

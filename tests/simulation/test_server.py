@@ -6,6 +6,7 @@ import numpy as np
 
 from midge.aggregator.core.presets import fedasync
 from midge.aggregator.core.staleness import constant
+from midge.aggregator.ingress.reassembly import DISPLACED
 from midge.sensor_fleet.simulation.clock import Clock
 from midge.sensor_fleet.simulation.coding import Said
 from midge.sensor_fleet.simulation.server import DeviceCalls, PublishedVersion, Server, ServerSetup
@@ -25,6 +26,7 @@ class Fleet:
         self.grants: list[Grant] = []
         self.fetched: list[Fetch] = []
         self.versions: list[PublishedVersion] = []
+        self.troubles: list[tuple[str, str]] = []
         schema = Schema.of(initial, arguments.pop("roles", None))
         self.server = Server(
             Clock(),
@@ -42,6 +44,7 @@ class Fleet:
                 released=self.versions.append,
                 granted=lambda _device, _outbox, _hi, grant: self.grants.append(grant),
                 republished=self.fetched.append,
+                trouble=lambda device, trouble: self.troubles.append((device, trouble.why)),
             ),
         )
         self.server.start()
@@ -80,6 +83,30 @@ def test_an_offer_beyond_the_memory_is_told_to_come_again() -> None:
     fleet.server.offered("a", fleet.update(kind="offer", parts=12), said(24))
     ((_, hi, (settled,)),) = fleet.replies
     assert (hi, settled.verdict, settled.retry_after > 0) == (0, Verdict.BUSY, True)
+
+
+def test_a_device_whose_half_update_makes_room_for_another_is_told() -> None:
+    """Seen to fail: the simulation dropped it without a word, where production says why."""
+    fleet = Fleet({"x": np.zeros(24, np.float32)}, chunk=CHUNK, memory=3000)
+    offer = fleet.update(kind="offer", parts=12)
+    fleet.server.offered("a", offer, said(24))
+    fleet.server._clock.now = 1000.0  # too slow: nothing of it has come
+    fleet.server.offered("b", offer, said(24))
+    assert len(fleet.grants) == 2 and fleet.troubles == [("a", DISPLACED)]
+    fleet.server._clock.now = 2000.0
+    fleet.server.offered("a", offer, said(24))
+    assert fleet.troubles == [("a", DISPLACED), ("b", DISPLACED)]
+
+
+def test_an_encoder_that_piles_up_what_it_leaves_out_is_told_so_not_more_often_than_every_ten_seconds() -> None:
+    fleet = Fleet({"x": np.zeros(24, np.float32)})
+    for number in range(1, 16):
+        fleet.server._clock.now += 6.0
+        delta = np.full(24, 2.0**number, np.float32)
+        grown = Said(delta=delta, norm=float(np.linalg.norm(delta)), size=96, codec="uq:4|rice")
+        fleet.server.arrived("a", fleet.update(seq=number, codec="uq:4|rice"), grown)
+    doubts = [why for device, why in fleet.troubles if device == "a" and why.startswith("its updates grow")]
+    assert len(doubts) == len(fleet.troubles) == 4  # of the ninth to the fifteenth update, each second one
 
 
 def test_statistics_of_two_devices_begin_the_training() -> None:

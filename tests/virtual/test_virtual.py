@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -154,9 +155,33 @@ def test_command_writes_a_run(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["seeds"] == 1
 
 
+def test_microcontrollers_are_on_page_and_terminal_and_in_outcome_and_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    large = '[[class]]\nname = "tiny"\nshare = 0.5\nhardware = "micro"\nmemory = "9 kB"\n'
+    node = '[[class]]\nname = "node"\nshare = 0.5\nhardware = "micro"\nboard = { battery = "2600 mAh" }\n'
+    Path("boards.toml").write_text(large + node)
+    options = ["--profile", "boards.toml", "--devices", "16", "--days", "0.5", "--model", "linear"]
+    assert main(["fleet", "--virtual", *options, "--micro", "8", "--name", "x"]) == 0
+    said = capsys.readouterr().out
+    assert "battery lasts" in said and "tiny takes no part, " in said
+    outcome = json.loads(Path("runs/x/result.json").read_text())
+    assert outcome["classes"]["node"]["board"]["battery_days"] > 0
+    assert outcome["classes"]["microcontroller"]["board"]["battery_days"] is None
+    (sentence,) = outcome["left_out"]
+    page = Path("runs/x/report.html").read_text()
+    assert "Microcontrollers</h2>" in page and "flash lasts" in page and sentence in unescape(page)
+    assert "--micro 8" in page
+    assert main(["fleet", "--plan", "--seeds", "1", *options, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert plan["boards"]["node"]["ram_needed"] < plan["boards"]["node"]["ram"] and len(plan["left_out"]) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
+        (["--micro", "2000"], "2000 microcontrollers cannot be among"),
         (["--profile", "none"], "The profile none cannot be read"),
         (["--days", "0"], "--days is 0: it must be above 0"),
         (["--devices", "1"], "it takes 2 devices at least"),

@@ -1,0 +1,152 @@
+"""What a simulated device did with its time and its flash, and what that comes to for a class of microcontrollers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from midge.sensor_fleet.profiles.board import YEAR
+from midge.sensor_fleet.profiles.population import Population
+from midge.sensor_fleet.profiles.profile import Breaking, Hardware, Wakes
+
+DAY: Final = 86400.0
+
+
+class Usage:
+    """Of one device, in virtual seconds; `began` is when it first connects."""
+
+    __slots__ = (
+        *("_began", "_ended", "_hardware", "_since", "awake", "erases", "present", "sleeps", "stored", "trained"),
+        "wakes",
+    )
+
+    def __init__(self, hardware: Hardware, began: float) -> None:
+        self._hardware, self._began = hardware, began
+        self.sleeps = isinstance(hardware.availability, Wakes)
+        """Whether it goes to sleep by itself, once nothing is left to do."""
+        self.present = self.awake = self.trained = self.erases = 0.0
+        """Seconds that it was there, had a connection or made one, and trained; sectors of flash that were erased."""
+        self.wakes = self.stored = 0
+        """How often it connected, and stored an update."""
+        self._since: float | None = None
+        self._ended: float | None = None
+
+    @property
+    def micro(self) -> bool:
+        """Whether it is a microcontroller."""
+        return self._hardware.board is not None
+
+    @property
+    def forgets_model(self) -> bool:
+        """Whether it holds no model after a sleep."""
+        board = self._hardware.board
+        return self.sleeps and board is not None and not board.keeps_model
+
+    def store(self, size: int) -> None:
+        """An update with a body of that size is in its flash."""
+        self.stored += 1
+        if (board := self._hardware.board) is not None:
+            self.erases += board.update_erases(size)
+
+    def keep(self, values: int, frozen: int) -> None:
+        """A model of that size was fetched; `frozen` is bytes."""
+        if (board := self._hardware.board) is not None:
+            self.erases += board.model_erases(values, frozen)
+
+    def wake(self, now: float) -> None:
+        """It begins to connect."""
+        self.wakes += 1
+        self._since = now
+
+    def sleep(self, now: float) -> None:
+        """Its connection is gone, or what would have been one."""
+        if self._since is not None:
+            self.awake += now - self._since
+        self._since = None
+
+    def leave(self, now: float) -> None:
+        """It is gone for good."""
+        self.sleep(now)
+        self._ended = now
+
+    def until(self, now: float, factor: float = 1.0) -> "Usage":
+        """All of it by now, in seconds that are as many times as long."""
+        found = Usage(self._hardware, self._began * factor)
+        end = now if self._ended is None else self._ended
+        running = 0.0 if self._since is None else now - self._since
+        found.present = max(0.0, end - self._began) * factor
+        found.awake, found.trained = (self.awake + running) * factor, self.trained * factor
+        found.erases, found.wakes, found.stored = self.erases, self.wakes, self.stored
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class BoardCosts:
+    """What taking part costs a microcontroller: one of its class in the mean, at the pace of the run."""
+
+    client: str
+    ram_needed: int
+    """Bytes that the model takes with the client."""
+    ram: int
+    """Bytes that there are."""
+    flash_erases_per_year: float
+    flash_years: float | None
+    """Until the most worn sector has been erased as often as it endures; None if nothing is written."""
+    joules_per_training: float | None
+    """Of the training and all that is sent and received; None if it never trained."""
+    joules_per_day: float
+    """Of all: asleep, waking, connected, training and on the air."""
+    awake_per_day: float
+    """Seconds that it is connected, or connects."""
+    battery_days: float | None
+    """That its battery gives; None if it has none."""
+
+
+def board_costs(
+    population: Population,
+    usages: Sequence[Usage],
+    joules: npt.NDArray[np.float64],
+    trainings: npt.NDArray[np.int64],
+) -> Mapping[str, BoardCosts]:
+    """What each class of microcontrollers costs, by its name.
+
+    Args:
+        population: the devices, unscaled.
+        usages: of each until the end, in seconds of the profile.
+        joules: of each, for its trainings and the link.
+        trainings: of each.
+    """
+    found = {}
+    for place, one in enumerate(population.profile.classes):
+        mine = np.flatnonzero(population.class_of == place).tolist()
+        if one.board is None or not mine:
+            continue
+        board, here = one.board, [usages[number] for number in mine]
+        present = sum(each.present for each in here)
+        if not present:
+            continue
+        awake, trained = sum(each.awake for each in here), sum(each.trained for each in here)
+        erases, stored = sum(each.erases for each in here) / present, sum(each.stored for each in here) / present
+        asleep = 0.0 if isinstance(one.availability, Breaking) else max(0.0, present - awake)
+        resting = board.joules(
+            asleep=asleep,
+            connected=max(0.0, present - asleep - trained),
+            training=0.0,  # it is in `joules`
+            wakes=sum(each.wakes for each in here),
+        )
+        active, many = float(joules[mine].sum()), int(trainings[mine].sum())
+        daily = (resting + active) / present * DAY
+        found[one.name] = BoardCosts(
+            board.client,
+            population.memory_needed(one),
+            round(one.memory),
+            erases * YEAR,
+            board.years(erases * YEAR, stored * YEAR),
+            active / many if many else None,
+            daily,
+            awake / present * DAY,
+            None if board.battery is None else board.battery * board.volts / daily,
+        )
+    return found
