@@ -27,7 +27,7 @@ SECONDS: Final = 2.5
 """For each of the other two measurements, about."""
 POOLED_ROWS: Final = 100_000
 STRETCH: Final = (100, 500)
-"""Steps between two validations: a pass, but at least and at most so many."""
+"""Steps between two validations: those of a pass, within these bounds."""
 PATIENCE: Final = 5
 """Validations without a better one after which the rate is halved; in a large set, those of one pass."""
 HALVINGS: Final = 2
