@@ -103,6 +103,8 @@ def parts(seeds: int | None, data: Path | None) -> Iterator[Part]:
         for alpha in (0.1, 0.3):
             make = partial(fashion, images, correlated=False, alpha=alpha)
             yield Part(f"fashion_mnist dirichlet {alpha}", "uneven", 0, make, 15, FEW, large)
+        convolutional = partial(fashion, images, correlated=False, alpha=0.3, model="cnn")
+        yield Part("fashion_mnist cnn", "uneven", 0, convolutional, 30, ("balanced",), large)
     for world in ("lockstep", "jittered", "wild", "correlated"):
         for devices, seconds in ((5, 40), (20, 30), (50, 30), (100, 12)):
             make = partial(digits, correlated=world == "correlated", devices=devices)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from midge.iot_client.training.fit import Parameters
 from midge.iot_client.training.numpy_models import Array
 from midge.sensor_fleet.data import FleetData, Rows, deal, load
-from midge.sensor_fleet.models import DenseModel, Name, model_for
+from midge.sensor_fleet.models import Name, NumpyModel, model_for
 
 DIGITS_DEVICES = 50
 MOST = 50
@@ -28,7 +28,7 @@ class Problem:
 
     name: str
     data: FleetData
-    model: DenseModel
+    model: NumpyModel
     slow: tuple[bool, ...]
     """Which devices are the slow half, in order: by chance, or those that hold what the others do not."""
     weights: Array
@@ -68,7 +68,7 @@ class Problem:
 
 
 @lru_cache(maxsize=4)
-def _prepared(model: DenseModel, test: Rows) -> Array:
+def _prepared(model: NumpyModel, test: Rows) -> Array:
     return model.prepare(test.x)
 
 
@@ -78,8 +78,8 @@ def digits(seed: int, *, correlated: bool, devices: int = DIGITS_DEVICES, alpha:
     return _labelled("digits", whole, seed, correlated=correlated, devices=devices, alpha=alpha, targets=(0.93, 0.95))
 
 
-def fashion(path: Path, seed: int, *, correlated: bool, alpha: float) -> Problem:
-    """Fashion-MNIST: the first 10,000 training rows and 2,000 test rows, a linear model, 20 devices."""
+def fashion(path: Path, seed: int, *, correlated: bool, alpha: float, model: Name = "linear") -> Problem:
+    """Fashion-MNIST: 10,000 training rows and 2,000 test rows, always the same, 20 devices."""
     whole = load(path, devices=1)
     pooled = load(path).pooled()
     rng = np.random.default_rng(0)
@@ -89,8 +89,8 @@ def fashion(path: Path, seed: int, *, correlated: bool, alpha: float) -> Problem
         devices={"all": Rows(pooled.x[kept], pooled.y[kept])},
         test=Rows(whole.test.x[tested], whole.test.y[tested]),
     )
-    name = f"{path.stem} dirichlet {alpha}"
-    return _labelled(name, some, seed, correlated=correlated, devices=20, alpha=alpha, targets=(), model="linear")
+    name = f"{path.stem} {model if model != 'linear' else f'dirichlet {alpha}'}"
+    return _labelled(name, some, seed, correlated=correlated, devices=20, alpha=alpha, targets=(), model=model)
 
 
 def of_file(path: Path, seed: int, *, correlated: bool) -> Problem:
@@ -133,7 +133,7 @@ def of_file(path: Path, seed: int, *, correlated: bool) -> Problem:
     if kinds is None and data.task == "classification":
         weights = _label_weights(data, slow)
     model = model_for(data, "mlp", seed=seed)
-    assert isinstance(model, DenseModel)
+    assert isinstance(model, NumpyModel)
     return Problem(path.stem, data, model, tuple(slow), weights, ())
 
 
@@ -163,7 +163,7 @@ def _labelled(
     owned = {f"device-{place:03d}": Rows(rows.x[hand], rows.y[hand]) for place, hand in enumerate(hands)}
     data = replace(whole, devices=owned)
     made = model_for(data, model, seed=seed)
-    assert isinstance(made, DenseModel)
+    assert isinstance(made, NumpyModel)
     return Problem(name, data, made, tuple(slow), _label_weights(data, slow), targets)
 
 

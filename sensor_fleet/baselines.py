@@ -1,8 +1,9 @@
 """What a federation is to be measured by: the same model trained on all rows pooled, and by each device alone.
 
-Both use the devices' own trainer and recipe, and no more training than is said in the result. Pooling is what the
-federation avoids, and alone is what each device has without it: the run should end near the one and above the other.
-Everything here is bounded, in steps and in seconds, so that the end of a run is not delayed.
+Both use the devices' own trainer and recipe. Pooling is what the federation avoids, and alone is what each device has
+without it: the run should end near the one and above the other. The pooled model is trained until it no longer improves
+on training rows that are held out. Everything is bounded in seconds, so that the end of a run is not delayed; the
+result says whether the pooled model had converged by then.
 """
 
 import math
@@ -17,21 +18,32 @@ import numpy as np
 from midge.iot_client.training.fit import Parameters, Trainer
 from midge.sensor_fleet.data import FleetData, Rows
 from midge.sensor_fleet.models import FleetModel
-from midge.sensor_fleet.progress import HELD, METRICS
+from midge.sensor_fleet.progress import METRICS
 from midge.wire.messages import Plan
 
+POOLED_SECONDS: Final = 5.0
+"""For pooled training, about, unless another bound is given: digits take less than one second, 8,000 windows five."""
 SECONDS: Final = 2.5
-"""For each of the three measurements, about."""
-POOLED_STEPS: Final = (2_000, 20_000)
-"""At least and at most: below, the model is not trained; beyond, a small one gains nothing."""
+"""For each of the other two measurements, about."""
+POOLED_ROWS: Final = 100_000
+STRETCH: Final = (100, 500)
+"""Steps between two validations: those of a pass, within these bounds."""
+PATIENCE: Final = 5
+"""Validations without a better one after which the rate is halved; in a large set, those of one pass."""
+HALVINGS: Final = 2
+"""Of the learning rate; after the last one's patience the model has converged."""
+KEEP: Final = 0.8
+"""How much of the running average of the parameters stays at each validation: noise of the last batches averages out,
+as it does over the devices of a federation (Polyak and Juditsky, SIAM J. Control Optim. 1992)."""
+VALIDATION: Final = 0.1
+"""The share of the pooled rows that is held out."""
+VALIDATION_ROWS: Final = 2_000
+"""What the pooled model is validated on at most, drawn by the seed."""
 ALONE_STEPS: Final = (500, 2_000)
-POOLED_ROWS: Final = 20_000
 DEVICES: Final = 20
 """How many devices train alone; a larger fleet has this many drawn by the seed."""
 TEST_ROWS: Final = 2_000
 """What the models of single devices are evaluated on at most, drawn by the seed."""
-_STRETCHES: Final = 25
-"""Number of trainings that the pooled one is cut into, to look at the clock in between."""
 
 Engine = Literal["numpy", "torch"]
 
@@ -46,6 +58,7 @@ class Baselines:
     engine: Engine = "numpy"
     seed: int = 0
     trainings: int = 0
+    pooled_seconds: float = POOLED_SECONDS
     clock: Callable[[], float] = time.monotonic
 
     def measure(self, parameters: Parameters | None) -> dict[str, Any]:
@@ -61,30 +74,35 @@ class Baselines:
         }
 
     def central(self) -> dict[str, Any]:
-        """The model trained on all rows pooled, with as many steps as the fleet did altogether.
+        """The model trained on all rows pooled until it no longer improves, or `pooled_seconds` are over.
 
-        Its value is the mean of the last evaluations, as the run's is.
+        What improves is the running average of the parameters, on rows held out. Once it has converged, the model is
+        trained again on all rows, by the same rates and as many passes as led to the best average (Goodfellow, Bengio
+        and Courville, Deep Learning, algorithm 7.2); if the time is over before, the value is that of the best average.
         """
-        until = self.clock() + SECONDS
-        pooled = self._some(self.data.pooled(), POOLED_ROWS)
-        trainer = self.model.trainer(pooled, self.engine, seed=self.seed)
-        asked = _within(POOLED_STEPS, self.trainings * self._local_steps)
-        stretch = -(-asked // _STRETCHES)
-        parameters, steps, values = self._start(pooled), 0, []
-        for number in range(_STRETCHES):
-            late = self.clock() > until
-            parameters, done = self._train(trainer, parameters, stretch, number)
-            steps += done
-            if late or number >= _STRETCHES - HELD:
-                values.append(self._value(parameters, self.data.test))
-            if late:
-                break
+        began = self.clock()
+        until = began + self.pooled_seconds
+        rows, held_out = self._held_out()
+        recipe = self.model.recipe.under(self.plan)
+        a_pass = -(-len(rows) // min(recipe.batch_size, len(rows)))
+        stretch = _within(STRETCH, a_pass)
+        patience = max(PATIENCE, -(-a_pass // stretch))
+        course = _Course(self._start(rows), recipe.learning_rate)
+        trainer = self.model.trainer(rows, self.engine, seed=self.seed)
+        while not course.converged and (not course.number or self.clock() < until):
+            trained = self._train(trainer, course.parameters, stretch, course.number, course.rate)
+            course.take(trained, lambda average: self._score(average, held_out), patience)
+        again = self._on_all_rows(course, stretch / len(rows), until) if course.converged else None
+        everything = sum(len(rows) for rows in self.data.devices.values())
+        steps = stretch * course.number
         return {
-            "value": _finite(statistics.fmean(values)),
+            "value": _finite(self._value(again or course.best, self.data.test)),
             "steps": steps,
-            "steps_asked": stretch * _STRETCHES,
-            "rows": len(pooled),
-            "of_rows": sum(len(rows) for rows in self.data.devices.values()),
+            "steps_asked": steps,
+            "rows": min(POOLED_ROWS, everything),
+            "of_rows": everything,
+            "converged": course.converged,
+            "seconds": self.clock() - began,
         }
 
     def alone(self) -> dict[str, Any]:
@@ -99,7 +117,7 @@ class Baselines:
                 break
             rows = self.data.devices[name]
             trainer = self.model.trainer(rows, self.engine, seed=self.seed)
-            parameters, _ = self._train(trainer, self._start(rows), each, 0)
+            parameters = self._train(trainer, self._start(rows), each, 0)
             values[name] = _finite(self._value(parameters, test))
         return {**_spread(values), "steps": each, "of": len(names), "test_rows": len(test)}
 
@@ -123,9 +141,48 @@ class Baselines:
     def _start(self, rows: Rows) -> Parameters:
         return {**self.model.initial, **self.model.freeze(self.model.moments(rows))}
 
-    def _train(self, trainer: Trainer, parameters: Parameters, steps: int, number: int) -> tuple[Parameters, int]:
-        plan = self.plan.model_copy(update={"local_steps": steps, "seed": number})
-        return trainer(parameters, plan).parameters, steps
+    def _train(
+        self, trainer: Trainer, parameters: Parameters, steps: int, number: int, rate: float | None = None
+    ) -> Parameters:
+        asked = {"local_steps": steps, "seed": number, **({} if rate is None else {"learning_rate": rate})}
+        return trainer(parameters, self.plan.model_copy(update=asked)).parameters
+
+    def _held_out(self) -> tuple[Rows, Rows]:
+        """The rows to train on, and those held out: of whole devices drawn by the seed, as a test is of new devices.
+
+        Single rows are held out where devices are few, or would take more than half of a class with them.
+        """
+        pooled, sizes = self.data.pooled(), [len(rows) for rows in self.data.devices.values()]
+        if len(pooled) == 1:
+            return pooled, pooled
+        rng = np.random.default_rng(self.seed)
+        order = rng.permutation(len(sizes))
+        taken = order[: np.searchsorted(np.cumsum(np.array(sizes)[order]), VALIDATION * len(pooled)) + 1]
+        held = np.repeat(np.isin(np.arange(len(sizes)), taken), sizes)
+        labels = pooled.y if self.data.task == "classification" else np.zeros(len(pooled), np.int64)
+        counts, left = (np.bincount(labels[chosen], minlength=self.data.classes or 1) for chosen in (held, ~held))
+        if held.mean() > 2 * VALIDATION or np.any(counts > left):
+            held = rng.permutation(len(pooled)) < max(1, round(VALIDATION * len(pooled)))
+        rows, held_out = (Rows(pooled.x[chosen], pooled.y[chosen]) for chosen in (~held, held))
+        return self._some(rows, POOLED_ROWS), self._some(held_out, VALIDATION_ROWS)
+
+    def _on_all_rows(self, course: "_Course", share: float, until: float) -> Parameters | None:
+        """What the way to the best average comes to on all rows, `share` steps a row each time; None if it is late."""
+        rows = self._some(self.data.pooled(), POOLED_ROWS)
+        trainer, average = self.model.trainer(rows, self.engine, seed=self.seed), self._start(rows)
+        parameters = average
+        for number, (rate, from_average) in enumerate(course.way):
+            if self.clock() >= until:
+                return None
+            start = average if from_average else parameters
+            parameters = self._train(trainer, start, round(share * len(rows)), number, rate)
+            average = _mixed(average, parameters) if number else parameters
+        return average
+
+    def _score(self, parameters: Parameters, rows: Rows) -> float:
+        """The metric so that more is better."""
+        value = self._value(parameters, rows)
+        return value if self.data.task == "classification" else -value
 
     def _value(self, parameters: Parameters, rows: Rows) -> float:
         metrics = self.model.evaluate(parameters, rows)
@@ -144,6 +201,40 @@ class Baselines:
         """All devices in an order drawn by the seed: which are left out is random."""
         names = list(self.data.devices)
         return [names[place] for place in np.random.default_rng(self.seed).permutation(number)]
+
+
+class _Course:
+    """Where pooled training is: where patience ends, its rate is halved, and it goes on from the best average."""
+
+    def __init__(self, start: Parameters, rate: float) -> None:
+        self.parameters = self.best = self._average = start
+        self.rate, self.number, self.converged = rate, 0, False
+        self.way: list[tuple[float, bool]] = []
+        """Rates of the trainings that led to the best average, and whether each began from the average before it."""
+        self._since: list[tuple[float, bool]] = []
+        self._score, self._halvings, self._halved = -math.inf, 0, False
+
+    def take(self, trained: Parameters, score: Callable[[Parameters], float], patience: int) -> None:
+        """Take what one more training came to."""
+        self.parameters = trained
+        self._average = _mixed(self._average, trained) if self.number else trained
+        self._since.append((self.rate, self._halved))
+        self.number, self._halved = self.number + 1, False
+        if (found := score(self._average)) > self._score:
+            self.best, self._score = self._average, found
+            self.way, self._since = self.way + self._since, []
+        elif len(self._since) == patience:
+            self.converged = self._halvings == HALVINGS
+            self.parameters = self._average = self.best
+            self.rate, self._halvings, self._halved, self._since = self.rate / 2, self._halvings + 1, True, []
+
+
+def _mixed(average: Parameters, newest: Parameters) -> Parameters:
+    """The running average of parameters; counters are the newest."""
+    return {
+        name: (KEEP * average[name] + (1 - KEEP) * array).astype(array.dtype) if array.dtype.kind == "f" else array
+        for name, array in newest.items()
+    }
 
 
 def _within(bounds: tuple[int, int], steps: int) -> int:

@@ -27,6 +27,8 @@ HANDFUL: Final = 8
 """Rows that each such device gets at least."""
 TEST_SHARE: Final = 0.2
 MAX_CLASSES: Final = 1000
+COLOURS: Final = (1, 3, 4)
+"""Channels of an image: an axis of that size in front of two others holds them, as torch has it."""
 _ARRAYS: Final[Sequence[str]] = ("x", "y", "unit", "split", "class_names")
 _UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
@@ -165,12 +167,14 @@ def _inputs(x: Array) -> tuple[Array, Kind]:
     if not 2 <= x.ndim <= 4:
         raise ValueError(
             f"x has shape {x.shape}; it has to be (rows, features), (rows, height, width), "
-            "(rows, height, width, colours) or (rows, time, channels)"
+            "(rows, height, width, colours), (rows, colours, height, width) or (rows, time, channels)"
         )
     if not x.size:
         raise ValueError(f"x has shape {x.shape}: there is nothing in it")
     if x.ndim == 2:
         return x, "table"
+    if x.ndim == 4 and x.shape[1] in COLOURS and x.shape[3] not in COLOURS:
+        x = np.moveaxis(x, 1, 3)
     return x, "image" if x.ndim == 4 or x.dtype == np.uint8 else "window"
 
 

@@ -1,7 +1,7 @@
 """The model that a simulated fleet trains on a data set, and all that a fleet needs to know of it.
 
-Dense models run on NumPy, or on torch with the same parameters; convolutional ones need torch, which is imported only
-where one of them is made.
+Dense models, and convolutional ones of images, run on NumPy, or on torch with the same parameters; convolutional ones
+of windows need torch, which is imported only where it is used.
 """
 
 from abc import ABC, abstractmethod
@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from midge.iot_client.training.fit import Parameters, Recipe, Trainer
-from midge.iot_client.training.numpy_models import FROZEN, MLP, Array
+from midge.iot_client.training.numpy_cnn import CNN
+from midge.iot_client.training.numpy_models import FROZEN, MLP, Array, Network
 from midge.sensor_fleet.data import FleetData, Kind, Rows
 from midge.sensor_fleet.features import by_channel, features, raw
 from midge.wire.moments import Moments
@@ -28,6 +29,8 @@ Name = Literal["linear", "mlp", "cnn"]
 Engine = Literal["numpy", "torch"]
 SMALL_INPUTS: Final = 100
 """Most features for which two narrow layers do; beyond, one wide layer."""
+WIDTH: Final = 8
+"""Channels of the first convolution on images, of which the second has twice as many."""
 BATCH: Final = 1024
 """Rows that are predicted at once."""
 
@@ -105,8 +108,29 @@ class FleetModel(ABC):
         return self._seen[1]
 
 
-class DenseModel(FleetModel):
-    """A linear model or a perceptron on the features of a row, on either engine."""
+class NumpyModel(FleetModel):
+    """A model that runs on either engine: `net` in NumPy, and its twin in torch."""
+
+    net: Network
+
+    @abstractmethod
+    def twin(self) -> "Normalised":
+        """The same network in torch."""
+
+    def predict(self, parameters: Parameters, inputs: Array) -> Array:
+        return self.net.predict(parameters, inputs)
+
+    def trainer(self, rows: Rows, engine: Engine = "numpy", seed: int = 0) -> Trainer:
+        inputs = self.prepare(rows.x)
+        if engine == "numpy":
+            return self.net.trainer(inputs, rows.y, seed=seed, recipe=self.recipe)
+        return _torch_trainer(self.twin(), inputs, rows.y, seed, self.recipe)
+
+
+class DenseModel(NumpyModel):
+    """A linear model or a perceptron on the features of a row."""
+
+    net: MLP
 
     def __init__(self, data: FleetData, name: Name, seed: int = 0) -> None:
         super().__init__(data)
@@ -122,33 +146,44 @@ class DenseModel(FleetModel):
     def prepare(self, x: npt.NDArray[Any]) -> Array:
         return features(x, self.kind)
 
-    def predict(self, parameters: Parameters, inputs: Array) -> Array:
-        return self.net.predict(parameters, inputs)
-
-    def trainer(self, rows: Rows, engine: Engine = "numpy", seed: int = 0) -> Trainer:
-        inputs = self.prepare(rows.x)
-        if engine == "numpy":
-            return self.net.trainer(inputs, rows.y, seed=seed, recipe=self.recipe)
+    def twin(self) -> "Normalised":
         net = self.net
-        twin = _torch().TorchMLP(net.inputs, net.hidden, net.outputs, net.task, net.channels)
-        return _torch_trainer(twin, inputs, rows.y, seed, self.recipe)
+        module: Normalised = _torch().TorchMLP(net.inputs, net.hidden, net.outputs, net.task, net.channels)
+        return module
 
 
-class ConvolutionalModel(FleetModel):
-    """A small convolutional model on images or windows as they are; torch only."""
+class ImageModel(NumpyModel):
+    """A small convolutional model on images as they are."""
+
+    name = "cnn"
+    net: CNN
+
+    def __init__(self, data: FleetData, seed: int = 0, width: int = WIDTH) -> None:
+        super().__init__(data)
+        self.net = CNN(self.shape, self.outputs, self.task, width)
+        self.recipe = Recipe(learning_rate=0.05, local_steps=20)
+        self.initial = dict(self.net.initial(seed))
+
+    def prepare(self, x: npt.NDArray[Any]) -> Array:
+        return raw(x, self.kind)
+
+    def twin(self) -> "Normalised":
+        module: Normalised = _torch().ImageCNN(self.shape, self.outputs, self.task, self.net.width)
+        return module
+
+
+class WindowModel(FleetModel):
+    """A small convolutional model on windows as they are; torch only."""
 
     name = "cnn"
 
     def __init__(self, data: FleetData, seed: int = 0) -> None:
         super().__init__(data)
-        if self.kind == "table":
-            raise ValueError("a cnn needs images or windows, and this data is a table; take mlp or linear")
         self.recipe = Recipe(learning_rate=0.05, local_steps=20)
         self.initial = _torch().seeded_state(self._module, seed)
 
     def _module(self) -> "Normalised":
-        make = _torch().ImageCNN if self.kind == "image" else _torch().WindowCNN
-        module: Normalised = make(self.shape, self.outputs, self.task)
+        module: Normalised = _torch().WindowCNN(self.shape, self.outputs, self.task)
         return module
 
     @cached_property
@@ -164,7 +199,7 @@ class ConvolutionalModel(FleetModel):
 
     def trainer(self, rows: Rows, engine: Engine = "torch", seed: int = 0) -> Trainer:
         if engine != "torch":
-            raise ValueError("a cnn runs on torch only; take the engine torch, or the model mlp")
+            raise ValueError("a cnn of windows runs on torch only; take the engine torch, or the model mlp")
         return _torch_trainer(self._module(), self.prepare(rows.x), rows.y, seed, self.recipe)
 
 
@@ -179,10 +214,14 @@ def model_for(data: FleetData, name: Name | None = None, *, torch: bool = False,
             return DenseModel(data, "mlp", seed)
         case "linear":
             return DenseModel(data, "linear", seed)
+        case "cnn" if data.kind == "image":
+            return ImageModel(data, seed)
+        case "cnn" if data.kind == "table":
+            raise ValueError("a cnn needs images or windows, and this data is a table; take mlp or linear")
         case "cnn" if torch:
-            return ConvolutionalModel(data, seed)
+            return WindowModel(data, seed)
         case "cnn":
-            raise ValueError("a cnn needs torch on every device; say that the fleet has it, or take mlp")
+            raise ValueError("a cnn of windows needs torch on every device; say that the fleet has it, or take mlp")
     raise ValueError(f"there is no model {name!r}; take linear, mlp or cnn")
 
 

@@ -4,11 +4,12 @@ Names, shapes, order, loss and gradients are those of `TorchMLP` in `iot_client.
 with and without torch train one model together. All arithmetic is float32.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
-from math import isfinite, sqrt
+from itertools import accumulate, chain, pairwise
+from math import isfinite, prod, sqrt
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -21,6 +22,8 @@ Task = Literal["classification", "binary", "regression", "reconstruction"]
 Array = npt.NDArray[np.float32]
 FROZEN: Final = ("input_mean", "input_scale", "target_mean", "target_scale")
 """Tensors of normalisation: given by the federation, used by the model, changed by no training."""
+AT_ONCE: Final = 16
+"""Devices in a stack at most: with five thousand parameters each, a stack then stays in a processor's cache."""
 
 
 def standardise(x: npt.ArrayLike, parameters: Parameters) -> Array:
@@ -32,59 +35,54 @@ def standardise(x: npt.ArrayLike, parameters: Parameters) -> Array:
 
 
 Batch = tuple[Array, npt.NDArray[Any]]
-"""What the devices of a stack take one step on, a row each: inputs, standardised and of shape (devices, batch, inputs),
-and targets as `MLP.targets` gives them, of shape (devices, batch) or (devices, batch, outputs)."""
+"""What the devices of a stack take one step on, a row each: inputs, standardised and of shape (devices, batch, …), and
+targets as `Network.targets` gives them, of shape (devices, batch) or (devices, batch, outputs)."""
 
 
-@dataclass(frozen=True)
-class MLP:
-    """A perceptron with ReLU between its layers; without hidden layers it is linear.
+class Network(ABC):
+    """A network that mini-batch SGD trains, of one device or of a stack of them with the same calls."""
 
-    Classification ends in softmax and cross-entropy, with integer labels from 0. Two classes may do with one output:
-    binary ends in the logistic function and cross-entropy, with labels 0 and 1. Regression has one output and the mean
-    squared error of the normalised target; reconstruction has as many outputs as inputs, and theirs.
-    """
+    task: Task
 
-    inputs: int = 64
-    hidden: tuple[int, ...] = (64, 32)
-    outputs: int = 10
-    task: Task = "classification"
-    channels: int | None = None
-    """Channels of the normalisation: `inputs` unless given, or 1 where all inputs share mean and scale."""
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Of one input."""
 
-    def __post_init__(self) -> None:
-        if self.task in ("binary", "regression") and self.outputs != 1:
-            raise ValueError(f"a model of task {self.task} has 1 output, not {self.outputs}")
-        if self.task == "reconstruction" and self.outputs != self.inputs:
-            raise ValueError(f"a model that reconstructs {self.inputs} inputs has as many outputs, not {self.outputs}")
-        if self.channels not in (None, 1, self.inputs):
-            raise ValueError(f"{self.inputs} inputs have {self.inputs} channels or share 1, not {self.channels}")
+    @property
+    @abstractmethod
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of each trained tensor, by its name, in order."""
 
-    @cached_property
-    def layers(self) -> tuple[tuple[str, str, int, int], ...]:
-        """Name of the weight, name of the bias, inputs and outputs of each layer; odd places hold the ReLUs."""
-        sizes = (self.inputs, *self.hidden, self.outputs)
-        return tuple(
-            (f"layers.{2 * i}.weight", f"layers.{2 * i}.bias", fan_in, fan_out)
-            for i, (fan_in, fan_out) in enumerate(pairwise(sizes))
-        )
+    @property
+    def at_once(self) -> int:
+        """Devices in a stack at most, for a stack to stay in a processor's cache."""
+        return AT_ONCE
+
+    @abstractmethod
+    def _output(self, parameters: Mapping[str, Array], z: Array) -> Array:
+        """What the last layer gives, of shape (devices, batch, outputs)."""
+
+    @abstractmethod
+    def _gradients(
+        self,
+        parameters: Mapping[str, Array],
+        z: Array,
+        targets: npt.NDArray[Any],
+        sizes: Array,
+        gradients: Mapping[str, Array],
+        *,
+        padded: npt.NDArray[np.bool_] | None = None,
+    ) -> Array:
+        """Write the gradient of each device's mean loss by each trained tensor; the losses, row by row."""
 
     @cached_property
     def places(self) -> Mapping[str, slice]:
-        """Where each weight and bias lies in a flat vector of them, layer by layer."""
-        sizes = {name: size for weight, bias, n, m in self.layers for name, size in ((weight, n * m), (bias, m))}
-        ends = accumulate(sizes.values())
-        return {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
-
-    def initial(self, seed: int = 0) -> dict[str, Array]:
-        """New parameters: weights and biases uniform within ±1/√inputs, as torch's; no normalisation yet."""
-        rng = np.random.default_rng(seed)
-        parameters = normalisation(self.channels or self.inputs, self.task)
-        for weight, bias, fan_in, fan_out in self.layers:
-            bound = 1 / sqrt(fan_in)
-            parameters[weight] = rng.uniform(-bound, bound, (fan_out, fan_in)).astype(np.float32)
-            parameters[bias] = rng.uniform(-bound, bound, fan_out).astype(np.float32)
-        return parameters
+        """Where each trained tensor lies in a flat vector of them."""
+        ends = accumulate(prod(shape) for shape in self.shapes.values())
+        return {
+            name: slice(end - prod(shape), end) for (name, shape), end in zip(self.shapes.items(), ends, strict=True)
+        }
 
     def predict(self, parameters: Parameters, x: npt.ArrayLike) -> Array:
         """What the model gives: for regression predictions of shape (n,) in units of y.
@@ -105,21 +103,24 @@ class MLP:
 
     def output(self, parameters: Parameters, x: npt.ArrayLike) -> Array:
         """What the last layer gives, of shape (n, outputs): for regression and reconstruction still normalised."""
-        return self._forward(parameters, standardise(x, parameters))[-1]
+        own = {name: np.asarray(parameters[name])[None] for name in self.shapes}
+        output: Array = self._output(own, standardise(x, parameters)[None])[0]
+        return output
 
     def loss_and_gradients(
         self, parameters: Parameters, x: npt.ArrayLike, y: npt.NDArray[Any]
     ) -> tuple[float, dict[str, Array]]:
         """Mean loss over the rows, and its gradient by each trained tensor."""
-        gradients = {name: np.empty_like(parameters[name]) for name in self.places}
-        z, target = standardise(x, parameters), self.targets(parameters, y)
-        losses = self._gradients(parameters, z, target, np.array(len(z), np.float32), gradients)
-        return float(np.mean(losses)), gradients
+        own = {name: np.asarray(parameters[name])[None] for name in self.shapes}
+        gradients = {name: np.empty_like(array) for name, array in own.items()}
+        z, target = standardise(x, parameters)[None], self.targets(parameters, y)[None]
+        losses = self._gradients(own, z, target, np.array([[[len(y)]]], np.float32), gradients)
+        return float(np.mean(losses)), {name: array[0] for name, array in gradients.items()}
 
     def trainer(
         self, x: npt.ArrayLike, y: npt.ArrayLike, *, seed: int = 0, recipe: Recipe | None = None
     ) -> Callable[[Parameters, TrainingPlan], Fit]:
-        """Mini-batch SGD on a device's rows: x of shape (n, inputs), y of shape (n,), or for reconstruction x again.
+        """Mini-batch SGD on a device's rows: x of shape (n, …), y of shape (n,), or for reconstruction x again.
 
         The same seed, plan and parameters give the same fit. A training that diverges gives what it came to, without
         the loss among its metrics: whoever sends an update has to look for NaN anyway, whatever trained.
@@ -128,8 +129,8 @@ class MLP:
             ValueError: there are no rows, or x and y do not fit.
         """
         rows, targets = np.asarray(x), np.asarray(y)
-        if rows.shape != (len(targets), self.inputs) or not len(targets):
-            raise ValueError(f"x has shape {rows.shape}, not ({len(targets)}, {self.inputs}) with at least one row")
+        if rows.shape != (wanted := (len(targets), *self.shape)) or not len(targets):
+            raise ValueError(f"x has shape {rows.shape}, not {wanted} with at least one row")
         defaults = recipe or Recipe()
 
         def train(parameters: Parameters, plan: TrainingPlan) -> Fit:
@@ -159,12 +160,8 @@ class MLP:
         return column if self.task == "binary" else (column - parameters["target_mean"]) / parameters["target_scale"]
 
     def views(self, values: Vectors, places: Mapping[str, slice]) -> dict[str, Array]:
-        """Weights and biases of a stack of devices, of shape (devices, …), as views of its flat values."""
-        found = {}
-        for weight, bias, fan_in, fan_out in self.layers:
-            found[weight] = values[:, places[weight]].reshape(-1, fan_out, fan_in)
-            found[bias] = values[:, places[bias]]
-        return found
+        """The trained tensors of a stack of devices, of shape (devices, …), as views of its flat values."""
+        return {name: values[:, places[name]].reshape(-1, *shape) for name, shape in self.shapes.items()}
 
     def descend(
         self,
@@ -206,6 +203,62 @@ class MLP:
                 values -= slopes
         return losses
 
+
+@dataclass(frozen=True)
+class MLP(Network):
+    """A perceptron with ReLU between its layers; without hidden layers it is linear.
+
+    Classification ends in softmax and cross-entropy, with integer labels from 0. Two classes may do with one output:
+    binary ends in the logistic function and cross-entropy, with labels 0 and 1. Regression has one output and the mean
+    squared error of the normalised target; reconstruction has as many outputs as inputs, and theirs.
+    """
+
+    inputs: int = 64
+    hidden: tuple[int, ...] = (64, 32)
+    outputs: int = 10
+    task: Task = "classification"
+    channels: int | None = None
+    """Channels of the normalisation: `inputs` unless given, or 1 where all inputs share mean and scale."""
+
+    def __post_init__(self) -> None:
+        if self.task in ("binary", "regression") and self.outputs != 1:
+            raise ValueError(f"a model of task {self.task} has 1 output, not {self.outputs}")
+        if self.task == "reconstruction" and self.outputs != self.inputs:
+            raise ValueError(f"a model that reconstructs {self.inputs} inputs has as many outputs, not {self.outputs}")
+        if self.channels not in (None, 1, self.inputs):
+            raise ValueError(f"{self.inputs} inputs have {self.inputs} channels or share 1, not {self.channels}")
+
+    @cached_property
+    def layers(self) -> tuple[tuple[str, str, int, int], ...]:
+        """Name of the weight, name of the bias, inputs and outputs of each layer; odd places hold the ReLUs."""
+        sizes = (self.inputs, *self.hidden, self.outputs)
+        return tuple(
+            (f"layers.{2 * i}.weight", f"layers.{2 * i}.bias", fan_in, fan_out)
+            for i, (fan_in, fan_out) in enumerate(pairwise(sizes))
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.inputs,)
+
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        pairs = (((weight, (m, n)), (bias, (m,))) for weight, bias, n, m in self.layers)
+        return dict(chain.from_iterable(pairs))
+
+    def initial(self, seed: int = 0) -> dict[str, Array]:
+        """New parameters: weights and biases uniform within ±1/√inputs, as torch's; no normalisation yet."""
+        rng = np.random.default_rng(seed)
+        parameters = normalisation(self.channels or self.inputs, self.task)
+        for weight, bias, fan_in, fan_out in self.layers:
+            bound = 1 / sqrt(fan_in)
+            parameters[weight] = rng.uniform(-bound, bound, (fan_out, fan_in)).astype(np.float32)
+            parameters[bias] = rng.uniform(-bound, bound, fan_out).astype(np.float32)
+        return parameters
+
+    def _output(self, parameters: Mapping[str, Array], z: Array) -> Array:
+        return self._forward(parameters, z)[-1]
+
     def _forward(self, parameters: Mapping[str, Array], z: Array) -> list[Array]:
         """The input of each layer, and last the output, of one device or a stack of them."""
         values = [z]
@@ -227,9 +280,8 @@ class MLP:
         *,
         padded: npt.NDArray[np.bool_] | None = None,
     ) -> Array:
-        """Write the gradient of each device's mean loss by each trained tensor; the losses, row by row."""
         *inputs, output = self._forward(parameters, z)
-        losses, slope = _LOSSES[self.task](output, targets, sizes)
+        losses, slope = LOSSES[self.task](output, targets, sizes)
         if padded is not None:
             slope[padded] = 0
         for index in reversed(range(len(self.layers))):
@@ -294,9 +346,10 @@ def _logistic(logits: Array, labels: npt.NDArray[Any], sizes: Array) -> tuple[Ar
     return losses, slope / sizes
 
 
-_LOSSES: Final[Mapping[Task, Callable[[Array, npt.NDArray[Any], Array], tuple[Array, Array]]]] = {
+LOSSES: Final[Mapping[Task, Callable[[Array, npt.NDArray[Any], Array], tuple[Array, Array]]]] = {
     "classification": _cross_entropy,
     "binary": _logistic,
     "regression": _squared_error,
     "reconstruction": _squared_error,
 }
+"""Losses of outputs, targets and each device's number of rows, and the gradient of their mean, by the task."""

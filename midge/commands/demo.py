@@ -34,6 +34,12 @@ def register(subparsers: Subparsers) -> None:
         "--target", type=float, help="end at this accuracy, held; for regression: RMSE. Missed: exit code 1"
     )
     goal.add_argument("--seconds", type=float, default=60.0, help="end after so long (default: %(default)s)")
+    goal.add_argument(
+        "--pooled-seconds",
+        type=float,
+        default=5.0,
+        help="train the pooled baseline for so long at most, behind the run (default: %(default)s)",
+    )
     data = parser.add_argument_group("data and model")
     data.add_argument(
         "--data",
@@ -154,7 +160,7 @@ def _run(args: argparse.Namespace, outcome: dict[str, Any]) -> int:
         (demo.directory / "result.json").write_text(json.dumps(result, indent=1) + "\n")
         if not args.json:
             print_ending(demo, ending)
-        result = conclude(demo, result)
+        result = conclude(demo, result, args.pooled_seconds)
         print(json.dumps(result) if args.json else f"The report is in {demo.directory}/report.html.", flush=True)
         if ending == "interrupted":
             return 130

@@ -5,7 +5,7 @@ import math
 
 from midge.commands.parts import Problem
 
-_ABOVE_ZERO = {"seconds": "60", "target": "0.93", "learning_rate": "0.1", "alpha": "0.6"}
+_ABOVE_ZERO = {"seconds": "60", "pooled_seconds": "5", "target": "0.93", "learning_rate": "0.1", "alpha": "0.6"}
 """Finite and above 0; with an example each."""
 _AT_LEAST_ONE = ("devices", "buffer_size", "local_steps", "batch_size")
 

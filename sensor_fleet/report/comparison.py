@@ -105,13 +105,19 @@ def _outcomes(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     def scored(run: Run, metric: str) -> str:
         return score(run.value, metric) if run.metric == metric else MISSING
 
+    def pooled(run: Run) -> str:
+        if (central := run.central) is None:
+            return MISSING
+        late = "" if central.unfinished is None else f", not yet converged after {duration(central.unfinished)}"
+        return score(central.value, run.metric) + late
+
     words = {"accuracy": "accuracy", "rmse": "RMSE, less is better"}
     rows = [
         (words[metric], *(scored(run, metric) for run in runs)) for metric in dict.fromkeys(run.metric for run in runs)
     ]
     found = [
         *rows,
-        row("pooled, central", lambda run: score(run.central.value if run.central else None, run.metric)),
+        row("pooled, central", pooled),
         row("each device alone, mean", lambda run: score(run.alone.mean if run.alone else None, run.metric)),
         row("target", lambda run: score(run.target, run.metric)),
         row("held after", lambda run: duration(run.seconds_to_target)),

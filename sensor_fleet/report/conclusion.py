@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from midge.iot_client.training.fit import Parameters
-from midge.sensor_fleet.baselines import Baselines
+from midge.sensor_fleet.baselines import POOLED_SECONDS, Baselines
 from midge.sensor_fleet.demo import Demo
 from midge.sensor_fleet.report.page import report
 from midge.sensor_fleet.report.reading import BASELINES_FILE, RESULT_FILE, read
@@ -17,8 +17,11 @@ from midge.sensor_fleet.report.reading import BASELINES_FILE, RESULT_FILE, read
 REPORT_FILE: Final = "report.html"
 
 
-def conclude(demo: Demo, outcome: Mapping[str, Any]) -> dict[str, Any]:
-    """Measure the baselines and write everything down; the outcome with `central` and `alone`, None where unknown."""
+def conclude(demo: Demo, outcome: Mapping[str, Any], pooled_seconds: float = POOLED_SECONDS) -> dict[str, Any]:
+    """Measure the baselines and write everything down; the outcome with `central` and `alone`, None where unknown.
+
+    `pooled_seconds` is how long pooled training may take, about; `central_converged` says whether that was enough.
+    """
     found: dict[str, Any] = {}
     if demo.loaded is not None:
         data, model = demo.loaded
@@ -30,12 +33,14 @@ def conclude(demo: Demo, outcome: Mapping[str, Any]) -> dict[str, Any]:
             engine="torch" if setting.engine == "torch" else "numpy",
             seed=setting.seed,
             trainings=demo.progress.updates["accepted"],
+            pooled_seconds=pooled_seconds,
         )
         found = baselines.measure(_model(demo.directory / "model.safetensors"))
         _write(demo.directory / BASELINES_FILE, found)
     result = {
         **outcome,
         "central": found["central"]["value"] if found else None,
+        "central_converged": found["central"]["converged"] if found else None,
         "alone": found["alone"]["mean"] if found else None,
     }
     _write(demo.directory / RESULT_FILE, result)

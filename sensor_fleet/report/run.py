@@ -80,6 +80,8 @@ class Central:
     steps: int
     rows: int
     of_rows: int
+    unfinished: float | None = None
+    """Seconds of training after which it had not yet converged; None if it had, or if the run does not say."""
 
 
 @dataclass
@@ -233,7 +235,11 @@ class Run:
         plain = mapping(self.baselines.get("central"))
         try:
             return Central(
-                finite_number(plain["value"]), int(plain["steps"]), int(plain["rows"]), int(plain["of_rows"])
+                finite_number(plain["value"]),
+                int(plain["steps"]),
+                int(plain["rows"]),
+                int(plain["of_rows"]),
+                finite_number(plain.get("seconds")) if plain.get("converged") is False else None,
             )
         except (KeyError, TypeError, ValueError):
             return None

@@ -7,7 +7,7 @@ import numpy as np
 
 from midge.iot_client.training.fit import Recipe, Trainer, TrainingPlan
 from midge.iot_client.training.update_encoder import covered
-from midge.sensor_fleet.models import DenseModel
+from midge.sensor_fleet.models import NumpyModel
 from midge.sensor_fleet.simulation.stacked import Job, Stack, TrainingRows
 from midge.wire.schema import Parameters, Schema, Vector
 
@@ -75,11 +75,11 @@ class Each:
 
 
 class Stacked:
-    """All devices with one dense model, many at once. `rows` are their inputs as the model takes them."""
+    """All devices with one model in NumPy, many at once. `rows` are their inputs as the model takes them."""
 
     def __init__(
         self,
-        model: DenseModel,
+        model: NumpyModel,
         rows: Sequence[TrainingRows],
         schema: Schema,
         recipe: Recipe,

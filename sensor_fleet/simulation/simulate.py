@@ -15,7 +15,7 @@ from midge.aggregator.core.strategy import Strategy
 from midge.iot_client.training.fit import Recipe, Trainer
 from midge.sensor_fleet.data import FleetData, Rows
 from midge.sensor_fleet.lazily import numbered
-from midge.sensor_fleet.models import DenseModel, FleetModel
+from midge.sensor_fleet.models import FleetModel, NumpyModel
 from midge.sensor_fleet.profiles.hastened import hastened
 from midge.sensor_fleet.profiles.population import Population
 from midge.sensor_fleet.profiles.profile import Profile, load
@@ -470,7 +470,7 @@ def beginning(
 class _Prepared(Sequence[stacked.TrainingRows]):
     """Devices' rows as a model takes them, made when they are asked for."""
 
-    def __init__(self, model: DenseModel, data: FleetData, seed: int) -> None:
+    def __init__(self, model: NumpyModel, data: FleetData, seed: int) -> None:
         self._model, self._rows, self._count, self._seed = model, numbered(data.devices), len(data.devices), seed
         self._data = data
 
@@ -496,7 +496,7 @@ def _learner(
 ) -> Learner:
     if isinstance(train, FleetModel):
         assert data is not None
-        if isinstance(train, DenseModel):
+        if isinstance(train, NumpyModel):
             prepared = _Prepared(train, data, seed)
             held = prepared.held if isinstance(data, Stream) else None
             return Stacked(train, prepared, schema, recipe or train.recipe, frozen, held=held)

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from midge.iot_client.training import numpy_models
 from midge.iot_client.training.fit import Parameters, Recipe, TrainingPlan
-from midge.iot_client.training.numpy_models import MLP, Array, Batch, standardise
+from midge.iot_client.training.numpy_models import Array, Batch, Network, standardise
 from midge.wire.schema import Schema, Vector
 
-AT_ONCE = 16
-"""Devices in a stack at most: with five thousand parameters each, a stack then stays in a processor's cache."""
+AT_ONCE = numpy_models.AT_ONCE
+"""Devices in a stack at most; of networks whose intermediate values are large, fewer (`Network.at_once`)."""
 FEWEST = 2
 """Devices in a stack at least: a lone one is trained twice, for some kernels give other bits for a stack of one."""
 KEPT = 2**29
@@ -29,7 +30,7 @@ KEPT_OF_STREAMS = 2**25
 
 @dataclass(frozen=True, slots=True)
 class TrainingRows:
-    """A device's rows: inputs of shape (n, inputs), targets of shape (n,), and the seed of its trainer."""
+    """A device's rows: inputs of shape (n, …), targets of shape (n,), and the seed of its trainer."""
 
     x: npt.NDArray[np.generic]
     y: npt.NDArray[np.generic]
@@ -56,7 +57,7 @@ class Stack:
 
     def __init__(
         self,
-        net: MLP,
+        net: Network,
         schema: Schema,
         frozen: Parameters,
         recipe: Recipe,
@@ -102,9 +103,10 @@ class Stack:
     def train(self, jobs: Sequence[Job]) -> list[Vector]:
         """What each training comes to, as a flat vector; one that diverges holds what is not finite."""
         found: list[Vector] = []
-        for start in range(0, len(jobs), AT_ONCE):
-            some = jobs[start : start + AT_ONCE]
-            found += self._train(some) if len(some) >= FEWEST else self._train([*some, *some])[:1]
+        most = min(AT_ONCE, self.net.at_once)
+        for start in range(0, len(jobs), most):
+            some = jobs[start : start + most]
+            found += self._train(some) if len(some) >= min(FEWEST, most) else self._train([*some, *some])[:1]
         return found
 
     def _train(self, jobs: Sequence[Job]) -> list[Vector]:

@@ -62,6 +62,17 @@ def test_the_baselines_stand_beside_the_run(tmp_path: Path) -> None:
         assert words[words.index(name) + 1] == value
 
 
+def test_pooled_training_that_had_not_converged_is_said_to_have_not(tmp_path: Path) -> None:
+    measured = runs.baselines()
+    page = page_of(runs.complete(tmp_path / "one"))
+    assert "not yet converged" not in page.text
+    measured["central"] |= {"converged": False, "seconds": 5.1}
+    (tmp_path / "one" / "baselines.json").write_text(json.dumps(measured))
+    words = "not yet converged after 5.1\N{NO-BREAK SPACE}s"
+    assert page_of(tmp_path / "one").text.count(words) == 3
+    assert words in Page(comparison([read(tmp_path / "one")] * 2)).text
+
+
 def test_a_killed_run_says_so_and_shows_what_there_is(tmp_path: Path) -> None:
     directory = runs.write(
         tmp_path / "killed", metrics_lines=runs.metrics(runs.accuracies(8)), device_lines=runs.told(), run=runs.about()

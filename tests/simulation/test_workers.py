@@ -55,6 +55,22 @@ def test_one_process_and_two_give_the_same_bytes(monkeypatch: pytest.MonkeyPatch
     assert alone.trainings == two.trainings > 60
 
 
+def test_convolutional_models_are_trained_in_stacks_with_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without torch in this process or another, and half as long for half of the steps."""
+    monkeypatch.setattr(shards, "DEVICES", 12)
+    data = load("digits", devices=24, seed=0)
+    model = model_for(data, "cnn")
+
+    def play(workers: int, steps: int) -> Simulated:
+        strategy = balanced(plan=Plan(local_steps=steps))
+        return simulate(model, data=data, strategy=strategy, seconds=4.0, seed=2, workers=workers)
+
+    alone, two, half = play(1, 20), play(2, 20), play(1, 10)
+    assert same(alone, two)
+    assert alone.trainings == two.trainings > 60
+    assert half.trainings > 1.7 * alone.trainings
+
+
 @needs.ray
 def test_actors_of_a_ray_cluster_give_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two actors of a cluster on this machine."""

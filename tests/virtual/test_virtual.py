@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
@@ -176,6 +177,23 @@ def test_microcontrollers_are_on_page_and_terminal_and_in_outcome_and_plan(
     assert main(["fleet", "--plan", "--seeds", "1", *options, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert plan["boards"]["node"]["ram_needed"] < plan["boards"]["node"]["ram"] and len(plan["left_out"]) == 1
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (3, 32, 32)])
+def test_colour_images_are_learned_by_a_convolutional_model(
+    shape: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Arrays of the shape of CIFAR-10, with colours last or first, and without torch."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    rng = np.random.default_rng(0)
+    np.savez("images.npz", x=rng.integers(0, 256, (120, *shape), np.uint8), y=rng.integers(0, 10, 120))
+    options = ["--data", "images.npz", "--model", "cnn", "--devices", "6", "--days", "0.1", "--local-steps", "2"]
+    assert main(["fleet", "--virtual", *options, "--json", "--name", "x"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["updates"] >= 2
+    about = json.loads((tmp_path / "runs/x/run.json").read_text())
+    assert about["data"]["shape"] == [32, 32, 3]
+    assert about["model"] == {"name": "cnn", "parameters": 11692}
 
 
 @pytest.mark.parametrize(
