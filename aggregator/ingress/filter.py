@@ -236,7 +236,7 @@ class IngressFilter:
             if not chunks.fits(body.raw, update.sha256):
                 raise WireError("the delta's checksum is not that of its header")
             return update
-        update, body.raw = sealing.told(update, self.credentials.opened(device, update, body.raw))
+        update, body.raw = sealing.revealed(update, self.credentials.opened(device, update, body.raw))
         return plain(update, body.raw)
 
     # ----------------------------------------------------------------- consequences

@@ -42,7 +42,7 @@ class Assembling:
 
     def pace(self, now: float) -> float:
         """Share of it that has come, for each second."""
-        return self.assembly.here / max(1, self.assembly.size) / max(1e-9, now - self.opened)
+        return self.assembly.received / max(1, self.assembly.size) / max(1e-9, now - self.opened)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class UpdateReassembler:
         parts = current.assembly.missing(WINDOW)
         # Reserved before the first byte comes: otherwise many half updates could fill the memory, and none end.
         window = WINDOW * part_size(update.size, update.parts)
-        wanted = update.size if current.assembly.here >= window else min(update.size, window)
+        wanted = update.size if current.assembly.received >= window else min(update.size, window)
         wanted = max(wanted, _LEAST) + _TENSOR * len(update.tensors or ())
         if not self._has_room(device, wanted, now):
             return None
@@ -151,9 +151,9 @@ class UpdateReassembler:
             return None
         item.touched = now
         assembly = item.assembly
-        before = assembly.here
+        before = assembly.received
         assembly.add(chunk.part, body)
-        here, total = assembly.here, assembly.size
+        here, total = assembly.received, assembly.size
         if total > LARGE and 20 * before // total != 20 * here // total:
             self._progress(device, here, total)
         item.granted.discard(chunk.part)
