@@ -11,7 +11,7 @@ from midge.commands.parts import Problem, Subparsers, called, user_errors
 from midge.wire.plurals import counted
 
 if TYPE_CHECKING:
-    from midge.broker.provisioning.manage_devices import Told
+    from midge.broker.provisioning.manage_devices import Applied
 
 T = TypeVar("T")
 
@@ -173,7 +173,7 @@ def do(what: Callable[[], T]) -> T:
         raise Problem(str(error)) from error
 
 
-def tell(told: "Told", words: str) -> int:
+def tell(told: "Applied", words: str) -> int:
     """Say what was done, and what is left to do on the broker's machine."""
     if words:
         print(f"{words} The running broker was told." if told.broker else words)
