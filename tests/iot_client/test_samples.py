@@ -226,7 +226,7 @@ def test_how_far_a_file_was_read_is_not_changed_by_a_bit(tmp_path: Path, caplog:
     examine_samples(tmp_path / "s")
     with closing(sqlite3.connect(tmp_path / "s")) as db, db:
         db.execute("UPDATE marks SET value = '1264' WHERE name = 'csv'")
-    with pytest.raises(sqlite3.DatabaseError, match="noted"):
+    with pytest.raises(sqlite3.DatabaseError, match="read positions"):
         examine_samples(tmp_path / "s")
     with closing(Samples(tmp_path / "s", ["a"], "y")) as samples:
         assert "csv" not in samples.marks and len(samples) == 1
