@@ -1,10 +1,10 @@
-"""In which direction most devices want to move the model, and how far an update agrees with that.
+"""The consensus direction, in which most devices want to move the model, and an update's agreement with it.
 
-Norms bound how much a liar can push, not where: several that push the same way, against what all others have learned,
-add up, while honest deltas of unlike data mostly cancel. Of the newest delta of each device a sketch is kept: random
-signs, and sums over interleaved coordinates, which keep angles to 1/√1024 (Charikar, Chen and Farach-Colton, "Finding
-frequent items in data streams", 2002). The median of the directions, value by value, is a direction that fewer than
-half of the devices cannot turn around.
+Norms bound how far a liar can push, not where: several that push in the same direction, against what all others have
+learned, add up, while honest deltas of dissimilar data mostly cancel. For the newest delta of each device a sketch is
+kept: random signs, and sums over interleaved coordinates, which keep angles to 1/√1024 (Charikar, Chen and
+Farach-Colton, "Finding frequent items in data streams", 2002). The median of the directions, value by value, cannot be
+turned around by fewer than half of the devices.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,17 +17,17 @@ from midge.wire.schema import Vector
 
 _WIDTH = 1024
 _BLOCK = 2**15
-"""Coordinates that share their signs with those of other blocks; each block is turned against the others."""
+"""Coordinates per block; blocks share their signs, and each is rotated against the others."""
 _TURN = 389
 _DEVICES = 256
-"""Devices whose sketch is kept, at most: a megabyte."""
+"""Most devices whose sketch is kept: a megabyte."""
 _FEWEST = 3
 _ARRAY = "consensus"
 _SIGNS = np.random.default_rng(0x6D69646765).integers(0, 2, _BLOCK).astype(np.float32) * 2 - 1
 
 
 def sketch(delta: Vector, norm: float) -> Vector | None:
-    """The direction of a delta in 1,024 values of unit length; None if it has none."""
+    """The direction of a delta as a unit vector of 1,024 values; None if it has none."""
     if not norm > 0:
         return None
     total = np.zeros(_WIDTH, np.float32)
@@ -48,23 +48,23 @@ def _sums(delta: Vector) -> Iterator[npt.NDArray[np.float32]]:
 
 
 class Consensus:
-    """The directions of the newest deltas of the devices that were heard last, and their median."""
+    """The directions of the newest deltas of the most recently active devices, and their median."""
 
     def __init__(self) -> None:
         self._sketches: dict[str, Vector] = {}
-        """The device that was heard longest ago first."""
+        """Ordered by each device's last update, the oldest first."""
         self._centre: Vector | None = None
         self._changed = 0
-        """Sketches that came since the median was computed."""
+        """Sketches added since the median was computed."""
 
     def agreement(self, direction: Vector | None) -> float:
-        """The cosine of a sketch with the direction of most devices; 0 if too few were heard."""
+        """The cosine of a sketch with the consensus direction; 0 with too few devices."""
         if direction is None or self._centre is None:
             return 0.0
         return min(max(float(np.sum(direction * self._centre)), -1.0), 1.0)
 
     def take(self, device: str, direction: Vector) -> None:
-        """Let a sketch stand for a device. The median is computed again once an eighth of the devices was heard."""
+        """Replace a device's sketch. The median is recomputed after an eighth of the devices has sent one."""
         self._sketches.pop(device, None)
         self._sketches[device] = direction
         if len(self._sketches) > _DEVICES:
@@ -74,7 +74,7 @@ class Consensus:
             self._compute()
 
     def forget(self, device: str) -> None:
-        """Remove what is kept of a device."""
+        """Forget a device."""
         if self._sketches.pop(device, None) is not None:
             self._centre = None
             if len(self._sketches) >= _FEWEST:
@@ -82,7 +82,7 @@ class Consensus:
 
     def _compute(self) -> None:
         self._changed = 0
-        # As np.median over the devices; sorted along memory it takes a fifth of the time for 20 devices.
+        # Equals np.median over the devices; sorting along memory takes a fifth of the time for 20 devices.
         values, count = np.stack(list(self._sketches.values())).T.copy(), len(self._sketches)
         values.sort(axis=1)
         centre = (values[:, (count - 1) // 2] + values[:, count // 2]) / np.float32(2)
@@ -92,7 +92,7 @@ class Consensus:
     # ---------------------------------------------------------------------- checkpoints
 
     def dump(self) -> tuple[dict[str, npt.NDArray[Any]], list[Any]]:
-        """Return the arrays and the values that `load` takes."""
+        """The arrays and values for `load`."""
         if not self._sketches:
             return {}, []
         rows = list(self._sketches.values()) + ([] if self._centre is None else [self._centre])
@@ -100,7 +100,7 @@ class Consensus:
 
     @classmethod
     def load(cls, arrays: Mapping[str, npt.NDArray[Any]], values: Sequence[Any]) -> "Consensus":
-        """Take up what `dump` returned; older checkpoints have none of it."""
+        """Restore from the result of `dump`; older checkpoints have none of it."""
         found = cls()
         if values:
             found._changed, *devices = values
