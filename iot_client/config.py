@@ -49,8 +49,7 @@ class DeviceConfig:
     """Called with all tensors by name and a plan, in a thread; returns a `Fit`. May be a coroutine function."""
     outbox: str | Path | AnyOutbox | None
     """The file that holds updates until they are settled; None keeps them in memory, for simulations, as does a memory
-    outbox given here.
-    """
+    outbox given here."""
     root: str = DEFAULT_ROOT
     """The topic root."""
     moments: Mapping[str, Moments] | Callable[[], Mapping[str, Moments]] | None = None
@@ -75,8 +74,7 @@ class DeviceConfig:
     """The topic for predictions on the rows that the samples see."""
     features: Sequence[str] | None = None
     """Names of the inputs, in order; those of the samples by default. If the federation's model has names too and they
-    differ, the device does not train and reports it.
-    """
+    differ, the device does not train and reports it."""
     end_if_unsuited: bool = False
     """End with an error if they differ at the start; for names that a person gave on a command line."""
     conditions: Sequence[Condition] = ()
@@ -91,8 +89,7 @@ class DeviceConfig:
     """Bytes of waiting updates at which training stops until one is settled; None sets no limit."""
     micro: bool = False
     """Whether it belongs to the class of microcontrollers: it keeps no error feedback, so that the plan's `micro_codec`
-    takes precedence, and holds one update at a time.
-    """
+    takes precedence, and holds one update at a time."""
     link: str | None = None
     """"narrow" if bytes are expensive: the plan may have another codec for that."""
     on_event: Listener | None = None
@@ -106,8 +103,7 @@ class DeviceConfig:
     release_key: Key | Sequence[Key] | None = None
     """The public key, a PEM file, that signs the federation's announcements; or several. Then only what is signed,
     newer than what was seen before and not expired is accepted, and updates are sealed to the aggregator if it
-    announces a key for that. Without one the broker is trusted.
-    """
+    announces a key for that. Without one the broker is trusted."""
     signing_key: Key | None = None
     """The device's own private key, a PEM file, to sign what it sends: that of its certificate, or an Ed25519 key."""
     credentials: HeldCredentials | None = None

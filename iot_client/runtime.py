@@ -48,8 +48,7 @@ T = TypeVar("T")
 _FAILURES = 5
 """Failed trainings in a row that end the device: some minutes, as the pauses between them grow. A sensor bus that fails
 now and then is no reason to end. A bug is, and mostly shows at once, so an error before the first successful
-training ends the device.
-"""
+training ends the device."""
 _SAY_WAITING = 30.0
 """Seconds without training after which the status gives the reason, so that an operator does not take it for a stall.
 """

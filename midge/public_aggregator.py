@@ -31,7 +31,7 @@ class Aggregator(AggregatorService):
     """An aggregator at a broker's URL; `run()` serves until it is interrupted.
 
     Args:
-        url: the broker's address, such as `mqtts://aggregator:secret@midge.broker.local.local_broker:8883`.
+        url: the broker's address, such as `mqtts://aggregator:secret@broker.local:8883`.
         federation: the federation's name.
         initial: the model to begin with: a dict of arrays, a torch state dict, a torch module, or a file of
             pre-trained weights (.safetensors, .npz, a torch state dict as .pt).
@@ -91,7 +91,7 @@ class Aggregator(AggregatorService):
             url, user=user, password=password, cafile=cafile, certfile=certfile, keyfile=keyfile
         )
         parameters, told = read_initial(initial, like)
-        # A whole name would go before a pattern of the user's.
+        # A full name would take precedence over a user's pattern.
         told = {name: role for name, role in told.items() if not any(fnmatchcase(name, each) for each in roles or ())}
         super().__init__(
             AggregatorConfig(

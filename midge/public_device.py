@@ -30,7 +30,7 @@ class Device(DeviceService):
     """A device at a broker's URL; `run()` takes part until it is interrupted.
 
     Args:
-        url: the broker's address, such as `mqtts://pump-17:secret@midge.broker.local.local_broker:8883`.
+        url: the broker's address, such as `mqtts://pump-17:secret@broker.local:8883`.
         user: of the broker, if it is not in the URL.
         password: of that user.
         cafile: the certificate authority to trust, PEM; the system's if it is None.

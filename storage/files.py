@@ -16,8 +16,7 @@ from midge.storage.failpoints import failpoint
 Content = bytes | bytearray | memoryview
 PRIVATE, PRIVATE_FOLDER = 0o600, 0o700
 """Modes that let only the owner read. They are the default: most files hold names, deltas, rows or keys, and the umask
-of most systems lets every local user read a new file.
-"""
+of most systems lets every local user read a new file."""
 PUBLIC = 0o666
 """The mode of a file that others may read as far as the umask allows, such as a public key."""
 

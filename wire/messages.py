@@ -33,8 +33,7 @@ Names = Annotated[tuple[Word, ...], Field(max_length=inputs.MOST)]
 
 MOST_VERSION, MOST_GENERATION = 2**52, 2**31
 """Numbers that a federation never reaches, far from the ends of their types: higher claims are wrong or a lie. An
-aggregator continues behind any announced number up to these; so readers accept twice as much.
-"""
+aggregator continues behind any announced number up to these; so readers accept twice as much."""
 
 Hidden = Annotated[bytes, Field(max_length=60_000)]
 """Fields about the device itself, sealed by `wire.sealing.hide`; empty if nothing is sealed."""
@@ -132,8 +131,7 @@ class Update(Outgoing):
     """The first 8 bytes of the digest of the published state that was trained from; empty if not given."""
     sealed: Word = ""
     """How the encoded delta is sealed to the aggregator: `wire.sealing.NAME`, or empty if it is not. `size` and
-    `sha256` are those of the sealed bytes, as they travel.
-    """
+    `sha256` are those of the sealed bytes, as they travel."""
     feedback: bool = True
     """Whether the codec's error goes into the device's next update; True also if the codec has no error."""
     confided: bool = False
@@ -252,8 +250,7 @@ class Settled(Message):
     staleness: U63 = 0
     body: Annotated[bytes, Field(max_length=BODY_DIGEST)] = b""
     """The first 8 bytes of the SHA-256 of the body that was judged, as it travelled: sealed, if it was. A device that
-    holds another body under this number was restored from a copy. Empty if not given.
-    """
+    holds another body under this number was restored from a copy. Empty if not given."""
 
 
 class Grant(Message):
@@ -394,8 +391,7 @@ class Plan(Message, populate_by_name=True):
     """The codec of devices with a narrow link, in place of `codec`; empty is the same."""
     seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Target duration of a training: a device that knows its throughput scales its local steps to it, between
-    `fewest_steps` and `most_steps`.
-    """
+    `fewest_steps` and `most_steps`."""
     fewest_steps: Annotated[int, Field(ge=1)] = 1
     most_steps: Annotated[int, Field(ge=1)] = 10_000
     evaluate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
@@ -404,8 +400,7 @@ class Plan(Message, populate_by_name=True):
     """Seed of the trainer: set by the device for each training from its name and the version."""
     tier: Annotated[Word, Field(alias="class")] = ""
     """The class of devices that it is made for: with `MICRO` a device holds one update at a time. On the wire it is
-    `class`.
-    """
+    `class`."""
     micro_codec: Word = "int8:256"
     """The codec of devices without error feedback, in place of `codec`: its error is small and random."""
 
@@ -488,8 +483,7 @@ class Announcement(Message):
     """A hash over all releases up to this one (`wire.lineage.logged`), if known."""
     epoch: U63 = 0
     """Raised by the operator, and with each new store: in a higher epoch, devices follow to a lower version or another
-    lineage.
-    """
+    lineage."""
     seal_key: Annotated[bytes, Field(max_length=32)] = b""
     """The X25519 public key that updates are sealed to; empty if they are not sealed."""
     confides: bool = False

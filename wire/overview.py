@@ -29,8 +29,7 @@ class Ask(Message):
     """Revoked devices, whose last retained status must be removed for them."""
     revoked: Annotated[tuple[Word, ...], Field(max_length=256)] = ()
     """Devices whose waiting updates shall be dropped and whose messages shall be ignored from now on. Obeyed only if a
-    release key signed it: otherwise anyone who may ask for an overview could discard others' work.
-    """
+    release key signed it: otherwise anyone who may ask for an overview could discard others' work."""
 
 
 class DeviceRow(Message):

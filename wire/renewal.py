@@ -55,8 +55,7 @@ class Authorities(Message):
     """Certificates, PEM, one after the other."""
     signer: Digest = b""
     """`digest` of the certificate, PEM, of the authority that signs now: a device with a certificate by another one
-    requests a new one.
-    """
+    requests a new one."""
 
 
 def digest(data: frames.Buffer) -> bytes:

@@ -64,8 +64,7 @@ class Tensor:
     role: Role
     tied: str = ""
     """The name of an earlier tensor that it is identical with, so that it never travels itself; empty if it is not
-    tied.
-    """
+    tied."""
 
     @property
     def size(self) -> int:

@@ -36,8 +36,7 @@ AGGREGATOR: Final = "aggregator"
 OPERATOR: Final = "operator"
 RENEWAL: Final = "renewal"
 """The purposes: an aggregator's announcement, a key succession, a message to one device, a message of a device, an
-aggregator's status, an operator's command, renewal of credentials.
-"""
+aggregator's status, an operator's command, renewal of credentials."""
 
 
 class KeyUnusable(ValueError):

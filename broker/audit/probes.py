@@ -32,8 +32,7 @@ _SLOW = 1.0
 """Seconds of a round trip from which on advice is given."""
 _NAGLE = 0.03
 """Seconds of a local round trip that show Nagle's algorithm waiting for a delayed acknowledgement: about 40 ms on
-Linux, if a broker sends its PUBACK and the message in two small packets.
-"""
+Linux, if a broker sends its PUBACK and the message in two small packets."""
 _WILL_PATIENCE = 5.0
 _VERSION_TOPIC = "$SYS/broker/version"
 _QUEUE_ADVICE = (

@@ -29,8 +29,7 @@ PUBLISH_OVERHEAD = 10
 
 Copies = Callable[[str, RoutedMessage], int]
 """How often a client's message reaches the broker, by client id: 1 is a network without faults, 0 loses the message, 2
-duplicates it. The publisher gets its acknowledgement in any case, as from a stock Mosquitto.
-"""
+duplicates it. The publisher gets its acknowledgement in any case, as from a stock Mosquitto."""
 
 
 class Twin:

@@ -16,8 +16,7 @@ PLACES = ("/usr/sbin", "/usr/local/sbin", "/usr/local/bin", "/opt/homebrew/sbin"
 
 MAX_QUEUED_MESSAGES = 1_000_000
 """Most messages queued for one client. With the default, 1,000, further ones are dropped silently although they were
-acknowledged; 0 for no limit is broken in some versions up to 2.0.22.
-"""
+acknowledged; 0 for no limit is broken in some versions up to 2.0.22."""
 ITERATIONS = 101
 """Iterations of PBKDF2: the number of `mosquitto_passwd`. The file is ours and lives as long as the broker."""
 

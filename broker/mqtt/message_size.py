@@ -14,8 +14,7 @@ TOO_LARGE = 0x95
 """MQTT's reason code "packet too large"; MQTT 5, section 2.4."""
 SIZE_REASONS = frozenset({0x80, 0x83, TOO_LARGE, 0x97})
 """Reason codes that brokers give for oversized messages: unspecified, implementation specific, too large, quota
-exceeded.
-"""
+exceeded."""
 SMALLEST = 2048
 """Bytes that a broker must take: announcements and receipts cannot be cut."""
 _NEAR = 16

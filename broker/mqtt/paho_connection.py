@@ -36,8 +36,7 @@ PACKETS_AT_ONCE = 32
 """Packets of one connection that are read before the loop serves others."""
 MISC_PER_KEEPALIVE = 5
 """How often within a keepalive period paho checks whether a ping is due: it is then late by a fifth at most, and
-brokers wait one and a half periods.
-"""
+brokers wait one and a half periods."""
 
 
 def connect(endpoint: Endpoint, options: Options) -> AbstractAsyncContextManager[Connection]:

@@ -71,8 +71,7 @@ class PahoSession:
         """True once we are disconnecting."""
         self.reports = 0
         """Number of messages and acknowledgements that paho has reported: if it grew, a packet was read, and more may
-        follow.
-        """
+        follow."""
         self._endpoint = endpoint
         self.options = options
         self._limits = Limits(client_id=options.client_id)

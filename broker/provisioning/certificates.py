@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 NOT_BEFORE = datetime(1970, 1, 1, tzinfo=UTC)
 """Certificates begin at Unix time 0: a small computer without a clock starts there, and must be able to connect to
-learn the time.
-"""
+learn the time."""
 AUTHORITY_DAYS = 20 * 365
 LEAF_DAYS = 5 * 365
 """Validity of the broker's and the devices' certificates. Long, because a revocation takes effect at once."""

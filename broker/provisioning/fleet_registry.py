@@ -27,8 +27,7 @@ WITNESS = "fleet.witness"
 
 Way = Literal["certificates", "passwords", "join"]
 """How participants authenticate: certificates of the fleet's own authority, passwords over TLS, or the scheme of an
-existing broker that the fleet joins.
-"""
+existing broker that the fleet joins."""
 
 AGGREGATOR, OPERATOR = "aggregator", "operator"
 ATTACKER, VICTIM, REVOKED = "midge-check-attacker", "midge-check-victim", "midge-check-revoked"

@@ -12,8 +12,7 @@ MAX_PACKET = 1024 * 1024
 """Bytes. Chunks are at most 256 KiB, and larger updates are cut; the rest is headroom."""
 _MAX_QUEUED = 48 * 1024 * 1024
 """Bytes queued for one client: what a federation sends in six seconds at its default rate of 8 MB/s. What comes beyond
-is dropped and sent again; Mosquitto applies no back-pressure, so one client can make it hold this much.
-"""
+is dropped and sent again; Mosquitto applies no back-pressure, so one client can make it hold this much."""
 _MEMORY, _MEMORY_PER_MEMBER = 320 * 1024 * 1024, 128 * 1024
 """Bytes that the broker may take, and those for each participant: see the configuration."""
 _MAX_INFLIGHT = 20

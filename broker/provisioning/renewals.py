@@ -28,8 +28,7 @@ _AT_MOST = timedelta(days=1)
 """One grant per member in this time: each takes a signature, and a permanent line in the register."""
 _HASH = re.compile(rf"\$7\${ITERATIONS}\$[A-Za-z0-9+/]{{16}}\$[A-Za-z0-9+/]{{86}}==")
 """A password's hash as we make them: it becomes a line of the broker's file, and its iterations are work for the
-broker.
-"""
+broker."""
 
 
 @dataclass(slots=True)

@@ -52,8 +52,7 @@ _CONNECTED = "connected"
 """Key in the outbox under which it records that the device was connected."""
 _LASTING = 10.0
 """Seconds after which a connection without chunks resets the back-off: a broker that ends each connection at once,
-because of a message that it refuses, must not be retried twice a second.
-"""
+because of a message that it refuses, must not be retried twice a second."""
 _LONGEST_ID = 128
 """Most bytes of a client id."""
 _PAUSE, _LONGEST_PAUSE = 0.5, 60.0

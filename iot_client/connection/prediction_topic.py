@@ -25,8 +25,7 @@ class PredictionTopic:
     """Whether the broker retains the newest one."""
     alarm: float | str | None = None
     """The value above which it is an alarm, or the class that is one. For anomaly scores, None uses a threshold from
-    the scores of the device's own rows.
-    """
+    the scores of the device's own rows."""
     classes: Sequence[str] = ()
     """Names of the classes, in the model's order."""
     every: float = EVERY

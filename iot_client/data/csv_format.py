@@ -51,8 +51,7 @@ class Layout:
     other: str = "cp1252"
     end: str = "\n"
     """The line end: \
-    , or \\r in files of old Macs.
-    """
+    , or \\r in files of old Macs."""
     lines: int = 0
     """Number of lines up to and including the names."""
     skipped: tuple[str, ...] = ()

@@ -16,8 +16,7 @@ T = TypeVar("T")
 
 _MEANS_MORE = (StopIteration, CancelledError)
 """Exceptions that a future or its awaiter interprets, so that it would wait forever. Likewise everything that is no
-`Exception`, such as what `sys.exit` raises.
-"""
+`Exception`, such as what `sys.exit` raises."""
 
 exit_code = 0
 """Exit code of the process if a training still runs then; set by code that knows a better one."""

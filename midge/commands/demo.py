@@ -33,7 +33,7 @@ def register(subparsers: Subparsers) -> None:
     goal.add_argument(
         "--target", type=float, help="end at this accuracy, held; for regression: RMSE. Missed: exit code 1"
     )
-    goal.add_argument("--seconds", type=float, default=60.0, help="end after so long (default: %(default)s)")
+    goal.add_argument("--seconds", type=float, default=60.0, help="end after this time (default: %(default)s)")
     data = parser.add_argument_group("data and model")
     data.add_argument(
         "--data",
@@ -42,7 +42,7 @@ def register(subparsers: Subparsers) -> None:
         help="arrays x, y, and unit and split where known; or a week of simulated sensors: vibration, energy",
     )
     data.add_argument(
-        "--devices", type=int, metavar="N", help="number of devices (default: all of the data; 20 for digits)"
+        "--devices", type=int, metavar="N", help="number of devices (default: all in the data; 20 for digits)"
     )
     data.add_argument("--model", choices=["linear", "mlp", "cnn"], help="default: by the data's shape")
     data.add_argument("--app", metavar="MODULE:ATTRIBUTE", help="a model of your own: called with the data")
@@ -50,7 +50,7 @@ def register(subparsers: Subparsers) -> None:
         "--engine",
         choices=["numpy", "mixed", "torch"],
         default="numpy",
-        help="what devices train with (default: numpy)",
+        help="training library of the devices (default: numpy)",
     )
     data.add_argument("--micro", type=int, default=0, metavar="N", help="devices that run on MicroPython (default: 0)")
     data.add_argument("--seed", type=int, default=0, help="of the data's split, the speeds and the model (default: 0)")
@@ -121,7 +121,7 @@ def _run(args: argparse.Namespace, outcome: dict[str, Any]) -> int:
         elif args.strategy not in ("fedasync", "fedbuff"):
             raise Problem(f"--staleness is of fedasync and fedbuff, not of {args.strategy}: leave it out.")
         setting = Setting(**given, world=read_world(args))
-        setting.make_strategy(devices=20)  # whether it is one at all, before anything starts
+        setting.make_strategy(devices=20)  # check that it exists before anything starts
         broker = args.broker
         if broker not in LOCAL:
             endpoint = read_endpoint(args, args.broker)
@@ -163,17 +163,17 @@ def _run(args: argparse.Namespace, outcome: dict[str, Any]) -> int:
 
 
 async def _reach(connect: Connector) -> None:
-    """See whether there is a broker, before anything starts: a short demo would be over before it is missed.
+    """Check that there is a broker before anything starts: a short demo would end before its absence shows.
 
     Raises:
-        BrokerError: there is none, or it lets nothing in.
+        BrokerError: there is none, or it refuses us.
     """
     async with connect(Options(f"midge-demo-{secrets.token_hex(4)}")):
         pass
 
 
 def _showing(args: argparse.Namespace, happenings: Happenings) -> Showing:
-    """How this run is shown: live where there is a terminal to show it on."""
+    """How this run is shown: live in a terminal."""
     if args.json:
         return every_second(print_json)
     drawable = os.environ.get("TERM", "dumb") not in ("dumb", "unknown")

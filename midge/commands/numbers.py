@@ -1,4 +1,4 @@
-"""Numbers that an option cannot be, said before anything starts."""
+"""Validation of numeric options before anything starts."""
 
 import argparse
 import math
@@ -11,10 +11,10 @@ _AT_LEAST_ONE = ("devices", "buffer_size", "local_steps", "batch_size")
 
 
 def refuse_impossible(args: argparse.Namespace) -> None:
-    """See that numbers are of their kind, where they were given.
+    """Check the given numbers.
 
     Raises:
-        Problem: one is not; the message names its option.
+        Problem: one is invalid; the message names its option.
     """
     for name, example in _ABOVE_ZERO.items():
         value = getattr(args, name)

@@ -22,12 +22,12 @@ _OPTIONS = {
     "latency": ("S", "each way, of the link in the middle (default: 0.04)"),
     "link-spread": ("SIGMA", "of the logarithms of bandwidth and latency (default: 0.7)"),
 }
-"""Every number of a world but its seed. The defaults are the world's; they stand here for those who read --help."""
+"""Every number of a world except its seed. The defaults are the world's; they are repeated here for --help."""
 
 
 def add_world(parser: argparse.ArgumentParser) -> None:
-    """One option for each number of the world, one for a file of them, and one for no trouble at all."""
-    group = parser.add_argument_group("world", "What is said here goes before the file, and the file before --calm.")
+    """One option for each number of the world, one for a file of them, and one for a world without faults."""
+    group = parser.add_argument_group("world", "These options override the file, and the file overrides --calm.")
     group.add_argument("--calm", action="store_true", help="nothing fails and no device leaves; only the speeds stay")
     group.add_argument("--world", dest="world_file", type=Path, metavar="FILE.toml", help="these numbers, by name")
     for name, (metavar, what) in _OPTIONS.items():
@@ -38,7 +38,7 @@ def read_world(args: argparse.Namespace) -> "World":
     """The world that the options describe.
 
     Raises:
-        ValueError: a number that cannot be, or a file that says what a world does not have.
+        ValueError: an invalid number, or a file with unknown names.
     """
     from midge.sensor_fleet.world import World  # noqa: PLC0415 - an extra
 

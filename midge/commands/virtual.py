@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from midge.sensor_fleet.virtual import ProfileFleet
 
 QUIET = 1.0
-"""Seconds between two lines where there is no terminal."""
+"""Seconds between two lines without a terminal."""
 
 
 def register(parser: argparse.ArgumentParser) -> None:
-    """The options of a virtual fleet."""
+    """Add the options of a virtual fleet."""
     group = parser.add_argument_group("a fleet of a profile (--virtual, --plan, --live)")
     group.add_argument(
         "--profile",
         default="factory",
         metavar="NAME|FILE.toml",
-        help="what the fleet is made of: factory, farm, city-gateways, phones, demo, or a file (default: factory)",
+        help="hardware and links: factory, farm, city-gateways, phones, demo, or a file (default: factory)",
     )
     group.add_argument("--days", type=float, help="of the profile's time (default: 7; 1 of a live fleet)")
     group.add_argument("--target", type=float, help="an accuracy to hold, or an RMSE; missed: exit code 1")
@@ -49,8 +49,8 @@ def register(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.npz",
         help="arrays x and y; or sensors that stream: vibration, energy (default: digits)",
     )
-    group.add_argument("--drift", type=float, metavar="DAYS", help="change what these mean after so long")
-    group.add_argument("--fresh", type=int, metavar="N", help="rows of these that are new before a device trains again")
+    group.add_argument("--drift", type=float, metavar="DAYS", help="let them drift after this time")
+    group.add_argument("--fresh", type=int, metavar="N", help="new rows of these before a device trains again")
     group.add_argument("--model", choices=["linear", "mlp", "cnn"], help="default: mlp")
     group.add_argument(
         "--strategy",
@@ -64,17 +64,17 @@ def register(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch-size", type=int, help="of the devices (default: the model's)")
     group.add_argument("--codec", help="of the deltas (default: the plan's own)")
     group.add_argument("--interval", type=float, metavar="HOURS", help="between two trainings of a device")
-    group.add_argument("--seed", type=int, default=0, help="of all chance (default: 0)")
-    group.add_argument("--seeds", type=int, default=3, metavar="N", help="that a plan is made of (default: 3)")
+    group.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: 0)")
+    group.add_argument("--seeds", type=int, default=3, metavar="N", help="simulations of a plan (default: 3)")
     group.add_argument("--name", help="of the run: its folder below runs/ (default: the time)")
     group.add_argument("--json", action="store_true", help="JSON lines; the last one is the outcome")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Simulate, and tell what came of it."""
+    """Simulate, and report the result."""
     with user_errors():
         fleet = fleet_of(args)
-        fleet.loaded()  # whether it can be simulated at all, before anything is written
+        fleet.loaded()  # check that it can be simulated before anything is written
     return _plan(fleet, args) if args.plan else _simulate(fleet, args)
 
 
@@ -146,7 +146,7 @@ def _refuse_impossible(args: argparse.Namespace) -> None:
 
 
 class Shown:
-    """Progress: a line that is rewritten in a terminal, plain or JSON lines elsewhere."""
+    """Progress: a rewritten line in a terminal, plain or JSON lines elsewhere."""
 
     def __init__(self, args: argparse.Namespace, title: str, runs: int = 1) -> None:
         self._json, self._title, self._runs = args.json, title, runs
@@ -167,11 +167,11 @@ class Shown:
             self._live.stop()
 
     def tell(self, moment: "FleetProgress") -> None:
-        """Where the only run is."""
+        """Show the progress of the only run."""
         self.tell_of(0, moment)
 
     def tell_of(self, number: int, moment: "FleetProgress") -> None:
-        """Where one of the runs is."""
+        """Show the progress of one of the runs."""
         now = time.monotonic()
         done = (number + moment.now / moment.until) / self._runs
         left = (now - self._began) * (1 - done) / done if done > 0 else float("inf")
@@ -232,7 +232,7 @@ def _drawn(title: str, moment: "FleetProgress", done: float, left: float, took: 
 
 
 def show_outcome(args: argparse.Namespace, outcome: dict[str, Any], metric: str, report: Path) -> None:
-    """Tell what came of a run, and where its report is."""
+    """Report the result of a run, and the path of its report."""
     if args.json:
         print(json.dumps(outcome), flush=True)
     else:
@@ -279,7 +279,7 @@ def _print_plan(found: "FleetPlan", args: argparse.Namespace) -> None:
     metric = found.metric
     days, seeds = "1 day" if args.days == 1 else f"{args.days:g} days", counted(found.seeds, "seed")
     print(f"{counted(args.devices, 'device')} of the profile {args.profile}, {days}, {seeds}.")
-    print("Bytes and energy are of one device in the mean, from the best to the worst seed.\n")
+    print("Bytes and energy are means per device, from the best to the worst seed.\n")
     rows = [
         (
             score(level.score, metric)
