@@ -13,11 +13,10 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from io import BufferedReader
 from pathlib import Path
 
-from midge.iot_client.data.columns import FIRST, no_inputs
 from midge.iot_client.data.csv_format import (
     DELIMITERS,
     CsvError,
@@ -29,82 +28,22 @@ from midge.iot_client.data.csv_format import (
     names_of,
     trimmed,
 )
+from midge.iot_client.data.csv_inspection import BLOCK, UNITS, CsvOptions
 from midge.iot_client.data.intake import Intake
 from midge.iot_client.data.samples import Samples, lose_unclassed
 from midge.iot_client.data.values import WORDS, Classes, NumberStyle, missing, number
 
-__all__ = ["CsvError", "CsvOptions", "CsvRows", "first_rows", "header", "no_features"]
+__all__ = ["CsvError", "CsvRows"]
 log = logging.getLogger("iot_client")
 
 EVERY = 2.0
 """Seconds between two checks of the file."""
-_BLOCK = 2**20
-"""Bytes read at once."""
 _TAIL = 64
 """Bytes before the read position that identify a file."""
 _MOST_JOINED = 20
 """Most lines of a quoted field."""
-_UNITS = 3
-"""Most lines of text below a header: units, kinds of means."""
 _SEEN = 500
 """Rows from which the number format is learned."""
-
-
-@dataclass(frozen=True)
-class CsvOptions:
-    """The owner's settings for a file's format; empty text means detection."""
-
-    delimiter: str = ""
-    encoding: str = ""
-    decimal: str = ""
-
-    def __post_init__(self) -> None:
-        if self.decimal not in ("", ".", ","):
-            raise ValueError(f"a decimal mark is . or ,, not {self.decimal!r}")
-        if self.encoding:
-            try:
-                "".encode(self.encoding)
-            except LookupError as error:
-                raise ValueError(f"{self.encoding!r} is no encoding: say utf-8, utf-16 or cp1252, say.") from error
-
-    @property
-    def layout(self) -> Layout:
-        return Layout(encoding="utf-16-le" if self.encoding.lower() in ("utf-16", "utf16") else self.encoding)
-
-
-def header(path: Path, needed: Sequence[str] = (), options: CsvOptions | None = None) -> Layout:
-    """The layout of a file with the names of its columns.
-
-    Raises:
-        CsvError: there is no such file, or it has no complete first line.
-    """
-    options = options or CsvOptions()
-    try:
-        with path.open("rb") as file:
-            data = file.read(_BLOCK)
-    except OSError as error:
-        raise CsvError(f"{path} cannot be read: {error.strerror}.") from error
-    found = look(data, needed, path, options.layout, delimiter=options.delimiter)
-    if found is None:
-        raise CsvError(f"{path} has no first line yet that names its columns.")
-    return found
-
-
-def first_rows(path: Path, layout: Layout, most: int) -> dict[str, list[str]]:
-    """The values of the first rows of a file, by column; for duplicate names those of the first column."""
-    with path.open("rb") as file:
-        block = file.read(_BLOCK)
-    lines = layout.texts(block[: layout.whole(block)])[layout.lines :][: most + _UNITS]
-    rows = [row[: len(layout.columns)] for line in lines if len(row := layout.fields(line)) >= len(layout.columns)]
-    return {name: [row[layout.columns.index(name)] for row in rows] for name in layout.columns}
-
-
-def no_features(path: Path, label: str | None, layout: Layout | None = None) -> dict[str, str]:
-    """Columns that are no inputs, judged by their first rows, and why: text, a clock, a counter, a constant."""
-    layout = header(path) if layout is None else layout
-    found = no_inputs(first_rows(path, layout, FIRST), comma_separates=layout.delimiter == ",")
-    twice = {name: "two columns have this name" for name in layout.columns if layout.columns.count(name) > 1}
-    return {name: why for name, why in {**found, **twice}.items() if name != label}
 
 
 class CsvRows:
@@ -181,7 +120,7 @@ class CsvRows:
         self._file.seek(self._offset - len(self._tail))
         if self._file.read(len(self._tail)) != self._tail:
             self._begin(self._file)  # truncated and rewritten
-        block = self._file.read(_BLOCK)
+        block = self._file.read(BLOCK)
         intake = self._intake(samples)
         if self._layout is None:
             owner = self._options
@@ -203,8 +142,8 @@ class CsvRows:
             if not intake.read and not intake.kept and not samples.seen:
                 intake.problem = f"{self.path} has no row yet below the line that names its columns"
             return True
-        if len(block) == _BLOCK:
-            raise CsvError(f"{self.path} has a line of more than {_BLOCK} bytes: is it a CSV file?")
+        if len(block) == BLOCK:
+            raise CsvError(f"{self.path} has a line of more than {BLOCK} bytes: is it a CSV file?")
         with suppress(FileNotFoundError):
             if self.path.stat().st_ino != os.fstat(self._file.fileno()).st_ino:
                 self.close()  # replaced, and the old one is read to its end
@@ -287,13 +226,13 @@ class CsvRows:
             self._below = 0
             return took
         self._below += 1
-        if self._below <= _UNITS and self._is_units(row, samples):
+        if self._below <= UNITS and self._is_units(row, samples):
             intake.skip("units")
             return took
         if line.lstrip().startswith("#") and (len(row) != len(columns) or not self._is_row(row, samples)):
             intake.skip("comment")
             return took
-        self._below = _UNITS
+        self._below = UNITS
         if len(row) != len(columns):
             self._lose_line(row, line, place, samples, intake)
         elif not any(row):

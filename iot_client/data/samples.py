@@ -4,25 +4,21 @@ A ring buffer of the newest rows, bounded in rows and in bytes. They are written
 enough that a flash card lives for years; a power cut loses the rows that were not yet written, and nothing else.
 """
 
-import ast
 import logging
-import sqlite3
 import threading
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
-from operator import eq
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 
 from midge.iot_client.data.intake import Intake
 from midge.iot_client.data.row_reader import Kind, RowReader
-from midge.storage.database import Database, DatabaseError, DiskFull
+from midge.iot_client.data.samples_file import SamplesFile
+from midge.storage.database import DatabaseError, DiskFull
 from midge.wire.moments import SENTINEL, Moments
 
 log = logging.getLogger("iot_client")
@@ -43,16 +39,8 @@ TELL_EVERY = 3600.0
 """Seconds between two warnings of one kind of unusable value."""
 OBSERVED = "observe"
 """The source of rows that a program gives."""
-_PAGE = 4096
-_MAGIC, _ALIKE = b"SQLite format 3\0", 12
-"""First bytes of a database, and how many of them a damaged one still has."""
-_TABLES = """
-CREATE TABLE IF NOT EXISTS segments (number INTEGER PRIMARY KEY AUTOINCREMENT, data BLOB NOT NULL, crc INTEGER);
-CREATE TABLE IF NOT EXISTS marks (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-"""
-
-_CRC = " crc"
-"""The mark that holds the checksum of the others."""
+_NEW = " new"
+"""Mark with the number of rows that no training has taken yet."""
 
 
 class Source(Protocol):
@@ -60,10 +48,6 @@ class Source(Protocol):
 
     async def follow(self, samples: "Samples") -> None:
         """Add rows to the samples while it runs."""
-
-
-class SamplesError(Exception):
-    """The samples' file cannot be used; the message says why and what to do."""
 
 
 class Samples:
@@ -142,20 +126,22 @@ class Samples:
         """Which features had a number in some row."""
         self.clipped = 0
         """Number of outliers in the rows that were last read."""
-        self.written = 0
-        """Bytes written to the disk since the start, in whole pages."""
-        self.marks: dict[str, str] = {}
-        """Read position of each source; written in one transaction with the rows."""
         self._due = clock() + every
-        self._segments: list[tuple[int, int]] = []
-        """Number and rows of each segment on disk, oldest first."""
-        self._db: Database | None = None
-        if self.path is not None:
-            self._open(self.path)
+        self._closed = False
+        self._file = None if self.path is None else SamplesFile(self.path, (*self.features, self.label, self.kind))
+        self.marks: dict[str, str] = {} if self._file is None else self._file.marks
+        """Read position of each source; stored with the rows."""
+        if self._file is not None:
+            self._load(self._file)
 
     @property
     def _width(self) -> int:
         return len(self.wanted)
+
+    @property
+    def written(self) -> int:
+        """Bytes written to the disk since the start, in whole pages."""
+        return 0 if self._file is None else self._file.written
 
     def intake(self, source: str) -> Intake:
         """The counts of a source."""
@@ -318,98 +304,30 @@ class Samples:
         """Write unwritten rows; if that fails, they stay in memory and are written later."""
         with self._lock:
             self._due = self._clock() + self._every
-            if self._db is None or self._stored == self.seen:
+            if self._file is None or self._stored == self.seen or self._closed:
                 return
             new = self._rows()[-min(self.seen - self._stored, len(self)) :]
-            old = self._expired_segments(len(new))
-            marks = {**self.marks, " new": str(self.new)}
-            marks[_CRC] = _checksum(marks)
             try:
-                with self._db.transaction() as db:
-                    row = new.tobytes(), zlib.crc32(new.tobytes())
-                    segment = db.execute("INSERT INTO segments (data, crc) VALUES (?, ?)", row).lastrowid
-                    db.executemany("DELETE FROM segments WHERE number = ?", [(each,) for each in old])
-                    db.executemany("INSERT OR REPLACE INTO marks VALUES (?, ?)", list(marks.items()))
+                self._file.write(new, self.capacity, {_NEW: str(self.new)})
             except (DiskFull, DatabaseError) as error:
                 log.warning("Samples cannot be written to %s (%s): they stay in memory.", self.path, error)
                 return
-            assert segment is not None
-            self._segments = [*self._segments[len(old) :], (segment, len(new))]
             self._stored = self.seen
-            self.written += 2 * (-(-new.nbytes // _PAGE) + 3) * _PAGE  # into the log, and from there into the file
-
-    def _expired_segments(self, new: int) -> list[int]:
-        """Numbers of the segments that are not needed once `rows` are added: the others fill the ring."""
-        left, old = new + sum(rows for _, rows in self._segments), []
-        for segment, rows in self._segments:
-            left -= rows
-            if left < self.capacity:
-                break
-            old.append(segment)
-        return old
 
     def close(self) -> None:
         """Write the remaining rows and close the file; later rows stay in memory."""
         with self._lock:
             self.flush()
-            if self._db is not None:
-                self._db.close()
-                self._db = None
+            self._closed = True
+            if self._file is not None:
+                self._file.database.close()
 
-    def _open(self, path: Path) -> None:
-        # A power cut may lose the newest segments: nothing depends on them. The log is kept short, to spare the card.
-        pragmas = ("wal_autocheckpoint=64", "journal_size_limit=0")
-        database = Database(path, synchronous="NORMAL", pragmas=pragmas, threads=True)
-        try:
-            self._begin(database, path)
-            db = database.connection
-            self.marks = _marks(db, path)
-            columns = repr((*self.features, self.label, self.kind))
-            if self.marks.setdefault(" columns", columns) != columns:
-                raise SamplesError(
-                    f"{path} holds other columns, {_columns(self.marks[' columns'])}: move it away to begin again with "
-                    f"{_columns(columns)}."
-                )
-            self._load(db)
-            self._db = database
-        except (sqlite3.Error, DiskFull, DatabaseError) as error:
-            raise SamplesError(f"The samples {path} cannot be used ({error}): move the file away.") from error
-        finally:
-            if self._db is None:
-                database.close()
-
-    def _begin(self, database: Database, path: Path) -> None:
-        """Open the file; a damaged one is moved aside, because rows can be collected again."""
-        try:
-            if path.exists():
-                examine_samples(path, segments=False)
-        except sqlite3.Error as error:
-            if sum(map(eq, path.read_bytes()[:16], _MAGIC)) < _ALIKE:
-                raise  # not damaged samples, but another kind of file
-            log.warning("The samples %s are damaged (%s): they start over; the file is kept as .damaged.", path, error)
-            for each in ("-wal", "-shm"):
-                path.with_name(path.name + each).unlink(missing_ok=True)
-            path.replace(path.with_name(f"{path.name}.damaged"))
-        database.open(_TABLES)
-        if "crc" not in {row[1] for row in database.connection.execute("PRAGMA table_info(segments)")}:
-            database.connection.execute("ALTER TABLE segments ADD COLUMN crc INTEGER")
-
-    def _load(self, db: sqlite3.Connection) -> None:
-        parts = []
-        for place, data, crc in db.execute("SELECT number, data, crc FROM segments ORDER BY number"):
-            if crc not in (None, zlib.crc32(data)):
-                log.warning("%d bytes of samples in %s are damaged, and left out.", len(data), self.path)
-                continue
-            rows = np.frombuffer(data, np.float32)
-            if rows.size % self._width == 0:
-                parts.append(rows.reshape(-1, self._width))
-                self._segments.append((place, len(parts[-1])))
-        if parts:
-            kept = np.concatenate(parts)[-self.capacity :]
-            self._ring[: len(kept)] = kept
-            self.seen = self._stored = len(kept)
-            self._present |= np.isfinite(kept[:, : len(self.features)]).any(axis=0)
-        self._taken = max(0, self.seen - int(self.marks.pop(" new", "0")))
+    def _load(self, file: SamplesFile) -> None:
+        kept = file.rows(self._width)[-self.capacity :]
+        self._ring[: len(kept)] = kept
+        self.seen = self._stored = len(kept)
+        self._present |= np.isfinite(kept[:, : len(self.features)]).any(axis=0)
+        self._taken = max(0, self.seen - int(self.marks.pop(_NEW, "0")))
 
 
 def lose_unclassed(
@@ -427,50 +345,6 @@ def _text(line: str | None, given: npt.NDArray[Any]) -> str:
     with suppress(ValueError):
         return line if line is not None else ", ".join(map(str, given))
     return "a row with a number that is too long"
-
-
-def _checksum(marks: Mapping[str, str]) -> str:
-    """CRC-32 of all marks except the checksum, which files of an earlier Midge lack."""
-    return str(zlib.crc32(repr(sorted(each for each in marks.items() if each[0] != _CRC)).encode()))
-
-
-def _marks_intact(marks: Mapping[str, str]) -> bool:
-    return marks.get(_CRC) in (None, _checksum(marks))
-
-
-def _marks(db: sqlite3.Connection, path: Path) -> dict[str, str]:
-    """The read positions and other marks; empty if they are damaged: then the sources are read again."""
-    found = dict(db.execute("SELECT name, value FROM marks"))
-    if _marks_intact(found):
-        found.pop(_CRC, None)
-        return found
-    log.warning("The read positions in %s are damaged: files are read again from their beginning.", path)
-    return {}
-
-
-def examine_samples(path: Path, *, segments: bool = True) -> None:
-    """Verify the content of a file of samples.
-
-    Raises:
-        sqlite3.Error: it is damaged.
-    """
-    with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as db:
-        if (checked := db.execute("PRAGMA quick_check(1)").fetchone()) != ("ok",):
-            raise sqlite3.DatabaseError(str(checked[0]))
-        if segments and "crc" in {row[1] for row in db.execute("PRAGMA table_info(segments)")}:
-            for number, data, crc in db.execute("SELECT number, data, crc FROM segments"):
-                if crc not in (None, zlib.crc32(data)):
-                    raise sqlite3.DatabaseError(f"rows of segment {number} are damaged")
-            if not _marks_intact(dict(db.execute("SELECT name, value FROM marks"))):
-                raise sqlite3.DatabaseError("the read positions of the sources are damaged")
-
-
-def _columns(mark: str) -> str:
-    """The columns that a file was made for, as text."""
-    with suppress(ValueError, SyntaxError, TypeError):
-        *features, label, kind = ast.literal_eval(mark)
-        return f"{', '.join(features)} {'without a label' if label is None else f'with the label {label}'} ({kind})"
-    return mark
 
 
 def _clip(rows: Array, deviations: float) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from midge.iot_client.board.usage_budget import read_usage
-from midge.iot_client.data.samples import examine_samples
+from midge.iot_client.data.samples_file import examine_samples
 from midge.iot_client.state import prediction
 from midge.iot_client.state.local_tensors import read_tensors
 from midge.iot_client.state.outbox_files import OutboxFiles, examine, residual_path, strangers

@@ -18,7 +18,8 @@ from midge.commands.gateway import csv_options, file_columns, kind_of, names_in,
 from midge.commands.parts import Problem, user_errors
 from midge.commands.places import moved
 from midge.iot_client.data.columns import FIRST, no_inputs
-from midge.iot_client.data.csv_source import CsvError, CsvRows, first_rows, header
+from midge.iot_client.data.csv_inspection import first_rows, header
+from midge.iot_client.data.csv_source import CsvError, CsvRows
 from midge.iot_client.data.intake import Intake
 from midge.iot_client.data.mqtt_source import LATER, SensorTopic
 from midge.iot_client.data.payloads import records_of, spelled

@@ -15,10 +15,12 @@ from midge.commands.guest import seconds
 from midge.commands.parts import Parser, Problem, other_broker, read_config, user_errors
 from midge.iot_client.config import DeviceConfig
 from midge.iot_client.data.csv_format import Layout
-from midge.iot_client.data.csv_source import CsvOptions, CsvRows, header, no_features
+from midge.iot_client.data.csv_inspection import CsvOptions, header, no_features
+from midge.iot_client.data.csv_source import CsvRows
 from midge.iot_client.data.mqtt_source import SensorTopic
 from midge.iot_client.data.row_reader import Kind
-from midge.iot_client.data.samples import Samples, SamplesError, Source
+from midge.iot_client.data.samples import Samples, Source
+from midge.iot_client.data.samples_file import SamplesError
 from midge.iot_client.device import Device
 from midge.iot_client.training.sample_trainer import SampleTrainer
 from midge.running import endpoint_of
