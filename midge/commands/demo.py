@@ -13,7 +13,7 @@ from midge.broker import Connector, connector
 from midge.broker.mqtt.connection import Options
 from midge.commands.moments import DemoMoment, Happenings
 from midge.commands.numbers import refuse_impossible
-from midge.commands.parts import Problem, Subparsers, add_tls, read_endpoint, user_errors
+from midge.commands.parts import Problem, Subparsers, add_recipe, add_tls, read_endpoint, user_errors
 from midge.commands.runs import run_folder
 from midge.commands.surroundings import add_world, read_world
 from midge.commands.watching import Showing, every_second, live, print_ending, print_json, print_words, watch
@@ -73,9 +73,7 @@ def register(subparsers: Subparsers) -> None:
     learning.add_argument(
         "--buffer-size", type=int, metavar="K", help="updates for each step (default: the strategy's)"
     )
-    learning.add_argument("--learning-rate", type=float, help="of the devices (default: the model's)")
-    learning.add_argument("--local-steps", type=int, help="of the devices (default: the model's)")
-    learning.add_argument("--batch-size", type=int, help="of the devices (default: the model's)")
+    add_recipe(learning)
     learning.add_argument("--codec", help="of the deltas, such as int8:256 or float32 (default: the plan's)")
     add_world(parser)
     run_options = parser.add_argument_group("where")
@@ -112,7 +110,9 @@ def _run(args: argparse.Namespace, outcome: dict[str, Any]) -> int:
         from midge.sensor_fleet.setting import BrokerAddress, Setting  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise Problem(f'The demo needs {error.name}: pip install "midge[demo]"') from error
-    refuse_impossible(args)
+    above_zero = {"seconds": 60, "target": 0.93, "learning_rate": 0.1, "alpha": 0.6}
+    at_least_one = ("devices", "buffer_size", "local_steps", "batch_size")
+    refuse_impossible(args, above_zero, at_least_one, ("micro", "seed"))
     with user_errors():
         Topics(args.federation, args.root)
         given = {name: getattr(args, name) for name in Setting.__dataclass_fields__ if hasattr(args, name)}

@@ -83,6 +83,13 @@ def add_tls(parser: Parser) -> None:
     parser.add_argument("--keyfile", metavar="PEM", help="the key of that certificate")
 
 
+def add_recipe(group: "argparse._ArgumentGroup") -> None:
+    """Options for how simulated devices train."""
+    group.add_argument("--learning-rate", type=float, help="of the devices (default: the model's)")
+    group.add_argument("--local-steps", type=int, help="of the devices (default: the model's)")
+    group.add_argument("--batch-size", type=int, help="of the devices (default: the model's)")
+
+
 def add_federation(parser: Parser) -> None:
     """Options for a broker's address, a federation and a topic root; or a bundle with all of them."""
     parser.add_argument("url", metavar="URL", nargs="?", help="the broker, such as mqtt://localhost:1883")

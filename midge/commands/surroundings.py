@@ -15,7 +15,7 @@ _OPTIONS = {
     "offline": ("S", "seconds that a broken link stays broken in the mean (default: 2)"),
     "late": ("SHARE", "of the devices that join late (default: 0.15)"),
     "leave": ("SHARE", "of the devices that leave for good (default: 0.15)"),
-    "goodbye": ("SHARE", "of those which say goodbye (default: 0.5)"),
+    "goodbye": ("SHARE", "of those that disconnect properly (default: 0.5)"),
     "turnover": ("S", "seconds within which devices join and leave (default: 20)"),
     "twice": ("CHANCE", "that a device's message comes twice (default: 0.05)"),
     "bandwidth": ("BYTES", "a second, of the link in the middle; 0: no limit (default: 200000)"),

@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from midge.commands.parts import Problem, user_errors
+from midge.commands.numbers import refuse_impossible
+from midge.commands.parts import Problem, add_recipe, user_errors
 from midge.commands.runs import run_folder
 from midge.wire.plurals import counted
 
@@ -59,9 +60,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         help="default: balanced, at the profile's pace",
     )
     group.add_argument("--buffer-size", type=int, metavar="K", help="updates for each step")
-    group.add_argument("--learning-rate", type=float, help="of the devices (default: the model's)")
-    group.add_argument("--local-steps", type=int, help="of the devices (default: the model's)")
-    group.add_argument("--batch-size", type=int, help="of the devices (default: the model's)")
+    add_recipe(group)
     group.add_argument("--codec", help="of the deltas (default: the plan's own)")
     group.add_argument("--interval", type=float, metavar="HOURS", help="between two trainings of a device")
     group.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: 0)")
@@ -85,7 +84,11 @@ def fleet_of(args: argparse.Namespace) -> "ProfileFleet":
         from midge.sensor_fleet.virtual import LIVE_SPEED_UP, ProfileFleet  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise Problem(f'A virtual fleet needs {error.name}: pip install "midge[demo]"') from error
-    _refuse_impossible(args)
+    above_zero = {"days": 7, "learning_rate": 0.1, "interval": 6, "target": 0.93, "drift": 2}
+    at_least_one = ("workers", "seeds", "buffer_size", "local_steps", "batch_size", "fresh")
+    refuse_impossible(args, above_zero, at_least_one, ("seed",))
+    if args.stop and args.target is None:
+        raise Problem("--stop ends a run at its target: give one with --target.")
     names = ("data", "seed", "model", "strategy", "buffer_size", "learning_rate", "local_steps", "batch_size", "codec")
     return ProfileFleet(
         Setting(**{name: getattr(args, name) for name in names}),
@@ -125,21 +128,6 @@ def _plan(fleet: "ProfileFleet", args: argparse.Namespace) -> int:
     else:
         _print_plan(found, args)
     return 0 if args.target is None or found.levels[0].reached == found.seeds else 1
-
-
-def _refuse_impossible(args: argparse.Namespace) -> None:
-    for name in ("days", "learning_rate", "interval", "target", "drift"):
-        given = getattr(args, name)
-        if given is not None and not 0 < given < 1e6:
-            raise Problem(f"--{name.replace('_', '-')} is {given:g}: it must be above 0.")
-    for name in ("workers", "seeds", "buffer_size", "local_steps", "batch_size", "fresh"):
-        given = getattr(args, name)
-        if given is not None and given < 1:
-            raise Problem(f"--{name.replace('_', '-')} is {given}: it must be at least 1.")
-    if args.seed < 0:
-        raise Problem(f"--seed is {args.seed}: it must be at least 0.")
-    if args.stop and args.target is None:
-        raise Problem("--stop ends a run at its target: give one with --target.")
 
 
 # ----------------------------------------------------------------------- showing
