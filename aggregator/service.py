@@ -291,13 +291,13 @@ class Aggregator:
         except BaseExceptionGroup as group:
             raise sole(group) from None
         except asyncio.CancelledError:
-            await self._say_goodbye(connection)
+            await self._send_last_status(connection)
             raise
         finally:
             self._connected = False
             self.federation.watchdog.pause()
 
-    async def _say_goodbye(self, connection: Connection) -> None:
+    async def _send_last_status(self, connection: Connection) -> None:
         """Publish our last status although our task is cancelled: the broker publishes no will after DISCONNECT."""
         post = self._status_post(AggregatorState.STOPPED)
         with suppress(BrokerError, TimeoutError):

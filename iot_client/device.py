@@ -120,7 +120,7 @@ class Device:
     def observe(self, x: Any, y: float | None = None) -> bool:
         """Add a row of the device's data; return whether it is kept. From any thread; see `Samples.observe`."""
         if self.config.samples is None:
-            raise ValueError("Say where rows are to be kept: Device(samples=midge.Samples(…)).")
+            raise ValueError("Say where to keep rows: Device(samples=midge.Samples(…)).")
         return self.config.samples.observe(x, y)
 
     def predict(self, x: Any) -> Any:

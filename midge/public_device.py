@@ -31,10 +31,10 @@ class Device(DeviceService):
 
     Args:
         url: the broker's address, such as `mqtts://pump-17:secret@broker.local:8883`.
-        user: of the broker, if it is not in the URL.
+        user: user name at the broker, if it is not in the URL.
         password: of that user.
-        cafile: the certificate authority to trust, PEM; the system's if it is None.
-        certfile: our own certificate, PEM, for a broker that wants one.
+        cafile: the certificate authority to trust, PEM; None uses the system's.
+        certfile: our own certificate, PEM, if the broker requires one.
         keyfile: the key of that certificate.
 
     All other arguments are the fields of `iot_client.config.DeviceConfig`, which describes them.

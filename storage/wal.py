@@ -35,7 +35,7 @@ class Log:
     """The current frames of the log; frames behind them belong to an earlier round of the log."""
 
     frames: tuple[LogFrame, ...]
-    believed: int
+    readable: int
     """Number of frames that SQLite reads: up to the last commit before the first damaged frame."""
 
     @property
@@ -77,16 +77,16 @@ def read_log(log: bytes, database: bytes) -> Log:
             break
         frames.append(LogFrame(head[0], head[1] > 0, data, known and head[2:4] == salt))
         seed = head[4:]
-    return Log(tuple(frames), _believed(frames) if sound else 0)
+    return Log(tuple(frames), _readable(frames) if sound else 0)
 
 
-def _believed(frames: Sequence[LogFrame]) -> int:
-    believed = 0
+def _readable(frames: Sequence[LogFrame]) -> int:
+    readable = 0
     for number, frame in enumerate(frames, 1):
         if not frame.whole:
             break
-        believed = number if frame.commits else believed
-    return believed
+        readable = number if frame.commits else readable
+    return readable
 
 
 def _usual(salts: Sequence[tuple[int, int]]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The newest sequence number of a database, kept in a second file, to detect a database that rotted or was restored.
+"""The newest sequence number of a database, kept in a second file, to detect a damaged or restored database.
 
 SQLite reads its log up to the first frame that is damaged. That is right after a power cut and wrong after a flipped
 bit: the commits behind it disappear silently. So the writer also records here what it committed, and syncs that, before

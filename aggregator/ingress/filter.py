@@ -191,7 +191,7 @@ class IngressFilter:
         if self._floods(device, now, len(payload)):
             return None
         hello, body = messages.decode(Hello, payload)
-        return self.credentials.shown(device, hello) if self._believed(device, hello, body, payload, now) else None
+        return self.credentials.shown(device, hello) if self._trusted(device, hello, body, payload, now) else None
 
     def report(self, device: str, payload: bytes, now: float) -> Report | None:
         """Process a report; None if it is ignored.
@@ -209,7 +209,7 @@ class IngressFilter:
             self._over_rate(device, refusal, now)
             return None
         report, body = messages.decode(Report, payload)
-        return self.credentials.shown(device, report) if self._believed(device, report, body, payload, now) else None
+        return self.credentials.shown(device, report) if self._trusted(device, report, body, payload, now) else None
 
     def greeting(self, device: str, hello: Hello, now: float) -> ev.Greeted | ev.Reply | None:
         """Process a READY status: return an event, a refusal, or None if the device will repeat it by itself."""
@@ -289,7 +289,7 @@ class IngressFilter:
     def _displaced(self, device: str, now: float) -> None:
         self.troubles.tell(device, "its half update made room for another, being too slow: offer it again", now)
 
-    def _believed(self, device: str, message: Hello | Report, body: memoryview, payload: bytes, now: float) -> bool:
+    def _trusted(self, device: str, message: Hello | Report, body: memoryview, payload: bytes, now: float) -> bool:
         try:
             self.credentials.own_body(device, message, body, payload)
         except BadSignature as error:

@@ -109,7 +109,7 @@ async def unknown(referee: Referee) -> None:
     version = await referee.release(unknown=LATER)
     heard = await referee.trained_from(version, since=since)
     if heard is None:
-        book.failed("unknown", "no update came of an announcement with names as text and fields of a later version")
+        book.failed("unknown", "no update followed an announcement with names as text and fields of a later version")
         return
     await referee.accept(heard, unknown=LATER)
     again = await came_again(referee, heard, QUIET + RESENT / 2)

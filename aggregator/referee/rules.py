@@ -27,7 +27,7 @@ RULES = (
     Rule("question", LIFE, "it answers a joining device of its name with that one's number"),
     Rule("statistics", "Statistics", "it answers with the moments that are asked for"),
     Rule("fetch", MODEL, "it asks again for a chunk that does not come, and for no other"),
-    Rule("largest", MODEL, "what it says to take at most is no less than parts are cut to, and it takes that"),
+    Rule("largest", MODEL, "its size limit is no less than the part size, and it accepts parts of that size"),
     Rule("seq", "Identity", "seq counts from 1 without gaps, and first never falls"),
     Rule(
         "base", "Sending an update", "lineage, generation, base and base_digest are those of a model that was announced"

@@ -23,6 +23,6 @@ TRIALS: tuple[Trial, ...] = (
     ("cleared topics", life_trials.cleared, ()),
     ("a restart of the aggregator", sending_trials.restart, ("restart",)),
     ("a receipt of the aggregator before", sending_trials.token, ("token",)),
-    ("an outbox that was put back", sending_trials.old_copy, ("old copy",)),
+    ("a restored outbox", sending_trials.old_copy, ("old copy",)),
 )
 """In this order: each but the last leaves the device with nothing unsettled."""

@@ -66,7 +66,7 @@ def load_key(store: Store) -> bytes:
         store.set_constant("name_key_check", _code(key, b"check"))
         _note_end(store, key, lines)
     elif not hmac.compare_digest(check, _code(key, b"check")):
-        raise KeyLost(f"{path} belongs to another store: put back the one that lay beside this store.db.")
+        raise KeyLost(f"{path} belongs to another store: restore the one of this store.db.")
     if older is not None:
         store.remove_constant("name_key")
         store.vacuum()

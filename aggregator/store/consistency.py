@@ -194,7 +194,7 @@ def _refuse_leftovers(directory: Path) -> None:
         StoreError: there are some.
     """
     if (directory / UNFINISHED).exists():
-        raise StoreError(f"A store was being put back into {directory}, and that did not end: give the command again.")
+        raise StoreError(f"A restore into {directory} was interrupted: repeat the command.")
     left = [*directory.glob("checkpoint-*.safetensors"), *directory.glob("bodies-*")]
     note = noted(directory)[0]
     if note is not None and note.lsn:

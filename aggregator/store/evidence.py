@@ -94,10 +94,10 @@ class Evidence:
     oldest_needed: int | None = None
     """The first record whose body a checkpoint may need; None if that cannot be read."""
     frames: int = 0
-    rotten_frames: list[str] = field(default_factory=list)
-    rotten_names: int = 0
+    damaged_frames: list[str] = field(default_factory=list)
+    damaged_names: int = 0
     """Damaged entries of withdrawn devices."""
-    rotten_meta: list[str] = field(default_factory=list)
+    damaged_meta: list[str] = field(default_factory=list)
     stored: tuple[str, ...] = ()
     """Files of checkpoints in the database."""
 
@@ -124,7 +124,7 @@ def gather(directory: Path, *, own: bool = False) -> Evidence:
                 for table in ("forgotten", "seen"):
                     rows = [tuple(row) for row in _each(db, f"SELECT * FROM {table}")]  # noqa: S608 - a constant
                     if table == "forgotten":
-                        found.rotten_names = max(found.rotten_names, sum(not intact(row[0]) for row in rows))
+                        found.damaged_names = max(found.damaged_names, sum(not intact(row[0]) for row in rows))
                         rows = [row for row in rows if intact(row[0])]
                     if len(rows) > len(found.beside.get(table, ())):
                         found.beside[table] = rows
@@ -173,8 +173,8 @@ def images(directory: Path) -> Iterator[tuple[bool, Log, list[Path]]]:
             return
         database = _bytes(directory / "store.db")
         log = read_log(_bytes(directory / "store.db-wal"), database)
-        ways: list[Sequence[LogFrame]] = [log.frames[: log.believed]]
-        if log.believed < len(log.frames):
+        ways: list[Sequence[LogFrame]] = [log.frames[: log.readable]]
+        if log.readable < len(log.frames):
             whole = [frame for frame in log.frames[: log.committed] if frame.whole]
             ways = [log.frames[: log.committed], log.frames, whole, *ways]
         paths = [Path(folder, f"{number}.db") for number in range(len(ways))]
@@ -224,13 +224,13 @@ def _read_frames(db: sqlite3.Connection, found: Evidence) -> None:
             except (WireError, ValueError):
                 whole = False
         if not whole:
-            found.rotten_frames.append(f"the frame of version {row['version']} over {row['span']} is damaged")
+            found.damaged_frames.append(f"the frame of version {row['version']} over {row['span']} is damaged")
 
 
 def _read_meta(db: sqlite3.Connection, found: Evidence) -> None:
     values = {str(name): value for name, value in _each(db, "SELECT name, value FROM meta")}
     rotten = set(meta_table.rotten(lambda *words: list(_each(db, *words)), values))
-    found.rotten_meta += [f"{name} is damaged" for name in sorted(rotten)]
+    found.damaged_meta += [f"{name} is damaged" for name in sorted(rotten)]
     for name, value in values.items():
         if name in rotten or value is None:
             continue

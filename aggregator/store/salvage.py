@@ -260,8 +260,8 @@ def _make(evidence: Evidence, kept: Kept, end: int, directory: Path, folder: Pat
             make_folder((folder / name).parent)
             atomic_write(folder / name, data)
     sync_folder(folder)
-    if evidence.rotten_names and not lost_key:
-        return [f"entries of withdrawn devices are damaged ({evidence.rotten_names}): withdraw these devices again"]
+    if evidence.damaged_names and not lost_key:
+        return [f"entries of withdrawn devices are damaged ({evidence.damaged_names}): withdraw these devices again"]
     return [lost_key] if lost_key else []
 
 

@@ -58,8 +58,8 @@ def _parts(directory: Path, evidence: Evidence) -> Iterator[PartVerdict]:
     compared = _compared(directory)
     yield _part("database", 1, evidence.unsound, loss.updates, SALVAGE)
     spoilt = [f"frame {number} is not whole" for number, frame in enumerate(evidence.log.frames, 1) if not frame.whole]
-    spoilt = spoilt if evidence.log.believed < evidence.log.committed or evidence.log.damaged else []
-    if evidence.log.believed < evidence.log.committed and not spoilt:
+    spoilt = spoilt if evidence.log.readable < evidence.log.committed or evidence.log.damaged else []
+    if evidence.log.readable < evidence.log.committed and not spoilt:
         spoilt = ["its header is not whole"]
     yield _part("log", evidence.log.committed, spoilt, max(loss.updates, compared.at_stake or 0), SALVAGE)
     yield from _journal(evidence, loss)
@@ -120,13 +120,13 @@ def _checkpoints(evidence: Evidence, loss: Loss) -> PartVerdict:
 
 def _frames(evidence: Evidence) -> PartVerdict:
     advice = "nothing is lost: the next start makes them again; see to the disk"
-    return _part("frames", evidence.frames, evidence.rotten_frames, 0, advice)
+    return _part("frames", evidence.frames, evidence.damaged_frames, 0, advice)
 
 
 def _metadata(evidence: Evidence, loss: Loss) -> PartVerdict:
-    found = list(evidence.rotten_meta)
-    if evidence.rotten_names:
-        found.append(f"entries of withdrawn devices are damaged: {evidence.rotten_names}")
+    found = list(evidence.damaged_meta)
+    if evidence.damaged_names:
+        found.append(f"entries of withdrawn devices are damaged: {evidence.damaged_names}")
     if evidence.schema is None or not isinstance(evidence.meta.get("lineage"), bytes):
         found.append("the model's description or the lineage cannot be read")
     return _part("metadata", len(evidence.meta), found, loss.updates, SALVAGE)

@@ -79,7 +79,7 @@ async def _revoked(parties: Parties, visitor: Visitor, version: Version) -> Tria
             advice=_ANONYMOUS,
             version=version,
         )
-    seen = "not tried: no revoked credentials are at hand (--fleet brings some)"
+    seen = "not tried: there are no revoked credentials (--fleet has some)"
     return Trial(name, expected, seen, None, version=version)
 
 

@@ -95,7 +95,7 @@ async def look_at_rights(
                 "more than needed",
                 f"this device may publish on {', '.join(excess)}",
                 "warning",
-                "Whoever has its password can send a model of their own to every device: use an ACL.",
+                "Anyone with its password can send a false model to every device: use an ACL.",
             )
         )
     lines: list[str] = []

@@ -55,7 +55,7 @@ async def latency(prober: Prober, probe_topic: ProbeTopic, *, near: bool) -> Fin
     middle = median(times)
     seen = f"{1000 * middle:.1f} ms (median of {len(times)})"
     if middle > _SLOW:
-        return Finding("round trip", seen, "warning", "Training goes on meanwhile, but each receipt takes as long.")
+        return Finding("round trip", seen, "warning", "Training continues, but each receipt takes this long.")
     if near and middle > _NAGLE:
         return Finding(
             "round trip", seen, "note", "Long for one machine. Mosquitto is faster with: set_tcp_nodelay true"

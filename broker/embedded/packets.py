@@ -227,7 +227,7 @@ def decode(first: int, body: memoryview, version: Version) -> Packet:
         case _:
             packet = _disconnect(reader, version)
     if reader.left:
-        raise ProtocolError("A packet goes on after its last field.")
+        raise ProtocolError("A packet continues after its last field.")
     return packet
 
 

@@ -78,7 +78,7 @@ The broker and its authority belong to another team. Ask them for this, then loo
 
 Where the broker takes the identity for the client id (Mosquitto: `use_username_as_clientid true`; AWS IoT: a policy on
 `iot:Connection.Thing.ThingName`), **a gateway that sends telemetry with a certificate must not give the same one to
-Midge**: each of the two would put the other off the broker, for ever. The ways round it, best first:
+Midge**: each of the two would disconnect the other, forever. The ways around it, best first:
 
 - a certificate of Midge's own, which is what these requests are: another common name than the telemetry's;
 - one connection for both: Midge behind a broker on the gateway itself, bridged;

@@ -141,8 +141,8 @@ def read_fleet(directory: Path, *, accept_older: bool = False) -> Fleet:
             else f"it knows revocation list {fleet.list_number}, and the broker has list {listed}"
         )
         raise FleetError(
-            f"{path} is an older one that was put back: {behind}. Who was added or revoked since is not in it. Put the "
-            "newest back. If there is none, revoke again who is to be, after accepting this one: "
+            f"{path} is an older copy: {behind}. Devices added or revoked since are not in it. Restore the "
+            "newest one. If there is none, accept this one and repeat the revocations since: "
             f"midge device-list --fleet {directory} --renew --accept-older"
         )
     return fleet

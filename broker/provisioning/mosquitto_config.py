@@ -59,7 +59,7 @@ max_qos 1
 # aggregator and one of a device that reads nothing, and the connections of the fleet as it was made. Beyond it
 # messages are refused, in place of this machine's other work: make it smaller on a machine with less than twice this.
 memory_limit {_MEMORY + _MEMORY_PER_MEMBER * len(fleet.members)}
-# Midge's own sessions end with their connection. Whoever asks for another kind is forgotten after a day.
+# Midge's own sessions end with their connection. Sessions of another kind expire after a day.
 persistent_client_expiration 1d
 # Else a message that follows an acknowledgement waits for 40 ms.
 set_tcp_nodelay true

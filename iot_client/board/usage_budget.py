@@ -102,7 +102,7 @@ class Budget:
         if issued and (current or issued > wall):
             off = issued - wall
             self._off = off if abs(off) > _OFF else 0.0
-            self._set_month(wall, believed=True)
+            self._set_month(wall, trusted=True)
 
     def wore(self, total: int) -> None:
         """Record the number of bytes written to the disk since the start."""
@@ -142,19 +142,19 @@ class Budget:
             "before": asdict(self._before),
         }
 
-    def _set_month(self, now: float, *, believed: bool = False) -> None:
+    def _set_month(self, now: float, *, trusted: bool = False) -> None:
         """Begin a new month without usage; go back to an earlier one only by a trusted clock.
 
         A month beyond the next one came from a wrong clock, so a clock that was set leads back from it as well.
         """
         now += self._off
         month = time.strftime("%Y-%m", time.gmtime(now))
-        believed = believed or (now >= SANE and self.month > time.strftime("%Y-%m", time.gmtime(now + _MONTH)))
+        trusted = trusted or (now >= SANE and self.month > time.strftime("%Y-%m", time.gmtime(now + _MONTH)))
         if month > self.month:
             self._before = _Spent(self.month, self.bytes, self.joules, self.since, self.written)
             self.month, self.bytes, self.joules = month, 0, 0.0
             self.since, self.written = now, 0
-        elif month < self.month and believed:
+        elif month < self.month and trusted:
             before, self._before = self._before, _Spent()
             if before.month == month:
                 self.bytes, self.joules = self.bytes + before.bytes, self.joules + before.joules

@@ -263,13 +263,13 @@ class ConnectionLoop:
             self._publisher.disconnected()
             self._put(ev.Disconnected())
             if not reading.done():
-                await self._say_goodbye(connection, last)
+                await self._send_last_status(connection, last)
             self._parting = None
             for task in (reading, *beside):
                 task.cancel()
             await asyncio.gather(reading, *beside, return_exceptions=True)
 
-    async def _say_goodbye(self, connection: Connection, state: DeviceState) -> None:
+    async def _send_last_status(self, connection: Connection, state: DeviceState) -> None:
         status = self._parts.topics.status(self._parts.config.name)
         with suppress(TimeoutError):
             async with asyncio.timeout(_GOODBYE_WAIT):

@@ -205,7 +205,7 @@ class SensorTopic:
                 with_ = samples.label or "the others"
                 own = f"{near[0].split('/')[-1]}/{name}"
                 words = f"{name} comes on {near[0]} and on {near[1]}, and not with {with_}"
-                samples.reject(f"whose {name}", f"{words}: whose it is cannot be told, unless it is called {own}")
+                samples.reject(f"whose {name}", f"{words}: its place is ambiguous, unless it is named {own}")
                 return None
             at, value = heard[near[0]]
         return value if now - at <= self._hold else None

@@ -103,7 +103,7 @@ class OutboxFiles:
     """Numbers of undamaged updates."""
     gone: set[int] = field(default_factory=set)
     """Numbers of updates that are known to be lost."""
-    rotten: set[int] = field(default_factory=set)
+    damaged: set[int] = field(default_factory=set)
     """Numbers of damaged updates."""
     error: str = ""
     """SQLite's error for an unreadable database."""
@@ -126,7 +126,7 @@ class OutboxFiles:
         """Waiting updates that are missing."""
         first, whole = known.state.first, set() if known.foreign else self.whole
         if self.doubtful and not known.behind:  # an older note lists updates as waiting that were settled since
-            first = max(first, min(whole | self.rotten, default=known.state.next))
+            first = max(first, min(whole | self.damaged, default=known.state.next))
         gone = set() if known.foreign else self.gone
         return [seq for seq in range(first, known.state.next) if seq not in whole and seq not in gone]
 
@@ -148,7 +148,7 @@ class OutboxFiles:
             return "its file is damaged, or part of its log is gone"
         if known.behind:
             return "its file is an older copy, or a part of its log is gone"
-        if self.rotten or self.lost(known):
+        if self.damaged or self.lost(known):
             return "updates in it are damaged"
         return ""
 
@@ -210,14 +210,14 @@ def _examine(db: sqlite3.Connection, found: OutboxFiles) -> None:
         elif intact(found.format, seq, header, body, checked):
             found.whole.add(seq)
         else:
-            found.rotten.add(seq)
+            found.damaged.add(seq)
 
 
 def _probe(found: OutboxFiles) -> None:
     """Check updates one by one: a damaged page costs those that lie in it, and no others."""
     with suppress(Strangers):
         known = found.agreed
-        found.whole, found.rotten = set(), set()
+        found.whole, found.damaged = set(), set()
         for seq in () if known is None else range(known.state.first, known.state.next):
             with suppress(sqlite3.Error), reading(found.path) as db:
                 row = db.execute(rows(found.format, "WHERE seq = ?"), (seq,)).fetchone()

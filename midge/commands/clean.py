@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{counted(cleared.removed, 'retained message')} of federation {topics.federation!r} removed.")
     if cleared.blind:
         print(
-            "This broker shows retained messages only to who asks for their topics, as RabbitMQ does. What other "
+            "This broker shows retained messages only by exact topic, as RabbitMQ does. What other "
             "devices said of themselves may be left: name them, midge clean … --device NAME --device NAME."
         )
     live = sorted(name for name, device in found["devices"].items() if DeviceState(device["state"]).live)

@@ -34,7 +34,7 @@ def register(subparsers: Subparsers) -> None:
         ),
     )
     parser.add_argument("file", metavar="FILE", help="the payload, or - for standard input")
-    parser.add_argument("--topic", help="where it was published: what belongs there, whose signature it must bear")
+    parser.add_argument("--topic", help="its topic, which implies its kind and its signer")
     parser.add_argument(
         "--key",
         metavar="PEM",

@@ -214,7 +214,7 @@ def _columns(args: argparse.Namespace) -> Sequence[str]:
     """The features; if none are named, all columns of a CSV except the label and those that are no inputs."""
     if args.label is None and args.model != "autoencoder":
         raise Problem(
-            "Say with --label which column or field is to be predicted; or --model autoencoder, which learns from rows "
+            "Say with --label which column or field to predict; or --model autoencoder, which learns from rows "
             "without a label what is normal."
         )
     if args.label is not None and args.model == "autoencoder":

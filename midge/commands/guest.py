@@ -153,7 +153,9 @@ def _isolate(app: "Device", args: argparse.Namespace) -> None:
     from midge.iot_client.training.subprocess_trainer import Isolated  # noqa: PLC0415
 
     if not args.app:
-        raise Problem("--isolate is for a MODULE:ATTRIBUTE: what trains on samples is small, and needs them at hand.")
+        raise Problem(
+            "--isolate is for a MODULE:ATTRIBUTE: a trainer on samples is small, and needs them in its process."
+        )
     if inspect.iscoroutinefunction(app.config.train):
         raise Problem("--isolate is for a train() that is an ordinary function.")
     memory = None if args.memory is None else int(args.memory)

@@ -113,7 +113,7 @@ def _tell_aggregator(directory: Path, names: Sequence[str], *, wait: bool) -> st
         asyncio.run(clear())
     except (BundleError, BrokerError, signing.KeyUnusable, OSError) as error:
         return f"{error} Then give the command again."
-    return "" if key is not None else f"there is no {path} here to say so. Give the command where it is."
+    return "" if key is not None else f"there is no {path} here to sign the request. Run the command where it is."
 
 
 def rotate(args: argparse.Namespace) -> int:

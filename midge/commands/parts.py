@@ -148,7 +148,7 @@ def password_in(file: str) -> str:
     except UnicodeDecodeError as error:
         raise Problem(f"The password file {path} is no text in UTF-8.") from error
     if not password:
-        raise Problem(f"The password file {path} is empty: its first line is to be the password.")
+        raise Problem(f"The password file {path} is empty: its first line must be the password.")
     if stat.S_ISREG(mode) and mode & 0o077:
         sys.stderr.write(f"midge: the password file {path} can be read by others: chmod 600 {path}\n")
     return password

@@ -46,7 +46,7 @@ def _place(app: Any, args: argparse.Namespace) -> tuple[Bundle | None, Endpoint 
         return None, None
     if endpoint.exposed and not args.insecure:
         raise Problem(
-            f"{endpoint} is another machine, and without TLS whoever is in between reads and changes everything: use "
+            f"{endpoint} is another machine, and without TLS anyone in between can read and change everything: use "
             "mqtts:// (`midge broker init` makes what it needs), or say --insecure."
         )
     if endpoint.tls is None and not args.json:

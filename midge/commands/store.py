@@ -185,11 +185,11 @@ def _words_of(loss: "Loss") -> Iterator[str]:
         unknown = loss.updates - sum(loss.devices.values())
         devices = ", ".join(f"{device} {count}" for device, count in sorted(loss.devices.items()))
         if devices:
-            yield f"Of these: {devices}" + (f", and {unknown} of devices that cannot be told." if unknown else ".")
+            yield f"Of these: {devices}" + (f", and {unknown} of unknown devices." if unknown else ".")
     if loss.changes:
         yield (
             f"Lost besides: {loss.changes} changes such as a device that was withdrawn. Look into audit.log, and "
-            "withdraw again who is to be."
+            "repeat the withdrawals."
         )
     yield from (f"Besides: {line}." for line in loss.said)
 

@@ -9,18 +9,18 @@ if TYPE_CHECKING:
     from midge.sensor_fleet.world import World
 
 _OPTIONS = {
-    "median": ("S", "seconds that a training takes in the middle (default: 0.5)"),
-    "spread": ("SIGMA", "of its logarithm; 0: all alike (default: 1.15)"),
-    "online": ("S", "seconds that a link holds in the mean; 0: for ever (default: 15)"),
-    "offline": ("S", "seconds that a broken link stays broken in the mean (default: 2)"),
-    "late": ("SHARE", "of the devices that join late (default: 0.15)"),
-    "leave": ("SHARE", "of the devices that leave for good (default: 0.15)"),
-    "goodbye": ("SHARE", "of those that disconnect properly (default: 0.5)"),
+    "median": ("S", "median seconds of a training (default: 0.5)"),
+    "spread": ("SIGMA", "standard deviation of its logarithm; 0: all equal (default: 1.15)"),
+    "online": ("S", "mean seconds that a link holds; 0: forever (default: 15)"),
+    "offline": ("S", "mean seconds that a broken link stays broken (default: 2)"),
+    "late": ("SHARE", "share of devices that join late (default: 0.15)"),
+    "leave": ("SHARE", "share of devices that leave for good (default: 0.15)"),
+    "goodbye": ("SHARE", "share of those that disconnect properly (default: 0.5)"),
     "turnover": ("S", "seconds within which devices join and leave (default: 20)"),
-    "twice": ("CHANCE", "that a device's message comes twice (default: 0.05)"),
-    "bandwidth": ("BYTES", "a second, of the link in the middle; 0: no limit (default: 200000)"),
-    "latency": ("S", "each way, of the link in the middle (default: 0.04)"),
-    "link-spread": ("SIGMA", "of the logarithms of bandwidth and latency (default: 0.7)"),
+    "twice": ("CHANCE", "probability that a device's message comes twice (default: 0.05)"),
+    "bandwidth": ("BYTES", "bytes a second of the median link; 0: no limit (default: 200000)"),
+    "latency": ("S", "seconds each way of the median link (default: 0.04)"),
+    "link-spread": ("SIGMA", "standard deviation of the logarithms of bandwidth and latency (default: 0.7)"),
 }
 """Every number of a world except its seed. The defaults are the world's; they are repeated here for --help."""
 

@@ -257,6 +257,8 @@ def test_doctor_sees_a_clock_that_was_never_set_and_one_behind_what_was_verified
 
 def test_options_that_a_program_would_not_hear_of_are_refused() -> None:
     """Seen to fail: `--federation other` was not read, and the device joined the program's own federation."""
-    with pytest.raises(Problem, match=r"--label, --federation are for --csv and --sensor-topic, and have no effect on pump:app"):
+    with pytest.raises(
+        Problem, match=r"--label, --federation are for --csv and --sensor-topic, and have no effect on pump:app"
+    ):
         refuse_options(parse("pump:app", "--federation", "other", "--label", "x"), "pump:app")
     refuse_options(parse("pump:app", "--outbox", "a.outbox", "--root", "x"), "pump:app")

@@ -231,7 +231,7 @@ def test_what_is_not_sealed_as_it_must_be_is_refused_with_a_reason(tmp_path: Pat
         wrong = {
             "only sealed updates": life.update("a", 1, ONES),
             "not sealed to this": sealed(life.update("a", 2, ONES), to=other),
-            "or not as what": sealed(life.update("a", 3, ONES), device="b"),
+            "or its header was changed": sealed(life.update("a", 3, ONES), device="b"),
         }
         before = life.model.digest()
         for why, message in wrong.items():
