@@ -1,4 +1,4 @@
-"""Chunks that fit the broker: by what it names, and by what it was seen to take."""
+"""Chunk sizes that fit the broker: its announced limit, and the limit found by trials."""
 
 import logging
 from collections.abc import Callable
@@ -13,30 +13,30 @@ log = logging.getLogger("aggregator")
 OVERHEAD = 1024
 """Bytes of topic and headers around a chunk's body, generously."""
 _DEVICE_OVERHEAD = 4096
-"""The same of a device, whose header may tell 32 metrics: chunks are as large as both bear."""
+"""The same for a device's message, whose header may hold 32 metrics: the chunk size suits both."""
 
 
 class ChunkFitting:
-    """What is known of one broker. It is searched once a process, and again if a message is refused for its size.
+    """The size limit of one broker. Searched once per process, and again if a message is refused for its size.
 
     Args:
-        topic: on which nothing but its search is published.
+        topic: used only for the search.
         tell: takes an event, by name and fields.
     """
 
     def __init__(self, topic: str, tell: Callable[..., None]) -> None:
         self._topic, self._tell = topic, tell
         self._search: SizeSearch | None = None
-        """Under way; it goes on over connections."""
+        """The search in progress; it continues over several connections."""
         self._largest: int | None = None
-        """Bytes of the largest message that the broker takes; None as long as that is not known."""
+        """Bytes of the largest message that the broker takes; None until known."""
 
     async def fit(self, connection: Connection, federation: FederationRuntime) -> None:
-        """Cut chunks so that they pass. Takes the connection's messages for itself.
+        """Set the chunk size so that chunks pass. Takes the connection's messages for itself.
 
         Raises:
-            BrokerRefused: the broker takes no messages that a federation could do with.
-            TriedTooMuch: the connection ended with a message that was tried.
+            BrokerRefused: the broker's limit is too small for a federation.
+            TriedTooMuch: the connection ended because of a message that was tried.
         """
         limits = connection.limits
         if not limits.retain_available:
@@ -67,7 +67,7 @@ class ChunkFitting:
 
     @property
     def _body(self) -> int:
-        """Bytes of a body that fit into the largest message, beside a header of a device's or of ours."""
+        """Bytes of a body that fit into the largest message, beside a device's or our own header."""
         assert self._largest is not None
         return max(self._largest - _DEVICE_OVERHEAD, self._largest // 2)
 
@@ -75,9 +75,9 @@ class ChunkFitting:
         """Search again if the broker refuses a message of a size that it should take.
 
         Raises:
-            ConnectionLost: it is searched on the next connection.
+            ConnectionLost: the search begins on the next connection.
         """
         sized = isinstance(error, PacketTooLarge) or getattr(error, "reason", 0) in SIZE_REASONS
         if sized and self._largest is not None and SMALLEST < len(post.payload) <= self._largest:
             self._largest = None
-            raise ConnectionLost(f"{error} It is tried again how large a message the broker takes.")
+            raise ConnectionLost(f"{error} The broker's size limit is determined again.")

@@ -1,4 +1,4 @@
-"""What an aggregator is set to: a value that is checked when it is made, and never changes."""
+"""The configuration of an aggregator: an immutable value, checked when it is made."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,61 +30,61 @@ Listener = Callable[[dict[str, Any]], None]
 CHUNK = 256 * 1024
 """Bytes of a chunk's body on a broker of one's own."""
 SMALLEST_CHUNK = 1024
-"""A board that takes part has a receive buffer of so much; at 256 parts a frame, a model of 256 KiB."""
+"""The least receive buffer of a board that takes part; at 256 parts a frame, for a model of 256 KiB."""
 CHECKPOINT_RECORDS = 1000
-"""A restart replays as many in about a second."""
+"""A restart replays about this many in a second."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AggregatorConfig:
-    """One federation and how it is served. `dataclasses.replace` makes another that is checked as well.
+    """One federation and how it is served. `dataclasses.replace` makes a changed copy, which is checked as well.
 
     Args:
-        connector: how to reach the broker; `midge.Aggregator` makes it from a URL.
+        connector: opens connections to the broker; `midge.Aggregator` makes it from a URL.
         federation: the federation's name.
-        initial: the model to begin with, as a dict of arrays; a store that exists goes on from its own.
+        initial: the initial model, as a dict of arrays; an existing store continues with its own.
         store: a directory of this aggregator's own.
         strategy: when and how updates become the next model; `balanced()` by default.
         root: the topic root.
-        roles: which tensors are not trained: name to "averaged", "local" or "frozen"; "=other" ties it to one before.
-        moments: federated statistics to ask for before training: name to number of channels. They are pooled and
+        roles: which tensors are not trained: name to "averaged", "local" or "frozen"; "=other" ties it to that one.
+        moments: federated statistics to request before training: name to number of channels. They are pooled and
             frozen into the tensors `{name}_mean` and `{name}_scale`.
-        statistics_devices: how many devices' statistics are pooled, 2 or more; fewer after `statistics_deadline`
+        statistics_devices: number of devices whose statistics are pooled, 2 or more; fewer after `statistics_deadline`
             seconds, but never one device's alone.
-        statistics_deadline: seconds after which the statistics of fewer devices do.
+        statistics_deadline: seconds after which the statistics of fewer devices suffice.
         statistics_factor: devices whose values are further from the others' than this many times the usual spread, or
-            spread wider than that, are left out and named; None takes them.
-        features: names of the model's inputs, in order. A device whose own differ does not train, and nothing is taken
-            from it. None learns them from the first two devices that agree; an empty list compares nothing.
-        evaluate: called with all tensors by name after a release, in a thread; returns numbers for people.
+            spread wider than that, are left out and named; None includes them.
+        features: names of the model's inputs, in order. A device with other names does not train, and its updates are
+            refused. None learns them from the first two devices that agree; an empty list disables the check.
+        evaluate: called with all tensors by name after a release, in a thread; returns numbers for the log.
         on_event: called with a dict for each event.
-        chunk: bytes of a chunk's body; less where the broker takes less. A broker of MQTT 3.1.1 does not say what it
-            takes: give `wire.chunks.CLOUD`, 120 KiB, where it is a cloud service.
-        smallest_chunk: bytes down to which the model's parts are cut for devices that say they take no more; those
-            that take less get no model. Small parts are more messages for all.
-        memory: bytes that updates may take which come in chunks and are not yet whole.
-        keepalive: seconds between signs of life to the broker.
-        checkpoint_records: records of the journal after which a checkpoint is written: each update makes one, each step
-            and each release another. Above a hundred a second it goes by the clock, up to ten times as many. A restart
-            replays those since the last.
-        replace: take the topics over from another lineage.
+        chunk: bytes of a chunk's body; less if the broker takes less. A broker of MQTT 3.1.1 does not announce its
+            limit: use `wire.chunks.CLOUD`, 120 KiB, for a cloud service.
+        smallest_chunk: least bytes to which the model's parts are cut for devices with small limits; devices that take
+            less get no model. Small parts mean more messages for all devices.
+        memory: bytes for incomplete updates that arrive in chunks.
+        keepalive: MQTT keepalive in seconds.
+        checkpoint_records: records of the journal after which a checkpoint is written: each update, step and release
+            makes one. Above a hundred a second the clock decides, at up to ten times as many records. A restart
+            replays those since the last checkpoint.
+        replace: take over the topics from another lineage.
         release_key: the file of the private key that signs announcements and receipts, PEM; with it devices may seal
             their updates to us. A P-256 key in `FILE.p256` signs as well. None signs nothing.
-        announcement_lifetime: seconds that an announcement is good for on a device that pins the key: so long a broker
-            can hold back newer ones unseen. It is reissued after a quarter of them.
-        raise_epoch: let devices follow to a lower version, or to this store after another one, once.
-        device_keys: the devices' public keys by name, or a directory of `NAME.pub` or `NAME.crt` files; a device whose
-            key is there must sign what it sends.
-        require_signed: take nothing from a device whose key is not there.
-        require_sealed: take no update that is not sealed.
-        credential_files: certificates and authorities that the connector uses: an alarm tells 60 days before one of
-            them runs out, or the release key.
-        limits: how much devices may send, and when one is in quarantine.
-        retention: seconds without a word after which what names a device is erased, where none of its updates could be
-            counted a second time if it came again; None keeps it.
+        announcement_lifetime: validity of an announcement in seconds, for a device that pins the key: a broker can
+            withhold newer ones unnoticed for that long. It is reissued after a quarter of them.
+        raise_epoch: let devices follow to a lower version, or from another store to this one, once.
+        device_keys: the devices' public keys by name, or a directory of `NAME.pub` or `NAME.crt` files; a device with a
+            key there must sign what it sends.
+        require_signed: refuse devices without a key there.
+        require_sealed: refuse updates that are not sealed.
+        credential_files: certificates and authorities that the connector uses: an alarm warns 60 days before one of
+            them, or the release key, expires.
+        limits: how much devices may send, and when one is quarantined.
+        retention: seconds of silence after which a device's names are erased, if none of its updates could be counted
+            twice should it return; None keeps them.
 
     Raises:
-        ValueError: what is given cannot be, or does not go together.
+        ValueError: a value is invalid, or contradicts another one.
     """
 
     connector: Connector
@@ -118,7 +118,7 @@ class AggregatorConfig:
     retention: float | None = RETENTION
 
     def __post_init__(self) -> None:
-        _ = self.topics  # its names are checked
+        _ = self.topics  # checks the names
         self.schema.flatten(self.initial)
         self._check_values()
         refuse_noise(self.strategy, self.schema)
@@ -133,7 +133,7 @@ class AggregatorConfig:
             )
 
     def _check_values(self) -> None:
-        """Name a tensor that cannot be published: a mask of minus infinity, say."""
+        """Check that all tensors can be published: no mask of minus infinity, for example."""
         for tensor in self.schema.tensors:
             if not tensor.shared:
                 continue
@@ -146,28 +146,28 @@ class AggregatorConfig:
 
     @cached_property
     def topics(self) -> Topics:
-        """Of the federation."""
+        """The topics of the federation."""
         return Topics(self.federation, self.root)
 
     @cached_property
     def schema(self) -> Schema:
-        """Of the model."""
+        """The schema of the model."""
         return Schema.of(self.initial, self.roles)
 
     @property
     def untied(self) -> Self:
-        """The same with every tensor its own: that of a store which is older than ties."""
+        """The same without ties, for a store that is older than ties."""
         roles, own = dict(self.roles or {}), {tensor.name: tensor.role for tensor in self.schema.tensors}
         return replace(self, roles={name: own.get(name, role) for name, role in roles.items()})
 
     @cached_property
     def directory(self) -> Path:
-        """Of the store."""
+        """The store's directory."""
         return Path(self.store)
 
     @cached_property
     def asked(self) -> tuple[Moment, ...]:
-        """The statistics to ask for.
+        """The statistics to request.
 
         Raises:
             ValueError: the model has no tensors for them.
@@ -185,12 +185,12 @@ class AggregatorConfig:
 
     @cached_property
     def inputs(self) -> int | None:
-        """How many inputs the model has, if its normalisation says so."""
+        """Number of the model's inputs, if its normalisation shows it."""
         return inputs_of(self.schema)
 
     @property
     def largest_part(self) -> int | None:
-        """Bytes of a model's part at most, as the plan has it; None if only the broker and the devices limit it."""
+        """Most bytes of a model's part, from the plan; None if only the broker and the devices limit it."""
         return self.smallest_chunk if self.strategy.plan.tier == MICRO else None
 
     def _check_statistics(self) -> None:
@@ -227,5 +227,5 @@ class AggregatorConfig:
 
 
 def inputs_of(schema: Schema) -> int | None:
-    """How many inputs the model has, if its normalisation says so."""
+    """Number of the model's inputs, if its normalisation shows it."""
     return next((tensor.size for tensor in schema.frozen if tensor.name == "input_mean"), None)

@@ -1,12 +1,13 @@
-"""Whether another aggregator serves this federation: one store on two machines, or a machine thought dead.
+"""Detection of a second aggregator for this federation: one store on two machines, or a machine thought dead.
 
-Each start has a token, higher than that of every start before. A start asks on a topic that only aggregators use, and
-decides nothing until its question has gone unanswered for a while; who serves answers at once, and the one that asked
-ends. Receipts carry the token, and devices settle by the highest that they have seen. An aggregator that was stopped or
-cut off learns from the retained status that another has taken over, before it takes anything in, and ends.
+Each start has a fencing token, higher than that of every earlier start. A starting aggregator asks on a topic that only
+aggregators use, and decides nothing until its question has gone unanswered for a while; a serving one answers at once,
+and the one that asked ends. Receipts carry the token, and devices obey the highest that they have seen. An aggregator
+that was suspended or cut off sees in the retained status that another has taken over, before it processes anything, and
+ends.
 
-Where there is a release key, only what it has signed counts. Where there is none, a status alone ends none: whoever
-says it must also answer.
+With a release key, only signed messages count. Without one, a status alone ends no aggregator: its sender must also
+answer.
 """
 
 import asyncio
@@ -25,12 +26,13 @@ from midge.wire.messages import MOST_TOKEN, AggregatorState, AggregatorStatus, C
 log = logging.getLogger("aggregator")
 
 PATIENCE, LONG_PATIENCE = 1.0, 3.0
-"""Seconds that another aggregator has to answer; and if its status says that it serves: it may be busy with a step."""
+"""Seconds that another aggregator has to answer; and if its status says that it serves, because it may be busy with a
+step."""
 
 
 _SERVING = (AggregatorState.READY, AggregatorState.PAUSED)
 _AGAIN = 10.0
-"""Seconds between two statuses that are questioned: whoever may forge them must not hold everything up."""
+"""Least seconds between two statuses that are questioned: a forger must not block everything."""
 
 
 class AnotherAggregator(StoreError):
@@ -41,7 +43,7 @@ class Contention:
     """One start of an aggregator among others.
 
     Args:
-        federation: what it serves.
+        federation: the federation that it serves.
         boot: random bits of this start.
         say_status: publishes our status again.
     """
@@ -50,43 +52,43 @@ class Contention:
         self._issuer, self._topics, self._lineage = federation.issuer, federation.config.topics, federation.core.lineage
         self._boot, self._raise_token, self._say_status = boot, federation.raise_token, say_status
         self.serving = False
-        """Whether this start has decided on anything."""
+        """Whether this start has decided anything."""
         self._seen = 0
-        """The highest token of another, as its status says."""
+        """The highest token in another's status."""
         self._asking = 0
-        """The number of the question whose answer is waited for; 0 if none is."""
+        """The number of our pending question; 0 if there is none."""
         self.due: float | None = None
-        """Until when an answer is waited for while we serve."""
+        """Deadline of an answer to a question that was asked while we serve."""
         self._may_ask = self._may_say = float("-inf")
-        """From when on a status of another is questioned again, and ours put in its place."""
+        """Earliest times at which another's status is questioned again, and at which ours replaces it."""
         self._displaced = False
-        """Whether another status stands where ours must."""
+        """Whether another status has replaced ours."""
         self._held: list[Delivery] = []
-        """What came while an answer is waited for: nothing of it is decided on until then."""
+        """Messages received while an answer is pending: none of them is decided until then."""
 
-    # --------------------------------------------------------------------- at a connect
+    # ------------------------------------------------------------------- at connect
 
     async def contend(self, connection: Connection, retained: Sequence[Delivery]) -> None:
-        """Ask whether another serves, before anything is decided.
+        """Ask whether another one serves, before anything is decided.
 
         Args:
-            connection: new, and read by nothing else meanwhile.
-            retained: what stands on our topics, the status among it.
+            connection: new, and not read by anything else meanwhile.
+            retained: messages on our topics, the status among them.
 
         Raises:
-            AnotherAggregator: another serves, or has taken over since we did.
+            AnotherAggregator: another one serves, or has taken over since we did.
         """
         self._held.clear()
         self._seen, self.due = 0, None
         statuses = [delivery.payload for delivery in retained if delivery.topic == self._topics.aggregator]
-        others = [other for payload in statuses if (other := self._other(payload))]
+        others = [other for payload in statuses if (other := self._foreign_status(payload))]
         for other in others:
             if self.serving and self._issuer.signs and other.token > self._issuer.token:
                 raise AnotherAggregator(self._taken_over)
             self._seen = max(self._seen, other.token)
         try:
             await connection.subscribe(self._topics.claim, self._topics.aggregator)
-            if others or not statuses or not self.serving:  # otherwise our own word stands there
+            if others or not statuses or not self.serving:  # otherwise our own message stands there
                 served = any(other.state in _SERVING for other in others)
                 await self._ask(connection, LONG_PATIENCE if served else PATIENCE)
         except (SubscribeRefused, PublishRefused) as error:
@@ -99,21 +101,21 @@ class Contention:
             async with asyncio.timeout(patience):
                 async for delivery in connection.messages():
                     connection.ack(delivery)
-                    if delivery.topic == self._topics.claim and (answer := self._heard(delivery.payload)):
+                    if delivery.topic == self._topics.claim and (answer := self._process_claim(delivery.payload)):
                         await connection.publish(self._topics.claim, answer)
         self._asking = 0
 
-    # -------------------------------------------------------------------- while it serves
+    # ------------------------------------------------------------------ while serving
 
     async def sift(self, connection: Connection, batch: Sequence[Delivery], now: float) -> list[Delivery] | None:
-        """What devices have said; None while an answer is waited for, when nothing may be decided.
+        """The messages of devices; None while an answer is pending, when nothing may be decided.
 
         Raises:
-            AnotherAggregator: another has taken over.
+            AnotherAggregator: another one has taken over.
         """
         for delivery in batch:
             if delivery.topic == self._topics.claim:
-                if (answer := self._heard(delivery.payload)) is not None:
+                if (answer := self._process_claim(delivery.payload)) is not None:
                     await connection.publish(self._topics.claim, answer)
             elif delivery.topic == self._topics.aggregator:
                 self._status(delivery.payload)
@@ -130,31 +132,31 @@ class Contention:
         if self.due is not None:
             return None
         if self._displaced and now >= self._may_say:
-            # By a forged one, or by the will of an earlier start: devices would hold their updates for it.
+            # By a forger, or by an earlier start's will: devices would hold back their updates.
             self._displaced, self._may_say = False, now + 1.0
             self._say_status()
         found, self._held = self._held, []
         return found
 
     def _status(self, payload: bytes) -> None:
-        """Note a status on our topic that is not ours."""
-        if payload and not self._own(payload):
+        """Process a status on our topic that is not ours."""
+        if payload and not self._is_own(payload):
             self._displaced = True
-            if (other := self._other(payload)) is not None:
+            if (other := self._foreign_status(payload)) is not None:
                 self._seen = max(self._seen, other.token)
 
-    # ----------------------------------------------------------------------------- words
+    # ----------------------------------------------------------------------- messages
 
-    def _own(self, payload: bytes) -> bool:
+    def _is_own(self, payload: bytes) -> bool:
         with suppress(WireError):
             return messages.decode(AggregatorStatus, payload)[0].boot == self._boot
         return False
 
-    def _other(self, payload: bytes) -> AggregatorStatus | None:
-        """Another aggregator's status that is to be heeded."""
+    def _foreign_status(self, payload: bytes) -> AggregatorStatus | None:
+        """Another aggregator's status, if it is trusted."""
         with suppress(WireError):
             status, _ = messages.decode(AggregatorStatus, payload)
-            if status.boot != self._boot and status.token <= MOST_TOKEN and self._issuer.said_by_us(payload):
+            if status.boot != self._boot and status.token <= MOST_TOKEN and self._issuer.is_own_message(payload):
                 return status
         return None
 
@@ -164,24 +166,26 @@ class Contention:
 
     def _claim(self, *, number: int = 0, to: int = 0) -> bytes:
         token = self._issuer.token
-        return self._issuer.said(Claim(boot=self._boot, lineage=self._lineage, token=token, number=number, to=to))
+        return self._issuer.own_message(
+            Claim(boot=self._boot, lineage=self._lineage, token=token, number=number, to=to)
+        )
 
-    def _heard(self, payload: bytes) -> bytes | None:
-        """What another's claim is answered with, if it is a question.
+    def _process_claim(self, payload: bytes) -> bytes | None:
+        """Process another one's claim; return the answer if it is a question.
 
         Raises:
-            AnotherAggregator: it is an answer to ours, or a question of one that goes first.
+            AnotherAggregator: it answers our question, or is a question of one with precedence.
         """
         try:
             claim, _ = messages.decode(Claim, payload)
         except WireError as error:
             log.warning("A claim to be this federation's aggregator cannot be read: %s", error)
             return None
-        if claim.boot == self._boot or not self._issuer.said_by_us(payload):
+        if claim.boot == self._boot or not self._issuer.is_own_message(payload):
             return None
         goes_first = (claim.token, claim.boot) > (self._issuer.token, self._boot)
         if claim.number:
-            if not self.serving and goes_first:  # both start
+            if not self.serving and goes_first:  # both are starting
                 raise AnotherAggregator(self._serves)
             return self._claim(to=claim.number)
         if self._asking and claim.to == self._asking and (not self.serving or goes_first):

@@ -1,4 +1,4 @@
-"""Carries journaled decisions out on the model: live, and again when a restart replays the journal."""
+"""Applies journaled decisions to the model: live, and again when a restart replays the journal."""
 
 import logging
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ class Engine:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, schema: Schema, store: Store) -> "Engine":
-        """With what a checkpoint holds."""
+        """Make an engine from a checkpoint."""
         arrays, values = checkpoint.arrays, checkpoint.values
         model = Model.load(schema, arrays, values)
         return cls(model, store, Consensus.load(arrays, values.get(_CONSENSUS, ())))
@@ -54,29 +54,29 @@ class Engine:
         return sketch(delta)
 
     def agreement(self, direction: Vector | None) -> float:
-        """The cosine of a sketch with the direction of most devices; 0 if it is not known."""
+        """The cosine of a sketch with the consensus direction; 0 if unknown."""
         return self._consensus.agreement(direction)
 
     def hold(self, record: rec.UpdateRecord, delta: Vector, direction: Vector | None) -> None:
-        """Keep a decoded update for its step, and the sketch of its direction."""
-        self._waiting[record.lsn] = self._taken(record, delta)
+        """Keep a decoded update, and the sketch of its direction, for its step."""
+        self._waiting[record.lsn] = self._as_contribution(record, delta)
         if direction is not None:
             # What a part would do to the rest is not known: it is compared as it is, wherever the model goes.
             base = record.base if record.tensors is None else None
             self._consensus.take(record.device, direction, base)
 
     def hold_again(self, record: rec.UpdateRecord, strategy: Strategy) -> None:
-        """Do the same for an update that was accepted before a restart; one without a sketch is decoded when needed."""
+        """Keep an update that was accepted before a restart; without a sketch it is decoded when needed."""
         if strategy.robust and record.verdict == Verdict.ACCEPTED:
-            delta = self._decode_again(record)
+            delta = self._redecode(record)
             self.hold(record, delta, self.direction(strategy, delta))
 
     def senders(self, record: rec.StepRecord) -> list[str]:
-        """The devices of a step's updates, in its order; empty names for what was decoded before a restart."""
+        """The devices of a step's updates, in its order; empty names for those decoded before a restart."""
         return [self._waiting[lsn].device if lsn in self._waiting else "" for lsn, _ in record.updates]
 
     def carry(self, record: rec.Record) -> list[Frame]:
-        """Do what a record decided; the frames that a release made are in the store when this returns."""
+        """Apply a record's decision; the frames of a release are in the store when this returns."""
         match record:
             case rec.StepRecord():
                 noise = np.frombuffer(self.store.body(record.lsn), "<f4") if record.noise else None
@@ -104,26 +104,26 @@ class Engine:
         return []
 
     def forget(self, device: str) -> None:
-        """Remove what is kept of a device beside the model that it is part of."""
+        """Remove what is kept of a device, except its contribution to the model."""
         self.model.server.forget(device)
         self._consensus.forget(device)
 
     def replayed(self, frames: Sequence[Frame]) -> None:
-        """Frames of a release that was replayed: the store may lack them, where the power went before they were in."""
+        """Record the frames of a replayed release: after a power cut the store may lack them."""
         self._unwritten += frames
 
     def write_replayed(self) -> None:
-        """See that the store has the frames of every release that was replayed.
+        """Make sure that the store has the frames of every replayed release.
 
         Raises:
-            StoreFull: there is no room for them now; to be tried again.
+            StoreFull: there is no room for them now; retry later.
         """
         if self._unwritten:
             self.store.add_frames((frame, 0) for frame in self._unwritten)
             self._unwritten.clear()
 
     def repair(self, core: AggregatorCore) -> None:
-        """Make again what rotted in the store and follows from the rest, before anything is published.
+        """Rebuild damaged parts of the store from the others, before anything is published.
 
         Raises:
             StoreFull: there is no room for it now.
@@ -132,23 +132,23 @@ class Engine:
         self.write_replayed()
         if self.store.checkpoint_damaged:
             self.checkpoint(core)
-            log.warning("A checkpoint of record %d is written in the place of the damaged one.", core.lsn)
+            log.warning("A checkpoint of record %d replaces the damaged one.", core.lsn)
 
     def _contribution(self, lsn: int) -> Contribution:
         if lsn in self._waiting:
             return self._waiting[lsn]
         record = self.store.record(lsn)
         assert isinstance(record, rec.UpdateRecord)
-        return self._taken(record, self._decode_again(record))
+        return self._as_contribution(record, self._redecode(record))
 
-    def _decode_again(self, record: rec.UpdateRecord) -> Vector:
+    def _redecode(self, record: rec.UpdateRecord) -> Vector:
         return self.model.decode_again(self.store.body(record.lsn), record.codec, record.tensors)
 
-    def _taken(self, record: rec.UpdateRecord, delta: Vector) -> Contribution:
+    def _as_contribution(self, record: rec.UpdateRecord, delta: Vector) -> Contribution:
         return self.model.contribution(delta, record.tensors, record.base, record.device)
 
     def measure(self, lsns: Sequence[int]) -> tuple[tuple[int, float], ...]:
-        """How far the deltas of these updates are from the last combined one, by lsn."""
+        """The distance of these updates' deltas from the last combined delta, by lsn."""
         contributions = [self._contribution(lsn) for lsn in lsns]
         return tuple(zip(lsns, distances(contributions, self.model.server), strict=True))
 
@@ -161,9 +161,9 @@ class Engine:
     def examine(
         self, lsns: Sequence[int], asked: Sequence[Moment], *, factor: float | None, names: Names
     ) -> tuple[ev.Examined, ChannelFinding]:
-        """Which of these statistics can be pooled, for the core, and all that was found.
+        """Which of these statistics can be pooled, for the core, and all findings.
 
-        Statistics of other names or channels than are asked for now are left out: the model's owner changed them.
+        Statistics with other names or channels than requested now are left out: the model's owner changed the request.
         """
         channels = {moment.name: moment.channels for moment in asked}
         sent = [(lsn, self._sent(lsn)) for lsn in lsns]
@@ -187,7 +187,7 @@ class Engine:
         """Write a checkpoint of everything up to the last record."""
         arrays, values = self.model.dump()
         sketches, devices = self._consensus.dump()
-        # For the day on which the database is gone: then a checkpoint says alone what it is of.
+        # If the database is lost, the checkpoint alone says what it belongs to.
         about = {"lineage": self.store.lineage, "schema": self.model.schema.packed()}
         self.store.checkpoint(
             Checkpoint(core.lsn, arrays | sketches, values | {_CONSENSUS: devices} | about, core.dump()),
@@ -197,10 +197,10 @@ class Engine:
 
 
 def split_moments(body: memoryview, names: Sequence[tuple[str, int]]) -> dict[str, Moments]:
-    """A device's named moments, one after the other in the body.
+    """A device's named moments, one after another in the body.
 
     Raises:
-        WireError: they do not fill it, or are no moments.
+        WireError: they do not fill it, or are invalid.
     """
     moments = {}
     offset = 0
@@ -214,7 +214,7 @@ def split_moments(body: memoryview, names: Sequence[tuple[str, int]]) -> dict[st
 
 
 def recover(core: AggregatorCore, store: Store, schema: Schema, checkpoint: Checkpoint | None = None) -> Engine:
-    """Rebuild the model and the core from a checkpoint, the newest by default, and the journal behind it.
+    """Rebuild the model and the core from a checkpoint, the newest by default, and the journal after it.
 
     Raises:
         StoreError: the store is damaged.
@@ -230,21 +230,21 @@ def recover(core: AggregatorCore, store: Store, schema: Schema, checkpoint: Chec
         ) from error
     model = engine.model
     if core.strategy.form == "mixing":
-        _take_past(model, store)
+        _load_past_frames(model, store)
     for entry in store.entries(after=core.lsn):
         record = rec.clamped(entry.record, core.generation, core.version)
         if record is not entry.record:
-            log.warning("Record %d of %s says an impossible number: it is passed over.", record.lsn, store.directory)
+            log.warning("Record %d of %s has an impossible number: it is ignored.", record.lsn, store.directory)
         core.replay(record)
         if isinstance(record, rec.UpdateRecord):
             engine.hold_again(record, core.strategy)
         try:
             engine.replayed(engine.carry(record))
-        except KeyError as error:  # of a frame that rotted
+        except KeyError as error:  # of a damaged frame
             raise store.damaged(record.lsn) from error
         if isinstance(record, rec.ReleaseRecord):
             core.handle(ev.ReleaseCarried(record.version, model.state.digest()), 0.0)
-    for lsn in core.needed:  # now, and not when its step is due
+    for lsn in core.needed:  # now rather than when its step is due
         store.body(lsn)
     failpoint("recovery.replayed")
     with suppress(StoreFull):
@@ -254,7 +254,7 @@ def recover(core: AggregatorCore, store: Store, schema: Schema, checkpoint: Chec
     return engine
 
 
-def _take_past(model: Model, store: Store) -> None:
+def _load_past_frames(model: Model, store: Store) -> None:
     """Give the model the frames that it needs to rebuild earlier versions."""
     model.keeps_past = True
     known = {(frame.version, frame.span) for frame in store.published() if frame.version <= model.version}

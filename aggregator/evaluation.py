@@ -1,4 +1,4 @@
-"""How good the model is: by the operator's own evaluation of versions, and by what devices report of their data."""
+"""Quality of the model: the operator's own evaluation of versions, and the devices' reports on their data."""
 
 import asyncio
 import logging
@@ -12,17 +12,17 @@ from midge.aggregator.metrics.device_metrics import Reports, Spread
 log = logging.getLogger("aggregator")
 
 _REST = 3.0
-"""Times as long as an evaluation took that nothing is evaluated: it costs a quarter of a core at most."""
+"""Pause after an evaluation, in multiples of its duration: it takes a quarter of a core at most."""
 
 _REPORTS_EVERY = 2.0
-"""Seconds at least between two tellings of what devices found."""
+"""Least seconds between two reports of combined device metrics."""
 
 
 class VersionEvaluator:
-    """Of one aggregator; never in the way of the federation.
+    """The evaluation of one aggregator; it never blocks the federation.
 
     Args:
-        evaluate: from parameters to numbers by name; None evaluates nothing.
+        evaluate: from parameters to numbers by name; None disables it.
         tell: takes events.
     """
 
@@ -30,21 +30,21 @@ class VersionEvaluator:
         self._evaluate, self._tell = evaluate, tell
         self._released = asyncio.Event()
         self.metrics: Mapping[str, float] = {}
-        """What was found last."""
+        """Newest results."""
         self.federated: Mapping[str, Spread] = {}
-        """What devices found on their own data when it was last combined."""
+        """Newest combined results of the devices on their own data."""
         self._combined_at = float("-inf")
         self._failed = ""
-        """How it failed last, as it was told; empty if it did not."""
+        """The last reported failure; empty if the last evaluation succeeded."""
 
     def released(self) -> None:
-        """There is a new version."""
+        """Notify of a new version."""
         self._released.set()
 
     async def run(self, federation: FederationRuntime) -> None:
-        """Evaluate what would be released for use now, until cancelled; versions that come too fast are passed over.
+        """Evaluate the model that would be served now, until cancelled; versions that come too fast are skipped.
 
-        An error of the user's program is told and ends nothing.
+        An error of the user's function is reported and does not end the aggregator.
         """
         while (evaluate := self._evaluate) is not None:
             await self._released.wait()
@@ -59,7 +59,7 @@ class VersionEvaluator:
             except Exception as error:
                 why = f"{type(error).__name__}: {error}"
                 if why != self._failed:  # it will fail on the next version as well
-                    log.exception("evaluate() failed on version %d; the federation goes on.", version)
+                    log.exception("evaluate() failed on version %d; the federation continues.", version)
                 self._failed = why
                 self._tell("evaluation_failed", version=version, step=step, why=why)
             else:
@@ -68,7 +68,7 @@ class VersionEvaluator:
             await asyncio.sleep(_REST * (time.monotonic() - began))
 
     def combine(self, reports: Reports, version: int, now: float) -> None:
-        """Tell what devices found on their own data, combined; now and then."""
+        """Report the combined results of devices on their own data, now and then."""
         if reports.new and now >= self._combined_at + _REPORTS_EVERY:
             self._combined_at = now
             self.federated = reports.combined()

@@ -1,7 +1,7 @@
-"""One federation at work: its store, its core, its model and the checks before them, through a full disk as well.
+"""One federation at run time: its store, its core, its model and the ingress checks, also through a full disk.
 
-On a full disk nothing is decided any more. What was rebuilt from the store answers every update `busy`, so that each
-stays with its device, and goes on by itself once the disk takes the reserved space again.
+On a full disk nothing is decided. The state is rebuilt from the store and answers every update with `busy`, so that the
+update stays with its device; it continues by itself once the disk has room for the reserved space again.
 """
 
 import logging
@@ -28,12 +28,12 @@ from midge.aggregator.metrics.watchdog import FleetSituation, Watchdog
 from midge.aggregator.model.export import write_model
 from midge.aggregator.model.model import Model
 from midge.aggregator.processor import Processor, Witness
-from midge.aggregator.publish.announcement_signer import Issuer
-from midge.aggregator.publish.model_publisher import Shelf
+from midge.aggregator.publish.announcement_signer import AnnouncementSigner
+from midge.aggregator.publish.model_publisher import ModelPublisher
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.part_sizes import PartSizes
 from midge.aggregator.publish.publish_queue import Post
-from midge.aggregator.publish.vouching import Vouching
+from midge.aggregator.publish.vouching import AnnouncementVouching
 from midge.aggregator.revocations import Revocations
 from midge.aggregator.store.device_erasure import Names
 from midge.aggregator.store.put_back import marked, unmark
@@ -50,24 +50,24 @@ log = logging.getLogger("aggregator")
 MOST_EPOCH = 2**52
 """Milliseconds since 1970: an epoch beyond it is a lie, and there must be a higher one."""
 _WRITE_ISSUED = 600.0
-"""Seconds between two writes of when something was last issued: a clock is not off by so little."""
+"""Least seconds between two writes of the time of the last issue: clock errors that matter are larger."""
 _LOOK_FOR_ROOM = 5.0
-"""Seconds between two looks whether the disk has room again."""
+"""Seconds between two checks whether the disk has room again."""
 
 
 class FederationRuntime:
     """A federation from opening its store to closing it. One thread calls it; it knows no connection.
 
-    What the store rebuilds (core, engine, shelf, processor) is made whole, here and again after a full disk; what is of
-    the devices (ingress, roster, witness) stays.
+    What the store rebuilds (core, engine, publisher, processor) is created here and again after a full disk; what
+    belongs to the devices (ingress, roster, witness) is kept.
 
     Args:
-        config: what the federation is.
-        outlet: takes what is published and told.
-        now: seconds of any clock that never goes back.
-        issuer: signs what is published; None signs nothing.
-        credentials: whose message a message is; None believes every name.
-        store: another one than the config names, not yet open.
+        config: of the federation.
+        outlet: takes messages and events.
+        now: seconds of a monotonic clock.
+        issuer: signs messages; None signs nothing.
+        credentials: authenticates messages; None trusts every name.
+        store: replaces the store in the config; not yet open.
 
     Raises:
         StoreError: the store cannot be used, or holds a model of other tensors.
@@ -79,15 +79,15 @@ class FederationRuntime:
         outlet: Outlet,
         now: float,
         *,
-        issuer: Issuer | None = None,
+        issuer: AnnouncementSigner | None = None,
         credentials: Credentials | None = None,
         store: Store | None = None,
     ) -> None:
-        # Events of who was never of use are told now and then; who is known is known below.
+        # Events of unknown devices are rate limited; known ones are set below.
         events = StrangerEvents(outlet.tell, time.monotonic)
         outlet = replace(outlet, tell=events)
         self.config, self._outlet = config, outlet
-        self.issuer = issuer or Issuer(config.topics)
+        self.issuer = issuer or AnnouncementSigner(config.topics)
         self._chunk = config.chunk
         self._looked_for_room = 0.0
         self.store = (store or Store(config.directory)).__enter__()
@@ -107,7 +107,7 @@ class FederationRuntime:
             self._doubt = ""
             key = () if config.release_key is None else (Path(config.release_key),)
             self._credentials = CredentialAlarms((*config.credential_files, *key), self.issuer.dating.now)
-            # Once for the whole process: what is journaled then never goes back while it lasts.
+            # Once for the whole process: what is journaled then stays valid while it runs.
             self._ahead = self.issuer.dating.now() - now
             inputs = Inputs(self.store, config.features, config.inputs)
             self._roster = Roster(
@@ -128,7 +128,7 @@ class FederationRuntime:
             )
             self.issuer.verifies = self._roster.verifies
             self.issuer.secret = self._ingress.credentials.secret
-            self._vouching = Vouching(self.issuer, self._roster, config.topics, outlet.put)
+            self._vouching = AnnouncementVouching(self.issuer, self._roster, config.topics, outlet.put)
             self.core, self.engine, self.shelf, self.processor = self._rebuilt()
             events.known = self._ingress.admission.knows
             if not self.core.frozen and not config.asked:
@@ -145,7 +145,7 @@ class FederationRuntime:
     # ------------------------------------------------------------ opening and closing
 
     def _begin_or_go_on(self) -> None:
-        """Begin a lineage in an empty store, or see that this is a store of the same model."""
+        """Begin a lineage in an empty store, or check that the store is of the same model."""
         store = self.store
         if store.schema is not None and store.schema == self.config.schema.untied != self.config.schema:
             self.config = self.config.untied  # it was made before ties were known
@@ -177,12 +177,12 @@ class FederationRuntime:
             bounds=Bounds.of(config.schema),
         )
 
-    def _rebuilt(self) -> tuple[AggregatorCore, Engine, Shelf, Processor]:
-        """What the store says, whole: nothing of it goes on from what was in memory."""
+    def _rebuilt(self) -> tuple[AggregatorCore, Engine, ModelPublisher, Processor]:
+        """The state of the store, complete, without anything from memory."""
         config, core = self.config, self._new_core()
         core.handle(ev.ClockCompared(self._ahead), 0.0)
         engine = recover(core, self.store, config.schema)
-        shelf = Shelf(
+        shelf = ModelPublisher(
             engine,
             core,
             config.topics,
@@ -203,10 +203,10 @@ class FederationRuntime:
         return core, engine, shelf, processor
 
     def close(self, *, failed: bool = False) -> None:
-        """Write a checkpoint and let the store go.
+        """Write a checkpoint and close the store.
 
-        Without the checkpoint if something had failed: the core may have decided what was not written or not carried
-        out, and the journal has what counts.
+        After a failure no checkpoint is written: the core may have decided what was not written or not executed, and
+        only the journal is authoritative.
         """
         try:
             if not failed:
@@ -218,17 +218,17 @@ class FederationRuntime:
             self.store.close()
 
     def raise_epoch(self, least: int) -> None:
-        """Announce in this epoch, or a higher one, from now on: the time, which only grows."""
+        """Announce in this epoch or a higher one from now on: the time, which only grows."""
         self.issuer.epoch = min(max(least, _milliseconds()), 2 * MOST_EPOCH)
         self.store.set_constant("epoch", self.issuer.epoch)
 
     def raise_token(self, seen: int) -> None:
-        """Begin with a fencing token above that of every start before, or have it above one that was seen."""
+        """Begin with a fencing token above that of every earlier start, or raise it above one that was seen."""
         if not self.issuer.token:
             seen = max(seen, int(self.store.constant("token", lambda: 0)), int(1000 * self.issuer.dating.now()))
         if self.issuer.token <= seen:
             self.issuer.token = min(seen + 1, MOST_TOKEN)
-            with suppress(StoreFull):  # the next start has the time, which is higher
+            with suppress(StoreFull):  # the next start uses the time, which is higher
                 self.store.set_constant("token", self.issuer.token)
 
     def export(self, path: str | Path) -> None:
@@ -243,76 +243,76 @@ class FederationRuntime:
         write_model(path, self.engine.model.parameters(), about)
 
     def fit_chunks(self, largest: int | None) -> None:
-        """Cut chunks so that they fit a broker that takes at most this many bytes of body; None sets no limit."""
+        """Limit chunks for a broker that takes at most this many bytes of body; None sets no limit."""
         self._chunk = self.shelf.chunk = chunks.fitting(self.config.chunk, largest)
 
-    # --------------------------------------------------------------------- working
+    # -------------------------------------------------------------------- operation
 
     def begin(self, now: float) -> None:
-        """What is due at the start of the process: the first release, an overdue step."""
+        """Do what is due at the start of the process: the first release, an overdue step."""
         strategy = self.core.note_strategy(repr(asdict(self.config.strategy)))
         self.processor.shell.carry_out(strategy + self.core.start(now), now)
         self._begin_restored(now)
 
     def _begin_restored(self, now: float) -> None:
-        """Begin a generation if the store was put back: devices may be ahead of it, whatever the broker remembers."""
+        """Begin a generation if the store was restored: devices may be ahead of it, whatever the broker retains."""
         core = self.core
         if self._restored is not None and core.full is None and core.frozen:
             if core.generation <= self._restored:
-                log.warning("The store %s was put back. A new generation begins.", self.store.directory)
+                log.warning("The store %s was restored. A new generation begins.", self.store.directory)
                 self._outlet.tell("put_back", announced=None, version=core.version)
                 self.begin_generation(core.generation, core.version, now)
             unmark(self.store)
             self._restored = None
 
     def begin_generation(self, generation: int, version: int, now: float) -> None:
-        """Go on above a version that devices know and this store does not."""
+        """Continue above a version that devices know and this store does not."""
         self.processor.shell.carry_out(self.core.begin_generation(generation, version, now), now)
 
     def process(self, deliveries: Sequence[Delivery], now: float) -> None:
-        """Take a batch in. When this returns it is durable, or has been refused for now."""
+        """Process a batch. When this returns it is durable, or has been refused for now."""
         try:
             self.revocations.carry_out(self.processor, now)
             self.processor.process(deliveries, now)
         except StoreFull as error:
-            self._run_full(str(error), now)
-            self.processor.process(deliveries, now)  # what was written is a repeat now, the rest is held
-        self._see_put_back(now)
-        self._tend(now)
+            self._handle_full_disk(str(error), now)
+            self.processor.process(deliveries, now)  # what was written is now a duplicate, the rest is refused for now
+        self._detect_rollback(now)
+        self._housekeeping(now)
 
     def connected(self, now: float) -> None:
-        """The broker sends what is retained of devices now."""
+        """Notify of a connection: the broker now sends the devices' retained messages."""
         self._roster.begin_connection(now)
 
-    def _see_put_back(self, now: float) -> None:
-        """Go on above what devices know, if the store turns out to be behind them."""
+    def _detect_rollback(self, now: float) -> None:
+        """Continue above the devices' version, if the store turns out to be behind it."""
         core, put_back = self.core, self._witness.put_back
         known = put_back.proven(core.generation, core.version, now) if put_back.claims else None
         if core.full is not None or not core.frozen:
             return
         try:
             if known is not None:
-                behind = "Devices know version %d.%d and this store %d.%d: it was put back. A new generation begins."
+                behind = "Devices know version %d.%d, this store %d.%d: it is an old copy. A new generation begins."
                 log.warning(behind, *known, core.generation, core.version)
                 self._outlet.tell("put_back", announced=known[1], version=core.version)
                 self.begin_generation(*known, now)
             self._begin_restored(now)
         except StoreFull as error:
-            self._run_full(str(error), now)
+            self._handle_full_disk(str(error), now)
 
     def withdrawn(self, frame: tuple[int, int], now: float) -> None:
-        """This frame is off the broker."""
+        """Record that this frame has been removed from the broker."""
         try:
             self.shelf.withdrawn([frame])
         except StoreFull as error:
-            self._run_full(str(error), now)
+            self._handle_full_disk(str(error), now)
 
-    def _tend(self, now: float) -> None:
-        """Announcements that grow old, checkpoints, what is to be forgotten, and the end of a full disk."""
+    def _housekeeping(self, now: float) -> None:
+        """Housekeeping: old announcements, checkpoints, erasures, and the end of a full disk."""
         for channel in self.issuer.overdue:
             for post in self.shelf.reissued(channel):
                 self._outlet.put(post)
-        self._see_clock()
+        self._report_clock()
         if self.core.full is not None:
             if now - self._looked_for_room >= _LOOK_FOR_ROOM:
                 self._looked_for_room = now
@@ -327,23 +327,23 @@ class FederationRuntime:
             self.processor.fitting.look(now)
             self._upkeep.tend(self.core, self.engine, self.processor, now)
         except StoreFull as error:
-            self._run_full(str(error), now)
+            self._handle_full_disk(str(error), now)
 
-    def _see_clock(self) -> None:
-        """Tell if this machine's clock is not believed."""
+    def _report_clock(self) -> None:
+        """Report it if this machine's clock is not trusted."""
         if (doubt := self.issuer.dating.doubt) and not self._doubt:
             log.warning("%s", doubt)
             self._outlet.tell("clock", why=doubt)
         self._doubt = doubt
 
     def _write_issued(self) -> None:
-        """Remember when something was last issued, so that a later start can judge its clock."""
+        """Store the time of the last issue, so that a later start can check its clock."""
         if abs(self.issuer.dating.last - self._issued) >= _WRITE_ISSUED:
             self._issued = self.issuer.dating.last
             self.store.set_constant("issued", self._issued)
 
-    def _run_full(self, why: str, now: float) -> None:
-        """Go back to what is on the disk, and decide nothing until there is room."""
+    def _handle_full_disk(self, why: str, now: float) -> None:
+        """Return to the state on the disk, and decide nothing until there is room."""
         log.warning("%s Updates stay with their devices until there is room.", why)
         self.store.make_room()
         self.core, self.engine, self.shelf, self.processor = self._rebuilt()
@@ -359,9 +359,9 @@ class FederationRuntime:
             self.core.handle(ev.StoreWritable(), now)
             self.processor.shell.carry_out(self.core.start(now), now)
         except StoreFull as error:
-            self._run_full(str(error), now)
+            self._handle_full_disk(str(error), now)
             return
-        log.warning("The disk has room again: updates are taken in.")
+        log.warning("The disk has room again: updates are accepted.")
         self._outlet.tell("room")
         for post in self.shelf.everything():
             self._outlet.put(post)
@@ -369,11 +369,11 @@ class FederationRuntime:
     def _progress(self, device: str, done: int, total: int) -> None:
         self._outlet.tell("progress", device=device, way="up", done=done, total=total)
 
-    # --------------------------------------------------------------- to be looked at
+    # ------------------------------------------------------------------- inspection
 
     @property
     def hold(self) -> str | None:
-        """Why nothing is taken in; None if everything is."""
+        """Why no updates are accepted; None if they are."""
         return self.core.full or self.core.paused
 
     @property
@@ -383,26 +383,26 @@ class FederationRuntime:
 
     @property
     def reports(self) -> Reports:
-        """What devices found on their own data."""
+        """The devices' results on their own data."""
         return self._witness.reports
 
     @property
     def activity(self) -> DeviceActivity:
-        """What came of each device."""
+        """Verdicts and activity of each device."""
         return self._witness.activity
 
     @property
     def waits(self) -> Mapping[str, str]:
-        """What devices wait for that are there and do not train."""
+        """Reasons of online devices that do not train."""
         return self._roster.waits
 
     @property
     def situation(self) -> FleetSituation:
-        """What the watchdog judges by."""
+        """The watchdog's input."""
         return _situation(self.core, self._roster, self._credentials.now())
 
     def everything(self) -> Iterator[Post]:
-        """All that must stand at the broker."""
+        """All messages that must be retained at the broker."""
         return self.shelf.everything()
 
 

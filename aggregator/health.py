@@ -1,4 +1,4 @@
-"""Tells whether the federation learns: by events and log lines if that changes, by an overview to whoever asks."""
+"""Reports whether the federation learns: events and log lines on changes, an overview on request."""
 
 import logging
 import time
@@ -14,26 +14,26 @@ from midge.wire.overview import DeviceRow
 log = logging.getLogger("aggregator")
 
 _LOOK = 1.0
-"""Seconds between two looks of the watchdog."""
+"""Seconds between two checks of the watchdog."""
 _ANSWER = 1.0
-"""Seconds between two answers to whoever asks: one is for all who ask, however often they do."""
+"""Least seconds between two overviews: one answers all requests."""
 _STATUSLESS = 60.0
-"""Seconds for which a device without a status, of which updates were accepted, has a row."""
+"""Seconds for which a device without a status, but with accepted updates, has a row."""
 _SHARE = 50.0
-"""Looks and answers take at most one part in this many of the time: both pass over all devices."""
+"""Checks and overviews take at most one part in this many of the time, because both visit all devices."""
 _SILENT = 3.0
-"""Of its own usual intervals, after which a device that says it is ready counts as silent …"""
+"""A ready device counts as silent after this many of its own usual intervals …"""
 _SILENT_LEAST = 60.0
-"""… and seconds at least."""
+"""… and at least this many seconds."""
 
 
 class HealthReporter:
-    """Of one aggregator.
+    """The health of one aggregator.
 
     Args:
-        federation: what is looked at, now: after a full disk it is rebuilt in place.
+        federation: the runtime, which is rebuilt in place after a full disk.
         tell: takes events.
-        changed: called if the retained status is to say something else.
+        changed: called if the retained status must change.
     """
 
     def __init__(self, federation: FederationRuntime, tell: Callable[..., None], changed: Callable[[], None]) -> None:
@@ -44,7 +44,7 @@ class HealthReporter:
     # -------------------------------------------------------------------- the watchdog
 
     def look(self, now: float) -> None:
-        """Have the watchdog look, if it is time, and tell what has changed."""
+        """Run the watchdog if it is due, and report changes."""
         if now < self._look_at:
             return
         began = time.perf_counter()
@@ -66,12 +66,12 @@ class HealthReporter:
             log.warning("%s: %s", found.state.value, found.why)
         elif before.state.alarming:
             log.warning("The federation is %s again: it was %s.", found.state.value, before.state.value)
-        elif found.obstacle and self._federation.config.on_event is None:  # nothing else says it
+        elif found.obstacle and self._federation.config.on_event is None:  # nothing else would report it
             log.warning("%s: %s", found.state.value, found.why)
         self._tell("health", state=found.state.value, why=found.why, before=before.state.value)
 
     def health(self, now: float) -> Health:
-        """The newest finding, as it is sent."""
+        """The newest finding, as a message."""
         found, activity = self._federation.watchdog.finding, self._federation.activity
         return Health(
             state=found.state,
@@ -86,16 +86,16 @@ class HealthReporter:
     # -------------------------------------------------------------------- the overview
 
     def ask(self, payload: bytes) -> Iterator[Post]:
-        """Take a question: an overview is answered when one is due; what is gone is taken off the broker at once."""
+        """Process a request: an overview is sent when it is due; messages of revoked devices are removed at once."""
         self._asked = True
         for name in overview.decode_ask(payload).gone:
             if name in self._federation.devices:
                 yield Post(self._federation.config.topics.status(name), b"")
 
     def answers(self, status: Callable[[], AggregatorStatus], topic: str, now: float) -> list[Post]:
-        """The pages of an overview if one was asked for and it is time; they are not retained.
+        """The pages of an overview if one was requested and is due; they are not retained.
 
-        `status` makes the header, which passes over all devices: only if there is an answer.
+        `status` makes the header; it is called only if there is an answer, because it visits all devices.
         """
         if not self._asked or now < self._answer_at:
             return []
@@ -109,11 +109,11 @@ class HealthReporter:
 
     @property
     def due(self) -> float | None:
-        """When an answer is due; None if none was asked for."""
+        """When an answer is due; None if none was requested."""
         return self._answer_at if self._asked else None
 
     def _fine(self, name: str) -> bool:
-        """Whether there is nothing to look at: the others come first, in case not all have room."""
+        """Whether the device needs no attention: others come first, in case not all fit."""
         federation = self._federation
         known = federation.activity[name]
         return not (name in federation.core.unlike or name in federation.waits or (known is not None and known.refused))
@@ -121,7 +121,7 @@ class HealthReporter:
     def _names(self, now: float) -> Iterator[str]:
         federation = self._federation
         yield from federation.devices
-        # One without a status has left for good, was revoked, or is a stranger; or it never says one.
+        # One without a status has left, was revoked, or is unknown; or it never sends one.
         for name in list(federation.activity.names()):
             known = federation.activity[name]
             recent = known is not None and known.updates > 0 and now - known.heard < _STATUSLESS
@@ -159,7 +159,7 @@ class HealthReporter:
         )
 
     def _state(self, name: str, now: float) -> str:
-        """What the device said last, or what the aggregator knows better."""
+        """The device's last state, or what the aggregator knows better."""
         federation = self._federation
         if federation.names.withdrawn(name):
             return "withdrawn"
@@ -174,5 +174,5 @@ class HealthReporter:
 
 
 def _wall(moment: float, now: float) -> float:
-    """Seconds since 1970 of a moment of the monotonic clock."""
+    """Seconds since 1970 of a time of the monotonic clock."""
     return max(0.0, time.time() - (now - moment))

@@ -1,6 +1,6 @@
-"""Deliveries in, durable decisions and outgoing messages out: what happens between two looks at the network.
+"""From deliveries to durable decisions and outgoing messages, one batch at a time.
 
-`process` reads what came and has the shell (`aggregator.shell`) ask the core, commit and carry out, for which it is the
+`process` reads a batch and has the shell (`aggregator.shell`) ask the core, commit and execute, for which this is the
 host: store, model and queue. It knows no connection and no loop; one thread calls it.
 """
 
@@ -22,7 +22,7 @@ from midge.aggregator.ingress.filter import IngressFilter
 from midge.aggregator.ingress.roster import Roster
 from midge.aggregator.metrics.device_activity import ALWAYS, DeviceActivity
 from midge.aggregator.metrics.device_metrics import Reports
-from midge.aggregator.publish.model_publisher import Shelf
+from midge.aggregator.publish.model_publisher import ModelPublisher
 from midge.aggregator.publish.notices import DropNotices
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.part_fitting import PartFitting, span
@@ -41,60 +41,60 @@ from midge.wire.topics import Origin, Topics
 log = logging.getLogger("aggregator")
 
 _AT_ONCE = 10 * 2**20
-"""Bytes of decoded updates that wait for one commit; one update may be more. Behind it, up to K wait for their step.
-More would save little: a commit takes some milliseconds, as does the decoding of one megabyte."""
+"""Bytes of decoded updates that wait for one commit; a single update may be larger. After it, up to K wait for their
+step. Larger batches would save little: a commit takes some milliseconds, as does decoding one megabyte."""
 
 
 class Witness:
-    """What outlives a processor, since it is of the devices and of people: reports, and what has been told already.
+    """State that survives a processor, because it belongs to the devices and to operators: reports, and past notices.
 
     Args:
         tell: takes events.
-        devices: that are followed, at most.
+        devices: most devices that are followed.
     """
 
     def __init__(self, tell: Callable[..., None], devices: int = Bounds().devices) -> None:
         self._tell = tell
         self.reports = Reports()
-        """What devices found on their own data."""
+        """The devices' results on their own data."""
         self.activity = DeviceActivity(devices)
         self.drops = DropNotices(tell)
         self.notices = StepNotices(tell)
         self.put_back = PutBack()
         self.off: tuple[tuple[str, str], ...] = ()
-        """Devices whose statistics are off, as they were last told."""
+        """Devices whose statistics are off, as last reported."""
 
     def settled(self, device: str, verdict: str, why: str, now: float, base: int = 0) -> None:
-        """An update got its verdict; a device that is refused every time is told, once."""
+        """Record a verdict; a device that is refused every time is reported once."""
         if self.activity.settled(device, verdict, why, now, base=base):
             refused = ALWAYS
             log.warning("The last %d updates of %s were all refused, this one as %s: %s", refused, device, verdict, why)
             self._tell("refused_always", device=device, verdict=verdict, why=why, refused=refused)
 
     def forget(self, device: str) -> None:
-        """Drop all that is known of a device."""
+        """Forget everything about a device."""
         self.reports.forget(device)
         self.activity.forget(device)
 
 
 class Processor:
-    """One federation's decisions, made durable and carried out.
+    """One federation's decisions, made durable and executed.
 
     Args:
         engine: the model and its store.
-        shelf: publishes what the engine makes; it is of the core that decides.
+        shelf: publishes what the engine makes; it belongs to the same core.
         topics: of the federation.
-        ingress: checks what comes.
+        ingress: checks messages.
         roster: the devices' statuses.
-        outlet: takes what is published and told.
+        outlet: takes messages and events.
         encode_receipt: signs receipts; None leaves them unsigned.
-        witness: what an earlier processor of the same process has told; None if there was none.
+        witness: state of an earlier processor of the same process; None if there was none.
     """
 
     def __init__(
         self,
         engine: Engine,
-        shelf: Shelf,
+        shelf: ModelPublisher,
         topics: Topics,
         *,
         ingress: IngressFilter,
@@ -109,25 +109,25 @@ class Processor:
         self._encode_receipt = encode_receipt
         self._witness = witness or Witness(outlet.tell)
         self._now = 0.0
-        """When the batch under way came."""
+        """Arrival time of the current batch."""
         self._core: AggregatorCore = shelf.core
         ingress.admission.proven = roster.known = self._core.contributed
         self.fitting = PartFitting(shelf, ingress, roster, outlet)
         self._receipts = Receipts()
-        """What the batch under way tells devices."""
+        """Receipts of the current batch."""
         self.shell = AggregatorShell(self._core, self)
-        """Asks the core, and carries out what it decides on this host."""
+        """Asks the core, and executes its decisions on this host."""
         self._portion = max(1, _AT_ONCE // max(1, 4 * engine.model.schema.size))
-        """Updates whose deltas may wait for one commit."""
-        # What was read for an earlier core was not decided on: it is read again, or comes again.
+        """Most updates whose deltas may wait for one commit."""
+        # Messages read for an earlier core were not decided on: they are read again, or sent again.
         self._bodies.clear()
         for event in roster.conditions():
             self._core.handle(event, 0.0)
 
     def process(self, deliveries: Sequence[Delivery], now: float) -> None:
-        """Take a batch in. When this returns, what it decided is durable and its receipts wait to be sent.
+        """Process a batch. When this returns, its decisions are durable and its receipts are queued.
 
-        It is done in portions if its updates together would be large: a few bytes can be a vector of megabytes.
+        It is split if its updates together would be large: a few bytes can decode to megabytes.
         """
         actions: list[ev.Action] = []
         self._now = now
@@ -138,21 +138,21 @@ class Processor:
                 self.shell.carry_out(actions, now)
                 actions, began = [], clock()
             actions += self._take(delivery, now)
-            # Once a message: a look at the thread's clock is a system call.
+            # Once per message: reading the thread's clock is a system call.
             ended = clock()
             admission.worked(delivery.topic.rsplit("/", 1)[-1], ended - began, now)
             began = ended
         self.shell.carry_out([*actions, *self._core.tick(now)], now)
 
     def _take(self, delivery: Delivery, now: float) -> Sequence[ev.Action]:
-        """What one delivery comes to."""
+        """Process one delivery."""
         try:
             read = self._read(delivery, now)
         except WireError as error:
             why = str(error) if len(delivery.payload) != 1 else f"{error}, and larger ones than are taken are cut to 1"
             self._outlet.meters.dropped["malformed"] += 1
             self._witness.drops.dropped(delivery.topic, why, now)
-            if not delivery.retain:  # who said it may be long gone
+            if not delivery.retain:  # its sender may be long gone
                 self._ingress.troubles.tell(self._topics.named(delivery.topic), why, now)
             return ()
         if isinstance(read, ev.StatisticsArrived) and (why := self._unwanted(read.statistics)):
@@ -160,11 +160,11 @@ class Processor:
         if isinstance(read, ev.FetchAsked):
             read = self.fitting.asked(read, now)
         if isinstance(read, ev.Reply | ev.GrantChunks):
-            return (read,)  # decided on the way in: nothing is to be asked of the core
+            return (read,)  # decided on ingress: the core is not needed
         return () if read is None else self.shell.settle(read, now)
 
     def _unwanted(self, statistics: Statistics) -> str:
-        """Why nothing comes of statistics; empty if something does, or if they are only too late."""
+        """Why statistics are useless; empty if they are used, or merely too late."""
         if self._core.full is not None:
             return f"its statistics are not taken now: {self._core.full}"
         asked = tuple((moment.name, moment.channels) for moment in self._core.moments)
@@ -199,7 +199,7 @@ class Processor:
 
     def _report(self, device: str, payload: bytes, now: float) -> None:
         report = self._ingress.report(device, payload, now)
-        if report is not None and report.lineage == self._core.lineage:  # another's versions are not ours
+        if report is not None and report.lineage == self._core.lineage:  # another lineage's versions are not ours
             self._witness.reports.take(device, report)
             self._outlet.tell("report", device=device, version=report.version, metrics=dict(report.metrics))
         elif report is not None and report.lineage != NO_LINEAGE:
@@ -214,7 +214,7 @@ class Processor:
         hello = self._ingress.status(device, delivery.payload, now)
         if hello is None or hello.state is DeviceState.JOINING:
             return None
-        # A retained greeting is what the device said before: nothing waits for its answer.
+        # A retained status is old: its device waits for no answer.
         greets = hello.state is DeviceState.READY and not delivery.retain
         answer = self._ingress.greeting(device, hello, now) if greets else None
         if not hello.state.live and hello.state is not DeviceState.SLEEPING:
@@ -228,7 +228,7 @@ class Processor:
         return answer
 
     def _follow(self, found: Sequence[ev.Event | ev.Announce], now: float) -> None:
-        """Let the core know of the devices. None of it brings an action."""
+        """Inform the core of the devices. No actions follow."""
         for each in found:
             if isinstance(each, ev.Announce):
                 self.announce()
@@ -236,13 +236,13 @@ class Processor:
                 self._core.handle(each, now)
 
     def drop_unconfirmed(self, now: float) -> None:
-        """Drop statuses that were taken off the broker while we were away from it."""
+        """Drop statuses that were removed while we were disconnected."""
         for device in self._roster.unconfirmed(now):
             self._witness.activity.forget(device)
             self._follow(self._roster.leave(device), now)
 
     def forget(self, device: str, now: float) -> None:
-        """Drop what is here of a device, and what the broker keeps of it."""
+        """Remove everything about a device, here and at the broker."""
         self._follow(self._roster.forget(device), now)
         self._ingress.forget(device)
         self._witness.forget(device)
@@ -264,26 +264,26 @@ class Processor:
             return ev.Undecodable(device, update, key, Verdict.NON_FINITE, str(error))
         except WireError as error:
             return ev.Undecodable(device, update, key, Verdict.BAD_ENCODING, str(error))
-        # Compared with what most devices had sent before it: held for its step, it will be one of them.
+        # Compared with earlier updates of most devices: once held for its step, it would be among them.
         direction = self._engine.direction(self._core.strategy, delta)
         self._bodies.decode(key, delta, direction)
         return ev.Decoded(device, update, key, norm, self._engine.agreement(direction))
 
     def commit(self, entries: Sequence[ev.Journal]) -> None:
-        """Write records into the journal."""
+        """Write records to the journal."""
         began = time.perf_counter()
         self._engine.store.commit([Entry(entry.record, self._body(entry)) for entry in entries])
         self._outlet.meters.commit_seconds.observe(time.perf_counter() - began)
 
     def _body(self, entry: ev.Journal) -> bytes | memoryview | None:
         if entry.noise:
-            # Drawn from the system's generator: who could foresee the noise could take it off again.
+            # From the system's generator: predictable noise could be removed again.
             drawn = np.random.default_rng(secrets.randbits(256)).standard_normal(self._engine.model.schema.size)
             return (entry.noise * drawn).astype("<f4").tobytes()
         return None if entry.key is None else self._bodies[entry.key].raw
 
     def journaled(self, record: rec.Record, key: int | None, now: float) -> None:
-        """Count and tell an update, and hold it for its step if it was accepted."""
+        """Count and report an update, and hold it for its step if it was accepted."""
         if isinstance(record, rec.StatisticsRecord):
             self._ingress.known.heard(record.device)
         if not isinstance(record, rec.UpdateRecord):
@@ -293,7 +293,7 @@ class Processor:
         meters.verdicts[record.verdict] += 1
         self._witness.settled(record.device, record.verdict, record.why, now, record.base)
         if record.why == OTHER_BASE:
-            log.warning("%s trained from another model than version %d of here.", record.device, record.base)
+            log.warning("%s trained from a model that is not our version %d.", record.device, record.base)
             self._outlet.tell("other_base", device=record.device, version=record.base)
         if record.verdict == Verdict.ACCEPTED:
             meters.staleness.observe(record.staleness)
@@ -315,7 +315,7 @@ class Processor:
         )
 
     def _see_encoder(self, device: str, codec: str, now: float, why: str = "") -> None:
-        """Tell a device that its encoder is doubted, if its codec is one that needs feedback."""
+        """Tell a device that its encoder is suspect, if its codec needs error feedback."""
         needed: bool = codecs.parse(codec).feedback
         why = why or (self._core.encoder_doubt(device, now) if needed else "")
         if needed and why and self._ingress.troubles.tell(device, why, now):
@@ -323,8 +323,8 @@ class Processor:
             self._outlet.tell("encoder", device=device, codec=codec, why=why)
 
     def carry(self, record: rec.Record, now: float) -> None:
-        """Carry a decision out on the model, store what it made, and publish it."""
-        # Read before the step lets its updates go.
+        """Execute a decision on the model, store the result, and publish it."""
+        # Read before the step releases its updates.
         senders = self._engine.senders(record) if isinstance(record, rec.StepRecord) else ()
         new = self._engine.carry(record)
         put, tell = self._outlet.put, self._outlet.tell
@@ -335,14 +335,14 @@ class Processor:
             case rec.ReleaseRecord():
                 failpoint("release.computed")
                 self._core.handle(ev.ReleaseCarried(record.version, self._engine.model.state.digest()), now)
-                # In the store before at the broker: a frame that only the broker knows could never be withdrawn.
+                # In the store before it is at the broker: a frame that only the broker knows could never be removed.
                 self._shelf.add(new)
                 failpoint("release.stored")
                 announced = 0
                 for post in self._shelf.release(new, now):
                     put(post)
                     announced = len(post.payload) if post.topic == self._topics.announcement() else announced
-                # The cheapest frame of the version is what most devices fetch; the pacing reckons with that.
+                # Most devices fetch the version's cheapest frame, so the pacing uses its size.
                 step = min((len(frame.data) for frame in new if frame.version == record.version), default=0)
                 self._core.handle(ev.ReleasePublished(announced, step), now)
                 failpoint("release.handed_over")
@@ -363,7 +363,7 @@ class Processor:
         return ev.Measured(self._engine.measure(lsns))
 
     def examine(self, lsns: Sequence[int]) -> ev.Examined:
-        """Judge statistics, and tell of devices that are not like the others."""
+        """Judge statistics, and report devices that are unlike the others."""
         tell, names = self._outlet.tell, {"input": self._core.features}
         event, found = self._engine.examine(lsns, self._core.moments, factor=self._core.statistics_factor, names=names)
         if found.off != self._witness.off:
@@ -386,7 +386,7 @@ class Processor:
             self._outlet.put(post)
 
     def reply(self, device: str, outbox: int, hi: int, settled: Sequence[Settled]) -> None:
-        """Add to a receipt; what left no record, repeats and refusals for now, is told here."""
+        """Add to a receipt; verdicts without a record, duplicates and temporary refusals, are reported here."""
         self._receipts.settle(device, outbox, hi, settled)
         verdicts = self._outlet.meters.verdicts
         for item in settled:
@@ -400,7 +400,7 @@ class Processor:
 
     def grant(self, device: str, update: Update, hi: int, now: float) -> None:
         """Grant chunks of an update, or say why there is no room."""
-        # Its last chunks may have come in the same batch: room for an update that is settled would never be used.
+        # Its last chunks may be in the same batch: room for a settled update would never be used.
         if self._core.hi(device, update.outbox) >= update.seq:
             return
         answer = self._ingress.reassembler.grant(device, update, self._shelf.chunk, now)
@@ -410,11 +410,11 @@ class Processor:
             self._receipts.grant(device, update.outbox, hi, answer)
 
     def drop(self, key: int) -> None:
-        """Forget a body and what was decoded from it."""
+        """Drop a body and its decoded delta."""
         self._bodies.drop(key)
 
     def flush(self, now: float) -> None:
-        """Put the receipts of the batch into the queue."""
+        """Queue the receipts of the batch."""
         told, self._receipts = list(self._receipts.posts(self._topics, now, self._encode_receipt)), Receipts()
         if not told:
             return

@@ -1,11 +1,11 @@
-"""Devices that the operator revoked: nothing is taken from them any more, and what waits of them is dropped."""
+"""Revocation of devices by the operator: their messages are refused, and their waiting updates dropped."""
 
 import logging
 from contextlib import suppress
 
 from midge.aggregator.core import events as ev
 from midge.aggregator.processor import Processor
-from midge.aggregator.publish.announcement_signer import Issuer
+from midge.aggregator.publish.announcement_signer import AnnouncementSigner
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.store.device_erasure import Names
 from midge.wire import overview
@@ -15,29 +15,29 @@ log = logging.getLogger("aggregator")
 
 
 class Revocations:
-    """Of one federation: those that were ordered and are not yet carried out.
+    """Ordered revocations of one federation that are not yet carried out.
 
     Args:
         names: refuses a device from then on, durably.
-        issuer: knows whether an order is signed.
-        outlet: what is done is told there.
+        issuer: verifies the signature of an order.
+        outlet: results are reported there.
     """
 
-    def __init__(self, names: Names, issuer: Issuer, outlet: Outlet) -> None:
+    def __init__(self, names: Names, issuer: AnnouncementSigner, outlet: Outlet) -> None:
         self._names, self._issuer, self._outlet = names, issuer, outlet
         self._ordered: dict[str, None] = {}
 
     def hear(self, payload: bytes) -> None:
-        """Take from what an operator asks for who was revoked."""
+        """Take the revoked devices from an operator's request."""
         with suppress(WireError):
             if (revoked := overview.decode_ask(payload).revoked) and self._issuer.ordered(payload):
                 self._ordered.update(dict.fromkeys(revoked))
 
     def carry_out(self, processor: Processor, now: float) -> None:
-        """Do what was ordered, unless nothing can be decided now.
+        """Carry out the orders, unless nothing can be decided now.
 
         Raises:
-            StoreFull: there is no room to write that down; it is done later.
+            StoreFull: there is no room to store that; it is done later.
         """
         core = processor.shell.core
         for device in list(self._ordered) if core.full is None else ():

@@ -1,8 +1,8 @@
-"""The aggregator as a process: the processor and the store, connected to MQTT.
+"""The aggregator as a process: connects processor and store to MQTT.
 
-One loop hands over what waits, and the passing of time; MQTT messages are acknowledged once the processor has them
-durable. The connection is remade with growing, jittered pauses, and after each connect everything is published again:
-what the broker still has is not known.
+One loop passes on waiting messages and the time; MQTT messages are acknowledged once the processor has made them
+durable. The connection is remade with back-off and jitter, and after each connect everything is published again,
+because it is unknown what the broker still has.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from midge.aggregator.health import HealthReporter
 from midge.aggregator.ingress.authentication import Credentials, DeviceKeys
 from midge.aggregator.metrics.counters import Meters
 from midge.aggregator.model.model import Model
-from midge.aggregator.publish.announcement_signer import Issuer, load_release_keys
+from midge.aggregator.publish.announcement_signer import AnnouncementSigner, load_release_keys
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.publish_queue import Post, PublishQueue
 from midge.aggregator.store.pausing import paused
@@ -54,30 +54,30 @@ __all__ = ["Aggregator", "AnotherAggregator", "ForeignFederation", "NotOpen"]
 log = logging.getLogger("aggregator")
 
 _LASTING = 10.0
-"""Seconds that a connection stands before the pauses between two tries begin at the shortest again: a broker that ends
-each connection at once is not to be asked twice a second."""
+"""Seconds of a connection after which the back-off is reset: a broker that ends each connection at once must not be
+retried twice a second."""
 _WINDOW = 64
-"""Messages that a broker of MQTT 5 may have under way to us: they make a batch, and bound the memory that it takes. A
-limit in bytes (Maximum Packet Size) would be better, but a Mosquitto 2.0 that drops a packet for it sends no more: so
-what is larger than any of ours is let go as it comes (`Options.largest`)."""
+"""Most messages in flight from an MQTT 5 broker to us: they make a batch, and bound its memory. A limit in bytes
+(Maximum Packet Size) would be better, but a Mosquitto 2.0 that drops a packet for it stops sending: so oversized
+messages are received and discarded (`Options.largest`)."""
 _GOODBYE = 2.0
-"""Seconds for the last words of an aggregator that is cancelled."""
+"""Seconds for the last status of an aggregator that is cancelled."""
 _STOPPED = 15.0
-"""Seconds beyond what was to be waited for after which the process must have been stopped, or its machine asleep."""
+"""Seconds beyond the requested wait after which the process must have been suspended, or its machine asleep."""
 
 
 class NotOpen(RuntimeError):
-    """There is no core and no model to look at: the store has not been opened yet."""
+    """There is no core and no model yet: the store has not been opened."""
 
 
 class Aggregator:
     """The server of one federation. `run()` serves until it is interrupted.
 
-    It is a handle: `serve` makes the runtime from the config of that time, so that a command can run another's program
-    with a few values replaced.
+    It is a handle: `serve` makes the runtime from the current config, so that a command can run another's program with
+    a few values replaced.
 
     Raises:
-        ValueError: the keys that the config names do not go together with it.
+        ValueError: the keys in the config contradict it.
         KeyUnusable: one of them cannot be read.
     """
 
@@ -99,10 +99,10 @@ class Aggregator:
 
     @property
     def config(self) -> AggregatorConfig:
-        """What it is set to. Another one can be set before it serves, and is checked then.
+        """The configuration. It can be replaced before serving, and is checked then.
 
         Raises:
-            RuntimeError: it serves, and would go on with the one before.
+            RuntimeError: it serves with the old one.
         """
         return self._config
 
@@ -115,7 +115,7 @@ class Aggregator:
         self.evaluation = VersionEvaluator(config.evaluate, self._tell)
 
     def run(self) -> None:
-        """Serve until interrupted, then write a checkpoint and say goodbye."""
+        """Serve until interrupted, then write a checkpoint and publish the last status."""
         asyncio.run(self.serve())
 
     def stop(self) -> None:
@@ -123,13 +123,13 @@ class Aggregator:
         self._stop.set()
 
     def pause(self, why: str | None) -> None:
-        """Take no update in, saying why, until called with None. To be called in the loop of `serve`."""
+        """Refuse updates with this reason, until called with None. To be called in the loop of `serve`."""
         self.core.handle(ev.OperatorPaused(why), time.monotonic())
         self._post_status()
 
     @property
     def federation(self) -> FederationRuntime:
-        """What is open, or was last.
+        """The runtime that is open, or was last.
 
         Raises:
             NotOpen: nothing was opened yet.
@@ -153,12 +153,12 @@ class Aggregator:
 
     @property
     def open_now(self) -> bool:
-        """Whether the store was opened, and with it the core and the model to be looked at."""
+        """Whether the store was opened, so that core and model exist."""
         return self._federation is not None
 
     @property
     def ready(self) -> bool:
-        """Whether updates are taken in."""
+        """Whether updates are accepted."""
         return self._connected and self.federation.hold is None
 
     @property
@@ -169,11 +169,11 @@ class Aggregator:
 
     @property
     def outgoing(self) -> int:
-        """How many messages wait to be published, or for the broker's acknowledgement."""
+        """Number of messages that wait to be published or acknowledged."""
         return len(self._outgoing)
 
     def open(self) -> None:
-        """Lock the store and rebuild what it holds, or begin a lineage in it.
+        """Lock the store and rebuild its state, or begin a lineage in it.
 
         Raises:
             StoreError: it cannot be used, or holds a model of other tensors.
@@ -190,7 +190,7 @@ class Aggregator:
         self._health = HealthReporter(self._federation, self._tell, self._post_status)
 
     def close(self, *, failed: bool = False) -> None:
-        """Let the store go, with a checkpoint unless something had failed."""
+        """Close the store, with a checkpoint unless something has failed."""
         self._serving = False
         self.federation.close(failed=failed)
 
@@ -230,7 +230,7 @@ class Aggregator:
             since = math.inf
             try:
                 async with self._config.connector(
-                    _options(self._config, self._boot, self._issuer.said(self._status(AggregatorState.LOST)))
+                    _options(self._config, self._boot, self._issuer.own_message(self._status(AggregatorState.LOST)))
                 ) as connection:
                     await self._look_around(connection, begun=begun)
                     if not begun:
@@ -243,7 +243,7 @@ class Aggregator:
             except BrokerError as error:
                 if isinstance(error, TriedTooMuch) or time.monotonic() >= since + _LASTING:
                     pause = 0.5
-                # Only a first connection ever is fatal: who has served before may be up before the network is.
+                # Only the first connection ever is fatal: an aggregator may boot before its network.
                 elif not begun and (isinstance(error, BrokerRefused) or not self.federation.core.version):
                     raise
                 log.log(logging.INFO if begun else logging.WARNING, "%s Trying again in about %.0f s.", error, pause)
@@ -254,7 +254,7 @@ class Aggregator:
                 pause = min(2 * pause, 30.0)
 
     async def _look_around(self, connection: Connection, *, begun: bool) -> None:
-        """See who is on our topics already, before anything is published."""
+        """Check who uses our topics, before anything is published."""
         await self._fitting.fit(connection, self.federation)
         topics = self._config.topics
         marker = f"{topics.aggregator}/{self._boot:x}"
@@ -264,13 +264,13 @@ class Aggregator:
         take_over(self.federation, announced, time.monotonic(), self._tell)
 
     def _begin(self) -> None:
-        """What is due at the start of the process: the first release, an overdue step."""
+        """Do what is due at the start of the process: the first release, an overdue step."""
         self._contention.serving = True
         self.federation.begin(time.monotonic())
         self.evaluation.released()
 
     async def _serve(self, connection: Connection) -> None:
-        """Publish and read, until the connection is lost or we are to stop."""
+        """Publish and read, until the connection is lost or we must stop."""
         self._connected = True
         self._outgoing.clear()
         for post in self.federation.everything():
@@ -291,21 +291,21 @@ class Aggregator:
         except BaseExceptionGroup as group:
             raise sole(group) from None
         except asyncio.CancelledError:
-            await self._say_goodbye(connection)
+            await self._send_last_status(connection)
             raise
         finally:
             self._connected = False
             self.federation.watchdog.pause()
 
-    async def _say_goodbye(self, connection: Connection) -> None:
-        """Say that we stopped, although our task is cancelled: the broker publishes no will for who disconnects."""
+    async def _send_last_status(self, connection: Connection) -> None:
+        """Publish our last status although our task is cancelled: the broker publishes no will after DISCONNECT."""
         post = self._status_post(AggregatorState.STOPPED)
         with suppress(BrokerError, TimeoutError):
             async with asyncio.timeout(_GOODBYE):
                 await connection.publish(post.topic, post.payload, qos=1, retain=True)
 
     async def _read(self, connection: Connection) -> None:
-        """Hand over batches of deliveries, and the passing of time."""
+        """Pass on batches of deliveries, and the time."""
         deliveries = aiter(connection.messages())
         stopping = asyncio.create_task(self._stop.wait())
         arriving: asyncio.Task[Delivery] | None = None
@@ -319,7 +319,7 @@ class Aggregator:
                     batch = [arriving.result(), *connection.waiting()]
                     arriving = None
                 if (stopped := time.monotonic() - since - patience) > _STOPPED:
-                    # Others may have taken over: see before anything is decided.
+                    # Another aggregator may have taken over: check before anything is decided.
                     raise ConnectionLost(f"This process stood still for {stopped:.0f} s.")
                 if (sifted := await self._contention.sift(connection, batch, time.monotonic())) is not None:
                     self._process(connection, sifted)
@@ -352,7 +352,7 @@ class Aggregator:
         self.evaluation.combine(self.federation.reports, self.core.version, now)
 
     def _asked(self, connection: Connection, batch: list[Delivery]) -> list[Delivery]:
-        """Take out of a batch what asks for an overview; the rest is of devices."""
+        """Process requests for an overview; return the devices' messages."""
         assert self._health is not None
         asking = [delivery for delivery in batch if delivery.topic == self._config.topics.ask]
         if not asking:
@@ -365,7 +365,7 @@ class Aggregator:
         return [delivery for delivery in batch if delivery.topic != self._config.topics.ask]
 
     def _see_health(self, now: float) -> None:
-        """Have the watchdog look, and answer whoever has asked for an overview."""
+        """Run the watchdog, and answer requests for an overview."""
         assert self._health is not None
         self._health.look(now)
         self._outgoing.answer(
@@ -373,7 +373,7 @@ class Aggregator:
         )
 
     def _see_pause(self, now: float) -> None:
-        """Follow what the operator has said by the store (`aggregator.store.pausing`)."""
+        """Follow the operator's pause file in the store (`aggregator.store.pausing`)."""
         if now < self._pause_seen + 1:
             return
         self._pause_seen = now
@@ -381,7 +381,7 @@ class Aggregator:
             self._paused = why
             self.pause(why)
 
-    # -------------------------------------------------------------------- words
+    # ----------------------------------------------------------------------- status
 
     def _status(self, state: AggregatorState, why: str = "") -> AggregatorStatus:
         return AggregatorStatus(
@@ -401,12 +401,12 @@ class Aggregator:
         return AggregatorState.READY if self.federation.hold is None else AggregatorState.PAUSED
 
     def _status_post(self, state: AggregatorState, why: str = "") -> Post:
-        return Post(self._config.topics.aggregator, self._issuer.said(self._status(state, why)))
+        return Post(self._config.topics.aggregator, self._issuer.own_message(self._status(state, why)))
 
     def _post_status(self) -> None:
         self._held, finding = self.federation.hold, self.federation.watchdog.finding
         tells = finding.state.alarming or finding.obstacle not in ("", "no device")
-        why = finding.why if tells else ""  # devices tell it to their owners
+        why = finding.why if tells else ""  # devices show it to their owners
         self._outgoing.put(self._status_post(self._state, self._held or why))
 
     def _sent(self, post: Post) -> None:
@@ -423,7 +423,7 @@ class Aggregator:
 
 
 async def listen_to_operators(connection: Connection, topics: Topics) -> None:
-    """Hear whoever asks for an overview; without the right to, everything else goes on."""
+    """Subscribe to requests for an overview; without the right to, everything else still works."""
     try:
         await connection.subscribe(topics.ask, qos=0)
     except SubscribeRefused as error:
@@ -431,7 +431,7 @@ async def listen_to_operators(connection: Connection, topics: Topics) -> None:
 
 
 def sole(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one error behind a group that a TaskGroup made of it; a lost connection counts once however many saw it."""
+    """The one error in the group of a TaskGroup; a lost connection counts once, in however many tasks."""
     leaves: list[BaseException] = []
     stack: list[BaseException] = [group]
     while stack:
@@ -444,15 +444,15 @@ def sole(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return others[0] if len(others) == 1 else group
 
 
-def _authorities(config: AggregatorConfig) -> tuple[Issuer, Credentials]:
-    """Who signs for the federation, and who is believed, by the keys that a config names.
+def _authorities(config: AggregatorConfig) -> tuple[AnnouncementSigner, Credentials]:
+    """The signer and the authentication of a federation, from the keys in a config.
 
     Raises:
         KeyUnusable: a key cannot be read.
-        ValueError: what is required needs a key that is not named.
+        ValueError: a requirement needs a key that is not configured.
     """
     keys = None if config.release_key is None else load_release_keys(Path(config.release_key))
-    issuer = Issuer(config.topics, keys, lifetime=config.announcement_lifetime)
+    issuer = AnnouncementSigner(config.topics, keys, lifetime=config.announcement_lifetime)
     credentials = Credentials(
         config.topics,
         device_keys=None if config.device_keys is None else DeviceKeys(config.device_keys),
@@ -464,7 +464,7 @@ def _authorities(config: AggregatorConfig) -> tuple[Issuer, Credentials]:
 
 
 def _options(config: AggregatorConfig, boot: int, last_words: bytes) -> Options:
-    """Of a connection whose will are the last words."""
+    """Options of a connection with this last status as will."""
     return Options(
         client_id=f"midge-{config.topics.federation}-aggregator-{boot:016x}",
         will=Will(config.topics.aggregator, last_words),

@@ -1,14 +1,14 @@
-"""Carries out what the core asks for: in a process, on virtual time and in tests, the one interpreter of its actions.
+"""The interpreter of the core's actions: in a process, on virtual time and in tests.
 
-Rules that hold for every host:
+Rules for every host:
 
-1. All records of a batch are committed, in one transaction, before any other action of the batch is done. So nothing is
-   told, applied or published that a power cut could take back.
-2. The other actions are done in the core's order, which puts each behind the record that it rests on.
-3. Receipts leave at the end of the batch, and before what an answer to the core brings: they never wait for a step.
-4. What answers an action (`Decoded`, `Measured`, `Examined`) goes back to the core here and nowhere else.
+1. All records of a batch are committed, in one transaction, before any other action of the batch is done. So nothing
+   is sent, applied or published that a power cut could undo.
+2. The other actions are done in the core's order, which puts each after its record.
+3. Receipts are sent at the end of the batch, before the answers to the core are processed: they never wait for a step.
+4. Answers to actions (`Decoded`, `Measured`, `Examined`) are returned to the core only here.
 
-A host says how each action is done where it runs; it decides nothing.
+A host implements each action; it decides nothing.
 """
 
 from collections import deque
@@ -22,7 +22,7 @@ from midge.wire.messages import Fetch, Settled, Update
 
 
 class AggregatorHooks(Protocol):
-    """What an aggregator runs on: a store and a broker, a virtual clock, or the lists of a test."""
+    """The effects of an aggregator: a store and a broker, a virtual clock, or the lists of a test."""
 
     def decode(self, action: ev.Decode, now: float) -> ev.Decoded | ev.Undecodable:
         """Decode a body. Its delta is kept under the key until `journaled` or `drop`."""
@@ -31,10 +31,10 @@ class AggregatorHooks(Protocol):
         """Make records durable, all or none, with their bodies."""
 
     def journaled(self, record: rec.Record, key: int | None, now: float) -> None:
-        """Follow a record that is durable: hold an accepted update for its step, count, tell."""
+        """Follow a durable record: hold an accepted update for its step, count, report."""
 
     def carry(self, record: rec.Record, now: float) -> None:
-        """Carry a decision out on the model, and publish what it made."""
+        """Execute a decision on the model, and publish the result."""
 
     def measure(self, lsns: Sequence[int]) -> ev.Measured:
         """Measure the deltas of durable updates."""
@@ -52,48 +52,48 @@ class AggregatorHooks(Protocol):
         """Tell a device what is settled."""
 
     def grant(self, device: str, update: Update, hi: int, now: float) -> None:
-        """Let a device send chunks of an update, or say why not now."""
+        """Grant a device chunks of an update, or say why not now."""
 
     def drop(self, key: int) -> None:
-        """Forget a body."""
+        """Drop a body."""
 
     def flush(self, now: float) -> None:
-        """Hand over the receipts of the batch."""
+        """Queue the receipts of the batch."""
 
 
 class AggregatorShell:
-    """Drives one core on one host. Nothing of it outlives a call."""
+    """Drives one core on one host. It keeps no state between calls."""
 
     def __init__(self, core: AggregatorCore, host: AggregatorHooks) -> None:
         self.core = core
         self.host = host
 
     def handle(self, event: ev.Event, now: float) -> None:
-        """Take one event in, and carry out what it comes to."""
+        """Process one event, and carry out the resulting actions."""
         self.carry_out(self.settle(event, now), now)
 
     def tick(self, now: float) -> None:
-        """Carry out what the passing of time asks for."""
+        """Carry out the actions that are due."""
         self.carry_out(self.core.tick(now), now)
 
     def settle(self, event: ev.Event, now: float) -> list[ev.Action]:
-        """Decide on an event, with its decoding done on the way: the actions may wait for others of the same batch."""
+        """Decide on an event, including its decoding; the actions may wait for others of the same batch."""
         waiting: deque[ev.Event] = deque([event])
         actions: list[ev.Action] = []
         while waiting:
             for action in self.core.handle(waiting.popleft(), now):
                 if isinstance(action, ev.Decode):
-                    # Decoded at once: the core refuses the next update of this outbox until it knows of this one.
+                    # Decoded at once: the core refuses the next update of this outbox until it has decided this one.
                     waiting.appendleft(self.host.decode(action, now))
                 else:
                     actions.append(action)
         return actions
 
     def carry_out(self, actions: Sequence[ev.Action], now: float) -> None:
-        """Commit what is to be journaled, do the rest in order, and go on with what answers it."""
+        """Commit the records, do the other actions in order, and return their answers to the core."""
         while True:
             answers = self._do(actions, now)
-            # Before the answers are decided on: a step of centred clipping is not what a device waits for.
+            # Receipts before the answers are decided on: a device must not wait for a step of centred clipping.
             self.host.flush(now)
             if not answers:
                 return
@@ -121,8 +121,8 @@ class AggregatorShell:
                     host.announce()
                 case ev.GrantChunks(device, update, hi):
                     host.grant(device, update, hi, now)
-                # Measured where it stands, so behind the commit; decided on when all else of the batch is done, for no
-                # decision may be made on a model that is still being carried forward.
+                # Measured after the commit; decided on when the rest of the batch is done, because no decision may be
+                # made on a model that is still being advanced.
                 case ev.Measure(lsns):
                     answers.append(host.measure(lsns))
                 case ev.Examine(lsns):

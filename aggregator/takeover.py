@@ -1,4 +1,4 @@
-"""What an aggregator does about what is announced on its topics already, before it publishes anything."""
+"""Handling of an existing announcement on the aggregator's topics, before it publishes anything."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -20,10 +20,10 @@ class ForeignFederation(StoreError):
 def refuse_foreign(
     federation: FederationRuntime, retained: Sequence[Delivery], tell: Callable[..., None], *, begun: bool
 ) -> Announcement | None:
-    """The announcement that stands on our topic and is to be compared with the store; None if there is none.
+    """The retained announcement to compare with the store; None if there is none.
 
     One of another lineage is replaced only if the config says so, or if it was announced without our key while we serve
-    (`begun`): no message may end us then.
+    (`begun`): then no message may end us.
 
     Raises:
         ForeignFederation: it is of another store.
@@ -32,8 +32,8 @@ def refuse_foreign(
     try:
         announced = _read(federation, retained)
     except WireError as error:
-        # Whoever may publish on the topic could have put it there: it must neither stop nor move us.
-        log.warning("What is announced on our topic is not followed, for %s; it will be replaced.", error)
+        # Any client that may publish on the topic could have put it there: it must neither stop nor move us.
+        log.warning("The announcement on our topic is ignored, because %s; it will be replaced.", error)
         tell("untrusted", why=str(error))
         return None
     if announced is None or announced.lineage == federation.core.lineage or config.replace:
@@ -52,9 +52,9 @@ def refuse_foreign(
 def take_over(
     federation: FederationRuntime, announced: Announcement | None, now: float, tell: Callable[..., None]
 ) -> None:
-    """Go on behind what was announced, now that no other aggregator serves.
+    """Continue after an existing announcement, now that no other aggregator serves.
 
-    One that is ahead of the store means that the store was put back: a new generation begins above it, because devices
+    One that is ahead of the store means that the store was restored: a new generation begins above it, because devices
     know versions that this store does not.
     """
     core, issuer = federation.core, federation.issuer
@@ -65,12 +65,12 @@ def take_over(
             federation.raise_epoch(announced.epoch + 1)
         return
     if issuer.signs:
-        issuer.dating.resume(announced.issued)  # later than the store says, if it was put back
+        issuer.dating.resume(announced.issued)  # later than in the store, if that was restored
     if announced.epoch > issuer.epoch:  # raised since this store was copied
         federation.raise_epoch(announced.epoch)
     if (announced.generation, announced.version) > (core.generation, core.version):
         log.warning(
-            "Version %d was announced and this store knows %d: it was put back. A new generation begins.",
+            "Version %d was announced and this store knows %d: it is an old copy. A new generation begins.",
             announced.version,
             core.version,
         )
@@ -79,10 +79,10 @@ def take_over(
 
 
 def _read(federation: FederationRuntime, retained: Sequence[Delivery]) -> Announcement | None:
-    """The announcement that is retained; None if there is none.
+    """The retained announcement; None if there is none.
 
     Raises:
-        WireError: it is none, is not signed by our key where we have one, or says what cannot be.
+        WireError: it is invalid, is not signed by our key if we have one, or has impossible numbers.
     """
     announced = None
     topic = federation.config.topics.announcement()

@@ -1,4 +1,4 @@
-"""What a federation does for its store beside its updates: checkpoints, withdrawals, and names that grow old."""
+"""Maintenance of a federation's store: checkpoints, withdrawals, and retention of names."""
 
 import math
 import time
@@ -14,36 +14,36 @@ from midge.aggregator.store.device_erasure import Names, asked, done, forget
 
 CHECKPOINT_SECONDS = 300.0
 _RESTING = 6 * 3600.0
-"""The same while fewer than a tenth of the records have come that make a checkpoint: of a federation that rests, they
-would write more than all else."""
+"""Interval of checkpoints while fewer than a tenth of their records have come: in an idle federation, they would be
+most of the writes."""
 _QUICK = 100.0
-"""Records a second from which on checkpoints go by the clock, for all that comes waits while one is written: of 1,000
+"""Records a second from which on the clock times checkpoints, because everything waits while one is written: with 1,000
 records, one in ten seconds …"""
 _MOST = 10
-"""… while at most this many times the records have come: a restart has to go through them."""
+"""… with at most this many times the records, which a restart has to replay."""
 _LOOK_FOR_REQUESTS = 2.0
-"""Seconds between two looks whether the operator wants a device to be forgotten."""
+"""Seconds between two checks for withdrawal requests of the operator."""
 _LOOK_FOR_SILENCE = 3600.0
-"""Seconds between two looks whether a device has been silent for as long as names are kept."""
+"""Seconds between two checks for devices that were silent for the retention period."""
 
 
 class Forgetful(Protocol):
-    """What holds more of a device than the store does."""
+    """Holds more of a device than the store does."""
 
     def forget(self, device: str, now: float) -> None:
-        """Drop it."""
+        """Remove everything about a device."""
 
 
 class Upkeep:
-    """Of one open store.
+    """Maintenance of one open store.
 
     Args:
         names: of the devices in the store.
-        outlet: what is done is told there.
+        outlet: results are reported there.
         lsn: of the newest checkpoint.
-        now: seconds of any clock that never goes back.
-        config: says how often and how long.
-        wall: seconds since 1970; a clock that is a year ahead must not have every device forgotten.
+        now: seconds of a monotonic clock.
+        config: intervals.
+        wall: seconds since 1970; a clock that is a year ahead must not cause every device to be erased.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Upkeep:
         engine.checkpoint(core)
 
     def _forget_asked(self, core: AggregatorCore, engine: Engine, forgetful: Forgetful, now: float) -> None:
-        """Take up what was asked for in the store's directory: refuse at once, erase when no update waits any more."""
+        """Process requests in the store's directory: refuse at once, erase when no update waits any more."""
         directory = engine.store.directory
         for request in asked(directory):
             if request.readmit:
@@ -110,7 +110,7 @@ class Upkeep:
                 self._names.audit("withdrawn", request.device, request.by)
                 forgetful.forget(request.device, now)
                 self._outlet.tell("withdrawn", device=request.device)
-            # An update that had its receipt is applied first: what was promised to count once must count.
+            # An update with a receipt is applied first: it was promised to count once.
             if not core.waits(request.device):
                 counted = self._forget([request.device], core, engine, forgetful, now)
                 self._names.audit("erased", request.device, request.by, **counted)
@@ -119,7 +119,7 @@ class Upkeep:
 
     def _forget_silent(self, core: AggregatorCore, engine: Engine, forgetful: Forgetful, now: float) -> None:
         if self._retention is None or core.strategy.privacy is not None:
-            return  # a private budget is spent for ever, so who spent it is known for ever
+            return  # a private budget is spent permanently, so its devices must stay known
         silent = self._names.silent(self._wall() - self._retention, core.oldest_base)
         silent = [device for device in silent if not core.waits(device)]
         if silent:

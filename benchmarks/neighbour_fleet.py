@@ -33,7 +33,7 @@ from midge.iot_client.runtime import DeviceRuntime
 from midge.iot_client.session import events as ev
 from midge.iot_client.session.states import Link
 from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
-from midge.iot_client.training.update_encoder import Made, update_of
+from midge.iot_client.training.update_encoder import EncodedUpdate, update_of
 from midge.sensor_fleet.links import sever
 from midge.wire.codecs import encode_delta
 from midge.wire.errors import WireError
@@ -147,14 +147,14 @@ def _never(_parameters: Parameters, _plan: TrainingPlan) -> Fit:
     raise AssertionError("a stand-in does not train")
 
 
-def _made(announcement: Announcement, state: State | None, name: str) -> Made:
+def _made(announcement: Announcement, state: State | None, name: str) -> EncodedUpdate:
     """An update of random numbers, by the plan's codec."""
     assert state is not None
     rng = np.random.default_rng(sum(name.encode()))
     delta = rng.normal(0, 1e-3, state.schema.size).astype(np.float32)
     codec = announcement.plan.codec
     body = encode_delta(delta, state.schema, codec, seed=1)
-    return Made(update_of(announcement, codec, body, examples=1, steps=1), body, None)
+    return EncodedUpdate(update_of(announcement, codec, body, examples=1, steps=1), body, None)
 
 
 async def serve(devices: list[LightDevice], ramp: float) -> None:

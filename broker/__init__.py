@@ -1,4 +1,4 @@
-"""The MQTT side: connections, an in-memory twin of a broker, the embedded broker, and Mosquitto as a child process.
+"""The MQTT side: connections, an in-memory broker, the embedded broker, and Mosquitto as a child process.
 
 Importing this package imports no MQTT library; `connector` does.
 """
@@ -43,7 +43,7 @@ __all__ = [
 
 
 def connector(endpoint: Endpoint) -> Connector:
-    """What makes connections to `endpoint`."""
+    """Return a connector for `endpoint`."""
     from midge.broker.mqtt.paho_connection import connect  # noqa: PLC0415
 
     def make(options: Options) -> AbstractAsyncContextManager[Connection]:

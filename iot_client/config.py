@@ -1,4 +1,4 @@
-"""What a device is, as one frozen value: a program makes it, and the command line replaces some of it."""
+"""The configuration of a device, as one frozen value, parts of which the command line overrides."""
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
@@ -36,11 +36,11 @@ class DeviceConfig:
     """One participant of one federation.
 
     Raises:
-        ValueError: a name that cannot be one, sources without samples, or a `train` that is no function.
+        ValueError: an invalid name, sources without samples, or a `train` that is no function.
     """
 
     connector: Connector
-    """How to reach the broker; `midge.Device` makes it from a URL."""
+    """Opens connections to the broker; `midge.Device` makes it from a URL."""
     federation: str
     """The federation's name."""
     name: str
@@ -48,76 +48,76 @@ class DeviceConfig:
     train: Train
     """Called with all tensors by name and a plan, in a thread; returns a `Fit`. May be a coroutine function."""
     outbox: str | Path | AnyOutbox | None
-    """The file that holds updates until they are settled; None keeps them in memory, for simulations, and so does an
-    outbox that is given as such."""
+    """The file that holds updates until they are settled; None keeps them in memory, for simulations, as does a memory
+    outbox given here."""
     root: str = DEFAULT_ROOT
     """The topic root."""
     moments: Mapping[str, Moments] | Callable[[], Mapping[str, Moments]] | None = None
-    """Statistics of the device's data by name, for the aggregator to pool; or a function that makes them."""
+    """Statistics of the device's data by name, for the aggregator to pool; or a function that computes them."""
     missing: int = 0
-    """How many missing values they leave out."""
+    """Number of missing values that they leave out."""
     capabilities: Mapping[str, str | int | float | bool] | None = None
-    """Plain values for the status: what the device is, beside its cores, memory and speed."""
+    """Plain values for the status, in addition to cores, memory and throughput."""
     evaluate: Evaluate | None = None
     """Called with all tensors by name, in a thread; returns `Scores` of the device's own held-out data."""
     on_model: OnModel | None = None
-    """Called with each model that is released for use, all tensors by name and its version, in a thread."""
+    """Called with each served model, all tensors by name and its version, in a thread."""
     local: Values | None = None
-    """First values of the tensors that stay on the device, or a function that makes them."""
+    """Initial values of local tensors, or a function that makes them."""
     predict: Predict | None = None
-    """Called by `predict` with all tensors of the newest verified model by name, and with what it was given."""
+    """Called by `predict` with all tensors of the newest verified model by name, and with its argument."""
     samples: Samples | None = None
-    """Rows of the device's data as they come, for `observe` and the trainer."""
+    """Rows of the device's data, for `observe` and the trainer."""
     sources: Sequence[Source] = ()
-    """What feeds the samples: each has a coroutine function `follow(samples)`."""
+    """Sources of the samples: each has a coroutine function `follow(samples)`."""
     publish: PredictionTopic | None = None
-    """Where predictions on the rows that the samples see are published."""
+    """The topic for predictions on the rows that the samples see."""
     features: Sequence[str] | None = None
-    """What the inputs are called, in order; those of the samples by default. If the federation's model has names too
-    and they differ, the device does not train and says so."""
+    """Names of the inputs, in order; those of the samples by default. If the federation's model has names too and they
+    differ, the device does not train and reports it."""
     end_if_unsuited: bool = False
-    """End with an error if they differ from the first; for a person who named them on a command line."""
+    """End with an error if they differ at the start; for names that a person gave on a command line."""
     conditions: Sequence[Condition] = ()
-    """Functions that say why the device should not train now, or None if it may."""
+    """Functions that return why the device should not train now, or None if it may."""
     link_conditions: Sequence[Condition] = ()
-    """Functions that say why it should not use its link for models and updates now, or None."""
+    """Functions that return why it should not use its link for models and updates now, or None."""
     duty: Duty | None = None
     """When the device wakes, if it sleeps most of the time."""
     costs: Costs | None = None
-    """Limits of what a month may cost, and what the device's work costs it."""
+    """Monthly limits, and the costs of the device's work."""
     outbox_bytes: int | None = None
     """Bytes of waiting updates at which training stops until one is settled; None sets no limit."""
     micro: bool = False
-    """Whether it is of the class of microcontrollers: it keeps no error feedback, so that the plan's `micro_codec` goes
-    before all others, and holds one update at a time."""
+    """Whether it belongs to the class of microcontrollers: it keeps no error feedback, so that the plan's `micro_codec`
+    takes precedence, and holds one update at a time."""
     link: str | None = None
-    """"narrow" if bytes are dear: the plan may have another codec for that."""
+    """"narrow" if bytes are expensive: the plan may have another codec for that."""
     on_event: Listener | None = None
     """Called with a dict for each event."""
     keepalive: int = 30
-    """Seconds between signs of life to the broker."""
+    """MQTT keepalive in seconds."""
     wait: bool = False
-    """Keep trying although the very first connection fails; a device that has taken part does so in any case."""
+    """Keep trying although the very first connection fails; a device that has taken part always does."""
     patience: float = PATIENCE
-    """Seconds before an update that was not answered is sent again; doubled each time."""
+    """Seconds before an unanswered update is sent again; doubled each time."""
     release_key: Key | Sequence[Key] | None = None
-    """The public key, a PEM file, that signs what the federation releases; or several. Then only what is signed, newer
-    than what was seen before and not expired is believed, and updates are sealed to the aggregator if it announces a
-    key for that. Without one the broker is believed."""
+    """The public key, a PEM file, that signs the federation's announcements; or several. Then only what is signed,
+    newer than what was seen before and not expired is accepted, and updates are sealed to the aggregator if it
+    announces a key for that. Without one the broker is trusted."""
     signing_key: Key | None = None
     """The device's own private key, a PEM file, to sign what it sends: that of its certificate, or an Ed25519 key."""
     credentials: HeldCredentials | None = None
-    """Those of a bundle, which are then renewed over MQTT in time; `connector` is to use them (`connecting`)."""
+    """Credentials of a bundle, which are renewed over MQTT in time; `connector` must use them (`connecting`)."""
     look_every: float | None = LOOK_EVERY
-    """Seconds between two looks at the conditions; infinity leaves it to the caller of `look`."""
+    """Seconds between two checks of the conditions; infinity leaves it to the caller of `look`."""
     versions: MutableMapping[bytes, State] | None = None
-    """Models by digest, which devices in one process share: looked up after a fetch."""
+    """Models by digest, which devices in one process share: looked up before a frame is applied."""
 
     def __post_init__(self) -> None:
         if (name := device_name(self.name)) != self.name:
-            log.warning("The device %s is called %s: a colon can stand in no file name on an SD card.", self.name, name)
+            log.warning("The device %s is called %s: file names on an SD card cannot contain a colon.", self.name, name)
             object.__setattr__(self, "name", name)
-        topics = Topics(self.federation, self.root)  # raises for names that cannot be in a topic
+        topics = Topics(self.federation, self.root)  # raises if a name cannot be in a topic
         if self.sources and self.samples is None:
             raise ValueError("Sources feed samples: give Device(samples=midge.Samples(…)) too.")
         if self.publish is not None and (self.samples is None or self.predict is None):
@@ -129,13 +129,13 @@ class DeviceConfig:
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """What the inputs are called; empty if they have no names."""
+        """Names of the inputs; empty if they have none."""
         if self.features is None and self.samples is not None:
             return tuple(self.samples.features)
         return tuple(self.features or ())
 
     def renamed(self, name: str) -> "DeviceConfig":
-        """The same under another name, with an outbox of that name beside the old one."""
+        """The same device under another name, with an outbox of that name beside the old one."""
         outbox = self.outbox
         path = Path(outbox) if isinstance(outbox, str | Path) else None if outbox is None else outbox.path
         name = device_name(name)

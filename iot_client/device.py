@@ -1,4 +1,4 @@
-"""The device that a program holds: its config says what it is, `iot_client.runtime` is what runs while it serves."""
+"""The public device: its config is a value, and `iot_client.runtime` runs while it serves."""
 
 import asyncio
 from typing import Any
@@ -16,7 +16,7 @@ class Device:
     """One participant of one federation. `run()` takes part until it is interrupted.
 
     Args:
-        config: what it is; another one may take its place until it serves.
+        config: may be replaced until the device serves.
 
     Raises:
         KeyUnusable: a key cannot be read.
@@ -30,10 +30,10 @@ class Device:
 
     @property
     def config(self) -> DeviceConfig:
-        """What it is. Replaced as a whole, as by `device.config = replace(device.config, name="pump-2")`.
+        """The configuration. Replaced as a whole, as by `device.config = replace(device.config, name="pump-2")`.
 
         Raises:
-            RuntimeError: the device serves, or has served: it is too late.
+            RuntimeError: the device serves, or has served.
             KeyUnusable: a key of the new one cannot be read.
         """
         return self._parts.config
@@ -51,23 +51,23 @@ class Device:
 
     @property
     def topics(self) -> Topics:
-        """Those of its federation."""
+        """The topics of its federation."""
         return self._parts.topics
 
-    # ------------------------------------------------------------------------- its life
+    # ------------------------------------------------------------------------- life cycle
 
     def run(self) -> None:
         """Take part until interrupted."""
         asyncio.run(self.serve())
 
     async def serve(self) -> None:
-        """Take part until `stop()`. Reconnects by itself, with growing, jittered pauses.
+        """Take part until `stop()`. Reconnects by itself, with back-off and jitter.
 
         Raises:
-            OutboxError: the outbox cannot be used, and there is no model to go on predicting with.
+            OutboxError: the outbox cannot be used, and there is no model to continue predicting with.
             BrokerError: the very first connection failed, of a device that has never taken part.
             DuplicateDeviceName: another live device has our name.
-            TrainerError: the trainer returned what is no update.
+            TrainerError: the trainer's result is no update.
             Exception: whatever the trainer raised.
         """
         parts = self._parts
@@ -92,7 +92,7 @@ class Device:
                     parts.config.samples.close()
 
     def _begin(self, parts: DeviceParts) -> DeviceRuntime:
-        """What is to run; the outbox is open."""
+        """Make the runtime; the outbox is open."""
         return DeviceRuntime(parts)
 
     def stop(self) -> None:
@@ -106,28 +106,28 @@ class Device:
             self._loop.call_soon_threadsafe(self._runtime.connections.stop)
 
     def hang_up(self) -> None:
-        """End the connection that stands, with a goodbye; the connector says when there is another. In its loop."""
+        """End the current connection with a last status; the connector returns when there is another. In its loop."""
         if self._runtime is not None:
             self._runtime.connections.part(DeviceState.DISCONNECTED)
 
     def look(self) -> None:
-        """See now whether something of the device's own keeps it from training. While `serve` runs, and in its loop."""
+        """Check now whether the device's own constraints keep it from training. While `serve` runs, and in its loop."""
         if self._runtime is not None:
             self._runtime.look()
 
     # ------------------------------------------------------------------------- its data
 
     def observe(self, x: Any, y: float | None = None) -> bool:
-        """Keep a row of the device's data; whether it is worth keeping. From any thread; see `Samples.observe`."""
+        """Add a row of the device's data; return whether it is kept. From any thread; see `Samples.observe`."""
         if self.config.samples is None:
-            raise ValueError("Say where rows are to be kept: Device(samples=midge.Samples(…)).")
+            raise ValueError("Say where to keep rows: Device(samples=midge.Samples(…)).")
         return self.config.samples.observe(x, y)
 
     def predict(self, x: Any) -> Any:
-        """Predict with the newest verified model: that of the channel `serve`, or the newest fetched. From any thread.
+        """Predict with the newest verified model: the served one, or the newest fetched. From any thread.
 
         Raises:
-            NoModel: there is none yet, or the device was not told how to predict.
+            NoModel: there is none yet, or the device has no `predict` function.
         """
         return self._parts.predicting(x)
 
@@ -135,12 +135,12 @@ class Device:
 
     @property
     def holding(self) -> int:
-        """How many updates wait for their receipt; 0 before it serves."""
+        """Number of updates without a receipt; 0 before it serves."""
         return 0 if self._runtime is None else self._runtime.session.holding
 
     @property
     def next_seq(self) -> int:
-        """The number that the next update will get; 1 before it serves."""
+        """The sequence number of the next update; 1 before it serves."""
         return 1 if self._runtime is None else self._runtime.session.next
 
     @property
@@ -155,5 +155,5 @@ class Device:
 
     @property
     def killed(self) -> int:
-        """Trainings whose process was killed so far."""
+        """Number of trainings whose process was killed."""
         return self._parts.counters.killed

@@ -1,4 +1,4 @@
-"""What the parts of one device share: made from its config, before it serves."""
+"""The shared parts of one device, made from its config before it serves."""
 
 import logging
 import time
@@ -6,17 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from midge.iot_client.board.duty_cycle import Cycle
-from midge.iot_client.board.training_constraints import Hindrances
+from midge.iot_client.board.duty_cycle import DutyCycle
+from midge.iot_client.board.training_constraints import TrainingConstraints
 from midge.iot_client.board.usage_budget import Budget, Costs
 from midge.iot_client.config import DeviceConfig, Listener
 from midge.iot_client.connection.identity import Identity
 from midge.iot_client.connection.renewal import Renewal
 from midge.iot_client.connection.serve_channel import Serving
-from midge.iot_client.state.local_tensors import Personal
+from midge.iot_client.state.local_tensors import LocalTensors
 from midge.iot_client.state.memory_outbox import AnyOutbox, outbox_at
 from midge.iot_client.state.prediction import Predicting, VerifiedModel
-from midge.iot_client.training.throughput import Speed
+from midge.iot_client.training.throughput import Throughput
 from midge.wire.inert import inert
 from midge.wire.schema import Parameters
 from midge.wire.topics import Topics
@@ -24,12 +24,12 @@ from midge.wire.topics import Topics
 log = logging.getLogger("iot_client")
 
 _LARGE = 2**20
-"""Bytes from which on progress is told."""
+"""Bytes of a transfer from which on progress is reported."""
 
 
 @dataclass(slots=True)
 class Counters:
-    """What a device has moved and lost so far."""
+    """Traffic and losses of a device so far."""
 
     bytes_up: int = 0
     """Payload bytes published."""
@@ -41,19 +41,19 @@ class Counters:
 
 @dataclass(slots=True)
 class EventLog:
-    """Tells the owner's listener what happens, as dicts."""
+    """Passes events to the owner's listener, as dicts."""
 
     name: str
     listener: Listener | None
     _progress: tuple[str, int, int] | None = None
 
     def __call__(self, event: str, **fields: Any) -> None:
-        """Tell an event."""
+        """Emit an event."""
         if self.listener is not None:
             self.listener({"event": event, "device": self.name, "time": time.time(), **fields})
 
     def progress(self, way: str, done: int, total: int) -> None:
-        """Tell how far a large transfer is, at most twenty times for each."""
+        """Report the progress of a large transfer, at most twenty times for each."""
         if total > _LARGE and (step := (way, total, 20 * done // total)) != self._progress:
             self._progress = step
             self("progress", way=way, done=done, total=total)
@@ -61,29 +61,29 @@ class EventLog:
 
 @dataclass(slots=True)
 class DeviceParts:
-    """The parts, each of which knows only what it is for."""
+    """The parts of a device, each with one purpose."""
 
     config: DeviceConfig
     topics: Topics
     outbox: AnyOutbox
     identity: Identity
-    duty: Cycle
+    duty: DutyCycle
     budget: Budget
-    hindrances: Hindrances
-    personal: Personal
+    constraints: TrainingConstraints
+    personal: LocalTensors
     predicting: Predicting
     tell: EventLog
     serving: Serving = field(init=False)
     renewal: Renewal | None = field(init=False)
-    speed: Speed = field(default_factory=Speed)
+    speed: Throughput = field(default_factory=Throughput)
     counters: Counters = field(default_factory=Counters)
     waits: str = ""
-    """Why the device does not train now; empty if it does. Its status says so."""
+    """Why the device does not train now, as in its status; empty if it does."""
     withdrawn: str | None = None
-    """What the aggregator said when it withdrew the device: from then on nothing is trained."""
+    """The aggregator's reason for withdrawing the device, after which it never trains."""
 
     trouble: tuple[float, str] | None = None
-    """When the aggregator last said that it drops what we send, by the monotonic clock, and why."""
+    """When the aggregator last reported that it drops our messages, by the monotonic clock, and why."""
 
     def __post_init__(self) -> None:
         used = self.config.on_model is not None or self.config.predict is not None
@@ -93,7 +93,7 @@ class DeviceParts:
 
     @classmethod
     def of(cls, config: DeviceConfig) -> Self:
-        """Make them. Files beside the outbox are read: local tensors, the month's costs, the model in use.
+        """Make them. Files beside the outbox are read: local tensors, the month's usage, the model in use.
 
         Raises:
             KeyUnusable: a key cannot be read.
@@ -107,9 +107,9 @@ class DeviceParts:
             return None if path is None else path.with_name(f"{path.name}.{suffix}")
 
         local = config.local if config.local is not None else getattr(config.train, "local", None)
-        personal = Personal(beside("local.npz"), local)
+        personal = LocalTensors(beside("local.npz"), local)
         budget = Budget(beside("usage.json"), config.costs or Costs())
-        duty = Cycle(config.duty)
+        duty = DutyCycle(config.duty)
         predicting = Predicting(beside("model"), config.predict, personal.join, config.feature_names)
         predicting.restore()
         parts = cls(
@@ -119,7 +119,7 @@ class DeviceParts:
             identity=Identity(topics, release_key=config.release_key, signing_key=config.signing_key),
             duty=duty,
             budget=budget,
-            hindrances=Hindrances(
+            constraints=TrainingConstraints(
                 (duty.condition, *config.conditions, lambda: parts.withdrawn),
                 budget,
                 link_conditions=config.link_conditions,
@@ -131,7 +131,7 @@ class DeviceParts:
         return parts
 
     def _serve(self, parameters: Parameters, version: int) -> None:
-        """Take a model that was released for use; in a thread."""
+        """Process a served model; in a thread."""
         if self.config.predict is not None and self.serving.state is not None:
             serving = self.serving
             model = VerifiedModel("serve", serving.lineage, version, self.serving.state, serving.features)
@@ -139,22 +139,22 @@ class DeviceParts:
         if self.config.on_model is not None:
             try:
                 self.config.on_model(parameters, version)
-            except Exception as error:  # the next model is one to use all the same
+            except Exception as error:  # the next model is useful all the same
                 log.exception("%s: on_model() failed.", self.config.name)
                 self.tell("on_model_failed", why=f"{type(error).__name__}: {error}", version=version)
 
     def troubled(self, why: str) -> None:
-        """The aggregator drops what we send, and says why."""
+        """Record that the aggregator drops our messages, and why."""
         self.trouble = time.monotonic(), inert(why)
         log.warning("%s: the aggregator dropped what this device sent: %s", self.config.name, self.trouble[1])
         self.tell("trouble", why=self.trouble[1])
 
     def spent(self, moved: int) -> None:
-        """Count bytes that the link has moved, either way."""
+        """Count bytes that went over the link, in either direction."""
         self.budget.spend(moved=moved)
 
     def flush(self) -> None:
-        """Write what was put off: the power may go."""
+        """Write what was delayed: the power may fail."""
         self.personal.save()
         self.predicting.close()
         if self.config.samples is not None:
@@ -163,6 +163,6 @@ class DeviceParts:
         self.budget.save()
 
     def count_wear(self) -> None:
-        """Count the bytes that have gone to the flash memory."""
+        """Count the bytes written to flash memory."""
         samples = 0 if self.config.samples is None else self.config.samples.written
         self.budget.wore(self.outbox.written + self.predicting.written + samples)

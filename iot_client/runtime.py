@@ -1,7 +1,7 @@
-"""One life of a device: the session's actions on MQTT, a disk and a trainer.
+"""One run of a device: the session's actions on MQTT, a disk and a trainer.
 
-One loop hands events to the session and has its actions done, in order; fetching and training run beside it and come
-back as events. What is stored is on disk before it is sent.
+One loop passes events to the session and has its actions done, in order; fetching and training run concurrently and
+return as events. An update is on disk before it is sent.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from midge.iot_client.state.outbox import OutboxFull
 from midge.iot_client.state.prediction import VerifiedModel
 from midge.iot_client.training.fit import TrainingKilled
 from midge.iot_client.training.training_task import TrainingTask
-from midge.iot_client.training.update_encoder import Made, NoRows, TrainerError, Unfit
+from midge.iot_client.training.update_encoder import EncodedUpdate, NoRows, TrainerError, Unfit
 from midge.storage.failpoints import failpoint
 from midge.wire.inputs import sayable
 from midge.wire.lineage import State
@@ -46,15 +46,16 @@ log = logging.getLogger("iot_client")
 T = TypeVar("T")
 
 _FAILURES = 5
-"""Trainings that raise, one after the other, before the device ends: some minutes, as the pauses between them grow. A
-sensor bus that fails now and then is no reason to leave. A mistake in the program is, and mostly shows at once, so an
-error before any training has succeeded ends the device."""
+"""Failed trainings in a row that end the device: some minutes, as the pauses between them grow. A sensor bus that fails
+now and then is no reason to end. A bug is, and mostly shows at once, so an error before the first successful
+training ends the device."""
 _SAY_WAITING = 30.0
-"""Seconds without training after which the status says why: who watches the federation must not call that a stall."""
+"""Seconds without training after which the status gives the reason, so that an operator does not take it for a stall.
+"""
 
 
 class DeviceRuntime:
-    """What runs while a device serves; the hooks of its shell.
+    """What runs while a device serves; implements the hooks of its shell.
 
     Args:
         parts: of the device; the outbox is open.
@@ -96,19 +97,19 @@ class DeviceRuntime:
         self._training_task = TrainingTask(parts, self.publisher, self.start, self.look)
         self.state: State | None = None
         """The newest model that was fetched."""
-        self._made: dict[int, Made] = {}
-        """Updates that were trained and are not stored yet."""
+        self._made: dict[int, EncodedUpdate] = {}
+        """Encoded updates that are not stored yet, by key."""
         self._keys = count(1)
         self._fetching: asyncio.Task[None] | None = None
         self._training: asyncio.Task[None] | None = None
         self._blocked: str | None = None
-        """Why the device does not train, as it was told last."""
+        """The reported reason why the device does not train."""
         self._blocked_since = 0.0
         self._failed: int | None = None
-        """Trainings that raised since the last one that did not; None before there was one."""
+        """Failed trainings since the last success; None before the first success."""
         self._began, self._written_before = time.monotonic(), parts.budget.written
-        self._said_waiting = False
-        """Whether the status says so."""
+        self._reported_waiting = False
+        """Whether the status gives the reason for not training."""
 
     async def run(self) -> None:
         """Take part until `connections.stop()`.
@@ -116,7 +117,7 @@ class DeviceRuntime:
         Raises:
             BrokerError: the very first connection failed.
             DuplicateDeviceName: another live device has our name.
-            TrainerError: the trainer returned what is no update.
+            TrainerError: the trainer's result is no update.
             Exception: what the trainer raised at its first training, or five times in a row.
         """
         samples, every = self.parts.config.samples, self.parts.config.look_every
@@ -135,7 +136,7 @@ class DeviceRuntime:
             raise first_error(group) from None
 
     async def predict_on(self, why: str) -> None:
-        """Go on with what needs no outbox, until the device is stopped: the disk has failed, not the sensors."""
+        """Continue what needs no outbox, until the device is stopped: the disk has failed, but the sensors work."""
         parts = self.parts
         async with asyncio.TaskGroup() as tasks:
             beside = [tasks.create_task(each) for each in self._beside(parts.config.samples)]
@@ -148,7 +149,7 @@ class DeviceRuntime:
                 task.cancel()
 
     def _beside(self, samples: Samples | None) -> list[Coroutine[Any, Any, None]]:
-        """What needs no connection of the federation's: the sources of samples, and predictions on them."""
+        """Tasks without a connection to the federation: the sources of samples, and predictions on them."""
         found: list[Coroutine[Any, Any, None]] = []
         if self.parts.config.publish is not None:
             found.append(PredictionFeed(self.parts, lambda: self.session.unsuited).run())
@@ -162,7 +163,7 @@ class DeviceRuntime:
         return self._tasks.create_task(work)
 
     async def _act(self) -> None:
-        """The session's own loop: one event at a time, and the passing of time."""
+        """The main loop: passes one event at a time, and the passing of time, to the session."""
         loop = asyncio.get_running_loop()
         while True:
             deadline = self.session.deadline
@@ -181,7 +182,7 @@ class DeviceRuntime:
                 self._fetching.cancel()
                 self._fetching = None
 
-    # -------------------------------------------------------------- what keeps it from work
+    # ----------------------------------------------------------------------- constraints
 
     async def _look_regularly(self, every: float) -> None:
         while True:
@@ -190,7 +191,7 @@ class DeviceRuntime:
             await asyncio.sleep(every)
 
     async def _watch_intake(self, samples: Samples) -> None:
-        """Say if nothing useful comes of the sources of rows, and what came of them."""
+        """Log if no useful rows come from the sources, and report their counts."""
         watch, began = IntakeWatch(samples.intakes, lambda: len(samples)), time.monotonic()
         while True:
             await asyncio.sleep(SOON)
@@ -203,24 +204,24 @@ class DeviceRuntime:
                 self.greet()
 
     def look(self) -> None:
-        """See whether something of the device's own keeps it from training, or off its link. In the loop of `run`."""
+        """Check whether the device's own constraints keep it from training, or off its link. In the loop of `run`."""
         parts, session = self.parts, self.session
         announcement = session.announcement
-        why = parts.hindrances.found(None if announcement is None else announcement.participation)
-        muted = parts.hindrances.muted()
+        why = parts.constraints.blocked(None if announcement is None else announcement.participation)
+        muted = parts.constraints.muted()
         unready = self._statistics.unready(announcement)
         parts.count_wear()
         blocked = session.unsuited or unready or why
         now, parts.waits = time.monotonic(), blocked or ""
         if bool(blocked) != bool(self._blocked):
-            self._blocked_since, self._said_waiting = now, False
-        if blocked and not self._said_waiting and now >= self._blocked_since + _SAY_WAITING:
-            self._said_waiting = True
+            self._blocked_since, self._reported_waiting = now, False
+        if blocked and not self._reported_waiting and now >= self._blocked_since + _SAY_WAITING:
+            self._reported_waiting = True
             self.greet()
         if blocked != self._blocked:
             self._blocked = blocked
             parts.tell("hindered" if blocked else "unhindered", why=blocked or "")
-            log.info("%s: %s", parts.config.name, f"training waits: {blocked}" if blocked else "training goes on")
+            log.info("%s: %s", parts.config.name, f"training waits: {blocked}" if blocked else "training continues")
         if muted != session.muted:
             parts.tell("muted" if muted else "unmuted", why=muted or "")
             parts.serving.mute(muted is not None)
@@ -228,7 +229,7 @@ class DeviceRuntime:
             self.put(ev.Hindered(why, muted, unready))
 
     def figures(self) -> dict[str, Any]:
-        """What there is to tell of the device now, as plain values (`iot_client.board.local_status`)."""
+        """Current figures of the device, as plain values (`iot_client.board.local_status`)."""
         parts, session = self.parts, self.session
         parts.count_wear()
         announced = session.announcement
@@ -251,7 +252,7 @@ class DeviceRuntime:
             "intake": [] if parts.config.samples is None else parts.config.samples.received(),
         }
 
-    # ----------------------------------------------------------------------- hooks: words
+    # --------------------------------------------------------------------- hooks: messages
 
     def tell_unsuited(self, why: str) -> None:
         name = self.parts.config.name
@@ -261,7 +262,7 @@ class DeviceRuntime:
         self.look()
 
     def greet(self) -> None:
-        self._said_waiting = bool(self.parts.waits)
+        self._reported_waiting = bool(self.parts.waits)
         status = self.parts.topics.status(self.parts.config.name)
         self.publisher.send(status, hello_frame(self.parts, self.session, DeviceState.READY), retain=True)
 
@@ -325,8 +326,8 @@ class DeviceRuntime:
     def renew(self, keep: tuple[int, ...]) -> ev.Renewed:
         outbox, unsure = self.parts.outbox, self.session.unsure
         log.warning(
-            "%s: the aggregator has settled other updates than this outbox ever sent: it was put back from a copy. It "
-            "goes on under a new identity with %s that were not decided on; %s that may have been stay behind.",
+            "%s: the aggregator has settled updates that this outbox never sent: it was restored from a copy. It "
+            "continues under a new identity with %s that were not settled; %s that may have been stay behind.",
             self.parts.config.name,
             updates(len(keep)),
             updates(unsure),
@@ -348,7 +349,7 @@ class DeviceRuntime:
         try:
             state = await self._fetcher.fetch(connection, announcement, frames, self.state)
         except ConnectionLost:
-            return  # the session hears of it from the reader
+            return  # the reader notifies the session
         except (BrokerError, FetchError) as error:
             log.info("%s: %s", self.parts.config.name, error)
             self.parts.tell("fetch_failed", why=str(error))
@@ -360,7 +361,7 @@ class DeviceRuntime:
         if self.parts.config.predict is not None:
             named = announcement.features
             model = VerifiedModel("train", announcement.lineage, announcement.version, state, named)
-            with suppress(Missing):  # the training says so, in more words
+            with suppress(Missing):  # the training reports it, with details
                 await asyncio.to_thread(self.parts.predicting.take, model, time.monotonic())
 
     def train(self, announcement: Announcement, plan: Plan) -> None:
@@ -395,8 +396,8 @@ class DeviceRuntime:
             self._failed = 0
             self.trained(made)
 
-    def trained(self, made: Made) -> None:
-        """Hand a trained update to the session."""
+    def trained(self, made: EncodedUpdate) -> None:
+        """Pass a trained update to the session."""
         key = next(self._keys)
         self._made[key] = made
         failpoint("update.trained")
@@ -404,12 +405,12 @@ class DeviceRuntime:
 
 
 def updates(count: int) -> str:
-    """A number of updates, in words."""
+    """A number of updates, as text."""
     return f"{count} update{'' if count == 1 else 's'}"
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error behind a group that a TaskGroup made of it; one of the broker only if there is no other."""
+    """The first error in the group of a TaskGroup; a broker error only if there is no other."""
     _, others = group.split(BrokerError)
     error: BaseException = others or group
     while isinstance(error, BaseExceptionGroup):

@@ -1,8 +1,8 @@
-"""The only interpreter of what a device's session asks for.
+"""The interpreter of a device session's actions.
 
-The session decides, the shell has it done in order, and its hooks do it: on MQTT and a disk, on a virtual clock, or in
-a test that ends the process between any two actions. So the order of durable effects is written once: an update that
-could not be stored is not sent.
+The session decides, the shell runs the actions in order, and its hooks perform them: on MQTT and a disk, on a virtual
+clock, or in a test that kills the process between any two actions. So the order of durable effects is written only
+once: an update that could not be stored is not sent.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,25 +14,25 @@ from midge.wire.messages import Announcement, FrameInfo, Moment, Plan, Settled, 
 
 
 class DeviceHooks(Protocol):
-    """The effects of a device. None waits: what takes time begins here and comes back as an event."""
+    """The effects of a device. None waits: what takes time begins here and returns as an event."""
 
     def tell_unsuited(self, why: str) -> None:
-        """Tell that the device's inputs are not those of the model."""
+        """Report that the device's inputs are not those of the model."""
 
     def greet(self) -> None:
         """Publish the status READY."""
 
     def read_announcement(self) -> None:
-        """Read again what is retained: the aggregator's status and the announcement."""
+        """Read the retained messages again: the aggregator's status and the announcement."""
 
     def send_statistics(self, lineage: bytes, moments: tuple[Moment, ...]) -> None:
-        """Send the moments of the device's data."""
+        """Send the normalisation statistics of the device's data."""
 
     def fetch(self, announcement: Announcement, frames: tuple[FrameInfo, ...]) -> None:
-        """Get frames and apply them; `Fetched` or `FetchFailed` follows."""
+        """Fetch frames and apply them; `Fetched` or `FetchFailed` follows."""
 
     def train(self, announcement: Announcement, plan: Plan) -> None:
-        """Train from the model that is held; `Trained`, `NothingToSend` or `Killed` follows."""
+        """Train from the held model; `Trained`, `NothingToSend` or `Killed` follows."""
 
     def store(self, update: Update, key: int) -> bool:
         """Make an update durable with the body under `key`. False if there is no room."""
@@ -41,7 +41,7 @@ class DeviceHooks(Protocol):
         """Send a stored update with its body."""
 
     def offer(self, update: Update) -> None:
-        """Send a stored update's header, to ask which chunks are wanted."""
+        """Send a stored update's header, to ask which chunks the aggregator wants."""
 
     def send_chunks(self, update: Update, parts: tuple[int, ...]) -> None:
         """Send chunks of a stored update; `ChunkDelivered` follows each."""
@@ -53,15 +53,15 @@ class DeviceHooks(Protocol):
         """Begin a new outbox identity that holds these updates, numbered from 1."""
 
     def tell_settled(self, settled: Settled) -> None:
-        """Tell the owner a verdict."""
+        """Report a verdict to the owner."""
 
 
 class DeviceShell:
-    """A session and the hooks that carry out what it asks for.
+    """A session and the hooks that perform its actions.
 
     Args:
         session: decides.
-        hooks: carry out.
+        hooks: perform the actions.
         before: called before each action, for tests that end the device there.
     """
 
@@ -71,11 +71,11 @@ class DeviceShell:
         self.session, self.hooks, self._before = session, hooks, before
 
     def handle(self, event: ev.Event, now: float) -> None:
-        """Do what an event asks for."""
+        """Perform the actions that follow from an event."""
         self._perform(self.session.handle(event, now), now)
 
     def tick(self, now: float) -> None:
-        """Do what the passing of time asks for."""
+        """Perform the actions that are due."""
         self._perform(self.session.tick(now), now)
 
     def _perform(self, actions: Iterable[ev.Action], now: float) -> None:
@@ -85,7 +85,7 @@ class DeviceShell:
                 self._before()
             match action:
                 case ev.Send(update) | ev.Offer(update) if update.seq == not_stored:
-                    pass  # what is not stored is not sent
+                    pass  # an update that is not stored must not be sent
                 case ev.StoreUpdate(update, key):
                     if not hooks.store(update, key):
                         not_stored = update.seq

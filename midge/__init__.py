@@ -44,7 +44,7 @@ __version__ = "0.1.0"
 
 _MODULES = {"conditions": "midge.iot_client.board.conditions"}
 _RENAMED = {"Plan": "StrictPlan"}
-"""Names under which a home has them, if they differ."""
+"""Names that differ in their home module."""
 _HOMES = {
     "CsvRows": "midge.iot_client.data.csv_source",
     "Duty": "midge.iot_client.board.duty_cycle",

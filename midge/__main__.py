@@ -7,7 +7,8 @@ from pathlib import Path
 
 from midge.wire.inert import inert
 
-# Small models and many devices: a thread a core for each of them would fight over the cores. Before NumPy is imported.
+# Small models and many devices: one thread per core in each process would oversubscribe the cores. Before NumPy is
+# imported.
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
@@ -15,7 +16,7 @@ EPILOG = "Each command explains itself: midge demo --help"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, run the command, and turn what a person can mend into one sentence and exit code 2."""
+    """Parse, run the command, and turn an error that the user can fix into one sentence and exit code 2."""
     from midge import __version__  # noqa: PLC0415 - after the environment is set
     from midge.commands import ALIASES, COMMANDS, problems  # noqa: PLC0415
     from midge.commands.arguments import CommandParser  # noqa: PLC0415
@@ -27,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=EPILOG,
     )
     parser.add_argument("--version", action="version", version=f"midge {__version__}")
-    parser.add_argument("-v", "--verbose", action="store_true", help="say what goes on underneath")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log debug messages")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.register(subparsers)
@@ -36,14 +37,14 @@ def main(arguments: list[str] | None = None) -> int:
     if more and not (isinstance(getattr(parsed, "app", None), list) and not any(each.startswith("-") for each in more)):
         parsed.parser.refuse(more)
     if more:
-        parsed.app += more  # behind an option, as in `midge device verify --json OUTBOX`
+        parsed.app += more  # after an option, as in `midge device verify --json OUTBOX`
     logging.basicConfig(
         level=logging.INFO if parsed.verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     here = str(Path.cwd())
     if not {"", here} & set(sys.path):
-        sys.path.append(here)  # last: a file of the user's must not hide one of ours
+        sys.path.append(here)  # last: a user's file must not hide one of ours
     try:
         code: int = parsed.run(parsed)
     except problems() as error:

@@ -1,4 +1,4 @@
-"""Which extra of Midge brings a library that is not there."""
+"""Names the extra of Midge that installs a missing library."""
 
 _BRINGS = {
     "aiomqtt": "aggregator",
@@ -13,7 +13,7 @@ _BRINGS = {
 
 
 def how_to_get(error: ModuleNotFoundError) -> str | None:
-    """What to say where an import failed for one of our optional libraries; None where it was another's."""
+    """The advice for a failed import of one of our optional libraries; None for others."""
     library = (error.name or "").partition(".")[0]
     if library not in _BRINGS:
         return None

@@ -1,4 +1,4 @@
-"""The model to begin with: arrays by name, from a dict, a torch module, or a file of pre-trained weights."""
+"""The initial model: arrays by name, from a dict, a torch module, or a file of pre-trained weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +12,11 @@ _KINDS = ".safetensors, .npz, or a torch state dict as .pt or .pth"
 
 
 def read_initial(initial: Any, like: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arrays by name, and the roles that a torch module tells.
+    """Arrays by name, and the roles from a torch module.
 
     Args:
-        initial: a dict of arrays, a torch state dict, a torch module, or the path of a file of one's own.
-        like: what a file must fit: a dict of arrays or a torch module; None asks nothing of it.
+        initial: a dict of arrays, a torch state dict, a torch module, or the path of the user's file.
+        like: what a file must fit: a dict of arrays or a torch module; None checks nothing.
 
     Raises:
         ValueError: it is none of these, the file cannot be read, or it does not fit `like`.
@@ -61,7 +61,7 @@ def _read_file(path: Path) -> dict[str, Any]:
                 return arrays_of(read_state(path))
     except ModuleNotFoundError as error:
         raise ValueError(f"initial: {path.name} needs more: {how_to_get(error) or error}") from error
-    except Exception as error:  # each reader has exceptions of its own, pickle's among them
+    except Exception as error:  # each reader has exceptions of its own, including pickle's
         raise ValueError(f"initial: {path} cannot be read as {path.suffix[1:]} ({error}).") from error
     raise ValueError(f"initial: {path.name} is no file of weights that is known here: {_KINDS}.")
 

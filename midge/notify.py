@@ -1,7 +1,7 @@
-"""Telling systemd how a service is: that it runs, still runs, ends. `sd_notify(3)`, without its library.
+"""Notifies systemd of a service's state: running, alive, ending. `sd_notify(3)`, without its library.
 
-Where `NOTIFY_SOCKET` is not set nothing is told. The watchdog is fed by the event loop itself: a loop that hangs, or a
-device whose trainer holds the interpreter for ever, is restarted.
+Without `NOTIFY_SOCKET` nothing is sent. The watchdog is fed by the event loop itself: a loop that hangs, or a device
+whose trainer holds the interpreter forever, is restarted.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from contextlib import suppress
 
 
 def notify(state: str) -> bool:
-    """Send a state such as "READY=1". Whether there is a service manager that takes it."""
+    """Send a state such as "READY=1"; return whether there is a service manager."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return False
@@ -24,7 +24,7 @@ def notify(state: str) -> bool:
 
 
 def watchdog_interval() -> float | None:
-    """Seconds between two signs of life: half of what systemd waits for; None where it waits for none."""
+    """Seconds between two watchdog notifications: half of systemd's time-out; None without one."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     wanted = os.environ.get("WATCHDOG_USEC", "")
@@ -32,7 +32,7 @@ def watchdog_interval() -> float | None:
 
 
 async def keep_notifying() -> None:
-    """Say that the service runs, and go on saying so until cancelled; then that it ends."""
+    """Report that the service runs, until cancelled; then that it ends."""
     if not notify("READY=1"):
         return
     interval = watchdog_interval()

@@ -31,16 +31,16 @@ class Aggregator(AggregatorService):
     """An aggregator at a broker's URL; `run()` serves until it is interrupted.
 
     Args:
-        url: the broker's address, such as `mqtts://aggregator:secret@midge.broker.local.local_broker:8883`.
+        url: the broker's address, such as `mqtts://aggregator:secret@broker.local:8883`.
         federation: the federation's name.
-        initial: the model to begin with: a dict of arrays, a torch state dict, a torch module, or a file of
+        initial: the initial model: a dict of arrays, a torch state dict, a torch module, or a file of
             pre-trained weights (.safetensors, .npz, a torch state dict as .pt).
         store: a directory of this aggregator's own.
         like: the model that such a file must fit, as a module or a dict of arrays.
-        user: of the broker, where it is not in the URL.
+        user: user name at the broker, if it is not in the URL.
         password: of that user.
-        cafile: the certificate authority to trust, PEM; the system's where it is None.
-        certfile: our own certificate, PEM, for a broker that wants one.
+        cafile: the certificate authority to trust, PEM; None uses the system's.
+        certfile: our own certificate, PEM, if the broker requires one.
         keyfile: the key of that certificate.
         strategy: when and how updates become the next model; `balanced()` by default.
         root: the topic root; this and all other arguments are those of `aggregator.config.AggregatorConfig`.
@@ -91,7 +91,7 @@ class Aggregator(AggregatorService):
             url, user=user, password=password, cafile=cafile, certfile=certfile, keyfile=keyfile
         )
         parameters, told = read_initial(initial, like)
-        # A whole name would go before a pattern of the user's.
+        # A full name would take precedence over a user's pattern.
         told = {name: role for name, role in told.items() if not any(fnmatchcase(name, each) for each in roles or ())}
         super().__init__(
             AggregatorConfig(

@@ -30,11 +30,11 @@ class Device(DeviceService):
     """A device at a broker's URL; `run()` takes part until it is interrupted.
 
     Args:
-        url: the broker's address, such as `mqtts://pump-17:secret@midge.broker.local.local_broker:8883`.
-        user: of the broker, if it is not in the URL.
+        url: the broker's address, such as `mqtts://pump-17:secret@broker.local:8883`.
+        user: user name at the broker, if it is not in the URL.
         password: of that user.
-        cafile: the certificate authority to trust, PEM; the system's if it is None.
-        certfile: our own certificate, PEM, for a broker that wants one.
+        cafile: the certificate authority to trust, PEM; None uses the system's.
+        certfile: our own certificate, PEM, if the broker requires one.
         keyfile: the key of that certificate.
 
     All other arguments are the fields of `iot_client.config.DeviceConfig`, which describes them.

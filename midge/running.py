@@ -1,4 +1,4 @@
-"""What scripts and commands share: reading a broker's address, and running a service until it is interrupted."""
+"""Shared by scripts and commands: parsing a broker's address, and running a service until it is interrupted."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ _CAUGHT = (signal.SIGINT, signal.SIGTERM)
 
 
 class Service(Protocol):
-    """What runs until it is told to stop."""
+    """Runs until it is stopped."""
 
     async def serve(self) -> None: ...
 
@@ -27,12 +27,12 @@ class Service(Protocol):
 
 
 def run_until_interrupted(service: Service) -> bool:
-    """Serve; the first Ctrl-C or SIGTERM ends it cleanly, a second one at once. Whether one came.
+    """Serve; the first Ctrl-C or SIGTERM ends it cleanly, a second one at once. Return whether one came.
 
-    Beside the main thread no signal can be caught: there, another thread calls the service's `stop()`.
+    Outside the main thread no signal can be caught: there, another thread calls the service's `stop()`.
 
     Raises:
-        RuntimeError: a loop runs here already, as in a notebook.
+        RuntimeError: a loop already runs here, as in a notebook.
     """
     interrupted = False
     if asyncio._get_running_loop() is not None:  # noqa: SLF001 - the public one raises
@@ -67,10 +67,10 @@ def run_until_interrupted(service: Service) -> bool:
 
 @cache
 def _in_children_as_before() -> None:
-    """Let a forked child, such as a worker of the trainer, end by a signal and not tell the parent's loop of it.
+    """Let a signal end a forked child, such as a trainer's worker, without notifying the parent's loop.
 
-    The signals are held back across the fork: one that came before the child is itself would be the parent's. Once a
-    process: what is registered stays.
+    Signals are blocked across the fork: one that came before the child has its own handlers would be the parent's. Done
+    once per process, because fork hooks are permanent.
     """
     before = threading.local()
 
@@ -90,7 +90,7 @@ def _in_children_as_before() -> None:
 
 
 def run_script(service: Service) -> None:
-    """Serve for a script: what a person can mend ends it with one sentence and exit code 2, without a traceback."""
+    """Serve for a script: an error that the user can fix becomes one sentence and exit code 2, without a traceback."""
     try:
         run_until_interrupted(service)
     except user_facing_errors() as error:
@@ -100,13 +100,13 @@ def run_script(service: Service) -> None:
 
 
 def note_exit(**how: int) -> None:
-    """Say how the process ends to those threads of it that are not waited for, if there are any."""
+    """Pass the process's exit code to threads that it does not wait for, if there are any."""
     if (threads := sys.modules.get("midge.iot_client.training.daemon_thread")) is not None:
         vars(threads).update(how)
 
 
 def user_facing_errors() -> tuple[type[Exception], ...]:
-    """What services raise that a person can mend. To be called when there is an error: a device has no store."""
+    """Errors of services that the user can fix. To be called on an error: a device has no store."""
     from midge.iot_client.connection.connection_loop import DuplicateDeviceName  # noqa: PLC0415
     from midge.iot_client.state.outbox import OutboxError  # noqa: PLC0415
     from midge.iot_client.training.update_encoder import TrainerError  # noqa: PLC0415
@@ -128,10 +128,10 @@ def endpoint_of(
     certfile: File = None,
     keyfile: File = None,
 ) -> Endpoint:
-    """A broker's address with credentials and, for `mqtts://`, the files for TLS.
+    """A broker's endpoint with credentials and, for `mqtts://`, the files for TLS.
 
     Raises:
-        ValueError: the address is none, or what is given does not go together.
+        ValueError: the address is invalid, or the arguments contradict each other.
     """
     authority, certificate, key = _pem(cafile), _pem(certfile), _pem(keyfile)
     tls = Tls(authority, certificate, key) if authority or certificate or key else None

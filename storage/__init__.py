@@ -1,1 +1,1 @@
-"""What must survive a power cut: files written whole, locked SQLite databases, and the failpoints that test them."""
+"""Durable storage: files written atomically, locked SQLite databases, and failpoints to test both."""

@@ -1,4 +1,4 @@
-"""A file's content behind its checksum: what rotted, or is another's, is told from what was written."""
+"""A file's content with a checksum in front, which detects bit rot and files of another owner."""
 
 import hashlib
 import struct
@@ -12,20 +12,22 @@ class Rotten(ValueError):
 
 
 def with_checksum(data: bytes, about: str = "") -> bytes:
-    """Content for a file.
+    """The content of a file: the checksum, then the data.
 
     Args:
         data: the content.
-        about: whose it is: it must be said again to read it.
+        about: names the owner; reading needs the same bytes.
     """
     return _HEAD.pack(_MAGIC, _FORMAT, _digest(data, about)) + data
 
 
 def content(file: bytes, about: str = "") -> bytes:
-    """What `with_checksum` was given; what has no checksum is of an earlier Midge, and returned as it is.
+    """Return the data that was passed to `with_checksum`.
+
+    A file of an earlier Midge has no checksum and is returned as it is.
 
     Raises:
-        Rotten: it is not what was written, or is another's.
+        Rotten: the data is damaged, or belongs to another owner.
     """
     if file[:4] != _MAGIC:
         return file

@@ -1,7 +1,7 @@
-"""A SQLite file in WAL mode that one process has to itself, with reserved space for the time when the disk is full.
+"""An SQLite file in WAL mode, open in one process only, with reserved space for a full disk.
 
 With synchronous=FULL a commit survives a power cut: the log is synced before the commit returns. With NORMAL the newest
-commits may be lost, and the file stays whole.
+commits may be lost, but the file stays consistent.
 """
 
 import errno
@@ -20,7 +20,7 @@ from midge.storage.files import PRIVATE, make_folder, make_private_file, narrow
 log = logging.getLogger("storage")
 
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
-"""How SQLite says that the disk is full: no page left, a write that came back short, no room for the log's index."""
+"""SQLite's codes for a full disk: no page left, a short write, no room for the log's index."""
 
 
 class DatabaseError(Exception):
@@ -36,26 +36,26 @@ class InUse(DatabaseError):
 
 
 class DiskFull(Exception):
-    """There is no room on the disk. What was to be written is not; everything before it is."""
+    """The disk is full. The failed write left nothing behind; everything written before it is intact."""
 
 
 def no_room(error: Exception) -> bool:
-    """Whether an error of SQLite or of the operating system says that the disk, or a quota of it, is full."""
+    """Whether an error of SQLite or of the operating system means that the disk, or a quota of it, is full."""
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", None) in _FULL
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class Database:
-    """A SQLite file.
+    """An SQLite file.
 
     Args:
         path: the file.
-        lock: a file that is locked for as long as the database is open; None locks nothing, for a file that is only
+        lock: a file that is locked while the database is open; None locks nothing, for a file that is only
             ever beside a locked one.
         synchronous: FULL if a commit must survive a power cut, NORMAL if the newest ones may be lost.
         pragmas: more of them, such as `wal_autocheckpoint=64`.
-        threads: whether other threads than that which opened it use it; they must take turns.
+        threads: whether threads other than the one that opened it use it; they must take turns.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class Database:
 
     @property
     def connection(self) -> sqlite3.Connection:
-        """The open connection. What changes something goes through `transaction`."""
+        """The open connection. Changes go through `transaction`."""
         assert self._connection is not None, f"{self.path} is not open"
         return self._connection
 
     def lock(self) -> None:
-        """Make its folder and lock it, without opening it: what is in it can be looked at first.
+        """Make its folder and lock it without opening it, so that its content can be inspected first.
 
         Raises:
             Unwritable: its folder cannot be made, or its lock file cannot be written.
@@ -105,7 +105,7 @@ class Database:
             raise
 
     def open(self, tables: str) -> None:
-        """Lock it if it is not, open it, and make the tables that it does not have. If that fails, it is closed.
+        """Lock it if needed, open it, and make the missing tables. On failure it is closed again.
 
         Raises:
             Unwritable: its folder cannot be made, or its lock file cannot be written.
@@ -123,7 +123,7 @@ class Database:
             raise
 
     def adopt(self, connection: sqlite3.Connection) -> None:
-        """Be open by a connection that only reads, without a lock."""
+        """Use a connection that only reads, without a lock."""
         self._connection = connection
 
     def _take_lock(self) -> None:
@@ -135,8 +135,8 @@ class Database:
             raise InUse(str(error)) from error
 
     def _keep_private(self) -> None:
-        """SQLite makes the file by the umask, and those beside it with the file's mode."""
-        with suppress(OSError):  # then SQLite says what is wrong with it
+        """Make the file private. SQLite would use the umask, and gives the log and the index the mode of the file."""
+        with suppress(OSError):  # SQLite reports the error when it opens the file
             make_private_file(self.path)
         for beside in ("-wal", "-shm"):
             narrow(self.path.with_name(self.path.name + beside))
@@ -150,10 +150,10 @@ class Database:
                 self._connection.execute(f"PRAGMA {pragma}")
             self._connection.executescript(tables)
         except sqlite3.Error as error:
-            raise _told(error) from error
+            raise _translated(error) from error
 
     def close(self) -> None:
-        """Close it, then give up the lock. A closed one may be opened again."""
+        """Close it, then release the lock. A closed database may be opened again."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -164,9 +164,10 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: all of it is committed when the block is left, or nothing.
+        """One transaction: committed when the block ends, rolled back if the block raises.
 
-        An OSError of the block counts as the database's own: what is written beside it belongs to the transaction.
+        An OSError in the block is reported as the database's own, because files written there are part of the
+        transaction.
 
         Raises:
             DiskFull: there is no room.
@@ -176,26 +177,26 @@ class Database:
             with self.connection as connection:
                 yield connection
         except (sqlite3.Error, OSError) as error:
-            raise _told(error) from error
+            raise _translated(error) from error
 
 
-def _told(error: Exception) -> DiskFull | DatabaseError:
+def _translated(error: Exception) -> DiskFull | DatabaseError:
     return DiskFull(str(error)) if no_room(error) else DatabaseError(str(error))
 
 
 class ReservedSpace:
-    """A file of zeros that is given up on a full disk: without some room SQLite refuses even to delete.
+    """A file of zeros that is truncated when the disk is full: without some room SQLite refuses even to delete.
 
-    The file may be one that is there for something else and whose content nothing reads, such as a lock file.
+    It may share a file whose content is never read, such as a lock file.
     """
 
     def __init__(self, path: Path, size: int) -> None:
         self._path, self._size = path, size
         self.written = 0
-        """Bytes that went to the disk for it: what wears a flash card."""
+        """Bytes written to reserve the space; they wear a flash card."""
 
     def take(self) -> bool:
-        """Reserve the space if it is not; whether it is reserved now."""
+        """Reserve the space if needed, and return whether it is reserved now."""
         try:
             descriptor = os.open(self._path, os.O_CREAT | os.O_RDWR, PRIVATE)
         except OSError as error:
@@ -207,7 +208,7 @@ class ReservedSpace:
         except OSError as error:
             log.debug("No room is reserved in %s: %s", self._path, error)
             with suppress(OSError):
-                os.ftruncate(descriptor, 0)  # a part of it would be in the way of others
+                os.ftruncate(descriptor, 0)  # a partly reserved space only takes room from others
             return False
         finally:
             os.close(descriptor)
@@ -216,7 +217,7 @@ class ReservedSpace:
     def _fill(self, descriptor: int) -> None:
         os.ftruncate(descriptor, 0)
         zeros, at = memoryview(bytes(self._size)), 0
-        while at < self._size:  # on a disk that is nearly full, a write may come back short
+        while at < self._size:  # on a nearly full disk, a write may be short
             at += os.pwrite(descriptor, zeros[at:], at)
         os.fsync(descriptor)
         self.written += self._size

@@ -1,9 +1,9 @@
-"""Places at which a test has the process killed, to see that nothing that was promised is lost with it.
+"""Named places at which a test kills the process, to check that no promise is lost with it.
 
-Between any two actions that are durable, or that another process sees, stands a `failpoint("name")`. It does nothing
-unless the environment variable MIDGE_CRASH_AT names it when the process starts: as `name`, or `name:3` for the third
-time that it is reached. Then the process ends there by SIGKILL, as it would if the power went. The idea is that of
-FreeBSD's fail(9).
+A `failpoint("name")` stands between any two actions that are durable or visible to another process. It does nothing
+unless the environment variable MIDGE_CRASH_AT names it when the process starts: as `name`, or as `name:3` for the third
+time that it is reached. Then the process ends there by SIGKILL, as in a power cut. The idea is that of FreeBSD's
+fail(9).
 """
 
 import os
@@ -16,8 +16,8 @@ VARIABLE = "MIDGE_CRASH_AT"
 POINTS: Mapping[str, str] = MappingProxyType(
     {
         # the aggregator
-        "store.created": "the store is made, and no model is in it yet",
-        "file.synced": "a file, such as a checkpoint, is whole on the disk, under its temporary name",
+        "store.created": "the store is made, and holds no model yet",
+        "file.synced": "a file, such as a checkpoint, is complete on the disk, under its temporary name",
         "checkpoint.written": "a checkpoint's file has its name, and the store does not know it yet",
         "checkpoint.entered": "the store knows the checkpoint, and keeps what older ones needed",
         "checkpoint.pruned": "the store has forgotten older checkpoints, and their files are still there",
@@ -25,14 +25,14 @@ POINTS: Mapping[str, str] = MappingProxyType(
         "commit.before": "a batch is decided, and none of it is written",
         "commit.bodies": "the larger bodies of a batch are on the disk, and no record of them",
         "commit.within": "a batch is written, and its transaction is open",
-        "witness.writing": "a transaction is durable, and its witness says the one before it",
-        "commit.after": "a batch is durable, and nothing of it is carried out",
+        "witness.writing": "a transaction is durable, and its witness still has the one before",
+        "commit.after": "a batch is durable, and none of it is carried out",
         "step.applied": "a step is in the model, and not in any checkpoint",
         "release.computed": "a version is made, and its frames are not stored",
-        "release.stored": "its frames are stored, and nothing of it is published",
+        "release.stored": "its frames are stored, and none of it is published",
         "serve.stored": "what is released for use is stored, and not published",
         "release.handed_over": "its frames and the announcement are on their way out",
-        "receipts.before": "everything is carried out, and no device was told",
+        "receipts.before": "everything is carried out, and no receipt was sent",
         "receipts.handed_over": "receipts are on their way out, and the updates are not acknowledged to the broker",
         "updates.acknowledged": "the broker knows that the batch has come",
         "post.acknowledged": "the broker has one more message of ours, and has acknowledged it",
@@ -41,10 +41,10 @@ POINTS: Mapping[str, str] = MappingProxyType(
         # a device
         "model.fetched": "a model is fetched, and no training has begun",
         "update.trained": "an update is made, and not stored",
-        "residual.written": "what an update leaves to say is on the disk, and the outbox does not know it",
+        "residual.written": "the residual of an update is on the disk, and the outbox does not know it",
         "outbox.storing": "an update is written to the outbox, and its transaction is open",
         "outbox.stored": "an update is in the outbox, and was not sent",
-        "outbox.noting": "the outbox has changed, and its witness says what was before",
+        "outbox.noting": "the outbox has changed, and its witness still has the previous state",
         "update.handed_over": "an update is on its way out",
         "update.offered": "the offer of a large update is on its way out",
         "chunks.handed_over": "chunks of a large update are on their way out",
@@ -55,7 +55,7 @@ POINTS: Mapping[str, str] = MappingProxyType(
         "outbox.renewed": "the outbox has a new identity, and the session does not know it",
     }
 )
-"""Every failpoint by name: what is done there, and what is not yet."""
+"""Every failpoint by name: what has happened there, and what has not."""
 
 
 def _chosen(wish: str) -> tuple[str, int]:
@@ -69,7 +69,7 @@ _name, _left = _chosen(os.environ.get(VARIABLE, ""))
 
 
 def failpoint(name: str) -> None:
-    """End the process here and now, where MIDGE_CRASH_AT asks for it."""
+    """End the process here if MIDGE_CRASH_AT asks for it."""
     global _left  # noqa: PLW0603 - counts the hits of this process
     if name == _name:
         _left -= 1

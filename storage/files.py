@@ -1,7 +1,7 @@
-"""Files that survive a power cut: written beside their place, synced, renamed over it, and the folder synced.
+"""Files that survive a power cut: written under a temporary name, synced, renamed, and the folder synced.
 
-A rename without the sync of the file may be on the disk before the file's content: after a power cut the name then
-leads to an empty file. A rename without the sync of the folder may not be on the disk at all.
+Without the sync of the file, the rename may reach the disk before the content: after a power cut the name leads to an
+empty file. Without the sync of the folder, the rename may not be on the disk at all.
 """
 
 import hashlib
@@ -15,44 +15,44 @@ from midge.storage.failpoints import failpoint
 
 Content = bytes | bytearray | memoryview
 PRIVATE, PRIVATE_FOLDER = 0o600, 0o700
-"""The modes of what only its owner reads. They are the default: most of what is written holds names, deltas, rows or
-keys, and the umask of most systems lets every local user read a new file."""
+"""Modes that let only the owner read. They are the default: most files hold names, deltas, rows or keys, and the umask
+of most systems lets every local user read a new file."""
 PUBLIC = 0o666
-"""The mode of a file that others may read as far as the process's umask lets them, such as a public key."""
+"""The mode of a file that others may read as far as the umask allows, such as a public key."""
 
 _PIECE = 2**20
-"""Bytes that are copied at once."""
+"""Bytes copied at a time."""
 
 
 def atomic_write(path: Path, data: Content, *, mode: int = PRIVATE) -> None:
-    """Replace a file. When this returns, the new content survives a power cut; otherwise the file is as it was.
+    """Replace a file. When this returns, the new content survives a power cut; if it raises, the file is unchanged.
 
-    At any moment the path leads to the old content or to the new one, each of them whole. A path has one writer at a
-    time: the temporary name is made from it.
+    At any moment the path leads to the complete old or the complete new content. A path has one writer at a time: the
+    temporary name is derived from it.
 
     Args:
-        path: the file. Its folder is there.
+        path: the file. Its folder must exist.
         data: its content.
-        mode: its permissions, from the first moment on; the process's umask narrows `PUBLIC`, as for any new file.
+        mode: its permissions from the first moment on; the umask narrows `PUBLIC`, as for any new file.
 
     Raises:
-        OSError: it cannot be written, and nothing is left of the attempt.
+        OSError: it cannot be written; the temporary file is removed.
     """
     atomic_write_all(path.parent, {path.name: data}, mode=mode)
 
 
 def atomic_write_all(folder: Path, contents: Mapping[str, Content], *, mode: int = PRIVATE) -> None:
-    """Replace files of one folder, by name, with one sync of the folder for all: a sync takes milliseconds.
+    """Replace files of one folder, by name, with a single sync of the folder, since a sync takes milliseconds.
 
     Each file is replaced as by `atomic_write`. A power cut before this returns may leave some of them new and some old.
 
     Raises:
-        OSError: one cannot be written; it and those after it are as they were.
+        OSError: one cannot be written; it and those after it are unchanged.
     """
-    temporaries = {folder / f".{name}.tmp": folder / name for name in contents}  # no glob for a name finds these
+    temporaries = {folder / f".{name}.tmp": folder / name for name in contents}  # hidden from any glob for a name
     try:
         for temporary, data in zip(temporaries, contents.values(), strict=True):
-            temporary.unlink(missing_ok=True)  # what a power cut left behind has the mode that it had then
+            temporary.unlink(missing_ok=True)  # a file left by a power cut keeps its old mode
             descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
             with open(descriptor, "wb") as file:  # noqa: PTH123 - of a descriptor
                 if mode != PUBLIC:
@@ -65,20 +65,20 @@ def atomic_write_all(folder: Path, contents: Mapping[str, Content], *, mode: int
             temporary.replace(path)
         sync_folder(folder)
     except OSError:
-        for temporary in temporaries:  # on a full disk they would keep the room that is left
+        for temporary in temporaries:  # on a full disk they would take up the room that is left
             temporary.unlink(missing_ok=True)
         raise
 
 
 def copy_file(source: BinaryIO, path: Path, size: int | None = None) -> tuple[int, str]:
-    """Copy an open file, or as many bytes of its beginning, to a new one. When this returns, the copy is on the disk.
+    """Copy an open file, or its first `size` bytes, to a new file. When this returns, the copy is on the disk.
 
     The name is not: sync the folder once all of its files are there.
 
     Returns the copy's size and its SHA-256 in hexadecimal.
 
     Raises:
-        OSError: it cannot be written; what was stays there.
+        OSError: it cannot be written; a partial copy stays.
     """
     digest, left = hashlib.sha256(), size
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE)
@@ -94,20 +94,20 @@ def copy_file(source: BinaryIO, path: Path, size: int | None = None) -> tuple[in
 
 
 def atomic_rename(source: Path, target: Path) -> None:
-    """Put a file that is on the disk in the place of another in its folder; when this returns, that survives too.
+    """Rename a file on the disk over another one in its folder; when this returns, that survives a power cut.
 
     Raises:
-        OSError: it cannot be done.
+        OSError: it cannot be renamed.
     """
     source.replace(target)
     sync_folder(target.parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """Have a folder's entries on the disk: the names of new files, renames, and what was removed.
+    """Sync a folder's entries to the disk: new files, renames and removals.
 
     Raises:
-        OSError: it cannot be done.
+        OSError: it cannot be synced.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -117,10 +117,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path, mode: int = PRIVATE_FOLDER) -> None:
-    """Make a folder, and those above it, so that a power cut does not take it away with all that is in it.
+    """Make a folder and its parents, and sync them, so that a power cut does not remove them.
 
     Args:
-        folder: which; nothing happens if it is there.
+        folder: the folder; nothing happens if it exists.
         mode: the permissions of those that are made.
 
     Raises:
@@ -135,12 +135,12 @@ def make_folder(folder: Path, mode: int = PRIVATE_FOLDER) -> None:
 
 
 def make_private_file(path: Path) -> None:
-    """See that a file is there and that only its owner reads it, for a library that makes files by the umask.
+    """Make sure that a file exists and that only its owner reads it, for a library that makes files by the umask.
 
-    A file of another owner, or on a disk that cannot be written, stays as it is.
+    A file of another owner, or on a read-only disk, keeps its mode.
 
     Raises:
-        OSError: there is none, and it cannot be made.
+        OSError: it does not exist and cannot be made.
     """
     if not path.exists():
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY, PRIVATE))
@@ -148,7 +148,7 @@ def make_private_file(path: Path) -> None:
 
 
 def narrow(path: Path) -> None:
-    """Take from others what they may do with a file; nothing happens if it is not there or not ours."""
+    """Remove the permissions of others from a file; nothing happens if it does not exist or is not ours."""
     with suppress(OSError):
         if path.stat().st_mode & 0o777 != PRIVATE:
             path.chmod(PRIVATE)

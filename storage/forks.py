@@ -1,7 +1,8 @@
-"""Locks and connections that a forked child lets go of: they are its parent's.
+"""Locks and connections that a forked child must release, because they belong to its parent.
 
-A worker of a user's trainer may outlive its process, as when that is killed. If it kept the lock of the outbox, the
-device could not start again; and if it kept the connection, the broker would take the device for connected.
+A worker of a user's trainer may outlive its process, for example if that is killed. If the worker kept the lock of the
+outbox, the device could not start again; if it kept the connection, the broker would believe that the device is
+connected.
 """
 
 import os
@@ -20,8 +21,8 @@ def disown(descriptor: int) -> None:
     _owned.discard(descriptor)
 
 
-def _let_go() -> None:
-    """Point them at nothing rather than close them: a later object's destructor would close another file by number."""
+def _release_in_child() -> None:
+    """Point the descriptors at /dev/null. Closing them would let a later destructor close another file by number."""
     if not _owned:
         return
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -31,4 +32,4 @@ def _let_go() -> None:
     _owned.clear()
 
 
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_release_in_child)

@@ -1,7 +1,7 @@
-"""Reading a database of `storage.database` without changing a byte of it: beside its owner, or on a read-only mount.
+"""Read a database of `storage.database` without changing a byte of it: beside its owner, or on a read-only mount.
 
-SQLite reads a database in WAL mode with the help of an index that it writes beside it. On a read-only mount it cannot.
-There `immutable` reads the file without its log, which is right only if the log is empty; otherwise both are copied.
+SQLite reads a database in WAL mode with an index that it writes beside it, which a read-only mount forbids. There
+`immutable` reads the file without its log, which is right only if the log is empty; otherwise both are copied.
 """
 
 import fcntl
@@ -14,14 +14,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 _UNWRITABLE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
-"""How SQLite says that it cannot write its index."""
+"""SQLite's codes for an index that cannot be written."""
 
 
 @contextmanager
 def read_only(path: Path, *, lock: Path | None = None) -> Iterator[sqlite3.Connection]:
-    """A connection that reads a database as of one moment, whatever its owner goes on to write.
+    """A connection that reads one consistent state of a database, whatever its owner writes meanwhile.
 
-    No process can open the database to write while this one reads it, unless one has it open already.
+    No process can open the database for writing while this one reads it, unless one has it open already.
 
     Args:
         path: the database.
@@ -29,7 +29,7 @@ def read_only(path: Path, *, lock: Path | None = None) -> Iterator[sqlite3.Conne
 
     Raises:
         sqlite3.Error: it cannot be read, or is no database.
-        OSError: nor can it be copied.
+        OSError: it has to be copied, and cannot be.
     """
     with kept_closed(lock) as closed:
         log, index = (path.with_name(path.name + beside) for beside in ("-wal", "-shm"))
@@ -42,7 +42,7 @@ def read_only(path: Path, *, lock: Path | None = None) -> Iterator[sqlite3.Conne
         try:
             db = _connect(path, "mode=ro")
         except sqlite3.OperationalError as error:
-            if index.exists() or error.sqlite_errorcode & 0xFF not in _UNWRITABLE:  # one that is open has its index
+            if index.exists() or error.sqlite_errorcode & 0xFF not in _UNWRITABLE:  # an open database has its index
                 raise
             with _copied(path, log) as copy, closing(_connect(copy, "mode=ro")) as db:
                 yield db
@@ -57,7 +57,7 @@ def read_only(path: Path, *, lock: Path | None = None) -> Iterator[sqlite3.Conne
 
 @contextmanager
 def kept_closed(lock: Path | None) -> Iterator[bool]:
-    """Whether no process is known to have a database open to write; then none opens it until the block is left."""
+    """Whether no process has the database open for writing; if so, none can open it until the block ends."""
     if lock is None or not lock.exists():
         yield True
         return
@@ -81,7 +81,7 @@ def _connect(path: Path, how: str) -> sqlite3.Connection:
     db = sqlite3.connect(f"{path.resolve().as_uri()}?{how}", uri=True, isolation_level=None)
     try:
         db.execute("BEGIN")
-        db.execute("SELECT count(*) FROM sqlite_master").fetchone()  # only now is the file looked at
+        db.execute("SELECT count(*) FROM sqlite_master").fetchone()  # the first statement opens the file
     except BaseException:
         db.close()
         raise
@@ -90,7 +90,7 @@ def _connect(path: Path, how: str) -> sqlite3.Connection:
 
 @contextmanager
 def _copied(path: Path, log: Path) -> Iterator[Path]:
-    """The database and its log where SQLite can write beside them."""
+    """Copies of the database and its log in a folder that SQLite can write."""
     with tempfile.TemporaryDirectory(prefix="midge-") as folder:
         for each in (path, log):
             shutil.copyfile(each, Path(folder, each.name))

@@ -1,8 +1,8 @@
-"""SQLite's write-ahead log, read frame by frame: what is left of one of which SQLite believes only the beginning.
+"""SQLite's write-ahead log, read frame by frame: recovers frames behind the first damaged one, where SQLite stops.
 
-Each frame has a checksum that begins with that of the frame before, as it is written there. So a frame that rotted
-spoils the proof of itself and, if it is its checksum that rotted, of the next one; all later ones can still be proven.
-The format is that of https://www.sqlite.org/fileformat2.html, section 4.
+The checksum of each frame continues that of the frame before, as stored there. So a damaged frame breaks its own check
+and, if its stored checksum is what changed, that of the next one; all later frames can still be verified. The format is
+that of https://www.sqlite.org/fileformat2.html, section 4.
 """
 
 import struct
@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _HEADER = struct.Struct(">IIIIIIII")
-"""Magic, version, page size, count of checkpoints, two salts, two halves of the checksum of what is before."""
+"""Magic, version, page size, number of checkpoints, two salts, two halves of the checksum of the fields before."""
 _FRAME = struct.Struct(">IIIIII")
-"""Number of the page; pages of the database if this ends a transaction, otherwise 0; two salts; the checksum."""
+"""Page number; pages of the database if this frame ends a transaction, otherwise 0; two salts; the checksum."""
 _BIG = 0x377F0683
-"""The magic of checksums over big-endian words; one less is that of little-endian ones."""
+"""The magic number of big-endian checksums; one less means little-endian ones."""
 _PAGE_SIZE_AT = 16
-"""Of a database's header: two bytes, of which 1 stands for 65,536."""
+"""Offset of the page size in a database's header: two bytes, in which 1 stands for 65,536."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,29 +32,29 @@ class LogFrame:
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """The frames of the log's present life; what is behind them is of an earlier one."""
+    """The current frames of the log; frames behind them belong to an earlier round of the log."""
 
     frames: tuple[LogFrame, ...]
-    believed: int
-    """How many of them SQLite reads: up to the last end of a transaction before the first that is not whole."""
+    readable: int
+    """Number of frames that SQLite reads: up to the last commit before the first damaged frame."""
 
     @property
     def committed(self) -> int:
-        """How many there are up to the last end of a transaction, whole or not."""
+        """Number of frames up to the last commit, damaged ones included."""
         return max((number for number, frame in enumerate(self.frames, 1) if frame.commits), default=0)
 
     @property
     def damaged(self) -> int:
-        """Frames before that end that are not whole."""
+        """Number of damaged frames before the last commit."""
         return sum(not frame.whole for frame in self.frames[: self.committed])
 
 
 def read_log(log: bytes, database: bytes) -> Log:
-    """The frames of a log.
+    """Read the frames of a log.
 
     Args:
         log: the file beside the database.
-        database: the database, or its first page; it says the size of a page if there is one.
+        database: the database, or its first page, for the page size.
     """
     if len(log) < _HEADER.size:
         return Log((), 0)
@@ -77,16 +77,16 @@ def read_log(log: bytes, database: bytes) -> Log:
             break
         frames.append(LogFrame(head[0], head[1] > 0, data, known and head[2:4] == salt))
         seed = head[4:]
-    return Log(tuple(frames), _believed(frames) if sound else 0)
+    return Log(tuple(frames), _readable(frames) if sound else 0)
 
 
-def _believed(frames: Sequence[LogFrame]) -> int:
-    believed = 0
+def _readable(frames: Sequence[LogFrame]) -> int:
+    readable = 0
     for number, frame in enumerate(frames, 1):
         if not frame.whole:
             break
-        believed = number if frame.commits else believed
-    return believed
+        readable = number if frame.commits else readable
+    return readable
 
 
 def _usual(salts: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -110,14 +110,14 @@ def _checksum(data: bytes, seed: tuple[int, int], order: str) -> tuple[int, int]
 
 
 def applied(database: bytes, frames: Sequence[LogFrame]) -> bytes:
-    """A database with these frames in it, to be opened without a log."""
+    """Write these frames into a copy of the database, to be opened without a log."""
     size = _page_size(database) or (len(frames[0].data) if frames else 0)
     image = bytearray(database)
     for frame in frames:
         end = frame.page * size
-        # A number that rotted must not make a file of terabytes.
+        # A damaged page number must not make a file of terabytes.
         if 0 < end <= len(database) + len(frames) * size:
             image.extend(bytes(max(0, end - len(image))))
             image[end - size : end] = frame.data
-    image[18:20] = b"\x01\x01"  # no log beside it
+    image[18:20] = b"\x01\x01"  # open without a log beside it
     return bytes(image)

@@ -1,12 +1,12 @@
-"""The newest sequence number of a database, in a second place: what tells a database that rotted or was put back.
+"""The newest sequence number of a database, kept in a second file, to detect a damaged or restored database.
 
-SQLite's log is believed up to its first frame that is not whole. That is right after a power cut and wrong after a
-flipped bit: what was behind it is gone without a word. So who commits also notes here what was committed, and syncs
-that, before it answers. When the database is opened, it must be as far as the note, or further: a power cut between the
-two leaves the note one commit behind, never ahead.
+SQLite reads its log up to the first frame that is damaged. That is right after a power cut and wrong after a flipped
+bit: the commits behind it disappear silently. So the writer also records here what it committed, and syncs that, before
+it answers. An opened database must be at the recorded commit or later: a power cut between the two leaves the record
+one commit behind, never ahead.
 
-Two slots are written in turn, each a page of its own. A write that the power cuts short, or a rotten bit, costs one of
-them; the other one's note is one commit older, which proves nearly as much.
+Two slots are written in turn, each a page of its own. A torn write or a flipped bit costs one of them; the other one's
+note is one commit older, which proves nearly as much.
 """
 
 import os
@@ -23,28 +23,28 @@ LONGEST = 256
 """Bytes of a note at most."""
 _PAGE = 4096
 _HEAD = struct.Struct("<4sBxHQ")
-"""Magic, format, length of the note, count of the notes so far. Behind it the note, and CRC-32 over both."""
+"""Magic, format, length of the note, a counter. The note follows, then CRC-32 over both."""
 _MAGIC = b"MdgW"
 _CRC = struct.Struct("<I")
 
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """What a witness holds."""
+    """The content of a witness."""
 
     note: bytes | None
-    """The newest whole note; None if there is none."""
+    """The newest undamaged note; None if there is none."""
     damaged: bool = False
-    """Whether a slot is not what was written: it rotted, or the power went while it was written."""
+    """Whether a slot is damaged, by bit rot or by a power cut while it was written."""
     foreign: bool = False
-    """Whether it is another file, in whose place a witness may lie: neither slot begins as one."""
+    """Whether the file is another one at the witness's path: neither slot begins as one."""
 
 
 class CommitWitness:
-    """A file of two pages. One process has it open for writing.
+    """A file of two pages, open for writing in one process.
 
     Args:
-        path: the file, which lies beside the database, and is as private.
+        path: the file, beside the database and as private as it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,10 +53,10 @@ class CommitWitness:
         self._file: int | None = None
 
     def read(self) -> Noted:
-        """Read the newest note, without changing anything.
+        """Read the newest note without changing anything.
 
         Raises:
-            OSError: the file is there, and cannot be read.
+            OSError: the file exists and cannot be read.
         """
         return self._read()[1]
 
@@ -71,7 +71,7 @@ class CommitWitness:
         return count, Noted(note, damaged=None in slots or len(data) != 2 * _PAGE, foreign=foreign)
 
     def write(self, note: bytes) -> None:
-        """Replace the note. When this returns, it survives a power cut; whenever the power goes, an older one does.
+        """Replace the note. When this returns, it survives a power cut; at any moment, it or the older one does.
 
         Raises:
             OSError: it cannot be written; the note before it stands.
@@ -90,7 +90,7 @@ class CommitWitness:
         self._count = count
 
     def _begin(self, note: bytes) -> None:
-        """Make the file, both slots whole: a slot that is not is damage from here on."""
+        """Make the file with two valid slots: from here on, an invalid slot is damage."""
         count = self._count + 2
         pages = [_packed(number, note).ljust(_PAGE, b"\0") for number in (count, count - 1)]
         if count % 2:
@@ -111,7 +111,7 @@ def _packed(count: int, note: bytes) -> bytes:
 
 
 def _slot(page: bytes) -> tuple[int, bytes] | None:
-    """The count and the note of a slot; None if it is not whole."""
+    """The count and the note of a slot; None if it is damaged."""
     if len(page) < _HEAD.size:
         return None
     magic, form, length, count = _HEAD.unpack_from(page)

@@ -1,7 +1,7 @@
-"""Cutting what is large into chunks, and putting it together again in any order.
+"""Chunking: large bodies are cut into chunks, and reassembled from chunks in any order.
 
-One big PUBLISH is the wrong unit: it starts again from its first byte after each break of the link, it blocks the
-keep-alive, and brokers cap it. Chunks arrive in any order, twice or not at all; what is missing is asked for again.
+One big PUBLISH is the wrong unit: it restarts from its first byte after each break of the link, it blocks the
+keep-alive, and brokers cap it. Chunks may arrive in any order, twice or not at all; missing ones are requested again.
 """
 
 import hashlib
@@ -13,27 +13,27 @@ from midge.wire.frames import Buffer
 
 
 def count(size: int, chunk: int) -> int:
-    """How many chunks of at most `chunk` bytes there are; an empty body is one empty chunk."""
+    """Number of chunks of at most `chunk` bytes; an empty body is one empty chunk."""
     return max(1, -(-size // chunk))
 
 
 def part_size(size: int, parts: int) -> int:
-    """Bytes of each chunk but the last of a body that is cut into `parts`."""
+    """Bytes of each chunk but the last, if a body is cut into `parts` chunks."""
     return max(1, -(-size // parts))
 
 
 CLOUD = 120 * 1024
-"""Bytes of a chunk's body on a broker that is a service's: with topic and header within 128 KiB."""
+"""Bytes of a chunk's body on a cloud broker: with topic and header within 128 KiB."""
 _OWN = 256 * 1024
-"""A packet limit below it is a service's."""
+"""A broker with a packet limit below this is taken for a cloud service."""
 
 
 def fitting(wanted: int, largest: int | None) -> int:
-    """Bytes of a chunk's body for a broker that names the largest body that it takes, or None.
+    """Bytes of a chunk's body for a broker that announces the largest body it takes, or None.
 
-    A service may close at less than it names: AWS IoT Core names packets of 149,504 bytes and closes the connection at
-    131,073, again and again where the message is sent again (aws/aws-iot-device-sdk-js-v2#535). So one that names less
-    than 256 KiB gets at most `CLOUD`.
+    A service may disconnect below the limit that it announces: AWS IoT Core announces packets of 149,504 bytes and
+    closes the connection at 131,073, again at each retransmission (aws/aws-iot-device-sdk-js-v2#535). So a limit below
+    256 KiB gives at most `CLOUD`.
     """
     if largest is None:
         return wanted
@@ -41,12 +41,12 @@ def fitting(wanted: int, largest: int | None) -> int:
 
 
 def checksum(body: Buffer) -> bytes:
-    """The first 16 bytes of the SHA-256 of a body: what a header says of it."""
+    """The first 16 bytes of a body's SHA-256, as sent in headers."""
     return hashlib.sha256(body).digest()[:16]
 
 
 def fits(body: Buffer, said: bytes) -> bool:
-    """Whether a body is the one whose SHA-256 begins so, with 16 bytes or more."""
+    """Whether a body's SHA-256 begins with `said`, of 16 bytes or more."""
     return len(said) >= 16 and hashlib.sha256(body).digest().startswith(said)
 
 
@@ -58,10 +58,10 @@ def cut(data: Buffer, chunk: int) -> Iterator[memoryview]:
 
 
 class Assembly:
-    """Collects the chunks of one body of a known size, chunk size and SHA-256."""
+    """Reassembly of one body of known size, chunk size and SHA-256."""
 
     def __init__(self, size: int, chunk: int, sha256: bytes, *, limit: int) -> None:
-        """Reserve room.
+        """Begin without chunks.
 
         Raises:
             WireError: the size is over the limit.
@@ -70,7 +70,7 @@ class Assembly:
             raise WireError(f"{size} bytes are over the limit of {limit}")
         self._size, self._chunk, self._sha256 = size, chunk, sha256
         self.parts = count(size, chunk)
-        # In pieces until all are here: a body that is begun costs what has come of it, not what it claims.
+        # Chunks are kept apart until all are received: memory grows with what arrived, not with what was claimed.
         self._pieces: dict[int, bytes] = {}
         self._lowest = 0
 
@@ -83,25 +83,25 @@ class Assembly:
         return len(self._pieces) == self.parts
 
     @property
-    def here(self) -> int:
-        """Bytes that have come, about: the last chunk counts as the others."""
+    def received(self) -> int:
+        """Bytes received, about: the last chunk counts like the others."""
         return min(self._size, len(self._pieces) * self._chunk)
 
     def misses(self, part: int) -> bool:
         return 0 <= part < self.parts and part not in self._pieces
 
     def missing(self, most: int | None = None) -> tuple[int, ...]:
-        """The lowest chunks that have not come, at most `most`."""
+        """The lowest missing chunks, at most `most`."""
         while self._lowest in self._pieces:
             self._lowest += 1
         missing = (part for part in range(self._lowest, self.parts) if part not in self._pieces)
         return tuple(islice(missing, most))
 
     def add(self, part: int, data: Buffer) -> bool:
-        """Take one chunk in; False where it had come before.
+        """Add one chunk; False if it is a duplicate.
 
         Raises:
-            WireError: there is no such part, or it is of another length.
+            WireError: there is no such part, or its length is wrong.
         """
         if not 0 <= part < self.parts:
             raise WireError(f"part {part} of {self.parts}")
@@ -115,7 +115,7 @@ class Assembly:
         return True
 
     def whole(self) -> memoryview:
-        """The whole body, its checksum not looked at."""
+        """The whole body, without verifying its checksum."""
         assert self.complete
         if self.parts > 1:
             self._pieces = {0: b"".join(self._pieces.pop(part) for part in range(self.parts))}
@@ -123,10 +123,10 @@ class Assembly:
         return memoryview(self._pieces[0])
 
     def finish(self) -> memoryview:
-        """The whole body.
+        """The whole body, verified.
 
         Raises:
-            WireError: its SHA-256 is not the one that was promised. All parts count as missing again.
+            WireError: its SHA-256 is not the promised one. All parts count as missing again.
         """
         if not self.complete:
             raise WireError(f"{self.parts - len(self._pieces)} parts are missing")

@@ -1,17 +1,16 @@
-"""Which clock is believed: bounds that aggregator and device share, and how a time is said to a person."""
+"""Plausibility of clocks: bounds that aggregator and device share, and times as text."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 SANE: Final = 1_704_067_200.0
-"""Seconds since 1970 at the start of 2024, before which no Midge was made: a clock that says less was never set since
-the power came."""
+"""Seconds since 1970 at the start of 2024, before the first Midge: an earlier clock was never set since power-on."""
 DAY: Final = 86_400.0
-"""Seconds that two clocks may be apart before one of them is wrong: time zones and drift stay below."""
+"""Seconds that two clocks may differ before one of them must be wrong; time zones and drift stay below."""
 
 
 def said(seconds: float) -> str:
-    """A time in words, UTC."""
+    """A time as text, UTC."""
     try:
         return f"{datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds):%Y-%m-%d %H:%M}"
     except (OverflowError, ValueError):
@@ -19,7 +18,7 @@ def said(seconds: float) -> str:
 
 
 def spell(seconds: float) -> str:
-    """A length of time in words, roughly."""
+    """A duration as text, rounded."""
     for unit, name in ((86_400.0, "d"), (3600.0, "h"), (60.0, "min")):
         if seconds >= 2 * unit:
             return f"{seconds / unit:.0f} {name}"

@@ -1,7 +1,6 @@
-"""A payload taken apart, for people who look at one: what it is, its fields by name, and what is inside of it.
+"""Dissection of a payload for a human reader: its kind, its fields by name, and what it contains.
 
-Nothing is executed or believed. What is made room for follows from the bytes that are there, and what is wrong is said
-beside what could be read.
+Nothing is executed or trusted. Memory is bounded by the bytes present, and errors are listed beside what could be read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,19 +19,19 @@ from midge.wire.signing import MacKey, PublicKey
 from midge.wire.topic_hints import Hint
 
 _MOST_VALUES = 2**24
-"""Of a step whose integers are unpacked here: a few bytes can claim many."""
+"""Most values of a step whose integers are unpacked here: a few bytes can claim many."""
 _DEEPEST = 4
-"""Payloads within payloads: no message of ours has as many."""
+"""Payloads within payloads; no message of ours nests so deep."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Around:
-    """What is known of a payload beside its bytes."""
+    """Context of a payload."""
 
     hint: Hint
     keys: Sequence[PublicKey | MacKey] = ()
     depth: int = 0
-    """Payloads around it."""
+    """Number of enclosing payloads."""
 
     def inside(self) -> "_Around":
         return _Around(Hint(self.hint.federation, self.hint.device), self.keys, self.depth + 1)
@@ -40,30 +39,30 @@ class _Around:
 
 @dataclass(slots=True)
 class Dissection:
-    """A payload taken apart. Bytes are as they came; `plain` makes them hexadecimal digits."""
+    """A dissected payload. Bytes are as received; `plain` makes them hexadecimal."""
 
     what: str
     size: int
     kind: str = ""
     fields: dict[str, Any] = field(default_factory=dict)
-    """Those that travelled."""
+    """Fields that travelled."""
     defaults: dict[str, Any] = field(default_factory=dict)
-    """Those that did not."""
+    """Fields that did not travel."""
     unknown: list[str] = field(default_factory=list)
-    """Names and numbers that this version passes over."""
+    """Names and numbers that this version ignores."""
     body: dict[str, Any] = field(default_factory=dict)
     signature: str = ""
     wrong: list[str] = field(default_factory=list)
-    """What the protocol does not allow."""
+    """Violations of the protocol."""
     inside: list["Dissection"] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong with it or what is inside."""
+        """Whether neither it nor anything inside violates the protocol."""
         return not self.wrong and all(each.ok for each in self.inside)
 
     def plain(self) -> dict[str, Any]:
-        """In JSON's types, without what is empty."""
+        """As JSON types, without empty entries."""
         said: dict[str, Any] = {"ok": self.ok, "what": self.what, "size": self.size}
         for name in ("kind", "fields", "defaults", "unknown", "body", "signature", "wrong"):
             if value := getattr(self, name):
@@ -72,7 +71,7 @@ class Dissection:
 
 
 def plain(value: Any) -> Any:
-    """A value in JSON's types."""
+    """A value as JSON types."""
     match value:
         case bytes() | memoryview():
             return bytes(value).hex()
@@ -85,17 +84,17 @@ def plain(value: Any) -> Any:
         case float() if not np.isfinite(value):
             return repr(value)
         case str():
-            return str(value)  # of an enumeration, the word alone
+            return str(value)  # an enumeration: only its word
     return value
 
 
 def dissect(payload: bytes, hint: Hint | None = None, keys: Sequence[PublicKey | MacKey] = ()) -> Dissection:
-    """Take a payload apart.
+    """Dissect a payload.
 
     Args:
         payload: as it was published.
-        hint: what its topic tells.
-        keys: that a signature may be by.
+        hint: what its topic implies.
+        keys: keys that may have signed it.
     """
     return _dissect(payload, _Around(hint or Hint(), keys))
 
@@ -142,7 +141,7 @@ def _dissect(payload: bytes, around: _Around) -> Dissection:
 
 
 def _kind_of(header: Mapping[str, Any]) -> str:
-    """The kind that a header says, or the word for one that has none; empty if it is nothing of ours."""
+    """The kind in a header, or the name of a message without one; empty if it is none of ours."""
     kind = header.get("kind")
     if kind is not None:
         return kind[:64] if isinstance(kind, str) else type(kind).__name__
@@ -153,7 +152,7 @@ def _kind_of(header: Mapping[str, Any]) -> str:
 
 
 def _like(payload: bytes) -> str:
-    """What bytes that are no frame look like."""
+    """What bytes that are no frame resemble."""
     if payload[:1] in (b"{", b"["):
         return "it looks like JSON"
     if len(payload) > 2 and int.from_bytes(payload[:2], "big") + 2 <= len(payload) and payload[2] >> 4 == 8:
@@ -166,7 +165,7 @@ def _like(payload: bytes) -> str:
 
 
 def _unknown_numbers(payload: bytes) -> list[str]:
-    """Numbers of names that are of a later version, at any depth of the header."""
+    """Field numbers of a later version, at any depth of the header."""
     later: set[int] = set()
 
     def look(pairs: Any) -> None:
@@ -179,7 +178,7 @@ def _unknown_numbers(payload: bytes) -> list[str]:
 
 
 def _fields(found: Dissection, model: type[Message], header: Mapping[str, Any]) -> Message | None:
-    """Note the fields of a header; the message, if it keeps the protocol."""
+    """Record the fields of a header; return the message if it is valid."""
     known = {name for name in model.model_fields if name != "kind"}
     found.unknown = [name[:64] for name in sorted(header.keys() - known - {"kind"})[:32]] + found.unknown
     try:

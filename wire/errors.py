@@ -1,15 +1,15 @@
-"""What is raised when bytes from a peer do not keep the contract."""
+"""Errors about bytes from a peer that violate the contract."""
 
 from midge.wire.inert import inert
 
 _LONGEST = 300
-"""Characters of a message: what a peer sent may be quoted in it, and a receipt must be able to carry it."""
+"""Characters of a message: it may quote the peer, and must fit in a receipt."""
 
 
 class WireError(ValueError):
-    """A peer sent something that is not what the protocol says.
+    """A peer violated the protocol.
 
-    The message says what, for a log or a receipt: one line of bounded length, whatever it quotes.
+    The message tells how, for a log or a receipt: one line of bounded length, whatever it quotes.
     """
 
     def __init__(self, message: str) -> None:

@@ -1,7 +1,7 @@
 """A frame: a u16 length, a msgpack header of that length, a raw body.
 
-The header is small and is validated by pydantic; the body is never inside msgpack (a large one there costs many times
-the copy) and is handed on as a memoryview of the payload. Names that `wire.names` knows travel as numbers.
+The header is small and validated by pydantic. The body is never inside msgpack, where a large one would cost many times
+the copy; it is passed on as a memoryview of the payload. Names in `wire.names` travel as numbers.
 """
 
 import struct
@@ -17,14 +17,14 @@ from midge.wire.errors import WireError
 _LENGTH = struct.Struct("<H")
 MAX_HEADER = 0xFFFF
 MAX_ITEMS = 4096
-"""In an array that a peer sent."""
+"""Most items of an array from a peer."""
 
 Buffer = bytes | bytearray | memoryview
 M = TypeVar("M", bound=BaseModel)
 
 
 def pack(value: Any) -> bytes:
-    """Msgpack with text and bytes kept apart."""
+    """Encode as msgpack, with text and bytes as different types."""
     packed: bytes = msgpack.packb(value, use_bin_type=True)
     return packed
 
@@ -32,14 +32,14 @@ def pack(value: Any) -> bytes:
 def unpack(data: Buffer, *, items: int | None = None, pairs: Callable[[Any], Any] | None = None) -> Any:
     """Read msgpack: arrays become tuples, map keys must be text or bytes, nothing may follow the value.
 
-    `pairs` makes a map of its keys and values, which may then be anything: it sees them before any is hashed.
+    `pairs` makes a map from its keys and values, of any type; it gets them before any is hashed.
 
     Raises:
         WireError: the bytes are not msgpack, claim more than they hold, or have an array of more than `items`.
     """
     try:
-        # Room for what an array or a map claims is made before its items are seen, and again at each depth: 3 kB took
-        # 38 MB. So it is seen first that all items are there.
+        # msgpack reserves memory for the claimed length of an array or map before it reads the items, and again at each
+        # depth: 3 kB took 38 MB. So a first pass checks that all items are there.
         claims = msgpack.Unpacker(max_buffer_size=max(1, len(data)))
         claims.feed(data)
         claims.skip()
@@ -50,7 +50,7 @@ def unpack(data: Buffer, *, items: int | None = None, pairs: Callable[[Any], Any
             strict_map_key=pairs is None,
             object_pairs_hook=pairs,
             max_ext_len=0,
-            max_array_len=-1 if items is None else items,  # -1: as many as there are bytes
+            max_array_len=-1 if items is None else items,  # -1: as long as the input
         )
     except WireError:
         raise
@@ -59,7 +59,7 @@ def unpack(data: Buffer, *, items: int | None = None, pairs: Callable[[Any], Any
 
 
 def encode(header: BaseModel | Mapping[str, Any], body: Buffer = b"") -> bytes:
-    """Header and body as one payload."""
+    """Encode header and body as one payload."""
     fields = header.model_dump(exclude_defaults=True, by_alias=True) if isinstance(header, BaseModel) else dict(header)
     kind = getattr(header, "kind", None)
     if kind is not None:
@@ -71,7 +71,7 @@ def encode(header: BaseModel | Mapping[str, Any], body: Buffer = b"") -> bytes:
 
 
 def decode(payload: Buffer) -> tuple[dict[str, Any], memoryview]:
-    """The header as a plain dict, not yet validated, and the body as a view of the payload.
+    """Return the header as a plain dict, not yet validated, and the body as a view of the payload.
 
     Raises:
         WireError: the payload is no frame.
@@ -91,10 +91,10 @@ def decode(payload: Buffer) -> tuple[dict[str, Any], memoryview]:
 
 
 def validate(model: type[M], fields: Any) -> M:
-    """Check a header's fields against its model.
+    """Validate a header's fields against its model.
 
     Raises:
-        WireError: naming the first field that is wrong and how.
+        WireError: naming the first wrong field and why.
     """
     try:
         return model.model_validate(fields)

@@ -1,9 +1,9 @@
-"""Text of peers that is shown: it draws nothing but itself.
+"""Sanitising text of peers before it is shown.
 
-A name or a sentence from outside can hold what a terminal obeys (ECMA-48 escape sequences), what begins a line of its
-own in a log, or what turns the reading direction of all that follows (Unicode's bidirectional controls). All of these
-are characters that Python calls unprintable, as it does spaces of another width, which stay. What has a syntax of its
-own (HTML, labels of Prometheus, JSON) is escaped by what writes it, besides.
+A name or a sentence from outside can hold terminal escapes (ECMA-48), line breaks that forge a log entry, or characters
+that reverse the reading direction (Unicode's bidirectional controls). Python calls all of these unprintable, and also
+spaces of other widths, which are kept. Output with a syntax of its own (HTML, Prometheus labels, JSON) must be escaped
+by its writer as well.
 """
 
 import logging
@@ -14,7 +14,7 @@ LOGGERS = ("aggregator", "broker", "iot_client", "storage")
 
 
 def inert(text: str) -> str:
-    """The text on one line, with a replacement character for each that does not show."""
+    """The text on one line, with a replacement character for each unprintable one."""
     return text if text.isprintable() else "".join(c if _shows(c) else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
@@ -23,7 +23,7 @@ def _shows(character: str) -> bool:
 
 
 def inert_all(value: Any) -> Any:
-    """The same value with all text in it inert, as far as lists and mappings go."""
+    """The same value with all text in it sanitised, through lists and mappings."""
     match value:
         case str():
             return inert(value)
@@ -34,13 +34,13 @@ def inert_all(value: Any) -> Any:
     return value
 
 
-def _told(record: logging.LogRecord) -> bool:
-    """What is logged, with what was put into it; a trace below it is Python's own."""
+def _sanitise(record: logging.LogRecord) -> bool:
+    """Sanitise a log record's message with its arguments; a traceback comes from Python itself."""
     record.msg, record.args = inert(record.getMessage()), None
     return True
 
 
 def quieten_logs() -> None:
-    """Have all that Midge logs inert, whoever handles it. A second call changes nothing."""
+    """Sanitise all log records of Midge, for every handler. A second call changes nothing."""
     for name in LOGGERS:
-        logging.getLogger(name).addFilter(_told)
+        logging.getLogger(name).addFilter(_sanitise)

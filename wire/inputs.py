@@ -1,20 +1,20 @@
-"""The names of a model's inputs, in order: what binds a column of a device's data to a place in the model."""
+"""Names of a model's inputs, in order: they bind the columns of a device's data to the model."""
 
 from collections import Counter
 from collections.abc import Sequence
 
 MOST = 256
-"""Names that travel; a model with more inputs goes without."""
+"""Most names that travel; a model with more inputs sends none."""
 LONGEST = 64
-"""Characters of a name."""
+"""Characters of a name at most."""
 _BYTES = 16 * 1024
-"""Of all names together: each announcement carries them, and its header takes 64 KiB at most."""
+"""Bytes of all names together at most: each announcement carries them, and its header takes 64 KiB at most."""
 _SHOWN = 120
-"""Characters of a list in a sentence."""
+"""Characters of a list in an error message."""
 
 
 def sayable(names: Sequence[str]) -> tuple[str, ...]:
-    """The names as they travel; none if there are too many, one is too long or unprintable, or two are the same."""
+    """The names as they travel; none if there are too many, one is too long or unprintable, or two are equal."""
     said = tuple(names)
     fits = len(said) <= MOST and len(set(said)) == len(said)
     fits = fits and sum(len(name.encode(errors="replace")) for name in said) <= _BYTES
@@ -22,7 +22,7 @@ def sayable(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def difference(announced: Sequence[str], ours: Sequence[str]) -> str:
-    """How a device's inputs differ from the model's, in words; empty if they do not, or one side has no names."""
+    """How a device's inputs differ from the model's, as text; empty if they agree, or one side has no names."""
     if not announced or not ours or tuple(announced) == tuple(ours):
         return ""
     if len(announced) != len(ours):
@@ -38,11 +38,11 @@ def difference(announced: Sequence[str], ours: Sequence[str]) -> str:
 
 
 def width(inputs: int, ours: Sequence[str]) -> str:
-    """That the model has another number of inputs than a device gives."""
+    """Message for a model whose number of inputs differs from the device's."""
     return f"the model has {inputs} inputs, this device gives {len(ours)}: {listed(ours)}"
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names, as many as a sentence bears."""
+    """Names joined by commas, cut to a length that a message bears."""
     text = ", ".join(names)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

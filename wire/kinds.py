@@ -1,4 +1,4 @@
-"""Every kind of message: its model, what it is in words, and what a signature behind it is for."""
+"""Every kind of message: its model, its description, and the purpose of its signature."""
 
 from collections.abc import Mapping
 
@@ -37,7 +37,7 @@ PURPOSES: Mapping[str, str] = {
     "ask": signing.OPERATOR,
     **dict.fromkeys(("renew", "renewed", "authorities"), signing.RENEWAL),
 }
-"""What a signature behind a frame of a kind is for."""
+"""Purpose of the signature behind a frame of each kind."""
 OF_FEDERATION = ("aggregator", "claim", "ask", "authorities")
 """Kinds whose signatures name a federation and no device."""
 SENTENCES: Mapping[str, str] = {
@@ -66,4 +66,4 @@ SENTENCES: Mapping[str, str] = {
     "step": "a step of the model",
     "sealed": "what is inside a seal",
 }
-"""What a payload of a kind is; the last four are words of ours, and of what is no message."""
+"""Description of each kind; the last four are names of ours for what is no message."""

@@ -1,11 +1,11 @@
-"""The published model as a lineage: a state on a power-of-two grid, steps that add integers to it, snapshots of it.
+"""The published model as a lineage: a state on a power-of-two grid, integer steps between states, and snapshots.
 
 A published state is a vector of int32 `n` and an exponent `e`; its values are float32(n)·2^e. A step is another integer
-vector, and an advance is `n + step`. So consecutive steps merge by exact integer addition, every device that holds a
-version holds the same bits whatever its processor, and a state can be stepped back as exactly as forward.
+vector, and an advance is `n + step`. So consecutive steps merge by exact integer addition, every device at a version
+holds the same bits whatever its processor, and a state can be stepped back exactly.
 
 The aggregator keeps the exact model x beside it and decides which step to send next (`aggregator/model/quantiser.py`).
-Bits cannot differ between processors: only scalings by powers of two, rounding, and sums of integers.
+Bits cannot differ between processors, because there are only scalings by powers of two, rounding, and integer sums.
 """
 
 import hashlib
@@ -44,18 +44,18 @@ __all__ = [
 
 
 HEADROOM = 30
-"""Bits of a grid integer; where a value outgrows them, the grid becomes coarser."""
+"""Bits of a grid integer; if a value outgrows them, the grid becomes coarser."""
 _SMALL = 1024
-"""Values up to which a model begins exactly."""
+"""Models up to this many values begin without rounding."""
 _PLAIN = 2
-"""Values for which a snapshot has at least a byte: what a reader makes room for follows from what has come."""
+"""A snapshot has at least one byte for this many values, so that a reader's memory is bounded by the bytes received."""
 LARGEST = 2**31 - 1
-"""Of a grid integer; −2³¹ is none, so that each step can be taken back."""
+"""Largest grid integer; −2³¹ is excluded, so that each step can be reversed."""
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """A published model: what every device at a version holds, bit for bit. Two are the same where `digest` is."""
+    """A published model: what every device at a version holds, bit for bit. Two are equal if their digests are."""
 
     schema: Schema
     integers: Integers
@@ -63,7 +63,7 @@ class State:
     frozen: bytes
 
     def values(self) -> Vector:
-        """The shared parameters, a new float32 vector of shape (schema.size,)."""
+        """The shared parameters as a new float32 vector of shape (schema.size,)."""
         return np.ldexp(self.integers.astype(np.float32), self.exponent)
 
     def parameters(self) -> dict[str, npt.NDArray[np.generic]]:
@@ -93,15 +93,15 @@ class State:
 
 
 def logged(log: bytes, generation: int, version: int, digest: bytes) -> bytes:
-    """The hash over all releases with one more: 16 bytes of SHA-256 over the one before, the numbers and the digest."""
+    """Extend the hash over all releases: 16 bytes of SHA-256 over the previous hash, the numbers and the digest."""
     return hashlib.sha256(log + generation.to_bytes(8, "little") + version.to_bytes(8, "little") + digest).digest()[:16]
 
 
 def on_grid(x: Vector, schema: Schema, frozen: bytes, *, bits: int = HEADROOM) -> State:
-    """Put an exact model on a grid that leaves its largest value, or 1 where all are less, room to grow by five bits.
+    """Put an exact model on a grid that leaves five bits of headroom above its largest value, or above 1.
 
-    With fewer `bits`, each trained tensor is rounded to that many bits of its largest value: a small state from
-    which steps lead on. Models of up to a thousand values are not.
+    With fewer `bits`, each trained tensor is rounded to that many bits of its largest value: a small state from which
+    steps continue. Models of up to a thousand values are not rounded.
 
     Raises:
         ValueError: a value is not finite, or is beyond 2^85.
@@ -122,7 +122,7 @@ def on_grid(x: Vector, schema: Schema, frozen: bytes, *, bits: int = HEADROOM) -
 
 
 def merge(steps: Iterable[Integers]) -> Integers:
-    """Consecutive steps as one, exactly.
+    """Merge consecutive steps into one, exactly.
 
     Raises:
         WireError: the sum leaves int32, the lengths differ, or there is nothing to merge.
@@ -141,7 +141,7 @@ def merge(steps: Iterable[Integers]) -> Integers:
 
 
 def encode_snapshot(state: State) -> bytes:
-    """A state as a frame: the full schema, the frozen tensors, the integers coded as a step is, and filling."""
+    """Encode a state as a frame: the full schema, the frozen tensors, the integers coded like a step, and padding."""
     schema = frames.pack(state.schema.packed())
     integers = encode_integers(state.integers)
     filling = bytes(max(0, -(-state.schema.size // _PLAIN) - len(integers)))
@@ -159,7 +159,7 @@ def decode_snapshot(data: frames.Buffer) -> State:
     """Read a snapshot.
 
     Raises:
-        WireError: it is none, or its parts do not fit one another.
+        WireError: the bytes are no snapshot, or its parts do not fit one another.
     """
     header, body = frames.decode(data)
     if header.get("kind") != "snapshot":
@@ -183,10 +183,10 @@ def decode_snapshot(data: frames.Buffer) -> State:
 
 
 def route(known: Sequence[FrameInfo], have: int | None, target: int) -> tuple[FrameInfo, ...] | None:
-    """The cheapest frames, in order, from the version `have` (None: nothing) to `target`; None where there is no way.
+    """The cheapest frames, in order, from the version `have` (None: nothing) to `target`; None if there is no way.
 
-    A snapshot starts anywhere; a step over `span` versions starts at `version − span`. Each frame costs its bytes and
-    an allowance for asking.
+    A snapshot starts anywhere; a step over `span` versions starts at `version − span`. Each frame costs its bytes and a
+    constant per request.
     """
     asking = 64
     best: dict[int, tuple[int, tuple[FrameInfo, ...]]] = {} if have is None else {have: (0, ())}

@@ -1,7 +1,7 @@
 """Every message of the protocol, as a pydantic model of its header.
 
 Rules of evolution: add fields with defaults; never reorder, rename or reuse one, and never change a default, because a
-field that equals it does not travel; what cannot be said so needs a new root version. Unknown fields are ignored,
+field that equals its default does not travel; anything else needs a new root version. Unknown fields are ignored,
 unknown kinds are refused, every length has a limit.
 """
 
@@ -15,11 +15,11 @@ from midge.wire.errors import WireError
 
 Id = Annotated[bytes, Field(min_length=16, max_length=16)]
 NO_LINEAGE = bytes(16)
-"""A lineage that no store ever has: probes of the broker name it, and are passed over without a word."""
+"""A lineage that no store ever has: probes of the broker use it, and are ignored silently."""
 Digest = Annotated[bytes, Field(min_length=16, max_length=16)]
 """The first 16 bytes of a SHA-256."""
 Sha = Annotated[bytes, Field(min_length=16, max_length=32)]
-"""The first bytes of the SHA-256 of a body: 16 are sent, 32 are understood."""
+"""The first bytes of the SHA-256 of a body: 16 are sent, up to 32 are accepted."""
 U32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
 U63 = Annotated[int, Field(ge=0, le=2**63 - 1)]
 """Unsigned and within SQLite's integers."""
@@ -32,16 +32,16 @@ Capabilities = Annotated[dict[Word, Sentence | int | float | bool], Field(max_le
 Names = Annotated[tuple[Word, ...], Field(max_length=inputs.MOST)]
 
 MOST_VERSION, MOST_GENERATION = 2**52, 2**31
-"""Numbers that a federation never reaches, and far from the ends of their types: what claims more is wrong or a lie. An
-aggregator goes on behind one that is announced up to these; so readers take twice as much."""
+"""Numbers that a federation never reaches, far from the ends of their types: higher claims are wrong or a lie. An
+aggregator continues behind any announced number up to these; so readers accept twice as much."""
 
 Hidden = Annotated[bytes, Field(max_length=60_000)]
-"""What a message tells of its device beside the protocol, sealed by `wire.sealing.hide`; empty if nothing is sealed."""
+"""Fields about the device itself, sealed by `wire.sealing.hide`; empty if nothing is sealed."""
 
 MOST_TOKEN = 2**53 - 1
-"""The highest fencing token; any language's numbers hold it exactly."""
+"""The highest fencing token; exact in any language's numbers."""
 OUTBOX_LIMIT = 16
-"""How many updates a device holds at most, and how many verdicts of it the aggregator remembers."""
+"""Most updates that a device holds, and most verdicts per device that the aggregator remembers."""
 
 
 MICRO = "micro"
@@ -51,14 +51,14 @@ BODY_DIGEST = 8
 
 
 class Message(BaseModel):
-    """Strict about types, deaf to unknown fields, immutable."""
+    """Strict about types, ignores unknown fields, immutable."""
 
-    # Built when first used: a device would spend a tenth of its start on messages that it never sees.
+    # Built lazily: otherwise a device would spend a tenth of its start-up on messages that it never uses.
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, defer_build=True)
 
 
 class Verdict(StrEnum):
-    """What the aggregator says of an update."""
+    """The aggregator's verdict on an update."""
 
     ACCEPTED = "accepted"
     STALE = "stale"
@@ -73,17 +73,17 @@ class Verdict(StrEnum):
     BUSY = "busy"
     PAUSED = "paused"
     QUOTA = "quota"
-    """The device has given as much as the federation's privacy budget allows of one."""
+    """The device has used up its share of the federation's privacy budget."""
     BAD_SIGNATURE = "bad_signature"
-    """Another client may have sent it in the device's name, so it settles nothing."""
+    """Not final: another client may have sent it in the device's name."""
     QUARANTINED = "quarantined"
-    """For now, after many refusals."""
+    """Not now, after many refusals."""
     FORGOTTEN = "forgotten"
     """The operator withdrew the device from the federation."""
 
     @property
     def final(self) -> bool:
-        """True where the device forgets the update; else it keeps it and tries again."""
+        """Whether the device may forget the update; otherwise it keeps the update and retries."""
         return self not in (Verdict.BUSY, Verdict.PAUSED, Verdict.QUARANTINED, Verdict.BAD_SIGNATURE)
 
 
@@ -91,16 +91,16 @@ class Verdict(StrEnum):
 
 
 class Outgoing(Message):
-    """What every message of a device's outbox says: whose it is and what the device still holds."""
+    """Common fields of the messages of a device's outbox: their origin, and what the device still holds."""
 
     outbox: U63
-    """Random bits made with the outbox file."""
+    """Random bits, made with the outbox file."""
     first: Seq
-    """The lowest seq that the device still holds; all below it are settled or gone."""
+    """The lowest seq that the device still holds; all below are settled or lost."""
 
 
 class Update(Outgoing):
-    """A delta: trained minus base. The body is the encoded delta; of an offer, it follows in chunks."""
+    """A delta: trained minus base. The body is the encoded delta; an offer's follows in chunks."""
 
     kind: Literal["update", "offer"] = "update"
     seq: Seq
@@ -109,14 +109,14 @@ class Update(Outgoing):
     base: U63
     """The version that the device trained from."""
     schema_hash: Annotated[bytes, Field(max_length=16)] = b""
-    """Empty says that it is the lineage's, which has but one."""
+    """Empty stands for the lineage's only schema."""
     tensors: Annotated[tuple[U32, ...], Field(max_length=4096)] | None = None
-    """Indices of the tensors that the delta covers, ascending; None is all that are shared."""
+    """Indices of the tensors that the delta covers, ascending; None means all shared ones."""
     codec: Word
     size: Annotated[int, Field(ge=0, le=2**40)]
     """Bytes of the encoded delta."""
     sha256: Sha
-    """Of the encoded delta."""
+    """SHA-256 of the encoded delta."""
     examples: U63 = 0
     steps: U63 = 0
     """Local optimiser steps."""
@@ -126,20 +126,20 @@ class Update(Outgoing):
     """The revision of the plan that the device followed."""
     metrics: Metrics = {}
     parts: Annotated[int, Field(ge=1, le=2**20)] = 1
-    """Of an offer: how many chunks will follow."""
+    """Number of chunks that follow an offer."""
     base_digest: Annotated[bytes, Field(max_length=16)] = b""
-    """The first 8 bytes of the digest of the published state that it was trained from; empty says nothing."""
+    """The first 8 bytes of the digest of the published state that was trained from; empty if not given."""
     sealed: Word = ""
-    """How the encoded delta is sealed to the aggregator: `wire.sealing.NAME`, or empty where it is not. Then `size` and
-    `sha256` are of the sealed bytes: of what travels."""
+    """How the encoded delta is sealed to the aggregator: `wire.sealing.NAME`, or empty if it is not. `size` and
+    `sha256` are those of the sealed bytes, as they travel."""
     feedback: bool = True
-    """Whether what the codec leaves out goes into the device's next update; not False where it leaves nothing out."""
+    """Whether the codec's error goes into the device's next update; True also if the codec has no error."""
     confided: bool = False
     """Whether examples, steps, seconds and metrics are sealed with the delta, by `wire.sealing.confide`."""
 
     @property
     def digest(self) -> bytes:
-        """What a receipt names it by."""
+        """The digest that names it in a receipt."""
         return self.sha256[:BODY_DIGEST]
 
 
@@ -152,7 +152,7 @@ class Chunk(Outgoing):
 
 
 class Fetch(Message):
-    """A device asks for chunks of the model that the broker did not have for it."""
+    """A device requests chunks of a model frame that the broker did not have."""
 
     kind: Literal["fetch"] = "fetch"
     lineage: Id
@@ -171,9 +171,9 @@ class Statistics(Message):
     missing: U63 = 0
     """How many values were missing and left out."""
     sha256: Annotated[bytes, Field(max_length=32)] = b""
-    """Of the body as it travels, where the message is signed."""
+    """SHA-256 of the body as it travels, if the message is signed."""
     sealed: Word = ""
-    """As that of an update."""
+    """How the body is sealed; as `sealed` of an update."""
     hidden: Hidden = b""
 
 
@@ -189,7 +189,7 @@ class Report(Message):
 
 
 class DeviceState(StrEnum):
-    """Where a device is in its life, as its retained status tells."""
+    """The state of a device, as in its retained status."""
 
     JOINING = "joining"
     READY = "ready"
@@ -204,33 +204,33 @@ class DeviceState(StrEnum):
 
 
 class Hello(Message):
-    """A device's status. READY asks the aggregator to answer with what it has of the device's outbox."""
+    """A device's status. READY asks the aggregator for a receipt on the device's outbox."""
 
     kind: Literal["hello"] = "hello"
     state: Annotated[DeviceState, Field(strict=False)]
     outbox: U63
     first: Seq = 1
     next: Seq = 1
-    """The seq that the next update will get."""
+    """The seq of the next update."""
     lineage: Id | None = None
     generation: U32 = 0
     version: U63 = 0
     wakes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Seconds since 1970 by the device's clock at which a device that sleeps wakes next; 0 where it does not say."""
+    """Seconds since 1970, by the device's clock, at which a sleeping device wakes next; 0 if unknown."""
     capabilities: Capabilities = {}
     features: Names = ()
-    """What the device calls its inputs, in order; none where it has no names."""
+    """The device's names of its inputs, in order; empty if it has none."""
     waits: Sentence = ""
-    """Why the device has not trained for a while although it is there, such as too few new rows; empty if it trains."""
+    """Why a device that is online has not trained for a while, such as too few new rows; empty if it trains."""
     number: U63 = 0
-    """Of JOINING, random bits: a live device of the same name answers with READY and `to`."""
+    """In JOINING, random bits: a live device of the same name answers with READY and `to`."""
     to: U63 = 0
-    """In such an answer, the number of the question."""
+    """In such an answer, the `number` that it answers."""
     hidden: Hidden = b""
     verifies: Word = ""
-    """With what the device wants receipts signed: `p256`, `hmac`; empty is the federation's release key."""
+    """The scheme by which the device wants receipts signed: `p256`, `hmac`; empty is the federation's release key."""
     largest: U32 = 0
-    """Bytes of body that a message to the device may have; 0 sets no limit."""
+    """Most bytes of body in a message to the device; 0 sets no limit."""
 
 
 # ------------------------------------------------------------- from the aggregator
@@ -243,25 +243,25 @@ class Settled(Message):
     verdict: Annotated[Verdict, Field(strict=False)]
     why: Sentence = ""
     retry_after: Annotated[float, Field(ge=0, le=86_400)] = 0.0
-    """Seconds to wait before trying again; for a verdict that is not final."""
+    """Seconds to wait before a retry, for a verdict that is not final."""
     repeat: bool = False
-    """True where the update had come before and this is the verdict of then."""
+    """True for a duplicate: the verdict is the one given the first time."""
     weight: Finite = 0.0
     staleness: U63 = 0
     body: Annotated[bytes, Field(max_length=BODY_DIGEST)] = b""
-    """The first 8 bytes of the SHA-256 of the body that the verdict is for, as it travelled: sealed, if it was. A
-    device that holds another one under this number was put back from a copy. Empty says nothing."""
+    """The first 8 bytes of the SHA-256 of the body that was judged, as it travelled: sealed, if it was. A device that
+    holds another body under this number was restored from a copy. Empty if not given."""
 
 
 class Grant(Message):
-    """Leave to send chunks of an offered update: those that are missing, up to a window."""
+    """Permission to send chunks of an offered update: the missing ones, up to a window."""
 
     seq: Seq
     parts: Annotated[tuple[U32, ...], Field(max_length=64)]
 
 
 class Receipt(Message):
-    """The aggregator's word to one device. `hi`: every update up to it has been settled."""
+    """The aggregator's message to one device. `hi`: every update up to it is settled."""
 
     kind: Literal["receipt"] = "receipt"
     outbox: U63
@@ -269,26 +269,26 @@ class Receipt(Message):
     settled: Annotated[tuple[Settled, ...], Field(max_length=64)] = ()
     grants: Annotated[tuple[Grant, ...], Field(max_length=16)] = ()
     token: U63 = 0
-    """Of the aggregator's start: a device settles only by the highest that it has seen; 0 says nothing."""
+    """Fencing token of the aggregator's start: a device obeys only the highest that it has seen; 0 if not given."""
 
 
 class Trouble(Message):
-    """What was dropped of a device that no receipt answers, and why. It settles nothing and asks for nothing."""
+    """Messages of a device that were dropped without a receipt, and why. It settles nothing and needs no answer."""
 
     kind: Literal["trouble"] = "trouble"
     why: Sentence
 
 
 class Vouch(Message):
-    """The aggregator's word to one device that an announcement is its own, if the device can verify no signature."""
+    """The aggregator's confirmation that an announcement is genuine, for a device that cannot verify signatures."""
 
     kind: Literal["vouch"] = "vouch"
     digest: Digest
-    """Of the body of the announcement's envelope."""
+    """Digest of the body of the announcement's envelope."""
 
 
 class AggregatorState(StrEnum):
-    """Whether the aggregator takes what is sent."""
+    """Whether the aggregator accepts messages."""
 
     READY = "ready"
     PAUSED = "paused"
@@ -297,7 +297,7 @@ class AggregatorState(StrEnum):
 
     @property
     def serves(self) -> bool:
-        """Whether its process is there."""
+        """Whether its process is running."""
         return self in (AggregatorState.READY, AggregatorState.PAUSED)
 
 
@@ -306,50 +306,50 @@ class HealthState(StrEnum):
 
     LEARNING = "learning"
     WAITING = "waiting"
-    """Nothing is wrong, and nothing comes: no device is there, or those that are there have nothing to train on."""
+    """No fault and no updates: no device is online, or those online have no new data."""
     STALLED = "stalled"
-    """Devices are there, and for three of their usual intervals no update was accepted."""
+    """Devices are online, and no update was accepted for three of their usual intervals."""
     HELD = "held"
-    """Updates are accepted, and a step or a release is held back."""
+    """Updates are accepted, but a step or a release is held back."""
     PAUSED = "paused"
     FULL = "full"
-    """The store's disk has no room."""
+    """The store's disk is full."""
 
     @property
     def alarming(self) -> bool:
-        """Whether the operator has to look."""
+        """Whether the operator must act."""
         return self in (HealthState.STALLED, HealthState.HELD, HealthState.FULL)
 
 
 class Health(Message):
-    """Whether the federation learns, as its aggregator finds; sent if the state or the alarms change, and if asked."""
+    """Whether the federation learns; sent if the state or the alarms change, and on request."""
 
     state: Annotated[HealthState, Field(strict=False)]
     since: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Seconds since 1970 at which the state began."""
     accepted: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Seconds since 1970 of the last update that was accepted; 0 is none since the aggregator started."""
+    """Seconds since 1970 of the last accepted update; 0 if none since the aggregator started."""
     why: Sentence = ""
     verdicts: Annotated[dict[Word, U63], Field(max_length=32)] = {}
-    """How often each verdict was given in the last minutes."""
+    """Number of times that each verdict was given in the last minutes."""
     devices: Annotated[dict[Word, U63], Field(max_length=32)] = {}
-    """How many distinct devices got each."""
+    """Number of distinct devices per verdict."""
     alarms: Annotated[tuple[Sentence, ...], Field(max_length=16)] = ()
-    """What the operator has to look at while others learn, such as a device that is refused every time."""
+    """Problems for the operator although others learn, such as a device that is refused every time."""
 
     @property
     def alarming(self) -> bool:
-        """Whether a monitor is to raise an alarm."""
+        """Whether a monitor should raise an alarm."""
         return bool(self.alarms) or self.state.alarming
 
 
 class AggregatorStatus(Message):
-    """The aggregator's retained status. Devices hold their outbox while it is not READY."""
+    """The aggregator's retained status. Devices hold back their outbox unless it is READY."""
 
     kind: Literal["aggregator"] = "aggregator"
     state: Annotated[AggregatorState, Field(strict=False)]
     boot: U63
-    """Random bits of this start: a new value means that devices greet again."""
+    """Random bits of this start: at a new value, devices send their status again."""
     lineage: Id
     generation: U32 = 0
     version: U63 = 0
@@ -358,24 +358,24 @@ class AggregatorStatus(Message):
     health: Health | None = None
     """None if the aggregator is older than this field."""
     token: U63 = 0
-    """Higher than that of every start before; see `Receipt.token`."""
+    """Higher than that of every earlier start; see `Receipt.token`."""
 
 
 class Claim(Message):
-    """One aggregator's question to others of its federation, or the answer: to serve it there must be but one."""
+    """An aggregator's question whether another one serves its federation, or the answer: there must be only one."""
 
     kind: Literal["claim"] = "claim"
     boot: U63
     lineage: Id
     token: U63
     number: U63 = 0
-    """Random bits of a question; 0 is an answer."""
+    """Random bits of a question; 0 in an answer."""
     to: U63 = 0
-    """The number of the question that is answered: so no answer can be recorded, or made without having heard it."""
+    """The number of the question that is answered, so that an answer cannot be replayed or guessed."""
 
 
 class Plan(Message, populate_by_name=True):
-    """What the announcement asks of a device. None leaves the choice to the device's trainer."""
+    """How devices shall train. None leaves the choice to the device's trainer."""
 
     revision: U32 = 0
     codec: Word = "uq:4|rice"
@@ -384,36 +384,37 @@ class Plan(Message, populate_by_name=True):
     epochs: Annotated[int, Field(ge=1)] | None = None
     batch_size: Annotated[int, Field(ge=1)] | None = None
     proximal: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """The weight ρ of FedAsync's local term (ρ/2)·|x − x_v|²; 0 is none."""
+    """The weight ρ of FedAsync's local term (ρ/2)·|x − x_v|²; 0 disables it."""
     feedback: bool = True
-    """Whether what the codec leaves out of one update goes into the device's next: error feedback."""
+    """Whether the codec's error goes into the device's next update: error feedback."""
     narrow_codec: Word = ""
-    """What a device whose link is narrow uses in place of `codec`; empty is the same."""
+    """The codec of devices with a narrow link, in place of `codec`; empty is the same."""
     seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """How long a training should take: a device that knows its speed scales its local steps to it, within
+    """Target duration of a training: a device that knows its throughput scales its local steps to it, between
     `fewest_steps` and `most_steps`."""
     fewest_steps: Annotated[int, Field(ge=1)] = 1
     most_steps: Annotated[int, Field(ge=1)] = 10_000
     evaluate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
-    """Seconds at least between two evaluations on the device's own data; 0 is never."""
+    """Least seconds between two evaluations on the device's own data; 0 disables them."""
     seed: U63 = 0
-    """Chance for the trainer: set by the device for each training from its name and the version."""
+    """Seed of the trainer: set by the device for each training from its name and the version."""
     tier: Annotated[Word, Field(alias="class")] = ""
-    """Of the fleet that it is made for: `MICRO` has a device hold one update at a time. On the wire it is `class`."""
+    """The class of devices that it is made for: with `MICRO` a device holds one update at a time. On the wire it is
+    `class`."""
     micro_codec: Word = "int8:256"
-    """What a device uses in place of `codec` that keeps no error feedback: it errs little, and at random."""
+    """The codec of devices without error feedback, in place of `codec`: its error is small and random."""
 
     def micro(self) -> Self:
-        """The same for a fleet of constrained devices: a codec without feedback, and one update at a time."""
+        """The same plan for constrained devices: a codec without feedback, and one update at a time."""
         return self.model_copy(update={"tier": MICRO, "codec": self.micro_codec, "feedback": False})
 
 
 class StrictPlan(Plan, extra="forbid"):
-    """A plan as a user writes it: an unknown name is an error. On the wire, unknown names are passed over."""
+    """A plan as a user writes it: an unknown name is an error. On the wire, unknown names are ignored."""
 
 
 class FrameInfo(NamedTuple):
-    """One frame that leads to `version`: over `span` versions, or a snapshot where `span` is 0."""
+    """A frame that leads to `version`: a step over `span` versions, or a snapshot if `span` is 0."""
 
     version: U63
     span: U32
@@ -422,35 +423,35 @@ class FrameInfo(NamedTuple):
 
 
 class Moment(Message):
-    """Federated statistics that the aggregator asks for: a name and how many channels."""
+    """Federated statistics that the aggregator requests: a name and a number of channels."""
 
     name: Word
     channels: Annotated[int, Field(ge=1, le=2**24)]
 
 
 class Participation(Message):
-    """Who trains from a version: a device takes part where a hash of its name and the version falls under a share."""
+    """Which devices train from a version: those for which a hash of name and version falls below a share."""
 
     share: Annotated[float, Field(ge=0, le=1)] = 1.0
     interval: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Seconds at least between the starts of two trainings of one device."""
+    """Least seconds between the starts of two trainings of one device."""
     bytes_per_month: U63 = 0
-    """Payload bytes, both ways, of one device in a calendar month; 0 sets no limit."""
+    """Payload bytes of one device, both ways, in a calendar month; 0 sets no limit."""
     joules_per_month: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Energy of one device in a calendar month, as it reckons it; 0 sets no limit."""
+    """Energy of one device in a calendar month, by its own estimate; 0 sets no limit."""
     rest: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Seconds that a device pauses besides, unless it has new rows: the model does not move."""
+    """Additional seconds that a device pauses unless it has new rows, because the model does not move."""
 
     @property
     def pause(self) -> float:
-        """Seconds at least between the starts of two trainings of a device without new rows."""
+        """Least seconds between the starts of two trainings of a device without new rows."""
         return max(self.interval, self.rest)
 
 
 class Announcement(Message):
-    """What there is to train from, and how to get there. Retained, small, replaced with each version.
+    """What to train from and how to get it. Retained, small, replaced with each version.
 
-    On the channel `serve`: what to use, the serving model, as a snapshot.
+    On the channel `serve`: the serving model, as a snapshot.
     """
 
     kind: Literal["announcement"] = "announcement"
@@ -463,12 +464,13 @@ class Announcement(Message):
     phase: Literal["statistics", "training"]
     schema_hash: Digest
     digest: Digest
-    """Of the published state at `version`."""
+    """Digest of the published state at `version`."""
     frames: Annotated[tuple[FrameInfo, ...], Field(max_length=256)] = ()
-    """What leads to `version`. On the wire packed, by `wire.offers`: every device gets every announcement."""
+    """Frames that lead to `version`. On the wire packed by `wire.offers`, because every device gets every announcement.
+    """
     moments: Annotated[tuple[Moment, ...], Field(max_length=16)] = ()
     chunk: Annotated[int, Field(ge=256, le=2**28)] = 256 * 1024
-    """Bytes of body that a chunk carries at most, both ways."""
+    """Most bytes of body in a chunk, both ways."""
     plan: Plan = Plan()
     participation: Participation = Participation()
     issued: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -476,26 +478,26 @@ class Announcement(Message):
     expires: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Seconds since 1970; 0 is never."""
     parent: Annotated[bytes, Field(max_length=16)] = b""
-    """The digest of the version before this one, where it is known."""
+    """The digest of the version before this one, if known."""
     log: Annotated[bytes, Field(max_length=16)] = b""
-    """A hash over all releases up to this one (`wire.lineage.logged`), where it is known."""
+    """A hash over all releases up to this one (`wire.lineage.logged`), if known."""
     epoch: U63 = 0
-    """Raised by the operator, and with each new store: in a higher one, devices follow to a lower version or another
+    """Raised by the operator, and with each new store: in a higher epoch, devices follow to a lower version or another
     lineage."""
     seal_key: Annotated[bytes, Field(max_length=32)] = b""
-    """The X25519 public key that updates are sealed to; empty where they are not."""
+    """The X25519 public key that updates are sealed to; empty if they are not sealed."""
     confides: bool = False
-    """Whether the aggregator reads what a sealed update says of itself inside the seal."""
+    """Whether the aggregator reads an update's fields about its training from inside the seal."""
     hides: bool = False
-    """Whether it reads what is `hidden` in the headers of `hello`, `report` and `statistics`."""
+    """Whether it reads the field `hidden` of `hello`, `report` and `statistics`."""
     byte_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Bytes a second that all devices together move, both ways; 0 sets no limit. See `wire.sharing`."""
+    """Bytes a second of all devices together, both ways; 0 sets no limit. See `wire.sharing`."""
     devices: U32 = 0
-    """How many share it, about; 0 where that is not known."""
+    """Number of devices that share it, about; 0 if unknown."""
     features: Names = ()
-    """Names of the model's inputs, in order; none if they are not known. A device whose own differ does not train."""
+    """Names of the model's inputs, in order; empty if unknown. A device with other names does not train."""
     smallest_chunk: Annotated[int, Field(ge=1, le=2**28)] = 1024
-    """Bytes of body down to which a frame's parts are cut for devices that take no more (`Hello.largest`)."""
+    """Least bytes of body to which a frame is cut for devices with small limits (`Hello.largest`)."""
 
     @field_validator("frames", mode="before")
     @classmethod
@@ -513,26 +515,27 @@ class Announcement(Message):
 
 
 class Envelope(Message):
-    """The announcement as it travels. Signatures cover the exact bytes of `body`."""
+    """An announcement as it travels. Signatures cover the exact bytes of `body`."""
 
     body: Annotated[bytes, Field(max_length=65_536)]
     signatures: Annotated[tuple[Any, ...], Field(max_length=16)] = ()
-    """Each a pair of a key's id, 8 bytes, and a signature, 64 bytes. Others are for later, and passed over."""
+    """Pairs of a key's id, 8 bytes, and a signature, 64 bytes. Other items are for later versions, and ignored."""
     chain: Annotated[tuple[Annotated[bytes, Field(max_length=1024)], ...], Field(max_length=16)] = ()
-    """How the key that signs came to be the one: `Succession`s in envelopes, each signed by the key before."""
+    """Succession from an earlier key to the one that signs: `Succession`s in envelopes, each signed by the key before.
+    """
 
 
 class Succession(Message):
-    """The word of a release key that another one signs from some time on."""
+    """A release key's statement that another key signs from some time on."""
 
     kind: Literal["succession"] = "succession"
     federation: Word
     number: U32
     """Counts from 1 within a federation."""
     key: Annotated[bytes, Field(min_length=32, max_length=128)]
-    """The public key that follows: 32 bytes of Ed25519, or the SubjectPublicKeyInfo of P-256, DER."""
+    """The next public key: 32 bytes of Ed25519, or the SubjectPublicKeyInfo of P-256, DER."""
     since: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    """Seconds since 1970: what is issued from then on is signed by the new key."""
+    """Seconds since 1970: announcements issued from then on are signed by the new key."""
 
 
 class Part(Message):
@@ -546,7 +549,7 @@ class Part(Message):
     part: U32
     parts: Annotated[int, Field(ge=1, le=2**20)]
     sha256: Sha
-    """Of the whole frame."""
+    """SHA-256 of the whole frame."""
 
 
 ToAggregator = Update | Chunk | Fetch | Statistics
@@ -560,7 +563,7 @@ _TO_AGGREGATOR: dict[str, type[Update] | type[Chunk] | type[Fetch] | type[Statis
 
 
 def decode_update(payload: frames.Buffer) -> tuple[ToAggregator, memoryview]:
-    """Read what came on an update topic: its header and its body.
+    """Read the payload of an update topic: its header and its body.
 
     Raises:
         WireError: it is no frame, of no known kind, or a field is wrong.
@@ -574,15 +577,15 @@ def decode_update(payload: frames.Buffer) -> tuple[ToAggregator, memoryview]:
 
 
 def _shown(kind: object) -> str:
-    """A kind that we do not know, for a message. What is nested too deep to print is named by its type."""
+    """An unknown kind, for an error message. A value nested too deep to print is shown as its type."""
     return repr(kind[:40]) if isinstance(kind, str) else type(kind).__name__
 
 
 def decode(model: type[frames.M], payload: frames.Buffer) -> tuple[frames.M, memoryview]:
-    """Read a payload that must be of one kind.
+    """Read a payload of one expected kind.
 
     Raises:
-        WireError: it is not.
+        WireError: it is of another kind, or invalid.
     """
     header, body = frames.decode(payload)
     expected = model.model_fields["kind"].default if "kind" in model.model_fields else None
@@ -592,7 +595,7 @@ def decode(model: type[frames.M], payload: frames.Buffer) -> tuple[frames.M, mem
 
 
 def decode_answer(payload: frames.Buffer) -> tuple[Receipt | Trouble, memoryview]:
-    """Read what came on a receipt topic.
+    """Read the payload of a receipt topic.
 
     Raises:
         WireError: it is no frame, of no known kind, or a field is wrong.
@@ -606,20 +609,20 @@ def decode_answer(payload: frames.Buffer) -> tuple[Receipt | Trouble, memoryview
 
 
 def possible(generation: int, version: int) -> bool:
-    """Whether a federation can have come that far."""
+    """Whether a federation can have these numbers."""
     return generation < 2 * MOST_GENERATION and version < 2 * MOST_VERSION
 
 
 def encode_announcement(announcement: Announcement) -> bytes:
-    """An announcement in its envelope."""
+    """Put an announcement into an envelope."""
     return frames.encode(Envelope(body=frames.encode(announcement), signatures=()))
 
 
 def decode_announcement(payload: frames.Buffer) -> Announcement:
-    """Read an announcement out of its envelope.
+    """Read an announcement from its envelope.
 
     Raises:
-        WireError: it is none.
+        WireError: it is invalid.
     """
     envelope, _ = decode(Envelope, payload)
     return decode(Announcement, envelope.body)[0]

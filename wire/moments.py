@@ -1,10 +1,10 @@
-"""Federated normalisation statistics: each device sums up its own rows, and the sums pool as if the rows had.
+"""Federated normalisation statistics: each device sends statistics of its own rows, which pool to those of all rows.
 
 A device sends count, mean and sum of squared deviations of each channel and nothing else. Two such triples merge
 exactly up to rounding (Chan, Golub and LeVeque, "Algorithms for computing the sample variance", 1983), so the pooled
 mean and standard deviation are those of all rows together, without any row having left its device.
 
-What is not a number is missing: NaN, infinity, and values beyond float32, in which the models compute.
+Missing are NaN, infinity, and values beyond float32, in which the models compute.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ from midge.wire.frames import Buffer
 BYTES_PER_CHANNEL: Final = 24
 """An int64 count, a float64 mean, a float64 sum of squares."""
 MAX_COUNT: Final = 2**40
-"""Values of one channel that one device can claim; eight million such claims still add up within int64."""
+"""Most values of one channel that one device can claim; eight million such claims still add up within int64."""
 MAX_VALUE: Final = float(np.finfo(np.float32).max)
 SENTINEL: Final = 1e30
-"""Beyond it no sensor measures: such values, ±3.4e38 for one, stand for a missing one."""
+"""No sensor measures beyond it: larger values, such as ±3.4e38, stand for missing ones."""
 CONSTANT: Final = float(np.finfo(np.float32).eps)
-"""A spread below this part of the mean is lost in float32: the channel counts as constant."""
+"""A spread below this share of the mean is lost in float32: the channel counts as constant."""
 
 Values = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -56,11 +56,11 @@ class Moments:
         return cls(count, mean, np.einsum("nc,nc->c", deviations, deviations))
 
     def merge(self, other: "Moments") -> "Moments":
-        """The moments of both together."""
+        """The moments of the rows of both."""
         return pool((self, other))
 
     def scale(self) -> Values:
-        """Standard deviations of shape (channels,), and 1 for a channel that is constant or was never seen."""
+        """Standard deviations of shape (channels,); 1 for a channel that is constant or has no values."""
         deviation = np.sqrt(self.m2 / np.maximum(self.count, 1))
         floor = np.maximum(CONSTANT * np.abs(self.mean), np.finfo(np.float32).tiny)
         return np.where(deviation > floor, deviation, 1.0)
@@ -71,10 +71,10 @@ class Moments:
 
     @classmethod
     def from_bytes(cls, data: Buffer, channels: int) -> "Moments":
-        """Read what a device sent.
+        """Read a device's moments.
 
         Raises:
-            WireError: the length is wrong, or the numbers cannot be the moments of any rows.
+            WireError: the length is wrong, or no rows can have these moments.
         """
         if len(data) != channels * BYTES_PER_CHANNEL:
             raise WireError(
@@ -95,7 +95,7 @@ class Moments:
 
 
 def pool(parts: Sequence[Moments]) -> Moments:
-    """The moments of all parts together, in two passes: the order of the parts matters to rounding only.
+    """The moments of all parts together, in two passes: the order of the parts affects only rounding.
 
     Raises:
         ValueError: there is no part, or they differ in channels.
@@ -107,7 +107,7 @@ def pool(parts: Sequence[Moments]) -> Moments:
     counts = np.stack([part.count for part in parts])
     means = np.stack([part.mean for part in parts])
     count = counts.sum(axis=0)
-    # Weights first: counts times means could pass float64's exact integers, shares of 1 cannot.
+    # Weights first: count times mean could exceed float64's exact integers; shares of 1 cannot.
     mean = np.sum(means * (counts / np.maximum(count, 1)), axis=0)
     deviations = means - mean
     return Moments(count, mean, np.sum([part.m2 for part in parts], axis=0) + np.sum(counts * deviations**2, axis=0))

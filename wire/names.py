@@ -1,7 +1,7 @@
-"""Field names as numbers: in a header a known name travels as its place in `NAMES`, in one byte.
+"""Field names as numbers: a known name in a header travels as its index in `NAMES`, in one byte.
 
-A name that is not here, such as a metric's, travels as text, and text is understood for every name: so a peer may send
-either. The header of an update of a small model is half of what is sent; names were half of the header.
+Other names, such as a metric's, travel as text. A reader accepts text for every name, so a peer may send either. The
+header is half of the update of a small model, and names were half of the header.
 """
 
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ NAMES = (
     *("health", "accepted", "verdicts", "alarms", "waits", "confided", "confides", "hidden", "hides"),
     *("rest", "trouble", "largest", "smallest_chunk", "class", "micro_codec", "verifies", "vouch"),
 )
-"""Append; never remove, reorder or insert. Up to 127 travel in one byte."""
+"""Append only; never remove, reorder or insert. The first 128 travel in one byte."""
 _NUMBERS = {name: number for number, name in enumerate(NAMES)}
 
 
 def numbered(value: Any) -> Any:
-    """A header of plain dicts, lists and tuples, with numbers for the names that are known, at every depth."""
+    """Replace known names in a header by numbers, at every depth of dicts, lists and tuples."""
     kind = type(value)
     if kind is dict:
         return {_NUMBERS.get(name, name): numbered(each) for name, each in value.items()}
@@ -40,17 +40,17 @@ def numbered(value: Any) -> Any:
 
 
 def number(word: str) -> int | str:
-    """The number of a word, or the word where it has none."""
+    """The number of a name, or the name itself if it has none."""
     return _NUMBERS.get(word, word)
 
 
 def word(said: object) -> object:
-    """The word that a number says; what is no number of one stays as it is."""
+    """The name of a number, or the value unchanged if it is not a known number."""
     return NAMES[said] if type(said) is int and 0 <= said < len(NAMES) else said
 
 
 def named(pairs: Sequence[tuple[object, Any]]) -> dict[str, Any]:
-    """A map whose keys came as numbers or text, without those that are of a later list, or no names at all.
+    """Decode a map from its keys and values; unknown numbers and keys that are neither text nor number are skipped.
 
     Raises:
         WireError: a name came twice.
@@ -63,7 +63,7 @@ def named(pairs: Sequence[tuple[object, Any]]) -> dict[str, Any]:
         elif type(key) is int and 0 <= key < len(NAMES):
             found[NAMES[key]] = value
         else:
-            passed += 1  # and never hashed: numbers can be chosen to collide
+            passed += 1  # skipped and never hashed: numbers can be chosen to collide
     if len(found) + passed < len(pairs):
         raise WireError("a name that comes twice")
     return found

@@ -1,12 +1,12 @@
-"""The list of frames in an announcement as bytes: some sixty of them in three bytes each, for every device gets it.
+"""The frames of an announcement as compact bytes: about sixty, in three bytes each, because every device gets them.
 
-A list, newest version first, is a row of unsigned LEB128 numbers (DWARF 5, section 7.6). Of a frame they are:
+The list, newest version first, is a sequence of unsigned LEB128 numbers (DWARF 5, section 7.6). Each frame has:
 
-- how many versions it lies before the frame ahead of it (of the first: its version), times 64; its span, times 2, or 31
-  where it is longer; and one where it has several parts;
-- its span, where it is longer than 30;
+- how many versions it lies before the previous frame (the first one: its version), times 64; plus its span, or 31 if
+  it is longer than 30, times 2; plus one if it has several parts;
+- its span, if it is longer than 30;
 - its size in bytes;
-- how many parts, where there are several.
+- the number of parts, if there are several.
 """
 
 from collections.abc import Iterable
@@ -16,11 +16,11 @@ _MOST = 256
 _SPAN = 5
 """Bits of a span."""
 _LONG = 31
-"""In place of a span that has no room in them: it follows as a number."""
+"""Marks a span that does not fit these bits: it follows as a number."""
 
 
 def pack(frames: Iterable[tuple[int, int, int, int]]) -> bytes:
-    """Frames, each as version, span, size and parts."""
+    """Encode frames, each as version, span, size and parts."""
     out = bytearray()
     ahead: int | None = None
     for version, span, size, parts in sorted(frames, key=lambda frame: (-frame[0], *frame[1:])):
@@ -35,7 +35,7 @@ def pack(frames: Iterable[tuple[int, int, int, int]]) -> bytes:
 
 
 def unpack(data: bytes) -> tuple[tuple[int, int, int, int], ...]:
-    """What `pack` was given, newest version first. Its numbers are in no range yet.
+    """Decode what `pack` made, newest version first. Ranges are not checked.
 
     Raises:
         ValueError: the bytes are no such list.

@@ -1,4 +1,4 @@
-"""What an aggregator answers to a look at its federation: its status, and a row for each device, in pages."""
+"""An overview of a federation, as its aggregator sends it: its status, and a row for each device, in pages."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -15,53 +15,53 @@ ROWS = 200
 """Rows of a page: about 32 KiB, which every broker takes."""
 
 MOST = 32 * 2**20
-"""Bytes of rows in an answer: those of 200,000 devices as they are, and not of as many with long names of metrics."""
+"""Most bytes of rows in an answer: enough for 200,000 devices, fewer if their metrics have long names."""
 
 Age = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-"""Seconds ago, by the aggregator's monotonic clock: whoever asks needs no clock that agrees with it."""
+"""Seconds ago, by the aggregator's monotonic clock, so that the reader's clock does not matter."""
 
 
 class Ask(Message):
-    """What an operator wants of the aggregator: an overview, and what some devices said taken off the broker."""
+    """An operator's request: an overview, and removal of some devices' retained messages and queued updates."""
 
     kind: Literal["ask"] = "ask"
     gone: Annotated[tuple[Word, ...], Field(max_length=256)] = ()
-    """Devices that were revoked: their last status would stand for ever, for they cannot take it back."""
+    """Revoked devices, whose last retained status must be removed for them."""
     revoked: Annotated[tuple[Word, ...], Field(max_length=256)] = ()
-    """Devices whose waiting updates are to be dropped, and from which nothing is taken any more. Followed only if a
-    release key signed it: whoever may ask for an overview could throw others' work away otherwise."""
+    """Devices whose waiting updates shall be dropped and whose messages shall be ignored from now on. Obeyed only if a
+    release key signed it: otherwise anyone who may ask for an overview could discard others' work."""
 
 
 class DeviceRow(Message):
-    """One device, as its aggregator knows it since it was started."""
+    """One device, as its aggregator has seen it since it started."""
 
     name: Word
     state: Word
-    """What the device said last, or `unknown`; `withdrawn` and `silent` are the aggregator's words."""
+    """The device's last reported state, or `unknown`; `withdrawn` and `silent` are set by the aggregator."""
     heard: Age | None = None
-    """Since its last message."""
+    """Age of its last message."""
     accepted: Age | None = None
-    """Since its last update that was accepted."""
+    """Age of its last accepted update."""
     updates: U63 = 0
     """Updates accepted."""
     refused: U63 = 0
-    """Updates refused since the last one that was accepted."""
+    """Updates refused since the last accepted one."""
     verdict: Word = ""
-    """Of the last one of these."""
+    """Verdict on the last of the refused updates."""
     why: Sentence = ""
-    """Why it was refused, why nothing is taken from the device, or what the device waits for."""
+    """Why it was refused, why the device's messages are ignored, or what the device waits for."""
     version: U63 = 0
     """The newest version that the device is known to have."""
     behind: U63 = 0
     """Versions between it and the newest."""
     holds: U63 = 0
-    """Updates in its outbox, as it said last."""
+    """Updates in its outbox, as last reported."""
     wakes: Age = 0.0
-    """Seconds since 1970, by the device's clock, at which one that sleeps wakes."""
+    """Seconds since 1970, by the device's clock, at which a sleeping device wakes."""
     metrics: Metrics = {}  # noqa: RUF012 - pydantic copies it
-    """What it found last on its own data."""
+    """Its newest results on its own data."""
     metrics_version: U63 = 0
-    """With which version."""
+    """The version that they were measured with."""
 
 
 class Overview(Message):
@@ -71,17 +71,17 @@ class Overview(Message):
     status: AggregatorStatus
     page: U32 = 0
     pages: Annotated[int, Field(ge=1, le=2**20)] = 1
-    """A page that is lost is one of the next answer."""
+    """Number of pages in the answer. A lost page is not repeated: ask again."""
     devices: U32 = 0
     """Rows in all pages."""
     left_out: U32 = 0
-    """Devices without a row: with them the answer would be too large."""
+    """Devices without a row, because the answer would be too large."""
 
 
 def encode_pages(
     status: AggregatorStatus, rows: Iterable[DeviceRow], devices: int, *, most: int = MOST
 ) -> Iterator[bytes]:
-    """The answer as messages of at most `ROWS` rows each, and of `most` bytes of rows: the first of as many devices."""
+    """The answer as messages of at most `ROWS` rows each; devices beyond `most` bytes of rows are left out."""
     bodies: list[bytes] = []
     count = size = 0
     for some in _by_page(rows):
@@ -99,14 +99,14 @@ def encode_pages(
 
 
 def _by_page(rows: Iterable[DeviceRow]) -> Iterator[tuple[DeviceRow, ...]]:
-    """Rows by pages, none made before its page is."""
+    """Rows by page, made lazily."""
     iterator = iter(rows)
     while some := tuple(islice(iterator, ROWS)):
         yield some
 
 
 def decode_ask(payload: frames.Buffer) -> Ask:
-    """Read a question; whatever is none asks for an overview only."""
+    """Read a request; an invalid one asks for an overview only."""
     with suppress(WireError):
         fields, _ = frames.decode(payload)
         if fields.get("kind") == "ask":
@@ -115,7 +115,7 @@ def decode_ask(payload: frames.Buffer) -> Ask:
 
 
 def revoking(key: signing.PrivateKey, federation: str, names: Sequence[str]) -> bytes:
-    """The word of a release key that these devices are revoked."""
+    """A message signed by a release key that these devices are revoked."""
     head = frames.encode(Ask(gone=tuple(names), revoked=tuple(names)))
     return signing.sign_frame(key, signing.OPERATOR, federation, head)
 

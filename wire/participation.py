@@ -1,13 +1,13 @@
-"""Whether a device trains from a version: decided by a hash, so that no device has to be asked."""
+"""Whether a device trains from a version: decided by a hash, without communication."""
 
 import hashlib
 
 
 def takes_part(device: str, lineage: bytes, generation: int, version: int, share: float) -> bool:
-    """True for about this share of all devices, others for each version.
+    """Deterministic sampling: true for about this share of all devices, a different subset for each version.
 
     The first 8 bytes of SHA-256 over `{lineage in hex}/{generation}/{version}/{device}`, as a big-endian fraction of
-    2^64, are below the share. So raising the share for a version adds devices and takes none away.
+    2^64, are below the share. So raising the share for a version adds devices and removes none.
     """
     if share >= 1:
         return True

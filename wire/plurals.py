@@ -1,4 +1,4 @@
-"""Numbers of things in words."""
+"""Counts with a noun."""
 
 
 def counted(number: int, one: str, many: str = "") -> str:

@@ -1,17 +1,17 @@
-"""Names that say nothing: who they belong to only the holder of a key can tell."""
+"""Pseudonyms for devices: only the holder of a key can relate them to names."""
 
 import base64
 import hashlib
 import hmac
 
 LENGTH = 20
-"""Characters: 100 bits, so that a million devices do not share one."""
+"""Characters: 100 bits, so that among a million devices no two collide."""
 
 
 def pseudonym(name: str, key: bytes) -> str:
-    """A device's name for the wire: HMAC-SHA256 of its real one, in base32; the same for the same key.
+    """A device's pseudonym on the wire: HMAC-SHA256 of its real name, in base32; the same for the same key.
 
-    The operator keeps the key and the map of names. To give all devices new pseudonyms, take a new key.
+    The operator keeps the key and the map of names. For new pseudonyms of all devices, use a new key.
 
     Raises:
         ValueError: the key is shorter than 16 bytes, and could be guessed.
@@ -22,5 +22,5 @@ def pseudonym(name: str, key: bytes) -> str:
 
 
 def keyed_hash(name: str, key: bytes) -> bytes:
-    """32 bytes that tell two names apart, and from which without the key no name can be found by trying names."""
+    """32 bytes that differ between names; without the key, guesses of a name cannot be verified."""
     return hmac.digest(key, name.encode(), hashlib.sha256)

@@ -1,8 +1,8 @@
-"""Renewing credentials over MQTT: what a device asks for, and what its authority answers. Both are signed frames.
+"""Renewal of credentials over MQTT: a device's request and its authority's answer, both signed frames.
 
-A request is signed with the key that the device is known by until then, so that neither the broker nor an aggregator
-can have another key put in its place. An answer is signed by an authority that the device trusts, and so is a list of
-authorities, which can bring the next one.
+A request is signed with the device's current key, so that neither the broker nor an aggregator can substitute another
+key. An answer is signed by an authority that the device trusts, and so is a list of authorities, which can introduce
+the next one.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ Digest = Annotated[bytes, Field(max_length=16)]
 
 
 class RenewalRequest(Message):
-    """What a device asks for, retained until it has it. Without `csr`, it only says whom it trusts."""
+    """A device's request, retained until it is answered. Without `csr`, it only reports whom the device trusts."""
 
     kind: Literal["renew"] = "renew"
     csr: Der = b""
@@ -28,19 +28,19 @@ class RenewalRequest(Message):
     certificate: Der = b""
     """The certificate of the key that signs this, DER; empty if the device has a password."""
     password: Annotated[str, Field(max_length=256)] = ""
-    """Of a device with a password: the hash of the next one, as the broker's file has it."""
+    """The hash of the next password, as in the broker's file, for a device with a password."""
     trusts: Digest = b""
     """`digest` of the authorities that the device trusts."""
 
 
 class RenewalAnswer(Message):
-    """The answer, retained until the device takes its request back."""
+    """The answer, retained until the device removes its request."""
 
     kind: Literal["renewed"] = "renewed"
     request: Digest
-    """`digest` of the request, whole."""
+    """`digest` of the whole request."""
     certificate: Der = b""
-    """DER; empty for a password, which is in force from now on, and if the request is refused."""
+    """The certificate, DER; empty for a password, which is in force from now on, and if the request is refused."""
     why: Sentence = ""
     """Why it is refused; empty if it is not."""
 
@@ -50,25 +50,26 @@ class Authorities(Message):
 
     kind: Literal["authorities"] = "authorities"
     number: messages.U63
-    """Counts up: an older list is not followed."""
+    """Counts up: an older list is ignored."""
     authorities: Annotated[bytes, Field(min_length=1, max_length=16 * 1024)]
     """Certificates, PEM, one after the other."""
     signer: Digest = b""
-    """`digest` of the certificate, PEM, of the one that signs now: who has one by another asks for a new one."""
+    """`digest` of the certificate, PEM, of the authority that signs now: a device with a certificate by another one
+    requests a new one."""
 
 
 def digest(data: frames.Buffer) -> bytes:
-    """What names a request, or a list of authorities."""
+    """Digest that names a request, or a list of authorities."""
     return hashlib.sha256(data).digest()[:16]
 
 
 def signed(key: PrivateKey, context: str, message: Message) -> bytes:
-    """A message as it is published. `context` is `signing.of_device`, or the federation's name for all."""
+    """A message as it is published. `context` is `signing.of_device`, or the federation's name for messages to all."""
     return signing.sign_frame(key, signing.RENEWAL, context, frames.encode(message))
 
 
 def read(model: type[frames.M], payload: frames.Buffer) -> frames.M:
-    """A message whose signature is looked at later: the key is in it.
+    """Read a message before its signature is verified: the key is in it.
 
     Raises:
         WireError: it is none of this kind.
@@ -77,7 +78,7 @@ def read(model: type[frames.M], payload: frames.Buffer) -> frames.M:
 
 
 def verify(payload: frames.Buffer, context: str, keys: Iterable[PublicKey]) -> None:
-    """See that one of the keys signed a payload.
+    """Verify that one of the keys signed a payload.
 
     Raises:
         BadSignature: none did.
@@ -86,4 +87,4 @@ def verify(payload: frames.Buffer, context: str, keys: Iterable[PublicKey]) -> N
     _, signature = frames.decode(payload)
     head = signing.head_of(payload, signature)
     if not any(key.verifies(signature, signing.RENEWAL, context, head) for key in keys):
-        raise BadSignature("a renewal that is not signed by whom it must be")
+        raise BadSignature("the renewal is not signed by a trusted key")

@@ -1,11 +1,11 @@
 """Rice coding of many numbers at once.
 
-A number is n >> b in unary, zeros before a one bit being the costly way, and its last b bits as they are; b is the
-parameter of the group that it belongs to (Rice and Plaunt, 1971). All unary parts lie together, and so do all
-remainders, so that both directions are a handful of array operations whatever the number of groups.
+A number is n >> b in unary, as that many zeros and a one, followed by its last b bits; b is the parameter of its group
+(Rice and Plaunt, 1971). All unary parts lie together, and so do all remainders, so that both directions take a few
+array operations whatever the number of groups.
 
-What a reader allocates follows from the parameters that it is given, never from what the bytes claim or are: one that
-unpacked all unary parts at once made 2 GB of 948 bytes, of a model of 30 MB behind Zstandard.
+A reader's memory follows from the given parameters, never from what the bytes claim or contain: a reader that unpacked
+all unary parts at once made 2 GB of 948 bytes, for a model of 30 MB behind Zstandard.
 """
 
 from collections.abc import Iterator
@@ -21,10 +21,10 @@ Parameters = npt.NDArray[np.uint8]
 LARGEST = 2**31 - 1
 """Largest number that can be read."""
 WIDEST = 30
-"""Bits of a parameter."""
+"""Largest parameter, in bits."""
 _MASKS = (np.uint64(1) << np.arange(WIDEST + 1, dtype=np.uint64)) - np.uint64(1)
 _AT_ONCE = 2**16
-"""Numbers whose remainders are put together at a time."""
+"""Numbers whose remainders are assembled at a time."""
 _BYTES = _AT_ONCE // 8
 """Bytes of unary parts that are unpacked at a time: each of their bits may be a number."""
 
@@ -32,8 +32,8 @@ _BYTES = _AT_ONCE // 8
 def choose(numbers: Numbers, group: Numbers, counts: npt.NDArray[np.integer]) -> Parameters:
     """The parameter of each group that makes its numbers shortest. `group` is the group of each number, from 0.
 
-    With parameter b a number takes (number >> b) + 1 + b bits. Where 2^b is above the mean of a group, all unary parts
-    together are fewer bits than its numbers, and one bit more for each of them cannot pay: no larger b is tried.
+    With parameter b a number takes (number >> b) + 1 + b bits. If 2^b is above the mean of a group, all its unary parts
+    together are shorter than one bit a number, so that a larger b cannot pay and is not tried.
     """
     best = np.zeros(counts.size, np.uint8)
     shortest = np.bincount(group, numbers, counts.size)
@@ -46,9 +46,9 @@ def choose(numbers: Numbers, group: Numbers, counts: npt.NDArray[np.integer]) ->
 
 
 def most_bits(count: int) -> int:
-    """Bits of the unary parts of any numbers, at most, each group of which has the parameter that `choose` finds.
+    """Most bits that the unary parts of any numbers take, if each group has the parameter that `choose` finds.
 
-    The one above a group's mean leaves two for each number, and none that it prefers takes more in all.
+    The first parameter above a group's mean gives at most two bits a number, and a preferred one takes no more in all.
     """
     return count * (WIDEST + 3)
 
@@ -66,25 +66,25 @@ def encode(numbers: Numbers, parameters: Parameters) -> tuple[bytes, bytes]:
 
 
 def read(reader: "BodyReader", length: object, parameters: Parameters, most: int) -> Numbers:
-    """The inverse of `encode`, for as many numbers as there are parameters.
+    """The inverse of `encode`, for one number per parameter.
 
     Args:
         reader: stands before the unary parts.
         length: bytes of them, as the body claims.
-        parameters: of the numbers, one each.
-        most: bits that the unary parts take at most.
+        parameters: one for each number.
+        most: most bits of the unary parts.
 
     Raises:
-        WireError: there are fewer numbers, one is beyond 32 bits, or `length` is no length.
+        WireError: there are fewer numbers, one is beyond 32 bits, or `length` is invalid.
     """
     portions = list(read_portions(reader, length, parameters, most))
     return portions[0] if len(portions) == 1 else np.concatenate([np.empty(0, np.int64), *portions])
 
 
 def read_portions(reader: "BodyReader", length: object, parameters: Parameters, most: int) -> Iterator[Numbers]:
-    """`read`, a few ten thousand numbers at a time: unpacked, a bit of a body takes up to sixteen bytes.
+    """`read` in portions of a few ten thousand numbers: unpacked, a bit of a body takes up to sixteen bytes.
 
-    What can be seen without unpacking is looked at before this returns.
+    Checks that need no unpacking are made before this returns.
     """
     if type(length) is not int or not 0 <= length <= -(-most // 8):
         raise WireError("a stream has no length, or one that its numbers cannot take")
@@ -104,7 +104,7 @@ def _expect(count: int, parameters: Parameters) -> None:
 
 
 def _numbers(unary: memoryview, remainders: memoryview, parameters: Parameters) -> Iterator[Numbers]:
-    if len(unary) <= _BYTES:  # nearly always, and then it was not counted before
+    if len(unary) <= _BYTES:  # nearly always true, which saves a pass to count
         ends = _ends(unary)
         _expect(ends.size, parameters)
         if ends.size:
@@ -127,7 +127,7 @@ def _ends(unary: memoryview) -> Numbers:
 
 
 def _between(ends: Numbers, last: int, widths: Parameters, remainders: memoryview, at: int) -> tuple[Numbers, int]:
-    """The numbers whose unary parts end here, behind one that ended at `last`, and where their remainders end."""
+    """The numbers whose unary parts end at `ends`, after one that ended at `last`, and the end of their remainders."""
     numbers = ends.copy()
     numbers[0] -= last + 1
     numbers[1:] -= ends[:-1] + 1  # the zeros before each
@@ -139,7 +139,7 @@ def _between(ends: Numbers, last: int, widths: Parameters, remainders: memoryvie
 
 
 def _add_remainders(numbers: Numbers, widths: Numbers, data: memoryview, at: int) -> int:
-    """Add those from the bit `at` on, and say where they end.
+    """Add the remainders from bit `at` on, and return their end.
 
     Each lies within the 64 bits from its first byte on, which are gathered for all numbers at once.
     """
@@ -169,13 +169,13 @@ def _portions(parameters: Parameters) -> Iterator[tuple[slice, Numbers]]:
 
 
 def _places_of_bits(widths: Numbers) -> Numbers:
-    """For each bit of fields of these widths, one after the other, how far it is shifted: highest first."""
+    """Shift of each bit, highest first, for consecutive fields of these widths."""
     stops = np.repeat(np.cumsum(widths), widths)
     return stops - np.arange(stops.size) - 1
 
 
 class BodyReader:
-    """Takes one piece of a body after the other."""
+    """Reads a body piece by piece."""
 
     def __init__(self, data: memoryview) -> None:
         self._data, self._at = data, 0

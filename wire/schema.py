@@ -1,9 +1,9 @@
-"""The schema: which tensors a model has, in which order, of which shape and role; and its flat vector.
+"""The schema: the names, order, shapes and roles of a model's tensors, and the model's flat vector.
 
-All that is learned together (`trained` and `averaged`) lies in one contiguous float32 vector, in the order of the
-schema; a tensor is a view of it, a complex one a view of pairs. One that is tied to another, as an embedding to the
-head of a language model, is the same view. What is `frozen` travels once, in a snapshot. What is `local` never leaves
-a device.
+All tensors that are learned together (`trained` and `averaged`) lie in one contiguous float32 vector, in the order of
+the schema; a tensor is a view of it, a complex one a view of pairs. A tensor that is tied to another, such as an
+embedding to the head of a language model, is the same view. What is `frozen` travels once, in a snapshot. What is
+`local` never leaves a device.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ _DTYPES = {
     "bool": "|b1",
 }
 _SHARED = ("float32", "complex64")
-"""Of what is learned together: the second as pairs of the first."""
+"""Dtypes of tensors that are learned together; complex64 as pairs of float32."""
 MAX_TENSORS = frames.MAX_ITEMS
 MAX_PARAMETERS = 2**31 - 1
 MAX_NAME = 255
@@ -51,7 +51,7 @@ MAX_NAME = 255
 MAX_SIDES = 32
 """Dimensions of a tensor; NumPy 1.26 knows no more."""
 MAX_PACKED = 2**21
-"""Bytes of a packed schema; what the limits above allow fits."""
+"""Bytes of a packed schema; more than the limits above allow to be made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +63,12 @@ class Tensor:
     dtype: str
     role: Role
     tied: str = ""
-    """The name of an earlier tensor that it is one with, and then never travels itself; empty if it is its own."""
+    """The name of an earlier tensor that it is identical with, so that it never travels itself; empty if it is not
+    tied."""
 
     @property
     def size(self) -> int:
-        """Its numbers; a complex value is two."""
+        """Number of values; a complex value is two."""
         return prod(self.shape) * (2 if self.complex else 1)
 
     @property
@@ -76,12 +77,12 @@ class Tensor:
 
     @property
     def shared(self) -> bool:
-        """True where devices learn it together, and it travels under this name."""
+        """Whether devices learn it together and it travels under this name."""
         return self.role in ("trained", "averaged") and not self.tied
 
 
 def _is_tensor(value: Any) -> bool:
-    """Whether a packed tensor is of the right types; the schema checks the rest."""
+    """Whether a packed tensor has the right types; the schema checks the rest."""
     match value:
         case (str(), (tuple() | list()) as shape, str(), str()) | (
             str(),
@@ -95,7 +96,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _tied(name: str, target: Tensor | None, asked: str) -> Tensor:
-    """A tensor that is one with another; its own if that one stays on each device.
+    """A tensor tied to an earlier one; with values of its own if that one is local.
 
     Raises:
         ValueError: there is none before it.
@@ -106,14 +107,14 @@ def _tied(name: str, target: Tensor | None, asked: str) -> Tensor:
 
 
 class Schema:
-    """The ordered tensors of a model. Two schemas are equal where their hashes are."""
+    """The ordered tensors of a model. Two schemas are equal if their hashes are."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        """Lay the tensors out.
+        """Lay the tensors out in the flat vector.
 
         Raises:
-            WireError: a name twice, an unknown dtype or role, a shared tensor that is neither float32 nor complex64, or
-                too many or too large in any way.
+            WireError: a duplicate name, an unknown dtype or role, a shared tensor that is not float32 or complex64, or
+                a limit that is exceeded.
         """
         self.tensors = tuple(tensors)
         if len(self.tensors) > MAX_TENSORS:
@@ -133,7 +134,7 @@ class Schema:
                 raise WireError(f"{tensor.name}: {len(tensor.shape)} sides are over {MAX_SIDES}")
             if any(side < 0 for side in tensor.shape):
                 raise WireError(f"{tensor.name}: a negative side in {tensor.shape}")
-            # Sides of 0 count as 1: an array of no values may not have endless other sides either.
+            # A side of 0 counts as 1: the other sides of an empty array must not be unbounded either.
             if prod(max(1, min(side, MAX_PARAMETERS + 1)) for side in tensor.shape) > MAX_PARAMETERS:
                 raise WireError(f"{tensor.name}: more than {MAX_PARAMETERS} parameters")
         if sum(tensor.size for tensor in self.tensors) > MAX_PARAMETERS:
@@ -150,13 +151,13 @@ class Schema:
 
     @classmethod
     def of(cls, parameters: Parameters, roles: Mapping[str, str] | None = None) -> "Schema":
-        """The schema of a dict of arrays; what `roles` does not name is trained where it is float, else frozen.
+        """The schema of a dict of arrays. Without a role, float tensors are trained and all others frozen.
 
-        A name in `roles` may be a pattern as of file names, such as `head.*`; a whole name goes before patterns, and is
-        none if there is a tensor of that name. A role may be "=" and the name of an earlier tensor: the two are one.
+        A name in `roles` may be a pattern as of file names, such as `head.*`; an exact name takes precedence over
+        patterns. A role may be "=" and the name of an earlier tensor: the two are tied.
 
         Raises:
-            ValueError: a role for a tensor that is not there, or an array of a dtype that cannot travel.
+            ValueError: a role for a tensor that does not exist, or an array of a dtype that cannot travel.
         """
         roles = roles or {}
         patterns = [name for name in roles if name not in parameters]
@@ -184,7 +185,7 @@ class Schema:
     # ------------------------------------------------------------------ as bytes
 
     def packed(self) -> list[list[Any]]:
-        """For a msgpack header."""
+        """As a list for a msgpack header."""
         return [
             [tensor.name, list(tensor.shape), tensor.dtype, tensor.role, *([tensor.tied] if tensor.tied else [])]
             for tensor in self.tensors
@@ -195,7 +196,7 @@ class Schema:
         """Read what `packed` made.
 
         Raises:
-            WireError: it is no schema.
+            WireError: it is no valid schema.
         """
         match value:
             case tuple() | list() if all(map(_is_tensor, value)):
@@ -204,7 +205,7 @@ class Schema:
 
     @cached_property
     def hash(self) -> bytes:
-        """16 bytes that two equal schemas share."""
+        """16 bytes that are equal for equal schemas."""
         return hashlib.sha256(frames.pack(self.packed())).digest()[:16]
 
     def __eq__(self, other: object) -> bool:
@@ -233,12 +234,12 @@ class Schema:
 
     @cached_property
     def frozen(self) -> tuple[Tensor, ...]:
-        """What travels once; not what is tied to it."""
+        """Tensors that travel once; without those tied to them."""
         return tuple(tensor for tensor in self.tensors if tensor.role == "frozen" and not tensor.tied)
 
     @cached_property
     def untied(self) -> "Schema":
-        """The same with every tensor its own, as it was for a module of which an earlier version made a store."""
+        """The schema without ties, as an earlier version made it for the same module."""
         return Schema([replace(tensor, tied="") for tensor in self.tensors])
 
     def _with_ties(self, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
@@ -248,10 +249,10 @@ class Schema:
         return arrays
 
     def flatten(self, parameters: Parameters) -> Vector:
-        """Copy the shared tensors into one new float32 vector of shape (size,).
+        """Copy the shared tensors into a new float32 vector of shape (size,).
 
         Raises:
-            ValueError: a tensor is missing or of another shape; every such tensor is named.
+            ValueError: a tensor is missing or of another shape; the message names all of them.
         """
         self.check(parameters)
         vector = np.empty(self.size, np.float32)
@@ -272,7 +273,7 @@ class Schema:
         )
 
     def check(self, parameters: Parameters) -> None:
-        """See that a dict of arrays has every tensor that travels, in its shape.
+        """Check that a dict of arrays has every tensor that travels, in its shape.
 
         Raises:
             ValueError: it does not; the message names each one that is missing or different.
@@ -294,7 +295,7 @@ class Schema:
         """Places in the flat vector of the tensors with these indices, or of all.
 
         Raises:
-            WireError: an index is not that of a shared tensor, or they do not ascend.
+            WireError: an index is not that of a shared tensor, or the indices do not ascend.
         """
         if tensors is None:
             yield slice(0, self.size)
@@ -309,7 +310,7 @@ class Schema:
 
     @cached_property
     def fine(self) -> npt.NDArray[np.bool_] | None:
-        """Mask over the flat vector of what no coarse codec may touch (averaged tensors); None where there is none."""
+        """Mask over the flat vector of what no coarse codec may touch (averaged tensors); None if there are none."""
         if all(tensor.role == "trained" for _, tensor, _ in self.shared):
             return None
         mask = np.zeros(self.size, np.bool_)

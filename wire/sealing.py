@@ -1,12 +1,12 @@
-"""Sealing what only the aggregator is to read: TLS ends at the broker, a seal does not.
+"""Sealing: encryption of bodies to the aggregator. TLS ends at the broker, a seal does not.
 
 HPKE in its base mode (RFC 9180) with DHKEM(X25519, HKDF-SHA256), HKDF-SHA256 and ChaCha20-Poly1305, by the library
-`cryptography`: 32 bytes of an encapsulated key, then the ciphertext with its tag of 16. What the body must not be
-separated from goes in as HPKE's `info`; `aad` is empty and each message has an encapsulated key of its own, so that the
-one-shot function of any HPKE library opens it.
+`cryptography`: 32 bytes of an encapsulated key, then the ciphertext with its tag of 16. What the body must stay bound
+to goes in as HPKE's `info`; `aad` is empty and each message has an encapsulated key of its own, so that the one-shot
+function of any HPKE library opens it.
 
-The key to seal to is in the signed announcement. It is derived from the key that signs, so that there is one file to
-guard and a succession changes both.
+The key to seal to is in the signed announcement. It is derived from the signing key, so that there is one file to guard
+and a succession changes both.
 """
 
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
@@ -22,15 +22,18 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.hpke import Suite
 
 NAME: Final = "hpke"
-"""What the field `sealed` says."""
+"""Value of the field `sealed`."""
 OVERHEAD: Final = 48
-"""Bytes that a sealed body is longer: the encapsulated key of 32 and the tag of 16."""
+"""Bytes that sealing adds: the encapsulated key of 32 and the tag of 16."""
 LONGEST: Final = 16 * 1024
-"""Bytes that `Confided` takes at most: 32 metrics with names of 64 characters."""
+"""Most bytes of `Confided`: 32 metrics with names of 64 characters."""
 
 
 class Confided(Message):
-    """What an update tells of its training, sealed with it: a local loss tells of the rows. The body is the delta."""
+    """What an update reports of its training, sealed because it reveals something of the rows.
+
+    The body is the delta.
+    """
 
     examples: U63 = 0
     steps: U63 = 0
@@ -39,7 +42,7 @@ class Confided(Message):
 
 
 class Details(Message):
-    """What a device tells of itself in messages that the broker reads: the fields of them that are sealed."""
+    """Fields about the device in messages that the broker reads, which are sealed instead."""
 
     examples: U63 = 0
     metrics: Metrics = Field(default_factory=dict)
@@ -57,7 +60,7 @@ T = TypeVar("T", Hello, Report, Statistics)
 
 
 def required() -> None:
-    """See that the library is here, and new enough to seal.
+    """Check that the library is installed and can seal.
 
     Raises:
         ModuleNotFoundError: it is not; the message says how to get it.
@@ -81,7 +84,7 @@ def _suite() -> "Suite":
 
 
 def about(federation: str, device: str, message: Update | Statistics) -> bytes:
-    """What a sealed body belongs to. Not its seq: an outbox that takes a new identity numbers again what it holds."""
+    """HPKE's `info` for an update. Without its seq, because an outbox with a new identity renumbers its updates."""
     match message:
         case Update():
             tensors = None if message.tensors is None else list(message.tensors)
@@ -93,14 +96,14 @@ def about(federation: str, device: str, message: Update | Statistics) -> bytes:
 
 
 def confide(update: Update, body: frames.Buffer) -> tuple[Update, bytes]:
-    """An update's header without what it tells of its training, and a body that holds it; both to be sealed."""
-    told = {name: getattr(update, name) for name in Confided.model_fields}
+    """Move what an update reports of its training from the header into the body, to be sealed."""
+    revealed = {name: getattr(update, name) for name in Confided.model_fields}
     nothing = Confided().model_dump()
-    return update.model_copy(update={**nothing, "confided": True}), frames.encode(Confided(**told), body)
+    return update.model_copy(update={**nothing, "confided": True}), frames.encode(Confided(**revealed), body)
 
 
-def told(update: Update, body: memoryview) -> tuple[Update, memoryview]:
-    """The header and the body as they were before `confide`; the same ones if nothing was confided.
+def revealed(update: Update, body: memoryview) -> tuple[Update, memoryview]:
+    """Undo `confide`; returns the arguments if nothing was confided.
 
     Raises:
         WireError: it is no such body.
@@ -113,19 +116,19 @@ def told(update: Update, body: memoryview) -> tuple[Update, memoryview]:
 
 
 def withheld(message: T) -> T:
-    """A message without its details."""
+    """A copy of a message without its details."""
     nothing = Details().model_dump(include=set(_DETAILS[message.kind]))
     return message.model_copy(update=nothing)
 
 
 def hide(federation: str, device: str, message: T, to: bytes) -> T:
-    """A message whose details only the holder of a key reads.
+    """A copy of a message whose details are sealed.
 
     Raises:
-        WireError: the public key is none.
+        WireError: the public key is invalid.
     """
     details = Details(**{name: getattr(message, name) for name in _DETAILS[message.kind]})
-    sealed = seal(frames.encode(details), to, _beside(federation, device, message))
+    sealed = seal(frames.encode(details), to, _info_of_details(federation, device, message))
     return withheld(message).model_copy(update={"hidden": sealed})
 
 
@@ -135,13 +138,13 @@ def shown(federation: str, device: str, message: T, private: bytes) -> T:
     Raises:
         WireError: its details are not sealed to this key, or are not those of such a message.
     """
-    header, _ = frames.decode(unseal(message.hidden, private, _beside(federation, device, message)))
+    header, _ = frames.decode(unseal(message.hidden, private, _info_of_details(federation, device, message)))
     details = frames.validate(Details, header).model_dump(include=set(_DETAILS[message.kind]))
     return message.model_copy(update={**details, "hidden": b""})
 
 
-def _beside(federation: str, device: str, message: Hello | Report | Statistics) -> bytes:
-    """What details belong to."""
+def _info_of_details(federation: str, device: str, message: Hello | Report | Statistics) -> bytes:
+    """HPKE's `info` for details."""
     of: list[object]
     match message:
         case Hello():
@@ -170,10 +173,10 @@ def public(private: bytes) -> bytes:
 
 
 def seal(body: frames.Buffer, to: bytes, info: bytes) -> bytes:
-    """Seal to a public key; each time with another ephemeral key, so no two seals of one body are the same bytes.
+    """Seal to a public key, each time with a new ephemeral key.
 
     Raises:
-        WireError: the public key is none.
+        WireError: the public key is invalid.
     """
     suite = _suite()
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey  # noqa: PLC0415
@@ -181,14 +184,14 @@ def seal(body: frames.Buffer, to: bytes, info: bytes) -> bytes:
     try:
         return suite.encrypt(body, X25519PublicKey.from_public_bytes(to), info)
     except ValueError as error:  # of the wrong length, or a point of small order
-        raise WireError("the key to seal to is none") from error
+        raise WireError("the key to seal to is invalid") from error
 
 
 def unseal(data: frames.Buffer, private: bytes, info: bytes) -> bytes:
     """Open what was sealed to our public key with the same `info`.
 
     Raises:
-        WireError: it was not, or is not what was sealed.
+        WireError: it was sealed otherwise, or was changed.
     """
     suite = _suite()
     from cryptography.exceptions import InvalidTag  # noqa: PLC0415
@@ -199,4 +202,4 @@ def unseal(data: frames.Buffer, private: bytes, info: bytes) -> bytes:
     try:
         return suite.decrypt(data, X25519PrivateKey.from_private_bytes(private), info)
     except (ValueError, InvalidTag) as error:
-        raise WireError("it is not sealed to this aggregator, or not as what its header says") from error
+        raise WireError("it is not sealed to this aggregator, or its header was changed") from error

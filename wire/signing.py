@@ -1,11 +1,12 @@
-"""What is signed, and with what: Ed25519 (RFC 8032), or P-256 (FIPS 186-5), as in certificates and secure elements.
+"""Signatures: Ed25519 (RFC 8032), or P-256 (FIPS 186-5) as in certificates and secure elements.
 
-A signature covers `midge/1 PURPOSE NUL CONTEXT NUL DATA`: the purpose keeps a signature of one sort of message from
-being taken for another, the context names the federation, and the device where there is one, so that none can be moved.
+A signature covers `midge/1 PURPOSE NUL CONTEXT NUL DATA`: the purpose keeps a signature of one kind of message from
+being used for another, the context names the federation, and the device if there is one, so that no signature can be
+moved.
 
 An announcement is signed beside its exact bytes, in its envelope. Every other message is a frame: its signature covers
-the length and the header, which holds the SHA-256 of the body where there is one, and follows behind the body as 64
-bytes that the header does not account for. So a peer without keys reads a signed frame as it always did.
+the length and the header, which holds the SHA-256 of the body if there is one, and follows the body as 64 bytes that
+the header does not account for. So a peer without keys can read a signed frame.
 """
 
 import hashlib
@@ -34,20 +35,20 @@ DEVICE: Final = "device"
 AGGREGATOR: Final = "aggregator"
 OPERATOR: Final = "operator"
 RENEWAL: Final = "renewal"
-"""The purposes: what an aggregator announces, who signs after it, what it tells one device, what a device sends, an
-aggregator's status, what an operator has an aggregator do, and how credentials are renewed."""
+"""The purposes: an aggregator's announcement, a key succession, a message to one device, a message of a device, an
+aggregator's status, an operator's command, renewal of credentials."""
 
 
 class KeyUnusable(ValueError):
-    """A key of our user's that cannot be used; the message says what is wanted."""
+    """A key of our user cannot be used; the message says what kind is needed."""
 
 
 class BadSignature(WireError):
-    """A message is not signed by whom it must be."""
+    """A message is not signed by the required key."""
 
 
 def required() -> None:
-    """See that the library is here.
+    """Check that the library is installed.
 
     Raises:
         ModuleNotFoundError: it is not; the message names the extra that brings it.
@@ -62,12 +63,12 @@ def required() -> None:
 
 
 def signed_bytes(purpose: str, context: str, data: frames.Buffer) -> bytes:
-    """Exactly what a signature covers."""
+    """The exact bytes that a signature covers."""
     return b"".join((b"midge/1 ", purpose.encode(), b"\0", context.encode(), b"\0", data))
 
 
 class PublicKey:
-    """Verifies signatures."""
+    """Verifies signatures of an Ed25519 or P-256 key."""
 
     def __init__(self, key: "Ed25519PublicKey | EllipticCurvePublicKey") -> None:
         from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat  # noqa: PLC0415
@@ -76,7 +77,7 @@ class PublicKey:
         self.encoded = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         """As X.509's SubjectPublicKeyInfo, DER (RFC 5280, RFC 8410)."""
         self.id = hashlib.sha256(self.encoded).digest()[:8]
-        """Says which of several keys a signature is by."""
+        """Identifies the key among several."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PublicKey) and other.encoded == self.encoded
@@ -97,7 +98,7 @@ class PublicKey:
         return ED25519 if len(self.raw) == 32 else P256
 
     def verifies(self, signature: frames.Buffer, purpose: str, context: str, data: frames.Buffer) -> bool:
-        """Whether the signature is by this key, of just this."""
+        """Whether the signature is valid for this key, purpose, context and data."""
         from cryptography.exceptions import InvalidSignature  # noqa: PLC0415
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415
 
@@ -115,14 +116,14 @@ class PublicKey:
 
 
 class PrivateKey:
-    """Signs."""
+    """Signs with an Ed25519 or P-256 key."""
 
     def __init__(self, key: "Ed25519PrivateKey | EllipticCurvePrivateKey") -> None:
         self._key = key
         self.public = PublicKey(key.public_key())
 
     def sign(self, purpose: str, context: str, data: frames.Buffer) -> bytes:
-        """64 bytes."""
+        """Sign, in 64 bytes."""
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
         from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature  # noqa: PLC0415
 
@@ -159,9 +160,10 @@ class PrivateKey:
 
 
 class MacKey:
-    """A secret that a device and its aggregator share: HMAC with SHA-256 (RFC 2104), for boards that do no curves.
+    """A secret that a device and its aggregator share, for boards without elliptic curves.
 
-    Whoever holds it can speak as either, so each device has its own. A signature is the 32 bytes, and as many zeros.
+    HMAC with SHA-256 (RFC 2104). Either side can sign as the other, so each device has its own. A signature is the 32
+    bytes, padded to 64 with zeros.
     """
 
     def __init__(self, secret: bytes) -> None:
@@ -171,7 +173,7 @@ class MacKey:
 
     @classmethod
     def read(cls, text: bytes, name: str = "the key") -> "MacKey":
-        """A line of `hmac-sha256` and the secret in hexadecimal digits.
+        """Read a line of `hmac-sha256` and the secret in hexadecimal digits.
 
         Raises:
             KeyUnusable: it is none.
@@ -186,20 +188,20 @@ class MacKey:
         return cls(secret)
 
     def text(self) -> bytes:
-        """What `read` reads."""
+        """The line that `read` reads."""
         return f"hmac-sha256 {self._secret.hex()}\n".encode()
 
     def sign(self, purpose: str, context: str, data: frames.Buffer) -> bytes:
-        """64 bytes."""
+        """Sign, in 64 bytes."""
         return hmac.digest(self._secret, signed_bytes(purpose, context, data), "sha256") + bytes(32)
 
     def verifies(self, signature: frames.Buffer, purpose: str, context: str, data: frames.Buffer) -> bool:
-        """Whether the signature is by who has this secret, of just this."""
+        """Whether the signature was made with this secret, for this purpose, context and data."""
         return hmac.compare_digest(bytes(signature), self.sign(purpose, context, data))
 
 
 def new_key(kind: str = "ed25519") -> PrivateKey:
-    """A new key: `ed25519` or `p256`."""
+    """Make a new key: `ed25519` or `p256`."""
     required()
     from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
@@ -208,7 +210,7 @@ def new_key(kind: str = "ed25519") -> PrivateKey:
 
 
 def read_private(data: bytes, name: str = "the key") -> PrivateKey:
-    """A private key, PEM: Ed25519 or P-256.
+    """Read a private key, PEM: Ed25519 or P-256.
 
     Raises:
         KeyUnusable: it is none of these.
@@ -229,7 +231,7 @@ def read_private(data: bytes, name: str = "the key") -> PrivateKey:
 
 
 def read_public(data: bytes, name: str = "the key") -> PublicKey:
-    """A public key: PEM, or the PEM certificate that holds it, or SubjectPublicKeyInfo in DER, or Ed25519's 32 bytes.
+    """Read a public key: PEM, or its PEM certificate, or SubjectPublicKeyInfo in DER, or Ed25519's 32 bytes.
 
     Raises:
         KeyUnusable: it is none of these.
@@ -285,17 +287,17 @@ def _der(signature: bytes) -> bytes:
 
 
 def of_device(federation: str, device: str) -> str:
-    """The context of what goes between the aggregator and one device."""
+    """The context of messages between the aggregator and one device."""
     return f"{federation}/{device}"
 
 
 def sign_frame(key: PrivateKey | MacKey, purpose: str, context: str, head: bytes, body: frames.Buffer = b"") -> bytes:
-    """A frame, given as its header's bytes and its body, with a signature behind it."""
+    """Sign a frame, given as the bytes of its header and its body; the signature follows the body."""
     return b"".join((head, body, key.sign(purpose, context, head)))
 
 
 def split(message: object, body: memoryview) -> tuple[memoryview, memoryview]:
-    """A message's own body, and the signature behind it; empty where there is none."""
+    """Split a body from the signature behind it; the signature is empty if there is none."""
     match message:
         case Update(kind="update", size=size):
             own = size
@@ -309,7 +311,7 @@ def split(message: object, body: memoryview) -> tuple[memoryview, memoryview]:
 def signs_for_federation(
     keys: Iterable[PublicKey], federation: str, payload: frames.Buffer, purpose: str = AGGREGATOR
 ) -> bool:
-    """Whether one of the keys signed what is said in the name of a federation: by its aggregator, or its operator.
+    """Whether one of the keys signed a message of a federation's aggregator or operator.
 
     Raises:
         WireError: it is no frame.
@@ -320,7 +322,7 @@ def signs_for_federation(
 
 
 def head_of(payload: frames.Buffer, body: memoryview) -> memoryview:
-    """The length and the header of a payload whose body, with all that follows it, is known."""
+    """The length and the header of a payload, given its body and all that follows it."""
     view = memoryview(payload)
     return view[: len(view) - len(body)]
 
@@ -341,9 +343,9 @@ def sign_announcement(
     Args:
         key: signs first.
         federation: its name.
-        announcement: what is said.
-        chain: how this key came to be the one that signs.
-        companion: signs as well, for devices that cannot verify what the other makes.
+        announcement: the announcement.
+        chain: succession from an earlier key to this one.
+        companion: signs as well, for devices that cannot verify the other key's kind.
     """
     body = frames.encode(announcement)
     keys = (key,) if companion is None else (key, companion)
@@ -352,13 +354,13 @@ def sign_announcement(
 
 
 def signers(envelope: Envelope) -> set[bytes]:
-    """The ids of the keys that an envelope says it is signed by. Nothing of it is verified."""
+    """The ids of the keys that an envelope claims to be signed by. Nothing is verified."""
     pairs = [item for item in envelope.signatures if isinstance(item, tuple) and len(item) == 2]
     return {name for name, _ in pairs if isinstance(name, bytes)}
 
 
 def signed_by(envelope: Envelope, purpose: str, context: str, keys: Sequence[PublicKey]) -> PublicKey | None:
-    """Which of the keys signed an envelope's body; None where none did."""
+    """The key among `keys` that signed an envelope's body; None if there is none."""
     for item in envelope.signatures[:4]:
         match item:
             case (bytes() as name, bytes() as signature):
@@ -369,14 +371,14 @@ def signed_by(envelope: Envelope, purpose: str, context: str, keys: Sequence[Pub
 
 
 def sign_succession(old: PrivateKey, succession: Succession) -> bytes:
-    """The word of a key that another one signs after it."""
+    """Sign the statement of a key that another one signs after it."""
     body = frames.encode(succession)
     signature = (old.public.id, old.sign(SUCCESSION, succession.federation, body))
     return frames.encode(Envelope(body=body, signatures=(signature,)))
 
 
 def read_succession(link: bytes, federation: str, keys: Sequence[PublicKey]) -> Succession:
-    """One link of a chain, which one of these keys must have signed.
+    """Read one link of a chain, signed by one of these keys.
 
     Raises:
         WireError: it is no link of this federation.

@@ -1,14 +1,13 @@
 """A step as bytes: mostly zeros, a few small integers, Golomb-Rice coded.
 
-The vector is cut into blocks of 64 sections of 2,048 values. In a section, the integers that are not zero share their
-trailing zero bits (the section's shift); what is left of one is said by the zeros before it, its sign and its size.
-Numbers of zeros and sizes are Rice coded with a parameter for each section. In a block all streams of one sort lie
-together, so that both directions are a handful of array operations; and the memory of both is that of a block, beside
-the values, whatever their number.
+The vector is cut into blocks of 64 sections of 2,048 values. In a section, the non-zero integers share their trailing
+zero bits (the section's shift); what remains of each is coded as the zeros before it, its sign and its magnitude. Runs
+of zeros and magnitudes are Rice coded with a parameter for each section. In a block all streams of one kind lie
+together, so that both directions take a few array operations and the memory of one block beside the values.
 
-The states of a lineage are coded alike: as a step from nothing.
+The states of a lineage are coded in the same way, as a step from zero.
 
-What a decoder allocates follows from the size that it expects, never from what the bytes claim.
+A decoder's memory follows from the size that it expects, never from what the bytes claim.
 """
 
 import struct
@@ -27,15 +26,15 @@ BLOCK = 64 * SECTION
 """Values of a block."""
 _TABLE = np.dtype([("count", "<u2"), ("shift", "u1"), ("zeros", "u1"), ("size", "u1")])
 _LENGTHS = struct.Struct("<II")
-"""Bytes of the unary parts of a block: of its numbers of zeros, and of its sizes."""
+"""Bytes of the unary parts of a block: of its runs of zeros, and of its magnitudes."""
 FINEST, COARSEST = -40, 60
-"""Exponents that a grid may have."""
+"""Range of a grid's exponent."""
 LARGEST_VALUE = 2.0 ** (COARSEST + 25)
-"""Values of a model are below it in size, or cannot be published."""
+"""Values of a model must be below it in magnitude to be published."""
 
 
 def encode_step(step: Integers, exponent: int) -> bytes:
-    """A step of a grid of this exponent as a frame."""
+    """Encode a step on a grid of this exponent as a frame."""
     return frames.encode({"kind": "step", "exponent": exponent, "size": step.size}, encode_integers(step))
 
 
@@ -52,17 +51,17 @@ def decode_step(data: frames.Buffer, size: int) -> tuple[Integers, int]:
 
 
 def encode_integers(values: Integers) -> bytes:
-    """Integers above −2³¹, in blocks that stand one after the other."""
+    """Encode integers above −2³¹, block after block."""
     return b"".join(_encode_block(values[start : start + BLOCK]) for start in range(0, values.size, BLOCK))
 
 
 def decode_integers(body: memoryview, size: int) -> Integers:
-    """Read a number of integers, which must fill the body.
+    """Read `size` integers, which must fill the body.
 
     Raises:
-        WireError: they do not, or are not within 32 bits.
+        WireError: they do not, or one is beyond 32 bits.
     """
-    if -(-size // SECTION) * _TABLE.itemsize > len(body):  # before there is room made for them
+    if -(-size // SECTION) * _TABLE.itemsize > len(body):  # before memory is reserved for them
         raise WireError("the body is cut short")
     reader = rice.BodyReader(body)
     values = np.zeros(size, np.int32)
@@ -93,7 +92,7 @@ def _encode_block(block: Integers) -> bytes:
 
 
 def _decode_block(reader: rice.BodyReader, block: Integers) -> None:
-    """Read a block into zeros."""
+    """Decode into a block of zeros."""
     zeros_length, sizes_length = _LENGTHS.unpack(reader.take(_LENGTHS.size))
     table = np.frombuffer(reader.take(-(-block.size // SECTION) * _TABLE.itemsize), _TABLE)
     counts = table["count"].astype(np.int64)
@@ -113,9 +112,9 @@ def _decode_block(reader: rice.BodyReader, block: Integers) -> None:
 
 
 def _places(zeros: Numbers, section: Numbers, counts: Numbers, size: int) -> Numbers:
-    """Where the values lie that have these numbers of zeros before them, each within its section."""
+    """Places of the values, from the number of zeros before each, within its section."""
     ends = np.cumsum(zeros + 1)
-    before = np.concatenate([[0], ends])[np.cumsum(counts) - counts]  # what the sections before a section add up to
+    before = np.concatenate([[0], ends])[np.cumsum(counts) - counts]  # the sum over all sections before
     local = ends - before[section] - 1
     places: Numbers = section * SECTION + local
     if section.size and (int(local.max()) >= SECTION or int(places[-1]) >= size):
@@ -124,10 +123,10 @@ def _places(zeros: Numbers, section: Numbers, counts: Numbers, size: int) -> Num
 
 
 def read_exponent(value: object) -> int:
-    """The exponent of a grid, from a header.
+    """Check the exponent of a grid, from a header.
 
     Raises:
-        WireError: it is none, or out of range.
+        WireError: it is no integer, or out of range.
     """
     if type(value) is not int or not FINEST <= value <= COARSEST:
         raise WireError("the grid's exponent is out of range")
@@ -135,7 +134,7 @@ def read_exponent(value: object) -> int:
 
 
 def _shared_zeros(values: Numbers, section: Numbers, count: int) -> Numbers:
-    """How many trailing zero bits all values of each section have."""
+    """The number of trailing zero bits that all values of each section share."""
     bits = np.zeros(count, np.int64)
     np.bitwise_or.at(bits, section, values)
     return np.where(bits == 0, 0, np.frexp((bits & -bits).astype(np.float64))[1] - 1).astype(np.int64)

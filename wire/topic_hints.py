@@ -1,4 +1,4 @@
-"""What a topic alone tells of its payload: of any root, for people who look at payloads."""
+"""What a topic implies about its payload, under any root; for tools that show payloads."""
 
 import re
 from dataclasses import dataclass
@@ -24,23 +24,23 @@ _SHAPES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (rf"(?P<federation>{_NAME})/authorities", ("authorities",)),
     (rf"(?P<federation>{_NAME})/claim", ("claim",)),
 )
-"""Ends of topics, and the kinds that belong there."""
+"""Patterns of topics without their roots, and the kinds that belong there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """What is known of a payload beside its bytes."""
+    """What a topic implies about a payload."""
 
     federation: str = ""
     device: str = ""
     kinds: tuple[str, ...] = ()
-    """Of what may be published there; empty if the topic is not known."""
+    """Kinds that may be published there; empty if the topic is unknown."""
     wrong: str = ""
-    """What is wrong with the topic itself."""
+    """What is wrong with the topic itself; empty if nothing."""
 
 
 def hint(topic: str) -> Hint:
-    """Read a topic under whatever root."""
+    """Read a topic under any root."""
     for shape, kinds in _SHAPES:
         if found := re.fullmatch(rf"(?:[^/]+/)+{shape}", topic):
             named = found.groupdict()

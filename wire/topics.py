@@ -1,7 +1,7 @@
-"""The one place where topics are spelled.
+"""The only place where topics are spelled.
 
-MQTT 3.1.1, section 4.7: levels are separated by `/`; `+` and `#` are wildcards and may not occur in a name. Ours are
-narrower still, so that a name can stand in a topic, in a file name and in an ACL line without quoting.
+MQTT 3.1.1, section 4.7: levels are separated by `/`; `+` and `#` are wildcards and may not occur in a name. Our names
+are restricted further, so that a name can stand in a topic, in a file name and in an ACL line without quoting.
 """
 
 import re
@@ -14,20 +14,20 @@ from midge.wire.errors import WireError
 
 DEFAULT_ROOT = "midge/1"
 SLOTS = 64
-"""How many slots the devices' updates are spread over, so that ingest can later be split by plain wildcards."""
+"""Number of slots that the devices' updates are spread over, so that ingest can later be split by plain wildcards."""
 
 Channel = Literal["train", "serve"]
 FromDevice = Literal["update", "status", "report"]
 
 _NAMED = 10
-"""Federations that a sentence names."""
+"""Most federations that a sentence names."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SLOT = re.compile(r"[0-9]{1,2}")
 _ROOT_LEVEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def check_name(name: str, what: str = "name") -> str:
-    """Return `name` where it may stand in a topic.
+    """Return `name` if it may stand in a topic.
 
     Raises:
         ValueError: it may not; the message says what is allowed.
@@ -46,14 +46,14 @@ def is_name(name: str) -> bool:
 
 
 def explain_absence(topics: "Topics", announced: Iterable[str]) -> str:
-    """Why there is nothing of a federation on a broker, as a sentence for who asked; which others are announced."""
+    """Explain why a federation is not on a broker, and name those that are announced."""
     from difflib import get_close_matches  # noqa: PLC0415 - for those who made a mistake
 
     names = sorted(name for name in announced if _NAME.fullmatch(name))
     said = f"No aggregator has announced federation {topics.federation!r} under {topics.root!r} on this broker"
     if not names:
         return (
-            f"{said}, nor any other that may be seen from here: start it with `midge aggregate`, or look whether this "
+            f"{said}, nor any other that is visible from here: start it with `midge aggregate`, or check that this "
             "is its broker."
         )
     like = get_close_matches(topics.federation, names, 1)
@@ -63,13 +63,13 @@ def explain_absence(topics: "Topics", announced: Iterable[str]) -> str:
 
 
 def device_name(name: str) -> str:
-    """A device's name as it stands in topics: a colon, as in `AA:BB:CC:DD:EE:FF`, becomes a hyphen.
+    """Return a device's name as it stands in topics: a colon, as in `AA:BB:CC:DD:EE:FF`, becomes a hyphen.
 
-    A MAC address is the commonest name of a board. A colon would end the user in a password file, and is in no file
-    name on an SD card; and other Midges read names without.
+    A MAC address is the commonest name of a board. A colon would end the user in a password file, and is not allowed in
+    file names on an SD card; other versions of Midge read names without it.
 
     Raises:
-        ValueError: it cannot be a name all the same.
+        ValueError: it is no valid name even so.
     """
     return check_name(name.replace(":", "-"), "device name")
 
@@ -81,7 +81,7 @@ def slot(device: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Who published a message to the aggregator, and of what sort it is, as its topic tells."""
+    """The sender of a message to the aggregator, and the message's channel, from its topic."""
 
     sort: FromDevice
     device: str
@@ -107,22 +107,22 @@ class Topics:
         self.prefix = f"{self.root}/{self.federation}"
         self.aggregator = f"{self.prefix}/aggregator"
         self.ask = f"{self.aggregator}/ask"
-        """Whoever publishes here asks the aggregator for an overview of the federation …"""
+        """Operators request an overview of the federation here …"""
         self.overview = f"{self.aggregator}/overview"
-        """… which comes here."""
+        """… and receive it here."""
         self.claim = f"{self.prefix}/claim"
         self.authorities = f"{self.prefix}/authorities"
-        """Whom devices are to trust, retained."""
+        """The authorities that devices shall trust, retained."""
         self.renewals = f"{self.prefix}/renew/+"
         self.everything = f"{self.prefix}/#"
         self.of_all_aggregators = f"{self.root}/+/aggregator"
-        """Of each federation under the root."""
+        """The aggregator's topic of every federation under the root."""
 
     def announcement(self, channel: Channel = "train") -> str:
         return f"{self.prefix}/model/{channel}"
 
     def part(self, version: int, span: int, index: int, channel: Channel = "train") -> str:
-        """The topic of one chunk of a frame: `span` versions up to `version`, or a snapshot where it is 0."""
+        """The topic of one chunk of a frame: a step over `span` versions up to `version`, or a snapshot if it is 0."""
         return f"{self.prefix}/model/{channel}/{version}/{span}-{index}"
 
     def update(self, device: str) -> str:
@@ -138,11 +138,11 @@ class Topics:
         return f"{self.prefix}/report/{device}"
 
     def renew(self, device: str) -> str:
-        """Where a device asks for new credentials."""
+        """Where a device requests new credentials."""
         return f"{self.prefix}/renew/{device}"
 
     def renewed(self, device: str) -> str:
-        """Where it is answered."""
+        """Where the answer is published."""
         return f"{self.prefix}/renewed/{device}"
 
     @property
@@ -154,13 +154,13 @@ class Topics:
         """Read a topic that matches `from_devices`.
 
         Raises:
-            WireError: it is none of them, the device's name is not what it must be, or there is no such slot.
+            WireError: it is none of them, the device's name is invalid, or the slot does not exist.
         """
         if not topic.startswith(self.prefix + "/"):
             raise WireError(f"{topic!r} is not under {self.prefix!r}")
         match topic[len(self.prefix) + 1 :].split("/"):
             case ["update", number, device] if _NAME.fullmatch(device):
-                # Any slot, as long as one aggregator reads all: whose a message is, its last level says.
+                # Any slot is accepted, as long as one aggregator reads all: the last level names the device.
                 if not _SLOT.fullmatch(number) or int(number) >= SLOTS:
                     raise WireError(
                         f"slot {number!r} is none of 0 to {SLOTS - 1}; that of {device!r} is {slot(device)}"
@@ -171,7 +171,7 @@ class Topics:
         raise WireError(f"{topic!r} is no topic of a device")
 
     def named(self, topic: str) -> str:
-        """Whose a message is by its topic, be its slot what it may; empty if the topic names no device."""
+        """The device that a topic names, in whatever slot; empty if it names none."""
         match topic.removeprefix(self.prefix + "/").split("/"):
             case ["update", _, device] | ["status" | "report", device] if _NAME.fullmatch(device):
                 return device

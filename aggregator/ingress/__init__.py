@@ -1,1 +1,1 @@
-"""From messages to events: filter, rate limits, authentication, reassembly."""
+"""Ingress: filter, rate limits, authentication and reassembly of incoming messages."""

@@ -1,4 +1,4 @@
-"""Whose message it is, and what was sealed to us: the devices' keys, their signatures, and the opening of seals."""
+"""Authentication of devices by their keys and signatures, and opening of sealed bodies."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,16 +18,16 @@ DeviceKey = PublicKey | MacKey
 
 
 class DeviceKeys:
-    """The devices' keys by name: given, or `NAME.pub`, `NAME.crt`, `NAME/device.crt` or `NAME.hmac` of a directory.
+    """The devices' keys by name: given, or `NAME.pub`, `NAME.crt`, `NAME/device.crt` or `NAME.hmac` in a directory.
 
-    A file that is put there, exchanged or removed counts from then on.
+    Files that are added, replaced or removed take effect at once.
     """
 
     def __init__(self, keys: Mapping[str, bytes | DeviceKey] | str | Path) -> None:
-        """Read those that are given.
+        """Read the given keys.
 
         Raises:
-            KeyUnusable: one is no key, or there is no such directory.
+            KeyUnusable: one is invalid, or there is no such directory.
         """
         self._directory = None if isinstance(keys, Mapping) else Path(keys)
         self._keys: dict[str, DeviceKey] = {}
@@ -44,7 +44,7 @@ class DeviceKeys:
         return key if isinstance(key, MacKey) else None
 
     def of(self, device: str) -> DeviceKey | None:
-        """A device's key; None where it has none. The name must be one that may stand in a topic."""
+        """A device's key; None if it has none. The name must be valid in a topic."""
         if self._directory is None:
             return self._keys.get(device)
         for pattern in _FILES:
@@ -67,9 +67,9 @@ class DeviceKeys:
 
 
 class Credentials:
-    """What is required of a message before it is believed.
+    """The requirements for a message to be trusted.
 
-    A device whose key is known must sign. `require_signed` refuses those whose key is not known as well.
+    A device with a known key must sign. `require_signed` also refuses those without one.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Credentials:
         self._seal_keys = seal_keys
 
     def authenticated(self, device: str) -> bool:
-        """Whether what passes `own_body` is surely by this device."""
+        """Whether messages that pass `own_body` are certainly from this device."""
         return self._require_signed or (self._device_keys is not None and self._device_keys.of(device) is not None)
 
     def secret(self, device: str) -> MacKey | None:
@@ -99,13 +99,14 @@ class Credentials:
         return None if self._device_keys is None else self._device_keys.secret(device)
 
     def registered(self, device: str) -> bool:
-        """Whether a device may take part: any name may, unless only known keys are believed."""
+        """Whether a device may take part: any name may, unless only known keys are trusted."""
         return not self._require_signed or (self._device_keys is not None and self._device_keys.of(device) is not None)
 
     def own_body(self, device: str, message: FromDevice, body: memoryview, payload: bytes) -> memoryview:
-        """A message's body without the signature behind it, which was looked at.
+        """A message's body without its signature, which was verified.
 
-        Chunks are not signed: the offer's signature covers the checksum of the whole. Neither is what asks for a model.
+        Chunks are not signed: the offer's signature covers the checksum of the whole. Requests for a model are not
+        signed either.
 
         Raises:
             BadSignature: it is not signed by this device, and must be.
@@ -126,7 +127,7 @@ class Credentials:
         return own
 
     def check_whole(self, device: str, message: Update | Statistics, body: memoryview) -> None:
-        """See that a whole body is the one that was signed: otherwise it was exchanged on its way, and settles nothing.
+        """Check that a whole body is the signed one: otherwise it was replaced in transit, and settles nothing.
 
         Raises:
             BadSignature: it is not.
@@ -135,20 +136,20 @@ class Credentials:
             raise BadSignature("its body is not the one that was signed")
 
     def must_be_sealed(self, message: Update | Statistics) -> str | None:
-        """Why a message cannot be taken as it is sealed, or not sealed; None where it can."""
+        """Why a message cannot be accepted sealed as it is, or unsealed; None if it can."""
         if message.sealed not in ("", sealing.NAME):
             return f"it is sealed as {message.sealed!r}, which is not known here"
         if message.sealed and not self._seal_keys:
             return "it is sealed, and this aggregator has no key to open it with"
         if self._require_sealed and not message.sealed:
-            return "this federation takes in only what is sealed"
+            return "this federation accepts only sealed updates"
         return None
 
     def opened(self, device: str, message: Update | Statistics, body: memoryview) -> memoryview:
-        """A body with its seal opened.
+        """Open a body's seal.
 
         Raises:
-            WireError: it is not sealed to a key of ours, or is not what was sealed.
+            WireError: it is not sealed to a key of ours, or was changed.
         """
         if not message.sealed:
             return body
@@ -158,10 +159,10 @@ class Credentials:
         return memoryview(self._by_a_key(lambda private: sealing.unseal(body, private, info)))
 
     def shown(self, device: str, message: sealing.T) -> sealing.T:
-        """A message with what is hidden in it; a greeting without, if that was not sealed to us: it is heeded anyway.
+        """A message with its hidden fields; a status whose fields were not sealed to us is returned without them.
 
         Raises:
-            WireError: what is hidden in it was not sealed to us, or is not what such a message tells.
+            WireError: the hidden fields were not sealed to us, or do not belong in such a message.
         """
         if not message.hidden:
             return message
@@ -173,7 +174,7 @@ class Credentials:
             raise
 
     def _by_a_key(self, opened: Callable[[bytes], T]) -> T:
-        """What one of our keys opens, the newest first."""
+        """The result of our first key that opens it, the newest first."""
         for private in self._seal_keys[:-1]:
             with suppress(WireError):
                 return opened(private)
@@ -183,5 +184,5 @@ class Credentials:
 
 
 def plain(update: Update, body: memoryview) -> Update:
-    """The header as of an update that was never sealed, but for its checksum: receipts name the body as it came."""
+    """The header as if the update had never been sealed, except for its checksum: receipts name the body as it came."""
     return update.model_copy(update={"size": len(body), "sealed": ""})

@@ -1,9 +1,8 @@
-"""Ingress checks, cheapest first: each message is turned away as early as it can be, or becomes an event for the core.
+"""Ingress checks, cheapest first: each message is refused as early as possible, or becomes an event for the core.
 
-From cheap to dear: whether the device floods, its header, whether it was withdrawn, whether it sends too much or is in
-quarantine, its signature, its chunks. Then the core: repeats, lineage, schema, staleness, size. Only then the seal, the
-decoding, and what is looked at in values. A message that is turned away is answered if it asks for an answer, or
-counted.
+From cheap to expensive: whether the device floods, its header, whether it was withdrawn, its rate limits and
+quarantine, its signature, its chunks. Then the core: duplicates, lineage, schema, staleness, size. Only then the seal,
+the decoding, and checks of values. A refused message is answered if it expects an answer, otherwise counted.
 """
 
 from collections.abc import Callable
@@ -25,87 +24,87 @@ from midge.wire.schema import Vector
 from midge.wire.signing import BadSignature
 
 HighWater = Callable[[str, int], int]
-"""Up to which seq all of a device's outbox is settled."""
+"""The seq up to which all of a device's outbox is settled."""
 _KEY_REPAIR = 300.0
-"""Seconds after which an update whose signature is wrong may come again: its operator has to exchange a key first."""
+"""Seconds after which an update with a wrong signature may be sent again: the operator must replace a key first."""
 
 
 class KnownDevices(Protocol):
-    """Who was withdrawn from the federation, and who is heard (`aggregator.store.device_erasure.Names`)."""
+    """Withdrawn devices, and who has been active (`aggregator.store.device_erasure.Names`)."""
 
     def withdrawn(self, device: str) -> bool: ...
 
     def heard(self, device: str) -> None: ...
 
 
-class Everybody:
-    """Without a register: every device may take part."""
+class AllDevices:
+    """No register: every device may take part."""
 
     def withdrawn(self, device: str) -> bool:  # noqa: ARG002
         return False
 
     def heard(self, device: str) -> None:
-        """Nothing is kept."""
+        """Record nothing."""
 
 
 @dataclass(slots=True)
 class Body:
-    """What one key stands for, from a message's arrival until the core drops it."""
+    """The content behind one key, from a message's arrival until the core drops it."""
 
     raw: memoryview
-    """As it is journaled: without seal and signature."""
+    """As journaled: without seal and signature."""
     delta: Vector | None = None
-    """Once it is decoded."""
+    """The decoded delta, once it is decoded."""
     direction: Vector | None = None
-    """The sketch of the delta, if the strategy asks for one."""
+    """The sketch of the delta, if the strategy needs it."""
 
 
 class Bodies:
-    """All that waits for a decision, each under one key."""
+    """Bodies that wait for a decision, each under a key."""
 
     def __init__(self) -> None:
         self._keys = count(1)
         self._held: dict[int, Body] = {}
         self.decoded = 0
-        """How many hold a delta: these are what is large."""
+        """Number of bodies with a delta, which are the large ones."""
 
     def __getitem__(self, key: int) -> Body:
         return self._held[key]
 
     def keep(self, raw: memoryview) -> int:
-        """Hold a body; its key."""
+        """Store a body; return its key."""
         key = next(self._keys)
         self._held[key] = Body(raw)
         return key
 
     def decode(self, key: int, delta: Vector, direction: Vector | None) -> None:
-        """Note what a body says."""
+        """Add the decoded content of a body."""
         body = self._held[key]
         body.delta, body.direction = delta, direction
         self.decoded += 1
 
     def drop(self, key: int) -> None:
-        """Let one go."""
+        """Remove a body."""
         body = self._held.pop(key, None)
         self.decoded -= body is not None and body.delta is not None
 
     def clear(self) -> None:
-        """Let all go: nothing was decided on them."""
+        """Remove all bodies: nothing was decided on them."""
         self._held.clear()
         self.decoded = 0
 
 
 class IngressFilter:
-    """Turns a message away, or into an event.
+    """Refuses a message, or turns it into an event.
 
     Args:
-        admission: who may send how much.
-        credentials: whose message it is.
-        known: who takes part.
-        reassembler: puts chunks together.
-        bodies: holds what comes until it is decided on.
-        outlet: what is turned away is counted there.
-        encode_trouble: signs what devices are told of it; None leaves that unsigned.
+        admission: the rate limits.
+        credentials: authentication.
+        known: withdrawn and active devices.
+        reassembler: reassembles chunks.
+        bodies: holds bodies until they are decided on.
+        outlet: refused messages are counted there.
+        encode_trouble: signs `trouble` messages; None leaves them unsigned.
     """
 
     def __init__(
@@ -128,17 +127,17 @@ class IngressFilter:
     def update(
         self, device: str, payload: bytes, now: float, hi: HighWater
     ) -> ev.Event | ev.Reply | ev.GrantChunks | None:
-        """A message from an update topic: an event, the answer to one that is decided on here, or nothing.
+        """Process a message from an update topic: return an event, the answer if it is decided here, or nothing.
 
         Raises:
-            WireError: it does not keep the protocol.
+            WireError: it violates the protocol.
         """
         if self._floods(device, now, len(payload)):
             return None
         message, body = messages.decode_update(payload)
         if self.known.withdrawn(device):
             return self._forgotten(device, message, now)
-        # Chunks are paid for by the offer that was granted, or a large update would use up its device's rate.
+        # The granted offer paid for its chunks, or a large update would use up its device's rate.
         if not isinstance(message, Chunk) and (refusal := self.admission.refuses(device, now)) is not None:
             return self._refused(device, message, refusal, hi, now)
         try:
@@ -171,7 +170,7 @@ class IngressFilter:
         if isinstance(come, Update):
             return ev.GrantChunks(device, come, hi(device, come.outbox))
         if not isinstance(come, Whole):
-            # The last ones come again if an acknowledgement was lost: what is settled is no trouble.
+            # A lost acknowledgement repeats the last chunks: those of a settled update are no trouble.
             if not self.reassembler.awaits(device, chunk) and hi(device, chunk.outbox) < chunk.seq:
                 why = f"a chunk of update {chunk.seq} came, which was not offered here since the start: offer it again"
                 self.troubles.tell(device, why, now)
@@ -184,7 +183,7 @@ class IngressFilter:
         return ev.Arrived(device, come.update, self.bodies.keep(come.body))
 
     def status(self, device: str, payload: bytes, now: float) -> Hello | None:
-        """A status; None if it is not to be heeded.
+        """Process a status; None if it is ignored.
 
         Raises:
             WireError: it is none.
@@ -192,10 +191,10 @@ class IngressFilter:
         if self._floods(device, now, len(payload)):
             return None
         hello, body = messages.decode(Hello, payload)
-        return self.credentials.shown(device, hello) if self._believed(device, hello, body, payload, now) else None
+        return self.credentials.shown(device, hello) if self._trusted(device, hello, body, payload, now) else None
 
     def report(self, device: str, payload: bytes, now: float) -> Report | None:
-        """A report; None if it is not to be heeded.
+        """Process a report; None if it is ignored.
 
         Raises:
             WireError: it is none.
@@ -210,12 +209,12 @@ class IngressFilter:
             self._over_rate(device, refusal, now)
             return None
         report, body = messages.decode(Report, payload)
-        return self.credentials.shown(device, report) if self._believed(device, report, body, payload, now) else None
+        return self.credentials.shown(device, report) if self._trusted(device, report, body, payload, now) else None
 
     def greeting(self, device: str, hello: Hello, now: float) -> ev.Greeted | ev.Reply | None:
-        """A greeting to be heeded, or the answer to one turned away; None: the device greets again by itself."""
+        """Process a READY status: return an event, a refusal, or None if the device will repeat it by itself."""
         refusal = self.admission.refuses(device, now)
-        # One in quarantine is answered: it has to learn what is settled, or it could not forget what was accepted.
+        # A quarantined device is answered: it must learn what is settled, or it could not forget what was accepted.
         if refusal is not None and refusal.verdict is not Verdict.QUARANTINED:
             self._over_rate(device, refusal, now)
             return None
@@ -225,10 +224,10 @@ class IngressFilter:
         return ev.Greeted(device, hello.outbox, hello.first)
 
     def unseal(self, device: str, update: Update, body: Body) -> Update:
-        """Open an update's seal in its place: the journal keeps what can be decoded again without a key.
+        """Open an update's seal in place: the journal keeps what can be decoded again without a key.
 
         Raises:
-            WireError: it is not sealed as it must be, cannot be opened, or is not what the header's checksum is of.
+            WireError: it is not sealed as required, cannot be opened, or does not match the header's checksum.
         """
         if (why := self.credentials.must_be_sealed(update)) is not None:
             raise WireError(why)
@@ -236,27 +235,27 @@ class IngressFilter:
             if not chunks.fits(body.raw, update.sha256):
                 raise WireError("the delta's checksum is not that of its header")
             return update
-        update, body.raw = sealing.told(update, self.credentials.opened(device, update, body.raw))
+        update, body.raw = sealing.revealed(update, self.credentials.opened(device, update, body.raw))
         return plain(update, body.raw)
 
-    # ----------------------------------------------------------------- consequences
+    # ------------------------------------------------------------------ consequences
 
     def judged(self, device: str, verdict: str, now: float) -> None:
-        """An update of this device has been decided on."""
+        """Follow a verdict on an update of this device."""
         self.known.heard(device)
         if verdict == Verdict.ACCEPTED:
-            self.admission.pleased(device)
+            self.admission.accepted(device)
         elif verdict in OFFENCES:
             self._offended(device, now)
 
     def malformed(self, device: str, now: float) -> None:
-        """A message on this device's topics did not keep the protocol."""
-        # A device that signs is not blamed: whoever may publish on its topic could have sent it.
+        """Count a message on this device's topics that violated the protocol."""
+        # A device that signs is not blamed: any client that may publish on its topic could have sent it.
         if not self.credentials.authenticated(device):
             self._offended(device, now)
 
     def forget(self, device: str) -> None:
-        """Drop what is here of a device."""
+        """Remove everything kept here of a device."""
         self.reassembler.forget(device)
         self.admission.forget(device)
 
@@ -264,7 +263,7 @@ class IngressFilter:
         return self.admission.knows(device)
 
     def _heard(self, device: str) -> None:
-        """Note who was heard, for the names that grow old: those of which something is kept, or any name would be."""
+        """Record activity, for the retention of names: only of known devices, or any name would be stored."""
         if self._knows(device):
             self.known.heard(device)
 
@@ -273,7 +272,7 @@ class IngressFilter:
             self._outlet.tell("quarantine", device=device, seconds=term)
 
     def stray(self, topic: str, now: float, size: int) -> bool:
-        """Whether a message on a topic that is no device's is looked at: whose it is, the topic's end says at most."""
+        """Whether a message on a topic without a device is processed: at most the topic's end names its sender."""
         return not self._floods(topic.rsplit("/", 1)[-1][:64], now, size)
 
     def _floods(self, device: str, now: float, size: int) -> bool:
@@ -290,7 +289,7 @@ class IngressFilter:
     def _displaced(self, device: str, now: float) -> None:
         self.troubles.tell(device, DISPLACED, now)
 
-    def _believed(self, device: str, message: Hello | Report, body: memoryview, payload: bytes, now: float) -> bool:
+    def _trusted(self, device: str, message: Hello | Report, body: memoryview, payload: bytes, now: float) -> bool:
         try:
             self.credentials.own_body(device, message, body, payload)
         except BadSignature as error:
@@ -317,7 +316,7 @@ class IngressFilter:
         return ev.Reply(device, message.outbox, hi(device, message.outbox), (settled,))
 
     def _unsigned(self, device: str, message: FromDevice, why: str, hi: HighWater, now: float) -> ev.Reply | None:
-        """The answer to a message whose signature is not right. It settles nothing: the device may not have sent it."""
+        """The answer to a message with a wrong signature. It settles nothing: the device may not have sent it."""
         self._dropped["bad signature"] += 1
         if not isinstance(message, Update):
             self.troubles.tell(device, f"its {message.kind} is dropped: {why}", now)

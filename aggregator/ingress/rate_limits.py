@@ -1,16 +1,16 @@
-"""Who may send how much, and make how much work: a budget for each device, shares of the fleet's, and quarantine.
+"""Rate limits: a budget for each device, fair shares of the fleet's capacity, and quarantine.
 
-Mosquitto has no limit on a client's messages a second, so that the aggregator must have one. What is over it is not
-lost: it is refused for now, stays with its device, and comes again. Pure: no clock, no chance.
+Mosquitto does not limit a client's message rate, so the aggregator must. Messages over the limit are not lost: they are
+refused for now, stay with their device, and come again. Pure: no clock, no randomness.
 
-A device's budget has four currencies: messages, bytes that it sends, bytes that we publish for it, processor time. What
-a message costs is known when it is done, so the last three are charged afterwards, and a device in debt waits. Two of
-them are scarce for all together: the fleet's messages and the processor. They are shared fairly over devices. Each has
-an equal share of what there is, and more only of what others leave: while half of the burst is there, no device is held
-to its share; below that, none gets more than it. So one that asks for ten times its share costs itself.
+A device's budget has four currencies: messages, bytes that it sends, bytes that we publish for it, processor time. The
+cost of a message is known afterwards, so the last three are charged then, and a device in debt waits. Two of them are
+limited for the whole fleet: its messages and the processor. They are shared max-min fairly over devices. Each has an
+equal share, and may use more only while others leave it: while half of the burst is left, no device is held to its
+share; below that, none gets more than it. So a device that asks for ten times its share harms only itself.
 
-Names cost nothing where a broker lets all publish. So a device of which an update was accepted has room of its own
-in the table, and of the fleet's messages the lower half of the burst.
+Names cost nothing if the broker lets everyone publish. So a device with an accepted update has room of its own in the
+table, and the lower half of the fleet's burst of messages.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,57 +20,58 @@ from typing import Any
 from midge.wire.messages import Verdict
 
 OFFENCES = frozenset({Verdict.BAD_ENCODING, Verdict.NON_FINITE, Verdict.TOO_LARGE})
-"""Verdicts that an honest device in good health does not get again and again. A stale or a large update is no offence:
-a world that changes makes both."""
+"""Verdicts that a healthy honest device does not get repeatedly. A stale or a large update is no offence: a changing
+world causes both."""
 _LONGEST = 86_400.0
-"""Seconds of one quarantine, at most: what a receipt's `retry_after` can say."""
+"""Most seconds of one quarantine: the limit of a receipt's `retry_after`."""
 _LOOK = 10.0
-"""Seconds between two looks for devices that may be forgotten."""
+"""Seconds between two searches for devices that may be forgotten."""
 _EACH = 160e3
-"""Bytes of a message that a device's budget of bytes has room for at least, at the default rate 8 MB/s."""
+"""Bytes of a message for which a device's byte budget has room at least, at the default rate of 8 MB/s."""
 _WORK_BURST, _WORK_LEAST = 1.0, 0.05
 """Seconds of the processor that may be used at once: by all before it counts as scarce, and by each device at least."""
 _MESSAGES = 20
-"""A device may send this many times more messages than updates: chunks of an update are messages too."""
+"""A device may send this many times more messages than updates, because chunks are messages too."""
 _EVENTS, _EVENTS_BURST = 20.0, 2_000.0
-"""Events of devices of which nothing was ever accepted: a fleet's first start has some for each device."""
+"""Rate and burst of events of devices without any accepted update: a fleet's first start has some for each device."""
 _OF_STRANGERS = frozenset({"device", "held", "repeat", "quarantine", "report"})
 TROUBLE = 10.0
-"""Seconds between two messages that tell one device what was dropped of it."""
+"""Least seconds between two `trouble` messages to one device."""
 _TROUBLES, _TROUBLES_BURST = 10.0, 100.0
-"""Such messages to all devices of which nothing was ever accepted, a second and at once: names cost nothing."""
+"""Rate a second and burst of `trouble` messages to all devices without an accepted update, because names cost nothing.
+"""
 _YOUNG = 1.0
-"""Seconds for which a name that was just heard is not forgotten for a new one."""
+"""Seconds for which a recently active name is not replaced by a new one."""
 _LOOKED_AT = 64
-"""Names that are looked at, longest silent first, for one that is not in quarantine."""
+"""Names examined, longest silent first, for one that is not quarantined."""
 
 
 @dataclass(frozen=True, slots=True)
 class IngressLimits:
-    """What is taken in at most. None takes everything."""
+    """Rate limits. None disables a limit."""
 
     rate: float | None = 50.0
-    """Updates, offers, greetings, reports and the like of one device, a second. None sets no limit of one device in
-    any currency."""
+    """Updates, offers, statuses, reports and the like of one device, a second. None disables all limits of single
+    devices."""
     burst: float = 200.0
-    """How many of them may come at once."""
+    """Burst of them."""
     fleet_rate: float | None = 5_000.0
-    """Of all devices together."""
+    """Rate of all devices together."""
     fleet_burst: float = 20_000.0
     bytes_in: float | None = 8e6
-    """Bytes that one device sends, a second; more where `rate` and `burst` leave less than 160 kB for a message."""
+    """Bytes a second that one device sends; more if `rate` and `burst` leave less than 160 kB for a message."""
     bytes_in_burst: float = 128 * 2.0**20
     bytes_out: float | None = 250e3
-    """Bytes of the model that are published again because one device asks, a second."""
+    """Bytes a second of the model that are published again because one device asks."""
     bytes_out_burst: float = 16 * 2.0**20
     work: float | None = 0.5
-    """Share of the processor that messages keep busy before it is shared out: then each device has an equal part."""
+    """Share of the processor for messages, above which it is shared out: then each device has an equal part."""
     strikes: int | None = 10
-    """Offences, less the updates accepted since, after which a device is in quarantine."""
+    """Offences, less the updates accepted since, after which a device is quarantined."""
     quarantine: float = 60.0
-    """Seconds of the first quarantine; each following one lasts twice as long, each update accepted later halves it."""
+    """Seconds of the first quarantine; each later one lasts twice as long, each accepted update halves it."""
     tracked: int = 100_000
-    """Devices that are remembered, at most."""
+    """Most devices that are remembered."""
 
     def __post_init__(self) -> None:
         for name in ("rate", "fleet_rate", "bytes_in", "bytes_out", "work"):
@@ -92,14 +93,14 @@ class IngressLimits:
 
 
 @dataclass(slots=True)
-class Bucket:
-    """Tokens that come at a rate up to a burst. What is charged afterwards may leave a debt."""
+class TokenBucket:
+    """A token bucket: tokens arrive at a rate up to a burst. Charging afterwards may leave a debt."""
 
     rate: float
     burst: float
     tokens: float
     filled: float
-    """When the tokens were counted last."""
+    """When the tokens were last counted."""
 
     def fill(self, now: float) -> float:
         self.tokens = min(self.burst, self.tokens + self.rate * max(0.0, now - self.filled))
@@ -107,42 +108,42 @@ class Bucket:
         return self.tokens
 
     def spend(self, now: float) -> float:
-        """Spend one; 0 where there was one, else how many seconds it takes until there is."""
+        """Spend one token; 0 if there was one, otherwise the seconds until there is."""
         if self.fill(now) >= 1:
             self.tokens -= 1
             return 0.0
         return (1 - self.tokens) / self.rate
 
     def debt(self, now: float) -> float:
-        """Seconds until nothing is owed."""
+        """Seconds until the debt is paid."""
         return 0.0 if self.fill(now) >= 0 else -self.tokens / self.rate
 
 
 class FairShare:
-    """What all devices together may spend, max-min fair: by equal shares when it is scarce.
+    """The fleet's capacity, shared max-min fairly: by equal shares when it is scarce.
 
     Args:
-        rate: what may be spent before it is scarce.
-        burst: of that, at once.
-        whole: what the shares add up to, if that is more.
-        least: what each device may spend at once, if its share of the burst is less.
+        rate: capacity before it is scarce.
+        burst: its burst.
+        whole: sum of the shares, if that is more.
+        least: burst of each device, if its share of the burst is less.
     """
 
     def __init__(self, rate: float, burst: float, *, whole: float | None = None, least: float = 1.0) -> None:
         self.all = _full(rate, burst, 0.0)
         self._whole, self._least = whole or rate, least
 
-    def own(self, active: int, now: float) -> Bucket:
-        """A share that nothing was spent of."""
+    def own(self, active: int, now: float) -> TokenBucket:
+        """A full share."""
         return _full(self._whole / active, max(self._least, self.all.burst / active), now)
 
-    def wait(self, own: Bucket, cost: float, active: int, now: float, *, reserved: bool = False) -> float:
-        """Seconds that a device waits until it may spend; 0 if it may now.
+    def wait(self, own: TokenBucket, cost: float, active: int, now: float, *, reserved: bool = False) -> float:
+        """Seconds that a device must wait before it may spend; 0 if it may now.
 
         Args:
-            own: what the device has of its share.
-            cost: what it is about to spend; 0 if that is only known afterwards.
-            active: how many devices share.
+            own: the device's share.
+            cost: tokens to spend; 0 if only known afterwards.
+            active: number of devices that share.
             now: the time.
             reserved: whether it must leave the lower half of the burst to others, whatever its share is.
         """
@@ -159,8 +160,8 @@ class FairShare:
             return (least - left) / everyone.rate
         return 0.0 if own.tokens >= cost else (cost - own.tokens) / own.rate
 
-    def charge(self, own: Bucket, cost: float, now: float) -> None:
-        """Spend. A debt is at most a burst: what others had left over need not be paid back."""
+    def charge(self, own: TokenBucket, cost: float, now: float) -> None:
+        """Spend. A debt is at most a burst: capacity that others left over need not be paid back."""
         self.all.fill(now)
         self.all.tokens = max(0.0, self.all.tokens - cost)
         own.fill(now)
@@ -171,31 +172,31 @@ class FairShare:
 class Conduct:
     """What is remembered of one device."""
 
-    things: Bucket | None
-    messages: Bucket | None
-    answers: Bucket
-    bytes_in: Bucket | None = None
-    bytes_out: Bucket | None = None
+    things: TokenBucket | None
+    messages: TokenBucket | None
+    answers: TokenBucket
+    bytes_in: TokenBucket | None = None
+    bytes_out: TokenBucket | None = None
     owed: float = 0.0
-    """Seconds of the debt in bytes that was there before its newest message."""
-    share: Bucket | None = None
-    """Of the fleet's messages."""
-    work: Bucket | None = None
-    """Of the processor's seconds."""
-    looks: Bucket | None = None
-    """Of the messages of any sort of devices that are not known."""
+    """Seconds of the byte debt before its newest message."""
+    share: TokenBucket | None = None
+    """Its share of the fleet's messages."""
+    work: TokenBucket | None = None
+    """Its share of the processor's seconds."""
+    looks: TokenBucket | None = None
+    """Its share of the messages of unknown devices."""
     heard: float = 0.0
-    """When it was heard last."""
+    """When its last message came."""
     strikes: int = 0
     term: float = 0.0
-    """Seconds that the last quarantine lasted; 0 where there was none, or all is forgiven."""
+    """Seconds of the last quarantine; 0 if there was none, or all is forgiven."""
     until: float = 0.0
     """When the quarantine ends."""
     told: float = float("-inf")
-    """When it was last told that something of it was dropped."""
+    """When it was last told of a dropped message."""
 
     def forgettable(self, now: float) -> bool:
-        """Whether one who is new would be treated just the same."""
+        """Whether a new device would be treated the same."""
         buckets = self.things, self.messages, self.bytes_in, self.bytes_out, self.share, self.work, self.looks
         full = all(bucket is None or bucket.fill(now) >= bucket.burst for bucket in buckets)
         quiet = now >= max(self.until, self.told + TROUBLE)
@@ -204,45 +205,45 @@ class Conduct:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Not now."""
+    """A temporary refusal."""
 
     verdict: Verdict
     why: str
     retry_after: float
     """Seconds."""
     told: bool
-    """Whether the device is to be told; one that does not listen is not told each time."""
+    """Whether to tell the device; one that does not stop is not told each time."""
 
 
 class Admission:
-    """Decides on messages before anything is done with them."""
+    """Decides on messages before any other work is done."""
 
     def __init__(self, limits: IngressLimits) -> None:
         self._limits = limits
         self.proven: Callable[[str], bool] = lambda _device: False
-        """Whether an update of a device was ever accepted: the aggregator's core knows it, over restarts too."""
-        # Two tables, in the order in which their devices were heard last.
+        """Whether an update of a device was ever accepted: the aggregator's core knows it, also after restarts."""
+        # Two tables, ordered by each device's last message.
         self._devices: dict[str, Conduct] = {}
         self._known: dict[str, Conduct] = {}
-        """Of devices of which an update was accepted: however many other names come, these keep half of the room."""
+        """Devices with an accepted update: whatever other names come, these keep half of the room."""
         self._looked = -_LOOK
         self._fleet = None if limits.fleet_rate is None else FairShare(limits.fleet_rate, limits.fleet_burst)
         self._strangers = None if limits.fleet_rate is None else FairShare(limits.fleet_rate, limits.fleet_burst)
-        """Messages of any sort of devices that are not known: names cost nothing, so a limit for each name is none."""
+        """All messages of unknown devices: names cost nothing, so a limit for each name is useless."""
         self._troubles = _full(_TROUBLES, _TROUBLES_BURST, 0.0)
         off = limits.work is None or limits.rate is None
-        # The shares are of the whole processor: only who takes more than others would is held back.
+        # The shares are of the whole processor: only devices that take more than others are held back.
         self._work = None if off else FairShare(limits.work or 1.0, _WORK_BURST, whole=1.0, least=_WORK_LEAST)
         self._second = 0
         self._active = {"all": [0, 0], "known": [0, 0]}
-        """How many devices were heard in this second and in the one before: of all, and of those that are known."""
+        """Number of active devices in this second and in the one before: of all, and of the known ones."""
 
     def _sharing(self, device: str) -> int:
-        """Among how many a device shares: if it is known, only among such, for others are as many as they say."""
+        """Number of devices that share: for a known device only known ones, because other names may be made up."""
         return max(1, *self._active["known" if device in self._known else "all"])
 
     def hears(self, device: str, now: float, size: int = 0) -> bool:
-        """Whether a message of this size is looked at at all. A flood must cost us no more than this."""
+        """Whether a message of this size is processed at all. A flood must not cost more than this check."""
         conduct = self._conduct(device, now)
         if conduct is None or not (conduct.messages is None or conduct.messages.spend(now) == 0):
             return False
@@ -252,13 +253,13 @@ class Admission:
                 return False
             self._strangers.charge(own, 1.0, now)
         if conduct.bytes_in is not None:
-            # What is owed for this message is not held against it, or a large one would never be taken.
+            # Debt from this message itself does not count, or a large one would never be accepted.
             conduct.owed = conduct.bytes_in.debt(now)
             conduct.bytes_in.tokens -= size
         return True
 
     def refuses(self, device: str, now: float) -> Refusal | None:
-        """Whether a thing that asks for a decision is refused for now; else it is paid for."""
+        """Refuse a request for now, or charge for it."""
         conduct = self._conduct(device, now)
         if conduct is None:
             return Refusal(Verdict.BUSY, "more devices send than this aggregator can follow", 300.0, told=False)
@@ -266,7 +267,7 @@ class Admission:
         if now < conduct.until:
             refusal = Refusal(
                 Verdict.QUARANTINED,
-                f"too many of this device's updates were refused; it is heard again in {conduct.until - now:.0f} s",
+                f"too many of this device's updates were refused; it is quarantined for {conduct.until - now:.0f} s",
                 min(_LONGEST, conduct.until - now),
                 told=told,
             )
@@ -279,7 +280,7 @@ class Admission:
         return refusal
 
     def _over(self, device: str, conduct: Conduct, now: float) -> tuple[float, str]:
-        """How long a device must wait, and why in words; otherwise a message is paid for."""
+        """How long a device must wait, and why; otherwise the message is charged."""
         limits, active = self._limits, self._sharing(device)
         if conduct.bytes_in is not None and conduct.owed:
             return conduct.bytes_in.debt(now), f"more than {limits.bytes_in:.3g} bytes a second from this device"
@@ -298,14 +299,14 @@ class Admission:
         return 0.0, ""
 
     def worked(self, device: str, seconds: float, now: float) -> None:
-        """Charge a device for processor time that a message of it took."""
+        """Charge a device for the processor time of a message."""
         conduct = self._devices.get(device) or self._known.get(device)
         if conduct is not None and self._work is not None:
             conduct.work = conduct.work or self._work.own(self._sharing(device), now)
             self._work.charge(conduct.work, seconds, now)
 
     def publishes(self, device: str, size: int, now: float) -> bool:
-        """Whether bytes may be published for a device; then they are paid for."""
+        """Whether bytes may be published for a device; if so, they are charged."""
         conduct = self._conduct(device, now)
         if conduct is None:
             return False
@@ -319,9 +320,9 @@ class Admission:
         return True
 
     def tells(self, device: str, size: int, now: float) -> bool:
-        """Whether a `trouble` may be sent to a device now; if so, the device pays for it as for what it fetches.
+        """Whether a `trouble` may be sent to a device now; if so, the device is charged as for a fetch.
 
-        Nothing is kept for it of a name of which nothing else is kept.
+        For an unknown name nothing is stored.
         """
         conduct = self._devices.get(device) or self._known.get(device)
         if conduct is None or now < conduct.told + TROUBLE:
@@ -332,7 +333,7 @@ class Admission:
         return self.publishes(device, size, now)
 
     def offended(self, device: str, now: float) -> float:
-        """Count an offence; the seconds of the quarantine that it brought, or 0."""
+        """Count an offence; return the seconds of the resulting quarantine, or 0."""
         conduct = self._conduct(device, now)
         if conduct is None or self._limits.strikes is None or now < conduct.until:
             return 0.0
@@ -341,11 +342,11 @@ class Admission:
             return 0.0
         conduct.term = min(_LONGEST, max(self._limits.quarantine, 2 * conduct.term))
         conduct.until = now + conduct.term
-        conduct.strikes //= 2  # out on probation: half as many bring it back
+        conduct.strikes //= 2  # on probation: half as many offences bring it back
         return conduct.term
 
-    def pleased(self, device: str) -> None:
-        """An update was accepted: a strike is forgiven, and the next quarantine is half as long."""
+    def accepted(self, device: str) -> None:
+        """Follow an accepted update: a strike is forgiven, and the next quarantine is half as long."""
         conduct = self._devices.get(device) or self._known.get(device)
         if conduct is not None:
             if device not in self._known and self._has_room(self._known, conduct.heard):
@@ -363,7 +364,7 @@ class Admission:
         return device in self._known or self.proven(device)
 
     def quarantined(self, now: float) -> Iterator[str]:
-        """Who is in quarantine."""
+        """Devices in quarantine."""
         for table in (self._devices, self._known):
             yield from (device for device, conduct in table.items() if now < conduct.until)
 
@@ -387,7 +388,7 @@ class Admission:
         return conduct
 
     def _new(self, now: float) -> Conduct:
-        """Who is new, without what it has not spent anything of."""
+        """Conduct of a new device, without shares that are still full."""
         limits, rate = self._limits, self._limits.rate
         conduct = Conduct(None, None, _full(1.0, 3.0, now), heard=-1.0)
         if rate is not None:
@@ -399,20 +400,20 @@ class Admission:
         return conduct
 
     def _has_room(self, table: dict[str, Conduct], now: float) -> bool:
-        """Make room for one more in a table: those who have long been silent go first."""
+        """Make room for one more in a table: the longest silent go first."""
         most = self._limits.tracked - (0 if table is self._known else min(len(self._known), self._limits.tracked // 2))
         if table is self._known:
             most = max(1, most - min(len(self._devices), self._limits.tracked // 2))
         if len(table) < most:
             return True
-        if now >= self._looked + _LOOK:  # a look at all of them must not come with every message
+        if now >= self._looked + _LOOK:  # a full search must not follow every message
             self._looked = now
             for device in [device for device, conduct in table.items() if conduct.forgettable(now)]:
                 del table[device]
             if len(table) < most:
                 return True
         oldest = [device for device, _ in zip(table, range(_LOOKED_AT), strict=False)]
-        # One in quarantine stays if another can go, or it would be out by sending under other names.
+        # A quarantined device stays if another can go, or it could end its quarantine by sending under other names.
         device = next((device for device in oldest if now >= table[device].until), oldest[0])
         if now - table[device].heard < _YOUNG:
             return False
@@ -421,12 +422,12 @@ class Admission:
 
 
 class StrangerEvents:
-    """Passes events on, of devices that are not known only some, with the number of the others."""
+    """Passes on only some events of unknown devices, with the number of the suppressed ones."""
 
     def __init__(self, tell: Callable[..., None], clock: Callable[[], float]) -> None:
         self._tell, self._clock = tell, clock
         self.known: Callable[[str], bool] = lambda _device: True
-        self._bucket = Bucket(_EVENTS, _EVENTS_BURST, _EVENTS_BURST, clock())
+        self._bucket = TokenBucket(_EVENTS, _EVENTS_BURST, _EVENTS_BURST, clock())
         self._untold = 0
 
     def __call__(self, event: str, **fields: Any) -> None:
@@ -440,5 +441,5 @@ class StrangerEvents:
         self._tell(event, **fields)
 
 
-def _full(rate: float, burst: float, now: float) -> Bucket:
-    return Bucket(rate, burst, burst, now)
+def _full(rate: float, burst: float, now: float) -> TokenBucket:
+    return TokenBucket(rate, burst, burst, now)

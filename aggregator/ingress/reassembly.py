@@ -1,8 +1,9 @@
-"""Puts updates together that come in chunks, under a budget of memory.
+"""Reassembly of updates that arrive in chunks, within a memory budget.
 
-An offer reserves a window of chunks, and all of its update once a window has come: so who only offers holds little,
-and who sends is not interrupted for want of room. If there is none, the slowest makes room, if it is slower than a link
-that is in use should be; and for a device of which an update was accepted, whoever is not known.
+An offer reserves a window of chunks, and room for the whole update once a window has arrived: so a device that only
+offers holds little, and one that sends is not interrupted for lack of room. If there is no room, the slowest update is
+dropped if it is slower than a working link should be; and for a device with an accepted update, those of unknown
+devices.
 """
 
 from collections import Counter
@@ -14,19 +15,19 @@ from midge.wire.errors import WireError
 from midge.wire.messages import Chunk, Grant, Settled, Update, Verdict
 
 WINDOW = 8
-"""Chunks that a device may have under way."""
+"""Most chunks of a device in flight."""
 LARGE = 2**20
-"""Bytes above which it is told how far an update is."""
+"""Bytes above which the progress of an update is reported."""
 YOUNG = 10.0
-"""Seconds for which an assembly makes no room for another, whatever has come."""
+"""Seconds for which a new assembly is never dropped."""
 SLOW = 600.0
-"""Seconds within which an update must be on its way to be here, or it makes room for another that needs it."""
+"""Seconds within which an update must be expected to be complete, or it is dropped if another needs the room."""
 SMALLEST = 64
-"""Bytes of a chunk at least, of more than as many: what is noted of each must not outweigh it."""
+"""Least bytes of a chunk, if there are more chunks than this: the bookkeeping of each must not outweigh it."""
 _LEAST, _TENSOR = 2048, 40
-"""Bytes that an assembly takes besides what comes, and that each tensor takes which its header names."""
+"""Bytes of an assembly beside its chunks, and for each tensor in its header."""
 _NO_ROOM, _WRONG = 5.0, 60.0
-"""Seconds after which a device offers again: room may be made at any time, a wrong offer needs another program."""
+"""Seconds after which a device may offer again: room may appear at any time, a wrong offer needs another program."""
 
 DISPLACED = "its half update made room for another, being too slow: offer it again"
 """What a device is told of whose update that is true."""
@@ -34,7 +35,7 @@ DISPLACED = "its half update made room for another, being too slow: offer it aga
 
 @dataclass(slots=True)
 class Assembling:
-    """An offered update whose chunks are coming in."""
+    """An offered update whose chunks are arriving."""
 
     update: Update
     assembly: Assembly
@@ -44,13 +45,13 @@ class Assembling:
     reserved: int = 0
 
     def pace(self, now: float) -> float:
-        """Share of it that has come, for each second."""
-        return self.assembly.here / max(1, self.assembly.size) / max(1e-9, now - self.opened)
+        """Fraction received per second."""
+        return self.assembly.received / max(1, self.assembly.size) / max(1e-9, now - self.opened)
 
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """An update of which every chunk has come. Its checksum has not been looked at."""
+    """An update with all chunks. Its checksum has not been verified."""
 
     update: Update
     body: memoryview
@@ -69,21 +70,21 @@ class UpdateReassembler:
     ) -> None:
         self._budget, self._dropped, self._assembly = budget, dropped, assembly
         self._progress = progress
-        """Called with a device, and how many bytes of its update are here, twenty times for a large one."""
+        """Called with a device and the bytes received of its update, twenty times for a large one."""
         self._assembling: dict[str, Assembling] = {}
         self.known: Callable[[str], bool] = lambda _device: False
         """Whether an update of a device was ever accepted."""
         self.displaced: Callable[[str, float], None] = lambda _device, _now: None
-        """Called with a device whose half update made room for another, and the time."""
+        """Called with a device whose incomplete update was dropped for another, and the time."""
 
     def grant(self, device: str, update: Update, chunk: int, now: float) -> Grant | Settled:
-        """Make room for an offered update and say which chunks to send, or why not now.
+        """Reserve room for an offered update and return the chunks to send, or why not now.
 
         Args:
-            device: that offers.
+            device: the sender.
             update: its header.
-            chunk: bytes of a chunk's body at most.
-            now: seconds of any clock that never goes back.
+            chunk: most bytes of a chunk's body.
+            now: seconds of a monotonic clock.
         """
         try:
             grant = self._open(device, update, chunk, now)
@@ -106,9 +107,10 @@ class UpdateReassembler:
                 raise WireError(f"{update.size} bytes do not make {update.parts} parts")
             current = Assembling(update, assembly, set(), now, now)
         parts = current.assembly.missing(WINDOW)
-        # Reserved before the first byte comes: otherwise many half updates could fill the memory, and none end.
+        # Reserved before the first byte comes: otherwise many incomplete updates could fill the memory, and none
+        # complete.
         window = WINDOW * part_size(update.size, update.parts)
-        wanted = update.size if current.assembly.here >= window else min(update.size, window)
+        wanted = update.size if current.assembly.received >= window else min(update.size, window)
         wanted = max(wanted, _LEAST) + _TENSOR * len(update.tensors or ())
         if not self._has_room(device, wanted, now):
             return None
@@ -117,7 +119,7 @@ class UpdateReassembler:
         return Grant(seq=current.update.seq, parts=parts)
 
     def _has_room(self, device: str, wanted: int, now: float) -> bool:
-        """Whether there is so much room for a device's update, that of others made if it must be."""
+        """Whether a device's update has this much room, after dropping others if necessary."""
         others = {name: item for name, item in self._assembling.items() if name != device}
         room = self._budget - sum(item.reserved for item in others.values())
         if room >= wanted:
@@ -138,15 +140,15 @@ class UpdateReassembler:
         return False
 
     def awaits(self, device: str, chunk: Chunk) -> bool:
-        """Whether the update that a chunk is of is being put together."""
+        """Whether the update of a chunk is being reassembled."""
         item = self._assembling.get(device)
         return item is not None and (item.update.outbox, item.update.seq) == (chunk.outbox, chunk.seq)
 
     def add(self, device: str, chunk: Chunk, body: memoryview, now: float) -> Whole | Update | None:
-        """Take a chunk in. Returns the update if it is whole, its header if more chunks may come, or nothing yet.
+        """Add a chunk. Returns the update if it is complete, its header if more chunks may be granted, or nothing.
 
         Raises:
-            WireError: there is no such chunk of it.
+            WireError: it has no such chunk.
         """
         item = self._assembling.get(device)
         if item is None or (item.update.outbox, item.update.seq) != (chunk.outbox, chunk.seq):
@@ -154,23 +156,23 @@ class UpdateReassembler:
             return None
         item.touched = now
         assembly = item.assembly
-        before = assembly.here
+        before = assembly.received
         assembly.add(chunk.part, body)
-        here, total = assembly.here, assembly.size
+        here, total = assembly.received, assembly.size
         if total > LARGE and 20 * before // total != 20 * here // total:
             self._progress(device, here, total)
         item.granted.discard(chunk.part)
         if assembly.complete:
             del self._assembling[device]
             return Whole(item.update, assembly.whole())
-        # The next window when this one is here: one at a time bounds what a lost link can leave under way.
+        # The next window when this one has arrived: one at a time bounds what a lost link leaves in flight.
         return None if item.granted else item.update
 
     def forget(self, device: str) -> None:
-        """Drop what has come of a device's update."""
+        """Drop the received chunks of a device."""
         self._assembling.pop(device, None)
 
 
 def _identity(update: Update) -> tuple[int, int, bytes, int]:
-    """What an offer is of, and how it is cut: over another link the device may cut it otherwise."""
+    """Identity of an offer, and its chunking, which may change with the device's link."""
     return update.outbox, update.seq, update.sha256, update.parts

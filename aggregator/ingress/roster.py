@@ -1,4 +1,4 @@
-"""The newest status of each device: how many are online, and what they call the model's inputs."""
+"""The newest status of each device: how many are online, and their names of the model's inputs."""
 
 import logging
 import math
@@ -12,22 +12,22 @@ from midge.aggregator.publish.part_sizes import PartSizes
 from midge.wire.messages import DeviceState, Hello
 
 _LOOKED_AT = 64
-"""Statuses that are looked at for one that can be forgotten."""
+"""Statuses that are examined for one that can be forgotten."""
 
 log = logging.getLogger("aggregator")
 
 _RETAINED = 30.0
-"""Seconds in which a broker has sent all that is retained, a slow one of many devices too."""
+"""Seconds in which a broker has sent all retained messages, even a slow one with many devices."""
 
 
 class Roster:
-    """What the core is told of devices, beside their updates.
+    """Facts about devices for the core, beside their updates.
 
     Args:
-        inputs: what the model's inputs are called; None compares nothing.
-        outlet: changes are told there.
+        inputs: the model's names of its inputs; None compares nothing.
+        outlet: changes are reported there.
         most: devices whose status is kept.
-        sizes: follows what each takes.
+        sizes: follows the size limit of each device.
     """
 
     def __init__(self, inputs: Inputs | None, outlet: Outlet, most: int, sizes: PartSizes | None = None) -> None:
@@ -35,31 +35,31 @@ class Roster:
         self.sizes = sizes or PartSizes()
         self.devices: dict[str, Hello] = {}
         self.waits: dict[str, str] = {}
-        """What devices wait for that are there, by their own word; an update of theirs ends it."""
+        """Reasons why online devices do not train, from their status; an update ends them."""
         self._unconfirmed: set[str] = set()
         """Devices whose status has not come again since the newest connection began."""
         self._confirmed_by = math.inf
         self.known: Callable[[str], bool] = lambda _device: False
         """Whether an update of a device was ever accepted."""
         self.verifies: dict[str, str] = {}
-        """With what those devices that say so want receipts signed."""
+        """Requested signature schemes of receipts, by device."""
         self.greeted: Callable[[str], None] = lambda _device: None
-        """Called with one of these that greets."""
+        """Called with one of these when it sends its status."""
         self._online = 0
         self._unlike: Mapping[str, str] = {}
 
     def conditions(self) -> list[ev.Event]:
-        """All that a core must know of the devices: for one that was rebuilt."""
-        # Counted again: a test, or a restart, may have put statuses in.
+        """Everything that a rebuilt core must know of the devices."""
+        # Counted again: a test, or a restart, may have added statuses.
         self._online = sum(hello.state.live for hello in self.devices.values())
         return [ev.DevicesOnline(self._online), *self._compared()]
 
     def begin_connection(self, now: float) -> None:
-        """The broker sends again what is retained; what does not come was taken off it meanwhile."""
+        """Begin to check retained statuses: those that do not come again were removed meanwhile."""
         self._unconfirmed, self._confirmed_by = set(self.devices), now + _RETAINED
 
     def unconfirmed(self, now: float) -> list[str]:
-        """Devices whose status has not come again, once it must have."""
+        """Devices whose status has not come again although it should have."""
         if now < self._confirmed_by:
             return []
         self._confirmed_by = math.inf
@@ -67,7 +67,7 @@ class Roster:
         return found
 
     def take(self, device: str, hello: Hello) -> list[ev.Event | ev.Announce]:
-        """Take a status in; what of it the core must know."""
+        """Process a status; return events for the core."""
         self._unconfirmed.discard(device)
         before = self.devices.pop(device, None)
         found: list[ev.Event | ev.Announce] = []
@@ -75,7 +75,7 @@ class Roster:
             found += self._make_room()
         there = hello.state.live or hello.state is DeviceState.SLEEPING
         self.sizes.hear(device, hello.largest if there else 0)
-        self.devices[device] = hello  # at the end: who was silent longest is at the beginning
+        self.devices[device] = hello  # at the end: the longest silent are at the beginning
         if not (hello.verifies and there):
             self.verifies.pop(device, None)
         else:
@@ -94,13 +94,13 @@ class Roster:
         return [*found, ev.DevicesOnline(self._online)]
 
     def _make_room(self) -> list[ev.Event]:
-        """Forget the status of the device that was silent longest, of those of which nothing was ever accepted."""
+        """Forget the status of the longest silent device without an accepted update."""
         oldest = list(islice(self.devices, _LOOKED_AT))
         return self.leave(next((device for device in oldest if not self.known(device)), oldest[0]))
 
     def _named(self, device: str, hello: Hello) -> list[ev.Event | ev.Announce]:
-        """Follow what a device calls its inputs."""
-        # A device without names contradicts none: to compare all for it would make greetings of new names dear.
+        """Process a device's names of its inputs."""
+        # A device without names contradicts none: comparing all for each would make statuses of new names expensive.
         if self._inputs is None or not (hello.features or device in self._unlike):
             return []
         first, before = self._inputs.hear(device, hello.features), self._unlike
@@ -130,7 +130,7 @@ class Roster:
         return [ev.DevicesOnline(self._online), *compared]
 
     def forget(self, device: str) -> list[ev.Event]:
-        """Forget all that a device has said."""
+        """Forget everything about a device."""
         if self._inputs is not None:
             self._inputs.forget(device)
         return self.leave(device)

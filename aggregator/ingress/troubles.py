@@ -1,4 +1,4 @@
-"""Telling devices what was dropped of them that no receipt answers, and why: seldom, and within what they may cost."""
+"""`trouble` messages: tell devices what was dropped without a receipt, rarely and within their budget."""
 
 from collections.abc import Callable
 
@@ -13,17 +13,17 @@ from midge.wire.topics import is_name
 Encode = Callable[[str, Trouble], bytes]
 """Encodes a `trouble` for a device, signed if there is a key."""
 _COST = 512
-"""Bytes that one costs the device whose it is, of those that are published because it asks."""
+"""Bytes that one is charged, of those published at the device's request."""
 
 
 class Troubles:
-    """Says why on `receipt/{device}`: to each at most once in ten seconds (`Admission.tells`).
+    """Explains dropped messages on `receipt/{device}`: to each device at most once in ten seconds (`Admission.tells`).
 
     Args:
-        admission: what a device may cost.
+        admission: the devices' budgets.
         credentials: which names are devices.
-        outlet: takes what is said.
-        encode: signs it; None leaves it unsigned.
+        outlet: takes the messages.
+        encode: signs them; None leaves them unsigned.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Troubles:
         self._encode = encode
 
     def tell(self, device: str, why: str, now: float) -> bool:
-        """Tell that something of a device was dropped, if it is time; whether it was. Other names are told nothing."""
+        """Report a dropped message to its device if that is due; return whether it was. Unknown names get none."""
         if not (is_name(device) and self._admission.tells(device, _COST, now) and self._credentials.registered(device)):
             return False
         trouble = Trouble(why=why[:400])

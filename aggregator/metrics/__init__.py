@@ -1,1 +1,1 @@
-"""Counters, Prometheus, and what devices report of their own data."""
+"""Counters, Prometheus, and the devices' reports on their own data."""

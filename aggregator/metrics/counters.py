@@ -1,7 +1,7 @@
-"""Counters and histograms of a running aggregator: plain numbers, cheap to add to, read by whoever asks.
+"""Counters and histograms of a running aggregator: plain numbers, cheap to update.
 
-None has a label for a device: ten thousand devices times a few metrics make a page of megabytes that takes seconds to
-write. What concerns one device is in the journal.
+None has a label for a device: with ten thousand devices and a few metrics, a page has megabytes and takes seconds to
+write. Facts about single devices are in the journal.
 """
 
 from bisect import bisect_left
@@ -14,7 +14,7 @@ STEPS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 @dataclass(slots=True)
 class Histogram:
-    """How many observations fell at or below each bound."""
+    """Number of observations at or below each bound."""
 
     bounds: tuple[float, ...]
     counts: list[int] = field(init=False)
@@ -32,7 +32,7 @@ class Histogram:
         return sum(self.counts)
 
     def cumulative(self) -> list[tuple[str, float]]:
-        """Buckets as Prometheus has them: upper bound as text, how many are at or below it."""
+        """Buckets in Prometheus's form: upper bound as text, number of observations at or below it."""
         below, buckets = 0, []
         for bound, number in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
             below += number
@@ -42,16 +42,16 @@ class Histogram:
 
 @dataclass(slots=True)
 class Meters:
-    """What is counted since the start of the process."""
+    """Counters since the start of the process."""
 
     verdicts: Counter[str] = field(default_factory=Counter)
-    """Verdicts given, repeats as `duplicate` and refusals for now among them."""
+    """Verdicts given, including `duplicate` and temporary refusals."""
     dropped: Counter[str] = field(default_factory=Counter)
-    """Messages that were not understood, by reason."""
+    """Unreadable or unexpected messages, by reason."""
     staleness: Histogram = field(default_factory=lambda: Histogram(STEPS))
-    """Of accepted updates, in steps."""
+    """Staleness of accepted updates, in steps."""
     commit_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
-    """Time of one journal transaction, its sync to disk included."""
+    """Duration of one journal transaction, including its sync to disk."""
     receipt_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
     """From an update's arrival to the broker's acknowledgement of its receipt."""
     bytes_in: int = 0

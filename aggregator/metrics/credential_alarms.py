@@ -1,4 +1,4 @@
-"""Alarms for credentials of the aggregator's own that run out: what its files say, looked at once an hour."""
+"""Alarms for the aggregator's own credentials that expire soon, checked once an hour."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,15 +6,15 @@ from pathlib import Path
 from midge.broker.provisioning.expiry import alarms
 
 _LOOK = 3600.0
-"""Seconds between two looks: the end is 60 days away when it is first told."""
+"""Seconds between two checks: the first alarm comes 60 days before the end."""
 
 
 class CredentialAlarms:
-    """Of one aggregator.
+    """The alarms of one aggregator.
 
     Args:
         files: certificates, authorities, and the release key.
-        wall: seconds since 1970, of a clock that is believed.
+        wall: seconds since 1970, of a trusted clock.
     """
 
     def __init__(self, files: Sequence[Path], wall: Callable[[], float]) -> None:
@@ -23,7 +23,7 @@ class CredentialAlarms:
         self._found: tuple[str, ...] = ()
 
     def now(self) -> tuple[str, ...]:
-        """What runs out, each in words."""
+        """Current alarms, as text."""
         wall = self._wall()
         if self._files and not 0 <= wall - self._looked < _LOOK:
             self._looked, self._found = wall, alarms(self._files, wall)

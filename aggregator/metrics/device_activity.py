@@ -1,4 +1,4 @@
-"""What came of each device and of all since the process began: when, and with which verdict."""
+"""Verdicts and activity of each device and of all since the process began."""
 
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
@@ -8,40 +8,40 @@ from itertools import islice
 from midge.wire.messages import Verdict
 
 WINDOW = 300.0
-"""Seconds that "the last minutes" are."""
+"""Seconds of "the last minutes"."""
 _SLICE = 15.0
-"""Seconds in which verdicts are counted together."""
+"""Seconds whose verdicts are counted together."""
 _LOOKED_AT = 64
-"""Names that are looked at for one to be forgotten."""
+"""Names that are examined for one to forget."""
 ALWAYS = 5
-"""Refusals in a row from which a device counts as refused every time."""
+"""Refusals in a row from which a device counts as always refused."""
 _NOT_OF_THE_DEVICE = frozenset({Verdict.ACCEPTED, Verdict.BUSY, Verdict.PAUSED, Verdict.FORGOTTEN})
-"""Verdicts that say nothing about what a device sends."""
+"""Verdicts that do not depend on what a device sends."""
 
 
 @dataclass(slots=True)
 class Activity:
-    """Of one device. Times are seconds of the monotonic clock."""
+    """The activity of one device. Times are seconds of the monotonic clock."""
 
     heard: float
     accepted: float | None = None
     updates: int = 0
-    """Accepted."""
+    """Accepted updates."""
     refused: int = 0
-    """Since the last one that was accepted."""
+    """Refusals since the last accepted update."""
     verdict: str = ""
     why: str = ""
     version: int = 0
-    """The newest that an update of it was trained from."""
+    """The newest version that an update of it was trained from."""
     verdicts: dict[str, float] = field(default_factory=dict)
-    """When each verdict was given last."""
+    """When each verdict was last given."""
 
 
 class DeviceActivity:
-    """Follow the devices of one federation.
+    """Follows the devices of one federation.
 
     Args:
-        most: devices that are followed.
+        most: most devices that are followed.
     """
 
     def __init__(self, most: int) -> None:
@@ -51,23 +51,23 @@ class DeviceActivity:
         self.accepted: float | None = None
         """When the last update was accepted; None if none was."""
         self.refused_always: dict[str, Activity] = {}
-        """Devices whose updates are all refused, several in a row."""
+        """Devices whose recent updates were all refused."""
         self._refused_since: set[str] = set()
 
     def __getitem__(self, device: str) -> Activity | None:
         return self._devices.get(device)
 
     def names(self) -> Iterable[str]:
-        """All devices that were heard."""
+        """All devices that have sent messages."""
         return self._devices.keys()
 
     @property
     def refused_since(self) -> int:
-        """How many distinct devices were refused since an update was last accepted."""
+        """Number of distinct devices refused since an update was last accepted."""
         return len(self._refused_since)
 
     def heard(self, device: str, now: float) -> None:
-        """A message of the device came."""
+        """Record a message of the device."""
         known = self._devices.get(device)
         if known is not None:
             known.heard = now
@@ -75,7 +75,7 @@ class DeviceActivity:
             self._devices[device] = Activity(now)
 
     def settled(self, device: str, verdict: str, why: str, now: float, *, base: int = 0) -> bool:
-        """An update got its verdict; whether the device is refused every time, and was not before."""
+        """Record a verdict; return whether the device has just become always refused."""
         self._count(verdict, now)
         known = self._devices.get(device)
         if known is None:
@@ -100,17 +100,17 @@ class DeviceActivity:
         return True
 
     def leave(self, device: str) -> None:
-        """The device has gone: what it was refused is no news any more."""
+        """The device has left: its refusals are no longer of interest."""
         self.refused_always.pop(device, None)
         self._refused_since.discard(device)
 
     def forget(self, device: str) -> None:
-        """Drop all that is known of a device."""
+        """Forget everything about a device."""
         self.leave(device)
         self._devices.pop(device, None)
 
     def verdicts(self, now: float) -> Mapping[str, int]:
-        """How often each verdict was given in the last minutes. May be called from another thread, by copies."""
+        """Number of each verdict in the last minutes. May be called from another thread, because it copies."""
         found: Counter[str] = Counter()
         for began, counts in list(self._slices):
             if began >= now - WINDOW:
@@ -118,14 +118,14 @@ class DeviceActivity:
         return found
 
     def devices(self, now: float) -> Mapping[str, int]:
-        """How many distinct devices got each verdict in the last minutes."""
+        """Number of distinct devices per verdict in the last minutes."""
         recent = (
             verdict for known in self._devices.values() for verdict, at in known.verdicts.items() if at >= now - WINDOW
         )
         return Counter(recent)
 
     def _make_room(self) -> bool:
-        """Forget a name of which nothing was accepted, of those that came first: names cost nothing."""
+        """Forget a name without accepted updates, of the oldest ones, because names cost nothing."""
         for name in islice(self._devices, _LOOKED_AT):
             if not self._devices[name].updates:
                 self.forget(name)

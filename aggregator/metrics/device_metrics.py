@@ -1,8 +1,8 @@
-"""Federated evaluation: what devices found on their own data, combined, with its spread over devices and speeds.
+"""Federated evaluation: the devices' results on their own data, combined, with the spread over devices and speeds.
 
 Devices send numbers and counts of rows. The mean of a metric is weighted by rows; the spread is over devices, each
-counted once, because a mean hides the few for whom the model does not work. Speed classes are thirds of the devices by
-the time of their trainings: an asynchronous federation must not leave the slow third behind.
+counted once, because a mean hides the few for which the model does not work. Speed classes are thirds of the devices by
+the duration of their trainings: an asynchronous federation must not neglect the slow third.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,36 +45,36 @@ class Spread:
 
 
 class Reports:
-    """The newest report of each device, and how long its trainings take."""
+    """The newest report of each device, and the duration of its trainings."""
 
     def __init__(self) -> None:
         self._newest: dict[str, Report] = {}
         self._seconds: dict[str, float] = {}
         self.new = 0
-        """Reports since the last look."""
+        """Reports since the last combination."""
 
     def __len__(self) -> int:
         return len(self._newest)
 
     def newest(self, device: str) -> Report | None:
-        """What a device reported last."""
+        """The newest report of a device."""
         return self._newest.get(device)
 
     def take(self, device: str, report: Report) -> None:
-        """A device reported; an older version than it had reported does not count."""
+        """Add a report, unless it is of an older version than the known one."""
         before = self._newest.get(device)
         if (before is None or before.version <= report.version) and (before is not None or len(self._newest) < _MOST):
             self._newest[device] = report
             self.new += 1
 
     def trained(self, device: str, seconds: float) -> None:
-        """A device's training took so long."""
+        """Record the duration of a device's training."""
         if device in self._newest and seconds > 0:
             before = self._seconds.get(device, seconds)
             self._seconds[device] = before + 0.3 * (seconds - before)
 
     def forget(self, device: str) -> None:
-        """Leave a device out."""
+        """Remove a device."""
         self._newest.pop(device, None)
         self._seconds.pop(device, None)
 
@@ -110,7 +110,7 @@ def _spread(found: Sequence[tuple[float, int, str]]) -> Spread:
 
 
 def _quantile(each: Sequence[float], part: float) -> float:
-    """Between the two nearest of sorted values."""
+    """Interpolated between the two nearest of sorted values."""
     place = part * (len(each) - 1)
     below = int(place)
     above = min(below + 1, len(each) - 1)

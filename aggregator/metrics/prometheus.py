@@ -1,6 +1,6 @@
-"""The meters of an aggregator for Prometheus: `midge aggregate --metrics PORT` serves them on the loopback.
+"""An aggregator's metrics for Prometheus: `midge aggregate --metrics PORT` serves them on the loopback.
 
-Beside them `/alive`, which answers while the process does, and `/ready`, which says 503 while no update is taken in.
+Also `/alive`, which answers while the process runs, and `/ready`, which returns 503 while no updates are accepted.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 
 class Exposition:
-    """Reads an aggregator's meters when it is scraped; between scrapes it costs nothing."""
+    """Reads an aggregator's counters when it is scraped; between scrapes it costs nothing."""
 
     def __init__(self, aggregator: "Aggregator") -> None:
         self._aggregator = aggregator
 
     def collect(self) -> Iterable[Metric]:
-        """All metrics, as they are now."""
+        """All metrics, with their current values."""
         aggregator = self._aggregator
         meters = aggregator.meters
         yield _counts("midge_updates", "Updates by verdict", "verdict", meters.verdicts)
-        yield _counts("midge_dropped", "Messages that were not understood", "reason", meters.dropped)
+        yield _counts("midge_dropped", "Messages that were dropped, by reason", "reason", meters.dropped)
         yield _histogram("midge_staleness_steps", "Staleness of accepted updates", meters.staleness)
         yield _histogram("midge_journal_commit_seconds", "Journal transactions", meters.commit_seconds)
         yield _histogram("midge_receipt_seconds", "From an update's arrival to its receipt", meters.receipt_seconds)
@@ -45,7 +45,7 @@ class Exposition:
         for hello in list(aggregator.devices.values()):
             states[hello.state.value] = states.get(hello.state.value, 0) + 1
             held += hello.next - hello.first
-        devices = GaugeMetricFamily("midge_devices", "Devices by the state they told", labels=["state"])
+        devices = GaugeMetricFamily("midge_devices", "Devices by reported state", labels=["state"])
         for state, number in states.items():
             devices.add_metric([state], number)
         yield devices
@@ -57,18 +57,18 @@ class Exposition:
         yield found
         yield from self._health()
         for name, text, value in (
-            ("midge_model_version", "Version released last", core.version),
+            ("midge_model_version", "Newest released version", core.version),
             ("midge_model_step", "Steps applied", core.step),
             ("midge_buffered_updates", "Accepted updates that wait for their step", core.buffered),
             ("midge_outgoing_messages", "Messages that wait to be published", aggregator.outgoing),
-            ("midge_outbox_updates", "Updates in the devices' outboxes, as they told", held),
+            ("midge_outbox_updates", "Updates in the devices' outboxes, as reported", held),
             ("midge_share", "Share of the devices that train from a version", core.steering.share),
-            ("midge_ready", "1 where updates are taken in", float(aggregator.ready)),
+            ("midge_ready", "1 if updates are accepted", float(aggregator.ready)),
         ):
             yield GaugeMetricFamily(name, text, value=value)
 
     def _health(self) -> Iterable[Metric]:
-        """Whether it learns, and what is wrong."""
+        """Health metrics: whether it learns, and what is wrong."""
         aggregator = self._aggregator
         health = aggregator.health
         states = GaugeMetricFamily("midge_health", "1 for the state that the federation is in", labels=["state"])
@@ -79,13 +79,13 @@ class Exposition:
         for verdict, devices in health.devices.items():
             recent.add_metric([inert(verdict)], devices)
         yield recent
-        found = GaugeMetricFamily("midge_evaluation", "What evaluate() found last", labels=["metric"])
+        found = GaugeMetricFamily("midge_evaluation", "Newest results of evaluate()", labels=["metric"])
         for name, number in list(aggregator.evaluation.metrics.items()):
             found.add_metric([inert(name)], number)
         yield found
         activity = aggregator.federation.activity
         for name, text, value in (
-            ("midge_alarming", "1 if the operator has to look", float(health.alarming)),
+            ("midge_alarming", "1 if the operator must act", float(health.alarming)),
             ("midge_refused_devices", "Devices whose updates are all refused", len(activity.refused_always)),
             ("midge_last_accepted_timestamp_seconds", "When an update was last accepted", health.accepted),
         ):
@@ -93,7 +93,7 @@ class Exposition:
 
 
 def serve(aggregator: "Aggregator", port: int, host: str = "127.0.0.1") -> None:
-    """Serve `/metrics`, `/alive` and `/ready` from a thread of its own, for as long as the process lives.
+    """Serve `/metrics`, `/alive` and `/ready` from a thread, as long as the process lives.
 
     Raises:
         OSError: the port is in use.
@@ -103,7 +103,7 @@ def serve(aggregator: "Aggregator", port: int, host: str = "127.0.0.1") -> None:
 
 
 def pages(aggregator: "Aggregator") -> Callable[..., Iterable[bytes]]:
-    """What `serve` serves, as a WSGI application (PEP 3333)."""
+    """The pages of `serve`, as a WSGI application (PEP 3333)."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Exposition(aggregator))
     metrics = make_wsgi_app(registry)
@@ -125,10 +125,10 @@ def pages(aggregator: "Aggregator") -> Callable[..., Iterable[bytes]]:
 
 
 class _Silent(WSGIRequestHandler):
-    """Writes no log line for each request."""
+    """Suppresses the log line of each request."""
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name in the standard library
-        """Nothing."""
+        """Log nothing."""
 
 
 def _counts(name: str, text: str, label: str, counts: "dict[str, int]") -> Metric:

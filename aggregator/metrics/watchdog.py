@@ -1,7 +1,7 @@
-"""Whether the federation learns, and why not: one state with a reason, and alarms beside it.
+"""Watchdog: whether the federation learns, and why not, as one state with a reason, and alarms.
 
-Silence is judged by the fleet's own pace. Three usual intervals without an accepted update are a stall if devices are
-there that have something to train on; so a fleet that trains once a day is not called stalled at noon.
+Silence is judged by the fleet's own pace. Three usual intervals without an accepted update are a stall if online
+devices have something to train on; so a fleet that trains once a day is not stalled at noon.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,15 @@ from midge.wire.messages import HealthState
 from midge.wire.plurals import counted
 
 INTERVALS = 3.0
-"""Usual intervals between two updates of a device without any that is accepted."""
+"""Usual intervals between two updates of a device without an accepted one."""
 SOONEST = 30.0
-"""Seconds before anything is called a stall: a fleet that starts or reconnects is often through it by then."""
+"""Seconds before anything is called a stall: a fleet that starts or reconnects is often done by then."""
 STATISTICS = 60.0
-"""Seconds in which the statistics of devices that are there are to come."""
+"""Seconds in which online devices should send their statistics."""
 FIRST = 3600.0
-"""Seconds in which devices that are there are to send a first update, while their pace is not known."""
+"""Seconds in which online devices should send a first update, while their pace is unknown."""
 ALONE = 5.0
-"""Seconds after which it is told that no device is there: by then the broker has sent the status of those that are."""
+"""Seconds until the absence of devices is reported: by then the broker has sent all retained statuses."""
 _NAMED = 5
 """Devices that an alarm names."""
 _ALARMS = 16
@@ -30,33 +30,33 @@ _ALARMS = 16
 
 @dataclass(frozen=True, slots=True)
 class FleetSituation:
-    """What is so around the updates."""
+    """The watchdog's input, beside updates."""
 
     full: str | None = None
     paused: str | None = None
     frozen: bool = True
-    """Whether the model trains: no statistics are waited for."""
+    """Whether the model trains: statistics are not awaited."""
     obstacle: Obstacle | None = None
     able: int = 0
-    """Devices that are there and do not say that they wait for something of their own."""
+    """Number of online devices without a reason of their own not to train."""
     waiting: str = ""
-    """What one of the others waits for."""
+    """Reason of one of the others."""
     there: int = 0
     interval: float | None = None
-    """The usual seconds between two updates of a device that is there; None if it is not known."""
+    """Usual seconds between two updates of an online device; None if unknown."""
     rest: float = 0.0
     """Seconds that devices are asked to pause between two trainings, because the model does not move."""
     unlike: Mapping[str, str] | None = None
-    """Devices from which nothing is taken, each with why."""
+    """Devices whose updates are refused because of their inputs, each with why."""
     ending: Sequence[str] = ()
-    """Credentials that run out, each in words."""
+    """Credentials that expire soon, as text."""
     left_out: Sequence[str] = ()
-    """Devices that get no model, since they take no part of it."""
+    """Devices that get no model, because they accept no part of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class HealthFinding:
-    """What the watchdog says."""
+    """The watchdog's result."""
 
     state: HealthState
     why: str = ""
@@ -64,21 +64,21 @@ class HealthFinding:
     since: float = 0.0
     """When the state began, by the monotonic clock."""
     obstacle: str = field(default="", compare=False)
-    """The kind of obstacle that `why` tells of, or `no device`; empty if it tells of something else."""
+    """The kind of obstacle in `why`, or `no device`; empty if it is about something else."""
 
 
 class Watchdog:
-    """Of one federation, from `began` on (seconds of the monotonic clock)."""
+    """The watchdog of one federation, from `began` on (seconds of the monotonic clock)."""
 
     def __init__(self, activity: DeviceActivity, began: float) -> None:
         self._activity, self._began = activity, began
         self._obstacle_since: float | None = None
         self._able_since: float | None = None
-        """Since when devices have been there without a break that have something to train on."""
+        """Since when there have always been online devices with something to train on."""
         self.finding = HealthFinding(HealthState.WAITING, "it begins", since=began)
 
     def look(self, now: float, situation: FleetSituation) -> HealthFinding:
-        """Judge; the finding keeps its `since` while the state stays."""
+        """Judge the situation; the finding keeps its `since` while the state stays."""
         if situation.obstacle is None or situation.obstacle.kind == "statistics":
             self._obstacle_since = None
         elif self._obstacle_since is None:
@@ -94,7 +94,7 @@ class Watchdog:
         return self.finding
 
     def pause(self) -> None:
-        """The connection is lost: silence says nothing about the devices, until some have been there for a while."""
+        """The connection is lost: silence means nothing until some devices have been online for a while."""
         self._able_since = self._obstacle_since = None
 
     def _judged(self, now: float, so: FleetSituation) -> HealthFinding:
@@ -109,7 +109,7 @@ class Watchdog:
             kind = "" if so.obstacle is None else so.obstacle.kind
             return HealthFinding(HealthState.STALLED if late else HealthState.WAITING, why, obstacle=kind)
         if so.obstacle is not None and so.obstacle.kind == "held":
-            # With enough devices there, the next update may free it: it has the fleet's usual time.
+            # With enough devices online, the next update may remove it: it has the fleet's usual time.
             lacking = so.there < so.obstacle.needs
             if self._obstacle_lasts(now, SOONEST if lacking else _patience(so)):
                 return HealthFinding(HealthState.HELD, so.obstacle.why, obstacle=so.obstacle.kind)
@@ -121,9 +121,9 @@ class Watchdog:
         return self._obstacle_since is not None and now - self._obstacle_since >= patience
 
     def _silence(self, now: float, able: float, so: FleetSituation) -> HealthFinding:
-        """Whether updates come, and are accepted."""
+        """Whether updates arrive and are accepted."""
         accepted = self._activity.accepted
-        # Not before the devices had the time: an aggregator or a fleet that was away begins again.
+        # Not before the devices had the time: an aggregator or a fleet that was away starts again.
         silent = able if accepted is None else min(able, now - accepted)
         if so.able == 0:
             if so.there:
@@ -185,12 +185,12 @@ class Watchdog:
 
 
 def _patience(so: FleetSituation) -> float:
-    """Seconds for which silence is nothing unusual."""
+    """Seconds of silence that are normal."""
     return FIRST if so.interval is None else max(SOONEST, INTERVALS * stretched(so.interval, so.rest))
 
 
 def stretched(interval: float, rest: float) -> float:
-    """The usual interval between two updates while devices are asked to rest: it is measured, and lags behind."""
+    """The usual interval between two updates while devices are asked to rest: the measured one lags behind."""
     return max(interval, 2 * rest)
 
 

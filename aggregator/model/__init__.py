@@ -1,1 +1,1 @@
-"""The model and the arithmetic on it."""
+"""The model and its arithmetic."""

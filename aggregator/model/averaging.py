@@ -1,23 +1,23 @@
-"""Averaged tensors: a weighted mean of the values that devices have, whatever optimises the trained ones.
+"""Averaged tensors: a weighted mean of the devices' values, independent of the optimiser of the trained ones.
 
 A device keeps the variance of a BatchNorm above 0, but a sum of deltas need not: each Δ_i is relative to p_v, the
-version that its device began from, and x has moved since. Momentum, Adam, cached deltas and scales push further. So
-these tensors go to values, not along deltas. With v_i = p_v + Δ_i the value that device i has,
+version that its device began from, and x has moved since. Momentum, Adam, cached deltas and scales make it worse. So
+these tensors move towards values, not along deltas. With v_i = p_v + Δ_i the value of device i,
 
     m = Σ a_i·v_i / Σ a_i        x ← x + ρ·(m − x)        ρ = min(η·Σ a_i / N, k / (k + 1))
 
 for the k updates that cover a tensor; the weights a_i, η and N are those of the step (`aggregator.core.strategy`).
 
-- On updates of the newest version this is what a plain step does: x + η·Σ a_i·Δ_i / N.
-- Momentum multiplies η by 1 / (1 − β1) in the long run, so ρ has it too. The rate of Adam is a length and no share: 1
-  stands for it.
-- x counts as at least one more update, so that ρ < 1. Otherwise the last step before a release could put all earlier
-  devices' work out of it, and publish what a single device has.
-- A scale f_i (clipping, unequal local steps) belongs to a delta, and does nothing here.
+- On updates of the newest version this equals a plain step: x + η·Σ a_i·Δ_i / N.
+- Momentum multiplies η by 1 / (1 − β1) in the long run, so ρ has that factor too. The rate of Adam is a length, not a
+  share: 1 stands for it.
+- x counts as at least one more update, so that ρ < 1. Otherwise the last step before a release could remove all
+  earlier devices' work, and publish a single device's values.
+- A scale f_i (clipping, unequal local steps) belongs to a delta, and has no effect here.
 
-Where all v_i and x are at least 0, so is every result in between: rounding is monotone, and each operation is a move
-towards a value by a factor of at most 1. Every operation is elementwise float32 in a fixed order, as all of the model's
-arithmetic.
+If all v_i and x are at least 0, so is every intermediate result: rounding is monotone, and each operation is a move
+towards a value by a factor of at most 1. Every operation is elementwise float32 in a fixed order, like all of the
+model's arithmetic.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,18 +34,18 @@ from midge.wire.lineage import State
 from midge.wire.schema import Schema, Vector
 
 KEPT_BYTES = 2**24
-"""Bytes of published values that are kept, at most, unless FEWEST versions take more."""
+"""Most bytes of published values that are kept, unless FEWEST versions take more."""
 FEWEST, MOST = 8, 1024
-"""Versions that are kept. Updates of older ones leave averaged tensors as they are: their v_i is not known."""
+"""Versions that are kept. Updates of older ones leave averaged tensors unchanged, because their v_i is unknown."""
 
 
 def refuse_noise(strategy: Strategy, schema: Schema) -> None:
-    """See that differential privacy and averaged tensors do not meet.
+    """Refuse differential privacy for models with averaged tensors.
 
-    Noise has no place in a variance, and what is published without noise is not private.
+    Noise makes no sense in a variance, and values published without noise are not private.
 
     Raises:
-        ValueError: they do; the tensors are named.
+        ValueError: both are given; the tensors are named.
     """
     names = [tensor.name for _, tensor, _ in schema.shared if tensor.role == "averaged"]
     if strategy.privacy is not None and names:
@@ -65,7 +65,7 @@ class Averaging:
         )
         self._places = np.empty(0, np.intp) if schema.fine is None else np.flatnonzero(schema.fine)
         self._tensors = of[self._places]
-        """Which tensor each of the values belongs to."""
+        """The tensor of each value."""
         self._published: dict[int, Vector] = {}
         self._most = min(max(KEPT_BYTES // max(4 * self._places.size, 1), FEWEST), MOST)
 
@@ -74,7 +74,7 @@ class Averaging:
         return self._places.size > 0
 
     def released(self, version: int, state: State) -> None:
-        """Keep what was published as a version. Which ones are kept follows from the releases alone, for replay."""
+        """Keep the published values of a version. The set of kept versions depends only on the releases, for replay."""
         if not self:
             return
         self._published[version] = np.ldexp(state.integers[self._places].astype(np.float32), state.exponent)
@@ -84,7 +84,7 @@ class Averaging:
     # ---------------------------------------------------------------------- steps
 
     def split(self, item: Contribution) -> Contribution:
-        """Take the averaged part out of a delta, so that no norm, cache or optimiser sees it."""
+        """Take the averaged part out of a delta, so that no norm, cache or optimiser includes it."""
         if not self:
             return item
         delta = item.delta.copy()
@@ -96,7 +96,7 @@ class Averaging:
         return x[self._places]
 
     def step(self, x: Vector, before: Vector, record: StepRecord, items: Sequence[Contribution]) -> None:
-        """Move the averaged values of x from `before` towards the mean of what devices have."""
+        """Move the averaged values of x from `before` towards the mean of the devices' values."""
         if not self:
             return
         weight, count, mean = (np.zeros(self._places.size, np.float32) for _ in range(3))
@@ -121,7 +121,7 @@ class Averaging:
     # ---------------------------------------------------------------- checkpoints
 
     def dump(self) -> dict[str, npt.NDArray[Any]]:
-        """Arrays that `load` needs."""
+        """Arrays for `load`."""
         if not self._published:
             return {}
         return {
@@ -131,7 +131,7 @@ class Averaging:
 
     @classmethod
     def load(cls, schema: Schema, arrays: Mapping[str, npt.NDArray[Any]]) -> "Averaging":
-        """Take up what `dump` returned."""
+        """Restore from the result of `dump`."""
         averaging = cls(schema)
         if "averaged.versions" in arrays:
             values = np.array(arrays["averaged.values"], np.float32)
@@ -140,7 +140,7 @@ class Averaging:
 
 
 def _share(record: StepRecord) -> np.float32:
-    """What a lasting delta is multiplied by in the end, as a share."""
+    """Total factor of a lasting delta, as a share."""
     kind, beta1, _, _ = record.optimizer
     return np.float32(record.rate / (1 - beta1)) if kind == "sgd" else np.float32(1)
 
@@ -159,5 +159,5 @@ def _normalised(record: StepRecord, weight: Vector, count: Vector) -> Vector:
 
 
 def _quotient(dividend: Vector, divisor: Vector) -> Vector:
-    """The quotient, 0 where the divisor is."""
+    """The quotient; 0 where the divisor is 0."""
     return np.divide(dividend, divisor, out=np.zeros_like(dividend), where=divisor > 0)

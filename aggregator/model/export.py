@@ -1,4 +1,4 @@
-"""The model as a file that other tools read."""
+"""Export of the model as a safetensors file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +11,6 @@ from midge.wire.schema import Parameters
 
 
 def write_model(path: str | Path, parameters: Parameters, about: Mapping[str, str]) -> None:
-    """Write all tensors by name as safetensors, with plain text about them; whole, or not at all."""
+    """Write all tensors by name as safetensors, with text metadata; atomically."""
     arrays = {name: np.ascontiguousarray(array) for name, array in parameters.items()}
     atomic_write(Path(path), save(arrays, metadata=dict(about)), mode=PUBLIC)

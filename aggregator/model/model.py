@@ -1,7 +1,7 @@
 """The global model's arithmetic: applying steps to x, releasing p.
 
 Everything here is elementwise, in float32, in a fixed order: multiplication, addition, division and scaling by powers
-of two. No BLAS, no exponentials; their last bits differ between processors and numbers of threads. So replaying the
+of two. No BLAS, no exponentials: their last bits differ between processors and numbers of threads. So replaying the
 journal on a checkpoint gives the same bits anywhere.
 """
 
@@ -26,19 +26,20 @@ from midge.wire.messages import Update
 from midge.wire.schema import Parameters, Schema, Vector
 
 LARGEST = np.float32(2.0**80)
-"""Bound of a parameter: as far as every value is within it, the model can be released."""
+"""Bound of a parameter: with every value within it, the model can be released."""
 SNAPSHOT_EVERY = 32
 SMALL = 256
-"""Parameters of a model whose snapshot is a kilobyte: dozens of retained frames would save its devices little."""
+"""Parameters of a model whose snapshot is a kilobyte, so that many retained steps would save devices little."""
 FIRST_BITS, KEYFRAME_BITS = 6, 12
-"""Of the largest value of a tensor: how finely the first model is published, and one that outgrew its grid."""
+"""Precision in bits, relative to a tensor's largest value, of the first published model, and of one that outgrew its
+grid."""
 SERVED = -1
-"""In place of a span: a snapshot of the channel `serve`."""
+"""Marks, in place of a span, a snapshot of the channel `serve`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A frame as it is stored and published."""
+    """A frame as stored and published."""
 
     version: int
     span: int
@@ -54,37 +55,38 @@ class Model:
         self.state = lineage.on_grid(x, schema, frozen, bits=FIRST_BITS)
         self.version = 0
         self.keyframe = True
-        """Whether the next release is a snapshot only, because no step leads to it."""
+        """Whether the next release is only a snapshot, because no step leads to it."""
         self._quantiser, self._merging = Quantiser(), Merging()
         self._averaging = Averaging(schema)
         self._movement = Movement(schema.size)
         self.steps: dict[int, bytes] = {}
-        """Step frames by version, back to the oldest base: only where the strategy needs earlier models."""
+        """Step frames by version, back to the oldest base: only if the strategy needs earlier models."""
         self.ends: dict[int, bytes] = {}
-        """Snapshots by version, where the next version was a keyframe: no step leads back across it."""
+        """Snapshots by version, if the next version was a keyframe: no step leads back across it."""
         self.keeps_past = False
-        """Whether earlier models must be rebuilt: then a keyframe brings a snapshot of what was before it."""
+        """Whether earlier models must be reconstructible: then a keyframe also stores a snapshot of the version before.
+        """
         self.server = ServerState()
         self.serving: Vector | None = None
-        """The moving average over versions that is released for use; None where the strategy keeps none."""
+        """The served model, a moving average over versions; None if the strategy keeps none."""
 
     @property
     def small(self) -> bool:
-        """Whether each version comes with a snapshot in place of merged steps: it costs hardly more than one."""
+        """Whether each version has a snapshot instead of merged steps, because that costs hardly more than a step."""
         return self.schema.size <= SMALL and len(self.state.frozen) <= 4 * SMALL
 
     @classmethod
     def of(cls, parameters: Parameters, schema: Schema) -> "Model":
-        """The model of a dict of arrays."""
+        """Make the model of a dict of arrays."""
         return cls(schema, schema.flatten(parameters), schema.freeze(parameters))
 
     # -------------------------------------------------------------------- updates
 
     def decode(self, update: Update, body: memoryview) -> tuple[Vector, float]:
-        """The delta of an update and its L2 norm.
+        """Decode the delta of an update, with its L2 norm.
 
         Raises:
-            WireError: the body is not what the header says; `codecs.NonFinite` where it holds NaN or infinity.
+            WireError: the body does not match the header; `codecs.NonFinite` if it holds NaN or infinity.
         """
         if len(body) != update.size:
             raise WireError(f"the delta has {len(body)} bytes, not the {update.size} of its header")
@@ -94,17 +96,17 @@ class Model:
         return codecs.decode_measured(body, self.schema, codec, tensors)
 
     def decode_again(self, body: bytes, codec: str, tensors: tuple[int, ...] | None) -> Vector:
-        """The delta of an update that was accepted before a restart."""
+        """Decode the delta of an update that was accepted before a restart."""
         return self._decode(memoryview(body), codec, tensors)[0]
 
     # ---------------------------------------------------------------------- steps
 
     def contribution(self, delta: Vector, tensors: tuple[int, ...] | None, base: int, device: str) -> Contribution:
-        """A decoded update on its way into a step."""
+        """A decoded update, prepared for a step."""
         return self._averaging.split(Contribution(delta, tensors, base, device))
 
     def apply(self, record: StepRecord, contributions: Sequence[Contribution], noise: Vector | None = None) -> None:
-        """Make one step, as the record says: `contributions` are in the order of its updates."""
+        """Apply one step of the record: `contributions` are in the order of its updates."""
         self._quantiser.late(self.version - item.base for item in contributions)
         averaged = self._averaging.values(self.x)
         if record.form == "mixing":
@@ -116,14 +118,14 @@ class Model:
         np.clip(self.x, -LARGEST, LARGEST, out=self.x)
 
     def _mix(self, alpha: np.float32, item: Contribution, scale: float = 1.0) -> None:
-        """FedAsync as published: x ← (1 − α)·x + α·(p_v + Δ), with the very p_v that the device began from."""
+        """Mixing as in FedAsync: x ← (1 − α)·x + α·(p_v + Δ), with the exact p_v that the device began from."""
         delta = item.delta if scale == 1 else np.float32(scale) * item.delta
         trained = self.published(item.base) + delta
         for place in self.schema.covered(item.tensors):
             self.x[place] = (np.float32(1) - alpha) * self.x[place] + alpha * trained[place]
 
     def published(self, version: int) -> Vector:
-        """The values that were published as `version`, by stepping back from the newest, or from before a keyframe.
+        """The values published as `version`, by stepping back from the newest, or from before a keyframe.
 
         Raises:
             KeyError: a step in between is no longer held.
@@ -136,7 +138,7 @@ class Model:
 
     @property
     def oldest(self) -> int:
-        """The oldest version that `published` can rebuild."""
+        """The oldest version that `published` can reconstruct."""
         version = self.version
         while version in self.steps or version - 1 in self.ends:
             version -= 1
@@ -145,9 +147,9 @@ class Model:
     # ------------------------------------------------------------------- releases
 
     def freeze(self, tensors: Parameters, *, keep: bool = False) -> None:
-        """Set frozen tensors by name; the next release is a snapshot. `keep` leaves the others as they are published.
+        """Set frozen tensors by name; the next release is a snapshot. `keep` leaves the others as published.
 
-        What x has beyond them may be the work of one device, which a release on its own must not carry.
+        The unpublished part of x may be the work of one device, which a release must not publish alone.
         """
         frozen = self.schema.freeze({**self.schema.thaw(self.state.frozen), **tensors})
         if keep:
@@ -157,9 +159,9 @@ class Model:
         self.keyframe = True
 
     def release(self, record: ReleaseRecord) -> list[Frame]:
-        """Move p towards x and return the frames that lead there: a step, merged steps, now and then a snapshot.
+        """Move p towards x and return the frames that lead there: a step, merged steps, sometimes a snapshot.
 
-        Where a merged step leaves 32 bits, a snapshot comes with it: nothing else might lead across it.
+        If a merged step leaves 32 bits, a snapshot replaces it, because perhaps nothing else leads across it.
         """
         self._average(record)
         frames = self._release(record)
@@ -188,7 +190,7 @@ class Model:
         return frames
 
     def _keyframe(self, *, moved: bool) -> Frame:
-        """Start over with a snapshot: of x, or of p as it is if the release may carry no device's work."""
+        """Release a snapshot: of x, or of p unchanged if the release must not include any device's work."""
         if moved:
             self.state = lineage.on_grid(self.x, self.schema, self.state.frozen, bits=KEYFRAME_BITS)
         self.keyframe = False
@@ -209,13 +211,13 @@ class Model:
         return Frame(self.version, 0, lineage.encode_snapshot(self.state))
 
     def follow_movement(self, turn: int) -> int:
-        """How many versions in a row have not moved p beyond its noise; `turn` versions are one of the fleet."""
+        """Number of versions in a row that moved p within its noise; `turn` versions are one round of the fleet."""
         return self._movement.follow(self.state, turn)
 
     # -------------------------------------------------------------------- serving
 
     def _average(self, record: ReleaseRecord) -> None:
-        """Follow x with a moving average over versions, quickly at first: else it would remember the beginning."""
+        """Follow x with a moving average over versions, faster at first: otherwise it would keep the initial model."""
         if record.decay is None:
             self.serving = None
         elif self.serving is None:
@@ -226,22 +228,22 @@ class Model:
             self.serving += (np.float32(1) - decay) * self.x
 
     def used(self) -> State:
-        """What is released for use: the moving average on a grid, or what is published to train from."""
+        """The served model on a grid: the moving average, or the published training model."""
         return self.state if self.serving is None else lineage.on_grid(self.serving, self.schema, self.state.frozen)
 
     def serve(self, record: ServeRecord) -> Frame:
-        """What is used, as a snapshot."""
+        """The served model as a snapshot."""
         return Frame(record.version, SERVED, lineage.encode_snapshot(self.used()))
 
     def forget_steps(self, oldest: int) -> None:
-        """Drop step frames that lead to `oldest` or before, and what ended before it: no device's base is older."""
+        """Drop step frames that lead to `oldest` or before, and snapshots from before it: no device's base is older."""
         self.steps = {version: data for version, data in self.steps.items() if version > oldest}
         self.ends = {version: data for version, data in self.ends.items() if version >= oldest}
 
     # ---------------------------------------------------------------- checkpoints
 
     def dump(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
-        """Arrays and plain values that `load` needs; `steps` are kept by the store."""
+        """Arrays and plain values for `load`; `steps` are kept by the store."""
         arrays: dict[str, npt.NDArray[Any]] = {
             "x": self.x,
             "integers": self.state.integers,
@@ -264,7 +266,7 @@ class Model:
 
     @classmethod
     def load(cls, schema: Schema, arrays: Parameters, values: dict[str, Any]) -> "Model":
-        """Take up what `dump` returned."""
+        """Restore from the result of `dump`."""
         model = cls.__new__(cls)
         model.schema = schema
         model.x = np.array(arrays["x"], np.float32)
@@ -287,7 +289,7 @@ class Model:
         return {**self.schema.views(self.x.copy()), **self.schema.thaw(self.state.frozen)}
 
     def digest(self) -> bytes:
-        """16 bytes of the exact model, of what is published, and of what is on its way: equal after a restart."""
+        """16 bytes of the exact model, the published one, and pending state: equal after a restart."""
         sha = hashlib.sha256(self.x.astype("<f4", copy=False).data)
         sha.update(self.state.digest())
         if self.serving is not None:

@@ -1,10 +1,10 @@
-"""Whether the published model still goes anywhere, or only to and fro.
+"""Detection of convergence: whether the published model still moves, or only fluctuates.
 
-A model that has learned all that its devices know does not stand still: each device pulls it a little towards its own
-data. So it is not how far a version is from the last one that counts, but whether the way adds up. Distances from one
-version are compared between two windows, of a turn of the fleet each: on a straight way they double or more, on a
-random walk they grow by a factor of 1.7, and to and fro they stay. If they stay twice, the second time from a version
-that was within the noise, the model is at rest until it is far outside of that noise.
+A converged model does not stand still: each device pulls it a little towards its own data. So what counts is not the
+distance between consecutive versions, but whether the movement accumulates. Distances from one version are compared
+between two windows, of one round of the fleet each: on a straight path they at least double, on a random walk they grow
+by a factor of 1.7, and in a fluctuation they stay. If they stay twice, the second time from a version within the noise,
+the model is at rest until it is far outside of that noise.
 """
 
 import numpy as np
@@ -13,17 +13,17 @@ import numpy.typing as npt
 from midge.wire.lineage import State
 
 SHORTEST = 6
-"""Versions of a window, at least."""
+"""Least versions of a window."""
 GROWS = 1.25
-"""Factor between the mean distances of two windows from which on the way adds up."""
+"""Factor between the mean distances of two windows from which on the movement accumulates."""
 FAR = 3.0
-"""Times the noise that is movement: single versions are at twice of it now and then."""
+"""Multiple of the noise that counts as movement: single versions sometimes reach twice the noise."""
 _SAMPLED = 4096
-"""Values that are looked at: their distance is that of all within some per cent."""
+"""Values in the sample: their distance is that of all values within a few per cent."""
 
 
 class Movement:
-    """Follows the versions of one model. Nothing of it is durable: after a restart it is found out again."""
+    """Follows the versions of one model. Not durable: after a restart it is determined again."""
 
     def __init__(self, size: int) -> None:
         places = np.random.default_rng(0).permutation(size)[:_SAMPLED] if size > _SAMPLED else np.arange(size)
@@ -31,17 +31,17 @@ class Movement:
         self._from: npt.NDArray[np.float64] | None = None
         self._distances: list[float] = []
         self._noise: float | None = None
-        """The distance that is usual while nothing moves; None while it does."""
+        """The usual distance while nothing moves; None while it does."""
         self._settled = False
-        """Whether the way did not add up the last time, from a version that may be far off."""
+        """Whether the last window did not accumulate, from a version that may be far off."""
         self.quiet = 0
-        """Versions in a row that were within the noise, since it is known."""
+        """Versions in a row within the noise, since it is known."""
 
     def follow(self, state: State, turn: int) -> int:
-        """Look at a version; how many in a row have moved nothing.
+        """Process a version; return how many in a row have moved nothing.
 
         Args:
-            state: what is published.
+            state: the published model.
             turn: versions in which every device has a part.
         """
         values = np.ldexp(state.integers[self._places].astype(np.float64), state.exponent)

@@ -1,20 +1,20 @@
-"""Which step is released next: few integers that are not zero, at one power of two for each tensor.
+"""Quantiser of releases: chooses a sparse step of small integers, with one power-of-two scale for each tensor.
 
-What a step leaves out stays in x − p and goes into a later one: error feedback at the server, the hidden state of QAFeL
-(arXiv:2308.00263). How coarse it may be follows from how far x moves between two releases, not from how far p is behind
-it: a scale of a few times x − p would keep x − p as large as itself, and p would never come to rest where x does.
+The error of a step stays in x − p and goes into a later one: error feedback at the server, the hidden state of QAFeL
+(arXiv:2308.00263). The scale follows from how far x moves between two releases, not from how far p is behind it: a
+scale of a few times x − p would keep x − p as large as itself, and p would never come to rest with x.
 
-- The scale of a tensor is the power of two near three and a half times its mean movement, and near seven where updates
-  come two versions late or more: p may be behind by what devices are behind anyway. What is below three quarters of the
-  scale waits, so that a value which wavers is not said each time.
-- The mean is taken over some sixteen releases and the scale holds while it is right within an octave: each octave down
-  says a bit of every value, and steps of one scale merge into few bits.
-- Where devices train from p and x follows them, p may swing about its goal, and the movement be nothing but that swing.
-  So every while the scale is tried an octave finer: a swing shrinks with it and the scale stays down; of noise, it
-  comes back.
-- Models of up to a thousand values, whose bytes do not count, are said six bits finer.
+- The scale of a tensor is the power of two near three and a half times its mean movement, and near seven if updates
+  are two versions late or more: p may lag as far as the devices do. Values below three quarters of the scale wait (dead
+  zone), so that a fluctuating value is not sent each time.
+- The mean covers about sixteen releases, and the scale stays while it is right within an octave: each octave down costs
+  a bit of every value, and steps of one scale merge into few bits.
+- If devices train from p and x follows them, p may oscillate about its goal, and the movement may be only that
+  oscillation. So now and then the scale is tried an octave finer: an oscillation shrinks with it and the scale stays
+  down; with noise, it returns.
+- Models of up to a thousand values, whose bytes hardly count, are quantised six bits finer.
 
-Bits cannot differ between processors: only scalings by powers of two, rounding, and sums of integers decide.
+Bits cannot differ between processors: only scalings by powers of two, rounding, and integer sums decide.
 """
 
 import math
@@ -29,19 +29,19 @@ from midge.wire.lineage import HEADROOM, LARGEST, Integers, State
 from midge.wire.schema import Vector
 
 _SPREAD, _LATEST = 3.5, 2
-"""Times the mean movement, for each version that updates are late, up to this number; √2 rounds to the nearest."""
+"""Multiples of the mean movement per version that updates are late, up to this number; √2 rounds to the nearest."""
 _LAGS = 64
 """Updates that the mean lateness covers, about."""
 _MEMORY = 16
 """Releases that the mean movement covers, about."""
 _TRY, _HOLD = 64, 16
-"""Releases after which a finer scale is tried, and for how many it is held at least."""
+"""Releases after which a finer scale is tried, and for which it is kept at least."""
 _SMALL, _FINER = 1024, 6
 
 
 @dataclass(slots=True)
 class Scale:
-    """Of one tensor."""
+    """The scale of one tensor."""
 
     movement: int
     """The mean over releases of Σ|movement|, in grid units, times `_MEMORY`."""
@@ -52,17 +52,17 @@ class Scale:
 
 
 class Quantiser:
-    """The steps of one lineage on one grid."""
+    """The quantiser of one lineage on one grid."""
 
     def __init__(self) -> None:
         self._left: npt.NDArray[np.int32] | None = None
         """x − p after the last release, in grid units."""
         self._scales: dict[int, Scale] = {}
         self._lag = _LAGS
-        """How many versions updates are late, on the mean, times `_LAGS`."""
+        """Mean number of versions that updates are late, times `_LAGS`."""
 
     def late(self, versions: Iterable[int]) -> None:
-        """Take note of how many versions back the bases of applied updates were."""
+        """Record the lateness of applied updates, in versions."""
         for lag in versions:
             self._lag += min(max(lag, 0), 2 * _LATEST) - self._lag // _LAGS
 
@@ -78,7 +78,7 @@ class Quantiser:
     def step(self, x: Vector, state: State) -> Integers | None:
         """The step that takes a state near the exact model.
 
-        None where the state would leave its grid: then the next release is a snapshot on a coarser one.
+        None if the state would leave its grid: then the next release is a snapshot on a coarser one.
 
         Raises:
             ValueError: the exact model is not finite.
@@ -91,7 +91,7 @@ class Quantiser:
         before = np.zeros(x.size, np.int32) if self._left is None else self._left
         step = np.zeros(x.size, np.int32)
         for index, tensor, place in state.schema.shared:
-            if tensor.role == "averaged":  # as exactly as the grid can say it; float32 would round x − p
+            if tensor.role == "averaged":  # exact on the grid; float32 would round x − p
                 exact = np.rint(np.ldexp(x[place], -state.exponent)).astype(np.int64) - state.integers[place]
                 step[place] = np.clip(exact, -LARGEST, LARGEST)
             elif tensor.size:
@@ -102,7 +102,7 @@ class Quantiser:
         return step
 
     def _shift(self, index: int, moved: int, size: int) -> int:
-        """The scale of a tensor that has moved so far, in all its values."""
+        """The scale of a tensor, from the movement of all its values."""
         scale = self._scales.get(index)
         if scale is None:
             scale = self._scales[index] = Scale(_MEMORY * moved, _octave(_MEMORY * moved, size, self._spread))
@@ -120,14 +120,14 @@ class Quantiser:
     # ---------------------------------------------------------------- checkpoints
 
     def dump(self) -> tuple[dict[str, npt.NDArray[Any]], list[list[int]]]:
-        """Arrays and plain values that `load` needs."""
+        """Arrays and plain values for `load`."""
         arrays = {} if self._left is None else {"left": self._left}
         scales = [[index, scale.movement, scale.shift, scale.held] for index, scale in self._scales.items()]
         return arrays, [[self._lag], *scales]
 
     @classmethod
     def load(cls, arrays: Mapping[str, npt.NDArray[Any]], scales: list[list[int]]) -> "Quantiser":
-        """Take up what `dump` returned."""
+        """Restore from the result of `dump`."""
         quantiser = cls()
         quantiser._left = np.array(arrays["left"], np.int32) if "left" in arrays else None
         (quantiser._lag,), *rows = scales
@@ -142,7 +142,7 @@ def _behind(x: Vector, state: State) -> Vector:
 
 
 def _narrow(left: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
-    # float32 has no 2^31 − 1: what is beyond becomes the number below 2^31 that it has.
+    # float32 has no 2^31 − 1: larger values become the largest float32 below 2^31
     return np.rint(np.clip(left.astype(np.float64), -LARGEST, LARGEST)).astype(np.int32)
 
 
@@ -158,7 +158,7 @@ def _beyond(scale: Scale, size: int, spread: float) -> bool:
 
 
 def _rounded(left: Vector, shift: int) -> npt.NDArray[np.int64]:
-    """Multiples of 2^shift near these values, in grid units; 0 for those below three quarters of it."""
+    """Multiples of 2^shift near these values, in grid units; 0 inside the dead zone."""
     multiples = np.rint(np.ldexp(left, -shift)).astype(np.int64)
     if shift:
         multiples[np.abs(left) < np.float32(0.75 * 2.0**shift)] = 0

@@ -1,4 +1,4 @@
-"""One step on the model: the updates of a buffer become a combined delta, and that a step of the server's optimiser.
+"""One step of the model: combines the updates of a buffer, and applies the server's optimiser.
 
 Everything is elementwise, in float32, in a fixed order: addition, multiplication, division, square roots, and sorting.
 Weights, scales and noise come from the journal. So replaying a step gives the same bits on any processor.
@@ -18,20 +18,20 @@ from midge.wire.schema import Schema, Vector
 Integers8 = npt.NDArray[np.int8]
 
 _AT_ONCE = 2**16
-"""Coordinates that are sorted at a time."""
+"""Coordinates sorted at a time."""
 _BLOCKED = 2**15
-"""Coordinates that are combined at a time."""
+"""Coordinates combined at a time."""
 _BLOCK = 256
 """Values of a cached delta that share a scale."""
 _UNKNOWN = -1
 """The step of a delta in a checkpoint of an earlier Midge: it counts as cached in the next step."""
 CACHE_BYTES = 2**30
-"""Bytes of cached deltas; beyond that the device that was heard longest ago is left out."""
+"""Bytes of cached deltas; beyond that the least recently active device is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """One decoded update on its way into a step."""
+    """One decoded update, prepared for a step."""
 
     delta: Vector
     tensors: tuple[int, ...] | None
@@ -49,7 +49,7 @@ class Cached:
     exponents: Integers8
     size: int
     step: int
-    """In which it was cached."""
+    """The step in which it was cached."""
 
     @classmethod
     def of(cls, delta: Vector, step: int) -> "Cached":
@@ -73,7 +73,7 @@ def _blocks(vector: Vector) -> Vector:
 
 
 class ServerState:
-    """What the server remembers between steps, beside the model itself; nothing where the strategy needs nothing."""
+    """The server's state between steps, beside the model itself; empty if the strategy needs none."""
 
     def __init__(self) -> None:
         self.vectors: dict[str, Vector] = {}
@@ -82,13 +82,13 @@ class ServerState:
         """The last delta of each device, oldest first."""
 
     def vector(self, name: str, size: int) -> Vector:
-        """A vector by name, of zeros where it is new."""
+        """A vector by name, initially of zeros."""
         if name not in self.vectors:
             self.vectors[name] = np.zeros(size, np.float32)
         return self.vectors[name]
 
     def remember(self, device: str, delta: Vector, step: int) -> None:
-        """Put a delta in the place of the device's last one."""
+        """Replace the device's cached delta."""
         total = self.vector("cached", delta.size)
         self.forget(device)
         cached = Cached.of(delta, step)
@@ -98,13 +98,13 @@ class ServerState:
             self.forget(next(iter(self.caches)))
 
     def forget(self, device: str) -> None:
-        """Leave a device out of the mean of all."""
+        """Remove a device from the cached sum."""
         before = self.caches.pop(device, None)
         if before is not None:
             self.vectors["cached"] -= before.values()
 
     def forget_before(self, oldest: int, step: int) -> None:
-        """Leave the devices out whose deltas were cached before the step `oldest`; this is `step`."""
+        """Remove devices whose deltas were cached before the step `oldest`; this is `step`."""
         for device, cached in list(self.caches.items()):
             if cached.step == _UNKNOWN:
                 self.caches[device] = replace(cached, step=step)
@@ -122,7 +122,7 @@ class ServerState:
 
     @classmethod
     def load(cls, arrays: Mapping[str, npt.NDArray[Any]], devices: Sequence[str], size: int) -> "ServerState":
-        """Take up what `dump` returned."""
+        """Restore from the result of `dump`."""
         state = cls()
         state.vectors = {
             name.removeprefix("server."): np.array(array, np.float32)
@@ -138,7 +138,7 @@ class ServerState:
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """An update with its weight and its scale in the step."""
+    """An update with its weight and scale in the step."""
 
     weight: np.float32
     scale: np.float32
@@ -157,7 +157,7 @@ def make_step(  # noqa: PLR0917 - a formula's terms
     state: ServerState,
     noise: Vector | None = None,
 ) -> None:
-    """Change x as the record says; `contributions` are in the order of its updates, `noise` is for their sum."""
+    """Update x by the record; `contributions` are in the order of its updates, `noise` is added to their sum."""
     scales = record.scales or (1.0,) * len(record.updates)
     items = [
         _Item(np.float32(weight), np.float32(scale), contribution)
@@ -187,9 +187,9 @@ def _plain(record: StepRecord) -> bool:
 
 
 def _mean_step(x: Vector, record: StepRecord, items: Sequence[_Item], place: slice, noise: Vector | None) -> None:
-    """Add η·(Σ a·f·Δ) / N to one part of x, in portions whose intermediate values fit the processor's cache.
+    """Add η·(Σ a·f·Δ) / N to one part of x, in pieces whose intermediate values fit the processor's cache.
 
-    Value by value these are the operations of `_combined` and `_optimised`, in their order: it gives the same bits.
+    Value by value these are the operations of `_combined` and `_optimised`, in their order, with the same bits.
     """
     divisor, rate = _divisor(record, items), np.float32(record.rate)
     if divisor <= 0:
@@ -215,7 +215,7 @@ def _mean_step(x: Vector, record: StepRecord, items: Sequence[_Item], place: sli
 
 
 def _over_cached(delta: Vector, item: _Item, state: ServerState, schema: Schema) -> Vector:
-    """Where an update covers only some tensors, what was cached of the others stays."""
+    """Add the cached values of tensors that an update does not cover."""
     before = state.caches.get(item.contribution.device)
     whole = np.zeros(schema.size, np.float32) if before is None else before.values().copy()
     for place in schema.covered(item.contribution.tensors):
@@ -224,7 +224,7 @@ def _over_cached(delta: Vector, item: _Item, state: ServerState, schema: Schema)
 
 
 def _places(schema: Schema, items: Sequence[_Item]) -> Iterator[tuple[slice, list[_Item]]]:
-    """The parts of the vector, each with the updates that cover it: who does not trained nothing there."""
+    """The parts of the vector, each with the updates that cover it."""
     if all(item.contribution.tensors is None for item in items):
         yield slice(0, schema.size), list(items)
         return
@@ -237,7 +237,7 @@ def _places(schema: Schema, items: Sequence[_Item]) -> Iterator[tuple[slice, lis
 def _combined(  # noqa: PLR0917 - a formula's terms
     record: StepRecord, items: list[_Item], place: slice, state: ServerState, size: int, noise: Vector | None
 ) -> Vector | None:
-    """U on one part of the vector; None where all weights are 0."""
+    """U on one part of the vector; None if all weights are 0."""
     if record.combine == "trimmed":
         return _trimmed(items, place, record.trim)
     if record.combine == "centred":
@@ -294,7 +294,7 @@ def _trimmed(items: Sequence[_Item], place: slice, trim: float) -> Vector | None
 
 
 def _centred(items: Sequence[_Item], place: slice, centre: Vector) -> Vector | None:
-    """Centred clipping (Karimireddy et al., ICML 2021): v ← v + Σ a_i·f_i·(Δ_i − v) / Σ a_i, f_i being the scale."""
+    """Centred clipping (Karimireddy et al., ICML 2021): v ← v + Σ a_i·f_i·(Δ_i − v) / Σ a_i, with scales f_i."""
     total, weight = np.zeros(place.stop - place.start, np.float32), np.float32(0)
     for item in items:
         total += item.weight * item.scale * (item.contribution.delta[place] - centre[place])
@@ -306,7 +306,7 @@ def _centred(items: Sequence[_Item], place: slice, centre: Vector) -> Vector | N
 
 
 def distances(items: Sequence[Contribution], state: ServerState) -> list[float]:
-    """How far each delta is from the last combined one, L2: what centred clipping clips by."""
+    """The L2 distance of each delta from the last combined one, for centred clipping."""
     centre = state.vectors.get("centre")
     return [
         float(np.sqrt(np.sum(np.square(item.delta if centre is None else item.delta - centre, dtype=np.float64))))
@@ -315,7 +315,7 @@ def distances(items: Sequence[Contribution], state: ServerState) -> list[float]:
 
 
 def _optimised(record: StepRecord, u: Vector, place: slice, state: ServerState, size: int) -> Vector:
-    """What is added to x."""
+    """The optimiser's increment of x."""
     kind, beta1, beta2, epsilon = record.optimizer
     rate = np.float32(record.rate)
     one, b1, b2 = np.float32(1), np.float32(beta1), np.float32(beta2)

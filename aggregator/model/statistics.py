@@ -1,9 +1,9 @@
-"""Which devices' statistics are pooled, and how: pure functions of their moments.
+"""Selection and pooling of the devices' statistics: pure functions of their moments.
 
-One device's lie, unit error or sentinel must not decide what the whole fleet is normalised with, and what is pooled of
-two devices must not be what one of them sent. Devices may differ honestly: each has its own operating point, some are
-idle. So a device is left out only where its numbers are of another order of magnitude than those of most others, and
-of those that stay the pool is exact: it contains the variance between devices too.
+A single device's lie, unit error or sentinel must not determine the normalisation of the whole fleet, and the pool of
+two devices must not reveal one of them. Honest devices may differ: each has its own operating point, some are idle. So
+a device is left out only if its numbers are of another order of magnitude than those of most others, and the pool of
+the remaining ones is exact: it includes the variance between devices.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,20 +16,20 @@ import numpy.typing as npt
 from midge.wire.moments import CONSTANT, SENTINEL, Moments, Values, pool
 
 LEAST: Final = 16
-"""Values of a channel, over all devices, below which its mean and spread are chance."""
+"""Values of a channel, over all devices, below which its mean and spread are noise."""
 FEW: Final = 256
-"""Values of a channel that never changes, below which it may yet change: more are waited for, for a while."""
+"""Values of a constant channel below which it may yet change: more are awaited, for a while."""
 CAP: Final = 4.0
-"""Times the median count that one device can weigh at most."""
+"""Most weight of one device, in multiples of the median count."""
 FACTOR: Final = 50.0
-"""Times the usual spread that a device may be away from most others, or spread wider than they do."""
+"""Multiple of the usual spread that a device may be away from most others, or spread wider than they do."""
 MAGNITUDE: Final = 10.0
-"""Where a device is that far away, its values are also at least this many times larger or smaller than the others'."""
+"""For a device that far away, its values must also be this many times larger or smaller than the others'."""
 _NAMED = 3
-"""Devices or channels that a sentence names at most."""
+"""Most devices or channels that a message names."""
 
 Names = Mapping[str, Sequence[str]]
-"""What the channels of a moment are called, by the moment's name; a moment may be missing here."""
+"""Names of channels, by the moment's name; a moment may be missing here."""
 Flags = npt.NDArray[np.bool_]
 
 
@@ -43,27 +43,27 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class ChannelFinding:
-    """What can be made of the statistics that are here."""
+    """Result of an examination of statistics."""
 
     kept: tuple[int, ...] = ()
-    """Places of the devices to pool."""
+    """Indices of the devices to pool."""
     off: tuple[tuple[str, str], ...] = ()
-    """Devices that are not like the others, each with what is off, in words."""
+    """Devices that are unlike the others, each with what is off."""
     wait: str = ""
-    """Why nothing can be pooled yet, in words; empty if it can."""
+    """Why nothing can be pooled yet; empty if it can."""
     soon: str = ""
-    """Why more rows should be waited for, for a while only; empty if there is no reason."""
+    """Why more rows should be awaited, for a while only; empty if there is no reason."""
     constant: tuple[str, ...] = ()
     """Channels that never change."""
 
 
 def examine(sent: Sequence[Sent], *, factor: float | None = FACTOR, names: Names | None = None) -> ChannelFinding:
-    """Find the devices to pool, and what is wrong with the others.
+    """Select the devices to pool, and explain what is wrong with the others.
 
     Args:
         sent: the devices' statistics, all of the same names and channels.
-        factor: see `FACTOR`; None takes devices however far apart they are, but for sentinels.
-        names: what channels are called.
+        factor: see `FACTOR`; None includes devices however far apart they are, except for sentinels.
+        names: names of the channels.
     """
     called = _Called(names or {})
     why: dict[int, str] = {}
@@ -81,8 +81,8 @@ def examine(sent: Sequence[Sent], *, factor: float | None = FACTOR, names: Names
 def pooled(parts: Sequence[Moments], cap: float) -> Moments:
     """Pool moments so that no device weighs more than `cap` times the median count; 0 sets no limit.
 
-    The median is the lower one of two, so that of two devices neither can outweigh the other by what it claims. A
-    device that is cut down keeps its mean and its spread.
+    The median is the lower one of two, so that with two devices neither can dominate by the count that it claims. A
+    device that is capped keeps its mean and its spread.
     """
     if cap <= 0:
         return pool(parts)
@@ -101,7 +101,7 @@ def pooled(parts: Sequence[Moments], cap: float) -> Moments:
 
 
 def _lower_median(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Of those of each channel that are not zero; zero if all are."""
+    """Lower median of each channel's non-zero counts; zero if all are."""
     present = np.count_nonzero(counts, axis=0)
     place = len(counts) - present + np.maximum(present - 1, 0) // 2
     found: npt.NDArray[np.int64] = np.take_along_axis(
@@ -114,7 +114,7 @@ def _lower_median(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def _off(parts: Sequence[Moments], factor: float | None) -> list[tuple[int, int, str]]:
-    """Place, channel and words of each device that is not like the others in some channel: its first such channel."""
+    """Index, channel and description of each device that is unlike the others: its first such channel."""
     present = np.stack([part.count > 0 for part in parts])
     means = np.stack([part.mean for part in parts])
     spreads = np.stack([_spread(part) for part in parts])
@@ -137,7 +137,7 @@ def _off(parts: Sequence[Moments], factor: float | None) -> list[tuple[int, int,
 
 
 def _spread(part: Moments) -> Values:
-    """Standard deviations; 0 for a channel that is constant as far as float32 can tell."""
+    """Standard deviations; 0 for a channel that is constant in float32."""
     deviation = np.sqrt(part.m2 / np.maximum(part.count, 1))
     return np.where(deviation > CONSTANT * np.abs(part.mean), deviation, 0.0)
 
@@ -157,7 +157,7 @@ def _apart(means: Values, spreads: Values, factor: float) -> Flags:
 
 
 def _unlike_most(means: Values, spreads: Values, factor: float) -> Flags:
-    """With three devices or more, medians say what is usual, and up to half of them can be wrong.
+    """With three devices or more, medians define what is usual, and fewer than half of them may be wrong.
 
     The yardstick is the usual spread within devices, or between them if that is larger: devices with operating points
     of their own are no outliers.
@@ -177,7 +177,7 @@ def _unlike_most(means: Values, spreads: Values, factor: float) -> Flags:
 
 
 def _unlike_each_other(means: Values, spreads: Values, factor: float) -> Flags:
-    """Of two devices nothing says which is right: whether they are so far apart that a third has to."""
+    """With two devices, whether they are so far apart that a third must decide which is right."""
     wide, narrow = spreads.max(axis=0), spreads.min(axis=0)
     sizes = np.hypot(means, spreads)
     nearer = np.maximum(np.abs(means).min(axis=0), 1.0)
@@ -198,7 +198,7 @@ def _ratio(one: Values, other: Values) -> Values:
 
 
 def _enough(kept: Sequence[Mapping[str, Moments]], found: ChannelFinding, called: "_Called") -> ChannelFinding:
-    """Whether the devices that are kept have enough of each channel."""
+    """Whether the kept devices have enough of each channel."""
     lonely, scarce, constant, soon = [], [], [], []
     for name in kept[0]:
         parts = [each[name] for each in kept]
@@ -224,7 +224,7 @@ def _disagreement(devices: int, off: Sequence[tuple[str, str]]) -> str:
     who = "; ".join(f"{device} has {words}" for device, words in off[:_NAMED])
     more = f"; and {len(off) - _NAMED} more" if len(off) > _NAMED else ""
     return (
-        f"{len(off)} of {devices} devices are not like the others ({who}{more}). Mend their units, wait for more "
+        f"{len(off)} of {devices} devices are not like the others ({who}{more}). Fix their units, wait for more "
         "devices, or give statistics_factor=None if it is right"
     )
 
@@ -235,7 +235,7 @@ def _listed(words: Sequence[str]) -> str:
 
 
 class _Called:
-    """What a channel is called: by its name where it has one, else by its number from 0."""
+    """The name of a channel, or its number from 0."""
 
     def __init__(self, names: Names) -> None:
         self._names = names

@@ -1,8 +1,9 @@
-"""Merged steps: frames that lead over several versions at once, for devices that were away for a few.
+"""Merged steps: frames that lead over several versions at once, for devices that missed a few.
 
-A merged step of 2, 3, 4, 8 or 16 versions costs far less than its steps, because each place is said once. They slide:
-one of 2 and one of 4 end at every version, one of 8 at every second, one of 3 and one of 16 at every fourth. So from
-most versions of the last sixteen one or two frames lead to the newest. Each is the exact sum of two before it.
+A merged step of 2, 3, 4, 8 or 16 versions is much smaller than its steps, because each place is sent once. They
+overlap: one of 2 and one of 4 end at every version, one of 8 at every second, one of 3 and one of 16 at every fourth.
+So from most of the last sixteen versions one or two frames lead to the newest. Each is the exact sum of two earlier
+ones.
 """
 
 from collections.abc import Mapping
@@ -14,22 +15,22 @@ from midge.wire import lineage
 from midge.wire.errors import WireError
 from midge.wire.lineage import Integers
 
-# Of a span: the versions that it ends at are multiples of the first, and its earlier part has the second's length.
+# By span: the step of versions at which it ends, and the length of its earlier part.
 _PARTS = {2: (1, 1), 3: (4, 2), 4: (1, 2), 8: (2, 4), 16: (4, 8)}
 _KEPT = {1: 1, 2: 2, 4: 4, 8: 8}
-"""Over how many versions back the frames of a span are needed to make longer ones."""
+"""Versions back for which the frames of a span are kept to make longer ones."""
 _ROOM = 2**26
-"""Bytes of them that are kept as integers too, for reading a frame again costs as much as writing it."""
+"""Bytes of frames that are also kept as integers, since decoding a frame costs as much as encoding it."""
 SPANS = (1, *_PARTS)
 SMALL_STEPS = 2
-"""Steps of a small model on offer."""
+"""Number of steps offered for a small model."""
 
 
 def listed(version: int, span: int, newest: int, *, small: bool = False) -> bool:
-    """Whether a frame is worth a device's while, who goes from anywhere to the newest version.
+    """Whether a frame is useful to devices on their way from any version to the newest.
 
-    The short ones that end at a multiple of four lead a device which was away for long to where the long ones begin. Of
-    a `small` model the newest steps are enough: there is a snapshot at each version.
+    The short ones that end at a multiple of four lead a device that was away for long to where the long ones begin. For
+    a `small` model the newest steps suffice: there is a snapshot of each version.
     """
     age = newest - version
     if small:
@@ -39,22 +40,22 @@ def listed(version: int, span: int, newest: int, *, small: bool = False) -> bool
 
 
 class Merging:
-    """The steps of the last few versions, and what becomes of them. All lie on one grid."""
+    """The steps of the last few versions, and their sums. All lie on one grid."""
 
     def __init__(self) -> None:
         self._recent: dict[tuple[int, int], bytes] = {}
         self._read: dict[tuple[int, int], npt.NDArray[np.signedinteger]] = {}
-        """What some of them say, in as few bytes a value as hold it."""
+        """Decoded integers of some of them, in the narrowest type."""
 
     def clear(self) -> None:
-        """Start over behind a keyframe: no step leads across it."""
+        """Start over after a keyframe: no step leads across it."""
         self._recent.clear()
         self._read.clear()
 
     def add(self, version: int, step: Integers, data: bytes, exponent: int) -> tuple[list[tuple[int, bytes]], bool]:
         """The merged frames that end at a version, by span, from its step as integers and as a frame.
 
-        And whether each is there that could be: a sum beyond 32 bits is none.
+        Also whether every possible one was made: a sum beyond 32 bits is none.
         """
         self._recent[version, 1] = data
         sums = {1: step}
@@ -84,7 +85,7 @@ class Merging:
         return made, whole
 
     def _integers(self, version: int, span: int, size: int) -> Integers:
-        """What a frame says."""
+        """The integers of a frame."""
         known = self._read.get((version, span))
         if known is not None:
             return known.astype(np.int32)
@@ -93,14 +94,14 @@ class Merging:
     # ---------------------------------------------------------------- checkpoints
 
     def dump(self) -> dict[str, np.ndarray[tuple[int], np.dtype[np.uint8]]]:
-        """Arrays that `load` needs."""
+        """Arrays for `load`."""
         return {
             f"recent.{version}.{span}": np.frombuffer(data, np.uint8) for (version, span), data in self._recent.items()
         }
 
     @classmethod
     def load(cls, arrays: Mapping[str, np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]) -> "Merging":
-        """Take up what `dump` returned."""
+        """Restore from the result of `dump`."""
         merging = cls()
         for name, data in arrays.items():
             first, _, rest = name.partition(".")

@@ -1,1 +1,1 @@
-"""What the aggregator says: models, announcements, receipts."""
+"""Publishing: models, announcements, receipts."""

@@ -1,8 +1,8 @@
-"""What the aggregator says in its own name: announcements and receipts, with their times and signatures.
+"""Dating and signing of the aggregator's announcements and receipts.
 
-Not signed are the chunks of the model, because the announced digest covers them. The aggregator's status is signed for
-its token; a device follows the state of an unsigned one as well. One who forges it can make the device hold its updates
-back or greet again, which whoever can forge it can also do by dropping messages.
+Chunks of the model are not signed, because the announced digest covers them. The aggregator's status is signed for its
+token; a device obeys the state of an unsigned one as well. A forged status can make the device hold back its updates or
+send its status again, which anyone who can forge it can also achieve by dropping messages.
 """
 
 import hashlib
@@ -20,20 +20,20 @@ from midge.wire.signing import KeyUnusable, MacKey, PrivateKey
 from midge.wire.topics import Channel, Topics
 
 LIFETIME = 86_400.0
-"""Seconds that an announcement is good for: so long can a broker hold newer ones back unseen."""
+"""Validity of an announcement: a broker can withhold newer ones unnoticed for that long."""
 _AGAIN = 0.25
-"""After this share of the lifetime the announcement is reissued."""
+"""Fraction of the lifetime after which the announcement is reissued."""
 _LINKS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseKeys:
-    """The keys that sign, each from some time on, and the chain that leads from the first to the last."""
+    """The signing keys, each from some time on, and the chain of successions from the first to the last."""
 
     keys: tuple[tuple[float, PrivateKey], ...]
     chain: tuple[bytes, ...] = ()
     links: tuple[float, ...] = ()
-    """From when on each link of the chain is in force."""
+    """When each succession takes effect."""
     companion: PrivateKey | None = None
     """Signs as well, for devices that can verify only P-256."""
 
@@ -46,15 +46,15 @@ class ReleaseKeys:
         return in_force
 
     def chain_at(self, when: float) -> tuple[bytes, ...]:
-        """The links up to the key in force: those before it were signed by keys before it."""
+        """The successions up to the key in force: earlier ones were signed by earlier keys."""
         return self.chain[: sum(since <= when for since in self.links)]
 
 
 def load_release_keys(path: Path) -> ReleaseKeys:
-    """Read `release.key`, and beside it `release.key.chain` and the earlier `release.key.1`, `.2` … where there are.
+    """Read `release.key`, and beside it `release.key.chain` and the earlier `release.key.1`, `.2` … if they exist.
 
     Raises:
-        KeyUnusable: a file is missing, or is not what it must be.
+        KeyUnusable: a file is missing or invalid.
     """
     newest = _read_key(path)
     chain_file, beside = path.with_name(path.name + ".chain"), path.with_name(f"{path.name}.{signing.P256}")
@@ -75,13 +75,13 @@ def load_release_keys(path: Path) -> ReleaseKeys:
     keys: list[tuple[float, PrivateKey]] = []
     for number, link in enumerate(links, start=1):
         earlier = path.with_name(f"{path.name}.{number}")
-        if earlier.exists():  # else it is out of force, and what was sealed to it can no longer be read
+        if earlier.exists():  # otherwise it is out of force, and bodies sealed to it can no longer be read
             keys.append((links[number - 2].since if number > 1 else 0.0, _read_key(earlier)))
         elif link.since > time.time():
             raise KeyUnusable(f"{earlier} is missing, and signs until its successor does: restore it.")
     following = path.with_name(path.name + ".new")
     if links[-1].key != newest.public.raw and following.exists():
-        atomic_rename(following, path)  # the power went while the successor was made
+        atomic_rename(following, path)  # a power cut while the successor was made
         newest = _read_key(path)
     if links[-1].key != newest.public.raw:
         raise KeyUnusable(f"{chain_file} leads to another key than {path}: restore the one that belongs to it.")
@@ -100,10 +100,10 @@ def _read_key(path: Path) -> PrivateKey:
 
 
 def succeed(path: Path, federation: str, since: float) -> ReleaseKeys:
-    """Make a new key that signs from some time on; the old one vouches for it and is kept as `release.key.1` and on.
+    """Make a new key that signs from some time on; the old one signs the succession and is kept as `release.key.1` etc.
 
     Raises:
-        KeyUnusable: the key of now cannot be read, or has had 16 successors.
+        KeyUnusable: the current key cannot be read, or has had 16 successors.
         OSError: a file cannot be written.
     """
     now = load_release_keys(path)
@@ -132,8 +132,8 @@ def write_secret(path: Path, data: bytes) -> None:
     atomic_write(path, data, mode=PRIVATE)
 
 
-class Issuer:
-    """Signs where there is a key, and says when all was issued and until when it is good."""
+class AnnouncementSigner:
+    """Signs messages if there is a key, and adds time of issue and expiry."""
 
     def __init__(
         self,
@@ -155,11 +155,11 @@ class Issuer:
         self.token = 0
         """The fencing token of this start."""
         self.verifies: Mapping[str, str] = {}
-        """By device, with what it wants to be told things signed, if its greeting says so."""
+        """Signature schemes that devices request in their status, by device."""
         self.secret: Callable[[str], MacKey | None] = lambda _device: None
-        """What a device shares with us."""
+        """The secret that a device shares with us."""
         self.announced: dict[Channel, bytes] = {}
-        """Each channel's newest announcement as it was published, for those who cannot verify its signature."""
+        """Each channel's newest announcement as published, for devices that cannot verify its signature."""
         self._issued: dict[Channel, float] = {}
         self._signer: PrivateKey | None = None
         self._last: Announcement | None = None
@@ -171,11 +171,11 @@ class Issuer:
 
     @property
     def seal_keys(self) -> tuple[bytes, ...]:
-        """The private keys that devices may have sealed to, the newest first."""
+        """Private keys of the public keys that devices may have sealed to, the newest first."""
         return () if self._keys is None else tuple(sealing.derive(key) for _, key in reversed(self._keys.keys))
 
     def announcement(self, announcement: Announcement) -> bytes:
-        """An announcement as it is published: issued now, good for the lifetime."""
+        """An announcement as published: issued now, valid for the lifetime."""
         issued = self.dating.issue()
         dated = announcement.model_copy(
             update={"issued": issued, "expires": issued + self._lifetime, "epoch": self.epoch}
@@ -185,7 +185,7 @@ class Issuer:
         if train:
             dated = dated.model_copy(update={"parent": self._follow(announcement)})
         if self._keys is None:
-            return self._noted(dated.channel, messages.encode_announcement(dated))
+            return self._record_announced(dated.channel, messages.encode_announcement(dated))
         self._signer = self._keys.at(issued)
         if train and self._sealed:
             key = sealing.public(sealing.derive(self._signer))
@@ -193,14 +193,14 @@ class Issuer:
         chain, companion = self._keys.chain_at(issued), self._keys.companion
         federation = self._topics.federation
         signed = signing.sign_announcement(self._signer, federation, dated, chain, companion=companion)
-        return self._noted(dated.channel, signed)
+        return self._record_announced(dated.channel, signed)
 
-    def _noted(self, channel: Channel, payload: bytes) -> bytes:
+    def _record_announced(self, channel: Channel, payload: bytes) -> bytes:
         self.announced[channel] = payload
         return payload
 
     def _follow(self, announcement: Announcement) -> bytes:
-        """The digest that this version follows on, where it is known."""
+        """The digest of the version before this one, if known."""
         last, self._last = self._last, announcement
         if last is not None and _order(last) != _order(announcement):
             follows = _order(announcement) == (last.lineage, last.generation, last.version + 1)
@@ -209,22 +209,22 @@ class Issuer:
 
     @property
     def overdue(self) -> list[Channel]:
-        """Whose announcements should be reissued: they grow old, or another key signs by now."""
+        """Channels whose announcements must be reissued: they grow old, or another key signs by now."""
         now = self.dating.now()
         if self._keys is not None and self._signer is not None and self._keys.at(now) is not self._signer:
             return list(self._issued)
         return [name for name, issued in self._issued.items() if not 0 <= now - issued < _AGAIN * self._lifetime]
 
     def receipt(self, device: str, receipt: Receipt) -> bytes:
-        """A receipt as it is published."""
+        """A receipt as published."""
         return self._to(device, receipt.model_copy(update={"token": self.token}) if self.token else receipt)
 
     def trouble(self, device: str, trouble: Trouble) -> bytes:
-        """What is told to a device of what was dropped, as it is published."""
+        """A `trouble` as published."""
         return self._to(device, trouble)
 
     def vouches(self, device: str) -> list[bytes]:
-        """That the newest announcements are ours, for a device that can verify only what its secret signs."""
+        """Confirmations of the newest announcements, for a device that can verify only its shared secret."""
         if self.verifies.get(device) != signing.HMAC or self.secret(device) is None:
             return []
         envelopes = [messages.decode(Envelope, payload)[0] for payload in self.announced.values()]
@@ -238,22 +238,22 @@ class Issuer:
             return signing.sign_frame(secret, signing.RECEIPT, context, head)
         if self._keys is None:
             return head
-        # The key of the announcement: a device knows it from there. Old devices know of one signature only.
+        # The announcement's key, which the device knows. Old devices accept only one signature.
         key = self._signer or self._keys.at(self.dating.now())
         if self._keys.companion is not None and self.verifies.get(device) == signing.P256:
             key = self._keys.companion
         return signing.sign_frame(key, signing.RECEIPT, signing.of_device(self._topics.federation, device), head)
 
-    def said(self, message: AggregatorStatus | Claim) -> bytes:
-        """What the aggregator says of itself, as it is published."""
+    def own_message(self, message: AggregatorStatus | Claim) -> bytes:
+        """A message of the aggregator about itself, as published."""
         head = frames.encode(message)
         if self._keys is None:
             return head
         key = self._signer or self._keys.at(self.dating.now())
         return signing.sign_frame(key, signing.AGGREGATOR, self._topics.federation, head)
 
-    def said_by_us(self, payload: bytes) -> bool:
-        """Whether such a message was signed by one of our keys; any is where we sign nothing.
+    def is_own_message(self, payload: bytes) -> bool:
+        """Whether such a message was signed by one of our keys; always true without keys.
 
         Raises:
             WireError: it is no frame.
@@ -265,7 +265,7 @@ class Issuer:
         )
 
     def ordered(self, payload: bytes) -> bool:
-        """Whether one of our keys signed what an operator asks for; nothing is ordered where there are none.
+        """Whether one of our keys signed an operator's command; always false without keys.
 
         Raises:
             WireError: it is no frame.
@@ -275,7 +275,7 @@ class Issuer:
         return signing.signs_for_federation(public, self._topics.federation, payload, signing.OPERATOR)
 
     def is_ours(self, payload: bytes) -> bool:
-        """Whether an announcement was signed by one of our keys; any is where we sign nothing.
+        """Whether an announcement was signed by one of our keys; always true without keys.
 
         Raises:
             WireError: it is no announcement.

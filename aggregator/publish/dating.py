@@ -1,8 +1,8 @@
-"""The time that announcements are dated with: the machine's, unless it contradicts what was issued before.
+"""Dates of announcements: the machine's time, unless it contradicts earlier announcements.
 
-One announcement that is dated a year ahead would expire everything that follows it, on each device that has no clock of
-its own, and one of last year is refused by all that have one. So dates never go back, and never far forward at once:
-what was issued last, plus the time that the process has run since, says what time it is at least.
+One announcement that is dated a year ahead would expire everything after it, on each device without a clock of its own,
+and one dated last year is refused by all devices with a clock. So dates never go back, and never far forward at once:
+the last date, plus the time that the process has run since, is a lower bound of the time.
 """
 
 import time
@@ -11,7 +11,8 @@ from collections.abc import Callable
 from midge.wire.clocks import DAY, SANE, said
 
 FAR = 180 * DAY
-"""Seconds behind the last issue from which the clock is not believed: federations rest for a season, not for a year."""
+"""Seconds after the last issue from which on the clock is not trusted: federations rest for a season, not for a year.
+"""
 _LATEST = 2.0**36
 """Seconds since 1970, the year 4147: nothing is issued then."""
 
@@ -20,25 +21,25 @@ class Dating:
     """The dates of one aggregator.
 
     Args:
-        wall: seconds since 1970, as the machine says.
-        steady: seconds of a clock that never goes back; `time.monotonic` by default.
+        wall: seconds since 1970, of the machine.
+        steady: seconds of a monotonic clock; `time.monotonic` by default.
     """
 
     def __init__(self, wall: Callable[[], float], steady: Callable[[], float] | None = None) -> None:
         self._wall, self._steady = wall, steady or time.monotonic
         self.last = 0.0
-        """The latest date that is known to have been issued; 0 if none is."""
+        """The latest date known to have been issued; 0 if there is none."""
         self._at = self._steady()
         self.doubt = ""
-        """Why the machine's clock is not believed, and what to do; empty if it is."""
+        """Why the machine's clock is not trusted, and what to do; empty if it is."""
 
     def resume(self, last: float) -> None:
-        """Go on behind a date that was issued, as the store or the broker knows."""
+        """Continue after a date that was issued, as known from the store or the broker."""
         if self.last < last < _LATEST:
             self.last, self._at = last, self._steady()
 
     def believe(self) -> None:
-        """Believe the machine's clock from now on: the operator says so."""
+        """Trust the machine's clock from now on, as the operator commands."""
         self.last = 0.0
 
     def now(self) -> float:

@@ -1,6 +1,6 @@
-"""What the federation publishes: frames in chunks, the announcement, and what is taken back again.
+"""Publishing of the model: frames in chunks, the announcement, and removal of old frames.
 
-Which frames are on offer follows from the version alone: steps, merged steps (`aggregator/model/step_merging.py`), two
+The offered frames follow from the version alone: steps, merged steps (`aggregator/model/step_merging.py`), two
 snapshots. From any of the last 32 versions a device finds a cheap way to the newest, and from nothing another.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from midge.aggregator.core import events as ev
 from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.engine import Engine
-from midge.aggregator.ingress.rate_limits import Bucket
+from midge.aggregator.ingress.rate_limits import TokenBucket
 from midge.aggregator.model.model import SERVED, Frame
 from midge.aggregator.model.step_merging import listed
 from midge.aggregator.publish import part_sizes
@@ -28,18 +28,18 @@ log = logging.getLogger("aggregator")
 
 SNAPSHOTS = 2
 GRACE = 10.0
-"""Seconds that a frame stays at the broker after it has left the list."""
+"""Seconds that a frame stays at the broker after it was dropped from the list."""
 _FRESH = 3.0
-"""Seconds for which a chunk that was published is not published again: it is on its way to whoever asks, who wait
-longer than that before they do."""
+"""Seconds for which a published chunk is not published again: it is on its way to the devices, which wait longer than
+that before they ask."""
 _REMEMBERED = 10_000
-"""Chunks after which those that were published longer ago are forgotten."""
+"""Number of recorded chunks above which old records are removed."""
 _CACHED = 2**25
-"""Bytes of frames that are at hand for who asks for chunks of them, or one frame if it is larger."""
+"""Bytes of frames cached for requests of chunks, or one frame if it is larger."""
 
 
-class Shelf:
-    """Publishes what the engine makes."""
+class ModelPublisher:
+    """Publishes the engine's frames."""
 
     def __init__(
         self,
@@ -54,30 +54,30 @@ class Shelf:
         self._engine, self.core, self._topics = engine, core, topics
         self._encode = encode
         self.chunk = chunk
-        """Bytes of a chunk's body, at most: ours, or less where the broker takes less."""
+        """Most bytes of a chunk's body: ours, or less if the broker takes less."""
         self.sizes = PartSizes()
-        """How much smaller a model's parts are for the devices that are there."""
+        """Smaller part sizes for online devices with small limits."""
         self._stepping_back = stepping_back
         self._on_offer: list[Published] | None = None
-        """What the store says of the frames at the broker, read once: a release asks several times."""
+        """The store's list of frames at the broker, read once: a release needs it several times."""
         self._leaving: dict[tuple[int, int], float] = {}
-        """When each frame that has left the list is taken back."""
+        """When each frame that was dropped from the list is removed from the broker."""
         self._said: dict[tuple[int, int, int], float] = {}
-        """When each chunk, by version, span and number, was published last, of the last seconds."""
+        """When each chunk, by version, span and index, was last published, for recent ones."""
         self._cached: OrderedDict[tuple[int, int], tuple[bytes, bytes]] = OrderedDict()
-        """Frames that were asked for, with their checksums."""
+        """Requested frames, with their checksums."""
         rate = core.strategy.byte_rate
-        self._again = Bucket(rate, max(rate, PART), max(rate, PART), 0.0) if rate else None
-        """What is published again is within the federation's rate, whoever asks."""
+        self._republish_rate = TokenBucket(rate, max(rate, PART), max(rate, PART), 0.0) if rate else None
+        """Limits republished chunks to the federation's byte rate."""
         self._now = 0.0
 
     def add(self, new: Sequence[Frame]) -> None:
-        """Keep new frames in the store: before they are published, so that a crash leaves none unknown."""
+        """Store new frames before they are published, so that a crash leaves none unknown."""
         self._engine.store.add_frames((frame, self._count(len(frame.data))) for frame in new)
         self._on_offer = None
 
     def _count(self, size: int) -> int:
-        """Into how many chunks a frame is cut."""
+        """Number of chunks of a frame."""
         return part_sizes.count(size, min(self.chunk, PART), self.sizes.limit)
 
     def part_bytes(self, version: int, span: int) -> int:
@@ -86,14 +86,16 @@ class Shelf:
         return chunks.part_size(size, self._count(size)) if size else 0
 
     def recut(self) -> Iterator[Post]:
-        """What is on offer and was cut otherwise before `sizes` changed, and the announcements that say so."""
+        """Publish offered frames whose part size changed with `sizes`, and the announcements with the new sizes."""
         listed = self._listed()
         for known in self._published():
             name, parts = (known.version, known.span), self._count(known.size)
             earlier = part_sizes.count(known.size, min(self.chunk, PART), self.sizes.earlier)
             if parts == earlier or (data := self._engine.store.frame(*name)) is None:
                 continue
-            self.add([frame := Frame(*name, data)])  # before they are at the broker, or some topics were never cleared
+            self.add(
+                [frame := Frame(*name, data)]
+            )  # stored before they are at the broker, or some topics would never be cleared
             if name in listed:
                 yield from self._parts(frame)
                 for index in range(parts, max(known.parts, earlier)):
@@ -108,7 +110,7 @@ class Shelf:
         return self._on_offer
 
     def release(self, new: Sequence[Frame], now: float) -> Iterator[Post]:
-        """The posts of a release: its frames, the announcement, and the clearing of what is off the shelf."""
+        """The posts of a release: its frames, the announcement, and the removal of expired frames."""
         self._now = now
         if len(self._said) > _REMEMBERED:
             self._said = {chunk: at for chunk, at in self._said.items() if now < at + _FRESH}
@@ -122,12 +124,12 @@ class Shelf:
         self._engine.model.forget_steps(self.core.oldest_base if self._stepping_back else self._engine.model.version)
 
     def serve(self, now: float) -> Iterator[Post]:
-        """The posts of a release for use: its snapshot, its announcement, and the clearing of the one before."""
+        """The posts of a served release: its snapshot, its announcement, and the removal of the one before."""
         yield from self._served()
         yield from self._clear(now)
 
     def reissued(self, channel: Channel) -> Iterator[Post]:
-        """The announcement of a channel again, as it is dated and signed now."""
+        """A channel's announcement again, with a new date and signature."""
         if channel == "train":
             yield self.announcement()
         else:
@@ -161,25 +163,25 @@ class Shelf:
         return Post(self._topics.announcement("serve"), self._encode(announcement))
 
     def overdue(self, now: float) -> Iterator[Post]:
-        """The clearing of what left the list long enough ago, where no release comes to do it."""
+        """The removal of frames whose grace period is over, when no release does it."""
         if self._leaving and now >= min(self._leaving.values()):
             yield from self._clear(now)
 
     def everything(self) -> Iterator[Post]:
-        """All that must stand at the broker: after a connect it is not known what it still has."""
+        """All messages that must be retained: after a connect it is unknown what the broker still has."""
         self._on_offer = None
         for info in self._offered():
             data = self._engine.store.frame(info.version, info.span)
             if data is not None:
                 yield from self._parts(Frame(info.version, info.span, data))
-        self._on_offer = None  # some may have turned out to be rotten
-        yield from self._mended()
+        self._on_offer = None  # some may have turned out to be damaged
+        yield from self._replacement_snapshot()
         yield self.announcement()
         yield from self._served()
         yield from self._clear()
 
-    def _mended(self) -> Iterator[Post]:
-        """A snapshot of the newest version, if no frames on offer lead there from another one: some have rotted."""
+    def _replacement_snapshot(self) -> Iterator[Post]:
+        """A snapshot of the newest version, if damage has left no offered frames that lead there from another one."""
         model = self._engine.model
         offered = sorted((info.version, info.span) for info in self._offered())
         reached: set[int] = set()
@@ -193,7 +195,7 @@ class Shelf:
             yield from self._parts(frame)
 
     def lacks(self, lineage: bytes, version: int, span: int) -> str:
-        """Why nothing is published of a frame that is asked for; empty if it is there."""
+        """Why a requested frame is not published; empty if it is available."""
         if lineage != self.core.lineage:
             return "it fetches from another lineage than the announced one: read the announcement again"
         if (version, span) in self._leaving or (version, span) in self._listed():
@@ -201,10 +203,10 @@ class Shelf:
         return f"no frame of span {max(span, 0)} to version {version} is on offer: read the announcement again"
 
     def missed(self, version: int, span: int, parts: Sequence[int], now: float) -> Iterator[tuple[int, int]]:
-        """Those of the chunks that a device missed that may be published again, each with its bytes.
+        """The chunks that a device missed and that may be published again, each with its bytes.
 
-        None where the frame is not on offer, where the chunk was just published, and where others have used up what
-        the federation publishes again. Nothing is read for this. What is taken up is published by `again`.
+        None if the frame is not offered, if the chunk was just published, or if the federation's rate is used up.
+        Nothing is read for this. `again` publishes the chosen ones.
         """
         name = version, span
         frame = next((each for each in self._published() if (each.version, each.span) == name), None)
@@ -213,32 +215,32 @@ class Shelf:
         count = self._count(frame.size)
         size = chunks.part_size(frame.size, count)
         for index in sorted(set(parts)):
-            if self._again is not None and self._again.fill(now) < 0:
+            if self._republish_rate is not None and self._republish_rate.fill(now) < 0:
                 return
             if index < count and now >= self._said.get((version, span, index), -_FRESH) + _FRESH:
                 yield index, size
 
     def repeat(self, version: int, span: int, index: int, size: int, now: float) -> None:
-        """Charge the federation for a chunk that is published again."""
+        """Charge the federation's rate for a chunk that is published again."""
         self._now = now
         self._said[version, span, index] = now
-        if self._again is not None:
-            self._again.tokens -= size
+        if self._republish_rate is not None:
+            self._republish_rate.tokens -= size
 
     def again(self, version: int, span: int, parts: Sequence[int]) -> Iterator[Post]:
-        """Some chunks of a frame that a device missed; none where it is not on offer."""
+        """Chunks of a frame that a device missed; none if it is not offered."""
         if (version, span) in self._leaving or (version, span) in self._listed():
             data, sha256 = self._frame(version, span)
             if sha256:
                 yield from self._parts(Frame(version, span, data), sha256, parts, again=True)
-            else:  # it has rotted
+            else:  # it is damaged
                 self._on_offer = None
-                yield from self._mended()
+                yield from self._replacement_snapshot()
                 yield self.announcement()
                 yield from self._clear(self._now)
 
     def _frame(self, version: int, span: int) -> tuple[bytes, bytes]:
-        """A frame of the store and its checksum; nothing where there is none."""
+        """A frame of the store and its checksum; empty if there is none."""
         name = version, span
         if name not in self._cached:
             data = self._engine.store.frame(version, span)
@@ -251,7 +253,7 @@ class Shelf:
         return self._cached[name]
 
     def announcement(self) -> Post:
-        """What there is to train from, as far as it is carried out: within a batch the core may be ahead of that."""
+        """The announcement of the newest executed version: within a batch the core may be ahead of it."""
         core, model, offered = self.core, self._engine.model, tuple(self._offered())
         self.sizes.needed = chunks.part_size(max((frame.size for frame in offered), default=0), part_sizes.MOST)
         announcement = Announcement(
@@ -303,7 +305,7 @@ class Shelf:
     def _parts(
         self, frame: Frame, sha256: bytes = b"", wanted: Sequence[int] | None = None, *, again: bool = False
     ) -> Iterator[Post]:
-        """The chunks of a frame, or those that are wanted."""
+        """The chunks of a frame, or the requested ones."""
         parts = self._count(len(frame.data))
         size = chunks.part_size(len(frame.data), parts)
         sha256 = sha256 or chunks.checksum(frame.data)
@@ -330,10 +332,10 @@ class Shelf:
         return self._topics.part(version, span, index)
 
     def _clear(self, now: float = math.inf) -> Iterator[Post]:
-        """Take back what is no longer listed, once whoever read it in an earlier announcement has had time to fetch it.
+        """Remove frames that are no longer listed, after devices with an older announcement had time to fetch them.
 
-        Without that, devices of a federation with a hundred versions a second would be on their way to frames that are
-        gone, and wait for them.
+        Without the delay, devices of a federation with a hundred versions a second would always wait for frames that
+        are gone.
         """
         stay = self._listed()
         for frame in self._published():
@@ -348,7 +350,7 @@ class Shelf:
                     yield Post(topic, b"", withdraws=name if last else None)
 
     def withdrawn(self, gone: Sequence[tuple[int, int]]) -> None:
-        """These frames are off the broker."""
+        """Record that these frames are off the broker."""
         failpoint("frame.cleared")
         for name in gone:
             self._cached.pop(name, None)

@@ -1,23 +1,23 @@
-"""Tell of dropped messages only as often as a person can read it: a flood must not fill a log."""
+"""Rate limit for notices of dropped messages: a flood must not fill a log."""
 
 from collections.abc import Callable
 
-from midge.aggregator.ingress.rate_limits import Bucket
+from midge.aggregator.ingress.rate_limits import TokenBucket
 
 _DROPS, _DROPS_BURST = 1.0, 20.0
-"""Dropped messages that are told of, a second and at once."""
+"""Notices of dropped messages: rate a second, and burst."""
 
 
 class DropNotices:
-    """Tells of messages that were dropped, and how many were not told of."""
+    """Reports dropped messages, and the number of unreported ones."""
 
     def __init__(self, tell: Callable[..., None]) -> None:
         self._tell = tell
-        self._bucket = Bucket(_DROPS, _DROPS_BURST, _DROPS_BURST, 0.0)
+        self._bucket = TokenBucket(_DROPS, _DROPS_BURST, _DROPS_BURST, 0.0)
         self._untold = 0
 
     def dropped(self, topic: str, why: str, now: float) -> None:
-        """A message on a topic was dropped."""
+        """Record a dropped message."""
         if self._bucket.spend(now):
             self._untold += 1
             return

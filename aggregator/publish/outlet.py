@@ -1,4 +1,4 @@
-"""Where what a federation says goes: messages, events and counts."""
+"""Outputs of a federation: messages, events and counters."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from midge.aggregator.publish.publish_queue import Post
 
 @dataclass(frozen=True, slots=True)
 class Outlet:
-    """Given to every part that says something; each has its own reasons and none its own queue."""
+    """Shared by all parts that produce output, so that none needs a queue of its own."""
 
     put: Callable[[Post], None]
     """Takes a message to publish."""

@@ -1,4 +1,4 @@
-"""Parts that fit the devices: cut again when what they take changes, and said to whom they do not fit."""
+"""Fitting of frame parts to the devices: cut again when their limits change, and reported to those that get none."""
 
 import logging
 
@@ -6,7 +6,7 @@ from midge.aggregator.core import events as ev
 from midge.aggregator.ingress.filter import IngressFilter
 from midge.aggregator.ingress.roster import Roster
 from midge.aggregator.model.model import SERVED
-from midge.aggregator.publish.model_publisher import Shelf
+from midge.aggregator.publish.model_publisher import ModelPublisher
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.part_sizes import Refetches
 from midge.wire.messages import NO_LINEAGE, Fetch
@@ -15,28 +15,28 @@ from midge.wire.plurals import counted
 log = logging.getLogger("aggregator")
 
 _NAMED = 100
-"""Devices that are told one by one that they are left out."""
+"""Most devices that are told individually that they get no model."""
 
 
 class PartFitting:
-    """Of one federation: what is fetched, and in how many parts it stands at the broker.
+    """The part size of one federation, and the fetches of its devices.
 
     Args:
         shelf: publishes the frames.
-        ingress: what a device may cost, and what it is told.
-        roster: what each device takes.
-        outlet: takes what is published and told.
+        ingress: the devices' budgets and `trouble` messages.
+        roster: the devices' size limits.
+        outlet: takes messages and events.
     """
 
-    def __init__(self, shelf: Shelf, ingress: IngressFilter, roster: Roster, outlet: Outlet) -> None:
+    def __init__(self, shelf: ModelPublisher, ingress: IngressFilter, roster: Roster, outlet: Outlet) -> None:
         self._shelf, self._ingress, self._roster, self._outlet = shelf, ingress, roster, outlet
         self._refetches = Refetches()
         self._left_out: dict[str, str] = {}
-        """Devices that get no model, each with why, as it was told."""
+        """Devices that get no model, each with the reported reason."""
         shelf.sizes = roster.sizes
 
     def look(self, now: float) -> None:
-        """Cut again if it is time, and tell who is left out."""
+        """Cut again if that is due, and report which devices get no model."""
         sizes = self._roster.sizes
         changed = sizes.look(now)
         if changed is None:
@@ -67,7 +67,7 @@ class PartFitting:
             self._left_out[device] = self._roster.waits[device] = why
 
     def asked(self, asked: ev.FetchAsked, now: float) -> ev.FetchAsked | None:
-        """What of a fetch is to be published: what is on its way is free, the rest is the device's to pay for."""
+        """The chunks of a fetch to publish: those in transit are free, the others are charged to the device."""
         fetch, device, parts = asked.fetch, asked.device, []
         name = fetch.version, span(fetch)
         if fetch.lineage == NO_LINEAGE:
@@ -86,18 +86,18 @@ class PartFitting:
         return ev.FetchAsked(device, fetch.model_copy(update={"parts": tuple(parts)})) if parts else None
 
     def _tell_again(self, device: str, fetch: Fetch, part: int, now: float) -> None:
-        """A device asks for a part for the third time: probably it comes, and does not fit."""
+        """Tell a device that fetched a part for the third time that it probably does not fit."""
         size = self._shelf.part_bytes(fetch.version, span(fetch))
         why = (
             f"part {part} of version {fetch.version} was fetched 3 times, {size:,} bytes without its header: if the "
             f"device cannot receive as much, its hello must say so (largest, at least {self._roster.sizes.least:,})"
         )
-        # One warning for each `trouble` sent: a device that asks for ever must not fill a log.
+        # One warning per `trouble`: a device that asks forever must not fill a log.
         if self._ingress.troubles.tell(device, why, now):
             log.warning("%s: %s.", device, why)
             self._outlet.tell("fetched_again", device=device, version=fetch.version, part=part, size=size, why=why)
 
 
 def span(fetch: Fetch) -> int:
-    """Of the frame that is asked for, as the store has it."""
+    """The span of the requested frame, as in the store."""
     return SERVED if fetch.channel == "serve" else fetch.span

@@ -1,9 +1,8 @@
-"""What waits to be published, sent with a window of unacknowledged messages and of bytes.
+"""Queue of outgoing messages, with a window of unacknowledged messages and bytes.
 
-What is retained stands for its topic, so that a newer message takes the place of one that still waits: what a slow link
-has not carried yet is never more than what stands at the broker, and the receipts. Receipts go first, for devices wait
-for them; then releases, each announcement behind the frames that it names; then an answer to an operator, of which the
-newest alone waits; last what is published again on request.
+A newer retained message replaces an older one on its topic that still waits, so that a slow link never has more pending
+than the broker's retained messages and the receipts. Receipts go first, because devices wait for them; then releases,
+each announcement after its frames; then the newest answer to an operator; last what is published again on request.
 """
 
 import asyncio
@@ -19,30 +18,31 @@ from midge.broker.mqtt.message_size import TOO_LARGE
 log = logging.getLogger("aggregator")
 
 WINDOW = 64
-"""Messages that wait for the broker's acknowledgement at once."""
+"""Most messages that wait for the broker's acknowledgement."""
 WINDOW_BYTES = 2**19
-"""Bytes of retained messages that do: what a receipt waits for on a slow link, and yet 10 MB/s at 50 ms."""
+"""Most unacknowledged bytes of retained messages: a receipt waits for these on a slow link; enough for 10 MB/s at 50
+ms."""
 MOST_RECEIPTS = 2**24
-"""Bytes of receipts that wait. The oldest go: their devices send again, and are told again."""
+"""Most bytes of waiting receipts. The oldest are dropped: their devices send again, and are answered again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """One message to publish at QoS 1."""
+    """A message to publish at QoS 1."""
 
     topic: str
     payload: bytes
     retain: bool = True
     withdraws: tuple[int, int] | None = None
-    """Version and span of the frame that is off the broker once this last post of it has been acknowledged."""
+    """Version and span of the frame that is removed from the broker once this last post of it has been acknowledged."""
     since: float | None = None
-    """Of a receipt: when what it answers had arrived."""
+    """Of a receipt: arrival time of the message that it answers."""
     again: bool = False
-    """Whether it stands at the broker already, or should: a device asked for it."""
+    """Whether the broker has it already, or should: a device requested it."""
 
 
 _NEWER = "\0"
-"""Behind a topic: the key of the newest message on it, if an older one waits. No topic has it."""
+"""Suffix of a topic: the key of the newest message on it, if an older one waits. No topic contains it."""
 
 
 class PublishQueue:
@@ -57,7 +57,7 @@ class PublishQueue:
         self._again: dict[str, Post] = {}
         self._sent, self._refused = sent, refused
         self._told: set[tuple[str, int]] = set()
-        """Of what sort of message, and why, it was told that the broker refuses it."""
+        """Topics' kinds and reasons of refusals that were reported."""
         self._news = asyncio.Event()
         self._idle = asyncio.Event()
         self._under_way = 0
@@ -73,25 +73,25 @@ class PublishQueue:
             if post.topic not in self._retained:
                 self._again.setdefault(post.topic, post)
         else:
-            self._stand(post)
+            self._put_retained(post)
         self._idle.clear()
         self._news.set()
 
     def answer(self, pages: Sequence[Post]) -> None:
-        """Queue an answer to an operator, in the place of what still waits of the one before: never beside receipts."""
+        """Queue an answer to an operator, in place of the waiting rest of the one before: never beside receipts."""
         if pages:
             self._answer = deque(pages)
             self._idle.clear()
             self._news.set()
 
-    def _stand(self, post: Post) -> None:
-        """Queue what is retained, at the end: an announcement must not overtake the frames that it names."""
+    def _put_retained(self, post: Post) -> None:
+        """Queue a retained message at the end: an announcement must not overtake its frames."""
         waiting, topic = self._retained, post.topic
         self._again.pop(topic, None)
         if not post.payload:
             waiting.pop(topic, None)
         elif topic in waiting:
-            # The one that waits keeps its place, or announcements that come faster than they go would never go.
+            # A waiting one keeps its place, or announcements that come faster than they are sent would never be sent.
             topic += _NEWER
         waiting.pop(topic, None)
         waiting[topic] = post
@@ -110,7 +110,7 @@ class PublishQueue:
             await self._idle.wait()
 
     async def send(self, connection: Connection) -> None:
-        """Publish for as long as the connection lives.
+        """Publish while the connection lives.
 
         Raises:
             ConnectionLost: it ended.
@@ -126,7 +126,7 @@ class PublishQueue:
                 await self._news.wait()
 
     def _next(self) -> tuple[Post, bool] | None:
-        """Take the next message out that may go now, and whether it is a receipt."""
+        """Remove the next message that may be sent, and whether it is a receipt."""
         if self._under_way >= WINDOW:
             return None
         if self._receipts:
@@ -144,7 +144,7 @@ class PublishQueue:
         try:
             await connection.publish(post.topic, post.payload, qos=1, retain=post.retain)
         except (PublishRefused, PacketTooLarge) as error:
-            # The others may still pass; what this one carried is asked for again.
+            # Others may still pass; the refused content is requested again.
             sort = re.sub(r"\d+", "", post.topic) if post.retain else ""
             if (key := (sort, getattr(error, "reason", TOO_LARGE))) not in self._told:
                 self._told.add(key)

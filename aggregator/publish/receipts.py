@@ -1,4 +1,4 @@
-"""What is to be said to devices after a batch, gathered into one receipt for each outbox."""
+"""Collects the verdicts of a batch into one receipt for each outbox."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -8,11 +8,11 @@ from midge.wire.messages import Grant, Receipt, Settled
 from midge.wire.topics import Topics
 
 Encode = Callable[[str, Receipt], bytes]
-"""A receipt to a device as it is published, signed where there is a key."""
+"""Encodes a receipt to a device, signed if there is a key."""
 
 
 class Receipts:
-    """Collects, in the order of the decisions."""
+    """Receipts of a batch, in the order of the decisions."""
 
     def __init__(self) -> None:
         self._hi: dict[tuple[str, int], int] = {}
@@ -20,12 +20,12 @@ class Receipts:
         self._grants: dict[tuple[str, int], list[Grant]] = {}
 
     def settle(self, device: str, outbox: int, hi: int, settled: Sequence[Settled] = ()) -> None:
-        """All up to `hi` is settled, these among it or refused for now."""
+        """Add verdicts: everything up to `hi` is settled; these are among it or temporary refusals."""
         self._hi[device, outbox] = hi
         self._settled.setdefault((device, outbox), []).extend(settled)
 
     def grant(self, device: str, outbox: int, hi: int, grant: Grant) -> None:
-        """These chunks may come."""
+        """Add a grant of chunks."""
         self._hi[device, outbox] = hi
         self._grants.setdefault((device, outbox), []).append(grant)
 

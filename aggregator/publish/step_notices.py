@@ -1,19 +1,19 @@
-"""Tell of steps in which a device's update was scaled far down, and of a rate that is damped."""
+"""Notices of steps in which a device's update was scaled far down, and of a damped rate."""
 
 from collections.abc import Callable, Sequence
 
 from midge.aggregator.core.records import StepRecord
 
 _FAR = 0.1
-"""Of an update, that a step leaves: below this its device is out of scale, and its owner should know."""
+"""Remaining fraction of an update in a step below which its device is out of scale, and its owner should know."""
 _EVERY = 60.0
-"""Seconds between two notices of one device."""
+"""Least seconds between two notices of one device."""
 _DEVICES = 10_000
 """Devices whose last notice is remembered."""
 
 
 class StepNotices:
-    """Of one federation; nothing of it is durable."""
+    """The notices of one federation; not durable."""
 
     def __init__(self, tell: Callable[..., None]) -> None:
         self._tell = tell
@@ -21,7 +21,7 @@ class StepNotices:
         self._damping = 1.0
 
     def step(self, record: StepRecord, devices: Sequence[str], damping: float, now: float) -> None:
-        """Look at a step whose updates are of these devices, in its order."""
+        """Check a step; `devices` are those of its updates, in its order."""
         for device, scale in zip(devices, record.scales, strict=False):
             if scale >= _FAR or now < self._told.get(device, -_EVERY) + _EVERY:
                 continue

@@ -1,30 +1,30 @@
-"""Saying to boards that verify no signature which announcements are the aggregator's: one message to each."""
+"""Confirmation of announcements for boards that cannot verify signatures: one message to each."""
 
 from collections.abc import Callable
 
 from midge.aggregator.ingress.roster import Roster
-from midge.aggregator.publish.announcement_signer import Issuer
+from midge.aggregator.publish.announcement_signer import AnnouncementSigner
 from midge.aggregator.publish.publish_queue import Post
 from midge.wire.topics import Channel, Topics
 
 
-class Vouching:
-    """Of one federation.
+class AnnouncementVouching:
+    """The confirmations of one federation.
 
     Args:
-        issuer: signs for each device with what it shares with us.
-        roster: which devices want that.
+        issuer: signs for each device with its shared secret.
+        roster: the devices that request it.
         topics: the federation's.
-        put: takes what is published.
+        put: takes messages to publish.
     """
 
-    def __init__(self, issuer: Issuer, roster: Roster, topics: Topics, put: Callable[[Post], None]) -> None:
+    def __init__(self, issuer: AnnouncementSigner, roster: Roster, topics: Topics, put: Callable[[Post], None]) -> None:
         self._issuer, self._roster, self._topics, self._put = issuer, roster, topics, put
         self._vouched: dict[Channel, bytes] = {}
         roster.greeted = self._tell
 
     def look(self) -> None:
-        """Vouch for what was announced since the last look."""
+        """Confirm announcements that are new since the last call."""
         if self._issuer.announced != self._vouched:
             self._vouched = dict(self._issuer.announced)
             for device in self._roster.verifies:

@@ -1,1 +1,1 @@
-"""A referee: plays the aggregator against a device of any language, and says which rules of the protocol it keeps."""
+"""A referee: plays the aggregator for a device in any language, and checks which rules of the protocol it keeps."""

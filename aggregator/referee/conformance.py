@@ -1,4 +1,4 @@
-"""One device put through all trials, over one connection."""
+"""Runs all trials on one device, over one connection."""
 
 import asyncio
 import secrets
@@ -20,27 +20,27 @@ from midge.wire.messages import AggregatorState, AggregatorStatus, Hello
 from midge.wire.topics import Topics
 
 _GIVEN_UP = 2
-"""Trials in a row without a word after which no more are made."""
+"""Silent trials in a row after which the others are skipped."""
 
 
 class FederationServed(RuntimeError):
-    """An aggregator serves the federation that the referee was to play."""
+    """An aggregator serves the federation that the referee should play."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conformance:
-    """What is tried.
+    """One run of the trials.
 
     Args:
-        connect: makes the connection.
-        topics: of a federation that is only for this.
+        connect: opens the connection.
+        topics: of a federation used only for this.
         device: the name of the device under test.
-        parameters: the model that is announced.
+        parameters: the announced model.
         roles: which of its tensors are not trained.
-        moments: statistics that are asked for first: names and numbers of channels.
-        wait: seconds in which the device must greet.
+        moments: statistics that are requested first: names and numbers of channels.
+        wait: seconds in which the device must send READY.
         patience: seconds in which it must fetch, train and send.
-        say: told what is being tried.
+        say: called with the name of each trial.
     """
 
     connect: Connector
@@ -54,10 +54,10 @@ class Conformance:
     say: Callable[[str], None] = lambda _words: None
 
     async def run(self) -> list[RuleVerdict]:
-        """Try everything.
+        """Run all trials.
 
         Raises:
-            FederationServed: another aggregator is there.
+            FederationServed: another aggregator is online.
             BrokerError: the connection failed.
         """
         model = RefereedModel.begin(self.topics, secrets.token_bytes(16), self.parameters, self.roles)
@@ -91,7 +91,7 @@ class Conformance:
         return referee.notebook.findings()
 
     async def _look_around(self, connection: Any) -> None:
-        """See that no other aggregator serves here."""
+        """Check that no other aggregator serves here."""
         marker = f"{self.topics.aggregator}/{secrets.token_hex(6)}"
         for delivery in await read_retained(connection, self.topics.aggregator, marker=marker):
             with suppress(WireError):
@@ -126,7 +126,7 @@ class Conformance:
                     return
 
     async def _look_at_retained(self, referee: Referee) -> None:
-        """What the device has left at the broker."""
+        """Check the device's retained messages."""
         marker, book = f"{self.topics.aggregator}/{secrets.token_hex(6)}", referee.notebook
         async with self.connect(Options(client_id=f"midge-referee-{secrets.token_hex(6)}")) as connection:
             updates = f"{self.topics.prefix}/update/+/{self.device}"

@@ -1,4 +1,4 @@
-"""Trials of a device's life: greeting, its name, statistics, pauses, what is cleared and what is new."""
+"""Trials of a device's life: status, name, statistics, pauses, cleared topics and unknown fields."""
 
 import asyncio
 import secrets
@@ -19,13 +19,13 @@ from midge.wire.messages import (
 from midge.wire.moments import BYTES_PER_CHANNEL, Moments
 
 ASKED = 5.0
-"""Seconds in which a live device answers another of its name; that one waits three."""
+"""Seconds in which a live device must answer another of its name, which waits three."""
 LATER: Mapping[object, object] = {"zest": [1, {"a": b"\0"}], 126: "of a later version", "none": None}
 """Fields that no version has."""
 
 
 async def greeting(referee: Referee, wait: float) -> None:
-    """See it join and greet."""
+    """The device joins and sends READY."""
     book = referee.notebook
     await referee.post_status()
     ready = await referee.expect(Hello, wait, lambda hello: hello.state is DeviceState.READY and not hello.to, since=0)
@@ -48,7 +48,7 @@ async def greeting(referee: Referee, wait: float) -> None:
 
 
 def _heed_largest(referee: Referee, largest: int) -> None:
-    """Cut everything to what the device takes, as the aggregator does."""
+    """Cut everything to the device's limit, as the aggregator does."""
     book, floor = referee.notebook, Announcement.model_fields["smallest_chunk"].default
     if not largest:
         book.unseen("largest", "it sets no limit")
@@ -59,7 +59,7 @@ def _heed_largest(referee: Referee, largest: int) -> None:
 
 
 async def question(referee: Referee) -> None:
-    """Be another device of its name."""
+    """Play another device of its name."""
     number, since = secrets.randbits(53) + 1, referee.place
     payload = frames.encode(Hello(state=DeviceState.JOINING, outbox=secrets.randbits(53), number=number))
     referee.observer.ours.add(payload)
@@ -72,7 +72,7 @@ async def question(referee: Referee) -> None:
 
 
 async def statistics(referee: Referee, moments: Mapping[str, int]) -> None:
-    """Ask for statistics before there is anything to train from."""
+    """Request statistics before there is a model to train from."""
     book = referee.notebook
     if not moments:
         book.unseen("statistics", "none were asked for: say which with --statistics")
@@ -101,7 +101,7 @@ async def statistics(referee: Referee, moments: Mapping[str, int]) -> None:
 
 
 async def unknown(referee: Referee) -> None:
-    """All that a later version may add."""
+    """Send everything that a later version may add."""
     book, since = referee.notebook, referee.place
     await referee.publish(referee.topics.receipt(referee.device), frames.encode({"kind": "zest", "zest": 1}))
     await referee.publish(referee.topics.receipt(referee.device), frames.encode(Trouble(why="a trial")))
@@ -109,19 +109,19 @@ async def unknown(referee: Referee) -> None:
     version = await referee.release(unknown=LATER)
     heard = await referee.trained_from(version, since=since)
     if heard is None:
-        book.failed("unknown", "no update came of an announcement with names as text and fields of a later version")
+        book.failed("unknown", "no update followed an announcement with names as text and fields of a later version")
         return
     await referee.accept(heard, unknown=LATER)
     again = await came_again(referee, heard, QUIET + RESENT / 2)
     if again is not None:
-        book.failed("unknown", "it took no notice of a receipt with names as text and fields of a later version")
+        book.failed("unknown", "it ignored a receipt with names as text and fields of a later version")
         await referee.accept(heard)
         return
     book.passed("unknown", "nothing came of them")
 
 
 async def paused(referee: Referee) -> None:
-    """Pause, announce, go on."""
+    """Pause, announce, resume."""
     book, since = referee.notebook, referee.place
     await referee.post_status(AggregatorState.PAUSED)
     await asyncio.sleep(1.0)
@@ -133,13 +133,13 @@ async def paused(referee: Referee) -> None:
     heard = early or await referee.trained_from(version, since=since, seconds=referee.patience + RESENT)
     if heard is None:
         book.failed("paused", "no update came after the pause")
-        raise Silent("it does not go on after a pause")
+        raise Silent("it does not continue after a pause")
     book.passed("paused", "nothing came during the pause, and an update after it")
     await referee.accept(heard)
 
 
 async def cleared(referee: Referee) -> None:
-    """Empty payloads, as `midge clean` leaves them."""
+    """Send empty payloads, as `midge clean` leaves them."""
     book, since, topics = referee.notebook, referee.place, referee.topics
     await referee.clear()
     await referee.publish(topics.status(referee.device), b"", retain=True)

@@ -1,4 +1,4 @@
-"""The model that a referee announces: versions, each the one before and a part of what the device sent, and frames."""
+"""The referee's model: each version is the one before plus a part of the device's update, with its frames."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,13 +42,13 @@ class RefereedModel:
     states: dict[int, State] = field(default_factory=dict)
     version: int = 0
     largest: int = LARGEST
-    """Bytes of a chunk's body, at most: what the device takes."""
+    """Most bytes of a chunk's body: the device's limit."""
 
     @classmethod
     def begin(
         cls, topics: Topics, name: bytes, parameters: Mapping[str, Any], roles: Mapping[str, str]
     ) -> "RefereedModel":
-        """Version 1 is the model as it is given."""
+        """Begin with the given model as version 1."""
         schema = Schema.of(parameters, roles)
         state = lineage.on_grid(schema.flatten(parameters), schema, schema.freeze(parameters))
         return cls(topics, name, {1: state}, 1)
@@ -58,7 +58,7 @@ class RefereedModel:
         return self.states[self.version].schema
 
     def advance(self, delta: Vector | None = None) -> int:
-        """Make the next version: half of a delta, or a few values that move."""
+        """Make the next version: half of a delta, or a change of a few values."""
         state = self.states[self.version]
         if delta is None or not delta.any():
             step: Integers = np.zeros(state.integers.size, np.int32)
@@ -77,20 +77,20 @@ class RefereedModel:
         return self._offered(number, 0, lineage.encode_snapshot(self.states[number]), parts)
 
     def step(self, span: int = 1, parts: int = 1, version: int | None = None) -> OfferedFrame:
-        """What leads to a version from `span` before."""
+        """A step to a version from `span` before."""
         number = version or self.version
         after, before = self.states[number], self.states[number - span]
         difference = (after.integers.astype(np.int64) - before.integers).astype(np.int32)
         return self._offered(number, span, encode_step(difference, after.exponent), parts)
 
     def _offered(self, version: int, span: int, data: bytes, parts: int) -> OfferedFrame:
-        """In as many parts as are wanted, or more if the device takes less at a time."""
+        """A frame in as many parts as requested, or more if the device's limit requires it."""
         wanted = max(parts, chunks.count(len(data), self.largest))
         size = chunks.part_size(len(data), wanted)
         return OfferedFrame(version, span, data, chunks.count(len(data), size))
 
     def cut(self, frame: OfferedFrame, *, claimed: bytes | None = None) -> list[tuple[str, bytes]]:
-        """Topics and payloads of a frame's chunks; `claimed` is the frame that they say they are of, if another."""
+        """Topics and payloads of a frame's chunks; `claimed` is the frame that their headers name, if another."""
         sha256 = chunks.checksum(frame.data if claimed is None else claimed)
         size = chunks.part_size(len(frame.data), frame.parts)
         return [
@@ -113,7 +113,7 @@ class RefereedModel:
         ]
 
     def announcement(self, offered: Sequence[OfferedFrame], **fields: Any) -> Announcement:
-        """The newest version, and what leads there."""
+        """The announcement of the newest version, with these frames."""
         state = self.states[self.version]
         told = {
             "version": self.version,

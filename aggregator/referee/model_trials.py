@@ -1,4 +1,4 @@
-"""Trials of fetching: chunks that lack or are corrupt, wrong models, merged steps, which versions are trained from."""
+"""Trials of fetching: missing or corrupt chunks, wrong models, merged steps, participation."""
 
 import hashlib
 
@@ -12,11 +12,11 @@ from midge.wire.messages import (
 )
 
 NEAR = 1e-3
-"""How near a share comes to the device's own number: boards have float32, and 32 bits of the hash are enough."""
+"""Distance of a share from the device's own number: boards have float32, and 32 bits of the hash suffice."""
 
 
 async def first_fetch(referee: Referee) -> None:
-    """The first model, of which a chunk does not come until it is asked for."""
+    """The first model, with a chunk that is published only on request."""
     book, model, since = referee.notebook, referee.model, referee.place
     snapshot = model.snapshot(parts=3)
     last = snapshot.parts - 1
@@ -96,7 +96,7 @@ async def newer_while_fetching(referee: Referee) -> None:
 
 
 async def corrupt(referee: Referee) -> None:
-    """A chunk with a byte turned, and then a whole frame that is another than the digest says."""
+    """A chunk with a flipped byte, then a whole frame with another digest."""
     book = referee.notebook
     await _misled(referee, "corrupt chunk", turned=True)
     await _misled(referee, "digest", turned=False)
@@ -145,7 +145,7 @@ def _integers(size: int) -> bytes:
 
 
 async def merged(referee: Referee) -> None:
-    """A step over two versions, and nothing else."""
+    """Offer only a step over two versions."""
     since, model = referee.place, referee.model
     model.advance()
     version = model.advance()
@@ -161,7 +161,7 @@ async def merged(referee: Referee) -> None:
 
 
 async def share(referee: Referee) -> None:
-    """A share just below the device's own number, and then just above."""
+    """A share just below the device's own number, then just above it."""
     book, since, model = referee.notebook, referee.place, referee.model
     name = f"{model.name.hex()}/0/{model.version + 1}/{referee.device}".encode()
     own = int.from_bytes(hashlib.sha256(name).digest()[:8]) / 2**64

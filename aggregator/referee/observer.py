@@ -1,4 +1,4 @@
-"""What a device says, checked as it comes: what must hold of every message, whatever is being tried."""
+"""Checks every message of a device by the rules that always hold."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from midge.wire.topics import Topics
 
 Said = Update | Chunk | Fetch | Statistics | Hello | Report
 _LATE = 2.0
-"""Seconds after a receipt in which what it settles may still be on its way."""
+"""Seconds after a receipt in which settled updates may still be in transit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +24,12 @@ class HeardMessage:
     body: bytes
     at: float
     delta: Vector | None = None
-    """Of an update that came whole."""
+    """The delta of a whole update."""
 
 
 @dataclass(slots=True)
 class SentUpdate:
-    """An update as it was sent first."""
+    """An update as it was first sent."""
 
     update: Update
     body: bytes
@@ -37,7 +37,7 @@ class SentUpdate:
 
 @dataclass(slots=True)
 class Observer:
-    """Of one device."""
+    """The observer of one device."""
 
     topics: Topics
     device: str
@@ -46,15 +46,15 @@ class Observer:
     chunk: int = 2**18
     """Bytes of a chunk's body, as announced."""
     digests: dict[int, list[bytes]] = field(default_factory=dict)
-    """What was announced of each version, true or not."""
+    """Announced digests of each version, right or wrong ones."""
     outbox: int | None = None
     sent: dict[int, SentUpdate] = field(default_factory=dict)
-    """By seq, of the outbox that is in use."""
+    """Updates of the current outbox, by seq."""
     first: int = 1
     settled: Mapping[int, float] = field(default_factory=dict)
-    """When each seq was settled first."""
+    """When each seq was first settled."""
     ours: set[bytes] = field(default_factory=set)
-    """What the referee itself has published on the device's status topic."""
+    """The referee's own messages on the device's status topic."""
 
     def hear(self, topic: str, payload: bytes, now: float) -> HeardMessage | None:
         """Check a message, and return it if it can be used."""
@@ -145,7 +145,7 @@ class Observer:
             book.passed("settling", f"first is {update.first} once what is before is settled")
 
     def _based(self, update: Update) -> None:
-        """Whether what it says to be trained from is what was announced."""
+        """Check its base against the announced ones."""
         book, base = self.notebook, update.base
         if update.lineage != self.model.name or update.generation != 0:
             book.failed("base", "lineage or generation are not those that were announced")
@@ -157,7 +157,7 @@ class Observer:
             book.passed("base", "base and base_digest are those of announced versions")
 
     def decoded(self, update: Update, body: bytes) -> Vector | None:
-        """The delta of a whole body; None if it is none."""
+        """The delta of a whole body; None if it is invalid."""
         if len(body) != update.size or not chunks.fits(body, update.sha256):
             self.notebook.failed("delta", f"{len(body)} bytes are not what size and sha256 say")
             return None
@@ -174,7 +174,7 @@ class Observer:
 
 
 def encoded_with(message: object, more: Mapping[object, object]) -> bytes:
-    """A message with names as text, and with fields that no version knows yet."""
+    """A message with names as text, and with unknown fields."""
     assert hasattr(message, "model_dump")
     fields = {**message.model_dump(exclude_defaults=True, by_alias=True), **more}
     kind = getattr(message, "kind", None)

@@ -1,4 +1,4 @@
-"""The referee: a connection, what is announced on it, what the device answers, and the receipts that it gets."""
+"""The referee: publishes, records the device's answers, and sends receipts."""
 
 import asyncio
 import secrets
@@ -29,25 +29,25 @@ from midge.wire.topics import Topics
 
 M = TypeVar("M")
 QUIET = 4.0
-"""Seconds in which a device shows that it does not do what it must not."""
+"""Seconds of silence that show that a device does not do something."""
 RESENT = 25.0
-"""Seconds in which what was not answered must come again: twice the patience of the page, and some more."""
+"""Seconds in which an unanswered message must be sent again: twice the protocol's patience, and a margin."""
 
 
 class Silent(Exception):
-    """The device does not do what everything else rests on."""
+    """The device does not do what all further trials need."""
 
 
 class Referee:
-    """Of one device.
+    """The referee of one device.
 
     Args:
         connection: to the broker.
         topics: of a federation that no other aggregator serves.
         device: its name.
-        model: what is announced.
+        model: the announced model.
         patience: seconds that the device has to fetch, train and send.
-        say: told what is being tried.
+        say: called with the name of each trial.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Referee:
         self.notebook = Notebook()
         self.observer = Observer(topics, device, self.notebook, model)
         self.heard: list[HeardMessage] = []
-        """All of it, in order."""
+        """All messages of the device, in order."""
         self.known = TrackedOutbox()
         self.hi = 0
         self.boot, self.token = secrets.randbits(62), int(time.time() * 1000)
@@ -74,10 +74,10 @@ class Referee:
         self._news = asyncio.Event()
         self._retained: set[str] = set()
 
-    # ------------------------------------------------------------------------ hearing
+    # --------------------------------------------------------------------- receiving
 
     async def listen(self) -> None:
-        """Take in what the device says, for as long as the connection lives."""
+        """Record the device's messages while the connection lives."""
         async for delivery in self.connection.messages():
             self.connection.ack(delivery)
             heard = self.observer.hear(delivery.topic, delivery.payload, self.now)
@@ -93,7 +93,7 @@ class Referee:
     async def expect(
         self, kind: type[M], seconds: float, suits: Callable[[M], bool] = lambda _message: True, *, since: int
     ) -> HeardMessage | None:
-        """The first message of a kind, behind a place in what was heard; None if none comes."""
+        """The first message of a kind after a position in the record; None if none comes."""
         at = since
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -108,19 +108,19 @@ class Referee:
 
     @property
     def place(self) -> int:
-        """How much was heard."""
+        """Number of recorded messages."""
         return len(self.heard)
 
     async def update(
         self, seconds: float | None = None, *, since: int, of: Callable[[Update], bool]
     ) -> HeardMessage | None:
-        """An update or an offer."""
+        """Wait for an update or an offer."""
         return await self.expect(Update, self.patience if seconds is None else seconds, of, since=since)
 
     # --------------------------------------------------------------------- publishing
 
     async def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        """Publish, and remember what is to be cleared in the end."""
+        """Publish, and record topics that must be cleared at the end."""
         if retain:
             self._retained.add(topic)
         await self.connection.publish(topic, payload, retain=retain)
@@ -128,7 +128,7 @@ class Referee:
     async def post_status(
         self, state: AggregatorState = AggregatorState.READY, *, unknown: Mapping[object, object] | None = None
     ) -> None:
-        """The aggregator's status."""
+        """Publish the aggregator's status."""
         version = self.model.version
         status = AggregatorStatus(
             state=state, boot=self.boot, lineage=self.model.name, version=version, step=version, token=self.token
@@ -144,7 +144,7 @@ class Referee:
         claimed: bytes | None = None,
         instead: int | None = None,
     ) -> None:
-        """Chunks of a frame; `instead` has the first byte of the body of that one turned."""
+        """Publish the chunks of a frame; the body of `instead` gets a flipped first byte."""
         for index, (topic, payload) in enumerate(self.model.cut(frame, claimed=claimed)):
             if index in without:
                 continue
@@ -155,7 +155,7 @@ class Referee:
     async def announce(
         self, offered: Sequence[OfferedFrame], *, unknown: Mapping[object, object] | None = None, **fields: Any
     ) -> None:
-        """The newest version."""
+        """Announce the newest version."""
         announcement = self.model.announcement(offered, **fields)
         self.announced = announcement
         self.observer.chunk = announcement.chunk
@@ -166,7 +166,7 @@ class Referee:
         await self.publish(self.topics.announcement(), payload, retain=True)
 
     async def release(self, delta: Any = None, **fields: Any) -> int:
-        """The next version, by a step and by a snapshot."""
+        """Release the next version, with a step and a snapshot."""
         version = self.model.advance(delta)
         offered = [self.model.step(), self.model.snapshot()]
         for frame in offered:
@@ -175,11 +175,11 @@ class Referee:
         return version
 
     async def trained_from(self, version: int, *, since: int, seconds: float | None = None) -> HeardMessage | None:
-        """The update of a version."""
+        """Wait for the update of a version."""
         return await self.update(seconds, since=since, of=lambda update: update.base == version)
 
     async def next_update(self, **fields: Any) -> HeardMessage:
-        """Release a version and hear its update.
+        """Release a version and wait for its update.
 
         Raises:
             Silent: none comes.
@@ -191,12 +191,12 @@ class Referee:
             raise Silent(f"no update of version {version} came in {self.patience:g} s")
         return heard
 
-    # ----------------------------------------------------------------------- answering
+    # ---------------------------------------------------------------------- answering
 
     async def answer(
         self, *settled: Settled, hi: int | None = None, grants: Sequence[Grant] = (), **fields: Any
     ) -> Receipt:
-        """A receipt."""
+        """Send a receipt."""
         receipt = Receipt(
             outbox=self.observer.outbox or 0,
             hi=self.hi if hi is None else hi,
@@ -224,18 +224,18 @@ class Referee:
         )
 
     async def say_again(self, hello: Hello) -> None:
-        """Answer a greeting with what is known of its outbox."""
+        """Answer a status with the known state of its outbox."""
         if hello.outbox == self.observer.outbox:
             self.hi = max(self.hi, hello.first - 1)
         await self.answer(*self.known.verdicts(hello.first))
 
     def renewed(self, hello: Hello) -> None:
-        """Begin with another outbox."""
+        """Follow the device to another outbox."""
         self.known, self.hi, self._taken = TrackedOutbox(), hello.first - 1, {}
         self.observer.settled = self._taken
 
     async def clear(self) -> None:
-        """Take everything off the broker that was retained."""
+        """Clear all retained messages."""
         for topic in sorted(self._retained):
             await self.connection.publish(topic, b"", retain=True)
 
@@ -243,7 +243,7 @@ class Referee:
 async def came_again(
     referee: Referee, heard: HeardMessage, seconds: float, *, since: int | None = None
 ) -> HeardMessage | None:
-    """The same seq once more, behind a place or its first time."""
+    """Wait for the same seq again, after a position or its first time."""
     assert isinstance(heard.message, Update)
     seq = heard.message.seq
     place = referee.heard.index(heard) + 1 if since is None else since

@@ -1,4 +1,4 @@
-"""The rules that a device is tried by, each with its place on the protocol page, and what became of each."""
+"""The rules that a device is tested for, each with its section on the protocol page, and the verdicts."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +12,7 @@ class Rule:
 
     name: str
     section: str
-    """The heading there that it stands under."""
+    """The heading of its section."""
     what: str
     """What a device must do."""
 
@@ -27,7 +27,7 @@ RULES = (
     Rule("question", LIFE, "it answers a joining device of its name with that one's number"),
     Rule("statistics", "Statistics", "it answers with the moments that are asked for"),
     Rule("fetch", MODEL, "it asks again for a chunk that does not come, and for no other"),
-    Rule("largest", MODEL, "what it says to take at most is no less than parts are cut to, and it takes that"),
+    Rule("largest", MODEL, "its size limit is no less than the part size, and it accepts parts of that size"),
     Rule("seq", "Identity", "seq counts from 1 without gaps, and first never falls"),
     Rule(
         "base", "Sending an update", "lineage, generation, base and base_digest are those of a model that was announced"
@@ -42,7 +42,7 @@ RULES = (
     Rule("digest", MODEL, "a model that is not what its digest says is not trained from"),
     Rule("recovery", MODEL, "it comes to the right model once that is there"),
     Rule("merged step", MODEL, "it follows a step over several versions"),
-    Rule("unknown", "Frames", "fields, numbers and kinds of a later version are passed over; names may be text"),
+    Rule("unknown", "Frames", "fields, numbers and kinds of a later version are ignored; names may be text"),
     Rule("busy", SENDING, "after busy it waits for retry_after, and sends the same again"),
     Rule("chunk size", SENDING, "no body is larger than the announced chunk"),
     Rule(
@@ -50,7 +50,7 @@ RULES = (
     ),
     Rule("share", "Who takes part", "it trains where the hash of its name is below the share, and only there"),
     Rule("paused", LIFE, "while the aggregator is paused it neither sends nor trains"),
-    Rule("cleared", "Topics", "an empty payload on a retained topic is passed over"),
+    Rule("cleared", "Topics", "an empty payload on a retained topic is ignored"),
     Rule("restart", LIFE, "it greets again when the aggregator's boot changes, and sends what is not settled"),
     Rule("token", LIFE, "a receipt of an aggregator that was replaced settles nothing"),
     Rule("old copy", SENDING, "if more is settled than it ever sent, it takes a new identity"),
@@ -60,7 +60,7 @@ BY_NAME = {rule.name: rule for rule in RULES}
 
 @dataclass(frozen=True, slots=True)
 class RuleVerdict:
-    """What became of a rule."""
+    """The verdict on a rule."""
 
     rule: Rule
     outcome: Outcome
@@ -68,28 +68,28 @@ class RuleVerdict:
     """What the device did."""
 
     def plain(self) -> dict[str, str]:
-        """For JSON."""
+        """As JSON types."""
         return {"rule": self.rule.name, "section": self.rule.section, "outcome": self.outcome, "did": self.did}
 
 
 class Notebook:
-    """What is noted of each rule. What has failed once stays failed."""
+    """Verdicts by rule. A failure is final."""
 
     def __init__(self) -> None:
         self._noted: dict[str, RuleVerdict] = {}
 
     def passed(self, name: str, did: str) -> None:
-        """A rule was kept; the last time is what is told."""
+        """Record that a rule was kept; the last record is shown."""
         if not self.has_failed(name):
             self._noted[name] = RuleVerdict(BY_NAME[name], "pass", did)
 
     def failed(self, name: str, did: str) -> None:
-        """A rule was broken; the first time is what is told."""
+        """Record that a rule was broken; the first record is shown."""
         if not self.has_failed(name):
             self._noted[name] = RuleVerdict(BY_NAME[name], "fail", did)
 
     def unseen(self, name: str, why: str) -> None:
-        """Nothing could be told of a rule."""
+        """Record that a rule could not be checked."""
         self._noted.setdefault(name, RuleVerdict(BY_NAME[name], "not seen", why))
 
     def has_failed(self, name: str) -> bool:
@@ -97,5 +97,5 @@ class Notebook:
         return name in self._noted and self._noted[name].outcome == "fail"
 
     def findings(self) -> list[RuleVerdict]:
-        """Of all rules, in their order."""
-        return [self._noted.get(rule.name, RuleVerdict(rule, "not seen", "it did not come to that")) for rule in RULES]
+        """The verdicts of all rules, in their order."""
+        return [self._noted.get(rule.name, RuleVerdict(rule, "not seen", "it was not reached")) for rule in RULES]

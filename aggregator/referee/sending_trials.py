@@ -1,4 +1,4 @@
-"""Trials of sending: receipts that are lost, late or of another aggregator, busy, chunks, an outbox put back."""
+"""Trials of sending: lost, late and foreign receipts, busy, chunks, a restored outbox."""
 
 import asyncio
 import secrets
@@ -18,11 +18,11 @@ from midge.wire.messages import (
 )
 
 GREETED = 20.0
-"""Seconds in which a device greets whom it sees."""
+"""Seconds in which a device must send READY to an aggregator."""
 
 
 async def lost_receipt(referee: Referee) -> None:
-    """Say nothing to an update, then the same twice."""
+    """Do not answer an update, then answer it twice."""
     book = referee.notebook
     heard = await referee.next_update()
     if await came_again(referee, heard, RESENT) is None:
@@ -48,7 +48,7 @@ async def lost_receipt(referee: Referee) -> None:
 
 
 async def busy(referee: Referee) -> None:
-    """Ask it to wait."""
+    """Ask the device to wait."""
     book, wait = referee.notebook, 6.0
     heard = await referee.next_update()
     assert isinstance(heard.message, Update)
@@ -65,7 +65,7 @@ async def busy(referee: Referee) -> None:
 
 
 async def chunked(referee: Referee) -> None:
-    """A chunk so small that the update must be offered, granted with holes."""
+    """A chunk size so small that the update must be offered; grants with gaps."""
     book = referee.notebook
     heard = await referee.next_update(chunk=256, plan=Plan(revision=2, codec="float32"))
     update = heard.message
@@ -99,7 +99,7 @@ async def chunked(referee: Referee) -> None:
 
 
 async def _granted(referee: Referee, update: Update, wanted: list[int], pieces: dict[int, bytes]) -> None:
-    """Grant chunks, and take in what comes."""
+    """Grant chunks, and collect them."""
     if not wanted:
         return
     since, missing = referee.place, set(wanted)
@@ -118,7 +118,7 @@ async def _granted(referee: Referee, update: Update, wanted: list[int], pieces: 
 
 
 async def restart(referee: Referee) -> None:
-    """Be killed with an update unanswered, and come back."""
+    """Restart with an unanswered update."""
     book = referee.notebook
     heard = await referee.next_update()
     await referee.post_status(AggregatorState.LOST)
@@ -144,7 +144,7 @@ async def restart(referee: Referee) -> None:
 
 
 async def token(referee: Referee) -> None:
-    """A receipt of the aggregator that was replaced."""
+    """Send a receipt of the aggregator that was replaced."""
     heard = await referee.next_update()
     since = referee.place
     assert isinstance(heard.message, Update)
@@ -159,7 +159,7 @@ async def token(referee: Referee) -> None:
 
 
 async def old_copy(referee: Referee) -> None:
-    """Say that more was settled than it ever sent."""
+    """Claim that more was settled than the device ever sent."""
     book, since, outbox = referee.notebook, referee.place, referee.observer.outbox
     await referee.answer(hi=referee.hi + 40)
     hello = await referee.expect(
@@ -173,4 +173,4 @@ async def old_copy(referee: Referee) -> None:
     await referee.say_again(hello.message)
     heard = await referee.next_update()
     await referee.accept(heard)
-    book.passed("old copy", "it took a new identity, and went on")
+    book.passed("old copy", "it took a new identity, and continued")

@@ -1,4 +1,4 @@
-"""What a device is put through, one thing after the other; each leaves it where the next can begin."""
+"""The list of trials; each leaves the device ready for the next."""
 
 from collections.abc import Awaitable, Callable
 
@@ -6,7 +6,7 @@ from midge.aggregator.referee import life_trials, model_trials, sending_trials
 from midge.aggregator.referee.referee import Referee
 
 Trial = tuple[str, Callable[[Referee], Awaitable[None]], tuple[str, ...]]
-"""In words, what is done, and the rules that count as broken if the device does nothing in it."""
+"""A description, the trial, and the rules that count as broken if the device does nothing."""
 TRIALS: tuple[Trial, ...] = (
     ("another device of its name asks", life_trials.question, ("question",)),
     ("a model of which a chunk lacks", model_trials.first_fetch, ("recovery",)),
@@ -23,6 +23,6 @@ TRIALS: tuple[Trial, ...] = (
     ("cleared topics", life_trials.cleared, ()),
     ("a restart of the aggregator", sending_trials.restart, ("restart",)),
     ("a receipt of the aggregator before", sending_trials.token, ("token",)),
-    ("an outbox that was put back", sending_trials.old_copy, ("old copy",)),
+    ("a restored outbox", sending_trials.old_copy, ("old copy",)),
 )
 """In this order: each but the last leaves the device with nothing unsettled."""

@@ -1,1 +1,1 @@
-"""What is durable: journal, bodies, checkpoints, and operations on a store."""
+"""Durable state of an aggregator: journal, bodies, checkpoints, and operations on a store."""

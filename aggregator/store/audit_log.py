@@ -1,9 +1,9 @@
-"""What was done to devices, when and by whom: a file of lines that cannot be changed, taken out or cut off unseen.
+"""Tamper-evident audit log of what was done to devices, when and by whom.
 
-Each line holds the hash of the line before and a code over itself (HMAC-SHA256, RFC 2104) with a key that is in neither
-the log nor the database; how many lines there are and the last one's hash stand, under a code too, in the store's
-metadata. Who can write the log and the database but cannot read the key makes no line and no end that passes. Lines of
-earlier versions, which had no code, are chained only.
+Each line holds the hash of the line before and a MAC over itself (HMAC-SHA256, RFC 2104) with a key that is in neither
+the log nor the database; the number of lines and the last one's hash are in the store's metadata, with a MAC too.
+Without the key, write access to the log and the database is not enough to make a valid line or end. Lines of earlier
+versions, which had no MAC, are only chained.
 """
 
 import hashlib
@@ -21,34 +21,34 @@ from midge.storage.read_only import read_only
 
 AUDIT = "audit.log"
 KEY = "names.key"
-"""Of a store: 32 random bytes for the keyed hashes of erased names and the codes of the log, then how many lines of the
-log had no code when it was made. A backup that is to tell erased devices again needs it."""
+"""File in a store: 32 random bytes for the keyed hashes of erased names and the MACs of the log, then the number of
+lines that had no MAC when it was made. A backup must include it to recognise erased devices."""
 _SECRET = 32
 _END = "audit_end"
-"""In the metadata."""
+"""Name of the log's end in the metadata."""
 _CODE = b', "code": "'
 
 
 class KeyLost(StoreError):
-    """The key file is gone or another's, and names were erased under it."""
+    """The key file is lost or another store's, and names were erased under it."""
 
 
 @dataclass(frozen=True, slots=True)
 class AuditVerdict:
-    """What a look at a log comes to."""
+    """Result of a verification of the log."""
 
     lines: int
     older: int
-    """Of these: written before lines had a code."""
+    """Lines written before lines had a MAC."""
     wrong: tuple[str, ...]
-    """What is not as it was written, in words; empty if all is."""
+    """What is not as written, as text; empty if everything is."""
 
 
 def load_key(store: Store) -> bytes:
-    """The key of a store; made with the first, and moved out of the database of an earlier version.
+    """Read the key of a store; made at the first use, and moved out of the database of an earlier version.
 
     Raises:
-        KeyLost: it is not there, and names were erased under it.
+        KeyLost: it is missing, and names were erased under it.
         StoreError: it cannot be written.
     """
     path = store.directory / KEY
@@ -66,7 +66,7 @@ def load_key(store: Store) -> bytes:
         store.set_constant("name_key_check", _code(key, b"check"))
         _note_end(store, key, lines)
     elif not hmac.compare_digest(check, _code(key, b"check")):
-        raise KeyLost(f"{path} belongs to another store: put back the one that lay beside this store.db.")
+        raise KeyLost(f"{path} belongs to another store: restore the one of this store.db.")
     if older is not None:
         store.remove_constant("name_key")
         store.vacuum()
@@ -74,14 +74,14 @@ def load_key(store: Store) -> bytes:
 
 
 def append(store: Store, key: bytes, said: dict[str, object]) -> None:
-    """Add a line, durably, and then note it as the last."""
+    """Add a line, durably, and then record it as the last."""
     path = store.directory / AUDIT
     before = _lines(path)
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     line = _coded({"time": now, **said, "before": hashlib.sha256(before[-1]).hexdigest() if before else ""}, key)
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, PRIVATE)
     try:
-        os.ftruncate(file, sum(len(each) + 1 for each in before))  # a power cut may have left a part of a line
+        os.ftruncate(file, sum(len(each) + 1 for each in before))  # a power cut may have left a partial line
         os.write(file, line + b"\n")
         os.fsync(file)
     finally:
@@ -97,7 +97,7 @@ def _note_end(store: Store, key: bytes, lines: list[bytes]) -> None:
 
 
 def is_key(path: Path, check: bytes) -> bool:
-    """Whether a file is the key of which a store's metadata has this check."""
+    """Whether a file is the key with this check value in the store's metadata."""
     try:
         return hmac.compare_digest(check, _code(path.read_bytes()[:_SECRET], b"check"))
     except (OSError, TypeError):
@@ -105,13 +105,13 @@ def is_key(path: Path, check: bytes) -> bool:
 
 
 def noted(db: sqlite3.Connection) -> int:
-    """How many lines the log had when a database, or a copy of it, was written."""
+    """Number of lines in the log when a database, or a copy of it, was written."""
     found = db.execute("SELECT value FROM meta WHERE name = ?", (_END,)).fetchone()
     return 0 if found is None else int(found[0].split()[0])
 
 
 def verify(directory: Path) -> AuditVerdict:
-    """Look whether the log of a store is what was written, beside a running aggregator or not.
+    """Verify the log of a store, also beside a running aggregator.
 
     Raises:
         OSError: the key or the log cannot be read.
@@ -141,7 +141,7 @@ def verify(directory: Path) -> AuditVerdict:
 
 
 def _end_of(lines: list[bytes], found: tuple[str] | None, key: bytes) -> list[str]:
-    """What the metadata say against the log's end. One line more than they tell of is a power cut between the two."""
+    """Compare the metadata with the log's end. One line more than recorded is a power cut between the two writes."""
     if found is None:
         return ["the store's metadata do not tell the log's end"]
     told, _, code = found[0].rpartition(" ")
@@ -157,7 +157,7 @@ def _end_of(lines: list[bytes], found: tuple[str] | None, key: bytes) -> list[st
 
 
 def _lines(path: Path) -> list[bytes]:
-    """Those that were written to their end."""
+    """Complete lines."""
     return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
 
 
@@ -167,7 +167,7 @@ def _constant(store: Store, name: str) -> bytes | None:
 
 
 def _code(key: bytes, data: bytes) -> bytes:
-    """For another purpose than the keyed hashes of names."""
+    """Separate from the keyed hashes of names by its prefix."""
     return hmac.digest(key, b"midge audit\0" + data, hashlib.sha256)
 
 

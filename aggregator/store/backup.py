@@ -1,9 +1,9 @@
-"""Backups: a running store copied as of one moment.
+"""Backups: consistent copies of a running store.
 
-A copy of the files of a running store is none of the store: SQLite's log, the database and the files beside them are of
-different moments. Here the database is copied by SQLite within one transaction, and what that copy speaks of is copied
-after it: checkpoints, bodies of updates, the audit log as far as it went. These files only grow, or are deleted whole:
-they are opened before the database is copied, so that one that goes meanwhile can still be read.
+Copying the files of a running store does not work: SQLite's log, the database and the files beside them are of
+different moments. Here SQLite copies the database within one transaction, and the files that this copy refers to are
+copied after it: checkpoints, bodies of updates, the audit log up to its recorded end. These files only grow, or are
+deleted whole: they are opened before the database is copied, so that one that is deleted meanwhile can still be read.
 
 A backup is a folder with a manifest that has the SHA-256 of each file. It is made and checked under another name.
 """
@@ -31,19 +31,19 @@ from midge.aggregator.store.segments import segment_file
 from midge.storage.files import PRIVATE, atomic_write, copy_file, make_folder, sync_folder
 
 _TRIES = 4
-"""Times that a backup is begun because files went, or devices were erased, while they were copied."""
+"""Attempts to make a backup while files are deleted, or devices erased, during the copy."""
 
 
 class _GoneMeanwhileError(Exception):
-    """A file was deleted, or a body erased, between two looks."""
+    """A file was deleted, or a body erased, during the copy."""
 
 
 def backup(directory: Path, target: Path) -> Manifest:
-    """Copy a store, beside a running aggregator or not. When this returns, the copy is checked and durable.
+    """Copy a store, also beside a running aggregator. When this returns, the copy is checked and durable.
 
     Args:
         directory: the store's.
-        target: the folder to make; it is not there, or is empty.
+        target: the folder to make; it must not exist, or be empty.
 
     Raises:
         StoreFull: there is no room; nothing is left of the attempt.
@@ -58,21 +58,21 @@ def backup(directory: Path, target: Path) -> Manifest:
     partial = target.with_name(f".{target.name}.partial")
     with making(f"The backup {target}"):
         make_folder(target.parent)
-        with _to_ourselves(partial):
-            manifest = _copied_in_peace(directory, partial)
+        with _locked_folder(partial):
+            manifest = _copied_with_retries(directory, partial)
             partial.rename(target)
         sync_folder(target.parent)
     return manifest
 
 
 @contextmanager
-def _to_ourselves(partial: Path) -> Iterator[None]:
-    """An empty folder that no other process works in. Nothing is left of it if the block fails."""
+def _locked_folder(partial: Path) -> Iterator[None]:
+    """An empty folder, locked against other processes. It is removed if the block fails."""
     make_folder(partial)
     descriptor = os.open(partial, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _clear(partial)  # what a kill has left
+        _clear(partial)  # left by a killed process
         yield
     except BlockingIOError as error:
         raise StoreError(f"Another backup is being made in {partial}.") from error
@@ -91,7 +91,7 @@ def _clear(folder: Path) -> None:
             path.unlink()
 
 
-def _copied_in_peace(directory: Path, partial: Path) -> Manifest:
+def _copied_with_retries(directory: Path, partial: Path) -> Manifest:
     """A copy of a store that may be changed meanwhile.
 
     Raises:
@@ -115,7 +115,7 @@ def _copied(directory: Path, partial: Path) -> Manifest:
     """A copy of a store, checked, with its manifest.
 
     Raises:
-        _GoneMeanwhileError: some of it went, or is damaged.
+        _GoneMeanwhileError: some of it was deleted, or is damaged.
     """
     files: dict[str, tuple[int, str]] = {}
     with ExitStack() as stack:
@@ -128,7 +128,7 @@ def _copied(directory: Path, partial: Path) -> Manifest:
         files["store.db"] = digest_of(partial / "store.db")
         with reading(partial) as db:
             needed, audited = _needed(db), audit_log.noted(db)
-            spoken = _spoken_of(db, needed)
+            spoken = _referenced_files(db, needed)
         for name, size in spoken.items():
             if name not in opened:
                 try:
@@ -146,7 +146,7 @@ def _copied(directory: Path, partial: Path) -> Manifest:
 
 
 def _copy_database(directory: Path, partial: Path) -> None:
-    """The database as of one moment, as a single file."""
+    """A consistent copy of the database, as a single file."""
     path = partial / "store.db"
     os.close(os.open(path, os.O_CREAT | os.O_WRONLY, PRIVATE))
     with reading(directory) as db, closing(sqlite3.connect(path, isolation_level=None)) as copy:
@@ -156,7 +156,7 @@ def _copy_database(directory: Path, partial: Path) -> None:
         tables = {name for (name,) in copy.execute("SELECT name FROM sqlite_schema")}
         if "checkpoints" not in tables or not copy.execute("SELECT count(*) FROM checkpoints").fetchone()[0]:
             raise StoreError(f"The store {directory} is empty: there is nothing in it to keep.")
-        copy.execute("DELETE FROM meta WHERE name = ?", (WITNESSED,))  # it gets a note of where it stands itself
+        copy.execute("DELETE FROM meta WHERE name = ?", (WITNESSED,))  # the copy gets a record of its own
         if "sums" in tables:
             copy.execute("DELETE FROM sums WHERE name = ?", (WITNESSED,))
         copy.execute("PRAGMA journal_mode=DELETE").fetchall()
@@ -164,8 +164,8 @@ def _copy_database(directory: Path, partial: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _spoken_of(db: sqlite3.Connection, needed: int) -> dict[str, int | None]:
-    """The files that a database needs, each with how much of it; None for all."""
+def _referenced_files(db: sqlite3.Connection, needed: int) -> dict[str, int | None]:
+    """Files that a database refers to, each with the number of bytes it needs; None for all."""
     spoken: dict[str, int | None] = dict.fromkeys(file for (file,) in db.execute("SELECT file FROM checkpoints"))
     if not any(name == "segment" for _, name, *_ in db.execute("PRAGMA table_info(journal)")):
         return spoken  # a store of an earlier Midge has none
@@ -175,12 +175,12 @@ def _spoken_of(db: sqlite3.Connection, needed: int) -> dict[str, int | None]:
 
 
 def _needed(db: sqlite3.Connection) -> int:
-    """From which lsn on bodies are needed by some checkpoint."""
+    """The lsn from which on some checkpoint needs bodies."""
     return min((min(lsn + 1, body) for lsn, body in db.execute("SELECT lsn, oldest_body FROM checkpoints")), default=1)
 
 
 def beside(directory: Path, audited: int | None = None) -> Iterator[tuple[str, bytes]]:
-    """Small files of a store: its audit log, or the first lines of it, its key, and what its operator asked for."""
+    """Small files of a store: its audit log, or its first lines, its key, and the operator's requests."""
     for path in (directory / audit_log.KEY, directory / "paused", *sorted(directory.glob(f"{FOLDER}/*"))):
         with suppress(FileNotFoundError):
             yield str(path.relative_to(directory)), path.read_bytes()
@@ -190,10 +190,10 @@ def beside(directory: Path, audited: int | None = None) -> Iterator[tuple[str, b
 
 
 def _checked(partial: Path, files: dict[str, tuple[int, str]], needed: int) -> Manifest:
-    """What a finished copy holds, once it was read again.
+    """The content of a finished copy, read again and verified.
 
     Raises:
-        _GoneMeanwhileError: it is not whole.
+        _GoneMeanwhileError: it is incomplete.
     """
     for name, described in files.items():
         if digest_of(partial / name) != described:

@@ -1,7 +1,7 @@
-"""Checkpoints of a store: safetensors files, and a row for each that says what it must be.
+"""Checkpoints of a store: safetensors files, and a row for each with its digest.
 
-A file is there before its row is durable: a row without its file would stand for a checkpoint that is none, a file
-without its row is only a stray one.
+A file is written before its row is durable: a row without its file would stand for a missing checkpoint, while a file
+without its row is only a stray file.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ _COLUMNS = "lsn, file, sha256, oldest_body, oldest_base, updates"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Everything up to `lsn`: arrays of the model, plain values of the model, state of the core."""
+    """The state up to `lsn`: arrays of the model, plain values of the model, state of the core."""
 
     lsn: int
     arrays: dict[str, npt.NDArray[Any]]
@@ -46,10 +46,10 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Pruning:
-    """What the checkpoints that stay need, and the files of those that do not."""
+    """What the remaining checkpoints need, and the files of the others."""
 
     dropped: tuple[tuple[int, str], ...]
-    """By lsn, the file."""
+    """Files by lsn."""
     needed: int
     """The first record whose body a checkpoint may need."""
     oldest_base: int
@@ -66,19 +66,19 @@ class Entered:
     oldest_body: int
     oldest_base: int
     updates: int
-    """How many updates had been decided on since the store began."""
+    """Number of updates decided on since the store began."""
 
 
 class CheckpointTable:
-    """Of one open store."""
+    """The checkpoints of one open store."""
 
     def __init__(self, directory: Path, query: Query) -> None:
         self._directory, self._query = directory, query
         self.damaged = False
-        """Whether one that was newer than another had to be passed over."""
+        """Whether a damaged one was skipped for an older one."""
 
     def tidy(self) -> None:
-        """Remove what a kill cut short, and narrow the modes that earlier versions left to the umask."""
+        """Remove files of interrupted writes, and narrow the modes that earlier versions left to the umask."""
         for stray in self._directory.glob("*checkpoint-*.safetensors*.tmp"):
             stray.unlink(missing_ok=True)
         for older in self._directory.glob("checkpoint-*"):
@@ -108,9 +108,9 @@ class CheckpointTable:
         )
 
     def pruning(self) -> Pruning:
-        """What can go now."""
+        """What can be removed now."""
         rows = entered(self._query)
-        # Bodies stay for as long as any checkpoint that is kept may need them: the newest one may be damaged.
+        # Bodies stay as long as any kept checkpoint may need them, because the newest one may be damaged.
         kept, dropped = rows[:KEEP_CHECKPOINTS], rows[KEEP_CHECKPOINTS:]
         return Pruning(
             dropped=tuple((row.lsn, row.file) for row in dropped),
@@ -119,7 +119,7 @@ class CheckpointTable:
         )
 
     def forget(self, db: sqlite3.Connection, pruning: Pruning) -> None:
-        """Take rows out; `removed` follows once that is durable."""
+        """Remove rows; call `removed` once that is durable."""
         db.executemany("DELETE FROM checkpoints WHERE lsn = ?", [(lsn,) for lsn, _ in pruning.dropped])
 
     def removed(self, pruning: Pruning) -> None:
@@ -128,11 +128,11 @@ class CheckpointTable:
             (self._directory / file).unlink(missing_ok=True)
 
     def keep_newest(self, db: sqlite3.Connection) -> int:
-        """Take all rows but the newest out; how many these were."""
+        """Remove all rows but the newest; return their number."""
         return db.execute("DELETE FROM checkpoints WHERE lsn < (SELECT max(lsn) FROM checkpoints)").rowcount
 
     def remove_others(self) -> None:
-        """Delete all files that no row speaks of, among them what was being written when the power went."""
+        """Delete all files without a row, such as one whose write a power cut interrupted."""
         known = {row.file for row in entered(self._query)}
         for path in self._directory.glob("*checkpoint-*.safetensors*"):
             if path.name not in known:
@@ -141,7 +141,7 @@ class CheckpointTable:
     # --------------------------------------------------------------------- reading
 
     def all(self) -> Iterator[Checkpoint]:
-        """Those whose bytes are what was written, newest first."""
+        """Undamaged checkpoints, newest first."""
         rows = entered(self._query)
         ((count,),) = self._query("SELECT count(*) FROM checkpoints")
         if count > len(rows):
@@ -154,7 +154,7 @@ class CheckpointTable:
                 log.warning("The checkpoint %s cannot be read (%s): an older one is used.", row.file, error.strerror)
                 self.damaged = True
                 continue
-            # A damaged one is passed over, not refused: an older one and the journal give the same model.
+            # A damaged one is skipped, not refused: an older one and the journal give the same model.
             if hashlib.sha256(data).digest() != row.sha256:
                 log.warning("The checkpoint %s is damaged: an older one is used. See to the disk.", row.file)
                 self.damaged = True
@@ -165,7 +165,7 @@ class CheckpointTable:
 
 
 def entered(query: Query) -> list[Entered]:
-    """The rows that are what was written, newest first; of an earlier format, or put in by hand, they prove nothing."""
+    """Undamaged rows, newest first; rows of an earlier format, or inserted manually, are not verified."""
     has = {name for _, name, *_ in query("PRAGMA table_info(checkpoints)")}
     columns = f"{_COLUMNS}, crc" if {"updates", "crc"} <= has else _COLUMNS.replace("updates", "0") + ", NULL"
     rows = query(f"SELECT {columns} FROM checkpoints ORDER BY lsn DESC")  # noqa: S608 - constants

@@ -1,7 +1,7 @@
-"""Whether the files of a store belong together: the journal, its witness, checkpoints and segments.
+"""Consistency of a store's files: the journal, its witness, checkpoints and segments.
 
-The witness holds a note of the newest commit, synced before anything is told. A journal that ends before it has lost
-what devices have receipts for; how many updates that are is known, for both count them from the beginning.
+The witness records the newest commit, and is synced before anything is sent. A journal that ends before it has lost
+updates whose devices have receipts; their number is known, because both count updates from the beginning.
 """
 
 import logging
@@ -27,9 +27,9 @@ log = logging.getLogger("aggregator")
 
 DATABASE, WITNESS = "store.db", "store.db.witness"
 UNFINISHED = ".unfinished"
-"""A folder in a store's directory in which it is being put back."""
+"""A folder in a store's directory during a restore."""
 CHANGES, WITNESSED = "changes", "witness"
-"""In the metadata: how many changes were made beside the journal, and whether the store has a witness."""
+"""Names in the metadata: the number of changes beside the journal, and whether the store has a witness."""
 _COLUMNS = {
     "sums": "name, crc",
     "journal": "lsn, kind, record, body, crc, segment, place, size",
@@ -39,28 +39,28 @@ _COLUMNS = {
     "seen": "device, at, version",
 }
 _AHEAD = 4096
-"""Records that the journal may be ahead of its note without a word: more than one commit has."""
+"""Records that the journal may be ahead of the witness: more than one commit has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What the witness holds of a store's newest commit."""
+    """The witness's record of a store's newest commit."""
 
     lineage: bytes
     lsn: int
     """The newest record, and the CRC of its row."""
     crc: int
     updates: int
-    """Updates that were decided on since the store began, up to there."""
+    """Updates decided on since the store began, up to there."""
     changes: int
-    """Changes beside the journal, such as a device that was withdrawn."""
+    """Changes beside the journal, such as withdrawn devices."""
 
     def packed(self) -> bytes:
         return frames.pack([self.lineage, self.lsn, self.crc, self.updates, self.changes])
 
     @classmethod
     def unpacked(cls, data: bytes) -> "Note | None":
-        """None if it is no note."""
+        """None if it is no such record."""
         try:
             return cls(*frames.unpack(data))
         except (WireError, TypeError, ValueError):
@@ -69,54 +69,54 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How far the database and the files beside it have come."""
+    """State of the database and the files beside it."""
 
     lineage: bytes
     lsn: int
     """The newest record."""
     oldest: int
-    """The oldest record that the journal still has; one above `lsn` if it has none."""
+    """The oldest record in the journal; one above `lsn` if it has none."""
     crc: int | None
-    """Of the row that the note names; None if there is none."""
+    """CRC of the row that the witness names; None if there is none."""
     updates: int
     changes: int
     checkpoint: int
-    """The newest checkpoint that the database knows, and how many updates had been decided on there."""
+    """The newest checkpoint in the database, and the number of updates decided on there."""
     checkpointed: int
     file: int
-    """The newest one whose file is there."""
+    """The newest checkpoint with a file."""
     witnessed: bool
     """Whether it ever had a witness."""
     rotten: tuple[str, ...] = ()
-    """Metadata that are not what was written."""
+    """Damaged metadata."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What a comparison comes to."""
+    """Result of a comparison."""
 
     refusal: str = ""
     """Why the store must not be opened; empty if it may."""
     at_stake: int | None = 0
-    """Updates that the devices have receipts for, and that would be lost; None if nothing says how many …"""
+    """Lost updates whose devices have receipts; None if their number is unknown …"""
     most: bool = False
-    """… at most, if they cannot be counted."""
+    """… or an upper bound, if they cannot be counted."""
     proven: bool = True
-    """Whether what lies behind the journal's last body was never committed, and may be cut off."""
+    """Whether bodies after the journal's last one were never committed, and may be cut off."""
     said: tuple[str, ...] = ()
-    """What is to be told and needs no one to decide."""
+    """Messages for the log that need no decision."""
 
 
 def judge(standing: Standing, note: Note | None, *, damaged: bool = False) -> Comparison:
     """Compare a database with its witness.
 
     Args:
-        standing: what the database and the files say.
-        note: what the witness says; None if it says nothing.
-        damaged: whether one of the witness's two pages is not whole.
+        standing: state of the database and the files.
+        note: the witness's record; None if there is none.
+        damaged: whether one of the witness's two pages is damaged.
     """
     if standing.rotten:
-        return _refused(f"its metadata have rotted: {', '.join(standing.rotten)}", 0)
+        return _refused(f"its metadata are damaged: {', '.join(standing.rotten)}", 0)
     if standing.file > standing.lsn:
         lost = note.updates - standing.updates if note is not None else standing.file - standing.lsn
         return _refused(
@@ -125,9 +125,9 @@ def judge(standing: Standing, note: Note | None, *, damaged: bool = False) -> Co
     if note is None:
         if not standing.witnessed:
             return Comparison(proven=True)
-        if standing.lsn == standing.checkpoint == 0:  # the power went before the first note
+        if standing.lsn == standing.checkpoint == 0:  # a power cut before the first record
             return Comparison()
-        why = f"The witness {WITNESS} is gone or has rotted; it is made again from the journal. See to the disk."
+        why = f"The witness {WITNESS} is missing or damaged; it is made again from the journal. See to the disk."
         return Comparison(proven=False, said=(why,))
     if note.lineage != standing.lineage:
         return _refused("the witness beside it belongs to another store", note.updates)
@@ -153,10 +153,10 @@ def judge(standing: Standing, note: Note | None, *, damaged: bool = False) -> Co
         )
     old = note.lsn < standing.checkpoint or standing.changes > note.changes + 1 or standing.lsn > note.lsn + _AHEAD
     if old:
-        why = f"The witness {WITNESS} is older than the journal: an old copy of it was put back. It is made again."
+        why = f"The witness {WITNESS} is older than the journal, an old copy. It is made again."
         return Comparison(proven=False, said=(why,))
     if damaged:
-        why = f"A page of the witness {WITNESS} is not whole: the power went while it was written, or it has rotted."
+        why = f"A page of the witness {WITNESS} is incomplete after a power cut, or damaged."
         return Comparison(said=(why,))
     return Comparison()
 
@@ -165,10 +165,10 @@ def _refused(why: str, at_stake: int | None, *, most: bool = False) -> Compariso
     return Comparison(why, None if at_stake is None else max(at_stake, 0), most=most, proven=False)
 
 
-def belonging(directory: Path) -> bool:
-    """Look whether a store may be opened or begun, and log what is to be told.
+def check_consistency(directory: Path) -> bool:
+    """Check whether a store may be opened or begun, and log findings.
 
-    Returns whether bodies that no record speaks of were never committed.
+    Returns whether bodies without a record were never committed.
 
     Raises:
         StoreError: its files do not belong together, or it is of a later Midge.
@@ -188,13 +188,13 @@ def belonging(directory: Path) -> bool:
 
 
 def _refuse_leftovers(directory: Path) -> None:
-    """Refuse to begin beside what only an earlier store can have written: it would be removed with time.
+    """Refuse to begin a store beside files of an earlier one: they would be removed with time.
 
     Raises:
-        StoreError: there is some.
+        StoreError: there are some.
     """
     if (directory / UNFINISHED).exists():
-        raise StoreError(f"A store was being put back into {directory}, and that did not end: give the command again.")
+        raise StoreError(f"A restore into {directory} was interrupted: repeat the command.")
     left = [*directory.glob("checkpoint-*.safetensors"), *directory.glob("bodies-*")]
     note = noted(directory)[0]
     if note is not None and note.lsn:
@@ -208,7 +208,7 @@ def _refuse_leftovers(directory: Path) -> None:
 
 
 def noted(directory: Path) -> tuple[Note | None, Noted]:
-    """What the witness says, and in what state its file is.
+    """The witness's record, and the state of its file.
 
     Raises:
         StoreError: it cannot be read.
@@ -221,7 +221,7 @@ def noted(directory: Path) -> tuple[Note | None, Noted]:
 
 
 def examine(directory: Path) -> Comparison | None:
-    """Compare the files of a store without changing any; None where there is no store, or it was not yet begun.
+    """Compare the files of a store without changing any; None if there is no store, or it was not begun.
 
     Raises:
         StoreError: it is of a later Midge, or cannot be read at all.
@@ -248,13 +248,13 @@ def examine(directory: Path) -> Comparison | None:
 
 @contextmanager
 def read_only(path: Path) -> Iterator[sqlite3.Connection]:
-    """A database, to be read only: its end neither writes SQLite's log back nor deletes it, as a writer's does."""
+    """A read-only database: closing it neither writes SQLite's log back nor deletes it, as a writer's would."""
     with database_read_only(path, lock=path.parent / "lock") as db:
         yield db
 
 
 def standing_of(db: sqlite3.Connection, directory: Path, note: Note | None) -> Standing | None:
-    """What a database and the files beside it say; None if it has no lineage yet.
+    """State of a database and the files beside it; None if it has no lineage yet.
 
     Raises:
         sqlite3.Error: it cannot be read.
@@ -266,7 +266,7 @@ def standing_of(db: sqlite3.Connection, directory: Path, note: Note | None) -> S
     if "lineage" not in meta:
         return None
     refuse_newer(directory, meta.get("format"), meta.get("midge"))
-    for table, columns in _COLUMNS.items():  # names of columns can rot as well
+    for table, columns in _COLUMNS.items():  # column names can be damaged as well
         if table in tables and meta["format"] == FORMAT:
             db.execute(f"SELECT {columns} FROM {table} LIMIT 1").fetchall()  # noqa: S608 - constants
 

@@ -1,12 +1,12 @@
-"""Withdrawing a device from a federation: it is refused from then on, and what the store has of it is erased.
+"""Withdrawing a device from a federation: it is refused from then on, and its data in the store is erased.
 
-What is asked for is a file in the store's directory, so that it can be asked for beside a running aggregator, and is
-not lost where there is none. The refused are kept as keyed hashes of their names. An update of the device that was
-accepted is applied first: it had its receipt, and what was promised to count once must count. Then the core forgets the
-device, a checkpoint is written that does not know it, older ones are deleted, its records in the journal get another
-name and lose their bodies, and the database is rewritten, so that no freed page holds what was erased.
+A request is a file in the store's directory, so that it can be made beside a running aggregator, and is not lost if
+none runs. Withdrawn devices are stored as keyed hashes of their names. An accepted update of the device is applied
+first: it has a receipt, and was promised to count once. Then the core forgets the device, a checkpoint without it is
+written, older ones are deleted, its records in the journal get another name and lose their bodies, and the database is
+rewritten, so that no free page holds erased data.
 
-What it has contributed to the published model stays in it: a sum cannot be unlearned by deleting a summand.
+Its contributions to the published model stay: a sum cannot be unlearned by deleting a summand.
 """
 
 import getpass
@@ -35,9 +35,9 @@ from midge.wire.topics import check_name
 log = logging.getLogger("aggregator")
 
 FOLDER = "forget"
-"""Of a store: a file for each device that is to be forgotten, by its name, until it is."""
+"""Folder in a store: a file for each device to be forgotten, by its name, until that is done."""
 RETENTION = 180 * 86_400.0
-"""Seconds without a word after which what names a device is erased, where it cannot be needed any more."""
+"""Seconds of silence after which a device's names are erased, if they cannot be needed any more."""
 
 _HASH = 32
 """Bytes of a keyed hash."""
@@ -56,14 +56,14 @@ class Request:
     at: float
     """Seconds since 1970."""
     readmit: bool = False
-    """Whether it is to be let in again, and not to be forgotten."""
+    """Whether to readmit it, and not to forget it."""
 
 
 def ask(directory: Path, device: str, *, readmit: bool = False) -> Path:
-    """Ask for a device to be forgotten, or let in again; the file that says so is gone once it is done.
+    """Request that a device is forgotten, or readmitted; the returned file is removed once it is done.
 
     Raises:
-        ValueError: that can be no device's name.
+        ValueError: that is no valid device name.
         OSError: it cannot be written.
     """
     folder = directory / FOLDER
@@ -74,7 +74,7 @@ def ask(directory: Path, device: str, *, readmit: bool = False) -> Path:
 
 
 def asked(directory: Path) -> Iterator[Request]:
-    """What was asked for and not yet done."""
+    """Pending requests."""
     folder = directory / FOLDER
     with suppress(FileNotFoundError):
         for path in sorted(folder.iterdir()):
@@ -86,7 +86,7 @@ def asked(directory: Path) -> Iterator[Request]:
 
 
 def done(directory: Path, device: str) -> None:
-    """It was done: the file that asked for it goes."""
+    """Remove the file of a request that is done."""
     (directory / FOLDER / device).unlink(missing_ok=True)
 
 
@@ -98,13 +98,13 @@ def _user() -> str:
 
 
 class Names:
-    """What a store remembers of devices besides the core's own: who was withdrawn, and who was last heard when."""
+    """What a store remembers of devices beside the core: which were withdrawn, and when each was last active."""
 
     def __init__(self, store: Store) -> None:
         """Read it from an open store.
 
         Raises:
-            StoreError: it cannot be.
+            StoreError: it cannot be read.
         """
         self._store = store
         with store.transaction() as db:
@@ -124,28 +124,28 @@ class Names:
         return bool(self._hashes) and keyed_hash(device, self._key) in self._hashes
 
     def alias(self, device: str) -> str:
-        """What stands where a count needs the device and its name is gone."""
+        """Replaces an erased name where counts need distinct devices."""
         return "gone-" + pseudonym(device, self._key)
 
     def _other_number(self, outbox: int) -> int:
-        """What stands for an outbox's identity, which its broker and its card know: the same for the same."""
+        """Replaces an outbox's identity, which its broker and its card know; the same for the same identity."""
         return int.from_bytes(keyed_hash(str(outbox), self._key)[:8]) >> 1
 
     def _proven(self, entry: bytes) -> bytes:
-        """The hash of an entry, whose last four bytes are its checksum; those of earlier versions have none.
+        """The hash of an entry, whose last four bytes are its checksum; entries of earlier versions have none.
 
         Raises:
-            StoreDamaged: it is not what was written.
+            StoreDamaged: it is damaged.
         """
         if not intact(entry):
             raise StoreDamaged(
-                f"The entry of a device that was withdrawn has rotted in {self._store.directory}: it would be let in "
+                f"The entry of a device that was withdrawn is damaged in {self._store.directory}: it would be let in "
                 f"again. {what_to_do(self._store.directory, 0)}"
             )
         return bytes(entry[:_HASH])
 
     def withdraw(self, device: str) -> bool:
-        """Refuse a device from now on, durably; whether that is new."""
+        """Refuse a device from now on, durably; return whether that is new."""
         if self.withdrawn(device):
             return False
         name = keyed_hash(device, self._key)
@@ -155,7 +155,7 @@ class Names:
         return True
 
     def readmit(self, device: str) -> bool:
-        """Let a device that was withdrawn take part again, durably; whether it was withdrawn."""
+        """Readmit a withdrawn device, durably; return whether it was withdrawn."""
         if not self.withdrawn(device):
             return False
         name = keyed_hash(device, self._key)
@@ -165,9 +165,9 @@ class Names:
         return True
 
     def erase(self, devices: Sequence[str]) -> Counter[str]:
-        """Take devices' names and bodies out of the journal, and every checkpoint but the newest with them.
+        """Remove devices' names and bodies from the journal, and every checkpoint but the newest.
 
-        The newest must not know the devices any more, and no record behind it may.
+        The newest must not contain the devices any more, nor may a record after it.
         """
         counted: Counter[str] = Counter()
         for device in devices:
@@ -197,11 +197,11 @@ class Names:
     # ------------------------------------------------------------------- retention
 
     def heard(self, device: str) -> None:
-        """A device has said something."""
+        """Record activity of a device."""
         self._heard.add(device)
 
     def write_heard(self, now: float, version: int) -> None:
-        """Write down who was heard since the last time.
+        """Write the activity since the last call.
 
         Args:
             now: seconds since 1970.
@@ -216,29 +216,29 @@ class Names:
             self._heard.clear()
 
     def silent(self, before: float, oldest_base: int) -> list[str]:
-        """Devices that were last heard before a time, and of which nothing could be counted twice if they came again.
+        """Devices inactive since `before` whose records can be dropped without risking double counting.
 
-        What such a device had sent was trained from versions up to the one of then. Where all of these are too old by
-        now to train from, it would be refused as stale, even if it were not known any more that it had come.
+        Their updates were trained from versions that existed at their last activity. If all of these are too old by
+        now, a repeated update is refused as stale, even without a record that it had been received.
         """
         rows = self._store.query("SELECT device FROM seen WHERE at < ? AND version < ?", (int(before), oldest_base))
         return [device for (device,) in rows if device not in self._heard]
 
 
 def intact(entry: object) -> bool:
-    """Whether the entry of a withdrawn device is what was written, as far as it has a checksum."""
+    """Whether the entry of a withdrawn device is undamaged, as far as it has a checksum."""
     return isinstance(entry, bytes) and len(entry) >= _HASH and entry in {entry[:_HASH], _checked(entry[:_HASH])}
 
 
 def _checked(name: bytes) -> bytes:
-    """A hash as it is kept: with its CRC-32, for a bit of it that rots would let a device in again."""
+    """A hash with its CRC-32, because a flipped bit would readmit a device."""
     return name + zlib.crc32(name).to_bytes(4)
 
 
 def forget_in_stopped(store: Store, device: str, by: str) -> Counter[str] | None:
-    """Forget a device in a store that no aggregator has open, and that was closed in order.
+    """Forget a device in a store that no aggregator has open, and that was closed cleanly.
 
-    Returns None where it was not, or an update of the device still waits for its step: the aggregator's next start
+    Returns None if it was not, or an update of the device still waits for its step: then the aggregator's next start
     does the rest.
 
     Raises:
@@ -263,7 +263,7 @@ def forget_in_stopped(store: Store, device: str, by: str) -> Counter[str] | None
 
 
 def readmit_in_stopped(store: Store, device: str, by: str) -> bool:
-    """Let a device that was withdrawn take part again, in a store that no aggregator has open; whether it was.
+    """Readmit a withdrawn device in a store that no aggregator has open; return whether it was withdrawn.
 
     Raises:
         StoreError: the store cannot be used.
@@ -278,10 +278,10 @@ def readmit_in_stopped(store: Store, device: str, by: str) -> bool:
 
 
 def forget(engine: Engine, core: AggregatorCore, names: Names, devices: Sequence[str]) -> Counter[str]:
-    """Erase what is known of devices of which no update waits for a step.
+    """Erase devices of which no update waits for a step.
 
     Raises:
-        StoreFull: there is no room; what the core still knows then is in the journal, and it can be asked for again.
+        StoreFull: there is no room; the journal still holds the rest, and the request can be repeated.
     """
     actions = [core.forget(device, names.alias(device)) for device in devices]
     engine.store.commit([Entry(action.record, None) for action in actions])

@@ -1,4 +1,4 @@
-"""What can be wrong with a store, in sentences for its operator."""
+"""Errors of a store, with messages for its operator."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -17,15 +17,15 @@ class StoreInUse(StoreError):
 
 
 class StoreDamaged(StoreError):
-    """Some of it, or of a backup, is not what was written."""
+    """A part of it, or of a backup, is damaged."""
 
 
 class StoreFull(StoreError, DiskFull):
-    """There is no room on the disk. What was to be written is not; everything before it is."""
+    """The disk is full. The failed write left nothing behind; everything written before it is intact."""
 
 
 def what_to_do(directory: Path, at_stake: int | None, *, most: bool = False) -> str:
-    """How a sentence ends about a store that has lost something."""
+    """The end of a message about a store that has lost something."""
     many = "1 update that was" if at_stake == 1 else f"{at_stake} updates that were"
     many = "any number of updates that were" if at_stake is None else f"at most {many}" if most else many
     return (
@@ -37,7 +37,7 @@ def what_to_do(directory: Path, at_stake: int | None, *, most: bool = False) -> 
 
 @contextmanager
 def making(what: str) -> Iterator[None]:
-    """Errors of a block that makes something on a disk are sentences.
+    """Translate errors of a block that makes something on a disk.
 
     Raises:
         StoreFull: there is no room.

@@ -1,8 +1,8 @@
-"""What can still be read of a store whose files rotted: rows that prove themselves, whatever SQLite makes of the file.
+"""Evidence in a damaged store: rows that verify by checksum, even if SQLite cannot read the file.
 
-A record of the journal has a checksum of its own, a checkpoint is proven by its digest. So it does no harm to look for
-them in images of the database that SQLite would not make: with all frames of its log, and with the whole ones only.
-The original is read, and never written; images are made in a temporary folder.
+A record of the journal has a checksum of its own, a checkpoint has a digest. So it is safe to search for them in images
+of the database that SQLite would not make: with all frames of its log, and with the undamaged ones only. The original
+is only read; images are made in a temporary folder.
 """
 
 import hashlib
@@ -37,22 +37,22 @@ from midge.wire.schema import Schema
 COLUMNS = ("lsn", "kind", "record", "body", "crc", "segment", "place", "size")
 _LOOKS = 3
 _MOST = 10**7
-"""Records that are looked for one by one at most: a number in a row that rotted may be any."""
+"""Most records that are searched for one by one: a number in a damaged row may be anything."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A record that could be read."""
+    """A readable record."""
 
     columns: tuple[Any, ...]
     record: rec.Record
     whole: bool
-    """Whether record and body are what was written; otherwise the body rotted, is gone, or was let go as not needed."""
+    """Whether record and body are undamaged; otherwise the body is damaged, lost, or was removed as not needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A checkpoint that could be read."""
+    """A readable checkpoint."""
 
     checkpoint: Checkpoint
     file: str
@@ -60,9 +60,9 @@ class Kept:
     oldest_body: int
     oldest_base: int
     updates: int | None
-    """How many updates were decided on up to there; None if that is not known."""
+    """Updates decided on up to there; None if unknown."""
     proven: bool
-    """Whether a row of the database has its digest; without one, that it can be read is all that is known."""
+    """Whether a row of the database has its digest; otherwise only that it can be read is known."""
 
     @property
     def lsn(self) -> int:
@@ -76,7 +76,7 @@ class Kept:
 
 @dataclass(slots=True)
 class Evidence:
-    """All that could be read."""
+    """Everything that could be read."""
 
     meta: dict[str, Any] = field(default_factory=dict)
     schema: Schema | None = None
@@ -84,34 +84,34 @@ class Evidence:
     checkpoints: list[Kept] = field(default_factory=list)
     """Newest first."""
     beside: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
-    """Rows of the tables beside the journal, by table: devices that were withdrawn, and when each was heard."""
+    """Rows of the tables beside the journal, by table: withdrawn devices, and when each was last active."""
     log: Log = field(default_factory=lambda: Log((), 0))
     newest: int = 0
-    """The highest number that any part tells of."""
+    """The highest lsn that any part refers to."""
     running: bool = False
     unsound: tuple[str, ...] = ()
-    """What SQLite finds wrong with the structure of the database, as it reads it."""
+    """Structural damage of the database that SQLite reports."""
     oldest_needed: int | None = None
     """The first record whose body a checkpoint may need; None if that cannot be read."""
     frames: int = 0
-    rotten_frames: list[str] = field(default_factory=list)
-    rotten_names: int = 0
-    """Entries of withdrawn devices that are not what was written."""
-    rotten_meta: list[str] = field(default_factory=list)
+    damaged_frames: list[str] = field(default_factory=list)
+    damaged_names: int = 0
+    """Damaged entries of withdrawn devices."""
+    damaged_meta: list[str] = field(default_factory=list)
     stored: tuple[str, ...] = ()
-    """Files of checkpoints that the database knows."""
+    """Files of checkpoints in the database."""
 
 
 def gather(directory: Path, *, own: bool = False) -> Evidence:
-    """Read all parts of a store, beside a running aggregator or not.
+    """Read all parts of a store, also beside a running aggregator.
 
     Args:
         directory: the store's.
-        own: whether only what SQLite makes of the database counts, and not what can be found besides.
+        own: whether to use only what SQLite reads, without searching images.
 
     Raises:
         OSError: a file cannot be read at all.
-        StoreError: nor can the database of a running aggregator.
+        StoreError: the database of a running aggregator cannot be read.
     """
     found = Evidence()
     with images(directory) as (found.running, found.log, paths):
@@ -124,12 +124,12 @@ def gather(directory: Path, *, own: bool = False) -> Evidence:
                 for table in ("forgotten", "seen"):
                     rows = [tuple(row) for row in _each(db, f"SELECT * FROM {table}")]  # noqa: S608 - a constant
                     if table == "forgotten":
-                        found.rotten_names = max(found.rotten_names, sum(not intact(row[0]) for row in rows))
+                        found.damaged_names = max(found.damaged_names, sum(not intact(row[0]) for row in rows))
                         rows = [row for row in rows if intact(row[0])]
                     if len(rows) > len(found.beside.get(table, ())):
                         found.beside[table] = rows
                 _read_rows(db, directory, found)
-        # Nothing proves metadata: those of whole pages first.
+        # Metadata have no proof: those of undamaged pages first.
         for path in ways[2:] + ways[:2]:
             with _looking_into(path) as db:
                 _read_meta(db, found)
@@ -143,15 +143,15 @@ def gather(directory: Path, *, own: bool = False) -> Evidence:
     found.checkpoints = sorted(_checkpoints(directory, stored), key=lambda kept: -kept.lsn)
     found.stored = tuple(stored)
     if found.running:
-        _let_go(directory, found)
+        _drop_concurrent_changes(directory, found)
     for kept in () if own else found.checkpoints:
-        _read_about(kept, found)
+        _read_metadata_of(kept, found)
     found.newest = max([0, *found.rows, *(kept.lsn for kept in found.checkpoints)])
     return found
 
 
-def _let_go(directory: Path, found: Evidence) -> None:
-    """Leave out what a running aggregator has removed, or written, since its database was looked at."""
+def _drop_concurrent_changes(directory: Path, found: Evidence) -> None:
+    """Leave out what a running aggregator has removed, or written, since its database was read."""
     found.checkpoints = [kept for kept in found.checkpoints if kept.proven]
     with reading(directory) as db:
         there = {str(row[0]) for row in db.execute("SELECT file FROM checkpoints")}
@@ -162,7 +162,7 @@ def _let_go(directory: Path, found: Evidence) -> None:
 
 @contextmanager
 def images(directory: Path) -> Iterator[tuple[bool, Log, list[Path]]]:
-    """Whether it runs, the log, and databases to look into, the furthest first; the last is what SQLite makes of it."""
+    """Whether it runs, the log, and databases to search, the newest first; the last is what SQLite reads."""
     with TemporaryDirectory(prefix="midge-") as folder, kept_closed(directory / "lock") as closed:
         if not closed:
             own = Path(folder, "0.db")
@@ -173,8 +173,8 @@ def images(directory: Path) -> Iterator[tuple[bool, Log, list[Path]]]:
             return
         database = _bytes(directory / "store.db")
         log = read_log(_bytes(directory / "store.db-wal"), database)
-        ways: list[Sequence[LogFrame]] = [log.frames[: log.believed]]
-        if log.believed < len(log.frames):
+        ways: list[Sequence[LogFrame]] = [log.frames[: log.readable]]
+        if log.readable < len(log.frames):
             whole = [frame for frame in log.frames[: log.committed] if frame.whole]
             ways = [log.frames[: log.committed], log.frames, whole, *ways]
         paths = [Path(folder, f"{number}.db") for number in range(len(ways))]
@@ -184,7 +184,7 @@ def images(directory: Path) -> Iterator[tuple[bool, Log, list[Path]]]:
 
 
 def _settled_log(directory: Path) -> Log:
-    """The log of a running store; what is not whole was only just being written if it is whole at a second look."""
+    """The log of a running store; a frame is damaged only if it is so at a second read, after concurrent writes."""
     log = Log((), 0)
     for _ in range(_LOOKS):
         with (directory / "store.db").open("rb") as file:
@@ -196,7 +196,7 @@ def _settled_log(directory: Path) -> Log:
 
 @contextmanager
 def _looking_into(path: Path) -> Iterator[sqlite3.Connection]:
-    """An image, of which what cannot be read is passed over."""
+    """A connection to an image, in which unreadable parts are skipped."""
     with suppress(sqlite3.Error), closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as db:
         db.text_factory = lambda data: data.decode(errors="replace")
         db.row_factory = sqlite3.Row
@@ -224,13 +224,13 @@ def _read_frames(db: sqlite3.Connection, found: Evidence) -> None:
             except (WireError, ValueError):
                 whole = False
         if not whole:
-            found.rotten_frames.append(f"the frame of version {row['version']} over {row['span']} has rotted")
+            found.damaged_frames.append(f"the frame of version {row['version']} over {row['span']} is damaged")
 
 
 def _read_meta(db: sqlite3.Connection, found: Evidence) -> None:
     values = {str(name): value for name, value in _each(db, "SELECT name, value FROM meta")}
     rotten = set(meta_table.rotten(lambda *words: list(_each(db, *words)), values))
-    found.rotten_meta += [f"{name} has rotted" for name in sorted(rotten)]
+    found.damaged_meta += [f"{name} is damaged" for name in sorted(rotten)]
     for name, value in values.items():
         if name in rotten or value is None:
             continue
@@ -241,8 +241,8 @@ def _read_meta(db: sqlite3.Connection, found: Evidence) -> None:
                 found.meta[name] = value
 
 
-def _read_about(kept: Kept, found: Evidence) -> None:
-    """Take from a checkpoint of what it is, if the database cannot tell."""
+def _read_metadata_of(kept: Kept, found: Evidence) -> None:
+    """Take metadata from a checkpoint if the database has none."""
     lineage_, schema = kept.checkpoint.values.get("lineage"), kept.checkpoint.values.get("schema")
     if found.schema is None and schema is not None:
         with suppress(WireError, ValueError, TypeError, KeyError):
@@ -256,7 +256,7 @@ def _read_about(kept: Kept, found: Evidence) -> None:
 
 
 def _read_rows(db: sqlite3.Connection, directory: Path, found: Evidence) -> None:
-    """Take what this image has and the ones before had not."""
+    """Add what this image has and earlier ones lacked."""
     there = {name for _, name, *_ in _each(db, "PRAGMA table_info(journal)")}
     columns_ = ", ".join(name if name in there else "NULL" for name in COLUMNS)
     statement = f"SELECT {columns_} FROM journal"  # noqa: S608 - constants
@@ -265,7 +265,7 @@ def _read_rows(db: sqlite3.Connection, directory: Path, found: Evidence) -> None
     for columns in _each(db, f"{statement} ORDER BY lsn"):
         seen = max(seen, columns[0])
         _take(tuple(columns), segments, found)
-    # Behind a page that cannot be read, each record is asked for alone: the way to its page may be whole.
+    # Behind an unreadable page, each record is requested alone: the path to its page may be intact.
     (last,) = next(iter(_each(db, "SELECT max(lsn) FROM journal")), (0,))
     known = max(found.rows, default=0)
     for lsn in range(seen + 1, min(max(last or 0, known), seen + _MOST) + 1):
@@ -317,7 +317,7 @@ def _checkpoints(directory: Path, stored: dict[str, dict[str, Any]]) -> Iterator
 
 
 def _unpacked(data: bytes) -> tuple[Checkpoint, int | None]:
-    """A checkpoint, and how many updates had been decided on; None of an earlier Midge."""
+    """A checkpoint, and the number of updates decided on; None for an earlier Midge."""
     arrays: dict[str, npt.NDArray[Any]] = load_tensors(data)
     plain = packing.unpack(np.asarray(arrays.pop("plain")).tobytes())
     checkpoint = Checkpoint(int(plain["core"]["lsn"]), arrays, plain["values"], plain["core"])

@@ -1,7 +1,7 @@
-"""Frames of a store: what was published and is to be published again, byte for byte.
+"""Frames of a store: published ones, to be published again byte for byte.
 
-A frame has its checksum beside it, and its row has one: a bit that rots in a snapshot would keep every new device away.
-What is not as it was written is never given out. Its row stays until it is taken back from the broker.
+A frame has a checksum, and so has its row: a flipped bit in a snapshot would keep every new device out. A damaged frame
+is never published. Its row stays until it is removed from the broker.
 """
 
 import logging
@@ -29,7 +29,7 @@ _CUT = "UPDATE frames SET parts = ?, digest = ?, crc = ? WHERE version = ? AND s
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A frame in the store: what is offered to devices, and what is only kept to step back with."""
+    """A frame in the store, either offered to devices or kept only to step back."""
 
     version: int
     span: int
@@ -37,25 +37,25 @@ class Published:
     parts: int
     offered: bool
     whole: bool = True
-    """Whether nothing is known to be wrong with it; otherwise it is only there to be taken back."""
+    """Whether no damage is known; otherwise it is kept only to be removed from the broker."""
 
 
 class FrameTable:
-    """Of one open store."""
+    """The frames of one open store."""
 
     def __init__(self, query: Query) -> None:
         self._query = query
         self._rotten: dict[tuple[int, int], int] = {}
-        """Frames that are not as they were written, each with its number of parts."""
+        """Damaged frames, each with its number of parts."""
         self._garbled: set[tuple[Any, Any]] = set()
-        """Rows of which not even the names are what was written."""
+        """Rows whose version or span is damaged."""
 
     # --------------------------------------------------------------------- writing
 
     def add(self, db: sqlite3.Connection, new: Iterable[tuple[Frame, int]]) -> None:
-        """Enter frames, each with its number of parts. One that is there keeps its bytes, unless it is rotten.
+        """Add frames, each with its number of parts. An existing one keeps its bytes, unless it is damaged.
 
-        Of its numbers of parts the largest is kept: those topics are to be cleared one day.
+        The largest number of parts is kept: those topics must be cleared later.
         """
         for frame, parts in new:
             name = frame.version, frame.span
@@ -72,15 +72,15 @@ class FrameTable:
                 db.execute(_CUT, (parts, *checked, *name, parts))
 
     def withdraw(self, db: sqlite3.Connection, gone: Iterable[tuple[int, int]], *, keep: bool) -> None:
-        """No longer offer frames, by version and span; `keep` keeps the bytes of those that are whole."""
-        # Kept where earlier versions are stepped back to: they are needed for as long as updates may come of them.
+        """Stop offering frames, by version and span; `keep` keeps the bytes of undamaged ones."""
+        # Kept to step back to earlier versions: they are needed as long as updates based on them may come.
         for name in gone:
             kept = keep and self._rotten.pop(name, None) is None
             statement = "UPDATE frames SET offered = 0" if kept else "DELETE FROM frames"
             db.execute(f"{statement} WHERE version = ? AND span = ?", name)
 
     def prune(self, db: sqlite3.Connection, oldest_base: int) -> None:
-        """Let those go that are neither offered nor needed to step back to a version."""
+        """Remove frames that are neither offered nor needed to step back to a version."""
         # A step leads to its version and a snapshot stands for it: of the oldest base only the latter is needed.
         db.execute("DELETE FROM frames WHERE offered = 0 AND version < ? + (span > 0)", (oldest_base,))
         db.executemany("DELETE FROM frames WHERE version = ? AND span = ?", self._garbled)
@@ -89,7 +89,7 @@ class FrameTable:
     # --------------------------------------------------------------------- reading
 
     def published(self) -> list[Published]:
-        """All of them, without their bytes. Rows that cannot be what was written are left out."""
+        """All frames, without their bytes. Implausible rows are left out."""
         rows = self._query(
             "SELECT version, span, length(data), parts, offered, digest, crc FROM frames ORDER BY version, span"
         )
@@ -99,12 +99,12 @@ class FrameTable:
                 whole = (version, span) not in self._rotten
                 found.append(Published(version, span, size, parts, bool(offered), whole=whole))
             elif (version, span) not in self._garbled:
-                log.warning("The entry of a frame has rotted, said to be of version %s over %s.", version, span)
+                log.warning("The entry of a frame is damaged, said to be of version %s over %s.", version, span)
                 self._garbled.add((version, span))
         return found
 
     def data(self, version: int, span: int) -> bytes | None:
-        """A frame's bytes; None if it is not there, or not as it was written."""
+        """A frame's bytes; None if it is missing or damaged."""
         name = version, span
         if name in self._rotten:
             return None
@@ -113,19 +113,19 @@ class FrameTable:
             return None
         data, parts, digest, crc = rows[0]
         if crc is not None and (not isinstance(data, bytes) or checksums(*name, parts, data) != (digest, crc)):
-            log.warning("The frame of version %d over %d has rotted; it is not published. See to the disk.", *name)
+            log.warning("The frame of version %d over %d is damaged; it is not published. See to the disk.", *name)
             self._rotten[name] = parts
             return None
         return bytes(data)
 
     def rotten(self) -> Iterator[tuple[int, int]]:
-        """Every frame that is not as it was written, by version and span; all are read."""
+        """Every damaged frame, by version and span; reads all of them."""
         for version, span in self._query("SELECT version, span FROM frames ORDER BY version, span"):
             if self.data(version, span) is None:
                 yield version, span
 
 
 def checksums(version: int, span: int, parts: int, data: bytes) -> tuple[bytes, int]:
-    """Of a frame's bytes, and of its row."""
+    """Checksums of a frame's bytes, and of its row."""
     digest = chunks.checksum(data)
     return digest, row_checksum((version, span, parts, digest))

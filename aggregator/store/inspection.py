@@ -13,15 +13,15 @@ from midge.aggregator.store.reading import reading
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """What became of one update."""
+    """What happened to one update."""
 
     update: rec.UpdateRecord
     step: rec.StepRecord | None
-    """The step that applied it; None where it was refused or still waits in the buffer."""
+    """The step that applied it; None if it was refused or still waits in the buffer."""
     weight: float | None
     """Its weight in that step."""
     release: rec.ReleaseRecord | None
-    """The first release that carried it."""
+    """The first release that included it."""
 
     def packed(self) -> dict[str, Any]:
         """As plain values."""
@@ -37,7 +37,7 @@ class Life:
 
 
 def explain(directory: Path, device: str, seq: int, outbox: int | None = None) -> list[Life]:
-    """The life of a device's update of that seq; several where the device has had several outboxes.
+    """The life of a device's update of that seq; several if the device has had several outboxes.
 
     Raises:
         StoreError: there is no such store, or no such update in its journal.

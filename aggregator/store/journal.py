@@ -16,34 +16,34 @@ from midge.storage.failpoints import failpoint
 from midge.wire.errors import WireError
 
 INLINE, INLINE_TOGETHER = 4096, 32 * 1024
-"""Bytes of a body that stays in its row, and of all bodies of a transaction: one sync is better than two where they are
-few and small."""
+"""Most bytes of a body in its row, and of all bodies of a transaction: for few small bodies, one sync is better than
+two."""
 _PAGE = 1000
-"""Rows that are read at once: those of a replay may be too many for the memory."""
+"""Rows read at once: those of a replay may exceed the memory."""
 _ROWS = "SELECT lsn, kind, record, body, crc, segment, place, size FROM journal"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One record of the journal, with the body that was kept with it."""
+    """One record of the journal, with its body."""
 
     record: rec.Record
     body: bytes | memoryview | None
 
 
 class JournalTable:
-    """Of one store's directory and open database."""
+    """The journal of one store's directory and open database."""
 
     def __init__(self, directory: Path, query: Query) -> None:
         self._directory, self._query = directory, query
         self._segments = Segments(directory)
         self.decided = 0
-        """Updates that were decided on since the store began."""
+        """Updates decided on since the store began."""
         self._pruned = 0
-        """Up to which lsn no row has a body any more."""
+        """The lsn up to which no row has a body any more."""
 
     def recover(self, *, proven: bool) -> None:
-        """Cut off bodies that no row speaks of: the power went between the two. Unless that is proven, keep them."""
+        """Cut off bodies without a row, left by a power cut between the two writes. Keep them unless `proven`."""
         for first, following in self._segments.ranges():
             known = self._query(
                 "SELECT segment, place + size, lsn FROM journal WHERE lsn >= ? AND lsn < ? AND segment IS NOT NULL "
@@ -75,30 +75,30 @@ class JournalTable:
         return self._segments.mark
 
     def cut(self, mark: tuple[int, int]) -> None:
-        """Take back the bodies of a transaction that failed: otherwise the next one's would lie behind a gap."""
+        """Remove the bodies of a failed transaction: otherwise the next one's would follow a gap."""
         self._segments.cut(mark)
 
     def insert(self, db: sqlite3.Connection, entries: Sequence[Entry]) -> int:
-        """Enter records, their larger bodies first: a row may speak only of a body that is durable.
+        """Add records, their larger bodies first: a row may refer only to a durable body.
 
-        Returns the checksum of the last one's row.
+        Returns the checksum of the last row.
         """
         rows: list[tuple[Any, ...]] = []
         together = 0
         for entry in entries:
             record = rec.pack(entry.record)
-            # Over record and body: a body that lies in the place of another one is damage as well.
+            # Over record and body: a body in the place of another one is damage as well.
             crc = checksum(record, entry.body)
             rows.append((entry.record.lsn, rec.kind(entry.record), record, entry.body, crc, None, None, None))
             together += 0 if entry.body is None else len(entry.body)
         if together > INLINE_TOGETHER:
-            rows = self._set_down(rows)
+            rows = self._write_bodies(rows)
             failpoint("commit.bodies")
         db.executemany("INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
         return int(rows[-1][4])
 
-    def _set_down(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-        """The rows with their larger bodies put into a segment, durably."""
+    def _write_bodies(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """The rows, with larger bodies moved into a segment, durably."""
         large = [row for row in rows if row[3] is not None and len(row[3]) > INLINE]
         places = iter(self._segments.write(large[0][0], [row[3] for row in large]) if large else ())
         return [
@@ -107,7 +107,7 @@ class JournalTable:
         ]
 
     def rewrite(self, db: sqlite3.Connection, record: rec.Record) -> bool:
-        """Put another record in the place of one of the same lsn, without its body; whether that was still there."""
+        """Replace a record by one of the same lsn, without its body; return whether it still existed."""
         packed = rec.pack(record)
         (inline, segment, place, size) = db.execute(
             "SELECT body IS NOT NULL, segment, place, size FROM journal WHERE lsn = ?", (record.lsn,)
@@ -120,22 +120,21 @@ class JournalTable:
         return bool(inline) or cleared
 
     def prune(self, db: sqlite3.Connection, needed: int, keep: int) -> None:
-        """Let bodies before an lsn go, and records that are `keep` older than that."""
-        # Only of what became needless since the last time: the rows that stay are many.
-        # Where a body lies in a segment stays told: until the file goes, it can be asked to be erased.
+        """Remove bodies before an lsn, and records that are `keep` older than that."""
+        # Only what became unnecessary since the last time: the remaining rows are many.
         some = (self._pruned, needed)
         db.execute("UPDATE journal SET body = NULL WHERE lsn >= ? AND lsn < ? AND body IS NOT NULL", some)
         db.execute("DELETE FROM journal WHERE lsn < ?", (needed - keep,))
 
     def pruned(self, needed: int) -> None:
-        """The transaction of `prune` is durable: the files go that only older rows speak of."""
+        """Delete the files to which only older rows refer, after the transaction of `prune` is durable."""
         self._pruned = needed
         self._segments.drop(before=needed)
 
     # --------------------------------------------------------------------- reading
 
     def entries(self, after: int) -> Iterator[Entry]:
-        """The records behind an lsn, in order.
+        """The records after an lsn, in order.
 
         Raises:
             StoreError: a record is damaged or missing.
@@ -143,7 +142,7 @@ class JournalTable:
         expected = after + 1
         while rows := self._query(f"{_ROWS} WHERE lsn > ? ORDER BY lsn LIMIT ?", (expected - 1, _PAGE)):
             for row in rows:
-                # A gap is damage, even if each row is whole: what stood there was promised to a device.
+                # A gap is damage, even if each row is intact: the missing record was promised to a device.
                 if row[0] != expected:
                     raise self.damaged(expected)
                 expected += 1
@@ -153,7 +152,7 @@ class JournalTable:
         """One record.
 
         Raises:
-            StoreError: it is not there, or damaged.
+            StoreError: it is missing or damaged.
         """
         rows = self._query(f"{_ROWS} WHERE lsn = ?", (lsn,))
         if not rows:
@@ -176,7 +175,7 @@ class JournalTable:
                 body = self._segments.read(segment, place, size)
             if checksum(record, body) != crc:
                 raise self.damaged(lsn)
-        except TypeError as error:  # a column that rotted is of another type
+        except TypeError as error:  # a damaged column has another type
             raise self.damaged(lsn) from error
         try:
             return Entry(rec.unpack(kind, record), body)
@@ -187,7 +186,7 @@ class JournalTable:
             ) from error
 
     def damaged(self, lsn: int) -> StoreDamaged:
-        """What is to be said of a record that is missing or damaged."""
+        """The error for a missing or damaged record."""
         return StoreDamaged(
             f"The journal in {self._directory} is damaged at record {lsn}: what was decided from there on would be "
             f"lost. {self._at_stake(lsn)}"
@@ -199,7 +198,7 @@ class JournalTable:
 
 
 def decided_before(query: Query, lsn: int) -> int:
-    """How many updates were decided on before a record, since the store began."""
+    """Number of updates decided on before a record, since the store began."""
     newest = next((row for row in entered(query) if row.lsn < lsn), None)
     before, since = (0, 0) if newest is None else (newest.updates, newest.lsn)
     ((behind,),) = query("SELECT count(*) FROM journal WHERE lsn > ? AND lsn < ? AND kind = 'update'", (since, lsn))
@@ -207,5 +206,5 @@ def decided_before(query: Query, lsn: int) -> int:
 
 
 def checksum(record: bytes, body: bytes | memoryview | None) -> int:
-    """Of a row: over the packed record and its body."""
+    """Checksum of a row: over the packed record and its body."""
     return zlib.crc32(body or b"", zlib.crc32(record))

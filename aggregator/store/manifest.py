@@ -1,4 +1,4 @@
-"""What a backup holds: a manifest with the SHA-256 of each file, and of itself."""
+"""The manifest of a backup, with the SHA-256 of each file, and of itself."""
 
 import hashlib
 import json
@@ -13,12 +13,12 @@ from midge.aggregator.store.errors import StoreDamaged, StoreError
 FORMAT = 1
 MANIFEST = "manifest.json"
 _NAME = re.compile(rf"[A-Za-z0-9_.-]+|{FOLDER}/[^/]+")
-"""What a file of a store is called."""
+"""Valid names of a store's files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a backup holds."""
+    """The content of a backup."""
 
     format: int
     made: int
@@ -26,9 +26,9 @@ class Manifest:
     lineage: str
     generation: int
     version: int
-    """The newest one that was released."""
+    """The newest released version."""
     lsn: int
-    """Of the newest record."""
+    """The newest record."""
     private: bool
     """Whether its devices spend a budget of differential privacy."""
     files: dict[str, tuple[int, str]]
@@ -44,10 +44,10 @@ class Manifest:
 
     @classmethod
     def unpacked(cls, data: bytes) -> "Manifest":
-        """Read it.
+        """Read a manifest.
 
         Raises:
-            ValueError: it is not as it was written.
+            ValueError: it is damaged.
             _TooNewError: it is of a later format.
         """
         said: dict[str, Any] = json.loads(data)
@@ -68,10 +68,10 @@ class _TooNewError(Exception):
 
 
 def read_backup(directory: Path) -> Manifest:
-    """What a backup holds, if each file of it is what was written.
+    """Read and verify a backup; return its manifest.
 
     Raises:
-        StoreDamaged: it is not what was written.
+        StoreDamaged: it is damaged.
         StoreError: it is no backup, or is of a later version of Midge.
     """
     try:

@@ -1,7 +1,7 @@
-"""Formats of a store's database, and how one of an earlier format becomes one of today's.
+"""Migrations of a store's database from earlier formats.
 
-A migration is one transaction, and before it the database is copied beside itself: the Midge that wrote it can go on
-from the copy.
+A migration is one transaction, and before it the database is copied beside itself: the Midge that wrote it can continue
+with the copy.
 """
 
 import os
@@ -19,11 +19,11 @@ from midge.storage.files import PRIVATE, atomic_rename
 
 FORMAT = 2
 FORMAT_NAME, MIDGE_NAME = "format", "midge"
-"""In the metadata: the format, and the Midge that made it so."""
+"""Names in the metadata: the format, and the Midge that migrated to it."""
 
 
 def version() -> str:
-    """Of this Midge."""
+    """The version of this Midge."""
     try:
         return metadata.version("midge")
     except metadata.PackageNotFoundError:  # run from a folder
@@ -42,11 +42,11 @@ def refuse_newer(directory: Path, form: object, midge: object) -> None:
 
 
 def migrate(db: sqlite3.Connection, path: Path) -> None:
-    """Bring an open database to today's format, if it has a lineage. The tables that it lacks are there already.
+    """Migrate an open database to the current format, if it has a lineage. Missing tables exist already.
 
     Raises:
-        sqlite3.Error: it cannot be done; the database is as it was.
-        OSError: nor can it be copied.
+        sqlite3.Error: the migration failed; the database is unchanged.
+        OSError: the copy failed.
     """
     found = db.execute("SELECT value FROM meta WHERE name = ?", (FORMAT_NAME,)).fetchone()
     if found is None or found[0] == FORMAT:
@@ -60,7 +60,7 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
 
 
 def _copy(db: sqlite3.Connection, path: Path) -> None:
-    """The database as of now, durably, as one file."""
+    """A durable copy of the current database, as one file."""
     partial = path.with_name(f"{path.name}.tmp")
     with suppress(FileNotFoundError):
         partial.unlink()
@@ -74,7 +74,7 @@ def _copy(db: sqlite3.Connection, path: Path) -> None:
 
 
 def _to_2(db: sqlite3.Connection) -> None:
-    """Checksums of frames and of rows, and how many updates had been decided on at each checkpoint."""
+    """Add checksums of frames and of rows, and the number of updates decided on at each checkpoint."""
     for table, columns in _ADDED.items():
         there = {name for _, name, *_ in db.execute(f"PRAGMA table_info({table})")}
         for column, kind in columns.items():
@@ -101,4 +101,4 @@ _ADDED = {
     "checkpoints": {"updates": "INTEGER NOT NULL DEFAULT 0", "crc": "INTEGER"},
 }
 _MIGRATIONS: Mapping[int, Callable[[sqlite3.Connection], None]] = MappingProxyType({1: _to_2})
-"""By format, what leads to the next."""
+"""By format, the migration to the next."""

@@ -1,6 +1,6 @@
-"""Pausing a federation from outside its process: a file in the store says so, and why, until it is gone.
+"""Pausing a federation from outside its process: a file in the store holds the reason until it is removed.
 
-A file, so that it holds across restarts and needs no port, no topic and no right but that to the store.
+A file holds across restarts and needs no port, no topic and no right except to the store.
 """
 
 from contextlib import suppress
@@ -13,7 +13,7 @@ _LONGEST = 300
 
 
 def pause(directory: Path, why: str) -> None:
-    """Take no update in from within a few seconds on. Devices keep theirs and rest.
+    """Refuse updates, from a few seconds from now on. Devices keep theirs and rest.
 
     Raises:
         OSError: it cannot be written.
@@ -22,14 +22,14 @@ def pause(directory: Path, why: str) -> None:
 
 
 def resume(directory: Path) -> bool:
-    """Take updates in again; whether it was paused."""
+    """Accept updates again; return whether it was paused."""
     was = (directory / _FILE).exists()
     (directory / _FILE).unlink(missing_ok=True)
     return was
 
 
 def paused(directory: Path) -> str | None:
-    """Why the federation is paused; None where it is not."""
+    """Why the federation is paused; None if it is not."""
     with suppress(FileNotFoundError):
         return (directory / _FILE).read_text(errors="replace") or "the operator paused it"
     return None

@@ -1,4 +1,4 @@
-"""A store that is only read: beside a running aggregator, on a read-only mount, from a backup."""
+"""Read-only access to a store: beside a running aggregator, on a read-only mount, from a backup."""
 
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -20,7 +20,7 @@ from midge.wire.schema import Schema
 
 @contextmanager
 def reading(directory: Path) -> Iterator[sqlite3.Connection]:
-    """The store's database as of this moment, to be read only.
+    """The store's database as of this moment, read-only.
 
     Raises:
         StoreError: there is none, or it cannot be read.
@@ -33,23 +33,23 @@ def reading(directory: Path) -> Iterator[sqlite3.Connection]:
         with read_only(path, lock=directory / "lock") as db:
             yield db
     except (sqlite3.Error, OSError) as error:
-        if no_room(error):  # of who copies it
+        if no_room(error):  # errors of the block, which copies
             raise
         raise StoreError(f"{path} cannot be read ({error}).") from error
 
 
 class ReadOnlyStore(Store):
-    """A store of which nothing is changed, as of the moment in which it is opened. What would be written is not."""
+    """A store that is never changed, as of the moment when it is opened. Writes are discarded."""
 
     def __enter__(self) -> Self:
-        """Open it to be read.
+        """Open it for reading.
 
         Raises:
             StoreError: there is none, or it cannot be read.
         """
         self._closing = ExitStack()
         try:
-            self._database.adopt(self._of_today(self._closing.enter_context(reading(self.directory))))
+            self._database.adopt(self._migrated(self._closing.enter_context(reading(self.directory))))
             meta = meta_table.values(self.query)
             if meta:
                 self.lineage, self.schema = meta["lineage"], Schema.unpacked(frames.unpack(meta["schema"]))
@@ -58,8 +58,8 @@ class ReadOnlyStore(Store):
             raise
         return self
 
-    def _of_today(self, db: sqlite3.Connection) -> sqlite3.Connection:
-        """The database in today's format: of an earlier one, a copy that is migrated."""
+    def _migrated(self, db: sqlite3.Connection) -> sqlite3.Connection:
+        """The database in the current format; for an earlier one, a migrated copy."""
         if not db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'meta'").fetchone():
             raise StoreError(f"The store {self.directory} is empty: nothing was ever written into it.")
         meta = dict(db.execute("SELECT name, value FROM meta"))
@@ -78,4 +78,4 @@ class ReadOnlyStore(Store):
         self._closing.close()
 
     def add_frames(self, new: Iterable[tuple[Frame, int]]) -> None:
-        """Keep nothing: what a replay makes again is not wanted."""
+        """Discard the frames that a replay makes again."""

@@ -1,8 +1,8 @@
-"""Asking the devices for new statistics, in a store that no aggregator has open.
+"""Renormalisation: requesting new statistics from the devices, in a store that no aggregator has open.
 
-Otherwise what was frozen from early or wrong statistics stays for as long as the store. One record in the journal
-begins a new generation that gathers again. The rest is done by the aggregator's next start: it asks the devices, pools,
-and releases the model that was published last with the new constants. What was trained with the old ones is refused.
+Otherwise constants frozen from early or wrong statistics stay as long as the store. One record in the journal begins a
+new generation that collects statistics again. The aggregator's next start does the rest: it asks the devices, pools,
+and releases the last published model with the new constants. Updates trained with the old ones are refused.
 """
 
 from midge.aggregator.core import records as rec
@@ -13,14 +13,14 @@ from midge.wire.schema import Schema
 
 
 def statistics_of(schema: Schema) -> tuple[str, ...]:
-    """Names of the statistics that a model is normalised with: those of its frozen tensors that come in pairs."""
+    """Names of the statistics that normalise a model: those of its frozen tensors that come in pairs."""
     frozen = {tensor.name for tensor in schema.frozen}
     means = (name.removesuffix("_mean") for name in frozen if name.endswith("_mean"))
     return tuple(sorted(name for name in means if f"{name}_scale" in frozen))
 
 
 def renormalise(store: Store) -> tuple[int, int]:
-    """Begin a generation that gathers statistics; its number and the version to go on from. The store is open.
+    """Begin a generation that collects statistics; return its number and the version before. The store is open.
 
     Raises:
         StoreError: there is nothing to renormalise, or the store cannot be used.

@@ -1,4 +1,4 @@
-"""Rebuilding a model from its store in more than one way, and comparing."""
+"""Rebuilds a model from its store in several ways, for comparison."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from midge.aggregator.store.store import Store, StoreError
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """The model that one checkpoint and the journal behind it make."""
+    """The model of one checkpoint and the journal after it."""
 
     checkpoint: int
-    """The lsn that the checkpoint reaches to."""
+    """The checkpoint's lsn."""
     records: int
-    """How many records of the journal were replayed on it."""
+    """Number of replayed records."""
     version: int
     step: int
     digest: str
 
 
 def replay(store: Store) -> Iterator[Replayed]:
-    """Rebuild the model from every checkpoint of an open store, newest first. All digests must be the same.
+    """Rebuild the model from every checkpoint of an open store, newest first. All digests must be equal.
 
-    The strategy of the aggregator is not needed: the journal holds what it decided. Only the published mixing form
-    needs to know that earlier versions are wanted, so they are kept for any.
+    The aggregator's strategy is not needed, because the journal holds its decisions. Only mixing as published needs
+    earlier versions, so they are kept for every strategy.
 
     Raises:
         StoreError: the store is damaged, or was never begun.

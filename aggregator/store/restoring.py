@@ -1,4 +1,4 @@
-"""Making a store of a backup: whole, or none that an aggregator would begin with; with a new generation."""
+"""Restoring a store from a backup: atomically, and with a new generation."""
 
 import fcntl
 import os
@@ -17,21 +17,21 @@ from midge.aggregator.store.store import Store
 from midge.storage.files import PRIVATE, copy_file, make_folder, sync_folder
 
 _OURS = ("lock", "lost+found", UNFINISHED)
-"""What may lie where a store is put back."""
+"""Files that may exist where a store is restored."""
 
 
 def restore(source: Path, directory: Path, by: str, *, accept_spent: bool = False) -> Manifest:
-    """Put a backup back as a store that begins a new generation with its next start.
+    """Restore a backup as a store that begins a new generation at its next start.
 
     Args:
         source: the backup.
-        directory: the store to make; it is not there, or is empty.
-        by: who does it, for the audit log.
-        accept_spent: whether a budget of privacy may be spent again of which the backup does not know that it was.
+        directory: the store to make; it must not exist, or be empty.
+        by: the operator, for the audit log.
+        accept_spent: whether devices may spend privacy budget again that the backup does not know to be spent.
 
     Raises:
         StoreFull: there is no room; nothing is left of the attempt.
-        StoreError: the backup is damaged, or there is a store already, or a budget of privacy would be spent again.
+        StoreError: the backup is damaged, or there is a store already, or privacy budget would be spent again.
     """
     manifest = read_backup(source)
     if manifest.private and not accept_spent:
@@ -52,10 +52,10 @@ def restore(source: Path, directory: Path, by: str, *, accept_spent: bool = Fals
 
 @contextmanager
 def new_store(directory: Path) -> Iterator[Path]:
-    """A folder to make a store in, which gets into its place if the block succeeds; otherwise nothing is left of it.
+    """A folder to make a store in, which is moved into place if the block succeeds and removed otherwise.
 
     Raises:
-        StoreError: an aggregator uses the place, or something lies there.
+        StoreError: an aggregator uses the place, or it is not empty.
     """
     made = not directory.exists()
     make_folder(directory)
@@ -91,7 +91,7 @@ def new_store(directory: Path) -> Iterator[Path]:
 
 
 def _clear_unfinished(directory: Path) -> None:
-    """Remove what a kill has left of a store that was being put back: it has no database yet."""
+    """Remove the rest of a killed restore: it has no database yet."""
     left = (
         UNFINISHED,
         "checkpoint-*.safetensors",
@@ -110,7 +110,7 @@ def _clear_unfinished(directory: Path) -> None:
 
 
 def _put_in_place(unfinished: Path, directory: Path) -> None:
-    """The database last: without it there is no store, and an aggregator refuses to begin one there."""
+    """Move the database last: without it there is no store, and an aggregator refuses to begin one there."""
     sync_folder(unfinished)
     for path in sorted(unfinished.iterdir(), key=lambda path: path.name == "store.db"):
         if path.name == "store.db":
@@ -122,9 +122,9 @@ def _put_in_place(unfinished: Path, directory: Path) -> None:
 
 
 def begin_behind(directory: Path, generation: int, what: str, by: str, **about: object) -> None:
-    """Have a store begin a generation above this one with its next start, and say so in its audit log if there is one.
+    """Let a store begin a generation above this one at its next start, with a line in its audit log if it has one.
 
-    Devices may know versions, and hold receipts, of which this store has nothing.
+    Devices may know versions, and hold receipts, that this store does not have.
 
     Raises:
         StoreError: the store cannot be used.

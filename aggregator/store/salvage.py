@@ -1,7 +1,7 @@
-"""The best store that the parts of a damaged one allow, and exactly what is lost.
+"""Salvage: the best store that the parts of a damaged one allow, and an exact list of losses.
 
-It goes on from the checkpoint that reaches furthest with the journal behind it, up to the first record that is missing
-or damaged: what was decided behind that would be another model. The damaged store is only read.
+It continues from the checkpoint that leads furthest with the journal after it, up to the first record that is missing
+or damaged: decisions after that would give another model. The damaged store is only read.
 """
 
 import shutil
@@ -35,26 +35,26 @@ from midge.aggregator.store.store import Store
 from midge.storage.files import atomic_write, copy_file, make_folder, sync_folder
 
 _KEY = ("name_key_check", "audit_end")
-"""Of the metadata, what the key of the audit log proves."""
+"""Metadata that depend on the key of the audit log."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What a salvaged store lacks of what was committed."""
+    """Committed data that a salvaged store lacks."""
 
     first: int
-    """The first record that is lost …"""
+    """The first lost record …"""
     last: int
-    """… and the last; one less than `first` if none is."""
+    """… and the last; one less than `first` if none is lost."""
     updates: int
-    """Updates that were decided on, and whose devices have the receipts; this is the most if `exact` is not set."""
+    """Lost updates whose devices have receipts; an upper bound unless `exact` is set."""
     exact: bool
     devices: dict[str, int]
-    """Of these updates, how many are of which device, as far as their records can be read."""
+    """Number of these updates by device, as far as their records can be read."""
     changes: int
-    """Changes beside the journal, such as a device that was withdrawn."""
+    """Changes beside the journal, such as withdrawn devices."""
     said: tuple[str, ...] = ()
-    """What else is not as it was."""
+    """Other damage, as text."""
 
     @property
     def records(self) -> int:
@@ -63,7 +63,7 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Remains:
-    """From which checkpoint a store can be made, and how far its journal goes."""
+    """The checkpoint that a store can be made from, and the end of its journal."""
 
     kept: Kept
     end: int
@@ -72,7 +72,7 @@ class Remains:
     version: int
     step: int
     digest: str
-    """Of the model that it makes."""
+    """Digest of the resulting model."""
     loss: Loss
 
 
@@ -89,16 +89,16 @@ def plan(directory: Path) -> Remains:
             found = _tried(evidence, kept, end, directory, Path(folder, "trial"), linked=True)
             if found is not None:
                 return found
-    raise _hopeless(directory)
+    raise _nothing_salvageable(directory)
 
 
 def salvage(directory: Path, target: Path, by: str) -> Remains:
-    """Make a new store of what a damaged one still holds; it begins a new generation with its next start.
+    """Make a new store from the rest of a damaged one; it begins a new generation at its next start.
 
     Args:
-        directory: the damaged store, which stays as it is.
-        target: the store to make; it is not there, or is empty.
-        by: who does it, for the audit log.
+        directory: the damaged store, which stays unchanged.
+        target: the store to make; it must not exist, or be empty.
+        by: the operator, for the audit log.
 
     Raises:
         StoreInUse: an aggregator has the damaged store open.
@@ -115,7 +115,7 @@ def salvage(directory: Path, target: Path, by: str) -> Remains:
             if found is not None:
                 break
         else:
-            raise _hopeless(directory)
+            raise _nothing_salvageable(directory)
         for path in (unfinished / "trial").iterdir():
             path.rename(unfinished / path.name)
         (unfinished / "trial").rmdir()
@@ -126,7 +126,7 @@ def salvage(directory: Path, target: Path, by: str) -> Remains:
     return found
 
 
-def _hopeless(directory: Path) -> StoreDamaged:
+def _nothing_salvageable(directory: Path) -> StoreDamaged:
     return StoreDamaged(
         f"Nothing can be made of the store {directory}: no checkpoint in it is whole, or the model's description "
         "cannot be read. Restore a backup."
@@ -146,7 +146,7 @@ def _evidence(directory: Path) -> Evidence:
 
 
 def _ways(evidence: Evidence) -> list[tuple[Kept, int]]:
-    """Checkpoints that can be gone on from, each with the last record of its journal; the furthest first."""
+    """Checkpoints to continue from, each with the last record of its journal; the furthest first."""
     if evidence.schema is None or not isinstance(evidence.meta.get("lineage"), bytes):
         return []
     rows, found = evidence.rows, []
@@ -160,7 +160,7 @@ def _ways(evidence: Evidence) -> list[tuple[Kept, int]]:
 
 
 def loss_of(evidence: Evidence, note: Note | None) -> Loss:
-    """What would be lost if the store were salvaged from this."""
+    """The loss if the store is salvaged from this evidence."""
     for kept, end in _ways(evidence):
         return loss_behind(evidence, kept, end, note)
     lost = loss_behind(evidence, None, 0, note)
@@ -168,7 +168,7 @@ def loss_of(evidence: Evidence, note: Note | None) -> Loss:
 
 
 def loss_behind(evidence: Evidence, kept: Kept | None, end: int, note: Note | None) -> Loss:
-    """What is lost if the journal ends here."""
+    """The loss if the journal ends here."""
     last = max(evidence.newest, end, 0 if note is None else note.lsn)
     behind = {lsn: row for lsn, row in evidence.rows.items() if end < lsn <= last}
     updates = Counter(row.record.device for row in behind.values() if isinstance(row.record, rec.UpdateRecord))
@@ -194,7 +194,7 @@ def _number(value: object) -> int:
 
 
 def note_of(directory: Path, evidence: Evidence) -> Note | None:
-    """What the witness says of this store; None if it says nothing, or is of another."""
+    """The witness's record for this store; None if it has none, or belongs to another."""
     note, _ = noted(directory)
     return note if note is not None and note.lineage == evidence.meta.get("lineage", note.lineage) else None
 
@@ -203,9 +203,9 @@ def note_of(directory: Path, evidence: Evidence) -> Note | None:
 
 
 def _tried(evidence: Evidence, kept: Kept, end: int, directory: Path, folder: Path, *, linked: bool) -> Remains | None:
-    """Make a store, and see whether its model can be rebuilt; None if it cannot, and nothing is left of it.
+    """Make a store, and check that its model can be rebuilt; None if it cannot, and nothing is left of it.
 
-    For a mere trial, files are linked to.
+    A mere trial links to the files.
     """
     make_folder(folder)
     said = _make(evidence, kept, end, directory, folder, linked=linked)
@@ -228,8 +228,8 @@ def _tried(evidence: Evidence, kept: Kept, end: int, directory: Path, folder: Pa
 
 
 def _make(evidence: Evidence, kept: Kept, end: int, directory: Path, folder: Path, *, linked: bool) -> list[str]:
-    """Write a store's files; what of it is not as it was."""
-    with Store(folder):  # its tables
+    """Write a store's files; return what is damaged in it."""
+    with Store(folder):  # creates its tables
         pass
     meta = {name: value for name, value in evidence.meta.items() if name not in {WITNESSED, CHANGES}}
     lost_key = _drop_lost_key(directory, meta, evidence)
@@ -252,7 +252,7 @@ def _make(evidence: Evidence, kept: Kept, end: int, directory: Path, folder: Pat
         db.execute("COMMIT")
     segments = {segment_file(row[5]) for row in rows if row[5] is not None}
     for name in [kept.file, *sorted(segments)]:
-        _bring(directory / name, folder / name, linked=linked)
+        _copy_or_link(directory / name, folder / name, linked=linked)
     if not linked:
         for name, data in beside(directory):
             if lost_key and name in {audit_log.KEY, audit_log.AUDIT}:
@@ -260,12 +260,12 @@ def _make(evidence: Evidence, kept: Kept, end: int, directory: Path, folder: Pat
             make_folder((folder / name).parent)
             atomic_write(folder / name, data)
     sync_folder(folder)
-    if evidence.rotten_names and not lost_key:
-        return [f"entries of withdrawn devices have rotted ({evidence.rotten_names}): withdraw these devices again"]
+    if evidence.damaged_names and not lost_key:
+        return [f"entries of withdrawn devices are damaged ({evidence.damaged_names}): withdraw these devices again"]
     return [lost_key] if lost_key else []
 
 
-def _bring(source: Path, target: Path, *, linked: bool) -> None:
+def _copy_or_link(source: Path, target: Path, *, linked: bool) -> None:
     if linked:
         target.symlink_to(source.resolve())
         return
@@ -274,10 +274,10 @@ def _bring(source: Path, target: Path, *, linked: bool) -> None:
 
 
 def _rows(evidence: Evidence, kept: Kept, end: int) -> Iterator[tuple[Any, ...]]:
-    """The rows of the journal that stay.
+    """The journal's remaining rows.
 
-    Up to the checkpoint nothing is replayed any more: there a body that is gone is no longer spoken of, and in place of
-    a record that is gone stands one that says so, for there may be no gap behind the oldest body that is needed.
+    Up to the checkpoint nothing is replayed: references to lost bodies are removed, and a lost record is replaced by
+    one that says so, because there may be no gap after the oldest needed body.
     """
     first = min(kept.oldest_body, *evidence.rows, kept.lsn + 1) if evidence.rows else kept.oldest_body
     for lsn in range(first, end + 1):
@@ -294,12 +294,12 @@ def _rows(evidence: Evidence, kept: Kept, end: int) -> Iterator[tuple[Any, ...]]
 
 
 def _drop_lost_key(directory: Path, meta: dict[str, Any], evidence: Evidence) -> str:
-    """If the key of the names is gone or has rotted, drop what it proves, for the store to open; what to say of it."""
+    """Drop the metadata that depend on a lost or damaged names' key, so that the store opens; return a note."""
     if "name_key_check" not in meta or audit_log.is_key(directory / audit_log.KEY, meta["name_key_check"]):
         return ""
     for name in _KEY:
         meta.pop(name, None)
     many = len(evidence.beside.pop("forgotten", ()))
     return (
-        f"{audit_log.KEY} is gone or has rotted: {many} withdrawn devices are not known any more: withdraw them again"
+        f"{audit_log.KEY} is missing or damaged: {many} withdrawn devices are not known any more: withdraw them again"
     )

@@ -1,9 +1,9 @@
-"""Bodies of updates on disk, beside the journal: files that are only appended to, and deleted whole.
+"""Segments: files beside the journal with the bodies of updates, only appended to, and deleted whole.
 
 A database is a poor place for them. In SQLite's log and then in its file each byte is written twice, in pages of 4 kB,
-and cleared a third time once it is not needed any more: 330 µs of processor time for a body of 40 kB, where appending
-it takes 32. A row of the journal says where its body is; it is entered once the body is durable. What no row speaks of,
-as after a crash in between, is cut off when the store is opened.
+and cleared a third time once it is not needed: 330 µs of processor time for a body of 40 kB, of which appending takes
+32. A row of the journal says where its body is; it is written once the body is durable. Bytes without a row, left by a
+crash between the two, are cut off when the store is opened.
 
 Each file is named by the first lsn in it, and holds those up to the name of the next.
 """
@@ -21,12 +21,12 @@ log = logging.getLogger("aggregator")
 LONGEST = 64 * 2**20
 """Bytes after which another file is begun."""
 _PIECES = 512
-"""Buffers that are written at once; the system takes 1,024."""
+"""Buffers that are written at once; the system allows 1,024."""
 _NAME = "bodies-"
 
 
 class Segments:
-    """The files of one store. One process has them open."""
+    """The segments of one store, open in one process."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -42,10 +42,10 @@ class Segments:
     def write(self, lsn: int, bodies: Sequence[bytes | memoryview]) -> list[tuple[int, int]]:
         """Append bodies, of this lsn and later ones. When this returns they survive a power cut.
 
-        Returns where each is: its file and its first byte in it.
+        Returns the place of each: its file and its offset.
 
         Raises:
-            OSError: they cannot be written; `cut` takes back what was.
+            OSError: they cannot be written; `cut` removes the written part.
         """
         if self._file is None or self._size >= LONGEST:
             self._begin(lsn)
@@ -81,7 +81,7 @@ class Segments:
         return self._first, self._size if self._file is not None else 0
 
     def cut(self, mark: tuple[int, int]) -> None:
-        """Take back what was appended since; a file that was begun since goes with it."""
+        """Remove what was appended since, with files that were begun since."""
         if self._file is None:
             return
         if self._first == mark[0]:
@@ -92,16 +92,16 @@ class Segments:
             self._path(self._first).unlink(missing_ok=True)
 
     def ranges(self) -> list[tuple[int, int]]:
-        """By file, the first lsn that may have a body in it, and the first behind it."""
+        """By file, the first lsn that may have a body in it, and the first after it."""
         return list(pairwise([*self._all(), 2**63 - 1]))
 
     def recover(self, first: int, end: int, *, keep: bool) -> None:
-        """Cut off what is behind the last body of a file.
+        """Cut off what follows the last body of a file.
 
         Args:
             first: the file.
             end: where its last body ends; 0 if it has none.
-            keep: whether what is cut off is put aside: it may be the only copy of what a journal that rotted has lost.
+            keep: whether to keep the cut off bytes in a file: they may be the only copy of what a damaged journal lost.
         """
         path = self._path(first)
         if path.stat().st_size <= end:
@@ -116,7 +116,7 @@ class Segments:
             path.unlink()
 
     def read(self, first: int, offset: int, size: int) -> bytes | None:
-        """A body; None where its file is not there, or ends before it does."""
+        """A body; None if its file does not exist, or is too short."""
         try:
             file = os.open(self._path(first), os.O_RDONLY)
         except FileNotFoundError:
@@ -132,7 +132,7 @@ class Segments:
         return body if len(body) == size else None
 
     def clear(self, first: int, offset: int, size: int) -> bool:
-        """Overwrite a body with zeros, durably; False where its file is gone already."""
+        """Overwrite a body with zeros, durably; False if its file is already deleted."""
         try:
             file = os.open(self._path(first), os.O_WRONLY)
         except FileNotFoundError:
@@ -145,7 +145,7 @@ class Segments:
         return True
 
     def drop(self, before: int) -> None:
-        """Delete the files that hold only bodies of lsns before this one."""
+        """Delete files that hold only bodies of lsns before this one."""
         names = self._all()
         for first, following in pairwise(names):
             if following <= before:
@@ -160,5 +160,5 @@ class Segments:
 
 
 def segment_file(first: int) -> str:
-    """The name of the file whose first body is of this lsn."""
+    """The name of the file whose first body has this lsn."""
     return f"{_NAME}{first:012d}"

@@ -1,10 +1,10 @@
-"""The aggregator's memory on disk: a journal of decisions, the frames that were published, checkpoints.
+"""The aggregator's durable state: a journal of decisions, the published frames, checkpoints.
 
 One SQLite file in WAL mode with synchronous=FULL, so that a commit survives a power cut; beside it the bodies of many
 or large updates (`aggregator.store.segments`), and checkpoints as safetensors, written to a temporary file, synced,
 renamed, and only then entered. A lock keeps a second aggregator out.
 
-What was accepted is in the journal before its receipt leaves, and the newest checkpoint plus the journal after it is
+An accepted update is in the journal before its receipt is sent, and the newest checkpoint plus the journal after it is
 the model, bit for bit.
 """
 
@@ -28,7 +28,7 @@ from midge.aggregator.store.consistency import (
     WITNESS,
     WITNESSED,
     Note,
-    belonging,
+    check_consistency,
 )
 from midge.aggregator.store.errors import StoreDamaged, StoreError, StoreFull, StoreInUse
 from midge.aggregator.store.frame_table import TABLE as FRAMES
@@ -46,9 +46,9 @@ log = logging.getLogger("aggregator")
 __all__ = ["Checkpoint", "Entry", "Published", "Store", "StoreError", "StoreFull", "StoreInUse"]
 
 KEEP_RECORDS = 100_000
-"""How many records stay, without their bodies, so that the life of an update can be told."""
-BALLAST = 4 * 2**20
-"""Bytes on the disk that are given up where it is full, for what must still be written."""
+"""Records that are kept, without their bodies, to explain the life of an update."""
+RESERVED = 4 * 2**20
+"""Bytes reserved on the disk and released when it is full, for what must still be written."""
 TABLES = f"""
 {meta_table.TABLES}
 CREATE TABLE IF NOT EXISTS journal (
@@ -66,16 +66,16 @@ class Store:
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
         self._database = Database(self.directory / "store.db", lock=self.directory / "lock")
-        self._ballast = ReservedSpace(self.directory / "ballast", BALLAST)
+        self._ballast = ReservedSpace(self.directory / "ballast", RESERVED)
         self._journal = JournalTable(self.directory, self.query)
         self._frames = FrameTable(self.query)
         self._checkpoints = CheckpointTable(self.directory, self.query)
         self._witness = CommitWitness(self.directory / WITNESS)
         self._noted = Note(b"", 0, 0, 0, 0)
-        """What is committed; it is in the witness before anything is told."""
+        """The newest commit; recorded in the witness before anything is sent."""
         self.lineage = b""
         self.schema: Schema | None = None
-        """None until `create` was called, in this process or one before."""
+        """None until `create` was called, in this process or an earlier one."""
 
     def __enter__(self) -> Self:
         """Lock, compare the files, and open.
@@ -87,8 +87,8 @@ class Store:
         """
         try:
             self._database.lock()
-            # Before anything is opened for writing: SQLite deletes its log, and with it what it did not believe.
-            proven = belonging(self.directory)
+            # Before anything is opened for writing: SQLite deletes its log, including frames that it considers invalid.
+            proven = check_consistency(self.directory)
             self._database.open(TABLES)
         except StoreError:
             self._database.close()
@@ -106,7 +106,7 @@ class Store:
         except DatabaseError as error:
             raise self._unreadable(error) from error
         try:
-            self._take_up(proven=proven)
+            self._load(proven=proven)
         except BaseException:
             self.close()
             raise
@@ -129,8 +129,8 @@ class Store:
         self._journal.close()
         self._database.close()
 
-    def _take_up(self, *, proven: bool) -> None:
-        """Read what an open store is of."""
+    def _load(self, *, proven: bool) -> None:
+        """Read the state of an open store."""
         try:
             migrate(self._open_db, self._database.path)
         except (sqlite3.Error, OSError) as error:
@@ -153,7 +153,7 @@ class Store:
         self._note(Note(self.lineage, lsn, crc[0][0] if crc else 0, updates, int(meta.get(CHANGES, 0))))
 
     def _note(self, note: Note) -> None:
-        """Have the witness say what is committed, before anything of it is told.
+        """Record a commit in the witness, before anything of it is sent.
 
         Raises:
             StoreFull: there is no room.
@@ -173,7 +173,7 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: all of it is durable when the block is left, or nothing.
+        """One transaction: when the block ends, all of it is durable; if it raises, nothing is written.
 
         Raises:
             StoreFull: there is no room.
@@ -195,7 +195,7 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """One transaction for who keeps a table of its own in the store. Like a record's, its loss is noticed.
+        """One transaction for an owner of another table in the store. Like a record's, its loss is detected.
 
         Raises:
             StoreFull: there is no room.
@@ -208,7 +208,7 @@ class Store:
         self._note(replace(self._noted, changes=changes))
 
     def query(self, statement: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        """What such a table holds.
+        """Read from such a table.
 
         Raises:
             StoreError: it cannot be read.
@@ -227,36 +227,36 @@ class Store:
         return rows[0][0]
 
     def set_constant(self, name: str, value: Any) -> None:
-        """Put another value in its place."""
+        """Replace the value."""
         with self.transaction() as db:
             meta_table.enter(db, name, value)
 
     def remove_constant(self, name: str) -> None:
-        """Let a value go."""
+        """Remove the value."""
         with self.transaction() as db:
             meta_table.remove(db, name)
 
     # ---------------------------------------------------------------------- room
 
     def make_room(self) -> None:
-        """Give up the ballast: on a full disk SQLite refuses even to delete."""
+        """Release the reserved space: on a full disk SQLite refuses even to delete."""
         self._ballast.release()
-        self._note(self._noted)  # it may have been this that found no room
+        self._note(self._noted)  # releasing it may itself have failed for lack of room
 
     def has_room(self) -> bool:
-        """Whether the disk takes the ballast, which then keeps that room for bad times."""
+        """Reserve the space again if the disk has room; return whether it is reserved."""
         return self._ballast.take()
 
     @property
     def empty(self) -> bool:
-        """Whether no model was ever written into it: not even where `create` was called and the power went then."""
+        """Whether no model was ever written into it: also if a power cut followed `create`."""
         ((count,),) = self.query("SELECT (SELECT count(*) FROM checkpoints) + (SELECT count(*) FROM journal)")
         return bool(count == 0)
 
     def create(self, schema: Schema) -> None:
         """Begin a lineage in an empty store."""
         assert self.schema is None
-        # At random, so that a store that is made again is never taken for the one whose updates devices still hold.
+        # Random, so that a new store is never taken for the one whose updates devices still hold.
         self.lineage, self.schema = secrets.token_bytes(16), schema
         meta = {
             FORMAT_NAME: FORMAT,
@@ -287,12 +287,12 @@ class Store:
             self._journal.cut(mark)
             raise
         updates = self._noted.updates + sum(isinstance(entry.record, rec.UpdateRecord) for entry in entries)
-        # Not within the block above: a note that fails must not cut off bodies of records that are committed.
+        # Not within the block above: a failing witness must not cut off bodies of committed records.
         self._note(replace(self._noted, lsn=entries[-1].record.lsn, crc=crc, updates=updates))
         failpoint("commit.after")
 
     def entries(self, after: int) -> Iterator[Entry]:
-        """The journal's records behind an lsn, in order.
+        """The journal's records after an lsn, in order.
 
         Raises:
             StoreError: a record is damaged or missing.
@@ -300,14 +300,14 @@ class Store:
         return self._journal.entries(after)
 
     def damaged(self, lsn: int) -> StoreDamaged:
-        """What is to be said if what a record needs is missing or damaged."""
+        """The error for something missing or damaged that a record needs."""
         return self._journal.damaged(lsn)
 
     def body(self, lsn: int) -> bytes:
-        """The body kept with a record.
+        """The body of a record.
 
         Raises:
-            StoreError: it is not there, or damaged.
+            StoreError: it is missing or damaged.
         """
         body = self._journal.at(lsn).body
         if body is None:
@@ -318,26 +318,26 @@ class Store:
         """One record.
 
         Raises:
-            StoreError: it is not there, or damaged.
+            StoreError: it is missing or damaged.
         """
         return self._journal.at(lsn).record
 
     def newest_lsn(self) -> int:
-        """The last record's lsn, or that of the newest checkpoint where the journal is empty."""
+        """The last record's lsn, or that of the newest checkpoint if the journal is empty."""
         ((newest,),) = self.query("SELECT max(lsn) FROM journal")
         return max(newest or 0, *(row.lsn for row in entered(self.query)), 0)
 
     def rewrite(self, db: sqlite3.Connection, record: rec.Record) -> bool:
-        """Put another record in the place of one of the same lsn, without its body; whether that was still there."""
+        """Replace a record by one of the same lsn, without its body; return whether it still existed."""
         return self._journal.rewrite(db, record)
 
     def vacuum(self) -> None:
-        """Rewrite the database, so that nothing that was deleted is left in a free page or in the log.
+        """Rewrite the database, so that no deleted data is left in a free page or in the log.
 
         Raises:
             StoreFull: there is no room for a second copy of it.
         """
-        # Deleting alone leaves the bytes in free pages of the file, and in the log until it is written over.
+        # Deleting alone leaves the bytes in free pages of the file, and in the log until it is overwritten.
         with self._writing() as db:
             db.execute("VACUUM")
         self.query("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -345,7 +345,7 @@ class Store:
     # -------------------------------------------------------------------- frames
 
     def add_frames(self, new: Iterable[tuple[Frame, int]]) -> None:
-        """Keep frames, each with its number of parts, before they are published. One that is there keeps its bytes."""
+        """Store frames, each with its number of parts, before they are published. An existing one keeps its bytes."""
         with self._writing() as db:
             self._frames.add(db, new)
 
@@ -358,14 +358,14 @@ class Store:
         return self._frames.data(version, span)
 
     def withdraw(self, gone: Iterable[tuple[int, int]], *, keep: bool) -> None:
-        """No longer offer frames, by version and span: after their topics were cleared. `keep` keeps their bytes."""
+        """Stop offering frames, by version and span, after their topics were cleared. `keep` keeps their bytes."""
         with self._writing() as db:
             self._frames.withdraw(db, gone, keep=keep)
 
     # --------------------------------------------------------------- checkpoints
 
     def checkpoint(self, checkpoint: Checkpoint, *, oldest_body: int, oldest_base: int) -> None:
-        """Write everything up to an lsn, then forget what older ones alone needed."""
+        """Write everything up to an lsn, then remove what only older ones needed."""
         with self._writing() as db:
             self._checkpoints.write(
                 db, checkpoint, oldest_body=oldest_body, oldest_base=oldest_base, updates=self._noted.updates
@@ -384,23 +384,23 @@ class Store:
         self._checkpoints.removed(pruning)
 
     def keep_newest_checkpoint(self) -> int:
-        """Delete all checkpoints but the newest; how many these were."""
+        """Delete all checkpoints but the newest; return their number."""
         with self._writing() as db:
             gone = self._checkpoints.keep_newest(db)
         self._checkpoints.remove_others()
         return gone
 
     def checkpoints(self) -> Iterator[Checkpoint]:
-        """The checkpoints whose bytes are what was written, newest first."""
+        """Undamaged checkpoints, newest first."""
         return self._checkpoints.all()
 
     @property
     def checkpoint_damaged(self) -> bool:
-        """Whether one had to be passed over since it was opened."""
+        """Whether a damaged one was skipped since it was opened."""
         return self._checkpoints.damaged
 
     def newest_checkpoint(self) -> Checkpoint:
-        """The newest checkpoint whose bytes are what was written.
+        """The newest undamaged checkpoint.
 
         Raises:
             StoreError: there is none.

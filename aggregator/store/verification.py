@@ -1,4 +1,4 @@
-"""Looking whether every part of a store is what was written, without changing a byte of it."""
+"""Verification of every part of a store, without changing a byte of it."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from midge.aggregator.store.manifest import MANIFEST, read_backup
 from midge.aggregator.store.salvage import Loss, loss_of, note_of
 
 _TIMES = 3
-"""Looks at a running store: what is let go between two reads is missing at one of them, and no damage."""
+"""Reads of a running store: what is removed between two reads is missing at one of them, and not damaged."""
 _SHOWN = 5
 SALVAGE = "stop the aggregator, then midge store salvage STORE TARGET; or restore a backup"
 LATER = "nothing is lost; see to the disk"
@@ -21,20 +21,20 @@ LATER = "nothing is lost; see to the disk"
 
 @dataclass(frozen=True, slots=True)
 class PartVerdict:
-    """What a look at one part of a store comes to."""
+    """Result for one part of a store."""
 
     name: str
     checked: int
     damaged: int
     at_stake: int | None = 0
-    """Updates that devices have receipts for, and that would be lost with the damage; None if nothing counts them."""
+    """Lost updates whose devices have receipts; None if their number is unknown."""
     found: tuple[str, ...] = ()
-    """The first of what is damaged, in words."""
+    """The first damaged items, as text."""
     advice: str = ""
 
 
 def verify(directory: Path) -> list[PartVerdict]:
-    """Look at every part, beside a running aggregator or not.
+    """Verify every part, also beside a running aggregator.
 
     Raises:
         StoreError: there is no store, or a file of it cannot be read at all.
@@ -58,8 +58,8 @@ def _parts(directory: Path, evidence: Evidence) -> Iterator[PartVerdict]:
     compared = _compared(directory)
     yield _part("database", 1, evidence.unsound, loss.updates, SALVAGE)
     spoilt = [f"frame {number} is not whole" for number, frame in enumerate(evidence.log.frames, 1) if not frame.whole]
-    spoilt = spoilt if evidence.log.believed < evidence.log.committed or evidence.log.damaged else []
-    if evidence.log.believed < evidence.log.committed and not spoilt:
+    spoilt = spoilt if evidence.log.readable < evidence.log.committed or evidence.log.damaged else []
+    if evidence.log.readable < evidence.log.committed and not spoilt:
         spoilt = ["its header is not whole"]
     yield _part("log", evidence.log.committed, spoilt, max(loss.updates, compared.at_stake or 0), SALVAGE)
     yield from _journal(evidence, loss)
@@ -120,20 +120,20 @@ def _checkpoints(evidence: Evidence, loss: Loss) -> PartVerdict:
 
 def _frames(evidence: Evidence) -> PartVerdict:
     advice = "nothing is lost: the next start makes them again; see to the disk"
-    return _part("frames", evidence.frames, evidence.rotten_frames, 0, advice)
+    return _part("frames", evidence.frames, evidence.damaged_frames, 0, advice)
 
 
 def _metadata(evidence: Evidence, loss: Loss) -> PartVerdict:
-    found = list(evidence.rotten_meta)
-    if evidence.rotten_names:
-        found.append(f"entries of withdrawn devices have rotted: {evidence.rotten_names}")
+    found = list(evidence.damaged_meta)
+    if evidence.damaged_names:
+        found.append(f"entries of withdrawn devices are damaged: {evidence.damaged_names}")
     if evidence.schema is None or not isinstance(evidence.meta.get("lineage"), bytes):
         found.append("the model's description or the lineage cannot be read")
     return _part("metadata", len(evidence.meta), found, loss.updates, SALVAGE)
 
 
 def _manifest(directory: Path) -> PartVerdict:
-    """Of a backup."""
+    """The manifest of a backup."""
     try:
         return PartVerdict("manifest", len(read_backup(directory).files), 0)
     except StoreError as error:

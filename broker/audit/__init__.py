@@ -1,1 +1,1 @@
-"""What a broker lets its users do: the checks and attacks of `midge broker check`."""
+"""Broker audit: the checks and attacks of `midge broker check`."""

@@ -1,9 +1,9 @@
-"""The attacks that a device of a federation could try, tried: under MQTT 3.1.1 and under 5.
+"""Attacks that a device of a federation could try, carried out under MQTT 3.1.1 and 5.
 
-Everything is done in the names of test identities that do no work, with messages that every client ignores: an empty
-one, a status of a device that is joining, a request for a chunk of a lineage that no store has, a chunk of no offer.
-What should have been refused and was kept is cleared again. That a message was refused is told by a negative PUBACK
-(MQTT 5) or by a lost connection; that it went nowhere, by a witness to whom the broker sends everything in order.
+All of them use test identities that do no work, and messages that every client ignores: an empty one, a status of a
+joining device, a request for a chunk of a lineage that no store has, a chunk of no offer. What the broker kept although
+it should have refused it is cleared again. A refusal shows as a negative PUBACK (MQTT 5) or a lost connection; that a
+message went nowhere shows at a witness to whom the broker delivers everything in order.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ from midge.wire.topics import SLOTS, Topics, slot
 OVERSIZED = 4 * 1024 * 1024
 """Bytes of a packet that no federation needs: chunks have 256 KiB."""
 _OVERSIZED_PATIENCE = 60.0
-"""Seconds: 70 KB a second."""
+"""Seconds, for 70 KB a second."""
 FLOODED = 200
-"""Requests in a row of one device: the burst that an aggregator hears."""
+"""Requests in a row of one device: the burst that an aggregator accepts."""
 _SLOW = 1.0
-"""Seconds of a message there and back during a flood from which on others are held up."""
+"""Seconds of a round trip from which on a flood counts as holding others up."""
 _ACL = "Give each user its own topics only (Mosquitto: acl_file; `midge broker init` writes one)."
 _IDENTITY = "Bind user names to credentials (Mosquitto: use_identity_as_username true, or passwords)."
 
@@ -50,10 +50,10 @@ class Forgery:
 async def try_attacks(
     parties: Parties, topics: Topics, *, patience: float = 10.0, read_only: bool = False
 ) -> tuple[Trial, ...]:
-    """Try everything. `read_only`: publish nothing and take nothing over.
+    """Try all attacks. `read_only`: publish nothing and take no session over.
 
     Raises:
-        BrokerError: the attacker is not let in with its own credentials, so that nothing can be told.
+        BrokerError: the attacker is not let in with its own credentials, so that no result is possible.
     """
     trials = [_wire(parties)]
     refused: set[str] = set()
@@ -83,12 +83,12 @@ def _wire(parties: Parties) -> Trial:
 
 
 class _Attempt:
-    """The attacks of a client that is let in, with one version of MQTT."""
+    """The attacks of a client with valid credentials, under one version of MQTT."""
 
     def __init__(self, parties: Parties, topics: Topics, visitor: Visitor, refused: set[str]) -> None:
         self._parties, self._topics, self._visitor = parties, topics, visitor
         self._refused = refused
-        """What was refused under MQTT 5: there is one set of rights for both versions."""
+        """Refusals under MQTT 5: rights are the same for both versions."""
         self._marker = f"{topics.prefix}/check/{visitor.random}"
 
     def _trial(self, name: str, expected: str, seen: str, passed: bool | None, advice: str = "") -> Trial:
@@ -140,7 +140,7 @@ class _Attempt:
         )
 
     def _floods(self) -> dict[str, tuple[Forgery, ...]]:
-        """What one device could fill a broker and its aggregator with, if it had more topics than its own."""
+        """Messages that let one device fill a broker and its aggregator, if other topics than its own are allowed."""
         topics, own = self._topics, self._parties.name
         invented = [f"midge-check-{self._visitor.random}-{number}" for number in range(3)]
         slots = ((slot(own) + 1) % SLOTS, f"x{self._visitor.random}")
@@ -161,14 +161,14 @@ class _Attempt:
         }
 
     async def _flood(self, flood: tuple[Forgery, ...], watch: Watch | None) -> Trial:
-        """Try each, and tell of the one that came farthest."""
+        """Try each, and report the one that got farthest."""
         tried = [await self._forge(each, watch) for each in flood]
         passed = {True: 0, None: 1, False: 2}
         worst = max(tried, key=lambda each: passed[each.passed])
         return replace(worst, seen=f"{worst.seen}, {len(tried)} of {len(tried)}") if worst.passed else worst
 
     async def _flooded(self, names: Trial) -> Trial:
-        """In its own name a device may ask: whether another's message comes there and back meanwhile."""
+        """Whether another's message is delivered while a device sends many requests in its own name."""
         parties, topics = self._parties, self._topics
         if not names.passed or parties.alone:
             return names
@@ -190,7 +190,7 @@ class _Attempt:
         return replace(names, seen=seen, passed=False, advice="Look into the broker's load and its link.")
 
     async def _forge(self, forgery: Forgery, watch: Watch | None) -> Trial:
-        """Publish what must not be published, and see whether it went anywhere."""
+        """Publish a forbidden message, and check whether it went anywhere."""
         try:
             async with self._visitor.visit(self._parties.attacker) as session:
                 try:
@@ -220,7 +220,7 @@ class _Attempt:
         return self._trial(name, expected, "MQTT 3.1.1 does not tell, and no witness could watch", None)
 
     async def _as_another(self, watch: Watch | None) -> Trial:
-        """Our own credentials, and another's user name."""
+        """Use our own credentials with another's user name."""
         name, expected = "another's user name", "not let in, or only as oneself"
         parties = self._parties
         borrowed = replace(parties.attacker, user=parties.victim_name, password=parties.attacker.password or "guess")
@@ -235,10 +235,10 @@ class _Attempt:
         return replace(judged, expected=expected)
 
     async def _read(self, watch: Watch | None, *, alone: bool) -> Trial:
-        """Subscribe to everything, and see what of others' comes."""
+        """Subscribe to everything, and check which of others' messages arrive."""
         name, expected = "read everything", "nothing but the model and one's own"
         parties, topics = self._parties, self._topics
-        wide = "#" if self._visitor.version == 5 else f"{topics.prefix}/+"  # 3.1.1: else the whole model comes
+        wide = "#" if self._visitor.version == 5 else f"{topics.prefix}/+"  # 3.1.1 would send the whole model
         others = (*topics.from_devices, f"{topics.prefix}/receipt/+", f"{topics.prefix}/check/+")
         try:
             async with self._visitor.visit(parties.attacker) as session:
@@ -249,14 +249,14 @@ class _Attempt:
                     except SubscribeRefused:
                         refused += 1
                 mark = Watch(session, topics.status(parties.name), joining())
-                if alone:  # what is retained must do; it comes before the answer to the second subscription
+                if alone:  # retained messages suffice; they come before the answer to the second subscription
                     with suppress(SubscribeRefused):
                         await session.subscribe(f"{topics.prefix}/status/+", qos=0)
                     await session.unsubscribe(mark.marker)
                     found: Sequence[Delivery] | None = session.waiting()
                 else:
                     await session.subscribe(mark.marker)
-                    await self._talk(watch)
+                    await self._provoke(watch)
                     found = await mark.seen()
         except BrokerError as error:
             return self._trial(name, expected, f"refused: {error}", True)
@@ -271,8 +271,8 @@ class _Attempt:
             return self._trial(name, expected, "nothing came, and no client could be made to send", None)
         return self._trial(name, expected, "subscribed, and nothing came", True)
 
-    async def _talk(self, watch: Watch | None) -> None:
-        """Have the victim and the witness say something that the attacker must not hear."""
+    async def _provoke(self, watch: Watch | None) -> None:
+        """Have the victim and the witness publish messages that the attacker must not receive."""
         topics, victim = self._topics, self._parties.victim_name
         with suppress(BrokerError):
             async with self._visitor.visit(self._parties.victim) as session:
@@ -285,7 +285,7 @@ class _Attempt:
                 await watch.session.publish(self._marker, b"")
 
     async def _take_over(self, *, exclusive: bool) -> Trial:
-        """Connect under the victim's client id, and under its name, and see whether it lives."""
+        """Connect under the victim's client id and user name, and check whether the victim stays connected."""
         name, expected = "take over a session", "the victim stays connected"
         advice = "Tie the client id to the identity (Mosquitto: use_username_as_clientid true)."
         parties, visitor = self._parties, self._visitor
@@ -323,7 +323,7 @@ class _Attempt:
                 return self._trial(name, expected, f"{size} were refused: {error}", True)
             return self._trial(name, expected, f"{size} were read, then refused: {error}", False, advice)
         except BrokerError:
-            told = "" if limit is None else f"; the limit told is {limit:,} bytes"
+            told = "" if limit is None else f"; the announced limit is {limit:,} bytes"
             return self._trial(name, expected, f"the broker hung up upon {size}{told}", True)
         return self._trial(name, expected, f"{size} were taken", False, advice)
 
@@ -333,7 +333,7 @@ _TOO_LARGE = frozenset({0x95, 0x97})
 
 
 async def _publish(session: PahoSession, forgery: Forgery) -> str | None:
-    """None where the broker took it without a word, else how it refused."""
+    """None if the broker took it silently, otherwise how it refused."""
     try:
         async with asyncio.timeout(session.options.timeout):
             await session.publish(forgery.topic, forgery.payload, retain=forgery.retain)
@@ -345,7 +345,7 @@ async def _publish(session: PahoSession, forgery: Forgery) -> str | None:
 
 
 async def _arrived(watch: Watch | None, forgery: Forgery) -> bool | None:
-    """Whether the witness has seen it, whatever else happens there; None if there is no witness."""
+    """Whether the witness received it; None if there is no witness."""
     seen = None if watch is None else await watch.seen()
     return (
         None if seen is None else any((each.topic, each.payload) == (forgery.topic, forgery.payload) for each in seen)

@@ -1,4 +1,4 @@
-"""Getting in as who one is not: the attacks that end, or not, where a connection begins."""
+"""Authentication attacks: connections that the broker must refuse at CONNECT."""
 
 import secrets
 import tempfile
@@ -14,7 +14,7 @@ _ANONYMOUS = "Require a certificate or a password (Mosquitto: allow_anonymous fa
 
 
 async def break_in(parties: Parties, visitor: Visitor) -> list[Trial]:
-    """Try to get in with no credentials, with made-up ones, and with revoked ones."""
+    """Try to connect without credentials, with made-up ones, and with revoked ones."""
     version = visitor.version
     bare = stranger(parties.attacker)
     return [
@@ -31,7 +31,7 @@ async def break_in(parties: Parties, visitor: Visitor) -> list[Trial]:
 
 
 def stranger(endpoint: Endpoint) -> Endpoint:
-    """The same broker, for a client without credentials."""
+    """The same broker without credentials."""
     tls = None if endpoint.tls is None else replace(endpoint.tls, certfile=None, keyfile=None)
     return replace(endpoint, user=None, password=None, tls=tls)
 
@@ -42,7 +42,7 @@ async def _entry(name: str, visitor: Visitor, endpoint: Endpoint, advice: str) -
 
 
 async def _with_foreign_certificate(parties: Parties, visitor: Visitor) -> Trial:
-    """A certificate with the victim's name, by an authority that we make up."""
+    """A certificate with the victim's name, signed by a made-up authority."""
     name = "foreign certificate"
     advice = "Trust one authority only, your own (Mosquitto: cafile, require_certificate true)."
     bare = stranger(parties.attacker)
@@ -79,12 +79,12 @@ async def _revoked(parties: Parties, visitor: Visitor, version: Version) -> Tria
             advice=_ANONYMOUS,
             version=version,
         )
-    seen = "not tried: no revoked credentials are at hand (--fleet brings some)"
+    seen = "not tried: there are no revoked credentials (--fleet has some)"
     return Trial(name, expected, seen, None, version=version)
 
 
 async def one_each(endpoint: Endpoint, visitor: Visitor) -> bool:
-    """Whether the broker has one connection for each identity: a second one, of another client id, ends the first."""
+    """Whether a second connection of an identity ends the first one, whatever its client id."""
     try:
         async with visitor.visit(endpoint) as first:
             async with visitor.visit(endpoint):

@@ -1,7 +1,7 @@
-"""A look at a broker before a federation is trusted to it: what it offers, and what this user may do there.
+"""`midge broker check`: what a broker offers, and what this user may do there.
 
 Everything is tried as this user, with messages of our own below `{root}/{federation}/check/`, or on the role's own
-topics with what everybody passes over. Nothing stays: what is retained for a moment is cleared again.
+topics with messages that every client ignores. Nothing is left behind: what is retained for a moment is cleared again.
 """
 
 import secrets
@@ -12,22 +12,22 @@ from midge.broker.audit.attacks import try_attacks
 from midge.broker.audit.handshake import Handshake, look_at_tls, shake_hands
 from midge.broker.audit.identities import Parties
 from midge.broker.audit.permissions import Rights, look_at_rights
-from midge.broker.audit.probe_topic import Ground, Prober, Role, find_ground, joining
+from midge.broker.audit.probe_topic import Prober, ProbeTopic, Role, find_probe_topic, joining
 from midge.broker.audit.probes import CHUNKS, about, chunk, last_will, latency, refusals, retained
 from midge.broker.audit.results import AuditReport, Finding, Level, Trial
 from midge.broker.mqtt.connection import BrokerError, Limits
 from midge.broker.mqtt.endpoint import Endpoint, is_loopback
-from midge.broker.mqtt.paho_errors import ProtocolRefused, Unanswered, hung_up
+from midge.broker.mqtt.paho_errors import ProtocolRefused, Unanswered, disconnected
 from midge.wire.topics import Topics
 
 __all__ = ["AuditReport", "Finding", "Level", "Parties", "Role", "Trial", "check"]
 
 _KEEP = 60
-"""Seconds that a session is asked to be kept for, to see whether it is."""
+"""Session expiry in seconds that is requested, to see whether it is honoured."""
 _RENEW = 14
 """Days before its end at which a certificate should be renewed."""
-_UNTOLD = 65_535
-"""The receive maximum of a broker that tells none; MQTT 5, section 3.2.2.3.3."""
+_DEFAULT_RECEIVE_MAXIMUM = 65_535
+"""The receive maximum if the broker gives none; MQTT 5, section 3.2.2.3.3."""
 
 
 async def check(
@@ -39,15 +39,15 @@ async def check(
     parties: Parties | None = None,
     read_only: bool = False,
 ) -> AuditReport:
-    """Look at a broker as the user of `endpoint`; with a role, at its rights on the federation's topics too.
+    """Audit a broker as the user of `endpoint`; with a role, also that role's rights on the federation's topics.
 
     Args:
-        endpoint: the broker, and as whom.
+        endpoint: the broker, and the user.
         topics: of the federation.
-        role: whose rights are looked at: of the user of `endpoint`, or of the attacker where there are parties.
-        patience: seconds for each answer.
-        parties: who tries the attacks; None tries none.
-        read_only: publish nothing, and take nothing over.
+        role: whose rights are checked: of the user of `endpoint`, or of the attacker if there are parties.
+        patience: seconds to wait for each answer.
+        parties: test identities for the attacks; None skips them.
+        read_only: publish nothing, and take no session over.
 
     Raises:
         BrokerUnreachable: no broker serves there.
@@ -59,23 +59,25 @@ async def check(
     protocols, limits = await _protocols(endpoint, prober)
     findings = [*protocols, *await _security(endpoint, patience)]
     tried = [] if parties is None else bounds.told(limits)
-    ground = None if read_only else await find_ground(prober, topics, role, random)
-    findings += await about(prober, ground)
+    probe_topic = None if read_only else await find_probe_topic(prober, topics, role, random)
+    findings += await about(prober, probe_topic)
     findings.append(_window(limits))
     findings.append(_largest(limits))
     rights = Rights((), ())
     if not read_only:
-        if ground is None:
-            findings.append(_no_ground(topics, role))
+        if probe_topic is None:
+            findings.append(_no_probe_topic(topics, role))
         else:
-            findings += await _probed(prober, endpoint, ground, limits, topics, parties=parties)
-            if parties is not None and ground.ours:
+            findings += await _probed(prober, endpoint, probe_topic, limits, topics, parties=parties)
+            if parties is not None and probe_topic.ours:
                 tried += [bounds.kept(each) for each in findings if each.name == bounds.RETAINED]
-                tried.append(await bounds.queue(prober, ground))
+                tried.append(await bounds.queue(prober, probe_topic))
         findings.append(await _sessions(endpoint, prober, limits))
         findings.append(await refusals(prober, limits))
         if role is not None:
-            rights = await _rights(prober, ground, topics, role, random=random, user=endpoint.user, parties=parties)
+            rights = await _rights(
+                prober, probe_topic, topics, role, random=random, user=endpoint.user, parties=parties
+            )
     attacks: tuple[Trial, ...] = ()
     if parties is not None:
         attacks = await try_attacks(parties, topics, patience=patience, read_only=read_only)
@@ -84,7 +86,7 @@ async def check(
 
 async def _rights(
     prober: Prober,
-    ground: Ground | None,
+    probe_topic: ProbeTopic | None,
     topics: Topics,
     role: Role,
     *,
@@ -92,20 +94,20 @@ async def _rights(
     user: str | None,
     parties: Parties | None,
 ) -> Rights:
-    """The rights of our own user, or of the attacker if another user looks."""
+    """The rights of our own user, or of the attacker if the audit runs as another user."""
     if parties is not None and role.device == parties.name:
         prober, user = prober.of(connector(parties.attacker)), parties.name
-        ground = Ground(topics.status(parties.name), joining(), ours=False)
-    return await look_at_rights(prober, ground, topics, role, random=random, user=user)
+        probe_topic = ProbeTopic(topics.status(parties.name), joining(), ours=False)
+    return await look_at_rights(prober, probe_topic, topics, role, random=random, user=user)
 
 
 async def _protocols(endpoint: Endpoint, prober: Prober) -> tuple[list[Finding], Limits]:
-    """Which versions of MQTT it speaks, and the limits that it tells in the newest."""
+    """The MQTT versions that it speaks, and the limits that it announces in the newest one."""
     newest = await _hand(endpoint, prober, 5)
     older = await _hand(endpoint, prober, 4)
     if isinstance(newest, ProtocolRefused):
         if isinstance(older, ProtocolRefused):
-            raise older if isinstance(older, Unanswered) else hung_up(endpoint)
+            raise older if isinstance(older, Unanswered) else disconnected(endpoint)
         seen = Finding(
             "protocol",
             "MQTT 3.1.1",
@@ -124,7 +126,7 @@ async def _hand(endpoint: Endpoint, prober: Prober, version: int) -> Handshake |
 
 
 async def _security(endpoint: Endpoint, patience: float) -> list[Finding]:
-    """Who is let in, and who can listen."""
+    """Whether it requires authentication, and whether the connection is encrypted."""
     near = is_loopback(endpoint.host)
     findings = []
     if endpoint.user is not None:
@@ -161,7 +163,7 @@ async def _security(endpoint: Endpoint, patience: float) -> list[Finding]:
 
 
 def _window(limits: Limits) -> Finding:
-    if limits.receive_maximum == _UNTOLD:
+    if limits.receive_maximum == _DEFAULT_RECEIVE_MAXIMUM:
         return Finding("in-flight window", "no limit told", "ok" if limits.protocol == 5 else "note")
     seen = f"{limits.receive_maximum} messages (receive maximum)"
     if limits.receive_maximum < bounds.WINDOW:
@@ -177,7 +179,7 @@ def _largest(limits: Limits) -> Finding:
     return Finding("largest packet", f"{size:,} bytes")
 
 
-def _no_ground(topics: Topics, role: Role | None) -> Finding:
+def _no_probe_topic(topics: Topics, role: Role | None) -> Finding:
     seen = f"no message on {topics.prefix}/check/# comes back to this user"
     if role is None:
         return Finding(
@@ -190,18 +192,24 @@ def _no_ground(topics: Topics, role: Role | None) -> Finding:
 
 
 async def _probed(
-    prober: Prober, endpoint: Endpoint, ground: Ground, limits: Limits, topics: Topics, *, parties: Parties | None
+    prober: Prober,
+    endpoint: Endpoint,
+    probe_topic: ProbeTopic,
+    limits: Limits,
+    topics: Topics,
+    *,
+    parties: Parties | None,
 ) -> list[Finding]:
-    """What messages of our own come to."""
-    findings = [await latency(prober, ground, near=is_loopback(endpoint.host))]
+    """Findings from test messages of our own."""
+    findings = [await latency(prober, probe_topic, near=is_loopback(endpoint.host))]
     fitting = 1024
     for size in CHUNKS:
-        found = await chunk(prober, ground, size, limits)
+        found = await chunk(prober, probe_topic, size, limits)
         findings.append(found)
         fitting = size if found.level == "ok" else fitting
         if found.level != "ok":
             break
-    if not ground.ours:
+    if not probe_topic.ours:
         findings.append(
             Finding(
                 "retained messages",
@@ -220,21 +228,21 @@ async def _probed(
             )
         )
     else:
-        findings.append(await retained(prober, ground, fitting))
-    if parties is not None and parties.witness == endpoint:  # one identity may have one connection only
-        endpoint, ground = parties.attacker, Ground(topics.status(parties.name), joining(), ours=False)
-    findings.append(await last_will(prober, endpoint, ground))
+        findings.append(await retained(prober, probe_topic, fitting))
+    if parties is not None and parties.witness == endpoint:  # because one identity may have only one connection
+        endpoint, probe_topic = parties.attacker, ProbeTopic(topics.status(parties.name), joining(), ours=False)
+    findings.append(await last_will(prober, endpoint, probe_topic))
     return findings
 
 
 async def _sessions(endpoint: Endpoint, prober: Prober, limits: Limits) -> Finding:
-    """Whether sessions are kept. For information: Midge begins each connection as a new session."""
+    """Whether sessions are kept. Informative only: Midge begins each connection with a new session."""
     options = prober.options()
     version = limits.protocol
     try:
         first = await shake_hands(endpoint, options, version=version, keep=_KEEP, clean=False)
         second = await shake_hands(endpoint, options, version=version, keep=_KEEP, clean=False)
-        await shake_hands(endpoint, options, version=version)  # and forget it
+        await shake_hands(endpoint, options, version=version)  # delete the session again
     except BrokerError as error:
         return Finding("kept sessions", f"not offered: {error}", "note", "Midge does without.")
     if not second.session_present:

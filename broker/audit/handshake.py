@@ -1,6 +1,6 @@
-"""One CONNECT and its answer, seen in full: what `Connection` does not show because taking part does not need it.
+"""One CONNECT and its answer in full detail, which `Connection` does not expose.
 
-For `broker.audit.check`: either version of MQTT by name, a session that is kept, a client that vanishes, TLS.
+For `broker.audit.check`: a chosen version of MQTT, a kept session, a client that vanishes, TLS.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from midge.broker.mqtt.paho_errors import (
     ProtocolRefused,
     connect_properties,
     connect_refused,
-    hung_up,
+    disconnected,
     read_limits,
     silent,
     unreachable,
@@ -36,22 +36,22 @@ _DAY = 86_400
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
-    """What a broker answered to CONNECT."""
+    """A broker's answer to CONNECT."""
 
     limits: Limits
     session_present: bool
     session_expiry: int | None
-    """Seconds that the broker keeps a session, where it says another number than was asked for (MQTT 5)."""
+    """Seconds that the broker keeps a session, if other than requested (MQTT 5)."""
 
 
 @dataclass(frozen=True, slots=True)
 class TlsLook:
-    """What a TLS connection to a broker came to."""
+    """Properties of a TLS connection to a broker."""
 
     version: str
     """Such as `TLSv1.3`."""
     days_left: float | None
-    """Until the certificate runs out; None where it was not verified, and so cannot be read."""
+    """Days until the certificate expires; None if it was not verified, and so cannot be read."""
 
 
 async def shake_hands(
@@ -66,17 +66,17 @@ async def shake_hands(
     """Connect, read the answer and leave.
 
     Args:
-        endpoint: where to.
+        endpoint: the broker.
         options: the client id, the will and more.
         version: 4 is MQTT 3.1.1.
-        keep: seconds to keep the session for after us; 3.1.1 knows no number and keeps it where `clean` is false.
-        clean: whether to begin without what an earlier session has left.
-        vanish: leave without a goodbye, so that the broker publishes the will.
+        keep: session expiry in seconds; 3.1.1 has no number and keeps the session if `clean` is false.
+        clean: whether to discard an earlier session.
+        vanish: leave without DISCONNECT, so that the broker publishes the will.
 
     Raises:
         ProtocolRefused: the broker does not speak this version.
         BrokerUnreachable: nothing serves MQTT there.
-        BrokerRefused: the broker, or our check of its certificate, said no.
+        BrokerRefused: the broker refused us, or its certificate failed our check.
     """
     return await asyncio.to_thread(
         _shake_hands, endpoint, options, version=version, keep=keep, clean=clean, vanish=vanish
@@ -102,7 +102,7 @@ def _shake_hands(
         if not answers:
             if client.is_connected() or client.socket() is not None:
                 raise silent(endpoint, options)
-            raise ProtocolRefused(str(hung_up(endpoint)))
+            raise ProtocolRefused(str(disconnected(endpoint)))
         flags, reason, properties = answers[0]
         if reason.value != 0:
             raise connect_refused(endpoint, options, reason)
@@ -136,7 +136,7 @@ def _connect(client: Client, endpoint: Endpoint, options: Options, *, keep: int,
 
 
 def _drive(client: Client, done: Any, seconds: float) -> None:
-    """Move the client's bytes until it is done, the connection has ended, or the time is over."""
+    """Exchange the client's bytes until it is done, the connection has ended, or the time is over."""
     deadline = time.monotonic() + seconds
     while not done() and time.monotonic() < deadline:
         if client.loop(_TURN) != MQTTErrorCode.MQTT_ERR_SUCCESS:
@@ -144,10 +144,10 @@ def _drive(client: Client, done: Any, seconds: float) -> None:
 
 
 async def look_at_tls(endpoint: Endpoint, patience: float) -> TlsLook | None:
-    """Connect without a word of MQTT and look at TLS; None where there is none.
+    """Connect with TLS only, without MQTT, and inspect the connection; None for a broker without TLS.
 
     Raises:
-        BrokerUnreachable: it cannot be looked at.
+        BrokerUnreachable: it cannot be connected to.
     """
     if endpoint.tls is None:
         return None
@@ -155,7 +155,7 @@ async def look_at_tls(endpoint: Endpoint, patience: float) -> TlsLook | None:
     try:
         async with asyncio.timeout(patience):
             _, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=tls_context(endpoint.tls))
-    except OSError as error:  # a TimeoutError is one
+    except OSError as error:  # includes TimeoutError
         raise unreachable(endpoint, options, error) from error
     found = writer.get_extra_info("ssl_object")
     writer.close()

@@ -1,4 +1,4 @@
-"""With whose credentials attacks on a broker are tried, and how it is seen whether they went anywhere."""
+"""Test identities for attacks on a broker, and connections that observe where messages go."""
 
 import asyncio
 import secrets
@@ -16,22 +16,25 @@ from midge.broker.mqtt.paho_session import PahoSession
 
 @dataclass(frozen=True, slots=True)
 class Parties:
-    """Who takes part in a trial. None of them may be at work: where the identity is the client id, it is put off."""
+    """The identities of an audit.
+
+    None may be in use: if the identity is the client id, its user would be disconnected.
+    """
 
     attacker: Endpoint
     name: str
-    """Whom the broker takes the attacker for."""
+    """The user name of the attacker, as the broker knows it."""
     victim: Endpoint
-    """Another device's credentials, or the attacker's where there are no others."""
+    """Another device's credentials, or the attacker's if there are no others."""
     victim_name: str
     witness: Endpoint | None = None
     """A user that may read the whole federation; None if none is known."""
     revoked: Endpoint | None = None
-    """Credentials that are no longer good."""
+    """Revoked credentials."""
 
     @property
     def alone(self) -> bool:
-        """Whether there is one identity only."""
+        """Whether there is only one identity."""
         return self.attacker == self.victim
 
 
@@ -49,7 +52,7 @@ class Visitor:
         return Options(client_id or f"midge-check-{self.random}-{self._number}", timeout=self._patience)
 
     def visit(self, endpoint: Endpoint, client_id: str | None = None) -> AbstractAsyncContextManager[PahoSession]:
-        """A connection of its own.
+        """Open a connection of its own.
 
         Raises (on entering):
             BrokerError: the broker does not let us in.
@@ -57,7 +60,7 @@ class Visitor:
         return connect_with(self.version, endpoint, self.options(client_id))
 
     async def let_in(self, endpoint: Endpoint) -> str | None:
-        """None where the broker lets us in, else why not."""
+        """None if the broker lets us in, otherwise why not."""
         try:
             async with self.visit(endpoint):
                 return None
@@ -67,16 +70,16 @@ class Visitor:
 
 @dataclass(slots=True)
 class Watch:
-    """A connection that sees what reaches some topics, and knows when it has seen all."""
+    """A connection that records messages on some topics, and uses a marker to know that it has received all."""
 
     session: PahoSession
     marker: str
     """A topic that it may both publish and read."""
     head: bytes = b""
-    """What each marker begins with, so that others pass it over."""
+    """Prefix of each marker, which makes other clients ignore it."""
 
     async def seen(self) -> list[Delivery] | None:
-        """What has come so far; None if the marker does not come back: then the end is not known."""
+        """Messages received so far; None if the marker does not come back, so that the list may be incomplete."""
         nonce = self.head + secrets.token_bytes(8)
         found: list[Delivery] = []
         try:
@@ -96,7 +99,7 @@ class Watch:
 async def watching(
     visitor: Visitor, endpoint: Endpoint, topics: tuple[str, ...], marker: str
 ) -> AsyncIterator[Watch | None]:
-    """A watch on these topics; None where it cannot be kept. What is retained there has been passed over."""
+    """Watch these topics; None if that is not possible. Retained messages have been skipped."""
     async with visitor.visit(endpoint) as session:
         watch = Watch(session, marker)
         with suppress(BrokerError):

@@ -1,26 +1,26 @@
-"""The limits of a broker that a federation meets, as trials that are passed or not."""
+"""A broker's limits that matter to a federation, as trials that pass or fail."""
 
 import asyncio
 import secrets
 from contextlib import suppress
 
-from midge.broker.audit.probe_topic import Ground, Prober
+from midge.broker.audit.probe_topic import Prober, ProbeTopic
 from midge.broker.audit.results import Finding, Trial
 from midge.broker.mqtt.connection import BrokerError, Limits
 
 SMALLEST, LARGEST = 264 * 1024, 16 * 1024 * 1024
-"""Bytes of the largest packet that a broker should take: room for a chunk of 256 KiB; and what it should not."""
+"""Bytes: a broker should take packets of the first size, a chunk of 256 KiB, and refuse those of the second."""
 WINDOW = 8
-"""Messages that a device has under way at most."""
+"""Most messages that a device has in flight."""
 QUEUED = 1200
-"""Small messages that wait for one client at once; a stock Mosquitto drops all but the first 1,020."""
+"""Small messages that are queued for one client at once; a stock Mosquitto drops all but the first 1,020."""
 RETAINED = "retained messages"
 _SILENCE = 2.0
-"""Seconds without a message after which no more will come."""
+"""Seconds of silence after which no more messages are expected."""
 
 
 def told(limits: Limits) -> list[Trial]:
-    """What CONNACK says; MQTT 5 alone has words for it."""
+    """Trials of the limits announced in CONNACK, by MQTT 5 only."""
     expected = f"a limit, from {SMALLEST // 1024} KiB to {LARGEST // 2**20} MiB"
     window_expected = f"{WINDOW} messages or more"
     if limits.protocol == 4:
@@ -47,20 +47,20 @@ def told(limits: Limits) -> list[Trial]:
 
 
 def kept(finding: Finding) -> Trial:
-    """Retained messages, from what looking at them came to."""
+    """The trial that belongs to the finding on retained messages."""
     passed = None if finding.level == "note" else finding.level == "ok"
     return Trial(RETAINED, "a chunk is kept, and can be cleared", finding.seen, passed, finding.advice)
 
 
-async def queue(prober: Prober, ground: Ground) -> Trial:
-    """Whether a subscriber that is slow gets everything that was acknowledged to its sender."""
+async def queue(prober: Prober, probe_topic: ProbeTopic) -> Trial:
+    """Whether a slow subscriber gets everything that was acknowledged to the sender."""
     name, expected = "queue", f"{QUEUED:,} messages wait for one client"
-    payloads = [ground.payload(secrets.token_bytes(8)) for _ in range(QUEUED)]
+    payloads = [probe_topic.payload(secrets.token_bytes(8)) for _ in range(QUEUED)]
     waiting = set(payloads)
     try:
         async with prober.connect() as connection:
-            await connection.subscribe(ground.topic)
-            await asyncio.gather(*(connection.publish(ground.topic, each) for each in payloads))
+            await connection.subscribe(probe_topic.topic)
+            await asyncio.gather(*(connection.publish(probe_topic.topic, each) for each in payloads))
             with suppress(TimeoutError):
                 messages = connection.messages()
                 while waiting:

@@ -1,9 +1,9 @@
-"""What a role must be allowed on a federation's topics, and whether it is.
+"""The rights that a role needs on a federation's topics, and whether it has them.
 
-Brokers differ in what they tell. A refused PUBLISH shows in a negative PUBACK (MQTT 5), as a lost connection, or not
-at all (3.1.1). A refused SUBSCRIBE shows in SUBACK, or not at all: Mosquitto's ACL file lets everybody subscribe to
-everything and delivers only what may be read. So each topic is subscribed to, then published on with what everybody
-passes over, then a marker follows on our own ground: what has not come before the marker does not come.
+Brokers differ in what they report. A refused PUBLISH shows as a negative PUBACK (MQTT 5), as a lost connection, or not
+at all (3.1.1). A refused SUBSCRIBE shows in SUBACK, or not at all: Mosquitto's ACL file lets everyone subscribe to
+everything and delivers only what may be read. So for each topic we subscribe, publish a message that every client
+ignores, then send a marker on the probe topic: what has not arrived before the marker will not arrive.
 """
 
 import re
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from midge.broker.audit.probe_topic import Ground, Prober, Role, gather, joining
+from midge.broker.audit.probe_topic import Prober, ProbeTopic, Role, gather, joining
 from midge.broker.audit.results import Finding
 from midge.broker.mqtt.connection import ConnectionLost, PublishRefused, SubscribeRefused
 from midge.broker.mqtt.topic_filters import matches
@@ -23,19 +23,19 @@ from midge.wire.topics import Topics
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A topic, what the role does on it, and how that can be tried without harm."""
+    """A topic, what the role does on it, and a harmless message to test that."""
 
     rule: str
-    """As a line of an ACL has it."""
+    """The topic as in a line of an ACL."""
     topic: str
-    """One that the rule covers, to publish on."""
+    """A topic that the rule covers, to publish on."""
     payload: bytes
-    """What everybody passes over who reads it. Never retained."""
+    """A message that every reader ignores. Never retained."""
     publishes: bool = False
     reads: str = ""
-    """What the role subscribes to; empty where it does not."""
+    """The filter that the role subscribes to; empty if none."""
     expected: bool | None = None
-    """Whether a retained message is known to lie there; None where none ever does."""
+    """Whether a retained message is known to be there; None if there never is one."""
 
     @property
     def words(self) -> str:
@@ -45,45 +45,47 @@ class Need:
 
     @property
     def right(self) -> str:
-        """In Mosquitto's words."""
+        """The right, in Mosquitto's words."""
         return {"publish": "write", "read": "read"}.get(self.words, "readwrite")
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What came of trying."""
+    """The result of a test."""
 
     published: bool | None
-    """None where the broker took it and has no word for a refusal (MQTT 3.1.1)."""
+    """None if the broker took it and cannot report a refusal (MQTT 3.1.1)."""
     subscribed: bool
     came: bool
-    """Whether anything came on what was subscribed to."""
+    """Whether a message arrived on the subscription."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """Findings, and the ACL lines that would mend them."""
+    """Findings, and the ACL lines that grant what is missing."""
 
     findings: tuple[Finding, ...]
     acl: tuple[str, ...]
 
 
 async def look_at_rights(
-    prober: Prober, ground: Ground | None, topics: Topics, role: Role, *, random: str, user: str | None
+    prober: Prober, probe_topic: ProbeTopic | None, topics: Topics, role: Role, *, random: str, user: str | None
 ) -> Rights:
-    """Try each topic of the role; nothing that is sent is retained, or followed by any client.
+    """Test each topic of the role; the messages are not retained, and clients ignore them.
 
     Raises:
         BrokerUnreachable: the broker is gone.
     """
     name = role.device
     wanted = (
-        _of_aggregator(topics, f"check-{random}") if name is None else await _of_device(prober, ground, topics, name)
+        _of_aggregator(topics, f"check-{random}")
+        if name is None
+        else await _of_device(prober, probe_topic, topics, name)
     )
     judged = [
         (need, observed, _judge(need, observed))
         for need in wanted
-        for observed in [await _observe(prober, ground, need)]
+        for observed in [await _observe(prober, probe_topic, need)]
     ]
     findings = [finding for _, _, finding in judged]
     excess = [need.rule for need, observed, _ in judged if observed.published and not need.publishes]
@@ -93,7 +95,7 @@ async def look_at_rights(
                 "more than needed",
                 f"this device may publish on {', '.join(excess)}",
                 "warning",
-                "Whoever has its password can send a model of their own to every device: use an ACL.",
+                "Anyone with its password can send a false model to every device: use an ACL.",
             )
         )
     lines: list[str] = []
@@ -118,10 +120,10 @@ def _of_aggregator(topics: Topics, probe: str) -> tuple[Need, ...]:
     )
 
 
-async def _of_device(prober: Prober, ground: Ground | None, topics: Topics, name: str) -> tuple[Need, ...]:
+async def _of_device(prober: Prober, probe_topic: ProbeTopic | None, topics: Topics, name: str) -> tuple[Need, ...]:
     """Everything that a device does."""
     announcement, status = topics.announcement(), topics.status(name)
-    live, part = await _announced(prober, ground, topics)
+    live, part = await _announced(prober, probe_topic, topics)
     return (
         Need(status, status, joining(), publishes=True, reads=status),
         Need(topics.update(name), topics.update(name), passed_over_fetch(), publishes=True),
@@ -134,27 +136,27 @@ async def _of_device(prober: Prober, ground: Ground | None, topics: Topics, name
 
 
 def passed_over_fetch() -> bytes:
-    """A wish for a chunk of a lineage that no store has: the aggregator passes it over."""
+    """A request for a chunk of a lineage that no store has, which the aggregator ignores."""
     return frames.encode(Fetch(lineage=NO_LINEAGE, version=0, span=0, parts=(0,)))
 
 
 def passed_over_report() -> bytes:
-    """A report on that lineage, without a number: passed over too."""
+    """A report on that lineage, without a number, which is ignored too."""
     return frames.encode(Report(lineage=NO_LINEAGE, version=0, examples=0, metrics={}))
 
 
 def passed_over_claim() -> bytes:
-    """An answer to no question, of an aggregator that is none: passed over too."""
+    """An answer of no aggregator to no question, which is ignored too."""
     return frames.encode(Claim(boot=0, lineage=NO_LINEAGE, token=0))
 
 
-async def _announced(prober: Prober, ground: Ground | None, topics: Topics) -> tuple[bool, str]:
-    """Whether an aggregator's word is kept there, and the topic of a chunk of its model: one that never is, if not."""
+async def _announced(prober: Prober, probe_topic: ProbeTopic | None, topics: Topics) -> tuple[bool, str]:
+    """Whether an announcement is retained, and the topic of a chunk of its model; a made-up chunk otherwise."""
     live, part = False, topics.part(0, 0, 0)
     with suppress(SubscribeRefused, PublishRefused, ConnectionLost):
         async with prober.connect() as connection:
             await connection.subscribe(topics.aggregator, topics.announcement())
-            for delivery in await gather(connection, ground):
+            for delivery in await gather(connection, probe_topic):
                 live = live or bool(delivery.payload)
                 if delivery.topic == topics.announcement():
                     with suppress(WireError):
@@ -164,8 +166,8 @@ async def _announced(prober: Prober, ground: Ground | None, topics: Topics) -> t
     return live, part
 
 
-async def _observe(prober: Prober, ground: Ground | None, need: Need) -> Observed:
-    """Subscribe where the role does, publish, and see what comes."""
+async def _observe(prober: Prober, probe_topic: ProbeTopic | None, need: Need) -> Observed:
+    """Subscribe if the role does, publish, and collect what arrives."""
     published: bool | None = False
     subscribed = came = False
     try:
@@ -180,14 +182,14 @@ async def _observe(prober: Prober, ground: Ground | None, need: Need) -> Observe
             except PublishRefused:
                 pass
             if subscribed:
-                came = any(matches(need.reads, each.topic) for each in await gather(connection, ground))
+                came = any(matches(need.reads, each.topic) for each in await gather(connection, probe_topic))
     except ConnectionLost:
-        pass  # some brokers answer so what is not allowed
+        pass  # some brokers disconnect on a forbidden subscription
     return Observed(published, subscribed, came)
 
 
 def _judge(need: Need, observed: Observed) -> Finding:
-    """What was seen, in words."""
+    """The finding of an observation."""
     silent = observed.subscribed and not observed.came
     untold = observed.published is None and not observed.came
     lacking = []
@@ -213,6 +215,6 @@ def acl_lines(needs: Sequence[Need], topics: Topics, role: Role, user: str | Non
     if user != role.device:
         return [*head, *(f"topic {need.right} {need.rule}" for need in needs)]
     own = re.compile(rf"(?<=/){re.escape(user)}$")
-    updates = topics.update(user)  # the one topic that no pattern can tell for all devices
+    updates = topics.update(user)  # the only topic that a pattern cannot express for all devices
     lines = [f"pattern {need.right} {own.sub('%u', need.rule)}" for need in needs if need.rule != updates]
     return [*([f"user {user}", f"topic write {updates}"] if len(lines) < len(needs) else []), *lines]

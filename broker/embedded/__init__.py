@@ -1,1 +1,1 @@
-"""A broker of our own: in a process, and in memory for tests and simulations."""
+"""Our own MQTT broker: as a process, and in memory for tests and simulations."""

@@ -1,4 +1,4 @@
-"""The embedded broker's side of one connection: bytes in, packets to the broker; actions in, bytes out."""
+"""The embedded broker's side of one connection: bytes to packets, and actions to bytes."""
 
 import asyncio
 import logging
@@ -14,13 +14,13 @@ logger = logging.getLogger(__name__)
 CONNECT_TIMEOUT = 10.0
 """Seconds that a peer has for its CONNECT."""
 CLOSE_TIMEOUT = 2.0
-"""Seconds that a peer has to take what was written to it before a close."""
+"""Seconds that a peer has to read pending bytes before a close."""
 KEEPALIVE_PATIENCE = 1.5
-"""Keepalive periods without a sign of life after which a client is gone; MQTT 5, section 3.1.2.10."""
+"""Keepalive periods of silence after which a client is disconnected; MQTT 5, section 3.1.2.10."""
 PIECE = 128 * 1024
-"""Bytes handed to the transport at once, which copies what the socket does not take."""
+"""Bytes passed to the transport at once, because it copies what the socket does not take."""
 JOIN_BELOW = 16 * 1024
-"""Payloads smaller than this are written together with their header: one system call is worth the copy."""
+"""Payloads below this size are joined with their header: saving a system call is worth the copy."""
 
 
 class Broker(Protocol):
@@ -42,7 +42,7 @@ class EmbeddedClient(asyncio.Protocol):
         """None until CONNECT was accepted."""
         self.version: packets.Version = 4
         self.maximum_packet_size: int | None = None
-        """The largest packet that the client takes."""
+        """The largest packet that the client accepts."""
         self._broker = broker
         self._parser = packets.Parser(broker.maximum_packet_size)
         self._loop = asyncio.get_running_loop()
@@ -85,7 +85,7 @@ class EmbeddedClient(asyncio.Protocol):
         self._flush()
 
     def accepted(self, client_id: str, keepalive: int) -> None:
-        """CONNECT was accepted: from now on watch the keepalive, in seconds; 0 is none."""
+        """Start the keepalive timer after CONNECT was accepted; `keepalive` is in seconds, 0 for none."""
         self.client_id = client_id
         if self._timer is not None:
             self._timer.cancel()
@@ -101,7 +101,7 @@ class EmbeddedClient(asyncio.Protocol):
             self._flush()
 
     def deliver(self, action: Deliver) -> bool:
-        """Send a message; False where it is larger than the client takes, and was left out."""
+        """Send a message; False if it is larger than the client accepts, and was skipped."""
         message = action.message
         head = packets.publish_head(
             self.version,
@@ -131,15 +131,15 @@ class EmbeddedClient(asyncio.Protocol):
         return True
 
     def refuse(self, reason: Reason) -> None:
-        """End the connection and say why, where the protocol has a word for it."""
+        """End the connection with a reason code, if the protocol has one for it."""
         if self.client_id is None and reason is Reason.UNSUPPORTED_PROTOCOL_VERSION:
-            self.send(packets.connack(4, 1))  # the answer that clients of any version know
+            self.send(packets.connack(4, 1))  # every version of a client understands this answer
         elif self.client_id is not None and self.version == 5 and not self._outgoing:
             self.send(packets.disconnect(reason))
         self.close()
 
     def close(self, *, goodbye: bool = False) -> None:
-        """End the connection. `goodbye`: the client asked for it, and wants its will forgotten."""
+        """End the connection. `goodbye`: the client asked for it, so its will is discarded."""
         self._leave(goodbye=goodbye)
         if self._transport is not None and not self._transport.is_closing():
             self._transport.close()

@@ -1,8 +1,8 @@
-"""An MQTT broker in memory: no socket, no thread, any event loop, a virtual clock too.
+"""An MQTT broker in memory: no socket, no thread, on any event loop, including one with a virtual clock.
 
 It runs the same routing as the embedded broker and keeps the same contract as a connection through a library; one
-suite of tests holds all of them to it. Tests and simulations use its faults: connections that break, messages that
-are lost or come twice.
+contract suite tests all of them. Tests and simulations use its faults: broken connections, lost and duplicated
+messages.
 """
 
 import asyncio
@@ -25,12 +25,11 @@ from midge.broker.mqtt.receive_queue import Inbox
 from midge.broker.mqtt.topic_filters import check_topic
 
 PUBLISH_OVERHEAD = 10
-"""Bytes of a PUBLISH beside topic and payload, at most: fixed header 5, topic length 2, packet id 2, properties 1."""
+"""Most bytes of a PUBLISH beside topic and payload: fixed header 5, topic length 2, packet id 2, properties 1."""
 
 Copies = Callable[[str, RoutedMessage], int]
-"""How often a message of a client (its id comes first) reaches the broker: 1 is a network without faults, 0 loses
-the message, 2 doubles it. The publisher gets its acknowledgement in any case: a stock Mosquitto does not tell either.
-"""
+"""How often a client's message reaches the broker, by client id: 1 is a network without faults, 0 loses the message, 2
+duplicates it. The publisher gets its acknowledgement in any case, as from a stock Mosquitto."""
 
 
 class Twin:
@@ -40,19 +39,19 @@ class Twin:
         """Start a broker without clients.
 
         Args:
-            maximum_packet_size: what it says in CONNACK, in bytes.
-            max_queued: messages that wait for one client at most.
+            maximum_packet_size: announced in CONNACK, in bytes.
+            max_queued: most messages queued for one client.
         """
         self.router = Router(max_queued)
         self.copies: Copies = lambda _client, _message: 1
-        """The fault of the network; replace it as you like."""
+        """The network's faults; assign another function to change them."""
         self.reachable = True
-        """False refuses new connections."""
+        """If False, new connections are refused."""
         self._maximum_packet_size = maximum_packet_size
         self._connections: dict[str, _TwinConnection] = {}
 
     def connect(self, options: Options) -> AbstractAsyncContextManager[Connection]:
-        """Connect; the connection ends with the block, with a proper goodbye."""
+        """Connect; at the end of the block the client disconnects properly."""
         return self._connect(options)
 
     @asynccontextmanager
@@ -78,7 +77,7 @@ class Twin:
                 self.perform(self.router.disconnect(options.client_id, goodbye=True))
 
     def drop(self, client_id: str) -> None:
-        """Break a client's connection, as a dead link does: its will is published."""
+        """Break a client's connection like a dead link: its will is published."""
         connection = self._connections.pop(client_id, None)
         if connection is not None:
             connection.lose("The connection broke.")
@@ -93,16 +92,16 @@ class Twin:
         self._connections.clear()
 
     def restart(self) -> None:
-        """Take connections again."""
+        """Accept connections again."""
         self.reachable = True
 
     def publish(self, client_id: str, message: RoutedMessage) -> None:
-        """Take a client's message in, as often as the network lets it through."""
+        """Accept a client's message, as often as `copies` says."""
         for _ in range(self.copies(client_id, message)):
             self.perform(self.router.publish(message))
 
     def perform(self, actions: list[Action]) -> None:
-        """Carry out what the routing decided."""
+        """Carry out the router's actions."""
         for action in actions:
             match action:
                 case Deliver():
@@ -136,7 +135,7 @@ class _TwinConnection:
                 f"A packet of {size} bytes is more than the broker takes ({most} bytes): send smaller chunks."
             )
         self._twin.publish(self._client_id, RoutedMessage(topic, bytes(payload), qos, retain))
-        await asyncio.sleep(0)  # as a socket does, let others run; the connection may end meanwhile
+        await asyncio.sleep(0)  # let other tasks run, as a socket would; the connection may end meanwhile
         if qos == 1:
             self._inbox.raise_if_lost()
 
@@ -164,7 +163,7 @@ class _TwinConnection:
             self._twin.perform(self._twin.router.acknowledge(self._client_id, packet_id))
 
     def arrive(self, action: Deliver) -> None:
-        """Take a message from the broker."""
+        """Accept a message from the broker."""
         token = self._inbox.expect_ack(action.packet_id) if action.qos == 1 else None
         message = action.message
         self._inbox.put(Delivery(message.topic, message.payload, action.qos, action.retain, action.duplicate, token))

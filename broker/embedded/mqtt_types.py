@@ -1,6 +1,6 @@
-"""The fields that MQTT packets are made of; MQTT 5, sections 1.5 and 2.2.2. Pure.
+"""Data types of MQTT packets; MQTT 5, sections 1.5 and 2.2.2. Pure.
 
-What a peer sends is hostile until it has been read: every reader here ends in a value or in a `ProtocolError`.
+Input is untrusted: every reader here returns a value or raises `ProtocolError`.
 """
 
 import struct
@@ -41,7 +41,7 @@ class Reason(IntEnum):
 
 
 class ProtocolError(Exception):
-    """The peer broke the protocol, or uses a part of it that is not offered here."""
+    """The peer violated the protocol, or uses a feature that is not offered here."""
 
     def __init__(self, message: str, reason: Reason = Reason.MALFORMED_PACKET) -> None:
         super().__init__(message)
@@ -90,7 +90,7 @@ _NOT_ZERO: Final = frozenset({33, 35, 39})
 
 
 class Reader:
-    """Reads the fields of one packet from front to back."""
+    """Reads the fields of one packet in order."""
 
     __slots__ = ("_data", "position")
 
@@ -124,7 +124,7 @@ class Reader:
         return int.from_bytes(self.take(4), "big")
 
     def varint(self) -> int:
-        """A variable byte integer, in as few bytes as it can be."""
+        """A variable byte integer in its shortest form."""
         value = 0
         for shift in (0, 7, 14, 21):
             byte = self.u8()
@@ -154,7 +154,7 @@ class Reader:
         return packet_id
 
     def properties(self, allowed: frozenset[Property]) -> dict[Property, PropertyValue]:
-        """The properties, each once, except user properties, of which the last is kept."""
+        """The properties, each at most once, except user properties, of which the last is kept."""
         inside = Reader(self.take(self.varint()))
         found: dict[Property, PropertyValue] = {}
         while inside.left:
@@ -194,7 +194,7 @@ class Reader:
 
 
 def varint(value: int) -> bytes:
-    """Spell a variable byte integer."""
+    """Encode a variable byte integer."""
     assert 0 <= value <= MAX_VARINT
     spelled = bytearray()
     while value > 0x7F:
@@ -205,13 +205,13 @@ def varint(value: int) -> bytes:
 
 
 def text(value: str) -> bytes:
-    """Spell a string: its length in two bytes, then UTF-8."""
+    """Encode a string: its length in two bytes, then UTF-8."""
     encoded = value.encode()
     return struct.pack("!H", len(encoded)) + encoded
 
 
 def properties(values: Mapping[Property, PropertyValue]) -> bytes:
-    """Spell properties with their length in front."""
+    """Encode properties, preceded by their length."""
     spelled = bytearray()
     for name, value in values.items():
         spelled.append(name)

@@ -1,11 +1,11 @@
-"""MQTT 3.1.1 and 5 packets, as a server reads and writes them. Pure.
+"""MQTT 3.1.1 and 5 packets from a server's point of view. Pure.
 
-Any bytes are read into packets or end in a `ProtocolError`. QoS 2, topic aliases, subscription identifiers, shared
-subscriptions and enhanced authentication are not offered; CONNACK says so, and a client that uses them all the same
-is told by a reason code.
+Any bytes decode to packets or raise `ProtocolError`. QoS 2, topic aliases, subscription identifiers, shared
+subscriptions and enhanced authentication are not offered; CONNACK says so, and a client that uses them nevertheless
+gets a reason code.
 
-Reading: `Parser.feed`. Writing: functions that return bytes; `publish_head` leaves the payload out, so that one
-payload can be sent to many without a copy.
+Reading: `Parser.feed`. Writing: functions that return bytes; `publish_head` leaves the payload out, so that one payload
+can be sent to many without a copy.
 """
 
 import struct
@@ -29,7 +29,7 @@ Version = Literal[4, 5]
 """4 is MQTT 3.1.1."""
 
 LARGEST = 268_435_460
-"""The largest packet that MQTT can spell, in bytes with its fixed header."""
+"""The largest packet in MQTT, in bytes with its fixed header."""
 
 _PUBLISH_PROPERTIES = frozenset(
     {
@@ -75,7 +75,7 @@ class Publish:
     packet_id: int = 0
     """0 at QoS 0."""
     properties: bytes = b""
-    """As they were spelled, without their length: they are handed on unread."""
+    """Encoded, without their length: they are forwarded unread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Connect:
 
 @dataclass(frozen=True, slots=True)
 class Puback:
-    """A client has taken a message in. Also sent when it refused: the message is done with."""
+    """Acknowledges a message, whether accepted or refused."""
 
     packet_id: int
 
@@ -109,7 +109,7 @@ class Subscribe:
 
 @dataclass(frozen=True, slots=True)
 class Unsubscribe:
-    """Filters to forget."""
+    """Filters to unsubscribe from."""
 
     packet_id: int
     filters: tuple[str, ...]
@@ -117,12 +117,12 @@ class Unsubscribe:
 
 @dataclass(frozen=True, slots=True)
 class Pingreq:
-    """A sign of life."""
+    """Keepalive ping."""
 
 
 @dataclass(frozen=True, slots=True)
 class Disconnect:
-    """A goodbye. With reason 0x04 the will is to be published all the same."""
+    """Normal end. With reason 0x04 the will is published nevertheless."""
 
     reason: int = 0
     session_expiry: int | None = None
@@ -135,7 +135,7 @@ _FLAGS = {CONNECT: 0, PUBACK: 0, SUBSCRIBE: 2, UNSUBSCRIBE: 2, PINGREQ: 0, DISCO
 
 
 class Parser:
-    """Cuts a stream of bytes into packets. After a `ProtocolError` it must not be fed again."""
+    """Splits a stream of bytes into packets. After a `ProtocolError` it must not be fed again."""
 
     def __init__(self, maximum_packet_size: int) -> None:
         """Start before CONNECT.
@@ -144,18 +144,18 @@ class Parser:
             maximum_packet_size: the largest packet, in bytes, with its fixed header.
         """
         self.version: Version | None = None
-        """What CONNECT said; None before."""
+        """The version in CONNECT; None before."""
         self._maximum = maximum_packet_size
         self._kept = bytearray()
-        """The beginning of a packet whose end has not come."""
+        """The beginning of an incomplete packet."""
         self._wanted = 2
-        """Bytes that must be there before it is worth looking again."""
+        """Bytes needed before parsing is worth another try."""
 
     def feed(self, data: bytes | bytearray | memoryview) -> Iterator[Packet]:
         """Yield the packets that `data` completes.
 
         Raises:
-            ProtocolError: the peer broke the protocol; packets before that have been yielded.
+            ProtocolError: the peer violated the protocol; packets before that have been yielded.
         """
         if self._kept:
             self._kept += data
@@ -174,7 +174,7 @@ class Parser:
             start += size
 
     def _measure(self, head: memoryview) -> tuple[int, int | None]:
-        """The lengths of a packet's fixed header and of the packet; None where the header has not all come."""
+        """The lengths of a packet's fixed header and of the packet; None if the header is incomplete."""
         if self.version is None and head[0] != CONNECT << 4:
             raise ProtocolError("The first packet is not CONNECT.", Reason.PROTOCOL_ERROR)
         remaining = 0
@@ -199,7 +199,7 @@ class Parser:
 
 
 def decode(first: int, body: memoryview, version: Version) -> Packet:
-    """Read one packet from its first byte and what follows its fixed header.
+    """Decode one packet from its first byte and what follows its fixed header.
 
     Raises:
         ProtocolError: it is not one that a client may send.
@@ -227,7 +227,7 @@ def decode(first: int, body: memoryview, version: Version) -> Packet:
         case _:
             packet = _disconnect(reader, version)
     if reader.left:
-        raise ProtocolError("A packet goes on after its last field.")
+        raise ProtocolError("A packet continues after its last field.")
     return packet
 
 
@@ -373,12 +373,12 @@ def puback(packet_id: int) -> bytes:
 
 
 def suback(version: Version, packet_id: int, reasons: Iterable[int]) -> bytes:
-    """One reason for each filter: the QoS granted, or a refusal."""
+    """One reason code for each filter: the QoS granted, or a refusal."""
     return _packet(0x90, struct.pack("!H", packet_id) + (b"\0" if version == 5 else b"") + bytes(reasons))
 
 
 def unsuback(version: Version, packet_id: int, reasons: Iterable[int]) -> bytes:
-    """One reason for each filter; 3.1.1 has none."""
+    """One reason code for each filter; 3.1.1 has none."""
     return _packet(0xB0, struct.pack("!H", packet_id) + (b"\0" + bytes(reasons) if version == 5 else b""))
 
 
@@ -386,5 +386,5 @@ PINGRESP = b"\xd0\x00"
 
 
 def disconnect(reason: int) -> bytes:
-    """The broker's own goodbye; MQTT 5 only."""
+    """The broker's own DISCONNECT; MQTT 5 only."""
     return _packet(0xE0, bytes((reason,)))

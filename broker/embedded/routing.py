@@ -1,7 +1,7 @@
-"""The state of an MQTT broker, without its sockets: who subscribed to what, what is retained, what is in flight. Pure.
+"""The state of an MQTT broker without its sockets: subscriptions, retained messages, messages in flight. Pure.
 
-Each method takes an event and returns the actions that follow, in order. Payloads are never copied: all subscribers
-of a message share the one that was published. The embedded broker and the in-memory twin both run on this.
+Each method takes an event and returns the resulting actions, in order. Payloads are never copied: all subscribers of a
+message share the published one. The embedded broker and the in-memory broker both use this.
 
 Left out: QoS 2, shared subscriptions, will delay, message expiry.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from midge.broker.mqtt.topic_filters import FilterTree, check_filter, check_topic, matches
 
 DEFAULT_WINDOW = 20
-"""Unacknowledged messages to one client at most, where the client names no number; Mosquitto's default too."""
+"""Most unacknowledged messages to one client, if the client gives no number; Mosquitto's default too."""
 MAX_PACKET_ID = 65_535
 
 
@@ -26,12 +26,12 @@ class RoutedMessage:
     qos: int = 0
     retain: bool = False
     properties: bytes = b""
-    """Handed on unread."""
+    """Forwarded unread."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    """Send a PUBLISH to a client that is connected."""
+    """Send a PUBLISH to a connected client."""
 
     client: str
     message: RoutedMessage
@@ -44,7 +44,7 @@ class Deliver:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """End the client's connection: another one came with the same client id."""
+    """Close the client's connection: another client connected with the same client id."""
 
     client: str
 
@@ -84,7 +84,7 @@ class Router:
         """Start without clients.
 
         Args:
-            max_queued: messages that wait for one client at most; what comes on top is dropped and counted.
+            max_queued: most messages queued for one client; further ones are dropped and counted.
             max_queued_bytes: the same for the sum of their payloads.
         """
         self.dropped = 0
@@ -108,14 +108,14 @@ class Router:
         window: int = DEFAULT_WINDOW,
         will: RoutedMessage | None = None,
     ) -> list[Action]:
-        """A client connected; whoever had its id is closed.
+        """Handle a connecting client; an existing connection with the same id is closed.
 
         Args:
             client: its id.
-            clean: forget the session that is kept, else go on with it: what was unacknowledged is sent again.
+            clean: discard the kept session, otherwise resume it: unacknowledged messages are sent again.
             persistent: keep the session when the connection ends.
-            window: unacknowledged messages that the client takes at once, 1 to 65,535.
-            will: published when the connection ends without a goodbye.
+            window: most unacknowledged messages to the client at once, 1 to 65,535.
+            will: published when the connection ends without DISCONNECT.
         """
         actions: list[Action] = []
         old = self._sessions.get(client)
@@ -132,7 +132,7 @@ class Router:
         return actions + self._fill(old)
 
     def disconnect(self, client: str, *, goodbye: bool) -> list[Action]:
-        """A client's connection ended, with a DISCONNECT or without."""
+        """Handle the end of a connection, with a DISCONNECT or without."""
         session = self._sessions.get(client)
         if session is None or not session.online:
             return []
@@ -143,16 +143,16 @@ class Router:
         return [] if goodbye or will is None else self.publish(will)
 
     def expire(self, client: str) -> None:
-        """Forget a session, unless its client is connected."""
+        """Discard a session, unless its client is connected."""
         session = self._sessions.get(client)
         if session is not None and not session.online:
             self._forget(client)
 
     def publish(self, message: RoutedMessage) -> list[Action]:
-        """A client published.
+        """Handle a client's message.
 
         Raises:
-            ValueError: its topic is none.
+            ValueError: its topic is invalid.
         """
         check_topic(message.topic)
         if message.retain:
@@ -166,10 +166,10 @@ class Router:
         return actions
 
     def subscribe(self, client: str, filters: Iterable[tuple[str, int]]) -> list[Action]:
-        """A connected client subscribed; retained messages follow.
+        """Subscribe a connected client; retained messages follow.
 
         Raises:
-            ValueError: a filter is none. Nothing was subscribed.
+            ValueError: a filter is invalid. Nothing was subscribed.
         """
         session = self._sessions[client]
         wanted = [(check_filter(topic_filter), qos) for topic_filter, qos in filters]
@@ -182,14 +182,14 @@ class Router:
         return actions
 
     def unsubscribe(self, client: str, filters: Iterable[str]) -> None:
-        """A connected client unsubscribed. What is in flight or queued still goes out."""
+        """Unsubscribe a connected client. Messages in flight or queued are still sent."""
         session = self._sessions[client]
         for topic_filter in filters:
             session.filters.discard(topic_filter)
             self._filters.discard(topic_filter, client)
 
     def acknowledge(self, client: str, packet_id: int) -> list[Action]:
-        """A client acknowledged; the window moves on. An unknown packet id changes nothing."""
+        """Handle an acknowledgement; the window moves on. An unknown packet id changes nothing."""
         session = self._sessions.get(client)
         if session is None or not session.online or session.in_flight.pop(packet_id, None) is None:
             return []

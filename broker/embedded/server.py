@@ -1,10 +1,10 @@
 """A small MQTT broker of our own, for demonstrations of about 100 devices and for tests.
 
 MQTT 3.1.1 and 5 with QoS 0 and 1 over TCP, sessions and retained messages in memory; no TLS, no websockets, no access
-control beyond a password. For anything that lasts, run Mosquitto or another real broker.
+control beyond a password. For production, run Mosquitto or another real broker.
 
 `python -m midge.broker.embedded.server --port 0` prints `{"host": …, "port": …}` on one line once it serves, and ends
-with its standard input or a SIGTERM, so that none is left behind when the program that started it dies.
+with its standard input or a SIGTERM, so that it does not outlive the program that started it.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from midge.broker.embedded.routing import DEFAULT_WINDOW, Action, Close, Deliver
 
 DEFAULT_MAXIMUM_PACKET_SIZE = 16 * 1024 * 1024
 NO_EXPIRY = 0xFFFFFFFF
-"""A session expiry that never comes; MQTT 5, section 3.1.2.11.2."""
+"""A session expiry of never; MQTT 5, section 3.1.2.11.2."""
 NOT_ACCEPTED_311 = {
     Reason.UNSUPPORTED_PROTOCOL_VERSION: 1,
     Reason.CLIENT_ID_NOT_VALID: 2,
@@ -56,10 +56,10 @@ class EmbeddedBroker:
         Args:
             host: the address to listen at.
             port: the port to listen at; 0 takes a free one.
-            users: passwords by user name; None lets everybody in.
-            maximum_packet_size: in bytes; told to clients in CONNACK.
+            users: passwords by user name; None disables authentication.
+            maximum_packet_size: in bytes; announced in CONNACK.
             maximum_buffered: bytes written to a client that its socket has not taken; a client that lags further
-                behind loses messages of QoS 0, or else its connection.
+                behind loses messages of QoS 0, or is disconnected.
             versions: protocol versions to speak: 4 is MQTT 3.1.1, 5 is 5.
         """
         self.host = host
@@ -97,10 +97,10 @@ class EmbeddedBroker:
         return client
 
     def handle(self, client: EmbeddedClient, packet: packets.Packet) -> None:
-        """Take one packet of a client.
+        """Handle one packet of a client.
 
         Raises:
-            ProtocolError: it asks for what is not offered.
+            ProtocolError: it uses a feature that is not offered.
         """
         match packet:
             case packets.Connect():
@@ -125,7 +125,7 @@ class EmbeddedBroker:
                 client.close(goodbye=packet.reason == 0)
 
     def gone(self, client: EmbeddedClient, *, goodbye: bool) -> None:
-        """Take the end of a connection."""
+        """Handle the end of a connection."""
         self._connections.discard(client)
         client_id = client.client_id
         if client_id is None or self._clients.get(client_id) is not client:
@@ -147,7 +147,7 @@ class EmbeddedBroker:
         if refusal is not None:
             code: int = refusal if packet.version == 5 else NOT_ACCEPTED_311[refusal]
             if refusal is Reason.UNSUPPORTED_PROTOCOL_VERSION:
-                client.version = 4  # a broker of that version answers in it
+                client.version = 4  # the answer is in the client's version
                 code = 1
             client.send(packets.connack(client.version, code))
             client.close()
@@ -222,7 +222,8 @@ class EmbeddedBroker:
                 case Deliver() as action:
                     receiver = self._clients.get(action.client)
                     if receiver is not None and not receiver.deliver(action) and action.qos:
-                        # Larger than it takes: MQTT 5 has it dropped as if it had been acknowledged, [MQTT-3.1.2-25].
+                        # Larger than the client accepts: MQTT 5 discards it as if it had been acknowledged,
+                        # [MQTT-3.1.2-25].
                         following.extend(self._router.acknowledge(action.client, action.packet_id))
 
     @staticmethod
@@ -233,7 +234,7 @@ class EmbeddedBroker:
 
 
 def _partition(actions: Sequence[Action], client_id: str) -> tuple[list[Action], list[Action]]:
-    """What concerns others or an older connection, and what may go out only behind this client's CONNACK."""
+    """Split actions into those for others or an older connection, and those that must follow this client's CONNACK."""
     mine: list[Action] = [each for each in actions if isinstance(each, Deliver) and each.client == client_id]
     ids = {id(each) for each in mine}
     return [each for each in actions if id(each) not in ids], mine
@@ -268,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m midge.broker.embedded.server", description="A small MQTT broker.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=1883, help="0 takes a free one")
-    parser.add_argument("--users", type=Path, help="a JSON file, passwords by user; without it all are let in")
+    parser.add_argument("--users", type=Path, help="a JSON file, passwords by user; default: no authentication")
     parser.add_argument("--maximum-packet-size", type=int, default=DEFAULT_MAXIMUM_PACKET_SIZE, help="in bytes")
     parser.add_argument("--only-version", type=int, choices=(4, 5), help="speak MQTT 3.1.1 (4) or 5 only")
     given = parser.parse_args(arguments)

@@ -1,1 +1,1 @@
-"""A broker on this machine: Mosquitto, or the embedded one, as a child process."""
+"""A local broker for demonstrations and tests: Mosquitto, or the embedded one, as a child process."""

@@ -1,4 +1,4 @@
-"""A broker on this machine for demonstrations and tests: Mosquitto where it is installed, else our own."""
+"""A local broker for demonstrations and tests: Mosquitto if installed, otherwise our own."""
 
 import json
 import sys
@@ -15,15 +15,15 @@ from midge.broker.mqtt.endpoint import Endpoint, Tls
 Kind = Literal["mosquitto", "embedded"]
 
 ATTEMPTS = 5
-"""How often to take another port if another process took the first."""
+"""Attempts to start on another port if another process took the chosen one."""
 READY: dict[Kind, str] = {"mosquitto": " running", "embedded": '{"host"'}
-"""What they write once they serve."""
+"""Output that shows that a broker serves."""
 SILENT = ("0.", "1.")
-"""How versions of Mosquitto begin that write nothing."""
+"""Version prefixes of Mosquitto that print no such output."""
 
 
 class LocalBroker:
-    """A broker in a process of its own, on the loopback. `kill` and `restart` are for trying out what then happens."""
+    """A broker in a process of its own, on the loopback. `kill` and `restart` simulate failures."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class LocalBroker:
         """Prepare; `local_broker` starts it.
 
         Raises:
-            BrokerUnreachable: Mosquitto is asked for and not installed.
+            BrokerUnreachable: Mosquitto is requested and not installed.
         """
         binary = find_mosquitto() if kind == "mosquitto" else None
         if kind == "mosquitto" and binary is None:
@@ -56,7 +56,7 @@ class LocalBroker:
 
     @property
     def endpoint(self) -> Endpoint:
-        """Where it serves, with its user and password. For TLS the caller adds what to trust."""
+        """Address, user and password. For TLS the caller adds what to trust."""
         scheme: Literal["mqtt", "mqtts"] = "mqtt" if self._tls is None else "mqtts"
         return Endpoint(
             scheme, "127.0.0.1", self._port, self._user, self._password, None if self._tls is None else Tls()
@@ -95,12 +95,12 @@ class LocalBroker:
         raise BrokerUnreachable(f"The broker ended as it started: {self._child.log_tail()}")
 
     async def stop(self) -> None:
-        """Stop it in order."""
+        """Stop it with SIGTERM."""
         if self._child is not None:
             await self._child.stop()
 
     def kill(self) -> None:
-        """Kill it, as a power cut does: clients get no goodbye, and nothing is kept."""
+        """Kill it as in a power cut: no DISCONNECT, nothing is kept."""
         if self._child is not None:
             self._child.kill()
 
@@ -133,19 +133,19 @@ async def local_broker(
     tls: Tls | None = None,
     port: int = 0,
 ) -> AsyncGenerator[LocalBroker, None]:
-    """Run a broker on a free port of the loopback for as long as the block lasts.
+    """Run a broker on a free port of the loopback during the block.
 
     Args:
-        kind: `auto` takes Mosquitto where it is installed.
-        directory: where its configuration and its log go; it must exist.
-        user: whom to let in; None lets everybody in.
+        kind: `auto` takes Mosquitto if it is installed.
+        directory: for its configuration and its log; it must exist.
+        user: the only user that may connect; None disables authentication.
         password: that user's.
         port: of the loopback; 0 takes a free one.
-        tls: the listener's certificate and key, for `mosquitto` only; with `cafile` it asks for client certificates.
+        tls: the listener's certificate and key, for `mosquitto` only; with `cafile` it requires client certificates.
 
     Raises:
         BrokerUnreachable: it cannot be started; the message holds the end of its log.
-        ValueError: TLS is asked of the embedded broker.
+        ValueError: TLS is requested of the embedded broker.
     """
     chosen: Kind = ("mosquitto" if find_mosquitto() else "embedded") if kind == "auto" else kind
     if tls is not None and chosen == "embedded":

@@ -1,4 +1,4 @@
-"""Mosquitto as a child process on the loopback, with a configuration of ours."""
+"""Mosquitto as a child process on the loopback, with a generated configuration."""
 
 import hashlib
 import os
@@ -12,23 +12,23 @@ from pathlib import Path
 from midge.broker.mqtt.endpoint import Tls
 
 PLACES = ("/usr/sbin", "/usr/local/sbin", "/usr/local/bin", "/opt/homebrew/sbin")
-"""Where packages put it, beside the path; Debian's is not on an ordinary user's."""
+"""Folders where packages install it, beside PATH; Debian's is not on an ordinary user's PATH."""
 
 MAX_QUEUED_MESSAGES = 1_000_000
-"""Messages that wait for one client. The default, 1,000, silently drops what it has acknowledged; 0 for no limit is
-broken in some versions up to 2.0.22."""
+"""Most messages queued for one client. With the default, 1,000, further ones are dropped silently although they were
+acknowledged; 0 for no limit is broken in some versions up to 2.0.22."""
 ITERATIONS = 101
-"""Of PBKDF2: the number of `mosquitto_passwd`. The file is ours and lives as long as the broker."""
+"""Iterations of PBKDF2: the number of `mosquitto_passwd`. The file is ours and lives as long as the broker."""
 
 
 def find_mosquitto() -> Path | None:
-    """The binary, or None."""
+    """The path of the binary, or None."""
     found = shutil.which("mosquitto", path=os.pathsep.join([os.environ.get("PATH", os.defpath), *PLACES]))
     return None if found is None else Path(found)
 
 
 def mosquitto_version(binary: Path) -> str:
-    """Its version, such as `2.0.11`; empty where it does not say."""
+    """Its version, such as `2.0.11`; empty if unknown."""
     answer = subprocess.run([binary, "-h"], capture_output=True, text=True, check=False, timeout=10)  # noqa: S603
     words = (answer.stdout + answer.stderr).split()
     return words[words.index("version") + 1].rstrip(",") if "version" in words[:3] else ""
@@ -36,25 +36,25 @@ def mosquitto_version(binary: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class MosquittoSettings:
-    """What goes into `mosquitto.conf`."""
+    """Settings of `mosquitto.conf`."""
 
     max_packet_size: int = 16 * 1024 * 1024
-    """In bytes. Versions from 2.1 on take 2 MB unless told otherwise."""
+    """In bytes. Since 2.1 the default is 2 MB."""
     user: str | None = None
-    """None lets everybody in."""
+    """None disables authentication."""
     password: str | None = None
     tls: Tls | None = None
-    """The broker's own `certfile` and `keyfile`; with `cafile` it asks for client certificates."""
+    """The broker's own `certfile` and `keyfile`; with `cafile` it requires client certificates."""
 
 
 def write_configuration(directory: Path, port: int, settings: MosquittoSettings) -> Path:
-    """Write `mosquitto.conf`, and a password file beside it where one is asked for."""
+    """Write `mosquitto.conf`, and a password file beside it if there is a user."""
     lines = [
         f"listener {port} 127.0.0.1",
         "persistence false",
         f"max_queued_messages {MAX_QUEUED_MESSAGES}",
         f"max_packet_size {settings.max_packet_size}",
-        "set_tcp_nodelay true",  # else a message that follows an acknowledgement waits 40 ms
+        "set_tcp_nodelay true",  # otherwise a message that follows an acknowledgement waits 40 ms
         "log_dest stderr",
         "log_type error",
         "log_type warning",
@@ -70,7 +70,7 @@ def write_configuration(directory: Path, port: int, settings: MosquittoSettings)
         if settings.tls.cafile is not None:
             lines += [f"cafile {settings.tls.cafile}", "require_certificate true"]
     if os.geteuid() == 0:
-        lines.append("user root")  # else it changes to a user who may not read its own files
+        lines.append("user root")  # otherwise it changes to a user who may not read its own files
     path = directory / "mosquitto.conf"
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -85,10 +85,10 @@ def _write_passwords(directory: Path, user: str, password: str) -> Path:
 
 
 def password_hash(password: str) -> str:
-    """As a password file of Mosquitto 2 has it: PBKDF2 (RFC 8018, section 5.2) with SHA-512.
+    """A hash in the format of Mosquitto 2's password file: PBKDF2 (RFC 8018, section 5.2) with SHA-512.
 
-    Ours rather than the installed `mosquitto_passwd`'s: that takes the password from a command line, which everybody
-    on the machine reads, and a newer one may write what an older broker cannot read.
+    Computed here and not by the installed `mosquitto_passwd`, which takes the password from a command line, visible to
+    everyone on the machine; a newer one may also write what an older broker cannot read.
     """
     salt = secrets.token_bytes(12)
     digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, ITERATIONS)

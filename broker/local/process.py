@@ -1,6 +1,6 @@
 """A server as a child process that does not outlive us.
 
-It belongs to no event loop, so that a test can start it in one and stop it in another: hence the polling.
+It is bound to no event loop, so that a test can start it in one and stop it in another; hence the polling.
 """
 
 import asyncio
@@ -15,24 +15,25 @@ from pathlib import Path
 from midge.broker.mqtt.connection import BrokerUnreachable
 
 POLL = 0.02
-"""Seconds between two looks whether a child serves yet."""
+"""Seconds between two checks whether a child serves yet."""
 SETTLED = 0.5
-"""Seconds after which a child that says nothing, and has not ended, counts as the one that serves at its port."""
+"""Seconds after which a silent child that still runs counts as the process that listens at its port."""
 PATIENCE = 10.0
 """Seconds that a child has to begin to serve, and to end when asked to."""
 
 
 def dying_with_parent(command: list[str]) -> list[str]:
-    """The command so that the kernel kills it when the thread that started it ends, where Linux's setpriv is there.
+    """Prefix a command so that the kernel kills it when the thread that started it ends.
 
-    Setting this between fork and exec ourselves would run Python in a fork of a process with threads.
+    Needs Linux's setpriv; without it the command is unchanged. Setting this between fork and exec ourselves would run
+    Python in a fork of a process with threads.
     """
     setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
     return command if setpriv is None else [setpriv, "--pdeathsig", "KILL", "--", *command]
 
 
 def free_port() -> int:
-    """A TCP port of the loopback that is free now; another process may take it before we do."""
+    """A TCP port of the loopback that is free now; another process may take it first."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -43,7 +44,7 @@ def free_port() -> int:
 def in_use(port: int) -> bool:
     """Whether a process listens at this port of the loopback."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended do not count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore connections in TIME_WAIT
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
@@ -70,8 +71,8 @@ class Child:
 
         Args:
             command: the program and its arguments.
-            log: where its output goes, behind what is there.
-            ready: what it writes once it serves; empty if it writes nothing.
+            log: the file to which its output is appended.
+            ready: output that shows that it serves; empty if there is none.
 
         Raises:
             BrokerUnreachable: the program cannot be started.
@@ -98,20 +99,20 @@ class Child:
         return ""
 
     def log_tail(self, lines: int = 3) -> str:
-        """The end of what it wrote, on one line."""
+        """The end of its output, on one line."""
         return " / ".join(self._output().splitlines()[-lines:])
 
     async def serves(self, host: str, port: int) -> bool:
-        """Wait until it takes connections; False where it ended instead.
+        """Wait until it accepts connections; False if it ended instead.
 
         Raises:
-            BrokerUnreachable: it does neither for too long.
+            BrokerUnreachable: it does neither in time.
         """
         try:
             async with asyncio.timeout(PATIENCE):
                 while self.running and not await _accepts(host, port):  # noqa: ASYNC110
                     await asyncio.sleep(POLL)
-                # Whoever accepted may be another process that was faster to take the port.
+                # Another process may have taken the port first and have accepted instead.
                 if self._ready:
                     while self.running and self._ready not in self._output():  # noqa: ASYNC110
                         await asyncio.sleep(POLL)
@@ -122,7 +123,7 @@ class Child:
         return self.running
 
     async def stop(self) -> None:
-        """Ask it to end, and kill it where it does not."""
+        """Ask it to end, and kill it if it does not."""
         if self.running:
             self._process.terminate()
             with suppress(TimeoutError):

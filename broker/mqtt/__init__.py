@@ -1,1 +1,1 @@
-"""MQTT connections: the contract, paho behind it, and what is retained."""
+"""MQTT connections: the contract, its implementation on paho, and retained messages."""

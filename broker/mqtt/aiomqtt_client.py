@@ -1,8 +1,8 @@
-"""aiomqtt's client for an endpoint, for what only listens: `async for message in client.messages`.
+"""aiomqtt's client for an endpoint, for readers only: `async for message in client.messages`.
 
-It is used by its public interface, and with MQTT 3.1.1, which every broker speaks. Where it matters why a broker is not
-to be reached, or whether it took a message, a `broker.Connection` is better: to aiomqtt 2 a broker that hangs up on
-CONNECT is one that does not answer, after the whole time-out, and a negative PUBACK is success.
+It is used by its public interface, with MQTT 3.1.1, which every broker speaks. If the reason for a failed connection or
+a refused message matters, use `broker.Connection`: aiomqtt 2 reports a broker that disconnects on CONNECT as a
+time-out, and a negative PUBACK as success.
 """
 
 import logging
@@ -14,13 +14,13 @@ from midge.broker.mqtt.endpoint import Endpoint
 from midge.broker.mqtt.paho_reason_codes import name_all_codes
 from midge.broker.mqtt.tls import tls_context
 
-name_all_codes()  # aiomqtt runs paho
+name_all_codes()  # aiomqtt is built on paho
 _quiet = logging.getLogger(__name__)
-_quiet.setLevel(logging.CRITICAL)  # what it logs as an error it also raises
+_quiet.setLevel(logging.CRITICAL)  # it also raises what it logs as an error
 
 
 def listener(endpoint: Endpoint, purpose: str) -> aiomqtt.Client:
-    """A client with an id of its own that names its purpose; to be entered with `async with`.
+    """Make a client with an id that names its purpose; to be entered with `async with`.
 
     Raises:
         BrokerRefused: a TLS file cannot be used.

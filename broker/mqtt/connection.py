@@ -1,17 +1,17 @@
-"""One MQTT connection, as the rest of Midge sees it.
+"""The contract of an MQTT connection.
 
-`Connection` is what the shells of the device and of the aggregator hold. paho-mqtt is behind it, or the in-memory twin;
-one contract suite holds both to the same behaviour.
+`Connection` is what the shells of the device and of the aggregator use. paho-mqtt implements it, and so does the
+in-memory broker; one contract suite tests both.
 
 The rules:
 
-- Only QoS 0 and 1. `publish` at QoS 1 returns when the broker's PUBACK has come, which says nothing about any
-  subscriber: a stock Mosquitto acknowledges messages that it drops.
-- A negative acknowledgement is raised, never swallowed. Where the protocol has none (3.1.1), there is none to raise.
-- Incoming messages at QoS 1 are acknowledged by `ack`, by whoever took them in. An acknowledgement belongs to the
-  connection that delivered: after a reconnect it is dropped.
-- A lost connection is raised as `ConnectionLost` from `messages()` and from every `publish` and `subscribe` that
-  waits. A connection never reconnects by itself; the shells do, with back-off and jitter.
+- Only QoS 0 and 1. `publish` at QoS 1 returns with the broker's PUBACK, which says nothing about any subscriber: a
+  stock Mosquitto acknowledges messages that it drops.
+- A negative acknowledgement is raised, never swallowed. MQTT 3.1.1 has none.
+- Incoming messages at QoS 1 are acknowledged by a call of `ack`. An acknowledgement belongs to the connection that
+  delivered: after a reconnect it is dropped.
+- A lost connection is raised as `ConnectionLost` from `messages()` and from every waiting `publish` and `subscribe`.
+  A connection never reconnects by itself; the shells do, with back-off and jitter.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -24,7 +24,7 @@ QoS = Literal[0, 1]
 
 
 class BrokerError(Exception):
-    """Something between us and the broker went wrong; the message says what to do."""
+    """An error between us and the broker; the message says what to do."""
 
 
 class BrokerUnreachable(BrokerError):
@@ -32,18 +32,18 @@ class BrokerUnreachable(BrokerError):
 
 
 class BrokerRefused(BrokerError):
-    """The broker answered and said no: bad credentials, not authorised, certificate not trusted."""
+    """The broker refused the connection: bad credentials, not authorised, certificate not trusted."""
 
 
 class ConnectionLost(BrokerError):
-    """A connection that stood is gone."""
+    """An established connection has ended."""
 
     def __init__(self, message: str, *, taken_over: bool = False, reason: int = 0) -> None:
         super().__init__(message)
         self.reason = reason
-        """MQTT's, where the broker gave one, else 0."""
+        """MQTT's reason code if the broker gave one, otherwise 0."""
         self.taken_over = taken_over
-        """True where the broker said that another client came with the same client id (MQTT 5, 0x8E)."""
+        """Whether the broker said that another client connected with the same client id (MQTT 5, 0x8E)."""
 
 
 class PublishRefused(BrokerError):
@@ -59,12 +59,12 @@ class SubscribeRefused(BrokerError):
 
 
 class PacketTooLarge(BrokerError):
-    """A payload does not fit into the largest packet that the broker takes. Raised before anything is sent."""
+    """A payload does not fit into the broker's largest packet. Raised before anything is sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Will:
-    """What the broker publishes for us when we vanish without a goodbye."""
+    """The message that the broker publishes if we vanish without DISCONNECT."""
 
     topic: str
     payload: bytes
@@ -74,23 +74,23 @@ class Will:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to connect, beside where to."""
+    """Options of a connection, beside the address."""
 
     client_id: str
     will: Will | None = None
     keepalive: int = 30
-    """Seconds between signs of life, at most."""
+    """Keepalive in seconds."""
     receive_maximum: int = 20
-    """How many unacknowledged QoS 1 messages we take at once (MQTT 5; 3.1.1 brokers have a limit of their own)."""
+    """Most unacknowledged QoS 1 messages to us at once (MQTT 5; brokers of 3.1.1 have a limit of their own)."""
     largest: int | None = None
-    """Bytes of the largest payload that is read; of a larger one the first byte is kept, which is no message."""
+    """Bytes of the largest payload that is read; of a larger one only the first byte is kept, which is no message."""
     timeout: float = 10.0
     """Seconds to wait for the broker's answer to CONNECT and SUBSCRIBE."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the broker said of itself in CONNACK, with MQTT's defaults where it said nothing."""
+    """The broker's limits from CONNACK, with MQTT's defaults for missing ones."""
 
     protocol: Literal[4, 5] = 4
     """4 is MQTT 3.1.1."""
@@ -123,11 +123,11 @@ class Connection(Protocol):
     async def publish(self, topic: str, payload: Payload, *, qos: QoS = 1, retain: bool = False) -> None:
         """Send one message; at QoS 1 return after its PUBACK.
 
-        Several publishes may be under way at once; they leave in the order of the calls.
+        Several publishes may be in flight at once; they are sent in the order of the calls.
 
         Raises:
-            ValueError: the topic is none; it is empty or has a wildcard.
-            PacketTooLarge: it does not fit the broker's limit; nothing was sent.
+            ValueError: the topic is empty or has a wildcard.
+            PacketTooLarge: it exceeds the broker's limit; nothing was sent.
             PublishRefused: the broker answered with a reason code of 0x80 or above.
             ConnectionLost: the connection ended before the PUBACK.
         """
@@ -136,7 +136,7 @@ class Connection(Protocol):
         """Subscribe to all filters in one packet; retained messages follow as deliveries.
 
         Raises:
-            ValueError: one of the filters is none.
+            ValueError: a filter is invalid.
             SubscribeRefused: the broker refused one of them.
             ConnectionLost: the connection ended.
         """
@@ -144,20 +144,20 @@ class Connection(Protocol):
     async def unsubscribe(self, *filters: str) -> None: ...
 
     def messages(self) -> AsyncIterator[Delivery]:
-        """Deliveries, in order of arrival, for as long as the connection lives. For one reader.
+        """Deliveries, in order of arrival, while the connection lives. For one reader.
 
         Raises:
-            ConnectionLost: the connection ended; what had arrived before is delivered first.
+            ConnectionLost: the connection ended; earlier messages are delivered first.
         """
 
     def waiting(self) -> Sequence[Delivery]:
-        """Take what has arrived already and waits in `messages()`, without waiting for more."""
+        """Take the deliveries that have arrived already, without waiting."""
 
     def ack(self, delivery: Delivery) -> None:
-        """Acknowledge a QoS 1 delivery of this connection. One of another connection, or of QoS 0, is ignored."""
+        """Acknowledge a QoS 1 delivery of this connection. Others, and those of QoS 0, are ignored."""
 
 
 class Connector(Protocol):
-    """Makes connections: what a shell is given instead of an address. Called again for each reconnect."""
+    """Makes connections to one broker; called again for each reconnect."""
 
     def __call__(self, options: Options) -> AbstractAsyncContextManager[Connection]: ...

@@ -1,4 +1,4 @@
-"""Where a broker is and how to be let in: `mqtts://user:password@host:8883`."""
+"""Address and credentials of a broker: `mqtts://user:password@host:8883`."""
 
 import ipaddress
 import re
@@ -11,25 +11,25 @@ Scheme = Literal["mqtt", "mqtts", "ws", "wss"]
 
 DEFAULT_PORTS: dict[str, int] = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 DEFAULT_PATH = "/mqtt"
-"""Where brokers serve MQTT over websockets, by convention."""
+"""The conventional path of MQTT over websockets."""
 
 _STARTS_WITH_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _DELIMITERS = "/?#"
-"""What ends the part of a URL that has user, password, host and port; RFC 3986, section 3.2."""
+"""Characters that end the authority part of a URL; RFC 3986, section 3.2."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """What to trust and what to show. Without `cafile` the system's certificate authorities are trusted."""
+    """TLS settings. Without `cafile` the system's certificate authorities are trusted."""
 
     cafile: Path | None = None
     certfile: Path | None = None
-    """Our own certificate, where the broker wants one; PEM."""
+    """Our own certificate, if the broker requires one; PEM."""
     keyfile: Path | None = None
     insecure: bool = False
-    """Take any certificate for any name. Whoever sits between us and the broker then reads everything."""
+    """Accept any certificate for any name. A machine in the middle can then read everything."""
     alpn: tuple[str, ...] = ()
-    """Names of application protocols to offer, where one port serves several: RFC 7301."""
+    """Application protocols to offer, if one port serves several: RFC 7301."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Endpoint:
 
     @property
     def credential_files(self) -> list[Path]:
-        """What may run out: our certificate, and the authorities that are trusted."""
+        """Files that expire: our certificate, and the trusted authorities."""
         return [] if self.tls is None else [file for file in (self.tls.certfile, self.tls.cafile) if file is not None]
 
     @property
@@ -57,12 +57,12 @@ class Endpoint:
 
     @property
     def address(self) -> str:
-        """`host:port`, as people write it."""
+        """`host:port`, with brackets around IPv6."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def exposed(self) -> bool:
-        """Whether what is sent can be read and changed by others: there is no TLS, and it leaves this machine."""
+        """Whether others can read and change the traffic: it has no TLS and leaves this machine."""
         return self.tls is None and not is_loopback(self.host)
 
     def __str__(self) -> str:
@@ -73,18 +73,18 @@ class Endpoint:
 
     @classmethod
     def parse(cls, url: str, *, user: str | None = None, password: str | None = None, tls: Tls | None = None) -> Self:
-        """Read a URL such as `mqtt://localhost` or `mqtts://user:p%40ss@broker.example:8883`.
+        """Parse a URL such as `mqtt://localhost` or `mqtts://user:p%40ss@broker.example:8883`.
 
         Args:
-            url: scheme `mqtt`, `mqtts`, `ws` or `wss`; ports 1883, 8883, 80 and 443 where none is given; user and
-                password percent-encoded. A websocket's path may have a query, which goes to the server as it is;
-                `mqtts://host:443?alpn=NAME` offers that protocol in TLS, as AWS IoT Core wants on port 443.
+            url: scheme `mqtt`, `mqtts`, `ws` or `wss`; default ports are 1883, 8883, 80 and 443; user and password
+                percent-encoded. A websocket's path may have a query, which is passed on unchanged;
+                `mqtts://host:443?alpn=NAME` offers that protocol in TLS, as AWS IoT Core requires on port 443.
             user: takes precedence over the URL's.
             password: takes precedence over the URL's.
             tls: details for `mqtts` and `wss`.
 
         Raises:
-            ValueError: the address is not one; the message says what is wrong, and never the password.
+            ValueError: the address is invalid; the message says why, and never contains the password.
         """
         url = url.strip()
         if not (begins := _STARTS_WITH_SCHEME.match(url)):
@@ -130,7 +130,7 @@ class Endpoint:
 
 
 def _check_reserved(rest: str, *, websockets: bool) -> None:
-    """Find what ends the host's part of a URL although an `@` follows: it stands in a user or a password.
+    """Find a character in a user or a password that ends the host's part of a URL although an `@` follows.
 
     Raises:
         ValueError: there is such a character, or one that no URL has.
@@ -141,7 +141,7 @@ def _check_reserved(rest: str, *, websockets: bool) -> None:
         )
     end = next((place for place, character in enumerate(rest) if character in _DELIMITERS), len(rest))
     head = rest[:end]
-    # A path or a query of a websocket may have an '@' of its own; then what stands before it is a host and its port.
+    # A websocket's path or query may contain an '@'; then a host and its port stand before it.
     whole = websockets and ("@" in head or re.fullmatch(r"[^:]*(:\d*)?|\[.*](:\d*)?", head))
     if "@" in rest[end:] and not whole:
         raise ValueError(
@@ -151,7 +151,7 @@ def _check_reserved(rest: str, *, websockets: bool) -> None:
 
 
 def _host(host: str) -> str:
-    """The host, with the zone of a link-local address as sockets take it; RFC 6874 writes `fe80::1%25eth0`."""
+    """The host, with the zone of a link-local address as sockets need it; RFC 6874 writes `fe80::1%25eth0`."""
     address, percent, zone = host.partition("%")
     if not percent or ":" not in address:
         return host
@@ -159,7 +159,7 @@ def _host(host: str) -> str:
 
 
 def _alpn(query: str, *, asked: bool, secure: bool) -> tuple[str, ...]:
-    """The protocols of `?alpn=`, the only parameter that an address without a path has."""
+    """The protocols of `?alpn=`, the only parameter allowed in an address without a path."""
     if not asked:
         return ()
     given = parse_qsl(query, keep_blank_values=True)
@@ -202,7 +202,7 @@ def _credentials(parts: SplitResult, user: str | None, password: str | None) -> 
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine, by its name alone."""
+    """Whether a host is this machine, judged by its name alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

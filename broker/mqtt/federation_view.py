@@ -1,7 +1,7 @@
-"""A federation as it looks from its broker: what is retained, and what its aggregator answers when it is asked.
+"""A federation as seen from its broker: retained messages, and the aggregator's overview on request.
 
-What is retained is as old as its last change, and a process that hangs says nothing of it. So the aggregator is asked
-for an overview, which it answers within about a second; without an answer, the retained messages are shown as such.
+Retained messages are as old as their last change, and do not show that a process hangs. So the aggregator is asked for
+an overview, which takes it about a second; without an answer, only the retained messages are shown.
 """
 
 import asyncio
@@ -20,15 +20,15 @@ from midge.wire.overview import DeviceRow
 from midge.wire.topics import DEFAULT_ROOT, Channel, Topics, check_name, explain_absence
 
 PATIENCE = 3.0
-"""Seconds for an answer: aggregators give one a second."""
+"""Seconds to wait for an answer: aggregators send one a second."""
 _AT_ONCE = 256
-"""Devices in a message."""
+"""Devices per message."""
 _FILTERS = 7
-"""Topics in a SUBSCRIBE, beside the marker: AWS IoT Core takes eight."""
+"""Topics in a SUBSCRIBE, beside the marker: AWS IoT Core accepts eight."""
 _VERSIONS = 64
-"""Versions back for which chunks are looked for by name: those of some 32 stand at a broker."""
+"""Versions back for which chunks are looked up by name: a broker holds those of about 32."""
 _MOST_PARTS = 100_000
-"""Chunks of a frame that are looked for: an announcement may be forged."""
+"""Most chunks of a frame that are looked up: an announcement may be forged."""
 _TIMEOUT = 4.0
 """Seconds for the broker's answer to CONNECT and SUBSCRIBE: a monitor waits for all of this together."""
 
@@ -57,12 +57,12 @@ async def list_federations(connect: Connector, root: str = DEFAULT_ROOT) -> dict
 
 
 async def explain_missing(connect: Connector, topics: Topics) -> str:
-    """Why there is nothing of a federation on a broker, as a sentence for who asked."""
+    """Explain why a federation is not on a broker."""
     return explain_absence(topics, await announced_names(connect, topics.root))
 
 
 async def announced_names(connect: Connector, root: str) -> list[str]:
-    """The federations that are announced as far as this user may see: none if it may not look beyond its own."""
+    """The announced federations that this user may see: none if it may not look beyond its own."""
     with suppress(PublishRefused, SubscribeRefused):
         return sorted(await list_federations(connect, root))
     return []
@@ -71,9 +71,9 @@ async def announced_names(connect: Connector, root: str) -> list[str]:
 async def describe_federation(connect: Connector, topics: Topics, *, ask: bool = True) -> dict[str, Any]:
     """The aggregator's status and health, the announced model and a row for each device, as plain values.
 
-    `answered` says whether the aggregator did: otherwise all is as it was retained, and `unasked` says why it was not
-    asked. `left_out` counts the devices that had no room in its answer: of them there is what is retained. A row's
-    `as_of` says whether it is of now, or of the device's last greeting, which may be weeks old.
+    `answered` says whether the aggregator answered: otherwise everything is from retained messages, and `unasked` says
+    why it was not asked. `left_out` counts the devices that did not fit in its answer: they are shown from retained
+    messages. A row's `as_of` says whether it is current, or of the device's last status, which may be weeks old.
     """
     filters = (topics.aggregator, topics.announcement(), f"{topics.prefix}/status/+")
     found: dict[str, Any] = {
@@ -108,7 +108,7 @@ async def describe_federation(connect: Connector, topics: Topics, *, ask: bool =
 
 
 async def _ask(connection: Connection, topics: Topics, found: dict[str, Any]) -> None:
-    """Ask the aggregator, and take its answer in; without one, `found` stays as it is."""
+    """Ask the aggregator and merge its answer into `found`; without one, `found` is unchanged."""
     await connection.subscribe(topics.overview, qos=0)
     await connection.publish(topics.ask, frames.encode(overview.Ask()), qos=1)
     pages: dict[int, list[DeviceRow]] = {}
@@ -121,7 +121,7 @@ async def _ask(connection: Connection, topics: Topics, found: dict[str, Any]) ->
                 with suppress(WireError):
                     header, rows = overview.decode_page(delivery.payload)
                     if header.page == 0:
-                        pages.clear()  # of an answer that had begun before we asked
+                        pages.clear()  # an answer to an earlier request
                     pages[header.page] = rows
                     if len(pages) == header.pages:
                         _set_status(found, header.status)
@@ -154,23 +154,23 @@ def _model(announcement: messages.Announcement) -> dict[str, Any]:
 
 
 def serves(found: dict[str, Any]) -> bool:
-    """Whether the federation's aggregator says that it serves."""
+    """Whether the federation's aggregator reports that it serves."""
     return found["aggregator"] is not None and AggregatorState(found["aggregator"]["state"]).serves
 
 
 async def say_gone(
     connect: Connector, topics: Topics, names: Sequence[str], key: signing.PrivateKey | None = None
 ) -> None:
-    """Have the aggregator take off the broker what these devices said of themselves, and drop what waits of them.
+    """Have the aggregator remove these devices' retained messages from the broker, and drop their queued updates.
 
     Args:
-        connect: as whom.
+        connect: the operator's connector.
         topics: of the federation.
         names: the devices.
         key: the release key, without which nothing is dropped.
 
     Raises:
-        BrokerError: it cannot be told.
+        BrokerError: the request cannot be sent.
     """
     async with connect(_options()) as connection:
         for first in range(0, len(names), _AT_ONCE):
@@ -182,10 +182,10 @@ async def say_gone(
 
 @dataclass(frozen=True, slots=True)
 class Cleared:
-    """What `clear_federation` did."""
+    """Result of `clear_federation`."""
 
     removed: int
-    """Retained messages that were there."""
+    """Number of retained messages that were removed."""
     blind: bool
     """Whether the broker shows retained messages by exact topic only, so that some may be left."""
 
@@ -193,8 +193,8 @@ class Cleared:
 async def clear_federation(connect: Connector, topics: Topics, devices: Collection[str] = ()) -> Cleared:
     """Remove every retained message of a federation from a broker.
 
-    A broker may keep what is retained from subscriptions with wildcards, as RabbitMQ does. So topics that are known are
-    asked for one by one: the aggregator's, the chunks that the announcements name, and those of named devices.
+    Some brokers, such as RabbitMQ, do not send retained messages to subscriptions with wildcards. So known topics are
+    subscribed to one by one: the aggregator's, the chunks in the announcements, and those of named devices.
     """
     async with connect(_options()) as connection:
         marker = _marker(topics)
@@ -213,7 +213,7 @@ async def clear_federation(connect: Connector, topics: Topics, devices: Collecti
 
 
 async def _read_exactly(connection: Connection, wanted: Sequence[str], marker: str) -> dict[str, Delivery]:
-    """What is retained on topics that are asked for by name, a few in a packet: services bound how many."""
+    """Retained messages on exact topics, a few topics per packet because services limit their number."""
     found: dict[str, Delivery] = {}
     for first in range(0, len(wanted), _FILTERS):
         some = wanted[first : first + _FILTERS]
@@ -222,7 +222,7 @@ async def _read_exactly(connection: Connection, wanted: Sequence[str], marker: s
 
 
 def _earlier(found: Sequence[Delivery], topics: Topics) -> list[str]:
-    """The first chunks of frames that an announcement no longer names, and that a stopped aggregator left."""
+    """First chunks of frames that an announcement no longer names, and that a stopped aggregator left."""
     names = [each.topic.split("/")[-2:] for each in found if each.topic.startswith(topics.announcement() + "/")]
     newest = max((int(version) for version, _ in names), default=0)
     spans = {0, 1, 2, 4, 8, 16, 32, *(int(cut.partition("-")[0]) for _, cut in names)}
@@ -231,7 +231,7 @@ def _earlier(found: Sequence[Delivery], topics: Topics) -> list[str]:
 
 
 def _rest(found: Sequence[Delivery]) -> list[str]:
-    """The other chunks of frames whose first ones are there."""
+    """The other chunks of frames whose first chunk was found."""
     rest: list[str] = []
     known = {each.topic for each in found}
     for each in found:

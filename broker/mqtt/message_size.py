@@ -1,8 +1,8 @@
-"""How large a message a broker takes, tried with one to ourselves.
+"""Search for the largest message that a broker takes, by sending messages to ourselves.
 
-A broker of MQTT 5 names the largest packet, and may take less all the same (Mosquitto's `message_size_limit`); one of
-3.1.1 names nothing. What is too large comes to one of three things: a refusal, the end of the connection, or an
-acknowledgement and nothing more. So a message counts as taken once it has come back.
+An MQTT 5 broker announces its largest packet, but may take less (Mosquitto's `message_size_limit`); one of 3.1.1
+announces nothing. A message that is too large is refused, ends the connection, or is acknowledged and dropped. So a
+message counts as taken once it has come back.
 """
 
 import asyncio
@@ -11,28 +11,29 @@ from contextlib import suppress
 from midge.broker.mqtt.connection import BrokerRefused, Connection, ConnectionLost, PacketTooLarge, PublishRefused
 
 TOO_LARGE = 0x95
-"""MQTT's reason for what does not fit; MQTT 5, section 2.4."""
+"""MQTT's reason code "packet too large"; MQTT 5, section 2.4."""
 SIZE_REASONS = frozenset({0x80, 0x83, TOO_LARGE, 0x97})
-"""Reasons that brokers give for what is too large: none, one of their own, "packet too large", "quota exceeded"."""
+"""Reason codes that brokers give for oversized messages: unspecified, implementation specific, too large, quota
+exceeded."""
 SMALLEST = 2048
 """Bytes that a broker must take: announcements and receipts cannot be cut."""
 _NEAR = 16
-"""What is found is less than this part of the limit away from it."""
+"""Precision of the search, as a fraction of the limit."""
 _TRIES = 3
-"""Messages that are gone without a word before it was their size: others are lost too."""
+"""Lost messages before the size is blamed: others are lost too."""
 _ENDS = 2
-"""Connections that end, likewise."""
+"""Lost connections before the size is blamed."""
 
 
 class TriedTooMuch(ConnectionLost):
-    """The connection ended while a size was tried. The next one goes on with the search."""
+    """The connection ended while a size was tried. The search continues with the next one."""
 
 
 class SizeSearch:
-    """The search for the largest payload that a broker takes; it goes on over connections.
+    """The search for the largest payload that a broker takes; it continues over several connections.
 
     Args:
-        topic: that its user may both publish and read, and on which nothing else is published.
+        topic: one that its user may both publish and read, and that nothing else uses.
         wanted: bytes; if they pass at once, nothing else is tried.
         patience: seconds for a message to come back.
     """
@@ -45,13 +46,13 @@ class SizeSearch:
         self._near = _NEAR
 
     async def run(self, connection: Connection) -> int | None:
-        """Search to the end, and return what was found; None if what is published there does not come back.
+        """Search to the end and return the size; None if messages on the topic do not come back.
 
         Takes the connection's messages for itself: call it before any other reader.
 
         Raises:
             BrokerRefused: not even `SMALLEST` bytes pass.
-            TriedTooMuch: the connection ended, perhaps for the size that was tried.
+            TriedTooMuch: the connection ended, perhaps because of the size that was tried.
         """
         await connection.subscribe(self._topic)
         if not await self._passes(connection, 1):
@@ -62,9 +63,9 @@ class SizeSearch:
             except ConnectionLost as error:
                 self._lost += 1
                 if self._lost >= _ENDS or error.reason in SIZE_REASONS:
-                    self._near = 1  # a connection for each step: half of what is too large must do
+                    self._near = 1  # each step may cost a connection: half of a size that failed is tried next
                     self._learn(passed=False)
-                raise TriedTooMuch(f"{error} It was tried how large a message the broker takes.") from error
+                raise TriedTooMuch(f"{error} The size limit of the broker was being determined.") from error
             self._learn(passed=passes)
             if not self._passed and self._refused <= SMALLEST:
                 raise BrokerRefused(
@@ -83,7 +84,7 @@ class SizeSearch:
         self._size = (self._passed + self._refused) // 2 if self._passed else max(self._refused // 2, 1)
 
     async def _passes(self, connection: Connection, size: int) -> bool:
-        """Whether a payload of this size comes back before a small one that is sent behind it."""
+        """Whether a payload of this size comes back before a small one that is sent after it."""
         for _ in range(_TRIES):
             self._number += 1
             end = b"end %d" % self._number

@@ -1,7 +1,7 @@
 """`Connection` on paho-mqtt, driven by the running asyncio loop.
 
 paho's own threads wait in select(), which fails silently beyond 1,024 descriptors in a process. Here the loop watches
-the socket and one timer a connection sees to the keepalive, so that thousands of connections cost no thread. Only
+the socket, and one timer a connection handles the keepalive, so that thousands of connections need no threads. Only
 resolving, connecting and the TLS handshake block, and they run in the loop's executor.
 """
 
@@ -22,7 +22,7 @@ from midge.broker.mqtt.paho_errors import (
     Unanswered,
     clean_start,
     connect_properties,
-    hung_up,
+    disconnected,
     silent,
     unreachable,
 )
@@ -33,21 +33,21 @@ from midge.storage import forks
 logger = logging.getLogger(__name__)
 
 PACKETS_AT_ONCE = 32
-"""Packets of one connection that are read before the loop turns to others."""
+"""Packets of one connection that are read before the loop serves others."""
 MISC_PER_KEEPALIVE = 5
-"""How often within a keepalive period paho looks whether a ping is due: it is then late by a fifth at most, and
+"""How often within a keepalive period paho checks whether a ping is due: it is then late by a fifth at most, and
 brokers wait one and a half periods."""
 
 
 def connect(endpoint: Endpoint, options: Options) -> AbstractAsyncContextManager[Connection]:
-    """Connect to `endpoint`; the connection ends with the block, with a proper goodbye. MQTT 5 where it is spoken.
+    """Connect to `endpoint` with MQTT 5, or else 3.1.1; the connection ends with the block, by DISCONNECT.
 
-    MQTT 3.1.1 is tried where the broker refuses MQTT 5, hangs up, or does not answer within `options.timeout`. A busy
-    broker would answer late, so each version has all of that time.
+    MQTT 3.1.1 is tried if the broker refuses MQTT 5, disconnects, or does not answer within `options.timeout`. Each
+    version has all of that time, because a busy broker answers late.
 
     Raises (on entering):
         BrokerUnreachable: nothing serves MQTT there, or it answers neither version within `options.timeout`.
-        BrokerRefused: the broker, or our check of its certificate, said no.
+        BrokerRefused: the broker refused us, or its certificate failed our check.
     """
     return _connect(endpoint, options)
 
@@ -56,10 +56,10 @@ def connect(endpoint: Endpoint, options: Options) -> AbstractAsyncContextManager
 async def connect_with(
     version: Literal[4, 5], endpoint: Endpoint, options: Options
 ) -> AsyncGenerator[PahoSession, None]:
-    """`connect` with one version of MQTT and no other; 4 is MQTT 3.1.1.
+    """Connect with one version of MQTT only; 4 is MQTT 3.1.1.
 
     Raises (on entering):
-        ProtocolRefused: the broker does not speak it, or hung up when it heard it.
+        ProtocolRefused: the broker does not speak it, or disconnected on CONNECT.
     """
     driver = await _open(endpoint, options, MQTTProtocolVersion(version))
     try:
@@ -73,14 +73,14 @@ async def _connect(endpoint: Endpoint, options: Options) -> AsyncGenerator[Conne
     try:
         driver = await _open(endpoint, options, MQTTProtocolVersion.MQTTv5)
     except ProtocolRefused as refused:
-        if refused.alert:  # in TLS, which no version of MQTT mends
-            raise hung_up(endpoint, refused.alert) from refused
+        if refused.alert:  # in TLS, where another version of MQTT does not help
+            raise disconnected(endpoint, refused.alert) from refused
         try:
             driver = await _open(endpoint, options, MQTTProtocolVersion.MQTTv311)
         except Unanswered:
             raise
         except ProtocolRefused as error:
-            raise hung_up(endpoint, error.alert) from error
+            raise disconnected(endpoint, error.alert) from error
     try:
         yield driver.session
     finally:
@@ -92,8 +92,8 @@ async def _open(endpoint: Endpoint, options: Options, protocol: MQTTProtocolVers
     opened: list[Any] = []
     client.on_socket_open = lambda _client, _userdata, sock: opened.append(sock)
     await _open_socket(client, endpoint, options)
-    if client.socket() is None:  # TLS 1.3 refuses our certificate when we take ourselves to be connected already
-        raise ProtocolRefused(str(hung_up(endpoint)), alert_on(opened[0]))
+    if client.socket() is None:  # with TLS 1.3 our certificate is refused after our side of the handshake has ended
+        raise ProtocolRefused(str(disconnected(endpoint)), alert_on(opened[0]))
     driver = _Driver(client, PahoSession(client, endpoint, options))
     try:
         async with asyncio.timeout(options.timeout):
@@ -110,7 +110,7 @@ async def _open(endpoint: Endpoint, options: Options, protocol: MQTTProtocolVers
 
 
 async def _open_socket(client: Client, endpoint: Endpoint, options: Options) -> None:
-    """Connect and send CONNECT in a thread. No callback is set yet, so nothing but the socket is touched there."""
+    """Connect and send CONNECT in a thread. No callback is set yet, so only the socket is touched there."""
     properties = connect_properties(options, client.protocol)
     opening = asyncio.get_running_loop().run_in_executor(
         None,
@@ -125,7 +125,7 @@ async def _open_socket(client: Client, endpoint: Endpoint, options: Options) -> 
     try:
         await asyncio.shield(opening)
     except asyncio.CancelledError:
-        # The thread cannot be stopped: what it opens is closed as soon as it has.
+        # The thread cannot be stopped: the socket is closed as soon as it is open.
         opening.add_done_callback(lambda done: done.exception() or client.disconnect())
         raise
     except OSError as error:
@@ -135,7 +135,7 @@ async def _open_socket(client: Client, endpoint: Endpoint, options: Options) -> 
 def make_client(
     endpoint: Endpoint, options: Options, protocol: MQTTProtocolVersion, *, clean_session: bool = True
 ) -> Client:
-    """A paho client for one connection, not yet connected. `clean_session` is for MQTT 3.1.1, which says it here."""
+    """A paho client for one connection, not yet connected. `clean_session` is for MQTT 3.1.1 only."""
     client = Client(
         CallbackAPIVersion.VERSION2,
         client_id=options.client_id,
@@ -159,7 +159,7 @@ def make_client(
 
 
 class _Driver:
-    """Moves the bytes of one client: reader, writer and timer in the running loop."""
+    """Reader, writer and timer of one client in the running loop."""
 
     def __init__(self, client: Client, session: PahoSession) -> None:
         sock = client.socket()
@@ -178,7 +178,7 @@ class _Driver:
         self._loop.add_reader(self._descriptor, self._read)
         self._writing = False
         """Whether the loop watches for room in the socket's buffer."""
-        if client.want_write():  # a CONNECT larger than the socket's buffer, for its will
+        if client.want_write():  # a CONNECT with a large will exceeds the socket's buffer
             self._watch_for_room()
         self._timer = self._loop.call_later(self._interval, self._misc)
 
@@ -187,7 +187,7 @@ class _Driver:
         return max(self.client.keepalive, 1) / MISC_PER_KEEPALIVE
 
     async def close(self) -> None:
-        """Say goodbye behind what is still being sent, for no longer than the timeout, and close."""
+        """Send DISCONNECT after everything that is queued, within the timeout, and close."""
         self.session.closing = True
         try:
             if self._open:
@@ -195,18 +195,18 @@ class _Driver:
                 async with asyncio.timeout(self.session.options.timeout):
                     await self.session.ended.wait()
         except TimeoutError:
-            logger.info("The broker did not take our goodbye in time; closing without it")
+            logger.info("The broker did not read our DISCONNECT in time; closing without it")
         finally:
             self.drop()
 
     def drop(self) -> None:
-        """Close at once. Without a goodbye before, the broker publishes our will."""
+        """Close at once. Without a DISCONNECT before, the broker publishes our will."""
         self._forget_socket()
         self._socket.close()
         self.session.lose(CLOSED_HERE)
 
     def _forget_socket(self, *_: object) -> None:
-        """Stop watching, once: soon after, the descriptor's number may be another connection's."""
+        """Stop watching, exactly once: the descriptor's number may soon be another connection's."""
         if self._open:
             self._open = False
             forks.disown(self._descriptor)
@@ -215,7 +215,10 @@ class _Driver:
             self._loop.remove_writer(self._descriptor)
 
     def _read(self) -> None:
-        """Read what has arrived. paho reads one packet a call: a turn of the loop for each would cost more than it."""
+        """Read several packets.
+
+        paho reads one packet a call: a turn of the loop for each would cost more than reading it.
+        """
         pending = getattr(self._socket, "pending", None)
         for _ in range(PACKETS_AT_ONCE):
             before = self.session.reports
@@ -225,12 +228,12 @@ class _Driver:
                 break
         else:
             return  # the loop calls again for what is left in the socket
-        while pending is not None and pending() > 0:  # decrypted by TLS: the loop would not call again for it
+        while pending is not None and pending() > 0:  # already decrypted by TLS: the loop would not call again
             if not self._run(self.client.loop_read):
                 return
 
     def _write(self) -> None:
-        """Send what paho has queued, and watch the socket only where that does not fit into its buffer."""
+        """Send what paho has queued, and watch the socket only if that does not fit into its buffer."""
         if not self._open or not self._run(self.client.loop_write):
             return
         if self.client.want_write():
@@ -244,18 +247,18 @@ class _Driver:
             self._timer = self._loop.call_later(self._interval, self._misc)
 
     def _run(self, step: Callable[[], object]) -> bool:
-        """Run a step of paho's and return whether the connection still stands."""
+        """Run one of paho's steps and return whether the connection still stands."""
         try:
             step()
-        except Exception:  # paho raises whatever its parser stumbles over; here that is the broker's fault
+        except Exception:  # paho's parser raises many types of exceptions; here all of them are the broker's fault
             logger.exception("paho cannot go on with this connection")
-            self.session.lose("The broker sent what cannot be understood.")
+            self.session.lose("The broker sent malformed data.")
         if self.client.socket() is None or self.session.ended.is_set():
             self.drop()
         return self._open
 
     def _write_soon(self, *_: object) -> None:
-        """Send in this turn of the loop, with all else that is queued until then."""
+        """Send in this turn of the loop, with everything else that is queued until then."""
         if self._open:
             self._loop.call_soon(self._write)
 

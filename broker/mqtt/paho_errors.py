@@ -1,4 +1,4 @@
-"""What paho reports, in our words: the errors of connecting, the limits in CONNACK, the size of a packet."""
+"""Translation of paho's results: connection errors, the limits in CONNACK, the size of a packet."""
 
 import errno
 import socket
@@ -22,18 +22,18 @@ from midge.broker.mqtt.connection import (
 )
 from midge.broker.mqtt.endpoint import Endpoint
 from midge.broker.mqtt.paho_reason_codes import name_all_codes
-from midge.broker.mqtt.tls import not_agreed, refused_by_alert
+from midge.broker.mqtt.tls import error_for_alert, not_agreed
 
 name_all_codes()
 
 FAILURE = 0x80
-"""Reason codes from here on say no; MQTT 5, section 2.4."""
+"""Reason codes from here on are failures; MQTT 5, section 2.4."""
 TAKEN_OVER = 0x8E
 
 _UNSUPPORTED_PROTOCOL = 0x84
 _OF_3_1_1 = {1: 0x84, 2: 0x85, 3: 0x88, 4: 0x86, 5: 0x87}
-"""Return codes of 3.1.1 and the reason codes that they mean. An older broker may answer MQTT 5 with one too."""
-_COME_BACK_LATER = frozenset({0x88, 0x89, 0x97, 0x9F})
+"""Reason codes for the return codes of 3.1.1. An older broker may answer MQTT 5 with a return code too."""
+_TEMPORARY = frozenset({0x88, 0x89, 0x97, 0x9F})
 """Server unavailable, server busy, quota exceeded, connection rate exceeded."""
 _BAD_CREDENTIALS = frozenset({0x86, 0x87})
 _NO_RETAIN = 0x9A
@@ -55,29 +55,29 @@ _ADVICE = {
 """What a reason code means for us and what to do about it; MQTT 5, section 2.4."""
 
 _MAX_REMAINING_LENGTH = 268_435_455
-"""The largest packet that MQTT can spell, without its fixed header; MQTT 5, section 1.5.5."""
+"""The largest packet in MQTT, without its fixed header; MQTT 5, section 1.5.5."""
 
 
 class ProtocolRefused(BrokerError):
-    """The broker does not speak this version of MQTT, or hung up when it heard it: try the older one."""
+    """The broker does not speak this version of MQTT, or disconnected on CONNECT: try the older one."""
 
     def __init__(self, message: str, alert: str = "") -> None:
         super().__init__(message)
         self.alert = alert
-        """What the broker said when it ended TLS, by OpenSSL's name."""
+        """The broker's TLS alert, by OpenSSL's name."""
 
 
 class Unanswered(ProtocolRefused, BrokerUnreachable):
-    """The broker takes connections and does not answer CONNECT: it may know the older version only."""
+    """The broker accepts connections and does not answer CONNECT: it may know only the older version."""
 
 
 def clean_start(protocol: MQTTProtocolVersion) -> bool | Literal[3]:
-    """Always clean. For 3.1.1 paho takes its default only, which is 3, and `clean_session` says the same."""
+    """Always clean. For 3.1.1 paho accepts only its default, 3, and `clean_session` has the same effect."""
     return True if protocol == MQTTProtocolVersion.MQTTv5 else MQTT_CLEAN_START_FIRST_ONLY
 
 
 def connect_properties(options: Options, protocol: MQTTProtocolVersion) -> Properties | None:
-    """The properties of CONNECT; MQTT 3.1.1 has none. No session expiry means that the session ends with us."""
+    """The properties of CONNECT; MQTT 3.1.1 has none. Without a session expiry the session ends with the connection."""
     if protocol != MQTTProtocolVersion.MQTTv5:
         return None
     properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
@@ -86,7 +86,7 @@ def connect_properties(options: Options, protocol: MQTTProtocolVersion) -> Prope
 
 
 def read_limits(client: Client, properties: Properties | None, options: Options) -> Limits:
-    """What a CONNACK says of the broker."""
+    """The broker's limits from CONNACK."""
     return Limits(
         protocol=5 if client.protocol == MQTTProtocolVersion.MQTTv5 else 4,
         maximum_packet_size=getattr(properties, "MaximumPacketSize", None),
@@ -97,7 +97,7 @@ def read_limits(client: Client, properties: Properties | None, options: Options)
 
 
 def check_packet_size(limits: Limits, topic: str, payload: int, qos: QoS) -> None:
-    """Make sure that a PUBLISH with `payload` bytes fits.
+    """Check that a PUBLISH with `payload` bytes fits.
 
     Raises:
         PacketTooLarge: it does not.
@@ -114,11 +114,11 @@ def check_packet_size(limits: Limits, topic: str, payload: int, qos: QoS) -> Non
 
 
 def connect_refused(endpoint: Endpoint, options: Options, reason: ReasonCode) -> BrokerError:
-    """The error that a CONNACK other than success stands for."""
+    """The error for an unsuccessful CONNACK."""
     reason = ReasonCode(PacketTypes.CONNACK, identifier=_OF_3_1_1.get(reason.value, reason.value))
     if reason.value == _UNSUPPORTED_PROTOCOL:
         return ProtocolRefused(f"{endpoint} refuses this version of MQTT ({reason}).")
-    if reason.value in _COME_BACK_LATER:
+    if reason.value in _TEMPORARY:
         return BrokerUnreachable(f"{endpoint} takes no connections at present ({reason}): try again later.")
     if reason.value == _NO_RETAIN:
         return BrokerRefused(f"{endpoint} refused our last will: {with_advice(reason)}")
@@ -129,21 +129,21 @@ def connect_refused(endpoint: Endpoint, options: Options, reason: ReasonCode) ->
 
 
 def with_advice(reason: ReasonCode) -> str:
-    """A reason of the broker's, and what to do about it."""
+    """A broker's reason, and what to do about it."""
     advice = _ADVICE.get(reason.value)
     return f"{reason}: {advice}." if advice else f"{reason}."
 
 
 def ended_because(reason: ReasonCode, properties: Properties | None) -> str:
-    """Why the broker ended a connection, with its own words and the address that it names, if it does."""
+    """Why the broker ended a connection, with its own text and the address that it refers to, if any."""
     said = [str(getattr(properties, name, "")) for name in ("ReasonString", "ServerReference")]
     return " ".join([with_advice(reason), *(f"It says {text!r}." for text in said if text)])
 
 
-def hung_up(endpoint: Endpoint, alert: str = "") -> BrokerError:
-    """The error for a broker that answers no version of CONNECT; `alert` is what it said when it ended TLS."""
+def disconnected(endpoint: Endpoint, alert: str = "") -> BrokerError:
+    """The error for a broker that disconnects on every version of CONNECT; `alert` is its TLS alert."""
     if alert:
-        return refused_by_alert(endpoint, alert)
+        return error_for_alert(endpoint, alert)
     if endpoint.tls is not None and endpoint.tls.certfile is not None:
         return BrokerUnreachable(
             f"{endpoint} hung up before answering: is it an MQTT broker, and does it trust {endpoint.tls.certfile}?"
@@ -153,19 +153,19 @@ def hung_up(endpoint: Endpoint, alert: str = "") -> BrokerError:
 
 
 def silent(endpoint: Endpoint, options: Options) -> Unanswered:
-    """The error for a server that takes a connection and says nothing."""
+    """The error for a server that accepts a connection and does not answer."""
     return Unanswered(
         f"{endpoint} took the connection and did not answer within {options.timeout:g} s: is it an MQTT broker?"
     )
 
 
 def unreachable(endpoint: Endpoint, options: Options, error: BaseException) -> BrokerError:
-    """The error that an exception while opening the socket stands for."""
+    """The error for an exception while opening the socket."""
     match error:
         case ssl.SSLError():
             return not_agreed(endpoint, error)
         case ConnectionAbortedError() if endpoint.tls is not None:
-            return hung_up(endpoint)
+            return disconnected(endpoint)
         case ConnectionResetError() if endpoint.tls is not None:
             return not_agreed(endpoint, error)
         case socket.gaierror() if "%" in endpoint.host:

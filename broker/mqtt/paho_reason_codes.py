@@ -1,11 +1,11 @@
-"""A name for every reason code in every packet, so that paho's parser takes whatever a broker answers.
+"""Names for every reason code in every packet, so that paho's parser accepts any answer of a broker.
 
 MQTT 5 assigns each reason code to certain packets, and paho-mqtt 2.2 raises an exception for any other combination: the
 whole packet counts as malformed, and the connection ends. Brokers do send others. Mosquitto, for one, answers a PUBLISH
 beyond its `message_size_limit` with 0x95 in PUBACK, which the standard has in CONNACK and DISCONNECT only.
 
 paho looks names up in a public class attribute, `ReasonCode.names`. It is replaced here, for the whole process; known
-names stay. It was tried with paho-mqtt 2.2, so pyproject.toml takes no other.
+names are kept. This was tested with paho-mqtt 2.2, so pyproject.toml allows no other.
 """
 
 from paho.mqtt.packettypes import PacketTypes
@@ -26,7 +26,7 @@ CARRIERS = (
 
 
 def name_all_codes() -> None:
-    """Name what paho has no name for after its number, as in `reason 0x95`. A second call changes nothing."""
+    """Name unnamed codes by their number, as in `reason 0x95`. A second call changes nothing."""
     names: dict[int, dict[str, list[int]]] = {}
     for code in range(256):
         names[code] = dict(ReasonCode.names.get(code, {}))

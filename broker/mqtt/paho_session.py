@@ -1,9 +1,9 @@
-"""A `Connection` on top of a paho client, whoever moves its bytes.
+"""A `Connection` on top of a paho client, independent of how its bytes are moved.
 
-What paho lacks is added here: a negative PUBACK is raised, and the broker's Maximum Packet Size and Receive Maximum are
-heeded.
+It adds what paho lacks: a negative PUBACK is raised, and the broker's Maximum Packet Size and Receive Maximum are
+respected.
 """
-# ruff: noqa: ARG002  # paho says what its callbacks are called with
+# ruff: noqa: ARG002  # paho fixes the arguments of its callbacks
 
 import asyncio
 from collections import deque
@@ -57,20 +57,21 @@ class _Outgoing:
 class PahoSession:
     """The contract of `broker.mqtt.connection.Connection`, for one paho client and one connection.
 
-    The client must acknowledge by hand (`manual_ack`) and have no window of its own (`max_inflight_messages` 0): the
+    The client must acknowledge manually (`manual_ack`) and have no window of its own (`max_inflight_messages` 0): the
     window here is the broker's, paho's would be a guess.
     """
 
     def __init__(self, client: Client, endpoint: Endpoint, options: Options) -> None:
         self.client = client
         self.connected: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done when the broker has taken us in; holds the error where it has not."""
+        """Done when the broker has accepted the connection; holds the error if it has not."""
         self.ended = asyncio.Event()
         """Set when the connection is over, for whatever reason."""
         self.closing = False
-        """True from our own goodbye on."""
+        """True once we are disconnecting."""
         self.reports = 0
-        """Messages and acknowledgements that paho has reported: what moves it has read a packet, and may have more."""
+        """Number of messages and acknowledgements that paho has reported: if it grew, a packet was read, and more may
+        follow."""
         self._endpoint = endpoint
         self.options = options
         self._limits = Limits(client_id=options.client_id)
@@ -113,11 +114,11 @@ class PahoSession:
                 )
 
     def lift_limit(self) -> None:
-        """Send packets that are larger than what the broker says to take: to see whether it means it."""
+        """Ignore the broker's announced packet limit, to test whether it is enforced."""
         self._limits = replace(self._limits, maximum_packet_size=None)
 
     async def subscribe_to_new(self, topic_filter: str) -> None:
-        """Subscribe at QoS 0, without what is retained where the protocol can say so (MQTT 5, section 3.8.3.1).
+        """Subscribe at QoS 0, without retained messages if the protocol can say so (MQTT 5, section 3.8.3.1).
 
         Raises:
             SubscribeRefused: the broker refused it.
@@ -150,7 +151,7 @@ class PahoSession:
             self.client.ack(mid, 1)
 
     def lose(self, message: str, *, reason: int = 0) -> None:
-        """Declare the connection over and wake everybody who waits. The first reason stays."""
+        """Mark the connection as ended and wake all waiters. The first reason is kept."""
         if self._inbox.loss is not None:
             return
         self._inbox.end(ConnectionLost(message, taken_over=reason == TAKEN_OVER, reason=reason))
@@ -167,12 +168,12 @@ class PahoSession:
         self._in_flight.clear()
         self.ended.set()
 
-    # What paho reports
+    # paho's callbacks
 
     def on_connect(
         self, client: Client, userdata: Any, flags: ConnectFlags, reason: ReasonCode, properties: Properties | None
     ) -> None:
-        """Take the broker's answer to CONNECT."""
+        """Handle the broker's answer to CONNECT."""
         if self.connected.done():
             return
         if reason.value != 0:
@@ -187,7 +188,7 @@ class PahoSession:
     def on_disconnect(
         self, client: Client, userdata: Any, flags: DisconnectFlags, reason: ReasonCode, properties: Properties | None
     ) -> None:
-        """Take the end of the connection, announced or not."""
+        """Handle the end of the connection, announced or not."""
         if flags.is_disconnect_packet_from_server:
             why = f"another client came with the same client id {self._who!r}."
             if reason.value != TAKEN_OVER:
@@ -218,7 +219,7 @@ class PahoSession:
             else:
                 future.set_result(None)
         if self._queued:
-            # Not from here: paho holds its lock on outgoing messages and has yet to forget this one.
+            # Not here: paho holds its lock on outgoing messages and has yet to remove this one.
             asyncio.get_running_loop().call_soon(self._send_queued)
 
     def _on_subscribe(
@@ -238,14 +239,14 @@ class PahoSession:
     ) -> None:
         self._on_subscribe(client, userdata, mid, codes if isinstance(codes, list) else [codes], properties)
 
-    # The rest
+    # private helpers
 
     @property
     def _who(self) -> str:
         return self._limits.client_id
 
     def _send_queued(self) -> None:
-        """Hand over to paho what the broker's window lets through, in order."""
+        """Pass queued messages to paho, in order, as far as the broker's window allows."""
         while self._queued and self._inbox.loss is None:
             outgoing = self._queued[0]
             if outgoing.done.done():  # its caller was cancelled

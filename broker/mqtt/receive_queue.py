@@ -1,4 +1,4 @@
-"""The reading side of one connection: what has come, what of it is to be acknowledged, and why it is over."""
+"""The receiving side of one connection: arrived messages, pending acknowledgements, and the reason of its end."""
 
 import asyncio
 from collections import deque
@@ -8,7 +8,7 @@ from midge.broker.mqtt.connection import ConnectionLost, Delivery
 
 
 class Token:
-    """A delivery's handle. It is compared by identity, so that none of another connection passes for ours."""
+    """A delivery's handle. Compared by identity, so that handles of other connections are not accepted."""
 
     __slots__ = ("packet_id",)
 
@@ -17,32 +17,32 @@ class Token:
 
 
 class Inbox:
-    """What every `broker.mqtt.connection.Connection` keeps of messages, whoever brings them."""
+    """Received messages of a connection, for any implementation of `broker.mqtt.connection.Connection`."""
 
     def __init__(self) -> None:
         self.loss: ConnectionLost | None = None
-        """Why the connection is over; None while it stands."""
+        """Why the connection ended; None while it stands."""
         self._arrived: deque[Delivery] = deque()
         self._news = asyncio.Event()
         self._unacknowledged: dict[int, Token] = {}
 
     def expect_ack(self, packet_id: int) -> Token:
-        """The handle of a delivery at QoS 1."""
+        """Make the handle of a delivery at QoS 1."""
         token = self._unacknowledged[packet_id] = Token(packet_id)
         return token
 
     def put(self, delivery: Delivery) -> None:
-        """Take a message in, and wake the reader."""
+        """Add a message, and wake the reader."""
         self._arrived.append(delivery)
         self._news.set()
 
     def end(self, loss: ConnectionLost) -> None:
-        """The connection is over: the reader gets what has come, and then this."""
+        """End the connection: the reader gets what has arrived, and then this error."""
         self.loss = loss
         self._news.set()
 
     async def messages(self) -> AsyncIterator[Delivery]:
-        """As of a `Connection`."""
+        """As in `Connection`."""
         while True:
             while self._arrived:
                 yield self._arrived.popleft()
@@ -51,13 +51,13 @@ class Inbox:
             await self._news.wait()
 
     def waiting(self) -> Sequence[Delivery]:
-        """As of a `Connection`."""
+        """As in `Connection`."""
         taken = tuple(self._arrived)
         self._arrived.clear()
         return taken
 
     def settle(self, delivery: Delivery) -> int | None:
-        """The packet id to acknowledge; None where there is none, it was, or this is another connection or over."""
+        """The packet id to acknowledge; None for QoS 0, a duplicate call, another connection, or one that ended."""
         token = delivery.token
         if self.loss is not None:
             return None
@@ -67,12 +67,12 @@ class Inbox:
         return token.packet_id
 
     def lost(self) -> ConnectionLost:
-        """A fresh exception for each who waits: a shared one would gather everybody's traceback."""
+        """A new exception for each waiter: a shared one would collect everyone's traceback."""
         assert self.loss is not None
         return ConnectionLost(str(self.loss), taken_over=self.loss.taken_over, reason=self.loss.reason)
 
     def raise_if_lost(self) -> None:
-        """Raise where the connection is over.
+        """Raise if the connection is over.
 
         Raises:
             ConnectionLost: it is.

@@ -1,7 +1,7 @@
-"""Reading what is retained on topics.
+"""Reading retained messages.
 
-MQTT has no word for "nothing is retained here". So a message of our own follows the subscription: once it has come
-back, the broker has sent what it had. Where it does not come back (an ACL may forbid it), a short silence must do.
+MQTT has no end marker for retained messages. So a message of our own follows the subscription: once it has come back,
+the broker has sent everything retained. If it does not come back (an ACL may forbid it), a short silence ends the list.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The TLS context of a connection, and what is wrong where there is none, in words."""
+"""The TLS context of a connection, and explanations of TLS failures."""
 
 import re
 import socket
@@ -17,18 +17,18 @@ from midge.wire.clocks import SANE, said
 _NOT_YET_VALID, _EXPIRED = 9, 10
 _UNKNOWN_ISSUER = frozenset({2, 18, 19, 20, 21})
 _OTHER_NAME = frozenset({62, 64})
-"""X509_V_ERR_… of OpenSSL's x509_vfy.h."""
+"""X509_V_ERR_… of OpenSSL's x509_vfy.h, for a certificate of another name."""
 _VALIDITY = re.compile(rb"[\x17\x18].(\d{12,14})Z[\x17\x18].(\d{12,14})Z", re.DOTALL)
-"""The two times of a certificate, one behind the other; RFC 5280, section 4.1.2.5."""
+"""The two times of a certificate, one after the other; RFC 5280, section 4.1.2.5."""
 _PEEK = 5.0
-"""Seconds to look at a certificate that is not trusted."""
+"""Seconds to read a certificate that is not trusted."""
 
 
 def tls_context(tls: Tls) -> ssl.SSLContext:
-    """A client's context, made again where one of the files has changed on disk.
+    """A client's context, cached until one of the files changes on disk.
 
-    The system's certificate authorities take about 1 MB and 30 ms to load, which a fleet in one process should pay
-    once; a certificate that was renewed should be seen by the next connection all the same.
+    Loading the system's certificate authorities takes about 1 MB and 30 ms, which a fleet in one process should pay
+    once; the next connection must nevertheless see a renewed certificate.
 
     Raises:
         BrokerRefused: a file is missing or holds no certificate or key.
@@ -46,10 +46,10 @@ def _files(tls: Tls) -> list[Path]:
 
 
 class _Socket(ssl.SSLSocket):
-    """A socket that a failed handshake, of TLS or of websockets in it, closes; paho forgets it open."""
+    """A socket that is closed if its TLS or websocket handshake fails; paho leaves it open."""
 
     alert = ""
-    """What the other side said when it ended TLS, by OpenSSL's name; paho drops it."""
+    """The peer's TLS alert, by OpenSSL's name; paho drops it."""
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002 - as the one that it replaces
         try:
@@ -66,10 +66,10 @@ class _Socket(ssl.SSLSocket):
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise
         except OSError as error:
-            # In TLS 1.3 a client's certificate is refused when the client takes itself to be connected already.
+            # With TLS 1.3, a client's certificate is refused only after the client's side of the handshake has ended.
             with suppress(BlockingIOError, ConnectionError, TimeoutError, ssl.SSLWantReadError, ssl.SSLEOFError):
                 self.read(1)
-            raise ConnectionAbortedError("it hung up after the TLS handshake") from error
+            raise ConnectionAbortedError("it disconnected after the TLS handshake") from error
 
     def __del__(self) -> None:
         self.close()
@@ -97,17 +97,17 @@ def _context(tls: Tls, stamps: tuple[int, ...]) -> ssl.SSLContext:  # noqa: ARG0
 
 
 def alert_on(sock: Any) -> str:
-    """What the broker said when it ended TLS on this socket, or on the one below its websocket; empty if nothing."""
+    """The broker's TLS alert on this socket, or on the one below its websocket; empty if none."""
     return str(getattr(getattr(sock, "_socket", sock), "alert", ""))
 
 
 def not_agreed(endpoint: Endpoint, error: OSError) -> BrokerError:
-    """The error for a TLS handshake that failed. May look at the broker's certificate: it blocks for some seconds."""
+    """The error for a failed TLS handshake. May fetch the broker's certificate, which blocks for some seconds."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return BrokerRefused(_untrusted(endpoint, error))
     reason = str(getattr(error, "reason", None) or error)
     if "ALERT" in reason:
-        return refused_by_alert(endpoint, reason)
+        return error_for_alert(endpoint, reason)
     if isinstance(error, ssl.SSLEOFError | ConnectionError) or "WRONG_VERSION" in reason or "EOF" in reason:
         plain = "ws://" if endpoint.websockets else "mqtt://"
         return BrokerUnreachable(
@@ -117,8 +117,8 @@ def not_agreed(endpoint: Endpoint, error: OSError) -> BrokerError:
     return BrokerUnreachable(f"{endpoint} does not agree on TLS ({reason}): check that this port serves TLS.")
 
 
-def refused_by_alert(endpoint: Endpoint, alert: str) -> BrokerError:
-    """The error for a broker that ended TLS with a reason; RFC 8446, section 6.2."""
+def error_for_alert(endpoint: Endpoint, alert: str) -> BrokerError:
+    """The error for a broker's TLS alert; RFC 8446, section 6.2."""
     ours = None if endpoint.tls is None else endpoint.tls.certfile
     why = alert.lower().partition("alert_")[2].replace("_", " ")
     if "protocol" in why and "application" in why:
@@ -145,7 +145,7 @@ def _untrusted(endpoint: Endpoint, error: ssl.SSLCertVerificationError) -> str:
         since, until = _validity(endpoint) or (0.0, 0.0)
         clock = f"this machine's clock says {said(now)} UTC"
         dates = f": it is good from {said(since)} to {said(until)}, and {clock}" if until else f" ({why}): {clock}"
-        if until and since <= now <= until:  # then it is not this one
+        if until and since <= now <= until:  # then it is another certificate
             dates = f" ({why}): the authority that signed it is out of its time, and {clock}"
         if error.verify_code == _NOT_YET_VALID or now < SANE:
             return f"{whose}{dates}. Set the clock; if it is right, wait, or give the broker a certificate of today."
@@ -164,7 +164,7 @@ def _untrusted(endpoint: Endpoint, error: ssl.SSLCertVerificationError) -> str:
 
 
 def _validity(endpoint: Endpoint) -> tuple[float, float] | None:
-    """From when to when the broker's certificate is good, read without trust; None where it is not to be had."""
+    """Validity of the broker's certificate, read without trust; None if it cannot be read."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with (
@@ -180,7 +180,7 @@ def _validity(endpoint: Endpoint) -> tuple[float, float] | None:
 
 
 def _seconds(text: str) -> float:
-    """Seconds since 1970 of a time in a certificate; two digits of a year are from 1950 to 2049."""
+    """Seconds since 1970 of a time in a certificate; years of two digits are from 1950 to 2049."""
     if len(text) == len("YYMMDDhhmmss"):
         text = ("19" if text >= "5" else "20") + text
     return datetime.strptime(text, "%Y%m%d%H%M%S").replace(tzinfo=UTC).timestamp()

@@ -10,7 +10,7 @@ MAX_TOPIC_BYTES = 65_535
 
 
 def check_topic(topic: str) -> str:
-    """Return `topic` where a message may be published to it.
+    """Return `topic` if a message may be published to it.
 
     Raises:
         ValueError: it is empty, too long, or holds a wildcard or a NUL.
@@ -21,7 +21,7 @@ def check_topic(topic: str) -> str:
 
 
 def check_filter(topic_filter: str) -> str:
-    """Return `topic_filter` where one may subscribe to it.
+    """Return `topic_filter` if it is valid.
 
     Raises:
         ValueError: it is empty, too long, or has a wildcard that is not a level of its own, or a '#' before the end.
@@ -40,7 +40,7 @@ def check_filter(topic_filter: str) -> str:
 
 
 def matches(topic_filter: str, topic: str) -> bool:
-    """Whether a message on `topic` goes to a subscription to `topic_filter`."""
+    """Whether a subscription to `topic_filter` receives messages on `topic`."""
     if topic_filter == topic:
         return True
     if topic.startswith("$") and topic_filter[0] in "+#":
@@ -64,7 +64,7 @@ class _Node:
 
 
 class FilterTree:
-    """Who subscribed to what, found by walking a topic's levels rather than all filters."""
+    """Subscriptions as a tree of topic levels, so that a lookup visits the levels of a topic and not all filters."""
 
     def __init__(self) -> None:
         self._root = _Node()
@@ -77,7 +77,7 @@ class FilterTree:
         node.subscribers[client] = qos
 
     def discard(self, topic_filter: str, client: str) -> None:
-        """Unsubscribe `client`, and forget the branch if no client is left on it."""
+        """Unsubscribe `client`, and remove branches without clients."""
         path = [(self._root, "")]
         for level in topic_filter.split("/"):
             child = path[-1][0].children.get(level)
@@ -91,7 +91,7 @@ class FilterTree:
             del parent.children[level]
 
     def subscribers(self, topic: str) -> dict[str, int]:
-        """Each subscriber of `topic` once, with the highest QoS of its filters that match."""
+        """Each subscriber of `topic` once, with the highest QoS of its matching filters."""
         found: dict[str, int] = {}
         for node in self._walk(topic):
             for client, qos in node.subscribers.items():

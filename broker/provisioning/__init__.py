@@ -1,1 +1,1 @@
-"""Certificates, bundles and rights: what `midge broker init` makes for a fleet."""
+"""Provisioning: the certificates, bundles and rights that `midge broker init` makes for a fleet."""

@@ -1,4 +1,4 @@
-"""Who may do what on a federation's topics, as lines of Mosquitto's ACL file."""
+"""Rights on a federation's topics, as lines of Mosquitto's ACL file."""
 
 from collections.abc import Iterable
 
@@ -6,15 +6,15 @@ from midge.wire.topics import Topics
 
 
 def of_aggregator(topics: Topics, user: str) -> list[str]:
-    """The aggregator's rights: everything in its federation, nothing beside it."""
+    """The aggregator's rights: everything in its federation, nothing else."""
     return [f"user {user}", f"topic readwrite {topics.everything}"]
 
 
 def of_devices(topics: Topics, names: Iterable[str]) -> list[str]:
-    """Devices' rights, by the names that the broker knows them by: write as oneself, read what is for it or for all.
+    """Devices' rights, by the names that the broker knows them by: write as oneself, read one's own and public topics.
 
-    A pattern cannot tell the slot of an update, and with a wildcard for it a device has as many topics as there are
-    words, each of which may keep a message: so each device has a line for its one topic.
+    A pattern cannot express the slot of an update, and with a wildcard for it a device could use any number of topics,
+    each of which may retain a message. So each device has a line for its one topic.
     """
     prefix = topics.prefix
     own = [line for name in names for line in (f"user {name}", f"topic write {topics.update(name)}")]
@@ -32,7 +32,7 @@ def of_devices(topics: Topics, names: Iterable[str]) -> list[str]:
 
 
 def of_issuer(topics: Topics, user: str) -> list[str]:
-    """Reading requests for new credentials, answering them, and saying whom to trust."""
+    """The issuer's rights: read requests for new credentials, answer them, and publish the trusted authorities."""
     return [
         f"user {user}",
         f"topic readwrite {topics.renewals}",
@@ -42,7 +42,7 @@ def of_issuer(topics: Topics, user: str) -> list[str]:
 
 
 def of_operator(topics: Topics, user: str, victim: str) -> list[str]:
-    """Reading only, for `midge status` and `midge broker check`; they write to a topic that no other client uses."""
+    """Read rights for `midge status` and `midge broker check`; they write to a topic that no other client uses."""
     return [
         f"user {user}",
         f"topic read {topics.everything}",
@@ -54,5 +54,5 @@ def of_operator(topics: Topics, user: str, victim: str) -> list[str]:
 
 
 def denied(users: Iterable[str]) -> list[str]:
-    """Nothing at all, for users who are connected too: a certificate is looked at when a connection begins only."""
+    """No rights at all, also for connected users, because a certificate is checked only at connect."""
     return [line for user in users for line in (f"user {user}", "topic deny #")]

@@ -1,10 +1,10 @@
-"""The authorities of a fleet while one follows another: which sign, which are trusted, and how far everyone is.
+"""Certificate authorities of a fleet during a succession: which sign, and which are trusted.
 
     ca       signs certificates
-    next     is trusted already, and signs nothing yet: devices get to know it, signed by the one that they trust
-    before   signed until the switch: still trusted, for certificates of its own that are not renewed yet
+    next     is trusted already, and signs nothing yet: devices learn of it from the current one
+    before   signed until the switch: still trusted, for its certificates that are not renewed yet
 
-Each is a key and a certificate in `authority/`. Nothing is signed by an authority before all devices know it.
+Each is a key and a certificate in `authority/`. An authority signs nothing before all devices know it.
 """
 
 from datetime import datetime
@@ -22,7 +22,7 @@ _PLACES: tuple[Place, ...] = ("before", "ca", "next")
 
 
 def authority(directory: Path, place: Place = "ca") -> Authority | None:
-    """An authority of a fleet; None if there is none in that place."""
+    """The authority at a place of a fleet; None if there is none."""
     key, certificate = (directory / "authority" / f"{place}.{kind}" for kind in ("key", "crt"))
     if place != "ca" and not (key.is_file() and certificate.is_file()):
         return None
@@ -30,13 +30,13 @@ def authority(directory: Path, place: Place = "ca") -> Authority | None:
 
 
 def authorities(directory: Path) -> list[Authority]:
-    """All that are trusted, the oldest first: it is the one whose word every device takes."""
+    """All trusted authorities, the oldest first, which every device trusts."""
     found = [each for place in _PLACES if (each := authority(directory, place)) is not None]
-    return list({each.certificate: each for each in found}.values())  # two are one, half-way through a switch
+    return list({each.certificate: each for each in found}.values())  # the same one twice, half-way through a switch
 
 
 def repair(directory: Path) -> None:
-    """Go on with a switch that a power cut has ended between the key and its certificate."""
+    """Complete a switch that a power cut interrupted between the key and its certificate."""
     home = directory / "authority"
     if (home / "next.crt").is_file() and not (home / "next.key").is_file():
         (home / "next.crt").replace(home / "ca.crt")
@@ -49,10 +49,10 @@ def trusted(directory: Path) -> bytes:
 
 
 def succeed(directory: Path, fleet: Fleet, now: datetime) -> None:
-    """Make the next authority; if there is one already, this changes nothing.
+    """Make the next authority; if there is one already, do nothing.
 
     Raises:
-        FleetError: the succession before is not over.
+        FleetError: the previous succession is not finished.
     """
     if authority(directory, "before") is not None:
         raise FleetError("The authority before this one is still trusted: end that with --finish first.")
@@ -65,15 +65,15 @@ def succeed(directory: Path, fleet: Fleet, now: datetime) -> None:
 
 
 def switch(directory: Path, fleet: Fleet, *, force: bool = False) -> None:
-    """Have the next authority sign from now on.
+    """Let the next authority sign from now on.
 
     Raises:
-        FleetError: there is none, or devices do not know it yet.
+        FleetError: there is none, or some devices do not know it yet.
     """
     home = directory / "authority"
     if authority(directory, "next") is None:
         if authority(directory, "before") is not None:
-            return  # it was done
+            return  # switched already
         raise FleetError("There is no next authority: `midge broker authority succeed` makes one.")
     _see_all("do not know the next authority yet", unaware(directory, fleet), force=force)
     for kind in ("key", "crt"):
@@ -83,7 +83,7 @@ def switch(directory: Path, fleet: Fleet, *, force: bool = False) -> None:
 
 
 def finish(directory: Path, fleet: Fleet, *, force: bool = False) -> None:
-    """Trust the authority before no more.
+    """Stop trusting the previous authority.
 
     Raises:
         FleetError: devices still have certificates of it.
@@ -100,12 +100,12 @@ def finish(directory: Path, fleet: Fleet, *, force: bool = False) -> None:
 
 
 def mark(directory: Path) -> str:
-    """What names the authority that signs, in the register."""
+    """Identifies the signing authority in the register."""
     return renewal.digest((directory / "authority" / "ca.crt").read_bytes()).hex()
 
 
 def unaware(directory: Path, fleet: Fleet) -> list[str]:
-    """Devices that have not said that they trust all of today's authorities."""
+    """Devices that have not confirmed that they trust all current authorities."""
     all_of_them = renewal.digest(trusted(directory)).hex()
     return [name for name, member in fleet.devices.items() if not member.revoked and member.trusts != all_of_them]
 

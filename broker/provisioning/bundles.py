@@ -1,4 +1,4 @@
-"""Bundles: all that one participant needs to reach its federation, in a folder that can be carried to it.
+"""Bundles: everything that one participant needs to reach its federation, in a portable folder.
 
 A bundle is a TOML file that names the broker, the federation and the participant, with the files for TLS beside it;
 their names are relative to it. Written by `broker.provisioning.create_fleet`, read by the commands for `--config`.
@@ -25,7 +25,7 @@ class BundleError(Exception):
 
 
 class _Fields(BaseModel):
-    """What a bundle's TOML file may say."""
+    """Fields of a bundle's TOML file."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -50,20 +50,20 @@ class Bundle:
     name: str
     endpoint: Endpoint
     release_key: Path | None = None
-    """The Ed25519 public key, PEM, whose signature a device is to ask for."""
+    """The Ed25519 public key, PEM, whose signature a device requires."""
     release_private_key: Path | None = None
-    """The key that makes them; at the aggregator only."""
+    """The private release key; at the aggregator only."""
 
 
 def read_bundle(path: Path, *, broker: str | None = None) -> Bundle:
-    """Read a bundle by its TOML file, or by its folder where there is one only.
+    """Read a bundle by its TOML file, or by its folder if that has only one.
 
     Args:
         path: the file, such as `fleet/devices/dev0001/device.toml`.
-        broker: another address than the bundle names; without TLS its certificate is not shown.
+        broker: an address that replaces the bundle's; without TLS the bundle's certificate is not used.
 
     Raises:
-        BundleError: it is none, or a file that it names is not there.
+        BundleError: it is none, or a file that it names does not exist.
     """
     path = bundle_file(path)
     try:
@@ -82,14 +82,14 @@ def read_bundle(path: Path, *, broker: str | None = None) -> Bundle:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         raise BundleError(f"{path} is no bundle of Midge's: {field}: {first['msg'].lower()}.") from error
-    except ValueError as error:  # TOML's errors too
+    except ValueError as error:  # includes TOML's errors
         raise BundleError(f"{path} is no bundle of Midge's: {error}") from error
     public, private = (_beside(path, name) for name in (fields.release_key, fields.release_private_key))
     return Bundle(topics, fields.name, endpoint, public, private)
 
 
 def bundle_file(path: Path) -> Path:
-    """The TOML file of a bundle that is named by it, or by its folder.
+    """The TOML file of a bundle that is given by this file, or by its folder.
 
     Raises:
         BundleError: the folder holds none, or several.
@@ -114,13 +114,13 @@ def _beside(path: Path, name: str | None) -> Path | None:
 def write_bundle(
     folder: Path, file: str, fields: Mapping[str, str | None], files: Mapping[str, bytes], *, why: str
 ) -> None:
-    """Write a bundle's TOML file and what it names, readable by their owner only.
+    """Write a bundle's TOML file and the files that it names, readable by their owner only.
 
     Args:
-        folder: where to; it is made.
+        folder: the bundle's folder; it is made.
         file: the TOML file's name.
-        fields: what it says; None is left out.
-        files: what lies beside it.
+        fields: its content; None is left out.
+        files: contents of the files beside it.
         why: a comment at its head.
     """
     _Fields.model_validate(fields)
@@ -135,7 +135,7 @@ def as_toml(fields: Mapping[str, str | None], why: str) -> str:
 
 
 def pack(folder: Path) -> Path:
-    """A tar archive of a bundle, beside its folder, to carry to the device."""
+    """Make a tar archive of a bundle, beside its folder, to carry to the device."""
     path = folder.with_name(f"{folder.name}.tar")
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
@@ -149,19 +149,19 @@ def pack(folder: Path) -> Path:
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder that only its owner enters."""
+    """Make a folder that only its owner may enter."""
     make_folder(folder)
     folder.chmod(0o700)
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Write a file that only its owner reads, whole or not at all: a broker may read it at any moment.
+    """Write a file that only its owner reads, atomically, because a broker may read it at any moment.
 
-    When this returns it survives a power cut: a release key or an authority's key cannot be made a second time.
+    When this returns it survives a power cut: a release key or an authority's key cannot be made again.
     """
     atomic_write(path, content, mode=PRIVATE)
 
 
 def as_json(value: Any) -> bytes:
-    """For people's eyes too."""
+    """Indented JSON."""
     return (json.dumps(value, indent=2) + "\n").encode()

@@ -1,8 +1,8 @@
-"""A certificate authority for one fleet: a few functions over the `cryptography` package, which is imported when used.
+"""A certificate authority for one fleet: functions over the `cryptography` package, which is imported lazily.
 
-Keys are on the curve P-256, which every TLS library of the last ten years takes and which costs a fleet of a hundred
-less than a tenth of a second. A device's certificate may be shown by a client only and the broker's by a server only
-(RFC 5280, section 4.2.1.12), so that no device can pose as the broker.
+Keys are on the curve P-256, which every TLS library of the last ten years supports and which costs less than a tenth of
+a second for a hundred devices. A device's certificate is valid for clients only and the broker's for servers only (RFC
+5280, section 4.2.1.12), so that no device can pose as the broker.
 """
 
 import ipaddress
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 NOT_BEFORE = datetime(1970, 1, 1, tzinfo=UTC)
-"""Certificates begin with Unix time itself: a small computer without a clock of its own starts there, and must be let
-in to be told the time."""
+"""Certificates begin at Unix time 0: a small computer without a clock starts there, and must be able to connect to
+learn the time."""
 AUTHORITY_DAYS = 20 * 365
 LEAF_DAYS = 5 * 365
-"""Days that the broker's and the devices' certificates are good for. Long, for a revocation ends one at once."""
+"""Validity of the broker's and the devices' certificates. Long, because a revocation takes effect at once."""
 
 Use = Literal["client", "server"]
 
@@ -32,12 +32,12 @@ class SecurityMissing(Exception):
 
 
 class AuthorityError(Exception):
-    """A key, a certificate or a list is not what it must be."""
+    """A key, a certificate or a list is invalid."""
 
 
 @dataclass(frozen=True)
 class Authority:
-    """Who signs: a key and its certificate, both PEM."""
+    """An authority: a key and its certificate, both PEM."""
 
     key: bytes
     certificate: bytes
@@ -64,14 +64,14 @@ class Issued:
     """A certificate and its key."""
 
     key: bytes
-    """Empty if its private part is elsewhere."""
+    """Empty if the private key is elsewhere."""
     certificate: bytes
     serial: int
     not_after: datetime
 
 
-def need_cryptography() -> None:
-    """Make sure that the library is there.
+def require_cryptography() -> None:
+    """Check that the library is installed.
 
     Raises:
         SecurityMissing: it is not.
@@ -85,12 +85,12 @@ def need_cryptography() -> None:
 
 
 def make_authority(name: str, now: datetime, *, days: int = AUTHORITY_DAYS) -> Authority:
-    """A new authority that signs itself; RFC 5280, section 4.2.
+    """Make an authority with a self-signed certificate; RFC 5280, section 4.2.
 
     Args:
-        name: whose it is, for people.
+        name: its name, for people.
         now: the present.
-        days: until it ends; what it signs ends with it.
+        days: its validity, which limits that of the certificates it signs.
     """
     from cryptography import x509  # noqa: PLC0415
     from cryptography.hazmat.primitives import hashes  # noqa: PLC0415
@@ -107,15 +107,15 @@ def make_authority(name: str, now: datetime, *, days: int = AUTHORITY_DAYS) -> A
 def issue(
     authority: Authority, name: str, now: datetime, *, use: Use, hosts: Sequence[str] = (), days: int = LEAF_DAYS
 ) -> Issued:
-    """A new key, and a certificate over it with `name` as its common name.
+    """Make a key, and a certificate over it with `name` as its common name.
 
     Args:
-        authority: who signs.
-        name: the common name: what a broker takes for the user's name.
+        authority: the signer.
+        name: the common name, which a broker takes for the user's name.
         now: the present.
-        use: whether a client or a server may show it.
+        use: whether it is for a client or a server.
         hosts: the host names and addresses of a server.
-        days: until it ends, at most as long as the authority.
+        days: its validity, at most as long as the authority's.
     """
     key = _new_key()
     return replace(certify(authority, name, now, key.public_key(), use=use, hosts=hosts, days=days), key=_pem_of(key))
@@ -131,7 +131,7 @@ def certify(
     hosts: Sequence[str] = (),
     days: int = LEAF_DAYS,
 ) -> Issued:
-    """A certificate over a key whose private part is elsewhere; else as `issue`."""
+    """Make a certificate over a key whose private part is elsewhere; arguments as for `issue`."""
     from cryptography import x509  # noqa: PLC0415
     from cryptography.hazmat.primitives import hashes  # noqa: PLC0415
     from cryptography.x509.oid import ExtendedKeyUsageOID  # noqa: PLC0415
@@ -152,7 +152,7 @@ def certify(
 
 
 def renewal_key() -> tuple[bytes, str]:
-    """A key that signs a member's requests for another password: PEM, and its public part, DER in hexadecimal."""
+    """A key that signs a member's requests for new passwords: PEM, and its public part, DER in hexadecimal."""
     key = _new_key()
     return _pem_of(key), spki(key.public_key()).hex()
 
@@ -168,7 +168,7 @@ def read_request(csr: bytes) -> "tuple[str, EllipticCurvePublicKey]":
     """The common name and the key of a PKCS #10 request, DER, that this key has signed.
 
     Raises:
-        AuthorityError: it is none, or of another sort of key.
+        AuthorityError: it is invalid, or of another kind of key.
     """
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm  # noqa: PLC0415
     from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415
@@ -202,7 +202,7 @@ def signed_by(certificate: "x509.Certificate", authorities: "Sequence[x509.Certi
 
 
 def make_request(name: str, *, der: bool = False) -> tuple[bytes, bytes]:
-    """A new key, PEM, and what to give an authority to sign: a PKCS #10 request (RFC 2986), PEM too, or DER."""
+    """Make a key, PEM, and a PKCS #10 request (RFC 2986) for an authority, PEM too, or DER."""
     from cryptography import x509  # noqa: PLC0415
     from cryptography.hazmat.primitives import hashes  # noqa: PLC0415
     from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415
@@ -217,17 +217,17 @@ def make_request(name: str, *, der: bool = False) -> tuple[bytes, bytes]:
 def revocation_list(
     authority: Authority, revoked: Mapping[int, datetime], number: int, now: datetime, *, days: int | None = None
 ) -> bytes:
-    """The list of certificates that are no longer good; RFC 5280, section 5. PEM.
+    """The certificate revocation list; RFC 5280, section 5. PEM.
 
-    It is good for as long as the authority unless `days` says less: a list that has run out makes a broker refuse
-    everybody, and one that lies on the broker's own disk cannot be kept back from it by others.
+    It is valid as long as the authority unless `days` says less: with an expired list a broker refuses everyone, and
+    others cannot withhold a list on the broker's own disk.
 
     Args:
-        authority: who signs.
+        authority: the signer.
         revoked: serial numbers, and when each was revoked.
         number: of the list; it grows.
         now: the present.
-        days: until it runs out.
+        days: its validity.
     """
     from cryptography import x509  # noqa: PLC0415
     from cryptography.hazmat.primitives import hashes  # noqa: PLC0415
@@ -247,7 +247,7 @@ def revocation_list(
 
 
 def list_ends(crl: bytes) -> datetime:
-    """When a revocation list runs out.
+    """When a revocation list expires.
 
     Raises:
         AuthorityError: it does not say.
@@ -261,7 +261,7 @@ def list_ends(crl: bytes) -> datetime:
 
 
 def make_release_key() -> tuple[bytes, bytes]:
-    """An Ed25519 pair (RFC 8032) that signs what devices are to trust: private and public part, PEM."""
+    """Make an Ed25519 pair (RFC 8032) that signs announcements: private and public key, PEM."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat  # noqa: PLC0415
 

@@ -1,16 +1,16 @@
-"""What `midge broker init` writes: a federation's own authority, its broker's files, and a bundle for everybody.
+"""What `midge broker init` writes: an authority, the broker's files, and a bundle for every participant.
 
     fleet.json      the register
     authority/      the key that signs certificates: not for the broker's machine
-    broker/         what the broker reads
+    broker/         the broker's files
     aggregator/     the aggregator's bundle, with the key that signs releases
-    operator/       a bundle that may look on
+    operator/       a bundle with read rights
     issuer/         a bundle that answers requests for new credentials
-    granted/        the newest certificate that each device was answered with
-    probes/         bundles for `midge broker check`, which tries the attacks with them
+    granted/        the newest certificate granted to each device
+    probes/         bundles with which `midge broker check` tries the attacks
     devices/        a bundle for each device, and each as a tar archive
 
-Whatever changes later (`broker.provisioning.manage_devices`) is rewritten from the register by `publish`.
+Files that change later (`broker.provisioning.manage_devices`) are rewritten from the register by `publish`.
 """
 
 import secrets
@@ -28,8 +28,8 @@ from midge.broker.provisioning.certificates import (
     make_authority,
     make_release_key,
     make_request,
-    need_cryptography,
     renewal_key,
+    require_cryptography,
     revocation_list,
 )
 from midge.broker.provisioning.expiry import ENDS
@@ -51,19 +51,19 @@ from midge.broker.provisioning.mosquitto_config import access, configuration, pa
 from midge.wire.topics import check_name
 
 NEAR = ("localhost", "127.0.0.1", "::1")
-"""Names that every broker's certificate holds, so that it can be looked at on its own machine."""
+"""Names in every broker's certificate, so that it can be checked on its own machine."""
 PROBES = {ATTACKER: "attacker", VICTIM: "victim", REVOKED: "revoked"}
-"""The doctor's identities, and their folders below `probes/`."""
+"""The identities of `midge broker check`, and their folders below `probes/`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Signing:
-    """What bundles are made with."""
+    """Keys and certificates that go into bundles."""
 
     directory: Path
     fleet: Fleet
     authority: Authority | None
-    """None where the broker has another."""
+    """None if the broker has another authority."""
     trust: bytes | None
     """Certificates of the authority that signed the broker's own, PEM; None for those of the system."""
     release: bytes
@@ -85,13 +85,13 @@ def initialise(directory: Path, fleet: Fleet, names: list[str], now: datetime, *
         fleet: its register, without members.
         names: the devices.
         now: the present.
-        trust: of a broker that is joined: the authority to trust, PEM.
+        trust: the authority of an existing broker that the fleet joins, PEM.
 
     Raises:
         SecurityMissing: the library for certificates is not installed.
         FleetError: the directory holds something, or cannot be written.
     """
-    need_cryptography()
+    require_cryptography()
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         what = "a fleet: add to it with `midge device-add`" if (directory / REGISTER).exists() else "something"
         raise FleetError(f"{directory} holds {what}, or name another directory with --out.")
@@ -122,7 +122,7 @@ def _write_everything(directory: Path, fleet: Fleet, names: list[str], now: date
         enrol(signing, ISSUER, directory / "issuer")
     for name, folder in PROBES.items():
         if name == REVOKED and authority is None:
-            continue  # another authority would have to revoke it
+            continue  # another authority would have to revoke its certificate
         enrol(signing, name, directory / "probes" / folder)
     for name in names:
         enrol(signing, check_name(name, "device name"), directory / "devices" / name)
@@ -140,7 +140,7 @@ def _write_everything(directory: Path, fleet: Fleet, names: list[str], now: date
 
 
 def _equip_broker(directory: Path, fleet: Fleet, authority: Authority, now: datetime) -> None:
-    """What the broker reads and no change of the fleet changes."""
+    """Write the broker's files that do not change with the fleet."""
     broker = directory / "broker"
     make_private(broker)
     hosts = list(dict.fromkeys([*fleet.hosts, *NEAR]))
@@ -151,7 +151,7 @@ def _equip_broker(directory: Path, fleet: Fleet, authority: Authority, now: date
 
 
 def enrol(signing: Signing, name: str, folder: Path) -> None:
-    """Make new credentials for a member, and write them as a bundle; the register is the caller's to write."""
+    """Make new credentials for a member, and write them as a bundle; the caller writes the register."""
     fleet = signing.fleet
     member = fleet.members.setdefault(name, Member())
     member.issued = signing.now
@@ -178,7 +178,7 @@ def enrol(signing: Signing, name: str, folder: Path) -> None:
         fields |= {"certfile": f"{kind}.crt", "keyfile": f"{kind}.key"}
         if signing.authority is not None:
             issued = issue(signing.authority, name, signing.now, use="client", days=fleet.days)
-            if not member.serials:  # else it may go on with what it had, until it says otherwise
+            if not member.serials:  # otherwise it may keep its credentials until it reports
                 member.authority = mark(signing.directory)
             member.serials.append(f"{issued.serial:x}")
             member.ends = issued.not_after
@@ -191,7 +191,7 @@ def enrol(signing: Signing, name: str, folder: Path) -> None:
 
 
 def publish(directory: Path, fleet: Fleet, authority: Authority | None, now: datetime) -> None:
-    """Write from the register what the broker reads of it: the ACL, and who is no longer let in."""
+    """Write the broker's files that follow from the register: the ACL, and who is revoked."""
     broker = directory / "broker"
     make_private(broker)
     if authority is None:
@@ -205,7 +205,7 @@ def publish(directory: Path, fleet: Fleet, authority: Authority | None, now: dat
     fleet.list_number += 1
     write_fleet(directory, fleet)
     lapsed = {int(serial, 16): when for serial, when in fleet.lapsed.items()}
-    # Of each authority: without the list of a certificate's own, a broker refuses it.
+    # One of each authority: without its own authority's list, a broker refuses a certificate.
     lists = [
         revocation_list(each, lapsed, fleet.list_number, now, days=fleet.list_days) for each in authorities(directory)
     ]

@@ -1,4 +1,4 @@
-"""What runs out: certificates, authorities, revocation lists and release keys, read from the files that hold them."""
+"""Expiry of certificates, authorities, revocation lists and release keys, read from their files."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -6,21 +6,21 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 NEAR = 60
-"""Days before an end from which on it is an alarm: time for a visit, an order, and holidays in between."""
+"""Days before an expiry from which on it is an alarm: time for a visit, an order, and holidays in between."""
 ENDS = ".ends"
-"""Behind the name of a release key: a file that says when it is to have a successor, as an ISO 8601 date."""
+"""Suffix to the name of a release key: a file with the date, ISO 8601, at which it is due to have a successor."""
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """One thing and its end."""
+    """One credential and when it expires."""
 
     what: str
     at: datetime
     advice: str
 
     def left(self, now: datetime) -> int:
-        """Whole days; negative once it is over."""
+        """Whole days; negative once it has expired."""
         return (self.at - now) // timedelta(days=1)
 
     def near(self, now: datetime) -> bool:
@@ -28,23 +28,23 @@ class End:
         return self.left(now) < NEAR
 
     def seen(self, now: datetime) -> str:
-        """How long it has."""
+        """The remaining time, as text."""
         left = self.left(now)
         return f"{self.what} runs out in {left} days" if left >= 0 else f"{self.what} ran out {-left} days ago"
 
     def alarm(self, now: datetime) -> str:
-        """What to say of it, or nothing if it is far."""
+        """An alarm, or nothing if the expiry is far away."""
         return f"{self.seen(now)}: {self.advice}" if self.near(now) else ""
 
 
 def alarms(files: Iterable[Path], now: float) -> tuple[str, ...]:
-    """Alarms for what these files hold, at a time in seconds since 1970. A file that cannot be read says nothing."""
+    """Alarms for these files, at a time in seconds since 1970. Unreadable files are skipped."""
     present = datetime.fromtimestamp(now, UTC)
     return tuple(said for file in files for end in ends(file) if (said := end.alarm(present)))
 
 
 def ends(file: Path) -> Iterator[End]:
-    """The ends of what a PEM file holds, or a release key: each certificate of a bundle has its own."""
+    """Expiries in a PEM file, one for each certificate, or of a release key."""
     beside = file.with_name(file.name + ENDS)
     if beside.is_file():
         try:
@@ -83,7 +83,7 @@ def _of_certificates(file: Path, data: bytes) -> Iterator[End]:
                 certificate.not_valid_after_utc,
                 "`midge broker renewals` renews it over MQTT.",
             )
-        elif certificate.not_valid_after_utc == newest:  # an older one beside it has its successor
+        elif certificate.not_valid_after_utc == newest:  # a newer one in the same file has replaced it
             yield End(
                 f"The authority {file}", newest, "`midge broker authority succeed`; devices get the new one over MQTT."
             )

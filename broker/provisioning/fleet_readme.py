@@ -1,4 +1,4 @@
-"""The README of a fleet's directory: what lies where, and the next commands."""
+"""The README of a fleet's directory: its folders, and the next commands."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ _MANAGING = """\
 
 
 def guide(fleet: Fleet, directory: Path) -> str:
-    """For a fleet with a broker of its own."""
+    """Text for a fleet with a broker of its own."""
     here = Path(fleet.broker_directory) == (directory / "broker").resolve()
     before = "" if here else f"Copy `broker/` to `{fleet.broker_directory}` on the broker's machine first.\n\n"
     how = "passwords" if fleet.way == "passwords" else "certificates"
@@ -60,7 +60,7 @@ bundle shows, as two devices that take turns, and no device can take another's c
 
 
 def joining_guide(fleet: Fleet) -> str:
-    """For a fleet that joins a broker and an authority that exist."""
+    """Text for a fleet that joins an existing broker and authority."""
     return f"""\
 # The fleet of federation {fleet.name!r}, at {fleet.broker}
 
@@ -78,7 +78,7 @@ The broker and its authority belong to another team. Ask them for this, then loo
 
 Where the broker takes the identity for the client id (Mosquitto: `use_username_as_clientid true`; AWS IoT: a policy on
 `iot:Connection.Thing.ThingName`), **a gateway that sends telemetry with a certificate must not give the same one to
-Midge**: each of the two would put the other off the broker, for ever. The ways round it, best first:
+Midge**: each of the two would disconnect the other, forever. The ways around it, best first:
 
 - a certificate of Midge's own, which is what these requests are: another common name than the telemetry's;
 - one connection for both: Midge behind a broker on the gateway itself, bridged;

@@ -1,10 +1,10 @@
-"""The register of a fleet: who belongs to it, with which certificates, and which of these are no longer good.
+"""The register of a fleet: its members, their certificates, and which of these are revoked.
 
-It is the file `fleet.json` in the fleet's directory. What a broker reads (ACL, revocation list, passwords) is always
-rewritten from it, so that a command that was interrupted is mended by giving it again.
+It is the file `fleet.json` in the fleet's directory. The broker's files (ACL, revocation list, passwords) are always
+rewritten from it, so that an interrupted command is completed by repeating it.
 
-Each write has a revision, which is noted in a second file beside it as well. So a register that was put back is
-refused: whom it lets in may have been shut out since.
+Each write has a revision, which is recorded in a second file too. So a register that was restored from a backup is
+refused: it may let in devices that were revoked since.
 """
 
 import fcntl
@@ -23,22 +23,22 @@ from midge.wire.topics import DEFAULT_ROOT, Topics
 
 REGISTER = "fleet.json"
 WITNESS = "fleet.witness"
-"""The newest revision of the register, once more."""
+"""The newest revision of the register, recorded a second time."""
 
 Way = Literal["certificates", "passwords", "join"]
-"""How participants show who they are: certificates of the fleet's own authority, passwords over TLS, or whatever the
-broker asks for that the fleet joins."""
+"""How participants authenticate: certificates of the fleet's own authority, passwords over TLS, or the scheme of an
+existing broker that the fleet joins."""
 
 AGGREGATOR, OPERATOR = "aggregator", "operator"
 ATTACKER, VICTIM, REVOKED = "midge-check-attacker", "midge-check-victim", "midge-check-revoked"
-"""Identities of the doctor's own: where the identity is the client id, it would put real devices off the broker."""
+"""Identities of `midge broker check`: if the identity is the client id, using a real device's would disconnect it."""
 ISSUER = "midge-issuer"
-"""Who answers requests for new credentials."""
+"""The service that answers requests for new credentials."""
 RESERVED = frozenset({AGGREGATOR, OPERATOR, ISSUER, ATTACKER, VICTIM, REVOKED})
 
 
 class FleetError(Exception):
-    """Something about a fleet's directory that the person can mend; the message says how."""
+    """An error in a fleet's directory that the user can fix; the message says how."""
 
 
 class Member(BaseModel):
@@ -47,54 +47,54 @@ class Member(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     serials: list[str] = []
-    """Of its certificates that are not revoked, the newest last; in hexadecimal."""
+    """Serial numbers of its certificates that are not revoked, the newest last; in hexadecimal."""
     ends: datetime | None = None
-    """When the newest runs out; None where there is none."""
+    """When the newest expires; None if there is none."""
     revoked: datetime | None = None
     password: str | None = None
-    """The hash, as the broker's password file has it."""
+    """The hash, as in the broker's password file."""
     key: str | None = None
-    """Of a member with a password: the public key that signs its requests for another, DER in hexadecimal."""
+    """The public key that signs a member's requests for new passwords, DER in hexadecimal."""
     issued: datetime | None = None
     """When the newest certificate or password was made."""
     authority: str | None = None
-    """Which authority signed the certificate that it connects with, as far as is known; `authorities.mark`."""
+    """The authority that signed its current certificate, as far as known; `authorities.mark`."""
     renewals: int = 0
-    """Certificates before the newest that were renewed over MQTT, and stay good to their end."""
+    """Older certificates that were renewed over MQTT, and stay valid until they expire."""
     asked: str | None = None
-    """The digest of the request that was answered last: it may come again."""
+    """Digest of the request that was answered last: it may be repeated."""
     trusts: str | None = None
-    """The digest of the authorities that it trusts, as it said last."""
+    """Digest of the authorities that it trusts, as it last reported."""
 
 
 class Fleet(BaseModel):
-    """All that is known of a fleet."""
+    """Everything known about a fleet."""
 
     model_config = ConfigDict(extra="forbid")
 
     revision: int = 0
-    """Of the register: it grows with each write."""
+    """Revision of the register: it grows with each write."""
     name: str
-    """The federation's."""
+    """The federation's name."""
     root: str = DEFAULT_ROOT
     way: Way = "certificates"
     hosts: list[str] = Field(min_length=1)
-    """Under which devices reach the broker; the first is in their bundles."""
+    """Names or addresses at which devices reach the broker; the first is in their bundles."""
     port: int = 8883
     broker: str
     """The broker's address, as in the bundles."""
     broker_directory: str
-    """Where the broker's files lie on its machine."""
+    """Folder of the broker's files on its machine."""
     broker_user: str
     days: int
-    """That a certificate is good for."""
+    """Validity of new certificates."""
     list_number: int = 0
     list_days: int | None = None
     members: dict[str, Member] = {}
     authorities: int = 0
     """How often the list of trusted authorities has changed."""
     lapsed: dict[str, datetime] = {}
-    """Certificates on the revocation list: serial numbers in hexadecimal, and when each was revoked."""
+    """Revoked certificates: serial numbers in hexadecimal, and when each was revoked."""
 
     @property
     def topics(self) -> Topics:
@@ -111,14 +111,14 @@ class Fleet(BaseModel):
 
 
 def read_fleet(directory: Path, *, accept_older: bool = False) -> Fleet:
-    """The register of the fleet in a directory.
+    """Read the register of the fleet in a directory.
 
     Args:
         directory: the fleet's.
-        accept_older: whether one that was put back is taken, to be written as the newest.
+        accept_older: whether to accept a register that was restored from a backup, to be written as the newest.
 
     Raises:
-        FleetError: there is none, it cannot be read, or it was put back.
+        FleetError: there is none, it cannot be read, or it is older than recorded.
     """
     path = directory / REGISTER
     try:
@@ -141,23 +141,24 @@ def read_fleet(directory: Path, *, accept_older: bool = False) -> Fleet:
             else f"it knows revocation list {fleet.list_number}, and the broker has list {listed}"
         )
         raise FleetError(
-            f"{path} is an older one that was put back: {behind}. Who was added or revoked since is not in it. Put the "
-            "newest back. If there is none, revoke again who is to be, after accepting this one: "
+            f"{path} is an older copy: {behind}. Devices added or revoked since are not in it. Restore the "
+            "newest one. If there is none, accept this one and repeat the revocations since: "
             f"midge device-list --fleet {directory} --renew --accept-older"
         )
     return fleet
 
 
 def _known_revision(directory: Path) -> int:
-    """The newest revision that was noted; 0 if none was."""
+    """The newest recorded revision; 0 if there is none."""
     note = CommitWitness(directory / WITNESS).read().note
     return 0 if note is None else int.from_bytes(note)
 
 
 def _known_list(directory: Path, fleet: Fleet) -> int:
-    """The number of the newest revocation list of the broker that can be read; 0 if there is none.
+    """The number of the broker's newest readable revocation list; 0 if there is none.
 
-    The one in the fleet's own directory went back with the register if both were; it counts only if nothing was noted.
+    A backup may have restored the list in the fleet's own directory together with the register; it counts only if no
+    revision is recorded.
     """
     elsewhere = Path(fleet.broker_directory)
     places = [elsewhere] if elsewhere.resolve() != (directory / "broker").resolve() else []
@@ -176,7 +177,7 @@ def _list_number(path: Path) -> int:
 
 
 def write_fleet(directory: Path, fleet: Fleet) -> None:
-    """Write the register, whole or not at all, as the newest."""
+    """Write the register, atomically, as the newest."""
     fleet.revision = max(fleet.revision, _known_revision(directory)) + 1
     write_private(directory / REGISTER, (fleet.model_dump_json(indent=1) + "\n").encode())
     witness = CommitWitness(directory / WITNESS)  # after it: a power cut between the two leaves the register ahead
@@ -186,7 +187,7 @@ def write_fleet(directory: Path, fleet: Fleet) -> None:
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Have the directory to ourselves: two commands at once would forget one another's devices.
+    """Lock the directory: two commands at once would overwrite each other's devices.
 
     Raises:
         FleetError: there is no such directory.
@@ -206,5 +207,5 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def present() -> datetime:
-    """The time now, to the second, as certificates have it."""
+    """The time now, in whole seconds, as in certificates."""
     return datetime.now(UTC).replace(microsecond=0)

@@ -1,15 +1,14 @@
-"""A participant's own credentials on its own disk, and how new ones take the place of the old through any power cut.
+"""A participant's own credentials on its disk, and their renewal, which survives power cuts at any point.
 
-The bundle's TOML file names the files in use, and is replaced in one piece: that is the one moment at which the new
-credentials take over. Until then everything new lies beside the old, in `next.*`, and whatever is there says how far it
-came:
+The bundle's TOML file names the files in use, and is replaced atomically: that is the moment at which the new
+credentials take over. Until then everything new lies beside the old, in `next.*`, and the files show the progress:
 
     next.key                 the new key was made
-    next.request             the request, signed with the old key, is whole: it may be sent, and sent again
-    next.crt                 the authority has answered (of a password: next.answered)
+    next.request             the request, signed with the old key, is complete: it may be sent, and sent again
+    next.crt                 the authority has answered (for a password: next.answered)
 
-A new password is made here, and only its hash is sent; so a broker may want either of the two from the moment on at
-which it was asked for, and both are kept until the new one has let us in.
+A new password is made here, and only its hash is sent; so from the request on the broker may require either password,
+and both are kept until the new one has been accepted.
 """
 
 import secrets
@@ -35,9 +34,9 @@ if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
 SIGNING = "signing.key"
-"""The key that signs what a device sends. An aggregator knows it, so it stays while that of the connection changes."""
+"""The key that signs what a device sends. The aggregator knows it, so it stays while the connection's key changes."""
 _WHEN, _SPREAD = 2 / 3, 1 / 12
-"""Parts of their life after which credentials are renewed, and over which a fleet that was made at once is spread."""
+"""Fraction of their validity after which credentials are renewed, and the spread of that time over a fleet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +45,15 @@ class Candidate:
 
     endpoint: Endpoint
     new: bool
-    """Whether these are the next ones: once they let us in, they are adopted."""
+    """Whether these are the next ones: once the broker accepts them, they are adopted."""
 
 
 class HeldCredentials:
-    """Of one bundle.
+    """The credentials of one bundle.
 
     Args:
         path: the bundle's TOML file, or its folder.
-        broker: another address than it names.
+        broker: an address that replaces the bundle's.
 
     Raises:
         BundleError: it cannot be used.
@@ -81,12 +80,12 @@ class HeldCredentials:
 
     @property
     def renewable(self) -> bool:
-        """Whether there is what signs a request, and whom to believe the answer of."""
+        """Whether there is a key to sign requests, and an authority to verify answers."""
         return self._key_file.is_file() and "cafile" in self._fields
 
     @property
     def _key_file(self) -> Path:
-        """The key that the authority knows us by."""
+        """The key by which the authority knows us."""
         return self._folder / (f"{self._secret}.key" if self._secret else str(self._pair[1]))
 
     @cached_property
@@ -96,9 +95,9 @@ class HeldCredentials:
         return None if self._secret else load_pem_x509_certificate((self._folder / str(self._pair[0])).read_bytes())
 
     def due(self) -> float:
-        """When to renew, seconds since 1970: after two thirds of their life, and each participant at its own time.
+        """When to renew, seconds since 1970: after two thirds of their validity, spread over participants.
 
-        Certificates begin in 1970, so when ours was made is told by the file's own time, as far as that can be.
+        Certificates begin in 1970, so the age of ours is that of its file, as far as known.
         """
         made = datetime.fromtimestamp((self._folder / str(self._secret or self._pair[0])).stat().st_mtime, UTC)
         life = timedelta(days=LEAF_DAYS)
@@ -108,21 +107,21 @@ class HeldCredentials:
 
     @cached_property
     def place(self) -> float:
-        """This participant's own place among all, from 0 up to 1."""
+        """This participant's own position in the spread, from 0 up to 1."""
         return int.from_bytes(sha256(self.context.encode()).digest()[:8]) / 2**64
 
     @property
     def asked(self) -> bytes:
-        """The request that was begun, to be sent; empty if there is none, or a certificate is here.
+        """The pending request, to be sent; empty if there is none, or a certificate has arrived.
 
-        One for a password is sent until that is in use: the authority sees to it that the broker knows it.
+        A request for a password is sent until the password is in use, because the authority must update the broker.
         """
         request = self._next("request")
         return request.read_bytes() if request.is_file() and (self._secret or not self.answered) else b""
 
     @property
     def answered(self) -> bool:
-        """Whether the authority has granted what was asked for, and it is not in use yet."""
+        """Whether the authority has granted the request, and the result is not in use yet."""
         return self._next("answered" if self._secret else "crt").is_file()
 
     @property
@@ -132,17 +131,17 @@ class HeldCredentials:
 
     @property
     def files(self) -> list[Path]:
-        """What runs out: the certificate in use and the authorities."""
+        """Files that expire: the certificate in use and the authorities."""
         return [self._folder / str(self._fields[name]) for name in ("certfile", "cafile") if name in self._fields]
 
     def forget_unused(self, before: float) -> None:
-        """Give up a certificate that was granted before a time and has not let us in: it is asked for again."""
+        """Drop a certificate granted before a time and never accepted by the broker; a new one is requested."""
         granted = self._next("crt")
         if granted.is_file() and granted.stat().st_mtime < before:
             self.give_up()
 
     def give_up(self) -> None:
-        """Forget a request that was refused: the authority has put nothing of it in force."""
+        """Drop a request that was refused: it has changed nothing at the authority."""
         for what in ("request", "answered", "crt", "key", "password"):
             self._next(what).unlink(missing_ok=True)
 
@@ -157,7 +156,7 @@ class HeldCredentials:
     # ----------------------------------------------------------------- asking
 
     def ask(self) -> bytes:
-        """Begin, or go on with what was begun: the request, which is on the disk when this returns.
+        """Begin a request, or continue a pending one; it is on the disk when this returns.
 
         Raises:
             OSError: it cannot be written.
@@ -177,7 +176,7 @@ class HeldCredentials:
         return asked
 
     def says(self) -> bytes:
-        """Whom we trust, without asking for anything."""
+        """A message that reports whom we trust, without a request."""
         return self._signed(renewal.RenewalRequest(certificate=self._der(), trusts=self.trusts))
 
     def _der(self) -> bytes:
@@ -192,17 +191,17 @@ class HeldCredentials:
     # --------------------------------------------------------------- answers
 
     def take(self, payload: bytes) -> str:
-        """Take an answer in; it is on the disk when this returns. Why it refuses us, or nothing.
+        """Process an answer; it is on the disk when this returns. Returns why we were refused, or nothing.
 
         Raises:
-            WireError: it is not for us, not signed by whom we trust, or no answer to what we asked.
+            WireError: it is not for us, not signed by a trusted authority, or answers no request of ours.
         """
         if not (asked := self.asked):
             return ""
         answer = renewal.read(renewal.RenewalAnswer, payload)
         renewal.verify(payload, self.context, self._keys())
         if answer.request != renewal.digest(asked):
-            return ""  # to an earlier one
+            return ""  # an answer to an earlier request
         if answer.why:
             return answer.why
         if self._secret:
@@ -212,7 +211,7 @@ class HeldCredentials:
         return ""
 
     def _checked(self, der: bytes) -> bytes:
-        """An issued certificate as PEM, if it is for our name and our new key, by whom we trust."""
+        """An issued certificate as PEM, checked for our name, our new key and a trusted authority."""
         from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key  # noqa: PLC0415
         from cryptography.x509 import load_der_x509_certificate  # noqa: PLC0415
         from cryptography.x509.oid import NameOID  # noqa: PLC0415
@@ -230,10 +229,10 @@ class HeldCredentials:
         return certificate.public_bytes(Encoding.PEM)
 
     def trust(self, payload: bytes) -> bool:
-        """Take a list of authorities in; whether ours was changed.
+        """Process a list of authorities; return whether ours has changed.
 
         Raises:
-            WireError: it is none, or not signed by whom we trust.
+            WireError: it is none, or not signed by a trusted authority.
         """
         message = renewal.read(renewal.Authorities, payload)
         renewal.verify(payload, self.bundle.topics.federation, self._keys())
@@ -245,12 +244,12 @@ class HeldCredentials:
         changed = new != self._authorities()
         if changed:
             write_private(self._folder / self._fields["cafile"], new)
-        # Behind it: a power cut between the two has the same list taken once more.
+        # Written last: after a power cut between the two, the same list is processed again.
         write_private(self._folder / "authorities.number", str(message.number).encode())
         return changed
 
     def outdated(self, payload: bytes) -> bool:
-        """Whether another authority than that of our certificate signs now, as a list that we trust says."""
+        """Whether a list that we trust says that another authority than our certificate's signs now."""
         message = renewal.read(renewal.Authorities, payload)
         signers = [each for each in _split(self._authorities()) if renewal.digest(each) == message.signer]
         if self._certificate is None or not signers:
@@ -273,7 +272,7 @@ class HeldCredentials:
     # --------------------------------------------------------------- changing over
 
     def candidates(self) -> list[Candidate]:
-        """What to connect with, in the order in which it is to be tried."""
+        """Credentials to connect with, in the order in which to try them."""
         present = Candidate(self.bundle.endpoint, new=False)
         if not self._next("request").is_file() or not (self._secret or self.answered):
             return [present]
@@ -287,7 +286,7 @@ class HeldCredentials:
         return [following, present] if self.answered else [present, following]
 
     def adopt(self) -> None:
-        """Go over to the next credentials, which have let us in: first a copy of them, then the TOML file.
+        """Adopt the next credentials, which the broker has accepted: first copy them, then replace the TOML file.
 
         Raises:
             OSError: it cannot be written; the old ones stay in use, and the next ones are tried again.
@@ -310,13 +309,13 @@ class HeldCredentials:
         self._tidy()
 
     def _tidy(self) -> None:
-        """Remove what the credentials in use have made obsolete: the next ones that they were, and those before."""
+        """Remove the files that the credentials in use have replaced."""
         used = {str(value) for value in self._fields.values()} | {self._key_file.name}
         request = self._next("request")
         mark = renewal.digest(request.read_bytes()).hex()[:8] if request.is_file() else ""
         if not mark or not any(f"-{mark}" in name for name in used):
-            return  # the next ones are not in use yet: the old are
-        # The request last: while it is there, this is done again.
+            return  # the next ones are not in use yet
+        # The request last: while it exists, this is repeated.
         old = [*self._folder.glob(f"{self.path.stem}*.crt"), *self._folder.glob(f"{self.path.stem}*.key")]
         old += [*self._folder.glob("password*")] if self._secret else []
         staged = [self._next(what) for what in ("crt", "answered", "key", "password", "request")]
@@ -326,7 +325,7 @@ class HeldCredentials:
 
 
 def _split(pem: bytes) -> list[bytes]:
-    """The certificates of a list, each as the authority wrote it."""
+    """The certificates of a list, each exactly as the authority wrote it."""
     end = b"-----END CERTIFICATE-----\n"
     return [part + end for part in pem.split(end)[:-1]]
 

@@ -1,7 +1,8 @@
-"""`midge broker renewals`: answers requests for new credentials, where the authority's key lies.
+"""`midge broker renewals`: answers requests for new credentials, on the machine with the authority's key.
 
-Requests and answers are retained, so it need not run always: an hour each week will do, and a device that sleeps finds
-its answer when it wakes. Once the new credentials have let a device in, it takes its request back, and its answer goes.
+Requests and answers are retained, so it need not run always: an hour each week is enough, and a sleeping device finds
+its answer when it wakes. Once a device has connected with the new credentials, it removes its request, and its answer
+is removed.
 """
 
 import asyncio
@@ -23,21 +24,21 @@ from midge.broker.provisioning.own_certificates import renew_own
 log = logging.getLogger("midge.renewals")
 
 _BATCH = 0.5
-"""Seconds for which requests are collected: the register is written once for all of them."""
+"""Seconds for which requests are collected, so that the register is written once for all of them."""
 _AT_MOST = 500
-"""Requests of a batch."""
+"""Requests of a batch at most."""
 _TEND = 3600.0
-"""Seconds between two looks at what runs out here."""
+"""Seconds between two checks of what expires here."""
 _PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 
 
 class IssuingService:
-    """Of one fleet's directory.
+    """The issuer of one fleet.
 
     Args:
         directory: of the fleet.
-        tell: takes events: dicts, as devices and aggregators tell theirs.
-        connect: another way to the broker than the bundle says.
+        tell: takes events: dicts, like those of devices and aggregators.
+        connect: replaces the connector of the bundle.
 
     Raises:
         FleetError: the directory holds no authority.
@@ -56,7 +57,7 @@ class IssuingService:
         self._stop.set()
 
     async def serve(self) -> None:
-        """Answer until stopped.
+        """Answer requests until stopped.
 
         Raises:
             BrokerError: the very first connection failed.
@@ -67,12 +68,12 @@ class IssuingService:
                 connect = self._connect or connector(read_bundle(self._directory / "issuer").endpoint)
                 async with connect(Options(client_id=f"midge-issuer-{secrets.token_hex(4)}")) as connection:
                     before, pause = True, _PAUSE
-                    self._tell("connected")
+                    self._emit("connected")
                     await self._answer(connection)
             except BrokerError as error:
                 if not before:
                     raise
-                self._tell("disconnected", why=str(error), refused=False)
+                self._emit("disconnected", why=str(error), refused=False)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await self._stop.wait()
@@ -90,7 +91,7 @@ class IssuingService:
                 if time.monotonic() >= tended + _TEND:
                     tended = time.monotonic()
                     await asyncio.to_thread(self.tend)
-                # Looked at each time: the command that changes it is another process.
+                # Read each time, because another process, the command, changes it.
                 if (newest := renewals.whom_to_trust(self._directory)) != trusted:
                     await connection.publish(self._topics.authorities, newest, retain=True)
                     trusted = newest
@@ -114,42 +115,42 @@ class IssuingService:
         for first in range(0, len(asked), _AT_MOST):
             some = dict(list(asked.items())[first : first + _AT_MOST])
             found = await asyncio.to_thread(renewals.answer, self._directory, some)
-            # A broker that has a new password in its file before it reads it refuses for a moment; the device goes on.
+            # A broker with a new password in its file refuses it until the file is read; the device retries.
             posts = [
                 connection.publish(self._topics.renewed(name), reply, retain=True)
                 for name, reply in found.replies.items()
             ]
-            # What is not answered says whom a device trusts, or comes from who may not ask: it need not stand.
+            # Unanswered messages only report whom a device trusts, or come from an unknown sender: remove them.
             posts += [
                 connection.publish(self._topics.renew(name), b"", retain=True)
                 for name in some.keys() - found.replies.keys()
             ]
             await asyncio.gather(*posts)
-            self._tell("renewed", granted=found.granted, refused=len(found.replies) - found.granted)
+            self._emit("renewed", granted=found.granted, refused=len(found.replies) - found.granted)
             if found.told is not None and found.told.todo:
-                self._tell("todo", commands=list(found.told.todo))
+                self._emit("todo", commands=list(found.told.todo))
         done = [name for name, payload in newest.items() if not payload]
         await asyncio.gather(*(connection.publish(self._topics.renewed(name), b"", retain=True) for name in done))
         for delivery in batch:
             connection.ack(delivery)
 
     def tend(self) -> None:
-        """Renew what lies here, and tell what runs out soon."""
+        """Renew certificates that lie here, and report what expires soon."""
         for name in renew_own(self._directory, present()):
-            self._tell("renewed_here", whose=name)
+            self._emit("renewed_here", whose=name)
         said = tuple(manage_devices.warnings(self._directory, present()))
         for alarm in said:
             if alarm not in self._said:
                 log.warning("%s", alarm)
-                self._tell("alarm", why=alarm)
+                self._emit("alarm", why=alarm)
         self._said = said
 
-    def _tell(self, event: str, **fields: Any) -> None:
+    def _emit(self, event: str, **fields: Any) -> None:
         self._listener({"event": event, "time": time.time(), **fields})
 
 
 def _prepared(directory: Path) -> Fleet:
-    """The register, with an issuer in it: a directory of an earlier version has none."""
+    """The register, with an issuer added if an earlier version made the directory."""
     fleet = read_fleet(directory)
     if fleet.way == "join":
         raise FleetError("This fleet's authority is another team's: certificates are renewed there.")

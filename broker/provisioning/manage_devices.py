@@ -1,7 +1,7 @@
-"""Devices that come, go, and get new keys, while the broker runs.
+"""Adding, revoking and re-keying devices while the broker runs.
 
-A certificate is looked at when a connection begins, so a revocation list alone leaves a connected device its say. Hence
-both: the list, and a line of the ACL that takes every right; and SIGHUP, upon which Mosquitto reads both.
+A certificate is checked only at connect, so a revocation list alone does not stop a connected device. So a revocation
+also adds an ACL line that removes every right; SIGHUP makes Mosquitto read both.
 """
 
 import os
@@ -17,7 +17,7 @@ from typing import Literal
 
 from midge.broker.provisioning import authorities
 from midge.broker.provisioning.bundles import pack
-from midge.broker.provisioning.certificates import Authority, need_cryptography
+from midge.broker.provisioning.certificates import Authority, require_cryptography
 from midge.broker.provisioning.create_fleet import Signing, enrol, publish
 from midge.broker.provisioning.expiry import NEAR, ends
 from midge.broker.provisioning.fleet_registry import (
@@ -38,33 +38,33 @@ from midge.wire.topics import check_name
 
 State = Literal["active", "rotating", "revoked"]
 _FOLDERS = {AGGREGATOR: "aggregator", OPERATOR: "operator", ISSUER: "issuer"}
-"""Of those that get new keys and are no devices."""
+"""Folders of members that get new keys and are no devices."""
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """Whether the broker was told of a change."""
+class Applied:
+    """Whether the broker was notified of a change."""
 
     broker: bool
-    """True where a broker on this machine was sent SIGHUP."""
+    """True if a broker on this machine was sent SIGHUP."""
     todo: tuple[str, ...]
-    """Commands for the broker's machine; empty where nothing is to be done."""
+    """Commands to run on the broker's machine; empty if none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One device, as a table shows it."""
+    """One device, as a row of a table."""
 
     name: str
     state: State
     ends: datetime | None
-    """When its newest certificate runs out; None for passwords."""
+    """When its newest certificate expires; None for passwords."""
     since: datetime | None
     """When it was revoked."""
 
 
-def add(directory: Path, names: list[str]) -> Told:
-    """New devices, each with a bundle.
+def add(directory: Path, names: list[str]) -> Applied:
+    """Add devices, each with a bundle.
 
     Raises:
         FleetError: one of the names is taken.
@@ -84,15 +84,15 @@ def add(directory: Path, names: list[str]) -> Told:
         return changed(signing)
 
 
-def add_issuer(directory: Path) -> Told:
-    """Give a fleet of an earlier version what answers requests for new credentials."""
+def add_issuer(directory: Path) -> Applied:
+    """Add the issuer of new credentials to a fleet of an earlier version."""
     with changing(directory) as (_, signing):
         enrol(signing, ISSUER, directory / "issuer")
         return changed(signing)
 
 
-def revoke(directory: Path, names: list[str]) -> Told:
-    """Shut devices out, connected or not.
+def revoke(directory: Path, names: list[str]) -> Applied:
+    """Revoke devices, connected or not.
 
     Raises:
         FleetError: there is no such device.
@@ -106,17 +106,17 @@ def revoke(directory: Path, names: list[str]) -> Told:
         return changed(signing)
 
 
-def rotate(directory: Path, names: list[str], *, now: bool = False, finish: bool = False) -> Told:
-    """New keys for devices.
+def rotate(directory: Path, names: list[str], *, now: bool = False, finish: bool = False) -> Applied:
+    """Make new keys for devices.
 
-    The earlier certificates stay good until `finish`, so that a device takes part until its new bundle has reached
-    it. A password has no before: it changes at once.
+    The earlier certificates stay valid until `finish`, so that a device takes part until its new bundle has reached it.
+    A password changes at once.
 
     Args:
         directory: the fleet's.
         names: the devices.
-        now: revoke what they had before at once.
-        finish: make nothing new, only revoke what they had before.
+        now: revoke earlier certificates at once.
+        finish: make nothing new, only revoke earlier certificates.
 
     Raises:
         FleetError: there is no such device, or it is revoked.
@@ -140,12 +140,12 @@ def rotate(directory: Path, names: list[str], *, now: bool = False, finish: bool
                 member.serials, member.renewals = member.serials[-1:], 0
         if fleet.way == "certificates" and not (now or finish):
             write_fleet(directory, fleet)
-            return Told(broker=False, todo=())
+            return Applied(broker=False, todo=())
         return changed(signing)
 
 
 def devices(directory: Path) -> list[Listed]:
-    """All devices that there are or were."""
+    """All devices, including revoked ones."""
     listed = []
     for name, member in sorted(read_fleet(directory).devices.items()):
         state: State = "active" if len(member.serials) < 2 + member.renewals else "rotating"
@@ -154,10 +154,10 @@ def devices(directory: Path) -> list[Listed]:
 
 
 def warnings(directory: Path, now: datetime) -> list[str]:
-    """What runs out soon, and what to do."""
+    """Credentials that expire soon, and what to do."""
     fleet, broker = read_fleet(directory), directory / "broker"
     if fleet.way != "join":
-        need_cryptography()
+        require_cryptography()
     own = (broker / "crl.pem", broker / "ca.crt", broker / "broker.crt", directory / AGGREGATOR / "release.key")
     said = [alarm for file in own for end in ends(file) if (alarm := end.alarm(now))]
     for name, member in fleet.members.items():
@@ -169,13 +169,13 @@ def warnings(directory: Path, now: datetime) -> list[str]:
     return said
 
 
-def succeed_authority(directory: Path) -> Told:
+def succeed_authority(directory: Path) -> Applied:
     """Make the next authority, and have the broker trust it."""
     return _authority(directory, lambda fleet, now: authorities.succeed(directory, fleet, now))
 
 
-def switch_authority(directory: Path, *, force: bool = False) -> Told:
-    """Have the next authority sign from now on.
+def switch_authority(directory: Path, *, force: bool = False) -> Applied:
+    """Let the next authority sign from now on.
 
     Raises:
         FleetError: devices do not know it yet.
@@ -183,18 +183,18 @@ def switch_authority(directory: Path, *, force: bool = False) -> Told:
     return _authority(directory, lambda fleet, _: authorities.switch(directory, fleet, force=force))
 
 
-def finish_authority(directory: Path, *, force: bool = False) -> Told:
-    """Trust the authority before no more.
+def finish_authority(directory: Path, *, force: bool = False) -> Applied:
+    """Stop trusting the previous authority.
 
     Raises:
         FleetError: devices still have certificates of it.
     """
     told = _authority(directory, lambda fleet, _: authorities.finish(directory, fleet, force=force))
-    # By SIGHUP a Mosquitto learns whom else to trust, and forgets none: what it has read stays until it ends.
+    # On SIGHUP Mosquitto adds trusted authorities and removes none: a removed one stays trusted until it ends.
     return replace(told, todo=(*told.todo, "restart the broker, which trusts the one before until then"))
 
 
-def _authority(directory: Path, change: Callable[[Fleet, datetime], None]) -> Told:
+def _authority(directory: Path, change: Callable[[Fleet, datetime], None]) -> Applied:
     with changing(directory) as (fleet, signing):
         if signing.authority is None:
             raise FleetError("This fleet's authority is another team's.")
@@ -203,21 +203,21 @@ def _authority(directory: Path, change: Callable[[Fleet, datetime], None]) -> To
         return changed(replace(signing, authority=authorities.authority(directory)))
 
 
-def renew(directory: Path, *, accept_older: bool = False) -> Told:
-    """Rewrite what the broker reads, and tell it; from a register that was put back only if that is accepted."""
+def renew(directory: Path, *, accept_older: bool = False) -> Applied:
+    """Rewrite the broker's files and notify the broker; from an older register only if that is accepted."""
     with changing(directory, accept_older=accept_older) as (_, signing):
         return changed(signing)
 
 
 class changing:  # noqa: N801 - read as a verb
-    """The fleet and what its bundles are made with, locked against changes by others."""
+    """A locked fleet, and the keys that its bundles are made with."""
 
     def __init__(self, directory: Path, *, accept_older: bool = False) -> None:
         self._directory, self._accept_older = directory, accept_older
         self._lock = locked(directory)
 
     def __enter__(self) -> tuple[Fleet, Signing]:
-        need_cryptography()
+        require_cryptography()
         self._lock.__enter__()
         try:
             fleet = read_fleet(self._directory, accept_older=self._accept_older)
@@ -256,36 +256,38 @@ def _member(fleet: Fleet, name: str, *, reserved: bool = False) -> Member:
     return known[name]
 
 
-def changed(signing: Signing) -> Told:
-    """Register first, then what is made from it, then the broker's ear."""
+def changed(signing: Signing) -> Applied:
+    """Write the register, then the broker's files, then notify the broker."""
     fleet, directory = signing.fleet, signing.directory
     write_fleet(directory, fleet)
     publish(directory, fleet, signing.authority, signing.now)
     if fleet.way == "join":
         lines = directory / "broker" / "acl-to-add"
-        return Told(broker=False, todo=(f"bring {lines} into the broker's ACL", "ask its authority to revoke or sign"))
+        return Applied(
+            broker=False, todo=(f"bring {lines} into the broker's ACL", "ask its authority to revoke or sign")
+        )
     here = directory / "broker"
     if here.resolve() == Path(fleet.broker_directory) and _hang_up(here / PID_FILE):
-        return Told(broker=True, todo=())
+        return Applied(broker=True, todo=())
     files = " ".join(str(here / name) for name in ("acl", "crl.pem", "passwords") if (here / name).exists())
     copy = () if here.resolve() == Path(fleet.broker_directory) else (f"scp {files} BROKER:{fleet.broker_directory}/",)
     pid = f"{fleet.broker_directory}/{PID_FILE}"
-    return Told(broker=False, todo=(*copy, f"kill -HUP $(cat {pid})    # on the broker's machine, where it runs"))
+    return Applied(broker=False, todo=(*copy, f"kill -HUP $(cat {pid})    # on the broker's machine, where it runs"))
 
 
 def _hang_up(pid_file: Path) -> bool:
-    """Send SIGHUP to the Mosquitto that wrote this file; False where there is none any more."""
+    """Send SIGHUP to the Mosquitto that wrote this file; False if it does not run."""
     with suppress(OSError, ValueError):
         pid = int(pid_file.read_text())
-        if pid > 1 and "mosquitto" in _program(pid):  # the number may be another's by now
+        if pid > 1 and "mosquitto" in _program(pid):  # the process id may be another program's by now
             os.kill(pid, signal.SIGHUP)
             return True
     return False
 
 
 def _program(pid: int) -> str:
-    """The name of the program that a process runs; empty where there is no such process."""
-    if (proc := Path("/proc")).is_dir() and (proc / "self").exists():  # else, on a Mac, ps knows
+    """The program that a process runs; empty if there is no such process."""
+    if (proc := Path("/proc")).is_dir() and (proc / "self").exists():  # without /proc, as on macOS, ask ps
         return (proc / str(pid) / "comm").read_text()
     asked = ["ps", "-o", "comm=", "-p", str(pid)]
     return subprocess.run(asked, capture_output=True, text=True, check=False).stdout  # noqa: S603

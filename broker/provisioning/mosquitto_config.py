@@ -1,4 +1,4 @@
-"""What a Mosquitto of one's own reads for a fleet: its configuration and its ACL, as text."""
+"""Mosquitto's files for a fleet: its configuration and its ACL, as text."""
 
 from pathlib import PurePosixPath
 
@@ -9,12 +9,12 @@ from midge.broker.provisioning.fleet_registry import AGGREGATOR, ISSUER, OPERATO
 
 PID_FILE = "mosquitto.pid"
 MAX_PACKET = 1024 * 1024
-"""Bytes. Chunks are at most 256 KiB, and updates beyond that are cut; the rest is room."""
+"""Bytes. Chunks are at most 256 KiB, and larger updates are cut; the rest is headroom."""
 _MAX_QUEUED = 48 * 1024 * 1024
-"""Bytes that wait for one client: what a federation sends in six seconds at its default rate of 8 MB/s. What comes
-beyond is dropped and sent again; a Mosquitto does not slow a sender down, so one client can make it hold as much."""
+"""Bytes queued for one client: what a federation sends in six seconds at its default rate of 8 MB/s. What comes beyond
+is dropped and sent again; Mosquitto applies no back-pressure, so one client can make it hold this much."""
 _MEMORY, _MEMORY_PER_MEMBER = 320 * 1024 * 1024, 128 * 1024
-"""Bytes that the broker may take, and for each participant: see the configuration."""
+"""Bytes that the broker may take, and those for each participant: see the configuration."""
 _MAX_INFLIGHT = 20
 _BY_CERTIFICATE = """\
 cafile {here}/ca.crt
@@ -59,7 +59,7 @@ max_qos 1
 # aggregator and one of a device that reads nothing, and the connections of the fleet as it was made. Beyond it
 # messages are refused, in place of this machine's other work: make it smaller on a machine with less than twice this.
 memory_limit {_MEMORY + _MEMORY_PER_MEMBER * len(fleet.members)}
-# Midge's own sessions end with their connection. Whoever asks for another kind is forgotten after a day.
+# Midge's own sessions end with their connection. Sessions of another kind expire after a day.
 persistent_client_expiration 1d
 # Else a message that follows an acknowledgement waits for 40 ms.
 set_tcp_nodelay true
@@ -82,7 +82,7 @@ user {fleet.broker_user}
 
 
 def access(fleet: Fleet) -> str:
-    """The ACL file of a fleet's own broker, or what another broker's lacks."""
+    """The ACL file of a fleet's own broker, or the lines that another broker's lacks."""
     gone = sorted(name for name, member in fleet.members.items() if member.revoked is not None)
     kept = sorted(name for name in fleet.members if name not in (*gone, AGGREGATOR, OPERATOR, ISSUER))
     head = ["# Written by Midge, and rewritten at each change of the fleet."]
@@ -103,6 +103,6 @@ def access(fleet: Fleet) -> str:
 
 
 def passwords(fleet: Fleet) -> str:
-    """The password file: who is not revoked."""
+    """The password file: all members that are not revoked."""
     kept = {name: each.password for name, each in fleet.members.items() if each.password and each.revoked is None}
     return "".join(f"{name}:{kept[name]}\n" for name in sorted(kept))

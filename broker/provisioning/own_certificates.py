@@ -1,6 +1,6 @@
-"""Certificates that lie where the authority's key lies: the broker's, the operator's and the like, renewed in place.
+"""Renewal in place of certificates beside the authority's key: the broker's, the operator's and similar.
 
-Their keys stay, so that one file is replaced, in one piece. A bundle of which the working copy is elsewhere, such as an
+Their keys stay, so that only one file is replaced, atomically. A bundle whose working copy is elsewhere, such as an
 aggregator's on another machine, is carried there as `device-rotate` says.
 """
 
@@ -14,18 +14,18 @@ from midge.broker.provisioning.bundles import write_private
 from midge.broker.provisioning.certificates import LEAF_DAYS, AuthorityError, certify, issue, signed_by
 from midge.broker.provisioning.create_fleet import NEAR, PROBES
 from midge.broker.provisioning.fleet_registry import AGGREGATOR, ISSUER, OPERATOR, REVOKED, FleetError
-from midge.broker.provisioning.manage_devices import Told, changed, changing
+from midge.broker.provisioning.manage_devices import Applied, changed, changing
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
     from cryptography.x509 import Certificate
 
 _LEFT = 1 / 3
-"""Part of a certificate's life from which on it is renewed."""
+"""Remaining fraction of a certificate's validity from which on it is renewed."""
 
 
 def renew_own(directory: Path, now: datetime) -> list[str]:
-    """Renew what is due here, and tell the broker; whose certificates were renewed."""
+    """Renew the certificates here that are due, and notify the broker; return whose were renewed."""
     from cryptography.x509 import load_pem_x509_certificate  # noqa: PLC0415
 
     renewed = []
@@ -71,8 +71,8 @@ def renew_own(directory: Path, now: datetime) -> list[str]:
     return [name for _, _, name in renewed]
 
 
-def replace_broker_key(directory: Path) -> Told:
-    """Give the broker a new key and a certificate over it, and tell it: the old key was lost or seen by others.
+def replace_broker_key(directory: Path) -> Applied:
+    """Give the broker a new key and certificate, and notify it: the old key was lost or seen by others.
 
     Raises:
         FleetError: the broker has another authority.
@@ -82,7 +82,7 @@ def replace_broker_key(directory: Path) -> Told:
             raise FleetError("This fleet's broker has a certificate of another team's authority.")
         hosts = list(dict.fromkeys([*fleet.hosts, *NEAR]))
         issued = issue(about.authority, fleet.hosts[0][:64], about.now, use="server", hosts=hosts)
-        # A broker reads both when it is told or starts. A power cut between the two: give the command again.
+        # The broker reads both files on notice or at start. After a power cut between the two, repeat the command.
         write_private(directory / "broker" / "broker.key", issued.key)
         write_private(directory / "broker" / "broker.crt", issued.certificate)
         told = changed(about)
@@ -107,5 +107,7 @@ def _key(certificate: "Certificate") -> "EllipticCurvePublicKey":
 
 def _due(certificate: "Certificate", signer: "Certificate", now: datetime, days: int) -> bool:
     left = certificate.not_valid_after_utc - now
-    ends_with_it = certificate.not_valid_after_utc == signer.not_valid_after_utc  # no renewal can be longer
+    ends_with_it = (
+        certificate.not_valid_after_utc == signer.not_valid_after_utc
+    )  # a renewal cannot last longer than the authority
     return (left < timedelta(days=days) * _LEFT and not ends_with_it) or not signed_by(certificate, [signer])

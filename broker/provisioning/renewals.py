@@ -1,8 +1,8 @@
-"""The authority's side of renewing: requests of devices in, answers out, and the register in between.
+"""The authority's side of renewal: requests of devices in, answers out, the register in between.
 
 A request is granted to a member that is not revoked, for its own name, signed with the key that it is known by until
-then: that of a certificate in the register, or of a member with a password, the one that was given with it. What is
-granted is in the register before it is answered; so an answer that is lost is given again.
+then: that of a certificate in the register or, for a member with a password, the one given with it. A grant is in the
+register before it is answered; so a lost answer is sent again.
 """
 
 import re
@@ -19,36 +19,37 @@ from midge.broker.provisioning.bundles import make_private, write_private
 from midge.broker.provisioning.certificates import AuthorityError, certify, read_request, signed_by, spki
 from midge.broker.provisioning.create_fleet import Signing
 from midge.broker.provisioning.fleet_registry import RESERVED, Fleet, Member, present, read_fleet, write_fleet
-from midge.broker.provisioning.manage_devices import Told, changed, changing
+from midge.broker.provisioning.manage_devices import Applied, changed, changing
 from midge.wire import renewal, signing
 from midge.wire.errors import WireError
 from midge.wire.signing import PublicKey
 
 _AT_MOST = timedelta(days=1)
-"""One grant for each member: each takes a signature, and a line in the register for ever."""
+"""One grant per member in this time: each takes a signature, and a permanent line in the register."""
 _HASH = re.compile(rf"\$7\${ITERATIONS}\$[A-Za-z0-9+/]{{16}}\$[A-Za-z0-9+/]{{86}}==")
-"""A password's hash as we make them: it becomes a line of the broker's file, and its iterations the broker's work."""
+"""A password's hash as we make them: it becomes a line of the broker's file, and its iterations are work for the
+broker."""
 
 
 @dataclass(slots=True)
 class Answers:
-    """What a batch of requests came to."""
+    """Results of a batch of requests."""
 
     replies: dict[str, bytes]
-    """By device, to be retained."""
-    told: Told | None = None
-    """Whether the broker was told, if that was needed."""
+    """Answers by device, to be retained."""
+    told: Applied | None = None
+    """Whether the broker was notified, if needed."""
     granted: int = 0
 
 
 def answer(directory: Path, requests: Mapping[str, bytes], now: datetime | None = None) -> Answers:
-    """Answer requests by the names that the broker vouches for; whoever may not ask gets no answer.
+    """Answer requests, by names that the broker has authenticated; members without the right to ask get no answer.
 
     Raises:
         FleetError: the register or the authority cannot be read.
     """
     with changing(directory) as (fleet, about):
-        desk = _Desk(directory, fleet, about, now or present())
+        desk = _AnswerBatch(directory, fleet, about, now or present())
         for name, payload in requests.items():
             desk.take(name, payload)
         if desk.passwords:
@@ -58,8 +59,8 @@ def answer(directory: Path, requests: Mapping[str, bytes], now: datetime | None 
         return desk.answers
 
 
-class _Desk:
-    """One batch under way."""
+class _AnswerBatch:
+    """One batch in progress."""
 
     def __init__(self, directory: Path, fleet: Fleet, about: Signing, now: datetime) -> None:
         from cryptography.x509 import load_pem_x509_certificate  # noqa: PLC0415
@@ -70,7 +71,7 @@ class _Desk:
         self._fleet, self._authority, self._now = fleet, about.authority, now
         known, self._mark = authorities(directory), mark(directory)
         self._trusted = [load_pem_x509_certificate(each.certificate) for each in known]
-        # The oldest: a device that was away knows it, and one that was not knows all.
+        # The oldest: every device trusts it, including those that have been away.
         self._signer = signing.read_private(known[0].key)
         self.answers = Answers({})
         self.heard = self.passwords = False
@@ -84,13 +85,13 @@ class _Desk:
         try:
             request = renewal.read(renewal.RenewalRequest, payload)
             if member.asked == asked.hex() and self._fleet.way == "passwords":
-                self.passwords = True  # the power may have gone before the broker was told
+                self.passwords = True  # a power cut may have come before the broker was notified
                 self._reply(name, renewal.RenewalAnswer(request=asked))
                 return
             renewal.verify(payload, signing.of_device(self._fleet.name, name), [self._key(member, request)])
             if request.trusts:
                 member.trusts, self.heard = request.trusts.hex(), True
-            # What it connects with, and not what was granted: a certificate that is on its way lets no device in.
+            # The certificate it connects with, not the newest granted: one that is still on its way is not in use.
             if request.certificate and self._is_current(request.certificate):
                 member.authority = self._mark
             if request.csr:
@@ -109,7 +110,7 @@ class _Desk:
         return signed_by(load_der_x509_certificate(certificate), [current])
 
     def _key(self, member: Member, request: renewal.RenewalRequest) -> PublicKey:
-        """The key that a member is known by."""
+        """The key by which a member is known."""
         from cryptography.x509 import load_der_x509_certificate  # noqa: PLC0415
 
         if self._fleet.way == "passwords":
@@ -135,7 +136,7 @@ class _Desk:
     def _granted(
         self, name: str, member: Member, request: renewal.RenewalRequest, asked: bytes
     ) -> renewal.RenewalAnswer:
-        # A request stands until the device has connected: each start of the issuer finds it, and one is enough.
+        # A request stays retained until the device has connected: each start of the issuer finds it again.
         if member.asked == asked.hex() and (kept := self._kept(name, asked)):
             return renewal.RenewalAnswer(request=asked, certificate=kept)
         if member.asked != asked.hex() and member.asked and member.issued and self._now < member.issued + _AT_MOST:
@@ -160,7 +161,7 @@ class _Desk:
 
 
 def whom_to_trust(directory: Path) -> bytes:
-    """The list of authorities, as it is retained for all. The same bytes as long as nothing changes.
+    """The list of authorities, as retained for all. The same bytes as long as nothing changes.
 
     Raises:
         FleetError: the register cannot be read.
@@ -170,7 +171,7 @@ def whom_to_trust(directory: Path) -> bytes:
     message = renewal.Authorities(
         number=fleet.authorities, authorities=trusted(directory), signer=renewal.digest(current.certificate)
     )
-    # ECDSA signs otherwise each time: what is signed tells whether it is news.
+    # ECDSA signatures differ each time, so the signed content is compared.
     return _signed_once(known[0].key, fleet.name, message)
 
 

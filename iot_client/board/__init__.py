@@ -1,1 +1,1 @@
-"""What the board and its owner allow: conditions, budgets, duty cycles."""
+"""Limits that the board and its owner set: conditions, budgets, duty cycles."""

@@ -1,10 +1,10 @@
-"""Ready-made conditions: on mains, battery, temperature, idle processor, hours, metered link, enough that is new.
+"""Ready-made conditions: mains power, battery, temperature, idle processor, hours, metered link, enough new rows.
 
-Each function here returns a `Condition`: called, it says why the device should not train now, or None where it may.
-They read what Linux shows in /sys and /proc, and ask psutil where it is installed and there is nothing to read. What
-cannot be read holds nothing back, and says so once: a condition that is never met would be a device that never trains.
+Each function here returns a `Condition`: a call returns why the device should not train now, or None if it may. They
+read /sys and /proc of Linux, and use psutil if it is installed and there is nothing to read. A condition that cannot be
+read blocks nothing, and logs that once: otherwise the device would never train.
 
-The words do not change with every reading, so that a log has one line for each change.
+The text does not change with every reading, so that a log has one line for each change.
 """
 
 import importlib
@@ -26,26 +26,26 @@ log = logging.getLogger("iot_client")
 
 ROOT = Path("/")
 _HOT = (-40.0, 150.0)
-"""Degrees Celsius that a sensor of a living board can show; others are sensors that are not there."""
+"""Plausible readings in degrees Celsius; sensors beyond them are not connected."""
 _ASK_AGAIN = 60.0
-"""Seconds between two questions to NetworkManager: each starts a process."""
+"""Seconds between two queries of NetworkManager: each starts a process."""
 _MODEMS = ("wwan", "ppp", "rmnet", "wwp")
-"""How the interfaces of mobile links are named."""
+"""Name prefixes of mobile interfaces."""
 
 
 class Unreadable(Exception):
-    """What a condition looks at is not to be had on this device."""
+    """A condition's source cannot be read on this device."""
 
 
 class Fresh(Protocol):
-    """What counts its new rows: `iot_client.data.samples.Samples`."""
+    """A counter of new rows: `iot_client.data.samples.Samples`."""
 
     @property
     def new(self) -> int: ...
 
 
 class RowIntake(Fresh, Protocol):
-    """What knows too what came and was of no use."""
+    """Also knows which rows arrived and could not be used."""
 
     @property
     def trouble(self) -> str | None: ...
@@ -55,7 +55,7 @@ class RowIntake(Fresh, Protocol):
 
 
 def _condition(name: str, look: Callable[[], str | None]) -> Condition:
-    """A look as a condition: what cannot be read is said once."""
+    """Make a condition of a reading; an unreadable source is logged once."""
     told = False
 
     def condition() -> str | None:
@@ -65,7 +65,7 @@ def _condition(name: str, look: Callable[[], str | None]) -> Condition:
         except (OSError, ValueError, Unreadable) as error:
             if not told:
                 told = True
-                log.warning("The condition %s cannot be looked at here (%s): it holds nothing back.", name, error)
+                log.warning("The condition %s cannot be read here (%s): it blocks nothing.", name, error)
             return None
 
     condition.__name__ = condition.__qualname__ = name
@@ -76,7 +76,7 @@ def _condition(name: str, look: Callable[[], str | None]) -> Condition:
 
 
 def on_mains(*, root: Path = ROOT) -> Condition:
-    """Only while the device has power from outside: mains, USB, a panel that gives some."""
+    """Train only with external power: mains, USB, a solar panel."""
 
     def look() -> str | None:
         return None if _plugged(root) else "it runs on its battery"
@@ -85,7 +85,7 @@ def on_mains(*, root: Path = ROOT) -> Condition:
 
 
 def battery_above(share: float, *, root: Path = ROOT) -> Condition:
-    """Only while the battery holds more than this share of its charge, from 0 to 1; of several, of all together.
+    """Train only if the battery holds more than this share of its charge, from 0 to 1; several batteries are added up.
 
     Raises:
         ValueError: it is no share.
@@ -100,7 +100,7 @@ def battery_above(share: float, *, root: Path = ROOT) -> Condition:
 
 
 def _supplies(root: Path) -> Iterator[tuple[str, Path]]:
-    """Kind and place of each power supply of the device itself; those of a mouse say `Device` as their scope."""
+    """Kind and path of each power supply of the device itself; those of peripherals have the scope `Device`."""
     for place in sorted((root / "sys/class/power_supply").glob("*")):
         with suppress(OSError):
             if not (place / "scope").exists() or _text(place / "scope") != "Device":
@@ -139,7 +139,7 @@ def _charge(root: Path) -> float:
 
 
 def cooler_than(celsius: float, *, root: Path = ROOT) -> Condition:
-    """Only while the hottest place of the board is below this."""
+    """Train only if the hottest sensor of the board is below this temperature."""
 
     def look() -> str | None:
         return None if _hottest(root) < celsius else f"the board is not below {celsius:g} °C"
@@ -150,7 +150,7 @@ def cooler_than(celsius: float, *, root: Path = ROOT) -> Condition:
 def _hottest(root: Path) -> float:
     found = []
     for zone in (root / "sys/class/thermal").glob("thermal_zone*"):
-        with suppress(OSError, ValueError):  # a sensor that sleeps answers EAGAIN
+        with suppress(OSError, ValueError):  # a sleeping sensor returns EAGAIN
             celsius = int(_text(zone / "temp")) / 1000
             if _HOT[0] < celsius < _HOT[1]:
                 found.append(celsius)
@@ -163,10 +163,10 @@ def _hottest(root: Path) -> float:
 
 
 def cpu_idle(share: float, *, root: Path = ROOT) -> Condition:
-    """Only while others leave this share of the processor's time idle, from 0 to 1.
+    """Train only if other processes leave this share of the processor's time idle, from 0 to 1.
 
-    Measured between two looks. Our own time counts as idle, and so does that of processes with a lower priority: they
-    give way. The first look goes by the load average, and so does every one on a board without /proc/stat.
+    Measured between two readings. Our own time counts as idle, and so does that of processes with a lower priority,
+    which give way. The first reading uses the load average, and so does every one on a board without /proc/stat.
 
     Raises:
         ValueError: it is no share.
@@ -182,7 +182,7 @@ def cpu_idle(share: float, *, root: Path = ROOT) -> Condition:
         if seen is None or before is None:
             idle = _idle_by_load(root)
             before = seen
-        elif seen[1] - before[1] >= 50:  # ticks, of which a second has a hundred: shorter spans say nothing
+        elif seen[1] - before[1] >= 50:  # ticks of 1/100 s: a shorter span is too coarse
             idle = 1 - max(0, seen[0] - before[0]) / (seen[1] - before[1])
             before = seen
         return None if idle >= share else f"less than {share:.0%} of the processor is idle"
@@ -191,14 +191,14 @@ def cpu_idle(share: float, *, root: Path = ROOT) -> Condition:
 
 
 def _processor_times(root: Path) -> tuple[int, int] | None:
-    """Ticks since the start that others were busy with, and all; proc(5)."""
+    """Ticks since boot in which other processes were busy, and all ticks; proc(5)."""
     try:
         with (root / "proc/stat").open() as file:
             user, nice, system, idle, waiting, *rest = (int(each) for each in file.readline().split()[1:9])
         ours = _text(root / "proc/self/stat").rpartition(")")[2].split()
     except (OSError, ValueError):
         return None
-    spent = sum(int(each) for each in ours[11:15]) if int(ours[16]) <= 0 else 0  # else it is in `nice` already
+    spent = sum(int(each) for each in ours[11:15]) if int(ours[16]) <= 0 else 0  # otherwise it is included in `nice`
     return user + system + sum(rest) - spent, user + nice + system + idle + waiting + sum(rest)
 
 
@@ -214,9 +214,9 @@ def _idle_by_load(root: Path) -> float:
 
 
 def hours(*spans: str, clock: Callable[[], float] = time.time) -> Condition:
-    """Only within these hours of the day by the device's own time zone: `hours("22:00-06:00", "12:00-13:00")`.
+    """Train only within these hours of the day, in the device's own time zone: `hours("22:00-06:00", "12:00-13:00")`.
 
-    A clock that was never set, as on a board without a battery before its first contact, holds nothing back.
+    A clock that was never set, as on a board without a battery before its first contact, blocks nothing.
 
     Raises:
         ValueError: one of them is no span of hours.
@@ -239,7 +239,7 @@ def hours(*spans: str, clock: Callable[[], float] = time.time) -> Condition:
 
 
 def _span(text: str) -> tuple[int, int]:
-    """Minutes of the day of begin and end."""
+    """Begin and end in minutes of the day."""
     found = re.fullmatch(r"\s*(\d{1,2}):(\d{2})\s*-\s*(\d{1,2}):(\d{2})\s*", text)
     if found is not None:
         begin_hour, begin, end_hour, end = map(int, found.groups())
@@ -252,10 +252,10 @@ def _span(text: str) -> tuple[int, int]:
 
 
 def unmetered(metered: Callable[[], bool] | None = None, *, root: Path = ROOT) -> Condition:
-    """Only while the link costs nothing by the byte. To be given as a `link_condition` too, where updates are to wait.
+    """Use only links without volume charges. Give it as `link_condition` too if updates are to wait.
 
     Args:
-        metered: whether it does; unless given, a default route through a modem does, and else NetworkManager is asked.
+        metered: whether the link is metered; None asks the routing table for a modem, then NetworkManager.
         root: where to read from.
     """
     asked_at, answer = -_ASK_AGAIN, False
@@ -275,7 +275,7 @@ def unmetered(metered: Callable[[], bool] | None = None, *, root: Path = ROOT) -
 
 
 def _through_modem(root: Path) -> bool:
-    """Whether the default route, of the lowest metric, goes through the interface of a mobile link."""
+    """Whether the default route, of the lowest metric, uses a mobile interface."""
     routes = []
     with suppress(OSError):
         for line in _text(root / "proc/net/route").splitlines()[1:]:
@@ -286,7 +286,7 @@ def _through_modem(root: Path) -> bool:
 
 
 def _network_manager_says() -> bool:
-    """NMMetered of the primary connection: 1 is yes, 3 a guess of yes (NetworkManager's D-Bus interface)."""
+    """NMMetered of the primary connection: 1 is yes, 3 is a guess of yes (NetworkManager's D-Bus interface)."""
     if (busctl := shutil.which("busctl")) is None:
         raise Unreadable("neither a modem's route nor NetworkManager says whether the link is metered")
     name, path = "org.freedesktop.NetworkManager", "/org/freedesktop/NetworkManager"
@@ -306,7 +306,7 @@ def _network_manager_says() -> bool:
 
 
 def enough_new(samples: Fresh, rows: int) -> Condition:
-    """Only once enough rows have come since the last training began.
+    """Train only after enough rows have arrived since the last training began.
 
     Raises:
         ValueError: it is no number of rows.
@@ -324,14 +324,14 @@ def enough_new(samples: Fresh, rows: int) -> Condition:
 
 
 def awaits_rows(conditions: Iterable[Condition]) -> bool:
-    """Whether one of the conditions is `enough_new`: what is trained then is on new rows."""
+    """Whether one of the conditions is `enough_new`, so that each training has new rows."""
     return any(getattr(condition, "__name__", "") == enough_new.__name__ for condition in conditions)
 
 
 def every_feature(samples: RowIntake) -> Condition:
-    """Only once each feature had a number: one that never has is misspelt, or written in a way that is not understood.
+    """Train only after each feature had a number: one that never has is misspelt, or in a format that is not parsed.
 
-    Not for a device that lacks a sensor: its value is then missing in every row, and it trains all the same.
+    Not for a device that lacks a sensor, whose value is missing in every row: it may train nevertheless.
     """
 
     def look() -> str | None:
@@ -345,7 +345,7 @@ def _text(path: Path) -> str:
 
 
 def _psutil(name: str) -> Any:
-    """What psutil says; None where it is not installed, or does not know on this system."""
+    """The result of a psutil function; None if it is not installed, or lacks it on this system."""
     with suppress(ImportError, AttributeError, NotImplementedError):
         return getattr(importlib.import_module("psutil"), name)()
     return None

@@ -1,13 +1,13 @@
-"""A device that sleeps most of the time: it wakes, settles what it holds, trains once, waits for the receipts, sleeps.
+"""Duty cycle: a device wakes, settles what it holds, trains once, waits for the receipts, and sleeps.
 
-Pure: time comes in as `now`, seconds of a clock that never goes back.
+Pure: time is passed in as `now`, seconds of a monotonic clock.
 """
 
 import math
 from dataclasses import dataclass
 
 SPREAD = 0.05
-"""How far a sleep is off its length: a fleet that lost its power together must not wake together for ever."""
+"""Relative random spread of a sleep, so that a fleet that lost its power together does not stay synchronised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +15,12 @@ class Duty:
     """When a device is awake.
 
     Args:
-        every: seconds from one waking to the next; infinite if that is not known, of one that wakes once.
-        awake: seconds that it waits for the broker, the aggregator and receipts at most; a training is not cut short.
-        once: wake once and end, for boards that a timer of their own powers up.
+        every: seconds from one wake-up to the next; infinite if unknown, for a device that wakes once.
+        awake: most seconds to wait for the broker, the aggregator and receipts; a training is not interrupted.
+        once: wake once and end, for boards that an external timer powers up.
 
     Raises:
-        ValueError: it cannot be awake so long, so often.
+        ValueError: `awake` is longer than `every`.
     """
 
     every: float
@@ -34,43 +34,43 @@ class Duty:
             )
 
 
-class Cycle:
-    """Where a device is in its cycle. Without a duty it is always awake."""
+class DutyCycle:
+    """The current state of a device's duty cycle. Without a duty it is always awake."""
 
     def __init__(self, duty: Duty | None) -> None:
         self.duty = duty
         self.asleep = False
         self.wakes = 0.0
-        """Seconds since 1970 at which it wakes next; 0 while it is awake, or if that is not known."""
+        """Seconds since 1970 of the next wake-up; 0 while it is awake, or if unknown."""
         self._woke = self._from = 0.0
         self._trained = False
 
     def wake(self, now: float) -> None:
-        """It is awake from now on."""
+        """Begin a waking period."""
         self.asleep, self.wakes, self._trained = False, 0.0, False
         self._woke = self._from = now
 
     def trained(self, now: float) -> None:
-        """A training has ended: what came of it has all the patience again to be settled."""
+        """Restart the patience after a training, so that its update can be settled."""
         self._trained, self._from = True, now
 
     def condition(self) -> str | None:
-        """Why it should not train: a device on duty trains once in each waking."""
+        """Why it should not train: a device on duty trains once per waking period."""
         return "it has trained since it woke" if self.duty is not None and self._trained else None
 
     def over(self, now: float, *, at_rest: bool, busy: bool) -> bool:
-        """Whether it may sleep: nothing is left to do, or it has waited long enough and is not at work."""
+        """Whether it may sleep: nothing is left to do, or its patience is over and it is not busy."""
         if self.duty is None or busy:
             return False
         return at_rest or now >= self._from + self.duty.awake
 
     def sleep(self, now: float, wall: float, chance: float) -> float:
-        """For how many seconds it sleeps from now on; 0 if that is not known.
+        """Begin to sleep; return for how many seconds, 0 if unknown.
 
         Args:
-            now: seconds of the clock that never goes back.
+            now: seconds of a monotonic clock.
             wall: seconds since 1970.
-            chance: from 0 to 1.
+            chance: random, from 0 to 1.
         """
         assert self.duty is not None
         self.asleep = True

@@ -1,15 +1,15 @@
-"""What a device is, for its status: plain values, read once, without a library."""
+"""A device's hardware, for its status: plain values, read once, without a library."""
 
 import os
 import platform
 from contextlib import suppress
 
-from midge.iot_client.training.throughput import Speed
+from midge.iot_client.training.throughput import Throughput
 from midge.wire.messages import MICRO
 
 
-def capabilities(speed: Speed, link: str | None, *, micro: bool = False) -> dict[str, str | int | float | bool]:
-    """Cores, memory in MiB, architecture, the speed that was measured, link and class where the owner said them."""
+def capabilities(speed: Throughput, link: str | None, *, micro: bool = False) -> dict[str, str | int | float | bool]:
+    """Cores, memory in MiB, architecture, measured throughput, and link and class if the owner gave them."""
     found: dict[str, str | int | float | bool] = {
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "machine": platform.machine(),

@@ -1,6 +1,6 @@
-"""What a running device tells its own board of itself: figures of now, over a UNIX socket beside its outbox.
+"""Current figures of a running device, over a UNIX socket beside its outbox.
 
-The files beside the outbox are written rarely, to spare the flash; so they say what was so some minutes ago.
+The files beside the outbox are written rarely, to spare the flash; they are some minutes old.
 """
 
 import asyncio
@@ -15,24 +15,24 @@ from typing import Any
 log = logging.getLogger("iot_client")
 
 _LONGEST = 100
-"""Bytes of a path that a socket may have on every system (macOS: 104 with its end)."""
+"""Most bytes of a socket's path on every system (macOS: 104 with its terminator)."""
 _PATIENCE = 2.0
 """Seconds to wait for an answer."""
 _MOST = 2**20
-"""Bytes of an answer that are read."""
+"""Most bytes of an answer."""
 
 
 def _place(outbox: Path) -> Path | None:
-    """Where the socket lies; None if this system or this path cannot have one."""
+    """The path of the socket; None if this system or this path cannot have one."""
     place = outbox.with_name(f"{outbox.name}.sock").absolute()
     return place if hasattr(socket, "AF_UNIX") and len(bytes(place)) <= _LONGEST else None
 
 
 @asynccontextmanager
 async def answering(outbox: Path | None, figures: Callable[[], Mapping[str, Any]]) -> AsyncGenerator[None, None]:
-    """Answer whoever connects with the figures as JSON, for as long as the block lasts. The outbox must be locked.
+    """Answer each connection with the figures as JSON, during the block. The outbox must be locked.
 
-    Without a socket everything goes on; then the files must do.
+    Without a socket the device runs all the same; readers then use the files.
     """
     place = None if outbox is None else _place(outbox)
     if place is None:
@@ -46,7 +46,7 @@ async def answering(outbox: Path | None, figures: Callable[[], Mapping[str, Any]
             await writer.wait_closed()
 
     try:
-        place.unlink(missing_ok=True)  # of one that was killed: the outbox is ours
+        place.unlink(missing_ok=True)  # left by a killed process: the outbox is ours
         server = await asyncio.start_unix_server(answer, place)
         place.chmod(0o600)
     except OSError as error:
@@ -62,7 +62,7 @@ async def answering(outbox: Path | None, figures: Callable[[], Mapping[str, Any]
 
 
 def ask(outbox: Path) -> dict[str, Any] | None:
-    """The figures of the device that runs with this outbox; None if none answers."""
+    """The figures of the device that runs with this outbox; None if there is no answer."""
     place = _place(outbox)
     if place is None or not place.exists():
         return None

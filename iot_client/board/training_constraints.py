@@ -1,4 +1,4 @@
-"""What of the device's own keeps it from training: conditions of its owner, a spent budget."""
+"""The device's own reasons not to train: conditions of its owner, a spent budget."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,13 +6,13 @@ from midge.iot_client.board.usage_budget import Budget
 from midge.wire.messages import Participation
 
 Condition = Callable[[], str | None]
-"""Why the device should not train now, in words; None where it may."""
+"""Returns why the device should not train now, as text; None if it may."""
 LOOK_EVERY = 5.0
-"""Seconds between two looks at the conditions."""
+"""Seconds between two checks of the conditions."""
 
 
-class Hindrances:
-    """Looks at everything that may be in the way."""
+class TrainingConstraints:
+    """Checks all of the device's constraints."""
 
     def __init__(
         self, conditions: Sequence[Condition], budget: Budget, *, link_conditions: Sequence[Condition] = ()
@@ -20,8 +20,8 @@ class Hindrances:
         self._conditions, self._link_conditions = tuple(conditions), tuple(link_conditions)
         self._budget = budget
 
-    def found(self, asked: Participation | None) -> str | None:
-        """The first that is in the way.
+    def blocked(self, asked: Participation | None) -> str | None:
+        """The first reason not to train.
 
         Raises:
             Exception: whatever a condition raised.
@@ -31,7 +31,7 @@ class Hindrances:
         return _first(self._conditions)
 
     def muted(self) -> str | None:
-        """The first that keeps updates and models off the link.
+        """The first reason to keep updates and models off the link.
 
         Raises:
             Exception: whatever a condition raised.

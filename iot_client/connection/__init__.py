@@ -1,1 +1,1 @@
-"""What a device says and hears over MQTT."""
+"""The MQTT side of a device."""

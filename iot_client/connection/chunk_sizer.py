@@ -1,17 +1,17 @@
-"""How large a chunk this link bears: one must never take long beside the keep-alive.
+"""Chunk size for this link: a chunk must not take long compared with the keepalive.
 
-While a chunk is on its way nothing else is, no sign of life either; one that takes longer than the keep-alive ends the
-connection, and the next connection begins it again, for ever. So a chunk is to take a quarter of the keep-alive at the
-most. The rate is taken from the time between a chunk's publishing, or the acknowledgement of the one before it, and
-its own acknowledgement.
+While a chunk is being sent nothing else is, not even a ping; one that takes longer than the keepalive ends the
+connection, and the next connection begins it again, without end. So a chunk should take at most a quarter of the
+keepalive. The rate is measured from the publishing of a chunk, or the acknowledgement of the one before it, to its own
+acknowledgement.
 """
 
 SMALLEST = 4096
 _SHARE = 0.25
 
 
-class Uplink:
-    """What is known of one device's way up. `now` is seconds of any clock that never goes back."""
+class ChunkSizer:
+    """Estimated uplink throughput of one device. `now` is seconds of a monotonic clock."""
 
     def __init__(self, keepalive: float) -> None:
         self._patience = _SHARE * keepalive
@@ -25,19 +25,19 @@ class Uplink:
 
     @property
     def chunk(self) -> int | None:
-        """Bytes of a chunk at the most; None where nothing is known."""
+        """Most bytes of a chunk; None if unknown."""
         known = [] if self._rate is None else [int(self._rate * self._patience)]
         known += [] if self._ceiling is None else [self._ceiling]
         return max(SMALLEST, min(known)) if known else None
 
     def published(self, key: int, size: int, now: float) -> None:
-        """A chunk was handed to the connection."""
+        """Record that a chunk was passed to the connection."""
         if not self._under_way:
             self._came_through = False
         self._under_way[key] = (now, size)
 
     def acknowledged(self, key: int, now: float) -> None:
-        """The broker has it."""
+        """Record that the broker has acknowledged it."""
         began, size = self._under_way.pop(key, (now, 0))
         seconds = now - max(began, self._last)
         self._last, self._came_through, self._ceiling = now, True, None
@@ -46,7 +46,7 @@ class Uplink:
             self._rate = rate if self._rate is None else 0.7 * self._rate + 0.3 * rate
 
     def lost(self) -> None:
-        """The connection ended: where no chunk came through it, the next ones are half as large."""
+        """The connection ended: if no chunk was acknowledged on it, halve the next ones."""
         if self._under_way and not self._came_through:
             largest = max(size for _, size in self._under_way.values())
             self._ceiling = max(SMALLEST, min(largest, self._ceiling or largest) // 2)

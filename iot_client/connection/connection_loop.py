@@ -1,4 +1,4 @@
-"""Keeps a device connected: reconnects with back-off, sleeps between duty cycles, and turns messages into events."""
+"""The connections of a device: reconnects with back-off, sleeps between duty cycles, turns messages into events."""
 
 import asyncio
 import hashlib
@@ -39,41 +39,41 @@ __all__ = ["ConnectionLoop", "DuplicateDeviceName", "reconnect_delay"]
 log = logging.getLogger("iot_client")
 
 _OVERHEAD = 4096
-"""Bytes of topic and headers around a body, generously: an update's header may tell 32 metrics."""
+"""Bytes of topic and headers around a body, generously: an update's header may hold 32 metrics."""
 _DUPLICATE_WAIT = 3.0
-"""Seconds that a live device of our name has to say that it lives."""
+"""Seconds that a live device of our name has to answer."""
 _POLL = 0.2
-"""Seconds between two looks whether a device on duty may sleep."""
+"""Seconds between two checks whether a device on duty may sleep."""
 _HANDSHAKE_MESSAGES = 12
-"""Messages that a connection begins with, both ways."""
+"""Messages at the start of a connection, both ways."""
 _GOODBYE_WAIT = 2.0
 """Seconds that the broker has to acknowledge our last status."""
 _CONNECTED = "connected"
-"""Under this name an outbox remembers that the device was connected."""
+"""Key in the outbox under which it records that the device was connected."""
 _LASTING = 10.0
-"""Seconds that a connection stands, if it carries no chunk, before the back-off begins at its shortest again: a broker
-that ends each one at once, for a message that it does not take, is not to be asked twice a second."""
+"""Seconds after which a connection without chunks resets the back-off: a broker that ends each connection at once,
+because of a message that it refuses, must not be retried twice a second."""
 _LONGEST_ID = 128
-"""Bytes of a client id."""
+"""Most bytes of a client id."""
 _PAUSE, _LONGEST_PAUSE = 0.5, 60.0
-"""Seconds of the back-off between two attempts to connect: the first, doubled each time up to the last."""
+"""Seconds of the back-off between two attempts to connect: the first, and the last after doubling."""
 
 
 def reconnect_delay(pause: float, told: Announcement | None) -> float:
-    """Seconds before the next attempt to connect, random: more in a large fleet, all of which may have lost the broker.
+    """Random seconds before the next attempt to connect: more in a large fleet, all of which may have lost the broker.
 
     Args:
         pause: of the back-off, seconds.
-        told: the newest announcement, which says how large the fleet is.
+        told: the newest announcement, which gives the size of the fleet.
     """
     spread = 0.0 if told is None else sharing.spread(told.byte_rate, told.devices, 0, _HANDSHAKE_MESSAGES)
     return max(pause * random.uniform(0.5, 1.5), spread * random.random())  # noqa: S311 - spreads load
 
 
 def client_id(federation: str, name: str, outbox: int, tail: str = "") -> str:
-    """What a broker knows the device by: the outbox's identity is in it, so that a second device evicts no first one.
+    """The client id of a device: it contains the outbox's identity, so that a second device does not evict the first.
 
-    Long names are shortened to a hash: AWS IoT Core and others take at most 128 bytes.
+    Long names are shortened to a hash: AWS IoT Core and others allow at most 128 bytes.
     """
     end = f"-{outbox:016x}{tail}"
     told = f"midge-{federation}-{name}"
@@ -87,10 +87,10 @@ class ConnectionLoop:
 
     Args:
         parts: of the device.
-        session: what it knows; only read here.
-        publisher: publishes over the connection that stands.
+        session: its state; only read here.
+        publisher: publishes over the current connection.
         fetcher: collects the model's chunks.
-        put: hands an event to the session.
+        put: passes an event to the session.
         look: called after a sleep: conditions may have changed.
     """
 
@@ -108,39 +108,39 @@ class ConnectionLoop:
         self._put, self._look = put, look
         self._stop = asyncio.Event()
         self._parting: asyncio.Future[DeviceState] | None = None
-        """As what to part from the connection that stands."""
+        """The status with which to end the current connection."""
         self._watch = AggregatorWatch(parts.topics, parts.tell)
         self._duplicates = DuplicateCheck(parts, publisher, self._hello, self._count)
-        self._served = False
-        """Whether the aggregator is there, as this connection has told: then its announcements are of today."""
-        self._doubted = False
-        """Whether it was told that a clock is wrong."""
+        self._aggregator_online = False
+        """Whether the aggregator is online, as reported over this connection: then its announcements are current."""
+        self._clock_reported = False
+        """Whether a wrong clock was reported."""
 
     @property
     def aggregator(self) -> str:
-        """What is known of the aggregator, in a word or three."""
+        """A short description of the aggregator's state."""
         return self._watch.known
 
     def stop(self) -> None:
-        """End cleanly, with a goodbye."""
+        """End cleanly, with a last status."""
         self._stop.set()
         self.part(DeviceState.DISCONNECTED)
 
     async def stopped(self) -> None:
-        """Wait until it is to end."""
+        """Wait until it is stopped."""
         await self._stop.wait()
 
     def part(self, state: DeviceState) -> None:
-        """End the connection that stands with this status; the connector says when there is another."""
+        """End the current connection with this status; the connector returns when there is another."""
         if self._parting is not None and not self._parting.done():
             self._parting.set_result(state)
 
     async def run(self) -> None:
-        """Connect, and connect again, until `stop`.
+        """Connect and reconnect until `stop`.
 
         Raises:
-            BrokerError: the very first connection failed, of a device that has never taken part and is not to wait, or
-                is to wake once.
+            BrokerError: the very first connection failed, of a device that has never taken part and does not wait, or
+                that wakes only once.
             DuplicateDeviceName: another live device has our name.
         """
         config, duty = self._parts.config, self._parts.duty
@@ -176,15 +176,15 @@ class ConnectionLoop:
 
     @property
     def _was_connected(self) -> bool:
-        """Whether it has taken part: then its settings are right, and a board is often up before its network."""
+        """Whether it has taken part before: then its settings are right, and a board often boots before its network."""
         outbox = self._parts.outbox
         return outbox.next_seq > 1 or outbox.remembered(_CONNECTED) is not None
 
     def _note_connected(self) -> None:
-        """Remember the first connection ever."""
+        """Record the first connection ever."""
         if not self._was_connected:
             self._parts.outbox.pending[_CONNECTED] = b"1"
-            with suppress(OutboxFull):  # it is written with what comes later
+            with suppress(OutboxFull):  # it is written with the next update
                 self._parts.outbox.write_pending()
 
     async def _wait(self, seconds: float) -> None:
@@ -205,14 +205,14 @@ class ConnectionLoop:
         self.part(DeviceState.SLEEPING)
 
     def _fall_asleep(self) -> float:
-        """Begin to sleep; seconds until the next waking."""
+        """Begin to sleep; seconds until the next wake-up."""
         return self._parts.duty.sleep(time.monotonic(), time.time(), random.random())  # noqa: S311 - spreads load
 
     async def _sleep(self) -> None:
-        """Sleep until the next waking; end if the duty is to wake once."""
+        """Sleep until the next wake-up; end if the duty is to wake once."""
         duty = self._parts.duty
         seconds = max(0.0, duty.wakes - time.time()) if duty.asleep else self._fall_asleep()
-        if duty.duty is not None:  # the clock may have been put back since: nothing sleeps for a year
+        if duty.duty is not None:  # the clock may have been set back: never sleep for a year
             seconds = min(seconds, 2 * duty.duty.every)
         self._parts.flush()
         self._parts.tell("sleeping", wakes=duty.wakes, seconds=seconds)
@@ -229,7 +229,7 @@ class ConnectionLoop:
     def _options(self) -> Options:
         topics, config = self._parts.topics, self._parts.config
         will = Will(topics.status(config.name), self._hello(DeviceState.LOST))
-        tail = f"-{secrets.token_hex(4)}" if self._duplicates.evicted else ""  # so that both are there to be told apart
+        tail = f"-{secrets.token_hex(4)}" if self._duplicates.evicted else ""  # tell both apart
         identity = client_id(topics.federation, config.name, self._parts.outbox.identity, tail)
         return Options(client_id=identity, will=will, keepalive=config.keepalive)
 
@@ -237,9 +237,9 @@ class ConnectionLoop:
         return hello_frame(self._parts, self._session, state, number, to)
 
     async def _use(self, connection: Connection) -> None:
-        """Take part over one connection, until it is lost or is to end."""
+        """Take part over one connection, until it is lost or stopped."""
         serving = self._parts.serving
-        self._parting, self._served = asyncio.get_running_loop().create_future(), False
+        self._parting, self._aggregator_online = asyncio.get_running_loop().create_future(), False
         reading = asyncio.create_task(self._read(connection))
         beside = [asyncio.create_task(self._watch.follow(connection))]
         beside += [asyncio.create_task(serving.follow(connection))] if serving.wanted else []
@@ -259,17 +259,17 @@ class ConnectionLoop:
             if last is DeviceState.SLEEPING:
                 self._fall_asleep()
         finally:
-            # Also if the trainer raised: an orderly end of the connection takes the Last Will back.
+            # Also if the trainer raised: an orderly end discards the Last Will.
             self._publisher.disconnected()
             self._put(ev.Disconnected())
             if not reading.done():
-                await self._say_goodbye(connection, last)
+                await self._send_last_status(connection, last)
             self._parting = None
             for task in (reading, *beside):
                 task.cancel()
             await asyncio.gather(reading, *beside, return_exceptions=True)
 
-    async def _say_goodbye(self, connection: Connection, state: DeviceState) -> None:
+    async def _send_last_status(self, connection: Connection, state: DeviceState) -> None:
         status = self._parts.topics.status(self._parts.config.name)
         with suppress(TimeoutError):
             async with asyncio.timeout(_GOODBYE_WAIT):
@@ -302,7 +302,7 @@ class ConnectionLoop:
         """Turn a message into an event.
 
         Raises:
-            WireError: it cannot be read, or is not to be believed.
+            WireError: it is invalid, or not trusted.
         """
         parts = self._parts
         topics, name = parts.topics, parts.config.name
@@ -329,16 +329,16 @@ class ConnectionLoop:
                 self._put(ev.Receipted(said))
         elif topic == topics.aggregator:
             status = parts.identity.status(payload, time.monotonic())
-            self._served = status.state.serves
+            self._aggregator_online = status.state.serves
             self._put(ev.AggregatorSeen(status))
             self._watch.seen(status)
         elif topic == topics.status(name):
             hello, _ = messages.decode(Hello, payload)
             if self._duplicates.asks(hello):
-                self._publisher.send(topic, self._hello(DeviceState.READY, to=hello.number), retain=True)  # we live
+                self._publisher.send(topic, self._hello(DeviceState.READY, to=hello.number), retain=True)
 
     def _announcement(self, payload: bytes, channel: Channel) -> Announcement:
-        """Read an announcement, and tell if it is not to be believed.
+        """Read an announcement, and report it if it is not trusted.
 
         Raises:
             WireError: it is not.
@@ -349,9 +349,9 @@ class ConnectionLoop:
         except WireError as error:
             parts.tell("untrusted", channel=channel, why=str(error))
             raise
-        parts.budget.heard(announcement.issued, wall, current=self._served)
-        if (doubt := parts.identity.doubt) and not self._doubted:
+        parts.budget.heard(announcement.issued, wall, current=self._aggregator_online)
+        if (doubt := parts.identity.doubt) and not self._clock_reported:
             log.warning("%s: %s.", parts.config.name, doubt)
             parts.tell("clock", why=doubt)
-        self._doubted = bool(doubt)
+        self._clock_reported = bool(doubt)
         return announcement

@@ -1,8 +1,8 @@
-"""Whether another live device has our name: two would take each other's receipts.
+"""Detection of a duplicate device name: two live devices would take each other's receipts.
 
-Asked at each connect, on the status topic: our JOINING carries a random number, and a live device of our name answers
-with it. So nothing that is retained, recorded or said without having heard the question ends a device. With pinned keys
-an answer must be signed with the key that we sign with; where we sign with none, nothing can be proven, and we wait.
+Checked at each connect, on the status topic: our JOINING carries a random number, and a live device of our name answers
+with it. So no retained, recorded or guessed message can end a device. With pinned keys an answer must be signed with
+the key that we sign with; a device that does not sign cannot verify it, and waits.
 """
 
 import asyncio
@@ -26,17 +26,17 @@ class DuplicateDeviceName(Exception):
 
 
 class NameDisputed(Exception):
-    """Something answers in our name, and no key proves that it is a device."""
+    """An unverifiable answer came under our name."""
 
 
 class DuplicateCheck:
-    """Of one device, over all its connections.
+    """The check of one device, over all its connections.
 
     Args:
         parts: of the device.
         publisher: publishes.
-        hello: makes our status; takes its state, the number of a question, and that of the question that it answers.
-        count: told of each delivery.
+        hello: makes our status from its state, the number of a question, and that of an answered question.
+        count: called with each delivery.
     """
 
     def __init__(
@@ -48,16 +48,16 @@ class DuplicateCheck:
     ) -> None:
         self._parts, self._publisher, self._hello, self._count = parts, publisher, hello, count
         self.number = 0
-        """Of our last question."""
+        """Number of our last question."""
         self.evicted = False
-        """Whether another client has taken our client id: perhaps a copy of our outbox, perhaps nothing that counts."""
+        """Whether another client has taken our client id: perhaps with a copy of our outbox, perhaps harmless."""
 
     async def run(self, connection: Connection, patience: float) -> None:
-        """Ask, and wait for our own question to come back; for `patience` seconds if another may live.
+        """Ask, and wait until our own question comes back; for `patience` seconds if another device may be alive.
 
         Raises:
             DuplicateDeviceName: another live device has our name.
-            NameDisputed: it may, and nothing proves it.
+            NameDisputed: it may, and that cannot be verified.
         """
         topic, outbox = self._parts.topics.status(self._parts.config.name), self._parts.outbox.identity
         self.number = secrets.randbits(62) + 1
@@ -75,14 +75,14 @@ class DuplicateCheck:
                     if hello.state is DeviceState.JOINING:
                         if hello.number == self.number and not suspected:
                             break
-                        if self.number < hello.number:  # both begin: the other is to end
+                        if self.number < hello.number:  # both are starting: the other one ends
                             await self._answer(connection, topic, hello)
                     elif hello.state.live and hello.to == self.number:
                         self._judge(delivery, hello)
                     elif hello.state.live and hello.outbox != outbox:
                         suspected = True
                         if not delivery.retain and not self._parts.identity.pinned:
-                            # Of an earlier version, which answers without a number: so it must answer twice.
+                            # An earlier version answers without a number: it must answer twice.
                             if answered:
                                 raise DuplicateDeviceName(self._another)
                             answered = True
@@ -96,7 +96,7 @@ class DuplicateCheck:
         await self._publisher.publish(connection, topic, self._hello(DeviceState.READY, 0, asked.number))
 
     def asks(self, hello: Hello) -> bool:
-        """Whether another device of our name asks if we live, which is to be answered."""
+        """Whether another device of our name asks whether we are alive, which needs an answer."""
         foreign = hello.outbox != self._parts.outbox.identity or hello.number not in (0, self.number)
         return hello.state is DeviceState.JOINING and foreign
 
@@ -108,7 +108,7 @@ class DuplicateCheck:
                 "another device of that name: give each its own name, or a signing_key."
             )
         if identity.pinned and not identity.signed_as_we_do(delivery.payload):
-            log.warning("%s: an unsigned status in this device's name is passed over.", self._parts.config.name)
+            log.warning("%s: an unsigned status in this device's name is ignored.", self._parts.config.name)
         elif hello.outbox == self._parts.outbox.identity:
             name = self._parts.config.name
             raise DuplicateDeviceName(

@@ -1,4 +1,4 @@
-"""A device's status: who it is, what it holds, and from which model it trains."""
+"""The status of a device: its identity, what it holds, and the model that it trains from."""
 
 from midge.iot_client.board.hardware import capabilities
 from midge.iot_client.parts import DeviceParts
@@ -8,7 +8,7 @@ from midge.wire.messages import DeviceState, Hello
 
 
 def hello_frame(parts: DeviceParts, session: DeviceSession, state: DeviceState, number: int = 0, to: int = 0) -> bytes:
-    """The status as it is published, signed if the device has a key; as a question or an answer if numbered."""
+    """The status as it is published, signed if the device has a key; with a number it is a question or an answer."""
     config, target = parts.config, session.announcement
     message = Hello(
         state=state,
@@ -35,13 +35,13 @@ def hello_frame(parts: DeviceParts, session: DeviceSession, state: DeviceState, 
 
 
 def _lost(parts: DeviceParts, session: DeviceSession) -> dict[str, int]:
-    """How many updates this device lost on its disk, or left behind when that was put back; nothing if none."""
+    """Number of updates lost to bit rot, or left behind by a renewed outbox; empty if none."""
     lost = parts.outbox.lost + session.unsure
     return {"lost": lost} if lost else {}
 
 
 def _rows(parts: DeviceParts) -> dict[str, int | str]:
-    """What came of the sources of rows, without anything that is in them; nothing if none came."""
+    """Counts of rows from the sources, without their content; empty if there are none."""
     samples = parts.config.samples
     intakes = [] if samples is None else list(samples.intakes.values())
     if not intakes:

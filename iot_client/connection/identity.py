@@ -1,4 +1,4 @@
-"""Whom a device believes, and how it says who it is: pinned keys, its own key, and the seal on what it sends."""
+"""The device's identity: pinned keys to verify others, its own key to sign, and sealing of what it sends."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from midge.iot_client.session.trust import Trust
 from midge.iot_client.state.memory_outbox import AnyOutbox
 from midge.iot_client.state.outbox import OutboxError, OutboxFull
-from midge.iot_client.training.update_encoder import Made, Unfit
+from midge.iot_client.training.update_encoder import EncodedUpdate, Unfit
 from midge.wire import chunks, clocks, frames, messages, sealing, signing
 from midge.wire.errors import WireError
 from midge.wire.messages import AggregatorStatus, Announcement, Hello, Receipt, Statistics, Trouble
@@ -20,7 +20,7 @@ from midge.wire.topics import Channel, Topics
 Key = str | Path | bytes
 """A file that holds a key, or its bytes."""
 _OWNER = "device"
-"""Under which the outbox remembers whose it is."""
+"""Key in the outbox under which it records its owner."""
 _CHANNELS: tuple[Channel, Channel] = ("train", "serve")
 
 
@@ -29,8 +29,8 @@ class Identity:
 
     Args:
         topics: the federation's.
-        release_key: the public key, or keys, that sign what the federation releases: pinned, so that nothing else is
-            believed. None believes whatever the broker hands out.
+        release_key: the public key, or keys, of the federation's announcements: pinned, so that nothing else is
+            trusted. None trusts the broker.
         signing_key: the device's own private key, to sign what it sends.
 
     Raises:
@@ -45,21 +45,21 @@ class Identity:
         self._topics = topics
         self._pinned: list[PublicKey] = [signing.read_public(*_read(key)) for key in given]
         if self._pinned:
-            sealing.required()  # said at the start, and not once a first update is trained
+            sealing.required()  # checked at the start, not after the first update was trained
         self._key: PrivateKey | None = None if signing_key is None else signing.read_private(*_read(signing_key))
         self._name = ""
         self._trusts: dict[Channel, Trust] = {}
         self.owes_details = False
-        """Whether the newest greeting left details out for want of an announcement."""
+        """Whether the newest status left details out because no announcement was known."""
 
     def begin(self, name: str, outbox: AnyOutbox) -> None:
-        """Take up what an earlier life of this device verified. The outbox is open.
+        """Restore what this device verified before a restart. The outbox is open.
 
         Raises:
-            OutboxError: the outbox is another device's: its numbers would count again under this name.
+            OutboxError: the outbox is another device's: its sequence numbers would count again under this name.
         """
         owner = outbox.remembered(_OWNER)
-        if owner is None:  # new, or of an earlier Midge
+        if owner is None:  # new, or made by an earlier Midge
             outbox.pending[_OWNER] = name.encode()
         elif owner != name.encode():
             raise OutboxError(
@@ -81,38 +81,38 @@ class Identity:
 
     @property
     def verifies(self) -> str:
-        """With what receipts are to be signed for us, if it is not the first release key: `p256`, or empty."""
+        """The scheme for receipts to us, if it is not the first release key: `p256`, or empty."""
         return signing.P256 if self._pinned and all(key.kind == signing.P256 for key in self._pinned) else ""
 
     @property
     def pinned(self) -> bool:
-        """Whether only what is signed is believed."""
+        """Whether only signed messages are trusted."""
         return bool(self._pinned)
 
-    # --------------------------------------------------------------------- hearing
+    # ------------------------------------------------------------------- receiving
 
     def announcement(self, payload: bytes, channel: Channel, wall: float, now: float) -> Announcement:
-        """Read an announcement; where a key is pinned, only one that is signed, newer than what is known, and good.
+        """Read an announcement; with a pinned key, only one that is signed, newer than what is known, and not expired.
 
         Raises:
-            WireError: it is not to be followed.
+            WireError: it must be ignored.
         """
         trust = self._trusts[channel]
         announcement = trust.announcement(payload, wall, now)
         if announcement.channel != channel:
             raise WireError(f"an announcement of the channel {announcement.channel!r} on that of {channel!r}")
         if not self.pinned and announcement.issued > wall + clocks.DAY >= clocks.SANE:
-            announcement = announcement.model_copy(update={"issued": 0.0})  # says nothing of what is newer
+            announcement = announcement.model_copy(update={"issued": 0.0})  # it does not show what is newer
         if not messages.possible(announcement.generation, announcement.version):
             raise WireError(f"version {announcement.generation}.{announcement.version} cannot be")
         self._remember(channel, now)
         return announcement
 
     def receipt(self, payload: bytes, now: float = 0.0) -> Receipt | Trouble:
-        """Read a receipt, or what was dropped of us; where a key is pinned, only a signed one.
+        """Read a receipt or a `trouble`; with a pinned key, only a signed one.
 
         Raises:
-            WireError: it is not to be followed.
+            WireError: it must be ignored.
         """
         receipt = self._trusts["train"].receipt(payload)
         self._remember("train", now)
@@ -129,24 +129,24 @@ class Identity:
         return status
 
     def _remember(self, channel: Channel, now: float) -> None:
-        """Have what was verified written, now or with the next update."""
+        """Store what was verified, now or with the next update."""
         trust = self._trusts[channel]
         if trust.unwritten:
             self._outbox.pending[f"trust.{channel}"] = trust.packed()
         if trust.urgent(now):
-            with suppress(OutboxFull):  # it stays in memory, and is written once there is room
+            with suppress(OutboxFull):  # it stays in memory, and is written when there is room
                 self._outbox.write_pending()
                 self.stored(now)
 
     def stored(self, now: float) -> None:
-        """What was pending has been written, with an update or alone."""
+        """Pending values have been written, with an update or alone."""
         for trust in self._trusts.values():
             trust.wrote(now)
 
-    # --------------------------------------------------------------------- saying
+    # -------------------------------------------------------------------- sending
 
     def frame(self, message: BaseModel, body: frames.Buffer = b"") -> bytes:
-        """A message as it is published: signed where there is a key."""
+        """A message as it is published: signed if there is a key."""
         if self._key is None:
             return frames.encode(message, body)
         if isinstance(message, Statistics):
@@ -171,13 +171,13 @@ class Identity:
         context, head = signing.of_device(self._topics.federation, self._name), signing.head_of(payload, signature)
         return self._key.public.verifies(signature, signing.DEVICE, context, head)
 
-    def seal(self, made: Made, announcement: Announcement) -> Made:
-        """An update sealed to the aggregator, where the announcement has a key for that and it is to be believed.
+    def seal(self, made: EncodedUpdate, announcement: Announcement) -> EncodedUpdate:
+        """Seal an update to the aggregator, if the announcement has a key for that and is trusted.
 
-        Once, before it is stored: what is sent again is the same bytes.
+        Done once, before it is stored, so that a resend has the same bytes.
 
         Raises:
-            Unfit: what is announced is no key.
+            Unfit: the announced key is invalid.
         """
         if not self.seals(announcement):
             return made
@@ -194,16 +194,16 @@ class Identity:
     def seal_statistics(
         self, message: Statistics, body: bytes, announcement: Announcement | None
     ) -> tuple[Statistics, bytes]:
-        """The same of statistics."""
+        """Seal statistics like an update."""
         if announcement is None or not self.seals(announcement):
             return message, body
         message = self.hide(message, announcement).model_copy(update={"sealed": sealing.NAME})
         return message, self._sealed(body, announcement, sealing.about(self._topics.federation, self._name, message))
 
     def hide(self, message: sealing.T, announcement: Announcement | None) -> sealing.T:
-        """A message whose details are sealed, if the announcement has a key for that and is to be believed.
+        """A message whose details are sealed, if the announcement has a key for that and is trusted.
 
-        Before a first announcement they are left out: nothing says yet whether they will have to be sealed.
+        Before a first announcement they are left out: it is not known yet whether they must be sealed.
         """
         if not self.pinned:
             return message
@@ -215,11 +215,11 @@ class Identity:
             return message
         try:
             return sealing.hide(self._topics.federation, self._name, message, announcement.seal_key)
-        except WireError:  # the announcement is signed, so its aggregator is at fault; it cannot be told more
+        except WireError:  # a bad key in the signed announcement: the aggregator's fault
             return sealing.withheld(message)
 
     def seals(self, announcement: Announcement) -> bool:
-        """Whether what is sent under this announcement is sealed. An unsigned announcement's key is no use."""
+        """Whether messages under this announcement are sealed. The key of an unsigned announcement is not used."""
         return self.pinned and len(announcement.seal_key) == 32
 
     @staticmethod
@@ -228,7 +228,7 @@ class Identity:
 
 
 def _read(key: Key) -> tuple[bytes, str]:
-    """A key's bytes, and what to call it."""
+    """A key's bytes, and its name for messages."""
     if isinstance(key, bytes):
         return key, "the key"
     try:

@@ -1,7 +1,7 @@
-"""Getting a model: frames in chunks from retained topics, put together, applied, and checked against the digest.
+"""Fetching a model: frames in chunks from retained topics, reassembled, applied, and verified by digest.
 
-Bulk is asked for by literal chunk topics, a few at a time, never by wildcard: a wildcard on a slow or breaking link
-fills the broker's queue for us, and what does not fit there is lost without a word.
+Chunks are requested by exact topics, a few at a time, never by wildcard: a wildcard on a slow or breaking link fills
+the broker's queue for us, and what does not fit there is dropped silently.
 """
 
 import asyncio
@@ -17,14 +17,14 @@ from midge.wire.messages import Announcement, FrameInfo, Part
 from midge.wire.topics import Channel, Topics
 
 WINDOW = 8
-"""Chunks that are asked for at once, at most; two at first, and as many as come within `PATIENCE`."""
+"""Most chunks that are requested at once; it begins with two, and adapts to how many arrive within `PATIENCE`."""
 PATIENCE = 5.0
-"""Seconds without any chunk before the aggregator is asked for what is missing; up to `LONGEST` where they are slow."""
+"""Seconds without any chunk before the aggregator is asked for the missing ones; up to `LONGEST` on a slow link."""
 LONGEST = 120.0
 
 
 class FetchError(Exception):
-    """The model could not be got; `start_over` where what we hold is of no use either."""
+    """The model could not be fetched; with `start_over`, the held model is useless too."""
 
     def __init__(self, message: str, *, start_over: bool = False) -> None:
         super().__init__(message)
@@ -32,7 +32,7 @@ class FetchError(Exception):
 
 
 class Fetcher:
-    """One device's fetches. `deliver` is given every message that comes on a chunk topic."""
+    """The fetches of one device. Every message on a chunk topic must be passed to `deliver`."""
 
     def __init__(
         self,
@@ -45,23 +45,23 @@ class Fetcher:
     ) -> None:
         self._topics, self._device, self._channel = topics, device, channel
         self._progress = progress
-        """Called with bytes that are here, and all that were asked for."""
+        """Called with the number of bytes received, and of all requested ones."""
         self._window, self._patience = 2, PATIENCE
         self._limit = limit
-        """Bytes of one frame that are taken, at most."""
+        """Most bytes of a frame that is accepted."""
         self._expected: dict[str, tuple[FrameInfo, int]] = {}
         self._assemblies: dict[tuple[int, int], Assembly] = {}
         self._announcement: Announcement | None = None
-        self._news: asyncio.Event | None = None
-        """Of a fetch under way: a device that rests has none."""
+        self._arrival: asyncio.Event | None = None
+        """Set on each arrival during a fetch; None otherwise."""
         self._next_at = 0.0
-        """When more may be asked for, by the loop's clock."""
+        """When more may be requested, by the loop's clock."""
 
     def expects(self, topic: str) -> bool:
         return topic in self._expected
 
     def deliver(self, topic: str, payload: bytes) -> None:
-        """Take a chunk in; what is wrong with it is the same as if it had not come."""
+        """Process a chunk; an invalid one is treated as missing."""
         frame, index = self._expected.get(topic, (None, 0))
         if frame is None or self._announcement is None or not payload:
             return
@@ -76,17 +76,17 @@ class Fetcher:
                 assembly = Assembly(frame.size, size, part.sha256, limit=self._limit)
                 self._assemblies[frame.version, frame.span] = assembly
             assembly.add(index, body)
-            if self._news is not None:
-                self._news.set()
+            if self._arrival is not None:
+                self._arrival.set()
 
     async def fetch(
         self, connection: Connection, announcement: Announcement, way: Sequence[FrameInfo], held: State | None
     ) -> State:
-        """Go the way and return the state at its end.
+        """Fetch the frames and return the resulting state.
 
         Raises:
-            FetchError: a chunk does not come, or what came does not lead to the announced digest.
-            ConnectionLost: the connection ended; what came before is kept and is not asked for again.
+            FetchError: a chunk is missing, or the result does not have the announced digest.
+            ConnectionLost: the connection ended; received chunks are kept and not requested again.
         """
         if self._announcement is None or self._announcement.lineage != announcement.lineage:
             self._assemblies.clear()
@@ -95,7 +95,7 @@ class Fetcher:
         self._assemblies = {
             name: assembly
             for name, assembly in self._assemblies.items()
-            if cut.get(name) == (assembly.size, assembly.parts)  # else it is not wanted, or was cut otherwise since
+            if cut.get(name) == (assembly.size, assembly.parts)  # otherwise not needed, or cut differently since
         }
         for frame in way:
             if frame.size > self._limit:
@@ -112,7 +112,7 @@ class Fetcher:
         waiting = [(frame, index) for frame in way for index in range(frame.parts) if self._misses(frame, index)]
         waiting.reverse()
         asked: set[str] = set()
-        self._news = asyncio.Event()
+        self._arrival = asyncio.Event()
         try:
             while waiting or self._expected:
                 new = [waiting.pop() for _ in range(min(self._window - len(self._expected), len(waiting)))]
@@ -120,13 +120,14 @@ class Fetcher:
                 if topics:
                     await self._keep_pace(sum(part_size(frame.size, frame.parts) for frame, _ in new))
                     self._expected |= topics
-                    # A packet each: a broker with one thread copies all that one asks for before it looks at others.
+                    # A packet each: a broker with one thread copies everything that one packet requests before it
+                    # serves others.
                     try:
                         await asyncio.gather(*(connection.subscribe(topic, qos=1) for topic in topics))
                     except SubscribeRefused as error:
                         raise FetchError(str(error)) from error
                 began = asyncio.get_running_loop().time()
-                came = await self._some_came()
+                came = await self._arrived()
                 self._adapt(len(came), asyncio.get_running_loop().time() - began)
                 if came:
                     self._progress(sum(map(self._here, way)), sum(frame.size for frame in way))
@@ -141,13 +142,13 @@ class Fetcher:
         finally:
             left = list(self._expected)
             self._expected.clear()
-            self._news = None
+            self._arrival = None
             if left:
                 with suppress(ConnectionLost):
                     await connection.unsubscribe(*left)
 
     async def _keep_pace(self, size: int) -> None:
-        """Wait until it is time to ask for `size` more bytes: one device must not take what is for all."""
+        """Wait until `size` more bytes may be requested: one device must not use the whole fleet's rate."""
         assert self._announcement is not None
         loop = asyncio.get_running_loop()
         began = max(self._next_at, loop.time())
@@ -164,10 +165,10 @@ class Fetcher:
 
     def _here(self, frame: FrameInfo) -> int:
         assembly = self._assemblies.get((frame.version, frame.span))
-        return 0 if assembly is None else assembly.here
+        return 0 if assembly is None else assembly.received
 
     def _adapt(self, came: int, seconds: float) -> None:
-        """Ask for as much as comes in a while, and wait longer where little does: what is asked for twice comes so."""
+        """Adapt the window to the measured rate; a longer wait on slow links avoids duplicates."""
         if not came:
             self._window, self._patience = max(1, self._window // 2), min(2 * self._patience, LONGEST)
             return
@@ -175,21 +176,21 @@ class Fetcher:
         self._window = min(WINDOW, self._window + came) if self._window * each < PATIENCE else max(1, self._window - 1)
         self._patience = min(max(PATIENCE, 4 * each * self._window), LONGEST)
 
-    async def _some_came(self) -> list[str]:
-        """Topics whose chunks are here; none where nothing came for a while."""
-        assert self._news is not None
+    async def _arrived(self) -> list[str]:
+        """Topics whose chunks have arrived; none if nothing arrived for a while."""
+        assert self._arrival is not None
         with suppress(TimeoutError):
             async with asyncio.timeout(self._patience):
                 while True:
                     came = [topic for topic, (frame, index) in self._expected.items() if not self._misses(frame, index)]
                     if came:
                         return came
-                    self._news.clear()
-                    await self._news.wait()
+                    self._arrival.clear()
+                    await self._arrival.wait()
         return []
 
     async def _ask(self, connection: Connection) -> None:
-        """Ask the aggregator for what the broker does not have: it keeps nothing, or it was started over."""
+        """Ask the aggregator for chunks that the broker does not have: it retains nothing, or was restarted."""
         assert self._announcement is not None
         missing: dict[tuple[int, int], list[int]] = {}
         for frame, index in self._expected.values():

@@ -1,8 +1,8 @@
-"""A device's predictions on an MQTT topic, as JSON, for whoever acts on them.
+"""A device's predictions on an MQTT topic, as JSON.
 
-They are of the rows that its samples see, whether these are kept or not: a row without a label is what is to be
-predicted. Over a connection of its own, so that no model or update is before them; the newest goes first, and while the
-broker is away the alarm of now is what waits.
+They are of the rows that its samples see, whether these are kept or not: rows without a label are those to predict.
+They have a connection of their own, so that no model or update delays them; the newest is sent first, and while the
+broker is away only the newest and the last alarm are kept.
 """
 
 import asyncio
@@ -37,22 +37,22 @@ Message = tuple[bytes, dict[str, Any]]
 """A prediction as it is published, and its fields."""
 
 _WAITING = 256
-"""Rows that wait to be predicted at most; the oldest go first."""
+"""Most rows that wait for their prediction; the oldest are dropped first."""
 _LEAST = 32
-"""Rows before an unusual score is known from a usual one."""
+"""Rows needed before an unusual score can be distinguished."""
 _UNUSUAL = 10.0
 """Robust deviations above the median of the scores of the device's own rows."""
 _AGAIN = 256
-"""Rows after which it is looked again what is usual."""
+"""Rows after which the threshold is computed again."""
 _LONGEST = 60.0
 
 
 class PredictionFeed:
-    """Predicts each row that comes, and publishes.
+    """Predicts each arriving row, and publishes the result.
 
     Args:
         parts: of the device; its config has `publish` and samples.
-        unsuited: why the device's inputs are not the model's, or None.
+        unsuited: returns why the device's inputs are not the model's, or None.
     """
 
     def __init__(self, parts: DeviceParts, unsuited: Callable[[], str | None]) -> None:
@@ -63,18 +63,18 @@ class PredictionFeed:
         self._came, self._made = asyncio.Event(), asyncio.Event()
         self._newest: bytes | None = None
         """The newest prediction that is not published yet."""
-        self._turned: bytes | None = None
-        """That with which the alarm began or ended, until it is."""
+        self._alarm_edge: bytes | None = None
+        """The prediction with which the alarm began or ended, until it is published."""
         self._alarmed = False
-        self._usual: tuple[tuple[int, int], float | None] = ((-1, -1), None)
-        """For which version and rows the threshold was found, and that."""
+        self._threshold_cache: tuple[tuple[int, int], float | None] = ((-1, -1), None)
+        """The threshold, and the version and rows that it was computed for."""
         self._pause = 1.0
-        """Seconds before the next attempt to connect, until something is published."""
+        """Seconds before the next attempt to connect, until a prediction is published."""
         self._told: set[str] = set()
-        """What was said since the last prediction that was published."""
+        """Problems logged since the last published prediction."""
 
     async def run(self) -> None:
-        """Predict and publish, for ever."""
+        """Predict and publish, forever."""
         loop = asyncio.get_running_loop()
 
         def came(row: Row) -> None:
@@ -130,19 +130,19 @@ class PredictionFeed:
         payload, found = message
         self._told -= {"unsuited", "model", "predict"}
         if (alarm := found.get("alarm")) is not None and alarm != self._alarmed:
-            self._alarmed, self._turned = alarm, payload
+            self._alarmed, self._alarm_edge = alarm, payload
             self._parts.tell("unusual" if alarm else "usual", **{key: found[key] for key in found if key != "device"})
         self._newest = payload
         self._made.set()
 
     def _message(self, row: Row) -> Message:
-        """What there is to say of a row. Takes as long as predicting it."""
+        """The prediction of a row. Blocks while it is computed."""
         model = self._parts.predicting.model
         version = 0 if model is None else model.version
         said: npt.NDArray[Any] = np.asarray(self._parts.predicting(row))
         value = said.item() if said.size == 1 else said.tolist()
         if isinstance(value, float) and not np.isfinite(value):
-            value = None  # JSON has no other word for it
+            value = None  # JSON has no infinity
         found: dict[str, Any] = {
             "device": self._parts.config.name,
             "federation": self._parts.config.federation,
@@ -165,34 +165,34 @@ class PredictionFeed:
         return json.dumps(found, allow_nan=False, ensure_ascii=False).encode(), found
 
     def _threshold(self, version: int) -> float | None:
-        """The score above which a row is unusual beside the device's own; None if they are too few to say."""
+        """The score above which a row is unusual compared with the device's own; None if they are too few."""
         state = version, self._samples.seen // _AGAIN
-        if state != self._usual[0] or self._usual[1] is None:
+        if state != self._threshold_cache[0] or self._threshold_cache[1] is None:
             x, _ = self._samples.arrays(take=False)
             limit = None
             if len(x) >= _LEAST:
                 scores = np.asarray(self._parts.predicting(x), np.float64)
                 middle = float(np.median(scores))
                 limit = middle + _UNUSUAL * DEVIATION * float(np.median(np.abs(scores - middle)))
-            self._usual = state, limit
-        return self._usual[1]
+            self._threshold_cache = state, limit
+        return self._threshold_cache[1]
 
     # ----------------------------------------------------------------------- publishing
 
     async def _publish(self, connection: Connection) -> None:
-        """Publish what there is, and what comes.
+        """Publish pending predictions, and new ones as they come.
 
         Raises:
-            ConnectionLost: the connection ended; what was not acknowledged goes over the next one.
+            ConnectionLost: the connection ended; unacknowledged predictions are sent over the next one.
         """
         while True:
             await self._made.wait()
             self._made.clear()
-            turned, newest = self._turned, self._newest
+            turned, newest = self._alarm_edge, self._newest
             try:
                 if turned is not None:
                     await self._send(connection, f"{self._to.topic}/alarm", turned)
-                    self._turned = None if self._turned is turned else self._turned
+                    self._alarm_edge = None if self._alarm_edge is turned else self._alarm_edge
                 if newest is not None:
                     await self._send(connection, self._to.topic, newest)
                     self._newest = None if self._newest is newest else self._newest

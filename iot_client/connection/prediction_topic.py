@@ -1,4 +1,4 @@
-"""Where a device's predictions go: what `midge device --publish` and `Device(publish=…)` say."""
+"""The topic of a device's predictions, for `midge device --publish` and `Device(publish=…)`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,31 +7,31 @@ from midge.broker.mqtt.connection import Connector
 from midge.broker.mqtt.topic_filters import check_topic
 
 EVERY = 1.0
-"""Seconds between two messages at least: a file that is read for the first time has thousands of rows."""
+"""Least seconds between two messages: a file that is read for the first time has thousands of rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class PredictionTopic:
     """An MQTT topic for predictions on the rows that a device's samples see, a JSON object each.
 
-    On `TOPIC/alarm` comes that with which an alarm began or ended.
+    `TOPIC/alarm` gets the predictions with which an alarm began or ended.
 
     Raises:
-        ValueError: it is no topic, or what is asked for does not go together.
+        ValueError: it is no topic, or the options contradict each other.
     """
 
     topic: str
     retain: bool = False
-    """Whether the broker keeps the newest for those who come later."""
+    """Whether the broker retains the newest one."""
     alarm: float | str | None = None
-    """The value above which it is an alarm, or the class that is one. Of anomaly scores, None is what is unusual beside
+    """The value above which it is an alarm, or the class that is one. For anomaly scores, None uses a threshold from
     the scores of the device's own rows."""
     classes: Sequence[str] = ()
     """Names of the classes, in the model's order."""
     every: float = EVERY
-    """Seconds between two messages at least."""
+    """Least seconds between two messages."""
     connector: Connector | None = None
-    """How to reach the broker; None is the federation's."""
+    """Opens connections to the broker; None uses the federation's."""
 
     def __post_init__(self) -> None:
         check_topic(self.topic)

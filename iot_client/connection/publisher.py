@@ -1,4 +1,4 @@
-"""Publishing over the connection that stands, if one does."""
+"""Publishing over the current connection, if there is one."""
 
 import asyncio
 import logging
@@ -16,8 +16,8 @@ from midge.broker.mqtt.connection import (
     SubscribeRefused,
 )
 from midge.broker.mqtt.message_size import SIZE_REASONS, TOO_LARGE
-from midge.iot_client.connection.announcement_policy import Attention
-from midge.iot_client.connection.chunk_sizer import Uplink
+from midge.iot_client.connection.announcement_policy import AnnouncementPolicy
+from midge.iot_client.connection.chunk_sizer import ChunkSizer
 from midge.iot_client.parts import DeviceParts
 from midge.iot_client.session import events as ev
 from midge.storage.failpoints import failpoint
@@ -27,7 +27,7 @@ from midge.wire.messages import Announcement, Chunk, Update
 log = logging.getLogger("iot_client")
 
 _SMALLEST = 512
-"""Bytes of body below which an update is not cut for its size: its header is as large."""
+"""Bytes of body below which an update is not cut further: its header is as large."""
 
 T = TypeVar("T")
 
@@ -39,34 +39,34 @@ class StartTask(Protocol):
 
 
 class Publisher:
-    """What a device says to its broker: messages in the order of the calls, chunks, and what it listens to.
+    """A device's messages to its broker, in the order of the calls, its chunks, and its subscriptions.
 
-    Without a connection, and if one is lost, nothing is published: the session says it again on the next one.
+    Without a connection, and if one is lost, nothing is published: the session repeats it on the next one.
     """
 
     def __init__(self, parts: DeviceParts, start: StartTask, put: Callable[[ev.Event], None]) -> None:
         self._parts, self._start, self._put = parts, start, put
         self.connection: Connection | None = None
-        self._uplink = Uplink(parts.config.keepalive)
-        self._attention = Attention()
+        self._chunk_sizer = ChunkSizer(parts.config.keepalive)
+        self._policy = AnnouncementPolicy()
         self.largest: int | None = None
-        """Bytes of body that go at once, after the broker has refused what is larger; None as long as it has not."""
+        """Most bytes of body in a message, after the broker has refused a larger one; None until then."""
         self.carried = 0
         """Chunks that have passed, up or down."""
         self._told: set[tuple[str, int]] = set()
-        """On which topic, and why, it was told that the broker refuses messages."""
-        self._deaf: Connection | None = None
-        """The connection over which no new version is heard of during a training."""
+        """Topics and reasons of refused messages that were reported."""
+        self._unsubscribed: Connection | None = None
+        """The connection that is unsubscribed from announcements during a training."""
 
     def connected(self, connection: Connection) -> None:
         """Publish over this connection from now on."""
         self.connection = connection
 
     def disconnected(self) -> None:
-        """Publish nothing until there is another."""
+        """Publish nothing until there is another connection."""
         self.connection = None
-        self._uplink.lost()
-        self._put(ev.LinkMeasured(self._uplink.chunk))
+        self._chunk_sizer.lost()
+        self._put(ev.LinkMeasured(self._chunk_sizer.chunk))
 
     # ---------------------------------------------------------------------- messages
 
@@ -84,7 +84,7 @@ class Publisher:
             await connection.publish(topic, payload, qos=1, retain=retain)
             failpoint("publish.acknowledged")
         except ConnectionLost as error:
-            if error.reason == TOO_LARGE:  # else the reader sees it too, and the session hears of it from there
+            if error.reason == TOO_LARGE:  # otherwise the reader sees it too, and the session is notified there
                 self._narrow(topic, len(payload))
         except (PublishRefused, PacketTooLarge) as error:
             reason = error.reason if isinstance(error, PublishRefused) else TOO_LARGE
@@ -101,7 +101,7 @@ class Publisher:
         return False
 
     def _narrow(self, topic: str, size: int) -> bool:
-        """Have updates cut to half of what was refused; whether that helps."""
+        """Have updates cut to half of the refused size; return whether that helps."""
         if topic != self._parts.topics.update(self._parts.config.name) or size < 2 * _SMALLEST:
             return False
         self.largest = min(size // 2, self.largest or size)
@@ -120,11 +120,11 @@ class Publisher:
 
     async def _send_chunk(self, connection: Connection, update: Update, number: int, payload: bytes) -> None:
         parts = self._parts
-        self._uplink.published(number, len(payload), time.monotonic())
+        self._chunk_sizer.published(number, len(payload), time.monotonic())
         if await self.publish(connection, parts.topics.update(parts.config.name), payload):
             self.carried += 1
-            self._uplink.acknowledged(number, time.monotonic())
-            self._put(ev.LinkMeasured(self._uplink.chunk))
+            self._chunk_sizer.acknowledged(number, time.monotonic())
+            self._put(ev.LinkMeasured(self._chunk_sizer.chunk))
             self._put(ev.ChunkDelivered())
             done = min(update.size, (number + 1) * chunks.part_size(update.size, update.parts))
             parts.tell.progress("up", done, update.size)
@@ -132,30 +132,30 @@ class Publisher:
     # ----------------------------------------------------------------- subscriptions
 
     async def read_again(self) -> None:
-        """Have the broker send again what is retained: subscribing does that."""
+        """Have the broker send retained messages again, by subscribing."""
         connection, topics = self.connection, self._parts.topics
         if connection is not None:
             await self._subscribe(connection, topics.aggregator)
-            if connection is not self._deaf:
+            if connection is not self._unsubscribed:
                 await self._subscribe(connection, topics.announcement(), qos=0)
 
     async def ignore_versions(self, announcement: Announcement) -> None:
-        """Unsubscribe from announcements during a training, if many would come."""
+        """Unsubscribe from announcements during a training, if many are expected."""
         connection = self.connection
-        if connection is not None and self._attention.turns_away(announcement):
-            self._deaf = connection
+        if connection is not None and self._policy.unsubscribe_while_training(announcement):
+            self._unsubscribed = connection
             with suppress(ConnectionLost):  # the reader sees it too
                 await connection.unsubscribe(self._parts.topics.announcement())
 
     async def follow_versions(self, ignoring: asyncio.Task[None]) -> None:
         """Subscribe to announcements again; the newest is retained and comes at once."""
         await ignoring
-        connection, self._deaf = self._deaf, None
+        connection, self._unsubscribed = self._unsubscribed, None
         if connection is not None and connection is self.connection:
             await self._subscribe(connection, self._parts.topics.announcement(), qos=0)
 
     async def _subscribe(self, connection: Connection, topic: str, *, qos: QoS = 1) -> None:
-        """Subscribe over a connection that stands. Rights may have been taken away, and may be given again."""
+        """Subscribe over an established connection. A refusal is ignored: rights may come back."""
         try:
             await connection.subscribe(topic, qos=qos)
         except ConnectionLost:

@@ -1,6 +1,6 @@
-"""A device's credentials over the years: asks for new ones in time, takes the answer in, and connects with them.
+"""Renewal of a device's credentials: requests new ones in time, processes the answer, and connects with them.
 
-What is on the disk, and in which order, is `broker.provisioning.held_credentials`.
+The files, and the order in which they are written, are those of `broker.provisioning.held_credentials`.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ from midge.wire.clocks import DAY, SANE
 log = logging.getLogger("iot_client")
 
 _LOOK = 3600.0
-"""Seconds between two looks at the clock; and over which a fleet that is to renew at once is spread."""
+"""Seconds between two checks of the clock; also the window over which a fleet's requests are spread."""
 
 
 def connecting(held: HeldCredentials, connect: Callable[[Endpoint], Connector] = connector) -> Connector:
-    """What connects with the newest credentials that the broker takes; the next ones are adopted once it does."""
+    """Connect with the newest credentials that the broker accepts; new ones are then adopted."""
 
     @asynccontextmanager
     async def make(options: Options) -> AsyncIterator[Connection]:
@@ -56,14 +56,14 @@ async def _entered(
         if candidate.new:
             try:
                 await asyncio.to_thread(held.adopt)
-            except OSError as error:  # the old ones stay in the bundle; both are there, and this is tried again
+            except OSError as error:  # the old ones stay in the bundle; both exist, and this is tried again
                 log.warning("%s: its new credentials cannot be written: %s", held.bundle.name, error)
         return connection
     raise AssertionError("there is always one to try")
 
 
 class Renewal:
-    """Of one device.
+    """The renewal of one device's credentials.
 
     Args:
         held: its credentials.
@@ -83,7 +83,7 @@ class Renewal:
         )
         self._news = asyncio.Event()
         self._changed = False
-        """Whether there is something new to connect with."""
+        """Whether there are new credentials to connect with."""
         self._said = self._trusted_then = b""
         self._outdated_since: float | None = None
         self._not_before = 0.0
@@ -95,10 +95,10 @@ class Renewal:
         return topic in (self._answered_on, self._authorities_on)
 
     def deliver(self, topic: str, payload: bytes) -> None:
-        """Take an answer, or a list of authorities.
+        """Process an answer, or a list of authorities.
 
         Raises:
-            WireError: it is not to be believed.
+            WireError: it is not trusted.
         """
         if not payload:
             return
@@ -119,14 +119,14 @@ class Renewal:
         self._news.set()
 
     async def follow(self, connection: Connection, reconnect: Callable[[], Any]) -> None:
-        """Ask over this connection when it is time; `reconnect` is called once there is something to connect with."""
+        """Request over this connection when it is time; `reconnect` is called once there are new credentials."""
         try:
             self._changed, sent = False, b""  # before a retained answer comes
             await connection.subscribe(self._answered_on, self._authorities_on)
             while True:
                 self._news.clear()
                 self._look()
-                said = await asyncio.to_thread(self._say)
+                said = await asyncio.to_thread(self._current_message)
                 if said not in (b"", sent, self._said):
                     await connection.publish(self._asks_on, said, retain=True)
                     sent = said
@@ -134,7 +134,7 @@ class Renewal:
                         self._tell("renewing")
                     else:
                         self._said = said
-                # Once an hour: a broker that does not know them yet lets us in with the old ones.
+                # Once an hour: a broker that does not know the new ones yet accepts the old ones.
                 if self._changed and self._clock() >= self._reconnected + _LOOK:
                     self._changed, self._reconnected = False, self._clock()
                     reconnect()
@@ -142,13 +142,13 @@ class Renewal:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_LOOK):
                         await self._news.wait()
-        except (PublishRefused, SubscribeRefused) as error:  # a broker whose rights are of an earlier Midge
+        except (PublishRefused, SubscribeRefused) as error:  # a broker with the rights of an earlier Midge
             log.info("%s: credentials cannot be renewed: %s", self._held.bundle.name, error)
         except ConnectionLost:
             return
 
-    def _say(self) -> bytes:
-        """What is to stand on our topic now: a request, or whom we trust."""
+    def _current_message(self) -> bytes:
+        """The message to retain on our topic: a request, or whom we trust."""
         held, now = self._held, self._clock()
         held.forget_unused(now - DAY)
         outdated = self._outdated_since is not None and now >= self._outdated_since + _LOOK * held.place
@@ -159,14 +159,14 @@ class Renewal:
             return b""
         if due:
             return held.ask()
-        return self._said if self._said and held.trusts == self._trusted_then else self._says()
+        return self._said if self._said and held.trusts == self._trusted_then else self._trust_report()
 
-    def _says(self) -> bytes:
+    def _trust_report(self) -> bytes:
         self._trusted_then = self._held.trusts
         return self._held.says()
 
     def _look(self) -> None:
-        """Tell what runs out soon."""
+        """Report what expires soon."""
         found = alarms(self._held.files, self._clock()) if self._clock() >= SANE else ()
         for alarm in found:
             if alarm not in self._alarmed:

@@ -1,4 +1,4 @@
-"""The channel `serve`: the model to use, fetched as it is released, verified, and handed to the device's owner."""
+"""The channel `serve`: fetches and verifies each served model, and passes it to the device's owner."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ OnModel = Callable[[Parameters, int], None]
 
 
 class Serving:
-    """Keeps the newest released model."""
+    """Keeps the newest served model."""
 
     def __init__(self, topics: Topics, device: str, on_model: OnModel | None) -> None:
         self.on_model = on_model
@@ -28,11 +28,11 @@ class Serving:
         self._wanted: Announcement | None = None
         self._news = asyncio.Event()
         self.state: State | None = None
-        """The newest model for use; None before the first."""
+        """The newest served model; None before the first."""
         self.version = 0
         self.lineage = b""
         self.features: tuple[str, ...] = ()
-        """What its inputs are called."""
+        """Names of its inputs."""
         self._muted = False
 
     @property
@@ -47,17 +47,17 @@ class Serving:
         return wanted is not None and not self._muted and (self.state is None or self.state.digest() != wanted.digest)
 
     def mute(self, muted: bool) -> None:
-        """Fetch nothing while the link is not to be used."""
+        """Fetch nothing while the link must not be used."""
         self._muted = muted
         self._news.set()
 
     def announced(self, announcement: Announcement) -> None:
-        """A model was released for use."""
+        """Process the announcement of a served model."""
         self._wanted = announcement
         self._news.set()
 
     async def follow(self, connection: Connection) -> None:
-        """Fetch each release over this connection. What fails is tried again with the next one."""
+        """Fetch each release over this connection. A failure is retried with the next release."""
         while True:
             await self._news.wait()
             self._news.clear()
@@ -73,7 +73,7 @@ class Serving:
             try:
                 self.state = await self.fetcher.fetch(connection, wanted, way, None)
             except FetchError as error:
-                log.info("The model for use could not be fetched: %s", error)
+                log.info("The served model could not be fetched: %s", error)
                 continue
             except ConnectionLost:
                 return

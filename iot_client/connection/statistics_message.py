@@ -1,4 +1,4 @@
-"""The statistics of a device's data, as the aggregator asks for them."""
+"""The device's message with the normalisation statistics that the aggregator requests."""
 
 import logging
 
@@ -9,28 +9,28 @@ log = logging.getLogger("iot_client")
 
 
 class StatisticsSource:
-    """Makes the message, once enough rows are there."""
+    """Makes the message, once there are enough rows."""
 
     def __init__(self, parts: DeviceParts) -> None:
         self._parts = parts
         self._warned: str | None = None
-        """Which statistics it was told last that the device does not give."""
+        """The missing statistics that were last warned of."""
 
     @property
     def of_samples(self) -> bool:
-        """Whether they are those of the samples: then they have a channel for each feature."""
+        """Whether they are computed from the samples: then they have a channel for each feature."""
         config = self._parts.config
         return config.samples is not None and config.moments == config.samples.moments
 
     def unready(self, announcement: Announcement | None) -> str | None:
-        """Why statistics that are asked for are not worth sending yet: of a few rows, they would be noise."""
+        """Why the requested statistics are not worth sending yet: those of a few rows would be noise."""
         samples = self._parts.config.samples
         if announcement is None or announcement.phase != "statistics" or samples is None or not self.of_samples:
             return None
         return samples.scarce
 
     def message(self, lineage: bytes, asked: tuple[Moment, ...], announcement: Announcement | None) -> bytes | None:
-        """The message, sealed and signed as the device's other ones; None if it cannot be given now."""
+        """The message, sealed and signed like others of the device; None if the statistics are not available now."""
         given = self._parts.config.moments
         moments = given() if callable(given) else (given or {})
         if not moments and callable(given):

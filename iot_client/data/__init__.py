@@ -1,1 +1,1 @@
-"""Rows of a device's data, and where they come from."""
+"""Rows of a device's data, and their sources."""

@@ -1,4 +1,4 @@
-"""Which columns or fields are inputs by what they hold, and which are not: text, clocks, counters, constants."""
+"""Which columns are no inputs, judged by their content: text, clocks, counters, constants."""
 
 import math
 import re
@@ -9,7 +9,7 @@ from typing import Any
 from midge.iot_client.data.values import NumberStyle
 
 FIRST, FEW = 200, 16
-"""Rows that are looked at, and how many it takes to call a column a counter or a constant."""
+"""Rows that are examined, and rows needed to call a column a counter or a constant."""
 _CLOCK = re.compile(
     r"(unix|epoch|posix)?[ _-]?(time|date|datum|zeit|uhrzeit|heure|fecha|hora)[ _-]?(stamp|utc|gmt|local)?([ _(\[].*)?"
     r"|timestamp.*|date[ _-]?time.*|time[ _-]?(ms|s|us|ns)|epoch.*|unix|last_?seen|(created|updated|recorded)[ _-]?at"
@@ -18,15 +18,15 @@ _CLOCK = re.compile(
 )
 """Names of clocks, for which fewer rows are enough."""
 _SECONDS = 0.9e9, 2.6e9
-"""Seconds since 1970 from 1998 to 2052: what a Unix time of today may be, or a thousand or million times that."""
+"""Plausible Unix times, 1998 to 2052, in seconds; also in milliseconds and microseconds."""
 
 
 def no_inputs(columns: Mapping[str, Sequence[Any]], *, comma_separates: bool = False) -> dict[str, str]:
-    """Columns that are no inputs by what their first rows hold, and why.
+    """Columns that are no inputs, judged by their first rows, and why.
 
     Args:
-        columns: values by name, as they came.
-        comma_separates: whether commas part the columns, so that they are no decimal marks.
+        columns: values by name, unparsed.
+        comma_separates: whether commas separate the columns, so that they are no decimal marks.
     """
     every = NumberStyle()
     styles = {name: NumberStyle() for name in columns}
@@ -66,6 +66,6 @@ def _why_not(name: str, values: Sequence[float], rows: int) -> str:
 
 
 def _unix(values: Sequence[float]) -> bool:
-    """Whether numbers are times since 1970, in seconds or in parts of them."""
+    """Whether numbers are times since 1970, in seconds or in fractions of them."""
     least, most = _SECONDS
     return any(all(least < each / unit < most for each in values) for unit in (1, 1e3, 1e6, 1e9))

@@ -1,7 +1,7 @@
-"""How a text file with columns is written: its encoding, what separates its columns, and which line names them.
+"""Detection of a CSV file's format: its encoding, its delimiter, and the line that names its columns.
 
-A file is looked at as its first lines are: `sep=;` as Excel has it, titles, comments, then a line of names. Which names
-are needed decides; where that is not known, the line above the rows that has as many fields as they.
+The first lines are examined: Excel's `sep=;`, titles, comments, then a line of names. It is found by the needed names;
+if they are not known, it is the line above the rows that has as many fields as they.
 """
 
 import csv
@@ -15,16 +15,16 @@ from difflib import get_close_matches
 from midge.iot_client.data.values import missing, number
 
 DELIMITERS = (",", ";", "\t", "|", " ")
-"""In the order in which they are preferred where two fit; a space only where nothing else does."""
+"""In order of preference if two fit; a space only if nothing else does."""
 _SEP = re.compile(r'"?sep=(.)"?[;,]*\s*', re.IGNORECASE)
 _COMMENT = re.compile(r"(#|//|%|!)+\s*")
 _NO_TEXT = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 _MOST = 60
-"""Lines above the rows, at most."""
+"""Most lines above the rows."""
 _TITLES, _FEW = 20, 3
-"""Lines of a file that grows within which names are waited for, and rows below other names that end this."""
+"""Lines of a growing file within which names are expected, and rows below other names that end this."""
 _ROWS = 40
-"""Lines under a header by which it is known."""
+"""Rows below a header that confirm it."""
 _BOMS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
 _SHAPES = {
     b"PK\x03\x04": "an Excel workbook or a zip file: save it as CSV",
@@ -37,31 +37,32 @@ _SHAPES = {
 
 
 class CsvError(ValueError):
-    """The file is none that can be read; the message says why."""
+    """The file cannot be read; the message says why."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What is known of a file before its rows are read."""
+    """A file's format, known before its rows are read."""
 
     columns: tuple[str, ...] = ()
     delimiter: str = ","
     encoding: str = "utf-8"
-    """Of text in 8 bits: for lines that are no UTF-8, `other`."""
+    """For text in 8 bits: the encoding of lines that are not UTF-8 is `other`."""
     other: str = "cp1252"
     end: str = "\n"
-    """What ends a line: \\n, or \\r in files of old Macs."""
+    """The line end: \
+    , or \\r in files of old Macs."""
     lines: int = 0
-    """Up to the names, with them."""
+    """Number of lines up to and including the names."""
     skipped: tuple[str, ...] = ()
-    """What the lines above the names are."""
+    """The lines above the names."""
 
     @property
     def wide(self) -> bool:
         return self.encoding.startswith("utf-16")
 
     def decode(self, line: bytes) -> str:
-        """A line as text, whatever is wrong in it."""
+        """Decode a line; invalid bytes are replaced."""
         if self.encoding == "utf-8":
             with suppress(UnicodeDecodeError):
                 return line.decode()
@@ -69,14 +70,14 @@ class Layout:
         return line.decode(self.encoding, errors="replace")
 
     def whole(self, block: bytes) -> int:
-        """Bytes of a block up to the end of its last whole line."""
+        """Bytes of a block up to the end of its last complete line."""
         if not self.wide:
             return block.rfind(self.end.encode()) + 1
         text = block[: len(block) // 2 * 2].decode(self.encoding, errors="surrogatepass")
         return len(text[: text.rfind(self.end) + 1].encode(self.encoding, errors="surrogatepass"))
 
     def texts(self, block: bytes) -> list[str]:
-        """The whole lines of a block."""
+        """The complete lines of a block."""
         if self.wide:
             found = block.decode(self.encoding, errors="replace").split(self.end)
         else:
@@ -88,9 +89,9 @@ class Layout:
 
 
 def fields(line: str, delimiter: str) -> list[str]:
-    """The fields of one line; none if it cannot be read.
+    """The fields of one line; none if it cannot be parsed.
 
-    Each line has a reader of its own: with one for all, a stray quotation mark swallows whatever comes behind it.
+    Each line has a reader of its own: with one for all, a stray quotation mark swallows all lines after it.
     """
     line = line.strip("\r\n\ufeff").replace("\0", "")
     if delimiter == " ":
@@ -102,7 +103,7 @@ def fields(line: str, delimiter: str) -> list[str]:
 
 
 def joined(lines: Sequence[str], delimiter: str, columns: int) -> tuple[list[str], int]:
-    """The fields of a row with line ends in quotes, and how many lines it takes; none if it is no such row."""
+    """The fields of a row with line ends in quotes, and its number of lines; none if it is no such row."""
     for more in range(2, len(lines) + 1):
         text = [f"{line}\n" for line in lines[:more]]
         with suppress(csv.Error):
@@ -117,18 +118,18 @@ def joined(lines: Sequence[str], delimiter: str, columns: int) -> tuple[list[str
 def look(
     data: bytes, needed: Sequence[str], path: object, given: Layout, *, delimiter: str = "", growing: bool = False
 ) -> Layout | None:
-    """The layout of a file by its first bytes; None if more of it is to be waited for.
+    """Detect the format of a file from its first bytes; None if more of it is needed.
 
     Args:
         data: the beginning of the file.
-        needed: names that a header has to have; none if whatever is there will do.
-        path: the file, for sentences.
-        given: an encoding that the owner names, in a layout; empty text if it is to be found.
-        delimiter: that the owner names.
-        growing: whether lines that name nothing may be titles, and the names still to come.
+        needed: names that the header must have; empty if any will do.
+        path: the file, for messages.
+        given: a layout with the encoding that the owner gave; empty text to detect it.
+        delimiter: the one that the owner gave.
+        growing: whether lines without names may be titles above names to come.
 
     Raises:
-        CsvError: it is no such file, or no line names what is needed.
+        CsvError: it is no such file, or no line has the needed names.
     """
     for magic, what in _SHAPES.items():
         if data.startswith(magic):
@@ -162,7 +163,7 @@ def look(
 
 
 def _encoded(data: bytes, given: Layout) -> Layout:
-    """The encoding and the line end."""
+    """Detect the encoding and the line end."""
     layout = given
     if not given.encoding:
         encoding, head = "utf-8", data[:4096]
@@ -184,7 +185,7 @@ def _encoded(data: bytes, given: Layout) -> Layout:
 
 
 def _eight_bits(data: bytes) -> str:
-    """The encoding of text that is no UTF-8: Windows' of the west, unless that gives words of accents only."""
+    """The encoding of text that is not UTF-8: Windows-1252, unless that gives words of accents only."""
     with suppress(UnicodeDecodeError):
         data.decode()
         return "cp1252"
@@ -199,14 +200,14 @@ def _eight_bits(data: bytes) -> str:
 
 
 def trimmed(row: list[str], least: int = 0) -> list[str]:
-    """A row without the separators behind its last value, down to `least` fields."""
+    """A row without trailing delimiters, down to `least` fields."""
     while len(row) > least and not row[-1]:
         row.pop()
     return row
 
 
 def names_of(line: str, delimiter: str) -> Iterator[tuple[str, ...]]:
-    """The names that a line may stand for: as it is, and without the mark of a comment."""
+    """The names that a line may hold: as it is, and without a comment mark."""
     text = line.strip("\r\n\ufeff ")
     if mark := _COMMENT.match(text):
         rest = text[mark.end() :]
@@ -218,7 +219,7 @@ def names_of(line: str, delimiter: str) -> Iterator[tuple[str, ...]]:
 def _named(
     lines: Sequence[str], needed: Sequence[str], delimiters: Sequence[str]
 ) -> tuple[int, str, tuple[str, ...]] | None:
-    """The first line that has all the names that are needed."""
+    """The first line that has all needed names."""
     for at, line in enumerate(lines):
         found = [
             (at, delimiter, names)
@@ -241,7 +242,7 @@ def _fit(lines: Sequence[str], at: int, delimiter: str, names: Sequence[str]) ->
 
 
 def _textual(names: Sequence[str]) -> bool:
-    """Whether fields look like names: no number among them, and most are there."""
+    """Whether fields look like names: no number among them, and most are not empty."""
     there = [each for each in names if each]
     return bool(there) and all(number(each) != number(each) and not missing(each) for each in there)
 
@@ -263,7 +264,7 @@ def _likely(lines: Sequence[str], delimiters: Sequence[str]) -> tuple[int, str, 
 
 
 def _settled(lines: Sequence[str], likely: tuple[int, str, tuple[str, ...]] | None) -> bool:
-    """Whether the names that are needed are not to be expected any more: rows have come, or other names alone."""
+    """Whether the needed names cannot be expected any more: rows have come, or other names only."""
     if len(lines) >= _TITLES:
         return True
     if likely is None or _COMMENT.match(lines[likely[0]].strip("\ufeff ")):
@@ -272,7 +273,7 @@ def _settled(lines: Sequence[str], likely: tuple[int, str, tuple[str, ...]] | No
 
 
 def _lacking(path: object, needed: Sequence[str], names: Sequence[str], lines: Sequence[str]) -> str:
-    """That no line has the names, and which there are."""
+    """Message that no line has the needed names, with those found."""
     lacking = [name for name in needed if name not in names]
     if not names:
         return (
@@ -283,7 +284,7 @@ def _lacking(path: object, needed: Sequence[str], names: Sequence[str], lines: S
 
 
 def explain_lacking(path: object, lacking: Sequence[str], names: Sequence[str]) -> str:
-    """That a line which names columns lacks some, and which it has."""
+    """Message that the header lacks some names, with those it has."""
     close = [found for name in lacking for found in get_close_matches(name, names, 1, 0.7)]
     hint = f" Is {' and '.join(map(repr, close))} meant?" if close else ""
     if any(_NO_TEXT.search(each) for each in names):

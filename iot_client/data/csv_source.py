@@ -1,9 +1,8 @@
-"""A CSV file that another program appends to, as a source of samples.
+"""A growing CSV file as a source of samples.
 
-A line counts once its end is there, so that one half written is not read. Where the file is replaced or cut
-(logrotate's `create` and `copytruncate`), what was left of the old one is read to its end first. How far it was read is
-kept with the rows that were read: after a restart none comes twice. That it is still the same file is told by the last
-bytes that were read, for a new one may have the old one's size and inode.
+A line counts once its end has been written. If the file is replaced or truncated (logrotate's `create` and
+`copytruncate`), the old one is read to its end first. The position is stored with the rows read: after a restart none
+is read twice. The last bytes before it identify the file, because a new one may have the old one's size and inode.
 """
 
 import asyncio
@@ -14,11 +13,10 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from io import BufferedReader
 from pathlib import Path
 
-from midge.iot_client.data.columns import FIRST, no_inputs
 from midge.iot_client.data.csv_format import (
     DELIMITERS,
     CsvError,
@@ -30,91 +28,31 @@ from midge.iot_client.data.csv_format import (
     names_of,
     trimmed,
 )
+from midge.iot_client.data.csv_inspection import BLOCK, UNITS, CsvOptions
 from midge.iot_client.data.intake import Intake
 from midge.iot_client.data.samples import Samples, lose_unclassed
 from midge.iot_client.data.values import WORDS, Classes, NumberStyle, missing, number
 
-__all__ = ["CsvError", "CsvOptions", "CsvRows", "first_rows", "header", "no_features"]
+__all__ = ["CsvError", "CsvRows"]
 log = logging.getLogger("iot_client")
 
 EVERY = 2.0
-"""Seconds between two looks at the file."""
-_BLOCK = 2**20
-"""Bytes that are read at once."""
+"""Seconds between two checks of the file."""
 _TAIL = 64
-"""Bytes before the place that was read to, by which a file is known again."""
+"""Bytes before the read position that identify a file."""
 _MOST_JOINED = 20
-"""Lines that a quoted field may be long."""
-_UNITS = 3
-"""Lines of text below a header, at most: names of units, kinds of means."""
+"""Most lines of a quoted field."""
 _SEEN = 500
-"""Rows from which is learned how numbers are written."""
-
-
-@dataclass(frozen=True)
-class CsvOptions:
-    """What the owner says of a file, where its look does not tell; empty text leaves it to that."""
-
-    delimiter: str = ""
-    encoding: str = ""
-    decimal: str = ""
-
-    def __post_init__(self) -> None:
-        if self.decimal not in ("", ".", ","):
-            raise ValueError(f"a decimal mark is . or ,, not {self.decimal!r}")
-        if self.encoding:
-            try:
-                "".encode(self.encoding)
-            except LookupError as error:
-                raise ValueError(f"{self.encoding!r} is no encoding: say utf-8, utf-16 or cp1252, say.") from error
-
-    @property
-    def layout(self) -> Layout:
-        return Layout(encoding="utf-16-le" if self.encoding.lower() in ("utf-16", "utf16") else self.encoding)
-
-
-def header(path: Path, needed: Sequence[str] = (), options: CsvOptions | None = None) -> Layout:
-    """The layout of a file with the names of its columns.
-
-    Raises:
-        CsvError: there is no such file, or no whole first line in it.
-    """
-    options = options or CsvOptions()
-    try:
-        with path.open("rb") as file:
-            data = file.read(_BLOCK)
-    except OSError as error:
-        raise CsvError(f"{path} cannot be read: {error.strerror}.") from error
-    found = look(data, needed, path, options.layout, delimiter=options.delimiter)
-    if found is None:
-        raise CsvError(f"{path} has no first line yet that names its columns.")
-    return found
-
-
-def first_rows(path: Path, layout: Layout, most: int) -> dict[str, list[str]]:
-    """The values of the first rows of a file, by column; of two columns of one name the first."""
-    with path.open("rb") as file:
-        block = file.read(_BLOCK)
-    lines = layout.texts(block[: layout.whole(block)])[layout.lines :][: most + _UNITS]
-    rows = [row[: len(layout.columns)] for line in lines if len(row := layout.fields(line)) >= len(layout.columns)]
-    return {name: [row[layout.columns.index(name)] for row in rows] for name in layout.columns}
-
-
-def no_features(path: Path, label: str | None, layout: Layout | None = None) -> dict[str, str]:
-    """Columns that are no inputs by what their first rows hold, and why: text, a clock or a counter, one value only."""
-    layout = header(path) if layout is None else layout
-    found = no_inputs(first_rows(path, layout, FIRST), comma_separates=layout.delimiter == ",")
-    twice = {name: "two columns have this name" for name in layout.columns if layout.columns.count(name) > 1}
-    return {name: why for name, why in {**found, **twice}.items() if name != label}
+"""Rows from which the number format is learned."""
 
 
 class CsvRows:
     """Follows one file.
 
     Args:
-        path: the file; it may come later.
-        classes: names of the classes where the label is one, in the order of the federation's model.
-        options: how it is written, where its look does not tell.
+        path: the file; it need not exist yet.
+        classes: names of the classes if the label is one, in the order of the federation's model.
+        options: its format, if detection fails.
     """
 
     def __init__(self, path: str | Path, *, classes: Sequence[str] = (), options: CsvOptions | None = None) -> None:
@@ -123,22 +61,22 @@ class CsvRows:
         self._file: BufferedReader | None = None
         self._layout: Layout | None = None
         self._offset = 0
-        """Of the first byte that is not part of a line that was read."""
+        """Offset of the first byte that is not part of a line that was read."""
         self._tail = b""
         """The bytes before it."""
         self._line = 0
-        """Lines that were read."""
+        """Number of lines read."""
         self._below = 0
-        """Lines below the header that were looked at for units."""
+        """Lines below the header that were checked for units."""
         self._styles: defaultdict[str, NumberStyle] = defaultdict(NumberStyle)
         self._all = NumberStyle()
         self._styled = 0
         self.broken = 0
-        """Lines that cannot be read, or have more or fewer fields than the first."""
+        """Lines that cannot be parsed, or have another number of fields than the first."""
         self._said_absent = False
 
     async def follow(self, samples: Samples) -> None:
-        """Read what there is, and then what comes, for ever.
+        """Read existing rows, then follow the file forever.
 
         Raises:
             CsvError: a column is missing.
@@ -152,7 +90,7 @@ class CsvRows:
             self.close()
 
     def read(self, samples: Samples) -> bool:
-        """Read a block of what is new; whether there may be more.
+        """Read a block of new rows; return whether there may be more.
 
         Raises:
             CsvError: a column that the samples need is missing.
@@ -167,7 +105,7 @@ class CsvRows:
             return False
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -181,8 +119,8 @@ class CsvRows:
         assert self._file is not None
         self._file.seek(self._offset - len(self._tail))
         if self._file.read(len(self._tail)) != self._tail:
-            self._begin(self._file)  # cut and rewritten
-        block = self._file.read(_BLOCK)
+            self._begin(self._file)  # truncated and rewritten
+        block = self._file.read(BLOCK)
         intake = self._intake(samples)
         if self._layout is None:
             owner = self._options
@@ -196,7 +134,7 @@ class CsvRows:
         if whole:
             assert self._layout is not None
             intake.problem = ""
-            self._take(self._layout.texts(block[:whole]), samples)
+            self._process(self._layout.texts(block[:whole]), samples)
             self._offset += whole
             self._tail = (self._tail + block[:whole])[-_TAIL:]
             place = {"offset": self._offset, "tail": self._tail.hex(), "line": self._line, **asdict(self._layout)}
@@ -204,8 +142,8 @@ class CsvRows:
             if not intake.read and not intake.kept and not samples.seen:
                 intake.problem = f"{self.path} has no row yet below the line that names its columns"
             return True
-        if len(block) == _BLOCK:
-            raise CsvError(f"{self.path} has a line of more than {_BLOCK} bytes: is it a CSV file?")
+        if len(block) == BLOCK:
+            raise CsvError(f"{self.path} has a line of more than {BLOCK} bytes: is it a CSV file?")
         with suppress(FileNotFoundError):
             if self.path.stat().st_ino != os.fstat(self._file.fileno()).st_ino:
                 self.close()  # replaced, and the old one is read to its end
@@ -213,7 +151,7 @@ class CsvRows:
         return False
 
     def _open(self, samples: Samples) -> bool:
-        """Open the file where there is one, and go on where an earlier life ended, if it is still the same."""
+        """Open the file if it exists, and continue at the stored position if it is still the same."""
         try:
             self._file = self.path.open("rb")
         except FileNotFoundError:
@@ -230,7 +168,7 @@ class CsvRows:
                 known = {name: place[name] for name in ("encoding", "other", "end", "delimiter") if name in place}
                 self._layout = Layout(columns=tuple(map(str, place["columns"])), **known)
                 self._line = int(place.get("line", 0))
-                self._offset, self._tail = offset, tail  # where it is another file, the next look sees it
+                self._offset, self._tail = offset, tail  # if it is another file, the next check detects that
         return True
 
     def _begin(self, file: BufferedReader) -> None:
@@ -241,8 +179,8 @@ class CsvRows:
     def _mark(self) -> str:
         return f"csv {self.path.absolute()}"
 
-    def _take(self, lines: list[str], samples: Samples) -> None:
-        """Read lines: first how numbers are written in them, then what they say."""
+    def _process(self, lines: list[str], samples: Samples) -> None:
+        """Process lines: first learn their number format, then read their values."""
         assert self._layout is not None
         intake, at = self._intake(samples), 0
         if self._line < self._layout.lines:  # those above the rows, and the names
@@ -256,7 +194,7 @@ class CsvRows:
             at += self._line_of(lines[at : at + _MOST_JOINED], samples, intake)
 
     def _learn(self, lines: Sequence[str], samples: Samples) -> None:
-        """See how numbers are written in the columns that are needed."""
+        """Learn the number format of the needed columns."""
         assert self._layout is not None
         columns = self._layout.columns
         for line in lines[: max(0, _SEEN - self._styled)]:
@@ -269,7 +207,7 @@ class CsvRows:
                     self._all.see(said)
 
     def _line_of(self, lines: Sequence[str], samples: Samples, intake: Intake) -> int:
-        """Take the first of some lines; how many were taken: more if its quoted fields hold line ends."""
+        """Process the first of these lines; return how many it took: several if quoted fields hold line ends."""
         assert self._layout is not None
         line, took = lines[0], 1
         self._line += 1
@@ -288,15 +226,15 @@ class CsvRows:
             self._below = 0
             return took
         self._below += 1
-        if self._below <= _UNITS and self._is_units(row, samples):
+        if self._below <= UNITS and self._is_units(row, samples):
             intake.skip("units")
             return took
         if line.lstrip().startswith("#") and (len(row) != len(columns) or not self._is_row(row, samples)):
             intake.skip("comment")
             return took
-        self._below = _UNITS
+        self._below = UNITS
         if len(row) != len(columns):
-            self._break(row, line, place, samples, intake)
+            self._lose_line(row, line, place, samples, intake)
         elif not any(row):
             intake.lose("empty", f"{self.path}: a line has separators only", line.strip(), place)
             samples.unlabelled += 1
@@ -304,7 +242,7 @@ class CsvRows:
             self._observe(row, line.strip(), place, samples, intake)
         return took
 
-    def _break(self, row: list[str], line: str, place: int, samples: Samples, intake: Intake) -> None:
+    def _lose_line(self, row: list[str], line: str, place: int, samples: Samples, intake: Intake) -> None:
         assert self._layout is not None
         self.broken += 1
         what = f"{len(row)} fields, not {len(self._layout.columns)}" if row else "no fields that can be read"
@@ -317,10 +255,10 @@ class CsvRows:
         samples.reject("lines", f"{self.path}: a line has {what}: {line[:60]!r}")
 
     def _is_header(self, row: list[str], line: str, samples: Samples) -> bool:
-        """Whether a line names columns: of a program that starts over, perhaps in another order, or with others.
+        """Whether a line is a header: written by a program that restarts, perhaps with other columns.
 
         Raises:
-            CsvError: it lacks a column which the samples need.
+            CsvError: it lacks a column that the samples need.
         """
         assert self._layout is not None
         columns, needed = set(self._layout.columns), set(samples.wanted)
@@ -349,10 +287,10 @@ class CsvRows:
         return False
 
     def _check(self, samples: Samples) -> None:
-        """See that the names are what the samples need.
+        """Check the names against those that the samples need.
 
         Raises:
-            CsvError: one is not among them, or twice.
+            CsvError: one is missing or a duplicate.
         """
         assert self._layout is not None
         names = self._layout.columns
@@ -362,7 +300,7 @@ class CsvRows:
             raise CsvError(f"{self.path} has two columns {', '.join(map(repr, twice))}: name them differently.")
 
     def _is_units(self, row: list[str], samples: Samples) -> bool:
-        """Whether a line right below a header says units and the like: text in all columns that are needed."""
+        """Whether a line right below a header holds units or similar: text in all needed columns."""
         assert self._layout is not None
         if len(row) != len(self._layout.columns):
             return False
@@ -375,7 +313,7 @@ class CsvRows:
         )
 
     def _is_row(self, row: list[str], samples: Samples) -> bool:
-        """Whether a line that looks like a comment holds numbers where they are needed."""
+        """Whether a line that looks like a comment holds numbers in the needed columns."""
         assert self._layout is not None
         columns = self._layout.columns
         return any(not math.isnan(number(row[columns.index(name)])) for name in samples.wanted)
@@ -395,7 +333,7 @@ class CsvRows:
         samples.observe(values, intake=intake, line=line, number_of_line=place)
 
     def _number(self, name: str, said: str) -> object:
-        """The number of a field; the text if it is none."""
+        """The number in a field; the text if it is none."""
         found = self._styles[name].number(
             said,
             self._all,

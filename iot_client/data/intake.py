@@ -1,7 +1,7 @@
-"""What came from one source of rows, what was kept of it, and what was not and why.
+"""Counts of the rows from one source: read, kept, and dropped with reasons.
 
-A source that gives nothing useful looks like one that is quiet; these counts tell the two apart. The first line of each
-reason is kept, for a person who is to see what is wrong with it.
+A source without useful rows looks like a silent one; these counts distinguish the two. The first line of each reason is
+kept, for a person who investigates.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SOON, AGAIN = 8.0, 3600.0
-"""Seconds after the start at which it is said that nothing useful comes, and between two times that it is."""
+"""Seconds until the first warning that no useful rows come, and between two such warnings."""
 _LONGEST = 120
 """Characters of a line that are kept."""
 _MOST_REASONS = 50
@@ -17,18 +17,18 @@ _MOST_REASONS = 50
 
 @dataclass(slots=True)
 class LeftOut:
-    """What was left out for one reason."""
+    """What was dropped for one reason."""
 
     why: str
-    """Of the first, in words."""
+    """The reason for the first one, as text."""
     first: str
-    """The line or payload that was the first, cut."""
+    """The first line or payload, cut."""
     line: int | None = None
-    """Its number in the file, from 1."""
+    """Its line number in the file, from 1."""
     count: int = 0
 
     def packed(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """As JSON types."""
         where = {} if self.line is None else {"line": self.line}
         return {"count": self.count, **where, "first": self.first, "why": self.why}
 
@@ -40,23 +40,23 @@ class Intake:
     source: str
     """A file, a topic filter, or `observe`."""
     read: int = 0
-    """Rows, or messages, that came."""
+    """Rows, or messages, received."""
     kept: int = 0
     dropped: dict[str, LeftOut] = field(default_factory=dict)
-    """Rows or messages that are lost, by reason."""
+    """Lost rows or messages, by reason."""
     values: dict[str, LeftOut] = field(default_factory=dict)
-    """Values that are no numbers and count as missing, by column, in rows that may be kept all the same."""
+    """Values that are no numbers and count as missing, by column; their rows may be kept."""
     skipped: dict[str, int] = field(default_factory=dict)
-    """Lines that hold no row and are not meant to: headers, units, comments."""
+    """Lines that are not meant to be rows: headers, units, comments."""
     problem: str = ""
-    """Why nothing can come at the moment, such as a file that is not there; empty if it can."""
+    """Why no rows can come at the moment, such as a missing file; empty if they can."""
 
     def drop(self, reason: str, why: str, first: str, line: int | None = None) -> None:
-        """Count a row as lost that is counted as read already."""
+        """Count a row as lost that is already counted as read."""
         _count(self.dropped, reason, LeftOut(why, first[:_LONGEST], line))
 
     def lose(self, reason: str, why: str, first: str, line: int | None = None) -> None:
-        """Count a row that came and is lost."""
+        """Count a row that was received and lost."""
         self.read += 1
         self.drop(reason, why, first, line)
 
@@ -65,16 +65,16 @@ class Intake:
         _count(self.values, column, LeftOut(why, first[:_LONGEST], line))
 
     def skip(self, what: str) -> None:
-        """Count a line that is no row and is not meant to be one."""
+        """Count a line that is not meant to be a row."""
         self.skipped[what] = self.skipped.get(what, 0) + 1
 
     @property
     def lost(self) -> int:
-        """Rows that were dropped, for whatever reason."""
+        """Number of dropped rows."""
         return sum(each.count for each in self.dropped.values())
 
     def words(self) -> str:
-        """The counts, and why most rows are dropped, as one sentence without its end."""
+        """The counts, and why most rows are dropped, as a clause."""
         said = f"{self.source}: {self.read:,} rows read, {self.kept:,} kept"
         if self.problem:
             return f"{said}: {self.problem}"
@@ -86,11 +86,11 @@ class Intake:
         return f"{said}: {why}{where}"
 
     def reason(self) -> str:
-        """Why most rows are dropped, without what is in them: it may leave the device."""
+        """Why most rows are dropped, without their content: this may leave the device."""
         return max(self.dropped, key=lambda reason: self.dropped[reason].count, default="")
 
     def packed(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """As JSON types."""
         return {
             "source": self.source,
             "read": self.read,
@@ -110,11 +110,11 @@ def _count(into: dict[str, LeftOut], key: str, first: LeftOut) -> None:
 
 
 class IntakeWatch:
-    """Decides when to say that nothing useful comes: ten seconds after the start, and then once an hour.
+    """Decides when to warn that no useful rows come: soon after the start, and then once an hour.
 
     Args:
-        intakes: the sources' counts, by name; what is added to it counts too.
-        held: how many rows there are, of an earlier life too.
+        intakes: the sources' counts, by name; sources added later count too.
+        held: number of stored rows, including those from earlier runs.
     """
 
     def __init__(self, intakes: Mapping[str, Intake], held: Callable[[], int]) -> None:
@@ -124,7 +124,7 @@ class IntakeWatch:
         self._useless = False
 
     def look(self, now: float) -> tuple[list[Intake], bool]:
-        """Sources to warn of now, and whether there is news to tell: a report is due, or rows come at last.
+        """Sources to warn of now, and whether to report counts: a report is due, or rows have come at last.
 
         Args:
             now: seconds since the start.

@@ -1,10 +1,10 @@
-"""An MQTT topic of sensors as a source of samples: what zigbee2mqtt, Home Assistant or a program of one's own publish.
+"""An MQTT topic of sensors as a source of samples, such as those of zigbee2mqtt and Home Assistant.
 
 A payload is a map in JSON or msgpack, whose fields may be nested (`state.heat`) or in lists (`Power[1]`), SenML, or one
-plain value on a topic of its own, as Home Assistant's statestream has it (`homeassistant/sensor/pump_heat/state`): then
-the field is named by the topic. A row is made whenever the label comes; features that came in other messages are those
-last heard in the same place, or in the only one that says them. `kitchen/heat` is the field heat of a topic that ends
-in kitchen. Rows without a label are made once each feature was said again.
+plain value on a topic of its own, as in Home Assistant's statestream (`homeassistant/sensor/pump_heat/state`), where
+the topic names the field. Each label makes a row; features from other messages have their last value from the same
+place, or from the only place that has them. `kitchen/heat` is the field heat of a topic that ends in kitchen. Without a
+label, a row is made once each feature has been updated.
 """
 
 import asyncio
@@ -28,25 +28,25 @@ __all__ = ["LATER", "SensorTopic", "fields_of"]
 log = logging.getLogger("iot_client")
 
 HOLD = 600.0
-"""Seconds that a value counts for rows to come, unless the same field is said again."""
+"""Seconds for which a value is used for later rows, unless it is updated."""
 SILENCE = 8.0
-"""Seconds without any message, or without one that has the label, after which it is said."""
+"""Seconds without any message, or without one with the label, after which this is logged."""
 _LONGEST = 60.0
 LATER = "values for a later row"
-"""What messages are that have features and not the label."""
+"""Count name of messages with features and without the label."""
 _MOST_FIELDS = 256
-"""Names and places that are remembered."""
+"""Most names and places that are remembered."""
 
 
 class SensorTopic:
     """Follows a topic, or several by wildcards, over a connection of its own.
 
     Args:
-        connector: how to reach the broker of the sensors, which need not be the federation's.
+        connector: opens connections to the sensors' broker, which need not be the federation's.
         topic: a topic filter.
-        classes: names of the classes where the label is one, in the order of the federation's model.
-        hold: seconds that a value counts for rows to come.
-        clock: seconds of a clock that never goes back.
+        classes: names of the classes if the label is one, in the order of the federation's model.
+        hold: seconds for which a value is used for later rows.
+        clock: seconds of a monotonic clock.
 
     Raises:
         ValueError: it is no topic filter.
@@ -65,19 +65,19 @@ class SensorTopic:
         self._connector, self._topic, self._hold, self._clock = connector, topic, hold, clock
         self._classes = Classes(classes)
         self._last: dict[str, dict[str, tuple[float, Any]]] = {}
-        """By field and place, when it was last said, and what."""
+        """By field and place: when it last came, and its value."""
         self.heard = 0
-        """Messages so far."""
+        """Number of messages so far."""
         self.fields: set[str] = set()
-        """Names of fields that came and are not wanted, for a sentence."""
+        """Names of received fields that are not needed, for messages."""
         self._said: dict[str, set[str]] = {}
-        """By place, which features it has ever said …"""
+        """By place: the features that it has ever sent …"""
         self._since: dict[str, set[str]] = {}
-        """… and which since the last row."""
+        """… and those since the last row."""
         self._styles: defaultdict[str, NumberStyle] = defaultdict(NumberStyle)
 
     async def follow(self, samples: Samples) -> None:
-        """Take rows in for ever. A broker that is away is tried again, less and less often."""
+        """Collect rows forever. A broker that is away is retried with back-off."""
         client, pause = f"midge-samples-{secrets.token_hex(6)}", 1.0
         silence = asyncio.get_running_loop().call_later(SILENCE, self._say_silence, samples)
         try:
@@ -101,13 +101,13 @@ class SensorTopic:
         return samples.intake(self._topic)
 
     def _say_silence(self, samples: Samples) -> None:
-        """Say that no message is of use, or that there is none."""
+        """Log that there is no message, or no useful one."""
         if (found := self.silence(samples)) is not None:
             kind, self._intake(samples).problem = found
             samples.reject(kind, found[1])
 
     def silence(self, samples: Samples) -> tuple[str, str] | None:
-        """What never came, as a kind and in words; None if all did."""
+        """What never came, as a kind and as text; None if everything did."""
         if not self.heard:
             return "silence", f"no message came on {self._topic} in {SILENCE:g} s"
         if absent := [name for name in samples.wanted if name not in self._last]:
@@ -116,7 +116,7 @@ class SensorTopic:
         return None
 
     def take(self, delivery: Delivery, samples: Samples) -> None:
-        """One message. A retained one is from before, and may have been taken then: it makes no row."""
+        """Process one message. A retained one may have been processed before: it makes no row."""
         self.heard += 1
         intake, topic = self._intake(samples), delivery.topic
         text = f"{topic} {delivery.payload[:200].decode(errors='replace')}"
@@ -126,9 +126,9 @@ class SensorTopic:
             intake.lose("neither a map nor one value", why, text)
             samples.reject("payloads", why)
         for record in records:
-            self._take(record, topic, text, samples, retain=delivery.retain)
+            self._process(record, topic, text, samples, retain=delivery.retain)
 
-    def _take(self, record: Record, topic: str, text: str, samples: Samples, *, retain: bool) -> None:
+    def _process(self, record: Record, topic: str, text: str, samples: Samples, *, retain: bool) -> None:
         intake, now = self._intake(samples), self._clock()
         place = place_of(topic, plain=is_plain(record, topic))
         said = {name: record[key] for name in samples.wanted if (key := _key(name, record, place)) is not None}
@@ -151,13 +151,13 @@ class SensorTopic:
             intake.skip(LATER)
 
     def _is_whole(self, place: str, said: Any, samples: Samples) -> bool:
-        """Whether each feature was said since the last row, here if this place says them all, else anywhere."""
+        """Whether each feature came since the last row: from this place if it sends all, otherwise from anywhere."""
         everything = set(samples.features)
         if place not in self._said and len(self._said) >= _MOST_FIELDS:
             return everything <= set(said)
         here = self._said.setdefault(place, set())
         since = self._since.setdefault(place, set())
-        again = bool(since & set(said)) and here >= everything  # one that is silent holds no row back
+        again = bool(since & set(said)) and here >= everything  # a silent place does not delay rows
         here |= set(said)
         since |= set(said)
         whole = since >= everything if here >= everything else set().union(*self._since.values()) >= everything
@@ -169,9 +169,9 @@ class SensorTopic:
         return whole or again
 
     def _observe(self, place: str, now: float, text: str, samples: Samples) -> None:
-        """Make a row of what was last heard."""
+        """Make a row of the last values."""
         intake = self._intake(samples)
-        row = {name: self._number(name, self._of(name, place, now, samples)) for name in samples.features}
+        row = {name: self._number(name, self._value_for(name, place, now, samples)) for name in samples.features}
         if samples.label is not None:
             label = self._last[samples.label][place][1]
             row[samples.label] = self._classes.number(label) if self._classes else self._number(samples.label, label)
@@ -182,7 +182,7 @@ class SensorTopic:
             intake.problem = ""
 
     def _number(self, name: str, value: Any) -> Any:
-        """A value; text as its number, if it is one as this field writes them."""
+        """A value; text as its number if it is one in this field's format."""
         if not isinstance(value, str) or value.strip().casefold() in WORDS:
             return value
         style = self._styles[name]
@@ -190,8 +190,8 @@ class SensorTopic:
         found = style.number(value, style, separates=True)
         return value if math.isnan(found) else found
 
-    def _of(self, name: str, place: str, now: float, samples: Samples) -> Any:
-        """A field's value for a row of a place: of that place, of the nearest, or of the only one that says it."""
+    def _value_for(self, name: str, place: str, now: float, samples: Samples) -> Any:
+        """A field's value for a row of a place: from that place, from the nearest, or from the only one that has it."""
         heard = self._last.get(name, {})
         if place in heard:
             at, value = heard[place]
@@ -205,14 +205,14 @@ class SensorTopic:
                 with_ = samples.label or "the others"
                 own = f"{near[0].split('/')[-1]}/{name}"
                 words = f"{name} comes on {near[0]} and on {near[1]}, and not with {with_}"
-                samples.reject(f"whose {name}", f"{words}: whose it is cannot be told, unless it is called {own}")
+                samples.reject(f"whose {name}", f"{words}: its place is ambiguous, unless it is named {own}")
                 return None
             at, value = heard[near[0]]
         return value if now - at <= self._hold else None
 
 
 def _key(name: str, record: Record, place: str) -> str | None:
-    """Under which name a record has a field that is wanted: as it is, in brackets, or behind the end of its topic."""
+    """The name under which a record has a needed field: as it is, in brackets, or after the end of its topic."""
     for key in (name, spelled(name)):
         if key in record:
             return key
@@ -223,7 +223,7 @@ def _key(name: str, record: Record, place: str) -> str | None:
 
 
 def _common(one: str, other: str) -> int:
-    """How many levels two places have in common, from the first."""
+    """Number of leading levels that two places share."""
     count = 0
     for mine, theirs in zip(one.split("/"), other.split("/"), strict=False):
         if mine != theirs:

@@ -1,4 +1,4 @@
-"""What a message of a sensor says, by name: maps in JSON or msgpack, SenML (RFC 8428), lists, or one plain value."""
+"""Parsing of sensor messages, by name: maps in JSON or msgpack, SenML (RFC 8428), lists, or one plain value."""
 
 import json
 import re
@@ -12,29 +12,29 @@ from midge.wire.errors import WireError
 
 _DEEPEST = 8
 _LARGEST = 65_536
-"""Bytes of a payload that is read."""
+"""Most bytes of a payload."""
 _WORD = 200
-"""Bytes of a payload that is plain text."""
+"""Most bytes of a payload of plain text."""
 _MOST_FIELDS = 4096
 _LONG = 300
-"""Digits from which on a whole number is beyond a float, and Python refuses some."""
+"""Digits from which on an integer exceeds a float, and Python refuses some."""
 _GENERIC = ("state", "value", "status", "data", "json")
-"""Last levels of a topic that say nothing of what is measured: the level before does."""
+"""Last levels of a topic that do not name a quantity: the level before does."""
 _PLACE = re.compile(r"\[(\d+)\]")
 _VALUES = ("v", "vs", "vb", "vd", "s")
-"""Of a record of SenML: a number, text, a truth value, data, a sum."""
+"""Value fields of a SenML record: a number, text, a boolean, data, a sum."""
 
 Record = dict[str, Any]
 
 
 def records_of(topic: str, payload: bytes) -> list[Record]:
-    """What a message says, by name, as it came: one record, or several of a list; none if nothing."""
+    """The records of a message, with values by name: one, or several from a list; none if it has none."""
     if not payload or len(payload) > _LARGEST:
         return []
     value = _read(payload)
     if isinstance(value, Mapping):
         inner = value.get("e")
-        if isinstance(inner, list) and _is_senml(inner):  # as the drafts of SenML had it
+        if isinstance(inner, list) and _is_senml(inner):  # from drafts of SenML
             return _senml([{key: each for key, each in value.items() if key != "e"}, *inner])
         return [_flat(value)] if value else []
     if isinstance(value, list | tuple):
@@ -48,7 +48,7 @@ def records_of(topic: str, payload: bytes) -> list[Record]:
 
 
 def fields_of(topic: str, payload: bytes) -> Record:
-    """What a message says, by name: numbers, text, and 1 and 0 for words such as ON and OFF; empty where nothing."""
+    """The fields of a message by name: numbers, text, 1 for words such as ON and 0 for OFF; empty if none."""
     return {name: _plain(value) for record in records_of(topic, payload) for name, value in record.items()}
 
 
@@ -58,12 +58,12 @@ def is_plain(payload_record: Record, topic: str) -> bool:
 
 
 def name_of(topic: str) -> str:
-    """What the last level of a topic, or the one before, calls a plain value."""
+    """The name of a plain value: the last level of its topic, or the one before."""
     return topic.split("/")[_named_level(topic)]
 
 
 def place_of(topic: str, *, plain: bool) -> str:
-    """Where a message comes from: its topic, without the level that names a plain value and what is behind."""
+    """The origin of a message: its topic, without the level that names a plain value and those after it."""
     return "/".join(topic.split("/")[: _named_level(topic)]) if plain else topic
 
 
@@ -73,12 +73,12 @@ def _named_level(topic: str) -> int:
 
 
 def spelled(name: str) -> str:
-    """A name as records have it: `Power[1]` is `Power.1`."""
+    """A name as in records: `Power[1]` becomes `Power.1`."""
     return _PLACE.sub(r".\1", name)
 
 
 def _read(payload: bytes) -> Any:
-    """JSON, else msgpack where that is a map, else text."""
+    """Parse JSON, otherwise msgpack if that is a map, otherwise text."""
     for encoding in ("", "cp1252"):
         with suppress(ValueError, RecursionError):
             text = payload.rstrip(b"\0").decode(encoding) if encoding else payload.rstrip(b"\0")
@@ -90,12 +90,12 @@ def _read(payload: bytes) -> Any:
     if len(payload) <= _WORD:
         with suppress(UnicodeDecodeError):
             text = payload.decode().strip()
-            return None if text.startswith(("{", "[")) else text  # JSON that was cut, or is none
+            return None if text.startswith(("{", "[")) else text  # incomplete JSON, or none
     return None
 
 
 def _whole(digits: str) -> int | float:
-    """A whole number; one that is too long for a float is infinite, and costs nothing but itself."""
+    """An integer; one that is too long for a float becomes infinite, so that only this value is lost."""
     return int(digits) if len(digits) < _LONG else float(digits)
 
 
@@ -109,7 +109,7 @@ def _flat(value: Mapping[Any, Any]) -> Record:
 
 
 def _walk(value: Mapping[Any, Any], before: str, depth: int = 1) -> Iterator[tuple[str, Any]]:
-    """Names and values, nested names joined by points; an element of a list is named by its place, from 0."""
+    """Names and values, nested names joined by points; an element of a list is named by its index, from 0."""
     for key, each in value.items():
         name = f"{before}{key.decode(errors='replace') if isinstance(key, bytes) else key}"
         inner = dict(enumerate(each)) if isinstance(each, list | tuple) else each
@@ -120,7 +120,7 @@ def _walk(value: Mapping[Any, Any], before: str, depth: int = 1) -> Iterator[tup
 
 
 def _is_senml(records: Sequence[Any]) -> bool:
-    """Whether each has a name or a base name, or goes on under one, and some have values."""
+    """Whether each has a name or an inherited base name, and some have values."""
     maps = [each for each in records if isinstance(each, Mapping)]
     if len(maps) != len(records) or not any(any(key in each for key in _VALUES) for each in maps):
         return False
@@ -129,9 +129,9 @@ def _is_senml(records: Sequence[Any]) -> bool:
 
 
 def _senml(pack: Sequence[Mapping[Any, Any]]) -> list[Record]:
-    """The records of a pack by their time: base fields hold for those that follow; RFC 8428, section 4.6.
+    """The records of a pack by their time: base fields apply to those that follow; RFC 8428, section 4.6.
 
-    A value is found under its whole name and under its own without the base name, if that is of one thing only.
+    A value has its full name and, if the pack is of one thing only, also its own without the base name.
     """
     base, at, plus = "", 0.0, 0.0
     resolved: list[tuple[float, str, str, Any]] = []
@@ -162,7 +162,7 @@ def _number(value: Any, otherwise: float) -> float:
 
 
 def _plain(value: Any) -> Any:
-    """A number where it is one; text stays for classes."""
+    """A number if it is one; text stays text, for classes."""
     if isinstance(value, bool):
         return float(value)
     if isinstance(value, str):

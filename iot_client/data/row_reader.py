@@ -1,4 +1,4 @@
-"""One row: values as they came to numbers, and whether the row is worth keeping."""
+"""Reading of one row: converts values to numbers, and decides whether the row is kept."""
 
 import math
 from collections.abc import Sequence
@@ -12,17 +12,17 @@ from midge.iot_client.data.values import missing, number
 Kind = Literal["regression", "classification", "reconstruction"]
 
 _LONGEST_QUOTE = 60
-"""Characters of a value in a sentence."""
+"""Characters of a value in a message."""
 
 
 class RowReader:
-    """Reads rows of some features, with a label or without.
+    """Reads rows of some features, with or without a label.
 
     Args:
         features: names of the inputs, in order.
-        label: the name of what is to be learned; None without one.
-        kind: as of `Samples`; None for what the label says.
-        missing_values: numbers or words that stand for a value that is not there.
+        label: the name of the target; None without one.
+        kind: as in `Samples`; None follows from the label.
+        missing_values: numbers or words that stand for missing values.
 
     Raises:
         ValueError: a label is missing, or there is one too many.
@@ -37,13 +37,13 @@ class RowReader:
             what, how = ("need a label", "name it") if label is None else ("have no label", "leave it out")
             raise ValueError(f"Samples of kind {self.kind} {what}: {how}.")
         self.wanted = tuple(features) if label is None else (*features, label)
-        """Names of all that a row is made of."""
+        """Names of all values of a row."""
         self._features = tuple(features)
         self._nothing = {number(each) for each in missing_values}
         self._nothing_words = {each.strip().casefold() for each in missing_values if isinstance(each, str)}
 
     def numbers(self, given: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], list[tuple[str, str]]]:
-        """Values as numbers, NaN where one is missing or is none; and of the latter, the column and a sentence."""
+        """Values as numbers, NaN for missing and invalid ones; and for the latter, the column and a message."""
         values, wrong = np.empty(len(given), np.float64), []
         for at, (name, each) in enumerate(zip(self.wanted, given, strict=True)):
             found = number(each)
@@ -57,7 +57,7 @@ class RowReader:
     def useless(
         self, known: npt.NDArray[np.bool_], given: npt.NDArray[Any], values: npt.NDArray[np.float64]
     ) -> tuple[str, str] | None:
-        """Why a row is not worth keeping, as a reason and in words; None if it is.
+        """Why a row is dropped, as a reason and as text; None if it is kept.
 
         Args:
             known: which of its values can be used.

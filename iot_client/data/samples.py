@@ -1,28 +1,24 @@
-"""Recent rows of a device's own data: in memory to train on, on disk to outlive a reboot. They never leave the device.
+"""Recent rows of a device's own data: in memory for training, on disk to survive a reboot. They never leave the device.
 
-A ring: the newest rows up to a bound, in rows and in bytes. They are written in batches, one segment each, seldom
-enough that a flash card lives for years; what was not yet written is lost with the power, and with nothing else.
+A ring buffer of the newest rows, bounded in rows and in bytes. They are written in batches, one segment each, rarely
+enough that a flash card lives for years; a power cut loses the rows that were not yet written, and nothing else.
 """
 
-import ast
 import logging
-import sqlite3
 import threading
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
-from operator import eq
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 
 from midge.iot_client.data.intake import Intake
 from midge.iot_client.data.row_reader import Kind, RowReader
-from midge.storage.database import Database, DatabaseError, DiskFull
+from midge.iot_client.data.samples_file import SamplesFile
+from midge.storage.database import DatabaseError, DiskFull
 from midge.wire.moments import SENTINEL, Moments
 
 log = logging.getLogger("iot_client")
@@ -30,40 +26,28 @@ log = logging.getLogger("iot_client")
 Array = npt.NDArray[np.float32]
 
 EVERY = 300.0
-"""Seconds between two writes at least, unless a batch is full."""
+"""Least seconds between two writes, unless a batch is full."""
 BATCH = 1024
-"""Rows that are written before that."""
+"""Rows that are written at once."""
 LEAST = 32
-"""Rows of which statistics are worth something, at least."""
+"""Least rows for statistics."""
 CLIP = 10.0
-"""Robust deviations from the median beyond which a value is an outlier: a normal one never is."""
+"""Robust deviations from the median beyond which a value is an outlier: never reached by a normal distribution."""
 DEVIATION = 1.4826
-"""The standard deviation of a normal distribution in units of its median absolute deviation."""
+"""Standard deviation of a normal distribution in units of its median absolute deviation."""
 TELL_EVERY = 3600.0
-"""Seconds between two warnings of one kind of value that cannot be used."""
+"""Seconds between two warnings of one kind of unusable value."""
 OBSERVED = "observe"
 """The source of rows that a program gives."""
-_PAGE = 4096
-_MAGIC, _ALIKE = b"SQLite format 3\0", 12
-"""How a database begins, and how many bytes of that a damaged one still has."""
-_TABLES = """
-CREATE TABLE IF NOT EXISTS segments (number INTEGER PRIMARY KEY AUTOINCREMENT, data BLOB NOT NULL, crc INTEGER);
-CREATE TABLE IF NOT EXISTS marks (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-"""
-
-_CRC = " crc"
-"""The mark that is a checksum of the others."""
+_NEW = " new"
+"""Mark with the number of rows that no training has taken yet."""
 
 
 class Source(Protocol):
-    """Where rows come from."""
+    """A source of rows."""
 
     async def follow(self, samples: "Samples") -> None:
-        """Feed them for as long as it runs."""
-
-
-class SamplesError(Exception):
-    """The samples' file cannot be used; the message says why and what to do."""
+        """Add rows to the samples while it runs."""
 
 
 class Samples:
@@ -72,16 +56,16 @@ class Samples:
     Args:
         path: the file; None keeps them in memory.
         features: names of the inputs, in order.
-        label: the name of what is to be learned from them; None for rows that have none, such as those of an
-            autoencoder, which learns the inputs themselves.
+        label: the name of the target; None for rows without one, such as those of an autoencoder, whose target is
+            the input.
         kind: whether the label is a value or the number of a class, from 0; `reconstruction` without one.
-        rows: how many are kept at most.
-        size: bytes that they may take, in memory and about twice that on disk; the stricter of the two counts.
-        clip: robust deviations from the median at which outliers are clipped when they are read; None clips nothing.
-        every: seconds between two writes at least.
-        least: rows before `moments` says anything: those of a few rows are chance.
-        missing_values: numbers or words that stand for a value that is not there, such as -9999, whatever the source.
-        clock: seconds of a clock that never goes back.
+        rows: most rows that are kept.
+        size: most bytes in memory, and about twice that on disk; the stricter of the two limits applies.
+        clip: robust deviations from the median at which outliers are clipped when rows are read; None clips nothing.
+        every: least seconds between two writes.
+        least: rows before `moments` returns statistics: those of fewer rows are noise.
+        missing_values: numbers or words that stand for missing values, such as -9999, in every source.
+        clock: seconds of a monotonic clock.
 
     Raises:
         ValueError: there are no features, or one has two names, or a label is missing or too many.
@@ -119,43 +103,45 @@ class Samples:
         self._ring: Array = np.empty((self.capacity, self._width), np.float32)
         self._lock = threading.RLock()
         self.seen = 0
-        """Rows that were kept since the start, and those that were there then."""
+        """Number of rows kept since the start, plus those stored before."""
         self._taken = 0
-        """How many had been seen when a training last took them."""
+        """Value of `seen` when a training last took the rows."""
         self._stored = 0
-        """How many of them are on disk, or have been."""
+        """Value of `seen` when rows were last written."""
         self.unlabelled = 0
-        """Rows that were left out since the start: without a label, or with nothing else."""
+        """Rows without a label, or with nothing else, dropped since the start."""
         self.missing = 0
-        """Values that were missing in the rows that are kept, since the start."""
+        """Missing values in the kept rows, since the start."""
         self.sentinels: dict[str, int] = {}
-        """Values beyond all that sensors measure, by column, since the start: they count as missing."""
+        """Values beyond any sensor's range, by column, since the start: they count as missing."""
         self.rejected: dict[str, int] = {}
-        """Values, lines and messages that could not be used, by kind, since the start."""
+        """Unusable values, lines and messages, by kind, since the start."""
         self.intakes: dict[str, Intake] = {}
-        """What came of each source and what was kept of it, since the start."""
+        """Counts of each source, since the start."""
         self.on_row: Callable[[Array], None] | None = None
-        """Called with the features of each row as it comes, with a label or without, in the thread that brings it."""
+        """Called with the features of each arriving row, with or without a label, in the thread that adds it."""
         self._first_rejected = ""
         self._told: dict[str, float] = {}
         self._present: npt.NDArray[np.bool_] = np.zeros(len(self.features), bool)
-        """Of which features some row had a number."""
+        """Which features had a number in some row."""
         self.clipped = 0
-        """Outliers in the rows that were last read."""
-        self.written = 0
-        """Bytes that went to the disk since the start, as whole pages."""
-        self.marks: dict[str, str] = {}
-        """How far each source was read; written in one transaction with what was read."""
+        """Number of outliers in the rows that were last read."""
         self._due = clock() + every
-        self._segments: list[tuple[int, int]] = []
-        """Number and rows of each segment on disk, oldest first."""
-        self._db: Database | None = None
-        if self.path is not None:
-            self._open(self.path)
+        self._closed = False
+        self._file = None if self.path is None else SamplesFile(self.path, (*self.features, self.label, self.kind))
+        self.marks: dict[str, str] = {} if self._file is None else self._file.marks
+        """Read position of each source; stored with the rows."""
+        if self._file is not None:
+            self._load(self._file)
 
     @property
     def _width(self) -> int:
         return len(self.wanted)
+
+    @property
+    def written(self) -> int:
+        """Bytes written to the disk since the start, in whole pages."""
+        return 0 if self._file is None else self._file.written
 
     def intake(self, source: str) -> Intake:
         """The counts of a source."""
@@ -174,7 +160,7 @@ class Samples:
         """Rows since a training last took them."""
         return self.seen - self._taken
 
-    # -------------------------------------------------------------------- coming in
+    # ---------------------------------------------------------------------- adding
 
     def observe(
         self,
@@ -185,15 +171,15 @@ class Samples:
         line: str | None = None,
         number_of_line: int | None = None,
     ) -> bool:
-        """Keep a row; whether it is worth keeping.
+        """Add a row; return whether it is kept.
 
         Args:
-            x: values in the order of `features`, NaN or None where one is missing; or values by name, with the label
+            x: values in the order of `features`, NaN or None for missing ones; or values by name, with the label
                 among them.
-            y: the label, where x is no mapping.
+            y: the label, if x is no mapping.
             intake: the source that the row is counted for.
-            line: as it came, for who looks at what was dropped.
-            number_of_line: of a file, from 1.
+            line: the unparsed row, shown if it is dropped.
+            number_of_line: line number in a file, from 1.
 
         Raises:
             ValueError: there are more or fewer values than features.
@@ -236,11 +222,11 @@ class Samples:
         return True
 
     def reject(self, kind: str, words: str) -> None:
-        """Count what cannot be used, and warn of it: the first time, and then once an hour.
+        """Count an unusable value, and warn of it: the first time, and then once an hour.
 
         Args:
-            kind: what is counted together: the name of a column, say.
-            words: what came, and what it is not.
+            kind: name of the counter, for example of a column.
+            words: what came, and what it should be.
         """
         with self._lock:
             self.rejected[kind] = count = self.rejected.get(kind, 0) + 1
@@ -248,11 +234,11 @@ class Samples:
             if count > 1 and self._clock() < self._told[kind] + TELL_EVERY:
                 return
             self._told[kind] = self._clock()
-        log.warning("%s; %d such so far, and %d rows kept.", words, count, self.seen)
+        log.warning("%s; %d of this kind so far, and %d rows kept.", words, count, self.seen)
 
     @property
     def trouble(self) -> str | None:
-        """Why no row was kept, in words that stay; None once one was, or if none came."""
+        """Why no row was kept, as constant text; None once one was, or if none came."""
         if self.seen:
             return None
         if self._first_rejected:
@@ -264,21 +250,21 @@ class Samples:
 
     @property
     def absent(self) -> tuple[str, ...]:
-        """Features of which no row had a number."""
+        """Features that never had a number."""
         return tuple(name for name, there in zip(self.features, self._present, strict=True) if not there)
 
-    # ------------------------------------------------------------------- going out
+    # -------------------------------------------------------------------- reading
 
     def arrays(self, *, take: bool = True) -> tuple[Array, npt.NDArray[Any]]:
-        """All rows, oldest first: x of shape (n, features), NaN where a value is missing, and y of shape (n,).
+        """All rows, oldest first: x of shape (n, features), NaN for missing values, and y of shape (n,).
 
-        Without a label, y is x: what an autoencoder learns is its input.
+        Without a label, y is x: an autoencoder's target is its input.
 
         Values far from their channel's median are clipped to `clip` robust deviations from it, and counted in
-        `clipped`; labels of a regression too. A channel more than half of which is one value is left alone.
+        `clipped`; labels of a regression too. A channel in which one value fills more than half is not clipped.
 
         Args:
-            take: whether these rows are no longer new.
+            take: whether these rows stop counting as new.
         """
         with self._lock:
             rows = self._rows()
@@ -293,7 +279,7 @@ class Samples:
         return rows[:, :-1], y.astype(np.int64) if self.kind == "classification" else y
 
     def moments(self) -> dict[str, Moments]:
-        """Statistics for normalisation: of `input`, and for regression of `target`; none of fewer than `least` rows."""
+        """Normalisation statistics: of `input`, and for regression of `target`; none with fewer than `least` rows."""
         if self.scarce is not None:
             return {}
         x, y = self.arrays(take=False)
@@ -302,114 +288,46 @@ class Samples:
 
     @property
     def scarce(self) -> str | None:
-        """Why there are no `moments` yet, in words; None once there are."""
+        """Why there are no `moments` yet, as text; None once there are."""
         if len(self) >= self._least:
             return None
         return f"statistics need {self._least} rows, and there are fewer{f': {self.trouble}' if self.trouble else ''}"
 
     def _rows(self) -> Array:
-        """A copy of what is kept, oldest first."""
+        """A copy of the kept rows, oldest first."""
         at = self.seen % self.capacity
         return self._ring[:at].copy() if self.seen < self.capacity else np.roll(self._ring, -at, axis=0)
 
     # --------------------------------------------------------------------- the disk
 
     def flush(self) -> None:
-        """Write what is not yet written; where it cannot be, it stays in memory and is tried again."""
+        """Write unwritten rows; if that fails, they stay in memory and are written later."""
         with self._lock:
             self._due = self._clock() + self._every
-            if self._db is None or self._stored == self.seen:
+            if self._file is None or self._stored == self.seen or self._closed:
                 return
             new = self._rows()[-min(self.seen - self._stored, len(self)) :]
-            old = self._outdated(len(new))
-            marks = {**self.marks, " new": str(self.new)}
-            marks[_CRC] = _checksum(marks)
             try:
-                with self._db.transaction() as db:
-                    row = new.tobytes(), zlib.crc32(new.tobytes())
-                    segment = db.execute("INSERT INTO segments (data, crc) VALUES (?, ?)", row).lastrowid
-                    db.executemany("DELETE FROM segments WHERE number = ?", [(each,) for each in old])
-                    db.executemany("INSERT OR REPLACE INTO marks VALUES (?, ?)", list(marks.items()))
+                self._file.write(new, self.capacity, {_NEW: str(self.new)})
             except (DiskFull, DatabaseError) as error:
                 log.warning("Samples cannot be written to %s (%s): they stay in memory.", self.path, error)
                 return
-            assert segment is not None
-            self._segments = [*self._segments[len(old) :], (segment, len(new))]
             self._stored = self.seen
-            self.written += 2 * (-(-new.nbytes // _PAGE) + 3) * _PAGE  # into the log, and from there into the file
-
-    def _outdated(self, new: int) -> list[int]:
-        """Numbers of the segments that are over the bound once `rows` are added: the others fill the ring."""
-        left, old = new + sum(rows for _, rows in self._segments), []
-        for segment, rows in self._segments:
-            left -= rows
-            if left < self.capacity:
-                break
-            old.append(segment)
-        return old
 
     def close(self) -> None:
-        """Write what is left and let the file go; rows that come later stay in memory."""
+        """Write the remaining rows and close the file; later rows stay in memory."""
         with self._lock:
             self.flush()
-            if self._db is not None:
-                self._db.close()
-                self._db = None
+            self._closed = True
+            if self._file is not None:
+                self._file.database.close()
 
-    def _open(self, path: Path) -> None:
-        # The newest segments may be lost with the power: no promise rests on them. The log is kept short, for the card.
-        pragmas = ("wal_autocheckpoint=64", "journal_size_limit=0")
-        database = Database(path, synchronous="NORMAL", pragmas=pragmas, threads=True)
-        try:
-            self._begin(database, path)
-            db = database.connection
-            self.marks = _marks(db, path)
-            columns = repr((*self.features, self.label, self.kind))
-            if self.marks.setdefault(" columns", columns) != columns:
-                raise SamplesError(
-                    f"{path} holds other columns, {_columns(self.marks[' columns'])}: move it away to begin again with "
-                    f"{_columns(columns)}."
-                )
-            self._load(db)
-            self._db = database
-        except (sqlite3.Error, DiskFull, DatabaseError) as error:
-            raise SamplesError(f"The samples {path} cannot be used ({error}): move the file away.") from error
-        finally:
-            if self._db is None:
-                database.close()
-
-    def _begin(self, database: Database, path: Path) -> None:
-        """Open the file; one that is damaged is put aside: rows come again."""
-        try:
-            if path.exists():
-                examine_samples(path, segments=False)
-        except sqlite3.Error as error:
-            if sum(map(eq, path.read_bytes()[:16], _MAGIC)) < _ALIKE:
-                raise  # no samples that rotted, but a file of another kind
-            log.warning("The samples %s are damaged (%s): they start over; the file is kept as .damaged.", path, error)
-            for each in ("-wal", "-shm"):
-                path.with_name(path.name + each).unlink(missing_ok=True)
-            path.replace(path.with_name(f"{path.name}.damaged"))
-        database.open(_TABLES)
-        if "crc" not in {row[1] for row in database.connection.execute("PRAGMA table_info(segments)")}:
-            database.connection.execute("ALTER TABLE segments ADD COLUMN crc INTEGER")
-
-    def _load(self, db: sqlite3.Connection) -> None:
-        parts = []
-        for place, data, crc in db.execute("SELECT number, data, crc FROM segments ORDER BY number"):
-            if crc not in (None, zlib.crc32(data)):
-                log.warning("%d bytes of samples in %s are damaged, and left out.", len(data), self.path)
-                continue
-            rows = np.frombuffer(data, np.float32)
-            if rows.size % self._width == 0:
-                parts.append(rows.reshape(-1, self._width))
-                self._segments.append((place, len(parts[-1])))
-        if parts:
-            kept = np.concatenate(parts)[-self.capacity :]
-            self._ring[: len(kept)] = kept
-            self.seen = self._stored = len(kept)
-            self._present |= np.isfinite(kept[:, : len(self.features)]).any(axis=0)
-        self._taken = max(0, self.seen - int(self.marks.pop(" new", "0")))
+    def _load(self, file: SamplesFile) -> None:
+        kept = file.rows(self._width)[-self.capacity :]
+        self._ring[: len(kept)] = kept
+        self.seen = self._stored = len(kept)
+        self._present |= np.isfinite(kept[:, : len(self.features)]).any(axis=0)
+        self._taken = max(0, self.seen - int(self.marks.pop(_NEW, "0")))
 
 
 def lose_unclassed(
@@ -423,58 +341,14 @@ def lose_unclassed(
 
 
 def _text(line: str | None, given: npt.NDArray[Any]) -> str:
-    """A row as it came; a program's as text, unless a whole number is too long for that."""
+    """A row as text; one from a program unless an integer is too long for that."""
     with suppress(ValueError):
         return line if line is not None else ", ".join(map(str, given))
     return "a row with a number that is too long"
 
 
-def _checksum(marks: Mapping[str, str]) -> str:
-    """CRC-32 of all marks but its own, which files of an earlier Midge do not have."""
-    return str(zlib.crc32(repr(sorted(each for each in marks.items() if each[0] != _CRC)).encode()))
-
-
-def _sound(marks: Mapping[str, str]) -> bool:
-    return marks.get(_CRC) in (None, _checksum(marks))
-
-
-def _marks(db: sqlite3.Connection, path: Path) -> dict[str, str]:
-    """How far each source was read, and what else is noted; empty if that rotted: then they are read again."""
-    found = dict(db.execute("SELECT name, value FROM marks"))
-    if _sound(found):
-        found.pop(_CRC, None)
-        return found
-    log.warning("What %s notes of its sources is damaged: files are read again from their beginning.", path)
-    return {}
-
-
-def examine_samples(path: Path, *, segments: bool = True) -> None:
-    """See whether a file of samples is what was written.
-
-    Raises:
-        sqlite3.Error: it is not.
-    """
-    with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as db:
-        if (checked := db.execute("PRAGMA quick_check(1)").fetchone()) != ("ok",):
-            raise sqlite3.DatabaseError(str(checked[0]))
-        if segments and "crc" in {row[1] for row in db.execute("PRAGMA table_info(segments)")}:
-            for number, data, crc in db.execute("SELECT number, data, crc FROM segments"):
-                if crc not in (None, zlib.crc32(data)):
-                    raise sqlite3.DatabaseError(f"rows of segment {number} are damaged")
-            if not _sound(dict(db.execute("SELECT name, value FROM marks"))):
-                raise sqlite3.DatabaseError("what is noted of the sources is damaged")
-
-
-def _columns(mark: str) -> str:
-    """The columns that a file was made for, in words."""
-    with suppress(ValueError, SyntaxError, TypeError):
-        *features, label, kind = ast.literal_eval(mark)
-        return f"{', '.join(features)} {'without a label' if label is None else f'with the label {label}'} ({kind})"
-    return mark
-
-
 def _clip(rows: Array, deviations: float) -> int:
-    """Clip each channel in place; how many values were beyond."""
+    """Clip each channel in place; return the number of outliers."""
     clipped = 0
     for channel in rows.T:
         present = channel[np.isfinite(channel)]
@@ -483,7 +357,7 @@ def _clip(rows: Array, deviations: float) -> int:
         middle = np.median(present)
         reach = np.float32(deviations * DEVIATION) * np.median(np.abs(present - middle))
         if reach > 0:
-            beyond = np.abs(channel - middle) > reach  # NaN is not
+            beyond = np.abs(channel - middle) > reach  # NaN is never beyond
             clipped += int(np.count_nonzero(beyond))
             channel[beyond] = np.clip(channel[beyond], middle - reach, middle + reach)
     return clipped

@@ -1,4 +1,4 @@
-"""Values as loggers and sensors write them: numbers with either decimal mark, words such as ON, names of classes."""
+"""Parsing of values: numbers with either decimal mark, words such as ON, names of classes."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from typing import Any
 WORDS = {"on": 1.0, "off": 0.0, "true": 1.0, "false": 0.0, "open": 1.0, "closed": 0.0, "yes": 1.0, "no": 0.0}
 """Words that count as numbers, in any case."""
 _TRUE, _FALSE = ("true", "on", "yes"), ("false", "off", "no")
-"""Words that say the same. Open and closed do not belong to them: a contact that is true is closed."""
+"""Words with the same meaning. Open and closed are not among them: a contact that is true is closed."""
 MISSING = frozenset(
     {
         *(
@@ -37,17 +37,16 @@ MISSING = frozenset(
         "-1.#inf",
     }
 )
-"""Words for a value that is not there, in lower case: no mistake of the one who wrote them. Those that pandas takes, of
-Excel's errors and of C's printf, and what Home Assistant says."""
+"""Words for a missing value, in lower case. Those of pandas, of Excel's errors, of C's printf and of Home Assistant."""
 _COMMA = re.compile(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
 _POINT = re.compile(r"[+-]?\d*\.\d+(?:[eE][+-]?\d+)?")
 _GROUPS = re.compile(r"[+-]?\d{1,3}(?:(?:,\d{3})+\.\d+|(?:,\d{3}){2,}|(?:\.\d{3})+,\d+|(?:\.\d{3}){2,})")
-"""Thousands in groups, with the other mark for decimals or with two groups or more: nothing else looks like it."""
+"""Digit groups with the other mark for decimals, or two groups or more: unambiguous."""
 _ONE_GROUP = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
-"""1,234 is a thousand and more, or one and a little more: only the rest of a file tells."""
+"""1,234 may be either 1234 or 1.234: only the rest of a file decides."""
 _ONE_POINT_GROUP = re.compile(r"[+-]?[1-9]\d{0,2}\.\d{3}")
 _SPACED = re.compile(r"[+-]?\d{1,3}(?:[ '’\u00a0\u2009\u202f]\d{3})+(?:[.,]\d+)?")
-"""Thousands in groups that a space or an apostrophe parts, as in France and in Switzerland."""
+"""Digit groups separated by a space or an apostrophe, as in France and in Switzerland."""
 _PARTING = str.maketrans("", "", " '’\u00a0\u2009\u202f")
 _UNIT = re.compile(
     r"([+-]?[\d.,'’]*\d(?:[eE][+-]?\d+)?)[ \u00a0\u202f]?([%°‰€$£]|°? ?[A-Za-zµμΩ]{1,4}[²³/A-Za-z0-9]{0,4})"
@@ -55,19 +54,19 @@ _UNIT = re.compile(
 
 
 def number(value: Any, *, decimal_comma: bool = False, grouped: bool = False) -> float:
-    """A finite number, or NaN if it is none.
+    """Parse a finite number; NaN if it is none.
 
     Args:
-        value: a number, or text that says one.
+        value: a number, or its text.
         decimal_comma: whether 1,234 is less than two.
-        grouped: whether one group that the mark which is not for decimals parts is a thousand and more.
+        grouped: whether a single group after the non-decimal mark is thousands.
     """
     if isinstance(value, str):
         value = value.strip().replace("\u2212", "-")
         if (word := WORDS.get(value.casefold())) is not None:
             return word
         if "_" in value:
-            return math.nan  # Python would take 12_34 for a number
+            return math.nan  # Python would accept 12_34 as a number
         if _SPACED.fullmatch(value):
             value = value.translate(_PARTING)
         if grouped and (_ONE_POINT_GROUP if decimal_comma else _ONE_GROUP).fullmatch(value):
@@ -81,28 +80,28 @@ def number(value: Any, *, decimal_comma: bool = False, grouped: bool = False) ->
 
 
 def _pointed(text: str, *, decimal_comma: bool) -> str:
-    """Text with a decimal point and without groups; as it is if that cannot be told."""
+    """The text with a decimal point and without groups; unchanged if ambiguous."""
     if _COMMA.fullmatch(text) and (decimal_comma or not _ONE_GROUP.fullmatch(text)):
         return text.replace(",", ".")
     if _GROUPS.fullmatch(text):
         mark = max(text.rfind(","), text.rfind("."))
         whole, decimals = text[:mark], text[mark + 1 :]
-        if text.count(text[mark]) > 1:  # the last mark is one between groups
+        if text.count(text[mark]) > 1:  # the last mark separates a group
             whole, decimals = text, "0"
         return re.sub(r"[,.]", "", whole) + "." + decimals
     return text
 
 
 def missing(value: str) -> bool:
-    """Whether text says that there is no value."""
+    """Whether text stands for a missing value."""
     return value.strip().casefold() in MISSING
 
 
 class NumberStyle:
-    """How the numbers of one column are written, by what was seen of it: which mark decimals have, and what unit."""
+    """The number format of one column, learned from its values: the decimal mark and the unit."""
 
     ENOUGH = 3
-    """Values with the same unit behind them before it is taken off."""
+    """Values with the same unit before it is removed."""
 
     def __init__(self) -> None:
         self.commas = self.points = self.comma_groups = self.point_groups = self.plain = 0
@@ -129,12 +128,12 @@ class NumberStyle:
             self.plain += 1
 
     def number(self, text: str, others: "NumberStyle", *, mark: str = "", separates: bool = False) -> float:
-        """The number that a value of this column is; NaN if it is none.
+        """Parse a value of this column; NaN if it is no number.
 
         Args:
             text: the value.
-            others: of all columns together, if this one does not tell.
-            mark: the decimal mark as the owner says; empty if not.
+            others: the format of all columns together, if this one is ambiguous.
+            mark: the decimal mark that the owner gave; empty if none.
             separates: whether commas separate columns, so that a decimal comma is unlikely.
         """
         unit = self._units.most_common(1)
@@ -143,18 +142,18 @@ class NumberStyle:
         own = mark or self.mark
         known = own or others.mark
         comma = known == "," or (not known and not separates)
-        # Without a mark of its own in this column, 1.234 beside plain numbers is a thousand in a file with commas.
+        # If this column has no mark of its own, 1.234 beside plain numbers is 1234 in a file with commas.
         grouped = bool(known) and (own != "" or known == "." or bool(self.plain))
         return number(text, decimal_comma=comma, grouped=grouped)
 
     @property
     def mark(self) -> str:
-        """The decimal mark that is seen; empty if it cannot be told."""
+        """The decimal mark found; empty if ambiguous."""
         return "," if self.commas > self.points else "." if self.points > self.commas else ""
 
 
 class Classes:
-    """Numbers of classes by their names. A value is matched as it came: text in any case, a truth value, a number."""
+    """Numbers of classes by their names. A value matches as text in any case, as a boolean, or as a number."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
@@ -168,14 +167,14 @@ class Classes:
         return bool(self.names)
 
     def number(self, value: Any) -> int | None:
-        """The number of a value's class; None if it is of none, or of more than one."""
+        """The number of a value's class; None if it matches none, or several."""
         if isinstance(value, str) and (place := self._exact.get(value.strip())) is not None:
             return place
         return next((place for key in _keys(value, words=True) if (place := self._loose.get(key)) is not None), None)
 
 
 def _keys(value: Any, *, words: bool) -> Iterator[object]:
-    """What a value and the name of its class have in common, the closest first."""
+    """Keys by which a value and the name of its class match, the closest first."""
     text = str(value).strip().casefold()
     yield text
     if text in _TRUE + _FALSE:

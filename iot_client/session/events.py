@@ -1,6 +1,6 @@
-"""What a device's session is told and what it asks for.
+"""Events into a device's session, and the actions that it returns.
 
-Plain values without arrays: bodies are named by a key, and the shell holds what is behind it.
+Plain values without arrays: bodies are named by a key, and the shell holds them.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from midge.wire.messages import AggregatorStatus, Announcement, FrameInfo, Momen
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """Which model it is that a device holds or trains from."""
+    """Identifies the model that a device holds or trains from."""
 
     lineage: bytes
     generation: int
@@ -18,7 +18,7 @@ class Base:
 
     @classmethod
     def of(cls, announcement: Announcement) -> "Base":
-        """What an announcement announces."""
+        """The model of an announcement."""
         return cls(announcement.lineage, announcement.generation, announcement.version)
 
 
@@ -27,48 +27,48 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """A connection stands and our subscriptions with it."""
+    """A connection is established, with our subscriptions."""
 
     chunk: int | None = None
-    """Bytes of body that fit into one packet, where the broker set a limit."""
+    """Most bytes of body in one packet; None if the broker set no limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """The connection is gone."""
+    """The connection ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """An announcement has been read."""
+    """An announcement was read."""
 
     announcement: Announcement
 
 
 @dataclass(frozen=True, slots=True)
 class AggregatorSeen:
-    """The aggregator's status has been read."""
+    """The aggregator's status was read."""
 
     status: AggregatorStatus
 
 
 @dataclass(frozen=True, slots=True)
 class Receipted:
-    """A receipt has come."""
+    """A receipt arrived."""
 
     receipt: Receipt
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A model that was asked for is here, its digest verified: the device holds it from now on."""
+    """A requested model was fetched and its digest verified: the device holds it from now on."""
 
     base: Base
 
 
 @dataclass(frozen=True, slots=True)
 class FetchFailed:
-    """It is not; `start_over` where what we held before is of no use either."""
+    """A fetch failed; with `start_over`, the held model is useless too."""
 
     why: str
     start_over: bool = False
@@ -76,7 +76,7 @@ class FetchFailed:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A training has ended: the update but for its identity, with the body under `key`."""
+    """A training has ended: the update without its identity, with the body under `key`."""
 
     update: Update
     key: int
@@ -84,43 +84,43 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class NothingToSend:
-    """A training has ended without anything that is worth sending."""
+    """A training has ended without an update worth sending."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Killed:
-    """The process that trained is gone, and with it what it was at."""
+    """The training process was killed."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Hindered:
-    """Something of the device's own keeps it from training: a condition, a spent budget; None: nothing any more."""
+    """The device's own constraints keep it from training: a condition, a spent budget; None if none does."""
 
     why: str | None
     muted: str | None = None
-    """What keeps updates and models off its link."""
+    """Constraint that keeps updates and models off the link."""
     unready: str | None = None
     """Why its statistics are not worth sending yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class LinkMeasured:
-    """How much the link up carries has become known, or is not known any more."""
+    """The estimated uplink throughput has changed."""
 
     chunk: int | None
-    """Bytes that a chunk should have at most; None sets no limit."""
+    """Most bytes of a chunk; None sets no limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class SizeRefused:
-    """The broker refused an update, or a chunk of one, for its size."""
+    """The broker refused an update, or a chunk of one, because of its size."""
 
     chunk: int
-    """Bytes of body that are sent at once from now on, at most."""
+    """Most bytes of body in a message from now on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ class ChunkDelivered:
 
 @dataclass(frozen=True, slots=True)
 class NotStored:
-    """There was no room to store the last update that was trained: it is lost."""
+    """There was no room to store the newest update: it is lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,24 +166,24 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class Unsuited:
-    """Tell that the device's inputs are not those of the model: it does not train."""
+    """Report that the device's inputs are not those of the model: it does not train."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Greet:
-    """Publish our status: READY, what we hold and what comes next."""
+    """Publish our status: READY, what we hold and the next sequence number."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadAnnouncement:
-    """Read the retained announcement again, and the aggregator's status with it."""
+    """Read the retained announcement again, and with it the aggregator's status."""
 
 
 @dataclass(frozen=True, slots=True)
 class SendStatistics:
-    """Send the moments of our data."""
+    """Send the normalisation statistics of our data."""
 
     lineage: bytes
     moments: tuple[Moment, ...]
@@ -191,7 +191,7 @@ class SendStatistics:
 
 @dataclass(frozen=True, slots=True)
 class FetchModel:
-    """Get frames, in order, and apply them on what we hold; the result must have the announcement's digest."""
+    """Fetch frames, in order, and apply them to the held model; the result must have the announcement's digest."""
 
     announcement: Announcement
     frames: tuple[FrameInfo, ...]
@@ -199,7 +199,7 @@ class FetchModel:
 
 @dataclass(frozen=True, slots=True)
 class Train:
-    """Train from the model that we hold."""
+    """Train from the held model."""
 
     announcement: Announcement
     plan: Plan
@@ -222,7 +222,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """Ask to send a stored update in chunks."""
+    """Request to send a stored update in chunks."""
 
     update: Update
 
@@ -244,10 +244,10 @@ class Forget:
 
 @dataclass(frozen=True, slots=True)
 class Renew:
-    """Begin a new outbox identity: the aggregator knows more of this one than we do, so it was put back."""
+    """Begin a new outbox identity: the aggregator knows more of this one than we do, so it was restored from a copy."""
 
     keep: tuple[int, ...]
-    """The updates that were certainly never decided on; they move over, in order, numbered from 1."""
+    """The updates that were certainly never settled; they move over, in order, numbered from 1."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The updates in the outbox: sent in order, again until they are settled, in chunks on request if large."""
+"""The updates in the outbox: sent in order, resent until they are settled, in chunks on request if large."""
 
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from midge.wire import chunks
 from midge.wire.messages import Grant, Settled, Update
 
 IN_FLIGHT = 8
-"""Updates that may wait for their receipt at once: as many as an aggregator keeps out of order for a device."""
+"""Most updates in flight: as many as an aggregator keeps out of order for a device."""
 
 
 @dataclass(slots=True)
@@ -20,11 +20,12 @@ class Held:
 
     update: Update
     sent: bool = False
-    """Whether it is under way on this connection."""
+    """Whether it is in flight on this connection."""
     ever_sent: bool = True
-    """Whether it may have left the device at any time."""
+    """Whether it may ever have left the device."""
     parts: int = 1
-    """Of a large one: how it was cut when it was offered. It stays so, or the aggregator would start it over."""
+    """Number of chunks of a large update when it was offered. It stays the same, or the aggregator would begin again.
+    """
 
 
 class Sending:
@@ -33,11 +34,11 @@ class Sending:
     Args:
         situation: of the device.
         outbox: the identity of the outbox.
-        held: what it holds from before, in order.
-        next_seq: what the next update will be numbered.
-        jitter: a number in [0, 1), new at each call.
-        patience: seconds before an update that was not answered is sent again; doubled each time.
-        sent: the highest seq that was ever sent; None if that is not known: any may have been.
+        held: its updates from before, in order.
+        next_seq: the number of the next update.
+        jitter: a random number in [0, 1), new at each call.
+        patience: seconds before an unanswered update is sent again; doubled each time.
+        sent: the highest seq that was ever sent; None if unknown: any may have been.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Sending:
         self.held_back = False
         """Whether the aggregator asked to wait: nothing is sent until the resend timer is due."""
         self.unsure = 0
-        """Updates that renewals left behind and that may have been settled, or not: they could count a second time."""
+        """Updates that renewals left behind because they may have been settled: they could count twice."""
         self.told_to_wait = False
         """Whether the aggregator asked to wait since the outbox was last empty."""
         self.resend = Timer(patience)
@@ -69,12 +70,12 @@ class Sending:
 
     @property
     def sent(self) -> int:
-        """The highest seq that was ever sent, or is about to be; 0 if none is known of."""
+        """The highest seq that was ever sent, or is about to be; 0 if none is known."""
         return max((seq for seq, held in self.held.items() if held.ever_sent), default=0)
 
     @property
     def size(self) -> int:
-        """Bytes of all bodies that are held."""
+        """Bytes of all held bodies."""
         return sum(held.update.size for held in self.held.values())
 
     # -------------------------------------------------------------------- what is held
@@ -87,18 +88,18 @@ class Sending:
         return numbered
 
     def drop_last(self) -> None:
-        """Give up the last update, which could not be stored. Its seq is free again: it was never sent."""
+        """Drop the newest update, which could not be stored. Its seq is free again: it was never sent."""
         self.next -= 1
         del self.held[self.next]
 
     def forget(self, through: int) -> list[Action]:
-        """Let go of what is settled."""
+        """Remove what is settled."""
         settled = [seq for seq in self.held if seq <= through]
         for seq in settled:
             del self.held[seq]
         self.told_to_wait = self.told_to_wait and bool(self.held)
         if settled and not self.held_back:
-            self.resend.stop()  # and with it the back-off: the aggregator answers
+            self.resend.stop()  # the aggregator answers, so the back-off ends
         return [Forget(through)] if settled else []
 
     def was_restored(self, hi: int) -> bool:
@@ -106,7 +107,7 @@ class Sending:
         return hi >= self.next or any(seq <= hi and not held.ever_sent for seq, held in self.held.items())
 
     def undecided(self, verdicts: Iterable[Settled]) -> set[int]:
-        """Those held of whose numbers the aggregator has decided on another body: ours is none that it knows."""
+        """Numbers of held updates under which the aggregator has judged another body: it does not know ours."""
         return {
             settled.seq
             for settled in verdicts
@@ -114,13 +115,13 @@ class Sending:
         }
 
     def renew(self, undecided: Container[int], settled: Container[int]) -> Renew:
-        """Ask for a new identity. What was certainly never decided on moves over; the rest may have been settled."""
+        """Request a new identity. What was certainly never settled moves over; the rest may have been."""
         keep = tuple(seq for seq, held in self.held.items() if seq in undecided or not held.ever_sent)
         self.unsure += sum(seq not in keep and seq not in settled for seq in self.held)
         return Renew(keep)
 
     def renewed(self, outbox: int, held: Iterable[Update], next_seq: int) -> None:
-        """Take up the new identity."""
+        """Adopt the new identity."""
         self.outbox, self.next = outbox, next_seq
         self.held = {update.seq: Held(update, ever_sent=False) for update in held}
         self.resend.stop()
@@ -128,7 +129,7 @@ class Sending:
     # ------------------------------------------------------------------------ sending
 
     def send(self, now: float) -> list[Action]:
-        """Send what is held and not under way, in order; a large one goes alone and asks first."""
+        """Send held updates that are not in flight, in order; a large one is sent alone, after an offer."""
         situation = self._situation
         if situation.link is not Link.UP or self.held_back or not situation.aggregator_ready:
             return []
@@ -137,7 +138,7 @@ class Sending:
         actions: list[Action] = []
         for seq in sorted(self.held)[:IN_FLIGHT]:
             if seq > self.first and seq - 1 not in self.held:
-                break  # the one between is lost: only with those before it settled does `first` say so
+                break  # one in between is lost: `first` says so only once those before it are settled
             held = self.held[seq]
             large = held.update.size > situation.chunk
             if held.sent:
@@ -145,7 +146,7 @@ class Sending:
                     break
                 continue
             if large and seq != self.first:
-                break  # its chunks would stand in the aggregator's memory until those before it are settled
+                break  # its chunks would fill the aggregator's memory until those before it are settled
             held.sent = held.ever_sent = True
             update = self._identified(held.update)
             if large:
@@ -159,35 +160,35 @@ class Sending:
         return actions
 
     def send_again(self, now: float) -> list[Action]:
-        """Send all that is held, as if nothing had been sent."""
+        """Send all held updates, as if nothing had been sent."""
         self.held_back = False
         for held in self.held.values():
             held.sent = False
         return self.send(now)
 
     def wait_for_turn(self, now: float) -> None:
-        """Send after a random time if all devices may be about to send as much."""
+        """Send after a random delay if all devices may be about to send as much."""
         spread = self._situation.spread(self.size, 2 * len(self.held))
         if spread:
             self.resend.due = now + self._jitter() * spread
         self.held_back = spread > 0
 
     def hold_back(self, now: float, seconds: float) -> None:
-        """Send nothing for so long: the aggregator asks for that."""
+        """Send nothing for this time, as the aggregator asks."""
         self.held_back = self.told_to_wait = True
         self.resend.start(now, self._jitter(), max(1.0, seconds))
 
     def send_again_soon(self, now: float) -> None:
-        """Send all again in a second: the aggregator misses something before what was sent."""
+        """Send all again in a second: the aggregator misses an update before those sent."""
         self.resend.start(now, self._jitter(), 1.0)
 
     def postpone(self, now: float) -> None:
-        """Begin the patience again: a chunk has arrived, or is on its way."""
+        """Restart the resend timer: a chunk has arrived, or is on its way."""
         self.resend.stop()
         self.resend.start(now, self._jitter())
 
     def grant(self, grants: Iterable[Grant], now: float) -> list[Action]:
-        """Send the chunks that the aggregator asks for."""
+        """Send the chunks that the aggregator requests."""
         actions: list[Action] = []
         for grant in grants:
             if grant.seq in self.held and grant.parts and self._situation.muted is None:
@@ -198,17 +199,17 @@ class Sending:
         return actions
 
     def _identified(self, update: Update) -> Update:
-        """As it is sent now: what else is held changes from one sending to the next."""
+        """The update as sent now: its `first` changes from one sending to the next."""
         return update.model_copy(update={"outbox": self.outbox, "first": self.first})
 
     def _cut(self, held: Held) -> int:
-        """Into how many parts an update goes: as it went before, if a part is not twice what is right now."""
+        """Number of chunks of an update: as it was offered before, unless a chunk is twice what is right now."""
         size, wanted = held.update.size, self._situation.chunk
         if held.parts > 1 and chunks.part_size(size, held.parts) < 2 * wanted and self._fits(held):
             return held.parts
         return chunks.count(size, wanted)
 
     def _fits(self, held: Held) -> bool:
-        """Whether a part is within what the aggregator and the broker take."""
+        """Whether a chunk is within the limits of the aggregator and the broker."""
         asked = self._situation.asked_chunk
         return chunks.part_size(held.update.size, held.parts) <= min(asked, self._situation.packet or asked)

@@ -3,7 +3,7 @@
 Events in, actions out; `iot_client.shell` carries the actions out. Two state machines run side by side: the link to the
 aggregator and the work (`iot_client.session.states`).
 
-What the session promises: an update is stored before it is sent, it is sent with the same identity until it is settled,
+The session's promises: an update is stored before it is sent, it is sent with the same identity until it is settled,
 and it is forgotten only on the aggregator's receipt. MQTT's own acknowledgements do not count.
 """
 
@@ -44,25 +44,25 @@ from midge.wire.messages import MOST_TOKEN, AggregatorState, AggregatorStatus, A
 __all__ = ["LINKS", "WORKS", "DeviceSession", "Link", "SessionSettings", "Work", "reread"]
 
 GREETING = 400
-"""Bytes of a greeting and its answer, about."""
+"""Bytes of a READY status and its receipt, about."""
 UNHEARD = 2.0
-"""Seconds that a new connection waits for the aggregator's status before it greets whoever may be there."""
+"""Seconds that a new connection waits for the aggregator's status before it sends READY without it."""
 REREAD = 60.0
-"""Seconds after which a resting device reads the announcement again, at least: see `reread`."""
+"""Least seconds after which an idle device reads the announcement again: see `reread`."""
 _GONE = (AggregatorState.LOST, AggregatorState.STOPPED)
 
 
 class DeviceSession:
-    """What a device does next.
+    """Decides what a device does next.
 
     Args:
         device: its name.
         outbox: the identity of its outbox.
-        held: the updates that the outbox holds from before, in order.
-        next_seq: what the next update will be numbered.
-        jitter: a number in [0, 1), new at each call: spreads what many devices would do at once.
-        settings: what its owner decides.
-        sent: the highest seq that was ever sent; None if that is not known.
+        held: the outbox's updates from before, in order.
+        next_seq: the number of the next update.
+        jitter: a random number in [0, 1), new at each call: spreads what many devices would do at once.
+        settings: of its owner.
+        sent: the highest seq that was ever sent; None if unknown.
     """
 
     def __init__(
@@ -85,26 +85,26 @@ class DeviceSession:
         self._cycle = TrainingCycle(device, self._situation, self._sending, self._settings, jitter)
         self._greeting = Timer()
         self._reread = Timer()
-        self._told = False
+        self._announced_here = False
         """Whether this connection has brought an announcement."""
         self._fence = 0
-        """The highest token of an aggregator that this connection has brought: one with a lower one was replaced."""
+        """The highest fencing token of an aggregator on this connection: one with a lower one was replaced."""
 
-    # -------------------------------------------------------------------- what it knows
+    # -------------------------------------------------------------------- state
 
     @property
     def link(self) -> Link:
-        """Whether the aggregator can be talked to."""
+        """State of the link to the aggregator."""
         return self._situation.link
 
     @property
     def work(self) -> Work:
-        """What the device is doing."""
+        """State of the work."""
         return self._cycle.work
 
     @property
     def announcement(self) -> Announcement | None:
-        """The newest that was heard."""
+        """The newest announcement."""
         return self._situation.announcement
 
     @property
@@ -119,32 +119,32 @@ class DeviceSession:
 
     @property
     def next(self) -> int:
-        """What the next update will be numbered."""
+        """The number of the next update."""
         return self._sending.next
 
     @property
     def holding(self) -> int:
-        """How many updates wait for their receipt."""
+        """Number of updates without a receipt."""
         return len(self._sending.held)
 
     @property
     def sent(self) -> int:
-        """The highest seq that was ever sent, or that the actions just handed out send."""
+        """The highest seq that was ever sent, or is sent by the actions just returned."""
         return self._sending.sent
 
     @property
     def unsure(self) -> int:
-        """How many updates renewals of the outbox have left behind that may have been settled, or not."""
+        """Number of updates that renewals of the outbox left behind because they may have been settled."""
         return self._sending.unsure
 
     @property
     def hindered(self) -> str | None:
-        """What of the device's own keeps it from training."""
+        """The device's own constraint that keeps it from training."""
         return self._cycle.hindered
 
     @property
     def muted(self) -> str | None:
-        """What of the device's own keeps updates and models off its link."""
+        """The device's own constraint that keeps updates and models off its link."""
         return self._situation.muted
 
     @property
@@ -159,25 +159,25 @@ class DeviceSession:
 
     @property
     def suited(self) -> bool:
-        """Whether its inputs were once found to be the model's."""
+        """Whether its inputs once matched the model's."""
         return self._cycle.suited
 
     @property
     def pausing_until(self) -> float | None:
-        """Until when it waits between two trainings; None if it does not."""
+        """The end of its pause between two trainings; None if there is none."""
         return self._cycle.interval.due
 
     @property
     def waits_for_version(self) -> bool:
-        """Whether it has nothing to do, and would begin something if there were a newer version."""
+        """Whether it is idle, and would begin something with a newer version."""
         resting = self.work is Work.RESTING and self.link is not Link.DOWN
         return resting and self.pausing_until is None and self.hindered is None
 
     @property
     def at_rest(self) -> bool:
-        """Whether nothing is left to settle, fetch or train from what this connection has brought."""
+        """Whether nothing is left to settle, fetch or train from, as far as this connection has shown."""
         announcement = self.announcement
-        if self.link is not Link.UP or self.work is not Work.RESTING or self.holding or not self._told:
+        if self.link is not Link.UP or self.work is not Work.RESTING or self.holding or not self._announced_here:
             return False
         if announcement is None or announcement.phase == "statistics":
             return False
@@ -186,17 +186,17 @@ class DeviceSession:
 
     @property
     def deadline(self) -> float | None:
-        """When `tick` next has something to do."""
+        """The next time at which `tick` has something to do."""
         if self.link is Link.DOWN:
             return None
-        # Timers of the work count only while the link is there: nothing can be fetched or sent before.
+        # Timers of the work count only while the link is ready: nothing can be fetched or sent before.
         timers = (self._greeting, self._sending.resend, self._reread, *self._cycle.timers)
         return min((timer.due for timer in timers if timer.due is not None), default=None)
 
     # ---------------------------------------------------------------------- events
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """What to do about an event. `now` is seconds of any clock that never goes back."""
+        """Return the actions that follow from an event. `now` is seconds of a monotonic clock."""
         cycle = self._cycle
         match event:
             case Connected(chunk):
@@ -217,11 +217,11 @@ class DeviceSession:
                 return self._trained(update, key, now)
             case NothingToSend():
                 cycle.training_ended(None)
-                return cycle.next_thing(now)
+                return cycle.begin_next(now)
             case Killed():
                 cycle.training_killed(now)
             case LinkMeasured(chunk):
-                self._situation.link_chunk = chunk  # what is under way goes on as it was cut
+                self._situation.link_chunk = chunk  # chunks in flight keep their size
             case SizeRefused(chunk):
                 self._situation.packet = min(chunk, self._situation.packet or chunk)
                 self._sending.send_again_soon(now)
@@ -238,9 +238,9 @@ class DeviceSession:
         return []
 
     def tick(self, now: float) -> list[Action]:
-        """What the passing of time asks for."""
+        """Return the actions that are due at this time."""
         actions: list[Action] = []
-        # Greet first: the answer says what the aggregator has, and so what is to be sent again.
+        # READY first: the receipt says what the aggregator has, and so what must be sent again.
         if self._greeting.is_due(now):
             actions += self._greet(now)
         if self._sending.resend.is_due(now):
@@ -251,7 +251,7 @@ class DeviceSession:
             actions.append(ReadAnnouncement())
         if self._cycle.tick(now):
             actions.append(ReadAnnouncement())
-        return actions + self._cycle.next_thing(now)
+        return actions + self._cycle.begin_next(now)
 
     def _hindered(self, why: str | None, muted: str | None, unready: str | None, now: float) -> list[Action]:
         cycle, situation = self._cycle, self._situation
@@ -261,13 +261,13 @@ class DeviceSession:
         unmuted = situation.muted is not None and muted is None
         cycle.hindered, situation.muted = why, muted
         again = self._sending.send_again(now) if unmuted and self.holding else []
-        return again + cycle.next_thing(now)
+        return again + cycle.begin_next(now)
 
     # ------------------------------------------------------------------------ link
 
     def _connected(self, chunk: int | None, now: float) -> list[Action]:
         self._situation.follow("connected")
-        self._told = False
+        self._announced_here = False
         self._situation.packet = chunk
         after = self._jitter()
         if self._settings.rereads:
@@ -297,14 +297,14 @@ class DeviceSession:
         back = before is None or before.boot != status.boot or (before.state in _GONE and status.state not in _GONE)
         if self.link is Link.DOWN or not back:
             if before is not None and before.state is not status.state:
-                self._sending.wait_for_turn(now)  # paused no longer, for all devices at once
-                if not self._sending.held_back:  # what was answered with the pause is not under way any more
-                    return self._sending.send_again(now) + self._cycle.next_thing(now)
-            return self._sending.send(now) + self._cycle.next_thing(now)
+                self._sending.wait_for_turn(now)  # no longer paused, for all devices at once
+                if not self._sending.held_back:  # updates answered with the pause are no longer in flight
+                    return self._sending.send_again(now) + self._cycle.begin_next(now)
+            return self._sending.send(now) + self._cycle.begin_next(now)
         if self.link is Link.UP:
             self._situation.follow("aggregator restarted")
         self._greeting.stop()
-        # All devices hear of a restart in the same moment: each greets at a random time of what the rate allows.
+        # All devices see a restart at the same moment: each sends READY at a random time within the rate.
         if spread := self._situation.spread(GREETING, 2):
             self._greeting.due = now + self._jitter() * spread
             return []
@@ -316,7 +316,7 @@ class DeviceSession:
         sending = self._sending
         if receipt.outbox != sending.outbox or self.link is Link.DOWN:
             return []  # of an identity before a renewal, or one that overtook the end of its connection
-        # An aggregator that another has replaced decides on a store that will be given up.
+        # An aggregator that was replaced by another decides on a store that will be given up.
         if 0 < receipt.token < self._fence:
             return []
         if receipt.token <= MOST_TOKEN:
@@ -330,8 +330,8 @@ class DeviceSession:
         if greeted:
             self._situation.follow("receipt")
             self._greeting.stop()
-        # Before anything is forgotten: what a restored copy holds under settled numbers was never sent, or is another
-        # update than the one that was settled.
+        # Before anything is forgotten: updates that a restored copy holds under settled numbers were never sent, or
+        # differ from those that were settled.
         if undecided or sending.was_restored(receipt.hi):
             return [*actions, sending.renew(undecided, {settled.seq for settled in ours if settled.verdict.final})]
         actions += sending.forget(receipt.hi)
@@ -339,15 +339,15 @@ class DeviceSession:
         if later:
             sending.hold_back(now, max(later))
             return actions
-        if greeted:  # the aggregator may be another one than what we sent to before
+        if greeted:  # it may be another aggregator than the one that we sent to
             sending.wait_for_turn(now)
             again = [] if sending.held_back else sending.send_again(now)
-            return actions + again + self._cycle.next_thing(now)
+            return actions + again + self._cycle.begin_next(now)
         actions += sending.grant(receipt.grants, now)
         if sending.held and not (receipt.settled or receipt.grants or sending.held_back):
             sending.send_again_soon(now)
             return actions
-        return actions + sending.send(now) + self._cycle.next_thing(now)
+        return actions + sending.send(now) + self._cycle.begin_next(now)
 
     def _renewed(self, outbox: int, held: Iterable[Update], next_seq: int, now: float) -> list[Action]:
         self._sending.renewed(outbox, held, next_seq)
@@ -357,24 +357,24 @@ class DeviceSession:
     # ------------------------------------------------------------------------ work
 
     def _announced(self, announcement: Announcement, now: float) -> list[Action]:
-        self._told = True
+        self._announced_here = True
         known = self.announcement
         same = known is not None and known.lineage == announcement.lineage
-        # An old retained one, in whose place the aggregator will put its own. One that was issued later is no old one:
-        # then what is known was forged, or the store was put back.
+        # An old retained one, which the aggregator will replace. One that was issued later is not old: then the known
+        # one was forged, or the store was restored.
         if same and known is not None and _order(announcement) < _order(known) and announcement.issued <= known.issued:
             return []
         if known is not None and announcement.epoch > known.epoch:
-            self._fence = 0  # the operator's word, which clears what was believed before
+            self._fence = 0  # the operator's command, which overrides what was known before
         self._situation.announcement = announcement
         self._cycle.refetch.due = None
         self._cycle.pause(announcement, now)
-        return [*self._cycle.compare_inputs(announcement), *self._cycle.next_thing(now)]
+        return [*self._cycle.compare_inputs(announcement), *self._cycle.begin_next(now)]
 
     def _trained(self, update: Update, key: int, now: float) -> list[Action]:
         self._cycle.training_ended(update)
         numbered = self._sending.add(update)
-        return [StoreUpdate(numbered, key), *self._sending.send(now), *self._cycle.next_thing(now)]
+        return [StoreUpdate(numbered, key), *self._sending.send(now), *self._cycle.begin_next(now)]
 
 
 def _order(announcement: Announcement) -> tuple[int, int, int]:
@@ -382,9 +382,10 @@ def _order(announcement: Announcement) -> tuple[int, int, int]:
 
 
 def reread(announcement: Announcement | None) -> float:
-    """Seconds after which an announcement is read again, for one may have been lost on its way.
+    """Seconds after which an announcement is read again, because one may have been lost.
 
-    An eighth of the pause between two trainings, if that is more than a minute: nothing can be made of news before its
-    end. Read each minute, they would be most of what a device receives that trains a few times a day.
+    An eighth of the pause between two trainings, if that is more than a minute: before the pause ends a newer version
+    is of no use. Read each minute, announcements would be most of the traffic of a device that trains a few times a
+    day.
     """
     return REREAD if announcement is None else max(REREAD, announcement.participation.pause / 8)

@@ -7,41 +7,41 @@ from midge.wire import sharing
 from midge.wire.messages import AggregatorState, AggregatorStatus, Announcement
 
 CHUNK = 256 * 1024
-"""Bytes of body that are sent at once before an announcement says how many."""
+"""Bytes of body in a message before an announcement gives the number."""
 
 
 @dataclass(slots=True)
 class Situation:
-    """The newest that was heard."""
+    """The newest known state of federation and link."""
 
     link: Link = Link.DOWN
     announcement: Announcement | None = None
     aggregator: AggregatorStatus | None = None
     """Its status over this connection; None before it was read."""
     packet: int | None = None
-    """Bytes of body that fit into one packet of this connection; None if there is no limit."""
+    """Most bytes of body in one packet of this connection; None if there is no limit."""
     link_chunk: int | None = None
-    """Bytes of a chunk that the link bears, as far as is known; `iot_client.connection.chunk_sizer`."""
+    """Most bytes of a chunk for this link; None if unknown; `iot_client.connection.chunk_sizer`."""
     muted: str | None = None
-    """What of the device's own keeps updates and models off its link."""
+    """The device's own constraint that keeps updates and models off its link."""
 
     def follow(self, event: str) -> None:
-        """Follow the table of the link. An event that a state does not know is a bug: KeyError."""
+        """Follow the link's transition table. An event that a state does not have is a bug: KeyError."""
         self.link = LINKS[self.link, event]
 
     @property
     def asked_chunk(self) -> int:
-        """Bytes of a chunk that the aggregator asks for."""
+        """Bytes of a chunk that the aggregator requests."""
         return CHUNK if self.announcement is None else self.announcement.chunk
 
     @property
     def chunk(self) -> int:
-        """Bytes of body that are sent at once: what the aggregator asks for, or less if broker or link take less."""
+        """Most bytes of body in a message: the aggregator's, or less if broker or link require it."""
         return min(bound for bound in (self.asked_chunk, self.packet, self.link_chunk) if bound is not None)
 
     @property
     def aggregator_ready(self) -> bool:
-        """Whether nothing says that the aggregator is away or paused."""
+        """Whether the aggregator is not known to be away or paused."""
         return self.aggregator is None or self.aggregator.state is AggregatorState.READY
 
     @property
@@ -50,7 +50,7 @@ class Situation:
         return self.aggregator is not None and self.aggregator.state is AggregatorState.PAUSED
 
     def spread(self, size: int, messages: int, share: float = 1.0) -> float:
-        """Seconds over which devices begin what all of them do, each with the given bytes and messages.
+        """Jitter window in seconds for something that all devices do at once.
 
         Args:
             size: bytes of each.

@@ -1,19 +1,19 @@
-"""The states of a device as two tables: its link to the aggregator, and its work. The docs draw them."""
+"""The states of a device as two transition tables: its link to the aggregator, and its work. The docs draw them."""
 
 from enum import Enum, auto
 
 
 class Link(Enum):
-    """Whether the aggregator can be talked to."""
+    """State of the link to the aggregator."""
 
     DOWN = auto()
     GREETING = auto()
-    """Connected; the aggregator has not yet said what it has of our outbox."""
+    """Connected; the aggregator has not yet sent the receipt for our outbox."""
     UP = auto()
 
 
 class Work(Enum):
-    """What the device is doing."""
+    """State of the work."""
 
     RESTING = auto()
     FETCHING = auto()

@@ -1,4 +1,4 @@
-"""Whether a device's inputs are those of the federation's model, as far as names and numbers say."""
+"""Whether a device's inputs are those of the federation's model, judged by names and numbers."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ from midge.wire.messages import Announcement
 
 
 def unsuited(ours: Sequence[str], announcement: Announcement, *, counted: bool) -> str | None:
-    """Why a device must not train on what it has, and what to do, in words; None where nothing speaks against it.
+    """Why a device must not train on its data, and what to do; None if the inputs fit.
 
     Args:
-        ours: what the device calls its inputs, in order; none if it has no names.
-        announcement: what the model's are called, and how many channels the statistics have that are asked for.
+        ours: the device's names of its inputs, in order; none if it has no names.
+        announcement: has the model's names, and the number of channels of the requested statistics.
         counted: whether the device's statistics of `input` have a channel for each of its names.
     """
     why = difference(announcement.features, ours)

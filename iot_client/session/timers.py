@@ -1,15 +1,15 @@
-"""Saying something again when it is not answered, less and less often, and never all at once."""
+"""Retransmission timer with exponential back-off and jitter."""
 
 from dataclasses import dataclass, field
 
 PATIENCE = 10.0
-"""Seconds before what was not answered is said again; doubled each time up to LONGEST."""
+"""Seconds before an unanswered message is sent again; doubled each time up to LONGEST."""
 LONGEST = 300.0
 
 
 @dataclass(slots=True)
 class Timer:
-    """Says something again when it is not answered, less and less often."""
+    """A retransmission timer with exponential back-off."""
 
     first: float = PATIENCE
     due: float | None = None
@@ -24,7 +24,7 @@ class Timer:
             self.wait = min(2 * self.wait, LONGEST)
 
     def is_due(self, now: float) -> bool:
-        """Whether its time has come."""
+        """Whether it has expired."""
         return self.due is not None and now >= self.due
 
     def stop(self) -> None:

@@ -1,10 +1,10 @@
-"""What a device has verified, and what it takes from then on: nothing forged, older, expired or mixed.
+"""What a device has verified, and the checks that follow: nothing forged, older, expired or mixed is accepted.
 
-A signature alone does not stop a broker from handing out an old model for ever, or one version's announcement after
-another's: those are rollback, freeze and mix-and-match in the words of The Update Framework (TUF specification, section
-1.5.2). So the newest verified state is remembered on the device, beside its outbox.
+A signature alone does not stop a broker from serving an old model forever, or one version's announcement after
+another's: those are rollback, freeze and mix-and-match attacks in The Update Framework (TUF specification, section
+1.5.2). So the newest verified state is stored on the device, in its outbox.
 
-Without a pinned key everything is taken as it comes, and nothing is remembered.
+Without a pinned key everything is accepted, and nothing is stored.
 """
 
 import hashlib
@@ -21,17 +21,17 @@ from midge.wire.signing import BadSignature, PublicKey
 from midge.wire.topics import Channel
 
 EVERY = 600.0
-"""Seconds after which what was verified is written, where no update is stored meanwhile that takes it along."""
+"""Seconds after which the verified state is written, if no update is stored meanwhile, with which it would be."""
 FORMAT = 1
 
 
 class Untrusted(WireError):
-    """A message that is signed, and still is not to be followed."""
+    """A signed message that must nevertheless be ignored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Newest:
-    """The newest announcement that was verified, and the keys that may sign the next."""
+    """The newest verified announcement, and the keys that may sign the next."""
 
     lineage: bytes = b""
     epoch: int = 0
@@ -39,12 +39,12 @@ class Newest:
     version: int = 0
     digest: bytes = b""
     issued: float = 0.0
-    """Seconds since 1970 at the aggregator: it is not earlier than that, if no clock that was set says so."""
+    """Seconds since 1970 at the aggregator: a lower bound of the time, if no clock that was set disagrees."""
     number: int = 0
-    """How many successions of keys were followed."""
+    """Number of key successions followed."""
     keys: tuple[bytes, ...] = ()
     log: bytes = b""
-    """The hash over all releases up to that version; empty if it is not known."""
+    """The hash over all releases up to that version; empty if unknown."""
     token: int = 0
     """The highest fencing token of an aggregator: one with a lower one has been replaced."""
 
@@ -57,11 +57,11 @@ class Trust:
     """One device's trust in one federation.
 
     Args:
-        pinned: the keys that may sign at first; none takes everything.
+        pinned: the keys that may sign at first; without any, everything is accepted.
         federation: its name.
         device: its own name.
-        remembered: what `packed` returned in an earlier life.
-        channel: whose announcements these are; each channel has a trust of its own.
+        remembered: what `packed` returned before a restart.
+        channel: of the announcements; each channel has a trust of its own.
     """
 
     def __init__(
@@ -85,44 +85,44 @@ class Trust:
         self._floor = self.newest.issued
         self._floor_at: float | None = None
         self.doubt = ""
-        """Why the clock here or the aggregator's is wrong, in words; empty if they agree."""
+        """Why our clock or the aggregator's is wrong, as text; empty if they agree."""
 
     def _recall(self, remembered: bytes) -> None:
         fields = frames.unpack(remembered)
-        if fields.pop("format") == FORMAT and fields.pop("pins") == self._pins:  # else other keys were pinned by hand
+        if fields.pop("format") == FORMAT and fields.pop("pins") == self._pins:
             known = {field.name for field in dataclass_fields(Newest)}  # a later version may have written more
             self.newest = Newest(**{name: value for name, value in fields.items() if name in known})
 
     def packed(self) -> bytes:
-        """To be kept, and given back in the next life."""
+        """Bytes to store, for `remembered` after a restart."""
         return frames.pack({"format": FORMAT, "pins": self._pins, **asdict(self.newest)})
 
     # ----------------------------------------------------------------------- time
 
     def time(self, wall: float, now: float) -> float:
-        """Seconds since 1970: the clock's, or what must have passed at least where that is behind.
+        """Seconds since 1970: of the clock, or the least that must have passed if the clock is behind.
 
-        A board without a battery begins in 1970. Then what was verified last is the earliest that it can be.
+        A board without a battery begins in 1970. Then the last verified time is the earliest that it can be.
         """
         if self._floor_at is None:
             self._floor_at = now
         least = self._floor + (now - self._floor_at)
-        # A clock that was set knows better than one announcement of an aggregator whose own was a year ahead.
+        # A clock that was set is more reliable than one announcement of an aggregator whose own was a year ahead.
         return wall if _ahead(least, wall) else max(wall, least)
 
     # ------------------------------------------------------------------- messages
 
     def announcement(self, payload: bytes, wall: float, now: float) -> Announcement:
-        """Read an announcement, and remember it as the newest.
+        """Read an announcement, and store it as the newest.
 
         Args:
-            payload: as it came.
+            payload: as received.
             wall: the clock's seconds since 1970.
-            now: seconds of a clock that never goes back.
+            now: seconds of a monotonic clock.
 
         Raises:
             BadSignature: no key that we trust has signed it.
-            Untrusted: it is another federation's, expired, older than what we know, or another one of the same version.
+            Untrusted: it is another federation's, expired, older than known, or contradicts a known one.
             WireError: it is no announcement.
         """
         if not self.pinned:
@@ -134,16 +134,16 @@ class Trust:
             raise BadSignature("the announcement is not signed by a key that this device trusts")
         announcement, _ = messages.decode(Announcement, envelope.body)
         raised = announcement.epoch > self.newest.epoch
-        # The operator's word clears what one wrong date had said.
+        # The operator's command overrides what one wrong date caused.
         self._check(announcement, wall if raised else self.time(wall, now))
-        self._take(announcement, keys, number, wall, now)
+        self._accept(announcement, keys, number, wall, now)
         return announcement
 
     def _followed(self, envelope: Envelope) -> tuple[list[PublicKey], int]:
-        """The keys in force when the announcement was issued, as the chain says from those we trust."""
+        """The keys in force when the announcement was issued, by the chain from those we trust."""
         keys, number = self._keys, self.newest.number
         if envelope.chain:
-            announcement, _ = messages.decode(Announcement, envelope.body)  # not yet believed
+            announcement, _ = messages.decode(Announcement, envelope.body)  # not yet trusted
             chain = [] if self._beside(envelope) else envelope.chain
             for count, link in enumerate(chain, start=1):
                 if count > number:
@@ -156,7 +156,7 @@ class Trust:
         return keys, number
 
     def _beside(self, envelope: Envelope) -> bool:
-        """Whether the chain is that of another key: ours is a companion that signs beside it, and has no successors."""
+        """Whether the chain is that of another key: ours is a companion that signs too, and has no successors."""
         if self.newest.number or not all(key.kind == signing.P256 for key in self._keys):
             return False
         first, _ = messages.decode(Envelope, envelope.chain[0])
@@ -195,7 +195,7 @@ class Trust:
         if follows and told and told != logged(newest.log, order[1], order[2], announcement.digest):
             raise Untrusted(f"the releases up to version {announcement.version} are not those that were known here")
 
-    def _take(self, announcement: Announcement, keys: list[PublicKey], number: int, wall: float, now: float) -> None:
+    def _accept(self, announcement: Announcement, keys: list[PublicKey], number: int, wall: float, now: float) -> None:
         issued, known, token = announcement.issued, self.newest.issued, self.newest.token
         self.doubt = ""
         if announcement.epoch > self.newest.epoch:
@@ -205,7 +205,7 @@ class Trust:
                 f"version {announcement.version} was issued on {clocks.said(issued)}, and this device's clock says "
                 f"{clocks.said(wall)}: one of the two clocks is wrong, see to both"
             )
-            issued = known  # followed, but no floor: what is right would be refused for as long as the clock was off
+            issued = known  # accepted, but no lower bound: it would block correct ones for as long as the clock was off
         elif issued > self._floor or _ahead(self._floor, wall):
             self._floor, self._floor_at = issued, now
             known = min(known, issued) if _ahead(known, wall) else known
@@ -224,7 +224,7 @@ class Trust:
         )
 
     def receipt(self, payload: bytes) -> Receipt | Trouble:
-        """Read a receipt, or what was dropped: a forged one would make us forget an update.
+        """Read a receipt or a `trouble`: a forged receipt would make us forget an update.
 
         Raises:
             BadSignature: no key that we trust has signed it.
@@ -245,7 +245,7 @@ class Trust:
         return receipt
 
     def status(self, payload: bytes) -> AggregatorStatus:
-        """Read the aggregator's status. An unsigned one says nothing of its token.
+        """Read the aggregator's status. The token of an unsigned one is ignored.
 
         Raises:
             WireError: it is none.
@@ -262,7 +262,7 @@ class Trust:
         if self.newest.token < token <= MOST_TOKEN:
             self.newest = replace(self.newest, token=token)
 
-    # --------------------------------------------------------------------- memory
+    # ------------------------------------------------------------------- storage
 
     @property
     def unwritten(self) -> bool:
@@ -270,11 +270,11 @@ class Trust:
         return self.pinned and self.newest != self._written
 
     def urgent(self, now: float) -> bool:
-        """Whether it must be written before anything is done with it.
+        """Whether it must be written before it is acted on.
 
-        What only a new version changes is written with the next update that is stored, in the same transaction, or
-        after ten minutes: a device that loses its power before can be led back to a version from which it had stored
-        nothing, ten minutes old at most. Other keys, epochs, generations and lineages are written at once.
+        A mere new version is written with the next stored update, in the same transaction, or after ten minutes: a
+        device that loses its power earlier can be led back at most ten minutes, to a version from which it had stored
+        nothing. Other keys, epochs, generations and lineages are written at once.
         """
         if not self.unwritten:
             return False
@@ -288,16 +288,16 @@ class Trust:
         return same != self._written or now - self._written_at >= EVERY
 
     def wrote(self, now: float) -> None:
-        """It is written."""
+        """Record that it is written."""
         self._written, self._written_at = self.newest, now
 
 
 def _ahead(when: float, wall: float) -> bool:
-    """Whether a time is further ahead than two right clocks can be apart; a clock that was never set cannot tell."""
+    """Whether a time is further ahead than two right clocks can differ; a clock that was never set cannot tell."""
     return wall >= clocks.SANE and when > wall + clocks.DAY
 
 
 @lru_cache(maxsize=4)
 def _read(payload: bytes) -> Announcement:
-    """An announcement. It comes again and again, and in a simulated fleet to thousands, who then hold one together."""
+    """An announcement. Cached: it is repeated, and in a simulated fleet thousands of devices share one."""
     return messages.decode_announcement(payload)

@@ -1,1 +1,1 @@
-"""What a device keeps on its disk."""
+"""Durable state of a device."""

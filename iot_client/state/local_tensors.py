@@ -1,4 +1,4 @@
-"""Tensors that stay on the device: a head of its own, say. The federation knows their names and shapes, no more."""
+"""Local tensors: they stay on the device, such as a head of its own. The federation knows only names and shapes."""
 
 import io
 import logging
@@ -16,19 +16,19 @@ log = logging.getLogger("iot_client")
 
 Values = Mapping[str, np.ndarray] | Callable[[], Mapping[str, np.ndarray]]
 _SAVE_EVERY = 60.0
-"""Seconds between two writes: a flash memory wears, and a power cut costs what was trained since."""
+"""Seconds between two writes: flash memory wears, and a power cut costs the training since."""
 
 
 class Missing(ValueError):
-    """The model has private tensors of which this device has no values."""
+    """The model has local tensors of which this device has no values."""
 
 
-class Personal:
-    """A device's private tensors, kept in a file of its own.
+class LocalTensors:
+    """A device's local tensors, kept in a file of its own.
 
     Args:
         path: the file; None keeps them in memory.
-        initial: their first values by name, or a function that makes them.
+        initial: their initial values by name, or a function that makes them.
     """
 
     def __init__(self, path: Path | None, initial: Values | None) -> None:
@@ -39,10 +39,10 @@ class Personal:
         self._unsaved = False
 
     def join(self, parameters: dict[str, np.ndarray], schema: Schema) -> dict[str, np.ndarray]:
-        """All tensors of the model: those of the federation, and our own.
+        """All tensors of the model: those of the federation, and our local ones.
 
         Raises:
-            Missing: there are no values for one of them, or of another shape.
+            Missing: one of them has no value, or one of another shape.
         """
         private = [tensor for tensor in schema.tensors if tensor.role == "local"]
         if not private:
@@ -69,7 +69,7 @@ class Personal:
         }
 
     def keep(self, parameters: Parameters, schema: Schema, now: float) -> None:
-        """Keep what a training made of them."""
+        """Keep their values after a training."""
         for tensor in schema.tensors:
             if tensor.role == "local" and tensor.name in parameters and self._tensors is not None:
                 self._tensors[tensor.name] = np.array(parameters[tensor.name], dtype=tensor.dtype)
@@ -79,7 +79,7 @@ class Personal:
             self.save()
 
     def save(self) -> None:
-        """Write them, where they changed; what cannot be written stays in memory."""
+        """Write them if they changed; if that fails they stay in memory."""
         if self.path is None or not self._unsaved or self._tensors is None:
             return
         data = io.BytesIO()
@@ -110,11 +110,11 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
         OSError: it cannot be read.
-        Rotten: it is not what was written.
+        Rotten: it is damaged.
     """
-    data = content(path.read_bytes(), path.name)  # not the head of another device in this folder
+    data = content(path.read_bytes(), path.name)  # rejects the file of another device in this folder
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except Exception as error:  # of an earlier Midge, without a checksum: NumPy and zipfile raise anything then
+    except Exception as error:  # from an earlier Midge, without a checksum: NumPy and zipfile raise many types then
         raise Rotten(f"the file is damaged: {error}") from error

@@ -1,7 +1,7 @@
-"""An outbox in memory, for simulated devices: thousands of them in one process, where nothing needs to survive it.
+"""An outbox in memory, for simulated devices: thousands of them in one process, without durability.
 
-It keeps what `iot_client.state.outbox.Outbox` promises but for the disk, and holds nothing but the updates that wait
-and what was left to say. It survives the device that used it for as long as it is referenced.
+It keeps the promises of `iot_client.state.outbox.Outbox` except for the disk, and holds only waiting updates and the
+residual. It survives its device as long as it is referenced.
 """
 
 import secrets
@@ -15,7 +15,7 @@ from midge.wire.messages import Update
 
 
 class MemoryOutbox:
-    """As an `Outbox`. From one thread; a context manager, which may be entered again."""
+    """Like `Outbox`. From one thread; a context manager, which may be entered again."""
 
     __slots__ = ("_held", "_left", "_remembered", "identity", "lost", "next_seq", "path", "pending", "sent", "written")
 
@@ -39,27 +39,27 @@ class MemoryOutbox:
         self.close()
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
     def held(self) -> list[Update]:
-        """The headers of what waits, in order."""
+        """The headers of the waiting updates, in order."""
         return [update for update, _ in self._held.values()]
 
     def body(self, seq: int) -> bytes:
-        """The encoded delta of an update that waits."""
+        """The encoded delta of a waiting update."""
         return self._held[seq][1]
 
     def piece(self, seq: int, start: int, size: int) -> bytes:
-        """Some bytes of it."""
+        """A slice of it."""
         return self._held[seq][1][start : start + size]
 
     @property
     def rotted(self) -> str:
-        """Nothing rots in it."""
+        """Always empty: memory does not rot."""
         return ""
 
     def store(self, update: Update, body: bytes, residual: bytes | None = None, *, sent: int = 0) -> None:
-        """Keep an update under its seq, which must be the next, and what it leaves to say."""
+        """Store an update under its seq, which must be the next, and the residual."""
         self.note_sent(sent)
         assert update.seq == self.next_seq
         self._held[update.seq] = update, body
@@ -68,20 +68,20 @@ class MemoryOutbox:
         self.next_seq = update.seq + 1
 
     def note_sent(self, through: int) -> None:
-        """Remember that updates up to a seq were sent."""
+        """Record that updates up to a seq were sent."""
         self.sent = max(self.sent, through)
 
     def remembered(self, name: str) -> bytes | None:
-        """What was `pending` under this name when something was last written."""
+        """The value of `pending` under this name at the last write."""
         return self._remembered.get(name)
 
     def write_pending(self) -> None:
-        """Remember what is pending."""
+        """Keep what is pending."""
         self._remembered |= self.pending
         self.pending.clear()
 
     def residual(self) -> bytes | None:
-        """What the last update that was stored left to say."""
+        """The residual of the last stored update."""
         return self._left
 
     def forget(self, through: int) -> None:
@@ -90,7 +90,7 @@ class MemoryOutbox:
             del self._held[seq]
 
     def renew(self, keep: Iterable[int]) -> None:
-        """Take a new identity; only these updates move over, numbered from 1."""
+        """Adopt a new identity; only these updates move over, numbered from 1."""
         moved = [self._held[seq] for seq in sorted(keep)]
         self.identity, self.next_seq, self.sent = secrets.randbits(63), len(moved) + 1, 0
         self._held = {
@@ -103,5 +103,5 @@ AnyOutbox = Outbox | MemoryOutbox
 
 
 def outbox_at(path: str | Path | None) -> AnyOutbox:
-    """The outbox of a file; one in memory where there is none."""
+    """Make the outbox of a file; one in memory without a path."""
     return MemoryOutbox() if path is None else Outbox(path)

@@ -1,10 +1,10 @@
-"""The device's outbox: what was trained and not yet settled, on disk.
+"""The device's outbox: updates that were trained and not yet settled, on disk.
 
-One SQLite file in WAL mode with synchronous=FULL: an update that is stored survives a power cut, and only a receipt of
-the aggregator removes it. The identity is 64 random bits made with the file; a copy of the file is the same outbox.
+One SQLite file in WAL mode with synchronous=FULL: a stored update survives a power cut, and only a receipt of the
+aggregator removes it. The identity is 64 random bits made with the file; a copy of the file is the same outbox.
 
-What an update leaves to say lies in a file beside it: inside, SQLite would write it twice. The file is whole before the
-transaction that stores the update, and that transaction says which file counts. So the two change together.
+The residual of error feedback is in a file beside it, because SQLite would write it twice. That file is complete before
+the transaction that stores the update, and the transaction records which file is valid. So the two change together.
 """
 
 import logging
@@ -42,40 +42,40 @@ log = logging.getLogger("iot_client")
 
 _PAGE = 4096
 _TOUCHED = 2
-"""Pages that a transaction changes beside those of the update: the table's and the counters'."""
-BALLAST = 256 * 1024
-"""Bytes on the disk, in the lock file, that are given up when it is full: SQLite then refuses even to delete."""
+"""Pages that a transaction changes in addition to those of the update: the table's and the counters'."""
+RESERVED = 256 * 1024
+"""Bytes reserved in the lock file and released when the disk is full: SQLite then refuses even to delete."""
 
 
 class OutboxFull(OutboxError, DiskFull):
-    """There is no room on the disk. What was to be written is not; everything before it is."""
+    """The disk is full. The failed write left nothing behind; everything written before it is intact."""
 
 
 class Outbox:
-    """A file. From one thread; a context manager. For simulations there is `iot_client.state.memory_outbox`."""
+    """An outbox file. From one thread; a context manager. Simulations use `iot_client.state.memory_outbox`."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         lock = self.path.with_name(self.path.name + ".lock")
         self._database = Database(self.path, lock=lock)
-        self._ballast = ReservedSpace(lock, BALLAST)
+        self._ballast = ReservedSpace(lock, RESERVED)
         self._witness = witness_of(self.path)
         self.state = OutboxState(0)
-        """As it is on the disk."""
+        """The state on the disk."""
         self.rotted = ""
-        """What was wrong with its files when it was opened, and what that cost, in words; empty if nothing was."""
+        """Damage found in its files when it was opened, and the resulting loss, as text; empty if none."""
         self.pending: dict[str, bytes] = {}
-        """What is to be remembered, by name. Written with the next update: a transaction of its own wears flash."""
+        """Values to store, by name. Written with the next update: a transaction of its own would wear the flash."""
         self._written = 0
 
     @property
     def identity(self) -> int:
-        """64 random bits: whose numbers these are."""
+        """64 random bits that identify this outbox and its sequence numbers."""
         return self.state.identity
 
     @property
     def next_seq(self) -> int:
-        """What the next update will be numbered."""
+        """The number of the next update."""
         return self.state.next
 
     @property
@@ -85,12 +85,12 @@ class Outbox:
 
     @property
     def lost(self) -> int:
-        """Updates that rotted in it before they were settled, since it was made."""
+        """Number of updates that were lost to damage before they were settled, since it was made."""
         return self.state.lost
 
     @property
     def written(self) -> int:
-        """Bytes that went to the disk since it was opened, counted as whole pages: what wears a flash card."""
+        """Bytes written to the disk since it was opened, in whole pages: they wear a flash card."""
         return self._written + self._ballast.written
 
     def __enter__(self) -> Self:
@@ -116,7 +116,7 @@ class Outbox:
         except DatabaseError as error:
             raise self._unusable(error) from error
         try:
-            self._take_up()
+            self._load()
         except BaseException:
             self.close()
             raise
@@ -125,7 +125,7 @@ class Outbox:
         return self
 
     def _repair(self) -> None:
-        """Before SQLite opens the file, believes its log and cuts from it what does not fit."""
+        """Repair the files before SQLite opens them, which would discard frames of the log."""
         try:
             self.rotted = repair(self.path)
         except (OSError, sqlite3.Error) as error:
@@ -135,14 +135,14 @@ class Outbox:
             self.close()
             raise
 
-    def _take_up(self) -> None:
-        """Read the state; the files are as they must be."""
+    def _load(self) -> None:
+        """Read the state of the repaired files."""
         try:
             found = self._db.execute("SELECT value FROM meta WHERE name = ?", (STATE,)).fetchone()
             noted = self._witness.read()
             witness = OutboxState.unpack(noted.note)
             if found is None:
-                # Random rather than counted: a file that is made again must never be taken for the one that was lost.
+                # Random rather than counted: a new file must never be taken for the lost one.
                 state = OutboxState(randbits(63))
                 with self._writing():
                     self._db.execute("INSERT INTO meta VALUES ('format', ?)", (FORMAT,))
@@ -157,9 +157,9 @@ class Outbox:
                 self._db.execute("DELETE FROM updates WHERE seq < ?", (self.state.first,))
                 self._db.commit()
             if noted.note is None and found is not None:
-                log.warning("The witness of the outbox %s is missing or rotten: it is made again.", self.path)
+                log.warning("The witness of the outbox %s is missing or damaged: it is made again.", self.path)
             if witness != self.state or noted.damaged:
-                self._note()
+                self._record()
         except sqlite3.Error as error:
             raise self._unusable(error) from error
         except OSError as error:
@@ -190,7 +190,7 @@ class Outbox:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """One transaction: all of it survives a power cut when the block is left, or nothing.
+        """One transaction: when the block ends, all of it survives a power cut; if it raises, nothing is written.
 
         Raises:
             OutboxFull: there is no room.
@@ -205,24 +205,24 @@ class Outbox:
             raise self._unwritable(error) from error
 
     def _keep(self, state: OutboxState) -> None:
-        """Within a transaction; `state` follows once that is committed."""
+        """Write the state within a transaction; `self.state` follows after the commit."""
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (STATE, state.pack()))
 
-    def _note(self) -> None:
-        """Tell the witness how far the outbox is."""
+    def _record(self) -> None:
+        """Record the state in the witness."""
         failpoint("outbox.noting")
         self._witness.write(self.state.pack())
         self._written += _PAGE
 
-    def _note_at_last(self) -> None:
-        """The same behind a commit, which stands if the witness cannot be written: the next note has it."""
+    def _record_after_commit(self) -> None:
+        """Record it after a commit, which stands if the witness cannot be written: the next record has it."""
         try:
-            self._note()
+            self._record()
         except OSError as error:
             log.warning("The witness of the outbox %s cannot be written (%s).", self.path, error.strerror)
 
     def held(self) -> list[Update]:
-        """The headers of what waits, in order."""
+        """The headers of the waiting updates, in order."""
         try:
             rows = self._db.execute("SELECT header FROM updates WHERE header != x'' ORDER BY seq").fetchall()
         except sqlite3.Error as error:
@@ -230,10 +230,10 @@ class Outbox:
         return [frames.validate(Update, frames.unpack(header)) for (header,) in rows]
 
     def body(self, seq: int) -> bytes:
-        """The encoded delta of an update that waits.
+        """The encoded delta of a waiting update.
 
         Raises:
-            OutboxError: it rotted since the outbox was opened.
+            OutboxError: it was damaged after the outbox was opened.
         """
         try:
             row = self._db.execute("SELECT header, body, checked FROM updates WHERE seq = ?", (seq,)).fetchone()
@@ -244,28 +244,28 @@ class Outbox:
         return bytes(row[1])
 
     def piece(self, seq: int, start: int, size: int) -> bytes:
-        """Some bytes of the encoded delta of an update that waits: a large one is never read as a whole."""
+        """A slice of the encoded delta of a waiting update: a large one is never read as a whole."""
         with self._db.blobopen("updates", "body", seq, readonly=True) as body:
             body.seek(min(start, len(body)))
             return body.read(size)
 
     def store(self, update: Update, body: bytes, residual: bytes | None = None, *, sent: int = 0) -> None:
-        """Keep an update under its seq, which must be the next, and what it leaves to say, in place of what was left.
+        """Store an update under its seq, which must be the next, and replace the residual.
 
-        When this returns both survive a power cut; if it does not, neither does.
+        When this returns both survive a power cut; if it raises, neither was written.
 
         Args:
             update: its header.
             body: the encoded delta.
-            residual: what is left to say; None if nothing is.
-            sent: the highest seq that is sent now: with the same note, which wears the flash less than one of its own.
+            residual: error feedback for the next update; None if there is none.
+            sent: the highest seq that is sent now: recorded in the same transaction, to spare the flash.
 
         Raises:
-            OutboxFull: there is no room for it; the seq stays free, and what was left is as it was.
+            OutboxFull: there is no room for it; the seq stays free, and the residual is unchanged.
         """
         assert update.seq == self.next_seq
         header, before = _pack(update), self.state.residual
-        # Under a new name each time: whichever file the transaction names is whole, whenever the power goes.
+        # A new name each time: the file that the transaction names is complete whenever the power fails.
         left = 0 if residual is None else before + 1
         if residual is not None:
             try:
@@ -287,17 +287,17 @@ class Outbox:
             self._remember()
             failpoint("outbox.storing")
         failpoint("outbox.stored")
-        # Only now: an exception above must leave this object as the disk is.
+        # Only now: after an exception above, this object must match the disk.
         self.state = state
         self.pending.clear()
         self._count(len(header) + len(body))
-        self._note_at_last()
-        if before and before != left:  # after the note: until then the old one may be what counts
+        self._record_after_commit()
+        if before and before != left:  # after the witness: until then the old file may be the valid one
             residual_path(self.path, before).unlink(missing_ok=True)
         self._ballast.take()
 
     def note_sent(self, through: int) -> None:
-        """Have it on the disk that updates up to a seq were sent, before they are.
+        """Record on the disk that updates up to a seq were sent, before they are.
 
         Raises:
             OutboxError: it cannot be written.
@@ -305,23 +305,23 @@ class Outbox:
         if through > self.state.sent:
             self.state = replace(self.state, sent=through)
             try:
-                self._note()
+                self._record()
             except OSError as error:
                 raise self._unwritable(error) from error
 
-    # ------------------------------------------------------------ what was verified
+    # ------------------------------------------------------------ verified state
 
     def remembered(self, name: str) -> bytes | None:
-        """What was `pending` under this name when something was last written."""
+        """The value of `pending` under this name at the last write."""
         row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         if row is not None and (value := files.unwrapped(row[0])) is not None:
             return value
         if row is not None:
-            log.warning("What the outbox %s remembers as %s is damaged: it is as none.", self.path, name)
+            log.warning("The value %s in the outbox %s is damaged and ignored.", name, self.path)
         return None
 
     def write_pending(self) -> None:
-        """Write what is pending now, and not only with the next update.
+        """Write what is pending now, without waiting for the next update.
 
         Raises:
             OutboxFull: there is no room for it; it is still pending.
@@ -335,12 +335,12 @@ class Outbox:
         rows = [(name, files.wrapped(value)) for name, value in self.pending.items()]
         self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
 
-    # ---------------------------------------------------------- what is left to say
+    # ------------------------------------------------------------------ residual
 
     def residual(self) -> bytes | None:
-        """What the last update that was stored left to say; None where that is nothing, or its file is gone or rotten.
+        """The residual of the last stored update; None if there is none, or its file is lost or damaged.
 
-        It only makes the next update a little worse; the updates themselves are whole.
+        A loss only makes the next update a little worse; the updates themselves are intact.
         """
         if not self.state.residual:
             return None
@@ -348,24 +348,24 @@ class Outbox:
         try:
             residual = path.read_bytes()
         except OSError as error:
-            log.warning("What was left to say cannot be read from %s (%s): it is as none.", path, error.strerror)
+            log.warning("The residual cannot be read from %s (%s): it is ignored.", path, error.strerror)
             return None
         if zlib.crc32(residual) != self.state.residual_crc:
-            log.warning("What was left to say in %s is damaged: it is as none.", path)
+            log.warning("The residual in %s is damaged: it is ignored.", path)
             return None
         return residual
 
     def _count(self, size: int) -> None:
-        """Count a transaction: its pages go into the log, and those that others do not change too, into the file."""
+        """Count the bytes of a transaction: its pages go into the log, and most of them also into the file."""
         self._written += (2 * _pages(size) + _TOUCHED) * _PAGE
 
-    # ------------------------------------------------------------------- forgetting
+    # ---------------------------------------------------------------- removing
 
     def forget(self, through: int) -> None:
-        """Remove every update up to a seq: a receipt settled them. On a full disk the ballast makes room for it.
+        """Remove every update up to a seq: a receipt settled them. On a full disk the reserved space is used.
 
         Raises:
-            OutboxFull: even so there is none; what stays is sent again after a restart, and settled as a repeat.
+            OutboxFull: there is no room even so; the updates are sent again after a restart, and settled as duplicates.
         """
         try:
             self._delete(through)
@@ -375,17 +375,17 @@ class Outbox:
             self._delete(through)
 
     def _delete(self, through: int) -> None:
-        # Noted first: what is missing in the database then is known to be settled, and not lost.
+        # Recorded first: what is then missing in the database is known to be settled, not lost.
         settled = replace(self.state, first=max(self.state.first, min(through + 1, self.state.next)))
         if settled != self.state:
             self.state = settled
-            self._note_at_last()
+            self._record_after_commit()
         with self._writing():
             self._db.execute("DELETE FROM updates WHERE seq <= ?", (through,))
         self._count(0)
 
     def renew(self, keep: Iterable[int]) -> None:
-        """Take a new identity; only these updates move over, numbered from 1."""
+        """Adopt a new identity; only these updates move over, numbered from 1."""
         # Those that may have been sent stay behind: under the new identity they would count a second time.
         kept = {update.seq: update for update in self.held()}
         moved = [(kept[seq], self.body(seq)) for seq in sorted(keep)]
@@ -399,7 +399,7 @@ class Outbox:
             self._keep(state)
             failpoint("outbox.renewing")
         self.state = state
-        self._note_at_last()
+        self._record_after_commit()
 
 
 def _pages(size: int) -> int:

@@ -1,4 +1,4 @@
-"""The files of an outbox as they are found, read without changing anything."""
+"""The files of an outbox, read without changing anything."""
 
 import glob
 import hashlib
@@ -27,19 +27,19 @@ STATE = "state"
 """The row of `meta` that holds the packed `OutboxState`."""
 INSERT = "INSERT INTO updates VALUES (?, ?, ?, ?)"
 LOST = (b"", b"", b"")
-"""Header, body and checksum in the place of an update that is lost."""
+"""Header, body and checksum of a lost update."""
 _CHECK = 8
 _MODES = (b"\1\1", b"\2\2")
-"""What a database's header says of who may write and read it. To SQLite another value is no rot, but a later format."""
+"""Read and write versions in a database's header. SQLite takes another value for a later format, not for damage."""
 _NO_ROT = (
     *(sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PERM),
     *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_FULL),
 )
-"""Errors that say nothing of what is in the file."""
+"""Errors that do not depend on the file's content."""
 
 
 def unusable(path: Path, error: object) -> "OutboxError":
-    """What to say of an outbox of which nothing can be known."""
+    """The error for an outbox whose state cannot be determined."""
     return OutboxError(
         f"The outbox {path} cannot be used ({error}), and nothing says how many updates wait in it. Move the file away "
         f"to begin a new one, as by midge device verify --accept-loss {path}; updates that it holds and that were not "
@@ -48,7 +48,7 @@ def unusable(path: Path, error: object) -> "OutboxError":
 
 
 def strangers(path: Path, database: OutboxState, witness: OutboxState) -> "OutboxError":
-    """What to say of a database and a witness that are of different outboxes."""
+    """The error for a database and a witness of different outboxes."""
     return OutboxError(
         f"The outbox {path}, in which {updates(database.waiting)} may wait, is not the one that its witness knows, in "
         f"which {updates(witness.waiting)} may wait: one of the two was put here from elsewhere. Put the right one "
@@ -61,7 +61,7 @@ class OutboxError(Exception):
 
 
 def checksum(*parts: bytes) -> bytes:
-    """Of what is kept."""
+    """Checksum of some fields."""
     return hashlib.sha256(b"".join(parts)).digest()[:_CHECK]
 
 
@@ -71,14 +71,14 @@ def wrapped(value: bytes) -> bytes:
 
 
 def unwrapped(value: object) -> bytes | None:
-    """What was wrapped; None if it rotted."""
+    """The value without its checksum; None if it is damaged."""
     if not isinstance(value, bytes) or checksum(value[_CHECK:]) != value[:_CHECK]:
         return None
     return value[_CHECK:]
 
 
 def updates(count: int) -> str:
-    """A number of updates, in words."""
+    """A number of updates, as text."""
     return f"{count} update{'' if count == 1 else 's'}"
 
 
@@ -89,7 +89,7 @@ def witness_of(path: Path) -> CommitWitness:
 
 @dataclass(slots=True)
 class OutboxFiles:
-    """What the files of an outbox hold."""
+    """Content of an outbox's files."""
 
     path: Path
     there: bool = False
@@ -100,22 +100,22 @@ class OutboxFiles:
     doubtful: bool = False
     """Whether a slot of the witness is damaged."""
     whole: set[int] = field(default_factory=set)
-    """Numbers of updates that are as they were stored."""
+    """Numbers of undamaged updates."""
     gone: set[int] = field(default_factory=set)
-    """Numbers of updates of which it is known that they are lost."""
-    rotten: set[int] = field(default_factory=set)
-    """Numbers of updates that are there, and not as they were stored."""
+    """Numbers of updates that are known to be lost."""
+    damaged: set[int] = field(default_factory=set)
+    """Numbers of damaged updates."""
     error: str = ""
-    """What SQLite says of a database that it cannot read."""
+    """SQLite's error for an unreadable database."""
 
     @property
     def new(self) -> bool:
-        """Whether nothing is there."""
+        """Whether there are no files yet."""
         return not (self.there or self.error) and self.witness is None
 
     @property
     def agreed(self) -> Agreed | None:
-        """What holds; None if nothing can be known.
+        """The state on which database and witness agree; None if it cannot be determined.
 
         Raises:
             Strangers: the database and the witness are of different outboxes.
@@ -123,16 +123,16 @@ class OutboxFiles:
         return agreed(self.database, self.witness, doubtful=self.doubtful)
 
     def lost(self, known: Agreed) -> list[int]:
-        """Which updates that wait are not there."""
+        """Waiting updates that are missing."""
         first, whole = known.state.first, set() if known.foreign else self.whole
-        if self.doubtful and not known.behind:  # the note before says what was settled since as waiting
-            first = max(first, min(whole | self.rotten, default=known.state.next))
+        if self.doubtful and not known.behind:  # an older note lists updates as waiting that were settled since
+            first = max(first, min(whole | self.damaged, default=known.state.next))
         gone = set() if known.foreign else self.gone
         return [seq for seq in range(first, known.state.next) if seq not in whole and seq not in gone]
 
     @property
     def damage(self) -> str:
-        """What is wrong, in words; empty if nothing is. An outbox of an earlier format has no witness.
+        """What is damaged, as text; empty if nothing. An outbox of an earlier format has no witness.
 
         Raises:
             Strangers: the database and the witness are of different outboxes.
@@ -147,21 +147,21 @@ class OutboxFiles:
         if known is None or self.database is None:
             return "its file is damaged, or part of its log is gone"
         if known.behind:
-            return "its file is older than it was, for it was put back or a part of its log is gone"
-        if self.rotten or self.lost(known):
+            return "its file is an older copy, or a part of its log is gone"
+        if self.damaged or self.lost(known):
             return "updates in it are damaged"
         return ""
 
 
 def examine(path: Path) -> OutboxFiles:
-    """Read all files of an outbox without changing any, beside a device that uses it too.
+    """Read all files of an outbox without changing any, also beside a running device.
 
     Raises:
-        OSError: one of them is there and cannot be read.
+        OSError: one of them exists and cannot be read.
         OutboxError: the same.
     """
     found = OutboxFiles(path)
-    noted = witness_of(path).read()  # first: the database is never behind what it said
+    noted = witness_of(path).read()  # first, because the database is never behind the witness
     found.witness, found.doubtful = OutboxState.unpack(noted.note), noted.damaged and noted.note is not None
     if not path.exists():
         return found
@@ -178,7 +178,7 @@ def examine(path: Path) -> OutboxFiles:
 
 @contextmanager
 def reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """A database that is not written."""
+    """A read-only connection to the database."""
     with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=5.0)) as db:
         db.text_factory = lambda text: text.decode(errors="replace")
         yield db
@@ -207,32 +207,32 @@ def _examine(db: sqlite3.Connection, found: OutboxFiles) -> None:
     for seq, header, body, checked in db.execute(rows(found.format)):
         if found.format == FORMAT and (header, body) == (b"", b""):
             found.gone.add(seq)
-        elif sound(found.format, seq, header, body, checked):
+        elif intact(found.format, seq, header, body, checked):
             found.whole.add(seq)
         else:
-            found.rotten.add(seq)
+            found.damaged.add(seq)
 
 
 def _probe(found: OutboxFiles) -> None:
-    """Find what is whole one by one: a rotten page takes those with it that lie in it, and no others."""
+    """Check updates one by one: a damaged page costs those that lie in it, and no others."""
     with suppress(Strangers):
         known = found.agreed
-        found.whole, found.rotten = set(), set()
+        found.whole, found.damaged = set(), set()
         for seq in () if known is None else range(known.state.first, known.state.next):
             with suppress(sqlite3.Error), reading(found.path) as db:
                 row = db.execute(rows(found.format, "WHERE seq = ?"), (seq,)).fetchone()
-                if row is not None and sound(found.format, *row):
+                if row is not None and intact(found.format, *row):
                     found.whole.add(seq)
 
 
 def rows(form: int, where: str = "") -> str:
-    """A query for the updates in a database of a format."""
+    """A query for the updates, by the database's format."""
     checked = "checked" if form == FORMAT else "NULL"
     return f"SELECT seq, header, body, {checked} FROM updates {where}"  # noqa: S608 - of our own words
 
 
 def _first_format(path: Path, db: sqlite3.Connection, meta: dict[str, Any]) -> OutboxState:
-    """The state of an outbox that had none: what it holds may all have been sent."""
+    """The state of an outbox of format 1: all that it holds may have been sent."""
     following = meta["next"]
     (first,) = db.execute("SELECT min(seq) FROM updates").fetchone()
     residual = meta.get("residual", 0)
@@ -244,12 +244,12 @@ def _first_format(path: Path, db: sqlite3.Connection, meta: dict[str, Any]) -> O
 
 
 def residual_path(path: Path, number: int) -> Path:
-    """The file of what is left to say."""
+    """The residual's file."""
     return path.with_name(f"{path.name}.residual-{number}")
 
 
-def sound(form: int, seq: int, header: object, body: object, checked: object) -> bool:
-    """Whether a row is as it was stored."""
+def intact(form: int, seq: int, header: object, body: object, checked: object) -> bool:
+    """Whether a row is undamaged."""
     if not isinstance(header, bytes) or not isinstance(body, bytes):
         return False
     if form == FORMAT:
@@ -262,7 +262,7 @@ def sound(form: int, seq: int, header: object, body: object, checked: object) ->
 
 
 def clear_strays(path: Path, residual: int) -> None:
-    """Remove what a kill left behind: files that were written, or no longer count."""
+    """Remove files that a kill left behind: incomplete or obsolete ones."""
     name = glob.escape(path.name)
     for pattern in (f"{name}.residual-*", f".{name}.residual-*.tmp"):
         for stray in path.parent.glob(pattern):

@@ -1,8 +1,8 @@
-"""Repair an outbox whose files rotted or were put back, before it is opened, and report what is lost.
+"""Repair of an outbox with damaged or restored files, before it is opened, and a report of what is lost.
 
-The loss is reported and the outbox goes on: a board in a field that refuses to start would cost more than updates that
-are gone. It refuses if what is missing may be somewhere, in another outbox or under a later format, or if nothing says
-how much there was.
+The loss is reported and the outbox continues: a board in the field that refuses to start would cost more than lost
+updates. It refuses if the missing updates may exist elsewhere, in another outbox or a later format, or if their number
+is unknown.
 """
 
 import logging
@@ -35,16 +35,16 @@ from midge.storage.files import atomic_rename, make_private_file, sync_folder
 log = logging.getLogger("iot_client")
 
 DAMAGED, EARLIER = "damaged", "format-1"
-"""Endings of what is kept beside an outbox that was made again: because it rotted, or was of an earlier format."""
+"""Suffixes of the files kept beside a rebuilt outbox: because it was damaged, or of an earlier format."""
 
 
 def repair(path: Path) -> str:
-    """See whether something is missing, and make the outbox again of what is whole; what was wrong, or nothing.
+    """Rebuild the outbox from undamaged updates if something is missing; return what was wrong, or nothing.
 
     Raises:
         OutboxError: it is of a later format, another outbox's, or beyond repair.
         OSError: it cannot be read or written.
-        sqlite3.Error: neither.
+        sqlite3.Error: the same.
     """
     take_up(path)
     found = examine(path)
@@ -64,10 +64,10 @@ def repair(path: Path) -> str:
     if damage:
         lost = found.lost(known)
         rebuild(found, known, DAMAGED)
-        damage += f"; {_told(lost)}"
+        damage += f"; {_loss(lost)}"
         log.warning(
-            "The outbox %s rotted or was put back: %s. It goes on with the %s that are whole; what was there is kept "
-            "beside it, as .%s.",
+            "The outbox %s is damaged or was restored from a copy: %s. It continues with the %s that are "
+            "intact; the old files are kept beside it, as .%s.",
             *(path, damage, updates(known.state.waiting - len(lost) - len(found.gone)), DAMAGED),
         )
     elif found.format != FORMAT:
@@ -78,7 +78,7 @@ def repair(path: Path) -> str:
     return damage
 
 
-def _told(lost: list[int]) -> str:
+def _loss(lost: list[int]) -> str:
     if not lost:
         return "no update is lost"
     which = f"number {lost[0]}" if len(lost) == 1 else f"of numbers {lost[0]} to {lost[-1]}"
@@ -86,7 +86,7 @@ def _told(lost: list[int]) -> str:
 
 
 def accept_loss(path: Path) -> list[Path]:
-    """Put all of an outbox aside: the next start begins a new one. Where the files went.
+    """Move an outbox's files aside, so that the next start makes a new one; return their new paths.
 
     Raises:
         OSError: they cannot be renamed.
@@ -95,13 +95,13 @@ def accept_loss(path: Path) -> list[Path]:
 
 
 def rebuild(found: OutboxFiles, known: Agreed, aside: str) -> OutboxState:
-    """Make the database again of what is whole; the files that were there are kept beside it under that ending.
+    """Make a database from the undamaged updates; the old files are kept beside it with this suffix.
 
     A power cut leaves the old one, or a finished one that `take_up` puts in its place.
 
     Raises:
         OSError: it cannot be written.
-        sqlite3.Error: neither.
+        sqlite3.Error: the same.
     """
     path, lost = found.path, found.lost(known)
     state = replace(known.state, lost=known.state.lost + len(lost))
@@ -126,10 +126,10 @@ def rebuild(found: OutboxFiles, known: Agreed, aside: str) -> OutboxState:
 
 
 def take_up(path: Path) -> None:
-    """Put a database that was made again in its place; what was there is kept beside it. Nothing if there is none.
+    """Put a rebuilt database in place, and keep the old files beside it. Does nothing if there is none.
 
     Raises:
-        OSError: it cannot be done.
+        OSError: it cannot be renamed.
     """
     for aside in (DAMAGED, EARLIER):
         if (fresh := _fresh(path, aside)).exists():
@@ -143,14 +143,14 @@ def _fresh(path: Path, aside: str) -> Path:
 
 
 def put_aside(path: Path, aside: str, *more: Path) -> list[Path]:
-    """Rename the database, and other files beside it, to an ending; those that had it before go."""
+    """Rename the database, and the files beside it, with a suffix; earlier files with that suffix are removed."""
     moved, there = [], path.exists()
     for each in (path, path.with_name(f"{path.name}-wal"), *more):
         target = path.with_name(f"{path.name}.{aside}{each.name.removeprefix(path.name)}")
         if each.exists():
             moved.append(each.replace(target))
         elif there:
-            target.unlink(missing_ok=True)  # of an earlier time
+            target.unlink(missing_ok=True)  # from an earlier repair
     path.with_name(f"{path.name}-shm").unlink(missing_ok=True)
     sync_folder(path.parent)
     return moved
@@ -164,7 +164,7 @@ def _saved(found: OutboxFiles) -> Iterator[tuple[int, tuple[bytes, bytes, bytes]
 
 
 def _remembered(found: OutboxFiles) -> list[tuple[str, bytes]]:
-    """What else it remembers; what rotted is left out when it is read."""
+    """Other stored values; damaged ones are ignored when they are read."""
     kept: list[tuple[str, bytes]] = []
     with suppress(sqlite3.Error), reading(found.path) as db:
         for name, value in db.execute("SELECT name, value FROM meta"):

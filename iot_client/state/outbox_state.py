@@ -1,9 +1,9 @@
-"""What an outbox says of itself, in its database and in the witness beside it, and which of the two is right.
+"""The state of an outbox, in its database and in the witness beside it, and which of the two is right.
 
-SQLite believes its log up to the first frame that is not whole, so a flipped bit rolls an outbox back. The witness does
-not follow: it says how far the outbox had come, what of it was ever sent and what was settled. What is missing in the
-database is then known by number, and the outbox goes on behind it under the same identity. So a number that was used
-is never used again, and what the aggregator has settled stays settled.
+SQLite reads its log up to the first damaged frame, so a flipped bit rolls an outbox back. The witness does not follow:
+it records how far the outbox had come, what of it was ever sent and what was settled. Missing updates are then known by
+number, and the outbox continues after them under the same identity. So a used number is never used again, and what the
+aggregator has settled stays settled.
 """
 
 import struct
@@ -18,33 +18,33 @@ _CRC = struct.Struct("<I")
 
 @dataclass(frozen=True, slots=True)
 class OutboxState:
-    """As of the last transaction, or note."""
+    """The state at the last transaction, or record in the witness."""
 
     identity: int
     next: int = 1
-    """What the next update will be numbered."""
+    """The number of the next update."""
     first: int = 1
     """All below it are settled."""
     sent: int = 0
-    """The highest that was ever sent."""
+    """The highest seq that was ever sent."""
     residual: int = 0
-    """Which file of what is left to say counts; 0 is none."""
+    """Number of the valid residual file; 0 is none."""
     residual_crc: int = 0
     """CRC-32 of that file."""
     before: int = 0
-    """The identity that this one took the place of; 0 if it is the first."""
+    """The identity that this one replaced; 0 if it is the first."""
     lost: int = 0
-    """Updates that rotted before they were settled, of all identities."""
+    """Updates lost to damage before they were settled, of all identities."""
 
     def pack(self) -> bytes:
-        """For the database and the witness."""
+        """Encode for the database and the witness."""
         counters = self.identity, self.next, self.first, self.sent, self.residual, self.before, self.lost
         data = _LAYOUT.pack(FORMAT, *counters, self.residual_crc)
         return data + _CRC.pack(zlib.crc32(data))
 
     @classmethod
     def unpack(cls, data: object) -> Self | None:
-        """Read what `pack` wrote; None if that is not what this is."""
+        """Read what `pack` wrote; None if it is not."""
         if not isinstance(data, bytes) or len(data) != _LAYOUT.size + _CRC.size:
             return None
         form, identity, following, first, sent, residual, before, lost, crc = _LAYOUT.unpack_from(data)
@@ -54,7 +54,7 @@ class OutboxState:
 
     @property
     def waiting(self) -> int:
-        """How many updates may wait in it."""
+        """Most updates that may wait in it."""
         return self.next - self.first
 
 
@@ -64,25 +64,25 @@ class Strangers(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Agreed:
-    """What holds of an outbox."""
+    """The agreed state of an outbox."""
 
     state: OutboxState
     foreign: bool = False
-    """Whether the rows of the database are of an earlier identity, and count no more."""
+    """Whether the rows of the database belong to an earlier identity, and are obsolete."""
     behind: bool = False
     """Whether the database is older than the witness."""
 
 
 def agreed(database: OutboxState | None, witness: OutboxState | None, *, doubtful: bool = False) -> Agreed | None:
-    """What the two say together; None if there is neither.
+    """The state that follows from both; None if there is neither.
 
     Args:
-        database: what it holds; None if it is rotten or gone.
-        witness: the newest note; None if it is rotten or gone.
+        database: its state; None if it is damaged or lost.
+        witness: the newest note; None if it is damaged or lost.
         doubtful: whether that may be the note before the newest.
 
     Raises:
-        Strangers: neither followed on the other.
+        Strangers: neither followed from the other.
     """
     if database is None or witness is None:
         if (known := database or witness) is None:
@@ -91,12 +91,12 @@ def agreed(database: OutboxState | None, witness: OutboxState | None, *, doubtfu
         return Agreed(replace(known, sent=known.next - 1) if witness is None else known, behind=database is None)
     if database.identity != witness.identity:
         if database.before == witness.identity:
-            return Agreed(database)  # the power went between a renewal and its note
+            return Agreed(database)  # a power cut between a renewal and its note
         if witness.before == database.identity:
             return Agreed(witness, foreign=True, behind=True)
         raise Strangers
     newer = database if database.next >= witness.next else witness
-    # The note of the newest commit may be missing, and then nothing of it was sent. One that is older still is a copy.
+    # The note of the newest commit may be missing; then nothing of that commit was sent. An older note shows a copy.
     current = database.next <= witness.next + 1 and not doubtful
     sent = max(database.sent, witness.sent) if current else newer.next - 1
     state = replace(newer, first=max(database.first, witness.first), sent=sent, lost=max(database.lost, witness.lost))

@@ -1,7 +1,7 @@
-"""Predicting with the newest verified model, from the first moment after a restart on.
+"""Prediction with the newest verified model, available immediately after a restart.
 
-Which is the newest: what is released for use (the channel `serve`), and where nothing is, what was fetched to train
-from. A new one takes the place of the old between two predictions. It is kept in a file beside the outbox.
+The newest is the served model (the channel `serve`) or, without one, the model that was fetched to train from. A new
+one replaces the old between two predictions. It is kept in a file beside the outbox.
 """
 
 import hashlib
@@ -27,29 +27,29 @@ from midge.wire.topics import Channel
 log = logging.getLogger("iot_client")
 
 Predict = Callable[[Parameters, Any], Any]
-"""Called with all tensors by name and whatever `Device.predict` was called with."""
+"""Called with all tensors by name and the argument of `Device.predict`."""
 Join = Callable[[dict[str, Any], Schema], Parameters]
 
 EVERY = 600.0
-"""Seconds between two writes of a model at least: flash memory wears."""
+"""Least seconds between two writes of a model: flash memory wears."""
 FORMAT = 1
 _PAGE = 4096
 
 
 class NoModel(RuntimeError):
-    """There is nothing to predict with."""
+    """There is no model to predict with."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerifiedModel:
-    """A model that was verified."""
+    """A verified model."""
 
     channel: Channel
     lineage: bytes
     version: int
     state: State
     features: tuple[str, ...] = ()
-    """What its inputs are called, in order; none if they have no names."""
+    """Names of its inputs, in order; none if they have no names."""
 
 
 class Predicting:
@@ -57,17 +57,17 @@ class Predicting:
 
     Args:
         path: the file that keeps it; None keeps it in memory.
-        predict: what predicts with it; None keeps no model.
-        join: adds the device's own tensors.
-        features: what the device calls its inputs, in order.
+        predict: predicts with it; None keeps no model.
+        join: adds the device's local tensors.
+        features: the device's names of its inputs, in order.
     """
 
     def __init__(self, path: Path | None, predict: Predict | None, join: Join, features: Sequence[str] = ()) -> None:
         self.path, self.predict, self._join, self._features = path, predict, join, tuple(features)
         self.model: VerifiedModel | None = None
-        """What is in use."""
+        """The model in use."""
         self.written = 0
-        """Bytes that went to the disk, as whole pages."""
+        """Bytes written to the disk, in whole pages."""
         self._parameters: Parameters | None = None
         self._lock = threading.Lock()
         self._saved_at = -math.inf
@@ -77,7 +77,7 @@ class Predicting:
         """Predict with the model in use.
 
         Raises:
-            NoModel: there is none yet, or nothing to predict with it; or its inputs are not this device's.
+            NoModel: there is none yet, or no function to predict with; or its inputs are not this device's.
             Exception: whatever the function raised.
         """
         parameters = self._parameters
@@ -90,7 +90,7 @@ class Predicting:
         return self.predict(parameters, x)
 
     def restore(self) -> None:
-        """Take up the model of an earlier life; a file that is broken is as none."""
+        """Load the model from before a restart; a damaged file is ignored."""
         if self.path is None or self.predict is None:
             return
         with suppress(OSError):
@@ -101,10 +101,10 @@ class Predicting:
                 log.warning("The model in %s is not used: %s.", self.path, error)
 
     def take(self, model: VerifiedModel, now: float) -> None:
-        """Use a model, unless one that is released for use goes before it. Takes as long as writing it.
+        """Use a model, unless a served one takes precedence. Blocks while it is written.
 
         Raises:
-            Missing: it has tensors of the device's own that the device does not have.
+            Missing: it has local tensors of which the device has no values.
         """
         if self.predict is None:
             return
@@ -119,13 +119,13 @@ class Predicting:
                 self._save()
 
     def refresh(self) -> None:
-        """The device's own tensors have changed."""
+        """Use the device's changed local tensors."""
         with self._lock:
             if self.model is not None and any(tensor.role == "local" for tensor in self.model.state.schema.tensors):
                 self._parameters = self._joined(self.model)
 
     def close(self) -> None:
-        """Write the model where that was put off."""
+        """Write the model if that was delayed."""
         with self._lock:
             self._save()
 
@@ -146,7 +146,7 @@ class Predicting:
 
 
 def packed(model: VerifiedModel) -> bytes:
-    """A model as the bytes of its file."""
+    """Encode a model as the bytes of its file."""
     snapshot = lineage.encode_snapshot(model.state)
     header = {
         "format": FORMAT,
@@ -160,11 +160,11 @@ def packed(model: VerifiedModel) -> bytes:
 
 
 def read(path: Path) -> VerifiedModel:
-    """The model in a file.
+    """Read the model in a file.
 
     Raises:
         OSError: there is none.
-        WireError: it is broken, or of another format.
+        WireError: it is damaged, or of another format.
     """
     try:
         header, body = frames.decode(content(path.read_bytes()))

@@ -1,4 +1,4 @@
-"""All that a device keeps on its disk, looked at without changing anything, and beside a device that runs."""
+"""Verification of everything that a device keeps on its disk, without changes, also beside a running device."""
 
 import json
 import sqlite3
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from midge.iot_client.board.usage_budget import read_usage
-from midge.iot_client.data.samples import examine_samples
+from midge.iot_client.data.samples_file import examine_samples
 from midge.iot_client.state import prediction
 from midge.iot_client.state.local_tensors import read_tensors
 from midge.iot_client.state.outbox_files import OutboxFiles, examine, residual_path, strangers
@@ -19,22 +19,22 @@ from midge.wire.errors import WireError
 
 @dataclass(frozen=True, slots=True)
 class CheckedFile:
-    """One file, or some that belong together."""
+    """One file, or several that belong together."""
 
     name: str
     checked: str
-    """What there is of it, in words."""
+    """What was checked, as text."""
     damage: str = ""
-    """What is wrong, in words; empty if nothing is."""
+    """What is damaged, as text; empty if nothing."""
     at_stake: int = 0
-    """Updates that wait in it and are damaged or gone."""
+    """Waiting updates in it that are damaged or lost."""
 
 
 def verify(path: Path) -> list[CheckedFile]:
-    """Look at an outbox and at what lies beside it; the outbox itself comes first.
+    """Verify an outbox and the files beside it; the outbox itself comes first.
 
     Raises:
-        OSError: something is there and cannot be read.
+        OSError: a file exists and cannot be read.
         OutboxError: the same.
     """
     found = examine(path)

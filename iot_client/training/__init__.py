@@ -1,1 +1,1 @@
-"""Training, and the encoding of what it found."""
+"""Training, and the encoding of its result."""

@@ -1,9 +1,9 @@
-"""An autoencoder in plain NumPy: it learns what is normal, and what it cannot reconstruct is not.
+"""An autoencoder in plain NumPy for anomaly detection.
 
-It needs no labels. Rows pass through a narrow layer and are rebuilt from it; a row unlike those that were trained on is
-rebuilt badly, and its reconstruction error is its score (Sakurada and Yairi, "Anomaly detection using autoencoders with
-nonlinear dimensionality reduction", MLSDA 2014). The twin on torch is `TorchMLP(n, hidden, n, "reconstruction")` of
-`iot_client.training.torch_trainer`.
+It needs no labels. Rows pass through a narrow layer and are reconstructed from it; rows unlike those that were trained
+on are reconstructed badly, and the reconstruction error is their score (Sakurada and Yairi, "Anomaly detection using
+autoencoders with nonlinear dimensionality reduction", MLSDA 2014). The equivalent on torch is `TorchMLP(n, hidden, n,
+"reconstruction")` of `iot_client.training.torch_trainer`.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Autoencoder:
 
     inputs: int
     hidden: tuple[int, ...] = (16, 4, 16)
-    """Widths of the layers between; the least of them is what a row is squeezed into."""
+    """Widths of the hidden layers; the smallest is the bottleneck."""
 
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) >= self.inputs:
@@ -40,13 +40,13 @@ class Autoencoder:
         return self.net.initial(seed)
 
     def reconstruct(self, parameters: Parameters, x: npt.ArrayLike) -> Array:
-        """Rows as the model would have them, of shape (n, inputs), in units of x."""
+        """Reconstructed rows, of shape (n, inputs), in units of x."""
         return self.net.predict(parameters, x)
 
     def score(self, parameters: Parameters, x: npt.ArrayLike) -> Array:
         """Mean squared reconstruction error of each row, of shape (n,), in units of the inputs' deviations.
 
-        A value that is missing counts as the mean of its channel.
+        A missing value counts as the mean of its channel.
         """
         error = self.net.output(parameters, x) - standardise(x, parameters)
         return np.asarray(np.mean(error * error, axis=1), np.float32)

@@ -1,4 +1,4 @@
-"""A thread that the end of the process does not wait for: a training may take long after it is of no use any more."""
+"""Daemon threads for trainings, for which the end of the process does not wait."""
 
 import atexit
 import logging
@@ -15,24 +15,24 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _MEANS_MORE = (StopIteration, CancelledError)
-"""What a future, or who awaits it, takes for something else than an error: it would be waited for, for ever. Thus also
-all that is no `Exception`, such as what `sys.exit` raises."""
+"""Exceptions that a future or its awaiter interprets, so that it would wait forever. Likewise everything that is no
+`Exception`, such as what `sys.exit` raises."""
 
 exit_code = 0
-"""With what the process ends if a training still runs then: who knows better says so here."""
+"""Exit code of the process if a training still runs then; set by code that knows a better one."""
 interrupted = False
-"""Whether a signal ends the process: all of a group get it, and workers that it ended may have left locks."""
+"""Whether a signal ends the process: the whole process group gets it, and killed workers may have left locks."""
 
 _running: set[object] = set()
 """Calls that have not returned."""
 _forking = threading.Lock()
-"""Held while a process forks, and from the end on: a pool replaces a worker that is gone."""
+"""Held while a process forks, and from the end on: a pool replaces a lost worker."""
 _BORN = 0.05
-"""Seconds that a child which was just forked takes to be in the library's list, generously."""
+"""Seconds until a forked child is in the library's list, generously."""
 
 
 class DaemonThreads(Executor):
-    """Each call in a daemon thread of its own. asyncio's default executor and those of the library join theirs."""
+    """Runs each call in a daemon thread of its own. asyncio's default executor and those of the library join theirs."""
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
         future: Future[T] = Future()
@@ -61,12 +61,12 @@ class DaemonThreads(Executor):
 def _leave() -> None:
     """End the process at once if a training still runs, or if a signal ended it and there are workers.
 
-    These may be gone already, for Ctrl-C and systemd signal all of a group, and have left locks that the library would
-    wait for at its own exit, for ever. A pool that waits for its next training has replaced them since.
+    Workers may be gone already, for Ctrl-C and systemd signal the whole group, and have left locks that the library
+    would wait for at exit, forever. A pool that waits for its next training has replaced them since.
     """
     if not _running and not (interrupted and multiprocessing.active_children()):
         return
-    _forking.acquire()  # for good
+    _forking.acquire()  # never released
     time.sleep(_BORN)
     for child in multiprocessing.active_children():
         child.kill()

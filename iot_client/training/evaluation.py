@@ -12,7 +12,7 @@ from midge.wire.schema import Parameters
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What an evaluation found: finite numbers by name, and the number of rows."""
+    """Results of an evaluation: finite numbers by name, and the number of rows."""
 
     examples: int
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -26,14 +26,14 @@ Evaluate = Callable[[Parameters], Scores]
 
 
 class Evaluating:
-    """Evaluates a model that is about to be trained from, no more often than the plan asks."""
+    """Evaluates a model before training from it, no more often than the plan asks."""
 
     def __init__(self, evaluate: Evaluate | None) -> None:
         self._evaluate = evaluate
         self._at: float | None = None
 
     async def report(self, parameters: Parameters, announcement: Announcement, now: float) -> Report | None:
-        """The report on a version; None where it is not time for one.
+        """The report on a version; None if it is not due.
 
         Raises:
             TypeError: the function returned something other than `Scores`.

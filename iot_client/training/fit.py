@@ -1,7 +1,7 @@
-"""What a trainer is: a callable that takes parameters and a plan, and gives back a fit.
+"""The interface of a trainer: a callable that takes parameters and a plan, and returns a fit.
 
-Any function of that form can be a device's trainer; those of this package differ in the engine only. They share how a
-plan is followed, so that two engines with the same seed see the same rows in the same order.
+Any function of that form can be a device's trainer; those of this package differ only in the engine. They follow a plan
+in the same way, so that two engines with the same seed see the same rows in the same order.
 """
 
 import logging
@@ -21,7 +21,7 @@ log = logging.getLogger("iot_client")
 
 
 class TrainingPlan(Protocol):
-    """What the announcement asks of a training. None leaves the choice to the trainer."""
+    """The announcement's plan for a training. None leaves the choice to the trainer."""
 
     @property
     def learning_rate(self) -> float | None: ...
@@ -37,27 +37,27 @@ class TrainingPlan(Protocol):
 
     @property
     def seed(self) -> int:
-        """Another one for each training, so that each sees other batches."""
+        """Different for each training, so that each sees other batches."""
 
 
 class TrainingKilled(Exception):
-    """The process that trained is gone, or ran out of memory: what it was at is lost, and nothing else."""
+    """The training process was killed, or ran out of memory: its training is lost, and nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What a training gives back."""
+    """The result of a training."""
 
     parameters: Parameters
     """All tensors of the model after the training, by name."""
     examples: int
-    """Rows of the device's data set: the weight of the update if the strategy asks for it. Of none nothing is sent."""
+    """Rows of the device's data set: the weight of the update if the strategy uses it. With 0 nothing is sent."""
     steps: int = 0
-    """Optimiser steps done; 0 where the trainer does not count."""
+    """Optimiser steps; 0 if the trainer does not count them."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Finite numbers by name, for the log. What is no number is left out."""
+    """Finite numbers by name, for the log. Other values are left out."""
     tensors: Collection[str] | None = None
-    """Names of the tensors that were trained; None is all. Of the others nothing is sent."""
+    """Names of the trained tensors; None means all. The others are not sent."""
 
     def __post_init__(self) -> None:
         for name in ("examples", "steps"):
@@ -72,7 +72,7 @@ class Fit:
 
 
 def whole(value: Any) -> int | None:
-    """A whole number, be it of Python, NumPy or torch; None if it is none."""
+    """An integer, of Python, NumPy or torch; None if it is none."""
     value = _scalar(value)
     if isinstance(value, float) and value.is_integer():
         return int(value)
@@ -80,7 +80,7 @@ def whole(value: Any) -> int | None:
 
 
 def _scalar(value: Any) -> Any:
-    """The one number in an array or a tensor; what else it is, if it is none."""
+    """The single number in an array or a tensor; anything else unchanged."""
     with suppress(ValueError, RuntimeError):
         return value.item() if hasattr(value, "item") else value
     return value
@@ -104,7 +104,7 @@ Trainer = Callable[[Parameters, TrainingPlan], Fit]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How mini-batch SGD goes about it: the trainer's defaults, and over them the plan's word."""
+    """Hyperparameters of mini-batch SGD: the trainer's defaults, which the plan overrides."""
 
     learning_rate: float = 0.1
     batch_size: int = 16
@@ -114,7 +114,7 @@ class Recipe:
     """Passes over the device's rows, in place of `local_steps`."""
 
     def under(self, plan: TrainingPlan) -> "Recipe":
-        """This recipe with all that the plan asks for; local steps go before epochs where it asks for both."""
+        """This recipe with the plan's overrides; local steps take precedence over epochs if it has both."""
         return Recipe(
             learning_rate=plan.learning_rate or self.learning_rate,
             batch_size=plan.batch_size or self.batch_size,
@@ -128,10 +128,10 @@ class Recipe:
         return self.local_steps if self.epochs is None else -(-self.epochs * rows // min(self.batch_size, rows))
 
     def batches(self, rows: int, rng: "np.random.Generator") -> Iterator[npt.NDArray[np.int64]]:
-        """Row numbers of one mini-batch after the other, drawn without replacement pass by pass.
+        """Row numbers of one mini-batch after another, drawn without replacement in each pass.
 
-        All batches are equally large: one begun at the end of a pass is filled from the next, so that a device with
-        a row more than a batch takes no step on that row alone.
+        All batches have the same size: one begun at the end of a pass is filled from the next, so that a device with
+        one row more than a batch takes no step on that row alone.
         """
         size = min(self.batch_size, rows)
         waiting = np.empty(0, np.int64)

@@ -1,15 +1,15 @@
-"""Error feedback: what a coarse codec left out of one update goes into the next.
+"""Error feedback: the error of a lossy codec in one update is added to the next.
 
 A device encodes v = Δ + e and keeps e ← v − C(v) (Seide et al., 2014; Karimireddy et al., 2019, arXiv:1901.09847). So
-nothing is lost for good: it is only late. The rules:
+nothing is lost, only delayed. The rules:
 
 - e belongs to a lineage and a schema, and is dropped with them.
 - e changes when an update is stored, in the same transaction; a resend sends what is stored. Whether the aggregator
-  accepts, refuses or loses the update makes no difference to e: of what was tried, nothing was measurably better.
-- |e| is at most twice the median |Δ| of late: where little gets through, it would grow old and large.
-- A codec whose errors are random, or small, keeps none; what another has left is sent, and gone.
+  accepts, refuses or loses the update does not affect e: no alternative that was tried was measurably better.
+- |e| is at most twice the recent median |Δ|: if little gets through, it would grow old and large.
+- A codec with small or random errors keeps none; the residual of another codec is sent, and then it is empty.
 
-It is kept as bfloat16, half of what float32 would wear the flash: what that rounds off is a thousandth of it.
+It is stored as bfloat16, which wears the flash half as much as float32: the rounding error is a thousandth of it.
 """
 
 import zlib
@@ -34,7 +34,7 @@ NORMS = 9
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Residual:
-    """What is left to say to one lineage: the flat vector of its schema, and the L2 norms of the last deltas."""
+    """The residual of one lineage: a flat vector of its schema, and the L2 norms of the last deltas."""
 
     lineage: bytes
     schema_hash: bytes
@@ -42,7 +42,7 @@ class Residual:
     norms: tuple[float, ...]
 
     def pack(self) -> bytes:
-        """For a file."""
+        """Encode for a file."""
         body = BFloat16().encode(self.values)
         header = {
             "lineage": self.lineage,
@@ -54,7 +54,7 @@ class Residual:
 
 
 def unpack(data: bytes, lineage: bytes, schema: Schema) -> Residual | None:
-    """Read what `pack` wrote; None where it is of another lineage or schema, or damaged."""
+    """Read what `pack` wrote; None if it is of another lineage or schema, or damaged."""
     try:
         header, body = frames.decode(data)
         if (header["lineage"], header["schema"], header["crc"]) != (
@@ -76,9 +76,9 @@ def _crc(body: frames.Buffer, norms: Sequence[float]) -> int:
 def keep(
     left: Vectors, deltas: Vectors, lineage: bytes, schema: Schema, *, norms: Sequence[Sequence[float]]
 ) -> list[Residual]:
-    """The residuals of several devices, a row each, of which v − C(v) is `left`; it is clipped in place.
+    """The residuals of several devices, a row each, where `left` is v − C(v), which is clipped in place.
 
-    `norms` are those of each device's deltas before this one.
+    `norms` are those of each device's earlier deltas.
     """
     of_each = [(*past, float(norm))[-NORMS:] for past, norm in zip(norms, norms_of(deltas), strict=True)]
     sizes, limits = norms_of(left), LIMIT * np.array([median(each) for each in of_each])
@@ -88,6 +88,6 @@ def keep(
 
 
 def norms_of(rows: Vectors) -> npt.NDArray[np.float64]:
-    """The L2 norm of each row; not finite where one of its values is not."""
+    """The L2 norm of each row; not finite if one of its values is not."""
     norms: npt.NDArray[np.float64] = np.sqrt(np.sum(np.square(rows, dtype=np.float64), axis=1))
     return norms

@@ -1,6 +1,6 @@
-"""Training and predicting on samples with the models in plain NumPy, without a line of the user's own.
+"""Training and prediction on samples with the models in plain NumPy, without user code.
 
-Which model it is, the federation's parameters say: names and shapes are those of `iot_client.training.numpy_models`.
+The federation's parameters determine the model: names and shapes are those of `iot_client.training.numpy_models`.
 """
 
 from typing import Any, Literal
@@ -20,11 +20,11 @@ Model = Literal["auto", "linear", "softmax", "mlp", "autoencoder"]
 
 
 def model_of(parameters: Parameters, kind: Kind | None = None) -> MLP:
-    """The model that parameters belong to.
+    """The model to which parameters belong.
 
     Args:
         parameters: of the federation.
-        kind: of the samples: a model with as many outputs as inputs may reconstruct them, or tell classes.
+        kind: of the samples: a model with as many outputs as inputs may reconstruct them, or classify.
 
     Raises:
         TrainerError: it is none of ours.
@@ -52,29 +52,29 @@ def model_of(parameters: Parameters, kind: Kind | None = None) -> MLP:
 
 
 class SampleTrainer:
-    """A device's trainer on its samples: an instance is what `Device(train=…)` takes, its `predict` what predicts.
+    """A device's trainer on its samples: an instance is for `Device(train=…)`, its method `predict` predicts.
 
     Args:
         samples: the rows.
-        model: what the owner takes the federation's model to be: a mistake is told and not trained.
-        recipe: how to train where the plan does not say.
-        seed: chance, another for each device.
+        model: the expected model: if the federation's differs, training ends with an error.
+        recipe: hyperparameters that the plan does not set.
+        seed: different for each device.
     """
 
     def __init__(self, samples: Samples, *, model: Model = "auto", recipe: Recipe | None = None, seed: int = 0) -> None:
         self.samples, self._model, self._recipe, self._seed = samples, model, recipe, seed
 
     def __call__(self, parameters: Parameters, plan: TrainingPlan) -> Fit:
-        """Mini-batch SGD over all rows that are there.
+        """Mini-batch SGD over all rows.
 
         Raises:
-            TrainerError: the federation's model is another than the samples are for.
+            TrainerError: the federation's model does not fit the samples.
         """
         net = self._checked(parameters)
         x, y = self.samples.arrays()
         if not len(x):
             raise TrainerError("there are no samples yet: give the device the condition enough_new(samples, rows).")
-        most = max(2, net.outputs)  # with one output, it is that of the second
+        most = max(2, net.outputs)  # with one output, it is the probability of the second class
         if self.samples.kind == "classification" and y.max() >= most:
             raise TrainerError(f"a label is class {y.max()}; the federation's model has classes 0 to {most - 1}.")
         fit = net.trainer(x, y, seed=self._seed, recipe=self._recipe)(parameters, plan)
@@ -83,7 +83,7 @@ class SampleTrainer:
     def predict(self, parameters: Parameters, x: npt.ArrayLike) -> npt.NDArray[Any]:
         """Values in units of the label, or numbers of classes: of shape (n,) for rows, a scalar array for one row.
 
-        Without a label how unusual rows are: the mean squared error of their reconstruction, in the inputs' deviations.
+        Without a label, anomaly scores: the mean squared reconstruction error of each row, in the inputs' deviations.
         """
         net, rows = self._checked(parameters), np.asarray(x, np.float32)
         if net.task == "reconstruction":

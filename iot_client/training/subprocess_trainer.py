@@ -1,8 +1,8 @@
-"""Training in a process of its own: meek, bounded, and killed without harm.
+"""Training in a child process: of low priority, bounded in memory, and safe to kill.
 
-The device's process holds the outbox and what was promised; it is small and is not the one that the kernel kills when
-memory runs out. The other one trains at a low priority, does I/O only when no other process does, and may use so much
-memory and no more. Parameters go through a pipe as a header in msgpack and raw bytes behind it.
+The device's process holds the outbox and the promises; it is small, so that the kernel does not kill it when memory
+runs out. The child trains at a low priority, does I/O only when no other process does, and has a memory limit.
+Parameters go through a pipe as a header in msgpack followed by raw bytes.
 """
 
 import atexit
@@ -28,11 +28,11 @@ from midge.wire import frames
 from midge.wire.messages import Plan
 
 Load = Callable[[], Trainer]
-"""Makes the trainer, in the process that trains. It is pickled: a function of a module, or a `partial` of one."""
+"""Makes the trainer, in the child. It is pickled: a function of a module, or a `partial` of one."""
 
 NICE = 10
 OOM_SCORE = 800
-"""Added to how readily the kernel kills the process, of 1000: it goes before anything else of ours."""
+"""Added to the process's oom_score, of 1000: the kernel kills it before anything else of ours."""
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "armv6l": 314, "armv7l": 314, "i686": 289}
 """Numbers of the system call by machine: the C library has no function for it."""
 _IDLE_CLASS = 3 << 13
@@ -46,16 +46,16 @@ class TrainerFailed(RuntimeError):
 
 
 class Misfit(TrainerFailed, TrainerError):
-    """What the trainer gave back can be no update, or the parameters do not fit its model; the message says how."""
+    """The trainer's result is no update, or the parameters do not fit its model; the message says why."""
 
 
 class Isolated:
-    """A trainer that runs in a child process; what `Device(train=…)` takes. The child lives from training to training.
+    """A trainer that runs in a child process, for `Device(train=…)`. The child is kept between trainings.
 
     Args:
         load: makes the trainer there.
-        memory: bytes of data that the child may have, its libraries' included; None sets no limit.
-        nice: how far its priority is lowered.
+        memory: most bytes of data of the child, its libraries' included; None sets no limit.
+        nice: added to its niceness.
     """
 
     def __init__(self, load: Load, *, memory: int | None = None, nice: int = NICE) -> None:
@@ -63,21 +63,21 @@ class Isolated:
         self._child: tuple[multiprocessing.process.BaseProcess, Connection] | None = None
         self._lock = threading.Lock()
         self.killed = 0
-        """Trainings that were lost so far."""
+        """Number of lost trainings."""
         self._closed = False
 
     def __call__(self, parameters: Parameters, plan: TrainingPlan) -> Fit:
-        """Train there, and wait for it.
+        """Train in the child, and wait for it.
 
         Raises:
             TrainingKilled: the process was killed, or ran out of memory.
             TrainerFailed: the trainer raised.
-            Misfit: what it gave back can be no update, or the parameters do not fit its model.
+            Misfit: its result is no update, or the parameters do not fit its model.
         """
         try:
             answer, arrays = self._ask(parameters, plan)
         except (EOFError, OSError) as error:
-            raise self._gone() from error
+            raise self._kill_error() from error
         match answer:
             case {"fit": fit}:
                 tensors = fit.pop("tensors")
@@ -91,7 +91,7 @@ class Isolated:
         raise TrainerFailed(str(answer.get("error", answer)).rstrip())
 
     def end_training(self) -> None:
-        """End the child, at once. A training that runs ends with `TrainingKilled`."""
+        """Kill the child. A running training ends with `TrainingKilled`."""
         self._closed = True
         self._end()
 
@@ -107,10 +107,10 @@ class Isolated:
         return _receive(pipe)
 
     def _begin(self) -> tuple[multiprocessing.process.BaseProcess, Connection]:
-        # Spawned: a fork of a process with threads and an event loop can hang, and would hold its memory.
+        # Spawned: a fork of a process with threads and an event loop can hang, and would share its memory.
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        # No daemon, for those may have no children: a trainer may have workers. So its end is ours to see to.
+        # No daemon process, because those may have no children: a trainer may have workers. So we must end it.
         child = context.Process(
             target=_serve, args=(theirs, self._load, self._memory, self._nice), name="midge training", daemon=False
         )
@@ -119,7 +119,7 @@ class Isolated:
         theirs.close()
         return child, ours
 
-    def _gone(self) -> TrainingKilled:
+    def _kill_error(self) -> TrainingKilled:
         code = None
         with self._lock:
             if self._child is not None:
@@ -146,19 +146,19 @@ class Isolated:
 
 
 def _kill_group(child: multiprocessing.process.BaseProcess) -> None:
-    """Kill what the child started: without it, its workers would stay."""
+    """Kill the child's process group: otherwise its workers would stay."""
     with suppress(OSError):
         if child.pid is not None and child.pid != os.getpgrp():
             os.killpg(child.pid, signal.SIGKILL)
 
 
 def isolated(train: Trainer, *, memory: int | None = None, nice: int = NICE) -> Isolated:
-    """A trainer of a module, in a process of its own. In a script, `run()` stands below `if __name__ == "__main__"`.
+    """Run a trainer of a module in a child process. In a script, `run()` must be below `if __name__ == "__main__"`.
 
     Args:
-        train: a function that is found by its module and name, or what else can be pickled.
-        memory: bytes of data that the process may have; None sets no limit.
-        nice: how far its priority is lowered.
+        train: a function of a module, or another picklable trainer.
+        memory: most bytes of data of the process; None sets no limit.
+        nice: added to its niceness.
     """
     return Isolated(partial(_given, train), memory=memory, nice=nice)
 
@@ -171,7 +171,7 @@ def _given(train: Trainer) -> Trainer:
 
 
 def _send(pipe: Connection, header: dict[str, Any], arrays: Parameters) -> None:
-    """A header, and each array as its raw bytes behind it."""
+    """Send a header, and each array as raw bytes after it."""
     plain = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     about = [(name, array.dtype.str, array.shape) for name, array in plain.items()]
     pipe.send_bytes(frames.pack({**header, "arrays": about}))
@@ -181,7 +181,7 @@ def _send(pipe: Connection, header: dict[str, Any], arrays: Parameters) -> None:
 
 
 def _receive(pipe: Connection) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What `_send` sent.
+    """Receive what `_send` sent.
 
     Raises:
         EOFError: the other side is gone.
@@ -200,9 +200,9 @@ def _receive(pipe: Connection) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def _serve(pipe: Connection, load: Load, memory: int | None, nice: int) -> None:
-    """Train whenever asked, until the other side is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the device's to hear
-    os.setpgid(0, 0)  # with all that the trainer starts, so that it can be ended together
+    """Train on each request, until the other side is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the device's process
+    os.setpgid(0, 0)  # one process group with all that the trainer starts, so that it can be killed together
     step_back(nice)
     try:
         train = load()
@@ -237,7 +237,10 @@ def _answer(train: Trainer, parameters: Parameters, plan: Plan) -> tuple[dict[st
 
 
 def step_back(nice: int) -> None:
-    """Give way to everybody else: processor, disk, memory; and end with the device. What is not allowed is left."""
+    """Lower the priority of this process: processor, disk, memory; and end with the device.
+
+    Forbidden steps are skipped.
+    """
     with suppress(OSError):
         os.nice(nice)
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
@@ -251,7 +254,7 @@ def step_back(nice: int) -> None:
 
 
 def limit_memory(memory: int | None) -> None:
-    """Bound private memory: beyond it an allocation fails. Address space that is only reserved does not count."""
+    """Limit private memory: beyond it an allocation fails. Address space that is only reserved does not count."""
     if memory is not None:
         import resource  # noqa: PLC0415 - not on every system
 

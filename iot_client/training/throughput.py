@@ -1,35 +1,35 @@
-"""How much work one training is: scaled to what this device was seen to do in a second."""
+"""A device's training throughput, and the number of local steps that follows from it."""
 
 from midge.wire.messages import Plan
 
 _FORGETS = 0.3
-"""The weight of the newest training in the running speed."""
+"""Weight of the newest training in the moving averages."""
 
 
-class Speed:
-    """Optimiser steps a second and rows a second, running means over trainings."""
+class Throughput:
+    """Optimiser steps a second and rows a second, as moving averages over trainings."""
 
     def __init__(self) -> None:
         self.steps = 0.0
         self.rows = 0.0
 
-    def saw(self, steps: int, rows: int, seconds: float) -> None:
+    def record(self, steps: int, rows: int, seconds: float) -> None:
         """Record a training: its steps, its rows in all, and its seconds."""
         if seconds > 0:
             self.steps = _followed(self.steps, steps / seconds)
             self.rows = _followed(self.rows, rows / seconds)
 
-    def paced(self, plan: Plan) -> Plan:
-        """The plan with as many local steps as fit into the seconds that it asks for; as it is before the first one.
+    def scaled(self, plan: Plan) -> Plan:
+        """The plan with as many local steps as fit into its seconds; unchanged before the first training.
 
         As in FedCompass (arXiv:2309.14675), fast and slow devices then answer at about the same time, each with as much
-        work as it can do; the strategy's `even_steps` weighs what comes of it.
+        work as it can do; the strategy's `even_steps` weights the results.
         """
         steps = self.fitting(plan)
         return plan.model_copy(update={"local_steps": steps, "epochs": None}) if steps else plan
 
     def fitting(self, plan: Plan) -> int:
-        """Local steps that fit into the seconds of a plan; 0 if it names none, or the speed is not known."""
+        """Local steps that fit into the seconds of a plan; 0 if it names none, or the throughput is unknown."""
         if plan.seconds is None or self.steps == 0:
             return 0
         return max(min(max(round(self.steps * plan.seconds), plan.fewest_steps), plan.most_steps), 1)

@@ -1,4 +1,4 @@
-"""The state of a torch module as arrays that travel, and back: whatever dtype, tie or wrapper it has."""
+"""The state of a torch module as arrays that travel, and back, for any dtype, tie or wrapper."""
 
 import logging
 import warnings
@@ -21,7 +21,7 @@ from midge.wire.steps import LARGEST_VALUE
 log = logging.getLogger("iot_client")
 
 _EXTRA = "_extra_state"
-"""The last part of a name under which `get_extra_state` puts what it likes: that stays on each device."""
+"""Last part of the names of `get_extra_state`, whose values stay on each device."""
 
 
 class StateError(ValueError, TypeError):
@@ -31,9 +31,10 @@ class StateError(ValueError, TypeError):
 def roles(module: nn.Module, frozen: Sequence[str] = FROZEN) -> dict[str, str]:
     """The role of each tensor of a module's state.
 
-    Parameters are trained, float buffers averaged, integer buffers frozen; and frozen is what needs no gradient, has
-    a name, whole or after its last dot, that one of the patterns `frozen` fits (as of file names), or is a buffer with
-    values that cannot be published, such as a mask of minus infinity. What is tied is "=" and the first name.
+    Parameters are trained, float buffers averaged, integer buffers frozen. Also frozen are tensors that need no
+    gradient, those whose name, whole or after its last dot, fits one of the patterns `frozen` (as of file names), and
+    buffers with values that cannot be published, such as a mask of minus infinity. A tied tensor has "=" and the first
+    name.
 
     Raises:
         StateError: the state holds something that cannot travel.
@@ -60,7 +61,7 @@ def _fits(name: str, pattern: str) -> bool:
 
 
 def _place(tensor: Tensor) -> Any:
-    """What two names of one tensor share: the memory, seen in one way. None if it has none."""
+    """What two names of one tensor share: memory, shape and strides. None if it has no memory."""
     if not tensor.numel():
         return None
     return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
@@ -69,13 +70,13 @@ def _place(tensor: Tensor) -> Any:
 def state(module: nn.Module, frozen: Sequence[str] = FROZEN) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
     """A copy of a module's state as arrays, and the role of each.
 
-    Warns where the module has a BatchNorm layer, or state of its own that stays on each device.
+    Warns if the module has a BatchNorm layer, or state that stays on each device.
 
     Raises:
         StateError: the state holds something that cannot travel.
     """
     warn(module)
-    found = roles(module, frozen)  # first: it says what cannot be
+    found = roles(module, frozen)  # first: it reports what cannot travel
     return arrays(module), found
 
 
@@ -89,7 +90,7 @@ def load(module: nn.Module, parameters: Parameters) -> None:
     tied = {name: role[1:] for name, role in roles(module).items() if role.startswith("=")}
     other = {first: name for name, first in tied.items()}
     given = {name: each for name, each in parameters.items() if name in own or not _is_extra(name)}
-    for name in own:  # of two tied tensors one is enough, as in a file that holds each tensor once
+    for name in own:  # one of two tied tensors is enough, as in a file that holds each tensor once
         if name not in given and (twin := tied.get(name, other.get(name))) in given:
             given[name] = given[str(twin)]
     wrong = [f"{name} is missing" for name in own if name not in given]
@@ -101,20 +102,20 @@ def load(module: nn.Module, parameters: Parameters) -> None:
     ]
     if wrong:
         raise TrainerError(f"the parameters do not fit the module: {'; '.join(wrong)}{_wrapped(own, given)}")
-    # Copies, as arrays from the wire are read-only and torch knows no such thing.
+    # Copies, because arrays from the wire are read-only and torch does not support that.
     values = {name: torch.from_numpy(np.array(given[name])) for name in own}
     if lost := [name for name, value in values.items() if value.is_complex() and not own[name].is_complex()]:
         raise TrainerError(f"the parameters do not fit the module: {', '.join(lost)} is complex in the federation only")
     try:
-        module.load_state_dict(values, strict=False)  # what is of the device's own is not among them
-    except RuntimeError as error:  # one is made in inference mode, or repeats fewer values: no matter if it is constant
+        module.load_state_dict(values, strict=False)  # local tensors are not among them
+    except RuntimeError as error:  # made in inference mode, or with repeated values: harmless if it is constant
         left = [name for name, tensor in own.items() if not torch.equal(tensor.cpu(), values[name].to(tensor.dtype))]
         if left:
             raise TrainerError(f"{', '.join(left)} of the module cannot be written: {error}") from error
 
 
 def _wrapped(own: Mapping[str, Any], parameters: Parameters) -> str:
-    """A hint, if the names differ only by what a wrapper puts before them: DataParallel, or torch.compile."""
+    """A hint if the names differ only by a wrapper's prefix: DataParallel, or torch.compile."""
     for prefix in ("module.", "_orig_mod."):
         for wrapped, other, whose in ((own, parameters, "module"), (parameters, own, "federation's model")):
             if wrapped and {name.removeprefix(prefix) for name in wrapped} == set(other) != set(wrapped):
@@ -123,7 +124,7 @@ def _wrapped(own: Mapping[str, Any], parameters: Parameters) -> str:
 
 
 def arrays(module: nn.Module) -> dict[str, npt.NDArray[Any]]:
-    """Copies of all tensors; what is narrower than float32, in which models are averaged, becomes it.
+    """Copies of all tensors; types narrower than float32 become float32, in which models are averaged.
 
     Raises:
         StateError: the state holds something that cannot travel.
@@ -145,7 +146,7 @@ def arrays_of(state_dict: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
 
 
 def narrow(module: nn.Module) -> list[str]:
-    """The tensors whose values are less exact than what they are loaded with."""
+    """Tensors that are less precise than the values loaded into them."""
     less = (torch.complex32,)
     return [
         name
@@ -155,7 +156,7 @@ def narrow(module: nn.Module) -> list[str]:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """A state dict of one's own that `torch.save` wrote; nothing in the file is run."""
+    """A state dict that `torch.save` wrote; nothing in the file is executed."""
     return dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
@@ -164,7 +165,7 @@ def _is_extra(name: str) -> bool:
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What of a module's state can be learned together.
+    """The tensors of a module's state that can be learned together.
 
     Raises:
         StateError: something in it cannot travel; the message names it and says what to do.
@@ -199,7 +200,7 @@ def _checked(name: str, value: Any) -> Tensor:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """The same values as NumPy has them."""
+    """The same values in a dtype that NumPy has."""
     if tensor.is_floating_point() and tensor.dtype != torch.float64:
         return tensor.float()
     return tensor.to(torch.complex64) if tensor.dtype == torch.complex32 else tensor
@@ -210,7 +211,7 @@ def _array(tensor: Tensor) -> npt.NDArray[Any]:
 
 
 def warn(module: nn.Module) -> None:
-    """Say what of a module is not what averaging takes it to be."""
+    """Warn of state that cannot be averaged meaningfully."""
     extra = [name for name in module.state_dict() if _is_extra(name)]
     if extra:
         warnings.warn(f"{', '.join(extra)}: what get_extra_state gives stays on each device", stacklevel=3)

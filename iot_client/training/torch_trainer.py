@@ -5,7 +5,7 @@
         ...                     # your loop
         return len(dataset)
 
-Beside it the torch twins of `iot_client.training.numpy_models`, two small convolutional models, and the loop that
+Also the torch equivalents of `iot_client.training.numpy_models`, two small convolutional models, and the loop that
 trains them.
 """
 
@@ -45,15 +45,14 @@ __all__ = [
 
 M = TypeVar("M", bound=nn.Module)
 Outcome = int | tuple[int, Mapping[str, float]] | Fit
-"""What a user's training function may return: examples, examples and metrics, or a fit. A number may be one of NumPy or
-torch."""
+"""Result of a user's training function: examples, examples and metrics, or a fit. Numbers may be NumPy's or torch's."""
 
 
 # ------------------------------------------------------------------------- the trainer
 
 
 class TorchTrainer(Generic[M]):
-    """A user's training function as a trainer: `trainer(parameters, plan)` gives a fit."""
+    """A user's training function as a trainer: `trainer(parameters, plan)` returns a fit."""
 
     def __init__(self, module: M, train: Callable[[M, TrainingPlan], Outcome], frozen: Sequence[str] = FROZEN) -> None:
         self.module = module
@@ -61,14 +60,14 @@ class TorchTrainer(Generic[M]):
         self._train = train
 
     def local(self) -> dict[str, npt.NDArray[Any]]:
-        """The module's own values: a federation may leave some of its tensors to each device."""
+        """The module's own values, as initial values of local tensors."""
         return dict(arrays(self.module))
 
     def __call__(self, parameters: Parameters, plan: TrainingPlan) -> Fit:
-        """Load, train, read back. Frozen tensors come back as they were given.
+        """Load, train, read back. Frozen tensors are returned unchanged.
 
         Raises:
-            TrainerError: the parameters are not those of the module, or the training made another one of it.
+            TrainerError: the parameters are not those of the module, or the training changed its structure.
             NoFit: the function returned something other than examples, examples and metrics, or a fit.
         """
         load(self.module, parameters)
@@ -87,20 +86,20 @@ class TorchTrainer(Generic[M]):
                 f"the training function changed the module: {'; '.join(changed)}. Make its layers before it is given "
                 "to Midge, and train them in place"
             )
-        for name in less:  # what it cannot hold of the federation's values is no training
+        for name in less:  # a rounding error of loading is not training
             if name in parameters and name in after and after[name].shape == before[name].shape:
                 after[name] = parameters[name] + (after[name] - before[name])
         kept = {name: np.array(array) for name, array in parameters.items() if self._keeps(name)}
         return fit_of(outcome, {**after, **kept})
 
     def _keeps(self, name: str) -> bool:
-        """Whether it comes back as it was given: frozen, or state of the module's own that once travelled."""
+        """Whether it is returned unchanged: frozen, or local state that once travelled."""
         role = self.roles.get(name, "frozen" if name.endswith("_extra_state") else "")
         return (self.roles.get(role[1:]) if role.startswith("=") else role) == "frozen"
 
 
 def fit_of(outcome: Any, parameters: Parameters) -> Fit:
-    """What a training function's outcome says.
+    """The fit of a training function's result.
 
     Raises:
         NoFit: it is none; the message says what to return.
@@ -123,7 +122,7 @@ def fit_of(outcome: Any, parameters: Parameters) -> Fit:
 
 @contextmanager
 def _single_rows(module: nn.Module) -> Iterator[None]:
-    """Let a batch of one row pass BatchNorm, by its running statistics: it has no variance of its own."""
+    """Let a batch of one row use BatchNorm's running statistics, because it has no variance."""
     hooks = []
 
     def before(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -131,13 +130,13 @@ def _single_rows(module: nn.Module) -> Iterator[None]:
         if layer.training and isinstance(batch, Tensor) and batch.ndim > 1 and batch.numel() == batch.shape[1]:
             layer.training, layer._single = False, True  # type: ignore[assignment]  # noqa: SLF001
 
-    def behind(layer: nn.Module, *_: Any) -> None:
+    def after(layer: nn.Module, *_: Any) -> None:
         if layer.__dict__.pop("_single", False):
             layer.training = True
 
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) and layer.track_running_stats:
-            hooks += [layer.register_forward_pre_hook(before), layer.register_forward_hook(behind)]
+            hooks += [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
     try:
         yield
     finally:
@@ -148,11 +147,11 @@ def _single_rows(module: nn.Module) -> Iterator[None]:
 def torch_trainer(
     module: M, *, frozen: Sequence[str] = FROZEN
 ) -> Callable[[Callable[[M, TrainingPlan], Outcome]], TorchTrainer[M]]:
-    """Make a function that trains this module in place into a trainer.
+    """Make a trainer from a function that trains this module in place.
 
-    The function gets the module, loaded and in training mode, and the plan. Parameters that one of the patterns
-    `frozen` fits get no gradient. Warns where the module has a BatchNorm layer, which a batch of one row passes by its
-    running statistics.
+    The function gets the module, loaded and in training mode, and the plan. Parameters that fit one of the patterns
+    `frozen` get no gradient. Warns if the module has a BatchNorm layer, which uses its running statistics for a batch
+    of one row.
     """
     warn(module)
     fixed = {name for name, role in roles(module, frozen).items() if role == "frozen"}
@@ -172,9 +171,9 @@ def torch_trainer(
 
 
 class Normalised(nn.Module):
-    """A module that standardises its inputs itself, with tensors that the federation gives it.
+    """A module that standardises its inputs itself, with tensors that the federation provides.
 
-    A subclass has `layers` and may say in `arrange` how they want their input. Inputs have their channels last.
+    A subclass has `layers` and may reshape their input in `arrange`. Inputs have their channels last.
     """
 
     layers: nn.Module
@@ -190,7 +189,7 @@ class Normalised(nn.Module):
             self.register_buffer(name, torch.from_numpy(array))
 
     def forward(self, x: Tensor) -> Tensor:
-        """What `iot_client.training.numpy_models.MLP.predict` gives: logits, predictions, or inputs reconstructed."""
+        """Logits, predictions, or reconstructed inputs, as of `iot_client.training.numpy_models.MLP.predict`."""
         output = self.normalised(x)
         match self.task:
             case "classification":
@@ -207,7 +206,7 @@ class Normalised(nn.Module):
         return output
 
     def standardised(self, x: Tensor) -> Tensor:
-        """Mean 0 and deviation 1 on each channel; missing inputs count as the mean of theirs."""
+        """Mean 0 and deviation 1 on each channel; missing inputs count as the channel's mean."""
         z = (x - self.input_mean) / self.input_scale
         return torch.where(torch.isfinite(z), z, 0.0)
 
@@ -228,7 +227,7 @@ class Normalised(nn.Module):
 
 
 class TorchMLP(Normalised):
-    """The twin of `iot_client.training.numpy_models.MLP`."""
+    """The torch equivalent of `iot_client.training.numpy_models.MLP`."""
 
     def __init__(
         self,
@@ -297,9 +296,9 @@ def fit_torch(
     seed: int = 0,
     recipe: Recipe | None = None,
 ) -> Fit:
-    """Mini-batch SGD from where the module stands; the twin of `MLP.trainer`, batch for batch.
+    """Mini-batch SGD on the module's current state; equivalent to `MLP.trainer`, batch for batch.
 
-    A training that diverges gives what it came to, without the loss among its metrics.
+    A training that diverges returns its result, without the loss among its metrics.
 
     Raises:
         ValueError: there are no rows, or x and y differ in length.
@@ -336,7 +335,7 @@ def seeded_state(make: Callable[[], nn.Module], seed: int) -> dict[str, npt.NDAr
 
 
 def predict(module: nn.Module, parameters: Parameters, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """What a module gives for inputs, with these parameters and in evaluation mode."""
+    """The module's outputs for inputs, with these parameters and in evaluation mode."""
     load(module, parameters)
     module.eval()
     with torch.no_grad():

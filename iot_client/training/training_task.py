@@ -1,4 +1,4 @@
-"""One training: from the model that is held to an encoded update, or the reason why there is none."""
+"""One training: from the held model to an encoded update, or the reason why there is none."""
 
 import asyncio
 import contextvars
@@ -14,7 +14,7 @@ from midge.iot_client.state.local_tensors import Missing
 from midge.iot_client.training.daemon_thread import DaemonThreads
 from midge.iot_client.training.evaluation import Evaluating
 from midge.iot_client.training.fit import Fit, Parameters, TrainingKilled, TrainingPlan
-from midge.iot_client.training.update_encoder import Made, NoFit, TrainerError, checked, make_update
+from midge.iot_client.training.update_encoder import EncodedUpdate, NoFit, TrainerError, checked, make_update
 from midge.wire.lineage import State
 from midge.wire.messages import Announcement, Plan
 
@@ -22,26 +22,26 @@ log = logging.getLogger("iot_client")
 
 
 class TrainingTask:
-    """Trains, and encodes what comes of it.
+    """Trains, and encodes the result.
 
     Args:
         parts: of the device.
-        publisher: publishes evaluations, and hears of no new version during a training.
-        start: starts what runs beside a training.
-        look: called once a training has ended: it may have used up a budget.
+        publisher: publishes evaluations, and unsubscribes from announcements during a training.
+        start: starts tasks that run during a training.
+        look: called once a training has ended, which may have used up a budget.
     """
 
     def __init__(self, parts: DeviceParts, publisher: Publisher, start: StartTask, look: Callable[[], None]) -> None:
         self._parts, self._publisher, self._start, self._look = parts, publisher, start, look
         self._evaluating = Evaluating(parts.config.evaluate)
 
-    async def train(self, state: State, announcement: Announcement, plan: Plan) -> Made:
+    async def train(self, state: State, announcement: Announcement, plan: Plan) -> EncodedUpdate:
         """Train from a state.
 
         Raises:
             TrainingKilled: the process that trained was killed.
-            Unfit: what came of it is not worth sending.
-            TrainerError: the trainer returned no update, or the model needs tensors that the device does not have.
+            Unfit: the result is not worth sending.
+            TrainerError: the result is no update, or the model has local tensors without values.
             Exception: whatever the trainer raised.
         """
         parts = self._parts
@@ -55,7 +55,7 @@ class TrainingTask:
         ignoring = self._start(self._publisher.ignore_versions(announcement))
         started = time.monotonic()
         try:
-            fit = await fitted(parts.config, parameters, parts.speed.paced(plan))
+            fit = await fitted(parts.config, parameters, parts.speed.scaled(plan))
         except TrainingKilled:
             self._start(self._publisher.follow_versions(ignoring))
             raise
@@ -65,7 +65,7 @@ class TrainingTask:
             parts.duty.trained(time.monotonic())
             self._look()
         self._start(self._publisher.follow_versions(ignoring))
-        parts.speed.saw(fit.steps, fit.steps * (plan.batch_size or 1), seconds)
+        parts.speed.record(fit.steps, fit.steps * (plan.batch_size or 1), seconds)
         parts.personal.keep(fit.parameters, state.schema, started)
         parts.predicting.refresh()
         try:
@@ -88,7 +88,7 @@ class TrainingTask:
         return made
 
     async def _evaluate(self, parameters: Parameters, announcement: Announcement) -> None:
-        """Evaluate on the device's own data if it is time for that, and publish the numbers."""
+        """Evaluate on the device's own data if that is due, and publish the results."""
         parts = self._parts
         name = parts.config.name
         try:
@@ -103,7 +103,7 @@ class TrainingTask:
 
 
 async def fitted(config: DeviceConfig, parameters: Parameters, plan: TrainingPlan) -> Fit:
-    """Call the user's `train`, in a thread unless it is a coroutine function. A device that is to end does not wait.
+    """Call the user's `train`, in a thread unless it is a coroutine function. A stopping device does not wait for it.
 
     Raises:
         NoFit: it returned something other than a `Fit`.

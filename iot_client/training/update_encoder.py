@@ -1,4 +1,4 @@
-"""From a fit to an update: what was trained minus what it was trained from, encoded as the plan says."""
+"""Encoding of an update: trained minus base parameters, in the plan's codec."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,26 +16,26 @@ from midge.wire.schema import Schema, Vectors
 
 
 class Unfit(Exception):
-    """A training whose result is not worth sending: it did not stay finite."""
+    """The result of a training is not worth sending: it is not finite."""
 
 
 class NoRows(Unfit):
-    """A training without data: there may be some later."""
+    """A training without data; there may be some later."""
 
 
 class TrainerError(ValueError):
-    """What the trainer gave back can be no update; the message says what it must give."""
+    """The trainer's result is no update; the message says what it must return."""
 
 
 class NoFit(TrainerError, TypeError):
-    """What the trainer gave back is no fit at all."""
+    """The trainer's result is no fit at all."""
 
 
 def checked(fit: Any) -> Fit:
-    """What a trainer gave back, with arrays where it has tensors of torch.
+    """The trainer's result, with tensors of torch converted to arrays.
 
     Raises:
-        NoFit: it is no `Fit` of a dict of arrays.
+        NoFit: it is no `Fit` with a dict of arrays.
     """
     if not isinstance(fit, Fit):
         raise NoFit(f"train() returned {type(fit).__name__}; it must return midge.Fit(parameters, examples=n)")
@@ -54,8 +54,8 @@ def _array(value: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """An update but for its identity, its body, and what the next one is to say beside its own, if anything."""
+class EncodedUpdate:
+    """An encoded update without identity: header, body, and the residual for the next one, if any."""
 
     update: Update
     body: bytes
@@ -72,31 +72,31 @@ def make_update(
     seed: int = 0,
     narrow: bool = False,
     micro: bool = False,
-) -> Made:
-    """The update of one training.
+) -> EncodedUpdate:
+    """Encode the update of one training.
 
     Args:
-        fit: what the trainer returned.
-        state: what it was given.
-        announcement: what asked for it.
-        seconds: how long it took.
-        left: what the update before it left to say, as its `residual`.
-        seed: chance for the codec, another for each device and update.
-        narrow: whether the device's link is, so that the plan's `narrow_codec` goes before its `codec`.
-        micro: whether the device keeps no feedback, so that the plan's `micro_codec` goes before both.
+        fit: the trainer's result.
+        state: the model that it was trained from.
+        announcement: of that model.
+        seconds: duration of the training.
+        left: the packed residual of the update before it.
+        seed: for the codec, different for each device and update.
+        narrow: whether the device's link is narrow, so that the plan's `narrow_codec` takes precedence over `codec`.
+        micro: whether the device keeps no feedback, so that the plan's `micro_codec` takes precedence over both.
 
     Raises:
         NoRows: it trained on none.
-        Unfit: it holds NaN or infinity, or values so large that no codec can say them.
+        Unfit: it holds NaN or infinity, or values too large for any codec.
         TrainerError: the trainer returned other tensors than it was given; every such one is named.
     """
     schema = state.schema
     if not fit.examples:
         raise NoRows("it trained on no rows: train() gave 0 examples")
     try:
-        with np.errstate(over="ignore", invalid="ignore"):  # of float64, or of values far apart: looked for below
+        with np.errstate(over="ignore", invalid="ignore"):  # an overflow is checked below
             delta = schema.flatten(fit.parameters) - state.values()
-    except (ValueError, TypeError) as error:  # NumPy raises either for what is no number
+    except (ValueError, TypeError) as error:  # NumPy raises either for a value that is no number
         raise TrainerError(f"the trainer returned what it was not given: {error}.") from error
     if not np.isfinite(delta).all():
         raise Unfit("the training did not stay finite: its learning rate may be too high")
@@ -129,11 +129,11 @@ def make_update(
         metrics=finite,
         feedback=feedback or not codecs.parse(codec).feedback,
     )
-    return Made(update, body, after)
+    return EncodedUpdate(update, body, after)
 
 
 def update_of(announcement: Announcement, codec: str, body: bytes, **about: Any) -> Update:
-    """The header of an encoded delta on this version. The outbox gives it its identity and its seq."""
+    """The header of an encoded delta on this version. The outbox adds its identity and seq."""
     return Update(
         outbox=0,
         first=1,
@@ -161,20 +161,20 @@ def encode(
     left: Sequence[bytes | None],
     seeds: Sequence[int],
 ) -> tuple[codecs.EncodedDeltas, list[bytes | None]]:
-    """The deltas of several devices, a row each, and what each of them is to say with its next.
+    """Encode the deltas of several devices, a row each, and compute their residuals.
 
     Args:
         deltas: flat vectors, of shape (devices, schema.size).
-        codec: in which they are said, by its name.
+        codec: its name.
         lineage: the federation's.
         schema: the model's.
-        tensors: indices of those that are covered; None is all. What was left of the others stays left.
-        feedback: whether what was left before is said with them, and what is left now is kept.
-        left: what the update before has left, device by device, as it is returned here.
-        seeds: chance for the codec, another for each device and update.
+        tensors: indices of the covered tensors; None is all. Residuals of the others are kept.
+        feedback: whether the earlier residuals are added, and new ones kept.
+        left: the earlier residual of each device, as returned here.
+        seeds: for the codec, different for each device and update.
 
     Raises:
-        WireError: the codec is none, or cannot be had here.
+        WireError: the codec does not exist, or is not available here.
     """
     before = [residual.unpack(each, lineage, schema) if each and feedback else None for each in left]
     wanted = deltas
@@ -186,19 +186,19 @@ def encode(
     coded = codecs.EncodedDeltas(wanted, schema, codec, tensors, seeds=seeds)
     if not (feedback and codecs.parse(codec).feedback):
         return coded, [None] * len(deltas)
-    with np.errstate(invalid="ignore"):  # who encodes looks for what is not finite
+    with np.errstate(invalid="ignore"):  # the caller checks for non-finite values
         missing = wanted - coded.values
     norms = [() if each is None else each.norms for each in before]
     return coded, [each.pack() for each in residual.keep(missing, deltas, lineage, schema, norms=norms)]
 
 
 def chosen(plan: Plan, *, narrow: bool = False, micro: bool = False) -> str:
-    """The codec that this device answers the plan with: the plan's, or a near one where this device cannot do it."""
+    """The codec of this device's updates: the plan's, or a similar one if that is not available here."""
     return codecs.followable((micro and plan.micro_codec) or (narrow and plan.narrow_codec) or plan.codec)
 
 
 def covered(names: Collection[str] | None, schema: Schema) -> tuple[int, ...] | None:
-    """Indices of the shared tensors that were trained; None where all were.
+    """Indices of the shared tensors that were trained; None if all were.
 
     Raises:
         TrainerError: a name that is not one of them.

@@ -1,4 +1,4 @@
-"""The commands: arguments in, words and an exit code out. What they do is done elsewhere."""
+"""The commands: arguments in, text and an exit code out. Their work is done in other packages."""
 
 from midge.commands import (
     aggregate,
@@ -47,11 +47,11 @@ COMMANDS = (
 )
 
 ALIASES = {"device conform": ["conform"]}
-"""Other names of commands: `midge device VERB` is what is done with a device."""
+"""Aliases of commands: `midge device VERB` acts on a device."""
 
 
 def problems() -> tuple[type[Exception], ...]:
-    """What a person can mend: shown as one sentence, without a traceback."""
+    """Errors that the user can fix: shown as one sentence, without a traceback."""
     from midge.commands.parts import Problem  # noqa: PLC0415
     from midge.running import user_facing_errors  # noqa: PLC0415
 

@@ -20,14 +20,14 @@ def register(subparsers: Subparsers) -> None:
         description="Serve the midge.Aggregator that module:attribute names, until interrupted.",
     )
     parser.add_argument("app", metavar="MODULE:ATTRIBUTE", help="a midge.Aggregator in a module of yours")
-    parser.add_argument("--replace", action="store_true", help="take the topics over from another store's model")
+    parser.add_argument("--replace", action="store_true", help="take over the topics from another store's model")
     parser.add_argument(
-        "--release-key", metavar="PEM", help="sign what is released with this private key (default: that of --config)"
+        "--release-key", metavar="PEM", help="sign announcements with this private key (default: that of --config)"
     )
     parser.add_argument(
         "--raise-epoch",
         action="store_true",
-        help="let devices follow to this store where it is older than what they have seen, or another one",
+        help="let devices follow to this store if it is older than what they have seen, or another one",
     )
     parser.add_argument(
         "--features",
@@ -41,13 +41,13 @@ def register(subparsers: Subparsers) -> None:
         help="micro: for a fleet of microcontrollers, whatever the app's plan says: int8:256 without error feedback, "
         "one update at a time, models in parts of 1 KiB",
     )
-    parser.add_argument("--model", metavar="FILE", help="where to write the model at the end (safetensors)")
+    parser.add_argument("--model", metavar="FILE", help="write the model to this file at the end (safetensors)")
     parser.add_argument(
         "--metrics",
         metavar="[HOST:]PORT",
         help="serve Prometheus metrics on PORT/metrics, and /alive and /ready (host: 127.0.0.1)",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object for each event")
+    parser.add_argument("--json", action="store_true", help="print one JSON object for each event")
     add_place(parser)
     parser.set_defaults(run=run)
 

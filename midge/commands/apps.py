@@ -1,4 +1,4 @@
-"""The app of the user's that a command runs: `module:attribute`."""
+"""Loads the user's app that a command runs: `module:attribute`."""
 
 import importlib
 import sys
@@ -13,11 +13,11 @@ from midge.extras import how_to_get
 _FLEET = "midge.sensor_fleet.live.server"
 """The module of ours with an app to run."""
 _EARLIER = {"sensor_fleet.live.server": _FLEET}
-"""Names that modules of ours had, under which scripts may still run them."""
+"""Earlier names of our modules, which scripts may still use."""
 
 
 def load_app(name: str, kind: type[Any], what: str) -> Any:
-    """The object of the user's that `module:attribute` names, or what it returns where it is a function.
+    """The user's object that `module:attribute` names, or the result if it is a function.
 
     Raises:
         Problem: there is none, it is of another kind, or the user's code failed; its traceback is then on stderr.
@@ -55,7 +55,7 @@ def _import(name: str) -> ModuleType:
 
 
 def _failed(error: Exception, what: str) -> Problem:
-    """What to say of an error in the user's code: the sentence alone where it is one of ours, about an argument."""
+    """The problem to report for an error in the user's code: only its message if our argument check raised it."""
     if isinstance(error, ValueError) and _raised_by_us(error):
         return Problem(plainly(error))
     traceback.print_exc(file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The parser of the command line: a sub-command tells its errors itself, with what may have been meant."""
+"""The command line parser: a sub-command reports its own errors, with suggestions."""
 
 import argparse
 import sys
@@ -7,28 +7,28 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 _FEW = 12
-"""Choices that are all named; of more, only what is like the word that was given."""
+"""Most choices that are all listed; with more, only similar ones are suggested."""
 _LIKE = 0.7
-"""Of two words, from which on one may be the other misspelled."""
+"""Similarity of two words from which on one may be a misspelling of the other."""
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Of `midge` and of each sub-command. `args.parser` is the one of the command that was given."""
+    """Parser of `midge` and of each sub-command. `args.parser` is the one of the given command."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.set_defaults(parser=self)
 
     def error(self, message: str) -> NoReturn:
-        """End with the sentence, and where to read more."""
+        """Print the error and where to read more, and exit."""
         if "required: " in message and any(isinstance(each, argparse._SubParsersAction) for each in self._actions):  # noqa: SLF001
             self.print_help(sys.stderr)
             self.exit(2)
         self.print_usage(sys.stderr)
-        self.exit(2, f"{self.prog}: error: {message}\n{self.prog} --help says more.\n")
+        self.exit(2, f"{self.prog}: error: {message}\n{self.prog} Try --help.\n")
 
     def refuse(self, more: Sequence[str]) -> NoReturn:
-        """End because of words that no option takes."""
+        """Exit because of unknown options."""
         options = [option for action in self._actions for option in action.option_strings]
         hints = [like(word.partition("=")[0], options) for word in more if word.startswith("-")]
         self.error(f"unrecognized arguments: {' '.join(more)}{next(filter(None, hints), '')}")
@@ -41,6 +41,6 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def like(word: str, known: Iterable[str]) -> str:
-    """What may have been meant, as the end of a sentence; empty if nothing is like it."""
+    """A suggestion, as the end of a sentence; empty if no known word is similar."""
     found = get_close_matches(word, known, 1, _LIKE)
     return f": did you mean {found[0]}?" if found else ""

@@ -1,4 +1,4 @@
-"""`midge audit verify STORE`: whether what was written of forgotten devices is what stands there."""
+"""`midge audit verify STORE`: verify the audit log of forgotten devices."""
 
 import argparse
 import json
@@ -9,12 +9,12 @@ from midge.commands.parts import Problem, Subparsers, existing_store, server_sid
 
 
 def register(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("audit", help="look at a store's audit log")
+    parser = subparsers.add_parser("audit", help="verify a store's audit log")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
     verifying = actions.add_parser(
         "verify",
-        help="whether no line of it was changed, taken out or cut off",
-        description="Look whether the log of forgotten devices is as it was written, beside a running aggregator too. "
+        help="detect changed, removed or missing lines",
+        description="Verify that the log of forgotten devices is as it was written, also beside a running aggregator. "
         "Needs the store's names.key. Exit code 1: it is not.",
     )
     verifying.add_argument("store", metavar="STORE", help="the aggregator's store")

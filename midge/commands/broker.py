@@ -1,4 +1,4 @@
-"""`midge broker`: one in the foreground for trying things out, a safe one's files, and a look at one's own."""
+"""`midge broker`: run one for trials, create the files of a secure one, or check one."""
 
 import argparse
 import asyncio
@@ -14,13 +14,15 @@ _PORTS = 65_535
 
 
 def register(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("broker", help="run a broker for trying things out; make one safe, or check one")
+    parser = subparsers.add_parser("broker", help="run a broker for trials; create a secure one, or check one")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
     running = actions.add_parser(
         "run",
         help="run one until interrupted",
-        description="Run a broker on this machine's loopback address, without passwords: Mosquitto where it is "
-        "installed, else the embedded one. For trying things out; a fleet needs a Mosquitto of its own.",
+        description=(
+            "Run a broker on this machine's loopback address, without passwords: Mosquitto if it is installed, "
+            "otherwise the embedded one. For trying things out; a fleet needs a Mosquitto of its own."
+        ),
     )
     running.add_argument("--port", type=int, default=1883, help="port on 127.0.0.1 (default: 1883; 0 takes a free one)")
     running.add_argument("--kind", choices=["auto", "mosquitto", "embedded"], default="auto", help="which broker")

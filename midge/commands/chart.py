@@ -1,4 +1,4 @@
-"""A curve in the cells of a terminal: Braille patterns, eight dots a cell, or letters where there is no Unicode."""
+"""A curve in text: Braille patterns with eight dots a cell, or letters without Unicode."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def curve(
         place = (value - low) / (high - low) if high > low else 0.5
         row = round((1 - min(1.0, max(0.0, place))) * (rows - 1))
         start = row if before is None else before + (row > before) - (row < before)
-        for passed in range(min(start, row), max(start, row) + 1):  # no gap where it climbs
+        for passed in range(min(start, row), max(start, row) + 1):  # no gap on steep parts
             lit.add((column, passed))
         before = row
     if ascii_only:
@@ -31,7 +31,7 @@ def curve(
 
 
 def _binned(points: Points, columns: int, until: float) -> list[tuple[int, float]]:
-    """The mean of each column's points; a column without any holds on to the one before."""
+    """The mean of each column's points; a column without points repeats the one before."""
     found: dict[int, list[float]] = {}
     for x, y in points:
         if math.isfinite(y) and until > 0:

@@ -1,4 +1,4 @@
-"""`midge broker check URL`: what a broker offers, what this user may do there, and what attacks come to."""
+"""`midge broker check URL`: audit a broker, this user's rights there, and its resistance to attacks."""
 
 import argparse
 import asyncio
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from midge.broker.audit.results import Finding
 
 _UNUSED_FEDERATION = "midge-check"
-"""The federation whose topics are tried where none is named."""
+"""The federation whose topics are tested if none is given."""
 _NAMES, _LEVELS = 40, 9
 """Columns of the table's first two parts."""
 _VERDICTS = {True: "pass", False: "FAIL", None: "untold"}
@@ -30,28 +30,28 @@ _PROTOCOLS = {5: "MQTT 5", 4: "3.1.1"}
 def register(actions: Subparsers) -> None:
     parser = actions.add_parser(
         "check",
-        help="look at a broker before a federation is trusted to it, and try the attacks",
-        description="Look at what a broker offers and, with a federation and a role, at what this user may do on its "
-        "topics; then try the attacks of a stranger and of a device, unless it is a plain broker on this machine. "
-        "Nothing is changed that stays, and no live federation is disturbed; but name a device that is not at work: "
-        "some brokers put it off meanwhile. Exit code 1: there is a problem, or an attack succeeded.",
+        help="check a broker before a federation uses it, and try attacks",
+        description=(
+            "Check what a broker offers and, with a federation and a role, what this user may do on its topics; then "
+            "try the attacks of a stranger and of a device, unless it is a plain broker on this machine. Nothing is "
+            "changed permanently, and no live federation is disturbed; but name a device that is not at work: some "
+            "brokers disconnect it meanwhile. Exit code 1: there is a problem, or an attack succeeded."
+        ),
     )
+    parser.add_argument("url", metavar="URL", nargs="?", help="the broker, such as mqtts://user@broker.local:8883")
     parser.add_argument(
-        "url", metavar="URL", nargs="?", help="the broker, such as mqtts://user@midge.broker.local.local_broker:8883"
+        "--fleet", metavar="DIR", help="a directory of `midge broker init`: replaces other options, runs most trials"
     )
-    parser.add_argument(
-        "--fleet", metavar="DIR", help="what `midge broker init` made: says all the rest, and tries most"
-    )
-    parser.add_argument("--federation", metavar="NAME", help="the federation whose topics are tried")
+    parser.add_argument("--federation", metavar="NAME", help="the federation whose topics are tested")
     parser.add_argument("--root", default=DEFAULT_ROOT, help=f"topic root (default: {DEFAULT_ROOT})")
     role = parser.add_mutually_exclusive_group()
     role.add_argument(
-        "--device", type=called, metavar="NAME", help="look at the rights of a device of this name, and attack as it"
+        "--device", type=called, metavar="NAME", help="check the rights of a device of this name, and attack as it"
     )
-    role.add_argument("--aggregator", action="store_true", help="look at the rights of the aggregator")
+    role.add_argument("--aggregator", action="store_true", help="check the rights of the aggregator")
     teeth = parser.add_mutually_exclusive_group()
-    teeth.add_argument("--attacks", action="store_true", help="try them on a plain broker on this machine too")
-    teeth.add_argument("--read-only", action="store_true", help="publish nothing, take nothing over: for production")
+    teeth.add_argument("--attacks", action="store_true", help="also run them on a plain broker on this machine")
+    teeth.add_argument("--read-only", action="store_true", help="publish nothing, take no session over: for production")
     parser.add_argument("--json", action="store_true", help="as one JSON object")
     add_tls(parser)
     parser.set_defaults(run=run)
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ending(directory: Path) -> "Iterator[Finding]":
-    """What of a fleet's credentials runs out soon."""
+    """Credentials of a fleet that expire soon."""
     from midge.broker.audit.results import Finding  # noqa: PLC0415
     from midge.broker.provisioning.fleet_registry import present  # noqa: PLC0415
     from midge.broker.provisioning.manage_devices import warnings  # noqa: PLC0415
@@ -101,7 +101,7 @@ def _ending(directory: Path) -> "Iterator[Finding]":
 
 
 def _of_options(args: argparse.Namespace) -> "tuple[Endpoint, Topics, Role | None, Parties | None]":
-    """What the options say, with one identity for all parties."""
+    """Endpoint and role from the options, with one identity for all parties."""
     from midge.broker.audit.check import Parties, Role  # noqa: PLC0415
     from midge.broker.provisioning.fleet_registry import ATTACKER, VICTIM  # noqa: PLC0415
 
@@ -119,13 +119,13 @@ def _of_options(args: argparse.Namespace) -> "tuple[Endpoint, Topics, Role | Non
     endpoint = read_endpoint(args, args.url)
     parties = None
     wanted = args.attacks or args.read_only or endpoint.tls is not None or endpoint.exposed
-    if wanted and not args.aggregator:  # whose right all of it is
+    if wanted and not args.aggregator:  # the rights to all of it are its own
         parties = Parties(endpoint, args.device or endpoint.user or ATTACKER, endpoint, VICTIM)
     return endpoint, topics, role, parties
 
 
 def _of_fleet(args: argparse.Namespace) -> "tuple[Endpoint, Topics, Role | None, Parties | None]":
-    """The identities that a fleet has for this: the operator looks, and the doctor's own devices attack."""
+    """The identities of a fleet for this: the operator observes, and test devices attack."""
     from midge.broker.audit.check import Parties, Role  # noqa: PLC0415
     from midge.broker.provisioning.fleet_registry import REVOKED  # noqa: PLC0415
 
@@ -151,7 +151,7 @@ def _of_fleet(args: argparse.Namespace) -> "tuple[Endpoint, Topics, Role | None,
 
 
 def _trials(report: "AuditReport") -> dict[str, list[dict[str, Any]]]:
-    """Rows as scripts read them."""
+    """Rows for scripts."""
 
     def row(trial: "Trial") -> dict[str, Any]:
         protocol = _PROTOCOLS[trial.version] if trial.version else None
@@ -172,8 +172,8 @@ def _count(number: int, noun: str) -> str:
 
 
 def _print(name: str, level: str, seen: str, advice: str) -> None:
-    """One row: name, level, and what was seen behind it what to do."""
-    name, seen, advice = inert(name), inert(seen), inert(advice)  # a broker's own words are among them
+    """One row: name, level, observation, and what to do."""
+    name, seen, advice = inert(name), inert(seen), inert(advice)  # may quote the broker
     margin = _NAMES + _LEVELS
     width = max(40, shutil.get_terminal_size((100, 24)).columns - margin)
     lines = textwrap.wrap(f"{seen} -> {advice}" if advice else seen, width, break_long_words=False)

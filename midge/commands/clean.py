@@ -1,4 +1,4 @@
-"""`midge clean`: leave nothing of a federation on a broker."""
+"""`midge clean`: remove all retained messages of a federation from a broker."""
 
 import argparse
 import asyncio
@@ -10,7 +10,7 @@ from midge.wire.plurals import counted
 from midge.wire.topics import Topics, explain_absence
 
 _NAMED = 5
-"""Devices that are named."""
+"""Most devices that are named."""
 
 
 def register(subparsers: Subparsers) -> None:
@@ -27,7 +27,7 @@ def register(subparsers: Subparsers) -> None:
         type=called,
         default=[],
         metavar="NAME",
-        help="a device whose messages are asked for by name, on a broker that shows none by wildcard; repeated",
+        help="a device whose topics are read by name, for brokers that need that; repeatable",
     )
     parser.add_argument("--force", action="store_true", help="even while its aggregator is running")
     parser.set_defaults(run=run)
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{counted(cleared.removed, 'retained message')} of federation {topics.federation!r} removed.")
     if cleared.blind:
         print(
-            "This broker shows retained messages only to who asks for their topics, as RabbitMQ does. What other "
+            "This broker shows retained messages only by exact topic, as RabbitMQ does. What other "
             "devices said of themselves may be left: name them, midge clean … --device NAME --device NAME."
         )
     live = sorted(name for name, device in found["devices"].items() if DeviceState(device["state"]).live)
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _nothing(connect: Connector, topics: Topics) -> int:
-    """Nothing was there: right if the broker knows no federation; otherwise the name is a wrong one."""
+    """Nothing was found: success if the broker knows no federation; otherwise the name is wrong."""
     from midge.broker.mqtt.federation_view import announced_names  # noqa: PLC0415
 
     if not (announced := asyncio.run(announced_names(connect, topics.root))):

@@ -9,8 +9,8 @@ from midge.commands.parts import Problem, Subparsers, user_errors
 def register(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "compare",
-        help="several runs side by side, as one HTML page",
-        description="Put runs side by side on one HTML page that stands by itself.",
+        help="compare several runs on one HTML page",
+        description="Compare runs side by side on one self-contained HTML page.",
     )
     parser.add_argument("run_directories", metavar="RUN", nargs="+", help="folders of runs, two at least")
     parser.add_argument(

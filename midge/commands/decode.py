@@ -1,4 +1,4 @@
-"""`midge decode FILE|-`: what a payload is, for people who look at one."""
+"""`midge decode FILE|-`: dissect a payload."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from midge.wire.signing import MacKey, PublicKey
 
 _MOST = 2**28
-"""Bytes that are read: the largest message of MQTT."""
+"""Bytes that are read at most: the largest MQTT message."""
 _SHOWN = 100
 """Characters of a value in words."""
 
@@ -26,13 +26,15 @@ _SHOWN = 100
 def register(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "decode",
-        help="what a payload is: its kind, its fields by name, what is inside",
-        description="Take a payload apart: a file, or - for standard input, as it was published or in hexadecimal "
-        "digits. Lines of `TOPIC HEX`, as `mosquitto_sub -F '%%t %%x'` prints them, are a message each. Nothing is "
-        "sent or believed. The exit code is 1 if something is not Midge's, or wrong.",
+        help="dissect a payload: its kind, its fields by name, its content",
+        description=(
+            "Dissect a payload: a file, or - for standard input, as it was published or in hexadecimal digits. Lines "
+            "of `TOPIC HEX`, as `mosquitto_sub -F '%%t %%x'` prints them, are a message each. Nothing is sent or "
+            "trusted. The exit code is 1 if something is not Midge's, or wrong."
+        ),
     )
     parser.add_argument("file", metavar="FILE", help="the payload, or - for standard input")
-    parser.add_argument("--topic", help="where it was published: what belongs there, whose signature it must bear")
+    parser.add_argument("--topic", help="its topic, which implies its kind and its signer")
     parser.add_argument(
         "--key",
         metavar="PEM",
@@ -73,7 +75,7 @@ def _read(file: str) -> bytes:
 
 
 def _messages(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Topics, where they are said, and payloads."""
+    """Topics, if given, and payloads."""
     text = data.decode("ascii", errors="replace").strip()
     lines = [line.split() for line in text.splitlines() if line.strip()]
     if lines and all(len(line) in (1, 2) and "/" in line[0] and _hex(line[1:]) is not None for line in lines):
@@ -103,7 +105,7 @@ def _keys(files: list[str]) -> list["PublicKey | MacKey"]:
 
 
 def _words(found: "Dissection", indent: str = "") -> list[str]:
-    """A dissection in lines."""
+    """A dissection as lines of text."""
     name = f"{found.kind}: " if found.kind else ""
     lines = [f"{indent}{name}{found.what} ({found.size:,} bytes)"]
     shown = {field: value for field, value in found.fields.items() if not (found.inside and field in {"body", "chain"})}
@@ -112,7 +114,7 @@ def _words(found: "Dissection", indent: str = "") -> list[str]:
         left_out = ", ".join(f"{field} {_value(value)}" for field, value in found.defaults.items())
         lines.append(f"{indent}  left out, so: {left_out}")
     if found.unknown:
-        lines.append(f"{indent}  passed over, for this version does not know it: {', '.join(found.unknown)}")
+        lines.append(f"{indent}  unknown to this version:  {', '.join(found.unknown)}")
     if found.body:
         facts = ", ".join(f"{field} {_value(value)}" for field, value in found.body.items())
         lines.append(f"{indent}  body           {facts}")
@@ -140,7 +142,7 @@ def _value(value: Any) -> str:
 
 
 def _short(plain: Callable[[Any], Any], value: Any) -> Any:
-    """A value in JSON's types, of maps only what travelled."""
+    """A value as JSON types; of maps only what travelled."""
     match value:
         case BaseModel():
             return plain(value.model_dump(exclude_defaults=True, by_alias=True))

@@ -13,7 +13,7 @@ from midge.broker import Connector, connector
 from midge.broker.mqtt.connection import Options
 from midge.commands.moments import DemoMoment, Happenings
 from midge.commands.numbers import refuse_impossible
-from midge.commands.parts import Problem, Subparsers, add_tls, read_endpoint, user_errors
+from midge.commands.parts import Problem, Subparsers, add_recipe, add_tls, read_endpoint, user_errors
 from midge.commands.runs import run_folder
 from midge.commands.surroundings import add_world, read_world
 from midge.commands.watching import Showing, every_second, live, print_ending, print_json, print_words, watch
@@ -33,12 +33,12 @@ def register(subparsers: Subparsers) -> None:
     goal.add_argument(
         "--target", type=float, help="end at this accuracy, held; for regression: RMSE. Missed: exit code 1"
     )
-    goal.add_argument("--seconds", type=float, default=60.0, help="end after so long (default: %(default)s)")
+    goal.add_argument("--seconds", type=float, default=60.0, help="end after this time (default: %(default)s)")
     goal.add_argument(
         "--pooled-seconds",
         type=float,
         default=5.0,
-        help="train the pooled baseline for so long at most, behind the run (default: %(default)s)",
+        help="time limit of the pooled baseline's training, after the run (default: %(default)s)",
     )
     data = parser.add_argument_group("data and model")
     data.add_argument(
@@ -48,7 +48,7 @@ def register(subparsers: Subparsers) -> None:
         help="arrays x, y, and unit and split where known; or a week of simulated sensors: vibration, energy",
     )
     data.add_argument(
-        "--devices", type=int, metavar="N", help="number of devices (default: all of the data; 20 for digits)"
+        "--devices", type=int, metavar="N", help="number of devices (default: all in the data; 20 for digits)"
     )
     data.add_argument("--model", choices=["linear", "mlp", "cnn"], help="default: by the data's shape")
     data.add_argument("--app", metavar="MODULE:ATTRIBUTE", help="a model of your own: called with the data")
@@ -56,7 +56,7 @@ def register(subparsers: Subparsers) -> None:
         "--engine",
         choices=["numpy", "mixed", "torch"],
         default="numpy",
-        help="what devices train with (default: numpy)",
+        help="training library of the devices (default: numpy)",
     )
     data.add_argument("--micro", type=int, default=0, metavar="N", help="devices that run on MicroPython (default: 0)")
     data.add_argument("--seed", type=int, default=0, help="of the data's split, the speeds and the model (default: 0)")
@@ -79,9 +79,7 @@ def register(subparsers: Subparsers) -> None:
     learning.add_argument(
         "--buffer-size", type=int, metavar="K", help="updates for each step (default: the strategy's)"
     )
-    learning.add_argument("--learning-rate", type=float, help="of the devices (default: the model's)")
-    learning.add_argument("--local-steps", type=int, help="of the devices (default: the model's)")
-    learning.add_argument("--batch-size", type=int, help="of the devices (default: the model's)")
+    add_recipe(learning)
     learning.add_argument("--codec", help="of the deltas, such as int8:256 or float32 (default: the plan's)")
     add_world(parser)
     run_options = parser.add_argument_group("where")
@@ -118,7 +116,9 @@ def _run(args: argparse.Namespace, outcome: dict[str, Any]) -> int:
         from midge.sensor_fleet.setting import BrokerAddress, Setting  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise Problem(f'The demo needs {error.name}: pip install "midge[demo]"') from error
-    refuse_impossible(args)
+    above_zero = {"seconds": 60, "pooled_seconds": 5, "target": 0.93, "learning_rate": 0.1, "alpha": 0.6}
+    at_least_one = ("devices", "buffer_size", "local_steps", "batch_size")
+    refuse_impossible(args, above_zero, at_least_one, ("micro", "seed"))
     with user_errors():
         Topics(args.federation, args.root)
         given = {name: getattr(args, name) for name in Setting.__dataclass_fields__ if hasattr(args, name)}
@@ -127,7 +127,7 @@ def _run(args: argparse.Namespace, outcome: dict[str, Any]) -> int:
         elif args.strategy not in ("fedasync", "fedbuff"):
             raise Problem(f"--staleness is of fedasync and fedbuff, not of {args.strategy}: leave it out.")
         setting = Setting(**given, world=read_world(args))
-        setting.make_strategy(devices=20)  # whether it is one at all, before anything starts
+        setting.make_strategy(devices=20)  # check that it exists before anything starts
         broker = args.broker
         if broker not in LOCAL:
             endpoint = read_endpoint(args, args.broker)
@@ -169,17 +169,17 @@ def _run(args: argparse.Namespace, outcome: dict[str, Any]) -> int:
 
 
 async def _reach(connect: Connector) -> None:
-    """See whether there is a broker, before anything starts: a short demo would be over before it is missed.
+    """Check that there is a broker before anything starts: a short demo would end before its absence shows.
 
     Raises:
-        BrokerError: there is none, or it lets nothing in.
+        BrokerError: there is none, or it refuses us.
     """
     async with connect(Options(f"midge-demo-{secrets.token_hex(4)}")):
         pass
 
 
 def _showing(args: argparse.Namespace, happenings: Happenings) -> Showing:
-    """How this run is shown: live where there is a terminal to show it on."""
+    """How this run is shown: live in a terminal."""
     if args.json:
         return every_second(print_json)
     drawable = os.environ.get("TERM", "dumb") not in ("dumb", "unknown")

@@ -41,16 +41,18 @@ def register(subparsers: Subparsers) -> None:
         "--name", type=called, help="another name than the app's; its outbox is then NAME.outbox beside the app's"
     )
     parser.add_argument(
-        "--release-key", metavar="PEM", help="believe only what this public key signs (default: that of --config)"
+        "--release-key", metavar="PEM", help="trust only what this public key signs (default: that of --config)"
     )
     parser.add_argument(
         "--signing-key",
         metavar="PEM",
-        help="sign what is sent with this private key (default: --config's certificate's)",
+        help="sign messages with this private key (default: --config's certificate's)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object for each event")
     parser.add_argument(
-        "--wait", action="store_true", help="keep trying though the very first connection fails; later ones always do"
+        "--wait",
+        action="store_true",
+        help="keep trying although the very first connection fails; later ones always are",
     )
     parser.add_argument("--store", metavar="DIR", help="of readmit: the aggregator's store")
     parser.add_argument(
@@ -89,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _described(args: argparse.Namespace) -> argparse.Namespace:
-    """Options that describe a source, to be tried."""
+    """Options that describe a source, for a dry run."""
     if args.app or (args.csv is None and args.sensor_topic is None):
         raise Problem("--dry-run tries a source of rows: say --csv FILE or --sensor-topic TOPIC.")
     return args
@@ -110,7 +112,7 @@ def _app(args: argparse.Namespace) -> Device:
 
 
 def take_part(args: argparse.Namespace, app: Device) -> int:
-    """Move the device to where the options say, and run it until interrupted."""
+    """Apply the options to the device, and run it until interrupted."""
     fields, bundle = moved(app, args)
     if bundle is not None:
         fields |= _renewing(args)
@@ -136,7 +138,7 @@ def take_part(args: argparse.Namespace, app: Device) -> int:
 
 
 def _renewing(args: argparse.Namespace) -> dict[str, Any]:
-    """A bundle's credentials, which are renewed over MQTT from now on."""
+    """A bundle's credentials, renewed over MQTT from now on."""
     from midge.broker.provisioning.bundles import BundleError  # noqa: PLC0415 - not for those without a bundle
     from midge.broker.provisioning.held_credentials import HeldCredentials  # noqa: PLC0415
     from midge.iot_client.connection.renewal import connecting  # noqa: PLC0415
@@ -149,9 +151,9 @@ def _renewing(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _trust(app: Device, args: argparse.Namespace, bundle: Bundle | None) -> None:
-    """Whom to believe and how to sign, where the options or the bundle say it; else as the app does."""
+    """Trusted and signing keys, if the options or the bundle name them; otherwise the app's."""
     own = None if bundle is None or bundle.endpoint.tls is None else bundle.endpoint.tls.keyfile
-    # The aggregator knows the first key: it goes on signing when that of the connection is another.
+    # The aggregator knows the first key: it keeps signing when the connection's key changes.
     if own is not None and (first := own.with_name(SIGNING)).is_file():
         own = first
     release = args.release_key or (None if bundle is None else bundle.release_key)

@@ -1,4 +1,4 @@
-"""`midge device status OUTBOX`: what a device holds, has verified and has cost, beside it while it runs."""
+"""`midge device status OUTBOX`: what a device holds, has verified and has used, also while it runs."""
 
 import argparse
 import json
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace, outbox: str) -> int:
 
 
 def ending(args: argparse.Namespace) -> list[str]:
-    """Alarms for credentials of the bundle that `--config` names."""
+    """Alarms for credentials of the bundle in `--config`."""
     from midge.broker.provisioning.expiry import alarms  # noqa: PLC0415
 
     files = [] if args.config is None else read_config(args.config).endpoint.credential_files
@@ -38,12 +38,12 @@ def ending(args: argparse.Namespace) -> list[str]:
 
 
 def hindered(args: argparse.Namespace) -> list[str]:
-    """What is in the way of the conditions that the options say."""
+    """Conditions from the options that are not met."""
     return [why for each in (*conditions_of(args)[0], *conditions_of(args)[1]) if (why := each()) is not None]
 
 
 def look(path: Path) -> dict[str, Any]:
-    """Read the outbox and what lies beside it, and change nothing.
+    """Read the outbox and the files beside it without changing anything.
 
     Raises:
         Problem: there is no outbox, or it cannot be read.
@@ -84,15 +84,15 @@ def look(path: Path) -> dict[str, Any]:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    """To be read only. Where no device has it open, nothing is locked and no file is made beside it."""
+    """A read-only connection. If no device has it open, nothing is locked and no file is made beside it."""
     unused = not path.with_name(f"{path.name}-wal").exists()
     return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if unused else ''}", uri=True)
 
 
 def usage(path: Path, running: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
-    """What this month has cost, of the running device or as it was written down; None if neither is there.
+    """The usage of this month, of the running device or as stored; None if there is neither.
 
-    `as_of` is seconds since 1970. A day's wear is extrapolated from the seconds that it was counted in.
+    `as_of` is seconds since 1970. A day's wear is extrapolated from the time over which it was counted.
     """
     place, now = path.with_name(f"{path.name}.usage.json"), time.time()
     with suppress(OSError, ValueError):
@@ -102,7 +102,7 @@ def usage(path: Path, running: Mapping[str, Any] | None = None) -> dict[str, Any
             since = float(spent.get("since", 0))
             written, seconds = int(spent.get("written", 0)), as_of - since if since else 0.0
             if running is not None and running["seconds"] >= _MINUTE:
-                written, seconds = running["written"], running["seconds"]  # a month may have been spent off
+                written, seconds = running["written"], running["seconds"]  # a month may have passed while it was off
             per_day = int(written / seconds * _DAY) if seconds >= _MINUTE else None
             return {**spent, "as_of": as_of, "seconds": seconds, "written": written, "written_per_day": per_day}
     return None
@@ -116,7 +116,7 @@ def _base(header: bytes) -> int:
 
 
 def _verified(packed: bytes) -> dict[str, Any]:
-    """The newest announcement that was verified; `iot_client.session.trust.Newest`."""
+    """The newest verified announcement; `iot_client.session.trust.Newest`."""
     from midge.wire import frames  # noqa: PLC0415
 
     fields: Mapping[str, Any] = frames.unpack(packed)
@@ -147,7 +147,7 @@ def _samples(path: Path) -> dict[str, Any] | None:
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
-    """The same for people."""
+    """The same as text."""
     held = found["held"]
     bases = sorted({each["base"] for each in held})
     said = [
@@ -157,7 +157,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         + f"; the next is {found['next']}",
     ]
     if found["lost"]:
-        said.append(f"lost      {counted(found['lost'], 'update')}, which rotted on this disk before they were settled")
+        said.append(f"lost      {counted(found['lost'], 'update')}, which this disk damaged before they were settled")
     if (running := found["running"]) is not None:
         waits = f", waits: {running['waits']}" if running["waits"] else ""
         said.append(
@@ -167,14 +167,14 @@ def lines(found: Mapping[str, Any]) -> list[str]:
             f"{running['bytes_up']:,} bytes up and {running['bytes_down']:,} down"
         )
     else:
-        said.append("running   no: what follows was written down last")
+        said.append("running   no: what follows was stored earlier")
     for channel, newest in found["verified"].items():
         said.append(
             f"verified  {channel}: version {newest['version']}, generation {newest['generation']}, "
             f"epoch {newest['epoch']}, lineage {newest['lineage'][:8]}, issued {day(newest['issued'])}"
         )
     if not found["verified"]:
-        said.append("verified  nothing: no key is pinned, the broker is believed (--release-key)")
+        said.append("verified  nothing: no key is pinned, the broker is trusted (--release-key)")
     if (model := found["predicts"]) is not None:
         said.append(f"predicts  with version {model['version']} of the channel {model['channel']}")
     said += [f"rows      {each['words']}" for each in (running or {}).get("intake", ())]
@@ -197,7 +197,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def wear(month: Mapping[str, Any]) -> str:
-    """What goes to the flash in a day, and from how long that is known."""
+    """Bytes written to flash a day, and the time over which they were counted."""
     if month["written_per_day"] is None:
         return f"; {month['written']:,} bytes written to the flash in {month['seconds']:.0f} s"
     known = f", measured over {spell(month['seconds'])}" if month["seconds"] < _DAY else ""
@@ -205,5 +205,5 @@ def wear(month: Mapping[str, Any]) -> str:
 
 
 def day(seconds: float | None) -> str:
-    """A moment as people write it, in UTC."""
+    """A date and time as text, in UTC."""
     return "never" if not seconds else time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))

@@ -1,4 +1,4 @@
-"""`midge device verify OUTBOX`: whether what a device keeps on its disk is what it wrote. It may run meanwhile."""
+"""`midge device verify OUTBOX`: verify what a device keeps on its disk. It may run meanwhile."""
 
 import argparse
 import json
@@ -35,5 +35,5 @@ def run(args: argparse.Namespace, outbox: str) -> int:
         print(inert(f"{part.name}: DAMAGED, {part.damage}.{stake}" if part.damage else f"{part.name}: {part.checked}."))
     for each in aside:
         print(f"Put aside: {each}")
-    print("Something is damaged." if damaged else "All of it is what was written.")
+    print("Something is damaged." if damaged else "Everything is undamaged.")
     return 1 if damaged else 0

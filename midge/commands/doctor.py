@@ -1,4 +1,4 @@
-"""`midge device doctor`: whether this board is fit to take part, and what to do where it is not."""
+"""`midge device doctor`: check whether this board can take part, and what to do if not."""
 
 import argparse
 import asyncio
@@ -27,7 +27,7 @@ _NEEDED = {"numpy": "1.26", "msgpack": "1.0.8", "pydantic": "2.7", "paho-mqtt": 
 _EXTRAS = {"cryptography": "midge[security]", "psutil": "", "torch": "midge[torch]", "zstandard": "midge[zstd]"}
 _ROOM, _LITTLE = 64 * 2**20, 512 * 2**20
 _WEAR = 10**9
-"""Bytes written a day that are too many for a memory card."""
+"""Bytes written a day that wear a memory card out."""
 _SKEW = 300.0
 
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         return int(ill)
     for each in found:
         print(f"{each.name:<12} {each.level:<8} {each.seen}" + (f" -> {each.advice}" if each.advice else ""))
-    print("This board can take part." if not ill else "Something stands in the way: see above.")
+    print("This board can take part." if not ill else "This board cannot take part yet: see above.")
     return int(ill)
 
 
@@ -55,7 +55,7 @@ def _endpoint(args: argparse.Namespace) -> Endpoint | None:
 
 
 def clock(outbox: Path | None, *, now: float | None = None) -> Iterator[Finding]:
-    """Whether the clock was ever set, and is not behind what was verified: TLS certificates are read by it."""
+    """Check that the clock was set, and is not behind the last verified time: TLS certificates are checked by it."""
     now = time.time() if now is None else now
     floor = 0.0
     if outbox is not None and outbox.is_file():
@@ -64,11 +64,13 @@ def clock(outbox: Path | None, *, now: float | None = None) -> Iterator[Finding]
     if now < SANE:
         advice = "Set it, by systemd-timesyncd, chrony or a clock with a battery: no certificate is valid in that year."
         if floor:
-            advice += f" What was verified last says that it is {day(floor)} at least; Midge goes by that for models."
+            advice += (
+                f" The last verified announcement says that it is {day(floor)} at least; Midge uses that for models."
+            )
         yield Finding("clock", f"it says {day(now)}: it was never set", "problem", advice)
     elif now < floor - _SKEW:
-        seen = f"it says {day(now)}, behind what was verified last, issued {day(floor)}"
-        yield Finding("clock", seen, "warning", "Set it: Midge goes by the later one for models, TLS by the clock.")
+        seen = f"it says {day(now)}, behind the last verified announcement, issued {day(floor)}"
+        yield Finding("clock", seen, "warning", "Set it: Midge uses the later one for models, TLS the clock.")
     else:
         kept = any(each.exists() for each in _SYNCHRONISED)
         seen = day(now) + (", kept by systemd-timesyncd" if kept else "")
@@ -77,7 +79,7 @@ def clock(outbox: Path | None, *, now: float | None = None) -> Iterator[Finding]
 
 
 def disk(outbox: Path | None) -> Iterator[Finding]:
-    """Whether there is room where the outbox lies, and it can be written."""
+    """Check that there is room for the outbox, and that it can be written."""
     place = (outbox.parent if outbox is not None else Path()).absolute()
     if not place.is_dir():
         yield Finding("disk", f"there is no directory {place}", "problem", "Make it, or name another outbox.")
@@ -89,7 +91,7 @@ def disk(outbox: Path | None) -> Iterator[Finding]:
             os.fsync(file.fileno())
     except OSError as error:
         yield Finding(
-            "disk", f"{place} cannot be written: {error.strerror}", "problem", "Make room, or give the right."
+            "disk", f"{place} cannot be written: {error.strerror}", "problem", "Make room, or give write permission."
         )
         return
     free = shutil.disk_usage(place).free
@@ -110,7 +112,7 @@ def disk(outbox: Path | None) -> Iterator[Finding]:
 
 
 def software() -> Iterator[Finding]:
-    """Python and the packages, those that a device needs and those that it may use."""
+    """Check Python and the required and optional packages."""
     version = platform.python_version()
     good = sys.version_info >= (3, 11)
     yield Finding(
@@ -131,7 +133,7 @@ def software() -> Iterator[Finding]:
 
 
 def credentials(endpoint: Endpoint | None, *, now: float | None = None) -> Iterator[Finding]:
-    """How long this device's certificate and the authorities that it trusts are good for."""
+    """Remaining validity of this device's certificate and the authorities that it trusts."""
     from midge.broker.provisioning.expiry import ends  # noqa: PLC0415 - needs an extra where there are files
 
     present = datetime.fromtimestamp(time.time() if now is None else now, UTC)
@@ -143,13 +145,13 @@ def credentials(endpoint: Endpoint | None, *, now: float | None = None) -> Itera
 
 
 def power(args: argparse.Namespace) -> Iterator[Finding]:
-    """What is in the way now of the conditions that the options say."""
+    """Conditions from the options that are not met now."""
     for why in hindered(args):
         yield Finding("conditions", why, "note", "It would not train now.")
 
 
 async def broker(endpoint: Endpoint) -> list[Finding]:
-    """Whether the broker answers, over TLS with a certificate that is good, and lets us in. Publishes nothing."""
+    """Check that the broker answers, with a valid TLS certificate, and lets us in. Publishes nothing."""
     from midge.broker import connector  # noqa: PLC0415
     from midge.broker.audit.handshake import look_at_tls  # noqa: PLC0415
     from midge.broker.mqtt.connection import Options  # noqa: PLC0415
@@ -170,7 +172,7 @@ async def broker(endpoint: Endpoint) -> list[Finding]:
             version = "5" if connection.limits.protocol == 5 else "3.1.1"
             found.append(Finding("broker", f"{endpoint} lets us in after {took:.0f} ms, MQTT {version}"))
     except BrokerError as error:
-        found.append(Finding("broker", str(error), "problem", "midge broker check looks closer."))
+        found.append(Finding("broker", str(error), "problem", "midge broker check checks more."))
     return found
 
 
@@ -191,5 +193,5 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def no_outbox() -> Problem:
-    """What to say where `status` is asked without an outbox."""
+    """The error if `status` has no outbox."""
     return Problem("Say whose status: midge device status OUTBOX, such as pump-17.outbox.")

@@ -1,4 +1,4 @@
-"""`midge device --csv FILE --dry-run`: what would be read, what not and why; nothing is sent or kept."""
+"""`midge device --csv FILE --dry-run`: show what would be read or dropped, and why; nothing is sent or kept."""
 
 import argparse
 import asyncio
@@ -18,7 +18,8 @@ from midge.commands.gateway import csv_options, file_columns, kind_of, names_in,
 from midge.commands.parts import Problem, user_errors
 from midge.commands.places import moved
 from midge.iot_client.data.columns import FIRST, no_inputs
-from midge.iot_client.data.csv_source import CsvError, CsvRows, first_rows, header
+from midge.iot_client.data.csv_inspection import first_rows, header
+from midge.iot_client.data.csv_source import CsvError, CsvRows
 from midge.iot_client.data.intake import Intake
 from midge.iot_client.data.mqtt_source import LATER, SensorTopic
 from midge.iot_client.data.payloads import records_of, spelled
@@ -29,13 +30,13 @@ from midge.wire.inert import inert
 log = logging.getLogger("iot_client")
 
 _BYTES = 256 * 2**20
-"""Of rows that are held to count their classes; memory is taken as they come."""
+"""Bytes of rows that are kept to count their classes; memory is allocated as they come."""
 _MOST_CLASSES = 20
 _LISTEN, _MOST_MESSAGES = 10.0, 100_000
 
 
 def run(args: argparse.Namespace) -> int:
-    log.disabled = True  # the counts say it
+    log.disabled = True  # the counts show it
     try:
         found = _file(args) if args.csv is not None else asyncio.run(_topic(args))
     except (CsvError, Problem) as error:
@@ -82,7 +83,7 @@ def _file(args: argparse.Namespace) -> dict[str, Any]:
 
 
 async def _topic(args: argparse.Namespace) -> dict[str, Any]:
-    """Listen for a while, and read then what was heard: which fields there are is not known before."""
+    """Collect messages for a while, then read them: the fields are not known before."""
     heard = await _listen(args)
     if not heard:
         spent = _LISTEN if args.listen is None else args.listen
@@ -116,7 +117,7 @@ async def _topic(args: argparse.Namespace) -> dict[str, Any]:
     intake = samples.intake(args.sensor_topic)
     if (silent := source.silence(samples)) is not None:
         intake.problem = intake.problem or silent[1]
-    if not intake.kept and (count := intake.skipped.pop(LATER, 0)):  # there was no row to come
+    if not intake.kept and (count := intake.skipped.pop(LATER, 0)):  # no row was expected
         text = next((f"{each.topic} {each.payload[:200].decode(errors='replace')}" for _, each in heard), "")
         for _ in range(count):
             intake.drop(f"no {args.label}" if args.label else "not all features", intake.problem, text)
@@ -128,7 +129,7 @@ def _unused(options: Options) -> Any:  # noqa: ARG001 - as a connector is called
 
 
 def _twins(fields: Mapping[str, Sequence[Any]], label: str | None) -> dict[str, str]:
-    """Fields that say what another says, under the end of its name or the whole of it, as those of SenML do."""
+    """Fields that duplicate another one under the end of its name or its full name, as in SenML."""
     return {
         name: f"the same as {other}"
         for name, said in fields.items()
@@ -140,7 +141,7 @@ def _twins(fields: Mapping[str, Sequence[Any]], label: str | None) -> dict[str, 
 
 
 async def _listen(args: argparse.Namespace) -> list[tuple[float, Delivery]]:
-    """The messages of some seconds, with the time at which each came."""
+    """The messages of some seconds, with the arrival time of each."""
     if args.sensor_broker is not None:
         with user_errors():
             reach = connector(sensors(args))
@@ -191,7 +192,7 @@ def _samples(args: argparse.Namespace, features: Sequence[str]) -> Samples:
 def _found(
     args: argparse.Namespace, samples: Samples, intake: Intake, out: Mapping[str, str], said: Sequence[Any]
 ) -> dict[str, Any]:
-    """What was read, as JSON has it."""
+    """The result of the dry run, as JSON types."""
     packed = intake.packed()
     never = [name for name in samples.absent if intake.kept]
     return {
@@ -204,7 +205,7 @@ def _found(
 
 
 def _classes(args: argparse.Namespace, samples: Samples, said: Sequence[Any]) -> dict[str, int]:
-    """How many rows each class has; without names, the words that the label says in the first rows."""
+    """Number of rows in each class; without names, the label's words in the first rows."""
     if names := names_in(args.classes):
         counted = Counter(samples.arrays(take=False)[1].tolist())
         return {name: counted[number] for number, name in enumerate(names)}
@@ -226,7 +227,7 @@ def _empty(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
-    """The same for people."""
+    """The same as text."""
     columns = found["columns"]
     said = [f"read      {found['read']:,} rows of {found['source']}, {found['kept']:,} kept"]
     if columns["used"]:

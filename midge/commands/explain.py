@@ -17,8 +17,10 @@ def register(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "explain",
         help="the life of one update, from an aggregator's journal",
-        description="Tell what became of one update: its verdict, the step that applied it and with which weight, the "
-        "version that carried it. Reads the store beside a running aggregator; changes nothing.",
+        description=(
+            "Show what happened to one update: its verdict, the step that applied it, its weight, and the version "
+            "that carried it. Reads the store beside a running aggregator; changes nothing."
+        ),
     )
     parser.add_argument("store", metavar="STORE", help="the aggregator's store, a directory")
     parser.add_argument("update", metavar="DEVICE/SEQ", help="such as pump-17/42")

@@ -6,7 +6,7 @@ from midge.commands import live_fleet, virtual
 from midge.commands.parts import Problem, Subparsers, add_tls
 
 _DEFAULTS = {"virtual": (1000, 7.0), "live": (200, 1.0)}
-"""Devices and days."""
+"""Default numbers of devices and days."""
 
 
 def register(subparsers: Subparsers) -> None:
@@ -19,7 +19,7 @@ def register(subparsers: Subparsers) -> None:
     )
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--virtual", action="store_true", help="simulate a fleet, and write a report of it")
-    kind.add_argument("--plan", action="store_true", help="how long, how many bytes, how much energy, for which score")
+    kind.add_argument("--plan", action="store_true", help="estimate time, bytes and energy for a score")
     kind.add_argument("--live", action="store_true", help="run a fleet over a broker, in scaled time")
     parser.add_argument(
         "--devices", type=int, metavar="N", help="of the fleet (default: 1000 virtual ones, 200 live ones)"

@@ -1,6 +1,6 @@
-"""`midge device-forget NAME --store DIR`: withdraw a device from a federation, and erase what the store has of it.
+"""`midge device-forget NAME --store DIR`: withdraw a device from a federation, and erase its data in the store.
 
-`midge device readmit NAME --store DIR` lets one that was withdrawn take part again.
+`midge device readmit NAME --store DIR` lets a withdrawn device take part again.
 """
 
 import argparse
@@ -15,9 +15,9 @@ from midge.wire.plurals import counted
 def register(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "device-forget",
-        help="withdraw a device: refuse it from now on, and erase what the aggregator's store has of it",
+        help="withdraw a device: refuse it from now on, and erase its data in the aggregator's store",
         description="Refuse a device from now on and erase its name, its updates and its counters from the store, "
-        "beside a running aggregator or where none runs. What it has already contributed to the model stays in it. It "
+        "with or without a running aggregator. What it has already contributed to the model stays in it. It "
         "comes back under this name only if device-readmit lets it.",
     )
     _add_request(parser)
@@ -25,19 +25,21 @@ def register(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "device-readmit",
         help="let a device that was withdrawn take part again (also: midge device readmit)",
-        description="Let a device that device-forget withdrew take part again under its name, beside a running "
-        "aggregator or where none runs. What was erased stays erased: it begins as a new device does.",
+        description=(
+            "Let a device that device-forget withdrew take part again under its name, with or without a running "
+            "aggregator. Erased data stay erased: it begins as a new device."
+        ),
     )
     _add_request(parser)
     parser.set_defaults(run=lambda args: readmit(args.name, args.store, args.wait))
 
 
 def _add_request(parser: Parser) -> None:
-    """Which device of which store, and how long to wait for a running aggregator."""
+    """Options for the device, the store, and how long to wait for a running aggregator."""
     parser.add_argument("name", type=called, metavar="NAME", help="the device's name on the wire")
     parser.add_argument("--store", required=True, metavar="DIR", help="the aggregator's store")
     parser.add_argument(
-        "--wait", type=float, default=30.0, metavar="SECONDS", help="for a running aggregator to do it (default: 30)"
+        "--wait", type=float, default=30.0, metavar="SECONDS", help="to wait for a running aggregator (default: 30)"
     )
 
 
@@ -68,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def readmit(name: str, store: str, wait: float = 30.0) -> int:
-    """Let a device in again."""
+    """Readmit a device."""
     with server_side():
         from midge.aggregator.store import device_erasure as forgetting  # noqa: PLC0415 - an extra
         from midge.aggregator.store.store import Store, StoreInUse  # noqa: PLC0415
@@ -90,7 +92,7 @@ def readmit(name: str, store: str, wait: float = 30.0) -> int:
 
 
 def _gone(path: Path, seconds: float) -> bool:
-    """Whether a file goes within a time."""
+    """Whether a file disappears within a time."""
     end = time.monotonic() + seconds
     while path.exists():
         if time.monotonic() > end:
@@ -100,7 +102,7 @@ def _gone(path: Path, seconds: float) -> bool:
 
 
 def _wait_for(path: Path, name: str, seconds: float) -> int:
-    """The running aggregator takes the request's file away when it is done."""
+    """Wait until the running aggregator removes the request's file."""
     if not _gone(path, seconds):
         print(
             f"{name} is refused as soon as the aggregator reads {path}. It erases the rest when no update of the "

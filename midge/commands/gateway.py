@@ -1,4 +1,4 @@
-"""A device without a program: it trains a ready-made model on a CSV that grows, or on an MQTT topic of sensors."""
+"""A device without a user's program: trains a ready-made model on a growing CSV file or on a topic of sensors."""
 
 import argparse
 import csv
@@ -15,10 +15,12 @@ from midge.commands.guest import seconds
 from midge.commands.parts import Parser, Problem, other_broker, read_config, user_errors
 from midge.iot_client.config import DeviceConfig
 from midge.iot_client.data.csv_format import Layout
-from midge.iot_client.data.csv_source import CsvOptions, CsvRows, header, no_features
+from midge.iot_client.data.csv_inspection import CsvOptions, header, no_features
+from midge.iot_client.data.csv_source import CsvRows
 from midge.iot_client.data.mqtt_source import SensorTopic
 from midge.iot_client.data.row_reader import Kind
-from midge.iot_client.data.samples import Samples, SamplesError, Source
+from midge.iot_client.data.samples import Samples, Source
+from midge.iot_client.data.samples_file import SamplesError
 from midge.iot_client.device import Device
 from midge.iot_client.training.sample_trainer import SampleTrainer
 from midge.running import endpoint_of
@@ -28,30 +30,28 @@ log = logging.getLogger("iot_client")
 
 
 def add_gateway(parser: Parser) -> None:
-    """Options that stand in the place of a program."""
+    """Options that replace a program."""
     # `--missing -200,-9999` is a value and no option, of which none begins with a digit.
     parser._negative_number_matcher = re.compile(r"-\.?\d.*")  # noqa: SLF001
     group = parser.add_argument_group(
-        "in place of MODULE:ATTRIBUTE", "Train one of midge's own models in NumPy; which, the federation says."
+        "instead of MODULE:ATTRIBUTE", "Train one of midge's own models in NumPy, chosen by the federation."
     )
     source = group.add_mutually_exclusive_group()
     source.add_argument("--csv", metavar="FILE", help="rows that another program appends; the first line names columns")
     source.add_argument("--sensor-topic", metavar="TOPIC", help="rows from an MQTT topic, such as zigbee2mqtt/pump-17")
     group.add_argument("--sensor-broker", metavar="URL", help="the broker of the sensors (default: the federation's)")
     group.add_argument("--sensor-password-file", metavar="FILE", help="the password for the user in its URL")
-    group.add_argument("--label", metavar="NAME", help="the column or field that is to be predicted")
+    group.add_argument("--label", metavar="NAME", help="the column or field to predict")
     group.add_argument(
         "--features", metavar="A,B,C", help="the columns or fields to predict it from, in the model's order"
     )
+    group.add_argument("--classes", metavar="A,B,C", help="names of the classes, in the model's order, if it has any")
     group.add_argument(
-        "--classes", metavar="A,B,C", help="names of the classes, in the model's order, where it has any"
+        "--missing", metavar="A,B", help="numbers or words that stand for a missing value, such as -200,-9999"
     )
-    group.add_argument(
-        "--missing", metavar="A,B", help="numbers or words that stand for a value that is not there, such as -200,-9999"
-    )
-    group.add_argument("--decimal", choices=(".", ","), help="the decimal mark in the CSV (default: by its look)")
-    group.add_argument("--separator", metavar="CHAR", help="what parts the CSV's columns (default: by its look)")
-    group.add_argument("--encoding", help="of the CSV, such as cp1252 (default: by its look)")
+    group.add_argument("--decimal", choices=(".", ","), help="the decimal mark in the CSV (default: detected)")
+    group.add_argument("--separator", metavar="CHAR", help="the CSV's delimiter (default: detected)")
+    group.add_argument("--encoding", help="encoding of the CSV, such as cp1252 (default: detected)")
     group.add_argument(
         "--dry-run", action="store_true", help="print what would be read, which columns are used and why others are not"
     )
@@ -60,44 +60,48 @@ def add_gateway(parser: Parser) -> None:
         dest="listen",
         type=seconds,
         metavar="TIME",
-        help="of --dry-run: listen so long to a topic (default: 10s)",
+        help="with --dry-run: listen to a topic for this time (default: 10s)",
     )
     group.add_argument(
         "--model",
         choices=("auto", "linear", "softmax", "mlp", "autoencoder"),
         default="auto",
-        help="refuse a federation whose model is another (default: take what it has)",
+        help="refuse a federation with another model (default: accept any)",
     )
-    group.add_argument("--train-after", type=int, default=32, metavar="ROWS", help="that are new (default: 32)")
-    group.add_argument("--keep-rows", type=int, default=10_000, metavar="ROWS", help="the newest (default: 10000)")
+    group.add_argument(
+        "--train-after", type=int, default=32, metavar="ROWS", help="new rows per training (default: 32)"
+    )
+    group.add_argument(
+        "--keep-rows", type=int, default=10_000, metavar="ROWS", help="most rows that are kept (default: 10000)"
+    )
     group.add_argument("--federation", metavar="NAME", help="the federation's name, unless --config says it")
     group.add_argument("--root", default=DEFAULT_ROOT, help=f"topic root (default: {DEFAULT_ROOT})")
-    group.add_argument("--outbox", metavar="FILE", help="what is sent waits here (default: NAME.outbox)")
+    group.add_argument("--outbox", metavar="FILE", help="file for updates that wait (default: NAME.outbox)")
 
 
 _ITS_OWN = (
     *("sensor_broker", "sensor_password_file", "label", "features", "classes", "missing"),
     *("decimal", "separator", "encoding", "dry_run", "federation"),
 )
-"""Options that say what a gateway reads, and nothing to a program: unset, they are None or False."""
+"""Options of a gateway that do not apply to a program: unset, they are None or False."""
 
 
 def refuse_options(args: argparse.Namespace, app: str) -> None:
-    """Refuse what a program would not hear of.
+    """Refuse options that a program would ignore.
 
     Raises:
         Problem: an option is only for a gateway.
     """
     given = [f"--{name.replace('_', '-')}" for name in _ITS_OWN if getattr(args, name)]
     if given:
-        verb, says = ("is", "says") if len(given) == 1 else ("are", "say")
+        verb, has = ("is", "has") if len(given) == 1 else ("are", "have")
         raise Problem(
-            f"{', '.join(given)} {verb} for --csv and --sensor-topic, and {says} nothing to {app}: write it there."
+            f"{', '.join(given)} {verb} for --csv and --sensor-topic, and {has} no effect on {app}: write it there."
         )
 
 
 def gateway(args: argparse.Namespace) -> Device:
-    """The device that the options describe; where it takes part is still to be said.
+    """The device that the options describe; without its place yet.
 
     Raises:
         Problem: something is missing, or cannot be used.
@@ -134,7 +138,7 @@ def _device(
     """The device that trains on these samples.
 
     Raises:
-        ValueError: an option says what cannot be.
+        ValueError: an option is invalid.
     """
     from midge.iot_client.board.conditions import enough_new, every_feature  # noqa: PLC0415
 
@@ -148,7 +152,7 @@ def _device(
         sources.append(CsvRows(Path(args.csv).expanduser(), classes=classes, options=csv_options(args)))
     elif args.sensor_broker is not None:
         sources.append(SensorTopic(connector(sensors(args)), args.sensor_topic, classes=classes))
-    else:  # the federation's broker, wherever the device is moved to
+    else:  # the federation's broker, also after the device is moved
         sources.append(SensorTopic(_wherever, args.sensor_topic, classes=classes))
     app = Device(
         DeviceConfig(
@@ -183,19 +187,19 @@ def _who(args: argparse.Namespace) -> tuple[str, str]:
 
 
 def sensors(args: argparse.Namespace) -> Endpoint:
-    """The broker that --sensor-broker names."""
+    """The broker in --sensor-broker."""
     return other_broker(args.sensor_broker, args.sensor_password_file)
 
 
 def kind_of(args: argparse.Namespace) -> Kind:
-    """What the rows are for."""
+    """The kind of the samples."""
     if args.label is None:
         return "reconstruction"
     return "classification" if names_in(args.classes) else "regression"
 
 
 def csv_options(args: argparse.Namespace) -> CsvOptions:
-    """What the options say of how the file is written.
+    """The file format from the options.
 
     Raises:
         ValueError: there is no such encoding.
@@ -207,10 +211,10 @@ def csv_options(args: argparse.Namespace) -> CsvOptions:
 
 
 def _columns(args: argparse.Namespace) -> Sequence[str]:
-    """The features; unless some are named, the columns of a CSV but the label and what is no input by its look."""
+    """The features; if none are named, all columns of a CSV except the label and those that are no inputs."""
     if args.label is None and args.model != "autoencoder":
         raise Problem(
-            "Say with --label which column or field is to be predicted; or --model autoencoder, which learns from rows "
+            "Say with --label which column or field to predict; or --model autoencoder, which learns from rows "
             "without a label what is normal."
         )
     if args.label is not None and args.model == "autoencoder":
@@ -251,6 +255,6 @@ def file_columns(args: argparse.Namespace, path: Path, layout: Layout) -> tuple[
 
 
 def names_in(text: str | None) -> list[str]:
-    """Names that commas part; one with a comma of its own stands in double quotes."""
+    """Names separated by commas; one that contains a comma is in double quotes."""
     found = next(csv.reader([text or ""], skipinitialspace=True), [])
     return [name.strip() for name in found if name.strip()]

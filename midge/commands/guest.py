@@ -1,4 +1,4 @@
-"""Options by which a device is a good guest of its board: when it may train, what it may cost, when it sleeps."""
+"""Options that limit a device's use of its board: when it may train, what it may use, when it sleeps."""
 
 import argparse
 import inspect
@@ -21,7 +21,7 @@ _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 
 
 def amount(units: dict[str, int], example: str) -> Callable[[str], float]:
-    """Reads numbers with a unit behind them, for argparse."""
+    """Make an argparse type for numbers with a unit."""
 
     def read(text: str) -> float:
         number = text.rstrip("".join(units))
@@ -41,37 +41,48 @@ seconds = amount({"": 1, **_SECONDS}, "6h")
 
 
 def add_guest(parser: Parser) -> None:
-    """The options."""
-    when = parser.add_argument_group("when it trains", "Each holds training back until it is met.")
-    when.add_argument("--on-mains", action="store_true", help="only with power from outside")
-    when.add_argument("--battery-above", type=float, metavar="SHARE", help="only above this charge, such as 0.3")
-    when.add_argument("--cooler-than", type=float, metavar="CELSIUS", help="only while the board is below it")
-    when.add_argument("--cpu-idle", type=float, metavar="SHARE", help="only while others leave so much idle")
+    """Add the options."""
+    when = parser.add_argument_group("when it trains", "Training starts only while all given conditions hold.")
+    when.add_argument("--on-mains", action="store_true", help="only with external power")
     when.add_argument(
-        "--hours", action="append", metavar="SPAN", help="only then, such as 22:00-06:00; may be repeated"
+        "--battery-above", type=float, metavar="SHARE", help="only above this battery charge, such as 0.3"
+    )
+    when.add_argument("--cooler-than", type=float, metavar="CELSIUS", help="only below this board temperature")
+    when.add_argument(
+        "--cpu-idle", type=float, metavar="SHARE", help="only while at least this share of the CPU is idle"
+    )
+    when.add_argument(
+        "--hours", action="append", metavar="SPAN", help="only at these hours, such as 22:00-06:00; repeatable"
     )
     when.add_argument("--unmetered", action="store_true", help="fetch and send only on a link that is not metered")
     costs = parser.add_argument_group("what it costs")
-    costs.add_argument("--bytes-per-month", type=size, metavar="BYTES", help="on the link, both ways, such as 50M")
-    costs.add_argument("--joules-per-month", type=float, metavar="J", help="for training, and bytes where they cost")
-    costs.add_argument("--watts", type=float, metavar="W", help="what training draws beyond rest")
-    costs.add_argument("--joules-per-byte", type=float, metavar="J", help="what a byte on the link takes")
+    costs.add_argument(
+        "--bytes-per-month", type=size, metavar="BYTES", help="most bytes on the link, both ways, such as 50M"
+    )
+    costs.add_argument("--joules-per-month", type=float, metavar="J", help="most energy for training and bytes")
+    costs.add_argument("--watts", type=float, metavar="W", help="power of training above idle")
+    costs.add_argument("--joules-per-byte", type=float, metavar="J", help="energy for a byte on the link")
     sleep = parser.add_argument_group("when it sleeps")
     sleep.add_argument(
-        "--wake-every", type=seconds, metavar="TIME", help="train once, wait for the receipts, sleep: 6h"
+        "--wake-every",
+        type=seconds,
+        metavar="TIME",
+        help="wake at this interval, train once, wait for receipts, sleep; such as 6h",
     )
-    sleep.add_argument("--awake", type=seconds, metavar="TIME", help="wait so long for others at most (default: 5m)")
+    sleep.add_argument(
+        "--awake", type=seconds, metavar="TIME", help="maximum time awake per cycle, beside training (default: 5m)"
+    )
     sleep.add_argument("--once", action="store_true", help="train once, wait for the receipts, and end")
     child = parser.add_argument_group("in a process of its own")
-    child.add_argument("--isolate", action="store_true", help="train at a low priority, where it may be killed")
-    child.add_argument("--memory", type=size, metavar="BYTES", help="what that process may have (with --isolate)")
+    child.add_argument("--isolate", action="store_true", help="train in a child process of low priority")
+    child.add_argument("--memory", type=size, metavar="BYTES", help="memory limit of that process (with --isolate)")
 
 
 def conditions_of(args: argparse.Namespace) -> "tuple[list[Condition], list[Condition]]":
-    """What the options say must be met to train, and to use the link.
+    """Conditions from the options: to train, and to use the link.
 
     Raises:
-        Problem: one of them cannot be.
+        Problem: one of them is invalid.
     """
     from midge.iot_client.board import conditions  # noqa: PLC0415 - for those who want one
 
@@ -91,10 +102,10 @@ def conditions_of(args: argparse.Namespace) -> "tuple[list[Condition], list[Cond
 
 
 def make_guest(app: "Device", args: argparse.Namespace) -> None:
-    """Have the app follow the options.
+    """Apply the options to the app.
 
     Raises:
-        Problem: one of them cannot be, or does not go with another.
+        Problem: one of them is invalid, or contradicts another.
     """
     training, link = conditions_of(args)
     config = app.config
@@ -142,7 +153,9 @@ def _isolate(app: "Device", args: argparse.Namespace) -> None:
     from midge.iot_client.training.subprocess_trainer import Isolated  # noqa: PLC0415
 
     if not args.app:
-        raise Problem("--isolate is for a MODULE:ATTRIBUTE: what trains on samples is small, and needs them at hand.")
+        raise Problem(
+            "--isolate is for a MODULE:ATTRIBUTE: a trainer on samples is small, and needs them in its process."
+        )
     if inspect.iscoroutinefunction(app.config.train):
         raise Problem("--isolate is for a train() that is an ordinary function.")
     memory = None if args.memory is None else int(args.memory)
@@ -150,7 +163,7 @@ def _isolate(app: "Device", args: argparse.Namespace) -> None:
 
 
 def trainer_of(name: str) -> "Trainer":
-    """The trainer of the device that `module:attribute` names; called in the process that trains."""
+    """The trainer of the device that `module:attribute` names; called in the training process."""
     from midge.iot_client.device import Device  # noqa: PLC0415
 
     app: Device = load_app(name, Device, "a midge.Device")

@@ -19,7 +19,7 @@ def register(actions: Subparsers) -> None:
     parser = actions.add_parser(
         "init",
         help="make a fleet's certificates, bundles, and its broker's configuration",
-        description="Write a directory with all that a federation with TLS needs: an authority, the broker's "
+        description="Write a directory with everything that a federation with TLS needs: an authority, the broker's "
         "configuration and rights, the aggregator's bundle and one for each device. Its README.md says what is next.",
     )
     parser.add_argument("--name", required=True, help="the federation's name")
@@ -36,16 +36,20 @@ def register(actions: Subparsers) -> None:
     )
     parser.add_argument("--port", type=int, default=8883, help="of the broker (default: 8883)")
     parser.add_argument("--root", default=DEFAULT_ROOT, help=f"topic root (default: {DEFAULT_ROOT})")
-    parser.add_argument("--days", type=int, default=5 * 365, help="that certificates are good for (default: 1825)")
-    parser.add_argument("--crl-days", type=int, help="that the revocation list is good for (default: the authority)")
+    parser.add_argument("--days", type=int, default=5 * 365, help="validity of certificates (default: 1825)")
+    parser.add_argument("--crl-days", type=int, help="validity of the revocation list (default: the authority's)")
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--passwords", action="store_true", help="a password for each device instead of a certificate")
-    way.add_argument("--join", metavar="URL", help="a broker and an authority that exist: requests, ACL lines to add")
+    way.add_argument(
+        "--join", metavar="URL", help="an existing broker and authority: writes requests and ACL lines for them"
+    )
     parser.add_argument("--cafile", metavar="PEM", help="with --join: the authority of the broker's certificate")
     parser.add_argument(
         "--broker-dir", metavar="DIR", help="where the broker's files will lie on its machine (default: DIR/broker)"
     )
-    parser.add_argument("--broker-user", metavar="USER", help="the user that runs Mosquitto (default: who says this)")
+    parser.add_argument(
+        "--broker-user", metavar="USER", help="the user that runs Mosquitto (default: the current user)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -94,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _broker(args: argparse.Namespace) -> tuple[list[str], str]:
-    """Hosts, and the address in the bundles."""
+    """Hosts, and the broker's address in the bundles."""
     from midge.broker.mqtt.endpoint import Endpoint  # noqa: PLC0415
 
     if args.join:

@@ -1,4 +1,4 @@
-"""Single keys from a terminal, which is left as it was found."""
+"""Single key presses from a terminal, whose modes are restored afterwards."""
 
 import asyncio
 import os
@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from typing import Any
 
 _LOCAL_MODES, _CHARACTERS = 3, 6
-"""Where `termios.tcgetattr` has them."""
+"""Indices in the result of `termios.tcgetattr`."""
 
 
 @contextmanager
 def keys(pressed: Callable[[str], None]) -> Iterator[None]:
     """Call `pressed` with each key, in the running loop. Without a terminal on standard input there are none.
 
-    Ctrl-C stays a signal. Ctrl-Z does nothing: a stopped process would leave its terminal in our hands.
+    Ctrl-C stays a signal. Ctrl-Z does nothing: a stopped process would leave its terminal in our mode.
     """
     if not sys.stdin.isatty():
         yield

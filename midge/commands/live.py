@@ -8,11 +8,11 @@ from midge.commands.chart import curve
 from midge.commands.moments import DemoMoment, latest
 
 FIGURES = 44
-"""Cells of the column of figures; the curve takes what is left."""
+"""Cells of the column of figures; the curve gets the rest."""
 FEWEST_LINES = 5
 """Events that are always shown."""
 SHORTEST = 10.0
-"""Seconds that the curve is wide at least."""
+"""Least seconds on the curve's time axis."""
 PICTURE = (100, 30)
 """Columns and lines of the picture."""
 
@@ -39,7 +39,7 @@ _STYLES = {
     "left": "yellow",
     "vanished": "red",
 }
-"""By the kind of a line; any other is a refusal or a fault."""
+"""Styles by kind of a line; any other is a refusal or a fault."""
 
 
 def draw(moment: DemoMoment, width: int, height: int, *, ascii_only: bool = False) -> RenderableType:
@@ -57,7 +57,7 @@ def draw(moment: DemoMoment, width: int, height: int, *, ascii_only: bool = Fals
 
 
 def picture(moment: DemoMoment, path: str) -> None:
-    """Write the view as an SVG image that needs no font or file from elsewhere."""
+    """Write the view as a self-contained SVG image."""
     import io  # noqa: PLC0415
     import re  # noqa: PLC0415
 
@@ -103,7 +103,7 @@ def _figure(name: str, value: str) -> Text:
 
 
 def _chart(moment: DemoMoment, width: int, height: int, *, ascii_only: bool) -> list[Text]:
-    """The curve with its axes: a line of time below, numbers at the left."""
+    """The curve with its axes: time below, values at the left."""
     shares = moment.metric == "accuracy"
     values = [value for _, value in moment.curve]
     high = 1.0 if shares or not values else max(values)

@@ -20,7 +20,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     """The options of a live fleet."""
     group = parser.add_argument_group(
         "a live fleet (--live, or --broker alone)",
-        "Takes the options of a virtual fleet too, but for --workers, --ray and --seeds. Without --broker it starts a "
+        "Takes the options of a virtual fleet too, except --workers, --ray and --seeds. Without --broker it starts a "
         "broker and an aggregator itself.",
     )
     group.add_argument(
@@ -34,7 +34,7 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it, and tell what came of it."""
+    """Run it, and report the result."""
     try:
         from midge.sensor_fleet.live.aggregator_process import DemoError  # noqa: PLC0415
         from midge.sensor_fleet.live.run import LiveRun  # noqa: PLC0415 - an extra
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         raise Problem(f'A live fleet needs {error.name}: pip install "midge[demo]"') from error
     with user_errors():
         fleet = virtual.fleet_of(args)
-        fleet.loaded()  # whether it can be run at all, before anything is written
+        fleet.loaded()  # check that it can run before anything is written
     broker = None if args.broker is None else _address(args)
     aggregates = broker is None or args.serve
 
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _address(args: argparse.Namespace) -> "BrokerAddress":
-    """The address that the options describe, with its password, as it travels to the aggregator's process."""
+    """The broker's address from the options, with its password, for the aggregator's process."""
     from midge.sensor_fleet.setting import BrokerAddress  # noqa: PLC0415 - an extra
 
     endpoint = read_endpoint(args, args.broker)
@@ -81,8 +81,8 @@ def _address(args: argparse.Namespace) -> "BrokerAddress":
 
 
 def _line(fleet: "ProfileFleet", args: argparse.Namespace) -> str:
-    """What starts the aggregator that goes with a fleet."""
-    endpoint = read_endpoint(args, args.broker)  # which shows no password
+    """The command that starts the aggregator of a fleet."""
+    endpoint = read_endpoint(args, args.broker)  # without a password
     words = ["midge", "aggregate", "midge.sensor_fleet.live.server:app", "--broker", str(endpoint)]
     given = {"user": endpoint.user, "password-file": args.password_file}
     given |= {"cafile": args.cafile, "certfile": args.certfile, "keyfile": args.keyfile}

@@ -1,4 +1,4 @@
-"""`midge device-add`, `device-revoke`, `device-rotate` and `device-list`: who belongs to a fleet."""
+"""`midge device-add`, `device-revoke`, `device-rotate` and `device-list`: members of a fleet."""
 
 import argparse
 import asyncio
@@ -11,24 +11,24 @@ from midge.commands.parts import Problem, Subparsers, called, user_errors
 from midge.wire.plurals import counted
 
 if TYPE_CHECKING:
-    from midge.broker.provisioning.manage_devices import Told
+    from midge.broker.provisioning.manage_devices import Applied
 
 T = TypeVar("T")
 
 _HERE = "fleet"
 _TAKES_EFFECT = 1.0
-"""Seconds in which a broker that was told reads its files again."""
+"""Seconds in which a notified broker reads its files again."""
 
 
 def register(subparsers: Subparsers) -> None:
     adding = _with_names(subparsers, "device-add", "add devices to a fleet, each with a bundle")
     adding.set_defaults(run=add)
-    revoking = _with_names(subparsers, "device-revoke", "shut devices out of a fleet at once, connected or not")
+    revoking = _with_names(subparsers, "device-revoke", "revoke devices at once, connected or not")
     revoking.set_defaults(run=revoke)
-    rotating = _with_names(subparsers, "device-rotate", "give devices new keys; the old ones are good until --finish")
+    rotating = _with_names(subparsers, "device-rotate", "give devices new keys; the old ones stay valid until --finish")
     when = rotating.add_mutually_exclusive_group()
-    when.add_argument("--now", action="store_true", help="the old keys are no longer good")
-    when.add_argument("--finish", action="store_true", help="nothing new; the old keys are no longer good")
+    when.add_argument("--now", action="store_true", help="revoke the old keys at once")
+    when.add_argument("--finish", action="store_true", help="make nothing new; revoke the old keys")
     rotating.set_defaults(run=rotate)
     listing = subparsers.add_parser("device-list", help="the devices of a fleet", description="List a fleet's devices.")
     listing.add_argument("directory", nargs="?", metavar="FLEET", help="as --fleet")
@@ -38,14 +38,14 @@ def register(subparsers: Subparsers) -> None:
     listing.add_argument(
         "--accept-older",
         action="store_true",
-        help="with --renew: take a register that was put back for the newest; revoke again who was revoked since",
+        help="with --renew: accept a register that was restored from a copy; repeat revocations made since",
     )
     listing.set_defaults(run=show)
 
 
 def _with_names(subparsers: Subparsers, command: str, words: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
-        command, help=words, description=f"{words[0].upper()}{words[1:]}. The broker is told where it runs here."
+        command, help=words, description=f"{words[0].upper()}{words[1:]}. A broker on this machine is notified."
     )
     parser.add_argument("names", nargs="+", metavar="NAME", help="devices; the fleet's directory may stand before them")
     add_fleet(parser)
@@ -58,7 +58,7 @@ def add_fleet(parser: argparse.ArgumentParser) -> None:
 
 
 def _fleet(args: argparse.Namespace) -> Path:
-    """The fleet's directory; taken from the names where it stands there. MAC addresses become names."""
+    """The fleet's directory; taken from the names if it stands there. MAC addresses become names."""
     from midge.broker.provisioning.fleet_registry import REGISTER  # noqa: PLC0415
 
     if args.fleet is None and len(args.names) > 1 and (Path(args.names[0]) / REGISTER).is_file():
@@ -91,9 +91,9 @@ def revoke(args: argparse.Namespace) -> int:
 
 
 def _tell_aggregator(directory: Path, names: Sequence[str], *, wait: bool) -> str:
-    """Have the aggregator drop what waits of revoked devices, and what they said of themselves; otherwise why not.
+    """Have the aggregator drop revoked devices' queued updates and retained messages; return why if not.
 
-    As the operator: a second connection as the aggregator would put the first off. The release key's word goes with it.
+    As the operator: a second connection as the aggregator would disconnect the first. Signed with the release key.
     """
     from midge.broker import BrokerError, connector  # noqa: PLC0415
     from midge.broker.mqtt.federation_view import say_gone  # noqa: PLC0415
@@ -103,7 +103,7 @@ def _tell_aggregator(directory: Path, names: Sequence[str], *, wait: bool) -> st
 
     async def clear() -> None:
         if wait:
-            await asyncio.sleep(_TAKES_EFFECT)  # or one that is connected says it again
+            await asyncio.sleep(_TAKES_EFFECT)  # otherwise a connected device publishes it again
         await say_gone(connector(bundle.endpoint), bundle.topics, names, key)
 
     path = directory / AGGREGATOR / "release.key"
@@ -113,7 +113,7 @@ def _tell_aggregator(directory: Path, names: Sequence[str], *, wait: bool) -> st
         asyncio.run(clear())
     except (BundleError, BrokerError, signing.KeyUnusable, OSError) as error:
         return f"{error} Then give the command again."
-    return "" if key is not None else f"there is no {path} here to say so. Give the command where it is."
+    return "" if key is not None else f"there is no {path} here to sign the request. Run the command where it is."
 
 
 def rotate(args: argparse.Namespace) -> int:
@@ -162,7 +162,7 @@ def show(args: argparse.Namespace) -> int:
 
 
 def do(what: Callable[[], T]) -> T:
-    """Do it; what a person can mend ends as a sentence."""
+    """Run it; an error that the user can fix becomes a Problem."""
     from midge.broker.provisioning.certificates import AuthorityError, SecurityMissing  # noqa: PLC0415
     from midge.broker.provisioning.fleet_registry import FleetError  # noqa: PLC0415
 
@@ -173,12 +173,12 @@ def do(what: Callable[[], T]) -> T:
         raise Problem(str(error)) from error
 
 
-def tell(told: "Told", words: str) -> int:
-    """Say what was done, and what is left to do on the broker's machine."""
+def tell(told: "Applied", words: str) -> int:
+    """Print what was done, and what is left to do on the broker's machine."""
     if words:
-        print(f"{words} The running broker was told." if told.broker else words)
+        print(f"{words} The running broker was notified." if told.broker else words)
     if told.todo:
-        untold = "The broker was not told: none of this fleet runs here. For it to know:"
+        untold = "The broker was not notified: none of this fleet runs here. To notify it:"
         print("Left to do:" if told.broker else untold)
         for each in told.todo:
             print(f"  {each}")

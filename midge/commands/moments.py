@@ -1,4 +1,4 @@
-"""A demo at one moment, as plain values in words: what the live view and the plain lines show."""
+"""A snapshot of a demo as text values, for the live view and the plain lines."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -13,40 +13,40 @@ if TYPE_CHECKING:
     from midge.sensor_fleet.progress import Progress
 
 LINES: Final = 200
-"""Events that are kept to be shown."""
+"""Events that are kept for display."""
 ROUTINE: Final = 0.4
-"""Seconds between two routine events that are shown: what is rare must stay to be read."""
+"""Least seconds between two routine events that are shown, so that rare ones stay readable."""
 _ROUTINE = ("accepted", "ready")
 """Dozens a second, or all at once when an aggregator comes back."""
 _RARE = {"killed", "restarted", "start", "freeze", "joined", "left", "vanished", "alarm", "stalled", "held", "full"}
 LINGER: Final = 12.0
-"""Seconds that a rare event stays in sight while others pass by."""
+"""Seconds that a rare event stays visible while others scroll by."""
 _DEVICES = {"renewed", "refused", "unfit", "fetch_failed", "joined", "left", "vanished"}
-"""Events of devices that are shown; the rest the aggregator tells."""
+"""Events of devices that are shown; the aggregator reports the others."""
 _QUIET = {"release", "evaluation", "connected", "training", "trained", "receipt"}
-"""What the figures show already."""
+"""Events that the figures already show."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One event that is shown."""
+    """One displayed event."""
 
     at: float
     """Seconds since 1970."""
     text: str
     kind: str
-    """A verdict, a state, or the event's own name: by which it is coloured."""
+    """A verdict, a state, or the event's own name: determines the colour."""
 
 
 class Happenings:
-    """The last events that are shown; of routine ones only a sample."""
+    """The last displayed events; only a sample of routine ones."""
 
     def __init__(self) -> None:
         self.lines: deque[Line] = deque(maxlen=LINES)
         self._routine_at = 0.0
 
     def take(self, event: Mapping[str, Any]) -> None:
-        """Take in an event of the aggregator's, or of what was killed and brought back."""
+        """Process an event of the aggregator, or of a kill or restart."""
         name, kind = event["event"], str(event.get("verdict") or event.get("state") or event["event"])
         text = sentence(event)
         if not text or name in _QUIET:
@@ -60,14 +60,14 @@ class Happenings:
         self.lines.append(Line(event["time"], text, kind))
 
     def take_device(self, event: Mapping[str, Any]) -> None:
-        """Take in an event of a device's."""
+        """Process an event of a device."""
         if event["event"] in _DEVICES and (text := sentence(event)):
             named = text if text.startswith(event["device"]) else f"{event['device']}: {text}"
             self.lines.append(Line(event["time"], named, event["event"]))
 
 
 def latest(lines: Sequence[Line], room: int, now: float) -> list[Line]:
-    """The last lines that have room, in order of time; up to half of it is kept for what is rare and recent."""
+    """The last lines that fit, in order of time; up to half of the room is for recent rare ones."""
     rare = [line for line in lines if line.kind in _RARE and now - line.at < LINGER][-(room // 2) :] if room > 1 else []
     left = room - len(rare)
     others = [line for line in lines if line not in rare][-left:] if left else []
@@ -86,16 +86,16 @@ class DemoMoment:
     target: float | None
     curve: tuple[tuple[float, float], ...]
     figures: tuple[tuple[str, str], ...]
-    """A name and a line of it; further lines of the same have no name."""
+    """Names and values; further lines of the same figure have no name."""
     killed: frozenset[str]
-    """Of "aggregator", "broker" and "device": what is dead and can be brought back."""
+    """Killed ones of "aggregator", "broker" and "device", which can be restarted."""
     broker_is_ours: bool
     lines: tuple[Line, ...]
     began: float = 0.0
 
     @classmethod
     def of(cls, demo: "Demo", happenings: Happenings) -> "DemoMoment":
-        """The demo now."""
+        """A snapshot of the demo now."""
         setting, progress, fleet = demo.setting, demo.progress, demo.fleet
         dead = {
             "aggregator": fleet is not None and not demo.aggregator_running,
@@ -154,14 +154,14 @@ def _figures(demo: "Demo") -> list[tuple[str, str]]:
 
 
 def _receipted(receipted: int, settled: int) -> str:
-    """Receipts follow what is settled; what is told apart here is on its way, or resent."""
+    """Receipts follow settlements; the difference is in transit, or resent."""
     if receipted >= settled:
         return f"{receipted} = {receipted} settled"
     return f"{receipted} of {settled}, {settled - receipted} on their way"
 
 
 def _against(sent: float, float32: float) -> str:
-    """Bytes, and what they would have been as float32."""
+    """Bytes, and what they would be as float32."""
     return f"{in_bytes(sent)}, as float32 {in_bytes(float32)}"
 
 
@@ -170,14 +170,14 @@ def _as_metric(progress: "Progress", value: float) -> str:
 
 
 def shown(progress: "Progress") -> str:
-    """The metric as people write it."""
+    """The metric as text."""
     if progress.value is None:
         return "-"
     return f"{progress.value:.1%}".replace("%", " %") if progress.metric == "accuracy" else f"{progress.value:.3g}"
 
 
 def in_bytes(number: float) -> str:
-    """Bytes as people write them."""
+    """Bytes as text."""
     for unit in ("B", "kB", "MB"):
         if number < 1000:
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"

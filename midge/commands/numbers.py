@@ -1,33 +1,31 @@
-"""Numbers that an option cannot be, said before anything starts."""
+"""Validation of numeric options before anything starts."""
 
 import argparse
-import math
+from collections.abc import Iterable, Mapping
 
 from midge.commands.parts import Problem
 
-_ABOVE_ZERO = {"seconds": "60", "pooled_seconds": "5", "target": "0.93", "learning_rate": "0.1", "alpha": "0.6"}
-"""Finite and above 0; with an example each."""
-_AT_LEAST_ONE = ("devices", "buffer_size", "local_steps", "batch_size")
+_MOST = 1e6
+"""Larger numbers are mistakes in every option that is checked here."""
 
 
-def refuse_impossible(args: argparse.Namespace) -> None:
-    """See that numbers are of their kind, where they were given.
+def refuse_impossible(
+    args: argparse.Namespace, above_zero: Mapping[str, float], at_least_one: Iterable[str], at_least_zero: Iterable[str]
+) -> None:
+    """Check the given numbers of options, by name; `above_zero` has an example for each.
 
     Raises:
-        Problem: one is not; the message names its option.
+        Problem: one is invalid; the message names its option.
     """
-    for name, example in _ABOVE_ZERO.items():
+    for name, example in above_zero.items():
         value = getattr(args, name)
-        if value is not None and not 0 < value < math.inf:
-            raise Problem(f"{_option(name)} is {value:g}: it must be above 0, such as {example}.")
-    for name in _AT_LEAST_ONE:
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise Problem(f"{_option(name)} is {value}: it must be at least 1.")
-    if args.micro < 0:
-        raise Problem(f"--micro is {args.micro}: it must be at least 0.")
-    if args.seed < 0:
-        raise Problem(f"--seed is {args.seed}: it must be at least 0.")
+        if value is not None and not 0 < value < _MOST:
+            raise Problem(f"{_option(name)} is {value:g}: it must be above 0, such as {example:g}.")
+    for least, names in ((1, at_least_one), (0, at_least_zero)):
+        for name in names:
+            value = getattr(args, name)
+            if value is not None and value < least:
+                raise Problem(f"{_option(name)} is {value}: it must be at least {least}.")
 
 
 def _option(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What several commands take: a broker's address and a federation."""
+"""Options that several commands share: a broker's address, credentials and a federation."""
 
 import argparse
 import os
@@ -21,16 +21,16 @@ Parser = argparse.ArgumentParser
 Subparsers = Any
 
 _LONGEST_PASSWORD = 65_536
-"""Characters, with the end of the line: MQTT sends its length in 16 bits."""
+"""Characters, including the line end: MQTT sends the length in 16 bits."""
 
 
 class Problem(Exception):
-    """Something that the person who gave the command can mend; the message says how."""
+    """An error that the user can fix; the message says how."""
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """A ValueError in here is about what the person gave."""
+    """A ValueError in the block is about the user's input."""
     try:
         yield
     except ValueError as error:
@@ -38,7 +38,7 @@ def user_errors() -> Iterator[None]:
 
 
 def plainly(error: ValueError) -> str:
-    """The error's message; of pydantic's many lines the first, with the field and the value."""
+    """The error's message; of pydantic's several lines the first, with the field and the value."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or error.title
@@ -47,7 +47,7 @@ def plainly(error: ValueError) -> str:
 
 
 def called(text: str) -> str:
-    """A device's name, for argparse; said if it is not quite what was given, as of a MAC address."""
+    """A device's name, for argparse; printed if it had to be changed, such as a MAC address."""
     name = text.replace(":", "-")
     if name != text:
         sys.stderr.write(
@@ -58,7 +58,7 @@ def called(text: str) -> str:
 
 
 def existing_store(directory: str) -> Path:
-    """The directory of an aggregator's store that is there."""
+    """The directory of an existing aggregator's store."""
     path = Path(directory)
     if not (path / "store.db").is_file():
         raise Problem(f"{path} is no store of an aggregator: there is no store.db in it.")
@@ -67,7 +67,7 @@ def existing_store(directory: str) -> Path:
 
 @contextmanager
 def server_side() -> Iterator[None]:
-    """An import in here needs the server's libraries."""
+    """An import in the block needs the server's libraries."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -75,7 +75,7 @@ def server_side() -> Iterator[None]:
 
 
 def add_tls(parser: Parser) -> None:
-    """Options for credentials and TLS; the password comes from a file or the environment: an argument shows in `ps`."""
+    """Options for credentials and TLS; no password as an argument, because arguments show in `ps`."""
     parser.add_argument("--user", help="user name at the broker; its password: --password-file, or MIDGE_PASSWORD")
     parser.add_argument("--password-file", metavar="FILE", help="the password at the broker: the file's first line")
     parser.add_argument("--cafile", metavar="PEM", help="certificate authority to trust, for mqtts://")
@@ -83,8 +83,15 @@ def add_tls(parser: Parser) -> None:
     parser.add_argument("--keyfile", metavar="PEM", help="the key of that certificate")
 
 
+def add_recipe(group: "argparse._ArgumentGroup") -> None:
+    """Options for how simulated devices train."""
+    group.add_argument("--learning-rate", type=float, help="of the devices (default: the model's)")
+    group.add_argument("--local-steps", type=int, help="of the devices (default: the model's)")
+    group.add_argument("--batch-size", type=int, help="of the devices (default: the model's)")
+
+
 def add_federation(parser: Parser) -> None:
-    """A broker's address, a federation and a topic root; or a bundle that says all of it."""
+    """Options for a broker's address, a federation and a topic root; or a bundle with all of them."""
     parser.add_argument("url", metavar="URL", nargs="?", help="the broker, such as mqtt://localhost:1883")
     parser.add_argument("--federation", metavar="NAME", help="the federation's name")
     parser.add_argument("--root", default=DEFAULT_ROOT, help=f"topic root (default: {DEFAULT_ROOT})")
@@ -102,7 +109,7 @@ def add_bundle(parser: Parser) -> None:
 
 
 def read_config(config: str, broker: str | None = None) -> Bundle:
-    """The bundle that `--config` names; `broker` is another address than it says."""
+    """The bundle in `--config`; `broker` replaces its address."""
     try:
         return read_bundle(Path(config).expanduser(), broker=broker)
     except BundleError as error:
@@ -110,7 +117,7 @@ def read_config(config: str, broker: str | None = None) -> Bundle:
 
 
 def read_endpoint(args: argparse.Namespace, url: str) -> Endpoint:
-    """The address that the options describe."""
+    """The endpoint that the options describe."""
     with user_errors():
         named = endpoint_of(url, user=args.user, cafile=args.cafile, certfile=args.certfile, keyfile=args.keyfile)
         password = named.password
@@ -124,13 +131,13 @@ def read_endpoint(args: argparse.Namespace, url: str) -> Endpoint:
 
 
 def other_broker(url: str, password_file: str | None) -> Endpoint:
-    """A broker beside the federation's: its address, and a file with the password for the user in it."""
+    """A broker beside the federation's: its address, and a file with the password of the user in it."""
     found = endpoint_of(url)
     return found if password_file is None else replace(found, password=password_in(password_file))
 
 
 def password_in(file: str) -> str:
-    """The first line of a file; a warning if others can read it."""
+    """The first line of a file; warns if others can read it."""
     path = Path(file).expanduser()
     try:
         with path.open(encoding="utf-8-sig") as lines:
@@ -141,14 +148,14 @@ def password_in(file: str) -> str:
     except UnicodeDecodeError as error:
         raise Problem(f"The password file {path} is no text in UTF-8.") from error
     if not password:
-        raise Problem(f"The password file {path} is empty: its first line is to be the password.")
+        raise Problem(f"The password file {path} is empty: its first line must be the password.")
     if stat.S_ISREG(mode) and mode & 0o077:
         sys.stderr.write(f"midge: the password file {path} can be read by others: chmod 600 {path}\n")
     return password
 
 
 def read_federation(args: argparse.Namespace) -> tuple[Connector, Topics]:
-    """What `add_federation` asked for."""
+    """Connector and topics from the options of `add_federation`."""
     if args.config is not None:
         bundle = read_config(args.config, args.url)
         if args.federation is not None and args.federation != bundle.topics.federation:

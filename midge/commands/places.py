@@ -1,4 +1,4 @@
-"""Where an app of the user's takes part: as its program says, at another broker, or as a bundle says."""
+"""Options for where a user's app takes part: as its program says, at another broker, or by a bundle."""
 
 import argparse
 from typing import Any
@@ -9,20 +9,22 @@ from midge.commands.parts import Parser, Problem, add_bundle, add_tls, read_conf
 
 
 def add_place(parser: Parser) -> None:
-    """Options that say where."""
-    parser.add_argument("--broker", metavar="URL", help="another broker than the app, or the bundle, names")
+    """Add the options."""
+    parser.add_argument("--broker", metavar="URL", help="a broker that replaces the app's or the bundle's")
     add_bundle(parser)
     add_tls(parser)
     parser.add_argument(
-        "--insecure", action="store_true", help="go without TLS to another machine, where all can be read and changed"
+        "--insecure",
+        action="store_true",
+        help="allow another machine without TLS: others can read and change everything",
     )
 
 
 def moved(app: Any, args: argparse.Namespace) -> tuple[dict[str, Any], Bundle | None]:
-    """What the options say of where an app takes part, as fields of its config, if it is a safe place.
+    """Fields of the app's config that the options replace, if the connection is secure.
 
     Raises:
-        Problem: nothing secures what would leave this machine.
+        Problem: the connection would leave this machine unsecured.
     """
     bundle, endpoint = _place(app, args)
     fields: dict[str, Any] = {} if endpoint is None else {"connector": connector(endpoint)}
@@ -32,7 +34,7 @@ def moved(app: Any, args: argparse.Namespace) -> tuple[dict[str, Any], Bundle | 
 
 
 def _place(app: Any, args: argparse.Namespace) -> tuple[Bundle | None, Endpoint | None]:
-    """The bundle that is named, and the broker's address if it is another than the app's."""
+    """The given bundle, and the broker's address if it replaces the app's."""
     bundle = None
     endpoint: Endpoint | None = getattr(app, "endpoint", None)  # an app may have a connector of its own
     if args.config is not None:
@@ -44,7 +46,7 @@ def _place(app: Any, args: argparse.Namespace) -> tuple[Bundle | None, Endpoint 
         return None, None
     if endpoint.exposed and not args.insecure:
         raise Problem(
-            f"{endpoint} is another machine, and without TLS whoever is in between reads and changes everything: use "
+            f"{endpoint} is another machine, and without TLS anyone in between can read and change everything: use "
             "mqtts:// (`midge broker init` makes what it needs), or say --insecure."
         )
     if endpoint.tls is None and not args.json:

@@ -1,4 +1,4 @@
-"""Options by which a device publishes what it predicts."""
+"""Options for publishing a device's predictions."""
 
 import argparse
 from dataclasses import replace
@@ -12,28 +12,26 @@ if TYPE_CHECKING:
 
 
 def add_publishing(parser: Parser) -> None:
-    """The options."""
+    """Add the options."""
     group = parser.add_argument_group(
         "what it predicts", "For each row that comes, as JSON; alarms on TOPIC/alarm too."
     )
     group.add_argument("--publish", metavar="TOPIC", help="publish predictions, or anomaly scores, on this MQTT topic")
-    group.add_argument(
-        "--publish-retained", action="store_true", help="have the broker keep the newest for those who come later"
-    )
+    group.add_argument("--publish-retained", action="store_true", help="retain the newest one at the broker")
     group.add_argument("--publish-broker", metavar="URL", help="on this broker (default: the federation's)")
     group.add_argument("--publish-password-file", metavar="FILE", help="the password for the user in its URL")
     group.add_argument(
         "--alarm",
         metavar="VALUE",
-        help="it is an alarm above this number, or for this class (default: for scores that are unusual here)",
+        help="alarm above this number, or for this class (default: for unusual scores)",
     )
 
 
 def publish(app: "Device", args: argparse.Namespace) -> None:
-    """Have the app follow the options.
+    """Apply the options to the app.
 
     Raises:
-        Problem: one of them cannot be, or does not go with another.
+        Problem: one of them is invalid, or contradicts another.
     """
     if args.publish is None:
         for option in ("publish_retained", "publish_broker", "publish_password_file", "alarm"):

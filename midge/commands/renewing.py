@@ -1,4 +1,4 @@
-"""`midge broker renewals` and `midge broker authority`: credentials of a fleet that renew over MQTT, for years."""
+"""`midge broker renewals` and `midge broker authority`: renewal of a fleet's credentials over MQTT."""
 
 import argparse
 from pathlib import Path
@@ -13,31 +13,34 @@ from midge.running import run_until_interrupted
 def register(actions: Subparsers) -> None:
     renewing = actions.add_parser(
         "renewals",
-        help="answer devices that ask for new credentials, where the authority's key lies",
-        description="Answer devices that ask for new certificates or passwords over MQTT, renew the certificates that "
-        "lie here, and tell what runs out. Until interrupted; it need not run always: an hour each week will do.",
+        help="answer requests for new credentials, on the machine with the authority's key",
+        description=(
+            "Answer devices' requests for new certificates or passwords over MQTT, renew the certificates on this "
+            "machine, and report what expires. Until interrupted; it need not run always: an hour each week is "
+            "enough."
+        ),
     )
     add_fleet(renewing)
     renewing.add_argument("--json", action="store_true", help="one JSON object for each event")
     renewing.set_defaults(run=serve)
     certificate = actions.add_parser(
         "new-key",
-        help="give the broker another key, and a certificate over it",
-        description="Make another key for the broker of a fleet, with a certificate over it, and tell the broker.",
+        help="give the broker a new key and certificate",
+        description="Make a new key and certificate for the broker of a fleet, and notify the broker.",
     )
     add_fleet(certificate)
     certificate.set_defaults(run=new_key)
-    authority = actions.add_parser("authority", help="have another authority follow the one that signs certificates")
+    authority = actions.add_parser("authority", help="replace the authority that signs certificates")
     steps = authority.add_subparsers(title="steps", required=True, metavar="STEP")
     for name, words in (
         ("succeed", "make the next authority: devices learn to trust it, and it signs nothing yet"),
-        ("switch", "have it sign from now on; devices ask it for new certificates"),
-        ("finish", "trust the one before no more"),
+        ("switch", "let it sign from now on; devices request new certificates"),
+        ("finish", "stop trusting the previous one"),
     ):
         step = steps.add_parser(name, help=words, description=f"{words[0].upper()}{words[1:]}.")
         add_fleet(step)
         if name != "succeed":
-            step.add_argument("--force", action="store_true", help="although devices that are not ready are cut off")
+            step.add_argument("--force", action="store_true", help="even if this cuts off devices that are not ready")
         step.set_defaults(run=follow, step=name)
 
 
@@ -71,6 +74,6 @@ def follow(args: argparse.Namespace) -> int:
     words = {
         "succeed": "The next authority is trusted, and signs nothing yet. `midge broker renewals` tells devices.",
         "switch": "The next authority signs from now on; devices renew their certificates by themselves.",
-        "finish": "The authority before is trusted no more.",
+        "finish": "The previous authority is no longer trusted.",
     }
     return tell(do(steps[args.step]), words[args.step])

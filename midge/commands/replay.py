@@ -11,9 +11,10 @@ def register(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "replay",
         help="rebuild the model from an aggregator's journal, and compare digests",
-        description="Rebuild the model from every checkpoint of a store and the journal behind it. All ways must lead "
-        "to the same bits. Changes nothing: it reads a store on a read-only mount, a backup, or beside a running "
-        "aggregator.",
+        description=(
+            "Rebuild the model from every checkpoint of a store and the journal behind it. All must give the same "
+            "bits. Changes nothing: it reads a store on a read-only mount, a backup, or beside a running aggregator."
+        ),
     )
     parser.add_argument("store", metavar="STORE", help="the aggregator's store, a directory")
     parser.add_argument("--json", action="store_true", help="as JSON")

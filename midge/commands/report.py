@@ -11,11 +11,13 @@ RUNS = Path("runs")
 def register(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "report",
-        help="a run as one HTML page",
-        description="Draw a run as one HTML page that stands by itself: runs/NAME/report.html.",
+        help="report of a run as one HTML page",
+        description="Write a run's report as one self-contained HTML page: runs/NAME/report.html.",
     )
-    parser.add_argument("run_directory", metavar="RUN", nargs="?", help="folder of a run (default: the last in runs/)")
-    parser.add_argument("-o", "--output", metavar="FILE.html", help="where to write the page")
+    parser.add_argument(
+        "run_directory", metavar="RUN", nargs="?", help="folder of a run (default: the newest in runs/)"
+    )
+    parser.add_argument("-o", "--output", metavar="FILE.html", help="output file")
     parser.set_defaults(run=run)
 
 
@@ -37,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def newest() -> Path:
-    """The run that was begun last."""
+    """The newest run."""
     from midge.sensor_fleet.report.reading import holds_run  # noqa: PLC0415 - an extra
 
     found = [path for path in RUNS.glob("*") if holds_run(path)]

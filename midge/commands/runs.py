@@ -11,17 +11,17 @@ from midge.wire.topics import check_name
 
 @contextmanager
 def run_folder(name: str | None) -> Iterator[Path]:
-    """A new folder below runs/ for a block: one that fails before anything is written leaves none."""
+    """A new folder below runs/ for a block; removed if the block fails before it writes anything."""
     directory = new_run(name)
     try:
         yield directory
     finally:
-        with suppress(OSError):  # something is in it
+        with suppress(OSError):  # it is not empty
             directory.rmdir()
 
 
 def new_run(name: str | None) -> Path:
-    """A new folder below runs/, of this name or of the time."""
+    """Make a folder below runs/, named by the argument or by the time."""
     with user_errors():
         name = check_name(name or time.strftime("%Y%m%d-%H%M%S"), "run")
     for number in range(100):

@@ -1,4 +1,4 @@
-"""`midge release-key`: make the key that signs what a federation releases, and its successor."""
+"""`midge release-key`: make the key that signs a federation's announcements, and its successors."""
 
 import argparse
 import secrets
@@ -13,7 +13,7 @@ _DAY = 86_400.0
 
 
 def register(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("release-key", help="make the key that signs what a federation releases")
+    parser = subparsers.add_parser("release-key", help="make the key that signs a federation's announcements")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
     making = actions.add_parser("new", help="a first key: FILE, and FILE.pub for the devices to pin")
     making.add_argument("file", metavar="FILE", help="where the private key is written")
@@ -28,13 +28,15 @@ def register(subparsers: Subparsers) -> None:
     making.set_defaults(run=new)
     following = actions.add_parser(
         "succeed",
-        help="another key in its place; devices follow by themselves",
-        description="Make another key that signs from some time on. The old one vouches for it, so that devices which "
-        "pinned the old one follow. Start the aggregator again with the same FILE.",
+        help="make a successor; devices follow by themselves",
+        description=(
+            "Make a new key that signs from some time on. The old one signs the succession, so that devices which "
+            "pinned the old one follow. Start the aggregator again with the same FILE."
+        ),
     )
-    following.add_argument("file", metavar="FILE", help="the private key of now; the new one takes its name")
+    following.add_argument("file", metavar="FILE", help="the current private key; the new one takes its name")
     following.add_argument("--federation", required=True, metavar="NAME", help="the federation's name")
-    following.add_argument("--days", type=float, default=0.0, help="from when on it signs (default: 0, from now on)")
+    following.add_argument("--days", type=float, default=0.0, help="delay until it signs (default: 0)")
     following.set_defaults(run=succeed)
 
 
@@ -68,7 +70,7 @@ def new(args: argparse.Namespace) -> int:
 
 
 def _secret(path: Path, text: bytes, write: Callable[[Path, bytes], None]) -> int:
-    """Write what a device without public keys shares with its aggregator."""
+    """Write the secret that a device without public keys shares with its aggregator."""
     if path.exists():
         raise Problem(f"{path} is there already: name another file.")
     try:

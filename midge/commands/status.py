@@ -1,4 +1,4 @@
-"""`midge status`: a federation as its aggregator answers, or as the broker's retained messages tell it."""
+"""`midge status`: a federation as its aggregator reports it, or from the broker's retained messages."""
 
 import argparse
 import asyncio
@@ -20,8 +20,10 @@ def register(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "status",
         help="a federation's aggregator, health, model and devices",
-        description="Show a federation: its aggregator is asked, and what is retained at the broker fills in. Without "
-        "--federation, the federations that there are.",
+        description=(
+            "Show a federation, from its aggregator's answer and the broker's retained messages. Without "
+            "--federation, list the federations."
+        ),
     )
     add_federation(parser)
     parser.add_argument("--json", action="store_true", help="as one JSON object")
@@ -50,18 +52,18 @@ def _alarm(why: str, args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    """The federations there are; the only one is shown whole."""
+    """List the federations; a single one is shown in full."""
     from midge.broker.mqtt.federation_view import list_federations  # noqa: PLC0415
 
     connect = connector(read_endpoint(args, args.url))
     try:
         found = asyncio.run(list_federations(connect, args.root))
     except (PublishRefused, SubscribeRefused) as error:
-        raise Problem("This user may not see which federations there are: say which, by --federation NAME.") from error
+        raise Problem("This user may not list federations: name one with --federation NAME.") from error
     if not found:
         why = (
             f"No aggregator has announced itself under {args.root!r} on this broker: start one with `midge aggregate`, "
-            "or look whether this is the right broker."
+            "or check that this is the right broker."
         )
         if not args.check:
             raise Problem(why)
@@ -99,7 +101,7 @@ def _show(connect: Connector, topics: Topics, args: argparse.Namespace) -> int:
 
 
 def alarm_of(found: Mapping[str, Any]) -> str:
-    """What a monitor is to raise an alarm for, in words; empty if nothing is wrong."""
+    """The reason for a monitor to raise an alarm; empty if nothing is wrong."""
     from midge.wire.messages import HealthState  # noqa: PLC0415 - not for other commands
 
     aggregator, health = found["aggregator"], found["health"]
@@ -116,7 +118,7 @@ def alarm_of(found: Mapping[str, Any]) -> str:
 
 
 def lines(found: Mapping[str, Any], now: float | None = None) -> Iterator[str]:
-    """The same for people."""
+    """The same as text."""
     now = time.time() if now is None else now
     aggregator, model, devices = found["aggregator"], found["model"], found["devices"]
     if aggregator is None:
@@ -144,10 +146,10 @@ def _aggregator_lines(found: Mapping[str, Any], now: float) -> Iterator[str]:
     yield f"aggregator  {aggregator['state']}"
     if found.get("left_out"):
         left_out = counted(found["left_out"], "device")
-        yield f"            Its answer had no room for {left_out}: of them what is retained is shown."
+        yield f"            Its answer did not include {left_out}: these are shown from retained messages."
     if not found["answered"] and aggregator["state"] in ("ready", "paused"):
         why = found["unasked"] or "it hangs, or is older than this command"
-        yield f"            It did not answer ({why}): what follows is as old as its last change."
+        yield f"            It did not answer ({why}): what follows may be old."
     if health is None:
         if aggregator["why"]:
             yield f"            {aggregator['why']}"
@@ -193,5 +195,5 @@ def _device_line(name: str, device: Mapping[str, Any], now: float) -> str:
 
 
 def _when(left: float) -> str:
-    """A time to come, as the device says it; its clock may be off."""
+    """A future time, by the device's own clock, which may be off."""
     return f"in {left / 60:.0f} min" if left > 0 else f"{-left / 60:.0f} min ago: it is late"

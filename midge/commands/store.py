@@ -1,4 +1,4 @@
-"""`midge store verify | backup | restore | salvage`: an aggregator's store against disks that rot or die."""
+"""`midge store verify | backup | restore | salvage`: protect an aggregator's store against damaged or lost disks."""
 
 import argparse
 import getpass
@@ -19,25 +19,29 @@ if TYPE_CHECKING:
 
 
 def register(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("store", help="look at an aggregator's store, back it up, restore it, salvage it")
+    parser = subparsers.add_parser("store", help="verify, back up, restore or salvage an aggregator's store")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
     verifying = _action(
         actions,
         "verify",
         run_verify,
-        help="whether every part of a store is what was written",
-        description="Read all of a store, beside a running aggregator and on a read-only mount too, and change "
-        "nothing: the database, its log, the journal, bodies, checkpoints, frames, metadata, the witness, the audit "
-        "log. Exit code 1: something is damaged.",
+        help="verify every part of a store",
+        description=(
+            "Read all of a store without changing it, also beside a running aggregator and on a read-only mount: the "
+            "database, its log, the journal, bodies, checkpoints, frames, metadata, the witness, the audit log. Exit "
+            "code 1: something is damaged."
+        ),
     )
     verifying.add_argument("store", metavar="STORE", help="the aggregator's store, or a backup of it")
     backing = _action(
         actions,
         "backup",
         run_backup,
-        help="copy a store, beside a running aggregator too",
-        description="Copy a store as of one moment, beside a running aggregator or not, and check the copy. A folder "
-        "with that name is there only if all of it is.",
+        help="copy a store, also beside a running aggregator",
+        description=(
+            "Make a consistent copy of a store, also beside a running aggregator, and check it. The folder appears "
+            "only when it is complete."
+        ),
     )
     backing.add_argument("store", metavar="STORE", help="the aggregator's store")
     backing.add_argument("target", metavar="TARGET", help="the folder to make; give each backup its own")
@@ -46,8 +50,10 @@ def register(subparsers: Subparsers) -> None:
         "restore",
         run_restore,
         help="make a store from a backup",
-        description="Check a backup and make a store of it, where there is none. With its next start its aggregator "
-        "begins a new generation, because devices may know more than the backup does.",
+        description=(
+            "Check a backup and make a store from it. At its next start the aggregator begins a new generation, "
+            "because devices may know more than the backup."
+        ),
     )
     restoring.add_argument("backup", metavar="BACKUP", help="a folder that `midge store backup` made")
     restoring.add_argument("store", metavar="STORE", help="the store to make; not there, or empty")
@@ -60,9 +66,9 @@ def register(subparsers: Subparsers) -> None:
         actions,
         "salvage",
         run_salvage,
-        help="make a store from what a damaged one still holds",
-        description="Say what a damaged store still holds and exactly what is lost; with --accept-loss, make a store "
-        "of it. The damaged one stays as it is. With its next start the aggregator begins a new generation. Exit code "
+        help="make a store from the rest of a damaged one",
+        description="Show what a damaged store still holds and exactly what is lost; with --accept-loss, make a store "
+        "of it. The damaged one stays as it is. At its next start the aggregator begins a new generation. Exit code "
         "1: nothing was made.",
     )
     salvaging.add_argument("store", metavar="STORE", help="the damaged store; its aggregator is stopped")
@@ -78,7 +84,7 @@ def _action(actions: Subparsers, name: str, run: Callable[[argparse.Namespace], 
 
 
 def _alarmed(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    """Run an action; damage that ends it is an alarm and no mistake of who gave the command."""
+    """Run an action; damage that ends it is an alarm and no user error."""
     with server_side():
         from midge.aggregator.store.errors import StoreDamaged  # noqa: PLC0415 - an extra
     try:
@@ -107,7 +113,7 @@ def run_verify(args: argparse.Namespace) -> int:
         print(f"{part.name}: {part.checked} checked, {part.damaged} DAMAGED.{stake} To do: {part.advice}.")
         for line in part.found:
             print(f"  {inert(line)}")
-    print("Something is damaged." if damaged else "All of it is what was written.")
+    print("Something is damaged." if damaged else "Everything is undamaged.")
     return 1 if damaged else 0
 
 
@@ -166,7 +172,7 @@ def run_salvage(args: argparse.Namespace) -> int:
 
 
 def _words_of(loss: "Loss") -> Iterator[str]:
-    """What is lost, a line each."""
+    """The losses, a line each."""
     if not loss.records:
         yield "No record of the journal is lost."
     else:
@@ -179,11 +185,11 @@ def _words_of(loss: "Loss") -> Iterator[str]:
         unknown = loss.updates - sum(loss.devices.values())
         devices = ", ".join(f"{device} {count}" for device, count in sorted(loss.devices.items()))
         if devices:
-            yield f"Of these: {devices}" + (f", and {unknown} of devices that cannot be told." if unknown else ".")
+            yield f"Of these: {devices}" + (f", and {unknown} of unknown devices." if unknown else ".")
     if loss.changes:
         yield (
             f"Lost besides: {loss.changes} changes such as a device that was withdrawn. Look into audit.log, and "
-            "withdraw again who is to be."
+            "repeat the withdrawals."
         )
     yield from (f"Besides: {line}." for line in loss.said)
 

@@ -9,25 +9,25 @@ if TYPE_CHECKING:
     from midge.sensor_fleet.world import World
 
 _OPTIONS = {
-    "median": ("S", "seconds that a training takes in the middle (default: 0.5)"),
-    "spread": ("SIGMA", "of its logarithm; 0: all alike (default: 1.15)"),
-    "online": ("S", "seconds that a link holds in the mean; 0: for ever (default: 15)"),
-    "offline": ("S", "seconds that a broken link stays broken in the mean (default: 2)"),
-    "late": ("SHARE", "of the devices that join late (default: 0.15)"),
-    "leave": ("SHARE", "of the devices that leave for good (default: 0.15)"),
-    "goodbye": ("SHARE", "of those which say goodbye (default: 0.5)"),
+    "median": ("S", "median seconds of a training (default: 0.5)"),
+    "spread": ("SIGMA", "standard deviation of its logarithm; 0: all equal (default: 1.15)"),
+    "online": ("S", "mean seconds that a link holds; 0: forever (default: 15)"),
+    "offline": ("S", "mean seconds that a broken link stays broken (default: 2)"),
+    "late": ("SHARE", "share of devices that join late (default: 0.15)"),
+    "leave": ("SHARE", "share of devices that leave for good (default: 0.15)"),
+    "goodbye": ("SHARE", "share of those that disconnect properly (default: 0.5)"),
     "turnover": ("S", "seconds within which devices join and leave (default: 20)"),
-    "twice": ("CHANCE", "that a device's message comes twice (default: 0.05)"),
-    "bandwidth": ("BYTES", "a second, of the link in the middle; 0: no limit (default: 200000)"),
-    "latency": ("S", "each way, of the link in the middle (default: 0.04)"),
-    "link-spread": ("SIGMA", "of the logarithms of bandwidth and latency (default: 0.7)"),
+    "twice": ("CHANCE", "probability that a device's message comes twice (default: 0.05)"),
+    "bandwidth": ("BYTES", "bytes a second of the median link; 0: no limit (default: 200000)"),
+    "latency": ("S", "seconds each way of the median link (default: 0.04)"),
+    "link-spread": ("SIGMA", "standard deviation of the logarithms of bandwidth and latency (default: 0.7)"),
 }
-"""Every number of a world but its seed. The defaults are the world's; they stand here for those who read --help."""
+"""Every number of a world except its seed. The defaults are the world's; they are repeated here for --help."""
 
 
 def add_world(parser: argparse.ArgumentParser) -> None:
-    """One option for each number of the world, one for a file of them, and one for no trouble at all."""
-    group = parser.add_argument_group("world", "What is said here goes before the file, and the file before --calm.")
+    """One option for each number of the world, one for a file of them, and one for a world without faults."""
+    group = parser.add_argument_group("world", "These options override the file, and the file overrides --calm.")
     group.add_argument("--calm", action="store_true", help="nothing fails and no device leaves; only the speeds stay")
     group.add_argument("--world", dest="world_file", type=Path, metavar="FILE.toml", help="these numbers, by name")
     for name, (metavar, what) in _OPTIONS.items():
@@ -38,7 +38,7 @@ def read_world(args: argparse.Namespace) -> "World":
     """The world that the options describe.
 
     Raises:
-        ValueError: a number that cannot be, or a file that says what a world does not have.
+        ValueError: an invalid number, or a file with unknown names.
     """
     from midge.sensor_fleet.world import World  # noqa: PLC0415 - an extra
 

@@ -15,17 +15,17 @@ def print_json(event: Mapping[str, Any]) -> None:
 
 
 _SHORT = 60.0
-"""Seconds of a connection that is lost again: for the same reason, it is told once."""
+"""A connection that lasts less than these seconds and ends for the same reason is not reported again."""
 
 
 class InWords:
-    """One sentence a line, with the time of day. A broker that is away is told once, not at each try."""
+    """Prints one sentence a line, with the time of day. A broker that is away is reported once, not at each retry."""
 
     def __init__(self) -> None:
         self._away: set[bool] = set()
-        """While the broker is away: whether it was told to be lost, and to refuse us."""
+        """While the broker is away: whether its loss and its refusal were reported."""
         self._why, self._back, self._quiet = "", -_SHORT, False
-        """Why it was lost last, when it was back, and whether it is lost again for the same, untold."""
+        """Why it was last lost, when it was back, and whether it is lost again for the same reason, unreported."""
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         match event:
@@ -44,7 +44,7 @@ class InWords:
         if refused in self._away:
             return ""
         again = not self._away and not self._quiet and why == self._why and time.monotonic() < self._back + _SHORT
-        if again:  # it comes and goes: told once, unless it stays away this time
+        if again:  # an unstable broker: reported once, unless it stays away this time
             self._quiet = True
             return ""
         self._quiet, self._why = False, why
@@ -53,5 +53,5 @@ class InWords:
 
 
 def printer(*, as_json: bool) -> Callable[[Mapping[str, Any]], None]:
-    """What prints events in one of the two ways."""
+    """Make a function that prints events in one of the two ways."""
     return print_json if as_json else InWords()

@@ -11,7 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from midge.commands.parts import Problem, user_errors
+from midge.commands.numbers import refuse_impossible
+from midge.commands.parts import Problem, add_recipe, user_errors
 from midge.commands.runs import run_folder
 from midge.wire.plurals import counted
 
@@ -21,18 +22,18 @@ if TYPE_CHECKING:
     from midge.sensor_fleet.virtual import ProfileFleet
 
 QUIET = 1.0
-"""Seconds between two lines where there is no terminal."""
+"""Seconds between two lines without a terminal."""
 
 
 def register(parser: argparse.ArgumentParser) -> None:
-    """The options of a virtual fleet."""
+    """Add the options of a virtual fleet."""
     group = parser.add_argument_group("a fleet of a profile (--virtual, --plan, --live)")
     group.add_argument(
         "--profile",
         default="factory",
         metavar="NAME|FILE.toml",
-        help="what the fleet is made of: factory, farm, city-gateways, phones, microcontrollers, demo, or a file; "
-        "default: factory",
+        help="hardware and links: factory, farm, city-gateways, phones, microcontrollers, demo, or a file "
+        "(default: factory)",
     )
     group.add_argument(
         "--micro", type=int, default=0, metavar="N", help="about N of the devices are microcontrollers, ESP32s in C"
@@ -54,8 +55,8 @@ def register(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.npz",
         help="arrays x and y; or sensors that stream: vibration, energy (default: digits)",
     )
-    group.add_argument("--drift", type=float, metavar="DAYS", help="change what these mean after so long")
-    group.add_argument("--fresh", type=int, metavar="N", help="rows of these that are new before a device trains again")
+    group.add_argument("--drift", type=float, metavar="DAYS", help="let them drift after this time")
+    group.add_argument("--fresh", type=int, metavar="N", help="new rows of these before a device trains again")
     group.add_argument("--model", choices=["linear", "mlp", "cnn"], help="default: mlp")
     group.add_argument(
         "--strategy",
@@ -64,22 +65,20 @@ def register(parser: argparse.ArgumentParser) -> None:
         help="default: balanced, at the profile's pace",
     )
     group.add_argument("--buffer-size", type=int, metavar="K", help="updates for each step")
-    group.add_argument("--learning-rate", type=float, help="of the devices (default: the model's)")
-    group.add_argument("--local-steps", type=int, help="of the devices (default: the model's)")
-    group.add_argument("--batch-size", type=int, help="of the devices (default: the model's)")
+    add_recipe(group)
     group.add_argument("--codec", help="of the deltas (default: the plan's own)")
     group.add_argument("--interval", type=float, metavar="HOURS", help="between two trainings of a device")
-    group.add_argument("--seed", type=int, default=0, help="of all chance (default: 0)")
-    group.add_argument("--seeds", type=int, default=3, metavar="N", help="that a plan is made of (default: 3)")
+    group.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: 0)")
+    group.add_argument("--seeds", type=int, default=3, metavar="N", help="simulations of a plan (default: 3)")
     group.add_argument("--name", help="of the run: its folder below runs/ (default: the time)")
     group.add_argument("--json", action="store_true", help="JSON lines; the last one is the outcome")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Simulate, and tell what came of it."""
+    """Simulate, and report the result."""
     with user_errors():
         fleet = fleet_of(args)
-        fleet.loaded()  # whether it can be simulated at all, before anything is written
+        fleet.loaded()  # check that it can be simulated before anything is written
     return _plan(fleet, args) if args.plan else _simulate(fleet, args)
 
 
@@ -90,7 +89,11 @@ def fleet_of(args: argparse.Namespace) -> "ProfileFleet":
         from midge.sensor_fleet.virtual import LIVE_SPEED_UP, ProfileFleet  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise Problem(f'A virtual fleet needs {error.name}: pip install "midge[demo]"') from error
-    _refuse_impossible(args)
+    above_zero = {"days": 7, "learning_rate": 0.1, "interval": 6, "target": 0.93, "drift": 2}
+    at_least_one = ("workers", "seeds", "buffer_size", "local_steps", "batch_size", "fresh")
+    refuse_impossible(args, above_zero, at_least_one, ("seed", "micro"))
+    if args.stop and args.target is None:
+        raise Problem("--stop ends a run at its target: give one with --target.")
     names = ("data", "seed", "model", "strategy", "buffer_size", "learning_rate", "local_steps", "batch_size", "codec")
     return ProfileFleet(
         Setting(**{name: getattr(args, name) for name in names}),
@@ -133,26 +136,11 @@ def _plan(fleet: "ProfileFleet", args: argparse.Namespace) -> int:
     return 0 if args.target is None or found.levels[0].reached == found.seeds else 1
 
 
-def _refuse_impossible(args: argparse.Namespace) -> None:
-    for name in ("days", "learning_rate", "interval", "target", "drift"):
-        given = getattr(args, name)
-        if given is not None and not 0 < given < 1e6:
-            raise Problem(f"--{name.replace('_', '-')} is {given:g}: it must be above 0.")
-    for name in ("workers", "seeds", "buffer_size", "local_steps", "batch_size", "fresh"):
-        given = getattr(args, name)
-        if given is not None and given < 1:
-            raise Problem(f"--{name.replace('_', '-')} is {given}: it must be at least 1.")
-    if args.seed < 0:
-        raise Problem(f"--seed is {args.seed}: it must be at least 0.")
-    if args.stop and args.target is None:
-        raise Problem("--stop ends a run at its target: give one with --target.")
-
-
 # ----------------------------------------------------------------------- showing
 
 
 class Shown:
-    """Progress: a line that is rewritten in a terminal, plain or JSON lines elsewhere."""
+    """Progress: a rewritten line in a terminal, plain or JSON lines elsewhere."""
 
     def __init__(self, args: argparse.Namespace, title: str, runs: int = 1) -> None:
         self._json, self._title, self._runs = args.json, title, runs
@@ -173,11 +161,11 @@ class Shown:
             self._live.stop()
 
     def tell(self, moment: "FleetProgress") -> None:
-        """Where the only run is."""
+        """Show the progress of the only run."""
         self.tell_of(0, moment)
 
     def tell_of(self, number: int, moment: "FleetProgress") -> None:
-        """Where one of the runs is."""
+        """Show the progress of one of the runs."""
         now = time.monotonic()
         done = (number + moment.now / moment.until) / self._runs
         left = (now - self._began) * (1 - done) / done if done > 0 else float("inf")
@@ -238,7 +226,7 @@ def _drawn(title: str, moment: "FleetProgress", done: float, left: float, took: 
 
 
 def show_outcome(args: argparse.Namespace, outcome: dict[str, Any], metric: str, report: Path) -> None:
-    """Tell what came of a run, and where its report is."""
+    """Report the result of a run, and the path of its report."""
     if args.json:
         print(json.dumps(outcome), flush=True)
     else:
@@ -311,7 +299,7 @@ def _print_plan(found: "FleetPlan", args: argparse.Namespace) -> None:
     metric = found.metric
     days, seeds = "1 day" if args.days == 1 else f"{args.days:g} days", counted(found.seeds, "seed")
     print(f"{counted(args.devices, 'device')} of the profile {args.profile}, {days}, {seeds}.")
-    print("Bytes and energy are of one device in the mean, from the best to the worst seed.\n")
+    print("Bytes and energy are means per device, from the best to the worst seed.\n")
     rows = [
         (
             score(level.score, metric)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FRAMES_PER_SECOND = 4
 Show = Callable[["Demo"], None]
 Showing = Callable[["Demo", Callable[[], None]], Awaitable[None]]
-"""Shows a demo until it is cancelled; it may call the second to end the demo."""
+"""Shows a demo until it is cancelled; calling the second argument ends the demo."""
 
 
 async def watch(demo: "Demo", showing: Showing) -> "Ending":
@@ -52,7 +52,7 @@ async def _until_cancelled(showing: Awaitable[None]) -> None:
 
 
 def every_second(show: Show) -> Showing:
-    """A line a second."""
+    """Print a line a second."""
 
     async def showing(demo: "Demo", _: Callable[[], None]) -> None:
         while True:
@@ -63,7 +63,7 @@ def every_second(show: Show) -> Showing:
 
 
 def live(happenings: Happenings) -> Showing:
-    """The live view, and the keys that break things and end the run."""
+    """The live view, with keys that cause faults and end the run."""
     from rich.console import Console  # noqa: PLC0415 - an extra
     from rich.live import Live  # noqa: PLC0415
 
@@ -90,11 +90,11 @@ def live(happenings: Happenings) -> Showing:
 
 
 async def _obey(demo: "Demo", pressed: "asyncio.Queue[str]", end: Callable[[], None]) -> None:
-    """Do what keys ask for: kill, and again bring back."""
+    """Obey key presses: kill, and restart."""
     while True:
         key = (await pressed.get()).lower()
         if demo.fleet is None and key != "q":
-            continue  # nothing is there yet to be killed
+            continue  # nothing to kill yet
         match key:
             case "a":
                 if not demo.kill_aggregator():
@@ -111,7 +111,7 @@ async def _obey(demo: "Demo", pressed: "asyncio.Queue[str]", end: Callable[[], N
 
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Keep what is logged off the screen, in a file."""
+    """Redirect log messages from the screen to a file."""
     root = logging.getLogger()
     before, file = root.handlers[:], logging.FileHandler(path, delay=True)
     root.handlers[:] = [file]
@@ -126,12 +126,12 @@ def logging_to(path: Path) -> Iterator[None]:
 
 
 def print_json(demo: "Demo") -> None:
-    """One object."""
+    """Print one object."""
     print(json.dumps(demo.outcome()), flush=True)
 
 
 def print_words(demo: "Demo") -> None:
-    """One line."""
+    """Print one line."""
     progress, fleet = demo.progress, demo.fleet
     if fleet is None:
         print(f"{demo.elapsed:5.0f} s  starting a broker and the aggregator", flush=True)
@@ -152,7 +152,7 @@ def print_words(demo: "Demo") -> None:
 
 
 def print_ending(demo: "Demo", ending: "Ending") -> None:
-    """How it ended and where everything is."""
+    """Print how it ended and where the results are."""
     progress, taken = demo.progress, demo.progress.seconds_to_target
     what = {
         "target": f"The target is reached and held after {0 if taken is None else taken:.1f} s",

@@ -1,4 +1,4 @@
-"""Events of devices and aggregators in words, one line each."""
+"""Events of devices and aggregators as text, one line each."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,12 +7,12 @@ from midge.wire.plurals import counted
 
 
 def sentence(event: Mapping[str, Any]) -> str:
-    """The line for an event; empty where it is of no note."""
+    """The line for an event; empty if it is not shown."""
     match event:
         case {"event": "start", "version": version, "step": step, "digest": digest} if version:
-            return f"The aggregator goes on at version {version}, step {step}, model {digest[:8]}."
+            return f"The aggregator continues at version {version}, step {step}, model {digest[:8]}."
         case {"event": "start", "version": version, "step": step}:
-            return "A new model begins." if not version else f"Goes on at version {version}, step {step}."
+            return "A new model begins." if not version else f"Continues at version {version}, step {step}."
         case {"event": "connected"}:
             return "Connected to the broker."
         case {"event": "disconnected", "why": why}:
@@ -23,7 +23,7 @@ def sentence(event: Mapping[str, Any]) -> str:
             gone = "has stopped" if state == "stopped" else "is lost: it was killed, or its network failed"
             return f"The aggregator {gone}. Until it is back, updates wait here."
         case {"event": "aggregator", "state": "paused", "why": why}:
-            return f"The federation is paused: {why or 'its operator has not said why'}."
+            return f"The federation is paused: {why or 'its operator gave no reason'}."
         case {"event": "aggregator", "state": state, "why": why}:
             return f"The aggregator is {state}{', but: ' + why if why else '.'}"
         case {"event": "device", "device": device, "state": state}:
@@ -31,41 +31,41 @@ def sentence(event: Mapping[str, Any]) -> str:
         case {"event": "update", "device": device, "verdict": "accepted", "staleness": tau, "weight": weight}:
             return f"{device}: accepted, {counted(tau, 'step')} stale, weight {weight:.2f}"
         case {"event": "update", "device": device, "verdict": verdict, "why": why}:
-            return f"{device}: update not taken ({verdict}): {why}"
+            return f"{device}: update refused ({verdict}): {why}"
         case {"event": "repeat", "device": device, "seq": seq}:
-            return f"{device}: update {seq} had come before"
+            return f"{device}: update {seq} is a duplicate"
         case {"event": "held", "device": device, "verdict": verdict, "why": why}:
-            return f"{device}: update not taken for now ({verdict}): {why}"
+            return f"{device}: update refused for now ({verdict}): {why}"
         case {"event": "clipped", "device": device, "scale": scale}:
-            return f"{device}: its update is out of scale beside the others', {scale:.1g} of it is applied"
+            return f"{device}: its update is out of scale, {scale:.1g} of it is applied"
         case {"event": "encoder" | "left_out" | "fetched_again", "device": device, "why": why}:
             return f"{device}: {why}"
         case {"event": "parts", "largest": largest}:
             much = "as large as the broker takes" if largest is None else f"of at most {counted(largest, 'byte')}"
-            return f"The model's parts are {much} from now on, for the devices that are there."
+            return f"The model's parts are {much} from now on, for the online devices."
         case {"event": "damped", "damping": damping}:
-            return f"Updates grow from turn to turn: the server's rate is damped to {damping:.3g} of what it was."
+            return f"Updates grow from round to round: the server's rate is damped to {damping:.3g} of what it was."
         case {"event": "undamped", "damping": damping}:
-            return f"Updates grow no more: the server's rate is at {damping:.3g} of what it was."
+            return f"Updates no longer grow: the server's rate is at {damping:.3g} of what it was."
         case {"event": "health", "state": state, "why": why, "before": before}:
             was = f" (was {before})" if before != state else ""
             return f"Health: {state}{was}{': ' + why if why else '.'}"
         case {"event": "alarm", "why": why}:
             return f"ALARM: {why}"
         case {"event": "refused_always", "device": device, "refused": refused, "verdict": verdict, "why": why}:
-            return f"{device}: none of its last {refused} updates was taken; the last one ({verdict}): {why}"
+            return f"{device}: none of its last {refused} updates was accepted; the last one ({verdict}): {why}"
         case {"event": "evaluation_failed", "version": version, "why": why}:
             return f"Version {version} could not be evaluated: {why}"
         case {"event": "freeze", "devices": devices}:
             return f"Statistics of {counted(devices, 'device')} are pooled: the model's inputs are normalised by them."
         case {"event": "statistics_off", "device": device, "why": why}:
-            return f"{device}: its statistics are not like the others', {why}"
+            return f"{device}: its statistics are unlike the others', {why}"
         case {"event": "statistics_constant", "channels": channels}:
             return f"These inputs were the same in all rows, and are not scaled: {', '.join(channels[:20])}."
         case {"event": "features", "features": features}:
             return f"The model's inputs are {', '.join(features)}: two devices agree."
         case {"event": "unlike", "device": device, "why": why}:
-            return f"{device}: nothing is taken from it, {why}"
+            return f"{device}: its updates are refused, {why}"
         case {"event": "release", "version": version, "devices": devices}:
             return (
                 f"Version {version} released, with the work of {counted(devices, 'device')}."
@@ -81,7 +81,7 @@ def sentence(event: Mapping[str, Any]) -> str:
         case {"event": "serve", "version": version}:
             return f"Version {version} released for use."
         case {"event": "dropped", "topic": topic, "why": why, "untold": untold}:
-            return f"Dropped what came on {topic}: {why} ({counted(untold, 'other')} before it not told)"
+            return f"Dropped what came on {topic}: {why} ({counted(untold, 'other')} before it unreported)"
         case {"event": "trouble", "why": why}:
             return f"The aggregator dropped what this device sent: {why}"
         case {"event": "renewing"}:
@@ -95,13 +95,13 @@ def sentence(event: Mapping[str, Any]) -> str:
         case {"event": "renewed_here", "whose": whose}:
             return f"The certificate of {whose} was renewed here."
         case {"event": "todo", "commands": commands}:
-            return f"The broker was not told; for it to know: {'; '.join(commands)}"
+            return f"The broker was not notified; to notify it: {'; '.join(commands)}"
         case {"event": "revoked", "device": device, "dropped": dropped}:
             return f"{device}: revoked; {counted(dropped, 'update')} of it waited and will not be applied"
         case {"event": "readmitted", "device": device}:
             return f"{device}: let in again by the operator"
         case {"event": "untold", "events": events}:
-            return f"{counted(events, 'event')} of devices that never sent an update not told."
+            return f"{counted(events, 'event')} of devices that never sent an update unreported."
         case {"event": "dropped", "topic": topic, "why": why}:
             return f"Dropped what came on {topic}: {why}"
         case {"event": "training", "version": version}:
@@ -111,15 +111,15 @@ def sentence(event: Mapping[str, Any]) -> str:
         case {"event": "hindered", "why": why}:
             return f"Training waits: {why}."
         case {"event": "unhindered"}:
-            return "Nothing holds training back any more."
+            return "Training continues."
         case {"event": "muted", "why": why}:
-            return f"Sends and fetches nothing: {why}."
+            return f"Sending and fetching wait:  {why}."
         case {"event": "unmuted"}:
-            return "Sends and fetches again."
+            return "Sending and fetching continue."
         case {"event": "killed_training", "why": why}:
             return f"A training is lost: {why}."
         case {"event": "sleeping", "seconds": 0.0}:
-            return "Has done what there was to do, and ends."
+            return "Everything is done; ending."
         case {"event": "sleeping", "seconds": seconds}:
             return f"Sleeps for {seconds / 60:.0f} min." if seconds >= 120 else f"Sleeps for {seconds:.0f} s."
         case {"event": "awake"}:
@@ -127,44 +127,44 @@ def sentence(event: Mapping[str, Any]) -> str:
         case {"event": "killed", "what": what, "version": version, "digest": digest} if what == "the aggregator":
             return f"The aggregator is killed at version {version}, model {digest[:8]}."
         case {"event": "killed", "what": what}:
-            return f"{_capital(what)} is killed, without a goodbye."
+            return f"{_capital(what)} is killed, without DISCONNECT."
         case {"event": "restarted", "what": what}:
             return f"{_capital(what)} is started again."
         case {"event": "joined", "device": device}:
             return f"{device}: joins late"
         case {"event": "left", "device": device}:
-            return f"{device}: leaves for good, with a goodbye"
+            return f"{device}: leaves for good, with DISCONNECT"
         case {"event": "vanished", "device": device}:
-            return f"{device}: leaves for good, without a word"
+            return f"{device}: leaves for good, without DISCONNECT"
         case {"event": "progress", "way": way, "done": done, "total": total, **rest}:
             what = "the model" if way == "down" else "an update"
             whose = f"{rest['device']}: " if "device" in rest else ""
             return f"{whose}{what}, {bar(done, total)} of {total / 1e6:.1f} MB"
         case {"event": "untrusted", "why": why}:
-            return f"A message of the aggregator is not believed: {why}."
+            return f"A message of the aggregator is not trusted:  {why}."
         case {"event": "put_back", "announced": announced, "version": version}:
             known = "A backup was restored" if announced is None else f"Version {announced} is known"
             return f"{known}, and this store has version {version}. A new generation begins."
         case {"event": "other_base", "device": device, "version": version}:
-            return f"{device}: trained from another model than version {version} of here"
+            return f"{device}: trained from a model other than version {version} of here"
         case {"event": "fetch_failed" | "unfit" | "refused" | "clock", "why": why}:
             return str(why)
     return ""
 
 
 def bar(done: int, total: int) -> str:
-    """How far something is, twenty marks wide: `[##########··········] 50 %`."""
+    """A progress bar, twenty marks wide: `[##########··········] 50 %`."""
     full = 20 * done // max(total, 1)
     return f"[{'#' * full}{'·' * (20 - full)}] {100 * done // max(total, 1)} %"
 
 
 def _capital(what: str) -> str:
-    """A device's name stays as it is."""
+    """Capitalise, unless it is a device's name."""
     return what[0].upper() + what[1:] if what.startswith("the ") else what
 
 
 def _spread(name: str, found: Mapping[str, Any]) -> str:
-    """A metric over devices: the mean of all rows, the worst-off tenth, and the slow third where there is one."""
+    """A metric over devices: the mean of all rows, the worst tenth, and the slow third if known."""
     slow = found["classes"].get("slow")
     tail = "" if slow is None else f", slow third {slow:.4g}"
     return (

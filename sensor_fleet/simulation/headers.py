@@ -6,7 +6,7 @@ import numpy as np
 
 from midge.iot_client.board.hardware import capabilities
 from midge.iot_client.training.fit import Recipe
-from midge.iot_client.training.throughput import Speed
+from midge.iot_client.training.throughput import Throughput
 from midge.wire import chunks, frames
 from midge.wire.messages import (
     BODY_DIGEST,
@@ -59,11 +59,11 @@ def chunk() -> int:
 @cache
 def hello(*, trained: bool) -> int:
     """A whole greeting, with what a device says of itself: more, once it has trained."""
-    speed = Speed()
+    speed = Throughput()
     if not trained:
         told = capabilities(speed, None)
         return len(frames.encode(Hello(state=DeviceState.READY, outbox=_OUTBOX, first=1, next=1, capabilities=told)))
-    speed.saw(10, 160, 0.123456)
+    speed.record(10, 160, 0.123456)
     greeting = Hello(
         state=DeviceState.READY,
         outbox=_OUTBOX,

@@ -10,7 +10,7 @@ from midge.iot_client.session.session import DeviceSession, SessionSettings
 from midge.iot_client.session.states import Work
 from midge.iot_client.session.training_cycle import training_seed
 from midge.iot_client.shell import DeviceShell
-from midge.iot_client.training.throughput import Speed
+from midge.iot_client.training.throughput import Throughput
 from midge.sensor_fleet.profiles.population import Departure
 from midge.sensor_fleet.profiles.presence import chance
 from midge.sensor_fleet.simulation import headers
@@ -65,7 +65,7 @@ class Participant:
         self._outage: Outage | None = None
         """The next one, or the one that it is in."""
         self._shaken = 0
-        self._speed = Speed()
+        self._speed = Throughput()
         self._outbox: dict[int, tuple[Update, Said]] = {}
         """By seq; it outlives a reboot."""
         self._begin_session(1)
@@ -384,7 +384,7 @@ class Participant:
         outcome = self.air.pool.end(self._job)
         self.steps += outcome.steps
         self.usage.trained += self.air.clock.now - self._began
-        self._speed.saw(outcome.steps, 0, self.air.clock.now - self._began)
+        self._speed.record(outcome.steps, 0, self.air.clock.now - self._began)
         self._constraints.expect_rows()
         if (said := outcome.said) is None:
             self._event(ev.NothingToSend("the training did not stay finite"))

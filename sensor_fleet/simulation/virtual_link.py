@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from midge.iot_client.connection.announcement_policy import Attention
+from midge.iot_client.connection.announcement_policy import AnnouncementPolicy
 from midge.sensor_fleet.simulation import headers
 from midge.sensor_fleet.simulation.air import Air
 from midge.sensor_fleet.simulation.clock import Work
@@ -19,9 +19,9 @@ class VirtualLink:
 
     __slots__ = (
         "_air",
-        "_attention",
         "_device",
         "_heard",
+        "_policy",
         "bytes_down",
         "bytes_up",
         "connection",
@@ -44,7 +44,7 @@ class VirtualLink:
         self.connection = 0
         """The number of the connection that stands, or is being made; what belongs to an earlier one is lost."""
         self._heard = 0.0
-        self._attention = Attention()
+        self._policy = AnnouncementPolicy()
         self.deaf = False
         """Whether it hears of no new version, during a training."""
 
@@ -79,7 +79,7 @@ class VirtualLink:
 
     def ignore_versions(self, announcement: Announcement) -> None:
         """Hear of no new version during a training, if many would come."""
-        if self.stands and self._attention.turns_away(announcement):
+        if self.stands and self._policy.unsubscribe_while_training(announcement):
             self.count_heard()
             self.deaf = True
 

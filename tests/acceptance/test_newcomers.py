@@ -378,7 +378,7 @@ def test_a_second_device_of_the_same_name(
         ),
         (["demo", "--strategy", "balancd"], "fedavg): did you mean balanced?"),
         (["broker", "check", "--bogus"], "midge broker check: error: unrecognized arguments: --bogus\n"),
-        (["broker"], "answer devices that ask for new credentials"),
+        (["broker"], "answer requests for new credentials"),
         ([], "take part in a federation"),
     ],
 )

@@ -15,13 +15,13 @@ from midge.aggregator.core.staleness import constant
 from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.engine import Engine, recover
 from midge.aggregator.ingress.authentication import Credentials
-from midge.aggregator.ingress.filter import Bodies, Everybody, IngressFilter
+from midge.aggregator.ingress.filter import AllDevices, Bodies, IngressFilter
 from midge.aggregator.ingress.rate_limits import Admission, IngressLimits
 from midge.aggregator.ingress.reassembly import UpdateReassembler
 from midge.aggregator.ingress.roster import Roster
 from midge.aggregator.model.model import Model
 from midge.aggregator.processor import Processor
-from midge.aggregator.publish.model_publisher import Shelf
+from midge.aggregator.publish.model_publisher import ModelPublisher
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.publish_queue import Post
 from midge.aggregator.store.store import Store
@@ -90,13 +90,15 @@ class Rig:
             if fresh:
                 Engine(Model.of(parameters, schema), self.store).checkpoint(self.core)
             self.engine = recover(self.core, self.store, schema)
-            self.shelf = Shelf(self.engine, self.core, TOPICS, chunk=chunk, stepping_back=strategy.form == "mixing")
+            self.shelf = ModelPublisher(
+                self.engine, self.core, TOPICS, chunk=chunk, stepping_back=strategy.form == "mixing"
+            )
             self.outlet = Outlet(self.put, self.tell)
             dropped = self.outlet.meters.dropped
             self.ingress = IngressFilter(
                 Admission(OPEN),
                 Credentials(TOPICS),
-                Everybody(),
+                AllDevices(),
                 reassembler=UpdateReassembler(budget=memory, dropped=dropped),
                 bodies=Bodies(),
                 outlet=self.outlet,

@@ -197,7 +197,7 @@ def test_a_kill_in_the_middle_of_a_restore_leaves_no_store_that_an_aggregator_be
                 assert marked(store) is not None
             shutil.rmtree(target)
         elif (target / UNFINISHED).exists():
-            with pytest.raises(StoreError, match="give the command again"), Store(target):
+            with pytest.raises(StoreError, match="repeat the command"), Store(target):
                 pass
             assert not (target / "store.db").exists(), "refused before a database is made"
     assert kills > 4

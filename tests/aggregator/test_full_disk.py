@@ -13,7 +13,7 @@ from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.federation import FederationRuntime
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.publish_queue import Post
-from midge.aggregator.store.store import BALLAST, Store, StoreFull
+from midge.aggregator.store.store import RESERVED, Store, StoreFull
 from midge.broker.embedded.in_memory import Twin
 from midge.broker.mqtt.connection import Delivery
 from midge.wire.messages import Receipt, Verdict
@@ -118,7 +118,7 @@ def small_disk(directory: Path, size: int) -> Iterator[Path]:
 
 
 def test_a_really_full_disk(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", BALLAST + 2**21) as disk:
+    with small_disk(tmp_path / "disk", RESERVED + 2**21) as disk:
         life = Life(Store(disk / "store"))
         life.federation.begin(0)
         accepted: list[int] = []

@@ -259,7 +259,7 @@ def test_all_flips_of_a_checkpoint_are_told_and_it_is_written_again(
         caplog.clear()
         assert look(copy) == right
         assert newest in caplog.text
-        assert "is written in the place" in caplog.text
+        assert "replaces the damaged one" in caplog.text
         caplog.clear()
         assert look(copy) == right
         assert not caplog.text

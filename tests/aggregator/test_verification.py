@@ -38,7 +38,7 @@ def test_a_whole_store_is_read_in_all_its_parts(store: Path, capsys: pytest.Capt
     assert not damaged(store)
     assert {name for name, count in checked.items() if not count} == {"log"}, "it was closed"
     assert main(["store", "verify", str(store)]) == 0
-    assert "All of it is what was written." in capsys.readouterr().out
+    assert "Everything is undamaged." in capsys.readouterr().out
     assert listed(store) == before
 
 

@@ -15,7 +15,7 @@ from midge.broker.provisioning.certificates import (
     make_authority,
     make_release_key,
     make_request,
-    need_cryptography,
+    require_cryptography,
     revocation_list,
 )
 from tests import needs
@@ -154,4 +154,4 @@ def test_the_release_key_signs() -> None:
 def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "cryptography.x509", None)
     with pytest.raises(SecurityMissing, match=r"midge\[security\]"):
-        need_cryptography()
+        require_cryptography()

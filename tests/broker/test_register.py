@@ -28,7 +28,7 @@ def test_a_register_that_was_put_back_is_refused_by_every_command(
     before = (fleet / "broker" / "crl.pem").read_bytes()
     for command in (["device-list"], ["device-list", "--renew"], ["device-add", "new"], ["device-rotate", "dev0001"]):
         assert main([*command, "--fleet", str(fleet)]) == 2
-        assert "an older one that was put back" in capsys.readouterr().err
+        assert "is an older copy" in capsys.readouterr().err
     assert (fleet / "broker" / "crl.pem").read_bytes() == before
 
 

@@ -203,7 +203,7 @@ def test_the_terminal_is_left_as_it_was_and_keys_break_things(tmp_path: Path) ->
         os.write(ours, b"a")
         shows(b"bring back aggregator")
         os.write(ours, b"a")
-        shows(b"goes on at version")
+        shows(b"continues at version")
         os.write(ours, b"q")
         shows(b"Interrupted: accuracy")
         assert process.wait(LAST_RESORT) == 130

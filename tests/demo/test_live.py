@@ -124,7 +124,7 @@ def test_of_accepted_updates_a_sample_is_shown_and_of_refusals_all() -> None:
 
 
 def test_what_is_rare_stays_in_sight_for_a_while() -> None:
-    killed = Line(10.0, "The broker is killed, without a goodbye.", "killed")
+    killed = Line(10.0, "The broker is killed, without DISCONNECT.", "killed")
     others = [Line(10.0 + number, f"{number}", "accepted") for number in range(1, 20)]
     assert latest([killed, *others], 4, now=20.0) == [killed, *others[-3:]]
     assert latest([killed, *others], 4, now=30.0) == others[-4:]
@@ -136,4 +136,4 @@ def test_devices_speak_of_what_nobody_else_tells() -> None:
     happenings = Happenings()
     for name in ("training", "vanished", "receipt", "connected"):
         happenings.take_device({"event": name, "device": "sensor-01", "time": 1.0, "version": 1, "seq": 1})
-    assert [line.text for line in happenings.lines] == ["sensor-01: leaves for good, without a word"]
+    assert [line.text for line in happenings.lines] == ["sensor-01: leaves for good, without DISCONNECT"]

@@ -70,7 +70,7 @@ def test_the_pages_commands_look_at_a_store_and_salvage_a_damaged_one(tmp_path: 
         for seq in range(1, 6):
             life.send("a", seq, [1, 0, 0, 0])
         shutil.copytree(tmp_path / "running", store)
-    assert "All of it is what was written." in run(verifying)
+    assert "Everything is undamaged." in run(verifying)
     (store / "store.db-wal").unlink()
     assert "DAMAGED" in run(verifying, code=1)
     assert "5 updates" in run(looking, code=1)

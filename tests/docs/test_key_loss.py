@@ -121,7 +121,7 @@ def test_the_key_of_the_aggregator_and_others(plant: Plant) -> None:
 def test_the_brokers_key(plant: Plant) -> None:
     before = (plant.fleet / "broker" / "broker.key").read_bytes()
     (told,) = plant.drill("The broker's key")
-    assert "was told" in told and (plant.fleet / "broker" / "broker.key").read_bytes() != before
+    assert "was notified" in told and (plant.fleet / "broker" / "broker.key").read_bytes() != before
     until("it serves with it", lambda: plant.lets_in("dev0001"))
 
 

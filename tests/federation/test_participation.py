@@ -19,10 +19,10 @@ from midge.iot_client.board.usage_budget import Budget, Costs
 from midge.iot_client.config import DeviceConfig
 from midge.iot_client.device import Device
 from midge.iot_client.runtime import DeviceRuntime
-from midge.iot_client.state.local_tensors import Missing, Personal
+from midge.iot_client.state.local_tensors import LocalTensors, Missing
 from midge.iot_client.training.evaluation import Scores
 from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
-from midge.iot_client.training.throughput import Speed
+from midge.iot_client.training.throughput import Throughput
 from midge.iot_client.training.update_encoder import TrainerError
 from midge.wire import messages
 from midge.wire.messages import AggregatorState, AggregatorStatus, Announcement, FrameInfo, Participation, Plan
@@ -137,12 +137,12 @@ def test_private_tensors_of_another_shape_begin_anew(tmp_path: Path) -> None:
     path = tmp_path / "x.local.npz"
     np.savez(path, head=np.zeros(3))
     schema = Schema.of({"w": np.zeros(2, np.float32), "head": np.zeros(2, np.float32)}, {"head": "local"})
-    given = Personal(path, {"head": np.ones(2, np.float32)})
+    given = LocalTensors(path, {"head": np.ones(2, np.float32)})
     assert given.join({"w": np.zeros(2)}, schema)["head"].tolist() == [1, 1]
     with pytest.raises(Missing, match="head"):
-        Personal(path, None).join({"w": np.zeros(2)}, schema)
+        LocalTensors(path, None).join({"w": np.zeros(2)}, schema)
     path.write_bytes(b"no npz at all")
-    assert Personal(path, {"head": np.ones(2)}).join({"w": np.zeros(2)}, schema)["head"].tolist() == [1, 1]
+    assert LocalTensors(path, {"head": np.ones(2)}).join({"w": np.zeros(2)}, schema)["head"].tolist() == [1, 1]
 
 
 async def test_updates_that_cover_some_tensors_combine(tmp_path: Path) -> None:
@@ -266,11 +266,11 @@ def test_a_month_allows_so_much_across_restarts(tmp_path: Path) -> None:
 
 
 def test_local_steps_follow_the_measured_speed() -> None:
-    speed, plan = Speed(), Plan(seconds=2.0, fewest_steps=5, most_steps=100, epochs=3)
-    assert speed.paced(plan) is plan
-    speed.saw(steps=10, rows=160, seconds=1.0)
-    assert speed.paced(plan).local_steps == 20
-    assert speed.paced(plan).epochs is None
-    speed.saw(steps=10_000, rows=160, seconds=1.0)
-    assert speed.paced(plan).local_steps == 100
-    assert speed.paced(Plan()) == Plan()
+    speed, plan = Throughput(), Plan(seconds=2.0, fewest_steps=5, most_steps=100, epochs=3)
+    assert speed.scaled(plan) is plan
+    speed.record(steps=10, rows=160, seconds=1.0)
+    assert speed.scaled(plan).local_steps == 20
+    assert speed.scaled(plan).epochs is None
+    speed.record(steps=10_000, rows=160, seconds=1.0)
+    assert speed.scaled(plan).local_steps == 100
+    assert speed.scaled(Plan()) == Plan()

@@ -170,7 +170,7 @@ async def test_without_an_answer_a_row_is_said_to_be_of_the_greeting(tmp_path: P
 
 async def test_a_name_that_is_not_announced_is_answered_with_those_that_are(tmp_path: Path) -> None:
     twin, log = Twin(), Log()
-    assert (await explain_missing(twin.connect, Topics("pump"))).endswith("or look whether this is its broker.")
+    assert (await explain_missing(twin.connect, Topics("pump"))).endswith("or check that this is its broker.")
     async with serving(served(twin, tmp_path / "store", log)):
         await log.until(lambda: log.of("release"))
         await asyncio.sleep(1)
@@ -193,7 +193,7 @@ async def test_whoever_may_not_look_beyond_its_federation_is_told_that_it_is_not
             connection.publish = publish  # type: ignore[method-assign,assignment]
             yield connection
 
-    assert "nor any other that may be seen from here" in await explain_missing(connect, TOPICS)
+    assert "nor any other that is visible from here" in await explain_missing(connect, TOPICS)
 
 
 async def test_a_cancelled_aggregator_says_goodbye(tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def test_a_device_that_pins_the_key_remembers_the_token_and_believes_no_forged_o
     signer.token = 9
     status = AggregatorStatus(state=AggregatorState.READY, boot=1, lineage=bytes(16), token=9)
     assert device.status(frames.encode(status.model_copy(update={"token": 50}))).token == 0
-    assert device.status(signer.said(status)).token == 9
+    assert device.status(signer.own_message(status)).token == 9
     assert device.urgent(0.0), "a restart must not forget it"
     device = Trust([key.public], "f", "a", device.packed())
     receipt = Receipt(outbox=1, hi=1)

@@ -87,7 +87,7 @@ async def test_a_broker_that_does_not_let_it_look(tmp_path: Path) -> None:
     alone.config = replace(alone.config, connector=connect)
     async with serving(alone):
         await told.until(lambda: told.of("unannounced"))
-    assert refused == ["midge/1/+/aggregator"] and "that may be seen from here" in told.of("unannounced")[0]["why"]
+    assert refused == ["midge/1/+/aggregator"] and "that is visible from here" in told.of("unannounced")[0]["why"]
 
 
 async def test_a_device_alone_hears_within_ten_seconds_that_another_is_needed(tmp_path: Path) -> None:

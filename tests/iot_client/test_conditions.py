@@ -149,7 +149,7 @@ def test_what_cannot_be_read_holds_nothing_back_and_says_so_once(
     condition = make(root=tmp_path)
     with caplog.at_level(logging.WARNING):
         assert condition() is None and condition() is None
-    assert len(caplog.records) == 1 and "holds nothing back" in caplog.text
+    assert len(caplog.records) == 1 and "blocks nothing" in caplog.text
 
 
 def test_psutil_is_asked_where_there_is_nothing_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from midge.iot_client.data import csv_source as csv_rows
+from midge.iot_client.data.csv_inspection import header
 from midge.iot_client.data.csv_source import CsvError, CsvRows
 from midge.iot_client.data.samples import Samples
 from tests.waiting import eventually
@@ -105,9 +106,9 @@ def test_classes_are_numbered_as_the_owner_says(tmp_path: Path) -> None:
 def test_a_column_that_is_missing_is_named_with_those_that_are_there(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     with pytest.raises(CsvError, match="cannot be read"):
-        csv_rows.header(path)
+        header(path)
     append(path, "power,heat,velocity\n")
-    assert csv_rows.header(path).columns == ("power", "heat", "velocity")
+    assert header(path).columns == ("power", "heat", "velocity")
     rows = CsvRows(path)
     with pytest.raises(CsvError, match=r"no column 'speed'.*power, heat, velocity"):
         rows.read(samples())
@@ -130,5 +131,5 @@ def test_bytes_that_are_no_text_are_not_shown_as_names(tmp_path: Path) -> None:
     """Seen to fail: kilobytes of what the file holds, to the terminal."""
     (tmp_path / "b.csv").write_bytes(bytes(number * 37 % 256 for number in range(4000)))
     with pytest.raises(CsvError) as told:
-        csv_rows.header(tmp_path / "b.csv", ["y"])
+        header(tmp_path / "b.csv", ["y"])
     assert len(str(told.value)) < 200 + len(str(tmp_path))

@@ -13,7 +13,7 @@ import pytest
 from midge.__main__ import main
 from midge.iot_client.board.usage_budget import Budget, Costs
 from midge.iot_client.data.samples import Samples
-from midge.iot_client.state.local_tensors import Personal
+from midge.iot_client.state.local_tensors import LocalTensors
 from midge.iot_client.state.outbox import Outbox
 from midge.iot_client.state.prediction import Predicting, VerifiedModel
 from midge.wire.lineage import on_grid
@@ -32,7 +32,7 @@ def fill(folder: Path) -> Path:
     with Outbox(path) as box:
         for seq in (1, 2):
             box.store(made(outbox=box.identity, seq=seq), b"%d" % seq, b"left")
-    personal = Personal(folder / "box.local.npz", {"head": np.zeros(2, np.float32)})
+    personal = LocalTensors(folder / "box.local.npz", {"head": np.zeros(2, np.float32)})
     personal.join(ZEROS, SCHEMA)
     personal.keep({"head": OWN}, SCHEMA, 0.0)
     budget = Budget(folder / "box.usage.json", Costs())
@@ -47,7 +47,7 @@ def fill(folder: Path) -> Path:
 
 def read(folder: Path) -> tuple[Any, ...]:
     """As a device that starts: its own tensors, what the month has cost, its rows."""
-    own = Personal(folder / "box.local.npz", {"head": np.zeros(2, np.float32)}).join(ZEROS, SCHEMA)["head"]
+    own = LocalTensors(folder / "box.local.npz", {"head": np.zeros(2, np.float32)}).join(ZEROS, SCHEMA)["head"]
     month = Budget(folder / "box.usage.json", Costs()).packed()
     samples = Samples(folder / "box.samples", ["a", "b"], "y")
     x, y = samples.arrays()
@@ -147,6 +147,6 @@ def test_files_of_two_devices_in_one_folder_are_not_taken_for_each_other(
     fill(tmp_path)
     for ending in ("local.npz", "usage.json"):
         shutil.copy(tmp_path / f"box.{ending}", tmp_path / f"box2.{ending}")
-    own = Personal(tmp_path / "box2.local.npz", {"head": np.zeros(2, np.float32)}).join(ZEROS, SCHEMA)["head"]
+    own = LocalTensors(tmp_path / "box2.local.npz", {"head": np.zeros(2, np.float32)}).join(ZEROS, SCHEMA)["head"]
     assert own.tolist() == [0, 0] and "of another device" in caplog.text
     assert Budget(tmp_path / "box2.usage.json", Costs()).bytes == 0 and "box2.usage.json" in caplog.text

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from midge.broker.embedded.in_memory import Twin
-from midge.iot_client.board.duty_cycle import SPREAD, Cycle, Duty
+from midge.iot_client.board.duty_cycle import SPREAD, Duty, DutyCycle
 from midge.iot_client.config import DeviceConfig
 from midge.iot_client.connection import connection_loop
 from midge.iot_client.device import Device
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.virtual
 def test_a_cycle_keeps_its_length_whatever_its_waking_took(
     every: float, share: float, at: float, chance: float
 ) -> None:
-    cycle = Cycle(Duty(every, awake=every * share))
+    cycle = DutyCycle(Duty(every, awake=every * share))
     cycle.wake(at)
     assert not cycle.over(at, at_rest=False, busy=False)
     assert cycle.over(at, at_rest=True, busy=False) and not cycle.over(at, at_rest=True, busy=True)
@@ -42,7 +42,7 @@ def test_a_cycle_keeps_its_length_whatever_its_waking_took(
 
 
 def test_what_was_trained_has_all_the_patience_to_be_settled() -> None:
-    cycle = Cycle(Duty(1000, awake=100))
+    cycle = DutyCycle(Duty(1000, awake=100))
     cycle.wake(0)
     assert cycle.condition() is None
     cycle.trained(500)
@@ -53,7 +53,7 @@ def test_what_was_trained_has_all_the_patience_to_be_settled() -> None:
 
 
 def test_a_device_without_duty_never_sleeps() -> None:
-    cycle = Cycle(None)
+    cycle = DutyCycle(None)
     cycle.trained(0)
     assert cycle.condition() is None and not cycle.over(1e9, at_rest=True, busy=False)
 

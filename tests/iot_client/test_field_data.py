@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from midge.broker.embedded.in_memory import Twin
 from midge.broker.mqtt.connection import Delivery
 from midge.iot_client.board.conditions import enough_new, every_feature
-from midge.iot_client.data.csv_source import CsvError, CsvRows, no_features
+from midge.iot_client.data.csv_inspection import no_features
+from midge.iot_client.data.csv_source import CsvError, CsvRows
 from midge.iot_client.data.mqtt_source import SensorTopic
 from midge.iot_client.data.samples import Samples
 from midge.iot_client.data.values import Classes, number

@@ -6,7 +6,7 @@ import pytest
 
 from midge.iot_client.session import events as ev
 from midge.iot_client.session import session as s
-from midge.iot_client.state.outbox import BALLAST, Outbox, OutboxFull
+from midge.iot_client.state.outbox import RESERVED, Outbox, OutboxFull
 from midge.wire.messages import Announcement, Update
 from tests.aggregator.test_full_disk import small_disk
 
@@ -29,7 +29,7 @@ def fill(path: Path) -> None:
 
 
 def test_an_outbox_on_a_full_disk_refuses_forgets_and_goes_on(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", BALLAST + 2**20) as disk:
+    with small_disk(tmp_path / "disk", RESERVED + 2**20) as disk:
         with Outbox(disk / "a.outbox") as outbox:
             outbox.store(update(1, 50_000), bytes(50_000))
             outbox.store(update(2, 10), bytes(10))
@@ -45,7 +45,7 @@ def test_an_outbox_on_a_full_disk_refuses_forgets_and_goes_on(tmp_path: Path) ->
             outbox.store(update(seq, 50_000), bytes(50_000))
         with Outbox(disk / "a.outbox") as again:
             assert [held.seq for held in again.held()] == list(range(2, seq + 1))
-            assert (disk / "a.outbox.lock").stat().st_size == BALLAST
+            assert (disk / "a.outbox.lock").stat().st_size == RESERVED
 
 
 def test_an_outbox_that_is_first_opened_on_a_full_disk_says_so_and_opens_later(tmp_path: Path) -> None:

@@ -248,15 +248,17 @@ def test_doctor_sees_a_clock_that_was_never_set_and_one_behind_what_was_verified
     issued = time.time() + 86_400
     monkeypatch.setattr(doctor, "look", lambda _path: {"verified": {"train": {"issued": issued}}})
     (found,) = doctor.clock(path)
-    assert found.level == "warning" and "behind what was verified" in found.seen
+    assert found.level == "warning" and "behind the last verified announcement" in found.seen
     (found,) = doctor.clock(path, now=86_400.0 * 200)
-    assert found.level == "problem" and "1970" in found.seen and "What was verified last" in found.advice
+    assert found.level == "problem" and "1970" in found.seen and "The last verified announcement" in found.advice
     (found,) = doctor.clock(path, now=issued + 10)
     assert found.level in ("ok", "note")
 
 
 def test_options_that_a_program_would_not_hear_of_are_refused() -> None:
     """Seen to fail: `--federation other` was not read, and the device joined the program's own federation."""
-    with pytest.raises(Problem, match=r"--label, --federation are for --csv and --sensor-topic.* to pump:app"):
+    with pytest.raises(
+        Problem, match=r"--label, --federation are for --csv and --sensor-topic, and have no effect on pump:app"
+    ):
         refuse_options(parse("pump:app", "--federation", "other", "--label", "x"), "pump:app")
     refuse_options(parse("pump:app", "--outbox", "a.outbox", "--root", "x"), "pump:app")

@@ -13,7 +13,7 @@ import pytest
 
 from midge.iot_client.board.usage_budget import Budget, Costs
 from midge.iot_client.data.samples import Samples
-from midge.iot_client.state.local_tensors import Personal
+from midge.iot_client.state.local_tensors import LocalTensors
 from midge.iot_client.state.outbox import Outbox
 from midge.wire.schema import Schema, Tensor
 
@@ -57,7 +57,7 @@ def test_the_first_format_that_was_put_back_after_that_is_behind(first: Path, tm
 
 def test_what_lies_beside_it_is_taken_up(first: Path) -> None:
     schema = Schema([Tensor("w", (3,), "float32", "trained"), Tensor("head", (2,), "float32", "local")])
-    own = Personal(first / "pump.box.local.npz", None).join({"w": np.zeros(3, np.float32)}, schema)
+    own = LocalTensors(first / "pump.box.local.npz", None).join({"w": np.zeros(3, np.float32)}, schema)
     assert own["head"].tolist() == [1.5, -2.5]
     assert Budget(first / "pump.box.usage.json", Costs()).packed()["bytes"] == 12345
     samples = Samples(features=["a", "b"], label="y", path=first / "pump.samples")

@@ -44,7 +44,7 @@ async def test_a_device_that_is_named_by_its_address_takes_part(
         named = device(twin, MAC, log, tmp_path / "a.outbox")
     assert named.name == "AA-BB-CC-DD-EE-0F"
     assert [each.getMessage() for each in caplog.records] == [
-        f"The device {MAC} is called AA-BB-CC-DD-EE-0F: a colon can stand in no file name on an SD card."
+        f"The device {MAC} is called AA-BB-CC-DD-EE-0F: file names on an SD card cannot contain a colon."
     ]
     async with serving(aggregator(twin, tmp_path / "store", log)), serving(named, device(twin, "b", log)):
         await log.until(lambda: log.of("update", device="AA-BB-CC-DD-EE-0F", verdict="accepted"))

@@ -21,7 +21,7 @@ from midge.iot_client.state.memory_outbox import MemoryOutbox
 from midge.iot_client.state.outbox import Outbox, OutboxFull
 from midge.iot_client.training import residual
 from midge.iot_client.training.fit import Fit
-from midge.iot_client.training.update_encoder import Made, chosen, make_update
+from midge.iot_client.training.update_encoder import EncodedUpdate, chosen, make_update
 from midge.wire import codecs, frames, lineage
 from midge.wire.codecs import lossless
 from midge.wire.messages import Plan, Update
@@ -41,17 +41,17 @@ STATEFUL = ["uq:3|rice", "stc:0.05", "topk:0.05|int8:64", "sign:256", "eden:1:le
 STATELESS = ["float32", "int8:256", "bf16", "eden:2", "randk:0.25|eden:1", "int4:64:random"]
 
 
-def update_of(delta: Vector, plan: Plan, left: bytes | None = None, **manner: Any) -> Made:
+def update_of(delta: Vector, plan: Plan, left: bytes | None = None, **manner: Any) -> EncodedUpdate:
     parameters = {name: view.copy() for name, view in SCHEMA.views(delta).items()}
     asked = announcement(1).model_copy(update={"plan": plan})
     return make_update(Fit(parameters, 1), STATE, asked, 0.0, left=left, **manner)
 
 
-def sent(made: Made) -> Vector:
+def sent(made: EncodedUpdate) -> Vector:
     return codecs.decode_delta(made.body, SCHEMA, made.update.codec)
 
 
-def left_of(made: Made) -> Vector:
+def left_of(made: EncodedUpdate) -> Vector:
     assert made.residual is not None
     found = residual.unpack(made.residual, made.update.lineage, SCHEMA)
     assert found is not None

@@ -10,12 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midge.iot_client.data.samples import Samples, SamplesError, examine_samples
+from midge.iot_client.data.samples import Samples
+from midge.iot_client.data.samples_file import SamplesError, examine_samples
 
 
 def numbered(path: Path | None, **options: object) -> Samples:
     options = {"rows": 10, "clip": None, **options}
     return Samples(path, ["a", "b"], "c", **options)  # type: ignore[arg-type]
+
+
+def _segments(samples: Samples) -> list[tuple[int, int]]:
+    assert samples._file is not None
+    return samples._file.segments
 
 
 def labels(samples: Samples) -> list[float]:
@@ -50,13 +56,13 @@ def test_the_ring_holds_the_newest_rows_across_reboots(steps: list[int | str], r
                 disk = memory
                 samples = numbered(path, rows=rows)
             else:
-                assert samples._db is not None
-                samples._db.close()
+                assert samples._file is not None
+                samples._file.database.close()
                 samples = numbered(path, rows=rows)
                 memory = disk
             assert labels(samples) == memory
             assert len(samples) <= rows
-        assert sum(each for _, each in samples._segments) < 2 * rows + 1
+        assert sum(each for _, each in _segments(samples)) < 2 * rows + 1
         samples.close()
 
 
@@ -84,7 +90,7 @@ def test_rows_are_written_in_batches_so_that_the_flash_lives(tmp_path: Path) -> 
     for _ in range(24 * 3600):
         now += 1.0
         samples.observe([now, 1], now)
-    assert len(samples._segments) <= 24 * 12
+    assert len(_segments(samples)) <= 24 * 12
     assert 0 < samples.written < 24 * 12 * 10 * 4096
     samples.close()
 
@@ -171,8 +177,8 @@ def test_how_far_a_source_was_read_is_as_durable_as_what_was_read(tmp_path: Path
     samples.flush()
     samples.observe([1, 2], 4)
     samples.marks["csv"] = "200"
-    assert samples._db is not None
-    samples._db.close()  # the power fails
+    assert samples._file is not None
+    samples._file.database.close()  # the power fails
     again = numbered(tmp_path / "s")
     assert again.marks["csv"] == "100" and len(again) == 1
 
@@ -193,14 +199,14 @@ def test_other_columns_and_other_files_are_told(tmp_path: Path) -> None:
 
 def test_a_disk_that_takes_nothing_costs_no_row_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     samples = numbered(tmp_path / "s", rows=500)
-    assert samples._db is not None
-    samples._db.connection.execute("PRAGMA max_page_count=1")  # SQLite then says that the disk is full
+    assert samples._file is not None
+    samples._file.database.connection.execute("PRAGMA max_page_count=1")  # SQLite then says that the disk is full
     for row in range(500):
         samples.observe([1, 2], row)
     samples.flush()
     assert "is full" in caplog.text
     assert labels(samples) == list(range(500))
-    samples._db.connection.execute(f"PRAGMA max_page_count={2**31}")
+    samples._file.database.connection.execute(f"PRAGMA max_page_count={2**31}")
     samples.close()
     assert labels(numbered(tmp_path / "s", rows=500)) == list(range(500))
 
@@ -226,7 +232,7 @@ def test_how_far_a_file_was_read_is_not_changed_by_a_bit(tmp_path: Path, caplog:
     examine_samples(tmp_path / "s")
     with closing(sqlite3.connect(tmp_path / "s")) as db, db:
         db.execute("UPDATE marks SET value = '1264' WHERE name = 'csv'")
-    with pytest.raises(sqlite3.DatabaseError, match="noted"):
+    with pytest.raises(sqlite3.DatabaseError, match="read positions"):
         examine_samples(tmp_path / "s")
     with closing(Samples(tmp_path / "s", ["a"], "y")) as samples:
         assert "csv" not in samples.marks and len(samples) == 1

@@ -136,9 +136,9 @@ def test_a_turn_is_kept_while_versions_go_by_and_grows_with_the_fleet() -> None:
     half = 0.5 * 100 * COST / 1e6
     it.wait(half / 2)
     it(ev.Announced(shared(2, devices=101)))
-    assert it.session._cycle.turn.due == pytest.approx(since + half)
+    assert it.session._cycle.slot_timer.due == pytest.approx(since + half)
     it(ev.Announced(shared(3, devices=201)))
-    assert it.session._cycle.turn.due == pytest.approx(since + 2 * half)
+    assert it.session._cycle.slot_timer.due == pytest.approx(since + 2 * half)
     assert fetch_begins(it) == pytest.approx(since + 2 * half)
     assert it.session._cycle.target is not None and it.session._cycle.target.version == 3
 
@@ -167,7 +167,7 @@ def test_a_turn_to_fetch_is_one_to_send_as_well() -> None:
     it(ev.Trained(made(200_000), next(it.keys)))
     it.wait(5)
     it(ev.Announced(shared(2, devices=101)))
-    assert it.session._cycle.turn.due == pytest.approx(it.now + 0.5 * 100 * (COST + 200_000 + 2 * MESSAGE) / 1e6)
+    assert it.session._cycle.slot_timer.due == pytest.approx(it.now + 0.5 * 100 * (COST + 200_000 + 2 * MESSAGE) / 1e6)
 
 
 def test_a_turn_ends_with_the_connection() -> None:

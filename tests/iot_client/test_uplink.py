@@ -3,12 +3,12 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midge.iot_client.connection.chunk_sizer import SMALLEST, Uplink
+from midge.iot_client.connection.chunk_sizer import SMALLEST, ChunkSizer
 
 
 @given(st.floats(2_000, 1e7), st.integers(1, 8))
 def test_a_chunk_takes_a_quarter_of_the_keep_alive(rate: float, window: int) -> None:
-    uplink, now = Uplink(keepalive=20), 100.0
+    uplink, now = ChunkSizer(keepalive=20), 100.0
     for _ in range(30):
         for key in range(window):
             uplink.published(key, 10_000, now)
@@ -21,7 +21,7 @@ def test_a_chunk_takes_a_quarter_of_the_keep_alive(rate: float, window: int) -> 
 
 
 def test_where_none_comes_through_they_are_halved_until_one_does() -> None:
-    uplink = Uplink(keepalive=20)
+    uplink = ChunkSizer(keepalive=20)
     size, now = 256_000, 0.0
     while size > 8_000:  # what this link carries in the time that it is given
         uplink.published(1, size, now)
@@ -37,7 +37,7 @@ def test_where_none_comes_through_they_are_halved_until_one_does() -> None:
 
 
 def test_a_break_after_some_came_through_says_nothing_of_the_rest() -> None:
-    uplink = Uplink(keepalive=20)
+    uplink = ChunkSizer(keepalive=20)
     uplink.published(1, 10_000, 0.0)
     uplink.published(2, 10_000, 0.0)
     uplink.acknowledged(1, 1.0)

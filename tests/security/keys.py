@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from midge.aggregator.publish.announcement_signer import Issuer, ReleaseKeys
+from midge.aggregator.publish.announcement_signer import AnnouncementSigner, ReleaseKeys
 from midge.wire import signing
 from midge.wire.messages import Announcement
 from midge.wire.topics import Topics
@@ -37,9 +37,9 @@ class Clock:
         return self.now
 
 
-def issuer(key: signing.PrivateKey, clock: Clock, *, epoch: int = 5, lifetime: float = 1000.0) -> Issuer:
+def issuer(key: signing.PrivateKey, clock: Clock, *, epoch: int = 5, lifetime: float = 1000.0) -> AnnouncementSigner:
     """Who signs with one key."""
-    made = Issuer(Topics("f"), ReleaseKeys(((0.0, key),)), lifetime=lifetime, clock=clock)
+    made = AnnouncementSigner(Topics("f"), ReleaseKeys(((0.0, key),)), lifetime=lifetime, clock=clock)
     made.epoch = epoch
     return made
 

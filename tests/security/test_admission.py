@@ -69,7 +69,7 @@ def test_repeated_offences_bring_a_quarantine_that_doubles_and_halves() -> None:
     assert admission.refuses("a", 60.0) is None  # the way back
     assert offend(60.0, 2) == 120  # on probation half as many are enough, and it lasts twice as long
     for _ in range(2):
-        admission.pleased("a")
+        admission.accepted("a")
     assert offend(200.0, 4) == 60  # forgiven, step by step
     assert admission.offended("b", 0.0) == 0
 

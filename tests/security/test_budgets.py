@@ -280,8 +280,8 @@ def test_what_is_published_for_a_device_is_within_its_budget(tmp_path: Path) -> 
 
 def test_what_is_published_again_is_within_the_federations_rate(tmp_path: Path) -> None:
     life = Life(tmp_path, LARGE)
-    life.federation.shelf._again.rate = rate = 1e5  # type: ignore[union-attr]
-    life.federation.shelf._again.burst = rate  # type: ignore[union-attr]
+    life.federation.shelf._republish_rate.rate = rate = 1e5  # type: ignore[union-attr]
+    life.federation.shelf._republish_rate.burst = rate  # type: ignore[union-attr]
     count = len(life.chunks())
     for second in range(60):
         life.hear(*[life.fetch(f"d{second}-{number}", tuple(range(count))) for number in range(5)], now=100.0 + second)

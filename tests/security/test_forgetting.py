@@ -15,7 +15,7 @@ from midge.aggregator.config import AggregatorConfig
 from midge.aggregator.core.presets import fedbuff
 from midge.aggregator.federation import FederationRuntime
 from midge.aggregator.ingress.rate_limits import IngressLimits
-from midge.aggregator.publish.announcement_signer import Issuer
+from midge.aggregator.publish.announcement_signer import AnnouncementSigner
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.publish_queue import Post
 from midge.aggregator.store import audit_log
@@ -44,7 +44,12 @@ class Keeping:
     """A federation over a store, as a process has it."""
 
     def __init__(
-        self, directory: Path, strategy: Any = EVERYTHING_COUNTS, *, issuer: Issuer | None = None, **arguments: Any
+        self,
+        directory: Path,
+        strategy: Any = EVERYTHING_COUNTS,
+        *,
+        issuer: AnnouncementSigner | None = None,
+        **arguments: Any,
     ) -> None:
         self.posts: list[Post] = []
         self.told: list[str] = []

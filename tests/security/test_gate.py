@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from midge.aggregator.core.records import UpdateRecord
 from midge.aggregator.ingress.authentication import Credentials, DeviceKeys
-from midge.aggregator.ingress.filter import Everybody
+from midge.aggregator.ingress.filter import AllDevices
 from midge.aggregator.ingress.rate_limits import Admission, IngressLimits
 from midge.wire import chunks, frames, messages, sealing, signing
 from midge.wire.errors import WireError
@@ -36,7 +36,7 @@ def guard(life: Rig, limits: IngressLimits = OPEN, *, withdrawn: tuple[str, ...]
     return life
 
 
-class Withdrawn(Everybody):
+class Withdrawn(AllDevices):
     """These take no part any more."""
 
     def __init__(self, devices: tuple[str, ...]) -> None:
@@ -229,9 +229,9 @@ def test_what_is_not_sealed_as_it_must_be_is_refused_with_a_reason(tmp_path: Pat
     other = sealing.public(sealing.derive(STRANGER))
     with guarded(tmp_path, seal_keys=(PRIVATE,), require_sealed=True) as life:
         wrong = {
-            "only what is sealed": life.update("a", 1, ONES),
+            "only sealed updates": life.update("a", 1, ONES),
             "not sealed to this": sealed(life.update("a", 2, ONES), to=other),
-            "or not as what": sealed(life.update("a", 3, ONES), device="b"),
+            "or its header was changed": sealed(life.update("a", 3, ONES), device="b"),
         }
         before = life.model.digest()
         for why, message in wrong.items():

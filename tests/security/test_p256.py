@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from midge.__main__ import main
-from midge.aggregator.publish.announcement_signer import Issuer, load_release_keys, succeed
+from midge.aggregator.publish.announcement_signer import AnnouncementSigner, load_release_keys, succeed
 from midge.broker.embedded.in_memory import Twin
 from midge.iot_client.session.trust import Trust
 from midge.wire import messages, sealing, signing
@@ -45,7 +45,7 @@ def announced(version: int) -> Announcement:
 
 def test_both_keys_sign_what_is_announced_and_each_device_is_told_by_the_one_that_it_verifies(tmp_path: Path) -> None:
     path = made(tmp_path, "both")
-    issuer = Issuer(TOPICS, load_release_keys(path))
+    issuer = AnnouncementSigner(TOPICS, load_release_keys(path))
     issuer.verifies = {"board": "p256"}
     payload = issuer.announcement(announced(1))
     envelope, _ = messages.decode(Envelope, payload)
@@ -59,7 +59,7 @@ def test_both_keys_sign_what_is_announced_and_each_device_is_told_by_the_one_tha
     assert pi.receipt(issuer.receipt("pi", said)) == said
     with pytest.raises(BadSignature):
         pi.receipt(issuer.receipt("board", said))
-    forged = Issuer(TOPICS, replace(load_release_keys(path), companion=signing.new_key("p256")))
+    forged = AnnouncementSigner(TOPICS, replace(load_release_keys(path), companion=signing.new_key("p256")))
     with pytest.raises(BadSignature):
         board.announcement(forged.announcement(announced(2)), time.time(), 1.0)
 
@@ -69,7 +69,7 @@ def test_the_key_beside_stays_when_the_first_has_a_successor(tmp_path: Path) -> 
     board, pi = pinned(path.with_name("release.key.p256")), Trust([public(path)], TOPICS.federation, "pi")
     keys = succeed(path, TOPICS.federation, time.time() - 1)
     assert keys.companion is not None and keys.companion.public == board._keys[0]
-    payload = Issuer(TOPICS, load_release_keys(path)).announcement(announced(1))
+    payload = AnnouncementSigner(TOPICS, load_release_keys(path)).announcement(announced(1))
     assert board.announcement(payload, time.time(), 0.0).version == 1
     assert board.newest.number == 0 and board._keys[0].kind == "p256"
     assert pi.announcement(payload, time.time(), 0.0).version == 1
@@ -84,21 +84,21 @@ def test_a_chain_of_another_key_makes_a_device_believe_nothing_more(tmp_path: Pa
     succeed(path, TOPICS.federation, time.time() - 1)
     alone = replace(load_release_keys(path), companion=None)
     with pytest.raises(BadSignature):
-        board.announcement(Issuer(TOPICS, alone).announcement(announced(1)), time.time(), 0.0)
+        board.announcement(AnnouncementSigner(TOPICS, alone).announcement(announced(1)), time.time(), 0.0)
 
 
 def test_p256_alone_signs_seals_and_has_successors(tmp_path: Path) -> None:
     path = made(tmp_path, "p256")
     old = pinned(path)
-    issuer = Issuer(TOPICS, load_release_keys(path))
+    issuer = AnnouncementSigner(TOPICS, load_release_keys(path))
     told = old.announcement(issuer.announcement(announced(1)), time.time(), 0.0)
     assert told.seal_key == sealing.public(issuer.seal_keys[0])
     keys = succeed(path, TOPICS.federation, time.time() - 1)
     assert keys.companion is None and keys.keys[-1][1].public.kind == "p256"
-    old.announcement(Issuer(TOPICS, load_release_keys(path)).announcement(announced(2)), time.time(), 1.0)
+    old.announcement(AnnouncementSigner(TOPICS, load_release_keys(path)).announcement(announced(2)), time.time(), 1.0)
     assert old.newest.number == 1
     said = Receipt(outbox=1, hi=1)
-    assert old.receipt(Issuer(TOPICS, load_release_keys(path)).receipt("board", said)) == said
+    assert old.receipt(AnnouncementSigner(TOPICS, load_release_keys(path)).receipt("board", said)) == said
 
 
 def test_the_key_beside_must_be_p256_and_nothing_is_overwritten(

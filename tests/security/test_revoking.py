@@ -8,7 +8,7 @@ import pytest
 
 from midge.aggregator.core import events as ev
 from midge.aggregator.core.presets import fedbuff
-from midge.aggregator.publish.announcement_signer import Issuer, ReleaseKeys
+from midge.aggregator.publish.announcement_signer import AnnouncementSigner, ReleaseKeys
 from midge.aggregator.store.store import StoreFull
 from midge.wire import frames, overview, signing
 from midge.wire.messages import Moment, Verdict
@@ -25,7 +25,7 @@ class Signed(Keeping):
     """A federation that signs, over a store."""
 
     def __init__(self, directory: Path, **arguments: Any) -> None:
-        issuer = Issuer(TOPICS, ReleaseKeys(((0.0, KEY),)))
+        issuer = AnnouncementSigner(TOPICS, ReleaseKeys(((0.0, KEY),)))
         super().__init__(directory, THREE, issuer=issuer, **arguments)
 
     def ask(self, payload: bytes) -> None:

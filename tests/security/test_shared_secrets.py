@@ -10,7 +10,7 @@ from midge.__main__ import main
 from midge.aggregator.config import AggregatorConfig
 from midge.aggregator.federation import FederationRuntime
 from midge.aggregator.ingress.authentication import Credentials, DeviceKeys
-from midge.aggregator.publish.announcement_signer import Issuer, load_release_keys
+from midge.aggregator.publish.announcement_signer import AnnouncementSigner, load_release_keys
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.publish_queue import Post
 from midge.broker.embedded.in_memory import Twin
@@ -54,7 +54,7 @@ class Secured(Life):
         )
         self.outlet = Outlet(self.posts.append, lambda event, **fields: self.told.append((event, fields)))
         credentials = Credentials(TOPICS, device_keys=DeviceKeys(keys), require_signed=True)
-        issuer = Issuer(TOPICS, load_release_keys(directory / "release.key"))
+        issuer = AnnouncementSigner(TOPICS, load_release_keys(directory / "release.key"))
         self.federation = FederationRuntime(
             config, self.outlet, 0.0, issuer=issuer, credentials=credentials, store=QuickStore(directory / "s")
         )

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from midge.aggregator.publish.announcement_signer import Issuer, ReleaseKeys
+from midge.aggregator.publish.announcement_signer import AnnouncementSigner, ReleaseKeys
 from midge.iot_client.session.trust import EVERY, Trust, Untrusted
 from midge.wire import frames, messages, signing
 from midge.wire.errors import WireError
@@ -68,7 +68,7 @@ FORGED = {
         signed(6, OTHER),
         chain=(signing.sign_succession(OTHER, Succession(federation="f", number=1, key=OTHER.public.raw, since=0.0)),),
     ),
-    "of another federation": Issuer(Topics("g"), ReleaseKeys(((0.0, KEY),)), clock=Clock(NOW)).announcement(
+    "of another federation": AnnouncementSigner(Topics("g"), ReleaseKeys(((0.0, KEY),)), clock=Clock(NOW)).announcement(
         announced(6)
     ),
     "of another federation, said of ours": signing.sign_announcement(KEY, "f", announced(6, federation="g")),
@@ -160,7 +160,7 @@ def succession(*since: float) -> tuple[list[signing.PrivateKey], list[bytes], Re
 
 
 def said(release: ReleaseKeys, version: int, at: float) -> bytes:
-    made = Issuer(Topics("f"), release, lifetime=10_000, clock=Clock(at))
+    made = AnnouncementSigner(Topics("f"), release, lifetime=10_000, clock=Clock(at))
     made.epoch = 5
     return made.announcement(announced(version))
 

@@ -16,7 +16,7 @@ from midge.aggregator.store import pausing
 from midge.aggregator.store.device_erasure import ask
 from midge.broker.provisioning.bundles import pack, write_bundle, write_private
 from midge.iot_client.board.usage_budget import Budget, Costs
-from midge.iot_client.state.local_tensors import Personal
+from midge.iot_client.state.local_tensors import LocalTensors
 from midge.iot_client.state.outbox import Outbox
 from midge.storage.files import atomic_write, make_folder
 from midge.wire import signing
@@ -103,7 +103,7 @@ def budget(folder: Path) -> list[Path]:
 
 
 def own_tensors(folder: Path) -> list[Path]:
-    personal = Personal(folder / "o.local.npz", {"head": np.ones(2, np.float32)})
+    personal = LocalTensors(folder / "o.local.npz", {"head": np.ones(2, np.float32)})
     schema = Schema((Tensor("head", (2,), "float32", "local"),))
     personal.keep(personal.join({}, schema), schema, 0.0)
     return [folder / "o.local.npz"]

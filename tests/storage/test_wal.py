@@ -54,7 +54,7 @@ def read(database: bytes, log: bytes) -> Log:
 def test_a_whole_log_gives_what_sqlite_gives(written: tuple[bytes, bytes], tmp_path: Path) -> None:
     database, log = written
     found = read(database, log)
-    assert (found.damaged, found.believed) == (0, found.committed)
+    assert (found.damaged, found.readable) == (0, found.committed)
     assert rows(applied(database, found.frames[: found.committed]), tmp_path) == list(range(20))
 
 
@@ -67,11 +67,11 @@ def test_any_flip_is_found_or_harmless_and_the_rest_is_there(written: tuple[byte
         rotten[place] ^= 64
         found = read(database, bytes(rotten))
         theirs = believed_by_sqlite(database, bytes(rotten), tmp_path)
-        assert theirs == rows(applied(database, found.frames[: found.believed]), tmp_path), place
+        assert theirs == rows(applied(database, found.frames[: found.readable]), tmp_path), place
         assert len(found.frames) == len(known.frames), place
         assert found.damaged <= 2
         if len(theirs) < 20:
-            assert found.damaged or found.believed < found.committed or not found.believed, place
+            assert found.damaged or found.readable < found.committed or not found.readable, place
             # A page that rotted still has its other rows, and most are written again later.
             try:
                 all_of_it = rows(applied(database, found.frames), tmp_path)
@@ -84,13 +84,13 @@ def test_any_flip_is_found_or_harmless_and_the_rest_is_there(written: tuple[byte
 def test_a_log_that_was_cut_is_read_to_its_end(written: tuple[bytes, bytes], length: int, tmp_path: Path) -> None:
     database, log = written
     found = read(database, log[:length])
-    assert found.believed == len(found.frames[: found.committed])
-    assert rows(applied(database, found.frames[: found.believed]), tmp_path) == believed_by_sqlite(
+    assert found.readable == len(found.frames[: found.committed])
+    assert rows(applied(database, found.frames[: found.readable]), tmp_path) == believed_by_sqlite(
         database, log[:length], tmp_path
     )
 
 
 def test_bytes_that_are_no_log_are_no_frames(written: tuple[bytes, bytes]) -> None:
     database, _ = written
-    assert read(database, bytes(10_000)).believed == 0
+    assert read(database, bytes(10_000)).readable == 0
     assert read(b"", b"\xff" * 10_000).frames == ()

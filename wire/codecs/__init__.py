@@ -1,8 +1,8 @@
-"""How a device's delta becomes bytes: chains of small stages, named on the wire.
+"""Codecs: how a device's delta becomes bytes, as chains of small stages that are named on the wire.
 
-`parse("topk:0.01|int8")` gives the codec of a name; the table of stages is in `wire/codecs/names.py`. A stage is a pair
-of pure functions on flat float32 vectors. Decoding trusts nothing: lengths come from our schema, and what is not finite
-is refused. It is elementwise float32 in a fixed order, so that it gives the same bits on every processor.
+`parse("topk:0.01|int8")` returns the codec of a name; the table of stages is in `wire/codecs/names.py`. A stage is a
+pair of pure functions on flat float32 vectors. Decoding trusts no input: lengths come from our schema, and non-finite
+values are refused. It is elementwise float32 in a fixed order, so that it gives the same bits on every processor.
 """
 
 from midge.wire.codecs.blocks import BFloat16, Float32, Int8

@@ -1,4 +1,4 @@
-"""Stages that say each value by itself, or by a scale for its block: float32, bfloat16, int8, int4, sign."""
+"""Stages that encode every value, alone or with a scale per block: float32, bfloat16, int8, int4, sign."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,13 +13,13 @@ from midge.wire.rice import BodyReader
 from midge.wire.schema import Vector, Vectors
 
 _AT_ONCE = 2**15
-"""Values that are widened at a time."""
+"""Values widened at a time."""
 _LARGEST_BFLOAT16 = np.uint16(0x7F7F)
 
 
 @dataclass(frozen=True, slots=True)
 class Float32:
-    """Little-endian, as they are."""
+    """Little-endian float32, unchanged."""
 
     biased = False
     seeded = False
@@ -38,7 +38,7 @@ class Float32:
             WireError: there are fewer.
         """
         _expect(data, self.size(count))
-        vector = np.empty(count, "<f4")  # a copy of bytes: they need not lie where float32 are read fast
+        vector = np.empty(count, "<f4")  # a copy of the bytes, because an unaligned view is slow
         if count:
             vector.view(np.uint8)[:] = np.frombuffer(data, np.uint8)
         return vector.astype(np.float32, copy=False)
@@ -49,7 +49,7 @@ class Float32:
 
 @dataclass(frozen=True, slots=True)
 class BFloat16:
-    """The upper half of each float32, rounded to nearest, ties to even; what would round to infinity is the largest."""
+    """The upper half of each float32, rounded to nearest, ties to even; the largest value instead of infinity."""
 
     biased = False
     seeded = False
@@ -70,9 +70,9 @@ class BFloat16:
 class Int8:
     """Blocks of `block` values, each `scale · q` with q in −127 … 127 and scale = max|v| / 127, rounded to nearest.
 
-    The scales come first, then the integers; the last block may be shorter. Scales are float32: in float16 they lose
-    every delta below about 1e-7. A block whose scale is not above 1e-37 has only zeros, because 1 / scale would leave
-    float32. A block that is not finite keeps a scale that is not, so that whoever decodes it can tell.
+    The scales come first, then the integers; the last block may be shorter. Scales are float32: in float16 they would
+    lose every delta below about 1e-7. A block with a scale of at most 1e-37 has only zeros, because 1 / scale would
+    overflow float32. A block with a non-finite value keeps a non-finite scale, so that the decoder can detect it.
     """
 
     block: int = 256
@@ -110,9 +110,10 @@ class Int8:
 
 @dataclass(frozen=True, slots=True)
 class Integers:
-    """As `Int8`, in 4 bits (q in −7 … 7) too, and with stochastic rounding: q = ⌊v / scale + u⌋, u uniform in [0, 1).
+    """Blocks as in `Int8`, also in 4 bits (q in −7 … 7), with stochastic rounding.
 
-    So it is unbiased; to nearest it is not, which in 4 bits shows. Integers are packed with 8 or 7 added to them.
+    q = ⌊v / scale + u⌋, u uniform in [0, 1), is unbiased; rounding to nearest is not, which matters in 4 bits. Integers
+    are packed with 7 or 8 added.
     """
 
     bits: Literal[4, 8]
@@ -132,7 +133,7 @@ class Integers:
         rows = _rows(vector, self.block)
         scales = np.max(np.abs(rows), axis=1) / np.float32(self._top)
         values = (rows * inverse(scales)[:, None]).reshape(-1)[: vector.size]
-        if self.stochastic:  # 24 bits of chance: what float32 can hold below 1
+        if self.stochastic:  # 24 random bits: what float32 can hold below 1
             values += (chance.words(vector.size) >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
             np.floor(values, out=values)
         else:
@@ -151,7 +152,10 @@ class Integers:
 
 @dataclass(frozen=True, slots=True)
 class Sign:
-    """Each value as its sign, times the mean size of its block (Seide et al., 2014; of top-k values: Sattler, 2019)."""
+    """Each value as its sign, times the mean magnitude of its block.
+
+    Seide et al., 2014; for top-k values: Sattler, 2019.
+    """
 
     block: int
     biased = True
@@ -170,9 +174,9 @@ class Sign:
         return _times(_rows(signs, self.block), scales, count)
 
 
-@np.errstate(invalid="ignore", over="ignore")  # of rows that are not finite, whose bytes are not asked for
+@np.errstate(invalid="ignore", over="ignore")  # rows that are not finite, whose bytes are never used
 def quantise_each(rows: Vectors, sizes: Sizes) -> Quantised:
-    """Each tensor as a block of `Int8`, whatever its size: what is said of small tensors."""
+    """Quantise each tensor as one block of `Int8`, whatever its size; for small tensors."""
     if not sizes:
         return Quantised(rows, rows, sizes)
     scales = np.maximum.reduceat(np.abs(rows), starts(sizes), axis=1).astype(np.float32, copy=False) / np.float32(127)
@@ -204,18 +208,18 @@ def _bytes(scales: npt.NDArray[Any]) -> bytes:
 
 
 def _times(rows: Vector, scales: Vector, count: int) -> Vector:
-    with np.errstate(invalid="ignore", over="ignore"):  # the caller looks for what is not finite
+    with np.errstate(invalid="ignore", over="ignore"):  # the caller checks for non-finite values
         rows *= scales[:, None]
     return rows.reshape(-1)[:count]
 
 
 def _scaled(integers: npt.NDArray[np.int8], scales: Vector, block: int) -> Vector:
-    """Integers times the scale of their block, in portions that fit the processor's cache."""
+    """Integers times the scale of their block, in pieces that fit the processor's cache."""
     vector = np.empty(integers.size, np.float32)
     whole = integers.size // block
     rows, wide = integers[: whole * block].reshape(-1, block), vector[: whole * block].reshape(-1, block)
     step = max(1, _AT_ONCE // block)
-    with np.errstate(invalid="ignore", over="ignore"):  # the caller looks for what is not finite
+    with np.errstate(invalid="ignore", over="ignore"):  # the caller checks for non-finite values
         for start in range(0, whole, step):
             some = slice(start, min(start + step, whole))
             wide[some] = rows[some]
@@ -231,6 +235,6 @@ def _expect(data: Buffer, size: int) -> None:
 
 
 def _rows(vector: npt.NDArray[Any], block: int) -> npt.NDArray[Any]:
-    """The vector as rows of `block`, the last one filled up with zeros; may be a view of it."""
+    """The vector as rows of `block`, the last one padded with zeros; may be a view."""
     padding = -vector.size % block
     return (np.concatenate([vector, np.zeros(padding, vector.dtype)]) if padding else vector).reshape(-1, block)

@@ -1,9 +1,9 @@
-"""The body of an update: a flat delta and the schema on one side, bytes on the other.
+"""The body of an update: a flat delta and its schema, encoded as bytes.
 
-Of float32 and int8:B it is the trained values, encoded. Of any other codec it is a byte that says whether it is coded
-at all (what would not become smaller, and what is not finite, stays float32); a seed of eight bytes where chance is in
-it; the small tensors, whose bytes do not count and whose errors do, as int8 with a scale each; and the large ones as
-the codec has them. Behind that, always, the averaged tensors as plain float32: buffers are never coarse.
+With float32 and int8:B it is the encoded trained values. With any other codec it is a byte that tells whether it is
+coded at all (what would not become smaller, and what is not finite, stays float32); a seed of eight bytes if the codec
+is random; the small tensors, whose bytes hardly count and whose errors do, as int8 with a scale each; and the large
+ones in the codec. Then always the averaged tensors as plain float32: buffers are never coarse.
 """
 
 import math
@@ -25,29 +25,29 @@ from midge.wire.rice import BodyReader
 from midge.wire.schema import Schema, Vector, Vectors
 
 _AT_ONCE = 8192
-"""Values that are squared at a time: what they are widened to stays in the processor's nearest memory."""
+"""Values squared at a time, so that their float64 copies stay in the L1 cache."""
 SMALL = 256
-"""Values of a small tensor, at most."""
+"""A tensor of at most this many values is small."""
 _SEED = struct.Struct("<Q")
 _AS_IT_IS, _CODED = b"\0", b"\1"
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """Where the values of the covered tensors lie in the flat vector, none of them empty."""
+    """Where the values of the covered tensors lie in the flat vector; no slice is empty."""
 
     trained: tuple[slice, ...]
     averaged: tuple[slice, ...]
 
     size: int
-    """Of the flat vector."""
+    """Length of the flat vector."""
 
     @classmethod
     @lru_cache(maxsize=256)
     def of(cls, schema: Schema, tensors: tuple[int, ...] | None) -> "_Parts":
-        """Where they are. A federation has one schema, and its devices cover few sets of tensors."""
+        """Find the places. Cached: a federation has one schema, and its devices cover few sets of tensors."""
         if tensors is not None:
-            list(schema.covered(tensors))  # refuses what cannot be covered
+            list(schema.covered(tensors))  # raises if it cannot be covered
         wanted = None if tensors is None else set(tensors)
         places = [(tensor.role, place) for index, tensor, place in schema.shared if wanted is None or index in wanted]
         filled = [(role, place) for role, place in places if place.stop > place.start]
@@ -59,24 +59,24 @@ class _Parts:
 
     @cached_property
     def counts(self) -> tuple[int, int]:
-        """How many values are trained, and how many are averaged."""
+        """Number of trained and of averaged values."""
         return sum(_sizes(self.trained)), sum(_sizes(self.averaged))
 
     def whole(self, places: tuple[slice, ...]) -> bool:
-        """Whether these are the whole vector in one piece: then what is decoded need not be copied into another."""
+        """Whether these places are the whole vector in one piece, so that decoded values need no copy."""
         return places == (slice(0, self.size),)
 
     @property
     def room(self) -> int:
-        """Bytes that a reader makes room for behind Zstandard; what takes more goes as it is."""
+        """Bytes that a reader reserves for Zstandard's output; what takes more is sent uncompressed."""
         return 4 * self.counts[0] + 64
 
     @cached_property
     def always_coded(self) -> bool:
-        """Whether Rice coded steps are fewer bytes than float32, whatever the values.
+        """Whether Rice coded steps are smaller than float32, whatever the values.
 
-        Of a large tensor's value they take at most 19 bits: a place and a sign in two, a size in 17. Of a small tensor
-        they take its scale besides. Parameters and lengths, and what Zstandard may add, are within the rest.
+        A value of a large tensor takes at most 19 bits: two for place and sign, 17 for its size. One of a small tensor
+        adds its scale. Parameters, lengths and what Zstandard may add fit in the rest.
         """
         small, large = sum(_sizes(self.small)), sum(_sizes(self.large))
         return small + 2.5 * large + 4 * (len(self.small) + len(self.large)) + 128 < 4 * (small + large)
@@ -95,7 +95,7 @@ def _sizes(places: tuple[slice, ...]) -> Sizes:
 
 
 def _gather(values: Vectors, places: tuple[slice, ...]) -> Vectors:
-    """The values of these tensors, of a flat vector or of rows of them."""
+    """The values of these tensors, from a flat vector or from rows of them."""
     if len(places) == 1:
         return values[..., places[0]]
     return np.concatenate([values[..., :0], *(values[..., place] for place in places)], axis=-1)
@@ -114,18 +114,19 @@ def encode_delta(
 ) -> bytes:
     """The body of an update: `delta` is the flat vector of shape (schema.size,).
 
-    `seed` is 64 bits that are other for each device and update, for codecs that need chance; it travels in the body.
+    `seed` is 64 bits, different for each device and update, for random codecs; it travels in the body.
 
     Raises:
-        WireError: an unknown codec, one that this process cannot do, or a tensor that cannot be covered.
+        WireError: an unknown codec, one that this process lacks, or a tensor that cannot be covered.
     """
     return EncodedDeltas(np.asarray(delta, np.float32)[None], schema, codec, tensors, seeds=(seed,)).body(0)
 
 
 class EncodedDeltas:
-    """Updates of several devices in one codec, a row each: the body of each, and what a reader finds in it.
+    """Updates of several devices in one codec, a row each: bodies, and the values that a reader decodes from them.
 
-    Entropy coding changes no value. So if a codec is Rice coded, `values` are those of all rows at once, without bytes.
+    Entropy coding changes no value. So with a Rice coded codec `values` computes all rows at once, without making
+    bytes.
     """
 
     def __init__(
@@ -140,7 +141,7 @@ class EncodedDeltas:
         self._reading = schema, codec, tensors
         self._parts, self._found = _Parts.of(schema, tensors), parse(codec)
         self._uniform: Uniform | None = None
-        """The stage that says the large tensors in steps, if that is all that is done to them."""
+        """The stage that quantises the large tensors, if it is the only one besides entropy coding."""
         if isinstance(self._found, Chain) and self._found.selection is None:
             quantiser = self._found.quantiser
             self._uniform = quantiser if isinstance(quantiser, Uniform) else None
@@ -148,12 +149,12 @@ class EncodedDeltas:
 
     @cached_property
     def rice_coded(self) -> bool:
-        """Whether `values` are had without bytes, which are the costly part: `body` makes those of one row."""
+        """Whether `values` needs no bytes, which are the costly part; `body` makes those of one row."""
         return self._uniform is not None and self._uniform.rice and self._parts.always_coded
 
     @cached_property
     def values(self) -> Vectors:
-        """What `decode_delta` reads of each body; of one that it refuses, something that is not finite.
+        """What `decode_delta` returns for each body; a non-finite row for one that it refuses.
 
         Raises:
             WireError: as `encode_delta`.
@@ -235,7 +236,7 @@ def decode_delta(data: Buffer, schema: Schema, codec: str, tensors: tuple[int, .
 def decode_measured(
     data: Buffer, schema: Schema, codec: str, tensors: tuple[int, ...] | None = None
 ) -> tuple[Vector, float]:
-    """`decode_delta`, and the L2 norm of what it found.
+    """`decode_delta`, and the L2 norm of the result.
 
     Raises:
         WireError: as `decode_delta`.
@@ -249,7 +250,7 @@ def decode_measured(
     if isinstance(found, Chain):
         vector = _decode(body, parts, found)
     else:
-        vector = _laid_out(found.decode(body, trained), parts.trained, parts)
+        vector = _scattered(found.decode(body, trained), parts.trained, parts)
     if fine:
         _scatter(Float32().decode(view[len(view) - 4 * fine :], fine), parts.averaged, vector)
     norm = norm_of(vector)
@@ -259,9 +260,9 @@ def decode_measured(
 
 
 def norm_of(vector: Vector) -> float:
-    """The L2 norm, in float64; not finite where a value is not. A square of a float32 is always finite in float64.
+    """The L2 norm, in float64; not finite if a value is not. A square of a finite float32 is always finite in float64.
 
-    So one look at the values is enough for both. The last bits depend on the processor: whoever decides by it keeps it.
+    So one pass serves for both. The last bits depend on the processor: a decision by the norm must be recorded with it.
     """
     squared, scratch = 0.0, np.empty(min(vector.size, _AT_ONCE))
     with np.errstate(invalid="ignore", over="ignore"):
@@ -273,8 +274,8 @@ def norm_of(vector: Vector) -> float:
     return math.sqrt(squared) if squared >= 0 else math.nan
 
 
-def _laid_out(values: Vector, places: tuple[slice, ...], parts: _Parts) -> Vector:
-    """Values where they belong in the flat vector, which may be themselves."""
+def _scattered(values: Vector, places: tuple[slice, ...], parts: _Parts) -> Vector:
+    """Values at their places in the flat vector; may return `values` itself."""
     if parts.whole(places):
         return values
     vector = np.zeros(parts.size, np.float32)
@@ -286,14 +287,14 @@ def _decode(body: memoryview, parts: _Parts, chain: Chain) -> Vector:
     trained, _ = parts.counts
     flag, body = bytes(body[:1]), body[1:]
     if flag == _AS_IT_IS:
-        return _laid_out(Float32().decode(body, trained), parts.trained, parts)
+        return _scattered(Float32().decode(body, trained), parts.trained, parts)
     if flag != _CODED or len(body) >= 4 * trained:
         raise WireError("a delta that is neither coded nor as it is")
     reader = BodyReader(memoryview(lossless.decompress(body, parts.room)) if chain.squeezed else body)
     seed = _SEED.unpack(reader.take(_SEED.size))[0] if chain.seeded else 0
     small = read_each(reader, _sizes(parts.small)) if parts.small else np.empty(0, np.float32)
     if parts.large:
-        vector = _laid_out(_read_large(reader, chain, _sizes(parts.large), seed), parts.large, parts)
+        vector = _scattered(_read_large(reader, chain, _sizes(parts.large), seed), parts.large, parts)
     else:
         vector = np.zeros(parts.size, np.float32)
     _scatter(small, parts.small, vector)

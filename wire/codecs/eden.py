@@ -1,4 +1,4 @@
-"""EDEN: a random rotation, and then few bits per value that are near optimal for what it makes of any vector.
+"""EDEN: a random rotation, then few bits per value, near optimal for any vector after the rotation.
 
 Vargaftik et al., ICML 2022 (arXiv:2108.08842); with one bit DRIVE, NeurIPS 2021 (arXiv:2105.08339). Blocks of 1,024
 values are rotated by z = H·diag(σ)·v, with H the orthonormal Walsh-Hadamard matrix and σ random signs. Then z is nearly
@@ -17,7 +17,7 @@ from midge.wire.schema import Vector
 
 BLOCK: Final = 1024
 _AT_ONCE: Final = 64
-"""Rows that are rotated together: they stay in a processor's cache."""
+"""Rows rotated together: they stay in a processor's cache."""
 LEVELS: Final = {
     1: (0.79788,),
     2: (0.45278, 1.51042),
@@ -28,9 +28,10 @@ LEVELS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Eden:
-    """Unbiased by a scale S = |z|² / ⟨q, z⟩ for each block; or `least` error by S = ⟨q, z⟩ / |q|², for error feedback.
+    """Unbiased by a scale S = |z|² / ⟨q, z⟩ for each block; with `least`, least error by S = ⟨q, z⟩ / |q|².
 
-    The last block is filled up with zeros to a power of two, 1,024 at most. A block of zeros has the scale 0.
+    The latter is for error feedback. The last block is padded with zeros to a power of two, 1,024 at most. A block of
+    zeros has the scale 0.
     """
 
     bits: Literal[1, 2, 4]
@@ -45,13 +46,13 @@ class Eden:
         levels = _levels(self.bits)
         thresholds = (levels[1:] + levels[:-1]) / 2
         pieces = []
-        for start, rows, width in _cut(vector.size):
+        for start, rows, width in _runs(vector.size):
             block = np.zeros(rows * width, np.float32)
             values = vector[start : start + rows * width]
             block[: values.size] = values
             matrix = block.reshape(rows, width)
             matrix *= _signs(chance, matrix.shape)
-            largest = np.max(np.abs(matrix), axis=1, keepdims=True)  # so that no square leaves float32
+            largest = np.max(np.abs(matrix), axis=1, keepdims=True)  # so that no square overflows float32
             largest[largest < np.float32(1e-37)] = np.inf
             z = hadamard(matrix / largest)
             squares = np.einsum("ij,ij->i", z, z, dtype=np.float64)
@@ -63,7 +64,7 @@ class Eden:
                 products = np.einsum("ij,ij->i", q, z, dtype=np.float64)
                 scales = products / np.einsum("ij,ij->i", q, q, dtype=np.float64) if self.least else squares / products
             scales = np.where(squares > 0, scales * np.where(np.isinf(largest), 0, largest)[:, 0] / width, 0)
-            # z is √width times too long, and what H makes of q will be so too: hence the width.
+            # z and H·q are both √width too long without normalisation: hence the division by the width
             pieces.append(scales.astype("<f4").tobytes() + pack(index, self.bits))
         return b"".join(pieces)
 
@@ -73,9 +74,9 @@ class Eden:
         fields = 8 // self.bits
         pieces = [
             (start, width, take_floats(reader, rows), reader.take(-(-rows * width // fields)))
-            for start, rows, width in _cut(count)
+            for start, rows, width in _runs(count)
         ]
-        # Rotations are dear: what is too long, or cannot be finite, is refused before the first.
+        # Rotations are expensive: what is too long or not finite is refused before the first.
         reader.end()
         if not all(np.isfinite(scales).all() for _, _, scales, _ in pieces):
             raise NonFinite("a scale of the delta is NaN or infinite")
@@ -85,7 +86,7 @@ class Eden:
                 some = scales[row : row + _AT_ONCE]
                 fields_of = BodyReader(packed[row * width // fields :])
                 matrix = hadamard(levels[unpack(fields_of, some.size * width, self.bits)].reshape(-1, width))
-                with np.errstate(invalid="ignore", over="ignore"):  # the caller looks for what is not finite
+                with np.errstate(invalid="ignore", over="ignore"):  # the caller checks for non-finite values
                     matrix *= some[:, None]
                 matrix *= _signs(chance, matrix.shape)
                 place = vector[start + row * width : start + (row + some.size) * width]
@@ -117,8 +118,8 @@ def _levels(bits: int) -> Vector:
     return np.concatenate([-positive[::-1], positive])
 
 
-def _cut(size: int) -> Iterator[tuple[int, int, int]]:
-    """The whole blocks and then the rest: where it starts, how many rows of what width."""
+def _runs(size: int) -> Iterator[tuple[int, int, int]]:
+    """Offset, number of rows and width: first of all full blocks, then of the rest."""
     if size >= BLOCK:
         yield 0, size // BLOCK, BLOCK
     if rest := size % BLOCK:

@@ -1,7 +1,7 @@
-"""Zstandard as the last stage, where the extra is installed.
+"""Zstandard as the last stage, if the extra is installed.
 
-A frame may declare any size, and a decoder that trusts it makes room for it: 32 kB can ask for a gigabyte. So the size
-is looked at first, the window is bounded, and no more is read than the codec can have written.
+A frame may declare any size, and a decoder that trusts it reserves it: 32 kB can ask for a gigabyte. So the declared
+size is checked first, the window is bounded, and no more is read than the codec can have written.
 """
 
 from typing import Any
@@ -11,17 +11,17 @@ from midge.wire.frames import Buffer
 
 LEVEL = 3
 WINDOW = 2**23
-"""Bytes of a window that is taken; level 3 asks for 2 MiB at most."""
+"""Largest window in bytes; level 3 needs 2 MiB at most."""
 _MISSING = "zstandard is not installed: pip install 'midge[zstd]'"
 
 
 def available() -> bool:
-    """Whether this process can do it."""
+    """Whether Zstandard is installed here."""
     return _module() is not None
 
 
 def compress(data: bytes) -> bytes:
-    """One frame.
+    """Compress into one frame.
 
     Raises:
         WireError: zstandard is not installed.
@@ -31,17 +31,17 @@ def compress(data: bytes) -> bytes:
 
 
 def decompress(data: Buffer, limit: int) -> bytes:
-    """What one frame holds, where that is at most `limit` bytes.
+    """The content of one frame, of at most `limit` bytes.
 
     Raises:
-        WireError: it is more, it is no frame, something follows it, or zstandard is not installed.
+        WireError: it is larger, it is no frame, something follows it, or zstandard is not installed.
     """
     zstandard = _needed()
     try:
         size = zstandard.frame_content_size(data)
         if not 0 < size <= limit:
             raise WireError(f"a compressed delta that does not say that it is of at most {limit} bytes")
-        # In one piece: an object that takes a stream puts its output together from pieces, twice the memory.
+        # In one call: the stream interface joins its pieces, which takes twice the memory.
         decoder = zstandard.ZstdDecompressor(max_window_size=WINDOW)
         found: bytes = decoder.decompress(data, allow_extra_data=False)
     except zstandard.ZstdError as error:

@@ -22,13 +22,13 @@ from midge.wire.codecs.stages import Selection, ValueQuantiser
 from midge.wire.errors import WireError
 
 FALLBACK = "int8:256"
-"""What every device and every aggregator can do."""
+"""The codec that every device and every aggregator has."""
 KNOWN = "float32, bf16, int8:B, int4:B, sign:B, eden:b, topk:p|…, randk:p|…, stc:p, uq:k|rice and …|zstd"
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Stages one after the other: a selection or none, a quantiser, and Zstandard or not."""
+    """Stages in order: an optional selection, a quantiser, and optionally Zstandard."""
 
     selection: Selection | None
     quantiser: ValueQuantiser
@@ -41,7 +41,7 @@ class Chain:
 
     @property
     def feedback(self) -> bool:
-        """Whether error feedback helps: what is left out is not random."""
+        """Whether error feedback helps: the error is not random."""
         if self.selection is None:
             return self.quantiser.biased
         return self.selection.biased
@@ -60,7 +60,7 @@ def _part(text: str) -> float | None:
 
 
 def _steps(text: str) -> float | None:
-    """Of 0.01 to 99.99 root mean squares."""
+    """0.01 to 99.99 root mean squares."""
     return float(text) if re.fullmatch(r"[0-9]{1,2}(\.[0-9]{1,2})?", text) and float(text) > 0 else None
 
 
@@ -117,7 +117,7 @@ def _chain(stages: list[list[str]]) -> Codec | None:
 
 @lru_cache(maxsize=64)
 def parse(name: str) -> Codec:
-    """The codec of a name on the wire.
+    """Return the codec of a name on the wire.
 
     Raises:
         WireError: there is none of that name.
@@ -129,9 +129,9 @@ def parse(name: str) -> Codec:
 
 
 def followable(name: str, available: Callable[[], bool] = lossless.available) -> str:
-    """The codec that a device uses where it is asked for this one: itself, unless this device cannot.
+    """The codec that a device uses if asked for this one: the same if available here.
 
-    Without Zstandard that stage is left out; for a codec of a later version stands int8:256.
+    Without Zstandard that stage is left out; an unknown codec, of a later version, becomes int8:256.
     """
     try:
         codec = parse(name)

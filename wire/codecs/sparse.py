@@ -1,7 +1,7 @@
-"""Stages that send few values: the largest, random ones, or those that a coarse step does not make zero.
+"""Stages that send few values: the largest, random ones, or those that a coarse step does not round to zero.
 
-Places travel as the numbers of values passed over before each, Rice coded (Golomb, 1966; Rice and Plaunt, 1971) with a
-parameter for each 256 of them, so that dense and sparse tensors both have theirs.
+Places travel as the gaps between them, Rice coded (Golomb, 1966; Rice and Plaunt, 1971) with a parameter for each 256
+gaps, which suits dense and sparse tensors alike.
 """
 
 import struct
@@ -18,11 +18,11 @@ from midge.wire.rice import BodyReader, Numbers
 from midge.wire.schema import Vector, Vectors
 
 GROUP = 256
-"""Numbers that share a Rice parameter."""
+"""Gaps that share a Rice parameter."""
 SAMPLED = 2**18
-"""Values beyond which a vector's threshold is estimated from a sample of 2^16."""
+"""For longer vectors the threshold is estimated from a sample of 2^16 values."""
 _AT_ONCE = 2**16
-"""Values for which chance is drawn at a time."""
+"""Random numbers drawn at a time."""
 _U32 = struct.Struct("<I")
 
 
@@ -30,7 +30,7 @@ _U32 = struct.Struct("<I")
 
 
 def encode_numbers(numbers: Numbers) -> bytes:
-    """Any numbers from 0 to 2³¹ − 1; how many, the reader must know."""
+    """Encode numbers from 0 to 2³¹ − 1; the reader must know how many."""
     group = np.arange(numbers.size) // GROUP
     counts = np.full(-(-numbers.size // GROUP), GROUP)
     if counts.size:
@@ -41,10 +41,10 @@ def encode_numbers(numbers: Numbers) -> bytes:
 
 
 def read_numbers(reader: BodyReader, count: int, most: int | None = None) -> Iterator[Numbers]:
-    """The inverse of `encode_numbers`, in portions; `most` is what their unary parts add up to at most.
+    """The inverse of `encode_numbers`, in portions; `most` bounds the sum of their unary parts.
 
     Raises:
-        WireError: there are fewer.
+        WireError: the body holds fewer.
     """
     parameters = np.frombuffer(reader.take(-(-count // GROUP)), np.uint8)
     if (parameters > rice.WIDEST).any():
@@ -55,15 +55,15 @@ def read_numbers(reader: BodyReader, count: int, most: int | None = None) -> Ite
 
 
 def encode_places(places: npt.NDArray[np.intp]) -> bytes:
-    """Ascending places."""
+    """Encode ascending places."""
     return _U32.pack(places.size) + encode_numbers(np.diff(places, prepend=-1) - 1)
 
 
 def read_places(reader: BodyReader, size: int, most: int | None = None) -> tuple[int, Iterator[Numbers]]:
-    """How many places there are within `size`, and those, ascending, in portions; `most` is how many may be.
+    """Read how many places there are below `size`, and the places, ascending, in portions; `most` bounds their number.
 
     Raises:
-        WireError: they are none.
+        WireError: the bytes are not such places.
     """
     (count,) = _U32.unpack(reader.take(_U32.size))
     if count > min(size, size if most is None else most):
@@ -83,7 +83,7 @@ def _placed(passed_over: Iterator[Numbers], size: int) -> Iterator[Numbers]:
 
 
 def _together(places: Iterator[Numbers], numbers: Iterator[Numbers]) -> Iterator[tuple[Numbers, Numbers]]:
-    """As many of the one as of the other at a time: their portions are of other lengths."""
+    """Split two streams into portions of equal length, since their own portions differ."""
     others = np.empty(0, np.int64)
     for some in places:
         while some.size:
@@ -99,9 +99,9 @@ def _together(places: Iterator[Numbers], numbers: Iterator[Numbers]) -> Iterator
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """The share `part` of the values that are largest in size, at least one; zeros are never sent.
+    """The share `part` of the values that are largest in magnitude, at least one; zeros are never sent.
 
-    Of a vector beyond 2^18 values the threshold is that of every n-th value, so that somewhat more or fewer are sent.
+    For a vector beyond 2^18 values the threshold is that of every n-th value, so that the number sent varies a little.
     """
 
     part: float
@@ -115,7 +115,7 @@ class TopK:
             sample = sizes[:: vector.size >> 16]
             rank = max(1, int(self.part * sample.size))
             places = np.flatnonzero(sizes >= np.partition(sample, -rank)[-rank])
-            if places.size > 2 * k:  # the sample was not like the whole, or many are equal
+            if places.size > 2 * k:  # the sample was not representative, or many values are equal
                 places = _largest(sizes, k)
         else:
             places = _largest(sizes, k)
@@ -138,7 +138,7 @@ def _largest(sizes: Vector, k: int) -> npt.NDArray[np.intp]:
 
 @dataclass(frozen=True, slots=True)
 class RandomK:
-    """Each value with the probability `part`, and then divided by it: unbiased. The seed says which, at no bytes."""
+    """Each value with probability `part`, divided by it: unbiased. Places cost no bytes: they follow from the seed."""
 
     part: float
     biased = False
@@ -151,7 +151,7 @@ class RandomK:
         return self._mask(count, chance)
 
     def scale(self, values: Vector) -> Vector:
-        with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for what is not finite
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller checks for non-finite values
             return values / np.float32(self.part)
 
     def _mask(self, size: int, chance: Chance) -> Mask:
@@ -165,7 +165,7 @@ class RandomK:
 # -------------------------------------------------------------- a step per tensor
 
 _LEAST = 0.02
-"""Share of a tensor's energy that a step must say, or it is halved."""
+"""The share of a tensor's energy that must survive quantisation, otherwise the step is halved."""
 _HALVINGS = 8
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -174,9 +174,10 @@ _LARGEST = float(np.finfo(np.float32).max)
 class Uniform:
     """Each tensor in steps of `k` times its root mean square, rounded to nearest: most values become zero.
 
-    It is the cheap core of NNCodec (ISO/IEC 15938-17): the share that is sent follows the tensor's tails. A tensor that
-    the step would leave nearly nothing of, as one whose values are all alike, has its step halved until it is not so;
-    else error feedback could pile up for ever. `rice` sends places, signs and sizes; without it each value is a byte.
+    It is the cheap core of NNCodec (ISO/IEC 15938-17): the share that is sent follows the tensor's tails. If the step
+    would leave nearly nothing of a tensor, as when all its values are alike, it is halved until enough is left;
+    otherwise error feedback could grow without bound. `rice` sends places, signs and magnitudes; without it each value
+    is a byte.
     """
 
     k: float
@@ -184,9 +185,9 @@ class Uniform:
     biased = True
     seeded = False
 
-    @np.errstate(invalid="ignore", over="ignore")  # of rows that are not finite, whose bytes are not asked for
+    @np.errstate(invalid="ignore", over="ignore")  # rows that are not finite, whose bytes are never used
     def quantise(self, rows: Vectors, sizes: Sizes) -> Quantised:
-        """The integers and steps of each row; those of one that is not finite mean nothing."""
+        """The integers and steps of each row; meaningless for a row that is not finite."""
         energy = _energy(rows, sizes)
         steps = np.minimum(self.k * np.sqrt(energy / sizes), _LARGEST).astype(np.float32)
         integers = self._integers(rows, steps, sizes)
@@ -197,7 +198,7 @@ class Uniform:
             if not poor.any():
                 break
             steps[some] *= np.where(poor, np.float32(0.5), np.float32(1))
-            if not (still := poor.any(axis=1)).all():  # a row of which every step does is finished
+            if not (still := poor.any(axis=1)).all():  # rows whose steps are all fine enough are finished
                 some = np.arange(len(rows))[some][still]
             integers[some] = self._integers(rows[some], steps[some], sizes)
         return Quantised(integers, steps, sizes)
@@ -234,12 +235,12 @@ class Uniform:
         found, places = read_places(reader, count)
         signs = unpack(reader, found, 1)
         sizes_sent = read_numbers(reader, found)
-        reader.end()  # before anything is unpacked: what is too long is refused for nothing
+        reader.end()  # before unpacking: oversized input is refused at no cost
         vector, at = np.zeros(count, np.float32), 0
         ends = np.cumsum(sizes) if len(sizes) > 1 else None
         for where, sent in _together(places, sizes_sent):
             kept = (sent + 1).astype(np.float32)
-            with np.errstate(invalid="ignore", over="ignore"):  # the caller looks for what is not finite
+            with np.errstate(invalid="ignore", over="ignore"):  # the caller checks for non-finite values
                 kept *= np.where(signs[at : at + kept.size] == 1, np.float32(-1), np.float32(1))
                 kept *= steps[0] if ends is None else steps[np.searchsorted(ends, where, side="right")]
             vector[where] = kept

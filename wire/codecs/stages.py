@@ -1,4 +1,4 @@
-"""What a stage is, and what stages share: where chance comes from, and integers of a few bits."""
+"""The interface of a stage, and what stages share: reproducible randomness, and integers of a few bits."""
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -12,20 +12,20 @@ from midge.wire.rice import BodyReader
 from midge.wire.schema import Vector, Vectors
 
 _SMALLEST = np.float32(1e-37)
-"""A step that is not above it stands for zeros: 1 / step would leave float32."""
+"""A smaller step stands for zeros: 1 / step would overflow float32."""
 Bytes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Sizes = tuple[int, ...]
-"""How many values of the vector belong to each tensor, none of them 0."""
+"""How many values of the vector belong to each tensor; none is 0."""
 
 
 class NonFinite(WireError):
-    """A delta with NaN or infinity in it."""
+    """A delta contains NaN or infinity."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
-    """Values of several devices, a row each, as whole numbers of steps: a step for each row and tensor."""
+    """Values of several devices, a row each, as integer multiples of a step for each row and tensor."""
 
     integers: Vectors
     """Of shape (rows, values), as float32."""
@@ -35,13 +35,13 @@ class Quantised:
 
     @property
     def values(self) -> Vectors:
-        """What a reader makes of them."""
-        with np.errstate(invalid="ignore", over="ignore"):  # the caller looks for what is not finite
+        """The values that a reader decodes."""
+        with np.errstate(invalid="ignore", over="ignore"):  # the caller checks for non-finite values
             return self.integers * spread(self.steps, self.sizes)
 
 
 class Chance:
-    """Random bits that both ends can make: those of the Philox generator (Salmon et al., 2011), keyed by a seed.
+    """Random bits that both ends can reproduce: the Philox generator (Salmon et al., 2011), keyed by a seed.
 
     NumPy promises the same raw stream in every version and on every processor.
     """
@@ -51,7 +51,7 @@ class Chance:
 
     @cached_property
     def _philox(self) -> np.random.Philox:
-        """Made when first asked: most codecs never do, and it takes longer than decoding a small update."""
+        """Created lazily: most codecs never need it, and it takes longer than decoding a small update."""
         return np.random.Philox(key=self._key)
 
     def bits(self, count: int) -> Bytes:
@@ -67,15 +67,15 @@ class Chance:
 
 
 class ValueQuantiser(Protocol):
-    """A last stage: values to bytes. What it decodes to may be coarse."""
+    """A last stage: values to bytes, possibly lossy."""
 
     @property
     def biased(self) -> bool:
-        """Whether what it leaves out is the same every time, so that error feedback helps."""
+        """Whether its error is deterministic, so that error feedback helps."""
 
     @property
     def seeded(self) -> bool:
-        """Whether decoding needs the chance that encoding had."""
+        """Whether decoding needs the random bits of encoding."""
 
     def encode(self, vector: Vector, sizes: Sizes, chance: Chance) -> bytes:
         """`vector` is finite, and not empty."""
@@ -89,7 +89,7 @@ class ValueQuantiser(Protocol):
 
 
 class Selection(Protocol):
-    """A first stage: it sends some of the values only, and says which."""
+    """A first stage: selects the values to send, and encodes their places."""
 
     @property
     def biased(self) -> bool: ...
@@ -97,37 +97,37 @@ class Selection(Protocol):
     def seeded(self) -> bool: ...
 
     def encode(self, vector: Vector, chance: Chance) -> tuple[bytes, Vector]:
-        """Which values are sent, as bytes, and those values."""
+        """The places of the selected values, as bytes, and those values."""
 
     def read(self, reader: BodyReader, count: int, chance: Chance) -> Mask:
-        """Which of `count` values are sent.
+        """A mask of the selected ones of `count` values.
 
         Raises:
             WireError: the bytes are not what `encode` makes.
         """
 
     def scale(self, values: Vector) -> Vector:
-        """What the values that were sent stand for."""
+        """Rescale the selected values for decoding."""
 
 
 @lru_cache(maxsize=64)
 def starts(sizes: Sizes) -> npt.NDArray[np.intp]:
-    """Where each tensor begins; not to be written to."""
+    """Offset of each tensor; read-only."""
     return np.concatenate([[0], np.cumsum(sizes[:-1], dtype=np.intp)]).astype(np.intp)
 
 
 def spread(steps: Vectors, sizes: Sizes) -> Vectors:
-    """The step of each value, from those of its row's tensors."""
+    """The step of each value, from the steps of its row's tensors."""
     return steps if len(sizes) == 1 else np.repeat(steps, sizes, axis=1)
 
 
 def inverse(steps: Vector) -> Vector:
-    """1 / step, and 0 where that would leave float32: values of so small a step are all zero."""
+    """1 / step, and 0 where that would overflow float32: all values of such a step are zero."""
     return np.divide(np.float32(1), steps, out=np.zeros_like(steps), where=steps > _SMALLEST)
 
 
 def pack(integers: Bytes, width: int) -> bytes:
-    """Integers below 2^width as a stream of bits, lowest first; the last byte is filled up. Width is 1, 2, 4 or 8."""
+    """Integers below 2^width as a stream of bits, lowest first; the last byte is padded. Width is 1, 2, 4 or 8."""
     fields = 8 // width
     rows = np.zeros(-(-integers.size // fields) * fields, np.uint8)
     rows[: integers.size] = integers
@@ -155,7 +155,7 @@ def unpack(reader: BodyReader, count: int, width: int) -> Bytes:
 
 
 def take_floats(reader: BodyReader, count: int) -> Vector:
-    """Read a number of float32.
+    """Read `count` float32 values.
 
     Raises:
         WireError: the body is too short.

@@ -1,0 +1,170 @@
+"""The file of a device's samples: segments of rows, and the read position of each source."""
+
+import ast
+import logging
+import sqlite3
+import zlib
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from operator import eq
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+
+from midge.storage.database import Database, DatabaseError, DiskFull
+
+log = logging.getLogger("iot_client")
+
+_PAGE = 4096
+_MAGIC, _ALIKE = b"SQLite format 3\0", 12
+"""First bytes of a database, and how many of them a damaged one still has."""
+_TABLES = """
+CREATE TABLE IF NOT EXISTS segments (number INTEGER PRIMARY KEY AUTOINCREMENT, data BLOB NOT NULL, crc INTEGER);
+CREATE TABLE IF NOT EXISTS marks (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+_CRC, _COLUMNS = " crc", " columns"
+"""Marks that are no read positions: the checksum of the others, and the columns of the rows."""
+
+
+class SamplesError(Exception):
+    """The samples' file cannot be used; the message says why and what to do."""
+
+
+class SamplesFile:
+    """An open file. Threads must take turns.
+
+    Args:
+        path: the file; a damaged one is moved aside, because rows can be collected again.
+        columns: what its rows hold.
+
+    Raises:
+        SamplesError: it cannot be used, or holds other columns.
+    """
+
+    def __init__(self, path: Path, columns: tuple[object, ...]) -> None:
+        self.path = path
+        self.marks: dict[str, str] = {}
+        """Read position of each source; written in one transaction with the rows."""
+        self.written = 0
+        """Bytes written to the disk since the start, in whole pages."""
+        self.segments: list[tuple[int, int]] = []
+        """Number and rows of each segment, oldest first."""
+        # A power cut may lose the newest segments: nothing depends on them. The log is kept short, to spare the card.
+        pragmas = ("wal_autocheckpoint=64", "journal_size_limit=0")
+        self.database = Database(path, synchronous="NORMAL", pragmas=pragmas, threads=True)
+        try:
+            self._open()
+            self._check_columns(repr(columns))
+        except (sqlite3.Error, DiskFull, DatabaseError) as error:
+            self.database.close()
+            raise SamplesError(f"The samples {path} cannot be used ({error}): move the file away.") from error
+        except SamplesError:
+            self.database.close()
+            raise
+
+    def _open(self) -> None:
+        path = self.path
+        try:
+            if path.exists():
+                examine_samples(path, segments=False)
+        except sqlite3.Error as error:
+            if sum(map(eq, path.read_bytes()[:16], _MAGIC)) < _ALIKE:
+                raise  # not damaged samples, but another kind of file
+            log.warning("The samples %s are damaged (%s): they start over; the file is kept as .damaged.", path, error)
+            for each in ("-wal", "-shm"):
+                path.with_name(path.name + each).unlink(missing_ok=True)
+            path.replace(path.with_name(f"{path.name}.damaged"))
+        self.database.open(_TABLES)
+        if "crc" not in {row[1] for row in self.database.connection.execute("PRAGMA table_info(segments)")}:
+            self.database.connection.execute("ALTER TABLE segments ADD COLUMN crc INTEGER")
+
+    def _check_columns(self, columns: str) -> None:
+        found = dict(self.database.connection.execute("SELECT name, value FROM marks"))
+        if _intact(found):
+            self.marks = {name: value for name, value in found.items() if name != _CRC}
+        else:
+            log.warning("The read positions in %s are damaged: files are read again from their beginning.", self.path)
+        if self.marks.setdefault(_COLUMNS, columns) != columns:
+            raise SamplesError(
+                f"{self.path} holds other columns, {_described(self.marks[_COLUMNS])}: move it away to begin again "
+                f"with {_described(columns)}."
+            )
+
+    def rows(self, width: int) -> npt.NDArray[np.float32]:
+        """All undamaged rows of this width, oldest first. To be called once, before `write`."""
+        parts = [np.empty((0, width), np.float32)]
+        query = "SELECT number, data, crc FROM segments ORDER BY number"
+        for place, data, crc in self.database.connection.execute(query):
+            if crc not in (None, zlib.crc32(data)):
+                log.warning("%d bytes of samples in %s are damaged, and left out.", len(data), self.path)
+                continue
+            rows = np.frombuffer(data, np.float32)
+            if rows.size % width == 0:
+                parts.append(rows.reshape(-1, width))
+                self.segments.append((place, len(parts[-1])))
+        return np.concatenate(parts)
+
+    def write(self, new: npt.NDArray[np.float32], capacity: int, marks: Mapping[str, str]) -> None:
+        """Add rows as a segment, and remove segments that `capacity` rows do not need; `marks` are added to ours.
+
+        Raises:
+            DiskFull: there is no room.
+            DatabaseError: it cannot be written.
+        """
+        old = self._expired_segments(len(new), capacity)
+        marks = {**self.marks, **marks}
+        marks[_CRC] = _checksum(marks)
+        with self.database.transaction() as db:
+            row = new.tobytes(), zlib.crc32(new.tobytes())
+            segment = db.execute("INSERT INTO segments (data, crc) VALUES (?, ?)", row).lastrowid
+            db.executemany("DELETE FROM segments WHERE number = ?", [(each,) for each in old])
+            db.executemany("INSERT OR REPLACE INTO marks VALUES (?, ?)", list(marks.items()))
+        assert segment is not None
+        self.segments = [*self.segments[len(old) :], (segment, len(new))]
+        self.written += 2 * (-(-new.nbytes // _PAGE) + 3) * _PAGE  # into the log, and from there into the file
+
+    def _expired_segments(self, new: int, capacity: int) -> list[int]:
+        """Numbers of the segments that are not needed once `new` rows are added: the others fill the ring."""
+        left, old = new + sum(rows for _, rows in self.segments), []
+        for segment, rows in self.segments:
+            left -= rows
+            if left < capacity:
+                break
+            old.append(segment)
+        return old
+
+
+def examine_samples(path: Path, *, segments: bool = True) -> None:
+    """Verify the content of a file of samples.
+
+    Raises:
+        sqlite3.Error: it is damaged.
+    """
+    with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as db:
+        if (checked := db.execute("PRAGMA quick_check(1)").fetchone()) != ("ok",):
+            raise sqlite3.DatabaseError(str(checked[0]))
+        if segments and "crc" in {row[1] for row in db.execute("PRAGMA table_info(segments)")}:
+            for number, data, crc in db.execute("SELECT number, data, crc FROM segments"):
+                if crc not in (None, zlib.crc32(data)):
+                    raise sqlite3.DatabaseError(f"rows of segment {number} are damaged")
+            if not _intact(dict(db.execute("SELECT name, value FROM marks"))):
+                raise sqlite3.DatabaseError("the read positions of the sources are damaged")
+
+
+def _checksum(marks: Mapping[str, str]) -> str:
+    """CRC-32 of all marks except the checksum, which files of an earlier Midge lack."""
+    return str(zlib.crc32(repr(sorted(each for each in marks.items() if each[0] != _CRC)).encode()))
+
+
+def _intact(marks: Mapping[str, str]) -> bool:
+    return marks.get(_CRC) in (None, _checksum(marks))
+
+
+def _described(columns: str) -> str:
+    """The columns that a file was made for, as text."""
+    with suppress(ValueError, SyntaxError, TypeError):
+        *features, label, kind = ast.literal_eval(columns)
+        return f"{', '.join(features)} {'without a label' if label is None else f'with the label {label}'} ({kind})"
+    return columns
