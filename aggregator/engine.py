@@ -50,7 +50,7 @@ class Engine:
         if not strategy.robust:
             return None
         if not self._consensus.follows:
-            self._consensus.released(self.model.version, sketch(self.model.state.values()))
+            self._consensus.released(self.model.version, sketch(self.model.x))
         return sketch(delta)
 
     def agreement(self, direction: Vector | None) -> float:
@@ -95,7 +95,7 @@ class Engine:
             case rec.ReleaseRecord():
                 frames = self.model.release(record)
                 if self._consensus.follows:
-                    self._consensus.released(self.model.version, sketch(self.model.state.values()))
+                    self._consensus.released(self.model.version, sketch(self.model.x))
                 return frames
             case rec.ServeRecord():
                 return [self.model.serve(record)]
