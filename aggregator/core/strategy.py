@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from midge.aggregator.core.gain_margin import SHARE
 from midge.aggregator.core.participation_controller import Pace
 from midge.aggregator.core.privacy import Privacy
 from midge.aggregator.core.staleness import Staleness
@@ -39,8 +40,8 @@ REACH = 1.25
 MIXED = 2.5
 """What the weights of all devices that train at a time add up to in FedAsync's mixing form, at most: from there on the
 digits of 20 to 100 devices ended lower."""
-GIVEN = 1.25
-"""Times the safe rate that a rate which is given may be: half of the gain margin, where the default uses two fifths."""
+GIVEN = 0.5 / SHARE
+"""Times the safe rate that a rate which is given may be: half of the gain margin."""
 DEVICES_PER_UPDATE = 5
 """How many devices stand behind each update of a buffer that follows the fleet."""
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midge.aggregator.core.gain_margin import SHARE, Margin, gain_margin
+from midge.aggregator.core.presets import fedbuff
 
 
 @pytest.mark.parametrize("tau", [1, 2, 5, 9, 40])
@@ -84,3 +85,11 @@ def test_no_device_makes_up_a_delay_for_the_fleet() -> None:
     honest = after(0, one_base=True)
     assert after(1000, one_base=True) == pytest.approx(honest, rel=0.05)
     assert after(60, one_base=False) > honest / 4
+
+
+def test_a_rate_that_is_given_uses_at_most_half_of_the_margin() -> None:
+    margin = Margin()
+    for number in range(500):
+        margin.saw(f"d{number % 50}", 5, 1.0, number, 50)
+    given = fedbuff(1, 1.0).mean_rate(50, margin.rate(1))
+    assert given == pytest.approx(gain_margin({5: 1.0}) / 2)

@@ -137,6 +137,28 @@ WORLDS = {
         loss=0.0565,
         latency=0.0658,
     ),
+    # A given rate was bounded by a multiple of the default's share: as that rose, it went beyond half the margin.
+    "two devices, cached deltas and a rate that is given": Drawn(
+        25100333,
+        "ca2fl",
+        2,
+        1.2,
+        0.3289,
+        0.0,
+        "scale",
+        0.278,
+        12.39,
+        0.0,
+        0.0,
+        15.0,
+        0,
+        "",
+        median=20.0,
+        crashes=2,
+        night=4.167,
+        reboots=0.9225,
+        clocks=True,
+    ),
     "turned updates, again": Drawn(
         700211, "balanced", 56, 1.2, 0.3246, 0.0, "none", 2.2889, 12.683, 0.0, 0.0, 0.0, 7, "sign flip"
     ),
