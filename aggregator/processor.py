@@ -286,6 +286,8 @@ class Processor:
         """Count and report an update, and hold it for its step if it was accepted."""
         if isinstance(record, rec.StatisticsRecord):
             self._ingress.known.heard(record.device)
+        if isinstance(record, rec.PaceRecord):
+            self._witness.notices.pace(record)
         if not isinstance(record, rec.UpdateRecord):
             return
         meters = self._outlet.meters

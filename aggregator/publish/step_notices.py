@@ -1,8 +1,8 @@
-"""Notices of steps in which a device's update was scaled far down, and of a damped rate."""
+"""Notices of what changes while a federation learns: updates scaled far down, a damped rate, other local steps."""
 
 from collections.abc import Callable, Sequence
 
-from midge.aggregator.core.records import StepRecord
+from midge.aggregator.core.records import PaceRecord, StepRecord
 
 _FAR = 0.1
 """Remaining fraction of an update in a step below which its device is out of scale, and its owner should know."""
@@ -19,6 +19,7 @@ class StepNotices:
         self._tell = tell
         self._told: dict[str, float] = {}
         self._damping = 1.0
+        self._local_steps = 0
 
     def step(self, record: StepRecord, devices: Sequence[str], damping: float, now: float) -> None:
         """Check a step; `devices` are those of its updates, in its order."""
@@ -33,3 +34,9 @@ class StepNotices:
         if damping != self._damping:
             self._tell("damped" if damping < self._damping else "undamped", damping=damping, rate=record.rate)
             self._damping = damping
+
+    def pace(self, record: PaceRecord) -> None:
+        """Report local steps that differ from those that were announced before."""
+        if record.steps != self._local_steps:
+            self._local_steps = record.steps
+            self._tell("local_steps", steps=record.steps or None, recipe=record.recipe or None)

@@ -130,6 +130,8 @@ def lines(found: Mapping[str, Any], now: float | None = None) -> Iterator[str]:
             f"model       version {model['version']}, step {model['step']}, generation {model['generation']}, "
             f"lineage {model['lineage'][:8]}, {model['phase']}"
         )
+        if steps := model["plan"]["local_steps"]:
+            yield f"            A training has {counted(steps, 'local step')}."
     states = Counter(device["state"] for device in devices.values())
     if devices or aggregator is not None:
         told = (f"{number} {state}" for state, number in states.most_common())

@@ -47,6 +47,10 @@ def sentence(event: Mapping[str, Any]) -> str:
             return f"Updates grow from round to round: the server's rate is damped to {damping:.3g} of what it was."
         case {"event": "undamped", "damping": damping}:
             return f"Updates no longer grow: the server's rate is at {damping:.3g} of what it was."
+        case {"event": "local_steps", "steps": None}:
+            return "A training has as many local steps as the devices' recipes say."
+        case {"event": "local_steps", "steps": steps, "recipe": recipe}:
+            return f"A training has {counted(steps, 'local step')} from now on; the devices' recipes have {recipe}."
         case {"event": "health", "state": state, "why": why, "before": before}:
             was = f" (was {before})" if before != state else ""
             return f"Health: {state}{was}{': ' + why if why else '.'}"

@@ -1,12 +1,17 @@
 """How many local steps the aggregator asks for."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from midge.aggregator.core import records as rec
 from midge.aggregator.core.fleet_statistics import FleetStatistics
 from midge.aggregator.core.local_work import FEWEST, JOURNEYS, LocalWork
 from midge.aggregator.core.presets import balanced, fedasync
+from midge.commands.words import sentence
 from midge.wire.messages import Plan, Verdict
+from tests.aggregator.rig import rig
 
 
 def _update(device: str, steps: int) -> rec.UpdateRecord:
@@ -111,3 +116,15 @@ def test_a_plan_that_says_how_much_is_left_as_it_is() -> None:
         assert not balanced(plan=plan).steers_steps
     assert not balanced(steers_local_steps=False).steers_steps
     assert not fedasync().steers_steps
+
+
+def test_a_change_of_local_steps_is_an_event_once(tmp_path: Path) -> None:
+    with rig(tmp_path, balanced()) as life:
+        for steps in (0, 4, 4, 7, 0):
+            life.processor.journaled(rec.PaceRecord(1, 1.0, steps, 20), None, 0.0)
+        events: list[dict[str, Any]] = [
+            {"event": event, **about} for event, about in life.told if event == "local_steps"
+        ]
+    assert [each["steps"] for each in events] == [4, 7, None]
+    assert sentence(events[0]) == "A training has 4 local steps from now on; the devices' recipes have 20."
+    assert sentence(events[-1]) == "A training has as many local steps as the devices' recipes say."

@@ -73,7 +73,7 @@ def test_events_in_words(text: str) -> None:
 @given(NASTY)
 def test_status_of_a_federation_and_rows_of_the_doctor(text: str) -> None:
     device = {"state": text, "version": 1, "next": 2, "first": 1, "wakes": 0.0}
-    model = {"version": 1, "step": 1, "generation": 0, "lineage": text, "phase": text}
+    model = {"version": 1, "step": 1, "generation": 0, "lineage": text, "phase": text, "plan": {"local_steps": None}}
     found = {
         "federation": "f",
         "root": "r",
