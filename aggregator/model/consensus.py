@@ -10,11 +10,12 @@ A delta says what the model lacked at the version that it was trained from. Once
 slow devices and of late messages still point where it came from: as a majority they would vote down the devices that
 see where it is, and the model would swing. So each delta is moved to the newest version first: a device whose delta
 changes by −κ·d when its base moves by d would by now have sent Δ − κ·(x − x_base). The contraction κ is measured, as
-the median over devices of what the trainings of one device show (a secant of the loss along the way of the model).
+what the trainings of two thirds of the devices show (a secant of the loss along the way of the model).
 """
 
 import math
 import statistics
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,8 +32,8 @@ _TURN = 389
 _DEVICES = 256
 """Devices whose sketch is kept, at most: a megabyte."""
 _FEWEST = 3
-_VERSIONS = 128
-"""Versions whose sketch is kept, at most half a megabyte; an older base counts as the oldest of them."""
+_VERSIONS, _SPARSE, _EVERY = 32, 256, 8
+"""Versions whose sketches are kept: the newest, and of older ones every eighth; a quarter of a megabyte at most."""
 _ARRAY = "consensus"
 _SIGNS = np.random.default_rng(0x6D69646765).integers(0, 2, _BLOCK).astype(np.float32) * 2 - 1
 
@@ -65,19 +66,19 @@ class _Opinion:
 
     delta: Vector
     """The sketch of its newest delta."""
-    base: Vector | None
-    """The sketch of the version that it was trained from; None if the delta is compared as it is."""
+    base: int | None
+    """The version that it was trained from; None if the delta is compared as it is."""
     change: float = 0.0
     """Of its deltas along the way of their bases, summed up; what is older counts half."""
     moved: float = 0.0
     """The squared length of that way, summed up in the same manner."""
 
-    def follow(self, before: "_Opinion") -> None:
-        """Take in the device's delta before this one."""
+    def follow(self, before: "_Opinion", way: Vector | None) -> None:
+        """Take in the device's delta before this one, and the way of the model between their bases."""
         self.change, self.moved = before.change / 2, before.moved / 2
-        if before.base is None or self.base is None or before.base is self.base:
+        if way is None:
             return
-        own, moved = before.delta.astype(np.float64), (self.base - before.base).astype(np.float64)
+        own, moved = before.delta.astype(np.float64), way.astype(np.float64)
         # The device has moved the model itself, noise and all: along its last delta, any two trainings contract.
         moved -= own * (np.sum(own * moved) / np.sum(np.square(own)))
         square, change = float(np.sum(np.square(moved))), -float(np.sum(self.delta * moved))
@@ -98,11 +99,11 @@ class Consensus:
         self._opinions: dict[str, _Opinion] = {}
         """The device that was heard longest ago first."""
         self._versions: dict[int, Vector] = {}
-        """Sketches of the newest versions, in their order."""
-        self._newest: Vector | None = None
+        """Sketches of versions, in their order."""
+        self._newest = -1
         self._contraction = 0.0
         self._centre: Vector | None = None
-        self._place: Vector | None = None
+        self._place: int | None = None
         """The version from which the centre was computed."""
         self._changed = 0
         """Deltas that came since the median was computed."""
@@ -110,17 +111,19 @@ class Consensus:
     @property
     def follows(self) -> bool:
         """Whether it knows a version of the model."""
-        return self._newest is not None
+        return bool(self._versions)
 
     def released(self, version: int, values: Vector | None) -> None:
         """Take in the sketch of a version; None if it has none."""
         if values is None:
             return
-        if self._versions and version <= next(reversed(self._versions)):
-            self._versions.clear()  # an earlier version was put back, and counting goes on from there
-        self._versions[version] = self._newest = values
-        if len(self._versions) > _VERSIONS:
-            del self._versions[next(iter(self._versions))]
+        if version <= self._newest:  # an earlier version was put back, and counting goes on from there
+            self._versions.clear()
+        self._versions[version] = values
+        self._newest = version
+        for old in (version - _VERSIONS, version - _SPARSE):
+            if old in self._versions and (old % _EVERY or old == version - _SPARSE):
+                del self._versions[old]
 
     def agreement(self, delta: Vector | None) -> float:
         """The cosine of a delta, by its sketch, with the direction of most devices; 0 if too few were heard.
@@ -129,17 +132,15 @@ class Consensus:
         """
         if delta is None or self._centre is None:
             return 0.0
-        centre = self._centre
-        if self._place is not None and self._newest is not None:
-            centre = centre + np.float32(self._contraction) * (self._place - self._newest)
+        centre = self._moved(self._centre, self._place)
         length = _length(delta) * _length(centre)
         return min(max(float(np.sum(delta * centre)) / length, -1.0), 1.0) if length > 0 else 0.0
 
     def take(self, device: str, delta: Vector, base: int | None) -> None:
         """Let a delta stand for its device. The median is computed again once an eighth of the devices was heard."""
-        opinion, before = _Opinion(delta, self._sketch_of(base)), self._opinions.pop(device, None)
+        opinion, before = _Opinion(delta, base), self._opinions.pop(device, None)
         if before is not None:
-            opinion.follow(before)
+            opinion.follow(before, self._way(before.base, base))
         self._opinions[device] = opinion
         if len(self._opinions) > _DEVICES:
             del self._opinions[next(iter(self._opinions))]
@@ -154,23 +155,31 @@ class Consensus:
             if len(self._opinions) >= _FEWEST:
                 self._compute()
 
-    def _sketch_of(self, base: int | None) -> Vector | None:
-        if base is None or not self._versions:
+    def _way(self, since: int | None, until: int | None) -> Vector | None:
+        """The sketch of how far the model moved from one version to another; None if that is not known or nowhere."""
+        if since is None or until is None or since == until or not self._versions:
             return None
-        known = self._versions.get(base)
-        return next(iter(self._versions.values())) if known is None else known
+        return self._at(until) - self._at(since)
 
-    def _moved(self, delta: Vector, base: Vector | None) -> Vector:
+    def _at(self, version: int) -> Vector:
+        """The sketch of a version, or of the newest that is kept before it, or of the oldest."""
+        if version in self._versions:
+            return self._versions[version]
+        kept = list(self._versions)
+        return self._versions[kept[max(bisect_right(kept, version) - 1, 0)]]
+
+    def _moved(self, delta: Vector, base: int | None) -> Vector:
         """A delta as it would be from the newest version."""
-        if base is None or self._newest is None or base is self._newest or not self._contraction:
+        if not self._contraction or (way := self._way(base, self._newest)) is None:
             return delta
-        return delta - np.float32(self._contraction) * (self._newest - base)
+        return delta - np.float32(self._contraction) * way
 
     def _compute(self) -> None:
         self._changed, self._place = 0, self._newest
         opinions = list(self._opinions.values())
-        known = [opinion.contraction for opinion in opinions if opinion.contraction is not None]
-        self._contraction = statistics.median_low(known) if len(known) >= _FEWEST else 0.0
+        known = sorted(opinion.contraction for opinion in opinions if opinion.contraction is not None)
+        # What two thirds of the devices show: of the noise that trainings have, half of them seem to contract.
+        self._contraction = known[len(known) // 3] if len(known) >= _FEWEST else 0.0
         rows = np.stack([self._moved(opinion.delta, opinion.base) for opinion in opinions])
         lengths = np.sqrt(np.sum(np.square(rows, dtype=np.float64), axis=1, keepdims=True))
         rows = (rows / np.maximum(lengths, np.finfo(np.float32).tiny)).astype(np.float32)
@@ -183,23 +192,31 @@ class Consensus:
     # ---------------------------------------------------------------------- checkpoints
 
     def dump(self) -> tuple[dict[str, npt.NDArray[Any]], list[Any]]:
-        """Return the arrays and the values that `load` takes: deltas as they would be from the newest version.
-
-        Versions are not in it. What devices said before a restart is compared as it is until they are heard again.
-        """
-        if not self._opinions:
+        """Return the arrays and the values that `load` takes."""
+        if not self._versions and not self._opinions:
             return {}, []
-        rows = [self._moved(opinion.delta, opinion.base) for opinion in self._opinions.values()]
+        rows = [opinion.delta for opinion in self._opinions.values()]
         rows += [] if self._centre is None else [self._centre]
-        return {_ARRAY: np.stack(rows)}, [self._changed, *self._opinions]
+        rows += self._versions.values()
+        known = [[each.base, each.change, each.moved] for each in self._opinions.values()]
+        about = [self._contraction, self._place, self._centre is not None, list(self._versions), known]
+        return {_ARRAY: np.stack(rows)}, [self._changed, *self._opinions, about]
 
     @classmethod
     def load(cls, arrays: Mapping[str, npt.NDArray[Any]], values: Sequence[Any]) -> "Consensus":
-        """Take up what `dump` returned; older checkpoints have none of it."""
+        """Take up what `dump` returned. Older checkpoints have none of it, or no versions."""
         found = cls()
-        if values:
-            found._changed, *devices = values
-            rows = np.array(arrays[_ARRAY], np.float32)
-            found._opinions = {device: _Opinion(row, None) for device, row in zip(devices, rows, strict=False)}
-            found._centre = rows[-1] if len(rows) > len(devices) else None
+        if not values:
+            return found
+        rows = iter(np.array(arrays[_ARRAY], np.float32))
+        found._changed, *devices = values
+        if not devices or isinstance(devices[-1], str):
+            found._opinions = {device: _Opinion(next(rows), None) for device in devices}
+            found._centre = next(rows, None)
+            return found
+        *devices, (found._contraction, found._place, centred, versions, known) = devices
+        found._opinions = {device: _Opinion(next(rows), *each) for device, each in zip(devices, known, strict=True)}
+        found._centre = next(rows) if centred else None
+        found._versions = {version: next(rows) for version in versions}
+        found._newest = versions[-1] if versions else -1
         return found

@@ -99,7 +99,7 @@ class TestOnMosquitto:
             self.doctor_finds_nothing(capsys)  # while they are at work, and none is put off
             assert main(["device-revoke", "fleet", "dev0003"]) == 0
             told = capsys.readouterr().out
-            assert "The running broker was told." in told and "still stands" not in told
+            assert "The running broker was notified." in told and "still stands" not in told
             bundle = read_bundle(home / "fleet" / "devices" / "dev0003")
             until("the broker knows", lambda: not lets_in(bundle))
             others_go_on(home / "a")  # so that all that the broker took of the third before is decided on

@@ -100,23 +100,24 @@ def test_a_version_that_was_put_back_is_where_the_model_is() -> None:
 
 def test_a_checkpoint_brings_back_the_same_direction() -> None:
     rng = np.random.default_rng(1)
-    deltas = [rng.standard_normal(64).astype(np.float32) for _ in range(60)]
+    deltas = [rng.standard_normal(64).astype(np.float32) for _ in range(400)]
     whole, again = Consensus(), Consensus()
     for number, delta in enumerate(deltas):
         arrays, values = again.dump()
         again = Consensus.load({name: array.copy() for name, array in arrays.items()}, values)
-        assert heard(whole, f"d{number % 20}", delta) == heard(again, f"d{number % 20}", delta)
+        for each in (whole, again):
+            released(each, number, 3 - delta)
+        device, base = f"d{number % 20}", None if number % 7 == 0 else max(number - number % 90, 0)
+        assert heard(whole, device, delta, base) == heard(again, device, delta, base)
+    assert len(again.dump()[0]["consensus"]) < 20 + 1 + 64, "of old versions, few are kept"
 
 
-def test_a_checkpoint_has_deltas_as_they_would_be_from_the_newest_version() -> None:
-    consensus, model = Consensus(), np.zeros(8, np.float32)
-    for version in range(3):
-        released(consensus, version, model)
-        for device in "abc":
-            heard(consensus, device, 1 - model, version)
-        model = model + np.float32(1.2)
-    arrays, values = consensus.dump()
-    assert Consensus.load(arrays, values).agreement(sketch(1 - model)) > 0.9
+def test_a_checkpoint_without_versions_is_still_read() -> None:
+    unit = np.full(1024, 1 / 32, np.float32)
+    found = Consensus.load({"consensus": np.stack([unit] * 4)}, [0, "a", "b", "c"])
+    released(found, 7, np.ones(8, np.float32))
+    assert found.agreement(unit) == pytest.approx(1.0)
+    heard(found, "a", np.ones(8, np.float32), 7)
 
 
 def test_a_device_that_is_forgotten_has_no_part_in_the_direction() -> None:
