@@ -323,11 +323,12 @@ class Strategy:
         if self.form == "mixing":
             # Mixing pulls back to p_v, so it settles at any rate. What is bounded is each device's part of the model.
             return min(self.rate or 1.0, MIXED / (max(live, 1) * self.staleness(max(live - 1, 0))))
-        if safe is None:
-            busy = self.pace.concurrency or self.pace.cohort or live * self.pace.share
-            reach = REACH / (1 + self.calibration)  # cached deltas say again what was said a training ago
-            safe = min(1.0, reach * self.size(live) / max(busy, 1.0)) * (1 - self.momentum)
-        return safe if self.rate is None else min(self.rate, GIVEN * safe)
+        if safe is not None:
+            return safe if self.rate is None else min(self.rate, GIVEN * safe)
+        busy = self.pace.concurrency or self.pace.cohort or live * self.pace.share
+        reach = REACH / (1 + self.calibration)  # cached deltas say again what was said a training ago
+        bound = min(1.0, reach * self.size(live) / max(busy, 1.0)) * (1 - self.momentum)
+        return bound if self.rate is None else min(self.rate, bound)
 
     def divisor(self, size: int) -> float:
         """A fixed divisor of the step's sum, or 0 where it follows from the updates."""
