@@ -61,7 +61,7 @@ class Engine:
         """Keep a decoded update, and the sketch of its direction, for its step."""
         self._waiting[record.lsn] = self._as_contribution(record, delta)
         if direction is not None:
-            # What a part would do to the rest is not known: it is compared as it is, wherever the model goes.
+            # A partial delta says nothing about the other tensors, so it is not moved along with the model.
             base = record.base if record.tensors is None else None
             self._consensus.take(record.device, direction, base)
 

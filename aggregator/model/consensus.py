@@ -67,7 +67,7 @@ class _Opinion:
     delta: Vector
     """The sketch of its newest delta."""
     base: int | None
-    """The version that it was trained from; None if the delta is compared as it is."""
+    """The version that it was trained from; None if the delta is not moved."""
     change: float = 0.0
     """Of its deltas along the way of their bases, summed up; what is older counts half."""
     moved: float = 0.0
@@ -128,7 +128,7 @@ class Consensus:
     def agreement(self, delta: Vector | None) -> float:
         """The cosine of a delta, by its sketch, with the direction of most devices; 0 if too few were heard.
 
-        The delta is taken as it is: that it is what the model needs now is what counts, however old its base.
+        The delta is not moved: only whether the model needs it now counts, however old its base is.
         """
         if delta is None or self._centre is None:
             return 0.0

@@ -1,10 +1,34 @@
 """Worlds in which `benchmarks.stalls` once found a federation that stopped or was ruined, as they were drawn."""
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks.stalls import WORLDS as OF_A_SEED
 from benchmarks.stalls import Drawn, judge, verdict
 
+LATE_FLOOD = Drawn(
+    4,
+    "balanced",
+    97,
+    1.2,
+    0.6244,
+    0.3,
+    "none",
+    0.581,
+    10.21,
+    0.3,
+    0.2,
+    0.0,
+    14,
+    "full rate",
+    absent=0.2133,
+    night=10.89,
+    twice=0.035,
+    delayed=0.2862,
+    clocks=True,
+    partial=0.1772,
+)
 WORLDS = {
     # One in five floods with tiny updates: their delays hid those of the others, and the rate let these swing.
     "flood of tiny updates": Drawn(
@@ -70,51 +94,9 @@ WORLDS = {
         night=5.786,
     ),
     # 14 of 97 flood, and updates are overtaken: the delays of the flood hid those of the others, and the model swung.
-    "a flood beside updates that come late": Drawn(
-        4,
-        "balanced",
-        97,
-        1.2,
-        0.6244,
-        0.3,
-        "none",
-        0.581,
-        10.21,
-        0.3,
-        0.2,
-        0.0,
-        14,
-        "full rate",
-        absent=0.2133,
-        night=10.89,
-        twice=0.035,
-        delayed=0.2862,
-        clocks=True,
-        partial=0.1772,
-    ),
+    "a flood beside updates that come late": LATE_FLOOD,
     # The same with other numbers: devices with late messages voted down those that saw how far the model had come.
-    "a flood beside late devices that are most": Drawn(
-        8,
-        "balanced",
-        97,
-        1.2,
-        0.6244,
-        0.3,
-        "none",
-        0.581,
-        10.21,
-        0.3,
-        0.2,
-        0.0,
-        14,
-        "full rate",
-        absent=0.2133,
-        night=10.89,
-        twice=0.035,
-        delayed=0.2862,
-        clocks=True,
-        partial=0.1772,
-    ),
+    "a flood beside late devices that are most": replace(LATE_FLOOD, seed=8),
     # The first steps went too far for calibrated updates; then a device left, and its last delta pushed for ever.
     "a cached delta of a device that left": Drawn(
         19,
