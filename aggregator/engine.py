@@ -12,7 +12,7 @@ from midge.aggregator.core import events as ev
 from midge.aggregator.core import records as rec
 from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.core.strategy import Strategy
-from midge.aggregator.model.consensus import Consensus, sketch
+from midge.aggregator.model.consensus import Consensus, direction, sketch
 from midge.aggregator.model.model import Frame, Model
 from midge.aggregator.model.reducer import Contribution, distances
 from midge.aggregator.model.statistics import ChannelFinding, Names, Sent, examine, pooled
@@ -51,7 +51,7 @@ class Engine:
             return None
         if not self._consensus.follows:
             self._consensus.released(self.model.version, sketch(self.model.x))
-        return sketch(delta)
+        return direction(delta)
 
     def agreement(self, direction: Vector | None) -> float:
         """The cosine of a sketch with the consensus direction; 0 if unknown."""

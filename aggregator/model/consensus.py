@@ -39,11 +39,17 @@ _SIGNS = np.random.default_rng(0x6D69646765).integers(0, 2, _BLOCK).astype(np.fl
 
 
 def sketch(vector: Vector) -> Vector | None:
-    """A delta or a model in 1,024 values, which is linear in it; None if it is zero or not finite."""
+    """A delta or a model in 1,024 values, which is linear in it; None if it is not finite."""
     total = np.zeros(_WIDTH, np.float32)
     for number, sums in enumerate(_sums(vector)):
         total += np.roll(sums, number * _TURN)
-    return total if 0 < _length(total) < math.inf else None
+    return total if _length(total) < math.inf else None
+
+
+def direction(delta: Vector) -> Vector | None:
+    """The sketch of a delta; None if it has no direction: it is zero or not finite."""
+    found = sketch(delta)
+    return None if found is None or not found.any() else found
 
 
 def _sums(vector: Vector) -> Iterator[npt.NDArray[np.float32]]:

@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from midge.aggregator.model.consensus import Consensus, sketch
+from midge.aggregator.model.consensus import Consensus, direction, sketch
 from midge.wire.schema import Vector
 
 
 def heard(consensus: Consensus, device: str, delta: Vector, base: int | None = None) -> float:
     """The agreement of a delta, which then stands for its device."""
-    direction = sketch(delta)
-    agreement = consensus.agreement(direction)
-    if direction is not None:
-        consensus.take(device, direction, base)
+    found = direction(delta)
+    agreement = consensus.agreement(found)
+    if found is not None:
+        consensus.take(device, found, base)
     return agreement
 
 
@@ -37,13 +37,13 @@ def test_too_few_devices_have_no_direction() -> None:
     consensus = Consensus()
     ones = np.ones(8, np.float32)
     assert [heard(consensus, device, ones) for device in "abab"] == [0, 0, 0, 0]
-    assert sketch(0 * ones) is None
+    assert direction(0 * ones) is None
     assert consensus.agreement(None) == 0
 
 
 def test_values_that_cannot_be_summed_up_say_nothing() -> None:
     with np.errstate(over="ignore"):
-        assert sketch(np.full(2048, 3e38, np.float32)) is None
+        assert direction(np.full(2048, 3e38, np.float32)) is None
 
 
 def released(consensus: Consensus, version: int, model: Vector) -> None:
@@ -73,6 +73,18 @@ def test_deltas_from_before_the_model_moved_do_not_vote_down_those_from_after(si
     assert min(fresh) > 0.5, "they see where the model is"
     assert max(late) < 0, "they would push on where it has been too far"
     assert against < -0.5, "and who goes on in the old direction is seen"
+
+
+def test_a_first_version_of_zeros_is_known() -> None:
+    rng = np.random.default_rng(4)
+    wanted, moved = rng.standard_normal((2, 50)).astype(np.float32)
+    consensus = Consensus()
+    # The model goes on past what is wanted. Three of four devices have not seen that yet.
+    for version, model in enumerate((0 * wanted, moved, 3 * wanted)):
+        released(consensus, version, model)
+        for device in "abcd" if version < 2 else "d":
+            heard(consensus, device, wanted - model, version)
+    assert consensus.agreement(sketch(-wanted)) > 0.9
 
 
 def test_liars_do_not_say_how_far_the_deltas_of_others_are_moved() -> None:
