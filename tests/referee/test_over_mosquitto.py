@@ -34,8 +34,12 @@ UPDATES = "1000"
 """More than a referee takes."""
 PERCEPTRON = ("layers.0.weight=16x12", "layers.0.bias=16", "layers.2.weight=4x16", "layers.2.bias=4")
 PYTHON = ("w=130",)
-WRONG = {"trains again to send again": {"resending", "delta"}, "is impatient": {"busy"}}
-"""What a device does, and all rules that it breaks by that."""
+WRONG: dict[str, tuple[set[str], set[str]]] = {
+    "trains again to send again": ({"resending", "delta"}, {"settling"}),
+    "is impatient": ({"busy"}, set()),
+}
+"""What a device does, the rules that it breaks by that, and those that it breaks if a receipt crosses what it sends: one
+for the bytes that it sent first settles nothing for it, and it sends again what was settled."""
 Said = dict[str, Any]
 """What `midge conform --json` says of a device at its end, and its exit code as `code`."""
 
@@ -139,4 +143,5 @@ def test_no_rule_is_broken(found: dict[str, Said], language: str) -> None:
 def test_a_device_that_breaks_a_rule_is_named_with_it(found: dict[str, Said], fault: str) -> None:
     said = found[fault]
     broken = {rule["rule"] for rule in said["rules"] if rule["outcome"] == "fail"}
-    assert broken == WRONG[fault] and said["code"] == 1
+    always, sometimes = WRONG[fault]
+    assert always <= broken <= always | sometimes and said["code"] == 1
