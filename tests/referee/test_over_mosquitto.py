@@ -38,8 +38,8 @@ WRONG: dict[str, tuple[set[str], set[str]]] = {
     "trains again to send again": ({"resending", "delta"}, {"settling"}),
     "is impatient": ({"busy"}, set()),
 }
-"""What a device does, the rules that it breaks by that, and those that it breaks if a receipt crosses what it sends: one
-for the bytes that it sent first settles nothing for it, and it sends again what was settled."""
+"""What a device does, the rules that it breaks by that, and those that it also breaks if a receipt crosses its update:
+a receipt for the bytes that it sent first settles nothing for it, and it sends again what was settled."""
 Said = dict[str, Any]
 """What `midge conform --json` says of a device at its end, and its exit code as `code`."""
 
