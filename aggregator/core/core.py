@@ -81,7 +81,7 @@ class AggregatorCore(CoreView):
             schema_hash=schema_hash,
             bounds=self.bounds,
         )
-        self._steps = StepPlanner(strategy, self._state, self.steering, self.bounds.step)
+        self._steps = StepPlanner(strategy, self._state, self.steering, self.bounds)
         self._releases = ReleaseSchedule(strategy, self._state, self.thrift)
         self._gathering = StatisticsPhase(self._state, lineage, self.moments, statistics_devices, statistics_deadline)
         self._told_at = float("-inf")

@@ -12,6 +12,7 @@ from midge.aggregator.core.participation_controller import Steering
 from midge.aggregator.core.participation_counts import HALF_LIFE
 from midge.aggregator.core.state import Buffered, CoreState
 from midge.aggregator.core.strategy import Form, Strategy
+from midge.aggregator.core.update_admission import Bounds
 
 _FIRST_WAIT = 10.0
 """Seconds for which the first step waits for the norms of three devices: some devices may never train."""
@@ -26,11 +27,11 @@ class StepPlanner:
         strategy: how large a buffer is, and how its updates are weighed.
         state: what is remembered.
         steering: how many devices are there.
-        longest: L2 norm of a delta in a step, before the fleet's norms are known.
+        bounds: L2 norms of a delta in a step that do not depend on the fleet.
     """
 
-    def __init__(self, strategy: Strategy, state: CoreState, steering: Steering, longest: float) -> None:
-        self._strategy, self._state, self._steering, self._longest = strategy, state, steering, longest
+    def __init__(self, strategy: Strategy, state: CoreState, steering: Steering, bounds: Bounds) -> None:
+        self._strategy, self._state, self._steering, self._bounds = strategy, state, steering, bounds
         self.growth = GrowthGuard()
         self.since: float | None = None
         """Since when the buffer waits; None if it is empty."""
@@ -142,8 +143,9 @@ class StepPlanner:
         bound = times * reference
         if robust:
             bound = state.standings.longest(item.device, bound, reference)
-        # The grid's own bound holds before any norm is known: the first updates may be a liar's.
-        bound = min(bound, self._longest)
+        # Absolute bounds hold beside the relative one: until half of the devices are known, the norms may be of liars.
+        unknown = 2 * len(state.fleet) < self._steering.live
+        bound = min(bound, self._bounds.first if unknown else self._bounds.step)
         scale = item.scale * bound / length if length > bound else item.scale
         if not robust:
             return scale

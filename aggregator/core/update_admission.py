@@ -47,15 +47,19 @@ class Bounds:
     norm: float = 2.0**60
     """L2 norm beyond which an update is refused: the model's grid cannot follow it."""
     step: float = 2.0**30
-    """L2 norm that an update is scaled down to from a store's first update on, before the fleet's norms are known."""
+    """L2 norm that an update is scaled down to in a step, whatever the fleet's norms are."""
+    first: float = 2.0**30
+    """The same as long as the norms of fewer than half of the devices are known: those that came first may be liars."""
 
     @classmethod
     def of(cls, schema: Schema) -> "Bounds":
         """With an update of any codec no larger than the model's values as they are, and one scale, and sealed.
 
-        One update moves a parameter by a million in the root mean square at most: normalised models stay within tens.
+        One update moves a parameter by a million in the root mean square at most, and one of the first by 16: normalised
+        models stay within tens.
         """
-        return cls(update=4 * schema.size + 4 + sealing.OVERHEAD, step=2.0**20 * max(schema.size, 1) ** 0.5)
+        unit = max(schema.size, 1) ** 0.5
+        return cls(update=4 * schema.size + 4 + sealing.OVERHEAD, step=2.0**20 * unit, first=16 * unit)
 
 
 @dataclass(slots=True)
