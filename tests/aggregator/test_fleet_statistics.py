@@ -57,6 +57,19 @@ def test_devices_that_have_gone_have_no_vote_after_three_intervals() -> None:
     assert fleet.norm(12.0) == 100.0
 
 
+def test_updates_that_waited_and_come_at_once_do_not_shorten_the_intervals() -> None:
+    """Seen to fail: after a restart three devices counted as recent, two of which lied."""
+    fleet = FleetStatistics()
+    for place, device in enumerate("abcdefghij"):
+        for _ in range(3):
+            fleet.heard(device, 100.0, 1000.0 + place)
+            fleet.take(UpdateRecord(1, device, 1, 1, "accepted", norm=1.0 if place > 1 else 1e15))
+    assert fleet.interval("abcdefghij") == 100.0
+    for device in "ab":
+        fleet.heard(device, 100.0, 1150.0)
+    assert len(fleet.recent(1150.0)) == 10
+
+
 def test_what_a_device_says_of_itself_weighs_as_the_middle_of_what_others_say() -> None:
     fleet = FleetStatistics()
     for number in range(9):
