@@ -55,8 +55,8 @@ class Bounds:
     def of(cls, schema: Schema) -> "Bounds":
         """With an update of any codec no larger than the model's values as they are, and one scale, and sealed.
 
-        One update moves a parameter by a million in the root mean square at most, and one of the first by 16: normalised
-        models stay within tens.
+        One update moves a parameter by a million in the root mean square at most, and one of the first by 16:
+        normalised models stay within tens.
         """
         unit = max(schema.size, 1) ** 0.5
         return cls(update=4 * schema.size + 4 + sealing.OVERHEAD, step=2.0**20 * unit, first=16 * unit)
