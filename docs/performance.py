@@ -239,8 +239,8 @@ def summary(results: Results) -> list[str]:
         worst = max(near, key=lambda row: float(row["p99_during_ms"] / row["p99_before_ms"]))
         lines.append(
             (
-                "others' messages on the broker, p99, at worst of all cases; an idle broker beside it",
-                f"{worst['p99_before_ms']:.2f} → {worst['p99_during_ms']:.2f} ms (idle: {worst['p99_other_ms']:.2f})",
+                "p99 delay of other clients' messages, worst case, before → during (idle broker on the same machine)",
+                f"{worst['p99_before_ms']:.2f} → {worst['p99_during_ms']:.2f} ms ({worst['p99_other_ms']:.2f} ms)",
             )
         )
         drains = [row for row in near if row["case"] == "drain"]
@@ -251,16 +251,18 @@ def summary(results: Results) -> list[str]:
     taken = [row for row in rows(results, "ingest") if "ratio" in row]
     for params in sorted({row["params"] for row in taken}):
         best = max((row for row in taken if row["params"] == params), key=lambda row: float(row["updates_per_s"]))
-        words = f"updates of {number(params)} parameters a second, journaled and receipted ({best['codec']})"
-        lines.append((words, f"{number(best['updates_per_s'])}; a bare subscriber {number(best['bare_per_s'])}"))
+        words = f"updates per second of {number(params)} parameters ({best['codec']}), journaled and receipted"
+        lines.append(
+            (words, f"{number(best['updates_per_s'])}; a subscriber that only counts: {number(best['bare_per_s'])}")
+        )
     paced = [row for row in rows(results, "ingest") if row.get("rate")]
     lines += [
-        (f"receipts at {number(row['rate'])} updates a second, p99", f"{number(row['receipt_p99_ms'])} ms")
+        (f"p99 time to a receipt at {number(row['rate'])} updates per second", f"{number(row['receipt_p99_ms'])} ms")
         for row in paced[:1]
     ]
     lines += [
         (
-            f"from the last update to {number(row['devices'])} devices with the new version, all",
+            f"from the last update of a step until all {number(row['devices'])} devices hold the new version",
             f"{number(row['last_ms'] / 1000)} s",
         )
         for row in rows(results, "release")
