@@ -43,7 +43,7 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
     """By its path from the root or from the page, or its end within a package. Seen to fail on `shelf.py`, renamed."""
     text = page.read_text().partition("Every file, a phrase each")[0]
     named = {*MODULE.findall(text), *FILE.findall(text)} - MADE
-    beside = str(page.parent.relative_to(ROOT)) + "/"
+    beside = f"/{page.parent.relative_to(ROOT)}/"
     there = {
         name for name in named if any(f"/{each}".endswith(f"/{name}") or each == beside + name for each in files())
     }
