@@ -159,19 +159,19 @@ def tables(results: Entry) -> list[str]:
         cells = {
             "a row": "57 features of 0.32 s, each 30 min" if kind == "vibration" else "36 features, each hour",
             "seeds": str(len(drifting)),
-            "test": "accuracy, all classes alike" if metric == "accuracy" else "RMSE, share of the rated power",
+            "test": "accuracy, balanced classes" if metric == "accuracy" else "RMSE, as a share of rated power",
             "pooled training before the drift: linear": scores("linear", "before"),
-            "the same: perceptron": scores("mlp", "before"),
-            "that linear model under the new concept": scores("linear", "after"),
-            "that perceptron under the new concept": scores("mlp", "after"),
-            "federation, days to " + "the target": f"{said(fleet['target'], metric)}: "
+            "pooled training before the drift: perceptron": scores("mlp", "before"),
+            "that linear model after the drift": scores("linear", "after"),
+            "that perceptron after the drift": scores("mlp", "after"),
+            "federation: days to the target": f"{said(fleet['target'], metric)}: "
             + span([reached(one, metric, fleet["target"]) for one in calm]),
-            "federation on the last day, no drift": at(calm, fleet["days"]),
+            "federation: last day, no drift": at(calm, fleet["days"]),
             "drift on day": f"{drift:g}",
-            "federation four hours before it": at(drifting, drift - 1 / 6),
-            "half a day behind it": at(drifting, drift + 0.5),
-            "days until it is where it was": span([recovered(one, metric, drift) for one in drifting]),
-            "on the last day, with the drift": at(drifting, fleet["days"]),
+            "federation: four hours before the drift": at(drifting, drift - 1 / 6),
+            "federation: half a day after the drift": at(drifting, drift + 0.5),
+            "days until it recovers": span([recovered(one, metric, drift) for one in drifting]),
+            "federation: last day, with drift": at(drifting, fleet["days"]),
         }
         for name, cell in cells.items():
             rows.setdefault(name, []).append(cell)
@@ -228,7 +228,7 @@ def signals() -> str:
     for name, fault in (("healthy", None), ("outer race", "outer race"), ("inner race", "inner race")):
         signal = windows(fault, 1)[0][:1280]  # type: ignore[arg-type]
         lines.append((name, f"rms {np.sqrt(np.mean(signal**2)):.1f}", signal))
-    words = ("Acceleration over a tenth of a second", "milliseconds", "acceleration, each from its own zero")
+    words = ("Acceleration over a tenth of a second", "milliseconds", "acceleration, offset per line")
     return framed(stacked(lines, time, 24.0, words), "thin")
 
 
@@ -245,9 +245,9 @@ def spectrum() -> str:
         lines.append((name, line, found.mean(axis=0)[seen]))
         orders = orders[seen]
     words = (
-        "Spectra of the squared envelope: lines at the orders that the bearing's geometry says",
+        "Spectra of the squared envelope: lines at the orders given by the bearing's geometry",
         "orders: multiples of the shaft's speed",
-        "squared envelope over its mean, each from its own zero",
+        "squared envelope over its mean, offset per line",
     )
     plot = stacked(lines, orders, 1.1, words)
     for order in (SEEN.bearing.outer, SEEN.bearing.inner, 2 * SEEN.bearing.spin):
@@ -263,7 +263,7 @@ def loads() -> str:
     for kind in ("office", "shop", "works", "homes"):
         number = next(number for number in range(1000) if sites.kind(number) == kind)
         lines.append((kind, "", sites.load(number, hours, (hours >= 7 * 24).astype(np.float64))))
-    words = ("Load of four sites over two weeks", "days; a new tariff from day 7 on", "load, each from its own zero")
+    words = ("Load of four sites over two weeks", "days; a new tariff from day 7 on", "load, offset per line")
     plot = stacked([(name, value, line - 0.5 * line.mean()) for name, value, line in lines], hours / 24, 0.9, words)
     plot.mark(7, "new tariff", "even")
     return framed(plot)
@@ -281,7 +281,7 @@ def curves(results: Entry, kind: str) -> str:
         linear(0, fleet["days"], tight=True, count=8),
         linear(0.2 if metric == "accuracy" else 0.0, high, lambda value: said(value, metric).replace(".0 %", " %")),
         x_name="days of virtual time",
-        y_name=f"{'accuracy, all classes alike' if metric == 'accuracy' else 'RMSE'}, median over the seeds",
+        y_name=f"{'accuracy, balanced classes' if metric == 'accuracy' else 'RMSE'}, median over the seeds",
         right=130,
     )
     plot.level(best, "even")
