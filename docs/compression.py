@@ -65,7 +65,7 @@ def lost(some: list[Row], plain: list[Row]) -> tuple[float, float, float]:
 def codec_table() -> list[str]:
     """Quality and bytes, each data set with its codecs by what they save."""
     lines = [
-        "| data | codec | quality | over float32 (least to most) | bytes up | times fewer | bytes down | times fewer |",
+        "| data | codec | quality | difference to float32 (min to max) | bytes up | factor | bytes down | factor |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for dataset, codecs in by_codec().items():
@@ -92,8 +92,8 @@ def codec_table() -> list[str]:
 
 
 def downlink_table() -> list[str]:
-    """Bytes down by how many devices there are to each update of a release."""
-    lines = ["| data | devices to each update of a release | bytes down | times fewer |", "|---|---|---|---|"]
+    """Bytes down by the number of devices per update of a release."""
+    lines = ["| data | devices per update of a release | bytes down | factor |", "|---|---|---|---|"]
     lines += [
         f"| {NAMES[row['dataset']]} | {row['devices_per_buffer']:g} | {row['bytes_down']:,} | {row['ratio_down']:.1f} |"
         for row in sorted(rows("downlink"), key=lambda row: (row["dataset"], row["devices_per_buffer"]))
@@ -122,11 +122,11 @@ def picture() -> str:
     low, high = min(-1.5, *(y for _, y, _ in values)), max(1.0, *(y for _, y, _ in values))
     plot = Plot(
         (720, 360),
-        "Quality over that of float32, against how many times fewer bytes go up on the wire",
+        "Quality relative to float32, against the compression factor of uploads on the wire",
         logarithmic(1, max(x for x, _, _ in values)),
         linear(low, high),
-        x_name="times fewer bytes up, on the wire",
-        y_name="points over float32",
+        x_name="compression factor of uploads, on the wire",
+        y_name="points relative to float32",
         right=150,
     )
     plot.level(0, "even")
@@ -136,10 +136,10 @@ def picture() -> str:
         plot.line(best, f"s{number}")
         for x, y, codec in line:
             radius = 6.5 if codec == DEFAULT else 3.5
-            title = f"{dataset}, {codec}: {x:.1f} times fewer, {y:+.2f}"
+            title = f"{dataset}, {codec}: factor {x:.1f}, {y:+.2f}"
             plot.point(x, y, f"s{number}", radius=radius, title=title)
             if codec == DEFAULT:
-                labels.append(Label(y, dataset, f"default: {x:.0f} times", f"s{number}"))
+                labels.append(Label(y, dataset, f"default: factor {x:.0f}", f"s{number}"))
     plot.labels(labels)
     return plot.file(STYLE)
 
