@@ -24,14 +24,14 @@ STYLE = """text{font:12px sans-serif;fill:#888}.strong{font-weight:bold}.hair,.b
     for number, colour in enumerate(COLOURS)
 )
 WORLDS = {
-    "lockstep": "lock-step: all alike",
-    "jittered": "alike, each training ± 30 %",
+    "lockstep": "lock-step: identical devices",
+    "jittered": "identical, training times ± 30 %",
     "even": "σ = 0.6",
     "uneven": "σ = 1.2",
     "wild": "σ = 1.8",
-    "correlated": "σ = 1.2, slow ones hold other data",
-    "correlated L=0.05": "the same, each training costs 0.05 s besides",
-    "correlated L=0.25": "the same, each training costs 0.25 s besides",
+    "correlated": "σ = 1.2, slow devices hold different data",
+    "correlated L=0.05": "the same, with 0.05 s overhead per training",
+    "correlated L=0.25": "the same, with 0.25 s overhead per training",
     "gaps": "the same, with gaps of 5 s",
     "half-normal": "|N(0, 1)|, as in FedBuff's experiments",
 }
@@ -136,7 +136,7 @@ def poisoned_table() -> list[str]:
     found = of(json.loads(POISONED.read_text())["summary"], rule=DEFAULT)
     sizes = sorted({entry["devices"] for entry in found})
     lines = [
-        "| one in ten sends | " + " | ".join(f"{size} devices" for size in sizes) + " |",
+        "| attack by one in ten | " + " | ".join(f"{size} devices" for size in sizes) + " |",
         "|---" * (1 + len(sizes)) + "|",
     ]
     for kind in dict.fromkeys(entry["kind"] for entry in found):
@@ -146,17 +146,23 @@ def poisoned_table() -> list[str]:
 
 
 def rules_table() -> list[str]:
-    """Rules beside each other, under the kinds that turn at least one of them; twenty devices."""
+    """Rules compared, under the attacks that break at least one of them; twenty devices."""
     found = of(json.loads(POISONED.read_text())["summary"], devices=20)
     rules = list(dict.fromkeys(entry["rule"] for entry in found))
-    lines = ["| one in ten sends | " + " | ".join(rules) + " |", "|---" * (1 + len(rules)) + "|"]
+    lines = ["| attack by one in ten | " + " | ".join(rules) + " |", "|---" * (1 + len(rules)) + "|"]
     for kind in dict.fromkeys(entry["kind"] for entry in found if entry["rule"] != DEFAULT):
         cells = [_final(of(found, kind=kind, rule=rule)) for rule in rules]
         lines.append(f"| {KIND_WORDS.get(kind, kind)} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 
-KIND_WORDS = {"alone": "(only the honest devices)", "honest": "(all honest)", "-10 times": "−10 times what it learned"}
+KIND_WORDS = {
+    "alone": "(honest devices only)",
+    "honest": "(all devices honest)",
+    "-10 times": "−10 times what it learned",
+    "huge turned": "huge, negated",
+    "scaled turned": "scaled, negated",
+}
 
 
 def _final(entries: list[Entry]) -> str:
@@ -186,7 +192,10 @@ def honest_table() -> list[str]:
 def presets_table() -> list[str]:
     """Every preset as it ships, on small problems: how many fleets it got there in, and its time over the default's."""
     rows = json.loads(RESULTS.with_name("presets.json").read_text())["rows"]
-    lines = ["| preset | arrives | time over the default's, median | largest | overshoots |", "|---|---|---|---|---|"]
+    lines = [
+        "| preset | reached the target | time relative to the default, median | maximum | overshoots |",
+        "|---|---|---|---|---|",
+    ]
     for name in dict.fromkeys(row["preset"] for row in rows):
         mine = of(rows, preset=name)
         times = sorted(row["multiple"] for row in mine if row["multiple"] is not None)
@@ -209,11 +218,14 @@ def published_table(parts: dict[str, Any]) -> list[str]:
     }
     if not seconds:
         return []
-    lines = ["| FedBuff over | published | here | median seconds, FedBuff's and theirs |", "|---|---|---|---|"]
+    lines = [
+        "| FedBuff relative to | published speed-up | here | median seconds: FedBuff, the other |",
+        "|---|---|---|---|",
+    ]
     ours = median(seconds["fedbuff by count"])
     for name, words, published in PUBLISHED:
         theirs = median(seconds[name])
-        ratio = f"{theirs / ours:.1f}" if math.isfinite(theirs) else "never came there"
+        ratio = f"{theirs / ours:.1f}" if math.isfinite(theirs) else "never reached"
         lines.append(f"| {words} | {published} | {ratio} | {ours:.1f}, {theirs:.1f} |")
     return [*lines, ""]
 
@@ -229,8 +241,8 @@ def peers_table() -> list[str]:
     found = json.loads(path.read_text(encoding="utf-8"))
     lines = ["| system | seconds to 90 % | updates | best accuracy |", "|---|---|---|---|"]
     for row in found["rows"]:
-        took = f"not in {found['limit']}" if row["seconds"] is None else plain(row["seconds"])
-        held = f" (held from {plain(row['seconds_held'])} on)" if row.get("seconds_held") else ""
+        took = f"not within {found['limit']}" if row["seconds"] is None else plain(row["seconds"])
+        held = f" (held from {plain(row['seconds_held'])})" if row.get("seconds_held") else ""
         best = next(row[name] for name in ("best", "best_acc", "last_acc") if name in row)
         words = f"{SYSTEMS[row['system']]}, `{row['mode']}`"
         lines.append(f"| {words} | {took}{held} | {row['updates']} | {100 * best:.1f} % |")
