@@ -22,9 +22,9 @@ STYLE = """text{font:12px sans-serif;fill:#888}.strong{font-weight:bold}.hair,.b
     for number, colour in enumerate(COLOURS)
 )
 CASES = {
-    "release": "a first model is released",
-    "reconnect": "all reconnect at once, to a new version",
-    "drain": "an aggregator is back to full outboxes",
+    "release": "first release of a model",
+    "reconnect": "all devices reconnect, new version",
+    "drain": "aggregator returns, all outboxes full",
 }
 Row = dict[str, Any]
 Results = dict[str, dict[str, Any]]
@@ -83,18 +83,18 @@ def machine(results: Results) -> list[str]:
     ]
     if limits:
         loopback, copied = number(limits["loopback_mb_per_s"]), number(limits["memcpy_gb_per_s"])
-        lines.append(f"- one bare socket of the loopback: {loopback} MB/s; a copy of 40 MB in memory: {copied} GB/s")
+        lines.append(f"- one plain loopback socket: {loopback} MB/s; a copy of 40 MB in memory: {copied} GB/s")
     return [*lines, *_loads(results), ""]
 
 
 def _loads(results: Results) -> list[str]:
     loads = ", ".join(f"{name} {each['load_before']:.1f}" for name, each in results.items())
     minutes = sum(each["seconds"] for each in results.values()) / 60
-    return [f"- all took {minutes:.0f} minutes; processes that wanted to run before each: {loads}"]
+    return [f"- total time {minutes:.0f} minutes; runnable processes before each: {loads}"]
 
 
 def neighbour_table(found: list[Row]) -> list[str]:
-    """What others feel."""
+    """Effect on other clients of the broker."""
     lines = (
         (
             CASES[row["case"]],
@@ -110,8 +110,8 @@ def neighbour_table(found: list[Row]) -> list[str]:
         )
         for row in found
     )
-    columns = ("while", "devices", "model", "at most", "p50, ms: before, during", "p99, ms: before, during", "times")
-    return table((*columns, "p99 on the other broker", "s", "lost"), lines)
+    columns = ("event", "devices", "model", "byte rate", "p50, ms: before, during", "p99, ms: before, during", "factor")
+    return table((*columns, "p99 on the idle broker", "seconds", "lost"), lines)
 
 
 def transfer_table(found: list[Row]) -> list[str]:
@@ -119,12 +119,12 @@ def transfer_table(found: list[Row]) -> list[str]:
     return pick(
         found,
         {
-            "direction": "way",
+            "direction": "direction",
             "model_mb": "MB",
             "breaks": "breaks",
             "seconds": "s",
-            "copy_seconds": "s, bare copy",
-            "resent_bytes": "bytes beyond the body",
+            "copy_seconds": "s, plain copy",
+            "resent_bytes": "bytes resent",
         },
     )
 
@@ -139,7 +139,7 @@ def peers_table(found: list[Row]) -> list[str]:
         times = "" if system == "midge" or not rate else f"{ours[row['params']] / rate:.0f}"
         shown = "" if rate is None else number(rate)
         lines.append((number(row["params"]), system.capitalize(), row.get("mode", ""), shown, times))
-    return table(("float32 parameters", "system", "mode", "updates a second", "Midge, times that"), lines)
+    return table(("float32 parameters", "system", "mode", "updates per second", "factor of Midge"), lines)
 
 
 def recovery_table(found: list[Row]) -> list[str]:
@@ -161,54 +161,54 @@ def blocks(results: Results) -> dict[str, list[str]]:
         "params": "parameters",
         "codec": "codec",
         "devices": "devices",
-        "rate": "asked for, a second",
-        "updates_per_s": "updates a second",
-        "bare_per_s": "a bare subscriber",
-        "paho_per_s": "a bare one on paho",
+        "rate": "offered per second",
+        "updates_per_s": "updates per second",
+        "bare_per_s": "bare subscriber",
+        "paho_per_s": "bare subscriber on paho",
         "ratio": "ratio",
         "receipt_p50_ms": "receipt p50, ms",
         "receipt_p99_ms": "p99, ms",
-        "cpu_ms_per_update": "processor, ms an update",
+        "cpu_ms_per_update": "CPU ms per update",
         "peak_mb": "peak, MB",
     }
     release = {
         "params": "parameters",
         "devices": "devices",
-        "byte_rate": "bytes a second",
+        "byte_rate": "byte rate",
         "release_ms": "announced, ms",
-        "p50_ms": "half hold it, ms",
-        "last_ms": "all hold it, ms",
-        "bytes": "bytes a device",
-        "server_cpu_ms": "processor, ms: aggregator",
+        "p50_ms": "half of the devices, ms",
+        "last_ms": "all devices, ms",
+        "bytes": "bytes per device",
+        "server_cpu_ms": "CPU ms: aggregator",
         "broker_cpu_ms": "broker",
         "fleet_cpu_ms": "all devices",
     }
     apply = {
         "params": "parameters",
         "codec": "codec",
-        "bytes": "bytes a parameter",
-        "decode_ns": "decode, ns a parameter",
+        "bytes": "bytes per parameter",
+        "decode_ns": "decode, ns per parameter",
         "combine_ns": "combine and step",
         "apply_ns": "both",
-        "machine_ns": "a copy and a pass",
-        "within": "times that",
+        "machine_ns": "copy plus one pass",
+        "within": "factor",
     }
-    receipt = {"batch": "updates in a batch", "cpu_us": "processor, µs an update", "wall_us": "in all, µs"}
+    receipt = {"batch": "updates in a batch", "cpu_us": "CPU µs per update", "wall_us": "wall-clock µs"}
     codecs = {
         "codec": "codec",
-        "encode_ns": "encode, ns a parameter",
+        "encode_ns": "encode, ns per parameter",
         "decode_ns": "decode",
-        "ratio": "times smaller than float32",
+        "ratio": "compression factor",
     }
     found = {
         "machine": machine(results),
         "neighbour": [
-            "![The 99th percentile of others' delays, before and during](pictures/performance-neighbour.svg)",
+            "![99th percentile of other clients' delays, before and during](pictures/performance-neighbour.svg)",
             "",
             *neighbour_table(rows(results, "neighbour")),
         ],
         "ingest": [
-            "![Updates a second by size and codec](pictures/performance-ingest.svg)",
+            "![Updates per second by size and codec](pictures/performance-ingest.svg)",
             "",
             *pick(rows(results, "ingest"), ingest),
         ],
@@ -216,7 +216,7 @@ def blocks(results: Results) -> dict[str, list[str]]:
         "release": pick(rows(results, "release"), release),
         "apply": [
             *pick((row for row in rows(results, "apply") if "params" in row), apply),
-            "What an update costs beside that, whatever its size, by how many come in one batch:",
+            "Fixed cost of an update, independent of its size, by number of updates in a batch:",
             "",
             *pick((row for row in rows(results, "apply") if row.get("row") == "receipt"), receipt),
         ],
@@ -224,7 +224,7 @@ def blocks(results: Results) -> dict[str, list[str]]:
         "transfer": transfer_table(rows(results, "transfer")),
         "recovery": recovery_table(rows(results, "recovery")),
     }
-    missing = {"ingest_peers": ["Not measured yet: the suite takes `--peers` and their environments.", ""]}
+    missing = {"ingest_peers": ["Not measured yet: give the suite `--peers` and their environments.", ""]}
     return {
         name: lines if name == "machine" or name in results else missing.get(name, MISSING)
         for name, lines in found.items()
@@ -279,7 +279,9 @@ def felt(found: list[Row]) -> str:
     width, left, top, line = 720, 330, 24, 26
     values = [row[name] for row in found for name in ("p99_before_ms", "p99_during_ms")]
     scale = logarithmic(min(0.1, *values), max(10.0, *values)).over(left, width - 24)
-    drawing = Drawing(width, top + line * len(found) + 40, "The 99th percentile of others' delays, before and during")
+    drawing = Drawing(
+        width, top + line * len(found) + 40, "99th percentile of other clients' delays, before and during"
+    )
     bottom = top + line * len(found)
     for tick in scale.ticks:
         drawing.rule(scale(tick), top - 8, scale(tick), bottom, "hair")
@@ -291,7 +293,7 @@ def felt(found: list[Row]) -> str:
         drawing.rule(scale(before), y, scale(during), y, "line s0")
         drawing.dot(scale(before), y, 4, "grey", f"before: {before} ms")
         drawing.dot(scale(during), y, 5, "s0", f"during: {during} ms")
-    drawing.text(width - 24, bottom + 34, "p99 of telemetry, ms: grey alone, blue beside it", "axis", "end")
+    drawing.text(width - 24, bottom + 34, "p99 of telemetry, ms: grey before, blue during", "axis", "end")
     return drawing.file(STYLE) + "\n"
 
 
@@ -307,11 +309,11 @@ def taken_in(found: list[Row]) -> str:
     rates = [row[name] for row in best.values() for name in ("updates_per_s", "bare_per_s")]
     plot = Plot(
         (720, 340),
-        "Updates a second by the number of parameters, for each codec, beside a bare subscriber",
+        "Updates per second by number of parameters, for each codec, compared with a bare subscriber",
         logarithmic(min(sizes), max(sizes), number),
         logarithmic(min(rates), max(rates), number),
         x_name="parameters",
-        y_name="updates a second; dashed: a bare subscriber of the same bytes",
+        y_name="updates per second; dashed: a bare subscriber of the same bytes",
         right=150,
     )
     labels = []
@@ -322,7 +324,7 @@ def taken_in(found: list[Row]) -> str:
         for params, row in line:
             plot.point(params, row["updates_per_s"], f"s{place}", title=f"{codec}, {number(params)} parameters")
         last = line[-1][1]["updates_per_s"]
-        labels.append(Label(last, codec, f"{number(last)} a second", f"s{place}"))
+        labels.append(Label(last, codec, f"{number(last)} per second", f"s{place}"))
     plot.labels(labels)
     return plot.file(STYLE) + "\n"
 
