@@ -16,7 +16,7 @@ FILE = re.compile(r"`((?:[\w.-]+/)+[\w-]+\.(?:toml|md|json|[ch]|conf|service|yam
 """Another file with its folder."""
 NAME = re.compile(r"`(?:\w+\.)*([A-Z][a-z]+[A-Z]\w+|\w+(?=\(\)))(?:\(\))?`")
 """A class, or a function with its parentheses."""
-MADE = {"readings.py", "fleet/README.md"}
+MADE = {"readings.py", "aggregator.py", "fleet/README.md"}
 """Files that a reader makes, or that a command makes for them."""
 SOURCES = {".py", ".c", ".h", ".ino"}
 
