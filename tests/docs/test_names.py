@@ -41,7 +41,7 @@ def words() -> frozenset[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_file_that_a_page_names_exists(page: Path) -> None:
     """By its path from the root or from the page, or its end within a package. Seen to fail on `shelf.py`, renamed."""
-    text = page.read_text().partition("Every file, a phrase each")[0]
+    text = page.read_text().partition("Every file in one phrase")[0]
     named = {*MODULE.findall(text), *FILE.findall(text)} - MADE
     beside = f"/{page.parent.relative_to(ROOT)}/"
     there = {
