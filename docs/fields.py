@@ -206,7 +206,7 @@ def meaning(model: type[BaseModel], name: str) -> str:
 def default(value: Any) -> str:
     """What a field has if it does not travel."""
     if value is PydanticUndefined:
-        return "must be there"
+        return "required"
     match value:
         case None:
             return "nil"
@@ -240,7 +240,7 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").rstrip(".")
 
 
-HEAD = ["| field | key | type | range | default | |", "|---|---|---|---|---|---|"]
+HEAD = ["| field | key | type | range | default | meaning |", "|---|---|---|---|---|---|"]
 
 
 def table(model: type[BaseModel]) -> list[str]:
@@ -258,10 +258,10 @@ def fields() -> str:
                 *table(model),
                 "",
             ]
-    lines += ["### `snapshot`, `step`", "", "What the chunks of a model make together, once they are joined.", ""]
+    lines += ["### `snapshot`, `step`", "", "The frames that a model's chunks form when joined.", ""]
     for kind, names in KINDS.items():
         lines += [f"`{kind}`, whose kind is sent as text{_also(kind)}:", "", *HEAD]
-        lines += [f"| `{name}` | {_place(name)} | int | | must be there | {SAID['frames'][name]} |" for name in names]
+        lines += [f"| `{name}` | {_place(name)} | int | | required | {SAID['frames'][name]} |" for name in names]
         lines.append("")
     return "\n".join(lines).rstrip()
 
@@ -320,13 +320,13 @@ def limits() -> str:
     quiet = connection_loop._DUPLICATE_WAIT  # noqa: SLF001
     rows = [
         ("header of a frame", f"{frames.MAX_HEADER:,} bytes", "the length is a u16"),
-        ("items of an array in a header", f"{frames.MAX_ITEMS:,}", "more is refused before it is read"),
+        ("items of an array in a header", f"{frames.MAX_ITEMS:,}", "more are refused before they are read"),
         (
             "updates in an outbox",
             f"{messages.OUTBOX_LIMIT}",
-            "verdicts that the aggregator remembers of it: train no further ahead",
+            "the aggregator remembers as many verdicts: do not train further ahead",
         ),
-        ("updates on their way", f"{sending.IN_FLIGHT}", "what the aggregator keeps out of order for a device"),
+        ("updates in flight", f"{sending.IN_FLIGHT}", "the aggregator keeps as many out of order per device"),
         ("chunks in a grant", f"{reassembly.WINDOW}", ""),
         (
             "a chunk of an update, if it has more than 64 parts",
@@ -343,31 +343,33 @@ def limits() -> str:
         (
             "values of a model",
             _number(schema.MAX_PARAMETERS),
-            f"each below 2^{int(math.log2(lineage.LARGEST_VALUE))} in size",
+            f"each below 2^{int(math.log2(lineage.LARGEST_VALUE))} in magnitude",
         ),
         (
             "an integer of a state or a step",
             f"±({_number(lineage.LARGEST)})",
-            "−2³¹ is none: a sum beyond refuses the frame",
+            "−2³¹ is not allowed; a sum beyond the range refuses the frame",
         ),
         ("Rice parameter", f"{rice.WIDEST}", "of coded integers and of codecs"),
-        ("chunks asked for at a time", f"{model_fetcher.WINDOW}", "a device may take fewer"),
+        ("chunks requested at a time", f"{model_fetcher.WINDOW}", "a device may take fewer"),
         (
             "seconds without a chunk before `fetch`",
             f"{model_fetcher.PATIENCE:g}",
-            f"doubled while nothing comes, up to {model_fetcher.LONGEST:g}",
+            f"doubled while nothing arrives, up to {model_fetcher.LONGEST:g}",
         ),
         (
-            "seconds before an unanswered message goes again",
+            "seconds before an unanswered message is sent again",
             f"{timers.PATIENCE:g}",
             f"doubled each time up to {timers.LONGEST:g}, ±25 %",
         ),
         ("seconds before the first reconnection", f"{pause:g}", f"doubled each time up to {longest:g}, ±50 %"),
         ("seconds to wait for another device of the same name", f"{quiet:g}", ""),
         ("keep-alive", f"{messages_keepalive()} s", "a SHOULD; a chunk should take a quarter of it at most"),
-        ("a client id", "128 bytes", "a SHOULD: some services take no more"),
+        ("a client id", "128 bytes", "a SHOULD: some services accept no more"),
     ]
-    return "\n".join(["| what | limit | |", "|---|---|---|", *(f"| {' | '.join(map(_cell, each))} |" for each in rows)])
+    return "\n".join(
+        ["| subject | limit | remark |", "|---|---|---|", *(f"| {' | '.join(map(_cell, each))} |" for each in rows)]
+    )
 
 
 def messages_keepalive() -> int:
