@@ -41,9 +41,9 @@ def listing(folder: Path, depth: int = 1) -> list[str]:
         if path.is_symlink():
             continue  # a link to a top-level package
         if path.is_dir() and (path / "__init__.py").exists():
-            lines += [f"{name}/".ljust(34) + phrase(path / "__init__.py"), *listing(path, depth + 1)]
+            lines += [f"{name}/ ".ljust(34) + phrase(path / "__init__.py"), *listing(path, depth + 1)]
         elif path.suffix == ".py" and path.name != "__init__.py":
-            lines.append(name.ljust(34) + phrase(path))
+            lines.append(f"{name} ".ljust(34) + phrase(path))
     return lines
 
 
