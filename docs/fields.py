@@ -1,4 +1,4 @@
-"""Writes what docs/protocol.md says of fields, numbers, enumerations and limits: python docs/fields.py.
+"""Write the tables of fields, numbers, enumerations and limits of docs/protocol.md: python docs/fields.py.
 
 Types, ranges and defaults are those of the models in `midge.wire`; a meaning is the sentence below a field there, or
 the one here.
@@ -92,14 +92,14 @@ TITLES: Mapping[type[BaseModel], str] = {
     sealing.Details: "`hidden`: of these, those that the message leaves out",
 }
 SAID: Mapping[str, Any] = tomllib.loads(PAGE.with_name("fields.toml").read_text())
-"""What the models' own sentences do not say."""
+"""Descriptions that the models do not have."""
 KINDS = {"snapshot": ("exponent", "schema", "frozen", "filling"), "step": ("exponent", "size")}
-"""Of frames, whose headers have no model: their fields, all of them integers and none with a default."""
+"""Fields of frames, whose headers have no model: all integers, all required."""
 # -------------------------------------------------------------------------------- fields
 
 
 def described(annotation: Any, metadata: tuple[Any, ...] = ()) -> tuple[str, str]:
-    """The msgpack type of an annotation and its range, in words."""
+    """Return the msgpack type of an annotation and its range, in words."""
     if get_origin(annotation) is Annotated:
         inner, *more = get_args(annotation)
         return described(inner, (*_flat(more), *metadata))
@@ -143,7 +143,7 @@ def described(annotation: Any, metadata: tuple[Any, ...] = ()) -> tuple[str, str
 
 
 def _flat(metadata: list[Any]) -> list[Any]:
-    """Annotations of a `Field` in an `Annotated` by themselves."""
+    """Return the constraints of a `Field` in an `Annotated`."""
     return [each for item in metadata for each in getattr(item, "metadata", [item])]
 
 
@@ -166,7 +166,7 @@ def _numbers(bounds: Mapping[type, Any]) -> str:
 
 
 def _number(value: float) -> str:
-    """A number as a person writes it: what is near a power of two as one."""
+    """Format a number for readers; near a power of two, as a power of two."""
     if isinstance(value, int) and value >= 2**20:
         for less, minus in ((0, ""), (1, " − 1")):
             bits = (value + less).bit_length() - 1
@@ -177,7 +177,7 @@ def _number(value: float) -> str:
 
 @cache
 def sentences(model: type[BaseModel]) -> dict[str, str]:
-    """The sentence below each field of a model, and of those that it derives from."""
+    """Return the docstring of each field of a model and of its base classes."""
     found: dict[str, str] = {}
     for each in reversed(model.__mro__):
         if not issubclass(each, Message) or each is Message:
@@ -193,7 +193,7 @@ def sentences(model: type[BaseModel]) -> dict[str, str]:
 
 
 def meaning(model: type[BaseModel], name: str) -> str:
-    """What a field is for.
+    """Return the description of a field.
 
     Raises:
         KeyError: it is said nowhere.
@@ -204,7 +204,7 @@ def meaning(model: type[BaseModel], name: str) -> str:
 
 
 def default(value: Any) -> str:
-    """What a field has if it does not travel."""
+    """Return the default of a field, as text."""
     if value is PydanticUndefined:
         return "required"
     match value:
@@ -222,7 +222,7 @@ def default(value: Any) -> str:
 
 
 def row(model: type[BaseModel], name: str) -> str:
-    """A field's line of its table."""
+    """Return a field's table row."""
     field = model.model_fields[name]
     packed = (model, name) == (messages.Announcement, "frames")
     kind, found = ("bin", "") if packed else described(field.annotation, tuple(field.metadata))
@@ -244,12 +244,12 @@ HEAD = ["| field | key | type | range | default | meaning |", "|---|---|---|---|
 
 
 def table(model: type[BaseModel]) -> list[str]:
-    """The fields of a model, without its kind."""
+    """Return the table of a model's fields, without `kind`."""
     return [*HEAD, *(row(model, name) for name in model.model_fields if name != "kind")]
 
 
 def fields() -> str:
-    """All messages, as they stand on the page."""
+    """Return the tables of all messages."""
     lines: list[str] = []
     for title, where, models in SECTIONS:
         lines += [f"### {', '.join(f'`{kind}`' for kind in title.split(', '))}", "", where, ""]
@@ -274,7 +274,7 @@ def _also(kind: str) -> str:
 
 
 def names() -> str:
-    """The numbers of names."""
+    """Return the list of names with their numbers."""
     words = " · ".join(f"{number}\N{NO-BREAK SPACE}`{name}`" for number, name in enumerate(NAMES))
     wrapped = textwrap.fill(words, WIDTH, break_on_hyphens=False, break_long_words=False)
     return wrapped.replace("\N{NO-BREAK SPACE}", " ")
@@ -289,7 +289,7 @@ ENUMERATIONS: list[tuple[str, type[StrEnum]]] = [
 
 
 def enumerations() -> str:
-    """The words that a field may have."""
+    """Return the tables of enumerations."""
     lines: list[str] = []
     for title, kind in ENUMERATIONS:
         said = _sentences_of(kind)
@@ -315,7 +315,7 @@ def _sentences_of(kind: type[StrEnum]) -> dict[str, str]:
 
 
 def limits() -> str:
-    """What has a bound, as the code has it."""
+    """Return the table of limits, from the constants in the code."""
     pause, longest = connection_loop._PAUSE, connection_loop._LONGEST_PAUSE  # noqa: SLF001
     quiet = connection_loop._DUPLICATE_WAIT  # noqa: SLF001
     rows = [
@@ -373,7 +373,7 @@ def limits() -> str:
 
 
 def messages_keepalive() -> int:
-    """Seconds."""
+    """Return the keep-alive in seconds."""
     from midge.iot_client.config import DeviceConfig  # noqa: PLC0415
 
     found: int = DeviceConfig.__dataclass_fields__["keepalive"].default
@@ -384,12 +384,12 @@ GENERATED = {"names": names, "fields": fields, "enumerations": enumerations, "li
 
 
 def section(name: str) -> str:
-    """One generated part of the page, between its marks."""
+    """Return one generated part of the page, between its markers."""
     return f"<!-- {name} -->\n\n{GENERATED[name]()}\n\n<!-- /{name} -->"
 
 
 def main() -> None:
-    """Put all of them into the page."""
+    """Write all generated parts into the page."""
     text = PAGE.read_text()
     for name in GENERATED:
         end = f"<!-- /{name} -->"

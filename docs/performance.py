@@ -1,4 +1,4 @@
-"""Puts what `make bench` measured into docs/performance.md, its pictures and the README: python docs/performance.py."""
+"""Write the results of `make bench` into docs/performance.md and the README: python docs/performance.py."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -29,18 +29,18 @@ CASES = {
 Row = dict[str, Any]
 Results = dict[str, dict[str, Any]]
 BYTE_RATE = 8e6
-"""Bytes a second of a federation that is not told otherwise."""
+"""The default byte rate of a federation."""
 MISSING = ["Not measured yet: run `make bench`.", ""]
 
 
 def load() -> Results:
-    """What is stored, by benchmark."""
+    """Read the stored results, by benchmark."""
     paths = {name: RESULTS / f"{name}.json" for name in NAMES}
     return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
 def rows(results: Results, name: str) -> list[Row]:
-    """What one benchmark found; nothing where it has not run."""
+    """Return the rows of one benchmark; empty if it has not run."""
     found: list[Row] = results[name]["found"]["rows"] if name in results else []
     return found
 
@@ -49,13 +49,13 @@ def rows(results: Results, name: str) -> list[Row]:
 
 
 def table(columns: Sequence[str], lines: Iterable[Sequence[object]]) -> list[str]:
-    """A table in Markdown."""
+    """Return a Markdown table."""
     cells = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
     return ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|", *cells, ""]
 
 
 def number(value: object) -> str:
-    """Three significant digits, as people write them."""
+    """Format with three significant digits."""
     if not isinstance(value, int | float):
         return "" if value is None else str(value)
     if abs(value) >= 1000:
@@ -64,14 +64,14 @@ def number(value: object) -> str:
 
 
 def pick(found: Iterable[Row], columns: dict[str, str]) -> list[str]:
-    """A table of some of the rows' fields: those that any row has."""
+    """Return a table of the given fields, omitting those that no row has."""
     chosen = list(found)
     known = {field: words for field, words in columns.items() if any(field in row for row in chosen)}
     return table(list(known.values()), ([number(row.get(field)) for field in known] for row in chosen))
 
 
 def machine(results: Results) -> list[str]:
-    """What it ran on, and what that can do."""
+    """Describe the machine and its limits."""
     if not results:
         return MISSING
     some = next(iter(results.values()))["machine"]
@@ -94,7 +94,7 @@ def _loads(results: Results) -> list[str]:
 
 
 def neighbour_table(found: list[Row]) -> list[str]:
-    """Effect on other clients of the broker."""
+    """Return the table of effects on other clients of the broker."""
     lines = (
         (
             CASES[row["case"]],
@@ -115,7 +115,7 @@ def neighbour_table(found: list[Row]) -> list[str]:
 
 
 def transfer_table(found: list[Row]) -> list[str]:
-    """Thin links."""
+    """Return the table of slow links."""
     return pick(
         found,
         {
@@ -130,7 +130,7 @@ def transfer_table(found: list[Row]) -> list[str]:
 
 
 def peers_table(found: list[Row]) -> list[str]:
-    """Other systems at the same bytes."""
+    """Return the comparison with other systems at equal bytes."""
     ours = {row["params"]: row["updates_per_s"] for row in found if "ratio" in row}
     lines = []
     for row in found:
@@ -143,7 +143,7 @@ def peers_table(found: list[Row]) -> list[str]:
 
 
 def recovery_table(found: list[Row]) -> list[str]:
-    """After a crash."""
+    """Return the table of recovery after a crash."""
     lines = []
     for row in found:
         size = number(row.get("records") or row.get("devices"))
@@ -156,7 +156,7 @@ def recovery_table(found: list[Row]) -> list[str]:
 
 
 def blocks(results: Results) -> dict[str, list[str]]:
-    """What stands between the page's markers."""
+    """Return the content between the page's markers, by name."""
     ingest = {
         "params": "parameters",
         "codec": "codec",
@@ -232,7 +232,7 @@ def blocks(results: Results) -> dict[str, list[str]]:
 
 
 def summary(results: Results) -> list[str]:
-    """The README's few lines."""
+    """Return the README's table."""
     lines: list[tuple[str, str]] = []
     near = rows(results, "neighbour")
     if near:
@@ -275,7 +275,7 @@ def summary(results: Results) -> list[str]:
 
 
 def felt(found: list[Row]) -> str:
-    """The p99 of others' messages, alone and beside each case."""
+    """Draw the p99 of other clients' messages, before and during each case."""
     width, left, top, line = 720, 330, 24, 26
     values = [row[name] for row in found for name in ("p99_before_ms", "p99_during_ms")]
     scale = logarithmic(min(0.1, *values), max(10.0, *values)).over(left, width - 24)
@@ -298,7 +298,7 @@ def felt(found: list[Row]) -> str:
 
 
 def taken_in(found: list[Row]) -> str:
-    """Updates a second by the number of parameters, and a bare subscriber's."""
+    """Draw updates per second by number of parameters, and those of a bare subscriber."""
     best: dict[tuple[str, int], Row] = {}
     for row in found:
         if "ratio" in row:
@@ -330,7 +330,7 @@ def taken_in(found: list[Row]) -> str:
 
 
 def pictures(results: Results) -> dict[str, str]:
-    """By name."""
+    """Return the pictures by file name."""
     found = {}
     if near := rows(results, "neighbour"):
         found["performance-neighbour.svg"] = felt(near)
@@ -343,7 +343,7 @@ def pictures(results: Results) -> dict[str, str]:
 
 
 def filled(text: str, parts: dict[str, list[str]]) -> str:
-    """A page with what stands between its markers brought up to date."""
+    """Return a page with updated content between its markers."""
     for name, lines in parts.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         text = text[: text.index(begin) + len(begin)] + "\n".join(["", *lines]) + text[text.index(end) :]
@@ -351,7 +351,7 @@ def filled(text: str, parts: dict[str, list[str]]) -> str:
 
 
 def main() -> None:
-    """Write all of it."""
+    """Write page, README and pictures."""
     results = load()
     PAGE.write_text(filled(PAGE.read_text(), blocks(results)))
     README.write_text(filled(README.read_text(), {"performance": summary(results)}))

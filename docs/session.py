@@ -1,4 +1,4 @@
-"""Writes the session of docs/session.md, byte by byte, from the code of the wire: python docs/session.py."""
+"""Write the session of docs/session.md, byte by byte, from the wire code: python docs/session.py."""
 
 import textwrap
 from collections.abc import Iterator
@@ -30,13 +30,13 @@ BEGIN, END = "<!-- session -->", "<!-- /session -->"
 TOPICS, DEVICE, OUTBOX, BOOT, NUMBER = Topics("pumps"), "pump-17", 5, 77, 12_345
 LINEAGE = bytes(range(16))
 _LINE = 28
-"""Bytes of a line."""
+"""Bytes per line."""
 _SHOWN = 44
-"""Characters of a value beside its bytes."""
+"""Maximum characters of a value shown beside its bytes."""
 
 
 def said(payload: bytes, depth: int = 0) -> list[str]:
-    """A frame's bytes, field by field, with what they are."""
+    """Return a frame's bytes field by field, with their meaning."""
     indent = "  " * depth
     size = int.from_bytes(payload[:2], "little")
     lines = [f"{indent}{payload[:2].hex(' '):<{2 * 14}}  header of {size} bytes", *_map(payload[2 : 2 + size], depth)]
@@ -47,7 +47,7 @@ def said(payload: bytes, depth: int = 0) -> list[str]:
 
 
 def _map(data: bytes, depth: int) -> Iterator[str]:
-    """A msgpack map, a line for each key."""
+    """Yield the lines of a msgpack map, one per key."""
     unpacker = msgpack.Unpacker(strict_map_key=False)
     unpacker.feed(data)
     count = unpacker.read_map_header()
@@ -68,7 +68,7 @@ def _map(data: bytes, depth: int) -> Iterator[str]:
 
 
 def _named(value: Any) -> Any:
-    """Maps within a value with the names of their keys."""
+    """Replace the keys of maps within a value by their names."""
     if isinstance(value, dict):
         return {NAMES[key] if isinstance(key, int) else key: _named(each) for key, each in value.items()}
     return [_named(each) for each in value] if isinstance(value, list) else value
@@ -84,7 +84,7 @@ def _line(data: bytes, words: str, depth: int) -> str:
 
 
 def _wrapped(data: bytes, words: str, depth: int) -> Iterator[str]:
-    """Bytes over as many lines as they take, what they are behind the last."""
+    """Yield the lines of some bytes, with their meaning on the last."""
     pieces = [data[at : at + _LINE] for at in range(0, len(data), _LINE)]
     for piece in pieces[:-1]:
         yield _line(piece, "", depth)
@@ -92,7 +92,7 @@ def _wrapped(data: bytes, words: str, depth: int) -> Iterator[str]:
 
 
 def _bodies(payload: bytes, body: bytes, depth: int) -> Iterator[str]:
-    """What is behind a header."""
+    """Yield the lines of a body."""
     header, _ = frames.decode(payload)
     match header.get("kind"):
         case "part":
@@ -109,7 +109,7 @@ def _bodies(payload: bytes, body: bytes, depth: int) -> Iterator[str]:
 
 
 def _integers(data: bytes, depth: int) -> Iterator[str]:
-    """Coded integers of one section."""
+    """Yield the lines of coded integers of one section."""
     first, fourth = int.from_bytes(data[:4], "little"), int.from_bytes(data[4:8], "little")
     count, (shift, a, b) = int.from_bytes(data[8:10], "little"), data[10:13]
     yield _line(data[:8], f"bytes of stream 1: {first}; of stream 4: {fourth}", depth)
@@ -130,7 +130,7 @@ def _integers(data: bytes, depth: int) -> Iterator[str]:
         yield _line(data[at:], "padding", depth)
 
 
-# --------------------------------------------------------------------------------- what goes on
+# --------------------------------------------------------------------------------- messages
 
 
 def _hello(state: DeviceState, model: RefereedModel | None = None, **fields: Any) -> bytes:
@@ -166,7 +166,7 @@ def _announced(model: RefereedModel, *offered: OfferedFrame) -> bytes:
 
 
 def session() -> Iterator[tuple[str, str, str, bytes]]:
-    """Who publishes, where, why, and the payload."""
+    """Yield publisher, topic, purpose and payload of each message."""
     model = RefereedModel.begin(TOPICS, LINEAGE, {"w": np.zeros(3, np.float32)}, {})
     status = AggregatorStatus(state=AggregatorState.READY, boot=BOOT, lineage=LINEAGE, version=1, step=1)
     mine, receipts, updates = TOPICS.status(DEVICE), TOPICS.receipt(DEVICE), TOPICS.update(DEVICE)
@@ -209,7 +209,7 @@ def session() -> Iterator[tuple[str, str, str, bytes]]:
 
 
 def section() -> str:
-    """The session, as it stands on the page."""
+    """Return the session as shown on the page."""
     parts = [BEGIN, ""]
     for number, (who, topic, why, payload) in enumerate(session(), 1):
         parts += [f"### {number}. `{topic}`", "", textwrap.fill(f"From {who}. {why}", 118), "", "```"]
@@ -218,7 +218,7 @@ def section() -> str:
 
 
 def main() -> None:
-    """Put the session into the page."""
+    """Write the session into the page."""
     text = PAGE.read_text()
     PAGE.write_text(text[: text.index(BEGIN)] + section() + text[text.index(END) + len(END) :])
 
