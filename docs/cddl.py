@@ -1,4 +1,4 @@
-"""Writes docs/midge.cddl, the headers of all messages in CDDL (RFC 8610), from the models: python docs/cddl.py."""
+"""Write docs/midge.cddl, the headers of all messages in CDDL (RFC 8610), from the models: python docs/cddl.py."""
 
 import textwrap
 from enum import StrEnum
@@ -18,16 +18,16 @@ PAGE = Path(__file__).with_name("midge.cddl")
 HEAD = """\
 ; The headers of Midge's messages, version 1 (docs/protocol.md), in CDDL (RFC 8610). Made by docs/cddl.py.
 ;
-; Headers are msgpack, which has the types of this description: int, float, str, bin, bool, nil, array, map. Keys stand
-; here as the numbers that Midge sends; the name behind each, as text, means the same. A frame is
+; Headers are msgpack, with the types of this description: int, float, str, bin, bool, nil, array, map. Keys are the
+; numbers that Midge sends; the name in each comment, as text, is equivalent. A frame is
 ;     u16 length, little-endian | header | body
 
 message = {messages}
 
-; Names of a later version, which are passed over.
+; Names of a later version, which are ignored.
 later = ({first}..65535) / tstr
 
-; A key that is chosen by a user, such as a metric's; known words travel as numbers here, too.
+; A key chosen by a user, such as a metric's; known names are sent as numbers here, too.
 name = uint / (tstr .size (0..256))
 number = float / int
 told = (tstr .size (0..1600)) / int / float / bool
@@ -47,10 +47,10 @@ BESIDE: dict[str, type[Message]] = {
     "details": sealing.Details,
     "row": overview.DeviceRow,
 }
-"""Maps without a kind."""
+"""Maps without a `kind`."""
 VALUES = {"float / int": "number", "tstr .size (0..1600) / int / float / int / bool": "told"}
 MODELS = """
-; Of frames whose headers have no model.
+; Frames whose headers have no model.
 snapshot = {
   0: "snapshot",
   "exponent": -40..60,
@@ -65,7 +65,7 @@ step = {
   22: uint,  ; size
 }
 
-; The first part of a snapshot's body. Of a tensor that is one with an earlier one, that one's name is last.
+; The first part of a snapshot's body. The last text of a tied tensor is the name of the tensor that it shares.
 schema = [* tensor]
 tensor = [tstr .size (0..255), [* uint], dtype, role, ? tstr]
 dtype = "float32" / "float64" / "complex64" / "complex128" / "int64" / "int32" / "int16" / "int8" /
@@ -75,7 +75,7 @@ role = "trained" / "averaged" / "local" / "frozen"
 
 
 def typed(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
-    """The CDDL of an annotation."""
+    """Return the CDDL of an annotation."""
     if get_origin(annotation) is Annotated:
         inner, *more = get_args(annotation)
         flat = [each for item in more for each in getattr(item, "metadata", [item])]
@@ -117,7 +117,7 @@ def _times(bounds: dict[type, Any]) -> str:
 
 
 def _size(bounds: dict[type, Any], bytes_each: int) -> str:
-    """A bound in bytes; of text, a character is up to four."""
+    """Return a bound in bytes; a character of text takes up to four."""
     if MaxLen not in bounds:
         return ""
     least, most = bounds[MinLen].min_length if MinLen in bounds else 0, bounds[MaxLen].max_length * bytes_each
@@ -131,7 +131,7 @@ def _range(bounds: dict[type, Any]) -> str:
 
 
 def ruled(name: str, model: type[Message], kind: str = "") -> str:
-    """One map."""
+    """Return the CDDL of one map."""
     lines = [f"{name} = {{"]
     if kind:
         lines.append(f"  0: {NAMES.index(kind)},  ; {kind}" if kind in NAMES else f'  0: "{kind}",')
@@ -149,7 +149,7 @@ def ruled(name: str, model: type[Message], kind: str = "") -> str:
 
 
 def page() -> str:
-    """The whole file."""
+    """Return the content of the file."""
     text = HEAD.replace("{messages}", textwrap.fill(" / ".join(KINDS), 100, subsequent_indent="  ")).replace(
         "{first}", str(len(NAMES))
     )

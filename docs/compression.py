@@ -1,4 +1,4 @@
-"""Puts what benchmarks.bytes measured into docs/compression.md and its picture: python docs/compression.py."""
+"""Write the results of benchmarks.bytes into docs/compression.md and its picture: python docs/compression.py."""
 
 import json
 from collections import defaultdict
@@ -31,13 +31,13 @@ STYLE = """text{font:12px sans-serif;fill:#888}.label{font-size:12px}.strong{fon
 
 
 def rows(kind: str) -> list[Row]:
-    """What is kept of a kind, in the order in which it was measured."""
+    """Return the stored results of a kind, in the order of measurement."""
     parts = json.loads(RESULTS.read_text(encoding="utf-8"))
     return [row for key, found in parts.items() if key.startswith(kind) for row in found]
 
 
 def by_codec() -> dict[str, dict[str, list[Row]]]:
-    """Of each data set, the rows of each codec."""
+    """Group rows by data set and codec."""
     measured: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows("rows"):
         measured[row["dataset"]][row["codec"]].append(row)
@@ -45,7 +45,7 @@ def by_codec() -> dict[str, dict[str, list[Row]]]:
 
 
 def points() -> dict[str, list[tuple[float, float, str]]]:
-    """For each data set: how many times fewer bytes, points of quality over float32, and the codec."""
+    """Return for each data set: compression factor, quality difference to float32 in points, codec."""
     return {
         dataset: sorted(
             (each[0]["ratio_up"], lost(each, codecs["float32"])[0], codec) for codec, each in codecs.items()
@@ -56,16 +56,16 @@ def points() -> dict[str, list[tuple[float, float, str]]]:
 
 
 def lost(some: list[Row], plain: list[Row]) -> tuple[float, float, float]:
-    """Points over float32, of the same seeds: the mean, the least and the greatest."""
+    """Return the difference to float32 over the same seeds, in points: mean, minimum, maximum."""
     others = {row["seed"]: _quality(row) for row in plain}
     differences = [_quality(row) - others[row["seed"]] for row in some if row["seed"] in others]
     return mean(differences), min(differences), max(differences)
 
 
 def codec_table() -> list[str]:
-    """Quality and bytes, each data set with its codecs by what they save."""
+    """Return the table of quality and bytes: data sets, codecs sorted by compression."""
     lines = [
-        "| data | codec | quality | over float32 (least to most) | bytes up | times fewer | bytes down | times fewer |",
+        "| data | codec | quality | difference to float32 (min to max) | bytes up | factor | bytes down | factor |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for dataset, codecs in by_codec().items():
@@ -92,8 +92,8 @@ def codec_table() -> list[str]:
 
 
 def downlink_table() -> list[str]:
-    """Bytes down by how many devices there are to each update of a release."""
-    lines = ["| data | devices to each update of a release | bytes down | times fewer |", "|---|---|---|---|"]
+    """Return the table of bytes down by the number of devices per update of a release."""
+    lines = ["| data | devices per update of a release | bytes down | factor |", "|---|---|---|---|"]
     lines += [
         f"| {NAMES[row['dataset']]} | {row['devices_per_buffer']:g} | {row['bytes_down']:,} | {row['ratio_down']:.1f} |"
         for row in sorted(rows("downlink"), key=lambda row: (row["dataset"], row["devices_per_buffer"]))
@@ -102,7 +102,7 @@ def downlink_table() -> list[str]:
 
 
 def page(text: str) -> str:
-    """The page with its tables."""
+    """Return the page with updated tables."""
     for name, lines in (("codecs", codec_table()), ("downlink", downlink_table())):
         begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         before, rest = text.split(begin)
@@ -111,22 +111,22 @@ def page(text: str) -> str:
 
 
 def _quality(row: Row) -> float:
-    """In points, more being better: per cent of accuracy, or cycles of error less."""
+    """Return the quality in points, higher is better: per cent of accuracy, or negative error in cycles."""
     return 100 * row["accuracy"] if "accuracy" in row else -row["rmse"]
 
 
 def picture() -> str:
-    """The drawing."""
+    """Draw quality against compression."""
     found = points()
     values = [point for line in found.values() for point in line]
     low, high = min(-1.5, *(y for _, y, _ in values)), max(1.0, *(y for _, y, _ in values))
     plot = Plot(
         (720, 360),
-        "Quality over that of float32, against how many times fewer bytes go up on the wire",
+        "Quality relative to float32, against the compression factor of uploads on the wire",
         logarithmic(1, max(x for x, _, _ in values)),
         linear(low, high),
-        x_name="times fewer bytes up, on the wire",
-        y_name="points over float32",
+        x_name="compression factor of uploads, on the wire",
+        y_name="points relative to float32",
         right=150,
     )
     plot.level(0, "even")
@@ -136,16 +136,16 @@ def picture() -> str:
         plot.line(best, f"s{number}")
         for x, y, codec in line:
             radius = 6.5 if codec == DEFAULT else 3.5
-            title = f"{dataset}, {codec}: {x:.1f} times fewer, {y:+.2f}"
+            title = f"{dataset}, {codec}: factor {x:.1f}, {y:+.2f}"
             plot.point(x, y, f"s{number}", radius=radius, title=title)
             if codec == DEFAULT:
-                labels.append(Label(y, dataset, f"default: {x:.0f} times", f"s{number}"))
+                labels.append(Label(y, dataset, f"default: factor {x:.0f}", f"s{number}"))
     plot.labels(labels)
     return plot.file(STYLE)
 
 
 def main() -> None:
-    """Write both."""
+    """Write picture and page."""
     PICTURE.write_text(picture() + "\n", encoding="utf-8")
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Writes what docs/protocol.md says of fields, numbers, enumerations and limits: python docs/fields.py.
+"""Write the tables of fields, numbers, enumerations and limits of docs/protocol.md: python docs/fields.py.
 
 Types, ranges and defaults are those of the models in `midge.wire`; a meaning is the sentence below a field there, or
 the one here.
@@ -92,14 +92,14 @@ TITLES: Mapping[type[BaseModel], str] = {
     sealing.Details: "`hidden`: of these, those that the message leaves out",
 }
 SAID: Mapping[str, Any] = tomllib.loads(PAGE.with_name("fields.toml").read_text())
-"""What the models' own sentences do not say."""
+"""Descriptions that the models do not have."""
 KINDS = {"snapshot": ("exponent", "schema", "frozen", "filling"), "step": ("exponent", "size")}
-"""Of frames, whose headers have no model: their fields, all of them integers and none with a default."""
+"""Fields of frames, whose headers have no model: all integers, all required."""
 # -------------------------------------------------------------------------------- fields
 
 
 def described(annotation: Any, metadata: tuple[Any, ...] = ()) -> tuple[str, str]:
-    """The msgpack type of an annotation and its range, in words."""
+    """Return the msgpack type of an annotation and its range, in words."""
     if get_origin(annotation) is Annotated:
         inner, *more = get_args(annotation)
         return described(inner, (*_flat(more), *metadata))
@@ -143,7 +143,7 @@ def described(annotation: Any, metadata: tuple[Any, ...] = ()) -> tuple[str, str
 
 
 def _flat(metadata: list[Any]) -> list[Any]:
-    """Annotations of a `Field` in an `Annotated` by themselves."""
+    """Return the constraints of a `Field` in an `Annotated`."""
     return [each for item in metadata for each in getattr(item, "metadata", [item])]
 
 
@@ -166,7 +166,7 @@ def _numbers(bounds: Mapping[type, Any]) -> str:
 
 
 def _number(value: float) -> str:
-    """A number as a person writes it: what is near a power of two as one."""
+    """Format a number for readers; near a power of two, as a power of two."""
     if isinstance(value, int) and value >= 2**20:
         for less, minus in ((0, ""), (1, " − 1")):
             bits = (value + less).bit_length() - 1
@@ -177,7 +177,7 @@ def _number(value: float) -> str:
 
 @cache
 def sentences(model: type[BaseModel]) -> dict[str, str]:
-    """The sentence below each field of a model, and of those that it derives from."""
+    """Return the docstring of each field of a model and of its base classes."""
     found: dict[str, str] = {}
     for each in reversed(model.__mro__):
         if not issubclass(each, Message) or each is Message:
@@ -193,7 +193,7 @@ def sentences(model: type[BaseModel]) -> dict[str, str]:
 
 
 def meaning(model: type[BaseModel], name: str) -> str:
-    """What a field is for.
+    """Return the description of a field.
 
     Raises:
         KeyError: it is said nowhere.
@@ -204,9 +204,9 @@ def meaning(model: type[BaseModel], name: str) -> str:
 
 
 def default(value: Any) -> str:
-    """What a field has if it does not travel."""
+    """Return the default of a field, as text."""
     if value is PydanticUndefined:
-        return "must be there"
+        return "required"
     match value:
         case None:
             return "nil"
@@ -222,7 +222,7 @@ def default(value: Any) -> str:
 
 
 def row(model: type[BaseModel], name: str) -> str:
-    """A field's line of its table."""
+    """Return a field's table row."""
     field = model.model_fields[name]
     packed = (model, name) == (messages.Announcement, "frames")
     kind, found = ("bin", "") if packed else described(field.annotation, tuple(field.metadata))
@@ -240,16 +240,16 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").rstrip(".")
 
 
-HEAD = ["| field | key | type | range | default | |", "|---|---|---|---|---|---|"]
+HEAD = ["| field | key | type | range | default | meaning |", "|---|---|---|---|---|---|"]
 
 
 def table(model: type[BaseModel]) -> list[str]:
-    """The fields of a model, without its kind."""
+    """Return the table of a model's fields, without `kind`."""
     return [*HEAD, *(row(model, name) for name in model.model_fields if name != "kind")]
 
 
 def fields() -> str:
-    """All messages, as they stand on the page."""
+    """Return the tables of all messages."""
     lines: list[str] = []
     for title, where, models in SECTIONS:
         lines += [f"### {', '.join(f'`{kind}`' for kind in title.split(', '))}", "", where, ""]
@@ -258,10 +258,10 @@ def fields() -> str:
                 *table(model),
                 "",
             ]
-    lines += ["### `snapshot`, `step`", "", "What the chunks of a model make together, once they are joined.", ""]
+    lines += ["### `snapshot`, `step`", "", "The frames that a model's chunks form when joined.", ""]
     for kind, names in KINDS.items():
         lines += [f"`{kind}`, whose kind is sent as text{_also(kind)}:", "", *HEAD]
-        lines += [f"| `{name}` | {_place(name)} | int | | must be there | {SAID['frames'][name]} |" for name in names]
+        lines += [f"| `{name}` | {_place(name)} | int | | required | {SAID['frames'][name]} |" for name in names]
         lines.append("")
     return "\n".join(lines).rstrip()
 
@@ -274,7 +274,7 @@ def _also(kind: str) -> str:
 
 
 def names() -> str:
-    """The numbers of names."""
+    """Return the list of names with their numbers."""
     words = " · ".join(f"{number}\N{NO-BREAK SPACE}`{name}`" for number, name in enumerate(NAMES))
     wrapped = textwrap.fill(words, WIDTH, break_on_hyphens=False, break_long_words=False)
     return wrapped.replace("\N{NO-BREAK SPACE}", " ")
@@ -289,7 +289,7 @@ ENUMERATIONS: list[tuple[str, type[StrEnum]]] = [
 
 
 def enumerations() -> str:
-    """The words that a field may have."""
+    """Return the tables of enumerations."""
     lines: list[str] = []
     for title, kind in ENUMERATIONS:
         said = _sentences_of(kind)
@@ -315,18 +315,18 @@ def _sentences_of(kind: type[StrEnum]) -> dict[str, str]:
 
 
 def limits() -> str:
-    """What has a bound, as the code has it."""
+    """Return the table of limits, from the constants in the code."""
     pause, longest = connection_loop._PAUSE, connection_loop._LONGEST_PAUSE  # noqa: SLF001
     quiet = connection_loop._DUPLICATE_WAIT  # noqa: SLF001
     rows = [
         ("header of a frame", f"{frames.MAX_HEADER:,} bytes", "the length is a u16"),
-        ("items of an array in a header", f"{frames.MAX_ITEMS:,}", "more is refused before it is read"),
+        ("items of an array in a header", f"{frames.MAX_ITEMS:,}", "more are refused before they are read"),
         (
             "updates in an outbox",
             f"{messages.OUTBOX_LIMIT}",
-            "verdicts that the aggregator remembers of it: train no further ahead",
+            "the aggregator remembers as many verdicts: do not train further ahead",
         ),
-        ("updates on their way", f"{sending.IN_FLIGHT}", "what the aggregator keeps out of order for a device"),
+        ("updates in flight", f"{sending.IN_FLIGHT}", "the aggregator keeps as many out of order per device"),
         ("chunks in a grant", f"{reassembly.WINDOW}", ""),
         (
             "a chunk of an update, if it has more than 64 parts",
@@ -343,35 +343,37 @@ def limits() -> str:
         (
             "values of a model",
             _number(schema.MAX_PARAMETERS),
-            f"each below 2^{int(math.log2(lineage.LARGEST_VALUE))} in size",
+            f"each below 2^{int(math.log2(lineage.LARGEST_VALUE))} in magnitude",
         ),
         (
             "an integer of a state or a step",
             f"±({_number(lineage.LARGEST)})",
-            "−2³¹ is none: a sum beyond refuses the frame",
+            "−2³¹ is not allowed; a sum beyond the range refuses the frame",
         ),
         ("Rice parameter", f"{rice.WIDEST}", "of coded integers and of codecs"),
-        ("chunks asked for at a time", f"{model_fetcher.WINDOW}", "a device may take fewer"),
+        ("chunks requested at a time", f"{model_fetcher.WINDOW}", "a device may take fewer"),
         (
             "seconds without a chunk before `fetch`",
             f"{model_fetcher.PATIENCE:g}",
-            f"doubled while nothing comes, up to {model_fetcher.LONGEST:g}",
+            f"doubled while nothing arrives, up to {model_fetcher.LONGEST:g}",
         ),
         (
-            "seconds before an unanswered message goes again",
+            "seconds before an unanswered message is sent again",
             f"{timers.PATIENCE:g}",
             f"doubled each time up to {timers.LONGEST:g}, ±25 %",
         ),
         ("seconds before the first reconnection", f"{pause:g}", f"doubled each time up to {longest:g}, ±50 %"),
         ("seconds to wait for another device of the same name", f"{quiet:g}", ""),
         ("keep-alive", f"{messages_keepalive()} s", "a SHOULD; a chunk should take a quarter of it at most"),
-        ("a client id", "128 bytes", "a SHOULD: some services take no more"),
+        ("a client id", "128 bytes", "a SHOULD: some services accept no more"),
     ]
-    return "\n".join(["| what | limit | |", "|---|---|---|", *(f"| {' | '.join(map(_cell, each))} |" for each in rows)])
+    return "\n".join(
+        ["| subject | limit | remark |", "|---|---|---|", *(f"| {' | '.join(map(_cell, each))} |" for each in rows)]
+    )
 
 
 def messages_keepalive() -> int:
-    """Seconds."""
+    """Return the keep-alive in seconds."""
     from midge.iot_client.config import DeviceConfig  # noqa: PLC0415
 
     found: int = DeviceConfig.__dataclass_fields__["keepalive"].default
@@ -382,12 +384,12 @@ GENERATED = {"names": names, "fields": fields, "enumerations": enumerations, "li
 
 
 def section(name: str) -> str:
-    """One generated part of the page, between its marks."""
+    """Return one generated part of the page, between its markers."""
     return f"<!-- {name} -->\n\n{GENERATED[name]()}\n\n<!-- /{name} -->"
 
 
 def main() -> None:
-    """Put all of them into the page."""
+    """Write all generated parts into the page."""
     text = PAGE.read_text()
     for name in GENERATED:
         end = f"<!-- /{name} -->"

@@ -1,4 +1,4 @@
-"""Puts what `make bench` measured into docs/performance.md, its pictures and the README: python docs/performance.py."""
+"""Write the results of `make bench` into docs/performance.md and the README: python docs/performance.py."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -22,25 +22,25 @@ STYLE = """text{font:12px sans-serif;fill:#888}.strong{font-weight:bold}.hair,.b
     for number, colour in enumerate(COLOURS)
 )
 CASES = {
-    "release": "a first model is released",
-    "reconnect": "all reconnect at once, to a new version",
-    "drain": "an aggregator is back to full outboxes",
+    "release": "first release of a model",
+    "reconnect": "all devices reconnect, new version",
+    "drain": "aggregator returns, all outboxes full",
 }
 Row = dict[str, Any]
 Results = dict[str, dict[str, Any]]
 BYTE_RATE = 8e6
-"""Bytes a second of a federation that is not told otherwise."""
+"""The default byte rate of a federation."""
 MISSING = ["Not measured yet: run `make bench`.", ""]
 
 
 def load() -> Results:
-    """What is stored, by benchmark."""
+    """Read the stored results, by benchmark."""
     paths = {name: RESULTS / f"{name}.json" for name in NAMES}
     return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
 def rows(results: Results, name: str) -> list[Row]:
-    """What one benchmark found; nothing where it has not run."""
+    """Return the rows of one benchmark; empty if it has not run."""
     found: list[Row] = results[name]["found"]["rows"] if name in results else []
     return found
 
@@ -49,13 +49,13 @@ def rows(results: Results, name: str) -> list[Row]:
 
 
 def table(columns: Sequence[str], lines: Iterable[Sequence[object]]) -> list[str]:
-    """A table in Markdown."""
+    """Return a Markdown table."""
     cells = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
     return ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|", *cells, ""]
 
 
 def number(value: object) -> str:
-    """Three significant digits, as people write them."""
+    """Format with three significant digits."""
     if not isinstance(value, int | float):
         return "" if value is None else str(value)
     if abs(value) >= 1000:
@@ -64,14 +64,14 @@ def number(value: object) -> str:
 
 
 def pick(found: Iterable[Row], columns: dict[str, str]) -> list[str]:
-    """A table of some of the rows' fields: those that any row has."""
+    """Return a table of the given fields, omitting those that no row has."""
     chosen = list(found)
     known = {field: words for field, words in columns.items() if any(field in row for row in chosen)}
     return table(list(known.values()), ([number(row.get(field)) for field in known] for row in chosen))
 
 
 def machine(results: Results) -> list[str]:
-    """What it ran on, and what that can do."""
+    """Describe the machine and its limits."""
     if not results:
         return MISSING
     some = next(iter(results.values()))["machine"]
@@ -83,18 +83,18 @@ def machine(results: Results) -> list[str]:
     ]
     if limits:
         loopback, copied = number(limits["loopback_mb_per_s"]), number(limits["memcpy_gb_per_s"])
-        lines.append(f"- one bare socket of the loopback: {loopback} MB/s; a copy of 40 MB in memory: {copied} GB/s")
+        lines.append(f"- one plain loopback socket: {loopback} MB/s; a copy of 40 MB in memory: {copied} GB/s")
     return [*lines, *_loads(results), ""]
 
 
 def _loads(results: Results) -> list[str]:
     loads = ", ".join(f"{name} {each['load_before']:.1f}" for name, each in results.items())
     minutes = sum(each["seconds"] for each in results.values()) / 60
-    return [f"- all took {minutes:.0f} minutes; processes that wanted to run before each: {loads}"]
+    return [f"- total time {minutes:.0f} minutes; runnable processes before each: {loads}"]
 
 
 def neighbour_table(found: list[Row]) -> list[str]:
-    """What others feel."""
+    """Return the table of effects on other clients of the broker."""
     lines = (
         (
             CASES[row["case"]],
@@ -110,27 +110,27 @@ def neighbour_table(found: list[Row]) -> list[str]:
         )
         for row in found
     )
-    columns = ("while", "devices", "model", "at most", "p50, ms: before, during", "p99, ms: before, during", "times")
-    return table((*columns, "p99 on the other broker", "s", "lost"), lines)
+    columns = ("event", "devices", "model", "byte rate", "p50, ms: before, during", "p99, ms: before, during", "factor")
+    return table((*columns, "p99 on the idle broker", "seconds", "lost"), lines)
 
 
 def transfer_table(found: list[Row]) -> list[str]:
-    """Thin links."""
+    """Return the table of slow links."""
     return pick(
         found,
         {
-            "direction": "way",
+            "direction": "direction",
             "model_mb": "MB",
             "breaks": "breaks",
             "seconds": "s",
-            "copy_seconds": "s, bare copy",
-            "resent_bytes": "bytes beyond the body",
+            "copy_seconds": "s, plain copy",
+            "resent_bytes": "bytes resent",
         },
     )
 
 
 def peers_table(found: list[Row]) -> list[str]:
-    """Other systems at the same bytes."""
+    """Return the comparison with other systems at equal bytes."""
     ours = {row["params"]: row["updates_per_s"] for row in found if "ratio" in row}
     lines = []
     for row in found:
@@ -139,11 +139,11 @@ def peers_table(found: list[Row]) -> list[str]:
         times = "" if system == "midge" or not rate else f"{ours[row['params']] / rate:.0f}"
         shown = "" if rate is None else number(rate)
         lines.append((number(row["params"]), system.capitalize(), row.get("mode", ""), shown, times))
-    return table(("float32 parameters", "system", "mode", "updates a second", "Midge, times that"), lines)
+    return table(("float32 parameters", "system", "mode", "updates per second", "factor of Midge"), lines)
 
 
 def recovery_table(found: list[Row]) -> list[str]:
-    """After a crash."""
+    """Return the table of recovery after a crash."""
     lines = []
     for row in found:
         size = number(row.get("records") or row.get("devices"))
@@ -156,59 +156,59 @@ def recovery_table(found: list[Row]) -> list[str]:
 
 
 def blocks(results: Results) -> dict[str, list[str]]:
-    """What stands between the page's markers."""
+    """Return the content between the page's markers, by name."""
     ingest = {
         "params": "parameters",
         "codec": "codec",
         "devices": "devices",
-        "rate": "asked for, a second",
-        "updates_per_s": "updates a second",
-        "bare_per_s": "a bare subscriber",
-        "paho_per_s": "a bare one on paho",
+        "rate": "offered per second",
+        "updates_per_s": "updates per second",
+        "bare_per_s": "bare subscriber",
+        "paho_per_s": "bare subscriber on paho",
         "ratio": "ratio",
         "receipt_p50_ms": "receipt p50, ms",
         "receipt_p99_ms": "p99, ms",
-        "cpu_ms_per_update": "processor, ms an update",
+        "cpu_ms_per_update": "CPU ms per update",
         "peak_mb": "peak, MB",
     }
     release = {
         "params": "parameters",
         "devices": "devices",
-        "byte_rate": "bytes a second",
+        "byte_rate": "byte rate",
         "release_ms": "announced, ms",
-        "p50_ms": "half hold it, ms",
-        "last_ms": "all hold it, ms",
-        "bytes": "bytes a device",
-        "server_cpu_ms": "processor, ms: aggregator",
+        "p50_ms": "half of the devices, ms",
+        "last_ms": "all devices, ms",
+        "bytes": "bytes per device",
+        "server_cpu_ms": "CPU ms: aggregator",
         "broker_cpu_ms": "broker",
         "fleet_cpu_ms": "all devices",
     }
     apply = {
         "params": "parameters",
         "codec": "codec",
-        "bytes": "bytes a parameter",
-        "decode_ns": "decode, ns a parameter",
+        "bytes": "bytes per parameter",
+        "decode_ns": "decode, ns per parameter",
         "combine_ns": "combine and step",
         "apply_ns": "both",
-        "machine_ns": "a copy and a pass",
-        "within": "times that",
+        "machine_ns": "copy plus one pass",
+        "within": "factor",
     }
-    receipt = {"batch": "updates in a batch", "cpu_us": "processor, µs an update", "wall_us": "in all, µs"}
+    receipt = {"batch": "updates in a batch", "cpu_us": "CPU µs per update", "wall_us": "wall-clock µs"}
     codecs = {
         "codec": "codec",
-        "encode_ns": "encode, ns a parameter",
+        "encode_ns": "encode, ns per parameter",
         "decode_ns": "decode",
-        "ratio": "times smaller than float32",
+        "ratio": "compression factor",
     }
     found = {
         "machine": machine(results),
         "neighbour": [
-            "![The 99th percentile of others' delays, before and during](pictures/performance-neighbour.svg)",
+            "![99th percentile of other clients' delays, before and during](pictures/performance-neighbour.svg)",
             "",
             *neighbour_table(rows(results, "neighbour")),
         ],
         "ingest": [
-            "![Updates a second by size and codec](pictures/performance-ingest.svg)",
+            "![Updates per second by size and codec](pictures/performance-ingest.svg)",
             "",
             *pick(rows(results, "ingest"), ingest),
         ],
@@ -216,7 +216,7 @@ def blocks(results: Results) -> dict[str, list[str]]:
         "release": pick(rows(results, "release"), release),
         "apply": [
             *pick((row for row in rows(results, "apply") if "params" in row), apply),
-            "What an update costs beside that, whatever its size, by how many come in one batch:",
+            "Fixed cost of an update, independent of its size, by number of updates in a batch:",
             "",
             *pick((row for row in rows(results, "apply") if row.get("row") == "receipt"), receipt),
         ],
@@ -224,7 +224,7 @@ def blocks(results: Results) -> dict[str, list[str]]:
         "transfer": transfer_table(rows(results, "transfer")),
         "recovery": recovery_table(rows(results, "recovery")),
     }
-    missing = {"ingest_peers": ["Not measured yet: the suite takes `--peers` and their environments.", ""]}
+    missing = {"ingest_peers": ["Not measured yet: give the suite `--peers` and their environments.", ""]}
     return {
         name: lines if name == "machine" or name in results else missing.get(name, MISSING)
         for name, lines in found.items()
@@ -232,15 +232,15 @@ def blocks(results: Results) -> dict[str, list[str]]:
 
 
 def summary(results: Results) -> list[str]:
-    """The README's few lines."""
+    """Return the README's table."""
     lines: list[tuple[str, str]] = []
     near = rows(results, "neighbour")
     if near:
         worst = max(near, key=lambda row: float(row["p99_during_ms"] / row["p99_before_ms"]))
         lines.append(
             (
-                "others' messages on the broker, p99, at worst of all cases; an idle broker beside it",
-                f"{worst['p99_before_ms']:.2f} → {worst['p99_during_ms']:.2f} ms (idle: {worst['p99_other_ms']:.2f})",
+                "p99 delay of other clients' messages, worst case, before → during (idle broker on the same machine)",
+                f"{worst['p99_before_ms']:.2f} → {worst['p99_during_ms']:.2f} ms ({worst['p99_other_ms']:.2f} ms)",
             )
         )
         drains = [row for row in near if row["case"] == "drain"]
@@ -251,16 +251,18 @@ def summary(results: Results) -> list[str]:
     taken = [row for row in rows(results, "ingest") if "ratio" in row]
     for params in sorted({row["params"] for row in taken}):
         best = max((row for row in taken if row["params"] == params), key=lambda row: float(row["updates_per_s"]))
-        words = f"updates of {number(params)} parameters a second, journaled and receipted ({best['codec']})"
-        lines.append((words, f"{number(best['updates_per_s'])}; a bare subscriber {number(best['bare_per_s'])}"))
+        words = f"updates per second of {number(params)} parameters ({best['codec']}), journaled and receipted"
+        lines.append(
+            (words, f"{number(best['updates_per_s'])}; a subscriber that only counts: {number(best['bare_per_s'])}")
+        )
     paced = [row for row in rows(results, "ingest") if row.get("rate")]
     lines += [
-        (f"receipts at {number(row['rate'])} updates a second, p99", f"{number(row['receipt_p99_ms'])} ms")
+        (f"p99 time to a receipt at {number(row['rate'])} updates per second", f"{number(row['receipt_p99_ms'])} ms")
         for row in paced[:1]
     ]
     lines += [
         (
-            f"from the last update to {number(row['devices'])} devices with the new version, all",
+            f"from the last update of a step until all {number(row['devices'])} devices hold the new version",
             f"{number(row['last_ms'] / 1000)} s",
         )
         for row in rows(results, "release")
@@ -273,11 +275,13 @@ def summary(results: Results) -> list[str]:
 
 
 def felt(found: list[Row]) -> str:
-    """The p99 of others' messages, alone and beside each case."""
+    """Draw the p99 of other clients' messages, before and during each case."""
     width, left, top, line = 720, 330, 24, 26
     values = [row[name] for row in found for name in ("p99_before_ms", "p99_during_ms")]
     scale = logarithmic(min(0.1, *values), max(10.0, *values)).over(left, width - 24)
-    drawing = Drawing(width, top + line * len(found) + 40, "The 99th percentile of others' delays, before and during")
+    drawing = Drawing(
+        width, top + line * len(found) + 40, "99th percentile of other clients' delays, before and during"
+    )
     bottom = top + line * len(found)
     for tick in scale.ticks:
         drawing.rule(scale(tick), top - 8, scale(tick), bottom, "hair")
@@ -289,12 +293,12 @@ def felt(found: list[Row]) -> str:
         drawing.rule(scale(before), y, scale(during), y, "line s0")
         drawing.dot(scale(before), y, 4, "grey", f"before: {before} ms")
         drawing.dot(scale(during), y, 5, "s0", f"during: {during} ms")
-    drawing.text(width - 24, bottom + 34, "p99 of telemetry, ms: grey alone, blue beside it", "axis", "end")
+    drawing.text(width - 24, bottom + 34, "p99 of telemetry, ms: grey before, blue during", "axis", "end")
     return drawing.file(STYLE) + "\n"
 
 
 def taken_in(found: list[Row]) -> str:
-    """Updates a second by the number of parameters, and a bare subscriber's."""
+    """Draw updates per second by number of parameters, and those of a bare subscriber."""
     best: dict[tuple[str, int], Row] = {}
     for row in found:
         if "ratio" in row:
@@ -305,11 +309,11 @@ def taken_in(found: list[Row]) -> str:
     rates = [row[name] for row in best.values() for name in ("updates_per_s", "bare_per_s")]
     plot = Plot(
         (720, 340),
-        "Updates a second by the number of parameters, for each codec, beside a bare subscriber",
+        "Updates per second by number of parameters, for each codec, compared with a bare subscriber",
         logarithmic(min(sizes), max(sizes), number),
         logarithmic(min(rates), max(rates), number),
         x_name="parameters",
-        y_name="updates a second; dashed: a bare subscriber of the same bytes",
+        y_name="updates per second; dashed: a bare subscriber of the same bytes",
         right=150,
     )
     labels = []
@@ -320,13 +324,13 @@ def taken_in(found: list[Row]) -> str:
         for params, row in line:
             plot.point(params, row["updates_per_s"], f"s{place}", title=f"{codec}, {number(params)} parameters")
         last = line[-1][1]["updates_per_s"]
-        labels.append(Label(last, codec, f"{number(last)} a second", f"s{place}"))
+        labels.append(Label(last, codec, f"{number(last)} per second", f"s{place}"))
     plot.labels(labels)
     return plot.file(STYLE) + "\n"
 
 
 def pictures(results: Results) -> dict[str, str]:
-    """By name."""
+    """Return the pictures by file name."""
     found = {}
     if near := rows(results, "neighbour"):
         found["performance-neighbour.svg"] = felt(near)
@@ -339,7 +343,7 @@ def pictures(results: Results) -> dict[str, str]:
 
 
 def filled(text: str, parts: dict[str, list[str]]) -> str:
-    """A page with what stands between its markers brought up to date."""
+    """Return a page with updated content between its markers."""
     for name, lines in parts.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         text = text[: text.index(begin) + len(begin)] + "\n".join(["", *lines]) + text[text.index(end) :]
@@ -347,7 +351,7 @@ def filled(text: str, parts: dict[str, list[str]]) -> str:
 
 
 def main() -> None:
-    """Write all of it."""
+    """Write page, README and pictures."""
     results = load()
     PAGE.write_text(filled(PAGE.read_text(), blocks(results)))
     README.write_text(filled(README.read_text(), {"performance": summary(results)}))

@@ -1,6 +1,6 @@
-"""Puts simulated sensors into docs/sensors.md and its pictures: python docs/sensors.py [--measure].
+"""Write measurements of simulated sensors into docs/sensors.md and its pictures: python docs/sensors.py [--measure].
 
-With --measure the fleets of the page are simulated, those that are not in the results yet: half an hour on one core.
+With --measure, fleets without a stored result are simulated first: half an hour on one core.
 """
 
 import json
@@ -35,14 +35,14 @@ FLEETS: dict[str, Entry] = {
     "vibration": {"devices": 200, "days": 16, "drift": 10, "metric": "accuracy", "target": 0.75, "own": {}},
     "energy": {"devices": 200, "days": 21, "drift": 8, "metric": "rmse", "target": 0.03, "own": {"window": 168}},
 }
-"""What is simulated. A meter keeps a week here, so that what it learned before a drift is gone a week behind it."""
+"""The simulated fleets. A meter keeps one week, so that rows from before a drift are gone a week after it."""
 
 
 # ------------------------------------------------------------------------ measuring
 
 
 def measure() -> None:
-    """Simulate what is not among the results yet, and keep what came of it."""
+    """Run the simulations that have no stored result yet, and store their results."""
     found: Entry = {"steps": STEPS, "pooled": [], "fleets": []}
     if RESULTS.exists():
         found = json.loads(RESULTS.read_text(encoding="utf-8"))
@@ -57,12 +57,12 @@ def measure() -> None:
 
 
 def _of(entries: Iterable[Entry], **wanted: object) -> list[Entry]:
-    """Those entries that are so."""
+    """Return the entries with these values."""
     return [entry for entry in entries if all(entry[name] == value for name, value in wanted.items())]
 
 
 def pooled(kind: str, fleet: Entry, seed: int) -> list[Entry]:
-    """Central training on what all devices hold before the drift: of the linear model and of the perceptron."""
+    """Train the linear model and the perceptron on all devices' rows before the drift."""
     stream = KINDS[kind](fleet["devices"], seed=seed, drift=Drift(fleet["drift"] * DAY, 0.0), **fleet["own"])
     before, after = stream.at(fleet["drift"] * DAY - 1), stream.at(fleet["drift"] * DAY)
     standing = replace(before, devices=dict(before.devices))
@@ -77,14 +77,14 @@ def pooled(kind: str, fleet: Entry, seed: int) -> list[Entry]:
 
 
 def central(model: FleetModel, data: FleetData) -> dict[str, Any]:
-    """Training on all rows pooled."""
+    """Train on all rows pooled."""
     rows = data.pooled()
     start = {**model.initial, **model.freeze(model.moments(rows))}
     return dict(model.trainer(rows)(start, Plan(local_steps=STEPS)).parameters)
 
 
 def run(kind: str, fleet: Entry, seed: int, drift: float | None) -> Entry:
-    """One federation."""
+    """Simulate one federation."""
     stream: Stream = KINDS[kind](
         fleet["devices"], seed=seed, drift=None if drift is None else Drift(drift * DAY), **fleet["own"]
     )
@@ -109,7 +109,7 @@ def run(kind: str, fleet: Entry, seed: int, drift: float | None) -> Entry:
 
 
 def recovered(entry: Entry, metric: str, drift: float) -> float | None:
-    """Days from the drift until the mean of the last five evaluations is where it was before; None where never."""
+    """Return days from the drift until the mean of five evaluations recovers; None if never."""
     days, values = np.array(entry["days"]), np.array(entry["metrics"][metric])
     sign = -1 if metric == "rmse" else 1
     means = np.convolve(values, np.full(5, 0.2), mode="valid")
@@ -120,7 +120,7 @@ def recovered(entry: Entry, metric: str, drift: float) -> float | None:
 
 
 def reached(entry: Entry, metric: str, target: float) -> float | None:
-    """Days until the mean of the last five evaluations is at a target; None where never."""
+    """Return days until the mean of five evaluations reaches a target; None if never."""
     values, sign = np.array(entry["metrics"][metric]), -1 if metric == "rmse" else 1
     means = np.convolve(values, np.full(5, 0.2), mode="valid")
     there = np.flatnonzero(sign * means >= sign * target)
@@ -128,12 +128,12 @@ def reached(entry: Entry, metric: str, target: float) -> float | None:
 
 
 def said(value: float | None, metric: str) -> str:
-    """A score in words."""
+    """Format a score."""
     return "" if value is None else f"{100 * value:.1f} %" if metric == "accuracy" else f"{value:.4f}"
 
 
 def span(values: Sequence[float | None], words: str = "{:.1f}") -> str:
-    """Median and both ends, or how many never came there."""
+    """Return median, minimum and maximum, or the number of seeds that reached it."""
     known = sorted(value for value in values if value is not None)
     if len(known) < len(values):
         return f"{len(known)} of {len(values)} seeds"
@@ -141,7 +141,7 @@ def span(values: Sequence[float | None], words: str = "{:.1f}") -> str:
 
 
 def tables(results: Entry) -> list[str]:
-    """What was measured, a row for each kind of sensor."""
+    """Return the table of measurements."""
     lines = ["| | vibration | energy |", "|---|---|---|"]
     rows: dict[str, list[str]] = {}
     for kind, fleet in FLEETS.items():
@@ -159,19 +159,19 @@ def tables(results: Entry) -> list[str]:
         cells = {
             "a row": "57 features of 0.32 s, each 30 min" if kind == "vibration" else "36 features, each hour",
             "seeds": str(len(drifting)),
-            "test": "accuracy, all classes alike" if metric == "accuracy" else "RMSE, share of the rated power",
+            "test": "accuracy, balanced classes" if metric == "accuracy" else "RMSE, as a share of rated power",
             "pooled training before the drift: linear": scores("linear", "before"),
-            "the same: perceptron": scores("mlp", "before"),
-            "that linear model under the new concept": scores("linear", "after"),
-            "that perceptron under the new concept": scores("mlp", "after"),
-            "federation, days to " + "the target": f"{said(fleet['target'], metric)}: "
+            "pooled training before the drift: perceptron": scores("mlp", "before"),
+            "that linear model after the drift": scores("linear", "after"),
+            "that perceptron after the drift": scores("mlp", "after"),
+            "federation: days to the target": f"{said(fleet['target'], metric)}: "
             + span([reached(one, metric, fleet["target"]) for one in calm]),
-            "federation on the last day, no drift": at(calm, fleet["days"]),
+            "federation: last day, no drift": at(calm, fleet["days"]),
             "drift on day": f"{drift:g}",
-            "federation four hours before it": at(drifting, drift - 1 / 6),
-            "half a day behind it": at(drifting, drift + 0.5),
-            "days until it is where it was": span([recovered(one, metric, drift) for one in drifting]),
-            "on the last day, with the drift": at(drifting, fleet["days"]),
+            "federation: four hours before the drift": at(drifting, drift - 1 / 6),
+            "federation: half a day after the drift": at(drifting, drift + 0.5),
+            "days until it recovers": span([recovered(one, metric, drift) for one in drifting]),
+            "federation: last day, with drift": at(drifting, fleet["days"]),
         }
         for name, cell in cells.items():
             rows.setdefault(name, []).append(cell)
@@ -188,11 +188,11 @@ STYLE += "text.even{stroke:none}" + "".join(
     f"text.s{number}{{stroke:none;fill:{colour}}}" for number, colour in enumerate(COLOURS)
 )
 SEEN = bearing.Machine(bearing.BEARINGS[0], speed=29.0, resonance=3300.0, damping=0.03, gain=1.0, shaft=1.0)
-"""The machine of the pictures."""
+"""The machine shown in the pictures."""
 
 
 def windows(fault: bearing.Fault | None, count: int) -> bearing.Signals:
-    """What it sounds like at full severity."""
+    """Return acceleration windows with a fault at severity 0.7."""
     ones = np.ones(count)
     rng = np.random.default_rng(0)
     return bearing.acceleration(SEEN, rng, speeds=SEEN.speed * ones, loads=ones, severity=0.7 * ones, fault=fault)
@@ -201,7 +201,7 @@ def windows(fault: bearing.Fault | None, count: int) -> bearing.Signals:
 def stacked(
     lines: Sequence[tuple[str, str, np.ndarray]], x: np.ndarray, step: float, words: tuple[str, str, str]
 ) -> Plot:
-    """Lines one above the other, each with its name; the words are the description and the names of the axes."""
+    """Plot lines with offsets and names; `words` are the description and the axis names."""
     description, x_name, y_name = words
     plot = Plot(
         (720, 110 + 70 * len(lines)),
@@ -222,18 +222,18 @@ def stacked(
 
 
 def signals() -> str:
-    """A tenth of a second, healthy and with a fault."""
+    """Draw a tenth of a second, healthy and with a fault."""
     time = np.arange(1280) / bearing.RATE * 1000
     lines = []
     for name, fault in (("healthy", None), ("outer race", "outer race"), ("inner race", "inner race")):
         signal = windows(fault, 1)[0][:1280]  # type: ignore[arg-type]
         lines.append((name, f"rms {np.sqrt(np.mean(signal**2)):.1f}", signal))
-    words = ("Acceleration over a tenth of a second", "milliseconds", "acceleration, each from its own zero")
+    words = ("Acceleration over a tenth of a second", "milliseconds", "acceleration, offset per line")
     return framed(stacked(lines, time, 24.0, words), "thin")
 
 
 def spectrum() -> str:
-    """Spectra of the squared envelope, in the mean of 20 windows."""
+    """Draw spectra of the squared envelope, means of 20 windows."""
     lines = []
     orders = np.zeros(0)
     for name in ("healthy", *bearing.FAULTS):
@@ -245,9 +245,9 @@ def spectrum() -> str:
         lines.append((name, line, found.mean(axis=0)[seen]))
         orders = orders[seen]
     words = (
-        "Spectra of the squared envelope: lines at the orders that the bearing's geometry says",
+        "Spectra of the squared envelope: lines at the orders given by the bearing's geometry",
         "orders: multiples of the shaft's speed",
-        "squared envelope over its mean, each from its own zero",
+        "squared envelope over its mean, offset per line",
     )
     plot = stacked(lines, orders, 1.1, words)
     for order in (SEEN.bearing.outer, SEEN.bearing.inner, 2 * SEEN.bearing.spin):
@@ -256,21 +256,21 @@ def spectrum() -> str:
 
 
 def loads() -> str:
-    """Two weeks of four sites, the second under the new tariff."""
+    """Draw two weeks of four sites, the second under the new tariff."""
     hours = np.arange(14 * 24)
     sites = Sites(0, 0.0, energy(2).flow.flaws, None)
     lines = []
     for kind in ("office", "shop", "works", "homes"):
         number = next(number for number in range(1000) if sites.kind(number) == kind)
         lines.append((kind, "", sites.load(number, hours, (hours >= 7 * 24).astype(np.float64))))
-    words = ("Load of four sites over two weeks", "days; a new tariff from day 7 on", "load, each from its own zero")
+    words = ("Load of four sites over two weeks", "days; a new tariff from day 7 on", "load, offset per line")
     plot = stacked([(name, value, line - 0.5 * line.mean()) for name, value, line in lines], hours / 24, 0.9, words)
     plot.mark(7, "new tariff", "even")
     return framed(plot)
 
 
 def curves(results: Entry, kind: str) -> str:
-    """The federation's score over days with and without drift: medians over the seeds."""
+    """Draw the federation's score over days with and without drift: medians over the seeds."""
     fleet = FLEETS[kind]
     metric = fleet["metric"]
     best = median(one["before"] for one in _of(results["pooled"], kind=kind, model="mlp"))
@@ -281,7 +281,7 @@ def curves(results: Entry, kind: str) -> str:
         linear(0, fleet["days"], tight=True, count=8),
         linear(0.2 if metric == "accuracy" else 0.0, high, lambda value: said(value, metric).replace(".0 %", " %")),
         x_name="days of virtual time",
-        y_name=f"{'accuracy, all classes alike' if metric == 'accuracy' else 'RMSE'}, median over the seeds",
+        y_name=f"{'accuracy, balanced classes' if metric == 'accuracy' else 'RMSE'}, median over the seeds",
         right=130,
     )
     plot.level(best, "even")
@@ -302,13 +302,13 @@ def curves(results: Entry, kind: str) -> str:
 
 
 def framed(drawing: Drawing, also: str = "") -> str:
-    """As a file of its own."""
+    """Return a drawing as the text of a file."""
     text = drawing.file(STYLE) + "\n"
     return text.replace('class="line ', f'class="line {also} ') if also else text
 
 
 def pictures(results: Entry) -> Iterable[tuple[str, str]]:
-    """Each picture, by its file's name."""
+    """Yield each picture with its file name."""
     yield "sensors-signals.svg", signals()
     yield "sensors-spectrum.svg", spectrum()
     yield "sensors-loads.svg", loads()
@@ -317,13 +317,13 @@ def pictures(results: Entry) -> Iterable[tuple[str, str]]:
 
 
 def page(text: str, results: Entry) -> str:
-    """The page with its table brought up to date."""
+    """Return the page with an updated table."""
     begin, end = "<!-- measured -->\n", "<!-- /measured -->"
     return text[: text.index(begin) + len(begin)] + "\n".join(["", *tables(results)]) + "\n" + text[text.index(end) :]
 
 
 def main() -> None:
-    """Write all of it."""
+    """Write page and pictures."""
     if "--measure" in sys.argv[1:]:
         measure()
     results = json.loads(RESULTS.read_text(encoding="utf-8"))

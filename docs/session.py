@@ -1,4 +1,4 @@
-"""Writes the session of docs/session.md, byte by byte, from the code of the wire: python docs/session.py."""
+"""Write the session of docs/session.md, byte by byte, from the wire code: python docs/session.py."""
 
 import textwrap
 from collections.abc import Iterator
@@ -30,13 +30,13 @@ BEGIN, END = "<!-- session -->", "<!-- /session -->"
 TOPICS, DEVICE, OUTBOX, BOOT, NUMBER = Topics("pumps"), "pump-17", 5, 77, 12_345
 LINEAGE = bytes(range(16))
 _LINE = 28
-"""Bytes of a line."""
+"""Bytes per line."""
 _SHOWN = 44
-"""Characters of a value beside its bytes."""
+"""Maximum characters of a value shown beside its bytes."""
 
 
 def said(payload: bytes, depth: int = 0) -> list[str]:
-    """A frame's bytes, field by field, with what they are."""
+    """Return a frame's bytes field by field, with their meaning."""
     indent = "  " * depth
     size = int.from_bytes(payload[:2], "little")
     lines = [f"{indent}{payload[:2].hex(' '):<{2 * 14}}  header of {size} bytes", *_map(payload[2 : 2 + size], depth)]
@@ -47,7 +47,7 @@ def said(payload: bytes, depth: int = 0) -> list[str]:
 
 
 def _map(data: bytes, depth: int) -> Iterator[str]:
-    """A msgpack map, a line for each key."""
+    """Yield the lines of a msgpack map, one per key."""
     unpacker = msgpack.Unpacker(strict_map_key=False)
     unpacker.feed(data)
     count = unpacker.read_map_header()
@@ -68,7 +68,7 @@ def _map(data: bytes, depth: int) -> Iterator[str]:
 
 
 def _named(value: Any) -> Any:
-    """Maps within a value with the names of their keys."""
+    """Replace the keys of maps within a value by their names."""
     if isinstance(value, dict):
         return {NAMES[key] if isinstance(key, int) else key: _named(each) for key, each in value.items()}
     return [_named(each) for each in value] if isinstance(value, list) else value
@@ -84,7 +84,7 @@ def _line(data: bytes, words: str, depth: int) -> str:
 
 
 def _wrapped(data: bytes, words: str, depth: int) -> Iterator[str]:
-    """Bytes over as many lines as they take, what they are behind the last."""
+    """Yield the lines of some bytes, with their meaning on the last."""
     pieces = [data[at : at + _LINE] for at in range(0, len(data), _LINE)]
     for piece in pieces[:-1]:
         yield _line(piece, "", depth)
@@ -92,14 +92,14 @@ def _wrapped(data: bytes, words: str, depth: int) -> Iterator[str]:
 
 
 def _bodies(payload: bytes, body: bytes, depth: int) -> Iterator[str]:
-    """What is behind a header."""
+    """Yield the lines of a body."""
     header, _ = frames.decode(payload)
     match header.get("kind"):
         case "part":
             yield from said(body, depth + 1)
         case "update":
-            yield _line(body[:4], f"the float32 scale of the one block: {np.frombuffer(body, '<f4', 1)[0]:.8g}", depth)
-            yield _line(body[4:], f"a byte for each value: {np.frombuffer(body[4:], np.int8).tolist()}", depth)
+            yield _line(body[:4], f"float32 scale of the only block: {np.frombuffer(body, '<f4', 1)[0]:.8g}", depth)
+            yield _line(body[4:], f"one byte per value: {np.frombuffer(body[4:], np.int8).tolist()}", depth)
         case "snapshot":
             schema = body[: header["schema"]]
             yield from _wrapped(schema, f"the schema: {_short(frames.unpack(schema))}", depth)
@@ -109,28 +109,28 @@ def _bodies(payload: bytes, body: bytes, depth: int) -> Iterator[str]:
 
 
 def _integers(data: bytes, depth: int) -> Iterator[str]:
-    """Coded integers of one section."""
+    """Yield the lines of coded integers of one section."""
     first, fourth = int.from_bytes(data[:4], "little"), int.from_bytes(data[4:8], "little")
     count, (shift, a, b) = int.from_bytes(data[8:10], "little"), data[10:13]
     yield _line(data[:8], f"bytes of stream 1: {first}; of stream 4: {fourth}", depth)
-    yield _line(data[8:13], f"{count} values that are not zero, shift {shift}, a {a}, b {b}", depth)
+    yield _line(data[8:13], f"{count} nonzero values, shift {shift}, a {a}, b {b}", depth)
     at = 13
     for words, size in (
-        ("zeros before each, high parts in unary", first),
-        ("their low bits", -(-count * a // 8)),
+        ("zeros before each, high bits in unary", first),
+        ("low bits", -(-count * a // 8)),
         ("signs", -(-count // 8)),
-        ("sizes less one, high parts in unary", fourth),
-        ("their low bits", -(-count * b // 8)),
+        ("magnitudes minus one, high bits in unary", fourth),
+        ("low bits", -(-count * b // 8)),
     ):
         if size:
             piece = data[at : at + size]
             yield from _wrapped(piece, f"{words}: {''.join(f'{byte:08b}' for byte in piece)[:_SHOWN]}", depth)
         at += size
     if at < len(data):
-        yield _line(data[at:], "filling", depth)
+        yield _line(data[at:], "padding", depth)
 
 
-# --------------------------------------------------------------------------------- what goes on
+# --------------------------------------------------------------------------------- messages
 
 
 def _hello(state: DeviceState, model: RefereedModel | None = None, **fields: Any) -> bytes:
@@ -166,45 +166,50 @@ def _announced(model: RefereedModel, *offered: OfferedFrame) -> bytes:
 
 
 def session() -> Iterator[tuple[str, str, str, bytes]]:
-    """Who publishes, where, why, and the payload."""
+    """Yield publisher, topic, purpose and payload of each message."""
     model = RefereedModel.begin(TOPICS, LINEAGE, {"w": np.zeros(3, np.float32)}, {})
     status = AggregatorStatus(state=AggregatorState.READY, boot=BOOT, lineage=LINEAGE, version=1, step=1)
     mine, receipts, updates = TOPICS.status(DEVICE), TOPICS.receipt(DEVICE), TOPICS.update(DEVICE)
-    yield "the aggregator, retained", TOPICS.aggregator, "It is there.", frames.encode(status)
+    yield "the aggregator, retained", TOPICS.aggregator, "Its status.", frames.encode(status)
     snapshot = model.snapshot()
-    announced = "Version 1 is there, as a snapshot."
+    announced = "Version 1, available as a snapshot."
     yield "the aggregator, retained", TOPICS.announcement(), announced, _announced(model, snapshot)
     ((topic, part),) = model.cut(snapshot)
     yield "the aggregator, retained", topic, "The only chunk of the snapshot: three values, all 0.", part
-    asks = "The device has connected, with a Will, and asks whether another one has its name."
+    asks = "The device has connected, with a Will, and asks whether another live device has its name."
     yield "the device", mine, asks, _hello(DeviceState.JOINING, number=NUMBER)
     yield (
         "the device, retained",
         mine,
-        "It has seen the aggregator's status, and holds nothing.",
+        "It has received the aggregator's status; its outbox is empty.",
         _hello(DeviceState.READY),
     )
-    yield "the aggregator", receipts, "Nothing of this outbox is known.", frames.encode(Receipt(outbox=OUTBOX, hi=0))
+    yield (
+        "the aggregator",
+        receipts,
+        "This outbox is unknown: nothing is settled.",
+        frames.encode(Receipt(outbox=OUTBOX, hi=0)),
+    )
     delta = np.array([0.5, -0.25, 0.125], np.float32)
     trained = (
-        "It has fetched version 1, found its digest right, trained, and stored its first update: +0.5, −0.25, +0.125."
+        "It has fetched version 1, verified its digest, trained, and stored its first update: +0.5, −0.25, +0.125."
     )
     yield "the device", updates, trained, _update(model, 1, delta)
-    yield "the aggregator", receipts, "It counts. The device forgets it.", _accepted(1)
+    yield "the aggregator", receipts, "Accepted. The device deletes the update.", _accepted(1)
     model.advance(delta)
     step = model.step()
-    again = "A part of it made version 2: a step leads there from 1."
+    again = "Version 2, available as a step from version 1 and as a snapshot."
     yield "the aggregator, retained", TOPICS.announcement(), again, _announced(model, step, model.snapshot())
     ((topic, part),) = model.cut(step)
-    yield "the aggregator, retained", topic, "The step, as integers of the grid of 2⁻²⁴.", part
-    yield "the device", updates, "The second update, of version 2.", _update(model, 2, delta / 2)
-    yield "the aggregator", receipts, "It counts.", _accepted(2)
-    leaves = "It leaves; its Will is not published."
+    yield "the aggregator, retained", topic, "The step, as integers on the grid of 2⁻²⁴.", part
+    yield "the device", updates, "The second update, trained from version 2.", _update(model, 2, delta / 2)
+    yield "the aggregator", receipts, "Accepted.", _accepted(2)
+    leaves = "It disconnects properly; its Will is not published."
     yield "the device, retained", mine, leaves, _hello(DeviceState.DISCONNECTED, model, first=3, next=3)
 
 
 def section() -> str:
-    """The session, as it stands on the page."""
+    """Return the session as shown on the page."""
     parts = [BEGIN, ""]
     for number, (who, topic, why, payload) in enumerate(session(), 1):
         parts += [f"### {number}. `{topic}`", "", textwrap.fill(f"From {who}. {why}", 118), "", "```"]
@@ -213,7 +218,7 @@ def section() -> str:
 
 
 def main() -> None:
-    """Put the session into the page."""
+    """Write the session into the page."""
     text = PAGE.read_text()
     PAGE.write_text(text[: text.index(BEGIN)] + section() + text[text.index(END) + len(END) :])
 

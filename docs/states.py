@@ -1,4 +1,4 @@
-"""Draws the device's state machines as Mermaid, from the tables in the code: python docs/states.py writes the page."""
+"""Write the device's state machines into docs/design.md as Mermaid, from the code: python docs/states.py."""
 
 from collections.abc import Mapping
 from enum import Enum
@@ -11,19 +11,19 @@ BEGIN, END = "<!-- states -->", "<!-- /states -->"
 
 
 def diagram(table: Mapping[tuple[Enum, str], Enum]) -> str:
-    """One machine."""
+    """Return the diagram of one machine."""
     first = next(iter(table))[0].name
     lines = [f"    {state.name} --> {after.name}: {event}" for (state, event), after in table.items()]
     return "\n".join(["```mermaid", "stateDiagram-v2", f"    [*] --> {first}", *lines, "```"])
 
 
 def section() -> str:
-    """Both machines, as they stand in the page."""
+    """Return both diagrams as shown on the page."""
     return f"{BEGIN}\n\n{diagram(LINKS)}\n\n{diagram(WORKS)}\n\n{END}"
 
 
 def main() -> None:
-    """Put the drawings into the page."""
+    """Write the diagrams into the page."""
     text = PAGE.read_text()
     PAGE.write_text(text[: text.index(BEGIN)] + section() + text[text.index(END) + len(END) :])
 

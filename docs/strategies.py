@@ -1,4 +1,4 @@
-"""Puts what benchmarks.learning measured into docs/strategies.md and its pictures: python docs/strategies.py."""
+"""Write the results of benchmarks.learning into docs/strategies.md and its pictures: python docs/strategies.py."""
 
 import json
 import math
@@ -24,14 +24,14 @@ STYLE = """text{font:12px sans-serif;fill:#888}.strong{font-weight:bold}.hair,.b
     for number, colour in enumerate(COLOURS)
 )
 WORLDS = {
-    "lockstep": "lock-step: all alike",
-    "jittered": "alike, each training ± 30 %",
+    "lockstep": "lock-step: identical devices",
+    "jittered": "identical, training times ± 30 %",
     "even": "σ = 0.6",
     "uneven": "σ = 1.2",
     "wild": "σ = 1.8",
-    "correlated": "σ = 1.2, slow ones hold other data",
-    "correlated L=0.05": "the same, each training costs 0.05 s besides",
-    "correlated L=0.25": "the same, each training costs 0.25 s besides",
+    "correlated": "σ = 1.2, slow devices hold different data",
+    "correlated L=0.05": "the same, with 0.05 s overhead per training",
+    "correlated L=0.25": "the same, with 0.25 s overhead per training",
     "gaps": "the same, with gaps of 5 s",
     "half-normal": "|N(0, 1)|, as in FedBuff's experiments",
 }
@@ -39,15 +39,15 @@ Entry = dict[str, Any]
 
 
 def of(entries: Iterable[Entry], **wanted: object) -> list[Entry]:
-    """Those entries that are so."""
+    """Return the entries with these values."""
     return [entry for entry in entries if all(entry[name] == value for name, value in wanted.items())]
 
 
 def shown(strategy: str, local_steps: int | None) -> str:
-    """A method in words; of a synchronous rule, with the local steps that its tuning chose."""
+    """Name a method; a synchronous rule with the local steps chosen by tuning."""
     if strategy not in SYNCHRONOUS:
         return strategy
-    steps = local_steps or 20  # of a search that left them out
+    steps = local_steps or 20  # of the search that did not vary them
     return f"{SYNCHRONOUS[strategy]}: {steps} local step{'' if steps == 1 else 's'}"
 
 
@@ -55,7 +55,7 @@ def shown(strategy: str, local_steps: int | None) -> str:
 
 
 def seconds(entry: Entry) -> str:
-    """Seconds to the target over the seeds."""
+    """Format the seconds to the target over the seeds."""
     found, seeds = entry["virtual_seconds_to_target"], entry["seeds"]
     if found is None:
         return "never"
@@ -66,14 +66,14 @@ def seconds(entry: Entry) -> str:
 
 
 def share(found: list[float] | None, metric: str) -> str:
-    """The median of a quality over the seeds."""
+    """Format the median of a quality over the seeds."""
     if found is None or found[0] is None:
         return ""
     return f"{100 * found[0]:.1f} %" if metric == "accuracy" else f"{found[0]:.1f}"
 
 
 def digits_table(summary: list[Entry], world: str, devices: int) -> list[str]:
-    """A world of the digits, whoever was first in front."""
+    """Return the table of one world of the digits, fastest first."""
     some = of(summary, dataset="digits", world=world, devices=devices)
     names = list(dict.fromkeys(entry["strategy"] for entry in some))
     rows = []
@@ -93,7 +93,7 @@ def digits_table(summary: list[Entry], world: str, devices: int) -> list[str]:
 
 
 def sets_table(summary: list[Entry]) -> list[str]:
-    """The other data sets."""
+    """Return the table of the other data sets."""
     columns = ("data, world (devices; seeds)", "strategy", "seconds to target", "at the end", "pooled", "alone")
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for entry in summary:
@@ -113,7 +113,7 @@ def sets_table(summary: list[Entry]) -> list[str]:
 
 
 def default_table(summary: list[Entry]) -> list[str]:
-    """The default by fleet and world."""
+    """Return the table of the default by fleet size and world."""
     lines = ["| devices | " + " | ".join(WORLDS[world] for world in _SIZED) + " |", "|---|" + "---|" * len(_SIZED)]
     some = of(summary, dataset="digits", strategy=DEFAULT, target=0.93)
     for devices in sorted({entry["devices"] for entry in some}):
@@ -132,11 +132,11 @@ POISONED = RESULTS.with_name("poisoned.json")
 
 
 def poisoned_table() -> list[str]:
-    """The default under each kind of attack, by size of fleet."""
+    """Return the table of the default under each kind of attack, by size of fleet."""
     found = of(json.loads(POISONED.read_text())["summary"], rule=DEFAULT)
     sizes = sorted({entry["devices"] for entry in found})
     lines = [
-        "| one in ten sends | " + " | ".join(f"{size} devices" for size in sizes) + " |",
+        "| attack by one in ten | " + " | ".join(f"{size} devices" for size in sizes) + " |",
         "|---" * (1 + len(sizes)) + "|",
     ]
     for kind in dict.fromkeys(entry["kind"] for entry in found):
@@ -146,21 +146,27 @@ def poisoned_table() -> list[str]:
 
 
 def rules_table() -> list[str]:
-    """Rules beside each other, under the kinds that turn at least one of them; twenty devices."""
+    """Return the table of rules under the attacks that break at least one of them; twenty devices."""
     found = of(json.loads(POISONED.read_text())["summary"], devices=20)
     rules = list(dict.fromkeys(entry["rule"] for entry in found))
-    lines = ["| one in ten sends | " + " | ".join(rules) + " |", "|---" * (1 + len(rules)) + "|"]
+    lines = ["| attack by one in ten | " + " | ".join(rules) + " |", "|---" * (1 + len(rules)) + "|"]
     for kind in dict.fromkeys(entry["kind"] for entry in found if entry["rule"] != DEFAULT):
         cells = [_final(of(found, kind=kind, rule=rule)) for rule in rules]
         lines.append(f"| {KIND_WORDS.get(kind, kind)} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 
-KIND_WORDS = {"alone": "(only the honest devices)", "honest": "(all honest)", "-10 times": "−10 times what it learned"}
+KIND_WORDS = {
+    "alone": "(honest devices only)",
+    "honest": "(all devices honest)",
+    "-10 times": "−10 times what it learned",
+    "huge turned": "huge, negated",
+    "scaled turned": "scaled, negated",
+}
 
 
 def _final(entries: list[Entry]) -> str:
-    """Median, least and greatest accuracy over seeds."""
+    """Format median, minimum and maximum accuracy over seeds."""
     if not entries:
         return ""
     middle, low, high = entries[0]["final"]
@@ -171,7 +177,7 @@ HONEST = RESULTS.with_name("honest.json")
 
 
 def honest_table() -> list[str]:
-    """What robustness costs if no device lies, each with its bound."""
+    """Return the table of the cost of robustness for honest fleets, with bounds."""
     lines = ["| fleet | time to 93 % | end | worst class | slow half |", "|---|---|---|---|---|"]
     columns = ("final", "worst_class", "slow_half")
     for entry in json.loads(HONEST.read_text())["summary"]:
@@ -184,9 +190,12 @@ def honest_table() -> list[str]:
 
 
 def presets_table() -> list[str]:
-    """Every preset as it ships, on small problems: how many fleets it got there in, and its time over the default's."""
+    """Return the table of presets on small problems: fleets that reach the target, time relative to the default."""
     rows = json.loads(RESULTS.with_name("presets.json").read_text())["rows"]
-    lines = ["| preset | arrives | time over the default's, median | largest | overshoots |", "|---|---|---|---|---|"]
+    lines = [
+        "| preset | reached the target | time relative to the default, median | maximum | overshoots |",
+        "|---|---|---|---|---|",
+    ]
     for name in dict.fromkeys(row["preset"] for row in rows):
         mine = of(rows, preset=name)
         times = sorted(row["multiple"] for row in mine if row["multiple"] is not None)
@@ -197,11 +206,11 @@ def presets_table() -> list[str]:
 
 
 PUBLISHED = (("fedasync delta", "FedAsync", "up to 2.5"),)
-"""What FedBuff's authors found it to be times better than (arXiv:2106.06639, abstract of version 1)."""
+"""Speed-ups published by FedBuff's authors (arXiv:2106.06639, abstract of version 1)."""
 
 
 def published_table(parts: dict[str, Any]) -> list[str]:
-    """FedBuff over others, as published and here: ratios of medians of the seconds to the target."""
+    """Return FedBuff relative to others, published and here: ratios of median seconds to the target."""
     seconds = {
         part["strategy"]: [each["reached"]["0.93"] or math.inf for each in part["seeds"]]
         for key, part in parts.items()
@@ -209,11 +218,14 @@ def published_table(parts: dict[str, Any]) -> list[str]:
     }
     if not seconds:
         return []
-    lines = ["| FedBuff over | published | here | median seconds, FedBuff's and theirs |", "|---|---|---|---|"]
+    lines = [
+        "| FedBuff relative to | published speed-up | here | median seconds: FedBuff, the other |",
+        "|---|---|---|---|",
+    ]
     ours = median(seconds["fedbuff by count"])
     for name, words, published in PUBLISHED:
         theirs = median(seconds[name])
-        ratio = f"{theirs / ours:.1f}" if math.isfinite(theirs) else "never came there"
+        ratio = f"{theirs / ours:.1f}" if math.isfinite(theirs) else "never reached"
         lines.append(f"| {words} | {published} | {ratio} | {ours:.1f}, {theirs:.1f} |")
     return [*lines, ""]
 
@@ -222,15 +234,15 @@ SYSTEMS = {"midge": "Midge", "flower": "Flower", "appfl": "APPFL"}
 
 
 def peers_table() -> list[str]:
-    """Seconds on the wall clock beside other systems."""
+    """Return the comparison with other systems, in wall-clock seconds."""
     path = RESULTS.with_name("peers.json")
     if not path.exists():
         return []
     found = json.loads(path.read_text(encoding="utf-8"))
     lines = ["| system | seconds to 90 % | updates | best accuracy |", "|---|---|---|---|"]
     for row in found["rows"]:
-        took = f"not in {found['limit']}" if row["seconds"] is None else plain(row["seconds"])
-        held = f" (held from {plain(row['seconds_held'])} on)" if row.get("seconds_held") else ""
+        took = f"not within {found['limit']}" if row["seconds"] is None else plain(row["seconds"])
+        held = f" (held from {plain(row['seconds_held'])})" if row.get("seconds_held") else ""
         best = next(row[name] for name in ("best", "best_acc", "last_acc") if name in row)
         words = f"{SYSTEMS[row['system']]}, `{row['mode']}`"
         lines.append(f"| {words} | {took}{held} | {row['updates']} | {100 * best:.1f} % |")
@@ -238,7 +250,7 @@ def peers_table() -> list[str]:
 
 
 def settings_table(parts: dict[str, Any]) -> list[str]:
-    """What tuning chose."""
+    """Return the table of tuned settings."""
     lines = [
         (
             "| data, world, devices | method | local rate × | server rate "
@@ -262,7 +274,7 @@ _RULE = ("share", "deadline", "local_steps", "momentum", "average")
 
 
 def blocks(results: dict[str, Any]) -> dict[str, list[str]]:
-    """What stands between the page's markers."""
+    """Return the content between the page's markers, by name."""
     summary, parts = results["summary"], results["parts"]
     digits = of(summary, dataset="digits", target=0.93, strategy=BEST)
     found: dict[str, list[str]] = {"digits": []}
@@ -289,7 +301,7 @@ def blocks(results: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def curves(parts: dict[str, Any], world: str, devices: int) -> str:
-    """Median accuracy over virtual time."""
+    """Draw median accuracy over virtual time."""
     names = (DEFAULT, BEST, "fedbuff by weight", "fedavg, waits for all")
     some = {
         part["strategy"]: part["curve"]
@@ -317,7 +329,7 @@ def curves(parts: dict[str, Any], world: str, devices: int) -> str:
 
 
 def page(text: str, results: dict[str, Any]) -> str:
-    """The page with its blocks brought up to date."""
+    """Return the page with updated blocks."""
     for name, lines in blocks(results).items():
         begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         text = text[: text.index(begin) + len(begin)] + "\n".join(["", *lines]) + text[text.index(end) :]
@@ -325,7 +337,7 @@ def page(text: str, results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Write all of it."""
+    """Write page and pictures."""
     results = json.loads(RESULTS.read_text())
     PAGE.write_text(page(PAGE.read_text(), results))
     (PICTURES / "strategies-correlated.svg").write_text(curves(results["parts"], "correlated", 50))

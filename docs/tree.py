@@ -1,4 +1,4 @@
-"""Writes the tree of docs/architecture.md, a phrase a file, from the modules' first lines: python docs/tree.py."""
+"""Write the tree of docs/architecture.md, one phrase per file, from the modules' first lines: python docs/tree.py."""
 
 import ast
 from pathlib import Path
@@ -7,26 +7,26 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- tree -->", "<!-- /tree -->"
 PACKAGES = {
-    "wire": "the contract between a device and the aggregator. Pure",
-    "storage": "what must survive a power cut: files, databases, failpoints",
-    "broker": "the MQTT side",
+    "wire": "wire format shared by device and aggregator; pure",
+    "storage": "durable files, databases, failpoints",
+    "broker": "MQTT connections, the embedded broker, provisioning, broker audit",
     "iot_client": "the device",
     "aggregator": "the server",
-    "sensor_fleet": "simulated fleets and the demonstration",
-    "midge": "the names a user imports and the `midge` command; thin",
+    "sensor_fleet": "simulated fleets and the demo",
+    "midge": "public API and the `midge` command; thin",
 }
 OTHERS = {
-    "tests": "unit, contract (one suite for every broker), federation (virtual time, failpoints), acceptance",
-    "benchmarks": "what is fast, measured",
-    "examples": "short programs that run",
-    "docs": "design, protocol, tutorial",
-    "tools": "figures of the code's structure",
-    "deploy": "for installing it: Mosquitto, systemd, Docker, Kubernetes; what of it was tried",
+    "tests": "unit, contract (one suite for every broker), federation (virtual time, failpoints), acceptance tests",
+    "benchmarks": "performance and learning measurements",
+    "examples": "runnable example federations",
+    "docs": "design, protocol, guides, tutorial",
+    "tools": "metrics of the code's structure",
+    "deploy": "Mosquitto, systemd, Docker and Kubernetes files, and how they were tested",
 }
 
 
 def phrase(path: Path) -> str:
-    """The first sentence of a module, without its full stop."""
+    """Return the first sentence of a module's docstring, without its full stop."""
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
     first = text.split("\n\n")[0].replace("\n", " ")
     sentence = first.split(". ")[0].rstrip(".:")
@@ -34,29 +34,29 @@ def phrase(path: Path) -> str:
 
 
 def listing(folder: Path, depth: int = 1) -> list[str]:
-    """The modules of a folder and of those below it."""
+    """Return lines for the modules of a folder and its subfolders."""
     lines = []
     for path in sorted(folder.iterdir(), key=lambda path: (path.is_dir(), path.name)):
         name = "    " * depth + path.name
         if path.is_symlink():
-            continue  # a package that lies beside `midge`
+            continue  # a link to a top-level package
         if path.is_dir() and (path / "__init__.py").exists():
-            lines += [f"{name}/".ljust(34) + phrase(path / "__init__.py"), *listing(path, depth + 1)]
+            lines += [f"{name}/ ".ljust(34) + phrase(path / "__init__.py"), *listing(path, depth + 1)]
         elif path.suffix == ".py" and path.name != "__init__.py":
-            lines.append(name.ljust(34) + phrase(path))
+            lines.append(f"{name} ".ljust(34) + phrase(path))
     return lines
 
 
 def section() -> str:
-    """The tree, as it stands on the page."""
+    """Return the tree as shown on the page."""
     short = [f"{name}/".ljust(16) + text for name, text in {**PACKAGES, **OTHERS}.items()]
     long = [line for name in PACKAGES for line in (f"{name}/", *listing(ROOT / name))]
-    fold = ["<details><summary>Every file, a phrase each</summary>", "", "```", *long, "```", "", "</details>"]
+    fold = ["<details><summary>Every file in one phrase</summary>", "", "```", *long, "```", "", "</details>"]
     return "\n".join([BEGIN, "```", *short, "```", "", *fold, END])
 
 
 def main() -> None:
-    """Put the tree into the page."""
+    """Write the tree into the page."""
     text = PAGE.read_text()
     PAGE.write_text(text[: text.index(BEGIN)] + section() + text[text.index(END) + len(END) :])
 

@@ -45,7 +45,7 @@ def test_the_pages_commands_back_a_running_store_up_and_put_it_back(tmp_path: Pa
     with rig(tmp_path / "var" / "store") as life:
         for seq in range(1, 6):
             life.send("a", seq, [1, 0, 0, 0])
-        making = commands("Making one")
+        making = commands("Making a backup")
         assert "version 6" in run(making[0])
         (nightly, clearing) = (line for line in making if line.startswith(("17 ", "47 ")))
         run(nightly.removeprefix("17 2 * * * ").replace("\\%", "%"))
@@ -55,7 +55,7 @@ def test_the_pages_commands_back_a_running_store_up_and_put_it_back(tmp_path: Pa
         assert tonight.exists()
         assert "All the same." in run(making[-1])
         life.send("a", 6, [1, 0, 0, 0])
-    for line in commands("Putting one back"):
+    for line in commands("Restoring a backup"):
         run(line)
     with Store(tmp_path / "var" / "store") as store:
         assert store.newest_lsn() == read_backup(tmp_path / "backup" / "first").lsn
@@ -64,7 +64,7 @@ def test_the_pages_commands_back_a_running_store_up_and_put_it_back(tmp_path: Pa
 
 
 def test_the_pages_commands_look_at_a_store_and_salvage_a_damaged_one(tmp_path: Path, run: Callable[..., str]) -> None:
-    verifying, looking, accepting = commands("A store that is damaged")
+    verifying, looking, accepting = commands("A damaged store")
     store = tmp_path / "var" / "store"
     with rig(tmp_path / "running") as life:
         for seq in range(1, 6):

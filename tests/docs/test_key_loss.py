@@ -182,7 +182,7 @@ def test_the_register(plant: Plant) -> None:
     plant.drill("")
     thief = keep(plant.fleet / "devices" / "dev0001")
     plant.run("midge device-revoke --fleet fleet dev0001")
-    restore, accept, again = commands("The register")
+    restore, accept, again = commands("The registry")
     plant.run(restore)
     plant.run("midge device-list --fleet fleet --renew", code=2)  # or the revoked one would be let in
     assert not thief()
