@@ -15,10 +15,11 @@ from midge.aggregator.config import AggregatorConfig
 from midge.aggregator.core import events as ev
 from midge.aggregator.core.core import AggregatorCore, Bounds
 from midge.aggregator.core.inputs import Inputs
+from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.engine import Engine, recover
 from midge.aggregator.ingress.authentication import Credentials
 from midge.aggregator.ingress.filter import Bodies, IngressFilter
-from midge.aggregator.ingress.rate_limits import Admission, StrangerEvents
+from midge.aggregator.ingress.rate_limits import Admission, IngressLimits, StrangerEvents
 from midge.aggregator.ingress.reassembly import UpdateReassembler
 from midge.aggregator.ingress.roster import Roster
 from midge.aggregator.metrics.credential_alarms import CredentialAlarms
@@ -202,6 +203,12 @@ class FederationRuntime:
         )
         return core, engine, shelf, processor
 
+    def _rebuild(self) -> None:
+        """Begin again from the store, paused as before."""
+        paused = self.core.paused
+        self.core, self.engine, self.shelf, self.processor = self._rebuilt()
+        self.core.handle(ev.OperatorPaused(paused), 0.0)
+
     def close(self, *, failed: bool = False) -> None:
         """Write a checkpoint and close the store.
 
@@ -253,6 +260,33 @@ class FederationRuntime:
         strategy = self.core.note_strategy(repr(asdict(self.config.strategy)))
         self.processor.shell.carry_out(strategy + self.core.start(now), now)
         self._begin_restored(now)
+
+    def reload(self, strategy: Strategy, limits: IngressLimits, now: float, *, begun: bool) -> None:
+        """Go on under another strategy or other limits, as a restart would.
+
+        Another strategy is written into the journal, and the state is rebuilt from the store under it.
+
+        Args:
+            strategy: of the config from here on.
+            limits: the same.
+            now: seconds of the monotonic clock.
+            begun: whether `begin` was called; it is called again for another strategy.
+
+        Raises:
+            ValueError: they do not fit the rest of the config; nothing is changed.
+            StoreFull: the disk is full; nothing is changed.
+        """
+        if self.core.full is not None:
+            raise StoreFull(f"The disk of the store {self.store.directory} is full: make room first.")
+        old, self.config = self.config, replace(self.config, strategy=strategy, limits=limits)
+        if limits != old.limits:
+            self._ingress.admission.limit(limits, now)
+        if strategy != old.strategy:
+            self._rebuild()
+            if begun:
+                self.begin(now)
+                for post in self.shelf.everything():
+                    self._outlet.put(post)
 
     def _begin_restored(self, now: float) -> None:
         """Begin a generation if the store was restored: devices may be ahead of it, whatever the broker retains."""
@@ -346,7 +380,7 @@ class FederationRuntime:
         """Return to the state on the disk, and decide nothing until there is room."""
         log.warning("%s Updates stay with their devices until there is room.", why)
         self.store.make_room()
-        self.core, self.engine, self.shelf, self.processor = self._rebuilt()
+        self._rebuild()
         self.core.handle(ev.StoreFilled(why), now)
         self._looked_for_room = now
         self._outlet.tell("full", why=why)

@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from midge.aggregator.config import AggregatorConfig
 from midge.aggregator.contention import AnotherAggregator, Contention
 from midge.aggregator.core import events as ev
 from midge.aggregator.core.core import AggregatorCore
+from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.evaluation import VersionEvaluator
 from midge.aggregator.federation import FederationRuntime
 from midge.aggregator.health import HealthReporter
 from midge.aggregator.ingress.authentication import Credentials, DeviceKeys
+from midge.aggregator.ingress.rate_limits import IngressLimits
 from midge.aggregator.metrics.counters import Meters
 from midge.aggregator.model.model import Model
 from midge.aggregator.publish.announcement_signer import AnnouncementSigner, load_release_keys
@@ -113,6 +116,18 @@ class Aggregator:
         self._issuer, self._credentials = _authorities(config)
         self._config = config
         self.evaluation = VersionEvaluator(config.evaluate, self._tell)
+
+    def reload(self, strategy: Strategy, limits: IngressLimits) -> None:
+        """Go on under another strategy or other limits. To be called in the loop of `serve`.
+
+        Raises:
+            ValueError: they do not fit the rest of the config; nothing is changed.
+            StoreError: the disk is full, and nothing is changed; or the store cannot be read.
+        """
+        config = replace(self._config, strategy=strategy, limits=limits)
+        if self._serving:
+            self.federation.reload(strategy, limits, time.monotonic(), begun=self._contention.serving)
+        self._config = config
 
     def run(self) -> None:
         """Serve until interrupted, then write a checkpoint and publish the last status."""
