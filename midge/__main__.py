@@ -48,7 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code: int = parsed.run(parsed)
     except problems() as error:
-        sys.stderr.write(f"midge: {inert(str(error))}\n")
+        for line in getattr(error, "lines", [str(error)]):
+            sys.stderr.write(f"midge: {inert(line)}\n")
         code = 2
     except KeyboardInterrupt:
         code = 130

@@ -6,6 +6,7 @@ from midge.commands import (
     broker,
     clean,
     compare,
+    config,
     conform,
     decode,
     demo,
@@ -28,6 +29,7 @@ COMMANDS = (
     aggregate,
     device,
     broker,
+    config,
     signing,
     membership,
     forgetting,
@@ -53,6 +55,7 @@ ALIASES = {"device conform": ["conform"]}
 def problems() -> tuple[type[Exception], ...]:
     """Errors that the user can fix: shown as one sentence, without a traceback."""
     from midge.commands.parts import Problem  # noqa: PLC0415
+    from midge.configuration.toml_file import SettingsError  # noqa: PLC0415
     from midge.running import user_facing_errors  # noqa: PLC0415
 
-    return (*user_facing_errors(), Problem)
+    return (*user_facing_errors(), Problem, SettingsError)

@@ -99,13 +99,9 @@ def add_federation(parser: Parser) -> None:
     add_tls(parser)
 
 
-def add_bundle(parser: Parser) -> None:
+def add_bundle(parser: Parser, text: str = "a bundle of `midge broker init`: broker, federation, credentials") -> None:
     """An option for a bundle."""
-    parser.add_argument(
-        "--config",
-        metavar="TOML",
-        help="a bundle of `midge broker init`: broker, federation, credentials",
-    )
+    parser.add_argument("--config", metavar="TOML", help=text)
 
 
 def read_config(config: str, broker: str | None = None) -> Bundle:
