@@ -62,8 +62,7 @@ def register(subparsers: Subparsers) -> None:
 
 def parser_of(command: Any, name: str) -> argparse.ArgumentParser:
     """The parser of one command."""
-    made = CommandParser(prog="midge")
-    subparsers = made.add_subparsers()
+    subparsers = CommandParser(prog="midge").add_subparsers()
     command.register(subparsers)
     found: argparse.ArgumentParser = subparsers.choices[name]
     return found
