@@ -15,6 +15,7 @@ from midge.commands import (
     explain,
     fleet,
     forgetting,
+    init,
     membership,
     pause,
     renormalising,
@@ -27,6 +28,7 @@ from midge.commands import (
 
 COMMANDS = (
     demo,
+    init,
     aggregate,
     device,
     broker,

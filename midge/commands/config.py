@@ -132,10 +132,15 @@ def print_example(args: argparse.Namespace) -> int:
 
 
 def print_schema(args: argparse.Namespace) -> int:
+    print(schema_text("device" if args.device else "aggregator"))
+    return 0
+
+
+def schema_text(kind: str) -> str:
+    """The JSON schema of a settings file: of an "aggregator" or a "device"."""
     from midge.configuration.listing import schema  # noqa: PLC0415 - for those who want one
 
-    print(json.dumps(schema(model("device" if args.device else "aggregator")), indent=2))
-    return 0
+    return json.dumps(schema(model(kind)), indent=2)
 
 
 def schema_name(kind: str) -> str:

@@ -63,7 +63,9 @@ def test_bash_completes_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixt
     path = script("bash", tmp_path, capsys)
     child, terminal = pty.fork()
     if child == 0:
-        os.execve(bash, [bash, "--norc", "--noprofile", "-i"], {"TERM": "dumb", "PS1": "ready ", "PATH": os.environ["PATH"]})
+        os.execve(
+            bash, [bash, "--norc", "--noprofile", "-i"], {"TERM": "dumb", "PS1": "ready ", "PATH": os.environ["PATH"]}
+        )
     try:
         _read_until(terminal, "ready ")
         os.write(terminal, f"source {path}\n".encode())
@@ -100,7 +102,9 @@ def test_fish_completes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert {line.split("\t")[0] for line in done.stdout.splitlines()} >= {"check", "example", "schema"}
 
 
-def test_without_shtab_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_shtab_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert main(["completion", "bash"]) == 2
     assert capsys.readouterr().err == 'midge: Completion is written by shtab: pip install "midge[completion]"\n'

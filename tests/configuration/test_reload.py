@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import midge
+from midge.aggregator.core import events as ev
 from midge.aggregator.core import records as rec
 from midge.aggregator.ingress.rate_limits import Admission, IngressLimits
 from midge.aggregator.store.pausing import pause, resume
@@ -19,6 +20,7 @@ from midge.aggregator.store.store import Store, StoreFull
 from midge.broker.embedded.in_memory import Twin
 from midge.broker.local.local_broker import local_broker
 from midge.configuration.aggregator_file import FIXED, RELOADED, changes, fixed
+from midge.iot_client.training.fit import Parameters, TrainingPlan
 from tests.federation.live import STRATEGY, Log, aggregator, device, serving
 from tests.waiting import until
 
@@ -55,7 +57,7 @@ async def test_a_plan_that_changes_is_announced_to_the_devices(tmp_path: Path) -
     twin, log = Twin(), Log()
     asked: list[int | None] = []
 
-    def train(parameters: midge.iot_client.training.fit.Parameters, plan: midge.Plan) -> midge.Fit:  # type: ignore[name-defined]
+    def train(parameters: Parameters, plan: TrainingPlan) -> midge.Fit:
         asked.append(plan.local_steps)
         return midge.Fit({name: value + 1 for name, value in parameters.items()}, examples=1)
 
@@ -90,23 +92,11 @@ async def test_what_does_not_fit_changes_nothing(tmp_path: Path) -> None:
         await log.until(lambda: log.of("release", version=3))
         core = server.core
         private = midge.private(midge.Privacy(clip=1.0, noise=4.0, epsilon=8.0))
-        server.federation.core.handle(_full(), 0.0)
+        server.federation.core.handle(ev.StoreFilled("full"), 0.0)
         with pytest.raises(StoreFull):
             server.reload(private, IngressLimits())
         assert server.core is core and server.config.strategy == STRATEGY
-        server.federation.core.handle(_room(), 0.0)
-
-
-def _full() -> object:
-    from midge.aggregator.core import events as ev
-
-    return ev.StoreFilled("full")
-
-
-def _room() -> object:
-    from midge.aggregator.core import events as ev
-
-    return ev.StoreWritable()
+        server.federation.core.handle(ev.StoreWritable(), 0.0)
 
 
 def test_new_limits_hold_at_once_and_quarantines_stay() -> None:
@@ -212,13 +202,17 @@ def test_a_hangup_reads_the_file_again(tmp_path: Path, broker: str) -> None:
         change(process, "deadline = 5.0", "deadline = 7.0")(f"Read {own.path} again: strategy.deadline changed.")
         change(process, '"warning"', '"debug"')("log.level changed.")
         change(process, 'path = "store"', 'path = "other"')(
-            "store.path cannot change while it runs (it is read at the start only): start the aggregator again for that. "
-            "Nothing was changed."
+            "store.path cannot change while it runs (it is read at the start only): start the aggregator again for "
+            "that. Nothing was changed."
         )
         change(process, 'path = "other"', 'path = "store"')("nothing has changed.")
         change(process, "deadline = 7.0", 'preset = "fedbuff"')("strategy.preset cannot change while it runs")
-        change(process, 'preset = "fedbuff"', "deadlin = 1.0")("midge.toml:13: strategy.deadlin is not known: did you mean")
-        change(process, "deadlin = 1.0", "deadline = 7.0\n[limits]\nrate = 0")("limits.rate: rate is 0.0: it must be above 0")
+        change(process, 'preset = "fedbuff"', "deadlin = 1.0")(
+            "midge.toml:13: strategy.deadlin is not known: did you mean"
+        )
+        change(process, "deadlin = 1.0", "deadline = 7.0\n[limits]\nrate = 0")(
+            "limits.rate: rate is 0.0: it must be above 0"
+        )
         change(process, "rate = 0", "rate = 10")("limits.rate changed.")
     with Store(tmp_path / "store") as store:
         journal = [entry.record for entry in store.entries(after=0)]
