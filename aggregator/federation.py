@@ -9,17 +9,17 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from midge.aggregator.config import AggregatorConfig
 from midge.aggregator.core import events as ev
 from midge.aggregator.core.core import AggregatorCore, Bounds
 from midge.aggregator.core.inputs import Inputs
-from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.engine import Engine, recover
 from midge.aggregator.ingress.authentication import Credentials
 from midge.aggregator.ingress.filter import Bodies, IngressFilter
-from midge.aggregator.ingress.rate_limits import Admission, IngressLimits, StrangerEvents
+from midge.aggregator.ingress.rate_limits import Admission, StrangerEvents
 from midge.aggregator.ingress.reassembly import UpdateReassembler
 from midge.aggregator.ingress.roster import Roster
 from midge.aggregator.metrics.credential_alarms import CredentialAlarms
@@ -116,12 +116,13 @@ class FederationRuntime:
             )
             self._witness = Witness(outlet.tell, Bounds().devices)
             self.watchdog = Watchdog(self._witness.activity, now)
+            self.admission = Admission(config.limits)
             self._ingress = IngressFilter(
-                Admission(config.limits),
+                self.admission,
                 credentials or Credentials(config.topics),
                 self.names,
                 reassembler=UpdateReassembler(
-                    budget=config.memory, dropped=outlet.meters.dropped, progress=self._progress
+                    budget=config.memory, dropped=outlet.meters.dropped, progress=partial(_tell_progress, outlet)
                 ),
                 bodies=Bodies(),
                 outlet=outlet,
@@ -131,12 +132,8 @@ class FederationRuntime:
             self.issuer.secret = self._ingress.credentials.secret
             self._vouching = AnnouncementVouching(self.issuer, self._roster, config.topics, outlet.put)
             self.core, self.engine, self.shelf, self.processor = self._rebuilt()
-            events.known = self._ingress.admission.knows
-            if not self.core.frozen and not config.asked:
-                raise StoreError(  # noqa: TRY301
-                    f"The model in {self.store.directory} waits for statistics of the devices' data, and the "
-                    "aggregator asks for none: give midge.Aggregator(moments=…) as before."
-                )
+            events.known = self.admission.knows
+            _see_it_asks_for_statistics(self.core, config, self.store)
             self.engine.repair(self.core)
         except BaseException:
             self.store.close()
@@ -203,7 +200,7 @@ class FederationRuntime:
         )
         return core, engine, shelf, processor
 
-    def _rebuild(self) -> None:
+    def rebuild(self) -> None:
         """Begin again from the store, paused as before."""
         paused = self.core.paused
         self.core, self.engine, self.shelf, self.processor = self._rebuilt()
@@ -260,33 +257,6 @@ class FederationRuntime:
         strategy = self.core.note_strategy(repr(asdict(self.config.strategy)))
         self.processor.shell.carry_out(strategy + self.core.start(now), now)
         self._begin_restored(now)
-
-    def reload(self, strategy: Strategy, limits: IngressLimits, now: float, *, begun: bool) -> None:
-        """Go on under another strategy or other limits, as a restart would.
-
-        Another strategy is written into the journal, and the state is rebuilt from the store under it.
-
-        Args:
-            strategy: of the config from here on.
-            limits: the same.
-            now: seconds of the monotonic clock.
-            begun: whether `begin` was called; it is called again for another strategy.
-
-        Raises:
-            ValueError: they do not fit the rest of the config; nothing is changed.
-            StoreFull: the disk is full; nothing is changed.
-        """
-        if self.core.full is not None:
-            raise StoreFull(f"The disk of the store {self.store.directory} is full: make room first.")
-        old, self.config = self.config, replace(self.config, strategy=strategy, limits=limits)
-        if limits != old.limits:
-            self._ingress.admission.limit(limits, now)
-        if strategy != old.strategy:
-            self._rebuild()
-            if begun:
-                self.begin(now)
-                for post in self.shelf.everything():
-                    self._outlet.put(post)
 
     def _begin_restored(self, now: float) -> None:
         """Begin a generation if the store was restored: devices may be ahead of it, whatever the broker retains."""
@@ -380,7 +350,7 @@ class FederationRuntime:
         """Return to the state on the disk, and decide nothing until there is room."""
         log.warning("%s Updates stay with their devices until there is room.", why)
         self.store.make_room()
-        self._rebuild()
+        self.rebuild()
         self.core.handle(ev.StoreFilled(why), now)
         self._looked_for_room = now
         self._outlet.tell("full", why=why)
@@ -399,9 +369,6 @@ class FederationRuntime:
         self._outlet.tell("room")
         for post in self.shelf.everything():
             self._outlet.put(post)
-
-    def _progress(self, device: str, done: int, total: int) -> None:
-        self._outlet.tell("progress", device=device, way="up", done=done, total=total)
 
     # ------------------------------------------------------------------- inspection
 
@@ -458,6 +425,18 @@ def _situation(core: AggregatorCore, roster: Roster, ending: Sequence[str]) -> F
         ending=ending,
         left_out=list(roster.sizes.left_out()),
     )
+
+
+def _tell_progress(outlet: Outlet, device: str, done: int, total: int) -> None:
+    outlet.tell("progress", device=device, way="up", done=done, total=total)
+
+
+def _see_it_asks_for_statistics(core: AggregatorCore, config: AggregatorConfig, store: Store) -> None:
+    if not core.frozen and not config.asked:
+        raise StoreError(
+            f"The model in {store.directory} waits for statistics of the devices' data, and the aggregator asks for "
+            "none: give midge.Aggregator(moments=…) as before."
+        )
 
 
 def _milliseconds() -> int:

@@ -13,7 +13,6 @@ import secrets
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,16 @@ from midge.aggregator.config import AggregatorConfig
 from midge.aggregator.contention import AnotherAggregator, Contention
 from midge.aggregator.core import events as ev
 from midge.aggregator.core.core import AggregatorCore
-from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.evaluation import VersionEvaluator
 from midge.aggregator.federation import FederationRuntime
 from midge.aggregator.health import HealthReporter
 from midge.aggregator.ingress.authentication import Credentials, DeviceKeys
-from midge.aggregator.ingress.rate_limits import IngressLimits
 from midge.aggregator.metrics.counters import Meters
 from midge.aggregator.model.model import Model
 from midge.aggregator.publish.announcement_signer import AnnouncementSigner, load_release_keys
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.publish_queue import Post, PublishQueue
+from midge.aggregator.reloading import reload
 from midge.aggregator.store.pausing import paused
 from midge.aggregator.takeover import ForeignFederation, refuse_foreign, take_over
 from midge.broker.mqtt.connection import (
@@ -102,31 +100,20 @@ class Aggregator:
 
     @property
     def config(self) -> AggregatorConfig:
-        """The configuration. It can be replaced before serving, and is checked then.
+        """The configuration. It can be replaced before serving; while serving, only its strategy and limits.
 
         Raises:
-            RuntimeError: it serves with the old one.
+            RuntimeError, StoreError: it serves, and something else is different; or the store is full.
         """
         return self._config
 
     @config.setter
     def config(self, config: AggregatorConfig) -> None:
         if self._serving:
-            raise RuntimeError("The config of an aggregator cannot change while it serves: stop it first.")
-        self._issuer, self._credentials = _authorities(config)
-        self._config = config
-        self.evaluation = VersionEvaluator(config.evaluate, self._tell)
-
-    def reload(self, strategy: Strategy, limits: IngressLimits) -> None:
-        """Go on under another strategy or other limits. To be called in the loop of `serve`.
-
-        Raises:
-            ValueError: they do not fit the rest of the config; nothing is changed.
-            StoreError: the disk is full, and nothing is changed; or the store cannot be read.
-        """
-        config = replace(self._config, strategy=strategy, limits=limits)
-        if self._serving:
-            self.federation.reload(strategy, limits, time.monotonic(), begun=self._contention.serving)
+            reload(self.federation, config, begun=self._contention.serving, put=self._outgoing.put)
+        else:
+            self._issuer, self._credentials = _authorities(config)
+            self.evaluation = VersionEvaluator(config.evaluate, self._tell)
         self._config = config
 
     def run(self) -> None:
@@ -201,8 +188,7 @@ class Aggregator:
             credentials=self._credentials,
         )
         self._contention = Contention(self._federation, self._boot, self._post_status)
-        self._serving = True
-        self._health = HealthReporter(self._federation, self._tell, self._post_status)
+        self._serving, self._health = True, HealthReporter(self._federation, self._tell, self._post_status)
 
     def close(self, *, failed: bool = False) -> None:
         """Close the store, with a checkpoint unless something has failed."""

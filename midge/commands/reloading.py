@@ -39,7 +39,8 @@ class SettingsReload:
             newer = AggregatorSettings(TomlFile(path, self._args.set), self._args.parser)
             changed = changes(self._settings.file.values, newer.file.values)
             self._refuse(changed)
-            self._app.reload(strategy_for(self._args, newer.strategy()), newer.limits())
+            strategy = strategy_for(self._args, newer.strategy())
+            self._app.config = replace(self._app.config, strategy=strategy, limits=newer.limits())
         except (SettingsError, ValueError, StoreError) as error:
             log.error("%s Nothing was changed.", error)  # noqa: TRY400 - a sentence for the operator, no traceback
             return

@@ -54,12 +54,20 @@ def _plain(value: Any) -> Any:
 def reworded(key: tuple[Any, Any], text: str | None) -> tuple[Any, Any]:
     """The same key with another meaning, if there is one."""
     kind, field = key
-    return key if not text else (kind, FieldInfo.merge_field_infos(field, description=_in_toml(text, field.default)))
+    return (
+        key if not text else (kind, FieldInfo.merge_field_infos(field, description=_in_toml(text, kind, field.default)))
+    )
 
 
-def _in_toml(text: str, default: Any) -> str:
-    """A sentence on an argument in the words of a settings file."""
-    text = re.sub(r"\bNone\b", "Leaving it out" if default is None else f'"{NONE}"', text)
+def _in_toml(text: str, kind: Any, default: Any) -> str:
+    """A sentence on an argument in the words of a settings file; what it says of None goes where there is none."""
+    if default is None:
+        text = re.sub(r"(?<![;,:] )\bNone\b", "Leaving it out", text)
+        text = re.sub(r"\bNone\b", "leaving it out", text)
+    elif Nothing in get_args(kind):
+        text = re.sub(r"\bNone\b", f'"{NONE}"', text)
+    else:
+        text = re.sub(r"[;.]?[^.;]*\bNone\b[^.;]*(?=[.;])", "", text)
     return re.sub(r"\b(True|False)\b", lambda found: found[0].lower(), text)
 
 
@@ -146,15 +154,14 @@ def tagged(title: str, tag: str, variants: Mapping[str, Fields], default: str | 
 def _key(annotation: Any, default: Any, text: str) -> tuple[Any, FieldInfo]:
     """Type and field of a key."""
     kind: Any = _kind(annotation)
-    text = _in_toml(text, default)
     if default is MISSING or default is PydanticUndefined:
-        return kind, Field(description=text)
+        return kind, Field(description=_in_toml(text, kind, default))
     if NoneType in get_args(annotation) and default is not None:
         kind = Union[kind, Nothing]  # noqa: UP007 - of a variable
     if is_dataclass(default) or isinstance(default, BaseModel):
         default = None  # a table within, whose keys have defaults of their own
     value: Any = list(default) if isinstance(default, tuple) else default
-    field: FieldInfo = Field(value, description=text)
+    field: FieldInfo = Field(value, description=_in_toml(text, kind, value))
     return kind, field
 
 

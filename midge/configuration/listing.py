@@ -4,7 +4,7 @@ import json
 import textwrap
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -127,7 +127,7 @@ def _table(above: type[BaseModel], path: Key, samples: Mapping[Key, Any], *, ful
         line = f"{row.name} = {toml(value)}" if value not in (None, PydanticUndefined) else f"{row.name} = …"
         known = sample is not None or (full and value not in (None, PydanticUndefined) and not nested)
         if full:
-            yield from _comment(row.text if row.kind == f'"{row.default}"' else f"{row.text} ({row.kind})".strip())
+            yield from _comment(row.text if is_tag(row) else f"{row.text} ({row.kind})".strip())
         if known:
             yield line
         elif full:
@@ -147,10 +147,16 @@ def _comment(text: str) -> list[str]:
 
 
 def differing(kind: type[BaseModel], usual: type[BaseModel]) -> list[KeyRow]:
-    """Keys of one kind that another does not have, or has with another default."""
-    known = {row.name: row for row in rows(usual)}
-    return [
-        row
-        for row in rows(kind)
-        if row.kind != f'"{row.default}"' and (row.name not in known or known[row.name].default != row.default)
-    ]
+    """Keys of one kind that another does not have, and those that have another default there, without their meaning."""
+    known, found = {row.name: row for row in rows(usual)}, []
+    for row in rows(kind):
+        if row.name not in known:
+            found.append(row)
+        elif row.default != known[row.name].default and not is_tag(row):
+            found.append(replace(row, text=""))
+    return found
+
+
+def is_tag(row: KeyRow) -> bool:
+    """Whether a key names the kind of its table."""
+    return row.kind.startswith('"') and " or " not in row.kind

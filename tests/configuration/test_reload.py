@@ -38,7 +38,7 @@ async def test_a_strategy_changes_while_devices_train_and_nothing_is_lost_or_dou
     async with serving(server, *devices):
         await log.until(lambda: log.of("release", version=5))
         held = server.model.state.digest()
-        server.reload(NEWER, IngressLimits(rate=40.0))
+        server.config = replace(server.config, strategy=NEWER, limits=IngressLimits(rate=40.0))
         assert server.model.state.digest() == held, "the state is that of the store"
         assert server.core.strategy == server.config.strategy == NEWER
         version = server.core.version
@@ -64,7 +64,8 @@ async def test_a_plan_that_changes_is_announced_to_the_devices(tmp_path: Path) -
     server = aggregator(twin, tmp_path / "store", log)
     async with serving(server, *[device(twin, name, log, tmp_path / name, train) for name in "ab"]):
         await log.until(lambda: log.of("release", version=3))
-        server.reload(replace(STRATEGY, plan=midge.Plan(codec="float32", local_steps=7)), IngressLimits())
+        plan = midge.Plan(codec="float32", local_steps=7)
+        server.config = replace(server.config, strategy=replace(STRATEGY, plan=plan))
         await log.until(lambda: 7 in asked)
     assert asked[0] is None
 
@@ -77,7 +78,7 @@ async def test_a_pause_lasts_through_a_reload(tmp_path: Path) -> None:
         await log.until(lambda: log.of("release", version=3))
         pause(tmp_path / "store", "maintenance")
         await log.until(lambda: server.core.paused == "maintenance")
-        server.reload(NEWER, IngressLimits())
+        server.config = replace(server.config, strategy=NEWER)
         version = server.core.version
         assert server.core.paused == "maintenance"
         resume(tmp_path / "store")
@@ -91,10 +92,11 @@ async def test_what_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     async with serving(server, *[device(twin, name, log, tmp_path / name) for name in "ab"]):
         await log.until(lambda: log.of("release", version=3))
         core = server.core
-        private = midge.private(midge.Privacy(clip=1.0, noise=4.0, epsilon=8.0))
+        with pytest.raises(RuntimeError, match="chunk of an aggregator cannot change while it serves"):
+            server.config = replace(server.config, chunk=2048, strategy=NEWER)
         server.federation.core.handle(ev.StoreFilled("full"), 0.0)
         with pytest.raises(StoreFull):
-            server.reload(private, IngressLimits())
+            server.config = replace(server.config, strategy=NEWER)
         assert server.core is core and server.config.strategy == STRATEGY
         server.federation.core.handle(ev.StoreWritable(), 0.0)
 
