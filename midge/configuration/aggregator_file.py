@@ -9,7 +9,7 @@ from pydantic import Field
 from midge.aggregator.config import AggregatorConfig
 from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.ingress.rate_limits import IngressLimits
-from midge.configuration.derived import Fields, Section, of_dataclass, reworded, section
+from midge.configuration.derived import Fields, SettingsTable, of_dataclass, reworded, section
 from midge.configuration.logs import LOG
 from midge.configuration.models import MODEL, Load, model_of
 from midge.configuration.options import BROKER, BROKER_TEXTS, Table, apply, beside, of_options
@@ -64,7 +64,7 @@ FIXED: Final = {
 """Of these, what does not change while it runs, and why."""
 
 
-def model_for(parser: argparse.ArgumentParser) -> type[Section]:
+def model_for(parser: argparse.ArgumentParser) -> type[SettingsTable]:
     """The model of the file; `parser` is that of `midge aggregate`."""
     tables: dict[str, Fields] = {name: of_options(parser, table) for name, table in OPTIONS.items()}
     for key, text in BROKER_TEXTS.items():
@@ -125,7 +125,7 @@ class AggregatorSettings:
 
     def given(self, table: str) -> dict[str, Any]:
         """Keys of a table that were written."""
-        found: Section | None = getattr(self.tables, table)
+        found: SettingsTable | None = getattr(self.tables, table)
         return {} if found is None else found.given()
 
     def apply(self, args: argparse.Namespace) -> None:

@@ -30,7 +30,7 @@ Fields = dict[str, tuple[Any, Any]]
 """Fields of a section by key: type and default, as `pydantic.create_model` takes them."""
 
 
-class Section(BaseModel):
+class SettingsTable(BaseModel):
     """A table of a settings file."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -46,7 +46,7 @@ class Section(BaseModel):
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Section):
+    if isinstance(value, SettingsTable):
         return value.given()
     return tuple(value) if isinstance(value, list) else value
 
@@ -71,9 +71,9 @@ def _in_toml(text: str, kind: Any, default: Any) -> str:
     return re.sub(r"\b(True|False)\b", lambda found: found[0].lower(), text)
 
 
-def section(name: str, keys: Fields, text: str = "") -> type[Section]:
+def section(name: str, keys: Fields, text: str = "") -> type[SettingsTable]:
     """A table with these keys."""
-    made: type[Section] = create_model(name, __base__=Section, __doc__=text or None, **keys)  # type: ignore[call-overload]
+    made: type[SettingsTable] = create_model(name, __base__=SettingsTable, __doc__=text or None, **keys)  # type: ignore[call-overload]
     return made
 
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from pydantic import Field
 
-from midge.configuration.derived import Section, reworded, section
+from midge.configuration.derived import SettingsTable, reworded, section
 from midge.configuration.logs import LOG
 from midge.configuration.options import BROKER, BROKER_TEXTS, Table, apply, of_options
 from midge.configuration.toml_file import TomlFile
@@ -70,7 +70,7 @@ TEXTS: Final = {
 }
 
 
-def model_for(parser: argparse.ArgumentParser) -> type[Section]:
+def model_for(parser: argparse.ArgumentParser) -> type[SettingsTable]:
     """The model of the file; `parser` is that of `midge device`."""
     tables = {name: of_options(parser, table) for name, table in OPTIONS.items()}
     for key, text in BROKER_TEXTS.items():

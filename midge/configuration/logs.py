@@ -5,7 +5,7 @@ from typing import Final, Literal
 
 from pydantic import Field
 
-from midge.configuration.derived import Fields, Section
+from midge.configuration.derived import Fields, SettingsTable
 
 LOG: Final[Fields] = {
     "level": (
@@ -15,7 +15,7 @@ LOG: Final[Fields] = {
 }
 
 
-def set_level(log: Section | None, *, verbose: bool = False) -> None:
+def set_level(log: SettingsTable | None, *, verbose: bool = False) -> None:
     """Set the level of all messages; `midge --verbose` goes before the file."""
     if not verbose:
         level = "warning" if log is None else log.given().get("level", "warning")

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from midge.configuration.derived import Fields, Section
+from midge.configuration.derived import Fields, SettingsTable
 
 Table = Mapping[str, str]
 """Keys of a table, each with the option's name in the parsed arguments."""
@@ -67,7 +67,7 @@ def _listed(action: argparse.Action) -> bool:
 
 
 def apply(
-    section: Section | None, table: Table, args: argparse.Namespace, parser: argparse.ArgumentParser, folder: Path
+    section: SettingsTable | None, table: Table, args: argparse.Namespace, parser: argparse.ArgumentParser, folder: Path
 ) -> None:
     """Put what a table says where the command line said nothing.
 
