@@ -1,6 +1,7 @@
 """SIGHUP: what may change while an aggregator serves, and what is refused with nothing changed."""
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -156,17 +157,21 @@ class Process:
         self.out, self.err = folder / "out", folder / "err"
 
     @contextmanager
-    def running(self, *more: str) -> Iterator["subprocess.Popen[bytes]"]:
-        command = [sys.executable, "-m", "midge", "aggregate", "--config", str(self.path), *more]
+    def running(
+        self, *more: str, settings: bool = True, **environment: str
+    ) -> Iterator["subprocess.Popen[bytes]"]:
+        config = ["--config", str(self.path)] if settings else []
+        command = [sys.executable, "-m", "midge", "aggregate", *config, *more]
         with self.out.open("wb") as out, self.err.open("wb") as err:
-            process = subprocess.Popen(command, cwd=self.folder, stdout=out, stderr=err)
+            own = {name: value for name, value in {**os.environ, **environment}.items() if value}
+            process = subprocess.Popen(command, cwd=self.folder, stdout=out, stderr=err, env=own)
             try:
                 until("it serves", lambda: process.poll() is not None or b"Connected" in self.out.read_bytes())
                 assert process.poll() is None, self.err.read_text()
                 yield process
             finally:
                 process.terminate()
-                assert process.wait(60) == 0, self.err.read_text()
+                assert process.wait(60) in (0, -signal.SIGHUP), self.err.read_text()
 
     def change(self, process: "subprocess.Popen[bytes]", old: str, new: str) -> Callable[[str], None]:
         """Change the file, send SIGHUP, and return what waits for words of its answer."""
@@ -231,3 +236,18 @@ def test_options_go_before_the_file_at_a_reload_too(tmp_path: Path, broker: str)
     decided = [record.strategy for record in journal if isinstance(record, rec.StrategyRecord)]
     assert len(decided) == 2
     assert all("'deadline': 9.0" in text and "tier='micro'" in text for text in decided)
+
+
+def test_a_program_under_a_service_manager_is_not_ended_by_a_hangup(tmp_path: Path, broker: str) -> None:
+    """`systemctl reload` of a unit that runs a program; without a manager a hangup ends it, as ever."""
+    (tmp_path / "server.py").write_text(
+        f"import midge\napp = midge.Aggregator({broker!r}, federation='f', initial={{'w': [0.0]}}, store='store')\n"
+    )
+    own = Process(tmp_path, broker)
+    for manager, ends in (("/nowhere/notify", False), ("", True)):
+        with own.running("server:app", settings=False, NOTIFY_SOCKET=manager) as process:
+            process.send_signal(signal.SIGHUP)
+            if ends:
+                until("it ends", lambda process=process: process.poll() is not None)
+            else:
+                until("it says so", lambda: "There is no settings file to read again" in own.err.read_text())
