@@ -7,6 +7,7 @@ from typing import Any
 
 from midge.commands import aggregate, device
 from midge.commands.arguments import CommandParser
+from midge.commands.guest import check_guest
 from midge.commands.parts import Subparsers, read_config, server_side
 from midge.commands.settings import has_tables
 from midge.configuration.toml_file import Key, SettingsError, TomlFile
@@ -105,6 +106,7 @@ def _check_device(file: TomlFile) -> None:
     parser = parser_of(device, "device")
     args = parser.parse_args([])
     apply_file(file, args, parser)
+    check_guest(args)
     if not args.app and args.csv is None and args.sensor_topic is None:
         raise SettingsError(f"{file.path}: add app to [device], or csv or sensor_topic to [data].")
     if args.config is None and args.broker is None:

@@ -129,9 +129,16 @@ class AggregatorSettings:
         return {} if found is None else found.given()
 
     def apply(self, args: argparse.Namespace) -> None:
-        """Put what the tables of options say where the command line said nothing."""
+        """Put what the tables of options say where the command line said nothing.
+
+        Raises:
+            SettingsError: a value that an option does not take.
+        """
         for name, table in OPTIONS.items():
-            apply(getattr(self.tables, name), table, args, args.parser, self.folder)
+            try:
+                apply(getattr(self.tables, name), table, args, args.parser, self.folder)
+            except ValueError as error:
+                raise self.file.wrong(error, (name,)) from error
 
     def strategy(self) -> Strategy:
         """The strategy.

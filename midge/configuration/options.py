@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -91,6 +92,11 @@ def apply(
 
 def _as_parsed(key: str, value: Any, action: argparse.Action, folder: Path) -> Any:
     """A value as the option would have it from the command line."""
+    if action.metavar == "URL" and isinstance(value, str) and (parted := urlsplit(value)).password:
+        raise ValueError(
+            f"{key} holds a password: write {parted.username}@{parted.hostname} without it, and name its file in "
+            "password_file."
+        )
     if isinstance(value, tuple):
         return _joined(value) if _listed(action) else [str(each) for each in value]
     if action.metavar in _READ and key not in _WRITTEN and isinstance(value, str):

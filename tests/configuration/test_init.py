@@ -105,4 +105,8 @@ def test_its_aggregator_and_two_devices_release_a_version(project: Path, tmp_pat
             return any(event["event"] == "release" and event["devices"] == 2 for event in events)
 
         until("a version with the work of both", released)
+        looking = [*MIDGE, "status", url, "--config", "device.toml", "--json"]
+        done = subprocess.run(looking, cwd=project, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert {*json.loads(done.stdout)["devices"]} == {"pump-1", "pump-2"}
     assert (project / "store" / "store.db").exists() and (project / "pump-1.outbox").exists()

@@ -123,12 +123,25 @@ def test_a_mistake_of_the_model_or_the_place(
             'model = "cnn"',
             "FILE:7: data.model is 'cnn': it must be 'auto', 'linear', 'softmax', 'mlp' or 'autoencoder'.",
         ),
+        ('[conditions]\nhours = ["25:00-26:00"]', "'25:00-26:00'"),
+        ("[sleep]\nawake = 60", "--awake goes with --wake-every or --once"),
+        ('[broker_]\nurl = ""', "FILE:7: broker_ is not known: did you mean broker?"),
         ("features = 3", "FILE:7: data.features is 3: it must be a list."),
     ],
 )
 def test_a_mistake_of_a_device(text: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (line, *_) = told(DEVICE + text, tmp_path, capsys)
     assert line.startswith(words)
+
+
+@pytest.mark.parametrize("text", [AGGREGATOR, DEVICE], ids=["aggregator", "device"])
+def test_a_password_in_an_address_is_refused_and_not_repeated(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = told(text.replace("mqtt://localhost", "mqtts://anna:secret@mqtt.lan"), tmp_path, capsys)
+    assert lines == [
+        "FILE:2: broker.url: url holds a password: write anna@mqtt.lan without it, and name its file in password_file."
+    ]
 
 
 def test_several_mistakes_are_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
