@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, Final
 
 from pydantic import Field
@@ -64,6 +65,7 @@ FIXED: Final = {
 """Of these, what does not change while it runs, and why."""
 
 
+@cache
 def model_for(parser: argparse.ArgumentParser) -> type[SettingsTable]:
     """The model of the file; `parser` is that of `midge aggregate`."""
     tables: dict[str, Fields] = {name: of_options(parser, table) for name, table in OPTIONS.items()}

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Final
 
 from pydantic import Field
@@ -70,6 +71,7 @@ TEXTS: Final = {
 }
 
 
+@cache
 def model_for(parser: argparse.ArgumentParser) -> type[SettingsTable]:
     """The model of the file; `parser` is that of `midge device`."""
     tables = {name: of_options(parser, table) for name, table in OPTIONS.items()}

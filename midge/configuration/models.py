@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from midge.configuration.derived import Fields, of_dataclass, tagged
 from midge.iot_client.training.autoencoder import Autoencoder
 from midge.iot_client.training.numpy_cnn import CNN
 from midge.iot_client.training.numpy_models import FROZEN, MLP, Linear, Logistic
+from midge.wire.schema import MAX_PARAMETERS
 
 Load = Callable[[str], Any]
 """Gives what `module:attribute` names."""
@@ -126,7 +128,14 @@ def model_of(given: Mapping[str, Any], features: int | None, load: Load) -> dict
                 raise ValueError("a model for classification needs outputs: say how many classes there are.")
             case task:
                 keys["outputs"] = keys["inputs"] if task == "reconstruction" else 1
-    initial = SHIPPED[kind](**keys).initial(seed)
+    try:
+        made = SHIPPED[kind](**keys)
+        values = sum(map(prod, getattr(made, "net", made).shapes.values()))
+        if values > MAX_PARAMETERS:
+            raise ValueError(f"it would have {values:,} values, and the most are {MAX_PARAMETERS:,}")  # noqa: TRY301
+        initial = made.initial(seed)
+    except (ArithmeticError, IndexError, MemoryError, TypeError, ValueError) as error:
+        raise ValueError(f"the {kind} model cannot be made of these values: {error}") from error
     frozen = [name for name in initial if name in FROZEN]
     moments = {name.removesuffix("_mean"): np.size(initial[name]) for name in frozen if name.endswith("_mean")}
     return {**found, "initial": initial, "roles": dict.fromkeys(frozen, "frozen"), "moments": moments}

@@ -103,7 +103,7 @@ class TomlFile:
             error: what the constructor said.
             tables: that it may be in; all by default.
         """
-        message = str(error)
+        message = str(error) if str(error).endswith((".", "?", "!")) else f"{error}."
         named = set(re.findall(r"\w+", message)) - {"name"}
         keys = [key for key in self._lines if len(key) > 1 and (not tables or key[0] in tables)]
         for key in sorted(keys, key=lambda key: -len(key[-1])):

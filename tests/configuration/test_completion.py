@@ -41,7 +41,7 @@ def script(shell: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> Path
     ],
 )
 def test_bash_completes(typed: str, found: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bash = needs.program("bash", "needs bash (apt-get install bash)")
+    bash = needs.program("bash", needs.SHELLS)
     (tmp_path / "midge.toml").touch()
     path = script("bash", tmp_path, capsys)
     path.rename(tmp_path / "completion")
@@ -59,7 +59,7 @@ def test_bash_completes(typed: str, found: set[str], tmp_path: Path, capsys: pyt
 
 @SHTAB
 def test_bash_completes_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bash = needs.program("bash", "needs bash (apt-get install bash)")
+    bash = needs.program("bash", needs.SHELLS)
     path = script("bash", tmp_path, capsys)
     child, terminal = pty.fork()
     if child == 0:
@@ -88,14 +88,14 @@ def _read_until(terminal: int, words: str) -> None:
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_shell_can_read_its_script(shell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = script(shell, tmp_path, capsys)
-    program = needs.program(shell, f"needs {shell} (apt-get install {shell})")
+    program = needs.program(shell, needs.SHELLS)
     done = subprocess.run([program, "-n", str(path)], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @SHTAB
 def test_fish_completes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fish = needs.program("fish", "needs fish (apt-get install fish)")
+    fish = needs.program("fish", needs.SHELLS)
     path = script("fish", tmp_path, capsys)
     words = f"source {path}; complete --do-complete 'midge config '"
     done = subprocess.run([fish, "--no-config", "-c", words], check=True, capture_output=True, text=True, cwd=tmp_path)

@@ -99,6 +99,11 @@ def test_a_mistake_of_an_aggregator(text: str, words: str, tmp_path: Path, capsy
         ('name = "pumps"', "", "FILE: federation.name is missing: add it, or name a bundle in [broker]."),
         ('url = "mqtt://localhost"', "", "FILE: broker.url is missing: add the broker's address, or the bundle."),
         ('url = "mqtt://localhost"', 'bundle = "none"', "{folder}/none cannot be read"),
+        (
+            'kind = "linear"',
+            'kind = "mlp"\nhidden = [70000, 70000]',
+            "FILE:8: the mlp model cannot be made of these values: it would have 4,900,350,001 values, and ",
+        ),
         ('kind = "linear"', 'kind = "python"\nattribute = "no_such:net"', "There is no module 'no_such'"),
     ],
 )
