@@ -110,7 +110,7 @@ class Aggregator:
     @config.setter
     def config(self, config: AggregatorConfig) -> None:
         if self._serving:
-            reload(self.federation, config, begun=self._contention.serving, put=self._outgoing.put)
+            reload(self.federation, self._config, config, begun=self._contention.serving, put=self._outgoing.put)
         else:
             self._issuer, self._credentials = _authorities(config)
             self.evaluation = VersionEvaluator(config.evaluate, self._tell)

@@ -87,6 +87,18 @@ async def test_a_pause_lasts_through_a_reload(tmp_path: Path) -> None:
 
 
 @pytest.mark.virtual
+async def test_a_store_without_ties_stays_so(tmp_path: Path) -> None:
+    twin, log = Twin(), Log()
+    server = aggregator(twin, tmp_path / "store", log)
+    async with serving(server, *[device(twin, name, log, tmp_path / name) for name in "ab"]):
+        await log.until(lambda: log.of("release", version=3))
+        server.federation.config = untied = server.config.untied
+        server.config = replace(server.config, strategy=NEWER)
+        assert server.federation.config.roles is untied.roles
+        assert server.federation.config.strategy == NEWER
+
+
+@pytest.mark.virtual
 async def test_what_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     twin, log = Twin(), Log()
     server = aggregator(twin, tmp_path / "store", log)
