@@ -15,16 +15,33 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, WithJsonSchema, create_model
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from midge.sensor_fleet.profiles.units import Seconds
 from midge.wire.signing import PublicKey
 
 NONE = "none"
 """Stands for None where None is not the default."""
 Nothing = Annotated[Literal["none"], "instead of None"]
 """The type of that word, which other words of the same letters do not have."""
+
+Time = Annotated[
+    float,
+    get_args(Seconds)[-1],
+    WithJsonSchema(
+        {"anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^\s*[0-9.eE+-]+\s*(ms|s|min|h|d)\s*$"}]}
+    ),
+]
+"""Seconds, or a text with a unit, such as "6 h"."""
+TIMES = frozenset(
+    {
+        *("deadline", "serve_interval", "release_interval", "max_age", "interval", "rest", "seconds", "evaluate"),
+        *("statistics_deadline", "retention", "announcement_lifetime", "quarantine"),
+    }
+)
+"""Names of numbers that are seconds."""
 
 Fields = dict[str, tuple[Any, Any]]
 """Fields of a section by key: type and default, as `pydantic.create_model` takes them."""
@@ -92,7 +109,7 @@ def of_dataclass(kind: Any, names: Collection[str] | None = None, *, like: Any =
             continue
         default = field.default if field.default_factory is MISSING else field.default_factory()
         default = getattr(like, field.name) if like is not None else default
-        found[field.name] = _key(hints[field.name], default, texts.get(field.name, ""))
+        found[field.name] = _key(field.name, hints[field.name], default, texts.get(field.name, ""))
     return found
 
 
@@ -103,7 +120,7 @@ def of_function(make: Callable[..., Any], leave: Collection[str] = ()) -> Fields
     for name, parameter in inspect.signature(make).parameters.items():
         if name not in leave and parameter.kind is not parameter.VAR_KEYWORD:
             default = MISSING if parameter.default is parameter.empty else parameter.default
-            found[name] = _key(hints[name], default, texts.get(name, ""))
+            found[name] = _key(name, hints[name], default, texts.get(name, ""))
     return found
 
 
@@ -114,7 +131,7 @@ def of_model(kind: type[BaseModel], leave: Collection[str] = (), *, like: BaseMo
     for name, field in kind.model_fields.items():
         if name not in leave:
             annotated = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-            found[name] = _key(annotated, getattr(like, name) if like else field.default, texts.get(name, ""))
+            found[name] = _key(name, annotated, getattr(like, name) if like else field.default, texts.get(name, ""))
     return found
 
 
@@ -151,9 +168,11 @@ def tagged(title: str, tag: str, variants: Mapping[str, Fields], default: str | 
     ]
 
 
-def _key(annotation: Any, default: Any, text: str) -> tuple[Any, FieldInfo]:
+def _key(name: str, annotation: Any, default: Any, text: str) -> tuple[Any, FieldInfo]:
     """Type and field of a key."""
     kind: Any = _kind(annotation)
+    if name in TIMES and float in (kind, *get_args(kind)[:1]):
+        kind = Time if kind is float else Annotated[Time, *get_args(kind)[1:]]
     if default is MISSING or default is PydanticUndefined:
         return kind, Field(description=_in_toml(text, kind, default))
     if NoneType in get_args(annotation) and default is not None:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from midge.configuration.derived import Time
 from midge.configuration.toml_file import Key, inside
 
 WIDTH: Final = 110
@@ -34,10 +36,15 @@ class KeyRow:
 def rows(model: type[BaseModel]) -> list[KeyRow]:
     """The keys of one table, without the tables in it."""
     return [
-        KeyRow(name, words(field.annotation), field.default, field.description or "")
+        KeyRow(name, words(_whole(field)), field.default, field.description or "")
         for name, field in model.model_fields.items()
         if not any(True for _ in inside(field.annotation))
     ]
+
+
+def _whole(field: FieldInfo) -> Any:
+    """The type of a field as it was given: pydantic keeps what it is annotated with beside it."""
+    return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
 
 
 def kinds(model: type[BaseModel], name: str) -> dict[str, type[BaseModel]]:
@@ -50,7 +57,7 @@ def words(annotation: Any) -> str:
     """A type in words."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return words(parts[0])
+        return 'seconds or "6 h"' if parts[:2] == get_args(Time)[:2] else words(parts[0])
     if origin is Literal:
         return " or ".join(f'"{each}"' for each in parts)
     if origin in (Union, types.UnionType):

@@ -200,6 +200,7 @@ def _in_words(model: type[BaseModel], key: Key, errors: list[Any]) -> str:
 
 def _message(error: Mapping[str, Any]) -> str:
     text = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    text = re.sub(r"^.* is none: (?=write )", "", text)
     changed = {"a valid number": "a number", "a valid string": "a text in quotes", "a valid boolean": "true or false"}
     for old, new in {**changed, "a valid integer": "a whole number", "a valid list": "a list"}.items():
         text = text.replace(old, new)

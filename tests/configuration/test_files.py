@@ -122,6 +122,8 @@ def test_the_schema_takes_the_example_and_no_other_key(
     assert not validator.is_valid({**values, "broker": {**values["broker"], "port": 1883}})
     if kind == "aggregator":
         assert validator.is_valid({**values, "strategy": {"deadline": 5}})
+        assert validator.is_valid({**values, "strategy": {"deadline": "5 min"}})
+        assert not validator.is_valid({**values, "strategy": {"deadline": "5 minutes"}})
         assert validator.is_valid({**values, "strategy": {"preset": "fedbuff", "deadline": "none"}})
         assert not validator.is_valid({**values, "strategy": {"preset": "fedbuff", "fairness_": 5}})
 
@@ -181,6 +183,10 @@ def test_every_key_has_a_meaning(kind: str) -> None:
         ("", midge.balanced()),
         ("[strategy]\ndeadline = 5", midge.balanced(deadline=5.0)),
         ('[strategy]\ndeadline = "none"\nclip = "none"', midge.balanced(deadline=None, clip=None)),
+        (
+            '[strategy]\nmax_age = "2 h"\n[strategy.pace]\ninterval = "10 min"\n[plan]\nevaluate = "1 d"',
+            midge.balanced(max_age=7200.0, pace=midge.Pace(interval=600.0), plan=midge.Plan(evaluate=86400.0)),
+        ),
         ('[strategy]\nnormalise = "none"', dataclasses.replace(midge.balanced(), normalise="none")),
         ('[strategy]\npreset = "fedbuff"\nbuffer_size = 3', midge.fedbuff(3)),
         (

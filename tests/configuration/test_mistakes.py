@@ -47,7 +47,10 @@ def told(text: str, folder: Path, capsys: pytest.CaptureFixture[str], *more: str
         ("retention = 5", "FILE:16: strategy.retention is not known here: move it to [store]."),
         ("cohort = 5", "FILE:16: strategy.cohort is of another kind (fedavg): leave it out."),
         ("[stroe]", "FILE:16: stroe is not known: did you mean store?"),
-        ('deadline = "soon"', "FILE:16: strategy.deadline is 'soon': it must be a number, or \"none\"."),
+        (
+            'deadline = "soon"',
+            "FILE:16: strategy.deadline is 'soon': write a number and one of ms, s, min, h, d, such as",
+        ),
         ("robust = 1", "FILE:16: strategy.robust is 1: it must be true or false."),
         (
             'combine = "meen"',

@@ -52,7 +52,7 @@ def test_a_fleet_with_bundles_needs_no_program(way: str, tmp_path: Path) -> None
     with running_fleet(tmp_path / "fleet", way), ExitStack() as running:  # type: ignore[arg-type]
         running.enter_context(started(tmp_path, "a.log", "aggregate", "--config", "midge.toml"))
         for name in ("dev0001", "dev0002"):
-            sensor = [sys.executable, tmp_path / "project" / "sensor.py", f"{name}.csv", "--rows", "100"]
+            sensor = [sys.executable, "project/sensor.py", f"{name}.csv", "--rows", "100"]
             subprocess.run(sensor, cwd=tmp_path, check=True)
             (tmp_path / f"{name}.toml").write_text(DEVICE.format(name=name))
             running.enter_context(started(tmp_path, f"{name}.log", "device", "--config", f"{name}.toml"))
