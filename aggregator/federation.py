@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from midge.aggregator.config import AggregatorConfig
@@ -115,12 +116,13 @@ class FederationRuntime:
             )
             self._witness = Witness(outlet.tell, Bounds().devices)
             self.watchdog = Watchdog(self._witness.activity, now)
+            self.admission = Admission(config.limits)
             self._ingress = IngressFilter(
-                Admission(config.limits),
+                self.admission,
                 credentials or Credentials(config.topics),
                 self.names,
                 reassembler=UpdateReassembler(
-                    budget=config.memory, dropped=outlet.meters.dropped, progress=self._progress
+                    budget=config.memory, dropped=outlet.meters.dropped, progress=partial(_tell_progress, outlet)
                 ),
                 bodies=Bodies(),
                 outlet=outlet,
@@ -130,12 +132,8 @@ class FederationRuntime:
             self.issuer.secret = self._ingress.credentials.secret
             self._vouching = AnnouncementVouching(self.issuer, self._roster, config.topics, outlet.put)
             self.core, self.engine, self.shelf, self.processor = self._rebuilt()
-            events.known = self._ingress.admission.knows
-            if not self.core.frozen and not config.asked:
-                raise StoreError(  # noqa: TRY301
-                    f"The model in {self.store.directory} waits for statistics of the devices' data, and the "
-                    "aggregator asks for none: give midge.Aggregator(moments=…) as before."
-                )
+            events.known = self.admission.knows
+            _see_it_asks_for_statistics(self.core, config, self.store)
             self.engine.repair(self.core)
         except BaseException:
             self.store.close()
@@ -201,6 +199,12 @@ class FederationRuntime:
             witness=self._witness,
         )
         return core, engine, shelf, processor
+
+    def rebuild(self) -> None:
+        """Begin again from the store, paused as before."""
+        paused = self.core.paused
+        self.core, self.engine, self.shelf, self.processor = self._rebuilt()
+        self.core.handle(ev.OperatorPaused(paused), 0.0)
 
     def close(self, *, failed: bool = False) -> None:
         """Write a checkpoint and close the store.
@@ -346,7 +350,7 @@ class FederationRuntime:
         """Return to the state on the disk, and decide nothing until there is room."""
         log.warning("%s Updates stay with their devices until there is room.", why)
         self.store.make_room()
-        self.core, self.engine, self.shelf, self.processor = self._rebuilt()
+        self.rebuild()
         self.core.handle(ev.StoreFilled(why), now)
         self._looked_for_room = now
         self._outlet.tell("full", why=why)
@@ -365,9 +369,6 @@ class FederationRuntime:
         self._outlet.tell("room")
         for post in self.shelf.everything():
             self._outlet.put(post)
-
-    def _progress(self, device: str, done: int, total: int) -> None:
-        self._outlet.tell("progress", device=device, way="up", done=done, total=total)
 
     # ------------------------------------------------------------------- inspection
 
@@ -424,6 +425,18 @@ def _situation(core: AggregatorCore, roster: Roster, ending: Sequence[str]) -> F
         ending=ending,
         left_out=list(roster.sizes.left_out()),
     )
+
+
+def _tell_progress(outlet: Outlet, device: str, done: int, total: int) -> None:
+    outlet.tell("progress", device=device, way="up", done=done, total=total)
+
+
+def _see_it_asks_for_statistics(core: AggregatorCore, config: AggregatorConfig, store: Store) -> None:
+    if not core.frozen and not config.asked:
+        raise StoreError(
+            f"The model in {store.directory} waits for statistics of the devices' data, and the aggregator asks for "
+            "none: give midge.Aggregator(moments=…) as before."
+        )
 
 
 def _milliseconds() -> int:

@@ -30,6 +30,7 @@ from midge.aggregator.model.model import Model
 from midge.aggregator.publish.announcement_signer import AnnouncementSigner, load_release_keys
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.publish_queue import Post, PublishQueue
+from midge.aggregator.reloading import reload
 from midge.aggregator.store.pausing import paused
 from midge.aggregator.takeover import ForeignFederation, refuse_foreign, take_over
 from midge.broker.mqtt.connection import (
@@ -99,20 +100,21 @@ class Aggregator:
 
     @property
     def config(self) -> AggregatorConfig:
-        """The configuration. It can be replaced before serving, and is checked then.
+        """The configuration. It can be replaced before serving; while serving, only its strategy and limits.
 
         Raises:
-            RuntimeError: it serves with the old one.
+            RuntimeError, StoreError: it serves, and something else is different; or the store is full.
         """
         return self._config
 
     @config.setter
     def config(self, config: AggregatorConfig) -> None:
         if self._serving:
-            raise RuntimeError("The config of an aggregator cannot change while it serves: stop it first.")
-        self._issuer, self._credentials = _authorities(config)
+            reload(self.federation, self._config, config, begun=self._contention.serving, put=self._outgoing.put)
+        else:
+            self._issuer, self._credentials = _authorities(config)
+            self.evaluation = VersionEvaluator(config.evaluate, self._tell)
         self._config = config
-        self.evaluation = VersionEvaluator(config.evaluate, self._tell)
 
     def run(self) -> None:
         """Serve until interrupted, then write a checkpoint and publish the last status."""
@@ -186,8 +188,7 @@ class Aggregator:
             credentials=self._credentials,
         )
         self._contention = Contention(self._federation, self._boot, self._post_status)
-        self._serving = True
-        self._health = HealthReporter(self._federation, self._tell, self._post_status)
+        self._serving, self._health = True, HealthReporter(self._federation, self._tell, self._post_status)
 
     def close(self, *, failed: bool = False) -> None:
         """Close the store, with a checkpoint unless something has failed."""

@@ -12,26 +12,14 @@ from midge.wire.inert import inert
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-EPILOG = "Each command explains itself: midge demo --help"
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run the command, and turn an error that the user can fix into one sentence and exit code 2."""
-    from midge import __version__  # noqa: PLC0415 - after the environment is set
-    from midge.commands import ALIASES, COMMANDS, problems  # noqa: PLC0415
-    from midge.commands.arguments import CommandParser  # noqa: PLC0415
+    from midge.commands import ALIASES, problems  # noqa: PLC0415 - after the environment is set
+    from midge.commands.parser import command_parser  # noqa: PLC0415
     from midge.running import note_exit  # noqa: PLC0415
 
-    parser = CommandParser(
-        prog="midge",
-        description="Asynchronous federated learning for fleets of small devices, over MQTT.",
-        epilog=EPILOG,
-    )
-    parser.add_argument("--version", action="version", version=f"midge {__version__}")
-    parser.add_argument("-v", "--verbose", action="store_true", help="log debug messages")
-    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.register(subparsers)
+    parser = command_parser()
     given = sys.argv[1:] if arguments is None else arguments
     parsed, more = parser.parse_known_args([*ALIASES.get(" ".join(given[:2]), given[:2]), *given[2:]])
     if more and not (isinstance(getattr(parsed, "app", None), list) and not any(each.startswith("-") for each in more)):
@@ -48,7 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code: int = parsed.run(parsed)
     except problems() as error:
-        sys.stderr.write(f"midge: {inert(str(error))}\n")
+        for line in getattr(error, "lines", [str(error)]):
+            sys.stderr.write(f"midge: {inert(line)}\n")
         code = 2
     except KeyboardInterrupt:
         code = 130

@@ -7,6 +7,7 @@ _BRINGS = {
     "safetensors": "aggregator",
     "ray": "ray",
     "rich": "demo",
+    "shtab": "completion",
     "sklearn": "demo",
     "torch": "torch",
 }

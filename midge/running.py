@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,7 @@ from midge.wire.inert import inert
 File = str | Path | None
 
 _CAUGHT = (signal.SIGINT, signal.SIGTERM)
+_AGAIN = signal.SIGHUP
 
 
 class Service(Protocol):
@@ -26,10 +28,11 @@ class Service(Protocol):
     def stop(self) -> None: ...
 
 
-def run_until_interrupted(service: Service) -> bool:
+def run_until_interrupted(service: Service, reload: Callable[[], None] | None = None) -> bool:
     """Serve; the first Ctrl-C or SIGTERM ends it cleanly, a second one at once. Return whether one came.
 
-    Outside the main thread no signal can be caught: there, another thread calls the service's `stop()`.
+    SIGHUP calls `reload`, in the loop; without one it ends the process, as ever. Outside the main thread no signal can
+    be caught: there, another thread calls the service's `stop()`.
 
     Raises:
         RuntimeError: a loop already runs here, as in a notebook.
@@ -54,6 +57,8 @@ def run_until_interrupted(service: Service) -> bool:
             _in_children_as_before()
         for number in caught:
             loop.add_signal_handler(number, stop)
+        if caught and reload is not None:
+            loop.add_signal_handler(_AGAIN, reload)
         telling = asyncio.create_task(keep_notifying())
         try:
             await service.serve()

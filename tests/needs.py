@@ -25,6 +25,7 @@ GXX = "needs g++ (apt-get install g++)"
 ARM = "needs arm-none-eabi-gcc (apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi)"
 QEMU = "needs qemu-system-arm (apt-get install qemu-system-arm)"
 LINUX = "needs Linux"
+SHELLS = "needs bash, zsh and fish (apt-get install bash zsh fish)"
 
 mosquitto = pytest.mark.skipif(find_mosquitto() is None or shutil.which("mosquitto_passwd") is None, reason=MOSQUITTO)
 openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason=OPENSSL)

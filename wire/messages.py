@@ -380,9 +380,13 @@ class Plan(Message, populate_by_name=True):
     revision: U32 = 0
     codec: Word = "uq:4|rice"
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Rate of the local optimiser."""
     local_steps: Annotated[int, Field(ge=1)] | None = None
+    """Steps of the local optimiser."""
     epochs: Annotated[int, Field(ge=1)] | None = None
+    """Passes over the device's rows."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Rows of a step."""
     proximal: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """The weight ρ of FedAsync's local term (ρ/2)·|x − x_v|²; 0 disables it."""
     feedback: bool = True
@@ -393,7 +397,9 @@ class Plan(Message, populate_by_name=True):
     """Target duration of a training: a device that knows its throughput scales its local steps to it, between
     `fewest_steps` and `most_steps`."""
     fewest_steps: Annotated[int, Field(ge=1)] = 1
+    """Lower bound of the steps that `seconds` scales."""
     most_steps: Annotated[int, Field(ge=1)] = 10_000
+    """Their upper bound."""
     evaluate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
     """Least seconds between two evaluations on the device's own data; 0 disables them."""
     seed: U63 = 0

@@ -114,6 +114,7 @@ class Strategy:
     bounded: bool = True
     """Whether the rate is lowered to what the fleet's delays allow, if it is above that. False takes it as given."""
     form: Form = "delta"
+    """What a step adds: deltas; or the difference to the whole models of the devices, as FedAsync does."""
     buffer_size: int | None = 1
     """K: updates for each step. None follows the fleet: one for every five devices that are there, 2 to 50."""
     normalise: Normalise = "none"
@@ -132,6 +133,7 @@ class Strategy:
     calibration: float = 0.0
     """β: how much of each device's last delta stands in for what it will send (1: CA2FL; between: FedStale)."""
     combine: Combine = "mean"
+    """How the deltas of a step become one: their mean, a trimmed mean of each coordinate, or centred clipping."""
     trim: float = 0.0
     """Of `trimmed`: the part of the buffer that is left out at either end, coordinate by coordinate."""
     clip: float | None = None

@@ -14,7 +14,7 @@ table, and the lower half of the fleet's burst of messages.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from midge.wire.messages import Verdict
@@ -58,12 +58,15 @@ class IngressLimits:
     fleet_rate: float | None = 5_000.0
     """Rate of all devices together."""
     fleet_burst: float = 20_000.0
+    """Burst of them."""
     bytes_in: float | None = 8e6
     """Bytes a second that one device sends; more if `rate` and `burst` leave less than 160 kB for a message."""
     bytes_in_burst: float = 128 * 2.0**20
+    """Burst of them."""
     bytes_out: float | None = 250e3
     """Bytes a second of the model that are published again because one device asks."""
     bytes_out_burst: float = 16 * 2.0**20
+    """Burst of them."""
     work: float | None = 0.5
     """Share of the processor for messages, above which it is shared out: then each device has an equal part."""
     strikes: int | None = 10
@@ -219,7 +222,6 @@ class Admission:
     """Decides on messages before any other work is done."""
 
     def __init__(self, limits: IngressLimits) -> None:
-        self._limits = limits
         self.proven: Callable[[str], bool] = lambda _device: False
         """Whether an update of a device was ever accepted: the aggregator's core knows it, also after restarts."""
         # Two tables, ordered by each device's last message.
@@ -227,16 +229,25 @@ class Admission:
         self._known: dict[str, Conduct] = {}
         """Devices with an accepted update: whatever other names come, these keep half of the room."""
         self._looked = -_LOOK
-        self._fleet = None if limits.fleet_rate is None else FairShare(limits.fleet_rate, limits.fleet_burst)
-        self._strangers = None if limits.fleet_rate is None else FairShare(limits.fleet_rate, limits.fleet_burst)
-        """All messages of unknown devices: names cost nothing, so a limit for each name is useless."""
         self._troubles = _full(_TROUBLES, _TROUBLES_BURST, 0.0)
-        off = limits.work is None or limits.rate is None
-        # The shares are of the whole processor: only devices that take more than others are held back.
-        self._work = None if off else FairShare(limits.work or 1.0, _WORK_BURST, whole=1.0, least=_WORK_LEAST)
         self._second = 0
         self._active = {"all": [0, 0], "known": [0, 0]}
         """Number of active devices in this second and in the one before: of all, and of the known ones."""
+        self.limit(limits, 0.0)
+
+    def limit(self, limits: IngressLimits, now: float) -> None:
+        """Apply these limits from now on: budgets begin full, and offences and quarantines stay."""
+        self._limits = limits
+        self._fleet = None if limits.fleet_rate is None else FairShare(limits.fleet_rate, limits.fleet_burst)
+        self._strangers = None if limits.fleet_rate is None else FairShare(limits.fleet_rate, limits.fleet_burst)
+        """All messages of unknown devices: names cost nothing, so a limit for each name is useless."""
+        off = limits.work is None or limits.rate is None
+        # The shares are of the whole processor: only devices that take more than others are held back.
+        self._work = None if off else FairShare(limits.work or 1.0, _WORK_BURST, whole=1.0, least=_WORK_LEAST)
+        for table in (self._devices, self._known):
+            for device, old in table.items():
+                kept = {name: getattr(old, name) for name in ("heard", "strikes", "term", "until", "told")}
+                table[device] = replace(self._new(now), **kept)
 
     def _sharing(self, device: str) -> int:
         """Number of devices that share: for a known device only known ones, because other names may be made up."""

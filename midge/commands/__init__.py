@@ -6,6 +6,8 @@ from midge.commands import (
     broker,
     clean,
     compare,
+    completion,
+    config,
     conform,
     decode,
     demo,
@@ -13,6 +15,7 @@ from midge.commands import (
     explain,
     fleet,
     forgetting,
+    init,
     membership,
     pause,
     renormalising,
@@ -25,9 +28,12 @@ from midge.commands import (
 
 COMMANDS = (
     demo,
+    init,
     aggregate,
     device,
     broker,
+    config,
+    completion,
     signing,
     membership,
     forgetting,
@@ -53,6 +59,7 @@ ALIASES = {"device conform": ["conform"]}
 def problems() -> tuple[type[Exception], ...]:
     """Errors that the user can fix: shown as one sentence, without a traceback."""
     from midge.commands.parts import Problem  # noqa: PLC0415
+    from midge.configuration.toml_file import SettingsError  # noqa: PLC0415
     from midge.running import user_facing_errors  # noqa: PLC0415
 
-    return (*user_facing_errors(), Problem)
+    return (*user_facing_errors(), Problem, SettingsError)

@@ -1,25 +1,35 @@
 """`midge aggregate module:attribute`: serve a federation."""
 
 import argparse
+import logging
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from midge.commands.apps import load_app
-from midge.commands.parts import Problem, Subparsers, server_side, user_errors
+from midge.commands.apps import attribute, load_app
+from midge.commands.parts import Problem, Subparsers, read_config, server_side, user_errors
 from midge.commands.places import add_place, moved
+from midge.commands.settings import settings_file
 from midge.commands.telling import printer
 from midge.running import run_until_interrupted
 from midge.wire.messages import MICRO
+
+if TYPE_CHECKING:
+    from midge.aggregator.service import Aggregator
+    from midge.configuration.aggregator_file import AggregatorSettings
 
 
 def register(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "aggregate",
         help="serve a federation: apply updates as they come, publish the model",
-        description="Serve the midge.Aggregator that module:attribute names, until interrupted.",
+        usage="midge aggregate MODULE:ATTRIBUTE [options]\n       midge aggregate --config FILE [options]",
+        description="Serve the midge.Aggregator that module:attribute names, or that a settings file describes, "
+        "until interrupted. Options go before the file; SIGHUP reads it again.",
     )
-    parser.add_argument("app", metavar="MODULE:ATTRIBUTE", help="a midge.Aggregator in a module of yours")
+    parser.add_argument("app", metavar="MODULE:ATTRIBUTE", nargs="?", help="a midge.Aggregator in a module of yours")
     parser.add_argument("--replace", action="store_true", help="take over the topics from another store's model")
     parser.add_argument(
         "--release-key", metavar="PEM", help="sign announcements with this private key (default: that of --config)"
@@ -55,7 +65,12 @@ def register(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     with server_side():
         from midge.aggregator.service import Aggregator  # noqa: PLC0415 - an extra
-    app = load_app(args.app, Aggregator, "a midge.Aggregator")
+        from midge.commands.reloading import strategy_for  # noqa: PLC0415
+    app, reload = _from_settings(args)
+    if app is None:
+        if args.app is None:
+            raise Problem("Say what to serve: MODULE:ATTRIBUTE, such as server:app, or --config with a settings file.")
+        app = load_app(args.app, Aggregator, "a midge.Aggregator")
     fields, bundle = moved(app, args)
     if key := args.release_key or (None if bundle is None else bundle.release_private_key):
         fields["release_key"] = key
@@ -68,13 +83,12 @@ def run(args: argparse.Namespace) -> int:
         fields["replace"] = True
     if args.features is not None:
         fields["features"] = [name.strip() for name in args.features.split(",") if name.strip()]
-    if args.plan == MICRO:
-        fields["strategy"] = replace(app.config.strategy, plan=app.config.strategy.plan.micro())
+    fields["strategy"] = strategy_for(args, app.config.strategy)
     with user_errors():
         app.config = replace(app.config, **fields, on_event=printer(as_json=args.json))
     if args.metrics is not None:
         _serve_metrics(app, args.metrics)
-    run_until_interrupted(app)
+    run_until_interrupted(app, reload)
     path = Path(args.model) if args.model else app.config.directory / "model.safetensors"
     try:
         app.export(path)
@@ -86,6 +100,43 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         print(f"Stopped at version {app.core.version}. The model is in {path}.")
     return 0
+
+
+def _from_settings(args: argparse.Namespace) -> "tuple[Aggregator | None, Callable[[], None] | None]":
+    """The aggregator that a settings file describes, and what SIGHUP calls then."""
+    file = settings_file(args)
+    if file is None:
+        return None, _nothing_to_reload if "NOTIFY_SOCKET" in os.environ else None
+    from midge.commands.reloading import SettingsReload  # noqa: PLC0415 - for those who have one
+    from midge.configuration.aggregator_file import AggregatorSettings  # noqa: PLC0415
+    from midge.configuration.logs import set_level  # noqa: PLC0415
+
+    if args.app is not None:
+        raise Problem(f"{args.app} and {file.path} both describe an aggregator: give one of them.")
+    settings = AggregatorSettings(file, args.parser)
+    args.config = None
+    app = from_settings(settings, args)
+    set_level(settings.tables.log, verbose=args.verbose)
+    return app, SettingsReload(args, settings, app)
+
+
+def from_settings(settings: "AggregatorSettings", args: argparse.Namespace) -> "Aggregator":
+    """The aggregator of a settings file; what it says of options is put into `args`.
+
+    Raises:
+        Problem: it is in no place.
+        SettingsError: it cannot be made.
+    """
+    settings.apply(args)
+    if args.config is None and args.broker is None:
+        raise Problem(f"{settings.file.path}: broker.url is missing: add the broker's address, or the bundle.")
+    federation = None if args.config is None else read_config(args.config, args.broker).topics.federation
+    return settings.aggregator(attribute, federation)
+
+
+def _nothing_to_reload() -> None:
+    """Say that a program has no file to read again: `systemctl reload` must not end it."""
+    logging.getLogger("midge").warning("There is no settings file to read again; start again for another program.")
 
 
 def _serve_metrics(app: Any, place: str) -> None:

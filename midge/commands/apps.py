@@ -22,17 +22,7 @@ def load_app(name: str, kind: type[Any], what: str) -> Any:
     Raises:
         Problem: there is none, it is of another kind, or the user's code failed; its traceback is then on stderr.
     """
-    module_name, colon, attribute = name.partition(":")
-    if not colon or not module_name or not attribute:
-        raise Problem(f"{name!r} is not of the form module:attribute, such as pump:app.")
-    module_name = _EARLIER.get(module_name, module_name)
-    if module_name.partition(".")[0] == "midge" and module_name != _FLEET:
-        raise Problem(f"{module_name!r} is a package of Midge's own: give your {module_name}.py another name.")
-    module = _import(module_name)
-    try:
-        app = getattr(module, attribute)
-    except AttributeError as error:
-        raise Problem(f"The module {module_name!r} ({_home(module)}) has no {attribute!r}.") from error
+    app = attribute(name)
     if callable(app) and not isinstance(app, kind):
         try:
             app = app()
@@ -41,6 +31,25 @@ def load_app(name: str, kind: type[Any], what: str) -> Any:
     if not isinstance(app, kind):
         raise Problem(f"{name} is of type {type(app).__name__}; it must be {what}, or a function that returns one.")
     return app
+
+
+def attribute(name: str) -> Any:
+    """The user's object that `module:attribute` names.
+
+    Raises:
+        Problem: there is none, or the user's code failed.
+    """
+    module_name, colon, wanted = name.partition(":")
+    if not colon or not module_name or not wanted:
+        raise Problem(f"{name!r} is not of the form module:attribute, such as pump:app.")
+    module_name = _EARLIER.get(module_name, module_name)
+    if module_name.partition(".")[0] == "midge" and module_name != _FLEET:
+        raise Problem(f"{module_name!r} is a package of Midge's own: give your {module_name}.py another name.")
+    module = _import(module_name)
+    try:
+        return getattr(module, wanted)
+    except AttributeError as error:
+        raise Problem(f"The module {module_name!r} ({_home(module)}) has no {wanted!r}.") from error
 
 
 def _import(name: str) -> ModuleType:

@@ -8,16 +8,21 @@ from typing import Any
 from midge.broker.provisioning.bundles import Bundle
 from midge.broker.provisioning.held_credentials import SIGNING
 from midge.commands.apps import load_app
+from midge.commands.arguments import like
 from midge.commands.gateway import add_gateway, gateway, refuse_options
 from midge.commands.guest import add_guest, make_guest
 from midge.commands.parts import Problem, Subparsers, called, user_errors
 from midge.commands.places import add_place, moved
 from midge.commands.publishing import add_publishing, publish
+from midge.commands.settings import settings_file
 from midge.commands.telling import printer
 from midge.iot_client.data.csv_source import CsvError
 from midge.iot_client.device import Device
 from midge.running import run_until_interrupted
 from midge.wire.plurals import counted
+
+VERBS = ("status", "verify", "doctor", "readmit", "conform")
+"""What `midge device` does besides taking part."""
 
 
 def register(subparsers: Subparsers) -> None:
@@ -26,6 +31,7 @@ def register(subparsers: Subparsers) -> None:
         help="take part in a federation: train on this device's data, send updates",
         usage="midge device MODULE:ATTRIBUTE [options]\n       midge device --csv FILE --label COLUMN [options]\n"
         "       midge device --sensor-topic TOPIC --label FIELD --features A,B,C [options]\n"
+        "       midge device --config FILE [options]\n"
         "       midge device --csv FILE --label COLUMN --dry-run [--json]\n"
         "       midge device status OUTBOX [options]\n       midge device verify OUTBOX [--accept-loss]\n"
         "       midge device doctor [options]\n"
@@ -70,6 +76,7 @@ def register(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     from midge.commands import device_status, device_verify, doctor, dry_run, forgetting  # noqa: PLC0415 - not for those who take part
 
+    _read_settings(args)
     match args.app:
         case ["status", outbox]:
             return device_status.run(args, outbox)
@@ -90,6 +97,17 @@ def run(args: argparse.Namespace) -> int:
     return take_part(args, _app(args))
 
 
+def _read_settings(args: argparse.Namespace) -> None:
+    """Put what a settings file says where the command line said nothing."""
+    if (file := settings_file(args)) is not None:
+        from midge.configuration.device_file import apply_file  # noqa: PLC0415 - for those who have one
+        from midge.configuration.logs import set_level  # noqa: PLC0415
+
+        args.config = None
+        tables: Any = apply_file(file, args, args.parser)
+        set_level(tables.log, verbose=args.verbose)
+
+
 def _described(args: argparse.Namespace) -> argparse.Namespace:
     """Options that describe a source, for a dry run."""
     if args.app or (args.csv is None and args.sensor_topic is None):
@@ -100,6 +118,8 @@ def _described(args: argparse.Namespace) -> argparse.Namespace:
 def _app(args: argparse.Namespace) -> Device:
     """The device of the user's module, or the one that the options describe."""
     described = args.csv is not None or args.sensor_topic is not None
+    if args.app and ":" not in args.app[0] and (meant := like(args.app[0], VERBS)):
+        raise Problem(f"There is no `midge device {args.app[0]}`{meant}")
     if described == bool(args.app) or len(args.app) > 1:
         raise Problem(
             "Say one thing to run: MODULE:ATTRIBUTE, such as pump:app, or --csv FILE, or --sensor-topic TOPIC."

@@ -116,10 +116,22 @@ def make_guest(app: "Device", args: argparse.Namespace) -> None:
         costs=_costs(args) or config.costs,
         duty=_duty(args) or config.duty,
     )
-    if args.memory is not None and not args.isolate:
-        raise Problem("--memory bounds the process that --isolate trains in: say both.")
+    check_guest(args)
     if args.isolate:
         _isolate(app, args)
+
+
+def check_guest(args: argparse.Namespace) -> None:
+    """Check the options without an app.
+
+    Raises:
+        Problem: one of them is invalid, or contradicts another.
+    """
+    conditions_of(args)
+    _costs(args)
+    _duty(args)
+    if args.memory is not None and not args.isolate:
+        raise Problem("--memory bounds the process that --isolate trains in: say both.")
 
 
 def _costs(args: argparse.Namespace) -> Any:

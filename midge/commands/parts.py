@@ -95,17 +95,13 @@ def add_federation(parser: Parser) -> None:
     parser.add_argument("url", metavar="URL", nargs="?", help="the broker, such as mqtt://localhost:1883")
     parser.add_argument("--federation", metavar="NAME", help="the federation's name")
     parser.add_argument("--root", default=DEFAULT_ROOT, help=f"topic root (default: {DEFAULT_ROOT})")
-    add_bundle(parser)
+    add_bundle(parser, "a bundle of `midge broker init`, or a settings file: broker, federation, credentials")
     add_tls(parser)
 
 
-def add_bundle(parser: Parser) -> None:
+def add_bundle(parser: Parser, text: str = "a bundle of `midge broker init`: broker, federation, credentials") -> None:
     """An option for a bundle."""
-    parser.add_argument(
-        "--config",
-        metavar="TOML",
-        help="a bundle of `midge broker init`: broker, federation, credentials",
-    )
+    parser.add_argument("--config", metavar="TOML", help=text)
 
 
 def read_config(config: str, broker: str | None = None) -> Bundle:
@@ -156,6 +152,10 @@ def password_in(file: str) -> str:
 
 def read_federation(args: argparse.Namespace) -> tuple[Connector, Topics]:
     """Connector and topics from the options of `add_federation`."""
+    if args.config is not None:
+        from midge.commands.settings import read_place  # noqa: PLC0415 - it has options of ours
+
+        read_place(args)
     if args.config is not None:
         bundle = read_config(args.config, args.url)
         if args.federation is not None and args.federation != bundle.topics.federation:

@@ -5,13 +5,14 @@ from typing import Any
 
 from midge.broker import Endpoint, connector
 from midge.broker.provisioning.bundles import Bundle
-from midge.commands.parts import Parser, Problem, add_bundle, add_tls, read_config, read_endpoint
+from midge.commands.parts import Parser, Problem, add_tls, read_config, read_endpoint
+from midge.commands.settings import add_settings
 
 
 def add_place(parser: Parser) -> None:
     """Add the options."""
     parser.add_argument("--broker", metavar="URL", help="a broker that replaces the app's or the bundle's")
-    add_bundle(parser)
+    add_settings(parser)
     add_tls(parser)
     parser.add_argument(
         "--insecure",

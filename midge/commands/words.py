@@ -13,6 +13,8 @@ def sentence(event: Mapping[str, Any]) -> str:
             return f"The aggregator continues at version {version}, step {step}, model {digest[:8]}."
         case {"event": "start", "version": version, "step": step}:
             return "A new model begins." if not version else f"Continues at version {version}, step {step}."
+        case {"event": "reloaded", "file": file, "changed": changed}:
+            return f"Read {file} again: {', '.join(changed) + ' changed.' if changed else 'nothing has changed.'}"
         case {"event": "connected"}:
             return "Connected to the broker."
         case {"event": "disconnected", "why": why}:

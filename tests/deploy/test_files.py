@@ -86,6 +86,37 @@ def test_a_units_command_is_one_of_midges(unit: Path, monkeypatch: pytest.Monkey
     assert "There is no module 'there_is_none'" in done.stderr
 
 
+SETTINGS = {
+    "midge-aggregator.service": (
+        "midge.toml",
+        '[model]\nkind = "linear"\ntask = "regression"\ninputs = 3\n[store]\npath = "store"\n',
+    ),
+    "midge-device@.service": ("device-pump-17.toml", '[device]\napp = "there_is_none:app"\n'),
+}
+"""The settings file that each unit's settings.conf names, and what may stand in it."""
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
+def test_a_unit_serves_a_settings_file_with_its_bundle(unit: Path, fleet: Path, tmp_path: Path) -> None:
+    """The settings are right with the bundle that systemd hands over, and systemd understands the changed unit."""
+    name, text = SETTINGS[unit.name]
+    (tmp_path / name).write_text(text)
+    change = (unit.with_name(f"{unit.name}.d") / "settings.conf").read_text()
+    (line,) = re.findall(r"^ExecStart=/opt/midge/bin/midge \w+ --config (.+)$", change, re.MULTILINE)
+    bundle = fleet / ("aggregator" if "aggregator" in unit.name else "devices/dev0001")
+    for old, new in (("/etc/midge", str(tmp_path)), ("%i", "pump-17"), ("%d", str(bundle))):
+        line = line.replace(old, new)
+    command = [sys.executable, "-m", "midge", "config", "check", *line.split(" --metrics")[0].split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    copy = tmp_path / unit.name.replace("@", "@pump-17")
+    (tmp_path / f"{copy.name}.d").mkdir()
+    for path, said in ((copy, unit.read_text()), (tmp_path / f"{copy.name}.d" / "settings.conf", change)):
+        path.write_text(said.replace("/opt/midge/bin/midge", sys.executable))
+    done = analyze("verify", "--man=no", str(copy))
+    assert done.returncode == 0 and copy.name not in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize("path", YAML, ids=lambda path: path.name)
 def test_yaml_is_clean(path: Path) -> None:
     linter = needs.module("yamllint.linter", "yamllint")

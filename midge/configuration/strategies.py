@@ -1,0 +1,124 @@
+"""The tables [strategy] and [plan]: presets by name, with every number of a `Strategy`."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass, replace
+from typing import Any, Final
+
+from pydantic import Field
+
+from midge.aggregator.core import presets, staleness
+from midge.aggregator.core.privacy import Privacy
+from midge.aggregator.core.strategy import Strategy, adam, sgd
+from midge.configuration.derived import Fields, meanings, of_dataclass, of_function, of_model, reworded, section, tagged
+from midge.wire.messages import StrictPlan
+
+Presets = Mapping[str, Callable[..., Strategy]]
+
+PRESETS: Final[Presets] = {
+    make.__name__: make
+    for make in (
+        *(presets.balanced, presets.fedasync, presets.fedbuff, presets.fedavg),
+        *(presets.ca2fl, presets.fadas, presets.private),
+    )
+}
+STALENESS: Final = {
+    make.__name__: make for make in (staleness.constant, staleness.polynomial, staleness.hinge, staleness.relative)
+}
+OPTIMIZERS: Final = {make.__name__: make for make in (sgd, adam)}
+_ELSEWHERE: Final = ("name", "plan", "rate", "rho", "privacy")
+"""Not among a preset's keys: `rate` is `server_rate` or `alpha`, `rho` is `proximal` of [plan], privacy of one only."""
+_SAME: Final = {"server_rate": "rate", "alpha": "rate"}
+"""Arguments of presets, with the field of `Strategy` that they set."""
+_TEXTS: Final = {
+    "a": "How steeply the weight falls.",
+    "b": "Staleness up to which an update has its full weight.",
+    "amsgrad": "Whether the largest second moment so far counts.",
+    "beta1": "What the mean of the deltas keeps at each step.",
+    "beta2": "What the mean of their squares keeps at each step.",
+    "codec": "How deltas are encoded, such as int8:256.",
+    "cohort": "About how many devices are asked for each version.",
+    "delay": "Staleness beyond which the rate is divided by it.",
+    "epsilon": "Added to the divisor.",
+    "momentum": "What the last step adds to the next one.",
+    "seconds": "Unit of the staleness; leaving it out counts steps.",
+}
+"""Arguments of functions whose docstring says them in one sentence with others."""
+_SET: Final = ("plan", "revision", "seed", "tier")
+"""Of a plan, what the aggregator and the devices set; `tier` is `midge aggregate --plan micro`."""
+
+
+def _first(make: Any) -> str:
+    return (inspect.getdoc(make) or "").split("\n")[0]
+
+
+def _tagged(title: str, makers: Mapping[str, Callable[..., Any]]) -> Any:
+    variants = {
+        name: {key: reworded(field, _TEXTS.get(key)) for key, field in of_function(make).items()}
+        for name, make in makers.items()
+    }
+    return tagged(title, "kind", variants, None, {name: _first(make) for name, make in makers.items()})
+
+
+def _fields(make: Callable[..., Strategy]) -> Fields:
+    """A preset's own arguments, then all other parts of a strategy with the values that it gives them."""
+    private = make is presets.private
+    like = None if private else make()
+    arguments = of_function(make, leave=(*_ELSEWHERE, "staleness"))
+    parts = {name: key for name, key in of_dataclass(Strategy, like=like).items() if name not in _ELSEWHERE}
+    within: Fields = {
+        "staleness": (_tagged("Staleness", STALENESS), Field(None, description="How much a late update counts.")),
+        "optimizer": (_tagged("Optimizer", OPTIMIZERS), Field(None, description="What becomes of a step.")),
+    }
+    if private:
+        within["privacy"] = (section("Privacy", of_dataclass(Privacy)), Field(None, description=_first(Privacy)))
+    texts = _TEXTS | meanings(Strategy)
+    arguments = {name: reworded(key, texts.get(_SAME.get(name, name))) for name, key in arguments.items()}
+    return {**arguments, **{name: key for name, key in parts.items() if name not in arguments}, **within}
+
+
+STRATEGY: Final = tagged(
+    "Strategy",
+    "preset",
+    {name: _fields(make) for name, make in PRESETS.items()},
+    "balanced",
+    {name: _first(make) for name, make in PRESETS.items()},
+)
+_PLAN: Final = of_model(StrictPlan, leave=_SET)
+PLAN: Final = section("Plan", {**_PLAN, "codec": reworded(_PLAN["codec"], _TEXTS["codec"])}, "How devices shall train.")
+
+
+def strategy_of(given: Mapping[str, Any], plan: Mapping[str, Any]) -> Strategy:
+    """The strategy of both tables, as the preset makes it with the same arguments in Python.
+
+    Args:
+        given: keys of [strategy] that were written.
+        plan: keys of [plan] that were written; they go on top of the preset's.
+
+    Raises:
+        ValueError: values that cannot work together; naming them.
+        ModuleNotFoundError: a private strategy without dp-accounting.
+    """
+    rest = dict(given)
+    make = PRESETS[rest.pop("preset", "balanced")]
+    arguments = {name: rest.pop(name) for name in inspect.signature(make).parameters if name in rest}
+    if make is presets.private:
+        if "privacy" not in arguments:
+            raise ValueError("the preset private needs a budget: add [strategy.privacy] with clip, noise and epsilon.")
+        arguments["privacy"] = Privacy(**arguments["privacy"])
+    made: Mapping[str, Mapping[str, Callable[..., Any]]] = {"staleness": STALENESS, "optimizer": OPTIMIZERS}
+    for name in made.keys() & arguments.keys():
+        rest[name] = arguments.pop(name)
+    for name in made.keys() & rest.keys():
+        keys = dict(rest[name])
+        rest[name] = made[name][keys.pop("kind")](**keys)
+    strategy = make(**arguments)
+    for name, value in rest.items():
+        if isinstance(value, dict):
+            old = getattr(strategy, name)
+            assert is_dataclass(old) and not isinstance(old, type)
+            rest[name] = replace(old, **value)
+    own = strategy.plan.model_dump()
+    if (asked := {**own, **plan}) != own:
+        rest["plan"] = StrictPlan(**asked)
+    return replace(strategy, **rest) if rest else strategy

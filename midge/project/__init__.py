@@ -1,0 +1,1 @@
+"""What `midge init` makes a project of."""
