@@ -1,4 +1,4 @@
-"""What lies between the devices of a simulation and its aggregator: the clock, chance, and the versions on offer."""
+"""State shared by all devices of a simulation: clock, randomness, and the published versions."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """What differs from device to device and from time to time, beside what the world draws."""
+    """Variation of trainings and messages beyond the world's."""
 
     loss: float
-    """Share of the messages that are lost."""
+    """Share of messages that are lost."""
     jitter: float
-    """Spread of the seconds of a device's trainings, log-normal."""
+    """σ of the logarithm of training durations."""
     seconds: Callable[[str], float]
-    """Seconds of a training of the device of this name."""
+    """Seconds of a usual training on the device of that name."""
     overhead: float = 0.0
-    """Seconds that each training costs beside computing."""
+    """Seconds added to each training."""
 
 
 class Air:
-    """What lies between all devices and the aggregator: the clock, chance, and the versions that are on offer."""
+    """What the devices share: clock, randomness, links to the aggregator, and trainings under way."""
 
     def __init__(
         self,
@@ -54,18 +54,18 @@ class Air:
         self.noise, self.stream = noise, stream
         self.incidents = incidents or Incidents()
         self.up = self.down = 0.0
-        """Bytes that all devices have sent, and received beside announcements."""
+        """Bytes that all devices have sent, and received apart from announcements."""
         self.resting: dict[str, Participant] = {}
-        """Devices that would begin something if there were a newer version, in the order in which they came to rest."""
+        """Devices that wait for a newer version, in the order in which they came to rest."""
         self.connected: dict[str, Participant] = {}
-        """Devices whose connection stands."""
+        """Devices with an established connection."""
 
     @property
     def server(self) -> Server:
         return self._server()
 
     def expected(self, shard: Sequence["Participant"]) -> Iterator[tuple[Task, Start]]:
-        """The trainings that these devices will probably begin from the newest version before there is another."""
+        """Predict the trainings that these devices will start from the newest version, soonest first."""
         newest, pause = self.server.published[-1], self.server.core.strategy.release_interval
         if not pause:
             return
@@ -83,23 +83,23 @@ class Air:
         return math.exp(self.noise.jitter * NormalDist().inv_cdf(chance(self.world.seed, device, "jitter", number)))
 
     def lost(self, device: str, purpose: str, number: int) -> bool:
-        """Whether a message is lost on its way."""
+        """Whether a message is lost."""
         return self.noise.loss > 0 and chance(self.world.seed, device, f"lost/{purpose}", number) < self.noise.loss
 
     def delay(self, device: str, purpose: str, number: int) -> float:
-        """Seconds by which a message of a device is late, beside what its link takes."""
+        """Seconds by which a message is late, beyond its link's latency."""
         share, mean, seed = self.incidents.late, self.incidents.delay, self.world.seed
         if not share or chance(seed, device, f"late/{purpose}", number) >= share:
             return 0.0
         return -mean * math.log(chance(seed, device, f"delay/{purpose}", number))
 
     def tell(self, status: AggregatorStatus) -> None:
-        """Let all that are connected hear of the aggregator's status."""
+        """Deliver the aggregator's status to all connected devices."""
         for participant in list(self.connected.values()):
             participant.hear_of(status)
 
     def released(self, published: PublishedVersion) -> None:
-        """Tell those who wait for it and take part; all others look for themselves when they have something to do."""
+        """Wake the devices that wait for a version and take part; all others read it when they next act."""
         told = published.announcement
         share = told.participation.share
         for name, participant in list(self.resting.items()):

@@ -1,4 +1,4 @@
-"""What devices train with: a trainer each, or all of them in a stack."""
+"""Trainers of simulated devices: one trainer each, or all devices in a stack."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
@@ -13,34 +13,34 @@ from midge.wire.schema import Parameters, Schema, Vector
 
 
 class TrainingResult(NamedTuple):
-    """What a training comes to."""
+    """The outcome of one training."""
 
     values: Vector
     examples: int
     steps: int
-    """Of the optimiser."""
+    """Optimiser steps."""
     tensors: tuple[int, ...] | None = None
-    """Indices of those that were trained; None is all."""
+    """Indices of the trained tensors; None is all."""
 
 
 class Learner(Protocol):
-    """Does trainings for the devices of a fleet, by their numbers."""
+    """Trains devices of a fleet, by number."""
 
     def train(self, jobs: Sequence[Job]) -> list[TrainingResult]:
-        """What each training comes to."""
+        """Train all jobs, in order."""
 
     def load(self, device: int, plan: TrainingPlan, seen: int = 0) -> float:
-        """How much longer than usual a training takes for the steps that its plan asks for: 1 is as usual.
+        """The duration of a training relative to a usual one.
 
-        `seen` is how many slots of its stream the device has seen, where its rows come while time goes on.
+        `seen` is the number of slots of its stream that the device has seen, if its rows arrive over time.
         """
 
 
 class Each:
-    """A trainer for each device, called one by one.
+    """One trainer for each device, called one by one.
 
-    `recipe` is what the trainers follow where a plan asks for nothing: without it, every training takes as long as any.
-    `count` is how many rows a device has, for a recipe or a plan in epochs.
+    `recipe` holds the defaults of a plan; without it, all trainings take equally long. `count` returns a device's
+    number of rows, for a recipe or plan in epochs.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Each:
 
 
 class Stacked:
-    """All devices with one model in NumPy, many at once. `rows` are their inputs as the model takes them."""
+    """All devices with one NumPy model, trained in stacks. `rows` are their inputs in the model's input format."""
 
     def __init__(
         self,

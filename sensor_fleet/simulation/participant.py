@@ -1,4 +1,4 @@
-"""A device in a simulation: the real session, on virtual time."""
+"""A simulated device: the production session on virtual time."""
 
 import math
 from collections.abc import Iterator
@@ -38,11 +38,10 @@ from midge.wire.messages import (
 )
 
 CONNECTING = 12
-"""Ways from the first packet until a session is told that it is connected: the handshake of TCP, CONNECT, the status of
-one's own name, the greeting that asks for duplicates of the name, two subscriptions; each is answered before the
-next."""
+"""One-way trips from the first packet until the session is connected: TCP handshake, CONNECT, the retained status of
+its own name, the greeting that detects duplicate names, and two subscriptions, each answered before the next."""
 ROUNDING = 1e-9
-"""Seconds by which a sum of times may be off."""
+"""Tolerance of sums of times, in seconds."""
 
 
 class Participant:
@@ -63,30 +62,30 @@ class Participant:
         joins = world.joins(name)
         self.usage = Usage(world.hardware(name), joins)
         self._outage: Outage | None = None
-        """The next one, or the one that it is in."""
+        """The next outage, or the current one."""
         self._shaken = 0
         self._speed = Throughput()
         self._outbox: dict[int, tuple[Update, Said]] = {}
-        """By seq; it outlives a reboot."""
+        """Unsettled updates by seq; they survive a reboot."""
         self._begin_session(1)
         self.gone = False
         self.trainings = self.steps = self.updates = 0
         self._base: PublishedVersion | None = None
-        """What is trained from, or being fetched for that."""
+        """The version that is trained from, or fetched for training."""
         self._reader = AnnouncementReader(air, name)
         self._job = 0
         self._began = 0.0
         self._life = 0
-        """How often it was rebooted."""
+        """Number of reboots."""
         self._ahead = air.incidents.clocks.get(name, 0.0)
-        """How far its clock is ahead of the virtual one."""
+        """Offset of its clock to virtual time."""
         self._fits: dict[int, Said] = {}
         self._due: float | None = None
         usual = (Outage(start, end) for start, end in world.outages(name))
         self._outages: Iterator[Outage] = merge(usual, air.incidents.outages.get(name, ()))
         clock = air.clock
         self._back = joins
-        """When it will be connected."""
+        """When it will next be connected."""
         self._constraints = VirtualConstraints(air, number, name, self._constrained)
         clock.at(joins, self._connect)
         self._constraints.expect_pause(joins)
@@ -101,7 +100,7 @@ class Participant:
 
     @property
     def _now(self) -> float:
-        """What its clock says."""
+        """The time on its clock."""
         return self.air.clock.now + self._ahead
 
     def _reboot(self) -> None:

@@ -1,7 +1,7 @@
-"""The aggregator in a simulation: the real core, engine and arithmetic, with nothing written to a disk.
+"""The aggregator of a simulation: the production core, engine and arithmetic, without a disk.
 
-Frames are made and weighed if a run counts what devices receive; otherwise a version is its state and nothing more. One
-that is to end and begin again keeps its journal in memory, and goes on from it as a process does from its store.
+Frames are encoded only if a run counts the bytes that devices receive; otherwise a version is just its state. If the
+run restarts the aggregator, its journal is kept in memory and recovered as production recovers from its store.
 """
 
 import hashlib
@@ -62,31 +62,31 @@ _STAMPED: dict[str, Any] = {
     "expires": 1.8e9 + 86_400,
     "epoch": 1_800_000_000_000,
 }
-"""What every announcement is stamped with, for its weight: no device here reads it."""
+"""Fields that every announcement carries, for its encoded size: no simulated device reads them."""
 KEPT = 256
-"""Versions that a device can still hear of: links are slow, and messages are lost."""
+"""Number of versions that devices on slow or lossy links can still read."""
 SNAPSHOTS = 2
 
 Reply = Callable[[str, int, int, tuple[Settled, ...]], None]
-"""Told of a device, an outbox, its hi, and what is settled."""
+"""Called with device, outbox, its `hi` and the settled updates."""
 Granted = Callable[[str, int, int, Grant], None]
-"""Told of a device, an outbox, its hi, and the chunks that it may send."""
+"""Called with device, outbox, its `hi` and the chunks that it may send."""
 ONE_CHUNK = 2**28
-"""Bytes of a chunk by which every update goes in one message."""
+"""Chunk size in bytes at which every update fits into one message."""
 
 
 class Tamper(Protocol):
-    """Stands between devices and the aggregator: what liars send in place of what they learned, and beside it."""
+    """Intercepts updates between devices and the aggregator, to simulate attackers."""
 
     def begin(self, server: "Server", clock: Clock) -> None:
-        """Look around before the first message."""
+        """Get access to the aggregator before the first message."""
 
     def sent(self, device: str, update: Update, said: Said) -> Said | None:
-        """Return what the aggregator gets in place of an update, None if it gets nothing."""
+        """Return the update that the aggregator receives instead; None drops it."""
 
 
 class Bare(Model):
-    """The model without frames: a version is its state, and what its steps would weigh is not asked."""
+    """The model without frames: a version is its state, and no step is encoded or sized."""
 
     def __init__(self, schema: Schema, x: Vector, frozen: bytes) -> None:
         super().__init__(schema, x, frozen)
@@ -116,31 +116,31 @@ class Bare(Model):
 
 @dataclass(frozen=True, eq=False)
 class PublishedVersion:
-    """A version as devices get it."""
+    """A published version as devices receive it."""
 
     announcement: Announcement
     state: State
     at: float
-    """When it was released."""
+    """Virtual time of its release."""
     number: int
-    """From 1, over everything that was announced."""
+    """Consecutive number of the announcement, from 1."""
     heard: float
-    """Bytes of this announcement and all before it."""
+    """Total bytes of this announcement and all earlier ones."""
 
     @cached_property
     def start(self) -> Start:
-        """What a training from it begins with; not to be written to."""
+        """What a training from this version starts with; read-only."""
         told = self.announcement
         return Start(self.number, self.state.values(), told.plan, told.lineage)
 
 
 class Taken:
-    """The accepted updates, for the result: one column for each of their traits."""
+    """The accepted updates of a run, one column for each attribute."""
 
     def __init__(self) -> None:
         self.at = array("d")
         self.device = array("q")
-        """Its place among the devices."""
+        """Index of the device."""
         self.staleness = array("q")
         self.weight = array("d")
 
@@ -148,7 +148,7 @@ class Taken:
         return len(self.at)
 
     def arrays(self, devices: int) -> dict[str, npt.NDArray[Any]]:
-        """What a result tells of them, by its names: of each update, and how many of each device."""
+        """The columns as arrays under the names of `Simulated`, and the number of updates of each device."""
         senders = np.array(self.device, np.int64)
         return {
             "staleness": np.array(self.staleness, np.int64),
@@ -166,7 +166,7 @@ class Taken:
 
 
 class _Counted(Assembly):
-    """Chunks that have come of an update, without their bytes: a fleet's would not fit into the memory."""
+    """Reassembly state of an update without its bytes: those of a whole fleet would not fit into memory."""
 
     def add(self, part: int, data: object) -> bool:  # noqa: ARG002 - nothing to keep
         if not self.misses(part):
@@ -180,29 +180,29 @@ class _Counted(Assembly):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSetup:
-    """What a virtual aggregator serves."""
+    """The configuration of a virtual aggregator."""
 
     strategy: Strategy
     initial: Parameters
     schema: Schema
     seed: int
     places: Mapping[str, int]
-    """The place of each device among all, by its name."""
+    """Index of each device by name."""
     framed: bool
-    """Whether versions are made into frames, whose bytes count."""
+    """Whether versions are encoded as frames, whose bytes are counted."""
     chunk: int = ONE_CHUNK
-    """Bytes of a chunk's body, at most."""
+    """Maximum size of a chunk's body in bytes."""
     largest: int | None = None
-    """Bytes of a body that the smallest receive buffer of a device has; None sets no limit."""
+    """Receive buffer of the smallest device in bytes; None sets no limit."""
     memory: int = 2**30
-    """Bytes that updates may take which come in chunks."""
+    """Maximum bytes of updates that are being reassembled."""
     moments: Sequence[Moment] = ()
     statistics_devices: int = 5
     checkpoint: int | None = None
-    """Records of the journal from one checkpoint to the next; None if it is never to be restarted."""
+    """Journal records between checkpoints; None if the aggregator is never restarted."""
 
     def core(self) -> AggregatorCore:
-        """One that remembers nothing."""
+        """A core with empty state."""
         return AggregatorCore(
             self.strategy,
             lineage=hashlib.sha256(f"simulation/{self.seed}".encode()).digest()[:16],
@@ -215,21 +215,21 @@ class ServerSetup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceCalls:
-    """How the virtual aggregator reaches its devices."""
+    """Callbacks by which the virtual aggregator reaches its devices."""
 
     reply: Reply
     released: Callable[[PublishedVersion], None]
     granted: Granted | None = None
     republished: Callable[[Fetch], None] | None = None
     trouble: Callable[[str, Trouble], None] | None = None
-    """Told of a device, and what was dropped of it that no receipt answers, or what its encoder seems to lose."""
+    """Called with a device and a problem that no receipt reports: a dropped message, or a doubted encoder."""
     status: Callable[[AggregatorStatus], None] | None = None
 
 
 class Server:
-    """One aggregator on virtual time: the host of the shell, as `aggregator.processor` is in a process.
+    """One aggregator on virtual time: the host of the shell, as `aggregator.processor` is in production.
 
-    What a device says comes by `greeted`, `arrived`, `offered` and then `chunk`, `statistics` and `fetch_asked`.
+    Messages of devices come in by `greeted`, `arrived`, `offered` and then `chunk`, `statistics` and `fetch_asked`.
     """
 
     def __init__(self, clock: Clock, setup: ServerSetup, calls: DeviceCalls, tamper: Tamper | None = None) -> None:
@@ -243,34 +243,34 @@ class Server:
         model = (Model if setup.framed or durable else Bare).of(setup.initial, schema)
         model.keeps_past = strategy.form == "mixing"
         self._frames: dict[tuple[int, int], int] | None = {} if setup.framed else None
-        """Bytes of each frame that is on offer, by version and span."""
+        """Bytes of each offered frame, by version and span; None if frames are not encoded."""
         self._store = MemoryStore(schema, seed, durable=durable)
         self.engine = Engine(model, cast("Store", self._store))
         self.published: deque[PublishedVersion] = deque(maxlen=KEPT)
         """The newest versions, oldest first."""
         self.taken = Taken()
         self.told = 0.0
-        """Bytes of announcements that devices have heard, all together, and of those that they have read again."""
+        """Announcement bytes that all devices together have received, rereads included."""
         self.refused: Counter[str] = Counter()
         """Refused updates, by verdict."""
         self._bodies: dict[int, _Body] = {}
-        """What an update or statistics hold, until they are decided on."""
+        """Bodies of updates and statistics that are not decided yet, by key."""
         self._offers: dict[str, Said] = {}
-        """What devices have offered to send in chunks."""
+        """Updates that devices have offered to send in chunks, by device."""
         self._reassembler = self._new_reassembler()
         self._key = self._announced = 0
         self._heard = self._read = 0.0
         self.weighs = 0
-        """Bytes of the newest announcement; 0 if a run does not count bytes."""
+        """Bytes of the newest announcement; 0 if the run does not count bytes."""
         self._due: float | None = None
         self._ahead = 0.0
-        """How far the clock of this process is ahead of the virtual one."""
+        """Offset of this process's monotonic clock to virtual time."""
         self._boot = 1
         self._down = False
         self._actions: int | None = None
-        """Actions of the shell until this process ends; None if it does not."""
+        """Shell actions left before this process crashes; None if no crash is due."""
         self._online = 0
-        """Devices whose retained status says that they are there."""
+        """Devices whose retained status says online."""
         self._paused: str | None = None
 
     def _new_reassembler(self) -> UpdateReassembler:
@@ -283,7 +283,7 @@ class Server:
 
     @property
     def now(self) -> float:
-        """What the clock of the process says."""
+        """The time on the process's clock."""
         return self._clock.now + self._ahead
 
     def start(self) -> None:
@@ -296,20 +296,20 @@ class Server:
 
     @property
     def status(self) -> AggregatorStatus:
-        """What is retained as its status."""
+        """The retained aggregator status."""
         held = AggregatorState.PAUSED if self._paused is not None else AggregatorState.READY
         state = AggregatorState.LOST if self._down else held
         return AggregatorStatus(state=state, boot=self._boot, lineage=self.core.lineage)
 
     def pause(self, why: str | None) -> None:
-        """Hold updates off, or with None let them in again."""
+        """Pause or, with None, resume accepting updates."""
         self._paused = why
         if not self._down:
             self.core.handle(ev.OperatorPaused(why), self.now)
             self._tell_status()
 
     def crash(self, crash: Crash) -> None:
-        """End the process, between any two actions of its shell or between two of its batches."""
+        """End the process: between two batches, or after the crash's number of shell actions."""
         if crash.clean:
             self.engine.checkpoint(self.core)
         self._actions = crash.actions
@@ -317,12 +317,12 @@ class Server:
             self._die()
 
     def restart(self, clock: float) -> None:
-        """Begin another process over the same store.
+        """Start another process on the same store.
 
         Raises:
-            AssertionError: a process that ended between two batches had another model, or another core.
+            AssertionError: recovery has changed the model or the core's state.
         """
-        # If few devices were there, no action has ended it within a batch.
+        # With few devices, the process may have ended without an action having ended it within a batch.
         before = _remembered(self.core, self.model) if not self._down or self._actions == 0 else None
         self._down, self._actions, self._due = False, None, None
         self._boot += 1
@@ -340,7 +340,7 @@ class Server:
         self.shell.carry_out(self.core.start(self.now), self.now)
         self._release()
         self._tell_status()
-        self._clock.after(0.0, lambda: self.there(0))  # their statuses come behind the subscription
+        self._clock.after(0.0, lambda: self.there(0))  # device statuses arrive after the subscription
         self._wake()
 
     def _die(self) -> None:
@@ -352,14 +352,14 @@ class Server:
             self._calls.status(self.status)
 
     def _act(self) -> None:
-        """Count an action, and end the process if it was its last."""
+        """Count an action, and end the process if it was the last one."""
         if self._actions is not None:
             self._actions -= 1
             if self._actions < 0:
                 raise _Died
 
     def _run(self, work: Callable[[], None]) -> None:
-        """Do something in the process, if there is one."""
+        """Run a step of the process, unless it is down."""
         if self._down:
             return
         try:
@@ -383,16 +383,16 @@ class Server:
         self.inject(device, update, said)
 
     def inject(self, device: str, update: Update, said: Said) -> None:
-        """Take a message in as it is."""
+        """Accept a message without tampering."""
         self._handle(ev.Arrived(device, update, self._keep(_Body(said))))
 
     def offered(self, device: str, update: Update, said: Said) -> None:
-        """Take the header of an update that is to come in chunks; `granted` is called with those to send."""
+        """Handle the header of an update that is to come in chunks; `granted` is called with those to send."""
         self._offers[device] = said
         self._handle(ev.Offered(device, update))
 
     def chunk(self, device: str, chunk: Chunk) -> None:
-        """Take one chunk of what was offered; the last one is the update's arrival."""
+        """Add one chunk of an offered update; the last one counts as the update's arrival."""
         come = self._reassembler.add(device, chunk, memoryview(b""), self.now)
         if isinstance(come, Whole):
             self.arrived(device, come.update, self._offers.pop(device))
@@ -401,12 +401,12 @@ class Server:
             self._run(lambda: self.shell.carry_out([ev.GrantChunks(device, come, hi)], self.now))
 
     def statistics(self, device: str, statistics: Statistics, body: bytes) -> None:
-        """Take a device's moments in."""
+        """Handle a device's statistics."""
         key = self._keep(_Body(packed=body))
         self._handle(ev.StatisticsArrived(device, statistics, key, chunks.checksum(body)))
 
     def fetch_asked(self, device: str, fetch: Fetch) -> None:
-        """A device did not find a frame: `republished` is called with what is on offer."""
+        """Handle a request for a missing frame; `republished` is called with what is on offer."""
         self._run(lambda: self.shell.handle(ev.FetchAsked(device, fetch), self.now))
 
     def _keep(self, body: "_Body") -> int:
@@ -422,14 +422,14 @@ class Server:
         self._run(work)
 
     def there(self, change: int) -> None:
-        """Count devices that have come online, or gone if it is negative."""
+        """Add devices that came online, or subtract those that went offline."""
         self._online += change
         if not self._down:
             self.core.handle(ev.DevicesOnline(self._online), self.now)
 
     # ------------------------------------------------------------- the shell's host
 
-    def decode(self, action: ev.Decode, now: float) -> ev.Decoded:  # noqa: ARG002 - of the shell's hook
+    def decode(self, action: ev.Decode, now: float) -> ev.Decoded:  # noqa: ARG002 - signature of the shell's hook
         body = self._bodies[action.key]
         said = body.said
         assert said is not None
@@ -437,7 +437,7 @@ class Server:
         return ev.Decoded(action.device, action.update, action.key, said.norm, self.engine.agreement(body.direction))
 
     def commit(self, entries: Sequence[ev.Journal]) -> None:
-        """Keep what a live engine reads again, and what a restart would."""
+        """Store what the engine reads again, and what a restart recovers from."""
         self._act()
         for entry in entries:
             held = None if entry.key is None else self._bodies[entry.key]
@@ -462,7 +462,7 @@ class Server:
     def carry(self, record: rec.Record, now: float) -> None:
         self._act()
         if isinstance(record, rec.ServeRecord):
-            return  # whoever evaluates looks for itself
+            return  # the run evaluates by itself
         frames = self.engine.carry(record)
         if isinstance(record, rec.ReleaseRecord):
             self.core.handle(ev.ReleaseCarried(record.version, self.model.state.digest()), now)
@@ -500,17 +500,17 @@ class Server:
         self._bodies.pop(key, None)
 
     def flush(self, now: float) -> None:
-        """Nothing waits: each reply is on its way already."""
+        """Do nothing: replies are sent at once."""
 
     # ------------------------------------------------------------------ releases
 
     @property
     def heard(self) -> float:
-        """Bytes of all announcements so far, and of those read again; 0 if a run does not count bytes."""
+        """Total bytes of announcements so far, rereads included; 0 if the run does not count bytes."""
         return self._heard
 
     def serving(self) -> dict[str, Any]:
-        """The model that users would get, all tensors by name: as it is published, or what the strategy serves."""
+        """The model that users would get, all tensors by name: the published or the served one."""
         return self.model.used().parameters()
 
     def _release(self, frames: Sequence[Frame] = ()) -> None:
@@ -518,7 +518,7 @@ class Server:
         self._announced += 1
         if not self.published or model.version > self.published[-1].announcement.version:
             core.handle(ev.MovementFollowed(model.follow_movement(core.versions_a_turn)), self.now)
-        version = model.version  # within a batch the core may be ahead of what is carried out
+        version = model.version  # within a batch the core may be ahead of the actions carried out
         announcement = Announcement.model_construct(
             federation="simulation",
             lineage=core.lineage,
@@ -551,7 +551,7 @@ class Server:
         self._calls.released(new)
 
     def _offered(self, version: int, frames: Sequence[Frame]) -> tuple[FrameInfo, ...]:
-        """What leads to a version: as `aggregator.publish.model_publisher` has it, or a snapshot of no weight."""
+        """The frames that lead to a version, as `aggregator.publish.model_publisher` selects them, or a dummy one."""
         if self._frames is None:
             return (FrameInfo(version, 0, 4 * self.model.schema.size, 1),)
         part = min(self._chunk, PART)
@@ -574,14 +574,14 @@ class Server:
     def _tick(self, boot: int) -> None:
         if boot == self._boot and (due := self._due) is not None:
             self._due = None
-            self._run(lambda: self.shell.tick(max(self.now, due)))  # of a clock that is ahead, sums are rounded
+            self._run(lambda: self.shell.tick(max(self.now, due)))  # rounding, if the clock is offset
 
 
 def _remembered(core: AggregatorCore, model: Model) -> tuple[bytes, dict[str, Any]]:
-    """What a restart leaves as it is.
+    """The state that a restart must preserve.
 
-    That is not what came of messages that leave no record, greetings and repeats, and not the share of a cohort, which
-    follows at each release how many are there.
+    Excluded is what leaves no record: greetings and repeats, and a cohort's share, which each release sets by the
+    number of devices online.
     """
     found = core.dump()
     pairs = zip(found["outboxes"], found["bases"], strict=True)
@@ -594,20 +594,20 @@ class _Died(Exception):
 
 
 class _Troubles:
-    """Tells devices what no receipt answers, as seldom as production does."""
+    """Reports to devices what no receipt says, rate-limited as in production."""
 
     def __init__(self, call: Callable[[str, Trouble], None] | None) -> None:
         self._call = call
         self._told: dict[str, float] = {}
 
     def tell(self, device: str, why: str, now: float) -> None:
-        """Tell it, if there is something to tell and it is time."""
+        """Send a reason to a device, unless one was sent recently."""
         if why and self._call is not None and now >= self._told.get(device, -math.inf) + TROUBLE:
             self._told[device] = now
             self._call(device, Trouble(why=why[:400]))
 
     def see_encoder(self, core: AggregatorCore, record: rec.UpdateRecord, now: float) -> None:
-        """Tell a device that its encoder is doubted, if its codec is one that needs feedback."""
+        """Report to a device that its encoder is doubted, if its codec needs error feedback."""
         if codecs.parse(record.codec).feedback:
             self.tell(record.device, core.encoder_doubt(record.device, now), now)
 

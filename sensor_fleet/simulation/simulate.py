@@ -1,4 +1,4 @@
-"""One call that simulates a federation: the real aggregator and the real sessions on a clock that jumps."""
+"""Simulation of a federation in virtual time, with the production aggregator core and device sessions."""
 
 import time
 from collections import Counter
@@ -39,16 +39,16 @@ from midge.wire.schema import Parameters, Schema
 
 Evaluate = Callable[[Parameters], Mapping[str, float]]
 CALM = World(spread=0.0, median=1.0).calm()
-"""Devices that are all alike, and links that do nothing but carry."""
+"""Identical devices on ideal links."""
 MOMENTS = 256
-"""Devices whose statistics are pooled, at most: evenly from all."""
+"""Devices whose statistics are pooled, at most, evenly spaced over all devices."""
 LOOKS = 400
-"""Calls of `watch` in one run."""
+"""Progress reports to `watch` in one run."""
 
 
 @dataclass(frozen=True, slots=True)
 class FleetProgress:
-    """Where a simulation is."""
+    """A progress report of a simulation."""
 
     now: float
     """Virtual seconds."""
@@ -58,13 +58,13 @@ class FleetProgress:
     updates: int
     events: int
     metrics: Mapping[str, float]
-    """Of the last evaluation."""
+    """Of the last evaluation, by name."""
     live: int
     """Devices that are connected."""
     evaluated: bool
-    """Whether this is an evaluation."""
+    """Whether an evaluation has just been done."""
     doing: str = ""
-    """What is done before it begins; empty once it has."""
+    """What is being prepared before the run starts; empty during the run."""
 
 
 Stop = Callable[[float, Mapping[str, float]], bool]
@@ -100,41 +100,43 @@ def simulate(
 ) -> Simulated:
     """Simulate a federation for a number of virtual seconds.
 
-    The aggregator's decisions and arithmetic and the devices' sessions are the real ones. A device trains from the
-    published model bit for bit and its delta goes through the plan's codec. Only what does not bear on learning is left
-    out: nothing is written to a disk, packed into messages, checked by checksums or cut into chunks.
+    The aggregator's decisions and arithmetic and the devices' sessions are those of production. A device trains from
+    the published model bit for bit, and its delta goes through the plan's codec. Only what does not affect learning is
+    left out: disk writes, message serialisation and checksums; without a profile, also chunking.
 
     Args:
-        train: a trainer that all devices share, one for each, or a fleet's model with its `data`.
-        devices: how many; those of the data where it is given.
-        strategy: what the aggregator does with updates; Midge's default where it is None.
-        seed: of all chance but the data's.
-        seconds: how long to go on, in virtual time.
-        initial: the model to begin with, where `train` does not bring it.
-        roles: of its tensors, where they are not all trained.
-        data: who owns which rows. Those of a `sensor_fleet.sensors.Stream` come while virtual time goes on: devices
-            train when enough of them is new, and the model is evaluated under what holds at that time.
-        recipe: how the model of a fleet is trained, where not as it would itself. Of trainers: what they follow where
-            a plan asks for nothing, so that a training of half the steps takes half the time.
-        world: how fast devices and their links are, who comes and goes. By default all are alike and nothing fails.
-        profile: in place of a world, what devices there are, by a shipped profile's name, a file or a `Profile`.
-        workers: how many processes train; the result does not depend on it. 1 is this process alone.
-        speeds: seconds that one training takes on each device, in place of the world's.
-        loss: the chance that a message is lost on its way.
-        jitter: σ of the logarithm of what a training takes, again for each.
-        overhead: seconds that each training costs beside computing: a link, a process that starts.
-        evaluate: metrics of a model; of the fleet's model on the test rows by default.
-        every: virtual seconds between two evaluations; a hundredth of all by default.
-        stop: whether to end behind an evaluation, from its time and metrics.
-        watch: told now and then where the simulation is.
-        carry: who carries the trainings, in place of `workers`.
-        speed_up: simulate a profile's fleet in scaled time, as a live one (`sensor_fleet.profiles.hastened`): times
-            are told in the profile's seconds all the same.
-        tamper: what stands between devices and the aggregator, to try what liars do.
-        incidents: restarts, pauses, outages, delays and wrong clocks.
+        train: a trainer that all devices share, a sequence with one trainer for each device, or a fleet model (with
+            `data`).
+        devices: number of devices; by default that of the data or of the trainers.
+        strategy: the aggregation strategy; by default the profile's, or `balanced()`.
+        seed: of all randomness except that of the data.
+        seconds: virtual duration.
+        initial: the initial model, unless `train` provides it.
+        roles: of tensors that are not trained.
+        data: the devices' rows. Those of a `sensor_fleet.sensors.Stream` arrive as virtual time passes: a device trains
+            once enough of its rows are new, and the model is evaluated under the conditions of the time.
+        recipe: how a fleet model is trained, instead of its own recipe. With plain trainers: the defaults of a plan, by
+            which the duration of a training scales with its steps.
+        world: speeds, links and availability of the devices. By default all are alike and nothing fails.
+        profile: the devices' hardware, links and availability, instead of `world`: a `Profile`, the name of a shipped
+            one, or a TOML file.
+        workers: number of processes that train; 1 trains in this process. The result does not depend on it.
+        speeds: seconds of one training on each device, instead of the world's.
+        loss: probability that a message is lost.
+        jitter: σ of the logarithm of the duration of each training.
+        overhead: seconds added to each training, such as for starting a process.
+        evaluate: metrics of a model; by default those of the fleet model on the test rows.
+        every: virtual seconds between evaluations; by default `seconds / 100`.
+        stop: called after each evaluation with its time and metrics; True ends the run.
+        watch: called with progress reports.
+        carry: makes the carrier of the trainings, instead of `workers`.
+        speed_up: run a profile's fleet in scaled time, as a live one (`sensor_fleet.profiles.hastened`). Reported times
+            are the profile's.
+        tamper: intercepts updates before the aggregator, to simulate attackers.
+        incidents: restarts, pauses, outages, delays and clock errors.
 
     Raises:
-        ValueError: what is given does not go together.
+        ValueError: arguments that contradict each other or are out of range.
     """
     began = time.perf_counter()
     if speed_up != 1 and (profile is None or isinstance(data, Stream)):
@@ -196,7 +198,7 @@ def simulate(
 
 
 def _unscaled(stop: Stop | None, watch: Watch | None, factor: float) -> tuple[Stop | None, Watch | None]:
-    """Both told in the profile's time."""
+    """Wrap both callbacks so that they get times in the profile's seconds."""
 
     def tell(moment: FleetProgress) -> None:
         assert watch is not None
@@ -210,7 +212,7 @@ def _unscaled(stop: Stop | None, watch: Watch | None, factor: float) -> tuple[St
 
 
 def evaluate_at(model: FleetModel, data: FleetData, now: float, parameters: Parameters) -> Mapping[str, float]:
-    """On the test rows; of a stream on those that hold at a time, and on each class by itself."""
+    """Evaluate a model on the test rows; of a stream, on those that apply at `now`, overall and for each class."""
     if not isinstance(data, Stream):
         return model.evaluate(parameters, data.test)
     whole, *classes = data.tests(now).items()
@@ -224,7 +226,7 @@ def _work(make: Callable[[], Learner], schema: Schema, names: Sequence[str]) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Setup:
-    """What a simulation is of, once all is known to go together."""
+    """The checked inputs of a simulation."""
 
     names: Sequence[str]
     learner: Learner
@@ -234,7 +236,7 @@ class _Setup:
     schema: Schema
     world: Population
     population: Population | None
-    """The same unscaled, if a profile describes it."""
+    """The population in unscaled time; None without a profile."""
     noise: Noise
     stream: Stream | None
     tamper: Tamper | None
@@ -287,14 +289,14 @@ class _Simulation:
         self.participants = {name: Participant(self.air, number, name) for number, name in enumerate(names)}
         for participant, shard in zip(self.participants.values(), shard_of, strict=True):
             self._members[shard].append(participant)
-        if population is not None:  # a profile's devices come to an aggregator that has been there for a while
+        if population is not None:  # a profile's devices join an aggregator that has been running
             self.clock.now = -self.server.core.strategy.release_interval
         self.clock.at(self.clock.now, self.server.start)
         if setup.incidents is not None:
             self._expect(setup.incidents)
 
     def _expect(self, incidents: Incidents) -> None:
-        """Have the aggregator restarted and paused when its time has come."""
+        """Schedule the aggregator's crashes, restarts and pauses."""
         for crash in incidents.crashes:
             self.clock.at(crash.at, partial(self.server.crash, crash))
             self.clock.at(crash.until, partial(self.server.restart, crash.clock))
@@ -309,7 +311,7 @@ class _Simulation:
         self.participants[device].reply(outbox, hi, settled)
 
     def _trouble(self, device: str, trouble: Trouble) -> None:
-        """It asks for nothing: a device shows it."""
+        """Count a trouble message; it needs no reaction of the device."""
         self.troubles[trouble.why] += 1
         self.participants[device].link.answered(len(frames.encode(trouble)), lambda: None)
 
@@ -344,7 +346,7 @@ class _Simulation:
             tell()
             self.clock.at((number + 1) * seconds / LOOKS, partial(glance, number + 1))
 
-        self.clock.at(0.0, lambda: self.clock.at(0.0, look))  # behind the first release
+        self.clock.at(0.0, lambda: self.clock.at(0.0, look))  # after the first release
         if watch is not None:
             self.clock.at(seconds / LOOKS, glance)
         self.clock.run(seconds)
@@ -364,7 +366,7 @@ class _Simulation:
         )
 
     def _moved(self) -> tuple[float, float]:
-        """Bytes that all devices have sent and received."""
+        """Payload bytes that all devices have sent and received."""
         return self.air.up, self.air.down + self.server.told
 
     def _result(self, rows: Sequence[tuple[float, int, int, Mapping[str, float], tuple[float, float]]]) -> Simulated:
@@ -413,7 +415,7 @@ class _Simulation:
 
 
 def _refuse_idle(strategy: Strategy | None, devices: int) -> None:
-    """Refuse a strategy under which no step is ever made with so few devices."""
+    """Refuse a strategy whose steps need more distinct devices than there are."""
     if strategy is None or strategy.privacy is None or strategy.deadline is not None:
         return
     if (needed := strategy.size(devices)) > devices:
@@ -441,7 +443,7 @@ def _names(train: Any, devices: int | None, data: FleetData | None) -> list[str]
 def _initial(
     train: Any, initial: Parameters | None, data: FleetData | None
 ) -> tuple[dict[str, Any], Mapping[str, str]]:
-    """The model to begin with, normalised where it is a fleet's, and the roles that it tells."""
+    """The initial model, normalised if it is a fleet model, and the roles that it declares."""
     if isinstance(train, FleetModel):
         if data is None:
             raise ValueError("a fleet's model needs the fleet's data: data=…")
@@ -459,7 +461,7 @@ def _initial(
 def beginning(
     model: FleetModel, data: FleetData, initial: Parameters | None = None
 ) -> tuple[dict[str, Any], Mapping[str, str]]:
-    """What a fleet begins with, normalised by statistics of some of its devices, and the roles of its tensors."""
+    """The initial model of a fleet, normalised by pooled statistics of some devices, and its tensors' roles."""
     rows_of, number = numbered(data.devices), len(data.devices)
     chosen = np.unique(np.linspace(0, number - 1, min(number, MOMENTS)).round().astype(int))
     moments = [model.moments(rows_of(int(place))) for place in chosen]
@@ -468,7 +470,7 @@ def beginning(
 
 
 class _Prepared(Sequence[stacked.TrainingRows]):
-    """Devices' rows as a model takes them, made when they are asked for."""
+    """Training rows of all devices in the model's input format, made on access."""
 
     def __init__(self, model: NumpyModel, data: FleetData, seed: int) -> None:
         self._model, self._rows, self._count, self._seed = model, numbered(data.devices), len(data.devices), seed
@@ -483,7 +485,7 @@ class _Prepared(Sequence[stacked.TrainingRows]):
         return self._prepared(number, self._rows(number))
 
     def held(self, number: int, seen: int) -> stacked.TrainingRows:
-        """What a device of a stream holds after a number of slots."""
+        """The rows that a device of a stream holds after `seen` slots."""
         assert isinstance(self._data, Stream)
         return self._prepared(number, self._data.flow.rows(number, seen))
 
@@ -508,7 +510,7 @@ def _learner(
 
 
 class _Trainers:
-    """A trainer on torch for each device, made when it first trains; of a stream again for each training."""
+    """One torch trainer for each device, made at its first training; for a stream, remade for each training."""
 
     def __init__(self, model: FleetModel, data: FleetData, seed: int) -> None:
         self._model, self._data, self._seed = model, data, seed
@@ -523,7 +525,7 @@ class _Trainers:
         return self._made[number]
 
     def count(self, number: int, seen: int) -> int:
-        """How many rows a device has."""
+        """Number of rows of a device."""
         return len(self._rows(number, seen).y)
 
     def _rows(self, number: int, seen: int) -> Rows:
