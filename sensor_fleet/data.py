@@ -1,8 +1,8 @@
-"""Data sets of simulated fleets: who owns which rows, and what stays for the test.
+"""Data sets of simulated fleets: the rows of each device, and the test rows.
 
-A data set is an `.npz` file with `x` and `y`, and if it knows them `unit` (which device owns the row) and `split` (0
-train, 1 test); or scikit-learn's bundled handwritten digits. Rows without an owner are dealt out unevenly, as fleets
-are: each device gets its own mixture of classes (Hsu, Qi and Brown, arXiv:1909.06335).
+A data set is an `.npz` file with `x` and `y`, optionally with `unit` (the device that owns the row) and `split` (0
+train, 1 test); or scikit-learn's bundled handwritten digits. Rows without an owner are dealt unevenly: each device gets
+its own mixture of classes (Hsu, Qi and Brown, arXiv:1909.06335).
 """
 
 import zipfile
@@ -22,13 +22,13 @@ __all__ = ["FleetData", "Kind", "Rows", "deal", "load"]
 
 DIGITS: Final = "digits"
 DEVICES: Final = 20
-"""The number of devices that such rows are dealt to by default."""
+"""Default number of devices that rows without an owner are dealt to."""
 HANDFUL: Final = 8
-"""Rows that each such device gets at least."""
+"""Minimum number of rows of each such device."""
 TEST_SHARE: Final = 0.2
 MAX_CLASSES: Final = 1000
 COLOURS: Final = (1, 3, 4)
-"""Channels of an image: an axis of that size in front of two others holds them, as torch has it."""
+"""Numbers of channels of an image. An axis of such a size before two others holds channels, in torch's layout."""
 _ARRAYS: Final[Sequence[str]] = ("x", "y", "unit", "split", "class_names")
 _UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
@@ -36,13 +36,13 @@ Indices = npt.NDArray[np.intp]
 
 
 def load(source: str | Path, *, devices: int | None = None, seed: int = 0) -> FleetData:
-    """Read an `.npz` file; or the bundled digits for "digits", or a week of simulated sensors by their name.
+    """Load an `.npz` file, the bundled digits ("digits"), or a week of simulated sensors, by their name.
 
-    `devices` takes that many devices of the file, in the order of their units; where rows have no owner, they
-    are dealt to that many. `seed` is for the dealing, and for the test rows where the file does not name them.
+    `devices` selects the first devices of the file, by unit; rows without an owner are dealt to that many devices.
+    `seed` is for the dealing, and for drawing the test rows if the file does not mark them.
 
     Raises:
-        ValueError: there is no such file, or it is not of that form. The message says what to change.
+        ValueError: the file is missing or malformed. The message says what to change.
     """
     if devices is not None and devices < 1:
         raise ValueError(f"a fleet has at least 1 device, not {devices}")
@@ -56,7 +56,7 @@ def load(source: str | Path, *, devices: int | None = None, seed: int = 0) -> Fl
 
 
 def deal(labels: Array, devices: int, rng: np.random.Generator, alpha: float = ALPHA) -> list[Indices]:
-    """Deal rows to devices, each class by shares drawn from Dirichlet(alpha), and a handful to each at least.
+    """Deal rows to devices: each class by shares from Dirichlet(alpha), and a minimum number of rows to each device.
 
     Labels of shape (n,) are classes; floats are dealt by deciles. There are never more devices than rows.
     """
@@ -99,7 +99,7 @@ def _digits() -> dict[str, Array]:
 
 
 def _read(path: Path) -> dict[str, Array]:
-    """The arrays of a file that we know the names of."""
+    """Read the known arrays of a file."""
     if not path.is_file():
         raise ValueError(f"there is no such file; give the path of an .npz file, or {DIGITS}, vibration, energy")
     with path.open("rb") as file:
@@ -198,7 +198,7 @@ def _targets(y: Array, class_names: Array | None) -> tuple[Array, tuple[str, ...
 
 
 def _test_rows(split: Array | None, rows: int, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
-    """Mask of the test rows: as the file says, or a random fifth."""
+    """Mask of the test rows, of shape (rows,): as the file marks them, or a random fifth."""
     if split is not None:
         if split.dtype.kind not in "iubf" or not np.isin(split, (0, 1)).all():
             raise ValueError("split holds something other than 0 (train) and 1 (test)")
@@ -209,7 +209,7 @@ def _test_rows(split: Array | None, rows: int, rng: np.random.Generator) -> npt.
 
 
 def _owners(units: Array, y: Array, limit: int | None, rng: np.random.Generator) -> dict[str, Indices]:
-    """Which of the training rows each device owns, by the device's name."""
+    """The training rows of each device, by the device's name."""
     if units.dtype.kind not in "iu":
         raise ValueError(f"unit is of type {units.dtype}; number the devices with integers from 0")
     owned = units >= 0
@@ -224,6 +224,6 @@ def _owners(units: Array, y: Array, limit: int | None, rng: np.random.Generator)
 
 
 def _names(numbers: Sequence[int]) -> list[str]:
-    """sensor-07: as many digits as the highest number has, and at least two."""
+    """Names such as sensor-07, with the digits of the highest number, and at least two."""
     width = max(2, len(str(numbers[-1])))
     return [f"sensor-{number:0{width}d}" for number in numbers]

@@ -1,14 +1,14 @@
-"""Which announcements a simulated device reads: the newest is retained, others come while it is connected."""
+"""The announcements that a simulated device reads: the retained one, and those published while it is connected."""
 
 from midge.sensor_fleet.simulation.air import Air
 from midge.sensor_fleet.simulation.server import PublishedVersion
 
 
 class AnnouncementReader:
-    """Reads for one device.
+    """Reads announcements for one device.
 
     Args:
-        air: what all devices share.
+        air: state shared by all devices.
         device: its name.
     """
 
@@ -17,23 +17,23 @@ class AnnouncementReader:
     def __init__(self, air: Air, device: str) -> None:
         self._air, self._device = air, device
         self.latest: PublishedVersion | None = None
-        """What was read last."""
+        """The last one read."""
         self._seen: PublishedVersion | None = None
-        """The same, or None if what is retained is to be read again."""
+        """The same, or None to read the retained one again."""
         self._reads = 0
-        """How often what is retained was asked for: an announcement that was lost once is not lost for good."""
+        """Number of times the retained message was requested: each request draws anew whether it is lost."""
 
     def connected(self) -> None:
-        """What is retained comes with a new connection."""
+        """Count the retained message that comes with a new connection."""
         self._reads += 1
 
     def again(self) -> None:
-        """Read what is retained, be it known or not."""
+        """Read the retained announcement again, even if it is known."""
         self._seen = None
         self._reads += 1
 
     def read(self, until: float) -> PublishedVersion | None:
-        """The newest of those that were published by a time and not lost; None if it is known."""
+        """The newest announcement published until then and not lost; None if it is known already."""
         for published in reversed(self._air.server.published):
             if published is self._seen:
                 return None

@@ -1,7 +1,7 @@
-"""Shards on Ray: the same simulation on the processors of several machines, with the same result, bit for bit.
+"""Shards on a Ray cluster: the same simulation on several machines, with results equal bit for bit.
 
-One process holds the clock, the aggregator and the sessions; actors train. Machines must have the same kind of
-processor: the last bits of a matrix product are its own.
+One process holds the clock, the aggregator and the sessions; actors train. All machines must have the same kind of
+processor, since the last bits of a matrix product depend on it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ LOCAL = "local"
 
 
 def _ray() -> Any:
-    """Ray, imported when it is needed.
+    """Import Ray on first use.
 
     Raises:
         ValueError: it is not installed.
@@ -27,12 +27,12 @@ def _ray() -> Any:
 
 
 class OnRay:
-    """Carries shards in actors of a Ray cluster.
+    """Runs shards in actors of a Ray cluster.
 
     Args:
-        make: what an actor does its work with; it is sent to each.
-        count: actors, each with one processor.
-        address: of a running cluster, or `local` for one that is started here and ended again.
+        make: makes an actor's `ShardWorker`; it is sent to each actor.
+        count: number of actors, each with one processor.
+        address: of a running cluster, or `local` to start one and end it again.
     """
 
     def __init__(self, make: Make, count: int, address: str = LOCAL) -> None:
@@ -70,7 +70,7 @@ class OnRay:
 
 
 class _Actor:
-    """One worker. Its calls are done in the order in which they are made."""
+    """One worker; Ray runs its calls in order."""
 
     def __init__(self, make: Make) -> None:
         self._work: ShardWorker = make()

@@ -104,7 +104,7 @@ class Participant:
         return self.air.clock.now + self._ahead
 
     def _reboot(self) -> None:
-        """Its process ends, and another one begins: what it was training is lost, what its outbox holds is not."""
+        """Restart its process: a training under way is lost, the outbox survives."""
         self.air.pool.forget(self._job)
         self.air.resting.pop(self.name, None)
         self._life += 1
@@ -117,7 +117,7 @@ class Participant:
             self._event(ev.Hindered(why))
 
     def _jitter(self) -> float:
-        """Chance for the session."""
+        """The session's source of randomness."""
         self._shaken += 1
         return chance(self.air.world.seed, self.name, "session", self._shaken)
 
@@ -143,31 +143,31 @@ class Participant:
                 return
 
     def _stand(self) -> None:
-        """The connection stands: what is retained has come, and so has the echo of our own greeting."""
+        """Handle an established connection: retained messages and the echo of its own greeting have arrived."""
         server, link = self.air.server, self.link
         link.connect()
         self._reader.connected()
         self.air.connected[self.name] = self
         server.there(1)
         link.sent(self._hello)
-        before = link.connection > 1  # what we said last is retained, or our Last Will
+        before = link.connection > 1  # its last status or its Last Will is retained
         link.received((1 + before) * self._hello + headers.status() + server.weighs)
-        # What is announced comes over this connection: a board sleeps once it has seen that.
+        # The announcement arrives over this connection: a board that sleeps may do so once it has read it.
         (self._handle if self.usage.sleeps else self._event)(ev.Connected())
         self._event(ev.AggregatorSeen(server.status))
 
     def hear_of(self, status: AggregatorStatus) -> None:
-        """The aggregator's status has changed."""
+        """Receive a change of the aggregator's status."""
         self.link.hear(lambda: self._event(ev.AggregatorSeen(status)))
 
     def _disconnect(self, outage: Outage) -> None:
         if self.gone or self._outage is not outage or (self.usage.sleeps and self.session.work is Work.TRAINING):
-            return  # it is gone or sleeps already, or will sleep once it has trained
+            return  # it has left or sleeps already, or sleeps after its training
         self._outage = None
         self.usage.sleep(self.air.clock.now)
         link = self.link
         link.connection += 1
-        self._back = back = max(outage.end, self.air.clock.now)  # a training may have taken all of a sleep
+        self._back = back = max(outage.end, self.air.clock.now)  # a training may last longer than the sleep
         self.air.connected.pop(self.name, None)
         if link.stands:
             if self.air.world.says_goodbye(self.name):
@@ -178,7 +178,7 @@ class Participant:
         if outage.reboot:
             self._reboot()
         elif self.usage.forgets_model:
-            self._event(ev.FetchFailed("", start_over=True))  # the model was in its RAM
+            self._event(ev.FetchFailed("", start_over=True))  # the model was in RAM
         self.air.clock.at(back, self._connect)
 
     @property
@@ -209,17 +209,17 @@ class Participant:
         return headers.hello(trained=self.trainings > 0)
 
     def _constrained(self, why: str | None) -> None:
-        """Something keeps it from training, or nothing any more."""
+        """Handle a reason against training, or with None its end."""
         if why != self.session.hindered:
             self._event(ev.Hindered(why))
 
     def reply(self, outbox: int, hi: int, settled: tuple[Settled, ...]) -> None:
-        """The aggregator has something to say to us."""
+        """Receive a receipt from the aggregator."""
         receipt = Receipt.model_construct(outbox=outbox, hi=hi, settled=settled, grants=())
         self._answered(receipt, headers.receipt() if settled else headers.answer())
 
     def grant(self, outbox: int, hi: int, grant: Grant) -> None:
-        """The aggregator asks for chunks of what we offered."""
+        """Receive a grant for chunks of an offered update."""
         self._answered(Receipt.model_construct(outbox=outbox, hi=hi, settled=(), grants=(grant,)), headers.answer())
 
     def _answered(self, receipt: Receipt, size: int) -> None:
@@ -228,7 +228,7 @@ class Participant:
     # ---------------------------------------------------------------- expectations
 
     def soon(self, newest: PublishedVersion) -> float:
-        """When it will probably train from the newest version; infinite where that is not to be expected."""
+        """Predict when it will train from the newest version; infinite if no such training is expected."""
         session = self.session
         if self.gone or self._base is newest or session.work is not Work.RESTING:
             return math.inf
@@ -236,7 +236,7 @@ class Participant:
         return max(self._back, self._constraints.until, 0.0 if paused is None else paused - self._ahead)
 
     def task(self, newest: PublishedVersion, when: float) -> Task:
-        """What that training will be."""
+        """Predict that training."""
         seed = training_seed(self.name, newest.announcement, self.session.next)
         seen = 0 if self.air.stream is None else self.air.stream.flow.slots(when)
         return self._task(newest, seed, seen, newest.announcement.plan)
@@ -248,7 +248,7 @@ class Participant:
     # -------------------------------------------------------------------- events
 
     def look(self) -> None:
-        """Read the newest announcement that has come, as a subscriber would have by now."""
+        """Read the newest announcement that has arrived by now."""
         until = self.air.clock.now - self.link.latency + ROUNDING
         if self.link.stands and (published := self._reader.read(until)) is not None:
             self._handle(ev.Announced(published.announcement))
@@ -262,7 +262,7 @@ class Participant:
         self._settle()
 
     def _settle(self) -> None:
-        """Note whether a new version would wake us, and when time itself will."""
+        """Register whether a new version would wake the device, and schedule its next deadline."""
         session, air = self.session, self.air
         if session.waits_for_version:
             air.resting[self.name] = self
@@ -284,7 +284,7 @@ class Participant:
             return
         self._due = None
         deadline = self.session.deadline
-        if deadline is not None and deadline <= max(self._now, due):  # of a clock that is ahead, sums are rounded
+        if deadline is not None and deadline <= max(self._now, due):  # rounding, if the clock is offset
             self.look()
             self.shell.tick(max(self._now, due))
         self._settle()
@@ -320,7 +320,7 @@ class Participant:
     def greet(self) -> None:
         hello = self.name, self.session.outbox, self.session.first
         self.link.say("hello", self._hello, partial(self.air.server.greeted, *hello))
-        self.link.received(self._hello)  # we hear our own status
+        self.link.received(self._hello)  # the echo of its own status
 
     def read_announcement(self) -> None:
         self._reader.again()
@@ -354,7 +354,7 @@ class Participant:
         raise AssertionError(why)
 
     def _begin(self, announcement: Announcement) -> None:
-        """Hold on to the version that is fetched or trained from."""
+        """Keep the version that is fetched or trained from."""
         for published in (self._reader.latest, self._base):
             if published is not None and published.announcement is announcement:
                 self._base = published

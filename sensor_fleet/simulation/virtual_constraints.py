@@ -1,4 +1,4 @@
-"""What keeps a simulated device from training: pauses of its owner, and a sensor that has too few new rows."""
+"""Reasons against training on a simulated device: its owner's pauses, and too few new rows of its sensor."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -9,10 +9,10 @@ from midge.sensor_fleet.simulation.air import Air
 
 
 class VirtualConstraints:
-    """Tells when a device may not train, and when it may again.
+    """Reports when a device may not train, and when it may again.
 
     Args:
-        air: what all devices share.
+        air: state shared by all devices.
         number: of the device.
         name: of the device.
         tell: called with the first reason against training, or None.
@@ -25,7 +25,7 @@ class VirtualConstraints:
         self._reasons: dict[str, str] = {}
         self._pauses: Iterator[tuple[float, float]] = iter(air.world.pauses(name))
         self._resumes = self._enough = 0.0
-        """When a pause ends, and when enough rows will be new."""
+        """When the current pause ends, and when enough rows will be new."""
         self._ended = False
         stream, clock = air.stream, air.clock
         self._sensor = None if stream is None else stream.sensor(number, lambda: clock.now)
@@ -33,24 +33,24 @@ class VirtualConstraints:
 
     @property
     def why(self) -> str | None:
-        """The first reason against training."""
+        """The first reason against training; None if there is none."""
         return next(iter(self._reasons.values()), None)
 
     @property
     def until(self) -> float:
-        """When nothing will be against training, as far as is known."""
+        """When no known reason against training will remain."""
         return max(self._resumes, self._enough)
 
     def end(self) -> None:
-        """The device has left."""
+        """Stop reporting: the device has left."""
         self._ended = True
 
     def take(self) -> int:
-        """Take the new rows for a training; how many slots of its stream the device has seen."""
+        """Take the new rows for a training; return the number of stream slots that the device has seen."""
         return 0 if self._sensor is None else self._sensor.take()
 
     def expect_pause(self, now: float) -> None:
-        """Train nothing from the next pause on until it is over."""
+        """Schedule the next pause."""
         for start, end in self._pauses:
             if end > now:
                 self._air.clock.at(start, partial(self._pause, "not now", end))
@@ -67,7 +67,7 @@ class VirtualConstraints:
             self.expect_pause(self._air.clock.now)
 
     def expect_rows(self) -> None:
-        """Train nothing until enough rows are new."""
+        """Block training until enough rows are new."""
         sensor, stream = self._sensor, self._air.stream
         if sensor is None or stream is None or (why := enough_new(sensor, stream.fresh)()) is None:
             return

@@ -1,4 +1,4 @@
-"""The link of one simulated device: latency, bandwidth, losses, and which announcements it has heard."""
+"""The link of one simulated device: latency, bandwidth, losses, and received announcements."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from midge.wire.messages import Announcement, FrameInfo
 
 
 class VirtualLink:
-    """Carries messages in virtual time, and counts their bytes.
+    """Delivers messages in virtual time, and counts their bytes.
 
     Args:
-        air: what all devices share.
-        device: the name of this one.
+        air: state shared by all devices.
+        device: its name.
     """
 
     __slots__ = (
@@ -40,62 +40,62 @@ class VirtualLink:
         self.bytes_up = self.bytes_down = 0.0
         self.messages = 0
         self.stands = False
-        """Whether a connection stands."""
+        """Whether the connection is established."""
         self.connection = 0
-        """The number of the connection that stands, or is being made; what belongs to an earlier one is lost."""
+        """Number of the current connection or attempt; messages of earlier ones are lost."""
         self._heard = 0.0
         self._policy = AnnouncementPolicy()
         self.deaf = False
-        """Whether it hears of no new version, during a training."""
+        """Whether it is unsubscribed from announcements during a training."""
 
     def connect(self) -> None:
-        """A connection stands from now on: what is announced from here on is heard."""
+        """Establish the connection: from now on announcements are received."""
         self.stands, self.deaf = True, False
         self._heard = self._air.server.heard
 
     def disconnect(self) -> None:
-        """The connection is gone."""
+        """End the connection."""
         self.count_heard()
         self.stands = False
 
     # ------------------------------------------------------------------------ bytes
 
     def sent(self, size: float) -> None:
-        """Count bytes on the way up."""
+        """Count bytes sent."""
         self.bytes_up += size
         self._air.up += size
 
     def received(self, size: float) -> None:
-        """Count bytes on the way down, beside announcements."""
+        """Count bytes received, apart from announcements."""
         self.bytes_down += size
         self._air.down += size
 
     def count_heard(self) -> None:
-        """Count the announcements that this connection has brought."""
+        """Count the announcements received over this connection."""
         if self.stands and not self.deaf:
             heard = self._air.server.heard
             self.bytes_down += heard - self._heard
             self._heard = heard
 
     def ignore_versions(self, announcement: Announcement) -> None:
-        """Hear of no new version during a training, if many would come."""
+        """Unsubscribe from announcements during a training, if many are expected."""
         if self.stands and self._policy.unsubscribe_while_training(announcement):
             self.count_heard()
             self.deaf = True
 
     def follow_versions(self) -> None:
-        """Hear of the newest version at once, for it is retained."""
+        """Subscribe again and receive the retained announcement."""
         if self.deaf and self.stands:
             server = self._air.server
             self.deaf = False
-            self._air.down -= server.heard - self._heard  # which was counted as heard by every device
+            self._air.down -= server.heard - self._heard  # they were counted as received by every connected device
             self._heard = server.heard
             self.received(server.weighs)
 
     # --------------------------------------------------------------------- messages
 
     def hear(self, work: Work, seconds: float = 0.0) -> None:
-        """Do what a message brings, once it is here, if this connection still stands then."""
+        """Run `work` when a message arrives, if this connection still exists then."""
         connection = self.connection
 
         def heard() -> None:
@@ -105,15 +105,15 @@ class VirtualLink:
         self._air.clock.after(self.latency + seconds, heard)
 
     def fetch(self, frames: Sequence[FrameInfo], work: Work) -> None:
-        """Count frames of the model, and do what they bring once the last part is here."""
+        """Receive frames of the model, and run `work` after the last part."""
         parts = sum(frame.parts for frame in frames)
         size = sum(frame.size for frame in frames) + parts * headers.part()
         self.received(size)
-        # Two parts are asked for at a time, and their topics are left before the next are asked for.
+        # Two parts are requested at a time; their topics are unsubscribed before the next request.
         self.hear(work, (4 * -(-parts // 2) - 1) * self.latency + size / self.down)
 
     def say(self, purpose: str, size: int, work: Work, *, ahead: float = 0.0) -> None:
-        """Do what a message brings, once the aggregator has it, `ahead` seconds after other bytes on the uplink."""
+        """Run `work` when a message reaches the aggregator, `ahead` seconds behind other bytes on the uplink."""
         if not self.stands:
             return
         self.messages += 1
@@ -127,7 +127,7 @@ class VirtualLink:
             air.clock.after(2 * seconds + air.delay(self._device, f"{purpose} again", self.messages), work)
 
     def answered(self, size: int, work: Work) -> None:
-        """Do what an answer of the aggregator brings, unless it is lost."""
+        """Run `work` when an answer of the aggregator arrives, unless it is lost."""
         self.messages += 1
         if self.stands and not self._air.lost(self._device, "receipt", self.messages):
             self.received(size)

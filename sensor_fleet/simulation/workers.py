@@ -1,4 +1,4 @@
-"""Worker processes that carry shards: each shard always the same one, as what devices left to say lies with it."""
+"""Worker processes for shards. A shard always runs in the same process, which keeps its devices' residuals."""
 
 import multiprocessing
 import pickle
@@ -9,20 +9,20 @@ from concurrent.futures import ProcessPoolExecutor
 from midge.sensor_fleet.simulation.shards import Outcome, ShardWorker, Start, Task
 
 REMEMBERED = 256
-"""Starts that a worker keeps, so that a version is sent to it once; as many as a batch may need, and more."""
+"""Starts that a worker caches, so that a version is sent to it once; more than one batch needs."""
 _PROBLEM = "another process cannot have the trainers, model or data ({error}): put them in a module, or use workers=1."
 
 Make = Callable[[], ShardWorker]
 
 
 class SentShard:
-    """Which starts a worker has: both ends follow the same rule, so that nothing is asked back."""
+    """Tracks which starts a worker has cached. Sender and worker apply the same rule, so neither has to ask the other."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[int, Start | None] = OrderedDict()
 
     def missing(self, starts: Mapping[int, Start]) -> dict[int, Start]:
-        """On the sender's side: what has to go along."""
+        """On the sender's side: the starts that must be sent along."""
         new = {key: start for key, start in starts.items() if key not in self._known}
         self._note(starts, dict.fromkeys(new))
         return new
@@ -42,13 +42,13 @@ class SentShard:
 
 
 class Processes:
-    """Carries shards in processes of this machine."""
+    """Runs shards in processes of this machine."""
 
     def __init__(self, make: Make, count: int) -> None:
-        """Start them.
+        """Start the processes.
 
         Raises:
-            ValueError: what they need cannot be sent to another process.
+            ValueError: the trainers, model or data cannot be pickled.
         """
         try:
             packed = pickle.dumps(make)
@@ -69,7 +69,7 @@ class Processes:
 
 
 _here: list[tuple[ShardWorker, SentShard]] = []
-"""In a worker: what it does its work with."""
+"""The worker process's state."""
 
 
 def _begin(packed: bytes) -> None:
