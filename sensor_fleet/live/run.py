@@ -1,4 +1,4 @@
-"""A live fleet as a run: a broker, an aggregator, thousands of devices, and what came of it as of a virtual fleet."""
+"""A run of a live fleet: a broker, an aggregator and thousands of devices, with the same results as a virtual one."""
 
 import asyncio
 import gc
@@ -42,23 +42,24 @@ from midge.wire.schema import Parameters, Schema
 from midge.wire.topics import Topics
 
 _BEHIND: Final = 0.5
-"""Lateness in seconds of one timer in a hundred from which on the user is told."""
+"""Lateness in seconds of the slowest 1 % of timers above which the user is warned."""
 _TELLING: Final = 0.5
-"""Seconds between two words on how many are connected."""
+"""Seconds between two reports of the number of connected devices."""
 _LAG: Final = 0.2
-"""Seconds between two looks at how late timers are."""
+"""Seconds between two measurements of the timers' lateness."""
 _SETTLING: Final = 10.0
-"""Seconds at most that a fleet waits until the aggregator may release again: its first step sets the scale of many."""
+"""Maximum seconds that the fleet waits for the aggregator's first release interval to pass: the first step sets the
+scale of many later ones."""
 _Evaluate = Callable[[float, Parameters], Mapping[str, float]]
-"""By the profile's clock."""
+"""Evaluates a model at a time of the profile."""
 _GOODBYE: Final = 30.0
-"""Seconds that all devices have to say goodbye."""
+"""Seconds that all devices have to disconnect cleanly."""
 
 
 def profile_fleet(
     fleet: ProfileFleet, data: FleetData, model: FleetModel, population: Population, endpoint: Endpoint
 ) -> LiveFleet:
-    """The fleet of a profile: rows and trainers are made for each training and not kept."""
+    """Build the fleet of a profile: rows and trainers are made for each training and not kept."""
     stream = data if isinstance(data, Stream) else None
     rows_of, seed = numbered(data.devices), fleet.setting.seed
 
@@ -79,15 +80,15 @@ def profile_fleet(
 
 
 class LiveRun:
-    """One run. `serve` it; `found` is what came of it.
+    """One run. Await `serve`; then `found` has the results.
 
     Args:
         fleet: what runs.
         directory: of the run's files.
-        broker: one that runs already; None starts one here.
-        aggregates: whether to start the aggregator too; without it another process has to.
-        watch: told now and then where the run is.
-        say: told what a person should know.
+        broker: a running one; None starts one here.
+        aggregates: whether to start the aggregator; otherwise another process must.
+        watch: called with progress reports.
+        say: called with messages for the user.
     """
 
     def __init__(
@@ -109,26 +110,27 @@ class LiveRun:
         self._metrics: Mapping[str, float] = {}
         self._version = 0
         self._parted: Counter[str] = Counter()
-        """Devices of which the aggregator heard that they were lost, by their Last Will, or said goodbye."""
+        """Number of devices that the aggregator reported as lost (Last Will) or disconnected."""
         self._counts: Mapping[str, int] = {}
         self._rows: list[tuple[float, int, int, Mapping[str, float], tuple[int, int]]] = []
         self._evaluated = asyncio.Event()
         self._streams = False
-        """Whether the test follows the fleet's time, which the aggregator does not know: then it is evaluated here."""
+        """Whether the test rows follow the fleet's time, which the aggregator does not know: then evaluation is done
+        here."""
         self._lags: list[float] = []
         self._resident = {"before": resident()}
 
     def stop(self) -> None:
-        """End `serve` cleanly, with what there is by then. To be called in its loop."""
+        """End `serve` cleanly, with the results so far. To be called from its event loop."""
         self._stop.set()
 
     async def serve(self) -> None:
-        """Run until the time is over, the target is held where that is to end it, or `stop()`.
+        """Run until the time is over, the target is held if that ends the run, or `stop()` is called.
 
         Raises:
-            ValueError: what cannot be run here; the message says what to change.
-            BrokerError: no broker to be had.
-            DemoError: the aggregator ended by itself.
+            ValueError: the fleet cannot run here; the message says what to change.
+            BrokerError: no broker could be reached or started.
+            DemoError: the aggregator's process ended.
         """
         began = time.time()
         loop = asyncio.get_running_loop()
@@ -171,10 +173,10 @@ class LiveRun:
             )
 
     def _check(self, values: int) -> None:
-        """Refuse what this machine does not allow.
+        """Refuse a fleet that exceeds this machine's limits.
 
         Raises:
-            ValueError: it does not; the message says what to do.
+            ValueError: with a remedy.
         """
         near, devices = self._broker is None, self._fleet.devices
         embedded = near and find_mosquitto() is None
@@ -193,15 +195,15 @@ class LiveRun:
             if not self._aggregates:
                 self._say("Waiting for the aggregator.")
             await watching.announced.wait()
-            await asyncio.sleep(self._settling)  # as a virtual fleet, it comes to an aggregator that was there before
+            await asyncio.sleep(self._settling)  # like a virtual fleet, it joins an aggregator that has been running
             if self._aggregates:
                 await self._evaluated.wait()
             self._resident["connected"] = resident()
             gc.collect()
-            gc.freeze()  # what the devices are made of stays: to look through it takes a second with thousands
+            gc.freeze()  # the devices' objects stay alive: scanning them takes a second with thousands of devices
 
         async def act() -> None:
-            """Look at it in time, and end it."""
+            """Report progress while devices connect, then evaluate until the end."""
             while members.context.origin is None:
                 met, expected = members.gathered
                 self._tell(members, f"{met:,} of {expected:,} devices are connected")
@@ -231,7 +233,7 @@ class LiveRun:
         number, glances = 0, max(1, round(LOOKS / EVALUATIONS))
         while number <= EVALUATIONS * glances:
             await asyncio.sleep(origin + number * every / glances - loop.time())
-            # A machine that is behind passes over some looks, and ends in time all the same.
+            # On an overloaded machine some reports are skipped, so that the run still ends on time.
             number = max(number, min(int((loop.time() - origin) * glances / every), EVALUATIONS * glances))
             evaluated = number // glances >= len(curve)
             if evaluated:
@@ -252,7 +254,7 @@ class LiveRun:
         return None if announcement is None or versions is None else versions.get(announcement.digest)
 
     async def _evaluate(self, members: LiveFleet, watching: Watching, evaluate: _Evaluate) -> None:
-        """Evaluate the newest model that a device holds: another process's aggregator tells us nothing but that."""
+        """Evaluate the newest model that a device holds: an aggregator in another process reports no metrics here."""
         announcement, state = watching.newest, self._newest(members, watching)
         if announcement is not None and state is not None:
             self._version = announcement.version
@@ -275,7 +277,7 @@ class LiveRun:
         self._watch(moment)
 
     async def _see_lag(self) -> None:
-        """See how late timers are: a machine that has too much to do is late with everything."""
+        """Measure how late timers are: on an overloaded machine everything is."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + _LAG
@@ -283,7 +285,7 @@ class LiveRun:
             self._lags.append(loop.time() - due)
 
     def _take(self, event: dict[str, Any]) -> None:
-        """An event of the aggregator's process."""
+        """Handle an event of the aggregator's process."""
         match event:
             case {"event": "evaluation"}:
                 if not self._streams:
@@ -305,7 +307,7 @@ class LiveRun:
     # ------------------------------------------------------------------------- outcome
 
     def _served(self, members: LiveFleet, watching: Watching, initial: Parameters) -> Parameters:
-        """The model that users would get; of another process's aggregator the newest that a device holds."""
+        """The model that users would get; without our own aggregator, the newest that a device holds."""
         with suppress(OSError, SafetensorError):
             return dict(load_file(self._directory / SERVED))
         state = self._newest(members, watching)
@@ -334,7 +336,7 @@ class LiveRun:
             class_of=population.class_of,
             joules=population.joules(steps, (up + down).astype(np.float64), trained),
             troubles={},
-            boards={},  # when a real board sleeps, a live fleet does not know
+            boards={},  # a live fleet does not know when a real board sleeps
             left_out=population.left_out,
             bytes_at=np.array([row[4] for row in rows], np.int64).reshape(-1, 2),
             refused=dict(members.refused),
@@ -345,7 +347,7 @@ class LiveRun:
         )
 
     def _about(self, members: LiveFleet, parted: Counter[str]) -> dict[str, Any]:
-        """What a live fleet has to say besides."""
+        """Additional results of a live fleet."""
         up, down = members.moved
         everybody, lags = members.devices.values(), sorted(self._lags) or [0.0]
         return {
@@ -365,7 +367,7 @@ class LiveRun:
 
 
 def resident() -> int:
-    """Bytes of memory that this process has now; 0 where the system does not say."""
+    """Resident memory of this process in bytes; 0 if the system does not report it."""
     with suppress(OSError, ValueError, IndexError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0

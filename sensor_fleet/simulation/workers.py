@@ -16,7 +16,7 @@ Make = Callable[[], ShardWorker]
 
 
 class SentShard:
-    """Tracks which starts a worker has cached. Sender and worker apply the same rule, so neither has to ask the other."""
+    """Tracks which starts a worker has cached. Both ends apply the same rule, so neither asks the other."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[int, Start | None] = OrderedDict()
