@@ -1,4 +1,4 @@
-"""A fleet of a profile: what it is set to, its run on the virtual clock, and the files of a run, virtual or live."""
+"""Fleets of a profile: their settings, their run on the virtual clock, and the files of a run, virtual or live."""
 
 import json
 import math
@@ -28,14 +28,14 @@ from midge.wire.schema import Parameters
 from midge.wire.topics import check_name
 
 OWN: Final = 40
-"""Devices of each class on whose own rows the final model is evaluated, at most."""
+"""Maximum devices of each class on whose own rows the final model is evaluated."""
 EVALUATIONS: Final = 150
 ARRAYS: Final = "arrays.npz"
 DAY: Final = 86400.0
 LIVE_SPEED_UP: Final = 600.0
-"""Of a live fleet unless another is given: a day in 2.4 minutes."""
+"""Default of a live fleet: a day in 2.4 minutes."""
 VARIABLE: Final = "MIDGE_FLEET"
-"""The environment variable that has the words of `ProfileFleet.words`."""
+"""The environment variable with the words of `ProfileFleet.words`."""
 _OF_SETTING: Final[Mapping[str, type]] = {
     "data": str,
     "seed": int,
@@ -70,27 +70,27 @@ class ProfileFleet:
     days: float = 7.0
     workers: int = 1
     ray: str | None = None
-    """Have the workers be actors of a Ray cluster: its address, or `local`."""
+    """Run the workers on a Ray cluster: its address, or `local`."""
     target: float | None = None
     stop_at_target: bool = False
     """Whether to end once the target is held."""
     speed_up: float = 1.0
-    """Seconds of the profile in one of the clock: a live fleet runs in scaled time, as may a virtual one."""
+    """Seconds of the profile per second of the clock: live fleets run in scaled time, and virtual ones can."""
     interval: float | None = None
-    """Seconds between two trainings of a device, in place of the profile's."""
+    """Minimum seconds between two trainings of a device, instead of the profile's."""
     drift: float | None = None
-    """Days after which the concept of sensors that stream changes; None: it never does."""
+    """Days after which the concept of a sensor stream changes; None: never."""
     fresh: int | None = None
-    """Rows of such a sensor that must be new before its device trains again; None: as the sensor has it."""
+    """Rows of a stream that must be new before its device trains again; None: the sensor's default."""
     micro: int = 0
-    """About how many of the devices are microcontrollers, beside the profile's classes."""
+    """Approximate number of microcontrollers among the devices, besides the profile's classes."""
     federation: str = "fleet"
     """Of a live fleet."""
     store: str = "fleet/store"
     """Of an aggregator that is started by hand."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be.
+        """Check the ranges.
 
         Raises:
             ValueError: naming what to change.
@@ -101,11 +101,11 @@ class ProfileFleet:
 
     @property
     def seconds(self) -> float:
-        """How long it runs, by the profile's clock."""
+        """Duration, by the profile's clock."""
         return self.days * DAY
 
     def words(self) -> str:
-        """What a live fleet and its aggregator must agree on, as far as it is not as usual: name=value, for `parse`."""
+        """The settings that a live fleet shares with its aggregator, without defaults: name=value pairs for `parse`."""
         usual = type(self)(Setting(), speed_up=LIVE_SPEED_UP)
         pairs = [(name, getattr(self.setting, name), getattr(usual.setting, name)) for name in _OF_SETTING]
         pairs += [(name, getattr(self, name), getattr(usual, name)) for name in _OWN]
@@ -113,10 +113,10 @@ class ProfileFleet:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read what `words` wrote.
+        """Parse the output of `words`.
 
         Raises:
-            ValueError: a word is none, or there is no such name.
+            ValueError: a pair is malformed, or a name is unknown.
         """
         kinds = {**_OF_SETTING, **_OWN}
         given: dict[str, Any] = {"speed_up": LIVE_SPEED_UP}
@@ -131,10 +131,10 @@ class ProfileFleet:
         return cls(setting, **{name: value for name, value in given.items() if name in _OWN})
 
     def loaded(self) -> tuple[Profile, FleetData, FleetModel, Strategy]:
-        """All that a simulation needs.
+        """Load profile, data, model and strategy.
 
         Raises:
-            ValueError: a profile, data, model or strategy that cannot be; the message says what to change.
+            ValueError: one of them is invalid; the message says what to change.
         """
         if self.devices < 2:
             raise ValueError(f"a fleet of {self.devices} never releases a model: it takes 2 devices at least.")
@@ -149,7 +149,7 @@ class ProfileFleet:
         return profile, data, model, self._strategy(profile)
 
     def _data(self) -> FleetData:
-        """The data: sensors that stream, or a fixed set, dealt to the devices."""
+        """The data: a sensor stream, or a fixed set dealt to the devices."""
         setting, own = self.setting, {} if self.fresh is None else {"fresh": self.fresh}
         if (sensors := KINDS.get(setting.data)) is not None:
             drift = None if self.drift is None else Drift(self.drift * DAY)
@@ -172,10 +172,10 @@ class ProfileFleet:
         return replace(chosen, pace=kept, release_interval=usual.release_interval)
 
     def run(self, watch: Callable[[FleetProgress], None] | None = None) -> "FleetRun":
-        """Simulate.
+        """Simulate the fleet.
 
         Raises:
-            ValueError: what cannot be simulated.
+            ValueError: the fleet cannot be simulated.
         """
         profile, data, model, strategy = self.loaded()
         recent: list[tuple[float, float]] = []
@@ -204,7 +204,7 @@ class ProfileFleet:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FleetRun:
-    """What a simulation found, and of what."""
+    """The results of a fleet's run."""
 
     fleet: ProfileFleet
     profile: Profile
@@ -212,7 +212,7 @@ class FleetRun:
     model: FleetModel
     result: Simulated
     live: Mapping[str, Any] | None = None
-    """Of a fleet over a real broker: what is to be said of it besides."""
+    """Additional results of a live fleet."""
 
     @property
     def metric(self) -> str:
@@ -224,12 +224,12 @@ class FleetRun:
         return float(np.mean(self.result.metrics[self.metric][-HELD:]))
 
     def seconds_to(self, target: float | None) -> float | None:
-        """When the mean of the last evaluations was at a target, as a demo counts it."""
+        """When the mean of the last evaluations reached a target, as a demo counts it."""
         curve = list(zip(self.result.times.tolist(), self.result.metrics[self.metric].tolist(), strict=True))
         return held(curve, target, METRICS[self.metric])
 
     def own(self) -> dict[str, dict[str, Any]]:
-        """The final model on devices' own rows, class by class: mean, least and greatest tenth, and of how many."""
+        """The final model on devices' own rows, by class: mean, 10th and 90th percentile, and number of devices."""
         rows_of, parameters = numbered(self.data.devices), self.result.parameters
         told = {}
         for place, name in enumerate(self.result.classes):
@@ -247,7 +247,7 @@ class FleetRun:
         return told
 
     def outcome(self) -> dict[str, Any]:
-        """The run in plain values: `result.json`."""
+        """The run as plain values: `result.json`."""
         result = self.result
         up, down = result.bytes_at[-1].tolist() if len(result.bytes_at) else (0, 0)
         return {
@@ -276,13 +276,13 @@ class FleetRun:
         }
 
     def _raw(self) -> float:
-        """Bytes of a device's inputs as they are stored, the mean of some devices."""
+        """Mean bytes of a device's inputs as stored, over a sample of devices."""
         rows_of, number = numbered(self.data.devices), len(self.data.devices)
         some = np.unique(np.linspace(0, number - 1, min(number, 200)).round().astype(int))
         return float(np.mean([rows_of(int(device)).x.nbytes for device in some]))
 
     def write(self, directory: Path) -> dict[str, Any]:
-        """Write the run's files; its outcome."""
+        """Write the run's files; return its outcome."""
         fleet, result = self.fleet, self.result
         about = {
             "format": 1,
@@ -373,17 +373,17 @@ def _own_score(model: FleetModel, parameters: Parameters, rows: Any) -> float:
 
 
 def value_of(metrics: Mapping[str, float]) -> float:
-    """The metric that a target can be set for; NaN where there is none."""
+    """The metric that a target can be set for; NaN if there is none."""
     return next((metrics[name] for name in METRICS if name in metrics), math.nan)
 
 
 def sign_of(metrics: Mapping[str, float]) -> int:
-    """1 where more of it is better, −1 where less is."""
+    """1 if higher is better, −1 if lower."""
     return next((sign for name, sign in METRICS.items() if name in metrics), 1)
 
 
 def held(curve: list[tuple[float, float]], target: float | None, sign: int) -> float | None:
-    """When the mean of the last few values first was at the target."""
+    """When the mean of the last few values first reached the target."""
     if target is None:
         return None
     for end in range(HELD, len(curve) + 1):

@@ -75,7 +75,7 @@ def make(
 
 
 def app() -> Aggregator:
-    """The aggregator that MIDGE_FLEET describes, on localhost unless `midge aggregate --broker` names another broker."""
+    """The aggregator that MIDGE_FLEET describes, on localhost unless `midge aggregate --broker` is given."""
     fleet = ProfileFleet.parse(os.environ.get(VARIABLE, ""))
     return make(fleet, connector(Endpoint.parse("mqtt://localhost:1883")), Path(fleet.store))
 

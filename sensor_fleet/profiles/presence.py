@@ -1,4 +1,4 @@
-"""When a device is there: intervals that follow from the seed and the device's name, one after the other, for ever."""
+"""Availability of a device: intervals drawn from the seed and the device's name, without end."""
 
 import csv
 import hashlib
@@ -15,13 +15,13 @@ Interval = tuple[float, float]
 DAY = 86400.0
 _HOUR = 3600.0
 _BITS = 53
-"""Random bits in a number: as many as a float holds."""
+"""Random bits of a number: the precision of a float."""
 _NEVER = 100_000
-"""Days without a visit, after which a device stays away."""
+"""Consecutive days of absence after which a device stays away."""
 
 
 def away(kind: Availability, seed: int, device: str, folder: str = "") -> Iterator[Interval]:
-    """When a device is not there: from and until, ascending, none of them empty; infinite where it stays away."""
+    """Intervals of absence, ascending and not empty; the last one may be infinite."""
     match kind:
         case Always():
             return iter(())
@@ -38,7 +38,7 @@ def away(kind: Availability, seed: int, device: str, folder: str = "") -> Iterat
 
 
 def _between(present: Iterator[Interval]) -> Iterator[Interval]:
-    """What lies between intervals, before the first of them, and behind the last."""
+    """The gaps before, between and after intervals."""
     since = 0.0
     for start, end in present:
         if start > since:
@@ -73,7 +73,7 @@ def _normal(seed: int, device: str, purpose: str, number: int) -> float:
 
 
 def _on_off(kind: OnOff, seed: int, device: str) -> Iterator[Interval]:
-    """It begins in the state, and as far into it, as one that has come and gone for ever: chance forgets the past."""
+    """The stationary process: by memorylessness, the first period is drawn as any other."""
     there = chance(seed, device, "there", 0) < kind.on / (kind.on + kind.off)
     now, number = 0.0, 0
     while True:
@@ -100,7 +100,7 @@ def _woken(kind: Wakes, seed: int, device: str) -> Iterator[Interval]:
 
 @lru_cache(maxsize=1 << 16)
 def chance(seed: int, device: str, purpose: str, number: int) -> float:
-    """A number in (0, 1) that belongs to exactly these four: the hash of their names."""
+    """A number in (0, 1), determined by these four: a hash."""
     digest = hashlib.blake2b(f"{seed}/{device}/{purpose}/{number}".encode(), digest_size=8).digest()
     return ((int.from_bytes(digest) >> (64 - _BITS)) + 0.5) / float(1 << _BITS)
 
@@ -126,7 +126,7 @@ def read_trace(path: Path) -> Sequence[Sequence[Interval]]:
     """The intervals of each device of a trace file, in the order of the devices' first lines.
 
     Raises:
-        ValueError: there is no such file, or a line of it is none; the message names it.
+        ValueError: the file cannot be read, or a line is malformed; the message names it.
     """
     found: dict[str, list[Interval]] = {}
     try:

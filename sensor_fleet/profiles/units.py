@@ -1,4 +1,4 @@
-"""Numbers with units, as people write them in a profile: "6 h", "64 MB", "20 kB/s"."""
+"""Quantities with units in a profile: "6 h", "64 MB", "20 kB/s"."""
 
 import re
 from typing import Annotated

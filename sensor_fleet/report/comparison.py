@@ -1,4 +1,4 @@
-"""The page of several runs side by side."""
+"""The page that compares several runs."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -15,20 +15,20 @@ from midge.sensor_fleet.report.svg import Label, Plot, Point, thinned
 from midge.wire.plurals import counted
 
 MOST: Final = 8
-"""Runs on a page: more colours than these cannot be told apart."""
+"""Maximum number of runs on a page: more colours cannot be told apart."""
 _ALIKE: Final = 1.1
-"""Times the length of the shortest run, up to which runs are compared at their ends."""
+"""Ratio of the run lengths up to which runs are compared at their ends."""
 _LETTERS: Final = 12
-"""Of a run's name beside its line; the key has it whole."""
+"""Maximum letters of a run's name beside its line; the legend has the full name."""
 _TITLE: Final = 60
 _MADE: Final = "Made by midge compare from the files of the runs."
 
 
 def comparison(runs: Sequence[Run]) -> str:
-    """The page, as HTML that stands by itself.
+    """Render the page, as self-contained HTML.
 
     Raises:
-        ValueError: fewer than two runs, or more than can be told apart.
+        ValueError: fewer than two runs, or too many.
     """
     if not 2 <= len(runs) <= MOST:
         raise ValueError(f"{counted(len(runs), 'run')} cannot be compared: give 2 to {MOST}.")
@@ -46,7 +46,7 @@ def _sections(runs: Sequence[Run]) -> Iterator[Section | None]:
 
 
 def names_of(runs: Sequence[Run]) -> list[str]:
-    """The runs' names; where two are the same, their paths."""
+    """The runs' names, or their paths where names coincide."""
     names = [run.name for run in runs]
     return [name if names.count(name) == 1 else str(run.directory) for run, name in zip(runs, names, strict=True)]
 
@@ -76,7 +76,7 @@ def _head(runs: Sequence[Run], names: Sequence[str]) -> Section:
 
 
 def _fleets_apart(runs: Sequence[Run]) -> str:
-    """What differs of the fleets themselves, in words; empty if they are alike."""
+    """What differs between the fleets, in words; empty if nothing does."""
     kinds = {"live" if run.live else "virtual" if run.of_profile else "demo" for run in runs}
     sizes = {run.size for run in runs}
     profiles = {flat_setting(run).get("profile", MISSING) for run in runs}

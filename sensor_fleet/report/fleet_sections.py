@@ -1,4 +1,4 @@
-"""The sections of the page of a profile's fleet, virtual or live: what each class of hardware gave, got, and cost."""
+"""Sections of the page of a profile's fleet, virtual or live: participation and costs of each hardware class."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from midge.sensor_fleet.simulation.result import MONTH
 
 @dataclass(frozen=True, slots=True)
 class ClassRecord:
-    """One hardware class of the run, as its files have it."""
+    """One hardware class of the run, as recorded in its files."""
 
     name: str
     plain: Mapping[str, Any]
@@ -25,20 +25,20 @@ class ClassRecord:
     taus: Mapping[int, int]
 
     def number(self, name: str) -> float:
-        """A number of it; 0 where it is not there."""
+        """A recorded number; 0 if missing."""
         return finite_number(self.plain.get(name)) or 0.0
 
     @property
     def board(self) -> Mapping[str, Any]:
-        """What it costs, if it is of microcontrollers; else empty."""
+        """Costs of microcontrollers; empty for other hardware."""
         return mapping(self.plain.get("board"))
 
     def own_score(self, name: str) -> float | None:
-        """The mean, low or high score of the model on its devices' own rows."""
+        """Score of the model on its devices' own rows: `name` is mean, low or high."""
         return finite_number(self.own.get(name))
 
     def stalest(self, share: float) -> int:
-        """The least staleness that a share of the updates does not exceed."""
+        """Quantile of the staleness of its updates."""
         total, seen = sum(self.taus.values()), 0
         for tau, number in sorted(self.taus.items()):
             seen += number
@@ -48,7 +48,7 @@ class ClassRecord:
 
 
 def classes_of(run: Run) -> list[ClassRecord]:
-    """All classes, as the profile lists them."""
+    """All classes, in the profile's order."""
     result = mapping(run.result)
     own, taus = mapping(result.get("own")), mapping(result.get("staleness"))
     return [
@@ -58,7 +58,7 @@ def classes_of(run: Run) -> list[ClassRecord]:
 
 
 def kind(run: Run) -> str:
-    """The kind of fleet in a word."""
+    """The kind of fleet, in a word."""
     return "live" if run.live else "virtual"
 
 
@@ -135,7 +135,7 @@ def _rows(
     *,
     x_name: str,
 ) -> Ladder:
-    """A row for each name and word: its bars (from, to, classes)."""
+    """A row with its bars (from, to, classes) for each pair of name and word."""
     words = ", ".join(f"{name} {word}" for name, word in rows)
     drawing = Ladder(room[0], f"{x_name}: {words}.", rows, x, x_name=x_name)
     for place, parts in enumerate(bars):

@@ -1,4 +1,4 @@
-"""The page of one run, of the demo or of a profile's fleet: what came of it, in words, numbers and figures."""
+"""The page of one run, of the demo or of a profile's fleet."""
 
 from typing import Final
 
@@ -18,7 +18,7 @@ _LIVE: Final = (
 
 
 def report(run: Run) -> str:
-    """The page, as HTML that stands by itself."""
+    """Render the page, as self-contained HTML."""
     if run.of_profile:
         title, made = f"{run.name}: a {fleet_sections.kind(run)} fleet", _LIVE if run.live else _VIRTUAL
         return page(title, fleet_sections.sections(run), made)

@@ -1,8 +1,7 @@
-"""Reading a run from its directory: what its files say, checked, in types.
+"""Reading a run from its directory, with checks, into types.
 
-A run may have been killed at any moment, may be of another version, and may hold what we do not know. A line that
-cannot be read is counted and left out, an unknown event is passed over, and a file that is missing leaves its part of
-the report empty.
+A run may have been killed at any moment, may be of another version, and may hold unknown data. Unreadable lines are
+counted and skipped, unknown events are ignored, and a missing file leaves its part of the report empty.
 """
 
 import json
@@ -22,7 +21,7 @@ _SERVERS: Final = ("the aggregator", "the broker")
 
 
 def holds_run(directory: Path) -> bool:
-    """Whether a run has written something into a directory; one that was refused at once has not."""
+    """Whether a directory holds any file of a run; a run that was refused at once wrote none."""
     return any((directory / name).is_file() for name in (METRICS_FILE, record.FILE, RESULT_FILE))
 
 
@@ -61,7 +60,7 @@ def read(directory: Path) -> Run:
 
 
 def _take(run: Run, event: Mapping[str, Any]) -> None:
-    """One event of the aggregator's."""
+    """Record one event of the aggregator."""
     try:
         kind = event["event"]
         if kind == "finished":
@@ -120,7 +119,7 @@ def _take_of_device(run: Run, event: Mapping[str, Any]) -> None:
 
 
 def _lines(path: Path, run: Run) -> Iterator[Mapping[str, Any]]:
-    """The objects of a file of JSON lines. The last line of a killed run may be cut off."""
+    """The objects of a file of JSON lines. The last line of a killed run may be truncated."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -139,7 +138,7 @@ def _lines(path: Path, run: Run) -> Iterator[Mapping[str, Any]]:
 
 
 def _object(path: Path) -> Mapping[str, Any]:
-    """The object of a JSON file; empty where there is none, or it was cut off."""
+    """The object of a JSON file; empty if the file is missing or truncated."""
     try:
         return mapping(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):

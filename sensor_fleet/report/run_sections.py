@@ -1,4 +1,4 @@
-"""The sections of a run's page whose single updates and devices are written down, as the demo's are."""
+"""Sections of the page of a run that recorded single updates and devices, such as the demo."""
 
 import math
 from collections import Counter
@@ -45,7 +45,7 @@ def _facts(run: Run) -> Section:
 
 
 def learned(run: Run) -> Section | None:
-    """How the model learned, against time and bytes; None if it was never evaluated."""
+    """Score over time and bytes; None if the model was never evaluated."""
     if not run.evaluations:
         return None
     over_time = drawn(partial(learning.over_time, run), FULL)

@@ -1,7 +1,7 @@
 """Simulated sensors as a file: `python -m midge.sensor_fleet.sensors vibration --devices 50 --hours 24 --out vib.npz`.
 
-The file is what `--data` takes: `x`, `y`, `unit` (the device's number), `split` (0 train, 1 test), `columns` (names of
-the inputs), and of classes `class_names`. Test rows are those that hold at the end.
+The file suits `--data`: `x`, `y`, `unit` (the device's number), `split` (0 train, 1 test), `columns` (names of the
+inputs), and `class_names` for classes. Test rows are those at the end of the period.
 """
 
 import argparse
@@ -18,7 +18,7 @@ HOUR = 3600.0
 
 
 def write(stream: Stream, seconds: float, path: Path) -> tuple[int, int]:
-    """Write all rows that come within `seconds`, and the test; how many rows of training and of test."""
+    """Write all rows within `seconds`, and the test rows; return the numbers of training and test rows."""
     parts: list[Rows] = []
     units: list[np.ndarray[tuple[int, ...], np.dtype[np.int64]]] = []
     for number in range(len(stream.devices)):
