@@ -101,12 +101,12 @@ def _digits() -> dict[str, Array]:
 def _read(path: Path) -> dict[str, Array]:
     """Read the known arrays of a file."""
     if not path.is_file():
-        raise ValueError(f"there is no such file; give the path of an .npz file, or {DIGITS}, vibration, energy")
+        raise ValueError(f"there is no such file; give the path of an .npz file, or one of {DIGITS}, vibration, energy")
     with path.open("rb") as file:
         try:
             archive = np.load(file, allow_pickle=False)
         except _UNREADABLE as error:
-            raise ValueError("this is no .npz file that can be read; make one with numpy.savez") from error
+            raise ValueError("this is not a readable .npz file; make one with numpy.savez") from error
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("this is a single array; save x and y together with numpy.savez")  # noqa: TRY004
         with archive:
@@ -134,9 +134,7 @@ def _arrange(arrays: dict[str, Array], limit: int | None, seed: int) -> FleetDat
     y = arrays["y"]
     for name in ("y", "unit", "split"):
         if name in arrays and arrays[name].shape != (len(x),):
-            raise ValueError(
-                f"{name} has shape {arrays[name].shape}, but x has {len(x)} rows: it has to be ({len(x)},)"
-            )
+            raise ValueError(f"{name} has shape {arrays[name].shape}, but x has {len(x)} rows: it must be ({len(x)},)")
     y, names = _targets(y, arrays.get("class_names"))
     task: Task = "classification" if names else "regression"
 
@@ -166,11 +164,11 @@ def _inputs(x: Array) -> tuple[Array, Kind]:
         raise ValueError(f"x is of type {x.dtype}; save it as numbers")
     if not 2 <= x.ndim <= 4:
         raise ValueError(
-            f"x has shape {x.shape}; it has to be (rows, features), (rows, height, width), "
+            f"x has shape {x.shape}; it must be (rows, features), (rows, height, width), "
             "(rows, height, width, colours), (rows, colours, height, width) or (rows, time, channels)"
         )
     if not x.size:
-        raise ValueError(f"x has shape {x.shape}: there is nothing in it")
+        raise ValueError(f"x has shape {x.shape}: it is empty")
     if x.ndim == 2:
         return x, "table"
     if x.ndim == 4 and x.shape[1] in COLOURS and x.shape[3] not in COLOURS:
@@ -182,13 +180,13 @@ def _targets(y: Array, class_names: Array | None) -> tuple[Array, tuple[str, ...
     """Labels from 0 and the names of the classes; or float32 targets and no names."""
     if y.dtype.kind == "f":
         if not np.all(np.abs(y) <= np.finfo(np.float32).max):
-            raise ValueError("y holds NaN or infinity; leave out the rows without a target")
+            raise ValueError("y holds NaN or infinity; remove the rows without a target")
         return y.astype(np.float32), ()
     if y.dtype.kind not in "iub":
-        raise ValueError(f"y is of type {y.dtype}; save classes as integers, or targets of regression as floats")
+        raise ValueError(f"y is of type {y.dtype}; save classes as integers, or regression targets as floats")
     labels, places = np.unique(y, return_inverse=True)
     if len(labels) > MAX_CLASSES:
-        raise ValueError(f"y has {len(labels)} classes, over {MAX_CLASSES}; save targets of regression as floats")
+        raise ValueError(f"y has {len(labels)} classes, over {MAX_CLASSES}; save regression targets as floats")
     if len(labels) < 2:
         raise ValueError("y is the same in all rows; there is nothing to learn")
     names = [str(int(label)) for label in labels]

@@ -122,9 +122,11 @@ class Demo:
             interpreter()
         data, model = self.loaded = await asyncio.to_thread(self.setting.load)
         if self.setting.micro >= len(data.devices):
-            raise ValueError(f"--micro {self.setting.micro} leaves none of {len(data.devices)} devices to the others.")
+            raise ValueError(
+                f"--micro {self.setting.micro} leaves none of the {len(data.devices)} devices for the other engines."
+            )
         if data.task == "classification" and self.target is not None and self.target > 1:
-            raise ValueError(f"An accuracy of {self.target:g} cannot be reached: 1 is all of it, 0.93 is 93 %.")
+            raise ValueError(f"An accuracy of {self.target:g} cannot be reached: give a share of at most 1.")
         about = record.describe(
             self.setting, data, model, target=self.target, seconds=self.seconds, began=self.progress.began
         )

@@ -199,7 +199,7 @@ class WindowModel(FleetModel):
 
     def trainer(self, rows: Rows, engine: Engine = "torch", seed: int = 0) -> Trainer:
         if engine != "torch":
-            raise ValueError("a cnn of windows runs on torch only; take the engine torch, or the model mlp")
+            raise ValueError("a cnn of windows runs on torch only; use the engine torch, or the model mlp")
         return _torch_trainer(self._module(), self.prepare(rows.x), rows.y, seed, self.recipe)
 
 
@@ -217,12 +217,12 @@ def model_for(data: FleetData, name: Name | None = None, *, torch: bool = False,
         case "cnn" if data.kind == "image":
             return ImageModel(data, seed)
         case "cnn" if data.kind == "table":
-            raise ValueError("a cnn needs images or windows, and this data is a table; take mlp or linear")
+            raise ValueError("a cnn needs images or windows, and this data is a table; use mlp or linear")
         case "cnn" if torch:
             return WindowModel(data, seed)
         case "cnn":
-            raise ValueError("a cnn of windows needs torch on every device; say that the fleet has it, or take mlp")
-    raise ValueError(f"there is no model {name!r}; take linear, mlp or cnn")
+            raise ValueError("a cnn of windows needs torch on every device; use the engine torch, or the model mlp")
+    raise ValueError(f"unknown model {name!r}; use linear, mlp or cnn")
 
 
 def _rate(net: MLP, kind: Kind) -> float:

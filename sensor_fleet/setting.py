@@ -107,7 +107,7 @@ class Setting:
             ValueError: options that contradict each other.
         """
         if self.strategy != "fedasync" and (self.alpha is not None or self.form != "mixing"):
-            raise ValueError(f"--alpha and --form are of fedasync, not of {self.strategy}: add --strategy fedasync.")
+            raise ValueError(f"--alpha and --form are for fedasync, not {self.strategy}: add --strategy fedasync.")
         pace: dict[str, Any] = {"release_interval": self.release_interval, "plan": self.plan()}
         sized: dict[str, Any] = {} if self.buffer_size is None else {"buffer_size": self.buffer_size}
         match self.strategy:
@@ -160,9 +160,7 @@ def own_model(app: str, data: FleetData) -> FleetModel:
     try:
         make = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"--app {app!r} cannot be used ({error}): name a module and what is in it, module:attribute."
-        ) from error
+        raise ValueError(f"--app {app!r} cannot be used ({error}): give module:attribute.") from error
     model = make(data)
     if not isinstance(model, FleetModel):
         raise ValueError(  # noqa: TRY004 - a ValueError for every invalid setting

@@ -96,7 +96,7 @@ class ProfileFleet:
             ValueError: naming what to change.
         """
         if not 0 < self.speed_up <= 1e6:
-            raise ValueError(f"a speed-up of {self.speed_up:g} cannot be: 600 makes a day of 2.4 minutes.")
+            raise ValueError(f"a speed-up of {self.speed_up:g} is out of range: 600 runs a day in 2.4 minutes.")
         check_name(self.federation, "federation")
 
     @property
@@ -137,15 +137,15 @@ class ProfileFleet:
             ValueError: one of them is invalid; the message says what to change.
         """
         if self.devices < 2:
-            raise ValueError(f"a fleet of {self.devices} never releases a model: it takes 2 devices at least.")
+            raise ValueError(f"a fleet of {self.devices} never releases a model: give at least 2 devices.")
         setting = self.setting
         if not 0 <= self.micro <= self.devices:
-            raise ValueError(f"{self.micro} microcontrollers cannot be among {self.devices} devices.")
+            raise ValueError(f"{self.micro} microcontrollers do not fit among {self.devices} devices.")
         profile = profiles.load(self.profile).with_micro(self.micro / self.devices)
         data = self._data()
         model = model_for(data, setting.model, torch=setting.engine == "torch", seed=setting.seed)
         if data.task == "classification" and self.target is not None and self.target > 1:
-            raise ValueError(f"An accuracy of {self.target:g} cannot be reached: 1 is all of it, 0.93 is 93 %.")
+            raise ValueError(f"An accuracy of {self.target:g} cannot be reached: give a share of at most 1.")
         return profile, data, model, self._strategy(profile)
 
     def _data(self) -> FleetData:
@@ -155,9 +155,7 @@ class ProfileFleet:
             drift = None if self.drift is None else Drift(self.drift * DAY)
             return sensors(self.devices, seed=setting.seed, drift=drift, **own)
         if self.drift is not None or self.fresh is not None:
-            raise ValueError(
-                f"drift and fresh are of data that streams: take {' or '.join(KINDS)}, not {setting.data}."
-            )
+            raise ValueError(f"drift and fresh apply to streaming data: use {' or '.join(KINDS)}, not {setting.data}.")
         data = load(setting.data, devices=None, seed=setting.seed)
         return data if self.devices == len(data.devices) else shared(data, self.devices, setting.seed)
 

@@ -72,11 +72,11 @@ class World:
         except OSError as error:
             raise ValueError(f"The world {path} cannot be read ({error.strerror}): name a TOML file.") from error
         except ValueError as error:
-            raise ValueError(f"The world {path} is no TOML file: {error}.") from error
+            raise ValueError(f"The world {path} is not valid TOML: {error}.") from error
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
-                raise ValueError(f"The world {path} names {name!r}, which is none of {', '.join(known)}.")
+                raise ValueError(f"The world {path} has an unknown name {name!r}; names are {', '.join(known)}.")
         try:
             return replace(base, **values)
         except ValueError as error:

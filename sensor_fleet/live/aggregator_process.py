@@ -98,7 +98,7 @@ class AggregatorProcess:
 
     async def _read(self, process: Process) -> None:
         assert process.stdout is not None
-        why = f"The aggregator's process ended by itself; its messages are in {self._log}."
+        why = f"The aggregator's process ended unexpectedly; its output is in {self._log}."
         async for line in process.stdout:
             if not line.endswith(b"\n"):
                 break  # it was killed while writing an event

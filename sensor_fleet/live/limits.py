@@ -52,13 +52,13 @@ def problems(
         whose = "this process and the broker that it starts" if near else "this process"
         found.append(
             f"{devices:,} devices need {need:,} open files, and {whose} may open {limits.descriptors:,}: raise the "
-            f"hard limit (sudo prlimit --pid $$ --nofile={_round(need):d} in this shell; for good, "
+            f"hard limit (sudo prlimit --pid $$ --nofile={_round(need):d} in this shell; permanently, "
             f"'* hard nofile {_round(need):d}' in /etc/security/limits.conf), or take "
             f"--devices {max(0, limits.descriptors - SPARE)}."
         )
     if limits.ports is not None and limits.ports < devices:
         found.append(
-            f"{devices:,} devices need a local port each, and {limits.ports:,} are free towards one broker: widen the "
+            f"{devices:,} devices need a local port each, and {limits.ports:,} are available for one broker: widen the "
             f'range (sudo sysctl net.ipv4.ip_local_port_range="1024 65535"), or take --devices {limits.ports}.'
         )
     size = devices * (PER_DEVICE + PER_VALUE * values)
@@ -74,7 +74,7 @@ def problems(
 def advice(devices: int) -> str:
     """What to check on a broker that is not ours."""
     return (
-        f"The broker must let {devices:,} clients in: Mosquitto's max_connections (unlimited by default), its open "
+        f"The broker must admit {devices:,} clients: Mosquitto's max_connections (unlimited by default), its open "
         f"files (LimitNOFILE={_round(devices + SPARE):d} in its systemd unit; ulimit -n), and each device's rights "
         "(midge broker check)."
     )

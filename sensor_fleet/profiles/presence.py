@@ -133,15 +133,15 @@ def read_trace(path: Path) -> Sequence[Sequence[Interval]]:
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file)
             if not {"start", "end"} <= set(rows.fieldnames or ()):
-                raise ValueError(f"The trace {path} must begin with a line of names: device,start,end or start,end.")
+                raise ValueError(f"The trace {path} must begin with a header: device,start,end or start,end.")
             for row in rows:
                 found.setdefault(row.get("device") or "", []).append(_interval(row, f"line {rows.line_num} of {path}"))
     except OSError as error:
         raise ValueError(
-            f"The trace {path} cannot be read ({error.strerror}): put it beside the profile, or give its whole path."
+            f"The trace {path} cannot be read ({error.strerror}): put it beside the profile, or give an absolute path."
         ) from error
     if not found:
-        raise ValueError(f"The trace {path} holds no line but its names: add lines with start and end in seconds.")
+        raise ValueError(f"The trace {path} has no lines after its header: add lines with start and end in seconds.")
     return [sorted(intervals) for intervals in found.values()]
 
 
@@ -149,7 +149,7 @@ def _interval(row: dict[str, str], where: str) -> Interval:
     try:
         start, end = float(row["start"]), float(row["end"])
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: start and end must be numbers of seconds.") from error
+        raise ValueError(f"{where}: start and end must be numbers, in seconds.") from error
     if not 0 <= start < end < math.inf:
-        raise ValueError(f"{where}: an interval goes from 0 or later to a later time, not from {start:g} to {end:g}.")
+        raise ValueError(f"{where}: an interval must satisfy 0 <= start < end, not {start:g} to {end:g}.")
     return start, end

@@ -172,7 +172,7 @@ class Hardware(_Part):
         if (self.samples_per_second is None) == (self.seconds is None):
             raise ValueError("give one of samples_per_second and seconds, the time of a usual training")
         if self.board is not None and self.hardware is None:
-            raise ValueError('board is of microcontrollers: add hardware = "micro"')
+            raise ValueError('board is for microcontrollers: add hardware = "micro"')
         return self
 
 
@@ -202,7 +202,7 @@ class Profile(_Part):
             raise ValueError(f"the shares of the classes add up to {total:g}: make it 1")
         names = [one.name for one in self.classes]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"{', '.join(twice)} is there twice: give each class a name of its own")
+            raise ValueError(f"{', '.join(twice)} occurs twice: give each class a unique name")
         return self
 
     def with_micro(self, share: float) -> "Profile":
@@ -235,10 +235,10 @@ def load(source: str | Path) -> Profile:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
         shipped = ", ".join(SHIPPED)
         raise ValueError(
-            f"The profile {path} cannot be read ({why}): name a TOML file, or one of those that ship: {shipped}."
+            f"The profile {path} cannot be read ({why}): name a TOML file, or a shipped profile: {shipped}."
         ) from error
     return _checked(text, str(path), str(path.resolve().parent))
 
@@ -247,7 +247,7 @@ def _checked(text: str, where: str, folder: str) -> Profile:
     try:
         values: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{where} is no TOML: {error}.") from error
+        raise ValueError(f"{where} is not valid TOML: {error}.") from error
     if "class" in values:
         values["classes"] = values.pop("class")
     elif "classes" not in values:
@@ -270,7 +270,7 @@ def _in_words(error: Any) -> str:
         case "missing":
             return f"{key} is missing: add it"
         case "extra_forbidden":
-            return f"{key} is not known: leave it out, or see how it is spelled"
+            return f"{key} is unknown: remove it, or check its spelling"
         case "union_tag_invalid" | "union_tag_not_found":
             return f"{key}.kind must be one of {', '.join(kinds)}"
         case _:
@@ -278,4 +278,4 @@ def _in_words(error: Any) -> str:
             message = message[0].lower() + message[1:]
             if not key:
                 return message
-            return f"{key}: {message}" + ("" if "none:" in message else f", not {error['input']!r}")
+            return f"{key}: {message}" + ("" if "not a quantity:" in message else f", not {error['input']!r}")

@@ -27,7 +27,7 @@ def _reader(units: dict[str, float], example: str) -> BeforeValidator:
                 return float(found[1]) * units[found[2]]
         except ValueError:
             pass
-        raise ValueError(f"{value!r} is none: write a number and one of {', '.join(units)}, such as {example!r}")
+        raise ValueError(f"{value!r} is not a quantity: use a unit of {', '.join(units)}, such as {example!r}")
 
     return BeforeValidator(read)
 

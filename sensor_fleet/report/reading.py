@@ -32,12 +32,12 @@ def read(directory: Path) -> Run:
         ValueError: the directory holds no run; the message says what to give instead.
     """
     if not directory.is_dir():
-        raise ValueError(f"There is no directory {directory}: give the folder of a run, such as runs/20260131-120000.")
+        raise ValueError(f"There is no directory {directory}: give that of a run, such as runs/20260131-120000.")
     if not holds_run(directory):
         if (directory / "store.db").is_file():
             raise ValueError(
                 f"{directory} holds no run, but the store of an aggregator, which `midge status` and `midge explain` "
-                "tell of; a report is of a run of `midge demo` or `midge fleet`."
+                "describe; reports are made of runs of `midge demo` or `midge fleet`."
             )
         raise ValueError(
             f"{directory} holds no run of `midge demo` or `midge fleet`: there is no {METRICS_FILE} in it."

@@ -14,11 +14,11 @@ from midge.sensor_fleet.report.repeat import command, setting, weighting
 from midge.sensor_fleet.report.run import Run
 
 _OTHERS = {
-    "repeat": "came again, and counted once",
-    "held": "refused for now, to be sent again",
-    "dropped": "messages that could not be read",
+    "repeat": "duplicates, counted once",
+    "held": "deferred, to be sent again",
+    "dropped": "unreadable messages",
 }
-_OF_DEVICES = {"unfit": "trainings that gave nothing to send", "disconnected": "connections lost by devices"}
+_OF_DEVICES = {"unfit": "trainings without an update", "disconnected": "connections lost by devices"}
 
 
 def sections(run: Run) -> Iterator[Section | None]:

@@ -48,14 +48,14 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("kind", choices=list(KINDS))
     parser.add_argument("--devices", type=int, default=50, help="default: 50")
-    parser.add_argument("--hours", type=float, default=168.0, help="of measuring (default: 168, a week)")
-    parser.add_argument("--seed", type=int, default=0, help="of all chance (default: 0)")
-    parser.add_argument("--drift", type=float, metavar="HOURS", help="change the concept after so long")
-    parser.add_argument("--clean", action="store_true", help="no wrong labels, no gaps")
+    parser.add_argument("--hours", type=float, default=168.0, help="duration (default: 168, a week)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all randomness (default: 0)")
+    parser.add_argument("--drift", type=float, metavar="HOURS", help="change the concept after this time")
+    parser.add_argument("--clean", action="store_true", help="without wrong labels and gaps")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.npz")
     args = parser.parse_args(words)
     if not 0 < args.hours <= 24 * 3650:
-        parser.error(f"--hours is {args.hours:g}: it must be above 0, and ten years at most.")
+        parser.error(f"--hours is {args.hours:g}: it must be above 0 and at most ten years.")
     try:
         stream = KINDS[args.kind](
             args.devices,
@@ -69,7 +69,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"sensors: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    print(f"{args.out}: {trained:,} rows of {args.devices} devices, {tested:,} to test on.")  # noqa: T201
+    print(f"{args.out}: {trained:,} rows of {args.devices} devices, {tested:,} test rows.")  # noqa: T201
     return 0
 
 

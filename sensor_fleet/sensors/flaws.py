@@ -33,9 +33,9 @@ class Flaws:
             value = getattr(self, field.name)
             if field.name == "outage":
                 if not 0 <= value <= DAY:
-                    raise ValueError(f"an outage of {value:g} s in the mean cannot be: give 0 to {DAY:g} s.")
+                    raise ValueError(f"a mean outage of {value:g} s is out of range: give 0 to {DAY:g} s.")
             elif not 0 <= value <= 0.9:
-                raise ValueError(f"{field.name}={value:g} is no share that can be: give 0 to 0.9.")
+                raise ValueError(f"{field.name}={value:g} is out of range: give a share from 0 to 0.9.")
 
     @classmethod
     def none(cls) -> Self:
@@ -83,7 +83,7 @@ class Drift:
 
     def __post_init__(self) -> None:
         if self.at < 0 or self.over < 0:
-            raise ValueError(f"a drift at {self.at:g} s over {self.over:g} s cannot be: give seconds of at least 0.")
+            raise ValueError(f"a drift at {self.at:g} s over {self.over:g} s is out of range: give at least 0 s.")
 
     def of(self, whom: Any) -> float:
         """When this device changes."""

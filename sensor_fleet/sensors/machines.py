@@ -172,7 +172,7 @@ def vibration(
         ValueError: numbers out of range.
     """
     if not 0 <= faulty <= 1:
-        raise ValueError(f"faulty={faulty:g} is no share: give 0 to 1.")
+        raise ValueError(f"faulty={faulty:g} is not a share: give 0 to 1.")
     return streamed(
         Machines(seed, interval, history, faulty, drift),
         devices=devices,

@@ -178,7 +178,7 @@ def energy(
     """
     flaws = Flaws() if flaws is None else flaws
     if history % HOUR:
-        raise ValueError(f"history={history:g} s are no whole hours, and meters tell each hour.")
+        raise ValueError(f"history={history:g} s is not a whole number of hours, and meters report each hour.")
     return streamed(
         Sites(seed, history, flaws, drift),
         devices=devices,

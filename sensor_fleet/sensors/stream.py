@@ -149,7 +149,7 @@ def streamed(
     if devices < 1:
         raise ValueError(f"a fleet has at least 1 device, not {devices}")
     if not 1 <= fresh <= window:
-        raise ValueError(f"fresh={fresh}: a device trains after 1 new row at least, and {window} is all that it holds.")
+        raise ValueError(f"fresh={fresh}: a device trains after 1 to {window} new rows, and holds {window}.")
     flow = Flow(maker, seed=seed, interval=interval, history=history, window=window, flaws=flaws)
     test = maker.bench(0.0)
     return Stream(

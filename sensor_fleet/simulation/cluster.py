@@ -22,7 +22,7 @@ def _ray() -> Any:
     try:
         import ray  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
-        raise ValueError('This needs ray, which is not installed here: pip install "midge[ray]"') from error
+        raise ValueError('This needs ray, which is not installed: pip install "midge[ray]"') from error
     return ray
 
 
@@ -46,7 +46,7 @@ class OnRay:
                     ray.init(address=address, log_to_driver=False, configure_logging=False)
             except ConnectionError as error:
                 raise ValueError(
-                    f"There is no Ray cluster at {address} ({error}): start one, or say {LOCAL}."
+                    f"There is no Ray cluster at {address} ({error}): start one, or give {LOCAL}."
                 ) from error
         actor = ray.remote(num_cpus=1)(_Actor)
         self._actors = [actor.remote(make) for _ in range(count)]

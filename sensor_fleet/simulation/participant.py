@@ -345,10 +345,10 @@ class Participant:
                 self.link.hear(partial(self._event, ev.ChunkDelivered()), ahead + self.link.latency)
 
     def renew(self, keep: tuple[int, ...]) -> ev.Renewed:
-        raise AssertionError(f"no outbox is put back in this world, and {keep} were to move")
+        raise AssertionError(f"outboxes are not restored in a simulation, yet {keep} were to be renumbered")
 
     def send_statistics(self, lineage: bytes, moments: tuple[Moment, ...]) -> None:
-        raise AssertionError(f"nothing in this world asks for {moments} of {lineage.hex()}")
+        raise AssertionError(f"no simulated aggregator asks for {moments} of {lineage.hex()}")
 
     def tell_unsuited(self, why: str) -> None:
         raise AssertionError(why)
@@ -359,7 +359,7 @@ class Participant:
             if published is not None and published.announcement is announcement:
                 self._base = published
                 return
-        raise AssertionError(f"version {announcement.version} was never announced to {self.name}")
+        raise AssertionError(f"version {announcement.version} was not announced to {self.name}")
 
     def _train(self, plan: Plan) -> None:
         air, base = self.air, self._base

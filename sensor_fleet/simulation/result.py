@@ -134,11 +134,11 @@ class Simulated:
         """One line: what was simulated, and the final metrics."""
         scores = ", ".join(f"{name} {values[-1]:.4g}" for name, values in self.metrics.items() if len(values))
         what = f"{counted(len(self.devices), 'device')}, {self._title()}"
-        return f"<{type(self).__name__}: {what}; at the end: {scores or 'nothing was evaluated'}>"
+        return f"<{type(self).__name__}: {what}; final: {scores or 'no evaluation'}>"
 
     def _title(self) -> str:
         if not len(self.times):
-            return "nothing was measured"
+            return "no evaluation"
         trained, accepted = counted(self.trainings, "training"), counted(len(self.senders), "update")
         told = (
             f"{self.times[-1] / 3600:,.1f} virtual hours: {trained}, {accepted} accepted, "

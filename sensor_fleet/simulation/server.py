@@ -333,7 +333,7 @@ class Server:
         self.core = self._setup.core()
         self.engine = recover(self.core, cast("Store", self._store), self._setup.schema)
         if before is not None and _remembered(self.core, self.model) != before:
-            raise AssertionError("a restart has changed the model, or what the core remembers")
+            raise AssertionError("recovery has changed the model, or the core's state")
         self.core.handle(ev.OperatorPaused(self._paused), self.now)
         self.shell = AggregatorShell(self.core, self)
         self.shell.carry_out(self.core.note_strategy(self._setup.strategy.name), self.now)

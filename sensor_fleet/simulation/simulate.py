@@ -140,13 +140,13 @@ def simulate(
     """
     began = time.perf_counter()
     if speed_up != 1 and (profile is None or isinstance(data, Stream)):
-        raise ValueError(f"speed_up={speed_up:g}: only a profile's fleet is scaled, and no data that streams.")
+        raise ValueError(f"speed_up={speed_up:g}: only a profile's fleet can be scaled, without streaming data.")
     names = _names(train, devices, data)
     stream = data if isinstance(data, Stream) and isinstance(train, FleetModel) else None
     if speeds is not None and len(speeds) != len(names):
         raise ValueError(f"speeds has {len(speeds)} numbers for {len(names)} devices.")
     if workers < 1:
-        raise ValueError(f"workers={workers}: at least 1 process trains.")
+        raise ValueError(f"workers={workers}: give at least 1 process.")
     first, known = _initial(train, initial, data)
     schema = Schema.of(first, {**known, **(roles or {})})
     frozen = schema.thaw(schema.freeze(first))
@@ -156,7 +156,7 @@ def simulate(
     population = None
     if profile is not None:
         if world is not None or loss:
-            raise ValueError("a profile describes the world: give no world= and no loss= beside it.")
+            raise ValueError("a profile describes the links itself: remove world= and loss=.")
         profile = load(profile) if isinstance(profile, str) else profile
         usual = recipe or Recipe()
         samples, constants = usual.local_steps * usual.batch_size, len(schema.freeze(first))
@@ -433,7 +433,7 @@ def _names(train: Any, devices: int | None, data: FleetData | None) -> list[str]
         return names
     count = len(train) if devices is None and isinstance(train, Sequence) else devices
     if count is None or count < 1:
-        raise ValueError("say how many devices there are: devices=…")
+        raise ValueError("give the number of devices: devices=…")
     if isinstance(train, Sequence) and len(train) != count:
         raise ValueError(f"there are {len(train)} trainers for {count} devices.")
     width = len(str(count - 1))
@@ -446,7 +446,7 @@ def _initial(
     """The initial model, normalised if it is a fleet model, and the roles that it declares."""
     if isinstance(train, FleetModel):
         if data is None:
-            raise ValueError("a fleet's model needs the fleet's data: data=…")
+            raise ValueError("a fleet model needs its data: data=…")
         return beginning(train, data, initial)
     if initial is not None:
         return {name: np.asarray(value) for name, value in initial.items()}, {}
@@ -455,7 +455,7 @@ def _initial(
         from midge.iot_client.training.torch_state import state  # noqa: PLC0415 - torch is here, for there is a module
 
         return state(module)
-    raise ValueError("say what the devices begin with: initial=…, a dict of arrays by name.")
+    raise ValueError("give the initial model: initial=…, a dict of arrays by name.")
 
 
 def beginning(

@@ -10,7 +10,9 @@ from midge.sensor_fleet.simulation.shards import Outcome, ShardWorker, Start, Ta
 
 REMEMBERED = 256
 """Starts that a worker caches, so that a version is sent to it once; more than one batch needs."""
-_PROBLEM = "another process cannot have the trainers, model or data ({error}): put them in a module, or use workers=1."
+_PROBLEM = (
+    "trainers, model or data cannot be sent to another process ({error}): put them in a module, or use workers=1."
+)
 
 Make = Callable[[], ShardWorker]
 

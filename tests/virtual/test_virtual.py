@@ -199,10 +199,10 @@ def test_colour_images_are_learned_by_a_convolutional_model(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--micro", "2000"], "2000 microcontrollers cannot be among"),
+        (["--micro", "2000"], "2000 microcontrollers do not fit among"),
         (["--profile", "none"], "The profile none cannot be read"),
         (["--days", "0"], "--days is 0: it must be above 0"),
-        (["--devices", "1"], "it takes 2 devices at least"),
+        (["--devices", "1"], "give at least 2 devices"),
         (["--stop"], "give one with --target"),
         (["--target", "93"], "93 cannot be reached"),
     ],
