@@ -111,7 +111,7 @@ def _outcomes(runs: Sequence[Run]) -> list[tuple[str, ...]]:
         late = "" if central.unfinished is None else f", not yet converged after {duration(central.unfinished)}"
         return score(central.value, run.metric) + late
 
-    words = {"accuracy": "accuracy", "rmse": "RMSE, less is better"}
+    words = {"accuracy": "accuracy", "rmse": "RMSE, lower is better"}
     rows = [
         (words[metric], *(scored(run, metric) for run in runs)) for metric in dict.fromkeys(run.metric for run in runs)
     ]
@@ -125,11 +125,11 @@ def _outcomes(runs: Sequence[Run]) -> list[tuple[str, ...]]:
         row("devices", lambda run: f"{run.size:,}"),
         row("updates accepted", lambda run: f"{run.taken:,}"),
         row("not accepted", lambda run: f"{run.turned:,}"),
-        row("staleness: median / 90% / most", taus),
+        row("staleness: median / 90% / maximum", taus),
         row("sent", lambda run: cost(run, lambda found: found.up)),
         row("received", lambda run: cost(run, lambda found: found.down)),
-        row("sent and received for an update", lambda run: cost(run, lambda found: found.per_update)),
-        row("energy of a device", _energy),
+        row("sent and received per update", lambda run: cost(run, lambda found: found.per_update)),
+        row("energy per device", _energy),
     ]
     return [each for each in found if set(each[1:]) != {MISSING}]
 
@@ -175,7 +175,7 @@ def _over_bytes(chosen: Sequence[tuple[int, Run, str]], room: Size) -> Plot | No
     if not lines:
         return None
     x = scales.of_bytes(1.02 * max(moved[-1] for *_, moved in lines), count=4 if room[0] > 500 else 2)
-    return _plot(lines, room, x, "sent and received, a device")
+    return _plot(lines, room, x, "sent and received per device")
 
 
 def _moved(evaluation: Evaluation) -> float | None:

@@ -122,7 +122,7 @@ def participation(run: Run, room: Size) -> Plot | None:
         f"Accepted updates by speed: from {min(counts[name] for name in seconds)} to {most} a device.",
         scales.logarithmic(min(seconds.values()), max(seconds.values()), seconds_tick, count=5 if room[0] > 400 else 4),
         scales.of_counts(most * 1.08, count=4, tight=True),
-        x_name="a training takes",
+        x_name="duration of a training",
         y_name="accepted updates",
     )
     _shade(plot, slowest(run))
@@ -151,8 +151,8 @@ def on_own_rows(run: Run, room: Size) -> Plot | None:
         f"The model on each device's own rows: from {score(low, run.metric)} to {score(high, run.metric)}.",
         scales.logarithmic(min(times), max(times), seconds_tick, count=5 if room[0] > 400 else 4),
         y,
-        x_name="a training takes",
-        y_name="accuracy on own rows" if run.metric == "accuracy" else "RMSE on own rows (less is better)",
+        x_name="duration of a training",
+        y_name="accuracy on own rows" if run.metric == "accuracy" else "RMSE on own rows (lower is better)",
     )
     boundary = _shade(plot, slowest(run))
     if (means := means_of_groups(run)) is not None:

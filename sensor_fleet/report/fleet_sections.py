@@ -81,8 +81,8 @@ def sections(run: Run) -> Iterator[Section | None]:
     yield Section("fleet_facts", {"run": run, **each})
     yield learned(run)
     if found:
-        energy_bars = drawn(partial(_bars, found, name="monthly_joules", words=energy, axis="energy in a month"))
-        bytes_bars = drawn(partial(_bars, found, name="monthly_bytes", words=size, axis="bytes in a month"))
+        energy_bars = drawn(partial(_bars, found, name="monthly_joules", words=energy, axis="energy per month"))
+        bytes_bars = drawn(partial(_bars, found, name="monthly_bytes", words=size, axis="bytes per month"))
         yield Section("fleet_classes", {"classes": found, "joules": energy_bars, "bytes": bytes_bars})
     left_out, boards = mapping(run.result).get("left_out", ()), [one for one in found if one.board]
     if boards or left_out:

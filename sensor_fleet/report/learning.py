@@ -95,7 +95,7 @@ def over_bytes(run: Run, room: Size) -> Plot | None:
         f"{axis_of(run)} against bytes: {size(both[-1][0])} a device at the end.",
         scales.of_bytes(max(both[-1][0], raw or 0.0) * 1.03, count=4 if room[0] > 400 else 3),
         score_scale([run]),
-        x_name="sent and received, a device",
+        x_name="sent and received per device",
         y_name=axis_of(run),
         right=LABELS,
     )
@@ -169,7 +169,7 @@ def weights(run: Run, room: Size) -> Plot | None:
 
 def axis_of(run: Run) -> str:
     """The axis title of a score."""
-    return "accuracy on the test rows" if run.metric == "accuracy" else "RMSE on the test rows (less is better)"
+    return "accuracy on the test rows" if run.metric == "accuracy" else "RMSE on the test rows (lower is better)"
 
 
 def median(values: Sequence[int]) -> int:

@@ -8,12 +8,12 @@ from midge.sensor_fleet.report.run import Run
 
 _OF_RUN: Final = "Made by midge report from the files of the run."
 _VIRTUAL: Final = (
-    "Made by midge fleet --virtual: aggregator and devices' sessions were the real ones; clock, links and hardware "
-    "were the profile's."
+    "Made by midge fleet --virtual: the aggregator and the devices' sessions were real; clock, links and hardware "
+    "were simulated."
 )
 _LIVE: Final = (
-    "Made by midge fleet --live: devices, connections, broker and aggregator were real ones; links, outages and the "
-    "speed of hardware were the profile's. Times are the profile's too."
+    "Made by midge fleet --live: devices, connections, broker and aggregator were real; links, outages and the "
+    "speed of hardware were emulated. Times are the profile's."
 )
 
 

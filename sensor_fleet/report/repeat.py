@@ -68,7 +68,7 @@ def setting(run: Run) -> dict[str, list[tuple[str, str]]] | None:
         "learned": _words({name: word for name, word in plain.items() if name != "world"}),
         "world": _words({**mapping(plain.get("world")), "seed": None}),
         "about": [
-            ("rows", f"{rows:,} for training, {test_rows:,} for the test" if known else MISSING),
+            ("rows", f"{rows:,} for training, {test_rows:,} for testing" if known else MISSING),
             ("inputs", f"{data.get('kind', MISSING)} of shape {_plain(data.get('shape'))}"),
             ("model", f"{model.get('name', MISSING)}, {_plain(model.get('parameters'))} parameters"),
             *((name, str(version)) for name, version in mapping(run.about.get("versions")).items()),
@@ -83,11 +83,11 @@ def weighting(run: Run) -> str:
     match given.get("strategy"), given.get("staleness"):
         case "balanced", _:
             return (
-                "Updates of slow devices count in full: one counts less if it is later than is usual for its own "
-                "device, or works against most others."
+                "Updates of slow devices count in full: one counts less if it is later than is usual for its "
+                "device, or opposes most others."
             )
         case (("fedasync" | "fedbuff"), "constant"):
-            return "An update counts the same however stale it is."
+            return "Updates count the same at any staleness."
         case (("fedasync" | "fedbuff"), ("polynomial" | "hinge") as rule):
             return f"The staler an update is, the less it counts ({rule})."
         case _:

@@ -11,7 +11,7 @@ from midge.sensor_fleet.report.svg import Label, Plot, thinned
 from midge.wire.plurals import counted
 
 SIZE = (560.0, 220.0)
-_HEAD = ("class", "devices", "took part", "updates", "kB up", "kB down", "J", "staleness 50 / 90 / most")
+_HEAD = ("class", "devices", "took part", "updates", "kB up", "kB down", "J", "staleness 50 / 90 / max")
 
 Floats = npt.NDArray[np.float64]
 

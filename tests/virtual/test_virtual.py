@@ -62,7 +62,7 @@ def test_bytes_are_those_of_the_messages(found: FleetRun) -> None:
 
 def test_page_of_a_run_shows_each_class_and_loads_nothing(found: FleetRun, tmp_path: Path) -> None:
     page = write_report(written(found, tmp_path / "a")).read_text()
-    for words in ("Energy and bytes by hardware", "Fairness", "The monthly bill", "vibration node", "industrial PC"):
+    for words in ("Energy and bytes by hardware", "Fairness", "Monthly costs", "vibration node", "industrial PC"):
         assert words in page
     assert "http" not in page.replace("http-equiv", "")
     assert "nan" not in page.lower().replace("finance", "")
@@ -99,7 +99,7 @@ def test_command_on_the_page_is_the_one_that_was_given(found: FleetRun, tmp_path
 def test_runs_are_compared_side_by_side(found: FleetRun, tmp_path: Path) -> None:
     runs = [read(written(found, tmp_path / name)) for name in "ab"]
     page = comparison(runs)
-    assert "energy of a device" in page and f"{len(found.result.senders):,}" in page
+    assert "energy per device" in page and f"{len(found.result.senders):,}" in page
     assert runs[0].taken == len(found.result.senders)
     assert [one.name for one in classes_of(runs[0])] == list(found.result.classes)
 
