@@ -10,7 +10,7 @@ from typing import Any, Final
 from midge.broker.mqtt.connection import Delivery
 from midge.iot_client.runtime import first_error
 from midge.sensor_fleet.live.device import FleetContext, LiveDevice, Presence
-from midge.sensor_fleet.simulation.server import Taken
+from midge.sensor_fleet.simulation.result import AcceptedUpdates
 from midge.wire import messages
 from midge.wire.errors import WireError
 from midge.wire.messages import Announcement, Verdict
@@ -39,7 +39,7 @@ class LiveFleet:
         self._places = {name: place for place, name in enumerate(self.devices)}
         self._announcement_topic = context.topics.announcement()
         self._announced = b""
-        self.taken = Taken()
+        self.taken = AcceptedUpdates()
         """The accepted updates, as reported by receipts."""
         self.refused: Counter[str] = Counter()
         """The number of other updates by verdict, as reported by receipts."""

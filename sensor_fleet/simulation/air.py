@@ -12,7 +12,8 @@ from midge.sensor_fleet.sensors.stream import Stream
 from midge.sensor_fleet.simulation.clock import Clock
 from midge.sensor_fleet.simulation.incidents import Incidents
 from midge.sensor_fleet.simulation.learners import Learner
-from midge.sensor_fleet.simulation.server import PublishedVersion, Server
+from midge.sensor_fleet.simulation.publisher import PublishedVersion
+from midge.sensor_fleet.simulation.server import Server
 from midge.sensor_fleet.simulation.shards import Pool, Start, Task
 from midge.wire.messages import AggregatorStatus
 from midge.wire.participation import takes_part
@@ -66,7 +67,7 @@ class Air:
 
     def expected(self, shard: Sequence["Participant"]) -> Iterator[tuple[Task, Start]]:
         """Predict the trainings that these devices will start from the newest version, soonest first."""
-        newest, pause = self.server.published[-1], self.server.core.strategy.release_interval
+        newest, pause = self.server.publisher.published[-1], self.server.core.strategy.release_interval
         if not pause:
             return
         now, told = self.clock.now, newest.announcement

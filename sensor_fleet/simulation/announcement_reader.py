@@ -1,7 +1,7 @@
 """The announcements that a simulated device reads: the retained one, and those published while it is connected."""
 
 from midge.sensor_fleet.simulation.air import Air
-from midge.sensor_fleet.simulation.server import PublishedVersion
+from midge.sensor_fleet.simulation.publisher import PublishedVersion
 
 
 class AnnouncementReader:
@@ -34,7 +34,7 @@ class AnnouncementReader:
 
     def read(self, until: float) -> PublishedVersion | None:
         """The newest announcement published until then and not lost; None if it is known already."""
-        for published in reversed(self._air.server.published):
+        for published in reversed(self._air.server.publisher.published):
             if published is self._seen:
                 return None
             if published.at <= until:

@@ -18,7 +18,7 @@ from midge.sensor_fleet.simulation.air import Air
 from midge.sensor_fleet.simulation.announcement_reader import AnnouncementReader
 from midge.sensor_fleet.simulation.coding import Said
 from midge.sensor_fleet.simulation.incidents import Outage
-from midge.sensor_fleet.simulation.server import PublishedVersion
+from midge.sensor_fleet.simulation.publisher import PublishedVersion
 from midge.sensor_fleet.simulation.shards import Task
 from midge.sensor_fleet.simulation.usage import Usage
 from midge.sensor_fleet.simulation.virtual_constraints import VirtualConstraints
@@ -151,7 +151,7 @@ class Participant:
         server.there(1)
         link.sent(self._hello)
         before = link.connection > 1  # its last status or its Last Will is retained
-        link.received((1 + before) * self._hello + headers.status() + server.weighs)
+        link.received((1 + before) * self._hello + headers.status() + server.publisher.announcement_bytes)
         # The announcement arrives over this connection: a board that sleeps may do so once it has read it.
         (self._handle if self.usage.sleeps else self._event)(ev.Connected())
         self._event(ev.AggregatorSeen(server.status))

@@ -1,5 +1,6 @@
 """Results of a simulation as arrays, and summaries by hardware class."""
 
+from array import array
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -167,6 +168,37 @@ class Simulated:
         """Draw a metric over virtual time: an SVG that a notebook shows; `str()` gives its text."""
         name = metric or next(iter(self.metrics))
         return notebook.curve(name, self.times, self.metrics[name])
+
+
+class AcceptedUpdates:
+    """The accepted updates of a run, one column for each attribute."""
+
+    def __init__(self) -> None:
+        self.at = array("d")
+        self.device = array("q")
+        """Index of the device."""
+        self.staleness = array("q")
+        self.weight = array("d")
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def arrays(self, devices: int) -> dict[str, npt.NDArray[Any]]:
+        """The columns as arrays under the names of `Simulated`, and the number of updates of each device."""
+        senders = np.array(self.device, np.int64)
+        return {
+            "staleness": np.array(self.staleness, np.int64),
+            "update_times": np.array(self.at),
+            "senders": senders,
+            "weights": np.array(self.weight),
+            "per_device": np.bincount(senders, minlength=devices).astype(np.int64),
+        }
+
+    def add(self, at: float, device: int, staleness: int, weight: float) -> None:
+        self.at.append(at)
+        self.device.append(device)
+        self.staleness.append(staleness)
+        self.weight.append(weight)
 
 
 LOWER = ("rmse", "loss")

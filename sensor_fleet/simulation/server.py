@@ -4,226 +4,42 @@ Frames are encoded only if a run counts the bytes that devices receive; otherwis
 run restarts the aggregator, its journal is kept in memory and recovered as production recovers from its store.
 """
 
-import hashlib
-import math
-from array import array
-from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any, Protocol, cast
-
-import numpy as np
-import numpy.typing as npt
+from functools import partial
+from typing import Any, cast
 
 from midge.aggregator.core import events as ev
 from midge.aggregator.core import records as rec
-from midge.aggregator.core.core import AggregatorCore, Bounds
-from midge.aggregator.core.strategy import Strategy
+from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.engine import Engine, recover
-from midge.aggregator.ingress.rate_limits import TROUBLE
-from midge.aggregator.ingress.reassembly import DISPLACED, UpdateReassembler, Whole
+from midge.aggregator.ingress.reassembly import UpdateReassembler, Whole
 from midge.aggregator.model.averaging import refuse_noise
-from midge.aggregator.model.model import KEYFRAME_BITS, Frame, Model
-from midge.aggregator.model.step_merging import listed
-from midge.aggregator.publish.part_sizes import PART, count
+from midge.aggregator.model.model import Frame, Model
 from midge.aggregator.shell import AggregatorShell
 from midge.aggregator.store.store import Store
-from midge.iot_client.session.session import reread
-from midge.sensor_fleet.simulation import headers
+from midge.sensor_fleet.simulation.chunk_counting import TroubleReporter, counting_reassembler
 from midge.sensor_fleet.simulation.clock import Clock
 from midge.sensor_fleet.simulation.coding import Said
 from midge.sensor_fleet.simulation.incidents import Crash
 from midge.sensor_fleet.simulation.memory_store import MemoryStore
-from midge.sensor_fleet.simulation.shards import Start
-from midge.wire import chunks, codecs, lineage, messages
-from midge.wire.chunks import Assembly
-from midge.wire.lineage import State
+from midge.sensor_fleet.simulation.publisher import Publisher
+from midge.sensor_fleet.simulation.result import AcceptedUpdates
+from midge.sensor_fleet.simulation.server_setup import DeviceCalls, ServerSetup, Tamper
+from midge.sensor_fleet.simulation.state_only_model import StateOnlyModel
+from midge.wire import chunks
 from midge.wire.messages import (
     AggregatorState,
     AggregatorStatus,
-    Announcement,
     Chunk,
     Fetch,
-    FrameInfo,
-    Grant,
-    Moment,
     Settled,
     Statistics,
-    Trouble,
     Update,
     Verdict,
 )
-from midge.wire.schema import Parameters, Schema, Vector
-
-_STAMPED: dict[str, Any] = {
-    "parent": b"\1" * 16,
-    "issued": 1.8e9,
-    "expires": 1.8e9 + 86_400,
-    "epoch": 1_800_000_000_000,
-}
-"""Fields that every announcement carries, for its encoded size: no simulated device reads them."""
-KEPT = 256
-"""Number of versions that devices on slow or lossy links can still read."""
-SNAPSHOTS = 2
-
-Reply = Callable[[str, int, int, tuple[Settled, ...]], None]
-"""Called with device, outbox, its `hi` and the settled updates."""
-Granted = Callable[[str, int, int, Grant], None]
-"""Called with device, outbox, its `hi` and the chunks that it may send."""
-ONE_CHUNK = 2**28
-"""Chunk size in bytes at which every update fits into one message."""
-
-
-class Tamper(Protocol):
-    """Intercepts updates between devices and the aggregator, to simulate attackers."""
-
-    def begin(self, server: "Server", clock: Clock) -> None:
-        """Get access to the aggregator before the first message."""
-
-    def sent(self, device: str, update: Update, said: Said) -> Said | None:
-        """Return the update that the aggregator receives instead; None drops it."""
-
-
-class Bare(Model):
-    """The model without frames: a version is its state, and no step is encoded or sized."""
-
-    def __init__(self, schema: Schema, x: Vector, frozen: bytes) -> None:
-        super().__init__(schema, x, frozen)
-        self._past: dict[int, State] = {}
-
-    def _release(self, record: rec.ReleaseRecord) -> list[Frame]:
-        step = None if self.keyframe else self._quantiser.step(self.x, self.state)
-        if step is not None:
-            self.state = self.state.advance(step)
-        else:
-            if not self.keyframe or record.devices:
-                self.state = lineage.on_grid(self.x, self.schema, self.state.frozen, bits=KEYFRAME_BITS)
-            self._quantiser.begin(self.x, self.state)
-            self.keyframe = False
-        self.version = record.version
-        if self.keeps_past:
-            self._past[self.version] = self.state
-        return []
-
-    def published(self, version: int) -> Vector:
-        return self._past[version].values()
-
-    def forget_steps(self, oldest: int) -> None:
-        for version in [version for version in self._past if version < oldest]:
-            del self._past[version]
-
-
-@dataclass(frozen=True, eq=False)
-class PublishedVersion:
-    """A published version as devices receive it."""
-
-    announcement: Announcement
-    state: State
-    at: float
-    """Virtual time of its release."""
-    number: int
-    """Consecutive number of the announcement, from 1."""
-    heard: float
-    """Total bytes of this announcement and all earlier ones."""
-
-    @cached_property
-    def start(self) -> Start:
-        """What a training from this version starts with; read-only."""
-        told = self.announcement
-        return Start(self.number, self.state.values(), told.plan, told.lineage)
-
-
-class Taken:
-    """The accepted updates of a run, one column for each attribute."""
-
-    def __init__(self) -> None:
-        self.at = array("d")
-        self.device = array("q")
-        """Index of the device."""
-        self.staleness = array("q")
-        self.weight = array("d")
-
-    def __len__(self) -> int:
-        return len(self.at)
-
-    def arrays(self, devices: int) -> dict[str, npt.NDArray[Any]]:
-        """The columns as arrays under the names of `Simulated`, and the number of updates of each device."""
-        senders = np.array(self.device, np.int64)
-        return {
-            "staleness": np.array(self.staleness, np.int64),
-            "update_times": np.array(self.at),
-            "senders": senders,
-            "weights": np.array(self.weight),
-            "per_device": np.bincount(senders, minlength=devices).astype(np.int64),
-        }
-
-    def add(self, at: float, device: int, staleness: int, weight: float) -> None:
-        self.at.append(at)
-        self.device.append(device)
-        self.staleness.append(staleness)
-        self.weight.append(weight)
-
-
-class _Counted(Assembly):
-    """Reassembly state of an update without its bytes: those of a whole fleet would not fit into memory."""
-
-    def add(self, part: int, data: object) -> bool:  # noqa: ARG002 - nothing to keep
-        if not self.misses(part):
-            return False
-        self._pieces[part] = b""
-        return True
-
-    def whole(self) -> memoryview:
-        return memoryview(b"")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerSetup:
-    """The configuration of a virtual aggregator."""
-
-    strategy: Strategy
-    initial: Parameters
-    schema: Schema
-    seed: int
-    places: Mapping[str, int]
-    """Index of each device by name."""
-    framed: bool
-    """Whether versions are encoded as frames, whose bytes are counted."""
-    chunk: int = ONE_CHUNK
-    """Maximum size of a chunk's body in bytes."""
-    largest: int | None = None
-    """Receive buffer of the smallest device in bytes; None sets no limit."""
-    memory: int = 2**30
-    """Maximum bytes of updates that are being reassembled."""
-    moments: Sequence[Moment] = ()
-    statistics_devices: int = 5
-    checkpoint: int | None = None
-    """Journal records between checkpoints; None if the aggregator is never restarted."""
-
-    def core(self) -> AggregatorCore:
-        """A core with empty state."""
-        return AggregatorCore(
-            self.strategy,
-            lineage=hashlib.sha256(f"simulation/{self.seed}".encode()).digest()[:16],
-            schema_hash=self.schema.hash,
-            moments=self.moments,
-            statistics_devices=self.statistics_devices,
-            bounds=Bounds.of(self.schema),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceCalls:
-    """Callbacks by which the virtual aggregator reaches its devices."""
-
-    reply: Reply
-    released: Callable[[PublishedVersion], None]
-    granted: Granted | None = None
-    republished: Callable[[Fetch], None] | None = None
-    trouble: Callable[[str, Trouble], None] | None = None
-    """Called with a device and a problem that no receipt reports: a dropped message, or a doubted encoder."""
-    status: Callable[[AggregatorStatus], None] | None = None
+from midge.wire.schema import Vector
 
 
 class Server:
@@ -236,21 +52,16 @@ class Server:
         strategy, schema, seed = setup.strategy, setup.schema, setup.seed
         refuse_noise(strategy, schema)
         self._clock, self._tamper, self._setup = clock, tamper, setup
-        self._places, self._chunk, self._calls = setup.places, setup.chunk, calls
+        self._calls = calls
         self.core = self._setup.core()
         self.shell = AggregatorShell(self.core, self)
         durable = setup.checkpoint is not None
-        model = (Model if setup.framed or durable else Bare).of(setup.initial, schema)
+        model = (Model if setup.framed or durable else StateOnlyModel).of(setup.initial, schema)
         model.keeps_past = strategy.form == "mixing"
-        self._frames: dict[tuple[int, int], int] | None = {} if setup.framed else None
-        """Bytes of each offered frame, by version and span; None if frames are not encoded."""
         self._store = MemoryStore(schema, seed, durable=durable)
         self.engine = Engine(model, cast("Store", self._store))
-        self.published: deque[PublishedVersion] = deque(maxlen=KEPT)
-        """The newest versions, oldest first."""
-        self.taken = Taken()
-        self.told = 0.0
-        """Announcement bytes that all devices together have received, rereads included."""
+        self.publisher = Publisher(clock, setup, calls.released)
+        self.taken = AcceptedUpdates()
         self.refused: Counter[str] = Counter()
         """Refused updates, by verdict."""
         self._bodies: dict[int, _Body] = {}
@@ -258,10 +69,7 @@ class Server:
         self._offers: dict[str, Said] = {}
         """Updates that devices have offered to send in chunks, by device."""
         self._reassembler = self._new_reassembler()
-        self._key = self._announced = 0
-        self._heard = self._read = 0.0
-        self.weighs = 0
-        """Bytes of the newest announcement; 0 if the run does not count bytes."""
+        self._key = 0
         self._due: float | None = None
         self._ahead = 0.0
         """Offset of this process's monotonic clock to virtual time."""
@@ -274,8 +82,9 @@ class Server:
         self._paused: str | None = None
 
     def _new_reassembler(self) -> UpdateReassembler:
-        troubles = self._troubles = _Troubles(self._calls.trouble)
-        return _reassembler(self._setup.memory, troubles, lambda device: self.core.contributed(device))  # noqa: PLW0108
+        troubles = self._troubles = TroubleReporter(self._calls.trouble)
+        known = lambda device: self.core.contributed(device)  # noqa: E731, PLW0108 - a restart replaces the core
+        return counting_reassembler(self._setup.memory, troubles, known)
 
     @property
     def model(self) -> Model:
@@ -338,7 +147,7 @@ class Server:
         self.shell = AggregatorShell(self.core, self)
         self.shell.carry_out(self.core.note_strategy(self._setup.strategy.name), self.now)
         self.shell.carry_out(self.core.start(self.now), self.now)
-        self._release()
+        self._publish()
         self._tell_status()
         self._clock.after(0.0, lambda: self.there(0))  # device statuses arrive after the subscription
         self._wake()
@@ -356,7 +165,7 @@ class Server:
         if self._actions is not None:
             self._actions -= 1
             if self._actions < 0:
-                raise _Died
+                raise _ProcessEnded
 
     def _run(self, work: Callable[[], None]) -> None:
         """Run a step of the process, unless it is down."""
@@ -364,7 +173,7 @@ class Server:
             return
         try:
             work()
-        except _Died:
+        except _ProcessEnded:
             self._die()
         else:
             self._wake()
@@ -456,7 +265,7 @@ class Server:
         body = self._bodies[key]
         assert body.said is not None
         self.engine.hold(record, body.said.delta, body.direction)
-        self.taken.add(self._clock.now, self._places[record.device], record.staleness, record.weight)
+        self.taken.add(self._clock.now, self._setup.places[record.device], record.staleness, record.weight)
         self._troubles.see_encoder(self.core, record, now)
 
     def carry(self, record: rec.Record, now: float) -> None:
@@ -469,7 +278,7 @@ class Server:
             if self._store.durable:
                 self._store.add_frames((frame, 0) for frame in frames)
             self._act()
-            self._release(frames)
+            self._publish(frames)
 
     def measure(self, lsns: Sequence[int]) -> ev.Measured:
         return ev.Measured(self.engine.measure(lsns))
@@ -479,7 +288,7 @@ class Server:
         return event
 
     def announce(self) -> None:
-        self._release()
+        self._publish()
 
     def republish(self, fetch: Fetch) -> None:
         if self._calls.republished is not None:
@@ -490,7 +299,7 @@ class Server:
         self._calls.reply(device, outbox, hi, tuple(settled))
 
     def grant(self, device: str, update: Update, hi: int, now: float) -> None:
-        answer = self._reassembler.grant(device, update, self._chunk, now)
+        answer = self._reassembler.grant(device, update, self._setup.chunk, now)
         if isinstance(answer, Settled):
             self._calls.reply(device, update.outbox, hi, (answer,))
         elif self._calls.granted is not None:
@@ -502,66 +311,12 @@ class Server:
     def flush(self, now: float) -> None:
         """Do nothing: replies are sent at once."""
 
-    # ------------------------------------------------------------------ releases
-
-    @property
-    def heard(self) -> float:
-        """Total bytes of announcements so far, rereads included; 0 if the run does not count bytes."""
-        return self._heard
-
     def serving(self) -> dict[str, Any]:
         """The model that users would get, all tensors by name: the published or the served one."""
         return self.model.used().parameters()
 
-    def _release(self, frames: Sequence[Frame] = ()) -> None:
-        core, model = self.core, self.model
-        self._announced += 1
-        if not self.published or model.version > self.published[-1].announcement.version:
-            core.handle(ev.MovementFollowed(model.follow_movement(core.versions_a_turn)), self.now)
-        version = model.version  # within a batch the core may be ahead of the actions carried out
-        announcement = Announcement.model_construct(
-            federation="simulation",
-            lineage=core.lineage,
-            generation=core.generation,
-            version=version,
-            step=core.step_at(version),
-            phase="training" if core.frozen else "statistics",
-            schema_hash=core.schema_hash,
-            digest=bytes(16),
-            frames=self._offered(version, frames),
-            moments=() if core.frozen else core.moments,
-            chunk=self._chunk,
-            plan=core.plan,
-            participation=core.steering.participation(),
-            byte_rate=0.0 if self._frames is None else core.strategy.byte_rate,
-            devices=core.thrift.devices,
-            **_STAMPED,
-        )
-        if self._frames is not None:
-            weighs, now = len(messages.encode_announcement(announcement)), self._clock.now
-            again = (now - self._read) / reread(announcement) * (self.weighs + headers.status())
-            self._read, self.weighs = now, weighs
-            self._heard += weighs + again
-            self.told += (weighs + again) * self.core.steering.live
-            step = min((len(frame.data) for frame in frames), default=0)
-            core.handle(ev.ReleasePublished(weighs, step), self.now)
-        new = PublishedVersion(announcement, model.state, self._clock.now, self._announced, self._heard)
-        self.published.append(new)
-        model.forget_steps(core.oldest_base if model.keeps_past else version)
-        self._calls.released(new)
-
-    def _offered(self, version: int, frames: Sequence[Frame]) -> tuple[FrameInfo, ...]:
-        """The frames that lead to a version, as `aggregator.publish.model_publisher` selects them, or a dummy one."""
-        if self._frames is None:
-            return (FrameInfo(version, 0, 4 * self.model.schema.size, 1),)
-        part = min(self._chunk, PART)
-        self._frames.update({(frame.version, frame.span): len(frame.data) for frame in frames})
-        snapshots = sorted((known for known, span in self._frames if span == 0), reverse=True)[:SNAPSHOTS]
-        for known, span in list(self._frames):
-            if not (known in snapshots if span == 0 else listed(known, span, version, small=self.model.small)):
-                del self._frames[known, span]
-        cut = partial(count, most=part, limit=self._setup.largest)
-        return tuple(FrameInfo(known, span, size, cut(size)) for (known, span), size in self._frames.items())
+    def _publish(self, frames: Sequence[Frame] = ()) -> None:
+        self.publisher.publish(self.core, self.model, self.now, frames)
 
     def _wake(self) -> None:
         due = self.core.deadline
@@ -589,34 +344,8 @@ def _remembered(core: AggregatorCore, model: Model) -> tuple[bytes, dict[str, An
     return model.digest(), {**found, "outboxes": outboxes, "bases": None, "counts": None, "share": None}
 
 
-class _Died(Exception):
+class _ProcessEnded(Exception):
     """The process has ended within a batch."""
-
-
-class _Troubles:
-    """Reports to devices what no receipt says, rate-limited as in production."""
-
-    def __init__(self, call: Callable[[str, Trouble], None] | None) -> None:
-        self._call = call
-        self._told: dict[str, float] = {}
-
-    def tell(self, device: str, why: str, now: float) -> None:
-        """Send a reason to a device, unless one was sent recently."""
-        if why and self._call is not None and now >= self._told.get(device, -math.inf) + TROUBLE:
-            self._told[device] = now
-            self._call(device, Trouble(why=why[:400]))
-
-    def see_encoder(self, core: AggregatorCore, record: rec.UpdateRecord, now: float) -> None:
-        """Report to a device that its encoder is doubted, if its codec needs error feedback."""
-        if codecs.parse(record.codec).feedback:
-            self.tell(record.device, core.encoder_doubt(record.device, now), now)
-
-
-def _reassembler(memory: int, troubles: _Troubles, known: Callable[[str], bool]) -> UpdateReassembler:
-    found = UpdateReassembler(budget=memory, dropped=Counter(), assembly=_Counted)
-    found.known = known
-    found.displaced = lambda device, now: troubles.tell(device, DISPLACED, now)
-    return found
 
 
 @dataclass(slots=True)

@@ -26,8 +26,10 @@ from midge.sensor_fleet.simulation.clock import Clock
 from midge.sensor_fleet.simulation.incidents import Incidents
 from midge.sensor_fleet.simulation.learners import Each, Learner, Stacked
 from midge.sensor_fleet.simulation.participant import Participant
+from midge.sensor_fleet.simulation.publisher import PublishedVersion
 from midge.sensor_fleet.simulation.result import Simulated
-from midge.sensor_fleet.simulation.server import ONE_CHUNK, DeviceCalls, PublishedVersion, Server, ServerSetup, Tamper
+from midge.sensor_fleet.simulation.server import Server
+from midge.sensor_fleet.simulation.server_setup import ONE_CHUNK, DeviceCalls, ServerSetup, Tamper
 from midge.sensor_fleet.simulation.shards import Carrier, Here, Pool, ShardWorker, shards_of
 from midge.sensor_fleet.simulation.usage import BoardCosts, board_costs
 from midge.sensor_fleet.simulation.workers import Processes
@@ -328,7 +330,7 @@ class _Simulation:
 
         def look() -> None:
             nonlocal seen
-            newest = self.server.published[-1]
+            newest = self.server.publisher.published[-1]
             if seen is None or seen[0] is not newest or self._stream is not None:
                 seen = newest, evaluate(self.server.serving())
             rows.append((self.clock.now, self.server.core.version, len(self.server.taken), seen[1], self._moved()))
@@ -367,7 +369,7 @@ class _Simulation:
 
     def _moved(self) -> tuple[float, float]:
         """Payload bytes that all devices have sent and received."""
-        return self.air.up, self.air.down + self.server.told
+        return self.air.up, self.air.down + self.server.publisher.received_bytes
 
     def _result(self, rows: Sequence[tuple[float, int, int, Mapping[str, float], tuple[float, float]]]) -> Simulated:
         server, everybody = self.server, list(self.participants.values())

@@ -51,7 +51,7 @@ class VirtualLink:
     def connect(self) -> None:
         """Establish the connection: from now on announcements are received."""
         self.stands, self.deaf = True, False
-        self._heard = self._air.server.heard
+        self._heard = self._air.server.publisher.announced_bytes
 
     def disconnect(self) -> None:
         """End the connection."""
@@ -73,7 +73,7 @@ class VirtualLink:
     def count_heard(self) -> None:
         """Count the announcements received over this connection."""
         if self.stands and not self.deaf:
-            heard = self._air.server.heard
+            heard = self._air.server.publisher.announced_bytes
             self.bytes_down += heard - self._heard
             self._heard = heard
 
@@ -86,11 +86,12 @@ class VirtualLink:
     def follow_versions(self) -> None:
         """Subscribe again and receive the retained announcement."""
         if self.deaf and self.stands:
-            server = self._air.server
+            publisher = self._air.server.publisher
             self.deaf = False
-            self._air.down -= server.heard - self._heard  # they were counted as received by every connected device
-            self._heard = server.heard
-            self.received(server.weighs)
+            # They were counted as received by every connected device.
+            self._air.down -= publisher.announced_bytes - self._heard
+            self._heard = publisher.announced_bytes
+            self.received(publisher.announcement_bytes)
 
     # --------------------------------------------------------------------- messages
 

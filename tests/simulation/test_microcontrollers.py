@@ -86,7 +86,7 @@ def test_boards_follow_the_plan_for_such_devices_and_all_get_small_parts(tmp_pat
     for device, board in zip(found.devices, of(found, "node"), strict=True):
         assert watched.codecs[device] == {"int8:256" if board else "uq:4|rice"}
     assert watched.server is not None
-    frames = watched.server.published[-1].announcement.frames
+    frames = watched.server.publisher.published[-1].announcement.frames
     assert {frame.parts for frame in frames} == {-(-frame.size // 1024) for frame in frames} and len(frames) > 2
 
 

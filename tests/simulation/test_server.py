@@ -9,7 +9,9 @@ from midge.aggregator.core.staleness import constant
 from midge.aggregator.ingress.reassembly import DISPLACED
 from midge.sensor_fleet.simulation.clock import Clock
 from midge.sensor_fleet.simulation.coding import Said
-from midge.sensor_fleet.simulation.server import DeviceCalls, PublishedVersion, Server, ServerSetup
+from midge.sensor_fleet.simulation.publisher import PublishedVersion
+from midge.sensor_fleet.simulation.server import Server
+from midge.sensor_fleet.simulation.server_setup import DeviceCalls, ServerSetup
 from midge.wire.messages import Chunk, Fetch, Grant, Moment, Settled, Statistics, Update, Verdict
 from midge.wire.moments import Moments
 from midge.wire.schema import Schema
