@@ -41,8 +41,9 @@ from midge.sensor_fleet.models import DenseModel, model_for
 from midge.sensor_fleet.profiles.profile import load as load_profile
 from midge.sensor_fleet.setting import Setting
 from midge.sensor_fleet.simulation.cluster import OnRay
+from midge.sensor_fleet.simulation.fleet_progress import FleetProgress
 from midge.sensor_fleet.simulation.result import Simulated
-from midge.sensor_fleet.simulation.simulate import FleetProgress, simulate
+from midge.sensor_fleet.simulation.simulate import simulate
 from midge.sensor_fleet.simulation.stacked import Job, Stack, TrainingRows
 from midge.sensor_fleet.virtual import ProfileFleet
 from midge.wire.messages import Plan

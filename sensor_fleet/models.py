@@ -17,7 +17,8 @@ from midge.iot_client.training.numpy_cnn import CNN
 from midge.iot_client.training.numpy_models import FROZEN, MLP, Array, Network
 from midge.sensor_fleet.data import FleetData, Kind, Rows
 from midge.sensor_fleet.features import by_channel, features, raw
-from midge.wire.moments import Moments
+from midge.sensor_fleet.lazily import numbered
+from midge.wire.moments import Moments, pool
 from midge.wire.schema import Role
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ WIDTH: Final = 8
 """Channels of the first convolution on images; the second has twice as many."""
 BATCH: Final = 1024
 """Rows predicted at once."""
+
+MOMENTS: Final = 256
+"""Devices whose statistics are pooled, at most, evenly spaced over all devices."""
 
 
 class FleetModel(ABC):
@@ -223,6 +227,17 @@ def model_for(data: FleetData, name: Name | None = None, *, torch: bool = False,
         case "cnn":
             raise ValueError("a cnn of windows needs torch on every device; use the engine torch, or the model mlp")
     raise ValueError(f"unknown model {name!r}; use linear, mlp or cnn")
+
+
+def initial_model(
+    model: FleetModel, data: FleetData, initial: Parameters | None = None
+) -> tuple[dict[str, Any], Mapping[str, str]]:
+    """The initial model, normalised by pooled statistics of some devices, and its tensors' roles."""
+    rows_of, number = numbered(data.devices), len(data.devices)
+    chosen = np.unique(np.linspace(0, number - 1, min(number, MOMENTS)).round().astype(int))
+    moments = [model.moments(rows_of(int(place))) for place in chosen]
+    pooled = {name: pool([each[name] for each in moments]) for name in model.channels}
+    return {**(initial or model.initial), **model.freeze(pooled)}, model.roles
 
 
 def _rate(net: MLP, kind: Kind) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from midge.sensor_fleet.progress import HELD, METRICS
-from midge.sensor_fleet.simulation.simulate import FleetProgress
+from midge.sensor_fleet.simulation.fleet_progress import FleetProgress
 from midge.sensor_fleet.simulation.usage import BoardCosts
 from midge.sensor_fleet.virtual import FleetRun, ProfileFleet
 

@@ -22,8 +22,9 @@ from midge.sensor_fleet.progress import HELD, METRICS
 from midge.sensor_fleet.sensors import KINDS, Drift, Stream
 from midge.sensor_fleet.setting import Setting
 from midge.sensor_fleet.simulation.cluster import OnRay
+from midge.sensor_fleet.simulation.fleet_progress import FleetProgress
 from midge.sensor_fleet.simulation.result import Simulated, by_class, histogram
-from midge.sensor_fleet.simulation.simulate import FleetProgress, simulate
+from midge.sensor_fleet.simulation.simulate import simulate
 from midge.wire.schema import Parameters
 from midge.wire.topics import check_name
 

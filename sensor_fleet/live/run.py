@@ -29,13 +29,14 @@ from midge.sensor_fleet.live.federation import LocalFederation
 from midge.sensor_fleet.live.fleet import LiveFleet
 from midge.sensor_fleet.live.server import SERVED
 from midge.sensor_fleet.live.watching import Watching
-from midge.sensor_fleet.models import FleetModel
+from midge.sensor_fleet.models import FleetModel, initial_model
 from midge.sensor_fleet.profiles.hastened import hastened
 from midge.sensor_fleet.profiles.population import Population
 from midge.sensor_fleet.sensors.stream import Stream
 from midge.sensor_fleet.setting import BrokerAddress
+from midge.sensor_fleet.simulation.fleet_progress import LOOKS, FleetProgress
 from midge.sensor_fleet.simulation.result import Simulated
-from midge.sensor_fleet.simulation.simulate import LOOKS, FleetProgress, beginning, evaluate_at
+from midge.sensor_fleet.simulation.simulate import evaluate_at
 from midge.sensor_fleet.virtual import EVALUATIONS, FleetRun, ProfileFleet, held, sign_of, value_of
 from midge.wire.lineage import State
 from midge.wire.schema import Parameters, Schema
@@ -139,7 +140,7 @@ class LiveRun:
         profile, data, model, strategy = await asyncio.to_thread(fleet.loaded)
         self._streams = isinstance(data, Stream)
         self._settling = min(hastened(strategy, fleet.speed_up).release_interval, _SETTLING)
-        first = beginning(model, data)[0]
+        first = initial_model(model, data)[0]
         schema = Schema.of(first, model.roles)
         samples = model.recipe.local_steps * model.recipe.batch_size
         drawn = profile, tuple(data.devices), fleet.setting.seed

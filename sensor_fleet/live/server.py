@@ -23,9 +23,9 @@ from midge.aggregator.service import Aggregator
 from midge.aggregator.store.store import StoreError
 from midge.broker import BrokerError, Connector, Endpoint, connector
 from midge.sensor_fleet.live.micro import CHUNK
+from midge.sensor_fleet.models import initial_model
 from midge.sensor_fleet.profiles.hastened import hastened
 from midge.sensor_fleet.setting import BrokerAddress, Setting
-from midge.sensor_fleet.simulation.simulate import beginning
 from midge.sensor_fleet.virtual import VARIABLE, ProfileFleet
 
 MODEL: Final = "model.safetensors"
@@ -48,7 +48,7 @@ def make(
     if isinstance(fleet, ProfileFleet):
         _, data, model, strategy = fleet.loaded()
         strategy = hastened(strategy, fleet.speed_up)
-        initial, roles = beginning(model, data)
+        initial, roles = initial_model(model, data)
         options = {"federation": fleet.federation}
     else:
         data, model = fleet.load()
