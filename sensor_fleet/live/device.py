@@ -93,35 +93,6 @@ class LiveDevice:
     A killed device leaves its outbox, from which it continues when it is restarted.
     """
 
-    __slots__ = (
-        "_back",
-        "_context",
-        "_earlier",
-        "_hear",
-        "_held",
-        "_identity",
-        "_number",
-        "_opened",
-        "_pauses",
-        "_seconds",
-        "_sensor",
-        "_settled",
-        "_settled_before",
-        "_task",
-        "_vanished",
-        "_why",
-        "device",
-        "gone",
-        "joins",
-        "link",
-        "met",
-        "name",
-        "outbox",
-        "steps",
-        "trainings",
-        "updates",
-    )
-
     def __init__(
         self,
         context: FleetContext,

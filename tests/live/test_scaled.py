@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from midge.aggregator.core.presets import balanced
-from midge.sensor_fleet.links import Lane
+from midge.sensor_fleet.linked_connection import Lane
 from midge.sensor_fleet.profiles.hastened import FASTEST_RATE, hastened
 from midge.sensor_fleet.profiles.population import Population
 from midge.sensor_fleet.profiles.profile import load
