@@ -14,7 +14,7 @@ import numpy as np
 from midge.aggregator.core.core import AggregatorCore
 from midge.sensor_fleet.data import FleetData, Rows
 from midge.sensor_fleet.simulation.clock import Clock
-from midge.sensor_fleet.simulation.coding import Said
+from midge.sensor_fleet.simulation.encoding import DecodedUpdate
 from midge.sensor_fleet.simulation.server import Server
 from midge.wire.messages import Update
 from midge.wire.schema import Vector
@@ -186,33 +186,33 @@ class Liars:
         self._rng = np.random.default_rng((seed, 7))
         self._newest: dict[str, Vector] = {}
         self._memory: dict[str, dict[str, Vector]] = {name: {} for name in names}
-        self._flood: dict[str, tuple[Update, Said]] = {}
+        self._flood: dict[str, tuple[Update, DecodedUpdate]] = {}
 
     def begin(self, server: Server, clock: Clock) -> None:
         self._server, self._clock = server, clock
         if self._kind.startswith("full rate"):
             clock.at(0.0, self._send)
 
-    def sent(self, device: str, update: Update, said: Said) -> Said | None:
+    def sent(self, device: str, update: Update, decoded: DecodedUpdate) -> DecodedUpdate | None:
         if device not in self._names:
-            self._newest[device] = said.delta
-            return said
-        known = Knowledge(said.delta, list(self._newest.values()), self._rng, len(self._names), self._memory[device])
+            self._newest[device] = decoded.delta
+            return decoded
+        known = Knowledge(decoded.delta, list(self._newest.values()), self._rng, len(self._names), self._memory[device])
         turned = self._attack(known)
         if turned is None:
             return None
         turned = turned.astype(np.float32)
-        said = replace(said, delta=turned, norm=_norm(turned))
-        self._flood[device] = update, said
-        return said
+        decoded = replace(decoded, delta=turned, norm=_norm(turned))
+        self._flood[device] = update, decoded
+        return decoded
 
     def _send(self) -> None:
         """Send the newest lie again, as if it were trained from the newest version, in an outbox of its own."""
         core: AggregatorCore = self._server.core
-        for device, (update, said) in list(self._flood.items()):
+        for device, (update, decoded) in list(self._flood.items()):
             seq = core.hi(device, 666) + 1
             again = update.model_copy(update={"outbox": 666, "seq": seq, "base": core.version})
-            self._server.inject(device, again, said)
+            self._server.inject(device, again, decoded)
         self._clock.after(1 / FULL_RATE, self._send)
 
 

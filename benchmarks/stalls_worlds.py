@@ -18,7 +18,7 @@ from midge.aggregator.core.staleness import constant, hinge
 from midge.aggregator.core.strategy import Strategy, sgd
 from midge.iot_client.training.fit import Fit, Parameters, Recipe, TrainingPlan
 from midge.sensor_fleet.simulation.clock import Clock
-from midge.sensor_fleet.simulation.coding import Said
+from midge.sensor_fleet.simulation.encoding import DecodedUpdate
 from midge.sensor_fleet.simulation.incidents import Crash, Incidents, Outage
 from midge.sensor_fleet.simulation.server import Server
 from midge.sensor_fleet.world import World
@@ -317,8 +317,8 @@ class Sensors:
         if self._liars is not None:
             self._liars.begin(server, clock)
 
-    def sent(self, device: str, update: Update, said: Said) -> Said | None:
-        return said if self._liars is None else self._liars.sent(device, update, said)
+    def sent(self, device: str, update: Update, decoded: DecodedUpdate) -> DecodedUpdate | None:
+        return decoded if self._liars is None else self._liars.sent(device, update, decoded)
 
     def changed(self, now: float) -> bool:
         """Whether the labels have changed by a time in seconds."""

@@ -39,7 +39,7 @@ class LiveFleet:
         self._places = {name: place for place, name in enumerate(self.devices)}
         self._announcement_topic = context.topics.announcement()
         self._announced = b""
-        self.taken = AcceptedUpdates()
+        self.accepted = AcceptedUpdates()
         """The accepted updates, as reported by receipts."""
         self.refused: Counter[str] = Counter()
         """The number of other updates by verdict, as reported by receipts."""
@@ -133,7 +133,7 @@ class LiveFleet:
                     self.repeated += 1
                 else:
                     place, weight = self._places[device.name], event["weight"] or 0.0
-                    self.taken.add(self.context.profile_time(), place, event["staleness"] or 0, weight)
+                    self.accepted.add(self.context.profile_time(), place, event["staleness"] or 0, weight)
         if self._on_event is not None:
             self._on_event(event)
 

@@ -241,7 +241,7 @@ class LiveRun:
                 if evaluate is not None:
                     await self._evaluate(members, watching, evaluate)
                 now = min(members.context.profile_time(), fleet.seconds)
-                self._rows.append((now, self._version, len(members.taken), self._metrics, members.payloads))
+                self._rows.append((now, self._version, len(members.accepted), self._metrics, members.payloads))
                 curve += [(now, value_of(self._metrics))] * (number // glances + 1 - len(curve))
             self._tell(members, evaluated=evaluated)
             if fleet.stop_at_target and held(curve, fleet.target, sign_of(self._metrics)) is not None:
@@ -268,7 +268,7 @@ class LiveRun:
             until=self._fleet.seconds,
             version=self._version,
             trainings=members.trainings,
-            updates=len(members.taken),
+            updates=len(members.accepted),
             events=members.events,
             metrics=self._metrics,
             live=members.connected,
@@ -315,23 +315,23 @@ class LiveRun:
         return initial if state is None else state.parameters()
 
     def _result(self, members: LiveFleet, population: Population) -> Simulated:
-        everybody, taken, rows = list(members.devices.values()), members.taken, self._rows
-        up = np.array([one.payloads[0] for one in everybody], np.int64)
-        down = np.array([one.payloads[1] for one in everybody], np.int64)
-        steps = np.array([one.steps for one in everybody], np.int64)
-        trained = np.array([one.trainings * population.seconds(one.name) for one in everybody])
+        devices, taken, rows = list(members.devices.values()), members.accepted, self._rows
+        up = np.array([one.payloads[0] for one in devices], np.int64)
+        down = np.array([one.payloads[1] for one in devices], np.int64)
+        steps = np.array([one.steps for one in devices], np.int64)
+        trained = np.array([one.trainings * population.seconds(one.name) for one in devices])
         names = dict.fromkeys(name for row in rows for name in row[3])
         return Simulated(
             times=np.array([row[0] for row in rows]),
             metrics={name: np.array([row[3].get(name, math.nan) for row in rows]) for name in names},
             versions=np.array([row[1] for row in rows], np.int64),
             updates=np.array([row[2] for row in rows], np.int64),
-            **taken.arrays(len(everybody)),
+            **taken.arrays(len(devices)),
             devices=tuple(members.devices),
-            seconds=np.array([population.seconds(one.name) for one in everybody]),
+            seconds=np.array([population.seconds(one.name) for one in devices]),
             bytes_up=up,
             bytes_down=down,
-            trainings_of=np.array([one.trainings for one in everybody], np.int64),
+            trainings_of=np.array([one.trainings for one in devices], np.int64),
             steps_of=steps,
             classes=population.classes,
             class_of=population.class_of,
@@ -350,12 +350,12 @@ class LiveRun:
     def _about(self, members: LiveFleet, parted: Counter[str]) -> dict[str, Any]:
         """Additional results of a live fleet."""
         up, down = members.moved
-        everybody, lags = members.devices.values(), sorted(self._lags) or [0.0]
+        devices, lags = members.devices.values(), sorted(self._lags) or [0.0]
         return {
             "speed_up": self._fleet.speed_up,
             "federation": self._fleet.federation,
-            "made": sum(one.updates for one in everybody),
-            "held": sum(one.holding for one in everybody),
+            "made": sum(one.updates for one in devices),
+            "held": sum(one.holding for one in devices),
             "repeated": members.repeated,
             "decided": dict(self._counts),
             "lost": parted["lost"],

@@ -19,7 +19,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from midge.sensor_fleet.profiles.presence import Interval, away, chance, read_trace
+from midge.sensor_fleet.profiles.presence import Interval, absences, read_trace, uniform
 from midge.sensor_fleet.profiles.profile import Churn, Diurnal, Hardware, Mains, Profile, Trace, Wakes
 from midge.wire.plurals import counted
 
@@ -71,7 +71,7 @@ class Population:
         self.profile, self.seed = profile, seed
         self.classes = tuple(one.name for one in profile.classes)
         edges = np.cumsum([one.share for one in profile.classes])
-        drawn = np.array([chance(seed, name, "class", 0) for name in names])
+        drawn = np.array([uniform(seed, name, "class", 0) for name in names])
         self.class_of: npt.NDArray[np.int64] = np.minimum(
             np.searchsorted(edges, drawn, side="right"), len(self.classes) - 1
         ).astype(np.int64)
@@ -149,23 +149,27 @@ class Population:
     def joins(self, device: str) -> float:
         """When it first connects; 0 if it is present from the start."""
         churn = self._churn(device)
-        if chance(self.seed, device, "late", 0) >= churn.late:
+        if uniform(self.seed, device, "late", 0) >= churn.late:
             return 0.0
-        return churn.within * chance(self.seed, device, "joins", 0) / self._factor
+        return churn.within * uniform(self.seed, device, "joins", 0) / self._factor
 
     def leaves(self, device: str) -> Departure | None:
         """When it leaves for good; None if it stays."""
         churn = self._churn(device)
-        if chance(self.seed, device, "leave", 0) >= churn.leave:
+        if uniform(self.seed, device, "leave", 0) >= churn.leave:
             return None
-        there = churn.within * (_EARLIEST + (1 - _EARLIEST) * chance(self.seed, device, "leaves", 0))
-        goodbye = chance(self.seed, device, "goodbye", 0) < churn.goodbye
+        there = churn.within * (_EARLIEST + (1 - _EARLIEST) * uniform(self.seed, device, "leaves", 0))
+        goodbye = uniform(self.seed, device, "goodbye", 0) < churn.goodbye
         return Departure(self.joins(device) + there / self._factor, goodbye)
 
     def outages(self, device: str) -> Iterator[Interval]:
         """Intervals without a connection."""
         kind = self.hardware(device).availability
-        return iter(()) if isinstance(kind, Mains) else self._faster(away(kind, self.seed, device, self.profile.folder))
+        return (
+            iter(())
+            if isinstance(kind, Mains)
+            else self._faster(absences(kind, self.seed, device, self.profile.folder))
+        )
 
     def pauses(self, device: str) -> Iterator[Interval]:
         """Intervals in which it is connected but does not train."""
@@ -173,7 +177,7 @@ class Population:
         if one.name in self.too_small:
             return iter(((0.0, math.inf),))
         kind = one.availability
-        return self._faster(away(kind, self.seed, device)) if isinstance(kind, Mains) else iter(())
+        return self._faster(absences(kind, self.seed, device)) if isinstance(kind, Mains) else iter(())
 
     def _faster(self, intervals: Iterator[Interval]) -> Iterator[Interval]:
         return ((start / self._factor, end / self._factor) for start, end in intervals)
@@ -190,7 +194,7 @@ class Population:
 
     def twice_sent(self, device: str, number: int) -> bool:
         """Whether its message of that number is duplicated."""
-        return chance(self.seed, device, "twice", number) < self.hardware(device).link.twice
+        return uniform(self.seed, device, "twice", number) < self.hardware(device).link.twice
 
     def says_goodbye(self, device: str) -> bool:
         """Whether its absences begin with a clean disconnect: the end of a day or sleep, but not a broken link."""
@@ -215,4 +219,4 @@ class Population:
         return self.hardware(device).churn
 
     def _normal(self, device: str, purpose: str) -> float:
-        return NormalDist().inv_cdf(chance(self.seed, device, purpose, 0))
+        return NormalDist().inv_cdf(uniform(self.seed, device, purpose, 0))

@@ -20,7 +20,7 @@ _NEVER = 100_000
 """Consecutive days of absence after which a device stays away."""
 
 
-def away(kind: Availability, seed: int, device: str, folder: str = "") -> Iterator[Interval]:
+def absences(kind: Availability, seed: int, device: str, folder: str = "") -> Iterator[Interval]:
     """Intervals of absence, ascending and not empty; the last one may be infinite."""
     match kind:
         case Always():
@@ -51,11 +51,11 @@ def _days(kind: Diurnal | Mains, seed: int, device: str) -> Iterator[Interval]:
     start, end = (hour * _HOUR for hour in kind.hours)
     if end <= start:
         end += DAY
-    shift = kind.zones * _HOUR * (chance(seed, device, "zone", 0) - 0.5)
+    shift = kind.zones * _HOUR * (uniform(seed, device, "zone", 0) - 0.5)
     missed = 0
     day = -1
     while missed < _NEVER:
-        if chance(seed, device, "day", day + 1) < kind.chance:
+        if uniform(seed, device, "day", day + 1) < kind.chance:
             missed = 0
             begins, ends = (
                 day * DAY + hour + shift + kind.jitter * _normal(seed, device, purpose, day + 1)
@@ -69,15 +69,15 @@ def _days(kind: Diurnal | Mains, seed: int, device: str) -> Iterator[Interval]:
 
 
 def _normal(seed: int, device: str, purpose: str, number: int) -> float:
-    return NormalDist().inv_cdf(chance(seed, device, purpose, number))
+    return NormalDist().inv_cdf(uniform(seed, device, purpose, number))
 
 
 def _on_off(kind: OnOff, seed: int, device: str) -> Iterator[Interval]:
     """The stationary process: by memorylessness, the first period is drawn as any other."""
-    there = chance(seed, device, "there", 0) < kind.on / (kind.on + kind.off)
+    there = uniform(seed, device, "there", 0) < kind.on / (kind.on + kind.off)
     now, number = 0.0, 0
     while True:
-        stays = -(kind.on if there else kind.off) * math.log(chance(seed, device, "stays", number))
+        stays = -(kind.on if there else kind.off) * math.log(uniform(seed, device, "stays", number))
         if not there:
             yield now, now + stays
         now, there, number = now + stays, not there, number + 1
@@ -86,20 +86,20 @@ def _on_off(kind: OnOff, seed: int, device: str) -> Iterator[Interval]:
 def _breaking(kind: Breaking, seed: int, device: str) -> Iterator[Interval]:
     now, number = 0.0, 0
     while True:
-        broken = now - kind.online * math.log(chance(seed, device, "online", number))
-        now = broken - kind.offline * math.log(chance(seed, device, "offline", number))
+        broken = now - kind.online * math.log(uniform(seed, device, "online", number))
+        now = broken - kind.offline * math.log(uniform(seed, device, "offline", number))
         number += 1
         yield broken, now
 
 
 def _woken(kind: Wakes, seed: int, device: str) -> Iterator[Interval]:
-    phase = kind.every * chance(seed, device, "wakes", 0)
+    phase = kind.every * uniform(seed, device, "wakes", 0)
     for number in count():
         yield phase + number * kind.every, phase + number * kind.every + kind.stays
 
 
 @lru_cache(maxsize=1 << 16)
-def chance(seed: int, device: str, purpose: str, number: int) -> float:
+def uniform(seed: int, device: str, purpose: str, number: int) -> float:
     """A number in (0, 1), determined by these four: a hash."""
     digest = hashlib.blake2b(f"{seed}/{device}/{purpose}/{number}".encode(), digest_size=8).digest()
     return ((int.from_bytes(digest) >> (64 - _BITS)) + 0.5) / float(1 << _BITS)
@@ -110,7 +110,7 @@ def chance(seed: int, device: str, purpose: str, number: int) -> float:
 
 def _traced(kind: Trace, seed: int, device: str, folder: str) -> Iterator[Interval]:
     traces = read_trace(Path(folder) / kind.file)
-    mine = traces[int(chance(seed, device, "trace", 0) * len(traces))]
+    mine = traces[int(uniform(seed, device, "trace", 0) * len(traces))]
     turn = 0
     while True:
         for start, end in mine:

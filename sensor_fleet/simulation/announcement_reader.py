@@ -1,6 +1,6 @@
 """The announcements that a simulated device reads: the retained one, and those published while it is connected."""
 
-from midge.sensor_fleet.simulation.air import Air
+from midge.sensor_fleet.simulation.environment import Environment
 from midge.sensor_fleet.simulation.publisher import PublishedVersion
 
 
@@ -8,14 +8,14 @@ class AnnouncementReader:
     """Reads announcements for one device.
 
     Args:
-        air: state shared by all devices.
+        environment: state shared by all devices.
         device: its name.
     """
 
-    __slots__ = ("_air", "_device", "_reads", "_seen", "latest")
+    __slots__ = ("_device", "_environment", "_reads", "_seen", "latest")
 
-    def __init__(self, air: Air, device: str) -> None:
-        self._air, self._device = air, device
+    def __init__(self, environment: Environment, device: str) -> None:
+        self._environment, self._device = environment, device
         self.latest: PublishedVersion | None = None
         """The last one read."""
         self._seen: PublishedVersion | None = None
@@ -34,7 +34,7 @@ class AnnouncementReader:
 
     def read(self, until: float) -> PublishedVersion | None:
         """The newest announcement published until then and not lost; None if it is known already."""
-        for published in reversed(self._air.server.publisher.published):
+        for published in reversed(self._environment.server.publisher.published):
             if published is self._seen:
                 return None
             if published.at <= until:
@@ -46,4 +46,4 @@ class AnnouncementReader:
         return None
 
     def _lost(self, version: int) -> bool:
-        return self._air.noise.loss > 0 and self._air.lost(self._device, f"announcement {self._reads}", version)
+        return self._environment.lost(self._device, f"announcement {self._reads}", version)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from midge.sensor_fleet.simulation.shards import Outcome, ShardWorker, Start, Task
-from midge.sensor_fleet.simulation.workers import Make, SentShard
+from midge.sensor_fleet.simulation.workers import Make, StartCache
 
 LOCAL = "local"
 
@@ -50,12 +50,12 @@ class OnRay:
                 ) from error
         actor = ray.remote(num_cpus=1)(_Actor)
         self._actors = [actor.remote(make) for _ in range(count)]
-        self._sent = [SentShard() for _ in range(count)]
+        self._sent = [StartCache() for _ in range(count)]
 
     def submit(self, shard: int, tasks: Sequence[Task], starts: Mapping[int, Start]) -> Callable[[], Sequence[Outcome]]:
         place = shard % len(self._actors)
         new = self._sent[place].missing(starts)
-        coming = self._actors[place].do.remote(shard, tuple(tasks), tuple(starts), new)
+        coming = self._actors[place].run.remote(shard, tuple(tasks), tuple(starts), new)
         return lambda: self._outcomes(coming)
 
     def _outcomes(self, coming: Any) -> Sequence[Outcome]:
@@ -74,7 +74,9 @@ class _Actor:
 
     def __init__(self, make: Make) -> None:
         self._work: ShardWorker = make()
-        self._sent = SentShard()
+        self._sent = StartCache()
 
-    def do(self, shard: int, tasks: Sequence[Task], keys: Sequence[int], new: Mapping[int, Start]) -> Sequence[Outcome]:
-        return self._work.do(shard, tasks, self._sent.whole(keys, new))
+    def run(
+        self, shard: int, tasks: Sequence[Task], keys: Sequence[int], new: Mapping[int, Start]
+    ) -> Sequence[Outcome]:
+        return self._work.run(shard, tasks, self._sent.whole(keys, new))

@@ -11,8 +11,8 @@ from midge.aggregator.config import CHUNK
 from midge.aggregator.core.strategy import Strategy
 from midge.sensor_fleet.profiles.population import Population
 from midge.sensor_fleet.sensors.stream import Stream
-from midge.sensor_fleet.simulation.air import Air, Noise
 from midge.sensor_fleet.simulation.clock import Clock
+from midge.sensor_fleet.simulation.environment import Environment, Noise
 from midge.sensor_fleet.simulation.fleet_progress import LOOKS, FleetProgress
 from midge.sensor_fleet.simulation.incidents import Incidents
 from midge.sensor_fleet.simulation.learners import Learner
@@ -61,10 +61,10 @@ class VirtualFederation:
         self.troubles: Counter[str] = Counter()
         shard_of = shards_of(names, world.seed)
         self._members: list[list[Participant]] = [[] for _ in range(max(shard_of, default=0) + 1)]
-        self.air = Air(
+        self.environment = Environment(
             self.clock,
             lambda: self.server,
-            Pool(setup.carrier, shard_of, lambda shard: self.air.expected(self._members[shard])),
+            Pool(setup.carrier, shard_of, lambda shard: self.environment.predicted(self._members[shard])),
             setup.learner,
             world,
             noise=setup.noise,
@@ -87,15 +87,15 @@ class VirtualFederation:
             DeviceCalls(
                 reply=self._reply,
                 granted=self._grant,
-                released=self.air.released,
-                status=self.air.tell,
+                released=self.environment.released,
+                status=self.environment.tell,
                 trouble=self._trouble,
             ),
             setup.tamper,
         )
         if setup.tamper is not None:
             setup.tamper.begin(self.server, self.clock)
-        self.participants = {name: Participant(self.air, number, name) for number, name in enumerate(names)}
+        self.participants = {name: Participant(self.environment, number, name) for number, name in enumerate(names)}
         for participant, shard in zip(self.participants.values(), shard_of, strict=True):
             self._members[shard].append(participant)
         if population is not None:  # a profile's devices join an aggregator that has been running
@@ -122,7 +122,7 @@ class VirtualFederation:
     def _trouble(self, device: str, trouble: Trouble) -> None:
         """Count a trouble message; it needs no reaction of the device."""
         self.troubles[trouble.why] += 1
-        self.participants[device].link.answered(len(frames.encode(trouble)), lambda: None)
+        self.participants[device].link.receive_answer(len(frames.encode(trouble)), lambda: None)
 
     def run(
         self,
@@ -140,7 +140,7 @@ class VirtualFederation:
             newest = self.server.publisher.published[-1]
             if seen is None or seen[0] is not newest or self._stream is not None:
                 seen = newest, evaluate(self.server.serving())
-            rows.append((self.clock.now, self.server.core.version, len(self.server.taken), seen[1], self._moved()))
+            rows.append((self.clock.now, self.server.core.version, len(self.server.accepted), seen[1], self._moved()))
             tell(evaluated=True)
             if stop is not None and stop(self.clock.now, seen[1]):
                 self.clock.stop()
@@ -166,8 +166,8 @@ class VirtualFederation:
             now=self.clock.now,
             until=until,
             version=self.server.core.version,
-            trainings=self.air.pool.begun,
-            updates=len(self.server.taken),
+            trainings=self.environment.pool.begun,
+            updates=len(self.server.accepted),
             events=self.clock.events,
             metrics=metrics,
             live=self.server.core.steering.live,
@@ -176,24 +176,24 @@ class VirtualFederation:
 
     def _moved(self) -> tuple[float, float]:
         """Payload bytes that all devices have sent and received."""
-        return self.air.up, self.air.down + self.server.publisher.received_bytes
+        return self.environment.up, self.environment.down + self.server.publisher.received_bytes
 
     def _result(self, rows: Sequence[tuple[float, int, int, Mapping[str, float], tuple[float, float]]]) -> Simulated:
-        server, everybody = self.server, list(self.participants.values())
-        places, taken, population = self.participants, server.taken, self.population
-        for each in everybody:
-            each.link.count_heard()
-        up = np.array([each.link.bytes_up for each in everybody], np.float64)
-        down = np.array([each.link.bytes_down for each in everybody], np.float64)
-        steps = np.array([each.steps for each in everybody], np.int64)
-        trainings = np.array([each.trainings for each in everybody], np.int64)
-        joules = np.zeros(len(everybody))
+        server, members = self.server, list(self.participants.values())
+        places, accepted, population = self.participants, server.accepted, self.population
+        for each in members:
+            each.link.count_announcements()
+        up = np.array([each.link.bytes_up for each in members], np.float64)
+        down = np.array([each.link.bytes_down for each in members], np.float64)
+        steps = np.array([each.steps for each in members], np.int64)
+        trainings = np.array([each.trainings for each in members], np.int64)
+        joules = np.zeros(len(members))
         boards: Mapping[str, BoardCosts] = {}
         if population is None:
             down = np.zeros_like(down)
         else:
-            factor = self.air.world.factor
-            usages = [each.usage.until(self.clock.now, factor) for each in everybody]
+            factor = self.environment.world.factor
+            usages = [each.usage.until(self.clock.now, factor) for each in members]
             joules = population.joules(steps, up + down, np.array([each.trained for each in usages]))
             boards = board_costs(population, usages, joules, trainings)
         return Simulated(
@@ -201,22 +201,22 @@ class VirtualFederation:
             metrics={name: np.array([row[3][name] for row in rows]) for name in (rows[0][3] if rows else ())},
             versions=np.array([row[1] for row in rows], np.int64),
             updates=np.array([row[2] for row in rows], np.int64),
-            **taken.arrays(len(places)),
+            **accepted.arrays(len(places)),
             devices=tuple(places),
-            seconds=np.array([each.seconds for each in everybody]),
+            seconds=np.array([each.seconds for each in members]),
             bytes_up=np.rint(up).astype(np.int64),
             bytes_down=np.rint(down).astype(np.int64),
             trainings_of=trainings,
             steps_of=steps,
             classes=() if population is None else population.classes,
-            class_of=np.zeros(len(everybody), np.int64) if population is None else population.class_of,
+            class_of=np.zeros(len(members), np.int64) if population is None else population.class_of,
             joules=joules,
             boards=boards,
             left_out=() if population is None else population.left_out,
             bytes_at=np.rint(np.array([row[4] for row in rows]).reshape(-1, 2)).astype(np.int64),
             refused=dict(server.refused),
             troubles=dict(self.troubles),
-            trainings=sum(each.trainings for each in everybody),
+            trainings=sum(each.trainings for each in members),
             events=self.clock.events,
             took=0.0,
             parameters=server.serving(),

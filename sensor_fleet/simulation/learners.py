@@ -39,7 +39,7 @@ class Learner(Protocol):
         """
 
 
-class Each:
+class TrainerPerDevice:
     """One trainer for each device, called one by one.
 
     `recipe` holds the defaults of a plan; without it, all trainings take equally long. `count` returns a device's
@@ -77,7 +77,7 @@ class Each:
         return 1.0 if self._count is None else recipe.steps(self._count(device, seen)) / self._recipe.local_steps
 
 
-class Stacked:
+class StackedLearner:
     """All devices with one NumPy model, trained in stacks. `rows` are their inputs in the model's input format."""
 
     def __init__(
@@ -165,9 +165,9 @@ def learner_for(
         if isinstance(train, NumpyModel):
             prepared = _Prepared(train, data, seed)
             held = prepared.held if isinstance(data, Stream) else None
-            return Stacked(train, prepared, schema, recipe or train.recipe, frozen, held=held)
+            return StackedLearner(train, prepared, schema, recipe or train.recipe, frozen, held=held)
         trainers = _TorchTrainers(train, data, seed)
-        return Each(trainers, schema, frozen, recipe=train.recipe, count=trainers.count)
+        return TrainerPerDevice(trainers, schema, frozen, recipe=train.recipe, count=trainers.count)
     if isinstance(train, Sequence):
-        return Each(lambda number, _: train[number], schema, frozen, recipe=recipe)
-    return Each(lambda _, __: train, schema, frozen, recipe=recipe)
+        return TrainerPerDevice(lambda number, _: train[number], schema, frozen, recipe=recipe)
+    return TrainerPerDevice(lambda _, __: train, schema, frozen, recipe=recipe)

@@ -42,8 +42,6 @@ class PublishedVersion:
     """Virtual time of its release."""
     number: int
     """Consecutive number of the announcement, from 1."""
-    heard: float
-    """Total bytes of this announcement and all earlier ones."""
 
     @cached_property
     def start(self) -> Start:
@@ -104,7 +102,7 @@ class Publisher:
             self._count(core, announcement)
             step = min((len(frame.data) for frame in frames), default=0)
             core.handle(ev.ReleasePublished(self.announcement_bytes, step), now)
-        new = PublishedVersion(announcement, model.state, self._clock.now, self._announced, self.announced_bytes)
+        new = PublishedVersion(announcement, model.state, self._clock.now, self._announced)
         self.published.append(new)
         model.forget_steps(core.oldest_base if model.keeps_past else version)
         self._released(new)

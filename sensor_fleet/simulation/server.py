@@ -21,7 +21,7 @@ from midge.aggregator.shell import AggregatorShell
 from midge.aggregator.store.store import Store
 from midge.sensor_fleet.simulation.chunk_counting import TroubleReporter, counting_reassembler
 from midge.sensor_fleet.simulation.clock import Clock
-from midge.sensor_fleet.simulation.coding import Said
+from midge.sensor_fleet.simulation.encoding import DecodedUpdate
 from midge.sensor_fleet.simulation.incidents import Crash
 from midge.sensor_fleet.simulation.memory_store import MemoryStore
 from midge.sensor_fleet.simulation.publisher import Publisher
@@ -61,12 +61,12 @@ class Server:
         self._store = MemoryStore(schema, seed, durable=durable)
         self.engine = Engine(model, cast("Store", self._store))
         self.publisher = Publisher(clock, setup, calls.released)
-        self.taken = AcceptedUpdates()
+        self.accepted = AcceptedUpdates()
         self.refused: Counter[str] = Counter()
         """Refused updates, by verdict."""
         self._bodies: dict[int, _Body] = {}
         """Bodies of updates and statistics that are not decided yet, by key."""
-        self._offers: dict[str, Said] = {}
+        self._offers: dict[str, DecodedUpdate] = {}
         """Updates that devices have offered to send in chunks, by device."""
         self._reassembler = self._new_reassembler()
         self._key = 0
@@ -149,7 +149,7 @@ class Server:
         self.shell.carry_out(self.core.start(self.now), self.now)
         self._publish()
         self._tell_status()
-        self._clock.after(0.0, lambda: self.there(0))  # device statuses arrive after the subscription
+        self._clock.after(0.0, lambda: self.devices_online(0))  # device statuses arrive after the subscription
         self._wake()
 
     def _die(self) -> None:
@@ -183,21 +183,21 @@ class Server:
     def greeted(self, device: str, outbox: int, first: int) -> None:
         self._run(lambda: self.shell.handle(ev.Greeted(device, outbox, first), self.now))
 
-    def arrived(self, device: str, update: Update, said: Said) -> None:
+    def arrived(self, device: str, update: Update, decoded: DecodedUpdate) -> None:
         if self._tamper is not None:
-            turned = self._tamper.sent(device, update, said)
+            turned = self._tamper.sent(device, update, decoded)
             if turned is None:
                 return
-            said = turned
-        self.inject(device, update, said)
+            decoded = turned
+        self.inject(device, update, decoded)
 
-    def inject(self, device: str, update: Update, said: Said) -> None:
+    def inject(self, device: str, update: Update, decoded: DecodedUpdate) -> None:
         """Accept a message without tampering."""
-        self._handle(ev.Arrived(device, update, self._keep(_Body(said))))
+        self._handle(ev.Arrived(device, update, self._keep(_Body(decoded))))
 
-    def offered(self, device: str, update: Update, said: Said) -> None:
+    def offered(self, device: str, update: Update, decoded: DecodedUpdate) -> None:
         """Handle the header of an update that is to come in chunks; `granted` is called with those to send."""
-        self._offers[device] = said
+        self._offers[device] = decoded
         self._handle(ev.Offered(device, update))
 
     def chunk(self, device: str, chunk: Chunk) -> None:
@@ -230,7 +230,7 @@ class Server:
 
         self._run(work)
 
-    def there(self, change: int) -> None:
+    def devices_online(self, change: int) -> None:
         """Add devices that came online, or subtract those that went offline."""
         self._online += change
         if not self._down:
@@ -240,19 +240,19 @@ class Server:
 
     def decode(self, action: ev.Decode, now: float) -> ev.Decoded:  # noqa: ARG002 - signature of the shell's hook
         body = self._bodies[action.key]
-        said = body.said
-        assert said is not None
-        body.direction = self.engine.direction(self.core.strategy, said.delta)
-        return ev.Decoded(action.device, action.update, action.key, said.norm, self.engine.agreement(body.direction))
+        decoded = body.decoded
+        assert decoded is not None
+        body.direction = self.engine.direction(self.core.strategy, decoded.delta)
+        return ev.Decoded(action.device, action.update, action.key, decoded.norm, self.engine.agreement(body.direction))
 
     def commit(self, entries: Sequence[ev.Journal]) -> None:
         """Store what the engine reads again, and what a restart recovers from."""
         self._act()
         for entry in entries:
             held = None if entry.key is None else self._bodies[entry.key]
-            said = None if held is None else held.said
+            decoded = None if held is None else held.decoded
             body = self._store.noise(entry.noise) if entry.noise else b"" if held is None else held.packed
-            self._store.commit(entry.record, body, None if said is None else said.delta)
+            self._store.commit(entry.record, body, None if decoded is None else decoded.delta)
 
     def journaled(self, record: rec.Record, key: int | None, now: float) -> None:
         self._act()
@@ -263,9 +263,9 @@ class Server:
             return
         assert key is not None
         body = self._bodies[key]
-        assert body.said is not None
-        self.engine.hold(record, body.said.delta, body.direction)
-        self.taken.add(self._clock.now, self._setup.places[record.device], record.staleness, record.weight)
+        assert body.decoded is not None
+        self.engine.hold(record, body.decoded.delta, body.direction)
+        self.accepted.add(self._clock.now, self._setup.places[record.device], record.staleness, record.weight)
         self._troubles.see_encoder(self.core, record, now)
 
     def carry(self, record: rec.Record, now: float) -> None:
@@ -352,7 +352,7 @@ class _ProcessEnded(Exception):
 class _Body:
     """What the shell holds under one key."""
 
-    said: Said | None = None
+    decoded: DecodedUpdate | None = None
     """Of an update."""
     packed: bytes = b""
     """Of statistics."""

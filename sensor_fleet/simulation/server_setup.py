@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from midge.aggregator.core.core import AggregatorCore, Bounds
 from midge.aggregator.core.strategy import Strategy
 from midge.sensor_fleet.simulation.clock import Clock
-from midge.sensor_fleet.simulation.coding import Said
+from midge.sensor_fleet.simulation.encoding import DecodedUpdate
 from midge.wire.messages import AggregatorStatus, Fetch, Grant, Moment, Settled, Trouble, Update
 from midge.wire.schema import Parameters, Schema
 
@@ -30,7 +30,7 @@ class Tamper(Protocol):
     def begin(self, server: "Server", clock: Clock) -> None:
         """Get access to the aggregator before the first message."""
 
-    def sent(self, device: str, update: Update, said: Said) -> Said | None:
+    def sent(self, device: str, update: Update, decoded: DecodedUpdate) -> DecodedUpdate | None:
         """Return the update that the aggregator receives instead; None drops it."""
 
 

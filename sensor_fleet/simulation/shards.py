@@ -17,7 +17,7 @@ from zlib import crc32
 import numpy as np
 
 from midge.sensor_fleet.simulation import stacked
-from midge.sensor_fleet.simulation.coding import Coding, Said
+from midge.sensor_fleet.simulation.encoding import DecodedUpdate, FleetEncoder
 from midge.sensor_fleet.simulation.learners import Learner
 from midge.sensor_fleet.simulation.stacked import Job
 from midge.wire.messages import Announcement, Plan, Update
@@ -74,11 +74,11 @@ class Task:
 class Outcome:
     """The outcome of a training: the encoded update, or None if the model did not stay finite."""
 
-    said: Said | None
+    decoded: DecodedUpdate | None
     examples: int
     steps: int
 
-    def update(self, said: Said, base: Announcement, seconds: float) -> Update:
+    def update(self, decoded: DecodedUpdate, base: Announcement, seconds: float) -> Update:
         """The header of the update, before the outbox numbers it."""
         return Update.model_construct(
             outbox=0,
@@ -88,12 +88,12 @@ class Outcome:
             generation=base.generation,
             base=base.version,
             schema_hash=base.schema_hash,
-            codec=said.codec,
-            size=said.size,
+            codec=decoded.codec,
+            size=decoded.size,
             sha256=bytes(16),
             examples=self.examples,
             steps=self.steps,
-            tensors=said.tensors,
+            tensors=decoded.tensors,
             seconds=seconds,
             plan=base.plan.revision,
         )
@@ -104,18 +104,18 @@ class ShardWorker:
 
     def __init__(self, learner: Learner, schema: Schema, names: Sequence[str]) -> None:
         self._learner, self._schema, self._names = learner, schema, names
-        self._codings: dict[int, Coding] = {}
+        self._encoders: dict[int, FleetEncoder] = {}
 
-    def do(self, shard: int, tasks: Sequence[Task], starts: Mapping[int, Start]) -> list[Outcome]:
+    def run(self, shard: int, tasks: Sequence[Task], starts: Mapping[int, Start]) -> list[Outcome]:
         """Run the trainings, in stacks of about equal size."""
         found: list[Outcome] = []
         parts = max(1, -(-len(tasks) // stacked.AT_ONCE))
         edges = [len(tasks) * part // parts for part in range(parts + 1)]
         for first, last in pairwise(edges):
-            found += self._some(shard, tasks[first:last], starts)
+            found += self._run_stack(shard, tasks[first:last], starts)
         return found
 
-    def _some(self, shard: int, tasks: Sequence[Task], starts: Mapping[int, Start]) -> list[Outcome]:
+    def _run_stack(self, shard: int, tasks: Sequence[Task], starts: Mapping[int, Start]) -> list[Outcome]:
         begun = [starts[task.key] for task in tasks]
         trained = self._learner.train(
             [
@@ -125,10 +125,10 @@ class ShardWorker:
         )
         with np.errstate(over="ignore", invalid="ignore"):
             deltas = [each.values - start.values for each, start in zip(trained, begun, strict=True)]
-        coding = self._codings.get(shard)
-        if coding is None:
-            coding = self._codings[shard] = Coding(self._schema)
-        said: list[Said | None] = []
+        encoder = self._encoders.get(shard)
+        if encoder is None:
+            encoder = self._encoders[shard] = FleetEncoder(self._schema)
+        decoded: list[DecodedUpdate | None] = []
         plans = [each.plan.micro() if task.micro else each.plan for each, task in zip(begun, tasks, strict=True)]
 
         def manner(place: int) -> tuple[str, bool, bytes, tuple[int, ...] | None]:
@@ -141,8 +141,8 @@ class ShardWorker:
             updates = [(self._names[tasks[place].device], tasks[place].number) for place in places]
             first = places[0]
             some = [self._covered(deltas[place], tensors) for place in places]
-            said += coding.encode(updates, some, plans[first], begun[first].lineage, tensors)
-        return [Outcome(one, each.examples, each.steps) for one, each in zip(said, trained, strict=True)]
+            decoded += encoder.encode(updates, some, plans[first], begun[first].lineage, tensors)
+        return [Outcome(one, each.examples, each.steps) for one, each in zip(decoded, trained, strict=True)]
 
     def _covered(self, delta: Vector, tensors: tuple[int, ...] | None) -> Vector:
         """The delta with zeros outside the covered tensors."""
@@ -164,20 +164,20 @@ class Carrier(Protocol):
         """Release all resources."""
 
 
-class Here:
+class LocalCarrier:
     """Runs all shards in this process, when results are needed."""
 
     def __init__(self, work: ShardWorker) -> None:
         self._work = work
 
     def submit(self, shard: int, tasks: Sequence[Task], starts: Mapping[int, Start]) -> Callable[[], Sequence[Outcome]]:
-        return lambda: self._work.do(shard, tasks, starts)
+        return lambda: self._work.run(shard, tasks, starts)
 
     def close(self) -> None:
         pass
 
 
-Expect = Callable[[int], Iterable[tuple[Task, Start]]]
+Predict = Callable[[int], Iterable[tuple[Task, Start]]]
 """The trainings of a shard that will probably begin soon, soonest first."""
 
 
@@ -207,30 +207,30 @@ class Pool:
     results of one batch are read, the next one runs, if enough trainings are queued.
     """
 
-    def __init__(self, carrier: Carrier, shard_of: Sequence[int], expect: Expect = lambda _: ()) -> None:
-        self._carrier, self._shard_of, self._expect = carrier, shard_of, expect
+    def __init__(self, carrier: Carrier, shard_of: Sequence[int], predict: Predict = lambda _: ()) -> None:
+        self._carrier, self._shard_of, self._predict = carrier, shard_of, predict
         self._shards = [_Shard() for _ in range(max(shard_of, default=0) + 1)]
-        self._noted: dict[int, tuple[Task, Start]] = {}
-        self._expected: dict[int, tuple[Task, int]] = {}
+        self._queued: dict[int, tuple[Task, Start]] = {}
+        self._predicted: dict[int, tuple[Task, int]] = {}
         """The training predicted for each device, and its number."""
         self._under_way: dict[int, _Batch] = {}
         self._done: dict[int, Outcome] = {}
         self._number = 0
         self.begun = 0
         """Number of trainings begun."""
-        self.vain = 0
+        self.mispredicted = 0
         """Number of predicted trainings that did not begin as predicted."""
 
     def begin(self, task: Task, start: Start, due: float) -> int:
         """Queue a training that ends at virtual time `due`; return the number for `end`."""
         self.begun += 1
-        if (expected := self._expected.pop(task.device, None)) is not None:
-            if expected[0] == task:
-                return expected[1]
-            self.vain += 1
-            self.forget(expected[1])
+        if (predicted := self._predicted.pop(task.device, None)) is not None:
+            if predicted[0] == task:
+                return predicted[1]
+            self.mispredicted += 1
+            self.forget(predicted[1])
         self._number += 1
-        self._noted[self._number] = task, start
+        self._queued[self._number] = task, start
         shard = self._shards[self._shard_of[task.device]]
         heapq.heappush(shard.waiting, (due, self._number))
         shard.count += 1
@@ -238,39 +238,39 @@ class Pool:
 
     def end(self, number: int) -> Outcome:
         """Return the result of a training."""
-        if number in self._noted:
-            place = self._shard_of[self._noted[number][0].device]
-            self._hand_out(place, number)
+        if number in self._queued:
+            place = self._shard_of[self._queued[number][0].device]
+            self._submit(place, number)
             for other, shard in enumerate(self._shards):
                 if other != place and not shard.ahead and shard.count >= BATCH:
-                    self._hand_out(other)
+                    self._submit(other)
         if (batch := self._under_way.get(number)) is not None:
-            self._take(batch)
+            self._collect(batch)
         return self._done.pop(number)
 
     def forget(self, number: int) -> None:
         """Drop a training whose device has left or rebooted."""
-        if (noted := self._noted.pop(number, None)) is not None:
-            self._shards[self._shard_of[noted[0].device]].count -= 1
+        if (queued := self._queued.pop(number, None)) is not None:
+            self._shards[self._shard_of[queued[0].device]].count -= 1
         elif (batch := self._under_way.pop(number, None)) is not None:
             batch.numbers[batch.numbers.index(number)] = 0
         else:
             self._done.pop(number, None)
 
-    def _hand_out(self, place: int, wanted: int | None = None) -> None:
+    def _submit(self, place: int, wanted: int | None = None) -> None:
         """Submit a shard's first trainings, including the wanted one, and fill the batch with predicted ones."""
         shard = self._shards[place]
         numbers = [] if wanted is None else [wanted]
         while shard.waiting and len(numbers) < BATCH:
             _, number = heapq.heappop(shard.waiting)
-            if number in self._noted and number != wanted:
+            if number in self._queued and number != wanted:
                 numbers.append(number)
         shard.count -= len(numbers)
-        chosen = [self._noted.pop(number) for number in numbers]
+        chosen = [self._queued.pop(number) for number in numbers]
         if len(numbers) < BATCH:
-            for task, start in islice(self._news(place), BATCH - len(numbers)):
+            for task, start in islice(self._new_predictions(place), BATCH - len(numbers)):
                 self._number += 1
-                self._expected[task.device] = task, self._number
+                self._predicted[task.device] = task, self._number
                 numbers.append(self._number)
                 chosen.append((task, start))
         shard.ahead = True
@@ -278,22 +278,22 @@ class Pool:
         batch = _Batch(place, self._carrier.submit(place, [task for task, _ in chosen], starts), numbers)
         self._under_way.update(dict.fromkeys(numbers, batch))
 
-    def _news(self, place: int) -> Iterator[tuple[Task, Start]]:
+    def _new_predictions(self, place: int) -> Iterator[tuple[Task, Start]]:
         """Predicted trainings that have not been run; drop earlier predictions that they replace."""
-        for task, start in self._expect(place):
-            before = self._expected.get(task.device)
+        for task, start in self._predict(place):
+            before = self._predicted.get(task.device)
             if before is not None and before[0] == task:
                 continue
             if before is not None:
-                self.vain += 1
+                self.mispredicted += 1
                 self.forget(before[1])
             yield task, start
 
-    def _take(self, batch: _Batch) -> None:
+    def _collect(self, batch: _Batch) -> None:
         shard = self._shards[batch.shard]
         shard.ahead = False
         if shard.count >= BATCH:
-            self._hand_out(batch.shard)
+            self._submit(batch.shard)
         for number, outcome in zip(batch.numbers, batch.wait(), strict=True):
             if number:
                 del self._under_way[number]

@@ -18,14 +18,14 @@ from midge.sensor_fleet.profiles.hastened import hastened
 from midge.sensor_fleet.profiles.population import Population
 from midge.sensor_fleet.profiles.profile import Profile, load
 from midge.sensor_fleet.sensors.stream import Stream
-from midge.sensor_fleet.simulation.air import Noise
+from midge.sensor_fleet.simulation.environment import Noise
 from midge.sensor_fleet.simulation.federation import Evaluate, FederationSetup, Stop, VirtualFederation
 from midge.sensor_fleet.simulation.fleet_progress import FleetProgress, Watch
 from midge.sensor_fleet.simulation.incidents import Incidents
 from midge.sensor_fleet.simulation.learners import Learner, learner_for
 from midge.sensor_fleet.simulation.result import Simulated
 from midge.sensor_fleet.simulation.server_setup import Tamper
-from midge.sensor_fleet.simulation.shards import Carrier, Here, ShardWorker
+from midge.sensor_fleet.simulation.shards import Carrier, LocalCarrier, ShardWorker
 from midge.sensor_fleet.simulation.workers import Processes
 from midge.sensor_fleet.world import World
 from midge.wire.schema import Parameters, Schema
@@ -125,7 +125,7 @@ def simulate(
         samples, constants = usual.local_steps * usual.batch_size, len(schema.freeze(first))
         population = Population(profile, names, seed, samples=samples, values=schema.size, frozen=constants)
     work = partial(_work, make, schema, names)
-    carrier = carry(work) if carry is not None else Here(work()) if workers == 1 else Processes(work, workers)
+    carrier = carry(work) if carry is not None else LocalCarrier(work()) if workers == 1 else Processes(work, workers)
     try:
         fleet = (population or replace(world or CALM, seed=seed).population(names)).scaled(speed_up)
         seconds_of = fleet.seconds if speeds is None else dict(zip(names, speeds, strict=True)).__getitem__

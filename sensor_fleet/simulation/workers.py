@@ -17,7 +17,7 @@ _PROBLEM = (
 Make = Callable[[], ShardWorker]
 
 
-class SentShard:
+class StartCache:
     """Tracks which starts a worker has cached. Both ends apply the same rule, so neither asks the other."""
 
     def __init__(self) -> None:
@@ -57,27 +57,27 @@ class Processes:
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise ValueError(_PROBLEM.format(error=error)) from error
         context = multiprocessing.get_context("spawn")
-        self._workers = [ProcessPoolExecutor(1, context, _begin, (packed,)) for _ in range(count)]
-        self._sent = [SentShard() for _ in range(count)]
+        self._workers = [ProcessPoolExecutor(1, context, _initialise, (packed,)) for _ in range(count)]
+        self._sent = [StartCache() for _ in range(count)]
 
     def submit(self, shard: int, tasks: Sequence[Task], starts: Mapping[int, Start]) -> Callable[[], Sequence[Outcome]]:
         place = shard % len(self._workers)
         new = self._sent[place].missing(starts)
-        return self._workers[place].submit(_do, shard, tuple(tasks), tuple(starts), new).result
+        return self._workers[place].submit(_run, shard, tuple(tasks), tuple(starts), new).result
 
     def close(self) -> None:
         for worker in self._workers:
             worker.shutdown(wait=True, cancel_futures=True)
 
 
-_here: list[tuple[ShardWorker, SentShard]] = []
+_state: list[tuple[ShardWorker, StartCache]] = []
 """The worker process's state."""
 
 
-def _begin(packed: bytes) -> None:
-    _here.append((pickle.loads(packed)(), SentShard()))  # noqa: S301 - from the process that started this one
+def _initialise(packed: bytes) -> None:
+    _state.append((pickle.loads(packed)(), StartCache()))  # noqa: S301 - from the process that started this one
 
 
-def _do(shard: int, tasks: Sequence[Task], keys: Sequence[int], new: Mapping[int, Start]) -> list[Outcome]:
-    ((work, sent),) = _here
-    return work.do(shard, tasks, sent.whole(keys, new))
+def _run(shard: int, tasks: Sequence[Task], keys: Sequence[int], new: Mapping[int, Start]) -> list[Outcome]:
+    ((work, sent),) = _state
+    return work.run(shard, tasks, sent.whole(keys, new))

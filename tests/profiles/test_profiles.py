@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from midge.sensor_fleet.profiles.population import Population
-from midge.sensor_fleet.profiles.presence import DAY, away
+from midge.sensor_fleet.profiles.presence import DAY, absences
 from midge.sensor_fleet.profiles.profile import SHIPPED, Availability, Profile, load
 from midge.sensor_fleet.profiles.units import Rate, Seconds
 
@@ -129,8 +129,8 @@ KINDS = [
 @given(st.sampled_from(KINDS), st.integers(0, 1000))
 def test_absences_ascend_and_follow_from_the_seed(written_as: dict[str, object], seed: int) -> None:
     kind: Availability = TypeAdapter(Availability).validate_python(written_as)
-    found = list(islice(away(kind, seed, "d"), 40))
-    assert found == list(islice(away(kind, seed, "d"), 40))
+    found = list(islice(absences(kind, seed, "d"), 40))
+    assert found == list(islice(absences(kind, seed, "d"), 40))
     assert all(start < end for start, end in found)
     assert all(before[1] < after[0] for before, after in pairwise(found))
 
@@ -139,7 +139,7 @@ def test_days_and_chance_are_as_written() -> None:
     kind: Availability = TypeAdapter(Availability).validate_python({"kind": "diurnal", "hours": [8, 20], "chance": 0.5})
     gone = 0.0
     for seed in range(30):
-        for start, end in away(kind, seed, "d"):
+        for start, end in absences(kind, seed, "d"):
             gone += min(end, 20 * DAY) - min(start, 20 * DAY)
             if end >= 20 * DAY:
                 break

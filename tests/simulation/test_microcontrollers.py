@@ -11,7 +11,7 @@ from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
 from midge.sensor_fleet.profiles.board import YEAR
 from midge.sensor_fleet.profiles.profile import Profile, load
 from midge.sensor_fleet.simulation.clock import Clock
-from midge.sensor_fleet.simulation.coding import Said
+from midge.sensor_fleet.simulation.encoding import DecodedUpdate
 from midge.sensor_fleet.simulation.result import Simulated
 from midge.sensor_fleet.simulation.server import Server
 from midge.sensor_fleet.simulation.simulate import simulate
@@ -64,9 +64,9 @@ class Watched:
     def begin(self, server: Server, _clock: Clock) -> None:
         self.server = server
 
-    def sent(self, device: str, update: Update, said: Said) -> Said:
+    def sent(self, device: str, update: Update, decoded: DecodedUpdate) -> DecodedUpdate:
         self.codecs.setdefault(device, set()).add(update.codec)
-        return said
+        return decoded
 
 
 def run(mine: Profile, **others: Any) -> Simulated:

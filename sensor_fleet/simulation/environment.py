@@ -7,7 +7,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 from midge.sensor_fleet.profiles.population import Population
-from midge.sensor_fleet.profiles.presence import chance
+from midge.sensor_fleet.profiles.presence import uniform
 from midge.sensor_fleet.sensors.stream import Stream
 from midge.sensor_fleet.simulation.clock import Clock
 from midge.sensor_fleet.simulation.incidents import Incidents
@@ -36,7 +36,7 @@ class Noise:
     """Seconds added to each training."""
 
 
-class Air:
+class Environment:
     """What the devices share: clock, randomness, links to the aggregator, and trainings under way."""
 
     def __init__(
@@ -65,14 +65,14 @@ class Air:
     def server(self) -> Server:
         return self._server()
 
-    def expected(self, shard: Sequence["Participant"]) -> Iterator[tuple[Task, Start]]:
+    def predicted(self, shard: Sequence["Participant"]) -> Iterator[tuple[Task, Start]]:
         """Predict the trainings that these devices will start from the newest version, soonest first."""
         newest, pause = self.server.publisher.published[-1], self.server.core.strategy.release_interval
         if not pause:
             return
         now, told = self.clock.now, newest.announcement
         horizon = max(newest.at + pause, now + pause / 8)
-        found = [(when, one.number, one) for one in shard if (when := one.soon(newest)) < horizon]
+        found = [(when, one.number, one) for one in shard if (when := one.next_training_at(newest)) < horizon]
         for when, _, one in sorted(found, key=lambda each: each[:2]):
             if takes_part(one.name, told.lineage, told.generation, told.version, told.participation.share):
                 yield one.task(newest, max(now, when)), newest.start
@@ -81,23 +81,23 @@ class Air:
         """The factor by which a training of a device takes longer than usual."""
         if not self.noise.jitter:
             return 1.0
-        return math.exp(self.noise.jitter * NormalDist().inv_cdf(chance(self.world.seed, device, "jitter", number)))
+        return math.exp(self.noise.jitter * NormalDist().inv_cdf(uniform(self.world.seed, device, "jitter", number)))
 
     def lost(self, device: str, purpose: str, number: int) -> bool:
         """Whether a message is lost."""
-        return self.noise.loss > 0 and chance(self.world.seed, device, f"lost/{purpose}", number) < self.noise.loss
+        return self.noise.loss > 0 and uniform(self.world.seed, device, f"lost/{purpose}", number) < self.noise.loss
 
     def delay(self, device: str, purpose: str, number: int) -> float:
         """Seconds by which a message is late, beyond its link's latency."""
         share, mean, seed = self.incidents.late, self.incidents.delay, self.world.seed
-        if not share or chance(seed, device, f"late/{purpose}", number) >= share:
+        if not share or uniform(seed, device, f"late/{purpose}", number) >= share:
             return 0.0
-        return -mean * math.log(chance(seed, device, f"delay/{purpose}", number))
+        return -mean * math.log(uniform(seed, device, f"delay/{purpose}", number))
 
     def tell(self, status: AggregatorStatus) -> None:
         """Deliver the aggregator's status to all connected devices."""
         for participant in list(self.connected.values()):
-            participant.hear_of(status)
+            participant.receive_status(status)
 
     def released(self, published: PublishedVersion) -> None:
         """Wake the devices that wait for a version and take part; all others read it when they next act."""

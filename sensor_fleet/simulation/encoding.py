@@ -23,7 +23,7 @@ FIRST = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class DecodedUpdate:
     """An update as the aggregator decodes it, and its size."""
 
     codec: str
@@ -38,7 +38,7 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class _Behind:
+class _EncoderState:
     """What a device keeps after an update: its number, the lineage, and the packed residual, if any."""
 
     number: int = 0
@@ -46,10 +46,10 @@ class _Behind:
     residual: bytes | None = None
 
 
-_NOTHING = _Behind()
+_INITIAL = _EncoderState()
 
 
-class Coding:
+class FleetEncoder:
     """The encoders of some devices, by device name.
 
     An update may be encoded twice, since a predicted training may turn out differently: the residual before it is kept.
@@ -57,7 +57,7 @@ class Coding:
 
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
-        self._behind: dict[str, tuple[_Behind, _Behind]] = {}
+        self._states: dict[str, tuple[_EncoderState, _EncoderState]] = {}
         """The last update of each device, and the one before."""
         self._encoded = 0
         """Number of Rice-coded updates."""
@@ -71,12 +71,12 @@ class Coding:
         plan: Plan,
         lineage: bytes,
         tensors: tuple[int, ...] | None = None,
-    ) -> list[Said | None]:
+    ) -> list[DecodedUpdate | None]:
         """Encode updates of different devices, given as (name, number from 1); None for a delta that is not finite.
 
         Each residual is added to its device's next update. All deltas cover the same tensors.
         """
-        found: list[Said | None] = [None] * len(updates)
+        found: list[DecodedUpdate | None] = [None] * len(updates)
         fine = [place for place, delta in enumerate(deltas) if np.isfinite(delta).all()]
         if not fine:
             return found
@@ -95,19 +95,19 @@ class Coding:
         for row, norm in enumerate(norms_of(coded.values)):
             if math.isfinite(norm):
                 self._keep(*updates[row], lineage, left[row])
-                found[fine[row]] = Said(codec, sizes[row], coded.values[row], float(norm), tensors)
+                found[fine[row]] = DecodedUpdate(codec, sizes[row], coded.values[row], float(norm), tensors)
         return found
 
     def _before(self, name: str, number: int, lineage: bytes) -> bytes | None:
         """The residual of the update before this one."""
-        last, earlier = self._behind.get(name, (_NOTHING, _NOTHING))
+        last, earlier = self._states.get(name, (_INITIAL, _INITIAL))
         before = last if last.number < number else earlier
         return before.residual if before.lineage == lineage else None
 
     def _keep(self, name: str, number: int, lineage: bytes, residual: bytes | None) -> None:
-        last, earlier = self._behind.get(name, (_NOTHING, _NOTHING))
+        last, earlier = self._states.get(name, (_INITIAL, _INITIAL))
         before = last if last.number < number else earlier
-        self._behind[name] = _Behind(number, lineage, residual), before
+        self._states[name] = _EncoderState(number, lineage, residual), before
 
     def _sizes(self, coded: EncodedDeltas) -> list[int]:
         """Bytes of each body: measured, or for most Rice-coded ones estimated from the number of non-zero values.
