@@ -91,16 +91,17 @@ class Progress:
 
     def quantiles(self) -> dict[str, int]:
         """Staleness of the accepted updates in steps: median, 90th percentile and maximum."""
-        total = self.staleness.total()
-        if not total:
+        if not self.staleness:
             return {}
-        found, seen = {}, 0
-        ordered = sorted(self.staleness.items())
-        for name, share in (("p50", 0.5), ("p90", 0.9)):
-            seen = 0
-            for tau, number in ordered:
-                seen += number
-                if seen >= share * total:
-                    found[name] = tau
-                    break
-        return {**found, "max": ordered[-1][0]}
+        shares = (("p50", 0.5), ("p90", 0.9), ("max", 1.0))
+        return {name: quantile(self.staleness, share) for name, share in shares}
+
+
+def quantile(histogram: Mapping[int, int], share: float) -> int:
+    """The least value that at least this share of the values do not exceed; 0 if there are none."""
+    needed, seen = share * sum(histogram.values()), 0
+    for value, number in sorted(histogram.items()):
+        seen += number
+        if seen >= needed:
+            return value
+    return 0

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
@@ -14,7 +14,7 @@ import numpy as np
 from midge.aggregator.core.strategy import Strategy
 from midge.sensor_fleet import record
 from midge.sensor_fleet.data import FleetData, load
-from midge.sensor_fleet.lazily import numbered, shared
+from midge.sensor_fleet.lazy_rows import numbered, shared
 from midge.sensor_fleet.models import FleetModel, model_for
 from midge.sensor_fleet.profiles import profile as profiles
 from midge.sensor_fleet.profiles.profile import Profile
@@ -25,14 +25,13 @@ from midge.sensor_fleet.simulation.cluster import OnRay
 from midge.sensor_fleet.simulation.fleet_progress import FleetProgress
 from midge.sensor_fleet.simulation.result import Simulated, by_class, histogram
 from midge.sensor_fleet.simulation.simulate import simulate
-from midge.wire.schema import Parameters
+from midge.wire.clocks import DAY
 from midge.wire.topics import check_name
 
 OWN: Final = 40
 """Maximum devices of each class on whose own rows the final model is evaluated."""
 EVALUATIONS: Final = 150
 ARRAYS: Final = "arrays.npz"
-DAY: Final = 86400.0
 LIVE_SPEED_UP: Final = 600.0
 """Default of a live fleet: a day in 2.4 minutes."""
 VARIABLE: Final = "MIDGE_FLEET"
@@ -236,7 +235,7 @@ class FleetRun:
             if not len(mine):
                 continue
             chosen = mine[np.unique(np.linspace(0, len(mine) - 1, min(len(mine), OWN)).round().astype(int))]
-            scores = [_own_score(self.model, parameters, rows_of(int(device))) for device in chosen]
+            scores = [value_of(self.model.evaluate(parameters, rows_of(int(device)))) for device in chosen]
             told[name] = {
                 "mean": float(np.mean(scores)),
                 "low": float(np.quantile(scores, 0.1)),
@@ -294,7 +293,7 @@ class FleetRun:
             "number_of_devices": fleet.devices,
             "profile": self.profile.model_dump(mode="json", exclude={"folder"}),
             "setting": {
-                **{name: word for name, word in fleet.setting.packed().items() if name in _SETTINGS},
+                **{name: word for name, word in fleet.setting.packed().items() if name in _OF_SETTING},
                 "profile": fleet.profile,
                 "devices": fleet.devices,
                 "days": fleet.days,
@@ -322,7 +321,8 @@ class FleetRun:
         with (directory / "metrics.jsonl").open("w", encoding="utf-8") as file:
             for line in self.lines():
                 file.write(json.dumps(line) + "\n")
-        arrays: dict[str, Any] = {name: getattr(result, name) for name in _ARRAYS}
+        columns = {field.name: getattr(result, field.name) for field in fields(result) if field.name != "bytes_at"}
+        arrays = {name: column for name, column in columns.items() if isinstance(column, np.ndarray)}
         arrays |= {f"model/{name}": array for name, array in result.parameters.items()}
         np.savez_compressed(directory / ARRAYS, allow_pickle=False, **arrays)
         outcome = self.outcome()
@@ -346,29 +346,7 @@ class FleetRun:
         ]
 
 
-_SETTINGS = ("data", "seed", "model", "strategy", "buffer_size", "learning_rate", "local_steps", "batch_size", "codec")
 _OF_LIVE = ("speed_up", "federation")
-_ARRAYS = (
-    "times",
-    "versions",
-    "updates",
-    "staleness",
-    "update_times",
-    "senders",
-    "weights",
-    "per_device",
-    "seconds",
-    "bytes_up",
-    "bytes_down",
-    "trainings_of",
-    "steps_of",
-    "class_of",
-    "joules",
-)
-
-
-def _own_score(model: FleetModel, parameters: Parameters, rows: Any) -> float:
-    return value_of(model.evaluate(parameters, rows))
 
 
 def value_of(metrics: Mapping[str, float]) -> float:

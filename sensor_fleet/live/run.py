@@ -22,7 +22,7 @@ from midge.broker import Endpoint, connector
 from midge.broker.local.mosquitto import find_mosquitto
 from midge.iot_client.training.fit import Fit, TrainingPlan
 from midge.sensor_fleet.data import FleetData
-from midge.sensor_fleet.lazily import numbered
+from midge.sensor_fleet.lazy_rows import numbered
 from midge.sensor_fleet.live import limits
 from midge.sensor_fleet.live.device import FleetContext
 from midge.sensor_fleet.live.federation import LocalFederation
@@ -30,8 +30,8 @@ from midge.sensor_fleet.live.fleet import LiveFleet
 from midge.sensor_fleet.live.server import SERVED
 from midge.sensor_fleet.live.watching import Watching
 from midge.sensor_fleet.models import FleetModel, initial_model
-from midge.sensor_fleet.profiles.hastened import hastened
 from midge.sensor_fleet.profiles.population import Population
+from midge.sensor_fleet.profiles.time_scaling import scaled_strategy
 from midge.sensor_fleet.sensors.stream import Stream
 from midge.sensor_fleet.setting import BrokerAddress
 from midge.sensor_fleet.simulation.fleet_progress import LOOKS, FleetProgress
@@ -139,7 +139,7 @@ class LiveRun:
         fleet = self._fleet
         profile, data, model, strategy = await asyncio.to_thread(fleet.loaded)
         self._streams = isinstance(data, Stream)
-        self._settling = min(hastened(strategy, fleet.speed_up).release_interval, _SETTLING)
+        self._settling = min(scaled_strategy(strategy, fleet.speed_up).release_interval, _SETTLING)
         first = initial_model(model, data)[0]
         schema = Schema.of(first, model.roles)
         samples = model.recipe.local_steps * model.recipe.batch_size

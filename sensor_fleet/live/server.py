@@ -24,7 +24,7 @@ from midge.aggregator.store.store import StoreError
 from midge.broker import BrokerError, Connector, Endpoint, connector
 from midge.sensor_fleet.live.micro import CHUNK
 from midge.sensor_fleet.models import initial_model
-from midge.sensor_fleet.profiles.hastened import hastened
+from midge.sensor_fleet.profiles.time_scaling import scaled_strategy
 from midge.sensor_fleet.setting import BrokerAddress, Setting
 from midge.sensor_fleet.virtual import VARIABLE, ProfileFleet
 
@@ -47,7 +47,7 @@ def make(
     options: dict[str, Any]
     if isinstance(fleet, ProfileFleet):
         _, data, model, strategy = fleet.loaded()
-        strategy = hastened(strategy, fleet.speed_up)
+        strategy = scaled_strategy(strategy, fleet.speed_up)
         initial, roles = initial_model(model, data)
         options = {"federation": fleet.federation}
     else:

@@ -10,8 +10,9 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, Field
 
 from midge.sensor_fleet.profiles.units import Amperes, Bytes, Charge, Seconds
+from midge.wire.clocks import DAY
 
-YEAR: Final = 365.25 * 86400.0
+YEAR: Final = 365.25 * DAY
 _STACK: Final = 2048
 """Maximum stack of the C client on a Cortex-M4 in bytes: `iot_client/c/README.md`, Memory."""
 _META, _ALIGNED = 208, 16

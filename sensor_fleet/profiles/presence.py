@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import NormalDist
 
 from midge.sensor_fleet.profiles.profile import Always, Availability, Breaking, Diurnal, Mains, OnOff, Trace, Wakes
+from midge.wire.clocks import DAY
 
 Interval = tuple[float, float]
-DAY = 86400.0
 _HOUR = 3600.0
 _BITS = 53
 """Random bits of a number: the precision of a float."""

@@ -16,6 +16,7 @@ from midge.aggregator.core.presets import balanced
 from midge.aggregator.core.strategy import Strategy
 from midge.sensor_fleet.profiles.board import PRESET, ROWS_PER_SECOND, Board
 from midge.sensor_fleet.profiles.units import Bytes, Rate, Seconds
+from midge.wire.clocks import DAY
 
 SHIPPED: Final = ("city-gateways", "factory", "farm", "phones", "microcontrollers", "demo")
 _SUM_OFF: Final = 1e-6
@@ -127,7 +128,7 @@ class Churn(_Part):
     leave: Share = 0.0
     goodbye: Share = 0.5
     """Share of the leaving devices that disconnect cleanly; the others vanish."""
-    within: Seconds = 7 * 86400.0
+    within: Seconds = 7.0 * DAY
     """Period within which devices join and leave."""
 
 

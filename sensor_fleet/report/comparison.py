@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Final
 
-from midge.sensor_fleet.progress import HELD
+from midge.sensor_fleet.progress import HELD, quantile
 from midge.sensor_fleet.report import learning, scales
-from midge.sensor_fleet.report.bill import bill
 from midge.sensor_fleet.report.html import FULL, Section, Size, drawn, page
 from midge.sensor_fleet.report.quantities import MISSING, duration, energy, score, size
 from midge.sensor_fleet.report.repeat import flat_setting
 from midge.sensor_fleet.report.run import Evaluation, Run, finite_number
 from midge.sensor_fleet.report.svg import Label, Plot, Point, thinned
+from midge.sensor_fleet.report.traffic import traffic_of
 from midge.wire.plurals import counted
 
 MOST: Final = 8
@@ -93,13 +93,10 @@ def _outcomes(runs: Sequence[Run]) -> list[tuple[str, ...]]:
         return (what, *(of(run) for run in runs))
 
     def taus(run: Run) -> str:
-        found = sorted(run.taus.elements())
-        if not found:
-            return MISSING
-        return f"{learning.median(found)} / {learning.quantile(found, 0.9)} / {max(found)}"
+        return " / ".join(f"{quantile(run.taus, share)}" for share in (0.5, 0.9, 1.0)) if run.taus else MISSING
 
     def cost(run: Run, part: Callable[..., float | None]) -> str:
-        found = bill(run)
+        found = traffic_of(run)
         return size(None if found is None else part(found))
 
     def scored(run: Run, metric: str) -> str:
@@ -123,8 +120,8 @@ def _outcomes(runs: Sequence[Run]) -> list[tuple[str, ...]]:
         row("held after", lambda run: duration(run.seconds_to_target)),
         row("took", lambda run: duration(run.seconds)),
         row("devices", lambda run: f"{run.size:,}"),
-        row("updates accepted", lambda run: f"{run.taken:,}"),
-        row("not accepted", lambda run: f"{run.turned:,}"),
+        row("updates accepted", lambda run: f"{run.accepted_count:,}"),
+        row("not accepted", lambda run: f"{run.rejected_count:,}"),
         row("staleness: median / 90% / maximum", taus),
         row("sent", lambda run: cost(run, lambda found: found.up)),
         row("received", lambda run: cost(run, lambda found: found.down)),
@@ -209,7 +206,7 @@ def _staleness(runs: Sequence[Run], names: Sequence[str]) -> Section | None:
     found = [
         (
             name,
-            sum(tau * number for tau, number in run.taus.items()) / run.taken,
+            sum(tau * number for tau, number in run.taus.items()) / run.accepted_count,
             max(run.taus),
             drawn(partial(learning.staleness, run)),
         )

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from midge.sensor_fleet.report import scales
-from midge.sensor_fleet.report.lives import STATES, State, Timeline
 from midge.sensor_fleet.report.quantities import duration, percent, score, seconds_tick
 from midge.sensor_fleet.report.run import Run
-from midge.sensor_fleet.report.svg import Drawing, Plot, boxes, breadth
+from midge.sensor_fleet.report.svg import Drawing, Plot, rectangles, text_width
+from midge.sensor_fleet.report.timelines import STATES, State, Timeline
 from midge.wire.plurals import counted
 
 Size = tuple[float, float]
@@ -59,7 +59,7 @@ def timeline(chosen: Sequence[Timeline], width: float) -> Drawing | None:
     end = max((life.spans[-1].end for life in chosen if life.spans), default=0.0)
     wide = width > 500
     row, bar, top = (17.0, 11.0, 20.0) if wide else (15.0, 9.0, 20.0)
-    left = max(breadth(life.device) for life in chosen) + 4
+    left = max(text_width(life.device) for life in chosen) + 4
     right = width - (58.0 if wide else 34.0)
     axis = top + row * len(chosen) + 2
     drawing = Drawing(width, axis + 38, f"What {counted(len(chosen), 'device')} did over {duration(end)}.")
@@ -78,7 +78,7 @@ def timeline(chosen: Sequence[Timeline], width: float) -> Drawing | None:
         drawing.text(left - 7, y + bar - 1.5, life.device, "tick", "end")
         drawing.text(width, y + bar - 1.5, percent(life.share("training"), 0), "tick", "end")
     for state in STATES:
-        drawing.path(boxes(bars[state]), f"state {state}")
+        drawing.path(rectangles(bars[state]), f"state {state}")
     for number, life in enumerate(chosen):
         for time, how in life.ends:
             drawing.cross(

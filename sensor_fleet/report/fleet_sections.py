@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from midge.sensor_fleet.progress import quantile
 from midge.sensor_fleet.report import learning, scales
 from midge.sensor_fleet.report.html import Section, Size, drawn
 from midge.sensor_fleet.report.quantities import energy, size
 from midge.sensor_fleet.report.repeat import command
 from midge.sensor_fleet.report.run import Run, finite_number, mapping
 from midge.sensor_fleet.report.run_sections import learned
-from midge.sensor_fleet.report.svg import Ladder
+from midge.sensor_fleet.report.svg import BarChart
 from midge.sensor_fleet.simulation.result import MONTH
 
 
@@ -39,12 +40,7 @@ class ClassRecord:
 
     def stalest(self, share: float) -> int:
         """Quantile of the staleness of its updates."""
-        total, seen = sum(self.taus.values()), 0
-        for tau, number in sorted(self.taus.items()):
-            seen += number
-            if seen >= share * total:
-                return tau
-        return 0
+        return quantile(self.taus, share)
 
 
 def classes_of(run: Run) -> list[ClassRecord]:
@@ -95,13 +91,13 @@ def sections(run: Run) -> Iterator[Section | None]:
     if found and up is not None and down is not None and run.seconds:
         moved = {"up": up, "down": down, "joules": joules or 0.0, "months": MONTH / run.seconds}
         raw = finite_number(mapping(run.result).get("raw_bytes"))
-        yield Section("fleet_bill", {"run": run, "classes": found, "raw": raw, **moved})
+        yield Section("fleet_costs", {"run": run, "classes": found, "raw": raw, **moved})
     yield _setting(run, number)
 
 
 def _bars(
     found: Sequence[ClassRecord], room: Size, *, name: str, words: Callable[[float], str], axis: str
-) -> Ladder | None:
+) -> BarChart | None:
     values = [one.number(name) for one in found]
     if not any(values):
         return None
@@ -114,7 +110,7 @@ def _bars(
     )
 
 
-def _spans(found: Sequence[ClassRecord], room: Size) -> Ladder | None:
+def _spans(found: Sequence[ClassRecord], room: Size) -> BarChart | None:
     if not found:
         return None
     spans = [(one.stalest(0.1), one.stalest(0.5), one.stalest(0.9)) for one in found]
@@ -134,10 +130,10 @@ def _rows(
     x: scales.AxisScale,
     *,
     x_name: str,
-) -> Ladder:
+) -> BarChart:
     """A row with its bars (from, to, classes) for each pair of name and word."""
     words = ", ".join(f"{name} {word}" for name, word in rows)
-    drawing = Ladder(room[0], f"{x_name}: {words}.", rows, x, x_name=x_name)
+    drawing = BarChart(room[0], f"{x_name}: {words}.", rows, x, x_name=x_name)
     for place, parts in enumerate(bars):
         for low, high, classes in parts:
             drawing.bar(place, low, high, classes, ": ".join(rows[place]))

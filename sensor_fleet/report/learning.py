@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from midge.sensor_fleet.progress import HELD
+from midge.sensor_fleet.progress import HELD, quantile
 from midge.sensor_fleet.report import scales
 from midge.sensor_fleet.report.quantities import duration, percent, plain, score, significant, size
 from midge.sensor_fleet.report.run import Run
@@ -121,16 +121,16 @@ def over_bytes(run: Run, room: Size) -> Plot | None:
 
 def staleness(run: Run, room: Size) -> Plot | None:
     """Histogram of the staleness of accepted updates."""
-    taus = sorted(run.taus.elements())
-    if not taus:
+    if not run.taus:
         return None
-    width = scales.bins(taus, 30 if room[0] > 400 else 22)
+    median, ninth, most = (quantile(run.taus, share) for share in (0.5, 0.9, 1.0))
+    width = scales.bins(most, 30 if room[0] > 400 else 22)
     counts: Counter[int] = Counter()
     for tau, number in run.taus.items():
         counts[tau // width] += number
     plot = Plot(
         room,
-        f"Staleness of {counted(len(taus), 'accepted update')}: median {median(taus)} steps, at most {max(taus)}.",
+        f"Staleness of {counted(run.accepted_count, 'accepted update')}: median {median} steps, at most {most}.",
         scales.of_counts((max(counts) + 1) * width, tight=True),
         scales.of_counts(max(counts.values()) * 1.25, tight=True),
         x_name="steps stale",
@@ -140,8 +140,8 @@ def staleness(run: Run, room: Size) -> Plot | None:
         low, high = place * width, (place + 1) * width
         about = f"{low}" if width == 1 else f"{low} to {high - 1}"
         plot.bar(low, high, number, "fleet", f"{about} steps: {counted(number, 'update')}")
-    plot.mark(median(taus) + 0.5, f"median {median(taus)}", "mark")
-    if (ninth := quantile(taus, 0.9)) > median(taus):
+    plot.mark(median + 0.5, f"median {median}", "mark")
+    if ninth > median:
         plot.mark(ninth + 0.5, f"90% up to {ninth}", "mark", 1)
     return plot
 
@@ -170,17 +170,6 @@ def weights(run: Run, room: Size) -> Plot | None:
 def axis_of(run: Run) -> str:
     """The axis title of a score."""
     return "accuracy on the test rows" if run.metric == "accuracy" else "RMSE on the test rows (lower is better)"
-
-
-def median(values: Sequence[int]) -> int:
-    """The lower median."""
-    return quantile(values, 0.5)
-
-
-def quantile(values: Sequence[int], share: float) -> int:
-    """The least value that is not exceeded by at least this share of the values."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def _baselines(plot: Plot, run: Run) -> list[Label]:

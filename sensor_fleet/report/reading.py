@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from midge.sensor_fleet import record
 from midge.sensor_fleet.progress import METRICS
-from midge.sensor_fleet.report.run import Evaluation, Happening, Run, UpdateVerdict, finite_number, mapping
+from midge.sensor_fleet.report.run import DeviceEvent, Evaluation, Run, UpdateVerdict, finite_number, mapping
 
 METRICS_FILE: Final = "metrics.jsonl"
 DEVICES_FILE: Final = "devices.jsonl"
@@ -52,7 +52,7 @@ def read(directory: Path) -> Run:
         _take(run, event)
     for event in _lines(directory / DEVICES_FILE, run):
         _take_of_device(run, event)
-    run.happenings.sort(key=lambda told: told.time)
+    run.device_events.sort(key=lambda told: told.time)
     task = mapping(run.about.get("data")).get("task")
     if task == "regression" or (task is None and run.result is not None and "rmse" in run.result):
         run.metric = "rmse"
@@ -89,7 +89,7 @@ def _take(run: Run, event: Mapping[str, Any]) -> None:
                 if event["state"] == "lost":
                     run.lost.append((time, str(event["device"])))
             case "killed" | "restarted" if str(event["what"]) not in _SERVERS:
-                run.happenings.append(Happening(time, str(event["what"]), kind, None))
+                run.device_events.append(DeviceEvent(time, str(event["what"]), kind, None))
             case "killed":
                 run.killed.append((time, None, str(event["what"])))
             case "restarted":
@@ -110,11 +110,11 @@ def _came_back(run: Run, time: float, what: str) -> None:
 def _take_of_device(run: Run, event: Mapping[str, Any]) -> None:
     try:
         time = float(event["time"])
-        told = Happening(time, str(event["device"]), str(event["event"]), finite_number(event.get("seconds")))
+        told = DeviceEvent(time, str(event["device"]), str(event["event"]), finite_number(event.get("seconds")))
     except (KeyError, TypeError, ValueError):
         run.unreadable += 1
         return
-    run.happenings.append(told)
+    run.device_events.append(told)
     run.times.append(time)
 
 

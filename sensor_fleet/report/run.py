@@ -37,7 +37,7 @@ class UpdateVerdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Happening:
+class DeviceEvent:
     """An event that a device reported."""
 
     time: float
@@ -94,7 +94,7 @@ class Run:
     baselines: Mapping[str, Any]
     evaluations: list[Evaluation] = field(default_factory=list)
     updates: list[UpdateVerdict] = field(default_factory=list)
-    happenings: list[Happening] = field(default_factory=list)
+    device_events: list[DeviceEvent] = field(default_factory=list)
     lost: list[tuple[float, str]] = field(default_factory=list)
     """When a Last Will told the aggregator that a device was lost."""
     killed: list[tuple[float, float | None, str]] = field(default_factory=list)
@@ -173,7 +173,7 @@ class Run:
     def names(self) -> list[str]:
         """All devices, sorted."""
         return sorted(
-            {*self.devices, *(told.device for told in self.happenings), *(one.device for one in self.updates)}
+            {*self.devices, *(told.device for told in self.device_events), *(one.device for one in self.updates)}
         )
 
     @property
@@ -208,12 +208,12 @@ class Run:
         return found
 
     @property
-    def taken(self) -> int:
+    def accepted_count(self) -> int:
         """Number of accepted updates."""
         return self.taus.total()
 
     @property
-    def turned(self) -> int:
+    def rejected_count(self) -> int:
         """Number of updates that were not accepted."""
         if self.of_profile:
             return sum(int(number) for number in mapping((self.result or {}).get("refused")).values())
@@ -257,7 +257,7 @@ class Run:
     def training_seconds(self) -> dict[str, float]:
         """Median duration of a training on each device: measured, otherwise as configured."""
         measured: dict[str, list[float]] = {}
-        for told in self.happenings:
+        for told in self.device_events:
             if told.event == "trained" and told.seconds is not None and told.seconds > 0:
                 measured.setdefault(told.device, []).append(told.seconds)
         set_to = {name: traits.seconds for name, traits in self.devices.items() if traits.seconds > 0}

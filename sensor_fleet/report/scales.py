@@ -94,11 +94,10 @@ def of_bytes(end: float, *, count: int = 5) -> AxisScale:
     return linear(0, end if end > 0 else 1.0, size, count=count, tight=True)
 
 
-def bins(values: Sequence[int], most: int = 30) -> int:
-    """A round bin width for whole numbers from 0, with at most `most` bins."""
-    span = max(values, default=0) + 1
+def bins(largest: int, most: int = 30) -> int:
+    """A round bin width for whole numbers from 0 to `largest`, with at most `most` bins."""
     width = 1
-    while span / width > most:
+    while (largest + 1) / width > most:
         width = next(step for step in _ladder() if step > width)
     return width
 

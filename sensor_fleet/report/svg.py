@@ -15,7 +15,7 @@ from midge.sensor_fleet.report.scales import AxisScale
 Point = tuple[float, float]
 LINE: Final = 15.0
 """Height of a line of text."""
-RUNG: Final = 34.0
+ROW: Final = 34.0
 """Height of a row of a `Ladder`."""
 _NOTEBOOK: Final = (
     ".midge{font:12px sans-serif}.midge text{fill:#888}.midge .strong{font-weight:bold}"
@@ -83,7 +83,7 @@ class Drawing:
 
     def box(self, corner: Point, width: float, height: float, classes: str, title: str = "") -> None:
         """A filled rectangle, by its top left corner."""
-        self.path(boxes([(*corner, width, height)]), classes, title)
+        self.path(rectangles([(*corner, width, height)]), classes, title)
 
     def dot(self, x: float, y: float, radius: float, classes: str, title: str = "") -> None:
         inside = f"<title>{escape(title)}</title>" if title else ""
@@ -111,7 +111,7 @@ class Plot(Drawing):
         width, height = size
         super().__init__(width, height, description)
         ticks = [y.text(tick) for tick in y.ticks]
-        left = max(map(breadth, ticks), default=0.0) + 8
+        left = max(map(text_width, ticks), default=0.0) + 8
         self.left, self.right, self.top, self.bottom = left, width - right, 26.0, height - 38.0
         self.x = x.over(self.left, self.right)
         self.y = y.over(self.bottom, self.top)
@@ -159,7 +159,7 @@ class Plot(Drawing):
         """A vertical line with text at its top, on the side with room."""
         place = self.x(value)
         self.rule(place, self.top + LINE * row, place, self.bottom, f"line {classes}")
-        fits = place + 6 + breadth(words) < self.right
+        fits = place + 6 + text_width(words) < self.right
         y = self.top + 10 + LINE * row
         self.text(place + (5 if fits else -5), y, words, f"note {classes}", "start" if fits else "end")
 
@@ -167,7 +167,7 @@ class Plot(Drawing):
         """A line from a point down to the axis, with text at its foot, on the side with room."""
         place = self.x(x)
         self.rule(place, self.y(y), place, self.bottom, f"line {classes}")
-        fits = place + 8 + breadth(words) < self.right
+        fits = place + 8 + text_width(words) < self.right
         self.text(place + (6 if fits else -6), self.bottom - 8, words, f"note {classes}", "start" if fits else "end")
 
     def bar(self, low: float, high: float, value: float, classes: str, title: str = "") -> None:
@@ -192,18 +192,18 @@ class Plot(Drawing):
             self.text(self.right + 10, place + LINE - 3, label.value, f"label strong {label.classes}")
 
 
-class Ladder(Drawing):
+class BarChart(Drawing):
     """A drawing with a named row for each entry, horizontal bars, and a word at the end of each."""
 
     def __init__(
         self, width: float, description: str, rows: Sequence[tuple[str, str]], x: AxisScale, *, x_name: str
     ) -> None:
         """Draw names, words and axis; `rows` are pairs of name and word."""
-        super().__init__(width, RUNG * len(rows) + 46.0, description)
-        left = max((breadth(name) for name, _ in rows), default=0.0) + 10
-        right = width - max((breadth(words) for _, words in rows), default=0.0) - 12
+        super().__init__(width, ROW * len(rows) + 46.0, description)
+        left = max((text_width(name) for name, _ in rows), default=0.0) + 10
+        right = width - max((text_width(words) for _, words in rows), default=0.0) - 12
         self.x = x.over(left, right)
-        bottom = RUNG * len(rows) + 8
+        bottom = ROW * len(rows) + 8
         for tick in x.ticks:
             self.rule(self.x(tick), 4, self.x(tick), bottom, "hair")
             self.text(self.x(tick), bottom + 15, x.text(tick), "tick", "middle")
@@ -217,11 +217,11 @@ class Ladder(Drawing):
     def bar(self, place: int, low: float, high: float, classes: str, title: str = "") -> None:
         """A bar in a row."""
         start, end = self.x(low), self.x(high)
-        self.box((start, self._middle(place) - RUNG / 4), max(1.5, end - start), RUNG / 2, classes, title)
+        self.box((start, self._middle(place) - ROW / 4), max(1.5, end - start), ROW / 2, classes, title)
 
     @staticmethod
     def _middle(place: int) -> float:
-        return 6 + RUNG * (place + 0.5)
+        return 6 + ROW * (place + 0.5)
 
 
 def apart(places: Sequence[float], least: float, low: float, high: float) -> list[float]:
@@ -246,12 +246,12 @@ def apart(places: Sequence[float], least: float, low: float, high: float) -> lis
     return found
 
 
-def breadth(words: str) -> float:
+def text_width(words: str) -> float:
     """Approximate width of text, in the widest font that a system may have."""
     return sum(12.0 if letter in _WIDE else 5.0 if letter in _SLIM else 8.0 for letter in words)
 
 
-def boxes(rectangles: Iterable[tuple[float, float, float, float]]) -> str:
+def rectangles(rectangles: Iterable[tuple[float, float, float, float]]) -> str:
     """Path data of rectangles (x, y, width, height)."""
     return "".join(f"M{_n(x)} {_n(y)}h{_n(w)}v{_n(h)}h{_n(-w)}z" for x, y, w, h in rectangles)
 

@@ -5,10 +5,11 @@ from dataclasses import replace
 from typing import Any, Final
 
 from midge.sensor_fleet.dataset import FleetData
-from midge.sensor_fleet.sensors.flaws import DAY, Drift, Flaws
+from midge.sensor_fleet.sensors.data_faults import Drift, Flaws
 from midge.sensor_fleet.sensors.machines import vibration
 from midge.sensor_fleet.sensors.sites import energy
 from midge.sensor_fleet.sensors.stream import Sensor, Stream
+from midge.wire.clocks import DAY
 
 KINDS: Final[Mapping[str, Callable[..., Stream]]] = {"vibration": vibration, "energy": energy}
 """By the name for `--data`."""

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from midge.sensor_fleet.dataset import Rows
-from midge.sensor_fleet.sensors.chance import Places
-from midge.sensor_fleet.sensors.flaws import Flaws
+from midge.sensor_fleet.sensors.counter_rng import Places
+from midge.sensor_fleet.sensors.data_faults import Flaws
 
 KEPT: Final = 2**28
 """Maximum bytes of cached blocks."""

@@ -9,12 +9,13 @@ import numpy as np
 
 from midge.sensor_fleet.dataset import Rows
 from midge.sensor_fleet.sensors.bearing import BEARINGS, FAULTS, Fault, Machine, Signals, acceleration
-from midge.sensor_fleet.sensors.chance import Floats, Places, draw, key, normal, uniform
-from midge.sensor_fleet.sensors.flaws import DAY, Drift, Flaws
+from midge.sensor_fleet.sensors.counter_rng import Floats, Places, draw, key, normal, uniform
+from midge.sensor_fleet.sensors.data_faults import Drift, Flaws
 from midge.sensor_fleet.sensors.flow import Inputs, Targets
 from midge.sensor_fleet.sensors.spectra import FEATURES
 from midge.sensor_fleet.sensors.spectra import features as features_of
 from midge.sensor_fleet.sensors.stream import Stream, streamed
+from midge.wire.clocks import DAY
 
 VISIBLE: Final = 0.25
 """Severity from which an inspection detects the fault, and labels show it."""

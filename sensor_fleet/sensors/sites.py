@@ -5,10 +5,11 @@ from typing import Final
 import numpy as np
 
 from midge.sensor_fleet.dataset import Rows
-from midge.sensor_fleet.sensors.chance import Floats, Places, draw, key, normal, smooth, uniform
-from midge.sensor_fleet.sensors.flaws import DAY, Drift, Flaws
+from midge.sensor_fleet.sensors.counter_rng import Floats, Places, draw, key, normal, smooth, uniform
+from midge.sensor_fleet.sensors.data_faults import Drift, Flaws
 from midge.sensor_fleet.sensors.flow import Inputs, Targets
 from midge.sensor_fleet.sensors.stream import Stream, streamed
+from midge.wire.clocks import DAY
 
 HOUR: Final = 3600.0
 WEEK: Final = 168

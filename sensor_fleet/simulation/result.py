@@ -1,6 +1,7 @@
 """Results of a simulation as arrays, and summaries by hardware class."""
 
 from array import array
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,14 +12,16 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from midge.wire.schema import Parameters
 
+from midge.sensor_fleet.progress import quantile
 from midge.sensor_fleet.report.svg import Plot
 from midge.sensor_fleet.simulation import notebook
 from midge.sensor_fleet.simulation.usage import BoardCosts
+from midge.wire.clocks import DAY
 from midge.wire.plurals import counted
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
-MONTH = 30 * 86400.0
+MONTH = 30 * DAY
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +221,7 @@ def by_class(found: Simulated, seconds: float | None = None) -> dict[str, ClassS
         if not number:
             continue
         theirs = owner == place
-        taus = np.sort(found.staleness[theirs])
+        taus = Counter(found.staleness[theirs].tolist())
         up, down = float(found.bytes_up[mine].mean()), float(found.bytes_down[mine].mean())
         joules = float(found.joules[mine].mean())
         month = MONTH / length if length else 0.0
@@ -234,16 +237,12 @@ def by_class(found: Simulated, seconds: float | None = None) -> dict[str, ClassS
             up,
             down,
             joules,
-            None if not len(taus) else (int(_at(taus, 0.5)), int(_at(taus, 0.9)), int(taus[-1])),
+            (quantile(taus, 0.5), quantile(taus, 0.9), max(taus)) if taus else None,
             (up + down) * month,
             joules * month,
             found.boards.get(name),
         )
     return summaries
-
-
-def _at(ordered: Any, share: float) -> Any:
-    return ordered[max(0, int(np.ceil(share * len(ordered))) - 1)]
 
 
 def histogram(found: Simulated) -> Mapping[str, list[list[int]]]:

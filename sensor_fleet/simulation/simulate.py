@@ -12,11 +12,11 @@ from midge.aggregator.core.presets import balanced
 from midge.aggregator.core.strategy import Strategy
 from midge.iot_client.training.fit import Recipe, Trainer
 from midge.sensor_fleet.data import FleetData
-from midge.sensor_fleet.lazily import names_of
+from midge.sensor_fleet.lazy_rows import names_of
 from midge.sensor_fleet.models import FleetModel, initial_model
-from midge.sensor_fleet.profiles.hastened import hastened
 from midge.sensor_fleet.profiles.population import Population
 from midge.sensor_fleet.profiles.profile import Profile, load
+from midge.sensor_fleet.profiles.time_scaling import scaled_strategy
 from midge.sensor_fleet.sensors.stream import Stream
 from midge.sensor_fleet.simulation.environment import Noise
 from midge.sensor_fleet.simulation.federation import Evaluate, FederationSetup, Stop, VirtualFederation
@@ -93,8 +93,8 @@ def simulate(
         stop: called after each evaluation with its time and metrics; True ends the run.
         watch: called with progress reports.
         carry: makes the carrier of the trainings, instead of `workers`.
-        speed_up: run a profile's fleet in scaled time, as a live one (`sensor_fleet.profiles.hastened`). Reported times
-            are the profile's.
+        speed_up: run a profile's fleet in scaled time, as a live one (`sensor_fleet.profiles.time_scaling`). Reported
+            times are the profile's.
         tamper: intercepts updates before the aggregator, to simulate attackers.
         incidents: restarts, pauses, outages, delays and clock errors.
 
@@ -133,7 +133,7 @@ def simulate(
             names=names,
             learner=make(),
             carrier=carrier,
-            strategy=hastened(
+            strategy=scaled_strategy(
                 strategy or (profile.strategy() if isinstance(profile, Profile) else balanced()), speed_up
             ),
             initial=first,

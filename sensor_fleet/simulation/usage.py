@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +9,7 @@ import numpy.typing as npt
 from midge.sensor_fleet.profiles.board import YEAR
 from midge.sensor_fleet.profiles.population import Population
 from midge.sensor_fleet.profiles.profile import Breaking, Hardware, Wakes
-
-DAY: Final = 86400.0
+from midge.wire.clocks import DAY
 
 
 class Usage:

@@ -139,7 +139,7 @@ def test_command_writes_a_run_beside_a_virtual_one(
     assert set(lines[-1]["classes"]) == set(CLASSES) and lines[-1]["live"]["speed_up"] == 3600
     assert main(["fleet", "--virtual", *same, "--json", "--name", "virtual"]) == 0
     runs = [read(Path("runs/live")), read(Path("runs/virtual"))]
-    assert runs[0].taken == sum(one["updates"] for one in lines[-1]["classes"].values())
+    assert runs[0].accepted_count == sum(one["updates"] for one in lines[-1]["classes"].values())
     assert "live" in comparison(runs)
     page = write_report(Path("runs/live")).read_text()
     assert "Last Wills" in page and "vanish" not in page and "steady" in page

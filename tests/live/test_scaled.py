@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from midge.aggregator.core.presets import balanced
 from midge.sensor_fleet.linked_connection import Lane
-from midge.sensor_fleet.profiles.hastened import FASTEST_RATE, hastened
 from midge.sensor_fleet.profiles.population import Population
 from midge.sensor_fleet.profiles.profile import load
+from midge.sensor_fleet.profiles.time_scaling import FASTEST_RATE, scaled_strategy
 from midge.sensor_fleet.setting import Setting
 from midge.sensor_fleet.virtual import LIVE_SPEED_UP, ProfileFleet
 
@@ -62,10 +62,10 @@ def test_a_hastened_world_is_the_same_one_faster(profile: str) -> None:
 
 def test_a_hastened_strategy_goes_with_it() -> None:
     usual = balanced(release_interval=600.0, deadline=900.0)
-    fast = hastened(usual, 60)
+    fast = scaled_strategy(usual, 60)
     assert (fast.release_interval, fast.deadline) == (10, 15)
     assert fast.byte_rate == FASTEST_RATE
-    assert hastened(usual, 1) == usual
+    assert scaled_strategy(usual, 1) == usual
 
 
 def test_words_say_all_that_is_not_usual() -> None:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from midge.sensor_fleet.profiles.population import Population
-from midge.sensor_fleet.profiles.presence import DAY, absences
+from midge.sensor_fleet.profiles.presence import absences
 from midge.sensor_fleet.profiles.profile import SHIPPED, Availability, Profile, load
 from midge.sensor_fleet.profiles.units import Rate, Seconds
+from midge.wire.clocks import DAY
 
 NAMES = [f"device-{number:03}" for number in range(400)]
 PLAIN = """

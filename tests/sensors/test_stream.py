@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from midge.iot_client.board.conditions import enough_new
 from midge.iot_client.data.samples import Samples
-from midge.sensor_fleet.sensors import Drift, Flaws, Stream, chance, energy, vibration
+from midge.sensor_fleet.sensors import Drift, Flaws, Stream, counter_rng, energy, vibration
 from midge.sensor_fleet.sensors.machines import GROWTH, VISIBLE, Machines
 from tests.waiting import eventually
 
@@ -248,12 +248,12 @@ def test_what_cannot_be_is_told(wrong: type, told: str) -> None:
 
 def test_chance_is_uniform_normal_and_by_address() -> None:
     places = np.arange(100_000)
-    drawn = chance.uniform(chance.key("a"), places)
+    drawn = counter_rng.uniform(counter_rng.key("a"), places)
     assert np.abs(np.histogram(drawn, 20, (0, 1))[0] / 5000 - 1).max() < 0.1
     assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.02
-    np.testing.assert_array_equal(drawn[500:600], chance.uniform(chance.key("a"), np.arange(500, 600)))
-    wide = chance.normal(chance.key("b"), places)
+    np.testing.assert_array_equal(drawn[500:600], counter_rng.uniform(counter_rng.key("a"), np.arange(500, 600)))
+    wide = counter_rng.normal(counter_rng.key("b"), places)
     assert abs(wide.mean()) < 0.02 and wide.std() == pytest.approx(1, abs=0.02)
-    slow = chance.smooth(chance.key("c"), places, 50.0)
+    slow = counter_rng.smooth(counter_rng.key("c"), places, 50.0)
     assert slow.std() == pytest.approx(1, abs=0.1)
     assert np.abs(np.diff(slow)).max() < 0.4

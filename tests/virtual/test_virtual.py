@@ -100,7 +100,7 @@ def test_runs_are_compared_side_by_side(found: FleetRun, tmp_path: Path) -> None
     runs = [read(written(found, tmp_path / name)) for name in "ab"]
     page = comparison(runs)
     assert "energy per device" in page and f"{len(found.result.senders):,}" in page
-    assert runs[0].taken == len(found.result.senders)
+    assert runs[0].accepted_count == len(found.result.senders)
     assert [one.name for one in classes_of(runs[0])] == list(found.result.classes)
 
 

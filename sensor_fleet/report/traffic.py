@@ -2,18 +2,17 @@
 
 import statistics
 from dataclasses import dataclass
-from typing import Final
 
 from midge.sensor_fleet.report.run import Run, finite_number
+from midge.sensor_fleet.simulation.result import MONTH
+from midge.wire.clocks import DAY
 
-MONTH: Final = 30 * 86400.0
-DAY: Final = 86400.0
 Moved = tuple[float | None, float | None, float | None]
 """Payload bytes sent, received, and in total; None if not known."""
 
 
 @dataclass(frozen=True, slots=True)
-class Bill:
+class Traffic:
     """Mean payload bytes of one device."""
 
     up: float
@@ -61,7 +60,7 @@ class Bill:
         return self.up * factor, None if self.down is None else self.down * factor, self.total * factor
 
 
-def bill(run: Run) -> Bill | None:
+def traffic_of(run: Run) -> Traffic | None:
     """Compute the traffic of a run; None if it recorded too little."""
     up, down = run.traffic
     number = run.size
@@ -75,4 +74,5 @@ def bill(run: Run) -> Bill | None:
     as_float32 = None
     if plain_up is not None and plain_down is not None:
         as_float32 = (plain_up / number, plain_down / number, (plain_up + plain_down) / number)
-    return Bill(up / number, None if down is None else down / number, run.seconds, run.taken / number, raw, as_float32)
+    received = None if down is None else down / number
+    return Traffic(up / number, received, run.seconds, run.accepted_count / number, raw, as_float32)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from midge.sensor_fleet.report.run import Happening, Run
+from midge.sensor_fleet.report.run import DeviceEvent, Run
 
 State = Literal["training", "sending", "waiting", "away", "gone"]
 STATES: Final[tuple[State, ...]] = ("training", "sending", "waiting", "away", "gone")
@@ -95,20 +95,20 @@ class _Watch:
                 pass
 
 
-def lives(run: Run) -> dict[str, Timeline]:
+def timelines(run: Run) -> dict[str, Timeline]:
     """The timeline of each device with events, by name, until the run's end."""
-    by_device: dict[str, list[Happening]] = {}
-    for told in run.happenings:
+    by_device: dict[str, list[DeviceEvent]] = {}
+    for told in run.device_events:
         by_device.setdefault(told.device, []).append(told)
     lost = {device: run.since(time) for time, device in run.lost}  # the last entry counts
     end = max(run.since(max(run.times, default=run.began)), 0.0)
     return {name: _life(name, by_device[name], run, lost.get(name), end) for name in sorted(by_device)}
 
 
-def _life(name: str, told: Sequence[Happening], run: Run, lost: float | None, end: float) -> Timeline:
+def _life(name: str, told: Sequence[DeviceEvent], run: Run, lost: float | None, end: float) -> Timeline:
     watch = _Watch(Timeline(name))
-    for happening in told:
-        watch.take(happening.event, run.since(happening.time))
+    for event in told:
+        watch.take(event.event, run.since(event.time))
     if lost is not None and watch.since is not None and lost > watch.since and not watch.gone:
         watch.until(lost)
         watch.connected = watch.training = False

@@ -1,14 +1,13 @@
 """Data faults: wrong labels, lost rows, and sensor outages."""
 
 from dataclasses import dataclass, fields
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from midge.sensor_fleet.sensors.chance import Floats, Places, draw, key, uniform
-
-DAY: Final = 86400.0
+from midge.sensor_fleet.sensors.counter_rng import Floats, Places, draw, key, uniform
+from midge.wire.clocks import DAY
 
 
 @dataclass(frozen=True, slots=True)

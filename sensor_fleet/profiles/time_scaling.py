@@ -9,7 +9,7 @@ FASTEST_RATE: Final = 64e6
 """Maximum bytes per second of a scaled strategy: the broker and the devices of a live fleet are real."""
 
 
-def hastened(strategy: Strategy, factor: float) -> Strategy:
+def scaled_strategy(strategy: Strategy, factor: float) -> Strategy:
     """Return the strategy with times divided by a factor and rates multiplied."""
 
     def less(seconds: float | None) -> float | None:
