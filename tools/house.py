@@ -145,9 +145,7 @@ def figures() -> dict[str, object]:
         defined[node.name].add(place)
     longest = max(classes(product), key=lambda each: (each[1].end_lineno or 0) - each[1].lineno)
     public = set(ast.literal_eval(product["midge/__init__.py"].split("__all__ = ", 1)[1].split("\n]", 1)[0] + "]"))
-    others = [
-        each for each in classes(product) if each[1].name not in public
-    ]  # public factories are functions for users
+    others = [each for each in classes(product) if each[1].name not in public]  # functions for users
     widest = max(others, key=lambda each: arguments(each[1]))
     cases: Counter[str] = Counter()
     for text in everything.values():

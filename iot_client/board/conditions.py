@@ -88,7 +88,7 @@ def battery_above(share: float, *, root: Path = ROOT) -> Condition:
     """Train only if the battery holds more than this share of its charge, from 0 to 1; several batteries are added up.
 
     Raises:
-        ValueError: it is no share.
+        ValueError: it is not a share.
     """
     if not 0 <= share < 1:
         raise ValueError(f"battery_above() takes a share of the charge from 0 to 1, such as 0.3, not {share}.")
@@ -166,10 +166,10 @@ def cpu_idle(share: float, *, root: Path = ROOT) -> Condition:
     """Train only if other processes leave this share of the processor's time idle, from 0 to 1.
 
     Measured between two readings. Our own time counts as idle, and so does that of processes with a lower priority,
-    which give way. The first reading uses the load average, and so does every one on a board without /proc/stat.
+    which yield to us. The first reading uses the load average, and so does every one on a board without /proc/stat.
 
     Raises:
-        ValueError: it is no share.
+        ValueError: it is not a share.
     """
     if not 0 < share <= 1:
         raise ValueError(f"cpu_idle() takes a share of the processor's time from 0 to 1, such as 0.5, not {share}.")
@@ -219,7 +219,7 @@ def hours(*spans: str, clock: Callable[[], float] = time.time) -> Condition:
     A clock that was never set, as on a board without a battery before its first contact, blocks nothing.
 
     Raises:
-        ValueError: one of them is no span of hours.
+        ValueError: one of them is not a span of hours.
     """
     if not spans:
         raise ValueError('hours() takes spans of the day, such as "22:00-06:00".')
@@ -309,7 +309,7 @@ def enough_new(samples: Fresh, rows: int) -> Condition:
     """Train only after enough rows have arrived since the last training began.
 
     Raises:
-        ValueError: it is no number of rows.
+        ValueError: it is not a number of rows.
     """
     if rows < 1:
         raise ValueError(f"enough_new() takes a number of rows from 1, not {rows}.")

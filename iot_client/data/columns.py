@@ -1,4 +1,4 @@
-"""Which columns are no inputs, judged by their content: text, clocks, counters, constants."""
+"""Detection of columns that are not inputs, by their content: text, clocks, counters, constants."""
 
 import math
 import re
@@ -22,11 +22,11 @@ _SECONDS = 0.9e9, 2.6e9
 
 
 def no_inputs(columns: Mapping[str, Sequence[Any]], *, comma_separates: bool = False) -> dict[str, str]:
-    """Columns that are no inputs, judged by their first rows, and why.
+    """Columns that are not inputs, judged by their first rows, and why.
 
     Args:
         columns: values by name, unparsed.
-        comma_separates: whether commas separate the columns, so that they are no decimal marks.
+        comma_separates: whether commas separate the columns, so that they are not decimal marks.
     """
     every = NumberStyle()
     styles = {name: NumberStyle() for name in columns}

@@ -41,7 +41,7 @@ EVERY = 2.0
 _TAIL = 64
 """Bytes before the read position that identify a file."""
 _MOST_JOINED = 20
-"""Most lines of a quoted field."""
+"""Maximum lines of a quoted field."""
 _SEEN = 500
 """Rows from which the number format is learned."""
 
@@ -333,7 +333,7 @@ class CsvRows:
         samples.observe(values, intake=intake, line=line, number_of_line=place)
 
     def _number(self, name: str, said: str) -> object:
-        """The number in a field; the text if it is none."""
+        """The number in a field; the text if it is not a number."""
         found = self._styles[name].number(
             said,
             self._all,

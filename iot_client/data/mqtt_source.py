@@ -35,7 +35,7 @@ _LONGEST = 60.0
 LATER = "values for a later row"
 """Count name of messages with features and without the label."""
 _MOST_FIELDS = 256
-"""Most names and places that are remembered."""
+"""Maximum number of names and places that are remembered."""
 
 
 class SensorTopic:
@@ -49,7 +49,7 @@ class SensorTopic:
         clock: seconds of a monotonic clock.
 
     Raises:
-        ValueError: it is no topic filter.
+        ValueError: it is not a topic filter.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class SensorTopic:
         self._connector, self._topic, self._hold, self._clock = connector, topic, hold, clock
         self._classes = Classes(classes)
         self._last: dict[str, dict[str, tuple[float, Any]]] = {}
-        """By field and place: when it last came, and its value."""
+        """Time of arrival and value, by field and place."""
         self.heard = 0
         """Number of messages so far."""
         self.fields: set[str] = set()
@@ -107,7 +107,7 @@ class SensorTopic:
             samples.reject(kind, found[1])
 
     def silence(self, samples: Samples) -> tuple[str, str] | None:
-        """What never came, as a kind and as text; None if everything did."""
+        """What never arrived, as a kind and as text; None if everything did."""
         if not self.heard:
             return "silence", f"no message came on {self._topic} in {SILENCE:g} s"
         if absent := [name for name in samples.wanted if name not in self._last]:

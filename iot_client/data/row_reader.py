@@ -25,7 +25,7 @@ class RowReader:
         missing_values: numbers or words that stand for missing values.
 
     Raises:
-        ValueError: a label is missing, or there is one too many.
+        ValueError: a label is missing or superfluous.
     """
 
     def __init__(
