@@ -2,6 +2,7 @@
 
 from midge.sensor_fleet.simulation.environment import Environment
 from midge.sensor_fleet.simulation.publisher import PublishedVersion
+from midge.wire.messages import Announcement
 
 
 class AnnouncementReader:
@@ -12,16 +13,18 @@ class AnnouncementReader:
         device: its name.
     """
 
-    __slots__ = ("_device", "_environment", "_reads", "_seen", "latest")
+    __slots__ = ("_device", "_environment", "_reads", "_seen", "base", "latest")
 
     def __init__(self, environment: Environment, device: str) -> None:
         self._environment, self._device = environment, device
         self.latest: PublishedVersion | None = None
         """The last one read."""
+        self.base: PublishedVersion | None = None
+        """The version that is trained from, or fetched for training."""
         self._seen: PublishedVersion | None = None
         """The same, or None to read the retained one again."""
         self._reads = 0
-        """Number of times the retained message was requested: each request draws anew whether it is lost."""
+        """Number of times the retained message was requested: each of them may be lost."""
 
     def connected(self) -> None:
         """Count the retained message that comes with a new connection."""
@@ -44,6 +47,14 @@ class AnnouncementReader:
                 if self._seen is None:
                     return None  # only the newest is retained
         return None
+
+    def hold(self, announcement: Announcement) -> None:
+        """Keep the version that is now fetched or trained from, which is the last one read or the one held."""
+        for published in (self.latest, self.base):
+            if published is not None and published.announcement is announcement:
+                self.base = published
+                return
+        raise AssertionError(f"version {announcement.version} was not announced to {self._device}")
 
     def _lost(self, version: int) -> bool:
         return self._environment.lost(self._device, f"announcement {self._reads}", version)

@@ -48,7 +48,7 @@ class Participant:
     """One device, from when it joins until it leaves."""
 
     __slots__ = (
-        *("_ahead", "_back", "_base", "_began", "_constraints", "_due", "_finished", "_job"),
+        *("_ahead", "_back", "_began", "_constraints", "_due", "_finished", "_job"),
         *("_life", "_outage", "_outages", "_outbox", "_reader", "_draws", "_speed"),
         *("environment", "gone", "link", "name", "number", "seconds", "session", "shell", "steps"),
         *("trainings", "updates", "usage"),
@@ -70,8 +70,6 @@ class Participant:
         self._begin_session(1)
         self.gone = False
         self.trainings = self.steps = self.updates = 0
-        self._base: PublishedVersion | None = None
-        """The version that is trained from, or fetched for training."""
         self._reader = AnnouncementReader(environment, name)
         self._job = 0
         self._began = 0.0
@@ -220,9 +218,8 @@ class Participant:
 
     def grant(self, outbox: int, hi: int, grant: Grant) -> None:
         """Receive a grant for chunks of an offered update."""
-        self._receive_receipt(
-            Receipt.model_construct(outbox=outbox, hi=hi, settled=(), grants=(grant,)), headers.answer()
-        )
+        receipt = Receipt.model_construct(outbox=outbox, hi=hi, settled=(), grants=(grant,))
+        self._receive_receipt(receipt, headers.answer())
 
     def _receive_receipt(self, receipt: Receipt, size: int) -> None:
         self.link.receive_answer(size, lambda: self._event(ev.Receipted(receipt)))
@@ -232,7 +229,7 @@ class Participant:
     def next_training_at(self, newest: PublishedVersion) -> float:
         """Predict when it will train from the newest version; infinite if no such training is expected."""
         session = self.session
-        if self.gone or self._base is newest or session.work is not Work.RESTING:
+        if self.gone or self._reader.base is newest or session.work is not Work.RESTING:
             return math.inf
         paused = session.pausing_until
         return max(self._back, self._constraints.until, 0.0 if paused is None else paused - self._ahead)
@@ -274,11 +271,7 @@ class Participant:
         if due is not None and (self._due is None or due < self._due):
             self._due = due
             environment.clock.at(due - self._ahead, partial(self._tick, due))
-        if (
-            self.usage.sleeps
-            and (outage := self._outage) is not None
-            and (session.at_rest or environment.clock.now >= outage.start)
-        ):
+        if self.usage.sleeps and self._may_sleep:
             environment.clock.at(environment.clock.now, self._sleep)
 
     def _tick(self, due: float) -> None:
@@ -294,7 +287,7 @@ class Participant:
     # ---------------------------------------------------------------------- hooks
 
     def train(self, announcement: Announcement, plan: Plan) -> None:
-        self._hold_base(announcement)
+        self._reader.hold(announcement)
         self._train(plan)
 
     def store(self, update: Update, key: int) -> bool:
@@ -315,7 +308,7 @@ class Participant:
             del self._outbox[seq]
 
     def fetch(self, announcement: Announcement, frames: tuple[FrameInfo, ...]) -> None:
-        self._hold_base(announcement)
+        self._reader.hold(announcement)
 
         def fetched() -> None:
             self.usage.keep(self.environment.world.values, self.environment.world.frozen)
@@ -359,16 +352,8 @@ class Participant:
     def tell_unsuited(self, why: str) -> None:
         raise AssertionError(why)
 
-    def _hold_base(self, announcement: Announcement) -> None:
-        """Keep the version that is fetched or trained from."""
-        for published in (self._reader.latest, self._base):
-            if published is not None and published.announcement is announcement:
-                self._base = published
-                return
-        raise AssertionError(f"version {announcement.version} was not announced to {self.name}")
-
     def _train(self, plan: Plan) -> None:
-        environment, base = self.environment, self._base
+        environment, base = self.environment, self._reader.base
         assert base is not None
         self.trainings += 1
         self._began = now = environment.clock.now + environment.noise.overhead
@@ -385,7 +370,7 @@ class Participant:
     def _trained(self, life: int) -> None:
         if self.gone or life != self._life:
             return
-        base = self._base
+        base = self._reader.base
         assert base is not None
         self.link.follow_versions()
         outcome = self.environment.pool.end(self._job)

@@ -50,7 +50,7 @@ class PublishedVersion:
         return Start(self.number, self.state.values(), told.plan, told.lineage)
 
 
-class Publisher:
+class VersionPublisher:
     """Publishes versions to all devices.
 
     Args:

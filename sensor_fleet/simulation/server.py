@@ -24,7 +24,7 @@ from midge.sensor_fleet.simulation.clock import Clock
 from midge.sensor_fleet.simulation.encoding import DecodedUpdate
 from midge.sensor_fleet.simulation.incidents import Crash
 from midge.sensor_fleet.simulation.memory_store import MemoryStore
-from midge.sensor_fleet.simulation.publisher import Publisher
+from midge.sensor_fleet.simulation.publisher import VersionPublisher
 from midge.sensor_fleet.simulation.result import AcceptedUpdates
 from midge.sensor_fleet.simulation.server_setup import DeviceCalls, ServerSetup, Tamper
 from midge.sensor_fleet.simulation.state_only_model import StateOnlyModel
@@ -60,7 +60,7 @@ class Server:
         model.keeps_past = strategy.form == "mixing"
         self._store = MemoryStore(schema, seed, durable=durable)
         self.engine = Engine(model, cast("Store", self._store))
-        self.publisher = Publisher(clock, setup, calls.released)
+        self.publisher = VersionPublisher(clock, setup, calls.released)
         self.accepted = AcceptedUpdates()
         self.refused: Counter[str] = Counter()
         """Refused updates, by verdict."""
