@@ -194,8 +194,8 @@ class Scene:
                 connection.ack(delivery)
                 if delivery.topic == bundle.topics.announcement():
                     break
-            said = messages.decode_announcement(delivery.payload)
-            one = Attacker(connection, bundle.topics, bad, said, schema, free)
+            announcement = messages.decode_announcement(delivery.payload)
+            one = Attacker(connection, bundle.topics, bad, announcement, schema, free)
             await attack(name, one, seconds)
         told = Counter(event["verdict"] for event in self.devices.of("refused"))
         print(f"    {len(self.aggregator.of('release'))} releases so far", file=sys.stderr)

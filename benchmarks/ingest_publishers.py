@@ -370,6 +370,6 @@ class Publishers:
 
 
 if __name__ == "__main__":
-    told = json.loads(sys.argv[1])
-    Path(told["counter"]).touch()
-    print(json.dumps(Publishers(told).run()), flush=True)
+    task = json.loads(sys.argv[1])
+    Path(task["counter"]).touch()
+    print(json.dumps(Publishers(task).run()), flush=True)

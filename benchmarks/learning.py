@@ -181,7 +181,7 @@ class Bench:
         runs = [self._run(part, seed)() for seed in (TUNING_SEEDS[:1] if self.quick else TUNING_SEEDS)]
         targets = runs[0].problem.targets or ends[0]["targets"]
         if name in {SYNCHRONOUS, EVERYBODY}:
-            return tuned_rounds(runs, targets[-1], everybody=name == EVERYBODY, quick=self.quick)
+            return tuned_rounds(runs, targets[-1], whole_cohort=name == EVERYBODY, quick=self.quick)
         return tuned(METHODS[name], runs[:1], targets[-1])
 
     def _reference(self, part: Part, run: Run) -> dict[str, Any]:

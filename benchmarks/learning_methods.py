@@ -274,14 +274,14 @@ def tuned(method: Method, runs: Sequence[Run], target: float) -> Setting:
     return {"local": local, "rate": rate, "score": _rounded(search.score((local, rate))), "tried": len(search.known)}
 
 
-def tuned_rounds(runs: Sequence[Run], target: float, *, everybody: bool, quick: bool = False) -> Setting:
+def tuned_rounds(runs: Sequence[Run], target: float, *, whole_cohort: bool, quick: bool = False) -> Setting:
     """The best synchronous rule, by coordinate search until nothing improves, from three starting points.
 
     If devices keep their speed and no link breaks, a deadline is equivalent to a share, so it is not searched there.
     """
     axes: dict[str, tuple[float, ...]] = {
-        "share": (1.0,) if everybody else (0.5, 0.8, 1.0) if quick else SHARES,
-        "deadline": DEADLINES if runs[0].conditions.online and not everybody else (math.inf,),
+        "share": (1.0,) if whole_cohort else (0.5, 0.8, 1.0) if quick else SHARES,
+        "deadline": DEADLINES if runs[0].conditions.online and not whole_cohort else (math.inf,),
         "local": LOCAL_RATES[1:4] if quick else LOCAL_RATES,
         "rate": RATES[3:] if quick else RATES,
         "local_steps": STEPS[1:] if quick else STEPS,
@@ -293,8 +293,8 @@ def tuned_rounds(runs: Sequence[Run], target: float, *, everybody: bool, quick: 
         return _rounds(run, place, limit)
 
     search = Search(runs, target, play)
-    for begin in _BEGINNINGS[: 1 if quick or everybody else None]:
-        point: tuple[float, ...] = (1.0, *begin[1:]) if everybody else begin
+    for begin in _BEGINNINGS[: 1 if quick or whole_cohort else None]:
+        point: tuple[float, ...] = (1.0, *begin[1:]) if whole_cohort else begin
         before = math.inf
         while (now := search.score(point)) < before and not (quick and len(search.known) > 1):
             before = now

@@ -246,8 +246,8 @@ def main() -> int:
         for row in pool.map(judge, numbers, chunksize=1):
             found.append(row)
             if row["stalled"] or row["late"] or row["broken"]:
-                told = f"stalled: {row['stalled']} broken: {row['broken']} late: {row['late']}"
-                sys.stderr.write(f"{row['seed']}: {told} {row['world']}\n")
+                findings = f"stalled: {row['stalled']} broken: {row['broken']} late: {row['late']}"
+                sys.stderr.write(f"{row['seed']}: {findings} {row['world']}\n")
                 sys.stderr.flush()
     worst = max(found, key=_badness)
     counts = Counter(name for row in found for name in ("stalled", "broken", "late") if row[name])

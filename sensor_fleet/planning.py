@@ -90,8 +90,8 @@ def plan(fleet: ProfileFleet, seeds: int = 3, watch: Callable[[int, FleetProgres
     found: list[FleetRun] = []
     for number in range(seeds):
         setting = replace(fleet.setting, seed=fleet.setting.seed + number)
-        told = None if watch is None else lambda moment, number=number: watch(number, moment)
-        found.append(replace(fleet, setting=setting, stop_at_target=False).run(told))
+        report = None if watch is None else lambda moment, number=number: watch(number, moment)
+        found.append(replace(fleet, setting=setting, stop_at_target=False).run(report))
     return answer(found, fleet.target)
 
 
@@ -151,8 +151,8 @@ def _monthly(found: Sequence[FleetRun]) -> dict[str, tuple[float, float, float]]
     costs: dict[str, tuple[float, float, float]] = {}
     for one in found:
         month = MONTH / float(one.result.times[-1])
-        for name, told in one.result.by_class().items():
-            new = told.bytes_up * month, told.bytes_down * month, told.monthly_joules
+        for name, summary in one.result.by_class().items():
+            new = summary.bytes_up * month, summary.bytes_down * month, summary.monthly_joules
             before = costs.get(name, (0.0, 0.0, 0.0))
             costs[name] = (max(before[0], new[0]), max(before[1], new[1]), max(before[2], new[2]))
     return costs

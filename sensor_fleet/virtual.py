@@ -229,20 +229,20 @@ class FleetRun:
     def own(self) -> dict[str, dict[str, Any]]:
         """The final model on devices' own rows, by class: mean, 10th and 90th percentile, and number of devices."""
         rows_of, parameters = numbered(self.data.devices), self.result.parameters
-        told = {}
+        scores_of = {}
         for place, name in enumerate(self.result.classes):
             mine = np.flatnonzero(self.result.class_of == place)
             if not len(mine):
                 continue
             chosen = mine[np.unique(np.linspace(0, len(mine) - 1, min(len(mine), OWN)).round().astype(int))]
             scores = [value_of(self.model.evaluate(parameters, rows_of(int(device)))) for device in chosen]
-            told[name] = {
+            scores_of[name] = {
                 "mean": float(np.mean(scores)),
                 "low": float(np.quantile(scores, 0.1)),
                 "high": float(np.quantile(scores, 0.9)),
                 "devices": len(scores),
             }
-        return told
+        return scores_of
 
     def outcome(self) -> dict[str, Any]:
         """The run as plain values: `result.json`."""

@@ -56,15 +56,15 @@ class RowIntake(Fresh, Protocol):
 
 def _condition(name: str, look: Callable[[], str | None]) -> Condition:
     """Make a condition of a reading; an unreadable source is logged once."""
-    told = False
+    logged = False
 
     def condition() -> str | None:
-        nonlocal told
+        nonlocal logged
         try:
             return look()
         except (OSError, ValueError, Unreadable) as error:
-            if not told:
-                told = True
+            if not logged:
+                logged = True
                 log.warning("The condition %s cannot be read here (%s): it blocks nothing.", name, error)
             return None
 
@@ -291,15 +291,15 @@ def _network_manager_says() -> bool:
         raise Unreadable("neither a modem's route nor NetworkManager says whether the link is metered")
     name, path = "org.freedesktop.NetworkManager", "/org/freedesktop/NetworkManager"
     try:
-        told = subprocess.run(  # noqa: S603 - fixed words
+        answer = subprocess.run(  # noqa: S603 - fixed words
             [busctl, "--system", "get-property", name, path, name, "Metered"],
             capture_output=True, text=True, timeout=2, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise Unreadable("NetworkManager does not answer") from error
-    if told.returncode != 0:
+    if answer.returncode != 0:
         raise Unreadable("NetworkManager does not say whether the link is metered")
-    return told.stdout.split()[-1:] in (["1"], ["3"])
+    return answer.stdout.split()[-1:] in (["1"], ["3"])
 
 
 # --------------------------------------------------------------------------- data

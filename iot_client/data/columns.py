@@ -30,18 +30,18 @@ def no_inputs(columns: Mapping[str, Sequence[Any]], *, comma_separates: bool = F
     """
     every = NumberStyle()
     styles = {name: NumberStyle() for name in columns}
-    for name, said in columns.items():
-        for each in said[:FIRST]:
+    for name, texts in columns.items():
+        for each in texts[:FIRST]:
             styles[name].see(str(each))
             every.see(str(each))
     found = {}
-    for name, said in columns.items():
+    for name, texts in columns.items():
         values = [
             styles[name].number(str(each), every, separates=comma_separates)
-            for each in said[:FIRST]
+            for each in texts[:FIRST]
             if each not in ("", None)
         ]
-        why = _why_not(name, [each for each in values if not math.isnan(each)], len(said))
+        why = _why_not(name, [each for each in values if not math.isnan(each)], len(texts))
         if why:
             found[name] = why
     return found

@@ -75,15 +75,15 @@ class Intake:
 
     def words(self) -> str:
         """The counts, and why most rows are dropped, as a clause."""
-        said = f"{self.source}: {self.read:,} rows read, {self.kept:,} kept"
+        summary = f"{self.source}: {self.read:,} rows read, {self.kept:,} kept"
         if self.problem:
-            return f"{said}: {self.problem}"
+            return f"{summary}: {self.problem}"
         if not self.dropped:
-            return said
+            return summary
         most = self.dropped[self.reason()]
         where = "" if most.line is None else f" (line {most.line:,})"
         why = most.why.removeprefix(f"{self.source}: ")
-        return f"{said}: {why}{where}"
+        return f"{summary}: {why}{where}"
 
     def reason(self) -> str:
         """Why most rows are dropped, without their content: this may leave the device."""

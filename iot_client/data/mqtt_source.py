@@ -131,41 +131,41 @@ class SensorTopic:
     def _process(self, record: Record, topic: str, text: str, samples: Samples, *, retain: bool) -> None:
         intake, now = self._intake(samples), self._clock()
         place = place_of(topic, plain=is_plain(record, topic))
-        said = {name: record[key] for name in samples.wanted if (key := _key(name, record, place)) is not None}
+        received = {name: record[key] for name in samples.wanted if (key := _key(name, record, place)) is not None}
         if len(self.fields) < _MOST_FIELDS:
             self.fields |= record.keys() - set(samples.wanted)
-        for name, value in said.items():
+        for name, value in received.items():
             heard = self._last.setdefault(name, {})
             if place in heard or len(heard) < _MOST_FIELDS:
                 heard[place] = now, value
-        if not said:
+        if not received:
             intake.lose("no field that is used", f"a message on {topic} has {', '.join(record)[:200]}", text)
         elif retain:
             intake.lose("retained", f"what is retained on {topic} is from before: it fills gaps and is no row", text)
-        elif (samples.label is not None and samples.label in said) or (
-            samples.label is None and self._is_whole(place, said.keys(), samples)
+        elif (samples.label is not None and samples.label in received) or (
+            samples.label is None and self._is_whole(place, received.keys(), samples)
         ):
             self._observe(place, now, text, samples)
         else:
             intake.read += 1
             intake.skip(LATER)
 
-    def _is_whole(self, place: str, said: Any, samples: Samples) -> bool:
+    def _is_whole(self, place: str, received: Any, samples: Samples) -> bool:
         """Whether each feature came since the last row: from this place if it sends all, otherwise from anywhere."""
         everything = set(samples.features)
         if place not in self._said and len(self._said) >= _MOST_FIELDS:
-            return everything <= set(said)
+            return everything <= set(received)
         here = self._said.setdefault(place, set())
         since = self._since.setdefault(place, set())
-        again = bool(since & set(said)) and here >= everything  # a silent place does not delay rows
-        here |= set(said)
-        since |= set(said)
+        again = bool(since & set(received)) and here >= everything  # a silent place does not delay rows
+        here |= set(received)
+        since |= set(received)
         whole = since >= everything if here >= everything else set().union(*self._since.values()) >= everything
         if whole or again:
             for each in [since] if here >= everything else self._since.values():
                 each.clear()
             if again and not whole:
-                since |= set(said)
+                since |= set(received)
         return whole or again
 
     def _observe(self, place: str, now: float, text: str, samples: Samples) -> None:

@@ -331,10 +331,10 @@ class Samples:
 
 
 def lose_unclassed(
-    samples: Samples, intake: Intake, said: str, classes: Sequence[str], *, text: str, line: int | None = None
+    samples: Samples, intake: Intake, value: str, classes: Sequence[str], *, text: str, line: int | None = None
 ) -> None:
     """Count a row whose label is not one of the classes."""
-    why = f"{samples.label} is {said[:60]!r}, none of {', '.join(classes)}"
+    why = f"{samples.label} is {value[:60]!r}, none of {', '.join(classes)}"
     samples.reject("classes", why)
     samples.unlabelled += 1
     intake.lose(f"{samples.label} is none of the classes", why, text, line)

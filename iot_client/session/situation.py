@@ -57,5 +57,5 @@ class Situation:
             messages: of each.
             share: of all devices that do it.
         """
-        told = self.announcement
-        return 0.0 if told is None else sharing.spread(told.byte_rate, told.devices * share, size, messages)
+        newest = self.announcement
+        return 0.0 if newest is None else sharing.spread(newest.byte_rate, newest.devices * share, size, messages)

@@ -321,13 +321,13 @@ def _cross_entropy(logits: Array, labels: npt.NDArray[Any], sizes: Array) -> tup
     """Softmax cross-entropy, and the gradient of its mean with respect to the logits, which it overwrites."""
     logits -= logits.max(axis=-1, keepdims=True)
     flat, places = logits.reshape(-1, logits.shape[-1]), (np.arange(labels.size), labels.reshape(-1))
-    told = flat[places].reshape(labels.shape)
+    logit = flat[places].reshape(labels.shape)
     np.exp(logits, out=logits)
     sums = logits.sum(axis=-1, keepdims=True)
     logits /= sums
     flat[places] -= 1
     logits /= sizes
-    return np.log(sums[..., 0]) - told, logits
+    return np.log(sums[..., 0]) - logit, logits
 
 
 def _squared_error(output: Array, target: npt.NDArray[Any], sizes: Array) -> tuple[Array, Array]:

@@ -103,8 +103,8 @@ class MicroFleet:
             *dying_with_parent(command), stdout=PIPE, stderr=STDOUT, env=environment, cwd=self._directory
         )
         try:
-            said = await self._hear(name, process)
-            raise DemoError(f"{name}, a device on MicroPython, ended with {await process.wait()}: {said}")
+            output = await self._hear(name, process)
+            raise DemoError(f"{name}, a device on MicroPython, ended with {await process.wait()}: {output}")
         finally:
             with suppress(ProcessLookupError):
                 process.kill()

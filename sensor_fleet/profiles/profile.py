@@ -257,9 +257,9 @@ def _checked(text: str, where: str, folder: str) -> Profile:
     try:
         return Profile(**{**values, "folder": folder})
     except ValidationError as error:
-        told = "; ".join(_in_words(one) for one in error.errors()[:4])
+        problems = "; ".join(_in_words(one) for one in error.errors()[:4])
         more = f"; and {error.error_count() - 4} more" if error.error_count() > 4 else ""
-        raise ValueError(f"{where}: {told}{more}.") from error
+        raise ValueError(f"{where}: {problems}{more}.") from error
 
 
 def _in_words(error: Any) -> str:

@@ -52,7 +52,7 @@ def read(directory: Path) -> Run:
         _take(run, event)
     for event in _lines(directory / DEVICES_FILE, run):
         _take_of_device(run, event)
-    run.device_events.sort(key=lambda told: told.time)
+    run.device_events.sort(key=lambda device_event: device_event.time)
     task = mapping(run.about.get("data")).get("task")
     if task == "regression" or (task is None and run.result is not None and "rmse" in run.result):
         run.metric = "rmse"
@@ -110,11 +110,11 @@ def _came_back(run: Run, time: float, what: str) -> None:
 def _take_of_device(run: Run, event: Mapping[str, Any]) -> None:
     try:
         time = float(event["time"])
-        told = DeviceEvent(time, str(event["device"]), str(event["event"]), finite_number(event.get("seconds")))
+        device_event = DeviceEvent(time, str(event["device"]), str(event["event"]), finite_number(event.get("seconds")))
     except (KeyError, TypeError, ValueError):
         run.unreadable += 1
         return
-    run.device_events.append(told)
+    run.device_events.append(device_event)
     run.times.append(time)
 
 

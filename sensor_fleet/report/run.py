@@ -122,8 +122,8 @@ class Run:
     @cached_property
     def seconds(self) -> float:
         """Duration; of a killed run, until its last event."""
-        told = finite_number((self.result or {}).get("seconds"))
-        return max(0.0, max(self.times, default=self.began) - self.began) if told is None else told
+        seconds = finite_number((self.result or {}).get("seconds"))
+        return max(0.0, max(self.times, default=self.began) - self.began) if seconds is None else seconds
 
     def since(self, time: float) -> float:
         return max(0.0, time - self.began)
@@ -131,10 +131,10 @@ class Run:
     @property
     def value(self) -> float | None:
         """The mean of the last evaluations, as the run itself computes it."""
-        told = finite_number((self.result or {}).get(self.metric))
+        recorded = finite_number((self.result or {}).get(self.metric))
         last = [evaluation.value for evaluation in self.evaluations[-HELD:]]
-        if told is not None:
-            return told
+        if recorded is not None:
+            return recorded
         return statistics.fmean(last) if last and all(map(math.isfinite, last)) else None
 
     def value_at(self, seconds: float) -> float | None:
@@ -173,7 +173,7 @@ class Run:
     def names(self) -> list[str]:
         """All devices, sorted."""
         return sorted(
-            {*self.devices, *(told.device for told in self.device_events), *(one.device for one in self.updates)}
+            {*self.devices, *(event.device for event in self.device_events), *(one.device for one in self.updates)}
         )
 
     @property
@@ -193,8 +193,8 @@ class Run:
     @cached_property
     def size(self) -> int:
         """Number of devices."""
-        told = finite_number(self.about.get("number_of_devices"))
-        return len(self.names) if told is None else int(told)
+        number = finite_number(self.about.get("number_of_devices"))
+        return len(self.names) if number is None else int(number)
 
     @cached_property
     def taus(self) -> Counter[int]:
@@ -257,9 +257,9 @@ class Run:
     def training_seconds(self) -> dict[str, float]:
         """Median duration of a training on each device: measured, otherwise as configured."""
         measured: dict[str, list[float]] = {}
-        for told in self.device_events:
-            if told.event == "trained" and told.seconds is not None and told.seconds > 0:
-                measured.setdefault(told.device, []).append(told.seconds)
+        for event in self.device_events:
+            if event.event == "trained" and event.seconds is not None and event.seconds > 0:
+                measured.setdefault(event.device, []).append(event.seconds)
         set_to = {name: traits.seconds for name, traits in self.devices.items() if traits.seconds > 0}
         return set_to | {name: statistics.median(seconds) for name, seconds in measured.items()}
 

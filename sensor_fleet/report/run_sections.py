@@ -104,7 +104,7 @@ def _devices(run: Run) -> Section | None:
 
 def _updates(run: Run) -> Section | None:
     verdicts = Counter(update.verdict for update in run.updates).most_common()
-    told = Counter(event.event for event in run.device_events)
+    counts = Counter(event.event for event in run.device_events)
     others = [(words, run.others[name]) for name, words in _OTHERS.items() if run.others[name]]
-    others += [(words, told[name]) for name, words in _OF_DEVICES.items() if told[name]]
+    others += [(words, counts[name]) for name, words in _OF_DEVICES.items() if counts[name]]
     return Section("run_updates", {"run": run, "verdicts": verdicts, "others": others}) if verdicts or others else None

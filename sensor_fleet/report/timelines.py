@@ -98,16 +98,16 @@ class _Watch:
 def timelines(run: Run) -> dict[str, Timeline]:
     """The timeline of each device with events, by name, until the run's end."""
     by_device: dict[str, list[DeviceEvent]] = {}
-    for told in run.device_events:
-        by_device.setdefault(told.device, []).append(told)
+    for event in run.device_events:
+        by_device.setdefault(event.device, []).append(event)
     lost = {device: run.since(time) for time, device in run.lost}  # the last entry counts
     end = max(run.since(max(run.times, default=run.began)), 0.0)
     return {name: _life(name, by_device[name], run, lost.get(name), end) for name in sorted(by_device)}
 
 
-def _life(name: str, told: Sequence[DeviceEvent], run: Run, lost: float | None, end: float) -> Timeline:
+def _life(name: str, events: Sequence[DeviceEvent], run: Run, lost: float | None, end: float) -> Timeline:
     watch = _Watch(Timeline(name))
-    for event in told:
+    for event in events:
         watch.take(event.event, run.since(event.time))
     if lost is not None and watch.since is not None and lost > watch.since and not watch.gone:
         watch.until(lost)

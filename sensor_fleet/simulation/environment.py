@@ -15,7 +15,7 @@ from midge.sensor_fleet.simulation.learners import Learner
 from midge.sensor_fleet.simulation.publisher import PublishedVersion
 from midge.sensor_fleet.simulation.server import Server
 from midge.sensor_fleet.simulation.shards import Pool, Start, Task
-from midge.wire.messages import AggregatorStatus
+from midge.wire.messages import AggregatorStatus, Announcement
 from midge.wire.participation import takes_part
 
 if TYPE_CHECKING:
@@ -70,11 +70,11 @@ class Environment:
         newest, pause = self.server.publisher.published[-1], self.server.core.strategy.release_interval
         if not pause:
             return
-        now, told = self.clock.now, newest.announcement
+        now = self.clock.now
         horizon = max(newest.at + pause, now + pause / 8)
         found = [(when, one.number, one) for one in shard if (when := one.next_training_at(newest)) < horizon]
         for when, _, one in sorted(found, key=lambda each: each[:2]):
-            if takes_part(one.name, told.lineage, told.generation, told.version, told.participation.share):
+            if self._takes_part(one.name, newest.announcement):
                 yield one.task(newest, max(now, when)), newest.start
 
     def varies(self, device: str, number: int) -> float:
@@ -101,8 +101,11 @@ class Environment:
 
     def released(self, published: PublishedVersion) -> None:
         """Wake the devices that wait for a version and take part; all others read it when they next act."""
-        told = published.announcement
-        share = told.participation.share
         for name, participant in list(self.resting.items()):
-            if takes_part(name, told.lineage, told.generation, told.version, share):
+            if self._takes_part(name, published.announcement):
                 self.clock.at(published.at + participant.link.latency, participant.look)
+
+    @staticmethod
+    def _takes_part(device: str, announcement: Announcement) -> bool:
+        share = announcement.participation.share
+        return takes_part(device, announcement.lineage, announcement.generation, announcement.version, share)

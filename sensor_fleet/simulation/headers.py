@@ -61,8 +61,10 @@ def hello(*, trained: bool) -> int:
     """Bytes of a greeting; it grows after the first training."""
     speed = Throughput()
     if not trained:
-        told = capabilities(speed, None)
-        return len(frames.encode(Hello(state=DeviceState.READY, outbox=_OUTBOX, first=1, next=1, capabilities=told)))
+        greeting = Hello(
+            state=DeviceState.READY, outbox=_OUTBOX, first=1, next=1, capabilities=capabilities(speed, None)
+        )
+        return len(frames.encode(greeting))
     speed.record(10, 160, 0.123456)
     greeting = Hello(
         state=DeviceState.READY,
@@ -79,8 +81,8 @@ def hello(*, trained: bool) -> int:
 @cache
 def status() -> int:
     """Bytes of an aggregator status."""
-    told = AggregatorStatus(state=AggregatorState.READY, boot=_OUTBOX, lineage=_ID, version=1000, step=4000)
-    return len(frames.encode(told))
+    message = AggregatorStatus(state=AggregatorState.READY, boot=_OUTBOX, lineage=_ID, version=1000, step=4000)
+    return len(frames.encode(message))
 
 
 @cache

@@ -46,8 +46,8 @@ class PublishedVersion:
     @cached_property
     def start(self) -> Start:
         """What a training from this version starts with; read-only."""
-        told = self.announcement
-        return Start(self.number, self.state.values(), told.plan, told.lineage)
+        announcement = self.announcement
+        return Start(self.number, self.state.values(), announcement.plan, announcement.lineage)
 
 
 class VersionPublisher:

@@ -144,11 +144,11 @@ class Simulated:
         if not len(self.times):
             return "no evaluation"
         trained, accepted = counted(self.trainings, "training"), counted(len(self.senders), "update")
-        told = (
+        summary = (
             f"{self.times[-1] / 3600:,.1f} virtual hours: {trained}, {accepted} accepted, "
             f"{counted(int(self.versions[-1]), 'version')} (it took {self.took:,.1f} s)"
         )
-        return ". ".join((told, *self.left_out))
+        return ". ".join((summary, *self.left_out))
 
     def _repr_html_(self) -> str:
         """Curves and a table of the classes, for a notebook."""
@@ -248,8 +248,8 @@ def by_class(found: Simulated, seconds: float | None = None) -> dict[str, ClassS
 def histogram(found: Simulated) -> Mapping[str, list[list[int]]]:
     """Histogram of the staleness of accepted updates for each class, as pairs [steps, count]."""
     owner = found.class_of[found.senders]
-    told = {}
+    histograms = {}
     for place, name in enumerate(found.classes or ("all",)):
         steps, counts = np.unique(found.staleness[owner == place], return_counts=True)
-        told[name] = [[int(step), int(count)] for step, count in zip(steps, counts, strict=True)]
-    return told
+        histograms[name] = [[int(step), int(count)] for step, count in zip(steps, counts, strict=True)]
+    return histograms
