@@ -30,10 +30,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.fleet import source
+from midge.sensor_fleet.fleet_run import FleetRun
 from midge.sensor_fleet.live.run import LiveRun
 from midge.sensor_fleet.setting import Setting
 from midge.sensor_fleet.simulation.result import by_class
-from midge.sensor_fleet.virtual import FleetRun, ProfileFleet
+from midge.sensor_fleet.virtual import ProfileFleet
 
 WITHIN = 0.1
 STEPS = 0.5

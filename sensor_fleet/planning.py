@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from midge.sensor_fleet.fleet_run import FleetRun
 from midge.sensor_fleet.progress import HELD, METRICS
 from midge.sensor_fleet.simulation.fleet_progress import FleetProgress
 from midge.sensor_fleet.simulation.result import MONTH
 from midge.sensor_fleet.simulation.usage import BoardCosts
-from midge.sensor_fleet.virtual import FleetRun, ProfileFleet
+from midge.sensor_fleet.virtual import ProfileFleet
 
 _SHARES = (0.5, 0.8, 0.9, 0.95, 0.98, 1.0)
 """Levels without a target: shares of the way from the first model to the best that all seeds reach."""

@@ -22,6 +22,7 @@ from midge.broker import Endpoint, connector
 from midge.broker.local.mosquitto import find_mosquitto
 from midge.iot_client.training.fit import Fit, TrainingPlan
 from midge.sensor_fleet.data import FleetData
+from midge.sensor_fleet.fleet_run import FleetRun, held, sign_of, value_of
 from midge.sensor_fleet.lazy_rows import numbered
 from midge.sensor_fleet.live import limits
 from midge.sensor_fleet.live.device import FleetContext
@@ -37,7 +38,7 @@ from midge.sensor_fleet.setting import BrokerAddress
 from midge.sensor_fleet.simulation.fleet_progress import LOOKS, FleetProgress
 from midge.sensor_fleet.simulation.result import Simulated
 from midge.sensor_fleet.simulation.simulate import evaluate_at
-from midge.sensor_fleet.virtual import EVALUATIONS, FleetRun, ProfileFleet, held, sign_of, value_of
+from midge.sensor_fleet.virtual import EVALUATIONS, ProfileFleet
 from midge.wire.lineage import State
 from midge.wire.schema import Parameters, Schema
 from midge.wire.topics import Topics

@@ -13,6 +13,7 @@ import pytest
 from midge.__main__ import main
 from midge.broker import connector
 from midge.broker.local.local_broker import local_broker
+from midge.sensor_fleet.fleet_run import FleetRun
 from midge.sensor_fleet.live.run import LiveRun
 from midge.sensor_fleet.live.server import make
 from midge.sensor_fleet.report.comparison import comparison
@@ -21,7 +22,7 @@ from midge.sensor_fleet.report.reading import read
 from midge.sensor_fleet.report.repeat import command
 from midge.sensor_fleet.setting import BrokerAddress, Setting
 from midge.sensor_fleet.simulation.result import by_class
-from midge.sensor_fleet.virtual import FleetRun, ProfileFleet
+from midge.sensor_fleet.virtual import ProfileFleet
 from tests import needs
 
 PROFILE = """

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from midge.__main__ import main
+from midge.sensor_fleet.fleet_run import FleetRun
 from midge.sensor_fleet.planning import answer
 from midge.sensor_fleet.report.comparison import comparison
 from midge.sensor_fleet.report.conclusion import write_report
@@ -20,7 +21,7 @@ from midge.sensor_fleet.report.reading import read
 from midge.sensor_fleet.report.repeat import command
 from midge.sensor_fleet.setting import Setting
 from midge.sensor_fleet.simulation.result import by_class
-from midge.sensor_fleet.virtual import FleetRun, ProfileFleet
+from midge.sensor_fleet.virtual import ProfileFleet
 
 FLEET = ProfileFleet(Setting(local_steps=8, model="linear"), profile="factory", devices=40, days=1.5, target=0.8)
 
