@@ -92,7 +92,7 @@ class Baselines:
         trainer = self.model.trainer(rows, self.engine, seed=self.seed)
         while not course.converged and (not course.number or self.clock() < until):
             trained = self._train(trainer, course.parameters, stretch, course.number, course.rate)
-            course.take(trained, lambda average: self._score(average, held_out), patience)
+            course.record(trained, lambda average: self._score(average, held_out), patience)
         again = self._on_all_rows(course, stretch / len(rows), until) if course.converged else None
         everything = sum(len(rows) for rows in self.data.devices.values())
         steps = stretch * course.number
@@ -109,7 +109,7 @@ class Baselines:
     def alone(self) -> dict[str, Any]:
         """Train each device's model on its own rows and normalisation, and evaluate it on the test rows of all."""
         until = self.clock() + SECONDS
-        names = self._drawn(len(self.data.devices))
+        names = self._shuffled(len(self.data.devices))
         each = _within(ALONE_STEPS, self.trainings * self._local_steps // len(names))
         test = self._test()
         values: dict[str, float | None] = {}
@@ -120,18 +120,18 @@ class Baselines:
             trainer = self.model.trainer(rows, self.engine, seed=self.seed)
             parameters = self._train(trainer, self._start(rows), each, 0)
             values[name] = _finite(self._value(parameters, test))
-        return {**_spread(values), "steps": each, "of": len(names), "test_rows": len(test)}
+        return {**_summary(values), "steps": each, "of": len(names), "test_rows": len(test)}
 
     def own(self, parameters: Parameters) -> dict[str, Any]:
         """Evaluate the fleet's model on each device's own training rows."""
         until = self.clock() + SECONDS
-        names = self._drawn(len(self.data.devices))
+        names = self._shuffled(len(self.data.devices))
         values: dict[str, float | None] = {}
         for name in names:
             if values and self.clock() > until:
                 break
             values[name] = _finite(self._value(parameters, self.data.devices[name]))
-        return {**_spread(values), "of": len(names)}
+        return {**_summary(values), "of": len(names)}
 
     # ------------------------------------------------------------------- parts
 
@@ -165,11 +165,11 @@ class Baselines:
         if held.mean() > 2 * VALIDATION or np.any(counts > left):
             held = rng.permutation(len(pooled)) < max(1, round(VALIDATION * len(pooled)))
         rows, held_out = (Rows(pooled.x[chosen], pooled.y[chosen]) for chosen in (~held, held))
-        return self._some(rows, POOLED_ROWS), self._some(held_out, VALIDATION_ROWS)
+        return self._sample(rows, POOLED_ROWS), self._sample(held_out, VALIDATION_ROWS)
 
     def _on_all_rows(self, course: "_Course", share: float, until: float) -> Parameters | None:
         """Repeat the schedule of the best average on all rows, `share` steps a row each time; None if time runs out."""
-        rows = self._some(self.data.pooled(), POOLED_ROWS)
+        rows = self._sample(self.data.pooled(), POOLED_ROWS)
         trainer, average = self.model.trainer(rows, self.engine, seed=self.seed), self._start(rows)
         parameters = average
         for number, (rate, from_average) in enumerate(course.way):
@@ -190,15 +190,15 @@ class Baselines:
         return next(metrics[name] for name in METRICS if name in metrics)
 
     def _test(self) -> Rows:
-        return self._some(self.data.test, TEST_ROWS)
+        return self._sample(self.data.test, TEST_ROWS)
 
-    def _some(self, rows: Rows, most: int) -> Rows:
+    def _sample(self, rows: Rows, most: int) -> Rows:
         if len(rows) <= most:
             return rows
         chosen = np.sort(np.random.default_rng(self.seed).permutation(len(rows))[:most])
         return Rows(rows.x[chosen], rows.y[chosen])
 
-    def _drawn(self, number: int) -> list[str]:
+    def _shuffled(self, number: int) -> list[str]:
         """All devices in an order drawn by the seed."""
         names = list(self.data.devices)
         return [names[place] for place in np.random.default_rng(self.seed).permutation(number)]
@@ -215,7 +215,7 @@ class _Course:
         self._since: list[tuple[float, bool]] = []
         self._score, self._halvings, self._halved = -math.inf, 0, False
 
-    def take(self, trained: Parameters, score: Callable[[Parameters], float], patience: int) -> None:
+    def record(self, trained: Parameters, score: Callable[[Parameters], float], patience: int) -> None:
         """Record the result of one more training."""
         self.parameters = trained
         self._average = _mixed(self._average, trained) if self.number else trained
@@ -247,7 +247,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _spread(values: Mapping[str, float | None]) -> dict[str, Any]:
+def _summary(values: Mapping[str, float | None]) -> dict[str, Any]:
     """Values by device; mean, standard deviation, minimum and maximum of the finite ones."""
     known = [value for value in values.values() if value is not None]
     if not known:

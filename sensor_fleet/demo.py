@@ -99,7 +99,7 @@ class Demo:
         self.progress = Progress(target=self.target)
         topics = Topics(self.setting.federation, self.setting.root)
         task = {"setting": self.setting.packed()}
-        self._federation = LocalFederation(topics, self.directory, self.broker, task, self._take)
+        self._federation = LocalFederation(topics, self.directory, self.broker, task, self._handle_event)
 
     def stop(self) -> None:
         """End the run cleanly, as Ctrl-C does. To be called from its event loop."""
@@ -136,15 +136,15 @@ class Demo:
             devices = stack.enter_context((self.directory / "devices.jsonl").open("w", buffering=1))
             broker = await stack.enter_async_context(self._federation.reach_broker())
 
-            def take(event: dict[str, Any]) -> None:
+            def record_event(event: dict[str, Any]) -> None:
                 devices.write(json.dumps(event, default=str) + "\n")
                 if self.on_device_event is not None:
                     self.on_device_event(event)
 
             connect, outboxes = connector(broker.endpoint()), self.directory / "outboxes"
-            fleet = demo_fleet(self.setting, data, model, connect, outboxes=outboxes, on_event=take)
+            fleet = demo_fleet(self.setting, data, model, connect, outboxes=outboxes, on_event=record_event)
             if self.setting.micro:
-                self.boards = self._boards(data, model, broker.endpoint(), take)
+                self.boards = self._boards(data, model, broker.endpoint(), record_event)
             await stack.enter_async_context(self._federation.start_aggregator(broker))
             self.fleet = fleet
             return await self._until_the_end(fleet)
@@ -167,7 +167,7 @@ class Demo:
         return ending
 
     def _boards(
-        self, data: FleetData, model: FleetModel, endpoint: Endpoint, take: Callable[[dict[str, Any]], None]
+        self, data: FleetData, model: FleetModel, endpoint: Endpoint, record_event: Callable[[dict[str, Any]], None]
     ) -> MicroFleet:
         """Set up the last devices of the data on MicroPython.
 
@@ -177,12 +177,12 @@ class Demo:
         if not isinstance(model, DenseModel):
             raise ValueError("--micro trains linear models and perceptrons: add --model mlp.")  # noqa: TRY004 - the user's
         topics = Topics(self.setting.federation, self.setting.root)
-        found = MicroFleet(self.directory / "boards", endpoint, topics, asdict(model.recipe), take)
+        found = MicroFleet(self.directory / "boards", endpoint, topics, asdict(model.recipe), record_event)
         for name in tuple(data.devices)[-self.setting.micro :]:
             found.add(name, model.prepare(data.devices[name].x), data.devices[name].y)
         return found
 
-    def _take(self, event: dict[str, Any]) -> None:
+    def _handle_event(self, event: dict[str, Any]) -> None:
         """Record an event of the aggregator or of this run."""
         self.progress.add(event)
         if event["event"] == "evaluation" and self.fleet is not None:
@@ -273,7 +273,7 @@ class Demo:
     def _note(self, event: str, what: str) -> None:
         announced = None if self.fleet is None else self.fleet.announced
         model = {} if announced is None else {"version": announced.version, "digest": announced.digest.hex()}
-        self._take({"event": event, "what": what, "time": time.time(), **model})
+        self._handle_event({"event": event, "what": what, "time": time.time(), **model})
 
     # ------------------------------------------------------------------------ figures
 

@@ -11,9 +11,9 @@ from typing import Any
 
 MODULE = "midge.sensor_fleet.live.server"
 _LIBRARIES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-_GOODBYE = 60.0
+_STOP_TIMEOUT = 60.0
 """Timeout for writing its checkpoint and the model, in seconds."""
-_LINE = 2**20
+_LONGEST_EVENT = 2**20
 """Maximum bytes of one event."""
 
 
@@ -32,7 +32,7 @@ class AggregatorProcess:
         self._reading: asyncio.Task[None] | None = None
         self._wanted = False
         """False once it was killed or asked to stop."""
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         """Serialises start and stop: the user may restart it while the run ends."""
         self._stopped = False
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -44,8 +44,8 @@ class AggregatorProcess:
 
     async def start(self) -> None:
         """Start it on the existing store, unless it is running or was stopped."""
-        async with self._turn:
-            await self._over()
+        async with self._lock:
+            await self._wait_for_end()
             if not self._stopped and not self.running:
                 await self._spawn()
 
@@ -60,7 +60,7 @@ class AggregatorProcess:
                 stdout=PIPE,
                 stderr=log,
                 env={**os.environ, **dict.fromkeys(_LIBRARIES, "1")},
-                limit=_LINE,
+                limit=_LONGEST_EVENT,
             )
         self._wanted = True
         assert self._process.stdin is not None
@@ -75,18 +75,18 @@ class AggregatorProcess:
 
     async def stop(self) -> None:
         """Have it write a checkpoint and the model, and end for good; kill it on timeout."""
-        async with self._turn:
+        async with self._lock:
             self._wanted, self._stopped = False, True
             if self._process is not None and self._process.stdin is not None:
                 self._process.stdin.close()
             try:
-                async with asyncio.timeout(_GOODBYE):
-                    await self._over()
+                async with asyncio.timeout(_STOP_TIMEOUT):
+                    await self._wait_for_end()
             except TimeoutError:
                 self.kill()
-                await self._over()
+                await self._wait_for_end()
 
-    async def _over(self) -> None:
+    async def _wait_for_end(self) -> None:
         """If it is to end, wait until it has and all its events have been read."""
         if self._wanted:
             return

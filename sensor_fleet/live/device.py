@@ -98,11 +98,11 @@ class LiveDevice:
         context: FleetContext,
         number: int,
         name: str,
-        hear: Callable[["LiveDevice", dict[str, Any]], None],
+        report: Callable[["LiveDevice", dict[str, Any]], None],
         watch: Callable[[Delivery], None],
     ) -> None:
         self._context, self._number, self.name = context, number, name
-        self._hear = hear
+        self._report = report
         population = context.population
         self.joins = population.joins(name)
         """Seconds after the fleet begins."""
@@ -120,7 +120,7 @@ class LiveDevice:
             framed=context.framed,
             patient=context.patient,
         )
-        self.link.on_outage = self._part
+        self.link.on_outage = self._handle_outage
         self._task: asyncio.Task[None] | None = None
         self._back: asyncio.Event | None = None
         """Set when it is restarted; None unless it is killed."""
@@ -152,7 +152,7 @@ class LiveDevice:
             train=self._train,
             outbox=self.outbox if context.outboxes is None else context.outboxes / f"{self.name}.outbox",
             conditions=(lambda: self._why, *enough),
-            on_event=self._take,
+            on_event=self._handle_event,
             keepalive=KEEPALIVE,
             look_every=math.inf,
             versions=context.versions,
@@ -188,7 +188,7 @@ class LiveDevice:
         task = self._task = asyncio.current_task()
         assert task is not None
         if self.joins:
-            self._tell("joined")
+            self._emit("joined")
         while True:
             try:
                 await self.device.serve()
@@ -246,7 +246,7 @@ class LiveDevice:
     def _leave(self, departure: Departure) -> None:
         if self.gone:
             return
-        self._tell("left" if departure.goodbye else "vanished")
+        self._emit("left" if departure.goodbye else "vanished")
         if departure.goodbye or self._back is not None:
             self.stop()
             return
@@ -256,7 +256,7 @@ class LiveDevice:
         if self._task is not None:
             self._task.cancel()
 
-    def _part(self) -> None:
+    def _handle_outage(self) -> None:
         """Handle the beginning of an outage."""
         if self.link.established and self._context.population.says_goodbye(self.name):
             self.device.hang_up()
@@ -313,7 +313,7 @@ class LiveDevice:
         if self._sensor is not None and (stream := self._context.stream) is not None:
             self._at(self._sensor.enough_at(stream.fresh) / self._context.speed_up, self._look)
 
-    def _take(self, event: dict[str, Any]) -> None:
+    def _handle_event(self, event: dict[str, Any]) -> None:
         match event:
             case {"event": "connected"}:
                 self._opened = True
@@ -321,7 +321,7 @@ class LiveDevice:
                 first, self.met = not self.met, True
                 self._look()
                 if first:
-                    self._hear(self, {**event, "event": "met"})
+                    self._report(self, {**event, "event": "met"})
             case {"event": "training"}:
                 self.trainings += 1
             case {"event": "trained"}:
@@ -331,10 +331,10 @@ class LiveDevice:
                     self._settled_before += self._settled
                     self._identity, self._settled = identity, 0
                 self._settled = max(self._settled, through)
-        self._hear(self, event)
+        self._report(self, event)
 
-    def _tell(self, event: str) -> None:
-        self._hear(self, {"event": event, "device": self.name, "time": time.time()})
+    def _emit(self, event: str) -> None:
+        self._report(self, {"event": event, "device": self.name, "time": time.time()})
 
     # -------------------------------------------------------------------------- figures
 

@@ -33,7 +33,8 @@ class LiveFleet:
     ) -> None:
         self.context = context
         self.devices: Mapping[str, LiveDevice] = {
-            name: LiveDevice(context, number, name, self._hear, self._watch) for number, name in enumerate(names)
+            name: LiveDevice(context, number, name, self._handle_event, self._watch_delivery)
+            for number, name in enumerate(names)
         }
         self._on_event = on_event
         self._places = {name: place for place, name in enumerate(self.devices)}
@@ -114,11 +115,11 @@ class LiveFleet:
         name = name or next(iter(self.killed), None)
         return name if name is not None and self.devices[name].bring_back() else None
 
-    def _watch(self, delivery: Delivery) -> None:
+    def _watch_delivery(self, delivery: Delivery) -> None:
         if delivery.topic == self._announcement_topic:
             self._announced = delivery.payload
 
-    def _hear(self, device: LiveDevice, event: dict[str, Any]) -> None:
+    def _handle_event(self, device: LiveDevice, event: dict[str, Any]) -> None:
         self.events += 1
         match event:
             case {"event": "met"}:

@@ -94,23 +94,23 @@ class MicroFleet:
         """
         async with asyncio.TaskGroup() as devices:
             for name in self.names:
-                devices.create_task(self._live(name))
+                devices.create_task(self._run(name))
 
-    async def _live(self, name: str) -> None:
+    async def _run(self, name: str) -> None:
         command = [self._interpreter, "-X", _HEAP, str(_CLIENT / "fleet.py"), str(self._directory / name)]
         environment = {**os.environ, "MICROPYPATH": f"{_CLIENT}:.frozen"}
         process = await asyncio.create_subprocess_exec(
             *dying_with_parent(command), stdout=PIPE, stderr=STDOUT, env=environment, cwd=self._directory
         )
         try:
-            output = await self._hear(name, process)
+            output = await self._forward_events(name, process)
             raise DemoError(f"{name}, a device on MicroPython, ended with {await process.wait()}: {output}")
         finally:
             with suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
 
-    async def _hear(self, name: str, process: Process) -> str:
+    async def _forward_events(self, name: str, process: Process) -> str:
         """Forward its events until it ends; return the last lines of other output."""
         assert process.stdout is not None
         others: list[str] = []

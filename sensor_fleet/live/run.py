@@ -35,7 +35,7 @@ from midge.sensor_fleet.profiles.population import Population
 from midge.sensor_fleet.profiles.time_scaling import scaled_strategy
 from midge.sensor_fleet.sensors.stream import Stream
 from midge.sensor_fleet.setting import BrokerAddress
-from midge.sensor_fleet.simulation.fleet_progress import LOOKS, FleetProgress
+from midge.sensor_fleet.simulation.fleet_progress import REPORTS, FleetProgress
 from midge.sensor_fleet.simulation.result import Simulated
 from midge.sensor_fleet.simulation.simulate import evaluate_at
 from midge.sensor_fleet.virtual import EVALUATIONS, ProfileFleet
@@ -43,18 +43,18 @@ from midge.wire.lineage import State
 from midge.wire.schema import Parameters, Schema
 from midge.wire.topics import Topics
 
-_BEHIND: Final = 0.5
+_TOO_LATE: Final = 0.5
 """Lateness in seconds of the slowest 1 % of timers above which the user is warned."""
-_TELLING: Final = 0.5
+_REPORT_EVERY: Final = 0.5
 """Seconds between two reports of the number of connected devices."""
-_LAG: Final = 0.2
+_MEASURE_EVERY: Final = 0.2
 """Seconds between two measurements of the timers' lateness."""
-_SETTLING: Final = 10.0
+_LONGEST_WAIT: Final = 10.0
 """Maximum seconds that the fleet waits for the aggregator's first release interval to pass: the first step sets the
 scale of many later ones."""
 _Evaluate = Callable[[float, Parameters], Mapping[str, float]]
 """Evaluates a model at a time of the profile."""
-_GOODBYE: Final = 30.0
+_DISCONNECT_TIMEOUT: Final = 30.0
 """Seconds that all devices have to disconnect cleanly."""
 
 
@@ -111,7 +111,7 @@ class LiveRun:
         self.members: LiveFleet | None = None
         self._metrics: Mapping[str, float] = {}
         self._version = 0
-        self._parted: Counter[str] = Counter()
+        self._departures: Counter[str] = Counter()
         """Number of devices that the aggregator reported as lost (Last Will) or disconnected."""
         self._counts: Mapping[str, int] = {}
         self._rows: list[tuple[float, int, int, Mapping[str, float], tuple[int, int]]] = []
@@ -140,7 +140,7 @@ class LiveRun:
         fleet = self._fleet
         profile, data, model, strategy = await asyncio.to_thread(fleet.loaded)
         self._streams = isinstance(data, Stream)
-        self._settling = min(scaled_strategy(strategy, fleet.speed_up).release_interval, _SETTLING)
+        self._settling = min(scaled_strategy(strategy, fleet.speed_up).release_interval, _LONGEST_WAIT)
         first = initial_model(model, data)[0]
         schema = Schema.of(first, model.roles)
         samples = model.recipe.local_steps * model.recipe.batch_size
@@ -152,7 +152,7 @@ class LiveRun:
         self._check(schema.size)
         task = {"fleet": fleet.words()} if self._aggregates else None
         topics = Topics(fleet.federation)
-        federation = LocalFederation(topics, self._directory, self._broker or "auto", task, self._take)
+        federation = LocalFederation(topics, self._directory, self._broker or "auto", task, self._handle_event)
         async with federation.reach_broker() as broker:
             if federation.local is not None:
                 self._say(f"Over {federation.local.describe()}.")
@@ -161,14 +161,14 @@ class LiveRun:
             watching = Watching(broker.endpoint(), topics)
             async with federation.start_aggregator(broker):
                 await self._until_the_end(federation, members, watching, partial(evaluate_at, model, data))
-                result, parted = self._result(members, population), self._parted.copy()
-                await self._part(members)
+                result, departures = self._result(members, population), self._departures.copy()
+                await self._disconnect(members)
             parameters = self._served(members, watching, first)
         self._resident["end"] = resident()
         result = replace(result, parameters=parameters, took=time.time() - began)
-        about = self._about(members, parted)
+        about = self._about(members, departures)
         self.found = FleetRun(fleet, profile, data, model, result, about)
-        if (late := about["lag"]["p99"]) > _BEHIND:
+        if (late := about["lag"]["p99"]) > _TOO_LATE:
             self._say(
                 f"This machine was behind: one timer in a hundred was {late:.1f} s late or more, and the fleet slower "
                 "than its profile by that. Take fewer --devices, or a lower --speed-up."
@@ -208,16 +208,18 @@ class LiveRun:
             """Report progress while devices connect, then evaluate until the end."""
             while members.context.origin is None:
                 met, expected = members.gathered
-                self._tell(members, f"{met:,} of {expected:,} devices are connected")
+                self._report(members, f"{met:,} of {expected:,} devices are connected")
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(_TELLING):
+                    async with asyncio.timeout(_REPORT_EVERY):
                         await members.begun.wait()
-            await self._look_until_the_end(
+            await self._evaluate_until_the_end(
                 members, watching, None if self._aggregates and not self._streams else evaluate
             )
 
         self._serving = asyncio.create_task(members.serve(ready))
-        tasks = [asyncio.create_task(work) for work in (act(), watching.serve(), self._stop.wait(), self._see_lag())]
+        tasks = [
+            asyncio.create_task(work) for work in (act(), watching.serve(), self._stop.wait(), self._measure_lag())
+        ]
         try:
             await federation.run_beside(self._serving, *tasks)
         finally:
@@ -226,13 +228,13 @@ class LiveRun:
             await asyncio.gather(*tasks, return_exceptions=True)
             gc.unfreeze()
 
-    async def _look_until_the_end(self, members: LiveFleet, watching: Watching, evaluate: _Evaluate | None) -> None:
+    async def _evaluate_until_the_end(self, members: LiveFleet, watching: Watching, evaluate: _Evaluate | None) -> None:
         fleet = self._fleet
         origin = members.context.origin
         assert origin is not None
         loop, every = asyncio.get_running_loop(), fleet.seconds / fleet.speed_up / EVALUATIONS
         curve: list[tuple[float, float]] = []
-        number, glances = 0, max(1, round(LOOKS / EVALUATIONS))
+        number, glances = 0, max(1, round(REPORTS / EVALUATIONS))
         while number <= EVALUATIONS * glances:
             await asyncio.sleep(origin + number * every / glances - loop.time())
             # On an overloaded machine some reports are skipped, so that the run still ends on time.
@@ -244,7 +246,7 @@ class LiveRun:
                 now = min(members.context.profile_time(), fleet.seconds)
                 self._rows.append((now, self._version, len(members.accepted), self._metrics, members.payloads))
                 curve += [(now, value_of(self._metrics))] * (number // glances + 1 - len(curve))
-            self._tell(members, evaluated=evaluated)
+            self._report(members, evaluated=evaluated)
             if fleet.stop_at_target and held(curve, fleet.target, sign_of(self._metrics)) is not None:
                 return
             number += 1
@@ -263,7 +265,7 @@ class LiveRun:
             now = members.context.profile_time()
             self._metrics = await asyncio.to_thread(evaluate, now, state.parameters())
 
-    def _tell(self, members: LiveFleet, doing: str = "", *, evaluated: bool = False) -> None:
+    def _report(self, members: LiveFleet, doing: str = "", *, evaluated: bool = False) -> None:
         moment = FleetProgress(
             now=min(members.context.profile_time(), self._fleet.seconds),
             until=self._fleet.seconds,
@@ -278,15 +280,15 @@ class LiveRun:
         )
         self._watch(moment)
 
-    async def _see_lag(self) -> None:
+    async def _measure_lag(self) -> None:
         """Measure how late timers are: on an overloaded machine everything is."""
         loop = asyncio.get_running_loop()
         while True:
-            due = loop.time() + _LAG
-            await asyncio.sleep(_LAG)
+            due = loop.time() + _MEASURE_EVERY
+            await asyncio.sleep(_MEASURE_EVERY)
             self._lags.append(loop.time() - due)
 
-    def _take(self, event: dict[str, Any]) -> None:
+    def _handle_event(self, event: dict[str, Any]) -> None:
         """Handle an event of the aggregator's process."""
         match event:
             case {"event": "evaluation"}:
@@ -294,14 +296,14 @@ class LiveRun:
                     self._version, self._metrics = event["version"], event["metrics"]
                 self._evaluated.set()
             case {"event": "device", "state": "lost" | "disconnected" as state}:
-                self._parted[state] += 1
+                self._departures[state] += 1
             case {"event": "finished", "counts": counts}:
                 self._counts = counts
 
-    async def _part(self, members: LiveFleet) -> None:
+    async def _disconnect(self, members: LiveFleet) -> None:
         members.stop()
         try:
-            async with asyncio.timeout(_GOODBYE):
+            async with asyncio.timeout(_DISCONNECT_TIMEOUT):
                 await self._serving
         except TimeoutError:
             self._say("Some devices did not disconnect in time.")
@@ -348,7 +350,7 @@ class LiveRun:
             parameters={},
         )
 
-    def _about(self, members: LiveFleet, parted: Counter[str]) -> dict[str, Any]:
+    def _about(self, members: LiveFleet, departures: Counter[str]) -> dict[str, Any]:
         """Additional results of a live fleet."""
         up, down = members.moved
         devices, lags = members.devices.values(), sorted(self._lags) or [0.0]
@@ -359,8 +361,8 @@ class LiveRun:
             "held": sum(one.holding for one in devices),
             "repeated": members.repeated,
             "decided": dict(self._counts),
-            "lost": parted["lost"],
-            "goodbyes": parted["disconnected"],
+            "lost": departures["lost"],
+            "goodbyes": departures["disconnected"],
             "wire_up": up,
             "wire_down": down,
             "lag": {"mean": float(np.mean(lags)), "p99": lags[int(0.99 * (len(lags) - 1))], "most": lags[-1]},

@@ -32,7 +32,7 @@ MODEL: Final = "model.safetensors"
 """The exact model at the end."""
 SERVED: Final = "served.safetensors"
 """The model that users would get, at the end."""
-_TOLD: Final = ("start", "stop", "evaluation", "release", "device", "failed", "finished")
+_FORWARDED: Final = ("start", "stop", "evaluation", "release", "device", "failed", "finished")
 """Events that the aggregator of a profile's fleet forwards: devices know the others from their receipts."""
 
 
@@ -83,7 +83,7 @@ def app() -> Aggregator:
 # ------------------------------------------------------------------------ the process
 
 
-def tell(event: dict[str, Any]) -> None:
+def emit(event: dict[str, Any]) -> None:
     """Write an event as a line."""
     sys.stdout.write(json.dumps(event) + "\n")
     sys.stdout.flush()
@@ -96,8 +96,8 @@ def of_task(task: Mapping[str, Any]) -> Aggregator:
     def some(event: dict[str, Any]) -> None:
         if event["event"] == "start":  # totals of earlier processes, whether or not they were reported
             event |= {"counts": dict(aggregator.core.counts), "digest": aggregator.model.state.digest().hex()}
-        if isinstance(fleet, Setting) or event["event"] in _TOLD:
-            tell(event)
+        if isinstance(fleet, Setting) or event["event"] in _FORWARDED:
+            emit(event)
 
     connect = connector(BrokerAddress(**task["broker"]).endpoint())
     aggregator = make(fleet, connect, Path(task["directory"]) / "store", some)
@@ -132,10 +132,10 @@ async def main() -> int:
             used = aggregator.model.used()
             write_model(directory / SERVED, used.parameters(), {"federation": aggregator.config.federation})
     except (BrokerError, StoreError, ValueError) as error:
-        tell({"event": "failed", "why": str(error)})
+        emit({"event": "failed", "why": str(error)})
         return 1
     moved = {"bytes_in": aggregator.meters.bytes_in, "bytes_out": aggregator.meters.bytes_out}
-    tell({"event": "finished", **moved, "counts": dict(aggregator.core.counts)})
+    emit({"event": "finished", **moved, "counts": dict(aggregator.core.counts)})
     return 0
 
 

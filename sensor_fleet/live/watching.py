@@ -12,7 +12,7 @@ from midge.wire.errors import WireError
 from midge.wire.messages import Announcement
 from midge.wire.topics import Topics
 
-_AGAIN = 1.0
+_RECONNECT_AFTER = 1.0
 """Seconds before reconnecting."""
 
 
@@ -33,7 +33,7 @@ class Watching:
                     await client.subscribe(self._topics.announcement())
                     async for message in client.messages:
                         self._take(message.payload)
-            await asyncio.sleep(_AGAIN)
+            await asyncio.sleep(_RECONNECT_AFTER)
 
     def _take(self, payload: object) -> None:
         if isinstance(payload, bytes | bytearray):

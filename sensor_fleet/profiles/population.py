@@ -27,7 +27,7 @@ SEGMENT = 1460
 """Bytes of a TCP segment over Ethernet."""
 COPIES = 4
 """Float32 vectors of the model's size that a training holds: the base, the model, gradients, and the delta."""
-_EARLIEST = 0.2
+_SHORTEST_STAY = 0.2
 """Minimum share of the churn period for which a device that leaves is present."""
 
 
@@ -158,7 +158,7 @@ class Population:
         churn = self._churn(device)
         if uniform(self.seed, device, "leave", 0) >= churn.leave:
             return None
-        there = churn.within * (_EARLIEST + (1 - _EARLIEST) * uniform(self.seed, device, "leaves", 0))
+        there = churn.within * (_SHORTEST_STAY + (1 - _SHORTEST_STAY) * uniform(self.seed, device, "leaves", 0))
         goodbye = uniform(self.seed, device, "goodbye", 0) < churn.goodbye
         return Departure(self.joins(device) + there / self._factor, goodbye)
 
@@ -168,7 +168,7 @@ class Population:
         return (
             iter(())
             if isinstance(kind, Mains)
-            else self._faster(absences(kind, self.seed, device, self.profile.folder))
+            else self._scaled_intervals(absences(kind, self.seed, device, self.profile.folder))
         )
 
     def pauses(self, device: str) -> Iterator[Interval]:
@@ -177,9 +177,9 @@ class Population:
         if one.name in self.too_small:
             return iter(((0.0, math.inf),))
         kind = one.availability
-        return self._faster(absences(kind, self.seed, device)) if isinstance(kind, Mains) else iter(())
+        return self._scaled_intervals(absences(kind, self.seed, device)) if isinstance(kind, Mains) else iter(())
 
-    def _faster(self, intervals: Iterator[Interval]) -> Iterator[Interval]:
+    def _scaled_intervals(self, intervals: Iterator[Interval]) -> Iterator[Interval]:
         return ((start / self._factor, end / self._factor) for start, end in intervals)
 
     @property

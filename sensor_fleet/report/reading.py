@@ -49,9 +49,9 @@ def read(directory: Path) -> Run:
         baselines=_object(directory / BASELINES_FILE),
     )
     for event in _lines(directory / METRICS_FILE, run):
-        _take(run, event)
+        _record(run, event)
     for event in _lines(directory / DEVICES_FILE, run):
-        _take_of_device(run, event)
+        _record_of_device(run, event)
     run.device_events.sort(key=lambda device_event: device_event.time)
     task = mapping(run.about.get("data")).get("task")
     if task == "regression" or (task is None and run.result is not None and "rmse" in run.result):
@@ -59,7 +59,7 @@ def read(directory: Path) -> Run:
     return run
 
 
-def _take(run: Run, event: Mapping[str, Any]) -> None:
+def _record(run: Run, event: Mapping[str, Any]) -> None:
     """Record one event of the aggregator."""
     try:
         kind = event["event"]
@@ -93,7 +93,7 @@ def _take(run: Run, event: Mapping[str, Any]) -> None:
             case "killed":
                 run.killed.append((time, None, str(event["what"])))
             case "restarted":
-                _came_back(run, time, str(event["what"]))
+                _restarted(run, time, str(event["what"]))
             case _:
                 run.others[str(kind)] += 1
         run.times.append(time)
@@ -101,13 +101,13 @@ def _take(run: Run, event: Mapping[str, Any]) -> None:
         run.unreadable += 1
 
 
-def _came_back(run: Run, time: float, what: str) -> None:
+def _restarted(run: Run, time: float, what: str) -> None:
     for place, (start, end, which) in enumerate(run.killed):
         if which == what and end is None:
             run.killed[place] = (start, time, which)
 
 
-def _take_of_device(run: Run, event: Mapping[str, Any]) -> None:
+def _record_of_device(run: Run, event: Mapping[str, Any]) -> None:
     try:
         time = float(event["time"])
         device_event = DeviceEvent(time, str(event["device"]), str(event["event"]), finite_number(event.get("seconds")))

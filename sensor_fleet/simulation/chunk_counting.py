@@ -33,16 +33,16 @@ class TroubleReporter:
         self._call = call
         self._told: dict[str, float] = {}
 
-    def tell(self, device: str, why: str, now: float) -> None:
+    def report(self, device: str, why: str, now: float) -> None:
         """Send a reason to a device, unless one was sent recently."""
         if why and self._call is not None and now >= self._told.get(device, -math.inf) + TROUBLE:
             self._told[device] = now
             self._call(device, Trouble(why=why[:400]))
 
-    def see_encoder(self, core: AggregatorCore, record: rec.UpdateRecord, now: float) -> None:
+    def report_doubt(self, core: AggregatorCore, record: rec.UpdateRecord, now: float) -> None:
         """Report to a device that its encoder is doubted, if its codec needs error feedback."""
         if codecs.parse(record.codec).feedback:
-            self.tell(record.device, core.encoder_doubt(record.device, now), now)
+            self.report(record.device, core.encoder_doubt(record.device, now), now)
 
 
 def counting_reassembler(memory: int, troubles: TroubleReporter, known: Callable[[str], bool]) -> UpdateReassembler:
@@ -55,5 +55,5 @@ def counting_reassembler(memory: int, troubles: TroubleReporter, known: Callable
     """
     found = UpdateReassembler(budget=memory, dropped=Counter(), assembly=_Counted)
     found.known = known
-    found.displaced = lambda device, now: troubles.tell(device, DISPLACED, now)
+    found.displaced = lambda device, now: troubles.report(device, DISPLACED, now)
     return found

@@ -77,7 +77,7 @@ class Environment:
             if self._takes_part(one.name, newest.announcement):
                 yield one.task(newest, max(now, when)), newest.start
 
-    def varies(self, device: str, number: int) -> float:
+    def duration_factor(self, device: str, number: int) -> float:
         """The factor by which a training of a device takes longer than usual."""
         if not self.noise.jitter:
             return 1.0
@@ -94,7 +94,7 @@ class Environment:
             return 0.0
         return -mean * math.log(uniform(seed, device, f"delay/{purpose}", number))
 
-    def tell(self, status: AggregatorStatus) -> None:
+    def deliver_status(self, status: AggregatorStatus) -> None:
         """Deliver the aggregator's status to all connected devices."""
         for participant in list(self.connected.values()):
             participant.receive_status(status)

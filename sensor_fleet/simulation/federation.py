@@ -13,7 +13,7 @@ from midge.sensor_fleet.profiles.population import Population
 from midge.sensor_fleet.sensors.stream import Stream
 from midge.sensor_fleet.simulation.clock import Clock
 from midge.sensor_fleet.simulation.environment import Environment, Noise
-from midge.sensor_fleet.simulation.fleet_progress import LOOKS, FleetProgress
+from midge.sensor_fleet.simulation.fleet_progress import REPORTS, FleetProgress
 from midge.sensor_fleet.simulation.incidents import Incidents
 from midge.sensor_fleet.simulation.learners import Learner
 from midge.sensor_fleet.simulation.participant import Participant
@@ -88,7 +88,7 @@ class VirtualFederation:
                 reply=self._reply,
                 granted=self._grant,
                 released=self.environment.released,
-                status=self.environment.tell,
+                status=self.environment.deliver_status,
                 trouble=self._trouble,
             ),
             setup.tamper,
@@ -102,9 +102,9 @@ class VirtualFederation:
             self.clock.now = -self.server.core.strategy.release_interval
         self.clock.at(self.clock.now, self.server.start)
         if setup.incidents is not None:
-            self._expect(setup.incidents)
+            self._schedule(setup.incidents)
 
-    def _expect(self, incidents: Incidents) -> None:
+    def _schedule(self, incidents: Incidents) -> None:
         """Schedule the aggregator's crashes, restarts and pauses."""
         for crash in incidents.crashes:
             self.clock.at(crash.at, partial(self.server.crash, crash))
@@ -133,35 +133,35 @@ class VirtualFederation:
         watch: Callable[[FleetProgress], None] | None,
     ) -> Simulated:
         rows: list[tuple[float, int, int, Mapping[str, float], tuple[float, float]]] = []
-        seen: tuple[PublishedVersion, Mapping[str, float]] | None = None
+        last: tuple[PublishedVersion, Mapping[str, float]] | None = None
 
-        def look() -> None:
-            nonlocal seen
+        def evaluate_now() -> None:
+            nonlocal last
             newest = self.server.publisher.published[-1]
-            if seen is None or seen[0] is not newest or self._stream is not None:
-                seen = newest, evaluate(self.server.serving())
-            rows.append((self.clock.now, self.server.core.version, len(self.server.accepted), seen[1], self._moved()))
-            tell(evaluated=True)
-            if stop is not None and stop(self.clock.now, seen[1]):
+            if last is None or last[0] is not newest or self._stream is not None:
+                last = newest, evaluate(self.server.serving())
+            rows.append((self.clock.now, self.server.core.version, len(self.server.accepted), last[1], self._traffic()))
+            report(evaluated=True)
+            if stop is not None and stop(self.clock.now, last[1]):
                 self.clock.stop()
             else:
-                self.clock.at(len(rows) * every, look)
+                self.clock.at(len(rows) * every, evaluate_now)
 
-        def tell(*, evaluated: bool = False) -> None:
+        def report(*, evaluated: bool = False) -> None:
             if watch is not None:
-                watch(self._moment(seconds, seen[1] if seen else {}, evaluated=evaluated))
+                watch(self._progress(seconds, last[1] if last else {}, evaluated=evaluated))
 
-        def glance(number: int = 1) -> None:
-            tell()
-            self.clock.at((number + 1) * seconds / LOOKS, partial(glance, number + 1))
+        def report_at(number: int = 1) -> None:
+            report()
+            self.clock.at((number + 1) * seconds / REPORTS, partial(report_at, number + 1))
 
-        self.clock.at(0.0, lambda: self.clock.at(0.0, look))  # after the first release
+        self.clock.at(0.0, lambda: self.clock.at(0.0, evaluate_now))  # after the first release
         if watch is not None:
-            self.clock.at(seconds / LOOKS, glance)
+            self.clock.at(seconds / REPORTS, report_at)
         self.clock.run(seconds)
         return self._result(rows)
 
-    def _moment(self, until: float, metrics: Mapping[str, float], *, evaluated: bool) -> FleetProgress:
+    def _progress(self, until: float, metrics: Mapping[str, float], *, evaluated: bool) -> FleetProgress:
         return FleetProgress(
             now=self.clock.now,
             until=until,
@@ -174,7 +174,7 @@ class VirtualFederation:
             evaluated=evaluated,
         )
 
-    def _moved(self) -> tuple[float, float]:
+    def _traffic(self) -> tuple[float, float]:
         """Payload bytes that all devices have sent and received."""
         return self.environment.up, self.environment.down + self.server.publisher.received_bytes
 

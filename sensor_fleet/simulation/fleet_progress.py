@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-LOOKS = 400
+REPORTS = 400
 """Progress reports to `watch` in one run."""
 
 

@@ -359,7 +359,7 @@ class Participant:
         self._began = now = environment.clock.now + environment.noise.overhead
         seen = self._constraints.take()
         task = self._task(base, plan.seed, seen, plan)
-        load = environment.learner.load(self.number, task.plan(plan), seen) * environment.varies(
+        load = environment.learner.load(self.number, task.plan(plan), seen) * environment.duration_factor(
             self.name, self.trainings
         )
         self.link.ignore_versions(base.announcement)

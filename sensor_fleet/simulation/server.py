@@ -99,7 +99,7 @@ class Server:
         if self._store.durable:
             self.engine.checkpoint(self.core)
         self.shell.carry_out(self.core.start(self.now), self.now)
-        self._wake()
+        self._schedule()
 
     # ------------------------------------------------------- restarts and the operator
 
@@ -123,7 +123,7 @@ class Server:
             self.engine.checkpoint(self.core)
         self._actions = crash.actions
         if crash.actions == 0:
-            self._die()
+            self._end_process()
 
     def restart(self, clock: float) -> None:
         """Start another process on the same store.
@@ -150,9 +150,9 @@ class Server:
         self._publish()
         self._tell_status()
         self._clock.after(0.0, lambda: self.devices_online(0))  # device statuses arrive after the subscription
-        self._wake()
+        self._schedule()
 
-    def _die(self) -> None:
+    def _end_process(self) -> None:
         self._down, self._due = True, None
         self._tell_status()
 
@@ -160,7 +160,7 @@ class Server:
         if self._calls.status is not None:
             self._calls.status(self.status)
 
-    def _act(self) -> None:
+    def _count_action(self) -> None:
         """Count an action, and end the process if it was the last one."""
         if self._actions is not None:
             self._actions -= 1
@@ -174,9 +174,9 @@ class Server:
         try:
             work()
         except _ProcessEnded:
-            self._die()
+            self._end_process()
         else:
-            self._wake()
+            self._schedule()
 
     # ------------------------------------------------------------------ messages
 
@@ -247,7 +247,7 @@ class Server:
 
     def commit(self, entries: Sequence[ev.Journal]) -> None:
         """Store what the engine reads again, and what a restart recovers from."""
-        self._act()
+        self._count_action()
         for entry in entries:
             held = None if entry.key is None else self._bodies[entry.key]
             decoded = None if held is None else held.decoded
@@ -255,7 +255,7 @@ class Server:
             self._store.commit(entry.record, body, None if decoded is None else decoded.delta)
 
     def journaled(self, record: rec.Record, key: int | None, now: float) -> None:
-        self._act()
+        self._count_action()
         if not isinstance(record, rec.UpdateRecord):
             return
         if record.verdict != Verdict.ACCEPTED:
@@ -266,10 +266,10 @@ class Server:
         assert body.decoded is not None
         self.engine.hold(record, body.decoded.delta, body.direction)
         self.accepted.add(self._clock.now, self._setup.places[record.device], record.staleness, record.weight)
-        self._troubles.see_encoder(self.core, record, now)
+        self._troubles.report_doubt(self.core, record, now)
 
     def carry(self, record: rec.Record, now: float) -> None:
-        self._act()
+        self._count_action()
         if isinstance(record, rec.ServeRecord):
             return  # the run evaluates by itself
         frames = self.engine.carry(record)
@@ -277,7 +277,7 @@ class Server:
             self.core.handle(ev.ReleaseCarried(record.version, self.model.state.digest()), now)
             if self._store.durable:
                 self._store.add_frames((frame, 0) for frame in frames)
-            self._act()
+            self._count_action()
             self._publish(frames)
 
     def measure(self, lsns: Sequence[int]) -> ev.Measured:
@@ -295,7 +295,7 @@ class Server:
             self._calls.republished(fetch)
 
     def reply(self, device: str, outbox: int, hi: int, settled: Sequence[Settled]) -> None:
-        self._act()
+        self._count_action()
         self._calls.reply(device, outbox, hi, tuple(settled))
 
     def grant(self, device: str, update: Update, hi: int, now: float) -> None:
@@ -318,7 +318,7 @@ class Server:
     def _publish(self, frames: Sequence[Frame] = ()) -> None:
         self.publisher.publish(self.core, self.model, self.now, frames)
 
-    def _wake(self) -> None:
+    def _schedule(self) -> None:
         due = self.core.deadline
         if due is not None and not self._down and (self._due is None or due < self._due):
             self._due = due

@@ -163,7 +163,7 @@ def simulate(
 def _unscaled(stop: Stop | None, watch: Watch | None, factor: float) -> tuple[Stop | None, Watch | None]:
     """Wrap both callbacks so that they get times in the profile's seconds."""
 
-    def tell(moment: FleetProgress) -> None:
+    def report(moment: FleetProgress) -> None:
         assert watch is not None
         watch(replace(moment, now=moment.now * factor, until=moment.until * factor))
 
@@ -171,7 +171,7 @@ def _unscaled(stop: Stop | None, watch: Watch | None, factor: float) -> tuple[St
         assert stop is not None
         return stop(now * factor, metrics)
 
-    return None if stop is None else ends, None if watch is None else tell
+    return None if stop is None else ends, None if watch is None else report
 
 
 def evaluate_at(model: FleetModel, data: FleetData, now: float, parameters: Parameters) -> Mapping[str, float]:

@@ -15,13 +15,13 @@ class VirtualConstraints:
         environment: state shared by all devices.
         number: of the device.
         name: of the device.
-        tell: called with the first reason against training, or None.
+        report: called with the first reason against training, or None.
     """
 
-    __slots__ = ("_ended", "_enough", "_environment", "_pauses", "_reasons", "_resumes", "_sensor", "_tell")
+    __slots__ = ("_ended", "_enough", "_environment", "_pauses", "_reasons", "_report", "_resumes", "_sensor")
 
-    def __init__(self, environment: Environment, number: int, name: str, tell: Callable[[str | None], None]) -> None:
-        self._environment, self._tell = environment, tell
+    def __init__(self, environment: Environment, number: int, name: str, report: Callable[[str | None], None]) -> None:
+        self._environment, self._report = environment, report
         self._reasons: dict[str, str] = {}
         self._pauses: Iterator[tuple[float, float]] = iter(environment.world.pauses(name))
         self._resumes = self._enough = 0.0
@@ -84,4 +84,4 @@ class VirtualConstraints:
             self._reasons.pop(cause, None)
         else:
             self._reasons[cause] = why
-        self._tell(self.why)
+        self._report(self.why)
