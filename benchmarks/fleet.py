@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 
 from midge.sensor_fleet.data import FleetData, load
-from midge.sensor_fleet.lazy_rows import numbered, shared
+from midge.sensor_fleet.lazily import numbered, shared
 from midge.sensor_fleet.live.run import LiveRun
 from midge.sensor_fleet.models import DenseModel, model_for
 from midge.sensor_fleet.profiles.profile import load as load_profile

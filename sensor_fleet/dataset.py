@@ -31,7 +31,7 @@ class FleetData:
     """The data set of a fleet."""
 
     devices: Mapping[str, Rows]
-    """The training rows of each device, by name; possibly made on access (`sensor_fleet.lazy_rows`)."""
+    """The training rows of each device, by name; possibly made on access (`sensor_fleet.lazily`)."""
     test: Rows
     task: Task
     classes: int | None

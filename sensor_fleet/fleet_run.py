@@ -12,7 +12,7 @@ import numpy as np
 
 from midge.sensor_fleet import record
 from midge.sensor_fleet.data import FleetData
-from midge.sensor_fleet.lazy_rows import numbered
+from midge.sensor_fleet.lazily import numbered
 from midge.sensor_fleet.models import FleetModel
 from midge.sensor_fleet.profiles.profile import Profile
 from midge.sensor_fleet.progress import HELD, METRICS

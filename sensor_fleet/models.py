@@ -17,7 +17,7 @@ from midge.iot_client.training.numpy_cnn import CNN
 from midge.iot_client.training.numpy_models import FROZEN, MLP, Array, Network
 from midge.sensor_fleet.data import FleetData, Kind, Rows
 from midge.sensor_fleet.features import by_channel, features, raw
-from midge.sensor_fleet.lazy_rows import numbered
+from midge.sensor_fleet.lazily import numbered
 from midge.wire.moments import Moments, pool
 from midge.wire.schema import Role
 

@@ -8,7 +8,7 @@ from typing import Any, Final, Self
 from midge.aggregator.core.strategy import Strategy
 from midge.sensor_fleet.data import FleetData, load
 from midge.sensor_fleet.fleet_run import SETTINGS, FleetRun, held, sign_of, value_of
-from midge.sensor_fleet.lazy_rows import shared
+from midge.sensor_fleet.lazily import shared
 from midge.sensor_fleet.models import FleetModel, model_for
 from midge.sensor_fleet.profiles import profile as profiles
 from midge.sensor_fleet.profiles.profile import Profile

@@ -23,7 +23,7 @@ from midge.broker.local.mosquitto import find_mosquitto
 from midge.iot_client.training.fit import Fit, TrainingPlan
 from midge.sensor_fleet.data import FleetData
 from midge.sensor_fleet.fleet_run import FleetRun, held, sign_of, value_of
-from midge.sensor_fleet.lazy_rows import numbered
+from midge.sensor_fleet.lazily import numbered
 from midge.sensor_fleet.live import limits
 from midge.sensor_fleet.live.device import FleetContext
 from midge.sensor_fleet.live.federation import LocalFederation

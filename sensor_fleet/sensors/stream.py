@@ -9,7 +9,7 @@ import numpy as np
 
 from midge.iot_client.data.samples import Samples
 from midge.sensor_fleet.dataset import FleetData, Rows
-from midge.sensor_fleet.lazy_rows import LazyRows, names_of
+from midge.sensor_fleet.lazily import LazyRows, names_of
 from midge.sensor_fleet.sensors.data_faults import Drift, Flaws
 from midge.sensor_fleet.sensors.flow import Flow, Inputs, Maker, Targets
 

@@ -8,7 +8,7 @@ import numpy as np
 from midge.iot_client.training.fit import Recipe, Trainer, TrainingPlan
 from midge.iot_client.training.update_encoder import covered
 from midge.sensor_fleet.data import FleetData, Rows
-from midge.sensor_fleet.lazy_rows import numbered
+from midge.sensor_fleet.lazily import numbered
 from midge.sensor_fleet.models import FleetModel, NumpyModel
 from midge.sensor_fleet.sensors.stream import Stream
 from midge.sensor_fleet.simulation.stacked import Job, Stack, TrainingRows

@@ -12,7 +12,7 @@ from midge.aggregator.core.presets import balanced
 from midge.aggregator.core.strategy import Strategy
 from midge.iot_client.training.fit import Recipe, Trainer
 from midge.sensor_fleet.data import FleetData
-from midge.sensor_fleet.lazy_rows import names_of
+from midge.sensor_fleet.lazily import names_of
 from midge.sensor_fleet.models import FleetModel, initial_model
 from midge.sensor_fleet.profiles.population import Population
 from midge.sensor_fleet.profiles.profile import Profile, load

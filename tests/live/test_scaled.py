@@ -1,4 +1,4 @@
-"""Scaled time: lanes of a line, a hastened world and strategy, and the words that both sides are told."""
+"""Scaled time: lanes of a line, a scaled world and strategy, and the words that both sides are told."""
 
 import math
 from itertools import chain, islice
@@ -43,7 +43,7 @@ def test_a_lane_without_limits_delays_nothing() -> None:
 
 
 @pytest.mark.parametrize("profile", ["farm", "phones"])
-def test_a_hastened_world_is_the_same_one_faster(profile: str) -> None:
+def test_a_scaled_world_is_the_same_one_faster(profile: str) -> None:
     world = Population(load(profile), NAMES, 3, samples=320, values=1000)
     fast = world.scaled(60)
     for name in NAMES:
@@ -60,7 +60,7 @@ def test_a_hastened_world_is_the_same_one_faster(profile: str) -> None:
             assert [60 * value for value in spans] == pytest.approx(slow_spans)
 
 
-def test_a_hastened_strategy_goes_with_it() -> None:
+def test_a_scaled_strategy_goes_with_it() -> None:
     usual = balanced(release_interval=600.0, deadline=900.0)
     fast = scaled_strategy(usual, 60)
     assert (fast.release_interval, fast.deadline) == (10, 15)

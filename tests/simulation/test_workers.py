@@ -11,7 +11,7 @@ import pytest
 from midge.aggregator.core.presets import balanced
 from midge.iot_client.training.fit import Recipe, TrainingPlan
 from midge.sensor_fleet.data import load
-from midge.sensor_fleet.lazy_rows import shared
+from midge.sensor_fleet.lazily import shared
 from midge.sensor_fleet.models import model_for
 from midge.sensor_fleet.simulation import shards
 from midge.sensor_fleet.simulation.cluster import OnRay
