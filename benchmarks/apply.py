@@ -1,16 +1,16 @@
-"""What an update costs at the aggregator once it is there: decoded, combined and applied, in nanoseconds a parameter.
+"""Cost of one update in the aggregator: decoding, combining and applying, in nanoseconds per parameter.
 
     python -m benchmarks.apply [--quick] [--json PATH]
 
-Each row is a codec and a size: processor time of this thread, the median of some tries, each with a body of its own
-that was just read into memory. `decode_ns` is reading the body into a vector, with the look at whether it is finite and
-its norm; `combine_ns` the step, shared by the K updates of it; `apply_ns` both. Beside them, in the same run and at the
-same size: a copy of the payload, a copy of the model, one pass `g += a * d`, the checksum that an update is known by
-and the one that the journal keeps. `within` is apply_ns by what the machine could do: a copy of the payload plus that
-pass. Rows `receipt` say what the header, the decision, the journal's row and the receipt cost, whatever the size:
-microseconds for an update of ten values.
+Each row is a codec and a size: processor time of this thread, the median of several tries, each with its own body that
+was just read into memory. `decode_ns` is decoding a body into a vector, with the finiteness check and the norm;
+`combine_ns` is the step, divided by its K updates; `apply_ns` is both. For comparison, in the same run and at the same
+size: a copy of the payload, a copy of the model, one pass `g += a * d`, the checksum that identifies an update, and the
+journal's checksum. `within` is apply_ns relative to the machine's limit: a copy of the payload plus that pass. Rows
+`receipt` are the costs that do not depend on the size (header, decision, journal row and receipt): microseconds for an
+update of ten values.
 
-`--data` is taken and not looked at: the delta is heavy-tailed, as deltas are.
+`--data` is accepted and ignored: the deltas are heavy-tailed random numbers.
 """
 
 import argparse
@@ -51,7 +51,7 @@ K = 10
 
 
 def spent(work: Callable[[], Any], times: int) -> float:
-    """Nanoseconds of this thread's processor time, the median of some tries."""
+    """Processor time of this thread in nanoseconds, the median of several tries."""
     found = []
     for _ in range(times):
         began = time.thread_time_ns()
@@ -61,7 +61,7 @@ def spent(work: Callable[[], Any], times: int) -> float:
 
 
 def limits(size: int, times: int) -> dict[str, float]:
-    """What the machine does with float32 values, in nanoseconds a value."""
+    """The machine's limits for float32 values, in nanoseconds per value."""
     g, d, scratch = (np.ones(size, np.float32) for _ in range(3))
     raw = d.tobytes()
 
@@ -119,7 +119,7 @@ def applied(size: int, codec: str, times: int, copy_ns: float, pass_ns: float) -
 
 
 def receipts(codec: str, batch: int, rounds: int) -> dict[str, Any]:
-    """The whole of `FederationRuntime.process` for small updates on a real disk, without a network."""
+    """Measure `FederationRuntime.process` for small updates on a real disk, without a network."""
     initial = {"w": np.zeros(10, np.float32)}
     schema, topics = Schema.of(initial), Topics("apply")
     with tempfile.TemporaryDirectory() as directory:
@@ -173,8 +173,8 @@ def receipts(codec: str, batch: int, rounds: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--data", help="not used")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the line there too")
+    parser.add_argument("--data", help="ignored")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write the line to this file")
     arguments = parser.parse_args()
     sizes = (10_000, 1_000_000) if arguments.quick else (10_000, 100_000, 1_000_000, 10_000_000)
     rows: list[dict[str, Any]] = []

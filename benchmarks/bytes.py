@@ -1,23 +1,23 @@
-"""Few bytes: `python -m benchmarks.bytes [--quick] [--data FILE.npz]` prints one JSON line.
+"""Traffic and quality by codec: `python -m benchmarks.bytes [--quick] [--data FILE.npz]` prints one JSON line.
 
-`rows`: for each data set and codec the model's quality and the bytes on the wire for each accepted update. The quality
-comes from simulated federations on a virtual clock, in an unkind world, with the same seeds for all codecs. The bytes
-come from a live federation of the same data: real devices, a real broker, counted where TCP carries them, by a proxy
-between the two. So everything is in them: MQTT's headers, greetings, statistics, receipts, announcements, reconnects;
-but neither TCP's own headers nor TLS.
+`rows`: for each data set and codec the model's quality, and the bytes on the wire for each accepted update. The quality
+comes from simulated federations on a virtual clock, in an adverse world, with the same seeds for all codecs. The bytes
+come from a live federation of the same data: real devices and a real broker, with a counting TCP proxy between them. So
+they include MQTT's headers, greetings, statistics, receipts, announcements and reconnections, but neither TCP's own
+headers nor TLS.
 
-- `bytes_up`, `bytes_down`: of all devices, for each accepted update. What it takes to join is left out: counting begins
-  when as many updates are accepted as there are devices.
+- `bytes_up`, `bytes_down`: of all devices, for each accepted update. Joining is left out: counting begins once the
+  number of accepted updates equals the number of devices.
 - `ratio_up`: the trained tensors as float32, over `bytes_up`. `ratio_down`: the whole model as float32 for each
   training that began, over the bytes that devices received.
-- `raw_bytes`: what the training rows of one device take as they are stored; so much are `updates_for_raw` updates.
+- `raw_bytes`: the training rows of one device as stored; `updates_for_raw` updates have the same size.
 
-`downlink`: the same live measure by how many devices there are to each update that a release takes: as many versions a
-device finds on its way, and as many announcements pass. Counting begins at three updates for each device and goes on
-for ten: what late and slow devices fetch first, a snapshot, is mostly behind.
+`downlink`: the same live measurement by the number of devices per update of a release, which is the number of versions
+and announcements between two trainings of a device. Counting begins at three updates per device and lasts for ten: most
+late and slow devices have fetched their first snapshot by then.
 
-Without `--quick`, results are kept in `benchmarks/results/bytes.json` codec by codec, so that a run that was ended goes
-on where it was; `python docs/compression.py` makes the page's tables and picture of them.
+Without `--quick`, results are kept in `benchmarks/results/bytes.json` codec by codec, so that an interrupted run can be
+resumed; `python docs/compression.py` generates the page's tables and picture from them.
 """
 
 import argparse
@@ -57,22 +57,22 @@ CODECS = (
 )  # fmt: skip
 QUICK = ("float32", DEFAULT, EXTREME)
 FIRST = (*QUICK, "stc:0.02", "randk:0.25|eden:1")
-"""What matters most, measured on all data before the rest is."""
+"""The codecs of most interest, measured on all data sets before the others."""
 SETS = {"digits": (40.0, 5), "spsw_har": (40.0, 5), "cmapss_fd001": (40.0, 3), "fashion_mnist": (40.0, 3)}
-"""Virtual seconds of a run, in which a training takes half a second on the device in the middle, and seeds."""
+"""Virtual seconds of a run, in which the median device trains in half a second; and seeds."""
 CURVES = ("digits", "spsw_har")
 PER_UPDATE = (1, 2, 5, 10, 20)
-"""Devices to each update that makes a release, for the curves."""
+"""Devices per update of a release, for the curves."""
 LIVE = 240
-"""Updates that bytes are counted for."""
+"""Updates over which bytes are counted."""
 PATIENCE = 120.0
 WHEEL = 20
-"""Evaluations that the quality is the mean of: the last fifth of a run."""
+"""Evaluations whose mean is the quality: the last fifth of a run."""
 RESULTS = Path(__file__).with_name("results") / "bytes.json"
 
 
 class Counter:
-    """A TCP proxy to a port of this machine that counts what it carries."""
+    """A TCP proxy to a local port that counts the bytes it carries."""
 
     def __init__(self, target: int) -> None:
         self._target = target
@@ -109,7 +109,7 @@ class Counter:
 
 @dataclass(frozen=True)
 class Wire:
-    """What a live run carried."""
+    """The traffic of a live run."""
 
     accepted: int
     trainings: int
@@ -118,7 +118,7 @@ class Wire:
 
 
 async def live(setting: Setting, data: FleetData, model: FleetModel, updates: int, settled: int = 1) -> Wire:
-    """Run a federation until so many updates are accepted beyond `settled` for each device, or for two minutes."""
+    """Run a federation until this many updates per device are accepted beyond `settled`, or for two minutes."""
     progress = Progress(target=None)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
@@ -141,10 +141,10 @@ async def live(setting: Setting, data: FleetData, model: FleetModel, updates: in
 
 
 async def _accepted(progress: Progress, updates: int, fleet: LiveFleet, counter: Counter) -> Wire:
-    """What was carried when so many updates are accepted, or time is over."""
+    """Wait until this many updates are accepted, or time runs out; return the traffic so far."""
     with suppress(TimeoutError):
         async with asyncio.timeout(PATIENCE):
-            while progress.updates["accepted"] < updates:  # noqa: ASYNC110 - it comes from another process
+            while progress.updates["accepted"] < updates:  # noqa: ASYNC110 - counted in another process
                 await asyncio.sleep(0.05)
     return Wire(progress.updates["accepted"], fleet.trainings, counter.up, counter.down)
 
@@ -196,7 +196,7 @@ def rows_of(
 
 
 def downlink(name: str, source: str, per_update: int) -> Iterator[dict[str, Any]]:
-    """Bytes down where so many devices are there to each update that makes a release."""
+    """Bytes down by the number of devices per update of a release."""
     data = load(source)
     model = model_for(data)
     whole = 4 * sum(array.size for array in model.initial.values())
@@ -214,7 +214,7 @@ def downlink(name: str, source: str, per_update: int) -> Iterator[dict[str, Any]
 
 
 class Kept:
-    """Results by part, on the disk as soon as they are there."""
+    """Results by part, saved as soon as they are measured."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -223,7 +223,7 @@ class Kept:
             self.parts = json.loads(path.read_text())
 
     def make(self, key: str, work: Callable[[], Iterable[dict[str, Any]]]) -> None:
-        """Do what is not there yet."""
+        """Measure the missing parts."""
         if key in self.parts:
             return
         self.parts[key] = list(work())
@@ -241,7 +241,7 @@ class Kept:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one data set, three codecs, one seed: under a minute")
-    parser.add_argument("--data", help="a data set of one's own in place of ours")
+    parser.add_argument("--data", help="a data set instead of ours")
     parser.add_argument("--set", choices=SETS, help="one of ours only")
     parser.add_argument("--seeds", type=int, help="other than ours, which are five of small sets and three of large")
     arguments = parser.parse_args()

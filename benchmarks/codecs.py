@@ -1,8 +1,8 @@
-"""What codecs cost: `python -m benchmarks.codecs [--quick] [--data FILE.npz]` prints one JSON line.
+"""Cost of codecs: `python -m benchmarks.codecs [--quick] [--data FILE.npz]` prints one JSON line.
 
-Each row is a codec on one vector: nanoseconds of processor time for each parameter, encoded and decoded, bytes for each
-parameter, and the part of the energy that is left out. Beside them stands a copy of the same vector in the same run.
-The vector is heavy-tailed, as deltas are; `--data` is taken and not looked at, for all benchmarks take it.
+Each row is a codec on one vector: nanoseconds of processor time per parameter for encoding and decoding, bytes per
+parameter, and the share of the energy that is lost. A copy of the same vector in the same run is the reference. The
+vector is heavy-tailed, as deltas are; `--data` is accepted and ignored, since all benchmarks take it.
 """
 
 import argparse
@@ -27,7 +27,7 @@ NAMES = (
 
 
 def fastest(work: Callable[[], Any], times: int) -> float:
-    """Seconds of processor time of this thread, the least of some tries: others are at work on this machine."""
+    """Processor time of this thread in seconds, the minimum of several tries: the machine may have other work."""
     found = []
     for _ in range(times):
         began = time.thread_time()

@@ -1,11 +1,11 @@
-"""What a device costs: `python -m benchmarks.device --json [--quick]` prints one JSON line.
+"""Footprint of a device: `python -m benchmarks.device --json [--quick]` prints one JSON line.
 
 Midge is built as a wheel and installed without extras into an empty environment, compiled, as on a device. There:
 
-- `import_s`: seconds of processor time until `midge.Device` and its MQTT client are imported; the least of several.
+- `import_s`: seconds of processor time until `midge.Device` and its MQTT client are imported; the minimum of several.
 - `floor_import_s`: the same for numpy, paho-mqtt, msgpack and pydantic (with a model of one field) alone.
 - `rss_mb`: resident MiB of a device that has trained a small model and is connected, NumPy tier.
-- `floor_rss_mb`: resident MiB with those four libraries imported and nothing done.
+- `floor_rss_mb`: resident MiB with just those four libraries imported.
 - `installed_mb`, `midge_mb`: MiB on disk, of all packages and of Midge's own, compiled files included.
 - `packages`: what was installed.
 - `predict_us`: microseconds of one prediction for one row, perceptron of 64-64-32-10.
@@ -67,13 +67,13 @@ print(1e6 * float(np.median(times)))
 
 
 def environment() -> dict[str, str]:
-    """As on a device: one thread, and compiled files where they are installed. `-I` keeps the working directory out."""
+    """The environment of a device: one thread, and installed compiled files. `-I` keeps the working directory out."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return {**kept, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def build(directory: Path) -> Path:
-    """A wheel of this tree, built from a copy: `build/` in the tree could hold files that are gone."""
+    """Build a wheel from a copy of this tree, whose `build/` could hold deleted files."""
     copy = directory / "source"
     copy.mkdir()
     for name in (*PACKAGES, "pyproject.toml", "README.md", "LICENSE"):
@@ -99,7 +99,7 @@ def _can_build() -> bool:
 
 
 def install(directory: Path, *, compiled: bool = True) -> Path:
-    """A wheel of this tree, installed without extras into an empty environment; its interpreter."""
+    """Install a wheel of this tree without extras into an empty environment; return its interpreter."""
     wheel = build(directory)
     run(sys.executable, "-m", "venv", "--without-pip", str(directory / "venv"))
     python = directory / "venv" / "bin" / "python"
@@ -110,12 +110,12 @@ def install(directory: Path, *, compiled: bool = True) -> Path:
 
 
 def run(*command: str) -> str:
-    """A program's standard output; what it says otherwise goes through."""
+    """A program's standard output; its standard error is passed through."""
     return subprocess.run(command, env=environment(), check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def seconds(python: Path, program: str) -> float:
-    """Of processor time."""
+    """Seconds of processor time."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     run(str(python), "-I", "-c", program)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -123,7 +123,7 @@ def seconds(python: Path, program: str) -> float:
 
 
 async def federate(python: Path, directory: Path) -> float:
-    """Two devices from that environment, a broker and an aggregator from this one; MiB of the larger device."""
+    """Run two devices from that environment, with broker and aggregator from this one; MiB of the larger device."""
     model = midge.MLP(64, (64, 32), 10)
     async with local_broker(directory=directory) as broker:
         url = f"mqtt://127.0.0.1:{broker.endpoint.port}"
@@ -157,7 +157,7 @@ async def federate(python: Path, directory: Path) -> float:
 
 
 def measure(*, quick: bool) -> dict[str, object]:
-    """All of it."""
+    """Run all measurements."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         python = install(directory)

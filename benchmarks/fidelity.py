@@ -1,13 +1,13 @@
-"""Does a virtual fleet say what a live one does? The same fleet, data and seed both ways, side by side.
+"""Comparison of a virtual and a live fleet: the same fleet, data and seed both ways.
 
     python -m benchmarks.fidelity [--quick] [--data FILE.npz] [--profile NAME] [--devices N] [--days D] [--speed-up X]
 
-The live fleet is one process with a connection for each device, over Mosquitto where it is installed, in scaled time:
-`--speed-up` seconds of the profile in one of ours. The virtual one is simulated in the same scaled time, so that what
-Midge itself waits for is the same in both. A row is one figure: `what`, `virtual`, `live` (means over the seeds),
-`error` (relative, of the virtual run), `within` (a tenth; of staleness in steps also less than half a step), and
-`unscaled`: what the virtual run in the profile's own time says, for what scaling itself changes. `seeds` holds the
-figures of each seed. Times are in the profile's seconds.
+The live fleet is one process with a connection for each device, over Mosquitto if it is installed, in scaled time:
+`--speed-up` seconds of the profile per second of the clock. The virtual one is simulated in the same scaled time, so
+that Midge's own time-outs are the same in both. A row is one figure: `what`, `virtual`, `live` (means over the seeds),
+`error` (relative, of the virtual run), `within` (a tenth; for staleness in steps also less than half a step), and
+`unscaled`: the virtual run in the profile's own time, to show the effect of the scaling. `seeds` holds the figures of
+each seed. Times are in the profile's seconds.
 """
 
 import benchmarks.one_thread  # noqa: F401 - before NumPy
@@ -30,14 +30,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks.fleet import source
+from midge.sensor_fleet.fleet_run import FleetRun
 from midge.sensor_fleet.live.run import LiveRun
 from midge.sensor_fleet.setting import Setting
 from midge.sensor_fleet.simulation.result import by_class
-from midge.sensor_fleet.virtual import FleetRun, ProfileFleet
+from midge.sensor_fleet.virtual import ProfileFleet
 
 WITHIN = 0.1
 STEPS = 0.5
-"""Steps of staleness that are no difference: a tenth of two steps is less than one update can tell."""
+"""Differences in staleness that do not count: a tenth of two steps is below the resolution of one update."""
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def main() -> None:
     args = parser.parse_args()
     devices, days, speed_up, seeds, target = (80, 0.45, 1440.0, 1, 0.85) if args.quick else (100, 1.0, 480.0, 3, 0.9)
     fleet = ProfileFleet(
-        Setting(data=source(args.data, quick=True)),  # small: both have to keep up
+        Setting(data=source(args.data, quick=True)),  # small, so that both keep up
         profile=args.profile,
         devices=args.devices or devices,
         days=args.days or days,
@@ -69,7 +70,7 @@ def main() -> None:
 
 
 def both(fleet: ProfileFleet, seed: int) -> dict[str, Any]:
-    """One seed: the figures of the virtual run in scaled time, of the live run, and of the virtual one unscaled."""
+    """One seed: figures of the virtual run in scaled time, of the live run, and of the unscaled virtual run."""
     fleet = replace(fleet, setting=replace(fleet.setting, seed=seed))
     began = time.perf_counter()
     virtual, unscaled = fleet.run(), replace(fleet, speed_up=1.0).run()
@@ -92,7 +93,7 @@ def run(live: ProfileFleet) -> FleetRun:
 
 
 def figures(found: FleetRun) -> dict[str, float | None]:
-    """What is compared. Bytes are payload bytes."""
+    """The compared figures. Bytes are payload bytes."""
     result = found.result
     accepted = max(len(result.senders), 1)
     told: dict[str, float | None] = {
@@ -116,7 +117,7 @@ def figures(found: FleetRun) -> dict[str, float | None]:
 
 
 def row(what: str, told: list[dict[str, Any]]) -> dict[str, Any]:
-    """One figure over the seeds; None where a seed has none."""
+    """One figure over the seeds; None if a seed lacks it."""
 
     def mean(of: str) -> float | None:
         values = [one[of].get(what) for one in told]

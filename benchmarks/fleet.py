@@ -1,18 +1,19 @@
-"""Simulated fleets: trainings and events a second on the virtual clock, beside the bare training of the same models.
+"""Speed of simulated fleets: trainings and events per second, compared with bare training of the same models.
 
     python -m benchmarks.fleet [--quick] [--data FILE.npz] [--devices N …] [--days D] [--workers N] [--ray] [--model …]
     python -m benchmarks.fleet --live 5000 [--days D] [--speed-up X]
 
 A row is a fleet: `devices`, `mode` (virtual, ray, live), `workers`, `model`, `trainings_per_s`, `events_per_s`,
-`bytes_per_device` (payload, both ways), `memory_per_device` (resident bytes beyond the program's, divided), and
-`virtual_seconds_per_s`. A ray row, the first fleet again on a local cluster of two, is made where Ray is installed. A
-live row is a fleet of the profile phones, whose devices are connected nearly always, over Mosquitto where that is
-installed: `memory_connected` is what a device takes before it trains, `lag_p99` how late timers were, in seconds, and
-events are what devices told of.
-`bare_vmap_per_s` is what torch.func.vmap does of the same trainings in this process alone, at the best of a few stack
-sizes, and `bare_stacked_per_s` what our stacked NumPy does with nothing around it. Everything is measured on one core:
-BLAS and torch get one thread. `cpu_share` says how much of a core the simulation got; on a busy machine compare
-`trainings_per_cpu_s`, and the bare rates, which are by processor time too.
+`bytes_per_device` (payload, both ways), `memory_per_device` (resident bytes above the program's, divided), and
+`virtual_seconds_per_s`. A ray row, the first fleet again on a local cluster of two, is added if Ray is installed. A
+live row is a fleet of the profile phones, whose devices are connected nearly always, over Mosquitto if it is installed:
+`memory_connected` is the memory of a device before it trains, `lag_p99` the lateness of timers in seconds, and events
+are those that devices reported.
+
+`bare_vmap_per_s` is the rate of torch.func.vmap for the same trainings in this process alone, at the best of several
+stack sizes, and `bare_stacked_per_s` that of our stacked NumPy with nothing around it. Everything is measured on one
+core: BLAS and torch get one thread. `cpu_share` is the share of a core that the simulation got; on a busy machine
+compare `trainings_per_cpu_s` with the bare rates, which are by processor time too.
 """
 
 import benchmarks.one_thread  # noqa: F401 - before NumPy
@@ -41,8 +42,9 @@ from midge.sensor_fleet.models import DenseModel, model_for
 from midge.sensor_fleet.profiles.profile import load as load_profile
 from midge.sensor_fleet.setting import Setting
 from midge.sensor_fleet.simulation.cluster import OnRay
+from midge.sensor_fleet.simulation.fleet_progress import FleetProgress
 from midge.sensor_fleet.simulation.result import Simulated
-from midge.sensor_fleet.simulation.simulate import FleetProgress, simulate
+from midge.sensor_fleet.simulation.simulate import simulate
 from midge.sensor_fleet.simulation.stacked import Job, Stack, TrainingRows
 from midge.sensor_fleet.virtual import ProfileFleet
 from midge.wire.messages import Plan
@@ -61,7 +63,7 @@ def main() -> None:
     parser.add_argument("--profile", default="farm")
     parser.add_argument("--model", choices=["linear", "mlp"])
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--ray", action="store_true", help="have the workers be actors of a local Ray cluster")
+    parser.add_argument("--ray", action="store_true", help="run the workers on a local Ray cluster")
     parser.add_argument("--live", type=int, nargs="*", help="devices of live fleets; these alone")
     parser.add_argument("--speed-up", type=float, help="of live fleets")
     args = parser.parse_args()
@@ -108,7 +110,7 @@ def main() -> None:
 
 
 def source(given: str | None, *, quick: bool) -> str:
-    """The data: as given, or Fashion-MNIST where the folder of data sets is known, or the bundled digits."""
+    """The data: as given, otherwise Fashion-MNIST if the data folder is known, otherwise the bundled digits."""
     if given is not None:
         return given
     folder = os.environ.get("MIDGE_DATA")
@@ -122,7 +124,7 @@ def source(given: str | None, *, quick: bool) -> str:
 def fleet(
     data: FleetData, devices: int, days: float, name: Any, *, profile: str, workers: int, ray: bool
 ) -> dict[str, Any]:
-    """One fleet on the virtual clock."""
+    """Simulate one fleet."""
     spread = shared(data, devices, 0)
     model = model_for(spread, name, seed=0)
     before, cpu = resident(), processor()
@@ -166,7 +168,7 @@ def fleet(
 
 
 def live(data: str, devices: int, days: float, name: Any, *, speed_up: float) -> dict[str, Any]:
-    """One fleet over a real broker."""
+    """Run one fleet over a real broker."""
     virtual = ProfileFleet(
         Setting(data=data, model=name), profile="phones", devices=devices, days=days, speed_up=speed_up
     )
@@ -197,7 +199,7 @@ def live(data: str, devices: int, days: float, name: Any, *, speed_up: float) ->
 
 
 def rates(found: Simulated, took: float, used: float, ran: float) -> dict[str, float]:
-    """What a fleet did in `took` seconds and `used` ones of the processor, of which it ran for `ran`."""
+    """Figures of a fleet that took `took` seconds and `used` processor seconds, of which it ran for `ran`."""
     return {
         "seconds": took,
         "cpu_seconds": used,
@@ -219,7 +221,7 @@ def processor() -> float:
 
 
 def resident() -> int:
-    """The most bytes that this process has held."""
+    """Peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -227,7 +229,7 @@ def resident() -> int:
 
 
 def bare_rates(data: FleetData, name: Any, seconds: float) -> dict[str, float | None]:
-    """Trainings per processor second with nothing around them: stacked NumPy, and torch.func.vmap where it is there."""
+    """Bare trainings per processor second: stacked NumPy, and torch.func.vmap if it is installed."""
     spread = shared(data, 256, 0)
     model = model_for(spread, name, seed=0)
     assert isinstance(model, DenseModel)
@@ -235,7 +237,7 @@ def bare_rates(data: FleetData, name: Any, seconds: float) -> dict[str, float | 
 
 
 def rate(work: Any, seconds: float) -> float:
-    """How often a second of the processor's time is enough for `work`, which tells how much it did."""
+    """Rate of `work` per processor second; it returns the amount done."""
     work()
     began, done = time.process_time(), 0
     while time.process_time() - began < seconds:
@@ -256,7 +258,7 @@ def bare_stacked(model: DenseModel, data: FleetData, seconds: float) -> float:
 
 
 def bare_vmap(model: DenseModel, seconds: float) -> float | None:
-    """The same network, steps and batches as torch's vmap of grad over devices; the rows lie ready."""
+    """The same network, steps and batches with torch's vmap of grad over devices, on prepared rows."""
     try:
         import torch  # noqa: PLC0415 - an extra
         from torch.func import grad, vmap  # noqa: PLC0415

@@ -1,26 +1,26 @@
-"""What one bad device costs the others: a fleet of `midge broker init`, and one valid device that does its worst.
+"""Damage by one malicious device: a fleet of `midge broker init`, and one valid device that attacks it.
 
     python -m benchmarks.hostile [--quick] [--attack bombs] [--broker generated] [--ratio 0.9]
 
 Twenty honest devices and a real aggregator on the Mosquitto that `midge broker init` configures, and one more device of
-the same fleet that does each attack (`hostile_attacks`) at the full rate that it is allowed; the first does nothing.
-Honest work is counted before and during each attack. A ratio that is below its aim by no more than three times its
-spread is counted again, before and during in turns, so that what else the machine does falls on both. The peak memory
-of aggregator and broker is what the kernel counts from the attack's beginning on. The aggregator reaches the broker
-over a link, which in the fetch flood carries 2 MB/s. Where the system lets it (Linux, CAP_SYS_NICE), all of it runs
-before what else the machine does.
+the same fleet that performs each attack (`hostile_attacks`) at the full rate that it is allowed; the first attack does
+nothing. Honest work is counted before and during each attack. A ratio that misses its goal by at most three times its
+standard error is counted again, before and during in turns, so that other load of the machine affects both. The peak
+memory of aggregator and broker is the kernel's count from the start of the attack. The aggregator reaches the broker
+over a link, which in the fetch flood carries 2 MB/s. If the system permits it (Linux, CAP_SYS_NICE), all of it runs
+with priority over other work of the machine.
 
-The same on a Mosquitto without ACL, passwords and limits: there the aggregator's memory is held, and that honest work
-is what it was within 30 s of the end.
+The same on a Mosquitto without ACL, passwords and limits: there the aggregator's memory must be bounded, and honest
+work must recover within 30 s of the end.
 
 | row | |
 |---|---|
-| `honest_before`, `honest_during` | honest updates accepted, a second; without an ACL, `during` is afterwards |
+| `honest_before`, `honest_during` | honest updates accepted per second; without an ACL, `during` is afterwards |
 | `ratio` | of the two, at most 9.99 |
-| `spread` | of the ratio: its standard error, by how unevenly trainings end |
-| `aggregator_mb`, `broker_mb` | peak during the attack, over what it was at its beginning |
-| `model_moved` | root mean square of the model's distance from where all honest devices pull it |
-| `recovery_s` | without an ACL: seconds after the end until honest work is what it was |
+| `spread` | of the ratio: its standard error, from how unevenly trainings end |
+| `aggregator_mb`, `broker_mb` | peak during the attack, above the value at its beginning |
+| `model_moved` | root mean square distance of the model from the honest devices' optimum |
+| `recovery_s` | without an ACL: seconds after the end until honest work has recovered |
 | `pass` | ratio 0.9 or more (`--ratio`), 64 MB or less on either side, the model within 0.1 |
 
 One JSON line, progress to stderr; exit code 1 if a row does not pass.
@@ -63,45 +63,45 @@ from tests.harness.proxy import Proxy, Weather  # noqa: E402
 Row = dict[str, Any]
 HONEST = 20
 LINK = 2e6
-"""Bytes a second between aggregator and broker in the fetch flood."""
+"""Bytes per second between aggregator and broker in the fetch flood."""
 MEGABYTES, MOVED = 64.0, 0.1
-"""What passes. Of the noise of its devices a model at rest moves by 0.01 or less."""
+"""Limits for a pass. The noise of its devices moves a converged model by 0.01 or less."""
 RECOVERY = 30.0
-"""Seconds after an attack without an ACL until honest work is what it was."""
+"""Seconds after an attack without an ACL until honest work must have recovered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much of everything."""
+    """Sizes of the measurements."""
 
     parameters: int
     pace: float
-    """Seconds of an honest training."""
+    """Duration of an honest training in seconds."""
     base: float
-    """Seconds of honest work alone that a ratio is of."""
+    """Seconds of honest work alone behind each ratio."""
     rest: float
-    """And before each attack: with those before, they make the base."""
+    """Seconds of them before each attack; earlier ones complete the base."""
     during: float
     recovering: float
-    """Seconds of one look at honest work after an attack without an ACL."""
+    """Seconds of one measurement after an attack without an ACL."""
     ratio: float = 0.9
-    """The part of honest work that an attack must leave."""
+    """Share of honest work that an attack must leave."""
 
 
 QUICK = Sizes(100_000, 1.0, 3.0, 1.0, 2.3, 0.8)
 FULL = Sizes(1_500_000, 3.0, 15.0, 10.0, 15.0, 0.8)
 ROUNDS = 6
-"""Times that an attack is counted at most."""
+"""Maximum number of measurements of an attack."""
 UNEVEN, EDGE = 0.231**2, 1 / 6
-"""How the variance of a count of renewals grows with time, if they take 0.6 to 1.4 of their mean, evenly (Cox, Renewal
-Theory, 1962, section 4.2), and what the window's ends add."""
+"""Growth over time of the variance of a renewal count for trainings that take 0.6 to 1.4 of their mean, uniformly (Cox,
+Renewal Theory, 1962, section 4.2), and what the ends of a window add."""
 Counted = list[tuple[int, float]]
-"""Honest updates and seconds, of windows."""
+"""Honest updates and seconds of measurement windows."""
 
 
 @dataclass
 class Scene:
-    """A broker, an aggregator and honest devices, on one broker."""
+    """An aggregator and honest devices on one broker."""
 
     directory: Path
     port: int
@@ -112,7 +112,7 @@ class Scene:
     proxy: Proxy
     parts: list[Part] = field(default_factory=list)
     rests: Counted = field(default_factory=list)
-    """Of each time without an attack."""
+    """For each window without an attack."""
 
     @property
     def url(self) -> str:
@@ -127,7 +127,7 @@ class Scene:
         return self.parts[1]
 
     async def begin(self) -> None:
-        """Start an aggregator and its devices, until they are at work."""
+        """Start an aggregator and its devices, and wait until they work."""
         store, link = self.directory / "store", f"{self.scheme}://127.0.0.1:{self.proxy.port}"
         module, fleet = "benchmarks.hostile_fleet", self.directory / "fleet"
         self.parts = [
@@ -147,7 +147,7 @@ class Scene:
         self.parts = []
 
     async def rest(self, seconds: float) -> Counted:
-        """Count without an attack: this time, and as many of the rests before as have been `sizes.base` seconds."""
+        """Measure without an attack: this window, and earlier ones up to `sizes.base` seconds."""
         self.rests.append(await self.counted(seconds))
         found: Counted = []
         for window in reversed(self.rests):
@@ -166,14 +166,14 @@ class Scene:
         return found**0.5
 
     async def counted(self, seconds: float) -> tuple[int, float]:
-        """Updates of honest devices that are accepted, over the next seconds."""
+        """Count accepted updates of honest devices over the next seconds."""
         began, before = time.monotonic(), self.accepted
         await asyncio.sleep(seconds)
         return self.accepted - before, time.monotonic() - began
 
     @property
     def expected(self) -> float:
-        """What honest devices do on a machine that has the time for it, less a twentieth for their fetches."""
+        """The rate of honest devices on an idle machine, less five percent for their fetches."""
         return 0.95 * HONEST / self.sizes.pace
 
     @property
@@ -185,7 +185,7 @@ class Scene:
         return float(self.devices.last("count").get("off", 0.0))
 
     async def attacked(self, name: str, bad: str, seconds: float, *, free: bool) -> None:
-        """One device of the fleet does it."""
+        """Run the attack with one device of the fleet."""
         bundle = at(self.directory / "fleet" / "devices" / bad, self.url)
         schema = Schema.of({"w": np.zeros(self.sizes.parameters, np.float32)}, {"w": "trained"})
         async with connector(bundle.endpoint)(Options(f"bad-{bad}")) as connection:
@@ -194,8 +194,8 @@ class Scene:
                 connection.ack(delivery)
                 if delivery.topic == bundle.topics.announcement():
                     break
-            said = messages.decode_announcement(delivery.payload)
-            one = Attacker(connection, bundle.topics, bad, said, schema, free)
+            announcement = messages.decode_announcement(delivery.payload)
+            one = Attacker(connection, bundle.topics, bad, announcement, schema, free)
             await attack(name, one, seconds)
         told = Counter(event["verdict"] for event in self.devices.of("refused"))
         print(f"    {len(self.aggregator.of('release'))} releases so far", file=sys.stderr)
@@ -204,11 +204,11 @@ class Scene:
 
 
 class Memory:
-    """The peak of a process over what it holds now, in MB (Linux)."""
+    """Peak memory of a process above its current memory, in MB (Linux)."""
 
     def __init__(self, process: int) -> None:
         self._folder = Path(f"/proc/{process}")
-        (self._folder / "clear_refs").write_text("5")  # the peak is counted from here on
+        (self._folder / "clear_refs").write_text("5")  # resets the peak
         self._began = self._read("VmRSS")
 
     def _read(self, name: str) -> float:
@@ -221,7 +221,7 @@ class Memory:
 
 
 async def measured(scene: Scene, name: str, bad: str, *, acl: bool) -> Row:
-    """One attack, and what it cost."""
+    """Measure one attack."""
     sizes = scene.sizes
     if name == "fetch flood" and acl:
         scene.proxy.change(Weather(bandwidth=LINK))
@@ -240,19 +240,19 @@ async def measured(scene: Scene, name: str, bad: str, *, acl: bool) -> Row:
         else:
             await scene.attacked(name, bad, sizes.during / 3, free=True)
             counted, recovery = await recovered(scene)
-        # More than devices can train is what had waited before: after an attack, or for a version.
+        # More than devices can train is a backlog, from after an attack or from waiting for a version.
         before, during = (min(rate(windows), HONEST / sizes.pace) for windows in (resting, counted))
         ratio = round(min(9.99, during / before), 2) if before else 0.0
         spread = round(ratio * scene.spread(resting, counted), 3)
         if not sizes.ratio - 3 * spread <= ratio < sizes.ratio:
-            break  # it is clear
+            break  # the result is clear
     mega = [each.more for each in memory]
     scene.proxy.change(Weather())
     moved = round(scene.moved, 3)
     held = ratio >= sizes.ratio and max(mega) <= MEGABYTES and moved <= MOVED
     if not acl:
         held = recovery is not None and mega[0] <= MEGABYTES
-    passed = held and before >= scene.expected / 2  # else what an attack before has broken would count for this one
+    passed = held and before >= scene.expected / 2  # otherwise damage of an earlier attack would count for this one
     return {
         "attack": name,
         "broker": "generated" if acl else "without ACL",
@@ -269,15 +269,15 @@ async def measured(scene: Scene, name: str, bad: str, *, acl: bool) -> Row:
 
 
 def rate(windows: Counted) -> float:
-    """Updates a second."""
+    """Updates per second."""
     return sum(count for count, _ in windows) / sum(took for _, took in windows)
 
 
 async def recovered(scene: Scene) -> tuple[Counted, float | None]:
-    """Honest work after an attack, and after how many seconds it was what it must be; None if not in time.
+    """Honest work after an attack, and the seconds until it recovered; None if not in time.
 
-    What had waited meanwhile comes at once and says nothing of the time after it: the last two looks count, none as
-    more than half as much again as it must be, and that there is a new version.
+    The backlog arrives at once and says nothing of the rate: recovered means that the last two measurements suffice,
+    neither is half as much again as expected, and there is a new version.
     """
     began, looks, wanted = time.monotonic(), [], scene.sizes.ratio * scene.expected
     while True:
@@ -310,14 +310,14 @@ async def generated(directory: Path) -> AsyncIterator[tuple[int, int]]:
 
 @asynccontextmanager
 async def without_acl(directory: Path) -> AsyncIterator[tuple[int, int]]:
-    """The same fleet on a broker that lets everybody do everything."""
+    """The same fleet on a broker without access control."""
     make_fleet(directory / "fleet", 8883)
     async with stock_mosquitto(directory) as found:
         yield found
 
 
 def make_fleet(directory: Path, port: int) -> None:
-    """Honest devices, and one bad one for each attack: what one has done must not count against the next."""
+    """Honest devices, and a separate malicious one for each attack, since strikes would carry over."""
     fleet = Fleet(
         name="bench",
         hosts=["localhost"],
@@ -331,7 +331,7 @@ def make_fleet(directory: Path, port: int) -> None:
 
 
 async def on(broker: str, sizes: Sizes, wanted: list[str]) -> list[Row]:
-    """All attacks on one kind of broker; what one of them has broken is started again."""
+    """All attacks on one kind of broker; what an attack has broken is restarted."""
     rows: list[Row] = []
     if broker != "generated":
         wanted = [name for name in wanted if name != "nothing"]
@@ -361,10 +361,10 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small model, and seconds for each attack")
-    parser.add_argument("--data", help="not used: nothing is learned")
+    parser.add_argument("--data", help="ignored: nothing is learned")
     parser.add_argument("--attack", choices=ATTACKS, help="only this one")
     parser.add_argument("--broker", choices=BROKERS, help="only on this one")
-    parser.add_argument("--ratio", type=float, default=0.9, help="the part of honest work that an attack must leave")
+    parser.add_argument("--ratio", type=float, default=0.9, help="share of honest work that an attack must leave")
     options = parser.parse_args()
     if may_go_first():
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(5))

@@ -1,8 +1,8 @@
-"""What one valid device does in `benchmarks.hostile`, each at the full rate that it is allowed.
+"""Attacks of one valid device in `benchmarks.hostile`, each at the full rate that it is allowed.
 
-An attack is a coroutine that goes on until it is cancelled. With an ACL a device acts in its own name; without one
-(`Attacker.free`) it takes what name it likes. `paced` keeps what reaches the aggregator to the rate of its limits: 200
-at once, then 50 a second; what only the broker sees goes as fast as that takes it.
+An attack is a coroutine that runs until it is cancelled. With an ACL a device acts under its own name; without one
+(`Attacker.free`) under any name. `paced` limits what reaches the aggregator to its rate limit, a burst of 200, then 50
+a second; messages to the broker alone are sent as fast as it accepts them.
 """
 
 import asyncio
@@ -23,16 +23,16 @@ from midge.wire.schema import Schema
 from midge.wire.topics import Topics, slot
 
 RATE, BURST = 50.0, 200
-"""A device's share by the aggregator's own limits, in updates and the like."""
+"""A device's share of the aggregator's rate limits, in updates and similar messages."""
 WINDOW = 8
-"""Messages under way at once."""
+"""Concurrent messages."""
 LARGE = 900_000
-"""Bytes of a message just below the largest packet of a broker of `midge broker init`."""
+"""Bytes of a message just below the maximum packet size of a broker of `midge broker init`."""
 
 
 @dataclass
 class Attacker:
-    """A device with valid credentials and its own idea of the protocol."""
+    """A device with valid credentials that does not follow the protocol."""
 
     connection: Connection
     topics: Topics
@@ -54,7 +54,7 @@ class Attacker:
             self.refused += 1
 
     async def update(self, body: bytes, codec: str, **fields: object) -> bytes:
-        """Send an update in order; what was sent."""
+        """Send the next update in order; return it."""
         self.seq += 1
         payload = frames.encode(self.header(body, codec, **fields), body)
         await self.say(self.topics.update(self.name), payload)
@@ -84,7 +84,7 @@ class Attacker:
         return encode_delta(values, self.schema, self.announcement.plan.codec, seed=1)
 
     async def listen(self) -> None:
-        """Know the newest announcement."""
+        """Receive the newest announcement."""
         async for delivery in self.connection.messages():
             self.connection.ack(delivery)
             if delivery.topic == self.topics.announcement() and delivery.payload:
@@ -96,7 +96,7 @@ class Attacker:
 
 
 async def paced() -> AsyncIterator[int]:
-    """Numbers at the allowed rate: a burst, then evenly."""
+    """Count at the allowed rate: a burst, then evenly."""
     began, number = time.monotonic(), 0
     while True:
         yield number
@@ -105,7 +105,7 @@ async def paced() -> AsyncIterator[int]:
 
 
 async def at_once(act: Callable[[int], Awaitable[None]]) -> None:
-    """As fast as the broker takes it, with a window of messages."""
+    """Act as fast as the broker accepts it, with a window of concurrent messages."""
     number = 0
     while True:
         async with asyncio.TaskGroup() as tasks:
@@ -115,21 +115,21 @@ async def at_once(act: Callable[[int], Awaitable[None]]) -> None:
 
 
 async def tiny_norms(one: Attacker) -> None:
-    """Updates as short as a float can be: a reference norm that follows them refuses everybody else."""
+    """Tiny updates: a reference norm that follows them refuses all other devices."""
     body = one.delta(1e-9)
     async for _ in paced():
         await one.update(body, one.announcement.plan.codec)
 
 
 async def zeros_then_huge(one: Attacker) -> None:
-    """Nothing at all until the reference is nothing, then everything at once."""
+    """Send zeros until the reference norm is zero, then huge updates."""
     zeros, huge = one.delta(0.0), one.delta(1e15)
     async for number in paced():
         await one.update(zeros if number < 0.8 * BURST else huge, one.announcement.plan.codec)
 
 
 async def fetch_flood(one: Attacker) -> None:
-    """Ask for the largest frame again and again: few bytes that cost many."""
+    """Request the largest frame again and again: few bytes that cost many."""
     async for _ in paced():
         now = one.announcement
         frame = max(now.frames, key=lambda each: each.size)
@@ -139,7 +139,7 @@ async def fetch_flood(one: Attacker) -> None:
 
 
 async def retained_flood(one: Attacker) -> None:
-    """Messages that a broker keeps, each under a topic of its own."""
+    """Retained messages, each on its own topic."""
     payload = bytes(LARGE)
 
     async def keep(number: int) -> None:
@@ -149,7 +149,7 @@ async def retained_flood(one: Attacker) -> None:
 
 
 async def bombs(one: Attacker) -> None:
-    """Few bytes that unpack to many, in each codec that has such a place."""
+    """Decompression bombs, for each codec that has a place for one."""
     size = one.schema.size
     plain = np.ones(1, "<f4").tobytes() + struct.pack("<I", 256) + bytes(1)
     room = 4 * size - len(plain) - 68
@@ -160,7 +160,7 @@ async def bombs(one: Attacker) -> None:
 
 
 async def half_finished(one: Attacker) -> None:
-    """Large updates that are offered, granted, begun and left."""
+    """Large updates that are offered, granted, begun and abandoned."""
     size = 4 * one.schema.size
     parts = chunks.count(size, 1024)
     async for number in paced():
@@ -173,7 +173,7 @@ async def half_finished(one: Attacker) -> None:
 
 
 async def junk_topics(one: Attacker) -> None:
-    """A few bytes in names that no device has."""
+    """Small messages under names of devices that do not exist."""
 
     async def junk(number: int) -> None:
         name = f"junk{number}"
@@ -184,7 +184,7 @@ async def junk_topics(one: Attacker) -> None:
 
 
 async def greetings(one: Attacker) -> None:
-    """Each greeting of another outbox, and where there is no ACL of another device."""
+    """Greetings, each of a new outbox, and without an ACL of another device."""
 
     async def greet(number: int) -> None:
         one.outbox = secrets.randbits(60)
@@ -197,7 +197,7 @@ async def greetings(one: Attacker) -> None:
 
 
 async def wrong_clock(one: Attacker) -> None:
-    """Words of the aggregator's from a year ahead, and trainings that took longer than the world is old."""
+    """Aggregator messages dated a year ahead, and training durations of more than the age of the universe."""
     body, year = one.delta(1e-3), 365 * 86_400
     async for number in paced():
         now = one.announcement
@@ -208,7 +208,7 @@ async def wrong_clock(one: Attacker) -> None:
 
 
 async def replayed(one: Attacker) -> None:
-    """What was sent once, again: whole, under the next number, and upon another outbox."""
+    """Replays: whole, under the next number, and in another outbox."""
     body = one.delta(1e-3)
     recorded = await one.update(body, one.announcement.plan.codec)
     then = one.announcement
@@ -223,7 +223,7 @@ async def replayed(one: Attacker) -> None:
 
 
 async def nothing(_one: Attacker) -> None:
-    """What the machine itself does to honest work."""
+    """The machine's own influence on honest work."""
     await asyncio.Event().wait()
 
 
@@ -243,7 +243,7 @@ ATTACKS: dict[str, Callable[[Attacker], Awaitable[None]]] = {
 
 
 async def attack(name: str, one: Attacker, seconds: float) -> None:
-    """Do it for a while; a broker that hangs up has ended it."""
+    """Run an attack for a while; it ends if the broker disconnects the attacker."""
     listening = asyncio.ensure_future(one.listen())
     with suppress(TimeoutError, BrokerError, ExceptionGroup):
         async with asyncio.timeout(seconds):

@@ -1,11 +1,11 @@
-"""The two sides that `benchmarks.hostile` attacks, each in a process of its own: an aggregator, and honest devices.
+"""The targets of `benchmarks.hostile`, each in its own process: an aggregator, and honest devices.
 
     python -m benchmarks.hostile_fleet aggregator BUNDLE URL STORE PARAMETERS
     python -m benchmarks.hostile_fleet devices FOLDER URL COUNT PACE
 
-The model begins at one everywhere, and each honest device pulls it there: how far it is from one at the end is what
-others did to it. Honest devices are real ones (session, connection, outbox in memory, verification) whose training is a
-pause and a little noise. Both end with their standard input.
+The model starts at one everywhere, and each honest device pulls it towards one: its final distance from one is the
+attackers' effect. Honest devices are real (session, connection, outbox in memory, verification), with a pause and a
+little noise as training. Both end with their standard input.
 """
 
 import argparse
@@ -33,9 +33,9 @@ from midge.wire.lineage import State
 from midge.wire.schema import Vector
 
 NOISE, PULL = 0.02, 0.2
-"""Of one training: the noise of each value, and the part of the way to one that it goes."""
+"""Of one training: the noise of each value, and the fraction of the distance to one that it covers."""
 SOME, KINDS = 16, 50
-"""One value in 16 is looked at, and 50 noises are drawn beforehand: the fleet shares the processor of the broker."""
+"""One value in 16 is checked, and 50 noises are drawn in advance, since the fleet shares the broker's processor."""
 EVERY = 0.05
 """Seconds between two counts."""
 
@@ -45,7 +45,7 @@ def say(event: str, **fields: Any) -> None:
 
 
 def at(folder: Path, url: str) -> Bundle:
-    """A bundle for another address; on a plain broker it shows nothing."""
+    """A bundle for another address, without credentials for a plain broker."""
     bundle = read_bundle(folder, broker=url)
     return (
         bundle if bundle.endpoint.tls else replace(bundle, endpoint=replace(bundle.endpoint, user=None, password=None))
@@ -73,12 +73,12 @@ def aggregate(bundle: Bundle, store: str, parameters: int) -> None:
 
 
 class Honest:
-    """Devices that train for a while and pull the model to one."""
+    """Devices that pause and then pull the model towards one."""
 
     def __init__(self, bundles: list[Bundle], pace: float) -> None:
         self.accepted = self.refused = 0
         self.off = 0.0
-        """How far the newest model that was trained from is from one: root of the mean square."""
+        """Root mean square distance from one of the newest version that was trained from."""
         self._rng = np.random.default_rng(1)
         self._noise: list[Vector] = []
         self._begun = 0
@@ -106,7 +106,7 @@ class Honest:
         after = (1 - PULL) * w + self._noise[self._rng.integers(KINDS)]
         await asyncio.sleep(
             self._pace * self._rng.uniform(0.6, 1.4)
-        )  # in step they would fall into a window or beside it
+        )  # out of step, so that counts do not alias with the windows
         return Fit({"w": after}, examples=32, steps=10)
 
     def _hear(self, event: dict[str, Any]) -> None:
@@ -135,15 +135,15 @@ class Honest:
 
 
 def main() -> None:
-    """Run one of them."""
+    """Run one of the two."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("side", choices=("aggregator", "devices"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("url")
-    parser.add_argument("first", help="the store, or how many devices")
-    parser.add_argument("second", help="how many parameters, or seconds of a training")
+    parser.add_argument("first", help="the store, or the number of devices")
+    parser.add_argument("second", help="number of parameters, or seconds of a training")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.ERROR)  # what is dropped is counted, not told line by line
+    logging.basicConfig(level=logging.ERROR)  # drops are counted, not logged
     if args.side == "aggregator":
         aggregate(at(args.folder, args.url), args.first, int(args.second))
     else:

@@ -1,16 +1,16 @@
-"""How many updates a second one aggregator takes in, each journaled, receipted and applied, and what it costs.
+"""Ingest rate of one aggregator: updates per second that are journaled, receipted and applied, and their cost.
 
     python -m benchmarks.ingest [--quick] [--json PATH] [--peers DIR [--flower PYTHON] [--appfl PYTHON]]
 
-A real Mosquitto, the real aggregator with its store on disk in a process of its own, and publishers in another one that
+A real Mosquitto, the real aggregator with its store on disk in its own process, and publishers in another process that
 replay prepared updates over real connections and wait for the receipts. In the same run: a bare subscriber on the same
-connection that is sent the same messages by the same publishers and only counts them (`bare_per_s`, `ratio`), the
-machine's limits, and other systems where their environments are given, at float32 and the same number of parameters.
+connection that only counts the same messages from the same publishers (`bare_per_s`, `ratio`), the machine's limits,
+and other systems if their environments are given, at float32 and the same number of parameters.
 
-The default strategy and its limits are on; releases are spaced by `release_interval_s`, as a busy federation spaces
-them. A row `rate` is an open loop: updates that are due at that rate, their latency counted from when each was due;
-its p99 is that of the disk, so of several runs it is the one in the middle (`p99_of_runs_ms` has all).
-`--data` is taken and not looked at: what a delta holds does not matter here, only its size. One JSON line.
+The default strategy and its limits apply; releases are spaced by `release_interval_s`, as in a busy federation. A row
+`rate` is an open loop: updates are due at that rate, with latencies from when each was due; its p99 is set by the disk,
+so the median of several runs is given (`p99_of_runs_ms` has all). `--data` is accepted and ignored: only the size of a
+delta matters here. One JSON line.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def say(text: str) -> None:
 
 
 class Process:
-    """A child, what it says, and what it costs."""
+    """A child process, its events, and its resource usage."""
 
     def __init__(self, child: asyncio.subprocess.Process, name: str) -> None:
         self._child, self._name = child, name
@@ -56,7 +56,7 @@ class Process:
         return cls(child, module)
 
     async def line(self, seconds: float) -> Any:
-        """The next thing that it says."""
+        """The next event."""
         assert self._child.stdout is not None
         async with asyncio.timeout(seconds):
             line = await self._child.stdout.readline()
@@ -65,7 +65,7 @@ class Process:
         return json.loads(line)
 
     async def last(self) -> Any:
-        """Close its input and hear what it says at the end."""
+        """Close its input and return its last event."""
         assert self._child.stdin is not None
         self._child.stdin.close()
         return await self.line(120)
@@ -83,7 +83,7 @@ class Process:
         return (int(fields[11]) + int(fields[12])) / _TICKS
 
     def memory(self, name: str = "VmHWM") -> float:
-        """Megabytes: the most that it had, or has now (VmRSS)."""
+        """Peak or current memory (VmRSS) in megabytes."""
         lines = Path(f"/proc/{self._child.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
@@ -98,7 +98,7 @@ async def running(module: str, what: dict[str, Any]) -> AsyncIterator[Process]:
 
 
 class Ground:
-    """A broker and a directory, and the settings that all rows share."""
+    """A broker, a directory, and the settings that all rows share."""
 
     def __init__(self, broker: LocalBroker, directory: Path, warm: float) -> None:
         self.broker, self.directory, self.warm = broker, directory, warm
@@ -125,7 +125,7 @@ class Ground:
         }
 
     async def midge(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Updates taken in: all of them are accepted, or this raises."""
+        """Measure the ingest rate; raise if an update is not accepted."""
         name = secrets.token_hex(4)
         what = self._what(row, role="aggregator", bare=False, store=str(self.directory / f"store-{name}"))
         async with running("ingest_servers", what) as server, running("ingest_publishers", what) as publishers:
@@ -159,7 +159,7 @@ class Ground:
         }
 
     async def bare(self, row: dict[str, Any], role: str) -> float:
-        """The same messages, only counted: updates a second."""
+        """Updates per second of a subscriber that only counts them."""
         what = self._what(row, role=role, bare=True, rate=0, updates=0)
         async with running("ingest_servers", what) as server:
             assert await server.line(20) == "ready"
@@ -171,14 +171,14 @@ class Ground:
 
 
 async def _watch(server: Process, memory: list[float]) -> None:
-    """Look at the memory ten times or more while a long row runs."""
+    """Sample the memory at least ten times during a long row."""
     while True:
         memory.append(round(server.memory("VmRSS"), 1))
         await asyncio.sleep(2)
 
 
 def loopback(seconds: float = 0.5) -> float:
-    """Megabytes a second through one bare socket of the loopback, read into the same memory."""
+    """Megabytes per second through one bare loopback socket, read into the same memory."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def send() -> None:
@@ -197,7 +197,7 @@ def loopback(seconds: float = 0.5) -> float:
 
 
 def memcpy() -> float:
-    """Gigabytes a second, of 40 MB into memory that is there."""
+    """Gigabytes per second of a copy of 40 MB into allocated memory."""
     source, target, best = np.ones(10**7, np.float32), np.ones(10**7, np.float32), float("inf")
     for _ in range(7):
         began = time.perf_counter()
@@ -207,7 +207,7 @@ def memcpy() -> float:
 
 
 def rows_of(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
-    """What is measured, by size."""
+    """All rows, by size."""
     if arguments.quick:
         seconds = 2.0
         yield {"params": 10_000, "codec": "float32", "devices": 8, "seconds": seconds}
@@ -221,7 +221,7 @@ def rows_of(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
                 if params * devices <= 10**9:
                     yield {"params": params, "codec": codec, "devices": devices, "seconds": seconds}
     yield {"params": 20_000, "codec": "int8:256", "devices": 100, "rate": 500.0, "seconds": 15.0, "times": 3}
-    for devices in (10, 100, 1000, 10_000):  # the cost of an update by the number of devices, at one rate
+    for devices in (10, 100, 1000, 10_000):  # cost of an update by number of devices, at one rate
         yield {"params": 10_000, "codec": DEFAULT, "devices": devices, "rate": 500.0, "seconds": 20.0, "bare": False}
     yield {"params": 10_000, "codec": DEFAULT, "devices": 100, "updates": 100_000, "seconds": 600.0, "bare": False}
 
@@ -252,7 +252,7 @@ async def measured(arguments: argparse.Namespace, wanted: Iterable[dict[str, Any
 
 
 def peer(system: str, python: str, harness: Path, params: int, *options: str) -> dict[str, Any]:
-    """Run another system's bench; its own JSON line, with what we call it."""
+    """Run another system's benchmark; return its JSON line under our name for it."""
     command = [python, str(harness / f"bench_{system}.py"), "ingest", "--params", str(params), *options]
     done = subprocess.run(command, cwd=harness, capture_output=True, text=True, timeout=300, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
@@ -261,7 +261,7 @@ def peer(system: str, python: str, harness: Path, params: int, *options: str) ->
 
 
 def peers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Each in its best mode."""
+    """Other systems, each in its best mode."""
     rows = []
     for params in (10_000, 1_000_000):
         if arguments.flower:
@@ -276,8 +276,8 @@ def peers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="three rows, in less than a minute")
-    parser.add_argument("--data", help="not used: a delta's values make no difference here")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the line there too")
+    parser.add_argument("--data", help="ignored: a delta's values make no difference here")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write the line to this file")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each row that has no number of its own")
     parser.add_argument("--directory", type=Path, help="where stores go: a disk, not memory; the temporary directory")
     parser.add_argument("--only", metavar="ROW", help='one row instead, as JSON: {"params": 10000, ...}')

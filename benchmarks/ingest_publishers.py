@@ -1,11 +1,11 @@
-"""Publishers that replay prepared updates, for `benchmarks.ingest`: plain sockets and one epoll loop in one process.
+"""Publishers that replay prepared updates for `benchmarks.ingest`: plain sockets and one epoll loop in one process.
 
-They must cost little, for they share the machine with what is measured: MQTT 3.1.1 by hand, bodies that are encoded
-once and sent without a copy, nothing checked but the verdicts. Devices keep the protocol: what is larger than a chunk
-is offered and sent in granted chunks, seqs follow one another, the base is the version that was announced last. Closed
-loop: each device has so many updates under way; or at a rate, with latencies from when each was due.
+They must be cheap, since they share the machine with what is measured: hand-written MQTT 3.1.1, bodies encoded once and
+sent without a copy, and no checks except of the verdicts. Devices follow the protocol: updates larger than a chunk are
+offered and sent in granted chunks, seqs are consecutive, and the base is the version announced last. Closed loop: each
+device has a number of updates under way; open loop: updates are due at a rate, with latencies from when each was due.
 
-Told what to do as JSON on the command line; tells `begin` and `end` of the measured time and at last the result.
+The task is JSON on the command line; `begin` and `end` of the measurement and finally the result are printed.
 """
 
 import json
@@ -31,7 +31,7 @@ from midge.wire.schema import Schema, Tensor
 from midge.wire.topics import Topics
 
 BODIES = 8
-"""Distinct bodies, at most; fewer of large ones."""
+"""Maximum number of distinct bodies; fewer if they are large."""
 _RECEIVE = 256 * 1024
 
 
@@ -45,7 +45,7 @@ def text(value: str) -> bytes:
 
 
 def packet(first: int, *pieces: bytes | memoryview) -> list[bytes | memoryview]:
-    """A packet's fixed header, joined to its first piece, and the others as they are."""
+    """A packet's pieces, with its fixed header joined to the first one."""
     left, length = sum(map(len, pieces)), bytearray()
     while left > 0x7F:
         length.append(left & 0x7F | 0x80)
@@ -114,7 +114,7 @@ class Link:
             self._poll.modify(self.socket, select.EPOLLIN | (select.EPOLLOUT if self._out else 0))
 
     def read(self) -> Iterator[tuple[bytes, bytes]]:
-        """Topics and payloads that have come; they are acknowledged."""
+        """Received topics and payloads, which are acknowledged."""
         data = self.socket.recv(_RECEIVE)
         if not data:
             sys.exit("the broker hung up on a publisher")
@@ -155,7 +155,7 @@ class Device:
 
 
 class Publishers:
-    """All devices and what they have heard."""
+    """All devices and the messages that they received."""
 
     def __init__(self, what: dict[str, Any]) -> None:
         self.what = what
@@ -199,7 +199,7 @@ class Publishers:
     # ------------------------------------------------------------------ sending
 
     def greet(self) -> None:
-        """Statuses, so that the federation knows how many devices there are."""
+        """Publish statuses, so that the federation knows the number of devices."""
         for device in self.devices:
             hello = Hello(state=DeviceState.TRAINING, outbox=device.outbox)
             device.link.publish(text(self.topics.status(device.name)), frames.encode(hello), retain=True)
@@ -210,7 +210,7 @@ class Publishers:
             link.flush()
 
     def update(self, device: Device, now: float) -> None:
-        """The next update of a device: whole, or the offer of it."""
+        """The next update of a device: whole, or its offer."""
         device.seq += 1
         size, announced = len(device.body), self.announced
         chunk = messages.Announcement.model_fields["chunk"].default if announced is None else announced.chunk
@@ -272,7 +272,7 @@ class Publishers:
         return device
 
     def look(self, timeout: float) -> list[Device]:
-        """Read what has come, and which devices it was for."""
+        """Read what has arrived, and for which devices."""
         moved = []
         for file, events in self.poll.poll(timeout):
             link = self.files[file]
@@ -334,7 +334,7 @@ class Publishers:
         now = time.perf_counter()
         while len(device.since) < self.what["window"]:
             self.update(device, now)
-            if self.parts > 1:  # the aggregator puts one update of a device together at a time
+            if self.parts > 1:  # the aggregator reassembles one update of a device at a time
                 break
 
     def bare_round(self, *, stopping: bool) -> None:
@@ -348,7 +348,7 @@ class Publishers:
     def paced_round(self, now: float, start: float, *, stopping: bool) -> None:
         due = start + self.sent / self.what["rate"]
         behind = self.sent - self.settled > max(100.0, self.what["rate"])
-        if stopping or due > now or behind:  # a second behind: more would only wait longer, at the broker
+        if stopping or due > now or behind:  # a second behind: more would only queue at the broker
             self.look(0.001 if stopping else min(due - now, 0.001))
             return
         device = self.devices[self.sent % len(self.devices)]
@@ -370,6 +370,6 @@ class Publishers:
 
 
 if __name__ == "__main__":
-    told = json.loads(sys.argv[1])
-    Path(told["counter"]).touch()
-    print(json.dumps(Publishers(told).run()), flush=True)
+    task = json.loads(sys.argv[1])
+    Path(task["counter"]).touch()
+    print(json.dumps(Publishers(task).run()), flush=True)

@@ -1,6 +1,6 @@
-"""What `benchmarks.ingest` measures, each in a process of its own: the aggregator, or a subscriber that only counts.
+"""The servers that `benchmarks.ingest` measures, each in its own process: the aggregator, or a counting subscriber.
 
-Told what to do as JSON on the command line; ends where its input ends, the aggregator with what it has counted.
+The task is JSON on the command line; they end with their input, the aggregator after printing its counts.
 """
 
 import asyncio
@@ -23,12 +23,12 @@ async def ended() -> None:
 
 
 async def aggregate(what: dict[str, Any]) -> dict[str, Any]:
-    """The aggregator as users run it, with the default strategy and its limits on.
+    """The aggregator as users run it, with the default strategy.
 
-    What is not the default: releases are spaced, as a busy federation spaces them, and the limits of rates, which are
-    far below what is tried here, are raised.
+    Two settings differ from the defaults: releases are spaced, as in a busy federation, and rate limits, which are far
+    below the rates of this benchmark, are raised.
     """
-    import numpy as np  # noqa: PLC0415 - each role loads what it needs
+    import numpy as np  # noqa: PLC0415 - each role imports what it needs
 
     from midge.aggregator.config import AggregatorConfig  # noqa: PLC0415
     from midge.aggregator.core.presets import balanced  # noqa: PLC0415
@@ -58,7 +58,7 @@ async def aggregate(what: dict[str, Any]) -> dict[str, Any]:
 
 
 class Seen:
-    """How many messages have come, for the publishers to see: they send no more than can be taken."""
+    """Number of messages received, for the publishers: they send no more than can be processed."""
 
     def __init__(self, path: str) -> None:
         file = os.open(path, os.O_RDWR | os.O_CREAT)
@@ -71,7 +71,7 @@ class Seen:
 
 
 async def count_by_connection(what: dict[str, Any], topic: str, seen: Seen) -> None:
-    """On `broker.Connection`, acknowledging what it takes."""
+    """On `broker.Connection`, with acknowledgements."""
     connect = connector(Endpoint.parse(what["url"]))
     async with connect(Options("counter", receive_maximum=200)) as connection:
         await connection.subscribe(topic)
@@ -84,7 +84,7 @@ async def count_by_connection(what: dict[str, Any], topic: str, seen: Seen) -> N
 
 
 def count_by_paho(what: dict[str, Any], topic: str, seen: Seen) -> None:
-    """As paho's documentation shows it."""
+    """As in paho's documentation."""
     from paho.mqtt.client import Client  # noqa: PLC0415
     from paho.mqtt.enums import CallbackAPIVersion  # noqa: PLC0415
 

@@ -1,25 +1,24 @@
 """Time to quality: `python -m benchmarks.learning [--quick] [--data FILE.npz] [--seeds N] [--only dataset,world,…]`.
 
-Federations on a virtual clock, in which the device in the middle trains in one second: the real aggregator, sessions
-and codecs, beside ideal synchronous rounds (`benchmarks.learning_synchronous`). Prints one JSON line with `rows`, one
-for each strategy, seed and target:
+Federations on a virtual clock, in which the median device trains in one second: the real aggregator, sessions and
+codecs, compared with ideal synchronous rounds (`benchmarks.learning_synchronous`). Prints one JSON line with `rows`,
+one for each strategy, seed and target:
 
-- `virtual_seconds_to_target`: when the target was reached, to be held for two seconds; null where it never was.
-- `speedup`: seconds of the best synchronous rule over these, of the same fleet and seed; null where either never came.
-- `final`, `worst_class`, `slow_class`: the metric over the last fifth of the run, of the worst class, and as the slow
-  half's data weighs it. Runs of synchronous rules go on twice as long.
-  Of synchronous rules the five best of the tuning are run, and each seed is given the one that suits it best: more
-  than could be known before.
-- `overhead`: L, the seconds that each training costs beside computing.
-- `local_steps`: of the best synchronous rule of the tuning; null if the aggregator chooses them, or all have those of
-  the recipe.
+- `virtual_seconds_to_target`: when the target was reached and then held for two seconds; null if it never was.
+- `speedup`: seconds of the best synchronous rule over these, for the same fleet and seed; null if either missed it.
+- `final`, `worst_class`, `slow_class`: the metric over the last fifth of the run, of the worst class, and weighted by
+  the slow half's data. Runs of synchronous rules last twice as long. The five best synchronous rules of the tuning are
+  run, and each seed is given its best one: more than could be known in advance.
+- `overhead`: L, the seconds added to each training.
+- `local_steps`: of the best synchronous rule of the tuning; null if the aggregator chooses them, or if all have the
+  recipe's.
 - `central`, `local_only`: the same model on all rows pooled, and the mean of devices that train alone.
-- `metric`: accuracy, or rmse: then less is better, of targets too.
+- `metric`: accuracy, or rmse, for which lower is better, also as a target.
 
 The default strategy runs as it ships. All others are tuned first, on seeds that are not reported: asynchronous ones
-over local rate × server rate, the synchronous rule over m/n × deadline × local rate × server rate × local steps
-× server momentum × the average that is used. Without `--quick`,
-results are kept in `benchmarks/results/learning.json` part by part, so that a run that was ended goes on where it was.
+over local rate × server rate, the synchronous rule over m/n × deadline × local rate × server rate × local steps ×
+server momentum × served average. Without `--quick`, results are kept in `benchmarks/results/learning.json` part by
+part, so that an interrupted run can be resumed.
 """
 
 import argparse
@@ -53,26 +52,26 @@ from benchmarks.learning_worlds import WORLDS
 
 RESULTS = Path(__file__).with_name("results") / "learning.json"
 FIRST_SEED = 100
-"""Reported seeds begin there; no constant of the default was chosen on them."""
+"""First reported seed; no constant of the default was chosen on these seeds."""
 TUNING_SEEDS = tuple(range(50, 55))
-"""All of them for synchronous rules, of which one seed's best fails on others; the first for all else."""
+"""Tuning seeds: all of them for synchronous rules, whose best on one seed fails on others; otherwise the first."""
 MARGIN = {"accuracy": 0.02, "rmse": 3.0}
-"""By how much a target that follows from pooled training is easier."""
+"""Relaxation of targets that are derived from pooled training."""
 FEW = ("balanced", "fedbuff by weight", EVERYBODY, SYNCHRONOUS)
 SOME = ("balanced", "balanced, tuned", "fedbuff by weight", "fedbuff averaged", EVERYBODY, SYNCHRONOUS)
 ALL = (*METHODS, EVERYBODY, SYNCHRONOUS)
 PUBLISHED = ("balanced", "fedbuff by count", "fedasync delta", EVERYBODY, SYNCHRONOUS)
-"""What FedBuff's paper compares, and the default."""
+"""The methods that FedBuff's paper compares, and the default."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A data set in a world, and what is run there."""
+    """A data set in a world, and the methods run there."""
 
     dataset: str
     world: str
     devices: int
-    """Of digits; 0: as many as the data set has."""
+    """Number of devices for digits; 0: as many as the data set has."""
     make: Callable[[int], Problem]
     horizon: float
     methods: tuple[str, ...]
@@ -80,7 +79,7 @@ class Part:
 
 
 def parts(seeds: int | None, data: Path | None) -> Iterator[Part]:
-    """All that the full run does, what matters most first."""
+    """All parts of the full run, most important first."""
     own, large = seeds or 5, seeds or 3
     if data is not None:
         for world in ("uneven", "correlated", "lockstep"):
@@ -132,7 +131,7 @@ def quick_parts(data: Path | None) -> Iterator[Part]:
 
 
 class Bench:
-    """Runs parts, and keeps what they gave."""
+    """Runs parts, and keeps their results."""
 
     def __init__(self, path: Path | None, *, quick: bool) -> None:
         self.path, self.quick = path, quick
@@ -141,7 +140,7 @@ class Bench:
             self.kept = json.loads(path.read_text())["parts"]
 
     def run(self, part: Part) -> None:
-        """All methods of a part that are not there yet."""
+        """Run the missing methods of a part."""
         seeds = range(FIRST_SEED, FIRST_SEED + part.seeds)
         runs = [self._run(part, seed) for seed in seeds]
         made: list[Run] = []
@@ -182,11 +181,11 @@ class Bench:
         runs = [self._run(part, seed)() for seed in (TUNING_SEEDS[:1] if self.quick else TUNING_SEEDS)]
         targets = runs[0].problem.targets or ends[0]["targets"]
         if name in {SYNCHRONOUS, EVERYBODY}:
-            return tuned_rounds(runs, targets[-1], everybody=name == EVERYBODY, quick=self.quick)
+            return tuned_rounds(runs, targets[-1], whole_cohort=name == EVERYBODY, quick=self.quick)
         return tuned(METHODS[name], runs[:1], targets[-1])
 
     def _reference(self, part: Part, run: Run) -> dict[str, Any]:
-        """Pooled training and devices alone, and the targets."""
+        """Pooled training and devices alone, and the targets derived from them."""
         how = "correlated" if run.conditions.correlated else "dealt"
         key = f"{part.dataset}/{how}/{len(run.problem.slow)}/{run.seed}"
         found: dict[str, Any] | None = self.kept.setdefault("references", {}).get(key)
@@ -231,7 +230,7 @@ def _result(course: Course, ends: dict[str, Any]) -> dict[str, Any]:
 
 
 def _curve(ran: list[Course], most: int = 81) -> dict[str, list[float]]:
-    """The median over seeds at some times."""
+    """Median over seeds at given times."""
     step = max(1, -(-len(ran[0].times) // most))
     values = zip(*(course.metric[::step] for course in ran), strict=True)
     return {
@@ -249,7 +248,7 @@ def _short(kept: dict[str, Any]) -> str:
 
 
 def report(kept: dict[str, Any]) -> dict[str, Any]:
-    """Rows and summary from what is kept."""
+    """Rows and summary from the stored results."""
     found = [part for key, part in kept.items() if key != "references"]
     best = {
         (part["dataset"], part["world"], part["devices"], seed["seed"], target): reached
@@ -284,10 +283,10 @@ def report(kept: dict[str, Any]) -> dict[str, Any]:
 
 
 def summary(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Medians over seeds, with the least and the greatest. A target that was missed counts as later than all."""
+    """Medians over seeds, with minimum and maximum. A missed target counts as infinitely late."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        # A target that follows from pooled training differs by seed: its rows still belong together.
+        # A target derived from pooled training differs by seed: its rows still belong together.
         target = row["target"] if row["dataset"] == "digits" else None
         groups.setdefault((row["dataset"], row["world"], row["devices"], row["strategy"], target), []).append(row)
     found = []
@@ -312,7 +311,7 @@ def summary(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _spread(values: list[float | None], *, last: bool) -> list[float | None] | None:
-    """Median, least, greatest. `last`: None is beyond every number, else it is left out."""
+    """Median, minimum and maximum. With `last`, None counts as infinite, otherwise it is skipped."""
     known = sorted(value for value in values if value is not None)
     if not known or (not last and len(known) < len(values)):
         return None
@@ -323,7 +322,7 @@ def _spread(values: list[float | None], *, last: bool) -> list[float | None] | N
 
 
 def table(entries: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """For people."""
+    """Print a readable summary."""
     for entry in entries:
         seconds, speedup, final = entry["virtual_seconds_to_target"], entry["speedup"], entry["final"]
         target = entry["target"] if entry["target"] is not None else "of pooled"
@@ -338,9 +337,9 @@ def say(words: str) -> None:
 
 
 def main() -> None:
-    """Run what is asked for."""
+    """Run the requested parts."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="digits in two worlds, under a minute; nothing is kept")
+    parser.add_argument("--quick", action="store_true", help="digits in two worlds, under a minute; nothing is stored")
     parser.add_argument(
         "--data", type=Path, metavar="FILE.npz", help="this set: x, y, and if it has them unit and split"
     )

@@ -1,9 +1,9 @@
-"""What robustness costs if no device lies: the default beside the one that it replaced, on the same fleets.
+"""Cost of robustness without attackers: the default compared with its predecessor, on the same fleets.
 
     python -m benchmarks.learning_honest [--quick] [--seeds N]
 
-Differences are paired by seed. The bound is that of a bootstrap over seeds: 95 % of its means are better. Crossings of
-93 % are on a grid of 0.05 virtual seconds. What has run is kept in `benchmarks/results/honest.json`.
+Differences are paired by seed, with a one-sided 95 % bootstrap bound over seeds. Crossings of 93 % are on a grid of
+0.05 virtual seconds. Results are kept in `benchmarks/results/honest.json`.
 """
 
 import benchmarks.one_thread  # noqa: F401 - before NumPy
@@ -33,7 +33,7 @@ EVERY = 0.05
 FIRST_SEED = 800
 TARGET = 0.93
 NEVER = 2 * SECONDS
-"""Seconds that a run counts as which does not hold the target."""
+"""Seconds assigned to a run that does not hold the target."""
 FLEETS = (("uneven", 10), ("uneven", 20), ("uneven", 50), ("correlated", 20), ("correlated", 50))
 BEFORE = RULES["as before"]
 FIELDS = ("final", "worst_class", "slow_half")
@@ -66,7 +66,7 @@ def _course(fleet: Run, make: Callable[[], Strategy]) -> dict[str, float | None]
 
 
 def summary(rows: list[Row]) -> list[Row]:
-    """Mean differences of each kind of fleet, in points and as a share of the time, each with its 95 % bound."""
+    """Mean differences for each kind of fleet, in points and as a share of the time, each with its 95 % bound."""
     found = []
     for world, devices in FLEETS:
         some = [row for row in rows if (row["world"], row["devices"]) == (world, devices)]
@@ -90,9 +90,9 @@ def _bound(differences: npt.NDArray[np.float64], quantile: float) -> float:
 
 
 def main() -> None:
-    """Run what is asked for."""
+    """Run the requested cases."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning_honest", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="twenty devices and four seeds; nothing is kept")
+    parser.add_argument("--quick", action="store_true", help="twenty devices and four seeds; nothing is stored")
     parser.add_argument("--seeds", type=int, default=30)
     given = parser.parse_args()
     seeds = 4 if given.quick else given.seeds

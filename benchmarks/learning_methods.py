@@ -1,4 +1,4 @@
-"""The strategies that `benchmarks.learning` compares, what each is tuned over, and one run of one of them."""
+"""The strategies that `benchmarks.learning` compares, their tuning grids, and one run of one of them."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -22,14 +22,14 @@ from midge.wire.moments import pool
 from midge.wire.schema import Schema, Vector
 
 HELD = 2.0
-"""Virtual seconds for which a target must be held: two trainings of the device in the middle."""
+"""Virtual seconds for which a target must be held: two trainings of the median device."""
 EVERY = 0.25
 TAIL = 0.2
-"""The last part of a run, over which what it ends with is averaged."""
+"""Last part of a run, over which final metrics are averaged."""
 SLOWER = 2.0
-"""How many times longer synchronous rounds may take: they cost little to simulate."""
+"""How many times longer synchronous runs may last: they are cheap to simulate."""
 LOCAL = (1.0, 3.0)
-"""Local rates, in those that the model ships with."""
+"""Factors of the model's own local rate."""
 
 
 def buffer_of(devices: int) -> int:
@@ -39,7 +39,7 @@ def buffer_of(devices: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """An asynchronous strategy, from the number of devices and a server rate (0: its own). None are never tuned."""
+    """Asynchronous strategies, by number of devices and server rate (0: its own). None are never tuned."""
 
     name: str
     make: Callable[[int, float], Strategy]
@@ -85,7 +85,7 @@ AVERAGES = (0.0, 0.5, 0.8)
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """What one run was like: metrics at ascending times."""
+    """A run: metrics at ascending times."""
 
     times: npt.NDArray[np.float64]
     metric: npt.NDArray[np.float64]
@@ -94,7 +94,7 @@ class Course:
     lower: bool
 
     def seconds_to(self, target: float) -> float | None:
-        """When the target was first reached, of a time for which it was held."""
+        """When the target was first reached and then held for `held` seconds."""
         since: float | None = None
         for time, value in zip(self.times, self.metric, strict=True):
             if not (value <= target if self.lower else value >= target):
@@ -112,7 +112,7 @@ class Course:
         return {name: round(value, 4) if math.isfinite(value) else None for name, value in means.items()}
 
     def score(self, target: float) -> float:
-        """Seconds to the target; beyond all times where it was not reached, by how much it was missed."""
+        """Seconds to the target; if missed, beyond all times by the size of the miss."""
         reached = self.seconds_to(target)
         if reached is not None:
             return reached
@@ -123,7 +123,7 @@ class Course:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One fleet with its data in one world, on which any method can be run."""
+    """A fleet with its data in a world, on which any method can be run."""
 
     problem: Problem
     conditions: Conditions
@@ -137,7 +137,7 @@ class Run:
     def asynchronous(
         self, strategy: Strategy, local: float, limit: float = math.inf, stop_at: float = 0, every: float = EVERY
     ) -> Course:
-        """A simulated federation; ends at the limit, or as soon as a target, if there is one, is held."""
+        """Simulate a federation until the limit, or until a target, if given, is held."""
         problem = self.problem
         if local != 1:
             rate = local * problem.model.recipe.learning_rate
@@ -171,7 +171,7 @@ class Run:
         return Course(found.times, each[name], each["worst"], each["slow"], problem.lower)
 
     def synchronous(self, rule: Rounds, local: float, steps: int, limit: float = math.inf) -> Course:
-        """Ideal rounds of a number of local steps."""
+        """Ideal rounds with a number of local steps."""
         problem, until = self.problem, min(limit, SLOWER * self.horizon)
         stack, schema, first, frozen = self.stacked
         plan = Plan(learning_rate=local * problem.model.recipe.learning_rate, local_steps=steps)
@@ -206,10 +206,10 @@ class Run:
 
 
 def references(run: Run, steps: int) -> tuple[float, float]:
-    """The metric of pooled training, of so many optimiser steps, and the mean of devices that train alone.
+    """The metric of pooled training of a number of optimiser steps, and the mean of devices that train alone.
 
-    Both have the fleet's normalisation. Pooled training is averaged over its last fifth; a device alone takes a tenth
-    of the steps, which is more than its rows need.
+    Both use the fleet's normalisation. Pooled training is averaged over its last fifth; a device alone takes a tenth of
+    the steps, which is more than its rows need.
     """
     problem = run.problem
     _, schema, first, frozen = run.stacked
@@ -236,7 +236,7 @@ Setting = dict[str, Any]
 
 
 class Search:
-    """Scores settings over the same runs, in seconds; one that is already slower than the best so far is given up."""
+    """Scores settings over the same runs, in seconds; a setting that is already slower than the best is abandoned."""
 
     def __init__(
         self, runs: Sequence[Run], target: float, play: Callable[[Run, tuple[float, ...], float], Course]
@@ -261,7 +261,7 @@ class Search:
 
 
 def tuned(method: Method, runs: Sequence[Run], target: float) -> Setting:
-    """The best of the grid of an asynchronous strategy."""
+    """The best point of an asynchronous strategy's grid."""
     if not method.rates:
         return {"local": 1.0, "rate": None}
     devices = len(runs[0].problem.slow)
@@ -274,14 +274,14 @@ def tuned(method: Method, runs: Sequence[Run], target: float) -> Setting:
     return {"local": local, "rate": rate, "score": _rounded(search.score((local, rate))), "tried": len(search.known)}
 
 
-def tuned_rounds(runs: Sequence[Run], target: float, *, everybody: bool, quick: bool = False) -> Setting:
-    """The best synchronous rule: an axis after the other is searched until nothing is gained, from three beginnings.
+def tuned_rounds(runs: Sequence[Run], target: float, *, whole_cohort: bool, quick: bool = False) -> Setting:
+    """The best synchronous rule, by coordinate search until nothing improves, from three starting points.
 
-    Where devices keep their speed and no link breaks, a deadline does what a share does, so it is not searched there.
+    If devices keep their speed and no link breaks, a deadline is equivalent to a share, so it is not searched there.
     """
     axes: dict[str, tuple[float, ...]] = {
-        "share": (1.0,) if everybody else (0.5, 0.8, 1.0) if quick else SHARES,
-        "deadline": DEADLINES if runs[0].conditions.online and not everybody else (math.inf,),
+        "share": (1.0,) if whole_cohort else (0.5, 0.8, 1.0) if quick else SHARES,
+        "deadline": DEADLINES if runs[0].conditions.online and not whole_cohort else (math.inf,),
         "local": LOCAL_RATES[1:4] if quick else LOCAL_RATES,
         "rate": RATES[3:] if quick else RATES,
         "local_steps": STEPS[1:] if quick else STEPS,
@@ -293,8 +293,8 @@ def tuned_rounds(runs: Sequence[Run], target: float, *, everybody: bool, quick: 
         return _rounds(run, place, limit)
 
     search = Search(runs, target, play)
-    for begin in _BEGINNINGS[: 1 if quick or everybody else None]:
-        point: tuple[float, ...] = (1.0, *begin[1:]) if everybody else begin
+    for begin in _BEGINNINGS[: 1 if quick or whole_cohort else None]:
+        point: tuple[float, ...] = (1.0, *begin[1:]) if whole_cohort else begin
         before = math.inf
         while (now := search.score(point)) < before and not (quick and len(search.known) > 1):
             before = now
@@ -318,7 +318,7 @@ def tuned_rounds(runs: Sequence[Run], target: float, *, everybody: bool, quick: 
 
 
 def _rounds(run: Run, place: Sequence[float | None], limit: float = math.inf) -> Course:
-    """A synchronous rule, from its place in the search."""
+    """A synchronous rule, from its grid point."""
     share, deadline, local, rate, steps, momentum, average = (math.inf if each is None else each for each in place)
     return run.synchronous(Rounds(share, deadline, rate, momentum, average), local, round(steps), limit)
 
@@ -332,22 +332,22 @@ _BEGINNINGS = (
 
 
 def _rounded(score: float) -> float:
-    """Seconds; of what never came within all runs, by how much."""
+    """Seconds; for missed targets, beyond all runs by the size of the miss."""
     return round(score, 2)
 
 
 def _at_edge(values: tuple[float, ...], value: float) -> bool:
-    """Whether more could lie beyond; a share of all and no deadline are natural ends."""
+    """Whether the optimum could lie beyond the grid; a share of all and no deadline are natural ends."""
     return value in {values[0], values[-1]} and value not in {1.0, math.inf}
 
 
 def _plain(place: tuple[float, ...]) -> tuple[float | None, ...]:
-    """JSON knows no infinity."""
+    """The value, or None for infinity, which JSON lacks."""
     return tuple(None if value == math.inf else value for value in place)
 
 
 def courses(name: str, setting: Setting, runs: Sequence[Run], targets: Sequence[float]) -> Iterator[Course]:
-    """A method on each of the reported runs; of the best synchronous rules each gets the one that suits it best."""
+    """A method on each of the reported runs; each gets its best of the best synchronous rules."""
     for each, target in zip(runs, targets, strict=True):
         if name not in {SYNCHRONOUS, EVERYBODY}:
             yield each.asynchronous(

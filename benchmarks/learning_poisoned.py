@@ -1,9 +1,9 @@
-"""Devices that lie: one in ten sends what an attack says (`benchmarks.liars`), under the default and under other rules.
+"""Poisoning: one device in ten sends an attack's updates (`benchmarks.liars`), under the default and other rules.
 
     python -m benchmarks.learning_poisoned [--quick] [--seeds N] [--devices 10,20,50] [--kinds …] [--rules …]
 
-Digits by Dirichlet(0.3), speeds with σ = 1.2, 30 virtual seconds. Every run of one seed has the same fleet, so that the
-column `alone`, the honest devices by themselves, is what an attack is compared with. What has run is kept in
+Digits by Dirichlet(0.3), speeds with σ = 1.2, 30 virtual seconds. All runs of a seed have the same fleet, so that the
+column `alone`, the honest devices by themselves, is the reference for an attack. Results are kept in
 `benchmarks/results/poisoned.json`.
 """
 
@@ -35,10 +35,10 @@ LIARS = 0.1
 SECONDS = 30.0
 FIRST_SEED = 700
 ALONE, HONEST = "alone", "honest"
-"""No attack: the honest devices by themselves, and all devices, all of them honest."""
+"""No attack: the honest devices by themselves, and all devices, all honest."""
 KINDS = (*ATTACKS, ALONE, HONEST)
 HARD = ("-10 times", "sign flip", "IPM 10", "Min-Max", "full rate", ALONE)
-"""What the rules are compared on: each of them turns at least one rule."""
+"""The attacks on which rules are compared: each of them defeats at least one rule."""
 
 RULES: dict[str, Callable[[], Strategy]] = {
     "balanced": balanced,
@@ -48,8 +48,8 @@ RULES: dict[str, Callable[[], Strategy]] = {
     "centred clipping": lambda: balanced(10, clip=None, robust=False, combine="centred"),
     "no history": lambda: balanced(robust=False),
 }
-"""The default is `balanced`. `as before` is the default that was not robust; `no history` is the default without
-what it knows of devices over time."""
+"""The default is `balanced`. `as before` is its predecessor without robustness; `no history` is the default without its
+memory of devices."""
 
 Row = dict[str, Any]
 
@@ -100,7 +100,7 @@ def run(case: tuple[str, str, int, int]) -> Row:
 
 
 def rows(cases: Sequence[tuple[str, str, int, int]], kept: Path | None) -> list[Row]:
-    """The rows of all cases, those that are kept first; the others are run on both cores and kept."""
+    """The rows of all cases: stored ones first, then the others, run on both cores and stored."""
     known = {_case(row): row for row in json.loads(kept.read_text())["rows"]} if kept and kept.exists() else {}
     missing = [case for case in cases if case not in known]
     with ProcessPoolExecutor(2) as pool:
@@ -116,7 +116,7 @@ def _case(row: Row) -> tuple[str, str, int, int]:
 
 
 def report(found: Iterable[Row]) -> dict[str, Any]:
-    """The rows in a fixed order, with medians, least and greatest over seeds."""
+    """The rows in a fixed order, with median, minimum and maximum over seeds."""
     ordered = sorted(found, key=lambda row: (row["devices"], _place(row), row["seed"]))
     return {"benchmark": "learning_poisoned", "quick": False, "summary": list(summary(ordered)), "rows": ordered}
 
@@ -144,7 +144,7 @@ def summary(found: Iterable[Row]) -> Iterator[Row]:
 
 
 def cases(seeds: int, devices: Sequence[int], kinds: Sequence[str], rules: Sequence[str]) -> Iterator[Any]:
-    """The default under every kind asked for, the other rules under the hard ones."""
+    """The default under all requested kinds, the other rules under the hard ones."""
     for count in devices:
         for rule in rules:
             for kind in kinds if rule == "balanced" else [kind for kind in kinds if kind in HARD]:
@@ -152,10 +152,10 @@ def cases(seeds: int, devices: Sequence[int], kinds: Sequence[str], rules: Seque
 
 
 def main() -> None:
-    """Run what is asked for."""
+    """Run the requested cases."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning_poisoned", description=__doc__)
     parser.add_argument(
-        "--quick", action="store_true", help="twenty devices, two seeds, the hard kinds; nothing is kept"
+        "--quick", action="store_true", help="twenty devices, two seeds, the hard kinds; nothing is stored"
     )
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--devices", default="10,20,50")

@@ -1,4 +1,4 @@
-"""What is learned in `benchmarks.learning`: data dealt to devices, a model, and what its users would notice."""
+"""The problems of `benchmarks.learning`: data dealt to devices, a model, and metrics that users would notice."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,11 +15,12 @@ from midge.sensor_fleet.models import Name, NumpyModel, model_for
 
 DIGITS_DEVICES = 50
 MOST = 50
-"""Devices of a file that has its own."""
+"""Number of devices of a file with its own devices."""
 CAP = np.float32(125)
-"""Of a regression's target: remaining cycles beyond it cannot be told from a sensor, as all papers on them say."""
+"""Limit of a regression target: remaining cycles beyond it cannot be inferred from a sensor, as usual in the
+literature."""
 OWN_CLASSES = 0.95
-"""Where speed goes with data: the share of a class that its half of the fleet holds."""
+"""If speed correlates with data: the share of a class that is held by its half of the fleet."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,11 +31,11 @@ class Problem:
     data: FleetData
     model: NumpyModel
     slow: tuple[bool, ...]
-    """Which devices are the slow half, in order: by chance, or those that hold what the others do not."""
+    """Indices of the slow half in ascending order: random, or the devices that hold other data."""
     weights: Array
-    """How much each test row counts for the slow half."""
+    """Weight of each test row for the slow half."""
     targets: tuple[float, ...]
-    """What is to be reached and held; empty where it follows from pooled training."""
+    """Targets to be reached and held; empty if they are derived from pooled training."""
 
     @property
     def metric(self) -> str:
@@ -42,11 +43,11 @@ class Problem:
 
     @property
     def lower(self) -> bool:
-        """Whether less of the metric is better."""
+        """Whether lower is better."""
         return self.data.task == "regression"
 
     def evaluate(self, parameters: Parameters) -> dict[str, float]:
-        """The metric on the test rows, of the worst class, and as the slow half's data weighs it."""
+        """The metric on the test rows, for the worst class, and weighted by the slow half's data."""
         model, test = self.model, self.data.test
         with np.errstate(over="ignore", invalid="ignore"):
             outputs = model.predict(parameters, _prepared(model, test))
@@ -73,13 +74,13 @@ def _prepared(model: NumpyModel, test: Rows) -> Array:
 
 
 def digits(seed: int, *, correlated: bool, devices: int = DIGITS_DEVICES, alpha: float = 0.3) -> Problem:
-    """Scikit-learn's digits, 8 × 8: dealt by Dirichlet, or the slow half of the devices holds the classes 5 to 9."""
+    """Scikit-learn's digits, 8 × 8: dealt by Dirichlet, or with the classes 5 to 9 on the slow half."""
     whole = load("digits", devices=1, seed=0)
     return _labelled("digits", whole, seed, correlated=correlated, devices=devices, alpha=alpha, targets=(0.93, 0.95))
 
 
 def fashion(path: Path, seed: int, *, correlated: bool, alpha: float, model: Name = "linear") -> Problem:
-    """Fashion-MNIST: 10,000 training rows and 2,000 test rows, always the same, 20 devices."""
+    """Fashion-MNIST: a fixed set of 10,000 training rows and 2,000 test rows, 20 devices."""
     whole = load(path, devices=1)
     pooled = load(path).pooled()
     rng = np.random.default_rng(0)
@@ -94,10 +95,10 @@ def fashion(path: Path, seed: int, *, correlated: bool, alpha: float, model: Nam
 
 
 def of_file(path: Path, seed: int, *, correlated: bool) -> Problem:
-    """Any data set: its own devices, 50 at most, or 20 that it is dealt to. Whole numbers of cycles end at 125.
+    """Any data set: its own devices, at most 50, or dealt to 20. Whole numbers of cycles are capped at 125.
 
-    The slow half is drawn by chance; where it is to hold other data, it is one kind of device where the file has an
-    array `device` of 0 and 1, and else those devices whose labels or targets are higher on average.
+    The slow half is random; if it is to hold other data, it is one kind of device if the file has an array `device` of
+    0 and 1, otherwise the devices with the higher mean label or target.
     """
     data = load(path, seed=seed)
     with np.load(path, allow_pickle=False) as file:
@@ -170,7 +171,7 @@ def _labelled(
 def _two_halves(
     y: npt.NDArray[np.generic], slow: Sequence[bool], classes: int, rng: np.random.Generator
 ) -> list[npt.NDArray[np.intp]]:
-    """Rows dealt evenly within each half; the lower classes go to the fast half, but for a few."""
+    """Deal rows evenly within each half; the lower classes mostly to the fast half."""
     to_slow = (y.astype(np.int64) >= classes // 2) == (rng.random(len(y)) < OWN_CLASSES)
     halves = []
     for half in (False, True):
@@ -180,7 +181,7 @@ def _two_halves(
 
 
 def _label_weights(data: FleetData, slow: Sequence[bool]) -> Array:
-    """A weight for each test row: how common its class is among the slow half, over how common it is in the test."""
+    """A weight for each test row: its class's frequency in the slow half, relative to that in the test."""
     classes = data.classes or 0
     rows = [part.y for part, is_slow in zip(data.devices.values(), slow, strict=True) if is_slow]
     held = np.bincount(np.concatenate(rows), minlength=classes).astype(np.float64)

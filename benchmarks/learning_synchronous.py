@@ -1,8 +1,8 @@
-"""The best that synchronous rounds can do: all devices start at once, the first m of n count, a deadline ends a round.
+"""The upper bound of synchronous rounds: all devices start at once, the first m of n count, a deadline ends a round.
 
-An ideal server: it costs no time between rounds, takes deltas as they are, and those who are late drop their work at
-once and begin the next round with all others (over-selection, Bonawitz et al., arXiv:1902.01046). With m = n it is
-federated averaging that waits for all (McMahan et al., AISTATS 2017).
+The server is ideal: it takes no time between rounds and gets exact deltas; late devices drop their work at once and
+join the next round (over-selection, Bonawitz et al., arXiv:1902.01046). With m = n it is federated averaging that waits
+for all (McMahan et al., AISTATS 2017).
 """
 
 import math
@@ -23,7 +23,7 @@ class Rounds:
     """A synchronous rule."""
 
     share: float = 1.0
-    """m / n: a round ends when so many have arrived."""
+    """m / n: a round ends when this share of the devices has arrived."""
     deadline: float = math.inf
     """Seconds after which it ends anyway, with at least one update."""
     rate: float = 1.0
@@ -31,9 +31,9 @@ class Rounds:
     momentum: float = 0.0
     """β of the server's heavy ball: v ← β·v + Δ, x ← x + rate·v."""
     average: float = 0.0
-    """Of the moving average over rounds that is used; 0 uses the newest model."""
+    """Decay of the served moving average over rounds; 0 serves the newest model."""
     by_examples: bool = False
-    """Whether updates weigh as their devices' rows."""
+    """Whether updates are weighted by their devices' number of rows."""
 
 
 def run(
@@ -48,7 +48,7 @@ def run(
     plan: Plan,
     overhead: float = 0.0,
 ) -> Iterator[tuple[float, Vector, int]]:
-    """Time, model and updates after each round. `overhead` is what each training costs beside computing, in seconds."""
+    """Time, model and updates after each round. `overhead` is added to each training, in seconds."""
     now, number = 0.0, 0
     population = world.population(names)
     links = [_Link(population.outages(name)) for name in names]
@@ -72,21 +72,21 @@ def run(
             total += np.float32(weight) * (values - x)
         velocity = np.float32(rule.momentum) * velocity + total
         x = x + np.float32(rule.rate) * velocity
-        # As in `aggregator.model`: an average over few rounds forgets where it began.
+        # As in `aggregator.model`: bias correction of the average over few rounds.
         used = x + np.float32(min(rule.average, number / (number + 9))) * (used - x)
         now = end
         yield now, used, len(taken)
 
 
 class _Link:
-    """When a device is online, asked in ascending order of time but for one training ahead."""
+    """The availability of a device; queried in ascending order of time, except for one training ahead."""
 
     def __init__(self, outages: Iterator[tuple[float, float]]) -> None:
         self._outages = outages
         self._known: list[tuple[float, float]] = []
 
     def online_from(self, time: float) -> float:
-        """The first moment from a time on at which the link stands."""
+        """The first time from `time` on at which the link works."""
         while not self._known or self._known[-1][1] <= time:
             pair = next(self._outages, None)
             if pair is None:

@@ -1,4 +1,4 @@
-"""The worlds of `benchmarks.learning`: how fast devices are, and what fails. The device in the middle trains in 1 s."""
+"""The worlds of `benchmarks.learning`: speeds and failures. The median device trains in 1 s."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ from midge.sensor_fleet.world import World
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """One world. A device keeps its speed."""
+    """A world. A device keeps its speed."""
 
     name: str
     spread: float
-    """σ of the logarithm of what a training takes."""
+    """σ of the logarithm of training durations."""
     correlated: bool = False
     """Whether the slow half of the devices holds other data than the fast half."""
     online: float = 0.0
     offline: float = 0.0
-    """Seconds that a link holds and stays broken in the mean; 0 never breaks."""
+    """Mean seconds that a link works and stays broken; 0 never breaks."""
     jitter: float = 0.0
-    """σ of the same from one training to the next. Synchronous rounds know none."""
+    """σ of the same between trainings of a device. Synchronous rounds have none."""
     overhead: float = 0.0
-    """L: seconds that each training costs beside computing. The device in the middle computes for 1 s."""
+    """L: seconds added to each training. The median device computes for 1 s."""
     half_normal: bool = False
-    """Whether what a training takes is |N(0, 1)|, over its median, and a twentieth: as in FedBuff's experiments."""
+    """Whether durations are |N(0, 1)| over its median, plus a twentieth: as in FedBuff's experiments."""
 
     def world(self, seed: int) -> World:
         calm = World(seed=seed, median=1.0, spread=0.0).calm()
@@ -39,7 +39,7 @@ class Conditions:
         """Seconds of one training of each device; the slow half takes the upper half of them."""
         rng = np.random.default_rng((seed, 2))
         count = len(slow)
-        # Quantiles rather than draws: small fleets too have the spread that the world says. The order is by chance.
+        # Quantiles rather than draws, so that small fleets have the world's spread too. The order is random.
         places = (np.arange(count) + 0.5) / count
         seconds = np.exp(self.spread * np.array([NormalDist().inv_cdf(place) for place in places]))
         if self.half_normal:

@@ -1,7 +1,7 @@
-"""What liars send: attacks of the literature and ordinary faults, each as a function of what its sender knows.
+"""Attacks of the literature and common faults, each as a function of what its sender knows.
 
-Liars know everything: the newest delta of every honest device, the model that it began from, and the rule. An attack is
-given what the device would have sent honestly and returns what it sends instead.
+Attackers are omniscient: they know the newest delta of every honest device, the model that it started from, and the
+rule. An attack gets the device's honest update and returns the one to send instead.
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy as np
 from midge.aggregator.core.core import AggregatorCore
 from midge.sensor_fleet.data import FleetData, Rows
 from midge.sensor_fleet.simulation.clock import Clock
-from midge.sensor_fleet.simulation.coding import Said
+from midge.sensor_fleet.simulation.encoding import DecodedUpdate
 from midge.sensor_fleet.simulation.server import Server
 from midge.wire.messages import Update
 from midge.wire.schema import Vector
@@ -22,20 +22,20 @@ from midge.wire.schema import Vector
 
 @dataclass(slots=True)
 class Knowledge:
-    """What an attack may look at."""
+    """What an attack knows."""
 
     own: Vector
-    """What the device has learned."""
+    """The device's honest delta."""
     honest: list[Vector]
     """The newest delta of each honest device."""
     rng: np.random.Generator
     liars: int
     memory: dict[str, Vector]
-    """The attack's own, of this device."""
+    """State of the attack for this device."""
 
     @property
     def mean(self) -> Vector:
-        """The mean honest delta; what the device has learned where nothing else is known."""
+        """The mean honest delta; the device's own if no other is known."""
         return np.mean(self.honest, axis=0) if self.honest else self.own
 
     @property
@@ -73,18 +73,18 @@ def _replay(known: Knowledge) -> Vector:
 
 
 def _drift(known: Knowledge) -> Vector:
-    """A push in one direction that never changes, hidden in what the device has learned."""
+    """A constant direction, hidden in the honest delta."""
     noise = known.rng.standard_normal(known.own.size).astype(np.float32)
     return known.own + known.memory.setdefault("direction", _unit(noise)) * np.float32(known.usual)
 
 
 def _mimicry(known: Knowledge) -> Vector:
-    """All liars copy one honest device (Karimireddy et al., ICLR 2022): its data counts for many."""
+    """All attackers copy one honest device, whose data then counts many times (Karimireddy et al., ICLR 2022)."""
     return known.honest[0] if known.honest else known.own
 
 
 def _alie(known: Knowledge) -> Vector:
-    """Mean less z standard deviations, z as large as the majority hides it (Baruch et al., NeurIPS 2019)."""
+    """Mean less z standard deviations, with z as large as the majority can hide (Baruch et al., NeurIPS 2019)."""
     if len(known.honest) < 3:
         return -known.own
     total = len(known.honest) + known.liars
@@ -100,7 +100,7 @@ def _ipm(epsilon: float) -> Attack:
 
 
 def _min_max(known: Knowledge) -> Vector:
-    """As far from the mean as any two honest ones are from each other (Shejwalkar and Houmansadr, NDSS 2021)."""
+    """As far from the mean as the largest distance between honest deltas (Shejwalkar and Houmansadr, NDSS 2021)."""
     if len(known.honest) < 3:
         return -known.own
     rows, mean = np.stack(known.honest), known.mean
@@ -115,12 +115,12 @@ def _min_max(known: Knowledge) -> Vector:
 
 
 def _collusion(known: Knowledge) -> Vector:
-    """All liars push the same way, against what the honest ones learn on average, as long as it is not clipped."""
+    """All attackers push the same way, against the honest mean, just below the clipping norm."""
     return _unit(known.mean) * np.float32(-known.usual)
 
 
 def _adaptive(known: Knowledge) -> Vector:
-    """Just within the rule: at the reference norm, and against what has been learned since the beginning."""
+    """Just within the rule: at the reference norm, and against the progress since the start."""
     total = known.memory.setdefault("total", np.zeros_like(known.own))
     total += known.mean
     return _unit(total) * np.float32(-0.99 * known.usual)
@@ -134,7 +134,7 @@ def _rare(known: Knowledge) -> Vector | None:
 
 
 def _turncoat(factor: float) -> Attack:
-    """Honest for its first five updates, so that it is known as such, and a liar from then on."""
+    """Honest for the first five updates, to gain standing, and malicious afterwards."""
 
     def attack(known: Knowledge) -> Vector:
         count = known.memory.setdefault("count", np.zeros(1, np.float32))
@@ -175,49 +175,49 @@ ATTACKS: dict[str, Attack] = {
     "full rate tiny": _times(1e-9),
 }
 FULL_RATE = 50.0
-"""Messages a second that a device may send by default."""
+"""Messages per second that a device may send by default."""
 
 
 class Liars:
-    """Some devices of a simulation send what an attack says."""
+    """A tamper that makes some devices of a simulation send an attack's updates."""
 
     def __init__(self, kind: str, names: frozenset[str], seed: int) -> None:
         self._kind, self._names, self._attack = kind, names, ATTACKS[kind]
         self._rng = np.random.default_rng((seed, 7))
         self._newest: dict[str, Vector] = {}
         self._memory: dict[str, dict[str, Vector]] = {name: {} for name in names}
-        self._flood: dict[str, tuple[Update, Said]] = {}
+        self._flood: dict[str, tuple[Update, DecodedUpdate]] = {}
 
     def begin(self, server: Server, clock: Clock) -> None:
         self._server, self._clock = server, clock
         if self._kind.startswith("full rate"):
             clock.at(0.0, self._send)
 
-    def sent(self, device: str, update: Update, said: Said) -> Said | None:
+    def sent(self, device: str, update: Update, decoded: DecodedUpdate) -> DecodedUpdate | None:
         if device not in self._names:
-            self._newest[device] = said.delta
-            return said
-        known = Knowledge(said.delta, list(self._newest.values()), self._rng, len(self._names), self._memory[device])
+            self._newest[device] = decoded.delta
+            return decoded
+        known = Knowledge(decoded.delta, list(self._newest.values()), self._rng, len(self._names), self._memory[device])
         turned = self._attack(known)
         if turned is None:
             return None
         turned = turned.astype(np.float32)
-        said = replace(said, delta=turned, norm=_norm(turned))
-        self._flood[device] = update, said
-        return said
+        decoded = replace(decoded, delta=turned, norm=_norm(turned))
+        self._flood[device] = update, decoded
+        return decoded
 
     def _send(self) -> None:
-        """Send the newest lie again, as if it were trained from the newest version, in an outbox of its own."""
+        """Send the newest malicious update again, as if trained from the newest version, in a separate outbox."""
         core: AggregatorCore = self._server.core
-        for device, (update, said) in list(self._flood.items()):
+        for device, (update, decoded) in list(self._flood.items()):
             seq = core.hi(device, 666) + 1
             again = update.model_copy(update={"outbox": 666, "seq": seq, "base": core.version})
-            self._server.inject(device, again, said)
+            self._server.inject(device, again, decoded)
         self._clock.after(1 / FULL_RATE, self._send)
 
 
 def flipped(data: FleetData, names: frozenset[str]) -> FleetData:
-    """The same data in which these devices have each label as its opposite."""
+    """The same data with inverted labels on these devices."""
     top = (data.classes or 1) - 1
     devices = {
         name: Rows(rows.x, (top - rows.y).astype(rows.y.dtype)) if name in names else rows

@@ -1,21 +1,21 @@
-"""What Midge costs others on their broker: the lateness of a telemetry load while a federation does its worst.
+"""Interference with other users of the broker: the latency of a telemetry load next to a federation's heaviest load.
 
     python -m benchmarks.neighbour [--quick] [--case drain] [--byte-rate 8e6]
 
-Fifty publishers send small messages through a Mosquitto with the limits that it comes with, and their lateness is taken
-end to end in a process of its own. Meanwhile a real aggregator with a store and many devices (`neighbour_fleet`: real
-sessions, connections, fetchers and outboxes; no arithmetic, no disk, at a lower priority) do this:
+Fifty publishers send small messages through a Mosquitto with default limits, and their end-to-end latency is measured
+in a separate process. Meanwhile a real aggregator with a store and many devices (`neighbour_fleet`: real sessions,
+connections, fetchers and outboxes; no arithmetic, no disk, at a lower priority) do this:
 
 - `release`: a first model of 10 MB in float32 is released to devices that hold nothing;
-- `reconnect`: all connections break at once, while the next version comes out, and everybody fetches it;
-- `drain`: the aggregator comes back to full outboxes, of 50 KB each. Three hours or three seconds of downtime leave the
-  same there: devices do not train for longer than their outboxes have room.
+- `reconnect`: all connections break at once while the next version is released, and every device fetches it;
+- `drain`: the aggregator returns to full outboxes, of 50 KB each. The length of the downtime makes no difference:
+  devices stop training when their outboxes are full.
 
-The same telemetry goes through a second Mosquitto with nothing else on it at the same time: `p99_other_ms` is what the
-machine itself does to it, with all that Midge and others have running there.
+The same telemetry runs through a second, otherwise idle Mosquitto at the same time: `p99_other_ms` is the influence of
+the machine itself, with all of Midge running on it.
 
-`lost` counts what had to come through and did not: devices without the model, updates that are not applied exactly
-once, and messages of the telemetry. `drain_s` is the time until all is done. One JSON line, progress to stderr.
+`lost` counts failures: devices without the model, updates that are not applied exactly once, and lost telemetry
+messages. `drain_s` is the time until everything is done. One JSON line, progress to stderr.
 """
 
 import argparse
@@ -36,13 +36,13 @@ from benchmarks.neighbour_processes import Part, may_go_first, stock_mosquitto
 Row = dict[str, Any]
 Stretch = tuple[float, float]
 Times = tuple[npt.NDArray[Any], npt.NDArray[Any]]
-"""When each message was sent, and when it came."""
+"""When each message was sent, and when it arrived."""
 Outcome = tuple[Stretch, Stretch, int]
-"""A stretch of telemetry alone, one beside a case, and how much of the case was lost."""
+"""A period of telemetry alone, one next to a case, and the number of losses of the case."""
 
 
 class Scene:
-    """A broker, and what of Midge has been started so far."""
+    """A broker, and the parts of Midge started so far."""
 
     def __init__(self, directory: Path, port: int, options: argparse.Namespace) -> None:
         self.directory, self.port, self.options = directory, port, options
@@ -74,7 +74,7 @@ class Scene:
 
 
 async def fetched(scene: Scene, devices: int, parameters: int) -> dict[str, Outcome]:
-    """A model that no device holds, to devices that wait; then all lose their connections, and the next comes out."""
+    """A new model for waiting devices; then all lose their connections, and the next version is released."""
     fleet = await scene.fleet(devices)
     await fleet.until(lambda part: part.last("count").get("connects", 0) >= devices, 120, "fleet that is connected")
     before = await scene.quiet()
@@ -93,7 +93,7 @@ async def fetched(scene: Scene, devices: int, parameters: int) -> dict[str, Outc
 
 
 async def _hold(scene: Scene, fleet: Part, devices: int, version: int) -> int:
-    """Wait until all hold a version or a later one; how many do."""
+    """Wait until all hold a version or a later one; return how many do."""
 
     def holding(part: Part) -> int:
         return len({event["device"] for event in part.of("holds") if event["version"] >= version})
@@ -106,7 +106,7 @@ async def _hold(scene: Scene, fleet: Part, devices: int, version: int) -> int:
 
 
 async def drained(scene: Scene, devices: int, parameters: int) -> dict[str, Outcome]:
-    """An update in each outbox, and an aggregator that comes back."""
+    """An update in each outbox, and an aggregator that returns."""
     server = await scene.aggregator(parameters, "--codec", "float32", "--buffer", 50)
     fleet = await scene.fleet(devices)
     await fleet.until(lambda part: len(part.of("holds")) >= devices, 600, "fleet that has come up")
@@ -184,7 +184,7 @@ def _load(file: Path) -> Times:
 
 
 def row(loads: list[Times], before: Stretch, during: Stretch, lost: int) -> Row:
-    """The telemetry in both stretches, and on the other broker in the second one."""
+    """The telemetry in both periods, and on the other broker in the second one."""
     quiet, busy, other = window(*loads[0], before), window(*loads[0], during), window(*loads[1], during)
     return {
         "p50_before_ms": percentile(quiet, 50),
@@ -201,7 +201,7 @@ def row(loads: list[Times], before: Stretch, during: Stretch, lost: int) -> Row:
 
 
 def window(sent: npt.NDArray[Any], came: npt.NDArray[Any], stretch: Stretch) -> npt.NDArray[Any]:
-    """Seconds of lateness of what was sent in a stretch of time."""
+    """Latency in seconds of the messages sent in a period."""
     chosen = (sent >= stretch[0]) & (sent <= stretch[1]) & ~np.isnan(came)
     return (came - sent)[chosen]
 
@@ -215,14 +215,14 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="2 MB, 30 devices and 200 outboxes")
-    parser.add_argument("--data", help="not used: the bytes are random")
+    parser.add_argument("--data", help="ignored: the bytes are random")
     parser.add_argument("--case", choices=CASES, help="only this one")
     parser.add_argument("--devices", type=int)
     parser.add_argument("--megabytes", type=float)
-    parser.add_argument("--byte-rate", type=float, help="bytes a second of the whole federation; 0 sets no limit")
+    parser.add_argument("--byte-rate", type=float, help="bytes per second of the whole federation; 0 sets no limit")
     parser.add_argument("--before", type=float, help="seconds of telemetry alone")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="write all times and events there")
-    parser.add_argument("--patience", type=float, help="seconds after which a case is given up")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="write all times and events to this directory")
+    parser.add_argument("--patience", type=float, help="timeout of a case in seconds")
     options = parser.parse_args()
     options.before = options.before or (2.0 if options.quick else 10.0)
     options.patience = options.patience or (30.0 if options.quick else 240.0)

@@ -1,14 +1,14 @@
-"""Many devices in one process, for benchmarks of the broker: real devices but for their work and their disks.
+"""Many devices in one process for benchmarks of the broker: real devices except for their work and their disks.
 
-Each is an `iot_client.Device` with its own session, connection, fetcher and outbox. Light are three things: a frame is
-checked by its SHA-256 and decoded once for all of them, nothing is trained (an update is random numbers), and the
-outbox is in memory; for a device has a processor and a disk of its own, and these share those of the broker.
+Each is an `iot_client.Device` with its own session, connection, fetcher and outbox. Three things are simplified, since
+real devices have their own processor and disk, and these share the broker's: a frame is checked by its SHA-256 and
+decoded once for all devices, nothing is trained (an update is random numbers), and the outbox is in memory.
 
-Commands come as lines on standard input, events leave as lines of JSON on standard output:
+Commands are lines on standard input, events are JSON lines on standard output:
 
-- `contribute N`: the first N devices that wait send an update of the version that they hold; the others go on to rest;
+- `contribute N`: the first N waiting devices send an update of their version; the others rest;
 - `rest`: no device trains any more;
-- `cut`: every connection breaks, at once.
+- `cut`: all connections break at once.
 """
 
 import argparse
@@ -41,8 +41,8 @@ from midge.wire.lineage import State
 from midge.wire.messages import Announcement, FrameInfo, Plan
 
 NICE = 5
-"""Below the broker and the telemetry: in the field these devices do not share the broker's processor. Much more of it
-would starve them on a busy machine, and then the broker has it easy."""
+"""Niceness below the broker and the telemetry: in the field these devices do not share the broker's processor. A much
+higher value would starve them on a busy machine and relieve the broker."""
 _lock = threading.Lock()
 _decoded: dict[bytes, State] = {}
 
@@ -52,7 +52,7 @@ def say(event: str, **fields: Any) -> None:
 
 
 class LightFetcher(Fetcher):
-    """Checks each frame; only the first to have one decodes it."""
+    """Checks each frame; only the first device to have one decodes it."""
 
     def _apply(self, announcement: Announcement, way: Sequence[FrameInfo], state: State | None) -> State:
         with _lock:
@@ -70,7 +70,7 @@ class LightFetcher(Fetcher):
 
 
 class LightRuntime(DeviceRuntime):
-    """Tells when it holds a version, and waits to be told what then."""
+    """Reports when it holds a version, and waits for a command."""
 
     def __init__(self, parts: DeviceParts) -> None:
         super().__init__(parts, fetcher=LightFetcher(parts.topics, parts.config.name))
@@ -92,7 +92,7 @@ class LightRuntime(DeviceRuntime):
 
 
 class LightDevice(Device):
-    """A device that is told when to send, and what it does is counted."""
+    """A device that sends on command, and whose actions are counted."""
 
     def __init__(self, url: str, name: str, federation: str) -> None:
         super().__init__(
@@ -129,7 +129,7 @@ class LightDevice(Device):
             self.refused += not final and event["verdict"] not in ("busy", "paused")
 
     def go_on(self, *, contribute: bool) -> bool:
-        """Whether it had waited."""
+        """Whether it was waiting."""
         told = None if self.runtime is None else self.runtime.told
         if told is None or told.done():
             return False
@@ -158,7 +158,7 @@ def _made(announcement: Announcement, state: State | None, name: str) -> Encoded
 
 
 async def serve(devices: list[LightDevice], ramp: float) -> None:
-    """Have them take part until standard input ends."""
+    """Run the devices until standard input ends."""
     loop = asyncio.get_running_loop()
     commands = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
@@ -177,7 +177,7 @@ async def serve(devices: list[LightDevice], ramp: float) -> None:
                 case [b"rest"]:
                     for device in devices:
                         device.rests = "the benchmark has what it wants"
-                        device.look()  # now, and not some seconds later
+                        device.look()  # at once, not at the next check
                 case [b"cut"]:
                     for device in devices:
                         device.cut()
@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("url")
     parser.add_argument("devices", type=int)
     parser.add_argument("--federation", default="bench")
-    parser.add_argument("--ramp", type=float, default=0.002, help="seconds between two devices' starts")
+    parser.add_argument("--ramp", type=float, default=0.002, help="seconds between the starts of two devices")
     arguments = parser.parse_args()
     os.nice(NICE)
     names = [f"d{number}" for number in range(arguments.devices)]

@@ -1,4 +1,4 @@
-"""Processes that tell events as lines of JSON and are told commands as lines, and a broker as it comes."""
+"""Processes with JSON events and line commands, and a broker with default settings."""
 
 import asyncio
 import json
@@ -19,14 +19,14 @@ from midge.broker.mqtt.connection import BrokerUnreachable
 ROOT = Path(__file__).parents[1]
 Event = dict[str, Any]
 _REALTIME = ["chrt", "-f", "5"]
-"""Linux's SCHED_FIFO: runs until it waits, before everything of the ordinary kind."""
+"""Linux's SCHED_FIFO: runs until it blocks, before all ordinary processes."""
 
 
 @asynccontextmanager
 async def stock_mosquitto(directory: Path) -> AsyncIterator[tuple[int, int]]:
-    """A Mosquitto with the limits that it comes with; its port and its process.
+    """A Mosquitto with default limits; its port and its process.
 
-    Only `set_tcp_nodelay` is not as it comes: else Nagle's algorithm holds telemetry up for 40 ms, and hides us.
+    Only `set_tcp_nodelay` differs: otherwise Nagle's algorithm delays telemetry by 40 ms, which would mask our effect.
 
     Raises:
         BrokerUnreachable: it is not installed, or does not start.
@@ -51,30 +51,30 @@ async def stock_mosquitto(directory: Path) -> AsyncIterator[tuple[int, int]]:
 
 
 def processor_seconds(process: int) -> float:
-    """What a process has used so far (Linux)."""
+    """Resources that a process has used so far (Linux)."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def first(command: list[str]) -> list[str]:
-    """The command so that it goes before all else on this machine, as if it had one of its own.
+    """Prefix a command so that it runs with real-time priority.
 
-    Else a p99 below a millisecond is that of the scheduler, and of what else runs here. Without the right to (Linux,
-    CAP_SYS_NICE) it is the command as it is.
+    Otherwise a p99 below a millisecond measures the scheduler and other work. Without the right to (Linux,
+    CAP_SYS_NICE) the command is unchanged.
     """
     return [*_REALTIME, *command] if may_go_first() else command
 
 
 @cache
 def may_go_first() -> bool:
-    """Whether `first` does anything."""
+    """Whether `first` has any effect."""
     if shutil.which(_REALTIME[0]) is None:
         return False
     return subprocess.run([*_REALTIME, "true"], check=False, stderr=subprocess.DEVNULL).returncode == 0
 
 
 class Part:
-    """One process. What it tells is kept in `events`."""
+    """A process. Its events are kept in `events`."""
 
     def __init__(self, process: asyncio.subprocess.Process, seen: Callable[[Event], None] | None = None) -> None:
         self.process = process
@@ -85,7 +85,7 @@ class Part:
 
     @classmethod
     async def start(cls, module: str, *arguments: object, before_others: bool = False) -> "Part":
-        """Run a module of ours."""
+        """Start one of our modules."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         command = [sys.executable, "-P", "-m", module, *map(str, arguments)]
         command = dying_with_parent(first(command) if before_others else command)
@@ -109,18 +109,18 @@ class Part:
         self._news.set()
 
     def of(self, event: str, **fields: object) -> list[Event]:
-        """All such events so far."""
+        """All events of a kind so far."""
         return [each for each in self.events if each["event"] == event and fields.items() <= each.items()]
 
     def last(self, event: str) -> Event:
-        """The newest such event; empty where there was none."""
+        """The newest event of a kind; empty if there is none."""
         return next((each for each in reversed(self.events) if each["event"] == event), {})
 
     async def until(self, so: Callable[["Part"], bool], within: float, what: str) -> None:
-        """Wait until it is so.
+        """Wait until a condition holds.
 
         Raises:
-            RuntimeError: it ended before, or it took too long.
+            RuntimeError: the process ended first, or it took too long.
         """
         try:
             async with asyncio.timeout(within):
@@ -137,7 +137,7 @@ class Part:
         self.process.stdin.write(line.encode() + b"\n")
 
     async def end(self, within: float = 30.0) -> Event:
-        """Close its standard input and wait until it ends; its last word."""
+        """Close its standard input and wait until it ends; return its last event."""
         if self.process.stdin is not None:
             self.process.stdin.close()
         with suppress(TimeoutError):
@@ -148,7 +148,7 @@ class Part:
         return self.last("end")
 
     async def kill(self) -> None:
-        """End it at once."""
+        """Kill it."""
         with suppress(ProcessLookupError):
             self.process.kill()
         await self.process.wait()

@@ -1,4 +1,4 @@
-"""An aggregator in a process of its own, for benchmarks of the broker: random weights, and few words.
+"""An aggregator in its own process for benchmarks of the broker, with random weights.
 
     python -m benchmarks.neighbour_server URL STORE PARAMETERS [--buffer 2] [--codec float32] [--byte-rate 8e6]
 

@@ -1,8 +1,7 @@
-"""What the broker is there for: small messages at QoS 1 from many publishers to one subscriber, and how late they are.
+"""The broker's regular load: small messages at QoS 1 from many publishers to one subscriber, and their latency.
 
-A process of its own on bare sockets, so that what is measured is the broker and not a client library. Each message
-carries when it was sent; when the process is told to stop, it writes both times of each, in seconds of the monotonic
-clock that all processes of a machine share, to a file.
+A separate process on bare sockets, so that the broker is measured rather than a client library. Each message carries
+its send time; at the end both times of each, in seconds of the machine's monotonic clock, are written to a file.
 
     python -m benchmarks.neighbour_telemetry PORT FILE.npz [--publishers 50] [--rate 300]
 """
@@ -20,7 +19,7 @@ _TOPIC = "plant/line/{}/air"
 _TEXT = b'{"t":21.4,"rh":48.2,"p":1013.2,"state":"ok","unit":"C","site":"hall 3","machine":"press 17"}'
 _HEAD = struct.Struct("<Qd")
 PATIENCE = 5.0
-"""Seconds at the end in which what is still on its way may arrive."""
+"""Seconds at the end in which messages in transit may arrive."""
 
 
 def _packet(first: int, body: bytes) -> bytes:
@@ -38,7 +37,7 @@ def _string(text: str) -> bytes:
 
 
 class Client:
-    """One MQTT 3.1.1 connection (OASIS Standard, sections 2 and 3), with as much of it as is needed here."""
+    """A minimal MQTT 3.1.1 connection (OASIS Standard, sections 2 and 3)."""
 
     def __init__(self, port: int, name: str) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port))
@@ -57,7 +56,7 @@ class Client:
         self.socket.sendall(_packet(0x32, _string(topic) + struct.pack(">H", self.packet_id) + payload))
 
     def arrived(self) -> list[bytes]:
-        """Payloads that have come, acknowledged."""
+        """Received payloads, which are acknowledged."""
         data, payloads, answers = self.kept + self.socket.recv(65_536), [], b""
         while len(data) >= 2:
             length, shift, start = 0, 0, 1
@@ -83,7 +82,7 @@ class Client:
 
 
 def run(port: int, publishers: int, rate: float) -> tuple[list[float], list[float]]:
-    """When each message was sent, and when it arrived; NaN where it did not. Until standard input ends."""
+    """Times at which each message was sent and arrived, NaN if it did not, until standard input ends."""
     subscriber = Client(port, "telemetry-subscriber")
     subscriber.subscribe(_TOPIC.format("+"))
     clients = [Client(port, f"telemetry-{number}") for number in range(publishers)]
@@ -125,7 +124,7 @@ def run(port: int, publishers: int, rate: float) -> tuple[list[float], list[floa
 
 
 def main() -> None:
-    """Publish until told to stop."""
+    """Publish until standard input ends."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("port", type=int)
     parser.add_argument("file")

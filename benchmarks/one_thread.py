@@ -1,6 +1,6 @@
-"""Keep NumPy's linear algebra to one thread. To be imported before NumPy: its threads are counted when it is loaded.
+"""Limit NumPy's linear algebra to one thread. Must be imported before NumPy, which reads the limit when it is loaded.
 
-A benchmark has a process for each core; with a thread for each core in each, all takes ten times as long.
+Benchmarks run a process per core; with a thread per core in each, everything would take ten times as long.
 """
 
 import os

@@ -1,10 +1,11 @@
-"""Seconds to 90 % on the wall clock, beside other systems, on one task with the same data, delays and seeds.
+"""Wall-clock seconds to 90 %, compared with other systems, on one task with the same data, delays and seeds.
 
     python -m benchmarks.peers --peers DIR [--flower PYTHON] [--appfl PYTHON]
 
-DIR holds the harness of the other systems (`common.py`, `bench_flower.py`, `bench_appfl.py`), PYTHON an interpreter of
-an environment in which one of them is installed. Twenty clients own digits by Dirichlet(0.3); a turn of client i takes
-a log-normal time of median 0.5 s and σ = 1.2, drawn from (seed, i, turn). What is not given is not run. One JSON line.
+DIR holds the harness of the other systems (`common.py`, `bench_flower.py`, `bench_appfl.py`), PYTHON is the interpreter
+of an environment in which one of them is installed. Twenty clients own digits by Dirichlet(0.3); a turn of client i
+takes a log-normal time of median 0.5 s and σ = 1.2, drawn from (seed, i, turn). Systems that are not given are skipped.
+One JSON line.
 """
 
 import argparse
@@ -35,7 +36,7 @@ NAMES = ("w1", "b1", "w2", "b2")
 
 
 def trainer(task: ModuleType, client: int, part: Any) -> Any:
-    """A client's turns: wait as long as the task says, then train as the task does."""
+    """A client's turns: wait for the task's delay, then train."""
     turns: Counter[int] = Counter()
 
     async def train(parameters: Parameters, _: TrainingPlan) -> Fit:
@@ -94,7 +95,7 @@ async def midge(task: ModuleType, strategy: Strategy, target: float, limit: floa
                 for service in (server, *devices):
                     tasks.create_task(service.serve())
                 began.append(time.monotonic())
-                while time.monotonic() < began[0] + limit and not _held(scores, target):  # noqa: ASYNC110 - it is a stop-watch
+                while time.monotonic() < began[0] + limit and not _held(scores, target):  # noqa: ASYNC110 - a stop-watch
                     await asyncio.sleep(0.05)
                 for service in (*devices, server):
                     service.stop()
@@ -111,7 +112,7 @@ async def midge(task: ModuleType, strategy: Strategy, target: float, limit: floa
 
 
 def _held(scores: list[tuple[float, float]], target: float, seconds: float = 2.0) -> float | None:
-    """When the target was reached to be held for so long."""
+    """When the target was first reached and then held."""
     since = None
     for at, score in scores:
         since = (since or at) if score >= target else None
@@ -121,7 +122,7 @@ def _held(scores: list[tuple[float, float]], target: float, seconds: float = 2.0
 
 
 def peer(system: str, python: str, harness: Path, *arguments: str, limit: float) -> dict[str, Any]:
-    """Run another system's bench; its own JSON line, with what we call it."""
+    """Run another system's benchmark; return its JSON line under our name for it."""
     command = [python, str(harness / f"bench_{system}.py"), "tta", *arguments, "--limit", str(int(limit))]
     done = subprocess.run(command, cwd=harness, capture_output=True, text=True, timeout=3 * limit + 120, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
@@ -137,7 +138,7 @@ def main() -> None:
     parser.add_argument("--target", type=float, default=0.9)
     parser.add_argument("--limit", type=float, default=240.0, metavar="SECONDS")
     parser.add_argument("--quick", action="store_true", help="Midge alone, for at most 40 seconds")
-    parser.add_argument("--data", help="not used: the task brings its own")
+    parser.add_argument("--data", help="ignored: the task brings its own")
     args = parser.parse_args()
     sys.path.insert(0, str(args.peers))
     task = importlib.import_module("common")

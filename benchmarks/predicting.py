@@ -1,4 +1,4 @@
-"""What `Device.predict` costs: microseconds for one row, by model, its parameters held as a device holds them."""
+"""Latency of `Device.predict`: microseconds for one row, by model, with the parameters as a device holds them."""
 
 import time
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ MODELS = {
 
 
 def using(net: MLP) -> tuple[Predicting, np.ndarray]:
-    """What a device predicts with, and a row for it."""
+    """A predictor of a device, and a row for it."""
     samples = Samples(None, [f"x{number}" for number in range(net.inputs)], "y", kind=net.task, rows=1)
     initial = net.initial()
     schema = Schema.of(initial, None)
@@ -31,7 +31,7 @@ def using(net: MLP) -> tuple[Predicting, np.ndarray]:
 
 
 def rows(*, seconds: float = 0.5) -> Iterator[dict[str, Any]]:
-    """A row for each model: the median and the slowest hundredth of single predictions."""
+    """A row for each model: the median and the 99th percentile of single predictions."""
     for name, net in MODELS.items():
         predicting, x = using(net)
         found, until = [], time.perf_counter() + seconds

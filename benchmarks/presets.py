@@ -1,11 +1,11 @@
-"""Every preset as it ships, on small problems with known answers: does it get there, and how soon beside the default?
+"""Convergence of every preset on small problems with known answers, and its time relative to the default.
 
     python -m benchmarks.presets [--quick] [--devices 2,10,50,200]
 
-Devices that train in one second in the median, in lock-step or with log-normal speeds (σ = 1.2). Linear and logistic
-regression are to come within 0.1 of the pooled answer in each weight, digits to 90 %, and to stay for two seconds; ten
-more are played then. A preset is stuck if it does not within the horizon, and wild if it is ever further off than where
-it began, by twice. Its multiple is its time over the default's in the same fleet.
+Devices train in one second in the median, in lock-step or with log-normal speeds (σ = 1.2). Linear and logistic
+regression must come within 0.1 of the pooled solution in each weight, digits to 90 %, and stay there for two seconds;
+the run continues for ten more. A preset is stuck if it does not get there in time, and wild if it is ever further off
+than twice its initial distance. Its multiple is its time over the default's in the same fleet.
 """
 
 import benchmarks.one_thread  # noqa: F401 - before NumPy
@@ -33,7 +33,7 @@ RESULTS = Path(__file__).parent / "results" / "presets.json"
 HORIZON = 120.0
 EVERY = 0.5
 BEYOND = 10.0
-"""Seconds that a run goes on after it has settled, in which it may turn wild."""
+"""Seconds that a run continues after it has settled, in which it may turn wild."""
 TRUE = np.array([0.6, -0.6, 0.5])
 NEAR = 0.1
 ACCURATE = 0.90
@@ -70,7 +70,7 @@ class Regression:
         )
 
     def gradient(self, w: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Of the mean loss."""
+        """Gradient of the mean loss."""
         score = self.x @ w
         found: npt.NDArray[np.float64] = self.x.T @ ((1 / (1 + np.exp(-score)) if self.logistic else score) - self.y)
         return found / len(self.y)
@@ -131,13 +131,13 @@ def run(case: tuple[str, str, int, str]) -> Row:
 
 
 class _Settled:
-    """Ends a run a while after the model has come inside and stayed."""
+    """Ends a run a while after the model has settled."""
 
     def __init__(self, inside: Callable[[Mapping[str, float]], bool]) -> None:
         self._inside = inside
         self._since: float | None = None
         self.settled: float | None = None
-        """When it came inside and stayed for `HELD` seconds."""
+        """When it settled: came within bounds and stayed for `HELD` seconds."""
 
     def __call__(self, now: float, metrics: Mapping[str, float]) -> bool:
         if not self._inside(metrics):
@@ -163,9 +163,9 @@ def _fleet(row: Row) -> tuple[str, int, str]:
 
 
 def main() -> None:
-    """Run what is asked for."""
+    """Run the requested cases."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.presets", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the regressions with 2 and 20 devices; nothing is kept")
+    parser.add_argument("--quick", action="store_true", help="the regressions with 2 and 20 devices; nothing is stored")
     parser.add_argument("--devices", default="2,5,10,20,50,100,200")
     given = parser.parse_args()
     devices = [2, 20] if given.quick else [int(count) for count in given.devices.split(",")]

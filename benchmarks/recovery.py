@@ -1,9 +1,9 @@
-"""What a crash costs: `python -m benchmarks.recovery [--quick]` prints one JSON line. In full it takes three minutes.
+"""Cost of a crash: `python -m benchmarks.recovery [--quick]` prints one JSON line. A full run takes three minutes.
 
-- `replay`: seconds until a store of 1,000 parameters serves again, by the records behind its checkpoint:
-  where each update is released by itself, and where releases are few.
-- `memory`: resident MiB of an aggregator after so many updates, with checkpoints as usual.
-- `drain_virtual`: 1,000 simulated devices with 8 updates each when the aggregator comes back after three hours.
+- `replay`: seconds until a store of 1,000 parameters serves again, by the number of records after its checkpoint:
+  with a release for each update, and with few releases.
+- `memory`: resident MiB of an aggregator by the number of updates, with the usual checkpoints.
+- `drain_virtual`: 1,000 simulated devices with 8 updates each when the aggregator returns after three hours.
 - `drain_live`: 200 devices with 8 updates each, over a broker on this machine.
 """
 
@@ -53,13 +53,13 @@ PARAMETERS = 1000
 MEMORY_AT = (20_000, 60_000, 100_000)
 HELD = 8
 RELEASE_INTERVAL = 1.0
-"""Seconds, of a large fleet: every device hears of every release."""
+"""Release interval of a large fleet in seconds: every device receives every announcement."""
 DOWN = 3 * 3600.0
 BATCH = 64
 
 
 def strategy(release_interval: float = 0.0) -> Strategy:
-    """Nothing is too stale: by default the last of 1,000 devices to come back would be."""
+    """Nothing is too stale: by default the last of 1,000 returning devices would be."""
     return fedasync(
         1.0,
         constant(),
@@ -88,7 +88,7 @@ def update(lineage: bytes, schema: Schema, *, outbox: int, seq: int, base: int, 
 
 
 class Mill:
-    """A federation that is fed with updates of twenty devices, as fast as it takes them."""
+    """A federation that is fed with updates of twenty devices, as fast as it accepts them."""
 
     def __init__(self, directory: Path, *, checkpoint_records: int, release_interval: float) -> None:
         parameters = {"x": np.zeros(PARAMETERS, np.float32)}
@@ -107,7 +107,7 @@ class Mill:
         )
 
     def open(self) -> None:
-        """Rebuild what the store holds."""
+        """Recover from the store."""
         self.federation = FederationRuntime(self.config, Outlet(self._put, lambda *_, **__: None), 0.0)
 
     def _put(self, post: Post) -> None:
@@ -132,7 +132,7 @@ class Mill:
 
 
 def replay(records: str, release_interval: str) -> dict[str, float]:
-    """Fill a journal to so many records, and open it again."""
+    """Fill a journal with a number of records, and open it again."""
     with tempfile.TemporaryDirectory() as directory:
         mill = Mill(Path(directory), checkpoint_records=10**9, release_interval=float(release_interval))
         mill.open()
@@ -172,9 +172,9 @@ def memory() -> dict[str, float]:
 
 
 def drain_virtual(devices: str, delay: str) -> dict[str, float]:
-    """Simulated devices, each with its outbox half full, and an aggregator that comes back.
+    """Simulated devices, each with its outbox half full, and an aggregator that returns.
 
-    With a delay, messages of one device overtake each other, which MQTT does not let them do, and much is sent again.
+    With a delay, messages of one device overtake each other, which MQTT excludes, and many are sent again.
     """
     kernel = Kernel(0, Faults(delay=float(delay)))
     network, ledger = Network(kernel), Ledger()
@@ -234,7 +234,7 @@ async def _drain_live(devices: int, directory: Path) -> dict[str, Any]:
         server, members = aggregator(books, url, directory), fleet(books, url, directory, range(devices))
         try:
             await server.start()
-            while b'"release"' not in server.log.read_bytes():  # noqa: ASYNC110 - another process writes it
+            while b'"release"' not in server.log.read_bytes():  # noqa: ASYNC110 - written by another process
                 await asyncio.sleep(0.05)
             await server.kill()
             with Store(directory / "store") as store:
@@ -270,7 +270,7 @@ STAGES = {each.__name__: each for each in (replay, memory, drain_virtual, drain_
 
 
 def stage(name: str, *arguments: str) -> Any:
-    """One measure in a process of its own."""
+    """Run one stage in its own process."""
     command = [sys.executable, __file__, name, *arguments]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
@@ -279,8 +279,8 @@ def main() -> None:
     """Measure all, or one stage in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="short journals, 100 simulated and 20 live devices")
-    parser.add_argument("--data", help="not used: what updates hold does not matter here")
-    parser.add_argument("stage", nargs="*", help="one measure and its arguments, as this program calls itself")
+    parser.add_argument("--data", help="ignored: what updates hold does not matter here")
+    parser.add_argument("stage", nargs="*", help="one stage and its arguments (internal)")
     options = parser.parse_args()
     if options.stage:
         print(json.dumps(STAGES[options.stage[0]](*options.stage[1:])))

@@ -1,15 +1,15 @@
-"""From the update that completes a step to the moment when the devices hold the new version, and what that costs.
+"""Latency of a release, from the update that completes a step until the devices hold the new version, and its cost.
 
     python -m benchmarks.release [--quick] [--parameters 100000] [--devices 100] [--byte-rate 0]
 
-A real Mosquitto with the limits that it comes with, a real aggregator with a store, and `neighbour_fleet`: real devices
-in one process but for their work and their disks. Two of them send an update, which makes a step and a release; the
-others wait for it. Time counts from when the second update is journaled to when a device has the frames, checked. Each
-row is the median of some releases; `bytes` is what a device receives of one, `cpu_ms` what a process uses for one:
-`server` from the moment that the updates are asked for, so with their decoding and the step.
+A real Mosquitto with default limits, a real aggregator with a store, and `neighbour_fleet`: real devices in one process
+except for their work and their disks. Two of them send an update, which makes a step and a release; the others wait for
+it. Time counts from the journaling of the second update until a device has checked the frames. Each row is the median
+of several releases; `bytes` is the traffic to a device for one, `cpu_ms` a process's time for one: `server` counts from
+the request for the updates, so it includes their decoding and the step.
 
-With the default rate of bytes, devices of a large fleet fetch in turn; rows with the rate 0 say what is there without.
-One JSON line, progress to stderr.
+With the default byte rate, devices of a large fleet fetch in turn; rows with the rate 0 show the time without it. One
+JSON line, progress to stderr.
 """
 
 import argparse
@@ -39,7 +39,7 @@ async def holding(fleet: Part, devices: int, version: int) -> list[float]:
 
 
 async def measured(devices: int, parameters: int, rate: float | None, times: int) -> Row:
-    """Some releases to so many devices."""
+    """Several releases to a number of devices."""
     found: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         async with stock_mosquitto(Path(name)) as (port, broker):
@@ -85,7 +85,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="10 and 50 devices, one size")
-    parser.add_argument("--data", help="not used: the bytes are random")
+    parser.add_argument("--data", help="ignored: the bytes are random")
     parser.add_argument("--devices", type=int, action="append")
     parser.add_argument("--parameters", type=int, action="append")
     parser.add_argument("--byte-rate", type=float, action="append", help="of the whole federation; 0 sets no limit")

@@ -1,10 +1,10 @@
-"""Whether a fleet's credentials last without a visit: `python -m benchmarks.renewal [--quick]` prints one JSON line.
+"""Long-term renewal of a fleet's credentials: `python -m benchmarks.renewal [--quick]` prints one JSON line.
 
 Two virtual years of 3,000 devices, with certificates of one year and with passwords that are three years old. The
-authority's real code issues and signs, each device's files lie on a disk, and half of what a device or the issuer does
-ends in a power cut, before or behind a write at random. Devices come by within a month, the issuer once a week; in the
-second year another authority follows. Lost is a device that nothing on its disk would get past the broker. In full it
-takes minutes, with `--quick` (100 devices) less than one.
+authority's real code issues and signs, each device's files are on a disk, and half of all actions of a device or the
+issuer end in a power failure, before or after a random write. Devices connect within a month, the issuer once a week;
+in the second year the authority is replaced. A device is lost if nothing on its disk would be accepted by the broker. A
+full run takes minutes, `--quick` (100 devices) less than one.
 """
 
 import argparse
@@ -37,41 +37,41 @@ from tests.security.test_renewal import Broker, Power, PowerCut  # noqa: E402
 DAY = 86_400.0
 YEARS = 2
 MONTH = 30 * DAY
-"""Within which a device comes by."""
+"""Maximum interval between connections of a device."""
 WEEK = 7 * DAY
-"""Between two hours of the issuer."""
+"""Interval between two runs of the issuer."""
 CUT = 0.5
-"""Of all that a device or the issuer does, how much may end in a power cut."""
+"""Share of the actions of a device or the issuer that may end in a power failure."""
 STEPS = 14
-"""Writes and removals within which it comes; a renewal has about as many."""
+"""Writes and removals within which it happens; a renewal has about as many."""
 SUCCESSION = 400 * DAY
 
 
 class World:
-    """One fleet through the years."""
+    """One fleet over the years."""
 
     def __init__(self, directory: Path, way: Way, devices: int, power: Power) -> None:
         self.names = [f"dev{number:05}" for number in range(devices)]
         make_fleet(directory, way=way, names=self.names)
         fleet = read_fleet(directory)
-        write_fleet(directory, fleet.model_copy(update={"days": LEAF_DAYS}))  # the first are of one year
+        write_fleet(directory, fleet.model_copy(update={"days": LEAF_DAYS}))  # the first certificates last a year
         self.directory, self.broker, self.power = directory, Broker(directory), power
         self.began = present().timestamp()
-        if way == "passwords":  # which are good for five years
+        if way == "passwords":  # valid for five years
             for file in directory.glob("devices/*/*"):
                 os.utime(file, (self.began - 3 * 365 * DAY,) * 2)
         self.counts: Counter[str] = Counter()
         self.weeks: Counter[int] = Counter()
         self.lost: set[str] = set()
         self.first: list[str] = []
-        """Of a bundle as it was made: no file of it has a mark in its name."""
+        """Whether a bundle is original: no file of it has a suffix."""
         self.used: dict[str, list[str]] = {}
         self.rng = random.Random(1)
         self.queue: list[tuple[float, str]] = []
         self.now = 0.0
 
     def run(self) -> None:
-        """All years."""
+        """Run all years."""
         for name in self.names:
             self.soon(name)
         heapq.heappush(self.queue, (0.0, ""))
@@ -93,11 +93,11 @@ class World:
                 heapq.heappush(self.queue, (self.now + 3600.0, name))
 
     def soon(self, name: str, after: float = 0.0) -> None:
-        """The device comes by within a month of a time."""
+        """Let a device connect within a month of a time."""
         heapq.heappush(self.queue, (max(self.now, after) + MONTH * self.rng.random(), name))
 
     def come_by(self, name: str) -> None:
-        """A device connects, and does what it finds to do."""
+        """Connect a device, and let it do what is due."""
         path = self.directory / "devices" / name
         held = HeldCredentials(path)
         for candidate in held.candidates():
@@ -109,7 +109,7 @@ class World:
         if candidate.new:
             held.adopt()
         if self.used.setdefault(name, self.first) != (now := sorted(file.name for file in path.glob("*-*"))):
-            stamp, self.used[name] = self.began + self.now, now  # also if the power went behind it
+            stamp, self.used[name] = self.began + self.now, now  # also if the power failed after it
             for file in path.iterdir():
                 os.utime(file, (stamp, stamp))
             self.counts["renewed"] += 1
@@ -132,14 +132,14 @@ class World:
         if held.answered:  # it connects with them at once
             heapq.heappush(self.queue, (self.now + 60.0, name))
             return
-        # What is under way goes on; otherwise it is there, and nothing happens until it is due.
+        # What is under way continues; otherwise nothing happens until it is due.
         if held.asked or (self.now >= SUCCESSION and not self.counts["finished"]):
             self.soon(name)
         else:
             self.soon(name, min(held.due() - self.began, SUCCESSION if self.now < SUCCESSION else math.inf))
 
     def issue(self) -> None:
-        """The issuer's hour."""
+        """Run the issuer."""
         now = present() + timedelta(seconds=self.now)
         asked = {name: payload for name, payload in self.broker.requests.items() if payload}
         if asked:
@@ -153,7 +153,7 @@ class World:
         heapq.heappush(self.queue, (self.now + WEEK, ""))
 
     def follow(self) -> None:
-        """The next step of the succession, as soon as it cuts nothing off."""
+        """The next step of the succession, once it cuts off no device."""
         try:
             if not self.counts["succeeded"]:
                 manage_devices.succeed_authority(self.directory)
@@ -169,7 +169,7 @@ class World:
 
 
 def measure(way: Way, devices: int) -> dict[str, Any]:
-    """One fleet's figures."""
+    """The figures of one fleet."""
     home = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
     began = time.monotonic()
     with pytest.MonkeyPatch.context() as patch:

@@ -1,24 +1,24 @@
-"""Federations by the thousand, each drawn from its seed: does any stop learning, and is any model ruined?
+"""Thousands of random federations, each drawn from its seed: does any stop learning, and is any model ruined?
 
     python -m benchmarks.stalls --worlds 1000 --seed 1 [--quick]
     python -m benchmarks.stalls --worlds 2000 --seeds 1,2,3,4,5 --store
 
-A world has a preset, 2 to 100 devices with unlike speeds, rows that are partly noise, and some of: a change of the
-world (labels scaled by 0.01 to 1,000, or moved), devices that join late or leave, links that break, under the default
-up to one device in five that lies at up to its full rate, restarts of the aggregator (its process ends between any two
-actions, and the next one's clock begins anywhere) and of devices, outages of one device and of all beyond what the
-strategy takes, pauses by the operator, messages that are lost, come twice or are overtaken, wrong clocks, and devices
-that train one of two tensors only (`benchmarks.stalls_worlds`).
+A world has a preset, 2 to 100 devices of different speeds, rows that are partly noise, and some of: concept drift
+(labels scaled by 0.01 to 1,000, or shifted), devices that join late or leave, links that break, under the default up to
+one attacker in five devices at up to its full rate, restarts of the aggregator (its process ends between any two
+actions, and the next one's clock starts anywhere) and of devices, outages of one device and of all beyond what the
+strategy needs, pauses by the operator, messages that are lost, duplicated or overtaken, wrong clocks, and devices that
+train one of two tensors only (`benchmarks.stalls_worlds`).
 
 - *Stalled*: for three training intervals (and the strategy's own deadline) no honest update was accepted, while the
-  aggregator was up and not paused and enough honest devices were there: since it is up again, or they are back.
-- *Late*: the model ends not finite, or further off than `SLACK` of what knowing nothing costs, beside the same world in
-  which no device lies. Without liars it must end no worse than a model that knows nothing, before or after the change:
-  slow presets and federations of two have not learned everything new by the end.
-- *Broken*: it still is after three times as long; or anything is raised, a restart changes what was there, or an update
-  is accepted twice.
+  aggregator was up and not paused and enough honest devices were present, counted from when it or they returned.
+- *Late*: the final model is not finite, or further off than the same world without attackers by more than `SLACK` of
+  the loss of an ignorant model. Without attackers it must end no worse than an ignorant model, before or after the
+  drift: slow presets and federations of two have not learned all of the new concept by the end.
+- *Broken*: it is still so after three times as long; or an exception is raised, a restart changes the state, or an
+  update is accepted twice.
 
-Presets other than the default promise nothing against liars, and get none.
+Presets other than the default promise nothing against attackers, and get none.
 """
 
 import benchmarks.one_thread  # noqa: F401 - before NumPy
@@ -59,13 +59,13 @@ RESULTS = Path(__file__).parent / "results" / "stalls.json"
 INTERVALS = 3.0
 SLACK = 0.25
 LONGER = 3
-"""Times its length that a world is played for before it counts as broken: small fleets are slow to unlearn."""
+"""Times its length that a world is run before it counts as broken: small fleets are slow to unlearn."""
 WORLDS = 100_000
-"""Worlds of one seed, at most."""
+"""Maximum number of worlds of one seed."""
 
 
 def play(drawn: Drawn) -> tuple[float, float, str]:
-    """RMSE at the end, that of knowing nothing, and why it stalled (empty if it did not)."""
+    """Final RMSE, that of an ignorant model, and why it stalled (empty if it did not)."""
     names, speeds, world, strategy, incidents = (
         drawn.names,
         drawn.speeds,
@@ -98,22 +98,22 @@ def play(drawn: Drawn) -> tuple[float, float, str]:
 
 @dataclass(frozen=True, slots=True)
 class _Honest:
-    """When the honest devices of a world are there, and how long the next update may take."""
+    """When the honest devices of a world are present, and how long the next update may take."""
 
     speeds: npt.NDArray[np.float64]
-    """Seconds of a training, by place among all devices."""
+    """Seconds of a training, by index among all devices."""
     places: Sequence[int]
-    """Of the honest ones."""
+    """Indices of the honest devices."""
     away: dict[int, list[Interval]]
-    """When each is not there, by place."""
+    """Absences of each device, by index."""
     held: Sequence[Interval]
     """When nothing can be accepted."""
     enough: int
-    """Devices that it takes."""
+    """Number of devices needed."""
     stretch: float
-    """What a training may take beside its usual time."""
+    """Allowance for a training beside its usual time."""
     waits: float
-    """Seconds that are waited for beside trainings."""
+    """Waiting time in seconds beside trainings."""
 
     @classmethod
     def of(
@@ -135,11 +135,11 @@ class _Honest:
         most = len(places)
         enough = max(strategy.release_floor, 3 if most > 2 else 2)
         if strategy.privacy is not None and strategy.deadline is None:
-            enough = max(enough, strategy.size(most))  # a step waits for so many distinct devices
-        # A broken link is made again by itself; a lost message is sent again, and may be lost again.
+            enough = max(enough, strategy.size(most))  # a step waits for this number of distinct devices
+        # A broken link reconnects by itself; a lost message is repeated, and may be lost again.
         waits = (strategy.deadline or 0.0) + INTERVALS * (BROKEN * drawn.median if drawn.online else 0.0)
         waits += 2 * CONNECTING * drawn.latency * drawn.median * 4
-        if strategy.pace.steered:  # if no device was asked, more are when three releases would have come
+        if strategy.pace.steered:  # if no device was selected, more are once three releases would have come
             waits += INTERVALS * (float(np.max(speeds)) + (strategy.deadline or 0.0))
         waits += 1.25 * (PATIENCE + 2 * PATIENCE) if drawn.loss else 0.0
         waits += 4 * incidents.delay if drawn.delayed else 0.0
@@ -154,7 +154,7 @@ class _Honest:
         )
 
     def stalled(self, found: Simulated, end: float) -> str:
-        """The first interval in which an honest update was due, and none was accepted; empty if there is none."""
+        """The first interval in which an honest update was due but none was accepted; empty if there is none."""
         honest = set(self.places)
         times = [float(at) for at, place in zip(found.update_times, found.senders, strict=True) if int(place) in honest]
         for begin, until in zip([0.0, *times], [*times, end], strict=True):
@@ -174,19 +174,19 @@ class _Honest:
         return ""
 
     def _limit(self, places: Sequence[int]) -> float:
-        """Seconds within which these devices have sent something, with as many of them as it takes."""
+        """Seconds within which these devices have sent something, with as many of them as needed."""
         speeds = np.sort(self.speeds[list(places)])
         usual = float(np.quantile(speeds, 0.75 if len(speeds) >= 10 else 1.0))
         return INTERVALS * usual * self.stretch + self.waits
 
     def _starts(self, begin: float, until: float) -> Iterator[float]:
-        """From when on an update may be due in an interval: its begin, and whenever something is over."""
+        """When an update may become due in an interval: at its start, and whenever an obstacle ends."""
         ends = {stop for _, stop in self.held} | {stop for each in self.away.values() for _, stop in each}
         yield begin
         yield from sorted(stop for stop in ends if begin < stop < until)
 
     def _there(self, begin: float, until: float) -> list[int]:
-        """Devices that are there for the whole of an interval."""
+        """Devices that are present for the whole of an interval."""
         return [
             place for place in self.places if all(stop <= begin or start >= until for start, stop in self.away[place])
         ]
@@ -198,7 +198,7 @@ def judge(seed: int) -> dict[str, Any]:
 
 
 def verdict(drawn: Drawn) -> dict[str, Any]:
-    """One world, and the same without its liars if it has any; both go on for longer if it ends beyond its bound."""
+    """Run one world, and the same without its attackers if it has any; both longer if it ends beyond its bound."""
     found = {"seed": drawn.seed, "stalled": "", "broken": "", "late": "", "over": math.inf, "world": repr(drawn)}
     try:
         end, bound, found["stalled"] = _ends(drawn)
@@ -214,7 +214,7 @@ def verdict(drawn: Drawn) -> dict[str, Any]:
 
 
 def _ends(drawn: Drawn) -> tuple[float, float, str]:
-    """RMSE at the end, its bound, and why it stalled (empty if it did not)."""
+    """Final RMSE, its bound, and why it stalled (empty if it did not)."""
     end, nothing, stalled = play(drawn)
     if not drawn.liars:
         return end, 1.05 * max(nothing, drawn.noise + float(np.linalg.norm(TRUE))), stalled
@@ -223,20 +223,20 @@ def _ends(drawn: Drawn) -> tuple[float, float, str]:
 
 
 def _begin() -> None:
-    """Prepare a process that plays worlds: what it has imported is never garbage, and little else is cyclic."""
+    """Prepare a worker process: imported modules never become garbage, and little else is cyclic."""
     gc.freeze()
     gc.set_threshold(100_000, 20, 20)
 
 
 def main() -> int:
-    """Play what is asked for."""
+    """Run the requested worlds."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stalls", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--worlds", type=int, default=1000, help="of each seed")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--seeds", help="several, such as 1,2,3,4,5, in place of --seed")
+    parser.add_argument("--seeds", help="several, such as 1,2,3,4,5, instead of --seed")
     parser.add_argument("--quick", action="store_true", help="100 worlds, under 90 seconds on two cores")
-    parser.add_argument("--strict", action="store_true", help="end with 1 if a world stalled or was broken")
-    parser.add_argument("--store", action="store_true", help="keep what was found in benchmarks/results/stalls.json")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if a world stalled or broke")
+    parser.add_argument("--store", action="store_true", help="store the results in benchmarks/results/stalls.json")
     given = parser.parse_args()
     seeds = [given.seed] if given.seeds is None else [int(seed) for seed in given.seeds.split(",")]
     each, began = 100 if given.quick else given.worlds, time.perf_counter()
@@ -246,8 +246,8 @@ def main() -> int:
         for row in pool.map(judge, numbers, chunksize=1):
             found.append(row)
             if row["stalled"] or row["late"] or row["broken"]:
-                told = f"stalled: {row['stalled']} broken: {row['broken']} late: {row['late']}"
-                sys.stderr.write(f"{row['seed']}: {told} {row['world']}\n")
+                findings = f"stalled: {row['stalled']} broken: {row['broken']} late: {row['late']}"
+                sys.stderr.write(f"{row['seed']}: {findings} {row['world']}\n")
                 sys.stderr.flush()
     worst = max(found, key=_badness)
     counts = Counter(name for row in found for name in ("stalled", "broken", "late") if row[name])

@@ -1,7 +1,7 @@
-"""The worlds of `benchmarks.stalls`: each drawn from its seed, and what its devices learn from.
+"""The worlds of `benchmarks.stalls`, each drawn from its seed, and their learning problem.
 
-The problem is a linear regression in three inputs, whose answer is known. Times are in median trainings, of which one
-takes `median` seconds: what Midge waits for is in seconds, and so is long in some worlds and short in others.
+The problem is a linear regression with three inputs and a known answer. Times are in median trainings, of which one
+takes `median` seconds: Midge's own time-outs are in seconds, and so are long in some worlds and short in others.
 """
 
 import math
@@ -18,7 +18,7 @@ from midge.aggregator.core.staleness import constant, hinge
 from midge.aggregator.core.strategy import Strategy, sgd
 from midge.iot_client.training.fit import Fit, Parameters, Recipe, TrainingPlan
 from midge.sensor_fleet.simulation.clock import Clock
-from midge.sensor_fleet.simulation.coding import Said
+from midge.sensor_fleet.simulation.encoding import DecodedUpdate
 from midge.sensor_fleet.simulation.incidents import Crash, Incidents, Outage
 from midge.sensor_fleet.simulation.server import Server
 from midge.sensor_fleet.world import World
@@ -31,7 +31,7 @@ RECIPE = Recipe(local_steps=STEPS)
 TURNOVER = 20.0
 """Median trainings within which devices join late and leave."""
 BROKEN = 3.0
-"""Median trainings that a link is broken, in the mean."""
+"""Mean outage of a link in median trainings."""
 MONTH = 2_592_000.0
 
 PRESETS: dict[str, Callable[[int], Strategy]] = {
@@ -50,16 +50,16 @@ PRESETS: dict[str, Callable[[int], Strategy]] = {
     "ca2fl": lambda _: presets.ca2fl(),
     "fadas": lambda _: presets.fadas(),
     "fedavg": lambda n: presets.fedavg(max(2, n // 3)),
-    # A budget that no device spends here, and noise that leaves something to learn: such a strategy promises to move.
+    # A budget that no device exhausts here, and noise that still permits learning: such a strategy promises progress.
     "private": lambda n: presets.private(Privacy(clip=1.0, noise=0.1, epsilon=1e6), max(2, n // 3)),
 }
 ROBUST = ("balanced", "balanced, buffer")
-"""What promises something against liars: the others get none."""
+"""Strategies that resist attackers: the others get none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One world."""
+    """A world."""
 
     seed: int
     preset: str
@@ -71,53 +71,53 @@ class Drawn:
     """`none`, `scale` or `shift` of the labels."""
     factor: float
     at: float
-    """When it changes."""
+    """Time of the drift."""
     late: float
     leave: float
     online: float
     liars: int
     kind: str
     seconds: float = 30.0
-    """How long it is played, in median trainings."""
+    """Length of the run in median trainings."""
     median: float = 1.0
-    """Seconds of one."""
+    """Seconds of a median training."""
     max_age: float = 0.0
-    """Of the strategy; 0 leaves it."""
+    """Of the strategy; 0 keeps its default."""
     max_staleness: int = -1
-    """Of the strategy; -1 leaves it."""
+    """Of the strategy; -1 keeps its default."""
     crashes: int = 0
     """Restarts of the aggregator."""
     down: float = 0.0
-    """How long it is down each time, at most."""
+    """Maximum downtime of each."""
     pauses: int = 0
-    """By the operator."""
+    """Pauses by the operator."""
     nights: int = 0
     """Outages of all devices."""
     night: float = 0.0
-    """How long each is, at most."""
+    """Maximum length of each."""
     absent: float = 0.0
-    """The share of the devices with an outage of their own, as long as a night at most."""
+    """Share of the devices with an outage of their own, at most a night long."""
     reboots: float = 0.0
-    """The share of the devices that are rebooted."""
+    """Share of the devices that reboot."""
     loss: float = 0.0
-    """The share of the messages that are lost."""
+    """Share of the messages that are lost."""
     twice: float = 0.0
-    """The share of the messages that come twice."""
+    """Share of the messages that are duplicated."""
     delayed: float = 0.0
-    """The share of the messages that are overtaken by later ones."""
+    """Share of the messages that are overtaken by later ones."""
     latency: float = 0.0
     clocks: bool = False
-    """Whether clocks begin anywhere, and devices are wrong about how long they train."""
+    """Whether clocks start anywhere, and devices misreport their training durations."""
     partial: float = 0.0
-    """The share of the honest devices that train one of the two tensors only."""
+    """Share of the honest devices that train only one of the two tensors."""
 
     @classmethod
     def of(cls, seed: int) -> "Drawn":
         """The world of a seed."""
         rng = np.random.default_rng((seed, 5))
-        # More small fleets than large ones: what stops a federation is mostly that few are left.
+        # More small fleets than large ones: most stalls have few devices left.
         devices = round(2 * 50 ** float(rng.random() ** 1.4))
-        # Half of the worlds are of the default: it is what most users run, and what promises most.
+        # Half of the worlds are of the default: it is used and promises most.
         preset = "balanced" if rng.random() < 0.5 else str(rng.choice(list(PRESETS)))
         change = str(rng.choice(["none", "scale", "shift"]))
         liars = int(rng.integers(0, devices // 5 + 1)) if preset in ROBUST and devices >= 5 else 0
@@ -141,24 +141,24 @@ class Drawn:
         return drawn._befallen(rng)
 
     def _befallen(self, rng: np.random.Generator) -> "Drawn":
-        """With incidents: each kind in some of the worlds, so that most worlds have two or three."""
+        """Add incidents: each kind in some worlds, so that most worlds have two or three."""
 
         def some(chance: float, value: float) -> float:
             return value if rng.random() < chance else 0.0
 
         night = float(rng.uniform(3, 15))
-        flooded = self.kind.startswith("full rate")  # 50 messages a second: of long trainings that is too many to play
+        flooded = self.kind.startswith("full rate")  # 50 messages a second: too many to simulate if trainings are long
         loss = 0.0 if flooded else some(0.15, float(rng.uniform(0.01, 0.1)))
         latency = some(0.4, float(rng.uniform(0.001, 0.1)))
-        # Behind a lost message Midge waits in seconds: of trainings in one, a world would see nothing come of it.
+        # After a lost message Midge waits in seconds: with trainings of one second, nothing would come of a world.
         median = 1.0 if flooded else float(rng.choice([20.0, 300.0] if loss else [1.0, 1.0, 20.0, 300.0]))
-        # Of a few devices a liar would be every third one, once some have left: no rule promises anything then.
+        # Among few devices a liar would be every third one once some have left: no rule can promise anything then.
         few = self.liars > 0 and self.devices < 15
         return replace(
             self,
             leave=0.0 if few else self.leave,
             median=median,
-            # Limits leave slow devices out: beside them a liar that is heard often would be no small part of the fleet.
+            # Rate limits exclude slow devices: beside them a frequent liar would be no small part of the fleet.
             max_age=some(0.0 if self.liars else 0.3, float(rng.uniform(1, 6))),
             max_staleness=int(rng.integers(0, 12)) if rng.random() < 0.3 and not self.liars else -1,
             crashes=int(some(0.4, float(rng.integers(1, 4)))),
@@ -178,12 +178,12 @@ class Drawn:
 
     @property
     def _most_partial(self) -> float:
-        """The share of honest devices that may train one tensor only: of those that train each, one in five may lie."""
+        """Share of honest devices that may train only one tensor: of those that train each, one in five may lie."""
         return max(0.0, 2 * (1 - 4 * self.liars / (self.devices - self.liars)))
 
     @property
     def calm(self) -> bool:
-        """Whether nothing befalls it."""
+        """Whether there are no incidents."""
         return not (
             self.crashes
             or self.pauses
@@ -197,9 +197,9 @@ class Drawn:
 
     @property
     def strategy(self) -> Strategy:
-        """What its aggregator does."""
+        """The aggregator's strategy."""
         found = PRESETS[self.preset](self.devices)
-        # What is judged is whether an update comes in time: a fleet that has learned all would rest.
+        # Timeliness of updates is judged: a fleet that had learned everything would rest.
         found = replace(found, pace=replace(found.pace, rest=0.0))
         if self.max_age:
             found = replace(found, max_age=self.max_age * self.median)
@@ -207,7 +207,7 @@ class Drawn:
 
     @property
     def names(self) -> list[str]:
-        """Of its devices. Those that lie come first."""
+        """Names of its devices, attackers first."""
         return [f"device-{number:0{len(str(self.devices - 1))}d}" for number in range(self.devices)]
 
     @property
@@ -219,7 +219,7 @@ class Drawn:
 
     @property
     def world(self) -> World:
-        """How devices come and go."""
+        """How devices join and leave."""
         return replace(
             World(seed=self.seed, median=self.median, spread=0.0).calm(),
             late=self.late,
@@ -233,7 +233,7 @@ class Drawn:
         )
 
     def incidents(self) -> Incidents | None:
-        """What befalls it; None if nothing does."""
+        """The incidents; None if there are none."""
         if self.calm:
             return None
         rng, names = np.random.default_rng((self.seed, 9)), self.names
@@ -280,14 +280,14 @@ class Drawn:
 
 
 def _factor(change: str, rng: np.random.Generator) -> float:
-    """By how much labels change."""
+    """The change of the labels."""
     return (
         float(np.exp(rng.uniform(math.log(0.01), math.log(1000)))) if change == "scale" else float(rng.uniform(-5, 5))
     )
 
 
 class Sensors:
-    """The rows of all devices, whose labels change at a time, and what stands between devices and the aggregator."""
+    """The rows of all devices, whose labels change at a time, and the tamper between devices and the aggregator."""
 
     def __init__(self, world: Drawn, liars: Liars | None) -> None:
         self._world, self._liars = world, liars
@@ -300,38 +300,38 @@ class Sensors:
             None if place < world.liars or share >= world.partial else ("w",) if which < 0.5 else ("b",)
             for place, (share, which) in enumerate(chosen)
         ]
-        # Gradient descent on a quadratic loss is one affine map: its steps are taken once, and not for each training.
+        # Gradient descent on a quadratic loss is an affine map, which is computed once rather than for each training.
         trained = np.array([[tensors != ("b",)] * 3 + [tensors != ("w",)] for tensors in self._partial], np.float64)
         rows = np.concatenate([self.x, np.ones((world.devices, ROWS, 1))], axis=2)
         pull = RATE / ROWS * trained[:, :, None] * rows.transpose(0, 2, 1)
         step = np.eye(4) - pull @ rows
         powers = [np.linalg.matrix_power(step, number) for number in range(STEPS + 1)]
         self._keeps: Sequence[npt.NDArray[np.float64]] = powers
-        """What trainings leave of where they begin, by the number of their steps."""
+        """The linear part of a training, by its number of steps."""
         self._pulls = [np.sum(powers[:number], axis=0) @ pull for number in range(1, STEPS + 1)]
         self._ends: dict[tuple[bool, int], npt.NDArray[np.float64]] = {}
-        """Where trainings from zero end, before and after the change, by the number of their steps."""
+        """Results of trainings from zero, before and after the drift, by number of steps."""
 
     def begin(self, server: Server, clock: Clock) -> None:
         self._clock = clock
         if self._liars is not None:
             self._liars.begin(server, clock)
 
-    def sent(self, device: str, update: Update, said: Said) -> Said | None:
-        return said if self._liars is None else self._liars.sent(device, update, said)
+    def sent(self, device: str, update: Update, decoded: DecodedUpdate) -> DecodedUpdate | None:
+        return decoded if self._liars is None else self._liars.sent(device, update, decoded)
 
     def changed(self, now: float) -> bool:
         """Whether the labels have changed by a time in seconds."""
         return self._world.change != "none" and now >= self._world.at * self._world.median
 
     def labels(self, now: float) -> npt.NDArray[np.float64]:
-        """Of all devices, at a time in seconds."""
+        """Answers of all devices, at a time in seconds."""
         if not self.changed(now):
             return self.y
         return self.y * self._world.factor if self._world.change == "scale" else self.y + self._world.factor
 
     def trainer(self, place: int) -> Callable[[Parameters, TrainingPlan], Fit]:
-        """Of one device."""
+        """Trainer of one device."""
         tensors = self._partial[place]
 
         def train(parameters: Parameters, plan: TrainingPlan) -> Fit:
@@ -346,14 +346,14 @@ class Sensors:
         return train
 
     def rmse(self, parameters: Parameters, now: float) -> float:
-        """Over all rows, by the labels at a time in seconds."""
+        """RMSE over all rows, with the labels of a time in seconds."""
         with np.errstate(over="ignore", invalid="ignore"):
             outputs = self.x @ np.asarray(parameters["w"], np.float64) + float(parameters["b"][0])
             return float(np.sqrt(np.mean((outputs - self.labels(now)) ** 2)))
 
 
 def kinds(drawn: Drawn) -> Sequence[str]:
-    """What is in a world, by name, to count worlds by."""
+    """The features of a world, by name, for counting worlds."""
     about = {
         "liars": drawn.liars,
         "change": drawn.change != "none",

@@ -1,11 +1,11 @@
-"""Runs the benchmarks of performance one after the other and keeps what they found: `make bench`.
+"""The performance benchmarks, one after the other, with stored results: `make bench`.
 
     python -m benchmarks.suite [--quick] [--only NAME …] [--out DIR] [--peers DIR --flower PYTHON --appfl PYTHON]
 
-Each runs in a process of its own and its JSON line is stored as `benchmarks/results/NAME.json`, with the machine that
-it ran on and the load before it; docs/performance.md and the table in the README are then made of these files. In full
-that takes under twenty minutes on two cores that have nothing else to do, and numbers taken beside other work are worth
-little. `--quick` is for trying the suite out: it stores nothing unless `--out` says where.
+Each runs in its own process, and its JSON line is stored as `benchmarks/results/NAME.json`, with the machine and its
+load before the run; docs/performance.md and the table in the README are generated from these files. A full run takes
+under twenty minutes on two idle cores; results from a busy machine are worth little. `--quick` is for testing the
+suite: it stores nothing without `--out`.
 """
 
 import argparse
@@ -29,12 +29,12 @@ LIBRARIES = ("numpy", "paho-mqtt", "aiomqtt", "msgpack", "pydantic")
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """One of them: what it is given in full, once or several times, and after how many seconds it is given up."""
+    """A benchmark: its arguments for a full run, once or several times, and its timeout in seconds."""
 
     full: tuple[tuple[str, ...], ...] = ((),)
     limit: float = 300.0
     module: str | None = None
-    """Where it is not named as its module."""
+    """If it differs from the module's name."""
 
 
 def _row(**fields: object) -> tuple[str, ...]:
@@ -52,13 +52,13 @@ INGEST = (
         for devices in (10, 1000, 10_000)
     ),
 )
-"""Of its rows those that the page shows; all of them take half an hour. Ten million parameters are in `apply`."""
+"""The rows that the page shows; all of them take half an hour. Ten million parameters are in `apply`."""
 NEIGHBOUR = (
     ("--case", "fetch", "--devices", "100"),
     ("--case", "fetch", "--devices", "300", "--byte-rate", "24e6"),
     ("--case", "drain"),
 )
-"""At the default rate the 3 GB of the second take six minutes; it is asked for more."""
+"""At the default rate the 3 GB of the second case take six minutes, so a higher one is requested."""
 BESIDE = "ingest_peers"
 SUITE = {
     "ingest": Benchmark(INGEST, limit=180),
@@ -73,7 +73,7 @@ SUITE = {
 
 
 def beside(directory: Path, flower: str | None, appfl: str | None) -> Benchmark:
-    """Other systems at the same bytes, where their environments are: benchmarks/README.md says how to make them."""
+    """Other systems at the same bytes, if their environments exist: benchmarks/README.md says how to create them."""
     pythons = [("--flower", flower), ("--appfl", appfl)]
     given = [each for name, python in pythons if python for each in (name, python)]
     rows = [_row(params=params, codec="float32", devices=8, seconds=8) for params in (10_000, 1_000_000)]
@@ -81,7 +81,7 @@ def beside(directory: Path, flower: str | None, appfl: str | None) -> Benchmark:
 
 
 def machine() -> dict[str, Any]:
-    """What this runs on."""
+    """Description of the machine."""
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -101,10 +101,10 @@ def machine() -> dict[str, Any]:
 
 
 def run(name: str, benchmark: Benchmark, extra: list[str], *, quick: bool) -> dict[str, Any]:
-    """One benchmark's JSON line, with what it ran on; of several runs the rows together.
+    """One benchmark's JSON line with the machine; rows of several runs are joined.
 
     Raises:
-        RuntimeError: it failed, took too long, or printed none.
+        RuntimeError: it failed, took too long, or printed no line.
     """
     load, began = os.getloadavg()[0], time.monotonic()
     arguments = [["--quick"]] if quick else [list(each) for each in benchmark.full]
@@ -115,7 +115,7 @@ def run(name: str, benchmark: Benchmark, extra: list[str], *, quick: bool) -> di
 
 
 def line(name: str, arguments: list[str], limit: float) -> dict[str, Any]:
-    """What one run printed.
+    """The output of one run.
 
     Raises:
         RuntimeError: it failed, took too long, or printed no line.
@@ -133,7 +133,7 @@ def line(name: str, arguments: list[str], limit: float) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run them, and say how many failed."""
+    """Run the benchmarks; return the number of failures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", nargs="+", choices=[*SUITE, BESIDE], metavar="NAME", help=", ".join(SUITE))
@@ -141,7 +141,7 @@ def main() -> int:
     parser.add_argument("--flower", metavar="PYTHON")
     parser.add_argument("--appfl", metavar="PYTHON")
     parser.add_argument("--out", type=Path, help="a directory for the results")
-    parser.add_argument("--data", metavar="FILE.npz", help="handed on to each")
+    parser.add_argument("--data", metavar="FILE.npz", help="passed on to each benchmark")
     options = parser.parse_args()
     out = options.out or (None if options.quick else RESULTS)
     extra = [] if options.data is None else ["--data", options.data]

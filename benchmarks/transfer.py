@@ -1,9 +1,9 @@
-"""Large models both ways over a link that is thin and breaks: seconds, bytes that went twice, and memory at both ends.
+"""Large models both ways over a slow link that breaks: seconds, repeated bytes, and memory at both ends.
 
-A device in a process of its own reaches a real Mosquitto through a proxy that lets so many bytes a second through and
-resets the connection every so often; the aggregator is another process, beside the broker. The model is fetched as a
-snapshot of random weights that are said exactly, which hardly compresses, and comes back as one float32 update, which
-is the most that an update can be. Beside it: the same bytes copied over the same proxy without a break.
+A device in its own process reaches a real Mosquitto through a proxy that limits the bandwidth and resets the connection
+at intervals; the aggregator is another process, next to the broker. The model is fetched as a snapshot of exact random
+weights, which hardly compress, and returned as one float32 update, the largest possible one. For comparison: a copy of
+the same bytes through the same proxy without breaks.
 
     python -m benchmarks.transfer [--quick] [--megabytes 30] [--bandwidth 2e6]
 """
@@ -67,14 +67,14 @@ else:
 
 
 async def child(role: str, url: str, path: Path, size: int) -> asyncio.subprocess.Process:
-    """One end, as a process that tells its events as lines of JSON."""
+    """One end: a process that prints events as JSON lines."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     arguments = (sys.executable, "-P", "-c", CHILD, role, url, str(path), str(size))
     return await asyncio.create_subprocess_exec(*arguments, stdout=asyncio.subprocess.PIPE, env=environment)
 
 
 class Ends:
-    """What both ends have told."""
+    """The events of both ends."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
@@ -82,7 +82,7 @@ class Ends:
         self._news = asyncio.Event()
 
     async def read(self, role: str, process: asyncio.subprocess.Process) -> None:
-        """Take in what a process tells, until it ends."""
+        """Record a process's events until it ends."""
         assert process.stdout is not None
         async for line in process.stdout:
             self.events.append({"role": role, "at": time.perf_counter(), **json.loads(line)})
@@ -91,7 +91,7 @@ class Ends:
         self._news.set()
 
     async def first(self, role: str, event: str, **fields: object) -> dict[str, Any]:
-        """The first such event."""
+        """The first event of a kind."""
         while True:
             for each in self.events:
                 if each["role"] == role and each["event"] == event and fields.items() <= each.items():
@@ -102,12 +102,12 @@ class Ends:
             await self._news.wait()
 
     def rss(self, role: str, until: float) -> float:
-        """Megabytes that a process had at most."""
+        """Peak memory of a process in megabytes."""
         return max((event["rss"] for event in self.events if event["role"] == role and event["at"] <= until), default=0)
 
 
 async def measured(megabytes: float, bandwidth: float, every: int | None) -> list[dict[str, Any]]:
-    """Both ways over one weather: a row each."""
+    """Both directions under one weather: a row each."""
     size, ends = int(megabytes * 250_000), Ends()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
@@ -142,7 +142,7 @@ async def measured(megabytes: float, bandwidth: float, every: int | None) -> lis
 
 
 async def copied(size: int, bandwidth: float) -> float:
-    """Seconds that so many bytes take over such a proxy, with nothing else."""
+    """Seconds for a plain copy of this many bytes through such a proxy."""
 
     async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(size)
@@ -161,7 +161,7 @@ async def copied(size: int, bandwidth: float) -> float:
 
 
 def row(ends: Ends, way: str, began: float, ended: float, passed: int) -> dict[str, Any]:
-    """One direction. `bytes` is what went through the proxy, with all that went twice and what MQTT adds."""
+    """One direction. `bytes` went through the proxy, with repetitions and MQTT's overhead."""
     progress = [event for event in ends.events if event["event"] == "progress" and event["way"] == way]
     total = max((event["total"] for event in progress), default=0)
     return {
@@ -180,9 +180,9 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="3 MB instead of 30")
-    parser.add_argument("--data", help="not used")
+    parser.add_argument("--data", help="ignored")
     parser.add_argument("--megabytes", type=float)
-    parser.add_argument("--bandwidth", type=float, default=2e6, help="bytes a second")
+    parser.add_argument("--bandwidth", type=float, default=2e6, help="bytes per second")
     arguments = parser.parse_args()
     megabytes = arguments.megabytes or (3 if arguments.quick else 30)
     rows = []

@@ -19,8 +19,8 @@ from midge.sensor_fleet.models import FleetModel, model_for
 from midge.sensor_fleet.report.scales import linear
 from midge.sensor_fleet.report.svg import Drawing, Label, Plot
 from midge.sensor_fleet.sensors import KINDS, Drift, Stream, bearing, energy, spectra
-from midge.sensor_fleet.sensors.flaws import DAY
 from midge.sensor_fleet.sensors.sites import Sites
+from midge.wire.clocks import DAY
 from midge.wire.messages import Plan
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -36,7 +36,7 @@ class DeviceConfig:
     """One participant of one federation.
 
     Raises:
-        ValueError: an invalid name, sources without samples, or a `train` that is no function.
+        ValueError: an invalid name, sources without samples, or a `train` that is not a function.
     """
 
     connector: Connector

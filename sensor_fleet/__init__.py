@@ -1,1 +1,1 @@
-"""Simulated fleets of sensors: their data, models and world, and a whole federation on one machine."""
+"""Simulated fleets of sensors: data, models, hardware, and whole federations on one machine."""

@@ -1,9 +1,9 @@
-"""What a federation is to be measured by: the same model trained on all rows pooled, and by each device alone.
+"""Baselines of a federation: the same model trained on all rows pooled, and by each device alone.
 
-Both use the devices' own trainer and recipe. Pooling is what the federation avoids, and alone is what each device has
-without it: the run should end near the one and above the other. The pooled model is trained until it no longer improves
-on training rows that are held out. Everything is bounded in seconds, so that the end of a run is not delayed; the
-result says whether the pooled model had converged by then.
+Both use the devices' own trainer and recipe. Pooling is what the federation avoids, and training alone is what each
+device achieves without it: a run should end near the first and above the second. The pooled model is trained until it
+no longer improves on held-out training rows. All measurements are bounded in time, so that they do not delay the end of
+a run; the result says whether the pooled model had converged.
 """
 
 import math
@@ -22,35 +22,35 @@ from midge.sensor_fleet.progress import METRICS
 from midge.wire.messages import Plan
 
 POOLED_SECONDS: Final = 5.0
-"""For pooled training, about, unless another bound is given: digits take less than one second, 8,000 windows five."""
+"""Approximate time for pooled training, unless another bound is given: digits take under 1 s, 8,000 windows 5 s."""
 SECONDS: Final = 2.5
-"""For each of the other two measurements, about."""
+"""Approximate time for each of the other two measurements."""
 POOLED_ROWS: Final = 100_000
 STRETCH: Final = (100, 500)
-"""Steps between two validations: those of a pass, within these bounds."""
+"""Bounds of the steps between two validations, which are otherwise those of one pass."""
 PATIENCE: Final = 5
-"""Validations without a better one after which the rate is halved; in a large set, those of one pass."""
+"""Validations without improvement after which the rate is halved; on a large set, those of one pass."""
 HALVINGS: Final = 2
-"""Of the learning rate; after the last one's patience the model has converged."""
+"""Number of halvings of the rate; if patience runs out once more, the model has converged."""
 KEEP: Final = 0.8
-"""How much of the running average of the parameters stays at each validation: noise of the last batches averages out,
-as it does over the devices of a federation (Polyak and Juditsky, SIAM J. Control Optim. 1992)."""
+"""Decay of the running average of the parameters at each validation: it averages out the noise of the last batches, as
+averaging over the devices of a federation does (Polyak and Juditsky, SIAM J. Control Optim. 1992)."""
 VALIDATION: Final = 0.1
-"""The share of the pooled rows that is held out."""
+"""Share of the pooled rows that is held out."""
 VALIDATION_ROWS: Final = 2_000
-"""What the pooled model is validated on at most, drawn by the seed."""
+"""Maximum number of validation rows, drawn by the seed."""
 ALONE_STEPS: Final = (500, 2_000)
 DEVICES: Final = 20
-"""How many devices train alone; a larger fleet has this many drawn by the seed."""
+"""Maximum number of devices that train alone, drawn by the seed."""
 TEST_ROWS: Final = 2_000
-"""What the models of single devices are evaluated on at most, drawn by the seed."""
+"""Maximum number of test rows for the models of single devices, drawn by the seed."""
 
 Engine = Literal["numpy", "torch"]
 
 
 @dataclass(frozen=True, slots=True)
 class Baselines:
-    """What to measure with. `trainings` is how many updates the fleet's model is made of."""
+    """Measures the baselines of a run. `trainings` is the number of updates in the fleet's model."""
 
     data: FleetData
     model: FleetModel
@@ -62,9 +62,9 @@ class Baselines:
     clock: Callable[[], float] = time.monotonic
 
     def measure(self, parameters: Parameters | None) -> dict[str, Any]:
-        """All three as plain values; `parameters` is the fleet's model, None where there is none.
+        """All three measurements as plain values; `parameters` is the fleet's model, None if there is none.
 
-        Numbers that are not finite become None, for JSON has no others.
+        Numbers that are not finite become None, since JSON has no others.
         """
         return {
             "metric": "accuracy" if self.data.task == "classification" else "rmse",
@@ -74,11 +74,12 @@ class Baselines:
         }
 
     def central(self) -> dict[str, Any]:
-        """The model trained on all rows pooled until it no longer improves, or `pooled_seconds` are over.
+        """Train on all rows pooled until there is no more improvement, or `pooled_seconds` have passed.
 
-        What improves is the running average of the parameters, on rows held out. Once it has converged, the model is
-        trained again on all rows, by the same rates and as many passes as led to the best average (Goodfellow, Bengio
-        and Courville, Deep Learning, algorithm 7.2); if the time is over before, the value is that of the best average.
+        Improvement is judged by the running average of the parameters, on the held-out rows. After convergence the
+        model is retrained on all rows, with the rates and the number of passes that led to the best average
+        (Goodfellow, Bengio and Courville, Deep Learning, algorithm 7.2); if time runs out first, the value is that of
+        the best average.
         """
         began = self.clock()
         until = began + self.pooled_seconds
@@ -91,7 +92,7 @@ class Baselines:
         trainer = self.model.trainer(rows, self.engine, seed=self.seed)
         while not course.converged and (not course.number or self.clock() < until):
             trained = self._train(trainer, course.parameters, stretch, course.number, course.rate)
-            course.take(trained, lambda average: self._score(average, held_out), patience)
+            course.record(trained, lambda average: self._score(average, held_out), patience)
         again = self._on_all_rows(course, stretch / len(rows), until) if course.converged else None
         everything = sum(len(rows) for rows in self.data.devices.values())
         steps = stretch * course.number
@@ -106,9 +107,9 @@ class Baselines:
         }
 
     def alone(self) -> dict[str, Any]:
-        """Each device's model from its own rows and its own normalisation, evaluated on the test rows of all."""
+        """Train each device's model on its own rows and normalisation, and evaluate it on the test rows of all."""
         until = self.clock() + SECONDS
-        names = self._drawn(len(self.data.devices))
+        names = self._shuffled(len(self.data.devices))
         each = _within(ALONE_STEPS, self.trainings * self._local_steps // len(names))
         test = self._test()
         values: dict[str, float | None] = {}
@@ -119,18 +120,18 @@ class Baselines:
             trainer = self.model.trainer(rows, self.engine, seed=self.seed)
             parameters = self._train(trainer, self._start(rows), each, 0)
             values[name] = _finite(self._value(parameters, test))
-        return {**_spread(values), "steps": each, "of": len(names), "test_rows": len(test)}
+        return {**_summary(values), "steps": each, "of": len(names), "test_rows": len(test)}
 
     def own(self, parameters: Parameters) -> dict[str, Any]:
-        """The fleet's model on each device's own training rows."""
+        """Evaluate the fleet's model on each device's own training rows."""
         until = self.clock() + SECONDS
-        names = self._drawn(len(self.data.devices))
+        names = self._shuffled(len(self.data.devices))
         values: dict[str, float | None] = {}
         for name in names:
             if values and self.clock() > until:
                 break
             values[name] = _finite(self._value(parameters, self.data.devices[name]))
-        return {**_spread(values), "of": len(names)}
+        return {**_summary(values), "of": len(names)}
 
     # ------------------------------------------------------------------- parts
 
@@ -148,9 +149,9 @@ class Baselines:
         return trainer(parameters, self.plan.model_copy(update=asked)).parameters
 
     def _held_out(self) -> tuple[Rows, Rows]:
-        """The rows to train on, and those held out: of whole devices drawn by the seed, as a test is of new devices.
+        """Split training from held-out rows: whole devices, drawn by the seed, as in a test of new devices.
 
-        Single rows are held out where devices are few, or would take more than half of a class with them.
+        Single rows are held out instead if there are few devices, or if held-out devices had most rows of a class.
         """
         pooled, sizes = self.data.pooled(), [len(rows) for rows in self.data.devices.values()]
         if len(pooled) == 1:
@@ -164,11 +165,11 @@ class Baselines:
         if held.mean() > 2 * VALIDATION or np.any(counts > left):
             held = rng.permutation(len(pooled)) < max(1, round(VALIDATION * len(pooled)))
         rows, held_out = (Rows(pooled.x[chosen], pooled.y[chosen]) for chosen in (~held, held))
-        return self._some(rows, POOLED_ROWS), self._some(held_out, VALIDATION_ROWS)
+        return self._sample(rows, POOLED_ROWS), self._sample(held_out, VALIDATION_ROWS)
 
     def _on_all_rows(self, course: "_Course", share: float, until: float) -> Parameters | None:
-        """What the way to the best average comes to on all rows, `share` steps a row each time; None if it is late."""
-        rows = self._some(self.data.pooled(), POOLED_ROWS)
+        """Repeat the schedule of the best average on all rows, `share` steps a row each time; None if time runs out."""
+        rows = self._sample(self.data.pooled(), POOLED_ROWS)
         trainer, average = self.model.trainer(rows, self.engine, seed=self.seed), self._start(rows)
         parameters = average
         for number, (rate, from_average) in enumerate(course.way):
@@ -180,7 +181,7 @@ class Baselines:
         return average
 
     def _score(self, parameters: Parameters, rows: Rows) -> float:
-        """The metric so that more is better."""
+        """The metric, with a sign such that higher is better."""
         value = self._value(parameters, rows)
         return value if self.data.task == "classification" else -value
 
@@ -189,33 +190,33 @@ class Baselines:
         return next(metrics[name] for name in METRICS if name in metrics)
 
     def _test(self) -> Rows:
-        return self._some(self.data.test, TEST_ROWS)
+        return self._sample(self.data.test, TEST_ROWS)
 
-    def _some(self, rows: Rows, most: int) -> Rows:
+    def _sample(self, rows: Rows, most: int) -> Rows:
         if len(rows) <= most:
             return rows
         chosen = np.sort(np.random.default_rng(self.seed).permutation(len(rows))[:most])
         return Rows(rows.x[chosen], rows.y[chosen])
 
-    def _drawn(self, number: int) -> list[str]:
-        """All devices in an order drawn by the seed: which are left out is random."""
+    def _shuffled(self, number: int) -> list[str]:
+        """All devices in an order drawn by the seed."""
         names = list(self.data.devices)
         return [names[place] for place in np.random.default_rng(self.seed).permutation(number)]
 
 
 class _Course:
-    """Where pooled training is: where patience ends, its rate is halved, and it goes on from the best average."""
+    """The schedule of pooled training: when patience runs out, it halves the rate and resumes from the best average."""
 
     def __init__(self, start: Parameters, rate: float) -> None:
         self.parameters = self.best = self._average = start
         self.rate, self.number, self.converged = rate, 0, False
         self.way: list[tuple[float, bool]] = []
-        """Rates of the trainings that led to the best average, and whether each began from the average before it."""
+        """The rates that led to the best average, and whether each training began from the average before it."""
         self._since: list[tuple[float, bool]] = []
         self._score, self._halvings, self._halved = -math.inf, 0, False
 
-    def take(self, trained: Parameters, score: Callable[[Parameters], float], patience: int) -> None:
-        """Take what one more training came to."""
+    def record(self, trained: Parameters, score: Callable[[Parameters], float], patience: int) -> None:
+        """Record the result of one more training."""
         self.parameters = trained
         self._average = _mixed(self._average, trained) if self.number else trained
         self._since.append((self.rate, self._halved))
@@ -230,7 +231,7 @@ class _Course:
 
 
 def _mixed(average: Parameters, newest: Parameters) -> Parameters:
-    """The running average of parameters; counters are the newest."""
+    """The running average of the parameters; of integer counters the newest value."""
     return {
         name: (KEEP * average[name] + (1 - KEEP) * array).astype(array.dtype) if array.dtype.kind == "f" else array
         for name, array in newest.items()
@@ -246,8 +247,8 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _spread(values: Mapping[str, float | None]) -> dict[str, Any]:
-    """The values by device, and of those which are finite the mean, the standard deviation and both ends."""
+def _summary(values: Mapping[str, float | None]) -> dict[str, Any]:
+    """Values by device; mean, standard deviation, minimum and maximum of the finite ones."""
     known = [value for value in values.values() if value is not None]
     if not known:
         return {"values": dict(values), "mean": None, "deviation": None, "least": None, "most": None}

@@ -1,8 +1,8 @@
-"""Data sets of simulated fleets: who owns which rows, and what stays for the test.
+"""Data sets of simulated fleets: the rows of each device, and the test rows.
 
-A data set is an `.npz` file with `x` and `y`, and if it knows them `unit` (which device owns the row) and `split` (0
-train, 1 test); or scikit-learn's bundled handwritten digits. Rows without an owner are dealt out unevenly, as fleets
-are: each device gets its own mixture of classes (Hsu, Qi and Brown, arXiv:1909.06335).
+A data set is an `.npz` file with `x` and `y`, optionally with `unit` (the device that owns the row) and `split` (0
+train, 1 test); or scikit-learn's bundled handwritten digits. Rows without an owner are dealt unevenly: each device gets
+its own mixture of classes (Hsu, Qi and Brown, arXiv:1909.06335).
 """
 
 import zipfile
@@ -22,13 +22,13 @@ __all__ = ["FleetData", "Kind", "Rows", "deal", "load"]
 
 DIGITS: Final = "digits"
 DEVICES: Final = 20
-"""The number of devices that such rows are dealt to by default."""
+"""Default number of devices that rows without an owner are dealt to."""
 HANDFUL: Final = 8
-"""Rows that each such device gets at least."""
+"""Minimum number of rows of each such device."""
 TEST_SHARE: Final = 0.2
 MAX_CLASSES: Final = 1000
 COLOURS: Final = (1, 3, 4)
-"""Channels of an image: an axis of that size in front of two others holds them, as torch has it."""
+"""Numbers of channels of an image. An axis of such a size before two others holds channels, in torch's layout."""
 _ARRAYS: Final[Sequence[str]] = ("x", "y", "unit", "split", "class_names")
 _UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
@@ -36,13 +36,13 @@ Indices = npt.NDArray[np.intp]
 
 
 def load(source: str | Path, *, devices: int | None = None, seed: int = 0) -> FleetData:
-    """Read an `.npz` file; or the bundled digits for "digits", or a week of simulated sensors by their name.
+    """Load an `.npz` file, the bundled digits ("digits"), or a week of simulated sensors, by their name.
 
-    `devices` takes that many devices of the file, in the order of their units; where rows have no owner, they
-    are dealt to that many. `seed` is for the dealing, and for the test rows where the file does not name them.
+    `devices` selects the first devices of the file, by unit; rows without an owner are dealt to that many devices.
+    `seed` is for the dealing, and for drawing the test rows if the file does not mark them.
 
     Raises:
-        ValueError: there is no such file, or it is not of that form. The message says what to change.
+        ValueError: the file is missing or malformed. The message says what to change.
     """
     if devices is not None and devices < 1:
         raise ValueError(f"a fleet has at least 1 device, not {devices}")
@@ -56,7 +56,7 @@ def load(source: str | Path, *, devices: int | None = None, seed: int = 0) -> Fl
 
 
 def deal(labels: Array, devices: int, rng: np.random.Generator, alpha: float = ALPHA) -> list[Indices]:
-    """Deal rows to devices, each class by shares drawn from Dirichlet(alpha), and a handful to each at least.
+    """Deal rows to devices: each class by shares from Dirichlet(alpha), and a minimum number of rows to each device.
 
     Labels of shape (n,) are classes; floats are dealt by deciles. There are never more devices than rows.
     """
@@ -99,14 +99,14 @@ def _digits() -> dict[str, Array]:
 
 
 def _read(path: Path) -> dict[str, Array]:
-    """The arrays of a file that we know the names of."""
+    """Read the known arrays of a file."""
     if not path.is_file():
-        raise ValueError(f"there is no such file; give the path of an .npz file, or {DIGITS}, vibration, energy")
+        raise ValueError(f"there is no such file; give the path of an .npz file, or one of {DIGITS}, vibration, energy")
     with path.open("rb") as file:
         try:
             archive = np.load(file, allow_pickle=False)
         except _UNREADABLE as error:
-            raise ValueError("this is no .npz file that can be read; make one with numpy.savez") from error
+            raise ValueError("this is not a readable .npz file; make one with numpy.savez") from error
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("this is a single array; save x and y together with numpy.savez")  # noqa: TRY004
         with archive:
@@ -134,9 +134,7 @@ def _arrange(arrays: dict[str, Array], limit: int | None, seed: int) -> FleetDat
     y = arrays["y"]
     for name in ("y", "unit", "split"):
         if name in arrays and arrays[name].shape != (len(x),):
-            raise ValueError(
-                f"{name} has shape {arrays[name].shape}, but x has {len(x)} rows: it has to be ({len(x)},)"
-            )
+            raise ValueError(f"{name} has shape {arrays[name].shape}, but x has {len(x)} rows: it must be ({len(x)},)")
     y, names = _targets(y, arrays.get("class_names"))
     task: Task = "classification" if names else "regression"
 
@@ -166,11 +164,11 @@ def _inputs(x: Array) -> tuple[Array, Kind]:
         raise ValueError(f"x is of type {x.dtype}; save it as numbers")
     if not 2 <= x.ndim <= 4:
         raise ValueError(
-            f"x has shape {x.shape}; it has to be (rows, features), (rows, height, width), "
+            f"x has shape {x.shape}; it must be (rows, features), (rows, height, width), "
             "(rows, height, width, colours), (rows, colours, height, width) or (rows, time, channels)"
         )
     if not x.size:
-        raise ValueError(f"x has shape {x.shape}: there is nothing in it")
+        raise ValueError(f"x has shape {x.shape}: it is empty")
     if x.ndim == 2:
         return x, "table"
     if x.ndim == 4 and x.shape[1] in COLOURS and x.shape[3] not in COLOURS:
@@ -182,13 +180,13 @@ def _targets(y: Array, class_names: Array | None) -> tuple[Array, tuple[str, ...
     """Labels from 0 and the names of the classes; or float32 targets and no names."""
     if y.dtype.kind == "f":
         if not np.all(np.abs(y) <= np.finfo(np.float32).max):
-            raise ValueError("y holds NaN or infinity; leave out the rows without a target")
+            raise ValueError("y holds NaN or infinity; remove the rows without a target")
         return y.astype(np.float32), ()
     if y.dtype.kind not in "iub":
-        raise ValueError(f"y is of type {y.dtype}; save classes as integers, or targets of regression as floats")
+        raise ValueError(f"y is of type {y.dtype}; save classes as integers, or regression targets as floats")
     labels, places = np.unique(y, return_inverse=True)
     if len(labels) > MAX_CLASSES:
-        raise ValueError(f"y has {len(labels)} classes, over {MAX_CLASSES}; save targets of regression as floats")
+        raise ValueError(f"y has {len(labels)} classes, over {MAX_CLASSES}; save regression targets as floats")
     if len(labels) < 2:
         raise ValueError("y is the same in all rows; there is nothing to learn")
     names = [str(int(label)) for label in labels]
@@ -198,7 +196,7 @@ def _targets(y: Array, class_names: Array | None) -> tuple[Array, tuple[str, ...
 
 
 def _test_rows(split: Array | None, rows: int, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
-    """Mask of the test rows: as the file says, or a random fifth."""
+    """Mask of the test rows, of shape (rows,): as the file marks them, or a random fifth."""
     if split is not None:
         if split.dtype.kind not in "iubf" or not np.isin(split, (0, 1)).all():
             raise ValueError("split holds something other than 0 (train) and 1 (test)")
@@ -209,7 +207,7 @@ def _test_rows(split: Array | None, rows: int, rng: np.random.Generator) -> npt.
 
 
 def _owners(units: Array, y: Array, limit: int | None, rng: np.random.Generator) -> dict[str, Indices]:
-    """Which of the training rows each device owns, by the device's name."""
+    """The training rows of each device, by the device's name."""
     if units.dtype.kind not in "iu":
         raise ValueError(f"unit is of type {units.dtype}; number the devices with integers from 0")
     owned = units >= 0
@@ -224,6 +222,6 @@ def _owners(units: Array, y: Array, limit: int | None, rng: np.random.Generator)
 
 
 def _names(numbers: Sequence[int]) -> list[str]:
-    """sensor-07: as many digits as the highest number has, and at least two."""
+    """Names such as sensor-07, with the digits of the highest number, and at least two."""
     width = max(2, len(str(numbers[-1])))
     return [f"sensor-{number:0{width}d}" for number in numbers]

@@ -1,4 +1,4 @@
-"""A whole federation on one machine: a broker, the aggregator in a process of its own, a live fleet in this one."""
+"""A demo: a federation on one machine with a broker, the aggregator in its own process, and a live fleet."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ def demo_fleet(
     outboxes: Path | None = None,
     on_event: Callable[[dict[str, Any]], None] | None = None,
 ) -> LiveFleet:
-    """The fleet of a demo: each device keeps its trainer, and tells its own statistics.
+    """Build the fleet of a demo: each device keeps its trainer, and sends its own statistics.
 
     Raises:
         ValueError: the model does not run on an engine.
@@ -66,15 +66,15 @@ def demo_fleet(
         traits=traits,
         outboxes=outboxes,
         framed=False,
-        patient=True,  # the aggregator has reached the broker before: a device tries again until it is back
-        versions=None,  # a model of the user's may write to what it trains from
+        patient=True,  # the aggregator has reached the broker before, so devices keep retrying
+        versions=None,  # a user's model may write to its input parameters
     )
     return LiveFleet(context, names, on_event)
 
 
 @dataclass(slots=True)
 class Demo:
-    """One run. Await `run()`; look at `progress`, `fleet` and `broker` from outside meanwhile."""
+    """One run of the demo. Await `run()`; `progress`, `fleet` and `broker` can be read meanwhile."""
 
     setting: Setting
     directory: Path
@@ -82,14 +82,14 @@ class Demo:
     seconds: float = 60.0
     broker: Which | BrokerAddress = "auto"
     on_event: Callable[[dict[str, Any]], None] | None = None
-    """Called with each event of the aggregator's, and with what was killed and brought back."""
+    """Called with each event of the aggregator, and when something is killed or restarted."""
     on_device_event: Callable[[dict[str, Any]], None] | None = None
     on_ending: Callable[[], None] | None = None
-    """Called when the run is over and everything still stands."""
+    """Called when the run is over, before anything is shut down."""
     progress: Progress = field(init=False)
     fleet: LiveFleet | None = field(init=False, default=None)
     boards: MicroFleet | None = field(init=False, default=None)
-    """The devices on MicroPython, if there are any."""
+    """The devices on MicroPython, if any."""
     loaded: tuple[FleetData, FleetModel] | None = field(init=False, default=None)
     _federation: LocalFederation = field(init=False)
     _stop: asyncio.Event = field(init=False, default_factory=asyncio.Event)
@@ -99,10 +99,10 @@ class Demo:
         self.progress = Progress(target=self.target)
         topics = Topics(self.setting.federation, self.setting.root)
         task = {"setting": self.setting.packed()}
-        self._federation = LocalFederation(topics, self.directory, self.broker, task, self._take)
+        self._federation = LocalFederation(topics, self.directory, self.broker, task, self._handle_event)
 
     def stop(self) -> None:
-        """End the run cleanly, as Ctrl-C does. To be called in its loop."""
+        """End the run cleanly, as Ctrl-C does. To be called from its event loop."""
         self._stop.set()
 
     @property
@@ -110,21 +110,23 @@ class Demo:
         return time.time() - self.progress.began
 
     async def run(self) -> Ending:
-        """Run until the target is held, the time is over, or `stop()`.
+        """Run until the target is held, the time is over, or `stop()` is called.
 
         Raises:
-            ValueError: data, model or strategy that cannot be used.
-            BrokerError: no broker to be had.
-            DemoError: the aggregator ended by itself.
+            ValueError: data, model or strategy cannot be used.
+            BrokerError: no broker could be reached or started.
+            DemoError: the aggregator's process ended.
         """
         self.progress.began = time.time()
         if self.setting.micro:
             interpreter()
         data, model = self.loaded = await asyncio.to_thread(self.setting.load)
         if self.setting.micro >= len(data.devices):
-            raise ValueError(f"--micro {self.setting.micro} leaves none of {len(data.devices)} devices to the others.")
+            raise ValueError(
+                f"--micro {self.setting.micro} leaves none of the {len(data.devices)} devices for the other engines."
+            )
         if data.task == "classification" and self.target is not None and self.target > 1:
-            raise ValueError(f"An accuracy of {self.target:g} cannot be reached: 1 is all of it, 0.93 is 93 %.")
+            raise ValueError(f"An accuracy of {self.target:g} cannot be reached: give a share of at most 1.")
         about = record.describe(
             self.setting, data, model, target=self.target, seconds=self.seconds, began=self.progress.began
         )
@@ -134,15 +136,15 @@ class Demo:
             devices = stack.enter_context((self.directory / "devices.jsonl").open("w", buffering=1))
             broker = await stack.enter_async_context(self._federation.reach_broker())
 
-            def take(event: dict[str, Any]) -> None:
+            def record_event(event: dict[str, Any]) -> None:
                 devices.write(json.dumps(event, default=str) + "\n")
                 if self.on_device_event is not None:
                     self.on_device_event(event)
 
             connect, outboxes = connector(broker.endpoint()), self.directory / "outboxes"
-            fleet = demo_fleet(self.setting, data, model, connect, outboxes=outboxes, on_event=take)
+            fleet = demo_fleet(self.setting, data, model, connect, outboxes=outboxes, on_event=record_event)
             if self.setting.micro:
-                self.boards = self._boards(data, model, broker.endpoint(), take)
+                self.boards = self._boards(data, model, broker.endpoint(), record_event)
             await stack.enter_async_context(self._federation.start_aggregator(broker))
             self.fleet = fleet
             return await self._until_the_end(fleet)
@@ -165,27 +167,27 @@ class Demo:
         return ending
 
     def _boards(
-        self, data: FleetData, model: FleetModel, endpoint: Endpoint, take: Callable[[dict[str, Any]], None]
+        self, data: FleetData, model: FleetModel, endpoint: Endpoint, record_event: Callable[[dict[str, Any]], None]
     ) -> MicroFleet:
-        """The last devices of the data, on MicroPython.
+        """Set up the last devices of the data on MicroPython.
 
         Raises:
-            ValueError: MicroPython is not there, or it does not train this model.
+            ValueError: MicroPython is missing, or does not train this model.
         """
         if not isinstance(model, DenseModel):
             raise ValueError("--micro trains linear models and perceptrons: add --model mlp.")  # noqa: TRY004 - the user's
         topics = Topics(self.setting.federation, self.setting.root)
-        found = MicroFleet(self.directory / "boards", endpoint, topics, asdict(model.recipe), take)
+        found = MicroFleet(self.directory / "boards", endpoint, topics, asdict(model.recipe), record_event)
         for name in tuple(data.devices)[-self.setting.micro :]:
             found.add(name, model.prepare(data.devices[name].x), data.devices[name].y)
         return found
 
-    def _take(self, event: dict[str, Any]) -> None:
-        """Take in an event of the aggregator's, or one of ours."""
+    def _handle_event(self, event: dict[str, Any]) -> None:
+        """Record an event of the aggregator or of this run."""
         self.progress.add(event)
         if event["event"] == "evaluation" and self.fleet is not None:
             up, down = self.fleet.payloads
-            event |= {"bytes_up": up, "bytes_down": down}  # what it took
+            event |= {"bytes_up": up, "bytes_down": down}  # payload bytes so far
         if self._metrics is not None:
             self._metrics.write(json.dumps(event) + "\n")
         if self.on_event is not None:
@@ -201,12 +203,12 @@ class Demo:
 
     @property
     def broker_running(self) -> bool:
-        """Whether our broker runs; of one that is not ours we do not know, and say yes."""
+        """Whether our broker runs; True if it is not ours, since its state is not known."""
         return self._federation.broker_running
 
     @property
     def about_broker(self) -> str:
-        """Which broker it is, in words; empty before there is one."""
+        """Description of the broker; empty before there is one."""
         if isinstance(self.broker, BrokerAddress):
             return str(self.broker.endpoint())
         local = self._federation.local
@@ -217,14 +219,14 @@ class Demo:
         return self._federation.local is not None
 
     def kill_aggregator(self) -> bool:
-        """Kill the aggregator's process with SIGKILL. False if it does not run."""
+        """Kill the aggregator's process with SIGKILL. False if it is not running."""
         killed = self._federation.kill_aggregator()
         if killed:
             self._note("killed", "the aggregator")
         return killed
 
     async def restart_aggregator(self) -> bool:
-        """Start it again on the same store. False if it runs."""
+        """Restart the aggregator on the same store. False if it is running."""
         aggregator = self._federation.aggregator
         if aggregator is None or aggregator.running or self.fleet is None:
             return False
@@ -233,14 +235,14 @@ class Demo:
         return True
 
     def kill_broker(self) -> bool:
-        """Kill our broker with SIGKILL. False if it does not run, or is not ours."""
+        """Kill our broker with SIGKILL. False if it is not running or not ours."""
         killed = self._federation.kill_broker()
         if killed:
             self._note("killed", "the broker")
         return killed
 
     async def restart_broker(self) -> bool:
-        """Start it again on the same port, with nothing kept. False if it runs, or is not ours."""
+        """Restart our broker on the same port, with empty state. False if it is running or not ours."""
         local = self._federation.local
         if local is None or local.running:
             return False
@@ -249,21 +251,21 @@ class Demo:
         return True
 
     def kill_device(self, name: str | None = None) -> str | None:
-        """Kill a device, or a random one, without a goodbye. Its name; None if there is none to kill."""
+        """Kill a device, by default a random one, without a goodbye. Return its name; None if there is none to kill."""
         killed = None if self.fleet is None else self.fleet.kill(name)
         if killed is not None:
             self._note("killed", killed)
         return killed
 
     def restart_device(self, name: str | None = None) -> str | None:
-        """Bring a killed device back on its outbox. Its name; None if there is none."""
+        """Restart a killed device on its outbox. Return its name; None if there is none."""
         back = None if self.fleet is None else self.fleet.bring_back(name)
         if back is not None:
             self._note("restarted", back)
         return back
 
     async def _revive(self) -> None:
-        """Start what is dead: without the aggregator no model would be written, and it needs a broker to begin."""
+        """Restart the aggregator, which has to write the model, and the broker, which it needs."""
         if not self.aggregator_running:
             await self.restart_broker()
             await self.restart_aggregator()
@@ -271,7 +273,7 @@ class Demo:
     def _note(self, event: str, what: str) -> None:
         announced = None if self.fleet is None else self.fleet.announced
         model = {} if announced is None else {"version": announced.version, "digest": announced.digest.hex()}
-        self._take({"event": event, "what": what, "time": time.time(), **model})
+        self._handle_event({"event": event, "what": what, "time": time.time(), **model})
 
     # ------------------------------------------------------------------------ figures
 
@@ -286,13 +288,13 @@ class Demo:
 
     @property
     def float32_down(self) -> int:
-        """Bytes that the same fetches would have taken as whole models of float32."""
+        """Bytes that the same fetches would have taken as whole float32 models."""
         if self.fleet is None or self.loaded is None:
             return 0
         return 4 * sum(array.size for array in self.loaded[1].initial.values()) * self.fleet.trainings
 
     def outcome(self) -> dict[str, Any]:
-        """The run in one flat object."""
+        """The result of the run as a flat object."""
         progress, fleet = self.progress, self.fleet
         up, down = fleet.payloads if fleet else (0, 0)
         return {

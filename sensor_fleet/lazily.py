@@ -1,4 +1,4 @@
-"""The rows of many devices, made when a device trains: a fleet of a hundred thousand does not lie in memory."""
+"""Rows of large fleets, made on access: those of a hundred thousand devices would not fit into memory."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -10,11 +10,11 @@ import numpy.typing as npt
 from midge.sensor_fleet.dataset import ALPHA, FleetData, Rows
 
 ROWS: Final = (16, 96)
-"""Rows of a device that draws its own from a set that many share: at least and at most."""
+"""Minimum and maximum number of rows of a device that draws from a shared set."""
 
 
 class LazyRows(Mapping[str, Rows]):
-    """Devices' rows by name, made by number: the same number gives the same rows, in any process, at any time."""
+    """Devices' rows by name, made by number: a number gives the same rows in any process at any time."""
 
     def __init__(self, names: tuple[str, ...], make: Callable[[int], Rows]) -> None:
         self._make = make
@@ -34,31 +34,31 @@ class LazyRows(Mapping[str, Rows]):
         return self._make(number)
 
     def number(self, name: str) -> int | None:
-        """A device's number; None where there is none of that name."""
+        """A device's number; None for an unknown name."""
         return self._numbers.get(name)
 
 
 def numbered(devices: Mapping[str, Rows]) -> Callable[[int], Rows]:
-    """The rows of devices by their numbers."""
+    """A function from a device's number to its rows."""
     return devices.numbered if isinstance(devices, LazyRows) else list(devices.values()).__getitem__
 
 
 def names_of(devices: int) -> tuple[str, ...]:
-    """device-0007: as many digits as the highest number has."""
+    """Names such as device-0007, with the digits of the highest number."""
     width = len(str(devices - 1))
     return tuple(f"device-{number:0{width}d}" for number in range(devices))
 
 
 @dataclass(frozen=True, eq=False)
 class _Draws:
-    """Each device draws its rows from all of them, with a mixture of classes of its own, and again what others drew."""
+    """Draws a device's rows from those of all, with a mixture of classes of its own; rows may repeat across devices."""
 
     x: npt.NDArray[np.generic]
     y: npt.NDArray[np.generic]
     ordered: npt.NDArray[np.intp]
-    """All rows, those of each class, or of each tenth of a number, together."""
+    """Row indices, grouped by class, or by decile of a regression target."""
     counts: npt.NDArray[np.intp]
-    """Of each class."""
+    """Number of rows of each group."""
     seed: int
 
     def __call__(self, number: int) -> Rows:
@@ -73,11 +73,11 @@ class _Draws:
 
 
 def shared(data: FleetData, devices: int, seed: int) -> FleetData:
-    """The same data for more devices than own rows of it.
+    """Share the data among more devices than own rows of it.
 
-    Each of them draws 16 to 96 of the training rows with a mixture of classes of its own, from Dirichlet(0.3) as rows
-    without an owner are dealt (`sensor_fleet.data`). Several devices have the same row then: the spread between devices
-    is real, the amount of data is not.
+    Each device draws 16 to 96 training rows with its own mixture of classes, from Dirichlet(0.3) as rows without an
+    owner are dealt (`sensor_fleet.data`). Devices then share rows: the variation between devices is realistic, the
+    amount of data is not.
     """
     pooled = data.pooled()
     labels = pooled.y

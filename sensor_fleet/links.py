@@ -1,17 +1,16 @@
-"""A device's link to the broker as its population has it: slow, breaking, and doubling messages.
+"""Emulated links between devices and the broker, with the population's speeds, outages and duplicates.
 
-A `LinkedConnection` is a connection around another one: it delays and throttles both directions, and can be cut. A
-`DeviceLink` is a `Connector` that makes them, so that the device on it is the real one, unchanged. It sends some
-messages twice, breaks the connection when an outage begins, and holds a new one up until the link is back. Outages are
-timers, since a fleet has thousands of links. Both read the loop's clock only and so run on a virtual one as well.
+A `DeviceLink` is a `Connector` that wraps connections in a `LinkedConnection`, so that the device that uses it is
+unchanged. It duplicates some messages, cuts the connection when an outage begins, and delays a new one until the outage
+is over. Outages are timers rather than tasks, since a fleet has thousands of links. Only the loop's clock is used, so
+links run on a virtual clock as well.
 """
 
 import asyncio
 import math
 import os
 import socket
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import replace
 
@@ -21,31 +20,25 @@ from midge.broker.mqtt.connection import (
     ConnectionLost,
     Connector,
     Delivery,
-    Limits,
     Options,
-    Payload,
-    QoS,
 )
 from midge.broker.mqtt.paho_session import PahoSession
+from midge.sensor_fleet.linked_connection import PUBACK, Lane, LinkedConnection
 from midge.sensor_fleet.profiles.population import Population
 
-SUBSCRIBE = 8
-"""Bytes that MQTT adds to a filter in a subscription, about."""
-PUBLISH, PUBACK = 9, 4
-"""Bytes that MQTT adds to a message, and that it takes for an acknowledgement, about."""
 HANDSHAKE = 90
-"""Bytes of a CONNECT with a Last Will, about."""
+"""Approximate bytes of a CONNECT with a Last Will."""
 
 PATIENCE = 60.0
-"""Seconds that a connection may take: the machine has others to serve."""
+"""Timeout of a connection attempt in seconds: the machine serves many others."""
 _NEVER = (math.inf, math.inf)
 
 Sever = Callable[[Connection, str], None]
-"""Ends a connection of a client id without a goodbye, so that the broker publishes its Last Will."""
+"""Ends the connection of a client id without a DISCONNECT, so that the broker publishes its Last Will."""
 
 
 def sever(connection: Connection, _client_id: str) -> None:
-    """End a connection through paho as a dead link does: its socket is shut without a DISCONNECT."""
+    """End a connection through paho as a dead link does: shut its socket down without a DISCONNECT."""
     assert isinstance(connection, PahoSession)
     watched = connection.client.socket()
     if watched is not None:
@@ -54,44 +47,19 @@ def sever(connection: Connection, _client_id: str) -> None:
 
 
 class DeviceLink:
-    """The link of one device; a `Connector`. It carries from the start, and has outages from `begin` on.
+    """The link of one device; a `Connector`. It works from the start, and has outages once `begin` is called.
 
     Args:
-        connector: what makes connections to the broker.
-        population: what says how fast the link is, when it breaks, and what it doubles.
+        connector: makes connections to the broker.
+        population: gives the link's speed, outages and duplicates.
         device: the device's name.
-        sever: ends a connection without a goodbye.
-        watch: called with each message as the device gets it.
-        gate: held from an attempt to connect until `establish`, so that not all connect at once.
-        framed: whether handshakes, headers and acknowledgements travel too.
-        patient: whether a broker that cannot be reached is a lost connection even before the first one, which a device
-            tries again: for a fleet whose aggregator has reached the broker.
+        sever: ends a connection without a DISCONNECT.
+        watch: called with each message as the device receives it.
+        gate: held from a connection attempt until `establish`, to limit concurrent attempts.
+        framed: whether handshakes, headers and acknowledgements take time too.
+        patient: whether an unreachable broker counts as a lost connection even before the first one, so that the device
+            retries: for a fleet whose aggregator has reached the broker.
     """
-
-    __slots__ = (
-        "_away",
-        "_closed",
-        "_connector",
-        "_device",
-        "_down",
-        "_earlier",
-        "_framed",
-        "_gate",
-        "_in_gate",
-        "_open",
-        "_origin",
-        "_outage",
-        "_outages",
-        "_patient",
-        "_population",
-        "_sent",
-        "_sever",
-        "_up",
-        "_watch",
-        "connected",
-        "established",
-        "on_outage",
-    )
 
     def __init__(
         self,
@@ -111,48 +79,48 @@ class DeviceLink:
         self.on_outage: Callable[[], None] = self.cut
         """Called when an outage begins, to end the connection."""
         self.connected = self.established = False
-        """Whether a connection stands now, and whether the device has greeted over it."""
+        """Whether a connection exists, and whether the device has sent its greeting over it."""
         self._outages = population.outages(device)
         self._outage = next(self._outages, _NEVER)
-        """That lasts, or comes next."""
+        """The current outage, or the next one."""
         self._away: asyncio.Future[None] | None = None
-        """Done once the link is whole again; None while it is."""
+        """Done when the outage ends; None if there is no outage."""
         self._origin = 0.0
         self._open: LinkedConnection | None = None
         self._up, self._down = self._lanes()
         self._earlier = (0, 0)
-        """Bytes of connections before this one."""
+        """Bytes of earlier connections."""
         self._sent = 0
         self._in_gate = self._closed = False
 
     @property
     def whole_at_first(self) -> bool:
-        """Whether it is whole when the fleet begins."""
+        """Whether it has no outage when the fleet begins."""
         return self._outage[0] > 0
 
     @property
     def moved(self) -> tuple[int, int]:
-        """Bytes sent and received over all connections, with what MQTT adds if that travels."""
+        """Bytes sent and received over all connections, MQTT overhead included if `framed`."""
         up, down = self._earlier
         return up + self._up.moved, down + self._down.moved
 
     def begin(self, origin: float) -> None:
-        """Break when the population says so from now on, in seconds since `origin` on the loop's clock."""
+        """Start the population's outages, in seconds since `origin` on the loop's clock."""
         self._origin = origin
         self._expect_outage()
 
     def cut(self) -> None:
-        """Break the connection that stands now: what is on the way is lost, and the broker is not told."""
+        """Cut the current connection: messages in transit are lost, and no DISCONNECT is sent."""
         if self._open is not None:
             self._open.cut("The link broke.")
 
     def close(self) -> None:
-        """Wait for no broken link any more, and break no more: the device is to end."""
+        """Stop waiting for outages, and have no more of them: the device is about to end."""
         self._closed = True
         self._come_back()
 
     def establish(self) -> None:
-        """Let the next device connect: this one has greeted."""
+        """Let the next device connect: this one has sent its greeting."""
         self.established = self.connected
         if self._in_gate and self._gate is not None:
             self._in_gate = False
@@ -192,11 +160,12 @@ class DeviceLink:
     # ---------------------------------------------------------------------- connecting
 
     def __call__(self, options: Options) -> AbstractAsyncContextManager[Connection]:
-        """Connect through the link, once it is whole and it is our turn.
+        """Connect through the link, after any outage and once the gate is free.
 
         Raises (on entering):
-            ConnectionLost: the link broke meanwhile, or is closed; or the broker cannot be reached, if it is patient.
-            BrokerError: what the connector inside raised.
+            ConnectionLost: an outage began meanwhile, or the link is closed; or the broker is unreachable, if
+                `patient`.
+            BrokerError: raised by the inner connector.
         """
         return self._connect(replace(options, timeout=max(options.timeout, PATIENCE)))
 
@@ -208,7 +177,7 @@ class DeviceLink:
             await self._gate.acquire()
             self._in_gate = True
         try:
-            self._raise_if_gone()  # it has waited for its turn
+            self._raise_if_gone()  # an outage may have begun while waiting for the gate
             await self._shake_hands()
             async with self._connector(options) as inner:
                 if self._gone:
@@ -229,7 +198,7 @@ class DeviceLink:
             self.establish()
 
     async def _shake_hands(self) -> None:
-        """Wait as long as the handshakes of TCP and MQTT take on this link, whose lanes are free again."""
+        """Wait for the TCP and MQTT handshakes on this link, with empty lanes."""
         self._earlier = self.moved
         self._up, self._down = self._lanes()
         if self._framed:
@@ -237,7 +206,7 @@ class DeviceLink:
             there = self._up.enter(HANDSHAKE, now + 2 * latency)
             await asyncio.sleep(self._down.enter(PUBACK, there) - now)
 
-    def _around(self, inner: Connection, client_id: str) -> "LinkedConnection":
+    def _around(self, inner: Connection, client_id: str) -> LinkedConnection:
         return LinkedConnection(
             inner,
             self._up,
@@ -249,7 +218,7 @@ class DeviceLink:
         )
 
     def _twice(self) -> bool:
-        """Whether the next message reaches the broker twice."""
+        """Whether the next message is duplicated."""
         self._sent += 1
         return self._population.twice > 0 and self._population.twice_sent(self._device, self._sent)
 
@@ -261,176 +230,6 @@ class DeviceLink:
         if self._gone:
             raise ConnectionLost(f"The link of {self._device} is broken.")
 
-    def _lanes(self) -> "tuple[Lane, Lane]":
+    def _lanes(self) -> tuple[Lane, Lane]:
         link = self._population.link(self._device)
         return Lane(link.bandwidth, link.latency), Lane(link.down, link.latency)
-
-
-class Lane:
-    """One direction of a link: what enters leaves in order, after its time on the line and the way."""
-
-    __slots__ = ("_bandwidth", "_free", "_latency", "moved")
-
-    def __init__(self, bandwidth: float, latency: float) -> None:
-        self._bandwidth, self._latency = bandwidth, latency
-        self._free = -math.inf
-        self.moved = 0
-        """Bytes that have entered."""
-
-    def enter(self, size: int, now: float) -> float:
-        """When `size` bytes that enter now are at the other end: not before what entered earlier."""
-        self.moved += size
-        self._free = max(now, self._free) + size / self._bandwidth
-        return self._free + self._latency
-
-
-class LinkedConnection:
-    """The contract of `broker.mqtt.connection.Connection`, over a connection inside.
-
-    Args:
-        inner: the connection.
-        up: the way to the broker.
-        down: the way back.
-        break_off: ends the connection inside without a goodbye.
-        twice: whether the next message of QoS 1 reaches the broker twice.
-        watch: called with each message as the device gets it.
-        framed: whether what MQTT adds travels too: headers, and acknowledgements, for which `publish` and `subscribe`
-            then wait. Pings are too few to matter.
-    """
-
-    def __init__(
-        self,
-        inner: Connection,
-        up: Lane,
-        down: Lane,
-        *,
-        break_off: Callable[[], None],
-        twice: Callable[[], bool] = lambda: False,
-        watch: Callable[[Delivery], None] = lambda _: None,
-        framed: bool = False,
-    ) -> None:
-        self._inner = inner
-        self._up, self._down = up, down
-        self._break_off, self._twice, self._watch = break_off, twice, watch
-        self._framed = framed
-        self._loop = asyncio.get_running_loop()
-        self._turn = asyncio.Lock()
-        self._loss: ConnectionLost | None = None
-        self._arriving: deque[tuple[float, Delivery]] = deque()
-        self._news = asyncio.Event()
-        self._cut = asyncio.Event()
-        self._reading = asyncio.create_task(self._read())
-        self._reading.add_done_callback(lambda _: self._news.set())
-
-    @property
-    def limits(self) -> Limits:
-        return self._inner.limits
-
-    async def publish(self, topic: str, payload: Payload, *, qos: QoS = 1, retain: bool = False) -> None:
-        for _ in range(1 + (qos == 1 and self._twice())):
-            await self._pass(self._size(topic, payload))
-            await self._inner.publish(topic, payload, qos=qos, retain=retain)
-            if qos == 1:
-                await self._acknowledged()
-
-    async def subscribe(self, *filters: str, qos: QoS = 1) -> None:
-        await self._pass(sum(len(each) + SUBSCRIBE for each in filters))
-        await self._inner.subscribe(*filters, qos=qos)
-        await self._acknowledged()
-
-    async def unsubscribe(self, *filters: str) -> None:
-        await self._pass(sum(len(each) + SUBSCRIBE for each in filters))
-        await self._inner.unsubscribe(*filters)
-        await self._acknowledged()
-
-    def _size(self, topic: str, payload: Payload) -> int:
-        return len(topic) + len(payload) + PUBLISH * self._framed
-
-    async def _pass(self, size: int) -> None:
-        """Take the way up, in the order of the calls: the lock's queue is fair, and its holder goes on at once.
-
-        Raises:
-            ConnectionLost: the link broke on the way.
-        """
-        self._raise_if_cut()
-        there = self._up.enter(size, self._loop.time())
-        async with self._turn:
-            await self._until(there)
-        self._raise_if_cut()
-
-    async def _acknowledged(self) -> None:
-        """Wait until the broker's answer has come down.
-
-        Raises:
-            ConnectionLost: the link broke on the way.
-        """
-        if self._framed:
-            await self._until(self._down.enter(PUBACK, self._loop.time()))
-            self._raise_if_cut()
-
-    async def _read(self) -> None:
-        """Take in what comes, stamped with when it will be here."""
-        async for delivery in self._inner.messages():
-            there = self._down.enter(self._size(delivery.topic, delivery.payload), self._loop.time())
-            self._arriving.append((there, delivery))
-            self._news.set()
-
-    async def messages(self) -> AsyncIterator[Delivery]:
-        while True:
-            self._raise_if_cut()
-            if self._arriving:
-                there, delivery = self._arriving[0]
-                if self._loop.time() < there:
-                    await self._until(there)
-                    continue
-                self._arriving.popleft()
-                self._watch(delivery)
-                yield delivery
-            elif self._reading.done():
-                self._reading.result()  # raises what ended it
-                return
-            else:
-                self._news.clear()
-                await self._news.wait()
-
-    def waiting(self) -> Sequence[Delivery]:
-        now = self._loop.time()
-        taken = []
-        while self._arriving and self._arriving[0][0] <= now:
-            taken.append(self._arriving.popleft()[1])
-            self._watch(taken[-1])
-        return taken
-
-    def ack(self, delivery: Delivery) -> None:
-        if self._framed and delivery.qos:
-            self._up.enter(PUBACK, self._loop.time())
-        self._inner.ack(delivery)
-
-    def cut(self, why: str) -> None:
-        """Break: what is on the way is lost."""
-        if self._loss is None:
-            self._loss = ConnectionLost(why)
-            self._cut.set()
-            self._news.set()
-            self._break_off()
-
-    async def close(self) -> None:
-        await _ended(self._reading)
-
-    async def _until(self, there: float) -> None:
-        """Sleep until then, or until the link is cut."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(there):
-                await self._cut.wait()
-
-    def _raise_if_cut(self) -> None:
-        if self._loss is not None:
-            raise ConnectionLost(str(self._loss))
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    """End a task of ours and raise what it died of, other than the end of its connection."""
-    task.cancel()
-    await asyncio.wait({task})
-    if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, ConnectionLost):
-        raise error

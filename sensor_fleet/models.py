@@ -1,7 +1,7 @@
-"""The model that a simulated fleet trains on a data set, and all that a fleet needs to know of it.
+"""The models that simulated fleets train, with what a fleet needs to know of them.
 
-Dense models, and convolutional ones of images, run on NumPy, or on torch with the same parameters; convolutional ones
-of windows need torch, which is imported only where it is used.
+Dense models, and convolutional ones of images, run on NumPy or, with the same parameters, on torch; convolutional
+models of windows need torch, which is imported on first use.
 """
 
 from abc import ABC, abstractmethod
@@ -17,7 +17,8 @@ from midge.iot_client.training.numpy_cnn import CNN
 from midge.iot_client.training.numpy_models import FROZEN, MLP, Array, Network
 from midge.sensor_fleet.data import FleetData, Kind, Rows
 from midge.sensor_fleet.features import by_channel, features, raw
-from midge.wire.moments import Moments
+from midge.sensor_fleet.lazily import numbered
+from midge.wire.moments import Moments, pool
 from midge.wire.schema import Role
 
 if TYPE_CHECKING:
@@ -28,15 +29,18 @@ if TYPE_CHECKING:
 Name = Literal["linear", "mlp", "cnn"]
 Engine = Literal["numpy", "torch"]
 SMALL_INPUTS: Final = 100
-"""Most features for which two narrow layers do; beyond, one wide layer."""
+"""Maximum number of features for two narrow layers; beyond, one wide layer."""
 WIDTH: Final = 8
-"""Channels of the first convolution on images, of which the second has twice as many."""
+"""Channels of the first convolution on images; the second has twice as many."""
 BATCH: Final = 1024
-"""Rows that are predicted at once."""
+"""Rows predicted at once."""
+
+MOMENTS: Final = 256
+"""Devices whose statistics are pooled, at most, evenly spaced over all devices."""
 
 
 class FleetModel(ABC):
-    """A model for one data set. `initial` holds all tensors, those of normalisation as mean 0 and scale 1."""
+    """A model for one data set. `initial` holds all tensors, with normalisation to mean 0 and scale 1."""
 
     name: Name
     recipe: Recipe
@@ -55,7 +59,7 @@ class FleetModel(ABC):
 
     @property
     def channels(self) -> dict[str, int]:
-        """Names of the statistics that the model needs, and how many channels each has."""
+        """Names of the statistics that the model needs, and their numbers of channels."""
         means = [name for name in FROZEN if name.endswith("_mean") and name in self.initial]
         return {name.removesuffix("_mean"): self.initial[name].size for name in means}
 
@@ -69,21 +73,21 @@ class FleetModel(ABC):
 
     @abstractmethod
     def prepare(self, x: npt.NDArray[Any]) -> Array:
-        """Rows as they are stored, as the model takes them: float32, not yet standardised."""
+        """Stored rows in the model's input format: float32, not yet standardised."""
 
     @abstractmethod
     def predict(self, parameters: Parameters, inputs: Array) -> Array:
-        """Logits of shape (n, outputs), or predictions of shape (n,), for inputs that `prepare` gave."""
+        """Logits of shape (n, outputs), or predictions of shape (n,), for prepared inputs."""
 
     def moments(self, rows: Rows) -> dict[str, Moments]:
-        """A device's statistics of its own rows: of the inputs, and for regression of the target."""
+        """Statistics of a device's own rows: of the inputs, and for regression of the target."""
         found = {"input": Moments.of(by_channel(self.prepare(rows.x), self.kind))}
         if self.task == "regression":
             found["target"] = Moments.of(rows.y[:, None])
         return found
 
     def freeze(self, pooled: Mapping[str, Moments]) -> dict[str, Array]:
-        """The frozen tensors that the fleet's pooled statistics make."""
+        """The frozen tensors for the fleet's pooled statistics."""
         frozen = {}
         for name, moments in pooled.items():
             frozen[f"{name}_mean"] = moments.mean.astype(np.float32)
@@ -95,14 +99,14 @@ class FleetModel(ABC):
         if not len(rows):
             raise ValueError("there are no rows to evaluate on")
         inputs = self._prepared(rows)
-        with np.errstate(over="ignore", invalid="ignore"):  # a model that has diverged gives NaN, and is to be told so
+        with np.errstate(over="ignore", invalid="ignore"):  # a diverged model gives NaN, to be reported as it is
             outputs = np.concatenate([self.predict(parameters, inputs[batch]) for batch in _batches(len(rows))])
             if self.task == "classification":
                 return {"accuracy": float(np.mean(outputs.argmax(axis=1) == rows.y))}
             return {"rmse": float(np.sqrt(np.mean((outputs.astype(np.float64) - rows.y) ** 2)))}
 
     def _prepared(self, rows: Rows) -> Array:
-        """`prepare`, remembered for the last rows: a run evaluates the same test rows again and again."""
+        """Prepared inputs, cached for the last rows: a run evaluates the same test rows again and again."""
         if self._seen is None or self._seen[0] is not rows:
             self._seen = rows, self.prepare(rows.x)
         return self._seen[1]
@@ -153,7 +157,7 @@ class DenseModel(NumpyModel):
 
 
 class ImageModel(NumpyModel):
-    """A small convolutional model on images as they are."""
+    """A small convolutional model on raw images."""
 
     name = "cnn"
     net: CNN
@@ -173,7 +177,7 @@ class ImageModel(NumpyModel):
 
 
 class WindowModel(FleetModel):
-    """A small convolutional model on windows as they are; torch only."""
+    """A small convolutional model on raw windows; torch only."""
 
     name = "cnn"
 
@@ -199,15 +203,15 @@ class WindowModel(FleetModel):
 
     def trainer(self, rows: Rows, engine: Engine = "torch", seed: int = 0) -> Trainer:
         if engine != "torch":
-            raise ValueError("a cnn of windows runs on torch only; take the engine torch, or the model mlp")
+            raise ValueError("a cnn of windows runs on torch only; use the engine torch, or the model mlp")
         return _torch_trainer(self._module(), self.prepare(rows.x), rows.y, seed, self.recipe)
 
 
 def model_for(data: FleetData, name: Name | None = None, *, torch: bool = False, seed: int = 0) -> FleetModel:
-    """The model of that name for a data set; a perceptron where none is named. `torch` says that torch may be used.
+    """Make the model of that name for a data set; by default a perceptron. `torch` says whether torch may be used.
 
     Raises:
-        ValueError: there is no such model, or it does not suit the data, or it needs torch.
+        ValueError: unknown model, unsuitable data, or torch is needed.
     """
     match name:
         case None | "mlp":
@@ -217,19 +221,30 @@ def model_for(data: FleetData, name: Name | None = None, *, torch: bool = False,
         case "cnn" if data.kind == "image":
             return ImageModel(data, seed)
         case "cnn" if data.kind == "table":
-            raise ValueError("a cnn needs images or windows, and this data is a table; take mlp or linear")
+            raise ValueError("a cnn needs images or windows, and this data is a table; use mlp or linear")
         case "cnn" if torch:
             return WindowModel(data, seed)
         case "cnn":
-            raise ValueError("a cnn of windows needs torch on every device; say that the fleet has it, or take mlp")
-    raise ValueError(f"there is no model {name!r}; take linear, mlp or cnn")
+            raise ValueError("a cnn of windows needs torch on every device; use the engine torch, or the model mlp")
+    raise ValueError(f"unknown model {name!r}; use linear, mlp or cnn")
+
+
+def initial_model(
+    model: FleetModel, data: FleetData, initial: Parameters | None = None
+) -> tuple[dict[str, Any], Mapping[str, str]]:
+    """The initial model, normalised by pooled statistics of some devices, and its tensors' roles."""
+    rows_of, number = numbered(data.devices), len(data.devices)
+    chosen = np.unique(np.linspace(0, number - 1, min(number, MOMENTS)).round().astype(int))
+    moments = [model.moments(rows_of(int(place))) for place in chosen]
+    pooled = {name: pool([each[name] for each in moments]) for name in model.channels}
+    return {**(initial or model.initial), **model.freeze(pooled)}, model.roles
 
 
 def _rate(net: MLP, kind: Kind) -> float:
-    """The learning rate, of those that double, with which training on pooled rows comes furthest in 400 steps.
+    """The learning rate with which pooled training gets furthest in 400 steps, to within a factor of two.
 
-    The curvature of a squared error grows with the inputs where they are correlated, as sensors are, and nothing bounds
-    its gradient as softmax does. The constants are measured with 24 to 784 inputs.
+    The curvature of a squared error grows with correlated inputs, as sensors have, and unlike with softmax its gradient
+    is unbounded. The constants were measured with 24 to 784 inputs.
     """
     if net.task == "classification":
         return 0.2 if kind == "image" and net.hidden else 0.1
@@ -241,7 +256,7 @@ def _batches(rows: int) -> Iterator[slice]:
 
 
 def _torch() -> "ModuleType":
-    """The torch side, imported when it is needed.
+    """Import the torch side on first use.
 
     Raises:
         ValueError: torch is not installed.

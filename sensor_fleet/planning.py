@@ -1,7 +1,7 @@
-"""What a fleet would take before it is bought: how long, how many bytes, how much energy, for which accuracy.
+"""Planning: how long a fleet would take, and how many bytes and how much energy, for which accuracy.
 
-The fleet is simulated with a few seeds, because one run is an observation. What is told is the worst of them, beside
-the best: a plan is to hold.
+The fleet is simulated with several seeds, because one run is a single observation. Reported is the worst seed beside
+the best.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,33 +10,34 @@ from typing import Any
 
 import numpy as np
 
+from midge.sensor_fleet.fleet_run import FleetRun
 from midge.sensor_fleet.progress import HELD, METRICS
-from midge.sensor_fleet.simulation.simulate import FleetProgress
+from midge.sensor_fleet.simulation.fleet_progress import FleetProgress
+from midge.sensor_fleet.simulation.result import MONTH
 from midge.sensor_fleet.simulation.usage import BoardCosts
-from midge.sensor_fleet.virtual import FleetRun, ProfileFleet
+from midge.sensor_fleet.virtual import ProfileFleet
 
-MONTH = 30 * 86400.0
 _SHARES = (0.5, 0.8, 0.9, 0.95, 0.98, 1.0)
-"""Of the way from the first model to the best that all seeds reach: what is told where no target is given."""
+"""Levels without a target: shares of the way from the first model to the best that all seeds reach."""
 
 Span = tuple[float, float]
-"""Best and worst of the seeds."""
+"""Best and worst over the seeds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """What it takes to reach a score. Bytes and joules are of one device in the mean; spans over the seeds."""
+    """The cost of reaching a score. Bytes and joules are means over the devices; spans are over the seeds."""
 
     score: float
     reached: int
-    """By how many of the seeds; spans are of those."""
+    """Number of seeds that reached it; the spans are over these."""
     seconds: Span | None
     sent: Span | None
     received: Span | None
     joules: Span | None
 
     def packed(self) -> dict[str, Any]:
-        """As plain values."""
+        """The level as plain values."""
         names = ("seconds", "sent", "received", "joules")
         spans = {name: None if (span := getattr(self, name)) is None else list(span) for name in names}
         return {"score": self.score, "reached": self.reached, **spans}
@@ -44,21 +45,21 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class FleetPlan:
-    """The answer."""
+    """The answer for a fleet."""
 
     metric: str
     seeds: int
     levels: tuple[Level, ...]
     monthly: dict[str, tuple[float, float, float]]
-    """Of each class: payload bytes sent and received, and joules, of a device in thirty days at this pace."""
+    """For each class: payload bytes sent and received, and joules, of a device in thirty days at this pace."""
     final: Span
     boards: dict[str, BoardCosts]
-    """What each class of microcontrollers costs, by the seed in which a device takes the most energy."""
+    """Costs of each class of microcontrollers, for the seed with the highest energy per device."""
     left_out: tuple[str, ...]
-    """A sentence for each class that takes no part, because the model does not fit into its memory."""
+    """A sentence for each class that is left out because the model does not fit into its memory."""
 
     def packed(self) -> dict[str, Any]:
-        """As plain values."""
+        """The plan as plain values."""
         return {
             "metric": self.metric,
             "seeds": self.seeds,
@@ -72,7 +73,7 @@ class FleetPlan:
 
 @dataclass(frozen=True, slots=True)
 class _Curve:
-    """One seed, evaluation by evaluation."""
+    """One seed, by evaluation."""
 
     seconds: list[float]
     means: list[float]
@@ -82,21 +83,21 @@ class _Curve:
 
 
 def plan(fleet: ProfileFleet, seeds: int = 3, watch: Callable[[int, FleetProgress], None] | None = None) -> FleetPlan:
-    """Simulate a fleet with several seeds and say what it takes.
+    """Simulate a fleet with several seeds and summarise its costs.
 
     Raises:
-        ValueError: what cannot be simulated.
+        ValueError: the fleet cannot be simulated.
     """
     found: list[FleetRun] = []
     for number in range(seeds):
         setting = replace(fleet.setting, seed=fleet.setting.seed + number)
-        told = None if watch is None else lambda moment, number=number: watch(number, moment)
-        found.append(replace(fleet, setting=setting, stop_at_target=False).run(told))
+        report = None if watch is None else lambda moment, number=number: watch(number, moment)
+        found.append(replace(fleet, setting=setting, stop_at_target=False).run(report))
     return answer(found, fleet.target)
 
 
 def answer(found: Sequence[FleetRun], target: float | None) -> FleetPlan:
-    """What simulations of one fleet say together."""
+    """Summarise simulations of one fleet."""
     metric = found[0].metric
     sign = METRICS[metric]
     curves = [_curve(one) for one in found]
@@ -118,7 +119,7 @@ def _curve(found: FleetRun) -> _Curve:
     values = result.metrics[found.metric]
     devices = len(result.devices)
     moved = result.bytes_at / devices
-    # Energy follows what was trained and moved: of that, updates and bytes so far are written down.
+    # Energy is proportional to training and traffic, of which the updates so far are recorded.
     share = result.updates / max(int(result.updates[-1]), 1)
     joules = share * float(result.joules.sum()) / devices
     means = [float(np.mean(values[max(0, end - HELD) : end])) for end in range(1, len(values) + 1)]
@@ -126,7 +127,7 @@ def _curve(found: FleetRun) -> _Curve:
 
 
 def _scores(first: Sequence[float], last: Sequence[float], sign: int) -> list[float]:
-    """Scores on the way from the worst beginning to the worst end."""
+    """Scores between the worst start and the worst end."""
     start, end = sign * min(sign * value for value in first), sign * min(sign * value for value in last)
     return [start + share * (end - start) for share in _SHARES]
 
@@ -147,12 +148,12 @@ def _level(curves: Sequence[_Curve], score: float, sign: int) -> Level:
 
 
 def _monthly(found: Sequence[FleetRun]) -> dict[str, tuple[float, float, float]]:
-    """The dearest of the seeds, class by class."""
+    """Monthly costs by class, of the most expensive seed."""
     costs: dict[str, tuple[float, float, float]] = {}
     for one in found:
         month = MONTH / float(one.result.times[-1])
-        for name, told in one.result.by_class().items():
-            new = told.bytes_up * month, told.bytes_down * month, told.monthly_joules
+        for name, summary in one.result.by_class().items():
+            new = summary.bytes_up * month, summary.bytes_down * month, summary.monthly_joules
             before = costs.get(name, (0.0, 0.0, 0.0))
             costs[name] = (max(before[0], new[0]), max(before[1], new[1]), max(before[2], new[2]))
     return costs

@@ -1,4 +1,4 @@
-"""A run in numbers: what the events of the aggregator add up to."""
+"""Progress of a run, accumulated from the aggregator's events."""
 
 import statistics
 from collections import Counter, deque
@@ -9,15 +9,15 @@ from typing import Any
 from midge.wire.messages import Verdict
 
 HELD = 5
-"""Evaluations over which a target must be held: their mean counts, not a first touch."""
+"""Number of evaluations over which a target must be held: their mean counts, not a single value."""
 METRICS = {"accuracy": 1, "rmse": -1}
-"""The metrics that a target can be set for, and whether more (1) or less (−1) is better."""
+"""The metrics that a target can be set for: 1 if higher is better, −1 if lower."""
 _FINAL = tuple(verdict.value for verdict in Verdict if verdict.final)
 
 
 @dataclass(slots=True)
 class Progress:
-    """Fold events in with `add`; read the rest."""
+    """Accumulate events with `add`; read the other attributes."""
 
     target: float | None = None
     version: int = 0
@@ -31,13 +31,13 @@ class Progress:
     began: float = 0.0
     """When the run began, in seconds since 1970."""
     curve: list[tuple[float, float]] = field(default_factory=list)
-    """Seconds since the run began, and the metric then: every evaluation."""
+    """Time since the start and metric of every evaluation."""
     digest: str = ""
-    """Of the published model, as the aggregator had it at its last start."""
+    """Digest of the published model at the aggregator's last start."""
     _recent: deque[float] = field(default_factory=lambda: deque(maxlen=HELD))
 
     def add(self, event: Mapping[str, Any]) -> None:
-        """Take one event in."""
+        """Record one event."""
         match event["event"]:
             case "start":
                 self._started(event)
@@ -59,11 +59,11 @@ class Progress:
                 pass
 
     def _started(self, event: Mapping[str, Any]) -> None:
-        """An aggregator that was killed may have decided what it did not get to tell; its journal has it."""
+        """Restore counts from the aggregator's journal: a killed one may have decided what it did not report."""
         self.version, self.step = event["version"], event["step"]
         self.digest = event.get("digest", "")
         counts = Counter({verdict: event.get("counts", {}).get(verdict, 0) for verdict in _FINAL})
-        self.updates |= counts  # the higher of both
+        self.updates |= counts  # the maximum of both
 
     def _evaluated(self, event: Mapping[str, Any]) -> None:
         for name, sign in METRICS.items():
@@ -82,7 +82,7 @@ class Progress:
 
     @property
     def settled(self) -> int:
-        """How many updates have their final verdict, as far as the aggregator has told."""
+        """Number of updates with a final verdict, as far as reported."""
         return sum(self.updates[verdict] for verdict in _FINAL)
 
     @property
@@ -90,17 +90,18 @@ class Progress:
         return self.seconds_to_target is not None
 
     def quantiles(self) -> dict[str, int]:
-        """Staleness of the accepted updates, in steps: median, 90th percentile and the largest."""
-        total = self.staleness.total()
-        if not total:
+        """Staleness of the accepted updates in steps: median, 90th percentile and maximum."""
+        if not self.staleness:
             return {}
-        found, seen = {}, 0
-        ordered = sorted(self.staleness.items())
-        for name, share in (("p50", 0.5), ("p90", 0.9)):
-            seen = 0
-            for tau, number in ordered:
-                seen += number
-                if seen >= share * total:
-                    found[name] = tau
-                    break
-        return {**found, "max": ordered[-1][0]}
+        shares = (("p50", 0.5), ("p90", 0.9), ("max", 1.0))
+        return {name: quantile(self.staleness, share) for name, share in shares}
+
+
+def quantile(histogram: Mapping[int, int], share: float) -> int:
+    """The least value that at least this share of the values do not exceed; 0 if there are none."""
+    needed, seen = share * sum(histogram.values()), 0
+    for value, number in sorted(histogram.items()):
+        seen += number
+        if seen >= needed:
+            return value
+    return 0

@@ -1,4 +1,4 @@
-"""What a run writes down about itself at its start, so that it can be read, repeated and compared later: `run.json`."""
+"""The description of a run, written at its start, so that it can be read, repeated and compared: `run.json`."""
 
 import json
 import os
@@ -19,7 +19,7 @@ _PACKAGES: Final = ("midge", "numpy", "torch", "paho-mqtt", "aiomqtt")
 def describe(
     setting: Setting, data: FleetData, model: FleetModel, *, target: float | None, seconds: float, began: float
 ) -> dict[str, Any]:
-    """A run as plain values: its setting, data, model, devices and versions. It holds no address and no password."""
+    """Describe a run as plain values: setting, data, model, devices and versions, but no addresses or passwords."""
     population = setting.world.population(list(data.devices))
     return {
         "format": 1,
@@ -42,7 +42,7 @@ def describe(
         "devices": {
             name: {
                 "rows": len(rows),
-                "bytes": int(rows.x.nbytes),  # of x as it is stored; targets are few beside it
+                "bytes": int(rows.x.nbytes),  # of x as stored; targets are small beside it
                 "seconds": population.seconds(name),
                 "engine": setting.engine_of(number),
             }
@@ -59,7 +59,7 @@ def write(directory: Path, about: Mapping[str, Any]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that matter."""
+    """Versions of Python and of the relevant packages."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

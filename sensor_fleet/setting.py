@@ -1,4 +1,4 @@
-"""What a run of a simulated fleet is set to: plain values that travel to the aggregator's process as JSON."""
+"""The setting of a run of a simulated fleet: plain values that travel to the aggregator's process as JSON."""
 
 import importlib
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ Preset = Literal["balanced", "fedasync", "fedbuff", "ca2fl", "fedavg"]
 
 @dataclass(frozen=True, slots=True)
 class BrokerAddress:
-    """A broker's URL and, for TLS, the files that go with it."""
+    """A broker's URL and, for TLS, the paths of its files."""
 
     url: str = field(repr=False)
     cafile: str | None = None
@@ -32,7 +32,7 @@ class BrokerAddress:
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> Self:
-        """The address of an endpoint, with its password, as it travels to another process."""
+        """The address of an endpoint, with its password, for another process."""
         who = (
             ""
             if endpoint.user is None
@@ -44,10 +44,10 @@ class BrokerAddress:
         return cls(f"{endpoint.scheme}://{who}{where}", *files)
 
     def endpoint(self) -> Endpoint:
-        """The address, read.
+        """Parse the address.
 
         Raises:
-            ValueError: it is none; the message says what is wrong.
+            ValueError: it is malformed; the message says how.
         """
         files = (self.cafile, self.certfile, self.keyfile)
         cafile, certfile, keyfile = (None if file is None else Path(file) for file in files)
@@ -65,19 +65,19 @@ class Setting:
     seed: int = 0
     model: Name | None = None
     app: str | None = None
-    """`module:attribute` of a model of one's own."""
+    """`module:attribute` of a user's model."""
     engine: Engine = "numpy"
     micro: int = 0
-    """How many of the devices, the last ones, are processes of MicroPython."""
+    """Number of devices, the last ones, that run as MicroPython processes."""
     strategy: Preset = "balanced"
     alpha: float | None = None
     """FedAsync's rate; None is 0.6, which the aggregator bounds by the number of devices."""
     form: Literal["delta", "mixing"] = "mixing"
     buffer_size: int | None = None
-    """Of a strategy with a buffer; None is the preset's own."""
+    """Of a buffered strategy; None is the preset's own."""
     staleness: Literal["constant", "polynomial", "hinge"] = "polynomial"
     release_interval: float = 0.2
-    """Seconds between two releases, at least: a version for every second update would mostly be passed over."""
+    """Minimum seconds between two releases: most devices would skip more frequent versions."""
     codec: str | None = None
     """None is the plan's own."""
     learning_rate: float | None = None
@@ -91,7 +91,7 @@ class Setting:
         return {"constant": constant, "polynomial": polynomial, "hinge": hinge}[self.staleness]()
 
     def plan(self) -> Plan:
-        """What devices are asked."""
+        """The training plan for devices."""
         wishes: dict[str, Any] = {
             "codec": self.codec,
             "learning_rate": self.learning_rate,
@@ -104,10 +104,10 @@ class Setting:
         """Make the strategy.
 
         Raises:
-            ValueError: values that cannot work together.
+            ValueError: options that contradict each other.
         """
         if self.strategy != "fedasync" and (self.alpha is not None or self.form != "mixing"):
-            raise ValueError(f"--alpha and --form are of fedasync, not of {self.strategy}: add --strategy fedasync.")
+            raise ValueError(f"--alpha and --form are for fedasync, not {self.strategy}: add --strategy fedasync.")
         pace: dict[str, Any] = {"release_interval": self.release_interval, "plan": self.plan()}
         sized: dict[str, Any] = {} if self.buffer_size is None else {"buffer_size": self.buffer_size}
         match self.strategy:
@@ -123,10 +123,10 @@ class Setting:
                 return fedavg(max(2, devices // 2), max(2, devices // 3), deadline=10.0, **pace)
 
     def load(self) -> tuple[FleetData, FleetModel]:
-        """The data and the model for it.
+        """Load the data and make the model for it.
 
         Raises:
-            ValueError: a malformed file, or a model that does not suit it.
+            ValueError: a malformed file, or an unsuitable model.
         """
         data = load(self.data, devices=self.devices, seed=self.seed)
         if self.app is not None:
@@ -137,7 +137,7 @@ class Setting:
         return data, model_for(data, name, torch=self.engine == "torch", seed=self.seed)
 
     def engine_of(self, number: int) -> Literal["numpy", "torch"]:
-        """What the device of that number trains with: in a mixed fleet every other one has torch."""
+        """The training engine of a device: in a mixed fleet every other one has torch."""
         if self.engine == "mixed":
             return "torch" if number % 2 else "numpy"
         return self.engine
@@ -151,7 +151,7 @@ class Setting:
 
 
 def own_model(app: str, data: FleetData) -> FleetModel:
-    """The model of one's own: `module:attribute` names a callable that takes the data and returns a `FleetModel`.
+    """Make a user's model: `module:attribute` names a callable that takes the data and returns a `FleetModel`.
 
     Raises:
         ValueError: it cannot be imported, or returns something else.
@@ -160,12 +160,10 @@ def own_model(app: str, data: FleetData) -> FleetModel:
     try:
         make = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"--app {app!r} cannot be used ({error}): name a module and what is in it, module:attribute."
-        ) from error
+        raise ValueError(f"--app {app!r} cannot be used ({error}): give module:attribute.") from error
     model = make(data)
     if not isinstance(model, FleetModel):
-        raise ValueError(  # noqa: TRY004 - one kind for all that is wrong with a setting
+        raise ValueError(  # noqa: TRY004 - a ValueError for every invalid setting
             f"--app {app!r} returned {type(model).__name__}; it must return a sensor_fleet.models.FleetModel."
         )
     return model

@@ -1,4 +1,4 @@
-"""The world of a demo in a dozen numbers, as its options and its files give them: what makes a profile of them."""
+"""The world of a demo: a dozen numbers, set by options and files, from which a profile is made."""
 
 import math
 import tomllib
@@ -15,39 +15,39 @@ _SHARES = ("late", "leave", "goodbye", "twice")
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """One seeded value; the defaults are those of the profile `demo`. 0 turns off what can be turned off."""
+    """A seeded value; the defaults are those of the profile `demo`. 0 turns an optional effect off."""
 
     seed: int = 0
     median: float = 0.5
-    """Seconds that one training takes on the device in the middle."""
+    """Seconds of one training on the median device."""
     spread: float = 1.15
-    """σ of its logarithm: 1.15 spreads nineteen of twenty devices over two orders of magnitude; 0 makes all alike."""
+    """σ of its logarithm: 1.15 spreads 95 % of the devices over two orders of magnitude; 0 makes all alike."""
     online: float = 15.0
-    """Seconds that a link holds in the mean, before it breaks; 0: it never breaks."""
+    """Mean seconds between failures of a link; 0: it never fails."""
     offline: float = 2.0
-    """Seconds that a broken link stays broken in the mean."""
+    """Mean seconds that a link stays broken."""
     late: float = 0.15
-    """The share of the devices that join late."""
+    """Share of the devices that join late."""
     leave: float = 0.15
-    """The share of the devices that leave for good."""
+    """Share of the devices that leave for good."""
     goodbye: float = 0.5
-    """The share of those which say goodbye; the others vanish."""
+    """Share of these that disconnect cleanly; the others vanish."""
     turnover: float = 20.0
-    """Seconds within which devices join late and leave."""
+    """Seconds within which devices join and leave."""
     twice: float = 0.05
-    """The chance that a message of a device reaches the broker twice."""
+    """Probability that a message is duplicated."""
     bandwidth: float = 200_000.0
-    """Bytes per second of the link in the middle, each way; 0: without limit."""
+    """Bytes per second of the median link, each way; 0: unlimited."""
     latency: float = 0.04
-    """Seconds that a message takes on the link in the middle, each way."""
+    """Latency of the median link in seconds, each way."""
     link_spread: float = 0.7
     """σ of the logarithms of bandwidth and latency."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be.
+        """Check the ranges.
 
         Raises:
-            ValueError: a value that is no number, negative, infinite, or a share above 1.
+            ValueError: a value is not a number, negative, infinite, or a share above 1.
         """
         for field in fields(self):
             value = getattr(self, field.name)
@@ -62,28 +62,28 @@ class World:
 
     @classmethod
     def read(cls, path: Path, base: Self) -> Self:
-        """The world that a TOML file describes: what it does not name stays as in `base`.
+        """Read the world of a TOML file; what it does not set stays as in `base`.
 
         Raises:
-            ValueError: there is no such file, it is no TOML, or it names what a world does not have.
+            ValueError: the file cannot be read, is no TOML, or has an unknown name.
         """
         try:
             values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ValueError(f"The world {path} cannot be read ({error.strerror}): name a TOML file.") from error
         except ValueError as error:
-            raise ValueError(f"The world {path} is no TOML file: {error}.") from error
+            raise ValueError(f"The world {path} is not valid TOML: {error}.") from error
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
-                raise ValueError(f"The world {path} names {name!r}, which is none of {', '.join(known)}.")
+                raise ValueError(f"The world {path} has an unknown name {name!r}; names are {', '.join(known)}.")
         try:
             return replace(base, **values)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
     def calm(self) -> Self:
-        """The same devices at the same speeds, with links that never fail and no device that comes or goes."""
+        """The same devices and speeds, with links that never fail and no device that joins late or leaves."""
         return replace(self, online=0.0, late=0.0, leave=0.0, twice=0.0, bandwidth=0.0, latency=0.0)
 
     def profile(self) -> Profile:
@@ -106,5 +106,5 @@ class World:
         return demo.model_copy(update={"classes": (device.model_copy(update=parts),)})
 
     def population(self, names: Sequence[str]) -> Population:
-        """These devices."""
+        """The devices of this world."""
         return Population(self.profile(), names, self.seed, samples=1, values=0)

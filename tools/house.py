@@ -1,6 +1,6 @@
-"""Print the figures of the code's structure as one JSON line: python tools/house.py.
+"""Print figures of the code's structure as one JSON line: python tools/house.py.
 
-Everything is computed from the tree. `tests/docs/test_structure.py` holds what has been reached.
+Everything is computed from the source tree. `tests/docs/test_structure.py` holds the bounds.
 """
 
 import ast
@@ -15,9 +15,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PRODUCT = ("wire", "storage", "broker", "iot_client", "aggregator", "sensor_fleet", "midge")
 BOARDS = ROOT / "iot_client" / "micropython"
-"""A program of its own for another machine, which has names of its own; its words are looked at all the same."""
+"""A separate program for another machine, with its own class names; its words are checked all the same."""
 BANNED = r"so many|by chance|anew|of note|of before|somebody|nobody|anybody|mendable"
-"""Words that an engineer has to translate; the field has its own."""
+"""Words for which the field has its own."""
 COMMENTED = (
     "aggregator/core/core.py",
     "aggregator/core/state.py",
@@ -33,23 +33,23 @@ COMMENTED = (
     "iot_client/shell.py",
     "iot_client/state/outbox.py",
 )
-"""Files whose decisions need reasons beside them."""
+"""Files whose decisions need comments."""
 
 
 def sources(*folders: str) -> dict[str, str]:
-    """The text of each Python file below these folders, by its path from the root."""
+    """The text of each Python file in these folders, by its path relative to the root."""
     paths = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py") if BOARDS not in path.parents)
     return {path.relative_to(ROOT).as_posix(): path.read_text() for path in paths}
 
 
 def classes(files: dict[str, str]) -> Iterator[tuple[str, ast.ClassDef]]:
-    """All classes at the top of a module."""
+    """All top-level classes."""
     for place, text in files.items():
         yield from ((place, node) for node in ast.parse(text).body if isinstance(node, ast.ClassDef))
 
 
 def arguments(node: ast.ClassDef) -> int:
-    """How many arguments a hand-written `__init__` takes beside `self`."""
+    """Number of arguments of a hand-written `__init__`, without `self`."""
     for each in node.body:
         if isinstance(each, ast.FunctionDef) and each.name == "__init__":
             return len(each.args.posonlyargs) + len(each.args.args) + len(each.args.kwonlyargs) - 1
@@ -57,13 +57,13 @@ def arguments(node: ast.ClassDef) -> int:
 
 
 def _place(module: str) -> str:
-    """A module by its place: `midge.wire` is the folder `wire`."""
+    """The place of a module in the tree: `midge.wire` is the folder `wire`."""
     inside = module.removeprefix("midge.")
     return inside if inside.split(".")[0] in PRODUCT else module
 
 
 def imports(files: dict[str, str]) -> dict[str, set[str]]:
-    """Which modules of these packages each imports at its top level, `TYPE_CHECKING` blocks left out."""
+    """The modules of these packages that each module imports at its top level, without `TYPE_CHECKING` blocks."""
     modules = {place.removesuffix(".py").removesuffix("/__init__").replace("/", "."): place for place in files}
     found: dict[str, set[str]] = {}
     for module, place in modules.items():
@@ -79,7 +79,7 @@ def imports(files: dict[str, str]) -> dict[str, set[str]]:
 
 
 def cycles(graph: dict[str, set[str]]) -> int:
-    """How many groups of modules import each other in a circle (Tarjan's strongly connected components)."""
+    """Number of import cycles (Tarjan's strongly connected components)."""
     order: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
@@ -108,7 +108,7 @@ def cycles(graph: dict[str, set[str]]) -> int:
 
 
 def share_of_comments(text: str) -> float:
-    """Lines with a comment over lines with code; docstrings count as neither."""
+    """Ratio of lines with a comment to lines with code; docstrings count as neither."""
     commented, coded = set(), set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
@@ -119,7 +119,7 @@ def share_of_comments(text: str) -> float:
 
 
 def rooms(package: str, graph: dict[str, set[str]]) -> tuple[int, int]:
-    """What stands at the top of a package, and how many pairs of those import each other."""
+    """The top-level parts of a package, and the number of pairs that import each other."""
 
     def room(module: str) -> str:
         return module.split(".")[1]
@@ -145,7 +145,7 @@ def figures() -> dict[str, object]:
         defined[node.name].add(place)
     longest = max(classes(product), key=lambda each: (each[1].end_lineno or 0) - each[1].lineno)
     public = set(ast.literal_eval(product["midge/__init__.py"].split("__all__ = ", 1)[1].split("\n]", 1)[0] + "]"))
-    others = [each for each in classes(product) if each[1].name not in public]  # public factories are for people
+    others = [each for each in classes(product) if each[1].name not in public]  # functions for users
     widest = max(others, key=lambda each: arguments(each[1]))
     cases: Counter[str] = Counter()
     for text in everything.values():

@@ -1,8 +1,8 @@
-"""Print which files one accepted update goes through, as one JSON line: python -m tools.walk [--release].
+"""Print the files that one accepted update passes through, as one JSON line: python -m tools.walk [--release].
 
-It is the second update of its device, in a buffer of 50, of the default strategy; with --release in a buffer of one, so
-that a step and a release follow. Counted from the delivery on, below the connection, are the files, the calls,
-and how often a call leads to another file.
+It is the second update of its device, in a buffer of 50, under the default strategy; with --release in a buffer of one,
+so that a step and a release follow. Counted below the connection, from the delivery on, are the files, the calls, and
+the calls that lead to another file.
 """
 
 import argparse
@@ -33,11 +33,11 @@ FEDERATION, DEVICES, SIZE = "walk", "abcdef", 16
 
 
 def walked(work: Callable[[], None]) -> list[str]:
-    """The file of each call of ours that some work makes."""
+    """The file of each call into our code that `work` makes."""
     found: list[str] = []
 
     def called(frame: FrameType, event: str, _: object) -> None:
-        path = Path(frame.f_code.co_filename).resolve()  # below `midge` are links
+        path = Path(frame.f_code.co_filename).resolve()  # the folders below `midge` are links
         if event == "call" and path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in PACKAGES:
             found.append(path.relative_to(ROOT).as_posix())
 
@@ -50,7 +50,7 @@ def walked(work: Callable[[], None]) -> list[str]:
 
 
 def walk(directory: Path, buffer: int) -> list[str]:
-    """The files that an update goes through."""
+    """The files that an update passes through."""
     posts: list[Post] = []
     config = AggregatorConfig(
         connector=Twin().connect,
@@ -89,7 +89,7 @@ def walk(directory: Path, buffer: int) -> list[str]:
     )
     federation.process([update(name, 1) for name in DEVICES[:3]], 1.0)
     delivery, version, accepted = update("a", 2), core.version, core.counts["accepted"]
-    now = 20.0 if buffer == 1 else 1.5  # a buffer that is not full is stepped after some seconds
+    now = 20.0 if buffer == 1 else 1.5  # a buffer that is not full makes a step after some seconds
     found = walked(lambda: federation.processor.process([delivery], now))
     assert core.counts["accepted"] == accepted + 1
     assert (core.version > version) == (buffer == 1)
@@ -100,7 +100,7 @@ def walk(directory: Path, buffer: int) -> list[str]:
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--release", action="store_true", help="of an update that a step and a release follow")
+    parser.add_argument("--release", action="store_true", help="for an update that triggers a step and a release")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         calls = walk(Path(directory), 1 if arguments.release else 50)

@@ -56,15 +56,15 @@ class RowIntake(Fresh, Protocol):
 
 def _condition(name: str, look: Callable[[], str | None]) -> Condition:
     """Make a condition of a reading; an unreadable source is logged once."""
-    told = False
+    logged = False
 
     def condition() -> str | None:
-        nonlocal told
+        nonlocal logged
         try:
             return look()
         except (OSError, ValueError, Unreadable) as error:
-            if not told:
-                told = True
+            if not logged:
+                logged = True
                 log.warning("The condition %s cannot be read here (%s): it blocks nothing.", name, error)
             return None
 
@@ -88,7 +88,7 @@ def battery_above(share: float, *, root: Path = ROOT) -> Condition:
     """Train only if the battery holds more than this share of its charge, from 0 to 1; several batteries are added up.
 
     Raises:
-        ValueError: it is no share.
+        ValueError: it is not a share.
     """
     if not 0 <= share < 1:
         raise ValueError(f"battery_above() takes a share of the charge from 0 to 1, such as 0.3, not {share}.")
@@ -166,10 +166,10 @@ def cpu_idle(share: float, *, root: Path = ROOT) -> Condition:
     """Train only if other processes leave this share of the processor's time idle, from 0 to 1.
 
     Measured between two readings. Our own time counts as idle, and so does that of processes with a lower priority,
-    which give way. The first reading uses the load average, and so does every one on a board without /proc/stat.
+    which yield to us. The first reading uses the load average, and so does every one on a board without /proc/stat.
 
     Raises:
-        ValueError: it is no share.
+        ValueError: it is not a share.
     """
     if not 0 < share <= 1:
         raise ValueError(f"cpu_idle() takes a share of the processor's time from 0 to 1, such as 0.5, not {share}.")
@@ -219,7 +219,7 @@ def hours(*spans: str, clock: Callable[[], float] = time.time) -> Condition:
     A clock that was never set, as on a board without a battery before its first contact, blocks nothing.
 
     Raises:
-        ValueError: one of them is no span of hours.
+        ValueError: one of them is not a span of hours.
     """
     if not spans:
         raise ValueError('hours() takes spans of the day, such as "22:00-06:00".')
@@ -291,15 +291,15 @@ def _network_manager_says() -> bool:
         raise Unreadable("neither a modem's route nor NetworkManager says whether the link is metered")
     name, path = "org.freedesktop.NetworkManager", "/org/freedesktop/NetworkManager"
     try:
-        told = subprocess.run(  # noqa: S603 - fixed words
+        answer = subprocess.run(  # noqa: S603 - fixed words
             [busctl, "--system", "get-property", name, path, name, "Metered"],
             capture_output=True, text=True, timeout=2, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise Unreadable("NetworkManager does not answer") from error
-    if told.returncode != 0:
+    if answer.returncode != 0:
         raise Unreadable("NetworkManager does not say whether the link is metered")
-    return told.stdout.split()[-1:] in (["1"], ["3"])
+    return answer.stdout.split()[-1:] in (["1"], ["3"])
 
 
 # --------------------------------------------------------------------------- data
@@ -309,7 +309,7 @@ def enough_new(samples: Fresh, rows: int) -> Condition:
     """Train only after enough rows have arrived since the last training began.
 
     Raises:
-        ValueError: it is no number of rows.
+        ValueError: it is not a number of rows.
     """
     if rows < 1:
         raise ValueError(f"enough_new() takes a number of rows from 1, not {rows}.")

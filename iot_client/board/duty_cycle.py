@@ -12,11 +12,11 @@ SPREAD = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Duty:
-    """When a device is awake.
+    """The schedule of a device's waking periods.
 
     Args:
         every: seconds from one wake-up to the next; infinite if unknown, for a device that wakes once.
-        awake: most seconds to wait for the broker, the aggregator and receipts; a training is not interrupted.
+        awake: maximum seconds to wait for the broker, the aggregator and receipts; a training is not interrupted.
         once: wake once and end, for boards that an external timer powers up.
 
     Raises:

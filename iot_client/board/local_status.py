@@ -15,11 +15,11 @@ from typing import Any
 log = logging.getLogger("iot_client")
 
 _LONGEST = 100
-"""Most bytes of a socket's path on every system (macOS: 104 with its terminator)."""
+"""Maximum bytes of a socket's path on every system (macOS: 104 with its terminator)."""
 _PATIENCE = 2.0
 """Seconds to wait for an answer."""
 _MOST = 2**20
-"""Most bytes of an answer."""
+"""Maximum bytes of an answer."""
 
 
 def _place(outbox: Path) -> Path | None:

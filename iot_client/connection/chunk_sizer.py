@@ -1,7 +1,7 @@
-"""Chunk size for this link: a chunk must not take long compared with the keepalive.
+"""Chunk size for this link: sending a chunk must be fast compared with the keepalive.
 
 While a chunk is being sent nothing else is, not even a ping; one that takes longer than the keepalive ends the
-connection, and the next connection begins it again, without end. So a chunk should take at most a quarter of the
+connection, and the next connection starts it again, without end. So a chunk should take at most a quarter of the
 keepalive. The rate is measured from the publishing of a chunk, or the acknowledgement of the one before it, to its own
 acknowledgement.
 """
@@ -16,7 +16,7 @@ class ChunkSizer:
     def __init__(self, keepalive: float) -> None:
         self._patience = _SHARE * keepalive
         self._rate: float | None = None
-        """Bytes a second."""
+        """Bytes per second."""
         self._under_way: dict[int, tuple[float, int]] = {}
         self._last = 0.0
         self._ceiling: int | None = None
@@ -25,7 +25,7 @@ class ChunkSizer:
 
     @property
     def chunk(self) -> int | None:
-        """Most bytes of a chunk; None if unknown."""
+        """Maximum bytes of a chunk; None if unknown."""
         known = [] if self._rate is None else [int(self._rate * self._patience)]
         known += [] if self._ceiling is None else [self._ceiling]
         return max(SMALLEST, min(known)) if known else None

@@ -37,7 +37,7 @@ Message = tuple[bytes, dict[str, Any]]
 """A prediction as it is published, and its fields."""
 
 _WAITING = 256
-"""Most rows that wait for their prediction; the oldest are dropped first."""
+"""Maximum number of rows that wait for their prediction; the oldest are dropped first."""
 _LEAST = 32
 """Rows needed before an unusual score can be distinguished."""
 _UNUSUAL = 10.0

@@ -7,7 +7,7 @@ from midge.broker.mqtt.connection import Connector
 from midge.broker.mqtt.topic_filters import check_topic
 
 EVERY = 1.0
-"""Least seconds between two messages: a file that is read for the first time has thousands of rows."""
+"""Minimum seconds between two messages: a file that is read for the first time has thousands of rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class PredictionTopic:
     `TOPIC/alarm` gets the predictions with which an alarm began or ended.
 
     Raises:
-        ValueError: it is no topic, or the options contradict each other.
+        ValueError: it is not a topic, or the options contradict each other.
     """
 
     topic: str
@@ -29,7 +29,7 @@ class PredictionTopic:
     classes: Sequence[str] = ()
     """Names of the classes, in the model's order."""
     every: float = EVERY
-    """Least seconds between two messages."""
+    """Minimum seconds between two messages."""
     connector: Connector | None = None
     """Opens connections to the broker; None uses the federation's."""
 

@@ -50,7 +50,7 @@ class Publisher:
         self._chunk_sizer = ChunkSizer(parts.config.keepalive)
         self._policy = AnnouncementPolicy()
         self.largest: int | None = None
-        """Most bytes of body in a message, after the broker has refused a larger one; None until then."""
+        """Maximum bytes of body in a message, after the broker has refused a larger one; None until then."""
         self.carried = 0
         """Chunks that have passed, up or down."""
         self._told: set[tuple[str, int]] = set()

@@ -1,4 +1,4 @@
-"""Which columns are no inputs, judged by their content: text, clocks, counters, constants."""
+"""Detection of columns that are not inputs, by their content: text, clocks, counters, constants."""
 
 import math
 import re
@@ -22,26 +22,26 @@ _SECONDS = 0.9e9, 2.6e9
 
 
 def no_inputs(columns: Mapping[str, Sequence[Any]], *, comma_separates: bool = False) -> dict[str, str]:
-    """Columns that are no inputs, judged by their first rows, and why.
+    """Columns that are not inputs, judged by their first rows, and why.
 
     Args:
         columns: values by name, unparsed.
-        comma_separates: whether commas separate the columns, so that they are no decimal marks.
+        comma_separates: whether commas separate the columns, so that they are not decimal marks.
     """
     every = NumberStyle()
     styles = {name: NumberStyle() for name in columns}
-    for name, said in columns.items():
-        for each in said[:FIRST]:
+    for name, texts in columns.items():
+        for each in texts[:FIRST]:
             styles[name].see(str(each))
             every.see(str(each))
     found = {}
-    for name, said in columns.items():
+    for name, texts in columns.items():
         values = [
             styles[name].number(str(each), every, separates=comma_separates)
-            for each in said[:FIRST]
+            for each in texts[:FIRST]
             if each not in ("", None)
         ]
-        why = _why_not(name, [each for each in values if not math.isnan(each)], len(said))
+        why = _why_not(name, [each for each in values if not math.isnan(each)], len(texts))
         if why:
             found[name] = why
     return found

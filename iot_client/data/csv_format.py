@@ -20,7 +20,7 @@ _SEP = re.compile(r'"?sep=(.)"?[;,]*\s*', re.IGNORECASE)
 _COMMENT = re.compile(r"(#|//|%|!)+\s*")
 _NO_TEXT = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 _MOST = 60
-"""Most lines above the rows."""
+"""Maximum number of lines above the rows."""
 _TITLES, _FEW = 20, 3
 """Lines of a growing file within which names are expected, and rows below other names that end this."""
 _ROWS = 40
@@ -103,7 +103,7 @@ def fields(line: str, delimiter: str) -> list[str]:
 
 
 def joined(lines: Sequence[str], delimiter: str, columns: int) -> tuple[list[str], int]:
-    """The fields of a row with line ends in quotes, and its number of lines; none if it is no such row."""
+    """The fields of a row with line ends in quotes, and its number of lines; none if it is not such a row."""
     for more in range(2, len(lines) + 1):
         text = [f"{line}\n" for line in lines[:more]]
         with suppress(csv.Error):
@@ -129,7 +129,7 @@ def look(
         growing: whether lines without names may be titles above names to come.
 
     Raises:
-        CsvError: it is no such file, or no line has the needed names.
+        CsvError: it is not such a file, or no line has the needed names.
     """
     for magic, what in _SHAPES.items():
         if data.startswith(magic):

@@ -10,7 +10,7 @@ from midge.iot_client.data.csv_format import CsvError, Layout, look
 BLOCK = 2**20
 """Bytes read at once."""
 UNITS = 3
-"""Most lines of text below a header: units, kinds of means."""
+"""Maximum lines of text below a header: units, kinds of means."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def header(path: Path, needed: Sequence[str] = (), options: CsvOptions | None = 
     """The layout of a file with the names of its columns.
 
     Raises:
-        CsvError: there is no such file, or it has no complete first line.
+        CsvError: the file is missing, or has no complete first line.
     """
     options = options or CsvOptions()
     try:

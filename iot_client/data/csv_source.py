@@ -41,7 +41,7 @@ EVERY = 2.0
 _TAIL = 64
 """Bytes before the read position that identify a file."""
 _MOST_JOINED = 20
-"""Most lines of a quoted field."""
+"""Maximum lines of a quoted field."""
 _SEEN = 500
 """Rows from which the number format is learned."""
 
@@ -201,10 +201,10 @@ class CsvRows:
             row = self._layout.fields(line)
             if len(row) >= len(columns):
                 self._styled += 1
-                for name, said in zip(columns, row, strict=False):
+                for name, text in zip(columns, row, strict=False):
                     if name in samples.wanted:
-                        self._styles[name].see(said)
-                    self._all.see(said)
+                        self._styles[name].see(text)
+                    self._all.see(text)
 
     def _line_of(self, lines: Sequence[str], samples: Samples, intake: Intake) -> int:
         """Process the first of these lines; return how many it took: several if quoted fields hold line ends."""
@@ -304,9 +304,9 @@ class CsvRows:
         assert self._layout is not None
         if len(row) != len(self._layout.columns):
             return False
-        said = {name: row[self._layout.columns.index(name)] for name in samples.wanted}
-        there = [each for each in said.values() if each]
-        if self._classes and samples.label and self._classes.number(said[samples.label]) is not None:
+        texts = {name: row[self._layout.columns.index(name)] for name in samples.wanted}
+        there = [each for each in texts.values() if each]
+        if self._classes and samples.label and self._classes.number(texts[samples.label]) is not None:
             return False
         return len(there) > 1 and all(
             math.isnan(number(each)) and not missing(each) and not any(map(str.isdigit, each)) for each in there
@@ -322,22 +322,22 @@ class CsvRows:
         assert self._layout is not None
         columns, values = self._layout.columns, {}
         for name in samples.wanted:
-            said = row[columns.index(name)]
-            values[name] = said if said.casefold() in WORDS else self._number(name, said)
+            text = row[columns.index(name)]
+            values[name] = text if text.casefold() in WORDS else self._number(name, text)
         if self._classes and samples.label:
-            said = row[columns.index(samples.label)]
-            values[samples.label] = found = self._classes.number(said)
-            if found is None and not missing(said):
-                lose_unclassed(samples, intake, said, self._classes.names, text=line, line=place)
+            text = row[columns.index(samples.label)]
+            values[samples.label] = found = self._classes.number(text)
+            if found is None and not missing(text):
+                lose_unclassed(samples, intake, text, self._classes.names, text=line, line=place)
                 return
         samples.observe(values, intake=intake, line=line, number_of_line=place)
 
-    def _number(self, name: str, said: str) -> object:
-        """The number in a field; the text if it is none."""
+    def _number(self, name: str, text: str) -> object:
+        """The number in a field; the text if it is not a number."""
         found = self._styles[name].number(
-            said,
+            text,
             self._all,
             mark=self._options.decimal,
             separates=self._layout is not None and self._layout.delimiter == ",",
         )
-        return said if math.isnan(found) else found
+        return text if math.isnan(found) else found

@@ -45,7 +45,7 @@ class Intake:
     dropped: dict[str, LeftOut] = field(default_factory=dict)
     """Lost rows or messages, by reason."""
     values: dict[str, LeftOut] = field(default_factory=dict)
-    """Values that are no numbers and count as missing, by column; their rows may be kept."""
+    """Non-numeric values, which count as missing, by column; their rows may be kept."""
     skipped: dict[str, int] = field(default_factory=dict)
     """Lines that are not meant to be rows: headers, units, comments."""
     problem: str = ""
@@ -61,7 +61,7 @@ class Intake:
         self.drop(reason, why, first, line)
 
     def lose_value(self, column: str, why: str, first: str, line: int | None = None) -> None:
-        """Count a value that is no number."""
+        """Count a value that is not a number."""
         _count(self.values, column, LeftOut(why, first[:_LONGEST], line))
 
     def skip(self, what: str) -> None:
@@ -75,15 +75,15 @@ class Intake:
 
     def words(self) -> str:
         """The counts, and why most rows are dropped, as a clause."""
-        said = f"{self.source}: {self.read:,} rows read, {self.kept:,} kept"
+        summary = f"{self.source}: {self.read:,} rows read, {self.kept:,} kept"
         if self.problem:
-            return f"{said}: {self.problem}"
+            return f"{summary}: {self.problem}"
         if not self.dropped:
-            return said
+            return summary
         most = self.dropped[self.reason()]
         where = "" if most.line is None else f" (line {most.line:,})"
         why = most.why.removeprefix(f"{self.source}: ")
-        return f"{said}: {why}{where}"
+        return f"{summary}: {why}{where}"
 
     def reason(self) -> str:
         """Why most rows are dropped, without their content: this may leave the device."""

@@ -35,7 +35,7 @@ _LONGEST = 60.0
 LATER = "values for a later row"
 """Count name of messages with features and without the label."""
 _MOST_FIELDS = 256
-"""Most names and places that are remembered."""
+"""Maximum number of names and places that are remembered."""
 
 
 class SensorTopic:
@@ -49,7 +49,7 @@ class SensorTopic:
         clock: seconds of a monotonic clock.
 
     Raises:
-        ValueError: it is no topic filter.
+        ValueError: it is not a topic filter.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class SensorTopic:
         self._connector, self._topic, self._hold, self._clock = connector, topic, hold, clock
         self._classes = Classes(classes)
         self._last: dict[str, dict[str, tuple[float, Any]]] = {}
-        """By field and place: when it last came, and its value."""
+        """Time of arrival and value, by field and place."""
         self.heard = 0
         """Number of messages so far."""
         self.fields: set[str] = set()
@@ -107,7 +107,7 @@ class SensorTopic:
             samples.reject(kind, found[1])
 
     def silence(self, samples: Samples) -> tuple[str, str] | None:
-        """What never came, as a kind and as text; None if everything did."""
+        """What never arrived, as a kind and as text; None if everything did."""
         if not self.heard:
             return "silence", f"no message came on {self._topic} in {SILENCE:g} s"
         if absent := [name for name in samples.wanted if name not in self._last]:
@@ -131,41 +131,41 @@ class SensorTopic:
     def _process(self, record: Record, topic: str, text: str, samples: Samples, *, retain: bool) -> None:
         intake, now = self._intake(samples), self._clock()
         place = place_of(topic, plain=is_plain(record, topic))
-        said = {name: record[key] for name in samples.wanted if (key := _key(name, record, place)) is not None}
+        received = {name: record[key] for name in samples.wanted if (key := _key(name, record, place)) is not None}
         if len(self.fields) < _MOST_FIELDS:
             self.fields |= record.keys() - set(samples.wanted)
-        for name, value in said.items():
+        for name, value in received.items():
             heard = self._last.setdefault(name, {})
             if place in heard or len(heard) < _MOST_FIELDS:
                 heard[place] = now, value
-        if not said:
+        if not received:
             intake.lose("no field that is used", f"a message on {topic} has {', '.join(record)[:200]}", text)
         elif retain:
             intake.lose("retained", f"what is retained on {topic} is from before: it fills gaps and is no row", text)
-        elif (samples.label is not None and samples.label in said) or (
-            samples.label is None and self._is_whole(place, said.keys(), samples)
+        elif (samples.label is not None and samples.label in received) or (
+            samples.label is None and self._is_whole(place, received.keys(), samples)
         ):
             self._observe(place, now, text, samples)
         else:
             intake.read += 1
             intake.skip(LATER)
 
-    def _is_whole(self, place: str, said: Any, samples: Samples) -> bool:
+    def _is_whole(self, place: str, received: Any, samples: Samples) -> bool:
         """Whether each feature came since the last row: from this place if it sends all, otherwise from anywhere."""
         everything = set(samples.features)
         if place not in self._said and len(self._said) >= _MOST_FIELDS:
-            return everything <= set(said)
+            return everything <= set(received)
         here = self._said.setdefault(place, set())
         since = self._since.setdefault(place, set())
-        again = bool(since & set(said)) and here >= everything  # a silent place does not delay rows
-        here |= set(said)
-        since |= set(said)
+        again = bool(since & set(received)) and here >= everything  # a silent place does not delay rows
+        here |= set(received)
+        since |= set(received)
         whole = since >= everything if here >= everything else set().union(*self._since.values()) >= everything
         if whole or again:
             for each in [since] if here >= everything else self._since.values():
                 each.clear()
             if again and not whole:
-                since |= set(said)
+                since |= set(received)
         return whole or again
 
     def _observe(self, place: str, now: float, text: str, samples: Samples) -> None:

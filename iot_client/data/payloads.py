@@ -12,9 +12,9 @@ from midge.wire.errors import WireError
 
 _DEEPEST = 8
 _LARGEST = 65_536
-"""Most bytes of a payload."""
+"""Maximum bytes of a payload."""
 _WORD = 200
-"""Most bytes of a payload of plain text."""
+"""Maximum bytes of a payload of plain text."""
 _MOST_FIELDS = 4096
 _LONG = 300
 """Digits from which on an integer exceeds a float, and Python refuses some."""

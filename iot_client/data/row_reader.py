@@ -25,7 +25,7 @@ class RowReader:
         missing_values: numbers or words that stand for missing values.
 
     Raises:
-        ValueError: a label is missing, or there is one too many.
+        ValueError: a label is missing or superfluous.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class RowReader:
             return f"{self.label} is no class", f"{self.label} is {given[-1]}, no number of a class from 0"
         return None
 
-    def _without_label(self, said: Any) -> tuple[str, str]:
-        if not math.isnan(number(said)):
-            return f"no {self.label}", f"{self.label} is {said}, which stands for a value that is missing"
-        if isinstance(said, str) and not missing(said) and said.strip().casefold() not in self._nothing_words:
-            return f"{self.label} is no number", f"{self.label} is {said[:_LONGEST_QUOTE]!r}, no number"
+    def _without_label(self, value: Any) -> tuple[str, str]:
+        if not math.isnan(number(value)):
+            return f"no {self.label}", f"{self.label} is {value}, which stands for a value that is missing"
+        if isinstance(value, str) and not missing(value) and value.strip().casefold() not in self._nothing_words:
+            return f"{self.label} is no number", f"{self.label} is {value[:_LONGEST_QUOTE]!r}, no number"
         return f"no {self.label}", f"{self.label} is missing"

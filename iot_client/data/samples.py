@@ -26,11 +26,11 @@ log = logging.getLogger("iot_client")
 Array = npt.NDArray[np.float32]
 
 EVERY = 300.0
-"""Least seconds between two writes, unless a batch is full."""
+"""Minimum seconds between two writes, unless a batch is full."""
 BATCH = 1024
 """Rows that are written at once."""
 LEAST = 32
-"""Least rows for statistics."""
+"""Minimum rows for statistics."""
 CLIP = 10.0
 """Robust deviations from the median beyond which a value is an outlier: never reached by a normal distribution."""
 DEVIATION = 1.4826
@@ -56,19 +56,19 @@ class Samples:
     Args:
         path: the file; None keeps them in memory.
         features: names of the inputs, in order.
-        label: the name of the target; None for rows without one, such as those of an autoencoder, whose target is
-            the input.
+        label: the name of the target; None for rows without one, such as those of an autoencoder, whose target is the
+            input.
         kind: whether the label is a value or the number of a class, from 0; `reconstruction` without one.
-        rows: most rows that are kept.
-        size: most bytes in memory, and about twice that on disk; the stricter of the two limits applies.
+        rows: maximum number of rows kept.
+        size: maximum bytes in memory, and about twice that on disk; the stricter of the two limits applies.
         clip: robust deviations from the median at which outliers are clipped when rows are read; None clips nothing.
-        every: least seconds between two writes.
+        every: minimum seconds between two writes.
         least: rows before `moments` returns statistics: those of fewer rows are noise.
         missing_values: numbers or words that stand for missing values, such as -9999, in every source.
         clock: seconds of a monotonic clock.
 
     Raises:
-        ValueError: there are no features, or one has two names, or a label is missing or too many.
+        ValueError: there are no features, or one occurs twice, or a label is missing or superfluous.
         SamplesError: the file cannot be used, or holds other columns.
     """
 
@@ -331,10 +331,10 @@ class Samples:
 
 
 def lose_unclassed(
-    samples: Samples, intake: Intake, said: str, classes: Sequence[str], *, text: str, line: int | None = None
+    samples: Samples, intake: Intake, value: str, classes: Sequence[str], *, text: str, line: int | None = None
 ) -> None:
-    """Count a row whose label is none of the classes."""
-    why = f"{samples.label} is {said[:60]!r}, none of {', '.join(classes)}"
+    """Count a row whose label is not one of the classes."""
+    why = f"{samples.label} is {value[:60]!r}, none of {', '.join(classes)}"
     samples.reject("classes", why)
     samples.unlabelled += 1
     intake.lose(f"{samples.label} is none of the classes", why, text, line)

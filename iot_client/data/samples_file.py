@@ -25,7 +25,7 @@ CREATE TABLE IF NOT EXISTS segments (number INTEGER PRIMARY KEY AUTOINCREMENT, d
 CREATE TABLE IF NOT EXISTS marks (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 _CRC, _COLUMNS = " crc", " columns"
-"""Marks that are no read positions: the checksum of the others, and the columns of the rows."""
+"""Marks that are not read positions: the checksum of the others, and the columns of the rows."""
 
 
 class SamplesError(Exception):

@@ -54,7 +54,7 @@ _UNIT = re.compile(
 
 
 def number(value: Any, *, decimal_comma: bool = False, grouped: bool = False) -> float:
-    """Parse a finite number; NaN if it is none.
+    """Parse a finite number; NaN if it is not one.
 
     Args:
         value: a number, or its text.
@@ -128,7 +128,7 @@ class NumberStyle:
             self.plain += 1
 
     def number(self, text: str, others: "NumberStyle", *, mark: str = "", separates: bool = False) -> float:
-        """Parse a value of this column; NaN if it is no number.
+        """Parse a value of this column; NaN if it is not a number.
 
         Args:
             text: the value.

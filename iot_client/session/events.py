@@ -30,7 +30,7 @@ class Connected:
     """A connection is established, with our subscriptions."""
 
     chunk: int | None = None
-    """Most bytes of body in one packet; None if the broker set no limit."""
+    """Maximum bytes of body in one packet; None if the broker set no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class LinkMeasured:
     """The estimated uplink throughput has changed."""
 
     chunk: int | None
-    """Most bytes of a chunk; None sets no limit."""
+    """Maximum bytes of a chunk; None sets no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class SizeRefused:
     """The broker refused an update, or a chunk of one, because of its size."""
 
     chunk: int
-    """Most bytes of body in a message from now on."""
+    """Maximum bytes of body in a message from now on."""
 
 
 @dataclass(frozen=True, slots=True)

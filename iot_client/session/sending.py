@@ -11,7 +11,7 @@ from midge.wire import chunks
 from midge.wire.messages import Grant, Settled, Update
 
 IN_FLIGHT = 8
-"""Most updates in flight: as many as an aggregator keeps out of order for a device."""
+"""Maximum updates in flight: the number that an aggregator keeps out of order for a device."""
 
 
 @dataclass(slots=True)

@@ -44,11 +44,11 @@ from midge.wire.messages import MOST_TOKEN, AggregatorState, AggregatorStatus, A
 __all__ = ["LINKS", "WORKS", "DeviceSession", "Link", "SessionSettings", "Work", "reread"]
 
 GREETING = 400
-"""Bytes of a READY status and its receipt, about."""
+"""Approximate bytes of a READY status and its receipt."""
 UNHEARD = 2.0
 """Seconds that a new connection waits for the aggregator's status before it sends READY without it."""
 REREAD = 60.0
-"""Least seconds after which an idle device reads the announcement again: see `reread`."""
+"""Minimum seconds after which an idle device reads the announcement again: see `reread`."""
 _GONE = (AggregatorState.LOST, AggregatorState.STOPPED)
 
 

@@ -19,9 +19,9 @@ class Situation:
     aggregator: AggregatorStatus | None = None
     """Its status over this connection; None before it was read."""
     packet: int | None = None
-    """Most bytes of body in one packet of this connection; None if there is no limit."""
+    """Maximum bytes of body in one packet of this connection; None if there is no limit."""
     link_chunk: int | None = None
-    """Most bytes of a chunk for this link; None if unknown; `iot_client.connection.chunk_sizer`."""
+    """Maximum bytes of a chunk for this link; None if unknown; `iot_client.connection.chunk_sizer`."""
     muted: str | None = None
     """The device's own constraint that keeps updates and models off its link."""
 
@@ -36,7 +36,7 @@ class Situation:
 
     @property
     def chunk(self) -> int:
-        """Most bytes of body in a message: the aggregator's, or less if broker or link require it."""
+        """Maximum bytes of body in a message: the aggregator's, or less if broker or link require it."""
         return min(bound for bound in (self.asked_chunk, self.packet, self.link_chunk) if bound is not None)
 
     @property
@@ -57,5 +57,5 @@ class Situation:
             messages: of each.
             share: of all devices that do it.
         """
-        told = self.announcement
-        return 0.0 if told is None else sharing.spread(told.byte_rate, told.devices * share, size, messages)
+        newest = self.announcement
+        return 0.0 if newest is None else sharing.spread(newest.byte_rate, newest.devices * share, size, messages)

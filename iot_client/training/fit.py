@@ -61,9 +61,9 @@ class Fit:
 
     def __post_init__(self) -> None:
         for name in ("examples", "steps"):
-            if type(said := getattr(self, name)) is not int:
-                if (number := whole(said)) is None:
-                    raise ValueError(f"a fit has {said!r} {name}: it must be a whole number")
+            if type(value := getattr(self, name)) is not int:
+                if (number := whole(value)) is None:
+                    raise ValueError(f"a fit has {value!r} {name}: it must be a whole number")
                 object.__setattr__(self, name, number)
         if self.examples < 0 or self.steps < 0:
             raise ValueError(f"a fit has {self.examples} examples and {self.steps} steps; neither can be negative")

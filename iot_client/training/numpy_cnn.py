@@ -1,7 +1,7 @@
-"""A small convolutional model of images in plain NumPy: the twin of `ImageCNN` in `iot_client.training.torch_trainer`.
+"""A small convolutional image model in plain NumPy, equivalent to `ImageCNN` of `iot_client.training.torch_trainer`.
 
-Two blocks of a 3 × 3 convolution, GroupNorm, ReLU and pooling, then a dense layer. Within the blocks a batch is the
-last axis: convolutions are matrix products with patches, and all else goes over long contiguous rows. GroupNorm is that
+Two blocks of a 3 × 3 convolution, GroupNorm, ReLU and pooling, then a dense layer. Within the blocks the batch is the
+last axis: convolutions are matrix products with patches, and all else works on long contiguous rows. GroupNorm is that
 of Wu and He, arXiv:1803.08494.
 """
 
@@ -18,16 +18,16 @@ import numpy.typing as npt
 from midge.iot_client.training.numpy_models import AT_ONCE, LOSSES, Array, Network, Task, normalisation
 
 GROUPS: Final = 4
-"""Of GroupNorm."""
+"""Groups of GroupNorm."""
 EPSILON: Final = np.float32(1e-5)
-"""Added to a variance: torch's."""
+"""Added to a variance; torch's default."""
 BLOCKS: Final = ("layers.0", "layers.1"), ("layers.4", "layers.5")
-"""The names of convolution and GroupNorm in torch's module."""
+"""Names of convolution and GroupNorm in torch's module."""
 DENSE: Final = "layers.9"
 BATCH: Final = 16
-"""Rows that are predicted at once; a recipe's batch."""
+"""Rows predicted at once; a recipe's batch."""
 CACHED: Final = 2**22
-"""Bytes of a stack's intermediate values that stay in a processor's cache: beyond, larger stacks are slower."""
+"""Bytes of a stack's intermediate values that fit into a processor's cache: larger stacks are slower."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class CNN(Network):
         return max(1, min(AT_ONCE, CACHED // (4 * BATCH * values)))
 
     def initial(self, seed: int = 0) -> dict[str, Array]:
-        """New parameters, as torch's: uniform within ±1/√inputs, GroupNorm as it changes nothing; no normalisation."""
+        """New parameters, as in torch: uniform within ±1/√inputs, GroupNorm as the identity; no normalisation."""
         rng = np.random.default_rng(seed)
         parameters = normalisation(1, self.task)
         for weight, bias in zip(list(self.shapes)[::2], list(self.shapes)[1::2], strict=True):
@@ -93,7 +93,7 @@ class CNN(Network):
         return np.concatenate([self._forward(parameters, part)[-1] for part in parts], axis=1)
 
     def _forward(self, parameters: Mapping[str, Array], z: Array) -> tuple["_Block", "_Block", Array, Array]:
-        """Both blocks as backpropagation needs them, the input of the dense layer, and the output."""
+        """Both blocks with what backpropagation needs, the input of the dense layer, and the output."""
         images = np.moveaxis(z.reshape(*z.shape[:2], *self._size), (1, 4), (4, 1))
         first = _Block(parameters, *BLOCKS[0], images)
         second = _Block(parameters, *BLOCKS[1], first.pooled)
@@ -125,13 +125,13 @@ class CNN(Network):
 
 
 class _Workspace(threading.local):
-    """Memory of a thread that each step uses again: new pages from the system would take as long as the arithmetic."""
+    """Per-thread buffers that each step reuses: allocating new pages would take as long as the arithmetic."""
 
     def __init__(self) -> None:
         self._held: dict[tuple[str, npt.DTypeLike], npt.NDArray[Any]] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """An array with whatever it held before; the one of that name that was taken before is gone."""
+        """An uninitialised array; it invalidates the earlier one of that name."""
         size, held = prod(shape), self._held.get((name, dtype))
         if held is None or len(held) < size:
             held = self._held[name, dtype] = np.empty(size, dtype)
@@ -142,13 +142,13 @@ _WORKSPACE: Final = _Workspace()
 
 
 class _Block:
-    """One convolution with GroupNorm, ReLU and pooling: its outputs `pooled`, and what backpropagation needs of it.
+    """A convolution with GroupNorm, ReLU and pooling: its outputs `pooled`, and what backpropagation needs.
 
-    Its arrays lie in the workspace, until the next block of the same name.
+    Its arrays are in the workspace, and are valid until the next block of the same name.
     """
 
     def __init__(self, parameters: Mapping[str, Array], convolution: str, norm: str, x: Array) -> None:
-        """Compute it for inputs of shape (devices, channels, height, width, batch)."""
+        """Compute the block for inputs of shape (devices, channels, height, width, batch)."""
         self._names = convolution, norm
         weight, self._gain = parameters[f"{convolution}.weight"], parameters[f"{norm}.weight"][:, :, None]
         devices, channels, height, breadth, batch = x.shape
@@ -174,7 +174,7 @@ class _Block:
         np.maximum(self.pooled, 0, out=self.pooled)
 
     def backward(self, slope: Array, gradients: Mapping[str, Array]) -> Array:
-        """Write the gradients of its tensors, from that of `pooled`; that of what the convolution gave."""
+        """Write the gradients of its tensors, given that of `pooled`; return that of the convolution's output."""
         (convolution, norm), z = self._names, self._z
         devices, wide, height, breadth, _ = self._shape
         slope *= self.pooled > 0
@@ -194,7 +194,7 @@ class _Block:
         return flat
 
     def inputs(self, slope: Array) -> Array:
-        """The gradient of the inputs, from what `backward` gave; afterwards the patches are gone."""
+        """The gradient of the inputs, given the result of `backward`; invalidates the patches."""
         channels, height, breadth = self._patches.shape[1], *self._shape[2:4]
         flat = self._patches.reshape(len(slope), 9 * channels, -1)
         np.matmul(self._weight.swapaxes(1, 2), slope, out=flat)
@@ -207,14 +207,14 @@ class _Block:
         return _WORKSPACE.take(f"{self._names[0]} {name}", shape, self._weight.dtype if dtype is None else dtype)
 
     def _edged(self, channels: int) -> Array:
-        """Zeros, with an edge of one pixel around each image."""
+        """Zeros with a margin of one pixel around each image."""
         devices, _, height, breadth, batch = self._shape
         edged: Array = self._array("edged", (devices, channels, height + 2, breadth + 2, batch))
         edged.fill(0)
         return edged
 
     def _pooled(self, name: str, z: Array, axis: int) -> tuple[Array, npt.NDArray[np.bool_]]:
-        """The greater of each pair along an axis, and where it is the first: of equal ones too, as torch has it."""
+        """Maximum of each pair along an axis, and a mask where the first is it, ties included, as in torch."""
         pairs = np.moveaxis(z, axis, 0)[: z.shape[axis] // 2 * 2]
         shape = (*z.shape[:axis], len(pairs) // 2, *z.shape[axis + 1 :])
         greater, first = self._array(name, shape), self._array(name, shape, np.bool_)
@@ -224,26 +224,26 @@ class _Block:
 
 
 def _sums(z: Array) -> Array:
-    """Over the pixels, of shape (devices, channels, batch); a product is many times faster than a sum over an axis."""
+    """Sum over the pixels, of shape (devices, channels, batch), by a product, many times faster than a sum."""
     rows = z.reshape(*z.shape[:2], -1, z.shape[-1])
     sums: Array = np.matmul(np.ones((1, rows.shape[2]), z.dtype), rows)[:, :, 0]
     return sums
 
 
 def _grouped(sums: Array, pixels: int) -> Array:
-    """The mean over the pixels of a group, for each of its channels."""
+    """Mean over the pixels of a group, for each of its channels."""
     devices, channels, batch = sums.shape
     grouped = sums.reshape(devices, GROUPS, -1, batch).sum(axis=2) / np.float32(pixels * (channels // GROUPS))
     return np.repeat(grouped, channels // GROUPS, axis=1)
 
 
 def _spread(factors: Array, breadth: int) -> Array:
-    """For each row of pixels: of shape (devices, channels, 1, width, batch), for long rows are fast."""
+    """Values for each row of pixels, of shape (devices, channels, 1, width, batch), since long rows are fast."""
     return np.repeat(factors[:, :, None, None], breadth, axis=3)
 
 
 def _unpooled(slope: Array, first: npt.NDArray[np.bool_], found: Array, axis: int) -> Array:
-    """Write what pooling by pairs along an axis took from the first of each, and from the second; of others nothing."""
+    """Write the gradients through pooling by pairs along an axis: to the first or the second of each pair."""
     pairs, given = np.moveaxis(found, axis, 0), np.moveaxis(slope, axis, 0)
     if len(pairs) % 2:
         pairs[-1] = 0

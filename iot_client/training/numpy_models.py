@@ -1,4 +1,4 @@
-"""Models in plain NumPy, for devices on which torch does not fit: linear, logistic, softmax and a perceptron.
+"""Models in plain NumPy for devices without torch: linear, logistic, softmax and a perceptron.
 
 Names, shapes, order, loss and gradients are those of `TorchMLP` in `iot_client.training.torch_trainer`, so that devices
 with and without torch train one model together. All arithmetic is float32.
@@ -21,47 +21,47 @@ from midge.wire.schema import Vectors
 Task = Literal["classification", "binary", "regression", "reconstruction"]
 Array = npt.NDArray[np.float32]
 FROZEN: Final = ("input_mean", "input_scale", "target_mean", "target_scale")
-"""Tensors of normalisation: given by the federation, used by the model, changed by no training."""
+"""Normalisation tensors: set by the federation, and not trained."""
 AT_ONCE: Final = 16
-"""Devices in a stack at most: with five thousand parameters each, a stack then stays in a processor's cache."""
+"""Maximum number of devices in a stack: with five thousand parameters each, it fits into a processor's cache."""
 
 
 def standardise(x: npt.ArrayLike, parameters: Parameters) -> Array:
-    """Inputs with mean 0 and deviation 1 on each channel (the last axis), and 0 where a value is missing."""
-    with np.errstate(over="ignore", invalid="ignore"):  # infinite, or beyond float32: missing, as NaN is
+    """Inputs with mean 0 and deviation 1 in each channel (the last axis), and 0 for missing values."""
+    with np.errstate(over="ignore", invalid="ignore"):  # what is infinite or exceeds float32 is missing, as NaN is
         z = np.asarray((np.asarray(x, np.float32) - parameters["input_mean"]) / parameters["input_scale"], np.float32)
     z[~np.isfinite(z)] = 0
     return z
 
 
 Batch = tuple[Array, npt.NDArray[Any]]
-"""What the devices of a stack take one step on, a row each: inputs, standardised and of shape (devices, batch, …), and
-targets as `Network.targets` gives them, of shape (devices, batch) or (devices, batch, outputs)."""
+"""The batch of a step of a stack, a row for each device: standardised inputs of shape (devices, batch, …), and targets
+from `Network.targets`, of shape (devices, batch) or (devices, batch, outputs)."""
 
 
 class Network(ABC):
-    """A network that mini-batch SGD trains, of one device or of a stack of them with the same calls."""
+    """A network trained by mini-batch SGD, with the same calls for one device and for a stack of devices."""
 
     task: Task
 
     @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
-        """Of one input."""
+        """Shape of one input."""
 
     @property
     @abstractmethod
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Of each trained tensor, by its name, in order."""
+        """Shape of each trained tensor by name, in order."""
 
     @property
     def at_once(self) -> int:
-        """Devices in a stack at most, for a stack to stay in a processor's cache."""
+        """Maximum number of devices in a stack, so that it fits into a processor's cache."""
         return AT_ONCE
 
     @abstractmethod
     def _output(self, parameters: Mapping[str, Array], z: Array) -> Array:
-        """What the last layer gives, of shape (devices, batch, outputs)."""
+        """Output of the last layer, of shape (devices, batch, outputs)."""
 
     @abstractmethod
     def _gradients(
@@ -74,18 +74,18 @@ class Network(ABC):
         *,
         padded: npt.NDArray[np.bool_] | None = None,
     ) -> Array:
-        """Write the gradient of each device's mean loss by each trained tensor; the losses, row by row."""
+        """Write the gradient of each device's mean loss for each trained tensor; return the losses by row."""
 
     @cached_property
     def places(self) -> Mapping[str, slice]:
-        """Where each trained tensor lies in a flat vector of them."""
+        """The slice of each trained tensor in a flat vector."""
         ends = accumulate(prod(shape) for shape in self.shapes.values())
         return {
             name: slice(end - prod(shape), end) for (name, shape), end in zip(self.shapes.items(), ends, strict=True)
         }
 
     def predict(self, parameters: Parameters, x: npt.ArrayLike) -> Array:
-        """What the model gives: for regression predictions of shape (n,) in units of y.
+        """The model's output: for regression predictions of shape (n,) in units of y.
 
         For classification logits of shape (n, outputs), for binary of shape (n,); for reconstruction inputs of shape
         (n, inputs), in units of x.
@@ -102,7 +102,7 @@ class Network(ABC):
         return prediction
 
     def output(self, parameters: Parameters, x: npt.ArrayLike) -> Array:
-        """What the last layer gives, of shape (n, outputs): for regression and reconstruction still normalised."""
+        """Output of the last layer, of shape (n, outputs): still normalised for regression and reconstruction."""
         own = {name: np.asarray(parameters[name])[None] for name in self.shapes}
         output: Array = self._output(own, standardise(x, parameters)[None])[0]
         return output
@@ -110,7 +110,7 @@ class Network(ABC):
     def loss_and_gradients(
         self, parameters: Parameters, x: npt.ArrayLike, y: npt.NDArray[Any]
     ) -> tuple[float, dict[str, Array]]:
-        """Mean loss over the rows, and its gradient by each trained tensor."""
+        """Mean loss over the rows, and its gradient with respect to each trained tensor."""
         own = {name: np.asarray(parameters[name])[None] for name in self.shapes}
         gradients = {name: np.empty_like(array) for name, array in own.items()}
         z, target = standardise(x, parameters)[None], self.targets(parameters, y)[None]
@@ -120,10 +120,10 @@ class Network(ABC):
     def trainer(
         self, x: npt.ArrayLike, y: npt.ArrayLike, *, seed: int = 0, recipe: Recipe | None = None
     ) -> Callable[[Parameters, TrainingPlan], Fit]:
-        """Mini-batch SGD on a device's rows: x of shape (n, …), y of shape (n,), or for reconstruction x again.
+        """A trainer by mini-batch SGD on a device's rows: x of shape (n, …), y of shape (n,), or x for reconstruction.
 
-        The same seed, plan and parameters give the same fit. A training that diverges gives what it came to, without
-        the loss among its metrics: whoever sends an update has to look for NaN anyway, whatever trained.
+        The same seed, plan and parameters give the same fit. A training that diverges returns its result, without the
+        loss among its metrics: the sender of an update checks for NaN in any case.
 
         Raises:
             ValueError: there are no rows, or x and y do not fit.
@@ -151,7 +151,7 @@ class Network(ABC):
         return train
 
     def targets(self, parameters: Parameters, y: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Labels as they are; otherwise float32 with mean 0 and deviation 1, of the outputs' shape."""
+        """Labels unchanged; other targets as float32 with mean 0 and deviation 1, of the outputs' shape."""
         if self.task == "classification":
             return y
         if self.task == "reconstruction":
@@ -171,13 +171,13 @@ class Network(ABC):
         sizes: Sequence[int],
         batches: Iterable[Batch],
     ) -> list[Array]:
-        """Train a stack of devices in place, a step for each of `batches`; the losses of each step.
+        """Train a stack of devices in place, one step for each of `batches`; return the losses of each step.
 
         Args:
             values: of shape (devices, size), a flat vector for each device.
-            places: where each weight and bias lies in them.
+            places: the slice of each weight and bias in them.
             recipes: a learning rate and a proximal weight for each device.
-            sizes: how many rows there are in each device's batches; of a smaller batch the rest counts for nothing.
+            sizes: rows in each device's batches; the rest of a smaller batch is padding.
             batches: of all devices, or of the first ones once the others have done all their steps.
         """
         rates = np.array([recipe.learning_rate for recipe in recipes], np.float32)[:, None]
@@ -208,9 +208,9 @@ class Network(ABC):
 class MLP(Network):
     """A perceptron with ReLU between its layers; without hidden layers it is linear.
 
-    Classification ends in softmax and cross-entropy, with integer labels from 0. Two classes may do with one output:
-    binary ends in the logistic function and cross-entropy, with labels 0 and 1. Regression has one output and the mean
-    squared error of the normalised target; reconstruction has as many outputs as inputs, and theirs.
+    Classification ends in softmax and cross-entropy, with integer labels from 0. Binary classification has one output,
+    with the logistic function and cross-entropy, and labels 0 and 1. Regression has one output and the mean squared
+    error of the normalised target; reconstruction has as many outputs as inputs, with the same loss.
     """
 
     inputs: int = 64
@@ -218,7 +218,7 @@ class MLP(Network):
     outputs: int = 10
     task: Task = "classification"
     channels: int | None = None
-    """Channels of the normalisation: `inputs` unless given, or 1 where all inputs share mean and scale."""
+    """Channels of the normalisation: by default `inputs`, or 1 if all inputs share mean and scale."""
 
     def __post_init__(self) -> None:
         if self.task in ("binary", "regression") and self.outputs != 1:
@@ -230,7 +230,7 @@ class MLP(Network):
 
     @cached_property
     def layers(self) -> tuple[tuple[str, str, int, int], ...]:
-        """Name of the weight, name of the bias, inputs and outputs of each layer; odd places hold the ReLUs."""
+        """Name of the weight, name of the bias, inputs and outputs of each layer; odd indices are the ReLUs."""
         sizes = (self.inputs, *self.hidden, self.outputs)
         return tuple(
             (f"layers.{2 * i}.weight", f"layers.{2 * i}.bias", fan_in, fan_out)
@@ -247,7 +247,7 @@ class MLP(Network):
         return dict(chain.from_iterable(pairs))
 
     def initial(self, seed: int = 0) -> dict[str, Array]:
-        """New parameters: weights and biases uniform within ±1/√inputs, as torch's; no normalisation yet."""
+        """New parameters: weights and biases uniform within ±1/√inputs, as in torch; no normalisation yet."""
         rng = np.random.default_rng(seed)
         parameters = normalisation(self.channels or self.inputs, self.task)
         for weight, bias, fan_in, fan_out in self.layers:
@@ -260,7 +260,7 @@ class MLP(Network):
         return self._forward(parameters, z)[-1]
 
     def _forward(self, parameters: Mapping[str, Array], z: Array) -> list[Array]:
-        """The input of each layer, and last the output, of one device or a stack of them."""
+        """The input of each layer and the final output, of one device or a stack of them."""
         values = [z]
         for index, (weight, bias, _, _) in enumerate(self.layers):
             if index:
@@ -318,20 +318,20 @@ def normalisation(channels: int, task: Task) -> dict[str, Array]:
 
 
 def _cross_entropy(logits: Array, labels: npt.NDArray[Any], sizes: Array) -> tuple[Array, Array]:
-    """Cross-entropy of softmax, and the gradient of its mean by the logits, which it takes the place of."""
+    """Softmax cross-entropy, and the gradient of its mean with respect to the logits, which it overwrites."""
     logits -= logits.max(axis=-1, keepdims=True)
     flat, places = logits.reshape(-1, logits.shape[-1]), (np.arange(labels.size), labels.reshape(-1))
-    told = flat[places].reshape(labels.shape)
+    logit = flat[places].reshape(labels.shape)
     np.exp(logits, out=logits)
     sums = logits.sum(axis=-1, keepdims=True)
     logits /= sums
     flat[places] -= 1
     logits /= sizes
-    return np.log(sums[..., 0]) - told, logits
+    return np.log(sums[..., 0]) - logit, logits
 
 
 def _squared_error(output: Array, target: npt.NDArray[Any], sizes: Array) -> tuple[Array, Array]:
-    """Squared error of each output, and the gradient of its mean, which takes the place of the outputs."""
+    """Squared error of each output, and the gradient of its mean, which overwrites the outputs."""
     output -= target
     losses = output * output
     output *= np.float32(2) / (sizes * np.float32(output.shape[-1]))
@@ -339,7 +339,7 @@ def _squared_error(output: Array, target: npt.NDArray[Any], sizes: Array) -> tup
 
 
 def _logistic(logits: Array, labels: npt.NDArray[Any], sizes: Array) -> tuple[Array, Array]:
-    """Cross-entropy of the logistic function, and the gradient of its mean by the logits; neither overflows."""
+    """Logistic cross-entropy, and the gradient of its mean with respect to the logits; neither overflows."""
     small = np.exp(-np.abs(logits))
     losses = np.maximum(logits, 0) - logits * labels + np.log1p(small)
     slope = np.where(logits >= 0, 1 / (1 + small), small / (1 + small)) - labels
@@ -352,4 +352,4 @@ LOSSES: Final[Mapping[Task, Callable[[Array, npt.NDArray[Any], Array], tuple[Arr
     "regression": _squared_error,
     "reconstruction": _squared_error,
 }
-"""Losses of outputs, targets and each device's number of rows, and the gradient of their mean, by the task."""
+"""The loss of a task: a function of outputs, targets and each device's number of rows; returns losses and gradient."""

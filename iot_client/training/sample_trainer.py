@@ -27,7 +27,7 @@ def model_of(parameters: Parameters, kind: Kind | None = None) -> MLP:
         kind: of the samples: a model with as many outputs as inputs may reconstruct them, or classify.
 
     Raises:
-        TrainerError: it is none of ours.
+        TrainerError: it is not one of ours.
     """
     shapes: list[tuple[int, ...]] = []
     while (weight := parameters.get(f"layers.{2 * len(shapes)}.weight")) is not None:

@@ -46,7 +46,7 @@ class TrainerFailed(RuntimeError):
 
 
 class Misfit(TrainerFailed, TrainerError):
-    """The trainer's result is no update, or the parameters do not fit its model; the message says why."""
+    """The trainer's result is not an update, or the parameters do not fit its model; the message says why."""
 
 
 class Isolated:
@@ -207,7 +207,7 @@ def _serve(pipe: Connection, load: Load, memory: int | None, nice: int) -> None:
     try:
         train = load()
         limit_memory(memory)
-    except Exception:  # noqa: BLE001 - told where the training was asked for
+    except Exception:  # noqa: BLE001 - reported where the training was requested
         with suppress(EOFError, OSError):
             pipe.recv_bytes()
             _send(pipe, {"error": traceback.format_exc()}, {})
@@ -231,7 +231,7 @@ def _answer(train: Trainer, parameters: Parameters, plan: Plan) -> tuple[dict[st
         return {"memory": str(error) or "no more is allowed"}, {}
     except TrainerError as error:
         return {"misfit": str(error)}, {}
-    except BaseException:  # noqa: BLE001 - told where the training was asked for; sys.exit is no end of the process
+    except BaseException:  # noqa: BLE001 - reported where the training was requested; sys.exit must not end the process
         return {"error": traceback.format_exc()}, {}
     return {"fit": plain}, fit.parameters
 

@@ -7,14 +7,14 @@ _FORGETS = 0.3
 
 
 class Throughput:
-    """Optimiser steps a second and rows a second, as moving averages over trainings."""
+    """Optimiser steps and rows per second, as moving averages over trainings."""
 
     def __init__(self) -> None:
         self.steps = 0.0
         self.rows = 0.0
 
     def record(self, steps: int, rows: int, seconds: float) -> None:
-        """Record a training: its steps, its rows in all, and its seconds."""
+        """Record a training: its steps, its rows, and its seconds."""
         if seconds > 0:
             self.steps = _followed(self.steps, steps / seconds)
             self.rows = _followed(self.rows, rows / seconds)

@@ -24,18 +24,18 @@ class NoRows(Unfit):
 
 
 class TrainerError(ValueError):
-    """The trainer's result is no update; the message says what it must return."""
+    """The trainer's result is not an update; the message says what it must return."""
 
 
 class NoFit(TrainerError, TypeError):
-    """The trainer's result is no fit at all."""
+    """The trainer's result is not a fit at all."""
 
 
 def checked(fit: Any) -> Fit:
     """The trainer's result, with tensors of torch converted to arrays.
 
     Raises:
-        NoFit: it is no `Fit` with a dict of arrays.
+        NoFit: it is not a `Fit` with a dict of arrays.
     """
     if not isinstance(fit, Fit):
         raise NoFit(f"train() returned {type(fit).__name__}; it must return midge.Fit(parameters, examples=n)")

@@ -18,7 +18,7 @@ from midge.wire.plurals import counted
 
 if TYPE_CHECKING:
     from midge.sensor_fleet.planning import FleetPlan
-    from midge.sensor_fleet.simulation.simulate import FleetProgress
+    from midge.sensor_fleet.simulation.fleet_progress import FleetProgress
     from midge.sensor_fleet.virtual import ProfileFleet
 
 QUIET = 1.0

@@ -24,19 +24,20 @@ from midge.sensor_fleet.sensors.stream import Stream
 from midge.wire.topics import Topics
 
 KEEPALIVE: Final = 120
-"""Seconds: thousands of signs of life say nothing more than a few."""
+"""Seconds; long, because the keep-alives of thousands of devices would load the broker for no gain."""
 AT_ONCE: Final = 64
-"""Devices that connect at a time: a broker in a small process stumbles over a thousand."""
+"""Maximum number of devices that connect at the same time: a broker in a small process stalls at a thousand."""
 _NEVER: Final = (math.inf, math.inf)
 _NOT_YET: Final = "the fleet has not begun"
 _PAUSING: Final = "not now"
 
 Train = Callable[[int, Parameters, TrainingPlan, int], tuple[Fit, float]]
-"""Trains the device of a number, in a thread, at a slot of a stream: the fit, and by what factor it is long."""
+"""Trains the device of a number in a thread, at a slot of its stream; returns the fit, and its duration relative to a
+usual one."""
 
 
 class Presence(StrEnum):
-    """Where a device is, as its population knows it; a federation learns of it from statuses and Last Wills."""
+    """The presence of a device as its population knows it; a federation learns of it from statuses and Last Wills."""
 
     ONLINE = "online"
     OFFLINE = "offline"
@@ -47,7 +48,7 @@ class Presence(StrEnum):
 
 @dataclass(slots=True, kw_only=True)
 class FleetContext:
-    """What the devices of a fleet have in common."""
+    """What the devices of a fleet share."""
 
     connector: Connector
     topics: Topics
@@ -55,88 +56,60 @@ class FleetContext:
     """In the fleet's time."""
     train: Train
     traits: Callable[[int], Mapping[str, Any]] = lambda _: {}
-    """What else the `Device` of a number is made with: its statistics, its capabilities."""
+    """Further arguments of a device's `DeviceConfig`, by number: its statistics and capabilities."""
     outboxes: Path | None = None
-    """The folder of their outboxes, which outlive a killed device; None keeps them in memory."""
+    """Folder of the outboxes, which survive a killed device; None keeps them in memory."""
     stream: Stream | None = None
     """Data that grows while the fleet runs."""
     speed_up: float = 1.0
-    """Seconds of that data's time in one of ours."""
+    """Seconds of the stream's time per second of the loop's clock."""
     framed: bool = True
     patient: bool = False
     """Of the links (`sensor_fleet.links`)."""
     sever: Sever = sever
     versions: SharedVersions | None = field(default_factory=SharedVersions)
-    """Of the model, shared by devices whose trainers write to none."""
+    """Versions of the model, shared by devices whose trainers do not write to them; None keeps them apart."""
     gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
     origin: float | None = None
     """When the fleet began, on the loop's clock; None before."""
     trainers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(os.cpu_count() or 1, "train"))
-    """Threads that train, beside those that read models and encode updates: else these would wait for all trainings."""
+    """Threads for training, apart from those that decode models and encode updates, which would otherwise queue behind
+    it."""
     late: float = 0.0
-    """Seconds by which the latest training took longer than its device would."""
+    """Seconds by which the latest training took longer than on its device."""
 
     def now(self) -> float:
         """Seconds since the fleet began."""
         return 0.0 if self.origin is None else asyncio.get_running_loop().time() - self.origin
 
     def profile_time(self) -> float:
-        """The same by the profile's clock."""
+        """The same on the profile's clock."""
         return self.now() * self.speed_up
 
 
 class LiveDevice:
-    """One device. `live` is its life; what happens to it meanwhile are timers.
+    """One device. `live` runs it; changes of its availability are timers.
 
-    Killed, it leaves its outbox behind, from which it goes on when it is brought back.
+    A killed device leaves its outbox, from which it continues when it is restarted.
     """
-
-    __slots__ = (
-        "_back",
-        "_context",
-        "_earlier",
-        "_hear",
-        "_held",
-        "_identity",
-        "_number",
-        "_opened",
-        "_pauses",
-        "_seconds",
-        "_sensor",
-        "_settled",
-        "_settled_before",
-        "_task",
-        "_vanished",
-        "_why",
-        "device",
-        "gone",
-        "joins",
-        "link",
-        "met",
-        "name",
-        "outbox",
-        "steps",
-        "trainings",
-        "updates",
-    )
 
     def __init__(
         self,
         context: FleetContext,
         number: int,
         name: str,
-        hear: Callable[["LiveDevice", dict[str, Any]], None],
+        report: Callable[["LiveDevice", dict[str, Any]], None],
         watch: Callable[[Delivery], None],
     ) -> None:
         self._context, self._number, self.name = context, number, name
-        self._hear = hear
+        self._report = report
         population = context.population
         self.joins = population.joins(name)
-        """Seconds behind the beginning of the fleet."""
+        """Seconds after the fleet begins."""
         self._seconds = population.seconds(name)
         self._pauses = iter(population.pauses(name))
         self._why: str | None = _NOT_YET
-        """What keeps it from training."""
+        """Why it may not train; None if it may."""
         self.link = DeviceLink(
             context.connector,
             population,
@@ -147,22 +120,22 @@ class LiveDevice:
             framed=context.framed,
             patient=context.patient,
         )
-        self.link.on_outage = self._part
+        self.link.on_outage = self._handle_outage
         self._task: asyncio.Task[None] | None = None
         self._back: asyncio.Event | None = None
-        """Set when it is brought back; None unless it is killed."""
+        """Set when it is restarted; None unless it is killed."""
         self._vanished = self.gone = False
         self._opened = False
-        """Whether the device that runs now has opened its outbox."""
+        """Whether the current device has opened its outbox."""
         self.met = False
-        """Whether it ever was connected."""
+        """Whether it was ever connected."""
         self.trainings = self.updates = self.steps = 0
         self._held = 0
         self._earlier = (0, 0)
-        """Payload bytes of devices that were killed."""
+        """Payload bytes of killed devices."""
         self._settled = self._settled_before = 0
         self._identity: int | None = None
-        """The identity of the outbox that `_settled` counts; of earlier ones `_settled_before`."""
+        """Identity of the outbox that `_settled` counts; `_settled_before` counts earlier ones."""
         stream = context.stream
         self._sensor = None if stream is None else stream.sensor(number, context.profile_time)
         self.outbox = MemoryOutbox() if context.outboxes is None else None
@@ -179,7 +152,7 @@ class LiveDevice:
             train=self._train,
             outbox=self.outbox if context.outboxes is None else context.outboxes / f"{self.name}.outbox",
             conditions=(lambda: self._why, *enough),
-            on_event=self._take,
+            on_event=self._handle_event,
             keepalive=KEEPALIVE,
             look_every=math.inf,
             versions=context.versions,
@@ -196,12 +169,12 @@ class LiveDevice:
 
     @property
     def started(self) -> bool:
-        """Whether it lives, or has lived."""
+        """Whether it runs, or has run."""
         return self._task is not None or self.gone
 
     @property
     def presence(self) -> Presence:
-        """Where it is; a broken link counts as offline."""
+        """Its presence; a broken link counts as offline."""
         if self.gone:
             return Presence.LEFT
         if self._back is not None:
@@ -211,17 +184,17 @@ class LiveDevice:
         return Presence.ONLINE if self.link.connected else Presence.OFFLINE
 
     async def live(self) -> None:
-        """Take part until `stop()`, or until it leaves. What ends the device is raised."""
+        """Take part until `stop()`, or until it leaves. Exceptions of the device are raised."""
         task = self._task = asyncio.current_task()
         assert task is not None
         if self.joins:
-            self._tell("joined")
+            self._emit("joined")
         while True:
             try:
                 await self.device.serve()
             except (Exception, asyncio.CancelledError):
                 if not self._vanished and self._back is None:
-                    raise  # else it is dead, whatever it had to say of that
+                    raise  # killed: what its end raised does not matter
                 if task.uncancel():
                     raise  # the fleet ends too
             if self._back is None:
@@ -233,7 +206,7 @@ class LiveDevice:
             self.device = self._new_device()
 
     def begin(self) -> None:
-        """Count the population's times from here on: the fleet begins."""
+        """Start the population's pauses, outages and departure: the fleet begins."""
         assert self._context.origin is not None
         self._why = None
         self._expect_pause()
@@ -244,7 +217,7 @@ class LiveDevice:
             self._at(departure.at, lambda: self._leave(departure))
 
     def stop(self) -> None:
-        """Have it say goodbye and end."""
+        """Have it disconnect cleanly and end."""
         self.gone = True
         self.link.close()
         self.device.stop()
@@ -252,7 +225,7 @@ class LiveDevice:
             self._back.set()
 
     def kill(self) -> bool:
-        """End it as a power cut does: no goodbye, and what it had not stored is lost. False if it does not run."""
+        """Kill it, as a power failure does: no goodbye, and unstored state is lost. False if it is not running."""
         if self._task is None or self.gone or self._back is not None:
             return False
         self._held, self._opened = self.holding, False
@@ -264,7 +237,7 @@ class LiveDevice:
         return True
 
     def bring_back(self) -> bool:
-        """Start it again on its outbox. False if it was not killed."""
+        """Restart it on its outbox. False if it was not killed."""
         if self._back is None or self.gone:
             return False
         self._back.set()
@@ -273,7 +246,7 @@ class LiveDevice:
     def _leave(self, departure: Departure) -> None:
         if self.gone:
             return
-        self._tell("left" if departure.goodbye else "vanished")
+        self._emit("left" if departure.goodbye else "vanished")
         if departure.goodbye or self._back is not None:
             self.stop()
             return
@@ -283,15 +256,15 @@ class LiveDevice:
         if self._task is not None:
             self._task.cancel()
 
-    def _part(self) -> None:
-        """An outage begins."""
+    def _handle_outage(self) -> None:
+        """Handle the beginning of an outage."""
         if self.link.established and self._context.population.says_goodbye(self.name):
             self.device.hang_up()
         else:
             self.link.cut()
 
     def _at(self, seconds: float, work: Callable[[], None]) -> None:
-        """Do something so long after the fleet began."""
+        """Schedule work at a time of the fleet."""
         assert self._context.origin is not None
         asyncio.get_running_loop().call_at(self._context.origin + seconds, work)
 
@@ -302,7 +275,7 @@ class LiveDevice:
             self.device.look()
 
     def _expect_pause(self) -> None:
-        """Train nothing from the next pause on until it is over: the device has something against it."""
+        """Schedule the next pause, in which the device does not train."""
         now = self._context.now()
         start, end = next((pause for pause in self._pauses if pause[1] > now), _NEVER)
         if start <= now:
@@ -322,7 +295,7 @@ class LiveDevice:
         self._expect_pause()
 
     async def _train(self, parameters: Parameters, plan: TrainingPlan) -> Fit:
-        """Train in the pool of threads at once, and wait until a device of this kind would be done."""
+        """Train in the thread pool at once, then wait until a device of this class would be done."""
         context, loop = self._context, asyncio.get_running_loop()
         began = loop.time()
         seen = 0 if self._sensor is None else self._sensor.take()
@@ -340,7 +313,7 @@ class LiveDevice:
         if self._sensor is not None and (stream := self._context.stream) is not None:
             self._at(self._sensor.enough_at(stream.fresh) / self._context.speed_up, self._look)
 
-    def _take(self, event: dict[str, Any]) -> None:
+    def _handle_event(self, event: dict[str, Any]) -> None:
         match event:
             case {"event": "connected"}:
                 self._opened = True
@@ -348,7 +321,7 @@ class LiveDevice:
                 first, self.met = not self.met, True
                 self._look()
                 if first:
-                    self._hear(self, {**event, "event": "met"})
+                    self._report(self, {**event, "event": "met"})
             case {"event": "training"}:
                 self.trainings += 1
             case {"event": "trained"}:
@@ -358,27 +331,27 @@ class LiveDevice:
                     self._settled_before += self._settled
                     self._identity, self._settled = identity, 0
                 self._settled = max(self._settled, through)
-        self._hear(self, event)
+        self._report(self, event)
 
-    def _tell(self, event: str) -> None:
-        self._hear(self, {"event": event, "device": self.name, "time": time.time()})
+    def _emit(self, event: str) -> None:
+        self._report(self, {"event": event, "device": self.name, "time": time.time()})
 
     # -------------------------------------------------------------------------- figures
 
     @property
     def holding(self) -> int:
-        """How many updates wait in its outbox for their receipt."""
+        """Number of updates in its outbox that wait for a receipt."""
         return self.device.holding if self._opened else self._held
 
     @property
     def receipted(self) -> int:
-        """How many of its updates the receipts that reached it have settled."""
+        """Number of its updates settled by the receipts that it received."""
         return self._settled_before + self._settled
 
     @property
     def payloads(self) -> tuple[int, int]:
         """Payload bytes that it published and received."""
         up, down = self._earlier
-        if self._back is not None:  # killed: they are counted already
+        if self._back is not None:  # killed: counted already
             return up, down
         return up + self.device.bytes_up, down + self.device.bytes_down

@@ -1,4 +1,4 @@
-"""A federation for a live fleet: a broker, and the aggregator as a process; each can be killed and comes back."""
+"""The server side of a live fleet: a broker, and the aggregator's process; both can be killed and restarted."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -18,14 +18,14 @@ Which = Literal["auto", "mosquitto", "embedded"]
 
 
 class LocalFederation:
-    """The parts of a run beside its devices.
+    """The broker and the aggregator of a run.
 
     Args:
         topics: of the federation.
         directory: of the run's files.
-        broker: one that runs already, or which kind to start here.
-        task: what the aggregator's process is told (`sensor_fleet.live.server`); None starts none.
-        on_event: called with each event of the aggregator's.
+        broker: the address of a running one, or which kind to start.
+        task: for the aggregator's process (`sensor_fleet.live.server`); None starts none.
+        on_event: called with each event of the aggregator.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class LocalFederation:
 
     @asynccontextmanager
     async def reach_broker(self) -> AsyncIterator[BrokerAddress]:
-        """The broker for as long as the block lasts. On one that is not ours nothing is left behind."""
+        """Provide the broker within the block. Retained messages on a broker that is not ours are cleared."""
         if isinstance(self._broker, BrokerAddress):
             try:
                 yield self._broker
@@ -60,7 +60,7 @@ class LocalFederation:
 
     @asynccontextmanager
     async def start_aggregator(self, broker: BrokerAddress) -> AsyncIterator[None]:
-        """The aggregator for as long as the block lasts, if there is to be one."""
+        """Run the aggregator for the duration of the block, if there is a task."""
         if self._task is None:
             yield
             return
@@ -74,11 +74,11 @@ class LocalFederation:
             await self.aggregator.stop()
 
     async def run_beside(self, *works: "asyncio.Future[Any]", within: float | None = None) -> bool:
-        """Wait until the first of these has ended; False if the time is over before.
+        """Wait for the first of these to end; False on timeout.
 
         Raises:
-            Exception: what ended it.
-            DemoError: the aggregator ended by itself.
+            Exception: of the one that ended.
+            DemoError: the aggregator's process ended.
         """
         failure = () if self.aggregator is None else (self.aggregator.failure,)
         done, _ = await asyncio.wait({*works, *failure}, timeout=within, return_when=asyncio.FIRST_COMPLETED)
@@ -94,18 +94,18 @@ class LocalFederation:
 
     @property
     def broker_running(self) -> bool:
-        """Whether our broker runs; of one that is not ours we do not know, and say yes."""
+        """Whether our broker runs; True if it is not ours, since its state is not known."""
         return self.local is None or self.local.running
 
     def kill_aggregator(self) -> bool:
-        """Kill the aggregator's process with SIGKILL. False if it does not run."""
+        """Kill the aggregator's process with SIGKILL. False if it is not running."""
         if self.aggregator is None or not self.aggregator.running:
             return False
         self.aggregator.kill()
         return True
 
     def kill_broker(self) -> bool:
-        """Kill our broker with SIGKILL. False if it does not run, or is not ours."""
+        """Kill our broker with SIGKILL. False if it is not running or not ours."""
         if self.local is None or not self.local.running:
             return False
         self.local.kill()

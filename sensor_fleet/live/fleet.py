@@ -1,4 +1,4 @@
-"""All devices of a live fleet: each with its own connection, client id, outbox and Last Will, in one process."""
+"""The devices of a live fleet, in one process: each with its own connection, client id, outbox and Last Will."""
 
 import asyncio
 import random
@@ -10,21 +10,21 @@ from typing import Any, Final
 from midge.broker.mqtt.connection import Delivery
 from midge.iot_client.runtime import first_error
 from midge.sensor_fleet.live.device import FleetContext, LiveDevice, Presence
-from midge.sensor_fleet.simulation.server import Taken
+from midge.sensor_fleet.simulation.result import AcceptedUpdates
 from midge.wire import messages
 from midge.wire.errors import WireError
 from midge.wire.messages import Announcement, Verdict
 
 _AT_A_TIME: Final = 50
-"""Devices that begin before the loop goes on with other things."""
+"""Devices that begin before the loop gets to other tasks."""
 
 
 class LiveFleet:
-    """Runs the devices of a population. To be made in the loop that it runs in.
+    """Runs the devices of a population. To be made in the event loop that it runs in.
 
     Args:
-        context: what they have in common.
-        names: of the devices, in the order of their numbers.
+        context: what they share.
+        names: of the devices, by number.
         on_event: called with each event of a device.
     """
 
@@ -33,31 +33,32 @@ class LiveFleet:
     ) -> None:
         self.context = context
         self.devices: Mapping[str, LiveDevice] = {
-            name: LiveDevice(context, number, name, self._hear, self._watch) for number, name in enumerate(names)
+            name: LiveDevice(context, number, name, self._handle_event, self._watch_delivery)
+            for number, name in enumerate(names)
         }
         self._on_event = on_event
         self._places = {name: place for place, name in enumerate(self.devices)}
         self._announcement_topic = context.topics.announcement()
         self._announced = b""
-        self.taken = Taken()
-        """The accepted updates of which a receipt was heard."""
+        self.accepted = AcceptedUpdates()
+        """The accepted updates, as reported by receipts."""
         self.refused: Counter[str] = Counter()
-        """The others of which one was heard, by verdict."""
+        """The number of other updates by verdict, as reported by receipts."""
         self.repeated = 0
-        """Accepted ones whose first receipt was lost: a repeat says neither weight nor staleness."""
+        """Accepted updates whose first receipt was lost: a repeated receipt has neither weight nor staleness."""
         self.events = 0
-        """Events of devices."""
+        """Number of device events."""
         self._met = 0
         self._expected = [device for device in self.devices.values() if device.there_at_first]
         self._gathered, self._over = asyncio.Event(), asyncio.Event()
         self.begun = asyncio.Event()
-        """Whether the profile counts."""
+        """Set when the profile's times begin."""
 
     async def serve(self, ready: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Take part until `stop()`. What ends one device ends all, visibly.
+        """Take part until `stop()`. An exception of one device ends the fleet.
 
-        With `ready` all who are there at first gather before, as many at a time as the machine can greet, wait for it,
-        and begin together.
+        With `ready`, the devices that are present at the beginning connect first, as many at a time as the gate lets
+        pass; then they wait for `ready` and begin together.
         """
         try:
             async with asyncio.TaskGroup() as lives:
@@ -96,7 +97,7 @@ class LiveFleet:
 
         for number, device in enumerate(self.devices.values()):
             if number % _AT_A_TIME == 0:
-                await asyncio.sleep(0)  # let the loop do what the last ones have asked for
+                await asyncio.sleep(0)  # let the loop handle what the last ones have scheduled
             device.begin()
             if device.joins:
                 loop.call_at(self.context.origin + device.joins, start, device)
@@ -104,21 +105,21 @@ class LiveFleet:
                 start(device)
 
     def kill(self, name: str | None = None) -> str | None:
-        """Kill a device, or a random one of those that are online. Its name; None if there is none to kill."""
+        """Kill a device, by default a random one that is online. Return its name; None if there is none to kill."""
         online = [name for name, device in self.devices.items() if device.presence is Presence.ONLINE]
         name = name or (random.choice(online) if online else None)  # noqa: S311 - which one does not matter
         return name if name is not None and self.devices[name].kill() else None
 
     def bring_back(self, name: str | None = None) -> str | None:
-        """Bring a killed device back on its outbox, or the first that is killed. Its name; None if there is none."""
+        """Restart a killed device, by default the first one. Return its name; None if there is none."""
         name = name or next(iter(self.killed), None)
         return name if name is not None and self.devices[name].bring_back() else None
 
-    def _watch(self, delivery: Delivery) -> None:
+    def _watch_delivery(self, delivery: Delivery) -> None:
         if delivery.topic == self._announcement_topic:
             self._announced = delivery.payload
 
-    def _hear(self, device: LiveDevice, event: dict[str, Any]) -> None:
+    def _handle_event(self, device: LiveDevice, event: dict[str, Any]) -> None:
         self.events += 1
         match event:
             case {"event": "met"}:
@@ -133,7 +134,7 @@ class LiveFleet:
                     self.repeated += 1
                 else:
                     place, weight = self._places[device.name], event["weight"] or 0.0
-                    self.taken.add(self.context.profile_time(), place, event["staleness"] or 0, weight)
+                    self.accepted.add(self.context.profile_time(), place, event["staleness"] or 0, weight)
         if self._on_event is not None:
             self._on_event(event)
 
@@ -141,24 +142,24 @@ class LiveFleet:
 
     @property
     def announced(self) -> Announcement | None:
-        """What was announced last, as far as devices have heard."""
+        """The last announcement that a device has received."""
         with suppress(WireError):
             return messages.decode_announcement(self._announced) if self._announced else None
         return None
 
     @property
     def gathered(self) -> tuple[int, int]:
-        """How many have been connected, and how many are to be before the fleet begins."""
+        """Number of devices that have been connected, and that are expected before the fleet begins."""
         return self._met, len(self._expected)
 
     @property
     def killed(self) -> list[str]:
-        """The names of those who are dead now."""
+        """Names of the devices that are killed now."""
         return [name for name, device in self.devices.items() if device.presence is Presence.KILLED]
 
     @property
     def states(self) -> Counter[Presence]:
-        """How many devices are where."""
+        """Number of devices by presence."""
         return Counter(device.presence for device in self.devices.values())
 
     @property
@@ -167,22 +168,22 @@ class LiveFleet:
 
     @property
     def trainings(self) -> int:
-        """How many times devices began to train: each time one had got the newest model."""
+        """Number of trainings begun."""
         return sum(device.trainings for device in self.devices.values())
 
     @property
     def updates(self) -> int:
-        """How many updates devices made."""
+        """Number of updates made."""
         return sum(device.updates for device in self.devices.values())
 
     @property
     def holding(self) -> int:
-        """How many updates wait in outboxes for their receipt."""
+        """Number of updates in outboxes that wait for a receipt."""
         return sum(device.holding for device in self.devices.values())
 
     @property
     def receipted(self) -> int:
-        """How many updates the receipts that reached devices have settled."""
+        """Number of updates settled by the receipts that devices received."""
         return sum(device.receipted for device in self.devices.values())
 
     @property
@@ -193,6 +194,6 @@ class LiveFleet:
 
     @property
     def moved(self) -> tuple[int, int]:
-        """Bytes of all links, with what MQTT adds if that travels."""
+        """Bytes over all links, MQTT overhead included if the links are framed."""
         up, down = zip(*(device.link.moved for device in self.devices.values()), strict=True)
         return sum(up), sum(down)

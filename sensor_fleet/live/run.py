@@ -1,4 +1,4 @@
-"""A live fleet as a run: a broker, an aggregator, thousands of devices, and what came of it as of a virtual fleet."""
+"""A run of a live fleet: a broker, an aggregator and thousands of devices, with the same results as a virtual one."""
 
 import asyncio
 import gc
@@ -22,6 +22,7 @@ from midge.broker import Endpoint, connector
 from midge.broker.local.mosquitto import find_mosquitto
 from midge.iot_client.training.fit import Fit, TrainingPlan
 from midge.sensor_fleet.data import FleetData
+from midge.sensor_fleet.fleet_run import FleetRun, held, sign_of, value_of
 from midge.sensor_fleet.lazily import numbered
 from midge.sensor_fleet.live import limits
 from midge.sensor_fleet.live.device import FleetContext
@@ -29,36 +30,38 @@ from midge.sensor_fleet.live.federation import LocalFederation
 from midge.sensor_fleet.live.fleet import LiveFleet
 from midge.sensor_fleet.live.server import SERVED
 from midge.sensor_fleet.live.watching import Watching
-from midge.sensor_fleet.models import FleetModel
-from midge.sensor_fleet.profiles.hastened import hastened
+from midge.sensor_fleet.models import FleetModel, initial_model
 from midge.sensor_fleet.profiles.population import Population
+from midge.sensor_fleet.profiles.time_scaling import scaled_strategy
 from midge.sensor_fleet.sensors.stream import Stream
 from midge.sensor_fleet.setting import BrokerAddress
+from midge.sensor_fleet.simulation.fleet_progress import REPORTS, FleetProgress
 from midge.sensor_fleet.simulation.result import Simulated
-from midge.sensor_fleet.simulation.simulate import LOOKS, FleetProgress, beginning, evaluate_at
-from midge.sensor_fleet.virtual import EVALUATIONS, FleetRun, ProfileFleet, held, sign_of, value_of
+from midge.sensor_fleet.simulation.simulate import evaluate_at
+from midge.sensor_fleet.virtual import EVALUATIONS, ProfileFleet
 from midge.wire.lineage import State
 from midge.wire.schema import Parameters, Schema
 from midge.wire.topics import Topics
 
-_BEHIND: Final = 0.5
-"""Lateness in seconds of one timer in a hundred from which on the user is told."""
-_TELLING: Final = 0.5
-"""Seconds between two words on how many are connected."""
-_LAG: Final = 0.2
-"""Seconds between two looks at how late timers are."""
-_SETTLING: Final = 10.0
-"""Seconds at most that a fleet waits until the aggregator may release again: its first step sets the scale of many."""
+_TOO_LATE: Final = 0.5
+"""Lateness in seconds of the slowest 1 % of timers above which the user is warned."""
+_REPORT_EVERY: Final = 0.5
+"""Seconds between two reports of the number of connected devices."""
+_MEASURE_EVERY: Final = 0.2
+"""Seconds between two measurements of the timers' lateness."""
+_LONGEST_WAIT: Final = 10.0
+"""Maximum seconds that the fleet waits for the aggregator's first release interval to pass: the first step sets the
+scale of many later ones."""
 _Evaluate = Callable[[float, Parameters], Mapping[str, float]]
-"""By the profile's clock."""
-_GOODBYE: Final = 30.0
-"""Seconds that all devices have to say goodbye."""
+"""Evaluates a model at a time of the profile."""
+_DISCONNECT_TIMEOUT: Final = 30.0
+"""Seconds that all devices have to disconnect cleanly."""
 
 
 def profile_fleet(
     fleet: ProfileFleet, data: FleetData, model: FleetModel, population: Population, endpoint: Endpoint
 ) -> LiveFleet:
-    """The fleet of a profile: rows and trainers are made for each training and not kept."""
+    """Build the fleet of a profile: rows and trainers are made for each training and not kept."""
     stream = data if isinstance(data, Stream) else None
     rows_of, seed = numbered(data.devices), fleet.setting.seed
 
@@ -79,15 +82,15 @@ def profile_fleet(
 
 
 class LiveRun:
-    """One run. `serve` it; `found` is what came of it.
+    """One run. Await `serve`; then `found` has the results.
 
     Args:
         fleet: what runs.
         directory: of the run's files.
-        broker: one that runs already; None starts one here.
-        aggregates: whether to start the aggregator too; without it another process has to.
-        watch: told now and then where the run is.
-        say: told what a person should know.
+        broker: a running one; None starts one here.
+        aggregates: whether to start the aggregator; otherwise another process must.
+        watch: called with progress reports.
+        say: called with messages for the user.
     """
 
     def __init__(
@@ -108,27 +111,28 @@ class LiveRun:
         self.members: LiveFleet | None = None
         self._metrics: Mapping[str, float] = {}
         self._version = 0
-        self._parted: Counter[str] = Counter()
-        """Devices of which the aggregator heard that they were lost, by their Last Will, or said goodbye."""
+        self._departures: Counter[str] = Counter()
+        """Number of devices that the aggregator reported as lost (Last Will) or disconnected."""
         self._counts: Mapping[str, int] = {}
         self._rows: list[tuple[float, int, int, Mapping[str, float], tuple[int, int]]] = []
         self._evaluated = asyncio.Event()
         self._streams = False
-        """Whether the test follows the fleet's time, which the aggregator does not know: then it is evaluated here."""
+        """Whether the test rows follow the fleet's time, which the aggregator does not know: then evaluation is done
+        here."""
         self._lags: list[float] = []
         self._resident = {"before": resident()}
 
     def stop(self) -> None:
-        """End `serve` cleanly, with what there is by then. To be called in its loop."""
+        """End `serve` cleanly, with the results so far. To be called from its event loop."""
         self._stop.set()
 
     async def serve(self) -> None:
-        """Run until the time is over, the target is held where that is to end it, or `stop()`.
+        """Run until the time is over, the target is held if that ends the run, or `stop()` is called.
 
         Raises:
-            ValueError: what cannot be run here; the message says what to change.
-            BrokerError: no broker to be had.
-            DemoError: the aggregator ended by itself.
+            ValueError: the fleet cannot run here; the message says what to change.
+            BrokerError: no broker could be reached or started.
+            DemoError: the aggregator's process ended.
         """
         began = time.time()
         loop = asyncio.get_running_loop()
@@ -136,8 +140,8 @@ class LiveRun:
         fleet = self._fleet
         profile, data, model, strategy = await asyncio.to_thread(fleet.loaded)
         self._streams = isinstance(data, Stream)
-        self._settling = min(hastened(strategy, fleet.speed_up).release_interval, _SETTLING)
-        first = beginning(model, data)[0]
+        self._settling = min(scaled_strategy(strategy, fleet.speed_up).release_interval, _LONGEST_WAIT)
+        first = initial_model(model, data)[0]
         schema = Schema.of(first, model.roles)
         samples = model.recipe.local_steps * model.recipe.batch_size
         drawn = profile, tuple(data.devices), fleet.setting.seed
@@ -148,7 +152,7 @@ class LiveRun:
         self._check(schema.size)
         task = {"fleet": fleet.words()} if self._aggregates else None
         topics = Topics(fleet.federation)
-        federation = LocalFederation(topics, self._directory, self._broker or "auto", task, self._take)
+        federation = LocalFederation(topics, self._directory, self._broker or "auto", task, self._handle_event)
         async with federation.reach_broker() as broker:
             if federation.local is not None:
                 self._say(f"Over {federation.local.describe()}.")
@@ -157,24 +161,24 @@ class LiveRun:
             watching = Watching(broker.endpoint(), topics)
             async with federation.start_aggregator(broker):
                 await self._until_the_end(federation, members, watching, partial(evaluate_at, model, data))
-                result, parted = self._result(members, population), self._parted.copy()
-                await self._part(members)
+                result, departures = self._result(members, population), self._departures.copy()
+                await self._disconnect(members)
             parameters = self._served(members, watching, first)
         self._resident["end"] = resident()
         result = replace(result, parameters=parameters, took=time.time() - began)
-        about = self._about(members, parted)
+        about = self._about(members, departures)
         self.found = FleetRun(fleet, profile, data, model, result, about)
-        if (late := about["lag"]["p99"]) > _BEHIND:
+        if (late := about["lag"]["p99"]) > _TOO_LATE:
             self._say(
                 f"This machine was behind: one timer in a hundred was {late:.1f} s late or more, and the fleet slower "
                 "than its profile by that. Take fewer --devices, or a lower --speed-up."
             )
 
     def _check(self, values: int) -> None:
-        """Refuse what this machine does not allow.
+        """Refuse a fleet that exceeds this machine's limits.
 
         Raises:
-            ValueError: it does not; the message says what to do.
+            ValueError: with a remedy.
         """
         near, devices = self._broker is None, self._fleet.devices
         embedded = near and find_mosquitto() is None
@@ -193,27 +197,29 @@ class LiveRun:
             if not self._aggregates:
                 self._say("Waiting for the aggregator.")
             await watching.announced.wait()
-            await asyncio.sleep(self._settling)  # as a virtual fleet, it comes to an aggregator that was there before
+            await asyncio.sleep(self._settling)  # like a virtual fleet, it joins an aggregator that has been running
             if self._aggregates:
                 await self._evaluated.wait()
             self._resident["connected"] = resident()
             gc.collect()
-            gc.freeze()  # what the devices are made of stays: to look through it takes a second with thousands
+            gc.freeze()  # the devices' objects stay alive: scanning them takes a second with thousands of devices
 
         async def act() -> None:
-            """Look at it in time, and end it."""
+            """Report progress while devices connect, then evaluate until the end."""
             while members.context.origin is None:
                 met, expected = members.gathered
-                self._tell(members, f"{met:,} of {expected:,} devices are connected")
+                self._report(members, f"{met:,} of {expected:,} devices are connected")
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(_TELLING):
+                    async with asyncio.timeout(_REPORT_EVERY):
                         await members.begun.wait()
-            await self._look_until_the_end(
+            await self._evaluate_until_the_end(
                 members, watching, None if self._aggregates and not self._streams else evaluate
             )
 
         self._serving = asyncio.create_task(members.serve(ready))
-        tasks = [asyncio.create_task(work) for work in (act(), watching.serve(), self._stop.wait(), self._see_lag())]
+        tasks = [
+            asyncio.create_task(work) for work in (act(), watching.serve(), self._stop.wait(), self._measure_lag())
+        ]
         try:
             await federation.run_beside(self._serving, *tasks)
         finally:
@@ -222,25 +228,25 @@ class LiveRun:
             await asyncio.gather(*tasks, return_exceptions=True)
             gc.unfreeze()
 
-    async def _look_until_the_end(self, members: LiveFleet, watching: Watching, evaluate: _Evaluate | None) -> None:
+    async def _evaluate_until_the_end(self, members: LiveFleet, watching: Watching, evaluate: _Evaluate | None) -> None:
         fleet = self._fleet
         origin = members.context.origin
         assert origin is not None
         loop, every = asyncio.get_running_loop(), fleet.seconds / fleet.speed_up / EVALUATIONS
         curve: list[tuple[float, float]] = []
-        number, glances = 0, max(1, round(LOOKS / EVALUATIONS))
+        number, glances = 0, max(1, round(REPORTS / EVALUATIONS))
         while number <= EVALUATIONS * glances:
             await asyncio.sleep(origin + number * every / glances - loop.time())
-            # A machine that is behind passes over some looks, and ends in time all the same.
+            # On an overloaded machine some reports are skipped, so that the run still ends on time.
             number = max(number, min(int((loop.time() - origin) * glances / every), EVALUATIONS * glances))
             evaluated = number // glances >= len(curve)
             if evaluated:
                 if evaluate is not None:
                     await self._evaluate(members, watching, evaluate)
                 now = min(members.context.profile_time(), fleet.seconds)
-                self._rows.append((now, self._version, len(members.taken), self._metrics, members.payloads))
+                self._rows.append((now, self._version, len(members.accepted), self._metrics, members.payloads))
                 curve += [(now, value_of(self._metrics))] * (number // glances + 1 - len(curve))
-            self._tell(members, evaluated=evaluated)
+            self._report(members, evaluated=evaluated)
             if fleet.stop_at_target and held(curve, fleet.target, sign_of(self._metrics)) is not None:
                 return
             number += 1
@@ -252,20 +258,20 @@ class LiveRun:
         return None if announcement is None or versions is None else versions.get(announcement.digest)
 
     async def _evaluate(self, members: LiveFleet, watching: Watching, evaluate: _Evaluate) -> None:
-        """Evaluate the newest model that a device holds: another process's aggregator tells us nothing but that."""
+        """Evaluate the newest model that a device holds: an aggregator in another process reports no metrics here."""
         announcement, state = watching.newest, self._newest(members, watching)
         if announcement is not None and state is not None:
             self._version = announcement.version
             now = members.context.profile_time()
             self._metrics = await asyncio.to_thread(evaluate, now, state.parameters())
 
-    def _tell(self, members: LiveFleet, doing: str = "", *, evaluated: bool = False) -> None:
+    def _report(self, members: LiveFleet, doing: str = "", *, evaluated: bool = False) -> None:
         moment = FleetProgress(
             now=min(members.context.profile_time(), self._fleet.seconds),
             until=self._fleet.seconds,
             version=self._version,
             trainings=members.trainings,
-            updates=len(members.taken),
+            updates=len(members.accepted),
             events=members.events,
             metrics=self._metrics,
             live=members.connected,
@@ -274,67 +280,67 @@ class LiveRun:
         )
         self._watch(moment)
 
-    async def _see_lag(self) -> None:
-        """See how late timers are: a machine that has too much to do is late with everything."""
+    async def _measure_lag(self) -> None:
+        """Measure how late timers are: on an overloaded machine everything is."""
         loop = asyncio.get_running_loop()
         while True:
-            due = loop.time() + _LAG
-            await asyncio.sleep(_LAG)
+            due = loop.time() + _MEASURE_EVERY
+            await asyncio.sleep(_MEASURE_EVERY)
             self._lags.append(loop.time() - due)
 
-    def _take(self, event: dict[str, Any]) -> None:
-        """An event of the aggregator's process."""
+    def _handle_event(self, event: dict[str, Any]) -> None:
+        """Handle an event of the aggregator's process."""
         match event:
             case {"event": "evaluation"}:
                 if not self._streams:
                     self._version, self._metrics = event["version"], event["metrics"]
                 self._evaluated.set()
             case {"event": "device", "state": "lost" | "disconnected" as state}:
-                self._parted[state] += 1
+                self._departures[state] += 1
             case {"event": "finished", "counts": counts}:
                 self._counts = counts
 
-    async def _part(self, members: LiveFleet) -> None:
+    async def _disconnect(self, members: LiveFleet) -> None:
         members.stop()
         try:
-            async with asyncio.timeout(_GOODBYE):
+            async with asyncio.timeout(_DISCONNECT_TIMEOUT):
                 await self._serving
         except TimeoutError:
-            self._say("Some devices did not get to say goodbye.")
+            self._say("Some devices did not disconnect in time.")
 
     # ------------------------------------------------------------------------- outcome
 
     def _served(self, members: LiveFleet, watching: Watching, initial: Parameters) -> Parameters:
-        """The model that users would get; of another process's aggregator the newest that a device holds."""
+        """The model that users would get; without our own aggregator, the newest that a device holds."""
         with suppress(OSError, SafetensorError):
             return dict(load_file(self._directory / SERVED))
         state = self._newest(members, watching)
         return initial if state is None else state.parameters()
 
     def _result(self, members: LiveFleet, population: Population) -> Simulated:
-        everybody, taken, rows = list(members.devices.values()), members.taken, self._rows
-        up = np.array([one.payloads[0] for one in everybody], np.int64)
-        down = np.array([one.payloads[1] for one in everybody], np.int64)
-        steps = np.array([one.steps for one in everybody], np.int64)
-        trained = np.array([one.trainings * population.seconds(one.name) for one in everybody])
+        devices, taken, rows = list(members.devices.values()), members.accepted, self._rows
+        up = np.array([one.payloads[0] for one in devices], np.int64)
+        down = np.array([one.payloads[1] for one in devices], np.int64)
+        steps = np.array([one.steps for one in devices], np.int64)
+        trained = np.array([one.trainings * population.seconds(one.name) for one in devices])
         names = dict.fromkeys(name for row in rows for name in row[3])
         return Simulated(
             times=np.array([row[0] for row in rows]),
             metrics={name: np.array([row[3].get(name, math.nan) for row in rows]) for name in names},
             versions=np.array([row[1] for row in rows], np.int64),
             updates=np.array([row[2] for row in rows], np.int64),
-            **taken.arrays(len(everybody)),
+            **taken.arrays(len(devices)),
             devices=tuple(members.devices),
-            seconds=np.array([population.seconds(one.name) for one in everybody]),
+            seconds=np.array([population.seconds(one.name) for one in devices]),
             bytes_up=up,
             bytes_down=down,
-            trainings_of=np.array([one.trainings for one in everybody], np.int64),
+            trainings_of=np.array([one.trainings for one in devices], np.int64),
             steps_of=steps,
             classes=population.classes,
             class_of=population.class_of,
             joules=population.joules(steps, (up + down).astype(np.float64), trained),
             troubles={},
-            boards={},  # when a real board sleeps, a live fleet does not know
+            boards={},  # a live fleet does not know when a real board sleeps
             left_out=population.left_out,
             bytes_at=np.array([row[4] for row in rows], np.int64).reshape(-1, 2),
             refused=dict(members.refused),
@@ -344,19 +350,19 @@ class LiveRun:
             parameters={},
         )
 
-    def _about(self, members: LiveFleet, parted: Counter[str]) -> dict[str, Any]:
-        """What a live fleet has to say besides."""
+    def _about(self, members: LiveFleet, departures: Counter[str]) -> dict[str, Any]:
+        """Additional results of a live fleet."""
         up, down = members.moved
-        everybody, lags = members.devices.values(), sorted(self._lags) or [0.0]
+        devices, lags = members.devices.values(), sorted(self._lags) or [0.0]
         return {
             "speed_up": self._fleet.speed_up,
             "federation": self._fleet.federation,
-            "made": sum(one.updates for one in everybody),
-            "held": sum(one.holding for one in everybody),
+            "made": sum(one.updates for one in devices),
+            "held": sum(one.holding for one in devices),
             "repeated": members.repeated,
             "decided": dict(self._counts),
-            "lost": parted["lost"],
-            "goodbyes": parted["disconnected"],
+            "lost": departures["lost"],
+            "goodbyes": departures["disconnected"],
             "wire_up": up,
             "wire_down": down,
             "lag": {"mean": float(np.mean(lags)), "p99": lags[int(0.99 * (len(lags) - 1))], "most": lags[-1]},
@@ -365,7 +371,7 @@ class LiveRun:
 
 
 def resident() -> int:
-    """Bytes of memory that this process has now; 0 where the system does not say."""
+    """Resident memory of this process in bytes; 0 if the system does not report it."""
     with suppress(OSError, ValueError, IndexError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0

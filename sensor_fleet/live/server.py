@@ -1,10 +1,10 @@
 """The aggregator of a simulated fleet: a process of its own, or `app` for `midge aggregate`.
 
-The process, `python -m midge.sensor_fleet.live.server`, is told what to serve as one JSON line on standard input, so
-that no password stands in a command line; the end of the input is the sign to stop, so that no orphan stays. Its events
-leave as JSON lines on standard output, the last one being `finished` or `failed`.
+The process, `python -m midge.sensor_fleet.live.server`, reads its task as one JSON line from standard input, so that no
+password appears in a command line; it stops at the end of that input, so that it is never orphaned. It writes events as
+JSON lines to standard output, `finished` or `failed` last.
 
-`app` reads the environment variable MIDGE_FLEET, such as `profile=farm devices=1000 speed_up=600`, by the names of
+`app` reads the environment variable MIDGE_FLEET, such as `profile=farm devices=1000 speed_up=600`, with the names of
 `sensor_fleet.virtual.ProfileFleet`.
 """
 
@@ -23,31 +23,32 @@ from midge.aggregator.service import Aggregator
 from midge.aggregator.store.store import StoreError
 from midge.broker import BrokerError, Connector, Endpoint, connector
 from midge.sensor_fleet.live.micro import CHUNK
-from midge.sensor_fleet.profiles.hastened import hastened
+from midge.sensor_fleet.models import initial_model
+from midge.sensor_fleet.profiles.time_scaling import scaled_strategy
 from midge.sensor_fleet.setting import BrokerAddress, Setting
-from midge.sensor_fleet.simulation.simulate import beginning
 from midge.sensor_fleet.virtual import VARIABLE, ProfileFleet
 
 MODEL: Final = "model.safetensors"
-"""The exact model, at the end."""
+"""The exact model at the end."""
 SERVED: Final = "served.safetensors"
 """The model that users would get, at the end."""
-_TOLD: Final = ("start", "stop", "evaluation", "release", "device", "failed", "finished")
-"""Events of the aggregator of a profile's fleet that are told: its devices know the rest from their receipts."""
+_FORWARDED: Final = ("start", "stop", "evaluation", "release", "device", "failed", "finished")
+"""Events that the aggregator of a profile's fleet forwards: devices know the others from their receipts."""
 
 
 def make(
     fleet: ProfileFleet | Setting, connect: Connector, store: Path, listener: Listener | None = None
 ) -> Aggregator:
-    """The aggregator of a fleet, which evaluates on the data's test rows.
+    """Build the aggregator of a fleet, which evaluates on the data's test rows.
 
-    Statistics of a profile's fleet are pooled beforehand, as for a virtual one; those of a demo come from its devices.
+    The statistics of a profile's fleet are pooled in advance, as for a virtual one; those of a demo come from its
+    devices.
     """
     options: dict[str, Any]
     if isinstance(fleet, ProfileFleet):
         _, data, model, strategy = fleet.loaded()
-        strategy = hastened(strategy, fleet.speed_up)
-        initial, roles = beginning(model, data)
+        strategy = scaled_strategy(strategy, fleet.speed_up)
+        initial, roles = initial_model(model, data)
         options = {"federation": fleet.federation}
     else:
         data, model = fleet.load()
@@ -74,7 +75,7 @@ def make(
 
 
 def app() -> Aggregator:
-    """The aggregator as MIDGE_FLEET describes it; at localhost unless `midge aggregate --broker` names another."""
+    """The aggregator that MIDGE_FLEET describes, on localhost unless `midge aggregate --broker` is given."""
     fleet = ProfileFleet.parse(os.environ.get(VARIABLE, ""))
     return make(fleet, connector(Endpoint.parse("mqtt://localhost:1883")), Path(fleet.store))
 
@@ -82,21 +83,21 @@ def app() -> Aggregator:
 # ------------------------------------------------------------------------ the process
 
 
-def tell(event: dict[str, Any]) -> None:
-    """One event as a line."""
+def emit(event: dict[str, Any]) -> None:
+    """Write an event as a line."""
     sys.stdout.write(json.dumps(event) + "\n")
     sys.stdout.flush()
 
 
 def of_task(task: Mapping[str, Any]) -> Aggregator:
-    """The aggregator that a task describes: of a demo by its setting, of a profile's fleet by its words."""
+    """Build the aggregator of a task: a demo's from its setting, a profile fleet's from its words."""
     fleet = Setting.unpacked(task["setting"]) if "setting" in task else ProfileFleet.parse(task["fleet"])
 
     def some(event: dict[str, Any]) -> None:
-        if event["event"] == "start":  # what a run before has decided and published, told or not
+        if event["event"] == "start":  # totals of earlier processes, whether or not they were reported
             event |= {"counts": dict(aggregator.core.counts), "digest": aggregator.model.state.digest().hex()}
-        if isinstance(fleet, Setting) or event["event"] in _TOLD:
-            tell(event)
+        if isinstance(fleet, Setting) or event["event"] in _FORWARDED:
+            emit(event)
 
     connect = connector(BrokerAddress(**task["broker"]).endpoint())
     aggregator = make(fleet, connect, Path(task["directory"]) / "store", some)
@@ -115,13 +116,13 @@ async def serve(aggregator: Aggregator, directory: Path, lines: asyncio.StreamRe
 
 
 async def main() -> int:
-    """Read what we are told, serve, and say how it ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who started us, who then ends our input
+    """Read the task, serve, and report how it ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes our input
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     line = await lines.readline()
     if not line:
-        return 1  # who started us is gone already
+        return 1  # the parent has ended already
     task = json.loads(line)
     directory = Path(task["directory"])
     try:
@@ -131,10 +132,10 @@ async def main() -> int:
             used = aggregator.model.used()
             write_model(directory / SERVED, used.parameters(), {"federation": aggregator.config.federation})
     except (BrokerError, StoreError, ValueError) as error:
-        tell({"event": "failed", "why": str(error)})
+        emit({"event": "failed", "why": str(error)})
         return 1
     moved = {"bytes_in": aggregator.meters.bytes_in, "bytes_out": aggregator.meters.bytes_out}
-    tell({"event": "finished", **moved, "counts": dict(aggregator.core.counts)})
+    emit({"event": "finished", **moved, "counts": dict(aggregator.core.counts)})
     return 0
 
 

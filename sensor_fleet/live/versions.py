@@ -1,4 +1,4 @@
-"""Versions of the model that the devices of one process hold together: the same bytes, once, not to be written to."""
+"""Versions of the model shared by the devices of one process, so that each is held once; read-only."""
 
 from functools import cached_property
 from typing import Any
@@ -9,7 +9,7 @@ from midge.wire.schema import Vector
 
 
 class Shared(State):
-    """A version whose tensors are unpacked once, for all who train from it."""
+    """A version whose tensors are unpacked once, for all devices that train from it."""
 
     @cached_property
     def _values(self) -> Vector:
@@ -21,12 +21,12 @@ class Shared(State):
         return self._values
 
     def parameters(self) -> dict[str, Any]:
-        """All tensors that travel, by name, all read-only."""
+        """All transmitted tensors by name, read-only."""
         return {**self.schema.views(self._values), **self.schema.thaw(self.frozen)}
 
 
 class SharedVersions(WeakValueDictionary[bytes, State]):
-    """By digest, for as long as a device holds them. What is put in comes out shared."""
+    """Versions by digest, for as long as a device holds them. What is inserted is returned as `Shared`."""
 
     def setdefault(self, digest: bytes, default: State | None = None) -> State:
         found = self.get(digest)

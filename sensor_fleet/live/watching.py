@@ -1,4 +1,4 @@
-"""What is announced, heard over a connection of one's own."""
+"""Watching the announcements of a federation over a separate connection."""
 
 import asyncio
 from contextlib import suppress
@@ -12,8 +12,8 @@ from midge.wire.errors import WireError
 from midge.wire.messages import Announcement
 from midge.wire.topics import Topics
 
-_AGAIN = 1.0
-"""Seconds before a connection that was lost is made again."""
+_RECONNECT_AFTER = 1.0
+"""Seconds before reconnecting."""
 
 
 class Watching:
@@ -23,17 +23,17 @@ class Watching:
         self._endpoint, self._topics = endpoint, topics
         self.newest: Announcement | None = None
         self.announced = asyncio.Event()
-        """Whether there is one."""
+        """Set once there is one."""
 
     async def serve(self) -> None:
-        """Listen, for ever. Why a broker is not to be reached is told by the devices, which need it too."""
+        """Listen until cancelled. The devices report why a broker cannot be reached, since they need it too."""
         while True:
             with suppress(aiomqtt.MqttError):
                 async with listener(self._endpoint, "watch") as client:
                     await client.subscribe(self._topics.announcement())
                     async for message in client.messages:
                         self._take(message.payload)
-            await asyncio.sleep(_AGAIN)
+            await asyncio.sleep(_RECONNECT_AFTER)
 
     def _take(self, payload: object) -> None:
         if isinstance(payload, bytes | bytearray):

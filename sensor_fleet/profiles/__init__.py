@@ -1,1 +1,1 @@
-"""What a fleet is made of: hardware, links, and when its devices are there."""
+"""Profiles of fleets: hardware, links and availability."""

@@ -1,6 +1,7 @@
-"""A microcontroller of a profile: its RAM, its flash and its currents, as Midge's client for it needs them.
+"""Microcontrollers in a profile: RAM, flash and currents with Midge's client for boards.
 
-The presets are an ESP32's. What the client takes is what its README measured; tests hold these formulas to the clients.
+The defaults are those of an ESP32. Sizes of the clients are as measured in their READMEs; tests hold these formulas to
+the clients.
 """
 
 import math
@@ -9,37 +10,38 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, Field
 
 from midge.sensor_fleet.profiles.units import Amperes, Bytes, Charge, Seconds
+from midge.wire.clocks import DAY
 
-YEAR: Final = 365.25 * 86400.0
+YEAR: Final = 365.25 * DAY
 _STACK: Final = 2048
-"""Bytes of the deepest stack of the C client on a Cortex-M4: `iot_client/c/README.md`, Memory."""
+"""Maximum stack of the C client on a Cortex-M4 in bytes: `iot_client/c/README.md`, Memory."""
 _META, _ALIGNED = 208, 16
-"""Of a record in the C client's outbox: the bytes before the body, and what is written is a multiple of."""
+"""Outbox records of the C client: bytes before the body, and the alignment of writes."""
 _HEAP: Final = 56 * 1024
-"""Bytes of heap of the MicroPython client beside the model, on a 64-bit build. Its README's smallest heaps are 50 KiB
+"""Bytes of heap of the MicroPython client besides the model, on a 64-bit build. Its README's smallest heaps are 50 KiB
 and 8 bytes a parameter: of 14 devices one failed on those, two with 2 KiB more, and none with 4, 6 or 8 KiB more."""
 _RECORD: Final = 210
-"""Bytes behind an update's body in the MicroPython client's outbox."""
+"""Bytes that the MicroPython client's outbox adds to an update's body."""
 _MODEL: Final = 350
-"""Bytes of the model in its flash beside values and frozen tensors: the header with the schema."""
+"""Bytes of the model in its flash besides values and frozen tensors: the header with the schema."""
 _COMMIT: Final = 0.02
-"""Erases of littlefs for a file that was written, beside its data: its metadata are written again every 50 files."""
+"""Erases of littlefs per written file, besides its data: metadata blocks are rewritten every 50 files."""
 
 
 class Board(BaseModel, extra="forbid", frozen=True):
-    """A microcontroller with Midge's client for it."""
+    """A microcontroller with Midge's client for boards."""
 
     client: Literal["c", "micropython"] = "c"
-    """Which of `iot_client/c` and `iot_client/micropython` runs on it."""
+    """Whether `iot_client/c` or `iot_client/micropython` runs on it."""
     sector: Bytes = 4096.0
-    """Of flash that is erased at a time: Winbond W25Q32, 4 KB sectors."""
+    """Erase unit of the flash: Winbond W25Q32, 4 KB sectors."""
     cycles: Annotated[int, Field(gt=0)] = 100_000
-    """Erases that a sector endures: the same datasheet."""
+    """Erase endurance of a sector: the same datasheet."""
     area: Bytes = 2.0**21
-    """Flash over which MicroPython's file system spreads what it writes: 2 MiB of the 4 MiB of an ESP32 module."""
+    """Flash over which MicroPython's file system spreads its writes: 2 MiB of the 4 MiB of an ESP32 module."""
     volts: Annotated[float, Field(gt=0, le=60)] = 3.3
     battery: Charge | None = None
-    """What a battery holds; None if it hangs on mains. Its own discharge and losses are not modelled."""
+    """Battery capacity; None on mains. Self-discharge and losses are not modelled."""
     asleep: Amperes = 10e-6
     """In deep sleep with timer and RTC memory: ESP32 Series Datasheet, Current Consumption in Low-Power Modes."""
     connected: Amperes = 31e-3
@@ -47,22 +49,22 @@ class Board(BaseModel, extra="forbid", frozen=True):
     training: Amperes = 68e-3
     """With the processor at 240 MHz: ESP32 Series Datasheet, 30 to 68 mA in modem sleep."""
     waking: Amperes = 100e-3
-    """While it starts and joins the Wi-Fi: the same, 95 to 100 mA while it receives."""
+    """While it starts and joins the Wi-Fi: the same, 95 to 100 mA while receiving."""
     wakes_in: Seconds = 3.0
-    """How long that takes: 0.8 s with a fixed address, 3 s with DHCP (iotclass.org, Wi-Fi Power Optimization)."""
+    """Duration of that: 0.8 s with a fixed address, 3 s with DHCP (iotclass.org, Wi-Fi Power Optimization)."""
 
     @property
     def largest(self) -> int:
-        """Bytes of a body that it receives: with packets of 1,280 in C, by default in MicroPython."""
+        """Maximum bytes of a received body: with packets of 1,280 in C, by default in MicroPython."""
         return 1024 if self.client == "c" else 2048
 
     @property
     def keeps_model(self) -> bool:
-        """Whether the model is kept in flash over a deep sleep; otherwise a snapshot is fetched again."""
+        """Whether the model survives a deep sleep in flash; otherwise a snapshot is fetched again."""
         return self.client == "micropython"
 
     def ram(self, values: int, frozen: int) -> int:
-        """Bytes that a model takes, with the client: its arena and stack in C, its heap in MicroPython.
+        """Bytes of the model and the client: arena and stack in C, heap in MicroPython.
 
         Rows, and in C the floats of `MIDGE_WORK` for a mini-batch, come on top.
         """
@@ -70,47 +72,48 @@ class Board(BaseModel, extra="forbid", frozen=True):
 
     @property
     def formula(self) -> str:
-        """How `ram` is reckoned, in words."""
+        """The formula of `ram`, in words."""
         if self.client == "c":
             return "8 bytes a parameter, 6,120 of Midge's C client, 2,048 of stack, and the frozen tensors"
         return "8 bytes a parameter, 57,344 of Midge's MicroPython client, and the frozen tensors"
 
     def update_erases(self, size: int) -> float:
-        """Sectors that are erased for an update with a body of that size, until it is settled."""
+        """Sectors erased for an update with a body of that size, until it is settled."""
         if self.client == "c":  # settling writes nothing
             return math.ceil((_META + size + -size % _ALIGNED) / self.sector)
         return self._file(size + _RECORD) + _COMMIT
 
     def model_erases(self, values: int, frozen: int) -> float:
-        """Sectors that are erased for a model that was fetched. The C client keeps it in RAM."""
+        """Sectors erased for a fetched model. The C client keeps it in RAM."""
         return self._file(4 * values + frozen + _MODEL) if self.keeps_model else 0.0
 
     def _file(self, size: int) -> float:
-        """Sectors that littlefs erases for a file; the pointers in its blocks are less than what a schema may be."""
+        """Sectors that littlefs erases for a file; the pointers in its blocks are smaller than a schema may be."""
         return math.ceil(size / self.sector) + _COMMIT
 
     def years(self, erases: float, updates: float) -> float | None:
-        """How long the flash lasts, by erases and updates in a year; None for ever.
+        """Lifetime of the flash, by erases and updates per year; None is unlimited.
 
-        The C client's two slots take turns, so that each sector of them is erased at every second update. MicroPython's
-        littlefs levels the wear over its area.
+        The C client alternates between two slots, so that every second update erases each of their sectors.
+        MicroPython's littlefs levels the wear over its area.
         """
         worst = updates / 2 if self.client == "c" else erases * self.sector / self.area
         return self.cycles / worst if worst else None
 
     def joules(self, *, asleep: float, connected: float, training: float, wakes: float) -> float:
-        """What it takes for these seconds of each, and to wake that often; bytes on the air come on top."""
+        """Energy for these seconds in each state and this number of wake-ups; transmission comes on top."""
         amperes = self.asleep * asleep + self.connected * connected + self.training * training
         return self.volts * (amperes + self.waking * self.wakes_in * wakes)
 
 
 PRESET: Final = {
     "memory": "160 kB",  # of 520 kB of SRAM: ESP-IDF leaves 160 kB static; a MicroPython had 164,064 bytes free
-    "joules_per_step": 0.0,  # it is counted by the time that a training takes
+    "joules_per_step": 0.0,  # counted by the duration of trainings instead
     "joules_per_byte": 7e-6,  # Wi-Fi: Balasubramanian et al., IMC 2009, without its tail
     "link": {"up": "100 kB/s", "down": "100 kB/s", "latency": "30 ms", "loss": 0.01, "spread": 0.5},
 }
-"""What `hardware = "micro"` sets of a class, unless the class says it."""
+"""Defaults of a class with `hardware = "micro"`."""
 ROWS_PER_SECOND: Final = {"c": 1000.0, "micropython": 1.0}
-"""Of a perceptron of 4,001 parameters. `midge_train` takes 103 thousand instructions a row on a Cortex-M4 (-Os, counted
-in QEMU): at 240 MHz, two cycles each, some 1,200 rows. On one machine MicroPython was 1,260 times as slow as C."""
+"""For a perceptron of 4,001 parameters. `midge_train` takes 103 thousand instructions a row on a Cortex-M4 (-Os,
+counted in QEMU): at 240 MHz, with two cycles each, some 1,200 rows. On one machine MicroPython was 1,260 times as slow
+as C."""

@@ -1,11 +1,11 @@
-"""The devices that a profile describes: of which class each is, how fast, how linked, and when it is there.
+"""The devices of a profile: each one's class, speed, link and availability.
 
-Every answer is drawn by itself from (seed, device, purpose, number), none from a stream, in seconds since the fleet
-began: live fleets and simulations on a virtual clock get the same ones, in whichever order they ask.
+Every value is drawn independently from (seed, device, purpose, number), not from a sequence, with times in seconds
+since the fleet began: live fleets and simulations get the same values, in whatever order they ask.
 
-Loss on a link is loss of packets, which MQTT does not see: TCP sends them again. What remains of it is bytes that are
-sent twice, and that TCP goes at most at (MSS / RTT)·√(3 / 2p) (Mathis, Semke, Mahdavi and Ott, "The macroscopic
-behavior of the TCP congestion avoidance algorithm", 1997).
+Loss on a link is packet loss, which TCP hides from MQTT by retransmission. Its effects are bytes sent twice, and a
+limit of TCP's throughput to (MSS / RTT)·√(3 / 2p) (Mathis, Semke, Mahdavi and Ott, "The macroscopic behavior of the TCP
+congestion avoidance algorithm", 1997).
 """
 
 import copy
@@ -19,7 +19,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from midge.sensor_fleet.profiles.presence import Interval, away, chance, read_trace
+from midge.sensor_fleet.profiles.presence import Interval, absences, read_trace, uniform
 from midge.sensor_fleet.profiles.profile import Churn, Diurnal, Hardware, Mains, Profile, Trace, Wakes
 from midge.wire.plurals import counted
 
@@ -27,41 +27,41 @@ SEGMENT = 1460
 """Bytes of a TCP segment over Ethernet."""
 COPIES = 4
 """Float32 vectors of the model's size that a training holds: the base, the model, gradients, and the delta."""
-_EARLIEST = 0.2
-"""The part of the churn's time that every device which leaves is there for."""
+_SHORTEST_STAY = 0.2
+"""Minimum share of the churn period for which a device that leaves is present."""
 
 
 @dataclass(frozen=True, slots=True)
 class LinkSpeed:
-    """A device's way to the broker."""
+    """The speed of a device's link to the broker."""
 
     bandwidth: float
-    """Bytes per second from the device; infinite without a limit."""
+    """Bytes per second from the device; infinite if unlimited."""
     latency: float
     """Seconds, each way."""
     down: float
-    """Bytes per second towards the device."""
+    """Bytes per second to the device."""
 
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """A device that leaves for good."""
+    """A permanent departure."""
 
     at: float
     """Seconds since the fleet began."""
     goodbye: bool
-    """False if it vanishes, so that its Last Will has to tell."""
+    """False if it vanishes, so that its Last Will is published."""
 
 
 class Population:
-    """Devices of a profile.
+    """The devices of a profile.
 
     Args:
-        profile: what they are.
+        profile: their classes.
         names: of the devices.
         seed: of all that is drawn.
-        samples: rows that a usual training takes: its steps times its batch.
-        values: of the model.
+        samples: rows in a usual training: its steps times its batch size.
+        values: number of the model's values.
         frozen: bytes of its frozen tensors.
     """
 
@@ -71,7 +71,7 @@ class Population:
         self.profile, self.seed = profile, seed
         self.classes = tuple(one.name for one in profile.classes)
         edges = np.cumsum([one.share for one in profile.classes])
-        drawn = np.array([chance(seed, name, "class", 0) for name in names])
+        drawn = np.array([uniform(seed, name, "class", 0) for name in names])
         self.class_of: npt.NDArray[np.int64] = np.minimum(
             np.searchsorted(edges, drawn, side="right"), len(self.classes) - 1
         ).astype(np.int64)
@@ -80,19 +80,19 @@ class Population:
         self._factor = 1.0
         self.values, self.frozen = values, frozen
         self.too_small = tuple(one.name for one in profile.classes if one.memory < self.memory_needed(one))
-        """Classes in whose memory the model does not fit: they never train."""
+        """Classes whose memory is too small for the model; they never train."""
         if len(self.too_small) == len(self.classes):
             least = min(self.memory_needed(one) for one in profile.classes)
-            raise ValueError(f"no class of {profile.name} has the {least:,} bytes that training this model takes.")
-        for one in profile.classes:  # a trace that cannot be read is told at once
+            raise ValueError(f"no class of {profile.name} has the {least:,} bytes that training this model needs.")
+        for one in profile.classes:  # report an unreadable trace at once
             if isinstance(one.availability, Trace):
                 read_trace(Path(profile.folder) / one.availability.file)
 
     def scaled(self, factor: float) -> Self:
         """The same devices in scaled time: their trainings, links, outages and pauses are faster by a factor.
 
-        What Midge itself waits for stays: a session's patience, the pause before a device connects again. So a scaled
-        fleet is one of its own, and only a virtual run that is scaled as well compares with a live one.
+        Midge's own time-outs, such as the pause before a reconnection, are not scaled. So a scaled fleet differs from
+        an unscaled one; compare a live fleet with a virtual one that is scaled as well.
         """
         fast = copy.copy(self)
         fast._factor = self._factor * factor  # noqa: SLF001 - of our own class
@@ -104,7 +104,7 @@ class Population:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """A sentence for each class in whose memory the model does not fit: which one, how many, and why."""
+        """A sentence for each class whose memory is too small for the model: how many devices, and why."""
         found = []
         for place, one in enumerate(self.profile.classes):
             if one.name in self.too_small and (many := int((self.class_of == place).sum())):
@@ -118,7 +118,7 @@ class Population:
 
     @property
     def largest(self) -> int | None:
-        """Bytes of a body that the smallest receive buffer of those that take part has; None sets no limit."""
+        """Smallest receive buffer of the classes that take part, in bytes; None if none sets a limit."""
         boards = [one.board for one in self.profile.classes if one.board is not None and one.name not in self.too_small]
         return min((board.largest for board in boards), default=None)
 
@@ -127,14 +127,14 @@ class Population:
         return self.profile.classes[self._places[device]]
 
     def seconds(self, device: str) -> float:
-        """How long a usual training takes. A device keeps its speed."""
+        """Duration of a usual training, the same for every training of a device."""
         one = self.hardware(device)
         usual = one.seconds if one.samples_per_second is None else self._samples / one.samples_per_second
         assert usual is not None  # a profile gives one of both
         return usual * math.exp(one.spread * self._normal(device, "training")) / self._factor
 
     def link(self, device: str) -> LinkSpeed:
-        """How fast its link is. A device keeps its link."""
+        """The speed of its link, constant over time."""
         link = self.hardware(device).link
         factor = math.exp(link.spread * self._normal(device, "bandwidth"))
         latency = link.latency * math.exp(link.spread * self._normal(device, "latency"))
@@ -147,61 +147,65 @@ class Population:
         return LinkSpeed(up * self._factor, latency / self._factor, down * self._factor)
 
     def joins(self, device: str) -> float:
-        """When it first connects; 0 for those that are there from the start."""
+        """When it first connects; 0 if it is present from the start."""
         churn = self._churn(device)
-        if chance(self.seed, device, "late", 0) >= churn.late:
+        if uniform(self.seed, device, "late", 0) >= churn.late:
             return 0.0
-        return churn.within * chance(self.seed, device, "joins", 0) / self._factor
+        return churn.within * uniform(self.seed, device, "joins", 0) / self._factor
 
     def leaves(self, device: str) -> Departure | None:
-        """When it leaves for good; None for those that stay."""
+        """When it leaves for good; None if it stays."""
         churn = self._churn(device)
-        if chance(self.seed, device, "leave", 0) >= churn.leave:
+        if uniform(self.seed, device, "leave", 0) >= churn.leave:
             return None
-        there = churn.within * (_EARLIEST + (1 - _EARLIEST) * chance(self.seed, device, "leaves", 0))
-        goodbye = chance(self.seed, device, "goodbye", 0) < churn.goodbye
+        there = churn.within * (_SHORTEST_STAY + (1 - _SHORTEST_STAY) * uniform(self.seed, device, "leaves", 0))
+        goodbye = uniform(self.seed, device, "goodbye", 0) < churn.goodbye
         return Departure(self.joins(device) + there / self._factor, goodbye)
 
     def outages(self, device: str) -> Iterator[Interval]:
-        """When it has no connection."""
+        """Intervals without a connection."""
         kind = self.hardware(device).availability
-        return iter(()) if isinstance(kind, Mains) else self._faster(away(kind, self.seed, device, self.profile.folder))
+        return (
+            iter(())
+            if isinstance(kind, Mains)
+            else self._scaled_intervals(absences(kind, self.seed, device, self.profile.folder))
+        )
 
     def pauses(self, device: str) -> Iterator[Interval]:
-        """When it is connected and does not train."""
+        """Intervals in which it is connected but does not train."""
         one = self.hardware(device)
         if one.name in self.too_small:
             return iter(((0.0, math.inf),))
         kind = one.availability
-        return self._faster(away(kind, self.seed, device)) if isinstance(kind, Mains) else iter(())
+        return self._scaled_intervals(absences(kind, self.seed, device)) if isinstance(kind, Mains) else iter(())
 
-    def _faster(self, intervals: Iterator[Interval]) -> Iterator[Interval]:
+    def _scaled_intervals(self, intervals: Iterator[Interval]) -> Iterator[Interval]:
         return ((start / self._factor, end / self._factor) for start, end in intervals)
 
     @property
     def factor(self) -> float:
-        """Seconds of the profile in one of this population's."""
+        """Seconds of the profile per second of this population."""
         return self._factor
 
     @property
     def twice(self) -> float:
-        """The largest probability that a message of a device reaches the broker twice."""
+        """The highest probability that a message is duplicated, over all classes."""
         return max(one.link.twice for one in self.profile.classes)
 
     def twice_sent(self, device: str, number: int) -> bool:
-        """Whether its message of that number reaches the broker twice."""
-        return chance(self.seed, device, "twice", number) < self.hardware(device).link.twice
+        """Whether its message of that number is duplicated."""
+        return uniform(self.seed, device, "twice", number) < self.hardware(device).link.twice
 
     def says_goodbye(self, device: str) -> bool:
-        """Whether it says so when it goes for a while: where a day ends or it sleeps, not where a link breaks."""
+        """Whether its absences begin with a clean disconnect: the end of a day or sleep, but not a broken link."""
         return isinstance(self.hardware(device).availability, Diurnal | Wakes)
 
     def joules(
         self, steps: npt.NDArray[np.int64], moved: npt.NDArray[np.float64], trained: npt.NDArray[np.float64]
     ) -> npt.NDArray[np.float64]:
-        """What trainings and bytes of each device took, of shape (devices,): packets that were lost count again.
+        """Energy of the trainings and bytes of each device, of shape (devices,); lost packets count again.
 
-        `trained` is seconds of training, by which a microcontroller's is counted.
+        `trained` is seconds of training, which sets a microcontroller's energy.
         """
         a_step = np.array([one.joules_per_step for one in self.profile.classes])
         a_byte = np.array([one.joules_per_byte / (1 - one.link.loss) for one in self.profile.classes])
@@ -215,4 +219,4 @@ class Population:
         return self.hardware(device).churn
 
     def _normal(self, device: str, purpose: str) -> float:
-        return NormalDist().inv_cdf(chance(self.seed, device, purpose, 0))
+        return NormalDist().inv_cdf(uniform(self.seed, device, purpose, 0))

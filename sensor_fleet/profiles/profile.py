@@ -1,6 +1,6 @@
-"""A profile: a fleet's hardware classes, their links, when they are there, and how often they train. A TOML file.
+"""Profiles: a fleet's hardware classes, links, availability and training intervals, as a TOML file.
 
-Whatever a profile says is checked when it is read; a mistake is told with the file, the key and what to write instead.
+A profile is validated when it is read; errors name the file, the key and the remedy.
 """
 
 import math
@@ -16,6 +16,7 @@ from midge.aggregator.core.presets import balanced
 from midge.aggregator.core.strategy import Strategy
 from midge.sensor_fleet.profiles.board import PRESET, ROWS_PER_SECOND, Board
 from midge.sensor_fleet.profiles.units import Bytes, Rate, Seconds
+from midge.wire.clocks import DAY
 
 SHIPPED: Final = ("city-gateways", "factory", "farm", "phones", "microcontrollers", "demo")
 _SUM_OFF: Final = 1e-6
@@ -30,54 +31,54 @@ class _Part(BaseModel):
 
 
 class LinkPart(_Part):
-    """A class's way to the broker."""
+    """A class's link to the broker."""
 
     up: Rate | None = None
-    """Bytes per second from the device, on the link in the middle; without a limit unless it is given."""
+    """Bytes per second from the device, for the median link; unlimited by default."""
     down: Rate | None = None
     latency: Seconds = 0.04
     """Each way."""
     loss: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """The share of packets that are lost: TCP sends them again, and slower (`sensor_fleet.profiles.population`)."""
+    """Packet loss rate: TCP retransmits lost packets, and slows down (`sensor_fleet.profiles.population`)."""
     spread: Spread = 0.0
     """σ of the logarithms of bandwidth and latency within the class."""
     twice: Share = 0.0
-    """The probability that a message reaches the broker twice."""
+    """Probability that a message is duplicated."""
 
 
 class Always(_Part):
-    """There, unless the link breaks."""
+    """Present, except for broken links."""
 
     kind: Literal["always"] = "always"
 
 
 class Diurnal(_Part):
-    """There by day only, as what the sun or a shift keeps running."""
+    """Present by day only, such as devices that run on solar power or during a shift."""
 
     kind: Literal["diurnal"]
     hours: tuple[Hour, Hour]
-    """Of the local day, from and to; beyond midnight where the second is less."""
+    """Local times of start and end; past midnight if the end is before the start."""
     jitter: Seconds = 1800.0
-    """σ of when a day begins and ends."""
+    """σ of the start and end of a day."""
     zones: Annotated[float, Field(ge=0, le=24)] = 0.0
-    """Hours over which the devices' local times are spread."""
+    """Hours over which the devices' time zones are spread."""
     chance: Share = 1.0
-    """That it comes on a given day at all."""
+    """Probability that it is present on a given day."""
 
 
 class Mains(_Part):
-    """Connected all the time, and trains while it is on mains at night only."""
+    """Always connected, and trains only while plugged in at night."""
 
     kind: Literal["mains"]
     hours: tuple[Hour, Hour] = (22.5, 6.5)
     jitter: Seconds = 3600.0
     zones: Annotated[float, Field(ge=0, le=24)] = 0.0
     chance: Share = 0.85
-    """That it is plugged in on a given night."""
+    """Probability that it is plugged in on a given night."""
 
 
 class OnOff(_Part):
-    """Comes and goes at random: both times are exponential."""
+    """Present and absent for exponentially distributed times."""
 
     kind: Literal["on-off"]
     on: Annotated[Seconds, Field(gt=0)]
@@ -85,7 +86,7 @@ class OnOff(_Part):
 
 
 class Breaking(_Part):
-    """Connected from the start; the link breaks at random: both times are exponential."""
+    """Connected from the start; the link works and breaks for exponentially distributed times."""
 
     kind: Literal["breaking"]
     online: Annotated[Seconds, Field(gt=0)]
@@ -98,7 +99,7 @@ class Wakes(_Part):
     kind: Literal["wakes"]
     every: Annotated[Seconds, Field(gt=0)]
     stays: Annotated[Seconds, Field(gt=0)] = 90.0
-    """At most, if there is nothing to train from or no answer comes."""
+    """Maximum, if there is nothing to train from or no answer arrives."""
 
     @model_validator(mode="after")
     def _sleeps(self) -> "Wakes":
@@ -108,27 +109,27 @@ class Wakes(_Part):
 
 
 class Trace(_Part):
-    """There when a file says so: CSV with the columns start and end in seconds, and device where there are several."""
+    """Present according to a CSV file with columns start and end in seconds, and device if it has several."""
 
     kind: Literal["trace"]
     file: str
-    """Beside the profile, or an absolute path. Devices of the file are drawn at random, with repetition."""
+    """Path relative to the profile, or absolute. Devices of the file are drawn at random, with repetition."""
     repeat: Seconds = 0.0
-    """After so long the file starts over; 0: it does not, and whoever is past its last line stays away."""
+    """Period after which the file repeats; 0: it does not, and a device is absent after its last line."""
 
 
 Availability = Annotated[Always | Diurnal | Mains | OnOff | Breaking | Wakes | Trace, Field(discriminator="kind")]
 
 
 class Churn(_Part):
-    """Who comes late and who leaves for good."""
+    """Devices that join late or leave for good."""
 
     late: Share = 0.0
     leave: Share = 0.0
     goodbye: Share = 0.5
-    """The share of those that leave which say so; the others vanish."""
-    within: Seconds = 7 * 86400.0
-    """The time within which they come and go."""
+    """Share of the leaving devices that disconnect cleanly; the others vanish."""
+    within: Seconds = 7.0 * DAY
+    """Period within which devices join and leave."""
 
 
 class Hardware(_Part):
@@ -138,21 +139,21 @@ class Hardware(_Part):
     share: Annotated[float, Field(gt=0, le=1)]
     """Of the fleet."""
     hardware: Literal["micro"] | None = None
-    """`micro` is a microcontroller: what is not given is an ESP32's (`sensor_fleet.profiles.board`)."""
+    """`micro` is a microcontroller, with the defaults of an ESP32 (`sensor_fleet.profiles.board`)."""
     board: Board | None = None
-    """Of a microcontroller: its client, its flash and its currents."""
+    """Of a microcontroller: its client, flash and currents."""
     samples_per_second: Positive | None = None
-    """Rows that training takes in a second, on the device in the middle."""
+    """Rows trained per second on the median device."""
     seconds: Seconds | None = None
-    """In place of that: how long a usual training takes on it, whatever the model."""
+    """Instead of that: duration of a usual training on it, for any model."""
     spread: Spread = 0.0
     """σ of the logarithm of its speed within the class."""
     memory: Bytes
-    """That training may take. A class in which the model does not fit takes no part."""
+    """Available for training. A class whose memory is too small for the model takes no part."""
     joules_per_step: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    """Of a step on one mini-batch, beyond what the device takes anyway."""
+    """Per step on a mini-batch, beyond the device's base load."""
     joules_per_byte: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    """Of a byte sent or received."""
+    """Per byte sent or received."""
     link: LinkPart
     availability: Availability = Always()
     churn: Churn = Churn()
@@ -172,17 +173,17 @@ class Hardware(_Part):
         if (self.samples_per_second is None) == (self.seconds is None):
             raise ValueError("give one of samples_per_second and seconds, the time of a usual training")
         if self.board is not None and self.hardware is None:
-            raise ValueError('board is of microcontrollers: add hardware = "micro"')
+            raise ValueError('board is for microcontrollers: add hardware = "micro"')
         return self
 
 
 class Training(_Part):
-    """How often the fleet trains, where no strategy is given."""
+    """How often the fleet trains, unless a strategy is given."""
 
     interval: Seconds = 3600.0
-    """Between two trainings of one device, at least."""
+    """Minimum time between two trainings of a device."""
     release_interval: Seconds = 600.0
-    """Between two releases of the model, at least."""
+    """Minimum time between two releases of the model."""
 
 
 class Profile(_Part):
@@ -193,7 +194,7 @@ class Profile(_Part):
     training: Training = Training()
     classes: Annotated[tuple[Hardware, ...], Field(min_length=1, max_length=32)]
     folder: str = ""
-    """Where it was read: traces lie beside it."""
+    """Folder of the profile, in which its traces are looked up."""
 
     @model_validator(mode="after")
     def _shares(self) -> "Profile":
@@ -202,7 +203,7 @@ class Profile(_Part):
             raise ValueError(f"the shares of the classes add up to {total:g}: make it 1")
         names = [one.name for one in self.classes]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"{', '.join(twice)} is there twice: give each class a name of its own")
+            raise ValueError(f"{', '.join(twice)} occurs twice: give each class a unique name")
         return self
 
     def with_micro(self, share: float) -> "Profile":
@@ -223,10 +224,10 @@ class Profile(_Part):
 
 
 def load(source: str | Path) -> Profile:
-    """A shipped profile by its name, or one of a TOML file.
+    """Load a shipped profile by its name, or a TOML file.
 
     Raises:
-        ValueError: there is none, or it cannot be; the message names the file, the key and what to write.
+        ValueError: the profile is missing or invalid; the message names the file, the key and the remedy.
     """
     if str(source) in SHIPPED:
         text = (resources.files("midge.sensor_fleet.profiles") / f"{source}.toml").read_text(encoding="utf-8")
@@ -235,10 +236,10 @@ def load(source: str | Path) -> Profile:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
         shipped = ", ".join(SHIPPED)
         raise ValueError(
-            f"The profile {path} cannot be read ({why}): name a TOML file, or one of those that ship: {shipped}."
+            f"The profile {path} cannot be read ({why}): name a TOML file, or a shipped profile: {shipped}."
         ) from error
     return _checked(text, str(path), str(path.resolve().parent))
 
@@ -247,7 +248,7 @@ def _checked(text: str, where: str, folder: str) -> Profile:
     try:
         values: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{where} is no TOML: {error}.") from error
+        raise ValueError(f"{where} is not valid TOML: {error}.") from error
     if "class" in values:
         values["classes"] = values.pop("class")
     elif "classes" not in values:
@@ -256,13 +257,13 @@ def _checked(text: str, where: str, folder: str) -> Profile:
     try:
         return Profile(**{**values, "folder": folder})
     except ValidationError as error:
-        told = "; ".join(_in_words(one) for one in error.errors()[:4])
+        problems = "; ".join(_in_words(one) for one in error.errors()[:4])
         more = f"; and {error.error_count() - 4} more" if error.error_count() > 4 else ""
-        raise ValueError(f"{where}: {told}{more}.") from error
+        raise ValueError(f"{where}: {problems}{more}.") from error
 
 
 def _in_words(error: Any) -> str:
-    """One mistake: its key, and what to write."""
+    """One validation error: its key, and the remedy."""
     kinds = ("always", "diurnal", "mains", "on-off", "breaking", "wakes", "trace")
     key = ".".join(str(part) for part in error["loc"] if part not in kinds)
     key = key.replace("classes", "class", 1)
@@ -270,7 +271,7 @@ def _in_words(error: Any) -> str:
         case "missing":
             return f"{key} is missing: add it"
         case "extra_forbidden":
-            return f"{key} is not known: leave it out, or see how it is spelled"
+            return f"{key} is unknown: remove it, or check its spelling"
         case "union_tag_invalid" | "union_tag_not_found":
             return f"{key}.kind must be one of {', '.join(kinds)}"
         case _:
@@ -278,4 +279,4 @@ def _in_words(error: Any) -> str:
             message = message[0].lower() + message[1:]
             if not key:
                 return message
-            return f"{key}: {message}" + ("" if "none:" in message else f", not {error['input']!r}")
+            return f"{key}: {message}" + ("" if "not a quantity:" in message else f", not {error['input']!r}")

@@ -1,4 +1,4 @@
-"""Numbers with units, as people write them in a profile: "6 h", "64 MB", "20 kB/s"."""
+"""Quantities with units in a profile: "6 h", "64 MB", "20 kB/s"."""
 
 import re
 from typing import Annotated
@@ -27,7 +27,7 @@ def _reader(units: dict[str, float], example: str) -> BeforeValidator:
                 return float(found[1]) * units[found[2]]
         except ValueError:
             pass
-        raise ValueError(f"{value!r} is none: write a number and one of {', '.join(units)}, such as {example!r}")
+        raise ValueError(f"{value!r} is not a quantity: use a unit of {', '.join(units)}, such as {example!r}")
 
     return BeforeValidator(read)
 

@@ -1,1 +1,1 @@
-"""The report of a run: what its files say, drawn on one page that stands by itself."""
+"""The report of a run: a self-contained page from its files."""

@@ -1,34 +1,34 @@
-"""The page of several runs side by side."""
+"""The page that compares several runs."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Final
 
-from midge.sensor_fleet.progress import HELD
+from midge.sensor_fleet.progress import HELD, quantile
 from midge.sensor_fleet.report import learning, scales
-from midge.sensor_fleet.report.bill import bill
 from midge.sensor_fleet.report.html import FULL, Section, Size, drawn, page
 from midge.sensor_fleet.report.quantities import MISSING, duration, energy, score, size
 from midge.sensor_fleet.report.repeat import flat_setting
 from midge.sensor_fleet.report.run import Evaluation, Run, finite_number
 from midge.sensor_fleet.report.svg import Label, Plot, Point, thinned
+from midge.sensor_fleet.report.traffic import traffic_of
 from midge.wire.plurals import counted
 
 MOST: Final = 8
-"""Runs on a page: more colours than these cannot be told apart."""
+"""Maximum number of runs on a page: more colours cannot be told apart."""
 _ALIKE: Final = 1.1
-"""Times the length of the shortest run, up to which runs are compared at their ends."""
+"""Ratio of the run lengths up to which runs are compared at their ends."""
 _LETTERS: Final = 12
-"""Of a run's name beside its line; the key has it whole."""
+"""Maximum letters of a run's name beside its line; the legend has the full name."""
 _TITLE: Final = 60
 _MADE: Final = "Made by midge compare from the files of the runs."
 
 
 def comparison(runs: Sequence[Run]) -> str:
-    """The page, as HTML that stands by itself.
+    """Render the page, as self-contained HTML.
 
     Raises:
-        ValueError: fewer than two runs, or more than can be told apart.
+        ValueError: fewer than two runs, or too many.
     """
     if not 2 <= len(runs) <= MOST:
         raise ValueError(f"{counted(len(runs), 'run')} cannot be compared: give 2 to {MOST}.")
@@ -46,7 +46,7 @@ def _sections(runs: Sequence[Run]) -> Iterator[Section | None]:
 
 
 def names_of(runs: Sequence[Run]) -> list[str]:
-    """The runs' names; where two are the same, their paths."""
+    """The runs' names, or their paths where names coincide."""
     names = [run.name for run in runs]
     return [name if names.count(name) == 1 else str(run.directory) for run, name in zip(runs, names, strict=True)]
 
@@ -76,7 +76,7 @@ def _head(runs: Sequence[Run], names: Sequence[str]) -> Section:
 
 
 def _fleets_apart(runs: Sequence[Run]) -> str:
-    """What differs of the fleets themselves, in words; empty if they are alike."""
+    """What differs between the fleets, in words; empty if nothing does."""
     kinds = {"live" if run.live else "virtual" if run.of_profile else "demo" for run in runs}
     sizes = {run.size for run in runs}
     profiles = {flat_setting(run).get("profile", MISSING) for run in runs}
@@ -93,13 +93,10 @@ def _outcomes(runs: Sequence[Run]) -> list[tuple[str, ...]]:
         return (what, *(of(run) for run in runs))
 
     def taus(run: Run) -> str:
-        found = sorted(run.taus.elements())
-        if not found:
-            return MISSING
-        return f"{learning.median(found)} / {learning.quantile(found, 0.9)} / {max(found)}"
+        return " / ".join(f"{quantile(run.taus, share)}" for share in (0.5, 0.9, 1.0)) if run.taus else MISSING
 
     def cost(run: Run, part: Callable[..., float | None]) -> str:
-        found = bill(run)
+        found = traffic_of(run)
         return size(None if found is None else part(found))
 
     def scored(run: Run, metric: str) -> str:
@@ -111,7 +108,7 @@ def _outcomes(runs: Sequence[Run]) -> list[tuple[str, ...]]:
         late = "" if central.unfinished is None else f", not yet converged after {duration(central.unfinished)}"
         return score(central.value, run.metric) + late
 
-    words = {"accuracy": "accuracy", "rmse": "RMSE, less is better"}
+    words = {"accuracy": "accuracy", "rmse": "RMSE, lower is better"}
     rows = [
         (words[metric], *(scored(run, metric) for run in runs)) for metric in dict.fromkeys(run.metric for run in runs)
     ]
@@ -123,13 +120,13 @@ def _outcomes(runs: Sequence[Run]) -> list[tuple[str, ...]]:
         row("held after", lambda run: duration(run.seconds_to_target)),
         row("took", lambda run: duration(run.seconds)),
         row("devices", lambda run: f"{run.size:,}"),
-        row("updates accepted", lambda run: f"{run.taken:,}"),
-        row("not accepted", lambda run: f"{run.turned:,}"),
-        row("staleness: median / 90% / most", taus),
+        row("updates accepted", lambda run: f"{run.accepted_count:,}"),
+        row("not accepted", lambda run: f"{run.rejected_count:,}"),
+        row("staleness: median / 90% / maximum", taus),
         row("sent", lambda run: cost(run, lambda found: found.up)),
         row("received", lambda run: cost(run, lambda found: found.down)),
-        row("sent and received for an update", lambda run: cost(run, lambda found: found.per_update)),
-        row("energy of a device", _energy),
+        row("sent and received per update", lambda run: cost(run, lambda found: found.per_update)),
+        row("energy per device", _energy),
     ]
     return [each for each in found if set(each[1:]) != {MISSING}]
 
@@ -175,7 +172,7 @@ def _over_bytes(chosen: Sequence[tuple[int, Run, str]], room: Size) -> Plot | No
     if not lines:
         return None
     x = scales.of_bytes(1.02 * max(moved[-1] for *_, moved in lines), count=4 if room[0] > 500 else 2)
-    return _plot(lines, room, x, "sent and received, a device")
+    return _plot(lines, room, x, "sent and received per device")
 
 
 def _moved(evaluation: Evaluation) -> float | None:
@@ -209,7 +206,7 @@ def _staleness(runs: Sequence[Run], names: Sequence[str]) -> Section | None:
     found = [
         (
             name,
-            sum(tau * number for tau, number in run.taus.items()) / run.taken,
+            sum(tau * number for tau, number in run.taus.items()) / run.accepted_count,
             max(run.taus),
             drawn(partial(learning.staleness, run)),
         )

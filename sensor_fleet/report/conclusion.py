@@ -1,4 +1,4 @@
-"""The end of a run: its baselines are measured, and its report is written beside its other files."""
+"""The end of a run: measure its baselines, and write its report."""
 
 import json
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ REPORT_FILE: Final = "report.html"
 
 
 def conclude(demo: Demo, outcome: Mapping[str, Any], pooled_seconds: float = POOLED_SECONDS) -> dict[str, Any]:
-    """Measure the baselines and write everything down; the outcome with `central` and `alone`, None where unknown.
+    """Measure the baselines and write all files; return the outcome with `central` and `alone`, None if not known.
 
-    `pooled_seconds` is how long pooled training may take, about; `central_converged` says whether that was enough.
+    `pooled_seconds` bounds the time of pooled training; `central_converged` says whether it was enough.
     """
     found: dict[str, Any] = {}
     if demo.loaded is not None:
@@ -49,7 +49,7 @@ def conclude(demo: Demo, outcome: Mapping[str, Any], pooled_seconds: float = POO
 
 
 def write_report(directory: Path, to: Path | None = None) -> Path:
-    """Read a run and write its page, into its directory unless told otherwise; where it is.
+    """Read a run and write its page, by default into its directory; return the path.
 
     Raises:
         ValueError: the directory holds no run.

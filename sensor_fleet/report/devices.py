@@ -1,4 +1,4 @@
-"""Figures of the devices: their lives, how much each took part, and how well the model serves each."""
+"""Figures of the devices: timelines, participation, and the model's score on their own rows."""
 
 import math
 import statistics
@@ -8,33 +8,33 @@ from dataclasses import dataclass
 from typing import Final
 
 from midge.sensor_fleet.report import scales
-from midge.sensor_fleet.report.lives import STATES, State, Timeline
 from midge.sensor_fleet.report.quantities import duration, percent, score, seconds_tick
 from midge.sensor_fleet.report.run import Run
-from midge.sensor_fleet.report.svg import Drawing, Plot, boxes, breadth
+from midge.sensor_fleet.report.svg import Drawing, Plot, rectangles, text_width
+from midge.sensor_fleet.report.timelines import STATES, State, Timeline
 from midge.wire.plurals import counted
 
 Size = tuple[float, float]
 ROWS: Final = 24
-"""Lives that are drawn at most."""
+"""Maximum number of timelines drawn."""
 _COLUMN: Final = 2.0
-"""Pixels that share one state: the one that lasted longest in their time."""
+"""Pixels of a column, which shows the state that lasted longest in it."""
 _FEWEST: Final = 8
-"""Devices from which on the slowest quarter is told apart."""
+"""Minimum number of devices for which the slowest quarter is distinguished."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slow:
-    """The slowest quarter of the devices, apart from the others."""
+    """The slowest quarter of the devices, and the others."""
 
     slow: list[str]
     others: list[str]
     above: float
-    """Seconds that a training takes on the quickest of the slow ones."""
+    """Seconds of a training on the fastest of the slow devices."""
 
 
 def slowest(run: Run) -> Slow | None:
-    """Tell the slowest quarter apart; None where there are too few devices, or all are equally quick."""
+    """Find the slowest quarter; None if there are few devices, or all are about equally fast."""
     seconds = run.training_seconds
     names = sorted((name for name in run.names if name in seconds), key=lambda name: seconds[name])
     if len(names) < _FEWEST or seconds[names[-1]] < 1.5 * seconds[names[0]]:
@@ -44,7 +44,7 @@ def slowest(run: Run) -> Slow | None:
 
 
 def shown(run: Run, found: Mapping[str, Timeline]) -> list[Timeline]:
-    """The lives to draw, from the quickest device to the slowest; of a large fleet, evenly chosen."""
+    """The timelines to draw, from the fastest device to the slowest; of a large fleet, an even selection."""
     seconds = run.training_seconds
     ordered = sorted(found.values(), key=lambda life: (seconds.get(life.device, math.inf), life.device))
     if len(ordered) <= ROWS:
@@ -53,13 +53,13 @@ def shown(run: Run, found: Mapping[str, Timeline]) -> list[Timeline]:
 
 
 def timeline(chosen: Sequence[Timeline], width: float) -> Drawing | None:
-    """A row a device, in the colours of its states; ends are marked."""
+    """A row for each device, in the colours of its states; ends are marked."""
     if not chosen:
         return None
     end = max((life.spans[-1].end for life in chosen if life.spans), default=0.0)
     wide = width > 500
     row, bar, top = (17.0, 11.0, 20.0) if wide else (15.0, 9.0, 20.0)
-    left = max(breadth(life.device) for life in chosen) + 4
+    left = max(text_width(life.device) for life in chosen) + 4
     right = width - (58.0 if wide else 34.0)
     axis = top + row * len(chosen) + 2
     drawing = Drawing(width, axis + 38, f"What {counted(len(chosen), 'device')} did over {duration(end)}.")
@@ -78,7 +78,7 @@ def timeline(chosen: Sequence[Timeline], width: float) -> Drawing | None:
         drawing.text(left - 7, y + bar - 1.5, life.device, "tick", "end")
         drawing.text(width, y + bar - 1.5, percent(life.share("training"), 0), "tick", "end")
     for state in STATES:
-        drawing.path(boxes(bars[state]), f"state {state}")
+        drawing.path(rectangles(bars[state]), f"state {state}")
     for number, life in enumerate(chosen):
         for time, how in life.ends:
             drawing.cross(
@@ -88,7 +88,7 @@ def timeline(chosen: Sequence[Timeline], width: float) -> Drawing | None:
 
 
 def _columns(life: Timeline, end: float, left: float, right: float) -> list[tuple[State, float, float]]:
-    """A life in columns of pixels, neighbours of one state put together: (state, from, to)."""
+    """A timeline in columns of pixels, equal neighbours merged: (state, from, to)."""
     number = max(1, math.floor((right - left) / _COLUMN))
     lasting: list[dict[State, float]] = [{} for _ in range(number)]
     for span in life.spans:
@@ -111,7 +111,7 @@ def _columns(life: Timeline, end: float, left: float, right: float) -> list[tupl
 
 
 def participation(run: Run, room: Size) -> Plot | None:
-    """How many updates of each device were accepted, by how quick it is."""
+    """Number of accepted updates of each device, by its speed."""
     seconds = run.training_seconds
     if not seconds or not run.accepted:
         return None
@@ -122,7 +122,7 @@ def participation(run: Run, room: Size) -> Plot | None:
         f"Accepted updates by speed: from {min(counts[name] for name in seconds)} to {most} a device.",
         scales.logarithmic(min(seconds.values()), max(seconds.values()), seconds_tick, count=5 if room[0] > 400 else 4),
         scales.of_counts(most * 1.08, count=4, tight=True),
-        x_name="a training takes",
+        x_name="duration of a training",
         y_name="accepted updates",
     )
     _shade(plot, slowest(run))
@@ -133,7 +133,7 @@ def participation(run: Run, room: Size) -> Plot | None:
 
 
 def on_own_rows(run: Run, room: Size) -> Plot | None:
-    """The fleet's model on each device's own rows, by how quick the device is; slow ones apart, with their mean."""
+    """The fleet's model on each device's own rows, by the device's speed; slow devices marked, with their mean."""
     seconds, own = run.training_seconds, run.own
     if own is None:
         return None
@@ -151,8 +151,8 @@ def on_own_rows(run: Run, room: Size) -> Plot | None:
         f"The model on each device's own rows: from {score(low, run.metric)} to {score(high, run.metric)}.",
         scales.logarithmic(min(times), max(times), seconds_tick, count=5 if room[0] > 400 else 4),
         y,
-        x_name="a training takes",
-        y_name="accuracy on own rows" if run.metric == "accuracy" else "RMSE on own rows (less is better)",
+        x_name="duration of a training",
+        y_name="accuracy on own rows" if run.metric == "accuracy" else "RMSE on own rows (lower is better)",
     )
     boundary = _shade(plot, slowest(run))
     if (means := means_of_groups(run)) is not None:
@@ -165,7 +165,7 @@ def on_own_rows(run: Run, room: Size) -> Plot | None:
 
 
 def share_of_slow(run: Run) -> float | None:
-    """The part of the accepted updates that the slowest quarter gave; None if there is no such quarter or update."""
+    """Share of the accepted updates that came from the slowest quarter; None if there is no such quarter or update."""
     apart = slowest(run)
     if apart is None or not run.accepted:
         return None
@@ -174,7 +174,7 @@ def share_of_slow(run: Run) -> float | None:
 
 
 def means_of_groups(run: Run) -> tuple[float, float] | None:
-    """The mean score on their own rows of the slowest quarter, and of the others."""
+    """Mean score on their own rows of the slowest quarter, and of the others."""
     apart, own = slowest(run), run.own
     if apart is None or own is None:
         return None
@@ -185,7 +185,7 @@ def means_of_groups(run: Run) -> tuple[float, float] | None:
 
 
 def _shade(plot: Plot, apart: Slow | None) -> float:
-    """Shade where the slow ones are; the place where that begins."""
+    """Shade the area of the slow devices; return its left edge."""
     if apart is None:
         return plot.right
     left = plot.x(apart.above) - 6

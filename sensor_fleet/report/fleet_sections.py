@@ -1,23 +1,24 @@
-"""The sections of the page of a profile's fleet, virtual or live: what each class of hardware gave, got, and cost."""
+"""Sections of the page of a profile's fleet, virtual or live: participation and costs of each hardware class."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from midge.sensor_fleet.progress import quantile
 from midge.sensor_fleet.report import learning, scales
 from midge.sensor_fleet.report.html import Section, Size, drawn
 from midge.sensor_fleet.report.quantities import energy, size
 from midge.sensor_fleet.report.repeat import command
 from midge.sensor_fleet.report.run import Run, finite_number, mapping
 from midge.sensor_fleet.report.run_sections import learned
-from midge.sensor_fleet.report.svg import Ladder
+from midge.sensor_fleet.report.svg import BarChart
 from midge.sensor_fleet.simulation.result import MONTH
 
 
 @dataclass(frozen=True, slots=True)
 class ClassRecord:
-    """One hardware class of the run, as its files have it."""
+    """One hardware class of the run, as recorded in its files."""
 
     name: str
     plain: Mapping[str, Any]
@@ -25,30 +26,25 @@ class ClassRecord:
     taus: Mapping[int, int]
 
     def number(self, name: str) -> float:
-        """A number of it; 0 where it is not there."""
+        """A recorded number; 0 if missing."""
         return finite_number(self.plain.get(name)) or 0.0
 
     @property
     def board(self) -> Mapping[str, Any]:
-        """What it costs, if it is of microcontrollers; else empty."""
+        """Costs of microcontrollers; empty for other hardware."""
         return mapping(self.plain.get("board"))
 
     def own_score(self, name: str) -> float | None:
-        """The mean, low or high score of the model on its devices' own rows."""
+        """Score of the model on its devices' own rows: `name` is mean, low or high."""
         return finite_number(self.own.get(name))
 
     def stalest(self, share: float) -> int:
-        """The least staleness that a share of the updates does not exceed."""
-        total, seen = sum(self.taus.values()), 0
-        for tau, number in sorted(self.taus.items()):
-            seen += number
-            if seen >= share * total:
-                return tau
-        return 0
+        """Quantile of the staleness of its updates."""
+        return quantile(self.taus, share)
 
 
 def classes_of(run: Run) -> list[ClassRecord]:
-    """All classes, as the profile lists them."""
+    """All classes, in the profile's order."""
     result = mapping(run.result)
     own, taus = mapping(result.get("own")), mapping(result.get("staleness"))
     return [
@@ -58,7 +54,7 @@ def classes_of(run: Run) -> list[ClassRecord]:
 
 
 def kind(run: Run) -> str:
-    """The kind of fleet in a word."""
+    """The kind of fleet, in a word."""
     return "live" if run.live else "virtual"
 
 
@@ -81,8 +77,8 @@ def sections(run: Run) -> Iterator[Section | None]:
     yield Section("fleet_facts", {"run": run, **each})
     yield learned(run)
     if found:
-        energy_bars = drawn(partial(_bars, found, name="monthly_joules", words=energy, axis="energy in a month"))
-        bytes_bars = drawn(partial(_bars, found, name="monthly_bytes", words=size, axis="bytes in a month"))
+        energy_bars = drawn(partial(_bars, found, name="monthly_joules", words=energy, axis="energy per month"))
+        bytes_bars = drawn(partial(_bars, found, name="monthly_bytes", words=size, axis="bytes per month"))
         yield Section("fleet_classes", {"classes": found, "joules": energy_bars, "bytes": bytes_bars})
     left_out, boards = mapping(run.result).get("left_out", ()), [one for one in found if one.board]
     if boards or left_out:
@@ -95,13 +91,13 @@ def sections(run: Run) -> Iterator[Section | None]:
     if found and up is not None and down is not None and run.seconds:
         moved = {"up": up, "down": down, "joules": joules or 0.0, "months": MONTH / run.seconds}
         raw = finite_number(mapping(run.result).get("raw_bytes"))
-        yield Section("fleet_bill", {"run": run, "classes": found, "raw": raw, **moved})
+        yield Section("fleet_costs", {"run": run, "classes": found, "raw": raw, **moved})
     yield _setting(run, number)
 
 
 def _bars(
     found: Sequence[ClassRecord], room: Size, *, name: str, words: Callable[[float], str], axis: str
-) -> Ladder | None:
+) -> BarChart | None:
     values = [one.number(name) for one in found]
     if not any(values):
         return None
@@ -114,7 +110,7 @@ def _bars(
     )
 
 
-def _spans(found: Sequence[ClassRecord], room: Size) -> Ladder | None:
+def _spans(found: Sequence[ClassRecord], room: Size) -> BarChart | None:
     if not found:
         return None
     spans = [(one.stalest(0.1), one.stalest(0.5), one.stalest(0.9)) for one in found]
@@ -134,10 +130,10 @@ def _rows(
     x: scales.AxisScale,
     *,
     x_name: str,
-) -> Ladder:
-    """A row for each name and word: its bars (from, to, classes)."""
+) -> BarChart:
+    """A row with its bars (from, to, classes) for each pair of name and word."""
     words = ", ".join(f"{name} {word}" for name, word in rows)
-    drawing = Ladder(room[0], f"{x_name}: {words}.", rows, x, x_name=x_name)
+    drawing = BarChart(room[0], f"{x_name}: {words}.", rows, x, x_name=x_name)
     for place, parts in enumerate(bars):
         for low, high, classes in parts:
             drawing.bar(place, low, high, classes, ": ".join(rows[place]))

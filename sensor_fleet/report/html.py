@@ -1,7 +1,6 @@
-"""Pages from templates: a page is a list of sections, each a template and the values that it shows.
+"""Rendering of pages: a page is a list of sections, each a template and its values.
 
-Whatever comes from a run is escaped by the templates; only drawings, which escape for themselves, are inserted as they
-are.
+The templates escape all values of a run; only drawings, which escape their own text, are inserted as they are.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,18 +20,18 @@ Size = tuple[float, float]
 FULL: Final = (900.0, 340.0)
 HALF: Final = (440.0, 284.0)
 NARROW: Final = (336.0, 264.0)
-"""For a telephone: drawn again at its width, for letters that are scaled down cannot be read."""
+"""For a phone: drawn again at its width, since scaled-down text is unreadable."""
 
 
 class Section(NamedTuple):
-    """A part of a page: the name of its template, and the values that it shows."""
+    """A part of a page: the name of its template, and its values."""
 
     template: str
     values: Mapping[str, Any]
 
 
 class Drawn(NamedTuple):
-    """A figure for a desktop and for a telephone."""
+    """A figure for a desktop and for a phone."""
 
     wide: Drawing
     narrow: Drawing
@@ -45,10 +44,10 @@ def drawn(draw: Callable[[Size], Drawing | None], room: Size = HALF) -> Drawn | 
 
 
 def page(title: str, sections: Iterable[Section | None], made: str) -> str:
-    """A page that stands by itself, without the sections that are None. `made` says where it comes from."""
+    """Render a self-contained page, skipping sections that are None. `made` is its footer."""
     templates = _templates()
     parts = [
-        # Rendered by the same templates with autoescape: what was to be escaped is.
+        # Rendered by the same templates with autoescape.
         Markup(templates.get_template(f"{section.template}.html.j2").render(section.values))  # noqa: S704
         for section in sections
         if section is not None

@@ -1,4 +1,4 @@
-"""Figures of how the model learned: its score against time and bytes, and what came of the updates."""
+"""Figures of the training: score against time and bytes, and staleness and weights of the updates."""
 
 import math
 import statistics
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from midge.sensor_fleet.progress import HELD
+from midge.sensor_fleet.progress import HELD, quantile
 from midge.sensor_fleet.report import scales
 from midge.sensor_fleet.report.quantities import duration, percent, plain, score, significant, size
 from midge.sensor_fleet.report.run import Run
@@ -16,19 +16,19 @@ from midge.wire.plurals import counted
 
 Size = tuple[float, float]
 LABELS: Final = 86.0
-"""Room for the labels right of a plot."""
+"""Width of the labels to the right of a plot."""
 _POINTS: Final = 500
-"""Of a line at most: more than a drawing has pixels for."""
+"""Maximum points of a line, beyond the resolution of a drawing."""
 _DOTS: Final = 300
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
-    """At each place the mean of the last few values: what a target has to be held by."""
+    """The mean of the last values at each place, by which a target is held."""
     return [statistics.fmean(values[max(0, end - HELD) : end]) for end in range(1, len(values) + 1)]
 
 
 def score_scale(runs: Sequence[Run]) -> AxisScale:
-    """Accuracy from 0 to 100%; an error from 0 to what is worth looking at. Values beyond are drawn at the edge."""
+    """Scale from 0 to 100% for accuracy, from 0 to a useful maximum for an error, beyond which values are clipped."""
     if runs[0].metric == "accuracy":
         return scales.linear(0.0, 1.0, lambda value: percent(value, 0))
     worth: list[float] = []
@@ -45,7 +45,7 @@ def score_scale(runs: Sequence[Run]) -> AxisScale:
 
 
 def over_time(run: Run, room: Size) -> Plot:
-    """The score against time, beside both baselines and the target."""
+    """The score over time, with both baselines and the target."""
     plot = Plot(
         room,
         f"{axis_of(run)} over {duration(run.seconds)}: {score(run.value, run.metric)} at the end.",
@@ -79,7 +79,7 @@ def over_time(run: Run, room: Size) -> Plot:
 
 
 def over_bytes(run: Run, room: Size) -> Plot | None:
-    """The score against the bytes that a device moved in the mean; pooling and being alone are points on it."""
+    """The score over the mean bytes of a device; pooling and training alone are single points."""
     number = run.size
     known = [evaluation for evaluation in run.evaluations if evaluation.up is not None and evaluation.down is not None]
     if not known or not number:
@@ -95,7 +95,7 @@ def over_bytes(run: Run, room: Size) -> Plot | None:
         f"{axis_of(run)} against bytes: {size(both[-1][0])} a device at the end.",
         scales.of_bytes(max(both[-1][0], raw or 0.0) * 1.03, count=4 if room[0] > 400 else 3),
         score_scale([run]),
-        x_name="sent and received, a device",
+        x_name="sent and received per device",
         y_name=axis_of(run),
         right=LABELS,
     )
@@ -103,8 +103,8 @@ def over_bytes(run: Run, room: Size) -> Plot | None:
     plot.line(thinned(sent, _POINTS), "sent")
     plot.line(thinned(both, _POINTS), "fleet")
     x, y = plot.x(sent[-1][0]), plot.y(sent[-1][1])
-    if room[0] > 500:  # on a telephone there is no place for it but in the caption
-        plot.text(x + 6, y + 4, "sent only", "note fleet")  # right of its end, where no curve has come yet
+    if room[0] > 500:  # on a phone only the caption has room for it
+        plot.text(x + 6, y + 4, "sent only", "note fleet")  # right of its end, where there is no curve yet
     if run.value is not None:
         labels.append(Label(run.value, "federated", score(run.value, run.metric), "fleet"))
     if run.central is not None and run.central.value is not None and raw is not None:
@@ -120,17 +120,17 @@ def over_bytes(run: Run, room: Size) -> Plot | None:
 
 
 def staleness(run: Run, room: Size) -> Plot | None:
-    """How many accepted updates were how stale."""
-    taus = sorted(run.taus.elements())
-    if not taus:
+    """Histogram of the staleness of accepted updates."""
+    if not run.taus:
         return None
-    width = scales.bins(taus, 30 if room[0] > 400 else 22)
+    median, ninth, most = (quantile(run.taus, share) for share in (0.5, 0.9, 1.0))
+    width = scales.bins(most, 30 if room[0] > 400 else 22)
     counts: Counter[int] = Counter()
     for tau, number in run.taus.items():
         counts[tau // width] += number
     plot = Plot(
         room,
-        f"Staleness of {counted(len(taus), 'accepted update')}: median {median(taus)} steps, at most {max(taus)}.",
+        f"Staleness of {counted(run.accepted_count, 'accepted update')}: median {median} steps, at most {most}.",
         scales.of_counts((max(counts) + 1) * width, tight=True),
         scales.of_counts(max(counts.values()) * 1.25, tight=True),
         x_name="steps stale",
@@ -140,14 +140,14 @@ def staleness(run: Run, room: Size) -> Plot | None:
         low, high = place * width, (place + 1) * width
         about = f"{low}" if width == 1 else f"{low} to {high - 1}"
         plot.bar(low, high, number, "fleet", f"{about} steps: {counted(number, 'update')}")
-    plot.mark(median(taus) + 0.5, f"median {median(taus)}", "mark")
-    if (ninth := quantile(taus, 0.9)) > median(taus):
+    plot.mark(median + 0.5, f"median {median}", "mark")
+    if ninth > median:
         plot.mark(ninth + 0.5, f"90% up to {ninth}", "mark", 1)
     return plot
 
 
 def weights(run: Run, room: Size) -> Plot | None:
-    """The weight that updates were given, by their staleness."""
+    """The weights of updates, by staleness."""
     found = Counter((update.staleness, round(update.weight, 3)) for update in run.accepted)
     if not found:
         return None
@@ -168,23 +168,12 @@ def weights(run: Run, room: Size) -> Plot | None:
 
 
 def axis_of(run: Run) -> str:
-    """What a score is called on an axis."""
-    return "accuracy on the test rows" if run.metric == "accuracy" else "RMSE on the test rows (less is better)"
-
-
-def median(values: Sequence[int]) -> int:
-    """The lower one where there are two."""
-    return quantile(values, 0.5)
-
-
-def quantile(values: Sequence[int], share: float) -> int:
-    """The least value that at least such a share of all does not exceed."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+    """The axis title of a score."""
+    return "accuracy on the test rows" if run.metric == "accuracy" else "RMSE on the test rows (lower is better)"
 
 
 def _baselines(plot: Plot, run: Run) -> list[Label]:
-    """Draw both baselines over the whole width; their labels."""
+    """Draw both baselines over the whole width; return their labels."""
     labels = []
     if (alone := run.alone) is not None and alone.mean is not None:
         deviation = alone.deviation or 0.0

@@ -1,4 +1,4 @@
-"""The page of one run, of the demo or of a profile's fleet: what came of it, in words, numbers and figures."""
+"""The page of one run, of the demo or of a profile's fleet."""
 
 from typing import Final
 
@@ -8,17 +8,17 @@ from midge.sensor_fleet.report.run import Run
 
 _OF_RUN: Final = "Made by midge report from the files of the run."
 _VIRTUAL: Final = (
-    "Made by midge fleet --virtual: aggregator and devices' sessions were the real ones; clock, links and hardware "
-    "were the profile's."
+    "Made by midge fleet --virtual: the aggregator and the devices' sessions were real; clock, links and hardware "
+    "were simulated."
 )
 _LIVE: Final = (
-    "Made by midge fleet --live: devices, connections, broker and aggregator were real ones; links, outages and the "
-    "speed of hardware were the profile's. Times are the profile's too."
+    "Made by midge fleet --live: devices, connections, broker and aggregator were real; links, outages and the "
+    "speed of hardware were emulated. Times are the profile's."
 )
 
 
 def report(run: Run) -> str:
-    """The page, as HTML that stands by itself."""
+    """Render the page, as self-contained HTML."""
     if run.of_profile:
         title, made = f"{run.name}: a {fleet_sections.kind(run)} fleet", _LIVE if run.live else _VIRTUAL
         return page(title, fleet_sections.sections(run), made)

@@ -1,4 +1,4 @@
-"""Numbers as a person reads them."""
+"""Formatting of numbers for readers."""
 
 import math
 from typing import Final
@@ -19,12 +19,12 @@ def score(value: float | None, metric: str) -> str:
 
 
 def measured(value: float | None, metric: str) -> str:
-    """A score with what it is: 93.9% accuracy, an RMSE of 16.2."""
+    """A score with its name: 93.9% accuracy, an RMSE of 16.2."""
     return f"{score(value, metric)} accuracy" if metric == "accuracy" else f"an RMSE of {score(value, metric)}"
 
 
 def significant(value: float) -> str:
-    """Three digits, never in powers of ten below a million: 1234, 16.2, 0.0123."""
+    """Three significant digits, without powers of ten from 0.001 to a million: 1234, 16.2, 0.0123."""
     if not math.isfinite(value):
         return MISSING
     if value == 0:
@@ -35,7 +35,7 @@ def significant(value: float) -> str:
 
 
 def plain(value: float) -> str:
-    """As short as it can be: 0.5, 20."""
+    """The shortest form: 0.5, 20."""
     return f"{value:,g}"
 
 
@@ -86,7 +86,7 @@ def duration(seconds: float | None) -> str:
 
 
 def years(number: float | None) -> str:
-    """22.8 as 22.8 years, 0.5 as 183 days; none where it has no end."""
+    """22.8 as 22.8 years, 0.5 as 183 days; a dash if unlimited."""
     if number is None or not math.isfinite(number):
         return MISSING
     if number < 1:
@@ -95,17 +95,17 @@ def years(number: float | None) -> str:
 
 
 def brief(seconds: float) -> str:
-    """A duration that may be of milliseconds."""
+    """A duration, in milliseconds below one second."""
     return duration(seconds) if seconds >= 1 else f"{1000 * seconds:.3g}\N{NO-BREAK SPACE}ms"
 
 
 def seconds_tick(seconds: float) -> str:
-    """A round duration, as short as it can be: 0.1 s, 5 min."""
+    """A round duration in its shortest form: 0.1 s, 5 min."""
     return f"{seconds:g}\N{NO-BREAK SPACE}s" if seconds < 60 else duration(seconds)
 
 
 def times(ratio: float) -> str:
-    """How many times as much: 0.25, 3.4, 1,200, 3.1 million."""
+    """A ratio: 0.25, 3.4, 1,200, 3.1 million."""
     if ratio >= 1e6:
         return f"{times(ratio / 1e6)} million"
     return f"{ratio:,.0f}" if ratio >= 9.95 else significant(ratio) if ratio < 1 else f"{ratio:.1f}"

@@ -1,8 +1,7 @@
-"""Reading a run from its directory: what its files say, checked, in types.
+"""Reading a run from its directory, with checks, into types.
 
-A run may have been killed at any moment, may be of another version, and may hold what we do not know. A line that
-cannot be read is counted and left out, an unknown event is passed over, and a file that is missing leaves its part of
-the report empty.
+A run may have been killed at any moment, may be of another version, and may hold unknown data. Unreadable lines are
+counted and skipped, unknown events are ignored, and a missing file leaves its part of the report empty.
 """
 
 import json
@@ -12,7 +11,7 @@ from typing import Any, Final
 
 from midge.sensor_fleet import record
 from midge.sensor_fleet.progress import METRICS
-from midge.sensor_fleet.report.run import Evaluation, Happening, Run, UpdateVerdict, finite_number, mapping
+from midge.sensor_fleet.report.run import DeviceEvent, Evaluation, Run, UpdateVerdict, finite_number, mapping
 
 METRICS_FILE: Final = "metrics.jsonl"
 DEVICES_FILE: Final = "devices.jsonl"
@@ -22,7 +21,7 @@ _SERVERS: Final = ("the aggregator", "the broker")
 
 
 def holds_run(directory: Path) -> bool:
-    """Whether a run has written something into a directory; one that was refused at once has not."""
+    """Whether a directory holds any file of a run; a run that was refused at once wrote none."""
     return any((directory / name).is_file() for name in (METRICS_FILE, record.FILE, RESULT_FILE))
 
 
@@ -33,12 +32,12 @@ def read(directory: Path) -> Run:
         ValueError: the directory holds no run; the message says what to give instead.
     """
     if not directory.is_dir():
-        raise ValueError(f"There is no directory {directory}: give the folder of a run, such as runs/20260131-120000.")
+        raise ValueError(f"There is no directory {directory}: give that of a run, such as runs/20260131-120000.")
     if not holds_run(directory):
         if (directory / "store.db").is_file():
             raise ValueError(
                 f"{directory} holds no run, but the store of an aggregator, which `midge status` and `midge explain` "
-                "tell of; a report is of a run of `midge demo` or `midge fleet`."
+                "describe; reports are made of runs of `midge demo` or `midge fleet`."
             )
         raise ValueError(
             f"{directory} holds no run of `midge demo` or `midge fleet`: there is no {METRICS_FILE} in it."
@@ -50,18 +49,18 @@ def read(directory: Path) -> Run:
         baselines=_object(directory / BASELINES_FILE),
     )
     for event in _lines(directory / METRICS_FILE, run):
-        _take(run, event)
+        _record(run, event)
     for event in _lines(directory / DEVICES_FILE, run):
-        _take_of_device(run, event)
-    run.happenings.sort(key=lambda told: told.time)
+        _record_of_device(run, event)
+    run.device_events.sort(key=lambda device_event: device_event.time)
     task = mapping(run.about.get("data")).get("task")
     if task == "regression" or (task is None and run.result is not None and "rmse" in run.result):
         run.metric = "rmse"
     return run
 
 
-def _take(run: Run, event: Mapping[str, Any]) -> None:
-    """One event of the aggregator's."""
+def _record(run: Run, event: Mapping[str, Any]) -> None:
+    """Record one event of the aggregator."""
     try:
         kind = event["event"]
         if kind == "finished":
@@ -90,11 +89,11 @@ def _take(run: Run, event: Mapping[str, Any]) -> None:
                 if event["state"] == "lost":
                     run.lost.append((time, str(event["device"])))
             case "killed" | "restarted" if str(event["what"]) not in _SERVERS:
-                run.happenings.append(Happening(time, str(event["what"]), kind, None))
+                run.device_events.append(DeviceEvent(time, str(event["what"]), kind, None))
             case "killed":
                 run.killed.append((time, None, str(event["what"])))
             case "restarted":
-                _came_back(run, time, str(event["what"]))
+                _restarted(run, time, str(event["what"]))
             case _:
                 run.others[str(kind)] += 1
         run.times.append(time)
@@ -102,25 +101,25 @@ def _take(run: Run, event: Mapping[str, Any]) -> None:
         run.unreadable += 1
 
 
-def _came_back(run: Run, time: float, what: str) -> None:
+def _restarted(run: Run, time: float, what: str) -> None:
     for place, (start, end, which) in enumerate(run.killed):
         if which == what and end is None:
             run.killed[place] = (start, time, which)
 
 
-def _take_of_device(run: Run, event: Mapping[str, Any]) -> None:
+def _record_of_device(run: Run, event: Mapping[str, Any]) -> None:
     try:
         time = float(event["time"])
-        told = Happening(time, str(event["device"]), str(event["event"]), finite_number(event.get("seconds")))
+        device_event = DeviceEvent(time, str(event["device"]), str(event["event"]), finite_number(event.get("seconds")))
     except (KeyError, TypeError, ValueError):
         run.unreadable += 1
         return
-    run.happenings.append(told)
+    run.device_events.append(device_event)
     run.times.append(time)
 
 
 def _lines(path: Path, run: Run) -> Iterator[Mapping[str, Any]]:
-    """The objects of a file of JSON lines. The last line of a killed run may be cut off."""
+    """The objects of a file of JSON lines. The last line of a killed run may be truncated."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -139,7 +138,7 @@ def _lines(path: Path, run: Run) -> Iterator[Mapping[str, Any]]:
 
 
 def _object(path: Path) -> Mapping[str, Any]:
-    """The object of a JSON file; empty where there is none, or it was cut off."""
+    """The object of a JSON file; empty if the file is missing or truncated."""
     try:
         return mapping(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""How to repeat a run: its command, with what differs from the defaults, its setting and the versions it ran with."""
+"""Repeating a run: its command with the options that differ from the defaults, its setting and its versions."""
 
 import shlex
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from midge.sensor_fleet.report.run import Run, finite_number, mapping
 from midge.sensor_fleet.setting import Setting
 
 _OF_STRATEGIES = {"alpha": ("fedasync",), "form": ("fedasync",), "staleness": ("fedasync", "fedbuff")}
-"""Settings that only these strategies look at."""
+"""Settings that only these strategies use."""
 
 
 def command(run: Run) -> str:
@@ -57,7 +57,7 @@ def _option(name: str) -> str:
 
 
 def setting(run: Run) -> dict[str, list[tuple[str, str]]] | None:
-    """What was learned with, in which world, and about what, as names and words; None if the run does not say."""
+    """The training, the world and the versions of a run, as names and words; None if they are not recorded."""
     plain = _in_use(mapping(run.about.get("setting")))
     if not plain:
         return None
@@ -68,7 +68,7 @@ def setting(run: Run) -> dict[str, list[tuple[str, str]]] | None:
         "learned": _words({name: word for name, word in plain.items() if name != "world"}),
         "world": _words({**mapping(plain.get("world")), "seed": None}),
         "about": [
-            ("rows", f"{rows:,} for training, {test_rows:,} for the test" if known else MISSING),
+            ("rows", f"{rows:,} for training, {test_rows:,} for testing" if known else MISSING),
             ("inputs", f"{data.get('kind', MISSING)} of shape {_plain(data.get('shape'))}"),
             ("model", f"{model.get('name', MISSING)}, {_plain(model.get('parameters'))} parameters"),
             *((name, str(version)) for name, version in mapping(run.about.get("versions")).items()),
@@ -78,16 +78,16 @@ def setting(run: Run) -> dict[str, list[tuple[str, str]]] | None:
 
 
 def weighting(run: Run) -> str:
-    """How much a late update counted, in a sentence; empty if the run does not say."""
+    """How late updates were weighted, in a sentence; empty if not recorded."""
     given = mapping(run.about.get("setting"))
     match given.get("strategy"), given.get("staleness"):
         case "balanced", _:
             return (
-                "Updates of slow devices count in full: one counts less if it is later than is usual for its own "
-                "device, or works against most others."
+                "Updates of slow devices count in full: one counts less if it is later than is usual for its "
+                "device, or opposes most others."
             )
         case (("fedasync" | "fedbuff"), "constant"):
-            return "An update counts the same however stale it is."
+            return "Updates count the same at any staleness."
         case (("fedasync" | "fedbuff"), ("polynomial" | "hinge") as rule):
             return f"The staler an update is, the less it counts ({rule})."
         case _:
@@ -95,19 +95,19 @@ def weighting(run: Run) -> str:
 
 
 def flat_setting(run: Run) -> dict[str, str]:
-    """Each setting by its name, in words; those of the world among them."""
+    """All settings by name, in words, including those of the world."""
     plain = _in_use(mapping(run.about.get("setting")))
     return dict(_words({**mapping(plain.get("world")), **plain, "world": None}, unset="by default"))
 
 
 def _in_use(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """A setting without what its strategy does not look at."""
+    """The settings that the strategy uses."""
     passed_over = {name for name, users in _OF_STRATEGIES.items() if plain.get("strategy") not in (None, *users)}
     return {name: word for name, word in plain.items() if name not in passed_over}
 
 
 def _words(plain: Mapping[str, Any], unset: str = "") -> list[tuple[str, str]]:
-    """Names and values as they are read; what is not set is left out, unless there is a word for it."""
+    """Names and values in words; unset values are left out, unless `unset` names them."""
     return [
         (name.replace("_", " "), unset if word is None else _plain(word))
         for name, word in plain.items()

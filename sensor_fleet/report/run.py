@@ -1,4 +1,4 @@
-"""What is known of a run, in types."""
+"""The typed contents of a run."""
 
 import math
 import statistics
@@ -14,13 +14,13 @@ from midge.sensor_fleet.progress import HELD, METRICS
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The model on the test rows."""
+    """An evaluation of the model on the test rows."""
 
     time: float
     version: int
     value: float
     up: float | None
-    """Bytes that all devices had sent by then; None where the run did not write it down."""
+    """Bytes that all devices had sent by then; None if not recorded."""
     down: float | None
 
 
@@ -37,8 +37,8 @@ class UpdateVerdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Happening:
-    """Something that a device told of itself."""
+class DeviceEvent:
+    """An event that a device reported."""
 
     time: float
     device: str
@@ -49,44 +49,44 @@ class Happening:
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What is known of a device beforehand."""
+    """A device's properties, known in advance."""
 
     rows: int
     bytes: int
-    """Of its inputs, as they are stored."""
+    """Of its inputs, as stored."""
     seconds: float
-    """That one training takes at least."""
+    """Minimum duration of a training."""
     engine: str
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceScores:
-    """A measure of several devices."""
+    """A metric of several devices."""
 
     values: Mapping[str, float]
     mean: float | None
     deviation: float | None
     of: int
-    """How many devices there are; `values` may hold fewer."""
+    """Number of devices; `values` may hold fewer."""
     steps: int | None = None
     test_rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Central:
-    """The model from all rows pooled."""
+    """The model trained on all rows pooled."""
 
     value: float | None
     steps: int
     rows: int
     of_rows: int
     unfinished: float | None = None
-    """Seconds of training after which it had not yet converged; None if it had, or if the run does not say."""
+    """Seconds of training without convergence; None if it converged, or if not recorded."""
 
 
 @dataclass
 class Run:
-    """All that is known of a run. Times are seconds since 1970; `since` counts from the run's start."""
+    """All that is recorded of a run. Times are seconds since 1970; `since` counts from the run's start."""
 
     directory: Path
     about: Mapping[str, Any]
@@ -94,16 +94,16 @@ class Run:
     baselines: Mapping[str, Any]
     evaluations: list[Evaluation] = field(default_factory=list)
     updates: list[UpdateVerdict] = field(default_factory=list)
-    happenings: list[Happening] = field(default_factory=list)
+    device_events: list[DeviceEvent] = field(default_factory=list)
     lost: list[tuple[float, str]] = field(default_factory=list)
-    """When the aggregator learned from a Last Will that a device was lost."""
+    """When a Last Will told the aggregator that a device was lost."""
     killed: list[tuple[float, float | None, str]] = field(default_factory=list)
-    """What of the server side was killed: from, until (None: it did not come back), and what."""
+    """Outages of the server side: from, until (None: never restarted), and of what."""
     others: Counter[str] = field(default_factory=Counter)
-    """How often the aggregator told of: repeat, held, dropped, release …"""
+    """Number of other events of the aggregator, by kind: repeat, held, dropped, release …"""
     times: list[float] = field(default_factory=list)
     unreadable: int = 0
-    """Lines that were left out."""
+    """Number of lines that were skipped."""
     metric: str = "accuracy"
 
     @property
@@ -112,7 +112,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its own end."""
+        """Whether the run ended by itself."""
         return self.result is not None
 
     @cached_property
@@ -121,20 +121,20 @@ class Run:
 
     @cached_property
     def seconds(self) -> float:
-        """How long it took; of a run that was killed, until its last event."""
-        told = finite_number((self.result or {}).get("seconds"))
-        return max(0.0, max(self.times, default=self.began) - self.began) if told is None else told
+        """Duration; of a killed run, until its last event."""
+        seconds = finite_number((self.result or {}).get("seconds"))
+        return max(0.0, max(self.times, default=self.began) - self.began) if seconds is None else seconds
 
     def since(self, time: float) -> float:
         return max(0.0, time - self.began)
 
     @property
     def value(self) -> float | None:
-        """The mean of the last evaluations, as the run itself counts it."""
-        told = finite_number((self.result or {}).get(self.metric))
+        """The mean of the last evaluations, as the run itself computes it."""
+        recorded = finite_number((self.result or {}).get(self.metric))
         last = [evaluation.value for evaluation in self.evaluations[-HELD:]]
-        if told is not None:
-            return told
+        if recorded is not None:
+            return recorded
         return statistics.fmean(last) if last and all(map(math.isfinite, last)) else None
 
     def value_at(self, seconds: float) -> float | None:
@@ -152,7 +152,7 @@ class Run:
 
     @property
     def better(self) -> int:
-        """1 where more is better, −1 where less is."""
+        """1 if higher is better, −1 if lower."""
         return METRICS[self.metric]
 
     @cached_property
@@ -171,9 +171,9 @@ class Run:
 
     @cached_property
     def names(self) -> list[str]:
-        """Of all devices, by name."""
+        """All devices, sorted."""
         return sorted(
-            {*self.devices, *(told.device for told in self.happenings), *(one.device for one in self.updates)}
+            {*self.devices, *(event.device for event in self.device_events), *(one.device for one in self.updates)}
         )
 
     @property
@@ -182,23 +182,23 @@ class Run:
 
     @property
     def live(self) -> bool:
-        """Whether it is of a profile's fleet over a real broker."""
+        """Whether it is a live fleet of a profile."""
         return self.about.get("live") is True
 
     @property
     def of_profile(self) -> bool:
-        """Whether it is of a profile's fleet, virtual or live: then single updates and devices are not written down."""
+        """Whether it is a profile's fleet, virtual or live, which does not record single updates and devices."""
         return self.live or self.about.get("virtual") is True
 
     @cached_property
     def size(self) -> int:
-        """How many devices there are."""
-        told = finite_number(self.about.get("number_of_devices"))
-        return len(self.names) if told is None else int(told)
+        """Number of devices."""
+        number = finite_number(self.about.get("number_of_devices"))
+        return len(self.names) if number is None else int(number)
 
     @cached_property
     def taus(self) -> Counter[int]:
-        """How many accepted updates were how stale, in steps."""
+        """Histogram of the staleness of accepted updates, in steps."""
         if not self.of_profile:
             return Counter(update.staleness for update in self.accepted)
         found: Counter[int] = Counter()
@@ -208,20 +208,20 @@ class Run:
         return found
 
     @property
-    def taken(self) -> int:
-        """How many updates were accepted."""
+    def accepted_count(self) -> int:
+        """Number of accepted updates."""
         return self.taus.total()
 
     @property
-    def turned(self) -> int:
-        """How many were not."""
+    def rejected_count(self) -> int:
+        """Number of updates that were not accepted."""
         if self.of_profile:
             return sum(int(number) for number in mapping((self.result or {}).get("refused")).values())
         return len(self.updates) - len(self.accepted)
 
     @cached_property
     def traffic(self) -> tuple[float | None, float | None]:
-        """Payload bytes that all devices sent and received; None where it is not known."""
+        """Payload bytes that all devices sent and received; None if not known."""
         result = self.result or {}
         up, down = finite_number(result.get("bytes_up")), finite_number(result.get("bytes_down"))
         if up is not None:
@@ -255,22 +255,22 @@ class Run:
 
     @cached_property
     def training_seconds(self) -> dict[str, float]:
-        """The median time that a training took on each device: measured, else as it was set."""
+        """Median duration of a training on each device: measured, otherwise as configured."""
         measured: dict[str, list[float]] = {}
-        for told in self.happenings:
-            if told.event == "trained" and told.seconds is not None and told.seconds > 0:
-                measured.setdefault(told.device, []).append(told.seconds)
+        for event in self.device_events:
+            if event.event == "trained" and event.seconds is not None and event.seconds > 0:
+                measured.setdefault(event.device, []).append(event.seconds)
         set_to = {name: traits.seconds for name, traits in self.devices.items() if traits.seconds > 0}
         return set_to | {name: statistics.median(seconds) for name, seconds in measured.items()}
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
-    """The object; empty where it is none."""
+    """The value if it is an object, otherwise an empty one."""
     return value if isinstance(value, dict) else {}
 
 
 def finite_number(value: Any) -> float | None:
-    """A finite number, or None."""
+    """The value if it is a finite number, otherwise None."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)

@@ -1,24 +1,24 @@
-"""The sections of a run's page whose single updates and devices are written down, as the demo's are."""
+"""Sections of the page of a run that recorded single updates and devices, such as the demo."""
 
 import math
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 
-from midge.sensor_fleet.progress import HELD
+from midge.sensor_fleet.progress import HELD, quantile
 from midge.sensor_fleet.report import devices, learning
-from midge.sensor_fleet.report.bill import bill
 from midge.sensor_fleet.report.html import FULL, Section, drawn
-from midge.sensor_fleet.report.lives import lives
 from midge.sensor_fleet.report.repeat import command, setting, weighting
 from midge.sensor_fleet.report.run import Run
+from midge.sensor_fleet.report.timelines import timelines
+from midge.sensor_fleet.report.traffic import traffic_of
 
 _OTHERS = {
-    "repeat": "came again, and counted once",
-    "held": "refused for now, to be sent again",
-    "dropped": "messages that could not be read",
+    "repeat": "duplicates, counted once",
+    "held": "deferred, to be sent again",
+    "dropped": "unreadable messages",
 }
-_OF_DEVICES = {"unfit": "trainings that gave nothing to send", "disconnected": "connections lost by devices"}
+_OF_DEVICES = {"unfit": "trainings without an update", "disconnected": "connections lost by devices"}
 
 
 def sections(run: Run) -> Iterator[Section | None]:
@@ -29,23 +29,22 @@ def sections(run: Run) -> Iterator[Section | None]:
     yield learned(run)
     yield _staleness(run)
     yield _devices(run)
-    cost = bill(run)
-    yield None if cost is None else Section("run_bill", {"cost": cost})
+    cost = traffic_of(run)
+    yield None if cost is None else Section("run_traffic", {"cost": cost})
     yield _updates(run)
     repeated = setting(run)
     yield None if repeated is None else Section("run_setting", {"command": command(run), **repeated})
 
 
 def _facts(run: Run) -> Section:
-    taus = [update.staleness for update in run.accepted]
-    values = {"run": run, "cost": bill(run), "accepted": len(taus), "turned": len(run.updates) - len(taus)}
-    if taus:
-        values |= {"median": learning.median(taus), "ninth": learning.quantile(taus, 0.9), "most": max(taus)}
+    values = {"run": run, "cost": traffic_of(run), "accepted": run.accepted_count, "rejected": run.rejected_count}
+    for name, share in (("median", 0.5), ("ninth", 0.9), ("most", 1.0)):
+        values[name] = quantile(run.taus, share)
     return Section("run_facts", values)
 
 
 def learned(run: Run) -> Section | None:
-    """How the model learned, against time and bytes; None if it was never evaluated."""
+    """Score over time and bytes; None if the model was never evaluated."""
     if not run.evaluations:
         return None
     over_time = drawn(partial(learning.over_time, run), FULL)
@@ -58,18 +57,17 @@ def learned(run: Run) -> Section | None:
 
 
 def _staleness(run: Run) -> Section | None:
-    taus = [update.staleness for update in run.accepted]
-    if not taus:
+    if not run.taus:
         return None
-    median = learning.median(taus)
+    median = quantile(run.taus, 0.5)
     fresh = [update.weight for update in run.accepted if update.staleness <= median]
     return Section(
         "run_staleness",
         {
             "weighting": weighting(run),
             "median": median,
-            "most": max(taus),
-            "accepted": len(taus),
+            "most": max(run.taus),
+            "accepted": run.accepted_count,
             "fresh_updates": len(fresh),
             "fresh_weight": math.fsum(fresh),
             "total": math.fsum(update.weight for update in run.accepted),
@@ -80,7 +78,7 @@ def _staleness(run: Run) -> Section | None:
 
 
 def _devices(run: Run) -> Section | None:
-    found = lives(run)
+    found = timelines(run)
     chosen = devices.shown(run, found)
     ends = Counter(how for life in found.values() for _, how in life.ends)
     drawings = {
@@ -106,7 +104,7 @@ def _devices(run: Run) -> Section | None:
 
 def _updates(run: Run) -> Section | None:
     verdicts = Counter(update.verdict for update in run.updates).most_common()
-    told = Counter(happening.event for happening in run.happenings)
+    counts = Counter(event.event for event in run.device_events)
     others = [(words, run.others[name]) for name, words in _OTHERS.items() if run.others[name]]
-    others += [(words, told[name]) for name, words in _OF_DEVICES.items() if told[name]]
+    others += [(words, counts[name]) for name, words in _OF_DEVICES.items() if counts[name]]
     return Section("run_updates", {"run": run, "verdicts": verdicts, "others": others}) if verdicts or others else None

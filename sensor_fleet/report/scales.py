@@ -1,4 +1,4 @@
-"""From values to places on a drawing, and the values worth a tick."""
+"""Axis scales: from values to positions, with tick marks."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,12 +8,12 @@ from typing import Final
 from midge.sensor_fleet.report.quantities import plain, significant, size, whole
 
 _TIMES: Final = (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
-"""Steps in seconds that clocks have."""
+"""Round intervals of time, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class AxisScale:
-    """Maps [low, high] to [start, end], linearly or by logarithms. `text` writes a tick."""
+    """Maps [low, high] to [start, end], linearly or logarithmically. `text` formats a tick."""
 
     low: float
     high: float
@@ -24,7 +24,7 @@ class AxisScale:
     end: float = 1.0
 
     def __call__(self, value: float) -> float:
-        """The place of a value; values beyond the ends are held at the ends."""
+        """The position of a value, clipped to the ends."""
         value = min(max(value, self.low), self.high)
         if self.log:
             share = math.log(value / self.low) / math.log(self.high / self.low)
@@ -33,7 +33,7 @@ class AxisScale:
         return self.start + share * (self.end - self.start)
 
     def over(self, start: float, end: float) -> "AxisScale":
-        """The same values on other places."""
+        """The same scale at other positions."""
         return replace(self, start=start, end=end)
 
     def holds(self, value: float) -> bool:
@@ -43,7 +43,7 @@ class AxisScale:
 def linear(
     low: float, high: float, text: Callable[[float], str] = plain, *, count: int = 5, tight: bool = False
 ) -> AxisScale:
-    """Round ticks, about `count` of them. The ends are widened to ticks unless the scale is to be tight."""
+    """About `count` round ticks. The ends are extended to ticks unless `tight`."""
     if not high > low:
         high = low + (abs(low) or 1.0)
     step = _round_step((high - low) / count)
@@ -56,7 +56,7 @@ def linear(
 
 
 def logarithmic(low: float, high: float, text: Callable[[float], str] = significant, *, count: int = 6) -> AxisScale:
-    """Ticks at powers of ten, and at 2 and 5 where there is room."""
+    """Ticks at powers of ten, and at 2 and 5 if there is room."""
     low, high = low / 1.15, high * 1.15
     ticks: list[float] = []
     for digits in ((1, 2, 5), (1, 3), (1,)):
@@ -67,7 +67,7 @@ def logarithmic(low: float, high: float, text: Callable[[float], str] = signific
 
 
 def of_time(end: float, *, count: int = 6) -> AxisScale:
-    """From 0 to `end` seconds, with ticks as clocks have them, in the unit that suits."""
+    """From 0 to `end` seconds, with round ticks in a suitable unit."""
     end = end if end > 0 else 1.0
     if end < 6:
         return linear(0, end, plain, count=count, tight=True)
@@ -78,7 +78,7 @@ def of_time(end: float, *, count: int = 6) -> AxisScale:
 
 
 def unit_of_time(scale: AxisScale) -> str:
-    """What the ticks of `of_time` are counted in."""
+    """The unit of the ticks of `of_time`."""
     step = scale.ticks[1] - scale.ticks[0] if len(scale.ticks) > 1 else 1
     return "seconds" if step < 60 else "minutes" if step < 3600 else "hours" if step < 86400 else "days"
 
@@ -94,11 +94,10 @@ def of_bytes(end: float, *, count: int = 5) -> AxisScale:
     return linear(0, end if end > 0 else 1.0, size, count=count, tight=True)
 
 
-def bins(values: Sequence[int], most: int = 30) -> int:
-    """A round width of bins for whole numbers from 0, so that there are no more than `most`."""
-    span = max(values, default=0) + 1
+def bins(largest: int, most: int = 30) -> int:
+    """A round bin width for whole numbers from 0 to `largest`, with at most `most` bins."""
     width = 1
-    while span / width > most:
+    while (largest + 1) / width > most:
         width = next(step for step in _ladder() if step > width)
     return width
 

@@ -1,7 +1,7 @@
-"""Drawings as inline SVG: axes with few round ticks, and the marks that our figures need.
+"""Inline SVG drawings: axes with few round ticks, and the marks of our figures.
 
-A drawing carries no colours of its own: each mark has classes, and the page's style sheet gives them colour in light,
-dark and print. Places are in pixels of the drawing, from the top left; the page scales it as a whole.
+A drawing has no colours: marks have classes, and the page's style sheet gives them colours for light, dark and print.
+Positions are in pixels from the top left; the page scales the drawing as a whole.
 """
 
 import math
@@ -15,21 +15,21 @@ from midge.sensor_fleet.report.scales import AxisScale
 Point = tuple[float, float]
 LINE: Final = 15.0
 """Height of a line of text."""
-RUNG: Final = 34.0
+ROW: Final = 34.0
 """Height of a row of a `Ladder`."""
 _NOTEBOOK: Final = (
     ".midge{font:12px sans-serif}.midge text{fill:#888}.midge .strong{font-weight:bold}"
     ".midge .hair,.midge .base,.midge .leader{stroke:#8884;fill:none}"
     ".midge .line{stroke:#2a78b8;stroke-width:2;fill:none}.midge text.fleet{fill:#2a78b8}"
 )
-"""Below a class, since a style sheet inside a drawing holds for the whole page that it is in."""
+"""Scoped to a class, since a style sheet inside a drawing applies to the whole page."""
 _WIDE: Final = frozenset("%MWmw…–")
 _SLIM: Final = frozenset(" .,:;'|()ijlt")
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A direct label at the right end of a line: a name, and below it a value."""
+    """A label at the right end of a line: a name above a value."""
 
     y: float
     name: str
@@ -38,7 +38,7 @@ class Label:
 
 
 class Drawing:
-    """One `<svg>`; marks are appended in the order they are to be painted."""
+    """One `<svg>`; marks are appended in painting order."""
 
     def __init__(self, width: float, height: float, description: str) -> None:
         self.width, self.height = width, height
@@ -52,10 +52,10 @@ class Drawing:
         )
 
     __html__ = __str__
-    """What a template with autoescape inserts as it is: all text in it has been escaped."""
+    """Inserted as it is by a template with autoescape: all its text is escaped."""
 
     def file(self, style: str) -> str:
-        """As a file of its own, with a style sheet of its own."""
+        """The drawing as a separate file with its own style sheet."""
         return (
             str(self)
             .replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
@@ -63,13 +63,13 @@ class Drawing:
         )
 
     def in_notebook(self) -> str:
-        """What a notebook shows, on a light page and on a dark one."""
+        """The drawing for a notebook, on light and dark pages."""
         return self.file(_NOTEBOOK).replace("<svg ", '<svg class="midge" ', 1)
 
     _repr_svg_ = in_notebook
 
     def text(self, x: float, y: float, words: str, classes: str = "", anchor: str = "start") -> None:
-        """Words with their base line at y."""
+        """Text with its baseline at y."""
         end = "" if anchor == "start" else f' text-anchor="{anchor}"'
         self._parts.append(f'<text x="{_n(x)}" y="{_n(y)}"{_class(classes)}{end}>{escape(words)}</text>')
 
@@ -82,8 +82,8 @@ class Drawing:
         self.path(f"M{_n(x1)} {_n(y1)}L{_n(x2)} {_n(y2)}", classes)
 
     def box(self, corner: Point, width: float, height: float, classes: str, title: str = "") -> None:
-        """A filled rectangle, from its top left corner."""
-        self.path(boxes([(*corner, width, height)]), classes, title)
+        """A filled rectangle, by its top left corner."""
+        self.path(rectangles([(*corner, width, height)]), classes, title)
 
     def dot(self, x: float, y: float, radius: float, classes: str, title: str = "") -> None:
         inside = f"<title>{escape(title)}</title>" if title else ""
@@ -95,7 +95,7 @@ class Drawing:
 
 
 class Plot(Drawing):
-    """A drawing with two axes. `right` is the room for direct labels."""
+    """A drawing with two axes. `right` is the width for labels."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class Plot(Drawing):
         width, height = size
         super().__init__(width, height, description)
         ticks = [y.text(tick) for tick in y.ticks]
-        left = max(map(breadth, ticks), default=0.0) + 8
+        left = max(map(text_width, ticks), default=0.0) + 8
         self.left, self.right, self.top, self.bottom = left, width - right, 26.0, height - 38.0
         self.x = x.over(self.left, self.right)
         self.y = y.over(self.bottom, self.top)
@@ -128,7 +128,7 @@ class Plot(Drawing):
         self.text(self.right, height - 5, x_name, "axis", "end")
 
     def line(self, points: Iterable[Point], classes: str) -> None:
-        """A line through the points that are finite."""
+        """A line through the finite points."""
         self.path(_polyline([(self.x(x), self.y(y)) for x, y in finite(points)]), f"line {classes}")
 
     def steps(self, points: Iterable[Point], classes: str) -> None:
@@ -156,22 +156,22 @@ class Plot(Drawing):
         self.box((left, self.top), max(2.0, right - left), self.bottom - self.top, classes, title)
 
     def mark(self, value: float, words: str, classes: str, row: int = 0) -> None:
-        """A vertical line with words at its top, on the side where there is room."""
+        """A vertical line with text at its top, on the side with room."""
         place = self.x(value)
         self.rule(place, self.top + LINE * row, place, self.bottom, f"line {classes}")
-        fits = place + 6 + breadth(words) < self.right
+        fits = place + 6 + text_width(words) < self.right
         y = self.top + 10 + LINE * row
         self.text(place + (5 if fits else -5), y, words, f"note {classes}", "start" if fits else "end")
 
     def drop(self, x: float, y: float, words: str, classes: str) -> None:
-        """A line from a point down to the axis, with words at its foot, on the side where there is room."""
+        """A line from a point down to the axis, with text at its foot, on the side with room."""
         place = self.x(x)
         self.rule(place, self.y(y), place, self.bottom, f"line {classes}")
-        fits = place + 8 + breadth(words) < self.right
+        fits = place + 8 + text_width(words) < self.right
         self.text(place + (6 if fits else -6), self.bottom - 8, words, f"note {classes}", "start" if fits else "end")
 
     def bar(self, low: float, high: float, value: float, classes: str, title: str = "") -> None:
-        """A bar from 0 up."""
+        """A bar up from 0."""
         if value <= 0:
             return
         left, right, top = self.x(low), self.x(high), self.y(value)
@@ -183,7 +183,7 @@ class Plot(Drawing):
             self.dot(self.x(x), self.y(y), radius, classes, title)
 
     def labels(self, labels: Sequence[Label]) -> None:
-        """Direct labels right of the plot, moved apart where they would touch; `Label.y` is a value."""
+        """Labels to the right of the plot, moved apart where they would overlap; `Label.y` is a value."""
         height = 2 * LINE - 1
         places = apart([self.y(label.y) for label in labels], height, self.top, self.bottom + 6)
         for label, place in zip(labels, places, strict=True):
@@ -192,18 +192,18 @@ class Plot(Drawing):
             self.text(self.right + 10, place + LINE - 3, label.value, f"label strong {label.classes}")
 
 
-class Ladder(Drawing):
-    """A drawing with a named row for each entry, bars from left to right, and a word at the end of each."""
+class BarChart(Drawing):
+    """A drawing with a named row for each entry, horizontal bars, and a word at the end of each."""
 
     def __init__(
         self, width: float, description: str, rows: Sequence[tuple[str, str]], x: AxisScale, *, x_name: str
     ) -> None:
-        """`rows` are name and word of each."""
-        super().__init__(width, RUNG * len(rows) + 46.0, description)
-        left = max((breadth(name) for name, _ in rows), default=0.0) + 10
-        right = width - max((breadth(words) for _, words in rows), default=0.0) - 12
+        """Draw names, words and axis; `rows` are pairs of name and word."""
+        super().__init__(width, ROW * len(rows) + 46.0, description)
+        left = max((text_width(name) for name, _ in rows), default=0.0) + 10
+        right = width - max((text_width(words) for _, words in rows), default=0.0) - 12
         self.x = x.over(left, right)
-        bottom = RUNG * len(rows) + 8
+        bottom = ROW * len(rows) + 8
         for tick in x.ticks:
             self.rule(self.x(tick), 4, self.x(tick), bottom, "hair")
             self.text(self.x(tick), bottom + 15, x.text(tick), "tick", "middle")
@@ -217,21 +217,21 @@ class Ladder(Drawing):
     def bar(self, place: int, low: float, high: float, classes: str, title: str = "") -> None:
         """A bar in a row."""
         start, end = self.x(low), self.x(high)
-        self.box((start, self._middle(place) - RUNG / 4), max(1.5, end - start), RUNG / 2, classes, title)
+        self.box((start, self._middle(place) - ROW / 4), max(1.5, end - start), ROW / 2, classes, title)
 
     @staticmethod
     def _middle(place: int) -> float:
-        return 6 + RUNG * (place + 0.5)
+        return 6 + ROW * (place + 0.5)
 
 
 def apart(places: Sequence[float], least: float, low: float, high: float) -> list[float]:
-    """Places with `least` between neighbours, moved as little as will do, and within [low, high] if they fit.
+    """Move positions apart by at least `least`, as little as possible, and into [low, high] if they fit.
 
-    With the room that is due to those before it taken off, each place only must not lie before its neighbour: that is
-    isotonic regression by least squares, which pools neighbours that violate the order into their mean.
+    After subtracting the space of the predecessors, each position must not precede its neighbour: least-squares
+    isotonic regression, which pools neighbours that violate the order into their mean.
     """
     order = sorted(range(len(places)), key=lambda index: places[index])
-    pools: list[tuple[float, int]] = []  # mean, and of how many
+    pools: list[tuple[float, int]] = []  # (mean, number of places)
     for number, index in enumerate(order):
         mean, size = places[index] - number * least, 1
         while pools and pools[-1][0] >= mean:
@@ -246,23 +246,23 @@ def apart(places: Sequence[float], least: float, low: float, high: float) -> lis
     return found
 
 
-def breadth(words: str) -> float:
-    """About how wide words are, in the widest of the fonts that a system may have."""
+def text_width(words: str) -> float:
+    """Approximate width of text, in the widest font that a system may have."""
     return sum(12.0 if letter in _WIDE else 5.0 if letter in _SLIM else 8.0 for letter in words)
 
 
-def boxes(rectangles: Iterable[tuple[float, float, float, float]]) -> str:
-    """Path data of many rectangles (x, y, width, height)."""
+def rectangles(rectangles: Iterable[tuple[float, float, float, float]]) -> str:
+    """Path data of rectangles (x, y, width, height)."""
     return "".join(f"M{_n(x)} {_n(y)}h{_n(w)}v{_n(h)}h{_n(-w)}z" for x, y, w, h in rectangles)
 
 
 def finite(points: Iterable[Point]) -> list[Point]:
-    """Those points that can be drawn."""
+    """The points that are finite."""
     return [point for point in points if math.isfinite(point[0]) and math.isfinite(point[1])]
 
 
 def thinned(points: Sequence[Point], most: int) -> list[Point]:
-    """Points in ascending x, no more than about `most`: of each stretch the first, the least and the greatest."""
+    """At most about `most` of the points, ascending in x: the first, lowest and highest of each stretch."""
     if len(points) <= most:
         return list(points)
     found: list[Point] = []
@@ -283,6 +283,6 @@ def _class(classes: str) -> str:
 
 
 def _n(value: float) -> str:
-    """A coordinate with one digit after the point at most."""
+    """A coordinate with at most one decimal."""
     text = f"{value:.1f}"
     return "0" if text == "-0.0" else text.removesuffix(".0")

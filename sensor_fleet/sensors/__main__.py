@@ -1,7 +1,7 @@
 """Simulated sensors as a file: `python -m midge.sensor_fleet.sensors vibration --devices 50 --hours 24 --out vib.npz`.
 
-The file is what `--data` takes: `x`, `y`, `unit` (the device's number), `split` (0 train, 1 test), `columns` (names of
-the inputs), and of classes `class_names`. Test rows are those that hold at the end.
+The file suits `--data`: `x`, `y`, `unit` (the device's number), `split` (0 train, 1 test), `columns` (names of the
+inputs), and `class_names` for classes. Test rows are those at the end of the period.
 """
 
 import argparse
@@ -18,7 +18,7 @@ HOUR = 3600.0
 
 
 def write(stream: Stream, seconds: float, path: Path) -> tuple[int, int]:
-    """Write all rows that come within `seconds`, and the test; how many rows of training and of test."""
+    """Write all rows within `seconds`, and the test rows; return the numbers of training and test rows."""
     parts: list[Rows] = []
     units: list[np.ndarray[tuple[int, ...], np.dtype[np.int64]]] = []
     for number in range(len(stream.devices)):
@@ -48,14 +48,14 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("kind", choices=list(KINDS))
     parser.add_argument("--devices", type=int, default=50, help="default: 50")
-    parser.add_argument("--hours", type=float, default=168.0, help="of measuring (default: 168, a week)")
-    parser.add_argument("--seed", type=int, default=0, help="of all chance (default: 0)")
-    parser.add_argument("--drift", type=float, metavar="HOURS", help="change the concept after so long")
-    parser.add_argument("--clean", action="store_true", help="no wrong labels, no gaps")
+    parser.add_argument("--hours", type=float, default=168.0, help="duration (default: 168, a week)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all randomness (default: 0)")
+    parser.add_argument("--drift", type=float, metavar="HOURS", help="change the concept after this time")
+    parser.add_argument("--clean", action="store_true", help="without wrong labels and gaps")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.npz")
     args = parser.parse_args(words)
     if not 0 < args.hours <= 24 * 3650:
-        parser.error(f"--hours is {args.hours:g}: it must be above 0, and ten years at most.")
+        parser.error(f"--hours is {args.hours:g}: it must be above 0 and at most ten years.")
     try:
         stream = KINDS[args.kind](
             args.devices,
@@ -69,7 +69,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"sensors: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    print(f"{args.out}: {trained:,} rows of {args.devices} devices, {tested:,} to test on.")  # noqa: T201
+    print(f"{args.out}: {trained:,} rows of {args.devices} devices, {tested:,} test rows.")  # noqa: T201
     return 0
 
 

@@ -1,8 +1,8 @@
 """Acceleration of a machine's housing: shaft, noise, and impacts of a fault in a rolling-element bearing.
 
 Frequencies, random slip, modulation by load zone and cage, and the squared envelope follow R. B. Randall and J. Antoni,
-"Rolling element bearing diagnostics: a tutorial", Mechanical Systems and Signal Processing 25 (2011) 485-520. The
-distribution of load is Stribeck's, as in T. A. Harris, "Rolling Bearing Analysis".
+"Rolling element bearing diagnostics: a tutorial", Mechanical Systems and Signal Processing 25 (2011) 485-520. The load
+distribution is Stribeck's, as in T. A. Harris, "Rolling Bearing Analysis".
 """
 
 import math
@@ -13,18 +13,18 @@ import numpy as np
 import numpy.typing as npt
 
 RATE: Final = 12_800
-"""Samples a second."""
+"""Samples per second."""
 SAMPLES: Final = 4096
-"""Of a window: 0.32 s, some eight turns of the shaft."""
+"""Samples of a window: 0.32 s, some eight turns of the shaft."""
 SECONDS: Final = SAMPLES / RATE
 SLIP: Final = 0.012
-"""σ of the time between two impacts, as a share of it: rolling elements slip by 1 to 2 %."""
+"""Relative σ of the time between two impacts: rolling elements slip by 1 to 2 %."""
 ZONE: Final = 0.35
-"""Stribeck's load factor ε: how much of the ring carries load; 0.5 is half of it."""
+"""Stribeck's load factor ε, the loaded share of the ring; 0.5 is half of it."""
 EXPONENT: Final = 1.5
-"""Of the load over the deflection of a ball."""
+"""Exponent of the load in terms of a ball's deflection."""
 HARMONICS: Final = ((1, 0.8), (2, 0.35), (7, 0.25))
-"""Of the shaft and of a wheel with seven blades: orders and amplitudes, in units of the noise's deviation."""
+"""Harmonics of the shaft and of a seven-blade wheel: orders, and amplitudes in standard deviations of the noise."""
 
 Floats = npt.NDArray[np.float64]
 Signals = npt.NDArray[np.float32]
@@ -34,13 +34,13 @@ FAULTS: Final[tuple[Fault, ...]] = ("outer race", "inner race", "ball")
 
 @dataclass(frozen=True, slots=True)
 class Bearing:
-    """A bearing's geometry. Frequencies are orders: multiples of the shaft's rotation, with the outer ring at rest."""
+    """A bearing's geometry. Frequencies are orders, multiples of the shaft speed, with the outer ring at rest."""
 
     name: str
     elements: int
-    """Balls or rollers."""
+    """Number of balls or rollers."""
     ratio: float
-    """Diameter of an element, over that of the circle that their centres run on."""
+    """Diameter of an element relative to the pitch diameter."""
     contact: float = 0.0
     """Contact angle, radians."""
 
@@ -55,21 +55,21 @@ class Bearing:
 
     @property
     def outer(self) -> float:
-        """BPFO, how often elements pass a place of the outer race: (n/2)·(1 − (d/D)·cos φ)."""
+        """BPFO, the ball pass frequency of the outer race: (n/2)·(1 − (d/D)·cos φ)."""
         return self.elements * (1 - self._slope) / 2
 
     @property
     def inner(self) -> float:
-        """BPFI, how often they pass a place of the inner race: (n/2)·(1 + (d/D)·cos φ)."""
+        """BPFI, the ball pass frequency of the inner race: (n/2)·(1 + (d/D)·cos φ)."""
         return self.elements * (1 + self._slope) / 2
 
     @property
     def spin(self) -> float:
-        """BSF, how often an element turns about itself: (D/2d)·(1 − ((d/D)·cos φ)²)."""
+        """BSF, the ball spin frequency: (D/2d)·(1 − ((d/D)·cos φ)²)."""
         return (1 - self._slope**2) / (2 * self.ratio)
 
     def order(self, fault: Fault) -> float:
-        """How often something strikes in a turn. A spot on a ball strikes both races in each of its turns."""
+        """Impacts per turn of the shaft. A spot on a ball strikes both races in each of its turns."""
         return {"outer race": self.outer, "inner race": self.inner, "ball": 2 * self.spin}[fault]
 
 
@@ -85,26 +85,26 @@ BEARINGS: Final = (
     Bearing("13 rollers", 13, 0.16),
     Bearing("14 rollers", 14, 0.14),
 )
-"""The first two stand in the Bearing Data Center of Case Western Reserve University, the third in the run-to-failure
+"""The first two are in the Bearing Data Center of Case Western Reserve University, the third in the run-to-failure
 tests of the University of Cincinnati's Center for Intelligent Maintenance Systems; the others are round numbers of that
-kind. One's BPFO is about another's BPFI, so that a line in the spectrum alone does not tell what is broken."""
+kind. One's BPFO is about another's BPFI, so that a spectral line alone does not identify the fault."""
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What makes a machine sound as it does."""
+    """Parameters of a machine's vibration."""
 
     bearing: Bearing
     speed: float
-    """Turns of the shaft a second."""
+    """Turns of the shaft per second."""
     resonance: float
-    """Hz, of the structure that an impact rings."""
+    """Resonance of the structure that an impact excites, Hz."""
     damping: float
-    """Of the resonance, as a share of the critical."""
+    """Damping of the resonance, relative to critical."""
     gain: float
-    """m/s² of one deviation of the noise: how the sensor is mounted."""
+    """m/s² per standard deviation of the noise, set by the sensor's mounting."""
     shaft: float
-    """How much imbalance there is: 1 is usual."""
+    """Relative imbalance; 1 is usual."""
 
 
 def acceleration(
@@ -120,11 +120,11 @@ def acceleration(
 
     Args:
         machine: which one.
-        rng: chance.
-        speeds: of shape (n,): turns a second.
-        loads: of shape (n,): 1 is usual; louder above.
-        severity: of shape (n,): how hard an impact is; at 1 it rings with STRENGTH deviations of the noise.
-        fault: in its bearing.
+        rng: source of randomness.
+        speeds: turns per second, of shape (n,).
+        loads: relative loads, of shape (n,); 1 is usual, higher is louder.
+        severity: of shape (n,): strength of impacts; at 1 they ring with STRENGTH standard deviations of the noise.
+        fault: of its bearing.
     """
     speed, load = speeds[:, None], loads[:, None]
     count = len(speed)
@@ -139,14 +139,14 @@ def acceleration(
 
 
 STRENGTH: Final = 12.0
-"""What an impact of severity 1 rings with at first, in deviations of the noise."""
+"""Initial amplitude of the ringing after an impact of severity 1, in standard deviations of the noise."""
 _FINE: Final = 64
 
 
 def _shaft(size: Floats, speed: Floats, rng: np.random.Generator) -> Signals:
-    """The shaft's harmonics, of shape (n, SAMPLES): sin(a + b) as sin·cos + cos·sin of coarse and of fine times."""
+    """Harmonics of the shaft, of shape (n, SAMPLES): sin(a + b) as sin·cos + cos·sin of coarse and fine times."""
     orders, strengths = np.array([each for each, _ in HARMONICS]), np.array([strength for _, strength in HARMONICS])
-    step = 2 * np.pi * orders * speed[:, :1, None] / RATE  # radians a sample, of shape (n, 1, harmonics)
+    step = 2 * np.pi * orders * speed[:, :1, None] / RATE  # radians per sample, of shape (n, 1, harmonics)
     coarse = step * np.arange(0, SAMPLES, _FINE)[:, None] + rng.uniform(0, 2 * np.pi, (len(speed), 1, len(orders)))
     fine, high = step * np.arange(_FINE)[:, None], strengths * size[:, :, None]
     left = np.concatenate([high * np.sin(coarse), high * np.cos(coarse)], axis=2).astype(np.float32)
@@ -156,7 +156,7 @@ def _shaft(size: Floats, speed: Floats, rng: np.random.Generator) -> Signals:
 
 
 def _impacts(machine: Machine, fault: Fault, hard: Floats, speed: Floats, rng: np.random.Generator) -> Signals:
-    """Each impact at its time, of shape (n, SAMPLES): between two samples it is shared out to both."""
+    """Each impact at its time, of shape (n, SAMPLES): interpolated between two samples."""
     order = machine.bearing.order(fault)
     most = math.ceil(1.1 * SECONDS * order * float(speed.max())) + 4
     period = 1 / (order * speed)
@@ -164,11 +164,11 @@ def _impacts(machine: Machine, fault: Fault, hard: Floats, speed: Floats, rng: n
     times = np.cumsum(period * slips, axis=1) - period * rng.uniform(0, 1, speed.shape)
     turn = rng.uniform(0, 1, speed.shape)
     match fault:
-        case "outer race":  # it lies still in the load zone; what the shaft's imbalance does to it remains
+        case "outer race":  # fixed in the load zone; only the shaft's imbalance modulates it
             size = 1 + 0.1 * np.cos(2 * np.pi * (speed * times + turn))
-        case "inner race":  # it comes through the load zone once a turn
+        case "inner race":  # passes through the load zone once a turn
             size = _load(2 * np.pi * (speed * times + turn))
-        case "ball":  # it is carried through the load zone by the cage, and strikes one race harder than the other
+        case "ball":  # the cage carries it through the load zone; it strikes one race harder than the other
             size = _load(2 * np.pi * (machine.bearing.cage * speed * times + turn))
             size = (0.3 + 0.7 * size) * np.where(np.arange(most) % 2, 0.75, 1.0)
     size = STRENGTH * hard * size * (1 + 0.1 * rng.standard_normal(size.shape))
@@ -183,13 +183,13 @@ def _impacts(machine: Machine, fault: Fault, hard: Floats, speed: Floats, rng: n
 
 
 def _load(angle: Floats) -> Floats:
-    """Stribeck's distribution of load over the ring: 1 in its middle, 0 outside."""
+    """Stribeck's load distribution over the ring: 1 at its centre, 0 outside the load zone."""
     found: Floats = np.maximum(0.0, 1 - (1 - np.cos(angle)) / (2 * ZONE)) ** EXPONENT
     return found
 
 
 def _ringing(resonance: float, damping: float) -> npt.NDArray[np.complex64]:
-    """The spectrum of exp(−ζωt)·sin(ωt), what an impact makes of the structure."""
+    """The spectrum of exp(−ζωt)·sin(ωt), the structure's response to an impact."""
     time = np.arange(SAMPLES) / RATE
     angular = 2 * np.pi * resonance
     rung = np.exp(-damping * angular * time) * np.sin(angular * math.sqrt(1 - damping**2) * time)

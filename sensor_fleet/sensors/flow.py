@@ -1,7 +1,7 @@
-"""Rows that come while time goes on: made when they are asked for, the same ones by whomever and whenever.
+"""Rows that arrive over time: computed on access, and the same for every caller.
 
-Time is cut into slots. The row of slot k comes at k·interval − history seconds after the start; some slots have none,
-for sensors fail. Nothing is kept for a device but, for as long as there is room, the rows that were made last.
+Time is divided into slots. The row of slot k arrives at k·interval − history seconds after the start; some slots have
+none, since sensors fail. Only the blocks made last are cached.
 """
 
 from collections import OrderedDict
@@ -12,33 +12,33 @@ import numpy as np
 import numpy.typing as npt
 
 from midge.sensor_fleet.dataset import Rows
-from midge.sensor_fleet.sensors.chance import Places
-from midge.sensor_fleet.sensors.flaws import Flaws
+from midge.sensor_fleet.sensors.counter_rng import Places
+from midge.sensor_fleet.sensors.data_faults import Flaws
 
 KEPT: Final = 2**28
-"""Bytes of blocks that are kept, at most."""
+"""Maximum bytes of cached blocks."""
 _ROUNDING: Final = 1e-6
-"""Seconds by which a sum of times may be off."""
+"""Tolerance of sums of times, in seconds."""
 
 Inputs = npt.NDArray[np.float32]
 Targets = npt.NDArray[Any]
 
 
 class Maker(Protocol):
-    """What is measured."""
+    """What a sensor measures."""
 
     features: tuple[str, ...]
     label: str
     names: tuple[str, ...]
-    """Of the classes; empty where the label is a number."""
+    """Names of the classes; empty for regression."""
     at_once: int
-    """Slots that are made together."""
+    """Number of slots that are computed together."""
 
     def block(self, device: int, slots: Places) -> tuple[Inputs, Targets]:
-        """Rows as they are in truth, for slots in a row: x of shape (n, features) and y of shape (n,)."""
+        """True rows for consecutive slots: x of shape (n, features) and y of shape (n,)."""
 
     def bench(self, now: float) -> Rows:
-        """Held-out rows under what holds at that time, without flaws; the same object while nothing has changed."""
+        """Held-out rows under the conditions at that time, without faults; the same object until they change."""
 
 
 class Flow:
@@ -55,25 +55,25 @@ class Flow:
         self._recent = _Recent()
 
     def slots(self, until: float) -> int:
-        """How many slots there have been by a time."""
+        """Number of slots by a time."""
         return max(0, int((until + self.history + _ROUNDING) // self.interval) + 1)
 
     def time(self, slot: int) -> float:
-        """When the row of a slot comes."""
+        """When the row of a slot arrives."""
         return slot * self.interval - self.history
 
     def present(self, device: int, first: int, last: int) -> npt.NDArray[np.bool_]:
-        """Which of the slots from `first` up to, but not, `last` have a row."""
+        """Mask of the slots from `first` up to, but excluding, `last` that have a row."""
         slots = np.arange(first, last)
         return self.flaws.present((self.seed, device), slots, slots.astype(np.float64) * self.interval - self.history)
 
     def new(self, device: int, taken: int, slots: int) -> int:
-        """How many rows have come in the slots since; those that the window does not hold any more do not count."""
+        """Number of rows in the slots since `taken`, limited to those that the window still holds."""
         first = max(taken, slots - 2 * self.window)
         return min(self.window, int(np.count_nonzero(self.present(device, first, slots)))) if first < slots else 0
 
     def enough(self, device: int, taken: int, rows: int) -> int:
-        """The slot by which a number of rows will have come since."""
+        """The slot by which a number of rows will have arrived since `taken`."""
         first, found = taken, 0
         while True:
             last = first + 2 * rows
@@ -83,7 +83,7 @@ class Flow:
             first, found = last, found + len(there)
 
     def kept(self, device: int, slots: int) -> Places:
-        """The slots whose rows a device holds after a number of slots: the newest with a row, up to the window."""
+        """The slots whose rows a device holds after a number of slots: the newest rows, up to the window."""
         first, found = slots, np.empty(0, np.int64)
         while first > 0 and len(found) < self.window:
             last, first = first, max(0, first - self.window - self.window // 8)
@@ -91,7 +91,7 @@ class Flow:
         return found[-self.window :]
 
     def rows(self, device: int, slots: int) -> Rows:
-        """The rows that a device holds after a number of slots, oldest first, as it has them."""
+        """The rows that a device holds after a number of slots, oldest first, with their faults."""
         kept = self.kept(device, slots)
         if not len(kept):
             x, y = self._block(device, 0)
@@ -115,7 +115,7 @@ class Flow:
 
 
 class _Recent:
-    """Blocks that were used last; another process begins without any."""
+    """Cache of the blocks used last; not pickled."""
 
     def __init__(self) -> None:
         self._blocks: OrderedDict[tuple[int, int], tuple[Inputs, Targets]] = OrderedDict()

@@ -1,4 +1,4 @@
-"""A hall of rotating machines, each with a vibration sensor: they begin healthy, and some bearings wear out."""
+"""Vibration sensors on rotating machines, whose bearings are healthy at first and partly wear out."""
 
 import math
 from dataclasses import dataclass
@@ -9,40 +9,41 @@ import numpy as np
 
 from midge.sensor_fleet.dataset import Rows
 from midge.sensor_fleet.sensors.bearing import BEARINGS, FAULTS, Fault, Machine, Signals, acceleration
-from midge.sensor_fleet.sensors.chance import Floats, Places, draw, key, normal, uniform
-from midge.sensor_fleet.sensors.flaws import DAY, Drift, Flaws
+from midge.sensor_fleet.sensors.counter_rng import Floats, Places, draw, key, normal, uniform
+from midge.sensor_fleet.sensors.data_faults import Drift, Flaws
 from midge.sensor_fleet.sensors.flow import Inputs, Targets
 from midge.sensor_fleet.sensors.spectra import FEATURES
 from midge.sensor_fleet.sensors.spectra import features as features_of
 from midge.sensor_fleet.sensors.stream import Stream, streamed
+from midge.wire.clocks import DAY
 
 VISIBLE: Final = 0.25
-"""The severity from which on an inspection finds the fault, and labels say so."""
+"""Severity from which an inspection detects the fault, and labels show it."""
 FAULTY: Final = 0.4
-"""Share of the machines that have a fault some day."""
+"""Share of the machines that develop a fault."""
 SHARES: Final = (0.5, 0.3, 0.2)
-"""Of outer race, inner race and ball in these."""
+"""Shares of outer race, inner race and ball among the faults."""
 ONSET: Final = (-4 * DAY, 6 * DAY)
-"""Seconds from the start between which faults begin."""
+"""Range of the onsets of faults, in seconds from the start."""
 GROWTH: Final = 3 * DAY
-"""Seconds from there to severity 1, where it stays."""
+"""Seconds from onset to severity 1, where it stays."""
 BENCH: Final = 30
-"""Machines of the test, none of them the fleet's."""
+"""Number of test machines, which are not in the fleet."""
 EACH: Final = 4
-"""Windows of each class that each of them has."""
+"""Windows of each class for each of them."""
 _SPEED, _STIFFNESS = 0.8, 0.85
-"""What maintenance makes of speed and resonance: a new drive, a sensor that is mounted again."""
+"""Factors of speed and resonance after maintenance: a new drive, a remounted sensor."""
 
 
 @dataclass(frozen=True, slots=True)
 class BearingLife:
-    """What becomes of a machine."""
+    """The wear of a machine's bearing."""
 
     fault: Fault | None
     onset: float
 
     def severity(self, times: Floats) -> Floats:
-        """From 0 to 1, by time."""
+        """Severity from 0 to 1 at each time, of shape (n,)."""
         if self.fault is None:
             return np.zeros(len(times))
         found: Floats = np.clip((times - self.onset) / GROWTH, 0.0, 1.0)
@@ -50,7 +51,7 @@ class BearingLife:
 
 
 class Machines:
-    """All machines, by number; those of the test have negative ones. Devices compute what `spectra.features` says."""
+    """All machines, by number; test machines have negative numbers. Devices compute `spectra.features`."""
 
     features = FEATURES
     label = "condition"
@@ -64,7 +65,7 @@ class Machines:
         self._bench: tuple[tuple[bool, ...], Rows] | None = None
 
     def machine(self, number: int, *, changed: bool = False) -> Machine:
-        """How a machine is built, before or behind its maintenance."""
+        """A machine's parameters, before or after maintenance."""
         of = self._seed, number
         wide = [NormalDist().inv_cdf(draw(*of, word) or 0.5) for word in ("gain", "imbalance", "mounting")]
         speed, resonance = 22 + 10 * draw(*of, "speed"), 2200 + 2300 * draw(*of, "resonance")
@@ -81,7 +82,7 @@ class Machines:
         )
 
     def life(self, number: int) -> BearingLife:
-        """What becomes of it."""
+        """The wear of a machine's bearing."""
         of = self._seed, number
         if draw(*of, "faulty") >= self._faulty:
             return BearingLife(None, 0.0)
@@ -92,7 +93,7 @@ class Machines:
     def signal(
         self, number: int, slots: Places, *, changed: bool = False, fault: Fault | None, severity: Floats
     ) -> Signals:
-        """What the sensor of a machine measures in slots in a row, of shape (n, SAMPLES), in m/s²."""
+        """The sensor's signal in consecutive slots, of shape (n, SAMPLES), in m/s²."""
         of = self._seed, number
         machine = self.machine(number, changed=changed)
         speeds = machine.speed * (1 + 0.01 * normal(key(*of, "turning"), slots))
@@ -113,11 +114,11 @@ class Machines:
         return x, np.where(severity >= VISIBLE, kind, 0).astype(np.int64)
 
     def _seen(self, number: int, signals: Signals) -> Inputs:
-        """What the device computes: it knows the speed on the machine's plate, and not that it was changed."""
+        """Features computed by the device, which knows the nameplate speed but not its change."""
         return features_of(signals, self.machine(number).speed)
 
     def bench(self, now: float) -> Rows:
-        """As many windows of each class, of machines that are not the fleet's, at severities from VISIBLE to 1."""
+        """Equal numbers of windows of each class, of machines outside the fleet, at severities from VISIBLE to 1."""
         numbers = range(-1, -1 - BENCH, -1)
         drift = self._drift
         changed = tuple(drift is not None and now >= drift.of((self._seed, number)) for number in numbers)
@@ -128,7 +129,7 @@ class Machines:
         return self._bench[1]
 
     def _benched(self, number: int, changed: bool) -> Inputs:
-        """The windows of one machine of the test, class by class."""
+        """The windows of one test machine, class by class."""
         if (number, changed) not in self._windows:
             parts = []
             for kind in range(len(self.names)):
@@ -154,24 +155,25 @@ def vibration(
 ) -> Stream:
     """Bearings of rotating machines: healthy, or with a fault in the outer race, the inner race or a ball.
 
-    Each machine has a bearing, speed, resonance and sensor of its own, and one fault at most, which grows.
+    Each machine has its own bearing, speed, resonance and sensor, and at most one fault, which grows.
 
     Args:
         devices: machines, each with its sensor.
-        seed: of all chance.
+        seed: of all randomness.
         interval: seconds between two windows of 0.32 s.
-        history: seconds that the sensors have been there before the start.
+        history: seconds of measurements before the start.
         window: rows that a device holds, the newest.
         fresh: rows that must be new before it trains again.
-        faulty: share of the machines that have a fault some day; fewer make it rarer.
-        flaws: what is wrong with the data; the usual where it is None.
-        drift: maintenance at that time: machines turn a fifth slower than their plate says, and ring otherwise.
+        faulty: share of the machines that develop a fault.
+        flaws: faults of the data; the usual ones by default.
+        drift: maintenance at that time: machines turn a fifth slower than their nameplate speed, and resonate
+            differently.
 
     Raises:
-        ValueError: numbers that cannot be.
+        ValueError: numbers out of range.
     """
     if not 0 <= faulty <= 1:
-        raise ValueError(f"faulty={faulty:g} is no share: give 0 to 1.")
+        raise ValueError(f"faulty={faulty:g} is not a share: give 0 to 1.")
     return streamed(
         Machines(seed, interval, history, faulty, drift),
         devices=devices,

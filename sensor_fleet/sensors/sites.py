@@ -1,25 +1,26 @@
-"""The electric load of sites, hour by hour: a day's and a week's shape, weather, and drift that is each site's own."""
+"""The hourly electric load of sites: daily and weekly patterns, weather, and a slow drift of each site."""
 
 from typing import Final
 
 import numpy as np
 
 from midge.sensor_fleet.dataset import Rows
-from midge.sensor_fleet.sensors.chance import Floats, Places, draw, key, normal, smooth, uniform
-from midge.sensor_fleet.sensors.flaws import DAY, Drift, Flaws
+from midge.sensor_fleet.sensors.counter_rng import Floats, Places, draw, key, normal, smooth, uniform
+from midge.sensor_fleet.sensors.data_faults import Drift, Flaws
 from midge.sensor_fleet.sensors.flow import Inputs, Targets
 from midge.sensor_fleet.sensors.stream import Stream, streamed
+from midge.wire.clocks import DAY
 
 HOUR: Final = 3600.0
 WEEK: Final = 168
 """Hours."""
 LAGS: Final = 24
-"""Hours of its own load that a device looks back on, one by one."""
+"""Consecutive hours of its own load that a device looks back on."""
 BENCH: Final = 20
-"""Sites of the test, none of them the fleet's."""
+"""Number of test sites, which are not in the fleet."""
 KINDS: Final = ("office", "shop", "works", "homes")
 HEATING, COOLING = 15.0, 22.0
-"""Degrees Celsius outside below which a site heats, and above which it cools."""
+"""Outdoor temperatures in °C below which a site heats, and above which it cools."""
 FEATURES: Final = (
     *(f"load {lag} h before" for lag in range(LAGS, 0, -1)),
     *(f"load {lag} h before" for lag in (WEEK + 1, WEEK, WEEK - 1)),
@@ -30,13 +31,13 @@ FEATURES: Final = (
     "temperature",
     "mean temperature of a day",
 )
-"""What a device tells the next hour's load from, all of it known an hour before but the forecast temperature."""
+"""Inputs for predicting the next hour's load, all known an hour before except the forecast temperature."""
 
 
 class Sites:
-    """All sites, by number; those of the test have negative ones. Hour 0 is the first of a Monday.
+    """All sites, by number; test sites have negative numbers. Hour 0 is the first of a Monday.
 
-    Loads are shares of a site's rated power, so that a small shop and large works are of one size to a model.
+    Loads are shares of a site's rated power, so that small shops and large works have the same scale.
     """
 
     features = FEATURES
@@ -50,11 +51,11 @@ class Sites:
         self._bench: tuple[tuple[int, tuple[bool, ...]], Rows] | None = None
 
     def kind(self, number: int) -> str:
-        """What a site is."""
+        """The kind of a site."""
         return KINDS[int(draw(self._seed, number, "kind") * len(KINDS))]
 
     def temperature(self, hours: Places) -> Floats:
-        """°C outside, of the whole region: seasons from a January on, days, and weather that comes and goes."""
+        """Outdoor temperature of the region in °C: seasons, days, and varying weather."""
         day, year = hours / 24, hours / (24 * 365.25)
         seasons = 10 - 10 * np.cos(2 * np.pi * (year + 0.25))  # hour 0 is in April
         weather = 3.5 * smooth(key(self._seed, "weather"), hours, 60.0)
@@ -62,7 +63,7 @@ class Sites:
         return found
 
     def load(self, number: int, hours: Places, changed: Floats) -> Floats:
-        """Share of the rated power over each hour. `changed` is 1 where the new pattern holds, 0 before."""
+        """Share of the rated power over each hour. `changed` is 1 where the new pattern holds, otherwise 0."""
         of = self._seed, number
         some = uniform(key(*of, "site"), np.arange(6))
         base, level = 0.1 + 0.2 * some[0], 0.3 + 0.25 * some[1]
@@ -77,7 +78,7 @@ class Sites:
         return found
 
     def _occupied(self, number: int, hours: Places, *, new: bool = False) -> Floats:
-        """How busy a site is, from 0 to 1, by the hour of the day and the day of the week."""
+        """Occupancy of a site from 0 to 1, by the hour of the day and the day of the week."""
         some = uniform(key(self._seed, number, "habits"), np.arange(3))
         hour, weekday = hours % 24, hours // 24 % 7
         early = 1.5 * (some[0] - 0.5)
@@ -92,7 +93,7 @@ class Sites:
             case _:
                 rise, evening = _between(hour, 6 + early, 9 + early), _between(hour, 17.5 + early, 22.5 + early)
                 busy = np.maximum(np.where(weekend, 0.45 * _between(hour, 8, 22), 0.6 * rise), evening)
-        if new:  # what can wait runs at night, when power has become cheap, and the day begins later
+        if new:  # deferrable load moves to the night, when power is cheap, and the day begins later
             return 0.55 * self._occupied(number, hours - 2) + 0.75 * _between((hour + 12) % 24, 10.0, 17.0)
         return busy
 
@@ -106,7 +107,7 @@ class Sites:
         return self._gapped(x, there), y
 
     def bench(self, now: float) -> Rows:
-        """The week before today, at sites that are not the fleet's, as it would be under the pattern of now."""
+        """The week before today, at sites outside the fleet, under the current pattern."""
         today = int(now // DAY)
         numbers = range(-1, -1 - BENCH, -1)
         drift = self._drift
@@ -135,7 +136,7 @@ class Sites:
 
     @staticmethod
     def _gapped(x: Inputs, there: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Inputs:
-        """The same without the loads that the meter did not tell."""
+        """Set the loads that the meter did not report to NaN."""
         if there.all():
             return x
         windows = np.lib.stride_tricks.sliding_window_view(there, WEEK + 2)
@@ -145,7 +146,7 @@ class Sites:
 
 
 def _between(hour: Floats | Places, begin: float, end: float) -> Floats:
-    """1 between two hours of the day, 0 else, with edges of about an hour."""
+    """1 between two hours of the day, otherwise 0, with edges of about an hour."""
     found: Floats = 1 / ((1 + np.exp(-(hour + 0.5 - begin) / 0.4)) * (1 + np.exp((hour + 0.5 - end) / 0.4)))
     return found
 
@@ -160,25 +161,25 @@ def energy(
     flaws: Flaws | None = None,
     drift: Drift | None = None,
 ) -> Stream:
-    """The next hour's load of offices, shops, works and homes, from the hours before, the calendar and the weather.
+    """The next hour's load of offices, shops, works and homes, from previous hours, the calendar and the weather.
 
-    Each site has a base, a level, hours and a drift of its own. A row comes each hour.
+    Each site has its own base load, level, hours and drift. A row arrives each hour.
 
     Args:
         devices: sites, each with its meter.
-        seed: of all chance.
-        history: seconds that the meters have been there before the start, in whole hours.
+        seed: of all randomness.
+        history: seconds of measurements before the start, in whole hours.
         window: rows that a device holds, the newest.
         fresh: rows that must be new before it trains again.
-        flaws: what is wrong with the data; the usual where it is None.
-        drift: a new tariff at that time: much of the work moves into the night, and the day begins later.
+        flaws: faults of the data; the usual ones by default.
+        drift: a new tariff at that time: much of the load moves into the night, and the day begins later.
 
     Raises:
-        ValueError: numbers that cannot be.
+        ValueError: numbers out of range.
     """
     flaws = Flaws() if flaws is None else flaws
     if history % HOUR:
-        raise ValueError(f"history={history:g} s are no whole hours, and meters tell each hour.")
+        raise ValueError(f"history={history:g} s is not a whole number of hours, and meters report each hour.")
     return streamed(
         Sites(seed, history, flaws, drift),
         devices=devices,

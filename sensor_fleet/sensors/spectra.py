@@ -1,7 +1,7 @@
-"""What a device computes of a window of acceleration: the spectrum of its squared envelope, and how it is spread.
+"""Features of a window of acceleration: the spectrum of its squared envelope, and moments.
 
-The squared envelope of the band in which structures ring shows impacts that come regularly, though none stands out
-(Randall and Antoni, 2011, section 4.3). By FFT only: a device needs NumPy and nothing more.
+The squared envelope of the resonance band shows periodic impacts even if no single one stands out (Randall and Antoni,
+2011, section 4.3). FFT only, so that a device needs nothing but NumPy.
 """
 
 from itertools import pairwise
@@ -14,13 +14,13 @@ from midge.sensor_fleet.sensors.bearing import RATE, SAMPLES, Signals
 
 Floats = npt.NDArray[np.float64]
 LOW, HIGH = 1500.0, 5500.0
-"""Hz: the band that is demodulated. Structures ring in it, and the shaft's harmonics lie below."""
+"""The demodulated band in Hz: structures resonate in it, and the shaft's harmonics lie below."""
 ORDERS: Final = np.arange(0.5, 12.01, 0.25)
-"""Edges of the bins of the envelope's spectrum, in orders of the speed on the machine's plate."""
+"""Edges of the bins of the envelope spectrum, in orders of the nameplate speed."""
 BANDS: Final = np.geomspace(50, RATE / 2, 9)
 """Edges of the bands of the signal's own spectrum, Hz."""
 _ENVELOPE: Final = 2048
-"""Points that the analytic signal of the band is made at: it needs no more, for it is shifted to 0 Hz."""
+"""Points of the analytic signal of the band, which is shifted to 0 Hz and so needs no more."""
 
 FEATURES: Final = (
     *(f"envelope {low:g}-{high:g}" for low, high in pairwise(ORDERS)),
@@ -33,12 +33,12 @@ FEATURES: Final = (
 
 
 def envelope_spectrum(signals: Signals) -> tuple[Floats, Floats]:
-    """Frequencies in Hz of shape (k,), and the squared envelope's amplitudes over its mean, of shape (n, k)."""
+    """Frequencies in Hz of shape (k,), and the squared envelope's amplitudes relative to its mean, of shape (n, k)."""
     return _of_band(np.fft.rfft(signals, axis=1))
 
 
 def features(signals: Signals, plate: float) -> npt.NDArray[np.float32]:
-    """Windows of shape (n, SAMPLES) as features of shape (n, len(FEATURES)). `plate` is the speed on the plate, Hz."""
+    """Windows of shape (n, SAMPLES) as features of shape (n, len(FEATURES)). `plate` is the nameplate speed, Hz."""
     spectrum = np.fft.rfft(signals, axis=1)
     frequencies, lines = _of_band(spectrum)
     edges = np.searchsorted(frequencies, ORDERS * plate)

@@ -1,4 +1,4 @@
-"""Simulated sensors as a fleet has them: data that grows while it is trained on, and a test that follows the world."""
+"""Sensor streams as fleet data: rows arrive during training, and the test follows the current conditions."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -10,20 +10,20 @@ import numpy as np
 from midge.iot_client.data.samples import Samples
 from midge.sensor_fleet.dataset import FleetData, Rows
 from midge.sensor_fleet.lazily import LazyRows, names_of
-from midge.sensor_fleet.sensors.flaws import Drift, Flaws
+from midge.sensor_fleet.sensors.data_faults import Drift, Flaws
 from midge.sensor_fleet.sensors.flow import Flow, Inputs, Maker, Targets
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stream(FleetData):
-    """Sensors whose rows come while time goes on. Times are seconds from the start of the fleet.
+    """Sensors whose rows arrive over time. Times are seconds from the start of the fleet.
 
-    As the `FleetData` that it is, it is what there is at the start: `devices` and `test` at time 0.
+    As a `FleetData`, it is the state at the start: `devices` and `test` at time 0.
     """
 
     flow: Flow = field(repr=False, kw_only=True)
     fresh: int = field(kw_only=True)
-    """Rows that must have come since a device's last training before it trains again."""
+    """Rows that must have arrived since a device's last training before it trains again."""
     drift: Drift | None = field(default=None, kw_only=True)
 
     @property
@@ -33,7 +33,7 @@ class Stream(FleetData):
 
     @property
     def label(self) -> str:
-        """The name of what is to be learned."""
+        """Name of the target."""
         return self.flow.maker.label
 
     def number(self, device: int | str) -> int:
@@ -59,7 +59,7 @@ class Stream(FleetData):
         return rows.x, rows.y
 
     def at(self, now: float) -> FleetData:
-        """The fleet's data as it is at a time, standing still."""
+        """The fleet's data at a time, fixed."""
         make = partial(_held, self.flow, self.flow.slots(now))
         return FleetData(
             LazyRows(tuple(self.devices), make),
@@ -73,12 +73,12 @@ class Stream(FleetData):
         )
 
     def tests(self, now: float) -> Mapping[str, Rows]:
-        """The held-out rows under what holds at a time: first all of them, under the name "", then class by class."""
+        """Held-out rows under the conditions at a time: first all of them, under the name "", then class by class."""
         bench = self.flow.maker.bench(now)
         return {"": bench, **{name: _of_class(bench, place) for place, name in enumerate(self.names)}}
 
     def sensor(self, device: int | str, clock: Callable[[], float], *, pace: float = 1.0) -> "Sensor":
-        """A device's sensor, by a clock that tells seconds from the start, faster by a factor.
+        """A device's sensor, on a clock of seconds from the start; `pace` is its speed relative to real time.
 
         Raises:
             ValueError: there is no such device.
@@ -87,7 +87,7 @@ class Stream(FleetData):
 
 
 class Sensor:
-    """One sensor as its device has it: new rows come by the clock. To be given to `midge.conditions.enough_new`."""
+    """One sensor as its device sees it: rows arrive by the clock. An input for `midge.conditions.enough_new`."""
 
     __slots__ = ("_clock", "_flow", "_number", "_pace", "_taken")
 
@@ -97,16 +97,16 @@ class Sensor:
 
     @property
     def new(self) -> int:
-        """Rows since a training last took them."""
+        """Number of rows since they were last taken for a training."""
         return self._flow.new(self._number, self._taken, self._flow.slots(self._clock()))
 
     def take(self) -> int:
-        """Take what there is for a training: nothing of it is new any more. How many slots there have been."""
+        """Take all rows for a training; return the number of slots so far."""
         self._taken = self._flow.slots(self._clock())
         return self._taken
 
     def arrays(self, *, take: bool = True) -> tuple[Inputs, Targets]:
-        """All rows that the device holds, oldest first, as `midge.Samples` gives them."""
+        """All rows that the device holds, oldest first, in the form of `midge.Samples`."""
         slots = self._flow.slots(self._clock())
         if take:
             self._taken = slots
@@ -118,7 +118,7 @@ class Sensor:
         return self._flow.time(self._flow.enough(self._number, self._taken, rows))
 
     async def follow(self, samples: Samples) -> None:
-        """Feed a device's samples for as long as it runs: a source of `midge.Device`. What has come is fed at once."""
+        """Feed a device's samples until cancelled: a source for `midge.Device`. Rows so far are fed at once."""
         flow, number = self._flow, self._number
         before, slots = 0, flow.slots(self._clock())
         while True:
@@ -141,15 +141,15 @@ def streamed(
     flaws: Flaws,
     drift: Drift | None,
 ) -> Stream:
-    """A stream of what is measured.
+    """A stream of a maker's measurements.
 
     Raises:
-        ValueError: numbers that cannot be.
+        ValueError: numbers out of range.
     """
     if devices < 1:
         raise ValueError(f"a fleet has at least 1 device, not {devices}")
     if not 1 <= fresh <= window:
-        raise ValueError(f"fresh={fresh}: a device trains after 1 new row at least, and {window} is all that it holds.")
+        raise ValueError(f"fresh={fresh}: a device trains after 1 to {window} new rows, and holds {window}.")
     flow = Flow(maker, seed=seed, interval=interval, history=history, window=window, flaws=flaws)
     test = maker.bench(0.0)
     return Stream(

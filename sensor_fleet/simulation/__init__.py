@@ -1,1 +1,1 @@
-"""A federation in virtual time: the real aggregator and the real sessions on a clock that jumps."""
+"""A federation in virtual time: the production aggregator core and device sessions, driven by an event queue."""

@@ -1,40 +1,43 @@
-"""Which announcements a simulated device reads: the newest is retained, others come while it is connected."""
+"""The announcements that a simulated device reads: the retained one, and those published while it is connected."""
 
-from midge.sensor_fleet.simulation.air import Air
-from midge.sensor_fleet.simulation.server import PublishedVersion
+from midge.sensor_fleet.simulation.environment import Environment
+from midge.sensor_fleet.simulation.publisher import PublishedVersion
+from midge.wire.messages import Announcement
 
 
 class AnnouncementReader:
-    """Reads for one device.
+    """Reads announcements for one device.
 
     Args:
-        air: what all devices share.
+        environment: state shared by all devices.
         device: its name.
     """
 
-    __slots__ = ("_air", "_device", "_reads", "_seen", "latest")
+    __slots__ = ("_device", "_environment", "_reads", "_seen", "base", "latest")
 
-    def __init__(self, air: Air, device: str) -> None:
-        self._air, self._device = air, device
+    def __init__(self, environment: Environment, device: str) -> None:
+        self._environment, self._device = environment, device
         self.latest: PublishedVersion | None = None
-        """What was read last."""
+        """The last one read."""
+        self.base: PublishedVersion | None = None
+        """The version that is trained from, or fetched for training."""
         self._seen: PublishedVersion | None = None
-        """The same, or None if what is retained is to be read again."""
+        """The same, or None to read the retained one again."""
         self._reads = 0
-        """How often what is retained was asked for: an announcement that was lost once is not lost for good."""
+        """Number of times the retained message was requested: each of them may be lost."""
 
     def connected(self) -> None:
-        """What is retained comes with a new connection."""
+        """Count the retained message that comes with a new connection."""
         self._reads += 1
 
     def again(self) -> None:
-        """Read what is retained, be it known or not."""
+        """Read the retained announcement again, even if it is known."""
         self._seen = None
         self._reads += 1
 
     def read(self, until: float) -> PublishedVersion | None:
-        """The newest of those that were published by a time and not lost; None if it is known."""
-        for published in reversed(self._air.server.published):
+        """The newest announcement published until then and not lost; None if it is known already."""
+        for published in reversed(self._environment.server.publisher.published):
             if published is self._seen:
                 return None
             if published.at <= until:
@@ -45,5 +48,13 @@ class AnnouncementReader:
                     return None  # only the newest is retained
         return None
 
+    def hold(self, announcement: Announcement) -> None:
+        """Keep the version that is now fetched or trained from, which is the last one read or the one held."""
+        for published in (self.latest, self.base):
+            if published is not None and published.announcement is announcement:
+                self.base = published
+                return
+        raise AssertionError(f"version {announcement.version} was not announced to {self._device}")
+
     def _lost(self, version: int) -> bool:
-        return self._air.noise.loss > 0 and self._air.lost(self._device, f"announcement {self._reads}", version)
+        return self._environment.lost(self._device, f"announcement {self._reads}", version)

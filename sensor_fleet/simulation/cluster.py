@@ -1,20 +1,20 @@
-"""Shards on Ray: the same simulation on the processors of several machines, with the same result, bit for bit.
+"""Shards on a Ray cluster: the same simulation on several machines, with results equal bit for bit.
 
-One process holds the clock, the aggregator and the sessions; actors train. Machines must have the same kind of
-processor: the last bits of a matrix product are its own.
+One process holds the clock, the aggregator and the sessions; actors train. All machines must have the same kind of
+processor, since the last bits of a matrix product depend on it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from midge.sensor_fleet.simulation.shards import Outcome, ShardWorker, Start, Task
-from midge.sensor_fleet.simulation.workers import Make, SentShard
+from midge.sensor_fleet.simulation.workers import Make, StartCache
 
 LOCAL = "local"
 
 
 def _ray() -> Any:
-    """Ray, imported when it is needed.
+    """Import Ray on first use.
 
     Raises:
         ValueError: it is not installed.
@@ -22,17 +22,17 @@ def _ray() -> Any:
     try:
         import ray  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
-        raise ValueError('This needs ray, which is not installed here: pip install "midge[ray]"') from error
+        raise ValueError('This needs ray, which is not installed: pip install "midge[ray]"') from error
     return ray
 
 
 class OnRay:
-    """Carries shards in actors of a Ray cluster.
+    """Runs shards in actors of a Ray cluster.
 
     Args:
-        make: what an actor does its work with; it is sent to each.
-        count: actors, each with one processor.
-        address: of a running cluster, or `local` for one that is started here and ended again.
+        make: makes an actor's `ShardWorker`; it is sent to each actor.
+        count: number of actors, each with one processor.
+        address: of a running cluster, or `local` to start one and end it again.
     """
 
     def __init__(self, make: Make, count: int, address: str = LOCAL) -> None:
@@ -46,16 +46,16 @@ class OnRay:
                     ray.init(address=address, log_to_driver=False, configure_logging=False)
             except ConnectionError as error:
                 raise ValueError(
-                    f"There is no Ray cluster at {address} ({error}): start one, or say {LOCAL}."
+                    f"There is no Ray cluster at {address} ({error}): start one, or give {LOCAL}."
                 ) from error
         actor = ray.remote(num_cpus=1)(_Actor)
         self._actors = [actor.remote(make) for _ in range(count)]
-        self._sent = [SentShard() for _ in range(count)]
+        self._sent = [StartCache() for _ in range(count)]
 
     def submit(self, shard: int, tasks: Sequence[Task], starts: Mapping[int, Start]) -> Callable[[], Sequence[Outcome]]:
         place = shard % len(self._actors)
         new = self._sent[place].missing(starts)
-        coming = self._actors[place].do.remote(shard, tuple(tasks), tuple(starts), new)
+        coming = self._actors[place].run.remote(shard, tuple(tasks), tuple(starts), new)
         return lambda: self._outcomes(coming)
 
     def _outcomes(self, coming: Any) -> Sequence[Outcome]:
@@ -70,11 +70,13 @@ class OnRay:
 
 
 class _Actor:
-    """One worker. Its calls are done in the order in which they are made."""
+    """One worker; Ray runs its calls in order."""
 
     def __init__(self, make: Make) -> None:
         self._work: ShardWorker = make()
-        self._sent = SentShard()
+        self._sent = StartCache()
 
-    def do(self, shard: int, tasks: Sequence[Task], keys: Sequence[int], new: Mapping[int, Start]) -> Sequence[Outcome]:
-        return self._work.do(shard, tasks, self._sent.whole(keys, new))
+    def run(
+        self, shard: int, tasks: Sequence[Task], keys: Sequence[int], new: Mapping[int, Start]
+    ) -> Sequence[Outcome]:
+        return self._work.run(shard, tasks, self._sent.whole(keys, new))

@@ -1,4 +1,4 @@
-"""What messages weigh beside their bodies: each kind once, as it is really written, with values as long as usual."""
+"""Sizes of message headers and of messages without a body, each encoded once with values of typical length."""
 
 from functools import cache
 
@@ -29,7 +29,7 @@ _ID, _OUTBOX = bytes(16), 2**62
 
 @cache
 def update() -> int:
-    """Of an update."""
+    """Bytes of an update's header."""
     header = Update(
         outbox=_OUTBOX,
         first=41,
@@ -52,17 +52,19 @@ def update() -> int:
 
 @cache
 def chunk() -> int:
-    """Of a chunk of an update."""
+    """Bytes of the header of an update's chunk."""
     return len(frames.encode(Chunk(outbox=_OUTBOX, first=41, seq=41, part=41)))
 
 
 @cache
 def hello(*, trained: bool) -> int:
-    """A whole greeting, with what a device says of itself: more, once it has trained."""
+    """Bytes of a greeting; it grows after the first training."""
     speed = Throughput()
     if not trained:
-        told = capabilities(speed, None)
-        return len(frames.encode(Hello(state=DeviceState.READY, outbox=_OUTBOX, first=1, next=1, capabilities=told)))
+        greeting = Hello(
+            state=DeviceState.READY, outbox=_OUTBOX, first=1, next=1, capabilities=capabilities(speed, None)
+        )
+        return len(frames.encode(greeting))
     speed.record(10, 160, 0.123456)
     greeting = Hello(
         state=DeviceState.READY,
@@ -78,26 +80,26 @@ def hello(*, trained: bool) -> int:
 
 @cache
 def status() -> int:
-    """A whole status of the aggregator."""
-    told = AggregatorStatus(state=AggregatorState.READY, boot=_OUTBOX, lineage=_ID, version=1000, step=4000)
-    return len(frames.encode(told))
+    """Bytes of an aggregator status."""
+    message = AggregatorStatus(state=AggregatorState.READY, boot=_OUTBOX, lineage=_ID, version=1000, step=4000)
+    return len(frames.encode(message))
 
 
 @cache
 def answer() -> int:
-    """A whole receipt in answer to a greeting."""
+    """Bytes of a receipt that answers a greeting."""
     return len(frames.encode(Receipt(outbox=_OUTBOX, hi=40)))
 
 
 @cache
 def receipt() -> int:
-    """A whole receipt for one update."""
+    """Bytes of a receipt for one update."""
     settled = Settled(seq=41, verdict=Verdict.ACCEPTED, weight=0.123456, staleness=3, body=bytes(BODY_DIGEST))
     return len(frames.encode(Receipt(outbox=_OUTBOX, hi=41, settled=(settled,))))
 
 
 @cache
 def part() -> int:
-    """Of a chunk of a model's frame."""
+    """Bytes of the header of a model part."""
     header = Part(lineage=_ID, generation=0, version=1000, span=1, part=0, parts=1, sha256=chunks.checksum(b""))
     return len(frames.encode(header))

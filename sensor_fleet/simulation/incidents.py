@@ -1,4 +1,4 @@
-"""What befalls a simulated federation beside what its profile says: restarts, pauses, outages, delays, wrong clocks."""
+"""Incidents of a simulated federation beyond its profile: restarts, pauses, outages, delays and clock errors."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,46 +8,46 @@ from midge.sensor_fleet.profiles.presence import Interval
 
 @dataclass(frozen=True, slots=True)
 class Crash:
-    """The aggregator's process ends, and another one goes on from its store."""
+    """A crash of the aggregator's process, and its restart from the store."""
 
     at: float
     until: float
-    """When the next process is there."""
+    """When the next process starts."""
     clock: float
-    """What the monotonic clock of the next process says when it begins."""
+    """Monotonic clock of the next process at its start."""
     actions: int = 0
-    """Actions of the shell that are still carried out from then on: it ends between any two of them."""
+    """Shell actions still carried out after `at`: the process can end between any two of them."""
     clean: bool = False
-    """Whether it is asked to end, and so writes a checkpoint."""
+    """Whether it is a clean shutdown, which writes a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Outage:
-    """A device is not connected."""
+    """An interval in which a device is not connected."""
 
     start: float
     end: float
     reboot: bool = False
-    """Whether its process ends as well: what it was training is lost, its outbox is not."""
+    """Whether the device's process restarts too: a training under way is lost, the outbox survives."""
 
 
 @dataclass(frozen=True, slots=True)
 class Incidents:
-    """All of one simulation, in virtual seconds."""
+    """All incidents of one simulation, in virtual seconds."""
 
     crashes: Sequence[Crash] = ()
-    """In order, and apart. Without any, nothing is kept for a restart."""
+    """In ascending order, without overlap. If there are none, nothing is kept for a restart."""
     pauses: Sequence[Interval] = ()
-    """When the operator holds updates off."""
+    """Intervals in which the operator has paused the aggregator."""
     outages: Mapping[str, Sequence[Outage]] = field(default_factory=dict)
-    """By device, in order."""
+    """By device, in ascending order."""
     late: float = 0.0
-    """The share of a device's messages that arrive late, so that later ones overtake them."""
+    """Share of a device's messages that are delayed, so that later ones overtake them."""
     delay: float = 0.0
-    """By how many seconds, in the mean."""
+    """Mean delay in seconds; exponentially distributed."""
     clocks: Mapping[str, float] = field(default_factory=dict)
-    """By device, how far its clock is ahead of the virtual one; after a reboot it begins at 0."""
+    """Offset of each device's clock to virtual time; after a reboot it starts at 0."""
     claims: Mapping[str, float] = field(default_factory=dict)
-    """By device, the factor by which it is wrong about how long its trainings take."""
+    """By device, the factor by which it misreports the duration of its trainings."""
     checkpoint: int = 300
-    """Records of the journal from one checkpoint to the next."""
+    """Journal records between checkpoints."""

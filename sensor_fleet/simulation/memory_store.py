@@ -1,4 +1,4 @@
-"""The store in memory: what a live engine reads again, and all that a restart rebuilds an aggregator from."""
+"""An in-memory store: what a running engine reads again, and all that a restart recovers from."""
 
 import pickle
 from collections.abc import Iterable, Iterator
@@ -25,8 +25,8 @@ class MemoryStore:
 
     Args:
         schema: of the model.
-        seed: of the noise.
-        durable: whether it is to be restarted from: otherwise only noise and statistics are kept.
+        seed: of the privacy noise.
+        durable: whether to keep all that a restart needs; otherwise only noise and statistics are kept.
     """
 
     def __init__(self, schema: Schema, seed: int, *, durable: bool) -> None:
@@ -38,17 +38,17 @@ class MemoryStore:
         self._accepted: set[tuple[str, int, int]] = set()
         self._checkpoint = b"", b""
         self._newest = self._checked = 0
-        """The lsns of the newest record and of the newest checkpoint."""
+        """LSNs of the newest record and of the newest checkpoint."""
 
     def noise(self, deviation: float) -> bytes:
-        """A fresh body of a step's record."""
+        """Draw the noise of a step's record, as its body."""
         return (deviation * self._rng.standard_normal(self._schema.size)).astype("<f4").tobytes()
 
     def commit(self, record: rec.Record, body: bytes, delta: Vector | None = None) -> None:
-        """Keep a record. Of an accepted update, its decoded values are: its own codec need not be paid for.
+        """Append a record. An accepted update is stored as float32 values, to save encoding it by its codec.
 
         Raises:
-            AssertionError: this update had been accepted before.
+            AssertionError: this update was already accepted.
         """
         if self.durable and isinstance(record, rec.UpdateRecord) and record.verdict == Verdict.ACCEPTED:
             assert delta is not None
@@ -64,13 +64,13 @@ class MemoryStore:
 
     @property
     def since_checkpoint(self) -> int:
-        """Records behind the newest checkpoint."""
+        """Number of records after the newest checkpoint."""
         return self._newest - self._checked
 
     # ------------------------------------------------------------------- read again
 
     def entries(self, after: int) -> Iterator[_Entry]:
-        """All records of the journal behind a checkpoint, in order."""
+        """The journal records after a checkpoint, in order."""
         return (entry for lsn, entry in self._entries.items() if lsn > after)
 
     def record(self, lsn: int) -> rec.Record:
@@ -83,7 +83,7 @@ class MemoryStore:
         return body
 
     def checkpoint(self, checkpoint: Checkpoint, *, oldest_body: int, oldest_base: int) -> None:
-        """Keep it in place of the one before, and forget what no restart needs any more."""
+        """Replace the checkpoint, and drop what no restart needs any more."""
         plain = frames.pack({"values": checkpoint.values, "core": checkpoint.core})
         self._checkpoint, self._checked = (pickle.dumps(checkpoint.arrays), plain), checkpoint.lsn
         needed = min(checkpoint.lsn + 1, oldest_body)

@@ -1,4 +1,4 @@
-"""What a notebook shows of a simulation: its metrics as curves, its classes as a table. Needs no other library."""
+"""The notebook view of a simulation: metrics as curves, classes as a table, without further dependencies."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -11,13 +11,13 @@ from midge.sensor_fleet.report.svg import Label, Plot, thinned
 from midge.wire.plurals import counted
 
 SIZE = (560.0, 220.0)
-_HEAD = ("class", "devices", "took part", "updates", "kB up", "kB down", "J", "staleness 50 / 90 / most")
+_HEAD = ("class", "devices", "took part", "updates", "kB up", "kB down", "J", "staleness 50 / 90 / max")
 
 Floats = npt.NDArray[np.float64]
 
 
 def shown(devices: int, title: str, times: Floats, metrics: Mapping[str, Floats], rows: Sequence[Sequence[str]]) -> str:
-    """HTML that stands by itself: the title, a curve of each metric, and a row for each class."""
+    """Self-contained HTML: the title, a curve of each metric, and a table row for each class."""
     curves = [curve(name, times, values).in_notebook() for name, values in metrics.items() if np.isfinite(values).any()]
     return (
         f"<p><b>{counted(devices, 'device')}</b>, {title}</p>"
@@ -27,7 +27,7 @@ def shown(devices: int, title: str, times: Floats, metrics: Mapping[str, Floats]
 
 
 def curve(name: str, times: Floats, values: Floats) -> Plot:
-    """A metric over virtual time."""
+    """Draw a metric over virtual time."""
     points = [(float(x), float(y)) for x, y in zip(times, values, strict=True) if np.isfinite(y)]
     levels = [y for _, y in points]
     x = scales.of_time(float(times[-1]))

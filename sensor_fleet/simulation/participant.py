@@ -1,4 +1,4 @@
-"""A device in a simulation: the real session, on virtual time."""
+"""A simulated device: the production session on virtual time."""
 
 import math
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from midge.iot_client.session.training_cycle import training_seed
 from midge.iot_client.shell import DeviceShell
 from midge.iot_client.training.throughput import Throughput
 from midge.sensor_fleet.profiles.population import Departure
-from midge.sensor_fleet.profiles.presence import chance
+from midge.sensor_fleet.profiles.presence import uniform
 from midge.sensor_fleet.simulation import headers
-from midge.sensor_fleet.simulation.air import Air
 from midge.sensor_fleet.simulation.announcement_reader import AnnouncementReader
-from midge.sensor_fleet.simulation.coding import Said
+from midge.sensor_fleet.simulation.encoding import DecodedUpdate
+from midge.sensor_fleet.simulation.environment import Environment
 from midge.sensor_fleet.simulation.incidents import Outage
-from midge.sensor_fleet.simulation.server import PublishedVersion
+from midge.sensor_fleet.simulation.publisher import PublishedVersion
 from midge.sensor_fleet.simulation.shards import Task
 from midge.sensor_fleet.simulation.usage import Usage
 from midge.sensor_fleet.simulation.virtual_constraints import VirtualConstraints
@@ -38,56 +38,53 @@ from midge.wire.messages import (
 )
 
 CONNECTING = 12
-"""Ways from the first packet until a session is told that it is connected: the handshake of TCP, CONNECT, the status of
-one's own name, the greeting that asks for duplicates of the name, two subscriptions; each is answered before the
-next."""
+"""One-way trips from the first packet until the session is connected: TCP handshake, CONNECT, the retained status of
+its own name, the greeting that detects duplicate names, and two subscriptions, each answered before the next."""
 ROUNDING = 1e-9
-"""Seconds by which a sum of times may be off."""
+"""Tolerance of sums of times, in seconds."""
 
 
 class Participant:
     """One device, from when it joins until it leaves."""
 
     __slots__ = (
-        *("_ahead", "_back", "_base", "_began", "_constraints", "_due", "_fits", "_job"),
-        *("_life", "_outage", "_outages", "_outbox", "_reader", "_shaken", "_speed"),
-        *("air", "gone", "link", "name", "number", "seconds", "session", "shell", "steps"),
+        *("_ahead", "_back", "_began", "_constraints", "_due", "_finished", "_job"),
+        *("_life", "_outage", "_outages", "_outbox", "_reader", "_draws", "_speed"),
+        *("environment", "gone", "link", "name", "number", "seconds", "session", "shell", "steps"),
         *("trainings", "updates", "usage"),
     )
 
-    def __init__(self, air: Air, number: int, name: str) -> None:
-        self.air, self.number, self.name = air, number, name
-        world = air.world
-        self.link = VirtualLink(air, name)
-        self.seconds = air.noise.seconds(name)
+    def __init__(self, environment: Environment, number: int, name: str) -> None:
+        self.environment, self.number, self.name = environment, number, name
+        world = environment.world
+        self.link = VirtualLink(environment, name)
+        self.seconds = environment.noise.seconds(name)
         joins = world.joins(name)
         self.usage = Usage(world.hardware(name), joins)
         self._outage: Outage | None = None
-        """The next one, or the one that it is in."""
-        self._shaken = 0
+        """The next outage, or the current one."""
+        self._draws = 0
         self._speed = Throughput()
-        self._outbox: dict[int, tuple[Update, Said]] = {}
-        """By seq; it outlives a reboot."""
+        self._outbox: dict[int, tuple[Update, DecodedUpdate]] = {}
+        """Unsettled updates by seq; they survive a reboot."""
         self._begin_session(1)
         self.gone = False
         self.trainings = self.steps = self.updates = 0
-        self._base: PublishedVersion | None = None
-        """What is trained from, or being fetched for that."""
-        self._reader = AnnouncementReader(air, name)
+        self._reader = AnnouncementReader(environment, name)
         self._job = 0
         self._began = 0.0
         self._life = 0
-        """How often it was rebooted."""
-        self._ahead = air.incidents.clocks.get(name, 0.0)
-        """How far its clock is ahead of the virtual one."""
-        self._fits: dict[int, Said] = {}
+        """Number of reboots."""
+        self._ahead = environment.incidents.clocks.get(name, 0.0)
+        """Offset of its clock to virtual time."""
+        self._finished: dict[int, DecodedUpdate] = {}
         self._due: float | None = None
         usual = (Outage(start, end) for start, end in world.outages(name))
-        self._outages: Iterator[Outage] = merge(usual, air.incidents.outages.get(name, ()))
-        clock = air.clock
+        self._outages: Iterator[Outage] = merge(usual, environment.incidents.outages.get(name, ()))
+        clock = environment.clock
         self._back = joins
-        """When it will be connected."""
-        self._constraints = VirtualConstraints(air, number, name, self._constrained)
+        """When it will next be connected."""
+        self._constraints = VirtualConstraints(environment, number, name, self._constrained)
         clock.at(joins, self._connect)
         self._constraints.expect_pause(joins)
         if (departure := world.leaves(name)) is not None:
@@ -95,32 +92,32 @@ class Participant:
 
     def _begin_session(self, next_seq: int) -> None:
         held = [update for _, (update, _) in sorted(self._outbox.items())]
-        settings = SessionSettings(rereads=bool(self.air.noise.loss), micro=self.usage.micro)
+        settings = SessionSettings(rereads=bool(self.environment.noise.loss), micro=self.usage.micro)
         self.session = DeviceSession(self.name, self.number, held, next_seq, self._jitter, settings=settings)
         self.shell = DeviceShell(self.session, self)
 
     @property
     def _now(self) -> float:
-        """What its clock says."""
-        return self.air.clock.now + self._ahead
+        """The time on its clock."""
+        return self.environment.clock.now + self._ahead
 
     def _reboot(self) -> None:
-        """Its process ends, and another one begins: what it was training is lost, what its outbox holds is not."""
-        self.air.pool.forget(self._job)
-        self.air.resting.pop(self.name, None)
+        """Restart its process: a training under way is lost, the outbox survives."""
+        self.environment.pool.forget(self._job)
+        self.environment.resting.pop(self.name, None)
         self._life += 1
-        self._ahead = -self.air.clock.now
+        self._ahead = -self.environment.clock.now
         self._due = None
         self._reader.again()
-        self._fits.clear()
+        self._finished.clear()
         self._begin_session(self.session.next)
         if (why := self._constraints.why) is not None:
             self._event(ev.Hindered(why))
 
     def _jitter(self) -> float:
-        """Chance for the session."""
-        self._shaken += 1
-        return chance(self.air.world.seed, self.name, "session", self._shaken)
+        """The session's source of randomness."""
+        self._draws += 1
+        return uniform(self.environment.world.seed, self.name, "session", self._draws)
 
     # ---------------------------------------------------------------------- link
 
@@ -128,64 +125,64 @@ class Participant:
         if self.gone:
             return
         link = self.link
-        self.usage.wake(self.air.clock.now)
+        self.usage.wake(self.environment.clock.now)
         link.connection += 1
         connection = link.connection
 
-        def stand() -> None:
+        def establish() -> None:
             if link.connection == connection and not self.gone:
-                self._stand()
+                self._establish()
 
-        self.air.clock.after(CONNECTING * link.latency, stand)
+        self.environment.clock.after(CONNECTING * link.latency, establish)
         while (outage := next(self._outages, None)) is not None:
-            if outage.end > self.air.clock.now:
+            if outage.end > self.environment.clock.now:
                 self._outage = outage
-                self.air.clock.at(outage.start, partial(self._disconnect, outage))
+                self.environment.clock.at(outage.start, partial(self._disconnect, outage))
                 return
 
-    def _stand(self) -> None:
-        """The connection stands: what is retained has come, and so has the echo of our own greeting."""
-        server, link = self.air.server, self.link
+    def _establish(self) -> None:
+        """Handle an established connection: retained messages and the echo of its own greeting have arrived."""
+        server, link = self.environment.server, self.link
         link.connect()
         self._reader.connected()
-        self.air.connected[self.name] = self
-        server.there(1)
+        self.environment.connected[self.name] = self
+        server.devices_online(1)
         link.sent(self._hello)
-        before = link.connection > 1  # what we said last is retained, or our Last Will
-        link.received((1 + before) * self._hello + headers.status() + server.weighs)
-        # What is announced comes over this connection: a board sleeps once it has seen that.
+        before = link.connection > 1  # its last status or its Last Will is retained
+        link.received((1 + before) * self._hello + headers.status() + server.publisher.announcement_bytes)
+        # The announcement arrives over this connection: a board that sleeps may do so once it has read it.
         (self._handle if self.usage.sleeps else self._event)(ev.Connected())
         self._event(ev.AggregatorSeen(server.status))
 
-    def hear_of(self, status: AggregatorStatus) -> None:
-        """The aggregator's status has changed."""
-        self.link.hear(lambda: self._event(ev.AggregatorSeen(status)))
+    def receive_status(self, status: AggregatorStatus) -> None:
+        """Receive a change of the aggregator's status."""
+        self.link.deliver(lambda: self._event(ev.AggregatorSeen(status)))
 
     def _disconnect(self, outage: Outage) -> None:
         if self.gone or self._outage is not outage or (self.usage.sleeps and self.session.work is Work.TRAINING):
-            return  # it is gone or sleeps already, or will sleep once it has trained
+            return  # it has left or sleeps already, or sleeps after its training
         self._outage = None
-        self.usage.sleep(self.air.clock.now)
+        self.usage.sleep(self.environment.clock.now)
         link = self.link
         link.connection += 1
-        self._back = back = max(outage.end, self.air.clock.now)  # a training may have taken all of a sleep
-        self.air.connected.pop(self.name, None)
-        if link.stands:
-            if self.air.world.says_goodbye(self.name):
+        self._back = back = max(outage.end, self.environment.clock.now)  # a training may last longer than the sleep
+        self.environment.connected.pop(self.name, None)
+        if link.connected:
+            if self.environment.world.says_goodbye(self.name):
                 link.sent(self._hello)
             link.disconnect()
-            self.air.server.there(-1)
+            self.environment.server.devices_online(-1)
             self._event(ev.Disconnected())
         if outage.reboot:
             self._reboot()
         elif self.usage.forgets_model:
-            self._event(ev.FetchFailed("", start_over=True))  # the model was in its RAM
-        self.air.clock.at(back, self._connect)
+            self._event(ev.FetchFailed("", start_over=True))  # the model was in RAM
+        self.environment.clock.at(back, self._connect)
 
     @property
     def _may_sleep(self) -> bool:
         """Whether nothing is left to do, or the time to sleep has come."""
-        return self._outage is not None and (self.session.at_rest or self.air.clock.now >= self._outage.start)
+        return self._outage is not None and (self.session.at_rest or self.environment.clock.now >= self._outage.start)
 
     def _sleep(self) -> None:
         if self._outage is not None and self._may_sleep:
@@ -193,16 +190,16 @@ class Participant:
 
     def _leave(self, departure: Departure) -> None:
         link = self.link
-        if link.stands and departure.goodbye:
+        if link.connected and departure.goodbye:
             link.sent(self._hello)
-        self.air.server.there(-1 if link.stands else 0)
+        self.environment.server.devices_online(-1 if link.connected else 0)
         link.disconnect()
-        self.usage.leave(self.air.clock.now)
-        self.air.connected.pop(self.name, None)
+        self.usage.leave(self.environment.clock.now)
+        self.environment.connected.pop(self.name, None)
         self.gone = True
         self._constraints.end()
-        self.air.resting.pop(self.name, None)
-        self.air.pool.forget(self._job)
+        self.environment.resting.pop(self.name, None)
+        self.environment.pool.forget(self._job)
 
     @property
     def _hello(self) -> int:
@@ -210,36 +207,37 @@ class Participant:
         return headers.hello(trained=self.trainings > 0)
 
     def _constrained(self, why: str | None) -> None:
-        """Something keeps it from training, or nothing any more."""
+        """Handle a reason against training, or with None its end."""
         if why != self.session.hindered:
             self._event(ev.Hindered(why))
 
     def reply(self, outbox: int, hi: int, settled: tuple[Settled, ...]) -> None:
-        """The aggregator has something to say to us."""
+        """Receive a receipt from the aggregator."""
         receipt = Receipt.model_construct(outbox=outbox, hi=hi, settled=settled, grants=())
-        self._answered(receipt, headers.receipt() if settled else headers.answer())
+        self._receive_receipt(receipt, headers.receipt() if settled else headers.answer())
 
     def grant(self, outbox: int, hi: int, grant: Grant) -> None:
-        """The aggregator asks for chunks of what we offered."""
-        self._answered(Receipt.model_construct(outbox=outbox, hi=hi, settled=(), grants=(grant,)), headers.answer())
+        """Receive a grant for chunks of an offered update."""
+        receipt = Receipt.model_construct(outbox=outbox, hi=hi, settled=(), grants=(grant,))
+        self._receive_receipt(receipt, headers.answer())
 
-    def _answered(self, receipt: Receipt, size: int) -> None:
-        self.link.answered(size, lambda: self._event(ev.Receipted(receipt)))
+    def _receive_receipt(self, receipt: Receipt, size: int) -> None:
+        self.link.receive_answer(size, lambda: self._event(ev.Receipted(receipt)))
 
     # ---------------------------------------------------------------- expectations
 
-    def soon(self, newest: PublishedVersion) -> float:
-        """When it will probably train from the newest version; infinite where that is not to be expected."""
+    def next_training_at(self, newest: PublishedVersion) -> float:
+        """Predict when it will train from the newest version; infinite if no such training is expected."""
         session = self.session
-        if self.gone or self._base is newest or session.work is not Work.RESTING:
+        if self.gone or self._reader.base is newest or session.work is not Work.RESTING:
             return math.inf
         paused = session.pausing_until
         return max(self._back, self._constraints.until, 0.0 if paused is None else paused - self._ahead)
 
     def task(self, newest: PublishedVersion, when: float) -> Task:
-        """What that training will be."""
+        """Predict that training."""
         seed = training_seed(self.name, newest.announcement, self.session.next)
-        seen = 0 if self.air.stream is None else self.air.stream.flow.slots(when)
+        seen = 0 if self.environment.stream is None else self.environment.stream.flow.slots(when)
         return self._task(newest, seed, seen, newest.announcement.plan)
 
     def _task(self, base: PublishedVersion, seed: int, seen: int, plan: Plan) -> Task:
@@ -249,9 +247,9 @@ class Participant:
     # -------------------------------------------------------------------- events
 
     def look(self) -> None:
-        """Read the newest announcement that has come, as a subscriber would have by now."""
-        until = self.air.clock.now - self.link.latency + ROUNDING
-        if self.link.stands and (published := self._reader.read(until)) is not None:
+        """Read the newest announcement that has arrived by now."""
+        until = self.environment.clock.now - self.link.latency + ROUNDING
+        if self.link.connected and (published := self._reader.read(until)) is not None:
             self._handle(ev.Announced(published.announcement))
 
     def _event(self, event: ev.Event) -> None:
@@ -260,79 +258,79 @@ class Participant:
 
     def _handle(self, event: ev.Event) -> None:
         self.shell.handle(event, self._now)
-        self._settle()
+        self._reschedule()
 
-    def _settle(self) -> None:
-        """Note whether a new version would wake us, and when time itself will."""
-        session, air = self.session, self.air
+    def _reschedule(self) -> None:
+        """Register whether a new version would wake the device, and schedule its next deadline."""
+        session, environment = self.session, self.environment
         if session.waits_for_version:
-            air.resting[self.name] = self
+            environment.resting[self.name] = self
         else:
-            air.resting.pop(self.name, None)
+            environment.resting.pop(self.name, None)
         due = session.deadline
         if due is not None and (self._due is None or due < self._due):
             self._due = due
-            air.clock.at(due - self._ahead, partial(self._tick, due))
-        if (
-            self.usage.sleeps
-            and (outage := self._outage) is not None
-            and (session.at_rest or air.clock.now >= outage.start)
-        ):
-            air.clock.at(air.clock.now, self._sleep)
+            environment.clock.at(due - self._ahead, partial(self._tick, due))
+        if self.usage.sleeps and self._may_sleep:
+            environment.clock.at(environment.clock.now, self._sleep)
 
     def _tick(self, due: float) -> None:
         if self.gone or self._due != due:
             return
         self._due = None
         deadline = self.session.deadline
-        if deadline is not None and deadline <= max(self._now, due):  # of a clock that is ahead, sums are rounded
+        if deadline is not None and deadline <= max(self._now, due):  # rounding, if the clock is offset
             self.look()
             self.shell.tick(max(self._now, due))
-        self._settle()
+        self._reschedule()
 
     # ---------------------------------------------------------------------- hooks
 
     def train(self, announcement: Announcement, plan: Plan) -> None:
-        self._begin(announcement)
+        self._reader.hold(announcement)
         self._train(plan)
 
     def store(self, update: Update, key: int) -> bool:
-        self._outbox[update.seq] = update, self._fits.pop(key)
+        self._outbox[update.seq] = update, self._finished.pop(key)
         self.usage.store(update.size)
         return True
 
     def send(self, update: Update) -> None:
-        _, said = self._outbox[update.seq]
-        self.link.say("update", said.size + headers.update(), partial(self.air.server.arrived, self.name, update, said))
+        _, decoded = self._outbox[update.seq]
+        self.link.send(
+            "update",
+            decoded.size + headers.update(),
+            partial(self.environment.server.arrived, self.name, update, decoded),
+        )
 
     def forget(self, through: int) -> None:
         for seq in [seq for seq in self._outbox if seq <= through]:
             del self._outbox[seq]
 
     def fetch(self, announcement: Announcement, frames: tuple[FrameInfo, ...]) -> None:
-        self._begin(announcement)
+        self._reader.hold(announcement)
 
         def fetched() -> None:
-            self.usage.keep(self.air.world.values, self.air.world.frozen)
+            self.usage.keep(self.environment.world.values, self.environment.world.frozen)
             self._event(ev.Fetched(ev.Base.of(announcement)))
 
         self.link.fetch(frames, fetched)
 
     def greet(self) -> None:
         hello = self.name, self.session.outbox, self.session.first
-        self.link.say("hello", self._hello, partial(self.air.server.greeted, *hello))
-        self.link.received(self._hello)  # we hear our own status
+        self.link.send("hello", self._hello, partial(self.environment.server.greeted, *hello))
+        self.link.received(self._hello)  # the echo of its own status
 
     def read_announcement(self) -> None:
         self._reader.again()
-        self.link.hear(self.look, self.link.latency)
+        self.link.deliver(self.look, self.link.latency)
 
     def tell_settled(self, settled: Settled) -> None:
         pass
 
     def offer(self, update: Update) -> None:
-        _, said = self._outbox[update.seq]
-        self.link.say("update", headers.update(), partial(self.air.server.offered, self.name, update, said))
+        _, decoded = self._outbox[update.seq]
+        self.link.send("update", headers.update(), partial(self.environment.server.offered, self.name, update, decoded))
 
     def send_chunks(self, update: Update, parts: tuple[int, ...]) -> None:
         size = chunks.part_size(update.size, update.parts)
@@ -341,56 +339,50 @@ class Participant:
             if part < update.parts:
                 length = min(size, update.size - part * size) + headers.chunk()
                 header = Chunk(outbox=update.outbox, first=update.first, seq=update.seq, part=part)
-                self.link.say("chunk", length, partial(self.air.server.chunk, self.name, header), ahead=ahead)
+                self.link.send("chunk", length, partial(self.environment.server.chunk, self.name, header), ahead=ahead)
                 ahead += length / self.link.up
-                self.link.hear(partial(self._event, ev.ChunkDelivered()), ahead + self.link.latency)
+                self.link.deliver(partial(self._event, ev.ChunkDelivered()), ahead + self.link.latency)
 
     def renew(self, keep: tuple[int, ...]) -> ev.Renewed:
-        raise AssertionError(f"no outbox is put back in this world, and {keep} were to move")
+        raise AssertionError(f"outboxes are not restored in a simulation, yet {keep} were to be renumbered")
 
     def send_statistics(self, lineage: bytes, moments: tuple[Moment, ...]) -> None:
-        raise AssertionError(f"nothing in this world asks for {moments} of {lineage.hex()}")
+        raise AssertionError(f"no simulated aggregator asks for {moments} of {lineage.hex()}")
 
     def tell_unsuited(self, why: str) -> None:
         raise AssertionError(why)
 
-    def _begin(self, announcement: Announcement) -> None:
-        """Hold on to the version that is fetched or trained from."""
-        for published in (self._reader.latest, self._base):
-            if published is not None and published.announcement is announcement:
-                self._base = published
-                return
-        raise AssertionError(f"version {announcement.version} was never announced to {self.name}")
-
     def _train(self, plan: Plan) -> None:
-        air, base = self.air, self._base
+        environment, base = self.environment, self._reader.base
         assert base is not None
         self.trainings += 1
-        self._began = now = air.clock.now + air.noise.overhead
+        self._began = now = environment.clock.now + environment.noise.overhead
         seen = self._constraints.take()
         task = self._task(base, plan.seed, seen, plan)
-        load = air.learner.load(self.number, task.plan(plan), seen) * air.varies(self.name, self.trainings)
+        load = environment.learner.load(self.number, task.plan(plan), seen) * environment.duration_factor(
+            self.name, self.trainings
+        )
         self.link.ignore_versions(base.announcement)
         end = now + self.seconds * load
-        self._job = air.pool.begin(task, base.start, end)
-        air.clock.at(end, partial(self._trained, self._life))
+        self._job = environment.pool.begin(task, base.start, end)
+        environment.clock.at(end, partial(self._trained, self._life))
 
     def _trained(self, life: int) -> None:
         if self.gone or life != self._life:
             return
-        base = self._base
+        base = self._reader.base
         assert base is not None
         self.link.follow_versions()
-        outcome = self.air.pool.end(self._job)
+        outcome = self.environment.pool.end(self._job)
         self.steps += outcome.steps
-        self.usage.trained += self.air.clock.now - self._began
-        self._speed.record(outcome.steps, 0, self.air.clock.now - self._began)
+        self.usage.trained += self.environment.clock.now - self._began
+        self._speed.record(outcome.steps, 0, self.environment.clock.now - self._began)
         self._constraints.expect_rows()
-        if (said := outcome.said) is None:
+        if (decoded := outcome.decoded) is None:
             self._event(ev.NothingToSend("the training did not stay finite"))
             return
         self.updates += 1
-        self._fits[self.updates] = said
-        seconds = (self.air.clock.now - self._began) * self.air.incidents.claims.get(self.name, 1.0)
-        update = outcome.update(said, base.announcement, seconds)
+        self._finished[self.updates] = decoded
+        seconds = (self.environment.clock.now - self._began) * self.environment.incidents.claims.get(self.name, 1.0)
+        update = outcome.update(decoded, base.announcement, seconds)
         self._event(ev.Trained(update, self.updates))

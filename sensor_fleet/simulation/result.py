@@ -1,5 +1,7 @@
-"""What a simulation found, as arrays, and by hardware class: who took part how much, how stale, at which cost."""
+"""Results of a simulation as arrays, and summaries by hardware class."""
 
+from array import array
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,109 +12,111 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from midge.wire.schema import Parameters
 
+from midge.sensor_fleet.progress import quantile
 from midge.sensor_fleet.report.svg import Plot
 from midge.sensor_fleet.simulation import notebook
 from midge.sensor_fleet.simulation.usage import BoardCosts
+from midge.wire.clocks import DAY
 from midge.wire.plurals import counted
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
-MONTH = 30 * 86400.0
+MONTH = 30 * DAY
 
 
 @dataclass(frozen=True, slots=True)
 class ClassSummary:
-    """One class. Bytes and joules are of one device in the mean, over the whole run."""
+    """Summary of one hardware class. Bytes and joules are means over its devices, for the whole run."""
 
     name: str
     devices: int
     took_part: float
-    """The share of its devices of which an update was accepted."""
+    """Share of its devices with at least one accepted update."""
     trainings: int
     updates: int
-    """Accepted."""
+    """Number of accepted updates."""
     share_of_updates: float
     share_of_weight: float
-    """Of all that moved the model."""
+    """Share of the total weight of all updates."""
     training_seconds: float
-    """What one training takes, in the median."""
+    """Median duration of one training."""
     bytes_up: float
     bytes_down: float
     joules: float
     staleness: tuple[int, int, int] | None
-    """Of its updates, in steps: median, 90th percentile, largest."""
+    """Median, 90th percentile and maximum of its updates, in steps."""
     monthly_bytes: float
     monthly_joules: float
     board: BoardCosts | None = None
-    """What it costs, if it is of microcontrollers."""
+    """Costs of a microcontroller; None for other hardware."""
 
     def packed(self) -> dict[str, Any]:
-        """As plain values."""
+        """The summary as plain values."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Simulated:
-    """A simulated federation. Times are virtual seconds from its start."""
+    """Results of a simulated federation. Times are virtual seconds from its start."""
 
     times: Floats
-    """When the model was evaluated."""
+    """Times of the evaluations, of shape (evaluations,)."""
     metrics: dict[str, Floats]
-    """What the evaluations gave, by name: of the model that users would get."""
+    """Values of each metric at the evaluations, by name: of the model that users would get."""
     versions: Counts
     """The newest version at each evaluation."""
     updates: Counts
-    """How many updates had been accepted at each evaluation."""
+    """Number of updates accepted before each evaluation."""
     staleness: Counts
-    """Of each accepted update, in steps, in the order in which they were taken."""
+    """Staleness of each accepted update in steps, of shape (updates,), in order of acceptance."""
     update_times: Floats
-    """When each of them was taken."""
+    """When each of them was accepted."""
     senders: Counts
-    """The device of each of them: its place in `devices`."""
+    """Index in `devices` of the sender of each."""
     weights: Floats
-    """What each of them counted in its step."""
+    """Weight of each in its step."""
     devices: tuple[str, ...]
     per_device: Counts
-    """Accepted updates of each device."""
+    """Number of accepted updates of each device."""
     seconds: Floats
-    """How long one training takes on each device, at least."""
+    """Duration of a usual training on each device."""
     bytes_up: Counts
     """Payload bytes that each device sent."""
     bytes_down: Counts
-    """Payload bytes that each device received: 0 without a profile, for then frames are not weighed."""
+    """Payload bytes that each device received; 0 without a profile, since frames are not encoded then."""
     trainings_of: Counts
-    """How many trainings each device began."""
+    """Number of trainings that each device started."""
     steps_of: Counts
-    """Optimiser steps that each device did."""
+    """Optimiser steps of each device."""
     classes: tuple[str, ...]
-    """Hardware classes, where a profile has them."""
+    """Names of the profile's hardware classes; empty without a profile."""
     class_of: Counts
-    """The class of each device: its place in `classes`."""
+    """Index in `classes` of each device's class."""
     joules: Floats
-    """Energy that training and the link took of each device, where a profile says what they take."""
+    """Energy of each device's trainings and link; 0 without a profile."""
     bytes_at: Counts
     """Payload bytes that all devices had sent and received at each evaluation, of shape (evaluations, 2)."""
     refused: dict[str, int]
-    """Refused updates by verdict."""
+    """Number of refused updates, by verdict."""
     trainings: int
-    """How many trainings began."""
+    """Number of trainings started."""
     events: int
-    """How many events the clock came to."""
+    """Number of events on the virtual clock."""
     took: float
-    """Seconds of the wall clock."""
+    """Wall-clock seconds."""
     parameters: "Parameters" = field(repr=False)
-    """The model at the end, all tensors by name."""
+    """The final model, all tensors by name."""
     troubles: Mapping[str, int] = field(default_factory=dict)
-    """How often devices were told of something that no receipt answers, by what it was."""
+    """Number of trouble messages to devices, by reason."""
     boards: Mapping[str, BoardCosts] = field(default_factory=dict)
-    """What taking part costs the microcontrollers of each class, by its name."""
+    """Costs of the microcontrollers of each class, by class name."""
     left_out: tuple[str, ...] = ()
-    """A sentence for each class that takes no part, because the model does not fit into its memory."""
+    """A sentence for each class that is left out because the model does not fit into its memory."""
 
     def seconds_to(self, target: float, metric: str | None = None, *, held: float = 0.0) -> float | None:
-        """When the metric first was at the target and stayed there for `seconds`; None if it never did.
+        """When the metric first reached the target and stayed there for `held` seconds; None if it never did.
 
-        A metric whose name is `rmse` or `loss` is at the target from below, any other from above.
+        For `rmse` and `loss` lower is better, for any other metric higher.
         """
         name = metric or next(iter(self.metrics))
         good = self.metrics[name] <= target if name in LOWER else self.metrics[name] >= target
@@ -127,27 +131,27 @@ class Simulated:
         return None
 
     def by_class(self) -> dict[str, ClassSummary]:
-        """Each hardware class: who took part how much, how stale, and at which cost in bytes and joules."""
+        """Summaries of the hardware classes: participation, staleness, and cost in bytes and joules."""
         return by_class(self)
 
     def __repr__(self) -> str:
-        """One line: what it was, and how it ended."""
+        """One line: what was simulated, and the final metrics."""
         scores = ", ".join(f"{name} {values[-1]:.4g}" for name, values in self.metrics.items() if len(values))
         what = f"{counted(len(self.devices), 'device')}, {self._title()}"
-        return f"<{type(self).__name__}: {what}; at the end: {scores or 'nothing was evaluated'}>"
+        return f"<{type(self).__name__}: {what}; final: {scores or 'no evaluation'}>"
 
     def _title(self) -> str:
         if not len(self.times):
-            return "nothing was measured"
+            return "no evaluation"
         trained, accepted = counted(self.trainings, "training"), counted(len(self.senders), "update")
-        told = (
+        summary = (
             f"{self.times[-1] / 3600:,.1f} virtual hours: {trained}, {accepted} accepted, "
             f"{counted(int(self.versions[-1]), 'version')} (it took {self.took:,.1f} s)"
         )
-        return ". ".join((told, *self.left_out))
+        return ". ".join((summary, *self.left_out))
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the curve, and the classes."""
+        """Curves and a table of the classes, for a notebook."""
         rows = [
             (
                 one.name,
@@ -164,17 +168,48 @@ class Simulated:
         return notebook.shown(len(self.devices), self._title(), self.times, self.metrics, rows)
 
     def plot(self, metric: str | None = None) -> Plot:
-        """Draw a metric over virtual time: an SVG that a notebook shows, as text by `str()`."""
+        """Draw a metric over virtual time: an SVG that a notebook shows; `str()` gives its text."""
         name = metric or next(iter(self.metrics))
         return notebook.curve(name, self.times, self.metrics[name])
 
 
+class AcceptedUpdates:
+    """The accepted updates of a run, one column for each attribute."""
+
+    def __init__(self) -> None:
+        self.at = array("d")
+        self.device = array("q")
+        """Index of the device."""
+        self.staleness = array("q")
+        self.weight = array("d")
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def arrays(self, devices: int) -> dict[str, npt.NDArray[Any]]:
+        """The columns as arrays under the names of `Simulated`, and the number of updates of each device."""
+        senders = np.array(self.device, np.int64)
+        return {
+            "staleness": np.array(self.staleness, np.int64),
+            "update_times": np.array(self.at),
+            "senders": senders,
+            "weights": np.array(self.weight),
+            "per_device": np.bincount(senders, minlength=devices).astype(np.int64),
+        }
+
+    def add(self, at: float, device: int, staleness: int, weight: float) -> None:
+        self.at.append(at)
+        self.device.append(device)
+        self.staleness.append(staleness)
+        self.weight.append(weight)
+
+
 LOWER = ("rmse", "loss")
-"""Metrics that are better where they are lower."""
+"""Metrics for which lower is better."""
 
 
 def by_class(found: Simulated, seconds: float | None = None) -> dict[str, ClassSummary]:
-    """Each class of a result; all devices are one class where no profile had any. `seconds` is the run's length."""
+    """Summarise each class; without a profile all devices are one class. `seconds` is the run's length."""
     length = float(found.times[-1]) if seconds is None else seconds
     names = found.classes or ("all",)
     weight = float(found.weights.sum()) or 1.0
@@ -186,7 +221,7 @@ def by_class(found: Simulated, seconds: float | None = None) -> dict[str, ClassS
         if not number:
             continue
         theirs = owner == place
-        taus = np.sort(found.staleness[theirs])
+        taus = Counter(found.staleness[theirs].tolist())
         up, down = float(found.bytes_up[mine].mean()), float(found.bytes_down[mine].mean())
         joules = float(found.joules[mine].mean())
         month = MONTH / length if length else 0.0
@@ -202,7 +237,7 @@ def by_class(found: Simulated, seconds: float | None = None) -> dict[str, ClassS
             up,
             down,
             joules,
-            None if not len(taus) else (int(_at(taus, 0.5)), int(_at(taus, 0.9)), int(taus[-1])),
+            (quantile(taus, 0.5), quantile(taus, 0.9), max(taus)) if taus else None,
             (up + down) * month,
             joules * month,
             found.boards.get(name),
@@ -210,15 +245,11 @@ def by_class(found: Simulated, seconds: float | None = None) -> dict[str, ClassS
     return summaries
 
 
-def _at(ordered: Any, share: float) -> Any:
-    return ordered[max(0, int(np.ceil(share * len(ordered))) - 1)]
-
-
 def histogram(found: Simulated) -> Mapping[str, list[list[int]]]:
-    """How many accepted updates were how stale, class by class: [steps, number]."""
+    """Histogram of the staleness of accepted updates for each class, as pairs [steps, count]."""
     owner = found.class_of[found.senders]
-    told = {}
+    histograms = {}
     for place, name in enumerate(found.classes or ("all",)):
         steps, counts = np.unique(found.staleness[owner == place], return_counts=True)
-        told[name] = [[int(step), int(count)] for step, count in zip(steps, counts, strict=True)]
-    return told
+        histograms[name] = [[int(step), int(count)] for step, count in zip(steps, counts, strict=True)]
+    return histograms

@@ -1,74 +1,37 @@
-"""One call that simulates a federation: the real aggregator and the real sessions on a clock that jumps."""
+"""Simulation of a federation in virtual time, with the production aggregator core and device sessions."""
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from midge.aggregator.config import CHUNK
 from midge.aggregator.core.presets import balanced
 from midge.aggregator.core.strategy import Strategy
 from midge.iot_client.training.fit import Recipe, Trainer
-from midge.sensor_fleet.data import FleetData, Rows
-from midge.sensor_fleet.lazily import numbered
-from midge.sensor_fleet.models import FleetModel, NumpyModel
-from midge.sensor_fleet.profiles.hastened import hastened
+from midge.sensor_fleet.data import FleetData
+from midge.sensor_fleet.lazily import names_of
+from midge.sensor_fleet.models import FleetModel, initial_model
 from midge.sensor_fleet.profiles.population import Population
 from midge.sensor_fleet.profiles.profile import Profile, load
+from midge.sensor_fleet.profiles.time_scaling import scaled_strategy
 from midge.sensor_fleet.sensors.stream import Stream
-from midge.sensor_fleet.simulation import stacked
-from midge.sensor_fleet.simulation.air import Air, Noise
-from midge.sensor_fleet.simulation.clock import Clock
+from midge.sensor_fleet.simulation.environment import Noise
+from midge.sensor_fleet.simulation.federation import Evaluate, FederationSetup, Stop, VirtualFederation
+from midge.sensor_fleet.simulation.fleet_progress import FleetProgress, Watch
 from midge.sensor_fleet.simulation.incidents import Incidents
-from midge.sensor_fleet.simulation.learners import Each, Learner, Stacked
-from midge.sensor_fleet.simulation.participant import Participant
+from midge.sensor_fleet.simulation.learners import Learner, learner_for
 from midge.sensor_fleet.simulation.result import Simulated
-from midge.sensor_fleet.simulation.server import ONE_CHUNK, DeviceCalls, PublishedVersion, Server, ServerSetup, Tamper
-from midge.sensor_fleet.simulation.shards import Carrier, Here, Pool, ShardWorker, shards_of
-from midge.sensor_fleet.simulation.usage import BoardCosts, board_costs
+from midge.sensor_fleet.simulation.server_setup import Tamper
+from midge.sensor_fleet.simulation.shards import Carrier, LocalCarrier, ShardWorker
 from midge.sensor_fleet.simulation.workers import Processes
 from midge.sensor_fleet.world import World
-from midge.wire import frames
-from midge.wire.messages import Grant, Settled, Trouble
-from midge.wire.moments import pool
 from midge.wire.schema import Parameters, Schema
 
-Evaluate = Callable[[Parameters], Mapping[str, float]]
 CALM = World(spread=0.0, median=1.0).calm()
-"""Devices that are all alike, and links that do nothing but carry."""
-MOMENTS = 256
-"""Devices whose statistics are pooled, at most: evenly from all."""
-LOOKS = 400
-"""Calls of `watch` in one run."""
-
-
-@dataclass(frozen=True, slots=True)
-class FleetProgress:
-    """Where a simulation is."""
-
-    now: float
-    """Virtual seconds."""
-    until: float
-    version: int
-    trainings: int
-    updates: int
-    events: int
-    metrics: Mapping[str, float]
-    """Of the last evaluation."""
-    live: int
-    """Devices that are connected."""
-    evaluated: bool
-    """Whether this is an evaluation."""
-    doing: str = ""
-    """What is done before it begins; empty once it has."""
-
-
-Stop = Callable[[float, Mapping[str, float]], bool]
-Watch = Callable[[FleetProgress], None]
+"""Identical devices on ideal links."""
 
 
 def simulate(
@@ -100,75 +63,77 @@ def simulate(
 ) -> Simulated:
     """Simulate a federation for a number of virtual seconds.
 
-    The aggregator's decisions and arithmetic and the devices' sessions are the real ones. A device trains from the
-    published model bit for bit and its delta goes through the plan's codec. Only what does not bear on learning is left
-    out: nothing is written to a disk, packed into messages, checked by checksums or cut into chunks.
+    The aggregator's decisions and arithmetic and the devices' sessions are those of production. A device trains from
+    the published model bit for bit, and its delta goes through the plan's codec. Only what does not affect learning is
+    left out: disk writes, message serialisation and checksums; without a profile, also chunking.
 
     Args:
-        train: a trainer that all devices share, one for each, or a fleet's model with its `data`.
-        devices: how many; those of the data where it is given.
-        strategy: what the aggregator does with updates; Midge's default where it is None.
-        seed: of all chance but the data's.
-        seconds: how long to go on, in virtual time.
-        initial: the model to begin with, where `train` does not bring it.
-        roles: of its tensors, where they are not all trained.
-        data: who owns which rows. Those of a `sensor_fleet.sensors.Stream` come while virtual time goes on: devices
-            train when enough of them is new, and the model is evaluated under what holds at that time.
-        recipe: how the model of a fleet is trained, where not as it would itself. Of trainers: what they follow where
-            a plan asks for nothing, so that a training of half the steps takes half the time.
-        world: how fast devices and their links are, who comes and goes. By default all are alike and nothing fails.
-        profile: in place of a world, what devices there are, by a shipped profile's name, a file or a `Profile`.
-        workers: how many processes train; the result does not depend on it. 1 is this process alone.
-        speeds: seconds that one training takes on each device, in place of the world's.
-        loss: the chance that a message is lost on its way.
-        jitter: σ of the logarithm of what a training takes, again for each.
-        overhead: seconds that each training costs beside computing: a link, a process that starts.
-        evaluate: metrics of a model; of the fleet's model on the test rows by default.
-        every: virtual seconds between two evaluations; a hundredth of all by default.
-        stop: whether to end behind an evaluation, from its time and metrics.
-        watch: told now and then where the simulation is.
-        carry: who carries the trainings, in place of `workers`.
-        speed_up: simulate a profile's fleet in scaled time, as a live one (`sensor_fleet.profiles.hastened`): times
-            are told in the profile's seconds all the same.
-        tamper: what stands between devices and the aggregator, to try what liars do.
-        incidents: restarts, pauses, outages, delays and wrong clocks.
+        train: a trainer that all devices share, a sequence with one trainer for each device, or a fleet model (with
+            `data`).
+        devices: number of devices; by default that of the data or of the trainers.
+        strategy: the aggregation strategy; by default the profile's, or `balanced()`.
+        seed: of all randomness except that of the data.
+        seconds: virtual duration.
+        initial: the initial model, unless `train` provides it.
+        roles: of tensors that are not trained.
+        data: the devices' rows. Those of a `sensor_fleet.sensors.Stream` arrive as virtual time passes: a device trains
+            once enough of its rows are new, and the model is evaluated under the conditions of the time.
+        recipe: how a fleet model is trained, instead of its own recipe. With plain trainers: the defaults of a plan, by
+            which the duration of a training scales with its steps.
+        world: speeds, links and availability of the devices. By default all are alike and nothing fails.
+        profile: the devices' hardware, links and availability, instead of `world`: a `Profile`, the name of a shipped
+            one, or a TOML file.
+        workers: number of processes that train; 1 trains in this process. The result does not depend on it.
+        speeds: seconds of one training on each device, instead of the world's.
+        loss: probability that a message is lost.
+        jitter: σ of the logarithm of the duration of each training.
+        overhead: seconds added to each training, such as for starting a process.
+        evaluate: metrics of a model; by default those of the fleet model on the test rows.
+        every: virtual seconds between evaluations; by default `seconds / 100`.
+        stop: called after each evaluation with its time and metrics; True ends the run.
+        watch: called with progress reports.
+        carry: makes the carrier of the trainings, instead of `workers`.
+        speed_up: run a profile's fleet in scaled time, as a live one (`sensor_fleet.profiles.time_scaling`). Reported
+            times are the profile's.
+        tamper: intercepts updates before the aggregator, to simulate attackers.
+        incidents: restarts, pauses, outages, delays and clock errors.
 
     Raises:
-        ValueError: what is given does not go together.
+        ValueError: arguments that contradict each other or are out of range.
     """
     began = time.perf_counter()
     if speed_up != 1 and (profile is None or isinstance(data, Stream)):
-        raise ValueError(f"speed_up={speed_up:g}: only a profile's fleet is scaled, and no data that streams.")
+        raise ValueError(f"speed_up={speed_up:g}: only a profile's fleet can be scaled, without streaming data.")
     names = _names(train, devices, data)
     stream = data if isinstance(data, Stream) and isinstance(train, FleetModel) else None
     if speeds is not None and len(speeds) != len(names):
         raise ValueError(f"speeds has {len(speeds)} numbers for {len(names)} devices.")
     if workers < 1:
-        raise ValueError(f"workers={workers}: at least 1 process trains.")
+        raise ValueError(f"workers={workers}: give at least 1 process.")
     first, known = _initial(train, initial, data)
     schema = Schema.of(first, {**known, **(roles or {})})
     frozen = schema.thaw(schema.freeze(first))
     if recipe is None and isinstance(train, FleetModel):
         recipe = train.recipe
-    make = partial(_learner, train, data, schema, recipe, frozen=frozen, seed=seed)
+    make = partial(learner_for, train, data, schema, recipe, frozen=frozen, seed=seed)
     population = None
     if profile is not None:
         if world is not None or loss:
-            raise ValueError("a profile describes the world: give no world= and no loss= beside it.")
+            raise ValueError("a profile describes the links itself: remove world= and loss=.")
         profile = load(profile) if isinstance(profile, str) else profile
         usual = recipe or Recipe()
         samples, constants = usual.local_steps * usual.batch_size, len(schema.freeze(first))
         population = Population(profile, names, seed, samples=samples, values=schema.size, frozen=constants)
     work = partial(_work, make, schema, names)
-    carrier = carry(work) if carry is not None else Here(work()) if workers == 1 else Processes(work, workers)
+    carrier = carry(work) if carry is not None else LocalCarrier(work()) if workers == 1 else Processes(work, workers)
     try:
         fleet = (population or replace(world or CALM, seed=seed).population(names)).scaled(speed_up)
         seconds_of = fleet.seconds if speeds is None else dict(zip(names, speeds, strict=True)).__getitem__
-        setup = _Setup(
+        setup = FederationSetup(
             names=names,
             learner=make(),
             carrier=carrier,
-            strategy=hastened(
+            strategy=scaled_strategy(
                 strategy or (profile.strategy() if isinstance(profile, Profile) else balanced()), speed_up
             ),
             initial=first,
@@ -180,7 +145,7 @@ def simulate(
             tamper=tamper,
             incidents=incidents,
         )
-        simulation = _Simulation(setup)
+        simulation = VirtualFederation(setup)
         _refuse_idle(strategy, len(names))
         if evaluate is None and isinstance(train, FleetModel) and data is not None:
             clock, model, rows = simulation.clock, train, data
@@ -196,9 +161,9 @@ def simulate(
 
 
 def _unscaled(stop: Stop | None, watch: Watch | None, factor: float) -> tuple[Stop | None, Watch | None]:
-    """Both told in the profile's time."""
+    """Wrap both callbacks so that they get times in the profile's seconds."""
 
-    def tell(moment: FleetProgress) -> None:
+    def report(moment: FleetProgress) -> None:
         assert watch is not None
         watch(replace(moment, now=moment.now * factor, until=moment.until * factor))
 
@@ -206,11 +171,11 @@ def _unscaled(stop: Stop | None, watch: Watch | None, factor: float) -> tuple[St
         assert stop is not None
         return stop(now * factor, metrics)
 
-    return None if stop is None else ends, None if watch is None else tell
+    return None if stop is None else ends, None if watch is None else report
 
 
 def evaluate_at(model: FleetModel, data: FleetData, now: float, parameters: Parameters) -> Mapping[str, float]:
-    """On the test rows; of a stream on those that hold at a time, and on each class by itself."""
+    """Evaluate a model on the test rows; of a stream, on those that apply at `now`, overall and for each class."""
     if not isinstance(data, Stream):
         return model.evaluate(parameters, data.test)
     whole, *classes = data.tests(now).items()
@@ -222,198 +187,8 @@ def _work(make: Callable[[], Learner], schema: Schema, names: Sequence[str]) -> 
     return ShardWorker(make(), schema, names)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Setup:
-    """What a simulation is of, once all is known to go together."""
-
-    names: Sequence[str]
-    learner: Learner
-    carrier: Carrier
-    strategy: Strategy
-    initial: Parameters
-    schema: Schema
-    world: Population
-    population: Population | None
-    """The same unscaled, if a profile describes it."""
-    noise: Noise
-    stream: Stream | None
-    tamper: Tamper | None
-    incidents: Incidents | None
-
-
-class _Simulation:
-    def __init__(self, setup: _Setup) -> None:
-        names, world, population = setup.names, setup.world, setup.population
-        self.clock = Clock()
-        self._stream = setup.stream
-        self.population = population
-        self.troubles: Counter[str] = Counter()
-        shard_of = shards_of(names, world.seed)
-        self._members: list[list[Participant]] = [[] for _ in range(max(shard_of, default=0) + 1)]
-        self.air = Air(
-            self.clock,
-            lambda: self.server,
-            Pool(setup.carrier, shard_of, lambda shard: self.air.expected(self._members[shard])),
-            setup.learner,
-            world,
-            noise=setup.noise,
-            stream=setup.stream,
-            incidents=setup.incidents,
-        )
-        self.server = Server(
-            self.clock,
-            ServerSetup(
-                strategy=setup.strategy,
-                initial=setup.initial,
-                schema=setup.schema,
-                seed=world.seed,
-                places=dict(zip(names, range(len(names)), strict=True)),
-                framed=population is not None,
-                chunk=ONE_CHUNK if population is None else CHUNK,
-                largest=None if population is None else population.largest,
-                checkpoint=setup.incidents.checkpoint if setup.incidents and setup.incidents.crashes else None,
-            ),
-            DeviceCalls(
-                reply=self._reply,
-                granted=self._grant,
-                released=self.air.released,
-                status=self.air.tell,
-                trouble=self._trouble,
-            ),
-            setup.tamper,
-        )
-        if setup.tamper is not None:
-            setup.tamper.begin(self.server, self.clock)
-        self.participants = {name: Participant(self.air, number, name) for number, name in enumerate(names)}
-        for participant, shard in zip(self.participants.values(), shard_of, strict=True):
-            self._members[shard].append(participant)
-        if population is not None:  # a profile's devices come to an aggregator that has been there for a while
-            self.clock.now = -self.server.core.strategy.release_interval
-        self.clock.at(self.clock.now, self.server.start)
-        if setup.incidents is not None:
-            self._expect(setup.incidents)
-
-    def _expect(self, incidents: Incidents) -> None:
-        """Have the aggregator restarted and paused when its time has come."""
-        for crash in incidents.crashes:
-            self.clock.at(crash.at, partial(self.server.crash, crash))
-            self.clock.at(crash.until, partial(self.server.restart, crash.clock))
-        for start, end in incidents.pauses:
-            self.clock.at(start, partial(self.server.pause, "the operator has paused"))
-            self.clock.at(end, partial(self.server.pause, None))
-
-    def _grant(self, device: str, outbox: int, hi: int, grant: Grant) -> None:
-        self.participants[device].grant(outbox, hi, grant)
-
-    def _reply(self, device: str, outbox: int, hi: int, settled: tuple[Settled, ...]) -> None:
-        self.participants[device].reply(outbox, hi, settled)
-
-    def _trouble(self, device: str, trouble: Trouble) -> None:
-        """It asks for nothing: a device shows it."""
-        self.troubles[trouble.why] += 1
-        self.participants[device].link.answered(len(frames.encode(trouble)), lambda: None)
-
-    def run(
-        self,
-        seconds: float,
-        evaluate: Evaluate,
-        every: float,
-        stop: Callable[[float, Mapping[str, float]], bool] | None,
-        watch: Callable[[FleetProgress], None] | None,
-    ) -> Simulated:
-        rows: list[tuple[float, int, int, Mapping[str, float], tuple[float, float]]] = []
-        seen: tuple[PublishedVersion, Mapping[str, float]] | None = None
-
-        def look() -> None:
-            nonlocal seen
-            newest = self.server.published[-1]
-            if seen is None or seen[0] is not newest or self._stream is not None:
-                seen = newest, evaluate(self.server.serving())
-            rows.append((self.clock.now, self.server.core.version, len(self.server.taken), seen[1], self._moved()))
-            tell(evaluated=True)
-            if stop is not None and stop(self.clock.now, seen[1]):
-                self.clock.stop()
-            else:
-                self.clock.at(len(rows) * every, look)
-
-        def tell(*, evaluated: bool = False) -> None:
-            if watch is not None:
-                watch(self._moment(seconds, seen[1] if seen else {}, evaluated=evaluated))
-
-        def glance(number: int = 1) -> None:
-            tell()
-            self.clock.at((number + 1) * seconds / LOOKS, partial(glance, number + 1))
-
-        self.clock.at(0.0, lambda: self.clock.at(0.0, look))  # behind the first release
-        if watch is not None:
-            self.clock.at(seconds / LOOKS, glance)
-        self.clock.run(seconds)
-        return self._result(rows)
-
-    def _moment(self, until: float, metrics: Mapping[str, float], *, evaluated: bool) -> FleetProgress:
-        return FleetProgress(
-            now=self.clock.now,
-            until=until,
-            version=self.server.core.version,
-            trainings=self.air.pool.begun,
-            updates=len(self.server.taken),
-            events=self.clock.events,
-            metrics=metrics,
-            live=self.server.core.steering.live,
-            evaluated=evaluated,
-        )
-
-    def _moved(self) -> tuple[float, float]:
-        """Bytes that all devices have sent and received."""
-        return self.air.up, self.air.down + self.server.told
-
-    def _result(self, rows: Sequence[tuple[float, int, int, Mapping[str, float], tuple[float, float]]]) -> Simulated:
-        server, everybody = self.server, list(self.participants.values())
-        places, taken, population = self.participants, server.taken, self.population
-        for each in everybody:
-            each.link.count_heard()
-        up = np.array([each.link.bytes_up for each in everybody], np.float64)
-        down = np.array([each.link.bytes_down for each in everybody], np.float64)
-        steps = np.array([each.steps for each in everybody], np.int64)
-        trainings = np.array([each.trainings for each in everybody], np.int64)
-        joules = np.zeros(len(everybody))
-        boards: Mapping[str, BoardCosts] = {}
-        if population is None:
-            down = np.zeros_like(down)
-        else:
-            factor = self.air.world.factor
-            usages = [each.usage.until(self.clock.now, factor) for each in everybody]
-            joules = population.joules(steps, up + down, np.array([each.trained for each in usages]))
-            boards = board_costs(population, usages, joules, trainings)
-        return Simulated(
-            times=np.array([row[0] for row in rows]),
-            metrics={name: np.array([row[3][name] for row in rows]) for name in (rows[0][3] if rows else ())},
-            versions=np.array([row[1] for row in rows], np.int64),
-            updates=np.array([row[2] for row in rows], np.int64),
-            **taken.arrays(len(places)),
-            devices=tuple(places),
-            seconds=np.array([each.seconds for each in everybody]),
-            bytes_up=np.rint(up).astype(np.int64),
-            bytes_down=np.rint(down).astype(np.int64),
-            trainings_of=trainings,
-            steps_of=steps,
-            classes=() if population is None else population.classes,
-            class_of=np.zeros(len(everybody), np.int64) if population is None else population.class_of,
-            joules=joules,
-            boards=boards,
-            left_out=() if population is None else population.left_out,
-            bytes_at=np.rint(np.array([row[4] for row in rows]).reshape(-1, 2)).astype(np.int64),
-            refused=dict(server.refused),
-            troubles=dict(self.troubles),
-            trainings=sum(each.trainings for each in everybody),
-            events=self.clock.events,
-            took=0.0,
-            parameters=server.serving(),
-        )
-
-
 def _refuse_idle(strategy: Strategy | None, devices: int) -> None:
-    """Refuse a strategy under which no step is ever made with so few devices."""
+    """Refuse a strategy whose steps need more distinct devices than there are."""
     if strategy is None or strategy.privacy is None or strategy.deadline is not None:
         return
     if (needed := strategy.size(devices)) > devices:
@@ -423,7 +198,7 @@ def _refuse_idle(strategy: Strategy | None, devices: int) -> None:
         )
 
 
-def _names(train: Any, devices: int | None, data: FleetData | None) -> list[str]:
+def _names(train: Any, devices: int | None, data: FleetData | None) -> Sequence[str]:
     if data is not None:
         names = list(data.devices)
         if devices is not None and devices != len(names):
@@ -431,21 +206,20 @@ def _names(train: Any, devices: int | None, data: FleetData | None) -> list[str]
         return names
     count = len(train) if devices is None and isinstance(train, Sequence) else devices
     if count is None or count < 1:
-        raise ValueError("say how many devices there are: devices=…")
+        raise ValueError("give the number of devices: devices=…")
     if isinstance(train, Sequence) and len(train) != count:
         raise ValueError(f"there are {len(train)} trainers for {count} devices.")
-    width = len(str(count - 1))
-    return [f"device-{number:0{width}d}" for number in range(count)]
+    return names_of(count)
 
 
 def _initial(
     train: Any, initial: Parameters | None, data: FleetData | None
 ) -> tuple[dict[str, Any], Mapping[str, str]]:
-    """The model to begin with, normalised where it is a fleet's, and the roles that it tells."""
+    """The initial model, normalised if it is a fleet model, and the roles that it declares."""
     if isinstance(train, FleetModel):
         if data is None:
-            raise ValueError("a fleet's model needs the fleet's data: data=…")
-        return beginning(train, data, initial)
+            raise ValueError("a fleet model needs its data: data=…")
+        return initial_model(train, data, initial)
     if initial is not None:
         return {name: np.asarray(value) for name, value in initial.items()}, {}
     module = getattr(train, "module", None)
@@ -453,81 +227,4 @@ def _initial(
         from midge.iot_client.training.torch_state import state  # noqa: PLC0415 - torch is here, for there is a module
 
         return state(module)
-    raise ValueError("say what the devices begin with: initial=…, a dict of arrays by name.")
-
-
-def beginning(
-    model: FleetModel, data: FleetData, initial: Parameters | None = None
-) -> tuple[dict[str, Any], Mapping[str, str]]:
-    """What a fleet begins with, normalised by statistics of some of its devices, and the roles of its tensors."""
-    rows_of, number = numbered(data.devices), len(data.devices)
-    chosen = np.unique(np.linspace(0, number - 1, min(number, MOMENTS)).round().astype(int))
-    moments = [model.moments(rows_of(int(place))) for place in chosen]
-    pooled = {name: pool([each[name] for each in moments]) for name in model.channels}
-    return {**(initial or model.initial), **model.freeze(pooled)}, model.roles
-
-
-class _Prepared(Sequence[stacked.TrainingRows]):
-    """Devices' rows as a model takes them, made when they are asked for."""
-
-    def __init__(self, model: NumpyModel, data: FleetData, seed: int) -> None:
-        self._model, self._rows, self._count, self._seed = model, numbered(data.devices), len(data.devices), seed
-        self._data = data
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, number: Any) -> Any:
-        if number >= self._count:
-            raise IndexError(number)
-        return self._prepared(number, self._rows(number))
-
-    def held(self, number: int, seen: int) -> stacked.TrainingRows:
-        """What a device of a stream holds after a number of slots."""
-        assert isinstance(self._data, Stream)
-        return self._prepared(number, self._data.flow.rows(number, seen))
-
-    def _prepared(self, number: int, rows: Rows) -> stacked.TrainingRows:
-        return stacked.TrainingRows(self._model.prepare(rows.x), rows.y, self._seed + number)
-
-
-def _learner(
-    train: Any, data: FleetData | None, schema: Schema, recipe: Recipe | None, *, frozen: Parameters, seed: int
-) -> Learner:
-    if isinstance(train, FleetModel):
-        assert data is not None
-        if isinstance(train, NumpyModel):
-            prepared = _Prepared(train, data, seed)
-            held = prepared.held if isinstance(data, Stream) else None
-            return Stacked(train, prepared, schema, recipe or train.recipe, frozen, held=held)
-        trainers = _Trainers(train, data, seed)
-        return Each(trainers, schema, frozen, recipe=train.recipe, count=trainers.count)
-    if isinstance(train, Sequence):
-        return Each(lambda number, _: train[number], schema, frozen, recipe=recipe)
-    return Each(lambda _, __: train, schema, frozen, recipe=recipe)
-
-
-class _Trainers:
-    """A trainer on torch for each device, made when it first trains; of a stream again for each training."""
-
-    def __init__(self, model: FleetModel, data: FleetData, seed: int) -> None:
-        self._model, self._data, self._seed = model, data, seed
-        self._rows_of = numbered(data.devices)
-        self._made: dict[int, Trainer] = {}
-
-    def __call__(self, number: int, seen: int) -> Trainer:
-        if isinstance(self._data, Stream):
-            return self._trainer(number, self._rows(number, seen))
-        if number not in self._made:
-            self._made[number] = self._trainer(number, self._rows(number, seen))
-        return self._made[number]
-
-    def count(self, number: int, seen: int) -> int:
-        """How many rows a device has."""
-        return len(self._rows(number, seen).y)
-
-    def _rows(self, number: int, seen: int) -> Rows:
-        return self._data.flow.rows(number, seen) if isinstance(self._data, Stream) else self._rows_of(number)
-
-    def _trainer(self, number: int, rows: Rows) -> Trainer:
-        return self._model.trainer(rows, "torch", self._seed + number)
+    raise ValueError("give the initial model: initial=…, a dict of arrays by name.")

@@ -1,7 +1,7 @@
-"""Trainings of many devices cut into stacks, which `iot_client.training.numpy_models` trains as it trains one device.
+"""Batched training: trainings of many devices are stacked and run by `iot_client.training.numpy_models`.
 
-A training of five thousand parameters is a few hundred NumPy calls that each do next to nothing; done for a stack of
-devices, the same calls do the work of all.
+Training a model of five thousand parameters takes a few hundred NumPy calls with little work in each; on a stack, the
+same calls train many devices.
 """
 
 from collections import OrderedDict
@@ -19,13 +19,14 @@ from midge.iot_client.training.numpy_models import Array, Batch, Network, standa
 from midge.wire.schema import Schema, Vector
 
 AT_ONCE = numpy_models.AT_ONCE
-"""Devices in a stack at most; of networks whose intermediate values are large, fewer (`Network.at_once`)."""
+"""Maximum number of devices in a stack; networks with large intermediate values set less (`Network.at_once`)."""
 FEWEST = 2
-"""Devices in a stack at least: a lone one is trained twice, for some kernels give other bits for a stack of one."""
+"""Minimum number of devices in a stack: a lone one is duplicated, since some kernels give other bits for a stack of
+one."""
 KEPT = 2**29
-"""Bytes of rows that are kept ready, at most: those of devices that trained long ago are made again."""
+"""Maximum bytes of prepared rows that are cached."""
 KEPT_OF_STREAMS = 2**25
-"""The same of rows that are others at the next training."""
+"""The same for rows of a stream, which differ at the next training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +40,20 @@ class TrainingRows:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One training: which device, from which values, under which plan."""
+    """One training: the device, its initial values, and the plan."""
 
     device: int
     start: Vector
     plan: TrainingPlan
     seen: int = 0
-    """Slots of a stream that there had been when it began; 0 where data stands still."""
+    """Slots of its stream when it begins; 0 for fixed data."""
 
 
 class Stack:
-    """The rows of all devices, to be trained on. They are asked for when a device trains, one by one.
+    """The rows of all devices, loaded when a device trains, and the network that they train.
 
-    If rows come while time goes on, `held` says what a device holds after a number of slots of its stream.
-    The frozen tensors must stay as they are for as long as a stack is used.
+    If rows arrive over time, `held` returns a device's rows after a number of slots of its stream. The frozen tensors
+    must not change while a stack is in use.
     """
 
     def __init__(
@@ -74,15 +75,15 @@ class Stack:
 
     @cached_property
     def counts(self) -> list[int]:
-        """How many rows each device has."""
+        """Number of rows of each device."""
         return [len(rows.y) for rows in self._devices]
 
     def count(self, device: int, seen: int = 0) -> int:
-        """How many rows this device has, or had after a number of slots of its stream."""
+        """Number of rows of a device, after `seen` slots if they arrive over time."""
         return len(self._of(device, seen)[1])
 
     def _of(self, device: int, seen: int) -> tuple[Array, npt.NDArray[Any], int]:
-        """A device's rows as the arithmetic takes them, and its trainer's seed."""
+        """A device's standardised inputs, targets and seed."""
         if (ready := self._ready.get(device)) is not None:
             if ready[3] == seen:
                 self._ready.move_to_end(device)
@@ -97,11 +98,11 @@ class Stack:
         return ready[:3]
 
     def steps(self, job: Job) -> int:
-        """How many optimiser steps a training takes."""
+        """Number of optimiser steps of a training."""
         return self.recipe.under(job.plan).steps(self.count(job.device, job.seen))
 
     def train(self, jobs: Sequence[Job]) -> list[Vector]:
-        """What each training comes to, as a flat vector; one that diverges holds what is not finite."""
+        """Train all jobs; return flat vectors of parameters, which are not finite where a training diverged."""
         found: list[Vector] = []
         most = min(AT_ONCE, self.net.at_once)
         for start in range(0, len(jobs), most):
@@ -119,7 +120,7 @@ class Stack:
             self._drawn(job, recipe, int(offsets[job.device, job.seen]))
             for job, recipe in zip(jobs, recipes, strict=True)
         ]
-        order = sorted(range(len(jobs)), key=lambda place: -len(drawn[place]))  # who has the most steps first
+        order = sorted(range(len(jobs)), key=lambda place: -len(drawn[place]))  # most steps first
         lengths = [len(drawn[place]) for place in order]
         sizes = [drawn[place].shape[1] for place in order]
         rows = np.zeros((lengths[0], len(jobs), max(sizes)), np.intp)
@@ -141,7 +142,7 @@ class Stack:
         return found
 
     def _drawn(self, job: Job, recipe: Recipe, offset: int) -> npt.NDArray[np.intp]:
-        """Row numbers of all batches, of shape (steps, batch): those of `Recipe.batches`, a pass after the other."""
+        """Row numbers of all batches, of shape (steps, batch), drawn by `Recipe.batches`."""
         _, targets, seed = self._of(job.device, job.seen)
         rng = np.random.default_rng((seed, job.plan.seed))
         drawn = list(recipe.batches(len(targets), rng))

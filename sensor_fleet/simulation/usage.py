@@ -1,8 +1,7 @@
-"""What a simulated device did with its time and its flash, and what that comes to for a class of microcontrollers."""
+"""Time and flash wear of simulated devices, and the resulting costs of a class of microcontrollers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -10,12 +9,11 @@ import numpy.typing as npt
 from midge.sensor_fleet.profiles.board import YEAR
 from midge.sensor_fleet.profiles.population import Population
 from midge.sensor_fleet.profiles.profile import Breaking, Hardware, Wakes
-
-DAY: Final = 86400.0
+from midge.wire.clocks import DAY
 
 
 class Usage:
-    """Of one device, in virtual seconds; `began` is when it first connects."""
+    """Usage of one device, in virtual seconds; `began` is when it first connects."""
 
     __slots__ = (
         *("_began", "_ended", "_hardware", "_since", "awake", "erases", "present", "sleeps", "stored", "trained"),
@@ -25,54 +23,54 @@ class Usage:
     def __init__(self, hardware: Hardware, began: float) -> None:
         self._hardware, self._began = hardware, began
         self.sleeps = isinstance(hardware.availability, Wakes)
-        """Whether it goes to sleep by itself, once nothing is left to do."""
+        """Whether it sleeps by itself once nothing is left to do."""
         self.present = self.awake = self.trained = self.erases = 0.0
-        """Seconds that it was there, had a connection or made one, and trained; sectors of flash that were erased."""
+        """Seconds of presence, of being connected or connecting, and of training; erased flash sectors."""
         self.wakes = self.stored = 0
-        """How often it connected, and stored an update."""
+        """Number of connections, and of stored updates."""
         self._since: float | None = None
         self._ended: float | None = None
 
     @property
     def micro(self) -> bool:
-        """Whether it is a microcontroller."""
+        """Whether the device is a microcontroller."""
         return self._hardware.board is not None
 
     @property
     def forgets_model(self) -> bool:
-        """Whether it holds no model after a sleep."""
+        """Whether the device loses its model when it sleeps."""
         board = self._hardware.board
         return self.sleeps and board is not None and not board.keeps_model
 
     def store(self, size: int) -> None:
-        """An update with a body of that size is in its flash."""
+        """Record a stored update with a body of `size` bytes."""
         self.stored += 1
         if (board := self._hardware.board) is not None:
             self.erases += board.update_erases(size)
 
     def keep(self, values: int, frozen: int) -> None:
-        """A model of that size was fetched; `frozen` is bytes."""
+        """Record a fetched model of `values` parameters and `frozen` bytes of frozen tensors."""
         if (board := self._hardware.board) is not None:
             self.erases += board.model_erases(values, frozen)
 
     def wake(self, now: float) -> None:
-        """It begins to connect."""
+        """Record the start of a connection."""
         self.wakes += 1
         self._since = now
 
     def sleep(self, now: float) -> None:
-        """Its connection is gone, or what would have been one."""
+        """Record the end of a connection or of an attempt."""
         if self._since is not None:
             self.awake += now - self._since
         self._since = None
 
     def leave(self, now: float) -> None:
-        """It is gone for good."""
+        """Record its departure."""
         self.sleep(now)
         self._ended = now
 
     def until(self, now: float, factor: float = 1.0) -> "Usage":
-        """All of it by now, in seconds that are as many times as long."""
+        """The usage until `now`, with times multiplied by a factor."""
         found = Usage(self._hardware, self._began * factor)
         end = now if self._ended is None else self._ended
         running = 0.0 if self._since is None else now - self._since
@@ -84,24 +82,24 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class BoardCosts:
-    """What taking part costs a microcontroller: one of its class in the mean, at the pace of the run."""
+    """Costs of taking part for a microcontroller: means over the devices of its class, at the pace of the run."""
 
     client: str
     ram_needed: int
-    """Bytes that the model takes with the client."""
+    """Bytes of the model and the client."""
     ram: int
-    """Bytes that there are."""
+    """Bytes available."""
     flash_erases_per_year: float
     flash_years: float | None
     """Until the most worn sector has been erased as often as it endures; None if nothing is written."""
     joules_per_training: float | None
-    """Of the training and all that is sent and received; None if it never trained."""
+    """Lifetime of the most worn sector; None if nothing is written."""
     joules_per_day: float
-    """Of all: asleep, waking, connected, training and on the air."""
+    """Of the training and all messages; None if it never trained."""
     awake_per_day: float
-    """Seconds that it is connected, or connects."""
+    """In total: asleep, waking, connected, training and transmitting."""
     battery_days: float | None
-    """That its battery gives; None if it has none."""
+    """Seconds connected or connecting."""
 
 
 def board_costs(
@@ -110,13 +108,13 @@ def board_costs(
     joules: npt.NDArray[np.float64],
     trainings: npt.NDArray[np.int64],
 ) -> Mapping[str, BoardCosts]:
-    """What each class of microcontrollers costs, by its name.
+    """Costs of each class of microcontrollers, by class name.
 
     Args:
-        population: the devices, unscaled.
-        usages: of each until the end, in seconds of the profile.
-        joules: of each, for its trainings and the link.
-        trainings: of each.
+        population: the devices, in unscaled time.
+        usages: of each device until the end, in the profile's seconds.
+        joules: of each device's trainings and link, of shape (devices,).
+        trainings: of each device, of shape (devices,).
     """
     found = {}
     for place, one in enumerate(population.profile.classes):

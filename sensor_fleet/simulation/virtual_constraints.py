@@ -1,61 +1,61 @@
-"""What keeps a simulated device from training: pauses of its owner, and a sensor that has too few new rows."""
+"""Reasons against training on a simulated device: its owner's pauses, and too few new rows of its sensor."""
 
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
 from midge.iot_client.board.conditions import enough_new
-from midge.sensor_fleet.simulation.air import Air
+from midge.sensor_fleet.simulation.environment import Environment
 
 
 class VirtualConstraints:
-    """Tells when a device may not train, and when it may again.
+    """Reports when a device may not train, and when it may again.
 
     Args:
-        air: what all devices share.
+        environment: state shared by all devices.
         number: of the device.
         name: of the device.
-        tell: called with the first reason against training, or None.
+        report: called with the first reason against training, or None.
     """
 
-    __slots__ = ("_air", "_ended", "_enough", "_pauses", "_reasons", "_resumes", "_sensor", "_tell")
+    __slots__ = ("_ended", "_enough", "_environment", "_pauses", "_reasons", "_report", "_resumes", "_sensor")
 
-    def __init__(self, air: Air, number: int, name: str, tell: Callable[[str | None], None]) -> None:
-        self._air, self._tell = air, tell
+    def __init__(self, environment: Environment, number: int, name: str, report: Callable[[str | None], None]) -> None:
+        self._environment, self._report = environment, report
         self._reasons: dict[str, str] = {}
-        self._pauses: Iterator[tuple[float, float]] = iter(air.world.pauses(name))
+        self._pauses: Iterator[tuple[float, float]] = iter(environment.world.pauses(name))
         self._resumes = self._enough = 0.0
-        """When a pause ends, and when enough rows will be new."""
+        """When the current pause ends, and when enough rows will be new."""
         self._ended = False
-        stream, clock = air.stream, air.clock
+        stream, clock = environment.stream, environment.clock
         self._sensor = None if stream is None else stream.sensor(number, lambda: clock.now)
         self.expect_rows()
 
     @property
     def why(self) -> str | None:
-        """The first reason against training."""
+        """The first reason against training; None if there is none."""
         return next(iter(self._reasons.values()), None)
 
     @property
     def until(self) -> float:
-        """When nothing will be against training, as far as is known."""
+        """When no known reason against training will remain."""
         return max(self._resumes, self._enough)
 
     def end(self) -> None:
-        """The device has left."""
+        """Stop reporting: the device has left."""
         self._ended = True
 
     def take(self) -> int:
-        """Take the new rows for a training; how many slots of its stream the device has seen."""
+        """Take the new rows for a training; return the number of stream slots that the device has seen."""
         return 0 if self._sensor is None else self._sensor.take()
 
     def expect_pause(self, now: float) -> None:
-        """Train nothing from the next pause on until it is over."""
+        """Schedule the next pause."""
         for start, end in self._pauses:
             if end > now:
-                self._air.clock.at(start, partial(self._pause, "not now", end))
+                self._environment.clock.at(start, partial(self._pause, "not now", end))
                 if end < math.inf:
-                    self._air.clock.at(end, partial(self._pause, None, end))
+                    self._environment.clock.at(end, partial(self._pause, None, end))
                 return
 
     def _pause(self, why: str | None, until: float) -> None:
@@ -64,16 +64,16 @@ class VirtualConstraints:
         self._resumes = until
         self._set("pause", why)
         if why is None:
-            self.expect_pause(self._air.clock.now)
+            self.expect_pause(self._environment.clock.now)
 
     def expect_rows(self) -> None:
-        """Train nothing until enough rows are new."""
-        sensor, stream = self._sensor, self._air.stream
+        """Block training until enough rows are new."""
+        sensor, stream = self._sensor, self._environment.stream
         if sensor is None or stream is None or (why := enough_new(sensor, stream.fresh)()) is None:
             return
         self._enough = sensor.enough_at(stream.fresh)
         self._set("data", why)
-        self._air.clock.at(self._enough, self._has_rows)
+        self._environment.clock.at(self._enough, self._has_rows)
 
     def _has_rows(self) -> None:
         if not self._ended:
@@ -84,4 +84,4 @@ class VirtualConstraints:
             self._reasons.pop(cause, None)
         else:
             self._reasons[cause] = why
-        self._tell(self.why)
+        self._report(self.why)

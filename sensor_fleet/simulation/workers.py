@@ -1,4 +1,4 @@
-"""Worker processes that carry shards: each shard always the same one, as what devices left to say lies with it."""
+"""Worker processes for shards. A shard always runs in the same process, which keeps its devices' residuals."""
 
 import multiprocessing
 import pickle
@@ -9,20 +9,22 @@ from concurrent.futures import ProcessPoolExecutor
 from midge.sensor_fleet.simulation.shards import Outcome, ShardWorker, Start, Task
 
 REMEMBERED = 256
-"""Starts that a worker keeps, so that a version is sent to it once; as many as a batch may need, and more."""
-_PROBLEM = "another process cannot have the trainers, model or data ({error}): put them in a module, or use workers=1."
+"""Starts that a worker caches, so that a version is sent to it once; more than one batch needs."""
+_PROBLEM = (
+    "trainers, model or data cannot be sent to another process ({error}): put them in a module, or use workers=1."
+)
 
 Make = Callable[[], ShardWorker]
 
 
-class SentShard:
-    """Which starts a worker has: both ends follow the same rule, so that nothing is asked back."""
+class StartCache:
+    """Tracks which starts a worker has cached. Both ends apply the same rule, so neither asks the other."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[int, Start | None] = OrderedDict()
 
     def missing(self, starts: Mapping[int, Start]) -> dict[int, Start]:
-        """On the sender's side: what has to go along."""
+        """On the sender's side: the starts that must be sent along."""
         new = {key: start for key, start in starts.items() if key not in self._known}
         self._note(starts, dict.fromkeys(new))
         return new
@@ -42,40 +44,40 @@ class SentShard:
 
 
 class Processes:
-    """Carries shards in processes of this machine."""
+    """Runs shards in processes of this machine."""
 
     def __init__(self, make: Make, count: int) -> None:
-        """Start them.
+        """Start the processes.
 
         Raises:
-            ValueError: what they need cannot be sent to another process.
+            ValueError: the trainers, model or data cannot be pickled.
         """
         try:
             packed = pickle.dumps(make)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise ValueError(_PROBLEM.format(error=error)) from error
         context = multiprocessing.get_context("spawn")
-        self._workers = [ProcessPoolExecutor(1, context, _begin, (packed,)) for _ in range(count)]
-        self._sent = [SentShard() for _ in range(count)]
+        self._workers = [ProcessPoolExecutor(1, context, _initialise, (packed,)) for _ in range(count)]
+        self._sent = [StartCache() for _ in range(count)]
 
     def submit(self, shard: int, tasks: Sequence[Task], starts: Mapping[int, Start]) -> Callable[[], Sequence[Outcome]]:
         place = shard % len(self._workers)
         new = self._sent[place].missing(starts)
-        return self._workers[place].submit(_do, shard, tuple(tasks), tuple(starts), new).result
+        return self._workers[place].submit(_run, shard, tuple(tasks), tuple(starts), new).result
 
     def close(self) -> None:
         for worker in self._workers:
             worker.shutdown(wait=True, cancel_futures=True)
 
 
-_here: list[tuple[ShardWorker, SentShard]] = []
-"""In a worker: what it does its work with."""
+_state: list[tuple[ShardWorker, StartCache]] = []
+"""The worker process's state."""
 
 
-def _begin(packed: bytes) -> None:
-    _here.append((pickle.loads(packed)(), SentShard()))  # noqa: S301 - from the process that started this one
+def _initialise(packed: bytes) -> None:
+    _state.append((pickle.loads(packed)(), StartCache()))  # noqa: S301 - from the process that started this one
 
 
-def _do(shard: int, tasks: Sequence[Task], keys: Sequence[int], new: Mapping[int, Start]) -> list[Outcome]:
-    ((work, sent),) = _here
-    return work.do(shard, tasks, sent.whole(keys, new))
+def _run(shard: int, tasks: Sequence[Task], keys: Sequence[int], new: Mapping[int, Start]) -> list[Outcome]:
+    ((work, sent),) = _state
+    return work.run(shard, tasks, sent.whole(keys, new))

@@ -221,9 +221,9 @@ def test_a_name_that_cannot_stand_in_a_topic(name: str, tell: Tell, tmp_path: Pa
         (["--seconds", "-1"], "--seconds is -1: it must be above 0"),
         (["--seconds", "nan"], "--seconds is nan"),
         (["--target", "0"], "--target is 0: it must be above 0, such as 0.93"),
-        (["--target", "93"], "An accuracy of 93 cannot be reached: 1 is all of it, 0.93 is 93 %"),
+        (["--target", "93"], "An accuracy of 93 cannot be reached: give a share of at most 1"),
         (["--alpha", "0"], "--alpha is 0"),
-        (["--alpha", "0.5"], "--alpha and --form are of fedasync, not of balanced"),
+        (["--alpha", "0.5"], "--alpha and --form are for fedasync, not balanced"),
         (["--strategy", "fedasync", "--alpha", "11"], "the server's rate must be above 0 and at most 10, not 11"),
         (["--strategy", "fedasync", "--alpha", "2", "--form", "mixing"], "a rate of at most 1"),
         (["--strategy", "fedbuff", "--buffer-size", "0"], "--buffer-size is 0: it must be at least 1"),
@@ -237,7 +237,7 @@ def test_a_name_that_cannot_stand_in_a_topic(name: str, tell: Tell, tmp_path: Pa
         (["--root", "midge/#"], "cannot be a topic root"),
         (["--late", "2"], "late of the world is a share"),
         (["--world", "no.toml"], "The world no.toml cannot be read"),
-        (["--app", "no_such:model"], "name a module and what is in it"),
+        (["--app", "no_such:model"], "give module:attribute"),
     ],
 )
 def test_a_number_or_a_word_that_cannot_be(options: list[str], words: str, tell: Tell) -> None:
@@ -269,7 +269,7 @@ def test_data_that_cannot_be_read(tell: Tell, tmp_path: Path) -> None:
 
     assert "there is no such file" in demo("nothing.npz")
     (tmp_path / "text.npz").write_text("no numbers")
-    assert "no .npz file that can be read" in demo("text.npz")
+    assert "not a readable .npz file" in demo("text.npz")
     np.savez(tmp_path / "half.npz", x=np.zeros((4, 2)))
     assert "the array y is missing; save both x and y" in demo("half.npz")
     np.savez(tmp_path / "uneven.npz", x=np.zeros((4, 2)), y=np.zeros(3))

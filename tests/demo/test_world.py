@@ -129,12 +129,12 @@ def test_a_file_changes_what_it_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("onlien = 3", "'onlien', which is none of seed, median"),
+        ("onlien = 3", "'onlien'; names are seed, median"),
         ("online = 'long'", "online of the world must be a number"),
         ("seed = 1.5", "seed of the world must be a whole number"),
         ("late = 1.5", "late of the world is a share"),
         ("[late]\nshare = 1", "late of the world must be a number"),
-        ("online 3", "is no TOML file"),
+        ("online 3", "is not valid TOML"),
     ],
 )
 def test_a_wrong_file_gets_one_clear_sentence(tmp_path: Path, text: str, message: str) -> None:

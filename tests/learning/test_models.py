@@ -132,7 +132,7 @@ def test_images_have_their_colours_last_or_first(shape: tuple[int, ...], tmp_pat
 
 
 def test_what_cannot_be_is_told(data: FleetData) -> None:
-    with pytest.raises(ValueError, match="no model 'tree'"):
+    with pytest.raises(ValueError, match="unknown model 'tree'"):
         model_for(data, "tree")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no rows"):
         model_for(data).evaluate({}, Rows(data.test.x[:0], data.test.y[:0]))

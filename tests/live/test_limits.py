@@ -18,7 +18,7 @@ def test_nothing_is_said_where_all_is_enough() -> None:
     ("limits", "words"),
     [
         (SystemLimits(descriptors=1024), ["5,128 open files", "1,024", "--nofile=8192", f"--devices {1024 - SPARE}"]),
-        (SystemLimits(ports=3000), ["3,000 are free", "ip_local_port_range", "--devices 3000"]),
+        (SystemLimits(ports=3000), ["3,000 are available", "ip_local_port_range", "--devices 3000"]),
         (SystemLimits(memory=100_000_000), ["490 MB", "100 MB", "--devices 1020", "--model"]),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 from midge.__main__ import main
 from midge.broker import connector
 from midge.broker.local.local_broker import local_broker
+from midge.sensor_fleet.fleet_run import FleetRun
 from midge.sensor_fleet.live.run import LiveRun
 from midge.sensor_fleet.live.server import make
 from midge.sensor_fleet.report.comparison import comparison
@@ -21,7 +22,7 @@ from midge.sensor_fleet.report.reading import read
 from midge.sensor_fleet.report.repeat import command
 from midge.sensor_fleet.setting import BrokerAddress, Setting
 from midge.sensor_fleet.simulation.result import by_class
-from midge.sensor_fleet.virtual import FleetRun, ProfileFleet
+from midge.sensor_fleet.virtual import ProfileFleet
 from tests import needs
 
 PROFILE = """
@@ -139,7 +140,7 @@ def test_command_writes_a_run_beside_a_virtual_one(
     assert set(lines[-1]["classes"]) == set(CLASSES) and lines[-1]["live"]["speed_up"] == 3600
     assert main(["fleet", "--virtual", *same, "--json", "--name", "virtual"]) == 0
     runs = [read(Path("runs/live")), read(Path("runs/virtual"))]
-    assert runs[0].taken == sum(one["updates"] for one in lines[-1]["classes"].values())
+    assert runs[0].accepted_count == sum(one["updates"] for one in lines[-1]["classes"].values())
     assert "live" in comparison(runs)
     page = write_report(Path("runs/live")).read_text()
     assert "Last Wills" in page and "vanish" not in page and "steady" in page

@@ -1,4 +1,4 @@
-"""Scaled time: lanes of a line, a hastened world and strategy, and the words that both sides are told."""
+"""Scaled time: lanes of a line, a scaled world and strategy, and the words that both sides are told."""
 
 import math
 from itertools import chain, islice
@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from midge.aggregator.core.presets import balanced
-from midge.sensor_fleet.links import Lane
-from midge.sensor_fleet.profiles.hastened import FASTEST_RATE, hastened
+from midge.sensor_fleet.linked_connection import Lane
 from midge.sensor_fleet.profiles.population import Population
 from midge.sensor_fleet.profiles.profile import load
+from midge.sensor_fleet.profiles.time_scaling import FASTEST_RATE, scaled_strategy
 from midge.sensor_fleet.setting import Setting
 from midge.sensor_fleet.virtual import LIVE_SPEED_UP, ProfileFleet
 
@@ -43,7 +43,7 @@ def test_a_lane_without_limits_delays_nothing() -> None:
 
 
 @pytest.mark.parametrize("profile", ["farm", "phones"])
-def test_a_hastened_world_is_the_same_one_faster(profile: str) -> None:
+def test_a_scaled_world_is_the_same_one_faster(profile: str) -> None:
     world = Population(load(profile), NAMES, 3, samples=320, values=1000)
     fast = world.scaled(60)
     for name in NAMES:
@@ -60,12 +60,12 @@ def test_a_hastened_world_is_the_same_one_faster(profile: str) -> None:
             assert [60 * value for value in spans] == pytest.approx(slow_spans)
 
 
-def test_a_hastened_strategy_goes_with_it() -> None:
+def test_a_scaled_strategy_goes_with_it() -> None:
     usual = balanced(release_interval=600.0, deadline=900.0)
-    fast = hastened(usual, 60)
+    fast = scaled_strategy(usual, 60)
     assert (fast.release_interval, fast.deadline) == (10, 15)
     assert fast.byte_rate == FASTEST_RATE
-    assert hastened(usual, 1) == usual
+    assert scaled_strategy(usual, 1) == usual
 
 
 def test_words_say_all_that_is_not_usual() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from midge.sensor_fleet.profiles.board import YEAR, Board
 from midge.sensor_fleet.profiles.population import Population
-from midge.sensor_fleet.profiles.presence import away
+from midge.sensor_fleet.profiles.presence import absences
 from midge.sensor_fleet.profiles.profile import Profile, Wakes, load
 
 NAMES = [f"device-{number:03}" for number in range(400)]
@@ -82,7 +82,7 @@ def test_a_board_wakes_at_regular_times_from_a_phase_of_its_own() -> None:
     kind = Wakes(kind="wakes", every=21_600.0, stays=90.0)
     phases = set()
     for seed in range(20):
-        gone = list(islice(away(kind, seed, "d"), 30))
+        gone = list(islice(absences(kind, seed, "d"), 30))
         assert all(after[0] - before[1] == pytest.approx(90) for before, after in pairwise(gone))
         assert all(after[1] - before[1] == pytest.approx(21_600) for before, after in pairwise(gone))
         phases.add(round(gone[0][1]))

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from midge.sensor_fleet.profiles.population import Population
-from midge.sensor_fleet.profiles.presence import DAY, away
+from midge.sensor_fleet.profiles.presence import absences
 from midge.sensor_fleet.profiles.profile import SHIPPED, Availability, Profile, load
 from midge.sensor_fleet.profiles.units import Rate, Seconds
+from midge.wire.clocks import DAY
 
 NAMES = [f"device-{number:03}" for number in range(400)]
 PLAIN = """
@@ -57,21 +58,21 @@ def test_shipped_profiles_hold_what_they_say(name: str) -> None:
         (('memory = "1 MB"', ""), r"mine\.toml: class\.0\.memory is missing: add it"),
         (
             ('memory = "1 MB"', 'memory = "1 MiB"'),
-            r"class\.0\.memory: '1 MiB' is none: write a number and one of B, kB",
+            r"class\.0\.memory: '1 MiB' is not a quantity: use a unit of B, kB",
         ),
         (("samples_per_second = 100", "samples_per_second = -1"), r"samples_per_second: .* greater than 0, not -1"),
         (("samples_per_second = 100", ""), "give one of samples_per_second and seconds"),
         (("samples_per_second = 100", 'samples_per_second = 100\nseconds = "1 s"'), "give one of samples_per_second"),
-        (("joules_per_step = 0.5", "joule_per_step = 0.5"), r"joules_per_step is missing.*joule_per_step is not known"),
+        (("joules_per_step = 0.5", "joule_per_step = 0.5"), r"joules_per_step is missing.*joule_per_step is unknown"),
         (("[[class]]", "[[klass]]"), r"has no class of devices: add a \[\[class\]\]"),
-        (("share = 1", "share = "), "is no TOML"),
+        (("share = 1", "share = "), "is not valid TOML"),
         (
             ('name = "a"', 'name = "a"\nboard = { battery = "1 Ah" }'),
-            'board is of microcontrollers: add hardware = "micro"',
+            'board is for microcontrollers: add hardware = "micro"',
         ),
         (
             ('name = "a"', 'name = "a"\nhardware = "micro"\nboard = { battery = "1 kWh" }'),
-            r"board\.battery: '1 kWh' is none: write a number and one of mAh, Ah",
+            r"board\.battery: '1 kWh' is not a quantity: use a unit of mAh, Ah",
         ),
         (
             ('name = "a"', 'name = "a"\navailability = { kind = "wakes", every = 60, stays = 60 }'),
@@ -129,8 +130,8 @@ KINDS = [
 @given(st.sampled_from(KINDS), st.integers(0, 1000))
 def test_absences_ascend_and_follow_from_the_seed(written_as: dict[str, object], seed: int) -> None:
     kind: Availability = TypeAdapter(Availability).validate_python(written_as)
-    found = list(islice(away(kind, seed, "d"), 40))
-    assert found == list(islice(away(kind, seed, "d"), 40))
+    found = list(islice(absences(kind, seed, "d"), 40))
+    assert found == list(islice(absences(kind, seed, "d"), 40))
     assert all(start < end for start, end in found)
     assert all(before[1] < after[0] for before, after in pairwise(found))
 
@@ -139,7 +140,7 @@ def test_days_and_chance_are_as_written() -> None:
     kind: Availability = TypeAdapter(Availability).validate_python({"kind": "diurnal", "hours": [8, 20], "chance": 0.5})
     gone = 0.0
     for seed in range(30):
-        for start, end in away(kind, seed, "d"):
+        for start, end in absences(kind, seed, "d"):
             gone += min(end, 20 * DAY) - min(start, 20 * DAY)
             if end >= 20 * DAY:
                 break
@@ -164,7 +165,7 @@ def test_lines_of_a_trace_may_overlap(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("start,stop\n1,2\n", "must begin with a line of names"), ("start,end\n2,1\n", "line 2 of .*from 2 to 1")],
+    [("start,stop\n1,2\n", "must begin with a header"), ("start,end\n2,1\n", "line 2 of .*not 2 to 1")],
 )
 def test_bad_traces_are_told(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "seen.csv").write_text(text)

@@ -1,14 +1,15 @@
 import json
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 
+from midge.sensor_fleet.progress import quantile
 from midge.sensor_fleet.report.comparison import comparison
-from midge.sensor_fleet.report.learning import quantile
 from midge.sensor_fleet.report.page import report
 from midge.sensor_fleet.report.reading import read
 from midge.sensor_fleet.report.repeat import command
@@ -34,7 +35,7 @@ def test_numbers_are_those_of_the_run(tmp_path: Path) -> None:
     assert exact[0.97] == "97.0%"
     assert exact[0.52] == "52.0%"
     assert exact[20.0] == "20"
-    assert exact[float(quantile(range(20), 0.5))] == "9"
+    assert exact[float(quantile(Counter(range(20)), 0.5))] == "9"
     assert exact[(20_000 + 100_000) / 10] == "12.0\N{NO-BREAK SPACE}kB"
     assert "10 devices held 90.0% accuracy after 17.2\N{NO-BREAK SPACE}s" in page.headings[0]
     assert "4,321 steps" in page.text
@@ -80,8 +81,8 @@ def test_a_killed_run_says_so_and_shows_what_there_is(tmp_path: Path) -> None:
     with (directory / "metrics.jsonl").open("a") as file:
         file.write('{"event": "update", "time": 17000')
     page = page_of(directory)
-    assert "did not come to its end" in page.text
-    assert "1 line of its files could not be read and is left out" in page.text
+    assert "did not end by itself" in page.text
+    assert "1 line of its files could not be read and was skipped" in page.text
     assert "were not measured" in page.text
     assert "cut off after" in page.headings[0]
     assert page.drawings
@@ -106,7 +107,7 @@ def test_a_run_without_evaluations(tmp_path: Path) -> None:
 
 def test_a_run_in_which_nothing_happened(tmp_path: Path) -> None:
     page = page_of(runs.write(tmp_path / "empty", run=runs.about()))
-    assert "did not come to its end" in page.text
+    assert "did not end by itself" in page.text
     assert page.drawings == []
 
 
@@ -195,14 +196,14 @@ def test_a_fleet_has_its_own_sections_on_the_same_page(tmp_path: Path) -> None:
         "Against time",
         "Against bytes",
         "Energy and bytes by hardware",
-        "Energy of a device",
-        "Bytes of a device",
+        "Energy per device",
+        "Bytes per device",
         "Staleness",
         "All updates",
         "By hardware",
         "Fairness",
-        "The monthly bill",
-        "How to repeat it",
+        "Monthly costs",
+        "Reproduction",
     ]
     assert dict(page.numbers)[2.5] == "2.50\N{NO-BREAK SPACE}J"
 
@@ -244,7 +245,7 @@ def test_a_large_fleet_is_shown_in_part(tmp_path: Path) -> None:
     ]
     runs.write(directory, metrics_lines=runs.metrics(runs.accuracies()), device_lines=lines)
     page = page_of(directory)
-    assert "24 of 1000, evenly from the quickest to the slowest" in page.text
+    assert "24 of 1000, evenly from the fastest to the slowest" in page.text
     assert len(page.source) < 1_000_000
 
 
@@ -279,7 +280,7 @@ def test_few_updates_that_pay_are_counted_as_one_and_not_as_fewer_than_one(tmp_p
     [
         ({"strategy": "balanced", "staleness": "polynomial"}, "Updates of slow devices count in full", "polynomial"),
         ({"strategy": "fedasync", "staleness": "hinge"}, "the less it counts (hinge)", "in full"),
-        ({"strategy": "fedbuff", "staleness": "constant"}, "counts the same however stale", "in full"),
+        ({"strategy": "fedbuff", "staleness": "constant"}, "count the same at any staleness", "in full"),
         ({"strategy": "fedavg", "staleness": "polynomial"}, "No device waits", "polynomial"),
     ],
 )
@@ -332,8 +333,8 @@ def test_runs_of_unlike_length_are_compared_at_a_time_that_both_had(tmp_path: Pa
     result = json.loads((second / "result.json").read_text())
     (second / "result.json").write_text(json.dumps({**result, "seconds": 10.0}))
     text = Page(comparison([read(first), read(second)])).text
-    assert "as long as the shortest ran" in text and "ends ahead" not in text
-    assert "energy of a device" not in text, "a row of which no run says anything"
+    assert "the length of the shortest run" in text and "ends ahead" not in text
+    assert "energy per device" not in text, "a row of which no run says anything"
 
 
 def test_runs_that_cannot_be_compared_are_told_apart(tmp_path: Path) -> None:
@@ -347,7 +348,7 @@ def test_runs_that_cannot_be_compared_are_told_apart(tmp_path: Path) -> None:
     page = Page(comparison([read(first), read(second)]))
     assert "measured differently" in page.text
     assert "ends ahead" not in page.text
-    assert {"Accuracy", "RMSE, less is better"} <= set(page.headings)
+    assert {"Accuracy", "RMSE, lower is better"} <= set(page.headings)
 
 
 def test_runs_of_one_name_are_told_by_their_paths(tmp_path: Path) -> None:

@@ -129,4 +129,4 @@ def test_command_simulates_sensors(
     assert outcome["devices"] == 12 and outcome["rmse"] < 1
     assert "--data energy --model linear --drift 0.5 --fresh 6" in (tmp_path / "runs/x/report.html").read_text()
     assert main(["fleet", "--virtual", "--drift", "0.5", *options]) == 2
-    assert "take vibration or energy, not digits" in capsys.readouterr().err
+    assert "use vibration or energy, not digits" in capsys.readouterr().err

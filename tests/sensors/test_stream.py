@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from midge.iot_client.board.conditions import enough_new
 from midge.iot_client.data.samples import Samples
-from midge.sensor_fleet.sensors import Drift, Flaws, Stream, chance, energy, vibration
+from midge.sensor_fleet.sensors import Drift, Flaws, Stream, counter_rng, energy, vibration
 from midge.sensor_fleet.sensors.machines import GROWTH, VISIBLE, Machines
 from tests.waiting import eventually
 
@@ -230,13 +230,13 @@ async def test_source_feeds_the_samples_of_a_live_device() -> None:
     [
         (lambda: vibration(0), "at least 1 device"),
         (lambda: vibration(2, fresh=0), "fresh=0"),
-        (lambda: vibration(2, window=4, fresh=5), "4 is all that it holds"),
+        (lambda: vibration(2, window=4, fresh=5), "holds 4"),
         (lambda: vibration(2, interval=0), "intervals above 0"),
-        (lambda: vibration(2, faulty=2), "no share"),
-        (lambda: energy(2, history=100.0), "whole hours"),
+        (lambda: vibration(2, faulty=2), "not a share"),
+        (lambda: energy(2, history=100.0), "whole number of hours"),
         (lambda: Flaws(labels=1.5), "labels=1.5"),
-        (lambda: Flaws(outage=-1), "cannot be"),
-        (lambda: Drift(-1), "cannot be"),
+        (lambda: Flaws(outage=-1), "out of range"),
+        (lambda: Drift(-1), "out of range"),
         (lambda: POWER.rows(6, 0.0), "no device 6"),
         (lambda: POWER.rows("pump", 0.0), "no device 'pump'"),
     ],
@@ -248,12 +248,12 @@ def test_what_cannot_be_is_told(wrong: type, told: str) -> None:
 
 def test_chance_is_uniform_normal_and_by_address() -> None:
     places = np.arange(100_000)
-    drawn = chance.uniform(chance.key("a"), places)
+    drawn = counter_rng.uniform(counter_rng.key("a"), places)
     assert np.abs(np.histogram(drawn, 20, (0, 1))[0] / 5000 - 1).max() < 0.1
     assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.02
-    np.testing.assert_array_equal(drawn[500:600], chance.uniform(chance.key("a"), np.arange(500, 600)))
-    wide = chance.normal(chance.key("b"), places)
+    np.testing.assert_array_equal(drawn[500:600], counter_rng.uniform(counter_rng.key("a"), np.arange(500, 600)))
+    wide = counter_rng.normal(counter_rng.key("b"), places)
     assert abs(wide.mean()) < 0.02 and wide.std() == pytest.approx(1, abs=0.02)
-    slow = chance.smooth(chance.key("c"), places, 50.0)
+    slow = counter_rng.smooth(counter_rng.key("c"), places, 50.0)
     assert slow.std() == pytest.approx(1, abs=0.1)
     assert np.abs(np.diff(slow)).max() < 0.4

@@ -11,7 +11,7 @@ from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
 from midge.sensor_fleet.profiles.board import YEAR
 from midge.sensor_fleet.profiles.profile import Profile, load
 from midge.sensor_fleet.simulation.clock import Clock
-from midge.sensor_fleet.simulation.coding import Said
+from midge.sensor_fleet.simulation.encoding import DecodedUpdate
 from midge.sensor_fleet.simulation.result import Simulated
 from midge.sensor_fleet.simulation.server import Server
 from midge.sensor_fleet.simulation.simulate import simulate
@@ -64,9 +64,9 @@ class Watched:
     def begin(self, server: Server, _clock: Clock) -> None:
         self.server = server
 
-    def sent(self, device: str, update: Update, said: Said) -> Said:
+    def sent(self, device: str, update: Update, decoded: DecodedUpdate) -> DecodedUpdate:
         self.codecs.setdefault(device, set()).add(update.codec)
-        return said
+        return decoded
 
 
 def run(mine: Profile, **others: Any) -> Simulated:
@@ -86,7 +86,7 @@ def test_boards_follow_the_plan_for_such_devices_and_all_get_small_parts(tmp_pat
     for device, board in zip(found.devices, of(found, "node"), strict=True):
         assert watched.codecs[device] == {"int8:256" if board else "uq:4|rice"}
     assert watched.server is not None
-    frames = watched.server.published[-1].announcement.frames
+    frames = watched.server.publisher.published[-1].announcement.frames
     assert {frame.parts for frame in frames} == {-(-frame.size // 1024) for frame in frames} and len(frames) > 2
 
 

@@ -8,8 +8,10 @@ from midge.aggregator.core.presets import fedasync
 from midge.aggregator.core.staleness import constant
 from midge.aggregator.ingress.reassembly import DISPLACED
 from midge.sensor_fleet.simulation.clock import Clock
-from midge.sensor_fleet.simulation.coding import Said
-from midge.sensor_fleet.simulation.server import DeviceCalls, PublishedVersion, Server, ServerSetup
+from midge.sensor_fleet.simulation.encoding import DecodedUpdate
+from midge.sensor_fleet.simulation.publisher import PublishedVersion
+from midge.sensor_fleet.simulation.server import Server
+from midge.sensor_fleet.simulation.server_setup import DeviceCalls, ServerSetup
 from midge.wire.messages import Chunk, Fetch, Grant, Moment, Settled, Statistics, Update, Verdict
 from midge.wire.moments import Moments
 from midge.wire.schema import Schema
@@ -57,15 +59,15 @@ class Fleet:
         return Update(**{**header, **known, "sha256": bytes(16), **fields})
 
 
-def said(values: int) -> Said:
+def decoded(values: int) -> DecodedUpdate:
     delta = np.ones(values, np.float32)
-    return Said(delta=delta, norm=float(np.linalg.norm(delta)), size=4 * values, codec="float32")
+    return DecodedUpdate(delta=delta, norm=float(np.linalg.norm(delta)), size=4 * values, codec="float32")
 
 
 def test_an_update_comes_in_chunks_by_windows_and_counts_once() -> None:
     fleet = Fleet({"x": np.zeros(24, np.float32)}, chunk=CHUNK)
     offer = fleet.update(kind="offer", parts=12)
-    fleet.server.offered("a", offer, said(24))
+    fleet.server.offered("a", offer, decoded(24))
     for part in range(12):
         (*_, grant) = fleet.grants
         assert part in grant.parts
@@ -73,14 +75,14 @@ def test_an_update_comes_in_chunks_by_windows_and_counts_once() -> None:
     assert [grant.parts for grant in fleet.grants] == [tuple(range(8)), tuple(range(8, 12))]
     assert [(hi, settled[0].verdict) for _, hi, settled in fleet.replies] == [(1, Verdict.ACCEPTED)]
     np.testing.assert_array_equal(fleet.server.model.x, np.ones(24, np.float32))
-    fleet.server.offered("a", offer, said(24))
+    fleet.server.offered("a", offer, decoded(24))
     assert fleet.replies[-1][2][0].repeat
     np.testing.assert_array_equal(fleet.server.model.x, np.ones(24, np.float32))
 
 
 def test_an_offer_beyond_the_memory_is_told_to_come_again() -> None:
     fleet = Fleet({"x": np.zeros(24, np.float32)}, chunk=CHUNK, memory=64)
-    fleet.server.offered("a", fleet.update(kind="offer", parts=12), said(24))
+    fleet.server.offered("a", fleet.update(kind="offer", parts=12), decoded(24))
     ((_, hi, (settled,)),) = fleet.replies
     assert (hi, settled.verdict, settled.retry_after > 0) == (0, Verdict.BUSY, True)
 
@@ -89,12 +91,12 @@ def test_a_device_whose_half_update_makes_room_for_another_is_told() -> None:
     """Seen to fail: the simulation dropped it without a word, where production says why."""
     fleet = Fleet({"x": np.zeros(24, np.float32)}, chunk=CHUNK, memory=3000)
     offer = fleet.update(kind="offer", parts=12)
-    fleet.server.offered("a", offer, said(24))
+    fleet.server.offered("a", offer, decoded(24))
     fleet.server._clock.now = 1000.0  # too slow: nothing of it has come
-    fleet.server.offered("b", offer, said(24))
+    fleet.server.offered("b", offer, decoded(24))
     assert len(fleet.grants) == 2 and fleet.troubles == [("a", DISPLACED)]
     fleet.server._clock.now = 2000.0
-    fleet.server.offered("a", offer, said(24))
+    fleet.server.offered("a", offer, decoded(24))
     assert fleet.troubles == [("a", DISPLACED), ("b", DISPLACED)]
 
 
@@ -103,7 +105,7 @@ def test_an_encoder_that_piles_up_what_it_leaves_out_is_told_so_not_more_often_t
     for number in range(1, 16):
         fleet.server._clock.now += 6.0
         delta = np.full(24, 2.0**number, np.float32)
-        grown = Said(delta=delta, norm=float(np.linalg.norm(delta)), size=96, codec="uq:4|rice")
+        grown = DecodedUpdate(delta=delta, norm=float(np.linalg.norm(delta)), size=96, codec="uq:4|rice")
         fleet.server.arrived("a", fleet.update(seq=number, codec="uq:4|rice"), grown)
     doubts = [why for device, why in fleet.troubles if device == "a" and why.startswith("its updates grow")]
     assert len(doubts) == len(fleet.troubles) == 4  # of the ninth to the fifteenth update, each second one

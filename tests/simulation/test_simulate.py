@@ -101,18 +101,18 @@ def test_trainings_are_done_when_the_first_result_is_needed() -> None:
     """All that wait, up to a batch: those that end first, whoever is asked for."""
     seen: list[int] = []
 
-    class Counting(learners.Each):
+    class Counting(learners.TrainerPerDevice):
         def train(self, jobs: Sequence[stacked.Job]) -> list[learners.TrainingResult]:
             seen.append(len(jobs))
             return super().train(jobs)
 
     schema = Schema.of(START)
     work = shards.ShardWorker(Counting(lambda _, __: add_one, schema, {}), schema, [f"d{n}" for n in range(5)])
-    pool = shards.Pool(shards.Here(work), [0] * 5)
+    pool = shards.Pool(shards.LocalCarrier(work), [0] * 5)
     start = shards.Start(1, START["x"], Plan(codec="float32"), bytes(16))
     numbers = [pool.begin(shards.Task(n, 1, n, 1), start, due=float(n)) for n in range(5)]
     pool.forget(numbers[1])
-    said = pool.end(numbers[3]).said
+    said = pool.end(numbers[3]).decoded
     assert said is not None and said.delta.tolist() == [1, 1, 1, 1]
     pool.end(numbers[0])
     assert seen == [4]

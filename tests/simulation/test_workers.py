@@ -20,7 +20,7 @@ from midge.sensor_fleet.simulation.result import Simulated
 from midge.sensor_fleet.simulation.shards import Carrier
 from midge.sensor_fleet.simulation.simulate import simulate
 from midge.sensor_fleet.simulation.stacked import Job
-from midge.sensor_fleet.simulation.workers import REMEMBERED, Make, SentShard
+from midge.sensor_fleet.simulation.workers import REMEMBERED, Make, StartCache
 from midge.wire.messages import Plan
 from midge.wire.schema import Schema
 from tests import needs
@@ -95,13 +95,13 @@ def test_what_is_done_ahead_changes_little_and_costs_little(monkeypatch: pytest.
 
     monkeypatch.setattr(shards.Pool, "begin", watched)
     ahead = run(1)
-    monkeypatch.setattr(shards.Pool, "_news", lambda self, place: iter(()))
+    monkeypatch.setattr(shards.Pool, "_new_predictions", lambda self, place: iter(()))
     behind = run(1)
     assert ahead.trainings == behind.trainings
     np.testing.assert_array_equal(ahead.senders, behind.senders)
     for name in ahead.parameters:
         np.testing.assert_allclose(ahead.parameters[name], behind.parameters[name], atol=0.02)
-    assert pools[0].vain < 0.2 * ahead.trainings
+    assert pools[0].mispredicted < 0.2 * ahead.trainings
 
 
 class Marking:
@@ -121,16 +121,16 @@ def test_training_that_turns_out_otherwise_than_expected_is_done_again() -> None
     old, new = (shards.Start(key, np.full(4, 10 * key, np.float32), plan, b"") for key in (1, 2))
     expected = [(shards.Task(1, 1, 7, 1), old), (shards.Task(2, 1, 8, 1), old)]
     work = shards.ShardWorker(Marking(), schema, ["a", "b", "c"])
-    pool = shards.Pool(shards.Here(work), [0, 0, 0], lambda shard: iter(expected))
+    pool = shards.Pool(shards.LocalCarrier(work), [0, 0, 0], lambda shard: iter(expected))
     pool.end(pool.begin(shards.Task(0, 1, 6, 1), old, due=1.0))
     expected.clear()
-    assert pool.vain == 0
+    assert pool.mispredicted == 0
     otherwise = pool.end(pool.begin(shards.Task(1, 2, 9, 1), new, due=2.0))
     as_expected = pool.end(pool.begin(shards.Task(2, 1, 8, 1), old, due=3.0))
-    assert otherwise.said is not None and as_expected.said is not None
-    assert otherwise.said.delta.tolist() == [2.0] * 4  # of a start of 20, not of what 10 came to
-    assert as_expected.said.delta.tolist() == [3.0] * 4
-    assert (pool.vain, pool.begun) == (1, 3)
+    assert otherwise.decoded is not None and as_expected.decoded is not None
+    assert otherwise.decoded.delta.tolist() == [2.0] * 4  # of a start of 20, not of what 10 came to
+    assert as_expected.decoded.delta.tolist() == [3.0] * 4
+    assert (pool.mispredicted, pool.begun) == (1, 3)
 
 
 def test_shards_follow_from_names_and_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ def test_trainers_that_cannot_travel_are_told() -> None:
 
 def test_starts_are_sent_once_and_known_at_both_ends() -> None:
     rng = np.random.default_rng(0)
-    sender, worker = SentShard(), SentShard()
+    sender, worker = StartCache(), StartCache()
     sent = 0
     for step in range(400):
         keys = {int(key) for key in step + rng.integers(0, 200, 30)}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from midge.__main__ import main
+from midge.sensor_fleet.fleet_run import FleetRun
 from midge.sensor_fleet.planning import answer
 from midge.sensor_fleet.report.comparison import comparison
 from midge.sensor_fleet.report.conclusion import write_report
@@ -20,7 +21,7 @@ from midge.sensor_fleet.report.reading import read
 from midge.sensor_fleet.report.repeat import command
 from midge.sensor_fleet.setting import Setting
 from midge.sensor_fleet.simulation.result import by_class
-from midge.sensor_fleet.virtual import FleetRun, ProfileFleet
+from midge.sensor_fleet.virtual import ProfileFleet
 
 FLEET = ProfileFleet(Setting(local_steps=8, model="linear"), profile="factory", devices=40, days=1.5, target=0.8)
 
@@ -62,7 +63,7 @@ def test_bytes_are_those_of_the_messages(found: FleetRun) -> None:
 
 def test_page_of_a_run_shows_each_class_and_loads_nothing(found: FleetRun, tmp_path: Path) -> None:
     page = write_report(written(found, tmp_path / "a")).read_text()
-    for words in ("Energy and bytes by hardware", "Fairness", "The monthly bill", "vibration node", "industrial PC"):
+    for words in ("Energy and bytes by hardware", "Fairness", "Monthly costs", "vibration node", "industrial PC"):
         assert words in page
     assert "http" not in page.replace("http-equiv", "")
     assert "nan" not in page.lower().replace("finance", "")
@@ -99,8 +100,8 @@ def test_command_on_the_page_is_the_one_that_was_given(found: FleetRun, tmp_path
 def test_runs_are_compared_side_by_side(found: FleetRun, tmp_path: Path) -> None:
     runs = [read(written(found, tmp_path / name)) for name in "ab"]
     page = comparison(runs)
-    assert "energy of a device" in page and f"{len(found.result.senders):,}" in page
-    assert runs[0].taken == len(found.result.senders)
+    assert "energy per device" in page and f"{len(found.result.senders):,}" in page
+    assert runs[0].accepted_count == len(found.result.senders)
     assert [one.name for one in classes_of(runs[0])] == list(found.result.classes)
 
 
@@ -199,10 +200,10 @@ def test_colour_images_are_learned_by_a_convolutional_model(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--micro", "2000"], "2000 microcontrollers cannot be among"),
+        (["--micro", "2000"], "2000 microcontrollers do not fit among"),
         (["--profile", "none"], "The profile none cannot be read"),
         (["--days", "0"], "--days is 0: it must be above 0"),
-        (["--devices", "1"], "it takes 2 devices at least"),
+        (["--devices", "1"], "give at least 2 devices"),
         (["--stop"], "give one with --target"),
         (["--target", "93"], "93 cannot be reached"),
     ],

@@ -1,32 +1,31 @@
-"""What a run costs in bytes, beside the bytes of the raw data that stayed where they are."""
+"""The traffic of a run, compared with the raw data that stayed on the devices."""
 
 import statistics
 from dataclasses import dataclass
-from typing import Final
 
 from midge.sensor_fleet.report.run import Run, finite_number
+from midge.sensor_fleet.simulation.result import MONTH
+from midge.wire.clocks import DAY
 
-MONTH: Final = 30 * 86400.0
-DAY: Final = 86400.0
 Moved = tuple[float | None, float | None, float | None]
-"""Payload bytes sent, received, and both together; None where it is not known."""
+"""Payload bytes sent, received, and in total; None if not known."""
 
 
 @dataclass(frozen=True, slots=True)
-class Bill:
-    """Payload bytes of one device in the mean."""
+class Traffic:
+    """Mean payload bytes of one device."""
 
     up: float
     down: float | None
-    """None where the run did not live to write it down."""
+    """None if the run was killed before it was recorded."""
     seconds: float
     updates: float
-    """How many of its updates were accepted."""
+    """Number of its accepted updates."""
     raw: float | None
-    """Of its inputs, as they are stored."""
+    """Bytes of its inputs, as stored."""
 
     as_float32: Moved | None
-    """What would have been moved as whole models of float32."""
+    """Traffic if whole models were sent as float32."""
 
     @property
     def total(self) -> float:
@@ -38,21 +37,21 @@ class Bill:
 
     @property
     def per_update(self) -> float | None:
-        """All that was sent and received, for each accepted update."""
+        """Total bytes for each accepted update."""
         return self.total / self.updates if self.updates else None
 
     @property
     def daily(self) -> float:
-        """All of a day at the pace of the run."""
+        """Total bytes per day at the pace of the run."""
         return self.total / self.seconds * DAY
 
     @property
     def monthly(self) -> Moved:
-        """Bytes of a month at the pace of the run."""
+        """Bytes per month at the pace of the run."""
         return self._times(MONTH / self.seconds if self.seconds else None)
 
     def at(self, updates: float) -> Moved:
-        """The same at a number of updates in a month."""
+        """Bytes per month at a given number of updates."""
         return self._times(updates / self.updates if self.updates else None)
 
     def _times(self, factor: float | None) -> Moved:
@@ -61,8 +60,8 @@ class Bill:
         return self.up * factor, None if self.down is None else self.down * factor, self.total * factor
 
 
-def bill(run: Run) -> Bill | None:
-    """The bill of a run; None where it did not get so far."""
+def traffic_of(run: Run) -> Traffic | None:
+    """Compute the traffic of a run; None if it recorded too little."""
     up, down = run.traffic
     number = run.size
     if up is None or not number:
@@ -75,4 +74,5 @@ def bill(run: Run) -> Bill | None:
     as_float32 = None
     if plain_up is not None and plain_down is not None:
         as_float32 = (plain_up / number, plain_down / number, (plain_up + plain_down) / number)
-    return Bill(up / number, None if down is None else down / number, run.seconds, run.taken / number, raw, as_float32)
+    received = None if down is None else down / number
+    return Traffic(up / number, received, run.seconds, run.accepted_count / number, raw, as_float32)

@@ -1,20 +1,20 @@
-"""The life of each device as a sequence of states, from what it told of itself."""
+"""The life of each device as a sequence of states, from its events."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from midge.sensor_fleet.report.run import Happening, Run
+from midge.sensor_fleet.report.run import DeviceEvent, Run
 
 State = Literal["training", "sending", "waiting", "away", "gone"]
 STATES: Final[tuple[State, ...]] = ("training", "sending", "waiting", "away", "gone")
 ENDS: Final = {"killed": "killed", "vanished": "vanished", "left": "left"}
-"""Events after which a device is gone, and what to call them."""
+"""Events after which a device is gone, and their names in the report."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A state that lasts from `start` to `end`, in seconds since the run's start."""
+    """A state from `start` to `end`, in seconds since the run's start."""
 
     state: State
     start: float
@@ -23,21 +23,21 @@ class Span:
 
 @dataclass(slots=True)
 class Timeline:
-    """One device's spans, ascending and without gaps from its first sign of life, and when it was ended, and how."""
+    """One device's spans, ascending and contiguous from its first event, and when and how it ended."""
 
     device: str
     spans: list[Span] = field(default_factory=list)
     ends: list[tuple[float, str]] = field(default_factory=list)
 
     def share(self, state: State) -> float:
-        """Of its whole life."""
+        """The share of a state in its whole life."""
         whole = sum(span.end - span.start for span in self.spans)
         return sum(span.end - span.start for span in self.spans if span.state == state) / whole if whole else 0.0
 
 
 @dataclass(slots=True)
 class _Watch:
-    """A device as its events unfold."""
+    """The state of a device while its events are read."""
 
     life: Timeline
     since: float | None = None
@@ -57,7 +57,7 @@ class _Watch:
         return "sending" if self.unsettled else "waiting"
 
     def until(self, time: float, state: State | None = None) -> None:
-        """Close the span that lasts."""
+        """Close the current span."""
         if self.since is not None and time > self.since:
             state = state or self.state
             spans = self.life.spans
@@ -69,7 +69,7 @@ class _Watch:
 
     def take(self, event: str, time: float) -> None:
         if event == "connected" and (self.gone or (self.connected and self.since is not None)):
-            # It was ended without a word and has come back: it was away meanwhile, and more is not known.
+            # It ended without notice and returned: in between it was away, nothing more is known.
             self.until(time, "gone" if self.gone else "away")
             self.training = self.gone = False
         else:
@@ -95,20 +95,20 @@ class _Watch:
                 pass
 
 
-def lives(run: Run) -> dict[str, Timeline]:
-    """Each device that gave a sign of life, by name; until the run's end."""
-    by_device: dict[str, list[Happening]] = {}
-    for told in run.happenings:
-        by_device.setdefault(told.device, []).append(told)
-    lost = {device: run.since(time) for time, device in run.lost}  # the last one counts
+def timelines(run: Run) -> dict[str, Timeline]:
+    """The timeline of each device with events, by name, until the run's end."""
+    by_device: dict[str, list[DeviceEvent]] = {}
+    for event in run.device_events:
+        by_device.setdefault(event.device, []).append(event)
+    lost = {device: run.since(time) for time, device in run.lost}  # the last entry counts
     end = max(run.since(max(run.times, default=run.began)), 0.0)
     return {name: _life(name, by_device[name], run, lost.get(name), end) for name in sorted(by_device)}
 
 
-def _life(name: str, told: Sequence[Happening], run: Run, lost: float | None, end: float) -> Timeline:
+def _life(name: str, events: Sequence[DeviceEvent], run: Run, lost: float | None, end: float) -> Timeline:
     watch = _Watch(Timeline(name))
-    for happening in told:
-        watch.take(happening.event, run.since(happening.time))
+    for event in events:
+        watch.take(event.event, run.since(event.time))
     if lost is not None and watch.since is not None and lost > watch.since and not watch.gone:
         watch.until(lost)
         watch.connected = watch.training = False

@@ -1,7 +1,7 @@
-"""Chance that is asked for by address: the same place gives the same number, whatever was asked before, and where.
+"""Counter-based random numbers: a pure function of key and index, independent of call order.
 
 The numbers are those of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA
-2014), each computed by itself.
+2014), each computed on its own.
 """
 
 from hashlib import blake2b
@@ -19,17 +19,17 @@ _MIXING: Final = (
 )
 _LAST: Final = np.uint64(31)
 _BITS: Final = 53
-"""Of chance in a number: as many as a float holds."""
+"""Random bits of a number: the precision of a float."""
 _SURPLUS: Final = np.uint64(64 - _BITS)
 
 
 def key(*words: Any) -> int:
-    """The key of a sequence of numbers: another one for other words."""
+    """A key for a sequence of words."""
     return int.from_bytes(blake2b(repr(words).encode(), digest_size=8).digest(), "little")
 
 
 def uniform(of: int, places: npt.ArrayLike) -> Floats:
-    """Numbers in [0, 1), of the shape of the places."""
+    """Numbers in [0, 1), of the shape of `places`."""
     bits = np.array(places, np.int64).view(np.uint64)
     bits *= _GAMMA
     bits += np.uint64(of)
@@ -42,7 +42,7 @@ def uniform(of: int, places: npt.ArrayLike) -> Floats:
 
 
 def normal(of: int, places: npt.ArrayLike) -> Floats:
-    """Standard normal numbers, of the shape of the places (Box and Muller, 1958)."""
+    """Standard normal numbers, of the shape of `places` (Box and Muller, 1958)."""
     at = np.asarray(places, np.int64)
     radius = np.sqrt(-2 * np.log1p(-uniform(of, 2 * at)))
     found: Floats = radius * np.cos(2 * np.pi * uniform(of, 2 * at + 1))
@@ -50,17 +50,17 @@ def normal(of: int, places: npt.ArrayLike) -> Floats:
 
 
 def draw(*words: Any) -> float:
-    """One number in [0, 1), by words."""
+    """One number in [0, 1), determined by words."""
     return (key(*words) >> (64 - _BITS)) / 2.0**_BITS
 
 
 def smooth(of: int, times: npt.ArrayLike, period: float) -> Floats:
-    """A standard normal number that wanders: drawn again about every period, and smooth between."""
+    """A smooth standard normal process: drawn about once a period, and interpolated."""
     at = np.asarray(times, np.float64) / period
     before = np.floor(at)
     share = at - before
     share = share * share * (3 - 2 * share)
     first = before.astype(np.int64)
     mixed = (1 - share) * normal(of, first) + share * normal(of, first + 1)
-    found: Floats = mixed / np.sqrt(share**2 + (1 - share) ** 2)  # as wide between the places as at them
+    found: Floats = mixed / np.sqrt(share**2 + (1 - share) ** 2)  # keeps the variance constant between the nodes
     return found

@@ -2,8 +2,8 @@ from pathlib import Path
 from typing import Any
 
 from midge.sensor_fleet.report.devices import shown, timeline
-from midge.sensor_fleet.report.lives import Span, Timeline, lives
 from midge.sensor_fleet.report.reading import read
+from midge.sensor_fleet.report.timelines import Span, Timeline, timelines
 from tests.report import runs
 
 
@@ -13,7 +13,7 @@ def life_of(
     lines = [{"event": event, "device": "pump", "time": runs.BEGAN + time} for time, event in told]
     stop = [*(noted or []), {"event": "stop", "time": runs.BEGAN + end}]
     run = read(runs.write(tmp_path / "run", metrics_lines=stop, device_lines=lines, run={"began": runs.BEGAN}))
-    return lives(run)["pump"]
+    return timelines(run)["pump"]
 
 
 def test_training_sending_waiting(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_the_aggregator_is_no_device(tmp_path: Path) -> None:
 
 def test_the_quickest_is_drawn_first(tmp_path: Path) -> None:
     run = read(runs.complete(tmp_path / "one"))
-    chosen = shown(run, lives(run))
+    chosen = shown(run, timelines(run))
     assert [life.device for life in chosen] == sorted(runs.SECONDS, key=lambda name: runs.SECONDS[name])
     assert "sensor-00" in str(timeline(chosen, 900))
     assert timeline([], 900) is None

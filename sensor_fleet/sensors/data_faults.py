@@ -1,49 +1,48 @@
-"""What is wrong with data in the field: wrong labels, rows that are lost, sensors that are silent for hours."""
+"""Data faults: wrong labels, lost rows, and sensor outages."""
 
 from dataclasses import dataclass, fields
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from midge.sensor_fleet.sensors.chance import Floats, Places, draw, key, uniform
-
-DAY: Final = 86400.0
+from midge.sensor_fleet.sensors.counter_rng import Floats, Places, draw, key, uniform
+from midge.wire.clocks import DAY
 
 
 @dataclass(frozen=True, slots=True)
 class Flaws:
-    """How bad it is. 0 turns each of them off.
+    """Rates of data faults; 0 turns each of them off.
 
     Raises:
-        ValueError: a share that is none, or a length below 0.
+        ValueError: a share or a duration is out of range.
     """
 
     labels: float = 0.02
-    """Share of the rows with a wrong label: another class; of a regression, a target that is up to half off."""
+    """Share of rows with a wrong label: another class, or a regression target that is up to half off."""
     lost: float = 0.01
-    """Share of the rows that are lost one by one."""
+    """Share of rows that are lost individually."""
     outages: float = 0.05
-    """The chance that the sensor falls silent on a given day."""
+    """Probability of a sensor outage on a given day."""
     outage: float = 4 * 3600.0
-    """Seconds that it then is silent, in the mean: exponential, a day at most."""
+    """Mean duration of an outage in seconds: exponential, a day at most."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name == "outage":
                 if not 0 <= value <= DAY:
-                    raise ValueError(f"an outage of {value:g} s in the mean cannot be: give 0 to {DAY:g} s.")
+                    raise ValueError(f"a mean outage of {value:g} s is out of range: give 0 to {DAY:g} s.")
             elif not 0 <= value <= 0.9:
-                raise ValueError(f"{field.name}={value:g} is no share that can be: give 0 to 0.9.")
+                raise ValueError(f"{field.name}={value:g} is out of range: give a share from 0 to 0.9.")
 
     @classmethod
     def none(cls) -> Self:
-        """All of them off."""
+        """No faults."""
         return cls(labels=0.0, lost=0.0, outages=0.0)
 
     def present(self, of: Any, slots: Places, times: Floats) -> npt.NDArray[np.bool_]:
-        """Which rows of a device there are, from their numbers and times; `of` is what its chance hangs on."""
+        """Mask of the rows that exist, by slots and times of shape (n,); `of` seeds the device's randomness."""
         there = np.ones(len(slots), np.bool_)
         if self.lost:
             there &= uniform(key(of, "lost"), slots) >= self.lost
@@ -70,20 +69,20 @@ class Flaws:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """A change of concept: what the same readings mean, from a time on.
+    """Concept drift: a change of what the same readings mean.
 
     Raises:
-        ValueError: times below 0.
+        ValueError: a negative time.
     """
 
     at: float
     """Seconds from the start at which the first device changes."""
     over: float = 6 * 3600.0
-    """Seconds within which all the others do, each at a time of its own."""
+    """Seconds within which all other devices change, each at its own time."""
 
     def __post_init__(self) -> None:
         if self.at < 0 or self.over < 0:
-            raise ValueError(f"a drift at {self.at:g} s over {self.over:g} s cannot be: give seconds of at least 0.")
+            raise ValueError(f"a drift at {self.at:g} s over {self.over:g} s is out of range: give at least 0 s.")
 
     def of(self, whom: Any) -> float:
         """When this device changes."""

@@ -1,7 +1,7 @@
-"""What updates become on their way: encoded as devices do, without the work that only makes them few bytes.
+"""Encoding of simulated updates, as on devices, without compressing every body.
 
-Rice coding changes no value, and takes a device longer than its training here. So of updates that are Rice coded only
-one in 32 is made into bytes, from which the weight of the others is reckoned by how many values they send.
+Rice coding changes no value and would take longer than the training itself. So only one in 32 Rice-coded updates is
+compressed; the sizes of the others are estimated from their number of non-zero values.
 """
 
 import math
@@ -18,51 +18,51 @@ from midge.wire.messages import Plan
 from midge.wire.schema import Schema, Vector
 
 MEASURED = 32
-"""Of Rice coded updates one in this number is made into bytes, and the first ones besides."""
+"""One in this many Rice-coded updates is compressed, besides the first ones."""
 FIRST = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """An update as the aggregator reads it, and what it weighs."""
+class DecodedUpdate:
+    """An update as the aggregator decodes it, and its size."""
 
     codec: str
     size: int
     """Bytes of its body."""
     delta: Vector
-    """As it is decoded."""
+    """The decoded values, of shape (n,)."""
     norm: float
-    """Of the same, L2."""
+    """L2 norm of `delta`."""
     tensors: tuple[int, ...] | None = None
-    """Indices of those that it covers; None is all."""
+    """Indices of the tensors that it covers; None is all."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Behind:
-    """What a device keeps behind an update: its number, the lineage, and the packed residual, if there is one."""
+class _EncoderState:
+    """What a device keeps after an update: its number, the lineage, and the packed residual, if any."""
 
     number: int = 0
     lineage: bytes = b""
     residual: bytes | None = None
 
 
-_NOTHING = _Behind()
+_INITIAL = _EncoderState()
 
 
-class Coding:
-    """How the deltas of some devices are encoded, by the devices' names.
+class FleetEncoder:
+    """The encoders of some devices, by device name.
 
-    An update may be encoded again, for one that was expected may turn out otherwise: what was left before it is kept.
+    An update may be encoded twice, since a predicted training may turn out differently: the residual before it is kept.
     """
 
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
-        self._behind: dict[str, tuple[_Behind, _Behind]] = {}
+        self._states: dict[str, tuple[_EncoderState, _EncoderState]] = {}
         """The last update of each device, and the one before."""
         self._encoded = 0
-        """Rice coded updates."""
+        """Number of Rice-coded updates."""
         self._ratio = 1.0
-        """Of the bytes that they took to those that were reckoned."""
+        """Moving average of the ratio of measured to estimated bytes."""
 
     def encode(
         self,
@@ -71,12 +71,12 @@ class Coding:
         plan: Plan,
         lineage: bytes,
         tensors: tuple[int, ...] | None = None,
-    ) -> list[Said | None]:
-        """Updates of different devices, by name and number, counted from 1; None of a delta that is not finite.
+    ) -> list[DecodedUpdate | None]:
+        """Encode updates of different devices, given as (name, number from 1); None for a delta that is not finite.
 
-        What an update leaves to say goes into the device's next. All cover the same tensors.
+        Each residual is added to its device's next update. All deltas cover the same tensors.
         """
-        found: list[Said | None] = [None] * len(updates)
+        found: list[DecodedUpdate | None] = [None] * len(updates)
         fine = [place for place, delta in enumerate(deltas) if np.isfinite(delta).all()]
         if not fine:
             return found
@@ -95,24 +95,24 @@ class Coding:
         for row, norm in enumerate(norms_of(coded.values)):
             if math.isfinite(norm):
                 self._keep(*updates[row], lineage, left[row])
-                found[fine[row]] = Said(codec, sizes[row], coded.values[row], float(norm), tensors)
+                found[fine[row]] = DecodedUpdate(codec, sizes[row], coded.values[row], float(norm), tensors)
         return found
 
     def _before(self, name: str, number: int, lineage: bytes) -> bytes | None:
-        """What the update before this one has left."""
-        last, earlier = self._behind.get(name, (_NOTHING, _NOTHING))
+        """The residual of the update before this one."""
+        last, earlier = self._states.get(name, (_INITIAL, _INITIAL))
         before = last if last.number < number else earlier
         return before.residual if before.lineage == lineage else None
 
     def _keep(self, name: str, number: int, lineage: bytes, residual: bytes | None) -> None:
-        last, earlier = self._behind.get(name, (_NOTHING, _NOTHING))
+        last, earlier = self._states.get(name, (_INITIAL, _INITIAL))
         before = last if last.number < number else earlier
-        self._behind[name] = _Behind(number, lineage, residual), before
+        self._states[name] = _EncoderState(number, lineage, residual), before
 
     def _sizes(self, coded: EncodedDeltas) -> list[int]:
-        """Bytes of each body; of Rice coded ones measured of some, of the others by how many values they send.
+        """Bytes of each body: measured, or for most Rice-coded ones estimated from the number of non-zero values.
 
-        Of k values among n, each place takes log2(n / k) bits and a little, sign and size two more.
+        With k of n values non-zero, each position takes about log2(n / k) bits, and sign and magnitude two more.
         """
         rows, many = coded.values.shape
         if not coded.rice_coded:

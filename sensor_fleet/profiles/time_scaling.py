@@ -1,4 +1,4 @@
-"""A strategy in scaled time, for a population that is scaled (`sensor_fleet.profiles.population`)."""
+"""A strategy in scaled time, for a scaled population (`sensor_fleet.profiles.population`)."""
 
 from dataclasses import replace
 from typing import Final
@@ -6,11 +6,11 @@ from typing import Final
 from midge.aggregator.core.strategy import Strategy
 
 FASTEST_RATE: Final = 64e6
-"""Bytes a second that a hastened strategy allows at most: the broker and the devices of a live fleet are real."""
+"""Maximum bytes per second of a scaled strategy: the broker and the devices of a live fleet are real."""
 
 
-def hastened(strategy: Strategy, factor: float) -> Strategy:
-    """The same strategy, with times divided by a factor and rates multiplied."""
+def scaled_strategy(strategy: Strategy, factor: float) -> Strategy:
+    """Return the strategy with times divided by a factor and rates multiplied."""
 
     def less(seconds: float | None) -> float | None:
         return None if seconds is None else seconds / factor
