@@ -13,7 +13,7 @@ from midge.aggregator.core import records as rec
 from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.model.consensus import Consensus, direction, sketch
-from midge.aggregator.model.model import Frame, Model
+from midge.aggregator.model.model import REGISTERED, Frame, Model
 from midge.aggregator.model.reducer import Contribution, distances
 from midge.aggregator.model.statistics import ChannelFinding, Names, Sent, examine, pooled
 from midge.aggregator.store.store import Checkpoint, Store, StoreError, StoreFull
@@ -91,6 +91,13 @@ class Engine:
             case rec.GenerationRecord():
                 self.model.keyframe = True
             case rec.RenormaliseRecord():
+                self._consensus = Consensus()
+            case rec.RegisterRecord():
+                return [Frame(record.version, REGISTERED, self.store.body(record.lsn))]
+            case rec.RollbackRecord():
+                for lsn in record.dropped:
+                    self._waiting.pop(lsn, None)
+                self.model.roll_back(self.store.body(record.lsn))
                 self._consensus = Consensus()
             case rec.ReleaseRecord():
                 frames = self.model.release(record)
@@ -193,6 +200,7 @@ class Engine:
             Checkpoint(core.lsn, arrays | sketches, values | {_CONSENSUS: devices} | about, core.dump()),
             oldest_body=core.oldest_needed,
             oldest_base=core.oldest_base,
+            registered=core.registry.versions,
         )
 
 

@@ -159,7 +159,7 @@ class Fetch(Message):
     version: U63
     span: U32
     parts: Annotated[tuple[U32, ...], Field(min_length=1, max_length=64)]
-    channel: Literal["train", "serve"] = "train"
+    channel: Literal["train", "serve", "registered"] = "train"
 
 
 class Statistics(Message):
@@ -520,6 +520,67 @@ class Announcement(Message):
         return offers.pack(value)
 
 
+class ModelAlias(Message):
+    """Which registered version of the model a name stands for. Retained, in an envelope."""
+
+    kind: Literal["alias"] = "alias"
+    name: Literal["champion", "candidate"]
+    federation: Word
+    lineage: Id
+    generation: U32
+    """The newest generation of the lineage, not that of the version."""
+    number: U63
+    """Rises with each decision on the names. In order of (epoch, generation, number), a lower one is old."""
+    version: U63 = 0
+    """0: the name stands for none."""
+    schema_hash: Annotated[bytes, Field(max_length=16)] = b""
+    digest: Annotated[bytes, Field(max_length=16)] = b""
+    """Digest of the registered state."""
+    size: Annotated[int, Field(ge=0, le=2**40)] = 0
+    """Bytes of its snapshot."""
+    parts: Annotated[int, Field(ge=1, le=2**20)] = 1
+    """Number of chunks of its snapshot."""
+    share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """The share of the devices that use it: those that `wire.participation.takes_part` chooses by `number`."""
+    chunk: Annotated[int, Field(ge=256, le=2**28)] = 256 * 1024
+    issued: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Seconds since 1970 at the aggregator."""
+    expires: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Seconds since 1970; 0 is never."""
+    epoch: U63 = 0
+    """Raised by the operator, and with each new store."""
+    byte_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Bytes a second of all devices together, both ways; 0 sets no limit."""
+    devices: U32 = 0
+    """Number of devices that share it, about; 0 if unknown."""
+    features: Names = ()
+    """Names of the model's inputs, in order; empty if unknown."""
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Orders what was published under one name."""
+        return self.epoch, self.generation, self.number
+
+    def announcement(self) -> Announcement:
+        """The version as an announcement, by which it is fetched and verified."""
+        return Announcement(
+            channel="serve",
+            federation=self.federation,
+            lineage=self.lineage,
+            generation=self.generation,
+            version=self.version,
+            step=0,
+            phase="training",
+            schema_hash=self.schema_hash,
+            digest=self.digest,
+            frames=(FrameInfo(self.version, 0, self.size, self.parts),),
+            chunk=self.chunk,
+            byte_rate=self.byte_rate,
+            devices=self.devices,
+            features=self.features,
+        )
+
+
 class Envelope(Message):
     """An announcement as it travels. Signatures cover the exact bytes of `body`."""
 
@@ -622,6 +683,21 @@ def possible(generation: int, version: int) -> bool:
 def encode_announcement(announcement: Announcement) -> bytes:
     """Put an announcement into an envelope."""
     return frames.encode(Envelope(body=frames.encode(announcement), signatures=()))
+
+
+def encode_alias(alias: ModelAlias) -> bytes:
+    """Put an alias into an envelope, unsigned."""
+    return frames.encode(Envelope(body=frames.encode(alias)))
+
+
+def decode_alias(payload: frames.Buffer) -> tuple[ModelAlias, Envelope]:
+    """Read an alias, and its envelope.
+
+    Raises:
+        WireError: it is invalid.
+    """
+    envelope, _ = decode(Envelope, payload)
+    return decode(ModelAlias, envelope.body)[0], envelope
 
 
 def decode_announcement(payload: frames.Buffer) -> Announcement:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from midge.wire import frames
 from midge.wire.errors import WireError
-from midge.wire.messages import Announcement, Envelope, Statistics, Succession, Update, decode
+from midge.wire.messages import Announcement, Envelope, ModelAlias, Statistics, Succession, Update, decode
 from midge.wire.moments import BYTES_PER_CHANNEL
 
 if TYPE_CHECKING:
@@ -29,14 +29,15 @@ HMAC: Final = "hmac"
 SIGNATURE: Final = 64
 """Bytes of a signature: R ‖ S of Ed25519, r ‖ s of P-256, both big-endian in the latter."""
 ANNOUNCEMENT: Final = "announcement"
+ALIAS: Final = "alias"
 SUCCESSION: Final = "succession"
 RECEIPT: Final = "receipt"
 DEVICE: Final = "device"
 AGGREGATOR: Final = "aggregator"
 OPERATOR: Final = "operator"
 RENEWAL: Final = "renewal"
-"""The purposes: an aggregator's announcement, a key succession, a message to one device, a message of a device, an
-aggregator's status, an operator's command, renewal of credentials."""
+"""The purposes: an aggregator's announcement, a name of a registered version, a key succession, a message to one
+device, a message of a device, an aggregator's status, an operator's command, renewal of credentials."""
 
 
 class KeyUnusable(ValueError):
@@ -347,9 +348,19 @@ def sign_announcement(
         chain: succession from an earlier key to this one.
         companion: signs as well, for devices that cannot verify the other key's kind.
     """
-    body = frames.encode(announcement)
     keys = (key,) if companion is None else (key, companion)
-    signatures = tuple((each.public.id, each.sign(ANNOUNCEMENT, federation, body)) for each in keys)
+    return _enveloped(keys, ANNOUNCEMENT, federation, frames.encode(announcement), chain)
+
+
+def sign_alias(keys: Sequence[PrivateKey], alias: ModelAlias) -> bytes:
+    """A name of a registered version in its envelope, signed by each of the keys."""
+    return _enveloped(keys, ALIAS, alias.federation, frames.encode(alias))
+
+
+def _enveloped(
+    keys: Sequence[PrivateKey], purpose: str, federation: str, body: bytes, chain: Sequence[bytes] = ()
+) -> bytes:
+    signatures = tuple((each.public.id, each.sign(purpose, federation, body)) for each in keys)
     return frames.encode(Envelope(body=body, signatures=signatures, chain=tuple(chain)))
 
 

@@ -10,8 +10,8 @@ _SHAPES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (rf"(?P<federation>{_NAME})/aggregator", ("aggregator",)),
     (rf"(?P<federation>{_NAME})/aggregator/ask", ("ask",)),
     (rf"(?P<federation>{_NAME})/aggregator/overview", ("overview",)),
-    (rf"(?P<federation>{_NAME})/model/(?:train|serve)", ("envelope",)),
-    (rf"(?P<federation>{_NAME})/model/(?:train|serve)/\d+/\d+-\d+", ("part",)),
+    (rf"(?P<federation>{_NAME})/model/(?:train|serve|alias/(?:champion|candidate))", ("envelope",)),
+    (rf"(?P<federation>{_NAME})/model/(?:train|serve|registered)/\d+/\d+-\d+", ("part",)),
     (
         rf"(?P<federation>{_NAME})/update/(?P<slot>\d+)/(?P<device>{_NAME})",
         ("update", "offer", "chunk", "fetch", "statistics"),

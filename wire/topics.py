@@ -17,6 +17,11 @@ SLOTS = 64
 """Number of slots that the devices' updates are spread over, so that ingest can later be split by plain wildcards."""
 
 Channel = Literal["train", "serve"]
+Frames = Literal["train", "serve", "registered"]
+"""Where the chunks of a frame are published: those of a registered version belong to no channel."""
+Alias = Literal["champion", "candidate"]
+ALIASES: tuple[Alias, Alias] = ("champion", "candidate")
+"""Names of registered versions."""
 FromDevice = Literal["update", "status", "report"]
 
 _NAMED = 10
@@ -121,7 +126,11 @@ class Topics:
     def announcement(self, channel: Channel = "train") -> str:
         return f"{self.prefix}/model/{channel}"
 
-    def part(self, version: int, span: int, index: int, channel: Channel = "train") -> str:
+    def alias(self, name: Alias) -> str:
+        """Which registered version this name stands for, retained."""
+        return f"{self.prefix}/model/alias/{name}"
+
+    def part(self, version: int, span: int, index: int, channel: Frames = "train") -> str:
         """The topic of one chunk of a frame: a step over `span` versions up to `version`, or a snapshot if it is 0."""
         return f"{self.prefix}/model/{channel}/{version}/{span}-{index}"
 

@@ -19,6 +19,7 @@ from typing import Any
 from midge.aggregator.core import events as ev
 from midge.aggregator.core import records as rec
 from midge.aggregator.core.participation_controller import Steering
+from midge.aggregator.core.registry_decisions import RegistryDecisions
 from midge.aggregator.core.release_pacer import Thrift
 from midge.aggregator.core.release_schedule import ReleaseSchedule
 from midge.aggregator.core.sequence_tracker import TrackedOutbox
@@ -27,14 +28,11 @@ from midge.aggregator.core.statistics_phase import StatisticsPhase
 from midge.aggregator.core.step_planner import StepPlanner
 from midge.aggregator.core.strategy import Form, Strategy
 from midge.aggregator.core.update_admission import MOST, Bounds, Conditions, UpdateAdmission
-from midge.aggregator.core.view import CoreView
+from midge.aggregator.core.view import AGAIN, CoreView
 from midge.aggregator.model.statistics import FACTOR
 from midge.wire.messages import Moment, Settled, Statistics, Update, Verdict
 
 __all__ = ["AggregatorCore", "Bounds"]
-
-_AGAIN = 1.0
-"""Seconds between two announcements that only tell of more devices."""
 
 
 class AggregatorCore(CoreView):
@@ -84,6 +82,8 @@ class AggregatorCore(CoreView):
         self._steps = StepPlanner(strategy, self._state, self.steering, self.bounds)
         self._releases = ReleaseSchedule(strategy, self._state, self.thrift)
         self._gathering = StatisticsPhase(self._state, lineage, self.moments, statistics_devices, statistics_deadline)
+        self.registering = RegistryDecisions(self._state)
+        """What is decided about registered versions; the records are for `note` and `roll_back`."""
         self._told_at = float("-inf")
 
     # ---------------------------------------------------------------------- events
@@ -150,7 +150,7 @@ class AggregatorCore(CoreView):
         if self.steering.tick(now, starved=self._steps.due is None and not self._releases.releasable):
             actions += [*self._write(self._state.pace()), self._announce()]
         # A crowd that comes at once is announced at most once a second: each announcement goes to all of it.
-        if now >= self._told_at + _AGAIN and self.thrift.grown:
+        if now >= self._told_at + AGAIN and self.thrift.grown:
             self._told_at = now
             actions.append(self._announce())
         return actions + self._maybe_release(now) + self._maybe_serve(now)
@@ -158,17 +158,6 @@ class AggregatorCore(CoreView):
     def _announce(self) -> ev.Announce:
         self.thrift.announced()
         return ev.Announce()
-
-    @property
-    def deadline(self) -> float | None:
-        """When `tick` next has something to do; None if only an event can bring that."""
-        if self.full is not None:
-            return None
-        released = self._releases.due if self._releases.releasable else None
-        times = [self.steering.due, self._releases.serve_due, self._steps.due, self._gathering.due, released]
-        if self.thrift.grown:
-            times.append(self._told_at + _AGAIN)
-        return min((time for time in times if time is not None), default=None)
 
     def start(self, now: float) -> list[ev.Action]:
         """Begin, after the journal has been replayed: the first release, or what is due since."""
@@ -200,6 +189,14 @@ class AggregatorCore(CoreView):
         record = rec.RenormaliseRecord(self._state.next, self._state.generation + 1)
         self._state.take(record)
         return record
+
+    def note(self, record: rec.Record, key: int | None = None) -> list[ev.Action]:
+        """Write a decision that was made beside the core, with the body under `key`, and have it carried out."""
+        return [*self._write(record, key), ev.Carry(record)]
+
+    def roll_back(self, record: rec.RollbackRecord, key: int, now: float) -> list[ev.Action]:
+        """Go on from a registered version, whose snapshot is under `key`, as a new generation."""
+        return [*self.note(record, key), *self._release(now, moved=False)]
 
     def note_strategy(self, strategy: str) -> list[ev.Action]:
         """Write into the journal who decides from here on."""
@@ -375,10 +372,6 @@ class AggregatorCore(CoreView):
     def replay(self, record: rec.Record) -> None:
         """Take a record of the journal as decided; a ValueError if it does not follow on the one before."""
         self._state.replay(record)
-
-    def dump(self) -> dict[str, Any]:
-        """Everything that the journal up to `lsn` had said, for a checkpoint."""
-        return self._state.dump()
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take up what `dump` returned."""

@@ -159,6 +159,94 @@ class RenormaliseRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class RegisterRecord:
+    """A release was registered as a version of the model. The body is its snapshot."""
+
+    lsn: int
+    version: int
+    generation: int
+    step: int
+    digest: bytes
+    at: float
+    """Seconds since 1970."""
+    devices: int
+    """Distinct devices of which updates were accepted up to then."""
+    updates: int
+    """Updates that are in it."""
+    parent: int
+    """The version that was registered before on the way to this one; 0 if there is none."""
+    strategy: str = ""
+    by: str = ""
+    pruned: tuple[int, ...] = ()
+    """Versions that are registered no longer, because there are too many."""
+    order: str = ""
+    """The operator's order that this follows; empty if a rule decided."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureRecord:
+    """What a registered version was measured to do. It takes the place of what the same source had measured before."""
+
+    lsn: int
+    version: int
+    source: str
+    """`server` or `federated`."""
+    metrics: dict[str, Any]
+    """Numbers by name; of the devices, each the fields of a `Spread`."""
+    devices: int = 0
+    """Devices that measured; 0 of the server's."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairRecord:
+    """A device has measured candidate and champion on its own rows. It counts once in a trial."""
+
+    lsn: int
+    device: str
+    candidate: int
+    champion: int
+    gain: float
+    """By how much the candidate is better; below 0 if it is worse."""
+
+
+@dataclass(frozen=True, slots=True)
+class AliasRecord:
+    """From here on, the names stand for these registered versions."""
+
+    lsn: int
+    champion: int
+    candidate: int
+    """0: none."""
+    share: float
+    """Of the devices that use the candidate."""
+    why: str = ""
+    by: str = ""
+    at: float = 0.0
+    order: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackRecord:
+    """A new generation goes on from a registered version, which is the champion from here on.
+
+    The body is its snapshot, so that a replay does not depend on what is registered now.
+    """
+
+    lsn: int
+    generation: int
+    version: int
+    """The newest version so far: the next one is above it."""
+    to: int
+    """The registered version."""
+    dropped: tuple[int, ...] = ()
+    """Accepted updates that waited for their step: they end with the generation that they were trained in."""
+    why: str = ""
+    by: str = ""
+    at: float = 0.0
+    order: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ForgetRecord:
     """What was known of a device is erased with the checkpoint that follows. Replay needs no more than its number."""
 
@@ -194,6 +282,11 @@ Record = (
     | FreezeRecord
     | GenerationRecord
     | RenormaliseRecord
+    | RegisterRecord
+    | MeasureRecord
+    | PairRecord
+    | AliasRecord
+    | RollbackRecord
     | ForgetRecord
     | DropRecord
     | StrategyRecord
@@ -209,6 +302,11 @@ _KINDS: dict[str, type[Record]] = {
     "freeze": FreezeRecord,
     "generation": GenerationRecord,
     "renormalise": RenormaliseRecord,
+    "register": RegisterRecord,
+    "measure": MeasureRecord,
+    "pair": PairRecord,
+    "alias": AliasRecord,
+    "rollback": RollbackRecord,
     "forget": ForgetRecord,
     "drop": DropRecord,
     "strategy": StrategyRecord,

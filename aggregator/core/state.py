@@ -15,6 +15,7 @@ from midge.aggregator.core.gain_margin import Margin
 from midge.aggregator.core.local_work import LocalWork
 from midge.aggregator.core.participation_controller import Steering
 from midge.aggregator.core.participation_counts import Participations
+from midge.aggregator.core.registry import Registry
 from midge.aggregator.core.release_log import ReleaseLog
 from midge.aggregator.core.sequence_tracker import Outboxes
 from midge.aggregator.core.standings import Standings
@@ -58,6 +59,7 @@ class CoreState:
         self.standings = Standings()
         self.versions = Versions()
         self.releases = ReleaseLog()
+        self.registry = Registry()
         self.buffer: list[Buffered] = []
         self.contributors: set[str] = set()
         """Devices whose work is in the model and in no release yet."""
@@ -86,6 +88,7 @@ class CoreState:
     def take(self, record: rec.Record) -> None:
         """Remember a decision."""
         self.lsn = record.lsn
+        self.registry.take(record)
         match record:
             case rec.UpdateRecord():
                 self._take_update(record)
@@ -128,7 +131,9 @@ class CoreState:
                 self.work.steps, self.work.recipe = record.steps or None, record.recipe
             case rec.DropRecord():
                 self._drop(set(record.dropped))
-            case rec.ForgetRecord() | rec.StrategyRecord():
+            case rec.RollbackRecord():
+                self._roll_back(record)
+            case _:
                 pass
 
     def _take_update(self, record: rec.UpdateRecord) -> None:
@@ -154,6 +159,15 @@ class CoreState:
                     lsn=record.lsn,
                 )
             )
+
+    def _roll_back(self, record: rec.RollbackRecord) -> None:
+        self.generation, self.version = record.generation, record.version
+        self.versions.clear()  # what was trained in the generation before is refused
+        self.releases.clear()
+        self.counts["rolled_back"] += len(record.dropped)
+        dropped = set(record.dropped)
+        self.buffer = [item for item in self.buffer if item.lsn not in dropped]
+        self.contributors.clear()
 
     def _drop(self, dropped: set[int]) -> None:
         self.counts["revoked"] += len(dropped)
@@ -183,6 +197,7 @@ class CoreState:
         for part in (self.outboxes, self.heard, self.fleet, self.standings):
             part.forget(device)
         self.margin.forget(device, alias)
+        self.registry.forget(device, alias)
         self.statistics.pop(device, None)
         self.digests.pop(device, None)
         if device in self.contributors:
@@ -247,6 +262,7 @@ class CoreState:
             "standings": self.standings.dump(),
             "versions": self.versions.dump(),
             "log": self.releases.dump(),
+            "registry": self.registry.dump(),
             "served": self.served,
             "share": self._steering.share,
             "work": [self.work.steps, self.work.recipe],
@@ -286,6 +302,10 @@ class CoreState:
             Buffered(device, staleness, weight, scale, *later, lsn=lsn)  # type: ignore[misc]  # by position
             for lsn, device, staleness, weight, scale, *later in state["buffer"]
         ]
+        if "registry" in state:
+            self.registry.load(state["registry"])
+        else:
+            self.registry.applied = self.counts["accepted"] - len(self.buffer)
         if "log" in state:
             self.releases.load(state["log"])
         self.contributors = set(state["contributors"])

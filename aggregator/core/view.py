@@ -2,11 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from midge.aggregator.core.encoder_doubt import doubt
 from midge.aggregator.core.growth_guard import GrowthGuard
 from midge.aggregator.core.obstacle import Obstacle, obstacle
 from midge.aggregator.core.participation_controller import Steering
+from midge.aggregator.core.registry import Registry
+from midge.aggregator.core.release_pacer import Thrift
 from midge.aggregator.core.release_schedule import ReleaseSchedule
 from midge.aggregator.core.state import CoreState
 from midge.aggregator.core.statistics_phase import StatisticsPhase
@@ -14,6 +17,9 @@ from midge.aggregator.core.step_planner import StepPlanner
 from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.core.update_admission import Conditions
 from midge.wire.messages import Plan
+
+AGAIN = 1.0
+"""Seconds between two announcements that only tell of more devices."""
 
 
 class CoreView:
@@ -26,6 +32,19 @@ class CoreView:
     _steps: StepPlanner
     _releases: ReleaseSchedule
     _gathering: StatisticsPhase
+    thrift: Thrift
+    _told_at: float
+
+    @property
+    def deadline(self) -> float | None:
+        """When `tick` next has something to do; None if only an event can bring that."""
+        if self.full is not None:
+            return None
+        released = self._releases.due if self._releases.releasable else None
+        times = [self.steering.due, self._releases.serve_due, self._steps.due, self._gathering.due, released]
+        if self.thrift.grown:
+            times.append(self._told_at + AGAIN)
+        return min((time for time in times if time is not None), default=None)
 
     @property
     def full(self) -> str | None:
@@ -113,6 +132,15 @@ class CoreView:
     def oldest_base(self) -> int:
         """The oldest version that an update may be based on."""
         return self._state.oldest_base
+
+    @property
+    def registry(self) -> Registry:
+        """The registered versions, and the names that stand for them."""
+        return self._state.registry
+
+    def dump(self) -> dict[str, Any]:
+        """Everything that the journal up to `lsn` had said, for a checkpoint."""
+        return self._state.dump()
 
     def interval(self, devices: Iterable[str]) -> float | None:
         """The usual seconds between two updates of these devices: the median over them; None if it is not known."""

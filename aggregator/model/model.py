@@ -35,6 +35,8 @@ FIRST_BITS, KEYFRAME_BITS = 6, 12
 grid."""
 SERVED = -1
 """Marks, in place of a span, a snapshot of the channel `serve`."""
+REGISTERED = -2
+"""Marks, in place of a span, the snapshot of a registered version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,13 @@ class Model:
         else:
             self.state = lineage.on_grid(self.x, self.schema, frozen, bits=FIRST_BITS)
         self.keyframe = True
+
+    def roll_back(self, snapshot: bytes) -> None:
+        """Go on from a snapshot, as if nothing had been learned since; the next release is a snapshot of it."""
+        self.state = lineage.decode_snapshot(snapshot)
+        self.x = self.state.values()
+        self._quantiser, self._averaging = Quantiser(), Averaging(self.schema)
+        self.server, self.serving, self.keyframe = ServerState(), None, True
 
     def release(self, record: ReleaseRecord) -> list[Frame]:
         """Move p towards x and return the frames that lead there: a step, merged steps, sometimes a snapshot.

@@ -15,9 +15,19 @@ from midge.aggregator.publish.dating import Dating
 from midge.storage.files import PRIVATE, atomic_rename, atomic_write
 from midge.wire import frames, messages, sealing, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import AggregatorStatus, Announcement, Claim, Envelope, Receipt, Succession, Trouble, Vouch
+from midge.wire.messages import (
+    AggregatorStatus,
+    Announcement,
+    Claim,
+    Envelope,
+    ModelAlias,
+    Receipt,
+    Succession,
+    Trouble,
+    Vouch,
+)
 from midge.wire.signing import KeyUnusable, MacKey, PrivateKey
-from midge.wire.topics import Channel, Topics
+from midge.wire.topics import Channel, Frames, Topics
 
 LIFETIME = 86_400.0
 """Validity of an announcement: a broker can withhold newer ones unnoticed for that long."""
@@ -160,7 +170,7 @@ class AnnouncementSigner:
         """The secret that a device shares with us."""
         self.announced: dict[Channel, bytes] = {}
         """Each channel's newest announcement as published, for devices that cannot verify its signature."""
-        self._issued: dict[Channel, float] = {}
+        self._issued: dict[Frames, float] = {}
         self._signer: PrivateKey | None = None
         self._last: Announcement | None = None
         self._parent = b""
@@ -195,6 +205,15 @@ class AnnouncementSigner:
         signed = signing.sign_announcement(self._signer, federation, dated, chain, companion=companion)
         return self._record_announced(dated.channel, signed)
 
+    def alias(self, alias: ModelAlias) -> bytes:
+        """The name of a registered version as published: issued now, valid for the lifetime."""
+        issued = self._issued["registered"] = self.dating.issue()
+        alias = alias.model_copy(update={"issued": issued, "expires": issued + self._lifetime, "epoch": self.epoch})
+        if self._keys is None:
+            return messages.encode_alias(alias)
+        key = self._keys.at(issued)
+        return signing.sign_alias([key] if self._keys.companion is None else [key, self._keys.companion], alias)
+
     def _record_announced(self, channel: Channel, payload: bytes) -> bytes:
         self.announced[channel] = payload
         return payload
@@ -208,7 +227,7 @@ class AnnouncementSigner:
         return self._parent
 
     @property
-    def overdue(self) -> list[Channel]:
+    def overdue(self) -> list[Frames]:
         """Channels whose announcements must be reissued: they grow old, or another key signs by now."""
         now = self.dating.now()
         if self._keys is not None and self._signer is not None and self._keys.at(now) is not self._signer:

@@ -13,7 +13,7 @@ from midge.aggregator.core import events as ev
 from midge.aggregator.core.core import AggregatorCore
 from midge.aggregator.engine import Engine
 from midge.aggregator.ingress.rate_limits import TokenBucket
-from midge.aggregator.model.model import SERVED, Frame
+from midge.aggregator.model.model import REGISTERED, SERVED, Frame
 from midge.aggregator.model.step_merging import listed
 from midge.aggregator.publish import part_sizes
 from midge.aggregator.publish.part_sizes import PART, PartSizes
@@ -21,8 +21,8 @@ from midge.aggregator.publish.publish_queue import Post
 from midge.aggregator.store.store import Published
 from midge.storage.failpoints import failpoint
 from midge.wire import chunks, frames, lineage, messages
-from midge.wire.messages import Announcement, FrameInfo, Part
-from midge.wire.topics import Channel, Topics
+from midge.wire.messages import Announcement, FrameInfo, ModelAlias, Part
+from midge.wire.topics import ALIASES, Frames, Topics
 
 log = logging.getLogger("aggregator")
 
@@ -53,6 +53,8 @@ class ModelPublisher:
     ) -> None:
         self._engine, self.core, self._topics = engine, core, topics
         self._encode = encode
+        self.encode_alias: Callable[[ModelAlias], bytes] = messages.encode_alias
+        """Dates and signs the name of a registered version."""
         self.chunk = chunk
         """Most bytes of a chunk's body: ours, or less if the broker takes less."""
         self.sizes = PartSizes()
@@ -103,6 +105,7 @@ class ModelPublisher:
         self._on_offer = None
         yield self.announcement()
         yield from (post for post in self._served() if post.topic == self._topics.announcement("serve"))
+        yield from self._aliases()
 
     def _published(self) -> list[Published]:
         if self._on_offer is None:
@@ -128,10 +131,12 @@ class ModelPublisher:
         yield from self._served()
         yield from self._clear(now)
 
-    def reissued(self, channel: Channel) -> Iterator[Post]:
-        """A channel's announcement again, with a new date and signature."""
+    def reissued(self, channel: Frames) -> Iterator[Post]:
+        """A channel's announcement, or the names of registered versions, again, with a new date and signature."""
         if channel == "train":
             yield self.announcement()
+        elif channel == "registered":
+            yield from self._aliases()
         else:
             yield from (post for post in self._served() if post.topic == self._topics.announcement("serve"))
 
@@ -162,6 +167,44 @@ class ModelPublisher:
         )
         return Post(self._topics.announcement("serve"), self._encode(announcement))
 
+    def named(self, now: float) -> Iterator[Post]:
+        """The posts of a decision on names: chunks of the versions, the names, and the removal of others' chunks."""
+        self._now = now
+        for version in self.core.registry.named.values():
+            if (version, REGISTERED) not in {(each.version, each.span) for each in self._published()}:
+                self._engine.store.offer(version, REGISTERED)
+                self._on_offer = None
+            if (data := self._engine.store.frame(version, REGISTERED)) is not None:
+                yield from self._parts(Frame(version, REGISTERED, data))
+        yield from self._aliases()
+        yield from self._clear(now)
+
+    def _aliases(self) -> Iterator[Post]:
+        """The names of registered versions; none before the first was given."""
+        core, registry = self.core, self.core.registry
+        for name in ALIASES if registry.number else ():
+            version = registry.named.get(name, 0)
+            data, _ = self._frame(version, REGISTERED)
+            state = lineage.decode_snapshot(data) if data else None
+            alias = ModelAlias(
+                name=name,
+                federation=self._topics.federation,
+                lineage=core.lineage,
+                generation=core.generation,
+                number=registry.number,
+                version=version if data else 0,
+                schema_hash=b"" if state is None else state.schema.hash,
+                digest=b"" if state is None else state.digest(),
+                size=len(data),
+                parts=max(1, self._count(len(data))),
+                share=registry.share if name == "candidate" else 1.0,
+                chunk=self.chunk,
+                byte_rate=core.strategy.byte_rate,
+                devices=core.thrift.devices,
+                features=core.features,
+            )
+            yield Post(self._topics.alias(name), self.encode_alias(alias))
+
     def overdue(self, now: float) -> Iterator[Post]:
         """The removal of frames whose grace period is over, when no release does it."""
         if self._leaving and now >= min(self._leaving.values()):
@@ -178,7 +221,7 @@ class ModelPublisher:
         yield from self._replacement_snapshot()
         yield self.announcement()
         yield from self._served()
-        yield from self._clear()
+        yield from self.named(math.inf)
 
     def _replacement_snapshot(self) -> Iterator[Post]:
         """A snapshot of the newest version, if damage has left no offered frames that lead there from another one."""
@@ -281,7 +324,7 @@ class ModelPublisher:
     def _offered(self) -> list[FrameInfo]:
         newest = self._engine.model.version
         known = [
-            frame for frame in self._published() if frame.whole and frame.version <= newest and frame.span != SERVED
+            frame for frame in self._published() if frame.whole and frame.version <= newest and frame.span >= 0
         ]
         snapshots = sorted((frame.version for frame in known if frame.span == 0), reverse=True)[:SNAPSHOTS]
         return [
@@ -300,7 +343,10 @@ class ModelPublisher:
         ]
 
     def _listed(self) -> set[tuple[int, int]]:
-        return {(info.version, info.span) for info in self._offered()} | {(self.core.served, SERVED)}
+        return {(info.version, info.span) for info in self._offered()} | {
+            (self.core.served, SERVED),
+            *((version, REGISTERED) for version in self.core.registry.named.values()),
+        }
 
     def _parts(
         self, frame: Frame, sha256: bytes = b"", wanted: Sequence[int] | None = None, *, again: bool = False
@@ -329,6 +375,8 @@ class ModelPublisher:
     def _topic(self, version: int, span: int, index: int) -> str:
         if span == SERVED:
             return self._topics.part(version, 0, index, "serve")
+        if span == REGISTERED:
+            return self._topics.part(version, 0, index, "registered")
         return self._topics.part(version, span, index)
 
     def _clear(self, now: float = math.inf) -> Iterator[Post]:

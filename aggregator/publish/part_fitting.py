@@ -5,7 +5,7 @@ import logging
 from midge.aggregator.core import events as ev
 from midge.aggregator.ingress.filter import IngressFilter
 from midge.aggregator.ingress.roster import Roster
-from midge.aggregator.model.model import SERVED
+from midge.aggregator.model.model import REGISTERED, SERVED
 from midge.aggregator.publish.model_publisher import ModelPublisher
 from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.part_sizes import Refetches
@@ -100,4 +100,4 @@ class PartFitting:
 
 def span(fetch: Fetch) -> int:
     """The span of the requested frame, as in the store."""
-    return SERVED if fetch.channel == "serve" else fetch.span
+    return {"serve": SERVED, "registered": REGISTERED}.get(fetch.channel, fetch.span)

@@ -6,11 +6,11 @@ is never published. Its row stays until it is removed from the broker.
 
 import logging
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
-from midge.aggregator.model.model import Frame
+from midge.aggregator.model.model import REGISTERED, Frame
 from midge.aggregator.store.meta_table import Query, row_checksum
 from midge.wire import chunks
 
@@ -75,14 +75,24 @@ class FrameTable:
         """Stop offering frames, by version and span; `keep` keeps the bytes of undamaged ones."""
         # Kept to step back to earlier versions: they are needed as long as updates based on them may come.
         for name in gone:
-            kept = keep and self._rotten.pop(name, None) is None
+            kept = (keep or name[1] == REGISTERED) and self._rotten.pop(name, None) is None
             statement = "UPDATE frames SET offered = 0" if kept else "DELETE FROM frames"
             db.execute(f"{statement} WHERE version = ? AND span = ?", name)
 
-    def prune(self, db: sqlite3.Connection, oldest_base: int) -> None:
-        """Remove frames that are neither offered nor needed to step back to a version."""
+    def offer(self, db: sqlite3.Connection, version: int, span: int) -> None:
+        """Offer a frame that is kept."""
+        db.execute("UPDATE frames SET offered = 1 WHERE version = ? AND span = ?", (version, span))
+
+    def prune(self, db: sqlite3.Connection, oldest_base: int, registered: Set[int] | None) -> None:
+        """Remove frames that are neither offered nor needed to step back to a version, nor registered."""
         # A step leads to its version and a snapshot stands for it: of the oldest base only the latter is needed.
-        db.execute("DELETE FROM frames WHERE offered = 0 AND version < ? + (span > 0)", (oldest_base,))
+        db.execute(
+            "DELETE FROM frames WHERE offered = 0 AND version < ? + (span > 0) AND span <> ?", (oldest_base, REGISTERED)
+        )
+        if registered is not None:
+            kept = db.execute("SELECT version FROM frames WHERE offered = 0 AND span = ?", (REGISTERED,)).fetchall()
+            gone = [(version, REGISTERED) for (version,) in kept if version not in registered]
+            db.executemany("DELETE FROM frames WHERE version = ? AND span = ?", gone)
         db.executemany("DELETE FROM frames WHERE version = ? AND span = ?", self._garbled)
         self._garbled.clear()
 

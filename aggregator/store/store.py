@@ -364,21 +364,31 @@ class Store:
 
     # --------------------------------------------------------------- checkpoints
 
-    def checkpoint(self, checkpoint: Checkpoint, *, oldest_body: int, oldest_base: int) -> None:
-        """Write everything up to an lsn, then remove what only older ones needed."""
+    def offer(self, version: int, span: int) -> None:
+        """Offer a frame that is kept, before it is published."""
+        with self._writing() as db:
+            self._frames.offer(db, version, span)
+
+    def checkpoint(
+        self, checkpoint: Checkpoint, *, oldest_body: int, oldest_base: int, registered: Iterable[int] | None = None
+    ) -> None:
+        """Write everything up to an lsn, then remove what only older ones needed.
+
+        Of registered versions, only these are kept; all if none are given.
+        """
         with self._writing() as db:
             self._checkpoints.write(
                 db, checkpoint, oldest_body=oldest_body, oldest_base=oldest_base, updates=self._noted.updates
             )
         failpoint("checkpoint.entered")
-        self._prune()
+        self._prune(None if registered is None else set(registered))
 
-    def _prune(self) -> None:
+    def _prune(self, registered: set[int] | None) -> None:
         pruning = self._checkpoints.pruning()
         with self._writing() as db:
             self._checkpoints.forget(db, pruning)
             self._journal.prune(db, pruning.needed, KEEP_RECORDS)
-            self._frames.prune(db, pruning.oldest_base)
+            self._frames.prune(db, pruning.oldest_base, registered)
         self._journal.pruned(pruning.needed)
         failpoint("checkpoint.pruned")
         self._checkpoints.removed(pruning)

@@ -13,6 +13,6 @@ NAMES = (  # of constants only: frozen, it lies in ROM
     "seal_key", "byte_rate", "devices", "body", "signatures", "chain", "number", "key", "since", "loss", "accuracy",
     "cores", "machine", "memory_mib", "rows_per_second", "steps_per_second", "link", "features", "token", "claim",
     "to", "base_digest", "log", "health", "accepted", "verdicts", "alarms", "waits", "confided", "confides", "hidden",
-    "hides", "rest", "trouble", "largest", "smallest_chunk", "class", "micro_codec", "verifies", "vouch",
+    "hides", "rest", "trouble", "largest", "smallest_chunk", "class", "micro_codec", "verifies", "vouch", "alias",
 )
 # fmt: on
