@@ -15,6 +15,7 @@ from midge.aggregator.model.averaging import refuse_noise
 from midge.aggregator.model.statistics import FACTOR
 from midge.aggregator.publish.announcement_signer import LIFETIME
 from midge.aggregator.publish.part_sizes import PART
+from midge.aggregator.registry.policy import RegistryPolicy
 from midge.aggregator.store.device_erasure import RETENTION
 from midge.broker.mqtt.connection import Connector
 from midge.wire.inputs import LONGEST, MOST, listed, sayable
@@ -82,6 +83,7 @@ class AggregatorConfig:
         limits: how much devices may send, and when one is quarantined.
         retention: seconds of silence after which a device's names are erased, if none of its updates could be counted
             twice should it return; None keeps them.
+        registry: how versions are registered, kept, tried and promoted.
 
     Raises:
         ValueError: a value is invalid, or contradicts another one.
@@ -116,6 +118,7 @@ class AggregatorConfig:
     credential_files: Sequence[Path] = ()
     limits: IngressLimits = field(default_factory=IngressLimits)
     retention: float | None = RETENTION
+    registry: RegistryPolicy = field(default_factory=RegistryPolicy)
 
     def __post_init__(self) -> None:
         _ = self.topics  # checks the names

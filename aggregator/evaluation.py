@@ -56,6 +56,8 @@ class VersionEvaluator:
             began = time.monotonic()
             try:
                 self.metrics = _numbers(await asyncio.to_thread(evaluate, published))
+                federation.registry.evaluated(version, self.metrics)
+                await self._evaluate_registered(federation, evaluate)
             except Exception as error:
                 why = f"{type(error).__name__}: {error}"
                 if why != self._failed:  # it will fail on the next version as well
@@ -66,6 +68,13 @@ class VersionEvaluator:
                 self._failed = ""
                 self._tell("evaluation", version=version, step=step, metrics=dict(self.metrics))
             await asyncio.sleep(_REST * (time.monotonic() - began))
+
+    async def _evaluate_registered(self, federation: FederationRuntime, evaluate: Evaluate) -> None:
+        """Evaluate what was registered since."""
+        while (found := federation.registry.unmeasured(federation.core, federation.engine)) is not None:
+            version, parameters = found
+            federation.registry.evaluated(version, None)  # unless it succeeds
+            federation.registry.evaluated(version, _numbers(await asyncio.to_thread(evaluate, dict(parameters))))
 
     def combine(self, reports: Reports, version: int, now: float) -> None:
         """Report the combined results of devices on their own data, now and then."""

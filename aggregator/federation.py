@@ -35,9 +35,11 @@ from midge.aggregator.publish.outlet import Outlet
 from midge.aggregator.publish.part_sizes import PartSizes
 from midge.aggregator.publish.publish_queue import Post
 from midge.aggregator.publish.vouching import AnnouncementVouching
+from midge.aggregator.registry.keeper import RegistryKeeper
 from midge.aggregator.revocations import Revocations
 from midge.aggregator.store.device_erasure import Names
 from midge.aggregator.store.put_back import marked, unmark
+from midge.aggregator.store.registered import note_federation
 from midge.aggregator.store.store import Store, StoreError, StoreFull
 from midge.aggregator.upkeep import Upkeep
 from midge.broker.mqtt.connection import Delivery
@@ -128,6 +130,10 @@ class FederationRuntime:
                 outlet=outlet,
                 encode_trouble=self.issuer.trouble,
             )
+            note_federation(self.store, config.federation)
+            self.registry = RegistryKeeper(
+                config.registry, self._witness, self._ingress.bodies, outlet, self.issuer.dating.now
+            )
             self.issuer.verifies = self._roster.verifies
             self.issuer.secret = self._ingress.credentials.secret
             self._vouching = AnnouncementVouching(self.issuer, self._roster, config.topics, outlet.put)
@@ -188,6 +194,7 @@ class FederationRuntime:
             stepping_back=config.strategy.form == "mixing",
             encode=self.issuer.announcement,
         )
+        shelf.encode_alias = self.issuer.alias
         processor = Processor(
             engine,
             shelf,
@@ -329,6 +336,7 @@ class FederationRuntime:
         try:
             self._write_issued()
             self.processor.fitting.look(now)
+            self.registry.look(self.engine, self.processor, now)
             self._upkeep.tend(self.core, self.engine, self.processor, now)
         except StoreFull as error:
             self._handle_full_disk(str(error), now)

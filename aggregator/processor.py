@@ -7,6 +7,7 @@ host: store, model and queue. It knows no connection and no loop; one thread cal
 import logging
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -22,6 +23,7 @@ from midge.aggregator.ingress.filter import IngressFilter
 from midge.aggregator.ingress.roster import Roster
 from midge.aggregator.metrics.device_activity import ALWAYS, DeviceActivity
 from midge.aggregator.metrics.device_metrics import Reports
+from midge.aggregator.model.model import Frame
 from midge.aggregator.publish.model_publisher import ModelPublisher
 from midge.aggregator.publish.notices import DropNotices
 from midge.aggregator.publish.outlet import Outlet
@@ -35,7 +37,7 @@ from midge.broker.mqtt.connection import Delivery
 from midge.storage.failpoints import failpoint
 from midge.wire import codecs
 from midge.wire.errors import WireError
-from midge.wire.messages import NO_LINEAGE, DeviceState, Fetch, Settled, Statistics, Update, Verdict
+from midge.wire.messages import NO_LINEAGE, DeviceState, Fetch, Report, Settled, Statistics, Update, Verdict
 from midge.wire.topics import Origin, Topics
 
 log = logging.getLogger("aggregator")
@@ -43,6 +45,9 @@ log = logging.getLogger("aggregator")
 _AT_ONCE = 10 * 2**20
 """Bytes of decoded updates that wait for one commit; a single update may be larger. After it, up to K wait for their
 step. Larger batches would save little: a commit takes some milliseconds, as does decoding one megabyte."""
+
+_MEASURED = 100_000
+"""Results of devices that are held for a second at most."""
 
 
 class Witness:
@@ -61,6 +66,10 @@ class Witness:
         self.drops = DropNotices(tell)
         self.notices = StepNotices(tell)
         self.put_back = PutBack()
+        self.followed: frozenset[int] = frozenset()
+        """Versions that a name stands for …"""
+        self.measured: deque[tuple[str, Report]] = deque(maxlen=_MEASURED)
+        """… and what devices measured of them since it was looked at."""
         self.off: tuple[tuple[str, str], ...] = ()
         """Devices whose statistics are off, as last reported."""
 
@@ -70,6 +79,12 @@ class Witness:
             refused = ALWAYS
             log.warning("The last %d updates of %s were all refused, this one as %s: %s", refused, device, verdict, why)
             self._tell("refused_always", device=device, verdict=verdict, why=why, refused=refused)
+
+    def heard(self, device: str, report: Report) -> None:
+        """Take in what a device measured on its own data."""
+        self.reports.take(device, report)
+        if report.version in self.followed:
+            self.measured.append((device, report))
 
     def forget(self, device: str) -> None:
         """Forget everything about a device."""
@@ -200,7 +215,7 @@ class Processor:
     def _report(self, device: str, payload: bytes, now: float) -> None:
         report = self._ingress.report(device, payload, now)
         if report is not None and report.lineage == self._core.lineage:  # another lineage's versions are not ours
-            self._witness.reports.take(device, report)
+            self._witness.heard(device, report)
             self._outlet.tell("report", device=device, version=report.version, metrics=dict(report.metrics))
         elif report is not None and report.lineage != NO_LINEAGE:
             self._ingress.troubles.tell(device, "its report is of another lineage than the announced one", now)
@@ -355,6 +370,8 @@ class Processor:
                 for post in self._shelf.serve(now):
                     put(post)
                 tell("serve", version=record.version, step=record.step)
+            case rec.RegisterRecord() | rec.AliasRecord() | rec.RollbackRecord():
+                _publish_registered(record, new, self._shelf, self._outlet, now)
             case rec.DropRecord():
                 self._outlet.meters.dropped["revoked"] += len(record.dropped)
             case rec.FreezeRecord():
@@ -424,3 +441,23 @@ class Processor:
         for post in told:
             self._outlet.put(post)
         failpoint("receipts.handed_over")
+
+
+def _publish_registered(
+    record: rec.RegisterRecord | rec.AliasRecord | rec.RollbackRecord,
+    new: Sequence[Frame],
+    shelf: ModelPublisher,
+    outlet: Outlet,
+    now: float,
+) -> None:
+    """Store a registered version, or publish what names stand for."""
+    if isinstance(record, rec.RegisterRecord):
+        shelf.add(new)
+        failpoint("registered.stored")
+        outlet.tell("registered", version=record.version, by=record.by, pruned=list(record.pruned))
+        return
+    for post in shelf.named(now):
+        outlet.put(post)
+    failpoint("alias.handed_over")
+    back = record.to if isinstance(record, rec.RollbackRecord) else None
+    outlet.tell("alias", **shelf.core.registry.told, why=record.why, by=record.by, rolled_back=back)

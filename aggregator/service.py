@@ -336,7 +336,7 @@ class Aggregator:
         return min(5.0, max(0.0, deadline - time.monotonic()))
 
     def _process(self, connection: Connection, batch: list[Delivery]) -> None:
-        now, version = time.monotonic(), self.core.version
+        now, before = time.monotonic(), self.core.evaluable
         self._see_pause(now)
         batch = self._asked(connection, batch)
         self.meters.bytes_in += sum(len(delivery.payload) for delivery in batch)
@@ -345,7 +345,7 @@ class Aggregator:
             connection.ack(delivery)
         if batch:
             failpoint("updates.acknowledged")
-        if self.core.version != version:
+        if self.core.evaluable != before:
             self.evaluation.released()
         if self.federation.hold != self._held:
             self._post_status()

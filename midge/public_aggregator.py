@@ -18,6 +18,7 @@ from midge.aggregator.core.strategy import Strategy
 from midge.aggregator.ingress.rate_limits import IngressLimits
 from midge.aggregator.model.statistics import FACTOR
 from midge.aggregator.publish.announcement_signer import LIFETIME
+from midge.aggregator.registry.policy import RegistryPolicy
 from midge.aggregator.service import Aggregator as AggregatorService
 from midge.aggregator.store.device_erasure import RETENTION
 from midge.broker import connector
@@ -86,6 +87,7 @@ class Aggregator(AggregatorService):
         require_sealed: bool = False,
         limits: IngressLimits | None = None,
         retention: float | None = RETENTION,
+        registry: RegistryPolicy | None = None,
     ) -> None:
         self.endpoint = endpoint_of(
             url, user=user, password=password, cafile=cafile, certfile=certfile, keyfile=keyfile
@@ -124,6 +126,7 @@ class Aggregator(AggregatorService):
                 credential_files=self.endpoint.credential_files,
                 limits=limits or IngressLimits(),
                 retention=retention,
+                registry=registry or RegistryPolicy(),
             )
         )
 

@@ -52,7 +52,7 @@ class TrialEvidence:
         }
 
 
-class Trial:
+class CanaryTrial:
     """The pairs of one candidate and one champion, by device."""
 
     def __init__(self) -> None:

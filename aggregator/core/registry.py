@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from midge.aggregator.core import records as rec
-from midge.aggregator.core.canary import Trial
+from midge.aggregator.core.canary import CanaryTrial
 
 _ORDERS = 64
 """Orders that are remembered, so that one that is found again after a crash is not followed twice."""
@@ -52,7 +52,7 @@ class Registry:
         """Why the names are what they are."""
         self.since = 0.0
         """Seconds since 1970 of that decision."""
-        self.trial = Trial()
+        self.trial = CanaryTrial()
         """Of the candidate."""
         self.applied = 0
         """Updates that are in the model."""
@@ -94,7 +94,7 @@ class Registry:
 
     def _name(self, record: rec.AliasRecord | rec.RollbackRecord, champion: int, candidate: int) -> None:
         if (champion, candidate) != (self.champion, self.candidate):
-            self.trial = Trial()
+            self.trial = CanaryTrial()
         if champion != self.champion:
             self.former = self.champion
         self.champion, self.candidate = champion, candidate
@@ -116,6 +116,11 @@ class Registry:
         """The names that stand for a version."""
         names = {"champion": self.champion, "candidate": self.candidate}
         return {name: version for name, version in names.items() if version}
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The names, as an event tells of them."""
+        return {"champion": self.champion, "candidate": self.candidate, "share": self.share}
 
     def known(self, version: int) -> Registered:
         """A registered version.

@@ -38,17 +38,22 @@ class RegistryDecisions:
     def __init__(self, state: CoreState) -> None:
         self._state = state
 
-    def register(self, version: int, digest: bytes, cause: Cause, *, keep: int, strategy: str) -> rec.RegisterRecord:
-        """Register a release, whose snapshot becomes the record's body.
+    def check_released(self, version: int) -> None:
+        """Check that a version can be registered.
 
         Raises:
-            OrderRefused: it is registered already, or nothing is released.
+            OrderRefused: it is registered already, or not a release of this generation.
         """
-        state, registry = self._state, self._state.registry
-        if version in registry.versions:
+        if version in self._state.registry.versions:
             raise OrderRefused(f"version {version} is registered already")
-        if not version or version > state.version:
-            raise OrderRefused(f"version {version} is not released; the newest is {state.version}")
+        if not version or version > self._state.version:
+            raise OrderRefused(f"version {version} is not released; the newest is {self._state.version}")
+        if version not in self._state.versions:
+            raise OrderRefused(f"version {version} is of another generation, or too old")
+
+    def register(self, version: int, digest: bytes, cause: Cause, *, keep: int, strategy: str) -> rec.RegisterRecord:
+        """Register a checked release, whose snapshot becomes the record's body."""
+        state, registry = self._state, self._state.registry
         step = state.versions.step(version)
         return rec.RegisterRecord(
             state.next,

@@ -134,6 +134,11 @@ class CoreView:
         return self._state.oldest_base
 
     @property
+    def evaluable(self) -> tuple[int, int]:
+        """Changes if there is another version to evaluate: the newest one, and how many are registered."""
+        return self._state.version, len(self._state.registry.versions)
+
+    @property
     def registry(self) -> Registry:
         """The registered versions, and the names that stand for them."""
         return self._state.registry

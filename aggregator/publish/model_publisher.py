@@ -16,6 +16,7 @@ from midge.aggregator.ingress.rate_limits import TokenBucket
 from midge.aggregator.model.model import REGISTERED, SERVED, Frame
 from midge.aggregator.model.step_merging import listed
 from midge.aggregator.publish import part_sizes
+from midge.aggregator.publish.aliases import alias_of
 from midge.aggregator.publish.part_sizes import PART, PartSizes
 from midge.aggregator.publish.publish_queue import Post
 from midge.aggregator.store.store import Published
@@ -170,6 +171,10 @@ class ModelPublisher:
     def named(self, now: float) -> Iterator[Post]:
         """The posts of a decision on names: chunks of the versions, the names, and the removal of others' chunks."""
         self._now = now
+        yield from self._named()
+        yield from self._clear(now)
+
+    def _named(self) -> Iterator[Post]:
         for version in self.core.registry.named.values():
             if (version, REGISTERED) not in {(each.version, each.span) for each in self._published()}:
                 self._engine.store.offer(version, REGISTERED)
@@ -177,32 +182,15 @@ class ModelPublisher:
             if (data := self._engine.store.frame(version, REGISTERED)) is not None:
                 yield from self._parts(Frame(version, REGISTERED, data))
         yield from self._aliases()
-        yield from self._clear(now)
 
     def _aliases(self) -> Iterator[Post]:
         """The names of registered versions; none before the first was given."""
-        core, registry = self.core, self.core.registry
+        registry = self.core.registry
         for name in ALIASES if registry.number else ():
             version = registry.named.get(name, 0)
             data, _ = self._frame(version, REGISTERED)
-            state = lineage.decode_snapshot(data) if data else None
-            alias = ModelAlias(
-                name=name,
-                federation=self._topics.federation,
-                lineage=core.lineage,
-                generation=core.generation,
-                number=registry.number,
-                version=version if data else 0,
-                schema_hash=b"" if state is None else state.schema.hash,
-                digest=b"" if state is None else state.digest(),
-                size=len(data),
-                parts=max(1, self._count(len(data))),
-                share=registry.share if name == "candidate" else 1.0,
-                chunk=self.chunk,
-                byte_rate=core.strategy.byte_rate,
-                devices=core.thrift.devices,
-                features=core.features,
-            )
+            info = FrameInfo(version if data else 0, 0, len(data), max(1, self._count(len(data))))
+            alias = alias_of(name, info, data, self.core, federation=self._topics.federation, chunk=self.chunk)
             yield Post(self._topics.alias(name), self.encode_alias(alias))
 
     def overdue(self, now: float) -> Iterator[Post]:
@@ -221,7 +209,7 @@ class ModelPublisher:
         yield from self._replacement_snapshot()
         yield self.announcement()
         yield from self._served()
-        yield from self.named(math.inf)
+        yield from self._named()
 
     def _replacement_snapshot(self) -> Iterator[Post]:
         """A snapshot of the newest version, if damage has left no offered frames that lead there from another one."""
@@ -323,9 +311,7 @@ class ModelPublisher:
 
     def _offered(self) -> list[FrameInfo]:
         newest = self._engine.model.version
-        known = [
-            frame for frame in self._published() if frame.whole and frame.version <= newest and frame.span >= 0
-        ]
+        known = [frame for frame in self._published() if frame.whole and frame.version <= newest and frame.span >= 0]
         snapshots = sorted((frame.version for frame in known if frame.span == 0), reverse=True)[:SNAPSHOTS]
         return [
             FrameInfo(

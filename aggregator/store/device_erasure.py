@@ -178,9 +178,10 @@ class Names:
                 ).fetchall()
                 for kind, packed in rows:
                     record = rec.unpack(kind, packed)
-                    if isinstance(record, rec.UpdateRecord | rec.StatisticsRecord) and record.device == device:
+                    named = isinstance(record, rec.UpdateRecord | rec.StatisticsRecord | rec.PairRecord)
+                    if named and record.device == device:
                         counted["records"] += 1
-                        other: rec.UpdateRecord | rec.StatisticsRecord = replace(record, device=alias)
+                        other: rec.UpdateRecord | rec.StatisticsRecord | rec.PairRecord = replace(record, device=alias)
                         if isinstance(other, rec.UpdateRecord):
                             other = replace(other, outbox=self._other_number(other.outbox))
                         counted["bodies"] += self._store.rewrite(db, other)

@@ -20,8 +20,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
 from midge.aggregator.core import records as rec
+from midge.aggregator.model.model import REGISTERED
 from midge.aggregator.store import meta_table
 from midge.aggregator.store.device_erasure import intact
+from midge.aggregator.store.frame_table import checksums
 from midge.aggregator.store.journal import checksum
 from midge.aggregator.store.reading import reading
 from midge.aggregator.store.segments import Segments
@@ -95,6 +97,10 @@ class Evidence:
     """The first record whose body a checkpoint may need; None if that cannot be read."""
     frames: int = 0
     damaged_frames: list[str] = field(default_factory=list)
+    damaged_registered: list[str] = field(default_factory=list)
+    """Registered versions whose values are not whole."""
+    registered: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+    """Rows of registered versions that are whole, by version."""
     damaged_names: int = 0
     """Damaged entries of withdrawn devices."""
     damaged_meta: list[str] = field(default_factory=list)
@@ -129,6 +135,7 @@ def gather(directory: Path, *, own: bool = False) -> Evidence:
                     if len(rows) > len(found.beside.get(table, ())):
                         found.beside[table] = rows
                 _read_rows(db, directory, found)
+                _read_registered(db, found)
         # Metadata have no proof: those of undamaged pages first.
         for path in ways[2:] + ways[:2]:
             with _looking_into(path) as db:
@@ -218,13 +225,25 @@ def _read_frames(db: sqlite3.Connection, found: Evidence) -> None:
         found.frames += 1
         data, digest = row["data"], dict(row).get("digest")
         whole = isinstance(data, bytes) and (digest is None or digest == chunks.checksum(data))
-        if whole and row["span"] == 0:
+        if whole and row["span"] in {0, REGISTERED}:
             try:
                 lineage.decode_snapshot(data)
             except (WireError, ValueError):
                 whole = False
-        if not whole:
+        if not whole and row["span"] == REGISTERED:
+            found.damaged_registered.append(f"the registered version {row['version']} is damaged")
+        elif not whole:
             found.damaged_frames.append(f"the frame of version {row['version']} over {row['span']} is damaged")
+
+
+def _read_registered(db: sqlite3.Connection, found: Evidence) -> None:
+    for row in _each(db, "SELECT * FROM frames WHERE span = ?", (REGISTERED,)):
+        values = dict(row)
+        with suppress(TypeError, ValueError, KeyError):
+            version, data, digest = int(values["version"]), bytes(values["data"]), values["digest"]
+            if digest == chunks.checksum(data):
+                checked = checksums(version, REGISTERED, int(values["parts"]), data)
+                found.registered[version] = (version, REGISTERED, data, int(values["parts"]), *checked)
 
 
 def _read_meta(db: sqlite3.Connection, found: Evidence) -> None:

@@ -6,7 +6,7 @@ is never published. Its row stays until it is removed from the broker.
 
 import logging
 import sqlite3
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ CREATE TABLE IF NOT EXISTS frames (
     offered INTEGER NOT NULL DEFAULT 1, digest BLOB, crc INTEGER, PRIMARY KEY (version, span)
 );
 """
-_ADD = "INSERT OR IGNORE INTO frames (version, span, data, parts, digest, crc) VALUES (?, ?, ?, ?, ?, ?)"
+_ADD = "INSERT OR IGNORE INTO frames (version, span, data, parts, digest, crc, offered) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _REPLACE = "UPDATE frames SET data = ?, digest = ?, crc = ? WHERE version = ? AND span = ?"
 _CUT = "UPDATE frames SET parts = ?, digest = ?, crc = ? WHERE version = ? AND span = ? AND parts < ?"
 
@@ -68,7 +68,7 @@ class FrameTable:
                 log.warning("The frame of version %d over %d is made again.", *name)
             else:
                 checked = checksums(*name, parts, frame.data)
-                db.execute(_ADD, (*name, frame.data, parts, *checked))
+                db.execute(_ADD, (*name, frame.data, parts, *checked, frame.span != REGISTERED))
                 db.execute(_CUT, (parts, *checked, *name, parts))
 
     def withdraw(self, db: sqlite3.Connection, gone: Iterable[tuple[int, int]], *, keep: bool) -> None:
@@ -83,7 +83,7 @@ class FrameTable:
         """Offer a frame that is kept."""
         db.execute("UPDATE frames SET offered = 1 WHERE version = ? AND span = ?", (version, span))
 
-    def prune(self, db: sqlite3.Connection, oldest_base: int, registered: Set[int] | None) -> None:
+    def prune(self, db: sqlite3.Connection, oldest_base: int, registered: Container[int] | None) -> None:
         """Remove frames that are neither offered nor needed to step back to a version, nor registered."""
         # A step leads to its version and a snapshot stands for it: of the oldest base only the latter is needed.
         db.execute(

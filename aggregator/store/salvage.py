@@ -29,6 +29,7 @@ from midge.aggregator.store.meta_table import row_checksum
 from midge.aggregator.store.migrations import FORMAT, FORMAT_NAME
 from midge.aggregator.store.put_back import private
 from midge.aggregator.store.reading import ReadOnlyStore
+from midge.aggregator.store.registered import snapshot_of
 from midge.aggregator.store.restoring import begin_behind, new_store
 from midge.aggregator.store.segments import segment_file
 from midge.aggregator.store.store import Store
@@ -215,11 +216,13 @@ def _tried(evidence: Evidence, kept: Kept, end: int, directory: Path, folder: Pa
             core = AggregatorCore(fedasync(), lineage=store.lineage, schema_hash=store.schema.hash)
             engine = recover(core, store, store.schema)
             spent = private(store.query)
+            missing = [each.version for each in core.registry.versions.values() if snapshot_of(store, each) is None]
     except (StoreError, ValueError, TypeError, KeyError, IndexError, AssertionError):
         shutil.rmtree(folder)
         return None
     if not kept.proven:
         said.append(f"{kept.file} has no entry in the database that proves it; it can be read, and its journal fits")
+    said += [f"the values of the registered version {version} are lost" for version in missing]
     loss = loss_behind(evidence, kept, end, note_of(directory, evidence))
     if spent and loss.records:
         said.append("what devices spent of their budget of privacy in the lost records is not known: lower `epsilon`")
@@ -244,6 +247,10 @@ def _make(evidence: Evidence, kept: Kept, end: int, directory: Path, folder: Pat
             "INSERT INTO checkpoints (lsn, file, sha256, oldest_body, oldest_base, updates, crc) "
             "VALUES (?, ?, ?, ?, ?, ?, ?)",
             (*entered, row_checksum(entered)),
+        )
+        db.executemany(
+            "INSERT INTO frames (version, span, data, parts, digest, crc, offered) VALUES (?, ?, ?, ?, ?, ?, 1)",
+            evidence.registered.values(),
         )
         for table, statement in (("forgotten", FORGOTTEN), ("seen", SEEN)):
             db.execute(statement)

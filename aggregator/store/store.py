@@ -11,7 +11,7 @@ the model, bit for bit.
 import logging
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -370,7 +370,7 @@ class Store:
             self._frames.offer(db, version, span)
 
     def checkpoint(
-        self, checkpoint: Checkpoint, *, oldest_body: int, oldest_base: int, registered: Iterable[int] | None = None
+        self, checkpoint: Checkpoint, *, oldest_body: int, oldest_base: int, registered: Container[int] | None = None
     ) -> None:
         """Write everything up to an lsn, then remove what only older ones needed.
 
@@ -381,9 +381,9 @@ class Store:
                 db, checkpoint, oldest_body=oldest_body, oldest_base=oldest_base, updates=self._noted.updates
             )
         failpoint("checkpoint.entered")
-        self._prune(None if registered is None else set(registered))
+        self._prune(registered)
 
-    def _prune(self, registered: set[int] | None) -> None:
+    def _prune(self, registered: Container[int] | None) -> None:
         pruning = self._checkpoints.pruning()
         with self._writing() as db:
             self._checkpoints.forget(db, pruning)

@@ -65,6 +65,7 @@ def _parts(directory: Path, evidence: Evidence) -> Iterator[PartVerdict]:
     yield from _journal(evidence, loss)
     yield _checkpoints(evidence, loss)
     yield _frames(evidence)
+    yield _registered(evidence)
     yield _metadata(evidence, loss)
     found = [compared.refusal] if compared.refusal else list(compared.said)
     yield _part("witness", 1, found, compared.at_stake, SALVAGE if compared.refusal else LATER)
@@ -121,6 +122,12 @@ def _checkpoints(evidence: Evidence, loss: Loss) -> PartVerdict:
 def _frames(evidence: Evidence) -> PartVerdict:
     advice = "nothing is lost: the next start makes them again; see to the disk"
     return _part("frames", evidence.frames, evidence.damaged_frames, 0, advice)
+
+
+def _registered(evidence: Evidence) -> PartVerdict:
+    checked = len(evidence.registered) + len(evidence.damaged_registered)
+    advice = "register a version again, or restore a backup: no update is lost, but what this version was"
+    return _part("registered versions", checked, evidence.damaged_registered, 0, advice)
 
 
 def _metadata(evidence: Evidence, loss: Loss) -> PartVerdict:
