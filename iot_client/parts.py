@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -10,10 +11,12 @@ from midge.iot_client.board.duty_cycle import DutyCycle
 from midge.iot_client.board.training_constraints import TrainingConstraints
 from midge.iot_client.board.usage_budget import Budget, Costs
 from midge.iot_client.config import DeviceConfig, Listener
+from midge.iot_client.connection.alias_channel import AliasChannel
 from midge.iot_client.connection.identity import Identity
 from midge.iot_client.connection.renewal import Renewal
 from midge.iot_client.connection.serve_channel import Serving
-from midge.iot_client.state.local_tensors import LocalTensors
+from midge.iot_client.state.alias_models import AliasModel, AliasModels
+from midge.iot_client.state.local_tensors import LocalTensors, Missing
 from midge.iot_client.state.memory_outbox import AnyOutbox, outbox_at
 from midge.iot_client.state.prediction import Predicting, VerifiedModel
 from midge.iot_client.training.throughput import Throughput
@@ -73,7 +76,9 @@ class DeviceParts:
     personal: LocalTensors
     predicting: Predicting
     tell: EventLog
+    kept: AliasModels
     serving: Serving = field(init=False)
+    aliases: AliasChannel = field(init=False)
     renewal: Renewal | None = field(init=False)
     speed: Throughput = field(default_factory=Throughput)
     counters: Counters = field(default_factory=Counters)
@@ -90,6 +95,10 @@ class DeviceParts:
         held = self.config.credentials
         self.renewal = None if held is None or not held.renewable else Renewal(held, self.tell)
         self.serving = Serving(self.topics, self.config.name, self._serve if used else None)
+        self.aliases = AliasChannel(self.topics, self.config.name, self.kept, self._use)
+        self.aliases.wanted = used
+        if used:
+            self.aliases.restore()
 
     @classmethod
     def of(cls, config: DeviceConfig) -> Self:
@@ -127,6 +136,7 @@ class DeviceParts:
             personal=personal,
             predicting=predicting,
             tell=EventLog(config.name, config.on_event),
+            kept=AliasModels(path, config.name),
         )
         return parts
 
@@ -136,6 +146,22 @@ class DeviceParts:
             serving = self.serving
             model = VerifiedModel("serve", serving.lineage, version, self.serving.state, serving.features)
             self.predicting.take(model, time.monotonic())
+        if not self.kept.in_force():
+            self._hand_over(parameters, version)
+
+    def _use(self, chosen: AliasModel | None) -> None:
+        """Use the version that a name stands for, or the newest; in a thread."""
+        model = None if chosen is None else chosen.model
+        with suppress(Missing):  # the training reports it, with details
+            self.predicting.prefer(model)
+        version = 0 if model is None else model.version
+        self.tell("alias", name="" if chosen is None else chosen.alias.name, version=version)
+        if model is not None:
+            self._hand_over(model.state.parameters(), model.version)
+        elif (served := self.serving.state) is not None:
+            self._hand_over(served.parameters(), self.serving.version)
+
+    def _hand_over(self, parameters: Parameters, version: int) -> None:
         if self.config.on_model is not None:
             try:
                 self.config.on_model(parameters, version)
@@ -165,4 +191,4 @@ class DeviceParts:
     def count_wear(self) -> None:
         """Count the bytes written to flash memory."""
         samples = 0 if self.config.samples is None else self.config.samples.written
-        self.budget.wore(self.outbox.written + self.predicting.written + samples)
+        self.budget.wore(self.outbox.written + self.predicting.written + self.kept.written + samples)

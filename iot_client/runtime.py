@@ -94,7 +94,9 @@ class DeviceRuntime:
         self.connections = ConnectionLoop(
             parts, self.session, self.publisher, self._fetcher, put=self.put, look=self.look
         )
-        self._training_task = TrainingTask(parts, self.publisher, self.start, self.look)
+        self._training_task = TrainingTask(
+            parts, self.publisher, self.start, self.look, lambda: self.session.announcement
+        )
         self.state: State | None = None
         """The newest model that was fetched."""
         self._made: dict[int, EncodedUpdate] = {}
@@ -225,6 +227,7 @@ class DeviceRuntime:
         if muted != session.muted:
             parts.tell("muted" if muted else "unmuted", why=muted or "")
             parts.serving.mute(muted is not None)
+            parts.aliases.mute(muted is not None)
         if (why, muted, unready) != (session.hindered, session.muted, session.unready):
             self.put(ev.Hindered(why, muted, unready))
 

@@ -46,6 +46,9 @@ SEEN = """
 CREATE TABLE IF NOT EXISTS seen (device TEXT PRIMARY KEY, at INTEGER NOT NULL, version INTEGER NOT NULL) WITHOUT ROWID
 """
 
+_OfDevice = rec.UpdateRecord | rec.StatisticsRecord | rec.PairRecord
+"""Records that name a device."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -178,8 +181,7 @@ class Names:
                 ).fetchall()
                 for kind, packed in rows:
                     record = rec.unpack(kind, packed)
-                    named = isinstance(record, rec.UpdateRecord | rec.StatisticsRecord | rec.PairRecord)
-                    if named and record.device == device:
+                    if isinstance(record, _OfDevice) and record.device == device:
                         counted["records"] += 1
                         other: rec.UpdateRecord | rec.StatisticsRecord | rec.PairRecord = replace(record, device=alias)
                         if isinstance(other, rec.UpdateRecord):

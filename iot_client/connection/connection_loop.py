@@ -196,7 +196,7 @@ class ConnectionLoop:
 
     def _may_sleep(self, *, connected: bool) -> bool:
         busy = self._session.work is Work.TRAINING
-        at_rest = connected and self._session.at_rest and not self._parts.serving.busy
+        at_rest = connected and self._session.at_rest and not (self._parts.serving.busy or self._parts.aliases.busy)
         return self._parts.duty.over(time.monotonic(), at_rest=at_rest, busy=busy)
 
     async def _sleep_when_idle(self) -> None:
@@ -243,6 +243,7 @@ class ConnectionLoop:
         reading = asyncio.create_task(self._read(connection))
         beside = [asyncio.create_task(self._watch.follow(connection))]
         beside += [asyncio.create_task(serving.follow(connection))] if serving.wanted else []
+        beside += [asyncio.create_task(self._parts.aliases.follow(connection))] if self._parts.aliases.wanted else []
         if (renewal := self._parts.renewal) is not None:
             beside.append(asyncio.create_task(renewal.follow(connection, lambda: self.part(DeviceState.DISCONNECTED))))
         if self._parts.duty.duty is not None:
@@ -281,6 +282,8 @@ class ConnectionLoop:
         await connection.subscribe(topics.announcement(), qos=0)
         if self._parts.serving.wanted:
             await connection.subscribe(topics.announcement("serve"), qos=0)
+        if self._parts.aliases.wanted:
+            await connection.subscribe(*self._parts.aliases.topics, qos=0)
         named = connection.limits.maximum_packet_size
         bounds = [self._publisher.largest, None if named is None else max(256, named - _OVERHEAD)]
         self._publisher.connected(connection)
@@ -311,6 +314,8 @@ class ConnectionLoop:
             self._fetcher.deliver(topic, payload)
         elif parts.serving.fetcher.expects(topic):
             parts.serving.fetcher.deliver(topic, payload)
+        elif parts.aliases.fetcher.expects(topic):
+            parts.aliases.fetcher.deliver(topic, payload)
         elif parts.renewal is not None and parts.renewal.expects(topic):
             parts.renewal.deliver(topic, payload)
         elif self._watch.expects(topic):
@@ -318,7 +323,11 @@ class ConnectionLoop:
         elif not payload:
             pass  # a retained message was cleared
         elif topic == topics.announcement():
-            self._put(ev.Announced(self._announcement(payload, "train")))
+            announcement = self._announcement(payload, "train")
+            parts.aliases.announced(announcement.lineage)
+            self._put(ev.Announced(announcement))
+        elif (alias := parts.aliases.named(topic)) is not None:
+            parts.aliases.told(parts.identity.alias(payload, alias, time.time(), time.monotonic()))
         elif topic == topics.announcement("serve"):
             parts.serving.announced(self._announcement(payload, "serve"))
         elif topic == topics.receipt(name):

@@ -13,9 +13,9 @@ from midge.iot_client.state.outbox import OutboxError, OutboxFull
 from midge.iot_client.training.update_encoder import EncodedUpdate, Unfit
 from midge.wire import chunks, clocks, frames, messages, sealing, signing
 from midge.wire.errors import WireError
-from midge.wire.messages import AggregatorStatus, Announcement, Hello, Receipt, Statistics, Trouble
+from midge.wire.messages import AggregatorStatus, Announcement, Hello, ModelAlias, Receipt, Statistics, Trouble
 from midge.wire.signing import KeyUnusable, PrivateKey, PublicKey
-from midge.wire.topics import Channel, Topics
+from midge.wire.topics import Alias, Channel, Topics
 
 Key = str | Path | bytes
 """A file that holds a key, or its bytes."""
@@ -107,6 +107,19 @@ class Identity:
             raise WireError(f"version {announcement.generation}.{announcement.version} cannot be")
         self._remember(channel, now)
         return announcement
+
+    def alias(self, payload: bytes, name: Alias, wall: float, now: float) -> ModelAlias:
+        """Read a name of a registered version; with a pinned key, only one that is signed and not expired.
+
+        Raises:
+            WireError: it must be ignored.
+        """
+        alias = self._trusts["train"].alias(payload, wall, now)
+        if alias.name != name:
+            raise WireError(f"the name {alias.name} on the topic of {name}")
+        if not messages.possible(alias.generation, alias.version):
+            raise WireError(f"version {alias.generation}.{alias.version} cannot be")
+        return alias
 
     def receipt(self, payload: bytes, now: float = 0.0) -> Receipt | Trouble:
         """Read a receipt or a `trouble`; with a pinned key, only a signed one.

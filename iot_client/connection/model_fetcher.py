@@ -14,7 +14,7 @@ from midge.wire.chunks import Assembly, part_size
 from midge.wire.errors import WireError
 from midge.wire.lineage import State
 from midge.wire.messages import Announcement, FrameInfo, Part
-from midge.wire.topics import Channel, Topics
+from midge.wire.topics import Frames, Topics
 
 WINDOW = 8
 """Most chunks that are requested at once; it begins with two, and adapts to how many arrive within `PATIENCE`."""
@@ -39,7 +39,7 @@ class Fetcher:
         topics: Topics,
         device: str,
         *,
-        channel: Channel = "train",
+        channel: Frames = "train",
         limit: int = 2**30,
         progress: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> None:

@@ -16,7 +16,7 @@ from functools import lru_cache
 from midge.wire import clocks, frames, messages, signing
 from midge.wire.errors import WireError
 from midge.wire.lineage import logged
-from midge.wire.messages import MOST_TOKEN, AggregatorStatus, Announcement, Envelope, Receipt, Trouble
+from midge.wire.messages import MOST_TOKEN, AggregatorStatus, Announcement, Envelope, ModelAlias, Receipt, Trouble
 from midge.wire.signing import BadSignature, PublicKey
 from midge.wire.topics import Channel
 
@@ -222,6 +222,27 @@ class Trust:
             log=announcement.log,
             token=token,
         )
+
+    def alias(self, payload: bytes, wall: float, now: float) -> ModelAlias:
+        """Read a name of a registered version.
+
+        Whether it is older than the one that is known is seen by whoever keeps it.
+
+        Raises:
+            BadSignature: no key that we trust has signed it.
+            Untrusted: it is another federation's or lineage's, or expired.
+            WireError: it is none.
+        """
+        alias, envelope = messages.decode_alias(payload)
+        if not self.pinned:
+            return alias
+        if signing.signed_by(envelope, signing.ALIAS, self._federation, self._keys) is None:
+            raise BadSignature(f"the name {alias.name} is not signed by a key that this device trusts")
+        if alias.federation != self._federation or self.newest.lineage not in {b"", alias.lineage}:
+            raise Untrusted(f"the name {alias.name} is of another federation or lineage")
+        if alias.expires and self.time(wall, now) > alias.expires:
+            raise Untrusted(f"the name {alias.name} has expired: the broker holds newer ones back, or a clock is wrong")
+        return alias
 
     def receipt(self, payload: bytes) -> Receipt | Trouble:
         """Read a receipt or a `trouble`: a forged receipt would make us forget an update.

@@ -68,6 +68,10 @@ class Predicting:
         """The model in use."""
         self.written = 0
         """Bytes written to the disk, in whole pages."""
+        self._newest: VerifiedModel | None = None
+        """The newest, served or fetched …"""
+        self._preferred: VerifiedModel | None = None
+        """… and the one that is used in its place."""
         self._parameters: Parameters | None = None
         self._lock = threading.Lock()
         self._saved_at = -math.inf
@@ -95,8 +99,8 @@ class Predicting:
             return
         with suppress(OSError):
             try:
-                self.model = read(self.path)
-                self._parameters = self._joined(self.model)
+                self._newest = read(self.path)
+                self._switch(self._newest)
             except (WireError, Missing) as error:
                 log.warning("The model in %s is not used: %s.", self.path, error)
 
@@ -109,14 +113,31 @@ class Predicting:
         if self.predict is None:
             return
         with self._lock:
-            held = self.model
+            held = self._newest
             if held is not None and held.lineage == model.lineage and held.channel == "serve" != model.channel:
                 return
-            self._parameters = self._joined(model)
-            self.model, self._unsaved = model, True
+            if self._preferred is None:
+                self._switch(model)
+            self._newest, self._unsaved = model, True
             if now - self._saved_at >= EVERY:
                 self._saved_at = now
                 self._save()
+
+    def prefer(self, model: VerifiedModel | None) -> None:
+        """Use this model whatever is newer; None uses the newest.
+
+        Raises:
+            Missing: it has local tensors of which the device has no values.
+        """
+        if self.predict is None:
+            return
+        with self._lock:
+            self._switch(model if model is not None else self._newest)
+            self._preferred = model
+
+    def _switch(self, model: VerifiedModel | None) -> None:
+        self._parameters = None if model is None else self._joined(model)
+        self.model = model
 
     def refresh(self) -> None:
         """Use the device's changed local tensors."""
@@ -133,9 +154,9 @@ class Predicting:
         return self._join(model.state.parameters(), model.state.schema)
 
     def _save(self) -> None:
-        if self.path is None or self.model is None or not self._unsaved:
+        if self.path is None or self._newest is None or not self._unsaved:
             return
-        data = packed(self.model)
+        data = packed(self._newest)
         try:
             atomic_write(self.path, data)
         except OSError as error:

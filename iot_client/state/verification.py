@@ -10,11 +10,13 @@ from pathlib import Path
 from midge.iot_client.board.usage_budget import read_usage
 from midge.iot_client.data.samples_file import examine_samples
 from midge.iot_client.state import prediction
+from midge.iot_client.state.alias_models import read_alias
 from midge.iot_client.state.local_tensors import read_tensors
 from midge.iot_client.state.outbox_files import OutboxFiles, examine, residual_path, strangers
 from midge.iot_client.state.outbox_state import FORMAT, Strangers
 from midge.storage.checked import Rotten
 from midge.wire.errors import WireError
+from midge.wire.topics import ALIASES
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ def verify(path: Path) -> list[CheckedFile]:
         "local.npz": read_tensors,
         "usage.json": read_usage,
         "model": prediction.read,
+        **dict.fromkeys(ALIASES, read_alias),
         "samples": examine_samples,
     }
     for ending, read in beside.items():

@@ -43,6 +43,16 @@ class Evaluating:
         if self._evaluate is None or pause == 0 or (self._at is not None and now - self._at < pause):
             return None
         self._at = now
+        return await self.scores(parameters, announcement)
+
+    async def scores(self, parameters: Parameters, announcement: Announcement) -> Report:
+        """The report on a version.
+
+        Raises:
+            TypeError: the function returned something other than `Scores`.
+            Exception: whatever the function raised.
+        """
+        assert self._evaluate is not None
         scores = await asyncio.get_running_loop().run_in_executor(DaemonThreads(), self._evaluate, parameters)
         if not isinstance(scores, Scores):
             raise TypeError(

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from midge.iot_client.config import DeviceConfig
 from midge.iot_client.connection.publisher import Publisher, StartTask
 from midge.iot_client.parts import DeviceParts
+from midge.iot_client.state.alias_models import AliasModel
 from midge.iot_client.state.local_tensors import Missing
 from midge.iot_client.training.daemon_thread import DaemonThreads
 from midge.iot_client.training.evaluation import Evaluating
 from midge.iot_client.training.fit import Fit, Parameters, TrainingKilled, TrainingPlan
 from midge.iot_client.training.update_encoder import EncodedUpdate, NoFit, TrainerError, checked, make_update
 from midge.wire.lineage import State
-from midge.wire.messages import Announcement, Plan
+from midge.wire.messages import Announcement, Plan, Report
 
 log = logging.getLogger("iot_client")
 
@@ -29,11 +30,24 @@ class TrainingTask:
         publisher: publishes evaluations, and unsubscribes from announcements during a training.
         start: starts tasks that run during a training.
         look: called once a training has ended, which may have used up a budget.
+        announced: returns the newest announcement.
     """
 
-    def __init__(self, parts: DeviceParts, publisher: Publisher, start: StartTask, look: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        parts: DeviceParts,
+        publisher: Publisher,
+        start: StartTask,
+        look: Callable[[], None],
+        announced: Callable[[], Announcement | None],
+    ) -> None:
         self._parts, self._publisher, self._start, self._look = parts, publisher, start, look
+        self._announced = announced
         self._evaluating = Evaluating(parts.config.evaluate)
+        self._working = asyncio.Lock()
+        """The user's functions are called one at a time: they may share a model."""
+        if parts.config.evaluate is not None:
+            parts.aliases.measure = self._measure
 
     async def train(self, state: State, announcement: Announcement, plan: Plan) -> EncodedUpdate:
         """Train from a state.
@@ -51,11 +65,14 @@ class TrainingTask:
             parameters = parts.personal.join(state.parameters(), state.schema)
         except Missing as error:
             raise TrainerError(f"Device {name!r}: {error}") from error
-        await self._evaluate(parameters, announcement)
+        async with self._working:
+            await self._evaluate(parameters, announcement)
         ignoring = self._start(self._publisher.ignore_versions(announcement))
         started = time.monotonic()
         try:
-            fit = await fitted(parts.config, parameters, parts.speed.scaled(plan))
+            async with self._working:
+                started = time.monotonic()
+                fit = await fitted(parts.config, parameters, parts.speed.scaled(plan))
         except TrainingKilled:
             self._start(self._publisher.follow_versions(ignoring))
             raise
@@ -97,9 +114,30 @@ class TrainingTask:
             error.add_note(f"(raised by evaluate() of device {name!r})")
             raise
         if report is not None:
-            parts.tell("evaluated", version=report.version, examples=report.examples, metrics=dict(report.metrics))
-            report = parts.identity.hide(report, announcement)
-            self._publisher.send(parts.topics.report(name), parts.identity.frame(report))
+            self._publish(report, announcement)
+
+    def _publish(self, report: Report, announcement: Announcement | None) -> None:
+        parts = self._parts
+        parts.tell("evaluated", version=report.version, examples=report.examples, metrics=dict(report.metrics))
+        report = parts.identity.hide(report, announcement)
+        self._publisher.send(parts.topics.report(parts.config.name), parts.identity.frame(report))
+
+    async def _measure(self, kept: AliasModel) -> bool:
+        """Evaluate a registered version on the device's own data, and publish the results."""
+        parts, state, announcement = self._parts, kept.state, self._announced()
+        if state is None or announcement is None or announcement.plan.evaluate == 0:
+            return False
+        try:
+            parameters = parts.personal.join(state.parameters(), state.schema)
+            told = announcement.model_copy(update={"version": kept.alias.version})
+            async with self._working:
+                report = await self._evaluating.scores(parameters, told)
+        except Exception as error:  # it trains on, and reports on what it trains from
+            log.exception("%s: version %d could not be evaluated.", parts.config.name, kept.alias.version)
+            parts.tell("evaluation_failed", version=kept.alias.version, why=f"{type(error).__name__}: {error}")
+            return True
+        self._publish(report, announcement)
+        return True
 
 
 async def fitted(config: DeviceConfig, parameters: Parameters, plan: TrainingPlan) -> Fit:
