@@ -22,7 +22,7 @@ from midge.wire import frames, messages, signing
 from midge.wire.messages import Plan
 from tests.federation.live import INITIAL, STRATEGY, Log, aggregator, approach, device, serving
 
-PLAIN = replace(STRATEGY, release_floor=1, plan=Plan(codec="float32", evaluate=60.0))
+PLAIN = replace(STRATEGY, rate=1.0, release_floor=1, plan=Plan(codec="float32", evaluate=60.0))
 
 
 async def idle(parameters: Parameters, plan: TrainingPlan) -> Fit:
@@ -72,6 +72,7 @@ class World:
 
     async def learn(self, server: Aggregator) -> int:
         """One training of whichever device; the version that it becomes."""
+        await self.log.until(lambda: server.open_now and server.core.version)
         before = server.core.version
         self.steps += 1
         await self.log.until(lambda: server.core.version > before)
@@ -144,8 +145,9 @@ async def test_a_candidate_is_promoted_or_withdrawn_by_what_devices_measure(tmp_
     def evaluate(parameters: Parameters) -> Scores:
         return Scores(5, {"loss": abs(float(np.asarray(parameters["b"])[0]) - goal)})
 
+    resting = (lambda: "it only predicts",)
     boards = [world.device("trainer", evaluate=evaluate)]
-    boards += [world.device(f"d{number}", train=idle, evaluate=evaluate) for number in range(9)]
+    boards += [world.device(f"d{number}", conditions=resting, evaluate=evaluate) for number in range(9)]
     async with serving(server, *boards):
         await world.learn(server)
         await world.order("register")
@@ -199,7 +201,7 @@ async def test_the_aggregator_that_is_killed_brings_names_and_trial_back(tmp_pat
             await world.order("register")
             await world.order("promote", 2)
             await world.log.until(lambda: world.log.of("alias", device="a", version=2))
-        world.twin.router._retained.clear() if hasattr(world.twin.router, "_retained") else None
+        world.twin.router._retained.clear()  # the broker was restarted, too
         server = world.aggregator()
         async with serving(server):
             await world.learn(server)
