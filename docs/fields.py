@@ -61,6 +61,7 @@ SECTIONS: list[Section] = [
         "The `body` of an envelope; no body of its own.",
         [messages.Announcement, messages.Moment, messages.Plan, messages.Participation],
     ),
+    ("alias", "The `body` of an envelope on `model/alias/{name}`; no body of its own.", [messages.ModelAlias]),
     ("part", "On `model/{channel}/{version}/{span}-{index}`; the body is a slice of the frame.", [messages.Part]),
     ("succession", "The `body` of an envelope in `chain`; no body of its own.", [messages.Succession]),
     ("claim", "On `claim`; no body.", [messages.Claim]),

@@ -4,6 +4,8 @@ _BRINGS = {
     "aiomqtt": "aggregator",
     "cryptography": "security",
     "jinja2": "demo",
+    "onnx": "export",
+    "onnxscript": "export",
     "safetensors": "aggregator",
     "ray": "ray",
     "rich": "demo",

@@ -31,6 +31,8 @@ POINTS: Mapping[str, str] = MappingProxyType(
         "release.computed": "a version is made, and its frames are not stored",
         "release.stored": "its frames are stored, and none of it is published",
         "serve.stored": "what is released for use is stored, and not published",
+        "registered.stored": "a registered version is stored, and no name stands for it",
+        "alias.handed_over": "what names stand for is on its way out",
         "release.handed_over": "its frames and the announcement are on their way out",
         "receipts.before": "everything is carried out, and no receipt was sent",
         "receipts.handed_over": "receipts are on their way out, and the updates are not acknowledged to the broker",

@@ -543,6 +543,7 @@ class ModelAlias(Message):
     share: Annotated[float, Field(ge=0, le=1)] = 1.0
     """The share of the devices that use it: those that `wire.participation.takes_part` chooses by `number`."""
     chunk: Annotated[int, Field(ge=256, le=2**28)] = 256 * 1024
+    """Most bytes of body in a chunk."""
     issued: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Seconds since 1970 at the aggregator."""
     expires: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0

@@ -164,6 +164,8 @@ class RegistryKeeper:
         """
         core = turn.core
         version = version or turn.engine.model.version
+        if share is not None and version in core.registry.versions:
+            return turn.do(core.note(core.registering.attempt(version, share, cause)))
         core.registering.check_released(version)
         state = released(turn.engine, version)
         strategy = core.strategy.name
@@ -174,7 +176,7 @@ class RegistryKeeper:
             actions += core.note(core.registering.attempt(version, share, cause))
         elif share is not None:
             actions += core.note(core.registering.promote(version, cause))
-        turn.do([*actions, ev.Drop(key)])
+        return turn.do([*actions, ev.Drop(key)])
 
     def _roll_back(self, version: int, cause: Cause, turn: RegistryTurn) -> None:
         core = turn.core

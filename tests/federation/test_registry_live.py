@@ -1,8 +1,6 @@
 """Devices follow the names of registered versions: on virtual time, and over Mosquitto with real processes' parts."""
 
 import asyncio
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from midge.iot_client.training.evaluation import Scores
 from midge.iot_client.training.fit import Fit, Parameters, TrainingPlan
 from midge.wire import frames, messages, signing
 from midge.wire.messages import Plan
-from tests.federation.live import INITIAL, STRATEGY, Log, aggregator, approach, device, serving
+from tests.federation.live import STRATEGY, Log, aggregator, device, serving
 
 PLAIN = replace(STRATEGY, rate=1.0, release_floor=1, plan=Plan(codec="float32", evaluate=60.0))
 
@@ -37,17 +35,15 @@ class World:
         self.folder, self.twin, self.log = folder, Twin(), Log()
         self.policy = policy or RegistryPolicy(decides=False)
         self.arguments = {"strategy": PLAIN, **arguments}
-        self.steps = 0
-        """Trainings that are still to be made."""
+        self.asked = asyncio.Semaphore(0)
+        """Trainings that are to be made."""
         self.toward = 1.0
 
     def aggregator(self) -> Aggregator:
         return aggregator(self.twin, self.folder / "store", self.log, registry=self.policy, **self.arguments)
 
     async def train(self, parameters: Parameters, plan: TrainingPlan) -> Fit:
-        while not self.steps:
-            await asyncio.sleep(0.5)
-        self.steps -= 1
+        await self.asked.acquire()
         return Fit({name: value + np.float32(self.toward) for name, value in parameters.items()}, examples=10)
 
     def device(self, name: str, **arguments: Any) -> Device:
@@ -74,7 +70,7 @@ class World:
         """One training of whichever device; the version that it becomes."""
         await self.log.until(lambda: server.open_now and server.core.version)
         before = server.core.version
-        self.steps += 1
+        self.asked.release()
         await self.log.until(lambda: server.core.version > before)
         return server.core.version
 
@@ -178,7 +174,8 @@ async def test_a_rollback_reaches_every_device_and_counts_nothing_twice(tmp_path
         np.testing.assert_array_equal(server.model.x, np.ones(10, np.float32))
         world.toward = 0.5
         # Whatever `a` trained from the bad version is refused; then it trains from the new generation.
-        world.steps = 2
+        world.asked.release()
+        world.asked.release()
         await world.log.until(lambda: server.core.version > said["version"])
         verdicts = [each["verdict"] for each in world.log.of("receipt", device="a")]
         assert set(verdicts) <= {"accepted", "stale"}

@@ -26,6 +26,7 @@ from midge.aggregator.config import AggregatorConfig
 from midge.aggregator.core.presets import fedasync
 from midge.aggregator.core.staleness import constant
 from midge.aggregator.core.strategy import Strategy
+from midge.aggregator.registry.policy import RegistryPolicy
 from midge.aggregator.service import Aggregator
 from midge.broker import Connector, Endpoint, connector
 from midge.iot_client.config import DeviceConfig
@@ -113,6 +114,7 @@ def config(books: Books, connect: Connector, store: str | Path) -> AggregatorCon
         store=store,
         chunk=books.chunk,
         checkpoint_records=books.checkpoint,
+        registry=RegistryPolicy(every=0.1, patience=0.1),  # each second a version, a candidate, or its end
     )
 
 

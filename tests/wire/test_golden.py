@@ -31,6 +31,7 @@ from midge.wire.messages import (
     FrameInfo,
     Grant,
     Hello,
+    ModelAlias,
     Moment,
     Part,
     Plan,
@@ -288,6 +289,26 @@ VECTORS: dict[str, Vector] = {
     "receipt-token": message(Receipt(outbox=5, hi=3, token=1_800_000_000_000)),
     "trouble": message(Trouble(why="seq: Input should be a valid integer")),
     "vouch": message(Vouch(digest=ID)),
+    "alias": message(
+        ModelAlias(
+            name="candidate",
+            federation="pumps",
+            lineage=ID,
+            generation=1,
+            number=40,
+            version=20,
+            schema_hash=SCHEMA.hash,
+            digest=ID,
+            size=1000,
+            parts=2,
+            share=0.25,
+            chunk=512,
+            issued=1_800_000_000.0,
+            expires=1_800_086_400.0,
+            epoch=7,
+        )
+    ),
+    "alias-of-none": message(ModelAlias(name="champion", federation="pumps", lineage=ID, generation=1, number=41)),
     "announcement": Vector(messages.encode_announcement(ANNOUNCEMENT), messages.decode_announcement),
     "part": message(
         Part(lineage=ID, generation=1, version=20, span=4, part=1, parts=2, sha256=SHA), b"a slice of the frame"

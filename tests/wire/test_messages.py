@@ -22,6 +22,7 @@ from midge.wire.messages import (
     Envelope,
     Fetch,
     Hello,
+    ModelAlias,
     Moment,
     Part,
     Plan,
@@ -39,7 +40,8 @@ from midge.wire.messages import (
 ID, DIGEST, SHA = b"i" * 16, b"d" * 16, b"s" * 32
 TO_AGGREGATOR: list[type[BaseModel]] = [Update, Chunk, Fetch, Statistics]
 OTHERS: list[type[BaseModel]] = [
-    *(Report, Hello, Receipt, Trouble, Vouch, AggregatorStatus, Claim, Announcement, Part, Envelope, Succession),
+    *(Report, Hello, Receipt, Trouble, Vouch, AggregatorStatus, Claim, Announcement, ModelAlias, Part, Envelope),
+    Succession,
 ]
 MOST = 4
 """Items of a generated collection; the limits themselves have tests of their own."""
